@@ -1,0 +1,74 @@
+# fercache: `make demo` shows it work; `make extract`, `make train-heads`, `make stack` are the three steps.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+CACHE ?= cache
+STAGES ?= stages
+OUT ?= preds.csv
+ARGS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+# What the data set is: nothing = the embedded demo, or whatever stages/dataset.toml says.
+DATA_FLAGS := $(if $(DATA),--root "$(DATA)") $(if $(DATASET),--dataset "$(DATASET)")
+DEVICE_FLAG := $(if $(DEVICE),--device "$(DEVICE)")
+FERCACHE := $(BIN)/fercache --cache "$(CACHE)" --stages "$(STAGES)"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo extract train-heads stack all test test-full ci bench clean
+
+help:  ## show this
+	@echo "make TARGET [DATA=folder] [DATASET=affwild2|table|demo] [CACHE=cache] [STAGES=stages] [DEVICE=cpu|cuda] [OUT=preds.csv] [ARGS=...]"
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fercache needs Python 3.11 or newer: $$($(PYTHON) --version) found; try 'make PYTHON=python3.12 ...'"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "could not make $(VENV); on Debian and Ubuntu: apt install python3-venv"; exit 2; }
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.made setup.cfg pyproject.toml constraints.txt
+	@echo "installing fercache into $(VENV) (torch is large; minutes the first time)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.ready  ## make .venv and install fercache into it
+	@$(BIN)/fercache --version
+
+demo: $(VENV)/.ready  ## the three steps on the embedded demo, with pictures at the end
+	@$(FERCACHE) extract --dataset demo $(DEVICE_FLAG)
+	@$(FERCACHE) train-heads --dataset demo $(DEVICE_FLAG)
+	@$(FERCACHE) stack --dataset demo --out "$(OUT)"
+	@$(FERCACHE) timeline --dataset demo --preds "$(OUT)" --out timelines
+
+extract: $(VENV)/.ready  ## stage one: clips -> the embedding store
+	@$(FERCACHE) extract $(DATA_FLAGS) $(DEVICE_FLAG) $(ARGS)
+
+train-heads: $(VENV)/.ready  ## stage two: store -> out-of-fold logits and heads
+	@$(FERCACHE) train-heads $(DATA_FLAGS) $(DEVICE_FLAG) $(ARGS)
+
+stack: $(VENV)/.ready  ## logits -> final predictions in OUT
+	@$(FERCACHE) stack $(DATA_FLAGS) --out "$(OUT)" $(ARGS)
+
+all: extract train-heads stack  ## the three, one after the other
+
+test: $(VENV)/.ready-dev  ## the quick suite
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+test-full: $(VENV)/.ready-dev  ## the suite with the stated volumes
+	@$(BIN)/python -m pytest -q --full $(ARGS)
+
+ci: $(VENV)/.ready-dev  ## lint, types, tests: what CI runs
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+bench: $(VENV)/.ready-dev  ## every benchmark, small
+	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+clean:  ## remove what tools left; never touches the cache
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""``python -m fercache`` is ``fercache``."""
+
+from fercache.cli import main
+
+main(prog_name="fercache")

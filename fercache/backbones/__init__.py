@@ -1,0 +1,101 @@
+"""The frozen face CNN: crops in, several taps out, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fercache.backbones.inception import InceptionNet
+from fercache.backbones.onnx import OnnxNet
+from fercache.backbones.taps import BLOCKS, CROP_PX, tap_shapes
+from fercache.cores import resolve_device, spread, use_threads
+from fercache.weights import Weights
+
+__all__ = ["BLOCKS", "CROP_PX", "Backbone", "resolve_device", "shapes_of", "tap_shapes", "use_threads"]
+
+BATCHES = {"cpu": 16, "cuda": 256}
+"""Crops a batch."""
+HALF_MAX = float(np.finfo(np.float16).max)
+
+
+class Net(Protocol):
+    """What a Backbone runs: `shapes` of its taps, and a call on one batch of the fixed size."""
+
+    shapes: dict[str, tuple[int, ...]]
+
+    def __call__(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Return {tap: (B, ...) float32} of crops (B, 160, 160, 3)."""
+
+
+def shapes_of(weights: Weights, taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of a frame's row of each tap; an ONNX model is opened to see it.
+
+    Raises
+    ------
+    InputError
+        An unknown tap; the message lists the known ones.
+    """
+    return OnnxNet(weights, taps, "cpu", 1).shapes if weights.name == "onnx" else tap_shapes(taps)
+
+
+class Backbone:
+    """A loaded net and its taps; made by `Backbone.load`.
+
+    Notes
+    -----
+    Batches have one fixed size, the last one is padded: a crop's values are bit-equal whatever else is in the batch,
+    and however many threads there are. With a ragged last batch they are not.
+    """
+
+    def __init__(self, net: Net, device: str, batch: int) -> None:
+        self.net, self.device, self.batch = net, device, batch
+        self.shapes = net.shapes
+
+    @classmethod
+    def load(cls, weights: Weights, taps: Sequence[str], *, precision: str = "float32", device: str = "cpu",
+             batch: int | None = None) -> Backbone:
+        """Return the backbone with these weights, ready to embed.
+
+        Parameters
+        ----------
+        taps : see `tap_shapes`; of an ONNX model, names of its outputs.
+        precision : float32, bf16 or fp16; results are averaged and returned in float32 in each case.
+        batch : crops a batch; by default what suits the device.
+
+        Raises
+        ------
+        InputError
+            An unknown tap, or a device that is not there.
+        WeightsError
+            The weights were altered, or are not this net's.
+        """
+        device = resolve_device(device)
+        size = batch or BATCHES[torch.device(device).type]
+        if weights.name == "onnx":
+            return cls(OnnxNet(weights, taps, device, size), device, size)
+        return cls(InceptionNet(weights, taps, precision=precision, device=torch.device(device)), device, size)
+
+    def embed(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float16]]:
+        """Return {tap: (n, ...) float16} of crops (n, 160, 160, 3) uint8 RGB; values are clipped to float16's range."""
+        return {tap: np.clip(value, -HALF_MAX, HALF_MAX).astype(np.float16)
+                for tap, value in self.embed32(crops).items()}
+
+    def embed32(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Return {tap: (n, ...) float32}: what `embed` returns, before the cast."""
+        out = {tap: np.empty((len(crops), *shape), np.float32) for tap, shape in self.shapes.items()}
+        starts = range(0, len(crops), self.batch)
+        for start, found in zip(starts, spread(lambda s: self._batch(crops[s:s + self.batch]), starts, self.device),
+                                strict=True):
+            for tap, value in found.items():
+                out[tap][start:start + len(value)] = value
+        return out
+
+    def _batch(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Return {tap: (b, ...) float32} of at most one batch, padded while it is run."""
+        padded = np.zeros((self.batch, *crops.shape[1:]), np.uint8)
+        padded[:len(crops)] = crops
+        return {tap: value[:len(crops)] for tap, value in self.net(padded).items()}

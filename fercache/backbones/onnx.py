@@ -1,0 +1,117 @@
+"""Another net, as an ONNX model: its named outputs are the taps. Needs the extra `onnx`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fercache.backbones.taps import CROP_PX
+from fercache.errors import InputError, MissingExtra, WeightsError
+from fercache.weights import Weights
+
+CENTRE, SCALE = 127.5, 128.0
+MAP_DIMENSIONS = 4
+
+
+class OnnxNet:
+    """An ONNX model; `shapes` says what a call returns.
+
+    Notes
+    -----
+    The model has one float32 input, (B, 3, H, W) or (B, H, W, 3) RGB, scaled as (x - 127.5) / 128; crops are resized
+    where it names another size than 160. Outputs of four dimensions, (B, C, h, w), are averaged over positions.
+    A batch dimension that the model fixes is obeyed.
+    """
+
+    def __init__(self, weights: Weights, taps: Sequence[str], device: str, batch: int) -> None:
+        runtime = _runtime()
+        self.session = _open(runtime, weights, device)
+        self.batch = batch
+        self.input = self.session.get_inputs()[0]
+        known = [output.name for output in self.session.get_outputs()]
+        unknown = [tap for tap in taps if tap not in known]
+        if unknown or not taps or len(set(taps)) != len(taps):
+            what = f"{unknown[0]!r} is no output of the model" if unknown else "taps must be named, and each once"
+            raise InputError(what, where=weights.path, hint=f"choose with --taps from its outputs: {', '.join(known)}")
+        self.taps = list(taps)
+        seen = self(np.zeros((batch, CROP_PX, CROP_PX, 3), np.uint8))
+        self.shapes = {tap: seen[tap].shape[1:] for tap in taps}
+
+    def __call__(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Return {tap: (B, ...) float32} of crops (B, 160, 160, 3) uint8."""
+        pixels = self._shaped(crops)
+        fixed = self.input.shape[0]
+        step = fixed if isinstance(fixed, int) else len(pixels)
+        runs = [self._run(pixels[start:start + step], step) for start in range(0, len(pixels), step)]
+        values = (np.concatenate(parts)[:len(pixels)] for parts in zip(*runs, strict=True))
+        return {tap: _flat(value) for tap, value in zip(self.taps, values, strict=True)}
+
+    def _run(self, pixels: NDArray[np.float32], step: int) -> list[NDArray[Any]]:
+        """Return the model's outputs for one batch, padded to `step` crops."""
+        padded = np.zeros((step, *pixels.shape[1:]), np.float32)
+        padded[:len(pixels)] = pixels
+        found: list[NDArray[Any]] = self.session.run(self.taps, {self.input.name: padded})
+        return found
+
+    def _shaped(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the crops scaled, in the layout and size of the model's input."""
+        last = self.input.shape[-1] == 3
+        height, width = self.input.shape[1:3] if last else self.input.shape[2:4]
+        x = ((torch.from_numpy(crops).float() - CENTRE) / SCALE).permute(0, 3, 1, 2)
+        size = [side if isinstance(side, int) else CROP_PX for side in (height, width)]
+        if size != [CROP_PX, CROP_PX]:
+            x = torch.nn.functional.interpolate(x, size=size, mode="bilinear", antialias=True)
+        return np.ascontiguousarray((x.permute(0, 2, 3, 1) if last else x).numpy())
+
+
+def _flat(value: NDArray[Any]) -> NDArray[np.float32]:
+    """Return an output, averaged over positions where it is a map."""
+    mean = value.mean(axis=(2, 3), dtype=np.float64) if value.ndim == MAP_DIMENSIONS else value
+    return np.asarray(mean, np.float32)
+
+
+def _runtime() -> ModuleType:
+    """Return onnxruntime."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra("onnx: weights need onnxruntime, which is not installed",
+                           hint="pip install 'fercache[onnx]'") from error
+    module: ModuleType = onnxruntime
+    return module
+
+
+def _errors(runtime: ModuleType) -> tuple[type[Exception], ...]:
+    """Return the exceptions of onnxruntime, which share no class of their own."""
+    held = vars(runtime.capi.onnxruntime_pybind11_state).values()
+    return (RuntimeError, ValueError, *(e for e in held if isinstance(e, type) and issubclass(e, Exception)))
+
+
+def _open(runtime: ModuleType, weights: Weights, device: str) -> Any:
+    """Return a session on the model.
+
+    Raises
+    ------
+    WeightsError
+        It is no ONNX model, or its input is no batch of pictures.
+    """
+    wanted = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
+    providers = [name for name in (*wanted, "CPUExecutionProvider") if name in runtime.get_available_providers()]
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1  # batches run side by side instead
+    try:
+        session = runtime.InferenceSession(str(weights.path), options, providers=providers)
+    except _errors(runtime) as error:
+        said = str(error).partition("\n")[0]
+        raise WeightsError(f"not readable as an ONNX model ({said})", where=weights.path,
+                           hint="export it again, with its file of external data beside it") from error
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or len(inputs[0].shape) != MAP_DIMENSIONS or inputs[0].type != "tensor(float)":
+        raise WeightsError("its input is not one float32 batch of pictures (B, 3, H, W) or (B, H, W, 3)",
+                           where=weights.path, hint="export it with a single such input")
+    return session

@@ -1,0 +1,70 @@
+"""The commands that look after the cache: info, weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fercache.cli.home import Home, places
+from fercache.cli.options import config_options
+from fercache.config import DatasetConfig
+
+log = logging.getLogger("fercache")
+
+
+@click.group()
+def weights() -> None:
+    """Pretrained CNNs: which are known, which are here."""
+
+
+@weights.command("list")
+@places
+def weights_list(home: Home) -> int:
+    """List the known weights and where they lie."""
+    from fercache import weights as room
+
+    for row in room.listing(home.cache / "weights"):
+        click.echo(f"{row.name}: {row.path or f'not here ({row.download_mb} MB to pull)'}")
+        click.echo(f"  {row.source}; {row.terms}")
+    return 0
+
+
+@weights.command("pull")
+@click.argument("name")
+@places
+def weights_pull(home: Home, name: str) -> int:
+    """Download the weights NAME, check them and keep them as safetensors."""
+    from fercache import weights as room
+
+    click.echo(room.pull(name, home.cache / "weights").path)
+    return 0
+
+
+@click.command()
+@config_options(DatasetConfig)
+@click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@places
+def info(home: Home, store: Path | None, as_json: bool, **typed: Any) -> int:
+    """Say what an embedding store holds: clips, frames, bytes, taps, fingerprint, digest."""
+    from fercache import extract
+    from fercache.config import digest
+    from fercache.store import EmbeddingStore
+
+    path = store or extract.current(home.cache, home.dataset(typed).name)
+    held = EmbeddingStore.open(path)
+    frames = sum(held.mark(clip).frames for clip in held)
+    said = {"store": str(path), "clips": len(held), "frames": frames, "bytes": held.size().bytes,
+            "files": held.size().files, "taps": {tap: list(shape) for tap, shape in held.taps.items()},
+            "bytes_a_frame": 2 * sum(prod(shape) for shape in held.taps.values()),
+            "fingerprint": digest(held.settings), "digest": held.digest()}
+    click.echo(json.dumps(said, indent=1) if as_json else "\n".join(f"{key:14} {value}" for key, value in said.items()))
+    return 0
+
+
+COMMANDS: tuple[click.Command, ...] = (info, weights)

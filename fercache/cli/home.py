@@ -1,0 +1,95 @@
+"""What every command shares: where things are, how errors end, and what the last line says."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+from fercache import recipe
+from fercache.cli.options import make
+from fercache.config import Config, DatasetConfig
+from fercache.errors import FercacheError
+
+if TYPE_CHECKING:
+    from fercache.datasets import Dataset
+
+log = logging.getLogger("fercache")
+
+C = TypeVar("C", bound=Config)
+F = TypeVar("F", bound=Callable[..., Any])
+
+STOPPED = 130
+
+
+@dataclass
+class Home:
+    """Where the cache and the recipes are."""
+
+    cache: Path = Path("cache")
+    stages: Path = Path("stages")
+
+    def config(self, kind: type[C], command: str, typed: dict[str, Any]) -> C:
+        """Return the configuration of a command: typed flags, its recipe, the defaults; the log says which recipe."""
+        made = make(kind, command, self.stages, typed)
+        log.info("%s: %s, fingerprint %s", command, recipe.where(self.stages, command), made.fingerprint()[:12])
+        return made
+
+    def dataset(self, typed: dict[str, Any]) -> Dataset:
+        """Return the data set that flags or `dataset.toml` name; what is wrong with its clips is told on stderr."""
+        from fercache import datasets, demo
+
+        config = make(DatasetConfig, "dataset", self.stages, typed)
+        if config.dataset == "demo" and not (config.root or config.clips):
+            demo.fetch(self.cache / "clips")
+        found = datasets.load(config, self.cache)
+        log.info("data set %s: %d clips", found.name, len(found.trials))
+        if found.notice:
+            log.info("note: %s", found.notice)
+        for problem in found.problems:
+            log.warning("%s", problem)
+        return found
+
+
+def places(function: F) -> F:
+    """Let a command take --cache and --stages too, and end every foreseeable error as a message and an exit code."""
+    @click.option("--cache", type=click.Path(path_type=Path), default=None, help="Folder of what is generated.")
+    @click.option("--stages", type=click.Path(path_type=Path), default=None, help="Folder of recipes.")
+    @functools.wraps(function)
+    def command(cache: Path | None, stages: Path | None, **typed: Any) -> None:
+        home = click.get_current_context().find_object(Home) or Home()
+        with_places = Home(cache or home.cache, stages or home.stages)
+        recipe.check_folder(with_places.stages, stages is not None)
+        end(function, with_places, typed)
+    return cast(F, command)
+
+
+def end(function: Callable[..., Any], home: Home, typed: dict[str, Any]) -> None:
+    """Run a command; leave with its exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = function(home, **typed)
+    except FercacheError as error:
+        say_error(str(error))
+        code = error.exit_code
+    except KeyboardInterrupt:
+        say_error("stopped; what is committed stays, the same command goes on from there")
+        code = STOPPED
+    except OSError as error:  # disk full, permission taken away, file system gone: nothing of ours to mend
+        say_error(f"{error.filename or 'the file system'}: {error.strerror or error}\n"
+                  "  next: make room or mend permissions; what is committed stays, the same command goes on from there")
+        code = 1
+    if code:
+        sys.exit(code)
+
+
+def say_error(text: str) -> None:
+    """Print an error on stderr."""
+    click.echo(click.style("error: ", fg="red", bold=True) + text, err=True)

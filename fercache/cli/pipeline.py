@@ -1,0 +1,106 @@
+"""The commands that users type all day: extract, train-heads, stack, timeline."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fercache.cli.home import Home, places
+from fercache.cli.options import config_options
+from fercache.config import DatasetConfig, ExtractConfig, StackConfig, TrainConfig
+
+log = logging.getLogger("fercache")
+
+
+@click.command()
+@config_options(DatasetConfig)
+@config_options(ExtractConfig)
+@places
+def extract(home: Home, **typed: Any) -> int:
+    """Stage one: run the CNN once over every frame of every clip and keep what it saw."""
+    from fercache import extract as stage
+
+    config = home.config(ExtractConfig, "extract", typed)
+    report = stage.run(home.dataset(typed), config, home.cache)
+    frames = sum(c.frames for c in report.clips if c.state == "computed")
+    log.info("%d clips computed (%d frames in %.0f s), %d cached, %d failed", report.count("computed"), frames,
+             report.seconds, report.count("cached"), report.count("failed"))
+    if report.failures():
+        log.error("failed clips are listed in %s", report.store.parent / "failures.csv")
+    click.echo(report.store)
+    return 1 if report.failures() else 0
+
+
+@click.command("train-heads")
+@config_options(DatasetConfig)
+@config_options(TrainConfig)
+@click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
+@places
+def train_heads(home: Home, store: Path | None, **typed: Any) -> int:
+    """Stage two: train every head on every fold; keep out-of-fold logits and the heads."""
+    from fercache import extract as stage_one
+    from fercache import train_heads as stage
+    from fercache.store import EmbeddingStore
+
+    config = home.config(TrainConfig, "train-heads", typed)
+    dataset = home.dataset(typed)
+    path = store or stage_one.current(home.cache, dataset.name)
+    log.info("store %s", path)
+    report = stage.run(dataset, EmbeddingStore.open(path), config, home.cache)
+    for clip in report.missing:
+        log.warning("%s: not in the store, left out (run `fercache extract`)", clip)
+    log.info("%s (%.0f s)", "nothing to do: trained before" if report.cached else f"{report.trained} heads trained",
+             report.seconds)
+    click.echo(report.book)
+    return 1 if report.missing else 0
+
+
+@click.command()
+@config_options(DatasetConfig)
+@config_options(StackConfig)
+@click.option("--book", type=click.Path(path_type=Path), help="Book of logits.  [default: the last one trained]")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("preds.csv"), show_default=True,
+              help="Predictions: .csv, .csv.gz or .parquet; NAME.metrics.json is written beside them.")
+@places
+def stack(home: Home, book: Path | None, out: Path, **typed: Any) -> int:
+    """Final predictions from every head's out-of-fold logits, and the table of who is right how often."""
+    from rich.console import Console
+
+    from fercache import stack as stage
+    from fercache import train_heads as stage_two
+    from fercache.logits import LogitBook
+
+    config = home.config(StackConfig, "stack", typed)
+    path = book or stage_two.current(home.cache, home.dataset(typed).name)
+    result = stage.run(LogitBook.load(path), config, home.cache / "stack")
+    stage.write(result, out)
+    Console().print(stage.table(result))
+    click.echo(out)
+    return 0
+
+
+@click.command()
+@config_options(DatasetConfig)
+@click.option("--preds", type=click.Path(path_type=Path), default=Path("preds.csv"), show_default=True,
+              help="Predictions that `stack` wrote.")
+@click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("timelines"), show_default=True,
+              help="Folder for the pictures.")
+@places
+def timeline(home: Home, preds: Path, store: Path | None, out: Path, **typed: Any) -> int:
+    """Draw a picture a clip: the face, the truth, the prediction and the probabilities over time."""
+    from fercache import extract as stage_one
+    from fercache import timeline as room
+    from fercache.store import EmbeddingStore
+
+    dataset = home.dataset(typed)
+    path = store or stage_one.current(home.cache, dataset.name)
+    for made in room.draw(preds, dataset, EmbeddingStore.open(path), out):
+        click.echo(made)
+    return 0
+
+
+COMMANDS = (extract, train_heads, stack, timeline)

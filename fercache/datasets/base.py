@@ -1,0 +1,162 @@
+"""What every data set is, once read: trials with their clip, parent video, group, split and labels by frame number."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fercache.errors import InputError
+
+Kind = Literal["video", "crops"]
+Split = Literal["train", "validation", "test"]
+Labels = NDArray[np.int16]
+
+UNKNOWN = -1
+SEVEN = ("Neutral", "Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise")
+EIGHT = (*SEVEN, "Other")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Something wrong with one clip (or a group of them) that does not stop the rest.
+
+    Parameters
+    ----------
+    where : clip or file it happened at.
+    what : what is wrong, without a full stop.
+    hint : what the user can do.
+    lost : whether a clip or its labels drop out because of it, so that a run which meets it ends with exit code 1.
+    """
+
+    where: str
+    what: str
+    hint: str = ""
+    lost: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f"\n  next: {self.hint}" if self.hint else "")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trial:
+    """One person of one clip.
+
+    Parameters
+    ----------
+    name : unique in its data set; what users see.
+    path : video file, or folder of numbered crops.
+    parent : the video that it comes from; two people of one video are two trials of one parent.
+    group : trials of one group never stand on both sides of a fold.
+    labels : (L,) int16, element i is frame i + 1, -1 where nobody annotated it; None where there are none.
+    clip_label : one label for every frame of the clip (used where `labels` is None), -1 for none.
+    side : "left" or "right" where a video shows two annotated people and this trial is one of them, else "".
+    """
+
+    name: str
+    path: Path
+    kind: Kind
+    parent: str
+    group: str
+    split: Split
+    subject: str = ""
+    labels: Labels | None = None
+    clip_label: int = UNKNOWN
+    side: str = ""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether a frame of it has a label."""
+        return self.clip_label >= 0 or (self.labels is not None and bool((self.labels >= 0).any()))
+
+    def on_clock(self, frames: int) -> Labels:
+        """Return the label of every frame, (max(frames, L),) int16, -1 where there is none."""
+        if self.labels is None:
+            return np.full(frames, self.clip_label, np.int16)
+        return on_clock(self.labels, frames)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """All trials of a data set, sorted by name.
+
+    Parameters
+    ----------
+    name : folder of it in the cache.
+    classes : class names; a label is an index into them. Empty where nothing is labelled.
+    metric : "abaw2" (.67 macro F1 + .33 accuracy) or "macro_f1".
+    notice : what a reader of its results must know.
+    problems : what is wrong with single clips.
+    """
+
+    name: str
+    layout: str
+    classes: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    metric: str = "macro_f1"
+    notice: str = ""
+    problems: tuple[Problem, ...] = ()
+
+    def digest(self) -> str:
+        """Return the sha256 (hex) over what training sees: classes, trials, groups, splits, labels; no paths."""
+        state = hashlib.sha256(repr((self.classes, self.metric)).encode())
+        for trial in self.trials:
+            state.update(repr((trial.name, trial.parent, trial.group, trial.split, trial.subject, trial.clip_label,
+                               trial.side)).encode())
+            if trial.labels is not None:
+                state.update(trial.labels.astype("<i2").tobytes())
+        return state.hexdigest()
+
+
+def on_clock(labels: Labels | None, frames: int) -> Labels:
+    """Return the label of every frame of the clock, (max(frames, L),) int16.
+
+    Notes
+    -----
+    Labels belong to frame numbers, never to positions among the files at hand: a clip that is longer than its
+    annotation ends in -1, and an annotation that is longer than its clip makes the clock longer.
+    """
+    given = np.empty(0, np.int16) if labels is None else labels
+    clock = np.full(max(frames, len(given)), UNKNOWN, np.int16)
+    clock[: len(given)] = given
+    return clock
+
+
+def cache_name(layout: str, path: Path, chosen: str = "") -> str:
+    """Return the folder name of a data set in the cache: `chosen`, or one made from the layout and the path.
+
+    Raises
+    ------
+    InputError
+        `chosen` is no plain folder name.
+    """
+    if chosen:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", chosen):
+            raise InputError(f"{chosen!r} cannot name a folder of the cache", where="name",
+                             hint="use up to 100 letters, digits, dots, dashes and underscores")
+        return chosen
+    full = path.resolve()
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", full.stem if full.is_file() else full.name)[:40]
+    return f"{layout}-{plain}-{hashlib.sha256(str(full).encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+
+
+def some(names: Iterable[object], most: int = 5) -> str:
+    """Return up to `most` names as text, and how many more there are."""
+    all_of: Sequence[str] = [str(name) for name in names]
+    more = f" and {len(all_of) - most} more" if len(all_of) > most else ""
+    return ", ".join(all_of[:most]) + more
+
+
+def printable(name: str) -> bool:
+    """Return whether a file's name is valid text (Linux allows any bytes; tables and stores do not)."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,148 @@
+"""Files that are whole or absent: temporary sibling, fsync, replace, fsync of the folder. No other room replaces."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fercache.errors import InputError
+
+KILL_AT = os.environ.get("FERCACHE_KILL_AT", "")
+"""``NAME:COUNT``: where `step` kills this process; set by the tests that pull the plug, otherwise empty."""
+_steps: Counter[str] = Counter()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`; on a clean exit it becomes `path`, otherwise it is removed.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be made or written.
+
+    Notes
+    -----
+    After a crash at any moment `path` holds its old bytes or its new ones. The sibling keeps `path`'s suffixes, so
+    that writers which choose a format by the ending work on it.
+    """
+    make_folder(path.parent)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix="-" + path.name[-100:])
+    except OSError as error:
+        raise not_writable(path.parent, error) from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Put `value` at `path` as JSON with sorted keys, whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path, limit_bytes: int = 64 << 20) -> Any:
+    """Return the JSON value at `path`.
+
+    Raises
+    ------
+    InputError
+        The file is larger than `limit_bytes` or is no JSON.
+    """
+    if path.stat().st_size > limit_bytes:
+        raise InputError(f"larger than {limit_bytes} bytes", where=path, hint="this is no file of fercache's")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not readable as JSON ({error})", where=path, hint="remove it and run again") from error
+
+
+def make_folder(path: Path) -> None:
+    """Make `path` and its parents.
+
+    Raises
+    ------
+    InputError
+        No permission, or a file is in the way.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_writable(path, error) from error
+
+
+def not_writable(path: Path, error: OSError) -> InputError:
+    """Return the error that says why nothing can be written at `path`."""
+    return InputError(f"cannot write here ({error.strerror})", where=path,
+                      hint="check the path and its permissions, or choose another folder with --cache or --out")
+
+
+def sync(path: Path) -> None:
+    """Return when the file or folder at `path` has reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_all(paths: Iterable[Path]) -> None:
+    """Return when every file of `paths`, and every folder that holds one, has reached the disk."""
+    files = list(paths)
+    for path in [*files, *sorted({path.parent for path in files})]:
+        sync(path)
+
+
+@contextmanager
+def lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Yield True while this process alone holds `path`, False at once if another one does (and `wait` is off).
+
+    Notes
+    -----
+    A BSD lock: the kernel drops it when its holder dies, so a dead writer's claim is free for the next, on one machine
+    and on network file systems that carry such locks (NFS version 4).
+    """
+    make_folder(path.parent)
+    with path.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def step(name: str) -> None:
+    """Note that the durable step `name` was reached: free, unless KILL_AT has the process killed at just this one."""
+    if KILL_AT:
+        _steps[name] += 1
+        if f"{name}:{_steps[name]}" == KILL_AT:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _umask() -> int:
+    """Return the process's umask (the system offers no way to read it but to set it)."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

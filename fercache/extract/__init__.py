@@ -1,0 +1,257 @@
+"""Stage one: clips -> the embedding store. Each frame is decoded, its face found and the CNN run once, ever."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fercache import datasets, durable, media, weights
+from fercache.config import ExtractConfig, digest
+from fercache.datasets import Dataset, Trial
+from fercache.errors import ClipError, InputError
+from fercache.progress import Meter, meter
+from fercache.store import EmbeddingStore, same_source
+
+log = logging.getLogger(__name__)
+
+FORMAT = {"store": 1, "decoder": media.DECODER, "crop": "pil-bilinear-160"}
+"""What the code itself fixes of the numbers; a change here is a new fingerprint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipDone:
+    """What became of one clip: `state` is computed, cached, failed or busy (another process has it)."""
+
+    clip: str
+    state: str
+    frames: int = 0
+    faces: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractReport:
+    """What a run of stage one did."""
+
+    store: Path
+    fingerprint: str
+    clips: tuple[ClipDone, ...]
+    seconds: float
+
+    def count(self, state: str) -> int:
+        """Return how many clips ended in `state`."""
+        return sum(c.state == state for c in self.clips)
+
+    def failures(self) -> list[ClipDone]:
+        """Return the clips that failed."""
+        return [c for c in self.clips if c.state == "failed"]
+
+
+def faces_of(dataset: Dataset, config: ExtractConfig) -> str:
+    """Return mtcnn or cropped: what `faces = "auto"` means for this data set.
+
+    Raises
+    ------
+    InputError
+        The data set mixes videos and folders of crops, so that no one answer is right.
+    """
+    if config.faces != "auto":
+        return config.faces
+    kinds = {trial.kind for trial in dataset.trials}
+    if len(kinds) > 1:
+        raise InputError("holds both videos and folders of pictures", where=dataset.name,
+                         hint="say --faces mtcnn (find a face in each picture) or --faces cropped")
+    return "cropped" if kinds == {"crops"} else "mtcnn"
+
+
+def settings_of(config: ExtractConfig, faces: str, cnn: weights.Weights) -> dict[str, Any]:
+    """Return everything that changes numbers in the store, as a JSON value: its digest names the store."""
+    chosen = {**config.settings(), "faces": faces, "weights": cnn.sha256, "backbone": cnn.name, "format": FORMAT}
+    if faces == "cropped":  # no detector is run: its settings change nothing
+        return {k: v for k, v in chosen.items() if k not in ("min_face_px", "min_score", "margin")}
+    return {**chosen, "detector": _detector_digest()}
+
+
+def store_path(cache: Path, dataset: str, settings: dict[str, Any]) -> Path:
+    """Return where the store of these settings lies."""
+    return cache / "features" / dataset / f"{settings['backbone']}-{digest(settings)[:12]}.zarr"
+
+
+def run(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractReport:
+    """Return what was done to bring the store of `dataset` up to date; clips that are there are left alone.
+
+    Raises
+    ------
+    InputError, WeightsError, StoreError
+        Nothing could be done at all. What goes wrong with one clip is recorded in the report instead.
+    """
+    started = time.monotonic()
+    faces = faces_of(dataset, config)
+    cnn = weights.ensure(config.weights, cache / "weights")
+    settings = settings_of(config, faces, cnn)
+    path = store_path(cache, dataset.name, settings)
+    log.info("store %s", path)
+    store = _opened(path, settings, config, cnn)
+    work = _Work(dataset, config, store, faces, cnn)
+    done = [_lost(problem) for problem in dataset.problems if problem.lost]
+    waiting = []
+    for trial in dataset.trials:
+        cached = work.cached(trial)
+        done.append(cached) if cached else waiting.append(trial)
+    if waiting:
+        done += work.all(waiting)
+    report = ExtractReport(store=path, fingerprint=digest(settings), seconds=time.monotonic() - started,
+                           clips=tuple(sorted(done, key=lambda c: c.clip)))
+    write_failures(path.parent / "failures.csv", report.failures())
+    durable.write_json(path.parent / "current.json", {"store": path.name})
+    return report
+
+
+def current(cache: Path, dataset: str) -> Path:
+    """Return the store that the last `extract` of this data set made or found.
+
+    Raises
+    ------
+    InputError
+        Nothing was extracted yet.
+    """
+    pointer = cache / "features" / dataset / "current.json"
+    if not pointer.is_file():
+        raise InputError("nothing was extracted yet", where=pointer.parent, hint="run `fercache extract` first")
+    return pointer.parent / str(durable.read_json(pointer)["store"])
+
+
+def write_failures(path: Path, failed: Sequence[ClipDone]) -> None:
+    """Write `failures.csv` (clip, what happened), or remove an old one where nothing failed."""
+    if not failed:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["clip", "message"])
+    rows.writerows((c.clip, c.message) for c in failed)
+    durable.write_bytes(path, text.getvalue().encode())
+
+
+@dataclass
+class _Work:
+    """One run over the clips: nets are loaded once, when the first clip needs them."""
+
+    dataset: Dataset
+    config: ExtractConfig
+    store: EmbeddingStore
+    faces: str
+    cnn: weights.Weights
+    nets: dict[str, Any] = field(default_factory=dict)
+
+    def cached(self, trial: Trial) -> ClipDone | None:
+        """Return the clip's entry if the store holds it and its source is unchanged."""
+        if trial.name not in self.store:
+            return None
+        mark = self.store.mark(trial.name)
+        try:
+            unchanged = same_source(mark.source, media.digest(trial.path, trial.kind))
+        except ClipError as error:
+            log.warning("%s: the source is gone or unreadable (%s); the stored features stay", trial.name, error.what)
+            unchanged = True
+        if not unchanged:
+            log.warning("%s: the source file has changed; it is done again", trial.name)
+            self.store.remove(trial.name)
+            return None
+        return ClipDone(clip=trial.name, state="cached", frames=mark.frames)
+
+    def source(self, trial: Trial) -> media.Source:
+        """Return the clip's frames."""
+        return media.open_source(trial.path, trial.kind, crop_fps=self.config.crop_fps, damaged=self.config.damaged)
+
+    def all(self, trials: Sequence[Trial]) -> Iterator[ClipDone]:
+        """Yield what becomes of each clip; a bad clip does not stop the rest."""
+        self.load()
+        with meter("extract", _total(trials, self)) as bar:
+            for trial in trials:
+                bar.note(trial.name)
+                try:
+                    result = self.one(trial, bar)
+                except ClipError as error:
+                    log.error("%s: %s", trial.name, error)
+                    result = ClipDone(clip=trial.name, state="failed", message=str(error))
+                yield result
+
+    def load(self) -> None:
+        """Load detector and CNN."""
+        from fercache.backbones import Backbone  # torch: seconds that a cached run saves
+        from fercache.cores import resolve_device, use_threads
+
+        device = resolve_device(self.config.device)
+        self.nets["threads"] = use_threads(self.config.threads)
+        self.nets["device"] = device
+        self.nets["backbone"] = Backbone.load(self.cnn, self.config.taps, precision=self.config.precision,
+                                              device=device)
+        if self.faces == "mtcnn":
+            from fercache.faces import Detector
+
+            self.nets["detector"] = Detector(min_face_px=self.config.min_face_px, min_score=self.config.min_score,
+                                             device=device)
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what float noise depends on: equal provenance gives equal bytes."""
+        names = ("torch", "facenet-pytorch", "numpy", "av", "pillow")
+        return {"device": self.nets["device"], "threads": self.nets["threads"], "machine": platform.machine(),
+                "backend": "torch", "versions": {name: version(name) for name in names}}
+
+    def one(self, trial: Trial, bar: Meter) -> ClipDone:
+        """Bring one clip from source to commit mark."""
+        from fercache.extract.clip import ClipJob
+
+        source = self.source(trial)
+        with self.store.writer(trial.name, source=source.digest(), provenance=self.provenance()) as writer:
+            if writer is None:
+                return ClipDone(clip=trial.name, state="busy", message="another process is at it")
+            ClipJob(source, writer, self.nets["backbone"], self.nets.get("detector"), self.config.margin, bar).run()
+            mark = writer.commit()
+        faces = int(self.store[trial.name].clock["valid"].sum())
+        if not faces:
+            log.warning("%s: no face in any of its %d frames", trial.name, mark.frames)
+        return ClipDone(clip=trial.name, state="computed", frames=mark.frames, faces=faces)
+
+
+def _lost(problem: datasets.Problem) -> ClipDone:
+    return ClipDone(clip=problem.where, state="failed", message=problem.what)
+
+
+def _total(trials: Sequence[Trial], work: _Work) -> float:
+    """Return the frames to come, as far as the files say."""
+    total = 0
+    for trial in trials:
+        try:
+            total += work.source(trial).length() or 0
+        except ClipError:  # it is recorded when its turn comes
+            continue
+    return total
+
+
+def _opened(path: Path, settings: dict[str, Any], config: ExtractConfig, cnn: weights.Weights) -> EmbeddingStore:
+    """Return the store at `path`, made if it is not there."""
+    if path.exists():
+        return EmbeddingStore.open(path, mode="a")
+    from fercache.backbones import shapes_of  # torch: seconds that a cached run saves
+
+    return EmbeddingStore.create(path, settings, shapes_of(cnn, config.taps))
+
+
+def _detector_digest() -> str:
+    """Return the sha256 over MTCNN's three nets, which facenet-pytorch carries; without importing it."""
+    spec = find_spec("facenet_pytorch")
+    if spec is None or spec.origin is None:
+        raise InputError("facenet-pytorch is not installed", hint="pip install facenet-pytorch==2.5.3")
+    files = sorted((Path(spec.origin).parent / "data").glob("?net.pt"))
+    return digest([weights.file_sha256(path) for path in files])

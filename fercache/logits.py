@@ -1,0 +1,109 @@
+"""The book of logits: what every head said of every frame, and which fold's model said it. One HDF5 file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from fercache.durable import replacing
+from fercache.errors import StoreError
+
+FORMAT = 1
+ROWS = ("index", "time_s", "valid", "label")
+TRIALS = ("trials", "group", "split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitBook:
+    """What the heads said, row by row; a row is a frame of a trial's clock.
+
+    Attributes
+    ----------
+    trials, group, split : (N,) names; `split` is train, validation or test.
+    fold : (N,) int16, the fold that holds the trial out; -1 where no fold does.
+    offsets : (N + 1,) int64; the rows of trial i are ``offsets[i]:offsets[i + 1]``.
+    index : (R,) int32, frame numbers from 1.
+    time_s : (R,) float64, from 0 in each trial.
+    valid : (R,) bool, whether a face was seen.
+    label : (R,) int16, -1 where not annotated.
+    logits : head -> (R, C) float32. Rows of a trial with a fold are out of fold: by the models that saw nothing of
+        its group. The others are the mean over the folds' models of log-probabilities.
+    provenance : JSON value: what made it.
+    epochs_fixed : whether there were too few groups to choose the number of epochs.
+    """
+
+    dataset: str
+    classes: tuple[str, ...]
+    metric: str
+    notice: str
+    heads: tuple[str, ...]
+    trials: tuple[str, ...]
+    group: tuple[str, ...]
+    split: tuple[str, ...]
+    fold: NDArray[np.int16]
+    offsets: NDArray[np.int64]
+    index: NDArray[np.int32]
+    time_s: NDArray[np.float64]
+    valid: NDArray[np.bool_]
+    label: NDArray[np.int16]
+    logits: dict[str, NDArray[np.float32]]
+    provenance: dict[str, Any]
+    fingerprint: str
+    epochs_fixed: bool = False
+
+    def rows(self, trial: int) -> slice:
+        """Return the rows of the trial of that position."""
+        return slice(int(self.offsets[trial]), int(self.offsets[trial + 1]))
+
+    def spread(self, per_trial: Any) -> NDArray[Any]:
+        """Return a value a trial, ``(N,)``, as a value a row, ``(R,)``."""
+        return np.repeat(np.asarray(per_trial), np.diff(self.offsets))
+
+    def save(self, path: Path) -> None:
+        """Write the book to `path`, whole or not at all."""
+        said = {name: getattr(self, name) for name in ("dataset", "classes", "metric", "notice", "heads", "provenance",
+                                                       "fingerprint", "epochs_fixed")}
+        with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+            file.attrs["format"] = FORMAT
+            file.create_dataset("about", data=json.dumps(said, sort_keys=True), dtype=h5py.string_dtype())
+            for name in TRIALS:
+                file.create_dataset(f"trial/{name}", data=list(getattr(self, name)), dtype=h5py.string_dtype())
+            file["trial/fold"], file["trial/offsets"] = self.fold, self.offsets
+            for name in ROWS:
+                file[f"frame/{name}"] = getattr(self, name)
+            for head, values in self.logits.items():
+                file[f"logits/{head}"] = values
+
+    @classmethod
+    def load(cls, path: Path) -> LogitBook:
+        """Return the book at `path`.
+
+        Raises
+        ------
+        StoreError
+            The file is absent, torn, or no book of logits.
+        """
+        try:
+            with h5py.File(path, "r") as file:
+                return cls(**_read(file))
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise StoreError(f"no readable book of logits ({error})", where=path,
+                             hint="run `fercache train-heads` (remove the file first if it is damaged)") from error
+
+
+def _read(file: h5py.File) -> dict[str, Any]:
+    """Return the fields of a book from an open file."""
+    if file.attrs.get("format") != FORMAT:
+        raise ValueError(f"format {file.attrs.get('format')!r}, this fercache reads {FORMAT}")
+    said = json.loads(file["about"][()])
+    said |= {name: tuple(said[name]) for name in ("classes", "heads")}
+    said |= {name: tuple(file[f"trial/{name}"].asstr()[:]) for name in TRIALS}
+    said |= {name: file[f"frame/{name}"][:] for name in ROWS}
+    return {**said, "fold": file["trial/fold"][:], "offsets": file["trial/offsets"][:],
+            "logits": {head: file[f"logits/{head}"][:] for head in said["heads"]}}

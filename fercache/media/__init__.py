@@ -1,0 +1,48 @@
+"""Frames out of clips: a video file or a folder of crops, one row a source frame, in constant memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fercache.errors import InputError
+from fercache.media.crops import CropSource, folder_digest, numbered
+from fercache.media.source import Frame, Source, file_digest
+from fercache.media.video import DECODER, VideoSource
+
+__all__ = ["DECODER", "KINDS", "Frame", "Source", "digest", "kind_of", "open_source"]
+
+KINDS = ("video", "crops")
+
+
+def kind_of(path: Path) -> str:
+    """Return what a clip is: ``"crops"`` for a folder, ``"video"`` for anything else (there or not)."""
+    return "crops" if path.is_dir() else "video"
+
+
+def open_source(path: Path, kind: str, *, crop_fps: float = 30.0, damaged: str = "fail") -> Source:
+    """Return the clip at `path`, ready to be read.
+
+    Parameters
+    ----------
+    kind : ``"video"`` or ``"crops"``.
+    crop_fps : frames a second of a folder of crops.
+    damaged : ``"fail"`` or ``"keep"``: what becomes of a video that ends early.
+
+    Raises
+    ------
+    ClipError
+        Absent, empty, not a video, a video without a frame, a folder without a picture.
+    InputError
+        No such kind.
+    """
+    if kind == "video":
+        return VideoSource(path, damaged)
+    if kind == "crops":
+        return CropSource(path, crop_fps)
+    raise InputError(f"{kind!r} is no kind of clip: {', '.join(KINDS)}", where=path)
+
+
+def digest(path: Path, kind: str, strict: bool = False) -> dict[str, Any]:
+    """Return what `Source.digest` returns, without decoding anything: for clips that may be done already."""
+    return file_digest(path, strict) if kind == "video" else folder_digest(path, numbered(path), strict)

@@ -1,0 +1,183 @@
+"""How good predictions are: everything follows from the confusion matrix, ``(C, C)``, rows = truth, columns = said.
+
+Notes
+-----
+Absent classes count as the organisers of ABAW count them: F1 is taken over the full class list, and a class that is
+neither annotated nor predicted has an F1 of 0 (scikit-learn's ``f1_score(labels=all, zero_division=0)``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fercache.errors import InputError
+
+MIN_GROUPS_FOR_INTERVAL = 8
+"""Under so many groups a bootstrap over groups says next to nothing; no interval is given."""
+LEVEL = 0.95
+
+Counts = NDArray[np.int64]
+Values = NDArray[np.float64]
+
+
+def confusion(label: NDArray[Any], said: NDArray[Any], classes: int) -> Counts:
+    """Return how often each class was taken for which, ``(C, C)``; rows labelled -1 do not count."""
+    return np.asarray(confusions(label, said, np.zeros(len(label), np.int64), classes, 1)[0])
+
+
+def confusions(label: NDArray[Any], said: NDArray[Any], group: NDArray[Any], classes: int, groups: int) -> Counts:
+    """Return one confusion matrix a group, ``(G, C, C)``; `group` is ``(R,)`` in 0..G-1, labels of -1 do not count."""
+    known = label >= 0
+    cell = (group[known].astype(np.int64) * classes + label[known]) * classes + said[known]
+    return np.bincount(cell, minlength=groups * classes * classes).reshape(groups, classes, classes)
+
+
+def f1_per_class(matrix: ArrayLike) -> Values:
+    """Return the F1 of each class, ``(..., C)``, from confusion matrices ``(..., C, C)``."""
+    m = np.asarray(matrix, float)
+    hit = np.diagonal(m, axis1=-2, axis2=-1)
+    return _ratio(2 * hit, m.sum(-1) + m.sum(-2))
+
+
+def macro_f1(matrix: ArrayLike) -> Values:
+    """Return the mean of the classes' F1, ``(...)``, over the full class list."""
+    return np.asarray(f1_per_class(matrix).mean(-1))
+
+
+def accuracy(matrix: ArrayLike) -> Values:
+    """Return the share of rows that are right, ``(...)``; the clip-level sets call it WAR."""
+    m = np.asarray(matrix, float)
+    return _ratio(np.diagonal(m, axis1=-2, axis2=-1).sum(-1), m.sum((-2, -1)))
+
+
+def uar(matrix: ArrayLike) -> Values:
+    """Return the mean recall, ``(...)``, over the classes that occur among the labels."""
+    m = np.asarray(matrix, float)
+    support = m.sum(-1)
+    return _ratio(_ratio(np.diagonal(m, axis1=-2, axis2=-1), support).sum(-1), (support > 0).sum(-1))
+
+
+def abaw2(matrix: ArrayLike) -> Values:
+    """Return .67 macro F1 + .33 accuracy, ``(...)``: the expression metric of ABAW 2020 and 2021."""
+    return np.asarray(0.67 * macro_f1(matrix) + 0.33 * accuracy(matrix))
+
+
+Metric = Callable[[ArrayLike], Values]
+FIGURES: dict[str, Metric] = {"macro_f1": macro_f1, "accuracy": accuracy, "abaw2": abaw2, "uar": uar, "war": accuracy}
+INTERVALS = ("macro_f1", "accuracy", "abaw2", "uar")
+
+
+def official(name: str) -> Metric:
+    """Return the metric of that name, a function of confusion matrices ``(..., C, C)``.
+
+    Raises
+    ------
+    InputError
+        No such metric.
+    """
+    if name not in FIGURES:
+        raise InputError(f"unknown metric {name!r}", where="the data set", hint=f"known: {', '.join(FIGURES)}")
+    return FIGURES[name]
+
+
+def _ratio(above: ArrayLike, below: ArrayLike) -> Values:
+    """Return the quotient, 0 where `below` is 0."""
+    top, bottom = np.asarray(above, float), np.asarray(below, float)
+    return np.asarray(np.divide(top, bottom, out=np.zeros(np.broadcast_shapes(top.shape, bottom.shape)),
+                                where=bottom > 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What one column scored on one set of rows.
+
+    Attributes
+    ----------
+    frames, groups : labelled rows, and the groups they come from.
+    official : the figure of the data set's own metric.
+    f1, support : by class name: F1, and how many labelled rows there are of it.
+    intervals : figure -> (low, high), 95 % by bootstrap over groups; None where there is none, and `why_none` says why.
+    """
+
+    frames: int
+    groups: int
+    macro_f1: float
+    accuracy: float
+    abaw2: float
+    uar: float
+    war: float
+    official: float
+    f1: dict[str, float]
+    support: dict[str, int]
+    intervals: dict[str, tuple[float, float]] | None
+    why_none: str
+
+    def json(self) -> dict[str, Any]:
+        """Return the scores as a JSON value."""
+        return asdict(self)
+
+
+class Resampler:
+    """Draws of whole groups, the same for every column it is asked about, so that columns can be compared in pairs.
+
+    Parameters
+    ----------
+    groups : how many groups there are.
+    draws : how many times to draw them.
+    """
+
+    def __init__(self, groups: int, draws: int, seed: int) -> None:
+        self.why_none = _why_none(groups, draws)
+        rng = np.random.default_rng(seed)
+        share = np.full(max(groups, 1), 1 / max(groups, 1))
+        drawn = np.zeros((0, groups)) if self.why_none else rng.multinomial(groups, share, size=draws)
+        self.times = drawn.astype(float)
+
+    def draw(self, matrices: Counts) -> Counts:
+        """Return a confusion matrix a draw, ``(draws, C, C)``, from one a group, ``(G, C, C)``."""
+        groups, classes = matrices.shape[:2]
+        counts = self.times @ matrices.reshape(groups, -1)  # whole numbers in float64: exact, and BLAS is fast
+        return counts.astype(np.int64).reshape(-1, classes, classes)
+
+    def intervals(self, matrices: Counts, figures: Sequence[str]) -> dict[str, tuple[float, float]] | None:
+        """Return figure -> its 95 % percentile interval, None where there are too few groups."""
+        if self.why_none:
+            return None
+        drawn = self.draw(matrices)
+        return {name: _percentiles(FIGURES[name](drawn)) for name in figures}
+
+    def difference(self, ours: Counts, theirs: Counts, metric: Metric) -> dict[str, Any]:
+        """Return how much more `ours` scores than `theirs`, and the paired 95 % interval of it (None: too few groups).
+        """
+        gain = float(metric(ours.sum(0)) - metric(theirs.sum(0)))
+        if self.why_none:
+            return {"difference": gain, "interval": None, "why_none": self.why_none}
+        return {"difference": gain, "interval": _percentiles(metric(self.draw(ours)) - metric(self.draw(theirs))),
+                "why_none": ""}
+
+
+def _why_none(groups: int, draws: int) -> str:
+    if not draws:
+        return "no bootstrap was asked for"
+    few = groups < MIN_GROUPS_FOR_INTERVAL
+    return f"{groups} groups; an interval over groups needs at least {MIN_GROUPS_FOR_INTERVAL}" if few else ""
+
+
+def _percentiles(values: Values) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def scores(matrices: Counts, classes: Sequence[str], metric: str, resampler: Resampler) -> Scores:
+    """Return every figure of a column from its confusion matrices, one a group, ``(G, C, C)``."""
+    total = matrices.sum(0)
+    figures = {name: float(figure(total)) for name, figure in FIGURES.items()}
+    return Scores(frames=int(total.sum()), groups=len(matrices), official=float(official(metric)(total)),
+                  f1=dict(zip(classes, f1_per_class(total).tolist(), strict=True)),
+                  support=dict(zip(classes, total.sum(1).tolist(), strict=True)),
+                  intervals=resampler.intervals(matrices, INTERVALS), why_none=resampler.why_none, **figures)

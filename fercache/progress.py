@@ -1,0 +1,102 @@
+"""How far long work has come: rich bars on a terminal, plain lines elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+PLAIN_EVERY_S = 10.0
+
+
+class Meter:
+    """One piece of long work: `advance` it, `note` what it is at.
+
+    Parameters
+    ----------
+    title : what is being done.
+    total : units of work, None where it is not known yet.
+    unit : name of a unit ("frames").
+    """
+
+    def __init__(self, title: str, total: float | None, unit: str) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done = 0.0
+        self.text = ""
+        self.started = time.monotonic()
+
+    def advance(self, amount: float = 1) -> None:
+        """Count `amount` units as done."""
+        self.done += amount
+        self.show()
+
+    def note(self, text: str) -> None:
+        """Say what is being worked on."""
+        self.text = text
+        self.show()
+
+    def grow(self, total: float) -> None:
+        """Learn the amount of work."""
+        self.total = total
+        self.show()
+
+    def rate(self) -> float:
+        """Return units a second since the start."""
+        return self.done / max(time.monotonic() - self.started, 1e-9)
+
+    def show(self) -> None:
+        """Draw the present state."""
+
+
+class _Plain(Meter):
+    """A line now and then, for logs."""
+
+    shown = 0.0
+
+    def show(self) -> None:
+        now = time.monotonic()
+        if now - max(self.shown, self.started) >= PLAIN_EVERY_S:
+            self.shown = now
+            print(self.line(), file=sys.stderr, flush=True)
+
+    def line(self) -> str:
+        """Return the state as one line of text."""
+        goal = f"/{self.total:.0f}" if self.total else ""
+        left = f", {(self.total - self.done) / self.rate():.0f} s left" if self.total and self.done else ""
+        return f"{self.title}: {self.done:.0f}{goal} {self.unit}, {self.rate():.1f} {self.unit}/s{left} {self.text}"
+
+
+class _Rate(ProgressColumn):
+    """Units a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:.0f} {task.fields['unit']}/s", style="cyan")
+
+
+class _Bar(Meter):
+    """A rich progress bar."""
+
+    def __init__(self, title: str, total: float | None, unit: str, bars: Progress) -> None:
+        super().__init__(title, total, unit)
+        self.bars, self.task = bars, bars.add_task(title, total=total, unit=unit, text="")
+
+    def show(self) -> None:
+        self.bars.update(self.task, completed=self.done, total=self.total, text=self.text)
+
+
+@contextmanager
+def meter(title: str, total: float | None = None, unit: str = "frames") -> Iterator[Meter]:
+    """Yield a Meter that shows itself on stderr until the block ends."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Plain(title, total, unit)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.completed:.0f}"),
+               _Rate(), TimeRemainingColumn(compact=True), TextColumn("{task.fields[text]}", style="dim"))
+    with Progress(*columns, console=console, transient=True) as bars:
+        yield _Bar(title, total, unit, bars)

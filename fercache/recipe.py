@@ -1,0 +1,79 @@
+"""Recipes, data only: `stages/<command>.toml` says how, `stages/dataset.toml` says where the clips are."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from fercache.config import Config, DatasetConfig, ExtractConfig, StackConfig, TrainConfig
+from fercache.errors import InputError
+
+LIMIT_BYTES = 1 << 20
+RECIPES: dict[str, type[Config]] = {"dataset": DatasetConfig, "extract": ExtractConfig, "train-heads": TrainConfig,
+                                    "stack": StackConfig}
+
+
+def load(stages: Path, command: str) -> dict[str, Any]:
+    """Return what the recipe of `command` says, ``{}`` where there is none.
+
+    Parameters
+    ----------
+    stages : folder of recipes; `dataset.toml` is looked for there, then in the default folder ``stages``.
+
+    Raises
+    ------
+    InputError
+        The file is no TOML, too large, or names a key that the command does not have.
+    """
+    path = stages / f"{command}.toml"
+    if command == "dataset" and not path.is_file():
+        path = Path("stages/dataset.toml")
+    if not path.is_file():
+        return {}
+    said = _parse(path)
+    known = [entry.name for entry in fields(RECIPES[command])]
+    for key in said:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise InputError(f"unknown key {key!r}", where=path,
+                             hint=f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}")
+    return {key: _checked(path, key, value) for key, value in said.items()}
+
+
+def where(stages: Path, command: str) -> str:
+    """Return how the log names the recipe of `command`."""
+    path = stages / f"{command}.toml"
+    return str(path) if path.is_file() else "built-in defaults"
+
+
+def check_folder(stages: Path, chosen: bool) -> None:
+    """Refuse a folder of recipes that was `chosen` by the user and is not there.
+
+    Raises
+    ------
+    InputError
+        No such folder.
+    """
+    if chosen and not stages.is_dir():
+        raise InputError("no such folder of recipes", where=stages, hint="check --stages")
+
+
+def _parse(path: Path) -> Mapping[str, Any]:
+    if path.stat().st_size > LIMIT_BYTES:
+        raise InputError(f"larger than {LIMIT_BYTES} bytes", where=path, hint="this is no recipe")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"not readable as TOML ({error})", where=path, hint="mend the line it names") from error
+
+
+def _checked(path: Path, key: str, value: Any) -> Any:
+    """Return a recipe's value if it is a plain one or a list of plain ones."""
+    plain = (str, int, float, bool)
+    if isinstance(value, plain) or (isinstance(value, list) and all(isinstance(v, plain) for v in value)):
+        return value
+    raise InputError(f"{key} must be a text, a number, true/false or a list of those", where=path)

@@ -1,0 +1,127 @@
+"""Stage two, b: the book of out-of-fold logits -> final predictions, and the table of who is right how often."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import RenderableType
+
+from fercache import durable
+from fercache.config import StackConfig
+from fercache.errors import InputError
+from fercache.logits import LogitBook
+from fercache.stack import columns, kept, nested, predictions, report
+from fercache.stack.table import table as _table
+
+__all__ = ["StackResult", "run", "speak", "table", "write"]
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Raised whenever the code changes what a stack run gives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackResult:
+    """What a stack run found.
+
+    Attributes
+    ----------
+    units : (R, C) int32, the final column's probabilities in millionths.
+    report : the metrics, as they stand in ``preds.metrics.json``.
+    folder : where the run lies in the cache.
+    cached : whether an earlier run was found.
+    """
+
+    book: LogitBook
+    units: NDArray[np.int32]
+    report: dict[str, Any]
+    folder: Path
+    cached: bool
+    seconds: float
+
+    @property
+    def final(self) -> str:
+        """The column that the predictions are."""
+        return kept.final_column(self.report)
+
+
+def run(book: LogitBook, config: StackConfig, folder: Path) -> StackResult:
+    """Return the predictions of every column for a book; a run that was done before is not done again.
+
+    Parameters
+    ----------
+    folder : where stack runs are kept (``cache/stack``).
+
+    Raises
+    ------
+    InputError
+        The book has no out-of-fold rows, or the final column that was asked for is not there.
+    """
+    started = time.monotonic()
+    if not ((book.spread(book.fold) >= 0) & (book.label >= 0)).any():
+        raise InputError("the book has no labelled out-of-fold rows to learn from", where=book.dataset,
+                         hint="run `fercache train-heads` on a data set with labels")
+    print_ = config.fingerprint(book=kept.digest(book), format=FORMAT)
+    home = folder / book.dataset / print_[:12]
+    with durable.lock(home.with_suffix(".lock"), wait=True):
+        found = kept.load(home, (len(book.label), len(book.classes)))
+        units, said = found or _compute(book, config, home, print_)
+    log.info("stack %s: %s (%.0f s)", print_[:12], "nothing to do, done before" if found else "computed",
+             time.monotonic() - started)
+    return StackResult(book=book, units=units, report=said, folder=home, cached=found is not None,
+                       seconds=time.monotonic() - started)
+
+
+def _compute(book: LogitBook, config: StackConfig, home: Path,
+             print_: str) -> tuple[NDArray[np.int32], dict[str, Any]]:
+    """Return the final predictions and the metrics, and keep them."""
+    learnt = nested.run(book, config)
+    held = columns.gather(book, learnt)
+    final = columns.choose(book, held, config.final)
+    units = columns.millionths(held[final.column])
+    said = {**report.build(book, config, learnt, held, final), "fingerprint": print_}
+    kept.save(home, units, learnt.members, said)
+    return units, said
+
+
+def write(result: StackResult, out: Path) -> list[Path]:
+    """Put the predictions at `out` (.csv, .csv.gz, .parquet) and the metrics beside it; return both paths.
+
+    Raises
+    ------
+    InputError
+        Another ending, or nothing can be written there.
+    MissingExtra
+        A .parquet is asked for and pyarrow is not installed.
+    """
+    beside = predictions.metrics_path(out)
+    predictions.write(result.book, result.units, out)
+    durable.write_json(beside, result.report)
+    return [out, beside]
+
+
+def table(result: StackResult) -> RenderableType:
+    """Return the scores of every column, to be printed by rich; it fits 80 columns."""
+    return _table(result.report)
+
+
+def speak(folder: Path, book: LogitBook) -> NDArray[np.int32]:
+    """Return what the final column of the run in `folder` says of a book of new trials, ``(R, C)`` in millionths.
+
+    Raises
+    ------
+    StoreError
+        The run's models are not there or damaged.
+    """
+    final = kept.final_column(durable.read_json(folder / kept.METRICS))
+    learnt = nested.Nested(members={}, columns={})
+    if final in nested.LEARNT:
+        learnt = nested.speak(book, kept.load_member(folder))
+    return columns.millionths(columns.gather(book, learnt)[final])

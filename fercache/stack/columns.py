@@ -1,0 +1,89 @@
+"""Every column of the table: each head, their plain mean, and what was learnt; and which one is final."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fercache import metrics
+from fercache.errors import InputError
+from fercache.folds import MIN_GROUPS_TO_CHOOSE
+from fercache.logits import LogitBook
+from fercache.stack.base import softmax
+from fercache.stack.features import ClipView
+from fercache.stack.nested import Nested, Shares
+
+WHAT = {"mean": "plain mean of the heads' probabilities",
+        "smooth": "the heads' mean log-probability, smoothed over time, with one scale and one bias a class",
+        "logistic": "logistic regression on the stacker's features",
+        "stack": "LightGBM on the stacker's features, beginning at the column `smooth`"}
+GAP_POLICY = ("a frame without a face has what its column says at the nearest frame in time with a face (the earlier "
+              "of two); a clip without any face has what the heads say of it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Final:
+    """The column that preds.csv holds, and why."""
+
+    column: str
+    why: str
+
+
+def gather(book: LogitBook, nested: Nested) -> dict[str, Shares]:
+    """Return column -> probabilities, ``(R, C)`` float32, of every row of the book."""
+    filled = _filled_from(book)
+    heads = {head: softmax(book.logits[head][filled]).astype(np.float32) for head in book.heads}
+    mean = sum(heads.values(), np.zeros((len(filled), len(book.classes)), np.float32)) / len(heads)
+    return {**heads, "mean": np.asarray(mean, np.float32), **nested.columns}
+
+
+def _filled_from(book: LogitBook) -> NDArray[np.int64]:
+    """Return the row that speaks for each row, ``(R,)``."""
+    source = np.arange(len(book.label))
+    for trial in np.flatnonzero(np.diff(book.offsets)).tolist():
+        rows = book.rows(trial)
+        if not book.valid[rows].all():
+            source[rows] = rows.start + ClipView.of(book, trial).filled.row
+    return source
+
+
+def choose(book: LogitBook, columns: dict[str, Shares], wanted: str) -> Final:
+    """Return the final column: the one that was asked for, or the one that scored best out of fold.
+
+    Raises
+    ------
+    InputError
+        The column that was asked for is not there.
+    """
+    if wanted != "auto":
+        if wanted not in columns:
+            raise InputError(f"no column {wanted!r} to be final", where="stack",
+                             hint=f"this book gives {', '.join(columns)}")
+        return Final(column=wanted, why="asked for")
+    held = (book.spread(book.fold) >= 0) & (book.label >= 0)
+    groups = len({g for g, f in zip(book.group, book.fold, strict=True) if f >= 0})
+    if book.epochs_fixed or groups < MIN_GROUPS_TO_CHOOSE:
+        return Final(column="mean", why=f"{groups} groups: with fewer than {MIN_GROUPS_TO_CHOOSE} nothing is chosen "
+                                        "by score, and the plain mean is final")
+    figure = metrics.official(book.metric)
+    scores = {name: float(figure(metrics.confusion(book.label[held], said[held].argmax(1), len(book.classes))))
+              for name, said in columns.items()}
+    best = max(scores, key=lambda name: scores[name])
+    return Final(column=best, why=f"best {book.metric} out of fold ({scores[best]:.4f}) on the training groups")
+
+
+def millionths(probabilities: Shares) -> NDArray[np.int32]:
+    """Return probabilities, ``(R, C)``, in millionths that sum to a million in each row.
+
+    Notes
+    -----
+    Largest remainder: what is lost by rounding down goes to the classes that lost most, so that six decimals sum to 1.
+    """
+    exact = probabilities.astype(float)
+    exact *= 1e6 / exact.sum(1, keepdims=True)
+    units = np.floor(exact).astype(np.int32)
+    missing = 1_000_000 - units.sum(1)
+    rank = np.argsort(np.argsort(units - exact, axis=1, kind="stable"), axis=1, kind="stable")
+    return np.asarray(units + (rank < missing[:, None]), np.int32)

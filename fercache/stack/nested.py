@@ -1,0 +1,134 @@
+"""Every stacker row out of fold: who learns from which folds, and who speaks of which trial.
+
+Notes
+-----
+The model of fold k learns from the out-of-fold rows of the other folds and speaks of fold k; one model that learns
+from all folds speaks of trials that no fold holds out. What is chosen by score (the width of the base, the number of
+trees) is chosen on the rows of the other folds too. So no label of a fold has a say in what is said of that fold, but
+through the heads that gave the other folds' rows, which is what stacking is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fercache.config import StackConfig
+from fercache.logits import LogitBook
+from fercache.progress import Meter, meter
+from fercache.stack import base, boost, features, linear
+from fercache.stack.base import Base, softmax
+from fercache.stack.boost import Trees
+from fercache.stack.features import ClipView
+from fercache.stack.linear import Linear
+from fercache.stack.sample import Sample, draw
+
+Shares = NDArray[np.float32]
+
+ROWS_A_CALL = 65_536
+LEARNT = ("smooth", "logistic", "stack")
+"""The columns that are learnt, in rising order of what they may do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """What was learnt without one fold (-1: from all folds), and from how many groups and rows."""
+
+    fold: int
+    groups: int
+    rows: int
+    base: Base
+    trees: Trees
+    linear: Linear
+
+    def json(self) -> dict[str, Any]:
+        """Return what was chosen, as a JSON value."""
+        return {"fold": self.fold, "groups": self.groups, "rows": self.rows, "width_s": self.base.width_s,
+                "scale": self.base.scale, "bias": list(self.base.bias), "rounds": self.trees.rounds,
+                "watched_groups": self.trees.watched}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nested:
+    """The members, by fold, and what they say of every row: column -> probabilities, ``(R, C)`` float32.
+
+    Both are empty where a fold leaves nothing to learn from.
+    """
+
+    members: dict[int, Member]
+    columns: dict[str, Shares]
+
+
+def run(book: LogitBook, config: StackConfig) -> Nested:
+    """Return what the stackers say of every row of the book."""
+    k = int(book.fold.max()) + 1
+    with meter("stack", 2 * len(book.trials) + k + 1, "steps") as bar:
+        sample = draw(book, bar)
+        if not all(len(sample.without(fold).rows) for fold in range(max(k, 1))):
+            return Nested(members={}, columns={})
+        members = {fold: _member(book, sample.without(fold), fold, config, bar) for fold in [*range(k), -1]}
+        return Nested(members=members, columns=_Spoken(book, members, config.threads, bar).columns())
+
+
+def speak(book: LogitBook, member: Member) -> Nested:
+    """Return what a member says of every row of a book that no fold holds out."""
+    with meter("stack", len(book.trials), "trials") as bar:
+        members = {member.fold: member}
+        return Nested(members=members, columns=_Spoken(book, members, 0, bar).columns())
+
+
+def _member(book: LogitBook, sample: Sample, fold: int, config: StackConfig, bar: Meter) -> Member:
+    """Return what is learnt from a sample."""
+    bar.note("without fold " + str(fold) if fold >= 0 else "all folds")
+    chosen = base.choose(sample, book.heads, book.classes, book.metric)
+    start = chosen.start(sample.x, book.heads, book.classes)
+    member = Member(fold=fold, groups=len(np.unique(sample.group)), rows=len(sample.rows), base=chosen,
+                    trees=boost.fit(sample, start, config.seed, config.threads), linear=linear.fit(sample))
+    bar.advance()
+    return member
+
+
+class _Spoken:
+    """What the members say of each row of the book: the model of a fold of its trials, that of all folds of the rest.
+
+    Attributes
+    ----------
+    start, correction, logistic : (R, C) float32, filled in the gaps from the nearest frame with a face.
+    """
+
+    def __init__(self, book: LogitBook, members: dict[int, Member], threads: int, bar: Meter) -> None:
+        self.book = book
+        shape = (len(book.label), len(book.classes))
+        self.start, self.correction, self.logistic = (np.zeros(shape, np.float32) for _ in range(3))
+        for fold, member in members.items():
+            waiting: list[tuple[int, ClipView, Shares]] = []
+            for trial in np.flatnonzero((book.fold == fold) & (np.diff(book.offsets) > 0)).tolist():
+                view = ClipView.of(book, trial)
+                waiting.append((trial, view, features.build(view)))
+                if sum(len(x) for _, _, x in waiting) >= ROWS_A_CALL:
+                    self._say(member, waiting, threads)
+                    waiting = []
+                bar.advance()
+            self._say(member, waiting, threads)
+
+    def _say(self, member: Member, waiting: Sequence[tuple[int, ClipView, Shares]], threads: int) -> None:
+        """Fill the rows of some trials; many at once, since a call of LightGBM has its price."""
+        if not waiting:
+            return
+        x = np.concatenate([one for _, _, one in waiting])
+        said: dict[str, NDArray[Any]] = {"start": member.base.start(x, self.book.heads, self.book.classes),
+                "correction": member.trees.correction(x, threads), "logistic": member.linear.logits(x)}
+        ends = np.cumsum([len(one) for _, _, one in waiting])
+        for (trial, view, one), end in zip(waiting, ends.tolist(), strict=True):
+            for name, values in said.items():
+                mine = values[end - len(one):end].astype(np.float32)
+                getattr(self, name)[self.book.rows(trial)] = view.spread_to_gaps(mine)
+
+    def columns(self) -> dict[str, Shares]:
+        """Return the probabilities of the columns that are learnt."""
+        logits = {"smooth": self.start, "logistic": self.logistic, "stack": self.start + self.correction}
+        return {name: softmax(logits[name]).astype(np.float32) for name in LEARNT}

@@ -1,0 +1,22 @@
+"""The embedding store: every frame's features, in Zarr, clip by clip; a clip is complete or absent.
+
+On disk
+-------
+``<name>.zarr/zarr.json``: the root group, its settings, taps and fingerprint.
+``<name>.zarr/<clip>/<tap>/c.0.0``: chunks of up to 256 rows, plain little-endian numbers.
+``<name>.zarr/<clip>/zarr.json``: the clip's group, whose attributes are the commit mark; written last.
+``<name>.work/``: journals of clips on their way, claims of live writers.
+"""
+
+from __future__ import annotations
+
+from fercache.store.check import Fault
+from fercache.store.clip import Clip, Tap
+from fercache.store.core import EmbeddingStore, claimed, work_folder
+from fercache.store.files import Size
+from fercache.store.layout import CHUNK, CLOCK, CLOCK_NAME, SEGMENT
+from fercache.store.mark import ArrayMark, Mark, same_source
+from fercache.store.writer import ClipWriter
+
+__all__ = ["CHUNK", "CLOCK", "CLOCK_NAME", "SEGMENT", "ArrayMark", "Clip", "ClipWriter", "EmbeddingStore", "Fault",
+           "Mark", "Size", "Tap", "claimed", "same_source", "work_folder"]

@@ -1,0 +1,156 @@
+"""Reading one clip: arrays that are whole, or an error; never zeros for what is missing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fercache.errors import InputError, NotInStore
+from fercache.store.files import LocalFiles
+from fercache.store.layout import CLOCK, CLOCK_NAME
+from fercache.store.mark import Mark, damaged
+from fercache.store.names import encode
+
+
+class Tap:
+    """One array of a clip, ``(T, ...)``: index it like NumPy, whose arrays it returns.
+
+    Notes
+    -----
+    Reads the chunks' files straight into memory: past Zarr's own cost of about a millisecond a chunk, and past its
+    rule that a missing chunk is the fill value. `zarr` is the same array for tools that want one.
+    """
+
+    def __init__(self, files: LocalFiles, key: str, mark: Mark, name: str) -> None:
+        self.files, self.key = files, key
+        self.grid = mark.arrays[name].grid
+        self.shape, self.ndim = self.grid.shape, len(self.grid.shape)
+        self.dtype = np.dtype(self.grid.dtype)
+        self._checked = False
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"<Tap {self.key} {self.shape} {self.dtype}>"
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return what NumPy would return for the whole array; of the files only the rows asked for are read."""
+        first, rest = (index[0], index[1:]) if isinstance(index, tuple) and index else (index, ())
+        if isinstance(first, int | np.integer):
+            row = range(len(self))[int(first)]
+            return self.rows(row, row + 1)[(0, *rest)]
+        if isinstance(first, slice):
+            wanted = range(len(self))[first]
+            low, high = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
+            return self.rows(low, high)[(slice(None, None, wanted.step), *rest)]
+        return self.rows(0, len(self))[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        whole = self.rows(0, len(self))
+        return whole if dtype is None else whole.astype(dtype)
+
+    def rows(self, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return rows `start` to `stop`, in `out` or as a new array.
+
+        Raises
+        ------
+        StoreError
+            A chunk's file is missing or torn.
+        InputError
+            `out` has another shape or type.
+        """
+        if not self._checked:
+            self.check()
+        shape = (max(stop - start, 0), *self.shape[1:])
+        if out is not None and (out.shape != shape or out.dtype != self.dtype):
+            raise InputError(f"{out.dtype} {out.shape} cannot take {self.dtype} {shape}", where=self.key)
+        direct = out is not None and out.flags.c_contiguous and out.dtype.isnative and sys.byteorder == "little"
+        made = out if out is not None and direct else np.empty(shape, self.dtype.newbyteorder("<"))
+        self._fill(made.reshape(-1).view(np.uint8).data, start, stop)
+        if out is None or direct:
+            return made
+        out[...] = made
+        return out
+
+    def _fill(self, view: memoryview, start: int, stop: int) -> None:
+        """Read rows `start` to `stop` into `view`."""
+        size, grid = self.grid.row_bytes, self.grid
+        parts = []
+        for chunk in range(start // grid.rows, -(-stop // grid.rows) if stop > start else start // grid.rows):
+            low, high = max(start, chunk * grid.rows), min(stop, (chunk + 1) * grid.rows)
+            parts.append((f"{self.key}/{grid.file(chunk)}", view[(low - start) * size:(high - start) * size],
+                          (low - chunk * grid.rows) * size))
+        failed = self.files.fill_all(parts)
+        if failed is not None:
+            raise damaged("a chunk is missing or torn", f"{self.files.root}/{failed}")
+
+    def check(self) -> None:
+        """Refuse an array of which a chunk's file is missing or has another length.
+
+        Raises
+        ------
+        StoreError
+            Where that is so.
+        """
+        sizes = self.files.sizes(self.key)
+        for key in self.grid.files():
+            if sizes.get(key) != self.grid.chunk_bytes:
+                raise damaged("a chunk is missing or torn", f"{self.files.root}/{self.key}/{key}")
+        self._checked = True
+
+    @property
+    def zarr(self) -> Any:
+        """The array as Zarr opens it, read-only, after `check`."""
+        import zarr  # half a second, for those who want Zarr's own array
+
+        self.check()
+        return zarr.open_array(self.files.root / self.key, mode="r")
+
+
+class Clip(Mapping[str, Tap]):
+    """One committed clip: tap -> array.
+
+    Attributes
+    ----------
+    name : of the clip.
+    frames : T.
+    mark : what was committed.
+    """
+
+    def __init__(self, files: LocalFiles, mark: Mark) -> None:
+        self.files, self.mark = files, mark
+        self.name, self.frames = mark.clip, mark.frames
+
+    def __repr__(self) -> str:
+        return f"<Clip {self.name!r}: {self.frames} frames of {', '.join(self)}>"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self.mark.arrays.keys() - {CLOCK_NAME}))
+
+    def __len__(self) -> int:
+        return len(self.mark.arrays) - 1
+
+    def __getitem__(self, tap: str) -> Tap:
+        if tap not in self.mark.arrays:
+            raise NotInStore(f"no tap {tap!r}", where=self.name, hint=f"it has {', '.join(self)}")
+        return Tap(self.files, f"{encode(self.name)}/{encode(tap)}", self.mark, tap)
+
+    @property
+    def clock(self) -> NDArray[np.void]:
+        """The clock, ``(T,)`` with named columns: ``clip.clock["time_s"]`` is ``(T,) float64``."""
+        rows = self[CLOCK_NAME].rows(0, self.frames)
+        return rows.view([(name, "<f8") for name in CLOCK])[:, 0]
+
+    def read(self, tap: str, out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
+        """Return the whole of a tap, ``(T, ...) float16``, at the rate of the disk.
+
+        Parameters
+        ----------
+        out : where to put it, of the same shape, instead of a new array; without gaps it is read into directly.
+        """
+        return self[tap].rows(0, self.frames, out)

@@ -1,0 +1,103 @@
+"""Weights of the face CNN: known by name and pulled once, or a file of the user's; kept as safetensors."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from fercache import durable
+from fercache.errors import WeightsError
+from fercache.weights.files import ONNX, Weights, file_sha256, keep, kept, tensors
+from fercache.weights.known import KNOWN, Known
+from fercache.weights.own import resolve_own
+
+__all__ = ["KNOWN", "ONNX", "Known", "Row", "Weights", "ensure", "file_sha256", "listing", "pull", "resolve", "tensors"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of `fercache weights list`; `path` and `sha256` are None where the weights are not there yet."""
+
+    name: str
+    source: str
+    terms: str
+    download_mb: int
+    path: Path | None = None
+    sha256: str | None = None
+
+
+def resolve(name: str, folder: Path) -> Weights:
+    """Return the weights called `name`, which are there; nothing is downloaded.
+
+    Parameters
+    ----------
+    name : a name of KNOWN, the path of a .safetensors, .pt or .pth file, or ``onnx:PATH``.
+    folder : where weights are kept; a file of the user's is converted into it once.
+
+    Raises
+    ------
+    WeightsError
+        They are not there, or are not weights of this CNN.
+
+    Notes
+    -----
+    Weights that were kept before are found by a small JSON file, checked against the file's size, without torch.
+    Their tensors are checked against the hash whenever they are loaded.
+    """
+    if name not in KNOWN:
+        return resolve_own(name, folder, tuple(KNOWN))
+    found = kept(name, folder)
+    if found is None:
+        raise WeightsError(f"the weights {name} are not there", where=folder,
+                           hint=f"run `fercache weights pull {name}` (downloads {KNOWN[name].download_mb} MB)")
+    return found
+
+
+def ensure(name: str, folder: Path) -> Weights:
+    """Return the weights called `name`; known ones that are not there yet are pulled.
+
+    Raises
+    ------
+    WeightsError
+        As `resolve` and `pull`.
+    """
+    return pull(name, folder) if name in KNOWN else resolve(name, folder)
+
+
+def pull(name: str, folder: Path) -> Weights:
+    """Return the known weights called `name`, downloaded and converted unless they are there.
+
+    Raises
+    ------
+    WeightsError
+        Unknown name; or the download was refused, cut off or altered, and nothing was left behind.
+    InputError
+        The folder cannot be written.
+
+    Notes
+    -----
+    Of two processes that pull at once, one downloads and the other waits for it.
+    """
+    if name not in KNOWN:
+        raise WeightsError(f"no weights to pull are called {name!r}", hint=f"known are {', '.join(KNOWN)}")
+    found = kept(name, folder)
+    if found is not None:
+        return found
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(durable.lock(folder / f".{name}.lock", wait=True))
+        except OSError as error:
+            raise durable.not_writable(folder, error) from error
+        known = KNOWN[name]
+        return kept(name, folder) or keep(name, known.make(folder), folder, source=known.source, terms=known.terms)
+
+
+def listing(folder: Path) -> list[Row]:
+    """Return a row for each of KNOWN: what it is, whether it is there, what it would cost to pull."""
+    rows = []
+    for name, known in KNOWN.items():
+        found = kept(name, folder)
+        rows.append(Row(name=name, source=known.source, terms=known.terms, download_mb=known.download_mb,
+                        path=found.path if found else None, sha256=found.sha256 if found else None))
+    return rows

@@ -1,0 +1,195 @@
+"""Write, preload and window reads of the store beside a raw .npy memory map and HDF5, in one run.
+
+    python tests/bench/bench_store.py [--frames 20000] [--width 2688] [--clips 20] [--windows 500] [--folder DIR]
+
+The stated volume is ``--frames 280000`` (1.5 GB, three times over), or ``--frames 2800000 --width 512``.
+``--frames 146000 --clips 2000`` tells what short clips cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from fercache.store import CHUNK, CLOCK, SEGMENT, EmbeddingStore
+
+WINDOW = 64
+CNN_FPS = 100
+"""Frames a second of the CNN on two CPU cores, in round numbers: what writing must not hold up."""
+MB = 1e6
+
+
+@dataclass
+class Bench:
+    """One volume of float16 features, written and read three ways."""
+
+    folder: Path
+    frames: int
+    width: int
+    clips: int
+    windows: int
+    lengths: list[int] = field(init=False)
+    x: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        self.lengths = [self.frames // self.clips + (i < self.frames % self.clips) for i in range(self.clips)]
+        self.block = np.random.default_rng(0).normal(size=(SEGMENT, self.width)).astype(np.float16)
+        rng = np.random.default_rng(1)
+        picked = rng.integers(self.clips, size=self.windows)
+        self.starts = [(int(c), int(rng.integers(max(self.lengths[c] - WINDOW, 0) + 1))) for c in picked]
+        self.store, self.npy, self.h5 = (self.folder / name for name in ("bench.zarr", "bench.npy", "bench.h5"))
+
+    def segments(self, length: int) -> list[tuple[int, int]]:
+        return [(start, min(start + SEGMENT, length)) for start in range(0, length, SEGMENT)]
+
+    def write_store(self) -> None:
+        store = EmbeddingStore.create(self.store, {"bench": 1}, {"block8": (self.width,)})
+        for i, length in enumerate(self.lengths):
+            with store.writer(str(i), source={"size": i}, provenance={}) as writer:
+                assert writer is not None
+                writer.set_clock(np.zeros((length, len(CLOCK))))
+                for start, stop in self.segments(length):
+                    writer.write(start, {"block8": self.block[:stop - start]})
+                writer.commit()
+
+    def write_h5(self, every_segment: bool) -> None:
+        with h5py.File(self.h5, "w") as file:
+            for i, length in enumerate(self.lengths):
+                data = file.create_dataset(str(i), (length, self.width), "<f2", chunks=(min(length, CHUNK), self.width))
+                for start, stop in self.segments(length):
+                    data[start:stop] = self.block[:stop - start]
+                    if every_segment:
+                        file.flush()
+                        sync(self.h5)
+        sync(self.h5)
+
+    def write_npy(self) -> None:
+        data = np.lib.format.open_memmap(self.npy, "w+", np.float16, (self.frames, self.width))
+        row = 0
+        for length in self.lengths:
+            for start, stop in self.segments(length):
+                data[row + start:row + stop] = self.block[:stop - start]
+            row += length
+        data.flush()
+        sync(self.npy)
+
+    def preload_store(self) -> None:
+        store, x = EmbeddingStore.open(self.store), self.space()
+        for i, (row, length) in enumerate(zip(self.offsets(), self.lengths, strict=True)):
+            store[str(i)].read("block8", out=x[row:row + length])
+
+    def preload_h5(self) -> None:
+        x = self.space()
+        with h5py.File(self.h5) as file:
+            for i, (row, length) in enumerate(zip(self.offsets(), self.lengths, strict=True)):
+                file[str(i)].read_direct(x, dest_sel=np.s_[row:row + length])
+
+    def preload_npy(self) -> None:
+        self.space()[:] = np.load(self.npy, mmap_mode="r")
+
+    def windows_store(self) -> None:
+        store = EmbeddingStore.open(self.store)
+        taps = [store[str(i)]["block8"] for i in range(self.clips)]
+        for clip, start in self.starts:
+            taps[clip][start:start + WINDOW]
+
+    def windows_h5(self) -> None:
+        with h5py.File(self.h5) as file:
+            sets = [file[str(i)] for i in range(self.clips)]
+            for clip, start in self.starts:
+                sets[clip][start:start + WINDOW]
+
+    def windows_npy(self) -> None:
+        data, offsets = np.load(self.npy, mmap_mode="r"), self.offsets()
+        for clip, start in self.starts:
+            np.array(data[offsets[clip] + start:offsets[clip] + start + WINDOW])
+
+    def offsets(self) -> list[int]:
+        return np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(int).tolist()
+
+    def space(self) -> np.ndarray:
+        """Return memory that the kernel has handed out already: page faults are no matter of the format."""
+        if self.x is None:
+            self.x = np.ones((self.frames, self.width), np.float16)
+        return self.x
+
+    def cold(self) -> None:
+        """Drop the files' pages from memory, as far as the kernel lets a user do it."""
+        for path in [self.npy, self.h5, *(p for p in self.store.rglob("*") if p.is_file())]:
+            handle = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+
+
+def sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def seconds(work: Callable[[], object], times: int = 1, before: Callable[[], object] = lambda: None) -> float:
+    """Return the median time of some runs; `before` is not counted."""
+    found = []
+    for _ in range(times):
+        before()
+        started = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - started)
+    return statistics.median(found)
+
+
+def line(title: str, took: dict[str, float], amount: float, unit: str, against: str) -> None:
+    rates = "  ".join(f"{name} {amount / s:9.0f} {unit}" for name, s in took.items())
+    print(f"{title:14s} {rates}   store / {against} = {took[against] / took['store']:.2f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name, default in (("frames", 20_000), ("width", 2688), ("clips", 20), ("windows", 500)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--folder", type=Path, default=None, help="a folder on the disk to measure")
+    chosen = parser.parse_args()
+    amount = chosen.frames * chosen.width * 2
+    folder = Path(tempfile.mkdtemp(prefix="fercache-bench-", dir=chosen.folder))
+    try:
+        if shutil.disk_usage(folder).free < 4 * amount:
+            parser.error(f"{4 * amount / MB:.0f} MB must be free in {folder}: choose --folder or fewer --frames")
+        measure(Bench(folder, chosen.frames, chosen.width, chosen.clips, chosen.windows), amount)
+    finally:
+        shutil.rmtree(folder)
+
+
+def measure(bench: Bench, amount: int) -> None:
+    print(f"{bench.frames} x {bench.width} float16 in {bench.clips} clips: {amount / MB:.0f} MB")
+    took = {"store": seconds(bench.write_store), "h5py": seconds(lambda: bench.write_h5(every_segment=True))}
+    took["h5py, one fsync"] = seconds(lambda: bench.write_h5(every_segment=False))
+    took["npy"] = seconds(bench.write_npy)
+    line("write", took, amount / MB, "MB/s", "h5py")
+    line("", took, amount / MB, "MB/s", "h5py, one fsync")
+    rate = bench.frames / took["store"]
+    print(f"{'':14s} store {rate:.0f} frames/s = {rate / CNN_FPS:.0f} times the CNN's {CNN_FPS} frames/s")
+    bench.space()
+    ways = {"store": bench.preload_store, "npy": bench.preload_npy, "h5py": bench.preload_h5}
+    for title, before, times in (("preload, warm", lambda: None, 5), ("preload, cold", bench.cold, 1)):
+        line(title, {name: seconds(way, times, before) for name, way in ways.items()}, amount / MB,
+             "MB/s", "npy")
+    reads = {"store": bench.windows_store, "npy": bench.windows_npy, "h5py": bench.windows_h5}
+    line(f"windows of {WINDOW}", {name: seconds(way, 3) for name, way in reads.items()}, bench.windows, "/s", "npy")
+    size = EmbeddingStore.open(bench.store).size()
+    print(f"on disk        store {size.bytes / MB:.1f} MB in {size.files} files ({size.files / bench.clips:.1f} a "
+          f"clip, {size.bytes / amount:.3f} of the data)   npy {bench.npy.stat().st_size / MB:.1f} MB   "
+          f"h5py {bench.h5.stat().st_size / MB:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""What tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fercache import demo, media
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run the stated volumes too (make test-full)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--full"):
+        for item in items:
+            if item.get_closest_marker("full"):
+                item.add_marker(pytest.mark.skip(reason="the stated volume: make test-full runs it"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data and tools beside the checkout."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip("no ../shared beside this checkout (real data for development; never needed by users)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache() -> Path:
+    """The checkout's own cache folder, where weights are kept from one test run to the next."""
+    return ROOT / "cache"
+
+
+@pytest.fixture(scope="session")
+def face_frames(cache: Path) -> list[NDArray[np.uint8]]:
+    """Twelve upright frames, (360, 640, 3), with one real face, out of a clip of the demo."""
+    clips = demo.fetch(cache / "clips")
+    source = media.open_source(clips / "single_face.mp4", "video")
+    return [frame.image for frame in source.pick(range(0, 60, 5)) if frame.image is not None]

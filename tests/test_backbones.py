@@ -1,0 +1,170 @@
+"""The face CNN: equal to facenet-pytorch's own, tap for tap; batches, threads, precision; another net as ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fercache import weights
+from fercache.backbones import BLOCKS, Backbone, resolve_device, shapes_of, tap_shapes, use_threads
+from fercache.backbones.inception import load
+from fercache.errors import InputError, WeightsError
+
+TAPS = ("embedding", *(block + form for block in BLOCKS for form in ("", "-3x3", "-map")))
+
+
+@pytest.fixture(scope="module")
+def casia(cache: Path) -> weights.Weights:
+    return weights.ensure("casia-webface", cache / "weights")
+
+
+@pytest.fixture(scope="module")
+def crops() -> np.ndarray:
+    """Smooth pictures: noise of few pixels, enlarged."""
+    small = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    return small.repeat(20, axis=1).repeat(20, axis=2)
+
+
+@pytest.fixture(scope="module")
+def eager(casia: weights.Weights, crops: np.ndarray) -> dict[str, np.ndarray]:
+    """Every tap as facenet-pytorch's net gives it, run eagerly in float32, seen through hooks."""
+    net, seen = load(casia), {}
+    for block in BLOCKS:
+        getattr(net, block).register_forward_hook(lambda _, __, out, block=block: seen.__setitem__(block, out))
+    with torch.no_grad():
+        embedding = net((torch.from_numpy(crops.transpose(0, 3, 1, 2).copy()).float() - 127.5) / 128)
+    found = {"embedding": embedding}
+    for block, value in seen.items():
+        found |= {block: value.mean((2, 3)), f"{block}-map": value,
+                  f"{block}-3x3": torch.nn.functional.adaptive_avg_pool2d(value, 3)}
+    return {tap: value.numpy() for tap, value in found.items()}
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the smallest cosine between rows of `a` and `b`."""
+    a, b = (v.reshape(len(v), -1).astype(np.float64) for v in (a, b))
+    return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
+
+
+def test_every_tap_is_facenet_pytorchs(casia: weights.Weights, crops: np.ndarray, eager: dict) -> None:
+    backbone = Backbone.load(casia, TAPS, batch=4)
+    exact, stored = backbone.embed32(crops), backbone.embed(crops)
+    assert list(exact) == list(TAPS)
+    for tap, shape in tap_shapes(TAPS).items():
+        assert exact[tap].shape == stored[tap].shape == (len(crops), *shape)
+        assert exact[tap].dtype == np.float32 and stored[tap].dtype == np.float16
+        assert cosine(exact[tap], eager[tap]) >= 0.99999, tap
+        np.testing.assert_allclose(exact[tap], eager[tap], atol=1e-4 * np.abs(eager[tap]).max())
+        np.testing.assert_array_equal(stored[tap], exact[tap].astype(np.float16))
+    np.testing.assert_allclose(np.linalg.norm(exact["embedding"], axis=1), 1, rtol=1e-5)
+
+
+def test_bits_do_not_depend_on_the_batch_or_the_threads(casia: weights.Weights, crops: np.ndarray) -> None:
+    backbone = Backbone.load(casia, ["repeat_1", "mixed_6a-3x3"], batch=4)
+    before = torch.get_num_threads()
+    try:
+        use_threads(1)
+        alone = [backbone.embed32(crops[i:i + 1]) for i in range(len(crops))]
+        use_threads(2)
+        together = backbone.embed32(crops)
+        assert torch.get_num_threads() == 2
+    finally:
+        use_threads(before)
+    for tap, value in together.items():
+        np.testing.assert_array_equal(value, np.concatenate([one[tap] for one in alone]))
+
+
+def test_net_is_run_only_as_deep_as_needed(casia: weights.Weights) -> None:
+    assert [len(Backbone.load(casia, [tap]).net.steps) for tap in ("conv2d_4b", "repeat_2", "embedding")] == [7, 10, 13]
+
+
+def test_no_crop_gives_no_rows(casia: weights.Weights) -> None:
+    found = Backbone.load(casia, ["conv2d_4b"]).embed(np.empty((0, 160, 160, 3), np.uint8))
+    assert found["conv2d_4b"].shape == (0, 256)
+
+
+@pytest.mark.parametrize(("precision", "least"), [("bf16", 0.999), ("fp16", 0.9999)])
+def test_half_precision_is_close(casia: weights.Weights, crops: np.ndarray, eager: dict, precision: str,
+                                 least: float) -> None:
+    found = Backbone.load(casia, ["repeat_1-3x3"], precision=precision, batch=4).embed32(crops[:2])
+    assert cosine(found["repeat_1-3x3"], eager["repeat_1-3x3"][:2]) >= least
+    assert not np.array_equal(found["repeat_1-3x3"], eager["repeat_1-3x3"][:2])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "least"), [("float32", 0.9999), ("bf16", 0.999), ("fp16", 0.9999)])
+def test_cuda_is_close(casia: weights.Weights, crops: np.ndarray, eager: dict, precision: str, least: float) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    found = Backbone.load(casia, TAPS, precision=precision, device="cuda").embed32(crops)
+    assert min(cosine(found[tap], eager[tap]) for tap in TAPS) >= least
+
+
+@pytest.mark.parametrize("taps", [["block9"], ["block8-2x2"], ["block8-"], ["embedding-map"], [], ["block8", "block8"]])
+def test_unknown_taps_list_the_known(taps: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        tap_shapes(taps)
+    assert "block8" in caught.value.hint and "embedding" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "cuda:x", "mps"])
+def test_devices_that_are_not_there(name: str) -> None:
+    with pytest.raises(InputError):
+        resolve_device(name)
+
+
+def test_auto_device_is_there() -> None:
+    assert resolve_device("auto") in ("cpu", "cuda:0") and resolve_device("cpu") == "cpu"
+
+
+def onnx_model(path: Path, shape: list[object], *, last: bool = False) -> np.ndarray:
+    """Write a net of one convolution with outputs `map` (4-D) and `vector`; return its kernel (4, 3, 16, 16)."""
+    onnx = pytest.importorskip("onnx", reason="the extra `onnx` and the package onnx are not installed")
+    pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+    kernel = np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32)
+    make = onnx.helper.make_node
+    nodes = [make("Conv", ["nchw" if last else "x", "k"], ["map"], strides=[16, 16]),
+             make("GlobalAveragePool", ["map"], ["mean"]), make("Flatten", ["mean"], ["vector"])]
+    if last:
+        nodes.insert(0, make("Transpose", ["x"], ["nchw"], perm=[0, 3, 1, 2]))
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(nodes, "net", [info("x", 1, shape)], [info("map", 1, None), info("vector", 1, None)],
+                                   [onnx.numpy_helper.from_array(kernel, "k")])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+    return kernel
+
+
+@pytest.mark.parametrize(("shape", "last"), [
+    (["n", 3, 160, 160], False), ([2, 3, "h", "w"], False), (["n", 160, 160, 3], True)], ids=["free", "fixed", "last"])
+def test_onnx_outputs_are_taps(shape: list[object], last: bool, crops: np.ndarray, tmp_path: Path) -> None:
+    kernel = onnx_model(tmp_path / "net.onnx", shape, last=last)
+    source = weights.resolve(f"onnx:{tmp_path / 'net.onnx'}", tmp_path)
+    assert shapes_of(source, ["vector", "map"]) == {"vector": (4,), "map": (4,)}
+    found = Backbone.load(source, ["vector", "map"], batch=3).embed32(crops)
+    pixels = torch.from_numpy(((crops.transpose(0, 3, 1, 2) - 127.5) / 128).astype(np.float32))
+    expected = torch.nn.functional.conv2d(pixels, torch.from_numpy(kernel), stride=16).mean((2, 3)).numpy()
+    for tap in ("vector", "map"):
+        np.testing.assert_allclose(found[tap], expected, atol=1e-3)
+
+
+def test_onnx_of_another_size_gets_resized_crops(crops: np.ndarray, tmp_path: Path) -> None:
+    onnx_model(tmp_path / "net.onnx", ["n", 3, 112, 112])
+    source = weights.resolve(f"onnx:{tmp_path / 'net.onnx'}", tmp_path)
+    assert Backbone.load(source, ["vector"]).embed(crops)["vector"].shape == (len(crops), 4)
+
+
+def test_onnx_unknown_tap_and_no_model(tmp_path: Path) -> None:
+    onnx_model(tmp_path / "net.onnx", ["n", 3, 160, 160])
+    with pytest.raises(InputError, match="'block8' is no output") as caught:
+        shapes_of(weights.resolve(f"onnx:{tmp_path / 'net.onnx'}", tmp_path), ["block8"])
+    assert "map, vector" in caught.value.hint
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    with pytest.raises(WeightsError, match="not readable as an ONNX model"):
+        shapes_of(weights.resolve(f"onnx:{tmp_path / 'bad.onnx'}", tmp_path), ["vector"])
+    onnx_model(tmp_path / "flat.onnx", ["n", 3])
+    with pytest.raises(WeightsError):
+        shapes_of(weights.resolve(f"onnx:{tmp_path / 'flat.onnx'}", tmp_path), ["vector"])

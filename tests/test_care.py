@@ -1,0 +1,221 @@
+"""Care of the cache: harm is found wherever it is, repaired by dropping what is harmed, and nothing else goes."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fercache import care
+from fercache.errors import InputError, StoreError
+from fercache.logits import LogitBook
+from fercache.store import CLOCK, SEGMENT, EmbeddingStore
+from fercache.store.names import encode
+
+TAPS = {"block8": (4,), "grid": (1, 2, 2)}
+SETTINGS = {"backbone": "casia", "detector": {"min_px": 40}}
+CLIPS = {"a": 5, "../b": 300, "c" * 200: 73}
+
+
+def put(store: EmbeddingStore, clip: str, frames: int, seed: int = 0, device: str = "cpu") -> None:
+    rng = np.random.default_rng(seed)
+    with store.writer(clip, source={"size": seed}, provenance={"device": device}) as writer:
+        assert writer is not None
+        writer.set_clock(rng.normal(size=(frames, len(CLOCK))))
+        for start in range(0, frames, SEGMENT):
+            rows = min(SEGMENT, frames - start)
+            writer.write(start, {tap: rng.normal(size=(rows, *shape)).astype(np.float16)
+                                 for tap, shape in TAPS.items()})
+        writer.commit()
+
+
+def make(path: Path, clips: dict[str, int] = CLIPS, **settings: object) -> EmbeddingStore:
+    store = EmbeddingStore.create(path, {**SETTINGS, **settings}, TAPS)
+    for clip, frames in clips.items():
+        put(store, clip, frames)
+    return store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EmbeddingStore:
+    return make(tmp_path / "s.zarr")
+
+
+def test_a_whole_store_has_no_fault(store: EmbeddingStore) -> None:
+    report = care.verify(store.path)
+    assert report.whole and not report.faults and report.clips == 3 and report.frames == sum(CLIPS.values())
+
+
+def flip(path: Path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def test_every_flipped_bit_is_found(store: EmbeddingStore) -> None:
+    """200 flips over files of arrays and metadata alike; each is the only fault, and names its file."""
+    rng = random.Random(0)
+    files = sorted(path for path in store.path.rglob("*") if path.is_file())
+    for _ in range(200):
+        path = rng.choice(files)
+        held = path.read_bytes()
+        flip(path, rng)
+        try:
+            found = [fault.where for fault in care.verify(store.path).faults]
+        except StoreError as error:  # the root: nothing can be said of its clips
+            found = [error.where]
+        assert found == [path], path
+        path.write_bytes(held)
+    assert care.verify(store.path).whole
+
+
+def test_repair_drops_the_harmed_and_nothing_else(store: EmbeddingStore, tmp_path: Path) -> None:
+    other = make(tmp_path / "other.zarr", {"alien": 5}, backbone="vggface2")
+    put(store, "missing", 600)
+    put(store, "torn", 10)
+    put(store, "flipped", 10)
+    put(store, "unmarked", 10)
+    (store.path / "missing" / "grid" / "c.1.0.0.0").unlink()
+    torn = store.path / "torn" / "block8" / "c.0.0"
+    torn.write_bytes(torn.read_bytes()[:-2])
+    flip(store.path / "flipped" / "clock" / "c.0.0", random.Random(1))
+    flip(store.path / "unmarked" / "zarr.json", random.Random(1))
+    shutil.copytree(other.path / "alien", store.path / "alien")
+    shutil.copytree(store.path / "a", store.path / "twin")
+    (store.path / "a" / "notes.txt").write_text("mine")
+    (store.path / ".tmp-x").write_text("left")
+    found = care.verify(store.path)
+    assert not found.whole and {f.folder for f in found.faults if not f.stray} == {
+        "missing", "torn", "flipped", "unmarked", "alien", "twin"}
+    assert len([f for f in found.faults if f.stray]) == 2 and found.frames == sum(CLIPS.values())
+    assert all(str(fault.where) in str(fault) for fault in found.faults)
+    report = care.verify(store.path, repair=True)
+    assert set(report.dropped) == {"missing", "torn", "flipped", "unmarked", "alien", "twin"}
+    assert len(report.cleared) == 2
+    again = care.verify(store.path)
+    assert again.whole and not again.faults and list(EmbeddingStore.open(store.path)) == sorted(CLIPS)
+
+
+def test_verify_while_a_clip_is_being_written(store: EmbeddingStore) -> None:
+    with store.writer("new", source={}, provenance={}) as writer:
+        writer.set_clock(np.zeros((4, 9)))
+        report = care.verify(store.path, repair=True)
+        assert report.whole and report.unfinished == ("new",) and not report.dropped
+        writer.write(0, {tap: np.zeros((4, *shape), np.float16) for tap, shape in TAPS.items()})
+        writer.commit()
+    assert care.verify(store.path).clips == 4
+
+
+def test_diff_names_settings_and_clips(store: EmbeddingStore, tmp_path: Path) -> None:
+    twin = make(tmp_path / "twin.zarr")
+    assert care.diff(store.path, twin.path).equal
+    other = make(tmp_path / "other.zarr", {"a": 5}, detector={"min_px": 20}, precision="bf16")
+    put(other, "../b", 300, seed=1, device="cuda")
+    put(other, "new", 3)
+    report = care.diff(store.path, other.path)
+    assert not report.equal and report.same == 1
+    assert report.settings == {"detector.min_px": (40, 20), "precision": ("(absent)", "bf16")}
+    assert report.only_first == ("c" * 200,) and report.only_second == ("new",)
+    (clip,) = report.differ
+    assert clip.clip == "../b" and clip.arrays == ("block8", "clock", "grid")
+    assert clip.provenance == {"device": ("cpu", "cuda")}
+
+
+def book(path: Path, *trials: str) -> None:
+    n = len(trials)
+    LogitBook(dataset="demo", classes=("x", "y"), metric="macro_f1", notice="", heads=("frame",), trials=trials,
+              group=trials, split=("train",) * n, fold=np.zeros(n, np.int16), offsets=np.arange(n + 1), fingerprint="f",
+              index=np.ones(n, np.int32), time_s=np.zeros(n), valid=np.ones(n, bool), label=np.zeros(n, np.int16),
+              logits={"frame": np.zeros((n, 2), np.float32)}, provenance={}).save(path)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """Two data sets with a clip of one name, all stages."""
+    root = tmp_path / "cache"
+    for dataset in ("demo", "other"):
+        make(root / "features" / dataset / "casia-1.zarr")
+        make(root / "features" / dataset / "casia-2.zarr", {"a": 5}, margin=1)
+        (root / "features" / dataset / "failures.csv").write_text('clip,message\n"d,d",bad\n')
+        (root / "features" / dataset / "current.json").write_text('{"store": "casia-1.zarr"}')
+        book(root / "logits" / dataset / "b1.h5", *CLIPS)
+        for stage in ("heads", "stack"):
+            (root / stage / dataset / "b1").mkdir(parents=True)
+            (root / stage / dataset / "b1" / "said.json").write_text(json.dumps({"trained_on": ["a", "../b"]}))
+    (root / "weights").mkdir()
+    (root / "weights" / "a.json").write_text('"a"')
+    return root
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_gc_takes_what_nobody_names(cache: Path) -> None:
+    before = files(cache)
+    named = cache / "features" / "demo" / "casia-1.zarr"
+    store = EmbeddingStore.open(named, mode="a")
+    with store.writer("half", source={}, provenance={}) as writer:
+        writer.set_clock(np.zeros((4, 9)))
+    (store.path / "lost" / "block8").mkdir(parents=True)
+    keep = [cache / stage / "demo" / name for stage, name in (("logits", "b1.h5"), ("heads", "b1"), ("stack", "b1"))]
+    with store.writer("live", source={}, provenance={}) as writer:
+        writer.set_clock(np.zeros((4, 9)))
+        waste = care.garbage(cache, keep, {named: ["a", "../b", "half"]})
+        assert {str(w.path.relative_to(cache)) + ":" + w.folder for w in waste} == {
+            "features/demo/casia-1.zarr:lost", f"features/demo/casia-1.zarr:{encode('c' * 200)}",
+            "features/demo/casia-2.zarr:", "features/other/casia-1.zarr:", "features/other/casia-2.zarr:",
+            "logits/other/b1.h5:", "heads/other/b1:", "stack/other/b1:"}
+        assert all(w.why and w.size.bytes > 0 for w in waste if w.folder != "lost")
+        assert before <= files(cache), "nothing is touched before it was asked for"
+        freed = care.collect(waste)
+    assert freed.files > 50 and freed.bytes == sum(w.size.bytes for w in waste)
+    assert list(EmbeddingStore.open(named)) == ["../b", "a"]
+    assert care.verify(named).unfinished == ("half", "live")
+    assert care.verify(named).whole and (cache / "weights" / "a.json").exists()
+    assert not care.garbage(cache, keep, {named: ["a", "../b", "half", "live"]})
+
+
+def test_gc_leaves_a_store_that_is_being_written(cache: Path) -> None:
+    path = cache / "features" / "other" / "casia-1.zarr"
+    with EmbeddingStore.open(path, mode="a").writer("live", source={}, provenance={}):
+        assert path not in {w.path for w in care.garbage(cache, [], {})}
+    waste = [w for w in care.garbage(cache, [], {}) if w.path == path]
+    with EmbeddingStore.open(path, mode="a").writer("live", source={}, provenance={}), pytest.raises(StoreError):
+        care.collect(waste)
+    assert care.verify(path).whole
+
+
+def test_forget_leaves_no_trace_and_nothing_of_others(cache: Path) -> None:
+    other = files(cache / "features" / "other")
+    report = care.forget(cache, "../b", "demo")
+    assert report.traces == () == care.traces(cache, "../b", "demo")
+    assert cache / "logits" / "demo" in report.removed and cache / "heads" / "demo" in report.removed
+    assert list(EmbeddingStore.open(cache / "features" / "demo" / "casia-1.zarr")) == ["a", "c" * 200]
+    assert files(cache / "features" / "other") == other and care.traces(cache, "../b")
+    assert not care.forget(cache, "../b").traces and not care.traces(cache, "../b")
+    assert not any("%2Fb" in name or name.endswith("b1.h5") for name in files(cache))
+    with pytest.raises(InputError, match="no clip"):
+        care.forget(cache, "../b")
+    for dataset in ("demo", "other"):
+        assert care.verify(cache / "features" / dataset / "casia-1.zarr").whole
+
+
+def test_forget_finds_half_done_work_and_failures(cache: Path) -> None:
+    store = EmbeddingStore.open(cache / "features" / "demo" / "casia-1.zarr", mode="a")
+    with store.writer("d,d", source={}, provenance={}) as writer:
+        writer.set_clock(np.zeros((4, 9)))
+        with pytest.raises(StoreError, match="another process"):
+            care.forget(cache, "d,d", "demo")
+    assert len(care.traces(cache, "d,d", "demo")) == 3
+    assert not care.forget(cache, "d,d", "demo").traces
+    assert not (cache / "features" / "demo" / "failures.csv").exists()
+
+
+def test_a_book_that_cannot_be_read_counts_as_a_trace(cache: Path) -> None:
+    (cache / "logits" / "demo" / "torn.h5").write_bytes(b"no book")
+    assert cache / "logits" / "demo" / "torn.h5" in care.traces(cache, "nobody", "demo")

@@ -1,0 +1,77 @@
+"""Configuration and recipes: what changes numbers is in the fingerprint, what is unknown is refused."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from fercache import recipe
+from fercache.cli.options import make
+from fercache.config import Config, DatasetConfig, ExtractConfig, StackConfig, TrainConfig
+from fercache.errors import InputError
+
+KINDS: list[type[Config]] = [DatasetConfig, ExtractConfig, TrainConfig, StackConfig]
+
+
+def other(entry: object, value: object) -> object:
+    """Return another allowed value of a field."""
+    choices = entry.metadata["choices"]
+    if choices:
+        return tuple(choices[:1]) if isinstance(value, tuple) else next(c for c in choices if c != value)
+    if isinstance(value, tuple):
+        return ("x",)
+    return value + "x" if isinstance(value, str) else value * 1.5 if isinstance(value, float) and value else 37
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fingerprint_covers_exactly_what_changes_numbers(kind: type[Config]) -> None:
+    usual = kind()
+    for entry in fields(kind):
+        try:
+            changed = replace(usual, **{entry.name: other(entry, getattr(usual, entry.name))})
+        except InputError:
+            changed = replace(usual, **{entry.name: getattr(usual, entry.name) / 2 or .5})
+        assert (changed.fingerprint() != usual.fingerprint()) == entry.metadata["numbers"], entry.name
+
+
+def test_bounds_and_choices() -> None:
+    for wrong in ({"precision": "auto"}, {"min_score": 2.0}, {"crop_fps": 0.0}, {"threads": -1}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            ExtractConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("command", recipe.RECIPES)
+def test_the_delivered_recipes_are_the_defaults(command: str) -> None:
+    root = Path(__file__).resolve().parent.parent
+    said = recipe.load(root / "stages", command)
+    assert said, "the recipe is not there"
+    kind = recipe.RECIPES[command]
+    assert make(kind, command, root / "stages", {}).fingerprint() == kind().fingerprint()
+
+
+def test_precedence(tmp_path: Path) -> None:
+    (tmp_path / "extract.toml").write_text('min_face_px = 33\ncrop_fps = 25\ntaps = ["block8"]\n')
+    made = make(ExtractConfig, "extract", tmp_path, {"crop_fps": 50.0, "precision": None})
+    assert (made.min_face_px, made.crop_fps, made.taps, made.precision) == (33, 50.0, ("block8",), "float32")
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ('precison = "bf16"', "did you mean 'precision'"), ("min_face_px = 'x'", "is no int"), ("a = {b = 1}", "unknown"),
+    ("taps = [", "not readable"), ("min_face_px = true", "is no int"), ("x" * (2 << 20), "larger"),
+])
+def test_a_wrong_recipe_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "extract.toml").write_text(text)
+    with pytest.raises(InputError, match=said):
+        try:
+            make(ExtractConfig, "extract", tmp_path, {})
+        except InputError as error:
+            raise InputError(str(error)) from error
+
+
+def test_a_typed_data_set_puts_the_recipe_aside(tmp_path: Path) -> None:
+    (tmp_path / "dataset.toml").write_text('dataset = "affwild2"\nroot = "/data"\nedition = "6th"\n')
+    made = make(DatasetConfig, "dataset", tmp_path, {"clips": "x.csv"})
+    assert (made.root, made.edition, made.clips) == ("", "", "x.csv")
+    assert make(DatasetConfig, "dataset", tmp_path, {"name": "n"}).root == "/data"

@@ -1,0 +1,53 @@
+"""The README is a tested object: every command it names is there, with every flag it names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from fercache.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+USES = sorted({use.removeprefix("fercache ") for use in [*re.findall(r"`(fercache [^`]+)`", README),
+               *re.findall(r"^(fercache [a-z-]+(?: --\S+ \S+)*)  ", README, re.M)]})
+
+
+def command_of(words: list[str]) -> click.Command:
+    """Return the command that the words name."""
+    found: click.Command = main
+    for word in words:
+        if not isinstance(found, click.Group) or word not in found.commands:
+            break
+        found = found.commands[word]
+    return found
+
+
+def test_the_readme_uses_commands() -> None:
+    assert len(USES) >= 5, USES
+
+
+@pytest.mark.parametrize("use", USES)
+def test_commands_of_the_readme_are_there(use: str) -> None:
+    words = use.split()
+    assert words[0] in main.commands, use
+    flags = {flag for option in command_of(words).params for flag in option.opts}
+    assert {word for word in words if word.startswith("--")} <= flags | {"--help"}, use
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_is_in_the_readme_and_has_help(name: str) -> None:
+    assert f"fercache {name}" in README
+    done = CliRunner().invoke(main, [name, "--help"])
+    assert done.exit_code == 0 and len(done.output.splitlines()) > 5
+
+
+def test_make_targets_of_the_readme_are_there() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"make ([a-z-]+)", README)) <= targets
+    wanted = "help setup demo extract train-heads stack all test test-full ci bench clean"
+    assert set(wanted.split()) <= targets

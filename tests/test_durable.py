@@ -1,0 +1,77 @@
+"""Durable files: whole or absent, and a lock that dies with its holder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fercache import durable
+from fercache.errors import InputError
+
+
+def test_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b.txt"
+    durable.write_bytes(path, b"old")
+    with pytest.raises(RuntimeError), durable.replacing(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in path.parent.iterdir()] == ["b.txt"], "a temporary file stayed"
+
+
+def test_modes_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        durable.write_bytes(tmp_path / "x", b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+
+
+def test_json_round_trip_and_bounds(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    durable.write_json(path, {"b": [1, None], "a": "ü"})
+    assert durable.read_json(path) == {"a": "ü", "b": [1, None]}
+    with pytest.raises(InputError, match="larger"):
+        durable.read_json(path, limit_bytes=3)
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match="not readable"):
+        durable.read_json(path)
+
+
+def test_a_folder_in_the_way_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        durable.write_bytes(tmp_path / "file" / "x", b"")
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from fercache import durable
+with durable.lock(Path(sys.argv[1])) as mine:
+    print(mine, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_is_exclusive_and_dies_with_its_holder(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "True\n"
+        with durable.lock(path) as mine:
+            assert not mine
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with durable.lock(path) as mine:
+            if mine:
+                return
+    pytest.fail("the lock outlived its holder")

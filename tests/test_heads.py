@@ -1,0 +1,137 @@
+"""The heads' laws: shapes, masks that hide, positions in seconds, and that each learns what can be learnt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fercache.errors import InputError
+from fercache.heads import DEFAULTS, HEADS, build, classes_of, positions
+from fercache.taps import side_by_side
+from fercache.train_heads.fit import Task, class_weights, fit, predict, window_frames
+from fercache.windows import Features
+
+SHAPES = {"block8": (12,), "repeat_1-3x3": (4, 3, 3)}
+LAYOUT = side_by_side(SHAPES, tuple(SHAPES), "test")
+SIZE = LAYOUT[-1].stop
+SMALL = {name: replace(settings, width=32, epochs=8, lr=3e-3, dropout=.1, batch=16 if settings.window_s == 0 else 4,
+                       window_s=min(settings.window_s, 1.0))
+         for name, settings in DEFAULTS.items()}
+
+
+def features(trials: int = 8, frames: int = 90, noise: float = 1.0, seed: int = 0) -> Features:
+    """Clips whose class, held for 30 frames, shifts the features under noise; every tenth frame has no face."""
+    rng = np.random.default_rng(seed)
+    rows = trials * frames
+    label = np.repeat(rng.integers(0, 3, rows // 30), 30).astype(np.int16)
+    valid = np.arange(rows) % 10 != 3
+    centre = np.random.default_rng(99).normal(size=(3, SIZE))
+    x = ((centre[label] + noise * rng.normal(size=(rows, SIZE))) * valid[:, None]).astype(np.float16)
+    return Features(layout=LAYOUT, x=x, offsets=np.arange(0, rows + 1, frames), valid=valid, label=label,
+                    index=np.tile(np.arange(1, frames + 1, dtype=np.int32), trials),
+                    time_s=np.tile(np.arange(frames) / 30, trials))
+
+
+def task(head: str, **changed: object) -> Task:
+    usual = Task(head=head, settings=SMALL[head], classes=3, train=(0, 1, 2, 3, 4), watch=(5,), seed=0, device="cpu")
+    return replace(usual, **changed)  # type: ignore[arg-type]
+
+
+def given(windows: int = 2, frames: int = 20) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    x = torch.randn(windows, frames, SIZE)
+    return x, torch.rand(windows, frames) > .3, torch.arange(frames).expand(windows, frames) / 30
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_shapes(name: str) -> None:
+    head = build(name, LAYOUT, 5, SMALL[name]).eval()
+    assert head(*given()).shape == (2, 20, 5)
+    assert classes_of(head) == 5
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_what_was_not_seen_changes_nothing(name: str) -> None:
+    head = build(name, LAYOUT, 3, SMALL[name]).eval()
+    x, seen, time_s = given()
+    other = torch.where(seen[..., None], x, torch.full_like(x, 7))
+    assert torch.equal(head(x, seen, time_s)[seen], head(other, seen, time_s)[seen])
+    assert torch.isfinite(head(x, torch.zeros_like(seen), time_s)).all(), "a window without any face"
+
+
+@pytest.mark.parametrize("name", ["gru", "transformer"])
+def test_temporal_heads_look_around_and_the_frame_head_does_not(name: str) -> None:
+    x, seen, time_s = given()
+    changed = x.clone()
+    changed[:, 10] += 3
+    seen[:, 10] = True
+    for head, expected in ((build(name, LAYOUT, 3, SMALL[name]), True), (build("frame", LAYOUT, 3, SMALL["frame"]),
+                                                                         False)):
+        with torch.inference_mode():
+            moved = (head.eval()(x, seen, time_s) - head(changed, seen, time_s)).abs().sum(-1)
+        assert bool(moved[:, :10].any()) == expected
+
+
+def test_positions_are_seconds() -> None:
+    at = positions(torch.tensor([[0.0, 1.0, 2.0]]), 16)
+    again = positions(torch.tensor([[0.0, 0.5, 1.0, 1.5, 2.0]]), 16)
+    assert torch.equal(at[0, 1], again[0, 2]) and torch.equal(at[0, 2], again[0, 4])
+
+
+def test_an_unknown_head_is_told() -> None:
+    with pytest.raises(InputError, match="no head"):
+        build("lstm", LAYOUT, 3, DEFAULTS["gru"])
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_learns_what_can_be_learnt(name: str) -> None:
+    seen = features()
+    fitted = fit(task(name), seen)
+    said = predict(fitted.head, SMALL[name], seen, [6, 7], "cpu")
+    truth = seen.label[seen.offsets[6]:]
+    hits = np.concatenate([said[6], said[7]]).argmax(1) == truth
+    assert hits.mean() > .9, hits.mean()
+    assert fitted.watched_f1 > .6, "the watched clip lacks a class, whose F1 counts as 0"
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_same_seed_gives_the_same_head(name: str) -> None:
+    short = replace(SMALL[name], epochs=2)
+    one, two, other = (fit(task(name, settings=short, seed=s), features()).head.state_dict() for s in (1, 1, 2))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert any(not torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_watched_and_held_out_trials_teach_nothing(name: str) -> None:
+    """Without watching, labels and features of other trials do not touch what is learnt."""
+    seen, other = features(), features()
+    other.label[other.offsets[5]:] = 0
+    other.x[other.offsets[5]:] = 9
+    short = replace(SMALL[name], epochs=2)
+    one, two = (fit(task(name, watch=(), settings=short), f).head.state_dict() for f in (seen, other))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_frame_gets_a_prediction(name: str) -> None:
+    seen = features(trials=3, frames=70)
+    seen.valid[:70] = False
+    head = build(name, LAYOUT, 3, SMALL[name])
+    said = predict(head, SMALL[name], seen, [0, 2], "cpu")
+    assert set(said) == {0, 2} and all(v.shape == (70, 3) and np.isfinite(v).all() for v in said.values())
+    assert np.allclose(np.exp(said[2]).sum(1), 1, atol=.2)
+
+
+def test_windows_are_in_seconds() -> None:
+    assert window_frames(replace(DEFAULTS["gru"], window_s=2), features()) == 60
+    assert window_frames(DEFAULTS["frame"], features()) == 1
+
+
+def test_class_weights() -> None:
+    weight = class_weights(np.array([0] * 9 + [1] + [-1] * 5, np.int16), 3)
+    assert weight[2] == 0 and weight[1] / weight[0] == pytest.approx(3)
+    assert (weight[0] * 9 + weight[1]) / 10 == pytest.approx(1)

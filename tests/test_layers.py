@@ -1,0 +1,104 @@
+"""The house: imports go down, one dependency has one door, and the front door is light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "fercache"
+
+FLOORS = {
+    0: "errors progress",
+    1: "durable config taps",
+    2: "recipe wheels facenet cores metrics smoothing folds",
+    3: "media weights store logits datasets",
+    4: "backbones faces people heads windows demo",
+    5: "extract train_heads stack care timeline",
+    6: "cli",
+}
+FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
+
+DOORS = {
+    "av": {"media"}, "zarr": {"store"}, "h5py": {"logits"}, "lightgbm": {"stack"}, "sklearn": {"stack"},
+    "matplotlib": {"timeline"}, "facenet_pytorch": {"facenet"}, "torchvision": {"facenet"}, "click": {"cli"},
+    "tensorboard": {"weights"}, "onnxruntime": {"backbones"}, "pyarrow": {"stack", "datasets"},
+    "PIL": {"media", "faces", "timeline"}, "rich": {"progress", "stack", "cli"},
+    "torch": {"facenet", "weights", "cores", "backbones", "faces", "heads", "windows", "train_heads"},
+}
+STANDARD = set(sys.stdlib_module_names) | {"numpy", "safetensors", "fercache", "__future__", "fsspec"}
+
+
+def room_of(path: Path) -> str:
+    """Return the room a file belongs to; the package's front page is room ``""``."""
+    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "" if name in ("__init__", "__main__") else name
+
+
+def imports(path: Path) -> list[str]:
+    """Return every dotted name that a file imports, inside functions too."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down_and_through_doors(path: Path) -> None:
+    room = room_of(path)
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        if top == "fercache":
+            other = rest.split(".")[0]
+            if other in FLOOR and room and other != room:
+                assert FLOOR[other] < FLOOR[room], f"{room} ({FLOOR[room]}) imports {other} ({FLOOR[other]})"
+        elif top not in STANDARD:
+            assert room in DOORS.get(top, set()), f"{room} imports {top}, whose doors are {DOORS.get(top)}"
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {room_of(path) for path in FILES} - {""}
+    assert rooms == set(FLOOR), f"not on a floor: {rooms - set(FLOOR)}; not there: {set(FLOOR) - rooms}"
+
+
+def test_no_module_is_long() -> None:
+    long = {str(p.relative_to(PACKAGE)): n for p in FILES if (n := len(p.read_text().splitlines())) > 300}
+    assert not long
+
+
+def _body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+    return (node.end_lineno or 0) - first.lineno + 1
+
+
+def test_bodies_are_short() -> None:
+    sizes = [_body_lines(node) for path in FILES for node in ast.walk(ast.parse(path.read_text()))
+             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    assert max(sizes) <= 60
+    assert sorted(sizes)[int(0.95 * len(sizes))] <= 30
+
+
+@pytest.mark.parametrize("door", sorted(set(DOORS) - {"click"}))
+def test_help_imports_nothing_heavy(door: str) -> None:
+    code = f"import sys; from fercache.cli import main; sys.exit({door!r} in sys.modules and {door!r} != 'rich')"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_is_quick() -> None:
+    """Best of three: the machine may be busy, the program may not."""
+    def once() -> float:
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-m", "fercache", "--help"], check=True, capture_output=True)
+        return time.monotonic() - started
+    assert min(once() for _ in range(3)) < 1.0

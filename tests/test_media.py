@@ -1,0 +1,364 @@
+"""The frame clock: one row a source frame, never misnumbered; clear errors for what cannot be read."""
+
+from __future__ import annotations
+
+import os
+import resource
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from fercache import media
+from fercache.errors import ClipError, InputError
+from fercache.media.video import upright
+from tests.videos import cut, joined, make_video, number_in, numbered_video, picture, set_matrix, spoil
+
+FASTSTART = {"movflags": "faststart"}
+
+
+def rows(path: Path, **options: str) -> list[media.Frame]:
+    found = list(media.open_source(path, "video", **options).frames())  # type: ignore[arg-type]
+    assert [frame.index for frame in found] == list(range(1, len(found) + 1))
+    assert found[0].time_s == 0
+    assert all(b.time_s > a.time_s for a, b in pairwise(found))
+    return found
+
+
+def shown(frames: list[media.Frame]) -> list[int | None]:
+    return [None if frame.image is None else number_in(frame.image) for frame in frames]
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("plain.mp4", {}),
+    ("b_frames.mp4", {"options": {"bf": "4", "g": "50"}}),
+    ("ten_bit.mp4", {"codec": "libx265", "pix_fmt": "yuv420p10le", "options": {"x265-params": "log-level=none"}}),
+    ("vp9.webm", {"codec": "libvpx-vp9", "options": {"lag-in-frames": "16", "auto-alt-ref": "1"}}),
+    ("vp8.webm", {"codec": "libvpx", "options": {"lag-in-frames": "16", "auto-alt-ref": "1"}}),
+    ("h264.mkv", {}), ("h264.ts", {}), ("mpeg4.avi", {"codec": "mpeg4"}), ("mpeg4_b.avi", {
+        "codec": "mpeg4", "options": {"bf": "2"}}),
+    ("mjpeg.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}), ("raw.h264", {"options": {"bf": "3"}}),
+    ("fragments.mp4", {"container_options": {"movflags": "frag_keyframe+empty_moov"}, "options": {"g": "10"}}),
+    ("mpeg2.mpg", {"codec": "mpeg2video", "options": {"bf": "2"}}),
+])
+def test_every_frame_has_its_row(tmp_path: Path, name: str, options: dict[str, object]) -> None:
+    found = rows(numbered_video(tmp_path / name, 60, **options))
+    assert shown(found) == list(range(1, 61))
+    assert not any(frame.damaged for frame in found)
+    assert found[-1].time_s == pytest.approx(59 / 25, abs=0.002)
+    image = found[30].image
+    assert image is not None and image.shape == (96, 128, 3) and image.dtype == np.uint8
+    assert np.abs(image[40:].mean((0, 1)) - picture(31)[40:].mean((0, 1))).max() < 8
+
+
+def test_variable_frame_rate_keeps_its_times(tmp_path: Path) -> None:
+    times = [0, 40, 45, 100, 700, 701, 5000, 5033]
+    found = rows(make_video(tmp_path / "vfr.mp4", [picture(i + 1) for i in range(8)], times=times,
+                            options={"bf": "2"}))
+    assert shown(found) == list(range(1, 9))
+    assert [frame.time_s for frame in found] == pytest.approx([t / 1000 for t in times], abs=1e-4)
+
+
+def test_start_and_pick_give_the_same_frames(tmp_path: Path) -> None:
+    source = media.open_source(numbered_video(tmp_path / "a.mp4", 30), "video")
+    every = list(source.frames())
+    assert source.length() == 30
+    for part, expected in ((source.frames(27), every[27:]), (source.pick([28, 3, 3, 99]), [every[3], every[28]]),
+                           (source.frames(30), []), (source.pick([]), [])):
+        found = list(part)
+        assert [(f.index, f.time_s) for f in found] == [(f.index, f.time_s) for f in expected]
+        assert all(np.array_equal(a.image, b.image) for a, b in zip(found, expected, strict=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("matrix", [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0), (-1, 0, 0, 1)])
+def test_display_matrix_makes_the_picture_upright(tmp_path: Path, matrix: tuple[int, ...]) -> None:
+    stored = picture(5)
+    path = set_matrix(make_video(tmp_path / "phone.mp4", [stored] * 3), matrix)
+    turned = {(1, 0, 0, 1): stored, (0, 1, -1, 0): np.rot90(stored, -1), (-1, 0, 0, -1): np.rot90(stored, 2),
+              (0, -1, 1, 0): np.rot90(stored), (-1, 0, 0, 1): stored[:, ::-1]}[matrix]
+    image = rows(path)[0].image
+    assert image is not None and image.shape == turned.shape and image.flags.c_contiguous
+    assert np.abs(image.astype(int) - turned).mean() < 4
+
+
+def test_upright_leaves_a_picture_without_matrix_alone() -> None:
+    image = picture(1)
+    assert upright(image, None) is image
+
+
+@pytest.mark.parametrize("ending", ["ts", "h264"])
+def test_change_of_resolution_in_mid_stream(tmp_path: Path, ending: str) -> None:
+    small = make_video(tmp_path / f"a.{ending}", [picture(i + 1) for i in range(30)])
+    large = make_video(tmp_path / f"b.{ending}", [picture(i + 31, 192, 160) for i in range(30)])
+    found = rows(joined(tmp_path / f"c.{ending}", [small, large]))
+    assert shown(found) == list(range(1, 61))
+    assert [frame.image.shape[:2] for frame in found if frame.image is not None] == [(96, 128)] * 30 + [(160, 192)] * 30
+    assert found[-1].time_s == pytest.approx(59 / 25, abs=0.05), "the second part's clock goes on from the first's"
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("intra.mp4", {"options": {"g": "1"}}), ("intra.mkv", {"options": {"g": "1"}}),
+    ("intra.webm", {"codec": "libvpx-vp9", "options": {"g": "1"}}),
+    ("intra.mov", {"codec": "libx265", "options": {"x265-params": "keyint=1:log-level=none"}}),
+])
+def test_a_bad_packet_leaves_a_hole_and_moves_no_number(tmp_path: Path, name: str, options: dict[str, object]) -> None:
+    path, spots = numbered_video(tmp_path / name, 300, **options), list(range(3, 300, 8))
+    found = rows(spoil(path, spots, skip=6))
+    assert len(found) == 300
+    wrong = {frame.index - 1 for frame, number in zip(found, shown(found), strict=True) if number != frame.index}
+    assert wrong <= set(spots) and len(wrong) > 20
+    assert all(found[row].damaged for row in wrong if found[row].image is None)
+
+
+@pytest.mark.parametrize("skip", [0, 5, 6, 30])
+def test_forty_bad_spots_among_b_frames_keep_every_row(tmp_path: Path, skip: int) -> None:
+    path = numbered_video(tmp_path / "a.mp4", 600, options={"g": "60", "bf": "3"})
+    found = rows(spoil(path, range(7, 600, 15), skip=skip, seed=skip))
+    assert len(found) == 600
+    assert sum(frame.damaged for frame in found) >= 37
+    assert shown(found)[:5] == [1, 2, 3, 4, 5]
+    assert sum(frame.image is not None for frame in found) > 500
+
+
+def test_damaged_pixels_are_the_same_twice(tmp_path: Path) -> None:
+    path = spoil(numbered_video(tmp_path / "a.mp4", 200), range(7, 200, 15), skip=30)
+    for first, second in zip(rows(path), rows(path), strict=True):
+        assert np.array_equal(first.image, second.image)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "options", "share"), [
+    ("front.mp4", {"container_options": FASTSTART}, .5), ("front.mp4", {"container_options": FASTSTART}, .98),
+    ("a.mkv", {}, .5), ("a.mkv", {}, .85), ("a.webm", {"codec": "libvpx-vp9"}, .5), ("a.flv", {"codec": "flv1"}, .5),
+    ("a.avi", {"codec": "mpeg4"}, .5),
+    ("fragments.mp4", {"container_options": {"movflags": "frag_keyframe+empty_moov"}, "options": {"g": "10"}}, .5)])
+def test_truncated_fails_after_the_last_good_frame(tmp_path: Path, name: str, options: dict[str, object],
+                                                   share: float) -> None:
+    path = cut(numbered_video(tmp_path / name, 100, **options), share)
+    found: list[media.Frame] = []
+    with pytest.raises(ClipError, match="ends early") as caught:
+        for frame in media.open_source(path, "video").frames():
+            found.append(frame)
+    assert "keep" in str(caught.value) and str(path) in str(caught.value)
+    assert [number for number in shown(found) if number is not None][:20] == list(range(1, 21))
+    assert len(rows(path, damaged="keep")) == len(found) < 100
+
+
+def test_index_at_the_end_cut_off_is_not_a_video(tmp_path: Path) -> None:
+    with pytest.raises(ClipError, match="not a video that can be opened"):
+        media.open_source(cut(numbered_video(tmp_path / "a.mp4", 50), .7), "video", damaged="keep")
+
+
+def test_a_stream_that_begins_later_is_passed_over(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (368, 512, 3), dtype=np.uint8)  # more than FFmpeg looks through
+    images = [np.concatenate([picture(i + 1, 512, 16), noise]) for i in range(30)]
+    first = make_video(tmp_path / "a.ts", images, options={"crf": "4", "g": "1", "preset": "ultrafast"})
+    assert first.stat().st_size > 6 << 20
+    with av.open(str(tmp_path / "b.ts"), "w") as out:
+        video, sound = out.add_stream("libx264", rate=25), out.add_stream("mp2", rate=48000)
+        video.width, video.height, video.pix_fmt = 128, 96, "yuv420p"
+        for i in range(30):
+            out.mux(video.encode(av.VideoFrame.from_ndarray(picture(i + 31), format="rgb24")))
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 1920), np.int16), format="s16", layout="stereo")
+            silence.sample_rate = 48000
+            out.mux(sound.encode(silence))
+        out.mux([*video.encode(None), *sound.encode(None)])
+    assert shown(rows(joined(tmp_path / "c.ts", [first, tmp_path / "b.ts"]))) == list(range(1, 61))
+
+
+def test_what_is_no_video_is_said(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("this is a text\n" * 100)
+    (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://localhost/a.ts\n")
+    (tmp_path / "concat.mp4").write_text("ffconcat version 1.0\nfile real.mp4\n")
+    numbered_video(tmp_path / "real.mp4", 3)
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for name in ("text.mp4", "list.mp4", "concat.mp4", "empty.mp4", "absent.mp4", "pipe.mp4", "folder", "a\0b"):
+        with pytest.raises(ClipError) as caught:
+            media.open_source(tmp_path / name, "video")
+        assert "\n  next: " in str(caught.value)
+        if name != "folder":
+            with pytest.raises(ClipError):
+                media.open_source(tmp_path / name, "crops")
+
+
+def test_video_of_zero_frames(tmp_path: Path) -> None:
+    path = numbered_video(tmp_path / "a.mp4", 10, container_options={"movflags": "frag_keyframe+empty_moov"})
+    data = path.read_bytes()
+    path.write_bytes(data[:data.index(b"moof") - 4])  # the header alone
+    with pytest.raises(ClipError, match="without a frame"):
+        media.open_source(path, "video")
+    sound = tmp_path / "sound.mp4"
+    with av.open(str(sound), "w") as out:
+        stream = out.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        out.mux([*stream.encode(frame), *stream.encode(None)])
+    with pytest.raises(ClipError, match="no video stream"):
+        media.open_source(sound, "video")
+
+
+@pytest.mark.parametrize("name", ["a b.mp4", "back\\slash.mp4", "Ωλ%03d.mp4", "concat:x.mp4", "-i.mp4", "q?a=b#c.mp4",
+                                  b"\xff\xfe.mp4"])
+def test_odd_names(tmp_path: Path, name: str | bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = numbered_video(tmp_path / "plain.mp4", 3).read_bytes()
+    monkeypatch.chdir(tmp_path)
+    path = Path(os.fsdecode(name))
+    path.write_bytes(data)
+    assert shown(rows(path)) == [1, 2, 3]
+
+
+def test_colours_follow_the_streams_own_matrix(tmp_path: Path) -> None:
+    red = np.zeros((96, 128, 3), np.uint8)
+    red[:] = (200, 30, 40)
+    tagged = {}
+    for matrix in ("bt709", "smpte170m"):
+        options = {"x264-params": f"colormatrix={matrix}:crf=4"}
+        image = rows(make_video(tmp_path / f"{matrix}.mp4", [red] * 3, options=options))[0].image
+        assert image is not None
+        tagged[matrix] = image.mean((0, 1))
+    assert np.abs(tagged["smpte170m"] - (200, 30, 40)).max() < 4
+    assert np.abs(tagged["bt709"] - tagged["smpte170m"]).max() > 8, "the tag is not looked at"
+
+
+def test_mutated_files_raise_nothing_but_clip_errors(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    for ending in ("mp4", "mkv", "avi", "ts"):
+        good = numbered_video(tmp_path / f"good.{ending}", 12, codec="mpeg4").read_bytes()
+        for _ in range(25):
+            data = np.frombuffer(good, np.uint8).copy()
+            region = int(rng.choice([400, 1500, len(data)]))
+            where = rng.integers(0, region, 8)
+            data[where if rng.random() < .6 else len(data) - 1 - where] = rng.integers(0, 256, 8)
+            path = tmp_path / f"bad.{ending}"
+            path.write_bytes(data.tobytes())
+            try:
+                found = rows(path, damaged="keep")
+            except ClipError:
+                continue
+            assert len(found) <= 40
+
+
+def test_real_clips_are_whole(shared: Path) -> None:
+    for path in sorted((shared / "data/videos").iterdir()):
+        source = media.open_source(path, "video")
+        count = sum(1 for _ in source.frames())
+        assert count == (95 if path.name == "no_face.mp4" else source.length()), path.name  # an edit list hides three
+
+
+def save(path: Path, seed: int, **options: object) -> None:
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (7, 7, 3), dtype=np.uint8))
+    coarse.resize((56, 40)).save(path, **options)  # type: ignore[arg-type]
+
+
+def test_crops_are_numbered_by_name(tmp_path: Path) -> None:
+    for i, name in enumerate(("00002.jpg", "0004.JPEG", "7.png", "00010.jpg", "cover.jpg", "x3.jpg", "._00005.jpg",
+                              "00006.gif", "00008.jpg.tmp", "٣.jpg")):
+        save(tmp_path / name, i, format="jpeg" if "jp" in name.lower() else "png")
+    (tmp_path / "00009.jpg").mkdir()
+    source = media.open_source(tmp_path, "crops", crop_fps=10)
+    found = list(source.frames())
+    assert source.length() == 10 and media.kind_of(tmp_path) == "crops"
+    assert [frame.index for frame in found if frame.image is not None] == [2, 4, 7, 10]
+    assert [frame.time_s for frame in found] == pytest.approx([i / 10 for i in range(10)])
+    assert not any(frame.damaged for frame in found)
+    with Image.open(tmp_path / "0004.JPEG") as image:
+        assert np.array_equal(found[3].image, np.asarray(image.convert("RGB")))  # type: ignore[arg-type]
+    assert [f.index for f in source.frames(8)] == [9, 10]
+    assert [f.index for f in source.pick([9, 1, 1, 55, -1])] == [2, 10]
+
+
+def test_one_number_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for i, name in enumerate(("1.png", "00001.png", "00001.jpg", "01.jpg")):
+        save(tmp_path / name, i)
+    image = next(media.open_source(tmp_path, "crops").frames()).image
+    with Image.open(tmp_path / "00001.jpg") as expected:
+        assert np.array_equal(image, np.asarray(expected))  # type: ignore[arg-type]
+    assert "3 numbers stand twice" in caplog.text
+
+
+def test_pictures_of_every_kind(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((64, 48))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    grey16 = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    for i, (mode, ending) in enumerate((("RGB", "png"), ("CMYK", "jpg"), ("L", "jpg"), ("P", "png"), ("RGBA", "png"),
+                                        ("LA", "png"), ("1", "png"))):
+        image.convert(mode).save(tmp_path / f"{i + 1}.{ending}")
+    image.convert("P").save(tmp_path / "8.png", transparency=bytes(range(256)))
+    grey16.save(tmp_path / "9.png")
+    image.save(tmp_path / "10.jpg", exif=turned)
+    found = [frame.image for frame in media.open_source(tmp_path, "crops").frames()]
+    assert [None if one is None else one.shape for one in found] == [(48, 64, 3)] * 9 + [(64, 48, 3)]
+    for i, name in ((0, "1.png"), (1, "2.jpg"), (2, "3.jpg"), (3, "4.png"), (4, "5.png"), (5, "6.png"), (6, "7.png")):
+        with Image.open(tmp_path / name) as expected:
+            assert np.array_equal(found[i], np.asarray(expected.convert("RGB"))), name  # type: ignore[arg-type]
+    assert np.array_equal(found[8][..., 0], np.asarray(image.convert("L")))  # type: ignore[index]
+
+
+def test_damaged_pictures_keep_their_row(tmp_path: Path) -> None:
+    for i in range(1, 6):
+        save(tmp_path / f"{i:05d}.jpg", i)
+    cut(tmp_path / "00001.jpg", .5)
+    (tmp_path / "00002.jpg").write_bytes(b"")
+    (tmp_path / "00003.jpg").write_text("no picture")
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "00004.png")
+    (tmp_path / "00004.jpg").unlink()
+    found = list(media.open_source(tmp_path, "crops").frames())
+    assert [(frame.damaged, frame.image is None) for frame in found] == [(True, True)] * 4 + [(False, False)]
+
+
+def test_folders_that_are_no_clip(tmp_path: Path) -> None:
+    for name, files in {"empty": (), "stray": ("a.txt",), "from_zero": ("00000.jpg", "00001.jpg"),
+                        "dates": ("20240131120000.jpg",)}.items():
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_bytes(b"x")
+        with pytest.raises(ClipError) as caught:
+            media.open_source(tmp_path / name, "crops")
+        assert "\n  next: " in str(caught.value)
+    with pytest.raises(InputError, match="no kind of clip"):
+        media.open_source(tmp_path, "sound")
+
+
+def test_digest_tells_files_apart(tmp_path: Path) -> None:
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_bytes(b"abc")
+    with large.open("wb") as file:
+        file.truncate(1 << 30)
+    plain, strict = media.digest(small, "video"), media.digest(small, "video", strict=True)
+    assert plain["size"] == 3 and plain["sha256"] == strict["sha256"] == strict["sha256_strict"]
+    before = media.digest(large, "video")
+    with large.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+    assert media.digest(large, "video")["sha256"] != before["sha256"]
+
+
+def test_digest_of_a_folder(tmp_path: Path) -> None:
+    for i in range(1, 4):
+        save(tmp_path / f"{i}.png", i)
+    source = media.open_source(tmp_path, "crops")
+    before, strict = source.digest(), source.digest(strict=True)
+    (tmp_path / "notes.txt").write_text("stray")
+    assert media.digest(tmp_path, "crops")["sha256"] == before["sha256"] == strict["sha256"]
+    data = bytearray((tmp_path / "2.png").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "2.png").write_bytes(data)
+    assert media.digest(tmp_path, "crops")["sha256"] == before["sha256"]
+    assert media.digest(tmp_path, "crops", strict=True)["sha256_strict"] != strict["sha256_strict"]
+    (tmp_path / "3.png").unlink()
+    assert media.digest(tmp_path, "crops")["sha256"] != before["sha256"]
+
+
+def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "long.mp4", [np.zeros((480, 640, 3), np.uint8)] * 500, options={"preset": "ultrafast"})
+    source = media.open_source(path, "video")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert sum(frame.image is not None for frame in source.frames()) == 500  # 461 MB of pixels
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 120_000

@@ -1,0 +1,52 @@
+"""Timelines: what is drawn is what stands in the table, and bad tables are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fercache import timeline
+from fercache.datasets import Dataset
+from fercache.errors import InputError
+from fercache.store import EmbeddingStore
+
+HEAD = "clip,frame,time_s,valid,label,prediction,p_Neutral,p_Anger\n"
+ROWS = "".join(f"a $b$,{i + 1},{i / 30:.6f},{int(i % 7 > 1)},{'' if i < 5 else 1},{i % 2},0.250000,0.750000\n"
+               for i in range(60))
+
+
+def test_a_picture_a_clip(tmp_path: Path) -> None:
+    (tmp_path / "preds.csv").write_text(HEAD + ROWS)
+    store = EmbeddingStore.create(tmp_path / "s.zarr", {}, {"block8": (4,)})
+    empty = Dataset(name="d", layout="table", classes=("Neutral", "Anger"), trials=())
+    made = timeline.draw(tmp_path / "preds.csv", empty, store, tmp_path / "out")
+    assert [path.parent for path in made] == [tmp_path / "out"]
+    picture = np.asarray(Image.open(made[0]).convert("RGB"))
+    anger = (213, 94, 0)
+    assert (picture == anger).all(-1).sum() > 2000, "the truth strip and the probability line of Anger"
+
+
+def test_rows_are_read_as_they_stand(tmp_path: Path) -> None:
+    (tmp_path / "preds.csv").write_text(HEAD + ROWS)
+    classes, clips = timeline.read(tmp_path / "preds.csv")
+    told = clips["a $b$"]
+    assert classes == ("Neutral", "Anger")
+    assert told.label[:6].tolist() == [-1] * 5 + [1]
+    assert told.said[:3].tolist() == [0, 1, 0]
+    assert told.valid[:3].tolist() == [False, False, True]
+    assert told.shares[0].tolist() == [.25, .75]
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "\xff\xfe"])
+def test_a_wrong_table_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "preds.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError):
+        timeline.read(tmp_path / "preds.csv")
+
+
+def test_an_absent_table_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such predictions"):
+        timeline.read(tmp_path / "preds.csv")

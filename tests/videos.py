@@ -1,0 +1,93 @@
+"""Test videos made with PyAV: each frame carries its number, so that a row can be checked for being the right one."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+BITS, CELL = 10, 8
+
+
+def picture(number: int, width: int = 128, height: int = 96) -> NDArray[np.uint8]:
+    """Return an (height, width, 3) picture: a number in black and white cells on the top, a turning colour below."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:] = (40 + 5 * number % 160, 120, 200 - 3 * number % 120)
+    for bit in range(BITS):
+        image[:16, bit * CELL:(bit + 1) * CELL] = 255 * (number >> bit & 1)
+    return image
+
+
+def number_in(image: NDArray[np.uint8]) -> int:
+    """Return the number that `picture` drew."""
+    cells = [image[4:12, bit * CELL + 2:(bit + 1) * CELL - 2].mean() > 127 for bit in range(BITS)]
+    return sum(1 << bit for bit, cell in enumerate(cells) if cell)
+
+
+def make_video(path: Path, images: Sequence[NDArray[np.uint8]], *, codec: str = "libx264", pix_fmt: str = "yuv420p",
+               times: Sequence[int] | None = None, rate: int = 25, options: dict[str, str] | None = None,
+               container_options: dict[str, str] | None = None, stated: str | None = None) -> Path:
+    """Write pictures as a video; `times` are time stamps in ticks of 1 / 1000 s (default: constant rate)."""
+    with av.open(str(path), "w", format=stated, container_options=container_options or {}) as out:
+        stream = out.add_stream(codec, rate=rate, options=options or {})
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt = pix_fmt
+        base = Fraction(1, 1000) if times is not None else Fraction(1, rate)
+        stream.codec_context.time_base = base
+        for i, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = (times[i] if times is not None else i), base
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
+def numbered_video(path: Path, count: int, **options: object) -> Path:
+    """Write a video whose frame i (from 1) shows the number i."""
+    return make_video(path, [picture(i + 1) for i in range(count)], **options)  # type: ignore[arg-type]
+
+
+def joined(path: Path, parts: Sequence[Path]) -> Path:
+    """Write raw or transport streams end to end (a change of resolution, a clock that starts again)."""
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+def set_matrix(path: Path, matrix: Sequence[int]) -> Path:
+    """Patch the display matrix (a, b, c, d as whole numbers) into the track header of an MP4."""
+    a, b, c, d = (value << 16 for value in matrix)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"tkhd") + 4 + 40  # version 0: 40 bytes from the version field to the matrix
+    data[start:start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    return path
+
+
+def packets_of(path: Path) -> list[tuple[int, int, bool]]:
+    """Return (position, size, is key frame) of each video packet."""
+    with av.open(str(path)) as container:
+        return [(packet.pos, packet.size, packet.is_keyframe) for packet in container.demux(video=0) if packet.size]
+
+
+def spoil(path: Path, spots: Sequence[int], length: int = 60, skip: int = 0, seed: int = 0) -> Path:
+    """Overwrite bytes of the packets of these positions with noise."""
+    rng, data, packets = np.random.default_rng(seed), bytearray(path.read_bytes()), packets_of(path)
+    for spot in spots:
+        start, size, _ = packets[spot]
+        first = start + min(skip, size - 1)
+        stop = min(first + length, start + size)
+        data[first:stop] = rng.bytes(stop - first)
+    path.write_bytes(data)
+    return path
+
+
+def cut(path: Path, share: float) -> Path:
+    """Cut a file off after this share of its bytes."""
+    data = path.read_bytes()
+    path.write_bytes(data[:int(len(data) * share)])
+    return path
