@@ -96,6 +96,7 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractReport:
     """
     started = time.monotonic()
     faces = faces_of(dataset, config)
+    _check_device(config.device)
     cnn = weights.ensure(config.weights, cache / "weights")
     settings = settings_of(config, faces, cnn)
     path = store_path(cache, dataset.name, settings)
@@ -222,6 +223,14 @@ class _Work:
         if not faces:
             log.warning("%s: no face in any of its %d frames", trial.name, mark.frames)
         return ClipDone(clip=trial.name, state="computed", frames=mark.frames, faces=faces)
+
+
+def _check_device(name: str) -> None:
+    """Refuse a device that is not there, before anything is made; the usual ones are always there."""
+    if name not in ("auto", "cpu"):
+        from fercache.cores import resolve_device  # torch: seconds that a cached run saves
+
+        resolve_device(name)
 
 
 def _lost(problem: datasets.Problem) -> ClipDone:
