@@ -93,6 +93,10 @@ class ExtractConfig(Config):
     precision: str = option("float32", "Arithmetic of the CNN.", choices=PRECISIONS)
     faces: str = option("auto", "mtcnn finds them; cropped takes each picture as a face; auto: by the clip's kind.",
                         choices=("auto", "mtcnn", "cropped"))
+    every: int = option(5, "Frames from one look of the detector to the next; in between faces are followed, and "
+                           "looked for where that is not sure (1: each frame).", low=1, high=64)
+    detect_px: int = option(0, "Longer side that pictures are reduced to for the detector (0: as they are).", low=0,
+                            high=16384)
     min_face_px: int = option(40, "Smallest face looked for, in pixels of the frame.", low=10, high=4096)
     min_score: float = option(0.9, "Detections under this score are no face.", low=0, high=1)
     margin: float = option(0.0, "Room around a box, as a share of its longer side.", low=0, high=2)

@@ -33,3 +33,10 @@ def crop(image: NDArray[np.uint8], box: NDArray[np.float64], size: int = 160, ma
 def whole(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return the box (4,) of an entire picture (H, W, 3)."""
     return np.array([0, 0, image.shape[1], image.shape[0]], np.float64)
+
+
+def reduced(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
+    """Return a picture (H, W, 3) at `scale` of its size, pixels averaged."""
+    height, width = image.shape[:2]
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from fercache.cores import spread
+from fercache.crops import reduced
 from fercache.facenet import MTCNN
 
 log = logging.getLogger(__name__)
@@ -25,16 +26,21 @@ SCORE_DIGITS = 4
 class Detector:
     """MTCNN, made to look for faces of at least `min_face_px` and to keep those of at least `min_score`.
 
+    Parameters
+    ----------
+    detect_px : pictures with a longer side than this are reduced to it first; 0 leaves them as they are.
+
     Notes
     -----
     Boxes move by up to 1e-4 px with what else is in the batch (callers fix that) and with the thread count (each
     batch has one thread here, and batches run side by side); boxes and scores are rounded.
     """
 
-    def __init__(self, min_face_px: int = 40, min_score: float = 0.9, device: str = "cpu", batch: int = BATCH) -> None:
-        self.min_face_px, self.min_score, self.batch = min_face_px, min_score, batch
+    def __init__(self, min_face_px: int = 40, min_score: float = 0.9, device: str = "cpu", batch: int = BATCH,
+                 detect_px: int = 0) -> None:
+        self.min_face_px, self.min_score, self.batch, self.detect_px = min_face_px, min_score, batch, detect_px
         self.device = device
-        self.net = MTCNN(min_face_size=min_face_px, keep_all=True, device=torch.device(device)).eval()
+        self.nets: dict[int, MTCNN] = {}
 
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float64]]:
         """Return the faces of each picture, (n, 5): x1, y1, x2, y2 in pixels and the score; the largest first.
@@ -44,31 +50,46 @@ class Detector:
         images : pictures (H, W, 3), of one size or of several.
         """
         found = [np.empty((0, 5)) for _ in images]
-        batches = [batch for shape, places in _by_size(images).items() for batch in self._batches(shape, places)]
-        results = spread(lambda batch: self._batch(np.stack([images[i] for i in batch])), batches, self.device)
+        scale = [min(1.0, self.detect_px / max(image.shape[:2])) if self.detect_px else 1.0 for image in images]
+        seen = [image if part == 1 else reduced(image, part) for image, part in zip(images, scale, strict=True)]
+        batches = [batch for shape, places in _by_size(images).items()
+                   for batch in self._batches(seen[places[0]].shape, scale[places[0]], places)]
+        results = spread(lambda batch: self._batch(self.net(scale[batch[0]]), np.stack([seen[i] for i in batch])),
+                         batches, self.device)
         for batch, faces in zip(batches, results, strict=True):
             for place, one in zip(batch, faces, strict=True):
-                found[place] = self._kept(one, images[place].shape[:2])
+                found[place] = self._kept(one / [*[scale[place]] * 4, 1], images[place].shape[:2])
         return found
 
-    def _batches(self, shape: tuple[int, int], places: list[int]) -> list[list[int]]:
+    def net(self, scale: float = 1.0) -> MTCNN:
+        """Return MTCNN for pictures of that scale."""
+        smallest = self._smallest(scale)
+        if smallest not in self.nets:
+            self.nets[smallest] = MTCNN(min_face_size=smallest, keep_all=True, device=torch.device(self.device)).eval()
+        return self.nets[smallest]
+
+    def _smallest(self, scale: float) -> int:
+        """Return the smallest face looked for, in pixels of the picture that MTCNN sees; its nets see 12 pixels."""
+        return max(12, round(self.min_face_px * scale))
+
+    def _batches(self, shape: tuple[int, ...], scale: float, places: list[int]) -> list[list[int]]:
         """Return the pictures at `places`, all of one size, in batches."""
-        if min(shape) < self.min_face_px:  # no scale of the pyramid is left; the library would fail
+        if min(shape[:2]) < self._smallest(scale):  # no scale of the pyramid is left; the library would fail
             return []
         step = max(1, min(self.batch, BATCH_PIXELS // (shape[0] * shape[1])))
         return [places[start:start + step] for start in range(0, len(places), step)]
 
     @torch.inference_mode()
-    def _batch(self, pictures: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
+    def _batch(self, net: MTCNN, pictures: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
         """Return (n, 5) for each of the pictures (B, H, W, 3)."""
         try:
-            boxes, scores = self.net.detect(pictures)
+            boxes, scores = net.detect(pictures)
         except (RuntimeError, IndexError) as error:
-            return self._one_by_one(pictures, error)
+            return self._one_by_one(net, pictures, error)
         return [np.empty((0, 5)) if one is None else np.column_stack([one, score]).astype(np.float64)
                 for one, score in zip(boxes, scores, strict=True)]
 
-    def _one_by_one(self, pictures: NDArray[np.uint8], error: Exception) -> list[NDArray[np.float64]]:
+    def _one_by_one(self, net: MTCNN, pictures: NDArray[np.uint8], error: Exception) -> list[NDArray[np.float64]]:
         """Return what `_batch` does after the library failed on a batch.
 
         Notes
@@ -79,7 +100,7 @@ class Detector:
         if isinstance(error, torch.OutOfMemoryError):
             raise error
         if len(pictures) > 1:
-            return [self._batch(picture[None])[0] for picture in pictures]
+            return [self._batch(net, picture[None])[0] for picture in pictures]
         log.warning("MTCNN failed on a picture of %s px (%s): taken as without a face", pictures.shape[1:3], error)
         return [np.empty((0, 5))]
 

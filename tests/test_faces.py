@@ -50,7 +50,7 @@ def test_published_distances_are_reached(photos: dict[str, np.ndarray], shared: 
 def test_boxes_are_the_librarys(detector: Detector, photos: dict[str, np.ndarray]) -> None:
     for photo in photos.values():
         found = detector.detect([photo])[0]
-        boxes, scores = detector.net.detect(Image.fromarray(photo))
+        boxes, scores = detector.net().detect(Image.fromarray(photo))
         np.testing.assert_allclose(found[0, :4], boxes[0].astype(float), atol=1 / 16)
         assert found[0, 4] == pytest.approx(float(scores[0]), abs=1e-4)
         assert (found[:, :4] * 16 == np.round(found[:, :4] * 16)).all()
@@ -141,14 +141,14 @@ def test_min_score_and_min_face(photos: dict[str, np.ndarray]) -> None:
 def test_a_picture_that_the_library_trips_over_costs_only_itself(detector: Detector, photos: dict[str, np.ndarray],
                                                                 error: Exception, caplog, monkeypatch) -> None:
     """The library's fault shows with candidates outside the picture; black pictures stand for such ones here."""
-    real = detector.net.detect
+    real = detector.net().detect
 
     def fails_on_black(pictures: np.ndarray):
         if not pictures.reshape(len(pictures), -1).any(axis=1).all():
             raise error
         return real(pictures)
 
-    monkeypatch.setattr(detector.net, "detect", fails_on_black)
+    monkeypatch.setattr(detector.net(), "detect", fails_on_black)
     good = next(iter(photos.values()))
     found = detector.detect([good, np.zeros_like(good), good])
     assert [len(one) > 0 for one in found] == [True, False, True]
@@ -159,6 +159,6 @@ def test_out_of_memory_is_not_taken_for_no_face(detector: Detector, monkeypatch:
     def fails(pictures: np.ndarray):
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(detector.net, "detect", fails)
+    monkeypatch.setattr(detector.net(), "detect", fails)
     with pytest.raises(torch.OutOfMemoryError):
         detector.detect([np.zeros((99, 99, 3), np.uint8)])

@@ -15,9 +15,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fercache"
 FLOORS = {
     0: "errors progress",
     1: "durable config taps",
-    2: "recipe wheels facenet cores crops metrics smoothing folds",
+    2: "recipe wheels facenet cores crops metrics smoothing folds people",
     3: "media weights store logits datasets",
-    4: "backbones faces people heads windows demo",
+    4: "backbones faces follow heads windows demo",
     5: "extract train_heads stack care timeline",
     6: "cli",
 }

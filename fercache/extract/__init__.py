@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 FORMAT = {"store": 1, "decoder": media.DECODER, "crop": "pil-bilinear-160"}
 """What the code itself fixes of the numbers; a change here is a new fingerprint."""
 
+DETECTION = ("every", "detect_px", "min_face_px", "min_score", "margin")
+"""Settings that change nothing where no detector is run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipDone:
@@ -77,7 +80,7 @@ def settings_of(config: ExtractConfig, faces: str, cnn: weights.Weights) -> dict
     """Return everything that changes numbers in the store, as a JSON value: its digest names the store."""
     chosen = {**config.settings(), "faces": faces, "weights": cnn.sha256, "backbone": cnn.name, "format": FORMAT}
     if faces == "cropped":  # no detector is run: its settings change nothing
-        return {k: v for k, v in chosen.items() if k not in ("min_face_px", "min_score", "margin")}
+        return {k: v for k, v in chosen.items() if k not in DETECTION}
     return {**chosen, "detector": _detector_digest()}
 
 
@@ -201,7 +204,7 @@ class _Work:
             from fercache.faces import Detector
 
             self.nets["detector"] = Detector(min_face_px=self.config.min_face_px, min_score=self.config.min_score,
-                                             device=device)
+                                             detect_px=self.config.detect_px, device=device)
 
     def provenance(self) -> dict[str, Any]:
         """Return what float noise depends on: equal provenance gives equal bytes."""
@@ -217,7 +220,8 @@ class _Work:
         with self.store.writer(trial.name, source=source.digest(), provenance=self.provenance()) as writer:
             if writer is None:
                 return ClipDone(clip=trial.name, state="busy", message="another process is at it")
-            ClipJob(source, writer, self.nets["backbone"], self.nets.get("detector"), self.config.margin, bar).run()
+            ClipJob(source, writer, self.nets["backbone"], self.nets.get("detector"), self.config.every,
+                    self.config.margin, bar).run()
             mark = writer.commit()
         faces = int(self.store[trial.name].clock["valid"].sum())
         if not faces:

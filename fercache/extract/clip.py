@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fercache import follow
 from fercache.backbones import Backbone
 from fercache.crops import crop, whole
 from fercache.errors import ClipError
@@ -39,6 +40,7 @@ class ClipJob:
     writer: ClipWriter
     backbone: Backbone
     detector: Detector | None
+    every: int
     margin: float
     bar: Meter
 
@@ -74,9 +76,9 @@ class ClipJob:
 
     def _detect(self, detector: Detector, batch: list[Frame], stop: int) -> None:
         """Find the faces of one batch and keep them."""
-        seen = [(frame.index - 1, frame.image) for frame in batch if frame.image is not None]
-        faces = detector.detect([image for _, image in seen])
-        rows = [np.column_stack([np.full(len(f), row), f]) for (row, _), f in zip(seen, faces, strict=True)]
+        faces = follow.faces_of([frame.image for frame in batch], detector.detect, self.every)
+        rows = [np.column_stack([np.full(len(f), frame.index - 1), f])
+                for frame, f in zip(batch, faces, strict=True)]
         self.writer.keep_detections(stop, np.concatenate([np.empty((0, 6)), *rows]))
 
     def embed_boxes(self, clock: NDArray[np.float64]) -> None:

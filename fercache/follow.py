@@ -1,0 +1,123 @@
+"""Faces of every frame from a detector that looks at some: in between they are followed, or looked for if unsure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fercache.people import NONE, iou, match
+
+Floats = NDArray[np.float64]
+Picture = NDArray[np.uint8]
+Detect = Callable[[Sequence[Picture]], Sequence[Floats]]
+
+SURE_IOU = 0.6
+"""Overlap of a face with itself some frames later from which it is believed to have moved straight."""
+SURE_SCORE = 0.97
+"""A face that scores less at either end is looked for in between: it may be turning away, or be none."""
+CUT = 24.0
+"""Mean difference of two frames' grey values from which a cut is between them."""
+GRAIN_PX = 48
+"""Pixels on a picture's longer side that are compared to find cuts."""
+STEPS = 16
+"""Steps a pixel that followed boxes are rounded to, as detected ones are."""
+SCORE_DIGITS = 4
+
+
+def faces_of(images: Sequence[Picture | None], detect: Detect, every: int) -> list[Floats]:
+    """Return the faces of each picture, (n, 5): x1, y1, x2, y2 in pixels and the score; none where there is no picture.
+
+    Parameters
+    ----------
+    images : consecutive frames.
+    detect : finds the faces of some pictures.
+    every : it looks at every so many-th frame and at the last one; 1 is each frame.
+
+    Notes
+    -----
+    Between two frames that were looked at, every face moves in a straight line, if the same faces are there at both
+    ends, each overlaps itself by SURE_IOU, scores SURE_SCORE, and no cut lies between. Where one of these does not
+    hold, the detector looks at the frame in the middle (at both sides of a cut), and so on: in the worst case at each.
+    """
+    rows = [row for row, image in enumerate(images) if image is not None]
+    found = [np.empty((0, 5)) for _ in images]
+    followed = _Block([image for image in images if image is not None], detect).followed(every)
+    for row, faces in zip(rows, followed, strict=True):
+        found[row] = faces
+    return found
+
+
+@dataclass
+class _Block:
+    """Consecutive pictures and what is known of them."""
+
+    images: list[Picture]
+    detect: Detect
+    known: dict[int, Floats] = field(default_factory=dict)
+
+    def followed(self, every: int) -> list[Floats]:
+        """Return the faces of each picture."""
+        last = len(self.images) - 1
+        ends = sorted({*range(0, last, every), last}) if last >= 0 else []
+        spans = list(zip(ends, ends[1:] or ends, strict=False))
+        cuts = self._cuts() if every > 1 else []
+        while spans:
+            self._look(sorted({i for span in spans for i in span} - self.known.keys()))
+            spans = [part for span in spans for part in self._divided(*span, cuts)]
+        return [self.known[i] for i in range(last + 1)]
+
+    def _look(self, places: list[int]) -> None:
+        """Have the detector look at some pictures."""
+        self.known.update(zip(places, self.detect([self.images[i] for i in places]), strict=True))
+
+    def _divided(self, start: int, stop: int, cuts: list[int]) -> list[tuple[int, int]]:
+        """Fill the frames between two known ones if that is sure, else return the spans to look at instead."""
+        if stop - start < 2:
+            return []
+        cut = next((i for i in cuts if start < i <= stop), None)
+        if cut is not None:
+            return [(start, cut - 1), (cut - 1, cut), (cut, stop)]
+        pairs = _pairs(self.known[start], self.known[stop])
+        if pairs is None:
+            middle = (start + stop) // 2
+            return [(start, middle), (middle, stop)]
+        self.known.update(between(self.known[start], self.known[stop], pairs, start, stop))
+        return []
+
+    def _cuts(self) -> list[int]:
+        """Return the pictures that differ from the one before as after a cut."""
+        grains = [_grain(image) for image in self.images]
+        return [i for i in range(1, len(grains)) if grains[i].shape != grains[i - 1].shape
+                or np.abs(grains[i] - grains[i - 1]).mean() > CUT]
+
+
+def _grain(image: Picture) -> NDArray[np.float32]:
+    """Return a coarse grey picture: every so many-th pixel of green."""
+    step = max(1, max(image.shape[:2]) // GRAIN_PX)
+    return image[::step, ::step, 1].astype(np.float32)
+
+
+def _pairs(first: Floats, last: Floats) -> NDArray[np.int64] | None:
+    """Return for each face of `last` its place in `first`; None where it is not sure that they are the same."""
+    if len(first) != len(last) or (len(first) and min(first[:, 4].min(), last[:, 4].min()) < SURE_SCORE):
+        return None
+    place = match(first[:, :4], last[:, :4])
+    if (place == NONE).any():
+        return None
+    overlap = iou(first[:, :4], last[:, :4])[place, np.arange(len(last))]
+    return place if (overlap >= SURE_IOU).all() else None
+
+
+def between(first: Floats, last: Floats, pairs: NDArray[np.int64], start: int, stop: int) -> dict[int, Floats]:
+    """Return the faces of the frames between `start` and `stop`, moved in a straight line, scores too; rounded."""
+    found = {}
+    for i in range(start + 1, stop):
+        share = (i - start) / (stop - start)
+        faces = (1 - share) * first[pairs] + share * last
+        faces[:, :4] = (faces[:, :4] * STEPS).round() / STEPS
+        faces[:, 4] = faces[:, 4].round(SCORE_DIGITS)
+        found[i] = faces
+    return found

@@ -1,0 +1,132 @@
+"""Following: straight where that is sure, looked at where it is not; every = 1 is the detector alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fercache import follow
+from fercache.faces import Detector
+from fercache.people import iou
+
+Faces = list[np.ndarray]
+
+
+class Looks:
+    """A detector that knows where faces are, told by a number in the picture's first pixel; counts its looks."""
+
+    def __init__(self, truth: Faces) -> None:
+        self.truth, self.rows = truth, []
+
+    def __call__(self, images: Sequence[np.ndarray]) -> Faces:
+        rows = [int(image[0, 0, 0]) for image in images]
+        self.rows += rows
+        return [self.truth[row].copy() for row in rows]
+
+
+def pictures(count: int, cuts: Sequence[int] = ()) -> list[np.ndarray]:
+    """Return grey pictures that carry their number; the scene changes at `cuts`."""
+    images = []
+    for i in range(count):
+        image = np.full((48, 64, 3), 60 + 90 * (sum(c <= i for c in cuts) % 2), np.uint8)
+        image[0, 0, 0] = i
+        images.append(image)
+    return images
+
+
+def face(x: float, score: float = 0.999, size: float = 80) -> np.ndarray:
+    return np.array([[x, 50, x + size, 50 + size, score]])
+
+
+def test_a_straight_way_is_followed_with_few_looks() -> None:
+    truth = [face(100 + 2 * i) for i in range(64)]
+    looks = Looks(truth)
+    found = follow.faces_of(pictures(64), looks, 5)
+    assert len(looks.rows) == 14 and sorted(looks.rows) == [*range(0, 61, 5), 63]
+    np.testing.assert_allclose(np.concatenate(found), np.concatenate(truth), atol=1 / 16)
+
+
+@pytest.mark.parametrize("every", [1, 3, 5, 64])
+def test_each_frame_is_looked_at_where_nothing_is_sure(every: int) -> None:
+    truth = [face(90 * i) for i in range(40)]
+    looks = Looks(truth)
+    found = follow.faces_of(pictures(40), looks, every)
+    assert (np.concatenate(found) == np.concatenate(truth)).all()
+    assert len(looks.rows) == len(set(looks.rows)), "no frame is looked at twice"
+
+
+def test_a_face_that_comes_and_goes_is_found_to_the_frame() -> None:
+    truth = [face(100) if 13 <= i < 41 else np.empty((0, 5)) for i in range(64)]
+    found = follow.faces_of(pictures(64), Looks(truth), 5)
+    assert [len(f) for f in found] == [len(f) for f in truth]
+
+
+def test_both_sides_of_a_cut_are_looked_at() -> None:
+    """The other person stands where the first one stood: only the pictures tell."""
+    truth = [face(100) if i < 13 else face(108, size=84) for i in range(40)]
+    looks = Looks(truth)
+    found = follow.faces_of(pictures(40, cuts=[13]), looks, 10)
+    np.testing.assert_array_equal(np.concatenate(found), np.concatenate(truth))
+    assert {12, 13} <= set(looks.rows) and len(looks.rows) <= 8
+
+
+def test_a_doubtful_face_is_looked_at() -> None:
+    truth = [face(100, score=.92) for _ in range(20)]
+    looks = Looks(truth)
+    follow.faces_of(pictures(20), looks, 5)
+    assert sorted(looks.rows) == list(range(20))
+
+
+def test_faces_that_change_places_in_the_list_are_not_mixed() -> None:
+    truth = [np.concatenate([face(100 + i), face(300 - i)][:: 1 if i % 10 else -1]) for i in range(31)]
+    found = follow.faces_of(pictures(31), Looks(truth), 10)
+    for now, true in zip(found, truth, strict=True):
+        np.testing.assert_allclose(np.sort(now[:, 0]), np.sort(true[:, 0]), atol=1 / 16)
+
+
+def test_lost_frames_and_no_frames() -> None:
+    images: list[np.ndarray | None] = list(pictures(12))
+    images[3] = images[11] = None
+    found = follow.faces_of(images, Looks([face(100)] * 12), 5)
+    assert [len(f) for f in found] == [1, 1, 1, 0, *[1] * 7, 0]
+    assert follow.faces_of([], Looks([]), 5) == []
+    assert [len(f) for f in follow.faces_of([None, None], Looks([]), 5)] == [0, 0]
+    assert [len(f) for f in follow.faces_of(pictures(1), Looks([face(1)]), 5)] == [1]
+
+
+def test_a_change_of_resolution_is_a_cut() -> None:
+    images = pictures(20)
+    images[7:] = [np.pad(image, ((0, 48), (0, 64), (0, 0))) for image in images[7:]]
+    looks = Looks([face(100)] * 20)
+    assert all(len(f) == 1 for f in follow.faces_of(images, looks, 10))
+    assert {6, 7} <= set(looks.rows)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=70), st.integers(1, 20))
+@settings(max_examples=150, deadline=None)
+def test_looked_at_frames_are_the_detectors_and_every_frame_is_told(counts: list[int], every: int) -> None:
+    truth = [np.concatenate([np.empty((0, 5)), *(face(200 * k) for k in range(n))]) for n in counts]
+    looks = Looks(truth)
+    found = follow.faces_of(pictures(len(counts)), looks, every)
+    assert len(found) == len(counts)
+    assert all((found[row] == truth[row]).all() for row in set(looks.rows))
+    assert len(looks.rows) == len(set(looks.rows)) and {0, len(counts) - 1} <= set(looks.rows)
+
+
+def test_followed_boxes_lie_on_the_face(face_frames: list[np.ndarray]) -> None:
+    """Real pictures: frames five apart, so the way between them is long."""
+    detect = Detector().detect
+    exact, followed = detect(face_frames), follow.faces_of(face_frames, detect, 3)
+    overlap = [iou(a[:1, :4], b[:1, :4])[0, 0] for a, b in zip(exact, followed, strict=True)]
+    assert min(overlap) > .7 and np.mean(overlap) > .85
+
+
+def test_reduced_pictures_give_boxes_of_the_frame(face_frames: list[np.ndarray]) -> None:
+    large = [np.asarray(np.repeat(np.repeat(image, 2, 0), 2, 1)) for image in face_frames[:3]]
+    exact, reduced = Detector().detect(large), Detector(detect_px=640).detect(large)
+    for one, other in zip(exact, reduced, strict=True):
+        assert len(one) == len(other) == 1 and iou(one[:, :4], other[:, :4])[0, 0] > .85
