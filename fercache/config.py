@@ -91,6 +91,8 @@ class ExtractConfig(Config):
     taps: tuple[str, ...] = option(("embedding", "block8", "repeat_2", "repeat_1-3x3"),
                                    "What is kept of the CNN: BLOCK (mean), BLOCK-3x3 (grid) or BLOCK-map.")
     precision: str = option("float32", "Arithmetic of the CNN.", choices=PRECISIONS)
+    backend: str = option("torch", "What runs the CNN on a processor: torch, or openvino (an extra, quicker).",
+                          choices=("torch", "openvino"), numbers=False)
     faces: str = option("auto", "mtcnn finds them; cropped takes each picture as a face; auto: by the clip's kind.",
                         choices=("auto", "mtcnn", "cropped"))
     every: int = option(5, "Frames from one look of the detector to the next; in between faces are followed, and "

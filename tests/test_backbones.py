@@ -116,6 +116,29 @@ def test_devices_that_are_not_there(name: str) -> None:
         resolve_device(name)
 
 
+@pytest.mark.parametrize(("precision", "least"), [("float32", 0.99999), ("bf16", 0.999)])
+def test_openvino_agrees_with_the_library(casia: weights.Weights, crops: np.ndarray, eager: dict, precision: str,
+                                          least: float) -> None:
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    found = Backbone.load(casia, TAPS, precision=precision, backend="openvino").embed32(crops)
+    assert min(cosine(found[tap], eager[tap]) for tap in TAPS) >= least
+
+
+def test_openvino_gives_the_same_bytes_whatever_else_is_in_the_batch(casia: weights.Weights, crops: np.ndarray) -> None:
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    net = Backbone.load(casia, ["block8"], backend="openvino")
+    whole = net.embed32(crops)["block8"]
+    assert (whole[3:5] == net.embed32(crops[3:5])["block8"]).all()
+    use_threads(1)
+    assert (whole == Backbone.load(casia, ["block8"], backend="openvino").embed32(crops)["block8"]).all()
+    use_threads(0)
+
+
+def test_openvino_refuses_what_it_does_not_run(casia: weights.Weights) -> None:
+    with pytest.raises(InputError, match="not fp16"):
+        Backbone.load(casia, ["block8"], precision="fp16", backend="openvino")
+
+
 def test_auto_device_is_there() -> None:
     assert resolve_device("auto") in ("cpu", "cuda:0") and resolve_device("cpu") == "cpu"
 

@@ -26,7 +26,8 @@ FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split(
 DOORS = {
     "av": {"media"}, "zarr": {"store"}, "h5py": {"logits"}, "lightgbm": {"stack"}, "sklearn": {"stack"},
     "matplotlib": {"timeline"}, "facenet_pytorch": {"facenet"}, "torchvision": {"facenet"}, "click": {"cli"},
-    "tensorboard": {"weights"}, "onnxruntime": {"backbones"}, "pyarrow": {"stack", "datasets"},
+    "tensorboard": {"weights"}, "onnxruntime": {"backbones"}, "openvino": {"backbones"},
+    "pyarrow": {"stack", "datasets"},
     "PIL": {"media", "crops", "timeline"}, "rich": {"progress", "stack", "cli"},
     "torch": {"facenet", "weights", "cores", "backbones", "faces", "heads", "windows", "train_heads"},
 }

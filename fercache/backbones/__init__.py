@@ -13,6 +13,7 @@ from fercache.backbones.inception import InceptionNet
 from fercache.backbones.onnx import OnnxNet
 from fercache.backbones.taps import BLOCKS, CROP_PX, tap_shapes
 from fercache.cores import resolve_device, spread, use_threads
+from fercache.errors import InputError
 from fercache.weights import Weights
 
 __all__ = ["BLOCKS", "CROP_PX", "Backbone", "resolve_device", "shapes_of", "tap_shapes", "use_threads"]
@@ -57,7 +58,7 @@ class Backbone:
 
     @classmethod
     def load(cls, weights: Weights, taps: Sequence[str], *, precision: str = "float32", device: str = "cpu",
-             batch: int | None = None) -> Backbone:
+             batch: int | None = None, backend: str = "torch") -> Backbone:
         """Return the backbone with these weights, ready to embed.
 
         Parameters
@@ -65,11 +66,14 @@ class Backbone:
         taps : see `tap_shapes`; of an ONNX model, names of its outputs.
         precision : float32, bf16 or fp16; results are averaged and returned in float32 in each case.
         batch : crops a batch; by default what suits the device.
+        backend : torch or openvino (processors only).
 
         Raises
         ------
         InputError
-            An unknown tap, or a device that is not there.
+            An unknown tap, a device that is not there, or one that the backend does not know.
+        MissingExtra
+            The backend is not installed.
         WeightsError
             The weights were altered, or are not this net's.
         """
@@ -77,6 +81,14 @@ class Backbone:
         size = batch or BATCHES[torch.device(device).type]
         if weights.name == "onnx":
             return cls(OnnxNet(weights, taps, device, size), device, size)
+        if backend == "openvino":
+            if device != "cpu":
+                raise InputError(f"the backend openvino runs on cpu, not on {device}", where="backend",
+                                 hint="choose --backend torch or --device cpu")
+            from fercache.backbones.vino import VinoNet  # an optional extra
+
+            return cls(VinoNet(weights, taps, precision=precision, batch=size, threads=torch.get_num_threads()),
+                       device, size)
         return cls(InceptionNet(weights, taps, precision=precision, device=torch.device(device)), device, size)
 
     def embed(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float16]]:

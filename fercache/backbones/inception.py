@@ -20,6 +20,49 @@ CENTRE, SCALE = 127.5, 128.0
 """facenet-pytorch's fixed standardisation of pixels: (x - 127.5) / 128."""
 
 
+class Tapped(nn.Module):
+    """InceptionResnetV1 as a net from pixels to taps, in float32 until `ready` says otherwise.
+
+    Attributes
+    ----------
+    wanted : tap -> (block, form), in the order in which `forward` returns them.
+    """
+
+    def __init__(self, source: weights.Weights, taps: Sequence[str]) -> None:
+        super().__init__()
+        self.wanted = {tap: block_of(tap) for tap in taps}
+        net = load(source)
+        blocks = [STEPS.index(block) for block, _ in self.wanted.values() if block != EMBEDDING]
+        depth = len(STEPS) if EMBEDDING in taps else 1 + max(blocks)
+        self.names = STEPS[:depth]
+        self.parts = nn.ModuleList(fold(getattr(net, name)) for name in self.names)
+        self.linear, self.norm = net.last_linear, net.last_bn
+        self.arithmetic = torch.float32
+
+    def ready(self, device: torch.device, arithmetic: torch.dtype) -> Tapped:
+        """Return the net where and in what it will run; means and the identity vector stay in float32."""
+        self.to(device)
+        self.parts.to(arithmetic)
+        for value in self.parts.parameters():
+            if value.dim() == 4:  # a kernel
+                value.data = value.data.contiguous(memory_format=torch.channels_last)
+        self.arithmetic = arithmetic
+        return self
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return each tap (B, ...) of pixels (B, 160, 160, 3) in 0..255."""
+        x = ((pixels.float() - CENTRE) / SCALE).permute(0, 3, 1, 2).to(self.arithmetic)
+        kept: dict[str, torch.Tensor] = {}
+        for name, part in zip(self.names, self.parts, strict=True):
+            x = part(x)
+            for tap, (block, form) in self.wanted.items():
+                if block == name:
+                    kept[tap] = pooled(x, form)
+        if EMBEDDING in self.wanted:
+            kept[EMBEDDING] = nn.functional.normalize(self.norm(self.linear(pooled(x, ""))), p=2.0, dim=1)
+        return tuple(kept[tap] for tap in self.wanted)
+
+
 class InceptionNet:
     """facenet-pytorch's InceptionResnetV1 with its taps; `shapes` says what a call returns.
 
@@ -31,42 +74,16 @@ class InceptionNet:
 
     def __init__(self, source: weights.Weights, taps: Sequence[str], *, precision: str, device: torch.device) -> None:
         self.shapes = tap_shapes(taps)
-        self.wanted = {tap: block_of(tap) for tap in taps}
-        self.device, self.type = device, TYPES[precision]
-        net = load(source)
-        blocks = [STEPS.index(block) for block, _ in self.wanted.values() if block != EMBEDDING]
-        depth = len(STEPS) if EMBEDDING in taps else 1 + max(blocks)
-        self.steps = [(name, self._ready(fold(getattr(net, name)))) for name in STEPS[:depth]]
-        self.linear, self.norm = (part.to(device) for part in (net.last_linear, net.last_bn))
-
-    def _ready(self, part: nn.Module) -> nn.Module:
-        """Return a part of the net where and how it will run."""
-        part.to(self.device, self.type)
-        for value in part.parameters():
-            if value.dim() == 4:  # a kernel
-                value.data = value.data.contiguous(memory_format=torch.channels_last)
-        return part
+        self.device = device
+        self.net = Tapped(source, taps).eval().ready(device, TYPES[precision])
 
     @torch.inference_mode()
     def __call__(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Return {tap: (B, ...) float32} of crops (B, 160, 160, 3) uint8."""
-        x = self._to_device(crops)
-        kept: dict[str, torch.Tensor] = {}
-        for name, part in self.steps:
-            x = part(x)
-            for tap, (block, form) in self.wanted.items():
-                if block == name:
-                    kept[tap] = pooled(x, form)
-        if EMBEDDING in self.wanted:
-            kept[EMBEDDING] = nn.functional.normalize(self.norm(self.linear(pooled(x, ""))), p=2, dim=1)
-        return {tap: kept[tap].cpu().numpy() for tap in self.wanted}
-
-    def _to_device(self, crops: NDArray[np.uint8]) -> torch.Tensor:
-        """Return the crops (B, 3, 160, 160) normalised; bytes, not floats, cross to the device."""
+        """Return {tap: (B, ...) float32} of crops (B, 160, 160, 3) uint8; bytes, not floats, cross to the device."""
         held = torch.from_numpy(np.ascontiguousarray(crops))
         if self.device.type == "cuda":
             held = held.pin_memory().to(self.device, non_blocking=True)
-        return ((held.float() - CENTRE) / SCALE).permute(0, 3, 1, 2).to(self.type)  # already channels-last in memory
+        return {tap: value.cpu().numpy() for tap, value in zip(self.shapes, self.net(held), strict=True)}
 
 
 def pooled(x: torch.Tensor, form: str) -> torch.Tensor:

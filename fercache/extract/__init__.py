@@ -199,7 +199,7 @@ class _Work:
         self.nets["threads"] = use_threads(self.config.threads)
         self.nets["device"] = device
         self.nets["backbone"] = Backbone.load(self.cnn, self.config.taps, precision=self.config.precision,
-                                              device=device)
+                                              device=device, backend=self.config.backend)
         if self.faces == "mtcnn":
             from fercache.faces import Detector
 
@@ -208,9 +208,11 @@ class _Work:
 
     def provenance(self) -> dict[str, Any]:
         """Return what float noise depends on: equal provenance gives equal bytes."""
-        names = ("torch", "facenet-pytorch", "numpy", "av", "pillow")
+        names = ["torch", "facenet-pytorch", "numpy", "av", "pillow"]
+        if self.config.backend != "torch":
+            names.append(self.config.backend)
         return {"device": self.nets["device"], "threads": self.nets["threads"], "machine": platform.machine(),
-                "backend": "torch", "versions": {name: version(name) for name in names}}
+                "backend": self.config.backend, "versions": {name: version(name) for name in names}}
 
     def one(self, trial: Trial, bar: Meter) -> ClipDone:
         """Bring one clip from source to commit mark."""
