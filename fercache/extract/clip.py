@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache import follow
+from fercache.ahead import ahead
 from fercache.backbones import Backbone
 from fercache.crops import crop, whole
 from fercache.errors import ClipError
@@ -28,6 +29,8 @@ NO_BOX = np.full(4, np.nan)
 DETECT_BLOCK = 64
 """Frames given to the detector at once. Fixed, as are its batches within them: MTCNN's boxes move (by up to 1e-4 px)
 with what else is in a batch."""
+FRAMES_AHEAD, FACES_AHEAD = 16, 256
+"""Frames, and cut-out faces, that are decoded while the detector or the CNN is at work."""
 DETECT_SHARE = 0.75
 """Share of a frame's work that detection is, for the progress bar only."""
 
@@ -62,7 +65,7 @@ class ClipJob:
     def detect(self, detector: Detector) -> None:
         """Find the faces of every frame, choose whom to follow, and store the clock."""
         times: list[float] = []
-        for batch in blocks(self.source.frames(), DETECT_BLOCK):
+        for batch in blocks(ahead(self.source.frames(), FRAMES_AHEAD), DETECT_BLOCK):
             times += [frame.time_s for frame in batch]
             if len(times) > self.writer.detected:
                 self._detect(detector, batch, stop=len(times))
@@ -85,7 +88,7 @@ class ClipJob:
         """Run the CNN over the boxes of the clock, segment by segment."""
         start = self.writer.written
         boxes = clock[:, CLOCK.index("x1"):CLOCK.index("y2") + 1]
-        for segment in blocks(self._cropped(start, boxes), SEGMENT):
+        for segment in blocks(ahead(self._cropped(start, boxes), FACES_AHEAD), SEGMENT):
             self._write(start, segment)
             start += len(segment)
             self.bar.advance((1 - DETECT_SHARE) * len(segment))
@@ -104,7 +107,7 @@ class ClipJob:
         """Run the CNN over pictures that are faces already; the clock is known when the last one was decoded."""
         times: list[float] = []
         boxes: list[NDArray[np.float64]] = []
-        for segment in blocks(self.source.frames(), SEGMENT):
+        for segment in blocks(ahead(self.source.frames(), FRAMES_AHEAD), SEGMENT):
             start = len(times)
             times += [frame.time_s for frame in segment]
             boxes += [NO_BOX if frame.image is None else whole(frame.image) for frame in segment]
