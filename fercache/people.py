@@ -46,6 +46,34 @@ def main_person(detections: Sequence[Floats]) -> tuple[Floats, Floats, Ints]:
     return boxes, score, number
 
 
+def person_at(detections: Sequence[Floats], side: str) -> tuple[Floats, Floats, Ints]:
+    """Return what `main_person` does, for the person on one side of a video with two.
+
+    Parameters
+    ----------
+    detections : faces of each frame, (n, 5): x1, y1, x2, y2, score.
+    side : "left" or "right" of the picture; "" for the main person.
+
+    Notes
+    -----
+    The two are the main person and who is that among the other faces; their mean places over the frames that show both
+    (else over all) decide who is on the left. Where two are never seen
+    at once, they count as one person, who is on both sides.
+    """
+    first = main_person(detections)
+    if not side:
+        return first
+    others = [faces[(faces[:, :4] != box).any(axis=1)] for faces, box in zip(detections, first[0], strict=True)]
+    second = main_person(others)
+    seen = [~np.isnan(boxes[:, 0]) for boxes in (first[0], second[0])]
+    if not seen[1].any():
+        return first
+    both = seen[0] & seen[1]
+    place = [(boxes[:, 0] + boxes[:, 2])[both if both.any() else own].mean()
+             for boxes, own in ((first[0], seen[0]), (second[0], seen[1]))]
+    return first if (place[0] <= place[1]) == (side == "left") else second
+
+
 def link(detections: Sequence[Floats]) -> Ints:
     """Return the track number (M,) of every face, frame by frame; tracks are numbered as they begin.
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fercache.people import MAX_GAP, iou, link, main_person, match
+from fercache.people import MAX_GAP, iou, link, main_person, match, person_at
 
 
 def face(x: float, y: float = 100, size: float = 80, score: float = 0.99) -> np.ndarray:
@@ -118,3 +118,26 @@ def test_a_long_clip_takes_seconds() -> None:
     started = time.process_time()
     assert len(set(main_person(seen)[2].tolist())) == 1
     assert time.process_time() - started < 20
+
+
+def test_left_and_right_are_two_people() -> None:
+    left, right = {t: face(100 + t, size=80) for t in range(40)}, {t: face(400 - t, size=120) for t in range(10, 40)}
+    seen = frames(left, right, total=40)
+    for side, person in (("left", left), ("right", right)):
+        boxes, _, _ = person_at(seen, side)
+        there = np.array([t in person for t in range(40)])
+        np.testing.assert_array_equal(~np.isnan(boxes[:, 0]), there)
+        np.testing.assert_array_equal(boxes[there], np.array([person[t][:4] for t in sorted(person)]))
+    np.testing.assert_array_equal(person_at(seen, "")[0], main_person(seen)[0])
+
+
+def test_one_person_alone_is_on_both_sides() -> None:
+    seen = frames({t: face(100) for t in range(20)}, total=20)
+    for side in ("left", "right"):
+        np.testing.assert_array_equal(person_at(seen, side)[0], main_person(seen)[0])
+
+
+def test_people_who_are_never_seen_together_count_as_one() -> None:
+    seen = frames({t: face(400) for t in range(30)}, {t: face(100) for t in range(60, 80)}, total=80)
+    for side in ("left", "right"):
+        np.testing.assert_array_equal(person_at(seen, side)[0], main_person(seen)[0])

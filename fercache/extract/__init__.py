@@ -223,7 +223,7 @@ class _Work:
             if writer is None:
                 return ClipDone(clip=trial.name, state="busy", message="another process is at it")
             ClipJob(source, writer, self.nets["backbone"], self.nets.get("detector"), self.config.every,
-                    self.config.margin, bar).run()
+                    self.config.margin, trial.side, bar).run()
             mark = writer.commit()
         faces = int(self.store[trial.name].clock["valid"].sum())
         if not faces:

@@ -17,7 +17,7 @@ from fercache.crops import crop, whole
 from fercache.errors import ClipError
 from fercache.faces import Detector
 from fercache.media import Frame, Source
-from fercache.people import main_person
+from fercache.people import person_at
 from fercache.progress import Meter
 from fercache.store import CLOCK, SEGMENT, ClipWriter
 
@@ -45,6 +45,7 @@ class ClipJob:
     detector: Detector | None
     every: int
     margin: float
+    side: str
     bar: Meter
 
     def run(self) -> None:
@@ -74,7 +75,7 @@ class ClipJob:
             raise ClipError("holds no frame", where=self.source.path)
         found = self.writer.detections()
         border = np.searchsorted(found[:, 0], np.arange(1, len(times)))
-        boxes, score, track = main_person(np.split(found[:, 1:], border))
+        boxes, score, track = person_at(np.split(found[:, 1:], border), self.side)
         self.writer.set_clock(clock_of(np.array(times), boxes, score, track))
 
     def _detect(self, detector: Detector, batch: list[Frame], stop: int) -> None:
