@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -98,8 +99,9 @@ class LocalFiles:
             os.close(handle)
 
     def sizes(self, key: str) -> dict[str, int]:
-        """Return name -> bytes of the files directly in a folder; nothing where there is no folder."""
-        return {entry.name: entry.stat().st_size for entry in self._entries(key) if entry.is_file()}
+        """Return name -> bytes of all but the folders directly in a folder (links too); nothing without a folder."""
+        return {entry.name: _bytes_of(entry) for entry in self._entries(key)
+                if not entry.is_dir(follow_symlinks=False)}
 
     def folders(self, key: str = "") -> list[str]:
         """Return the names of the folders directly in a folder, sorted."""
@@ -180,6 +182,15 @@ class LocalFiles:
                 yield from entries
         except (FileNotFoundError, NotADirectoryError):
             return
+
+
+def _bytes_of(entry: os.DirEntry[str]) -> int:
+    """Return the bytes that a reader finds behind an entry; none behind a link that leads nowhere or to a folder."""
+    try:
+        status = entry.stat()
+    except OSError:  # gone meanwhile, or a link that leads nowhere
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
 def _read_all(handle: int, view: memoryview, offset: int) -> bool:
