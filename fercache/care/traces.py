@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,17 +85,17 @@ def _says(path: Path, clip: str) -> bool:
         if name.endswith(".json"):
             return clip in _texts(durable.read_json(path))
         if name.endswith((".csv", ".csv.gz")):
-            return any(clip in row for row in csv.reader(_lines(path)))
+            return _in_table(path, clip)
     except (StoreError, InputError, csv.Error, EOFError, OSError):
         return True
     return False
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a table, which may be packed."""
-    with path.open("rb") as file:
-        raw = gzip.GzipFile(fileobj=file) if path.name.endswith(".gz") else file
-        yield from io.TextIOWrapper(raw, "utf-8", "surrogateescape", newline="")
+def _in_table(path: Path, clip: str) -> bool:
+    """Return whether a field of a table, which may be packed, is the clip's name."""
+    opened = gzip.open if path.name.endswith(".gz") else open
+    with opened(path, "rt", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return any(clip in row for row in csv.reader(file))
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -57,7 +57,7 @@ def named(home: Home, typed: dict[str, Any]) -> Named:
         for path in _stores(home.cache, dataset, stages):
             found.keep.add(path)
             store = _opened(path)
-            if store is not None:
+            if store is not None and is_ours(store):  # what was brought from elsewhere nothing here makes anew
                 names = {trial.name for trial in dataset.trials} | {problem.where for problem in dataset.problems}
                 found.clips[path] = found.clips.get(path, set()) | names
                 found.keep.update(_learnt(home.cache, dataset, store, stages))
@@ -86,8 +86,13 @@ def _stores(cache: Path, dataset: Dataset, stages: Path) -> Iterator[Path]:
         yield extract.store_path(cache, dataset.name, settings)
     for path in sorted(folder.glob("*.zarr")):
         store = _opened(path)
-        if store is not None and not isinstance(store.settings.get("format"), dict):
+        if store is not None and not is_ours(store):
             yield path
+
+
+def is_ours(store: EmbeddingStore) -> bool:
+    """Return whether `extract` makes stores of such settings."""
+    return isinstance(store.settings.get("format"), dict)
 
 
 def _opened(path: Path) -> EmbeddingStore | None:

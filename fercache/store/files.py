@@ -22,10 +22,6 @@ SYNCS = 8
 """Files that are synced at the same time."""
 
 
-BUFFER = 2 << 20
-"""Bytes that are read at once, about what a core's second-level cache holds."""
-
-
 class Size(NamedTuple):
     """What a store takes on disk."""
 
@@ -68,22 +64,11 @@ class LocalFiles:
 
         Notes
         -----
-        Through a buffer that the processor's cache holds: the kernel's own copy into far memory is slower than two
-        copies (5.2 against 7.5 GB/s, warm, two cores). A second thread gains nothing, and a memory map (6.6 GB/s)
-        would end the process by a signal where the disk fails.
+        Straight into place. Tried, in processor time on a kernel 6.18, warm: a raw memory map is copied at 9.4 GB/s,
+        this reads 6.1, through a buffer that the cache holds 4.3 to 4.6, a map of each file 5.1 to 5.3 (and a map ends
+        the process by a signal where the disk fails).
         """
-        buffer = memoryview(bytearray(BUFFER))
-        return next((key for key, view, offset in parts if not self._fill_through(buffer, key, view, offset)), None)
-
-    def _fill_through(self, buffer: memoryview, key: str, view: memoryview, offset: int) -> bool:
-        if len(view) < BUFFER // 16:
-            return self.fill(key, view, offset)
-        for start in range(0, len(view), BUFFER):
-            part = view[start:start + BUFFER]
-            if not self.fill(key, buffer[:len(part)], offset + start):
-                return False
-            part[:] = buffer[:len(part)]
-        return True
+        return next((key for key, view, offset in parts if not self.fill(key, view, offset)), None)
 
     def fill(self, key: str, view: memoryview, offset: int = 0) -> bool:
         """Fill `view` from a file's bytes at `offset`; return whether the file is there and long enough."""

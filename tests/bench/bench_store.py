@@ -148,15 +148,31 @@ def sync(path: Path) -> None:
     os.close(handle)
 
 
-def seconds(work: Callable[[], object], times: int = 1, before: Callable[[], object] = lambda: None) -> float:
+Clock = Callable[[], float]
+
+
+def seconds(work: Callable[[], object], times: int = 1, before: Callable[[], object] = lambda: None,
+            clock: Clock = time.perf_counter) -> float:
     """Return the median time of some runs; `before` is not counted."""
-    found = []
+    return statistics.median(in_turn({"": work}, times, before, clock)[""])
+
+
+def in_turn(ways: dict[str, Callable[[], object]], times: int, before: Callable[[], object] = lambda: None,
+            clock: Clock = time.perf_counter) -> dict[str, list[float]]:
+    """Return the times of some runs of each way, one after the other, so that a busy machine is busy for all."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(times):
-        before()
-        started = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - started)
-    return statistics.median(found)
+        for name, way in ways.items():
+            before()
+            started = clock()
+            way()
+            found[name].append(clock() - started)
+    return found
+
+
+def medians(ways: dict[str, Callable[[], object]], times: int, before: Callable[[], object] = lambda: None,
+            clock: Clock = time.perf_counter) -> dict[str, float]:
+    return {name: statistics.median(took) for name, took in in_turn(ways, times, before, clock).items()}
 
 
 def cnn_fps(width: int, folder: Path) -> float:
@@ -177,12 +193,11 @@ def written(bench: Bench, rounds: int) -> dict[str, float]:
     """Return the median seconds of writing, the ways in turn, each on a clean folder."""
     ways = {"store": bench.write_store, "h5py": lambda: bench.write_h5(every_segment=True),
             "h5py, one fsync": lambda: bench.write_h5(every_segment=False), "npy": bench.write_npy}
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    found = []
     for _ in range(rounds):
         bench.clean()
-        for name, way in ways.items():
-            found[name].append(seconds(way))
-    return {name: statistics.median(took) for name, took in found.items()}
+        found.append({name: seconds(way) for name, way in ways.items()})
+    return {name: statistics.median(took[name] for took in found) for name in ways}
 
 
 def line(title: str, took: dict[str, float], amount: float, unit: str, against: str) -> None:
@@ -217,11 +232,13 @@ def measure(bench: Bench, amount: int, rounds: int, weights: Path) -> None:
     print(f"{'':14s} store {rate:.0f} frames/s = {rate / cnn:.0f} times the CNN's {cnn:.0f} frames/s", flush=True)
     bench.space()
     ways = {"store": bench.preload_store, "npy": bench.preload_npy, "h5py": bench.preload_h5}
-    for title, before, times in (("preload, warm", lambda: None, 5), ("preload, cold", bench.cold, 1)):
-        line(title, {name: seconds(way, times, before) for name, way in ways.items()}, amount / MB,
-             "MB/s", "npy")
+    for title, before, times, clock in (
+            ("preload, warm", lambda: None, 7, time.perf_counter),
+            ("  its CPU time", lambda: None, 5, time.process_time),
+            ("preload, cold", bench.cold, 3, time.perf_counter)):
+        line(title, medians(ways, times, before, clock), amount / MB, "MB/s", "npy")
     reads = {"store": bench.windows_store, "npy": bench.windows_npy, "h5py": bench.windows_h5}
-    line(f"windows of {WINDOW}", {name: seconds(way, 3) for name, way in reads.items()}, bench.windows, "/s", "npy")
+    line(f"windows of {WINDOW}", medians(reads, 3), bench.windows, "/s", "npy")
     size = EmbeddingStore.open(bench.store).size()
     print(f"on disk        store {size.bytes / MB:.1f} MB in {size.files} files ({size.files / bench.clips:.1f} a "
           f"clip, {size.bytes / amount:.3f} of the data)   npy {bench.npy.stat().st_size / MB:.1f} MB   "
