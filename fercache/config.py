@@ -101,6 +101,7 @@ class ExtractConfig(Config):
     crop_fps: float = option(30.0, "Frames a second of crop folders, which have no clock.", low=1e-3, high=1e6)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", numbers=False)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
+    strict: bool = option(False, "Compare every byte of each source with what was stored, not samples.", numbers=False)
 
 
 @dataclass(frozen=True, kw_only=True)

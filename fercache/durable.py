@@ -45,7 +45,9 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         sync(temporary)
+        step("replace.written")
         temporary.replace(path)
+        step("replace.named")
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -76,6 +78,21 @@ def read_json(path: Path, limit_bytes: int = 64 << 20) -> Any:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise InputError(f"not readable as JSON ({error})", where=path, hint="remove it and run again") from error
+
+
+def read_pointer(path: Path, key: str) -> Path:
+    """Return the neighbour of the JSON file at `path` whose name stands there under `key`.
+
+    Raises
+    ------
+    InputError
+        No name of a neighbour stands there.
+    """
+    said = read_json(path, limit_bytes=1 << 20)
+    name = said.get(key) if isinstance(said, dict) else None
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or not name.isprintable():
+        raise InputError(f"says no {key}", where=path, hint="remove it and run again")
+    return path.parent / name
 
 
 def make_folder(path: Path) -> None:

@@ -17,9 +17,11 @@ from typing import Any
 from fercache import datasets, durable, media, weights
 from fercache.config import ExtractConfig, digest
 from fercache.datasets import Dataset, Trial
-from fercache.errors import ClipError, InputError
+from fercache.errors import ClipError, InputError, StoreError
+from fercache.extract.share import in_turn
+from fercache.extract.sources import unchanged
 from fercache.progress import Meter, meter
-from fercache.store import EmbeddingStore, same_source
+from fercache.store import EmbeddingStore
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ FORMAT = {"store": 1, "decoder": media.DECODER, "crop": "pil-bilinear-160"}
 
 @dataclass(frozen=True, kw_only=True)
 class ClipDone:
-    """What became of one clip: `state` is computed, cached, failed or busy (another process has it)."""
+    """What became of one clip: `state` is computed, cached (also by another process meanwhile) or failed."""
 
     clip: str
     state: str
@@ -93,6 +95,11 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractReport:
     ------
     InputError, WeightsError, StoreError
         Nothing could be done at all. What goes wrong with one clip is recorded in the report instead.
+
+    Notes
+    -----
+    Several runs on one store share the work. Each ends when every clip is done, and waits for those that another one
+    has; a clip whose process died is taken over.
     """
     started = time.monotonic()
     faces = faces_of(dataset, config)
@@ -108,11 +115,15 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractReport:
     for trial in dataset.trials:
         cached = work.cached(trial)
         done.append(cached) if cached else waiting.append(trial)
-    if waiting:
-        done += work.all(waiting)
+    try:
+        if waiting:
+            done += work.all(waiting)
+    finally:  # a run that is stopped tells of its failures too
+        failed = [c for c in sorted(done, key=lambda c: c.clip) if c.state == "failed"]
+        if failed or len(done) >= len(dataset.trials):
+            write_failures(path.parent / "failures.csv", failed)
     report = ExtractReport(store=path, fingerprint=digest(settings), seconds=time.monotonic() - started,
                            clips=tuple(sorted(done, key=lambda c: c.clip)))
-    write_failures(path.parent / "failures.csv", report.failures())
     durable.write_json(path.parent / "current.json", {"store": path.name})
     return report
 
@@ -128,7 +139,7 @@ def current(cache: Path, dataset: str) -> Path:
     pointer = cache / "features" / dataset / "current.json"
     if not pointer.is_file():
         raise InputError("nothing was extracted yet", where=pointer.parent, hint="run `fercache extract` first")
-    return pointer.parent / str(durable.read_json(pointer)["store"])
+    return durable.read_pointer(pointer, "store")
 
 
 def write_failures(path: Path, failed: Sequence[ClipDone]) -> None:
@@ -140,7 +151,7 @@ def write_failures(path: Path, failed: Sequence[ClipDone]) -> None:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["clip", "message"])
     rows.writerows((c.clip, c.message) for c in failed)
-    durable.write_bytes(path, text.getvalue().encode())
+    durable.write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 @dataclass
@@ -160,15 +171,11 @@ class _Work:
             return None
         mark = self.store.mark(trial.name)
         try:
-            unchanged = same_source(mark.source, media.digest(trial.path, trial.kind))
+            same = unchanged(mark.source, trial.path, trial.kind, self.config.strict)
         except ClipError as error:
             log.warning("%s: the source is gone or unreadable (%s); the stored features stay", trial.name, error.what)
-            unchanged = True
-        if not unchanged:
-            log.warning("%s: the source file has changed; it is done again", trial.name)
-            self.store.remove(trial.name)
-            return None
-        return ClipDone(clip=trial.name, state="cached", frames=mark.frames)
+            same = True
+        return ClipDone(clip=trial.name, state="cached", frames=mark.frames) if same else None
 
     def source(self, trial: Trial) -> media.Source:
         """Return the clip's frames."""
@@ -178,14 +185,16 @@ class _Work:
         """Yield what becomes of each clip; a bad clip does not stop the rest."""
         self.load()
         with meter("extract", _total(trials, self)) as bar:
-            for trial in trials:
-                bar.note(trial.name)
-                try:
-                    result = self.one(trial, bar)
-                except ClipError as error:
-                    log.error("%s: %s", trial.name, error)
-                    result = ClipDone(clip=trial.name, state="failed", message=str(error))
-                yield result
+            yield from in_turn(trials, lambda trial: self.attempt(trial, bar), self.store.is_claimed)
+
+    def attempt(self, trial: Trial, bar: Meter) -> ClipDone | None:
+        """Return what became of a clip, None if another process is at it."""
+        bar.note(trial.name)
+        try:
+            return self.cached(trial) or self.one(trial, bar)  # done by another process meanwhile
+        except ClipError as error:
+            log.error("%s: %s", trial.name, error)
+            return ClipDone(clip=trial.name, state="failed", message=str(error))
 
     def load(self) -> None:
         """Load detector and CNN."""
@@ -209,14 +218,16 @@ class _Work:
         return {"device": self.nets["device"], "threads": self.nets["threads"], "machine": platform.machine(),
                 "backend": "torch", "versions": {name: version(name) for name in names}}
 
-    def one(self, trial: Trial, bar: Meter) -> ClipDone:
-        """Bring one clip from source to commit mark."""
+    def one(self, trial: Trial, bar: Meter) -> ClipDone | None:
+        """Bring one clip from source to commit mark; None if another process took it first."""
         from fercache.extract.clip import ClipJob
 
         source = self.source(trial)
-        with self.store.writer(trial.name, source=source.digest(), provenance=self.provenance()) as writer:
+        if trial.name in self.store:
+            log.warning("%s: the source file has changed; it is done again", trial.name)
+        with self.store.writer(trial.name, source=source.digest(strict=True), provenance=self.provenance()) as writer:
             if writer is None:
-                return ClipDone(clip=trial.name, state="busy", message="another process is at it")
+                return None
             ClipJob(source, writer, self.nets["backbone"], self.nets.get("detector"), self.config.margin, bar).run()
             mark = writer.commit()
         faces = int(self.store[trial.name].clock["valid"].sum())
@@ -250,11 +261,17 @@ def _total(trials: Sequence[Trial], work: _Work) -> float:
 
 def _opened(path: Path, settings: dict[str, Any], config: ExtractConfig, cnn: weights.Weights) -> EmbeddingStore:
     """Return the store at `path`, made if it is not there."""
-    if path.exists():
-        return EmbeddingStore.open(path, mode="a")
+    if EmbeddingStore.exists(path):
+        try:
+            store = EmbeddingStore.open(path, mode="a")
+        except StoreError as error:
+            log.warning("%s; it is written anew, the clips stay", error.what)
+        else:
+            store.sweep()
+            return store
     from fercache.backbones import shapes_of  # torch: seconds that a cached run saves
 
-    return EmbeddingStore.create(path, settings, shapes_of(cnn, config.taps))
+    return EmbeddingStore.create(path, settings, shapes_of(cnn, config.taps), mend=True)
 
 
 def _detector_digest() -> str:
