@@ -57,6 +57,9 @@ class Trial:
     labels : (L,) int16, element i is frame i + 1, -1 where nobody annotated it; None where there are none.
     clip_label : one label for every frame of the clip (used where `labels` is None), -1 for none.
     side : "left" or "right" where a video shows two annotated people and this trial is one of them, else "".
+    fold : the published fold whose test list holds it, from 1; 0 where the set publishes none.
+    video : the source video where `path` is a folder of crops and the video is there too.
+    stated : frames that the set's own list states for it, 0 where none are stated; never trusted, only compared.
     """
 
     name: str
@@ -69,6 +72,9 @@ class Trial:
     labels: Labels | None = None
     clip_label: int = UNKNOWN
     side: str = ""
+    fold: int = 0
+    video: Path | None = None
+    stated: int = 0
 
     @property
     def labelled(self) -> bool:
@@ -90,7 +96,10 @@ class Dataset:
     ----------
     name : folder of it in the cache.
     classes : class names; a label is an index into them. Empty where nothing is labelled.
-    metric : "abaw2" (.67 macro F1 + .33 accuracy) or "macro_f1".
+    metric : the official one, by its name in `fercache.metrics`: "abaw2" (.67 macro F1 + .33 accuracy), "macro_f1",
+        "uar" (mean recall) or "accuracy".
+    folds : how many folds the set publishes, 0 for none; `fold` is the one whose split was read.
+    whole_frames : whether its folders of pictures hold whole frames, not crops of faces.
     notice : what a reader of its results must know.
     problems : what is wrong with single clips.
     """
@@ -100,6 +109,9 @@ class Dataset:
     classes: tuple[str, ...]
     trials: tuple[Trial, ...]
     metric: str = "macro_f1"
+    folds: int = 0
+    fold: int = 0
+    whole_frames: bool = False
     notice: str = ""
     problems: tuple[Problem, ...] = ()
 
