@@ -42,8 +42,8 @@ class Home:
         log.info("%s: %s, fingerprint %s", command, recipe.where(self.stages, command), made.fingerprint()[:12])
         return made
 
-    def dataset(self, typed: dict[str, Any]) -> Dataset:
-        """Return the data set that flags or `dataset.toml` name; what is wrong with its clips is told on stderr."""
+    def dataset(self, typed: dict[str, Any], told: bool = True) -> Dataset:
+        """Return the data set that flags or `dataset.toml` name; what is wrong with its clips is `told` on stderr."""
         from fercache import datasets, demo
 
         config = make(DatasetConfig, "dataset", self.stages, typed)
@@ -53,7 +53,7 @@ class Home:
         log.info("data set %s: %d clips", found.name, len(found.trials))
         if found.notice:
             log.info("note: %s", found.notice)
-        for problem in found.problems:
+        for problem in found.problems if told else ():
             log.warning("%s", problem)
         return found
 

@@ -115,6 +115,14 @@ class Dataset:
     notice: str = ""
     problems: tuple[Problem, ...] = ()
 
+    @property
+    def faces(self) -> str:
+        """How faces are found where nobody says: "cropped", "mtcnn", or "" where trials are of both kinds."""
+        kinds = {trial.kind for trial in self.trials}
+        if len(kinds) > 1:
+            return ""
+        return "cropped" if kinds == {"crops"} and not self.whole_frames else "mtcnn"
+
     def digest(self) -> str:
         """Return the sha256 (hex) over what training sees: classes, trials, groups, splits, labels; no paths."""
         state = hashlib.sha256(repr((self.classes, self.metric)).encode())
