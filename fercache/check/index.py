@@ -165,9 +165,9 @@ def _by_reader(path: Path, blank: Facts, files: int) -> Facts:
         return replace(blank, bytes=sum(sizes), runs=_text(found), pictures=len(held), empty=sizes.count(0),
                      other=files - len(held), damaged=_damaged(path, {held[min(held)], held[max(held)]}))
     except ClipError as error:
-        return replace(blank, other=files, problem=error.what)
+        return replace(blank, problem=error.what)
     except OSError as error:
-        return replace(blank, other=files, problem=f"cannot be read ({error.strerror})")
+        return replace(blank, problem=f"cannot be read ({error.strerror})")
 
 
 def _damaged(path: Path, names: Iterable[str]) -> tuple[str, ...]:
