@@ -139,7 +139,7 @@ def test_real_annotations_against_their_videos(tmp_path: Path, shared: Path) -> 
     assert [one.name for one in report.lengths] == ["annotation lines against video frames"]
     found = report.lengths[0]
     assert (found.trials, found.equal, found.more, found.fewer) == (318, 94, 218, 6)
-    assert {one.trial: one.missing for one in found.differences} == {name: gap for name, gap in differences.items() if gap}
+    assert {one.trial: one.missing for one in found.differences} == {n: gap for n, gap in differences.items() if gap}
 
 
 def test_nothing_wrong(tmp_path: Path) -> None:
@@ -155,9 +155,12 @@ def test_clips_without_labels_and_labels_without_clips(tmp_path: Path) -> None:
     annotate(root, "bare", [-1, -1])
     crops(root / "cropped_aligned/bare", (1, 2))
     crops(root / "cropped_aligned/extra", (1,))
+    annotate(root, "torn", [99])
+    crops(root / "cropped_aligned/torn", (1, 2))
     found = kinds(check(root, tmp_path / "c"))
-    assert found["no-clip"] == ("gone", 1, True) and found["no-label"] == ("bare", 1, True)
-    assert found["reader"][0] == "extra" and not found["reader"][2]
+    assert found["no-clip"] == ("gone", 1, True) and found["no-label"] == ("torn", 1, True)
+    assert found["all-minus-one"] == ("bare", 1, False)
+    assert found["reader"] == ("extra", 1, False)
 
 
 def test_pictures_that_are_empty_damaged_or_none(tmp_path: Path) -> None:

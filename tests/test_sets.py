@@ -266,6 +266,8 @@ def test_dfew_reads_all_frames_before_sixteen_and_says_what_else_is_there(tmp_pa
     assert {t.path.parent.parent.name for t in dataset.trials} == {"clip_224x224"}
     assert ["clip_224x224_16f (7 crops), Clip/original (7 video)" in p.what for p in dataset.problems] == [True]
     assert {t.path.suffix for t in read(root, take="video").trials} == {".mp4"}
+    chosen = read(root, "dfew", clips=str(root / "Clip/clip_224x224_16f"))
+    assert {t.path.parent.name for t in chosen.trials} == {"clip_224x224_16f"} and len(chosen.trials) == 7
     assert {t.path.name for t in read(root, take="video").trials} >= {"1.mp4", "1604.mp4"}
 
 

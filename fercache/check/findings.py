@@ -50,11 +50,17 @@ def _read(dataset: Dataset) -> Iterator[Finding]:
 
 
 def _unlabelled(dataset: Dataset) -> Iterator[Finding]:
-    """Yield the clips of the labelled splits that have no label at all."""
-    bare = [trial.name for trial in dataset.trials if trial.split != "test" and not trial.labelled]
-    if bare:
-        yield Finding(kind="no-label", where=some(bare), what=f"{len(bare)} clips of labelled splits have no label",
-                      hint="nothing is learnt from them; get their annotation", count=len(bare), lost=True)
+    """Yield the clips of the labelled splits that have no label at all, and those annotated as -1 throughout."""
+    bare = [trial for trial in dataset.trials if trial.split != "test" and not trial.labelled]
+    without = [trial.name for trial in bare if trial.labels is None]
+    minus = [trial.name for trial in bare if trial.labels is not None]
+    if without:
+        yield Finding(kind="no-label", where=some(without), count=len(without), lost=True,
+                      what=f"{len(without)} clips of labelled splits have no label",
+                      hint="nothing is learnt from them; get their annotation")
+    if minus:
+        yield Finding(kind="all-minus-one", where=some(minus), count=len(minus), lost=False,
+                      what=f"{len(minus)} annotations are -1 in every frame", hint="nothing is learnt from these clips")
 
 
 def _pictures(trials: Sequence[Trial], facts: Mapping[str, Facts]) -> Iterator[Finding]:

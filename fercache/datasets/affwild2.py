@@ -125,9 +125,10 @@ def looks_like(found: Scan) -> bool:
 
 
 def _tracks(found: Scan) -> list[Path]:
-    """Return the folders that hold Train_Set or Validation_Set of the expression track."""
+    """Return the folders that hold Train_Set or Validation_Set of the expression track (``EXPR..`` or ``Expression..``).
+    """
     homes = {path.parent for path in found.folders if path.name in SPLITS}
-    return sorted(home for home in homes if home.name in TRACKS or home == found.root)
+    return sorted(home for home in homes if "expr" in home.name.casefold() or home == found.root)
 
 
 def _edition(found: list[Scan], edition: str) -> Path:

@@ -6,6 +6,10 @@ The rule, for every set: **the clock has one row for each number up to the highe
 ``00007.jpg``, the seventh frame of the video and the seventh label are one row, whatever else is missing. A number
 without a crop is a row without a face; a label past the last crop keeps its row; a crop past the last label has none.
 Nothing is ever shifted, cut off or stretched to make lengths agree; disagreements are counted and told.
+
+Stage one stores the rows up to the highest crop (or the frames of the video), stage two adds those that only the
+annotation names. Rows that nothing but the header of a video beside the crops names are counted by `check`; they have
+neither picture nor label, and matter to a submission alone, whose template says how many there must be.
 """
 
 from __future__ import annotations

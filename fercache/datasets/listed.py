@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePath
 
 from fercache.config import DatasetConfig
@@ -62,7 +63,7 @@ class Version:
 
 
 def scans(config: DatasetConfig, layout: str) -> list[Scan]:
-    """Return what lies under the root, and under --clips and --labels where these are folders elsewhere.
+    """Return what lies under the root, and under --clips and --labels; where --clips is given, its clips alone count.
 
     Raises
     ------
@@ -73,7 +74,12 @@ def scans(config: DatasetConfig, layout: str) -> list[Scan]:
     if not places:
         raise InputError(f"{layout} needs the folder that it lies in", where=f"dataset {layout}",
                          hint="give --root DIR")
-    return [scan(Path(place), DEPTH, prefixed=True) for place in places]
+    found = [scan(Path(place), DEPTH, prefixed=True) for place in places]
+    for each in found:
+        if config.clips and each.root != Path(config.clips):
+            each.crops.clear()
+            each.videos.clear()
+    return found
 
 
 def rows_of(path: Path) -> list[Row]:
@@ -120,6 +126,7 @@ def code_of(word: str, classes: Sequence[str], first: int = 0) -> int | None:
     return plain.index(canonical(word)) if canonical(word) in plain else None
 
 
+@lru_cache(4096)
 def canonical(word: str) -> str:
     """Return the one spelling of a class name: ``Happy`` and ``Happiness`` are one class."""
     folded = word.strip().casefold()

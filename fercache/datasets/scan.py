@@ -82,7 +82,7 @@ def _visit(folder: Path, left: int, found: Scan, crop: Callable[[str], bool]) ->
         found.problems.append(Problem(where=str(folder), what=f"the folder cannot be read ({error.strerror})",
                                       hint="check its permissions"))
         return
-    suffixes = {name: os.path.splitext(name)[1].lower() for name in names}  # noqa: PTH122 - 2.9 million names
+    suffixes = {name: _suffix(name) for name in names}
     videos = [name for name, suffix in suffixes.items() if suffix in VIDEOS]
     if not below and not videos and any(map(crop, names)):
         found.crops.append(folder)
@@ -123,15 +123,20 @@ def kind_at(path: Path) -> Kind | None:
 
 def is_crop(name: str) -> bool:
     """Return whether a file is named as a numbered picture: ``00001.jpg``."""
-    stem, suffix = os.path.splitext(name)  # noqa: PTH122 - called for very many names
-    return suffix.lower() in PICTURES and stem.isascii() and stem.isdigit()
+    stem = name[:name.rfind(".")]
+    return stem.isdigit() and stem.isascii() and _suffix(name) in PICTURES
 
 
 def is_prefixed(name: str) -> bool:
     """Return whether a file is named as a numbered picture, with or without a prefix: ``S005_001_00000011.png``."""
-    stem, suffix = os.path.splitext(name)  # noqa: PTH122 - called for very many names
-    number = stem[max(stem.rfind("_"), stem.rfind("-")) + 1:]
-    return suffix.lower() in PICTURES and number.isascii() and number.isdigit()
+    stem = name[:name.rfind(".")]
+    number = stem if stem.isdigit() else stem[max(stem.rfind("_"), stem.rfind("-")) + 1:]
+    return number.isdigit() and number.isascii() and _suffix(name) in PICTURES
+
+
+def _suffix(name: str) -> str:
+    """Return a file's ending, ``.jpg``; by hand, since it is asked of very many names."""
+    return name[name.rfind("."):].lower() if "." in name else ""
 
 
 def unnamable(found: Scan) -> Iterator[Problem]:
