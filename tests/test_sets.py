@@ -186,7 +186,7 @@ def shuffled_disk(rng: random.Random) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", SETS)
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=6)
 @given(rng=st.randoms(use_true_random=False))
 def test_any_order_of_files_on_disk_gives_the_same_data_set(name: str, rng: random.Random) -> None:
     tree = SETS[name]()
