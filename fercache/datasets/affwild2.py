@@ -125,7 +125,7 @@ def looks_like(found: Scan) -> bool:
 
 
 def _tracks(found: Scan) -> list[Path]:
-    """Return the folders that hold Train_Set or Validation_Set of the expression track: ``EXPR..``, ``Expression..``."""
+    """Return the folders that hold Train_Set or Validation_Set of an expression track, whatever follows "Expr"."""
     homes = {path.parent for path in found.folders if path.name in SPLITS}
     return sorted(home for home in homes if "expr" in home.name.casefold() or home == found.root)
 
