@@ -33,7 +33,7 @@ def check(root: Path, cache: Path, *, fresh: bool = False, rate: float = 0.0, **
 
 
 def kinds(report: Report) -> dict[str, tuple[str, int, bool]]:
-    return {one.kind: (one.where, one.count, one.lost) for one in report.findings}
+    return {one.kind: (one.where, sum(one.amounts) or len(one.names), one.lost) for one in report.findings}
 
 
 def aged(root: Path) -> None:
@@ -193,6 +193,14 @@ def test_videos_that_do_not_open(tmp_path: Path) -> None:
     assert (report.cost.frames, report.cost.unknown, report.cost.faces) == (12, 1, "mtcnn")
 
 
+def test_what_is_said_of_many_clips_is_said_once_and_names_them_all(tmp_path: Path) -> None:
+    root = simple(tmp_path / "s", {"a": 7})
+    for i in range(9):
+        annotate(root, f"gone{i}", [0])
+    found = [one for one in check(root, tmp_path / "c").findings if one.kind == "no-clip"]
+    assert [one.names for one in found] == [tuple(f"gone{i}" for i in range(9))] and "and 4 more" in found[0].where
+
+
 def test_twins_across_groups_are_a_leak_and_within_one_a_note(tmp_path: Path) -> None:
     root = tmp_path / "s"
     for name, tag in (("a", "same"), ("b", "same"), ("c", "else"), ("v_left", "pair"), ("v_right", "pair")):
@@ -226,7 +234,7 @@ def test_labels_past_the_clip_and_classes_never_seen(tmp_path: Path) -> None:
     crops(root / "cropped_aligned/a", (1, 2))
     annotate(root, "a", [0, 1, 2, 3])
     found = kinds(check(root, tmp_path / "c"))
-    assert found["labels-past-the-clip"] == ("a (+2)", 1, False)
+    assert found["labels-past-the-clip"] == ("a (2)", 2, False)
     assert found["no-class"][0] == "Happiness, Sadness, Surprise"
 
 
@@ -340,13 +348,14 @@ def test_the_command_line(tmp_path: Path) -> None:
     annotate(root, "c", [0] * 12)
     code, text = cli(root, tmp_path / "c")
     assert code == 0 and max(map(len, text.splitlines())) <= 80
-    assert "1 fewer (9 missing)" in text and "c (+3)" in text and "9 missing" in text
+    assert "1 fewer (9 missing)" in text and "c (3)" in text and "9 missing" in text
     annotate(root, "gone", [0])
     code, text = cli(root, tmp_path / "c")
     assert code == 1 and "LOST" in text and max(map(len, text.splitlines())) <= 80
     code, text = cli(root, tmp_path / "c", "--json")
     said = json.loads(text)
     assert code == 1 and said["lost"] and said["lengths"][0]["differences"][0]["trial"] == "c"
+    assert said["findings"][0]["names"] == ["gone"] and [one["rows"] for one in said["clips"]] == [7, 9, 12]
     assert said["cost"]["frames"] == 25 and said["splits"]["train"]["bare_labelled"] == 9
     assert cli(tmp_path / "nowhere", tmp_path / "c")[0] == 2
 

@@ -19,7 +19,7 @@ from fercache.config import ExtractConfig
 from fercache.datasets import Dataset, Trial
 from fercache.datasets.clock import FrameClock
 
-__all__ = ["Comparison", "Cost", "Finding", "Report", "SplitCount", "run"]
+__all__ = ["ClipCount", "Comparison", "Cost", "Finding", "Report", "SplitCount", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,23 @@ class SplitCount:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClipCount:
+    """One trial's lengths: `rows` of its clock, `pictures` there are, annotation `lines`, frames its `video` states,
+    and rows without a crop, of which some are labelled."""
+
+    name: str
+    kind: str
+    split: str
+    group: str
+    rows: int
+    pictures: int
+    lines: int
+    video: int
+    bare: int
+    bare_labelled: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What a check found; `by_clip` says whether the classes are counted in clips."""
 
@@ -54,6 +71,7 @@ class Report:
     fold: int
     by_clip: bool
     splits: dict[str, SplitCount]
+    clips: tuple[ClipCount, ...]
     lengths: tuple[Comparison, ...]
     findings: tuple[Finding, ...]
     cost: Cost
@@ -92,7 +110,8 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path, *, fresh: bool = F
     compared = lengths.all_of(clocks)
     faces = dataset.faces if config.faces == "auto" else config.faces
     return Report(dataset=dataset.name, layout=dataset.layout, metric=dataset.metric, folds=dataset.folds,
-                  fold=dataset.fold, by_clip=_by_clip(dataset), splits=_splits(dataset, clocks), lengths=compared,
+                  fold=dataset.fold, by_clip=_by_clip(dataset), splits=_splits(dataset, clocks),
+                  clips=tuple(_clip(clock) for clock in clocks), lengths=compared,
                   findings=tuple(findings.all_of(dataset, clocks, index.facts, compared)),
                   cost=estimate(clocks, faces, config, cache, rate), clips_read=index.read, clips_known=index.kept,
                   seconds=time.monotonic() - started)
@@ -104,6 +123,13 @@ def clock_of(trial: Trial, facts: Mapping[str, Facts]) -> FrameClock:
     video = own if trial.kind == "video" else facts[str(trial.video)] if trial.video else None
     return FrameClock(trial=trial, crops=own.numbers() if trial.kind == "crops" else None,
                       lines=0 if trial.labels is None else len(trial.labels), video=video.frames if video else 0)
+
+
+def _clip(clock: FrameClock) -> ClipCount:
+    bare, labelled = clock.without_crop()
+    trial = clock.trial
+    return ClipCount(name=trial.name, kind=trial.kind, split=trial.split, group=trial.group, rows=clock.rows,
+                     pictures=clock.pictures, lines=clock.lines, video=clock.video, bare=bare, bare_labelled=labelled)
 
 
 def _by_clip(dataset: Dataset) -> bool:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from fercache.check import twins
 from fercache.check.index import Facts
 from fercache.check.lengths import Comparison
-from fercache.datasets import Dataset, Trial
-from fercache.datasets.base import some
+from fercache.datasets import Dataset, Trial, grouped, some
 from fercache.datasets.clock import FrameClock
 
 
@@ -21,16 +20,25 @@ class Finding:
     Attributes
     ----------
     kind : a word for programs: ``no-label``, ``no-clip``, ``unreadable``, ``empty-pictures``, ``twins``, ``leak``, ..
-    where : the clips or files, a few of them by name; `count` is how many there are.
+    names : every clip, file, group or class that it is about.
+    amounts : how much of it there is at each of them, where that is counted, else empty.
     lost : whether data drops out, or a score is spoilt, because of it.
     """
 
     kind: str
-    where: str
+    names: tuple[str, ...]
     what: str
     hint: str
-    count: int
     lost: bool
+    amounts: tuple[int, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """The names in words, a few of them, the largest amounts first."""
+        if not self.amounts:
+            return some(self.names)
+        ordered = sorted(zip(self.names, self.amounts, strict=True), key=lambda pair: (-pair[1], pair[0]))
+        return some(f"{name} ({amount:,})" for name, amount in ordered)
 
 
 def all_of(dataset: Dataset, clocks: Sequence[FrameClock], facts: Mapping[str, Facts],
@@ -42,25 +50,30 @@ def all_of(dataset: Dataset, clocks: Sequence[FrameClock], facts: Mapping[str, F
     yield from sorted(found, key=lambda one: not one.lost)
 
 
+def _counted(kind: str, amounts: Mapping[str, int], what: str, hint: str, lost: bool = False) -> Iterator[Finding]:
+    """Yield a finding with its amounts, nothing where there are none."""
+    if amounts:
+        yield Finding(kind=kind, names=tuple(amounts), amounts=tuple(amounts.values()), what=what, hint=hint, lost=lost)
+
+
 def _read(dataset: Dataset) -> Iterator[Finding]:
     """Yield what the reader of the set found."""
-    for problem in dataset.problems:
-        yield Finding(kind="no-clip" if "no clip" in problem.what or "has its name" in problem.what else "reader",
-                      where=problem.where, what=problem.what, hint=problem.hint, count=1, lost=problem.lost)
+    for problem, names in grouped(dataset.problems):
+        yield Finding(kind=problem.kind or "reader", names=names, what=problem.what, hint=problem.hint,
+                      lost=problem.lost)
 
 
 def _unlabelled(dataset: Dataset) -> Iterator[Finding]:
     """Yield the clips of the labelled splits that have no label at all, and those annotated as -1 throughout."""
     bare = [trial for trial in dataset.trials if trial.split != "test" and not trial.labelled]
-    without = [trial.name for trial in bare if trial.labels is None]
-    minus = [trial.name for trial in bare if trial.labels is not None]
+    without = tuple(trial.name for trial in bare if trial.labels is None)
+    minus = tuple(trial.name for trial in bare if trial.labels is not None)
     if without:
-        yield Finding(kind="no-label", where=some(without), count=len(without), lost=True,
-                      what=f"{len(without)} clips of labelled splits have no label",
-                      hint="nothing is learnt from them; get their annotation")
+        yield Finding(kind="no-label", names=without, what=f"{len(without)} clips of labelled splits have no label",
+                      hint="nothing is learnt from them; get their annotation", lost=True)
     if minus:
-        yield Finding(kind="all-minus-one", where=some(minus), count=len(minus), lost=False,
-                      what=f"{len(minus)} annotations are -1 in every frame", hint="nothing is learnt from these clips")
+        yield Finding(kind="all-minus-one", names=minus, what=f"{len(minus)} annotations are -1 in every frame",
+                      hint="nothing is learnt from these clips", lost=False)
 
 
 def _pictures(trials: Sequence[Trial], facts: Mapping[str, Facts]) -> Iterator[Finding]:
@@ -68,16 +81,14 @@ def _pictures(trials: Sequence[Trial], facts: Mapping[str, Facts]) -> Iterator[F
     own = {trial.name: facts[str(trial.path)] for trial in trials if trial.kind == "crops"}
     for name, known in own.items():
         if known.problem:
-            yield Finding(kind="unreadable", where=name, what=known.problem, hint="its clip is lost until it is mended",
-                          count=1, lost=True)
+            yield Finding(kind="unreadable", names=(name,), what=known.problem, lost=True,
+                          hint="its clip is lost until it is mended")
     empty = {name: known.empty for name, known in own.items() if known.empty}
-    if empty:
-        yield Finding(kind="empty-pictures", where=some(f"{name} ({many})" for name, many in empty.items()),
-                      what=f"{sum(empty.values()):,} pictures of no bytes in {len(empty)} folders",
-                      hint="copy them again; their rows have no face meanwhile", count=sum(empty.values()), lost=True)
-    damaged = [f"{name}/{one}" for name, known in own.items() for one in known.damaged]
+    yield from _counted("empty-pictures", empty, f"{sum(empty.values()):,} pictures of no bytes in {len(empty)} "
+                        "folders", "copy them again; their rows have no face meanwhile", lost=True)
+    damaged = tuple(f"{name}/{one}" for name, known in own.items() for one in known.damaged)
     if damaged:
-        yield Finding(kind="unreadable", where=some(damaged), count=len(damaged), lost=True,
+        yield Finding(kind="unreadable", names=damaged, lost=True,
                       what=f"{len(damaged)} first or last pictures of a folder do not decode",
                       hint="copy the folders again (the pictures between were not looked at)")
 
@@ -87,21 +98,21 @@ def _videos(trials: Sequence[Trial], facts: Mapping[str, Facts]) -> Iterator[Fin
     for trial in trials:
         known = facts[str(trial.path)]
         if trial.kind == "video" and known.problem:
-            yield Finding(kind="unreadable", where=trial.name, what=known.problem, hint=f"see {trial.path}", count=1,
+            yield Finding(kind="unreadable", names=(trial.name,), what=known.problem, hint=f"see {trial.path}",
                           lost=True)
-    beside = sorted({str(trial.video) for trial in trials if trial.video and facts[str(trial.video)].problem})
+    beside = tuple(sorted({str(trial.video) for trial in trials if trial.video and facts[str(trial.video)].problem}))
     if beside:
-        yield Finding(kind="unreadable-video", where=some(beside), count=len(beside), lost=False,
-                      what=f"{len(beside)} videos beside the crops do not open", hint="their frames are not counted")
+        yield Finding(kind="unreadable-video", names=beside, hint="their frames are not counted", lost=False,
+                      what=f"{len(beside)} videos beside the crops do not open")
 
 
 def _twins(groups: Sequence[Sequence[Trial]]) -> Iterator[Finding]:
     """Yield clips of one content; across groups or splits they are on both sides of a fold."""
     for group in groups:
         apart = len({trial.group for trial in group}) > 1 or len({trial.split for trial in group}) > 1
-        yield Finding(kind="twins", where=", ".join(f"{trial.name} ({trial.split})" for trial in group),
+        yield Finding(kind="twins", names=tuple(f"{trial.name} ({trial.split})" for trial in group), lost=apart,
                       what="the same content under several names" + (", in several groups or splits" if apart else ""),
-                      hint="keep one of them, or give them one group", count=len(group), lost=apart)
+                      hint="keep one of them, or give them one group")
 
 
 def _leaks(trials: Sequence[Trial]) -> Iterator[Finding]:
@@ -110,40 +121,33 @@ def _leaks(trials: Sequence[Trial]) -> Iterator[Finding]:
     for trial in trials:
         if trial.labelled:
             splits[trial.group].add(trial.split)
-    both = sorted(group for group, held in splits.items() if len(held) > 1)
+    both = tuple(sorted(group for group, held in splits.items() if len(held) > 1))
     if both:
-        yield Finding(kind="leak", where=some(both), what=f"{len(both)} groups stand in several splits",
-                      hint="what is learnt of them is scored on them; check group and split", count=len(both),
-                      lost=True)
+        yield Finding(kind="leak", names=both, what=f"{len(both)} groups stand in several splits", lost=True,
+                      hint="what is learnt of them is scored on them; check group and split")
 
 
 def _classes(dataset: Dataset, clocks: Sequence[FrameClock]) -> Iterator[Finding]:
     """Yield classes that the training split does not show."""
-    seen = {int(code) for clock in clocks if clock.trial.split == "train" for code in set(clock.labelled().tolist())}
-    seen |= {clock.trial.clip_label for clock in clocks if clock.trial.split == "train"}
-    absent = [name for code, name in enumerate(dataset.classes) if code not in seen]
-    if absent and any(clock.trial.split == "train" for clock in clocks):
-        yield Finding(kind="no-class", where=some(absent, 12), what=f"{len(absent)} classes are never seen in training",
-                      hint="they cannot be learnt; a mean over all classes counts them as 0", count=len(absent),
-                      lost=False)
+    training = [clock for clock in clocks if clock.trial.split == "train"]
+    seen = {code for clock in training for code in (*set(clock.labelled().tolist()), clock.trial.clip_label)}
+    absent = tuple(name for code, name in enumerate(dataset.classes) if code not in seen)
+    if absent and training:
+        yield Finding(kind="no-class", names=absent, what=f"{len(absent)} classes are never seen in training",
+                      hint="they cannot be learnt; a mean over all classes counts them as 0", lost=False)
 
 
 def _beyond(clocks: Sequence[FrameClock]) -> Iterator[Finding]:
     """Yield labels that lie past everything that can be seen."""
     past = {clock.trial.name: clock.lines - clock.stored for clock in clocks
             if clock.stored and clock.lines > clock.stored}
-    if past:
-        yield Finding(kind="labels-past-the-clip", what=f"{len(past)} annotations are longer than their clip, by "
-                      f"{sum(past.values()):,} frames in all", count=len(past), lost=False,
-                      where=some(f"{name} (+{more})" for name, more in sorted(past.items(), key=lambda p: (-p[1], p))),
-                      hint="these frames keep their row, without a face")
+    yield from _counted("labels-past-the-clip", past, f"{len(past)} annotations are longer than their clip, by "
+                        f"{sum(past.values()):,} frames in all", "these frames keep their row, without a face")
 
 
 def _odd(trials: Sequence[Trial], facts: Mapping[str, Facts]) -> Iterator[Finding]:
     """Yield files in folders of crops that are no numbered picture."""
     odd = {trial.name: facts[str(trial.path)].other for trial in trials
            if trial.kind == "crops" and facts[str(trial.path)].other}
-    if odd:
-        yield Finding(kind="other-files", where=some(f"{name} ({many})" for name, many in odd.items()), lost=False,
-                      what=f"{sum(odd.values()):,} files in {len(odd)} folders are no numbered picture",
-                      hint="they are ignored", count=sum(odd.values()))
+    yield from _counted("other-files", odd, f"{sum(odd.values()):,} files in {len(odd)} folders are no numbered "
+                        "picture", "they are ignored")

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -53,8 +53,8 @@ class Home:
         log.info("data set %s: %d clips", found.name, len(found.trials))
         if found.notice:
             log.info("note: %s", found.notice)
-        for problem in found.problems if told else ():
-            log.warning("%s", problem)
+        for problem, names in datasets.grouped(found.problems) if told else ():
+            log.warning("%s", replace(problem, where=datasets.some(names)))
         return found
 
 

@@ -223,10 +223,11 @@ def _trials(names: Iterable[str], clips: Clips, splits: Mapping[str, Split], lab
 
 def _lost(name: str, paths: list[Path], kind: Kind) -> Problem:
     if paths:
-        return Problem(where=name, what=f"several clips have its name: {some(paths)}", hint="keep one of them")
+        return Problem(where=name, what=f"several clips have its name: {some(paths)}", hint="keep one of them",
+                       kind="no-clip")
     what = "no folder of crops has its name" if kind == "crops" else "no video has its name"
     return Problem(where=name, what=f"{what}, though it is annotated",
-                   hint="it is left out; get its clip, or remove its annotation")
+                   hint="it is left out; get its clip, or remove its annotation", kind="no-clip")
 
 
 def _noted(names: Iterable[str], what: str, hint: str) -> list[Problem]:

@@ -33,12 +33,14 @@ class Problem:
     what : what is wrong, without a full stop.
     hint : what the user can do.
     lost : whether a clip or its labels drop out because of it, so that a run which meets it ends with exit code 1.
+    kind : "no-clip" where something is labelled or listed and there is no clip (or not one clip) of it, else "".
     """
 
     where: str
     what: str
     hint: str = ""
     lost: bool = True
+    kind: str = ""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" + (f"\n  next: {self.hint}" if self.hint else "")
@@ -171,6 +173,17 @@ def some(names: Iterable[object], most: int = 5) -> str:
     all_of: Sequence[str] = [str(name) for name in names]
     more = f" and {len(all_of) - most} more" if len(all_of) > most else ""
     return ", ".join(all_of[:most]) + more
+
+
+def grouped(problems: Iterable[Problem]) -> list[tuple[Problem, tuple[str, ...]]]:
+    """Return the problems in their order, those that say the same as one, with the names of all that it is about."""
+    names: dict[tuple[object, ...], list[str]] = {}
+    first: dict[tuple[object, ...], Problem] = {}
+    for problem in problems:
+        key = (problem.what, problem.hint, problem.lost, problem.kind)
+        first.setdefault(key, problem)
+        names.setdefault(key, []).append(problem.where)
+    return [(problem, tuple(names[key])) for key, problem in first.items()]
 
 
 def printable(name: str) -> bool:

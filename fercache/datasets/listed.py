@@ -227,7 +227,8 @@ def _trials(wanted: Mapping[str, Entry], version: Version) -> tuple[list[Trial],
         entry, paths = wanted[name], version.clips.get(name, [])
         if len(paths) != 1:
             what = f"several clips have its name: {some(paths)}" if paths else "listed, but there is no clip of it"
-            lost.append(Problem(where=name, what=what, hint="it is left out; get its clip, or keep one of them"))
+            lost.append(Problem(where=name, what=what, kind="no-clip",
+                                hint="it is left out; get its clip, or keep one of them"))
             continue
         trials.append(Trial(name=name, path=paths[0], kind=version.kind, parent=name, group=entry.group or name,
                             split=entry.split, subject=entry.subject, clip_label=entry.label, fold=entry.fold,
