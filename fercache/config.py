@@ -11,6 +11,7 @@ from fercache.errors import InputError
 
 MAX_THREADS = 256
 PRECISIONS = ("float32", "bf16", "fp16")
+DATASETS = ("demo", "affwild2", "mtl", "dfew", "ferv39k", "mafw", "cremad", "ravdess", "afew", "ckplus", "table")
 
 
 def option(default: Any, help: str, *, choices: tuple[str, ...] = (), numbers: bool = True, low: float | None = None,
@@ -73,12 +74,16 @@ def default_of(entry: Any) -> Any:
 class DatasetConfig(Config):
     """Where the clips and labels are (`stages/dataset.toml`)."""
 
-    dataset: str = option("demo", "Which layout: demo, affwild2, table.", choices=("demo", "affwild2", "table"))
-    root: str = option("", "Folder of a known layout (Aff-Wild2).", numbers=False)
+    dataset: str = option("demo", "Which set; where only --root is given it is told by its folders.", choices=DATASETS)
+    root: str = option("", "Folder that the set lies in.", numbers=False)
     clips: str = option("", "Table clip,path[,label][,subject][,group][,split], or a folder of clips.", numbers=False)
     labels: str = option("", "Per-frame labels: a table clip,frame,label or a folder of text files.", numbers=False)
     classes: tuple[str, ...] = option((), "Class names in order, where labels are numbers without names.")
-    edition: str = option("", "Aff-Wild2 annotation folder to use, where the root holds several (e.g. 6th_ABAW).")
+    edition: str = option("", "Part of the path of the annotations to use, where there are several (e.g. 6th_ABAW).")
+    fold: int = option(0, "Published fold whose test list is held out, from 1 (0: the set's first, or none).",
+                       low=0, high=100)
+    take: str = option("auto", "Where a set is there as pictures and as videos: crops, video, or auto (crops first).",
+                       choices=("auto", "crops", "video"))
     name: str = option("", "Name of this data set in the cache (default: made from the layout and the path).",
                        numbers=False)
 

@@ -15,10 +15,10 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fercache"
 FLOORS = {
     0: "errors progress",
     1: "durable config taps",
-    2: "recipe wheels facenet cores crops metrics smoothing folds",
+    2: "recipe wheels rates facenet cores crops metrics smoothing folds",
     3: "media weights store logits datasets",
     4: "backbones faces people heads windows demo",
-    5: "extract train_heads stack care timeline",
+    5: "extract train_heads stack care timeline check",
     6: "cli",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fercache import datasets, durable, media, weights
+from fercache import datasets, durable, media, rates, weights
 from fercache.config import ExtractConfig, digest
 from fercache.datasets import Dataset, Trial
 from fercache.errors import ClipError, InputError, StoreError
@@ -68,11 +68,10 @@ def faces_of(dataset: Dataset, config: ExtractConfig) -> str:
     """
     if config.faces != "auto":
         return config.faces
-    kinds = {trial.kind for trial in dataset.trials}
-    if len(kinds) > 1:
+    if not dataset.faces:
         raise InputError("holds both videos and folders of pictures", where=dataset.name,
                          hint="say --faces mtcnn (find a face in each picture) or --faces cropped")
-    return "cropped" if kinds == {"crops"} else "mtcnn"
+    return dataset.faces
 
 
 def settings_of(config: ExtractConfig, faces: str, cnn: weights.Weights) -> dict[str, Any]:
@@ -125,6 +124,7 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractReport:
     report = ExtractReport(store=path, fingerprint=digest(settings), seconds=time.monotonic() - started,
                            clips=tuple(sorted(done, key=lambda c: c.clip)))
     durable.write_json(path.parent / "current.json", {"store": path.name})
+    work.measured(report, cache)
     return report
 
 
@@ -217,6 +217,14 @@ class _Work:
         names = ("torch", "facenet-pytorch", "numpy", "av", "pillow")
         return {"device": self.nets["device"], "threads": self.nets["threads"], "machine": platform.machine(),
                 "backend": "torch", "versions": {name: version(name) for name in names}}
+
+    def measured(self, report: ExtractReport, cache: Path) -> None:
+        """Keep how many frames a second this run made, for what `check` says of the next one."""
+        if self.nets:
+            rates.record(cache, rates.Rate(
+                faces=self.faces, backbone=self.config.weights, precision=self.config.precision,
+                device=str(self.nets["device"]), threads=int(self.nets["threads"]), seconds=report.seconds,
+                frames=sum(c.frames for c in report.clips if c.state == "computed"), when_s=rates.now_s()))
 
     def one(self, trial: Trial, bar: Meter) -> ClipDone | None:
         """Bring one clip from source to commit mark; None if another process took it first."""
