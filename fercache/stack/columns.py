@@ -7,20 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache import metrics
+from fercache import gaps, metrics
 from fercache.errors import InputError
 from fercache.folds import MIN_GROUPS_TO_CHOOSE
 from fercache.logits import LogitBook
 from fercache.stack.base import softmax
-from fercache.stack.features import ClipView
 from fercache.stack.nested import Nested, Shares
 
 WHAT = {"mean": "plain mean of the heads' probabilities",
         "smooth": "the heads' mean log-probability, smoothed over time, with one scale and one bias a class",
         "logistic": "logistic regression on the stacker's features",
         "stack": "LightGBM on the stacker's features, beginning at the column `smooth`"}
-GAP_POLICY = ("a frame without a face has what its column says at the nearest frame in time with a face (the earlier "
-              "of two); a clip without any face has what the heads say of it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,22 +28,56 @@ class Final:
     why: str
 
 
-def gather(book: LogitBook, nested: Nested) -> dict[str, Shares]:
-    """Return column -> probabilities, ``(R, C)`` float32, of every row of the book."""
-    filled = _filled_from(book)
-    heads = {head: softmax(book.logits[head][filled]).astype(np.float32) for head in book.heads}
-    mean = sum(heads.values(), np.zeros((len(filled), len(book.classes)), np.float32)) / len(heads)
-    return {**heads, "mean": np.asarray(mean, np.float32), **nested.columns}
+def gather(book: LogitBook, nested: Nested, policy: str = "nearest") -> dict[str, Shares]:
+    """Return column -> probabilities, ``(R, C)`` float32, of every row of the book.
+
+    Parameters
+    ----------
+    policy : what becomes of frames without a face, see `fercache.gaps`.
+
+    Raises
+    ------
+    InputError
+        They are left to the temporal heads, and the book has none.
+    """
+    heads = {head: softmax(book.logits[head]).astype(np.float32) for head in book.heads}
+    said = {**heads, "mean": _mean(heads), **nested.columns}
+    filled_from, blind = _gaps(book, policy)
+    filled = {name: filled_from.apply(values) for name, values in said.items()}
+    if policy in gaps.COPIED:
+        return filled
+    speakers = gaps.own_word(book.heads, policy)
+    if not speakers:
+        raise InputError("no temporal head to leave the frames without a face to", where="stack, gaps = mask",
+                         hint=f"train one of {', '.join(gaps.TEMPORAL)}, or choose another policy with --gaps")
+    spoken = _mean({head: heads[head][blind] for head in speakers})
+    for name in filled:
+        if name not in speakers:
+            filled[name][blind] = spoken
+    return filled
 
 
-def _filled_from(book: LogitBook) -> NDArray[np.int64]:
-    """Return the row that speaks for each row, ``(R,)``."""
-    source = np.arange(len(book.label))
+def _mean(heads: dict[str, Shares]) -> Shares:
+    """Return the plain mean of the heads' probabilities."""
+    first = next(iter(heads.values()))
+    return np.asarray(sum(heads.values(), np.zeros(first.shape, np.float32)) / len(heads), np.float32)
+
+
+def _gaps(book: LogitBook, policy: str) -> tuple[gaps.Sources, NDArray[np.bool_]]:
+    """Return which rows speak for each row, ``(R,)``, and the rows without a face in clips that have faces."""
+    every = np.arange(len(book.label))
+    found = gaps.Sources(every, every.copy(), np.zeros(len(every)))
+    blind = np.zeros(len(every), bool)
     for trial in np.flatnonzero(np.diff(book.offsets)).tolist():
         rows = book.rows(trial)
-        if not book.valid[rows].all():
-            source[rows] = rows.start + ClipView.of(book, trial).filled.row
-    return source
+        valid = book.valid[rows]
+        if valid.all() or not valid.any():
+            continue
+        here = gaps.sources(book.time_s[rows], valid, policy)
+        found.before[rows], found.after[rows] = here.before + rows.start, here.after + rows.start
+        found.weight[rows] = here.weight
+        blind[rows] = ~valid
+    return found, blind
 
 
 def choose(book: LogitBook, columns: dict[str, Shares], wanted: str) -> Final:
