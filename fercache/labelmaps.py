@@ -32,9 +32,9 @@ SETS: dict[str, tuple[str, ...]] = {
     "ckplus8": ("Neutral", "Anger", "Contempt", "Disgust", "Fear", "Happy", "Sadness", "Surprise"),
     "fer2013": ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral"),
 }
-"""Class names in the order of each set's own numbers: DFEW's 1 to 7 (README of
-github.com/jiangxingxun/DFEW, its authors), RAVDESS' 01 to 08 (its file names), AffectNet's 0 to 7, CK+'s 1 to 7 (0 is neutral). FERV39k, CREMA-D, MAFW and AFEW
-label by name; the order there is ours."""
+"""Class names in the order of each set's own numbers: DFEW's 1 to 7 (README of github.com/jiangxingxun/DFEW, by its
+authors), RAVDESS' 01 to 08 (its file names), AffectNet's 0 to 7, CK+'s 1 to 7 (0 is neutral). FERV39k, CREMA-D, MAFW
+and AFEW label by name; the order there is ours."""
 
 _ALIASES = {
     "neutral": "neutral neu neutrality",
