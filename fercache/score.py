@@ -124,7 +124,9 @@ def _figures(matrices: Counts, dataset: Dataset, keep: Sequence[int], config: Sc
 def table(report: dict[str, Any]) -> RenderableType:
     """Return the figures as a table of at most 80 columns, to be printed by rich."""
     whole, shared = report["all"], report["shared"]
-    parts: list[RenderableType] = [_scores(report, whole, shared), _classes(report, whole)]
+    unit = "clips" if report["level"] == "clip" else "labelled frames"
+    title = f"{report['dataset']}, {report['split']}: {whole['frames']:,} {unit} of {whole['groups']:,} groups"
+    parts: list[RenderableType] = [Text(title, "bold"), _scores(report, whole, shared), _classes(report, whole)]
     for title, words in (("classes", report["map"]), ("scored", report["rule"]), ("note", report["notice"])):
         if words:
             parts.append(Text.assemble((f"{title}: ", "bold"), words))
@@ -145,12 +147,9 @@ def warnings(report: dict[str, Any]) -> list[str]:
 
 
 def _scores(report: dict[str, Any], whole: dict[str, Any], shared: dict[str, Any]) -> Table:
-    unit = "clips" if report["level"] == "clip" else "labelled frames"
-    title = f"{report['dataset']}, {report['split']}: {whole['frames']:,} {unit} of {whole['groups']} groups"
     why_none = whole["why_none"]
-    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", caption_justify="left",
-                 caption=f"no intervals: {why_none}" if why_none else "brackets: 95 % by bootstrap over groups",
-                 pad_edge=False)
+    made = Table(caption=f"no intervals: {why_none}" if why_none else "brackets: 95 % by bootstrap over groups",
+                 box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False)
     made.add_column("")
     made.add_column("all classes", justify="right")
     if report["never"]:

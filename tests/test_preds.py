@@ -74,7 +74,8 @@ def test_parquet_or_what_to_install(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("old", "new", "says"), [
-    ("clip,frame", "clip,number", "columns frame are missing"), ("p_Other", "Other", "none of 0 to 6"), ("p_", "q_", "p_<Class>"),
+    ("clip,frame", "clip,number", "columns frame are missing"), ("p_", "q_", "p_<Class>"),
+    ("p_Other", "Other", "none of 0 to 6"),
     ("p_Anger", "p_Neutral", "twice"), ("a,7,", "a,9,", "line 9: its frame"), ("a,7,", "a,x,", "clip 'a', from line 2"),
     ("a,1,", "a,0,", "line 2: its frame"), ("a,7,", "z,7,", "line 9: clip 'a' stands in two places"),
     ("a,7,0.200000,1,,", "a,7,0.200000,1,8,", "line 8: its label"), ("a,7,0.200000,1,,", "a,7,0.200000,1,,1", "line 8"),

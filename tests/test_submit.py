@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -389,6 +391,30 @@ def test_nothing_that_is_read_is_written_over(tmp_path: Path, shares: dict[str, 
     assert "a file that is read" in refused(tmp_path, out=path)
     assert "a file that is read" in refused(tmp_path, out=tmp_path / "preds.csv")
     assert "template gives the rows" in refused(tmp_path, frames=path)
+
+
+@pytest.mark.full
+def test_the_real_names_and_lengths_of_561_trials(tmp_path: Path, shared: Path) -> None:
+    """Predictions on the crops' clock against the videos' lengths: each disagreement told, with the right number."""
+    with (shared / "data/affwild2_meta/sucv_ABAW2_length.csv").open() as file:
+        meta = {row["trial name"]: (int(row["frame_count"]), int(row["considered_count"]))
+                for row in csv.DictReader(file)}
+    made = draw({name: crops for name, (_, crops) in meta.items()})
+    write(tmp_path / "preds.csv", made)
+    template(tmp_path / "template.txt", rows_of({name: frames for name, (frames, _) in meta.items()}), ",")
+    said = refused(tmp_path)
+    assert "48,818 rows are missing" in said
+    started = time.monotonic()
+    done = run(tmp_path, config=replace(CONFIG, rows="template"))
+    print(f"{done.rows:,} rows of {done.trials} trials in {time.monotonic() - started:.1f} s: {done.notes[0]}")
+    assert done.notes[0].startswith("lengths differ in 419 trials") and "399 more trials" in done.notes[-1]
+    found = read_single_file(done.out)
+    assert len(found) == 561
+    for name, (frames, crops) in meta.items():
+        same = min(frames, crops)
+        assert len(found[name]) == frames
+        np.testing.assert_array_equal(found[name][:same], made[name].argmax(1)[:same])
+        assert set(found[name][crops:]) <= {int(made[name][-1].argmax())}
 
 
 CRASH = """
