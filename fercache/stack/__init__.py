@@ -125,4 +125,4 @@ def speak(folder: Path, book: LogitBook) -> NDArray[np.int32]:
     learnt = nested.Nested(members={}, columns={})
     if final in nested.LEARNT:
         learnt = nested.speak(book, kept.load_member(folder))
-    return columns.millionths(columns.gather(book, learnt, report["config"]["gaps"])[final])
+    return columns.millionths(columns.gather(book, learnt, report["config"].get("gaps", "nearest"))[final])
