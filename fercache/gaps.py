@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fercache.errors import InputError
 from fercache.smoothing import nearest
 
 Floats = NDArray[np.float64]
@@ -54,7 +55,7 @@ class Sources:
         return np.asarray(filled)
 
 
-def sources(time_s: Floats, seen: Mask, policy: str) -> Sources:
+def sources(time_s: Floats, seen: Mask, policy: str, *, causal: bool = False) -> Sources:
     """Return where the rows of one clip take their predictions from; all from themselves if no row was seen.
 
     Parameters
@@ -62,13 +63,22 @@ def sources(time_s: Floats, seen: Mask, policy: str) -> Sources:
     time_s : (T,) rising.
     seen : (T,) whether a face was seen.
     policy : one of `POLICIES`; with "none" and "mask" every row is its own source.
+    causal : take nothing from a later row; rows before the first face are their own source.
+
+    Raises
+    ------
+    InputError
+        A line is asked for without looking ahead.
     """
+    if causal and policy == "linear":
+        raise InputError("a line between two faces looks at the later one", where="gaps = linear",
+                         hint="choose --gaps nearest where nothing may look ahead")
     row = np.arange(len(seen), dtype=np.int64)
     found = np.flatnonzero(seen)
     if policy not in COPIED or not len(found):
         return Sources(row, row, np.zeros(len(row)))
     if policy == "nearest":
-        chosen = nearest(time_s, seen).row
+        chosen = nearest(time_s, seen, causal=causal).row
         return Sources(chosen, chosen, np.zeros(len(row)))
     place = np.searchsorted(found, row, "right")  # how many faces were seen up to here, this row among them
     before, after = found[np.maximum(place - 1, 0)], found[np.minimum(place, len(found) - 1)]

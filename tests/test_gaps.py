@@ -163,3 +163,21 @@ def test_a_clip_without_a_face_keeps_what_the_heads_say(spoken: tuple[stack.Logi
         held = columns.gather(dark, learnt, policy)["gru"][rows]
         own = np.exp(book.logits["gru"][rows])
         np.testing.assert_allclose(held, own / own.sum(1, keepdims=True), atol=1e-6)
+
+
+def test_nothing_looks_ahead_where_it_may_not(spoken: tuple[stack.LogitBook, nested.Nested]) -> None:
+    """Later frames thrown into disorder change nothing; before the first face the heads have even odds."""
+    book, _ = spoken
+    nothing = nested.Nested(members={}, columns={})
+    valid = book.valid.copy()
+    valid[book.offsets[:-1, None] + np.arange(5)] = False
+    book = replace(book, valid=valid)
+    before = columns.gather(book, nothing, causal=True)
+    np.testing.assert_allclose(before["mean"][book.offsets[:-1]], 1 / 7)
+    cut = int(book.offsets[1]) // 2
+    later = {head: np.where(np.arange(len(v))[:, None] > cut, v[::-1], v) for head, v in book.logits.items()}
+    after = columns.gather(replace(book, logits=later), nothing, causal=True)
+    for name, values in before.items():
+        np.testing.assert_array_equal(values[:cut + 1], after[name][:cut + 1])
+    with pytest.raises(InputError, match="looks at the later"):
+        columns.gather(book, nothing, "linear", causal=True)

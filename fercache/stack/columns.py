@@ -28,21 +28,22 @@ class Final:
     why: str
 
 
-def gather(book: LogitBook, nested: Nested, policy: str = "nearest") -> dict[str, Shares]:
+def gather(book: LogitBook, nested: Nested, policy: str = "nearest", *, causal: bool = False) -> dict[str, Shares]:
     """Return column -> probabilities, ``(R, C)`` float32, of every row of the book.
 
     Parameters
     ----------
     policy : what becomes of frames without a face, see `fercache.gaps`.
+    causal : take nothing from a later frame; heads and mean have even odds before the first face.
 
     Raises
     ------
     InputError
-        They are left to the temporal heads, and the book has none.
+        They are left to the temporal heads, and the book has none; or a line is to be causal.
     """
-    heads = {head: softmax(book.logits[head]).astype(np.float32) for head in book.heads}
+    filled_from, blind, early = _gaps(book, policy, causal)
+    heads = {head: softmax(book.logits[head] * ~early[:, None]).astype(np.float32) for head in book.heads}
     said = {**heads, "mean": _mean(heads), **nested.columns}
-    filled_from, blind = _gaps(book, policy)
     filled = {name: filled_from.apply(values) for name, values in said.items()}
     if policy in gaps.COPIED:
         return filled
@@ -63,21 +64,23 @@ def _mean(heads: dict[str, Shares]) -> Shares:
     return np.asarray(sum(heads.values(), np.zeros(first.shape, np.float32)) / len(heads), np.float32)
 
 
-def _gaps(book: LogitBook, policy: str) -> tuple[gaps.Sources, NDArray[np.bool_]]:
-    """Return which rows speak for each row, ``(R,)``, and the rows without a face in clips that have faces."""
+def _gaps(book: LogitBook, policy: str, causal: bool) -> tuple[gaps.Sources, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which rows speak for each row, ``(R,)``, the rows without a face in clips that have faces, and, where
+    nothing may look ahead, the rows before their clip's first face."""
     every = np.arange(len(book.label))
     found = gaps.Sources(every, every.copy(), np.zeros(len(every)))
-    blind = np.zeros(len(every), bool)
+    blind, early = np.zeros((2, len(every)), bool)
     for trial in np.flatnonzero(np.diff(book.offsets)).tolist():
         rows = book.rows(trial)
         valid = book.valid[rows]
+        early[rows] = causal & ~np.logical_or.accumulate(valid)
         if valid.all() or not valid.any():
             continue
-        here = gaps.sources(book.time_s[rows], valid, policy)
+        here = gaps.sources(book.time_s[rows], valid, policy, causal=causal)
         found.before[rows], found.after[rows] = here.before + rows.start, here.after + rows.start
         found.weight[rows] = here.weight
         blind[rows] = ~valid
-    return found, blind
+    return found, blind, early
 
 
 def choose(book: LogitBook, columns: dict[str, Shares], wanted: str) -> Final:
