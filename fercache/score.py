@@ -60,11 +60,11 @@ def run(dataset: Dataset, given: preds.Predictions, config: ScoreConfig) -> dict
     ``all`` counts every class of the set, also those that the predictions cannot say (their F1 is 0); ``shared`` only
     rows of classes that they can say, and the mean over those.
     """
-    names = labelmaps.map_classes(given.classes, dataset.classes, labelmaps.parse(config.map))
     trials = {t.name: t for t in dataset.trials if t.labelled and config.split in ("all", t.split)}
     if not trials:
         raise InputError(f"no labelled trial in the split {config.split}", where=dataset.name,
                          hint="choose another --split or data set")
+    names = labelmaps.map_classes(given.classes, dataset.classes, labelmaps.parse(config.map))
     level = _level(list(trials.values()), config.level)
     tally = _Tally(len(dataset.classes))
     for trial, clip in _matched(given, trials):
