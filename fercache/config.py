@@ -128,6 +128,33 @@ class StackConfig(Config):
 
     final: str = option("auto", "What preds.csv holds: what won out of fold, or one of the columns.",
                         choices=("auto", "stack", "mean", "frame", "gru", "transformer"))
+    gaps: str = option("nearest", "Frames without a face: left unfilled, the nearest face's prediction, a line between "
+                       "the two around, or left to the temporal heads' mask.",
+                       choices=("none", "nearest", "linear", "mask"))
     seed: int = option(0, "Seed of everything random.", low=0, high=2**31 - 1)
     bootstrap: int = option(1000, "Draws of the bootstrap over groups.", low=0, high=1_000_000)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitConfig(Config):
+    """How predictions become a submission (`stages/submit.toml`)."""
+
+    edition: str = option("auto", "What the template belongs to; auto: told by its first line and the classes.",
+                          choices=("auto", "abaw1", "abaw2", "abaw3", "abaw5", "abaw6", "abaw8", "dfew", "ferv39k"))
+    map: str = option("", "Where classes differ: names (go by the names all the same) or A=B,C=D; nothing: refuse.")
+    rows: str = option("strict", "strict: refuse rows that are missing or too many; template: the organisers' rows are "
+                       "written, ours are filled or left out, and it is told.", choices=("strict", "template"))
+    gaps: str = option("nearest", "What fills rows that the predictions lack.", choices=("nearest", "linear"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(Config):
+    """How predictions are scored on a set's labels (`stages/score.toml`)."""
+
+    split: str = option("all", "Which trials to score.", choices=("all", "train", "validation", "test"))
+    map: str = option("", "Where names do not say it: A=B,C=D (ours=theirs).")
+    level: str = option("auto", "Score frames or clips; auto: clips where the set has one label a clip.",
+                        choices=("auto", "frame", "clip"))
+    seed: int = option(0, "Seed of the bootstrap.", low=0, high=2**31 - 1)
+    bootstrap: int = option(1000, "Draws of the bootstrap over groups.", low=0, high=1_000_000)
