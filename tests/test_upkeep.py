@@ -6,8 +6,11 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from forked import Runner
+from PIL import Image
 from test_care import CLIPS, TAPS, book, flip, make, put
 
 from fercache import extract, weights
@@ -193,3 +196,44 @@ def test_gc_of_a_link_leaves_what_it_leads_to(recipes: tuple[Path, Path], home: 
     link.symlink_to(kept.path)
     say("gc", "--yes")
     assert not link.is_symlink() and list(EmbeddingStore.open(kept.path)) == ["a"]
+
+
+@pytest.mark.full
+def test_gc_after_the_three_stages(home: Path, cache: Path) -> None:
+    """What the recipes make of a data set stays to the last file; a recipe that changes makes waste of what follows."""
+    (home / "cache" / "weights").symlink_to(cache / "weights")
+    rng = np.random.default_rng(0)
+    rows = ["clip,path,label,subject"]
+    for i in range(6):
+        folder = home / "clips" / f"clip{i}"
+        folder.mkdir(parents=True)
+        for number in range(1, 13):
+            pixels = rng.integers(0, 128, (64, 64, 3), np.uint8) + np.uint8(100 * (i % 2))
+            Image.fromarray(pixels).save(folder / f"{number:05d}.png")
+        rows.append(f"clip{i},clips/clip{i},{('sad', 'glad')[i % 2]},person{i // 2}")
+    (home / "clips.csv").write_text("\n".join(rows) + "\n")
+    (home / "stages").mkdir()
+    for name, text in (("dataset", 'dataset = "table"\nclips = "clips.csv"\n'), ("extract", 'taps = ["block8"]\n'),
+                       ("train-heads", 'heads = ["frame"]\ntaps = ["block8"]\n'), ("stack", "bootstrap = 10\n")):
+        (home / "stages" / f"{name}.toml").write_text(text)
+    (home / "runner").mkdir()
+    runner = Runner(home / "runner")
+
+    def waste(*stages: str) -> set[str]:
+        for words in (("extract",), ("train-heads",), ("stack",)):
+            if words[0] in stages:
+                assert runner.run(*words, cwd=home).code == 0, words
+        run = runner.run("gc", "--json", cwd=home)
+        assert run.code == 0, run.err()
+        return {str(Path(item["path"]).relative_to("cache")).split("/")[0] for item in json.loads(run.out())["waste"]}
+
+    assert waste("extract", "train-heads", "stack") == set()
+    (home / "stages" / "stack.toml").write_text("bootstrap = 20\n")
+    assert waste() == {"stack"} and waste("stack") == {"stack"}
+    (home / "stages" / "train-heads.toml").write_text('heads = ["frame"]\ntaps = ["block8"]\nseed = 1\n')
+    assert waste() == {"logits", "heads", "stack"}
+    (home / "stages" / "extract.toml").write_text('taps = ["block8"]\ndamaged = "keep"\n')
+    assert waste() == {"features", "logits", "heads", "stack"}
+    assert runner.run("gc", "--yes", cwd=home).code == 0
+    assert waste() == set()
+    runner.close()

@@ -21,7 +21,8 @@ from fercache.errors import ClipError, InputError, StoreError
 from fercache.extract.share import in_turn
 from fercache.extract.sources import unchanged
 from fercache.progress import Meter, meter
-from fercache.store import EmbeddingStore
+from fercache.store import EmbeddingStore, claimed
+from fercache.store.names import encode
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +186,8 @@ class _Work:
         """Yield what becomes of each clip; a bad clip does not stop the rest."""
         self.load()
         with meter("extract", _total(trials, self)) as bar:
-            yield from in_turn(trials, lambda trial: self.attempt(trial, bar), self.store.is_claimed)
+            yield from in_turn(trials, lambda trial: self.attempt(trial, bar),
+                               lambda clip: encode(clip) in claimed(self.store.path))
 
     def attempt(self, trial: Trial, bar: Meter) -> ClipDone | None:
         """Return what became of a clip, None if another process is at it."""

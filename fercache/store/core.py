@@ -10,7 +10,7 @@ from typing import Any
 
 from fercache import durable
 from fercache.config import digest
-from fercache.errors import ClipError, InputError, NotInStore, StoreError
+from fercache.errors import InputError, NotInStore, StoreError
 from fercache.store.claim import claim, gate, live_claims
 from fercache.store.clip import Clip
 from fercache.store.files import TEMPORARY, LocalFiles, Size, Stamp
@@ -19,7 +19,7 @@ from fercache.store.layout import CLOCK_NAME, META
 from fercache.store.mark import Mark, damaged, plain, read_mark, same_source
 from fercache.store.names import encode
 from fercache.store.root import check_taps, is_root, read_root, root_document
-from fercache.store.writer import ClipWriter, Job
+from fercache.store.writer import ClipWriter, Job, refuse_twin
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ class EmbeddingStore(Mapping[str, Clip]):
                 yield None
                 return
             if self.files.stamp(f"{job.folder}/{META}") is not None:
-                self._refuse_twin(clip)
+                refuse_twin(self.files, job)
                 self._discard(job.folder)
             yield ClipWriter(self.files, self._journal(job.folder), job)
 
@@ -244,17 +244,6 @@ class EmbeddingStore(Mapping[str, Clip]):
                 raise StoreError("is being written by another process", where=self.path / folder,
                                  hint="wait for it to end, or stop it")
             self._discard(folder)
-
-    def is_claimed(self, clip: str) -> bool:
-        """Return whether a live process is writing the clip."""
-        return encode(clip) in claimed(self.path)
-
-    def _refuse_twin(self, clip: str) -> None:
-        """Refuse a clip where the file system, blind to case, shows another one's folder under its name."""
-        folder = encode(clip)
-        if folder not in self.files.folders():
-            raise ClipError("its name differs from another clip's only in case, which this file system does not tell",
-                            where=clip, hint="rename one of them, or put the cache on another file system")
 
     def sweep(self) -> None:
         """Remove what was left by writers killed between a clip's commit and its journal's end, or at the root."""
