@@ -15,18 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from fercache import durable, folds
 from fercache.config import TrainConfig
 from fercache.cores import resolve_device, use_threads
 from fercache.datasets import Dataset, Trial
 from fercache.errors import FercacheError
-from fercache.heads import DEFAULTS, Head, HeadSettings, build
+from fercache.heads import DEFAULTS, Head, HeadSettings
 from fercache.progress import Meter, meter
 from fercache.store import EmbeddingStore
 from fercache.train_heads import WATCH_SHARE
 from fercache.train_heads.fit import Task, fit, predict
+from fercache.train_heads.speak import load_head
 from fercache.windows import Features, preload
 
 log = logging.getLogger(__name__)
@@ -134,9 +135,7 @@ class Training:
         """Return the head of that fold from the folder."""
         path = self._path(head, k)
         self.records.append(durable.read_json(path))
-        net = build(head, self.features.layout, len(self.dataset.classes), self.settings(head))
-        net.load_state_dict(load_file(path.with_suffix(".safetensors")))
-        return net.to(self.device).eval()
+        return load_head(path, self.records[-1], self.device)
 
     def task(self, head: str, k: int) -> Task:
         """Return what is trained for a fold: the trials of the other folds, a part of their groups watched."""
@@ -153,7 +152,8 @@ class Training:
         fitted = fit(task, self.features)
         with durable.replacing(path.with_suffix(".safetensors")) as temporary:
             save_file({n: v.detach().cpu().contiguous() for n, v in fitted.head.state_dict().items()}, temporary)
-        said = {"head": head, "fold": k, "seed": task.seed, "epoch": fitted.epoch,
+        said = {"head": head, "heads": list(self.config.heads), "fits": self.k, "fold": k,
+                "seed": task.seed, "epoch": fitted.epoch,
                 "watched_macro_f1": fitted.watched_f1 if isfinite(fitted.watched_f1) else None,
                 "classes": list(self.dataset.classes), "settings": asdict(task.settings),
                 "taps": [asdict(part) for part in self.features.layout], "frame_s": self.features.frame_s(),
