@@ -127,3 +127,13 @@ class StackConfig(Config):
     seed: int = option(0, "Seed of everything random.", low=0, high=2**31 - 1)
     bootstrap: int = option(1000, "Draws of the bootstrap over groups.", low=0, high=1_000_000)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationConfig(Config):
+    """What the table of choices tries (`stages/ablation.toml`)."""
+
+    rows: tuple[str, ...] = option((), "Changes to try: KEY=VALUE of train-heads, lists with +, several with ; "
+                                       "(none named: taps, and each other choice of every switch).")
+    repeats: int = option(3, "Seeds that every row is trained with.", low=1, high=100)
+    bootstrap: int = option(1000, "Draws of the bootstrap over groups.", low=0, high=1_000_000)

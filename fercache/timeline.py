@@ -6,7 +6,7 @@ import csv
 import gzip
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from fercache import durable, media
 from fercache.datasets import Dataset, Trial
 from fercache.errors import ClipError, InputError
 from fercache.faces import crop
-from fercache.store import Clip, EmbeddingStore
+from fercache.store import Clip
 
 COLOURS = ("#999999", "#d55e00", "#009e73", "#56b4e9", "#f0e442", "#0072b2", "#cc79a7", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can tell apart; one colour a class, in order."""
@@ -50,7 +50,7 @@ class Told:
     shares: NDArray[np.float64]
 
 
-def draw(preds: Path, dataset: Dataset, store: EmbeddingStore, folder: Path) -> list[Path]:
+def draw(preds: Path, dataset: Dataset, store: Mapping[str, Clip], folder: Path) -> list[Path]:
     """Return the paths of one PNG a clip of `preds`, drawn into `folder`.
 
     Raises

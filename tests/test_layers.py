@@ -19,7 +19,8 @@ FLOORS = {
     3: "media weights store logits datasets views",
     4: "backbones faces people heads windows demo",
     5: "extract train_heads stack care timeline",
-    6: "cli",
+    6: "predict ablation",
+    7: "cli",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 
