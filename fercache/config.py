@@ -11,6 +11,8 @@ from fercache.errors import InputError
 
 MAX_THREADS = 256
 PRECISIONS = ("float32", "bf16", "fp16")
+HEADS = ("frame", "gru", "transformer", "paper-frame", "paper-gru", "paper-transformer")
+LOSSES = ("plain", "weighted", "balanced", "focal", "adjusted")
 
 
 def option(default: Any, help: str, *, choices: tuple[str, ...] = (), numbers: bool = True, low: float | None = None,
@@ -109,9 +111,40 @@ class ExtractConfig(Config):
 class TrainConfig(Config):
     """Stage two, a (`stages/train-heads.toml`)."""
 
-    heads: tuple[str, ...] = option(("frame", "gru", "transformer"), "Which heads to train.",
-                                    choices=("frame", "gru", "transformer"))
+    heads: tuple[str, ...] = option(("frame", "gru", "transformer"), "Which heads to train.", choices=HEADS)
     taps: tuple[str, ...] = option(("block8", "repeat_2", "repeat_1-3x3"), "Which taps the heads see.")
+    standardise: str = option("train", "Features: by the training rows' mean and spread, or each clip by its own.",
+                              choices=("train", "clip"))
+    views: str = option("draw", "Other views of a crop (mirrored ...), where the store has them: drawn, or not used.",
+                        choices=("draw", "off"))
+    evidence: str = option("held-out", "What temporal heads read: the frame head's word on groups it did not learn "
+                           "from, or the features.", choices=("held-out", "off"))
+    members: int = option(4, "Trainings of a head in a fold, each watched by another part of the groups; their mean "
+                          "speaks.", low=1, high=20)
+    loss: str = option("", "Loss (default: the head's own).", choices=("", *LOSSES))
+    label_smoothing: float = option(-1.0, "Share of the truth given to all classes (-1: the head's own).", low=-1,
+                                    high=1)
+    window_s: float = option(0.0, "Seconds a window of a temporal head covers (0: the head's own).", low=0, high=3600)
+    step_s: float = option(-1.0, "Seconds between the frames of a window (-1: the head's own, 0: each frame).", low=-1,
+                           high=60)
+    epochs: int = option(0, "Passes at most (0: the head's own).", low=0, high=100_000)
+    patience: int = option(-1, "Passes without gain that end a training (-1: the head's own, 0: never).", low=-1,
+                           high=100_000)
+    width: int = option(0, "Width of the nets (0: the head's own).", low=0, high=8192)
+    dropout: float = option(-1.0, "Dropout (-1: the head's own).", low=-1, high=0.95)
+    lr: float = option(0.0, "Peak of the learning rate (0: the head's own).", low=0, high=10)
+    ema: float = option(-1.0, "Decay of the average of weights (-1: the head's own, 0: none).", low=-1, high=0.99999)
+    mixup: float = option(-1.0, "Mixing of windows, alpha (-1: the head's own, 0: none).", low=-1, high=10)
+    noise: float = option(-1.0, "Noise on standardised features (-1: the head's own, 0: none).", low=-1, high=10)
+    hide_s: float = option(-1.0, "Longest stretch hidden from temporal heads in training (-1: the head's own).", low=-1,
+                           high=60)
+    level: str = option("frame", "One prediction a frame, or one a clip (attention pooling in the temporal heads).",
+                        choices=("frame", "clip"))
+    tail: str = option("", "Map tap that the frame head trains the backbone's own last blocks on (mixed_7a-map ...).")
+    precision: str = option("auto", "Arithmetic of training; auto: bf16 on a GPU, float32 on a CPU.",
+                            choices=("auto", "float32", "bf16"))
+    memory: str = option("auto", "Features in RAM, mapped from a file in the cache, or mapped where RAM is too small.",
+                         choices=("auto", "ram", "map"), numbers=False)
     folds: int = option(5, "Folds by group (fewer where there are fewer groups).", low=2, high=100)
     seed: int = option(0, "Seed of everything random.", low=0, high=2**31 - 1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", numbers=False)

@@ -11,7 +11,9 @@ import torch
 from fercache.errors import InputError
 from fercache.heads import DEFAULTS, HEADS, build, classes_of, positions
 from fercache.taps import side_by_side
-from fercache.train_heads.fit import Task, class_weights, fit, predict, window_frames
+from fercache.train_heads.fit import Task, fit
+from fercache.train_heads.loss import class_weights
+from fercache.train_heads.say import predict, window_frames
 from fercache.windows import Features
 
 SHAPES = {"block8": (12,), "repeat_1-3x3": (4, 3, 3)}

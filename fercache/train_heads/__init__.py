@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 WATCH_SHARE = 0.2
 """Share of a fold's training groups kept aside to choose the epoch by."""
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the code changes what a training run gives."""
 
 
@@ -116,10 +116,10 @@ def _train(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore, con
     features = training.features
     LogitBook(dataset=dataset.name, classes=dataset.classes, metric=dataset.metric, notice=dataset.notice,
               heads=config.heads, trials=tuple(t.name for t in trials), group=tuple(t.group for t in trials),
-              split=tuple(t.split for t in trials), fold=training.fold, offsets=features.offsets,
+              split=tuple(t.split for t in trials), fold=training.splits.fold, offsets=features.offsets,
               index=features.index, time_s=features.time_s, valid=features.valid, label=features.label,
               logits=logits, provenance={"settings": settings, "store": store.path.name, "heads": training.records},
-              fingerprint=digest(settings), epochs_fixed=training.epochs_fixed).save(book)
+              fingerprint=digest(settings), epochs_fixed=training.splits.epochs_fixed).save(book)
     return training.trained
 
 

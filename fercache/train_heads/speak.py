@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from fercache import durable
-from fercache.errors import InputError, StoreError
-from fercache.heads import Head, HeadSettings, build
+from fercache.datasets import Trial
+from fercache.errors import InputError
 from fercache.taps import TapSlice
-from fercache.train_heads.fit import predict
-from fercache.windows import Features
-
-AGAIN = "run `fercache train-heads` again: what is there is kept, what is missing is trained"
+from fercache.train_heads import evidence, kept
+from fercache.train_heads.kept import Kept, Part
+from fercache.train_heads.say import predict
+from fercache.windows import Features, Store, preload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,22 +26,32 @@ class Trained:
 
     Attributes
     ----------
-    heads : names, in the order they were trained in; `records` has the JSON of each of their fits.
-    layout : the taps side by side that a row of features must be.
+    heads : the names that were asked for, in that order; `record` is the JSON of one of them.
+    layout : the taps side by side that a row of features must be; `standardise` says how they must be read.
     store : settings of the embedding store they were trained on.
+    folds, members : how often each head was trained.
+    needs : the heads that are run: the frame head too where others read its evidence.
     """
 
     folder: Path
     heads: tuple[str, ...]
     classes: tuple[str, ...]
     layout: tuple[TapSlice, ...]
+    standardise: str
     store: dict[str, Any]
-    records: dict[str, tuple[dict[str, Any], ...]]
+    folds: int
+    members: int
+    needs: tuple[str, ...]
+    record: dict[str, Any]
 
     @property
     def taps(self) -> tuple[str, ...]:
         """The taps to preload, in order."""
         return tuple(part.tap for part in self.layout)
+
+    def preload(self, store: Store, trials: Sequence[Trial]) -> Features:
+        """Return the features of new trials, read as those were that the heads learnt from."""
+        return preload(store, trials, self.taps, standardise=self.standardise)
 
 
 def trained(folder: Path) -> Trained:
@@ -53,39 +62,20 @@ def trained(folder: Path) -> Trained:
     InputError
         There are no trained heads, or not all that were asked for.
     """
-    found = [durable.read_json(path) | {"file": path.name} for path in sorted(folder.glob("*-fold*.json"))]
+    found = sorted(folder.glob("*-fold*.json"))
     if not found:
         raise InputError("no trained heads", where=folder, hint="run `fercache train-heads` first")
-    asked: list[str] = found[0]["heads"]
-    records = {head: tuple(r for r in found if r["head"] == head) for head in asked}
-    short = [head for head, fits in records.items() if len(fits) < found[0]["fits"]]
-    if short:
-        raise InputError(f"the training of {', '.join(short)} was not finished", where=folder, hint=AGAIN)
-    return Trained(folder=folder, heads=tuple(asked), classes=tuple(found[0]["classes"]), store=found[0]["store"],
-                   layout=layout_of(found[0]), records=records)
-
-
-def layout_of(record: dict[str, Any]) -> tuple[TapSlice, ...]:
-    """Return the taps that a head's JSON names."""
-    return tuple(TapSlice(**{**part, "shape": tuple(part["shape"])}) for part in record["taps"])
-
-
-def load_head(path: Path, record: dict[str, Any], device: str = "cpu") -> Head:
-    """Return the head whose JSON at `path` says `record`, ready to predict.
-
-    Raises
-    ------
-    StoreError
-        Its weights are missing or damaged.
-    """
-    net = build(record["head"], layout_of(record), len(record["classes"]), HeadSettings(**record["settings"]))
-    weights = path.with_suffix(".safetensors")
-    try:
-        net.load_state_dict(load_file(weights))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise StoreError(f"a head's weights are not readable ({str(error).partition(chr(10))[0]})", where=weights,
-                         hint=f"remove {path.name} beside it and {AGAIN}") from error
-    return net.to(device).eval()
+    said = durable.read_json(found[0])
+    asked = said["asked"]
+    parts = [Part(head=h, fold=k, member=m) for h in asked["needs"] for k in range(asked["folds"])
+             for m in range(asked["members"])]
+    missing = [part.path(folder).name for part in parts if not part.path(folder).is_file()]
+    if missing:
+        raise InputError(f"the training was not finished ({missing[0]} and {len(missing) - 1} more are missing)",
+                         where=folder, hint=kept.AGAIN)
+    return Trained(folder=folder, heads=tuple(asked["heads"]), needs=tuple(asked["needs"]), folds=asked["folds"],
+                   members=asked["members"], classes=tuple(said["classes"]), layout=kept.layout_of(said["taps"]),
+                   standardise=said["standardise"], store=said["store"], record=said)
 
 
 def speak(heads: Trained | Path, features: Features, device: str = "cpu") -> dict[str, NDArray[np.float32]]:
@@ -94,7 +84,7 @@ def speak(heads: Trained | Path, features: Features, device: str = "cpu") -> dic
     Parameters
     ----------
     heads : what `trained` found, or its folder.
-    features : of new trials, preloaded with the taps of the heads in the same order.
+    features : of new trials, as `Trained.preload` gives them.
 
     Raises
     ------
@@ -106,14 +96,25 @@ def speak(heads: Trained | Path, features: Features, device: str = "cpu") -> dic
         had = ", ".join(part.tap for part in features.layout)
         raise InputError(f"the heads were trained on {', '.join(known.taps)}, the features are {had}",
                          where=known.folder, hint="preload the taps that the heads name")
-    return {head: _mean(known, head, features, device) for head in known.heads}
+    total = {head: np.zeros((len(features.label), len(known.classes)), np.float32) for head in known.heads}
+    for fold in range(known.folds):
+        frame: Features | None = None
+        for head in sorted(known.needs, key=lambda name: name != "frame"):
+            members = [kept.load(Part(head=head, fold=fold, member=m).path(known.folder), device)
+                       for m in range(known.members)]
+            reads = frame if members[0].settings.evidence and frame is not None else features
+            said = mean_of(members, reads, range(len(features.offsets) - 1), device)
+            if head == "frame" and len(known.needs) > 1:
+                frame = evidence.features_of(said, features)
+            if head in total:
+                total[head] += said / known.folds
+    return total
 
 
-def _mean(known: Trained, head: str, features: Features, device: str) -> NDArray[np.float32]:
-    everything = range(len(features.offsets) - 1)
-    total = np.zeros((len(features.label), len(known.classes)), np.float32)
-    for record in known.records[head]:
-        net = load_head(known.folder / record["file"], record, device)
-        said = predict(net, HeadSettings(**record["settings"]), features, everything, device)
-        total += np.concatenate([said[trial] for trial in everything])
-    return np.asarray(total / len(known.records[head]), np.float32)
+def mean_of(members: Sequence[Kept], features: Features, trials: Sequence[int], device: str) -> NDArray[np.float32]:
+    """Return (R, C): the members' mean log-probabilities of the trials' rows, 0 elsewhere."""
+    total = np.zeros((len(features.label), len(members[0].record["classes"])), np.float32)
+    for one in members:
+        for trial, said in predict(one.head, one.settings, features, trials, device).items():
+            total[features.rows(trial)] += said / len(members)
+    return total
