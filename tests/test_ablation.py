@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from streams import CLASSES, write_set
 
 from fercache import ablation, metrics, weights
+from fercache.ablation import rows, score
 from fercache.cli import main
 from fercache.config import AblationConfig, TrainConfig
 from fercache.errors import FercacheError, InputError
@@ -22,23 +23,25 @@ BASE = TrainConfig()
 
 
 def test_rows_are_changes_of_the_recipe() -> None:
-    assert ablation.parse(["taps=block8+repeat_2;seed=3", "seed=0"], BASE) == {
+    assert rows.parse(["taps=block8+repeat_2;seed=3", "seed=0"], BASE) == {
         "taps=block8+repeat_2;seed=3": {"taps": ("block8", "repeat_2"), "seed": 3}}, "seed 0 is the default"
     for row, said in (("tap=block8", "did you mean taps"), ("seed=x", "cannot be 'x'"), ("seed", "changes no key"),
                       ("folds=1", "below")):
         with pytest.raises(InputError, match=said):
-            ablation.parse([row], BASE)
+            rows.parse([row], BASE)
 
 
 def test_every_switch_is_offered() -> None:
-    rows = ablation.parse(ablation.offered(BASE), BASE)
-    tried = {key for changed in rows.values() for key in changed}
+    offered = rows.parse(rows.offered(BASE), BASE)
+    tried = {key for changed in offered.values() for key in changed}
     for entry in fields(TrainConfig):
-        if entry.metadata["choices"] and isinstance(getattr(BASE, entry.name), str) and entry.metadata["numbers"]:
-            others = set(entry.metadata["choices"]) - {getattr(BASE, entry.name)}
-            assert others <= {changed.get(entry.name) for changed in rows.values()}, entry.name
-    assert "taps" in tried and set(ablation.STEPS) <= {entry.name for entry in fields(TrainConfig)}
-    assert {"taps": ("embedding",)} in rows.values()
+        one_of_several = entry.metadata["choices"] and isinstance(getattr(BASE, entry.name), str)
+        if one_of_several and entry.metadata["numbers"] and entry.name not in rows.NO_ROW:
+            others = set(entry.metadata["choices"]) - {getattr(BASE, entry.name), ""}
+            assert others <= {changed.get(entry.name) for changed in offered.values()}, entry.name
+    assert {"taps", "loss", "standardise", "window_s", "views"} <= tried
+    assert set(rows.STEPS) <= {entry.name for entry in fields(TrainConfig)}
+    assert {"taps": ("embedding",)} in offered.values()
 
 
 def test_figures_are_paired_over_groups() -> None:
@@ -47,14 +50,14 @@ def test_figures_are_paired_over_groups() -> None:
     usual = [rng.integers(0, 40, (20, 3, 3)) for _ in range(2)]
     better = [m + 6 * np.eye(3, dtype=np.int64) for m in usual]
     sampler = metrics.Resampler(20, 400, 0)
-    same, figure = (ablation._figure(ours, usual, sampler) for ours in (usual, better))
+    same, figure = (score.figure(ours, usual, sampler) for ours in (usual, better))
     assert same.difference == 0 and same.difference_interval == (0, 0) and not same.sure
     assert figure.sure and figure.difference_interval is not None and figure.interval is not None
     low, high = figure.difference_interval
     assert low <= figure.difference <= high and high - low < .5 * (figure.interval[1] - figure.interval[0])
     each = [float(metrics.macro_f1(m.sum(0))) for m in better]
     assert figure.macro_f1 == pytest.approx(np.mean(each)) and figure.spread == pytest.approx(np.std(each, ddof=1))
-    few = ablation._figure(better, usual, metrics.Resampler(5, 400, 0))
+    few = score.figure(better, usual, metrics.Resampler(5, 400, 0))
     assert few.interval is None and few.difference_interval is None and not few.sure
 
 
@@ -78,11 +81,12 @@ def call(folder: Path, command: str, *words: object) -> Result:
                                      *map(str, [*flags, *words])], catch_exceptions=False)
 
 
-BASICS = ("--heads", "frame", "--taps", TAPS, "--folds", "2", "--bootstrap", "50", "--repeats", "2")
+TRAINING = ("--heads", "frame", "--taps", TAPS, "--folds", "2", "--members", "1")
+BASICS = (*TRAINING, "--bootstrap", "50", "--repeats", "2")
 
 
 def test_the_table(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert call(home, "train-heads", "--heads", "frame", "--taps", TAPS, "--folds", "2").exit_code == 0
+    assert call(home, "train-heads", *TRAINING).exit_code == 0
     pointer, = (home / "cache" / "logits").glob("*/current.json")
     before = pointer.read_bytes()
     words = ("ablation", *BASICS, "--rows", "taps=conv2d_4b,taps=block8,folds=3", "--out", tmp_path / "t.csv")
@@ -92,12 +96,12 @@ def test_the_table(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert max(len(line) for line in done.stdout.splitlines()[:-1]) <= 80
     assert "does not hold block8" in " ".join(done.stdout.split()) and "on test (shown, never used" in done.stdout
     with (tmp_path / "t.csv").open() as handle:
-        rows = list(csv.DictReader(handle))
-    assert [(row["row"], row["column"]) for row in rows] == [
+        lines = list(csv.DictReader(handle))
+    assert [(row["row"], row["column"]) for row in lines] == [
         ("default", "frame"), ("default", "mean"), ("taps=conv2d_4b", "frame"), ("taps=conv2d_4b", "mean"),
         ("taps=block8", ""), ("folds=3", "frame"), ("folds=3", "mean")]
-    assert rows[0]["difference"] == "0.000000" and rows[4]["skipped"] and float(rows[2]["low"]) > 0
-    assert [row["bytes_a_frame"] for row in rows[::2]] == ["1024", "512", "", "1024"]
+    assert lines[0]["difference"] == "0.000000" and lines[4]["skipped"] and float(lines[2]["low"]) > 0
+    assert [row["bytes_a_frame"] for row in lines[::2]] == ["1024", "512", "", "1024"]
     said = json.loads((tmp_path / "t.json").read_text())
     assert set(said["reported"]) == {"test"} and said["seeds"] == 2 and said["groups"] == 9
     assert len(said["rows"][0]["books"]) == 2
@@ -142,8 +146,8 @@ def test_a_row_that_fails_does_not_stop_the_others(home: Path, tmp_path: Path, m
     done = call(home, "ablation", *BASICS[:-1], "1", "--rows", "taps=repeat_1,taps=conv2d_4b", "--out",
                 tmp_path / "t.csv")
     assert done.exit_code == 1
-    rows = json.loads((tmp_path / "t.json").read_text())["rows"]
-    assert rows[1]["failed"] and "killed" in rows[1]["skipped"] and rows[2]["figures"]
+    made = json.loads((tmp_path / "t.json").read_text())["rows"]
+    assert made[1]["failed"] and "killed" in made[1]["skipped"] and made[2]["figures"]
 
 
 def test_quick_and_wrong_calls(home: Path, tmp_path: Path) -> None:

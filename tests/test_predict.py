@@ -44,7 +44,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     (folder / "cache" / "weights").symlink_to(cache.resolve() / "weights")
     write_set(folder / "set", train=8, test=2, frames=24)
     flags = set_flags(folder / "set")
-    for words in (["extract", "--taps", TAP], ["train-heads", "--taps", TAP, "--heads", "frame,gru", "--folds", "2"],
+    training = ["--heads", "frame,gru", "--folds", "2", "--members", "2", "--epochs", "6"]
+    for words in (["extract", "--taps", TAP], ["train-heads", "--taps", TAP, *training],
                   ["stack", "--bootstrap", "50", "--out", str(folder / "stacked.csv")]):
         done = call(folder / "cache", *words[:1], *flags, *words[1:])
         assert done.exit_code == 0, done.output

@@ -15,7 +15,8 @@ from fercache.config import AblationConfig, DatasetConfig, TrainConfig
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from fercache.ablation import Figure, Row, Table
+    from fercache.ablation import Row, Table
+    from fercache.ablation.score import Figure
 
 log = logging.getLogger("fercache")
 

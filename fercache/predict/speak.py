@@ -89,7 +89,6 @@ def _said(trials: Sequence[Trial], store: EmbeddingStore, speakers: Speakers) ->
     """Return the rows of a book: clock, labels and logits of all trials, in their order."""
     from fercache.cores import resolve_device, use_threads  # torch: seconds that a cached run saves
     from fercache.train_heads.speak import speak, trained
-    from fercache.windows import preload
 
     use_threads(speakers.threads)
     device, heads = resolve_device(speakers.device), trained(speakers.folder)
@@ -98,7 +97,7 @@ def _said(trials: Sequence[Trial], store: EmbeddingStore, speakers: Speakers) ->
                          where=speakers.folder, hint="stack logits of trained heads alone to predict new clips")
     parts: dict[int, dict[str, Any]] = {}
     for together in _alike(trials, store, 2 * sum(prod(part.shape) for part in heads.layout)):
-        features = preload(store, [trials[i] for i in together], heads.taps)
+        features = heads.preload(store, [trials[i] for i in together])
         said = speak(heads, features, device)
         for i, start, stop in zip(together, features.offsets[:-1], features.offsets[1:], strict=True):
             rows = slice(int(start), int(stop))
