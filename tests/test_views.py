@@ -16,9 +16,9 @@ from videos import make_video
 from fercache import extract, media, views, weights
 from fercache.backbones import Backbone
 from fercache.config import DatasetConfig, ExtractConfig
+from fercache.crops import crop, whole
 from fercache.datasets import load
 from fercache.errors import InputError
-from fercache.faces import crop, whole
 from fercache.store import EmbeddingStore
 from fercache.views import Look, look_of, render
 
