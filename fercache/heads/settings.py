@@ -14,7 +14,9 @@ class HeadSettings:
     ----------
     width, depth, dropout : of the net; `dropout` is what a row of CNN features meets before it is narrowed.
     evidence : whether the head reads what the frame head says of frames it did not learn from, instead of features.
-    window_s : seconds a window covers (0: a single frame); step_s : seconds between its frames (0: every frame).
+    window_s : seconds a window covers (0: a single frame).
+    step_s : seconds between the frames of a window (0: every frame); of a frame head, between those that it learns from
+        in one pass. Every frame is predicted all the same.
     batch : windows a step; lr : peak of the learning rate; epochs : at most so many passes; patience : passes without
         gain on the watched groups after which training stops (0: never).
     optimizer : adamw (warm-up, then cosine) or sgd (momentum .9, constant).
@@ -52,9 +54,10 @@ class HeadSettings:
 
 
 DEFAULTS: dict[str, HeadSettings] = {
-    "frame": HeadSettings(width=256, window_s=0, batch=256, epochs=15),
-    "gru": HeadSettings(width=64, evidence=True),
-    "transformer": HeadSettings(width=64, depth=2, evidence=True),
+    "frame": HeadSettings(width=256, window_s=0, step_s=0.2, batch=128, epochs=20, patience=6),
+    "gru": HeadSettings(width=48, dropout=0.3, evidence=True, window_s=8, step_s=0.1, lr=2e-3, patience=8),
+    "transformer": HeadSettings(width=64, depth=2, dropout=0.3, evidence=True, window_s=8, step_s=0.1, lr=2e-3,
+                                patience=8),
     "paper-frame": HeadSettings(width=0, dropout=0, window_s=0, batch=96, lr=5e-4, weight_decay=5e-4, epochs=10,
                                 optimizer="sgd", loss="plain", label_smoothing=0),
     "paper-gru": HeadSettings(width=768, dropout=0, window_s=0.3, batch=96, weight_decay=5e-4, epochs=10,
@@ -64,5 +67,6 @@ DEFAULTS: dict[str, HeadSettings] = {
 }
 """How each head is trained where the recipe says nothing; FIELD.md of the design names the paper's settings."""
 
-DIRECT: dict[str, dict[str, Any]] = {"gru": {"width": 192}, "transformer": {"width": 192}}
+DIRECT: dict[str, dict[str, Any]] = {"gru": {"width": 192, "dropout": 0.5, "lr": 1e-3},
+                                     "transformer": {"width": 192, "dropout": 0.5, "lr": 1e-3}}
 """What is otherwise where a temporal head reads the features themselves."""

@@ -22,7 +22,6 @@ from fercache.windows import Batch, Features, Windows
 
 WARM_UP = 0.1
 """Share of the steps in which the learning rate rises; then it falls as a cosine."""
-FRAME_STRIDE = 3
 CLIP_NORM = 1.0
 MOMENTUM = 0.9
 TRIED_STEPS = 3
@@ -104,7 +103,7 @@ class _Run:
         label = features.label[_rows(features, task.train)]
         self.loss = Loss(self.settings.loss, label, task.classes, self.settings.label_smoothing, task.device)
         self.optimizer = _optimizer(head, self.settings)
-        steps = self.settings.epochs * math.ceil(len(_starts(self.source, np.random.default_rng(0)))
+        steps = self.settings.epochs * math.ceil(len(_starts(self.source, self.settings, np.random.default_rng(0)))
                                                  / self.settings.batch)
         constant = self.settings.optimizer == "sgd"
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -124,7 +123,7 @@ class _Run:
     def epoch(self, rng: np.random.Generator, tell: Callable[[float], None]) -> None:
         """Pass once over the windows."""
         self.head.train()
-        starts = _starts(self.source, rng)
+        starts = _starts(self.source, self.settings, rng)
         for batch in self.source.batches(starts, self.settings.batch, rng):
             self.step(batch, rng)
             tell(len(batch.rows) / len(starts))
@@ -185,15 +184,17 @@ def _pace(share: float) -> float:
     return share / WARM_UP if share < WARM_UP else 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
 
 
-def _starts(source: Windows, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return an epoch's windows in random order: half overlapping, shifted anew; or every third labelled, seen frame.
+def _starts(source: Windows, settings: HeadSettings, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return an epoch's windows in random order: half overlapping, shifted anew; or single frames, labelled and seen.
 
     Notes
     -----
-    Neighbouring frames are near copies, so that a frame-level head gains nothing from all of them in one epoch.
+    Neighbouring frames are near copies, so that a frame-level head gains nothing from all of them in one epoch: it
+    takes one every `step_s` seconds, from another first frame in each epoch.
     """
     if source.window == 1:
-        found = source.starts(1)[int(rng.integers(FRAME_STRIDE))::FRAME_STRIDE]
+        apart = max(1, round(settings.step_s / source.features.frame_s()))
+        found = source.starts(1)[int(rng.integers(apart))::apart]
         row = found[:, 1]
         found = found[(source.features.label[row] >= 0) & source.features.valid[row]]
     else:
@@ -217,11 +218,12 @@ def _moments(features: Features, rows: NDArray[np.int64], most: int = 20_000) ->
 
 
 def watched_f1(head: Head, task: Task, features: Features) -> float:
-    """Return the head's macro F1 over the labelled frames of the watched trials."""
-    said = predict(head, task.settings, features, task.watch, task.device)
+    """Return the head's macro F1 over labelled frames of the watched trials, `step_s` apart."""
+    said = predict(head, task.settings, features, task.watch, task.device, thin=True)
     label = features.label[_rows(features, task.watch)]
-    guess = np.concatenate([said[t] for t in task.watch]).argmax(1)
-    return float(metrics.macro_f1(metrics.confusion(label[label >= 0], guess[label >= 0], task.classes)))
+    guess = np.concatenate([said[t] for t in task.watch])
+    asked = (label >= 0) & guess.any(1)
+    return float(metrics.macro_f1(metrics.confusion(label[asked], guess[asked].argmax(1), task.classes)))
 
 
 def estimate_s(task: Task, features: Features) -> float:
@@ -229,7 +231,7 @@ def estimate_s(task: Task, features: Features) -> float:
     torch.manual_seed(task.seed)
     rng = np.random.default_rng(task.seed)
     run = _Run(task, features, _fresh(task, features))
-    starts = _starts(run.source, rng)
+    starts = _starts(run.source, task.settings, rng)
     took = []
     for i in range(TRIED_STEPS):
         began = time.monotonic()

@@ -20,7 +20,7 @@ Said = dict[int, NDArray[np.float32]]
 
 def windows(features: Features, trials: Sequence[int], settings: HeadSettings, device: str = "cpu") -> Windows:
     """Return the windows that a head of these settings sees, at the data set's usual frame rate."""
-    step = max(1, round(settings.step_s / features.frame_s()))
+    step = max(1, round(settings.step_s / features.frame_s())) if settings.window_s else 1
     return Windows(features, trials, window_frames(settings, features, step), device, step)
 
 
@@ -30,8 +30,13 @@ def window_frames(settings: HeadSettings, features: Features, step: int = 1) -> 
 
 
 @torch.inference_mode()
-def predict(head: Head, settings: HeadSettings, features: Features, trials: Sequence[int], device: str) -> Said:
+def predict(head: Head, settings: HeadSettings, features: Features, trials: Sequence[int], device: str, *,
+            thin: bool = False) -> Said:
     """Return what the head says of every frame: trial -> (T, C) log-probabilities.
+
+    Parameters
+    ----------
+    thin : only frames `step_s` apart are asked, the others stay 0: enough to choose an epoch by.
 
     Notes
     -----
@@ -45,7 +50,7 @@ def predict(head: Head, settings: HeadSettings, features: Features, trials: Sequ
     weight: NDArray[np.float32] = np.bartlett(window + 2)[1:-1, None].astype(np.float32)
     total = np.zeros((len(features.label), classes_of(head)), np.float32)
     mass = np.zeros((len(features.label), 1), np.float32)
-    for batch in source.batches(source.everywhere(), max(1, FRAMES_A_STEP // window)):
+    for batch in source.batches(_asked(source, settings, thin), max(1, FRAMES_A_STEP // window)):
         said = head(batch.x, batch.seen, batch.time_s).float().log_softmax(-1).cpu().numpy()
         if window == 1:
             total[batch.rows[:, 0]], mass[batch.rows[:, 0]] = said[:, 0], 1
@@ -56,9 +61,19 @@ def predict(head: Head, settings: HeadSettings, features: Features, trials: Sequ
             mass[own] += weight[:len(own)]
     blended: NDArray[np.float32] = (total / np.maximum(mass, 1e-12)).astype(np.float32)
     out = {t: blended[features.rows(t)] for t in trials}
+    if thin:
+        return out
     if settings.clip_level:
         return {t: np.broadcast_to(said.mean(0), said.shape).copy() for t, said in out.items()}
     return {t: _fill(said, features, t) for t, said in out.items()} if window == 1 else out
+
+
+def _asked(source: Windows, settings: HeadSettings, thin: bool) -> NDArray[np.int64]:
+    if not thin:
+        return source.everywhere()
+    if source.window > 1:
+        return source.everywhere(phases=1)
+    return source.starts(1)[::max(1, round(settings.step_s / source.features.frame_s()))]
 
 
 def _fill(said: NDArray[np.float32], features: Features, trial: int) -> NDArray[np.float32]:

@@ -57,12 +57,17 @@ class Windows:
                          np.column_stack([np.full(len(begin), trial), first + begin]))
         return np.concatenate(found) if found else np.empty((0, 2), np.int64)
 
-    def everywhere(self) -> NDArray[np.int64]:
-        """Return (M, 2): half-overlapping windows that together see every frame, also where `step` skips some."""
+    def everywhere(self, phases: int = 0) -> NDArray[np.int64]:
+        """Return (M, 2): half-overlapping windows that together see every frame, also where `step` skips some.
+
+        Parameters
+        ----------
+        phases : how many of the `step` ways to begin are taken, 0 for all.
+        """
         found = []
         for trial in self.trials:
             first, stop = self.features.offsets[trial], self.features.offsets[trial + 1]
-            for phase in range(min(self.step, int(stop - first))):
+            for phase in range(min(phases or self.step, int(stop - first))):
                 on_grid = -(-int(stop - first - phase) // self.step)
                 begin = first + phase + self.step * cover(on_grid, self.window, max(1, self.window // 2))
                 found.append(np.column_stack([np.full(len(begin), trial), begin]))
