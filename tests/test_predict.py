@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from videos import make_video
 from fercache import weights
 from fercache.backbones import Backbone
 from fercache.cli import main
+from fercache.datasets import Dataset, Trial
 from fercache.errors import InputError
-from fercache.predict import clips, match
+from fercache.predict import clips, match, speak
 
 TAP = "conv2d_4b"
 
@@ -68,7 +70,7 @@ def shares(rows: Sequence[dict[str, str]]) -> np.ndarray:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often the CNN and the heads were run."""
-    from fercache.train_heads import speak
+    from fercache.train_heads import speak as heads
 
     seen = {"cnn": 0, "heads": 0}
 
@@ -79,7 +81,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         return run
 
     monkeypatch.setattr(Backbone, "embed", counting("cnn", Backbone.embed))
-    monkeypatch.setattr(speak, "speak", counting("heads", speak.speak))
+    monkeypatch.setattr(heads, "speak", counting("heads", heads.speak))
     return seen
 
 
@@ -140,7 +142,6 @@ def test_new_clips_one_by_one(home: Path, tmp_path: Path, counted: dict[str, int
 
 
 def test_a_clip_is_predicted_alike_in_any_company(home: Path, tmp_path: Path) -> None:
-    """Also beside clips of another frame rate, whose windows have other lengths."""
     rng = np.random.default_rng(6)
     for name in ("one", "two", "three"):
         write_clip(tmp_path / name, np.repeat([2, 0, 1], 15), rng)
@@ -232,6 +233,29 @@ def test_heads_without_a_stacker_are_told(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "cache", tmp_path / "cache", symlinks=True, ignore=shutil.ignore_patterns("stack"))
     done = call(tmp_path / "cache", "predict", home / "set" / "crops", "--out", tmp_path / "out")
     assert done.exit_code == 2 and "no stacker yet" in done.stderr and "fercache stack" in done.stderr
+
+
+def test_clips_of_one_frame_rate_go_through_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window is so many frames of the usual rate: other rates beside a clip would change what is said of it."""
+    rates = {"a": 30.0, "b": 25.0, "c": 30.0, "d": 30.0, "single": 0.0}
+    held = {name: SimpleNamespace(frames=50, clock={"time_s": np.arange(50 if rate else 1) / (rate or 1)})
+            for name, rate in rates.items()}
+    trials = [Trial(name=name, path=Path(name), kind="crops", parent=name, group=name, split="test") for name in rates]
+    assert list(speak._alike(trials, held, 8)) == [[0, 2, 3], [1], [4]]  # type: ignore[arg-type]
+    monkeypatch.setattr(speak, "MOST_BYTES", 800)
+    assert list(speak._alike(trials, held, 8)) == [[0, 2], [3], [1], [4]]  # type: ignore[arg-type]
+
+
+def test_labels_are_told_by_name() -> None:
+    trials = tuple(Trial(name=str(i), path=Path("x"), kind="crops", parent="x", group="x", split="test", **more)
+                   for i, more in enumerate(({"labels": np.array([0, 1, -1], np.int16)}, {"clip_label": 1}, {})))
+    dataset = Dataset(name="d", layout="table", classes=("b", "a"), trials=trials)
+    told = speak.labelled_as(dataset, ("a", "b", "c"))
+    assert told.classes == ("a", "b", "c") and told.trials[0].labels.tolist() == [1, 0, -1]  # type: ignore[union-attr]
+    assert [trial.clip_label for trial in told.trials] == [-1, 0, -1]
+    assert speak.labelled_as(dataset, ("b", "a")) is dataset
+    with pytest.raises(InputError, match="labelled with b"):
+        speak.labelled_as(dataset, ("a", "c"))
 
 
 def test_names_that_are_shown(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from fercache.config import AblationConfig, TrainConfig
 from fercache.datasets import Dataset
 from fercache.errors import FercacheError
 from fercache.store import EmbeddingStore
+from fercache.taps import views_of
 
 __all__ = ["Row", "Table", "check", "quick", "run", "write"]
 
@@ -79,6 +80,8 @@ class _Bench:
         """Return the row of a change; a row that cannot be trained says why, and the others are done."""
         config = replace(self.base, **changed)
         lacking = [tap for tap in config.taps if tap not in self.store.taps]
+        if changed.keys() == {"views"} and not any(views_of(tap) in self.store.taps for tap in config.taps):
+            lacking = ["views"]
         if lacking:
             return _none(name, changed, f"the store does not hold {', '.join(lacking)}", failed=False)
         try:
@@ -91,8 +94,9 @@ class _Bench:
         """Return the row of what a change scored."""
         figures = {column: figure(matrices, self.usual.matrices.get(column, matrices), self.sampler)
                    for column, matrices in found.matrices.items()}
+        read = [*config.taps, *(views_of(tap) for tap in config.taps if config.views == "draw")]
         return Row(name=name, changed=changed, figures=figures, books=tuple(b.fingerprint[:12] for b in found.books),
-                   bytes_a_frame=2 * sum(prod(self.store.taps[tap]) for tap in config.taps))
+                   bytes_a_frame=2 * sum(prod(self.store.taps[name]) for name in read if name in self.store.taps))
 
 
 def _none(name: str, changed: dict[str, Any], why: str, failed: bool) -> Row:

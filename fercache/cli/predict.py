@@ -61,7 +61,7 @@ def predict(home: Home, paths: tuple[Path, ...], out: Path, heads: Path | None, 
     report = room.run(order, home.cache)
     _say(report)
     for failed in report.failed:
-        log.error("%s: no prediction (%s)", failed.clip, failed.message.partition("\n")[0])
+        log.error("%s: %s", failed.clip, failed.message)
     click.echo(out / room.PREDS)
     return 1 if report.failed else 0
 

@@ -60,7 +60,7 @@ class PredictReport:
     result : predictions, and scores where there are labels.
     extracted : clips that stage one had to compute.
     cached : whether the heads had spoken of these clips before.
-    failed : clips without a prediction, and why.
+    failed : clips without a prediction, or that lost their labels, and why.
     known : trials that the heads were trained on; they are not scored.
     paths : everything that was written.
     """
