@@ -44,6 +44,13 @@ def test_every_switch_is_offered() -> None:
     assert {"taps": ("embedding",)} in offered.values()
 
 
+def test_rows_that_leave_every_head_as_it_is_are_not_trained() -> None:
+    for changed, left in (({"window_s": 8.0}, True), ({"loss": "weighted"}, True), ({"loss": "focal"}, False),
+                          ({"window_s": 2.0}, False), ({"taps": ("block8",)}, False), ({"members": 1}, False)):
+        assert rows.idle(changed, BASE) == left, changed
+    assert rows.idle({"window_s": 2.0}, replace(BASE, heads=("frame",))), "a frame has no window"
+
+
 def test_figures_are_paired_over_groups() -> None:
     """A column that errs on the same rows as the default but for a few is surely better; the interval is the pair's."""
     rng = np.random.default_rng(0)

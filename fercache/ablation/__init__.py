@@ -18,7 +18,7 @@ from typing import Any
 
 from fercache import metrics
 from fercache.ablation.files import check, write
-from fercache.ablation.rows import offered, parse
+from fercache.ablation.rows import idle, offered, parse
 from fercache.ablation.score import Scored, figure, reported, scored
 from fercache.ablation.table import Row, Table
 from fercache.config import AblationConfig, TrainConfig
@@ -43,7 +43,9 @@ def run(dataset: Dataset, store: EmbeddingStore, base: TrainConfig, config: Abla
     InputError
         The default cannot be trained, or a row names a key or value that `train-heads` does not have.
     """
-    rows, started = parse(config.rows or offered(base), base), time.monotonic()
+    rows = {name: changed for name, changed in parse(config.rows or offered(base), base).items()
+            if not idle(changed, base)}
+    started = time.monotonic()
     usual = scored(dataset, store, base, config.repeats, cache)
     log.info("the default: %.0f s; each of %d rows takes about as long as the default when that is trained anew",
              time.monotonic() - started, len(rows))

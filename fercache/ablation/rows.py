@@ -13,8 +13,8 @@ from fercache.errors import InputError
 
 ROWS = ("taps=embedding", "taps=block8", "taps=repeat_2", "taps=block8+repeat_2", "taps=block8+repeat_2+repeat_1-3x3")
 """Changes that are always tried; beside them every other choice of each switch that has a list of choices."""
-STEPS = {"window_s": ("1", "2", "4", "8"), "step_s": ("0", "0.1"), "members": ("1",), "label_smoothing": ("0", "0.1"),
-         "mixup": ("0", "0.2"), "noise": ("0", "0.2"), "hide_s": ("0", "0.5"), "ema": ("0", "0.99"),
+STEPS = {"window_s": ("1", "2", "4", "8", "16"), "step_s": ("0", "0.1", "0.3"), "members": ("1",),
+         "label_smoothing": ("0", "0.1"), "mixup": ("0.2",), "noise": ("0.2",), "hide_s": ("0.5",), "ema": ("0.99",),
          "dropout": ("0.2", "0.5")}
 """Values tried of switches that are numbers."""
 NO_ROW = ("heads", "taps", "folds", "seed", "precision", "level", "tail")
@@ -50,6 +50,17 @@ def parse(rows: Sequence[str], base: TrainConfig) -> dict[str, dict[str, Any]]:
         if replace(base, **changed).fingerprint() != base.fingerprint():
             found[row] = changed
     return found
+
+
+def idle(changed: dict[str, Any], base: TrainConfig) -> bool:
+    """Return whether a change leaves every head as it is: it says what the heads do anyway, or speaks to others."""
+    from fercache.train_heads.choices import OWN, TEMPORAL, settings_for  # torch: seconds that a wrong call saves
+
+    if not changed.keys() <= OWN.keys() | TEMPORAL.keys():
+        return False
+    usual, other = ([settings_for(head, config, "cpu", evidence=evidence, fixed=False) for head in base.heads
+                     for evidence in (True, False)] for config in (base, replace(base, **changed)))
+    return usual == other
 
 
 def _pair(text: str, row: str) -> tuple[str, Any]:

@@ -41,6 +41,7 @@ class Tail(nn.Module):
         for name in BLOCKS[BLOCKS.index(block) + 1:]:
             self.blocks.add_module(name, getattr(net, name))
         self.narrow = nn.Linear(WIDE, width)
+        self.train()
 
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Take the pretrained weights of the blocks from the whole net's, by name."""
