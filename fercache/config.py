@@ -103,6 +103,8 @@ class ExtractConfig(Config):
     min_face_px: int = option(40, "Smallest face looked for, in pixels of the frame.", low=10, high=4096)
     min_score: float = option(0.9, "Detections under this score are no face.", low=0, high=1)
     margin: float = option(0.0, "Room around a box, as a share of its longer side.", low=0, high=2)
+    views: int = option(1, "Looks at each face: the plain crop, its mirror image, then moved, turned and lit ones.",
+                        low=1, high=64)
     damaged: str = option("fail", "A video that ends before its stated length: fail the clip, or keep what decodes.",
                           choices=("fail", "keep"))
     crop_fps: float = option(30.0, "Frames a second of crop folders, which have no clock.", low=1e-3, high=1e6)
@@ -190,4 +192,14 @@ class ScoreConfig(Config):
     level: str = option("auto", "Score frames or clips; auto: clips where the set has one label a clip.",
                         choices=("auto", "frame", "clip"))
     seed: int = option(0, "Seed of the bootstrap.", low=0, high=2**31 - 1)
+    bootstrap: int = option(1000, "Draws of the bootstrap over groups.", low=0, high=1_000_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationConfig(Config):
+    """What the table of choices tries (`stages/ablation.toml`)."""
+
+    rows: tuple[str, ...] = option((), "Changes to try: KEY=VALUE of train-heads, lists with +, several with ; "
+                                       "(none named: taps, and each other choice of every switch).")
+    repeats: int = option(3, "Seeds that every row is trained with.", low=1, high=100)
     bootstrap: int = option(1000, "Draws of the bootstrap over groups.", low=0, high=1_000_000)

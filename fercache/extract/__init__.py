@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from fercache import datasets, durable, media, rates, weights
+from fercache import datasets, durable, media, rates, views, weights
 from fercache.config import ExtractConfig, digest
 from fercache.datasets import Dataset, Trial
 from fercache.errors import ClipError, InputError, StoreError
@@ -78,6 +79,10 @@ def faces_of(dataset: Dataset, config: ExtractConfig) -> str:
 def settings_of(config: ExtractConfig, faces: str, cnn: weights.Weights) -> dict[str, Any]:
     """Return everything that changes numbers in the store, as a JSON value: its digest names the store."""
     chosen = {**config.settings(), "faces": faces, "weights": cnn.sha256, "backbone": cnn.name, "format": FORMAT}
+    if config.views == 1:  # as stores were named before there were views: they hold the same
+        del chosen["views"]
+    else:
+        chosen["view_policy"] = views.POLICY
     if faces == "cropped":  # no detector is run: its settings change nothing
         return {k: v for k, v in chosen.items() if k not in ("min_face_px", "min_score", "margin")}
     return {**chosen, "detector": _detector_digest()}
@@ -185,7 +190,10 @@ class _Work:
     def all(self, trials: Sequence[Trial]) -> Iterator[ClipDone]:
         """Yield what becomes of each clip; a bad clip does not stop the rest."""
         self.load()
-        with meter("extract", _total(trials, self)) as bar:
+        total, row = _total(trials, self), 2 * sum(prod(shape) for shape in self.store.taps.values())
+        log.info("%d bytes a frame%s, %.2f GB for the %d frames to come", row,
+                 f" in {self.config.views} views" if self.config.views > 1 else "", row * total / 1e9, total)
+        with meter("extract", total) as bar:
             yield from in_turn(trials, lambda trial: self.attempt(trial, bar),
                                lambda clip: encode(clip) in claimed(self.store.path))
 
@@ -238,7 +246,8 @@ class _Work:
         with self.store.writer(trial.name, source=source.digest(strict=True), provenance=self.provenance()) as writer:
             if writer is None:
                 return None
-            ClipJob(source, writer, self.nets["backbone"], self.nets.get("detector"), self.config.margin, bar).run()
+            ClipJob(source, writer, self.nets["backbone"], self.nets.get("detector"), self.config.margin, bar,
+                    self.config.views).run()
             mark = writer.commit()
         faces = int(self.store[trial.name].clock["valid"].sum())
         if not faces:
@@ -281,7 +290,7 @@ def _opened(path: Path, settings: dict[str, Any], config: ExtractConfig, cnn: we
             return store
     from fercache.backbones import shapes_of  # torch: seconds that a cached run saves
 
-    return EmbeddingStore.create(path, settings, shapes_of(cnn, config.taps), mend=True)
+    return EmbeddingStore.create(path, settings, views.stored(shapes_of(cnn, config.taps), config.views), mend=True)
 
 
 def _detector_digest() -> str:

@@ -36,8 +36,13 @@ class TrainReport:
     seconds: float
 
 
-def run(dataset: Dataset, store: EmbeddingStore, config: TrainConfig, cache: Path) -> TrainReport:
+def run(dataset: Dataset, store: EmbeddingStore, config: TrainConfig, cache: Path, *,
+        point: bool = True) -> TrainReport:
     """Return where the out-of-fold logits and the heads lie; a run that was done before is not done again.
+
+    Parameters
+    ----------
+    point : whether the data set's current book is this one from now on.
 
     Raises
     ------
@@ -56,7 +61,8 @@ def run(dataset: Dataset, store: EmbeddingStore, config: TrainConfig, cache: Pat
     if not cached:
         with durable.lock(heads.with_suffix(".lock"), wait=True):
             trained = _train(dataset, held, store, config, settings, book, heads) if not book.is_file() else 0
-    durable.write_json(book.parent / "current.json", {"book": book.name})
+    if point:
+        durable.write_json(book.parent / "current.json", {"book": book.name})
     return TrainReport(book=book, heads=heads, cached=cached, trained=trained, missing=missing,
                        seconds=time.monotonic() - started)
 
