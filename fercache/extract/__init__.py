@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import platform
 import time
@@ -19,45 +17,19 @@ from fercache import datasets, durable, media, rates, views, weights
 from fercache.config import ExtractConfig, digest
 from fercache.datasets import Dataset, Trial
 from fercache.errors import ClipError, InputError, StoreError
+from fercache.extract.done import ClipDone, ExtractReport, write_failures
 from fercache.extract.share import in_turn
 from fercache.extract.sources import unchanged
 from fercache.progress import Meter, meter
 from fercache.store import EmbeddingStore, claimed
 from fercache.store.names import encode
 
+__all__ = ["ClipDone", "ExtractReport", "current", "faces_of", "run", "settings_of", "store_path", "write_failures"]
+
 log = logging.getLogger(__name__)
 
 FORMAT = {"store": 1, "decoder": media.DECODER, "crop": "pil-bilinear-160"}
 """What the code itself fixes of the numbers; a change here is a new fingerprint."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipDone:
-    """What became of one clip: `state` is computed, cached (also by another process meanwhile) or failed."""
-
-    clip: str
-    state: str
-    frames: int = 0
-    faces: int = 0
-    message: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractReport:
-    """What a run of stage one did."""
-
-    store: Path
-    fingerprint: str
-    clips: tuple[ClipDone, ...]
-    seconds: float
-
-    def count(self, state: str) -> int:
-        """Return how many clips ended in `state`."""
-        return sum(c.state == state for c in self.clips)
-
-    def failures(self) -> list[ClipDone]:
-        """Return the clips that failed."""
-        return [c for c in self.clips if c.state == "failed"]
 
 
 def faces_of(dataset: Dataset, config: ExtractConfig) -> str:
@@ -146,18 +118,6 @@ def current(cache: Path, dataset: str) -> Path:
     if not pointer.is_file():
         raise InputError("nothing was extracted yet", where=pointer.parent, hint="run `fercache extract` first")
     return durable.read_pointer(pointer, "store")
-
-
-def write_failures(path: Path, failed: Sequence[ClipDone]) -> None:
-    """Write `failures.csv` (clip, what happened), or remove an old one where nothing failed."""
-    if not failed:
-        path.unlink(missing_ok=True)
-        return
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["clip", "message"])
-    rows.writerows((c.clip, c.message) for c in failed)
-    durable.write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 @dataclass
