@@ -10,7 +10,7 @@ import torch
 
 from fercache import weights
 from fercache.backbones import BLOCKS, Backbone, resolve_device, shapes_of, tap_shapes, use_threads
-from fercache.backbones.inception import load
+from fercache.backbones.inception import Tapped, load
 from fercache.errors import InputError, WeightsError
 
 TAPS = ("embedding", *(block + form for block in BLOCKS for form in ("", "-3x3", "-map")))
@@ -78,7 +78,7 @@ def test_bits_do_not_depend_on_the_batch_or_the_threads(casia: weights.Weights, 
 
 
 def test_net_is_run_only_as_deep_as_needed(casia: weights.Weights) -> None:
-    assert [len(Backbone.load(casia, [tap]).net.steps) for tap in ("conv2d_4b", "repeat_2", "embedding")] == [7, 10, 13]
+    assert [len(Tapped(casia, [tap]).parts) for tap in ("conv2d_4b", "repeat_2", "embedding")] == [7, 10, 13]
 
 
 def test_no_crop_gives_no_rows(casia: weights.Weights) -> None:
