@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import platform
 import time
@@ -11,52 +9,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from fercache import datasets, durable, media, weights
+from fercache import datasets, durable, media, rates, views, weights
 from fercache.config import ExtractConfig, digest
 from fercache.datasets import Dataset, Trial
 from fercache.errors import ClipError, InputError, StoreError
+from fercache.extract.done import ClipDone, ExtractReport, write_failures
 from fercache.extract.share import in_turn
 from fercache.extract.sources import unchanged
 from fercache.progress import Meter, meter
 from fercache.store import EmbeddingStore, claimed
 from fercache.store.names import encode
 
+__all__ = ["ClipDone", "ExtractReport", "current", "faces_of", "run", "settings_of", "store_path", "write_failures"]
+
 log = logging.getLogger(__name__)
 
 FORMAT = {"store": 1, "decoder": media.DECODER, "crop": "pil-bilinear-160"}
 """What the code itself fixes of the numbers; a change here is a new fingerprint."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipDone:
-    """What became of one clip: `state` is computed, cached (also by another process meanwhile) or failed."""
-
-    clip: str
-    state: str
-    frames: int = 0
-    faces: int = 0
-    message: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractReport:
-    """What a run of stage one did."""
-
-    store: Path
-    fingerprint: str
-    clips: tuple[ClipDone, ...]
-    seconds: float
-
-    def count(self, state: str) -> int:
-        """Return how many clips ended in `state`."""
-        return sum(c.state == state for c in self.clips)
-
-    def failures(self) -> list[ClipDone]:
-        """Return the clips that failed."""
-        return [c for c in self.clips if c.state == "failed"]
 
 
 def faces_of(dataset: Dataset, config: ExtractConfig) -> str:
@@ -69,16 +42,19 @@ def faces_of(dataset: Dataset, config: ExtractConfig) -> str:
     """
     if config.faces != "auto":
         return config.faces
-    kinds = {trial.kind for trial in dataset.trials}
-    if len(kinds) > 1:
+    if not dataset.faces:
         raise InputError("holds both videos and folders of pictures", where=dataset.name,
                          hint="say --faces mtcnn (find a face in each picture) or --faces cropped")
-    return "cropped" if kinds == {"crops"} else "mtcnn"
+    return dataset.faces
 
 
 def settings_of(config: ExtractConfig, faces: str, cnn: weights.Weights) -> dict[str, Any]:
     """Return everything that changes numbers in the store, as a JSON value: its digest names the store."""
     chosen = {**config.settings(), "faces": faces, "weights": cnn.sha256, "backbone": cnn.name, "format": FORMAT}
+    if config.views == 1:  # as stores were named before there were views: they hold the same
+        del chosen["views"]
+    else:
+        chosen["view_policy"] = views.POLICY
     if faces == "cropped":  # no detector is run: its settings change nothing
         return {k: v for k, v in chosen.items() if k not in ("min_face_px", "min_score", "margin")}
     return {**chosen, "detector": _detector_digest()}
@@ -126,6 +102,7 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractReport:
     report = ExtractReport(store=path, fingerprint=digest(settings), seconds=time.monotonic() - started,
                            clips=tuple(sorted(done, key=lambda c: c.clip)))
     durable.write_json(path.parent / "current.json", {"store": path.name})
+    work.measured(report, cache)
     return report
 
 
@@ -141,18 +118,6 @@ def current(cache: Path, dataset: str) -> Path:
     if not pointer.is_file():
         raise InputError("nothing was extracted yet", where=pointer.parent, hint="run `fercache extract` first")
     return durable.read_pointer(pointer, "store")
-
-
-def write_failures(path: Path, failed: Sequence[ClipDone]) -> None:
-    """Write `failures.csv` (clip, what happened), or remove an old one where nothing failed."""
-    if not failed:
-        path.unlink(missing_ok=True)
-        return
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["clip", "message"])
-    rows.writerows((c.clip, c.message) for c in failed)
-    durable.write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 @dataclass
@@ -185,7 +150,10 @@ class _Work:
     def all(self, trials: Sequence[Trial]) -> Iterator[ClipDone]:
         """Yield what becomes of each clip; a bad clip does not stop the rest."""
         self.load()
-        with meter("extract", _total(trials, self)) as bar:
+        total, row = _total(trials, self), 2 * sum(prod(shape) for shape in self.store.taps.values())
+        log.info("%d bytes a frame%s, %.2f GB for the %d frames to come", row,
+                 f" in {self.config.views} views" if self.config.views > 1 else "", row * total / 1e9, total)
+        with meter("extract", total) as bar:
             yield from in_turn(trials, lambda trial: self.attempt(trial, bar),
                                lambda clip: encode(clip) in claimed(self.store.path))
 
@@ -220,6 +188,14 @@ class _Work:
         return {"device": self.nets["device"], "threads": self.nets["threads"], "machine": platform.machine(),
                 "backend": "torch", "versions": {name: version(name) for name in names}}
 
+    def measured(self, report: ExtractReport, cache: Path) -> None:
+        """Keep how many frames a second this run made, for what `check` says of the next one."""
+        if self.nets:
+            rates.record(cache, rates.Rate(
+                faces=self.faces, backbone=self.config.weights, precision=self.config.precision,
+                device=str(self.nets["device"]), threads=int(self.nets["threads"]), seconds=report.seconds,
+                frames=sum(c.frames for c in report.clips if c.state == "computed"), when_s=rates.now_s()))
+
     def one(self, trial: Trial, bar: Meter) -> ClipDone | None:
         """Bring one clip from source to commit mark; None if another process took it first."""
         from fercache.extract.clip import ClipJob
@@ -230,7 +206,8 @@ class _Work:
         with self.store.writer(trial.name, source=source.digest(strict=True), provenance=self.provenance()) as writer:
             if writer is None:
                 return None
-            ClipJob(source, writer, self.nets["backbone"], self.nets.get("detector"), self.config.margin, bar).run()
+            ClipJob(source, writer, self.nets["backbone"], self.nets.get("detector"), self.config.margin, bar,
+                    self.config.views).run()
             mark = writer.commit()
         faces = int(self.store[trial.name].clock["valid"].sum())
         if not faces:
@@ -273,7 +250,7 @@ def _opened(path: Path, settings: dict[str, Any], config: ExtractConfig, cnn: we
             return store
     from fercache.backbones import shapes_of  # torch: seconds that a cached run saves
 
-    return EmbeddingStore.create(path, settings, shapes_of(cnn, config.taps), mend=True)
+    return EmbeddingStore.create(path, settings, views.stored(shapes_of(cnn, config.taps), config.views), mend=True)
 
 
 def _detector_digest() -> str:
