@@ -220,6 +220,7 @@ def change(path: Path, rng: random.Random) -> None:
     path.write_bytes(meaning() if meaning and rng.random() < .5 else meddle(data, rng) if data else b"\x00")
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("times", [24, pytest.param(1000, marks=pytest.mark.full)])
 def test_mutated_cache_files_at_the_command_line(whole: Path, tmp_path: Path, runner: Runner, times: int) -> None:
     rng, codes = random.Random(4), Counter[int | None]()

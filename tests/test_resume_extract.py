@@ -151,6 +151,7 @@ def test_killed_again_and_again(runner: Runner, prepared: Path, unbroken: tuple[
 
 
 @pytest.mark.full
+@pytest.mark.timeout(3600)
 def test_killed_at_every_named_step(runner: Runner, prepared: Path,
                                     unbroken: tuple[dict[str, bytes], list[str]]) -> None:
     """Each name once, at a passage drawn by chance from a fixed seed."""
@@ -210,6 +211,7 @@ def test_stopped(runner: Runner, prepared: Path, number: signal.Signals,
 
 
 @pytest.mark.full
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_fifty_random_moments(runner: Runner, prepared: Path, number: signal.Signals,
                               unbroken: tuple[dict[str, bytes], list[str]]) -> None:
@@ -271,6 +273,7 @@ def test_several_runs_share_the_work(runner: Runner, prepared: Path) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("writers", [2, 4, 8])
 def test_sixty_clips_are_shared(runner: Runner, prepared: Path, writers: int) -> None:
     share(runner, prepared, writers)
