@@ -181,18 +181,18 @@ def _rgb(data: bytes) -> NDArray[np.uint8]:
 
 def folder_digest(path: Path, names: dict[int, str], strict: bool) -> dict[str, Any]:
     """Return a folder's ``size``, ``mtime_ns`` and hashes over its pictures, as `Source.digest` says."""
-    total, hashes = 0, [hashlib.sha256() for _ in range(1 + strict)]
+    total, times, hashes = 0, 0, [hashlib.sha256() for _ in range(1 + strict)]
     try:
         for number in sorted(names):
             picture = path / names[number]
-            size = picture.stat().st_size
-            total += size
+            status = picture.stat()
+            size = status.st_size
+            total, times = total + size, times + status.st_mtime_ns
             line = f"{names[number]} {size}"
             hashes[0].update(f"{line}\n".encode())
             if strict:
                 hashes[1].update(f"{line} {whole_hash(picture)}\n".encode())
-        mtime_ns = path.stat().st_mtime_ns
     except OSError as error:
         raise unreadable(path, error) from error
-    found = {"size": total, "mtime_ns": mtime_ns, "sha256": hashes[0].hexdigest()}
+    found = {"size": total, "mtime_ns": times % (1 << 63), "sha256": hashes[0].hexdigest()}
     return found | ({"sha256_strict": hashes[1].hexdigest()} if strict else {})
