@@ -194,7 +194,8 @@ class _Work:
             rates.record(cache, rates.Rate(
                 faces=self.faces, backbone=self.config.weights, precision=self.config.precision,
                 views=self.config.views, device=str(self.nets["device"]), threads=int(self.nets["threads"]),
-                seconds=report.seconds, frames=sum(c.frames for c in report.clips if c.state == "computed"), when_s=rates.now_s()))
+                seconds=report.seconds, when_s=rates.now_s(),
+                frames=sum(c.frames for c in report.clips if c.state == "computed")))
 
     def one(self, trial: Trial, bar: Meter) -> ClipDone | None:
         """Bring one clip from source to commit mark; None if another process took it first."""
