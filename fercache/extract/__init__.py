@@ -193,8 +193,9 @@ class _Work:
         if self.nets:
             rates.record(cache, rates.Rate(
                 faces=self.faces, backbone=self.config.weights, precision=self.config.precision,
-                device=str(self.nets["device"]), threads=int(self.nets["threads"]), seconds=report.seconds,
-                frames=sum(c.frames for c in report.clips if c.state == "computed"), when_s=rates.now_s()))
+                views=self.config.views, device=str(self.nets["device"]), threads=int(self.nets["threads"]),
+                seconds=report.seconds, when_s=rates.now_s(),
+                frames=sum(c.frames for c in report.clips if c.state == "computed")))
 
     def one(self, trial: Trial, bar: Meter) -> ClipDone | None:
         """Bring one clip from source to commit mark; None if another process took it first."""
