@@ -11,6 +11,7 @@ from fercache.errors import InputError
 
 MAX_THREADS = 256
 PRECISIONS = ("float32", "bf16", "fp16")
+DATASETS = ("demo", "affwild2", "mtl", "dfew", "ferv39k", "mafw", "cremad", "ravdess", "afew", "ckplus", "table")
 HEADS = ("frame", "gru", "transformer", "paper-frame", "paper-gru", "paper-transformer")
 LOSSES = ("plain", "weighted", "balanced", "focal", "adjusted")
 
@@ -75,12 +76,16 @@ def default_of(entry: Any) -> Any:
 class DatasetConfig(Config):
     """Where the clips and labels are (`stages/dataset.toml`)."""
 
-    dataset: str = option("demo", "Which layout: demo, affwild2, table.", choices=("demo", "affwild2", "table"))
-    root: str = option("", "Folder of a known layout (Aff-Wild2).", numbers=False)
+    dataset: str = option("demo", "Which set; where only --root is given it is told by its folders.", choices=DATASETS)
+    root: str = option("", "Folder that the set lies in.", numbers=False)
     clips: str = option("", "Table clip,path[,label][,subject][,group][,split], or a folder of clips.", numbers=False)
     labels: str = option("", "Per-frame labels: a table clip,frame,label or a folder of text files.", numbers=False)
     classes: tuple[str, ...] = option((), "Class names in order, where labels are numbers without names.")
-    edition: str = option("", "Aff-Wild2 annotation folder to use, where the root holds several (e.g. 6th_ABAW).")
+    edition: str = option("", "Part of the path of the annotations to use, where there are several (e.g. 6th_ABAW).")
+    fold: int = option(0, "Published fold whose test list is held out, from 1 (0: the set's first, or none).",
+                       low=0, high=100)
+    take: str = option("auto", "Where a set is there as pictures and as videos: crops, video, or auto (crops first).",
+                       choices=("auto", "crops", "video"))
     name: str = option("", "Name of this data set in the cache (default: made from the layout and the path).",
                        numbers=False)
 
@@ -105,6 +110,7 @@ class ExtractConfig(Config):
     crop_fps: float = option(30.0, "Frames a second of crop folders, which have no clock.", low=1e-3, high=1e6)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", numbers=False)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
+    strict: bool = option(False, "Compare every byte of each source with what was stored, not samples.", numbers=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +163,36 @@ class StackConfig(Config):
 
     final: str = option("auto", "What preds.csv holds: what won out of fold, or one of the columns.",
                         choices=("auto", "stack", "mean", "frame", "gru", "transformer"))
+    gaps: str = option("nearest", "Frames without a face: left unfilled, the nearest face's prediction, a line between "
+                       "the two around, or left to the temporal heads' mask.",
+                       choices=("none", "nearest", "linear", "mask"))
     seed: int = option(0, "Seed of everything random.", low=0, high=2**31 - 1)
     bootstrap: int = option(1000, "Draws of the bootstrap over groups.", low=0, high=1_000_000)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitConfig(Config):
+    """How predictions become a submission (`stages/submit.toml`)."""
+
+    edition: str = option("auto", "What the template belongs to; auto: told by its first line and the classes.",
+                          choices=("auto", "abaw1", "abaw2", "abaw3", "abaw5", "abaw6", "abaw8", "dfew", "ferv39k"))
+    map: str = option("", "Where classes differ: names (go by the names all the same) or A=B,C=D; nothing: refuse.")
+    rows: str = option("strict", "strict: refuse rows that are missing or too many; template: the organisers' rows are "
+                       "written, ours are filled or left out, and it is told.", choices=("strict", "template"))
+    gaps: str = option("nearest", "What fills rows that the predictions lack.", choices=("nearest", "linear"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(Config):
+    """How predictions are scored on a set's labels (`stages/score.toml`)."""
+
+    split: str = option("all", "Which trials to score.", choices=("all", "train", "validation", "test"))
+    map: str = option("", "Where names do not say it: A=B,C=D (ours=theirs).")
+    level: str = option("auto", "Score frames or clips; auto: clips where the set has one label a clip.",
+                        choices=("auto", "frame", "clip"))
+    seed: int = option(0, "Seed of the bootstrap.", low=0, high=2**31 - 1)
+    bootstrap: int = option(1000, "Draws of the bootstrap over groups.", low=0, high=1_000_000)
 
 
 @dataclass(frozen=True, kw_only=True)

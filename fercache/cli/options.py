@@ -46,6 +46,10 @@ def config_options(kind: type[Config], default: str = "") -> Callable[[F], F]:
     def add(function: F) -> F:
         for entry in reversed(dataclasses.fields(kind)):
             flag = "--" + entry.name.replace("_", "-")
+            if hints[entry.name] is bool:
+                function = click.option(f"{flag}/--no-{flag[2:]}", entry.name, default=None,
+                                        help=str(entry.metadata["help"]), show_default=False)(function)
+                continue
             function = click.option(flag, entry.name, type=_type(hints[entry.name], entry), default=None,
                                     help=_help(entry, default), show_default=False)(function)
         return function

@@ -78,7 +78,7 @@ def current(cache: Path, dataset: str) -> Path:
     pointer = cache / "logits" / dataset / "current.json"
     if not pointer.is_file():
         raise InputError("no heads were trained yet", where=pointer.parent, hint="run `fercache train-heads` first")
-    return pointer.parent / str(durable.read_json(pointer)["book"])
+    return durable.read_pointer(pointer, "book")
 
 
 def check_splits(trials: Sequence[Trial]) -> None:
