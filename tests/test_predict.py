@@ -229,6 +229,18 @@ def test_wrong_calls_are_told(home: Path, tmp_path: Path) -> None:
     assert empty.exit_code == 2 and "no heads were trained yet" in empty.stderr
 
 
+def test_gaps_are_filled_as_the_run_fills_them(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "cache", tmp_path / "cache", symlinks=True)
+    done = call(tmp_path / "cache", "stack", *set_flags(home / "set"), "--gaps", "linear", "--out", tmp_path / "s.csv")
+    assert done.exit_code == 0, done.output
+    assert call(tmp_path / "cache", "predict", *set_flags(home / "set"), "--out", tmp_path / "out",
+                "--no-timelines").exit_code == 0
+    stacked, told = table(tmp_path / "s.csv")["s0-09"], table(tmp_path / "out" / "preds.csv")["s0-09"]
+    gap = shares(told)[4]
+    assert told[4]["valid"] == "0" and np.abs(gap - shares(told)[[3, 5]].mean(0)).max() <= 2e-6
+    assert np.abs(shares(stacked) - shares(told)).max() <= 2e-6
+
+
 def test_heads_without_a_stacker_are_told(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "cache", tmp_path / "cache", symlinks=True, ignore=shutil.ignore_patterns("stack"))
     done = call(tmp_path / "cache", "predict", home / "set" / "crops", "--out", tmp_path / "out")
