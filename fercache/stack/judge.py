@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from fercache import durable
@@ -16,7 +17,7 @@ def judge(folder: Path, book: LogitBook, config: StackConfig) -> StackResult:
 
     Parameters
     ----------
-    config : the draws of the bootstrap and its seed; what is final was chosen by the run.
+    config : the draws of the bootstrap and its seed; what is final and what fills gaps was chosen by the run.
 
     Raises
     ------
@@ -33,7 +34,8 @@ def judge(folder: Path, book: LogitBook, config: StackConfig) -> StackResult:
     learnt = nested.Nested(members={}, columns={})
     if then["learnt"] and isinstance(then["learnt"], list):
         learnt = nested.speak(book, kept.load_member(folder))
-    held = columns.gather(book, learnt)
+    config = replace(config, gaps=then["config"].get("gaps", "nearest"))
+    held = columns.gather(book, learnt, config.gaps)
     said = {**report.build(book, config, learnt, held, final), "fingerprint": then["fingerprint"]}
     return StackResult(book=book, units=columns.millionths(held[final.column]), report=said, folder=folder,
                        cached=False, seconds=time.monotonic() - started)
