@@ -16,16 +16,13 @@ from fercache.config import digest
 from fercache.datasets import Trial
 from fercache.errors import InputError
 from fercache.progress import meter
-from fercache.taps import side_by_side
+from fercache.taps import side_by_side, views_of
 from fercache.windows.features import Features
 
 log = logging.getLogger(__name__)
 
 RAM_SHARE = 0.9
 """Share of the free memory that features may take."""
-VIEWS = "_views"
-"""Beside the array ``<tap>`` a store may hold ``<tap>_views``, (T, V - 1, ...): the same crops seen otherwise."""
-
 
 class Held(Protocol):
     """A committed clip, as far as it is read here."""
@@ -111,7 +108,7 @@ def _length(frames: int, trial: Trial) -> int:
 
 def _other_views(store: Store, taps: Sequence[str]) -> int:
     """Return how many views the store holds besides the plain one, of every one of the taps."""
-    return min(store.taps[tap + VIEWS][0] if tap + VIEWS in store.taps else 0 for tap in taps)
+    return min(store.taps[views_of(tap)][0] if views_of(tap) in store.taps else 0 for tap in taps)
 
 
 def _in_ram(need: int, memory: str, spool: Path | None) -> bool:
@@ -178,7 +175,7 @@ def _values(whole: NDArray[np.float16], made: Features, clip: Held, i: int, alon
     for part in made.layout:
         whole[0, rows, part.start:part.stop] = clip.read(part.tap).reshape(clip.frames, -1)
         if len(whole) > 1:
-            others = clip.read(part.tap + VIEWS).reshape(clip.frames, -1, part.stop - part.start)
+            others = clip.read(views_of(part.tap)).reshape(clip.frames, -1, part.stop - part.start)
             whole[1:, rows, part.start:part.stop] = others[:, :len(whole) - 1].swapaxes(0, 1)
     if alone:
         standardise_clip(whole[:, rows], made.valid[rows])
