@@ -9,12 +9,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from fercache.config import Config, DatasetConfig, ExtractConfig, StackConfig, TrainConfig
+from fercache.config import AuditConfig, Config, DatasetConfig, ExtractConfig, LogitsConfig, StackConfig, TrainConfig
 from fercache.errors import InputError
 
 LIMIT_BYTES = 1 << 20
 RECIPES: dict[str, type[Config]] = {"dataset": DatasetConfig, "extract": ExtractConfig, "train-heads": TrainConfig,
-                                    "stack": StackConfig}
+                                    "stack": StackConfig, "audit": AuditConfig, "logits-import": LogitsConfig}
 
 
 def load(stages: Path, command: str) -> dict[str, Any]:

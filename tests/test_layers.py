@@ -17,9 +17,10 @@ FLOORS = {
     1: "durable config taps",
     2: "recipe wheels facenet cores metrics smoothing folds",
     3: "media weights store logits datasets",
-    4: "backbones faces people heads windows demo",
+    4: "backbones faces people heads windows demo imported",
     5: "extract train_heads stack care timeline",
-    6: "cli",
+    6: "audit",
+    7: "cli",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 

@@ -41,6 +41,10 @@ def config_options(kind: type[Config]) -> Callable[[F], F]:
     def add(function: F) -> F:
         for entry in reversed(dataclasses.fields(kind)):
             flag = "--" + entry.name.replace("_", "-")
+            if hints[entry.name] is bool:
+                function = click.option(flag, entry.name, is_flag=True, default=None, help=entry.metadata["help"],
+                                        show_default=False)(function)
+                continue
             function = click.option(flag, entry.name, type=_type(hints[entry.name], entry), default=None,
                                     help=_help(entry), show_default=False)(function)
         return function
