@@ -132,7 +132,8 @@ def test_clip_level_pools_frames_and_people(tmp_path: Path) -> None:
     made = bring(clip_table(tmp_path / "t.csv"), tmp_path)
     assert len(made.trials) == 80 and len(set(made.clips)) == 40
     found = stack.run(made, replace(CONFIG, level="clip", metric="uar"), tmp_path)
-    rows = list(csv.DictReader(stack.write(found, tmp_path / "p.csv")[0].open()))
+    with stack.write(found, tmp_path / "p.csv")[0].open(newline="") as file:
+        rows = list(csv.DictReader(file))
     assert [row["clip"] for row in rows] == [f"c{i:02d}" for i in range(40)]
     mine = np.isin(np.repeat(made.clips, np.diff(made.offsets)), ["c07"]) & made.valid
     mean = softmax(made.logits["other"][mine]).mean(0)

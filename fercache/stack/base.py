@@ -136,14 +136,12 @@ class _Score:
 def _refine_widths(base: Base, score: _Score, sample: Sample) -> Base:
     """Return the base with other widths for single heads, then for single classes, where that is worth it."""
     heads, classes = base.width.shape
-    single_heads = [(h, slice(None)) for h in range(heads)] if heads > 1 else []
-    for part in [*single_heads, *((slice(None), c) for c in range(classes))]:
+    masks = [np.arange(heads)[:, None] == head for head in range(heads)] if heads > 1 else []
+    for mask in [*masks, *(np.arange(classes)[None] == c for c in range(classes))]:
         now = base.start(sample.smoothed)
         tried = []
         for place in range(len(base.widths_s)):
-            width = base.width.copy()
-            width[part] = place
-            tried.append(replace(base, width=width))
+            tried.append(replace(base, width=np.where(mask, place, base.width)))
         gains = [score.gain(one.start(sample.smoothed), now) for one in tried]
         base = tried[int(np.argmax(gains))] if max(gains) > 0 else base
     return base
