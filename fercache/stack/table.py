@@ -43,12 +43,12 @@ def _scores(report: dict[str, Any], split: str, title: str) -> Table:
                  caption=note or "brackets: 95 % by bootstrap over groups", caption_justify="left",
                  padding=(0, 1, 0, 0), pad_edge=False)
     made.add_column("")
-    for heading in (*FIGURES.values(), "UAR", "with face"):
+    for heading in (*FIGURES.values(), "UAR" if report["level"] == "clip" else "F1 with face"):
         made.add_column(heading, justify="right")
     for name, scores in _ordered(report, rows):
         style = "bold green" if name == report["final"]["column"] else ""
-        made.add_row(name, *(_figure(scores, key) for key in FIGURES), f"{scores['uar']:.3f}",
-                     f"{seen[name]['macro_f1']:.3f}", style=style)
+        made.add_row(name, *(_figure(scores, key) for key in FIGURES),
+                     f"{scores['uar'] if report['level'] == 'clip' else seen[name]['macro_f1']:.3f}", style=style)
     return made
 
 
