@@ -55,7 +55,7 @@ def train_heads(home: Home, store: Path | None, **typed: Any) -> int:
     log.info("%s (%.0f s)", "nothing to do: trained before" if report.cached else f"{report.trained} heads trained",
              report.seconds)
     click.echo(report.book)
-    return 1 if report.missing else 0
+    return 1 if report.missing or any(problem.lost for problem in dataset.problems) else 0
 
 
 @click.command()
