@@ -19,37 +19,42 @@ DRAWS = 1000
 
 def provenance(book: LogitBook) -> Finding:
     """Return, for every head and fold, which model spoke and whether it had seen one of the fold's groups."""
-    lines: list[str] = []
-    checked = 0
+    bad: list[str] = []
+    fine: list[str] = []
+    k = int(book.fold.max(initial=-1)) + 1
     for head in book.heads:
         declared = book.declared.get(head)
         if declared:
-            lines += [f"FAIL {head}: declared {declared}"] if head in book.tainted else []
+            (bad if head in book.tainted else fine).append(f"{head}: declared {declared}")
             continue
-        for fold in range(int(book.fold.max(initial=-1)) + 1):
-            checked += 1
-            lines += _one(book, head, fold)
-    said = f"{checked} models on record, {sum(h in book.declared for h in book.heads)} sources by declaration"
-    return Finding(check="who predicted what", state=FAILED if lines else FINE, said=said,
-                   lines=tuple(line.removeprefix("FAIL ") for line in lines))
+        for fold in range(k):
+            wrong, right = _one(book, head, fold)
+            bad += wrong
+            fine += right
+    own = sum(head not in book.declared for head in book.heads)
+    said = f"{own * k} models on record, {len(book.heads) - own} sources by declaration"
+    return Finding(check="who predicted what", state=FAILED if bad else FINE, said=said, lines=tuple(bad or fine))
 
 
-def _one(book: LogitBook, head: str, fold: int) -> list[str]:
-    """Return what is wrong with the record of a head of a fold."""
+def _one(book: LogitBook, head: str, fold: int) -> tuple[list[str], list[str]]:
+    """Return what is wrong with the record of a head of a fold, and what is right."""
     records = [r for r in _records(book) if r.get("head") == head and r.get("fold") == fold]
     if not records:
-        return [f"{head}, fold {fold}: no record of the model that spoke"]
+        return [f"{head}, fold {fold}: no record of the model that spoke"], []
     held = {g for g, f in zip(book.group, book.fold.tolist(), strict=True) if f == fold}
-    found = []
+    found, fine = [], []
     for record in records:
         if "trained_on" not in record:
             found.append(f"{head}, fold {fold}: the record does not say what the model was trained on")
             continue
-        seen = held & {*record["trained_on"], *record.get("watched", [])}
-        if seen:
+        known = {*record["trained_on"], *record.get("watched", [])}
+        seen = held & known
+        if not seen:
+            fine.append(f"{head}, fold {fold}: speaks of {len(held)} groups, saw {len(known)} others and none of them")
+        else:
             found.append(f"{head}, fold {fold}: its model saw {len(seen)} of the {len(held)} groups it speaks of: "
                          f"{', '.join(sorted(seen)[:5])}")
-    return found
+    return found, fine
 
 
 def _records(book: LogitBook) -> list[dict[str, Any]]:

@@ -66,6 +66,8 @@ class Home:
 
         dataset = self.dataset_name(typed)
         trained = path or train_heads.current_or_none(self.cache, dataset)
+        if not names and self.is_logits(typed):
+            names = tuple(imported.names(self.cache, dataset))
         sources = imported.load(self.cache, dataset, names)
         if trained:
             return join.joined(LogitBook.load(trained), sources)
