@@ -153,7 +153,7 @@ class Resampler:
         if self.why_none:
             return None
         drawn = self.draw(matrices)
-        return {name: _percentiles(FIGURES[name](drawn)) for name in figures}
+        return {name: percentiles(FIGURES[name](drawn)) for name in figures}
 
     def difference(self, ours: Counts, theirs: Counts, metric: Metric) -> dict[str, Any]:
         """Return how much more `ours` scores than `theirs`, and the paired 95 % interval of it (None: too few groups).
@@ -161,9 +161,8 @@ class Resampler:
         gain = float(metric(ours.sum(0)) - metric(theirs.sum(0)))
         if self.why_none:
             return {"difference": gain, "interval": None, "why_none": self.why_none}
-        return {"difference": gain, "interval": _percentiles(metric(self.draw(ours)) - metric(self.draw(theirs))),
+        return {"difference": gain, "interval": percentiles(metric(self.draw(ours)) - metric(self.draw(theirs))),
                 "why_none": ""}
-
 
     def pairs(self, matrices: dict[str, Counts], metric: str) -> dict[str, Any]:
         """Return for any two columns, ``"a - b"``, how much more a scores, with its paired interval.
@@ -179,7 +178,7 @@ class Resampler:
         once = {name: {f: float(figure(m.sum(0))) for f, figure in figures.items()} for name, m in matrices.items()}
 
         def one(a: str, b: str, f: str) -> dict[str, Any]:
-            span = None if self.why_none else _percentiles(drawn[a][f] - drawn[b][f])
+            span = None if self.why_none else percentiles(drawn[a][f] - drawn[b][f])
             return {"difference": once[a][f] - once[b][f], "interval": span, "why_none": self.why_none}
 
         return {f"{a} - {b}": {**one(a, b, "macro_f1"), **{f: one(a, b, f) for f in list(figures)[1:]}}
@@ -193,7 +192,8 @@ def _why_none(groups: int, draws: int) -> str:
     return f"{groups} groups; an interval over groups needs at least {MIN_GROUPS_FOR_INTERVAL}" if few else ""
 
 
-def _percentiles(values: Values) -> tuple[float, float]:
+def percentiles(values: Values) -> tuple[float, float]:
+    """Return the ends of the 95 % percentile interval of the draws `values`, ``(draws,)``."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 

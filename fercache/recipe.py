@@ -9,12 +9,24 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from fercache.config import AuditConfig, Config, DatasetConfig, ExtractConfig, LogitsConfig, StackConfig, TrainConfig
+from fercache.config import (
+    AblationConfig,
+    AuditConfig,
+    Config,
+    DatasetConfig,
+    ExtractConfig,
+    LogitsConfig,
+    ScoreConfig,
+    StackConfig,
+    SubmitConfig,
+    TrainConfig,
+)
 from fercache.errors import InputError
 
 LIMIT_BYTES = 1 << 20
 RECIPES: dict[str, type[Config]] = {"dataset": DatasetConfig, "extract": ExtractConfig, "train-heads": TrainConfig,
-                                    "stack": StackConfig, "audit": AuditConfig, "logits-import": LogitsConfig}
+                                    "stack": StackConfig, "submit": SubmitConfig, "score": ScoreConfig,
+                                    "ablation": AblationConfig, "audit": AuditConfig, "logits-import": LogitsConfig}
 
 
 def load(stages: Path, command: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from fercache.logits import LogitBook
 from fercache.stack import ahead, calibration, columns, join, kept, nested, pool, predictions, report
 from fercache.stack.table import table as _table
 
-__all__ = ["StackResult", "out_of_fold", "run", "speak", "table", "write"]
+__all__ = ["StackResult", "out_of_fold", "run", "speak", "spoken", "table", "write"]
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +68,8 @@ def run(book: LogitBook, config: StackConfig, folder: Path) -> StackResult:
     if not ((book.spread(book.fold) >= 0) & (book.label >= 0)).any():
         raise InputError("the book has no labelled out-of-fold rows to learn from", where=book.dataset,
                          hint="run `fercache train-heads` on a data set with labels")
-    book = _ready(book, config)
     print_ = config.fingerprint(book=kept.digest(book), format=FORMAT)
+    book = _ready(book, config)
     home = folder / book.dataset / print_[:12]
     with durable.lock(home.with_suffix(".lock"), wait=True):
         found = kept.load(home, (len(book.label), len(book.classes)))
@@ -97,7 +97,7 @@ def _compute(book: LogitBook, config: StackConfig, home: Path,
              print_: str) -> tuple[NDArray[np.int32], dict[str, Any]]:
     """Return the final predictions and the metrics, and keep them."""
     learnt = nested.run(book, config)
-    held = columns.gather(book, learnt, causal=config.causal)
+    held = columns.gather(book, learnt, config.gaps, causal=config.causal)
     final = columns.choose(book, held, config.final, config.metric or book.metric)
     temperatures = calibration.by_fold(book, held[final.column])
     units = columns.millionths(calibration.apply(book, held[final.column], temperatures))
@@ -140,14 +140,23 @@ def speak(folder: Path, book: LogitBook) -> NDArray[np.int32]:
     -----
     Of a run at clip level every frame has what is said of its clip.
     """
-    report_ = durable.read_json(folder / kept.METRICS)
-    final, causal = kept.final_column(report_), bool(report_["causal"])
-    frames = book
-    book = pool.pooled(book) if report_["level"] == "clip" else book
+    then = durable.read_json(folder / kept.METRICS)
+    ready, held, _ = spoken(folder, then, book)
+    units = columns.millionths(calibration.temper(held[kept.final_column(then)], then["final"]["temperature"]))
+    return units[pool.frames_of(book, ready)] if then["level"] == "clip" else units
+
+
+def spoken(folder: Path, then: dict[str, Any], book: LogitBook) -> tuple[LogitBook, dict[str, NDArray[np.float32]],
+                                                                        nested.Nested]:
+    """Return a book of new trials as a run reads it, every column of it, ``(R, C)`` each, and the member that spoke.
+
+    Parameters
+    ----------
+    then : the metrics of the run in `folder`. Where it learnt nothing there are no learnt columns.
+    """
+    causal, learnt = bool(then["causal"]), nested.Nested(members={}, columns={})
+    book = pool.pooled(book) if then["level"] == "clip" else book
     book = ahead.without(book) if causal else book
-    learnt = nested.Nested(members={}, columns={})
-    if final in nested.LEARNT:
+    if isinstance(then["learnt"], list):
         learnt = nested.speak(book, kept.load_member(folder), causal)
-    said = columns.gather(book, learnt, causal=causal)[final]
-    units = columns.millionths(calibration.temper(said, report_["final"]["temperature"]))
-    return units[pool.frames_of(frames, book)] if report_["level"] == "clip" else units
+    return book, columns.gather(book, learnt, then["config"].get("gaps", "nearest"), causal=causal), learnt

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache import __version__, metrics
+from fercache import __version__, gaps, metrics
 from fercache.config import StackConfig
 from fercache.logits import LogitBook
 from fercache.stack import calibration, features
-from fercache.stack.columns import GAP_POLICY, WHAT, Final, tainted
+from fercache.stack.columns import WHAT, Final, tainted
 from fercache.stack.nested import LEARNT, Nested, Shares
 
 OUT_OF_FOLD = "out of fold: by models that saw nothing of the frame's group"
@@ -51,7 +51,7 @@ def build(run: Run) -> dict[str, Any]:
             "temperatures": {str(fold): t for fold, t in run.temperatures.items()},
             "flags": [f"{name}: {why}" for name, why in bad.items()],
             "order": list(run.columns), "columns": {name: WHAT.get(name, "head") for name in run.columns},
-            "gap_policy": GAP_POLICY,
+            "gap_policy": gaps.describe(config.gaps), "frames_without_face": int((~book.valid).sum()),
             "splits": {split: value for split, value in splits.items() if value}, "folds": _folds(book),
             "declared": book.declared,
             "learnt": [member.json() for member in run.nested.members.values()] or FEW_LEARNT,

@@ -21,6 +21,7 @@ def table(report: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = []
     for split, title in TITLES.items():
         if report["splits"].get(split, {}).get("all_frames"):
+            title = report["splits"][split].get("title", title)  # `predict` says that all of a set is new
             parts += [_scores(report, split, title), _classes(report, split)]
         elif split in report["splits"]:
             parts.append(Text(f"{title}: {report['splits'][split]['predicted']}", "yellow"))
@@ -28,6 +29,8 @@ def table(report: dict[str, Any]) -> RenderableType:
               if report["splits"].get(split, {}).get("paired")]
     parts.append(Text.assemble(("final: ", "bold"), (final["column"], "bold green"), f"  ({final['why']})"))
     parts += [Text(f"FLAG  {flag}", "bold red") for flag in report["flags"]]
+    parts.append(Text.assemble(("gaps: ", "bold"), report["config"]["gaps"], (
+        f"  (of {report['frames']:,} frames {report['frames_without_face']:,} have no face)", "dim")))
     if report["notice"]:
         parts.append(Text(report["notice"], "yellow"))
     return Group(*parts)
