@@ -29,6 +29,10 @@ def without(book: LogitBook) -> LogitBook:
     if not kept:
         raise InputError(f"--causal: {', '.join(book.heads)} look at later frames, and there is no other head",
                          where="stack", hint="train the head `frame`, or import logits of a causal model")
+    settings = book.provenance.get("settings", {})
+    if set(kept) - set(book.declared) and isinstance(settings, dict) and settings.get("standardise") == "clip":
+        raise InputError("--causal: the heads' features were standardised over whole clips, later frames included",
+                         where="stack", hint="train heads with another --standardise")
     if len(kept) < len(book.heads):
         log.info("causal: without %s, which look at later frames",
                  ", ".join(head for head in book.heads if head not in kept))

@@ -46,5 +46,6 @@ def judge(folder: Path, book: LogitBook, config: StackConfig) -> StackResult:
 def _as_then(then: dict[str, Any], config: StackConfig) -> StackConfig:
     """Return the run's choices with the draws of another bootstrap; new trials were fitted by no refit."""
     known = {entry.name for entry in fields(StackConfig)}
-    chosen = {name: tuple(v) if isinstance(v, list) else v for name, v in then["config"].items() if name in known}
+    chosen: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in then["config"].items()
+                              if name in known}
     return replace(StackConfig(**chosen), bootstrap=config.bootstrap, seed=config.seed, refit="none")

@@ -70,6 +70,7 @@ def _gain(report: dict[str, Any], split: str, title: str) -> Text:
         pair = said["paired"].get(f"{final} - {other}")
         if pair:
             found = pair["official"]
+            title = said.get("title", title)
             span = "[{:+.3f}, {:+.3f}]".format(*found["interval"]) if found["interval"] else "no interval"
             lines.append(f"{title}: {final} - {other}  {found['difference']:+.3f} {metric} {span} paired")
     return Text("\n".join(lines), "dim")

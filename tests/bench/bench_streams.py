@@ -49,7 +49,8 @@ def spoken(cache: Path, root: str, trained: LogitBook, heads: Path) -> LogitBook
         logits[head] = total
     return replace(trained, trials=tuple(t.name for t in trials), clip=(),
                    group=tuple(f"new {t.group}" for t in trials), split=tuple(t.split for t in trials),
-                   fold=np.full(len(trials), -1, np.int16), offsets=found.offsets, index=found.index, time_s=found.time_s, valid=found.valid, label=found.label, logits=logits)
+                   fold=np.full(len(trials), -1, np.int16), offsets=found.offsets, index=found.index,
+                   time_s=found.time_s, valid=found.valid, label=found.label, logits=logits)
 
 
 def by_group(book: LogitBook, said: NDArray[np.int64]) -> metrics.Counts:
