@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from fercache.errors import StoreError
 FORMAT = 1
 ROWS = ("index", "time_s", "valid", "label")
 TRIALS = ("trials", "group", "split")
+OUT_OF_FOLD, HELD_OUT, IN_SAMPLE = "out-of-fold", "held-out", "in-sample"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,9 @@ class LogitBook:
         its group. The others are the mean over the folds' models of log-probabilities.
     provenance : JSON value: what made it.
     epochs_fixed : whether there were too few groups to choose the number of epochs.
+    clip : (N,) the clip of each trial where that is not the trial itself (several people of one clip), else empty.
+    declared : head -> `OUT_OF_FOLD`, `HELD_OUT` or `IN_SAMPLE`, for heads that were imported; ours are out of fold.
+    pooled : head -> (R, S, C) float32, where a row is a whole clip: statistics of its frames. Never written.
     """
 
     dataset: str
@@ -56,6 +60,20 @@ class LogitBook:
     provenance: dict[str, Any]
     fingerprint: str
     epochs_fixed: bool = False
+    clip: tuple[str, ...] = ()
+    declared: dict[str, str] = field(default_factory=dict)
+    pooled: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def clips(self) -> tuple[str, ...]:
+        """The clip of each trial, ``(N,)``."""
+        return self.clip or self.trials
+
+    @property
+    def tainted(self) -> tuple[str, ...]:
+        """The heads that were fitted on rows which they speak of here as if out of fold."""
+        held = any(f >= 0 for f in self.fold)
+        return tuple(head for head in self.heads if held and self.declared.get(head) == IN_SAMPLE)
 
     def rows(self, trial: int) -> slice:
         """Return the rows of the trial of that position."""
@@ -68,7 +86,7 @@ class LogitBook:
     def save(self, path: Path) -> None:
         """Write the book to `path`, whole or not at all."""
         said = {name: getattr(self, name) for name in ("dataset", "classes", "metric", "notice", "heads", "provenance",
-                                                       "fingerprint", "epochs_fixed")}
+                                                       "fingerprint", "epochs_fixed", "clip", "declared")}
         with replacing(path) as temporary, h5py.File(temporary, "w") as file:
             file.attrs["format"] = FORMAT
             file.create_dataset("about", data=json.dumps(said, sort_keys=True), dtype=h5py.string_dtype())
@@ -111,7 +129,7 @@ def _read(file: h5py.File) -> dict[str, Any]:
     if file.attrs.get("format") != FORMAT:
         raise ValueError(f"format {file.attrs.get('format')!r}, this fercache reads {FORMAT}")
     said = json.loads(file["about"][()])
-    said |= {name: tuple(said[name]) for name in ("classes", "heads")}
+    said |= {name: tuple(said[name]) for name in ("classes", "heads", "clip") if name in said}
     said |= {name: tuple(file[f"trial/{name}"].asstr()[:]) for name in TRIALS}
     said |= {name: file[f"frame/{name}"][:] for name in ROWS}
     return {**said, "fold": file["trial/fold"][:], "offsets": file["trial/offsets"][:],

@@ -70,6 +70,10 @@ def abaw2(matrix: ArrayLike) -> Values:
 Metric = Callable[[ArrayLike], Values]
 FIGURES: dict[str, Metric] = {"macro_f1": macro_f1, "accuracy": accuracy, "abaw2": abaw2, "uar": uar, "war": accuracy}
 INTERVALS = ("macro_f1", "accuracy", "abaw2", "uar")
+EDITIONS = {"ABAW1": "abaw2", "ABAW2": "abaw2", "ABAW3": "macro_f1", "ABAW5": "macro_f1", "ABAW6": "macro_f1",
+            "ABAW8": "macro_f1"}
+"""The official metric of each edition's expression track: 2020 and 2021 over 7 classes, from 2022 macro F1 over 8. A
+class that is absent counts as an F1 of 0 in all of them."""
 
 
 def official(name: str) -> Metric:
@@ -159,6 +163,26 @@ class Resampler:
             return {"difference": gain, "interval": None, "why_none": self.why_none}
         return {"difference": gain, "interval": _percentiles(metric(self.draw(ours)) - metric(self.draw(theirs))),
                 "why_none": ""}
+
+    def pairs(self, matrices: dict[str, Counts], metric: str) -> dict[str, Any]:
+        """Return for any two columns, ``"a - b"``, how much more a scores, with its paired interval.
+
+        Parameters
+        ----------
+        matrices : column -> (G, C, C).
+        metric : the data set's own metric; macro F1 (first), accuracy and UAR are compared besides.
+        """
+        figures = {"macro_f1": macro_f1, "official": official(metric), "accuracy": accuracy, "uar": uar}
+        draws = {} if self.why_none else {name: self.draw(m) for name, m in matrices.items()}
+        drawn = {name: {f: figure(d) for f, figure in figures.items()} for name, d in draws.items()}
+        once = {name: {f: float(figure(m.sum(0))) for f, figure in figures.items()} for name, m in matrices.items()}
+
+        def one(a: str, b: str, f: str) -> dict[str, Any]:
+            span = None if self.why_none else percentiles(drawn[a][f] - drawn[b][f])
+            return {"difference": once[a][f] - once[b][f], "interval": span, "why_none": self.why_none}
+
+        return {f"{a} - {b}": {**one(a, b, "macro_f1"), **{f: one(a, b, f) for f in list(figures)[1:]}}
+                for a in matrices for b in matrices if a != b}
 
 
 def _why_none(groups: int, draws: int) -> str:

@@ -17,9 +17,9 @@ FLOORS = {
     1: "durable config taps labelmaps",
     2: "recipe wheels rates facenet cores crops metrics smoothing folds preds",
     3: "media weights store logits datasets gaps views",
-    4: "backbones faces people heads windows demo",
+    4: "backbones faces people heads windows demo imported",
     5: "extract train_heads stack care timeline check submit score",
-    6: "predict ablation",
+    6: "predict ablation audit",
     7: "cli",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from fercache import __version__, recipe
-from fercache.cli import ablation, care, check, pipeline, predict, submit, upkeep
+from fercache.cli import ablation, audit, care, check, logits, pipeline, predict, submit, upkeep
 from fercache.cli.home import Home
 from fercache.errors import FercacheError
 
@@ -40,5 +40,5 @@ def main(ctx: click.Context, cache: Path, stages: Path | None, verbose: bool, qu
 
 
 for command in (*pipeline.COMMANDS, *check.COMMANDS, *care.COMMANDS, *upkeep.COMMANDS, *submit.COMMANDS,
-                *predict.COMMANDS, *ablation.COMMANDS):
+                *predict.COMMANDS, *ablation.COMMANDS, *logits.COMMANDS, *audit.COMMANDS):
     main.add_command(command)

@@ -70,12 +70,9 @@ def stack(home: Home, book: Path | None, out: Path, **typed: Any) -> int:
     from rich.console import Console
 
     from fercache import stack as stage
-    from fercache import train_heads as stage_two
-    from fercache.logits import LogitBook
 
     config = home.config(StackConfig, "stack", typed)
-    path = book or stage_two.current(home.cache, home.dataset(typed).name)
-    result = stage.run(LogitBook.load(path), config, home.cache / "stack")
+    result = stage.run(home.book(typed, book, config.logits), config, home.cache / "stack")
     stage.write(result, out)
     Console().print(stage.table(result))
     click.echo(out)

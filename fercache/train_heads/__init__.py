@@ -81,6 +81,11 @@ def current(cache: Path, dataset: str) -> Path:
     return durable.read_pointer(pointer, "book")
 
 
+def current_or_none(cache: Path, dataset: str) -> Path | None:
+    """Return the book that the last `train-heads` of this data set made or found; None where there is none."""
+    return current(cache, dataset) if (cache / "logits" / dataset / "current.json").is_file() else None
+
+
 def check_splits(trials: Sequence[Trial]) -> None:
     """Refuse a group that stands on both sides of the given splits.
 
