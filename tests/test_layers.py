@@ -15,11 +15,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fercache"
 FLOORS = {
     0: "errors progress",
     1: "durable config taps",
-    2: "recipe wheels facenet cores crops metrics smoothing folds",
+    2: "recipe wheels facenet cores crops metrics smoothing folds told runs",
     3: "media weights store logits datasets",
-    4: "backbones faces people heads windows demo",
-    5: "extract train_heads stack care timeline",
-    6: "cli",
+    4: "backbones faces people heads windows demo thumbs",
+    5: "extract train_heads stack care timeline facts",
+    6: "report overlay card doctor",
+    7: "cli",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 
@@ -27,7 +28,8 @@ DOORS = {
     "av": {"media"}, "zarr": {"store"}, "h5py": {"logits"}, "lightgbm": {"stack"}, "sklearn": {"stack"},
     "matplotlib": {"timeline"}, "facenet_pytorch": {"facenet"}, "torchvision": {"facenet"}, "click": {"cli"},
     "tensorboard": {"weights"}, "onnxruntime": {"backbones"}, "pyarrow": {"stack", "datasets"},
-    "PIL": {"media", "crops", "timeline"}, "rich": {"progress", "stack", "cli"},
+    "PIL": {"media", "crops", "timeline", "thumbs", "overlay"}, "rich": {"progress", "stack", "cli", "doctor"},
+    "plotly": {"report"}, "jinja2": {"report"}, "markupsafe": {"report"},
     "torch": {"facenet", "weights", "cores", "backbones", "faces", "heads", "windows", "train_heads"},
 }
 STANDARD = set(sys.stdlib_module_names) | {"numpy", "safetensors", "fercache", "__future__", "fsspec"}

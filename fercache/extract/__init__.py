@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fercache import datasets, durable, media, weights
+from fercache import datasets, durable, media, thumbs, weights
 from fercache.config import ExtractConfig, digest
 from fercache.datasets import Dataset, Trial
 from fercache.errors import ClipError, InputError
@@ -110,6 +110,9 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractReport:
         done.append(cached) if cached else waiting.append(trial)
     if waiting:
         done += work.all(waiting)
+    if config.thumbnails:
+        log.info("thumbnails: faces of %d clips kept in %s", thumbs.keep(dataset.trials, store, cache),
+                 thumbs.folder_of(cache, store))
     report = ExtractReport(store=path, fingerprint=digest(settings), seconds=time.monotonic() - started,
                            clips=tuple(sorted(done, key=lambda c: c.clip)))
     write_failures(path.parent / "failures.csv", report.failures())
