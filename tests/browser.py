@@ -54,3 +54,8 @@ def requests(driver: Any) -> list[str]:
         if message["method"] == "Network.requestWillBeSent":
             found.append(message["params"]["request"]["url"])
     return found
+
+
+def errors(driver: Any) -> list[str]:
+    """Return what the page has complained of since the last call."""
+    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]

@@ -54,6 +54,7 @@
     drawFigure(entry.target);
   }), { rootMargin: "600px" });
   document.querySelectorAll("[data-figure]").forEach((place) => watcher.observe(place));
+  window.addEventListener("beforeprint", () => document.querySelectorAll("[data-figure]").forEach(drawFigure));
 
   // ---- the list ------------------------------------------------------------------------------------------------
   const split = (clip) => data.splits[clip.split] || clip.split;
