@@ -51,12 +51,17 @@ def _data(facts: Facts, cache: Path) -> Iterator[str]:
     said = facts.metrics
     yield "## Data\n"
     yield f"- Data set: {_text(said['dataset'])}; {said['trials']:,} clips, {said['frames']:,} frames."
-    for split, scores in facts.splits.items():
+    for split, scores in _scored(facts):
         one = scores["all_frames"][facts.final]
         seen = scores["frames_with_face"][facts.final]["frames"]
         yield (f"- {split.capitalize()}: {one['frames']:,} annotated frames of {one['groups']:,} groups, a face in "
                f"{seen:,} of them. Predicted {scores['predicted']}.")
     yield f"- Frames without a face: {_text(said.get('gap_policy', 'not recorded'))}."
+
+
+def _scored(facts: Facts) -> list[tuple[str, dict[str, Any]]]:
+    """Return the splits on which the final column has a score (one that was learnt from has none)."""
+    return [(split, scores) for split, scores in facts.splits.items() if facts.final in scores["all_frames"]]
 
 
 def _made(facts: Facts, cache: Path) -> Iterator[str]:
@@ -77,7 +82,7 @@ def _made(facts: Facts, cache: Path) -> Iterator[str]:
 
 def _scores(facts: Facts, cache: Path) -> Iterator[str]:
     yield "## Scores"
-    for split, scores in facts.splits.items():
+    for split, scores in _scored(facts):
         one = scores["all_frames"][facts.final]
         yield f"\n{split.capitalize()}, every annotated frame, column {_text(facts.final)}:\n"
         rows = [(title, f"{one[name]:.4f}", _span((one["intervals"] or {}).get(name))) for name, title in SHOWN.items()]
@@ -89,7 +94,7 @@ def _scores(facts: Facts, cache: Path) -> Iterator[str]:
 def _classes(facts: Facts, cache: Path) -> Iterator[str]:
     yield "## Scores by class"
     spans = spans_by_class(facts)
-    for split, scores in facts.splits.items():
+    for split, scores in _scored(facts):
         one = scores["all_frames"][facts.final]
         yield f"\n{split.capitalize()}; intervals by bootstrap over groups, as above:\n"
         rows = [(name, f"{one['f1'][name]:.4f}", _span(spans.get(split, {}).get(name)), f"{one['support'][name]:,}")
@@ -127,7 +132,7 @@ def _by_group(facts: Facts) -> dict[str, metrics.Counts]:
 
 def _limits(facts: Facts, cache: Path) -> Iterator[str]:
     yield "## Limits\n"
-    for split, scores in facts.splits.items():
+    for split, scores in _scored(facts):
         one = scores["all_frames"][facts.final]
         empty = [name for name in facts.classes if not one["support"][name]]
         if empty:

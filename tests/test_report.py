@@ -197,12 +197,24 @@ def test_without_metrics_book_and_store_the_page_says_how_to_get_them(preds: Pat
 
 
 def test_check_and_ablation_are_shown_when_given(preds: Path, tmp_path: Path) -> None:
-    (tmp_path / "check.json").write_text(json.dumps({"problems": [{"where": "<i>a</i>", "what": "too short"}]}))
-    (tmp_path / "ablation.csv").write_text("variant,macro_f1\nall,0.5125\nno gru,0.4\n")
+    (tmp_path / "check.json").write_text(json.dumps({"clips": [{"name": "x"}] * 9, "findings": [
+        {"kind": "short", "names": ["<i>a</i>", *"bcdefghi"], "what": "too short", "lost": True}]}))
+    (tmp_path / "ablation.csv").write_text("row,column,macro_f1,low,high,difference,difference_low,difference_high\n"
+                                           "all,stack,0.5125,.4,.6,,,\nno gru,stack,0.4,.3,.5,-0.1125,-.2,.1\n"
+                                           "no gru,mean,0.3,.2,.4,-0.05,,\n")
     report.make(preds, tmp_path / "r.html", preds.parent / "cache", check=tmp_path / "check.json",
                 ablation=tmp_path / "ablation.csv")
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "&lt;i&gt;a&lt;/i&gt;" in page and "too short" in page and "0.5125" in page and "no gru" in page
+    assert "&lt;i&gt;a&lt;/i&gt;" in page and "too short" in page and "and 3 more" in page and "0.5125" in page
+    figure = data_of(page)["figures"]["ablation-differences"]["data"][0]
+    assert figure["y"] == ["no gru"] and figure["x"] == [-.1125]
+    assert figure["error_x"]["array"] == pytest.approx([.2125])
+    row = {"name": "no gru", "skipped": "", "figures": {"stack": {"macro_f1": .4, "difference": -.1125,
+                                                                  "difference_interval": [-.2, .1]}}}
+    (tmp_path / "ablation.json").write_text(json.dumps({"rows": [row]}))
+    report.make(preds, tmp_path / "r.html", preds.parent / "cache", ablation=tmp_path / "ablation.json")
+    assert data_of((tmp_path / "r.html").read_text(encoding="utf-8"))["figures"]["ablation-differences"][
+        "data"][0]["error_x"]["array"] == pytest.approx([.2125]), "the same, from JSON"
     with pytest.raises(InputError, match="no such file"):
         report.make(preds, tmp_path / "r.html", preds.parent / "cache", check=tmp_path / "absent.json")
 

@@ -149,6 +149,23 @@ def bars(name: str, rows: Sequence[tuple[str, float]], unit: str, says: str) -> 
                   height=FRAME_PX - 40 + ROW_PX * len(shown), showlegend=False)
 
 
+def differences(name: str, rows: Sequence[tuple[str, float, Any, Any]], column: str) -> Figure:
+    """Return how much each variant of an ablation gains or loses against the default, with its interval."""
+    import plotly.graph_objects as go
+
+    shown = list(rows)[::-1]
+    value = [v for _, v, _, _ in shown]
+    high = [(v if end is None else end) - v for _, v, _, end in shown]
+    low = [v - (v if end is None else end) for _, v, end, _ in shown]
+    dots = go.Scatter(x=value, y=[plain(label) for label, *_ in shown], mode="markers",
+                      marker={"size": 10, "color": BLUE}, hovertemplate="%{y}: %{x:+.4f}<extra></extra>",
+                      error_x={"type": "data", "symmetric": False, "array": high, "arrayminus": low})
+    return figure(name, [dots], f"Right of zero a change makes the column `{column}` better, left of it worse; a line "
+                  "is the paired 95 % interval (none: too few groups): where it crosses zero it may be chance.",
+                  x={"title": "difference of macro F1 from the default", "zeroline": True},
+                  y={"title": "variant", "type": "category"}, height=FRAME_PX + ROW_PX * len(rows), showlegend=False)
+
+
 def seen(name: str, share: Sequence[float]) -> Figure:
     """Return how the clips spread over the share of frames in which a face was seen."""
     import plotly.graph_objects as go

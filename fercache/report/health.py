@@ -12,7 +12,7 @@ from fercache.report.blocks import Block, Note, Section, Table, cells, missing
 from fercache.report.sections import NO_METRICS, records
 from fercache.report.walk import Walk
 
-MOST_ROWS = 200
+MOST_ROWS, NAMED = 200, 6
 
 
 def run(facts: Facts, walk: Walk) -> Section:
@@ -102,16 +102,22 @@ def _checked(facts: Facts) -> Block:
     if facts.check is None:
         return missing("What `fercache check` found is not in this page.",
                        "Run `fercache check --json > check.json`, then `fercache report --check check.json`.")
-    rows = list(records(facts.check))
+    rows = list(records(facts.check, "findings"))
     if not rows:
         return Note(text="`fercache check` found nothing wrong.")
-    head = list(dict.fromkeys(key for row in rows for key in row))
+    head = list(dict.fromkeys(key for row in rows for key in row if key != "amounts"))
     more = f" The first {MOST_ROWS} of {len(rows)}." if len(rows) > MOST_ROWS else ""
     return Table(name="table-check", head=head, says=f"What `fercache check` found, a line a mismatch.{more}",
                  rows=[cells(*(_flat(row.get(key)) for key in head)) for row in rows[:MOST_ROWS]])
 
 
 def _flat(value: Any) -> Any:
-    return str(value) if isinstance(value, dict | list) else value
+    """Return a value as a cell: of a list the first NAMED and how many more there are."""
+    if isinstance(value, list):
+        more = f" and {len(value) - NAMED:,} more" if len(value) > NAMED else ""
+        return ", ".join(map(str, value[:NAMED])) + more
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value) if isinstance(value, dict) else value
 
 

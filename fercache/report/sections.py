@@ -30,10 +30,13 @@ def scored(facts: Facts, walk: Walk) -> Section:
     blocks: list[Block] = [] if facts.splits else [missing(*NO_METRICS)]
     for split, said in facts.splits.items():
         metric = str(facts.metrics.get("metric", "macro_f1"))
+        if not said["all_frames"]:
+            blocks.append(Note(text=f"{_title(split)}: no score; {said['predicted']}."))
+            continue
         blocks.append(figures.scores(f"scores-{split}", said["all_frames"], metric, FIGURES.get(metric, metric),
                                      facts.final))
         blocks.append(_score_table(split, said, facts))
-        blocks.append(_paired_table(split, said.get("paired", {})))
+        blocks.append(_paired_table(split, said.get("paired", {}), facts))
     return Section(name="scores", title="Which column is right how often", blocks=blocks)
 
 
@@ -54,9 +57,11 @@ def _interval_cell(scores: dict[str, Any], name: str) -> Cell:
     return Cell(text=f"{scores[name]:.4f}" + (f" [{span[0]:.3f}, {span[1]:.3f}]" if span else ""), value=scores[name])
 
 
-def _paired_table(split: str, paired: dict[str, Any]) -> Block:
+def _paired_table(split: str, paired: dict[str, Any], facts: Facts) -> Block:
     rows = []
     for pair, said in paired.items():
+        if pair.split(" - ")[0] not in ("stack", facts.final):
+            continue
         span = said.get("interval")
         sure = bool(span) and (span[0] > 0 or span[1] < 0)
         rows.append([Cell(text=pair, strong=sure), Cell(text=f"{said['difference']:+.4f}", value=said["difference"]),
@@ -101,7 +106,21 @@ def reliability(facts: Facts, walk: Walk) -> Section:
     said = Note(text=f"Expected calibration error ({BINS} equal bins): {text}. It is the mean distance from the dotted "
                      "line, weighted by frames: 0 is perfect.")
     return Section(name="reliability", title="Whether the probabilities can be believed",
-                   blocks=[said, figures.reliability("reliability-all", walk.bins, TITLES)])
+                   blocks=[said, *_recorded(facts), figures.reliability("reliability-all", walk.bins, TITLES)])
+
+
+def _recorded(facts: Facts) -> Iterator[Block]:
+    """Yield the calibration that `stack` recorded, where it did: of every column, and before its temperature."""
+    for split, scores in facts.splits.items():
+        held = scores.get("calibration") or {}
+        rows = [cells(Cell(text=name, strong=name == facts.final), error)
+                for name, error in held.get("ece", {}).items()]
+        if rows:
+            final = held.get("final", {})
+            mended = (f" Of the final column, {final['before']['ece']:.4f} before its temperature and "
+                      f"{final['after']['ece']:.4f} after." if final else "")
+            yield Table(name=f"table-calibration-{split}", head=["column", "expected calibration error"], rows=rows,
+                        says=f"{_title(split)}, as `fercache stack` recorded it: smaller is better.{mended}")
 
 
 def _ece(bins: Any) -> float:
@@ -130,15 +149,47 @@ def smoothed(facts: Facts, walk: Walk) -> Section:
 
 def ablation(facts: Facts, walk: Walk) -> Section:
     """Return the table of what each choice is worth, as the ablation wrote it."""
-    rows = list(records(facts.ablation))
+    rows = [line for row in records(facts.ablation, "rows") for line in _lines(row)]
     if not rows:
         return Section(name="ablation", title="What each choice is worth", blocks=[missing(
             "No ablation was given.", "Run `fercache ablation`, then `fercache report --ablation FILE` with what it "
             "wrote.")])
     head = list(dict.fromkeys(key for row in rows for key in row if not isinstance(row[key], dict | list)))
     table = Table(name="table-ablation", head=head, rows=[cells(*(row.get(key) for key in head)) for row in rows],
-                  says="One row a variant, as the ablation wrote it: compare a row with the first one.")
-    return Section(name="ablation", title="What each choice is worth", blocks=[table])
+                  says="One row a variant and column, as the ablation wrote it; a difference is from the first row.")
+    return Section(name="ablation", title="What each choice is worth", blocks=[*_differences(rows, facts), table])
+
+
+def _lines(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a line a column of one row of an ablation, whether it came as JSON (figures inside) or as CSV."""
+    held = row.get("figures")
+    if not isinstance(held, dict):
+        yield {key: _number(value) for key, value in row.items()}
+        return
+    plain = {"row" if key == "name" else key: value for key, value in row.items()
+             if not isinstance(value, dict | list | bool)}
+    for column, figure in held.items():
+        spans = {key.removesuffix("interval") + end: value[i] for key, value in figure.items()
+                 if isinstance(value, list) and len(value) == 2 for i, end in enumerate(("low", "high"))}
+        yield {**plain, "column": column, **{key: v for key, v in figure.items() if not isinstance(v, list)}, **spans}
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value or None
+
+
+def _differences(rows: Sequence[dict[str, Any]], facts: Facts) -> Iterator[Block]:
+    """Yield the figure of the differences from the default, where the ablation has them for one column."""
+    columns = [row.get("column") for row in rows]
+    shown = next((name for name in (facts.final, "stack", "mean") if name in columns), None)
+    found = [(str(row["row"]), float(row["difference"]), row.get("difference_low"), row.get("difference_high"))
+             for row in rows
+             if row.get("column") == shown and isinstance(row.get("difference"), float) and "row" in row]
+    if shown is not None and found:
+        yield figures.differences("ablation-differences", found, shown)
 
 
 def importances(facts: Facts, walk: Walk) -> Section:
@@ -153,12 +204,10 @@ def importances(facts: Facts, walk: Walk) -> Section:
     return Section(name="importances", title="What the stacker looks at", blocks=[block])
 
 
-def records(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a table that came as JSON: a list of objects, or an object that holds one."""
-    if isinstance(value, dict):
-        lists = [held for held in value.values() if isinstance(held, list)]
-        value = max(lists, key=len, default=[])
-    yield from (row for row in value or () if isinstance(row, dict))
+def records(value: Any, key: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table that came as JSON: a list of objects, or an object that holds one at `key`."""
+    held = value.get(key) if isinstance(value, dict) else value
+    yield from (row for row in (held if isinstance(held, list) else ()) if isinstance(row, dict))
 
 
 def all_of(facts: Facts, walk: Walk) -> Sequence[Section]:
