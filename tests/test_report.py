@@ -163,13 +163,16 @@ def test_every_figure_has_named_axes_and_a_sentence(page: str) -> None:
     assert len(figures) >= 8
     for name, one in figures.items():
         titles = [one["layout"][axis]["title"]["text"] for axis in ("xaxis", "yaxis")]
-        assert titles[0] and (titles[1] or name.startswith("importances")), name
+        assert all(titles), name
         found = re.search(rf'data-figure="{name}".*?</div>\s*<figcaption>(.*?)</figcaption>', page, re.S)
         assert found is not None and len(found[1]) > 60, name
 
 
 def test_odd_names_are_text(page: str) -> None:
     assert "<script>alert" not in page and "<b>bold" not in page
+    data = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)
+    assert data is not None and "alert(1)" in data[1]
+    assert not {*"<>&"} & {*data[1]}, "no name can end the element, or begin another"
     assert set(ODD) <= {clip["name"] for clip in data_of(page)["clips"]}
 
 

@@ -148,6 +148,9 @@ def test_intervals_by_class_are_those_of_the_same_bootstrap(preds: Path) -> None
     matrices = card._by_group(held)["train"]
     again = metrics.Resampler(groups, 100, 0).intervals(matrices, ["macro_f1"])
     assert again is not None and again["macro_f1"] == pytest.approx(scores["intervals"]["macro_f1"])
+    drawn = metrics.f1_per_class(metrics.Resampler(groups, 100, 0).draw(matrices))
+    assert dict(spans["train"]) == {name: pytest.approx(tuple(np.quantile(drawn[:, i], [.025, .975])))
+                                    for i, name in enumerate(held.classes)}
 
 
 def test_a_card_needs_metrics(preds: Path, tmp_path: Path) -> None:

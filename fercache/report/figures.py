@@ -145,7 +145,8 @@ def bars(name: str, rows: Sequence[tuple[str, float]], unit: str, says: str) -> 
     shown = list(rows)[::-1]
     made = go.Bar(x=[v for _, v in shown], y=[plain(label) for label, _ in shown], orientation="h",
                   marker={"color": BLUE}, hovertemplate="%{y}: %{x:.4f}<extra></extra>")
-    return figure(name, [made], says, x={"title": unit}, y={"title": "", "type": "category", "tickfont": {"size": 11}},
+    return figure(name, [made], says, x={"title": unit},
+                  y={"title": "feature", "type": "category", "tickfont": {"size": 11}},
                   height=FRAME_PX - 40 + ROW_PX * len(shown), showlegend=False)
 
 

@@ -42,7 +42,10 @@
   // Figures are drawn when they come near the window, so that the page opens at once.
   function drawFigure(place) {
     const made = JSON.parse(JSON.stringify(data.figures[place.dataset.figure]));
-    made.data.forEach((trace) => { if (trace.type === "bar") trace.outsidetextfont = { color: css("--ink") }; });
+    made.data.forEach((trace) => {
+      if (trace.type === "bar") trace.outsidetextfont = { color: css("--ink") };
+      if (trace.error_x) Object.assign(trace.error_x, { color: css("--soft"), thickness: 1.6 });
+    });
     if (made.data[0].type === "heatmap") made.data[0].showscale = !narrow();
     Plotly.react(place, made.data, themed(made.layout), Object.assign({}, CONFIG, { displayModeBar: false }));
     place.dataset.drawn = "yes";
@@ -173,7 +176,7 @@
     const layout = themed({ height: narrow() ? 480 : 470, dragmode: "zoom", hovermode: "x unified",
       margin: { l: 8, r: 36, t: 8, b: 8 }, showlegend: true,
       legend: { orientation: "h", x: 0, y: -.16, yanchor: "top" },
-      xaxis: { title: { text: "time (seconds)", standoff: 6 }, automargin: true, zeroline: false, anchor: "y2",
+      xaxis: { title: { text: "time (seconds)", standoff: 6 }, hoverformat: ".2f", automargin: true, zeroline: false, anchor: "y2",
         range: [arrays.time[0], arrays.time[arrays.time.length - 1]] },
       yaxis: { title: { text: "probability (0 to 1)", standoff: 6 }, range: [0, 1.01], fixedrange: true,
         domain: [.4, 1], automargin: true, zeroline: false },
