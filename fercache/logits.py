@@ -95,7 +95,8 @@ class LogitBook:
             with h5py.File(path, "r") as file:
                 return cls(**_read(file))
         except (OSError, KeyError, ValueError, TypeError) as error:
-            raise _no_book(path, error) from error
+            raise StoreError(f"no readable book of logits ({error})", where=path,
+                             hint="run `fercache train-heads` (remove the file first if it is damaged)") from error
 
 
 def _read(file: h5py.File) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from fercache.config import digest
 from fercache.crops import crop
 from fercache.datasets import Dataset, Trial
 from fercache.errors import ClipError
-from fercache.store import CLOCK_NAME, Clip, EmbeddingStore
+from fercache.store import CLOCK_NAME, Clip
 from fercache.told import Told, each
 from fercache.told import classes as classes_of
 
@@ -37,7 +37,7 @@ MOST_POINTS = 2000
 """Points of time drawn; a longer clip is drawn as the mean of equal stretches, and says so."""
 
 
-def draw(preds: Path, dataset: Dataset, store: EmbeddingStore, folder: Path) -> list[Path]:
+def draw(preds: Path, dataset: Dataset, store: Mapping[str, Clip], folder: Path) -> list[Path]:
     """Return the paths of one PNG a clip of `preds`, drawn into `folder`.
 
     Raises

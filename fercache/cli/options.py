@@ -41,7 +41,10 @@ def config_options(kind: type[Config]) -> Callable[[F], F]:
     def add(function: F) -> F:
         for entry in reversed(dataclasses.fields(kind)):
             flag = "--" + entry.name.replace("_", "-")
-            flag += f"/--no-{flag[2:]}" if hints[entry.name] is bool else ""
+            if hints[entry.name] is bool:
+                function = click.option(f"{flag}/--no-{flag[2:]}", entry.name, default=None,
+                                        help=str(entry.metadata["help"]), show_default=False)(function)
+                continue
             function = click.option(flag, entry.name, type=_type(hints[entry.name], entry), default=None,
                                     help=_help(entry), show_default=False)(function)
         return function
@@ -54,7 +57,7 @@ def _type(hint: Any, entry: dataclasses.Field[Any]) -> click.ParamType[Any]:
         return Names()
     if entry.metadata["choices"]:
         return click.Choice(entry.metadata["choices"])
-    return {str: click.STRING, int: click.INT, float: click.FLOAT, bool: click.BOOL}[hint]
+    return {str: click.STRING, int: click.INT, float: click.FLOAT}[hint]
 
 
 def _help(entry: dataclasses.Field[Any]) -> str:

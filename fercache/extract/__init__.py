@@ -110,13 +110,13 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractReport:
         done.append(cached) if cached else waiting.append(trial)
     if waiting:
         done += work.all(waiting)
-    if config.thumbnails:
-        log.info("thumbnails: faces of %d clips kept in %s", thumbs.keep(dataset.trials, store, cache),
-                 thumbs.folder_of(cache, store))
     report = ExtractReport(store=path, fingerprint=digest(settings), seconds=time.monotonic() - started,
                            clips=tuple(sorted(done, key=lambda c: c.clip)))
     write_failures(path.parent / "failures.csv", report.failures())
     durable.write_json(path.parent / "current.json", {"store": path.name})
+    if config.thumbnails:
+        log.info("thumbnails: faces of %d clips kept in %s", thumbs.keep(dataset.trials, store, cache),
+                 thumbs.folder_of(cache, store))
     return report
 
 
