@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fercache import durable, media
+from fercache.colours import COLOURS
 from fercache.errors import ClipError, InputError
 from fercache.media.encode import writing
-from fercache.timeline import COLOURS
 from fercache.told import Told
 
 NARROWEST_PX = 480

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fercache import durable, media
-from fercache.config import digest
+from fercache.colours import COLOURS
 from fercache.crops import crop
 from fercache.datasets import Dataset, Trial
 from fercache.errors import ClipError
 from fercache.store import CLOCK_NAME, Clip
-from fercache.told import Told, each
+from fercache.told import Told, each, file_name
 from fercache.told import classes as classes_of
 
 if TYPE_CHECKING:
@@ -28,8 +27,6 @@ FORMAT = 1
 """Raised whenever the code changes how a picture looks."""
 OURS = "fercache"
 """The PNG text that says what a picture was drawn of."""
-COLOURS = ("#999999", "#d55e00", "#009e73", "#56b4e9", "#f0e442", "#0072b2", "#cc79a7", "#000000")
-"""Okabe and Ito's palette, which colour-blind readers can tell apart; one colour a class, in order."""
 GAP = "#ffffff"
 FACES = 12
 FACE_PX = 96
@@ -55,19 +52,13 @@ def draw(preds: Path, dataset: Dataset, store: Mapping[str, Clip], folder: Path)
     made = []
     for name, told in each(preds):
         clip = store[name] if name in trials and name in store else None
-        path = folder / _file(name)
+        path = folder / file_name(name, ".png")
         drawn_of = told.digest([FORMAT, name, classes, clip.mark.arrays[CLOCK_NAME].digest if clip else ""])
         if _drawn_of(path) != drawn_of:
             faces = _faces(trials[name], clip) if clip is not None else []
             durable.write_bytes(path, _png(name, classes, told, faces, drawn_of))
         made.append(path)
     return made
-
-
-def _file(name: str) -> str:
-    """Return the file name of a clip's picture: its name where that is plain, else with a digest, so that none meet."""
-    plain = re.sub(r"[^\w.-]", "_", name)[:150]
-    return f"{plain}.png" if plain == name else f"{plain}-{digest(name)[:8]}.png"
 
 
 def _drawn_of(path: Path) -> str:

@@ -14,12 +14,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fercache"
 
 FLOORS = {
     0: "errors progress",
-    1: "durable config taps",
-    2: "recipe wheels facenet cores crops metrics smoothing folds told runs",
-    3: "media weights store logits datasets",
+    1: "durable config taps labelmaps colours",
+    2: "recipe wheels rates facenet cores crops metrics smoothing folds preds runs",
+    3: "media weights store logits datasets gaps views told",
     4: "backbones faces people heads windows demo thumbs",
-    5: "extract train_heads stack care timeline facts",
-    6: "report overlay card doctor",
+    5: "extract train_heads stack care timeline check submit score facts overlay",
+    6: "predict ablation report card doctor",
     7: "cli",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
@@ -27,8 +27,9 @@ FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split(
 DOORS = {
     "av": {"media"}, "zarr": {"store"}, "h5py": {"logits"}, "lightgbm": {"stack"}, "sklearn": {"stack"},
     "matplotlib": {"timeline"}, "facenet_pytorch": {"facenet"}, "torchvision": {"facenet"}, "click": {"cli"},
-    "tensorboard": {"weights"}, "onnxruntime": {"backbones"}, "pyarrow": {"stack", "datasets"},
-    "PIL": {"media", "crops", "timeline", "thumbs", "overlay"}, "rich": {"progress", "stack", "cli", "doctor"},
+    "tensorboard": {"weights"}, "onnxruntime": {"backbones"}, "pyarrow": {"stack", "datasets", "preds"},
+    "PIL": {"media", "crops", "timeline", "views", "thumbs", "overlay"},
+    "rich": {"progress", "stack", "cli", "score", "doctor"},
     "plotly": {"report"}, "jinja2": {"report"}, "markupsafe": {"report"},
     "torch": {"facenet", "weights", "cores", "backbones", "faces", "heads", "windows", "train_heads"},
 }

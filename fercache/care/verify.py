@@ -11,6 +11,7 @@ from fercache.errors import StoreError
 from fercache.progress import meter
 from fercache.store import EmbeddingStore, Fault
 from fercache.store.check import check_clip, check_root, unfinished
+from fercache.store.layout import META
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +54,21 @@ def verify(path: Path, *, repair: bool = False) -> VerifyReport:
     Raises
     ------
     StoreError
-        There is no store, its root cannot be read, or a harmed clip is just being written.
+        There is no store, or a harmed clip is just being written.
 
     Notes
     -----
+    A root that cannot be read is the one fault told: without it nothing can be said of the clips. `extract` mends it.
     Finds any changed bit of arrays and metadata, a missing chunk, a torn file, a clip of another store. Others may
     read and write meanwhile.
     """
-    store = EmbeddingStore.open(path, mode="a" if repair else "r")
+    try:
+        store = EmbeddingStore.open(path, mode="a" if repair else "r")
+    except StoreError as error:
+        if not EmbeddingStore.exists(path):
+            raise
+        root = Fault(folder="", clip="", where=path / META, what=f"{error.what}; {error.hint}")
+        return VerifyReport(store=path, clips=0, frames=0, unfinished=(), faults=(root,))
     faults = check_root(store)
     folders = store.files.folders()
     clips = frames = 0
@@ -102,10 +110,11 @@ def _clear(faults: list[Fault]) -> tuple[Path, ...]:
     """Remove stray files; return those that were there."""
     gone = []
     for fault in faults:
-        if fault.stray and fault.where.exists():
+        if fault.stray and (fault.where.exists() or fault.where.is_symlink()):
             gone.append(fault.where)
+            folder = fault.where.is_dir() and not fault.where.is_symlink()  # what a link leads to is not the store's
             try:
-                shutil.rmtree(fault.where) if fault.where.is_dir() else fault.where.unlink()
+                shutil.rmtree(fault.where) if folder else fault.where.unlink()
             except OSError as error:
                 raise StoreError(f"cannot be removed ({error.strerror})", where=fault.where,
                                  hint="check the permissions of the store") from error

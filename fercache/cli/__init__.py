@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from fercache import __version__, recipe
-from fercache.cli import care, pipeline, report
+from fercache.cli import ablation, care, check, pipeline, predict, report, submit, upkeep
 from fercache.cli.home import Home
 from fercache.errors import FercacheError
 
@@ -39,5 +39,6 @@ def main(ctx: click.Context, cache: Path, stages: Path | None, verbose: bool, qu
     ctx.obj = Home(cache, stages or Path("stages"))
 
 
-for command in (*pipeline.COMMANDS, *care.COMMANDS, *report.COMMANDS):
+for command in (*pipeline.COMMANDS, *check.COMMANDS, *care.COMMANDS, *upkeep.COMMANDS, *submit.COMMANDS,
+                *predict.COMMANDS, *ablation.COMMANDS, *report.COMMANDS):
     main.add_command(command)

@@ -12,6 +12,7 @@ import click
 
 from fercache.cli.home import Home, places
 from fercache.cli.options import config_options
+from fercache.cli.upkeep import shown
 from fercache.config import DatasetConfig
 
 log = logging.getLogger("fercache")
@@ -48,9 +49,10 @@ def weights_pull(home: Home, name: str) -> int:
 @click.command()
 @config_options(DatasetConfig)
 @click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
+@click.option("--list", "listed", is_flag=True, help="Also each clip and its frames.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @places
-def info(home: Home, store: Path | None, as_json: bool, **typed: Any) -> int:
+def info(home: Home, store: Path | None, listed: bool, as_json: bool, **typed: Any) -> int:
     """Say what an embedding store holds: clips, frames, bytes, taps, fingerprint, digest."""
     from fercache import extract
     from fercache.config import digest
@@ -58,15 +60,17 @@ def info(home: Home, store: Path | None, as_json: bool, **typed: Any) -> int:
 
     path = store or extract.current(home.cache, home.dataset(typed).name)
     held = EmbeddingStore.open(path)
-    frames = sum(held.mark(clip).frames for clip in held)
-    said = {"store": str(path), "clips": len(held), "frames": frames, "bytes": held.size().bytes,
-            "files": held.size().files, "taps": {tap: list(shape) for tap, shape in held.taps.items()},
+    frames, size = {clip: held.mark(clip).frames for clip in held}, held.size()
+    said = {"store": str(path), "clips": len(frames), "frames": sum(frames.values()), "bytes": size.bytes,
+            "files": size.files, "taps": {tap: list(shape) for tap, shape in held.taps.items()},
             "bytes_a_frame": 2 * sum(prod(shape) for shape in held.taps.values()),
             "fingerprint": digest(held.settings), "digest": held.digest()}
     if as_json:
-        click.echo(json.dumps(said, indent=1))
-    else:
-        show(said)
+        click.echo(json.dumps(said | ({"frames_of": frames} if listed else {}), indent=1))
+        return 0
+    show(said)
+    for clip in frames if listed else ():
+        click.echo(shown(f"{frames[clip]:9d} {clip}"))
     return 0
 
 

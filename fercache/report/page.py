@@ -10,13 +10,13 @@ from importlib import resources
 from typing import Any
 
 from fercache import thumbs
+from fercache.colours import COLOURS
 from fercache.facts import Facts
 from fercache.report.blocks import Figure, Section
 from fercache.report.sections import TITLES
 from fercache.report.thin import STEPS, UNKNOWN
 from fercache.report.walk import ClipDrawn, Walk
 from fercache.thumbs import Thumbs
-from fercache.timeline import COLOURS
 
 FACE_BUDGET = 6_000_000
 """Bytes of the page that pictures of faces may take."""

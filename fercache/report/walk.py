@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fercache import logits, metrics, told
 from fercache.logits import Pages
+from fercache.preds import Predictions
 from fercache.report.curve import Curve
 from fercache.report.thin import Thin, bytes_a_point, points, thin
 from fercache.told import Told
@@ -103,7 +104,7 @@ def walk(preds: Path, book: Path | None) -> Walk:
     InputError
         `preds` is absent or no table of predictions.
     """
-    lengths = told.lengths(preds)
+    lengths = Predictions(preds).lengths()
     with ExitStack() as stack:
         pages = stack.enter_context(logits.pages(book)) if book is not None else None
         found = Walk(classes=told.classes(preds), heads=pages.heads if pages else ())

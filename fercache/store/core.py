@@ -13,13 +13,13 @@ from fercache.config import digest
 from fercache.errors import InputError, NotInStore, StoreError
 from fercache.store.claim import claim, gate, live_claims
 from fercache.store.clip import Clip
-from fercache.store.files import LocalFiles, Size, Stamp
+from fercache.store.files import TEMPORARY, LocalFiles, Size, Stamp
 from fercache.store.journal import Journal
 from fercache.store.layout import CLOCK_NAME, META
 from fercache.store.mark import Mark, damaged, plain, read_mark, same_source
 from fercache.store.names import encode
-from fercache.store.root import check_taps, read_root, root_document
-from fercache.store.writer import ClipWriter, Job
+from fercache.store.root import check_taps, is_root, read_root, root_document
+from fercache.store.writer import ClipWriter, Job, refuse_twin
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +70,19 @@ class EmbeddingStore(Mapping[str, Clip]):
         return cls(LocalFiles(Path(path)), mode)
 
     @classmethod
-    def create(cls, path: str | Path, settings: dict[str, Any], taps: dict[str, tuple[int, ...]]) -> EmbeddingStore:
+    def exists(cls, path: str | Path) -> bool:
+        """Return whether a store's root was written at `path`: a folder alone is what a killed `create` leaves."""
+        return LocalFiles(Path(path)).get(META) is not None
+
+    @classmethod
+    def create(cls, path: str | Path, settings: dict[str, Any], taps: dict[str, tuple[int, ...]], *,
+               mend: bool = False) -> EmbeddingStore:
         """Return the store at `path`, open for writing; it is made if there is none.
+
+        Parameters
+        ----------
+        mend : write a damaged root anew. What it said is known, and no clip of other settings passes for one of these
+            (each mark names the fingerprint it was made for).
 
         Raises
         ------
@@ -83,11 +94,12 @@ class EmbeddingStore(Mapping[str, Clip]):
         files, settings = LocalFiles(Path(path)), plain(settings, "settings")
         check_taps(taps)
         with gate(work_folder(files.root)):
-            if files.get(META) is None:
+            held = files.get(META)
+            if held is None or (mend and not is_root(held, files.root)):
                 files.replace(META, root_document(settings, taps))
         durable.step("store.created")
         store = cls(files, "a")
-        store._sweep()
+        store.sweep()
         if (store.settings, store.taps) != (settings, taps):
             differ = [key for key in sorted({*settings, *store.settings})
                       if settings.get(key) != store.settings.get(key)]
@@ -190,6 +202,8 @@ class EmbeddingStore(Mapping[str, Clip]):
         ------
         StoreError
             The store is open for reading only.
+        ClipError
+            The file system takes the clip's name for that of another clip.
 
         Notes
         -----
@@ -208,6 +222,7 @@ class EmbeddingStore(Mapping[str, Clip]):
                 yield None
                 return
             if self.files.stamp(f"{job.folder}/{META}") is not None:
+                refuse_twin(self.files, job)
                 self._discard(job.folder)
             yield ClipWriter(self.files, self._journal(job.folder), job)
 
@@ -230,8 +245,12 @@ class EmbeddingStore(Mapping[str, Clip]):
                                  hint="wait for it to end, or stop it")
             self._discard(folder)
 
-    def _sweep(self) -> None:
-        """Remove what a writer left that was killed after its commit."""
+    def sweep(self) -> None:
+        """Remove what was left by writers killed between a clip's commit and its journal's end, or at the root."""
+        with gate(self.work):
+            for name in self.files.sizes(""):
+                if name.startswith(TEMPORARY):
+                    self.files.remove(name)
         for path in self.work.glob("*" + JOURNAL):
             folder = path.name.removesuffix(JOURNAL)
             if self._mark(folder) is not None:
@@ -262,8 +281,14 @@ class EmbeddingStore(Mapping[str, Clip]):
 
 
 def work_folder(path: Path) -> Path:
-    """Return where the claims and journals of the store at `path` lie: beside it."""
-    return path.parent / (path.name.removesuffix(".zarr") + ".work")
+    """Return where the claims and journals of the store at `path` lie: beside it.
+
+    Notes
+    -----
+    Links are followed first: two writers that reach one store by two names must meet in one folder of claims.
+    """
+    real = path.resolve()
+    return real.parent / (real.name.removesuffix(".zarr") + ".work")
 
 
 def claimed(path: Path) -> set[str]:
