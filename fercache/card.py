@@ -32,6 +32,9 @@ def write(preds: Path, cache: Path) -> str:
     if not facts.metrics:
         raise InputError("no metrics lie beside the predictions", where=told.metrics_path(preds),
                          hint="run `fercache stack --out preds.csv`, and give the card that file")
+    if "predict" in facts.metrics:
+        raise InputError("these are predictions of new clips, by models that were trained before", where=preds,
+                         hint="give the card what `fercache stack` wrote of the set that they were trained on")
     parts = (_head, _data, _made, _scores, _classes, _limits, _terms, _cost, _prints)
     return "\n\n".join("\n".join(part(facts, cache)) for part in parts) + "\n"
 

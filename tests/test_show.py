@@ -157,6 +157,10 @@ def test_a_card_needs_metrics(preds: Path, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_bytes(preds.read_bytes())
     with pytest.raises(InputError, match="no metrics"):
         card.write(tmp_path / "p.csv", preds.parent / "cache")
+    (tmp_path / "p.metrics.json").write_text('{"predict": {}, "dataset": "predict"}')
+    with pytest.raises(InputError, match="new clips"):
+        card.write(tmp_path / "p.csv", preds.parent / "cache")
+    (tmp_path / "p.metrics.json").unlink()
     done = typed("--cache", preds.parent / "cache", "card", "--preds", tmp_path / "p.csv")
     assert done.exit_code == 2 and "next:" in done.output
 

@@ -41,7 +41,8 @@ def test_a_picture_is_drawn_again_only_for_other_rows(tmp_path: Path) -> None:
 
     first = inodes()
     assert inodes() == first
-    (tmp_path / "preds.csv").write_text(HEAD + ROWS + ROWS.replace("a $b$", "a /b/").replace("0.25", "0.24").replace("0.75", "0.76"))
+    other = ROWS.replace("a $b$", "a /b/").replace("0.25", "0.24").replace("0.75", "0.76")
+    (tmp_path / "preds.csv").write_text(HEAD + ROWS + other)
     again = inodes()
     assert again[0] == first[0] and again[1] != first[1]
     next((tmp_path / "out").glob("*.png")).write_bytes(b"torn")

@@ -178,14 +178,14 @@ def _annotate(order: Order, dataset: Dataset, store: EmbeddingStore) -> tuple[li
 
     names = clips.shown(dataset)
     trials = {names[trial.name]: trial for trial in dataset.trials}
-    classes = told.classes(order.out / PREDS)
+    classes, fps = told.classes(order.out / PREDS), float(store.settings.get("crop_fps", order.usual.crop_fps))
     made: list[Path] = []
     lost: list[ClipDone] = []
     for name, rows in told.each(order.out / PREDS):
         trial, path = trials[name], order.out / OVERLAYS / told.file_name(name, ".mp4")
         boxes = overlay.boxes_of(store[trial.name].clock, len(rows.time_s))
         try:
-            overlay.render(trial.path, trial.kind, rows, boxes, classes, path, fps=order.usual.crop_fps)
+            overlay.render(trial.path, trial.kind, rows, boxes, classes, path, fps=fps)
             made.append(path)
         except ClipError as error:
             lost.append(ClipDone(clip=name, state="failed", message=f"no overlay: {error}"))
