@@ -110,6 +110,8 @@ class ExtractConfig(Config):
     damaged: str = option("fail", "A video that ends before its stated length: fail the clip, or keep what decodes.",
                           choices=("fail", "keep"))
     crop_fps: float = option(30.0, "Frames a second of crop folders, which have no clock.", low=1e-3, high=1e6)
+    thumbnails: bool = option(False, "Keep a small picture of the face about every second, for the report.",
+                              numbers=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", numbers=False)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
     strict: bool = option(False, "Compare every byte of each source with what was stored, not samples.", numbers=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,3 +136,72 @@ def _read(file: h5py.File) -> dict[str, Any]:
     said |= {name: file[f"frame/{name}"][:] for name in ROWS}
     return {**said, "fold": file["trial/fold"][:], "offsets": file["trial/offsets"][:],
             "logits": {head: file[f"logits/{head}"][:] for head in said["heads"]}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """One trial of a book: what stands there of it, ``(T,)`` columns and ``(T, C)`` logits a head."""
+
+    split: str
+    group: str
+    fold: int
+    time_s: NDArray[np.float64]
+    valid: NDArray[np.bool_]
+    label: NDArray[np.int16]
+    logits: dict[str, NDArray[np.float32]]
+
+
+class Pages:
+    """A book of any size, opened to be read trial by trial: of the frames only those of the trial at hand are read."""
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file
+        about = json.loads(file["about"][()])
+        self.heads, self.classes = tuple(about["heads"]), tuple(about["classes"])
+        self.metric, self.notice, self.fingerprint = about["metric"], about["notice"], about["fingerprint"]
+        self.trials, self.group, self.split = (tuple(file[f"trial/{name}"].asstr()[:]) for name in TRIALS)
+        self.fold, self._offsets = file["trial/fold"][:], file["trial/offsets"][:]
+        self._place = {name: i for i, name in enumerate(self.trials)}
+
+    def __contains__(self, trial: str) -> bool:
+        return trial in self._place
+
+    def place(self, trial: str) -> tuple[str, str]:
+        """Return the split and the group of a trial."""
+        return self.split[self._place[trial]], self.group[self._place[trial]]
+
+    def page(self, trial: str) -> Page:
+        """Return what stands of one trial."""
+        i = self._place[trial]
+        rows = slice(int(self._offsets[i]), int(self._offsets[i + 1]))
+        return Page(split=self.split[i], group=self.group[i], fold=int(self.fold[i]),
+                    **{name: self._file[f"frame/{name}"][rows] for name in ("time_s", "valid", "label")},
+                    logits={head: self._file[f"logits/{head}"][rows] for head in self.heads})
+
+
+@contextmanager
+def pages(path: Path) -> Iterator[Pages]:
+    """Yield the book at `path`, to be read trial by trial.
+
+    Raises
+    ------
+    StoreError
+        The file is absent, torn, or no book of logits.
+    """
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise _no_book(path, error) from error
+    with file:
+        try:
+            if file.attrs.get("format") != FORMAT:
+                raise ValueError(f"format {file.attrs.get('format')!r}, this fercache reads {FORMAT}")
+            book = Pages(file)
+        except (KeyError, ValueError, TypeError) as error:
+            raise _no_book(path, error) from error
+        yield book
+
+
+def _no_book(path: Path, error: Exception) -> StoreError:
+    return StoreError(f"no readable book of logits ({error})", where=path,
+                      hint="run `fercache train-heads` (remove the file first if it is damaged)")

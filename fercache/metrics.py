@@ -178,7 +178,7 @@ class Resampler:
         once = {name: {f: float(figure(m.sum(0))) for f, figure in figures.items()} for name, m in matrices.items()}
 
         def one(a: str, b: str, f: str) -> dict[str, Any]:
-            span = None if self.why_none else percentiles(drawn[a][f] - drawn[b][f])
+            span = None if self.why_none else _percentiles(drawn[a][f] - drawn[b][f])
             return {"difference": once[a][f] - once[b][f], "interval": span, "why_none": self.why_none}
 
         return {f"{a} - {b}": {**one(a, b, "macro_f1"), **{f: one(a, b, f) for f in list(figures)[1:]}}

@@ -14,12 +14,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fercache"
 
 FLOORS = {
     0: "errors progress",
-    1: "durable config taps labelmaps",
-    2: "recipe wheels rates facenet cores crops metrics smoothing folds preds",
-    3: "media weights store logits datasets gaps views",
-    4: "backbones faces people heads windows demo imported",
-    5: "extract train_heads stack care timeline check submit score",
-    6: "predict ablation audit",
+    1: "durable config taps labelmaps colours",
+    2: "recipe wheels rates facenet cores crops metrics smoothing folds preds runs",
+    3: "media weights store logits datasets gaps views told",
+    4: "backbones faces people heads windows demo imported thumbs",
+    5: "extract train_heads stack care timeline check submit score facts overlay",
+    6: "predict ablation audit report card doctor",
     7: "cli",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
@@ -28,7 +28,9 @@ DOORS = {
     "av": {"media"}, "zarr": {"store"}, "h5py": {"logits"}, "lightgbm": {"stack"}, "sklearn": {"stack"},
     "matplotlib": {"timeline"}, "facenet_pytorch": {"facenet"}, "torchvision": {"facenet"}, "click": {"cli"},
     "tensorboard": {"weights"}, "onnxruntime": {"backbones"}, "pyarrow": {"stack", "datasets", "preds"},
-    "PIL": {"media", "crops", "timeline", "views"}, "rich": {"progress", "stack", "cli", "score"},
+    "PIL": {"media", "crops", "timeline", "views", "thumbs", "overlay"},
+    "rich": {"progress", "stack", "cli", "score", "doctor"},
+    "plotly": {"report"}, "jinja2": {"report"}, "markupsafe": {"report"},
     "torch": {"facenet", "weights", "cores", "backbones", "faces", "heads", "windows", "train_heads"},
 }
 STANDARD = set(sys.stdlib_module_names) | {"numpy", "safetensors", "fercache", "__future__", "fsspec"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from fercache import __version__, recipe
-from fercache.cli import ablation, audit, care, check, logits, pipeline, predict, submit, upkeep
+from fercache.cli import ablation, audit, care, check, logits, pipeline, predict, report, submit, upkeep
 from fercache.cli.home import Home
 from fercache.errors import FercacheError
 
@@ -39,6 +39,6 @@ def main(ctx: click.Context, cache: Path, stages: Path | None, verbose: bool, qu
     ctx.obj = Home(cache, stages or Path("stages"))
 
 
-for command in (*pipeline.COMMANDS, *check.COMMANDS, *care.COMMANDS, *upkeep.COMMANDS, *submit.COMMANDS,
-                *predict.COMMANDS, *ablation.COMMANDS, *logits.COMMANDS, *audit.COMMANDS):
-    main.add_command(command)
+for room in (pipeline, predict, ablation, audit, check, submit, report, logits, care, upkeep):
+    for command in room.COMMANDS:
+        main.add_command(command)

@@ -22,10 +22,13 @@ log = logging.getLogger("fercache")
 def extract(home: Home, **typed: Any) -> int:
     """Stage one: run the CNN once over every frame of every clip and keep what it saw."""
     from fercache import extract as stage
+    from fercache import runs
 
-    config = home.config(ExtractConfig, "extract", typed)
-    report = stage.run(home.dataset(typed), config, home.cache)
+    config, dataset = home.config(ExtractConfig, "extract", typed), home.dataset(typed)
+    report = stage.run(dataset, config, home.cache)
     frames = sum(c.frames for c in report.clips if c.state == "computed")
+    if report.count("computed"):
+        runs.note(home.cache, dataset.name, "extract", report.store.name, report.seconds, frames=frames)
     log.info("%d clips computed (%d frames in %.0f s), %d cached, %d failed", report.count("computed"), frames,
              report.seconds, report.count("cached"), report.count("failed"))
     if report.failures():
@@ -42,6 +45,7 @@ def extract(home: Home, **typed: Any) -> int:
 def train_heads(home: Home, store: Path | None, **typed: Any) -> int:
     """Stage two: train every head on every fold; keep out-of-fold logits and the heads."""
     from fercache import extract as stage_one
+    from fercache import runs
     from fercache import train_heads as stage
     from fercache.store import EmbeddingStore
 
@@ -50,6 +54,8 @@ def train_heads(home: Home, store: Path | None, **typed: Any) -> int:
     path = store or stage_one.current(home.cache, dataset.name)
     log.info("store %s", path)
     report = stage.run(dataset, EmbeddingStore.open(path), config, home.cache)
+    if not report.cached:
+        runs.note(home.cache, dataset.name, "train-heads", report.book.name, report.seconds, fits=report.trained)
     for clip in report.missing:
         log.warning("%s: not in the store, left out (run `fercache extract`)", clip)
     log.info("%s (%.0f s)", "nothing to do: trained before" if report.cached else f"{report.trained} heads trained",
@@ -69,11 +75,15 @@ def stack(home: Home, book: Path | None, out: Path, **typed: Any) -> int:
     """Final predictions from every head's out-of-fold logits, and the table of who is right how often."""
     from rich.console import Console
 
+    from fercache import runs
     from fercache import stack as stage
 
     config = home.config(StackConfig, "stack", typed)
     result = stage.run(home.book(typed, book, config.logits), config, home.cache / "stack")
     stage.write(result, out)
+    if not result.cached:
+        runs.note(home.cache, result.book.dataset, "stack", result.folder.name, result.seconds,
+                  frames=len(result.book.label))
     Console().print(stage.table(result))
     click.echo(out)
     return 0

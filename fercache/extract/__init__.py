@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from fercache import datasets, durable, media, rates, views, weights
+from fercache import datasets, durable, media, rates, thumbs, views, weights
 from fercache.config import ExtractConfig, digest
 from fercache.datasets import Dataset, Trial
 from fercache.errors import ClipError, InputError, StoreError
@@ -103,6 +103,9 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractReport:
                            clips=tuple(sorted(done, key=lambda c: c.clip)))
     durable.write_json(path.parent / "current.json", {"store": path.name})
     work.measured(report, cache)
+    if config.thumbnails:
+        log.info("thumbnails: faces of %d clips kept in %s", thumbs.keep(dataset.trials, store, cache),
+                 thumbs.folder_of(cache, store))
     return report
 
 
