@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fercache"
 
 FLOORS = {
     0: "errors progress",
-    1: "durable config taps",
+    1: "durable config taps place",
     2: "recipe wheels facenet cores metrics smoothing folds",
     3: "media weights store logits datasets",
     4: "backbones faces people heads windows demo",

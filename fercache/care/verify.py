@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 from fercache.errors import StoreError
+from fercache.place import Place, Url
 from fercache.progress import meter
 from fercache.store import EmbeddingStore, Fault
 from fercache.store.check import check_clip, check_root, unfinished
+from fercache.store.remote import files_at
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +30,13 @@ class VerifyReport:
     cleared : stray files that a repair removed.
     """
 
-    store: Path
+    store: Place
     clips: int
     frames: int
     unfinished: tuple[str, ...]
     faults: tuple[Fault, ...]
     dropped: tuple[str, ...] = ()
-    cleared: tuple[Path, ...] = ()
+    cleared: tuple[Place, ...] = ()
 
     @property
     def whole(self) -> bool:
@@ -43,7 +44,7 @@ class VerifyReport:
         return all(fault.stray for fault in self.faults)
 
 
-def verify(path: Path, *, repair: bool = False) -> VerifyReport:
+def verify(path: Place, *, repair: bool = False) -> VerifyReport:
     """Return what is wrong with a store, after reading every byte of it.
 
     Parameters
@@ -98,15 +99,22 @@ def _drop(store: EmbeddingStore, faults: list[Fault]) -> tuple[str, ...]:
     return tuple(sorted(harmed.values()))
 
 
-def _clear(faults: list[Fault]) -> tuple[Path, ...]:
+def _clear(faults: list[Fault]) -> tuple[Place, ...]:
     """Remove stray files; return those that were there."""
-    gone = []
+    gone: list[Place] = []
     for fault in faults:
-        if fault.stray and fault.where.exists():
-            gone.append(fault.where)
+        if not fault.stray:
+            continue
+        if isinstance(fault.where, Url):
+            files_at(fault.where.parent).remove_tree(fault.where.name)
+            files_at(fault.where.parent).remove(fault.where.name)
+        elif fault.where.exists():
             try:
                 shutil.rmtree(fault.where) if fault.where.is_dir() else fault.where.unlink()
             except OSError as error:
                 raise StoreError(f"cannot be removed ({error.strerror})", where=fault.where,
                                  hint="check the permissions of the store") from error
+        else:
+            continue
+        gone.append(fault.where)
     return tuple(gone)

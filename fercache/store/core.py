@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +13,16 @@ from typing import Any
 from fercache import durable
 from fercache.config import digest
 from fercache.errors import InputError, NotInStore, StoreError
-from fercache.store.claim import claim, gate, live_claims
+from fercache.place import Place, Url
+from fercache.store.claim import gate, live_claims
 from fercache.store.clip import Clip
-from fercache.store.files import LocalFiles, Size, Stamp
+from fercache.store.files import Files, Size, Stamp
 from fercache.store.journal import Journal
 from fercache.store.layout import CLOCK_NAME, META
+from fercache.store.lease import claims_of, hold, live_leases
 from fercache.store.mark import Mark, damaged, plain, read_mark, same_source
 from fercache.store.names import encode
+from fercache.store.remote import RemoteFiles, files_at
 from fercache.store.root import check_taps, read_root, root_document
 from fercache.store.writer import ClipWriter, Job
 
@@ -31,18 +36,18 @@ class EmbeddingStore(Mapping[str, Clip]):
 
     Attributes
     ----------
-    path : of the Zarr group.
+    path : of the Zarr group, or its URL.
     settings : everything that changes numbers.
     taps : tap -> shape of one frame.
     mode : ``"r"`` or ``"a"``.
 
     Notes
     -----
-    Any number of processes may read and write at once. A clip whose mark is damaged, or was made for another store,
-    counts as absent (the log says so): the next `extract` does it again.
+    Any number of processes, and of machines on a remote store, may read and write at once. A clip whose mark is
+    damaged, or was made for another store, counts as absent (the log says so): the next `extract` does it again.
     """
 
-    def __init__(self, files: LocalFiles, mode: str) -> None:
+    def __init__(self, files: Files, mode: str) -> None:
         self.files, self.mode, self.path = files, mode, files.root
         data = files.get(META)
         if data is None:
@@ -53,12 +58,12 @@ class EmbeddingStore(Mapping[str, Clip]):
         self._marks: dict[str, tuple[Stamp, Mark | None]] = {}
 
     @classmethod
-    def open(cls, path: str | Path, *, mode: str = "r") -> EmbeddingStore:
-        """Return the store at `path`.
+    def open(cls, path: str | Place, *, mode: str = "r") -> EmbeddingStore:
+        """Return the store at `path`, a folder or any URL that fsspec opens.
 
         Parameters
         ----------
-        mode : ``"r"`` to read, ``"a"`` to write too.
+        mode : ``"r"`` to read, ``"a"`` to write too. Of a remote store opened to read, marks are read once.
 
         Raises
         ------
@@ -67,10 +72,10 @@ class EmbeddingStore(Mapping[str, Clip]):
         """
         if mode not in ("r", "a"):
             raise InputError(f"mode {mode!r} is neither 'r' nor 'a'", where=path)
-        return cls(LocalFiles(Path(path)), mode)
+        return cls(files_at(path), mode)
 
     @classmethod
-    def create(cls, path: str | Path, settings: dict[str, Any], taps: dict[str, tuple[int, ...]]) -> EmbeddingStore:
+    def create(cls, path: str | Place, settings: dict[str, Any], taps: dict[str, tuple[int, ...]]) -> EmbeddingStore:
         """Return the store at `path`, open for writing; it is made if there is none.
 
         Raises
@@ -80,7 +85,7 @@ class EmbeddingStore(Mapping[str, Clip]):
         InputError
             The settings are no JSON, or a tap has no shape.
         """
-        files, settings = LocalFiles(Path(path)), plain(settings, "settings")
+        files, settings = files_at(path), plain(settings, "settings")
         check_taps(taps)
         with gate(work_folder(files.root)):
             if files.get(META) is None:
@@ -100,7 +105,7 @@ class EmbeddingStore(Mapping[str, Clip]):
 
     def __iter__(self) -> Iterator[str]:
         """Yield the names of the committed clips, sorted."""
-        found = (self._mark(folder) for folder in self.files.folders())
+        found = list(self.files.each(self._mark, self.files.folders()))
         return iter(sorted(mark.clip for mark in found if mark is not None))
 
     def __len__(self) -> int:
@@ -127,11 +132,12 @@ class EmbeddingStore(Mapping[str, Clip]):
 
     def _mark(self, folder: str) -> Mark | None:
         """Return the mark in a folder, None where there is none that can be trusted."""
-        key = f"{folder}/{META}"
+        key, held = f"{folder}/{META}", self._marks.get(folder)
+        if held is not None and self.files.far and self.mode == "r":
+            return held[1]
         stamp = self.files.stamp(key)
         if stamp is None:
             return None
-        held = self._marks.get(folder)
         if held is not None and held[0] == stamp:
             return held[1]
         try:
@@ -199,7 +205,7 @@ class EmbeddingStore(Mapping[str, Clip]):
         self._check_writable()
         job = Job(clip=clip, fingerprint=self.fingerprint, taps=self.taps, source=plain(source, "source"),
                   provenance=plain(provenance, "provenance"))
-        with claim(self.work, job.folder) as mine:
+        with hold(self.files, self.work, job.folder) as mine:
             held = self._mark(job.folder) if mine else None
             if held is not None and same_source(held.source, job.source):
                 self._journal(job.folder).remove()
@@ -224,7 +230,7 @@ class EmbeddingStore(Mapping[str, Clip]):
 
     def remove_folder(self, folder: str) -> None:
         """Remove what is in a clip's folder, whatever it is."""
-        with claim(self.work, folder) as mine:
+        with hold(self.files, self.work, folder) as mine:
             if not mine:
                 raise StoreError("is being written by another process", where=self.path / folder,
                                  hint="wait for it to end, or stop it")
@@ -235,7 +241,7 @@ class EmbeddingStore(Mapping[str, Clip]):
         for path in self.work.glob("*" + JOURNAL):
             folder = path.name.removesuffix(JOURNAL)
             if self._mark(folder) is not None:
-                with claim(self.work, folder) as mine:
+                with hold(self.files, self.work, folder) as mine:
                     if mine:
                         path.unlink(missing_ok=True)
 
@@ -261,11 +267,16 @@ class EmbeddingStore(Mapping[str, Clip]):
             raise StoreError("is open for reading only", where=self.path, hint="open it with mode='a'")
 
 
-def work_folder(path: Path) -> Path:
-    """Return where the claims and journals of the store at `path` lie: beside it."""
-    return path.parent / (path.name.removesuffix(".zarr") + ".work")
+def work_folder(path: Place) -> Path:
+    """Return where the claims and journals of the store at `path` lie: beside it, of a URL in the user's cache."""
+    stem = path.name.removesuffix(".zarr") + ".work"
+    if isinstance(path, Path):
+        return path.parent / stem
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "fercache" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:12]}-{stem}"
 
 
-def claimed(path: Path) -> set[str]:
+def claimed(path: Place) -> set[str]:
     """Return the folders of the clips that live processes are writing in the store at `path`."""
-    return live_claims(work_folder(path))
+    others = live_leases(RemoteFiles(claims_of(path))) if isinstance(path, Url) else set()
+    return live_claims(work_folder(path)) | others
