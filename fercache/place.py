@@ -54,12 +54,12 @@ def as_place(place: str | Path | Url) -> Place:
     if isinstance(place, Url):
         return place
     text = str(place)
+    if "::" in text and "://" in text:
+        raise InputError("chained URLs are not opened", where=text, hint="give one URL, such as s3://bucket/folder")
     found = _URL.fullmatch(text)
     if found is None or (not found[2] and (isinstance(place, str) or (Path(text).parts[0:1] and _is_folder(text)))):
         return Path(place)
     scheme, rest = found[1].lower(), found[3]
-    if "::" in text:
-        raise InputError("chained URLs are not opened", where=text, hint="give one URL, such as s3://bucket/folder")
     if scheme in LOCAL:
         return Path("/" + rest.lstrip("/"))
     return Url(f"{scheme}://{rest.rstrip('/')}")
