@@ -110,6 +110,8 @@ class TrainConfig(Config):
     heads: tuple[str, ...] = option(("frame", "gru", "transformer"), "Which heads to train.",
                                     choices=("frame", "gru", "transformer"))
     taps: tuple[str, ...] = option(("block8", "repeat_2", "repeat_1-3x3"), "Which taps the heads see.")
+    join: tuple[str, ...] = option((), "Stores of other features (`fercache import`) to join: NAME or path; all their "
+                                   "taps are seen, or those that --taps names as NAME/tap.", numbers=False)
     folds: int = option(5, "Folds by group (fewer where there are fewer groups).", low=2, high=100)
     seed: int = option(0, "Seed of everything random.", low=0, high=2**31 - 1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", numbers=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from fercache.datasets import Trial
 from fercache.errors import InputError
 from fercache.progress import meter
-from fercache.store import EmbeddingStore
+from fercache.store import Readable
 from fercache.taps import TapSlice, side_by_side
 
 
@@ -54,7 +54,7 @@ class Features:
         return float(np.median(steps[steps > 0])) if (steps > 0).any() else 1 / 30
 
 
-def preload(store: EmbeddingStore, trials: Sequence[Trial], taps: Sequence[str]) -> Features:
+def preload(store: Readable, trials: Sequence[Trial], taps: Sequence[str]) -> Features:
     """Return the features of `trials`, all in RAM, on clocks as long as the longer of clip and annotation.
 
     Raises
@@ -63,6 +63,7 @@ def preload(store: EmbeddingStore, trials: Sequence[Trial], taps: Sequence[str])
         The store does not hold one of the taps, or the features do not fit into memory.
     """
     layout = side_by_side(store.taps, taps, store.path)
+    store = store.ahead([trial.name for trial in trials], taps)
     lengths = [_length(store, trial) for trial in trials]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     rows, width = int(offsets[-1]), layout[-1].stop
@@ -77,7 +78,7 @@ def preload(store: EmbeddingStore, trials: Sequence[Trial], taps: Sequence[str])
     return made
 
 
-def _length(store: EmbeddingStore, trial: Trial) -> int:
+def _length(store: Readable, trial: Trial) -> int:
     return max(store[trial.name].frames, 0 if trial.labels is None else len(trial.labels))
 
 
@@ -90,7 +91,7 @@ def _check_memory(need: int) -> None:
                          hint="choose fewer or pooled taps with --taps (block8,repeat_2 are 5 kB a frame)")
 
 
-def _fill(made: Features, store: EmbeddingStore, trial: Trial, start: int, stop: int) -> None:
+def _fill(made: Features, store: Readable, trial: Trial, start: int, stop: int) -> None:
     """Read one trial into its rows; where the annotation runs past the clip, the clock goes on at the same pace."""
     clip = store[trial.name]
     end = start + clip.frames

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from fercache import durable
 from fercache.config import digest
 from fercache.errors import InputError, NotInStore, StoreError
 from fercache.place import Place, Url
+from fercache.store.ahead import Ahead
 from fercache.store.claim import gate, live_claims
 from fercache.store.clip import Clip
 from fercache.store.files import Files, Size, Stamp
@@ -178,6 +179,10 @@ class EmbeddingStore(Mapping[str, Clip]):
         Sorted by clip, so the order of work is not in it; nor are provenance, source or time stamps.
         """
         return digest([self.mark(clip).identity() for clip in self])
+
+    def ahead(self, names: Sequence[str], taps: Sequence[str]) -> EmbeddingStore | Ahead:
+        """Return the store for a reader who takes these taps of whole clips, in this order: read ahead if it is far."""
+        return Ahead(self, names, taps) if self.files.far else self
 
     def size(self) -> Size:
         """Return bytes and number of files on disk."""

@@ -24,7 +24,7 @@ from fercache.datasets import Dataset, Trial
 from fercache.errors import FercacheError
 from fercache.heads import DEFAULTS, Head, HeadSettings, build
 from fercache.progress import Meter, meter
-from fercache.store import EmbeddingStore
+from fercache.store import Readable
 from fercache.train_heads import WATCH_SHARE
 from fercache.train_heads.fit import Task, fit, predict
 from fercache.windows import Features, preload
@@ -45,7 +45,7 @@ class Training:
     trained : heads trained by this run; the others were found.
     """
 
-    def __init__(self, dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore, config: TrainConfig,
+    def __init__(self, dataset: Dataset, trials: Sequence[Trial], store: Readable, config: TrainConfig,
                  folder: Path) -> None:
         self.dataset, self.trials, self.store, self.config, self.folder = dataset, trials, store, config, folder
         self.records: list[dict[str, Any]] = []
