@@ -1,4 +1,4 @@
-"""Faces in pictures: found by MTCNN as boxes, cut out as squares for the CNN."""
+"""Faces in pictures, found by MTCNN as boxes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from fercache.cores import spread
 from fercache.facenet import MTCNN
@@ -93,34 +92,6 @@ class Detector:
         score = faces[:, 4].round(SCORE_DIGITS)
         whole = (boxes[:, 2] - boxes[:, 0] >= 1) & (boxes[:, 3] - boxes[:, 1] >= 1)
         return np.column_stack([boxes, score])[whole & (score >= self.min_score)]
-
-
-def crop(image: NDArray[np.uint8], box: NDArray[np.float64], size: int = 160, margin: float = 0.0) -> NDArray[np.uint8]:
-    """Return the face in `box` as a square (size, size, 3).
-
-    Parameters
-    ----------
-    image : (H, W, 3).
-    box : x1, y1, x2, y2 in pixels.
-    margin : room around the box, as a share of its longer side, half of it on each side.
-
-    Notes
-    -----
-    As facenet-pytorch's `extract_face` does with PIL pictures: corners cut to whole pixels inside the picture, then a
-    bilinear resize that does not keep the aspect, which is what its published distances were measured with.
-    """
-    height, width = image.shape[:2]
-    room = margin * max(box[2] - box[0], box[3] - box[1]) / 2
-    left, top = int(max(box[0] - room, 0)), int(max(box[1] - room, 0))
-    right, bottom = int(min(box[2] + room, width)), int(min(box[3] + room, height))
-    left, top = min(left, width - 1), min(top, height - 1)
-    part = image[top:max(bottom, top + 1), left:max(right, left + 1)]
-    return np.asarray(Image.fromarray(np.ascontiguousarray(part)).resize((size, size), Image.Resampling.BILINEAR))
-
-
-def whole(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return the box (4,) of an entire picture (H, W, 3)."""
-    return np.array([0, 0, image.shape[1], image.shape[0]], np.float64)
 
 
 def _by_size(images: Sequence[NDArray[np.uint8]]) -> dict[tuple[int, int], list[int]]:

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
+from PIL import Image
 
 from fercache import durable, media
+from fercache.config import digest
+from fercache.crops import crop
 from fercache.datasets import Dataset, Trial
 from fercache.errors import ClipError, InputError
-from fercache.faces import crop
-from fercache.store import Clip, EmbeddingStore
+from fercache.store import CLOCK_NAME, Clip, EmbeddingStore
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FORMAT = 1
+"""Raised whenever the code changes how a picture looks."""
+OURS = "fercache"
+"""The PNG text that says what a picture was drawn of."""
 COLOURS = ("#999999", "#d55e00", "#009e73", "#56b4e9", "#f0e442", "#0072b2", "#cc79a7", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can tell apart; one colour a class, in order."""
 GAP = "#ffffff"
@@ -49,6 +54,12 @@ class Told:
     said: NDArray[np.int64]
     shares: NDArray[np.float64]
 
+    def digest(self, more: Sequence[Any]) -> str:
+        """Return the sha256 (hex) over all rows and over `more` (JSON values)."""
+        rows = [hashlib.sha256(np.ascontiguousarray(column).data).hexdigest()
+                for column in (self.time_s, self.valid, self.label, self.said, self.shares)]
+        return digest([rows, list(more)])
+
 
 def draw(preds: Path, dataset: Dataset, store: EmbeddingStore, folder: Path) -> list[Path]:
     """Return the paths of one PNG a clip of `preds`, drawn into `folder`.
@@ -60,17 +71,36 @@ def draw(preds: Path, dataset: Dataset, store: EmbeddingStore, folder: Path) -> 
 
     Notes
     -----
-    Faces are decoded again through the stored boxes; no picture is kept anywhere else.
+    Faces are decoded again through the stored boxes; no picture is kept anywhere else. A picture that was drawn of the
+    same rows is left as it is.
     """
     classes, clips = read(preds)
     trials = {trial.name: trial for trial in dataset.trials}
     made = []
     for name, told in clips.items():
-        faces = _faces(trials[name], store[name]) if name in trials and name in store else []
-        path = folder / (re.sub(r"[^\w.-]", "_", name)[:150] + ".png")
-        durable.write_bytes(path, _png(name, classes, told, faces))
+        clip = store[name] if name in trials and name in store else None
+        path = folder / _file(name)
+        drawn_of = told.digest([FORMAT, name, classes, clip.mark.arrays[CLOCK_NAME].digest if clip else ""])
+        if _drawn_of(path) != drawn_of:
+            faces = _faces(trials[name], clip) if clip is not None else []
+            durable.write_bytes(path, _png(name, classes, told, faces, drawn_of))
         made.append(path)
     return made
+
+
+def _file(name: str) -> str:
+    """Return the file name of a clip's picture: its name where that is plain, else with a digest, so that none meet."""
+    plain = re.sub(r"[^\w.-]", "_", name)[:150]
+    return f"{plain}.png" if plain == name else f"{plain}-{digest(name)[:8]}.png"
+
+
+def _drawn_of(path: Path) -> str:
+    """Return the digest of what a picture was drawn of, as it stands in the picture; "" where there is none."""
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            return str(picture.info.get(OURS, ""))
+    except (OSError, SyntaxError, ValueError):
+        return ""
 
 
 def read(preds: Path) -> tuple[tuple[str, ...], dict[str, Told]]:
@@ -113,8 +143,12 @@ def _faces(trial: Trial, clip: Clip) -> list[tuple[float, NDArray[np.uint8]]]:
         return []
 
 
-def _png(name: str, classes: Sequence[str], told: Told, faces: list[tuple[float, NDArray[np.uint8]]]) -> bytes:
-    """Return the picture of one clip."""
+def _png(name: str, classes: Sequence[str], told: Told, faces: list[tuple[float, NDArray[np.uint8]]],
+         drawn_of: str) -> bytes:
+    """Return the picture of one clip, with `drawn_of` among its texts."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second that a picture drawn before saves
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 5.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     strip, truth, said, shares = figure.subplots(4, 1, height_ratios=[2.2, .5, .5, 4])
@@ -125,7 +159,7 @@ def _png(name: str, classes: Sequence[str], told: Told, faces: list[tuple[float,
     _bar(said, told, told.said, "prediction", len(classes))
     _lines(shares, classes, told, step)
     out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
+    figure.savefig(out, format="png", metadata={"Software": None, OURS: drawn_of})
     return out.getvalue()
 
 
@@ -148,6 +182,8 @@ def _strip(axes: Axes, faces: list[tuple[float, NDArray[np.uint8]]]) -> None:
 
 def _bar(axes: Axes, told: Told, value: NDArray[np.int64], title: str, classes: int) -> None:
     """Draw one class a frame as a coloured strip; white where it is unknown."""
+    from matplotlib.colors import ListedColormap
+
     colours = ListedColormap([*_palette(classes), GAP])
     axes.imshow(value[None], aspect="auto", cmap=colours, vmin=0, vmax=classes, interpolation="nearest",
                 extent=(*_span(told), 0, 1))
@@ -158,6 +194,8 @@ def _bar(axes: Axes, told: Told, value: NDArray[np.int64], title: str, classes: 
 
 def _lines(axes: Axes, classes: Sequence[str], told: Told, step: int) -> None:
     """Draw the probabilities over time; stretches without a face are hatched."""
+    from matplotlib.patches import Patch
+
     starts = np.arange(0, len(told.time_s), step)
     means = np.add.reduceat(told.shares, starts) / np.diff(np.append(starts, len(told.time_s)))[:, None]
     colours = _palette(len(classes))

@@ -166,3 +166,29 @@ def test_no_permission_to_write(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "cache" / "weights").symlink_to(cache / "weights")
     (tmp_path / "cache" / "features").write_text("in the way")
     said_clearly(run("extract", "--clips", "clips", cwd=tmp_path), 2, "cannot write")
+
+
+def test_annotations_that_do_not_fit(tmp_path: Path, face_frames: Pictures, cache: Path) -> None:
+    """Longer, shorter, absent, a label out of range: told by name; numbers stay with their frames; the rest is done."""
+    said = {"longer": [0, 1] * 7, "shorter": [0, 1, 0, 1, 0], "wrong": [0, 7] * 5, "fits": [1, 0] * 5, "absent": None}
+    (tmp_path / "labels").mkdir()
+    for clip, labels in said.items():
+        (tmp_path / "clips" / clip).mkdir(parents=True)
+        for i, picture in enumerate(face_frames[:10]):
+            Image.fromarray(picture[50:330, 180:400]).save(tmp_path / "clips" / clip / f"{i + 1:05d}.jpg")
+        if labels is not None:
+            (tmp_path / "labels" / f"{clip}.txt").write_text("\n".join(["Neutral,Happiness", *map(str, labels)]) + "\n")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "weights").symlink_to(cache / "weights")
+    data = ("--clips", "clips", "--labels", "labels")
+    extracted = run("extract", *data, "--taps", "block8", cwd=tmp_path)
+    said_clearly(extracted, 1, "wrong: its labels were dropped", "label 7", "absent: 1 clips without a label file",
+                 "5 clips computed")
+    said_clearly(run("train-heads", *data, "--taps", "block8", "--heads", "frame", cwd=tmp_path), 1, "wrong")
+    said_clearly(run("stack", *data, cwd=tmp_path), 0)
+    with (tmp_path / "preds.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    labels_of = {clip: [int(r["label"] or -1) for r in rows if r["clip"] == clip] for clip in said}
+    assert labels_of == {"longer": [0, 1] * 7, "shorter": [0, 1, 0, 1, 0] + [-1] * 5, "fits": [1, 0] * 5,
+                         "wrong": [-1] * 10, "absent": [-1] * 10}
+    assert [r["valid"] for r in rows if r["clip"] == "longer"] == ["1"] * 10 + ["0"] * 4

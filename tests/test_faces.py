@@ -13,7 +13,8 @@ from PIL import Image
 
 from fercache import weights
 from fercache.backbones import Backbone, use_threads
-from fercache.faces import Detector, crop, whole
+from fercache.crops import crop, whole
+from fercache.faces import Detector
 
 PUBLISHED = "casia_webface_distances.csv"
 

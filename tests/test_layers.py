@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fercache"
 FLOORS = {
     0: "errors progress",
     1: "durable config taps place",
-    2: "recipe wheels facenet cores metrics smoothing folds",
+    2: "recipe wheels facenet cores crops metrics smoothing folds",
     3: "media weights store logits datasets",
     4: "backbones faces people heads windows demo",
     5: "extract train_heads stack care timeline",
@@ -27,7 +27,7 @@ DOORS = {
     "av": {"media"}, "zarr": {"store"}, "h5py": {"logits"}, "lightgbm": {"stack"}, "sklearn": {"stack"},
     "matplotlib": {"timeline"}, "facenet_pytorch": {"facenet"}, "torchvision": {"facenet"}, "click": {"cli"},
     "tensorboard": {"weights"}, "onnxruntime": {"backbones"}, "pyarrow": {"stack", "datasets"},
-    "PIL": {"media", "faces", "timeline"}, "rich": {"progress", "stack", "cli"},
+    "PIL": {"media", "crops", "timeline"}, "rich": {"progress", "stack", "cli"},
     "torch": {"facenet", "weights", "cores", "backbones", "faces", "heads", "windows", "train_heads"},
 }
 STANDARD = set(sys.stdlib_module_names) | {"numpy", "safetensors", "fercache", "__future__", "fsspec"}

@@ -29,7 +29,6 @@ from fercache.place import Url, as_place
 from fercache.store import CLOCK, EmbeddingStore, claimed, lease
 from fercache.store.remote import RemoteFiles, files_at
 
-
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <function Client:pytest.PytestUnraisableExceptionWarning")
 

@@ -29,6 +29,25 @@ def test_a_picture_a_clip(tmp_path: Path) -> None:
     assert (picture == anger).all(-1).sum() > 2000, "the truth strip and the probability line of Anger"
 
 
+def test_a_picture_is_drawn_again_only_for_other_rows(tmp_path: Path) -> None:
+    (tmp_path / "preds.csv").write_text(HEAD + ROWS + ROWS.replace("a $b$", "a /b/"))
+    store = EmbeddingStore.create(tmp_path / "s.zarr", {}, {"block8": (4,)})
+    empty = Dataset(name="d", layout="table", classes=("Neutral", "Anger"), trials=())
+
+    def inodes() -> list[int]:
+        made = timeline.draw(tmp_path / "preds.csv", empty, store, tmp_path / "out")
+        assert len(set(made)) == 2, "names that differ in odd letters only do not meet"
+        return [path.stat().st_ino for path in made]
+
+    first = inodes()
+    assert inodes() == first
+    (tmp_path / "preds.csv").write_text(HEAD + ROWS + ROWS.replace("a $b$", "a /b/").replace(".25", ".24"))
+    again = inodes()
+    assert again[0] == first[0] and again[1] != first[1]
+    next((tmp_path / "out").glob("*.png")).write_bytes(b"torn")
+    assert len(set(inodes()) - set(again)) == 1
+
+
 def test_rows_are_read_as_they_stand(tmp_path: Path) -> None:
     (tmp_path / "preds.csv").write_text(HEAD + ROWS)
     classes, clips = timeline.read(tmp_path / "preds.csv")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import click
 
 from fercache.cli.home import Home, places
-from fercache.cli.options import config_options
+from fercache.cli.options import PLACE, config_options
 from fercache.config import DatasetConfig
+from fercache.place import Place
 
 log = logging.getLogger("fercache")
 
@@ -47,20 +47,21 @@ def weights_pull(home: Home, name: str) -> int:
 
 @click.command()
 @config_options(DatasetConfig)
-@click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
+@click.option("--store", type=PLACE, help="Embedding store.  [default: the last one extracted]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @places
-def info(home: Home, store: Path | None, as_json: bool, **typed: Any) -> int:
+def info(home: Home, store: Place | None, as_json: bool, **typed: Any) -> int:
     """Say what an embedding store holds: clips, frames, bytes, taps, fingerprint, digest."""
     from fercache import extract
     from fercache.config import digest
     from fercache.store import EmbeddingStore
 
-    path = store or extract.current(home.cache, home.dataset(typed).name)
+    path = store or extract.current(home.features, home.dataset(typed).name)
     held = EmbeddingStore.open(path)
     frames = sum(held.mark(clip).frames for clip in held)
-    said = {"store": str(path), "clips": len(held), "frames": frames, "bytes": held.size().bytes,
-            "files": held.size().files, "taps": {tap: list(shape) for tap, shape in held.taps.items()},
+    size = held.size()
+    said = {"store": str(path), "clips": len(held), "frames": frames, "bytes": size.bytes,
+            "files": size.files, "taps": {tap: list(shape) for tap, shape in held.taps.items()},
             "bytes_a_frame": 2 * sum(prod(shape) for shape in held.taps.values()),
             "fingerprint": digest(held.settings), "digest": held.digest()}
     click.echo(json.dumps(said, indent=1) if as_json else "\n".join(f"{key:14} {value}" for key, value in said.items()))

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from fercache.cli.home import Home, places
-from fercache.cli.options import config_options
+from fercache.cli.options import PLACE, config_options
 from fercache.config import DatasetConfig, ExtractConfig, StackConfig, TrainConfig
+from fercache.place import Place
 
 log = logging.getLogger("fercache")
 
@@ -24,12 +25,12 @@ def extract(home: Home, **typed: Any) -> int:
     from fercache import extract as stage
 
     config = home.config(ExtractConfig, "extract", typed)
-    report = stage.run(home.dataset(typed), config, home.cache)
+    report = stage.run(home.dataset(typed), config, home.cache, home.remote)
     frames = sum(c.frames for c in report.clips if c.state == "computed")
     log.info("%d clips computed (%d frames in %.0f s), %d cached, %d failed", report.count("computed"), frames,
              report.seconds, report.count("cached"), report.count("failed"))
     if report.failures():
-        log.error("failed clips are listed in %s", report.store.parent / "failures.csv")
+        log.error("failed clips are listed in %s", report.failures_at)
     click.echo(report.store)
     return 1 if report.failures() else 0
 
@@ -37,9 +38,9 @@ def extract(home: Home, **typed: Any) -> int:
 @click.command("train-heads")
 @config_options(DatasetConfig)
 @config_options(TrainConfig)
-@click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
+@click.option("--store", type=PLACE, help="Embedding store.  [default: the last one extracted]")
 @places
-def train_heads(home: Home, store: Path | None, **typed: Any) -> int:
+def train_heads(home: Home, store: Place | None, **typed: Any) -> int:
     """Stage two: train every head on every fold; keep out-of-fold logits and the heads."""
     from fercache import extract as stage_one
     from fercache import train_heads as stage
@@ -47,7 +48,7 @@ def train_heads(home: Home, store: Path | None, **typed: Any) -> int:
 
     config = home.config(TrainConfig, "train-heads", typed)
     dataset = home.dataset(typed)
-    path = store or stage_one.current(home.cache, dataset.name)
+    path = store or stage_one.current(home.features, dataset.name)
     log.info("store %s", path)
     report = stage.run(dataset, EmbeddingStore.open(path), config, home.cache)
     for clip in report.missing:
@@ -55,7 +56,7 @@ def train_heads(home: Home, store: Path | None, **typed: Any) -> int:
     log.info("%s (%.0f s)", "nothing to do: trained before" if report.cached else f"{report.trained} heads trained",
              report.seconds)
     click.echo(report.book)
-    return 1 if report.missing else 0
+    return 1 if report.missing or any(problem.lost for problem in dataset.problems) else 0
 
 
 @click.command()
@@ -86,18 +87,18 @@ def stack(home: Home, book: Path | None, out: Path, **typed: Any) -> int:
 @config_options(DatasetConfig)
 @click.option("--preds", type=click.Path(path_type=Path), default=Path("preds.csv"), show_default=True,
               help="Predictions that `stack` wrote.")
-@click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
+@click.option("--store", type=PLACE, help="Embedding store.  [default: the last one extracted]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("timelines"), show_default=True,
               help="Folder for the pictures.")
 @places
-def timeline(home: Home, preds: Path, store: Path | None, out: Path, **typed: Any) -> int:
+def timeline(home: Home, preds: Path, store: Place | None, out: Path, **typed: Any) -> int:
     """Draw a picture a clip: the face, the truth, the prediction and the probabilities over time."""
     from fercache import extract as stage_one
     from fercache import timeline as room
     from fercache.store import EmbeddingStore
 
     dataset = home.dataset(typed)
-    path = store or stage_one.current(home.cache, dataset.name)
+    path = store or stage_one.current(home.features, dataset.name)
     for made in room.draw(preds, dataset, EmbeddingStore.open(path), out):
         click.echo(made)
     return 0

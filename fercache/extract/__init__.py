@@ -18,8 +18,9 @@ from fercache import datasets, durable, media, weights
 from fercache.config import ExtractConfig, digest
 from fercache.datasets import Dataset, Trial
 from fercache.errors import ClipError, InputError
+from fercache.place import Place
 from fercache.progress import Meter, meter
-from fercache.store import EmbeddingStore, same_source
+from fercache.store import EmbeddingStore, files_at, read_json, same_source, write_json
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ class ClipDone:
 class ExtractReport:
     """What a run of stage one did."""
 
-    store: Path
+    store: Place
+    failures_at: Path
     fingerprint: str
     clips: tuple[ClipDone, ...]
     seconds: float
@@ -81,13 +83,17 @@ def settings_of(config: ExtractConfig, faces: str, cnn: weights.Weights) -> dict
     return {**chosen, "detector": _detector_digest()}
 
 
-def store_path(cache: Path, dataset: str, settings: dict[str, Any]) -> Path:
+def store_path(cache: Place, dataset: str, settings: dict[str, Any]) -> Place:
     """Return where the store of these settings lies."""
     return cache / "features" / dataset / f"{settings['backbone']}-{digest(settings)[:12]}.zarr"
 
 
-def run(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractReport:
+def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | None = None) -> ExtractReport:
     """Return what was done to bring the store of `dataset` up to date; clips that are there are left alone.
+
+    Parameters
+    ----------
+    place : where the features go instead of the cache, such as a URL.
 
     Raises
     ------
@@ -99,7 +105,7 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractReport:
     _check_device(config.device)
     cnn = weights.ensure(config.weights, cache / "weights")
     settings = settings_of(config, faces, cnn)
-    path = store_path(cache, dataset.name, settings)
+    path = store_path(place or cache, dataset.name, settings)
     log.info("store %s", path)
     store = _opened(path, settings, config, cnn)
     work = _Work(dataset, config, store, faces, cnn)
@@ -110,15 +116,20 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractReport:
         done.append(cached) if cached else waiting.append(trial)
     if waiting:
         done += work.all(waiting)
-    report = ExtractReport(store=path, fingerprint=digest(settings), seconds=time.monotonic() - started,
+    report = ExtractReport(store=path, failures_at=cache / "features" / dataset.name / "failures.csv",
+                           fingerprint=digest(settings), seconds=time.monotonic() - started,
                            clips=tuple(sorted(done, key=lambda c: c.clip)))
-    write_failures(path.parent / "failures.csv", report.failures())
-    durable.write_json(path.parent / "current.json", {"store": path.name})
+    write_failures(report.failures_at, report.failures())
+    write_json(path.parent / "current.json", {"store": path.name})
     return report
 
 
-def current(cache: Path, dataset: str) -> Path:
+def current(cache: Place, dataset: str) -> Place:
     """Return the store that the last `extract` of this data set made or found.
+
+    Parameters
+    ----------
+    cache : the cache, or the URL that the features lie at.
 
     Raises
     ------
@@ -126,9 +137,10 @@ def current(cache: Path, dataset: str) -> Path:
         Nothing was extracted yet.
     """
     pointer = cache / "features" / dataset / "current.json"
-    if not pointer.is_file():
+    said = read_json(pointer)
+    if said is None:
         raise InputError("nothing was extracted yet", where=pointer.parent, hint="run `fercache extract` first")
-    return pointer.parent / str(durable.read_json(pointer)["store"])
+    return pointer.parent / str(said["store"])
 
 
 def write_failures(path: Path, failed: Sequence[ClipDone]) -> None:
@@ -248,9 +260,9 @@ def _total(trials: Sequence[Trial], work: _Work) -> float:
     return total
 
 
-def _opened(path: Path, settings: dict[str, Any], config: ExtractConfig, cnn: weights.Weights) -> EmbeddingStore:
+def _opened(path: Place, settings: dict[str, Any], config: ExtractConfig, cnn: weights.Weights) -> EmbeddingStore:
     """Return the store at `path`, made if it is not there."""
-    if path.exists():
+    if files_at(path).get("zarr.json") is not None:
         return EmbeddingStore.open(path, mode="a")
     from fercache.backbones import shapes_of  # torch: seconds that a cached run saves
 

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.backbones import Backbone
+from fercache.crops import crop, whole
 from fercache.errors import ClipError
-from fercache.faces import Detector, crop, whole
+from fercache.faces import Detector
 from fercache.media import Frame, Source
 from fercache.people import main_person
 from fercache.progress import Meter

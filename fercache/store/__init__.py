@@ -18,8 +18,9 @@ from fercache.store.files import Size
 from fercache.store.joined import Joined, Readable, join
 from fercache.store.layout import CHUNK, CLOCK, CLOCK_NAME, SEGMENT
 from fercache.store.mark import ArrayMark, Mark, same_source
-from fercache.store.remote import files_at
+from fercache.store.remote import files_at, read_json, write_json
 from fercache.store.writer import ClipWriter
 
 __all__ = ["CHUNK", "CLOCK", "CLOCK_NAME", "SEGMENT", "ArrayMark", "Clip", "ClipWriter", "EmbeddingStore", "Fault",
-           "Joined", "Mark", "Readable", "Size", "Tap", "claimed", "files_at", "join", "same_source", "work_folder"]
+           "Joined", "Mark", "Readable", "Size", "Tap", "claimed", "files_at", "join", "read_json", "same_source",
+           "work_folder", "write_json"]

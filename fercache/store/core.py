@@ -57,6 +57,7 @@ class EmbeddingStore(Mapping[str, Clip]):
         self.settings, self.taps = read_root(data, self.path)
         self.fingerprint = digest(self.settings)
         self._marks: dict[str, tuple[Stamp, Mark | None]] = {}
+        self._digest: str | None = None
 
     @classmethod
     def open(cls, path: str | Place, *, mode: str = "r") -> EmbeddingStore:
@@ -176,9 +177,12 @@ class EmbeddingStore(Mapping[str, Clip]):
 
         Notes
         -----
-        Sorted by clip, so the order of work is not in it; nor are provenance, source or time stamps.
+        Sorted by clip, so the order of work is not in it; nor are provenance, source or time stamps. Of a far store
+        that is open to read it is asked once, as the marks are: forked processes need not ask at all.
         """
-        return digest([self.mark(clip).identity() for clip in self])
+        if self._digest is None or self.mode == "a" or not self.files.far:
+            self._digest = digest([self.mark(clip).identity() for clip in self])
+        return self._digest
 
     def ahead(self, names: Sequence[str], taps: Sequence[str]) -> EmbeddingStore | Ahead:
         """Return the store for a reader who takes these taps of whole clips, in this order: read ahead if it is far."""

@@ -134,6 +134,8 @@ def join(base: EmbeddingStore, names: Sequence[str], taps: Sequence[str]) -> tup
     InputError
         No such store, or several of that name.
     """
+    if base.files.far:
+        list(base)  # the marks of all clips, many under way at once: they will be asked for one by one
     if not names:
         return base, tuple(taps)
     others: dict[str, Readable] = {}

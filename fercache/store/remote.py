@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -15,7 +16,7 @@ from fercache import durable
 from fercache.errors import FercacheError, InputError, MissingExtra, StoreError
 from fercache.place import Place, Url, as_place
 from fercache.store.files import Files, LocalFiles, Size, Stamp
-from fercache.store.mark import LARGEST
+from fercache.store.mark import LARGEST, parse
 
 FLIGHTS = 32
 """Requests under way at the same time: a request waits for its answer for some 30 ms, whatever its size."""
@@ -226,6 +227,26 @@ def files_at(place: str | Place) -> Files:
     """
     there = as_place(place)
     return RemoteFiles(there) if isinstance(there, Url) else LocalFiles(there)
+
+
+def read_json(place: Place) -> Any:
+    """Return the JSON value at a path or URL, None where there is nothing.
+
+    Raises
+    ------
+    InputError
+        It is no JSON.
+    """
+    data = files_at(place.parent).get(place.name)
+    try:
+        return None if data is None else parse(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not readable as JSON ({error})", where=place, hint="remove it and run again") from error
+
+
+def write_json(place: Place, value: Any) -> None:
+    """Put `value` at a path or URL as JSON, whole or not at all."""
+    files_at(place.parent).replace(place.name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _connect(root: Url) -> Any:

@@ -1,0 +1,141 @@
+"""The three commands, as typed: on real faces, twice, on a machine that has nothing else."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fercache
+from fercache import demo
+from fercache.datasets.demo import ANNOTATIONS
+
+CLIPS = ("single_face.mp4", "carphone_pristine.mp4")
+
+
+def typed(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Return what `fercache` said; the command must have ended well."""
+    done = subprocess.run([sys.executable, "-m", "fercache", *map(str, words)], cwd=cwd, text=True,
+                          capture_output=True, check=False, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A folder in which the three commands were run once."""
+
+    home: Path
+    data: tuple[str, ...]
+
+    def three(self, cache: str = "cache", out: str = "preds.csv") -> list[str]:
+        """Run the three commands and return what each said on stderr."""
+        return [typed("--cache", cache, *words, *self.data, cwd=self.home).stderr for words in (
+            ("extract", "--taps", "block8,repeat_1-3x3"),
+            ("train-heads", "--taps", "block8,repeat_1-3x3"),
+            ("stack", "--out", out))]
+
+    def rows(self, out: str = "preds.csv") -> list[dict[str, str]]:
+        with (self.home / out).open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Walk:
+    """Two clips of the demo as the user's own table, and one of them again as a test clip without labels."""
+    home = tmp_path_factory.mktemp("walk")
+    clips = demo.fetch(cache / "clips")
+    (home / "labels").mkdir()
+    for name in CLIPS:
+        shutil.copy(ANNOTATIONS / f"{Path(name).stem}.txt", home / "labels")
+    lines = [f"{Path(name).stem},{clips / name},train" for name in CLIPS]
+    (home / "clips.csv").write_text("\n".join(["clip,path,split", *lines, f"other,{clips / CLIPS[0]},test"]) + "\n")
+    (home / "cache").mkdir()
+    (home / "cache" / "weights").symlink_to(cache / "weights")
+    walk = Walk(home, ("--clips", "clips.csv", "--labels", "labels"))
+    walk.three()
+    return walk
+
+
+def test_predictions_are_one_row_a_frame(walk: Walk) -> None:
+    rows = walk.rows()
+    assert [r["clip"] for r in rows] == ["carphone_pristine"] * 120 + ["other"] * 72 + ["single_face"] * 72
+    assert [int(r["frame"]) for r in rows] == [*range(1, 121), *range(1, 73), *range(1, 73)]
+    shares = np.array([[float(v) for k, v in r.items() if k.startswith("p_")] for r in rows])
+    assert shares.shape == (264, 7) and np.abs(shares.sum(1) - 1).max() < 1e-9
+    assert all(int(r["prediction"]) == share.argmax() for r, share in zip(rows, shares, strict=True))
+    labels = [int(line) for line in (ANNOTATIONS / "single_face.txt").read_text().splitlines()[1:]]
+    assert [int(r["label"] or -1) for r in rows[192:]] == labels
+    assert not any(r["label"] for r in rows[120:192]), "the test clip has no label"
+
+
+def test_the_test_clip_is_told_by_the_mean_of_the_folds_models(walk: Walk) -> None:
+    """`other` is the very clip `single_face`: out of fold it was seen by one model, as a test clip by both."""
+    rows = walk.rows()
+    said = [np.array([[float(v) for k, v in r.items() if k.startswith("p_")] for r in part])
+            for part in (rows[120:192], rows[192:])]
+    assert np.abs(said[0] - said[1]).max() > .02
+
+
+def test_the_metrics_file_names_all_that_went_in(walk: Walk) -> None:
+    said = json.loads((walk.home / "preds.metrics.json").read_text())
+    assert {"frame", "gru", "transformer", "mean", "stack"} <= set(said["columns"])
+    assert said["final"]["column"] == "mean", "two groups: nothing is chosen"
+    text = json.dumps(said)
+    store = next((walk.home / "cache" / "features").glob("*/*.zarr"))
+    assert fercache.open_store(str(store)).digest() in text
+
+
+def test_a_second_run_computes_nothing_in_any_stage(walk: Walk) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (walk.home / "cache").rglob("*.*") if p.suffix != ".lock"
+              and p.name != "current.json" and "weights" not in p.parts}
+    first, second, third = walk.three(out="again.csv")
+    assert "0 clips computed" in first and "3 cached" in first
+    assert "nothing to do" in second and "nothing to do" in third
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert (walk.home / "again.csv").read_bytes() == (walk.home / "preds.csv").read_bytes()
+
+
+def test_stage_two_again_gives_the_same_bytes(walk: Walk) -> None:
+    """From the same store, in a cache where nothing was trained."""
+    (walk.home / "other").mkdir()
+    for part in ("features", "weights"):
+        (walk.home / "other" / part).symlink_to((walk.home / "cache" / part).resolve())
+    said = walk.three(cache="other", out="other.csv")
+    assert "heads trained" in said[1] and "computed" in said[2]
+    assert (walk.home / "other.csv").read_bytes() == (walk.home / "preds.csv").read_bytes()
+
+
+def test_stage_one_again_gives_the_same_bytes(walk: Walk) -> None:
+    (walk.home / "fresh").mkdir()
+    (walk.home / "fresh" / "weights").symlink_to((walk.home / "cache" / "weights").resolve())
+    typed("--cache", "fresh", "extract", "--taps", "block8,repeat_1-3x3", *walk.data, cwd=walk.home)
+    stores = [fercache.open_store(str(next((walk.home / name / "features").glob("*/*.zarr"))))
+              for name in ("cache", "fresh")]
+    assert stores[0].digest() == stores[1].digest()
+
+
+@pytest.mark.full
+def test_temporal_heads_and_stack_on_streams(tmp_path: Path, shared: Path, cache: Path) -> None:
+    """The stated streams of real faces: 40 trials of about 200 frames, seed 11, through the command line."""
+    subprocess.run([sys.executable, str(shared / "tools/make_fer_streams.py"), "--trials", "40", "--frames", "200",
+                    "--seed", "11", "--images", str(shared / "data/fer2013_train.zip"), "--out", "streams"],
+                   cwd=tmp_path, check=True)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "weights").symlink_to(cache / "weights")
+    data = ("--dataset", "affwild2", "--root", "streams")
+    for words in (("extract", "--faces", "cropped"), ("train-heads",), ("stack", "--out", "preds.csv")):
+        done = typed(*words, *data, cwd=tmp_path)
+    print(done.stdout)
+    scores = json.loads((tmp_path / "preds.metrics.json").read_text())["splits"]["validation"]["columns"]
+    f1 = {name: column["macro_f1"] for name, column in scores.items()}
+    assert f1["gru"] >= f1["frame"] + .08 and f1["transformer"] >= f1["frame"] + .08, f1
+    assert f1["stack"] >= f1["mean"], f1
