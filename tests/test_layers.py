@@ -18,15 +18,15 @@ FLOORS = {
     2: "recipe wheels facenet cores crops metrics smoothing folds",
     3: "media weights store logits datasets",
     4: "backbones faces people heads windows demo",
-    5: "extract train_heads stack care timeline",
+    5: "extract train_heads stack care timeline transfer",
     6: "cli",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 
 DOORS = {
-    "av": {"media"}, "zarr": {"store"}, "h5py": {"logits"}, "lightgbm": {"stack"}, "sklearn": {"stack"},
+    "av": {"media"}, "zarr": {"store"}, "h5py": {"logits", "transfer"}, "lightgbm": {"stack"}, "sklearn": {"stack"},
     "matplotlib": {"timeline"}, "facenet_pytorch": {"facenet"}, "torchvision": {"facenet"}, "click": {"cli"},
-    "tensorboard": {"weights"}, "onnxruntime": {"backbones"}, "pyarrow": {"stack", "datasets"},
+    "tensorboard": {"weights"}, "onnxruntime": {"backbones"}, "pyarrow": {"stack", "datasets", "transfer"},
     "PIL": {"media", "crops", "timeline"}, "rich": {"progress", "stack", "cli"},
     "torch": {"facenet", "weights", "cores", "backbones", "faces", "heads", "windows", "train_heads"},
 }

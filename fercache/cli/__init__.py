@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from fercache import __version__, recipe
-from fercache.cli import care, pipeline
+from fercache.cli import care, pipeline, transfer
 from fercache.cli.home import Home
 from fercache.cli.options import PLACE
 from fercache.errors import FercacheError
@@ -44,5 +44,5 @@ def main(ctx: click.Context, cache: Place | None, local_cache: Path | None, stag
     ctx.obj = Home().moved(cache, local_cache, stages)
 
 
-for command in (*pipeline.COMMANDS, *care.COMMANDS):
+for command in (*pipeline.COMMANDS, *care.COMMANDS, *transfer.COMMANDS):
     main.add_command(command)
