@@ -22,8 +22,8 @@ from fercache.errors import ClipError, InputError
 from fercache.store import CLOCK_NAME
 from fercache.transfer.incoming import FEATURES, Entry, Incoming, ascending
 
-CLIPS = "clips.json"
-"""In a folder that `export` wrote: which clip lies in which file; written last."""
+CLIPS = "__clips.json"
+"""In a folder that `export` wrote: which clip lies in which file; written last. No clip's folder begins with ``__``."""
 CLIP_NAME = "clip"
 FRAME_KEYS = ("frames", "frame", "index")
 TURNED = 1 << 30

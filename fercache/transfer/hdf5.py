@@ -85,7 +85,7 @@ def _clip(item: Any, name: str) -> Incoming:
     if isinstance(item, h5py.Dataset):
         return _of_arrays({FEATURES: _safe(item, name)}, name)
     held = {key: _safe(one, name) for key, one in _hard(item) if isinstance(one, h5py.Dataset)}
-    if OURS not in item.attrs and all(key.partition(".")[0].isdigit() for key in held):
+    if OURS not in item.attrs and any(key.partition(".")[0].isdigit() for key in held):
         return _of_frames(held, name)
     return _of_arrays({_name(one, key): one for key, one in held.items()}, name)
 

@@ -126,7 +126,8 @@ def check_clock(clock: NDArray[np.float64], frames: NDArray[np.int64], name: str
     """Refuse a clock that does not count the frames."""
     if clock.ndim != 2 or clock.shape[1] != len(CLOCK) or len(clock) != len(frames):
         raise ClipError(f"a clock of shape {clock.shape} does not fit {len(frames)} frames", where=name)
-    if not np.array_equal(frames, np.arange(1, len(frames) + 1)) or not np.isfinite(clock[:, 1]).all():
+    counted = np.arange(1, len(frames) + 1)
+    if not (frames == counted).all() or not (clock[:, 0] == counted).all() or not np.isfinite(clock[:, 1]).all():
         raise ClipError("its clock does not count 1, 2, 3, ... or lacks times", where=name,
                         hint="leave the clock out, and give frame numbers alone")
 
