@@ -127,5 +127,5 @@ def test_heads_learn_from_what_joins(tmp_path: Path, dataset: Dataset) -> None:
         book = LogitBook.load(report.book)
         right[names] = (book.logits["frame"].argmax(axis=1) == book.label)[book.label >= 0].mean()
         assert train_heads.run(dataset, base, replace(config, join=names), tmp_path / "cache").cached
-    assert right[("answer",)] > 0.95 > 0.75 > right[()], right
+    assert right[("answer",)] > 0.8 > 0.65 > right[()], right
     assert len(list((tmp_path / "cache" / "logits" / "told").glob("*.h5"))) == 2

@@ -70,13 +70,13 @@ def test_a_round_trip_is_exact(tmp_path: Path, to: str) -> None:
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
-    ["../up", "/etc/passwd", "a/b", "a\\b", "CON", "zarr.json", ".", "..", "", "x" * 300, "é", "e\u0301", "clock", "\x00",
-     "00001", "frames", "clips.json"])
+    ["../up", "/etc/passwd", "a/b", "a\\b", "CON", "zarr.json", ".", "..", "", "x" * 300, "é", "e\u0301", "clock",
+     "\x00", "00001", "frames", "__clips.json", "clip.json"])
 SHAPE = st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple)
 
 
 @pytest.mark.parametrize("to", FORMATS)
-@how(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@how(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(clips=st.dictionaries(TEXT, st.sampled_from([1, 2, 5, 255, 257]), min_size=1, max_size=3),
        taps=st.dictionaries(TEXT.filter(lambda t: t not in ("", "clock")), SHAPE, min_size=1, max_size=3),
        seed=st.integers(0, 2**16))
@@ -201,6 +201,18 @@ ARRAYS = {"nan": {"features": np.array([[1, np.nan]])}, "inf": {"features": np.a
           "clock": {"features": ROWS, "clock": np.zeros((6, 9))}}
 
 
+def npy_of(header: str, size: int) -> bytes:
+    """Return an npy file of zeros under a header of one's own."""
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(size)
+
+
+TABLES = {"no number": "clip,frame,a\nv,1,x\n", "cut": "clip,frame,a\nv,1,2\nv,2,3.", "nan": "clip,frame,a\nv,1,nan\n",
+          "twice": "clip,frame,a\nv,1,2\nv,1,2\n", "header": "a,b\n1,2\n", "empty": "",
+          "fields": "clip,frame,a\nv,1,2\nv,2\n", "label": "clip,frame,label\nv,1,2\n",
+          "frame 0": "clip,frame,a\nv,0,1\n", "far": "clip,frame,a\nv,999999999999999999999999,1\n",
+          "quote": 'clip,frame,a\n"v,1,2\n' + "x" * 10**5 + "\n"}
+
+
 def made_bad(folder: Path, case: str) -> Path:
     """Write a malformed import and return its path."""
     kind, _, what = case.partition(": ")
@@ -215,30 +227,25 @@ def made_bad(folder: Path, case: str) -> Path:
     elif what == "pickle":
         path.write_bytes(pickle.dumps({"v/00001.jpg": (ROWS[0], Bomb())}))
     elif what == "huge":
-        header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 4)}\n"
-        path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
+        path.write_bytes(npy_of("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 4)}\n", 64))
     elif what == "torch":
         with zipfile.ZipFile(path, "w") as file:
             file.writestr("archive/data.pkl", pickle.dumps(Bomb()))
     elif what == "bomb":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-            header = b"{'descr': '|u1', 'fortran_order': True, 'shape': (100000, 100000)}\n"
-            file.writestr("features.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(10**7))
+            file.writestr("features.npy", npy_of("{'descr': '|u1', 'fortran_order': True, 'shape': (100000, 100000)}\n",
+                                                 10**7))
     elif kind == "csv":
-        path.write_text({"no number": "clip,frame,a\nv,1,x\n", "cut": "clip,frame,a\nv,1,2\nv,2,3.", "nan": "clip,frame,a\nv,1,nan\n",
-                         "twice": "clip,frame,a\nv,1,2\nv,1,2\n", "header": "a,b\n1,2\n", "empty": "", "fields": "clip,frame,a\nv,1,2\nv,2\n",
-                         "label": "clip,frame,label\nv,1,2\n", "frame 0": "clip,frame,a\nv,0,1\n",
-                         "far": "clip,frame,a\nv,999999999999999999999999,1\n", "quote": 'clip,frame,a\n"v,1,2\n' + "x" * 10**5 + "\n"}[what])
+        path.write_text(TABLES[what])
     else:
         path.write_bytes({"garbage": b"\x00garbage" * 99, "empty": b""}[what])
     return path
 
 
 BAD = [*(f"h5: {case}" for case in H5), *(f"npz: {case}" for case in ARRAYS), "npz: objects", "npy: objects",
-       "pkl: pickle", "npy: pickle", "npz: pickle", "npy: huge", "npz: torch", "npz: bomb", "npz: garbage", "npz: empty",
-       "npy: garbage", "npy: empty", "parquet: garbage", "parquet: empty",
-       *(f"csv: {case}" for case in ("no number", "cut", "nan", "twice", "header", "empty", "fields", "label", "frame 0",
-                                     "far", "quote"))]
+       "pkl: pickle", "npy: pickle", "npz: pickle", "npy: huge", "npz: torch", "npz: bomb", "npz: garbage",
+       "npz: empty", "npy: garbage", "npy: empty", "parquet: garbage", "parquet: empty",
+       *(f"csv: {case}" for case in TABLES)]
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -263,7 +270,7 @@ def test_a_cut_file_is_never_half_imported(tmp_path: Path, to: str) -> None:
     whole = sorted(p for p in [tmp_path / ENDING[to], *(tmp_path / ENDING[to]).rglob("*")] if p.is_file())
     for path in whole:
         data = path.read_bytes()
-        for share in (0.0, 0.3, 0.7, 0.999):
+        for share in (0.0, 0.3, 0.7) if path.suffix == ".json" else (0.0, 0.3, 0.7, 0.999):
             path.write_bytes(data[:int(len(data) * share)])
             with pytest.raises(InputError):
                 transfer.import_features(tmp_path / ENDING[to], "back", tmp_path / "features")
@@ -285,7 +292,8 @@ def test_rows_of_a_clip_must_be_together(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("clip,frame,a\nv,1,1\nw,1,1\nv,2,1\n")
     for _ in range(2):
         report = transfer.import_features(tmp_path / "t.csv", "n", tmp_path / "f")
-        assert list(report.failed) == ["v"] and "sort" in report.failed["v"] and list(EmbeddingStore.open(report.store)) == ["w"]
+        assert list(report.failed) == ["v"] and "sort" in report.failed["v"]
+        assert list(EmbeddingStore.open(report.store)) == ["w"]
 
 
 @pytest.mark.parametrize("name", ["../up", "/etc/passwd", "a/b", "C:\\x", "CON", "..", "x" * 400, "\u0430"])
@@ -304,14 +312,16 @@ def test_a_list_of_clips_cannot_name_files_outside(tmp_path: Path) -> None:
     np.save(tmp_path / "secret.npy", ROWS)
     (tmp_path / "in").mkdir()
     for folder, file in (("..", "secret.npy"), ("a", "../../secret.npy"), ("/", "x.npy")):
-        (tmp_path / "in" / "clips.json").write_text(json.dumps({"clips": {folder: {"clip": "v", "arrays": {"x": file}}}}))
+        said = {"clips": {folder: {"clip": "v", "arrays": {"x": file}}}}
+        (tmp_path / "in" / "__clips.json").write_text(json.dumps(said))
         with pytest.raises(InputError, match="outside"):
             transfer.import_features(tmp_path / "in", "n", tmp_path / "f")
     assert not (tmp_path / "f").exists()
 
 
-def test_a_long_clip_needs_little_memory(tmp_path: Path) -> None:
-    """60,000 frames x 2,048 in float16, 245 MB: out as each format and back in, in a process that may have 1 GB."""
+@pytest.mark.parametrize(("frames", "limit_mb"), [(30_000, 100), pytest.param(150_000, 200, marks=pytest.mark.full)])
+def test_a_long_clip_needs_little_memory(tmp_path: Path, frames: int, limit_mb: int) -> None:
+    """A clip of 123 MB (full: 614 MB) goes out as each format and back in, in far less memory than it takes."""
     code = f"""
 import resource, numpy as np
 from pathlib import Path
@@ -320,19 +330,21 @@ from fercache.store import CLOCK, SEGMENT, EmbeddingStore
 here = Path({str(tmp_path)!r})
 store = EmbeddingStore.create(here / "casia-1.zarr", {{"backbone": "x"}}, {{"x": (2048,)}})
 with store.writer("c", source={{}}, provenance={{}}) as writer:
-    writer.set_clock(np.column_stack([np.arange(1, 60001), np.zeros((60000, len(CLOCK) - 1))]))
-    for start in range(0, 60000, SEGMENT):
-        writer.write(start, {{"x": np.full((min(SEGMENT, 60000 - start), 2048), start, np.float16)}})
+    writer.set_clock(np.column_stack([np.arange(1, {frames} + 1), np.zeros(({frames}, len(CLOCK) - 1))]))
+    for start in range(0, {frames}, SEGMENT):
+        writer.write(start, {{"x": np.full((min(SEGMENT, {frames} - start), 2048), start, np.float16)}})
     writer.commit()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for to, name in (("h5", "o.h5"), ("npz", "o"), ("parquet", "o.parquet")):
     transfer.export(store, to, here / name)
     transfer.import_features(here / name, "back", here / "f")
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert used < 200 << 10, (to, used)
+    print(to, used >> 10, "MB")
+    assert used < {limit_mb} << 10, (to, used)
 """
     pytest.importorskip("pyarrow")
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=600)
+    print(done.stdout)
     assert done.returncode == 0, done.stderr
 
 

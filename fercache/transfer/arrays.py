@@ -119,12 +119,13 @@ def npz_entries(root: Path, paths: list[Path]) -> Iterator[Entry]:
 
 def _named_entry(path: Path, name: str, opener: Callable[[Path, str, ExitStack], Incoming]) -> Entry:
     said = _npz_name(path)
+    chosen = name if said is None else said
 
     @contextmanager
     def opened() -> Iterator[Incoming]:
         with ExitStack() as held, telling(path):
-            yield opener(path, said or name, held)
-    return Entry(said or name, opened)
+            yield opener(path, chosen, held)
+    return Entry(chosen, opened)
 
 
 def _npz_name(path: Path) -> str | None:
