@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from fercache.config import DatasetConfig, TrainConfig
 from fercache.datasets import Dataset
 from fercache.datasets.table import read as read_table
 from fercache.errors import InputError
-from fercache.store import EmbeddingStore, Joined, join
+from fercache.store import EmbeddingStore, Joined, join, remote
 
 
 def base_of(folder: Path, name: str = "casia") -> EmbeddingStore:
@@ -129,3 +130,23 @@ def test_heads_learn_from_what_joins(tmp_path: Path, dataset: Dataset) -> None:
         assert train_heads.run(dataset, base, replace(config, join=names), tmp_path / "cache").cached
     assert right[("answer",)] > 0.8 > 0.65 > right[()], right
     assert len(list((tmp_path / "cache" / "logits" / "told").glob("*.h5"))) == 2
+
+
+def test_reading_ahead_hides_latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request waits 20 ms, as on a network: a preload takes a small part of what the requests add up to."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    store_of("memory://slow/casia-1.zarr", {f"c{i:02}": 40 for i in range(48)}, {"x": (3,), "y": (2, 2)})
+    asked, ranged = [], remote._ranged
+
+    def slow(fs: object, path: str, start: int, end: int) -> bytes:
+        asked.append(path)
+        time.sleep(0.02)
+        return ranged(fs, path, start, end)
+    monkeypatch.setattr(remote, "_ranged", slow)
+    store, taps = join(EmbeddingStore.open("memory://slow/casia-1.zarr"), [], ["x", "y"])
+    started = time.monotonic()
+    read = store.ahead(sorted(store), taps)
+    for name in sorted(store):
+        assert read[name].clock.shape == (40,) and read[name].read("x").any() and read[name].read("y").any()
+    spent = time.monotonic() - started
+    assert len(asked) >= 48 * 3 and spent < 0.5 * 0.02 * len(asked), (spent, len(asked))

@@ -44,7 +44,7 @@ def run(home: Path, clips: Path, *words: str, killed_at: str = "") -> subprocess
             "--classes", "low,middle,high"]
     cut = next(i for i, word in enumerate(words) if not word.startswith("--") and "cache" not in words[max(i - 1, 0)])
     return subprocess.run([sys.executable, "-m", "fercache", *words[:cut + 1], *data, *words[cut + 1:]], text=True,
-                          cwd=home, capture_output=True, check=False, timeout=90,
+                          cwd=home, capture_output=True, check=False, timeout=400,
                           env={**os.environ, "FERCACHE_KILL_AT": killed_at})
 
 
