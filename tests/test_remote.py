@@ -193,6 +193,8 @@ def test_verify_finds_and_repairs(bucket: str) -> None:  # noqa: F811
     fs.pipe_file(f"{url}/c4/other", b"stray")
     with pytest.raises(StoreError, match="missing or torn"):
         EmbeddingStore.open(url)["c2"].clock["time_s"]
+    with pytest.raises(StoreError, match="missing or torn"):
+        EmbeddingStore.open(url)["c3"]["block8"][:]
     report = care.verify(url)
     assert {fault.clip for fault in report.faults if not fault.stray} == {"c1", "c2", "c3"}
     assert care.verify(url, repair=True).dropped == ("c1", "c2", "c3")
@@ -247,10 +249,15 @@ def test_a_claim_that_is_gone_is_noticed(memory: str, monkeypatch: pytest.Monkey
             writer.set_clock(features(300)[0])
 
 
-def test_of_many_machines_one_has_the_clip(memory: str, tmp_path: Path) -> None:
+def test_of_many_machines_one_has_the_clip(memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight that come at the same moment, over and over: never two at once, and in the end somebody has it."""
     files, claims = RemoteFiles(Url(f"{memory}/s.zarr")), RemoteFiles(Url(f"{memory}/s.work"))
-    inside, most, had = [], [], []
+    inside, most, had, put_ = [], [], [], RemoteFiles.replace
+
+    def slow(self: RemoteFiles, key: str, data: bytes) -> None:
+        time.sleep(0.02)  # between the first look and the claim
+        put_(self, key, data)
+    monkeypatch.setattr(RemoteFiles, "replace", slow)
 
     def machine(number: int) -> None:
         for _ in range(5):

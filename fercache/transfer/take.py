@@ -75,8 +75,8 @@ def import_features(path: Path, name: str, folder: Place, *, fps: float = 30.0) 
         if not begun and not (taking.report.clips or taking.report.cached):
             _leave_nothing(place)
     if not taking.report.clips and not taking.report.cached:
-        first = next(iter(taking.report.failed.items()), ("", "it holds no clip"))
-        raise InputError(f"nothing could be imported: {': '.join(first).lstrip(': ')}", where=path,
+        first = next(iter(taking.report.failed.values()), "it holds no clip")
+        raise InputError(f"nothing could be imported: {first}", where=path,
                          hint="see `fercache import --help` for what can be read")
     return taking.report
 
@@ -103,8 +103,9 @@ class _Taking:
                 clip.check(entry.name)
                 self._put(entry.name, clip)
         except ClipError as error:
-            log.error("%s: %s", entry.name, error)
-            self.report.failed[entry.name] = str(error)
+            said = str(error) if error.where == entry.name else f"{entry.name}: {error}"
+            log.error("%s", said)
+            self.report.failed[entry.name] = said
             self._drop(entry.name)
 
     def _put(self, name: str, clip: Incoming) -> None:
