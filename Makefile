@@ -15,10 +15,10 @@ DEVICE_FLAG := $(if $(DEVICE),--device "$(DEVICE)")
 FERCACHE := $(BIN)/fercache --cache "$(CACHE)" --stages "$(STAGES)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo extract train-heads stack all test test-full ci bench clean
+.PHONY: help setup demo check extract train-heads stack all ablation test test-full ci bench clean
 
 help:  ## show this
-	@echo "make TARGET [DATA=folder] [DATASET=affwild2|table|demo] [CACHE=cache] [STAGES=stages] [DEVICE=cpu|cuda] [OUT=preds.csv] [ARGS=...]"
+	@echo "make TARGET [DATA=folder] [DATASET=affwild2|mtl|dfew|...|table|demo] [CACHE=cache] [STAGES=stages] [DEVICE=cpu|cuda] [OUT=preds.csv] [ARGS=...]"
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 $(VENV)/.made:
@@ -47,6 +47,9 @@ demo: $(VENV)/.ready  ## the three steps on the embedded demo, with pictures at 
 extract: $(VENV)/.ready  ## stage one: clips -> the embedding store
 	@$(FERCACHE) extract $(DATA_FLAGS) $(DEVICE_FLAG) $(ARGS)
 
+check: $(VENV)/.ready  ## the data set against its clips, before hours are spent
+	@$(FERCACHE) check $(DATA_FLAGS) $(ARGS)
+
 train-heads: $(VENV)/.ready  ## stage two: store -> out-of-fold logits and heads
 	@$(FERCACHE) train-heads $(DATA_FLAGS) $(DEVICE_FLAG) $(ARGS)
 
@@ -54,6 +57,9 @@ stack: $(VENV)/.ready  ## logits -> final predictions in OUT
 	@$(FERCACHE) stack $(DATA_FLAGS) --out "$(OUT)" $(ARGS)
 
 all: extract train-heads stack  ## the three, one after the other
+
+ablation: $(VENV)/.ready  ## what each choice of stage two is worth: a table
+	@$(FERCACHE) ablation $(DATA_FLAGS) $(DEVICE_FLAG) $(ARGS)
 
 test: $(VENV)/.ready-dev  ## the quick suite
 	@$(BIN)/python -m pytest -q $(ARGS)

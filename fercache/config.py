@@ -11,6 +11,9 @@ from fercache.errors import InputError
 
 MAX_THREADS = 256
 PRECISIONS = ("float32", "bf16", "fp16")
+DATASETS = ("demo", "affwild2", "mtl", "dfew", "ferv39k", "mafw", "cremad", "ravdess", "afew", "ckplus", "table")
+HEADS = ("frame", "gru", "transformer", "paper-frame", "paper-gru", "paper-transformer")
+LOSSES = ("plain", "weighted", "balanced", "focal", "adjusted")
 
 
 def option(default: Any, help: str, *, choices: tuple[str, ...] = (), numbers: bool = True, low: float | None = None,
@@ -73,12 +76,16 @@ def default_of(entry: Any) -> Any:
 class DatasetConfig(Config):
     """Where the clips and labels are (`stages/dataset.toml`)."""
 
-    dataset: str = option("demo", "Which layout: demo, affwild2, table.", choices=("demo", "affwild2", "table"))
-    root: str = option("", "Folder of a known layout (Aff-Wild2).", numbers=False)
+    dataset: str = option("demo", "Which set; where only --root is given it is told by its folders.", choices=DATASETS)
+    root: str = option("", "Folder that the set lies in.", numbers=False)
     clips: str = option("", "Table clip,path[,label][,subject][,group][,split], or a folder of clips.", numbers=False)
     labels: str = option("", "Per-frame labels: a table clip,frame,label or a folder of text files.", numbers=False)
     classes: tuple[str, ...] = option((), "Class names in order, where labels are numbers without names.")
-    edition: str = option("", "Aff-Wild2 annotation folder to use, where the root holds several (e.g. 6th_ABAW).")
+    edition: str = option("", "Part of the path of the annotations to use, where there are several (e.g. 6th_ABAW).")
+    fold: int = option(0, "Published fold whose test list is held out, from 1 (0: the set's first, or none).",
+                       low=0, high=100)
+    take: str = option("auto", "Where a set is there as pictures and as videos: crops, video, or auto (crops first).",
+                       choices=("auto", "crops", "video"))
     name: str = option("", "Name of this data set in the cache (default: made from the layout and the path).",
                        numbers=False)
 
@@ -96,22 +103,56 @@ class ExtractConfig(Config):
     min_face_px: int = option(40, "Smallest face looked for, in pixels of the frame.", low=10, high=4096)
     min_score: float = option(0.9, "Detections under this score are no face.", low=0, high=1)
     margin: float = option(0.0, "Room around a box, as a share of its longer side.", low=0, high=2)
+    views: int = option(1, "Looks at each face: the plain crop, its mirror image, then moved, turned and lit ones.",
+                        low=1, high=64)
     damaged: str = option("fail", "A video that ends before its stated length: fail the clip, or keep what decodes.",
                           choices=("fail", "keep"))
     crop_fps: float = option(30.0, "Frames a second of crop folders, which have no clock.", low=1e-3, high=1e6)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", numbers=False)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
+    strict: bool = option(False, "Compare every byte of each source with what was stored, not samples.", numbers=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
     """Stage two, a (`stages/train-heads.toml`)."""
 
-    heads: tuple[str, ...] = option(("frame", "gru", "transformer"), "Which heads to train.",
-                                    choices=("frame", "gru", "transformer"))
+    heads: tuple[str, ...] = option(("frame", "gru", "transformer"), "Which heads to train.", choices=HEADS)
     taps: tuple[str, ...] = option(("block8", "repeat_2", "repeat_1-3x3"), "Which taps the heads see.")
     join: tuple[str, ...] = option((), "Stores of other features (`fercache import`) to join: NAME or path; all their "
                                    "taps are seen, or those that --taps names as NAME/tap.", numbers=False)
+    standardise: str = option("train", "Features: by the training rows' mean and spread, or each clip by its own.",
+                              choices=("train", "clip"))
+    views: str = option("draw", "Other views of a crop (mirrored ...), where the store has them: drawn, or not used.",
+                        choices=("draw", "off"))
+    evidence: str = option("held-out", "What temporal heads read: the frame head's word on groups it did not learn "
+                           "from, or the features.", choices=("held-out", "off"))
+    members: int = option(4, "Trainings of a head in a fold, each watched by another part of the groups; their mean "
+                          "speaks.", low=1, high=20)
+    loss: str = option("", "Loss (default: the head's own).", choices=("", *LOSSES))
+    label_smoothing: float = option(-1.0, "Share of the truth given to all classes (-1: the head's own).", low=-1,
+                                    high=1)
+    window_s: float = option(0.0, "Seconds a window of a temporal head covers (0: the head's own).", low=0, high=3600)
+    step_s: float = option(-1.0, "Seconds between the frames of a window (-1: the head's own, 0: each frame).", low=-1,
+                           high=60)
+    epochs: int = option(0, "Passes at most (0: the head's own).", low=0, high=100_000)
+    patience: int = option(-1, "Passes without gain that end a training (-1: the head's own, 0: never).", low=-1,
+                           high=100_000)
+    width: int = option(0, "Width of the nets (0: the head's own).", low=0, high=8192)
+    dropout: float = option(-1.0, "Dropout (-1: the head's own).", low=-1, high=0.95)
+    lr: float = option(0.0, "Peak of the learning rate (0: the head's own).", low=0, high=10)
+    ema: float = option(-1.0, "Decay of the average of weights (-1: the head's own, 0: none).", low=-1, high=0.99999)
+    mixup: float = option(-1.0, "Mixing of windows, alpha (-1: the head's own, 0: none).", low=-1, high=10)
+    noise: float = option(-1.0, "Noise on standardised features (-1: the head's own, 0: none).", low=-1, high=10)
+    hide_s: float = option(-1.0, "Longest stretch hidden from temporal heads in training (-1: the head's own).", low=-1,
+                           high=60)
+    level: str = option("frame", "One prediction a frame, or one a clip (attention pooling in the temporal heads).",
+                        choices=("frame", "clip"))
+    tail: str = option("", "Map tap that the frame head trains the backbone's own last blocks on (mixed_7a-map ...).")
+    precision: str = option("auto", "Arithmetic of training; auto: bf16 on a GPU, float32 on a CPU.",
+                            choices=("auto", "float32", "bf16"))
+    memory: str = option("auto", "Features in RAM, mapped from a file in the cache, or mapped where RAM is too small.",
+                         choices=("auto", "ram", "map"), numbers=False)
     folds: int = option(5, "Folds by group (fewer where there are fewer groups).", low=2, high=100)
     seed: int = option(0, "Seed of everything random.", low=0, high=2**31 - 1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", numbers=False)
@@ -124,6 +165,43 @@ class StackConfig(Config):
 
     final: str = option("auto", "What preds.csv holds: what won out of fold, or one of the columns.",
                         choices=("auto", "stack", "mean", "frame", "gru", "transformer"))
+    gaps: str = option("nearest", "Frames without a face: left unfilled, the nearest face's prediction, a line between "
+                       "the two around, or left to the temporal heads' mask.",
+                       choices=("none", "nearest", "linear", "mask"))
     seed: int = option(0, "Seed of everything random.", low=0, high=2**31 - 1)
     bootstrap: int = option(1000, "Draws of the bootstrap over groups.", low=0, high=1_000_000)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitConfig(Config):
+    """How predictions become a submission (`stages/submit.toml`)."""
+
+    edition: str = option("auto", "What the template belongs to; auto: told by its first line and the classes.",
+                          choices=("auto", "abaw1", "abaw2", "abaw3", "abaw5", "abaw6", "abaw8", "dfew", "ferv39k"))
+    map: str = option("", "Where classes differ: names (go by the names all the same) or A=B,C=D; nothing: refuse.")
+    rows: str = option("strict", "strict: refuse rows that are missing or too many; template: the organisers' rows are "
+                       "written, ours are filled or left out, and it is told.", choices=("strict", "template"))
+    gaps: str = option("nearest", "What fills rows that the predictions lack.", choices=("nearest", "linear"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(Config):
+    """How predictions are scored on a set's labels (`stages/score.toml`)."""
+
+    split: str = option("all", "Which trials to score.", choices=("all", "train", "validation", "test"))
+    map: str = option("", "Where names do not say it: A=B,C=D (ours=theirs).")
+    level: str = option("auto", "Score frames or clips; auto: clips where the set has one label a clip.",
+                        choices=("auto", "frame", "clip"))
+    seed: int = option(0, "Seed of the bootstrap.", low=0, high=2**31 - 1)
+    bootstrap: int = option(1000, "Draws of the bootstrap over groups.", low=0, high=1_000_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationConfig(Config):
+    """What the table of choices tries (`stages/ablation.toml`)."""
+
+    rows: tuple[str, ...] = option((), "Changes to try: KEY=VALUE of train-heads, lists with +, several with ; "
+                                       "(none named: taps, and each other choice of every switch).")
+    repeats: int = option(3, "Seeds that every row is trained with.", low=1, high=100)
+    bootstrap: int = option(1000, "Draws of the bootstrap over groups.", low=0, high=1_000_000)

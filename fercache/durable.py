@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import tempfile
 from collections import Counter
@@ -45,10 +46,43 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         sync(temporary)
+        step("replace.written")
         temporary.replace(path)
+        step("replace.named")
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def making_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary sibling of `path`; on a clean exit it becomes the folder `path`, else it is removed.
+
+    Raises
+    ------
+    InputError
+        There is something at `path` already (an empty folder may be), or nothing can be written beside it.
+
+    Notes
+    -----
+    After a crash at any moment there is no folder `path`, or the whole one: a folder that holds something cannot be
+    replaced in one step, so it never is.
+    """
+    if path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None):
+        raise InputError("this is there already", where=path, hint="remove it, or choose another folder with --out")
+    make_folder(path.parent)
+    try:
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=".tmp-", suffix="-" + path.name[-100:]))
+    except OSError as error:
+        raise not_writable(path.parent, error) from error
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        sync_all(temporary.iterdir())
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -76,6 +110,25 @@ def read_json(path: Path, limit_bytes: int = 64 << 20) -> Any:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise InputError(f"not readable as JSON ({error})", where=path, hint="remove it and run again") from error
+
+
+def read_pointer(path: Path, key: str) -> Path:
+    """Return the neighbour of the JSON file at `path` whose name stands there under `key`.
+
+    Raises
+    ------
+    InputError
+        No name of a neighbour stands there.
+    """
+    return path.parent / neighbour(read_json(path, limit_bytes=1 << 20), key, path)
+
+
+def neighbour(said: Any, key: str, path: object) -> str:
+    """Return the name of a neighbour that a JSON value, read at `path`, holds under `key`; refuse what is none."""
+    name = said.get(key) if isinstance(said, dict) else None
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or not name.isprintable():
+        raise InputError(f"says no {key}", where=path, hint="remove it and run again")
+    return name
 
 
 def make_folder(path: Path) -> None:

@@ -91,10 +91,19 @@ class LogitBook:
         """
         try:
             with h5py.File(path, "r") as file:
+                _check_size(file, path.stat().st_size)
                 return cls(**_read(file))
-        except (OSError, KeyError, ValueError, TypeError) as error:
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise StoreError(f"no readable book of logits ({error})", where=path,
                              hint="run `fercache train-heads` (remove the file first if it is damaged)") from error
+
+
+def _check_size(file: h5py.File, most: int) -> None:
+    """Refuse data larger than the file: HDF5 may state any shape for what was never written."""
+    def check(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.nbytes > most:
+            raise ValueError(f"{name} is said to be larger than the file")
+    file.visititems(check)
 
 
 def _read(file: h5py.File) -> dict[str, Any]:

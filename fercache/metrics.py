@@ -149,7 +149,7 @@ class Resampler:
         if self.why_none:
             return None
         drawn = self.draw(matrices)
-        return {name: _percentiles(FIGURES[name](drawn)) for name in figures}
+        return {name: percentiles(FIGURES[name](drawn)) for name in figures}
 
     def difference(self, ours: Counts, theirs: Counts, metric: Metric) -> dict[str, Any]:
         """Return how much more `ours` scores than `theirs`, and the paired 95 % interval of it (None: too few groups).
@@ -157,7 +157,7 @@ class Resampler:
         gain = float(metric(ours.sum(0)) - metric(theirs.sum(0)))
         if self.why_none:
             return {"difference": gain, "interval": None, "why_none": self.why_none}
-        return {"difference": gain, "interval": _percentiles(metric(self.draw(ours)) - metric(self.draw(theirs))),
+        return {"difference": gain, "interval": percentiles(metric(self.draw(ours)) - metric(self.draw(theirs))),
                 "why_none": ""}
 
 
@@ -168,7 +168,8 @@ def _why_none(groups: int, draws: int) -> str:
     return f"{groups} groups; an interval over groups needs at least {MIN_GROUPS_FOR_INTERVAL}" if few else ""
 
 
-def _percentiles(values: Values) -> tuple[float, float]:
+def percentiles(values: Values) -> tuple[float, float]:
+    """Return the ends of the 95 % percentile interval of the draws `values`, ``(draws,)``."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 

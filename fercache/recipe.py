@@ -9,12 +9,22 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from fercache.config import Config, DatasetConfig, ExtractConfig, StackConfig, TrainConfig
+from fercache.config import (
+    AblationConfig,
+    Config,
+    DatasetConfig,
+    ExtractConfig,
+    ScoreConfig,
+    StackConfig,
+    SubmitConfig,
+    TrainConfig,
+)
 from fercache.errors import InputError
 
 LIMIT_BYTES = 1 << 20
 RECIPES: dict[str, type[Config]] = {"dataset": DatasetConfig, "extract": ExtractConfig, "train-heads": TrainConfig,
-                                    "stack": StackConfig}
+                                    "stack": StackConfig, "submit": SubmitConfig, "score": ScoreConfig,
+                                    "ablation": AblationConfig}
 
 
 def load(stages: Path, command: str) -> dict[str, Any]:

@@ -8,6 +8,14 @@ from math import prod
 
 from fercache.errors import InputError
 
+IDENTITY = "embedding"
+"""The net's last vector, which says who somebody is."""
+
+
+def views_of(tap: str) -> str:
+    """Return under which name a store keeps the views of a tap, (T, V - 1, ...)."""
+    return tap + "_views"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TapSlice:

@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from fercache.config import digest
 from fercache.crops import crop
 from fercache.datasets import Dataset, Trial
 from fercache.errors import ClipError, InputError
-from fercache.store import CLOCK_NAME, Clip, EmbeddingStore
+from fercache.store import CLOCK_NAME, Clip
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ class Told:
         return digest([rows, list(more)])
 
 
-def draw(preds: Path, dataset: Dataset, store: EmbeddingStore, folder: Path) -> list[Path]:
+def draw(preds: Path, dataset: Dataset, store: Mapping[str, Clip], folder: Path) -> list[Path]:
     """Return the paths of one PNG a clip of `preds`, drawn into `folder`.
 
     Raises

@@ -49,6 +49,7 @@ def read(root: Path, **choices: str) -> Dataset:
     ("Third ABAW Annotations/EXPR_Classification_Challenge", EIGHT, "macro_f1"),
     ("a/5th_ABAW_Annotations/EXPR_Classification_Challenge", EIGHT, "macro_f1"),
     ("6th_ABAW_Annotations/EXPR_Recognition_Challenge", EIGHT, "macro_f1"),
+    ("8th_ABAW_Annotations/Expression_Recognition_Challenge", EIGHT, "macro_f1"),
 ])
 def test_every_edition_is_found_with_its_classes_and_metric(tmp_path: Path, track: str, classes: tuple[str, ...],
                                                             metric: str) -> None:

@@ -100,6 +100,28 @@ def test_repair_drops_the_harmed_and_nothing_else(store: EmbeddingStore, tmp_pat
     assert again.whole and not again.faults and list(EmbeddingStore.open(store.path)) == sorted(CLIPS)
 
 
+def test_swapped_folders_are_found(store: EmbeddingStore, tmp_path: Path) -> None:
+    """Two clips, two arrays of one shape, two chunks: all the bytes are there, in the wrong place."""
+    def swap(one: Path, other: Path) -> None:
+        one.rename(tmp_path / "aside")
+        other.rename(one)
+        (tmp_path / "aside").rename(other)
+
+    for clip in ("p", "q"):
+        put(store, clip, 300, seed=ord(clip))
+    taps = EmbeddingStore.create(tmp_path / "t.zarr", {"x": 1}, {"one": (4,), "other": (4,)})
+    with taps.writer("c", source={}, provenance={}) as writer:
+        writer.set_clock(np.zeros((9, 9)))
+        writer.write(0, {tap: np.full((9, 4), i, np.float16) for i, tap in enumerate(("one", "other"))})
+        writer.commit()
+    for path, one, other, harmed in ((store.path, "p", "q", {"p", "q"}), (taps.path, "c/one", "c/other", {"c"}),
+                                     (store.path, "p/block8/c.0.0", "p/block8/c.1.0", {"p"})):
+        swap(path / one, path / other)
+        assert {fault.folder for fault in care.verify(path).faults} == harmed
+        swap(path / one, path / other)
+        assert care.verify(path).whole
+
+
 def test_verify_while_a_clip_is_being_written(store: EmbeddingStore) -> None:
     with store.writer("new", source={}, provenance={}) as writer:
         writer.set_clock(np.zeros((4, 9)))

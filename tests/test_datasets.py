@@ -169,7 +169,7 @@ def test_a_root_without_a_layout_is_read_as_what_lies_there_or_explained(tmp_pat
     text(tmp_path, "notes/readme.txt", "x")
     with pytest.raises(InputError) as caught:
         load(DatasetConfig(root=str(tmp_path)), tmp_path)
-    assert "affwild2 or table" in caught.value.hint and "1 *.txt; the folders notes" in caught.value.hint
+    assert "afew or table" in caught.value.hint and "1 *.txt; the folders notes" in caught.value.hint
     text(tmp_path, "a.mp4", b"")
     assert load(DatasetConfig(root=str(tmp_path)), tmp_path).layout == "table"
     with pytest.raises(InputError, match="without clips"):

@@ -75,3 +75,27 @@ def test_a_lock_is_exclusive_and_dies_with_its_holder(tmp_path: Path) -> None:
             if mine:
                 return
     pytest.fail("the lock outlived its holder")
+
+
+def test_a_folder_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "folder"
+    with pytest.raises(RuntimeError), durable.making_folder(path) as temporary:
+        (temporary / "a").write_bytes(b"half")
+        raise RuntimeError
+    assert not path.exists() and not list(path.parent.iterdir()), "a temporary folder stayed"
+    with durable.making_folder(path) as temporary:
+        (temporary / "a").write_bytes(b"whole")
+        assert not path.exists()
+    assert [entry.name for entry in path.parent.iterdir()] == ["folder"] and (path / "a").read_bytes() == b"whole"
+    with pytest.raises(InputError, match="there already"), durable.making_folder(path):
+        pass
+    (path / "a").unlink()
+    with durable.making_folder(path) as temporary:  # an empty folder is no loss
+        (temporary / "b").write_bytes(b"")
+    assert (path / "b").exists() and path.stat().st_mode & 0o777 == 0o777 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from fercache import facenet
 from fercache.errors import InputError
-from fercache.heads import DEFAULTS, HEADS, build, classes_of, positions
+from fercache.heads import DEFAULTS, HEADS, Tail, build, classes_of, positions
 from fercache.taps import side_by_side
-from fercache.train_heads.fit import Task, class_weights, fit, predict, window_frames
+from fercache.train_heads.fit import Task, fit
+from fercache.train_heads.loss import Loss, class_weights
+from fercache.train_heads.say import predict, window_frames
 from fercache.windows import Features
 
 SHAPES = {"block8": (12,), "repeat_1-3x3": (4, 3, 3)}
@@ -135,3 +138,55 @@ def test_class_weights() -> None:
     weight = class_weights(np.array([0] * 9 + [1] + [-1] * 5, np.int16), 3)
     assert weight[2] == 0 and weight[1] / weight[0] == pytest.approx(3)
     assert (weight[0] * 9 + weight[1]) / 10 == pytest.approx(1)
+
+
+def test_a_tail_is_the_backbones_own_blocks_and_keeps_its_statistics() -> None:
+    """On a map it gives what the library's net gives; training moves its kernels, never its BatchNorm."""
+    torch.manual_seed(0)
+    net = facenet.InceptionResnetV1().eval()
+    layout = side_by_side({"mixed_7a-map": (1792, 3, 3), "block8": (12,)}, ("mixed_7a-map", "block8"), "test")
+    settings = replace(SMALL["frame"], tail="mixed_7a-map")
+    head = build("frame", layout, 3, settings)
+    tail = next(m for m in head.modules() if isinstance(m, Tail))
+    tail.load({name: value.numpy() for name, value in net.state_dict().items()})
+    maps = torch.rand(2, 1792, 3, 3)
+    with torch.inference_mode():
+        assert torch.allclose(tail.blocks(maps), net.block8(net.repeat_3(maps)), atol=1e-5)
+    head.train()
+    before = {name: value.clone() for name, value in tail.state_dict().items()}
+    x = torch.cat([maps.reshape(2, 1, -1), torch.randn(2, 1, 12)], -1)
+    head(x, torch.ones(2, 1, dtype=torch.bool), torch.zeros(2, 1)).sum().backward()
+    torch.optim.SGD(head.parameters(), 1e-3).step()
+    moved = {name for name, value in tail.state_dict().items() if not torch.equal(value, before[name])}
+    assert any("conv" in name for name in moved) and not any("running" in name for name in moved)
+    with pytest.raises(InputError, match="no tail begins"):
+        build("frame", LAYOUT, 3, replace(settings, tail="repeat_1-3x3"))
+
+
+@pytest.mark.parametrize("name", ["gru", "transformer"])
+def test_a_clip_level_head_says_one_thing(name: str) -> None:
+    x, seen, time_s = given()
+    head = build(name, LAYOUT, 3, replace(SMALL[name], clip_level=True)).eval()
+    said = head(x, seen, time_s)
+    assert torch.allclose(said, said[:, :1].expand_as(said))
+    other = torch.where(seen[..., None], x, torch.full_like(x, 7))
+    assert torch.allclose(said, head(other, seen, time_s), atol=1e-5)
+
+
+def test_losses_hold_what_they_promise() -> None:
+    label = np.array([0] * 9 + [1], np.int16)
+    logits, truth = torch.zeros(1, 2, 2), torch.tensor([[0, 1]])
+    plain, balanced = (Loss(kind, label, 2, 0.0, "cpu") for kind in ("plain", "balanced"))
+    assert plain(logits, truth) == pytest.approx(np.log(2))
+    assert balanced.weight[1] / balanced.weight[0] == pytest.approx(9)
+    adjusted = Loss("adjusted", label, 2, 0.0, "cpu")
+    assert adjusted(logits, truth[:, :1].repeat(1, 2)) == pytest.approx(-np.log(.9), abs=1e-5)
+    focal = Loss("focal", label, 2, 0.0, "cpu")
+    sure, unsure = torch.tensor([[[9., 0.]]]), torch.tensor([[[.1, 0.]]])
+    weighted = Loss("weighted", label, 2, 0.0, "cpu")
+    ratio = (focal(said, truth[:, :1]) / weighted(said, truth[:, :1]) for said in (sure, unsure))
+    assert next(ratio) < 1e-6 < next(ratio)
+    unknown = torch.full((1, 2), -1)
+    assert all(loss(logits, unknown) == 0 for loss in (plain, balanced, adjusted, focal))
+    mixed = plain(torch.tensor([[[3., 0.]]]), torch.tensor([[0]]), (torch.tensor([[1]]), torch.tensor([.75])))
+    assert mixed == pytest.approx(.75 * np.log(1 + np.exp(-3)) + .25 * (3 + np.log(1 + np.exp(-3))), abs=1e-5)

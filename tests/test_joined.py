@@ -66,6 +66,8 @@ def test_taps_can_be_chosen(tmp_path: Path) -> None:
     store_of(tmp_path / "two-2.zarr", {"v": 4}, {"x": (1,), "y": (2,)})
     assert join(base, ["two"], ["block8"])[1] == ("block8", "two/x", "two/y")
     assert join(base, ["two"], ["two/y"])[1] == ("two/y",)
+    store_of(tmp_path / "seen-3.zarr", {"v": 4}, {"x": (2,), "x_views": (3, 2)})
+    assert join(base, ["seen"], [])[1] == ("seen/x",)
 
 
 def test_names_that_do_not_fit_are_said(tmp_path: Path) -> None:

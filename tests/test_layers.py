@@ -14,20 +14,21 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fercache"
 
 FLOORS = {
     0: "errors progress",
-    1: "durable config taps place",
-    2: "recipe wheels facenet cores crops metrics smoothing folds",
-    3: "media weights store logits datasets",
+    1: "durable config taps labelmaps place",
+    2: "recipe wheels rates facenet cores crops metrics smoothing folds preds",
+    3: "media weights store logits datasets gaps views",
     4: "backbones faces people heads windows demo",
-    5: "extract train_heads stack care timeline transfer",
-    6: "cli",
+    5: "extract train_heads stack care timeline check submit score transfer",
+    6: "predict ablation",
+    7: "cli",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 
 DOORS = {
     "av": {"media"}, "zarr": {"store"}, "h5py": {"logits", "transfer"}, "lightgbm": {"stack"}, "sklearn": {"stack"},
     "matplotlib": {"timeline"}, "facenet_pytorch": {"facenet"}, "torchvision": {"facenet"}, "click": {"cli"},
-    "tensorboard": {"weights"}, "onnxruntime": {"backbones"}, "pyarrow": {"stack", "datasets", "transfer"},
-    "PIL": {"media", "crops", "timeline"}, "rich": {"progress", "stack", "cli"},
+    "tensorboard": {"weights"}, "onnxruntime": {"backbones"}, "pyarrow": {"stack", "datasets", "preds", "transfer"},
+    "PIL": {"media", "crops", "timeline", "views"}, "rich": {"progress", "stack", "cli", "score"},
     "torch": {"facenet", "weights", "cores", "backbones", "faces", "heads", "windows", "train_heads"},
 }
 STANDARD = set(sys.stdlib_module_names) | {"numpy", "safetensors", "fercache", "__future__", "fsspec"}

@@ -272,6 +272,19 @@ def test_crops_are_numbered_by_name(tmp_path: Path) -> None:
     assert [f.index for f in source.pick([9, 1, 1, 55, -1])] == [2, 10]
 
 
+def test_crops_with_a_prefix_are_numbered_by_what_comes_after_it(tmp_path: Path) -> None:
+    for number in (1, 3):
+        Image.fromarray(picture(number)).save(tmp_path / f"S005_001_{number:08d}.png")
+    assert media.numbered(tmp_path) == {1: "S005_001_00000001.png", 3: "S005_001_00000003.png"}
+    found = list(media.open_source(tmp_path, "crops").frames())
+    assert [frame.image is not None and number_in(frame.image) for frame in found] == [1, False, 3]
+    Image.fromarray(picture(9)).save(tmp_path / "S005_002_00000009.png")
+    with pytest.raises(ClipError, match="several clips in one folder"):
+        media.numbered(tmp_path)
+    Image.fromarray(picture(2)).save(tmp_path / "00002.png")
+    assert media.numbered(tmp_path) == {2: "00002.png"}  # plain numbers go first
+
+
 def test_one_number_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for i, name in enumerate(("1.png", "00001.png", "00001.jpg", "01.jpg")):
         save(tmp_path / name, i)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 
+from fercache import care
 from fercache.errors import NotInStore, StoreError
 from fercache.store import CLOCK, SEGMENT, ClipWriter, EmbeddingStore
 from fercache.store.names import encode
@@ -40,13 +41,18 @@ class Content:
 
 
 class StoreModel(RuleBasedStateMachine):
-    """`whole` is what was committed, `harmed` the clips whose files were tampered with, `live` the writers at work."""
+    """`whole` is what was committed, `live` the writers at work, `harmed` the clips whose files were tampered with so
+    that a reader notices, `silent` those where only `verify` does (or that were put right by a second change)."""
+
+    begun = 0
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="fercache-model-"))
         self.whole: dict[str, Content] = {}
         self.harmed: set[str] = set()
+        self.silent: set[str] = set()
+        type(self).begun += 1
         self.live: dict[str, tuple[ExitStack, ClipWriter, Content]] = {}
 
     @initialize()
@@ -76,8 +82,7 @@ class StoreModel(RuleBasedStateMachine):
             stack.close()
             return
         assert writer is not None
-        self.whole.pop(name, None)
-        self.harmed.discard(name)
+        self.forget(name)
         self.live[name] = stack, writer, content
 
     def readable(self, name: str) -> bool:
@@ -127,17 +132,32 @@ class StoreModel(RuleBasedStateMachine):
                 self.store.remove(name)
             return
         self.store.remove(name)
-        self.whole.pop(name, None)
-        self.harmed.discard(name)
+        self.forget(name)
 
     @precondition(lambda self: self.whole)
-    @rule(number=st.integers(0, 8), what=st.sampled_from(["missing", "torn", "mark"]))
+    @rule(number=st.integers(0, 8), what=st.sampled_from(["missing", "torn", "mark", "flip", "swap"]))
     def corrupt(self, number: int, what: str) -> None:
+        """Harm that a reader meets as an error, or (a flipped bit, swapped chunks of one size) only `verify` sees."""
         name = sorted(self.whole)[number % len(self.whole)]
         folder = self.store.path / encode(name)
         if what == "mark":
             mark = folder / "zarr.json"
             mark.write_bytes(mark.read_bytes().replace(b'"frames"', b'"flames"'))
+        elif what == "flip":
+            chunk = folder / "grid" / "c.0.0.0"
+            data = bytearray(chunk.read_bytes())
+            data[len(data) // 2] ^= 4
+            chunk.write_bytes(data)
+            self.silent.add(name)
+            return
+        elif what == "swap":
+            one, other = (folder / "clock" / f"c.{i}.0" for i in (0, 1))
+            if self.whole[name].frames > 256:
+                data = one.read_bytes()
+                one.write_bytes(other.read_bytes())
+                other.write_bytes(data)
+                self.silent.add(name)
+            return
         else:
             chunk = folder / "block8" / "c.0.0"
             data = chunk.read_bytes() if chunk.exists() else b""
@@ -145,6 +165,31 @@ class StoreModel(RuleBasedStateMachine):
             if what == "torn":
                 chunk.write_bytes(data[:-1])
         self.harmed.add(name)
+
+    @rule(repair=st.booleans())
+    def verify(self, repair: bool) -> None:
+        """`verify` names the harmed clips and no other; a repair drops just those."""
+        report = care.verify(self.store.path, repair=repair)
+        harmed = {fault.folder for fault in report.faults}
+        sure = {encode(name) for name in self.harmed}
+        assert sure <= harmed <= sure | {encode(name) for name in self.silent}
+        assert {encode(name) for name in self.flipped()} <= harmed
+        assert report.clips == len(self.whole)
+        if repair:
+            gone = {name for name in self.whole if encode(name) in harmed}
+            for name in gone:
+                self.forget(name)
+
+    def flipped(self) -> set[str]:
+        """Return the clips whose bytes differ from what was written, seen with plain eyes."""
+        return {name for name in self.silent - self.harmed
+                if self.store[name].read("grid").tobytes() != self.whole[name].taps["grid"].tobytes()
+                or self.store[name].clock.tobytes() != self.whole[name].clock.tobytes()}
+
+    def forget(self, name: str) -> None:
+        self.whole.pop(name, None)
+        self.harmed.discard(name)
+        self.silent.discard(name)
 
     @invariant()
     def holds_what_was_committed(self) -> None:
@@ -158,6 +203,8 @@ class StoreModel(RuleBasedStateMachine):
                 with pytest.raises((StoreError, NotInStore)):
                     self.store[name].read("block8")
                 continue
+            if name in self.silent:
+                continue
             clip = self.store[name]
             for tap, value in content.taps.items():
                 np.testing.assert_array_equal(clip.read(tap), value)
@@ -168,6 +215,9 @@ def test_store_is_a_dict(monkeypatch: pytest.MonkeyPatch) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # no power is lost here, and the disk's patience is minutes
+    before = StoreModel.begun
     run_state_machine_as_test(StoreModel, settings=settings(
         max_examples=300, stateful_step_count=15, deadline=None, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck)))
+    print(f"{StoreModel.begun - before} sequences of steps")
+    assert StoreModel.begun - before >= 300

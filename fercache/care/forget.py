@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fercache import durable
-from fercache.errors import InputError, StoreError
-from fercache.logits import LogitBook
-from fercache.store import EmbeddingStore, work_folder
+from fercache.care.traces import FEATURES, LEARNT, datasets_of, elsewhere, in_features, stages_of, stores_of, traces
+from fercache.errors import InputError
+from fercache.store import EmbeddingStore
+from fercache.store.files import LocalFiles
+from fercache.store.layout import META
 from fercache.store.names import encode
-
-POINTER = "current.json"
-LEARNT = ("logits", "heads", "stack")
+from fercache.store.root import is_root
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +22,20 @@ class ForgetReport:
 
     Attributes
     ----------
+    datasets : those that held it.
     removed : what was taken away.
     traces : where the cache still names it: empty, or the proof failed.
     """
 
     clip: str
+    datasets: tuple[str, ...]
     removed: tuple[Path, ...]
     traces: tuple[Path, ...]
+
+
+def holding(cache: Path, clip: str) -> list[str]:
+    """Return the data sets that hold a clip of this name."""
+    return [name for name in datasets_of(cache) if traces(cache, clip, name)]
 
 
 def forget(cache: Path, clip: str, dataset: str | None = None) -> ForgetReport:
@@ -51,112 +55,51 @@ def forget(cache: Path, clip: str, dataset: str | None = None) -> ForgetReport:
     Notes
     -----
     Books of logits, heads and stack runs of a data set that holds the clip were learnt with it (or cannot be shown not
-    to have been): they go too and are made again by `train-heads` and `stack`. The clip's own video, and predictions
-    written outside the cache, are the user's to remove.
+    to have been): they go too and are made again by `train-heads` and `stack`. Of any other stage (pictures,
+    predictions) goes what names it. The clip's own video, and what was written outside the cache, are the user's to
+    remove.
     """
-    names = [dataset] if dataset is not None else sorted({path.name for path in cache.glob("features/*")}
-                                                         | {path.name for path in cache.glob("logits/*")})
-    holding = [name for name in names if _traces(cache, clip, name)]
-    if not holding:
-        raise InputError(f"no clip {clip!r} in the cache", where=cache, hint="`fercache info` lists the clips")
+    found = [name for name in holding(cache, clip) if dataset in (None, name)]
+    if not found:
+        raise InputError(f"no clip {clip!r} in the cache", where=cache if dataset is None else f"{cache}, {dataset}",
+                         hint="`fercache info --list` lists the clips")
     removed: list[Path] = []
-    for name in holding:
-        removed += _forget_features(cache / "features" / name, clip)
-        removed += _forget_learnt(cache, name)
-    return ForgetReport(clip=clip, removed=tuple(removed), traces=traces(cache, clip, dataset))
-
-
-def traces(cache: Path, clip: str, dataset: str | None = None) -> tuple[Path, ...]:
-    """Return every place of the cache that still holds or names a clip."""
-    names = [dataset] if dataset is not None else sorted({path.name for stage in ("features", *LEARNT)
-                                                          for path in cache.glob(f"{stage}/*")})
-    return tuple(path for name in names for path in _traces(cache, clip, name))
+    for name in found:
+        removed += _forget_features(cache / FEATURES / name, clip)
+        for stage in LEARNT:
+            removed += _forget_learnt(cache / stage / name)
+        for stage in set(stages_of(cache)) - {FEATURES, *LEARNT}:
+            removed += _unlink(elsewhere(cache / stage / name, clip))
+    return ForgetReport(clip=clip, datasets=tuple(found), removed=tuple(removed), traces=traces(cache, clip, dataset))
 
 
 def _forget_features(folder: Path, clip: str) -> list[Path]:
-    """Remove a clip from the stores of a data set and from the list of failures."""
-    gone = []
-    for path in _stores(folder):
-        for trace in _in_store(path, clip):
-            gone.append(trace)
-        EmbeddingStore.open(path, mode="a").remove(clip)
-    failures = folder / "failures.csv"
-    if _in_table(failures, clip):
-        failures.unlink()
-        gone.append(failures)
-    return gone
-
-
-def _forget_learnt(cache: Path, dataset: str) -> list[Path]:
-    """Remove what a data set's clips taught."""
-    gone = []
-    for stage in LEARNT:
-        folder = cache / stage / dataset
-        if folder.is_dir():
-            shutil.rmtree(folder)
-            durable.sync(folder.parent)
-            gone.append(folder)
-    return gone
-
-
-def _traces(cache: Path, clip: str, dataset: str) -> list[Path]:
-    features = cache / "features" / dataset
-    found = [trace for path in _stores(features) for trace in _in_store(path, clip)]
-    if _in_table(features / "failures.csv", clip):
-        found.append(features / "failures.csv")
-    for stage in LEARNT:
-        found += _named(cache / stage / dataset, clip)
+    """Remove a clip from the stores of a data set and from the tables beside them."""
+    found = in_features(folder, clip)
+    for path in stores_of(folder):
+        files = LocalFiles(path)
+        if is_root(files.get(META) or b"", path):
+            EmbeddingStore.open(path, mode="a").remove(clip)
+        else:  # a store that cannot be opened keeps no secret either
+            files.remove_tree(encode(clip))
+    _unlink([path for path in found if path.is_file() or path.is_symlink()])
     return found
 
 
-def _stores(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.zarr") if path.is_dir())
+def _forget_learnt(folder: Path) -> list[Path]:
+    """Remove what a data set's clips taught."""
+    if not folder.is_dir():
+        return []
+    shutil.rmtree(folder.resolve())
+    if folder.is_symlink():
+        folder.unlink()
+    durable.sync(folder.parent)
+    return [folder]
 
 
-def _in_store(path: Path, clip: str) -> list[Path]:
-    """Return the folder, journal and claim of a clip, as far as they are there."""
-    folder, work = encode(clip), work_folder(path)
-    return [p for p in (path / folder, work / f"{folder}.journal", work / f"{folder}.claim") if p.exists()]
-
-
-def _in_table(path: Path, clip: str) -> bool:
-    """Return whether a CSV table's first column names a clip."""
-    if not path.is_file():
-        return False
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return any(row and row[0] == clip for row in csv.reader(file))
-
-
-def _named(folder: Path, clip: str) -> Iterator[Path]:
-    """Yield the books and JSON files under a folder that name a clip; what cannot be read may, and counts."""
-    for path in sorted(folder.rglob("*")):
-        book = path.suffix == ".h5" and clip in (_trials(path) or [clip])
-        if book or (path.suffix == ".json" and clip in _texts(_json(path, clip))):
-            yield path
-
-
-def _trials(path: Path) -> tuple[str, ...] | None:
-    try:
-        return LogitBook.load(path).trials
-    except StoreError:
-        return None
-
-
-def _json(path: Path, otherwise: Any) -> Any:
-    try:
-        return durable.read_json(path)
-    except InputError:
-        return otherwise
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield every text in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _texts(inner)
-    elif isinstance(value, dict):
-        yield from value
-        for inner in value.values():
-            yield from _texts(inner)
+def _unlink(paths: list[Path]) -> list[Path]:
+    for path in paths:
+        path.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            durable.sync(path.parent)
+    return paths

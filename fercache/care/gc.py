@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,19 @@ from fercache import durable
 from fercache.errors import StoreError
 from fercache.store import EmbeddingStore, Size, claimed, work_folder
 from fercache.store.check import unfinished
-from fercache.store.files import LocalFiles
+from fercache.store.files import TEMPORARY, LocalFiles
+from fercache.store.layout import META
 from fercache.store.names import decode, encode
 
 STAGES = ("features", "logits", "heads", "stack")
 """Folders of the cache that hold one folder a data set, and in it what a stage made."""
-STORE = ".zarr"
+STORE, WORK, LOCK = ".zarr", ".work", ".lock"
 KEPT = ("current.json", "failures.csv")
 """Files beside the results that point to them or tell of them."""
+UNNAMED, LOST, UNKNOWN = "no recipe names it", "left half done, and cannot go on", "not in the data set"
+TORN, ORPHAN = "left by a run that was killed", "of a store that is gone"
+SETTLED_S = 3600.0
+"""Age from which a temporary file is nobody's any more: none lives longer than one file takes to be written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +65,20 @@ def garbage(cache: Path, keep: Iterable[Path], clips: Mapping[Path, Collection[s
 
 
 def collect(waste: Iterable[Waste]) -> Size:
-    """Remove what `garbage` listed; return what that freed."""
+    """Remove what `garbage` listed; return what that freed.
+
+    Raises
+    ------
+    StoreError
+        Somebody began to write it meanwhile.
+    """
     freed = []
     for item in waste:
         if item.folder:
-            EmbeddingStore.open(item.path, mode="a").remove_folder(item.folder)
+            store = EmbeddingStore.open(item.path, mode="a")
+            if item.why == LOST and store.files.stamp(f"{item.folder}/{META}") is not None:
+                continue  # somebody began it again and ended it meanwhile
+            store.remove_folder(item.folder)
         else:
             _remove(item.path)
         freed.append(item.size)
@@ -74,15 +89,37 @@ def _results(cache: Path) -> Iterator[Path]:
     """Yield what the stages made."""
     for stage in STAGES:
         for path in sorted(cache.glob(f"{stage}/*/*")):
-            if path.name not in KEPT and path.suffix not in (".lock", ".work"):
+            if path.name not in KEPT and path.suffix != LOCK:
                 yield path
 
 
 def _whole(path: Path) -> Waste | None:
-    if path.suffix == STORE and claimed(path):
+    """Return why a result that no recipe names can go; None where it belongs to something that stays or is at work."""
+    why = UNNAMED
+    if path.suffix == WORK:
+        if path.with_suffix(STORE).exists():
+            return None
+        why = ORPHAN
+    elif path.name.startswith(TEMPORARY):
+        if time.time() - path.stat().st_mtime < SETTLED_S:
+            return None
+        why = TORN
+    if _at_work(path):
         return None
-    size = LocalFiles(path).size() if path.is_dir() else Size(path.stat().st_size, 1)
-    return Waste(path=path, why="no recipe names it", size=size)
+    linked = path.is_symlink()
+    size = LocalFiles(path).size() if path.is_dir() and not linked else Size(path.lstat().st_size, 1)
+    return Waste(path=path, why=why, size=size)
+
+
+def _at_work(path: Path) -> bool:
+    """Return whether a live process is making a result: it holds the clip's claim, or the lock beside the result."""
+    if path.suffix in (STORE, WORK):
+        return bool(claimed(path.with_suffix(STORE)))
+    lock = path.with_suffix(LOCK)
+    if not lock.is_file():
+        return False
+    with durable.lock(lock) as free:
+        return not free
 
 
 def _clips(path: Path, named: Collection[str]) -> Iterator[Waste]:
@@ -93,20 +130,19 @@ def _clips(path: Path, named: Collection[str]) -> Iterator[Waste]:
     for folder in sorted({*store.files.folders(), *open_ends} - live):
         lost = not open_ends.get(folder, True)
         if folder not in folders or lost:
-            why = "left half done, and cannot go on" if lost else "not in the data set"
-            yield Waste(path=path, folder=folder, clip=decode(folder) or folder, why=why,
+            yield Waste(path=path, folder=folder, clip=decode(folder) or folder, why=LOST if lost else UNKNOWN,
                         size=store.files.size(folder))
 
 
 def _remove(path: Path) -> None:
-    """Remove a result; a store's root goes first, so that nobody opens what is half gone."""
-    if path.suffix == STORE:
-        if claimed(path):
-            raise StoreError("is being written by another process", where=path, hint="wait for it to end")
-        LocalFiles(path).remove("zarr.json")
-        shutil.rmtree(work_folder(path), ignore_errors=True)
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
+    """Remove a result; a store's root goes first, so that nobody opens what is half gone. Of a link, the link."""
+    if _at_work(path):
+        raise StoreError("is being written by another process", where=path, hint="wait for it to end")
+    if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
+    else:
+        if path.suffix == STORE:
+            LocalFiles(path).remove(META)
+            shutil.rmtree(work_folder(path), ignore_errors=True)
+        shutil.rmtree(path)
     durable.sync(path.parent)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 from fercache.errors import StoreError
 from fercache.place import Place, Url
 from fercache.progress import meter
 from fercache.store import EmbeddingStore, Fault
 from fercache.store.check import check_clip, check_root, unfinished
+from fercache.store.layout import META
 from fercache.store.remote import files_at
 
 log = logging.getLogger(__name__)
@@ -54,14 +56,21 @@ def verify(path: Place, *, repair: bool = False) -> VerifyReport:
     Raises
     ------
     StoreError
-        There is no store, its root cannot be read, or a harmed clip is just being written.
+        There is no store, or a harmed clip is just being written.
 
     Notes
     -----
+    A root that cannot be read is the one fault told: without it nothing can be said of the clips. `extract` mends it.
     Finds any changed bit of arrays and metadata, a missing chunk, a torn file, a clip of another store. Others may
     read and write meanwhile.
     """
-    store = EmbeddingStore.open(path, mode="a" if repair else "r")
+    try:
+        store = EmbeddingStore.open(path, mode="a" if repair else "r")
+    except StoreError as error:
+        if not EmbeddingStore.exists(path):
+            raise
+        root = Fault(folder="", clip="", where=path / META, what=f"{error.what}; {error.hint}")
+        return VerifyReport(store=path, clips=0, frames=0, unfinished=(), faults=(root,))
     faults = check_root(store)
     folders = store.files.folders()
     clips = frames = 0
@@ -103,18 +112,16 @@ def _clear(faults: list[Fault]) -> tuple[Place, ...]:
     """Remove stray files; return those that were there."""
     gone: list[Place] = []
     for fault in faults:
-        if not fault.stray:
-            continue
-        if isinstance(fault.where, Url):
+        if fault.stray and isinstance(fault.where, Url):
             files_at(fault.where.parent).remove_tree(fault.where.name)
             files_at(fault.where.parent).remove(fault.where.name)
-        elif fault.where.exists():
+            gone.append(fault.where)
+        elif fault.stray and isinstance(fault.where, Path) and (fault.where.exists() or fault.where.is_symlink()):
+            gone.append(fault.where)
+            folder = fault.where.is_dir() and not fault.where.is_symlink()  # what a link leads to is not the store's
             try:
-                shutil.rmtree(fault.where) if fault.where.is_dir() else fault.where.unlink()
+                shutil.rmtree(fault.where) if folder else fault.where.unlink()
             except OSError as error:
                 raise StoreError(f"cannot be removed ({error.strerror})", where=fault.where,
                                  hint="check the permissions of the store") from error
-        else:
-            continue
-        gone.append(fault.where)
     return tuple(gone)

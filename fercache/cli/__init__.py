@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from fercache import __version__, recipe
-from fercache.cli import care, pipeline, transfer
+from fercache.cli import ablation, care, check, pipeline, predict, submit, transfer, upkeep
 from fercache.cli.home import Home
 from fercache.cli.options import PLACE
 from fercache.errors import FercacheError
@@ -44,5 +44,6 @@ def main(ctx: click.Context, cache: Place | None, local_cache: Path | None, stag
     ctx.obj = Home().moved(cache, local_cache, stages)
 
 
-for command in (*pipeline.COMMANDS, *care.COMMANDS, *transfer.COMMANDS):
+for command in (*pipeline.COMMANDS, *check.COMMANDS, *care.COMMANDS, *upkeep.COMMANDS, *submit.COMMANDS,
+                *predict.COMMANDS, *ablation.COMMANDS, *transfer.COMMANDS):
     main.add_command(command)

@@ -11,6 +11,7 @@ import click
 
 from fercache.cli.home import Home, places
 from fercache.cli.options import PLACE, config_options
+from fercache.cli.upkeep import shown
 from fercache.config import DatasetConfig
 from fercache.place import Place
 
@@ -48,9 +49,10 @@ def weights_pull(home: Home, name: str) -> int:
 @click.command()
 @config_options(DatasetConfig)
 @click.option("--store", type=PLACE, help="Embedding store.  [default: the last one extracted]")
+@click.option("--list", "listed", is_flag=True, help="Also each clip and its frames.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @places
-def info(home: Home, store: Place | None, as_json: bool, **typed: Any) -> int:
+def info(home: Home, store: Place | None, listed: bool, as_json: bool, **typed: Any) -> int:
     """Say what an embedding store holds: clips, frames, bytes, taps, fingerprint, digest."""
     from fercache import extract
     from fercache.config import digest
@@ -58,13 +60,16 @@ def info(home: Home, store: Place | None, as_json: bool, **typed: Any) -> int:
 
     path = store or extract.current(home.features, home.dataset(typed).name)
     held = EmbeddingStore.open(path)
-    frames = sum(held.mark(clip).frames for clip in held)
-    size = held.size()
-    said = {"store": str(path), "clips": len(held), "frames": frames, "bytes": size.bytes,
+    frames, size = {clip: held.mark(clip).frames for clip in held}, held.size()
+    said = {"store": str(path), "clips": len(frames), "frames": sum(frames.values()), "bytes": size.bytes,
             "files": size.files, "taps": {tap: list(shape) for tap, shape in held.taps.items()},
             "bytes_a_frame": 2 * sum(prod(shape) for shape in held.taps.values()),
             "fingerprint": digest(held.settings), "digest": held.digest()}
-    click.echo(json.dumps(said, indent=1) if as_json else "\n".join(f"{key:14} {value}" for key, value in said.items()))
+    if as_json:
+        click.echo(json.dumps(said | ({"frames_of": frames} if listed else {}), indent=1))
+        return 0
+    lines = [f"{key:14} {value}" for key, value in said.items()]
+    click.echo("\n".join([*lines, *(shown(f"{frames[clip]:9d} {clip}") for clip in frames if listed)]))
     return 0
 
 

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -61,8 +61,8 @@ class Home:
         log.info("%s: %s, fingerprint %s", command, recipe.where(self.stages, command), made.fingerprint()[:12])
         return made
 
-    def dataset(self, typed: dict[str, Any]) -> Dataset:
-        """Return the data set that flags or `dataset.toml` name; what is wrong with its clips is told on stderr."""
+    def dataset(self, typed: dict[str, Any], told: bool = True) -> Dataset:
+        """Return the data set that flags or `dataset.toml` name; what is wrong with its clips is `told` on stderr."""
         from fercache import datasets, demo
 
         config = make(DatasetConfig, "dataset", self.stages, typed)
@@ -72,8 +72,8 @@ class Home:
         log.info("data set %s: %d clips", found.name, len(found.trials))
         if found.notice:
             log.info("note: %s", found.notice)
-        for problem in found.problems:
-            log.warning("%s", problem)
+        for problem, names in datasets.grouped(found.problems) if told else ():
+            log.warning("%s", replace(problem, where=datasets.some(names)))
         return found
 
 

@@ -51,15 +51,24 @@ class PlaceType(click.ParamType[Place]):
 PLACE = PlaceType()
 
 
-def config_options(kind: type[Config]) -> Callable[[F], F]:
-    """Return a decorator that gives a command one option for each field of the configuration `kind`."""
+def config_options(kind: type[Config], default: str = "") -> Callable[[F], F]:
+    """Return a decorator that gives a command one option for each field of the configuration `kind`.
+
+    Parameters
+    ----------
+    default : what help says instead of the defaults of the fields that change numbers.
+    """
     hints = typing.get_type_hints(kind)
 
     def add(function: F) -> F:
         for entry in reversed(dataclasses.fields(kind)):
             flag = "--" + entry.name.replace("_", "-")
+            if hints[entry.name] is bool:
+                function = click.option(f"{flag}/--no-{flag[2:]}", entry.name, default=None,
+                                        help=str(entry.metadata["help"]), show_default=False)(function)
+                continue
             function = click.option(flag, entry.name, type=_type(hints[entry.name], entry), default=None,
-                                    help=_help(entry), show_default=False)(function)
+                                    help=_help(entry, default), show_default=False)(function)
         return function
     return add
 
@@ -73,7 +82,9 @@ def _type(hint: Any, entry: dataclasses.Field[Any]) -> click.ParamType[Any]:
     return {str: click.STRING, int: click.INT, float: click.FLOAT}[hint]
 
 
-def _help(entry: dataclasses.Field[Any]) -> str:
+def _help(entry: dataclasses.Field[Any], instead: str) -> str:
+    if instead and entry.metadata["numbers"]:
+        return f"{entry.metadata['help']}  [default: {instead}]"
     default = ",".join(entry.default) if isinstance(entry.default, tuple) else entry.default
     return f"{entry.metadata['help']}  [default: {default}]" if default != "" else str(entry.metadata["help"])
 

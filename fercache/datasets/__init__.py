@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from fercache.config import DatasetConfig
-from fercache.datasets import affwild2, demo, table
-from fercache.datasets.base import Dataset, Kind, Labels, Problem, Split, Trial, on_clock
-from fercache.datasets.scan import describe, scan
+from fercache.datasets import afew, affwild2, ckplus, cremad, demo, dfew, ferv39k, mafw, mtl, ravdess, table
+from fercache.datasets.base import Dataset, Kind, Labels, Problem, Split, Trial, grouped, on_clock, some
+from fercache.datasets.scan import Scan, describe, scan
 from fercache.errors import InputError
 
-__all__ = ["Dataset", "Kind", "Labels", "Problem", "Split", "Trial", "load", "on_clock"]
+__all__ = ["Dataset", "Kind", "Labels", "Problem", "Split", "Trial", "grouped", "load", "on_clock", "some"]
 
 log = logging.getLogger(__name__)
+
+DEPTH = 5
+"""Folders down to which a layout is looked for (lists lie deeper than clips)."""
+
+
+class Reader(NamedTuple):
+    """One layout: how it is read, and how it is told from a folder."""
+
+    read: Callable[[DatasetConfig], Dataset]
+    looks_like: Callable[[Scan], bool]
+
+
+READERS = {
+    "affwild2": Reader(affwild2.read, affwild2.looks_like), "mtl": Reader(mtl.read, mtl.looks_like),
+    "dfew": Reader(dfew.read, dfew.looks_like), "ferv39k": Reader(ferv39k.read, ferv39k.looks_like),
+    "mafw": Reader(mafw.read, mafw.looks_like), "ckplus": Reader(ckplus.read, ckplus.looks_like),
+    "cremad": Reader(cremad.read, cremad.looks_like), "ravdess": Reader(ravdess.read, ravdess.looks_like),
+    "afew": Reader(afew.read, afew.looks_like)}
+"""Layouts with folders of their own, in the order in which a folder is asked for them."""
 
 
 def load(config: DatasetConfig, cache: Path) -> Dataset:
@@ -27,19 +48,45 @@ def load(config: DatasetConfig, cache: Path) -> Dataset:
     Raises
     ------
     InputError
-        There is no such folder or table, it is empty, or its layout is not the one named; says what was found there.
+        There is no such folder or table, it is empty, its layout is not the one named, or it has no such fold; says
+        what was found there.
 
     Notes
     -----
-    What is wrong with single clips is in the result's `problems`; the others are read. No crop folder is listed and no
-    video opened: 561 trials with 2.8 million labels take about a second.
+    What is wrong with single clips is in the result's `problems`; the others are read. No crop folder is listed to its
+    end and no video opened: 561 trials with 2.8 million labels take about a second.
     """
     config = replace(config, dataset=_layout(config))
-    if config.dataset == "affwild2":
-        return affwild2.read(config)
+    found = _read(config, cache)
+    if config.fold and not found.folds:
+        raise InputError(f"{found.layout} publishes no folds, and fold {config.fold} is asked for", where="fold",
+                         hint="leave --fold out; stage two makes folds by group (--folds)")
+    return found
+
+
+def _read(config: DatasetConfig, cache: Path) -> Dataset:
+    """Return the data set; an error of a wrong layout names the layout that the folder has."""
     if config.dataset == "table":
         return table.read(config)
-    return demo.read(config, cache)
+    if config.dataset == "demo":
+        return demo.read(config, cache)
+    try:
+        return READERS[config.dataset].read(config)
+    except InputError as error:
+        others = [name for name in _guesses(config.root) if name != config.dataset] if config.root else []
+        if not others or config.dataset in _guesses(config.root):
+            raise
+        raise InputError(error.what, where=error.where,
+                         hint=f"it looks like {others[0]}: --dataset {others[0]}; {error.hint}") from error
+
+
+def _guesses(root: str) -> list[str]:
+    """Return the layouts that a folder looks like; none where it cannot be read."""
+    try:
+        found = scan(Path(root), DEPTH)
+    except InputError:
+        return []
+    return [name for name, reader in READERS.items() if reader.looks_like(found)]
 
 
 def _layout(config: DatasetConfig) -> str:
@@ -50,10 +97,28 @@ def _layout(config: DatasetConfig) -> str:
         return "table"
     if not config.root:
         raise InputError("labels are given without clips", where=config.labels, hint="give --clips too")
-    found = scan(Path(config.root))
-    if affwild2.looks_like(found):
-        return "affwild2"
-    if any(found.clips()):
-        return "table"
-    raise InputError("no layout that is known", where=config.root,
-                     hint=f"--dataset affwild2 or table; {describe(found)}")
+    return _told(Path(config.root))
+
+
+def _told(root: Path) -> str:
+    """Return the layout that a folder has, and say in the log that it was guessed.
+
+    Raises
+    ------
+    InputError
+        None is known, or several fit.
+    """
+    found = scan(root, DEPTH)
+    fits = [name for name, reader in READERS.items() if reader.looks_like(found)]
+    if fits[:2] == ["affwild2", "mtl"]:
+        log.info("note: %s holds the multi-task table too; --dataset mtl reads it", root)
+    elif len(fits) > 1:
+        raise InputError(f"it looks like several sets: {', '.join(fits)}", where=root,
+                         hint="say which with --dataset, or give the folder of one of them")
+    if not fits and any(found.clips()):
+        fits = ["table"]
+    if not fits:
+        known = f"{', '.join(READERS)} or table"
+        raise InputError("no layout that is known", where=root, hint=f"--dataset {known}; {describe(found)}")
+    log.info("%s: read as %s (by its folders; --dataset says otherwise)", root, fits[0])
+    return fits[0]

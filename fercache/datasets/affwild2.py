@@ -23,15 +23,29 @@ SIDES = ("left", "right")
 
 @dataclass(frozen=True)
 class Clips:
-    """Where a trial's pictures may be: crop folders by trial name, or videos by file stem, never both kinds."""
+    """Where a trial's pictures may be: crop folders by trial name, or videos by file stem, never both kinds.
+
+    Attributes
+    ----------
+    videos : the videos by file stem, also where crops are read: they count a trial's frames.
+    """
 
     kind: Kind
     by_name: dict[str, list[Path]]
+    videos: dict[str, list[Path]]
 
     def of(self, trial: str) -> list[Path]:
         """Return the clips that could be this trial's."""
-        own = self.by_name.get(trial, [])
-        return own or (self.by_name.get(parent_of(trial), []) if self.kind == "video" else [])
+        return self.by_name.get(trial, []) if self.kind == "crops" else self.videos_of(trial)
+
+    def videos_of(self, trial: str) -> list[Path]:
+        """Return the videos that could be this trial's: of its own name, or its parent's."""
+        return self.videos.get(trial) or self.videos.get(parent_of(trial), [])
+
+    def source_of(self, trial: str) -> Path | None:
+        """Return the video that a trial's crops were cut from, None where it is not there or not one."""
+        videos = self.videos_of(trial) if self.kind == "crops" else []
+        return videos[0] if len(videos) == 1 else None
 
 
 def read(config: DatasetConfig) -> Dataset:
@@ -49,20 +63,38 @@ def read(config: DatasetConfig) -> Dataset:
     files, splits, twice = _annotations(_edition(found, config.edition))
     tests = _test_list(found)
     classes, labels, bad = label_files.read_all(files, (SEVEN, EIGHT))
-    wanted = {**dict.fromkeys(tests, "test"), **splits}
     if files and not classes:
         raise InputError("not one annotation file can be used", where=bad[0].where,
                          hint=f"the first says: {bad[0].what}")
-    clips = _clips(found, wanted)
+    trials, noted = assemble(found, labels, splits, config.take, tests)
+    return Dataset(name=cache_name("affwild2", found[0].root, config.name), layout="affwild2", classes=classes,
+                   trials=trials, metric="abaw2" if classes == SEVEN else "macro_f1",
+                   problems=(*problems, *twice, *bad, *noted))
+
+
+def assemble(found: list[Scan], labels: Mapping[str, Labels], splits: Mapping[str, Split], take: str,
+             tests: Iterable[str] = ()) -> tuple[tuple[Trial, ...], list[Problem]]:
+    """Return the trials with their clips, and what is wrong with single ones.
+
+    Parameters
+    ----------
+    splits : of the annotated trials; `tests` names those of the test list.
+    take : "crops", "video", or "auto": crops where there are any.
+
+    Raises
+    ------
+    InputError
+        No clip belongs to any trial.
+    """
+    wanted: dict[str, Split] = {**dict.fromkeys(tests, "test"), **splits}
+    clips = _clips(found, wanted, take)
     extra = [name for name in clips.by_name if name not in wanted and not _is_parent(name, clips.kind, wanted)]
     trials, lost = _trials([*wanted, *extra], clips, splits, labels)
     if not trials:
         raise InputError(f"no clip belongs to the {len(wanted)} annotated trials", where=found[0].root,
                          hint=f"put the crops (cropped_aligned/<trial>/) or the videos below it; {describe(found[0])}")
-    problems += [*twice, *bad, *lost, *_noted(extra, "clips have no annotation and are in no test list",
-                                              "they are predicted, never trained on or scored")]
-    return Dataset(name=cache_name("affwild2", found[0].root, config.name), layout="affwild2", classes=classes,
-                   trials=tuple(trials), metric="abaw2" if classes == SEVEN else "macro_f1", problems=tuple(problems))
+    return tuple(trials), [*lost, *_noted(extra, "clips have no annotation and are in no test list",
+                                          "they are predicted, never trained on or scored")]
 
 
 def parent_of(trial: str) -> str:
@@ -93,9 +125,9 @@ def looks_like(found: Scan) -> bool:
 
 
 def _tracks(found: Scan) -> list[Path]:
-    """Return the folders that hold Train_Set or Validation_Set of the expression track."""
+    """Return the folders that hold Train_Set or Validation_Set of an expression track, whatever follows "Expr"."""
     homes = {path.parent for path in found.folders if path.name in SPLITS}
-    return sorted(home for home in homes if home.name in TRACKS or home == found.root)
+    return sorted(home for home in homes if "expr" in home.name.casefold() or home == found.root)
 
 
 def _edition(found: list[Scan], edition: str) -> Path:
@@ -142,8 +174,8 @@ def _test_list(found: list[Scan]) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
-def _clips(found: list[Scan], wanted: Mapping[str, object]) -> Clips:
-    """Return the crops of the flavour that covers most trials, or the videos where there are no crops.
+def _clips(found: list[Scan], wanted: Mapping[str, object], take: str) -> Clips:
+    """Return the crops of the flavour that covers most trials, or the videos where there are no crops (or `take` says).
 
     Notes
     -----
@@ -157,9 +189,10 @@ def _clips(found: list[Scan], wanted: Mapping[str, object]) -> Clips:
     videos: dict[str, list[Path]] = defaultdict(list)
     for path in sorted({path for each in found for path in each.videos}):
         videos[path.stem].append(path)
-    if any(name in wanted for name in flavours[aligned]) or not videos:
-        return Clips("crops", dict(flavours[aligned]))
-    return Clips("video", dict(videos))
+    cropped = any(name in wanted for name in flavours[aligned]) or not videos
+    if take == "crops" or (cropped and take == "auto"):
+        return Clips("crops", dict(flavours[aligned]), dict(videos))
+    return Clips("video", dict(videos), dict(videos))
 
 
 def _is_parent(clip: str, kind: Kind, wanted: Mapping[str, object]) -> bool:
@@ -183,16 +216,18 @@ def _trials(names: Iterable[str], clips: Clips, splits: Mapping[str, Split], lab
             problems.append(_lost(name, paths, clips.kind))
             continue
         trials.append(Trial(name=name, path=paths[0], kind=clips.kind, parent=parent_of(name), group=parent_of(name),
-                            split=splits.get(name, "test"), labels=labels.get(name), side=side_of(name, known)))
+                            split=splits.get(name, "test"), labels=labels.get(name), side=side_of(name, known),
+                            video=clips.source_of(name)))
     return trials, [*problems, *_noted(untried, "trials of the test list have no clip", "they are left out")]
 
 
 def _lost(name: str, paths: list[Path], kind: Kind) -> Problem:
     if paths:
-        return Problem(where=name, what=f"several clips have its name: {some(paths)}", hint="keep one of them")
+        return Problem(where=name, what=f"several clips have its name: {some(paths)}", hint="keep one of them",
+                       kind="no-clip")
     what = "no folder of crops has its name" if kind == "crops" else "no video has its name"
     return Problem(where=name, what=f"{what}, though it is annotated",
-                   hint="it is left out; get its clip, or remove its annotation")
+                   hint="it is left out; get its clip, or remove its annotation", kind="no-clip")
 
 
 def _noted(names: Iterable[str], what: str, hint: str) -> list[Problem]:

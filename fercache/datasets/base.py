@@ -33,12 +33,14 @@ class Problem:
     what : what is wrong, without a full stop.
     hint : what the user can do.
     lost : whether a clip or its labels drop out because of it, so that a run which meets it ends with exit code 1.
+    kind : "no-clip" where something is labelled or listed and there is no clip (or not one clip) of it, else "".
     """
 
     where: str
     what: str
     hint: str = ""
     lost: bool = True
+    kind: str = ""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" + (f"\n  next: {self.hint}" if self.hint else "")
@@ -57,6 +59,9 @@ class Trial:
     labels : (L,) int16, element i is frame i + 1, -1 where nobody annotated it; None where there are none.
     clip_label : one label for every frame of the clip (used where `labels` is None), -1 for none.
     side : "left" or "right" where a video shows two annotated people and this trial is one of them, else "".
+    fold : the published fold whose test list holds it, from 1; 0 where the set publishes none.
+    video : the source video where `path` is a folder of crops and the video is there too.
+    stated : frames that the set's own list states for it, 0 where none are stated; never trusted, only compared.
     """
 
     name: str
@@ -69,6 +74,9 @@ class Trial:
     labels: Labels | None = None
     clip_label: int = UNKNOWN
     side: str = ""
+    fold: int = 0
+    video: Path | None = None
+    stated: int = 0
 
     @property
     def labelled(self) -> bool:
@@ -90,7 +98,10 @@ class Dataset:
     ----------
     name : folder of it in the cache.
     classes : class names; a label is an index into them. Empty where nothing is labelled.
-    metric : "abaw2" (.67 macro F1 + .33 accuracy) or "macro_f1".
+    metric : the official one, by its name in `fercache.metrics`: "abaw2" (.67 macro F1 + .33 accuracy), "macro_f1",
+        "uar" (mean recall) or "accuracy".
+    folds : how many folds the set publishes, 0 for none; `fold` is the one whose split was read.
+    whole_frames : whether its folders of pictures hold whole frames, not crops of faces.
     notice : what a reader of its results must know.
     problems : what is wrong with single clips.
     """
@@ -100,8 +111,19 @@ class Dataset:
     classes: tuple[str, ...]
     trials: tuple[Trial, ...]
     metric: str = "macro_f1"
+    folds: int = 0
+    fold: int = 0
+    whole_frames: bool = False
     notice: str = ""
     problems: tuple[Problem, ...] = ()
+
+    @property
+    def faces(self) -> str:
+        """How faces are found where nobody says: "cropped", "mtcnn", or "" where trials are of both kinds."""
+        kinds = {trial.kind for trial in self.trials}
+        if len(kinds) > 1:
+            return ""
+        return "cropped" if kinds == {"crops"} and not self.whole_frames else "mtcnn"
 
     def digest(self) -> str:
         """Return the sha256 (hex) over what training sees: classes, trials, groups, splits, labels; no paths."""
@@ -151,6 +173,17 @@ def some(names: Iterable[object], most: int = 5) -> str:
     all_of: Sequence[str] = [str(name) for name in names]
     more = f" and {len(all_of) - most} more" if len(all_of) > most else ""
     return ", ".join(all_of[:most]) + more
+
+
+def grouped(problems: Iterable[Problem]) -> list[tuple[Problem, tuple[str, ...]]]:
+    """Return the problems in their order, those that say the same as one, with the names of all that it is about."""
+    names: dict[tuple[object, ...], list[str]] = {}
+    first: dict[tuple[object, ...], Problem] = {}
+    for problem in problems:
+        key = (problem.what, problem.hint, problem.lost, problem.kind)
+        first.setdefault(key, problem)
+        names.setdefault(key, []).append(problem.where)
+    return [(problem, tuple(names[key])) for key, problem in first.items()]
 
 
 def printable(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ class Scan:
     empty: list[Path] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     texts: list[Path] = field(default_factory=list)
+    tables: list[Path] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     def clips(self) -> Iterator[tuple[Path, Kind]]:
@@ -39,8 +40,12 @@ class Scan:
             yield path, "crops"
 
 
-def scan(root: Path, depth: int = DEPTH) -> Scan:
+def scan(root: Path, depth: int = DEPTH, *, prefixed: bool = False) -> Scan:
     """Return what lies under `root`, at most `depth` folders down.
+
+    Parameters
+    ----------
+    prefixed : whether pictures named by a prefix and a number (``S005_001_00000011.png``) make a clip too.
 
     Raises
     ------
@@ -57,42 +62,43 @@ def scan(root: Path, depth: int = DEPTH) -> Scan:
         raise InputError("this is a file, not a folder" if kind else "no such folder", where=root,
                          hint="check the path (relative paths start at the current folder)")
     found = Scan(root)
-    _visit(root, depth, found)
+    _visit(root, depth, found, is_prefixed if prefixed else is_crop)
     unreadable = [problem for problem in found.problems if problem.where == str(root)]
     if unreadable:
         raise InputError(unreadable[0].what, where=root, hint=unreadable[0].hint)
     if root in found.empty:
         raise InputError("the folder is empty", where=root, hint="put clips there, or name another folder")
-    for paths in (found.videos, found.crops, found.empty, found.folders, found.texts):
+    for paths in (found.videos, found.crops, found.empty, found.folders, found.texts, found.tables):
         paths.sort()
     found.problems.sort(key=lambda problem: problem.where)
     return found
 
 
-def _visit(folder: Path, left: int, found: Scan) -> None:
+def _visit(folder: Path, left: int, found: Scan, crop: Callable[[str], bool]) -> None:
     """Sort the entries of `folder` into `found` and go down."""
     try:
-        names, below = _list(folder)
+        names, below = _list(folder, crop)
     except OSError as error:
         found.problems.append(Problem(where=str(folder), what=f"the folder cannot be read ({error.strerror})",
                                       hint="check its permissions"))
         return
-    suffixes = {name: os.path.splitext(name)[1].lower() for name in names}  # noqa: PTH122 - 2.9 million names
+    suffixes = {name: _suffix(name) for name in names}
     videos = [name for name, suffix in suffixes.items() if suffix in VIDEOS]
-    if not below and not videos and any(is_crop(name) for name in names):
+    if not below and not videos and any(map(crop, names)):
         found.crops.append(folder)
         return
     if not names and not below:
         found.empty.append(folder)
     found.videos += [folder / name for name in videos]
     found.texts += [folder / name for name, suffix in suffixes.items() if suffix == ".txt"]
+    found.tables += [folder / name for name, suffix in suffixes.items() if suffix == ".csv"]
     for name in below:
         found.folders.append(folder / name)
         if left > 0:
-            _visit(folder / name, left - 1, found)
+            _visit(folder / name, left - 1, found, crop)
 
 
-def _list(folder: Path) -> tuple[list[str], list[str]]:
+def _list(folder: Path, crop: Callable[[str], bool]) -> tuple[list[str], list[str]]:
     """Return the names of files and of folders in `folder`; of a large folder of crops only the first ones."""
     names: list[str] = []
     below: list[str] = []
@@ -101,8 +107,8 @@ def _list(folder: Path) -> tuple[list[str], list[str]]:
             for entry in part:
                 if entry.name.startswith((".", "@", "__MACOSX")):  # hidden, and what Macs and file servers leave
                     continue
-                (names if is_crop(entry.name) or not entry.is_dir() else below).append(entry.name)
-            if not below and any(map(is_crop, names)):
+                (names if crop(entry.name) or not entry.is_dir() else below).append(entry.name)
+            if not below and any(map(crop, names)):
                 break
     return names, below
 
@@ -117,8 +123,20 @@ def kind_at(path: Path) -> Kind | None:
 
 def is_crop(name: str) -> bool:
     """Return whether a file is named as a numbered picture: ``00001.jpg``."""
-    stem, suffix = os.path.splitext(name)  # noqa: PTH122 - called for very many names
-    return suffix.lower() in PICTURES and stem.isascii() and stem.isdigit()
+    stem = name[:name.rfind(".")]
+    return stem.isdigit() and stem.isascii() and _suffix(name) in PICTURES
+
+
+def is_prefixed(name: str) -> bool:
+    """Return whether a file is named as a numbered picture, with or without a prefix: ``S005_001_00000011.png``."""
+    stem = name[:name.rfind(".")]
+    number = stem if stem.isdigit() else stem[max(stem.rfind("_"), stem.rfind("-")) + 1:]
+    return number.isdigit() and number.isascii() and _suffix(name) in PICTURES
+
+
+def _suffix(name: str) -> str:
+    """Return a file's ending, ``.jpg``; by hand, since it is asked of very many names."""
+    return name[name.rfind("."):].lower() if "." in name else ""
 
 
 def unnamable(found: Scan) -> Iterator[Problem]:
@@ -135,8 +153,8 @@ def describe(found: Scan) -> str:
     parts = [f"{count} *{ending}" for ending, count in sorted(endings.items())]
     if found.crops:
         parts.append(f"{len(found.crops)} folders of numbered pictures")
-    if found.texts:
-        parts.append(f"{len(found.texts)} *.txt")
+    for ending, paths in (("txt", found.texts), ("csv", found.tables)):
+        parts += [f"{len(paths)} *.{ending}"] if paths else []
     plain = [path.name for path in found.folders if path not in set(found.crops)]
     if plain:
         parts.append(f"the folders {some(plain)}")

@@ -99,7 +99,7 @@ def _of_table(path: Path, base: Path) -> tuple[list[Trial], list[Problem], dict[
         lines[name] = line
         trial = _of_row(row, path, base, line)
         if kind_at(trial.path) is None:
-            problems.append(Problem(where=name, what=f"no such file or folder: {trial.path}",
+            problems.append(Problem(where=name, what=f"no such file or folder: {trial.path}", kind="no-clip",
                                     hint=f"correct line {line} of {path} (relative paths start at {base})"))
             continue
         trials.append(trial)
@@ -165,7 +165,8 @@ def _of_texts(folder: Path, names: Sequence[str], classes: tuple[str, ...]) -> L
         first = problems[0].what if problems else f"none is named after a clip (clips: {some(names)})"
         raise InputError(f"no label file of {len(files)} can be used; {first}", where=folder,
                          hint="see the formats in the README; --classes gives the order of the class names")
-    problems += [Problem(where=key, what="labelled, but there is no clip of that name", hint=f"see {files[key]}")
+    problems += [Problem(where=key, what="labelled, but there is no clip of that name", hint=f"see {files[key]}",
+                         kind="no-clip")
                  for key in sorted(set(files) - set(keys.values()))]
     return Labelling(classes=found, frames=labels, problems=(*problems, *_without(names, labels, problems)))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import platform
 import time
@@ -11,51 +9,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from fercache import datasets, durable, media, weights
+from fercache import datasets, durable, media, rates, views, weights
 from fercache.config import ExtractConfig, digest
 from fercache.datasets import Dataset, Trial
-from fercache.errors import ClipError, InputError
+from fercache.errors import ClipError, InputError, StoreError
+from fercache.extract.done import ClipDone, ExtractReport, write_failures
+from fercache.extract.share import in_turn
+from fercache.extract.sources import unchanged
 from fercache.place import Place
 from fercache.progress import Meter, meter
-from fercache.store import EmbeddingStore, files_at, read_json, same_source, write_json
+from fercache.store import EmbeddingStore, claimed, read_json, write_json
+from fercache.store.names import encode
+
+__all__ = ["ClipDone", "ExtractReport", "current", "faces_of", "run", "settings_of", "store_path", "write_failures"]
 
 log = logging.getLogger(__name__)
 
 FORMAT = {"store": 1, "decoder": media.DECODER, "crop": "pil-bilinear-160"}
 """What the code itself fixes of the numbers; a change here is a new fingerprint."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipDone:
-    """What became of one clip: `state` is computed, cached, failed or busy (another process has it)."""
-
-    clip: str
-    state: str
-    frames: int = 0
-    faces: int = 0
-    message: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractReport:
-    """What a run of stage one did."""
-
-    store: Place
-    failures_at: Path
-    fingerprint: str
-    clips: tuple[ClipDone, ...]
-    seconds: float
-
-    def count(self, state: str) -> int:
-        """Return how many clips ended in `state`."""
-        return sum(c.state == state for c in self.clips)
-
-    def failures(self) -> list[ClipDone]:
-        """Return the clips that failed."""
-        return [c for c in self.clips if c.state == "failed"]
 
 
 def faces_of(dataset: Dataset, config: ExtractConfig) -> str:
@@ -68,16 +43,19 @@ def faces_of(dataset: Dataset, config: ExtractConfig) -> str:
     """
     if config.faces != "auto":
         return config.faces
-    kinds = {trial.kind for trial in dataset.trials}
-    if len(kinds) > 1:
+    if not dataset.faces:
         raise InputError("holds both videos and folders of pictures", where=dataset.name,
                          hint="say --faces mtcnn (find a face in each picture) or --faces cropped")
-    return "cropped" if kinds == {"crops"} else "mtcnn"
+    return dataset.faces
 
 
 def settings_of(config: ExtractConfig, faces: str, cnn: weights.Weights) -> dict[str, Any]:
     """Return everything that changes numbers in the store, as a JSON value: its digest names the store."""
     chosen = {**config.settings(), "faces": faces, "weights": cnn.sha256, "backbone": cnn.name, "format": FORMAT}
+    if config.views == 1:  # as stores were named before there were views: they hold the same
+        del chosen["views"]
+    else:
+        chosen["view_policy"] = views.POLICY
     if faces == "cropped":  # no detector is run: its settings change nothing
         return {k: v for k, v in chosen.items() if k not in ("min_face_px", "min_score", "margin")}
     return {**chosen, "detector": _detector_digest()}
@@ -99,6 +77,11 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | Non
     ------
     InputError, WeightsError, StoreError
         Nothing could be done at all. What goes wrong with one clip is recorded in the report instead.
+
+    Notes
+    -----
+    Several runs on one store share the work. Each ends when every clip is done, and waits for those that another one
+    has; a clip whose process died is taken over.
     """
     started = time.monotonic()
     faces = faces_of(dataset, config)
@@ -114,22 +97,23 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | Non
     for trial in dataset.trials:
         cached = work.cached(trial)
         done.append(cached) if cached else waiting.append(trial)
-    if waiting:
-        done += work.all(waiting)
+    try:
+        if waiting:
+            done += work.all(waiting)
+    finally:  # a run that is stopped tells of its failures too
+        failed = [c for c in sorted(done, key=lambda c: c.clip) if c.state == "failed"]
+        if failed or len(done) >= len(dataset.trials):
+            write_failures(cache / "features" / dataset.name / "failures.csv", failed)
     report = ExtractReport(store=path, failures_at=cache / "features" / dataset.name / "failures.csv",
                            fingerprint=digest(settings), seconds=time.monotonic() - started,
                            clips=tuple(sorted(done, key=lambda c: c.clip)))
-    write_failures(report.failures_at, report.failures())
     write_json(path.parent / "current.json", {"store": path.name})
+    work.measured(report, cache)
     return report
 
 
 def current(cache: Place, dataset: str) -> Place:
     """Return the store that the last `extract` of this data set made or found.
-
-    Parameters
-    ----------
-    cache : the cache, or the URL that the features lie at.
 
     Raises
     ------
@@ -140,19 +124,7 @@ def current(cache: Place, dataset: str) -> Place:
     said = read_json(pointer)
     if said is None:
         raise InputError("nothing was extracted yet", where=pointer.parent, hint="run `fercache extract` first")
-    return pointer.parent / str(said["store"])
-
-
-def write_failures(path: Path, failed: Sequence[ClipDone]) -> None:
-    """Write `failures.csv` (clip, what happened), or remove an old one where nothing failed."""
-    if not failed:
-        path.unlink(missing_ok=True)
-        return
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["clip", "message"])
-    rows.writerows((c.clip, c.message) for c in failed)
-    durable.write_bytes(path, text.getvalue().encode())
+    return pointer.parent / durable.neighbour(said, "store", pointer)
 
 
 @dataclass
@@ -172,15 +144,11 @@ class _Work:
             return None
         mark = self.store.mark(trial.name)
         try:
-            unchanged = same_source(mark.source, media.digest(trial.path, trial.kind))
+            same = unchanged(mark.source, trial.path, trial.kind, self.config.strict)
         except ClipError as error:
             log.warning("%s: the source is gone or unreadable (%s); the stored features stay", trial.name, error.what)
-            unchanged = True
-        if not unchanged:
-            log.warning("%s: the source file has changed; it is done again", trial.name)
-            self.store.remove(trial.name)
-            return None
-        return ClipDone(clip=trial.name, state="cached", frames=mark.frames)
+            same = True
+        return ClipDone(clip=trial.name, state="cached", frames=mark.frames) if same else None
 
     def source(self, trial: Trial) -> media.Source:
         """Return the clip's frames."""
@@ -189,15 +157,21 @@ class _Work:
     def all(self, trials: Sequence[Trial]) -> Iterator[ClipDone]:
         """Yield what becomes of each clip; a bad clip does not stop the rest."""
         self.load()
-        with meter("extract", _total(trials, self)) as bar:
-            for trial in trials:
-                bar.note(trial.name)
-                try:
-                    result = self.one(trial, bar)
-                except ClipError as error:
-                    log.error("%s: %s", trial.name, error)
-                    result = ClipDone(clip=trial.name, state="failed", message=str(error))
-                yield result
+        total, row = _total(trials, self), 2 * sum(prod(shape) for shape in self.store.taps.values())
+        log.info("%d bytes a frame%s, %.2f GB for the %d frames to come", row,
+                 f" in {self.config.views} views" if self.config.views > 1 else "", row * total / 1e9, total)
+        with meter("extract", total) as bar:
+            yield from in_turn(trials, lambda trial: self.attempt(trial, bar),
+                               lambda clip: encode(clip) in claimed(self.store.path))
+
+    def attempt(self, trial: Trial, bar: Meter) -> ClipDone | None:
+        """Return what became of a clip, None if another process is at it."""
+        bar.note(trial.name)
+        try:
+            return self.cached(trial) or self.one(trial, bar)  # done by another process meanwhile
+        except ClipError as error:
+            log.error("%s: %s", trial.name, error)
+            return ClipDone(clip=trial.name, state="failed", message=str(error))
 
     def load(self) -> None:
         """Load detector and CNN."""
@@ -221,15 +195,26 @@ class _Work:
         return {"device": self.nets["device"], "threads": self.nets["threads"], "machine": platform.machine(),
                 "backend": "torch", "versions": {name: version(name) for name in names}}
 
-    def one(self, trial: Trial, bar: Meter) -> ClipDone:
-        """Bring one clip from source to commit mark."""
+    def measured(self, report: ExtractReport, cache: Path) -> None:
+        """Keep how many frames a second this run made, for what `check` says of the next one."""
+        if self.nets:
+            rates.record(cache, rates.Rate(
+                faces=self.faces, backbone=self.config.weights, precision=self.config.precision,
+                device=str(self.nets["device"]), threads=int(self.nets["threads"]), seconds=report.seconds,
+                frames=sum(c.frames for c in report.clips if c.state == "computed"), when_s=rates.now_s()))
+
+    def one(self, trial: Trial, bar: Meter) -> ClipDone | None:
+        """Bring one clip from source to commit mark; None if another process took it first."""
         from fercache.extract.clip import ClipJob
 
         source = self.source(trial)
-        with self.store.writer(trial.name, source=source.digest(), provenance=self.provenance()) as writer:
+        if trial.name in self.store:
+            log.warning("%s: the source file has changed; it is done again", trial.name)
+        with self.store.writer(trial.name, source=source.digest(strict=True), provenance=self.provenance()) as writer:
             if writer is None:
-                return ClipDone(clip=trial.name, state="busy", message="another process is at it")
-            ClipJob(source, writer, self.nets["backbone"], self.nets.get("detector"), self.config.margin, bar).run()
+                return None
+            ClipJob(source, writer, self.nets["backbone"], self.nets.get("detector"), self.config.margin, bar,
+                    self.config.views).run()
             mark = writer.commit()
         faces = int(self.store[trial.name].clock["valid"].sum())
         if not faces:
@@ -262,11 +247,17 @@ def _total(trials: Sequence[Trial], work: _Work) -> float:
 
 def _opened(path: Place, settings: dict[str, Any], config: ExtractConfig, cnn: weights.Weights) -> EmbeddingStore:
     """Return the store at `path`, made if it is not there."""
-    if files_at(path).get("zarr.json") is not None:
-        return EmbeddingStore.open(path, mode="a")
+    if EmbeddingStore.exists(path):
+        try:
+            store = EmbeddingStore.open(path, mode="a")
+        except StoreError as error:
+            log.warning("%s; it is written anew, the clips stay", error.what)
+        else:
+            store.sweep()
+            return store
     from fercache.backbones import shapes_of  # torch: seconds that a cached run saves
 
-    return EmbeddingStore.create(path, settings, shapes_of(cnn, config.taps))
+    return EmbeddingStore.create(path, settings, views.stored(shapes_of(cnn, config.taps), config.views), mend=True)
 
 
 def _detector_digest() -> str:

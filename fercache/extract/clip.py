@@ -18,8 +18,12 @@ from fercache.media import Frame, Source
 from fercache.people import main_person
 from fercache.progress import Meter
 from fercache.store import CLOCK, SEGMENT, ClipWriter
+from fercache.taps import views_of
+from fercache.views import look_of, render, seen_in_views
 
 T = TypeVar("T")
+Looks = list[NDArray[np.uint8]]
+"""A frame's face, plain and then view by view, each (160, 160, 3); empty where there is none."""
 
 CROP_PX = 160
 NO_TRACK = -1
@@ -33,7 +37,7 @@ DETECT_SHARE = 0.75
 
 @dataclass
 class ClipJob:
-    """What one clip needs; `detector` is None where the pictures are faces already."""
+    """What one clip needs; `detector` is None where the pictures are faces already. Of each face there are `views`."""
 
     source: Source
     writer: ClipWriter
@@ -41,6 +45,7 @@ class ClipJob:
     detector: Detector | None
     margin: float
     bar: Meter
+    views: int = 1
 
     def run(self) -> None:
         """Write everything of the clip but the commit mark.
@@ -83,20 +88,27 @@ class ClipJob:
         """Run the CNN over the boxes of the clock, segment by segment."""
         start = self.writer.written
         boxes = clock[:, CLOCK.index("x1"):CLOCK.index("y2") + 1]
-        for segment in blocks(self._cropped(start, boxes), SEGMENT):
-            self._write(start, segment)
-            start += len(segment)
-            self.bar.advance((1 - DETECT_SHARE) * len(segment))
+        looks = self._cropped(start, boxes)
+        while long := self._write(start, looks):
+            start += long
+            self.bar.advance((1 - DETECT_SHARE) * long)
         if start != len(clock):
             raise ClipError(f"gave {start} frames where detection had seen {len(clock)}", where=self.source.path,
                             hint="the file changed while it was read; run again")
 
-    def _cropped(self, start: int, boxes: NDArray[np.float64]) -> Iterator[NDArray[np.uint8] | None]:
-        """Yield the face of each frame from row `start` on, None where there is none."""
+    def _cropped(self, start: int, boxes: NDArray[np.float64]) -> Iterator[Looks]:
+        """Yield the looks at the face of each frame from row `start` on."""
         for frame in self.source.frames(start):
-            box = boxes[frame.index - 1] if frame.index <= len(boxes) else NO_BOX
-            seen = not np.isnan(box[0])
-            yield crop(frame.image, box, CROP_PX, self.margin) if frame.image is not None and seen else None
+            yield self._looks(frame, boxes[frame.index - 1] if frame.index <= len(boxes) else NO_BOX)
+
+    def _looks(self, frame: Frame, box: NDArray[np.float64]) -> Looks:
+        """Return the face in `box`, plain and in every view."""
+        if frame.image is None or np.isnan(box[0]):
+            return []
+        plain = crop(frame.image, box, CROP_PX, self.margin)
+        name = self.writer.job.clip
+        return [plain, *(render(plain, frame.image, box, self.margin, look_of(name, frame.index, view))
+                         for view in range(1, self.views))]
 
     def embed_crops(self) -> None:
         """Run the CNN over pictures that are faces already; the clock is known when the last one was decoded."""
@@ -107,7 +119,7 @@ class ClipJob:
             times += [frame.time_s for frame in segment]
             boxes += [NO_BOX if frame.image is None else whole(frame.image) for frame in segment]
             if len(times) > self.writer.written:
-                self._write(start, [_whole_crop(frame.image) for frame in segment])
+                self._write(start, (self._looks(f, box) for f, box in zip(segment, boxes[start:], strict=True)))
             self.bar.advance(len(segment))
         if not times:
             raise ClipError("holds no frame", where=self.source.path)
@@ -115,21 +127,33 @@ class ClipJob:
         self.writer.set_clock(clock_of(np.array(times), np.array(boxes), np.where(seen, 1.0, np.nan),
                                        np.where(seen, 0, NO_TRACK)))
 
-    def _write(self, start: int, faces: list[NDArray[np.uint8] | None]) -> None:
-        """Embed one segment and write it; rows without a face are zeros."""
-        rows = [i for i, face in enumerate(faces) if face is not None]
-        pictures = [face for face in faces if face is not None]
-        values = self.backbone.embed(np.stack(pictures)) if pictures else {}
+    def _write(self, start: int, looks: Iterator[Looks]) -> int:
+        """Embed and write one segment of frames, and return its length; rows without a face are zeros.
+
+        Notes
+        -----
+        No more crops are held at once than a segment of plain ones, however many views there are.
+        """
+        parts = [self._embedded(block) for block in blocks(islice(looks, SEGMENT), max(1, SEGMENT // self.views))]
+        if not parts:
+            return 0
+        values = {tap: np.concatenate([part[tap] for part in parts]) for tap in parts[0]}
+        self.writer.write(start, values)
+        return sum(len(part[next(iter(values))]) for part in parts)
+
+    def _embedded(self, looks: list[Looks]) -> dict[str, NDArray[np.float16]]:
+        """Return {array: (n, ...) float16} of n frames: each tap, and beside it what it is in the views."""
+        rows = [i for i, look in enumerate(looks) if look]
+        found = self.backbone.embed(np.stack([one for look in looks for one in look])) if rows else {}
         out = {}
         for tap, shape in self.backbone.shapes.items():
-            out[tap] = np.zeros((len(faces), *shape), np.float16)
+            held = np.zeros((len(looks), self.views, *shape), np.float16)
             if rows:
-                out[tap][rows] = values[tap]
-        self.writer.write(start, out)
-
-
-def _whole_crop(image: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
-    return None if image is None else crop(image, whole(image), CROP_PX)
+                held[rows] = found[tap].reshape(len(rows), self.views, *shape)
+            out[tap] = held[:, 0]
+            if self.views > 1 and tap in seen_in_views(self.backbone.shapes):
+                out[views_of(tap)] = held[:, 1:]
+        return out
 
 
 def blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -10,7 +10,7 @@ from fercache.media.crops import CropSource, folder_digest, numbered
 from fercache.media.source import Frame, Source, file_digest
 from fercache.media.video import DECODER, VideoSource
 
-__all__ = ["DECODER", "KINDS", "Frame", "Source", "digest", "kind_of", "open_source"]
+__all__ = ["DECODER", "KINDS", "Frame", "Source", "digest", "kind_of", "numbered", "open_source"]
 
 KINDS = ("video", "crops")
 

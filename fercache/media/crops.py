@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fercache.errors import ClipError
 from fercache.media.source import MAX_PIXELS, Frame, Source, unreadable, whole_hash
 
-NAME = re.compile(r"([0-9]+)\.(jpg|jpeg|png)", re.IGNORECASE)
+NAME = re.compile(r"(?P<prefix>(?:.*[_-])?)(?P<number>[0-9]+)\.(?P<ending>jpg|jpeg|png)", re.IGNORECASE | re.DOTALL)
 MAX_NUMBER = 10_000_000  # 92 hours at 30 frames a second: beyond it a name is a date or an id, not a frame number
 MAX_BYTES = 256 << 20
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError,
@@ -48,7 +48,8 @@ class CropSource(Source):
     The number in the name is the frame, with any count of leading zeros; a missing number is a row without a picture.
     Where two names carry one number (``00001.jpg`` and ``1.png``) the one with more leading zeros is read, then .jpg
     before .jpeg before .png, then the first by the alphabet, and the log says so. Anything else in the folder is
-    ignored.
+    ignored. Where no name is a plain number, names of one prefix are read by the number after it
+    (``S005_001_00000011.png``, as CK+ has them).
     """
 
     kind = "crops"
@@ -87,20 +88,42 @@ def numbered(path: Path) -> dict[int, str]:
             names = [entry.name for entry in entries if NAME.fullmatch(entry.name) and entry.is_file()]
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
-    for name in sorted(names, key=_preference):
-        number = int(name.partition(".")[0])
-        if found.setdefault(number, name) != name:
+    for name in sorted(_of_one_prefix(path, names), key=_preference):
+        if found.setdefault(number_of(name), name) != name:
             twice.append(name)
     _check(path, found)
     if twice:
         log.warning("%s: %d numbers stand twice; %s is not read, %s is", path, len(twice), twice[0],
-                    found[int(twice[0].partition(".")[0])])
+                    found[number_of(twice[0])])
     return found
 
 
+def number_of(name: str) -> int:
+    """Return the frame number in a picture's name, 0 where it has none."""
+    parts = NAME.fullmatch(name)
+    return int(parts["number"]) if parts else 0
+
+
+def _of_one_prefix(path: Path, names: Sequence[str]) -> list[str]:
+    """Return the names that are plain numbers; where there is none, those that share the one prefix there is.
+
+    Raises
+    ------
+    ClipError
+        Several prefixes: pictures of several clips in one folder.
+    """
+    prefixes = {name: parts["prefix"] for name in names if (parts := NAME.fullmatch(name))}
+    plain = [name for name, prefix in prefixes.items() if not prefix]
+    several = sorted(set(prefixes.values()))
+    if not plain and len(several) > 1:
+        raise ClipError(f"pictures of several clips in one folder: {several[0]}.., {several[1]}..", where=path,
+                        hint="give each clip a folder of its own")
+    return plain or list(prefixes)
+
+
 def _preference(name: str) -> tuple[int, int, str]:
-    digits, _, ending = name.partition(".")
-    return -len(digits), ("jpg", "jpeg", "png").index(ending.lower()), name
+    stem, _, ending = name.rpartition(".")
+    return -len(stem), ("jpg", "jpeg", "png").index(ending.lower()), name
 
 
 def _check(path: Path, found: dict[int, str]) -> None:
@@ -158,18 +181,18 @@ def _rgb(data: bytes) -> NDArray[np.uint8]:
 
 def folder_digest(path: Path, names: dict[int, str], strict: bool) -> dict[str, Any]:
     """Return a folder's ``size``, ``mtime_ns`` and hashes over its pictures, as `Source.digest` says."""
-    total, hashes = 0, [hashlib.sha256() for _ in range(1 + strict)]
+    total, times, hashes = 0, 0, [hashlib.sha256() for _ in range(1 + strict)]
     try:
         for number in sorted(names):
             picture = path / names[number]
-            size = picture.stat().st_size
-            total += size
+            status = picture.stat()
+            size = status.st_size
+            total, times = total + size, times + status.st_mtime_ns
             line = f"{names[number]} {size}"
             hashes[0].update(f"{line}\n".encode())
             if strict:
                 hashes[1].update(f"{line} {whole_hash(picture)}\n".encode())
-        mtime_ns = path.stat().st_mtime_ns
     except OSError as error:
         raise unreadable(path, error) from error
-    found = {"size": total, "mtime_ns": mtime_ns, "sha256": hashes[0].hexdigest()}
+    found = {"size": total, "mtime_ns": times % (1 << 63), "sha256": hashes[0].hexdigest()}
     return found | ({"sha256_strict": hashes[1].hexdigest()} if strict else {})

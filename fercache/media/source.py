@@ -73,8 +73,10 @@ class Source(ABC):
         Notes
         -----
         Compare ``size`` and the hashes, not ``mtime_ns``: a copied file has another one. ``sha256`` covers a file up
-        to 8 MiB whole; of a larger one its size and 64 samples of 64 KiB from head to tail. Of a folder, the names and
-        sizes of its pictures.
+        to 8 MiB whole; of a larger one its size and 64 samples of 64 KiB, evenly from the first byte to the last (4 MiB
+        in all: between two samples a change of equal length is not seen). Of a folder, the names and sizes of its
+        pictures and no byte of them; its ``mtime_ns`` is the sum of theirs, which any picture written anew moves.
+        `unchanged` says how the three are used together.
         """
 
 

@@ -83,7 +83,7 @@ def _compute(book: LogitBook, config: StackConfig, home: Path,
              print_: str) -> tuple[NDArray[np.int32], dict[str, Any]]:
     """Return the final predictions and the metrics, and keep them."""
     learnt = nested.run(book, config)
-    held = columns.gather(book, learnt)
+    held = columns.gather(book, learnt, config.gaps)
     final = columns.choose(book, held, config.final)
     units = columns.millionths(held[final.column])
     said = {**report.build(book, config, learnt, held, final), "fingerprint": print_}
@@ -120,8 +120,9 @@ def speak(folder: Path, book: LogitBook) -> NDArray[np.int32]:
     StoreError
         The run's models are not there or damaged.
     """
-    final = kept.final_column(durable.read_json(folder / kept.METRICS))
+    report = durable.read_json(folder / kept.METRICS)
+    final = kept.final_column(report)
     learnt = nested.Nested(members={}, columns={})
     if final in nested.LEARNT:
         learnt = nested.speak(book, kept.load_member(folder))
-    return columns.millionths(columns.gather(book, learnt)[final])
+    return columns.millionths(columns.gather(book, learnt, report["config"].get("gaps", "nearest"))[final])

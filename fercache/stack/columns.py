@@ -7,20 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache import metrics
+from fercache import gaps, metrics
 from fercache.errors import InputError
 from fercache.folds import MIN_GROUPS_TO_CHOOSE
 from fercache.logits import LogitBook
 from fercache.stack.base import softmax
-from fercache.stack.features import ClipView
 from fercache.stack.nested import Nested, Shares
 
 WHAT = {"mean": "plain mean of the heads' probabilities",
         "smooth": "the heads' mean log-probability, smoothed over time, with one scale and one bias a class",
         "logistic": "logistic regression on the stacker's features",
         "stack": "LightGBM on the stacker's features, beginning at the column `smooth`"}
-GAP_POLICY = ("a frame without a face has what its column says at the nearest frame in time with a face (the earlier "
-              "of two); a clip without any face has what the heads say of it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,22 +28,59 @@ class Final:
     why: str
 
 
-def gather(book: LogitBook, nested: Nested) -> dict[str, Shares]:
-    """Return column -> probabilities, ``(R, C)`` float32, of every row of the book."""
-    filled = _filled_from(book)
-    heads = {head: softmax(book.logits[head][filled]).astype(np.float32) for head in book.heads}
-    mean = sum(heads.values(), np.zeros((len(filled), len(book.classes)), np.float32)) / len(heads)
-    return {**heads, "mean": np.asarray(mean, np.float32), **nested.columns}
+def gather(book: LogitBook, nested: Nested, policy: str = "nearest", *, causal: bool = False) -> dict[str, Shares]:
+    """Return column -> probabilities, ``(R, C)`` float32, of every row of the book.
+
+    Parameters
+    ----------
+    policy : what becomes of frames without a face, see `fercache.gaps`.
+    causal : take nothing from a later frame; heads and mean have even odds before the first face.
+
+    Raises
+    ------
+    InputError
+        They are left to the temporal heads, and the book has none; or a line is to be causal.
+    """
+    filled_from, blind, early = _gaps(book, policy, causal)
+    heads = {head: softmax(book.logits[head] * ~early[:, None]).astype(np.float32) for head in book.heads}
+    said = {**heads, "mean": _mean(heads), **nested.columns}
+    filled = {name: filled_from.apply(values) for name, values in said.items()}
+    if policy in gaps.COPIED:
+        return filled
+    speakers = gaps.own_word(book.heads, policy)
+    if not speakers:
+        raise InputError("no temporal head to leave the frames without a face to", where="stack, gaps = mask",
+                         hint=f"train one of {', '.join(gaps.TEMPORAL)}, or choose another policy with --gaps")
+    spoken = _mean({head: heads[head][blind] for head in speakers})
+    for name in filled:
+        if name not in speakers:
+            filled[name][blind] = spoken
+    return filled
 
 
-def _filled_from(book: LogitBook) -> NDArray[np.int64]:
-    """Return the row that speaks for each row, ``(R,)``."""
-    source = np.arange(len(book.label))
+def _mean(heads: dict[str, Shares]) -> Shares:
+    """Return the plain mean of the heads' probabilities."""
+    first = next(iter(heads.values()))
+    return np.asarray(sum(heads.values(), np.zeros(first.shape, np.float32)) / len(heads), np.float32)
+
+
+def _gaps(book: LogitBook, policy: str, causal: bool) -> tuple[gaps.Sources, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which rows speak for each row, ``(R,)``, the rows without a face in clips that have faces, and, where
+    nothing may look ahead, the rows before their clip's first face."""
+    every = np.arange(len(book.label))
+    found = gaps.Sources(every, every.copy(), np.zeros(len(every)))
+    blind, early = np.zeros((2, len(every)), bool)
     for trial in np.flatnonzero(np.diff(book.offsets)).tolist():
         rows = book.rows(trial)
-        if not book.valid[rows].all():
-            source[rows] = rows.start + ClipView.of(book, trial).filled.row
-    return source
+        valid = book.valid[rows]
+        early[rows] = causal & ~np.logical_or.accumulate(valid)
+        if valid.all() or not valid.any():
+            continue
+        here = gaps.sources(book.time_s[rows], valid, policy, causal=causal)
+        found.before[rows], found.after[rows] = here.before + rows.start, here.after + rows.start
+        found.weight[rows] = here.weight
+        blind[rows] = ~valid
+    return found, blind, early
 
 
 def choose(book: LogitBook, columns: dict[str, Shares], wanted: str) -> Final:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache import __version__, metrics
+from fercache import __version__, gaps, metrics
 from fercache.config import StackConfig
 from fercache.logits import LogitBook
 from fercache.stack import features
-from fercache.stack.columns import GAP_POLICY, WHAT, Final
+from fercache.stack.columns import WHAT, Final
 from fercache.stack.nested import Nested, Shares
 
 SPLITS = {"train": "out of fold: by models that saw nothing of the frame's group",
@@ -26,7 +26,8 @@ def build(book: LogitBook, config: StackConfig, nested: Nested, columns: dict[st
     splits = {split: _split(book, config, split, said, final) for split in SPLITS}
     return {"fercache": __version__, "dataset": book.dataset, "notice": book.notice, "classes": list(book.classes),
             "metric": book.metric, "final": {"column": final.column, "why": final.why},
-            "columns": {name: WHAT.get(name, "head") for name in columns}, "gap_policy": GAP_POLICY,
+            "columns": {name: WHAT.get(name, "head") for name in columns},
+            "gap_policy": gaps.describe(config.gaps), "frames_without_face": int((~book.valid).sum()),
             "splits": {split: value for split, value in splits.items() if value},
             "learnt": [member.json() for member in nested.members.values()] or FEW_LEARNT,
             "importances": _importances(book, nested), "frames": len(book.label), "trials": len(book.trials),

@@ -21,8 +21,11 @@ def table(report: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = []
     for split, title in TITLES.items():
         if split in report["splits"]:
+            title = report["splits"][split].get("title", title)  # `predict` says that all of a set is new
             parts += [_scores(report, split, title), _classes(report, split)]
     parts.append(Text.assemble(("final: ", "bold"), (final["column"], "bold green"), f"  ({final['why']})"))
+    parts.append(Text.assemble(("gaps: ", "bold"), report["config"]["gaps"], (
+        f"  (of {report['frames']:,} frames {report['frames_without_face']:,} have no face)", "dim")))
     if report["notice"]:
         parts.append(Text(report["notice"], "yellow"))
     return Group(*parts)

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from fercache.store.check import Fault
 from fercache.store.clip import Clip, Tap
-from fercache.store.core import EmbeddingStore, claimed, work_folder
+from fercache.store.core import EmbeddingStore
 from fercache.store.files import Size
 from fercache.store.joined import Joined, Readable, join
 from fercache.store.layout import CHUNK, CLOCK, CLOCK_NAME, SEGMENT
+from fercache.store.lease import claimed, work_folder
 from fercache.store.mark import ArrayMark, Mark, same_source
 from fercache.store.remote import files_at, read_json, write_json
 from fercache.store.writer import ClipWriter

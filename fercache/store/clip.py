@@ -62,8 +62,10 @@ class Tap:
         StoreError
             A chunk's file is missing or torn.
         InputError
-            `out` has another shape or type.
+            Rows that the clip does not have, or `out` has another shape or type.
         """
+        if not 0 <= start <= max(start, stop) <= len(self):  # the last chunk is padded: past the end lie zeros
+            raise InputError(f"rows {start} to {stop} of {len(self)}", where=self.key)
         if not (self._checked or self.files.far):  # far away files are whole, and a missing one is found when read
             self.check()
         shape = (max(stop - start, 0), *self.shape[1:])

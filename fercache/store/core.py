@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,19 +11,19 @@ from typing import Any
 from fercache import durable
 from fercache.config import digest
 from fercache.errors import InputError, NotInStore, StoreError
-from fercache.place import Place, Url
+from fercache.place import Place
 from fercache.store.ahead import Ahead
-from fercache.store.claim import gate, live_claims
+from fercache.store.claim import gate
 from fercache.store.clip import Clip
-from fercache.store.files import Files, Size, Stamp
+from fercache.store.files import TEMPORARY, Files, Size, Stamp
 from fercache.store.journal import Journal
 from fercache.store.layout import CLOCK_NAME, META
-from fercache.store.lease import claims_of, hold, live_leases
+from fercache.store.lease import hold, work_folder
 from fercache.store.mark import Mark, damaged, plain, read_mark, same_source
 from fercache.store.names import encode
-from fercache.store.remote import RemoteFiles, files_at
-from fercache.store.root import check_taps, read_root, root_document
-from fercache.store.writer import ClipWriter, Job
+from fercache.store.remote import files_at
+from fercache.store.root import check_taps, is_root, read_root, root_document
+from fercache.store.writer import ClipWriter, Job, refuse_twin
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +75,19 @@ class EmbeddingStore(Mapping[str, Clip]):
         return cls(files_at(path), mode)
 
     @classmethod
-    def create(cls, path: str | Place, settings: dict[str, Any], taps: dict[str, tuple[int, ...]]) -> EmbeddingStore:
+    def exists(cls, path: str | Place) -> bool:
+        """Return whether a store's root was written at `path`: a folder alone is what a killed `create` leaves."""
+        return files_at(path).get(META) is not None
+
+    @classmethod
+    def create(cls, path: str | Place, settings: dict[str, Any], taps: dict[str, tuple[int, ...]], *,
+               mend: bool = False) -> EmbeddingStore:
         """Return the store at `path`, open for writing; it is made if there is none.
+
+        Parameters
+        ----------
+        mend : write a damaged root anew. What it said is known, and no clip of other settings passes for one of these
+            (each mark names the fingerprint it was made for).
 
         Raises
         ------
@@ -90,11 +99,12 @@ class EmbeddingStore(Mapping[str, Clip]):
         files, settings = files_at(path), plain(settings, "settings")
         check_taps(taps)
         with gate(work_folder(files.root)):
-            if files.get(META) is None:
+            held = files.get(META)
+            if held is None or (mend and not is_root(held, files.root)):
                 files.replace(META, root_document(settings, taps))
         durable.step("store.created")
         store = cls(files, "a")
-        store._sweep()
+        store.sweep()
         if (store.settings, store.taps) != (settings, taps):
             differ = [key for key in sorted({*settings, *store.settings})
                       if settings.get(key) != store.settings.get(key)]
@@ -205,6 +215,8 @@ class EmbeddingStore(Mapping[str, Clip]):
         ------
         StoreError
             The store is open for reading only.
+        ClipError
+            The file system takes the clip's name for that of another clip.
 
         Notes
         -----
@@ -214,7 +226,7 @@ class EmbeddingStore(Mapping[str, Clip]):
         self._check_writable()
         job = Job(clip=clip, fingerprint=self.fingerprint, taps=self.taps, source=plain(source, "source"),
                   provenance=plain(provenance, "provenance"))
-        with hold(self.files, self.work, job.folder) as mine:
+        with hold(self.files, job.folder) as mine:
             held = self._mark(job.folder) if mine else None
             if held is not None and same_source(held.source, job.source):
                 self._journal(job.folder).remove()
@@ -223,6 +235,7 @@ class EmbeddingStore(Mapping[str, Clip]):
                 yield None
                 return
             if self.files.stamp(f"{job.folder}/{META}") is not None:
+                refuse_twin(self.files, job)
                 self._discard(job.folder)
             yield ClipWriter(self.files, self._journal(job.folder), job)
 
@@ -239,18 +252,22 @@ class EmbeddingStore(Mapping[str, Clip]):
 
     def remove_folder(self, folder: str) -> None:
         """Remove what is in a clip's folder, whatever it is."""
-        with hold(self.files, self.work, folder) as mine:
+        with hold(self.files, folder) as mine:
             if not mine:
                 raise StoreError("is being written by another process", where=self.path / folder,
                                  hint="wait for it to end, or stop it")
             self._discard(folder)
 
-    def _sweep(self) -> None:
-        """Remove what a writer left that was killed after its commit."""
+    def sweep(self) -> None:
+        """Remove what was left by writers killed between a clip's commit and its journal's end, or at the root."""
+        with gate(self.work):
+            for name in self.files.sizes(""):
+                if name.startswith(TEMPORARY):
+                    self.files.remove(name)
         for path in self.work.glob("*" + JOURNAL):
             folder = path.name.removesuffix(JOURNAL)
             if self._mark(folder) is not None:
-                with hold(self.files, self.work, folder) as mine:
+                with hold(self.files, folder) as mine:
                     if mine:
                         path.unlink(missing_ok=True)
 
@@ -274,18 +291,3 @@ class EmbeddingStore(Mapping[str, Clip]):
     def _check_writable(self) -> None:
         if self.mode != "a":
             raise StoreError("is open for reading only", where=self.path, hint="open it with mode='a'")
-
-
-def work_folder(path: Place) -> Path:
-    """Return where the claims and journals of the store at `path` lie: beside it, of a URL in the user's cache."""
-    stem = path.name.removesuffix(".zarr") + ".work"
-    if isinstance(path, Path):
-        return path.parent / stem
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "fercache" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:12]}-{stem}"
-
-
-def claimed(path: Place) -> set[str]:
-    """Return the folders of the clips that live processes are writing in the store at `path`."""
-    others = live_leases(RemoteFiles(claims_of(path))) if isinstance(path, Url) else set()
-    return live_claims(work_folder(path)) | others

@@ -20,6 +20,7 @@ from fercache.store.remote import files_at
 log = logging.getLogger(__name__)
 
 BETWEEN = "/"
+VIEWS = "_views"
 
 
 class ReadableClip(Protocol):
@@ -147,7 +148,8 @@ def join(base: EmbeddingStore, names: Sequence[str], taps: Sequence[str]) -> tup
         others[label] = other
         _tell(base, label, other)
     whole = [f"{label}{BETWEEN}{tap}" for label, other in others.items() for tap in other.taps
-             if not any(chosen.startswith(label + BETWEEN) for chosen in taps)]
+             if not any(chosen.startswith(label + BETWEEN) for chosen in taps)
+             and tap.removesuffix(VIEWS) not in other.taps.keys() - {tap}]  # views stand beside a tap and are none
     return Joined(base, others), (*taps, *whole)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
 import random
 import threading
 import time
@@ -15,14 +17,15 @@ from typing import Any
 
 from fercache import durable
 from fercache.errors import ClipError, StoreError
-from fercache.place import Url
-from fercache.store.claim import claim
+from fercache.place import Place, Url
+from fercache.store.claim import claim, live_claims
 from fercache.store.files import Files
 from fercache.store.mark import parse
 from fercache.store.remote import RemoteFiles
 
 log = logging.getLogger(__name__)
 
+OWNER = "owner"
 BEAT_S = 30.0
 """Seconds between two signs of life."""
 SILENCE_S = 600.0
@@ -114,13 +117,9 @@ class Lease:
 
 
 @contextmanager
-def hold(files: Files, work: Path, folder: str) -> Iterator[bool]:
-    """Yield True while this process alone, of this machine and of all others, may change the clip in `folder`.
-
-    Parameters
-    ----------
-    work : the local folder of claims; a store on a disk needs no more.
-    """
+def hold(files: Files, folder: str) -> Iterator[bool]:
+    """Yield True while this process alone, of this machine and of all others, may change the clip in `folder`."""
+    work = work_folder(files.root)
     with claim(work, folder) as mine:
         if mine and isinstance(files, RemoteFiles):
             with lease(files, RemoteFiles(claims_of(files.root)), work, folder) as leased:
@@ -157,18 +156,46 @@ def lease(files: RemoteFiles, claims: RemoteFiles, work: Path, folder: str) -> I
         held.drop()
 
 
-def live_leases(claims: RemoteFiles) -> set[str]:
-    """Return the folders of the clips that machines which gave a sign of life lately hold."""
+def work_folder(path: Place) -> Path:
+    """Return where the claims and journals of the store at `path` lie: beside it, of a URL in the user's cache.
+
+    Notes
+    -----
+    Links are followed first: two writers that reach one store by two names must meet in one folder of claims.
+    """
+    real = path.resolve() if isinstance(path, Path) else path
+    stem = real.name.removesuffix(".zarr") + ".work"
+    if isinstance(real, Path):
+        return real.parent / stem
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "fercache" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:12]}-{stem}"
+
+
+def claimed(path: Place) -> set[str]:
+    """Return the folders of the clips that live processes, of any machine, are writing in the store at `path`."""
+    others = live_leases(RemoteFiles(claims_of(path)), work_folder(path)) if isinstance(path, Url) else set()
+    return live_claims(work_folder(path)) | others
+
+
+def live_leases(claims: RemoteFiles, work: Path) -> set[str]:
+    """Return the folders of the clips that other machines which gave a sign of life lately hold.
+
+    Parameters
+    ----------
+    work : of this machine, whose own processes' locks say more than their leases.
+    """
+    owner = owner_of(work) if (work / OWNER).is_file() else ""
+
     def live(folder: str) -> bool:
         said = [_read(claims, f"{folder}/{name}") for name in claims.sizes(folder)]
-        return any(one is not None and _alive(one) for one in said)
+        return any(one is not None and one.get("owner") != owner and _alive(one) for one in said)
     folders = claims.folders()
     return {folder for folder, is_live in zip(folders, claims.each(live, folders), strict=True) if is_live}
 
 
 def owner_of(work: Path) -> str:
     """Return the name of all processes that share the folder `work`, and so its locks; made when first asked for."""
-    path = work / "owner"
+    path = work / OWNER
     if not path.is_file():
         with durable.lock(work / "owner.lock", wait=True):
             if not path.is_file():

@@ -10,6 +10,8 @@ from fercache.place import Place
 from fercache.store.layout import CLOCK_NAME, META, VERSION
 from fercache.store.mark import sealed, unsealed
 
+MENDING = "run `fercache extract` with the settings it was made by: it writes the root anew and keeps the clips"
+
 
 def root_document(settings: dict[str, Any], taps: dict[str, tuple[int, ...]]) -> bytes:
     """Return the `zarr.json` of a store's root."""
@@ -26,10 +28,18 @@ def read_root(data: bytes, where: Place) -> tuple[dict[str, Any], dict[str, tupl
         return dict(body["settings"]), taps
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise StoreError("is no embedding store of fercache's", where=where / META,
-                         hint="check the path, or extract anew") from error
+                         hint=MENDING) from error
     except StoreError as error:
-        raise StoreError(error.what, where=where / META,
-                         hint="restore this file from a copy, or extract anew") from error
+        raise StoreError(error.what, where=where / META, hint=MENDING) from error
+
+
+def is_root(data: bytes, where: Place) -> bool:
+    """Return whether a store's root can be read."""
+    try:
+        read_root(data, where)
+    except StoreError:
+        return False
+    return True
 
 
 def check_taps(taps: dict[str, tuple[int, ...]]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache import durable
-from fercache.errors import InputError
+from fercache.errors import ClipError, InputError
 from fercache.store.files import TEMPORARY, Files
 from fercache.store.journal import Journal
 from fercache.store.layout import CLOCK, CLOCK_NAME, META, SEGMENT, VERSION, Grid, array_document
@@ -253,6 +253,19 @@ class ClipWriter:
             self.files.remove(self.job.key(name, stray))
         self.files.write(self.job.key(name, META), memoryview(array_document(name, grid)))
         durable.step("commit.array")
+
+
+def refuse_twin(files: Files, job: Job) -> None:
+    """Refuse a clip where the file system, blind to case, shows another one's folder under its name.
+
+    Raises
+    ------
+    ClipError
+        Where that is so.
+    """
+    if job.folder not in files.folders():
+        raise ClipError("its name differs from another clip's only in case, which this file system does not tell",
+                        where=job.clip, hint="rename one of them, or put the cache on another file system")
 
 
 def _chunks_of(grid: Grid, start: int, stop: int) -> range:

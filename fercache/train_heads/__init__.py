@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 WATCH_SHARE = 0.2
 """Share of a fold's training groups kept aside to choose the epoch by."""
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the code changes what a training run gives."""
 
 
@@ -36,8 +36,13 @@ class TrainReport:
     seconds: float
 
 
-def run(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cache: Path) -> TrainReport:
+def run(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cache: Path, *,
+        point: bool = True) -> TrainReport:
     """Return where the out-of-fold logits and the heads lie; a run that was done before is not done again.
+
+    Parameters
+    ----------
+    point : whether the data set's current book is this one from now on.
 
     Raises
     ------
@@ -58,7 +63,8 @@ def run(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cache: Path
     if not cached:
         with durable.lock(heads.with_suffix(".lock"), wait=True):
             trained = _train(dataset, held, store, config, settings, book, heads) if not book.is_file() else 0
-    durable.write_json(book.parent / "current.json", {"book": book.name})
+    if point:
+        durable.write_json(book.parent / "current.json", {"book": book.name})
     return TrainReport(book=book, heads=heads, cached=cached, trained=trained, missing=missing,
                        seconds=time.monotonic() - started)
 
@@ -74,7 +80,7 @@ def current(cache: Path, dataset: str) -> Path:
     pointer = cache / "logits" / dataset / "current.json"
     if not pointer.is_file():
         raise InputError("no heads were trained yet", where=pointer.parent, hint="run `fercache train-heads` first")
-    return pointer.parent / str(durable.read_json(pointer)["book"])
+    return durable.read_pointer(pointer, "book")
 
 
 def check_splits(trials: Sequence[Trial]) -> None:
@@ -112,10 +118,10 @@ def _train(dataset: Dataset, trials: Sequence[Trial], store: Readable, config: T
     features = training.features
     LogitBook(dataset=dataset.name, classes=dataset.classes, metric=dataset.metric, notice=dataset.notice,
               heads=config.heads, trials=tuple(t.name for t in trials), group=tuple(t.group for t in trials),
-              split=tuple(t.split for t in trials), fold=training.fold, offsets=features.offsets,
+              split=tuple(t.split for t in trials), fold=training.splits.fold, offsets=features.offsets,
               index=features.index, time_s=features.time_s, valid=features.valid, label=features.label,
               logits=logits, provenance={"settings": settings, "store": store.path.name, "heads": training.records},
-              fingerprint=digest(settings), epochs_fixed=training.epochs_fixed).save(book)
+              fingerprint=digest(settings), epochs_fixed=training.splits.epochs_fixed).save(book)
     return training.trained
 
 

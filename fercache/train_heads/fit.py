@@ -1,33 +1,41 @@
-"""One head of one fold: trained on some trials' windows, and what it then says of every frame."""
+"""One head trained on some trials' windows."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fercache import metrics
-from fercache.heads import Head, HeadSettings, build, classes_of
-from fercache.windows import Features, Windows
+from fercache.heads import Head, HeadSettings, Tail, build
+from fercache.train_heads.loss import Loss
+from fercache.train_heads.say import predict, windows
+from fercache.windows import Batch, Features, Windows
 
 WARM_UP = 0.1
 """Share of the steps in which the learning rate rises; then it falls as a cosine."""
-SMOOTHING = 0.05
-FRAME_STRIDE = 3
 CLIP_NORM = 1.0
-FRAMES_A_STEP_TO_PREDICT = 4096
+MOMENTUM = 0.9
+TRIED_STEPS = 3
+"""Steps by which the time of a training is estimated; the quickest counts, the first ones warm up."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One head to train: on which trials, watched by which (none: all epochs are run), of which seed."""
+    """One head to train: on which trials, watched by which (none: all epochs are run), of which seed.
+
+    Attributes
+    ----------
+    tensors : of the whole backbone, for a head that trains the backbone's tail.
+    """
 
     head: str
     settings: HeadSettings
@@ -36,6 +44,7 @@ class Task:
     watch: tuple[int, ...]
     seed: int
     device: str
+    tensors: dict[str, NDArray[np.float32]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,42 +56,121 @@ class Fitted:
     watched_f1: float
 
 
-def window_frames(settings: HeadSettings, features: Features) -> int:
-    """Return the window's length in frames of the data set's usual rate."""
-    return max(1, round(settings.window_s / features.frame_s()))
-
-
-def fit(task: Task, features: Features) -> Fitted:
+def fit(task: Task, features: Features, tell: Callable[[float], None] = lambda share: None) -> Fitted:
     """Return a head trained on the task's trials; the same task and features give the same head.
+
+    Parameters
+    ----------
+    tell : is called with each further share of the work that is done.
 
     Notes
     -----
-    Cross entropy with class weights of one over the square root of the class's share (between plain and balanced),
-    label smoothing, AdamW with warm-up and cosine; the epoch with the best macro F1 on the watched trials is kept.
+    AdamW with warm-up and cosine (or plain SGD), the epoch with the best macro F1 on the watched trials is kept, of the
+    averaged weights where there is an average.
     """
     torch.manual_seed(task.seed)
     rng = np.random.default_rng(task.seed)
-    head = build(task.head, features.layout, task.classes, task.settings).to(task.device)
-    rows = np.concatenate([_rows(features, t) for t in task.train])
-    head.standardise.fit(*_moments(features, rows))
-    weight = class_weights(features.label[rows], task.classes).to(task.device)
-    source = Windows(features, task.train, window_frames(task.settings, features), task.device)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=task.settings.lr, weight_decay=task.settings.weight_decay)
-    steps = task.settings.epochs * math.ceil(len(_starts(source, task, rng)) / task.settings.batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _pace(step / max(steps, 1)))
+    head = _fresh(task, features)
+    run = _Run(task, features, head)
     best = Fitted(head=head, epoch=0, watched_f1=-1.0)
     for epoch in range(1, task.settings.epochs + 1):
-        head.train()
-        for batch in source.batches(_starts(source, task, rng), task.settings.batch):
-            optimizer.zero_grad(set_to_none=True)
-            loss = _loss(head(batch.x, batch.seen, batch.time_s), batch.label, weight)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(head.parameters(), CLIP_NORM)
-            optimizer.step()
-            schedule.step()
+        run.epoch(rng, lambda share: tell(share / task.settings.epochs))
         if task.watch:
-            best = _better(best, head, epoch, watched_f1(head, task, features))
-    return best if task.watch else Fitted(head=head.eval(), epoch=task.settings.epochs, watched_f1=math.nan)
+            best = _better(best, run.speaker(), epoch, watched_f1(run.speaker(), task, features))
+            if task.settings.patience and epoch - best.epoch >= task.settings.patience:
+                break
+    if task.watch:
+        return best
+    return Fitted(head=run.speaker().eval(), epoch=task.settings.epochs, watched_f1=math.nan)
+
+
+def _fresh(task: Task, features: Features) -> Head:
+    """Return the head before the first step: standardised by the training rows only, its tail pretrained."""
+    head = build(task.head, features.layout, task.classes, task.settings).to(task.device)
+    head.standardise.fit(*_moments(features, _rows(features, task.train)))
+    for part in head.modules():
+        if isinstance(part, Tail) and task.tensors is not None:
+            part.load(task.tensors)
+    return head
+
+
+class _Run:
+    """The training of one head: optimiser, schedule, loss, the running average of the weights."""
+
+    def __init__(self, task: Task, features: Features, head: Head) -> None:
+        self.task, self.settings, self.head = task, task.settings, head
+        self.source = windows(features, task.train, task.settings, task.device)
+        label = features.label[_rows(features, task.train)]
+        self.loss = Loss(self.settings.loss, label, task.classes, self.settings.label_smoothing, task.device)
+        self.optimizer = _optimizer(head, self.settings)
+        steps = self.settings.epochs * math.ceil(len(_starts(self.source, self.settings, np.random.default_rng(0)))
+                                                 / self.settings.batch)
+        constant = self.settings.optimizer == "sgd"
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: 1.0 if constant else _pace(step / max(steps, 1)))
+        ema = get_ema_multi_avg_fn(self.settings.ema)  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(head, multi_avg_fn=ema) if self.settings.ema else None
+        self.hidden = round(self.settings.hide_s / features.frame_s() / self.source.step)
+
+    def speaker(self) -> Head:
+        """Return the head that predicts: the averaged one where there is one."""
+        if self.average is None:
+            return self.head
+        averaged = self.average.module
+        assert isinstance(averaged, Head)
+        return averaged
+
+    def epoch(self, rng: np.random.Generator, tell: Callable[[float], None]) -> None:
+        """Pass once over the windows."""
+        self.head.train()
+        starts = _starts(self.source, self.settings, rng)
+        for batch in self.source.batches(starts, self.settings.batch, rng):
+            self.step(batch, rng)
+            tell(len(batch.rows) / len(starts))
+
+    def step(self, batch: Batch, rng: np.random.Generator) -> None:
+        """Learn from one batch."""
+        self.optimizer.zero_grad(set_to_none=True)
+        seen = self._hide(batch.seen, rng)
+        with torch.autocast(torch.device(self.task.device).type, torch.bfloat16, self.settings.precision == "bf16"):
+            if self.settings.mixup:
+                said, second = self._mixed(batch, seen, rng)
+            else:
+                said, second = self.head(batch.x, seen, batch.time_s), None
+        self.loss(said.float(), batch.label, second).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.head.parameters(), CLIP_NORM)
+        self.optimizer.step()
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.head)
+
+    def _hide(self, seen: Tensor, rng: np.random.Generator) -> Tensor:
+        """Return what is seen without a stretch of each window: what was there must be told from what is around."""
+        if not self.hidden or seen.shape[1] == 1:
+            return seen
+        long = rng.integers(0, self.hidden + 1, size=len(seen))
+        start = rng.integers(0, seen.shape[1], size=len(seen))
+        at = np.arange(seen.shape[1])
+        kept = (at < start[:, None]) | (at >= (start + long)[:, None])
+        return seen & torch.from_numpy(kept).to(seen.device)
+
+    def _mixed(self, batch: Batch, seen: Tensor, rng: np.random.Generator) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return what the head says of windows mixed in pairs, and what else they should say (Zhang et al. 2018)."""
+        alpha = self.settings.mixup
+        share = np.maximum(drawn := rng.beta(alpha, alpha, len(seen)), 1 - drawn)
+        other = torch.from_numpy(rng.permutation(len(seen))).to(seen.device)
+        part = torch.from_numpy(share).float().to(seen.device)
+        x = part[:, None, None] * batch.x + (1 - part)[:, None, None] * batch.x[other]
+        both = seen & seen[other]
+        label = torch.where(both, batch.label[other], -1)
+        batch.label[~both] = -1
+        return self.head(x, both, batch.time_s), (label, part)
+
+
+def _optimizer(head: nn.Module, settings: HeadSettings) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(head.parameters(), settings.lr, MOMENTUM, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(head.parameters(), settings.lr, weight_decay=settings.weight_decay)
 
 
 def _better(best: Fitted, head: Head, epoch: int, score: float) -> Fitted:
@@ -96,25 +184,27 @@ def _pace(share: float) -> float:
     return share / WARM_UP if share < WARM_UP else 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
 
 
-def _starts(source: Windows, task: Task, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return an epoch's windows in random order: half overlapping, shifted anew; or every third labelled, seen frame.
+def _starts(source: Windows, settings: HeadSettings, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return an epoch's windows in random order: half overlapping, shifted anew; or single frames, labelled and seen.
 
     Notes
     -----
-    Neighbouring frames are near copies, so that a frame-level head gains nothing from all of them in one epoch.
+    Neighbouring frames are near copies, so that a frame-level head gains nothing from all of them in one epoch: it
+    takes one every `step_s` seconds, from another first frame in each epoch.
     """
     if source.window == 1:
-        found = source.starts(1)[int(rng.integers(FRAME_STRIDE))::FRAME_STRIDE]
+        apart = max(1, round(settings.step_s / source.features.frame_s()))
+        found = source.starts(1)[int(rng.integers(apart))::apart]
         row = found[:, 1]
         found = found[(source.features.label[row] >= 0) & source.features.valid[row]]
     else:
-        stride = max(1, source.window // 2)
+        stride = max(1, source.span // 2)
         found = source.starts(stride, int(rng.integers(stride)))
     return found[rng.permutation(len(found))]
 
 
-def _rows(features: Features, trial: int) -> NDArray[np.int64]:
-    return np.arange(features.offsets[trial], features.offsets[trial + 1])
+def _rows(features: Features, trials: tuple[int, ...]) -> NDArray[np.int64]:
+    return np.concatenate([features.rows(t) for t in trials])
 
 
 def _moments(features: Features, rows: NDArray[np.int64], most: int = 20_000) -> tuple[Tensor, Tensor]:
@@ -127,65 +217,26 @@ def _moments(features: Features, rows: NDArray[np.int64], most: int = 20_000) ->
     return x.mean(0), x.std(0, correction=0)
 
 
-def class_weights(label: NDArray[np.int16], classes: int) -> Tensor:
-    """Return ``(C,)`` weights, one over the square root of each class's share; 0 for a class that is not there."""
-    count = np.bincount(label[label >= 0], minlength=classes).astype(np.float64)
-    weight = np.where(count > 0, 1 / np.sqrt(np.maximum(count, 1)), 0)
-    return torch.from_numpy(weight / max((weight * count).sum() / max(count.sum(), 1), 1e-12)).float()
-
-
-def _loss(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-    """Return the loss over the labelled frames of a batch; 0 where it has none."""
-    known = label >= 0
-    if not known.any():
-        return logits.sum() * 0
-    return F.cross_entropy(logits[known], label[known], weight, label_smoothing=SMOOTHING)
-
-
 def watched_f1(head: Head, task: Task, features: Features) -> float:
-    """Return the head's macro F1 over the labelled frames of the watched trials."""
-    said = predict(head, task.settings, features, task.watch, task.device)
-    rows = np.concatenate([_rows(features, t) for t in task.watch])
-    known = features.label[rows] >= 0
-    guess = np.concatenate([said[t] for t in task.watch]).argmax(1)
-    return float(metrics.macro_f1(metrics.confusion(features.label[rows][known], guess[known], task.classes)))
+    """Return the head's macro F1 over labelled frames of the watched trials, `step_s` apart."""
+    said = predict(head, task.settings, features, task.watch, task.device, thin=True)
+    label = features.label[_rows(features, task.watch)]
+    guess = np.concatenate([said[t] for t in task.watch])
+    asked = (label >= 0) & guess.any(1)
+    return float(metrics.macro_f1(metrics.confusion(label[asked], guess[asked].argmax(1), task.classes)))
 
 
-@torch.inference_mode()
-def predict(head: Head, settings: HeadSettings, features: Features, trials: Sequence[int],
-            device: str) -> dict[int, NDArray[np.float32]]:
-    """Return what the head says of every frame: trial -> (T, C) log-probabilities.
-
-    Notes
-    -----
-    Windows overlap by half and are blended with weights that fall to their ends, where the context is one-sided. A
-    frame-level head says nothing of a frame without a face: such frames get the nearest seen frame's values.
-    """
-    head.eval()
-    window = window_frames(settings, features)
-    source = Windows(features, trials, window, device)
-    weight: NDArray[np.float32] = np.bartlett(window + 2)[1:-1, None].astype(np.float32)
-    total = np.zeros((len(features.label), classes_of(head)), np.float32)
-    mass = np.zeros((len(features.label), 1), np.float32)
-    for batch in source.batches(source.starts(max(1, window // 2)), max(1, FRAMES_A_STEP_TO_PREDICT // window)):
-        said = head(batch.x, batch.seen, batch.time_s).float().log_softmax(-1).cpu().numpy()
-        if window == 1:
-            total[batch.rows[:, 0]], mass[batch.rows[:, 0]] = said[:, 0], 1
-            continue
-        for rows, one in zip(batch.rows, said, strict=True):
-            start, long = rows[0], int((rows >= 0).sum())
-            total[start:start + long] += (one * weight)[:long]
-            mass[start:start + long] += weight[:long]
-    blended: NDArray[np.float32] = (total / np.maximum(mass, 1e-12)).astype(np.float32)
-    out = {t: blended[features.offsets[t]:features.offsets[t + 1]] for t in trials}
-    return {t: _fill(said, features, t) for t, said in out.items()} if window == 1 else out
-
-
-def _fill(said: NDArray[np.float32], features: Features, trial: int) -> NDArray[np.float32]:
-    """Return the values with frames without a face taken from the nearest seen one; even odds where none was seen."""
-    rows = _rows(features, trial)
-    seen = np.flatnonzero(features.valid[rows])
-    if not len(seen):
-        return np.full_like(said, -math.log(said.shape[1]))
-    middle = (seen[:-1] + seen[1:]) / 2
-    return said[seen[np.searchsorted(middle, np.arange(len(rows)))]]
+def estimate_s(task: Task, features: Features) -> float:
+    """Return about how many seconds `fit` will take at most, from a few steps of it that are thrown away."""
+    torch.manual_seed(task.seed)
+    rng = np.random.default_rng(task.seed)
+    run = _Run(task, features, _fresh(task, features))
+    starts = _starts(run.source, task.settings, rng)
+    took = []
+    for i in range(TRIED_STEPS):
+        began = time.monotonic()
+        run.step(run.source.batch(starts[i * task.settings.batch:][:task.settings.batch], rng), rng)
+        took.append(time.monotonic() - began)
+        if (i + 2) * task.settings.batch > len(starts):
+            break
+    return min(took) * len(starts) / task.settings.batch * task.settings.epochs

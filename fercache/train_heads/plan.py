@@ -1,163 +1,174 @@
-"""All heads x folds from one copy of the features: what is trained is kept at once, and what is kept is not redone."""
+"""All heads x folds x members from one copy of the features; what is trained is kept and not redone."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from math import isfinite
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 
-from fercache import durable, folds
+from fercache import durable, weights
 from fercache.config import TrainConfig
 from fercache.cores import resolve_device, use_threads
 from fercache.datasets import Dataset, Trial
-from fercache.errors import FercacheError
-from fercache.heads import DEFAULTS, Head, HeadSettings, build
+from fercache.errors import InputError
+from fercache.heads import HeadSettings
 from fercache.progress import Meter, meter
 from fercache.store import Readable
-from fercache.train_heads import WATCH_SHARE
-from fercache.train_heads.fit import Task, fit, predict
+from fercache.train_heads import evidence, kept
+from fercache.train_heads.choices import settings_for
+from fercache.train_heads.crew import Crew, Tell
+from fercache.train_heads.fit import Task, estimate_s, fit
+from fercache.train_heads.kept import Part
+from fercache.train_heads.speak import mean_of
+from fercache.train_heads.splits import Splits
 from fercache.windows import Features, preload
 
 log = logging.getLogger(__name__)
 
-FEW_GROUPS_EPOCHS = 0.5
-"""Share of the usual epochs that is run where too few groups leave nothing to choose the epoch by."""
-
 
 class Training:
-    """The heads of one data set: folds decided, features in RAM, each head of each fold trained or found.
+    """The heads of one data set: folds decided, features read, each head of each fold trained or found.
 
     Attributes
     ----------
-    fold : (N,) int16, the fold that holds each trial out, -1 in none.
-    records : what is said of each head in its JSON.
+    records : what the JSON of each head says.
     trained : heads trained by this run; the others were found.
     """
 
     def __init__(self, dataset: Dataset, trials: Sequence[Trial], store: Readable, config: TrainConfig,
                  folder: Path) -> None:
         self.dataset, self.trials, self.store, self.config, self.folder = dataset, trials, store, config, folder
+        self.device = resolve_device(config.device)
+        self.crew = Crew(self.device, use_threads(config.threads))
+        torch.use_deterministic_algorithms(True, warn_only=self.device != "cpu")
+        self.features: Features = preload(store, trials, config.taps, views=config.views == "draw",
+                                          standardise=config.standardise, memory=config.memory,
+                                          spool=folder.parent / "features")
+        self.splits = Splits(trials, self.features.counts(len(dataset.classes)), config)
+        honest = config.evidence == "held-out" and config.members > 1 and self.splits.parted
+        self.settings: dict[str, HeadSettings] = {
+            head: settings_for(head, config, self.device, evidence=honest, fixed=self.splits.epochs_fixed)
+            for head in {*config.heads, "frame"}}
+        first = [head for head in config.heads if not self.settings[head].evidence]
+        self.second = [head for head in config.heads if self.settings[head].evidence]
+        self.first = ["frame", *first] if self.second and "frame" not in first else first
+        self.evidence: dict[int, Features] = {}
         self.records: list[dict[str, Any]] = []
         self.trained = 0
-        self.device = resolve_device(config.device)
-        self.threads = use_threads(config.threads)
-        torch.use_deterministic_algorithms(True, warn_only=self.device != "cpu")
-        self.features: Features = preload(store, trials, config.taps)
-        training = np.array([t.split == "train" for t in trials])
-        counts = self.features.counts(len(dataset.classes)) * training[:, None]
-        groups = [t.group if t.split == "train" else "" for t in trials]
-        self.fold = np.where(training, folds.assign(groups, counts, config.folds, config.seed), -1).astype(np.int16)
-        self.k = int(self.fold.max()) + 1
-        learnt = {t.group for t, f in zip(trials, self.fold, strict=True) if f >= 0}
-        self.epochs_fixed = len(learnt) < folds.MIN_GROUPS_TO_CHOOSE
+        self.cost_s: dict[str, float] = {}
 
     def run(self) -> dict[str, NDArray[np.float32]]:
         """Return head -> (R, C) log-probabilities: out of fold where a fold holds the trial, else the folds' mean."""
-        self._fit_all()
-        return {head: self._head(head) for head in self.config.heads}
+        said: dict[str, NDArray[np.float32]] = {}
+        missing = self._missing()
+        self.trained = len(missing)
+        self.cost_s = {head: self._cost_s(head) for head in {part.head for part in missing}}
+        with meter("train heads", sum(self.cost_s[part.head] for part in missing), "s of work") as bar:
+            for heads in (self.first, self.second):
+                self.crew.run(self._keep, [p for p in self._missing() if p.head in heads], bar)
+                for head in heads:
+                    said[head] = self._said(head, bar)
+        self.records = [durable.read_json(part.path(self.folder)) for part in self._parts()]
+        return {head: said[head] for head in self.config.heads}
 
-    def _fit_all(self) -> None:
-        """Train the heads that the folder does not hold: on CPU side by side in processes, one thread each.
+    def _cost_s(self, head: str) -> float:
+        """Return about how long one training of the head takes on one core, by which the meter weighs them."""
+        part = Part(head=head, fold=0, member=0)
+        features = self.features
+        if self.settings[head].evidence:
+            said = np.zeros((len(features.label), len(self.dataset.classes)), np.float32)
+            features = evidence.features_of(said, features, with_change=False)
+        torch.set_num_threads(1)
+        try:
+            return max(estimate_s(self._task(part), features), 1e-3)
+        finally:
+            torch.set_num_threads(self.crew.threads)
+
+    def _parts(self) -> list[Part]:
+        return [Part(head=head, fold=k, member=m) for head in (*self.first, *self.second)
+                for k in range(self.splits.k) for m in range(self.config.members)]
+
+    def _missing(self) -> list[Part]:
+        return [part for part in self._parts() if not part.path(self.folder).is_file()]
+
+    def _said(self, head: str, bar: Meter) -> NDArray[np.float32]:
+        """Return a head's row in the book; of the frame head also keep the evidence that others read."""
+        by_fold = self.crew.run(lambda k, tell: self._fold(head, k), range(self.splits.k), bar)
+        if head == "frame" and self.second:
+            self.evidence = {k: evidence.features_of(said, self.features) for k, said in enumerate(by_fold)}
+        whole = np.zeros_like(by_fold[0])
+        for trial, fold in enumerate(self.splits.fold):
+            rows = self.features.rows(trial)
+            whole[rows] = by_fold[fold][rows] if fold >= 0 else sum(said[rows] for said in by_fold) / len(by_fold)
+        return whole
+
+    def _fold(self, head: str, k: int) -> NDArray[np.float32]:
+        """Return (R, C): what a fold's members say of trials they did not learn from, 0 for others.
 
         Notes
         -----
-        Forked workers share the features, which only the parent has read; one thread each makes the result independent
-        of the number of cores, and is two to three times the rate of many threads on the small matrices of a head.
+        Outside the fold's training trials it is the members' mean; inside, the frame head alone is asked, each member
+        for the part that it was watched by.
         """
-        jobs = [(head, k) for head in self.config.heads for k in range(self.k) if not self._path(head, k).is_file()]
-        self.trained = len(jobs)
-        if not jobs:
-            return
-        with meter("train heads", len(jobs), "fits") as bar:
-            if self.device != "cpu":
-                for head, k in jobs:
-                    self._keep(head, k)
-                    bar.advance()
-                return
-            torch.set_num_threads(1)
-            self._fit_side_by_side(jobs, bar)
-            torch.set_num_threads(self.threads)
-
-    def _fit_side_by_side(self, jobs: list[tuple[str, int]], bar: Meter) -> None:
-        """Train the heads in forked processes.
-
-        Raises
-        ------
-        FercacheError
-            A worker was killed, for want of memory most likely; what it had finished stays.
-        """
-        workers = ProcessPoolExecutor(min(self.threads, len(jobs)), get_context("fork"))
-        try:
-            waiting = {workers.submit(self._keep, head, k): head for head, k in jobs}
-            for done in as_completed(waiting):
-                done.result()
-                bar.note(waiting[done])
-                bar.advance()
-        except BrokenProcessPool as error:
-            raise FercacheError("a training process was killed", hint="there may be too little memory: choose fewer "
-                                "taps or --threads 1, and run again; finished heads are kept") from error
-        finally:
-            workers.shutdown(cancel_futures=True)
-
-    def _head(self, head: str) -> NDArray[np.float32]:
-        said = np.zeros((len(self.features.label), len(self.dataset.classes)), np.float32)
-        rest = np.flatnonzero(self.fold < 0).tolist()
-        for k in range(self.k):
-            fitted = self._fold(head, k)
-            for trial, values in predict(fitted, self.settings(head), self.features,
-                                         [*np.flatnonzero(self.fold == k).tolist(), *rest], self.device).items():
-                rows = slice(int(self.features.offsets[trial]), int(self.features.offsets[trial + 1]))
-                said[rows] += values / (self.k if self.fold[trial] < 0 else 1)
+        members = [kept.load(p.path(self.folder), self.device) for p in self._parts() if (p.head, p.fold) == (head, k)]
+        said = mean_of(members, self._reads(head, k), self.splits.outside(k), self.device)
+        if head != "frame" or not self.second:
+            return said
+        for part in range(self.splits.parts(k)):
+            others = [one for m, one in enumerate(members) if m % self.splits.parts(k) == part]
+            said += mean_of(others, self.features, self.splits.part(k, part), self.device)
         return said
 
-    def settings(self, head: str) -> HeadSettings:
-        """Return the head's settings; fewer epochs where none can be chosen."""
-        usual = DEFAULTS[head]
-        return replace(usual, epochs=max(1, round(usual.epochs * FEW_GROUPS_EPOCHS))) if self.epochs_fixed else usual
+    def _reads(self, head: str, k: int) -> Features:
+        return self.evidence[k] if self.settings[head].evidence else self.features
 
-    def _path(self, head: str, k: int) -> Path:
-        """Return the JSON that says a head is there."""
-        return self.folder / f"{head}-fold{k}.json"
+    def _task(self, part: Part) -> Task:
+        """Return what is trained: the trials of the other folds, one part of their groups watched."""
+        train, watch = self.splits.of(part.fold, part.member)
+        settings = self.settings[part.head]
+        return Task(head=part.head, settings=settings, classes=len(self.dataset.classes), train=train, watch=watch,
+                    seed=(self.config.seed * 1000 + part.fold) * 100 + part.member, device=self.device,
+                    tensors=self._tail() if settings.tail else None)
 
-    def _fold(self, head: str, k: int) -> Head:
-        """Return the head of that fold from the folder."""
-        path = self._path(head, k)
-        self.records.append(durable.read_json(path))
-        net = build(head, self.features.layout, len(self.dataset.classes), self.settings(head))
-        net.load_state_dict(load_file(path.with_suffix(".safetensors")))
-        return net.to(self.device).eval()
+    def _tail(self) -> dict[str, NDArray[np.float32]]:
+        """Return the tensors of the backbone that the store was made with."""
+        name = str(self.store.settings.get("weights", ""))
+        source = weights.resolve(name, self.folder.parents[2] / "weights")
+        if source.name == "onnx":
+            raise InputError("an ONNX model has no blocks to train", where="tail", hint="leave --tail out")
+        return weights.tensors(source)
 
-    def task(self, head: str, k: int) -> Task:
-        """Return what is trained for a fold: the trials of the other folds, a part of their groups watched."""
-        inside = np.flatnonzero((self.fold >= 0) & (self.fold != k)).tolist()
-        seed = self.config.seed * 1000 + k
-        watch = set() if self.epochs_fixed else folds.inner([self.trials[i].group for i in inside], WATCH_SHARE, seed)
-        return Task(head=head, settings=self.settings(head), classes=len(self.dataset.classes), seed=seed,
-                    train=tuple(i for i in inside if self.trials[i].group not in watch),
-                    watch=tuple(i for i in inside if self.trials[i].group in watch), device=self.device)
+    def _keep(self, part: Part, tell: Tell) -> None:
+        """Train one head and keep it."""
+        task, reads = self._task(part), self._reads(part.head, part.fold)
+        whole = left = self.cost_s[part.head]
 
-    def _keep(self, head: str, k: int) -> None:
-        """Train one head; write its weights, then the JSON that makes them count."""
-        task, path = self.task(head, k), self._path(head, k)
-        fitted = fit(task, self.features)
-        with durable.replacing(path.with_suffix(".safetensors")) as temporary:
-            save_file({n: v.detach().cpu().contiguous() for n, v in fitted.head.state_dict().items()}, temporary)
-        said = {"head": head, "fold": k, "seed": task.seed, "epoch": fitted.epoch,
-                "watched_macro_f1": fitted.watched_f1 if isfinite(fitted.watched_f1) else None,
+        def count(share: float) -> None:
+            nonlocal left
+            left -= share * whole
+            tell(share * whole)
+
+        fitted = fit(task, reads, count)
+        tell(left)  # of a training that stopped early
+        kept.save(fitted.head, self._record(part, task, reads) | {
+            "epoch": fitted.epoch, "watched_macro_f1": fitted.watched_f1 if isfinite(fitted.watched_f1) else None},
+            part.path(self.folder))
+
+    def _record(self, part: Part, task: Task, reads: Features) -> dict[str, Any]:
+        """Return what the JSON beside a head's weights says."""
+        asked = {"heads": list(self.config.heads), "needs": [*self.first, *self.second], "folds": self.splits.k,
+                 "members": self.config.members}
+        return {"head": part.head, "fold": part.fold, "member": part.member, "seed": task.seed, "asked": asked,
                 "classes": list(self.dataset.classes), "settings": asdict(task.settings),
-                "taps": [asdict(part) for part in self.features.layout], "frame_s": self.features.frame_s(),
+                "taps": [asdict(tap) for tap in self.features.layout], "reads": [asdict(tap) for tap in reads.layout],
+                "standardise": self.config.standardise, "frame_s": self.features.frame_s(),
                 "trained_on": sorted({self.trials[i].group for i in task.train}),
                 "watched": sorted({self.trials[i].group for i in task.watch}),
                 "store": self.store.settings, "store_digest": self.store.digest()}
-        durable.write_json(path, said)

@@ -1,9 +1,11 @@
 """Write, preload and window reads of the store beside a raw .npy memory map and HDF5, in one run.
 
-    python tests/bench/bench_store.py [--frames 20000] [--width 2688] [--clips 20] [--windows 500] [--folder DIR]
+    python tests/bench/bench_store.py [--frames 20000] [--width 2688] [--clips 20] [--windows 500] [--rounds 1]
+                                      [--folder DIR] [--weights DIR]
 
 The stated volume is ``--frames 280000`` (1.5 GB, three times over), or ``--frames 2800000 --width 512``.
-``--frames 146000 --clips 2000`` tells what short clips cost.
+``--frames 146000 --clips 2000`` tells what short clips cost. What the CNN yields is measured in the same run, with the
+taps of that width, so that "never the bottleneck" is a ratio of two figures of one machine.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ import numpy as np
 from fercache.store import CHUNK, CLOCK, SEGMENT, EmbeddingStore
 
 WINDOW = 64
-CNN_FPS = 100
-"""Frames a second of the CNN on two CPU cores, in round numbers: what writing must not hold up."""
+CNN_TAPS = {512: ("embedding",), 2688: ("block8", "repeat_2")}
+"""Width -> the taps that make it; any other width is timed with those of 2,688."""
+CNN_FRAMES = 192
+WEIGHTS = Path(__file__).resolve().parents[2] / "cache" / "weights"
 MB = 1e6
 
 
@@ -123,6 +127,13 @@ class Bench:
             self.x = np.ones((self.frames, self.width), np.float16)
         return self.x
 
+    def clean(self) -> None:
+        """Remove what was written, and wait until the disk is idle."""
+        shutil.rmtree(self.store, ignore_errors=True)
+        for path in (self.npy, self.h5):
+            path.unlink(missing_ok=True)
+        os.sync()
+
     def cold(self) -> None:
         """Drop the files' pages from memory, as far as the kernel lets a user do it."""
         for path in [self.npy, self.h5, *(p for p in self.store.rglob("*") if p.is_file())]:
@@ -137,15 +148,56 @@ def sync(path: Path) -> None:
     os.close(handle)
 
 
-def seconds(work: Callable[[], object], times: int = 1, before: Callable[[], object] = lambda: None) -> float:
+Clock = Callable[[], float]
+
+
+def seconds(work: Callable[[], object], times: int = 1, before: Callable[[], object] = lambda: None,
+            clock: Clock = time.perf_counter) -> float:
     """Return the median time of some runs; `before` is not counted."""
-    found = []
+    return statistics.median(in_turn({"": work}, times, before, clock)[""])
+
+
+def in_turn(ways: dict[str, Callable[[], object]], times: int, before: Callable[[], object] = lambda: None,
+            clock: Clock = time.perf_counter) -> dict[str, list[float]]:
+    """Return the times of some runs of each way, one after the other, so that a busy machine is busy for all."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(times):
-        before()
-        started = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - started)
-    return statistics.median(found)
+        for name, way in ways.items():
+            before()
+            started = clock()
+            way()
+            found[name].append(clock() - started)
+    return found
+
+
+def medians(ways: dict[str, Callable[[], object]], times: int, before: Callable[[], object] = lambda: None,
+            clock: Clock = time.perf_counter) -> dict[str, float]:
+    return {name: statistics.median(took) for name, took in in_turn(ways, times, before, clock).items()}
+
+
+def cnn_fps(width: int, folder: Path) -> float:
+    """Return the crops a second that the CNN embeds here, on all cores; the median of three turns."""
+    from fercache import weights
+    from fercache.backbones import CROP_PX, Backbone
+    from fercache.cores import resolve_device, use_threads
+
+    use_threads(0)
+    backbone = Backbone.load(weights.ensure("casia-webface", folder), CNN_TAPS.get(width, CNN_TAPS[2688]),
+                             device=resolve_device("auto"))
+    crops = np.random.default_rng(2).integers(0, 256, (CNN_FRAMES, CROP_PX, CROP_PX, 3), np.uint8)
+    backbone.embed(crops[:32])
+    return CNN_FRAMES / seconds(lambda: backbone.embed(crops), 3)
+
+
+def written(bench: Bench, rounds: int) -> dict[str, float]:
+    """Return the median seconds of writing, the ways in turn, each on a clean folder."""
+    ways = {"store": bench.write_store, "h5py": lambda: bench.write_h5(every_segment=True),
+            "h5py, one fsync": lambda: bench.write_h5(every_segment=False), "npy": bench.write_npy}
+    found = []
+    for _ in range(rounds):
+        bench.clean()
+        found.append({name: seconds(way) for name, way in ways.items()})
+    return {name: statistics.median(took[name] for took in found) for name in ways}
 
 
 def line(title: str, took: dict[str, float], amount: float, unit: str, against: str) -> None:
@@ -155,36 +207,38 @@ def line(title: str, took: dict[str, float], amount: float, unit: str, against: 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name, default in (("frames", 20_000), ("width", 2688), ("clips", 20), ("windows", 500)):
+    for name, default in (("frames", 20_000), ("width", 2688), ("clips", 20), ("windows", 500), ("rounds", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--folder", type=Path, default=None, help="a folder on the disk to measure")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where weights are kept")
     chosen = parser.parse_args()
     amount = chosen.frames * chosen.width * 2
     folder = Path(tempfile.mkdtemp(prefix="fercache-bench-", dir=chosen.folder))
     try:
         if shutil.disk_usage(folder).free < 4 * amount:
             parser.error(f"{4 * amount / MB:.0f} MB must be free in {folder}: choose --folder or fewer --frames")
-        measure(Bench(folder, chosen.frames, chosen.width, chosen.clips, chosen.windows), amount)
+        measure(Bench(folder, chosen.frames, chosen.width, chosen.clips, chosen.windows), amount, chosen.rounds,
+                chosen.weights)
     finally:
         shutil.rmtree(folder)
 
 
-def measure(bench: Bench, amount: int) -> None:
+def measure(bench: Bench, amount: int, rounds: int, weights: Path) -> None:
     print(f"{bench.frames} x {bench.width} float16 in {bench.clips} clips: {amount / MB:.0f} MB")
-    took = {"store": seconds(bench.write_store), "h5py": seconds(lambda: bench.write_h5(every_segment=True))}
-    took["h5py, one fsync"] = seconds(lambda: bench.write_h5(every_segment=False))
-    took["npy"] = seconds(bench.write_npy)
+    took = written(bench, rounds)
     line("write", took, amount / MB, "MB/s", "h5py")
     line("", took, amount / MB, "MB/s", "h5py, one fsync")
-    rate = bench.frames / took["store"]
-    print(f"{'':14s} store {rate:.0f} frames/s = {rate / CNN_FPS:.0f} times the CNN's {CNN_FPS} frames/s")
+    rate, cnn = bench.frames / took["store"], cnn_fps(bench.width, weights)
+    print(f"{'':14s} store {rate:.0f} frames/s = {rate / cnn:.0f} times the CNN's {cnn:.0f} frames/s", flush=True)
     bench.space()
     ways = {"store": bench.preload_store, "npy": bench.preload_npy, "h5py": bench.preload_h5}
-    for title, before, times in (("preload, warm", lambda: None, 5), ("preload, cold", bench.cold, 1)):
-        line(title, {name: seconds(way, times, before) for name, way in ways.items()}, amount / MB,
-             "MB/s", "npy")
+    for title, before, times, clock in (
+            ("preload, warm", lambda: None, 7, time.perf_counter),
+            ("  its CPU time", lambda: None, 5, time.process_time),
+            ("preload, cold", bench.cold, 3, time.perf_counter)):
+        line(title, medians(ways, times, before, clock), amount / MB, "MB/s", "npy")
     reads = {"store": bench.windows_store, "npy": bench.windows_npy, "h5py": bench.windows_h5}
-    line(f"windows of {WINDOW}", {name: seconds(way, 3) for name, way in reads.items()}, bench.windows, "/s", "npy")
+    line(f"windows of {WINDOW}", medians(reads, 3), bench.windows, "/s", "npy")
     size = EmbeddingStore.open(bench.store).size()
     print(f"on disk        store {size.bytes / MB:.1f} MB in {size.files} files ({size.files / bench.clips:.1f} a "
           f"clip, {size.bytes / amount:.3f} of the data)   npy {bench.npy.stat().st_size / MB:.1f} MB   "

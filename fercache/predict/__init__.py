@@ -1,0 +1,167 @@
+"""New clips through all of it: extraction as the heads' own store was made, heads, stacker, predictions, timelines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fercache import durable, extract, stack, weights
+from fercache.config import ExtractConfig, StackConfig
+from fercache.datasets import Dataset, Trial
+from fercache.errors import FercacheError, InputError
+from fercache.extract import ClipDone
+from fercache.logits import LogitBook
+from fercache.predict import clips, known, match, speak
+from fercache.predict.choice import Chosen
+from fercache.stack import StackResult
+from fercache.store import EmbeddingStore
+
+log = logging.getLogger(__name__)
+
+PREDS, TIMELINES, FAILURES = "preds.csv", "timelines", "failures.csv"
+BY_MODELS = "by the mean over the folds' models, which saw none of these groups"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is to be predicted, and how.
+
+    Attributes
+    ----------
+    chosen : the heads and the stacker.
+    usual : stage one's recipe: device, threads, the user's own weights; typed : choices of stage one made by flag,
+        which beat what the heads' store was made with.
+    store : features at hand, instead of extraction.
+    stack : draws of the bootstrap.
+    force : predict also where the features differ from those that the heads were trained on.
+    timelines : draw a picture a clip.
+    """
+
+    dataset: Dataset
+    chosen: Chosen
+    out: Path
+    usual: ExtractConfig
+    typed: Mapping[str, Any]
+    stack: StackConfig
+    store: Path | None = None
+    force: bool = False
+    timelines: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictReport:
+    """What a run of `predict` did.
+
+    Attributes
+    ----------
+    result : predictions, and scores where there are labels.
+    extracted : clips that stage one had to compute.
+    cached : whether the heads had spoken of these clips before.
+    failed : clips without a prediction, or that lost their labels, and why.
+    known : trials that the heads were trained on; they are not scored.
+    paths : everything that was written.
+    """
+
+    result: StackResult
+    extracted: int
+    cached: bool
+    failed: tuple[ClipDone, ...]
+    known: tuple[str, ...]
+    paths: tuple[Path, ...]
+
+
+def run(order: Order, cache: Path) -> PredictReport:
+    """Return what was predicted; a clip that cannot be read is recorded, and the others are done.
+
+    Raises
+    ------
+    InputError
+        The features are, or would be, other than those that the heads were trained on; or the labels are.
+    FercacheError
+        Not one clip could be predicted.
+
+    Notes
+    -----
+    Features go into the cache like those of any data set, and what the heads say into `logits`: a second run computes
+    neither.
+    """
+    dataset = speak.labelled_as(order.dataset, order.chosen.book.classes)
+    heads = _heads(order.chosen)
+    store, failed, extracted, forced = _features(order, dataset, heads, cache)
+    trials = [trial for trial in dataset.trials if trial.name in store]
+    extract.write_failures(order.out / FAILURES, failed)
+    if not trials:
+        raise FercacheError(f"not one clip could be predicted: {failed[0].message if failed else 'the set is empty'}",
+                            where=failed[0].clip if failed else dataset.name, hint=f"see {order.out / FAILURES}")
+    speakers = speak.Speakers(folder=order.chosen.heads, book=order.chosen.book, device=order.usual.device,
+                              threads=order.usual.threads)
+    book, cached = speak.book_of(dataset, trials, store, speakers, cache / "logits" / dataset.name)
+    seen = known.trained_on(trials, store, order.chosen.book, dataset.name,
+                            order.chosen.heads.parents[2] / "features" / order.chosen.book.dataset)
+    result = _judged(order, book, seen, forced)
+    paths = stack.write(result, order.out / PREDS)
+    if order.timelines:
+        paths += _draw(order, dataset, trials, store)
+    return PredictReport(result=result, extracted=extracted, cached=cached, failed=tuple(failed), paths=tuple(paths),
+                         known=tuple(sorted(seen)))
+
+
+def _heads(chosen: Chosen) -> dict[str, Any]:
+    """Return what the JSON of a trained head says of all of them: store and taps."""
+    for path in sorted(chosen.heads.glob("*-fold*.json")):
+        said: dict[str, Any] = durable.read_json(path)
+        return said
+    raise InputError("no trained heads", where=chosen.heads, hint="run `fercache train-heads` again")
+
+
+def _features(order: Order, dataset: Dataset, heads: dict[str, Any],
+              cache: Path) -> tuple[EmbeddingStore, list[ClipDone], int, tuple[str, ...]]:
+    """Return the store of the clips, those that are not in it and why, how many were computed, and what was forced."""
+    wanted, taps = heads["store"], [part["tap"] for part in heads["taps"]]
+    if order.store is not None:
+        store = EmbeddingStore.open(order.store)
+        forced = match.check(wanted, store.settings, taps=taps, held=list(store.taps), where=order.chosen.heads,
+                             force=order.force)
+        lost = [ClipDone(clip=t.name, state="failed", message=f"not in the store {order.store}")
+                for t in dataset.trials if t.name not in store]
+        lost += [ClipDone(clip=p.where, state="failed", message=p.what) for p in dataset.problems if p.lost]
+        return store, lost, 0, forced
+    config = match.config_of(wanted, order.usual, order.typed)
+    cnn = weights.ensure(config.weights, cache / "weights")
+    have = extract.settings_of(config, extract.faces_of(dataset, config), cnn)
+    forced = match.check(wanted, have, taps=taps, held=config.taps, where=order.chosen.heads, force=order.force)
+    report = extract.run(dataset, config, cache)
+    lost = [clip for clip in report.clips if clip.state in ("failed", "busy")]
+    log.info("%d clips computed, %d cached, %d failed", report.count("computed"), report.count("cached"), len(lost))
+    return EmbeddingStore.open(report.store), lost, report.count("computed"), forced
+
+
+def _judged(order: Order, book: LogitBook, seen: frozenset[str], forced: tuple[str, ...]) -> StackResult:
+    """Return predictions and scores, the trials called as they are shown."""
+    from fercache.stack.judge import judge  # LightGBM
+
+    judged = judge(order.chosen.stack, known.unscored(book, seen), order.stack)
+    names = clips.shown(order.dataset)
+    for split, scores in judged.report["splits"].items():
+        scores |= {"predicted": BY_MODELS, "title": f"{split}, new to the heads"}
+    notices = [book.notice, *(f"features differ from the heads' own (forced): {one}" for one in forced)]
+    if seen:
+        notices.append(f"{len(seen)} of these clips were trained on: the heads saw them, and they are not scored")
+    paths = {names[trial.name]: str(trial.path) for trial in order.dataset.trials}
+    said = {"heads": str(order.chosen.heads), "stack": str(order.chosen.stack), "trained_on": order.chosen.book.dataset,
+            "clips": {names[trial]: paths[names[trial]] for trial in book.trials}, "forced": list(forced),
+            "known": sorted(names[trial] for trial in seen)}
+    return replace(judged, book=replace(book, trials=tuple(names[trial] for trial in book.trials)),
+                   report={**judged.report, "notice": "; ".join(filter(None, notices)), "predict": said})
+
+
+def _draw(order: Order, dataset: Dataset, trials: list[Trial], store: EmbeddingStore) -> list[Path]:
+    """Draw the timelines and return their paths."""
+    from fercache import timeline  # matplotlib: half a second
+
+    names = clips.shown(dataset)
+    held = {names[trial.name]: store[trial.name] for trial in trials}
+    return timeline.draw(order.out / PREDS, clips.as_shown(dataset), held, order.out / TIMELINES)

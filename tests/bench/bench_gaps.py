@@ -1,0 +1,62 @@
+"""What each policy for frames without a face scores out of fold, on the training groups of a book of logits.
+
+    python tests/bench/bench_gaps.py cache/logits/<dataset>/<fingerprint>.h5
+    python tests/bench/bench_gaps.py --small     a simulated book, to see that it runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from books import simulate
+
+from fercache import gaps, metrics
+from fercache.config import StackConfig
+from fercache.logits import LogitBook
+from fercache.stack import columns, nested
+
+DRAWS, SEED = 2000, 0
+
+
+def by_group(book: LogitBook, rows: NDArray[np.bool_], said: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``."""
+    names = book.spread(np.unique(np.array(book.group), return_inverse=True)[1])[rows]
+    _, group = np.unique(names, return_inverse=True)
+    return metrics.confusions(book.label[rows], said[rows], group, len(book.classes), int(group.max()) + 1)
+
+
+def main() -> None:
+    """Print macro F1 and accuracy of each column and policy, and their difference to `nearest` with its interval."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("book", nargs="?", type=Path)
+    parser.add_argument("--small", action="store_true")
+    given = parser.parse_args()
+    book = simulate(groups=8, frames=60) if given.small else LogitBook.load(given.book)
+    learnt = nested.run(book, StackConfig(threads=2))
+    held = (book.label >= 0) & (book.spread(book.fold) >= 0)
+    sets = {"frames without a face": held & ~book.valid, "all frames": held}
+    print(f"{book.dataset}: {held.sum():,} labelled out-of-fold frames, {(held & ~book.valid).sum():,} without a face")
+    for title, rows in sets.items():
+        said = {policy: {name: v.argmax(1) for name, v in columns.gather(book, learnt, policy).items()}
+                for policy in gaps.POLICIES}
+        for name in said["nearest"]:
+            matrices = {policy: by_group(book, rows, said[policy][name]) for policy in gaps.POLICIES}
+            sampler = metrics.Resampler(len(matrices["nearest"]), DRAWS, SEED)
+            for policy, matrix in matrices.items():
+                gain = sampler.difference(matrix, matrices["nearest"], metrics.macro_f1)
+                low, high = gain["interval"] or (float("nan"),) * 2
+                print(f"{title:22} {name:12} {policy:8} macro F1 {metrics.macro_f1(matrix.sum(0)):.4f} accuracy "
+                      f"{metrics.accuracy(matrix.sum(0)):.4f}; macro F1 - nearest's: {gain['difference']:+.4f} "
+                      f"({low:+.4f} to {high:+.4f})")
+
+
+if __name__ == "__main__":
+    main()

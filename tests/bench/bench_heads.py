@@ -1,0 +1,93 @@
+"""What the data path costs in a training step, and how long an epoch over a large store takes, for each head.
+
+    python tests/bench/bench_heads.py [--rows 60000] [--width 512] [--steps 20] [--threads 1]
+
+The data path is everything between the features in RAM and the tensors that a head is given; 1.0 is a step on tensors
+that are already there. Both are taken step by step in turn in one run, the medians are compared. An epoch is the median
+step with its data times the steps of an epoch over `--store-rows` rows: computed, not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from statistics import median
+
+import numpy as np
+import torch
+
+from fercache.heads import DEFAULTS, DIRECT, HeadSettings
+from fercache.taps import TapSlice
+from fercache.train_heads import evidence
+from fercache.train_heads.fit import Task, _fresh, _Run, _starts
+from fercache.windows import Features
+
+CLIP = 5000
+WARM_UP = 3
+
+
+def simulated(rows: int, width: int) -> Features:
+    """Random features of clips of 5,000 frames, as long as those of Aff-Wild2 are on the mean."""
+    rng = np.random.default_rng(0)
+    offsets = np.append(np.arange(0, rows, CLIP), rows)
+    inside = np.arange(rows) % CLIP
+    return Features(layout=(TapSlice(tap="block8", start=0, stop=width, shape=(width,)),), offsets=offsets,
+                    x=rng.standard_normal((rows, width), np.float32).astype(np.float16),
+                    index=(inside + 1).astype(np.int32), time_s=inside / 30, valid=rng.random(rows) > 0.05,
+                    label=np.repeat(rng.integers(0, 8, rows // 50 + 1), 50)[:rows].astype(np.int16))
+
+
+def cases(features: Features) -> dict[str, tuple[str, HeadSettings, Features]]:
+    """Each head as it is delivered, and the temporal ones on the features themselves."""
+    said = np.log(np.random.default_rng(1).dirichlet(np.ones(8), len(features.label)))
+    shown = evidence.features_of(said.astype(np.float32), features)
+    found = {}
+    for head, usual in DEFAULTS.items():
+        found[head] = (head, usual, shown if usual.evidence else features)
+        if usual.evidence:
+            direct = replace(usual, evidence=False, **DIRECT[head])
+            found[f"{head}, evidence off"] = (head, direct, features)
+    return found
+
+
+def measure(name: str, case: tuple[str, HeadSettings, Features], steps: int, store_rows: int) -> None:
+    """Print one head's line."""
+    head, settings, features = case
+    everything = tuple(range(len(features.offsets) - 1))
+    task = Task(head=head, settings=settings, classes=8, train=everything, watch=(), seed=0, device="cpu")
+    rng = np.random.default_rng(0)
+    run = _Run(task, features, _fresh(task, features))
+    starts = _starts(run.source, settings, rng)
+    data, step = [], []
+    run.head.train()
+    for i in range(steps + WARM_UP):
+        chosen = starts[(i * settings.batch) % (len(starts) - settings.batch):][:settings.batch]
+        began = time.perf_counter()
+        batch = run.source.batch(chosen, rng)
+        made = time.perf_counter()
+        run.step(batch, rng)
+        if i >= WARM_UP:
+            data.append(made - began)
+            step.append(time.perf_counter() - made)
+    many = len(starts) * store_rows / len(features.label) / settings.batch
+    print(f"{name:28} {1e3 * median(step):8.1f} {median(data) / median(step):8.3f} {many:9.0f} "
+          f"{many * (median(step) + median(data)):10.0f}", flush=True)
+
+
+def main() -> None:
+    """Measure every head."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for option, default in (("rows", 60_000), ("width", 512), ("steps", 20), ("store-rows", 2_800_000), ("threads", 1)):
+        parser.add_argument(f"--{option}", type=int, default=default)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    features = simulated(chosen.rows, chosen.width)
+    print(f"{chosen.rows} x {chosen.width}, {chosen.threads} threads; epoch over {chosen.store_rows} rows, computed")
+    print(f"{'head':28} {'step ms':>8} {'data/step':>9} {'steps':>8} {'epoch s':>10}")
+    for name, case in cases(features).items():
+        measure(name, case, chosen.steps, chosen.store_rows)
+
+
+if __name__ == "__main__":
+    main()

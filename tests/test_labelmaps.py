@@ -1,0 +1,112 @@
+"""Classes of one set in those of another: by name, and what has no counterpart is told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fercache import labelmaps
+from fercache.datasets.base import EIGHT, SEVEN
+from fercache.errors import InputError
+from fercache.labelmaps import SETS, map_classes
+
+EMOTIONS = {"neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise"}
+
+
+def test_the_sets_are_those_of_the_readers() -> None:
+    assert SETS["abaw7"] == SEVEN and SETS["abaw8"] == EIGHT
+
+
+@pytest.mark.parametrize(("name", "number", "meaning"), [
+    ("affectnet8", 1, "happiness"), ("affectnet8", 7, "contempt"), ("affectnet7", 6, "anger"), ("abaw8", 7, "other"),
+    ("dfew", 0, "happiness"), ("dfew", 2, "neutral"), ("dfew", 6, "fear"), ("ravdess", 1, "calm"),
+    ("ravdess", 5, "fear"), ("ckplus", 1, "contempt"), ("abaw7", 4, "happiness"),
+])
+def test_numbers_mean_what_the_sets_say(name: str, number: int, meaning: str) -> None:
+    assert labelmaps.canonical(SETS[name][number]) == meaning
+
+
+@pytest.mark.parametrize("words", ["Happy Happiness happiness HAP happy", "Angry Anger ANG", "Fear Fearful FEA fear",
+                                   "Sad Sadness SAD", "Surprise Surprised", "Disgust DIS disgusted", "Neutral NEU"])
+def test_spellings_of_one_class(words: str) -> None:
+    assert len({labelmaps.canonical(word) for word in words.split()}) == 1
+
+
+def test_classes_are_never_guessed() -> None:
+    for one, other in (("Other", "Contempt"), ("Calm", "Neutral"), ("Anxiety", "Fear"), ("Disappointment", "Sadness"),
+                       ("x", "y")):
+        assert labelmaps.canonical(one) != labelmaps.canonical(other)
+    with pytest.raises(InputError, match="no class of"):
+        map_classes(("a", "b"), SEVEN)
+
+
+@pytest.mark.parametrize(("source", "target", "lost", "never"), [
+    ("abaw7", "abaw8", (), ("Other",)), ("abaw8", "abaw7", ("Other",), ()), ("abaw8", "dfew", ("Other",), ()),
+    ("ravdess", "abaw7", ("Calm",), ()), ("abaw7", "cremad", ("Surprise",), ()), ("ckplus", "abaw7", ("Contempt",),
+    ("Neutral",)), ("affectnet8", "abaw8", ("Contempt",), ("Other",)), ("dfew", "ferv39k", (), ()),
+    ("abaw7", "mafw", (), ("Contempt", "Anxiety", "Helplessness", "Disappointment")),
+])
+def test_what_has_no_counterpart_is_told(source: str, target: str, lost: tuple[str, ...],
+                                         never: tuple[str, ...]) -> None:
+    found = map_classes(SETS[source], SETS[target])
+    assert (found.lost, found.never) == (lost, never)
+    assert found.whole == (not lost and not never)
+    for name in (*lost, *never):
+        assert name in found.describe()
+
+
+@settings(max_examples=80, deadline=None)
+@given(pair=st.permutations(sorted(SETS)), seed=st.integers(0, 1000))
+def test_probabilities_keep_their_names(pair: list[str], seed: int) -> None:
+    source, target = SETS[pair[0]], SETS[pair[1]]
+    found = map_classes(source, target)
+    given_ = np.random.default_rng(seed).dirichlet(np.ones(len(source)), 20)
+    made = found.shares(given_)
+    assert made.shape == (20, len(target))
+    np.testing.assert_allclose(made.sum(1), 1)
+    kept = sum(given_[:, i] for i, name in enumerate(source) if name not in found.lost)
+    for i, name in enumerate(source):
+        for j, other in enumerate(target):
+            if labelmaps.canonical(name) == labelmaps.canonical(other):
+                np.testing.assert_allclose(made[:, j], given_[:, i] / kept)
+                assert found.labels(np.array([i]))[0] == j
+    assert not made[:, [j for j, other in enumerate(target) if other in found.never]].any()
+
+
+def test_there_and_back_is_the_same() -> None:
+    there, back = map_classes(SETS["dfew"], SEVEN), map_classes(SEVEN, SETS["dfew"])
+    given_ = np.random.default_rng(0).dirichlet(np.ones(7), 9)
+    np.testing.assert_allclose(back.shares(there.shares(given_)), given_)
+    np.testing.assert_array_equal(back.labels(there.labels(np.array([-1, *range(7)]))), [-1, *range(7)])
+
+
+def test_a_row_of_lost_classes_gets_even_odds_over_what_can_be_said() -> None:
+    found = map_classes(("Calm", "Happy", "Sad"), ("Happiness", "Sadness", "Other"))
+    np.testing.assert_allclose(found.shares(np.array([[1.0, 0, 0], [.5, .5, 0]])), [[.5, .5, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(found.labels(np.array([0, 1, 2, -1])), [-1, 0, 1, -1])
+
+
+def test_pairs_say_what_names_do_not() -> None:
+    found = map_classes(SETS["ravdess"], SEVEN, labelmaps.parse("Calm=Neutral"))
+    assert not found.lost and not found.whole
+    np.testing.assert_allclose(found.shares(np.eye(8)[[0, 1]])[:, 0], 1)
+    assert labelmaps.parse("names") == labelmaps.parse("") == {}
+    assert labelmaps.parse("names, Calm = Neutral") == {"Calm": "Neutral"}
+
+
+@pytest.mark.parametrize("text", ["Calm", "Calm=", "=Neutral", "Calm=Neutral,Calm=Sad"])
+def test_a_pair_that_says_nothing_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="what becomes what"):
+        labelmaps.parse(text)
+
+
+def test_unknown_and_double_classes_are_refused() -> None:
+    with pytest.raises(InputError, match="no class 'Boredom'"):
+        map_classes(SEVEN, EIGHT, {"Boredom": "Other"})
+    with pytest.raises(InputError, match="no class 'Boredom'"):
+        map_classes(SEVEN, EIGHT, {"Fear": "Boredom"})
+    with pytest.raises(InputError, match="mean the same"):
+        map_classes(("Happy", "Happiness"), SEVEN)
+    assert {labelmaps.canonical(name) for name in SEVEN} == EMOTIONS

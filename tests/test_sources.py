@@ -1,0 +1,115 @@
+"""A source that changed is noticed, by the cheapest look that can tell."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fercache import media
+from fercache.errors import ClipError
+from fercache.extract.sources import unchanged
+from fercache.media.source import SAMPLE_BYTES, WHOLE_BYTES
+
+Sized = tuple[Path, str]
+
+
+@pytest.fixture(params=["small", "large", "crops"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Sized:
+    """A file that is hashed whole, one of which samples are hashed, a folder of pictures."""
+    path = tmp_path / "clip"
+    if request.param == "crops":
+        path.mkdir()
+        for number in range(1, 4):
+            Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(path / f"{number:05d}.png")
+        return path, "crops"
+    size = WHOLE_BYTES // 8 if request.param == "small" else 3 * WHOLE_BYTES
+    path.write_bytes(np.random.default_rng(0).bytes(size))
+    return path, "video"
+
+
+def inner(path: Path) -> Path:
+    return path / "00002.png" if path.is_dir() else path
+
+
+def overwrite(path: Path, at: int, stamp: bool) -> None:
+    """Change one byte in place; keep the time stamp or not."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+    moved = status.st_mtime_ns + (10**9 if stamp else 0)
+    os.utime(path, ns=(status.st_atime_ns, moved))
+
+
+def between(path: Path) -> int:
+    """Return a byte that no sample holds, or any byte where there are no samples."""
+    size = path.stat().st_size
+    return SAMPLE_BYTES + 100 if size > WHOLE_BYTES else size // 2
+
+
+def test_the_same_and_a_copy_are_the_same(source: Sized, tmp_path: Path) -> None:
+    path, kind = source
+    known = media.digest(path, kind, strict=True)
+    assert unchanged(known, path, kind) and unchanged(known, path, kind, strict=True)
+    copy = tmp_path / "copy"
+    shutil.copytree(path, copy, copy_function=shutil.copyfile) if path.is_dir() else shutil.copyfile(path, copy)
+    os.utime(inner(copy), ns=(1, 1))
+    assert unchanged(known, copy, kind), "a copy has other time stamps: its bytes are compared"
+
+
+def test_a_byte_changed_in_place_is_noticed(source: Sized) -> None:
+    """Also where the size and the samples stay: the time stamp tells that bytes must be compared."""
+    path, kind = source
+    known = media.digest(path, kind, strict=True)
+    overwrite(inner(path), between(inner(path)), stamp=True)
+    assert not unchanged(known, path, kind)
+
+
+def test_strict_believes_no_time_stamp(source: Sized) -> None:
+    path, kind = source
+    known = media.digest(path, kind, strict=True)
+    overwrite(inner(path), between(inner(path)), stamp=False)
+    sampled = kind == "crops" or path.stat().st_size > WHOLE_BYTES
+    assert unchanged(known, path, kind) == sampled, "what the cheap look cannot see, as its docstring says"
+    assert not unchanged(known, path, kind, strict=True)
+
+
+@pytest.mark.parametrize("change", [lambda p: p.write_bytes(p.read_bytes() + b"x"), lambda p: overwrite(p, 0, True),
+                                    lambda p: overwrite(p, p.stat().st_size - 1, True),
+                                    lambda p: p.write_bytes(p.read_bytes()[:-1])])
+def test_size_head_and_tail_are_always_seen(source: Sized, change: Callable[[Path], None]) -> None:
+    path, kind = source
+    known = media.digest(path, kind, strict=True)
+    change(inner(path))
+    assert not unchanged(known, path, kind)
+
+
+def test_pictures_that_come_go_or_are_renamed(source: Sized) -> None:
+    path, kind = source
+    if kind != "crops":
+        pytest.skip("of folders")
+    known = media.digest(path, kind, strict=True)
+    (path / "00003.png").rename(path / "00004.png")
+    assert not unchanged(known, path, kind)
+    (path / "00004.png").unlink()
+    assert not unchanged(known, path, kind)
+
+
+def test_a_mark_without_the_whole_hash_is_judged_by_what_it_has(source: Sized) -> None:
+    path, kind = source
+    known = media.digest(path, kind)
+    os.utime(inner(path), ns=(1, 1))
+    assert unchanged(known, path, kind) and unchanged(known, path, kind, strict=True)
+
+
+def test_a_source_that_is_gone_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ClipError):
+        unchanged({}, tmp_path / "none", "video")

@@ -1,0 +1,84 @@
+"""Windows and preloading: every frame is seen, views are drawn, a clip standardised by its own frames alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_sets
+
+from fercache.store import EmbeddingStore
+from fercache.taps import TapSlice
+from fercache.windows import Features, Windows, preload, standardise_clip
+
+TAPS = tuple(small_sets.TAPS)
+
+
+def features(lengths: tuple[int, ...] = (1, 7, 30, 95), views: int = 0) -> Features:
+    """Features whose single value is the row's number, plus a thousand a view."""
+    rows = sum(lengths)
+    x = np.arange(rows, dtype=np.float16)[:, None]
+    return Features(layout=(TapSlice(tap="a", start=0, stop=1, shape=(1,)),), x=x, label=np.zeros(rows, np.int16),
+                    offsets=np.concatenate([[0], np.cumsum(lengths)]), valid=np.ones(rows, bool),
+                    index=np.concatenate([np.arange(1, n + 1) for n in lengths]).astype(np.int32),
+                    time_s=np.concatenate([np.arange(n) / 30 for n in lengths]),
+                    views=np.stack([x + 1000 * (v + 1) for v in range(views)]) if views else np.zeros((0, 0, 0)))
+
+
+@pytest.mark.parametrize("step", [1, 3, 8])
+@pytest.mark.parametrize("window", [1, 9, 64])
+def test_every_frame_is_seen_and_no_window_leaves_its_trial(window: int, step: int) -> None:
+    held = features()
+    source = Windows(held, range(4), window, step=step)
+    batch = source.batch(source.everywhere())
+    assert set(batch.rows[batch.rows >= 0].tolist()) == set(range(len(held.label)))
+    owner = held.trial_of_row()
+    for rows, time_s, x in zip(batch.rows, batch.time_s, batch.x, strict=True):
+        own = rows[rows >= 0]
+        assert len(set(owner[own].tolist())) == 1 and (np.diff(own) == step).all()
+        assert np.allclose(time_s[:len(own)], (own - own[0]) / 30, atol=1e-5)
+        assert np.array_equal(x[:len(own), 0], own) and not x[len(own):].any()
+    assert not batch.seen.numpy()[batch.rows < 0].any() and (batch.label.numpy()[batch.rows < 0] == -1).all()
+
+
+def test_views_are_drawn_by_window_and_only_with_a_generator() -> None:
+    source = Windows(features(views=2), [3], 8)
+    starts = np.repeat(source.starts(4), 20, axis=0)
+    assert (source.batch(starts).x < 1000).all()
+    drawn = source.batch(starts, np.random.default_rng(0)).x.numpy()[..., 0] // 1000
+    assert (drawn == drawn[:, :1]).all(), "one view a window"
+    assert all(.2 < (drawn[:, 0] == v).mean() < .5 for v in range(3))
+
+
+def test_a_clip_is_standardised_by_its_own_seen_frames() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(5, 3, size=(2, 200, 6)).astype(np.float16)
+    seen = rng.random(200) > .3
+    x[:, ~seen] = 0
+    other = x.copy()
+    other[:, ~seen] = 77
+    standardise_clip(x, seen)
+    standardise_clip(other, seen)
+    assert np.array_equal(x[:, seen], other[:, seen]), "what was not seen counts for nothing"
+    assert not x[:, ~seen].any()
+    assert np.allclose(x[0, seen].mean(0), 0, atol=.01) and np.allclose(x[0, seen].std(0), 1, atol=.01)
+
+
+def test_views_lie_beside_their_tap(tmp_path: Path) -> None:
+    data, store = small_sets.dataset(tmp_path, groups=2, validation=0)
+    taps = {"block8": (12,), "block8_views": (2, 12)}
+    viewed = EmbeddingStore.create(tmp_path / "viewed.zarr", {"views": 3}, taps)
+    for trial in data.trials:
+        clip = store[trial.name]
+        with viewed.writer(trial.name, source={"sha256": "a"}, provenance={}) as writer:
+            assert writer is not None
+            writer.set_clock(np.array(clip.clock.tolist()))
+            plain = clip.read("block8")
+            writer.write(0, {"block8": plain, "block8_views": np.stack([plain + 1, plain + 2], 1)})
+            writer.commit()
+    held = preload(viewed, data.trials, ("block8",), views=True)
+    assert held.views.shape == (2, *held.x.shape)
+    assert np.array_equal(held.views[1], held.x + np.float16(2))
+    assert not len(preload(viewed, data.trials, ("block8",)).views)
+    assert np.array_equal(held.x, preload(store, data.trials, ("block8",)).x)
