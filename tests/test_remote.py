@@ -40,6 +40,7 @@ def fs_of(url: str) -> fsspec.AbstractFileSystem:
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home-cache"))
+    fsspec.filesystem("memory").store.clear()
     yield "memory://bucket"
     fsspec.filesystem("memory").store.clear()
 
