@@ -123,6 +123,8 @@ class TrainConfig(Config):
 
     heads: tuple[str, ...] = option(("frame", "gru", "transformer"), "Which heads to train.", choices=HEADS)
     taps: tuple[str, ...] = option(("block8", "repeat_2", "repeat_1-3x3"), "Which taps the heads see.")
+    join: tuple[str, ...] = option((), "Stores of other features (`fercache import`) to join: NAME or path; all their "
+                                   "taps are seen, or those that --taps names as NAME/tap.", numbers=False)
     standardise: str = option("train", "Features: by the training rows' mean and spread, or each clip by its own.",
                               choices=("train", "clip"))
     views: str = option("draw", "Other views of a crop (mirrored ...), where the store has them: drawn, or not used.",

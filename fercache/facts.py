@@ -81,7 +81,7 @@ def gather(preds: Path, cache: Path, check: Path | None = None, ablation: Path |
     return Facts(preds=preds, cache=cache, metrics=metrics, store=store, book=book if book.is_file() else None,
                  took={stage: runs.total(noted, stage, made[stage]) for stage in STAGES},
                  check=_table(check), ablation=_table(ablation),
-                 failures=_failures(store.path.parent / "failures.csv") if store else ())
+                 failures=_failures(cache / "features" / dataset / "failures.csv") if store else ())
 
 
 def _metrics(preds: Path) -> dict[str, Any]:

@@ -14,20 +14,20 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fercache"
 
 FLOORS = {
     0: "errors progress",
-    1: "durable config taps labelmaps colours",
+    1: "durable config taps labelmaps colours place",
     2: "recipe wheels rates facenet cores crops metrics smoothing folds preds runs",
     3: "media weights store logits datasets gaps views told",
     4: "backbones faces people heads windows demo imported thumbs",
-    5: "extract train_heads stack care timeline check submit score facts overlay",
+    5: "extract train_heads stack care timeline check submit score facts overlay transfer",
     6: "predict ablation audit report card doctor",
     7: "cli",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 
 DOORS = {
-    "av": {"media"}, "zarr": {"store"}, "h5py": {"logits"}, "lightgbm": {"stack"}, "sklearn": {"stack"},
+    "av": {"media"}, "zarr": {"store"}, "h5py": {"logits", "transfer"}, "lightgbm": {"stack"}, "sklearn": {"stack"},
     "matplotlib": {"timeline"}, "facenet_pytorch": {"facenet"}, "torchvision": {"facenet"}, "click": {"cli"},
-    "tensorboard": {"weights"}, "onnxruntime": {"backbones"}, "pyarrow": {"stack", "datasets", "preds"},
+    "tensorboard": {"weights"}, "onnxruntime": {"backbones"}, "pyarrow": {"stack", "datasets", "preds", "transfer"},
     "PIL": {"media", "crops", "timeline", "views", "thumbs", "overlay"},
     "rich": {"progress", "stack", "cli", "score", "doctor"},
     "plotly": {"report"}, "jinja2": {"report"}, "markupsafe": {"report"},

@@ -38,7 +38,7 @@ def audit(home: Home, book: Path | None, logits: str, store: Path | None, out: P
     name = home.dataset_name(typed)
     names = tuple(word.strip() for word in logits.split(",") if word.strip()) or tuple(imported.names(home.cache, name))
     alone = home.is_logits(typed)
-    path = None if alone else store or extract.current(home.cache, name)
+    path = None if alone else store or extract.current(home.features, name)
     with tempfile.TemporaryDirectory() as scratch:
         subject = room.Subject(book=home.book(typed, book, names), store=EmbeddingStore.open(path) if path else None,
                                dataset=None if alone else home.dataset(typed), scratch=Path(scratch),

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import click
 
 from fercache.cli.home import Home, places
-from fercache.cli.options import config_options
+from fercache.cli.options import PLACE, config_options
 from fercache.cli.upkeep import shown
 from fercache.config import DatasetConfig
+from fercache.place import Place
 
 log = logging.getLogger("fercache")
 
@@ -48,17 +48,17 @@ def weights_pull(home: Home, name: str) -> int:
 
 @click.command()
 @config_options(DatasetConfig)
-@click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
+@click.option("--store", type=PLACE, help="Embedding store.  [default: the last one extracted]")
 @click.option("--list", "listed", is_flag=True, help="Also each clip and its frames.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @places
-def info(home: Home, store: Path | None, listed: bool, as_json: bool, **typed: Any) -> int:
+def info(home: Home, store: Place | None, listed: bool, as_json: bool, **typed: Any) -> int:
     """Say what an embedding store holds: clips, frames, bytes, taps, fingerprint, digest."""
     from fercache import extract
     from fercache.config import digest
     from fercache.store import EmbeddingStore
 
-    path = store or extract.current(home.cache, home.dataset(typed).name)
+    path = store or extract.current(home.features, home.dataset(typed).name)
     held = EmbeddingStore.open(path)
     frames, size = {clip: held.mark(clip).frames for clip in held}, held.size()
     said = {"store": str(path), "clips": len(frames), "frames": sum(frames.values()), "bytes": size.bytes,

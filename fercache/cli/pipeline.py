@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from fercache.cli.home import Home, places
-from fercache.cli.options import config_options
+from fercache.cli.options import PLACE, config_options
 from fercache.config import DatasetConfig, ExtractConfig, StackConfig, TrainConfig
+from fercache.place import Place
 
 log = logging.getLogger("fercache")
 
@@ -25,14 +26,14 @@ def extract(home: Home, **typed: Any) -> int:
     from fercache import runs
 
     config, dataset = home.config(ExtractConfig, "extract", typed), home.dataset(typed)
-    report = stage.run(dataset, config, home.cache)
+    report = stage.run(dataset, config, home.cache, home.remote)
     frames = sum(c.frames for c in report.clips if c.state == "computed")
     if report.count("computed"):
         runs.note(home.cache, dataset.name, "extract", report.store.name, report.seconds, frames=frames)
     log.info("%d clips computed (%d frames in %.0f s), %d cached, %d failed", report.count("computed"), frames,
              report.seconds, report.count("cached"), report.count("failed"))
     if report.failures():
-        log.error("failed clips are listed in %s", report.store.parent / "failures.csv")
+        log.error("failed clips are listed in %s", report.failures_at)
     click.echo(report.store)
     return 1 if report.failures() else 0
 
@@ -40,9 +41,9 @@ def extract(home: Home, **typed: Any) -> int:
 @click.command("train-heads")
 @config_options(DatasetConfig)
 @config_options(TrainConfig)
-@click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
+@click.option("--store", type=PLACE, help="Embedding store.  [default: the last one extracted]")
 @places
-def train_heads(home: Home, store: Path | None, **typed: Any) -> int:
+def train_heads(home: Home, store: Place | None, **typed: Any) -> int:
     """Stage two: train every head on every fold; keep out-of-fold logits and the heads."""
     from fercache import extract as stage_one
     from fercache import runs
@@ -51,7 +52,7 @@ def train_heads(home: Home, store: Path | None, **typed: Any) -> int:
 
     config = home.config(TrainConfig, "train-heads", typed)
     dataset = home.dataset(typed)
-    path = store or stage_one.current(home.cache, dataset.name)
+    path = store or stage_one.current(home.features, dataset.name)
     log.info("store %s", path)
     report = stage.run(dataset, EmbeddingStore.open(path), config, home.cache)
     if not report.cached:
@@ -93,18 +94,18 @@ def stack(home: Home, book: Path | None, out: Path, **typed: Any) -> int:
 @config_options(DatasetConfig)
 @click.option("--preds", type=click.Path(path_type=Path), default=Path("preds.csv"), show_default=True,
               help="Predictions that `stack` wrote.")
-@click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
+@click.option("--store", type=PLACE, help="Embedding store.  [default: the last one extracted]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("timelines"), show_default=True,
               help="Folder for the pictures.")
 @places
-def timeline(home: Home, preds: Path, store: Path | None, out: Path, **typed: Any) -> int:
+def timeline(home: Home, preds: Path, store: Place | None, out: Path, **typed: Any) -> int:
     """Draw a picture a clip: the face, the truth, the prediction and the probabilities over time."""
     from fercache import extract as stage_one
     from fercache import timeline as room
     from fercache.store import EmbeddingStore
 
     dataset = home.dataset(typed)
-    path = store or stage_one.current(home.cache, dataset.name)
+    path = store or stage_one.current(home.features, dataset.name)
     for made in room.draw(preds, dataset, EmbeddingStore.open(path), out):
         click.echo(made)
     return 0

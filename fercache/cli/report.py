@@ -59,7 +59,7 @@ def overlay(home: Home, clip: str, preds: Path, store: Path | None, out: Path, *
     if trial is None or rows is None:
         raise InputError(f"no clip {clip!r}", where=preds if rows is None else dataset.name,
                          hint="the names are in the first column of the predictions")
-    held = EmbeddingStore.open(store or stage_one.current(home.cache, dataset.name))
+    held = EmbeddingStore.open(store or stage_one.current(home.features, dataset.name))
     frames = room.render(trial.path, trial.kind, rows, room.boxes_of(held[clip].clock, len(rows.time_s)),
                          told.classes(preds), out, fps=float(held.settings.get("crop_fps", 30.0)))
     log.info("%d frames", frames)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fercache.cli.home import Home, places
-from fercache.cli.options import config_options
+from fercache.cli.options import PLACE, config_options
 from fercache.config import DatasetConfig
 from fercache.errors import InputError
+from fercache.place import Place
 
 if TYPE_CHECKING:
     from fercache.care import ClipDiff, DiffReport, VerifyReport, Waste
@@ -23,8 +24,7 @@ log = logging.getLogger("fercache")
 SHOWN = 20
 """Lines of one kind that are printed for people; --json has them all."""
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-STORE = click.option("--store", type=click.Path(path_type=Path),
-                     help="Embedding store.  [default: the last one extracted]")
+STORE = click.option("--store", type=PLACE, help="Embedding store.  [default: the last one extracted]")
 
 
 @click.command()
@@ -33,14 +33,14 @@ STORE = click.option("--store", type=click.Path(path_type=Path),
 @click.option("--repair", is_flag=True, help="Drop the harmed clips; the next extract does them again.")
 @JSON
 @places
-def verify(home: Home, store: Path | None, repair: bool, as_json: bool, **typed: Any) -> int:
+def verify(home: Home, store: Place | None, repair: bool, as_json: bool, **typed: Any) -> int:
     """Read every byte of a store and compare it with the digests in the commit marks.
 
     Finds a changed bit, a missing or torn chunk, a clip of another store. Exits with 1 if there is any.
     """
     from fercache import care, extract
 
-    report = care.verify(store or extract.current(home.cache, home.dataset(typed).name), repair=repair)
+    report = care.verify(store or extract.current(home.features, home.dataset(typed).name), repair=repair)
     click.echo(_dump(_verified(report)) if as_json else _verify_text(report, repair))
     return 0 if report.whole else 1
 

@@ -15,8 +15,9 @@ from fercache import durable
 from fercache.config import digest
 from fercache.datasets import Trial
 from fercache.errors import InputError
+from fercache.place import Place
 from fercache.progress import meter
-from fercache.taps import side_by_side, views_of
+from fercache.taps import TapSlice, side_by_side, views_of
 from fercache.windows.features import Features
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,9 @@ class Held(Protocol):
 class Store(Protocol):
     """What features are read from: an embedding store, or several joined."""
 
-    path: Path
+    @property
+    def path(self) -> Place:
+        """Where it lies"""
 
     @property
     def taps(self) -> Mapping[str, tuple[int, ...]]:
@@ -53,6 +56,9 @@ class Store(Protocol):
 
     def digest(self) -> str:
         """Return what changes when the content does."""
+
+    def ahead(self, names: Sequence[str], taps: Sequence[str]) -> Store:
+        """Return the same for a reader who takes clips in this order: read ahead where the store is far."""
 
 
 def preload(store: Store, trials: Sequence[Trial], taps: Sequence[str], *, views: bool = False,
@@ -79,6 +85,7 @@ def preload(store: Store, trials: Sequence[Trial], taps: Sequence[str], *, views
     made = Features(layout=layout, x=np.zeros((0, shape[2]), np.float16), offsets=offsets,
                     index=np.zeros(rows, np.int32), time_s=np.zeros(rows), valid=np.zeros(rows, bool),
                     label=np.full(rows, -1, np.int16))
+    store = store.ahead([trial.name for trial in trials], _arrays(layout, many))
     for i, trial in enumerate(trials):
         _clock(made, store[trial.name], trial, i)
 
@@ -95,6 +102,11 @@ def preload(store: Store, trials: Sequence[Trial], taps: Sequence[str], *, views
         named = digest([store.digest(), [t.name for t in trials], lengths, list(taps), many, standardise])[:16]
         whole = _mapped(spool or Path(), named, shape, fill)
     return _with(made, whole)
+
+
+def _arrays(layout: Sequence[TapSlice], many: int) -> list[str]:
+    """Return the names of the arrays that are read."""
+    return [name for part in layout for name in (part.tap, views_of(part.tap))[:1 if many == 1 else 2]]
 
 
 def _with(made: Features, whole: NDArray[np.float16]) -> Features:
