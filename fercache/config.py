@@ -11,7 +11,8 @@ from fercache.errors import InputError
 
 MAX_THREADS = 256
 PRECISIONS = ("float32", "bf16", "fp16")
-DATASETS = ("demo", "affwild2", "mtl", "dfew", "ferv39k", "mafw", "cremad", "ravdess", "afew", "ckplus", "table")
+DATASETS = ("demo", "affwild2", "mtl", "dfew", "ferv39k", "mafw", "cremad", "ravdess", "afew", "ckplus", "table",
+            "logits")
 HEADS = ("frame", "gru", "transformer", "paper-frame", "paper-gru", "paper-transformer")
 LOSSES = ("plain", "weighted", "balanced", "focal", "adjusted")
 
@@ -76,7 +77,8 @@ def default_of(entry: Any) -> Any:
 class DatasetConfig(Config):
     """Where the clips and labels are (`stages/dataset.toml`)."""
 
-    dataset: str = option("demo", "Which set; where only --root is given it is told by its folders.", choices=DATASETS)
+    dataset: str = option("demo", "Which set; where only --root is given it is told by its folders. "
+                          "logits: nothing but imported logits.", choices=DATASETS)
     root: str = option("", "Folder that the set lies in.", numbers=False)
     clips: str = option("", "Table clip,path[,label][,subject][,group][,split], or a folder of clips.", numbers=False)
     labels: str = option("", "Per-frame labels: a table clip,frame,label or a folder of text files.", numbers=False)
@@ -114,6 +116,8 @@ class ExtractConfig(Config):
     damaged: str = option("fail", "A video that ends before its stated length: fail the clip, or keep what decodes.",
                           choices=("fail", "keep"))
     crop_fps: float = option(30.0, "Frames a second of crop folders, which have no clock.", low=1e-3, high=1e6)
+    thumbnails: bool = option(False, "Keep a small picture of the face about every second, for the report.",
+                              numbers=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", numbers=False)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
     strict: bool = option(False, "Compare every byte of each source with what was stored, not samples.", numbers=False)
@@ -125,6 +129,8 @@ class TrainConfig(Config):
 
     heads: tuple[str, ...] = option(("frame", "gru", "transformer"), "Which heads to train.", choices=HEADS)
     taps: tuple[str, ...] = option(("block8", "repeat_2", "repeat_1-3x3"), "Which taps the heads see.")
+    join: tuple[str, ...] = option((), "Stores of other features (`fercache import`) to join: NAME or path; all their "
+                                   "taps are seen, or those that --taps names as NAME/tap.", numbers=False)
     standardise: str = option("train", "Features: by the training rows' mean and spread, or each clip by its own.",
                               choices=("train", "clip"))
     views: str = option("draw", "Other views of a crop (mirrored ...), where the store has them: drawn, or not used.",
@@ -167,13 +173,48 @@ class TrainConfig(Config):
 class StackConfig(Config):
     """Stage two, b (`stages/stack.toml`)."""
 
-    final: str = option("auto", "What preds.csv holds: what won out of fold, or one of the columns.",
-                        choices=("auto", "stack", "mean", "frame", "gru", "transformer"))
+    final: str = option("auto", "What preds.csv holds: auto (what won out of fold), or a column: stack, logistic, "
+                        "smooth, mean, a head.")
+    logits: tuple[str, ...] = option((), "Imported logits that join the heads (see `fercache logits import`).")
+    force: bool = option(False, "Learn from imported logits even where they were declared in-sample.")
+    level: str = option("frame", "clip: one prediction a clip, from its frames pooled.", choices=("frame", "clip"))
+    metric: str = option("", "What is chosen by.  [default: the data set's own metric]",
+                         choices=("", "macro_f1", "abaw2", "accuracy", "war", "uar"))
+    causal: bool = option(False, "Look at no later frame than the one that is spoken of.")
+    refit: str = option("none", "all: learn from the validation split too, for a submission; no score is shown for it.",
+                        choices=("none", "all"))
     gaps: str = option("nearest", "Frames without a face: left unfilled, the nearest face's prediction, a line between "
                        "the two around, or left to the temporal heads' mask.",
                        choices=("none", "nearest", "linear", "mask"))
     seed: int = option(0, "Seed of everything random.", low=0, high=2**31 - 1)
     bootstrap: int = option(1000, "Draws of the bootstrap over groups.", low=0, high=1_000_000)
+    threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitsConfig(Config):
+    """Logits from elsewhere (`fercache logits import`)."""
+
+    table: str = option("", "Table clip[,frame][,person][,label][,split][,group], then p_CLASS or logit_CLASS.")
+    provenance: str = option("", "Who predicted the training rows: out-of-fold, by models that saw nothing of the "
+                             "row's group; held-out, a model that saw none of these clips; in-sample, one that did.",
+                             choices=("", "out-of-fold", "held-out", "in-sample"))
+    only: str = option("", "Take the rows of this split alone, and score them out of fold.",
+                       choices=("", "train", "validation", "test"))
+    fps: float = option(30.0, "Frames a second, where the table is all there is.", low=1e-3, high=1e6)
+    folds: int = option(5, "Folds by group, where the table is all there is.", low=2, high=100)
+    seed: int = option(0, "Seed of the folds.", low=0, high=2**31 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig(Config):
+    """Proof that nothing leaks (`fercache audit`)."""
+
+    full: bool = option(False, "Retrain the real heads on shuffled labels (as long as train-heads takes).")
+    shuffles: int = option(5, "How often labels are shuffled for the probe.", low=2, high=1000)
+    similar: float = option(0.995, "Cosine from which two frames of two groups are listed as near duplicates.",
+                            low=0.5, high=1)
+    seed: int = option(0, "Seed of everything random.", low=0, high=2**31 - 1)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
 
 

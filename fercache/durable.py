@@ -120,11 +120,15 @@ def read_pointer(path: Path, key: str) -> Path:
     InputError
         No name of a neighbour stands there.
     """
-    said = read_json(path, limit_bytes=1 << 20)
+    return path.parent / neighbour(read_json(path, limit_bytes=1 << 20), key, path)
+
+
+def neighbour(said: Any, key: str, path: object) -> str:
+    """Return the name of a neighbour that a JSON value, read at `path`, holds under `key`; refuse what is none."""
     name = said.get(key) if isinstance(said, dict) else None
     if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or not name.isprintable():
         raise InputError(f"says no {key}", where=path, hint="remove it and run again")
-    return path.parent / name
+    return name
 
 
 def make_folder(path: Path) -> None:

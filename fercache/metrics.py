@@ -70,6 +70,10 @@ def abaw2(matrix: ArrayLike) -> Values:
 Metric = Callable[[ArrayLike], Values]
 FIGURES: dict[str, Metric] = {"macro_f1": macro_f1, "accuracy": accuracy, "abaw2": abaw2, "uar": uar, "war": accuracy}
 INTERVALS = ("macro_f1", "accuracy", "abaw2", "uar")
+EDITIONS = {"ABAW1": "abaw2", "ABAW2": "abaw2", "ABAW3": "macro_f1", "ABAW5": "macro_f1", "ABAW6": "macro_f1",
+            "ABAW8": "macro_f1"}
+"""The official metric of each edition's expression track: 2020 and 2021 over 7 classes, from 2022 macro F1 over 8. A
+class that is absent counts as an F1 of 0 in all of them."""
 
 
 def official(name: str) -> Metric:
@@ -149,7 +153,7 @@ class Resampler:
         if self.why_none:
             return None
         drawn = self.draw(matrices)
-        return {name: percentiles(FIGURES[name](drawn)) for name in figures}
+        return {name: _percentiles(FIGURES[name](drawn)) for name in figures}
 
     def difference(self, ours: Counts, theirs: Counts, metric: Metric) -> dict[str, Any]:
         """Return how much more `ours` scores than `theirs`, and the paired 95 % interval of it (None: too few groups).
@@ -157,8 +161,28 @@ class Resampler:
         gain = float(metric(ours.sum(0)) - metric(theirs.sum(0)))
         if self.why_none:
             return {"difference": gain, "interval": None, "why_none": self.why_none}
-        return {"difference": gain, "interval": percentiles(metric(self.draw(ours)) - metric(self.draw(theirs))),
+        return {"difference": gain, "interval": _percentiles(metric(self.draw(ours)) - metric(self.draw(theirs))),
                 "why_none": ""}
+
+    def pairs(self, matrices: dict[str, Counts], metric: str) -> dict[str, Any]:
+        """Return for any two columns, ``"a - b"``, how much more a scores, with its paired interval.
+
+        Parameters
+        ----------
+        matrices : column -> (G, C, C).
+        metric : the data set's own metric; macro F1 (first), accuracy and UAR are compared besides.
+        """
+        figures = {"macro_f1": macro_f1, "official": official(metric), "accuracy": accuracy, "uar": uar}
+        draws = {} if self.why_none else {name: self.draw(m) for name, m in matrices.items()}
+        drawn = {name: {f: figure(d) for f, figure in figures.items()} for name, d in draws.items()}
+        once = {name: {f: float(figure(m.sum(0))) for f, figure in figures.items()} for name, m in matrices.items()}
+
+        def one(a: str, b: str, f: str) -> dict[str, Any]:
+            span = None if self.why_none else _percentiles(drawn[a][f] - drawn[b][f])
+            return {"difference": once[a][f] - once[b][f], "interval": span, "why_none": self.why_none}
+
+        return {f"{a} - {b}": {**one(a, b, "macro_f1"), **{f: one(a, b, f) for f in list(figures)[1:]}}
+                for a in matrices for b in matrices if a != b}
 
 
 def _why_none(groups: int, draws: int) -> str:
@@ -168,8 +192,7 @@ def _why_none(groups: int, draws: int) -> str:
     return f"{groups} groups; an interval over groups needs at least {MIN_GROUPS_FOR_INTERVAL}" if few else ""
 
 
-def percentiles(values: Values) -> tuple[float, float]:
-    """Return the ends of the 95 % percentile interval of the draws `values`, ``(draws,)``."""
+def _percentiles(values: Values) -> tuple[float, float]:
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -108,6 +110,12 @@ class Predictions:
             yield clip
             start += len(clip.frame)
 
+    def lengths(self) -> dict[str, int]:
+        """Return how many rows each clip has; nothing but the names is looked at."""
+        rows = self._rows()
+        clip = next(rows).index("clip")
+        return dict(Counter(row[clip] for row in rows if len(row) > clip))
+
     def _whole(self, rows: Iterator[Sequence[str]]) -> Iterator[tuple[str, ...]]:
         """Yield the columns that are read, in order; refuse rows of another length."""
         for line, row in enumerate(rows, 2):
@@ -139,7 +147,7 @@ class Predictions:
             with cast("IO[str]", gzip.open(self.path, "rt", encoding="utf-8", newline="")) if packed else (
                     self.path.open(encoding="utf-8", newline="")) as file:
                 yield from csv.reader(file, strict=True)
-        except (UnicodeDecodeError, EOFError, OSError, csv.Error) as error:
+        except (UnicodeDecodeError, EOFError, OSError, csv.Error, zlib.error) as error:
             raise InputError(f"not readable ({error})", where=self.path, hint=AGAIN) from error
 
 

@@ -20,7 +20,7 @@ class Rate:
 
     Attributes
     ----------
-    faces, backbone : what ran: mtcnn or cropped, and the CNN's name.
+    faces, backbone : what ran: mtcnn or cropped, and the CNN's name; `views` of each face.
     seconds : of the whole run over these frames, the loading of the nets included.
     when_s : seconds since 1970.
     """
@@ -33,6 +33,7 @@ class Rate:
     frames: int
     seconds: float
     when_s: float
+    views: int = 1
 
     @property
     def per_second(self) -> float:
@@ -58,9 +59,9 @@ def every(cache: Path) -> list[Rate]:
         return []
 
 
-def latest(cache: Path, faces: str, backbone: str) -> Rate | None:
-    """Return the newest measurement of this way to find faces and this CNN."""
-    fits = [rate for rate in every(cache) if (rate.faces, rate.backbone) == (faces, backbone)]
+def latest(cache: Path, faces: str, backbone: str, views: int) -> Rate | None:
+    """Return the newest measurement of this way to find faces, this CNN and so many views of each face."""
+    fits = [rate for rate in every(cache) if (rate.faces, rate.backbone, rate.views) == (faces, backbone, views)]
     return fits[-1] if fits else None
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 from fercache.config import (
     AblationConfig,
+    AuditConfig,
     Config,
     DatasetConfig,
     ExtractConfig,
+    LogitsConfig,
     ScoreConfig,
     StackConfig,
     SubmitConfig,
@@ -24,7 +26,7 @@ from fercache.errors import InputError
 LIMIT_BYTES = 1 << 20
 RECIPES: dict[str, type[Config]] = {"dataset": DatasetConfig, "extract": ExtractConfig, "train-heads": TrainConfig,
                                     "stack": StackConfig, "submit": SubmitConfig, "score": ScoreConfig,
-                                    "ablation": AblationConfig}
+                                    "ablation": AblationConfig, "audit": AuditConfig, "logits-import": LogitsConfig}
 
 
 def load(stages: Path, command: str) -> dict[str, Any]:

@@ -42,14 +42,15 @@ class Sums:
     ----------
     values : (T, D) of any float type; what stands in rows that do not count is never looked at.
     counts : (T,) which rows count.
+    causal : sum about 0, so that not one bit of a row's sums comes from a later row.
 
     Notes
     -----
     Sums are float64 about the mean of the rows that count, so that 50,000 rows lose no digit that matters.
     """
 
-    def __init__(self, values: NDArray[Any], counts: Mask) -> None:
-        many = int(counts.sum())
+    def __init__(self, values: NDArray[Any], counts: Mask, *, causal: bool = False) -> None:
+        many = 0 if causal else int(counts.sum())
         self.centre = values[counts].mean(0, dtype=float) if many else np.zeros(values.shape[1])
         self.offset = np.where(counts[:, None], values - self.centre, 0.0)
         self.total = _running(self.offset)
@@ -128,6 +129,24 @@ def lagged(values: NDArray[Any], time_s: Floats, lag_s: float) -> NDArray[Any]:
     """Return the values `lag_s` seconds before each row (after it where negative), ``(T, D)``; ends are repeated."""
     row = np.searchsorted(time_s, time_s - lag_s + SLACK_S, "right") - 1
     return np.asarray(values[np.clip(row, 0, len(values) - 1)])
+
+
+def highest(values: Floats, window: Reach) -> Floats:
+    """Return the highest value over each row's window, ``(T, D)``; every window holds a row.
+
+    Notes
+    -----
+    Two windows of a power of two that overlap cover any window; T log T.
+    """
+    long = window.stop - window.start
+    level = np.frexp(long.astype(float))[1] - 1
+    found = np.empty_like(values)
+    table = values
+    for power in range(int(level.max(initial=-1)) + 1):
+        here = level == power
+        found[here] = np.maximum(table[window.start[here]], table[window.stop[here] - 2**power])
+        table = np.maximum(table[:-2**power], table[2**power:])
+    return found
 
 
 def _running(values: Floats) -> Floats:

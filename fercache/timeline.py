@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import hashlib
 import io
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fercache import durable, media
-from fercache.config import digest
+from fercache.colours import COLOURS
 from fercache.crops import crop
 from fercache.datasets import Dataset, Trial
-from fercache.errors import ClipError, InputError
+from fercache.errors import ClipError
 from fercache.store import CLOCK_NAME, Clip
+from fercache.told import Told, each, file_name
+from fercache.told import classes as classes_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,35 +27,11 @@ FORMAT = 1
 """Raised whenever the code changes how a picture looks."""
 OURS = "fercache"
 """The PNG text that says what a picture was drawn of."""
-COLOURS = ("#999999", "#d55e00", "#009e73", "#56b4e9", "#f0e442", "#0072b2", "#cc79a7", "#000000")
-"""Okabe and Ito's palette, which colour-blind readers can tell apart; one colour a class, in order."""
 GAP = "#ffffff"
 FACES = 12
 FACE_PX = 96
 MOST_POINTS = 2000
 """Points of time drawn; a longer clip is drawn as the mean of equal stretches, and says so."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Told:
-    """The rows of one clip in `preds.csv`.
-
-    Attributes
-    ----------
-    time_s, valid : (T,); label : (T,) int, -1 unknown; said : (T,) int; shares : (T, C).
-    """
-
-    time_s: NDArray[np.float64]
-    valid: NDArray[np.bool_]
-    label: NDArray[np.int64]
-    said: NDArray[np.int64]
-    shares: NDArray[np.float64]
-
-    def digest(self, more: Sequence[Any]) -> str:
-        """Return the sha256 (hex) over all rows and over `more` (JSON values)."""
-        rows = [hashlib.sha256(np.ascontiguousarray(column).data).hexdigest()
-                for column in (self.time_s, self.valid, self.label, self.said, self.shares)]
-        return digest([rows, list(more)])
 
 
 def draw(preds: Path, dataset: Dataset, store: Mapping[str, Clip], folder: Path) -> list[Path]:
@@ -74,24 +47,18 @@ def draw(preds: Path, dataset: Dataset, store: Mapping[str, Clip], folder: Path)
     Faces are decoded again through the stored boxes; no picture is kept anywhere else. A picture that was drawn of the
     same rows is left as it is.
     """
-    classes, clips = read(preds)
+    classes = classes_of(preds)
     trials = {trial.name: trial for trial in dataset.trials}
     made = []
-    for name, told in clips.items():
+    for name, told in each(preds):
         clip = store[name] if name in trials and name in store else None
-        path = folder / _file(name)
+        path = folder / file_name(name, ".png")
         drawn_of = told.digest([FORMAT, name, classes, clip.mark.arrays[CLOCK_NAME].digest if clip else ""])
         if _drawn_of(path) != drawn_of:
             faces = _faces(trials[name], clip) if clip is not None else []
             durable.write_bytes(path, _png(name, classes, told, faces, drawn_of))
         made.append(path)
     return made
-
-
-def _file(name: str) -> str:
-    """Return the file name of a clip's picture: its name where that is plain, else with a digest, so that none meet."""
-    plain = re.sub(r"[^\w.-]", "_", name)[:150]
-    return f"{plain}.png" if plain == name else f"{plain}-{digest(name)[:8]}.png"
 
 
 def _drawn_of(path: Path) -> str:
@@ -101,33 +68,6 @@ def _drawn_of(path: Path) -> str:
             return str(picture.info.get(OURS, ""))
     except (OSError, SyntaxError, ValueError):
         return ""
-
-
-def read(preds: Path) -> tuple[tuple[str, ...], dict[str, Told]]:
-    """Return the classes, and the rows of each clip, of a `preds.csv` or `preds.csv.gz`."""
-    if not preds.is_file():
-        raise InputError("no such predictions", where=preds, hint="run `fercache stack --out preds.csv` first")
-    try:
-        data = gzip.decompress(preds.read_bytes()) if preds.suffix == ".gz" else preds.read_bytes()
-        rows = csv.DictReader(io.StringIO(data.decode(), newline=""))
-        columns = set(rows.fieldnames or ())
-    except (UnicodeDecodeError, EOFError, OSError, csv.Error) as error:
-        raise InputError(f"not readable ({error})", where=preds) from error
-    classes = tuple(column[2:] for column in rows.fieldnames or () if column.startswith("p_"))
-    if not classes or not {"clip", "time_s", "valid", "label", "prediction"} <= columns:
-        raise InputError("no table of predictions", where=preds, hint="give a .csv or .csv.gz that `stack` wrote")
-    clips: dict[str, list[dict[str, str]]] = {}
-    for row in rows:
-        clips.setdefault(row["clip"], []).append(row)
-    return classes, {name: _told(found, classes) for name, found in clips.items()}
-
-
-def _told(rows: Sequence[dict[str, str]], classes: Sequence[str]) -> Told:
-    return Told(time_s=np.array([float(r["time_s"]) for r in rows]),
-                valid=np.array([r["valid"] == "1" for r in rows]),
-                label=np.array([int(r["label"] or -1) for r in rows]),
-                said=np.array([int(r["prediction"]) for r in rows]),
-                shares=np.array([[float(r["p_" + name]) for name in classes] for r in rows]))
 
 
 def _faces(trial: Trial, clip: Clip) -> list[tuple[float, NDArray[np.uint8]]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fercache import demo, media
+from fercache import demo, media, weights
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,6 +37,13 @@ def shared() -> Path:
 def cache() -> Path:
     """The checkout's own cache folder, where weights are kept from one test run to the next."""
     return ROOT / "cache"
+
+
+@pytest.fixture(scope="session")
+def weights_at(cache: Path) -> Path:
+    """The checkout's folder of weights, once the default ones lie in it."""
+    weights.ensure("casia-webface", cache / "weights")
+    return cache / "weights"
 
 
 @pytest.fixture(scope="session")

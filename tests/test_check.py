@@ -271,6 +271,16 @@ def test_a_changed_folder_is_read_again(tmp_path: Path) -> None:
     assert check(root, tmp_path / "c").clips_read == 1  # changed a moment ago: not yet to be trusted
 
 
+def test_views_of_each_face_cost_their_share(tmp_path: Path) -> None:
+    root = simple(tmp_path / "s", {"a": 300})
+    dataset = load(DatasetConfig(dataset="affwild2", root=str(root)), tmp_path)
+    one, four = (run(dataset, ExtractConfig(taps=("block8",), views=views), tmp_path / "c").cost for views in (1, 4))
+    assert one.bytes_a_frame == 2 * 1792 + 72 and four.bytes_a_frame == 4 * 2 * 1792 + 72
+    rates.record(tmp_path / "c", rates.Rate(faces="cropped", backbone="casia-webface", precision="float32", threads=2,
+                                            device="cpu", frames=600, seconds=10.0, when_s=0.0, views=4))
+    assert run(dataset, ExtractConfig(), tmp_path / "c").cost.seconds is None  # measured on four views only
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"version": 1, "clips": {"x": {"a": 1}}}', '{"version": 9}', "x"])
 def test_an_index_that_is_not_ours_is_made_anew(tmp_path: Path, content: str) -> None:
     root = simple(tmp_path / "s")

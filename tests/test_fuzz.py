@@ -21,7 +21,7 @@ from PIL import Image
 from test_store import PROVENANCE, SETTINGS, SOURCE, TAPS, features, mutated, put
 from videos import BITS, CELL, numbered_video, packets_of, picture
 
-from fercache import media
+from fercache import demo, media
 from fercache.errors import ClipError
 from fercache.store import EmbeddingStore
 
@@ -159,14 +159,14 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
 
 
 @pytest.mark.parametrize("times", [9, pytest.param(150, marks=pytest.mark.full)])
-def test_mutated_clips_at_the_command_line(seeds: Path, tmp_path: Path, cache: Path, runner: Runner,
+def test_mutated_clips_at_the_command_line(seeds: Path, tmp_path: Path, weights_at: Path, runner: Runner,
                                            times: int) -> None:
     """Each is in the store or in failures.csv, and the run says so."""
     for kind in (False, True):
         work = tmp_path / f"work{kind}"
         (work / "clips").mkdir(parents=True)
         (work / "cache").mkdir()
-        (work / "cache" / "weights").symlink_to(cache / "weights")
+        (work / "cache" / "weights").symlink_to(weights_at)
         made = [path for path, _ in cases(seeds, work / "clips", times)]
         names = {path.stem for path in made if path.is_dir() == kind}
         for path in made:
@@ -184,7 +184,7 @@ def test_mutated_clips_at_the_command_line(seeds: Path, tmp_path: Path, cache: P
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path, weights_at: Path) -> Path:
     """A working folder whose cache holds something of every stage, and a recipe that names the data set."""
     work = tmp_path_factory.mktemp("whole") / "work"
     features_ = work / "cache" / "features" / "demo"
@@ -199,8 +199,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     for stage in ("heads", "stack"):
         (work / "cache" / stage / "demo" / "b1").mkdir(parents=True)
         (work / "cache" / stage / "demo" / "b1" / "said.json").write_text(json.dumps({"trained_on": ["a", "b"]}))
-    for name in ("clips", "weights"):
-        (work / "cache" / name).symlink_to(cache / name)
+    for folder in (demo.fetch(cache / "clips"), weights_at):
+        (work / "cache" / folder.name).symlink_to(folder)
     return work
 
 
@@ -220,6 +220,7 @@ def change(path: Path, rng: random.Random) -> None:
     path.write_bytes(meaning() if meaning and rng.random() < .5 else meddle(data, rng) if data else b"\x00")
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("times", [24, pytest.param(1000, marks=pytest.mark.full)])
 def test_mutated_cache_files_at_the_command_line(whole: Path, tmp_path: Path, runner: Runner, times: int) -> None:
     rng, codes = random.Random(4), Counter[int | None]()

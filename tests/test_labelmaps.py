@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fercache import labelmaps
+from fercache.datasets import afew, ckplus, cremad, dfew, ferv39k, mafw, ravdess
 from fercache.datasets.base import EIGHT, SEVEN
 from fercache.errors import InputError
 from fercache.labelmaps import SETS, map_classes
@@ -16,7 +17,12 @@ EMOTIONS = {"neutral", "anger", "disgust", "fear", "happiness", "sadness", "surp
 
 
 def test_the_sets_are_those_of_the_readers() -> None:
+    """Their order too, where the set itself has numbers; one of them says DFEW's in the submission."""
     assert SETS["abaw7"] == SEVEN and SETS["abaw8"] == EIGHT
+    for name, reader in {"dfew": dfew, "ferv39k": ferv39k, "mafw": mafw, "ravdess": ravdess, "afew": afew,
+                         "ckplus": ckplus}.items():
+        assert SETS[name] == reader.CLASSES, name
+    assert SETS["cremad"] == tuple(cremad.CODES.values())
 
 
 @pytest.mark.parametrize(("name", "number", "meaning"), [

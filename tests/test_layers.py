@@ -14,22 +14,24 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fercache"
 
 FLOORS = {
     0: "errors prefetch progress",
-    1: "durable config taps labelmaps",
-    2: "recipe wheels facenet cores crops metrics smoothing folds people rates preds",
-    3: "media weights store logits datasets gaps views",
-    4: "backbones faces follow heads windows demo",
-    5: "extract train_heads stack care timeline check submit score",
-    6: "predict ablation",
+    1: "durable config taps labelmaps colours place",
+    2: "recipe wheels facenet cores crops metrics smoothing folds people rates preds runs",
+    3: "media weights store logits datasets gaps views told",
+    4: "backbones faces follow heads windows demo imported thumbs",
+    5: "extract train_heads stack care timeline check submit score facts overlay transfer",
+    6: "predict ablation audit report card doctor",
     7: "cli",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 
 DOORS = {
-    "av": {"media"}, "zarr": {"store"}, "h5py": {"logits"}, "lightgbm": {"stack"}, "sklearn": {"stack"},
+    "av": {"media"}, "zarr": {"store"}, "h5py": {"logits", "transfer"}, "lightgbm": {"stack"}, "sklearn": {"stack"},
     "matplotlib": {"timeline"}, "facenet_pytorch": {"facenet"}, "torchvision": {"facenet"}, "click": {"cli"},
     "tensorboard": {"weights"}, "onnxruntime": {"backbones"}, "openvino": {"backbones"},
-    "pyarrow": {"stack", "datasets", "preds"},
-    "PIL": {"media", "crops", "timeline", "views"}, "rich": {"progress", "stack", "cli", "score"},
+    "pyarrow": {"stack", "datasets", "preds", "transfer"},
+    "PIL": {"media", "crops", "timeline", "views", "thumbs", "overlay"},
+    "rich": {"progress", "stack", "cli", "score", "doctor"},
+    "plotly": {"report"}, "jinja2": {"report"}, "markupsafe": {"report"},
     "torch": {"facenet", "weights", "cores", "backbones", "faces", "heads", "windows", "train_heads"},
 }
 STANDARD = set(sys.stdlib_module_names) | {"numpy", "safetensors", "fercache", "__future__", "fsspec"}

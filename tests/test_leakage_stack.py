@@ -67,9 +67,9 @@ def test_groups_watched_for_stopping_are_whole(monkeypatch: pytest.MonkeyPatch) 
     pairs: list[tuple[set[int], set[int]]] = []
     data = boost._data
 
-    def watched(sample: Sample, start: np.ndarray) -> object:
+    def watched(sample: Sample, start: np.ndarray, balance: float) -> object:
         pairs.append((set(sample.group.tolist()), set(sample.rows.tolist())))
-        return data(sample, start)
+        return data(sample, start, balance)
 
     monkeypatch.setattr(boost, "_data", watched)
     nested.run(book, CONFIG)

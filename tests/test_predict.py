@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from streams import CLASSES, write_clip, write_set
 from videos import make_video
 
-from fercache import weights
+from fercache import media, weights
 from fercache.backbones import Backbone
 from fercache.cli import main
 from fercache.datasets import Dataset, Trial
@@ -144,9 +144,13 @@ def test_new_clips_one_by_one(home: Path, tmp_path: Path, counted: dict[str, int
 def test_a_clip_is_predicted_alike_in_any_company(home: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(6)
     for name in ("one", "two", "three"):
-        write_clip(tmp_path / name, np.repeat([2, 0, 1], 15), rng)
-    assert call(home / "cache", "predict", tmp_path / "one", "--out", tmp_path / "alone").exit_code == 0
-    assert call(home / "cache", "predict", tmp_path, "--out", tmp_path / "all", "--no-timelines").exit_code == 0
+        write_clip(tmp_path / "clips" / name, np.repeat([2, 0, 1], 15), rng)
+    done = call(home / "cache", "predict", tmp_path / "clips" / "one", "--out", tmp_path / "alone", "--overlay")
+    assert done.exit_code == 0
+    annotated = media.open_source(tmp_path / "alone" / "overlays" / "one.mp4", "video")
+    assert len(list(annotated.frames())) == 45, "the clip again, frame by frame"
+    assert call(home / "cache", "predict", tmp_path / "clips", "--out", tmp_path / "all",
+                "--no-timelines").exit_code == 0
     alone, together = table(tmp_path / "alone" / "preds.csv"), table(tmp_path / "all" / "preds.csv")
     assert set(together) == {"one", "two", "three"}
     assert np.abs(shares(alone["one"]) - shares(together["one"])).max() <= 2e-6
@@ -218,15 +222,29 @@ def test_heads_and_stack_are_chosen(home: Path, tmp_path: Path) -> None:
 def test_wrong_calls_are_told(home: Path, tmp_path: Path) -> None:
     write_set(tmp_path / "other", train=2, test=0, frames=6, seed=3)
     text = (tmp_path / "other" / "labels.csv").read_text()
-    (tmp_path / "other" / "labels.csv").write_text(text.replace("Happiness", "Contempt"))
+    for name, unknown in (("Neutral", "Boredom"), ("Happiness", "Contempt"), ("Surprise", "Anxiety")):
+        text = text.replace(name, unknown)
+    (tmp_path / "other" / "labels.csv").write_text(text)
     flags = ["--clips", tmp_path / "other" / "clips.csv", "--labels", tmp_path / "other" / "labels.csv"]
     for words, said in (([], "no clip is named"), ([tmp_path, *flags], "one by one and as a set"),
                         ([tmp_path / "absent"], "no such file"),
-                        ([*flags, "--classes", "Neutral,Contempt,Surprise"], "which the heads do not know")):
+                        ([*flags, "--classes", "Boredom,Contempt,Anxiety"], "which the heads do not know")):
         done = call(home / "cache", "predict", *words, "--out", tmp_path / "out")
         assert done.exit_code == 2 and said in done.stderr, (words, done.stderr)
     empty = call(tmp_path / "empty", "predict", tmp_path / "other" / "crops", "--out", tmp_path / "out")
     assert empty.exit_code == 2 and "no heads were trained yet" in empty.stderr
+
+
+def test_gaps_are_filled_as_the_run_fills_them(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "cache", tmp_path / "cache", symlinks=True)
+    done = call(tmp_path / "cache", "stack", *set_flags(home / "set"), "--gaps", "linear", "--out", tmp_path / "s.csv")
+    assert done.exit_code == 0, done.output
+    assert call(tmp_path / "cache", "predict", *set_flags(home / "set"), "--out", tmp_path / "out",
+                "--no-timelines").exit_code == 0
+    stacked, told = table(tmp_path / "s.csv")["s0-09"], table(tmp_path / "out" / "preds.csv")["s0-09"]
+    gap = shares(told)[4]
+    assert told[4]["valid"] == "0" and np.abs(gap - shares(told)[[3, 5]].mean(0)).max() <= 2e-6
+    assert np.abs(shares(stacked) - shares(told)).max() <= 2e-6
 
 
 def test_heads_without_a_stacker_are_told(home: Path, tmp_path: Path) -> None:
@@ -254,8 +272,17 @@ def test_labels_are_told_by_name() -> None:
     assert told.classes == ("a", "b", "c") and told.trials[0].labels.tolist() == [1, 0, -1]  # type: ignore[union-attr]
     assert [trial.clip_label for trial in told.trials] == [-1, 0, -1]
     assert speak.labelled_as(dataset, ("b", "a")) is dataset
-    with pytest.raises(InputError, match="labelled with b"):
-        speak.labelled_as(dataset, ("a", "c"))
+    with pytest.raises(InputError, match="labelled with b, a, which"):
+        speak.labelled_as(dataset, ("c", "d"))
+
+
+def test_labels_of_another_set_are_matched_by_their_meaning_and_lost_ones_told() -> None:
+    trials = (Trial(name="0", path=Path("x"), kind="crops", parent="x", group="x", split="test",
+                    labels=np.array([0, 1, 2, -1], np.int16)),)
+    dataset = Dataset(name="d", layout="table", classes=("Angry", "Contempt", "Happy"), trials=trials)
+    told = speak.labelled_as(dataset, ("Happiness", "Anger"))
+    assert told.trials[0].labels.tolist() == [1, -1, 0, -1]  # type: ignore[union-attr]
+    assert "Contempt" in told.notice and "Happy" not in told.notice
 
 
 def test_names_that_are_shown(tmp_path: Path) -> None:

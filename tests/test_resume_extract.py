@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from videos import make_video
 
-from fercache import media
+from fercache import demo, media
 from fercache.store import EmbeddingStore, layout
 
 EXTRACT = ("extract", "--clips", "clips", "--taps", "block8,repeat_1-3x3", "--threads", 1)
@@ -51,13 +51,13 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
 @pytest.fixture(scope="module")
 def pictures(cache: Path) -> list[NDArray[np.uint8]]:
     """Twenty real frames, (180, 320, 3), in which the face moves."""
-    source = media.open_source(cache / "clips" / "single_face.mp4", "video")
+    source = media.open_source(demo.fetch(cache / "clips") / "single_face.mp4", "video")
     frames = [frame.image for frame in source.pick(range(0, 60, 3)) if frame.image is not None]
     return [np.asarray(Image.fromarray(image).resize((320, 180))) for image in frames]
 
 
 @pytest.fixture(scope="module")
-def prepared(pictures: list[NDArray[np.uint8]], cache: Path) -> Iterator[Path]:
+def prepared(pictures: list[NDArray[np.uint8]], weights_at: Path) -> Iterator[Path]:
     """A folder with two videos, 60 folders of crops, and a cache that holds weights only; open to any user."""
     folder = Path(tempfile.mkdtemp(prefix="fercache-test-"))
     folder.chmod(0o755)
@@ -71,7 +71,7 @@ def prepared(pictures: list[NDArray[np.uint8]], cache: Path) -> Iterator[Path]:
                 face = pictures[(i + number) % 20][20:160, 90:230]
                 Image.fromarray(np.roll(face, i, axis=1)).save(folder / crops / f"{i:02d}" / f"{number:05d}.jpg")
     (folder / "weights").mkdir()
-    for path in (cache / "weights").glob("casia*"):
+    for path in weights_at.glob("casia*"):
         shutil.copy(path, folder / "weights")
     yield folder
     shutil.rmtree(folder)
@@ -151,6 +151,7 @@ def test_killed_again_and_again(runner: Runner, prepared: Path, unbroken: tuple[
 
 
 @pytest.mark.full
+@pytest.mark.timeout(3600)
 def test_killed_at_every_named_step(runner: Runner, prepared: Path,
                                     unbroken: tuple[dict[str, bytes], list[str]]) -> None:
     """Each name once, at a passage drawn by chance from a fixed seed."""
@@ -210,6 +211,7 @@ def test_stopped(runner: Runner, prepared: Path, number: signal.Signals,
 
 
 @pytest.mark.full
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_fifty_random_moments(runner: Runner, prepared: Path, number: signal.Signals,
                               unbroken: tuple[dict[str, bytes], list[str]]) -> None:
@@ -271,6 +273,7 @@ def test_several_runs_share_the_work(runner: Runner, prepared: Path) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("writers", [2, 4, 8])
 def test_sixty_clips_are_shared(runner: Runner, prepared: Path, writers: int) -> None:
     share(runner, prepared, writers)

@@ -181,13 +181,13 @@ def outside(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if "cache" not in path.relative_to(folder).parts}
 
 
-def test_clip_ids_stay_in_the_cache(tmp_path: Path, cache: Path) -> None:
+def test_clip_ids_stay_in_the_cache(tmp_path: Path, weights_at: Path) -> None:
     """A table of clips with names that mean something to a file system, through the command line."""
     from PIL import Image
 
     work = tmp_path / "in" / "side"
     (work / "cache").mkdir(parents=True)
-    (work / "cache" / "weights").symlink_to(cache / "weights")
+    (work / "cache" / "weights").symlink_to(weights_at)
     (work / "picture").mkdir()
     Image.new("RGB", (32, 32), (90, 80, 70)).save(work / "picture" / "00001.png")
     (work / "clips.csv").write_text("clip,path\n" + "".join(f'"{clip}",picture\n' for clip in CLIPS), encoding="utf-8")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fercache.smoothing import Sums, lagged, moving_mean, nearest, reach
+from fercache.smoothing import Sums, highest, lagged, moving_mean, nearest, reach
 
 
 @st.composite
@@ -97,3 +97,12 @@ def test_lags_repeat_the_ends() -> None:
     values = np.arange(5.0)[:, None]
     assert lagged(values, np.arange(5) / 10, 0.2)[:, 0].tolist() == [0, 0, 0, 1, 2]
     assert lagged(values, np.arange(5) / 10, -0.2)[:, 0].tolist() == [2, 3, 4, 4, 4]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=40), st.floats(0, 3), st.floats(0, 3))
+def test_the_highest_of_every_window(values: list[float], behind: float, ahead: float) -> None:
+    x, time_s = np.array(values)[:, None], np.arange(len(values)) / 5
+    window = reach(time_s, behind, ahead)
+    wanted = [x[a:b].max() for a, b in zip(window.start, window.stop, strict=True)]
+    assert highest(x, window)[:, 0].tolist() == wanted

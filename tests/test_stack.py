@@ -53,7 +53,7 @@ def test_the_stack_beats_the_mean_and_every_head(result: stack.StackResult) -> N
 @pytest.mark.parametrize("skill", [0.0, 0.5, 3.0])
 def test_the_stack_is_not_below_the_mean_by_more_than_noise(tmp_path: Path, skill: float, seed: int) -> None:
     said = scores(stack.run(simulate(groups=10, frames=120, skill=skill, seed=seed), CONFIG, tmp_path))
-    assert said["stack"] > said["mean"] - 0.03
+    assert said["stack"] > said["mean"] - (0.03 if skill else 0.05), "noise itself is wider where nothing is known"
 
 
 def test_heads_that_know_nothing_give_chance(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_heads_that_know_nothing_give_chance(tmp_path: Path) -> None:
 
 
 def test_every_column_is_scored_on_both_sets_of_rows(result: stack.StackResult) -> None:
-    assert list(scores(result)) == ["frame", "gru", "transformer", "mean", "smooth", "logistic", "stack"]
+    assert list(scores(result)) == ["frame", "gru", "transformer", "mean", "smooth", "logistic", "blend", "stack"]
     for split in ("train", "validation"):
         everywhere, seen = (result.report["splits"][split][name] for name in ("all_frames", "frames_with_face"))
         assert everywhere["stack"]["frames"] > seen["stack"]["frames"] > 0
@@ -246,12 +246,29 @@ def test_new_clips_are_spoken_of_as_the_run_would(result: stack.StackResult) -> 
 
 def test_features_are_named_and_few() -> None:
     book = simulate(groups=2, frames=60)
-    x, names = features.build(ClipView.of(book, 0)), features.names(book.heads, book.classes)
-    assert x.shape[1] == len(names) == len(set(names)) <= 150
+    view, made = ClipView.of(book, 0), features.of(book, causal=False)
+    x = made.build(view)
+    assert x.shape[1] == len(made.names) == len(set(made.names)) <= features.MOST_COLUMNS
     assert np.isfinite(x).all()
-    now = features.columns_of("gru:now", book.heads, book.classes)
-    said = features.log_softmax(book.logits["gru"][book.rows(0)][ClipView.of(book, 0).counts])
-    np.testing.assert_allclose(x[:, now], said, atol=1e-5)
+    said = features.log_softmax(book.logits["gru"][book.rows(0)][view.counts])
+    first = made.names.index("gru:now:Neutral")
+    np.testing.assert_allclose(x[:, first:first + 7], said, atol=1e-5)
+    words = " ".join(made.names)
+    for word in ("mean 15 s", "spread 1.5 s", "most 5 s", "before", "after", "ago", "slope", "disagreement", "entropy",
+                 "seen", "face before", "face after", "clip"):
+        assert word in words
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("heads", [1, 3, 8, 20])
+def test_any_number_of_heads_gives_few_features(heads: int, causal: bool) -> None:
+    names = tuple(f"h{i}" for i in range(heads))
+    book = simulate(groups=2, frames=60, heads=names, classes=(*CLASSES, "Other"),
+                    logits={h: np.zeros((simulate(groups=2, frames=60).label.size, 8), np.float32) for h in names})
+    made = features.of(book, causal)
+    assert made.build(ClipView.of(book, 0, causal)).shape[1] == len(made.names) <= 160
+    smoothed = made.smoothed(ClipView.of(book, 0, causal))
+    assert smoothed.shape[1:] == (heads, len(made.widths), 8)
 
 
 def test_rows_are_thinned_in_time() -> None:
@@ -268,10 +285,12 @@ def test_large_books_are_thinned_to_a_stated_number(monkeypatch: pytest.MonkeyPa
 
 
 def test_leaves_grow_with_the_rows_of_a_case() -> None:
-    few, many = (sample.Sample(rows=np.arange(n), x=np.zeros((n, 1), np.float32), label=np.zeros(n, int),
+    few, many = (sample.Sample(rows=np.arange(n), x=np.zeros((n, 1), np.float32),
+                               smoothed=np.zeros((n, 1, 1, 2), np.float32), label=np.zeros(n, int),
                                fold=np.zeros(n, int), group=np.zeros(n, int), stretch=np.arange(n) % 10, classes=2)
                  for n in (100, 1000))
-    small, large = (boost._settings(one, 0, 1)["min_data_in_leaf"] for one in (few, many))
+    plan = boost.Plan(seed=0, threads=1, balance=0.75)
+    small, large = (boost._settings(one, plan)["min_data_in_leaf"] for one in (few, many))
     assert (small, large) == (20, 200)
 
 

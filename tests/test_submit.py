@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from predsfile import EIGHT, SEVEN, draw, write
 from videos import make_video
 
-from fercache import submit
-from fercache.config import SubmitConfig
+from fercache import datasets, submit
+from fercache.config import DatasetConfig, SubmitConfig
 from fercache.errors import InputError
 from fercache.submit import Places
 
@@ -373,6 +373,30 @@ def test_ferv39k(tmp_path: Path) -> None:
     done = run(tmp_path)
     want = [f"{name} {classes[made[name].mean(0).argmax()]}" for name in ("Crime/Sad/0010", "Action/Happy/0267")]
     assert done.form == "ferv39k" and done.out.read_bytes() == ("\n".join(want) + "\n").encode()
+
+
+def test_the_names_are_those_of_the_readers(tmp_path: Path) -> None:
+    """A set's own test list is template and source of the trials: what the reader names, the list finds."""
+    folds = tmp_path / "dfew/EmoLabel_DataSplit"
+    lists = {folds / "train(single-labeled)/set_1.csv": "video_name,label\n3,1\n",
+             folds / "test(single-labeled)/set_1.csv": "video_name,label\n2,1\n11,7\n",
+             tmp_path / "ferv39k/4_setups/All_scenes/train_All.csv": "Action/Sad/0001 Sad\n",
+             tmp_path / "ferv39k/4_setups/All_scenes/test_All.csv": "Action/Happy/0267 Happy\nCrime/Sad/0010 Sad\n"}
+    for path, text in lists.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    for clip in ("dfew/Clip/00002", "dfew/Clip/00011", "dfew/Clip/00003", "ferv39k/2_ClipsforFaceCrop/Action/Sad/0001",
+                 "ferv39k/2_ClipsforFaceCrop/Action/Happy/0267", "ferv39k/2_ClipsforFaceCrop/Crime/Sad/0010"):
+        (tmp_path / clip).mkdir(parents=True)
+        (tmp_path / clip / "00001.jpg").write_bytes(b"x")
+    for layout, test in (("dfew", list(lists)[1]), ("ferv39k", list(lists)[3])):
+        data = datasets.load(DatasetConfig(dataset=layout, root=str(tmp_path / layout)), tmp_path)
+        asked = [trial for trial in data.trials if trial.split != "train"]
+        assert len(asked) == 2, data.problems
+        truth = {trial.name: np.eye(7)[[trial.clip_label] * 3] for trial in asked}
+        write(tmp_path / "preds.csv", truth, data.classes)
+        done = run(tmp_path, test, out=tmp_path / f"{layout}.txt")
+        assert done.out.read_text() == test.read_text()  # perfect predictions are the list itself
 
 
 @pytest.mark.parametrize(("text", "says"), [

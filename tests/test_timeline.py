@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fercache import timeline
+from fercache import timeline, told
 from fercache.datasets import Dataset
 from fercache.errors import InputError
 from fercache.store import EmbeddingStore
@@ -41,7 +41,8 @@ def test_a_picture_is_drawn_again_only_for_other_rows(tmp_path: Path) -> None:
 
     first = inodes()
     assert inodes() == first
-    (tmp_path / "preds.csv").write_text(HEAD + ROWS + ROWS.replace("a $b$", "a /b/").replace(".25", ".24"))
+    other = ROWS.replace("a $b$", "a /b/").replace("0.25", "0.24").replace("0.75", "0.76")
+    (tmp_path / "preds.csv").write_text(HEAD + ROWS + other)
     again = inodes()
     assert again[0] == first[0] and again[1] != first[1]
     next((tmp_path / "out").glob("*.png")).write_bytes(b"torn")
@@ -50,22 +51,22 @@ def test_a_picture_is_drawn_again_only_for_other_rows(tmp_path: Path) -> None:
 
 def test_rows_are_read_as_they_stand(tmp_path: Path) -> None:
     (tmp_path / "preds.csv").write_text(HEAD + ROWS)
-    classes, clips = timeline.read(tmp_path / "preds.csv")
-    told = clips["a $b$"]
+    classes, clips = told.read(tmp_path / "preds.csv")
+    rows = clips["a $b$"]
     assert classes == ("Neutral", "Anger")
-    assert told.label[:6].tolist() == [-1] * 5 + [1]
-    assert told.said[:3].tolist() == [0, 1, 0]
-    assert told.valid[:3].tolist() == [False, False, True]
-    assert told.shares[0].tolist() == [.25, .75]
+    assert rows.label[:6].tolist() == [-1] * 5 + [1]
+    assert rows.said[:3].tolist() == [0, 1, 0]
+    assert rows.valid[:3].tolist() == [False, False, True]
+    assert rows.shares[0].tolist() == [.25, .75]
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "\xff\xfe"])
 def test_a_wrong_table_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "preds.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError):
-        timeline.read(tmp_path / "preds.csv")
+        told.read(tmp_path / "preds.csv")
 
 
 def test_an_absent_table_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such predictions"):
-        timeline.read(tmp_path / "preds.csv")
+        told.read(tmp_path / "preds.csv")

@@ -130,16 +130,16 @@ def test_forget_finds_what_other_stages_keep(home: Path) -> None:
 
 
 @pytest.fixture
-def recipes(home: Path, cache: Path) -> tuple[Path, Path]:
+def recipes(home: Path, weights_at: Path) -> tuple[Path, Path]:
     """Recipes that name a table of one clip, and the store that they would make; with it one of other settings."""
-    (home / "cache" / "weights").symlink_to(cache / "weights")
+    (home / "cache" / "weights").symlink_to(weights_at)
     for clip in ("a", "b"):
         (home / "clips" / clip).mkdir(parents=True)
         (home / "clips" / clip / "00001.png").write_bytes(b"x")
     (home / "stages").mkdir()
     (home / "stages" / "dataset.toml").write_text('dataset = "table"\nclips = "clips"\nname = "named"\n')
     (home / "stages" / "extract.toml").write_text('taps = ["block8"]\n')
-    cnn = weights.ensure("casia-webface", home / "cache" / "weights")
+    cnn = weights.resolve("casia-webface", home / "cache" / "weights")
     dataset = load(DatasetConfig(dataset="table", clips="clips", name="named"), home / "cache")
     made = []
     for taps in (("block8",), ("repeat_2",)):
@@ -199,9 +199,9 @@ def test_gc_of_a_link_leaves_what_it_leads_to(recipes: tuple[Path, Path], home: 
 
 
 @pytest.mark.full
-def test_gc_after_the_three_stages(home: Path, cache: Path) -> None:
+def test_gc_after_the_three_stages(home: Path, weights_at: Path) -> None:
     """What the recipes make of a data set stays to the last file; a recipe that changes makes waste of what follows."""
-    (home / "cache" / "weights").symlink_to(cache / "weights")
+    (home / "cache" / "weights").symlink_to(weights_at)
     rng = np.random.default_rng(0)
     rows = ["clip,path,label,subject"]
     for i in range(6):
@@ -237,3 +237,10 @@ def test_gc_after_the_three_stages(home: Path, cache: Path) -> None:
     assert runner.run("gc", "--yes", cwd=home).code == 0
     assert waste() == set()
     runner.close()
+
+
+@pytest.mark.parametrize("words", [("gc", "--yes"), ("forget", "a")])
+def test_far_features_are_not_looked_past(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """A proof that no trace is left, which did not look where the features are, would be none."""
+    done = CliRunner().invoke(main, ["--cache", "memory://bucket", "--local-cache", str(tmp_path), *words])
+    assert done.exit_code == 2 and "on this machine only" in done.output

@@ -78,9 +78,9 @@ def figure(ours: Sequence[metrics.Counts], usual: Sequence[metrics.Counts], samp
     theirs = np.mean([float(metrics.macro_f1(m.sum(0))) for m in usual])
     drawn, other = (_drawn(m, sampler) for m in (ours, usual))
     return Figure(macro_f1=float(scores.mean()), spread=float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
-                  interval=metrics.percentiles(drawn) if len(drawn) else None,
+                  interval=_span(drawn) if len(drawn) else None,
                   difference=float(scores.mean() - theirs),
-                  difference_interval=metrics.percentiles(drawn - other) if len(drawn) else None)
+                  difference_interval=_span(drawn - other) if len(drawn) else None)
 
 
 def _drawn(matrices: Sequence[metrics.Counts], sampler: metrics.Resampler) -> Values:
@@ -99,3 +99,9 @@ def reported(books: Sequence[LogitBook]) -> dict[str, dict[str, float]]:
             found[split] = {column: float(np.mean([metrics.macro_f1(one[column].sum(0)) for one in each]))
                             for column in each[0]}
     return found
+
+
+def _span(draws: Values) -> tuple[float, float]:
+    """Return the ends of the 95 % percentile interval of the draws."""
+    low, high = np.quantile(draws, [(1 - metrics.LEVEL) / 2, (1 + metrics.LEVEL) / 2])
+    return float(low), float(high)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from fercache.place import Place
 from fercache.store import EmbeddingStore, Mark
 
 ABSENT = "(absent)"
@@ -32,7 +32,7 @@ class ClipDiff:
 class DiffReport:
     """What `diff` found; `settings` and `taps` are key -> value in the one and in the other."""
 
-    stores: tuple[Path, Path]
+    stores: tuple[Place, Place]
     settings: dict[str, tuple[Any, Any]]
     taps: dict[str, tuple[Any, Any]]
     only_first: tuple[str, ...]
@@ -46,7 +46,7 @@ class DiffReport:
         return not (self.settings or self.taps or self.only_first or self.only_second or self.differ)
 
 
-def diff(first: Path, second: Path) -> DiffReport:
+def diff(first: Place, second: Place) -> DiffReport:
     """Return which settings, taps and clips two stores differ in; from their marks, without reading the arrays.
 
     Raises

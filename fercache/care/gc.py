@@ -60,7 +60,7 @@ def garbage(cache: Path, keep: Iterable[Path], clips: Mapping[Path, Collection[s
     kept = {path.resolve() for path in keep} | {path.resolve() for path in clips}
     found = [waste for path in _results(cache) if path.resolve() not in kept and (waste := _whole(path)) is not None]
     for path, named in clips.items():
-        found += _clips(EmbeddingStore.open(path), named)
+        found += _clips(path, named)
     return tuple(sorted(found, key=lambda waste: (waste.path, waste.folder)))
 
 
@@ -122,15 +122,15 @@ def _at_work(path: Path) -> bool:
         return not free
 
 
-def _clips(store: EmbeddingStore, named: Collection[str]) -> Iterator[Waste]:
+def _clips(path: Path, named: Collection[str]) -> Iterator[Waste]:
     """Yield clips that the data set does not name, and half-done ones that nobody can go on with."""
-    folders = {encode(clip) for clip in named}
-    live = claimed(store.path)
+    store, folders = EmbeddingStore.open(path), {encode(clip) for clip in named}
+    live = claimed(path)
     open_ends = unfinished(store)
     for folder in sorted({*store.files.folders(), *open_ends} - live):
         lost = not open_ends.get(folder, True)
         if folder not in folders or lost:
-            yield Waste(path=store.path, folder=folder, clip=decode(folder) or folder, why=LOST if lost else UNKNOWN,
+            yield Waste(path=path, folder=folder, clip=decode(folder) or folder, why=LOST if lost else UNKNOWN,
                         size=store.files.size(folder))
 
 

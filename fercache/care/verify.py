@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fercache.errors import StoreError
+from fercache.place import Place, Url
 from fercache.progress import meter
 from fercache.store import EmbeddingStore, Fault
 from fercache.store.check import check_clip, check_root, unfinished
 from fercache.store.layout import META
+from fercache.store.remote import files_at
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +32,13 @@ class VerifyReport:
     cleared : stray files that a repair removed.
     """
 
-    store: Path
+    store: Place
     clips: int
     frames: int
     unfinished: tuple[str, ...]
     faults: tuple[Fault, ...]
     dropped: tuple[str, ...] = ()
-    cleared: tuple[Path, ...] = ()
+    cleared: tuple[Place, ...] = ()
 
     @property
     def whole(self) -> bool:
@@ -44,7 +46,7 @@ class VerifyReport:
         return all(fault.stray for fault in self.faults)
 
 
-def verify(path: Path, *, repair: bool = False) -> VerifyReport:
+def verify(path: Place, *, repair: bool = False) -> VerifyReport:
     """Return what is wrong with a store, after reading every byte of it.
 
     Parameters
@@ -106,11 +108,15 @@ def _drop(store: EmbeddingStore, faults: list[Fault]) -> tuple[str, ...]:
     return tuple(sorted(harmed.values()))
 
 
-def _clear(faults: list[Fault]) -> tuple[Path, ...]:
+def _clear(faults: list[Fault]) -> tuple[Place, ...]:
     """Remove stray files; return those that were there."""
-    gone = []
+    gone: list[Place] = []
     for fault in faults:
-        if fault.stray and (fault.where.exists() or fault.where.is_symlink()):
+        if fault.stray and isinstance(fault.where, Url):
+            files_at(fault.where.parent).remove_tree(fault.where.name)
+            files_at(fault.where.parent).remove(fault.where.name)
+            gone.append(fault.where)
+        elif fault.stray and isinstance(fault.where, Path) and (fault.where.exists() or fault.where.is_symlink()):
             gone.append(fault.where)
             folder = fault.where.is_dir() and not fault.where.is_symlink()  # what a link leads to is not the store's
             try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from fercache import rates
+from fercache import rates, views
 from fercache.config import ExtractConfig
 from fercache.datasets.clock import FrameClock
 from fercache.errors import InputError
@@ -53,11 +53,11 @@ def estimate(clocks: Sequence[FrameClock], faces: str, config: ExtractConfig, ca
 
 
 def _shapes(config: ExtractConfig) -> list[tuple[int, ...]] | None:
-    """Return the shapes of the chosen taps, None for a model of the user's with taps of its own."""
+    """Return the shapes of what is stored of a frame, taps and views; None for a model with taps of its own."""
     from fercache.backbones import tap_shapes  # torch: seconds that the rest of a check does not need
 
     try:
-        return list(tap_shapes(config.taps).values())
+        return list(views.stored(tap_shapes(config.taps), config.views).values())
     except InputError:
         if config.weights.startswith("onnx:"):
             return None
@@ -73,7 +73,7 @@ def _bytes(frames: int, shapes: Sequence[tuple[int, ...]]) -> int:
 def _time(frames: int, faces: str, config: ExtractConfig, cache: Path, rate: float) -> tuple[float | None, str]:
     if rate > 0:
         return frames / rate, f"assuming {rate:g} frames/s (--rate)"
-    measured = rates.latest(cache, faces, config.weights) if faces else None
+    measured = rates.latest(cache, faces, config.weights, config.views) if faces else None
     if measured is None:
         return None, ("no rate was measured in this cache yet: the first `fercache extract` of "
                       f"{rates.FEWEST_FRAMES} frames or more does, or assume one with --rate")

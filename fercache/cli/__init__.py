@@ -9,20 +9,25 @@ from pathlib import Path
 import click
 
 from fercache import __version__, recipe
-from fercache.cli import ablation, care, check, pipeline, predict, submit, upkeep
+from fercache.cli import ablation, audit, care, check, logits, pipeline, predict, report, submit, transfer, upkeep
 from fercache.cli.home import Home
+from fercache.cli.options import PLACE
 from fercache.errors import FercacheError
+from fercache.place import Place
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--cache", type=click.Path(path_type=Path), default=Path("cache"), show_default=True,
-              help="Folder of everything that is generated.")
+@click.option("--cache", type=PLACE, default=None, help="Folder of everything that is generated, or a URL (s3://, "
+              "gs://): then the features lie there, all else in --local-cache.  [default: cache]")
+@click.option("--local-cache", type=click.Path(path_type=Path), default=None,
+              help="Folder of weights, logits, heads and stacks when --cache is a URL.  [default: cache]")
 @click.option("--stages", type=click.Path(path_type=Path), default=None, help="Folder of recipes.  [default: stages]")
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")
 @click.version_option(__version__, prog_name="fercache")
 @click.pass_context
-def main(ctx: click.Context, cache: Path, stages: Path | None, verbose: bool, quiet: bool) -> None:
+def main(ctx: click.Context, cache: Place | None, local_cache: Path | None, stages: Path | None, verbose: bool,
+         quiet: bool) -> None:
     """Run a face CNN once over every frame, keep what it saw, train expression models on it all day.
 
     \b
@@ -36,9 +41,9 @@ def main(ctx: click.Context, cache: Path, stages: Path | None, verbose: bool, qu
         recipe.check_folder(stages or Path("stages"), stages is not None)
     except FercacheError as error:
         raise click.UsageError(str(error)) from error
-    ctx.obj = Home(cache, stages or Path("stages"))
+    ctx.obj = Home().moved(cache, local_cache, stages)
 
 
-for command in (*pipeline.COMMANDS, *check.COMMANDS, *care.COMMANDS, *upkeep.COMMANDS, *submit.COMMANDS,
-                *predict.COMMANDS, *ablation.COMMANDS):
-    main.add_command(command)
+for room in (pipeline, predict, ablation, audit, check, submit, report, logits, transfer, care, upkeep):
+    for command in room.COMMANDS:
+        main.add_command(command)

@@ -46,7 +46,7 @@ def ablation(home: Home, store: Path | None, quick: bool, out: Path, **typed: An
     if quick:
         base, config = room.quick(base, config)
     dataset = home.dataset(typed)
-    path = store or extract.current(home.cache, dataset.name)
+    path = store or extract.current(home.features, dataset.name)
     log.info("store %s", path)
     table = room.run(dataset, EmbeddingStore.open(path), base, config, home.cache)
     room.write(table, out)

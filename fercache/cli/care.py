@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import click
 
 from fercache.cli.home import Home, places
-from fercache.cli.options import config_options
+from fercache.cli.options import PLACE, config_options
 from fercache.cli.upkeep import shown
 from fercache.config import DatasetConfig
+from fercache.place import Place
 
 log = logging.getLogger("fercache")
 
@@ -48,17 +48,17 @@ def weights_pull(home: Home, name: str) -> int:
 
 @click.command()
 @config_options(DatasetConfig)
-@click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
+@click.option("--store", type=PLACE, help="Embedding store.  [default: the last one extracted]")
 @click.option("--list", "listed", is_flag=True, help="Also each clip and its frames.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @places
-def info(home: Home, store: Path | None, listed: bool, as_json: bool, **typed: Any) -> int:
+def info(home: Home, store: Place | None, listed: bool, as_json: bool, **typed: Any) -> int:
     """Say what an embedding store holds: clips, frames, bytes, taps, fingerprint, digest."""
     from fercache import extract
     from fercache.config import digest
     from fercache.store import EmbeddingStore
 
-    path = store or extract.current(home.cache, home.dataset(typed).name)
+    path = store or extract.current(home.features, home.dataset(typed).name)
     held = EmbeddingStore.open(path)
     frames, size = {clip: held.mark(clip).frames for clip in held}, held.size()
     said = {"store": str(path), "clips": len(frames), "frames": sum(frames.values()), "bytes": size.bytes,
@@ -68,9 +68,33 @@ def info(home: Home, store: Path | None, listed: bool, as_json: bool, **typed: A
     if as_json:
         click.echo(json.dumps(said | ({"frames_of": frames} if listed else {}), indent=1))
         return 0
-    lines = [f"{key:14} {value}" for key, value in said.items()]
-    click.echo("\n".join([*lines, *(shown(f"{frames[clip]:9d} {clip}") for clip in frames if listed)]))
+    show(said)
+    for clip in frames if listed else ():
+        click.echo(shown(f"{frames[clip]:9d} {clip}"))
     return 0
+
+
+def show(said: dict[str, Any]) -> None:
+    """Print what is said of something as a table, for 80 columns and up; long values go on in the next line."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_column("what", style="bold", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    for key, value in said.items():
+        table.add_row(Text(key.replace("_", " ")), Text(_readable(key, value)))
+    Console().print(table)
+
+
+def _readable(key: str, value: Any) -> str:
+    if key == "bytes":
+        return f"{value:,} ({value / 1e9:.2f} GB)"
+    if key == "taps":
+        return "\n".join(f"{tap} {' x '.join(str(side) for side in shape)}" for tap, shape in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 COMMANDS: tuple[click.Command, ...] = (info, weights)

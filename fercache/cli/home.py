@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from fercache import recipe
-from fercache.cli.options import make
+from fercache.cli.options import PLACE, make
 from fercache.config import Config, DatasetConfig
 from fercache.errors import FercacheError
+from fercache.place import Place, Url
 
 if TYPE_CHECKING:
     from fercache.datasets import Dataset
+    from fercache.logits import LogitBook
 
 log = logging.getLogger("fercache")
 
@@ -31,16 +33,67 @@ STOPPED = 130
 
 @dataclass
 class Home:
-    """Where the cache and the recipes are."""
+    """Where the cache and the recipes are.
+
+    Attributes
+    ----------
+    cache : the folder of everything that is generated.
+    remote : where the features are instead, when ``--cache`` is a URL.
+    """
 
     cache: Path = Path("cache")
     stages: Path = Path("stages")
+    remote: Url | None = None
+
+    @property
+    def features(self) -> Place:
+        """The cache, as far as features are meant: the folder, or the URL."""
+        return self.remote or self.cache
+
+    def moved(self, cache: Place | None, local: Path | None, stages: Path | None) -> Home:
+        """Return where things are after a command's own flags."""
+        remote = cache if isinstance(cache, Url) else self.remote if cache is None else None
+        folder = local or (cache if isinstance(cache, Path) else None) or self.cache
+        return Home(folder, stages or self.stages, remote)
 
     def config(self, kind: type[C], command: str, typed: dict[str, Any]) -> C:
         """Return the configuration of a command: typed flags, its recipe, the defaults; the log says which recipe."""
         made = make(kind, command, self.stages, typed)
         log.info("%s: %s, fingerprint %s", command, recipe.where(self.stages, command), made.fingerprint()[:12])
         return made
+
+    def is_logits(self, typed: dict[str, Any]) -> bool:
+        """Return whether the data set is nothing but imported logits."""
+        return make(DatasetConfig, "dataset", self.stages, typed).dataset == "logits"
+
+    def dataset_name(self, typed: dict[str, Any]) -> str:
+        """Return the name in the cache of the data set that flags or `dataset.toml` name; imported logits are one."""
+        config = make(DatasetConfig, "dataset", self.stages, typed)
+        return (config.name or "logits") if config.dataset == "logits" else self.dataset(typed).name
+
+    def book(self, typed: dict[str, Any], path: Path | None, names: tuple[str, ...]) -> LogitBook:
+        """Return a book of logits, by its path or the last one of the data set, with imported logits beside the heads.
+
+        Raises
+        ------
+        InputError
+            There are neither heads nor imported logits, or two that do not fit together.
+        """
+        from fercache import imported, train_heads
+        from fercache.logits import LogitBook
+        from fercache.stack import join
+
+        dataset = self.dataset_name(typed)
+        trained = path or train_heads.current_or_none(self.cache, dataset)
+        if not names and self.is_logits(typed):
+            names = tuple(imported.names(self.cache, dataset))
+        sources = imported.load(self.cache, dataset, names)
+        if trained:
+            return join.joined(LogitBook.load(trained), sources)
+        if not sources:
+            train_heads.current(self.cache, dataset)  # says what is missing
+        first = next((s for s in sources if s.provenance.get("level") != join.CLIP_LEVEL), sources[0])
+        return join.joined(first, [source for source in sources if source is not first])
 
     def dataset(self, typed: dict[str, Any], told: bool = True) -> Dataset:
         """Return the data set that flags or `dataset.toml` name; what is wrong with its clips is `told` on stderr."""
@@ -60,12 +113,13 @@ class Home:
 
 def places(function: F) -> F:
     """Let a command take --cache and --stages too, and end every foreseeable error as a message and an exit code."""
-    @click.option("--cache", type=click.Path(path_type=Path), default=None, help="Folder of what is generated.")
+    @click.option("--cache", type=PLACE, default=None, help="Folder of what is generated, or a URL for the features.")
+    @click.option("--local-cache", type=click.Path(path_type=Path), default=None, help="See `fercache --help`.")
     @click.option("--stages", type=click.Path(path_type=Path), default=None, help="Folder of recipes.")
     @functools.wraps(function)
-    def command(cache: Path | None, stages: Path | None, **typed: Any) -> None:
+    def command(cache: Place | None, local_cache: Path | None, stages: Path | None, **typed: Any) -> None:
         home = click.get_current_context().find_object(Home) or Home()
-        with_places = Home(cache or home.cache, stages or home.stages)
+        with_places = home.moved(cache, local_cache, stages)
         recipe.check_folder(with_places.stages, stages is not None)
         end(function, with_places, typed)
     return cast(F, command)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fercache.cli.home import Home
 from fercache.cli.options import make
 from fercache.config import DatasetConfig, ExtractConfig, StackConfig, TrainConfig
-from fercache.errors import StoreError, WeightsError
+from fercache.errors import FercacheError, StoreError, WeightsError
 
 if TYPE_CHECKING:
     from fercache.datasets import Dataset
@@ -83,7 +83,7 @@ def _stores(cache: Path, dataset: Dataset, stages: Path) -> Iterator[Path]:
         yield from folder.glob(f"{config.weights}-*.zarr" if config.weights in weights.KNOWN else "*.zarr")
     else:
         settings = extract.settings_of(config, extract.faces_of(dataset, config), cnn)
-        yield extract.store_path(cache, dataset.name, settings)
+        yield Path(str(extract.store_path(cache, dataset.name, settings)))
     for path in sorted(folder.glob("*.zarr")):
         store = _opened(path)
         if store is not None and not is_ours(store):
@@ -109,9 +109,17 @@ def _learnt(cache: Path, dataset: Dataset, store: EmbeddingStore, stages: Path) 
     from fercache import train_heads
     from fercache.config import digest
     from fercache.logits import LogitBook
+    from fercache.store import join
 
     held = [trial for trial in dataset.trials if trial.name in store]
-    settings = train_heads.settings_of(dataset, held, store, make(TrainConfig, "train-heads", stages, {}))
+    heads = make(TrainConfig, "train-heads", stages, {})
+    try:
+        joined, taps = join(store, heads.join, heads.taps)
+    except FercacheError as error:
+        log.warning("%s; every book and all heads of %s stay", error.what, dataset.name)
+        yield from (path for stage in ("logits", "heads", "stack") for path in (cache / stage / dataset.name).glob("*"))
+        return
+    settings = train_heads.settings_of(dataset, held, joined, replace(heads, taps=taps))
     print_ = digest(settings)[:12]
     book = cache / "logits" / dataset.name / f"{print_}.h5"
     yield from (book, cache / "heads" / dataset.name / print_)

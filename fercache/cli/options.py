@@ -14,6 +14,7 @@ import click
 from fercache import recipe
 from fercache.config import Config, DatasetConfig
 from fercache.errors import InputError
+from fercache.place import Place, as_place
 
 C = TypeVar("C", bound=Config)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -32,6 +33,22 @@ class Names(click.ParamType[tuple[str, ...]]):
         if isinstance(value, str):
             return tuple(word.strip() for word in value.split(",") if word.strip())
         return tuple(str(word) for word in value)
+
+
+class PlaceType(click.ParamType[Place]):
+    """A path, or a URL that fsspec opens (s3://, gs://)."""
+
+    name = "place"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
+        """Return the path or URL."""
+        try:
+            return as_place(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+
+PLACE = PlaceType()
 
 
 def config_options(kind: type[Config], default: str = "") -> Callable[[F], F]:

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from fercache.cli.home import Home, places
-from fercache.cli.options import config_options
+from fercache.cli.options import PLACE, config_options
 from fercache.config import DatasetConfig, ExtractConfig, StackConfig, TrainConfig
+from fercache.place import Place
 
 log = logging.getLogger("fercache")
 
@@ -22,14 +23,17 @@ log = logging.getLogger("fercache")
 def extract(home: Home, **typed: Any) -> int:
     """Stage one: run the CNN once over every frame of every clip and keep what it saw."""
     from fercache import extract as stage
+    from fercache import runs
 
-    config = home.config(ExtractConfig, "extract", typed)
-    report = stage.run(home.dataset(typed), config, home.cache)
+    config, dataset = home.config(ExtractConfig, "extract", typed), home.dataset(typed)
+    report = stage.run(dataset, config, home.cache, home.remote)
     frames = sum(c.frames for c in report.clips if c.state == "computed")
+    if report.count("computed"):
+        runs.note(home.cache, dataset.name, "extract", report.store.name, report.seconds, frames=frames)
     log.info("%d clips computed (%d frames in %.0f s), %d cached, %d failed", report.count("computed"), frames,
              report.seconds, report.count("cached"), report.count("failed"))
     if report.failures():
-        log.error("failed clips are listed in %s", report.store.parent / "failures.csv")
+        log.error("failed clips are listed in %s", report.failures_at)
     click.echo(report.store)
     return 1 if report.failures() else 0
 
@@ -37,19 +41,22 @@ def extract(home: Home, **typed: Any) -> int:
 @click.command("train-heads")
 @config_options(DatasetConfig)
 @config_options(TrainConfig)
-@click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
+@click.option("--store", type=PLACE, help="Embedding store.  [default: the last one extracted]")
 @places
-def train_heads(home: Home, store: Path | None, **typed: Any) -> int:
+def train_heads(home: Home, store: Place | None, **typed: Any) -> int:
     """Stage two: train every head on every fold; keep out-of-fold logits and the heads."""
     from fercache import extract as stage_one
+    from fercache import runs
     from fercache import train_heads as stage
     from fercache.store import EmbeddingStore
 
     config = home.config(TrainConfig, "train-heads", typed)
     dataset = home.dataset(typed)
-    path = store or stage_one.current(home.cache, dataset.name)
+    path = store or stage_one.current(home.features, dataset.name)
     log.info("store %s", path)
     report = stage.run(dataset, EmbeddingStore.open(path), config, home.cache)
+    if not report.cached:
+        runs.note(home.cache, dataset.name, "train-heads", report.book.name, report.seconds, fits=report.trained)
     for clip in report.missing:
         log.warning("%s: not in the store, left out (run `fercache extract`)", clip)
     log.info("%s (%.0f s)", "nothing to do: trained before" if report.cached else f"{report.trained} heads trained",
@@ -69,14 +76,15 @@ def stack(home: Home, book: Path | None, out: Path, **typed: Any) -> int:
     """Final predictions from every head's out-of-fold logits, and the table of who is right how often."""
     from rich.console import Console
 
+    from fercache import runs
     from fercache import stack as stage
-    from fercache import train_heads as stage_two
-    from fercache.logits import LogitBook
 
     config = home.config(StackConfig, "stack", typed)
-    path = book or stage_two.current(home.cache, home.dataset(typed).name)
-    result = stage.run(LogitBook.load(path), config, home.cache / "stack")
+    result = stage.run(home.book(typed, book, config.logits), config, home.cache / "stack")
     stage.write(result, out)
+    if not result.cached:
+        runs.note(home.cache, result.book.dataset, "stack", result.folder.name, result.seconds,
+                  frames=len(result.book.label))
     Console().print(stage.table(result))
     click.echo(out)
     return 0
@@ -86,18 +94,18 @@ def stack(home: Home, book: Path | None, out: Path, **typed: Any) -> int:
 @config_options(DatasetConfig)
 @click.option("--preds", type=click.Path(path_type=Path), default=Path("preds.csv"), show_default=True,
               help="Predictions that `stack` wrote.")
-@click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
+@click.option("--store", type=PLACE, help="Embedding store.  [default: the last one extracted]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("timelines"), show_default=True,
               help="Folder for the pictures.")
 @places
-def timeline(home: Home, preds: Path, store: Path | None, out: Path, **typed: Any) -> int:
+def timeline(home: Home, preds: Path, store: Place | None, out: Path, **typed: Any) -> int:
     """Draw a picture a clip: the face, the truth, the prediction and the probabilities over time."""
     from fercache import extract as stage_one
     from fercache import timeline as room
     from fercache.store import EmbeddingStore
 
     dataset = home.dataset(typed)
-    path = store or stage_one.current(home.cache, dataset.name)
+    path = store or stage_one.current(home.features, dataset.name)
     for made in room.draw(preds, dataset, EmbeddingStore.open(path), out):
         click.echo(made)
     return 0

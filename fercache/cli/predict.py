@@ -39,11 +39,13 @@ MOST_CLASSES = 3
 @click.option("--store", type=click.Path(path_type=Path), help="Features that are there already; extracts nothing.")
 @click.option("--force", is_flag=True, help="Predict also from features unlike those that the heads were trained on.")
 @click.option("--timelines/--no-timelines", default=True, show_default=True, help="Draw a picture a clip.")
+@click.option("--overlay/--no-overlay", default=False, show_default=True,
+              help="Write each clip again, annotated, its sound kept.")
 @config_options(DatasetConfig)
 @config_options(ExtractConfig, default="as for the heads")
 @places
 def predict(home: Home, paths: tuple[Path, ...], out: Path, heads: Path | None, stack: Path | None, store: Path | None,
-            force: bool, timelines: bool, **typed: Any) -> int:
+            force: bool, timelines: bool, overlay: bool, **typed: Any) -> int:
     """New clips through all of it: CLIPs (videos, folders of crops or of clips), or a set named by flags.
 
     Trained heads and their stacker speak; features are extracted into the cache as theirs were. Where the set has
@@ -57,6 +59,7 @@ def predict(home: Home, paths: tuple[Path, ...], out: Path, heads: Path | None, 
     order = room.Order(dataset=_dataset(home, paths, typed, chosen), chosen=chosen, out=out, store=store, force=force,
                        usual=make(ExtractConfig, "extract", home.stages, _only(typed, "device", "threads", "weights")),
                        typed=_only(typed, *(entry.name for entry in fields(ExtractConfig))), timelines=timelines,
+                       overlay=overlay,
                        stack=make(StackConfig, "stack", home.stages, {}))
     report = room.run(order, home.cache)
     _say(report)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fercache.cli.home import Home, places
-from fercache.cli.options import config_options
+from fercache.cli.options import PLACE, config_options
 from fercache.config import DatasetConfig
 from fercache.errors import InputError
+from fercache.place import Place
 
 if TYPE_CHECKING:
     from fercache.care import ClipDiff, DiffReport, VerifyReport, Waste
@@ -23,8 +24,7 @@ log = logging.getLogger("fercache")
 SHOWN = 20
 """Lines of one kind that are printed for people; --json has them all."""
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-STORE = click.option("--store", type=click.Path(path_type=Path),
-                     help="Embedding store.  [default: the last one extracted]")
+STORE = click.option("--store", type=PLACE, help="Embedding store.  [default: the last one extracted]")
 
 
 @click.command()
@@ -33,14 +33,14 @@ STORE = click.option("--store", type=click.Path(path_type=Path),
 @click.option("--repair", is_flag=True, help="Drop the harmed clips; the next extract does them again.")
 @JSON
 @places
-def verify(home: Home, store: Path | None, repair: bool, as_json: bool, **typed: Any) -> int:
+def verify(home: Home, store: Place | None, repair: bool, as_json: bool, **typed: Any) -> int:
     """Read every byte of a store and compare it with the digests in the commit marks.
 
     Finds a changed bit, a missing or torn chunk, a clip of another store. Exits with 1 if there is any.
     """
     from fercache import care, extract
 
-    report = care.verify(store or extract.current(home.cache, home.dataset(typed).name), repair=repair)
+    report = care.verify(store or extract.current(home.features, home.dataset(typed).name), repair=repair)
     click.echo(_dump(_verified(report)) if as_json else _verify_text(report, repair))
     return 0 if report.whole else 1
 
@@ -100,6 +100,12 @@ def _diff_text(report: DiffReport) -> str:
     return "\n".join([*lines, f"{report.same} clips are the same, {ends}"])
 
 
+def _local_only(home: Home, hint: str) -> None:
+    """Refuse features at a URL: a proof that looked past them would be none."""
+    if home.remote is not None:
+        raise InputError("gc and forget look through features on this machine only", where=home.remote, hint=hint)
+
+
 def _clip_text(entry: ClipDiff) -> str:
     frames = "" if entry.frames[0] == entry.frames[1] else f", {entry.frames[0]} and {entry.frames[1]} frames"
     made = "".join(f"\n    {key}: {one} and {other}" for key, (one, other) in entry.provenance.items())
@@ -121,6 +127,7 @@ def gc(home: Home, everything: bool, yes: bool, as_json: bool, **typed: Any) -> 
     from fercache import care
     from fercache.cli.named import named
 
+    _local_only(home, "take clips out of a far store with fercache.open_store(URL, mode=\"a\").remove(CLIP)")
     stays = named(home, typed)
     found = care.garbage(home.cache, stays.keep, stays.clips)
     waste = [item for item in found if everything or _dataset(home.cache, item) in stays.datasets]
@@ -183,6 +190,8 @@ def forget(home: Home, clip: str, name: str | None, everywhere: bool, as_json: b
     """
     from fercache import care
 
+    _local_only(home, "remove the clip there with fercache.open_store(URL, mode=\"a\").remove(CLIP), then `fercache "
+                "forget` without the URL for what was learnt from it")
     found = care.holding(home.cache, clip) if name is None else [name]
     if len(found) > 1 and not everywhere:
         raise InputError(f"{len(found)} data sets hold a clip {clip!r}", where=home.cache,

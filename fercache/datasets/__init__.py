@@ -56,6 +56,9 @@ def load(config: DatasetConfig, cache: Path) -> Dataset:
     What is wrong with single clips is in the result's `problems`; the others are read. No crop folder is listed to its
     end and no video opened: 561 trials with 2.8 million labels take about a second.
     """
+    if config.dataset == "logits":
+        raise InputError("a data set of imported logits has no clips to look at", where="dataset",
+                         hint="`stack` and `audit` can work on it; name clips for anything else")
     config = replace(config, dataset=_layout(config))
     found = _read(config, cache)
     if config.fold and not found.folds:

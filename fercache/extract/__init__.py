@@ -13,15 +13,16 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from fercache import datasets, durable, media, rates, views, weights
+from fercache import datasets, durable, media, rates, thumbs, views, weights
 from fercache.config import ExtractConfig, digest
 from fercache.datasets import Dataset, Trial
 from fercache.errors import ClipError, InputError, StoreError
 from fercache.extract.done import ClipDone, ExtractReport, write_failures
 from fercache.extract.share import in_turn
 from fercache.extract.sources import unchanged
+from fercache.place import Place
 from fercache.progress import Meter, meter
-from fercache.store import EmbeddingStore, claimed
+from fercache.store import EmbeddingStore, claimed, read_json, write_json
 from fercache.store.names import encode
 
 __all__ = ["ClipDone", "ExtractReport", "current", "faces_of", "run", "settings_of", "store_path", "write_failures"]
@@ -63,13 +64,17 @@ def settings_of(config: ExtractConfig, faces: str, cnn: weights.Weights) -> dict
     return {**chosen, "detector": _detector_digest()}
 
 
-def store_path(cache: Path, dataset: str, settings: dict[str, Any]) -> Path:
+def store_path(cache: Place, dataset: str, settings: dict[str, Any]) -> Place:
     """Return where the store of these settings lies."""
     return cache / "features" / dataset / f"{settings['backbone']}-{digest(settings)[:12]}.zarr"
 
 
-def run(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractReport:
+def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | None = None) -> ExtractReport:
     """Return what was done to bring the store of `dataset` up to date; clips that are there are left alone.
+
+    Parameters
+    ----------
+    place : where the features go instead of the cache, such as a URL.
 
     Raises
     ------
@@ -86,7 +91,7 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractReport:
     _check_device(config.device)
     cnn = weights.ensure(config.weights, cache / "weights")
     settings = settings_of(config, faces, cnn)
-    path = store_path(cache, dataset.name, settings)
+    path = store_path(place or cache, dataset.name, settings)
     log.info("store %s", path)
     store = _opened(path, settings, config, cnn)
     work = _Work(dataset, config, store, faces, cnn)
@@ -101,15 +106,19 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractReport:
     finally:  # a run that is stopped tells of its failures too
         failed = [c for c in sorted(done, key=lambda c: c.clip) if c.state == "failed"]
         if failed or len(done) >= len(dataset.trials):
-            write_failures(path.parent / "failures.csv", failed)
-    report = ExtractReport(store=path, fingerprint=digest(settings), seconds=time.monotonic() - started,
+            write_failures(cache / "features" / dataset.name / "failures.csv", failed)
+    report = ExtractReport(store=path, failures_at=cache / "features" / dataset.name / "failures.csv",
+                           fingerprint=digest(settings), seconds=time.monotonic() - started,
                            clips=tuple(sorted(done, key=lambda c: c.clip)))
-    durable.write_json(path.parent / "current.json", {"store": path.name})
+    write_json(path.parent / "current.json", {"store": path.name})
     work.measured(report, cache)
+    if config.thumbnails:
+        log.info("thumbnails: faces of %d clips kept in %s", thumbs.keep(dataset.trials, store, cache),
+                 thumbs.folder_of(cache, store))
     return report
 
 
-def current(cache: Path, dataset: str) -> Path:
+def current(cache: Place, dataset: str) -> Place:
     """Return the store that the last `extract` of this data set made or found.
 
     Raises
@@ -118,9 +127,10 @@ def current(cache: Path, dataset: str) -> Path:
         Nothing was extracted yet.
     """
     pointer = cache / "features" / dataset / "current.json"
-    if not pointer.is_file():
+    said = read_json(pointer)
+    if said is None:
         raise InputError("nothing was extracted yet", where=pointer.parent, hint="run `fercache extract` first")
-    return durable.read_pointer(pointer, "store")
+    return pointer.parent / durable.neighbour(said, "store", pointer)
 
 
 @dataclass
@@ -198,8 +208,9 @@ class _Work:
         if self.nets:
             rates.record(cache, rates.Rate(
                 faces=self.faces, backbone=self.config.weights, precision=self.config.precision,
-                device=str(self.nets["device"]), threads=int(self.nets["threads"]), seconds=report.seconds,
-                frames=sum(c.frames for c in report.clips if c.state == "computed"), when_s=rates.now_s()))
+                views=self.config.views, device=str(self.nets["device"]), threads=int(self.nets["threads"]),
+                seconds=report.seconds, when_s=rates.now_s(),
+                frames=sum(c.frames for c in report.clips if c.state == "computed")))
 
     def one(self, trial: Trial, bar: Meter) -> ClipDone | None:
         """Bring one clip from source to commit mark; None if another process took it first."""
@@ -243,7 +254,7 @@ def _total(trials: Sequence[Trial], work: _Work) -> float:
     return total
 
 
-def _opened(path: Path, settings: dict[str, Any], config: ExtractConfig, cnn: weights.Weights) -> EmbeddingStore:
+def _opened(path: Place, settings: dict[str, Any], config: ExtractConfig, cnn: weights.Weights) -> EmbeddingStore:
     """Return the store at `path`, made if it is not there."""
     if EmbeddingStore.exists(path):
         try:

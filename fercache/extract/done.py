@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fercache import durable
+from fercache.place import Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,8 @@ class ClipDone:
 class ExtractReport:
     """What a run of stage one did."""
 
-    store: Path
+    store: Place
+    failures_at: Path
     fingerprint: str
     clips: tuple[ClipDone, ...]
     seconds: float

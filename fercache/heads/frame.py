@@ -50,7 +50,7 @@ class FrameHead(Head):
             pooled = flat[:, first:last] if whole else torch.cat([flat[:, p.start:p.stop] for p in self.pooled], 1)
             joined.append(self.project(self.drop(pooled)))
         told: Tensor = self.out(torch.cat(joined, 1))
-        return told.reshape(*x.shape[:2], -1)
+        return told.reshape(*x.shape[:2], told.shape[1])
 
 
 class _SmallCNN(nn.Sequential):

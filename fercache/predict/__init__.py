@@ -11,7 +11,7 @@ from typing import Any
 from fercache import durable, extract, stack, weights
 from fercache.config import ExtractConfig, StackConfig
 from fercache.datasets import Dataset, Trial
-from fercache.errors import FercacheError, InputError
+from fercache.errors import ClipError, FercacheError, InputError
 from fercache.extract import ClipDone
 from fercache.logits import LogitBook
 from fercache.predict import clips, known, match, speak
@@ -21,7 +21,7 @@ from fercache.store import EmbeddingStore
 
 log = logging.getLogger(__name__)
 
-PREDS, TIMELINES, FAILURES = "preds.csv", "timelines", "failures.csv"
+PREDS, TIMELINES, OVERLAYS, FAILURES = "preds.csv", "timelines", "overlays", "failures.csv"
 BY_MODELS = "by the mean over the folds' models, which saw none of these groups"
 
 
@@ -38,6 +38,7 @@ class Order:
     stack : draws of the bootstrap.
     force : predict also where the features differ from those that the heads were trained on.
     timelines : draw a picture a clip.
+    overlay : write each clip again, annotated.
     """
 
     dataset: Dataset
@@ -49,6 +50,7 @@ class Order:
     store: Path | None = None
     force: bool = False
     timelines: bool = True
+    overlay: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,9 @@ def run(order: Order, cache: Path) -> PredictReport:
     paths = stack.write(result, order.out / PREDS)
     if order.timelines:
         paths += _draw(order, dataset, trials, store)
+    if order.overlay:
+        annotated, lost = _annotate(order, dataset, store)
+        paths, failed = paths + annotated, failed + lost
     return PredictReport(result=result, extracted=extracted, cached=cached, failed=tuple(failed), paths=tuple(paths),
                          known=tuple(sorted(seen)))
 
@@ -165,3 +170,23 @@ def _draw(order: Order, dataset: Dataset, trials: list[Trial], store: EmbeddingS
     names = clips.shown(dataset)
     held = {names[trial.name]: store[trial.name] for trial in trials}
     return timeline.draw(order.out / PREDS, clips.as_shown(dataset), held, order.out / TIMELINES)
+
+
+def _annotate(order: Order, dataset: Dataset, store: EmbeddingStore) -> tuple[list[Path], list[ClipDone]]:
+    """Write each clip again with what was told of it; return the paths, and the clips that could not be."""
+    from fercache import overlay, told  # Pillow's fonts and an encoder: for those who ask
+
+    names = clips.shown(dataset)
+    trials = {names[trial.name]: trial for trial in dataset.trials}
+    classes, fps = told.classes(order.out / PREDS), float(store.settings.get("crop_fps", order.usual.crop_fps))
+    made: list[Path] = []
+    lost: list[ClipDone] = []
+    for name, rows in told.each(order.out / PREDS):
+        trial, path = trials[name], order.out / OVERLAYS / told.file_name(name, ".mp4")
+        boxes = overlay.boxes_of(store[trial.name].clock, len(rows.time_s))
+        try:
+            overlay.render(trial.path, trial.kind, rows, boxes, classes, path, fps=fps)
+            made.append(path)
+        except ClipError as error:
+            lost.append(ClipDone(clip=name, state="failed", message=f"no overlay: {error}"))
+    return made, lost

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fercache import labelmaps
 from fercache.config import digest
 from fercache.datasets import Dataset, Trial
 from fercache.errors import InputError
@@ -40,23 +41,33 @@ class Speakers:
 
 
 def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
-    """Return the data set with labels that are indices into the heads' `classes`.
+    """Return the data set with labels that are indices into the heads' `classes`; they are matched by name.
 
     Raises
     ------
     InputError
-        It has labels of a class that the heads do not know.
+        Not one of its classes is known to the heads.
+
+    Notes
+    -----
+    Labels of a class that the heads do not know are left out, and its notice says so.
     """
-    used = [c for c in dataset.classes if c not in classes]
-    if used:
-        raise InputError(f"is labelled with {', '.join(used)}, which the heads do not know", where=dataset.name,
-                         hint=f"the heads tell {', '.join(classes)}; leave the labels out, or train on such labels")
     if tuple(dataset.classes) == tuple(classes):
         return dataset
-    place = np.array([*(list(classes).index(name) for name in dataset.classes), UNKNOWN], np.int16)
+    if not dataset.classes:
+        return replace(dataset, classes=tuple(classes))
+    known = {labelmaps.canonical(name) for name in classes}
+    if not any(labelmaps.canonical(name) in known for name in dataset.classes):
+        raise InputError(f"is labelled with {', '.join(dataset.classes)}, which the heads do not know",
+                         where=dataset.name,
+                         hint=f"the heads tell {', '.join(classes)}; leave the labels out, or train on such labels")
+    names = labelmaps.map_classes(dataset.classes, classes)
+    place = np.array([*names.to, UNKNOWN], np.int16)
     trials = tuple(replace(t, labels=None if t.labels is None else place[t.labels], clip_label=int(place[t.clip_label]))
                    for t in dataset.trials)
-    return replace(dataset, classes=tuple(classes), trials=trials)
+    told = f"labels of {', '.join(names.lost)} are left out: the heads do not know them" if names.lost else ""
+    return replace(dataset, classes=tuple(classes), trials=trials,
+                   notice="; ".join(filter(None, (dataset.notice, told))))
 
 
 def book_of(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore, speakers: Speakers,

@@ -16,14 +16,14 @@ from fercache import durable
 from fercache.config import StackConfig
 from fercache.errors import InputError
 from fercache.logits import LogitBook
-from fercache.stack import columns, kept, nested, predictions, report
+from fercache.stack import ahead, calibration, columns, join, kept, nested, pool, predictions, report
 from fercache.stack.table import table as _table
 
-__all__ = ["StackResult", "run", "speak", "table", "write"]
+__all__ = ["StackResult", "out_of_fold", "run", "speak", "spoken", "table", "write"]
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the code changes what a stack run gives."""
 
 
@@ -69,6 +69,7 @@ def run(book: LogitBook, config: StackConfig, folder: Path) -> StackResult:
         raise InputError("the book has no labelled out-of-fold rows to learn from", where=book.dataset,
                          hint="run `fercache train-heads` on a data set with labels")
     print_ = config.fingerprint(book=kept.digest(book), format=FORMAT)
+    book = _ready(book, config)
     home = folder / book.dataset / print_[:12]
     with durable.lock(home.with_suffix(".lock"), wait=True):
         found = kept.load(home, (len(book.label), len(book.classes)))
@@ -79,14 +80,29 @@ def run(book: LogitBook, config: StackConfig, folder: Path) -> StackResult:
                        seconds=time.monotonic() - started)
 
 
+def out_of_fold(book: LogitBook, config: StackConfig) -> dict[str, NDArray[np.float32]]:
+    """Return what the learnt columns say of every row, ``(R, C)`` each; nothing is kept. Empty: nothing to learn from.
+    """
+    return nested.run(book, config).columns
+
+
+def _ready(book: LogitBook, config: StackConfig) -> LogitBook:
+    """Return the book as the stacker reads it: refused, pooled to clips, without heads that look ahead."""
+    join.refuse_in_sample(book, config.force)
+    book = pool.pooled(book) if config.level == "clip" else book
+    return ahead.without(book) if config.causal else book
+
+
 def _compute(book: LogitBook, config: StackConfig, home: Path,
              print_: str) -> tuple[NDArray[np.int32], dict[str, Any]]:
     """Return the final predictions and the metrics, and keep them."""
     learnt = nested.run(book, config)
-    held = columns.gather(book, learnt, config.gaps)
-    final = columns.choose(book, held, config.final)
-    units = columns.millionths(held[final.column])
-    said = {**report.build(book, config, learnt, held, final), "fingerprint": print_}
+    held = columns.gather(book, learnt, config.gaps, causal=config.causal)
+    final = columns.choose(book, held, config.final, config.metric or book.metric)
+    temperatures = calibration.by_fold(book, held[final.column])
+    units = columns.millionths(calibration.apply(book, held[final.column], temperatures))
+    found = report.Run(book=book, config=config, nested=learnt, columns=held, final=final, temperatures=temperatures)
+    said = {**report.build(found), "fingerprint": print_}
     kept.save(home, units, learnt.members, said)
     return units, said
 
@@ -119,10 +135,28 @@ def speak(folder: Path, book: LogitBook) -> NDArray[np.int32]:
     ------
     StoreError
         The run's models are not there or damaged.
+
+    Notes
+    -----
+    Of a run at clip level every frame has what is said of its clip.
     """
-    report = durable.read_json(folder / kept.METRICS)
-    final = kept.final_column(report)
-    learnt = nested.Nested(members={}, columns={})
-    if final in nested.LEARNT:
-        learnt = nested.speak(book, kept.load_member(folder))
-    return columns.millionths(columns.gather(book, learnt, report["config"].get("gaps", "nearest"))[final])
+    then = durable.read_json(folder / kept.METRICS)
+    ready, held, _ = spoken(folder, then, book)
+    units = columns.millionths(calibration.temper(held[kept.final_column(then)], then["final"]["temperature"]))
+    return units[pool.frames_of(book, ready)] if then["level"] == "clip" else units
+
+
+def spoken(folder: Path, then: dict[str, Any], book: LogitBook) -> tuple[LogitBook, dict[str, NDArray[np.float32]],
+                                                                        nested.Nested]:
+    """Return a book of new trials as a run reads it, every column of it, ``(R, C)`` each, and the member that spoke.
+
+    Parameters
+    ----------
+    then : the metrics of the run in `folder`. Where it learnt nothing there are no learnt columns.
+    """
+    causal, learnt = bool(then["causal"]), nested.Nested(members={}, columns={})
+    book = pool.pooled(book) if then["level"] == "clip" else book
+    book = ahead.without(book) if causal else book
+    if isinstance(then["learnt"], list):
+        learnt = nested.speak(book, kept.load_member(folder), causal)
+    return book, columns.gather(book, learnt, then["config"].get("gaps", "nearest"), causal=causal), learnt

@@ -53,7 +53,16 @@ class Trees:
         return np.asarray(gain / max(gain.sum(), 1e-12))
 
 
-def fit(sample: Sample, start: Floats, seed: int, threads: int) -> Trees:
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How trees are fitted: `balance` is the power of one over the class's share that weighs a row."""
+
+    seed: int
+    threads: int
+    balance: float
+
+
+def fit(sample: Sample, start: Floats, plan: Plan) -> Trees:
     """Return trees fitted to a sample, beginning at the log-probabilities `start`, ``(n, C)``.
 
     Notes
@@ -63,34 +72,34 @@ def fit(sample: Sample, start: Floats, seed: int, threads: int) -> Trees:
     trials: plain mean .248 and .242, calibrated smoothed mean .276 and .282, trees on top of it .276 and .281. Trees
     from nothing lost to the plain mean on every set of streams.
     """
-    rounds, watched = _rounds(sample, start, seed, threads)
-    booster = lightgbm.train(_settings(sample, seed, threads), _data(sample, start), rounds)
+    rounds, watched = _rounds(sample, start, plan)
+    booster = lightgbm.train(_settings(sample, plan), _data(sample, start, plan.balance), rounds)
     return Trees(booster=booster, rounds=rounds, watched=watched)
 
 
-def _rounds(sample: Sample, start: Floats, seed: int, threads: int) -> tuple[int, int]:
+def _rounds(sample: Sample, start: Floats, plan: Plan) -> tuple[int, int]:
     """Return how many rounds are best on groups kept aside, and how many groups those were."""
-    aside = sorted(folds.inner([str(g) for g in np.unique(sample.group)], WATCH_SHARE, seed))
+    aside = sorted(folds.inner([str(g) for g in np.unique(sample.group)], WATCH_SHARE, plan.seed))
     watch = np.isin(sample.group, np.array(aside, int))
     if not aside or not watch.any() or watch.all():
         return FEW_GROUPS_ROUNDS, 0
     fitted, watched = sample.where(~watch), sample.where(watch)
     stop = lightgbm.early_stopping(PATIENCE, verbose=False)
-    booster = lightgbm.train(_settings(fitted, seed, threads), _data(fitted, start[~watch]), MOST_ROUNDS,
-                             valid_sets=[_data(watched, start[watch])], callbacks=[stop])
+    booster = lightgbm.train(_settings(fitted, plan), _data(fitted, start[~watch], plan.balance), MOST_ROUNDS,
+                             valid_sets=[_data(watched, start[watch], plan.balance)], callbacks=[stop])
     return max(1, int(booster.best_iteration)), len(aside)
 
 
-def _data(sample: Sample, start: Floats) -> lightgbm.Dataset:
-    return lightgbm.Dataset(sample.x, sample.label, weight=sample.weights(), init_score=start.ravel("F"),
+def _data(sample: Sample, start: Floats, balance: float) -> lightgbm.Dataset:
+    return lightgbm.Dataset(sample.x, sample.label, weight=sample.weights(balance), init_score=start.ravel("F"),
                             params={"feature_pre_filter": False, "verbosity": -1})
 
 
-def _settings(sample: Sample, seed: int, threads: int) -> dict[str, object]:
+def _settings(sample: Sample, plan: Plan) -> dict[str, object]:
     """Return LightGBM's parameters: small trees, strong regularisation, the same bytes for any number of threads."""
     a_case = len(sample.rows) / sample.cases()
     return {"objective": "multiclass", "num_class": sample.classes, "learning_rate": LEARNING_RATE,
             "num_leaves": LEAVES, "min_data_in_leaf": max(5, round(CASES_A_LEAF * a_case)),
             "lambda_l2": SHRINK_CASES * a_case, "feature_fraction": 0.3, "bagging_fraction": 0.6, "bagging_freq": 1,
-            "seed": seed, "deterministic": True, "force_row_wise": True, "verbosity": -1,
-            "num_threads": threads if len(sample.rows) >= ROWS_FOR_THREADS else 1}
+            "seed": plan.seed, "deterministic": True, "force_row_wise": True, "verbosity": -1,
+            "num_threads": plan.threads if len(sample.rows) >= ROWS_FOR_THREADS else 1}

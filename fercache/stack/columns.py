@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,9 @@ from fercache.stack.base import softmax
 from fercache.stack.nested import Nested, Shares
 
 WHAT = {"mean": "plain mean of the heads' probabilities",
-        "smooth": "the heads' mean log-probability, smoothed over time, with one scale and one bias a class",
+        "smooth": "the heads' log-probabilities, each smoothed over time, with a weight a head and a bias a class",
         "logistic": "logistic regression on the stacker's features",
+        "blend": "geometric mean of `smooth` and `logistic`",
         "stack": "LightGBM on the stacker's features, beginning at the column `smooth`"}
 
 
@@ -83,13 +85,17 @@ def _gaps(book: LogitBook, policy: str, causal: bool) -> tuple[gaps.Sources, NDA
     return found, blind, early
 
 
-def choose(book: LogitBook, columns: dict[str, Shares], wanted: str) -> Final:
+def choose(book: LogitBook, columns: dict[str, Shares], wanted: str, metric: str) -> Final:
     """Return the final column: the one that was asked for, or the one that scored best out of fold.
 
     Raises
     ------
     InputError
         The column that was asked for is not there.
+
+    Notes
+    -----
+    Columns with a source in them that was fitted on the training rows have no out-of-fold score and are no candidates.
     """
     if wanted != "auto":
         if wanted not in columns:
@@ -98,14 +104,26 @@ def choose(book: LogitBook, columns: dict[str, Shares], wanted: str) -> Final:
         return Final(column=wanted, why="asked for")
     held = (book.spread(book.fold) >= 0) & (book.label >= 0)
     groups = len({g for g, f in zip(book.group, book.fold, strict=True) if f >= 0})
+    clean = [name for name in columns if name not in tainted(book, columns)]
+    if not clean:
+        raise InputError("every column has a source that was fitted on the training rows; nothing can be chosen",
+                         where="stack", hint="name one with --final, or leave the in-sample source out of --logits")
     if book.epochs_fixed or groups < MIN_GROUPS_TO_CHOOSE:
-        return Final(column="mean", why=f"{groups} groups: with fewer than {MIN_GROUPS_TO_CHOOSE} nothing is chosen "
-                                        "by score, and the plain mean is final")
-    figure = metrics.official(book.metric)
-    scores = {name: float(figure(metrics.confusion(book.label[held], said[held].argmax(1), len(book.classes))))
-              for name, said in columns.items()}
+        return Final(column="mean" if "mean" in clean else clean[0],
+                     why=f"{groups} groups: with fewer than {MIN_GROUPS_TO_CHOOSE} nothing is chosen by score, and the "
+                         "plain mean is final")
+    figure = metrics.official(metric)
+    scores = {name: float(figure(metrics.confusion(book.label[held], columns[name][held].argmax(1),
+                                                   len(book.classes)))) for name in clean}
     best = max(scores, key=lambda name: scores[name])
-    return Final(column=best, why=f"best {book.metric} out of fold ({scores[best]:.4f}) on the training groups")
+    return Final(column=best, why=f"best {metric} out of fold ({scores[best]:.4f}) on the training groups")
+
+
+def tainted(book: LogitBook, columns: Iterable[str]) -> dict[str, str]:
+    """Return column -> why its training rows are not out of fold, for those of which that is so."""
+    bad = book.tainted
+    return {name: f"declared in-sample: {name if name in bad else 'learnt with ' + ', '.join(bad)}" for name in columns
+            if bad and (name in bad or name not in book.heads)}
 
 
 def millionths(probabilities: Shares) -> NDArray[np.int32]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from fercache import durable
 from fercache.config import StackConfig
 from fercache.logits import LogitBook
-from fercache.stack import StackResult, columns, kept, nested, report
+from fercache.stack import StackResult, calibration, columns, kept, pool, report, spoken
 
 
 def judge(folder: Path, book: LogitBook, config: StackConfig) -> StackResult:
@@ -16,7 +18,7 @@ def judge(folder: Path, book: LogitBook, config: StackConfig) -> StackResult:
 
     Parameters
     ----------
-    config : the draws of the bootstrap and its seed; what is final was chosen by the run.
+    config : the draws of the bootstrap and its seed; what is final and what fills gaps was chosen by the run.
 
     Raises
     ------
@@ -30,10 +32,20 @@ def judge(folder: Path, book: LogitBook, config: StackConfig) -> StackResult:
     started = time.monotonic()
     then = durable.read_json(folder / kept.METRICS)
     final = columns.Final(column=kept.final_column(then), why=f"as in the run {folder.name}: {then['final']['why']}")
-    learnt = nested.Nested(members={}, columns={})
-    if then["learnt"] and isinstance(then["learnt"], list):
-        learnt = nested.speak(book, kept.load_member(folder))
-    held = columns.gather(book, learnt)
-    said = {**report.build(book, config, learnt, held, final), "fingerprint": then["fingerprint"]}
-    return StackResult(book=book, units=columns.millionths(held[final.column]), report=said, folder=folder,
-                       cached=False, seconds=time.monotonic() - started)
+    ready, held, learnt = spoken(folder, then, book)
+    temperature = float(then["final"]["temperature"])
+    found = report.Run(book=ready, config=_as_then(then, config), nested=learnt, columns=held, final=final,
+                       temperatures=dict.fromkeys([*range(int(ready.fold.max(initial=-1)) + 1), -1], temperature))
+    units = columns.millionths(calibration.temper(held[final.column], temperature))
+    units = units[pool.frames_of(book, ready)] if then["level"] == "clip" else units
+    said = {**report.build(found), "fingerprint": then["fingerprint"]}
+    return StackResult(book=book, units=units, report=said, folder=folder, cached=False,
+                       seconds=time.monotonic() - started)
+
+
+def _as_then(then: dict[str, Any], config: StackConfig) -> StackConfig:
+    """Return the run's choices with the draws of another bootstrap; new trials were fitted by no refit."""
+    known = {entry.name for entry in fields(StackConfig)}
+    chosen: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in then["config"].items()
+                              if name in known}
+    return replace(StackConfig(**chosen), bootstrap=config.bootstrap, seed=config.seed, refit="none")

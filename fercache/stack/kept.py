@@ -29,9 +29,11 @@ LINEAR = ("mean", "scale", "weights", "bias")
 def digest(book: LogitBook) -> str:
     """Return the sha256 (hex) of all that a stack reads of a book."""
     state = hashlib.sha256(repr((book.fingerprint, book.classes, book.metric, book.heads, book.trials, book.group,
-                                 book.split, book.notice, book.epochs_fixed)).encode())
+                                 book.split, book.notice, book.epochs_fixed, book.clips,
+                                 sorted(book.declared.items()))).encode())
     for values in (book.fold, book.offsets, book.index, book.time_s, book.valid, book.label,
-                   *(book.logits[head] for head in book.heads)):
+                   *(book.logits[head] for head in book.heads),
+                   *(book.pooled[head] for head in book.heads if book.pooled)):
         state.update(np.ascontiguousarray(values).tobytes())
     return state.hexdigest()
 
@@ -75,9 +77,9 @@ def load_member(folder: Path) -> Member:
                       rounds=said["rounds"], watched=said["watched_groups"])
         with np.load(folder / "linear-all.npz", allow_pickle=False) as file:
             linear = Linear(**{name: file[name] for name in LINEAR})
+        base = Base.of(said["base"])
     except (OSError, KeyError, ValueError, lightgbm.basic.LightGBMError) as error:
         raise StoreError(f"no stacker of all folds ({error})", where=folder, hint="run `fercache stack`") from error
-    base = Base(width_s=said["width_s"], scale=said["scale"], bias=tuple(said["bias"]))
     return Member(fold=ALL, groups=said["groups"], rows=said["rows"], base=base, trees=trees, linear=linear)
 
 

@@ -33,7 +33,7 @@ class Linear:
         return np.asarray((x - self.mean) / self.scale @ self.weights.T + self.bias)
 
 
-def fit(sample: Sample) -> Linear:
+def fit(sample: Sample, balance: float) -> Linear:
     """Return multinomial logistic regression fitted to a sample (to every so many of its rows if it is large)."""
     every = -(-len(sample.rows) // MOST_ROWS)
     part = sample.where(np.arange(len(sample.rows)) % every == 0) if every > 1 else sample
@@ -45,7 +45,7 @@ def fit(sample: Sample) -> Linear:
         bias[known] = 0.0
         return Linear(mean=mean, scale=scale, weights=weights, bias=bias)
     model = LogisticRegression(C=STRENGTH * part.cases() / len(x), max_iter=MOST_STEPS)
-    model.fit((x - mean) / scale, part.label, sample_weight=part.weights())
+    model.fit((x - mean) / scale, part.label, sample_weight=part.weights(balance))
     two = len(known) == 2
     weights[known] = np.concatenate([-model.coef_, model.coef_]) / 2 if two else model.coef_
     bias[known] = np.concatenate([-model.intercept_, model.intercept_]) / 2 if two else model.intercept_

@@ -23,14 +23,14 @@ from fercache.progress import Meter, meter
 from fercache.stack import base, boost, features, linear
 from fercache.stack.base import Base, softmax
 from fercache.stack.boost import Trees
-from fercache.stack.features import ClipView
+from fercache.stack.features import ClipView, Columns
 from fercache.stack.linear import Linear
 from fercache.stack.sample import Sample, draw
 
 Shares = NDArray[np.float32]
 
 ROWS_A_CALL = 65_536
-LEARNT = ("smooth", "logistic", "stack")
+LEARNT = ("smooth", "logistic", "blend", "stack")
 """The columns that are learnt, in rising order of what they may do."""
 
 
@@ -47,9 +47,8 @@ class Member:
 
     def json(self) -> dict[str, Any]:
         """Return what was chosen, as a JSON value."""
-        return {"fold": self.fold, "groups": self.groups, "rows": self.rows, "width_s": self.base.width_s,
-                "scale": self.base.scale, "bias": list(self.base.bias), "rounds": self.trees.rounds,
-                "watched_groups": self.trees.watched}
+        return {"fold": self.fold, "groups": self.groups, "rows": self.rows, "base": self.base.json(),
+                "rounds": self.trees.rounds, "watched_groups": self.trees.watched}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,29 +64,31 @@ class Nested:
 
 def run(book: LogitBook, config: StackConfig) -> Nested:
     """Return what the stackers say of every row of the book."""
-    k = int(book.fold.max()) + 1
+    k, columns = int(book.fold.max()) + 1, features.of(book, config.causal)
     with meter("stack", 2 * len(book.trials) + k + 1, "steps") as bar:
-        sample = draw(book, bar)
+        sample = draw(book, columns, config.refit == "all", bar)
         if not all(len(sample.without(fold).rows) for fold in range(max(k, 1))):
             return Nested(members={}, columns={})
-        members = {fold: _member(book, sample.without(fold), fold, config, bar) for fold in [*range(k), -1]}
-        return Nested(members=members, columns=_Spoken(book, members, config.threads, bar).columns())
+        members = {fold: _member(sample.without(fold), columns, fold, config, book, bar) for fold in [*range(k), -1]}
+        return Nested(members=members, columns=_Spoken(book, columns, members, config.threads, bar).columns())
 
 
-def speak(book: LogitBook, member: Member) -> Nested:
+def speak(book: LogitBook, member: Member, causal: bool) -> Nested:
     """Return what a member says of every row of a book that no fold holds out."""
     with meter("stack", len(book.trials), "trials") as bar:
         members = {member.fold: member}
-        return Nested(members=members, columns=_Spoken(book, members, 0, bar).columns())
+        columns = features.of(book, causal)
+        return Nested(members=members, columns=_Spoken(book, columns, members, 0, bar).columns())
 
 
-def _member(book: LogitBook, sample: Sample, fold: int, config: StackConfig, bar: Meter) -> Member:
+def _member(sample: Sample, columns: Columns, fold: int, config: StackConfig, book: LogitBook, bar: Meter) -> Member:
     """Return what is learnt from a sample."""
     bar.note("without fold " + str(fold) if fold >= 0 else "all folds")
-    chosen = base.choose(sample, book.heads, book.classes, book.metric)
-    start = chosen.start(sample.x, book.heads, book.classes)
+    chosen = base.choose(sample, columns.widths, config.metric or book.metric)
+    plan = boost.Plan(seed=config.seed, threads=config.threads, balance=chosen.balance)
     member = Member(fold=fold, groups=len(np.unique(sample.group)), rows=len(sample.rows), base=chosen,
-                    trees=boost.fit(sample, start, config.seed, config.threads), linear=linear.fit(sample))
+                    trees=boost.fit(sample, chosen.start(sample.smoothed), plan),
+                    linear=linear.fit(sample, chosen.balance))
     bar.advance()
     return member
 
@@ -100,35 +101,42 @@ class _Spoken:
     start, correction, logistic : (R, C) float32, filled in the gaps from the nearest frame with a face.
     """
 
-    def __init__(self, book: LogitBook, members: dict[int, Member], threads: int, bar: Meter) -> None:
-        self.book = book
+    def __init__(self, book: LogitBook, features_: Columns, members: dict[int, Member], threads: int,
+                 bar: Meter) -> None:
+        self.book, self.features = book, features_
         shape = (len(book.label), len(book.classes))
         self.start, self.correction, self.logistic = (np.zeros(shape, np.float32) for _ in range(3))
         for fold, member in members.items():
-            waiting: list[tuple[int, ClipView, Shares]] = []
+            waiting: list[tuple[int, ClipView, Shares, Shares]] = []
             for trial in np.flatnonzero((book.fold == fold) & (np.diff(book.offsets) > 0)).tolist():
-                view = ClipView.of(book, trial)
-                waiting.append((trial, view, features.build(view)))
-                if sum(len(x) for _, _, x in waiting) >= ROWS_A_CALL:
+                view = ClipView.of(book, trial, features_.causal)
+                waiting.append((trial, view, features_.build(view), features_.smoothed(view)))
+                if sum(len(x) for _, _, x, _ in waiting) >= ROWS_A_CALL:
                     self._say(member, waiting, threads)
                     waiting = []
                 bar.advance()
             self._say(member, waiting, threads)
 
-    def _say(self, member: Member, waiting: Sequence[tuple[int, ClipView, Shares]], threads: int) -> None:
+    def _say(self, member: Member, waiting: Sequence[tuple[int, ClipView, Shares, Shares]], threads: int) -> None:
         """Fill the rows of some trials; many at once, since a call of LightGBM has its price."""
         if not waiting:
             return
-        x = np.concatenate([one for _, _, one in waiting])
-        said: dict[str, NDArray[Any]] = {"start": member.base.start(x, self.book.heads, self.book.classes),
-                "correction": member.trees.correction(x, threads), "logistic": member.linear.logits(x)}
-        ends = np.cumsum([len(one) for _, _, one in waiting])
-        for (trial, view, one), end in zip(waiting, ends.tolist(), strict=True):
+        x, smoothed = (np.concatenate([one[part] for one in waiting]) for part in (2, 3))
+        said: dict[str, NDArray[Any]] = {"start": member.base.start(smoothed), "logistic": member.linear.logits(x),
+                                         "correction": member.trees.correction(x, threads)}
+        ends = np.cumsum([len(one) for _, _, one, _ in waiting])
+        for (trial, view, one, _), end in zip(waiting, ends.tolist(), strict=True):
             for name, values in said.items():
                 mine = values[end - len(one):end].astype(np.float32)
                 getattr(self, name)[self.book.rows(trial)] = view.spread_to_gaps(mine)
 
     def columns(self) -> dict[str, Shares]:
         """Return the probabilities of the columns that are learnt."""
-        logits = {"smooth": self.start, "logistic": self.logistic, "stack": self.start + self.correction}
+        logits = {"smooth": self.start, "logistic": self.logistic, "blend": _mean_log(self.start, self.logistic),
+                  "stack": self.start + self.correction}
         return {name: softmax(logits[name]).astype(np.float32) for name in LEARNT}
+
+
+def _mean_log(one: Shares, other: Shares) -> Shares:
+    """Return the mean of two columns' log-probabilities (a geometric mean of probabilities), ``(R, C)``."""
+    return np.asarray((features.log_softmax(one) + features.log_softmax(other)) / 2, np.float32)

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from fercache import told
 from fercache.durable import replacing
 from fercache.errors import InputError, MissingExtra
 from fercache.logits import LogitBook
@@ -45,8 +46,8 @@ def check(path: Path) -> str:
 
 def metrics_path(path: Path) -> Path:
     """Return where the metrics stand beside the predictions at `path`: ``preds.csv.gz`` -> ``preds.metrics.json``."""
-    ending = check(path)
-    return path.with_name(path.name.removesuffix(ending) + ".metrics.json")
+    check(path)
+    return told.metrics_path(path)
 
 
 def write(book: LogitBook, units: NDArray[np.int32], path: Path) -> None:

@@ -9,21 +9,19 @@ from numpy.typing import NDArray
 
 from fercache.logits import LogitBook
 from fercache.progress import Meter
-from fercache.stack import features
-from fercache.stack.features import ClipView
+from fercache.stack.features import ClipView, Columns
 
 STEP_S = 0.1
 """Rows nearer to each other than this are copies of each other in all that matters here."""
 MOST = 60_000
 """With more rows than this the step grows: a few hundred trials hold no more information than so many rows."""
-BALANCE = 0.75
-"""Power of one over the class's share that weighs a row: between plain (0) and balanced (1). Macro F1 out of fold of
-the smoothed mean on five sets of real faces: .238 at .5, .266 at .75, .258 at 1."""
-
 STRETCH_S = 10.0
 """Rows of one clip within so many seconds count as one case, however many they are: expressions last for seconds."""
+REFITTED = -1
+"""The fold of rows that no fold holds out and that a refit learns from all the same."""
 
 Floats = NDArray[np.float64]
+PARTS = ("rows", "x", "smoothed", "label", "fold", "group", "stretch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +32,14 @@ class Sample:
     ----------
     rows : (n,) rows of the book.
     x : (n, F) float32 features.
+    smoothed : (n, H, W, C) float32, each head's moving mean of each width.
     label, fold, group, stretch : (n,) integers; rows of one clip and the same ten seconds share a stretch.
     classes : C.
     """
 
     rows: NDArray[np.int64]
     x: NDArray[np.float32]
+    smoothed: NDArray[np.float32]
     label: NDArray[np.int64]
     fold: NDArray[np.int64]
     group: NDArray[np.int64]
@@ -47,42 +47,50 @@ class Sample:
     classes: int
 
     def without(self, fold: int) -> Sample:
-        """Return the rows of the other folds; -1 leaves none out."""
-        return self.where(self.fold != fold)
+        """Return the rows that the member of a fold learns from: those of the other folds; -1 leaves none out."""
+        return self.where((self.fold != fold) & (self.fold != REFITTED)) if fold >= 0 else self
 
     def where(self, keep: NDArray[np.bool_]) -> Sample:
         """Return the rows that `keep`, ``(n,)``, says."""
-        picked = {name: getattr(self, name)[keep] for name in ("rows", "x", "label", "fold", "group", "stretch")}
-        return Sample(**picked, classes=self.classes)
+        return Sample(**{name: getattr(self, name)[keep] for name in PARTS}, classes=self.classes)
 
     def cases(self) -> int:
         """Return how many cases the rows are: neighbours are near copies, and must not pass for evidence."""
         return max(len(np.unique(self.stretch)), 1)
 
-    def weights(self) -> Floats:
-        """Return a weight a row, ``(n,)``, of mean 1: rare classes weigh more."""
+    def weights(self, balance: float) -> Floats:
+        """Return a weight a row, ``(n,)``, of mean 1: one over the class's share to the power of `balance`."""
         share = np.bincount(self.label, minlength=self.classes) / max(len(self.label), 1)
-        weight = np.asarray(share[self.label] ** -BALANCE)
+        weight = np.asarray(share[self.label] ** -balance)
         return np.asarray(weight / weight.mean())
 
 
-def draw(book: LogitBook, bar: Meter) -> Sample:
-    """Return the sample of a book's out-of-fold rows, with their features; one trial at a time."""
-    chosen = thinned(book)
+def draw(book: LogitBook, columns: Columns, refit: bool, bar: Meter) -> Sample:
+    """Return the sample of a book's out-of-fold rows, with their features; one trial at a time.
+
+    Parameters
+    ----------
+    refit : take the labelled rows of the validation split too.
+    """
+    chosen = thinned(book, refit)
     trial = book.spread(np.arange(len(book.trials)))
-    x = [_features(book, i, chosen, bar) for i in range(len(book.trials)) if book.fold[i] >= 0]
+    built = [_features(book, i, chosen, columns, bar) for i in range(len(book.trials)) if chosen[book.rows(i)].any()]
     rows = np.flatnonzero(chosen)
     _, group = np.unique(np.array(book.group, object).astype(str), return_inverse=True)
-    width = len(features.names(book.heads, book.classes))
+    shape = (0, len(book.heads), len(columns.widths), len(book.classes))
     _, stretch = np.unique(np.stack([trial[rows], book.time_s[rows] // STRETCH_S]), axis=1, return_inverse=True)
-    return Sample(rows=rows, x=np.concatenate([np.zeros((0, width), np.float32), *x]),
+    return Sample(rows=rows, x=np.concatenate([np.zeros((0, len(columns.names)), np.float32), *(x for x, _ in built)]),
+                  smoothed=np.concatenate([np.zeros(shape, np.float32), *(z for _, z in built)]),
                   label=book.label[rows].astype(np.int64), fold=book.fold[trial[rows]].astype(np.int64),
                   group=group[trial[rows]], stretch=stretch, classes=len(book.classes))
 
 
-def thinned(book: LogitBook) -> NDArray[np.bool_]:
+def thinned(book: LogitBook, refit: bool = False) -> NDArray[np.bool_]:
     """Return which rows of the book, ``(R,)``, the stacker learns from."""
-    can = (book.label >= 0) & book.valid & (book.spread(book.fold) >= 0)
+    held = book.fold >= 0
+    if refit:
+        held = held | (np.array(book.split) == "validation")
+    can = (book.label >= 0) & book.valid & book.spread(held)
     kept, step = _one_a_step(book, can, STEP_S), STEP_S
     while kept.sum() > MOST:
         step *= max(1.05, kept.sum() / MOST)
@@ -102,12 +110,10 @@ def _one_a_step(book: LogitBook, can: NDArray[np.bool_], step_s: float) -> NDArr
     return kept
 
 
-def _features(book: LogitBook, trial: int, chosen: NDArray[np.bool_], bar: Meter) -> NDArray[np.float32]:
+def _features(book: LogitBook, trial: int, chosen: NDArray[np.bool_], columns: Columns,
+              bar: Meter) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return features and moving means of the chosen rows of one trial."""
     bar.advance()
-    here = chosen[book.rows(trial)]
-    if not here.any():
-        return np.zeros((0, len(features.names(book.heads, book.classes))), np.float32)
-    view = ClipView.of(book, trial)
-    return features.build(view)[here[view.counts]]
-
-
+    view = ClipView.of(book, trial, columns.causal)
+    here = chosen[book.rows(trial)][view.counts]
+    return columns.build(view)[here], columns.smoothed(view)[here]

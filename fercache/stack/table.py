@@ -20,10 +20,15 @@ def table(report: dict[str, Any]) -> RenderableType:
     final = report["final"]
     parts: list[RenderableType] = []
     for split, title in TITLES.items():
-        if split in report["splits"]:
+        if report["splits"].get(split, {}).get("all_frames"):
             title = report["splits"][split].get("title", title)  # `predict` says that all of a set is new
             parts += [_scores(report, split, title), _classes(report, split)]
+        elif split in report["splits"]:
+            parts.append(Text(f"{title}: {report['splits'][split]['predicted']}", "yellow"))
+    parts += [_gain(report, split, title) for split, title in TITLES.items()
+              if report["splits"].get(split, {}).get("paired")]
     parts.append(Text.assemble(("final: ", "bold"), (final["column"], "bold green"), f"  ({final['why']})"))
+    parts += [Text(f"FLAG  {flag}", "bold red") for flag in report["flags"]]
     parts.append(Text.assemble(("gaps: ", "bold"), report["config"]["gaps"], (
         f"  (of {report['frames']:,} frames {report['frames_without_face']:,} have no face)", "dim")))
     if report["notice"]:
@@ -36,16 +41,39 @@ def _scores(report: dict[str, Any], split: str, title: str) -> Table:
     rows, seen = (report["splits"][split][name] for name in ("all_frames", "frames_with_face"))
     any_ = next(iter(rows.values()))
     note = any_["why_none"] and f"no intervals: {any_['why_none']}"
-    made = Table(title=f"{title}: {any_['frames']:,} frames of {any_['groups']} groups", box=box.SIMPLE_HEAD,
-                 title_justify="left", title_style="bold", caption=note or "brackets: 95 % by bootstrap over groups",
-                 caption_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
+    made = Table(title=f"{title}: {any_['frames']:,} {report['level']}s of {any_['groups']} groups",
+                 box=box.SIMPLE_HEAD, title_justify="left", title_style="bold",
+                 caption=note or "brackets: 95 % by bootstrap over groups", caption_justify="left",
+                 padding=(0, 1, 0, 0), pad_edge=False)
     made.add_column("")
-    for heading in (*FIGURES.values(), "F1 with face"):
+    for heading in (*FIGURES.values(), "UAR" if report["level"] == "clip" else "F1 with face"):
         made.add_column(heading, justify="right")
-    for name, scores in rows.items():
+    for name, scores in _ordered(report, rows):
         style = "bold green" if name == report["final"]["column"] else ""
-        made.add_row(name, *(_figure(scores, key) for key in FIGURES), f"{seen[name]['macro_f1']:.3f}", style=style)
+        made.add_row(name, *(_figure(scores, key) for key in FIGURES),
+                     f"{scores['uar'] if report['level'] == 'clip' else seen[name]['macro_f1']:.3f}", style=style)
     return made
+
+
+def _ordered(report: dict[str, Any], rows: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return (column, scores) in the columns' order, which a JSON file does not keep."""
+    return [(name, rows[name]) for name in report["order"] if name in rows]
+
+
+def _gain(report: dict[str, Any], split: str, title: str) -> Text:
+    """Return how much more the final column has than the best single head and the plain mean, with paired intervals."""
+    said, final, metric = report["splits"][split], report["final"]["column"], report["metric"]
+    heads = [name for name, what in report["columns"].items() if what == "head"]
+    best = max(heads, key=lambda name: float(said["all_frames"][name]["official"]))
+    lines = []
+    for other in dict.fromkeys([best, "mean"]):
+        pair = said["paired"].get(f"{final} - {other}")
+        if pair:
+            found = pair["official"]
+            title = said.get("title", title)
+            span = "[{:+.3f}, {:+.3f}]".format(*found["interval"]) if found["interval"] else "no interval"
+            lines.append(f"{title}: {final} - {other}  {found['difference']:+.3f} {metric} {span} paired")
+    return Text("\n".join(lines), "dim")
 
 
 def _figure(scores: dict[str, Any], key: str) -> Text:
@@ -67,7 +95,7 @@ def _classes(report: dict[str, Any], split: str) -> Table:
     made.add_column("F1 by class")
     for name in _shortened(report["classes"]):
         made.add_column(name, justify="right", no_wrap=True)
-    for column, scores in rows.items():
+    for column, scores in _ordered(report, rows):
         style = "bold green" if column == report["final"]["column"] else ""
         made.add_row(column, *(f"{scores['f1'][name]:.3f}" for name in report["classes"]), style=style)
     made.add_row("frames", *(f"{support[name]}" for name in report["classes"]), style="dim")

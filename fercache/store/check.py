@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from fercache.errors import StoreError
+from fercache.place import Place
 from fercache.store.core import JOURNAL, EmbeddingStore
 from fercache.store.layout import META, array_document
 from fercache.store.mark import ArrayMark, Mark
 from fercache.store.names import decode, encode
+from fercache.store.remote import FLIGHTS
 
 READERS = 4
 """Chunks that are read and hashed at the same time."""
@@ -32,7 +33,7 @@ class Fault:
 
     folder: str
     clip: str
-    where: Path
+    where: Place
     what: str
     stray: bool = False
 
@@ -77,7 +78,7 @@ def _check_array(store: EmbeddingStore, folder: str, mark: Mark, name: str, arra
     if store.files.get(f"{key}/{META}") != array_document(name, array.grid):
         found.append(("the array's metadata was altered", f"{key}/{META}"))
     keys = [f"{key}/{file}" for file in array.grid.files()]
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(FLIGHTS if store.files.far else READERS) as pool:
         said = pool.map(lambda key, digest: _check_chunk(store, key, array.grid.chunk_bytes, digest), keys,
                         array.chunks)
         found += [(what, key) for key, what in zip(keys, said, strict=True) if what]
@@ -97,7 +98,7 @@ def _check_chunk(store: EmbeddingStore, key: str, size: int, digest: str) -> str
     return ""
 
 
-def _strays(store: EmbeddingStore, folder: str, mark: Mark) -> Iterator[Path]:
+def _strays(store: EmbeddingStore, folder: str, mark: Mark) -> Iterator[Place]:
     """Yield files and folders of a clip that are none of its own."""
     held = {encode(name): array for name, array in mark.arrays.items()}
     yield from (store.path / folder / name for name in sorted(store.files.sizes(folder)) if name != META)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.errors import InputError, NotInStore
-from fercache.store.files import LocalFiles
+from fercache.store.files import Files
 from fercache.store.layout import CLOCK, CLOCK_NAME
 from fercache.store.mark import Mark, damaged
 from fercache.store.names import encode
@@ -25,7 +25,7 @@ class Tap:
     rule that a missing chunk is the fill value. `zarr` is the same array for tools that want one.
     """
 
-    def __init__(self, files: LocalFiles, key: str, mark: Mark, name: str) -> None:
+    def __init__(self, files: Files, key: str, mark: Mark, name: str) -> None:
         self.files, self.key = files, key
         self.grid = mark.arrays[name].grid
         self.shape, self.ndim = self.grid.shape, len(self.grid.shape)
@@ -66,7 +66,7 @@ class Tap:
         """
         if not 0 <= start <= max(start, stop) <= len(self):  # the last chunk is padded: past the end lie zeros
             raise InputError(f"rows {start} to {stop} of {len(self)}", where=self.key)
-        if not self._checked:
+        if not (self._checked or self.files.far):  # far away files are whole, and a missing one is found when read
             self.check()
         shape = (max(stop - start, 0), *self.shape[1:])
         if out is not None and (out.shape != shape or out.dtype != self.dtype):
@@ -111,7 +111,8 @@ class Tap:
         import zarr  # half a second, for those who want Zarr's own array
 
         self.check()
-        return zarr.open_array(self.files.root / self.key, mode="r")
+        place = self.files.root / self.key
+        return zarr.open_array(str(place) if self.files.far else place, mode="r")
 
 
 class Clip(Mapping[str, Tap]):
@@ -124,7 +125,7 @@ class Clip(Mapping[str, Tap]):
     mark : what was committed.
     """
 
-    def __init__(self, files: LocalFiles, mark: Mark) -> None:
+    def __init__(self, files: Files, mark: Mark) -> None:
         self.files, self.mark = files, mark
         self.name, self.frames = mark.clip, mark.frames
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,17 @@ from typing import Any
 from fercache import durable
 from fercache.config import digest
 from fercache.errors import InputError, NotInStore, StoreError
-from fercache.store.claim import claim, gate, live_claims
+from fercache.place import Place
+from fercache.store.ahead import Ahead
+from fercache.store.claim import gate
 from fercache.store.clip import Clip
-from fercache.store.files import TEMPORARY, LocalFiles, Size, Stamp
+from fercache.store.files import TEMPORARY, Files, Size, Stamp
 from fercache.store.journal import Journal
 from fercache.store.layout import CLOCK_NAME, META
+from fercache.store.lease import hold, work_folder
 from fercache.store.mark import Mark, damaged, plain, read_mark, same_source
 from fercache.store.names import encode
+from fercache.store.remote import files_at
 from fercache.store.root import check_taps, is_root, read_root, root_document
 from fercache.store.writer import ClipWriter, Job, refuse_twin
 
@@ -31,18 +35,18 @@ class EmbeddingStore(Mapping[str, Clip]):
 
     Attributes
     ----------
-    path : of the Zarr group.
+    path : of the Zarr group, or its URL.
     settings : everything that changes numbers.
     taps : tap -> shape of one frame.
     mode : ``"r"`` or ``"a"``.
 
     Notes
     -----
-    Any number of processes may read and write at once. A clip whose mark is damaged, or was made for another store,
-    counts as absent (the log says so): the next `extract` does it again.
+    Any number of processes, and of machines on a remote store, may read and write at once. A clip whose mark is
+    damaged, or was made for another store, counts as absent (the log says so): the next `extract` does it again.
     """
 
-    def __init__(self, files: LocalFiles, mode: str) -> None:
+    def __init__(self, files: Files, mode: str) -> None:
         self.files, self.mode, self.path = files, mode, files.root
         data = files.get(META)
         if data is None:
@@ -51,14 +55,15 @@ class EmbeddingStore(Mapping[str, Clip]):
         self.settings, self.taps = read_root(data, self.path)
         self.fingerprint = digest(self.settings)
         self._marks: dict[str, tuple[Stamp, Mark | None]] = {}
+        self._digest: str | None = None
 
     @classmethod
-    def open(cls, path: str | Path, *, mode: str = "r") -> EmbeddingStore:
-        """Return the store at `path`.
+    def open(cls, path: str | Place, *, mode: str = "r") -> EmbeddingStore:
+        """Return the store at `path`, a folder or any URL that fsspec opens.
 
         Parameters
         ----------
-        mode : ``"r"`` to read, ``"a"`` to write too.
+        mode : ``"r"`` to read, ``"a"`` to write too. Of a remote store opened to read, marks are read once.
 
         Raises
         ------
@@ -67,15 +72,15 @@ class EmbeddingStore(Mapping[str, Clip]):
         """
         if mode not in ("r", "a"):
             raise InputError(f"mode {mode!r} is neither 'r' nor 'a'", where=path)
-        return cls(LocalFiles(Path(path)), mode)
+        return cls(files_at(path), mode)
 
     @classmethod
-    def exists(cls, path: str | Path) -> bool:
+    def exists(cls, path: str | Place) -> bool:
         """Return whether a store's root was written at `path`: a folder alone is what a killed `create` leaves."""
-        return LocalFiles(Path(path)).get(META) is not None
+        return files_at(path).get(META) is not None
 
     @classmethod
-    def create(cls, path: str | Path, settings: dict[str, Any], taps: dict[str, tuple[int, ...]], *,
+    def create(cls, path: str | Place, settings: dict[str, Any], taps: dict[str, tuple[int, ...]], *,
                mend: bool = False) -> EmbeddingStore:
         """Return the store at `path`, open for writing; it is made if there is none.
 
@@ -91,7 +96,7 @@ class EmbeddingStore(Mapping[str, Clip]):
         InputError
             The settings are no JSON, or a tap has no shape.
         """
-        files, settings = LocalFiles(Path(path)), plain(settings, "settings")
+        files, settings = files_at(path), plain(settings, "settings")
         check_taps(taps)
         with gate(work_folder(files.root)):
             held = files.get(META)
@@ -112,7 +117,7 @@ class EmbeddingStore(Mapping[str, Clip]):
 
     def __iter__(self) -> Iterator[str]:
         """Yield the names of the committed clips, sorted."""
-        found = (self._mark(folder) for folder in self.files.folders())
+        found = list(self.files.each(self._mark, self.files.folders()))
         return iter(sorted(mark.clip for mark in found if mark is not None))
 
     def __len__(self) -> int:
@@ -139,11 +144,12 @@ class EmbeddingStore(Mapping[str, Clip]):
 
     def _mark(self, folder: str) -> Mark | None:
         """Return the mark in a folder, None where there is none that can be trusted."""
-        key = f"{folder}/{META}"
+        key, held = f"{folder}/{META}", self._marks.get(folder)
+        if held is not None and self.files.far and self.mode == "r":
+            return held[1]
         stamp = self.files.stamp(key)
         if stamp is None:
             return None
-        held = self._marks.get(folder)
         if held is not None and held[0] == stamp:
             return held[1]
         try:
@@ -181,9 +187,16 @@ class EmbeddingStore(Mapping[str, Clip]):
 
         Notes
         -----
-        Sorted by clip, so the order of work is not in it; nor are provenance, source or time stamps.
+        Sorted by clip, so the order of work is not in it; nor are provenance, source or time stamps. Of a far store
+        that is open to read it is asked once, as the marks are: forked processes need not ask at all.
         """
-        return digest([self.mark(clip).identity() for clip in self])
+        if self._digest is None or self.mode == "a" or not self.files.far:
+            self._digest = digest([self.mark(clip).identity() for clip in self])
+        return self._digest
+
+    def ahead(self, names: Sequence[str], taps: Sequence[str]) -> EmbeddingStore | Ahead:
+        """Return the store for a reader who takes these taps of whole clips, in this order: read ahead if it is far."""
+        return Ahead(self, names, taps) if self.files.far else self
 
     def size(self) -> Size:
         """Return bytes and number of files on disk."""
@@ -213,7 +226,7 @@ class EmbeddingStore(Mapping[str, Clip]):
         self._check_writable()
         job = Job(clip=clip, fingerprint=self.fingerprint, taps=self.taps, source=plain(source, "source"),
                   provenance=plain(provenance, "provenance"))
-        with claim(self.work, job.folder) as mine:
+        with hold(self.files, job.folder) as mine:
             held = self._mark(job.folder) if mine else None
             if held is not None and same_source(held.source, job.source):
                 self._journal(job.folder).remove()
@@ -239,7 +252,7 @@ class EmbeddingStore(Mapping[str, Clip]):
 
     def remove_folder(self, folder: str) -> None:
         """Remove what is in a clip's folder, whatever it is."""
-        with claim(self.work, folder) as mine:
+        with hold(self.files, folder) as mine:
             if not mine:
                 raise StoreError("is being written by another process", where=self.path / folder,
                                  hint="wait for it to end, or stop it")
@@ -254,7 +267,7 @@ class EmbeddingStore(Mapping[str, Clip]):
         for path in self.work.glob("*" + JOURNAL):
             folder = path.name.removesuffix(JOURNAL)
             if self._mark(folder) is not None:
-                with claim(self.work, folder) as mine:
+                with hold(self.files, folder) as mine:
                     if mine:
                         path.unlink(missing_ok=True)
 
@@ -278,19 +291,3 @@ class EmbeddingStore(Mapping[str, Clip]):
     def _check_writable(self) -> None:
         if self.mode != "a":
             raise StoreError("is open for reading only", where=self.path, hint="open it with mode='a'")
-
-
-def work_folder(path: Path) -> Path:
-    """Return where the claims and journals of the store at `path` lie: beside it.
-
-    Notes
-    -----
-    Links are followed first: two writers that reach one store by two names must meet in one folder of claims.
-    """
-    real = path.resolve()
-    return real.parent / (real.name.removesuffix(".zarr") + ".work")
-
-
-def claimed(path: Path) -> set[str]:
-    """Return the folders of the clips that live processes are writing in the store at `path`."""
-    return live_claims(work_folder(path))

@@ -7,12 +7,13 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from fercache import durable
+from fercache.place import Place
 from fercache.store.mark import LARGEST
 
 TEMPORARY = ".tmp-"
@@ -37,11 +38,53 @@ class Stamp(NamedTuple):
     inode: int
 
 
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Files(Protocol):
+    """What a store asks of the place it lies in; `LocalFiles` says what each of it means.
+
+    Attributes
+    ----------
+    far : each call travels: many are worth being under way at once, and a file appears whole or not at all.
+    """
+
+    @property
+    def root(self) -> Place: ...
+    @property
+    def far(self) -> bool: ...
+    def each(self, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]: ...
+    def stamp(self, key: str) -> Stamp | None: ...
+    def get(self, key: str) -> bytes | None: ...
+    def fill_all(self, parts: Iterable[tuple[str, memoryview, int]]) -> str | None: ...
+    def fill(self, key: str, view: memoryview, offset: int = 0) -> bool: ...
+    def sizes(self, key: str) -> dict[str, int]: ...
+    def folders(self, key: str = "") -> list[str]: ...
+    def make_folders(self, keys: Iterable[str]) -> None: ...
+    def write(self, key: str, data: memoryview) -> None: ...
+    def settle(self, keys: Iterable[str], *others: Path) -> None: ...
+    def settling(self) -> AbstractContextManager[Callable[[Place], None]]: ...
+    def replace(self, key: str, data: bytes) -> None: ...
+    def remove(self, key: str) -> None: ...
+    def remove_tree(self, key: str) -> None: ...
+    def size(self, key: str = "") -> Size: ...
+
+
 @dataclass(frozen=True)
 class LocalFiles:
     """Files under a folder, by keys such as ``clip/block8/c.0.0``."""
 
     root: Path
+
+    @property
+    def far(self) -> bool:
+        """Not far."""
+        return False
+
+    def each(self, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+        """Yield ``function(item)`` in the order of the items, one after the other: there is nothing to wait for."""
+        return map(function, items)
 
     def stamp(self, key: str) -> Stamp | None:
         """Return the stamp of a file, None where there is none."""
@@ -122,13 +165,14 @@ class LocalFiles:
                 settle(path)
 
     @contextmanager
-    def settling(self) -> Iterator[Callable[[Path], None]]:
+    def settling(self) -> Iterator[Callable[[Place], None]]:
         """Yield a function that begins to sync a file; when the block ends all of them, and their folders, are synced.
         """
         with ThreadPoolExecutor(SYNCS) as pool:
             turns, folders = [], set()
 
-            def settle(path: Path) -> None:
+            def settle(place: Place) -> None:
+                path = Path(str(place))
                 turns.append(pool.submit(durable.sync, path))
                 folders.add(path.parent)
 

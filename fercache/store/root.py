@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from fercache.config import digest
 from fercache.errors import InputError, StoreError
+from fercache.place import Place
 from fercache.store.layout import CLOCK_NAME, META, VERSION
 from fercache.store.mark import sealed, unsealed
 
@@ -19,7 +19,7 @@ def root_document(settings: dict[str, Any], taps: dict[str, tuple[int, ...]]) ->
                    "taps": {name: list(shape) for name, shape in taps.items()}})
 
 
-def read_root(data: bytes, where: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+def read_root(data: bytes, where: Place) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
     """Return settings and taps from the root's `zarr.json`."""
     try:
         body = unsealed(data, where / META)
@@ -33,7 +33,7 @@ def read_root(data: bytes, where: Path) -> tuple[dict[str, Any], dict[str, tuple
         raise StoreError(error.what, where=where / META, hint=MENDING) from error
 
 
-def is_root(data: bytes, where: Path) -> bool:
+def is_root(data: bytes, where: Place) -> bool:
     """Return whether a store's root can be read."""
     try:
         read_root(data, where)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fercache import durable
 from fercache.errors import ClipError, InputError
-from fercache.store.files import TEMPORARY, LocalFiles
+from fercache.store.files import TEMPORARY, Files
 from fercache.store.journal import Journal
 from fercache.store.layout import CLOCK, CLOCK_NAME, META, SEGMENT, VERSION, Grid, array_document
 from fercache.store.mark import Mark, array_mark, same_source
@@ -79,7 +79,7 @@ class ClipWriter:
     differs from its record, is written again. The mark comes last, when all else has reached the disk.
     """
 
-    def __init__(self, files: LocalFiles, journal: Journal, job: Job) -> None:
+    def __init__(self, files: Files, journal: Journal, job: Job) -> None:
         self.files, self.journal, self.job = files, journal, job
         self.detected = self.written = 0
         self._detections: list[NDArray[np.float64]] = []
@@ -255,7 +255,7 @@ class ClipWriter:
         durable.step("commit.array")
 
 
-def refuse_twin(files: LocalFiles, job: Job) -> None:
+def refuse_twin(files: Files, job: Job) -> None:
     """Refuse a clip where the file system, blind to case, shows another one's folder under its name.
 
     Raises

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from fercache.config import TrainConfig, digest
 from fercache.datasets import Dataset, Trial
 from fercache.errors import InputError
 from fercache.logits import LogitBook
-from fercache.store import EmbeddingStore
+from fercache.store import EmbeddingStore, Readable, join
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class TrainReport:
     seconds: float
 
 
-def run(dataset: Dataset, store: EmbeddingStore, config: TrainConfig, cache: Path, *,
+def run(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cache: Path, *,
         point: bool = True) -> TrainReport:
     """Return where the out-of-fold logits and the heads lie; a run that was done before is not done again.
 
@@ -50,6 +50,8 @@ def run(dataset: Dataset, store: EmbeddingStore, config: TrainConfig, cache: Pat
         Nothing to learn from: no labels, fewer than two groups with labels, or a group in two splits.
     """
     started = time.monotonic()
+    store, taps = join(base, config.join, config.taps)  # what joins is in the store's settings, digest and taps
+    config = replace(config, taps=taps)
     held = [trial for trial in dataset.trials if trial.name in store]
     missing = tuple(t.name for t in dataset.trials if t.name not in store)
     check_splits(held)
@@ -81,6 +83,11 @@ def current(cache: Path, dataset: str) -> Path:
     return durable.read_pointer(pointer, "book")
 
 
+def current_or_none(cache: Path, dataset: str) -> Path | None:
+    """Return the book that the last `train-heads` of this data set made or found; None where there is none."""
+    return current(cache, dataset) if (cache / "logits" / dataset / "current.json").is_file() else None
+
+
 def check_splits(trials: Sequence[Trial]) -> None:
     """Refuse a group that stands on both sides of the given splits.
 
@@ -98,14 +105,14 @@ def check_splits(trials: Sequence[Trial]) -> None:
                          where="the data set", hint="put all clips of a group (person, parent video) into one split")
 
 
-def settings_of(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore,
+def settings_of(dataset: Dataset, trials: Sequence[Trial], store: Readable,
                 config: TrainConfig) -> dict[str, Any]:
     """Return everything that changes the logits, as a JSON value: its digest names the book and the heads."""
     return {**config.settings(), "store": store.digest(), "features": digest(store.settings), "format": FORMAT,
             "dataset": dataset.digest(), "trials": digest([t.name for t in trials]), "classes": list(dataset.classes)}
 
 
-def _train(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore, config: TrainConfig,
+def _train(dataset: Dataset, trials: Sequence[Trial], store: Readable, config: TrainConfig,
            settings: dict[str, Any], book: Path, heads: Path) -> int:
     """Train what is missing, write the book, and return how many heads were trained now."""
     from fercache.train_heads.plan import Training  # torch: seconds that a cached run saves

@@ -232,6 +232,8 @@ def estimate_s(task: Task, features: Features) -> float:
     rng = np.random.default_rng(task.seed)
     run = _Run(task, features, _fresh(task, features))
     starts = _starts(run.source, task.settings, rng)
+    if not len(starts):
+        return 0.0
     took = []
     for i in range(TRIED_STEPS):
         began = time.monotonic()

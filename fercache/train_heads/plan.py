@@ -20,7 +20,7 @@ from fercache.datasets import Dataset, Trial
 from fercache.errors import InputError
 from fercache.heads import HeadSettings
 from fercache.progress import Meter, meter
-from fercache.store import EmbeddingStore
+from fercache.store import Readable
 from fercache.train_heads import evidence, kept
 from fercache.train_heads.choices import settings_for
 from fercache.train_heads.crew import Crew, Tell
@@ -42,7 +42,7 @@ class Training:
     trained : heads trained by this run; the others were found.
     """
 
-    def __init__(self, dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore, config: TrainConfig,
+    def __init__(self, dataset: Dataset, trials: Sequence[Trial], store: Readable, config: TrainConfig,
                  folder: Path) -> None:
         self.dataset, self.trials, self.store, self.config, self.folder = dataset, trials, store, config, folder
         self.device = resolve_device(config.device)

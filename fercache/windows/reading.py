@@ -15,17 +15,15 @@ from fercache import durable
 from fercache.config import digest
 from fercache.datasets import Trial
 from fercache.errors import InputError
+from fercache.place import Place
 from fercache.progress import meter
-from fercache.taps import side_by_side
+from fercache.taps import TapSlice, side_by_side, views_of
 from fercache.windows.features import Features
 
 log = logging.getLogger(__name__)
 
 RAM_SHARE = 0.9
 """Share of the free memory that features may take."""
-VIEWS = "_views"
-"""Beside the array ``<tap>`` a store may hold ``<tap>_views``, (T, V - 1, ...): the same crops seen otherwise."""
-
 
 class Held(Protocol):
     """A committed clip, as far as it is read here."""
@@ -45,7 +43,9 @@ class Held(Protocol):
 class Store(Protocol):
     """What features are read from: an embedding store, or several joined."""
 
-    path: Path
+    @property
+    def path(self) -> Place:
+        """Where it lies"""
 
     @property
     def taps(self) -> Mapping[str, tuple[int, ...]]:
@@ -56,6 +56,9 @@ class Store(Protocol):
 
     def digest(self) -> str:
         """Return what changes when the content does."""
+
+    def ahead(self, names: Sequence[str], taps: Sequence[str]) -> Store:
+        """Return the same for a reader who takes clips in this order: read ahead where the store is far."""
 
 
 def preload(store: Store, trials: Sequence[Trial], taps: Sequence[str], *, views: bool = False,
@@ -82,6 +85,7 @@ def preload(store: Store, trials: Sequence[Trial], taps: Sequence[str], *, views
     made = Features(layout=layout, x=np.zeros((0, shape[2]), np.float16), offsets=offsets,
                     index=np.zeros(rows, np.int32), time_s=np.zeros(rows), valid=np.zeros(rows, bool),
                     label=np.full(rows, -1, np.int16))
+    store = store.ahead([trial.name for trial in trials], _arrays(layout, many))
     for i, trial in enumerate(trials):
         _clock(made, store[trial.name], trial, i)
 
@@ -100,6 +104,11 @@ def preload(store: Store, trials: Sequence[Trial], taps: Sequence[str], *, views
     return _with(made, whole)
 
 
+def _arrays(layout: Sequence[TapSlice], many: int) -> list[str]:
+    """Return the names of the arrays that are read."""
+    return [name for part in layout for name in (part.tap, views_of(part.tap))[:1 if many == 1 else 2]]
+
+
 def _with(made: Features, whole: NDArray[np.float16]) -> Features:
     return Features(layout=made.layout, x=whole[0], offsets=made.offsets, index=made.index, time_s=made.time_s,
                     valid=made.valid, label=made.label, views=whole[1:])
@@ -111,7 +120,7 @@ def _length(frames: int, trial: Trial) -> int:
 
 def _other_views(store: Store, taps: Sequence[str]) -> int:
     """Return how many views the store holds besides the plain one, of every one of the taps."""
-    return min(store.taps[tap + VIEWS][0] if tap + VIEWS in store.taps else 0 for tap in taps)
+    return min(store.taps[views_of(tap)][0] if views_of(tap) in store.taps else 0 for tap in taps)
 
 
 def _in_ram(need: int, memory: str, spool: Path | None) -> bool:
@@ -178,7 +187,7 @@ def _values(whole: NDArray[np.float16], made: Features, clip: Held, i: int, alon
     for part in made.layout:
         whole[0, rows, part.start:part.stop] = clip.read(part.tap).reshape(clip.frames, -1)
         if len(whole) > 1:
-            others = clip.read(part.tap + VIEWS).reshape(clip.frames, -1, part.stop - part.start)
+            others = clip.read(views_of(part.tap)).reshape(clip.frames, -1, part.stop - part.start)
             whole[1:, rows, part.start:part.stop] = others[:, :len(whole) - 1].swapaxes(0, 1)
     if alone:
         standardise_clip(whole[:, rows], made.valid[rows])

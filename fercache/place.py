@@ -1,0 +1,70 @@
+"""Where something lies: a path of this machine, or a URL that fsspec opens."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from fercache.errors import InputError
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)(.*)", re.DOTALL)
+LOCAL = ("file", "local")
+
+
+@dataclass(frozen=True, order=True)
+class Url:
+    """A place beyond this machine's disk, such as ``s3://bucket/folder``; has what Path has of names, and no files."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __truediv__(self, key: str) -> Url:
+        return Url(f"{self.text}/{key}") if key else self
+
+    @property
+    def name(self) -> str:
+        """What stands after the last slash."""
+        return self.text.rpartition("/")[2]
+
+    @property
+    def parent(self) -> Url:
+        """What stands before the last slash."""
+        return Url(self.text.rpartition("/")[0])
+
+
+Place: TypeAlias = Path | Url
+
+
+def as_place(place: str | Path | Url) -> Place:
+    """Return the path or the URL that is meant; ``file://`` URLs are paths.
+
+    Raises
+    ------
+    InputError
+        A chained URL (``zip::s3://...``).
+
+    Notes
+    -----
+    A Path made of a URL has lost one of its slashes: it counts as the URL, unless there is such a folder.
+    """
+    if isinstance(place, Url):
+        return place
+    text = str(place)
+    if "::" in text and "://" in text:
+        raise InputError("chained URLs are not opened", where=text, hint="give one URL, such as s3://bucket/folder")
+    found = _URL.fullmatch(text)
+    if found is None or (not found[2] and (isinstance(place, str) or (Path(text).parts[0:1] and _is_folder(text)))):
+        return Path(place)
+    scheme, rest = found[1].lower(), found[3]
+    if scheme in LOCAL:
+        return Path("/" + rest.lstrip("/"))
+    return Url(f"{scheme}://{rest.rstrip('/')}")
+
+
+def _is_folder(text: str) -> bool:
+    """Return whether the first part of a path is a folder that is there."""
+    return Path(Path(text).parts[0]).is_dir()

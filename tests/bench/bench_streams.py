@@ -1,0 +1,100 @@
+"""What the stack gains on two sets of streams: one whose heads are trained, one that it has never seen.
+
+    python tests/bench/bench_streams.py --cache cache --root s21 --new s31
+
+Both sets are extracted and the heads of the first are trained (`fercache extract`, `fercache train-heads`). All is
+chosen on the first set's training folds; the Validation splits of both are scored pooled, with intervals by bootstrap
+over groups.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from fercache import datasets, durable, extract, metrics, stack, train_heads
+from fercache.config import DatasetConfig, StackConfig
+from fercache.heads import HeadSettings, build
+from fercache.logits import LogitBook
+from fercache.stack import columns, kept, nested
+from fercache.store import EmbeddingStore
+from fercache.train_heads.fit import predict
+from fercache.windows import preload
+
+DRAWS = 2000
+
+
+def spoken(cache: Path, root: str, trained: LogitBook, heads: Path) -> LogitBook:
+    """Return what trained heads (the mean over the folds' models) say of another set."""
+    dataset = datasets.load(DatasetConfig(dataset="affwild2", root=root), cache)
+    store = EmbeddingStore.open(extract.current(cache, dataset.name))
+    trials = [t for t in dataset.trials if t.name in store]
+    found = preload(store, trials, tuple(trained.provenance["settings"]["taps"]))
+    logits = {}
+    for head in trained.heads:
+        paths = sorted(heads.glob(f"{head}-*.json"))
+        total = np.zeros((len(found.label), len(trained.classes)), np.float32)
+        for path in paths:
+            settings = HeadSettings(**durable.read_json(path)["settings"])
+            net = build(head, found.layout, len(trained.classes), settings)
+            net.load_state_dict(load_file(path.with_suffix(".safetensors")))
+            for t, said in predict(net, settings, found, range(len(trials)), "cpu").items():
+                total[found.offsets[t]:found.offsets[t + 1]] += said / len(paths)
+        logits[head] = total
+    return replace(trained, trials=tuple(t.name for t in trials), clip=(),
+                   group=tuple(f"new {t.group}" for t in trials), split=tuple(t.split for t in trials),
+                   fold=np.full(len(trials), -1, np.int16), offsets=found.offsets, index=found.index,
+                   time_s=found.time_s, valid=found.valid, label=found.label, logits=logits)
+
+
+def by_group(book: LogitBook, said: NDArray[np.int64]) -> metrics.Counts:
+    """Return a confusion matrix a group of the Validation split."""
+    rows = (book.label >= 0) & book.spread(np.array(book.split) == "validation")
+    _, group = np.unique(book.spread(np.array(book.group))[rows], return_inverse=True)
+    return metrics.confusions(book.label[rows], said[rows], group, len(book.classes), int(group.max()) + 1)
+
+
+def said_of(book: LogitBook, folder: Path) -> dict[str, metrics.Counts]:
+    """Return the confusion matrices of every column on the Validation split; learnt ones by the member of all folds."""
+    found = columns.gather(book, nested.speak(book, kept.load_member(folder), causal=False))
+    return {name: by_group(book, p.argmax(1)) for name, p in found.items()}
+
+
+def main() -> None:
+    """Print a table of both sets and of the two pooled."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for flag in ("--cache", "--root", "--new"):
+        parser.add_argument(flag, required=True)
+    given = parser.parse_args()
+    cache = Path(given.cache)
+    name = datasets.load(DatasetConfig(dataset="affwild2", root=given.root), cache).name
+    path = train_heads.current(cache, name)
+    book = LogitBook.load(path)
+    with tempfile.TemporaryDirectory() as folder:
+        run = stack.run(book, StackConfig(threads=1, metric="macro_f1"), Path(folder))
+        parts = {given.root: said_of(book, run.folder)}
+        parts[given.new] = said_of(spoken(cache, given.new, book, cache / "heads" / name / path.stem), run.folder)
+    parts["pooled"] = {c: np.concatenate([parts[given.root][c], parts[given.new][c]]) for c in parts[given.root]}
+    inside = run.report["splits"]["train"]["all_frames"]
+    print(f"final: {run.final} ({run.report['final']['why']})")
+    print("out of fold", {c: round(one["macro_f1"], 4) for c, one in inside.items()})
+    heads = {c: inside[c]["macro_f1"] for c in book.heads}
+    best = max(heads, key=lambda c: heads[c])
+    for part, matrices in parts.items():
+        print(part, len(next(iter(matrices.values()))), "groups",
+              {c: round(float(metrics.macro_f1(m.sum(0))), 4) for c, m in matrices.items()})
+        sampler = metrics.Resampler(len(matrices[best]), DRAWS, 0)
+        for ours in dict.fromkeys([run.final, "stack"]):
+            for other in [*book.heads, "mean"]:
+                gain = sampler.difference(matrices[ours], matrices[other], metrics.macro_f1)
+                print(f"  {ours} - {other}: {gain['difference']:+.4f}", gain["interval"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Stores joined on the frame clock: rows by frame number, zeros for what is missing, and all of it in the fingerprint.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_transfer import FRAMES, ROWS, foreign, store_of
+
+from fercache import transfer
+from fercache.config import DatasetConfig, TrainConfig
+from fercache.datasets import Dataset
+from fercache.datasets.table import read as read_table
+from fercache.errors import InputError
+from fercache.store import EmbeddingStore, Joined, join, remote
+
+
+def base_of(folder: Path, name: str = "casia") -> EmbeddingStore:
+    return store_of(folder / f"{name}-1.zarr", {"v": 40, "w": 3, "u": 5}, {"block8": (6,)})
+
+
+def imported(folder: Path, name: str = "effnet", **how: np.ndarray) -> EmbeddingStore:
+    """Import a clip `v` of 1,030 frames and a clip `u` of one, beside the base."""
+    foreign(folder / "in", "npz", **how)
+    foreign(folder / "in", "npz", "u", ROWS[:1], np.array([5]))
+    return EmbeddingStore.open(transfer.import_features(folder / "in", name, folder).store)
+
+
+def test_rows_meet_by_frame_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base, other = base_of(tmp_path), imported(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        store, taps = join(base, ["effnet"], ["block8"])
+    assert taps == ("block8", "effnet/features") and store.taps == {"block8": (6,), "effnet/features": (4,)}
+    assert "1 of 3 clips are not in it and get zeros: w" in caplog.text and "990 frames of 1 clips" in caplog.text
+    wanted = np.zeros((40, 4), np.float16)
+    wanted[FRAMES[:5] - 1] = ROWS[:5]
+    np.testing.assert_array_equal(store["v"].read("effnet/features"), wanted)
+    np.testing.assert_array_equal(store["u"].read("effnet/features")[:, 0], [0, 0, 0, 0, ROWS[0, 0].astype(np.float16)])
+    out = np.full((3, 4), 7, np.float16)
+    assert not store["w"].read("effnet/features", out).any() and not out.any()
+    np.testing.assert_array_equal(store["v"].read("block8"), base["v"].read("block8"))
+    assert store["v"].clock.tobytes() == base["v"].clock.tobytes() and store["v"].frames == 40
+    assert "v" in store and "x" not in store and other.path.name in str([p.name for p in tmp_path.iterdir()])
+
+
+def test_what_joins_is_in_digest_and_settings(tmp_path: Path) -> None:
+    base = base_of(tmp_path)
+    imported(tmp_path)
+    one = join(base, ["effnet"], ["block8"])[0]
+    (tmp_path / "again").mkdir()
+    again = join(store_of(tmp_path / "again" / "casia-1.zarr", {"v": 40, "w": 3, "u": 5}, {"block8": (6,)}),
+                 [str(imported(tmp_path / "again").path)], ["block8"])[0]
+    assert one.digest() == again.digest() and one.settings == again.settings
+    other = join(base, [str(imported(tmp_path / "again", rows=ROWS * 2).path)], ["block8"])[0]
+    assert one.digest() != other.digest() != base.digest() and one.settings != other.settings != base.settings
+    assert join(base, [], ["block8"]) == (base, ("block8",))
+
+
+def test_taps_can_be_chosen(tmp_path: Path) -> None:
+    base = base_of(tmp_path)
+    store_of(tmp_path / "two-2.zarr", {"v": 4}, {"x": (1,), "y": (2,)})
+    assert join(base, ["two"], ["block8"])[1] == ("block8", "two/x", "two/y")
+    assert join(base, ["two"], ["two/y"])[1] == ("two/y",)
+    store_of(tmp_path / "seen-3.zarr", {"v": 4}, {"x": (2,), "x_views": (3, 2)})
+    assert join(base, ["seen"], [])[1] == ("seen/x",)
+
+
+def test_names_that_do_not_fit_are_said(tmp_path: Path) -> None:
+    base = base_of(tmp_path)
+    store_of(tmp_path / "two-2.zarr", {"v": 4}, {"x": (1,)})
+    store_of(tmp_path / "two-3.zarr", {"v": 4}, {"x": (1,)}, seed=1)
+    store_of(tmp_path / "strange-4.zarr", {"elsewhere": 4}, {"x": (1,)})
+    for names, said in ((["two"], "2 stores"), (["nobody"], "no stores"), (["strange"], "no clip in common"),
+                        (["two-2", "two-3"], "twice"), (["casia"], "twice")):
+        with pytest.raises(InputError, match=said):
+            join(base, names, ["block8"])
+    assert join(base, ["two-3"], [])[1] == ("two/x",)
+
+
+def test_far_stores_are_joined_and_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    near = store_of(tmp_path / "casia-1.zarr", {f"c{i}": 300 for i in range(30)}, {"x": (3,), "y": (2, 2)})
+    far = store_of("memory://ahead/casia-1.zarr", {f"c{i}": 300 for i in range(30)}, {"x": (3,), "y": (2, 2)})
+    store_of("memory://ahead/more-2.zarr", {"c1": 200}, {"z": (1,)})
+    store, taps = join(EmbeddingStore.open(far.path), ["more"], ["y"])
+    assert isinstance(store, Joined)
+    names = sorted(near)
+    for order in (names, names[::-1]):
+        read = store.ahead(names, taps)
+        for name in order:
+            np.testing.assert_array_equal(read[name].read("y"), near[name].read("y"))
+            np.testing.assert_array_equal(read[name].read("x"), near[name].read("x"))
+            assert read[name].clock.tobytes() == near[name].clock.tobytes() and read[name].frames == 300
+            assert read[name].read("more/z").any() == (name == "c1")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    """Twelve people whose label only the imported features tell."""
+    rows = [f"p{n},p{n}.mp4" for n in range(12)]
+    (tmp_path / "clips.csv").write_text("\n".join(["clip,path", *rows]) + "\n")
+    for n in range(12):
+        (tmp_path / f"p{n}.mp4").write_bytes(b"x")
+    labels = [f"p{n},{frame},{frame // 10 % 2}" for n in range(12) for frame in range(1, 61)]
+    (tmp_path / "labels.csv").write_text("\n".join(["clip,frame,label", *labels]) + "\n")
+    return read_table(DatasetConfig(dataset="table", clips=str(tmp_path / "clips.csv"), classes=("a", "b"),
+                                    labels=str(tmp_path / "labels.csv"), name="told"))
+
+
+def test_heads_learn_from_what_joins(tmp_path: Path, dataset: Dataset) -> None:
+    """Noise in the store, the answer in the import: joined, the heads know it; alone, they cannot."""
+    from fercache import train_heads
+    from fercache.logits import LogitBook
+
+    folder = tmp_path / "cache" / "features" / "told"
+    base = store_of(folder / "casia-1.zarr", {f"p{n}": 60 for n in range(12)}, {"block8": (4,)})
+    answer = np.stack([np.arange(1, 61) // 10 % 2, -(np.arange(1, 61) // 10 % 2)], axis=1).astype(np.float32)
+    for n in range(12):
+        foreign(tmp_path / "in", "npz", f"p{n}", answer, np.arange(1, 61))
+    transfer.import_features(tmp_path / "in", "answer", folder)
+    config = TrainConfig(heads=("frame",), taps=("block8",))
+    right = {}
+    for names in ((), ("answer",)):
+        report = train_heads.run(dataset, base, replace(config, join=names), tmp_path / "cache")
+        book = LogitBook.load(report.book)
+        right[names] = (book.logits["frame"].argmax(axis=1) == book.label)[book.label >= 0].mean()
+        assert train_heads.run(dataset, base, replace(config, join=names), tmp_path / "cache").cached
+    assert right[("answer",)] > 0.8 > 0.65 > right[()], right
+    assert len(list((tmp_path / "cache" / "logits" / "told").glob("*.h5"))) == 2
+
+
+def test_reading_ahead_hides_latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request waits 20 ms, as on a network: a preload takes a small part of what the requests add up to."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    store_of("memory://slow/casia-1.zarr", {f"c{i:02}": 40 for i in range(48)}, {"x": (3,), "y": (2, 2)})
+    asked, ranged = [], remote._ranged
+
+    def slow(fs: object, path: str, start: int, end: int) -> bytes:
+        asked.append(path)
+        time.sleep(0.02)
+        return ranged(fs, path, start, end)
+    monkeypatch.setattr(remote, "_ranged", slow)
+    store, taps = join(EmbeddingStore.open("memory://slow/casia-1.zarr"), [], ["x", "y"])
+    started = time.monotonic()
+    read = store.ahead(sorted(store), taps)
+    for name in sorted(store):
+        assert read[name].clock.shape == (40,) and read[name].read("x").any() and read[name].read("y").any()
+    spent = time.monotonic() - started
+    assert len(asked) >= 48 * 3 and spent < 0.5 * 0.02 * len(asked), (spent, len(asked))

@@ -1,0 +1,191 @@
+"""What can be chosen of a stack: no future, refit, metric; and whether its probabilities can be believed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from books import simulate
+
+from fercache import metrics, stack
+from fercache.config import StackConfig
+from fercache.errors import InputError
+from fercache.logits import LogitBook
+from fercache.stack import base, calibration, features, nested, sample
+from fercache.stack.base import softmax
+
+CONFIG = StackConfig(threads=1, bootstrap=50)
+HEADS = ("frame", "frame_b")
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory: pytest.TempPathFactory) -> stack.StackResult:
+    book = simulate(groups=10, frames=120, heads=HEADS)
+    return stack.run(book, replace(CONFIG, causal=True, final="stack"), tmp_path_factory.mktemp("causal"))
+
+
+def new_book(seed: int = 9) -> LogitBook:
+    book = simulate(groups=4, frames=150, heads=HEADS, seed=seed)
+    return replace(book, fold=np.full_like(book.fold, -1), label=np.full_like(book.label, -1))
+
+
+@pytest.mark.parametrize("cut", [1, 17, 60])
+@pytest.mark.parametrize("final", ["stack", "logistic", "smooth", "mean", "frame"])
+def test_a_causal_run_knows_nothing_of_the_future(causal: stack.StackResult, tmp_path: Path, cut: int,
+                                                  final: str) -> None:
+    """Everything after a frame is changed (what the heads say, where faces are): not one bit before it moves."""
+    found = stack.run(causal.book, replace(CONFIG, causal=True, final=final), causal.folder.parent.parent)
+    book, rng = new_book(), np.random.default_rng(0)
+    later = book.index > cut
+    logits = {h: np.where(later[:, None], rng.normal(0, 9, v.shape), v).astype(np.float32)
+              for h, v in book.logits.items()}
+    other = replace(book, logits=logits, valid=np.where(later, rng.random(len(later)) < .5, book.valid))
+    before, after = (stack.speak(found.folder, b)[~later] for b in (book, other))
+    np.testing.assert_array_equal(before, after)
+    assert not np.array_equal(stack.speak(found.folder, book), stack.speak(found.folder, other))
+
+
+def test_a_run_that_is_not_causal_does_look_ahead(tmp_path: Path) -> None:
+    found = stack.run(simulate(groups=10, frames=120, heads=HEADS), replace(CONFIG, final="smooth"), tmp_path)
+    book = new_book()
+    later = book.index > 60
+    other = replace(book, logits={h: np.where(later[:, None], -v, v) for h, v in book.logits.items()})
+    assert not np.array_equal(*(stack.speak(found.folder, b)[~later] for b in (book, other)))
+
+
+def test_before_the_first_face_a_causal_run_knows_nothing(causal: stack.StackResult) -> None:
+    book = new_book()
+    blind = replace(book, valid=book.valid & (book.index > 20))
+    said = stack.speak(causal.folder, blind)[blind.index <= 20]
+    assert np.abs(said - 1_000_000 / 7).max() <= 1
+
+
+def test_a_causal_run_leaves_out_heads_that_look_ahead(tmp_path: Path) -> None:
+    found = stack.run(simulate(groups=6, frames=60), replace(CONFIG, causal=True), tmp_path)
+    assert found.book.heads == ("frame",) and found.report["causal"]
+    with pytest.raises(InputError, match="look at later frames"):
+        stack.run(simulate(groups=6, frames=60, heads=("gru",)), replace(CONFIG, causal=True), tmp_path)
+
+
+def test_a_refit_learns_from_validation_and_shows_no_score_for_it(tmp_path: Path) -> None:
+    book = simulate(groups=8, validation=6, frames=90)
+    plain, refit = (stack.run(book, replace(CONFIG, refit=how, final="stack"), tmp_path) for how in ("none", "all"))
+    said = refit.report["splits"]["validation"]["all_frames"]
+    assert set(said) == {"frame", "gru", "transformer", "mean"} and refit.report["refit"]["stacker"]
+    assert "stack" in plain.report["splits"]["validation"]["all_frames"] and not plain.report["refit"]["stacker"]
+    last = [run.report["learnt"][-1] for run in (plain, refit)]
+    assert [one["groups"] for one in last] == [8, 14]
+    assert plain.report["splits"]["train"]["all_frames"] == refit.report["splits"]["train"]["all_frames"]
+    assert "no score" in refit.report["refit"]["why"] or "score would say nothing" in refit.report["refit"]["why"]
+    stack.table(refit)
+
+
+def test_heads_that_were_refitted_show_no_score_either(tmp_path: Path) -> None:
+    book = simulate(groups=8, validation=6, frames=60, provenance={"settings": {"refit": "all"}})
+    found = stack.run(book, CONFIG, tmp_path)
+    assert found.report["splits"]["validation"]["all_frames"] == {} and found.report["refit"]["heads"]
+    stack.table(found)
+
+
+def test_folds_are_written_down(tmp_path: Path) -> None:
+    book = simulate(groups=8, frames=60)
+    folds = stack.run(book, CONFIG, tmp_path).report["folds"]
+    assert sorted(g for fold in folds for g in fold["groups"]) == sorted(book.group)
+    assert sum(n for fold in folds for n in fold["labelled"].values()) == (book.label >= 0).sum()
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "abaw2", "accuracy", "uar"])
+def test_what_is_chosen_by_is_the_metric_that_is_asked_for(tmp_path: Path, metric: str) -> None:
+    found = stack.run(simulate(groups=6, frames=60), replace(CONFIG, metric=metric), tmp_path)
+    one = found.report["splits"]["train"]["all_frames"][found.final]
+    assert found.report["metric"] == metric and one["official"] == pytest.approx(one[metric])
+
+
+def learn(book: LogitBook, metric: str = "macro_f1") -> base.Base:
+    """Return the base of all rows of a book."""
+    from fercache.progress import meter
+
+    made = features.of(book, causal=False)
+    with meter("test", 1) as bar:
+        return base.choose(sample.draw(book, made, False, bar), made.widths, metric)
+
+
+def test_a_head_that_flickers_is_smoothed_more_than_one_that_does_not() -> None:
+    """One head errs frame by frame, the other hardly: each source has the width that suits it."""
+    book = simulate(groups=20, frames=300, heads=("noisy", "calm"), skill=2.0)
+    rng = np.random.default_rng(1)
+    clean = 2.5 * np.eye(7)[book.label]
+    said = {"noisy": clean + rng.normal(0, 6, clean.shape), "calm": clean + rng.normal(0, .8, clean.shape)}
+    found = learn(replace(book, logits={h: v.astype(np.float32) for h, v in said.items()}))
+    noisy, calm = found.width
+    assert noisy.mean() > calm.mean()
+
+
+def test_a_useless_head_weighs_less() -> None:
+    book = simulate(groups=20, frames=300, heads=("good", "noise"))
+    logits = {**book.logits, "noise": np.random.default_rng(0).normal(0, 2, book.logits["noise"].shape)}
+    found = learn(replace(book, logits={h: v.astype(np.float32) for h, v in logits.items()}))
+    assert found.scale[1] < .8 * found.scale[0], "the ridge allows as much on 20 groups"
+
+
+def test_accuracy_asks_for_no_prior_correction() -> None:
+    book = simulate(groups=20, frames=200)
+    assert learn(book, "accuracy").balance == 0 < learn(book).balance
+
+
+def test_a_base_survives_json() -> None:
+    found = learn(simulate(groups=6, frames=60))
+    again = base.Base.of(found.json())
+    x = np.random.default_rng(0).normal(size=(5, 3, 6, 7)).astype(np.float32)
+    np.testing.assert_array_equal(found.start(x), again.start(x))
+
+
+def test_a_temperature_is_found_and_is_nested(tmp_path: Path) -> None:
+    """Probabilities that are three times too sure are flattened; a fold's labels have no say in its temperature."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1, (6000, 7))
+    label = np.array([rng.choice(7, p=p) for p in softmax(logits)])
+    assert calibration.fit(softmax(3 * logits).astype(np.float32), label) == pytest.approx(3, rel=.1)
+    book = simulate(groups=10, frames=100)
+    p = softmax(2 * book.logits["gru"]).astype(np.float32)
+    before = calibration.by_fold(book, p)
+    held = book.spread(book.fold) == 2
+    other = replace(book, label=np.where(held, (book.label + 1) % 7, book.label).astype(np.int16))
+    after = calibration.by_fold(other, p)
+    assert before[2] == after[2] and before[1] != after[1] and before[-1] != after[-1]
+    found = stack.run(book, replace(CONFIG, final="gru"), tmp_path)
+    said = found.report["splits"]["train"]["calibration"]["final"]
+    assert said["after"]["ece"] <= said["before"]["ece"] + .01
+
+
+def test_reliability_is_the_gap_between_sure_and_right() -> None:
+    p = np.full((100, 2), .5, np.float32)
+    p[:, 0], p[:, 1] = .9, .1
+    label = np.r_[np.zeros(60, int), np.ones(40, int)]
+    found = calibration.reliability(p, label)
+    assert found["ece"] == pytest.approx(.3, abs=1e-6) and found["bins"][0]["rows"] == 100
+
+
+def test_any_two_columns_are_compared(tmp_path: Path) -> None:
+    found = stack.run(simulate(groups=8, frames=60), CONFIG, tmp_path)
+    pairs = found.report["splits"]["train"]["paired"]
+    names = list(found.report["columns"])
+    assert set(pairs) == {f"{a} - {b}" for a in names for b in names if a != b}
+    one, other = pairs["stack - gru"], pairs["gru - stack"]
+    assert one["difference"] == -other["difference"] and one["interval"][0] == pytest.approx(-other["interval"][1])
+    assert {"official", "accuracy", "uar"} <= set(one)
+
+
+def test_every_edition_has_its_metric() -> None:
+    for name in metrics.EDITIONS.values():
+        metrics.official(name)
+    assert metrics.EDITIONS["ABAW2"] == "abaw2" and metrics.EDITIONS["ABAW8"] == "macro_f1"
+
+
+def test_nothing_is_learnt_from_validation_without_a_refit() -> None:
+    book = simulate(groups=8, validation=3, frames=60)
+    assert not sample.thinned(book)[book.spread(book.fold) < 0].any()
+    assert sample.thinned(book, refit=True)[book.spread(book.fold) < 0].any()
+    assert set(nested.run(book, CONFIG).members) == {0, 1, 2, 3, 4, -1}
