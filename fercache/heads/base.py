@@ -26,6 +26,10 @@ class Standardise(nn.Module):
         """Return ``(B, W, D)``, clipped to 8 deviations."""
         return ((x - self.mean) * self.scale).clamp(-8, 8) * seen[..., None]
 
+    def undo(self, x: Tensor) -> Tensor:
+        """Return what was standardised to ``(B, W, D)``, up to the clipping."""
+        return x / self.scale + self.mean
+
 
 class Head(nn.Module):
     """A head: `size` values a row in, `classes` logits out; `noise` is added to its standardised input in training."""

@@ -55,9 +55,10 @@ class HeadSettings:
 
 DEFAULTS: dict[str, HeadSettings] = {
     "frame": HeadSettings(width=256, window_s=0, step_s=0.2, batch=128, epochs=20, patience=6),
-    "gru": HeadSettings(width=48, dropout=0.3, evidence=True, window_s=8, step_s=0.1, lr=2e-3, patience=8),
+    "gru": HeadSettings(width=48, dropout=0.3, evidence=True, window_s=8, step_s=0.1, lr=2e-3, patience=8,
+                        loss="balanced"),
     "transformer": HeadSettings(width=64, depth=2, dropout=0.3, evidence=True, window_s=8, step_s=0.1, lr=2e-3,
-                                patience=8),
+                                patience=8, loss="balanced"),
     "paper-frame": HeadSettings(width=0, dropout=0, window_s=0, batch=96, lr=5e-4, weight_decay=5e-4, epochs=10,
                                 optimizer="sgd", loss="plain", label_smoothing=0),
     "paper-gru": HeadSettings(width=768, dropout=0, window_s=0.3, batch=96, weight_decay=5e-4, epochs=10,

@@ -18,14 +18,19 @@ HEAD_WIDTH = 16
 SLOPES = (0.05, 8.0)
 """By how much attention falls a second at the start of training, from the farthest-sighted head to the nearest."""
 
+HALF_WIDTHS_S = (0.2, 0.5, 1.0, 2.0)
+"""Of the moving means that a temporal head begins with, in seconds."""
+TICK_S = 1e-3
+
 
 class TemporalHead(Head):
     """Rows projected, mixed over time by a subclass, and a prediction for every frame (or one for the window).
 
     Notes
     -----
-    The last layer sees the mixed and the single row: what one frame says is there from the first step on, and what is
-    around it is learnt on top.
+    The last layer sees the mixed and the single row. Over evidence (log-probabilities of single frames) it begins at
+    zero, on top of their `Smoothing`: a head that learns nothing else is a moving mean, and what it learns is where
+    that is wrong.
     """
 
     def __init__(self, parts: Sequence[TapSlice], classes: int, settings: HeadSettings, mixed: int) -> None:
@@ -36,15 +41,40 @@ class TemporalHead(Head):
         self.project = nn.Sequential(first, nn.Linear(size, narrow), nn.LayerNorm(narrow), nn.GELU())
         self.pool = Pooled(mixed + narrow) if settings.clip_level else None
         self.out = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(mixed + narrow, classes))
+        self.smoothing = Smoothing(classes) if settings.evidence and not settings.clip_level else None
+        if self.smoothing is not None:
+            nn.init.zeros_(self.out[-1].weight)  # type: ignore[arg-type]
 
     def logits(self, x: Tensor, seen: Tensor, time_s: Tensor) -> Tensor:
         narrow = self.project(x)
         rows = torch.cat([self.mix(narrow, seen, time_s), narrow * seen[..., None]], -1)
-        return self.out(rows if self.pool is None else self.pool(rows, seen))  # type: ignore[no-any-return]
+        said: Tensor = self.out(rows if self.pool is None else self.pool(rows, seen))
+        if self.smoothing is not None:
+            said = said + self.smoothing(self.standardise.undo(x)[..., :said.shape[-1]], seen, time_s)
+        return said
 
     def mix(self, narrow: Tensor, seen: Tensor, time_s: Tensor) -> Tensor:
         """Return ``(B, W, mixed)`` of ``(B, W, width)``."""
         raise NotImplementedError
+
+
+class Smoothing(nn.Module):
+    """Moving means of single frames' log-probabilities over the frames with a face, mixed and scaled as is learnt."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.mixture = nn.Parameter(torch.zeros(len(HALF_WIDTHS_S)))
+        self.scale = nn.Parameter(torch.ones(classes))
+
+    def forward(self, said: Tensor, seen: Tensor, time_s: Tensor) -> Tensor:
+        """Return ``(B, W, C)`` of log-probabilities ``(B, W, C)``; zeros where no frame with a face is near."""
+        apart_s = (time_s[:, :, None] - time_s[:, None, :]).abs()
+        mixture = self.mixture.softmax(0)
+        means = torch.zeros_like(said)
+        for share, half_s in zip(mixture, HALF_WIDTHS_S, strict=True):
+            near = ((apart_s <= half_s + TICK_S) & seen[:, None, :]).to(said.dtype)
+            means = means + share * (near @ said) / near.sum(-1, keepdim=True).clamp_min(1)
+        return means * self.scale
 
 
 class GRUHead(TemporalHead):

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 WATCH_SHARE = 0.2
 """Share of a fold's training groups kept aside to choose the epoch by."""
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the code changes what a training run gives."""
 
 
