@@ -50,7 +50,8 @@ class Run:
         return self.log.with_suffix(".out").read_text(encoding="utf-8", errors="surrogateescape")
 
     def err(self) -> str:
-        return self.log.with_suffix(".err").read_text(encoding="utf-8", errors="surrogateescape")
+        path = self.log.with_suffix(".err")
+        return path.read_text(encoding="utf-8", errors="surrogateescape") if path.exists() else ""
 
     def steps(self) -> list[str]:
         """Return the durable steps that it passed, in order."""

@@ -63,6 +63,7 @@ def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: object) 
     for name, value in settings(s3_endpoint).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}/home-cache")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # one made for another server would be handed out again
     fs = fsspec.filesystem("s3", use_listings_cache=False)
     name = f"test-{os.getpid()}-{time.monotonic_ns()}"
     fs.mkdir(name)

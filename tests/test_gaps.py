@@ -119,7 +119,7 @@ def test_what_each_policy_leaves_in_the_columns(spoken: tuple[stack.LogitBook, n
     held = columns.gather(book, learnt, policy)
     own = {head: np.exp(v) / np.exp(v).sum(1, keepdims=True) for head, v in book.logits.items()}
     blind = ~book.valid
-    assert blind.sum() > 20 and set(held) == {*book.heads, "mean", "smooth", "logistic", "stack"}
+    assert blind.sum() > 20 and set(held) == {*book.heads, "mean", "smooth", "logistic", "blend", "stack"}
     for name, values in held.items():
         np.testing.assert_allclose(values.sum(1), 1, atol=1e-5)
         np.testing.assert_array_equal(values[book.valid], columns.gather(book, learnt)[name][book.valid])
@@ -152,7 +152,8 @@ def test_a_run_says_its_policy_and_new_clips_get_the_same(tmp_path: Path) -> Non
         held_out = book.spread(np.array(book.split)) == "validation"
         assert np.abs(stack.speak(found.folder, new)[held_out] - found.units[held_out]).max() <= 2
     apart = (runs["nearest"].units != runs["linear"].units).any(1)
-    assert apart.any() and not apart[book.valid].any()
+    said = [found.units[book.valid].argmax(1) for found in runs.values()]
+    assert apart[~book.valid].any() and (said[0] == said[1]).all(), "the temperature may differ, the answer may not"
 
 
 def test_a_clip_without_a_face_keeps_what_the_heads_say(spoken: tuple[stack.LogitBook, nested.Nested]) -> None:

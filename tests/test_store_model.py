@@ -169,11 +169,12 @@ class StoreModel(RuleBasedStateMachine):
     @rule(repair=st.booleans())
     def verify(self, repair: bool) -> None:
         """`verify` names the harmed clips and no other; a repair drops just those."""
+        flipped = {encode(name) for name in self.flipped()}
         report = care.verify(self.store.path, repair=repair)
         harmed = {fault.folder for fault in report.faults}
         sure = {encode(name) for name in self.harmed}
         assert sure <= harmed <= sure | {encode(name) for name in self.silent}
-        assert {encode(name) for name in self.flipped()} <= harmed
+        assert flipped <= harmed
         assert report.clips == len(self.whole)
         if repair:
             gone = {name for name in self.whole if encode(name) in harmed}

@@ -23,7 +23,7 @@ __all__ = ["StackResult", "out_of_fold", "run", "speak", "spoken", "table", "wri
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the code changes what a stack run gives."""
 
 
@@ -100,7 +100,8 @@ def _compute(book: LogitBook, config: StackConfig, home: Path,
     held = columns.gather(book, learnt, config.gaps, causal=config.causal)
     final = columns.choose(book, held, config.final, config.metric or book.metric)
     temperatures = calibration.by_fold(book, held[final.column])
-    units = columns.millionths(calibration.apply(book, held[final.column], temperatures))
+    tempered = calibration.apply(book, held[final.column], temperatures)
+    units = columns.millionths(columns.refilled(book, tempered, config.gaps, causal=config.causal))
     found = report.Run(book=book, config=config, nested=learnt, columns=held, final=final, temperatures=temperatures)
     said = {**report.build(found), "fingerprint": print_}
     kept.save(home, units, learnt.members, said)
@@ -142,8 +143,15 @@ def speak(folder: Path, book: LogitBook) -> NDArray[np.int32]:
     """
     then = durable.read_json(folder / kept.METRICS)
     ready, held, _ = spoken(folder, then, book)
-    units = columns.millionths(calibration.temper(held[kept.final_column(then)], then["final"]["temperature"]))
+    units = final_units(then, ready, held[kept.final_column(then)])
     return units[pool.frames_of(book, ready)] if then["level"] == "clip" else units
+
+
+def final_units(then: dict[str, Any], ready: LogitBook, shares: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Return the final column of new trials, ``(R, C)`` in millionths, at the temperature of the run `then`."""
+    tempered = calibration.temper(shares, float(then["final"]["temperature"]))
+    policy = then["config"].get("gaps", "nearest")
+    return columns.millionths(columns.refilled(ready, tempered, policy, causal=bool(then["causal"])))
 
 
 def spoken(folder: Path, then: dict[str, Any], book: LogitBook) -> tuple[LogitBook, dict[str, NDArray[np.float32]],

@@ -60,6 +60,18 @@ def gather(book: LogitBook, nested: Nested, policy: str = "nearest", *, causal: 
     return filled
 
 
+def refilled(book: LogitBook, shares: Shares, policy: str, *, causal: bool = False) -> Shares:
+    """Return probabilities whose frames without a face are filled once more, after those with one were changed.
+
+    Notes
+    -----
+    A temperature bends probabilities: the line between two frames is drawn after that, else it is no line any more.
+    """
+    if policy not in gaps.COPIED:
+        return shares
+    return np.asarray(_gaps(book, policy, causal)[0].apply(shares), np.float32)
+
+
 def _mean(heads: dict[str, Shares]) -> Shares:
     """Return the plain mean of the heads' probabilities."""
     first = next(iter(heads.values()))

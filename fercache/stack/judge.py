@@ -10,7 +10,7 @@ from typing import Any
 from fercache import durable
 from fercache.config import StackConfig
 from fercache.logits import LogitBook
-from fercache.stack import StackResult, calibration, columns, kept, pool, report, spoken
+from fercache.stack import StackResult, columns, final_units, kept, pool, report, spoken
 
 
 def judge(folder: Path, book: LogitBook, config: StackConfig) -> StackResult:
@@ -36,7 +36,7 @@ def judge(folder: Path, book: LogitBook, config: StackConfig) -> StackResult:
     temperature = float(then["final"]["temperature"])
     found = report.Run(book=ready, config=_as_then(then, config), nested=learnt, columns=held, final=final,
                        temperatures=dict.fromkeys([*range(int(ready.fold.max(initial=-1)) + 1), -1], temperature))
-    units = columns.millionths(calibration.temper(held[final.column], temperature))
+    units = final_units(then, ready, held[final.column])
     units = units[pool.frames_of(book, ready)] if then["level"] == "clip" else units
     said = {**report.build(found), "fingerprint": then["fingerprint"]}
     return StackResult(book=book, units=units, report=said, folder=folder, cached=False,
