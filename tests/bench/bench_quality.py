@@ -104,11 +104,11 @@ def columns(name: str, heads: Said, box: NDArray[np.floating] | None) -> Said:
     return {f"{name}: {head}": said for head, said in heads.items()} | {f"{name}: mean": np.asarray(mean)}
 
 
-def collect(bench: Bench, other: Bench | None, flags: TrainConfig, split: str) -> tuple[Scored, Said]:
+def collect(bench: Bench, other: Bench | None, chosen: dict[str, TrainConfig], split: str) -> tuple[Scored, Said]:
     """Return the rows to score and every column's word on them, those of the other set behind the first one's."""
     said: Said = {}
     scored: Scored | None = None
-    for name, config in recipes(flags).items():
+    for name, config in chosen.items():
         book, folder = bench.train(config)
         rows = (book.spread(np.array(book.split)) == split) & (book.label >= 0)
         half = half_width(book) if name == "baseline" else -1
@@ -163,13 +163,15 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     parser.add_argument("--score", choices=("train", "validation"), default="train")
     parser.add_argument("--members", type=int, default=TrainConfig().members)
+    parser.add_argument("--recipes", default="baseline,mao2021,identity,default", help="the paper's takes hours")
     chosen = parser.parse_args()
     if not chosen.root:
         print("nothing to measure: name an extracted set of streams with --root")
         return
     bench = Bench(chosen.root, chosen.cache)
     other = Bench(chosen.new_root, chosen.cache) if chosen.new_root and chosen.score == "validation" else None
-    scored, said = collect(bench, other, replace(TrainConfig(), members=chosen.members), chosen.score)
+    known = recipes(replace(TrainConfig(), members=chosen.members))
+    scored, said = collect(bench, other, {name: known[name] for name in chosen.recipes.split(",")}, chosen.score)
     report(scored, said)
 
 
