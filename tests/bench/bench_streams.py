@@ -16,16 +16,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
-from fercache import datasets, durable, extract, metrics, stack, train_heads
+from fercache import datasets, extract, metrics, stack, train_heads
 from fercache.config import DatasetConfig, StackConfig
-from fercache.heads import HeadSettings, build
 from fercache.logits import LogitBook
 from fercache.stack import columns, kept, nested
 from fercache.store import EmbeddingStore
-from fercache.train_heads.fit import predict
-from fercache.windows import preload
+from fercache.train_heads import speak as speaking
 
 DRAWS = 2000
 
@@ -35,18 +32,9 @@ def spoken(cache: Path, root: str, trained: LogitBook, heads: Path) -> LogitBook
     dataset = datasets.load(DatasetConfig(dataset="affwild2", root=root), cache)
     store = EmbeddingStore.open(extract.current(cache, dataset.name))
     trials = [t for t in dataset.trials if t.name in store]
-    found = preload(store, trials, tuple(trained.provenance["settings"]["taps"]))
-    logits = {}
-    for head in trained.heads:
-        paths = sorted(heads.glob(f"{head}-*.json"))
-        total = np.zeros((len(found.label), len(trained.classes)), np.float32)
-        for path in paths:
-            settings = HeadSettings(**durable.read_json(path)["settings"])
-            net = build(head, found.layout, len(trained.classes), settings)
-            net.load_state_dict(load_file(path.with_suffix(".safetensors")))
-            for t, said in predict(net, settings, found, range(len(trials)), "cpu").items():
-                total[found.offsets[t]:found.offsets[t + 1]] += said / len(paths)
-        logits[head] = total
+    known = speaking.trained(heads)
+    found = known.preload(store, trials)
+    logits = dict(speaking.speak(known, found))
     return replace(trained, trials=tuple(t.name for t in trials), clip=(),
                    group=tuple(f"new {t.group}" for t in trials), split=tuple(t.split for t in trials),
                    fold=np.full(len(trials), -1, np.int16), offsets=found.offsets, index=found.index,
