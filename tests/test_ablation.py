@@ -45,8 +45,9 @@ def test_every_switch_is_offered() -> None:
 
 
 def test_rows_that_leave_every_head_as_it_is_are_not_trained() -> None:
-    for changed, left in (({"window_s": 8.0}, True), ({"label_smoothing": 0.05}, True), ({"loss": "weighted"}, False),({"loss": "focal"}, False),
-                          ({"window_s": 2.0}, False), ({"taps": ("block8",)}, False), ({"members": 1}, False)):
+    for changed, left in (({"window_s": 8.0}, True), ({"label_smoothing": 0.05}, True), ({"loss": "weighted"}, False),
+                          ({"loss": "focal"}, False), ({"window_s": 2.0}, False), ({"taps": ("block8",)}, False),
+                          ({"members": 1}, False)):
         assert rows.idle(changed, BASE) == left, changed
     assert rows.idle({"window_s": 2.0}, replace(BASE, heads=("frame",))), "a frame has no window"
 
