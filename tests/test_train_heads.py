@@ -217,7 +217,7 @@ def test_a_handful_of_groups_still_trains(tmp_path: Path, groups: int) -> None:
     {"lr": 5e-4}, {"patience": 1}], ids=str)
 def test_each_switch_changes_what_is_said_and_its_fingerprint(pair: Any, changed: dict[str, Any],
                                                               tmp_path: Path) -> None:
-    short = replace(CONFIG, heads=("gru",), folds=2, epochs=2)
+    short = replace(CONFIG, heads=("gru",), folds=2, epochs=5, patience=0)
     assert replace(short, **changed).fingerprint() != short.fingerprint()
     one, other = (train_heads.run(*pair, c, tmp_path) for c in (short, replace(short, **changed)))
     said = LogitBook.load(other.book).logits["gru"]

@@ -332,7 +332,7 @@ store = EmbeddingStore.create(here / "casia-1.zarr", {{"backbone": "x"}}, {{"x":
 with store.writer("c", source={{}}, provenance={{}}) as writer:
     writer.set_clock(np.column_stack([np.arange(1, {frames} + 1), np.zeros(({frames}, len(CLOCK) - 1))]))
     for start in range(0, {frames}, SEGMENT):
-        writer.write(start, {{"x": np.full((min(SEGMENT, {frames} - start), 2048), start, np.float16)}})
+        writer.write(start, {{"x": np.full((min(SEGMENT, {frames} - start), 2048), start % 1000, np.float16)}})
     writer.commit()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for to, name in (("h5", "o.h5"), ("npz", "o"), ("parquet", "o.parquet")):
