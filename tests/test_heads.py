@@ -12,7 +12,7 @@ import torch
 from fercache import facenet
 from fercache.errors import InputError
 from fercache.heads import DEFAULTS, HEADS, Tail, build, classes_of, positions
-from fercache.taps import side_by_side
+from fercache.taps import TapSlice, side_by_side
 from fercache.train_heads.fit import Task, fit
 from fercache.train_heads.loss import Loss, class_weights
 from fercache.train_heads.say import predict, window_frames
@@ -89,6 +89,24 @@ def test_temporal_heads_look_around_and_the_frame_head_does_not(name: str) -> No
         with torch.inference_mode():
             moved = (head.eval()(x, seen, time_s) - head(changed, seen, time_s)).abs().sum(-1)
         assert bool(moved[:, :10].any()) == expected
+
+
+@pytest.mark.parametrize("name", ["gru", "transformer"])
+def test_over_evidence_a_temporal_head_begins_as_a_moving_mean(name: str) -> None:
+    """Before the first step it says, up to its bias, the mean of four box means over the frames with a face."""
+    torch.manual_seed(0)
+    time_s, seen = torch.arange(50)[None] * .1, torch.rand(1, 50) < .7
+    said = torch.randn(1, 50, 3).log_softmax(-1) * seen[..., None]
+    layout = (TapSlice(tap="evidence", start=0, stop=4, shape=(4,)),)
+    head = build(name, layout, 3, replace(DEFAULTS[name], evidence=True)).eval()
+    head.standardise.fit(torch.tensor([-1.0, -2.0, -1.5, .2]), torch.tensor([.8, 1.5, 1.1, .3]))
+    with torch.inference_mode():
+        found = head(torch.cat([said, torch.rand(1, 50, 1)], -1), seen, time_s) - head.out[-1].bias
+    for row in (0, 20, 49):
+        near = [[j for j in range(50) if abs(j - row) <= round(10 * half_s) and seen[0, j]]
+                for half_s in (.2, .5, 1.0, 2.0)]
+        want = sum(said[0, rows].mean(0) if rows else torch.zeros(3) for rows in near) / 4
+        torch.testing.assert_close(found[0, row], want, atol=1e-4, rtol=1e-4)
 
 
 def test_positions_are_seconds() -> None:
