@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import logging
-import platform
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from importlib.util import find_spec
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from fercache import datasets, durable, media, rates, thumbs, views, weights
+from fercache import datasets, durable, media, thumbs, views, weights
 from fercache.config import ExtractConfig, digest
-from fercache.datasets import Dataset, Trial
-from fercache.errors import ClipError, InputError, StoreError
+from fercache.datasets import Dataset
+from fercache.errors import InputError, StoreError
 from fercache.extract.done import ClipDone, ExtractReport, write_failures
-from fercache.extract.share import in_turn
-from fercache.extract.sources import unchanged
+from fercache.extract.work import Work
 from fercache.place import Place
-from fercache.progress import Meter, meter
-from fercache.store import EmbeddingStore, claimed, read_json, write_json
-from fercache.store.names import encode
+from fercache.store import EmbeddingStore, read_json, write_json
 
 __all__ = ["ClipDone", "ExtractReport", "current", "faces_of", "run", "settings_of", "store_path", "write_failures"]
 
@@ -94,7 +86,7 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | Non
     path = store_path(place or cache, dataset.name, settings)
     log.info("store %s", path)
     store = _opened(path, settings, config, cnn)
-    work = _Work(dataset, config, store, faces, cnn)
+    work = Work(dataset, config, store, faces, cnn)
     done = [_lost(problem) for problem in dataset.problems if problem.lost]
     waiting = []
     for trial in dataset.trials:
@@ -133,104 +125,6 @@ def current(cache: Place, dataset: str) -> Place:
     return pointer.parent / durable.neighbour(said, "store", pointer)
 
 
-@dataclass
-class _Work:
-    """One run over the clips: nets are loaded once, when the first clip needs them."""
-
-    dataset: Dataset
-    config: ExtractConfig
-    store: EmbeddingStore
-    faces: str
-    cnn: weights.Weights
-    nets: dict[str, Any] = field(default_factory=dict)
-
-    def cached(self, trial: Trial) -> ClipDone | None:
-        """Return the clip's entry if the store holds it and its source is unchanged."""
-        if trial.name not in self.store:
-            return None
-        mark = self.store.mark(trial.name)
-        try:
-            same = unchanged(mark.source, trial.path, trial.kind, self.config.strict)
-        except ClipError as error:
-            log.warning("%s: the source is gone or unreadable (%s); the stored features stay", trial.name, error.what)
-            same = True
-        return ClipDone(clip=trial.name, state="cached", frames=mark.frames) if same else None
-
-    def source(self, trial: Trial) -> media.Source:
-        """Return the clip's frames."""
-        return media.open_source(trial.path, trial.kind, crop_fps=self.config.crop_fps, damaged=self.config.damaged)
-
-    def all(self, trials: Sequence[Trial]) -> Iterator[ClipDone]:
-        """Yield what becomes of each clip; a bad clip does not stop the rest."""
-        self.load()
-        total, row = _total(trials, self), 2 * sum(prod(shape) for shape in self.store.taps.values())
-        log.info("%d bytes a frame%s, %.2f GB for the %d frames to come", row,
-                 f" in {self.config.views} views" if self.config.views > 1 else "", row * total / 1e9, total)
-        with meter("extract", total) as bar:
-            yield from in_turn(trials, lambda trial: self.attempt(trial, bar),
-                               lambda clip: encode(clip) in claimed(self.store.path))
-
-    def attempt(self, trial: Trial, bar: Meter) -> ClipDone | None:
-        """Return what became of a clip, None if another process is at it."""
-        bar.note(trial.name)
-        try:
-            return self.cached(trial) or self.one(trial, bar)  # done by another process meanwhile
-        except ClipError as error:
-            log.error("%s: %s", trial.name, error)
-            return ClipDone(clip=trial.name, state="failed", message=str(error))
-
-    def load(self) -> None:
-        """Load detector and CNN."""
-        from fercache.backbones import Backbone  # torch: seconds that a cached run saves
-        from fercache.cores import resolve_device, use_threads
-
-        device = resolve_device(self.config.device)
-        self.nets["threads"] = use_threads(self.config.threads)
-        self.nets["device"] = device
-        self.nets["backbone"] = Backbone.load(self.cnn, self.config.taps, precision=self.config.precision,
-                                              device=device, backend=self.config.backend)
-        if self.faces == "mtcnn":
-            from fercache.faces import Detector
-
-            self.nets["detector"] = Detector(min_face_px=self.config.min_face_px, min_score=self.config.min_score,
-                                             detect_px=self.config.detect_px, device=device)
-
-    def provenance(self) -> dict[str, Any]:
-        """Return what float noise depends on: equal provenance gives equal bytes."""
-        names = ["torch", "facenet-pytorch", "numpy", "av", "pillow"]
-        if self.config.backend != "torch":
-            names.append(self.config.backend)
-        return {"device": self.nets["device"], "threads": self.nets["threads"], "machine": platform.machine(),
-                "backend": self.config.backend, "versions": {name: version(name) for name in names}}
-
-    def measured(self, report: ExtractReport, cache: Path) -> None:
-        """Keep how many frames a second this run made, for what `check` says of the next one."""
-        if self.nets:
-            rates.record(cache, rates.Rate(
-                faces=self.faces, backbone=self.config.weights, precision=self.config.precision,
-                views=self.config.views, device=str(self.nets["device"]), threads=int(self.nets["threads"]),
-                seconds=report.seconds, when_s=rates.now_s(),
-                frames=sum(c.frames for c in report.clips if c.state == "computed")))
-
-    def one(self, trial: Trial, bar: Meter) -> ClipDone | None:
-        """Bring one clip from source to commit mark; None if another process took it first."""
-        from fercache.extract.clip import ClipJob
-
-        source = self.source(trial)
-        if trial.name in self.store:
-            log.warning("%s: the source file has changed; it is done again", trial.name)
-        with self.store.writer(trial.name, source=source.digest(strict=True), provenance=self.provenance()) as writer:
-            if writer is None:
-                return None
-            ClipJob(source, writer, self.nets["backbone"], self.nets.get("detector"), bar, side=trial.side,
-                    every=self.config.every, margin=self.config.margin, views=self.config.views).run()
-            mark = writer.commit()
-        faces = int(self.store[trial.name].clock["valid"].sum())
-        if not faces:
-            log.warning("%s: no face in any of its %d frames", trial.name, mark.frames)
-        return ClipDone(clip=trial.name, state="computed", frames=mark.frames, faces=faces)
-
-
 def _check_device(name: str) -> None:
     """Refuse a device that is not there, before anything is made; the usual ones are always there."""
     if name not in ("auto", "cpu"):
@@ -241,17 +135,6 @@ def _check_device(name: str) -> None:
 
 def _lost(problem: datasets.Problem) -> ClipDone:
     return ClipDone(clip=problem.where, state="failed", message=problem.what)
-
-
-def _total(trials: Sequence[Trial], work: _Work) -> float:
-    """Return the frames to come, as far as the files say."""
-    total = 0
-    for trial in trials:
-        try:
-            total += work.source(trial).length() or 0
-        except ClipError:  # it is recorded when its turn comes
-            continue
-    return total
 
 
 def _opened(path: Place, settings: dict[str, Any], config: ExtractConfig, cnn: weights.Weights) -> EmbeddingStore:

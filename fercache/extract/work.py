@@ -1,0 +1,112 @@
+"""One run over the clips of a data set: what is cached, what is to do, and what becomes of each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fercache import media, rates, weights
+from fercache.config import ExtractConfig
+from fercache.datasets import Dataset, Trial
+from fercache.errors import ClipError
+from fercache.extract import nets
+from fercache.extract.done import ClipDone, ExtractReport
+from fercache.extract.share import in_turn
+from fercache.extract.sources import unchanged
+from fercache.progress import Meter, meter
+from fercache.store import EmbeddingStore, claimed
+from fercache.store.names import encode
+
+if TYPE_CHECKING:
+    from fercache.extract.nets import Nets
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Work:
+    """One run over the clips."""
+
+    dataset: Dataset
+    config: ExtractConfig
+    store: EmbeddingStore
+    faces: str
+    cnn: weights.Weights
+    nets: Nets | None = None
+
+    def cached(self, trial: Trial) -> ClipDone | None:
+        """Return the clip's entry if the store holds it and its source is unchanged."""
+        if trial.name not in self.store:
+            return None
+        mark = self.store.mark(trial.name)
+        try:
+            same = unchanged(mark.source, trial.path, trial.kind, self.config.strict)
+        except ClipError as error:
+            log.warning("%s: the source is gone or unreadable (%s); the stored features stay", trial.name, error.what)
+            same = True
+        return ClipDone(clip=trial.name, state="cached", frames=mark.frames) if same else None
+
+    def source(self, trial: Trial) -> media.Source:
+        """Return the clip's frames."""
+        return media.open_source(trial.path, trial.kind, crop_fps=self.config.crop_fps, damaged=self.config.damaged)
+
+    def all(self, trials: Sequence[Trial]) -> Iterator[ClipDone]:
+        """Yield what becomes of each clip; a bad clip does not stop the rest."""
+        loaded = self.nets = nets.load(self.config, self.cnn, self.faces)
+        total, row = self._total(trials), 2 * sum(prod(shape) for shape in self.store.taps.values())
+        log.info("%d bytes a frame%s, %.2f GB for the %d frames to come", row,
+                 f" in {self.config.views} views" if self.config.views > 1 else "", row * total / 1e9, total)
+        with meter("extract", total) as bar:
+            yield from in_turn(trials, lambda trial: self.attempt(trial, loaded, bar),
+                               lambda clip: encode(clip) in claimed(self.store.path))
+
+    def attempt(self, trial: Trial, loaded: Nets, bar: Meter) -> ClipDone | None:
+        """Return what became of a clip, None if another process is at it."""
+        bar.note(trial.name)
+        try:
+            return self.cached(trial) or self.one(trial, loaded, bar)  # done by another process meanwhile
+        except ClipError as error:
+            log.error("%s: %s", trial.name, error)
+            return ClipDone(clip=trial.name, state="failed", message=str(error))
+
+    def one(self, trial: Trial, loaded: Nets, bar: Meter) -> ClipDone | None:
+        """Bring one clip from source to commit mark; None if another process took it first."""
+        from fercache.extract.clip import ClipJob
+
+        source = self.source(trial)
+        if trial.name in self.store:
+            log.warning("%s: the source file has changed; it is done again", trial.name)
+        with self.store.writer(trial.name, source=source.digest(strict=True),
+                               provenance=nets.provenance(loaded, self.config.backend)) as writer:
+            if writer is None:
+                return None
+            ClipJob(source, writer, loaded.backbone, loaded.detector, bar, side=trial.side, every=self.config.every,
+                    margin=self.config.margin, views=self.config.views).run()
+            mark = writer.commit()
+        faces = int(self.store[trial.name].clock["valid"].sum())
+        if not faces:
+            log.warning("%s: no face in any of its %d frames", trial.name, mark.frames)
+        return ClipDone(clip=trial.name, state="computed", frames=mark.frames, faces=faces)
+
+    def measured(self, report: ExtractReport, cache: Path) -> None:
+        """Keep how many frames a second this run made, for what `check` says of the next one."""
+        if self.nets is not None:
+            rates.record(cache, rates.Rate(
+                faces=self.faces, backbone=self.config.weights, precision=self.config.precision,
+                views=self.config.views, device=self.nets.device, threads=self.nets.threads,
+                seconds=report.seconds, when_s=rates.now_s(),
+                frames=sum(c.frames for c in report.clips if c.state == "computed")))
+
+    def _total(self, trials: Sequence[Trial]) -> float:
+        """Return the frames to come, as far as the files say."""
+        total = 0
+        for trial in trials:
+            try:
+                total += self.source(trial).length() or 0
+            except ClipError:  # it is recorded when its turn comes
+                continue
+        return total
