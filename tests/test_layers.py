@@ -19,7 +19,7 @@ FLOORS = {
     3: "media weights store logits datasets gaps views told",
     4: "backbones faces follow heads windows demo imported thumbs",
     5: "extract train_heads stack care timeline check submit score facts overlay transfer",
-    6: "predict ablation audit report card doctor",
+    6: "engines predict ablation audit report card doctor",
     7: "cli",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
