@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from fercache import datasets, durable, media, thumbs, views, weights
 from fercache.config import ExtractConfig, digest
-from fercache.datasets import Dataset
+from fercache.datasets import Dataset, Trial
 from fercache.errors import InputError, StoreError
 from fercache.extract.done import ClipDone, ExtractReport, write_failures
 from fercache.extract.work import Work
 from fercache.place import Place
 from fercache.store import EmbeddingStore, read_json, write_json
 
-__all__ = ["ClipDone", "ExtractReport", "current", "faces_of", "run", "settings_of", "store_path", "write_failures"]
+__all__ = ["ClipDone", "Engine", "ExtractReport", "Work", "current", "faces_of", "run", "settings_of", "store_path",
+           "write_failures"]
 
 log = logging.getLogger(__name__)
+
+Engine: TypeAlias = Callable[[Work, Sequence[Trial]], Iterable[ClipDone]]
+"""Gives what becomes of each clip: `Work.all` in this process, the room `engines` in several."""
+
+FAILURES = "failures.csv"
 
 FORMAT = {"store": 1, "decoder": media.DECODER, "crop": "pil-bilinear-160"}
 """What the code itself fixes of the numbers; a change here is a new fingerprint."""
@@ -61,12 +68,15 @@ def store_path(cache: Place, dataset: str, settings: dict[str, Any]) -> Place:
     return cache / "features" / dataset / f"{settings['backbone']}-{digest(settings)[:12]}.zarr"
 
 
-def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | None = None) -> ExtractReport:
+def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | None = None, *,
+        engine: Engine = Work.all, failures: str = FAILURES) -> ExtractReport:
     """Return what was done to bring the store of `dataset` up to date; clips that are there are left alone.
 
     Parameters
     ----------
     place : where the features go instead of the cache, such as a URL.
+    engine : brings the clips through that are not there yet; without one, this process does.
+    failures : name of the list of clips that failed.
 
     Raises
     ------
@@ -87,6 +97,7 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | Non
     log.info("store %s", path)
     store = _opened(path, settings, config, cnn)
     work = Work(dataset, config, store, faces, cnn)
+    failures_at = cache / "features" / dataset.name / failures
     done = [_lost(problem) for problem in dataset.problems if problem.lost]
     waiting = []
     for trial in dataset.trials:
@@ -94,14 +105,13 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | Non
         done.append(cached) if cached else waiting.append(trial)
     try:
         if waiting:
-            done += work.all(waiting)
+            done += engine(work, waiting)
     finally:  # a run that is stopped tells of its failures too
         failed = [c for c in sorted(done, key=lambda c: c.clip) if c.state == "failed"]
         if failed or len(done) >= len(dataset.trials):
-            write_failures(cache / "features" / dataset.name / "failures.csv", failed)
-    report = ExtractReport(store=path, failures_at=cache / "features" / dataset.name / "failures.csv",
-                           fingerprint=digest(settings), seconds=time.monotonic() - started,
-                           clips=tuple(sorted(done, key=lambda c: c.clip)))
+            write_failures(failures_at, failed)
+    report = ExtractReport(store=path, failures_at=failures_at, fingerprint=digest(settings),
+                           clips=tuple(sorted(done, key=lambda c: c.clip)), seconds=time.monotonic() - started)
     write_json(path.parent / "current.json", {"store": path.name})
     work.measured(report, cache)
     if config.thumbnails:

@@ -57,12 +57,20 @@ class Work:
     def all(self, trials: Sequence[Trial]) -> Iterator[ClipDone]:
         """Yield what becomes of each clip; a bad clip does not stop the rest."""
         loaded = self.nets = nets.load(self.config, self.cnn, self.faces)
+        with meter("extract", self.announce(trials)) as bar:
+            yield from self.through(trials, loaded, bar)
+
+    def announce(self, trials: Sequence[Trial]) -> float:
+        """Return the frames to come, as far as the files say; the log tells what they will take."""
         total, row = self._total(trials), 2 * sum(prod(shape) for shape in self.store.taps.values())
         log.info("%d bytes a frame%s, %.2f GB for the %d frames to come", row,
                  f" in {self.config.views} views" if self.config.views > 1 else "", row * total / 1e9, total)
-        with meter("extract", total) as bar:
-            yield from in_turn(trials, lambda trial: self.attempt(trial, loaded, bar),
-                               lambda clip: encode(clip) in claimed(self.store.path))
+        return total
+
+    def through(self, trials: Sequence[Trial], loaded: Nets, bar: Meter) -> Iterator[ClipDone]:
+        """Yield what becomes of each clip, with nets that are loaded, on a meter that runs."""
+        return in_turn(trials, lambda trial: self.attempt(trial, loaded, bar),
+                       lambda clip: encode(clip) in claimed(self.store.path))
 
     def attempt(self, trial: Trial, loaded: Nets, bar: Meter) -> ClipDone | None:
         """Return what became of a clip, None if another process is at it."""
