@@ -13,6 +13,7 @@ from fercache import datasets, durable, media, thumbs, views, weights
 from fercache.config import ExtractConfig, digest
 from fercache.datasets import Dataset, Trial
 from fercache.errors import InputError, StoreError
+from fercache.extract.brake import Brake, never
 from fercache.extract.done import ClipDone, ExtractReport, write_failures
 from fercache.extract.work import Work
 from fercache.place import Place
@@ -69,7 +70,7 @@ def store_path(cache: Place, dataset: str, settings: dict[str, Any]) -> Place:
 
 
 def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | None = None, *,
-        engine: Engine = Work.all, failures: str = FAILURES) -> ExtractReport:
+        engine: Engine = Work.all, failures: str = FAILURES, stop: Callable[[], bool] = never) -> ExtractReport:
     """Return what was done to bring the store of `dataset` up to date; clips that are there are left alone.
 
     Parameters
@@ -77,6 +78,8 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | Non
     place : where the features go instead of the cache, such as a URL.
     engine : brings the clips through that are not there yet; without one, this process does.
     failures : name of the list of clips that failed.
+    stop : asked often, by several threads; once it says True, each clip ends at its next block or segment, and what is
+        not done is reported as left.
 
     Raises
     ------
@@ -96,7 +99,7 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | Non
     path = store_path(place or cache, dataset.name, settings)
     log.info("store %s", path)
     store = _opened(path, settings, config, cnn)
-    work = Work(dataset, config, store, faces, cnn)
+    work = Work(dataset, config, store, faces, cnn, brake=Brake(stop))
     failures_at = cache / "features" / dataset.name / failures
     done = [_lost(problem) for problem in dataset.problems if problem.lost]
     waiting = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from fercache import follow
 from fercache.backbones import Backbone
 from fercache.crops import crop, whole
 from fercache.errors import ClipError
+from fercache.extract.brake import Brake
 from fercache.faces import Detector
 from fercache.media import Frame, Source
 from fercache.people import person_at
@@ -52,6 +53,7 @@ class ClipJob:
     every: int = 1
     margin: float = 0.0
     views: int = 1
+    brake: Brake = field(default_factory=Brake)
 
     def run(self) -> None:
         """Write everything of the clip but the commit mark.
@@ -60,6 +62,8 @@ class ClipJob:
         ------
         ClipError
             The source cannot be read to its end, or holds no frame.
+        Stopped
+            The run was asked to end; what is written so far is durable.
         """
         if self.detector is not None and self.writer.clock is None:
             self.detect(self.detector)
@@ -72,6 +76,7 @@ class ClipJob:
         """Find the faces of every frame, choose whom to follow, and store the clock."""
         times: list[float] = []
         for batch in blocks(ahead(self.source.frames(), FRAMES_AHEAD), DETECT_BLOCK):
+            self.brake.check()
             times += [frame.time_s for frame in batch]
             if len(times) > self.writer.detected:
                 self._detect(detector, batch, stop=len(times))
@@ -140,6 +145,7 @@ class ClipJob:
         -----
         No more crops are held at once than a segment of plain ones, however many views there are.
         """
+        self.brake.check()
         parts = [self._embedded(block) for block in blocks(islice(looks, SEGMENT), max(1, SEGMENT // self.views))]
         if not parts:
             return 0

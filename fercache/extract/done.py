@@ -14,7 +14,10 @@ from fercache.place import Place
 
 @dataclass(frozen=True, kw_only=True)
 class ClipDone:
-    """What became of one clip: `state` is computed, cached (also by another process meanwhile) or failed."""
+    """What became of one clip: `state` is computed, cached (also by another process meanwhile), failed, or left.
+
+    A clip is left where the run was asked to end; the next run goes on with it.
+    """
 
     clip: str
     state: str

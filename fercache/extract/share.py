@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from fercache.datasets import Trial
+from fercache.extract.brake import never
 
 log = logging.getLogger(__name__)
 
@@ -17,14 +18,15 @@ WAIT_S = 0.5
 """Between two looks at clips that another process has."""
 
 
-def in_turn(trials: Sequence[Trial], attempt: Callable[[Trial], T | None],
-            is_claimed: Callable[[str], bool]) -> Iterator[T]:
+def in_turn(trials: Sequence[Trial], attempt: Callable[[Trial], T | None], is_claimed: Callable[[str], bool],
+            leave: Callable[[Trial], T], stop: Callable[[], bool] = never) -> Iterator[T]:
     """Yield what `attempt` makes of each trial; where another process is at it, later.
 
     Parameters
     ----------
     attempt : returns None if another process took the trial first.
     is_claimed : whether a live process has the clip of that name.
+    leave : stands in for `attempt` once `stop` says that the run is to end.
 
     Notes
     -----
@@ -35,6 +37,9 @@ def in_turn(trials: Sequence[Trial], attempt: Callable[[Trial], T | None],
     while waiting:
         busy = []
         for trial in waiting:
+            if stop():
+                yield leave(trial)
+                continue
             result = None if is_claimed(trial.name) else attempt(trial)
             if result is None:
                 busy.append(trial)
@@ -44,6 +49,6 @@ def in_turn(trials: Sequence[Trial], attempt: Callable[[Trial], T | None],
             log.info("waiting for what another process has at work: %s%s", busy[0].name,
                      f" and {len(busy) - 1} more" if len(busy) > 1 else "")
             told = True
-        while busy and all(is_claimed(trial.name) for trial in busy):
+        while busy and not stop() and all(is_claimed(trial.name) for trial in busy):
             time.sleep(WAIT_S)
         waiting = busy

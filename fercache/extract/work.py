@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from fercache.config import ExtractConfig
 from fercache.datasets import Dataset, Trial
 from fercache.errors import ClipError
 from fercache.extract import nets
+from fercache.extract.brake import Brake, Stopped
 from fercache.extract.done import ClipDone, ExtractReport
 from fercache.extract.share import in_turn
 from fercache.extract.sources import unchanged
@@ -37,6 +38,7 @@ class Work:
     faces: str
     cnn: weights.Weights
     nets: Nets | None = None
+    brake: Brake = field(default_factory=Brake)
 
     def cached(self, trial: Trial) -> ClipDone | None:
         """Return the clip's entry if the store holds it and its source is unchanged."""
@@ -70,16 +72,22 @@ class Work:
     def through(self, trials: Sequence[Trial], loaded: Nets, bar: Meter) -> Iterator[ClipDone]:
         """Yield what becomes of each clip, with nets that are loaded, on a meter that runs."""
         return in_turn(trials, lambda trial: self.attempt(trial, loaded, bar),
-                       lambda clip: encode(clip) in claimed(self.store.path))
+                       lambda clip: encode(clip) in claimed(self.store.path), self.left, lambda: self.brake.on)
 
     def attempt(self, trial: Trial, loaded: Nets, bar: Meter) -> ClipDone | None:
         """Return what became of a clip, None if another process is at it."""
         bar.note(trial.name)
         try:
             return self.cached(trial) or self.one(trial, loaded, bar)  # done by another process meanwhile
+        except Stopped:
+            return self.left(trial)
         except ClipError as error:
             log.error("%s: %s", trial.name, error)
             return ClipDone(clip=trial.name, state="failed", message=str(error))
+
+    def left(self, trial: Trial) -> ClipDone:
+        """Return the entry of a clip that waits for the next run."""
+        return ClipDone(clip=trial.name, state="left")
 
     def one(self, trial: Trial, loaded: Nets, bar: Meter) -> ClipDone | None:
         """Bring one clip from source to commit mark; None if another process took it first."""
@@ -93,7 +101,7 @@ class Work:
             if writer is None:
                 return None
             ClipJob(source, writer, loaded.backbone, loaded.detector, bar, side=trial.side, every=self.config.every,
-                    margin=self.config.margin, views=self.config.views).run()
+                    margin=self.config.margin, views=self.config.views, brake=self.brake).run()
             mark = writer.commit()
         faces = int(self.store[trial.name].clock["valid"].sum())
         if not faces:
