@@ -111,6 +111,9 @@ class ExtractConfig(Config):
     min_face_px: int = option(40, "Smallest face looked for, in pixels of the frame.", low=10, high=4096)
     min_score: float = option(0.9, "Detections under this score are no face.", low=0, high=1)
     margin: float = option(0.0, "Room around a box, as a share of its longer side.", low=0, high=2)
+    people: str = option("main", "Whom rows are of: the main person of a clip; all, as CLIP#1 (the main person), "
+                                 "CLIP#2 ..; or its two, as CLIP_left and CLIP_right.",
+                         choices=("main", "all", "left/right"))
     views: int = option(1, "Looks at each face: the plain crop, its mirror image, then moved, turned and lit ones.",
                         low=1, high=64)
     damaged: str = option("fail", "A video that ends before its stated length: fail the clip, or keep what decodes.",

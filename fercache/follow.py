@@ -89,9 +89,27 @@ class _Block:
 
     def _cuts(self) -> list[int]:
         """Return the pictures that differ from the one before as after a cut."""
-        grains = [_grain(image) for image in self.images]
-        return [i for i in range(1, len(grains)) if grains[i].shape != grains[i - 1].shape
-                or np.abs(grains[i] - grains[i - 1]).mean() > CUT]
+        found = Cuts()
+        for row, image in enumerate(self.images):
+            found.see(row, image)
+        return found.rows
+
+
+class Cuts:
+    """The rows that another scene begins with, in `rows`, as pictures go by in `see`."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self._last: NDArray[np.float32] | None = None
+
+    def see(self, row: int, image: Picture | None) -> None:
+        """Take the next picture, None where there is none; a change of resolution is a cut too."""
+        if image is None:
+            return
+        grain, last = _grain(image), self._last
+        if last is not None and (grain.shape != last.shape or np.abs(grain - last).mean() > CUT):
+            self.rows.append(row)
+        self._last = grain
 
 
 def _grain(image: Picture) -> NDArray[np.float32]:

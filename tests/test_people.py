@@ -34,7 +34,8 @@ def vector(who: int, twist: float = 0.1, seed: int = 0) -> np.ndarray:
     return mean_vector((np.eye(WIDE)[who] + twist * off / np.linalg.norm(off))[None])
 
 
-def by_face(detections: list[np.ndarray], people: list[dict[int, np.ndarray]], cuts: tuple[int, ...] = ()) -> list[Person]:
+def by_face(detections: list[np.ndarray], people: list[dict[int, np.ndarray]],
+            cuts: tuple[int, ...] = ()) -> list[Person]:
     """Return the people as a net sees them that knows whose each face is (the box tells, in `people`)."""
     pieces = pieces_of(detections, cuts)
     seen: dict[int, list[np.ndarray]] = {}

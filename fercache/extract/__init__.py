@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from fercache import datasets, durable, media, thumbs, views, weights
+from fercache import datasets, durable, media, people, thumbs, views, weights
 from fercache.config import ExtractConfig, digest
 from fercache.datasets import Dataset, Trial
 from fercache.errors import InputError, StoreError
@@ -32,7 +32,7 @@ FAILURES = "failures.csv"
 FORMAT = {"store": 1, "decoder": media.DECODER, "crop": "pil-bilinear-160"}
 """What the code itself fixes of the numbers; a change here is a new fingerprint."""
 
-DETECTION = ("every", "detect_px", "min_face_px", "min_score", "margin")
+DETECTION = ("every", "detect_px", "min_face_px", "min_score", "margin", "people")
 """Settings that change nothing where no detector is run."""
 
 
@@ -61,7 +61,7 @@ def settings_of(config: ExtractConfig, faces: str, cnn: weights.Weights) -> dict
         chosen["view_policy"] = views.POLICY
     if faces == "cropped":  # no detector is run: its settings change nothing
         return {k: v for k, v in chosen.items() if k not in DETECTION}
-    return {**chosen, "detector": _detector_digest()}
+    return {**chosen, "detector": _detector_digest(), "people_policy": people.POLICY}
 
 
 def store_path(cache: Place, dataset: str, settings: dict[str, Any]) -> Place:
@@ -118,8 +118,8 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | Non
     write_json(path.parent / "current.json", {"store": path.name})
     work.measured(report, cache)
     if config.thumbnails:
-        log.info("thumbnails: faces of %d clips kept in %s", thumbs.keep(dataset.trials, store, cache),
-                 thumbs.folder_of(cache, store))
+        kept = thumbs.keep(datasets.present(dataset, store).trials, store, cache)
+        log.info("thumbnails: faces of %d clips kept in %s", kept, thumbs.folder_of(cache, store))
     return report
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypeVar
 
@@ -15,9 +15,10 @@ from fercache.backbones import Backbone
 from fercache.crops import crop, whole
 from fercache.errors import ClipError
 from fercache.extract.brake import Brake
+from fercache.extract.persons import Whom, people_in
 from fercache.faces import Detector
 from fercache.media import Frame, Source
-from fercache.people import person_at
+from fercache.people import Person
 from fercache.prefetch import ahead
 from fercache.progress import Meter
 from fercache.store import CLOCK, SEGMENT, ClipWriter
@@ -42,21 +43,24 @@ DETECT_SHARE = 0.75
 
 @dataclass
 class ClipJob:
-    """What one clip needs; `detector` is None where the pictures are faces already. Of each face there are `views`."""
+    """What one clip needs; `detector` is None where the pictures are faces already. Of each face there are `views`.
+
+    `writer` is of the person whose commit means that the clip is done; what others there are is written before.
+    """
 
     source: Source
     writer: ClipWriter
     backbone: Backbone
     detector: Detector | None
     bar: Meter
-    side: str = ""
+    whom: Whom = field(default_factory=Whom)
     every: int = 1
     margin: float = 0.0
     views: int = 1
     brake: Brake = field(default_factory=Brake)
 
-    def run(self) -> None:
-        """Write everything of the clip but the commit mark.
+    def run(self) -> int:
+        """Write everything of the clip but the commit mark of its first person, and return how many people it has.
 
         Raises
         ------
@@ -65,19 +69,29 @@ class ClipJob:
         Stopped
             The run was asked to end; what is written so far is durable.
         """
-        if self.detector is not None and self.writer.clock is None:
-            self.detect(self.detector)
         if self.detector is None:
             self.embed_crops()
-        elif self.writer.clock is not None:
-            self.embed_boxes(self.writer.clock)
+            return 1
+        clock, count = self.writer.clock, 1
+        if clock is None or self.whom.several:
+            first, *others = self.detect(self.detector)
+            self._write_others(others)
+            count += len(others)
+            if clock is None:
+                self.writer.set_clock(first)
+            clock = first
+        self.embed_boxes(clock)
+        return count
 
-    def detect(self, detector: Detector) -> None:
-        """Find the faces of every frame, choose whom to follow, and store the clock."""
+    def detect(self, detector: Detector) -> list[NDArray[np.float64]]:
+        """Find the faces of every frame, and return the clock of each person that is asked for."""
         times: list[float] = []
+        cuts = follow.Cuts()
         for batch in blocks(ahead(self.source.frames(), FRAMES_AHEAD), DETECT_BLOCK):
             self.brake.check()
             times += [frame.time_s for frame in batch]
+            for frame in batch:
+                cuts.see(frame.index - 1, frame.image)
             if len(times) > self.writer.detected:
                 self._detect(detector, batch, stop=len(times))
             self.bar.advance(DETECT_SHARE * len(batch))
@@ -85,8 +99,20 @@ class ClipJob:
             raise ClipError("holds no frame", where=self.source.path)
         found = self.writer.detections()
         border = np.searchsorted(found[:, 0], np.arange(1, len(times)))
-        boxes, score, track = person_at(np.split(found[:, 1:], border), self.side)
-        self.writer.set_clock(clock_of(np.array(times), boxes, score, track))
+        people = people_in(self.source, np.split(found[:, 1:], border), cuts.rows, self.whom.look)
+        return [clock_of(np.array(times), one) for one in self.whom.of(people)]
+
+    def _write_others(self, clocks: Sequence[NDArray[np.float64]]) -> None:
+        """Bring the people after the first to their commit marks; those that an earlier run committed stay."""
+        if clocks and self.bar.total:
+            self.bar.grow(self.bar.total + (1 - DETECT_SHARE) * sum(map(len, clocks)))
+        for number, clock in enumerate(clocks, 2):
+            with self.whom.beside(number) as writer:
+                if writer is not None:
+                    if writer.clock is None:
+                        writer.set_clock(clock)
+                    replace(self, writer=writer).embed_boxes(clock)
+                    writer.commit()
 
     def _detect(self, detector: Detector, batch: list[Frame], stop: int) -> None:
         """Find the faces of one batch and keep them."""
@@ -135,8 +161,8 @@ class ClipJob:
         if not times:
             raise ClipError("holds no frame", where=self.source.path)
         seen = ~np.isnan(np.array(boxes)[:, 0])
-        self.writer.set_clock(clock_of(np.array(times), np.array(boxes), np.where(seen, 1.0, np.nan),
-                                       np.where(seen, 0, NO_TRACK)))
+        self.writer.set_clock(clock_of(np.array(times), Person(
+            boxes=np.array(boxes), score=np.where(seen, 1.0, np.nan), track=np.where(seen, 0, NO_TRACK))))
 
     def _write(self, start: int, looks: Iterator[Looks]) -> int:
         """Embed and write one segment of frames, and return its length; rows without a face are zeros.
@@ -175,8 +201,7 @@ def blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield block
 
 
-def clock_of(time_s: NDArray[np.float64], boxes: NDArray[np.float64], score: NDArray[np.float64],
-             track: NDArray[np.int64]) -> NDArray[np.float64]:
+def clock_of(time_s: NDArray[np.float64], person: Person) -> NDArray[np.float64]:
     """Return the clock columns, ``(T, 9)``, of frames 1 to T."""
-    valid = ~np.isnan(boxes[:, 0])
-    return np.column_stack([np.arange(1, len(time_s) + 1), time_s, valid, boxes, score, track]).astype(np.float64)
+    return np.column_stack([np.arange(1, len(time_s) + 1), time_s, person.seen, person.boxes, person.score,
+                            person.track]).astype(np.float64)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fercache.config import ExtractConfig
-from fercache.weights import Weights
+from fercache.taps import IDENTITY
+from fercache.weights import KNOWN, Weights
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from fercache.backbones import Backbone
@@ -17,12 +26,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Nets:
-    """What runs, and on what; `detector` is None where the pictures are faces already."""
+    """What runs, and on what; `detector` is None where the pictures are faces already.
+
+    Attributes
+    ----------
+    teller : loads the net that tells people apart, where it is not `backbone`; None where there is no such net.
+    """
 
     backbone: Backbone
     detector: Detector | None
     device: str
     threads: int
+    teller: Callable[[], Backbone] | None
+
+    @cached_property
+    def identity(self) -> Backbone | None:
+        """The net that gives identity vectors: the backbone if that is among its taps, else one more of the same."""
+        if IDENTITY in self.backbone.shapes and self.teller is not None:
+            return self.backbone
+        return self.teller() if self.teller is not None else None
+
+    @property
+    def look(self) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:
+        """What tells people apart: crops (n, 160, 160, 3) -> identity vectors (n, D); None where nothing does."""
+        return self._look if self.teller is not None else None
+
+    def _look(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        net = self.identity
+        assert net is not None
+        return net.embed32(crops)[IDENTITY]
 
 
 def load(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
@@ -42,13 +74,17 @@ def load(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
 
     device, detector = resolve_device(config.device), None
     threads = use_threads(config.threads)
-    backbone = Backbone.load(cnn, config.taps, precision=config.precision, device=device, backend=config.backend)
+    tapped = partial(Backbone.load, cnn, precision=config.precision, device=device, backend=config.backend)
+    backbone = tapped(config.taps)
     if faces == "mtcnn":
         from fercache.faces import Detector
 
         detector = Detector(min_face_px=config.min_face_px, min_score=config.min_score, detect_px=config.detect_px,
                             device=device)
-    return Nets(backbone=backbone, detector=detector, device=device, threads=threads)
+    teller = partial(tapped, (IDENTITY,)) if cnn.name in KNOWN else None
+    if detector is not None and teller is None:
+        log.info("%s weights: no identity vector is known of them, so place alone tells people apart", cnn.name)
+    return Nets(backbone=backbone, detector=detector, device=device, threads=threads, teller=teller)
 
 
 def provenance(nets: Nets, backend: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -11,7 +13,8 @@ from numpy.typing import NDArray
 
 from fercache.crops import crop
 from fercache.media import Source
-from fercache.people import Person, Pieces, looks, mean_vector, persons, pieces_of
+from fercache.people import Person, Pieces, looks, mean_vector, persons, pieces_of, sides
+from fercache.store import ClipWriter
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +24,45 @@ Look = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 CROP_PX = 160
 LOOKS_AT_ONCE = 256
 """Crops in memory at once."""
+FEWEST = 12
+"""Frames from which a face is a person where all are asked for: half a second. What is shorter is mostly no face."""
+
+
+def _nobody(number: int) -> AbstractContextManager[ClipWriter | None]:
+    return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whom:
+    """Which people of a clip are written.
+
+    Attributes
+    ----------
+    people : main, all or left/right.
+    side : left or right where the clip is of one of two by its name; that beats `people`.
+    look : the net that tells people apart; None where there is none.
+    beside : gives the writer of the person of a number from 2, None where that one is committed.
+    """
+
+    people: str = "main"
+    side: str = ""
+    look: Look | None = None
+    beside: Callable[[int], AbstractContextManager[ClipWriter | None]] = _nobody
+
+    @property
+    def several(self) -> bool:
+        """Whether a clip may give several people."""
+        return not self.side and self.people != "main"
+
+    def of(self, people: Sequence[Person]) -> list[Person]:
+        """Return who is written, at least one: the one whose clip is committed last comes first."""
+        if self.side:
+            return [sides(people)[self.side == "right"]]
+        if self.people == "left/right":
+            return list(sides(people))
+        if self.people == "all":
+            return [people[0], *(one for one in people[1:] if one.seen.sum() >= FEWEST)]
+        return [people[0]]
 
 
 def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: Sequence[int],

@@ -18,14 +18,14 @@ WAIT_S = 0.5
 """Between two looks at clips that another process has."""
 
 
-def in_turn(trials: Sequence[Trial], attempt: Callable[[Trial], T | None], is_claimed: Callable[[str], bool],
+def in_turn(trials: Sequence[Trial], attempt: Callable[[Trial], T | None], is_claimed: Callable[[Trial], bool],
             leave: Callable[[Trial], T], stop: Callable[[], bool] = never) -> Iterator[T]:
     """Yield what `attempt` makes of each trial; where another process is at it, later.
 
     Parameters
     ----------
     attempt : returns None if another process took the trial first.
-    is_claimed : whether a live process has the clip of that name.
+    is_claimed : whether a live process has the trial.
     leave : stands in for `attempt` once `stop` says that the run is to end.
 
     Notes
@@ -40,7 +40,7 @@ def in_turn(trials: Sequence[Trial], attempt: Callable[[Trial], T | None], is_cl
             if stop():
                 yield leave(trial)
                 continue
-            result = None if is_claimed(trial.name) else attempt(trial)
+            result = None if is_claimed(trial) else attempt(trial)
             if result is None:
                 busy.append(trial)
             else:
@@ -49,6 +49,6 @@ def in_turn(trials: Sequence[Trial], attempt: Callable[[Trial], T | None], is_cl
             log.info("waiting for what another process has at work: %s%s", busy[0].name,
                      f" and {len(busy) - 1} more" if len(busy) > 1 else "")
             told = True
-        while busy and not stop() and all(is_claimed(trial.name) for trial in busy):
+        while busy and not stop() and all(is_claimed(trial) for trial in busy):
             time.sleep(WAIT_S)
         waiting = busy

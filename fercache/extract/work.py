@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from fercache import media, rates, weights
 from fercache.config import ExtractConfig
-from fercache.datasets import Dataset, Trial
+from fercache.datasets import COUNT, Dataset, Trial, people_held, people_of, person_name
 from fercache.errors import ClipError
 from fercache.extract import nets
+from fercache.extract.beside import Together
 from fercache.extract.brake import Brake, Stopped
 from fercache.extract.done import ClipDone, ExtractReport
 from fercache.extract.share import in_turn
@@ -42,15 +43,19 @@ class Work:
 
     def cached(self, trial: Trial) -> ClipDone | None:
         """Return the clip's entry if the store holds it and its source is unchanged."""
-        if trial.name not in self.store:
+        if not people_held(trial, self.store):
             return None
-        mark = self.store.mark(trial.name)
+        mark = self.store.mark(self.name(trial))
         try:
             same = unchanged(mark.source, trial.path, trial.kind, self.config.strict)
         except ClipError as error:
             log.warning("%s: the source is gone or unreadable (%s); the stored features stay", trial.name, error.what)
             same = True
         return ClipDone(clip=trial.name, state="cached", frames=mark.frames) if same else None
+
+    def name(self, trial: Trial) -> str:
+        """Return under which name a clip is in the store when it is done."""
+        return person_name(trial, people_of(self.store.settings))
 
     def source(self, trial: Trial) -> media.Source:
         """Return the clip's frames."""
@@ -72,7 +77,8 @@ class Work:
     def through(self, trials: Sequence[Trial], loaded: Nets, bar: Meter) -> Iterator[ClipDone]:
         """Yield what becomes of each clip, with nets that are loaded, on a meter that runs."""
         return in_turn(trials, lambda trial: self.attempt(trial, loaded, bar),
-                       lambda clip: encode(clip) in claimed(self.store.path), self.left, lambda: self.brake.on)
+                       lambda trial: encode(self.name(trial)) in claimed(self.store.path), self.left,
+                       lambda: self.brake.on)
 
     def attempt(self, trial: Trial, loaded: Nets, bar: Meter) -> ClipDone | None:
         """Return what became of a clip, None if another process is at it."""
@@ -92,18 +98,21 @@ class Work:
     def one(self, trial: Trial, loaded: Nets, bar: Meter) -> ClipDone | None:
         """Bring one clip from source to commit mark; None if another process took it first."""
         from fercache.extract.clip import ClipJob
+        from fercache.extract.persons import Whom
 
         source = self.source(trial)
-        if trial.name in self.store:
-            log.warning("%s: the source file has changed; it is done again", trial.name)
-        with self.store.writer(trial.name, source=source.digest(strict=True),
-                               provenance=nets.provenance(loaded, self.config.backend)) as writer:
+        if self.name(trial) in self.store:
+            log.warning("%s: the source file has changed, or one of its people was lost; it is done again", trial.name)
+        together = Together(trial=trial, store=self.store, source=source.digest(strict=True),
+                            provenance=nets.provenance(loaded, self.config.backend))
+        whom = Whom(people=people_of(self.store.settings), side=trial.side, look=loaded.look, beside=together.beside)
+        with together.begun() as writer:
             if writer is None:
                 return None
-            ClipJob(source, writer, loaded.backbone, loaded.detector, bar, side=trial.side, every=self.config.every,
-                    margin=self.config.margin, views=self.config.views, brake=self.brake).run()
-            mark = writer.commit()
-        faces = int(self.store[trial.name].clock["valid"].sum())
+            count = ClipJob(source, writer, loaded.backbone, loaded.detector, bar, whom=whom, every=self.config.every,
+                            margin=self.config.margin, views=self.config.views, brake=self.brake).run()
+            mark = writer.commit(**{COUNT: count} if whom.several else {})
+        faces = int(self.store[self.name(trial)].clock["valid"].sum())
         if not faces:
             log.warning("%s: no face in any of its %d frames", trial.name, mark.frames)
         return ClipDone(clip=trial.name, state="computed", frames=mark.frames, faces=faces)

@@ -31,7 +31,7 @@ class Person:
     @property
     def seen(self) -> Bools:
         """Whether there is a box, (T,)."""
-        return self.track != NONE
+        return np.asarray(self.track != NONE)
 
 
 def persons(pieces: Pieces, vectors: Mapping[int, Floats] | None = None) -> list[Person]:

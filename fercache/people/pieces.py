@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class Pieces:
         """Return (S, S) whether two pieces are in one frame."""
         found = np.zeros((self.count, self.count), bool)
         edges = np.flatnonzero(np.diff(self.frame, prepend=-1, append=-1))
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             if stop - start > 1:
                 found[np.ix_(self.piece[start:stop], self.piece[start:stop])] = True
         np.fill_diagonal(found, False)

@@ -14,7 +14,7 @@ from fercache.errors import InputError
 
 log = logging.getLogger(__name__)
 
-FREE = ("views", "view_policy", "taps", "crop_fps", "damaged")
+FREE = ("views", "view_policy", "taps", "crop_fps", "damaged", "people", "people_policy")
 """Settings that may differ: they do not change what one frame's features are (taps are looked at by themselves)."""
 BY_THE_CLIPS = ("faces", "weights", "views")
 """Settings of the heads' store that are not simply taken over."""

@@ -222,8 +222,12 @@ class ClipWriter:
         for name, made in digests.items():
             self._chunks[name] += made
 
-    def commit(self) -> Mark:
+    def commit(self, **more: Any) -> Mark:
         """Make the clip part of the store and return its mark.
+
+        Parameters
+        ----------
+        more : JSON values that the mark's provenance states beside the job's own.
 
         Raises
         ------
@@ -236,7 +240,7 @@ class ClipWriter:
                              hint="set the clock and write every frame before the commit")
         arrays = {name: array_mark(self.job.grid(name, self.written), self._chunks[name]) for name in self.job.arrays}
         mark = Mark(clip=self.job.clip, fingerprint=self.job.fingerprint, frames=self.written, arrays=arrays,
-                    source=self.job.source, provenance=self.job.provenance)
+                    source=self.job.source, provenance={**self.job.provenance, **more})
         for name, array in arrays.items():
             self._finish(name, array.grid)
         self.files.settle([self.job.folder, *map(self.job.key, arrays), *(self.job.key(n, META) for n in arrays)])
