@@ -13,7 +13,7 @@ from videos import make_video
 
 from fercache import demo, extract, media
 from fercache.config import ExtractConfig
-from fercache.datasets import Dataset, Kind, Trial, people_held, present
+from fercache.datasets import Dataset, Trial, people_held, present
 from fercache.store import EmbeddingStore
 
 Picture = NDArray[np.uint8]
@@ -52,10 +52,9 @@ def scene(heads: list[list[Picture]], places: Sequence[Sequence[Place]], shade: 
 
 
 def dataset_of(*paths: Path) -> Dataset:
-    kind: Kind = "video"
-    trials = [Trial(name=path.name, path=path, kind=kind, parent=path.name, group=path.name, split="train", clip_label=0)
-              for path in paths]
-    return Dataset(name="people", layout="table", classes=("A", "B"), trials=tuple(sorted(trials, key=lambda t: t.name)))
+    trials = [Trial(name=path.name, path=path, kind="video", parent=path.name, group=path.name, split="train",
+                    clip_label=0) for path in sorted(paths, key=lambda path: path.name)]
+    return Dataset(name="people", layout="table", classes=("A", "B"), trials=tuple(trials))
 
 
 def extracted(paths: Sequence[Path], tmp_path: Path, cache: Path, **settings: object) -> tuple[Dataset, EmbeddingStore]:
