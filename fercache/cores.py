@@ -43,6 +43,24 @@ def use_threads(threads: int) -> int:
     return torch.get_num_threads()
 
 
+def gpus() -> int:
+    """Return how many CUDA devices this process sees."""
+    return torch.cuda.device_count()
+
+
+def seat(device: str, threads: int, number: int, of: int) -> tuple[str, int]:
+    """Return the device and the threads of process `number` (from 0) of the `of` that share a machine.
+
+    Parameters
+    ----------
+    device, threads : what is meant for all of them: auto and cuda are dealt out among the GPUs, a device with a number
+        is everybody's; threads (0: all cores) are divided.
+    """
+    if device in ("auto", "cuda") and gpus():
+        device = f"cuda:{number % gpus()}"
+    return device, max(1, (threads or len(os.sched_getaffinity(0))) // of)
+
+
 def spread(task: Callable[[Item], Result], items: Sequence[Item], device: str = "cpu") -> list[Result]:
     """Return ``[task(item) for item in items]``, computed on as many cores as torch uses.
 

@@ -31,6 +31,7 @@ DOORS = {
     "pyarrow": {"stack", "datasets", "preds", "transfer"},
     "PIL": {"media", "crops", "timeline", "views", "thumbs", "overlay"},
     "rich": {"progress", "stack", "cli", "score", "doctor"},
+    "distributed": {"engines"},
     "plotly": {"report"}, "jinja2": {"report"}, "markupsafe": {"report"},
     "torch": {"facenet", "weights", "cores", "backbones", "faces", "heads", "windows", "train_heads"},
 }

@@ -9,7 +9,20 @@ from pathlib import Path
 import click
 
 from fercache import __version__, recipe
-from fercache.cli import ablation, audit, care, check, logits, pipeline, predict, report, submit, transfer, upkeep
+from fercache.cli import (
+    ablation,
+    audit,
+    care,
+    check,
+    extract,
+    logits,
+    pipeline,
+    predict,
+    report,
+    submit,
+    transfer,
+    upkeep,
+)
 from fercache.cli.home import Home
 from fercache.cli.options import PLACE
 from fercache.errors import FercacheError
@@ -44,6 +57,6 @@ def main(ctx: click.Context, cache: Place | None, local_cache: Path | None, stag
     ctx.obj = Home().moved(cache, local_cache, stages)
 
 
-for room in (pipeline, predict, ablation, audit, check, submit, report, logits, transfer, care, upkeep):
+for room in (extract, pipeline, predict, ablation, audit, check, submit, report, logits, transfer, care, upkeep):
     for command in room.COMMANDS:
         main.add_command(command)

@@ -1,4 +1,4 @@
-"""The commands that users type all day: extract, train-heads, stack, timeline."""
+"""The commands that users type all day, after `extract`: train-heads, stack, timeline."""
 
 from __future__ import annotations
 
@@ -10,32 +10,10 @@ import click
 
 from fercache.cli.home import Home, places
 from fercache.cli.options import PLACE, config_options
-from fercache.config import DatasetConfig, ExtractConfig, StackConfig, TrainConfig
+from fercache.config import DatasetConfig, StackConfig, TrainConfig
 from fercache.place import Place
 
 log = logging.getLogger("fercache")
-
-
-@click.command()
-@config_options(DatasetConfig)
-@config_options(ExtractConfig)
-@places
-def extract(home: Home, **typed: Any) -> int:
-    """Stage one: run the CNN once over every frame of every clip and keep what it saw."""
-    from fercache import extract as stage
-    from fercache import runs
-
-    config, dataset = home.config(ExtractConfig, "extract", typed), home.dataset(typed)
-    report = stage.run(dataset, config, home.cache, home.remote)
-    frames = sum(c.frames for c in report.clips if c.state == "computed")
-    if report.count("computed"):
-        runs.note(home.cache, dataset.name, "extract", report.store.name, report.seconds, frames=frames)
-    log.info("%d clips computed (%d frames in %.0f s), %d cached, %d failed", report.count("computed"), frames,
-             report.seconds, report.count("cached"), report.count("failed"))
-    if report.failures():
-        log.error("failed clips are listed in %s", report.failures_at)
-    click.echo(report.store)
-    return 1 if report.failures() else 0
 
 
 @click.command("train-heads")
@@ -111,4 +89,4 @@ def timeline(home: Home, preds: Path, store: Place | None, out: Path, **typed: A
     return 0
 
 
-COMMANDS = (extract, train_heads, stack, timeline)
+COMMANDS = (train_heads, stack, timeline)

@@ -1,1 +1,116 @@
-"""Stage one in several processes: in parts, on the devices of one machine, or on a cluster."""
+"""Stage one in parts, in several processes of this machine, or on a cluster: one store, whoever fills it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fercache import extract
+from fercache.config import ExtractConfig
+from fercache.datasets import Dataset
+from fercache.engines import shard
+from fercache.engines.shard import Shard
+from fercache.errors import InputError
+from fercache.extract import Engine, ExtractReport, Work
+from fercache.place import Place
+
+__all__ = ["Typed", "Way"]
+
+WORKERS_MOST = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How stage one is run.
+
+    Attributes
+    ----------
+    shard : the part to do, None for all of it.
+    workers : processes; 0 and 1 are this one alone, None is one for each GPU.
+    dask : whether Dask gives the clips out, and scheduler : where it runs; without one it runs here.
+    seat : which of how many processes of this machine this one is, where torchrun started it.
+    """
+
+    shard: Shard | None = None
+    workers: int | None = 0
+    dask: bool = False
+    scheduler: str = ""
+    seat: tuple[int, int] = (0, 1)
+
+    @property
+    def tells(self) -> bool:
+        """Whether this run, and no other part, tells what is wrong with the data set."""
+        return self.shard is None or self.shard.number == 1
+
+    def run(self, dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | None) -> ExtractReport:
+        """Return what was done, as `extract.run` does, which says what is raised."""
+        config = replace(config, faces=extract.faces_of(dataset, config))  # of the whole, whatever is in this part
+        failures = extract.FAILURES
+        if self.shard is not None:
+            dataset, failures = self.shard.of_dataset(dataset), self.shard.failures
+        if self.seat[1] > 1:
+            from fercache import cores  # torch
+
+            device, threads = cores.seat(config.device, config.threads, *self.seat)
+            config = replace(config, device=device, threads=threads)
+        return extract.run(dataset, config, cache, place, engine=self._engine(), failures=failures)
+
+    def _engine(self) -> Engine:
+        """Return what brings the clips through."""
+        workers = self.workers
+        if workers is None:
+            from fercache import cores  # torch
+
+            workers = cores.gpus()
+        if self.dask:
+            from fercache.engines.cluster import Cluster
+
+            return Cluster(self.scheduler, max(1, workers))
+        if workers > 1:
+            from fercache.engines.pool import Pool
+
+            return Pool(workers)
+        return Work.all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Typed:
+    """What a user may type about the way: the flags of `fercache extract`."""
+
+    engine: str = "here"
+    scheduler: str = ""
+    workers: str = "0"
+    shard: str = ""
+
+    def way(self, environ: Mapping[str, str]) -> Way:
+        """Return the way that is meant.
+
+        Parameters
+        ----------
+        environ : environment variables, which ``--shard auto`` asks.
+
+        Raises
+        ------
+        InputError
+            A flag means nothing, or nothing beside another one.
+        """
+        dask = self.engine == "dask"
+        if self.scheduler and not dask:
+            raise InputError("only Dask has a scheduler", where="--scheduler", hint="add --engine dask")
+        if self.scheduler and self.workers != "0":
+            raise InputError("the scheduler's workers are those that it has", where="--workers",
+                             hint="leave it out, or leave --scheduler out")
+        return Way(shard=shard.read(self.shard, environ) if self.shard else None, workers=_workers(self.workers),
+                   dask=dask, scheduler=self.scheduler,
+                   seat=shard.seat(environ) if self.shard == "auto" else (0, 1))
+
+
+def _workers(text: str) -> int | None:
+    """Return the number of processes, None for auto."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) > WORKERS_MOST:
+        raise InputError(f"{text!r} is no number of processes", where="--workers",
+                         hint=f"a number up to {WORKERS_MOST}, or auto: as many as there are GPUs")
+    return int(text)

@@ -75,6 +75,14 @@ def read(text: str, environ: Mapping[str, str]) -> Shard:
     return Shard(int(found[1]), int(found[2]))
 
 
+def seat(environ: Mapping[str, str]) -> tuple[int, int]:
+    """Return which process of this machine, from 0, this one is, and of how many: torchrun says so, else (0, 1)."""
+    if _torchrun(environ) is None or "LOCAL_RANK" not in environ:
+        return 0, 1
+    number = _whole(environ, "LOCAL_RANK")
+    return number, max(number + 1, _whole(environ, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in environ else 1)
+
+
 def _told(environ: Mapping[str, str]) -> Shard:
     """Return the part that the environment names: the array's outside, torchrun's inside."""
     outer, inner = _slurm(environ), _torchrun(environ)

@@ -19,8 +19,8 @@ from fercache.extract.work import Work
 from fercache.place import Place
 from fercache.store import EmbeddingStore, read_json, write_json
 
-__all__ = ["ClipDone", "Engine", "ExtractReport", "Work", "current", "faces_of", "run", "settings_of", "store_path",
-           "write_failures"]
+__all__ = ["FAILURES", "ClipDone", "Engine", "ExtractReport", "Work", "current", "faces_of", "run", "settings_of",
+           "store_path", "write_failures"]
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | Non
     path = store_path(place or cache, dataset.name, settings)
     log.info("store %s", path)
     store = _opened(path, settings, config, cnn)
-    work = Work(dataset, config, store, faces, cnn, brake=Brake(stop))
+    work = Work(config, store, faces, cnn, brake=Brake(stop))
     failures_at = cache / "features" / dataset.name / failures
     done = [_lost(problem) for problem in dataset.problems if problem.lost]
     waiting = []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fercache import media, rates, weights
 from fercache.config import ExtractConfig
-from fercache.datasets import COUNT, Dataset, Trial, people_held, people_of, person_name
+from fercache.datasets import COUNT, Trial, people_held, people_of, person_name
 from fercache.errors import ClipError
 from fercache.extract import nets
 from fercache.extract.beside import Together
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 class Work:
     """One run over the clips."""
 
-    dataset: Dataset
     config: ExtractConfig
     store: EmbeddingStore
     faces: str

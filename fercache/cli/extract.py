@@ -1,0 +1,62 @@
+"""`fercache extract`: stage one, in this process or in several."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fercache.cli.home import Home, places
+from fercache.cli.options import config_options
+from fercache.config import DatasetConfig, ExtractConfig
+
+if TYPE_CHECKING:
+    from fercache.extract import ExtractReport
+
+log = logging.getLogger("fercache")
+
+ENGINES = ("here", "dask")
+FLAGS = ("engine", "scheduler", "workers", "shard")
+
+
+@click.command()
+@config_options(DatasetConfig)
+@config_options(ExtractConfig)
+@click.option("--workers", metavar="N|auto", default="0", help="Processes on this machine, each with a device of its "
+              "own and its share of the threads; auto: one for each GPU.  [default: this process alone]")
+@click.option("--shard", metavar="I/N|auto", default="", help="Do part I of N and no other clip; auto: as a Slurm "
+              "array or torchrun says.")
+@click.option("--engine", type=click.Choice(ENGINES), default="here", help="Who gives the clips out: fercache, "
+              "or Dask (an extra).  [default: here]")
+@click.option("--scheduler", metavar="ADDRESS", default="", help="A running Dask scheduler, such as tcp://host:8786; "
+              "without it --engine dask starts its workers here.")
+@places
+def extract(home: Home, **typed: Any) -> int:
+    """Stage one: run the CNN once over every frame of every clip and keep what it saw."""
+    from fercache import engines, runs
+
+    way = engines.Typed(**{name: typed.pop(name) for name in FLAGS}).way(os.environ)
+    config, dataset = home.config(ExtractConfig, "extract", typed), home.dataset(typed, told=way.tells)
+    report = way.run(dataset, config, home.cache, home.remote)
+    if report.count("computed"):
+        runs.note(home.cache, dataset.name, "extract", report.store.name, report.seconds, frames=_frames(report))
+    _sum_up(report)
+    click.echo(report.store)
+    return 1 if report.failures() else 0
+
+
+def _frames(report: ExtractReport) -> int:
+    return sum(clip.frames for clip in report.clips if clip.state == "computed")
+
+
+def _sum_up(report: ExtractReport) -> None:
+    """Say what was done."""
+    log.info("%d clips computed (%d frames in %.0f s), %d cached, %d failed", report.count("computed"),
+             _frames(report), report.seconds, report.count("cached"), report.count("failed"))
+    if report.failures():
+        log.error("failed clips are listed in %s", report.failures_at)
+
+
+COMMANDS = (extract,)
