@@ -81,7 +81,7 @@ def gather(preds: Path, cache: Path, check: Path | None = None, ablation: Path |
     return Facts(preds=preds, cache=cache, metrics=metrics, store=store, book=book if book.is_file() else None,
                  took={stage: runs.total(noted, stage, made[stage]) for stage in STAGES},
                  check=_table(check), ablation=_table(ablation),
-                 failures=_failures(cache / "features" / dataset / "failures.csv") if store else ())
+                 failures=_failures(cache / "features" / dataset) if store else ())
 
 
 def _metrics(preds: Path) -> dict[str, Any]:
@@ -114,8 +114,10 @@ def _table(path: Path | None) -> Any:
         raise InputError(f"not readable ({error})", where=path) from error
 
 
-def _failures(path: Path) -> tuple[tuple[str, str], ...]:
-    if not path.is_file():
-        return ()
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        return tuple((row[0], row[1]) for row in list(csv.reader(file))[1:] if len(row) == 2)
+def _failures(folder: Path) -> tuple[tuple[str, str], ...]:
+    """Return what the lists of failures in a folder say: one of a whole run, or one for each part."""
+    found: dict[str, str] = {}
+    for path in sorted(folder.glob("failures*.csv")):
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            found |= {row[0]: row[1] for row in list(csv.reader(file))[1:] if len(row) == 2}
+    return tuple(found.items())

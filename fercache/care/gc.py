@@ -19,7 +19,7 @@ from fercache.store.names import decode, encode
 STAGES = ("features", "logits", "heads", "stack")
 """Folders of the cache that hold one folder a data set, and in it what a stage made."""
 STORE, WORK, LOCK = ".zarr", ".work", ".lock"
-KEPT = ("current.json", "failures.csv")
+KEPT = ("current.json", "failures*.csv")
 """Files beside the results that point to them or tell of them."""
 UNNAMED, LOST, UNKNOWN = "no recipe names it", "left half done, and cannot go on", "not in the data set"
 TORN, ORPHAN = "left by a run that was killed", "of a store that is gone"
@@ -89,7 +89,7 @@ def _results(cache: Path) -> Iterator[Path]:
     """Yield what the stages made."""
     for stage in STAGES:
         for path in sorted(cache.glob(f"{stage}/*/*")):
-            if path.name not in KEPT and path.suffix != LOCK:
+            if not any(path.match(kept) for kept in KEPT) and path.suffix != LOCK:
                 yield path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("fercache")
 
 ENGINES = ("here", "dask")
-FLAGS = ("engine", "scheduler", "workers", "shard")
+FLAGS = ("engine", "scheduler", "workers", "shard", "time_limit")
 
 
 @click.command()
 @config_options(DatasetConfig)
 @config_options(ExtractConfig)
+@click.option("--time-limit", metavar="TIME", default="", help="Stop cleanly after 3600 (seconds), 90m or 1:30:00; "
+              "the same command goes on from there.")
 @click.option("--workers", metavar="N|auto", default="0", help="Processes on this machine, each with a device of its "
               "own and its share of the threads; auto: one for each GPU.  [default: this process alone]")
 @click.option("--shard", metavar="I/N|auto", default="", help="Do part I of N and no other clip; auto: as a Slurm "
@@ -35,26 +38,27 @@ FLAGS = ("engine", "scheduler", "workers", "shard")
 @places
 def extract(home: Home, **typed: Any) -> int:
     """Stage one: run the CNN once over every frame of every clip and keep what it saw."""
+    began_s = time.time()
     from fercache import engines, runs
 
-    way = engines.Typed(**{name: typed.pop(name) for name in FLAGS}).way(os.environ)
+    way = engines.Typed(**{name: typed.pop(name) for name in FLAGS}).way(os.environ, began_s)
     config, dataset = home.config(ExtractConfig, "extract", typed), home.dataset(typed, told=way.tells)
     report = way.run(dataset, config, home.cache, home.remote)
     if report.count("computed"):
-        runs.note(home.cache, dataset.name, "extract", report.store.name, report.seconds, frames=_frames(report))
+        runs.note(home.cache, dataset.name, "extract", report.store.name, report.seconds,
+                  frames=report.frames("computed"))
     _sum_up(report)
     click.echo(report.store)
     return 1 if report.failures() else 0
 
 
-def _frames(report: ExtractReport) -> int:
-    return sum(clip.frames for clip in report.clips if clip.state == "computed")
-
-
 def _sum_up(report: ExtractReport) -> None:
-    """Say what was done."""
+    """Say what was done, and what is left."""
     log.info("%d clips computed (%d frames in %.0f s), %d cached, %d failed", report.count("computed"),
-             _frames(report), report.seconds, report.count("cached"), report.count("failed"))
+             report.frames("computed"), report.seconds, report.count("cached"), report.count("failed"))
+    if report.count("left"):
+        log.warning("stopped by the time limit: %d clips are left, about %d frames: run the same command again",
+                    report.count("left"), report.frames("left"))
     if report.failures():
         log.error("failed clips are listed in %s", report.failures_at)
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from math import inf
 from pathlib import Path
 
 from fercache import extract
 from fercache.config import ExtractConfig
 from fercache.datasets import Dataset
-from fercache.engines import shard
+from fercache.engines import limit, shard
+from fercache.engines.limit import over
 from fercache.engines.shard import Shard
 from fercache.errors import InputError
 from fercache.extract import Engine, ExtractReport, Work
 from fercache.place import Place
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Typed", "Way"]
 
@@ -29,6 +35,7 @@ class Way:
     shard : the part to do, None for all of it.
     workers : processes; 0 and 1 are this one alone, None is one for each GPU.
     dask : whether Dask gives the clips out, and scheduler : where it runs; without one it runs here.
+    ends_s : when to stop, in seconds since 1970.
     seat : which of how many processes of this machine this one is, where torchrun started it.
     """
 
@@ -36,6 +43,7 @@ class Way:
     workers: int | None = 0
     dask: bool = False
     scheduler: str = ""
+    ends_s: float = inf
     seat: tuple[int, int] = (0, 1)
 
     @property
@@ -48,13 +56,19 @@ class Way:
         config = replace(config, faces=extract.faces_of(dataset, config))  # of the whole, whatever is in this part
         failures = extract.FAILURES
         if self.shard is not None:
-            dataset, failures = self.shard.of_dataset(dataset), self.shard.failures
+            whole, dataset, failures = dataset, self.shard.of_dataset(dataset), self.shard.failures
+            log.info("part %d of %d: %d of %d clips", self.shard.number, self.shard.of, len(dataset.trials),
+                     len(whole.trials))
         if self.seat[1] > 1:
             from fercache import cores  # torch
 
             device, threads = cores.seat(config.device, config.threads, *self.seat)
             config = replace(config, device=device, threads=threads)
-        return extract.run(dataset, config, cache, place, engine=self._engine(), failures=failures)
+        report = extract.run(dataset, config, cache, place, engine=self._engine(), failures=failures,
+                             stop=partial(over, self.ends_s))
+        if self.shard is None and not report.count("left"):
+            shard.forget_lists(report.failures_at.parent)
+        return report
 
     def _engine(self) -> Engine:
         """Return what brings the clips through."""
@@ -66,11 +80,11 @@ class Way:
         if self.dask:
             from fercache.engines.cluster import Cluster
 
-            return Cluster(self.scheduler, max(1, workers))
+            return Cluster(self.scheduler, max(1, workers), self.ends_s)
         if workers > 1:
             from fercache.engines.pool import Pool
 
-            return Pool(workers)
+            return Pool(workers, self.ends_s)
         return Work.all
 
 
@@ -82,13 +96,15 @@ class Typed:
     scheduler: str = ""
     workers: str = "0"
     shard: str = ""
+    time_limit: str = ""
 
-    def way(self, environ: Mapping[str, str]) -> Way:
+    def way(self, environ: Mapping[str, str], began_s: float) -> Way:
         """Return the way that is meant.
 
         Parameters
         ----------
         environ : environment variables, which ``--shard auto`` asks.
+        began_s : from when the time limit counts, in seconds since 1970.
 
         Raises
         ------
@@ -103,6 +119,7 @@ class Typed:
                              hint="leave it out, or leave --scheduler out")
         return Way(shard=shard.read(self.shard, environ) if self.shard else None, workers=_workers(self.workers),
                    dask=dask, scheduler=self.scheduler,
+                   ends_s=began_s + limit.seconds(self.time_limit) if self.time_limit else inf,
                    seat=shard.seat(environ) if self.shard == "auto" else (0, 1))
 
 

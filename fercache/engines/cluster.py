@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from math import inf
 from typing import Any
 
 import fercache
@@ -37,6 +38,7 @@ class Cluster:
     ----------
     scheduler : address of a running one; without it workers are started on this machine.
     workers : how many are started then.
+    ends_s : when to stop, in seconds since 1970.
 
     Notes
     -----
@@ -46,6 +48,7 @@ class Cluster:
 
     scheduler: str
     workers: int
+    ends_s: float = inf
 
     def __call__(self, work: Work, trials: Sequence[Trial]) -> Iterator[ClipDone]:
         """Yield what becomes of each clip. A clip whose worker died again and again counts as failed.
@@ -60,7 +63,8 @@ class Cluster:
             The scheduler has gone.
         """
         _distributed()
-        total, order = work.announce(trials), order_of(work, trials, 1 if self.scheduler else self.workers)
+        total = work.announce(trials)
+        order = order_of(work, trials, self.ends_s, 1 if self.scheduler else self.workers)
         with self._client() as client, meter("extract", total) as bar:
             _look_at(client, order)
             given = {client.submit(_perform, order, parcel, pure=False, retries=RETRIES): parcel
@@ -144,7 +148,7 @@ def _taken(given: dict[Any, list[Trial]], bar: Meter) -> Iterator[ClipDone]:
             raise FercacheError("the scheduler has gone", hint="start it and run again; what is committed stays"
                                 ) from error
         done.tell()
-        bar.advance(sum(clip.frames for clip in done.clips))
+        bar.advance(sum(clip.frames for clip in done.clips if clip.state != "left"))
         yield from done.clips
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 from fercache.errors import InputError
 
@@ -31,6 +32,11 @@ def seconds(text: str) -> float:
     if not found:
         raise InputError(f"{text!r} is no length of time", where="--time-limit", hint=HINT)
     return found
+
+
+def over(ends_s: float) -> bool:
+    """Return whether that moment, in seconds since 1970, has come."""
+    return time.time() >= ends_s
 
 
 def _units(text: str) -> float | None:

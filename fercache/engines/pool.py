@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from multiprocessing import get_context, parent_process
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
@@ -32,7 +33,7 @@ PARCEL, TURNS = 256, 8
 
 @dataclass(frozen=True)
 class Pool:
-    """An engine of `workers` processes on this machine.
+    """An engine of `workers` processes on this machine, up to the moment `ends_s` (seconds since 1970).
 
     Notes
     -----
@@ -41,6 +42,7 @@ class Pool:
     """
 
     workers: int
+    ends_s: float = inf
 
     def __call__(self, work: Work, trials: Sequence[Trial]) -> Iterator[ClipDone]:
         """Yield what becomes of each clip.
@@ -52,7 +54,7 @@ class Pool:
         """
         total = work.announce(trials)
         least = min(PARCEL, sum(map(amount, trials)) // (TURNS * self.workers))
-        order = order_of(work, trials, self.workers)
+        order = order_of(work, trials, self.ends_s, self.workers)
         with meter("extract", total) as bar, _hired(self.workers) as crew:
             for done in crew.watch(crew.submit(order, parcels(slim(trials), least)), bar):
                 done.tell()

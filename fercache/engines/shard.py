@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fercache.datasets import Dataset, Trial
 from fercache.engines.size import bundles
@@ -73,6 +74,12 @@ def read(text: str, environ: Mapping[str, str]) -> Shard:
     if found is None:
         raise InputError(f"{text!r} names no part", where=WHERE, hint=HINT)
     return Shard(int(found[1]), int(found[2]))
+
+
+def forget_lists(folder: Path) -> None:
+    """Remove the lists that parts of a data set left, since a run over all of it has spoken."""
+    for path in folder.glob("failures-*-of-*.csv"):
+        path.unlink(missing_ok=True)
 
 
 def seat(environ: Mapping[str, str]) -> tuple[int, int]:

@@ -7,15 +7,18 @@ import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from math import inf
 from pathlib import Path
 from threading import Lock
 
 import fercache
 from fercache.config import ExtractConfig
 from fercache.datasets import Trial
+from fercache.engines.limit import over
 from fercache.errors import InputError
 from fercache.extract import ClipDone, Work
+from fercache.extract.brake import Brake
 from fercache.extract.nets import Nets, load
 from fercache.place import Place
 from fercache.progress import Meter
@@ -36,6 +39,7 @@ class Order:
     ----------
     config : how; device and threads are those of the machine, and `seats` processes share them.
     seen : a clip that the one who gives the order sees, if there is one.
+    ends_s : when clips are left at their next block or segment, in seconds since 1970.
     version : of the fercache that gives the order.
     """
 
@@ -44,6 +48,7 @@ class Order:
     cnn: Weights
     store: Place
     seen: tuple[Path, ...]
+    ends_s: float = inf
     seats: int = 1
     version: str = fercache.__version__
 
@@ -61,12 +66,13 @@ class Done:
             logging.getLogger("fercache").log(level, "%s", text)
 
 
-def order_of(work: Work, trials: Sequence[Trial], seats: int = 1) -> Order:
+def order_of(work: Work, trials: Sequence[Trial], ends_s: float, seats: int) -> Order:
     """Return the order for processes that bring `trials` through; `seats` of them share a machine."""
     seen = [trial.path.absolute() for trial in trials if trial.path.exists()]
     store = work.store.path
     return Order(config=work.config, faces=work.faces, cnn=replace(work.cnn, path=work.cnn.path.absolute()),
-                 store=store.absolute() if isinstance(store, Path) else store, seen=tuple(seen[:1]), seats=seats)
+                 store=store.absolute() if isinstance(store, Path) else store, seen=tuple(seen[:1]), seats=seats,
+                 ends_s=ends_s)
 
 
 def slim(trials: Sequence[Trial]) -> list[Trial]:
@@ -110,7 +116,8 @@ def _ready(order: Order, seat: int) -> tuple[Work, Nets]:
         raise InputError(f"{order.store} is not there", where=here, hint=SAME_FILES)
     device, threads = cores.seat(order.config.device, order.config.threads, seat, order.seats)
     config = replace(order.config, device=device, threads=threads)
-    work = Work(config, EmbeddingStore.open(order.store, mode="a"), order.faces, order.cnn)
+    work = Work(config, EmbeddingStore.open(order.store, mode="a"), order.faces, order.cnn,
+                brake=Brake(partial(over, order.ends_s)))
     return work, load(config, order.cnn, order.faces)
 
 

@@ -111,7 +111,7 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | Non
             done += engine(work, waiting)
     finally:  # a run that is stopped tells of its failures too
         failed = [c for c in sorted(done, key=lambda c: c.clip) if c.state == "failed"]
-        if failed or len(done) >= len(dataset.trials):
+        if failed or sum(c.state != "left" for c in done) >= len(dataset.trials):
             write_failures(failures_at, failed)
     report = ExtractReport(store=path, failures_at=failures_at, fingerprint=digest(settings),
                            clips=tuple(sorted(done, key=lambda c: c.clip)), seconds=time.monotonic() - started)

@@ -40,6 +40,10 @@ class ExtractReport:
         """Return how many clips ended in `state`."""
         return sum(c.state == state for c in self.clips)
 
+    def frames(self, state: str) -> int:
+        """Return how many frames the clips have that ended in `state`; of clips that were left, as their files say."""
+        return sum(c.frames for c in self.clips if c.state == state)
+
     def failures(self) -> list[ClipDone]:
         """Return the clips that failed."""
         return [c for c in self.clips if c.state == "failed"]

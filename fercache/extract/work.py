@@ -91,8 +91,8 @@ class Work:
             return ClipDone(clip=trial.name, state="failed", message=str(error))
 
     def left(self, trial: Trial) -> ClipDone:
-        """Return the entry of a clip that waits for the next run."""
-        return ClipDone(clip=trial.name, state="left")
+        """Return the entry of a clip that waits for the next run, with the frames that its file states."""
+        return ClipDone(clip=trial.name, state="left", frames=self._length(trial))
 
     def one(self, trial: Trial, loaded: Nets, bar: Meter) -> ClipDone | None:
         """Bring one clip from source to commit mark; None if another process took it first."""
@@ -127,10 +127,11 @@ class Work:
 
     def _total(self, trials: Sequence[Trial]) -> float:
         """Return the frames to come, as far as the files say."""
-        total = 0
-        for trial in trials:
-            try:
-                total += self.source(trial).length() or 0
-            except ClipError:  # it is recorded when its turn comes
-                continue
-        return total
+        return sum(map(self._length, trials))
+
+    def _length(self, trial: Trial) -> int:
+        """Return the frames that a clip's file states, 0 where it states none."""
+        try:
+            return self.source(trial).length() or 0
+        except ClipError:  # it is recorded when its turn comes
+            return 0

@@ -1,0 +1,334 @@
+"""Whoever fills a store - parts, processes, Dask workers, runs that are stopped - it holds what one process makes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from forked import Runner
+from numpy.typing import NDArray
+from PIL import Image
+from videos import make_video
+
+from fercache import datasets, extract
+from fercache.cli import main
+from fercache.config import DatasetConfig, ExtractConfig
+from fercache.engines import Typed, Way, task
+from fercache.errors import InputError
+from fercache.extract import ExtractReport
+from fercache.store import EmbeddingStore
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ExtractConfig(taps=("block8",), threads=1, device="cpu")
+FLAGS = ("extract", "--taps", "block8", "--device", "cpu", "--threads", 1, "--clips")
+CROPS = 6
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    made = Runner(tmp_path_factory.mktemp("runner"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, face_frames: list[NDArray[np.uint8]]) -> Path:
+    """A folder with videos of 5 to 12 frames, one that is none, and folders of crops."""
+    folder = tmp_path_factory.mktemp("prepared")
+    small = [np.asarray(Image.fromarray(frame).resize((320, 180))) for frame in face_frames]
+    (folder / "videos").mkdir()
+    for name, count in (("a", 12), ("b", 5), ("c", 7)):
+        make_video(folder / "videos" / f"{name}.mp4", small[:count])
+    (folder / "videos" / "broken.mp4").write_bytes(b"no video at all" * 9000)
+    for i in range(CROPS):
+        (folder / "crops" / f"{i}").mkdir(parents=True)
+        for number in range(1, 3 + i):
+            face = np.roll(small[number][20:160, 90:230], i, axis=1)
+            Image.fromarray(face).save(folder / "crops" / f"{i}" / f"{number:05d}.jpg")
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path: Path, prepared: Path, weights_at: Path) -> Path:
+    """A folder to work in, with clips and an empty cache."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "weights").symlink_to(weights_at)
+    for name in ("videos", "crops"):
+        (tmp_path / name).symlink_to(prepared / name)
+    return tmp_path
+
+
+def crops_of(home: Path) -> datasets.Dataset:
+    return datasets.load(DatasetConfig(clips=str(home / "crops"), dataset="table"), home / "cache")
+
+
+@pytest.fixture(scope="module")
+def alone(prepared: Path, weights_at: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The digests of what one process makes of the crops, and of the videos."""
+    cache = tmp_path_factory.mktemp("alone")
+    (cache / "weights").symlink_to(weights_at)
+    found = {}
+    for name in ("crops", "videos"):
+        dataset = datasets.load(DatasetConfig(clips=str(prepared / name), dataset="table"), cache)
+        found[name] = EmbeddingStore.open(extract.run(dataset, CONFIG, cache).store).digest()
+    return found
+
+
+def digest_in(home: Path) -> str:
+    (path,) = (home / "cache" / "features").glob("*/*.zarr")
+    return EmbeddingStore.open(path).digest()
+
+
+def listed(home: Path) -> dict[str, str]:
+    """Return name -> text of the lists of failures."""
+    return {path.name: path.read_text() for path in (home / "cache" / "features").glob("*/failures*.csv")}
+
+
+def test_four_parts_at_once(runner: Runner, home: Path, alone: dict[str, str]) -> None:
+    """One store; the part that has the broken video says so, with its list and its exit code, and no other."""
+    runs = [runner.start(*FLAGS, "videos", "--shard", f"{i}/4", cwd=home, small=False) for i in range(1, 5)]
+    codes = [run.wait().code for run in runs]
+    assert sorted(codes) == [0, 0, 0, 1], [run.err() for run in runs]
+    assert digest_in(home) == alone["videos"]
+    held = codes.index(1) + 1
+    assert listed(home).keys() == {f"failures-{held}-of-4.csv"} and "broken" in "".join(listed(home).values())
+    assert "part 1 of 4: 1 of 4 clips" in runs[0].err() and not any("Traceback" in run.err() for run in runs)
+    whole = runner.run(*FLAGS, "videos", cwd=home, small=False)
+    assert whole.code == 1 and "3 cached, 1 failed" in whole.err()
+    assert listed(home).keys() == {"failures.csv"}, "a run over all of it speaks for the parts"
+
+
+def test_a_part_does_not_wait_for_others(runner: Runner, home: Path) -> None:
+    done = runner.run(*FLAGS, "crops", "--shard", "2/3", cwd=home)
+    assert done.code == 0 and "2 clips computed" in done.err()
+    nothing = runner.run(*FLAGS, "crops", "--shard", "9/9", cwd=home)
+    assert nothing.code == 0 and "part 9 of 9: 0 of 6 clips" in nothing.err()
+
+
+def test_a_set_without_its_clips_is_told_by_one_part(runner: Runner, home: Path) -> None:
+    (home / "table.csv").write_text("clip,path\n" + "".join(f"{i},crops/{i}\n" for i in range(3)) + "gone,crops/gone\n")
+    runs = [runner.run(*FLAGS, "table.csv", "--shard", f"{i}/2", cwd=home) for i in (1, 2)]
+    assert [run.code for run in runs] == [1, 0]
+    assert ["gone" in run.err() for run in runs] == [True, False]
+    assert listed(home).keys() == {"failures-1-of-2.csv"}
+
+
+def test_time_is_up_again_and_again(runner: Runner, home: Path) -> None:
+    """Each run ends with 0 and says what is left; what was detected once is not detected again."""
+    (home / "whole").mkdir()
+    (home / "whole" / "cache").mkdir()
+    (home / "whole" / "cache" / "weights").symlink_to(home / "cache" / "weights")
+    (home / "videos").unlink()
+    (home / "videos").mkdir()
+    frames = [np.asarray(Image.fromarray(np.full((180, 320, 3), shade, np.uint8))) for shade in range(60, 160)]
+    make_video(home / "videos" / "long.mp4", frames)
+    flags = (*FLAGS, home / "videos", "--every", 1)
+    unbroken = runner.run(*flags, cwd=home / "whole")
+    steps: list[str] = []
+    stopped = 0
+    for limit in range(1, 60):
+        run = runner.run(*flags, "--time-limit", f"{limit}s", cwd=home)
+        assert run.code == 0, run.err()
+        steps += run.steps()
+        if "clips are left" not in run.err():
+            break
+        assert "stopped by the time limit: 1 clips are left, about 100 frames: run the same command again" in run.err()
+        stopped += 1
+    assert stopped, "the first second is not enough for it"
+    assert digest_in(home) == digest_in(home / "whole")
+    assert steps.count("detections.kept") == unbroken.steps().count("detections.kept") == 13
+
+
+def start(home: Path, *words: object) -> subprocess.Popen[str]:
+    """Start the real command in a process group of its own."""
+    return subprocess.Popen([sys.executable, "-m", "fercache", *map(str, words)], cwd=home, start_new_session=True,
+                            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
+
+
+def group_of(pid: int) -> list[int]:
+    """Return the living processes of a process group."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == pid and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("number, at", [(signal.SIGINT, "group"), (signal.SIGTERM, "parent"),
+                                        (signal.SIGKILL, "parent")])
+def test_workers_stop_and_go_on(home: Path, alone: dict[str, str], number: signal.Signals, at: str) -> None:
+    """Ctrl-C reaches all, SIGTERM the parent alone, and a killed parent leaves nobody behind; then it is done."""
+    run = start(home, *FLAGS, "videos", "--workers", 2)
+    while not list((home / "cache" / "features").glob("*/*.work/*.claim")) and run.poll() is None:
+        time.sleep(.02)
+    (os.killpg if at == "group" else os.kill)(run.pid, number)
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == (-9 if number == signal.SIGKILL else 130), err
+    assert "Traceback" not in err and (number == signal.SIGKILL or "stopped; what is committed stays" in err), err
+    ends = time.monotonic() + 60
+    while group_of(run.pid) and time.monotonic() < ends:
+        time.sleep(.1)
+    assert not group_of(run.pid), "no process is left"
+    if number == signal.SIGINT:
+        again = start(home, *FLAGS[:-2], 2, "--clips", "videos", "--workers", 2)
+        _, err = again.communicate(timeout=240)
+        assert again.returncode == 1 and "1 failed" in err and "broken" in err, err
+        assert err.count("3584 bytes a frame") == 1 and "Traceback" not in err
+        assert digest_in(home) == alone["videos"] and listed(home).keys() == {"failures.csv"}
+
+
+def typed(**flags: str) -> Way:
+    return Typed(**flags).way({}, began_s=time.time())
+
+
+@pytest.mark.parametrize("flags, says", [
+    ({"scheduler": "tcp://x:1"}, "only Dask has a scheduler"),
+    ({"scheduler": "tcp://x:1", "engine": "dask", "workers": "2"}, "the scheduler's workers"),
+    ({"workers": "many"}, "no number of processes"), ({"workers": "-1"}, "no number of processes"),
+    ({"workers": "9999"}, "no number of processes"), ({"shard": "1"}, "names no part"),
+    ({"time_limit": "soon"}, "no length of time")])
+def test_what_makes_no_sense_is_refused(flags: dict[str, str], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        typed(**flags)
+    words = [word for name, value in flags.items() for word in ("--" + name.replace("_", "-"), value)]
+    done = CliRunner().invoke(main, ["extract", *words])
+    assert done.exit_code == 2 and says in done.output and "next: " in done.output
+
+
+def test_torchrun_seats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process of torchrun's has its GPU and its share of the threads; a device with a number stays."""
+    from fercache import cores
+
+    environ = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert Typed(shard="auto").way(environ, 0).seat == (1, 4)
+    assert Typed(shard="6/8").way(environ, 0).seat == (0, 1)
+    assert cores.seat("auto", 8, 1, 4) == ("auto", 2) and cores.seat("cpu", 2, 3, 4) == ("cpu", 1)
+    monkeypatch.setattr(cores, "gpus", lambda: 3)
+    assert [cores.seat("auto", 8, i, 4)[0] for i in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+    assert cores.seat("cuda:2", 8, 0, 4)[0] == "cuda:2" and cores.seat("cpu", 8, 0, 4)[0] == "cpu"
+
+
+def order_at(home: Path) -> tuple[task.Order, datasets.Dataset]:
+    """Return the order of a store that is there and empty."""
+    dataset = crops_of(home)
+    made: list[task.Order] = []
+
+    def engine(work: extract.Work, trials: Any) -> list[extract.ClipDone]:
+        made.append(task.order_of(work, trials, float("inf"), 1))
+        return []
+    extract.run(dataset, CONFIG, home / "cache", engine=engine)
+    return made[0], dataset
+
+
+def test_a_process_that_cannot_do_it_says_why(home: Path, tmp_path: Path) -> None:
+    order, dataset = order_at(home)
+    trials = task.slim(dataset.trials)
+    assert all(trial.path.is_absolute() and trial.labels is None for trial in trials)
+    assert order.store.is_absolute() and order.cnn.path.is_absolute()  # type: ignore[union-attr]
+    for wrong, says in ((replace(order, version="0.0"), "cannot work for fercache 0.0"),
+                        (replace(order, seen=(tmp_path / "elsewhere",)), "elsewhere is not there"),
+                        (replace(order, store=tmp_path / "other.zarr"), "other.zarr is not there"),
+                        (replace(order, cnn=replace(order.cnn, path=tmp_path / "w")), "/w is not there")):
+        with pytest.raises(InputError, match=says) as error:
+            task.do(wrong, trials)
+        assert "every" in str(error.value)
+
+
+def test_what_a_process_logs_is_told_once_and_by_the_run(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    order, dataset = order_at(home)
+    broken = replace(dataset.trials[0], path=home / "crops" / "gone")
+    with caplog.at_level(logging.INFO, "fercache"):
+        caplog.clear()
+        done = task.do(order, [broken])
+        assert [clip.state for clip in done.clips] == ["failed"] and not caplog.records
+        done.tell()
+        assert [record.levelname for record in caplog.records] == ["ERROR"]
+    left = task.do(replace(order, ends_s=time.time()), dataset.trials)
+    assert [clip.state for clip in left.clips] == ["left"] * CROPS
+    assert [clip.frames for clip in left.clips] == [2, 3, 4, 5, 6, 7]
+
+
+def test_dask_is_an_extra(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    monkeypatch.chdir(home)
+    done = CliRunner().invoke(main, [*map(str, FLAGS), "crops", "--engine", "dask"])
+    assert done.exit_code == 2 and "pip install 'fercache[dask]'" in done.output
+
+
+@pytest.fixture
+def distributed() -> Any:
+    return pytest.importorskip("distributed", reason="the extra fercache[dask] is not installed")
+
+
+def test_no_scheduler_answers(home: Path, distributed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fercache.engines.cluster.CONNECT_S", .5)
+    way = Way(dask=True, scheduler="tcp://127.0.0.1:9")
+    with pytest.raises(InputError, match="no scheduler answers"):
+        way.run(crops_of(home), CONFIG, home / "cache", None)
+
+
+@pytest.fixture
+def cluster(distributed: Any) -> Iterator[Any]:
+    """Two workers on this machine, as somebody else might have started them."""
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0",
+                                  silence_logs=logging.CRITICAL) as made:
+        yield made
+
+
+def kill_the_busy_one(work: Path, pids: set[int], killed: list[int]) -> None:
+    """Kill the first worker that has a clip at work."""
+    while not killed:
+        for claim in work.glob("*.claim"):
+            for pid in pids:
+                links = [link.readlink() for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+                if claim in links and list(work.glob("*.journal")):
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+                    return
+        time.sleep(.01)
+
+
+def test_a_dask_worker_is_killed_in_the_middle(home: Path, cluster: Any, distributed: Any,
+                                               alone: dict[str, str]) -> None:
+    """The others, and its successor, do what it had: each clip is done, once, and the store is the same."""
+    dataset = datasets.load(DatasetConfig(clips=str(home / "videos"), dataset="table"), home / "cache")
+    with distributed.Client(cluster) as client:
+        pids = set(client.run(os.getpid).values())
+    (store,) = {extract.store_path(home / "cache", dataset.name, order_at_videos(dataset, home))}
+    killed: list[int] = []
+    work = store.with_suffix(".work")
+    thread = threading.Thread(target=kill_the_busy_one, args=(work.resolve(), pids, killed), daemon=True)
+    thread.start()
+    report: ExtractReport = Way(dask=True, scheduler=cluster.scheduler_address).run(dataset, CONFIG, home / "cache",
+                                                                                   None)
+    assert killed and killed[0] in pids
+    with distributed.Client(cluster) as client:
+        assert killed[0] not in client.run(os.getpid).values()
+    assert {c.clip: c.state for c in report.clips} == {"a": "computed", "b": "computed", "c": "computed",
+                                                       "broken": "failed"}
+    assert digest_in(home) == alone["videos"]
+    assert not list(work.glob("*.journal"))
+
+
+def order_at_videos(dataset: datasets.Dataset, home: Path) -> dict[str, Any]:
+    """Return the settings of the videos' store."""
+    from fercache import weights
+
+    return extract.settings_of(CONFIG, "mtcnn", weights.ensure(CONFIG.weights, home / "cache" / "weights"))
