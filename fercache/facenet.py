@@ -102,10 +102,21 @@ def torchvision_or_stand_in() -> Iterator[bool]:
 with torchvision_or_stand_in():
     from facenet_pytorch import MTCNN, InceptionResnetV1
     from facenet_pytorch.models import inception_resnet_v1 as _library
+    from facenet_pytorch.models.utils import detect_face as _driver
     from facenet_pytorch.models.utils.download import download_url_to_file as _download
 
-__all__ = ["MTCNN", "InceptionResnetV1", "batched_nms", "expected", "nms", "read_checkpoint", "release_download",
-           "release_name", "to_tensor", "torch_home", "torchvision_or_stand_in"]
+__all__ = ["MTCNN", "InceptionResnetV1", "batched_nms", "expected", "library_nms", "library_nms_by_smaller", "nms",
+           "read_checkpoint", "release_download", "release_name", "to_tensor", "torch_home", "torchvision_or_stand_in"]
+
+library_nms = _driver.batched_nms
+"""What facenet-pytorch thins out boxes with: torchvision's function, or the stand-in."""
+
+
+def library_nms_by_smaller(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor,
+                           threshold: float) -> torch.Tensor:
+    """Return what `batched_nms` does, where overlap is measured against the smaller of two boxes."""
+    kept: torch.Tensor = _driver.batched_nms_numpy(boxes, scores, idxs, threshold, "Min")
+    return kept
 
 
 def expected() -> dict[str, tuple[int, ...]]:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fercache.cores import spread
 from fercache.crops import reduced
-from fercache.facenet import MTCNN
-
-log = logging.getLogger(__name__)
+from fercache.mtcnn import Mtcnn
 
 BATCH = 8
 BATCH_PIXELS = BATCH << 21
-"""Pixels of the largest batch: MTCNN holds all of it as float32, 12 bytes a pixel."""
+"""Pixels of the largest batch: 16 bytes a pixel are held of all of it."""
 BOX_STEPS = 16
 """Steps a pixel that boxes are rounded to: MTCNN's noise between batches is at most 1e-4 px."""
 SCORE_DIGITS = 4
@@ -40,7 +36,7 @@ class Detector:
                  detect_px: int = 0) -> None:
         self.min_face_px, self.min_score, self.batch, self.detect_px = min_face_px, min_score, batch, detect_px
         self.device = device
-        self.nets: dict[int, MTCNN] = {}
+        self.nets: dict[int, Mtcnn] = {}
 
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float64]]:
         """Return the faces of each picture, (n, 5): x1, y1, x2, y2 in pixels and the score; the largest first.
@@ -54,18 +50,18 @@ class Detector:
         seen = [image if part == 1 else reduced(image, part) for image, part in zip(images, scale, strict=True)]
         batches = [batch for shape, places in _by_size(images).items()
                    for batch in self._batches(seen[places[0]].shape, scale[places[0]], places)]
-        results = spread(lambda batch: self._batch(self.net(scale[batch[0]]), np.stack([seen[i] for i in batch])),
+        results = spread(lambda batch: self.net(scale[batch[0]]).detect(np.stack([seen[i] for i in batch])),
                          batches, self.device)
         for batch, faces in zip(batches, results, strict=True):
             for place, one in zip(batch, faces, strict=True):
                 found[place] = self._kept(one / [*[scale[place]] * 4, 1], images[place].shape[:2])
         return found
 
-    def net(self, scale: float = 1.0) -> MTCNN:
+    def net(self, scale: float = 1.0) -> Mtcnn:
         """Return MTCNN for pictures of that scale."""
         smallest = self._smallest(scale)
         if smallest not in self.nets:
-            self.nets[smallest] = MTCNN(min_face_size=smallest, keep_all=True, device=torch.device(self.device)).eval()
+            self.nets[smallest] = Mtcnn(smallest, self.device)
         return self.nets[smallest]
 
     def _smallest(self, scale: float) -> int:
@@ -74,35 +70,10 @@ class Detector:
 
     def _batches(self, shape: tuple[int, ...], scale: float, places: list[int]) -> list[list[int]]:
         """Return the pictures at `places`, all of one size, in batches."""
-        if min(shape[:2]) < self._smallest(scale):  # no scale of the pyramid is left; the library would fail
+        if min(shape[:2]) < self._smallest(scale):  # no scale of the pyramid is left
             return []
         step = max(1, min(self.batch, BATCH_PIXELS // (shape[0] * shape[1])))
         return [places[start:start + step] for start in range(0, len(places), step)]
-
-    @torch.inference_mode()
-    def _batch(self, net: MTCNN, pictures: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
-        """Return (n, 5) for each of the pictures (B, H, W, 3)."""
-        try:
-            boxes, scores = net.detect(pictures)
-        except (RuntimeError, IndexError) as error:
-            return self._one_by_one(net, pictures, error)
-        return [np.empty((0, 5)) if one is None else np.column_stack([one, score]).astype(np.float64)
-                for one, score in zip(boxes, scores, strict=True)]
-
-    def _one_by_one(self, net: MTCNN, pictures: NDArray[np.uint8], error: Exception) -> list[NDArray[np.float64]]:
-        """Return what `_batch` does after the library failed on a batch.
-
-        Notes
-        -----
-        It drops candidates that lie outside the picture from its crops but not from its boxes, and then trips over
-        the difference (IndexError), or over having no crop at all (RuntimeError). That concerns one picture.
-        """
-        if isinstance(error, torch.OutOfMemoryError):
-            raise error
-        if len(pictures) > 1:
-            return [self._batch(net, picture[None])[0] for picture in pictures]
-        log.warning("MTCNN failed on a picture of %s px (%s): taken as without a face", pictures.shape[1:3], error)
-        return [np.empty((0, 5))]
 
     def _kept(self, faces: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
         """Return the faces that count, rounded and inside the picture."""

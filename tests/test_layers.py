@@ -16,7 +16,7 @@ FLOORS = {
     0: "errors prefetch progress",
     1: "durable config taps labelmaps colours place",
     2: "recipe wheels facenet cores crops metrics smoothing folds people rates preds runs",
-    3: "media weights store logits datasets gaps views told",
+    3: "mtcnn media weights store logits datasets gaps views told",
     4: "backbones faces follow heads windows demo imported thumbs",
     5: "extract train_heads stack care timeline check submit score facts overlay transfer",
     6: "engines predict ablation audit report card doctor",
@@ -33,7 +33,7 @@ DOORS = {
     "rich": {"progress", "stack", "cli", "score", "doctor"},
     "distributed": {"engines"},
     "plotly": {"report"}, "jinja2": {"report"}, "markupsafe": {"report"},
-    "torch": {"facenet", "weights", "cores", "backbones", "faces", "heads", "windows", "train_heads"},
+    "torch": {"facenet", "mtcnn", "weights", "cores", "backbones", "faces", "heads", "windows", "train_heads"},
 }
 STANDARD = set(sys.stdlib_module_names) | {"numpy", "safetensors", "fercache", "__future__", "fsspec"}
 

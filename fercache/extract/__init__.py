@@ -32,6 +32,9 @@ FAILURES = "failures.csv"
 FORMAT = {"store": 1, "decoder": media.DECODER, "crop": "pil-bilinear-160"}
 """What the code itself fixes of the numbers; a change here is a new fingerprint."""
 
+MTCNN = "sums-1"
+"""How MTCNN's nets are driven: raised whenever its boxes change by more than float noise."""
+
 DETECTION = ("every", "detect_px", "min_face_px", "min_score", "margin", "people")
 """Settings that change nothing where no detector is run."""
 
@@ -171,4 +174,4 @@ def _detector_digest() -> str:
     if spec is None or spec.origin is None:
         raise InputError("facenet-pytorch is not installed", hint="pip install facenet-pytorch==2.5.3")
     files = sorted((Path(spec.origin).parent / "data").glob("?net.pt"))
-    return digest([weights.file_sha256(path) for path in files])
+    return digest([MTCNN, *(weights.file_sha256(path) for path in files)])
