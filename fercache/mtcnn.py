@@ -80,7 +80,8 @@ class Mtcnn:
         places, boxes = [], []
         for scale in self._scales(min(sums.height, sums.width)):
             seen = sums.whole(int(sums.height * scale + 1), int(sums.width * scale + 1))
-            place, found = _cells(*self.first(_standard(seen)), scale)
+            move, shares = self.first(_standard(seen))
+            place, found = _cells(move, shares, scale)
             pick = facenet.library_nms(found[:, :4], found[:, 4], place, 0.5)
             places.append(place[pick])
             boxes.append(found[pick])
