@@ -56,7 +56,15 @@ train-heads: $(VENV)/.ready  ## stage two: store -> out-of-fold logits and heads
 stack: $(VENV)/.ready  ## logits -> final predictions in OUT
 	@$(FERCACHE) stack $(DATA_FLAGS) --out "$(OUT)" $(ARGS)
 
-all: extract train-heads stack  ## the three, one after the other
+# A step that ends with 1 has done all but the clips that failed: the next one works on the rest.
+GOES_ON := || { code=$$?; failed=1; [ $$code -eq 1 ] || exit $$code; }
+
+all: $(VENV)/.ready  ## the three, one after the other; clips that fail stop nothing, and are told at the end
+	@failed=0; \
+	$(FERCACHE) extract $(DATA_FLAGS) $(DEVICE_FLAG) $(ARGS) $(GOES_ON); \
+	$(FERCACHE) train-heads $(DATA_FLAGS) $(DEVICE_FLAG) $(ARGS) $(GOES_ON); \
+	$(FERCACHE) stack $(DATA_FLAGS) --out "$(OUT)" $(ARGS) $(GOES_ON); \
+	[ $$failed -eq 0 ] || { echo "some clips failed (see above); the rest is complete"; exit 1; }
 
 ablation: $(VENV)/.ready  ## what each choice of stage two is worth: a table
 	@$(FERCACHE) ablation $(DATA_FLAGS) $(DEVICE_FLAG) $(ARGS)

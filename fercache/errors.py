@@ -50,6 +50,12 @@ class NotInStore(StoreError, KeyError):
     """The store holds no committed clip (or tap) of that name."""
 
 
+class BrokenOff(FercacheError):
+    """The run could not go on (a process of it was killed ...); what is committed stays, the same command goes on."""
+
+    exit_code = 3
+
+
 class MissingExtra(FercacheError, ImportError):
     """An optional dependency is not installed."""
 

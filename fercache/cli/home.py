@@ -16,7 +16,7 @@ import click
 from fercache import recipe
 from fercache.cli.options import PLACE, make
 from fercache.config import Config, DatasetConfig
-from fercache.errors import FercacheError
+from fercache.errors import BrokenOff, FercacheError
 from fercache.place import Place, Url
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def end(function: Callable[..., Any], home: Home, typed: dict[str, Any]) -> None
     except OSError as error:  # disk full, permission taken away, file system gone: nothing of ours to mend
         say_error(f"{error.filename or 'the file system'}: {error.strerror or error}\n"
                   "  next: make room or mend permissions; what is committed stays, the same command goes on from there")
-        code = 1
+        code = BrokenOff.exit_code
     if code:
         sys.exit(code)
 

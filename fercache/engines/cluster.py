@@ -15,7 +15,7 @@ import fercache
 from fercache.datasets import Trial
 from fercache.engines.size import parcels
 from fercache.engines.task import Done, Order, do, order_of, slim
-from fercache.errors import FercacheError, InputError, MissingExtra
+from fercache.errors import BrokenOff, InputError, MissingExtra
 from fercache.extract import ClipDone, Work
 from fercache.progress import Meter, meter
 
@@ -59,7 +59,7 @@ class Cluster:
             Dask is not installed.
         InputError
             The scheduler cannot be reached, or a worker has another fercache or other files.
-        FercacheError
+        BrokenOff
             The scheduler has gone.
         """
         _distributed()
@@ -145,8 +145,8 @@ def _taken(given: dict[Any, list[Trial]], bar: Meter) -> Iterator[ClipDone]:
                                message=f"its worker died, {error.allowed_failures + 1} times")
             continue
         except CancelledError as error:
-            raise FercacheError("the scheduler has gone", hint="start it and run again; what is committed stays"
-                                ) from error
+            raise BrokenOff("the scheduler has gone", hint="start it and run again; what is committed stays"
+                            ) from error
         done.tell()
         bar.advance(sum(clip.frames for clip in done.clips if clip.state != "left"))
         yield from done.clips

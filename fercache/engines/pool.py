@@ -19,7 +19,7 @@ from threading import Thread
 from fercache.datasets import Trial
 from fercache.engines.size import amount, parcels
 from fercache.engines.task import Done, Order, do, order_of, slim
-from fercache.errors import FercacheError
+from fercache.errors import BrokenOff
 from fercache.extract import ClipDone, Work
 from fercache.progress import Meter, meter
 
@@ -49,7 +49,7 @@ class Pool:
 
         Raises
         ------
-        FercacheError
+        BrokenOff
             A worker was killed, for want of memory most likely; what is committed stays.
         """
         total = work.announce(trials)
@@ -102,8 +102,8 @@ def _hired(workers: int) -> Iterator[_Crew]:
     try:
         yield _Crew(executor, moved, over)
     except BrokenProcessPool as error:
-        raise FercacheError("a worker was killed", hint="there may be too little memory: choose fewer --workers and "
-                            "run again; what is committed stays") from error
+        raise BrokenOff("a worker was killed", hint="there may be too little memory: choose fewer --workers and run "
+                        "again; what is committed stays") from error
     finally:
         over.set()
         executor.shutdown(cancel_futures=True)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fercache.errors import FercacheError
+from fercache.errors import BrokenOff
 from fercache.progress import Meter
 
 Job = TypeVar("Job")
@@ -37,7 +37,7 @@ class Crew:
 
         Raises
         ------
-        FercacheError
+        BrokenOff
             A worker was killed, for want of memory most likely; what it had finished stays.
         """
         if not jobs:
@@ -59,8 +59,8 @@ class Crew:
             _watch(waiting, done, bar)
             return [future.result() for future in waiting]
         except BrokenProcessPool as error:
-            raise FercacheError("a training process was killed", hint="there may be too little memory: choose fewer "
-                                "taps or --threads 1, and run again; finished heads are kept") from error
+            raise BrokenOff("a training process was killed", hint="there may be too little memory: choose fewer "
+                            "taps or --threads 1, and run again; finished heads are kept") from error
         finally:
             workers.shutdown(cancel_futures=True)
 

@@ -1,0 +1,43 @@
+"""`make all` itself, with a `fercache` that only writes down how it was called and ends as it is told."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDER = """#!/usr/bin/env bash
+for word in "$@"; do case $word in extract|train-heads|stack) step=$word; esac; done
+printf '%s\\n' "$*" >> calls
+exit $(sed -n "s/^$step //p" codes)
+"""
+
+
+def make_all(folder: Path, *codes: int) -> tuple[int, list[str], str]:
+    """Return make's exit code, the steps' command lines, and what was printed, with steps that end with `codes`."""
+    made = folder / "env"
+    (made / "bin").mkdir(parents=True)
+    for stamp in (".made", ".ready"):
+        (made / stamp).touch()
+    (made / "bin" / "fercache").write_text(RECORDER)
+    (made / "bin" / "fercache").chmod(0o755)
+    steps = ("extract", "train-heads", "stack")
+    (folder / "codes").write_text("".join(f"{step} {code}\n" for step, code in zip(steps, codes, strict=True)))
+    done = subprocess.run(["make", "-f", ROOT / "Makefile", "--old-file", made / ".ready", f"VENV={made}", "DATA=a b",
+                           "all"], cwd=folder, capture_output=True, text=True, check=False)
+    calls = (folder / "calls").read_text().splitlines()
+    return done.returncode, calls, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("codes, steps, ends, says", [
+    ((0, 0, 0), 3, 0, ""), ((1, 1, 0), 3, 2, "some clips failed"), ((0, 0, 1), 3, 2, "some clips failed"),
+    ((2, 0, 0), 1, 2, "Error 2"), ((3, 0, 0), 1, 2, "Error 3"), ((130, 0, 0), 1, 2, "Error 130"),
+    ((1, 2, 0), 2, 2, "Error 2")])
+def test_clips_that_fail_do_not_stop_the_walk(tmp_path: Path, codes: tuple[int, int, int], steps: int, ends: int,
+                                              says: str) -> None:
+    code, calls, said = make_all(tmp_path, *codes)
+    assert (code, len(calls)) == (ends, steps), said
+    assert says in said and (says or not said)
+    assert all("--root a b" in call for call in calls)
