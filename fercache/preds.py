@@ -6,7 +6,7 @@ import csv
 import gzip
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from operator import itemgetter
@@ -50,6 +50,11 @@ class Clip:
     def pooled(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the mean of ``(T, C)`` over the frames with a face, ``(C,)``; over all frames if there is none."""
         return np.asarray(shares[self.valid if self.valid.any() else slice(None)].mean(0))
+
+
+def asked_for(clip: str, wanted: Container[str]) -> str:
+    """Return which of the clips `wanted` a predicted one stands for: itself, or, of `CLIP#1`, its main person, CLIP."""
+    return clip if clip in wanted else clip.removesuffix("#1")
 
 
 class Predictions:

@@ -91,8 +91,9 @@ def _level(trials: Sequence[Trial], wanted: str) -> str:
 
 def _matched(given: preds.Predictions, trials: dict[str, Trial]) -> Iterator[tuple[Trial, preds.Clip]]:
     for clip in given.clips():
-        if clip.name in trials:
-            yield trials[clip.name], clip
+        name = preds.asked_for(clip.name, trials)
+        if name in trials:
+            yield trials[name], clip
 
 
 def _count(tally: _Tally, trial: Trial, clip: preds.Clip, names: labelmaps.LabelMap, level: str) -> None:

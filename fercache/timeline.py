@@ -37,6 +37,10 @@ MOST_POINTS = 2000
 def draw(preds: Path, dataset: Dataset, store: Mapping[str, Clip], folder: Path) -> list[Path]:
     """Return the paths of one PNG a clip of `preds`, drawn into `folder`.
 
+    Parameters
+    ----------
+    dataset : the trials of the store (`datasets.present`).
+
     Raises
     ------
     InputError

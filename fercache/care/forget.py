@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fercache import durable
-from fercache.care.traces import FEATURES, LEARNT, datasets_of, elsewhere, in_features, stages_of, stores_of, traces
+from fercache.care.traces import (
+    FEATURES,
+    LEARNT,
+    datasets_of,
+    elsewhere,
+    in_features,
+    people_in,
+    stages_of,
+    stores_of,
+    traces,
+)
 from fercache.errors import InputError
 from fercache.store import EmbeddingStore
 from fercache.store.files import LocalFiles
@@ -34,8 +44,9 @@ class ForgetReport:
 
 
 def holding(cache: Path, clip: str) -> list[str]:
-    """Return the data sets that hold a clip of this name."""
-    return [name for name in datasets_of(cache) if traces(cache, clip, name)]
+    """Return the data sets that hold a clip of this name, or people of it."""
+    return [name for name in datasets_of(cache)
+            if traces(cache, clip, name) or people_in(cache / FEATURES / name, clip)]
 
 
 def forget(cache: Path, clip: str, dataset: str | None = None) -> ForgetReport:
@@ -54,8 +65,9 @@ def forget(cache: Path, clip: str, dataset: str | None = None) -> ForgetReport:
 
     Notes
     -----
-    Books of logits, heads and stack runs of a data set that holds the clip were learnt with it (or cannot be shown not
-    to have been): they go too and are made again by `train-heads` and `stack`. Of any other stage (pictures,
+    A clip's people (`CLIP#1` and so on) go with it. Books of logits, heads and stack runs of a data set that holds the
+    clip were learnt with it (or cannot be shown not to have been): they go too and are made again by `train-heads` and
+    `stack`. Of any other stage (pictures,
     predictions) goes what names it. The clip's own video, and what was written outside the cache, are the user's to
     remove.
     """
@@ -64,13 +76,23 @@ def forget(cache: Path, clip: str, dataset: str | None = None) -> ForgetReport:
         raise InputError(f"no clip {clip!r} in the cache", where=cache if dataset is None else f"{cache}, {dataset}",
                          hint="`fercache info --list` lists the clips")
     removed: list[Path] = []
+    left: set[Path] = set()
     for name in found:
-        removed += _forget_features(cache / FEATURES / name, clip)
-        for stage in LEARNT:
-            removed += _forget_learnt(cache / stage / name)
-        for stage in set(stages_of(cache)) - {FEATURES, *LEARNT}:
-            removed += _unlink(elsewhere(cache / stage / name, clip))
-    return ForgetReport(clip=clip, datasets=tuple(found), removed=tuple(removed), traces=traces(cache, clip, dataset))
+        for one in (clip, *sorted(people_in(cache / FEATURES / name, clip))):
+            removed += _forget(cache, one, name)
+            left |= {*traces(cache, one, name)}
+    return ForgetReport(clip=clip, datasets=tuple(found), removed=tuple(removed),
+                        traces=tuple(sorted(left | {*traces(cache, clip, dataset)})))
+
+
+def _forget(cache: Path, clip: str, name: str) -> list[Path]:
+    """Remove a clip from every stage of one data set."""
+    removed = _forget_features(cache / FEATURES / name, clip)
+    for stage in LEARNT:
+        removed += _forget_learnt(cache / stage / name)
+    for stage in set(stages_of(cache)) - {FEATURES, *LEARNT}:
+        removed += _unlink(elsewhere(cache / stage / name, clip))
+    return removed
 
 
 def _forget_features(folder: Path, clip: str) -> list[Path]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import gzip
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fercache import durable
+from fercache.datasets import people_of
 from fercache.errors import InputError, StoreError
 from fercache.logits import LogitBook
-from fercache.store import work_folder
-from fercache.store.names import encode
+from fercache.store import EmbeddingStore, work_folder
+from fercache.store.names import decode, encode
 
 FEATURES, LEARNT = "features", ("logits", "heads", "stack")
 APART = ("weights", "clips")
@@ -61,6 +63,21 @@ def elsewhere(folder: Path, clip: str) -> list[Path]:
         if path.is_file() and (said or _says(path, clip)):
             found.append(path)
     return found
+
+
+def people_in(folder: Path, clip: str) -> set[str]:
+    """Return the names of the people of a clip, `CLIP#1` and so on, in the stores of a data set."""
+    names: set[str] = set()
+    for path in stores_of(folder):
+        try:
+            store = EmbeddingStore.open(path)
+        except StoreError:
+            continue
+        ends = r"#\d+" if people_of(store.settings) == "all" else "_(left|right)"
+        if people_of(store.settings) != "main":
+            held = {*store, *(decode(one) or "" for one in store.files.folders())}
+            names |= {name for name in held if re.fullmatch(re.escape(clip) + ends, name)}
+    return names
 
 
 def stores_of(folder: Path) -> list[Path]:

@@ -58,7 +58,8 @@ def named(home: Home, typed: dict[str, Any]) -> Named:
             found.keep.add(path)
             store = _opened(path)
             if store is not None and is_ours(store):  # what was brought from elsewhere nothing here makes anew
-                names = {trial.name for trial in dataset.trials} | {problem.where for problem in dataset.problems}
+                held = datasets.present(dataset, store)
+                names = {trial.name for trial in held.trials} | {problem.where for problem in dataset.problems}
                 found.clips[path] = found.clips.get(path, set()) | names
                 found.keep.update(_learnt(home.cache, dataset, store, stages))
     return found
@@ -106,11 +107,12 @@ def _opened(path: Path) -> EmbeddingStore | None:
 
 def _learnt(cache: Path, dataset: Dataset, store: EmbeddingStore, stages: Path) -> Iterator[Path]:
     """Yield the book, the heads and the stack run that the recipes make of a store as it is now."""
-    from fercache import train_heads
+    from fercache import datasets, train_heads
     from fercache.config import digest
     from fercache.logits import LogitBook
     from fercache.store import join
 
+    dataset = datasets.present(dataset, store)
     held = [trial for trial in dataset.trials if trial.name in store]
     heads = make(TrainConfig, "train-heads", stages, {})
     try:

@@ -78,13 +78,14 @@ def stack(home: Home, book: Path | None, out: Path, **typed: Any) -> int:
 @places
 def timeline(home: Home, preds: Path, store: Place | None, out: Path, **typed: Any) -> int:
     """Draw a picture a clip: the face, the truth, the prediction and the probabilities over time."""
+    from fercache import datasets
     from fercache import extract as stage_one
     from fercache import timeline as room
     from fercache.store import EmbeddingStore
 
     dataset = home.dataset(typed)
-    path = store or stage_one.current(home.features, dataset.name)
-    for made in room.draw(preds, dataset, EmbeddingStore.open(path), out):
+    held = EmbeddingStore.open(store or stage_one.current(home.features, dataset.name))
+    for made in room.draw(preds, datasets.present(dataset, held), held, out):
         click.echo(made)
     return 0
 

@@ -48,18 +48,19 @@ def report(home: Home, preds: Path, out: Path, check: Path | None, ablation: Pat
 @places
 def overlay(home: Home, clip: str, preds: Path, store: Path | None, out: Path, **typed: Any) -> int:
     """The clip again with box, expression, probability bars and a running timeline; its sound is kept."""
+    from fercache import datasets, told
     from fercache import extract as stage_one
     from fercache import overlay as room
-    from fercache import told
     from fercache.store import EmbeddingStore
 
     dataset = home.dataset(typed)
+    held = EmbeddingStore.open(store or stage_one.current(home.features, dataset.name))
+    dataset = datasets.present(dataset, held)
     trial = next((trial for trial in dataset.trials if trial.name == clip), None)
     rows = next((rows for name, rows in told.each(preds) if name == clip), None)
     if trial is None or rows is None:
         raise InputError(f"no clip {clip!r}", where=preds if rows is None else dataset.name,
                          hint="the names are in the first column of the predictions")
-    held = EmbeddingStore.open(store or stage_one.current(home.features, dataset.name))
     frames = room.render(trial.path, trial.kind, rows, room.boxes_of(held[clip].clock, len(rows.time_s)),
                          told.classes(preds), out, fps=float(held.settings.get("crop_fps", 30.0)))
     log.info("%d frames", frames)

@@ -10,7 +10,7 @@ from typing import Any
 
 from fercache import durable, extract, stack, weights
 from fercache.config import ExtractConfig, StackConfig
-from fercache.datasets import Dataset, Trial
+from fercache.datasets import Dataset, Trial, people_held, present
 from fercache.errors import ClipError, FercacheError, InputError
 from fercache.extract import ClipDone
 from fercache.logits import LogitBook
@@ -93,6 +93,7 @@ def run(order: Order, cache: Path) -> PredictReport:
     dataset = speak.labelled_as(order.dataset, order.chosen.book.classes)
     heads = _heads(order.chosen)
     store, failed, extracted, forced = _features(order, dataset, heads, cache)
+    dataset = present(dataset, store)
     trials = [trial for trial in dataset.trials if trial.name in store]
     extract.write_failures(order.out / FAILURES, failed)
     if not trials:
@@ -103,7 +104,7 @@ def run(order: Order, cache: Path) -> PredictReport:
     book, cached = speak.book_of(dataset, trials, store, speakers, cache / "logits" / dataset.name)
     seen = known.trained_on(trials, store, order.chosen.book, dataset.name,
                             order.chosen.heads.parents[2] / "features" / order.chosen.book.dataset)
-    result = _judged(order, book, seen, forced)
+    result = _judged(order, dataset, book, seen, forced)
     paths = stack.write(result, order.out / PREDS)
     if order.timelines:
         paths += _draw(order, dataset, trials, store)
@@ -131,7 +132,7 @@ def _features(order: Order, dataset: Dataset, heads: dict[str, Any],
         forced = match.check(wanted, store.settings, taps=taps, held=list(store.taps), where=order.chosen.heads,
                              force=order.force)
         lost = [ClipDone(clip=t.name, state="failed", message=f"not in the store {order.store}")
-                for t in dataset.trials if t.name not in store]
+                for t in dataset.trials if not people_held(t, store)]
         lost += [ClipDone(clip=p.where, state="failed", message=p.what) for p in dataset.problems if p.lost]
         return store, lost, 0, forced
     config = match.config_of(wanted, order.usual, order.typed)
@@ -144,18 +145,19 @@ def _features(order: Order, dataset: Dataset, heads: dict[str, Any],
     return EmbeddingStore.open(report.store), lost, report.count("computed"), forced
 
 
-def _judged(order: Order, book: LogitBook, seen: frozenset[str], forced: tuple[str, ...]) -> StackResult:
+def _judged(order: Order, dataset: Dataset, book: LogitBook, seen: frozenset[str],
+            forced: tuple[str, ...]) -> StackResult:
     """Return predictions and scores, the trials called as they are shown."""
     from fercache.stack.judge import judge  # LightGBM
 
     judged = judge(order.chosen.stack, known.unscored(book, seen), order.stack)
-    names = clips.shown(order.dataset)
+    names = clips.shown(dataset)
     for split, scores in judged.report["splits"].items():
         scores |= {"predicted": BY_MODELS, "title": f"{split}, new to the heads"}
     notices = [book.notice, *(f"features differ from the heads' own (forced): {one}" for one in forced)]
     if seen:
         notices.append(f"{len(seen)} of these clips were trained on: the heads saw them, and they are not scored")
-    paths = {names[trial.name]: str(trial.path) for trial in order.dataset.trials}
+    paths = {names[trial.name]: str(trial.path) for trial in dataset.trials}
     said = {"heads": str(order.chosen.heads), "stack": str(order.chosen.stack), "trained_on": order.chosen.book.dataset,
             "clips": {names[trial]: paths[names[trial]] for trial in book.trials}, "forced": list(forced),
             "known": sorted(names[trial] for trial in seen)}

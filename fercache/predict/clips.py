@@ -63,12 +63,13 @@ def as_shown(dataset: Dataset) -> Dataset:
 
 
 def _names(trial: Trial) -> Iterator[str]:
-    """Yield names for a clip, each longer than the one before, the full path last."""
+    """Yield names for a clip, or for one person of it, each longer than the one before, the full path last."""
+    person = trial.name.removeprefix(str(trial.path))
     if trial.kind == "video":
-        yield trial.path.stem
+        yield trial.path.stem + person
     parts = trial.path.parts
     for many in range(1, len(parts)):
-        yield "/".join(parts[-many:])
+        yield "/".join(parts[-many:]) + person
     while True:
         yield trial.name
 

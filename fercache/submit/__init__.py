@@ -145,13 +145,14 @@ def _answer(given: preds.Predictions, wanted: Mapping[str, Frames | None], trans
     said: dict[str, Frames] = {}
     difference, others = Difference(), set[str]()
     for clip in given.clips():
-        if clip.name not in wanted:
+        name = preds.asked_for(clip.name, wanted)
+        if name not in wanted:
             others.add(clip.name)
             continue
-        asked = wanted[clip.name]
+        asked = wanted[name]
         frames_ = np.arange(1, int(clip.frame[-1]) + 1) if asked is None else asked
-        difference.note(clip.name, clip.frame, frames_, forgiven)
-        said[clip.name] = translator.at(clip, frames_, config.gaps).astype(np.int16)
+        difference.note(name, clip.frame, frames_, forgiven)
+        said[name] = translator.at(clip, frames_, config.gaps).astype(np.int16)
     difference.absent = [_sided(trial, {*said, *others}) for trial in wanted if trial not in said]
     return said, difference, (f"{len(others):,} clips of the predictions are not asked for",) if others else ()
 

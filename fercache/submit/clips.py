@@ -61,11 +61,12 @@ def answers(given: preds.Predictions, wanted: list[str], translator: Translator,
     found: dict[str, int] = {}
     keys = {key(name) for name in wanted}
     for clip in given.clips():
-        if key(clip.name) in keys:
-            if key(clip.name) in found:
-                raise InputError(f"two clips of the predictions are {key(clip.name)!r}", where=given.path,
+        name = preds.asked_for(key(clip.name), keys)
+        if (name := name if name in keys else key(name)) in keys:
+            if name in found:
+                raise InputError(f"two clips of the predictions are {name!r}", where=given.path,
                                  hint="keep one of them")
-            found[key(clip.name)] = int(clip.pooled(translator.shares(clip)).argmax())
+            found[name] = int(clip.pooled(translator.shares(clip)).argmax())
     lost = [name for name in wanted if key(name) not in found]
     if lost:
         raise InputError(f"no prediction for {len(lost):,} of its {len(wanted):,} clips: {bounded(lost)}", where=path,

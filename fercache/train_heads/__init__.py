@@ -11,7 +11,7 @@ from typing import Any
 
 from fercache import durable
 from fercache.config import TrainConfig, digest
-from fercache.datasets import Dataset, Trial
+from fercache.datasets import Dataset, Trial, present
 from fercache.errors import InputError
 from fercache.logits import LogitBook
 from fercache.store import EmbeddingStore, Readable, join
@@ -52,6 +52,7 @@ def run(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cache: Path
     started = time.monotonic()
     store, taps = join(base, config.join, config.taps)  # what joins is in the store's settings, digest and taps
     config = replace(config, taps=taps)
+    dataset = present(dataset, base)
     held = [trial for trial in dataset.trials if trial.name in store]
     missing = tuple(t.name for t in dataset.trials if t.name not in store)
     check_splits(held)

@@ -1,0 +1,122 @@
+"""A store of all people: what every later stage makes of `CLIP#1`, `CLIP#2`."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_sets
+from small_sets import CLASSES, FPS, TAPS
+from videos import numbered_video
+
+from fercache import care, score, stack, timeline, train_heads
+from fercache.config import ScoreConfig, StackConfig, TrainConfig
+from fercache.datasets import COUNT, Dataset, people_held, present
+from fercache.logits import LogitBook
+from fercache.predict import clips
+from fercache.preds import Predictions, asked_for
+from fercache.store import CLOCK, EmbeddingStore
+
+FRAMES, GROUPS = 60, 6
+TRAIN = TrainConfig(taps=tuple(TAPS), heads=("frame",), folds=3, members=2, epochs=3, width=8, threads=1)
+
+
+def put(store: EmbeddingStore, name: str, x: np.ndarray, **more: object) -> None:
+    """Commit one person, seen in each frame."""
+    clock = np.zeros((len(x), len(CLOCK)))
+    clock[:, 0], clock[:, 1], clock[:, 2] = np.arange(1, len(x) + 1), np.arange(len(x)) / FPS, 1
+    clock[:, 3:7] = (4, 4, 60, 60)
+    with store.writer(name, source={"sha256": name}, provenance={"device": "cpu"}) as writer:
+        assert writer is not None
+        writer.set_clock(clock)
+        parts = np.split(x.astype(np.float16), [12], axis=1)
+        writer.write(0, {tap: part.reshape(-1, *shape) for part, (tap, shape) in zip(parts, TAPS.items(), strict=True)})
+        writer.commit(**more)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, EmbeddingStore]:
+    """Six labelled clips of two people each, one of one person, and one that is not in the store."""
+    root = tmp_path_factory.mktemp("all")
+    dataset, _ = small_sets.dataset(root / "plain", groups=GROUPS + 1, frames=FRAMES, validation=1)
+    place = root / "cache/features/small/people.zarr"
+    store = EmbeddingStore.create(place, {"weights": "none", "people": "all", "taps": list(TAPS)}, TAPS)
+    rng = np.random.default_rng(3)
+    for i, trial in enumerate(dataset.trials[:GROUPS + 1]):
+        assert trial.labels is not None
+        people = 2 if i < GROUPS else 1
+        features = np.random.default_rng(99).normal(size=(3, 48))[trial.labels] + rng.normal(size=(FRAMES, 48))
+        if people == 2:
+            put(store, f"{trial.name}#2", features[::-1])
+        put(store, f"{trial.name}#1", features, **{COUNT: people})
+    return dataset, store
+
+
+def test_clips_become_their_people(pair: tuple[Dataset, EmbeddingStore]) -> None:
+    dataset, store = pair
+    shown = present(dataset, store)
+    assert [t.name for t in shown.trials] == sorted([*store, dataset.trials[-1].name])
+    for trial in shown.trials:
+        clip, _, number = trial.name.partition("#")
+        whole = next(t for t in dataset.trials if t.name == clip)
+        assert (trial.parent, trial.group, trial.split, trial.path) == (
+            whole.parent, whole.group, whole.split, whole.path)
+        assert trial.labels is (None if number == "2" else whole.labels)
+    again = present(shown, store)
+    assert [(t.name, t.labelled) for t in again.trials] == [(t.name, t.labelled) for t in shown.trials]
+    assert [people_held(t, store) for t in dataset.trials] == [*[2] * GROUPS, 1, 0]
+
+
+def test_a_store_of_main_persons_changes_no_data_set(tmp_path: Path) -> None:
+    dataset, store = small_sets.dataset(tmp_path, groups=2, validation=1)
+    assert present(dataset, store) is dataset
+
+
+def test_every_person_is_predicted_and_the_main_one_scored(pair: tuple[Dataset, EmbeddingStore],
+                                                           tmp_path: Path) -> None:
+    dataset, store = pair
+    report = train_heads.run(dataset, store, TRAIN, tmp_path)
+    assert report.missing == (dataset.trials[-1].name,)
+    book = LogitBook.load(report.book)
+    assert set(book.trials) == set(store)
+    fold = dict(zip(book.trials, book.fold.tolist(), strict=True))
+    assert all(fold[f"{t.name}#1"] == fold[f"{t.name}#2"] for t in dataset.trials[:GROUPS]), "one group, one fold"
+    result = stack.run(book, StackConfig(threads=1, bootstrap=20), tmp_path / "stack")
+    stack.write(result, tmp_path / "preds.csv")
+    with (tmp_path / "preds.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["clip"] for row in rows} == set(store) and len(rows) == FRAMES * len(store)
+    assert all((row["label"] == "") == row["clip"].endswith("#2") for row in rows)
+    scored = score.run(dataset, Predictions(tmp_path / "preds.csv"), ScoreConfig(split="train", bootstrap=20))
+    assert scored["trials"] == GROUPS + 1 and not scored["trials_without_prediction"]
+    drawn = timeline.draw(tmp_path / "preds.csv", present(dataset, store), store, tmp_path / "pictures")
+    assert len(drawn) == len(store)
+
+
+def test_a_clip_is_forgotten_with_its_people(pair: tuple[Dataset, EmbeddingStore], tmp_path: Path) -> None:
+    dataset, _ = pair
+    place = tmp_path / "features/small/people.zarr"
+    store = EmbeddingStore.create(place, {"weights": "none", "people": "all", "taps": list(TAPS)}, TAPS)
+    for name in ("a#2", "a#1", "a#b", "ab#1"):
+        put(store, name, np.zeros((3, 48)), **{COUNT: 2 if name == "a#1" else 1})
+    report = care.forget(tmp_path, "a")
+    assert sorted(EmbeddingStore.open(place)) == ["a#b", "ab#1"] and not report.traces
+
+
+def test_names_that_are_shown(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        numbered_video(tmp_path / folder / "clip.mp4", 3)
+    numbered_video(tmp_path / "other.mp4", 3)
+    dataset = clips.named([tmp_path])
+    people = [replace(t, name=f"{t.name}#{k}") for t in dataset.trials for k in (1, 2)]
+    assert sorted(clips.shown(replace(dataset, trials=tuple(people))).values()) == [
+        "other#1", "other#2", "x/clip.mp4#1", "x/clip.mp4#2", "y/clip.mp4#1", "y/clip.mp4#2"]
+
+
+def test_which_clip_a_person_stands_for() -> None:
+    assert asked_for("a#1", {"a"}) == "a" and asked_for("a#1", {"a", "a#1"}) == "a#1"
+    assert asked_for("a#2", {"a"}) == "a#2" and CLASSES
