@@ -157,8 +157,8 @@ def compare(exact: EmbeddingStore, fast: EmbeddingStore, dataset: Dataset, home:
     alike = [(one[1] == other[1])[use] for one, other, use in zip(*told, both, strict=True)]
     return Outcome(scores=tuple(float(metrics.macro_f1(one.sum(0))) for one in counts), paired=paired,
                    found=tuple(float(np.concatenate([one[2] for one in kind]).mean()) for kind in told),
-                   groups=len(held), frames=int(sum(use.sum() for use in both)), overlap=overlap(exact, fast, held, both),
-                   alike=float(np.concatenate(alike).mean()))
+                   groups=len(held), frames=int(sum(use.sum() for use in both)),
+                   overlap=overlap(exact, fast, held, both), alike=float(np.concatenate(alike).mean()))
 
 
 def overlap(exact: EmbeddingStore, fast: EmbeddingStore, held: list[Trial], both: list[np.ndarray]) -> float:
