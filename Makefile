@@ -15,7 +15,7 @@ DEVICE_FLAG := $(if $(DEVICE),--device "$(DEVICE)")
 FERCACHE := $(BIN)/fercache --cache "$(CACHE)" --stages "$(STAGES)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check extract train-heads stack all ablation test test-full ci bench clean
+.PHONY: help setup demo check extract train-heads stack all ablation audit test test-full ci bench clean
 
 help:  ## show this
 	@echo "make TARGET [DATA=folder] [DATASET=affwild2|mtl|dfew|...|table|demo] [CACHE=cache] [STAGES=stages] [DEVICE=cpu|cuda] [OUT=preds.csv] [ARGS=...]"
@@ -68,6 +68,9 @@ all: $(VENV)/.ready  ## the three, one after the other; clips that fail stop not
 
 ablation: $(VENV)/.ready  ## what each choice of stage two is worth: a table
 	@$(FERCACHE) ablation $(DATA_FLAGS) $(DEVICE_FLAG) $(ARGS)
+
+audit: $(VENV)/.ready  ## proof that nothing leaks: folds, provenance, shuffled labels, copies
+	@$(FERCACHE) audit $(DATA_FLAGS) $(ARGS)
 
 test: $(VENV)/.ready-dev  ## the quick suite
 	@$(BIN)/python -m pytest -q $(ARGS)

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 KNOWN = ("clip", "frame", "person", "label", "split", "group", "subject")
+TAKEN = ("auto", "mean", "chain", "smooth", "logistic", "blend", "stack")
 LOGIT = "logit_"
 FLOOR = 1e-7
 OFF_ONE = 0.02
@@ -61,14 +62,19 @@ class _Layout:
         return "frame" in self.at
 
 
+def folder_of(cache: Path, dataset: str) -> Path:
+    """Return the folder of a data set's imported logits."""
+    return cache / "logits" / dataset / "imported"
+
+
 def path_of(cache: Path, dataset: str, name: str) -> Path:
     """Return where imported logits lie."""
-    return cache / "logits" / dataset / "imported" / f"{name}.h5"
+    return folder_of(cache, dataset) / f"{name}.h5"
 
 
 def names(cache: Path, dataset: str) -> list[str]:
     """Return the names of all imported logits of a data set."""
-    return sorted(path.stem for path in path_of(cache, dataset, "x").parent.glob("*.h5"))
+    return sorted(path.stem for path in folder_of(cache, dataset).glob("*.h5"))
 
 
 def load(cache: Path, dataset: str, wanted: Sequence[str]) -> list[LogitBook]:
@@ -104,10 +110,9 @@ def run(name: str, config: LogitsConfig, dataset: str, cache: Path) -> tuple[Pat
     -----
     What a table declares of itself is taken at its word here and tested by `fercache audit`.
     """
-    if not name.isidentifier() or name in ("auto", "mean", "smooth", "logistic", "blend", "stack"):
+    if not name.isidentifier() or name in TAKEN:
         raise InputError(f"{name!r} cannot name a source", where="logits import",
-                         hint="use letters, digits and underscores; stack, blend, mean, smooth, logistic and auto are "
-                              "taken")
+                         hint=f"use letters, digits and underscores; {', '.join(TAKEN)} are taken")
     table = Path(config.table)
     with tables.opened(table) as lines:
         layout = _layout([word.strip() for word in next(lines, ())], table)

@@ -16,7 +16,8 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.errors import InputError, MissingExtra
+from fercache import parquet
+from fercache.errors import InputError
 
 COLUMNS = ("clip", "frame", "time_s", "valid", "label", "prediction")
 SHARE = "p_"
@@ -146,7 +147,7 @@ class Predictions:
         """Yield every row as text, the header first."""
         try:
             if self.path.name.endswith(".parquet"):
-                yield from _parquet(self.path)
+                yield from parquet.rows(self.path)
                 return
             packed = self.path.name.endswith(".gz")
             with cast("IO[str]", gzip.open(self.path, "rt", encoding="utf-8", newline="")) if packed else (
@@ -176,24 +177,3 @@ def _wrong(clip: Clip, classes: int) -> tuple[int, str] | None:
         if wrong.any():
             return int(np.argmax(wrong)), what
     return None
-
-
-def _parquet(path: Path) -> Iterator[Sequence[str]]:
-    """Yield the rows of a parquet file as text, the header first."""
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise MissingExtra("reading .parquet needs pyarrow", where=path,
-                           hint="pip install 'fercache[parquet]', or write .csv or .csv.gz") from error
-    try:
-        with parquet.ParquetFile(path) as table:
-            yield list(table.schema_arrow.names)
-            for batch in table.iter_batches(ROWS_A_BATCH):
-                yield from zip(*([_text(value) for value in column.to_pylist()] for column in batch.columns),
-                               strict=True)
-    except ArrowException as error:
-        raise InputError(f"not readable as parquet ({error})", where=path, hint="write it again") from error
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)

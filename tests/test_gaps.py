@@ -116,10 +116,10 @@ def spoken() -> tuple[stack.LogitBook, nested.Nested]:
 @pytest.mark.parametrize("policy", sorted(gaps.POLICIES))
 def test_what_each_policy_leaves_in_the_columns(spoken: tuple[stack.LogitBook, nested.Nested], policy: str) -> None:
     book, learnt = spoken
-    held = columns.gather(book, learnt, policy)
+    held = columns.gather(book, learnt, columns.Filling.of(book, policy))
     own = {head: np.exp(v) / np.exp(v).sum(1, keepdims=True) for head, v in book.logits.items()}
     blind = ~book.valid
-    assert blind.sum() > 20 and set(held) == {*book.heads, "mean", "smooth", "logistic", "blend", "stack"}
+    assert blind.sum() > 20 and set(held) == {*book.heads, "mean", "chain", "smooth", "logistic", "blend", "stack"}
     for name, values in held.items():
         np.testing.assert_allclose(values.sum(1), 1, atol=1e-5)
         np.testing.assert_array_equal(values[book.valid], columns.gather(book, learnt)[name][book.valid])
@@ -143,7 +143,8 @@ def test_the_mask_needs_a_temporal_head(tmp_path: Path) -> None:
 
 def test_a_run_says_its_policy_and_new_clips_get_the_same(tmp_path: Path) -> None:
     book = simulate(groups=6, frames=60, validation=2)
-    runs = {policy: stack.run(book, replace(CONFIG, gaps=policy), tmp_path) for policy in ("nearest", "linear")}
+    runs = {policy: stack.run(book, replace(CONFIG, gaps=policy, final="stack"), tmp_path)
+            for policy in ("nearest", "linear")}
     assert len({found.folder for found in runs.values()}) == 2
     for policy, found in runs.items():
         assert found.report["gap_policy"].startswith(f"{policy}: ") and "face" in found.report["gap_policy"]
@@ -161,7 +162,7 @@ def test_a_clip_without_a_face_keeps_what_the_heads_say(spoken: tuple[stack.Logi
     dark = replace(book, valid=book.valid & (book.spread(np.arange(len(book.trials))) != 2))
     rows = book.rows(2)
     for policy in gaps.POLICIES:
-        held = columns.gather(dark, learnt, policy)["gru"][rows]
+        held = columns.gather(dark, learnt, columns.Filling.of(dark, policy))["gru"][rows]
         own = np.exp(book.logits["gru"][rows])
         np.testing.assert_allclose(held, own / own.sum(1, keepdims=True), atol=1e-6)
 
@@ -173,12 +174,13 @@ def test_nothing_looks_ahead_where_it_may_not(spoken: tuple[stack.LogitBook, nes
     valid = book.valid.copy()
     valid[book.offsets[:-1, None] + np.arange(5)] = False
     book = replace(book, valid=valid)
-    before = columns.gather(book, nothing, causal=True)
+    filling = columns.Filling.of(book, causal=True)
+    before = columns.gather(book, nothing, filling)
     np.testing.assert_allclose(before["mean"][book.offsets[:-1]], 1 / 7)
     cut = int(book.offsets[1]) // 2
     later = {head: np.where(np.arange(len(v))[:, None] > cut, v[::-1], v) for head, v in book.logits.items()}
-    after = columns.gather(replace(book, logits=later), nothing, causal=True)
+    after = columns.gather(replace(book, logits=later), nothing, filling)
     for name, values in before.items():
         np.testing.assert_array_equal(values[:cut + 1], after[name][:cut + 1])
     with pytest.raises(InputError, match="looks at the later"):
-        columns.gather(book, nothing, "linear", causal=True)
+        columns.Filling.of(book, "linear", causal=True)

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fercache"
 
 FLOORS = {
     0: "errors prefetch progress",
-    1: "durable config taps labelmaps colours place",
+    1: "durable config taps labelmaps colours place parquet",
     2: "recipe wheels facenet cores crops metrics smoothing folds people rates preds runs",
     3: "mtcnn media weights store logits datasets gaps views told",
     4: "backbones faces follow heads windows demo imported thumbs",
@@ -28,7 +28,7 @@ DOORS = {
     "av": {"media"}, "zarr": {"store"}, "h5py": {"logits", "transfer"}, "lightgbm": {"stack"}, "sklearn": {"stack"},
     "matplotlib": {"timeline"}, "facenet_pytorch": {"facenet"}, "torchvision": {"facenet"}, "click": {"cli"},
     "tensorboard": {"weights"}, "onnxruntime": {"backbones"}, "openvino": {"backbones"},
-    "pyarrow": {"stack", "datasets", "preds", "transfer"},
+    "pyarrow": {"stack", "parquet", "transfer"},
     "PIL": {"media", "crops", "timeline", "views", "thumbs", "overlay"},
     "rich": {"progress", "stack", "cli", "score", "doctor"},
     "distributed": {"engines"},

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from books import simulate
 from click.testing import CliRunner, Result
 from forked import Runner
 from PIL import Image
 from test_care import CLIPS, TAPS, book, flip, make, put
 
-from fercache import extract, weights
-from fercache.cli import main
-from fercache.config import DatasetConfig, ExtractConfig
+from fercache import extract, imported, stack, weights
+from fercache.cli import main, named
+from fercache.config import DatasetConfig, ExtractConfig, StackConfig, TrainConfig
 from fercache.datasets import load
+from fercache.stack import join
 from fercache.store import EmbeddingStore
 
 
@@ -196,6 +199,75 @@ def test_gc_of_a_link_leaves_what_it_leads_to(recipes: tuple[Path, Path], home: 
     link.symlink_to(kept.path)
     say("gc", "--yes")
     assert not link.is_symlink() and list(EmbeddingStore.open(kept.path)) == ["a"]
+
+
+def learnt(home: Path, path: Path) -> named.Trains:
+    """Return where what is learnt from the recipes' store lies."""
+    dataset = load(DatasetConfig(dataset="table", clips="clips", name="named"), home / "cache")
+    return named.Trains(home / "cache", dataset, EmbeddingStore.open(home / path))
+
+
+def waste() -> set[str]:
+    """Return what gc would remove of the set that the recipes name."""
+    return {str(Path(item["path"]).relative_to("cache")) for item in json.loads(say("gc", "--json").stdout)["waste"]
+            if not item["clip"]}
+
+
+def test_gc_knows_stack_runs_with_imported_logits(recipes: tuple[Path, Path], home: Path) -> None:
+    """A run with --logits stays as long as its logits do; imported logits stay, whatever the recipes say."""
+    cache, path = home / "cache", learnt(home, recipes[0]).book(TrainConfig())
+    (home / "stages" / "stack.toml").write_text("bootstrap = 0\n")
+    simulate(groups=4, frames=60, dataset="named").save(path)
+    far = simulate(groups=4, frames=60, dataset="named", heads=("far",), provenance={"level": "frame"})
+    far.save(imported.path_of(cache, "named", "far"))
+    for logits, seed in (((), 0), (("far",), 0), (("far",), 1)):
+        run = stack.run(join.book_of(cache, "named", path, logits), StackConfig(bootstrap=0, seed=seed, logits=logits),
+                        cache / "stack")
+    found = waste()
+    assert {name for name in found if name.startswith("stack")} == {f"stack/named/{run.folder.name}"}, "another seed's"
+    assert not any(name.startswith("logits") for name in found)
+    imported.path_of(cache, "named", "far").unlink()
+    assert len({name for name in waste() if name.startswith("stack")}) == 2
+
+
+def test_gc_knows_runs_of_imported_logits_alone(home: Path) -> None:
+    cache = home / "cache"
+    (home / "stages").mkdir()
+    (home / "stages" / "dataset.toml").write_text('dataset = "logits"\nname = "films"\n')
+    (home / "stages" / "stack.toml").write_text("bootstrap = 0\n")
+    for name in ("one", "two"):
+        simulate(groups=4, frames=60, dataset="films", heads=(name,), provenance={"level": "frame"}).save(
+            imported.path_of(cache, "films", name))
+    for logits in ((), ("one",)):
+        stack.run(join.book_of(cache, "films", None, logits or ("one", "two")),
+                  StackConfig(bootstrap=0, logits=logits), cache / "stack")
+    (cache / "stack" / "films" / ("0" * 12)).mkdir()
+    assert waste() == {f"stack/films/{'0' * 12}"}
+
+
+def test_gc_knows_the_books_of_an_ablation(recipes: tuple[Path, Path], home: Path) -> None:
+    trains = learnt(home, recipes[0])
+    (home / "stages" / "train-heads.toml").write_text('taps = ["block8"]\n')
+    (home / "stages" / "ablation.toml").write_text('rows = ["loss=focal", "taps=nothing"]\nrepeats = 2\n')
+    usual = TrainConfig(taps=("block8",))
+    named_ = [replace(usual, seed=1), replace(usual, loss="focal"), replace(usual, loss="focal", seed=1),
+              replace(usual, folds=3)]
+    for config in (*named_, replace(usual, loss="focal", seed=2)):
+        book(trains.book(config), "a")
+    other = trains.book(replace(usual, loss="focal", seed=2))
+    assert waste() == {str(recipes[1].relative_to("cache")), f"logits/named/{other.name}"}
+
+
+def test_gc_takes_the_pictures_of_what_is_gone(recipes: tuple[Path, Path], home: Path) -> None:
+    mine, other = recipes
+    thumbs = home / "cache" / "thumbs" / "named"
+    for name in (mine.stem, other.stem, "gone.1"):
+        for clip in ("a", "left", "never"):
+            (thumbs / name).mkdir(parents=True, exist_ok=True)
+            (thumbs / name / f"{clip}.npz").write_bytes(b"x" * 10)
+    say("gc", "--yes")
+    assert sorted(str(path.relative_to(thumbs)) for path in thumbs.rglob("*.npz")) == [f"{mine.stem}/a.npz"]
+    assert "nothing to remove" in say("gc").stdout
 
 
 @pytest.mark.full

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -27,7 +28,7 @@ from fercache.errors import FercacheError
 from fercache.store import EmbeddingStore
 from fercache.taps import views_of
 
-__all__ = ["Row", "Table", "check", "quick", "run", "write"]
+__all__ = ["Row", "Table", "check", "quick", "run", "trained", "write"]
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,14 @@ def run(dataset: Dataset, store: EmbeddingStore, base: TrainConfig, config: Abla
     return Table(dataset=dataset.name, notice=dataset.notice, store=store.path.name, groups=len(first),
                  frames=int(first.sum()), seeds=config.repeats, rows=tuple(made), reported=reported(usual.books),
                  why_none=bench.sampler.why_none)
+
+
+def trained(base: TrainConfig, config: AblationConfig) -> Iterator[TrainConfig]:
+    """Yield the settings of every training that a table of these rows is made of, and those of a first look at it."""
+    for usual, table in ((base, config), quick(base, config)):
+        for changed in [{}, *parse(table.rows or offered(usual), usual).values()]:
+            row = replace(usual, **changed)
+            yield from (replace(row, seed=row.seed + repeat) for repeat in range(table.repeats))
 
 
 def quick(base: TrainConfig, config: AblationConfig) -> tuple[TrainConfig, AblationConfig]:

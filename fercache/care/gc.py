@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,9 @@ STORE, WORK, LOCK = ".zarr", ".work", ".lock"
 KEPT = ("current.json", "failures*.csv")
 """Files beside the results that point to them or tell of them."""
 UNNAMED, LOST, UNKNOWN = "no recipe names it", "left half done, and cannot go on", "not in the data set"
-TORN, ORPHAN = "left by a run that was killed", "of a store that is gone"
+TORN, ORPHAN, OF_CLIP = "left by a run that was killed", "of a store that is gone", "of a clip that is gone"
+PICTURES = ".npz"
+"""Ending of a clip's thumbnails."""
 SETTLED_S = 3600.0
 """Age from which a temporary file is nobody's any more: none lives longer than one file takes to be written."""
 
@@ -61,6 +63,7 @@ def garbage(cache: Path, keep: Iterable[Path], clips: Mapping[Path, Collection[s
     found = [waste for path in _results(cache) if path.resolve() not in kept and (waste := _whole(path)) is not None]
     for path, named in clips.items():
         found += _clips(path, named)
+    found += _pictures(cache, found)
     return tuple(sorted(found, key=lambda waste: (waste.path, waste.folder)))
 
 
@@ -91,6 +94,22 @@ def _results(cache: Path) -> Iterator[Path]:
         for path in sorted(cache.glob(f"{stage}/*/*")):
             if not any(path.match(kept) for kept in KEPT) and path.suffix != LOCK:
                 yield path
+
+
+def _pictures(cache: Path, waste: Sequence[Waste]) -> list[Waste]:
+    """Return the pictures of stores and clips that are gone, or that go."""
+    going = {(item.path.resolve(), item.folder) for item in waste}
+    found = []
+    for folder in sorted(path for path in cache.glob("thumbs/*/*") if path.is_dir()):
+        store = cache / "features" / folder.parent.name / f"{folder.name}{STORE}"
+        if not store.exists() or (store.resolve(), "") in going:
+            found.append(Waste(path=folder, why=ORPHAN, size=LocalFiles(folder).size()))
+            continue
+        for path in sorted(folder.glob(f"*{PICTURES}")):
+            clip = path.name.removesuffix(PICTURES)
+            if (store.resolve(), clip) in going or not (store / clip).exists():
+                found.append(Waste(path=path, why=OF_CLIP, size=Size(path.stat().st_size, 1)))
+    return found
 
 
 def _whole(path: Path) -> Waste | None:

@@ -68,8 +68,10 @@ class Home:
 
     def dataset_name(self, typed: dict[str, Any]) -> str:
         """Return the name in the cache of the data set that flags or `dataset.toml` name; imported logits are one."""
+        from fercache import datasets
+
         config = make(DatasetConfig, "dataset", self.stages, typed)
-        return (config.name or "logits") if config.dataset == "logits" else self.dataset(typed).name
+        return datasets.logits_name(config) if config.dataset == "logits" else self.dataset(typed).name
 
     def book(self, typed: dict[str, Any], path: Path | None, names: tuple[str, ...]) -> LogitBook:
         """Return a book of logits, by its path or the last one of the data set, with imported logits beside the heads.
@@ -80,20 +82,15 @@ class Home:
             There are neither heads nor imported logits, or two that do not fit together.
         """
         from fercache import imported, train_heads
-        from fercache.logits import LogitBook
         from fercache.stack import join
 
         dataset = self.dataset_name(typed)
         trained = path or train_heads.current_or_none(self.cache, dataset)
         if not names and self.is_logits(typed):
             names = tuple(imported.names(self.cache, dataset))
-        sources = imported.load(self.cache, dataset, names)
-        if trained:
-            return join.joined(LogitBook.load(trained), sources)
-        if not sources:
+        if not trained and not names:
             train_heads.current(self.cache, dataset)  # says what is missing
-        first = next((s for s in sources if s.provenance.get("level") != join.CLIP_LEVEL), sources[0])
-        return join.joined(first, [source for source in sources if source is not first])
+        return join.book_of(self.cache, dataset, trained, names)
 
     def dataset(self, typed: dict[str, Any], told: bool = True) -> Dataset:
         """Return the data set that flags or `dataset.toml` name; what is wrong with its clips is `told` on stderr."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fercache import durable
 from fercache.cli.home import Home
 from fercache.cli.options import make
-from fercache.config import DatasetConfig, ExtractConfig, StackConfig, TrainConfig
+from fercache.config import AblationConfig, DatasetConfig, ExtractConfig, StackConfig, TrainConfig
 from fercache.errors import FercacheError, StoreError, WeightsError
 
 if TYPE_CHECKING:
@@ -48,12 +50,19 @@ def named(home: Home, typed: dict[str, Any]) -> Named:
     InputError
         A recipe or its data set cannot be read: what it names is not known, so nothing can be called waste.
     """
-    from fercache import datasets
+    from fercache import datasets, imported
 
     found = Named()
     for stages in recipe_folders(home.stages):
-        dataset = datasets.load(make(DatasetConfig, "dataset", stages, typed), home.cache)
+        config = make(DatasetConfig, "dataset", stages, typed)
+        if config.dataset == "logits":  # imported logits are all there is of it
+            name = datasets.logits_name(config)
+            found.datasets.add(name)
+            found.keep.update([imported.folder_of(home.cache, name), *stack_runs(home.cache, name, None, stages)])
+            continue
+        dataset = datasets.load(config, home.cache)
         found.datasets.add(dataset.name)
+        found.keep.add(imported.folder_of(home.cache, dataset.name))
         for path in _stores(home.cache, dataset, stages):
             found.keep.add(path)
             store = _opened(path)
@@ -106,33 +115,91 @@ def _opened(path: Path) -> EmbeddingStore | None:
 
 
 def _learnt(cache: Path, dataset: Dataset, store: EmbeddingStore, stages: Path) -> Iterator[Path]:
-    """Yield the book, the heads and the stack run that the recipes make of a store as it is now."""
-    from fercache import datasets, train_heads
-    from fercache.config import digest
-    from fercache.logits import LogitBook
-    from fercache.store import join
+    """Yield the books, the heads and the stack runs that the recipes make of a store as it is now."""
+    from fercache import ablation
 
-    dataset = datasets.present(dataset, store)
-    held = [trial for trial in dataset.trials if trial.name in store]
-    heads = make(TrainConfig, "train-heads", stages, {})
+    usual = make(TrainConfig, "train-heads", stages, {})
+    trains = Trains(cache, dataset, store)
     try:
-        joined, taps = join(store, heads.join, heads.taps)
+        book = trains.book(usual)
     except FercacheError as error:
         log.warning("%s; every book and all heads of %s stay", error.what, dataset.name)
         yield from (path for stage in ("logits", "heads", "stack") for path in (cache / stage / dataset.name).glob("*"))
         return
-    settings = train_heads.settings_of(dataset, held, joined, replace(heads, taps=taps))
-    print_ = digest(settings)[:12]
-    book = cache / "logits" / dataset.name / f"{print_}.h5"
-    yield from (book, cache / "heads" / dataset.name / print_)
+    yield from (book, trains.heads(book))
+    for config in ablation.trained(usual, make(AblationConfig, "ablation", stages, {})):
+        with suppress(FercacheError):  # a row that this store cannot be trained with has no book
+            tried = trains.book(config)
+            yield from (tried, trains.heads(tried))
     if book.is_file():
-        from fercache import stack  # lightgbm: only where there is a run to name
+        yield from stack_runs(cache, dataset.name, book, stages)
 
-        config = make(StackConfig, "stack", stages, {})
+
+class Trains:
+    """Where books and heads of settings lie; what is asked of a store is asked once."""
+
+    def __init__(self, cache: Path, dataset: Dataset, store: EmbeddingStore) -> None:
+        from fercache import datasets
+
+        dataset = datasets.present(dataset, store)
+        self.cache, self.dataset, self.store = cache, dataset, store
+        self.held = [trial for trial in dataset.trials if trial.name in store]
+        self.known: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def book(self, config: TrainConfig) -> Path:
+        """Return where the book of these settings lies.
+
+        Raises
+        ------
+        FercacheError
+            The store lacks a tap, or what is joined to it is not there.
+        """
+        from fercache import train_heads
+        from fercache.config import digest
+        from fercache.store import join
+
+        joined, taps = join(self.store, config.join, config.taps)
+        config = replace(config, taps=taps)
+        if config.join not in self.known:
+            self.known[config.join] = train_heads.settings_of(self.dataset, self.held, joined, config)
+        print_ = digest({**self.known[config.join], **config.settings()})[:12]
+        return self.cache / "logits" / self.dataset.name / f"{print_}.h5"
+
+    def heads(self, book: Path) -> Path:
+        """Return where the heads of a book lie."""
+        return self.cache / "heads" / self.dataset.name / book.stem
+
+
+def stack_runs(cache: Path, dataset: str, book: Path | None, stages: Path) -> Iterator[Path]:
+    """Yield the recipe's stack run of a book (None: of imported logits alone), with and without imported logits.
+
+    Notes
+    -----
+    Which logits a finished run was made with it says itself; it stays if it is what the recipe makes with those.
+    """
+    from fercache import imported, stack
+    from fercache.stack import join
+
+    folder, usual = cache / "stack" / dataset, make(StackConfig, "stack", stages, {})
+    asked = {(usual.logits, usual.force)} | {said for path in folder.glob("*") if (said := _logits_of(path))}
+    for logits, force in sorted(asked):
+        config = replace(usual, logits=logits, force=force)
         try:
-            run = config.fingerprint(book=stack.kept.digest(LogitBook.load(book)), format=stack.FORMAT)
-        except StoreError as error:
-            log.warning("%s: %s; every stack run of %s stays", book, error.what, dataset.name)
-            yield from (cache / "stack" / dataset.name).glob("*")
+            names = logits if book or logits else tuple(imported.names(cache, dataset))
+            held = join.book_of(cache, dataset, book, names)
+        except FercacheError as error:
+            if logits != usual.logits:
+                continue  # its logits are gone, or it is a run of something else: no recipe makes it any more
+            log.warning("%s: %s; every stack run of %s stays", error.where, error.what, dataset)
+            yield from folder.glob("*")
         else:
-            yield cache / "stack" / dataset.name / run[:12]
+            yield folder / stack.fingerprint(held, config)[:12]
+
+
+def _logits_of(run: Path) -> tuple[tuple[str, ...], bool] | None:
+    """Return which imported logits a finished stack run was made with, and whether it was forced to; None: unknown."""
+    try:
+        said = durable.read_json(run / "metrics.json")["config"]
+        return tuple(said["logits"]), bool(said["force"])
+    except (FercacheError, OSError, KeyError, TypeError):
+        return None

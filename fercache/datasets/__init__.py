@@ -15,8 +15,8 @@ from fercache.datasets.persons import COUNT, SIDES, people_held, people_of, pers
 from fercache.datasets.scan import Scan, describe, scan
 from fercache.errors import InputError
 
-__all__ = ["COUNT", "SIDES", "Dataset", "Kind", "Labels", "Problem", "Split", "Trial", "grouped", "load", "on_clock",
-           "people_held", "people_of", "person_name", "present", "some"]
+__all__ = ["COUNT", "SIDES", "Dataset", "Kind", "Labels", "Problem", "Split", "Trial", "grouped", "load",
+           "logits_name", "on_clock", "people_held", "people_of", "person_name", "present", "some"]
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,11 @@ def load(config: DatasetConfig, cache: Path) -> Dataset:
         raise InputError(f"{found.layout} publishes no folds, and fold {config.fold} is asked for", where="fold",
                          hint="leave --fold out; stage two makes folds by group (--folds)")
     return found
+
+
+def logits_name(config: DatasetConfig) -> str:
+    """Return the name in the cache of a data set that is nothing but imported logits."""
+    return config.name or "logits"
 
 
 def _read(config: DatasetConfig, cache: Path) -> Dataset:

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from fercache import parquet
 from fercache.datasets.base import UNKNOWN
 from fercache.datasets.labels import LabelError
 from fercache.datasets.labels import read as read_labels
-from fercache.errors import InputError, MissingExtra
+from fercache.errors import InputError
 
 MOST_CLASSES = 200
 NOTHING = frozenset(("", "-1", "nan", "none", "null"))
@@ -31,7 +31,7 @@ def opened(path: Path) -> Iterator[Iterator[Sequence[str]]]:
     """
     try:
         if path.suffix.lower() == ".parquet":
-            yield _parquet(path)
+            yield parquet.rows(path)
         else:
             with path.open(newline="", encoding="utf-8-sig") as handle:
                 yield csv.reader(handle, strict=True)
@@ -121,27 +121,3 @@ def headers(files: Iterable[Path]) -> list[tuple[str, ...]]:
         except LabelError:
             continue  # read again, and told, with the trial that it belongs to
     return sorted((header for header in found if header), key=lambda header: (-found[header], header))
-
-
-def _parquet(path: Path) -> Iterator[Sequence[str]]:
-    """Yield the rows of a parquet file as text, the header first."""
-    try:
-        from pyarrow import ArrowException, parquet  # optional extra: only those who bring such tables need it
-    except ImportError as error:
-        raise MissingExtra("reading .parquet needs pyarrow", where=path,
-                           hint="pip install 'fercache[parquet]'") from error
-    try:
-        with parquet.ParquetFile(path) as table:
-            yield list(table.schema_arrow.names)
-            for batch in table.iter_batches():
-                yield from zip(*([_text(value) for value in column.to_pylist()] for column in batch.columns),
-                               strict=True)
-    except ArrowException as error:
-        raise InputError(f"not readable as parquet ({error})", where=path, hint="write it again") from error
-
-
-def _text(value: Any) -> str:
-    """Return a cell as text; whole numbers that a gap made floating lose their point."""
-    if value is None:
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -17,13 +17,14 @@ from fercache.config import StackConfig
 from fercache.errors import InputError
 from fercache.logits import LogitBook
 from fercache.stack import ahead, calibration, columns, join, kept, nested, pool, predictions, report
+from fercache.stack.spoken import Spoken
 from fercache.stack.table import table as _table
 
-__all__ = ["StackResult", "out_of_fold", "run", "speak", "spoken", "table", "write"]
+__all__ = ["StackResult", "fingerprint", "out_of_fold", "run", "speak", "table", "write"]
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever the code changes what a stack run gives."""
 
 
@@ -68,7 +69,7 @@ def run(book: LogitBook, config: StackConfig, folder: Path) -> StackResult:
     if not ((book.spread(book.fold) >= 0) & (book.label >= 0)).any():
         raise InputError("the book has no labelled out-of-fold rows to learn from", where=book.dataset,
                          hint="run `fercache train-heads` on a data set with labels")
-    print_ = config.fingerprint(book=kept.digest(book), format=FORMAT)
+    print_ = fingerprint(book, config)
     book = _ready(book, config)
     home = folder / book.dataset / print_[:12]
     with durable.lock(home.with_suffix(".lock"), wait=True):
@@ -78,6 +79,11 @@ def run(book: LogitBook, config: StackConfig, folder: Path) -> StackResult:
              time.monotonic() - started)
     return StackResult(book=book, units=units, report=said, folder=home, cached=found is not None,
                        seconds=time.monotonic() - started)
+
+
+def fingerprint(book: LogitBook, config: StackConfig) -> str:
+    """Return the sha256 (hex) over all that changes a run's numbers; its first 12 digits name the run's folder."""
+    return config.fingerprint(book=kept.digest(book), format=FORMAT)
 
 
 def out_of_fold(book: LogitBook, config: StackConfig) -> dict[str, NDArray[np.float32]]:
@@ -97,11 +103,12 @@ def _compute(book: LogitBook, config: StackConfig, home: Path,
              print_: str) -> tuple[NDArray[np.int32], dict[str, Any]]:
     """Return the final predictions and the metrics, and keep them."""
     learnt = nested.run(book, config)
-    held = columns.gather(book, learnt, config.gaps, causal=config.causal)
+    filling = columns.Filling.of(book, config.gaps, causal=config.causal)
+    held = columns.gather(book, learnt, filling)
     final = columns.choose(book, held, config.final, config.metric or book.metric)
     temperatures = calibration.by_fold(book, held[final.column])
     tempered = calibration.apply(book, held[final.column], temperatures)
-    units = columns.millionths(columns.refilled(book, tempered, config.gaps, causal=config.causal))
+    units = columns.millionths(filling.again(tempered))
     found = report.Run(book=book, config=config, nested=learnt, columns=held, final=final, temperatures=temperatures)
     said = {**report.build(found), "fingerprint": print_}
     kept.save(home, units, learnt.members, said)
@@ -136,35 +143,6 @@ def speak(folder: Path, book: LogitBook) -> NDArray[np.int32]:
     ------
     StoreError
         The run's models are not there or damaged.
-
-    Notes
-    -----
-    Of a run at clip level every frame has what is said of its clip.
     """
     then = durable.read_json(folder / kept.METRICS)
-    ready, held, _ = spoken(folder, then, book)
-    units = final_units(then, ready, held[kept.final_column(then)])
-    return units[pool.frames_of(book, ready)] if then["level"] == "clip" else units
-
-
-def final_units(then: dict[str, Any], ready: LogitBook, shares: NDArray[np.float32]) -> NDArray[np.int32]:
-    """Return the final column of new trials, ``(R, C)`` in millionths, at the temperature of the run `then`."""
-    tempered = calibration.temper(shares, float(then["final"]["temperature"]))
-    policy = then["config"].get("gaps", "nearest")
-    return columns.millionths(columns.refilled(ready, tempered, policy, causal=bool(then["causal"])))
-
-
-def spoken(folder: Path, then: dict[str, Any], book: LogitBook) -> tuple[LogitBook, dict[str, NDArray[np.float32]],
-                                                                        nested.Nested]:
-    """Return a book of new trials as a run reads it, every column of it, ``(R, C)`` each, and the member that spoke.
-
-    Parameters
-    ----------
-    then : the metrics of the run in `folder`. Where it learnt nothing there are no learnt columns.
-    """
-    causal, learnt = bool(then["causal"]), nested.Nested(members={}, columns={})
-    book = pool.pooled(book) if then["level"] == "clip" else book
-    book = ahead.without(book) if causal else book
-    if isinstance(then["learnt"], list):
-        learnt = nested.speak(book, kept.load_member(folder), causal)
-    return book, columns.gather(book, learnt, then["config"].get("gaps", "nearest"), causal=causal), learnt
+    return Spoken.of(folder, then, book).units(book)

@@ -16,7 +16,9 @@ from fercache.stack.base import softmax
 from fercache.stack.nested import Nested, Shares
 
 WHAT = {"mean": "plain mean of the heads' probabilities",
-        "smooth": "the heads' log-probabilities, each smoothed over time, with a weight a head and a bias a class",
+        "chain": "the heads' log-probabilities as evidence for a Markov chain of the classes",
+        "smooth": "the heads' log-probabilities, each smoothed over time, and `chain`, with a weight each and a bias a "
+                  "class",
         "logistic": "logistic regression on the stacker's features",
         "blend": "geometric mean of `smooth` and `logistic`",
         "stack": "LightGBM on the stacker's features, beginning at the column `smooth`"}
@@ -30,71 +32,95 @@ class Final:
     why: str
 
 
-def gather(book: LogitBook, nested: Nested, policy: str = "nearest", *, causal: bool = False) -> dict[str, Shares]:
+@dataclass(frozen=True, kw_only=True)
+class Filling:
+    """What becomes of a book's frames without a face, worked out once.
+
+    Attributes
+    ----------
+    sources : which rows speak for each row, ``(R,)``.
+    blind : (R,) the rows without a face in clips that have faces.
+    early : (R,) where nothing may look ahead, the rows before their clip's first face.
+    """
+
+    policy: str
+    sources: gaps.Sources
+    blind: NDArray[np.bool_]
+    early: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, book: LogitBook, policy: str = "nearest", *, causal: bool = False) -> Filling:
+        """Return how a book is filled.
+
+        Parameters
+        ----------
+        policy : see `fercache.gaps`.
+        causal : take nothing from a later frame.
+
+        Raises
+        ------
+        InputError
+            A line is to be causal.
+        """
+        every = np.arange(len(book.label))
+        found = gaps.Sources(every, every.copy(), np.zeros(len(every)))
+        blind, early = np.zeros((2, len(every)), bool)
+        for trial in np.flatnonzero(np.diff(book.offsets)).tolist():
+            rows = book.rows(trial)
+            valid = book.valid[rows]
+            early[rows] = causal & ~np.logical_or.accumulate(valid)
+            if valid.all() or not valid.any():
+                continue
+            here = gaps.sources(book.time_s[rows], valid, policy, causal=causal)
+            found.before[rows], found.after[rows] = here.before + rows.start, here.after + rows.start
+            found.weight[rows] = here.weight
+            blind[rows] = ~valid
+        return cls(policy=policy, sources=found, blind=blind, early=early)
+
+    def again(self, shares: Shares) -> Shares:
+        """Return probabilities whose frames without a face are filled once more, after those with one were changed.
+
+        Notes
+        -----
+        A temperature bends probabilities: the line between two frames is drawn after that, else it is no line any more.
+        """
+        return np.asarray(self.sources.apply(shares), np.float32) if self.policy in gaps.COPIED else shares
+
+
+def gather(book: LogitBook, nested: Nested, filling: Filling | None = None) -> dict[str, Shares]:
     """Return column -> probabilities, ``(R, C)`` float32, of every row of the book.
 
     Parameters
     ----------
-    policy : what becomes of frames without a face, see `fercache.gaps`.
-    causal : take nothing from a later frame; heads and mean have even odds before the first face.
+    filling : what becomes of frames without a face; by default they have what the nearest one with a face has. Where
+        nothing may look ahead, heads and mean have even odds before the first face.
 
     Raises
     ------
     InputError
-        They are left to the temporal heads, and the book has none; or a line is to be causal.
+        Frames are left to the temporal heads, and the book has none.
     """
-    filled_from, blind, early = _gaps(book, policy, causal)
-    heads = {head: softmax(book.logits[head] * ~early[:, None]).astype(np.float32) for head in book.heads}
+    filling = filling or Filling.of(book)
+    heads = {head: softmax(book.logits[head] * ~filling.early[:, None]).astype(np.float32) for head in book.heads}
     said = {**heads, "mean": _mean(heads), **nested.columns}
-    filled = {name: filled_from.apply(values) for name, values in said.items()}
-    if policy in gaps.COPIED:
+    filled = {name: filling.sources.apply(values) for name, values in said.items()}
+    if filling.policy in gaps.COPIED:
         return filled
-    speakers = gaps.own_word(book.heads, policy)
+    speakers = gaps.own_word(book.heads, filling.policy)
     if not speakers:
         raise InputError("no temporal head to leave the frames without a face to", where="stack, gaps = mask",
                          hint=f"train one of {', '.join(gaps.TEMPORAL)}, or choose another policy with --gaps")
-    spoken = _mean({head: heads[head][blind] for head in speakers})
+    spoken = _mean({head: heads[head][filling.blind] for head in speakers})
     for name in filled:
         if name not in speakers:
-            filled[name][blind] = spoken
+            filled[name][filling.blind] = spoken
     return filled
-
-
-def refilled(book: LogitBook, shares: Shares, policy: str, *, causal: bool = False) -> Shares:
-    """Return probabilities whose frames without a face are filled once more, after those with one were changed.
-
-    Notes
-    -----
-    A temperature bends probabilities: the line between two frames is drawn after that, else it is no line any more.
-    """
-    if policy not in gaps.COPIED:
-        return shares
-    return np.asarray(_gaps(book, policy, causal)[0].apply(shares), np.float32)
 
 
 def _mean(heads: dict[str, Shares]) -> Shares:
     """Return the plain mean of the heads' probabilities."""
     first = next(iter(heads.values()))
     return np.asarray(sum(heads.values(), np.zeros(first.shape, np.float32)) / len(heads), np.float32)
-
-
-def _gaps(book: LogitBook, policy: str, causal: bool) -> tuple[gaps.Sources, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which rows speak for each row, ``(R,)``, the rows without a face in clips that have faces, and, where
-    nothing may look ahead, the rows before their clip's first face."""
-    every = np.arange(len(book.label))
-    found = gaps.Sources(every, every.copy(), np.zeros(len(every)))
-    blind, early = np.zeros((2, len(every)), bool)
-    for trial in np.flatnonzero(np.diff(book.offsets)).tolist():
-        rows = book.rows(trial)
-        valid = book.valid[rows]
-        early[rows] = causal & ~np.logical_or.accumulate(valid)
-        if valid.all() or not valid.any():
-            continue
-        here = gaps.sources(book.time_s[rows], valid, policy, causal=causal)
-        found.before[rows], found.after[rows] = here.before + rows.start, here.after + rows.start
-        found.weight[rows] = here.weight
-        blind[rows] = ~valid
-    return found, blind, early
 
 
 def choose(book: LogitBook, columns: dict[str, Shares], wanted: str, metric: str) -> Final:

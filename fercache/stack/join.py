@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fercache import imported
 from fercache.config import digest
 from fercache.errors import InputError
 from fercache.logits import IN_SAMPLE, LogitBook
@@ -29,6 +31,31 @@ def joined(book: LogitBook, sources: Sequence[LogitBook]) -> LogitBook:
     for source in sources:
         book = _with(book, source)
     return book
+
+
+def book_of(cache: Path, dataset: str, trained: Path | None, names: Sequence[str]) -> LogitBook:
+    """Return the book that a stack learns from: the heads' one, imported logits beside it; or imported logits alone.
+
+    Parameters
+    ----------
+    trained : the heads' book; None where there is none.
+    names : of imported logits; at least one where there are no heads.
+
+    Raises
+    ------
+    InputError
+        There are no such logits, or two sources do not fit together.
+    StoreError
+        A book cannot be read.
+    """
+    sources = imported.load(cache, dataset, names)
+    if trained:
+        return joined(LogitBook.load(trained), sources)
+    if not sources:
+        raise InputError("neither heads nor imported logits", where=f"data set {dataset}",
+                         hint="run `fercache train-heads`, or `fercache logits import`")
+    first = next((s for s in sources if s.provenance.get("level") != CLIP_LEVEL), sources[0])
+    return joined(first, [source for source in sources if source is not first])
 
 
 def refuse_in_sample(book: LogitBook, force: bool) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from fercache import durable
 from fercache.config import StackConfig
 from fercache.logits import LogitBook
-from fercache.stack import StackResult, columns, final_units, kept, pool, report, spoken
+from fercache.stack import StackResult, columns, kept, report
+from fercache.stack.spoken import Spoken
 
 
 def judge(folder: Path, book: LogitBook, config: StackConfig) -> StackResult:
@@ -32,14 +33,14 @@ def judge(folder: Path, book: LogitBook, config: StackConfig) -> StackResult:
     started = time.monotonic()
     then = durable.read_json(folder / kept.METRICS)
     final = columns.Final(column=kept.final_column(then), why=f"as in the run {folder.name}: {then['final']['why']}")
-    ready, held, learnt = spoken(folder, then, book)
+    spoken = Spoken.of(folder, then, book)
+    ready = spoken.book
     temperature = float(then["final"]["temperature"])
-    found = report.Run(book=ready, config=_as_then(then, config), nested=learnt, columns=held, final=final,
+    found = report.Run(book=ready, config=_as_then(then, config), nested=spoken.learnt,
+                       columns=spoken.columns, final=final,
                        temperatures=dict.fromkeys([*range(int(ready.fold.max(initial=-1)) + 1), -1], temperature))
-    units = final_units(then, ready, held[final.column])
-    units = units[pool.frames_of(book, ready)] if then["level"] == "clip" else units
     said = {**report.build(found), "fingerprint": then["fingerprint"]}
-    return StackResult(book=book, units=units, report=said, folder=folder, cached=False,
+    return StackResult(book=book, units=spoken.units(book), report=said, folder=folder, cached=False,
                        seconds=time.monotonic() - started)
 
 

@@ -15,6 +15,7 @@ from fercache.errors import StoreError
 from fercache.logits import LogitBook
 from fercache.stack.base import Base
 from fercache.stack.boost import Trees
+from fercache.stack.chain import Chain
 from fercache.stack.linear import Linear
 from fercache.stack.nested import Member
 
@@ -78,9 +79,11 @@ def load_member(folder: Path) -> Member:
         with np.load(folder / "linear-all.npz", allow_pickle=False) as file:
             linear = Linear(**{name: file[name] for name in LINEAR})
         base = Base.of(said["base"])
+        spoken = Chain.of(said["chain"]) if said["chain"] else None
     except (OSError, KeyError, ValueError, lightgbm.basic.LightGBMError) as error:
         raise StoreError(f"no stacker of all folds ({error})", where=folder, hint="run `fercache stack`") from error
-    return Member(fold=ALL, groups=said["groups"], rows=said["rows"], base=base, trees=trees, linear=linear)
+    return Member(fold=ALL, groups=said["groups"], rows=said["rows"], base=base, trees=trees, linear=linear,
+                  chain=spoken)
 
 
 def _name(fold: int) -> str:

@@ -20,23 +20,25 @@ from numpy.typing import NDArray
 from fercache.config import StackConfig
 from fercache.logits import LogitBook
 from fercache.progress import Meter, meter
-from fercache.stack import base, boost, features, linear
+from fercache.stack import base, boost, features, linear, voice
 from fercache.stack.base import Base, softmax
 from fercache.stack.boost import Trees
+from fercache.stack.chain import Chain
 from fercache.stack.features import ClipView, Columns
 from fercache.stack.linear import Linear
 from fercache.stack.sample import Sample, draw
+from fercache.stack.voice import Clips
 
 Shares = NDArray[np.float32]
 
 ROWS_A_CALL = 65_536
-LEARNT = ("smooth", "logistic", "blend", "stack")
+LEARNT = ("chain", "smooth", "logistic", "blend", "stack")
 """The columns that are learnt, in rising order of what they may do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """What was learnt without one fold (-1: from all folds), and from how many groups and rows."""
+    """What was learnt without one fold (-1: from all folds), and from how many groups and rows; of clips no chain."""
 
     fold: int
     groups: int
@@ -44,10 +46,12 @@ class Member:
     base: Base
     trees: Trees
     linear: Linear
+    chain: Chain | None = None
 
     def json(self) -> dict[str, Any]:
         """Return what was chosen, as a JSON value."""
         return {"fold": self.fold, "groups": self.groups, "rows": self.rows, "base": self.base.json(),
+                "chain": self.chain.json() if self.chain else None,
                 "rounds": self.trees.rounds, "watched_groups": self.trees.watched}
 
 
@@ -69,7 +73,9 @@ def run(book: LogitBook, config: StackConfig) -> Nested:
         sample = draw(book, columns, config.refit == "all", bar)
         if not all(len(sample.without(fold).rows) for fold in range(max(k, 1))):
             return Nested(members={}, columns={})
-        members = {fold: _member(sample.without(fold), columns, fold, config, book, bar) for fold in [*range(k), -1]}
+        clips = Clips.of(book, sample.rows, config.causal) if columns.level == "frame" else None
+        members = {fold: _member(sample.without(fold), columns, fold, config, book, clips, bar)
+                   for fold in [*range(k), -1]}
         return Nested(members=members, columns=_Spoken(book, columns, members, config.threads, bar).columns())
 
 
@@ -81,14 +87,20 @@ def speak(book: LogitBook, member: Member, causal: bool) -> Nested:
         return Nested(members=members, columns=_Spoken(book, columns, members, 0, bar).columns())
 
 
-def _member(sample: Sample, columns: Columns, fold: int, config: StackConfig, book: LogitBook, bar: Meter) -> Member:
-    """Return what is learnt from a sample."""
+def _member(sample: Sample, columns: Columns, fold: int, config: StackConfig, book: LogitBook, clips: Clips | None,
+            bar: Meter) -> Member:
+    """Return what is learnt from a sample, and from its clips: first the chain, then what listens to it too."""
     bar.note("without fold " + str(fold) if fold >= 0 else "all folds")
+    spoken = None
+    if clips:
+        trials = np.unique(book.spread(np.arange(len(book.trials)))[sample.rows]).tolist()
+        spoken = clips.fit(trials)
+        sample = clips.joined(sample, spoken, trials)
     chosen = base.choose(sample, columns.widths, config.metric or book.metric)
     plan = boost.Plan(seed=config.seed, threads=config.threads, balance=chosen.balance)
     member = Member(fold=fold, groups=len(np.unique(sample.group)), rows=len(sample.rows), base=chosen,
                     trees=boost.fit(sample, chosen.start(sample.smoothed), plan),
-                    linear=linear.fit(sample, chosen.balance))
+                    linear=linear.fit(sample, chosen.balance), chain=spoken)
     bar.advance()
     return member
 
@@ -98,14 +110,16 @@ class _Spoken:
 
     Attributes
     ----------
-    start, correction, logistic : (R, C) float32, filled in the gaps from the nearest frame with a face.
+    names : the columns.
+    start, correction, logistic, chain : (R, C) float32, filled in the gaps from the nearest frame with a face.
     """
 
     def __init__(self, book: LogitBook, features_: Columns, members: dict[int, Member], threads: int,
                  bar: Meter) -> None:
         self.book, self.features = book, features_
         shape = (len(book.label), len(book.classes))
-        self.start, self.correction, self.logistic = (np.zeros(shape, np.float32) for _ in range(3))
+        self.start, self.correction, self.logistic, self.chain = (np.zeros(shape, np.float32) for _ in range(4))
+        self.names = tuple(name for name in LEARNT if name != voice.NAME or features_.level == "frame")
         for fold, member in members.items():
             waiting: list[tuple[int, ClipView, Shares, Shares]] = []
             for trial in np.flatnonzero((book.fold == fold) & (np.diff(book.offsets) > 0)).tolist():
@@ -122,8 +136,13 @@ class _Spoken:
         if not waiting:
             return
         x, smoothed = (np.concatenate([one[part] for one in waiting]) for part in (2, 3))
-        said: dict[str, NDArray[Any]] = {"start": member.base.start(smoothed), "logistic": member.linear.logits(x),
-                                         "correction": member.trees.correction(x, threads)}
+        said: dict[str, NDArray[Any]] = {}
+        if member.chain:
+            heard = [voice.heard(view) for _, view, _, _ in waiting]
+            said["chain"] = np.concatenate(member.chain.says(heard, self.features.causal))
+            x, smoothed = voice.beside(x, smoothed, said["chain"])
+        said |= {"start": member.base.start(smoothed), "logistic": member.linear.logits(x),
+                 "correction": member.trees.correction(x, threads)}
         ends = np.cumsum([len(one) for _, _, one, _ in waiting])
         for (trial, view, one, _), end in zip(waiting, ends.tolist(), strict=True):
             for name, values in said.items():
@@ -132,9 +151,9 @@ class _Spoken:
 
     def columns(self) -> dict[str, Shares]:
         """Return the probabilities of the columns that are learnt."""
-        logits = {"smooth": self.start, "logistic": self.logistic, "blend": _mean_log(self.start, self.logistic),
-                  "stack": self.start + self.correction}
-        return {name: softmax(logits[name]).astype(np.float32) for name in LEARNT}
+        logits = {"chain": self.chain, "smooth": self.start, "logistic": self.logistic,
+                  "blend": _mean_log(self.start, self.logistic), "stack": self.start + self.correction}
+        return {name: softmax(logits[name]).astype(np.float32) for name in self.names}
 
 
 def _mean_log(one: Shares, other: Shares) -> Shares:

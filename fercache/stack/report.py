@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fercache import __version__, gaps, metrics
 from fercache.config import StackConfig
 from fercache.logits import LogitBook
-from fercache.stack import calibration, features
+from fercache.stack import calibration, features, voice
 from fercache.stack.columns import WHAT, Final, tainted
 from fercache.stack.nested import LEARNT, Nested, Shares
 
@@ -135,5 +135,7 @@ def _importances(run: Run) -> list[tuple[str, float]]:
     if -1 not in run.nested.members:
         return []
     names = features.of(run.book, run.config.causal).names
+    if run.nested.members[-1].chain:
+        names = [*names, *voice.names(run.book.classes)]
     named = zip(names, run.nested.members[-1].trees.gains().tolist(), strict=True)
     return [(name, round(gain, 6)) for name, gain in sorted(named, key=lambda pair: -pair[1]) if gain > 0]

@@ -45,8 +45,8 @@ def main() -> None:
     sets = {"frames without a face": held & ~book.valid, "all frames": held}
     print(f"{book.dataset}: {held.sum():,} labelled out-of-fold frames, {(held & ~book.valid).sum():,} without a face")
     for title, rows in sets.items():
-        said = {policy: {name: v.argmax(1) for name, v in columns.gather(book, learnt, policy).items()}
-                for policy in gaps.POLICIES}
+        filled = {policy: columns.gather(book, learnt, columns.Filling.of(book, policy)) for policy in gaps.POLICIES}
+        said = {policy: {name: v.argmax(1) for name, v in found.items()} for policy, found in filled.items()}
         for name in said["nearest"]:
             matrices = {policy: by_group(book, rows, said[policy][name]) for policy in gaps.POLICIES}
             sampler = metrics.Resampler(len(matrices["nearest"]), DRAWS, SEED)
