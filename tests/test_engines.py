@@ -194,6 +194,12 @@ def test_workers_stop_and_go_on(home: Path, alone: dict[str, str], number: signa
         assert digest_in(home) == alone["videos"] and listed(home).keys() == {"failures.csv"}
 
 
+def test_time_is_up_for_workers_too(home: Path) -> None:
+    report = Way(workers=2, ends_s=time.time()).run(crops_of(home), CONFIG, home / "cache", None)
+    assert [(c.state, c.frames) for c in report.clips] == [("left", 2 + i) for i in range(CROPS)]
+    assert not report.failures() and not report.failures_at.exists()
+
+
 def typed(**flags: str) -> Way:
     return Typed(**flags).way({}, began_s=time.time())
 
@@ -325,6 +331,18 @@ def test_a_dask_worker_is_killed_in_the_middle(home: Path, cluster: Any, distrib
                                                        "broken": "failed"}
     assert digest_in(home) == alone["videos"]
     assert not list(work.glob("*.journal"))
+
+
+def test_a_clip_that_kills_its_worker_is_a_failure(home: Path, distributed: Any,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    import dask
+
+    whole = crops_of(home)
+    monkeypatch.setenv("FERCACHE_KILL_AT", "clock.written:1")  # for the workers, which begin anew
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
+        report = Way(dask=True, workers=1).run(replace(whole, trials=whole.trials[:1]), CONFIG, home / "cache", None)
+    assert [(c.clip, c.state, c.message) for c in report.clips] == [("0", "failed", "its worker died, 1 times")]
+    assert "its worker died" in listed(home)["failures.csv"]
 
 
 def order_at_videos(dataset: datasets.Dataset, home: Path) -> dict[str, Any]:

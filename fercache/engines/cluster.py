@@ -83,7 +83,7 @@ class Cluster:
                 yield client
             return
         with (distributed.LocalCluster(n_workers=self.workers, threads_per_worker=1, processes=True, memory_limit=0,
-                                       dashboard_address=LOCAL_PORT, silence_logs=logging.ERROR) as cluster,
+                                       dashboard_address=LOCAL_PORT, silence_logs=logging.CRITICAL) as cluster,
               distributed.Client(cluster) as client):
             yield client
 
@@ -109,6 +109,10 @@ def _look_at(client: Any, order: Order) -> None:
         raise InputError(f"the workers lack fercache ({error})", where=client.scheduler.address,
                          hint="install the same fercache in their environment") from error
     log.info("%s", f"{len(found)} workers" if found else "no worker is there yet: waiting for one")
+    for worker, threads in client.nthreads().items():
+        if threads > 1:
+            log.warning("%s has %d threads and does one clip at a time all the same: start it with --nthreads 1, so "
+                        "that no clip waits there while another worker is free", worker, threads)
     mine = versions()
     for worker, theirs in found.items():
         if theirs["fercache"] != order.version:

@@ -95,14 +95,17 @@ def do(order: Order, trials: Sequence[Trial], seat: int = 0, bar: Meter | None =
         The store cannot be written.
     """
     with _alone, _listening() as told:
-        work, loaded = _ready(order, seat)
-        clips = tuple(work.through(trials, loaded, bar or Meter("extract", None, "frames")))
+        work = _work(order, seat)
+        if work.brake.on:  # before nets are loaded for nothing
+            clips = tuple(map(work.left, trials))
+        else:
+            clips = tuple(work.through(trials, _nets(order, seat), bar or Meter("extract", None, "frames")))
     return Done(clips=clips, told=tuple(told))
 
 
 @lru_cache(maxsize=1)
-def _ready(order: Order, seat: int) -> tuple[Work, Nets]:
-    """Return store and nets of an order, after a look whether this process can carry it out."""
+def _work(order: Order, seat: int) -> Work:
+    """Return store and settings of an order, after a look whether this process can carry it out."""
     from fercache import cores  # torch
 
     here = platform.node()
@@ -116,9 +119,13 @@ def _ready(order: Order, seat: int) -> tuple[Work, Nets]:
         raise InputError(f"{order.store} is not there", where=here, hint=SAME_FILES)
     device, threads = cores.seat(order.config.device, order.config.threads, seat, order.seats)
     config = replace(order.config, device=device, threads=threads)
-    work = Work(config, EmbeddingStore.open(order.store, mode="a"), order.faces, order.cnn,
+    return Work(config, EmbeddingStore.open(order.store, mode="a"), order.faces, order.cnn,
                 brake=Brake(partial(over, order.ends_s)))
-    return work, load(config, order.cnn, order.faces)
+
+
+@lru_cache(maxsize=1)
+def _nets(order: Order, seat: int) -> Nets:
+    return load(_work(order, seat).config, order.cnn, order.faces)
 
 
 class _Listener(logging.Handler):
