@@ -18,6 +18,8 @@ from fercache.errors import InputError
 
 KILL_AT = os.environ.get("FERCACHE_KILL_AT", "")
 """``NAME:COUNT``: where `step` kills this process; set by the tests that pull the plug, otherwise empty."""
+TEMPORARY = ".tmp-"
+"""What the name of a temporary sibling begins with."""
 _steps: Counter[str] = Counter()
 
 
@@ -37,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     make_folder(path.parent)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix="-" + path.name[-100:])
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY, suffix="-" + path.name[-100:])
     except OSError as error:
         raise not_writable(path.parent, error) from error
     os.close(handle)
@@ -72,7 +74,7 @@ def making_folder(path: Path) -> Iterator[Path]:
         raise InputError("this is there already", where=path, hint="remove it, or choose another folder with --out")
     make_folder(path.parent)
     try:
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=".tmp-", suffix="-" + path.name[-100:]))
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=TEMPORARY, suffix="-" + path.name[-100:]))
     except OSError as error:
         raise not_writable(path.parent, error) from error
     try:
@@ -83,6 +85,17 @@ def making_folder(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove the temporary siblings of `name` (a pattern) that killed writers left in a folder.
+
+    Notes
+    -----
+    For those who hold a lock by which nobody else writes such files.
+    """
+    for left in folder.glob(f"{TEMPORARY}*-{name}"):
+        left.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

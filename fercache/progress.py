@@ -8,10 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 PLAIN_EVERY_S = 10.0
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words: ``2 h 5 min``."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 class Meter:
@@ -49,6 +57,12 @@ class Meter:
         """Return units a second since the start."""
         return self.done / max(time.monotonic() - self.started, 1e-9)
 
+    def left(self) -> str:
+        """Return the time left at the mean rate so far, in words; nothing where that is not known."""
+        if not self.total or not self.done:
+            return ""
+        return f"{duration(max(self.total - self.done, 0) / self.rate())} left"
+
     def show(self) -> None:
         """Draw the present state."""
 
@@ -67,7 +81,7 @@ class _Plain(Meter):
     def line(self) -> str:
         """Return the state as one line of text."""
         goal = f"/{self.total:.0f}" if self.total else ""
-        left = f", {(self.total - self.done) / self.rate():.0f} s left" if self.total and self.done else ""
+        left = f", {left}" if (left := self.left()) else ""
         return f"{self.title}: {self.done:.0f}{goal} {self.unit}, {self.rate():.1f} {self.unit}/s{left} {self.text}"
 
 
@@ -83,10 +97,10 @@ class _Bar(Meter):
 
     def __init__(self, title: str, total: float | None, unit: str, bars: Progress) -> None:
         super().__init__(title, total, unit)
-        self.bars, self.task = bars, bars.add_task(title, total=total, unit=unit, text="")
+        self.bars, self.task = bars, bars.add_task(title, total=total, unit=unit, text="", left="")
 
     def show(self) -> None:
-        self.bars.update(self.task, completed=self.done, total=self.total, text=self.text)
+        self.bars.update(self.task, completed=self.done, total=self.total, text=self.text, left=self.left())
 
 
 @contextmanager
@@ -97,6 +111,6 @@ def meter(title: str, total: float | None = None, unit: str = "frames") -> Itera
         yield _Plain(title, total, unit)
         return
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.completed:.0f}"),
-               _Rate(), TimeRemainingColumn(compact=True), TextColumn("{task.fields[text]}", style="dim"))
+               _Rate(), TextColumn("{task.fields[left]}"), TextColumn("{task.fields[text]}", style="dim"))
     with Progress(*columns, console=console, transient=True) as bars:
         yield _Bar(title, total, unit, bars)

@@ -20,7 +20,8 @@ def dataset(root: Path, groups: int = 8, frames: int = 120, validation: int = 2,
 
     Parameters
     ----------
-    shuffled : labels are drawn anew for every stretch, so that nothing can be learnt.
+    shuffled : labels are drawn anew for every stretch, and each stretch has a look of its own: nothing can be learnt,
+        and all can be remembered.
     """
     rng = np.random.default_rng(seed)
     centre = np.random.default_rng(99).normal(size=(len(CLASSES), 48))
@@ -28,7 +29,8 @@ def dataset(root: Path, groups: int = 8, frames: int = 120, validation: int = 2,
     trials = []
     for i in range(groups + validation):
         truth, said = (np.repeat(rng.integers(0, 3, frames // 30), 30) for _ in range(2))
-        x = centre[truth] + rng.normal(size=(frames, 48))
+        look = np.repeat(rng.normal(size=(frames // 30, 48)), 30, axis=0) if shuffled else centre[truth]
+        x = look + (0.5 if shuffled else 1.0) * rng.normal(size=(frames, 48))
         valid = np.arange(frames) % 11 != 3
         put(store, f"clip{i:03d}", x * valid[:, None], valid)
         trials.append(Trial(name=f"clip{i:03d}", path=root / f"clip{i:03d}", kind="crops", parent=f"clip{i:03d}",

@@ -1,9 +1,13 @@
-"""Work side by side: results in order, all work on the meter, a killed worker told."""
+"""Work side by side: results in order, all work on the meter, a killed worker told, a stop heard."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +40,46 @@ def test_an_error_of_a_worker_comes_through() -> None:
 
     with pytest.raises(InputError, match="no"):
         Crew("cpu", 2).run(work, [1], Meter("work", 1, "steps"))
+
+
+PROGRAM = """
+import pathlib, signal, sys, time
+from fercache.progress import Meter
+from fercache.train_heads.crew import Crew
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+here = pathlib.Path(sys.argv[1])
+def work(job, tell):
+    (here / str(job)).write_text(str(__import__("os").getpid()))
+    time.sleep(job)
+    (here / f"{job} done").touch()
+Crew("cpu", 2).run(work, [0, 300, 301, 302], Meter("work", 4, "steps"))
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGINT to all, as a terminal's Ctrl-C", "SIGTERM to the parent", "SIGKILL of it"])
+def test_stopped_workers_end_at_once(how: str, tmp_path: Path) -> None:
+    said = tmp_path.with_suffix(".err")
+    with said.open("w") as file:
+        child = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)], start_new_session=True, stderr=file)
+    ends = time.monotonic() + 120
+    while not all((tmp_path / name).exists() for name in ("0 done", "300", "301")):
+        assert child.poll() is None and time.monotonic() < ends
+        time.sleep(.05)
+    time.sleep(.2)
+    number = signal.Signals[how.split()[0]]
+    (os.killpg if "all" in how else os.kill)(child.pid, number)
+    child.wait(30)
+    assert ("KeyboardInterrupt" in said.read_text()) == (number != signal.SIGKILL), said.read_text()
+    left = {int((tmp_path / job).read_text()) for job in ("300", "301")}
+    while left := {pid for pid in left if runs(pid)}:
+        assert time.monotonic() < ends, "a worker outlives its parent"
+        time.sleep(.05)
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "0 done", "300", "301"}, "no job was begun after it"
+
+
+def runs(pid: int) -> bool:
+    """Return whether a process is there and no zombie, which waits for whoever adopted it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -103,18 +103,31 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path, *, fresh: bool = F
     ``cache/index/<dataset>.json`` with each folder's time of change, and a second check reads only what changed.
     """
     started = time.monotonic()
-    index = Index.load(cache, dataset.name)
-    index.refresh([*((trial.path, trial.kind) for trial in dataset.trials),
-                   *((trial.video, "video") for trial in dataset.trials if trial.video)], fresh)
-    clocks = [clock_of(trial, index.facts) for trial in dataset.trials]
+    index, clocks = _looked(dataset, cache, fresh)
     compared = lengths.all_of(clocks)
-    faces = dataset.faces if config.faces == "auto" else config.faces
     return Report(dataset=dataset.name, layout=dataset.layout, metric=dataset.metric, folds=dataset.folds,
                   fold=dataset.fold, by_clip=_by_clip(dataset), splits=_splits(dataset, clocks),
                   clips=tuple(_clip(clock) for clock in clocks), lengths=compared,
                   findings=tuple(findings.all_of(dataset, clocks, index.facts, compared)),
-                  cost=estimate(clocks, faces, config, cache, rate), clips_read=index.read, clips_known=index.kept,
-                  seconds=time.monotonic() - started)
+                  cost=estimate(clocks, _faces(dataset, config), config, cache, rate), clips_read=index.read,
+                  clips_known=index.kept, seconds=time.monotonic() - started)
+
+
+def cost_ahead(dataset: Dataset, config: ExtractConfig, cache: Path) -> Cost:
+    """Return what extracting a data set's clips will cost; what was found in the clips is kept, as by `run`."""
+    return estimate(_looked(dataset, cache, fresh=False)[1], _faces(dataset, config), config, cache, 0.0)
+
+
+def _looked(dataset: Dataset, cache: Path, fresh: bool) -> tuple[Index, list[FrameClock]]:
+    """Return what is known of the set's files, read where it is new, and the trials' clocks."""
+    index = Index.load(cache, dataset.name)
+    index.refresh([*((trial.path, trial.kind) for trial in dataset.trials),
+                   *((trial.video, "video") for trial in dataset.trials if trial.video)], fresh)
+    return index, [clock_of(trial, index.facts) for trial in dataset.trials]
+
+
+def _faces(dataset: Dataset, config: ExtractConfig) -> str:
+    return dataset.faces if config.faces == "auto" else config.faces
 
 
 def clock_of(trial: Trial, facts: Mapping[str, Facts]) -> FrameClock:

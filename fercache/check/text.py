@@ -9,6 +9,7 @@ from fercache.check import Report
 from fercache.check.cost import Cost
 from fercache.check.findings import Finding
 from fercache.check.lengths import Comparison
+from fercache.progress import duration
 
 WIDTH = 80
 MOST = 5
@@ -22,7 +23,8 @@ def lines(report: Report) -> Iterator[str]:
     yield from _splits(report)
     for compared in report.lengths:
         yield from _lengths(compared)
-    yield from _cost(report.cost)
+    yield ""
+    yield from cost_lines(report.cost)
     yield ""
     for finding in report.findings:
         yield from _finding(finding)
@@ -60,8 +62,8 @@ def _lengths(compared: Comparison) -> Iterator[str]:
         yield f"    and {len(compared.differences) - MOST:,} more (--json lists all)"
 
 
-def _cost(cost: Cost) -> Iterator[str]:
-    yield ""
+def cost_lines(cost: Cost) -> Iterator[str]:
+    """Yield what extraction will take."""
     unknown = f"; {cost.unknown} clips state no length and are not counted" if cost.unknown else ""
     faces = cost.faces or "mixed kinds: say --faces"
     yield f"extraction: {cost.clips:,} clips, {cost.frames:,} frames ({faces}){unknown}"
@@ -88,11 +90,3 @@ def size(count: int) -> str:
         if count >= unit:
             return f"{count / unit:.1f} {name}"
     return f"{count} bytes"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds in words: ``2 h 5 min``."""
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fercache.cli.home import Home, places
 from fercache.cli.options import PLACE, config_options
 from fercache.cli.upkeep import shown
-from fercache.config import DatasetConfig
+from fercache.config import DatasetConfig, ExtractConfig
 from fercache.place import Place
+
+if TYPE_CHECKING:
+    from fercache.datasets import Dataset
+    from fercache.store import EmbeddingStore
 
 log = logging.getLogger("fercache")
 
@@ -53,24 +58,51 @@ def weights_pull(home: Home, name: str) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @places
 def info(home: Home, store: Place | None, listed: bool, as_json: bool, **typed: Any) -> int:
-    """Say what an embedding store holds: clips, frames, bytes, taps, fingerprint, digest."""
+    """Say what an embedding store holds: clips, frames, bytes, taps, fingerprint, digest.
+
+    Before anything was extracted: what the recipe of `extract` will cost, in bytes and time.
+    """
     from fercache import extract
-    from fercache.config import digest
     from fercache.store import EmbeddingStore
 
-    path = store or extract.current(home.features, home.dataset(typed).name)
+    dataset = None if store else home.dataset(typed)
+    if dataset is not None and extract.current_or_none(home.features, dataset.name) is None:
+        return _ahead(home, dataset, as_json)
+    path = store or extract.current(home.features, dataset.name if dataset else "")
     held = EmbeddingStore.open(path)
-    frames, size = {clip: held.mark(clip).frames for clip in held}, held.size()
-    said = {"store": str(path), "clips": len(frames), "frames": sum(frames.values()), "bytes": size.bytes,
-            "files": size.files, "taps": {tap: list(shape) for tap, shape in held.taps.items()},
-            "bytes_a_frame": 2 * sum(prod(shape) for shape in held.taps.values()),
-            "fingerprint": digest(held.settings), "digest": held.digest()}
+    frames = {clip: held.mark(clip).frames for clip in held}
+    said = _held(held, str(path), frames)
     if as_json:
         click.echo(json.dumps(said | ({"frames_of": frames} if listed else {}), indent=1))
         return 0
     show(said)
     for clip in frames if listed else ():
         click.echo(shown(f"{frames[clip]:9d} {clip}"))
+    return 0
+
+
+def _held(held: EmbeddingStore, path: str, frames: dict[str, int]) -> dict[str, Any]:
+    """Return what is said of a store."""
+    from fercache.config import digest
+
+    size = held.size()
+    return {"store": path, "clips": len(frames), "frames": sum(frames.values()), "bytes": size.bytes,
+            "files": size.files, "taps": {tap: list(shape) for tap, shape in held.taps.items()},
+            "bytes_a_frame": 2 * sum(prod(shape) for shape in held.taps.values()),
+            "fingerprint": digest(held.settings), "digest": held.digest()}
+
+
+def _ahead(home: Home, dataset: Dataset, as_json: bool) -> int:
+    """Say what stage one will cost."""
+    from fercache import check
+    from fercache.check import text
+
+    cost = check.cost_ahead(dataset, home.config(ExtractConfig, "extract", {}), home.cache)
+    if as_json:
+        click.echo(json.dumps({"store": None, "ahead": asdict(cost)}, indent=1))
+    else:
+        click.echo("\n".join([f"{dataset.name}: nothing was extracted yet", *text.cost_lines(cost),
+                              "next: `fercache extract`; `fercache check --taps ..` compares other taps"]))
     return 0
 
 

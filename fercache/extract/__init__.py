@@ -141,6 +141,11 @@ def current(cache: Place, dataset: str) -> Place:
     return pointer.parent / durable.neighbour(said, "store", pointer)
 
 
+def current_or_none(cache: Place, dataset: str) -> Place | None:
+    """Return the store that the last `extract` of this data set made or found; None where there is none."""
+    return None if read_json(cache / "features" / dataset / "current.json") is None else current(cache, dataset)
+
+
 def _check_device(name: str) -> None:
     """Refuse a device that is not there, before anything is made; the usual ones are always there."""
     if name not in ("auto", "cpu"):

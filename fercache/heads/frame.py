@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fercache.heads.base import Head
 from fercache.heads.settings import HeadSettings
-from fercache.heads.tail import Tail
+from fercache.heads.tail import Tail, no_tail
 from fercache.taps import TapSlice
 
 
@@ -20,6 +20,8 @@ class FrameHead(Head):
         super().__init__(parts[-1].stop, settings.noise)
         self.pooled = [p for p in parts if len(p.shape) == 1]
         self.spatial = [p for p in parts if len(p.shape) == 3]
+        if settings.tail and settings.tail not in [p.tap for p in self.spatial]:
+            raise no_tail(settings.tail)
         maps = settings.width // 4
         nets = [Tail(p, settings.width) if p.tap == settings.tail else _SmallCNN(p.shape, maps, settings.dropout)
                 for p in self.spatial]

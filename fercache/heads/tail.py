@@ -18,6 +18,12 @@ BLOCKS = ("repeat_2", "mixed_7a", "repeat_3", "block8")
 WIDE = 1792
 
 
+def no_tail(tap: str) -> InputError:
+    """Return the error that says where a tail can begin."""
+    return InputError(f"no tail begins at {tap!r}", where="tail",
+                      hint=f"choose {', '.join(f'{block}-map' for block in BLOCKS[:-1])}")
+
+
 class Tail(nn.Module):
     """What follows a cached map in InceptionResnetV1, its mean over positions, then a layer: -> ``(B, wide)``.
 
@@ -33,8 +39,7 @@ class Tail(nn.Module):
         super().__init__()
         block, _, form = part.tap.partition("-")
         if block not in BLOCKS[:-1] or form != "map":
-            raise InputError(f"no tail begins at {part.tap!r}", where="tail",
-                             hint=f"choose {', '.join(f'{b}-map' for b in BLOCKS[:-1])}")
+            raise no_tail(part.tap)
         self.shape, self.wide = part.shape, width
         net = facenet.InceptionResnetV1()
         self.blocks = nn.Sequential()

@@ -117,7 +117,7 @@ def run(order: Order, cache: Path) -> PredictReport:
 
 def _heads(chosen: Chosen) -> dict[str, Any]:
     """Return what the JSON of a trained head says of all of them: store and taps."""
-    for path in sorted(chosen.heads.glob("*-fold*.json")):
+    for path in sorted(chosen.heads.glob("[!.]*-fold*.json")):
         said: dict[str, Any] = durable.read_json(path)
         return said
     raise InputError("no trained heads", where=chosen.heads, hint="run `fercache train-heads` again")

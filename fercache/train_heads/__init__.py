@@ -63,6 +63,8 @@ def run(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cache: Path
     cached = book.is_file()
     if not cached:
         with durable.lock(heads.with_suffix(".lock"), wait=True):
+            durable.sweep(heads)
+            durable.sweep(book.parent, book.name)
             trained = _train(dataset, held, store, config, settings, book, heads) if not book.is_file() else 0
     if point:
         durable.write_json(book.parent / "current.json", {"book": book.name})

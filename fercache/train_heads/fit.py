@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ CLIP_NORM = 1.0
 MOMENTUM = 0.9
 TRIED_STEPS = 3
 """Steps by which the time of a training is estimated; the quickest counts, the first ones warm up."""
+TRIED_TRIALS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +228,12 @@ def watched_f1(head: Head, task: Task, features: Features) -> float:
 
 
 def estimate_s(task: Task, features: Features) -> float:
-    """Return about how many seconds `fit` will take at most, from a few steps of it that are thrown away."""
+    """Return about how many seconds `fit` will take if it does not stop early, from steps of it that are thrown away.
+
+    Notes
+    -----
+    A few steps, and what the head says of a few of the watched trials, are timed.
+    """
     torch.manual_seed(task.seed)
     rng = np.random.default_rng(task.seed)
     run = _Run(task, features, _fresh(task, features))
@@ -241,4 +247,16 @@ def estimate_s(task: Task, features: Features) -> float:
         took.append(time.monotonic() - began)
         if (i + 2) * task.settings.batch > len(starts):
             break
-    return min(took) * len(starts) / task.settings.batch * task.settings.epochs
+    epoch_s = min(took) * len(starts) / task.settings.batch + _watching_s(run.speaker(), task, features)
+    return epoch_s * task.settings.epochs
+
+
+def _watching_s(head: Head, task: Task, features: Features) -> float:
+    """Return about how long one look at the watched trials takes."""
+    if not task.watch:
+        return 0.0
+    some = task.watch[:TRIED_TRIALS]
+    began = time.monotonic()
+    watched_f1(head, replace(task, watch=some), features)
+    took_s = time.monotonic() - began
+    return took_s * len(_rows(features, task.watch)) / max(len(_rows(features, some)), 1)

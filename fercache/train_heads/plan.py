@@ -19,7 +19,7 @@ from fercache.cores import resolve_device, use_threads
 from fercache.datasets import Dataset, Trial
 from fercache.errors import InputError
 from fercache.heads import HeadSettings
-from fercache.progress import Meter, meter
+from fercache.progress import Meter, duration, meter
 from fercache.store import Readable
 from fercache.train_heads import evidence, kept
 from fercache.train_heads.choices import settings_for
@@ -56,6 +56,7 @@ class Training:
         self.settings: dict[str, HeadSettings] = {
             head: settings_for(head, config, self.device, evidence=honest, fixed=self.splits.epochs_fixed)
             for head in {*config.heads, "frame"}}
+        self._check_tail()
         first = [head for head in config.heads if not self.settings[head].evidence]
         self.second = [head for head in config.heads if self.settings[head].evidence]
         self.first = ["frame", *first] if self.second and "frame" not in first else first
@@ -64,13 +65,26 @@ class Training:
         self.trained = 0
         self.cost_s: dict[str, float] = {}
 
+    def _check_tail(self) -> None:
+        """Refuse a tail that no head would have: it would be left out without a word."""
+        tail = self.config.tail
+        if tail and tail not in self.config.taps:
+            raise InputError(f"{tail} is not among the taps that are read ({', '.join(self.config.taps)})",
+                             where="tail", hint=f"add it: --taps {','.join((tail, *self.config.taps))}")
+        if tail and not any(head == "frame" or self.settings[head].evidence for head in self.config.heads):
+            raise InputError("no head has a tail", where="tail", hint="add the frame head: --heads frame,...")
+
     def run(self) -> dict[str, NDArray[np.float32]]:
         """Return head -> (R, C) log-probabilities: out of fold where a fold holds the trial, else the folds' mean."""
         said: dict[str, NDArray[np.float32]] = {}
         missing = self._missing()
         self.trained = len(missing)
         self.cost_s = {head: self._cost_s(head) for head in {part.head for part in missing}}
-        with meter("train heads", sum(self.cost_s[part.head] for part in missing), "s of work") as bar:
+        work_s = sum(self.cost_s[part.head] for part in missing)
+        if missing:
+            log.info("%d trainings to do, %d at a time: about %s if none stops early", len(missing), self.crew.at_once,
+                     duration(work_s / self.crew.at_once))
+        with meter("train heads", work_s, "s of work") as bar:
             for heads in (self.first, self.second):
                 self.crew.run(self._keep, [p for p in self._missing() if p.head in heads], bar)
                 for head in heads:
@@ -139,11 +153,11 @@ class Training:
 
     def _tail(self) -> dict[str, NDArray[np.float32]]:
         """Return the tensors of the backbone that the store was made with."""
-        name = str(self.store.settings.get("weights", ""))
-        source = weights.resolve(name, self.folder.parents[2] / "weights")
-        if source.name == "onnx":
-            raise InputError("an ONNX model has no blocks to train", where="tail", hint="leave --tail out")
-        return weights.tensors(source)
+        made = self.store.settings
+        if made.get("backbone") == "onnx" or "weights" not in made:
+            raise InputError("features of an ONNX model, or from elsewhere, have no blocks to train", where="tail",
+                             hint="leave --tail out")
+        return weights.tensors(weights.by_sha256(str(made["weights"]), self.folder.parents[2] / "weights"))
 
     def _keep(self, part: Part, tell: Tell) -> None:
         """Train one head and keep it."""

@@ -62,7 +62,7 @@ def trained(folder: Path) -> Trained:
     InputError
         There are no trained heads, or not all that were asked for.
     """
-    found = sorted(folder.glob("*-fold*.json"))
+    found = sorted(folder.glob("[!.]*-fold*.json"))
     if not found:
         raise InputError("no trained heads", where=folder, hint="run `fercache train-heads` first")
     said = durable.read_json(found[0])

@@ -12,7 +12,8 @@ from fercache.weights.files import ONNX, Weights, file_sha256, keep, kept, tenso
 from fercache.weights.known import KNOWN, Known
 from fercache.weights.own import resolve_own
 
-__all__ = ["KNOWN", "ONNX", "Known", "Row", "Weights", "ensure", "file_sha256", "listing", "pull", "resolve", "tensors"]
+__all__ = ["KNOWN", "ONNX", "Known", "Row", "Weights", "by_sha256", "ensure", "file_sha256", "listing", "pull",
+           "resolve", "tensors"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,23 @@ def pull(name: str, folder: Path) -> Weights:
             raise durable.not_writable(folder, error) from error
         known = KNOWN[name]
         return kept(name, folder) or keep(name, known.make(folder), folder, source=known.source, terms=known.terms)
+
+
+def by_sha256(sha256: str, folder: Path) -> Weights:
+    """Return the weights of that hash, as a store's settings name them, out of those kept in `folder`.
+
+    Raises
+    ------
+    WeightsError
+        They are not there.
+    """
+    for note in sorted(folder.glob("[!.]*.json")):
+        found = kept(note.stem if note.stem in KNOWN else "custom", folder, note.stem)
+        if found is not None and found.sha256 == sha256:
+            return found
+    raise WeightsError(f"no weights with the sha256 {sha256[:12]} are there", where=folder,
+                       hint="pull those that the features were made with (`fercache weights pull NAME`), or name your "
+                            "own file once with `fercache extract --weights PATH`")
 
 
 def listing(folder: Path) -> list[Row]:

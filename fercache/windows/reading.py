@@ -155,16 +155,24 @@ def _mapped(spool: Path, name: str, shape: tuple[int, ...], fill: Any) -> NDArra
     path = spool / f"{name}.npy"
     if not path.is_file():
         durable.make_folder(spool)
-        need, free = int(np.prod(shape)) * 2, shutil.disk_usage(spool).free
-        if need > free:
-            raise InputError(f"the features need {need / 2**30:.1f} GB of disk, {free / 2**30:.1f} GB are free",
-                             where=spool, hint="choose fewer taps with --taps, or another --cache")
-        with durable.replacing(path) as temporary:
-            whole = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
-            fill(whole)
-            whole.flush()
-            del whole
+        with durable.lock(path.with_suffix(".lock"), wait=True):
+            if not path.is_file():
+                durable.sweep(spool, path.name)
+                _write(path, shape, fill)
     return np.asanyarray(np.lib.format.open_memmap(path, "r"))
+
+
+def _write(path: Path, shape: tuple[int, ...], fill: Any) -> None:
+    """Write the features to a file, where there is room for them."""
+    need, free = int(np.prod(shape)) * 2, shutil.disk_usage(path.parent).free
+    if need > free:
+        raise InputError(f"the features need {need / 2**30:.1f} GB of disk, {free / 2**30:.1f} GB are free",
+                         where=path.parent, hint="choose fewer taps with --taps, or another --cache")
+    with durable.replacing(path) as temporary:
+        whole = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+        fill(whole)
+        whole.flush()
+        del whole
 
 
 def _clock(made: Features, clip: Held, trial: Trial, i: int) -> None:

@@ -1,0 +1,150 @@
+"""The command `train-heads` as it is typed: the backbone's own tail on cached maps, and Ctrl-C in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import load_file
+from streams import CLASSES, write_clip, write_set
+
+from fercache import weights
+from fercache.cli import main
+from fercache.logits import LogitBook
+
+MAP, POOLED = "mixed_7a-map", "repeat_1"
+SMALL = ("--folds", "2", "--members", "2", "--width", "16")
+
+
+def words(home: Path, command: str, *more: object) -> list[str]:
+    flags = ["--clips", home / "set" / "clips.csv", "--labels", home / "set" / "labels.csv", "--classes",
+             ",".join(CLASSES)]
+    return ["--cache", str(home / "cache"), "--stages", str(home / "recipes"), command, *map(str, [*flags, *more])]
+
+
+def call(home: Path, command: str, *more: object) -> Result:
+    return CliRunner().invoke(main, words(home, command, *more), catch_exceptions=False)
+
+
+def book_of(home: Path) -> LogitBook:
+    pointer, = (home / "cache" / "logits").glob("*/current.json")
+    return LogitBook.load(pointer.parent / json.loads(pointer.read_text())["book"])
+
+
+def heads_of(home: Path) -> set[Path]:
+    """Return the JSON files of the trained heads of every run."""
+    return set((home / "cache" / "heads").glob("*/*/[!.]*.json"))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A folder with a set of seven clips and the maps before the backbone's last two blocks."""
+    folder = tmp_path_factory.mktemp("home")
+    weights.ensure("casia-webface", cache / "weights")
+    (folder / "cache").mkdir()
+    (folder / "cache" / "weights").symlink_to(cache.resolve() / "weights")
+    (folder / "recipes").mkdir()
+    write_set(folder / "set", train=6, test=1, frames=24)
+    assert call(folder, "extract", "--taps", f"{MAP},{POOLED}").exit_code == 0
+    return folder
+
+
+def test_the_backbones_tail_is_trained_from_its_own_weights(home: Path, cache: Path, tmp_path: Path) -> None:
+    """From extraction to the prediction of a clip that was never seen, its store with the same maps made on the way."""
+    typed = ("train-heads", *SMALL, "--heads", "frame,gru", "--taps", f"{MAP},{POOLED}", "--epochs", "6")
+    assert call(home, *typed).exit_code == 0
+    plain = book_of(home)
+    done = call(home, *typed, "--tail", MAP)
+    assert done.exit_code == 0, done.output
+    book = book_of(home)
+    assert book.fingerprint != plain.fingerprint
+    folder = home / "cache" / "heads" / book.dataset / book.fingerprint[:12]
+    kept = sorted(folder.glob("frame-fold*.safetensors"))
+    assert len(kept) == 4
+    first, = (cache / "weights").glob("casia-webface.safetensors")
+    given = load_file(first)
+    trained = 0
+    for path in kept:
+        blocks = {name.split(".blocks.")[1]: value for name, value in load_file(path).items() if ".blocks." in name}
+        assert {name.split(".")[0] for name in blocks} == {"repeat_3", "block8"}
+        far = {name: np.abs(value - given[name]).max() for name, value in blocks.items()}
+        assert max(v for name, v in far.items() if "running" in name) == 0, "the statistics stay"
+        moved = [v for name, v in far.items() if name.endswith("conv.weight")]
+        assert max(moved) < .1, "kernels begin where the backbone's are"
+        if json.loads(path.with_suffix(".json").read_text())["epoch"] > 1:  # the first step warms up from a rate of 0
+            assert min(moved) > 0, "all kernels were trained"
+            trained += 1
+    assert trained
+    assert all(np.isfinite(said).all() and said.any(1).all() for said in book.logits.values())
+
+    assert call(home, "stack", "--out", tmp_path / "preds.csv").exit_code == 0
+    write_clip(tmp_path / "new", np.repeat([0, 1, 2], 8), np.random.default_rng(9))
+    told = CliRunner().invoke(main, ["--cache", str(home / "cache"), "--stages", str(home / "recipes"), "predict",
+                                     str(tmp_path / "new"), "--heads", str(folder), "--no-timelines", "--out",
+                                     str(tmp_path / "told")], catch_exceptions=False)
+    assert told.exit_code == 0, told.output
+    assert len((tmp_path / "told" / "preds.csv").read_text().splitlines()) == 1 + 24
+
+
+def test_a_tail_on_a_tap_that_is_not_read_is_refused(home: Path) -> None:
+    for typed, said in ((("--tail", MAP, "--taps", POOLED), "not among the taps"),
+                        (("--tail", "repeat_1-map", "--taps", f"{MAP},{POOLED}"), "not among the taps"),
+                        (("--tail", POOLED, "--taps", f"{MAP},{POOLED}"), "no tail begins at"),
+                        (("--tail", MAP, "--taps", f"{MAP},{POOLED}", "--heads", "paper-gru"), "no head has a tail")):
+        done = call(home, "train-heads", *SMALL, "--epochs", "1", *typed)
+        assert done.exit_code == 2 and said in done.stderr, done.stderr
+
+
+LONG = (*SMALL, "--heads", "frame,gru", "--taps", POOLED, "--epochs", "60", "--patience", "0", "--threads", "2")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_ends_the_command_soon_and_keeps_what_is_finished(home: Path, tmp_path: Path,
+                                                                 number: signal.Signals) -> None:
+    """Ctrl-C goes to all processes of a terminal, SIGTERM to the command alone; then the same command goes on."""
+    seed = ("--seed", int(number))
+    command = [sys.executable, "-m", "fercache", *words(home, "train-heads", *LONG, *seed)]
+    before = heads_of(home)
+    with (tmp_path / "err").open("w") as file:
+        child = subprocess.Popen(command, start_new_session=True, stderr=file, stdout=file)
+    ends = time.monotonic() + 240
+    while not (new := heads_of(home) - before):
+        assert child.poll() is None and time.monotonic() < ends, (tmp_path / "err").read_text()
+        time.sleep(.02)
+    sent = time.monotonic()
+    (os.killpg if number == signal.SIGINT else os.kill)(child.pid, number)
+    assert child.wait(60) == 130, (tmp_path / "err").read_text()
+    took_s = time.monotonic() - sent
+    assert "the same command goes on from there" in (tmp_path / "err").read_text()
+    assert took_s < 10, "it waited for what was under way"
+    kept = heads_of(home) - before
+    assert new <= kept and len(kept) < 8, "some were finished, not all"
+    stamps = {path: path.stat().st_mtime_ns for path in kept}
+    assert call(home, "train-heads", *LONG, *seed).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == stamps, "what was there is not trained again"
+    assert len(heads_of(home) - before) == 8
+    assert not list((home / "cache" / "heads").rglob(".tmp-*")), "what the killed ones were writing is gone"
+
+
+def test_info_tells_the_cost_before_anything_is_extracted(home: Path, tmp_path: Path) -> None:
+    """By the recipe of `extract`: bytes by the layout, and time where a rate is known."""
+    (tmp_path / "extract.toml").write_text(f'taps = ["{POOLED}", "repeat_1-3x3"]\n')
+    places = ["--cache", str(tmp_path / "cache"), "--stages", str(tmp_path)]
+    typed = words(home, "info", "--json")
+    ahead = CliRunner().invoke(main, [*places, *typed[typed.index("info"):]], catch_exceptions=False)
+    said = json.loads(ahead.stdout)
+    assert said["store"] is None and said["ahead"]["frames"] == 7 * 24
+    assert said["ahead"]["bytes_a_frame"] == 2 * (256 + 9 * 256) + 9 * 8
+    assert said["ahead"]["bytes"] == 7 * 24 * said["ahead"]["bytes_a_frame"]
+    told = CliRunner().invoke(main, [*places, *typed[typed.index("info"):-1]], catch_exceptions=False).stdout
+    assert "nothing was extracted yet" in told and "5,192 bytes a frame" in told and "fercache check" in told
+    held = json.loads(call(home, "info", "--json").stdout)
+    assert held["bytes_a_frame"] == 2 * (1792 * 9 + 256) and held["frames"] == 7 * 24
