@@ -166,10 +166,22 @@ class TrainConfig(Config):
                             choices=("auto", "float32", "bf16"))
     memory: str = option("auto", "Features in RAM, mapped from a file in the cache, or mapped where RAM is too small.",
                          choices=("auto", "ram", "map"), numbers=False)
+    refit: str = option("none", "all: learn from the validation split too, for a submission; its rows are then out of "
+                        "fold like those of train.", choices=("none", "all"))
     folds: int = option(5, "Folds by group (fewer where there are fewer groups).", low=2, high=100)
     seed: int = option(0, "Seed of everything random.", low=0, high=2**31 - 1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", numbers=False)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
+
+    @property
+    def learns_from(self) -> tuple[str, ...]:
+        """The splits that the folds are made of."""
+        return ("train", "validation") if self.refit == "all" else ("train",)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the choices that change numbers; without a refit nothing is said of it, so that books keep their name.
+        """
+        return {name: value for name, value in super().settings().items() if (name, value) != ("refit", "none")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from books import simulate
+from rich.console import Console
 
 from fercache import metrics, stack
 from fercache.config import StackConfig
@@ -87,6 +89,21 @@ def test_heads_that_were_refitted_show_no_score_either(tmp_path: Path) -> None:
     found = stack.run(book, CONFIG, tmp_path)
     assert found.report["splits"]["validation"]["all_frames"] == {} and found.report["refit"]["heads"]
     stack.table(found)
+
+
+def test_scores_of_refitted_heads_are_out_of_fold_and_say_so(tmp_path: Path) -> None:
+    """Heads whose folds go over train and validation: the stack learns from both, and knows nothing of a row's fold."""
+    book = simulate(groups=14, frames=60, provenance={"settings": {"refit": "all"}})
+    book = replace(book, split=("train",) * 8 + ("validation",) * 6)
+    found = stack.run(book, CONFIG, tmp_path)
+    said = found.report["splits"]["validation"]
+    assert said["predicted"].startswith("out of fold") and said["title"] == "validation, out of fold"
+    assert set(said["all_frames"]) == set(found.report["order"])
+    assert found.report["refit"]["heads"] and found.report["refit"]["stacker"]
+    assert "out of fold" in found.report["refit"]["why"] and found.report["learnt"][-1]["groups"] == 14
+    screen = Console(width=80, file=io.StringIO(), record=True)
+    screen.print(stack.table(found))
+    assert "validation, out of fold:" in screen.export_text()
 
 
 def test_folds_are_written_down(tmp_path: Path) -> None:

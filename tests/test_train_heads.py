@@ -243,3 +243,24 @@ def test_paper_heads_train_with_plain_settings(pair: Any, tmp_path: Path) -> Non
     book = run(pair, tmp_path, heads=("paper-frame", "paper-gru", "paper-transformer"), members=1, width=24, epochs=2,
                window_s=.3, folds=2)
     assert all(np.isfinite(said).all() for said in book.logits.values())
+
+
+def test_a_refit_learns_from_validation_too_and_stands_apart(pair: Any, book: LogitBook, tmp_path: Path) -> None:
+    """Folds over train and validation, every row of both out of fold; the plain books keep the name they had."""
+    dataset, store = pair
+    last = dataset.trials[-1]
+    dataset = replace(dataset, trials=(*dataset.trials[:-1], replace(last, split="test", labels=None)))
+    report = train_heads.run(dataset, store, replace(CONFIG, refit="all", epochs=2), tmp_path)
+    refit = LogitBook.load(report.book)
+    split = np.array(refit.split)
+    assert (refit.fold[split != "test"] >= 0).all() and (refit.fold[split == "test"] == -1).all()
+    for record in refit.provenance["heads"]:
+        held = {g for g, f in zip(refit.group, refit.fold.tolist(), strict=True) if f == record["fold"]}
+        known = {*record["trained_on"], *record["watched"]}
+        assert held and not held & known and known == set(refit.group) - held - {last.group}
+    assert all(said[refit.rows(len(refit.trials) - 1)].any() for said in refit.logits.values())
+    said = refit.provenance["settings"]
+    assert said["refit"] == "all" and "refit" not in book.provenance["settings"]
+    assert "refit" not in CONFIG.settings() and replace(CONFIG, refit="none").fingerprint() == CONFIG.fingerprint()
+    assert trained(report.heads).folds == 3 and report.heads.name == refit.fingerprint[:12]
+    assert train_heads.current(tmp_path, dataset.name) == report.book, "what `stack` and `predict` take from now on"

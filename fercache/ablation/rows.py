@@ -17,7 +17,7 @@ STEPS = {"window_s": ("1", "2", "4", "8", "16"), "step_s": ("0", "0.1", "0.3"), 
          "label_smoothing": ("0", "0.1"), "mixup": ("0.2",), "noise": ("0.2",), "hide_s": ("0.5",), "ema": ("0.99",),
          "dropout": ("0.2", "0.5")}
 """Values tried of switches that are numbers."""
-NO_ROW = ("heads", "taps", "folds", "seed", "precision", "level", "tail")
+NO_ROW = ("heads", "taps", "folds", "seed", "precision", "level", "tail", "refit")
 """Choices that the table is not about, or that `ROWS` tries."""
 
 

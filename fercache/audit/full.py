@@ -20,7 +20,7 @@ DRAWS = 1000
 
 def retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConfig, scratch: Path, seed: int) -> Finding:
     """Return whether heads that are trained on labels dealt out by group know anything of them out of fold."""
-    made = train_heads.run(dealt(dataset, seed), store, training, scratch)
+    made = train_heads.run(dealt(dataset, seed), store, replace(training, refit="none"), scratch)
     book = LogitBook.load(made.book)
     rows = (book.spread(book.fold) >= 0) & (book.label >= 0)
     _, group = np.unique(book.spread(np.array(book.group))[rows], return_inverse=True)

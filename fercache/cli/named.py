@@ -161,7 +161,8 @@ class Trains:
         joined, taps = join(self.store, config.join, config.taps)
         config = replace(config, taps=taps)
         if config.join not in self.known:
-            self.known[config.join] = train_heads.settings_of(self.dataset, self.held, joined, config)
+            said = train_heads.settings_of(self.dataset, self.held, joined, config)
+            self.known[config.join] = {key: said[key] for key in said.keys() - config.settings().keys()}
         print_ = digest({**self.known[config.join], **config.settings()})[:12]
         return self.cache / "logits" / self.dataset.name / f"{print_}.h5"
 

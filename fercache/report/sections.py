@@ -33,7 +33,7 @@ def scored(facts: Facts, walk: Walk) -> Section:
         if not said["all_frames"]:
             blocks.append(Note(text=f"{_title(split)}: no score; {said['predicted']}."))
             continue
-        blocks.append(Note(text=f"{_title(split)}."))
+        blocks.append(Note(text=f"{_title(split)}: predicted {said['predicted']}."))
         blocks.append(figures.scores(f"scores-{split}", said["all_frames"], metric, FIGURES.get(metric, metric),
                                      facts.final))
         blocks.append(_score_table(split, said, facts))

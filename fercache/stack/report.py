@@ -20,6 +20,8 @@ OUT_OF_FOLD = "out of fold: by models that saw nothing of the frame's group"
 HELD_OUT = "by models of the training groups only"
 SPLITS = ("train", "validation", "test")
 FEW_LEARNT = "nothing could be learnt: without one of the folds no labelled frame with a face is left"
+OUT_OF_FOLD_TOO = ("the heads were refitted on train and validation (refit = all): folds go over both, and every score "
+                   "is out of fold")
 REFITTED = "fitted on this split too (refit = all): a score would say nothing, and none is shown"
 
 
@@ -74,7 +76,9 @@ def _refit(run: Run) -> dict[str, Any]:
     """Return what was fitted on the validation split too."""
     heads = heads_refitted(run.book)
     stacker = run.config.refit == "all"
-    return {"stacker": stacker, "heads": heads, "why": REFITTED if stacker or heads else ""}
+    held = heads and bool((run.book.fold[np.array(run.book.split) == "validation"] >= 0).any())
+    return {"stacker": stacker or held, "heads": heads,
+            "why": OUT_OF_FOLD_TOO if held else REFITTED if stacker or heads else ""}
 
 
 def heads_refitted(book: LogitBook) -> bool:
@@ -98,7 +102,8 @@ def _split(run: Run, split: str) -> dict[str, Any]:
                         for some in (rows, rows & book.valid))
     samplers = [metrics.Resampler(len(next(iter(m.values()))), config.bootstrap, config.seed) for m in
                 (everywhere, seen)]
-    return {"predicted": OUT_OF_FOLD if held else HELD_OUT,
+    named = {"title": f"{split}, out of fold"} if held and split != "train" else {}
+    return {"predicted": OUT_OF_FOLD if held else HELD_OUT, **named,
             "all_frames": {name: metrics.scores(m, book.classes, run.metric, samplers[0]).json()
                            for name, m in everywhere.items()},
             "frames_with_face": {name: metrics.scores(m, book.classes, run.metric, samplers[1]).json()

@@ -120,7 +120,7 @@ def _train(dataset: Dataset, trials: Sequence[Trial], store: Readable, config: T
     """Train what is missing, write the book, and return how many heads were trained now."""
     from fercache.train_heads.plan import Training  # torch: seconds that a cached run saves
 
-    _check_labels(trials)
+    _check_labels(trials, config)
     training = Training(dataset, trials, store, config, heads)
     logits = training.run()
     features = training.features
@@ -133,8 +133,8 @@ def _train(dataset: Dataset, trials: Sequence[Trial], store: Readable, config: T
     return training.trained
 
 
-def _check_labels(trials: Sequence[Trial]) -> None:
-    if not any(t.labelled for t in trials if t.split == "train"):
+def _check_labels(trials: Sequence[Trial], config: TrainConfig) -> None:
+    if not any(t.labelled for t in trials if t.split in config.learns_from):
         raise InputError("no labelled frame in the training split", where="the data set",
                          hint="name labels with --labels (or a `label` column), or look at what `fercache extract` "
                               "says of the annotations")

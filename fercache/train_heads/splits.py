@@ -28,9 +28,9 @@ class Splits:
     """
 
     def __init__(self, trials: Sequence[Trial], counts: NDArray[np.int64], config: TrainConfig) -> None:
-        training = np.array([t.split == "train" for t in trials])
+        training = np.array([t.split in config.learns_from for t in trials])
         counts = counts * training[:, None]
-        self.groups = [t.group if t.split == "train" else "" for t in trials]
+        self.groups = [t.group if one else "" for t, one in zip(trials, training, strict=True)]
         self.fold = np.where(training, folds.assign(self.groups, counts, config.folds, config.seed), -1
                              ).astype(np.int16)
         self.k = int(self.fold.max()) + 1
