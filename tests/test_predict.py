@@ -168,6 +168,22 @@ def test_a_set_from_elsewhere_is_scored(home: Path, tmp_path: Path) -> None:
     assert "out of fold" not in done.output.split("final:")[0]
 
 
+def test_all_people_of_a_clip(home: Path, tmp_path: Path, face_frames: list[np.ndarray],
+                              counted: dict[str, int]) -> None:
+    """One face twice in each picture: two people, a row a frame of each, named and drawn as what they are."""
+    small = [image[::2, ::2] for image in np.repeat(face_frames[:3], 5, axis=0)]
+    clip = make_video(tmp_path / "two.mp4", [np.concatenate([image, image[:, ::-1]], axis=1) for image in small])
+    done = call(home / "cache", "predict", clip, "--out", tmp_path / "out", "--people", "all", "--force", "--overlay")
+    assert done.exit_code == 0, done.output
+    told = table(tmp_path / "out" / "preds.csv")
+    assert {name: len(rows) for name, rows in told.items()} == {"two#1": 15, "two#2": 15}
+    assert all(row["valid"] == "1" for rows in told.values() for row in rows)
+    assert [len(list((tmp_path / "out" / made).iterdir())) for made in ("timelines", "overlays")] == [2, 2]
+    seen = dict(counted)
+    again = call(home / "cache", "predict", clip, "--out", tmp_path / "out", "--people", "all", "--force")
+    assert again.exit_code == 0 and counted == seen and seen["cnn"] and seen["heads"] == 1
+
+
 def test_another_crop_policy_is_refused_and_named(home: Path, tmp_path: Path, face_frames: list[np.ndarray]) -> None:
     clip = make_video(tmp_path / "face.mp4", face_frames[:4])
     words = ["predict", clip, "--out", tmp_path / "out"]
