@@ -123,6 +123,8 @@ class ExtractConfig(Config):
                               numbers=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", numbers=False)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
+    in_flight: int = option(0, "Clips at work at once (0: two more than threads; 12 on a GPU).", numbers=False, low=0,
+                            high=256)
     strict: bool = option(False, "Compare every byte of each source with what was stored, not samples.", numbers=False)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,8 @@ KILL_AT = os.environ.get("FERCACHE_KILL_AT", "")
 TEMPORARY = ".tmp-"
 """What the name of a temporary sibling begins with."""
 _steps: Counter[str] = Counter()
+_umask_lock = threading.Lock()
+_UMASK_LINE = re.compile(r"^Umask:\s*([0-7]+)", re.MULTILINE)
 
 
 @contextmanager
@@ -208,7 +212,12 @@ def step(name: str) -> None:
 
 
 def _umask() -> int:
-    """Return the process's umask (the system offers no way to read it but to set it)."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """Return the process's umask; read where the system tells it, since setting it, if only for a moment, would give
+    what other threads create meanwhile the wrong modes."""
+    try:
+        return int(_UMASK_LINE.search(Path("/proc/self/status").read_text())[1], 8)  # type: ignore[index]
+    except (OSError, TypeError):
+        with _umask_lock:
+            mask = os.umask(0)
+            os.umask(mask)
+            return mask

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,19 +39,21 @@ class Detector:
         self.device = device
         self.nets: dict[int, Mtcnn] = {}
 
-    def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float64]]:
+    def detect(self, images: Sequence[NDArray[np.uint8]], run: Callable[..., list[Any]] = spread
+               ) -> list[NDArray[np.float64]]:
         """Return the faces of each picture, (n, 5): x1, y1, x2, y2 in pixels and the score; the largest first.
 
         Parameters
         ----------
         images : pictures (H, W, 3), of one size or of several.
+        run : computes the batches, as `cores.spread` does.
         """
         found = [np.empty((0, 5)) for _ in images]
         scale = [min(1.0, self.detect_px / max(image.shape[:2])) if self.detect_px else 1.0 for image in images]
         seen = [image if part == 1 else reduced(image, part) for image, part in zip(images, scale, strict=True)]
         batches = [batch for shape, places in _by_size(images).items()
                    for batch in self._batches(seen[places[0]].shape, scale[places[0]], places)]
-        results = spread(lambda batch: self.net(scale[batch[0]]).detect(np.stack([seen[i] for i in batch])),
+        results = run(lambda batch: self.net(scale[batch[0]]).detect(np.stack([seen[i] for i in batch])),
                          batches, self.device)
         for batch, faces in zip(batches, results, strict=True):
             for place, one in zip(batch, faces, strict=True):

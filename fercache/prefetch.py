@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import TypeVar
@@ -20,7 +20,7 @@ class _End:
         self.error = error
 
 
-def ahead(items: Iterable[T], most: int) -> Iterator[T]:
+def ahead(items: Iterable[T], most: int) -> Generator[T, None, None]:
     """Yield the items in order; up to `most` of them are made while the one before is being used.
 
     Notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,16 +38,19 @@ class Meter:
         self.done = 0.0
         self.text = ""
         self.started = time.monotonic()
+        self._lock = threading.RLock()
 
     def advance(self, amount: float = 1) -> None:
-        """Count `amount` units as done."""
-        self.done += amount
-        self.show()
+        """Count `amount` units as done; several threads may."""
+        with self._lock:
+            self.done += amount
+            self.show()
 
     def note(self, text: str) -> None:
         """Say what is being worked on."""
-        self.text = text
-        self.show()
+        with self._lock:
+            self.text = text
+            self.show()
 
     def grow(self, total: float) -> None:
         """Learn the amount of work."""

@@ -19,7 +19,7 @@ from fercache.config import DatasetConfig, ExtractConfig
 from fercache.crops import crop, whole
 from fercache.datasets import load
 from fercache.errors import InputError
-from fercache.store import EmbeddingStore
+from fercache.store import ClipWriter, EmbeddingStore
 from fercache.views import Look, look_of, render
 
 FRAMES = 20
@@ -170,24 +170,30 @@ def test_one_view_keeps_the_stores_of_before(run: Run) -> None:
 
 
 def test_a_broken_run_goes_on_with_the_same_bytes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With segments of 8 frames, stopped within the second; the unbroken run has blocks of another size too."""
+    """With segments of 8 frames, stopped at the second: the crops of the first are not looked at again."""
     for place in ("fercache.extract.clip.SEGMENT", "fercache.store.writer.SEGMENT", "fercache.store.layout.CHUNK"):
         monkeypatch.setattr(place, 8)
     unbroken = run("unbroken", 3, ("conv2d_4b",))
-    embed, calls = Backbone.embed, []
+    write, embed, seen = ClipWriter.write, Backbone.embed_batch, []
 
-    def stops(self: Backbone, faces: np.ndarray) -> dict[str, np.ndarray]:
-        calls.append(len(faces))
-        if len(calls) == 6:  # a segment of 8 frames is four blocks of two
+    def stops(self: ClipWriter, start: int, values: dict[str, np.ndarray]) -> None:
+        if start:
             raise KeyboardInterrupt
+        write(self, start, values)
+
+    def counts(self: Backbone, faces: np.ndarray) -> dict[str, np.ndarray]:
+        seen.append(len(faces))
         return embed(self, faces)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Backbone, "embed", stops)
+        patch.setattr(ClipWriter, "write", stops)
         with pytest.raises(KeyboardInterrupt):
             run("broken", 3, ("conv2d_4b",))
+    monkeypatch.setattr(Backbone, "embed_batch", counts)
     resumed = run("broken", 3, ("conv2d_4b",))
-    assert calls == [6, 6, 3, 6, 6, 6]
+    every = sum(3 * int(clip.clock["valid"].sum()) for clip in unbroken.values())
+    first = sum(3 * int(clip.clock["valid"][:8].sum()) for clip in unbroken.values())
+    assert sum(seen) == every - first > 0
     assert resumed.digest() == unbroken.digest()
     for file in sorted(unbroken.path.rglob("c.*")):
         assert file.read_bytes() == (resumed.path / file.relative_to(unbroken.path)).read_bytes()

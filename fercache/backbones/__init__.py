@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -93,14 +93,23 @@ class Backbone:
 
     def embed(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float16]]:
         """Return {tap: (n, ...) float16} of crops (n, 160, 160, 3) uint8 RGB; values are clipped to float16's range."""
-        return {tap: np.clip(value, -HALF_MAX, HALF_MAX).astype(np.float16)
-                for tap, value in self.embed32(crops).items()}
+        return halved(self.embed32(crops))
 
-    def embed32(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Return {tap: (n, ...) float32}: what `embed` returns, before the cast."""
+    def embed_batch(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float16]]:
+        """Return what `embed` does, of at most `batch` crops and in the calling thread alone."""
+        return halved(self._batch(crops))
+
+    def embed32(self, crops: NDArray[np.uint8], run: Callable[..., list[Any]] = spread
+                ) -> dict[str, NDArray[np.float32]]:
+        """Return {tap: (n, ...) float32}: what `embed` returns, before the cast.
+
+        Parameters
+        ----------
+        run : computes the batches, as `cores.spread` does.
+        """
         out = {tap: np.empty((len(crops), *shape), np.float32) for tap, shape in self.shapes.items()}
         starts = range(0, len(crops), self.batch)
-        for start, found in zip(starts, spread(lambda s: self._batch(crops[s:s + self.batch]), starts, self.device),
+        for start, found in zip(starts, run(lambda s: self._batch(crops[s:s + self.batch]), starts, self.device),
                                 strict=True):
             for tap, value in found.items():
                 out[tap][start:start + len(value)] = value
@@ -111,3 +120,8 @@ class Backbone:
         padded = np.zeros((self.batch, *crops.shape[1:]), np.uint8)
         padded[:len(crops)] = crops
         return {tap: value[:len(crops)] for tap, value in self.net(padded).items()}
+
+
+def halved(found: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float16]]:
+    """Return values as they are stored, clipped to float16's range."""
+    return {tap: np.clip(value, -HALF_MAX, HALF_MAX).astype(np.float16) for tap, value in found.items()}

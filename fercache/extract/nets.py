@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,6 +19,13 @@ from fercache.taps import IDENTITY
 from fercache.weights import KNOWN, Weights
 
 log = logging.getLogger(__name__)
+
+_loading = threading.Lock()
+
+MORE_CLIPS = 2
+"""Clips in flight on a CPU, beyond one a core."""
+GPU_CLIPS = 12
+"""Clips in flight on a GPU: decoding and cropping is the work of many cores."""
 
 if TYPE_CHECKING:
     from fercache.backbones import Backbone
@@ -39,6 +47,11 @@ class Nets:
     threads: int
     teller: Callable[[], Backbone] | None
 
+    @property
+    def in_flight(self) -> int:
+        """How many clips at once keep this device busy: while one waits, at its end or for a disk, others have work."""
+        return self.threads + MORE_CLIPS if self.device == "cpu" else GPU_CLIPS
+
     @cached_property
     def identity(self) -> Backbone | None:
         """The net that gives identity vectors: the backbone if that is among its taps, else one more of the same."""
@@ -46,15 +59,19 @@ class Nets:
             return self.backbone
         return self.teller() if self.teller is not None else None
 
-    @property
-    def look(self) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:
-        """What tells people apart: crops (n, 160, 160, 3) -> identity vectors (n, D); None where nothing does."""
-        return self._look if self.teller is not None else None
+    def looker(self, run: Callable[..., list[Any]]) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:
+        """Return what tells people apart: crops (n, 160, 160, 3) -> identity vectors (n, D); None where nothing does.
 
-    def _look(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        net = self.identity
-        assert net is not None
-        return net.embed32(crops)[IDENTITY]
+        Parameters
+        ----------
+        run : computes the batches, as `cores.spread` does.
+        """
+        def look(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+            with _loading:
+                net = self.identity
+            assert net is not None
+            return net.embed32(crops, run)[IDENTITY]
+        return look if self.teller is not None else None
 
 
 def load(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fercache import media, rates, weights
 from fercache.config import ExtractConfig
@@ -25,6 +25,7 @@ from fercache.store.names import encode
 
 if TYPE_CHECKING:
     from fercache.extract.nets import Nets
+    from fercache.extract.plant import Plant
 
 log = logging.getLogger(__name__)
 
@@ -74,16 +75,23 @@ class Work:
         return total
 
     def through(self, trials: Sequence[Trial], loaded: Nets, bar: Meter) -> Iterator[ClipDone]:
-        """Yield what becomes of each clip, with nets that are loaded, on a meter that runs."""
-        return in_turn(trials, lambda trial: self.attempt(trial, loaded, bar),
-                       lambda trial: encode(self.name(trial)) in claimed(self.store.path), self.left,
-                       lambda: self.brake.on)
+        """Yield what becomes of each clip as it is done, with nets that are loaded, on a meter that runs."""
+        from fercache.extract.plant import opened
 
-    def attempt(self, trial: Trial, loaded: Nets, bar: Meter) -> ClipDone | None:
+        abreast = min(len(trials), self.config.in_flight or loaded.in_flight)
+        provenance = nets.provenance(loaded, self.config.backend)
+        with opened(loaded, self.brake, bar, abreast) as plant:
+            yield from in_turn(trials, lambda trial: self.attempt(trial, plant, provenance),
+                               lambda trial: encode(self.name(trial)) in claimed(self.store.path), self.left,
+                               self.brake, abreast)
+            if plant.gauge.line():
+                log.info("%s", plant.gauge.line())
+
+    def attempt(self, trial: Trial, plant: Plant, provenance: dict[str, Any]) -> ClipDone | None:
         """Return what became of a clip, None if another process is at it."""
-        bar.note(trial.name)
+        plant.bar.note(trial.name)
         try:
-            return self.cached(trial) or self.one(trial, loaded, bar)  # done by another process meanwhile
+            return self.cached(trial) or self.one(trial, plant, provenance)  # done by another process meanwhile
         except Stopped:
             return self.left(trial)
         except ClipError as error:
@@ -94,7 +102,7 @@ class Work:
         """Return the entry of a clip that waits for the next run, with the frames that its file states."""
         return ClipDone(clip=trial.name, state="left", frames=self._length(trial))
 
-    def one(self, trial: Trial, loaded: Nets, bar: Meter) -> ClipDone | None:
+    def one(self, trial: Trial, plant: Plant, provenance: dict[str, Any]) -> ClipDone | None:
         """Bring one clip from source to commit mark; None if another process took it first."""
         from fercache.extract.clip import ClipJob
         from fercache.extract.persons import Whom
@@ -103,13 +111,13 @@ class Work:
         if self.name(trial) in self.store:
             log.warning("%s: the source file has changed, or one of its people was lost; it is done again", trial.name)
         together = Together(trial=trial, store=self.store, source=source.digest(strict=True),
-                            provenance=nets.provenance(loaded, self.config.backend))
-        whom = Whom(people=people_of(self.store.settings), side=trial.side, look=loaded.look, beside=together.beside)
+                            provenance=provenance)
+        whom = Whom(people=people_of(self.store.settings), side=trial.side, look=plant.look, beside=together.beside)
         with together.begun() as writer:
             if writer is None:
                 return None
-            count = ClipJob(source, writer, loaded.backbone, loaded.detector, bar, whom=whom, every=self.config.every,
-                            margin=self.config.margin, views=self.config.views, brake=self.brake).run()
+            count = ClipJob(source, writer, plant, whom=whom, every=self.config.every, margin=self.config.margin,
+                            views=self.config.views).run()
             mark = writer.commit(**{COUNT: count} if whom.several else {})
         faces = int(self.store[self.name(trial)].clock["valid"].sum())
         if not faces:

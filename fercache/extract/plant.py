@@ -1,0 +1,72 @@
+"""What all clips in flight share: threads, batches, memory, the gauge, the meter."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fercache.cores import Crew, serially
+from fercache.extract.brake import Brake
+from fercache.extract.gauge import PARTS, Gauge
+from fercache.extract.mixer import Mixer
+from fercache.extract.nets import Nets
+from fercache.extract.room import Room
+from fercache.faces import Detector
+from fercache.progress import Meter
+
+ROOM_BYTES = 1 << 30
+"""Pictures of blocks that detection is at work on; one block of a clip may be larger."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plant:
+    """What all clips share; `detector` is None where the pictures are faces already."""
+
+    crew: Crew
+    mixer: Mixer
+    room: Room
+    gauge: Gauge
+    brake: Brake
+    bar: Meter
+    detector: Detector | None
+    look: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None
+
+    def detect(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float64]]:
+        """Return the faces of each picture, (n, 5), found in the calling thread alone.
+
+        Raises
+        ------
+        Stopped
+            The run was asked to end.
+        """
+        self.brake.check()
+        assert self.detector is not None
+        return self.detector.detect(pictures, serially)
+
+    def advance(self, amount: float) -> None:
+        """Move the meter, and say on it what the parts' rates are."""
+        self.bar.advance(amount)
+        text = self.gauge.line()
+        if text:
+            self.bar.note(text)
+
+
+@contextmanager
+def opened(nets: Nets, brake: Brake, bar: Meter, clips: int) -> Iterator[Plant]:
+    """Yield a plant with these nets for so many clips at once; its threads have ended when the block has."""
+    gpu = nets.device != "cpu"
+    with Crew(nets.threads, nets.device) as crew:
+        lanes = dict.fromkeys(PARTS, nets.threads) | {"detect": crew.count, "cnn": crew.count, "write": clips}
+        clocks = {"write": time.perf_counter} | (dict.fromkeys(("detect", "cnn"), time.perf_counter) if gpu else {})
+        gauge = Gauge(lanes, clocks)
+        try:
+            yield Plant(crew=crew, mixer=Mixer(nets.backbone, crew, brake, gauge), room=Room(ROOM_BYTES, brake),
+                        gauge=gauge, brake=brake, bar=bar, detector=nets.detector, look=nets.looker(crew.run))
+        except BaseException:
+            brake.pull()  # so that what the threads are at ends soon
+            raise

@@ -1,0 +1,87 @@
+"""The gauge: rates that the clock and the count give, and the bottleneck by time, not by rate."""
+
+from __future__ import annotations
+
+import threading
+
+from fercache.extract.gauge import PARTS, Gauge
+from fercache.extract.room import Room
+
+
+class Clock:
+    """Seconds that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_rates_are_frames_over_busy_seconds_times_lanes() -> None:
+    clock = Clock()
+    gauge = Gauge(dict.fromkeys(PARTS, 2), dict.fromkeys(PARTS, clock))
+    with gauge.busy("cnn", 16):
+        clock.now += 4
+    assert gauge.rates() == {"cnn": 8.0} and gauge.slowest() == "cnn"
+    assert gauge.line() == "cnn 8/s: the cnn is the bottleneck"
+
+
+def test_the_bottleneck_is_what_takes_most_of_the_time() -> None:
+    """The CNN is the slower one, but few frames have a face."""
+    gauge = Gauge(dict.fromkeys(PARTS, 1))
+    gauge.add("detect", 1000, 10.0)
+    gauge.add("cnn", 20, 1.0)
+    assert gauge.rates() == {"detect": 100.0, "cnn": 20.0} and gauge.slowest() == "detect"
+    assert gauge.line() == "detect 100/s, cnn 20/s: the detect is the bottleneck"
+
+
+def test_items_are_timed_as_they_are_made_and_not_as_they_are_used() -> None:
+    clock = Clock()
+
+    def made():  # type: ignore[no-untyped-def]
+        for i in range(3):
+            clock.now += 1
+            yield i
+
+    gauge = Gauge(dict.fromkeys(PARTS, 1), dict.fromkeys(PARTS, clock))
+    for _ in gauge.each("decode", made()):
+        clock.now += 100
+    assert gauge.rates() == {"decode": 1.0}
+
+
+def test_nothing_is_told_of_nothing() -> None:
+    gauge = Gauge(dict.fromkeys(PARTS, 1))
+    gauge.add("write", 5, .01)
+    assert gauge.line() == "" and Gauge(dict.fromkeys(PARTS, 1)).slowest() == ""
+
+
+def test_threads_count_together() -> None:
+    gauge = Gauge(dict.fromkeys(PARTS, 1))
+    threads = [threading.Thread(target=lambda: [gauge.add("crop", 1, .001) for _ in range(1000)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert abs(gauge.rates()["crop"] - 1000) < 1e-6
+
+
+def test_room_is_shared_and_the_largest_gets_in_alone() -> None:
+    from fercache.extract.brake import Brake
+
+    room, order = Room(100, Brake()), []
+
+    def ask(size: int) -> None:
+        room.take(size)
+        order.append(size)
+
+    room.take(60)
+    waits = threading.Thread(target=ask, args=(500,))
+    waits.start()
+    room.take(40)
+    assert order == [] and room.held == 100
+    room.give(40)
+    assert order == []
+    room.give(60)
+    waits.join(10)
+    assert order == [500] and room.held == 500

@@ -1,0 +1,141 @@
+"""Several clips at once: the same bytes, whatever their number and that of the threads; a bad one costs only itself."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from videos import cut, make_video
+
+from fercache import backbones, datasets, extract
+from fercache.config import DatasetConfig, ExtractConfig
+from fercache.errors import StoreError
+from fercache.extract import ExtractReport, clip
+from fercache.store import EmbeddingStore, writer
+
+TAPS = ("block8", "repeat_1-3x3")
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks and segments of 8 frames, batches of 4 crops: many borders."""
+    for place in ("extract.clip.SEGMENT", "store.writer.SEGMENT", "store.layout.CHUNK", "extract.clip.DETECT_BLOCK"):
+        monkeypatch.setattr(f"fercache.{place}", 8)
+    monkeypatch.setitem(backbones.BATCHES, "cpu", 4)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory, face_frames: list[NDArray[np.uint8]]) -> Path:
+    """Six videos of 1 to 21 frames; one without a face, one that breaks off."""
+    folder = tmp_path_factory.mktemp("videos")
+    small = [np.asarray(Image.fromarray(frame).resize((320, 180))) for frame in face_frames]
+    for name, count in (("a", 21), ("b", 1), ("c", 8), ("d", 13)):
+        make_video(folder / f"{name}.mp4", list(itertools.islice(itertools.cycle(small), count)))
+    make_video(folder / "empty.mp4", [np.full((96, 128, 3), 90, np.uint8)] * 9)
+    make_video(folder / "torn.mp4", small * 8, container_options={"movflags": "faststart"})
+    cut(folder / "torn.mp4", .7)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory: pytest.TempPathFactory, face_frames: list[NDArray[np.uint8]]) -> Path:
+    """Nine folders of 1 to 17 crops, with gaps."""
+    folder = tmp_path_factory.mktemp("crops")
+    for i in range(9):
+        (folder / f"{i}").mkdir()
+        for number in range(1, 2 * i + 2):
+            if number % 5:
+                face = Image.fromarray(face_frames[(i + number) % 12][50:330, 180:400])
+                face.save(folder / f"{i}" / f"{number:05d}.jpg")
+    return folder
+
+
+def run(clips: Path, home: Path, weights_at: Path, **how: object) -> ExtractReport:
+    home.mkdir()
+    (home / "weights").symlink_to(weights_at)
+    config = ExtractConfig(taps=TAPS, **{"threads": 1, **how})  # type: ignore[arg-type]
+    return extract.run(datasets.load(DatasetConfig(clips=str(clips), dataset="table"), home), config, home)
+
+
+def store_of(report: ExtractReport) -> EmbeddingStore:
+    return EmbeddingStore.open(report.store)
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_crops_in_any_number_of_clips_and_threads(crops: Path, tmp_path: Path, weights_at: Path, views: int) -> None:
+    digests = {(flight, threads): store_of(run(crops, tmp_path / f"{flight}-{threads}", weights_at, in_flight=flight,
+                                               threads=threads, views=views)).digest()
+               for flight, threads in ((1, 1), (4, 1), (4, 2), (9, 2))}
+    assert len(set(digests.values())) == 1, digests
+
+
+def test_videos_in_any_number_of_clips_and_threads(videos: Path, tmp_path: Path, weights_at: Path) -> None:
+    reports = {(flight, threads): run(videos, tmp_path / f"{flight}-{threads}", weights_at, in_flight=flight,
+                                      threads=threads) for flight, threads in ((1, 1), (4, 1), (4, 2))}
+    assert len({store_of(report).digest() for report in reports.values()}) == 1
+    for report in reports.values():
+        assert [c.clip for c in report.failures()] == ["torn"] and report.count("computed") == 5
+        assert sorted(store_of(report)) == ["a", "b", "c", "d", "empty"]
+
+
+def test_clips_are_really_at_work_at_once(crops: Path, tmp_path: Path, weights_at: Path,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two clips meet within their jobs: one at a time would wait for ever."""
+    meeting = threading.Barrier(2, timeout=60)
+    job, met = clip.ClipJob.run, itertools.count()
+
+    def meets(self: clip.ClipJob) -> int:
+        if next(met) < 2:
+            meeting.wait()
+        return job(self)
+
+    monkeypatch.setattr(clip.ClipJob, "run", meets)
+    assert run(crops, tmp_path / "home", weights_at, in_flight=2).count("computed") == 9
+
+
+def test_an_error_that_is_no_clips_ends_the_run_and_loses_nothing(crops: Path, tmp_path: Path, weights_at: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = store_of(run(crops, tmp_path / "whole", weights_at)).digest()
+    commit, count = writer.ClipWriter.commit, itertools.count()
+
+    def full(self: writer.ClipWriter, **more: object) -> object:
+        if next(count) == 3:
+            raise OSError(28, "No space left on device")
+        return commit(self, **more)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.ClipWriter, "commit", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(crops, tmp_path / "home", weights_at, in_flight=4)
+    config = ExtractConfig(taps=TAPS, threads=1)
+    dataset = datasets.load(DatasetConfig(clips=str(crops), dataset="table"), tmp_path / "home")
+    report = extract.run(dataset, config, tmp_path / "home")
+    assert report.count("cached") >= 3 and store_of(report).digest() == whole
+
+
+def test_a_damaged_store_ends_the_run_in_any_thread(crops: Path, tmp_path: Path, weights_at: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(self: clip.ClipJob) -> int:
+        raise StoreError("is damaged", where=self.source.path)
+
+    monkeypatch.setattr(clip.ClipJob, "run", damaged)
+    with pytest.raises(StoreError):
+        run(crops, tmp_path / "home", weights_at, in_flight=3)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("crew", "clip", "ahead"))]
+
+
+def test_the_log_names_the_bottleneck(videos: Path, tmp_path: Path, weights_at: Path,
+                                      caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fercache.extract.gauge.FEWEST_S", 0.0)
+    with caplog.at_level(logging.INFO):
+        run(videos, tmp_path / "home", weights_at, every=1)
+    said = [record.getMessage() for record in caplog.records if "is the bottleneck" in record.getMessage()]
+    assert len(said) == 1 and said[0].startswith("decode ")
+    for part in ("detect ", "crop ", "cnn ", "write "):
+        assert part in said[0]
