@@ -69,7 +69,7 @@ def shares(rows: Sequence[dict[str, str]]) -> np.ndarray:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How often the CNN and the heads were run."""
+    """How many crops the CNN saw, and how often the heads were run."""
     from fercache.train_heads import speak as heads
 
     seen = {"cnn": 0, "heads": 0}
@@ -80,7 +80,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
             return real(*args, **more)
         return run
 
-    monkeypatch.setattr(Backbone, "embed", counting("cnn", Backbone.embed))
+    embed = Backbone.embed_batch
+
+    def counting_crops(self: Backbone, crops: np.ndarray) -> dict[str, np.ndarray]:
+        seen["cnn"] += len(crops)
+        return embed(self, crops)
+
+    monkeypatch.setattr(Backbone, "embed_batch", counting_crops)
     monkeypatch.setattr(heads, "speak", counting("heads", heads.speak))
     return seen
 
@@ -134,10 +140,10 @@ def test_new_clips_one_by_one(home: Path, tmp_path: Path, counted: dict[str, int
     assert set(failed) == {"broken", "absent"} and "no such file" in failed["absent"]
     drawn = sorted(path.name for path in (tmp_path / "out" / "timelines").iterdir())
     assert [name[:3] for name in drawn] == ["a_o", "b_o", "two"]
-    assert counted["cnn"] == 3 and counted["heads"] == 1
+    assert counted["cnn"] == 3 * 24 and counted["heads"] == 1
     first = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert call(home / "cache", *words).exit_code == 1
-    assert counted["cnn"] == 3 and counted["heads"] == 1, "the second run computes nothing"
+    assert counted["cnn"] == 3 * 24 and counted["heads"] == 1, "the second run computes nothing"
     assert first == {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
 
 
