@@ -119,6 +119,24 @@ def unbroken(runner: Runner, prepared: Path) -> tuple[dict[str, bytes], list[str
     return arrays(store), run.steps()
 
 
+def test_people_of_a_clip_killed_between_them(runner: Runner, prepared: Path,
+                                              pictures: list[NDArray[np.uint8]]) -> None:
+    """Two people: before detection is over, within the second, between the two, within the first. `#1` means both."""
+    (prepared / "pair").mkdir()
+    make_video(prepared / "pair" / "two.mp4", [np.concatenate([one, one[:, ::-1]], axis=1) for one in pictures[:16]])
+    words = [*(word if word != "clips" else str(prepared / "pair") for word in EXTRACT), "--people", "all"]
+    whole, folder = fresh(prepared, "pair-whole"), fresh(prepared, "pair-killed")
+    ended(runner.run(*words, cwd=whole), 0, "1 clips computed")
+    assert list(store_of(whole)) == ["two#1", "two#2"]
+    for step in ("detections.kept:2", "clock.journaled:1", "segment.journaled:1", "commit.unmarked:1", "commit.marked:1",
+                 "clock.written:1", "segment.journaled:1", "commit.unmarked:1"):
+        assert runner.run(*words, cwd=folder, kill_at=step).code == -signal.SIGKILL, step
+        assert "two#1" not in store_of(folder)
+    ended(runner.run(*words, cwd=folder), 0, "1 clips computed")
+    assert arrays(store_of(folder)) == arrays(store_of(whole))
+    assert runner.run(*words, cwd=folder).err().count("0 clips computed") == 1
+
+
 def check_whole(runner: Runner, folder: Path, unbroken: tuple[dict[str, bytes], list[str]]) -> None:
     """Run again: 0 differences."""
     ended(runner.run(*EXTRACT, cwd=folder), 0, "0 failed")

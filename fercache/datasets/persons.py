@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
 from fercache.datasets.base import UNKNOWN, Dataset, Trial
+from fercache.errors import InputError
 
 SIDES = "left", "right"
 COUNT = "people"
@@ -48,6 +50,23 @@ def person_name(trial: Trial, people: str, number: int = 1) -> str:
     if people == "main" or trial.side:
         return trial.name
     return f"{trial.name}#{number}" if people == "all" else f"{trial.name}_{SIDES[number - 1]}"
+
+
+def check_people(dataset: Dataset, people: str) -> None:
+    """Refuse a data set in which a clip has the name of another one's person.
+
+    Raises
+    ------
+    InputError
+        There is such a clip.
+    """
+    ends = {"all": r"#\d+", "left/right": f"_({'|'.join(SIDES)})"}.get(people)
+    several = {trial.name for trial in dataset.trials if not trial.side}
+    for trial in dataset.trials if ends else ():
+        found = re.fullmatch(f"(.*){ends}", trial.name, re.DOTALL)
+        if found and found[1] in several:
+            raise InputError(f"the clip {trial.name!r} has the name of a person of {found[1]!r}", where=dataset.name,
+                             hint="rename one of them, or leave --people out")
 
 
 def people_held(trial: Trial, store: Store) -> int:
