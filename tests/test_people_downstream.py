@@ -14,7 +14,8 @@ from videos import numbered_video
 
 from fercache import care, score, stack, timeline, train_heads
 from fercache.config import ScoreConfig, StackConfig, TrainConfig
-from fercache.datasets import COUNT, Dataset, people_held, present
+from fercache.datasets import COUNT, Dataset, check_people, people_held, present
+from fercache.errors import InputError
 from fercache.logits import LogitBook
 from fercache.predict import clips
 from fercache.preds import Predictions, asked_for
@@ -119,3 +120,14 @@ def test_names_that_are_shown(tmp_path: Path) -> None:
 def test_which_clip_a_person_stands_for() -> None:
     assert asked_for("a#1", {"a"}) == "a" and asked_for("a#1", {"a", "a#1"}) == "a#1"
     assert asked_for("a#2", {"a"}) == "a#2" and CLASSES
+
+
+def test_a_clip_named_as_a_person_of_another_is_refused(tmp_path: Path) -> None:
+    dataset, _ = small_sets.dataset(tmp_path, groups=2, validation=0)
+    first, other = dataset.trials
+    for people, name in (("all", f"{first.name}#2"), ("left/right", f"{first.name}_left")):
+        both = replace(dataset, trials=(first, replace(other, name=name)))
+        with pytest.raises(InputError, match="has the name of a person of"):
+            check_people(both, people)
+        check_people(both, "main")
+        check_people(replace(dataset, trials=(replace(first, side="right"), replace(other, name=name))), people)

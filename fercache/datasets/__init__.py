@@ -11,12 +11,12 @@ from typing import NamedTuple
 from fercache.config import DatasetConfig
 from fercache.datasets import afew, affwild2, ckplus, cremad, demo, dfew, ferv39k, mafw, mtl, ravdess, table
 from fercache.datasets.base import Dataset, Kind, Labels, Problem, Split, Trial, grouped, on_clock, some
-from fercache.datasets.persons import COUNT, SIDES, people_held, people_of, person_name, present
+from fercache.datasets.persons import COUNT, SIDES, check_people, people_held, people_of, person_name, present
 from fercache.datasets.scan import Scan, describe, scan
 from fercache.errors import InputError
 
-__all__ = ["COUNT", "SIDES", "Dataset", "Kind", "Labels", "Problem", "Split", "Trial", "grouped", "load",
-           "logits_name", "on_clock", "people_held", "people_of", "person_name", "present", "some"]
+__all__ = ["COUNT", "SIDES", "Dataset", "Kind", "Labels", "Problem", "Split", "Trial", "check_people", "grouped",
+           "load", "logits_name", "on_clock", "people_held", "people_of", "person_name", "present", "some"]
 
 log = logging.getLogger(__name__)
 

@@ -99,6 +99,7 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | Non
     _check_device(config.device)
     cnn = weights.ensure(config.weights, cache / "weights")
     settings = settings_of(config, faces, cnn)
+    datasets.check_people(dataset, datasets.people_of(settings))
     path = store_path(place or cache, dataset.name, settings)
     log.info("store %s", path)
     store = _opened(path, settings, config, cnn)
