@@ -17,7 +17,7 @@ import small_sets
 
 from fercache import durable, metrics, train_heads
 from fercache.config import TrainConfig
-from fercache.datasets import Dataset
+from fercache.datasets import Dataset, Trial
 from fercache.errors import InputError, StoreError
 from fercache.logits import LogitBook
 from fercache.store import EmbeddingStore
@@ -264,3 +264,24 @@ def test_a_refit_learns_from_validation_too_and_stands_apart(pair: Any, book: Lo
     assert "refit" not in CONFIG.settings() and replace(CONFIG, refit="none").fingerprint() == CONFIG.fingerprint()
     assert trained(report.heads).folds == 3 and report.heads.name == refit.fingerprint[:12]
     assert train_heads.current(tmp_path, dataset.name) == report.book, "what `stack` and `predict` take from now on"
+
+
+def test_clip_level_heads_learn_a_set_with_one_label_a_clip(tmp_path: Path) -> None:
+    """Half of a clip's frames show its class, the others nothing; one prediction a clip, right for most of them."""
+    rng = np.random.default_rng(3)
+    centre = rng.normal(size=(3, 48))
+    store = EmbeddingStore.create(tmp_path / "features.zarr", {"weights": "none", "taps": list(small_sets.TAPS)},
+                                  small_sets.TAPS)
+    trials = []
+    for i in range(18):
+        shows = np.arange(60) < 30
+        small_sets.put(store, f"clip{i:02d}", shows[:, None] * centre[i % 3] + rng.normal(size=(60, 48)),
+                       np.ones(60, bool))
+        trials.append(Trial(name=f"clip{i:02d}", path=tmp_path, kind="crops", parent="", group=f"clip{i:02d}",
+                            split="train", clip_label=i % 3))
+    clips = Dataset(name="small", layout="table", classes=small_sets.CLASSES, trials=tuple(trials), metric="uar")
+    book = run((clips, store), tmp_path, level="clip", window_s=2.0)
+    for head in ("gru", "transformer"):
+        said = book.logits[head].reshape(18, 60, 3)
+        assert (said == said[:, :1]).all(), "the same of every frame"
+        assert (said[:, 0].argmax(1) == np.arange(18) % 3).mean() > .7, head

@@ -1,10 +1,11 @@
 """What the data path costs in a training step, and how long an epoch over a large store takes, for each head.
 
-    python tests/bench/bench_heads.py [--rows 60000] [--width 512] [--steps 20] [--threads 1]
+    python tests/bench/bench_heads.py [--rows 60000] [--width 512] [--steps 20] [--threads 1] [--only frame,gru]
 
 The data path is everything between the features in RAM and the tensors that a head is given; 1.0 is a step on tensors
 that are already there. Both are taken step by step in turn in one run, the medians are compared. An epoch is the median
-step with its data times the steps of an epoch over `--store-rows` rows: computed, not run.
+step with its data times the steps of an epoch over `--store-rows` rows: computed, not run. `bf16/step`: the same step
+with `precision = "bf16"` on the same batch, again in turn; below 1 it is the quicker one on this processor.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from statistics import median
 import numpy as np
 import torch
 
+from fercache.backbones import tap_shapes
+from fercache.config import TrainConfig
 from fercache.heads import DEFAULTS, DIRECT, HeadSettings
-from fercache.taps import TapSlice
+from fercache.taps import TapSlice, side_by_side
 from fercache.train_heads import evidence
 from fercache.train_heads.fit import Task, _fresh, _Run, _starts
 from fercache.windows import Features
 
 CLIP = 5000
 WARM_UP = 3
+TAP_ROWS, MAP_ROWS = 10_000, 2000
+MAP = "mixed_7a-map"
 
 
 def simulated(rows: int, width: int) -> Features:
@@ -47,8 +52,17 @@ def cases(features: Features) -> dict[str, tuple[str, HeadSettings, Features]]:
         found[head] = (head, usual, shown if usual.evidence else features)
         if usual.evidence:
             direct = replace(usual, evidence=False, **DIRECT[head])
-            found[f"{head}, evidence off"] = (head, direct, features)
+            found[f"{head} (evidence off)"] = (head, direct, features)
+    tail = replace(DEFAULTS["frame"], tail=MAP)
+    found["frame (default taps)"] = ("frame", DEFAULTS["frame"], of_taps(TrainConfig().taps, TAP_ROWS))
+    found[f"frame (tail {MAP})"] = ("frame", tail, of_taps((MAP,), MAP_ROWS))
     return found
+
+
+def of_taps(taps: tuple[str, ...], rows: int) -> Features:
+    """Random values of taps, in fewer rows."""
+    layout = side_by_side(tap_shapes(taps), taps, "bench")
+    return replace(simulated(rows, layout[-1].stop), layout=layout)
 
 
 def measure(name: str, case: tuple[str, HeadSettings, Features], steps: int, store_rows: int) -> None:
@@ -58,21 +72,26 @@ def measure(name: str, case: tuple[str, HeadSettings, Features], steps: int, sto
     task = Task(head=head, settings=settings, classes=8, train=everything, watch=(), seed=0, device="cpu")
     rng = np.random.default_rng(0)
     run = _Run(task, features, _fresh(task, features))
+    half = replace(task, settings=replace(settings, precision="bf16"))
+    other = _Run(half, features, _fresh(half, features))
     starts = _starts(run.source, settings, rng)
-    data, step = [], []
-    run.head.train()
+    data, step, low = [], [], []
+    run.head.train(), other.head.train()
     for i in range(steps + WARM_UP):
-        chosen = starts[(i * settings.batch) % (len(starts) - settings.batch):][:settings.batch]
+        chosen = starts[(i * settings.batch) % max(len(starts) - settings.batch, 1):][:settings.batch]
         began = time.perf_counter()
         batch = run.source.batch(chosen, rng)
         made = time.perf_counter()
         run.step(batch, rng)
+        stepped = time.perf_counter()
+        other.step(batch, rng)
         if i >= WARM_UP:
             data.append(made - began)
-            step.append(time.perf_counter() - made)
+            step.append(stepped - made)
+            low.append(time.perf_counter() - stepped)
     many = len(starts) * store_rows / len(features.label) / settings.batch
-    print(f"{name:28} {1e3 * median(step):8.1f} {median(data) / median(step):8.3f} {many:9.0f} "
-          f"{many * (median(step) + median(data)):10.0f}", flush=True)
+    print(f"{name:28} {1e3 * median(step):8.1f} {median(data) / median(step):9.3f} {median(low) / median(step):9.2f} "
+          f"{many:8.0f} {many * (median(step) + median(data)):10.0f}", flush=True)
 
 
 def main() -> None:
@@ -80,12 +99,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for option, default in (("rows", 60_000), ("width", 512), ("steps", 20), ("store-rows", 2_800_000), ("threads", 1)):
         parser.add_argument(f"--{option}", type=int, default=default)
+    parser.add_argument("--only", default="", help="names of lines, with commas between them")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     features = simulated(chosen.rows, chosen.width)
     print(f"{chosen.rows} x {chosen.width}, {chosen.threads} threads; epoch over {chosen.store_rows} rows, computed")
-    print(f"{'head':28} {'step ms':>8} {'data/step':>9} {'steps':>8} {'epoch s':>10}")
+    print(f"{'head':28} {'step ms':>8} {'data/step':>9} {'bf16/step':>9} {'steps':>8} {'epoch s':>10}")
     for name, case in cases(features).items():
+        if chosen.only and name not in chosen.only.split(","):
+            continue
         measure(name, case, chosen.steps, chosen.store_rows)
 
 
