@@ -68,7 +68,7 @@ def cost_lines(cost: Cost) -> Iterator[str]:
     faces = cost.faces or "mixed kinds: say --faces"
     yield f"extraction: {cost.clips:,} clips, {cost.frames:,} frames ({faces}){unknown}"
     if cost.bytes is not None and cost.bytes_a_frame is not None:
-        yield f"  disk: {size(cost.bytes)} ({cost.bytes_a_frame:,} bytes a frame, padding of last chunks included)"
+        yield f"  disk: {size(cost.bytes)} ({cost.bytes_a_frame:,} bytes a frame, and the padding of last chunks)"
     else:
         yield "  disk: not known before the model is opened"
     time = "not known" if cost.seconds is None else duration(cost.seconds)
