@@ -253,22 +253,25 @@ def test_a_process_that_cannot_do_it_says_why(home: Path, tmp_path: Path) -> Non
                         (replace(order, store=tmp_path / "other.zarr"), "other.zarr is not there"),
                         (replace(order, cnn=replace(order.cnn, path=tmp_path / "w")), "/w is not there")):
         with pytest.raises(InputError, match=says) as error:
-            task.do(wrong, trials)
+            task.Hand(wrong, 0).do(trials[0])
         assert "every" in str(error.value)
 
 
 def test_what_a_process_logs_is_told_once_and_by_the_run(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     order, dataset = order_at(home)
     broken = replace(dataset.trials[0], path=home / "crops" / "gone")
-    with caplog.at_level(logging.INFO, "fercache"):
-        caplog.clear()
-        done = task.do(order, [broken])
-        assert [clip.state for clip in done.clips] == ["failed"] and not caplog.records
-        done.tell()
-        assert [record.levelname for record in caplog.records] == ["ERROR"]
-    left = task.do(replace(order, ends_s=time.time()), dataset.trials)
-    assert [clip.state for clip in left.clips] == ["left"] * CROPS
-    assert [clip.frames for clip in left.clips] == [2, 3, 4, 5, 6, 7]
+    hand = task.hand_of(order, 0)
+    assert task.hand_of(order, 0) is hand, "nets are loaded once"
+    done = hand.do(broken)
+    assert [clip.state for clip in done.clips] == ["failed"]
+    assert [level for level, _ in done.told] == [logging.ERROR] and "gone" in done.told[0][1]
+    caplog.clear()
+    done.tell()
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    late = task.hand_of(replace(order, ends_s=time.time()), 0)
+    assert late is not hand
+    left = [clip for trial in dataset.trials for clip in late.do(trial).clips]
+    assert [(clip.state, clip.frames) for clip in left] == [("left", 2 + i) for i in range(CROPS)]
 
 
 def test_dask_is_an_extra(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

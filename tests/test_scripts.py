@@ -64,7 +64,7 @@ def test_the_slurm_array(project: Path) -> None:
 
 
 def test_the_dask_jobqueue_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It makes jobs of one worker with one thread and eight cores, and calls a command that is there."""
+    """It makes jobs of one worker with eight threads and cores, and calls a command that is there."""
     jobqueue = pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
     import dask
     from click.testing import CliRunner
@@ -81,7 +81,7 @@ def test_the_dask_jobqueue_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     (tmp_path / "job.sh").write_text(made["job"])
     subprocess.run(["bash", "-n", tmp_path / "job.sh"], check=True)
-    for word in ("#SBATCH --cpus-per-task=8", "#SBATCH -t 04:00:00", "--nthreads 1", "distributed.cli.dask_worker"):
+    for word in ("#SBATCH --cpus-per-task=8", "#SBATCH -t 04:00:00", "--nthreads 8", "distributed.cli.dask_worker"):
         assert word in made["job"]
     assert made["jobs"] == 8 and made["words"][:2] == ["fercache", "extract"]
     assert made["words"][-2] == "--scheduler" and made["words"][-1].startswith("tcp://")

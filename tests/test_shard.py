@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fercache.datasets import Dataset, Problem, Trial
 from fercache.engines import limit
 from fercache.engines.shard import Shard, read
-from fercache.engines.size import amount, parcels
+from fercache.engines.size import amount, largest_first
 from fercache.errors import InputError
 
 
@@ -109,13 +109,9 @@ def test_which_part_is_refused(text: str, environ: dict[str, str], says: str) ->
     assert "--shard" in str(error.value)
 
 
-def test_parcels_hold_everything_once() -> None:
-    trials = [trial(f"{i:02d}", f"/v/{i // 2}.mp4", stated=10 * i) for i in range(20)]
-    found = list(parcels(trials, 100))
-    assert sorted(t.name for parcel in found for t in parcel) == [t.name for t in trials]
-    assert [t.name for t in found[0]] == ["18", "19"], "large ones first"
-    assert all(sum(t.stated for t in parcel) >= 100 for parcel in found[:-1])
-    assert list(parcels([], 100)) == []
+def test_large_sources_come_first_and_their_people_together() -> None:
+    trials = [trial(f"{i:02d}", f"/v/{i // 2}.mp4", stated=10 * i) for i in range(8)]
+    assert [t.name for t in largest_first(trials)] == ["06", "07", "04", "05", "02", "03", "00", "01"]
 
 
 @pytest.mark.parametrize("text, seconds", [

@@ -12,11 +12,13 @@ from math import inf
 from typing import Any
 
 import fercache
+from fercache.config import ExtractConfig
 from fercache.datasets import Trial
-from fercache.engines.size import parcels
-from fercache.engines.task import Done, Order, do, order_of, slim
+from fercache.engines.size import largest_first
+from fercache.engines.task import Done, Order, hand_of, order_of, slim
 from fercache.errors import BrokenOff, InputError, MissingExtra
 from fercache.extract import ClipDone, Work
+from fercache.extract.nets import in_flight
 from fercache.progress import Meter, meter
 
 log = logging.getLogger(__name__)
@@ -65,27 +67,36 @@ class Cluster:
         _distributed()
         total = work.announce(trials)
         order = order_of(work, trials, self.ends_s, 1 if self.scheduler else self.workers)
-        with self._client() as client, meter("extract", total) as bar:
+        with self._client(work.config) as client, meter("extract", total) as bar:
             _look_at(client, order)
-            given = {client.submit(_perform, order, parcel, pure=False, retries=RETRIES): parcel
-                     for parcel in parcels(slim(trials), 0)}
+            given = {client.submit(_perform, order, trial, pure=False, retries=RETRIES): trial.name
+                     for trial in largest_first(slim(trials))}
             try:
                 yield from _taken(given, bar)
             finally:
                 client.cancel([future for future in given if not future.done()])
 
     @contextmanager
-    def _client(self) -> Iterator[Any]:
+    def _client(self, config: ExtractConfig) -> Iterator[Any]:
         """Yield a client of the scheduler, or of workers of one's own."""
         distributed = _distributed()
         if self.scheduler:
             with _connected(distributed, self.scheduler) as client:
                 yield client
             return
-        with (distributed.LocalCluster(n_workers=self.workers, threads_per_worker=1, processes=True, memory_limit=0,
-                                       dashboard_address=LOCAL_PORT, silence_logs=logging.CRITICAL) as cluster,
+        with (distributed.LocalCluster(n_workers=self.workers, threads_per_worker=self._abreast(config),
+                                       processes=True, memory_limit=0, dashboard_address=LOCAL_PORT,
+                                       silence_logs=logging.CRITICAL) as cluster,
               distributed.Client(cluster) as client):
             yield client
+
+
+    def _abreast(self, config: ExtractConfig) -> int:
+        """Return how many clips a worker of this machine has at work at once."""
+        from fercache import cores  # torch
+
+        device, threads = cores.seat(config.device, config.threads, 0, self.workers)
+        return config.in_flight or in_flight(cores.resolve_device(device), threads)
 
 
 @contextmanager
@@ -109,10 +120,6 @@ def _look_at(client: Any, order: Order) -> None:
         raise InputError(f"the workers lack fercache ({error})", where=client.scheduler.address,
                          hint="install the same fercache in their environment") from error
     log.info("%s", f"{len(found)} workers" if found else "no worker is there yet: waiting for one")
-    for worker, threads in client.nthreads().items():
-        if threads > 1:
-            log.warning("%s has %d threads and does one clip at a time all the same: start it with --nthreads 1, so "
-                        "that no clip waits there while another worker is free", worker, threads)
     mine = versions()
     for worker, theirs in found.items():
         if theirs["fercache"] != order.version:
@@ -128,25 +135,24 @@ def versions() -> dict[str, str]:
     return {"fercache": fercache.__version__, **{name: version(name) for name in NUMBERS}}
 
 
-def _perform(order: Order, parcel: list[Trial]) -> Done:
-    """Return what became of a parcel, on a worker."""
+def _perform(order: Order, trial: Trial) -> Done:
+    """Return what became of a clip, on a worker."""
     from distributed import get_worker
 
     name = get_worker().name
-    return do(order, parcel, name % order.seats if isinstance(name, int) else 0)
+    return hand_of(order, name % order.seats if isinstance(name, int) else 0).do(trial)
 
 
-def _taken(given: dict[Any, list[Trial]], bar: Meter) -> Iterator[ClipDone]:
+def _taken(given: dict[Any, str], bar: Meter) -> Iterator[ClipDone]:
     """Yield what becomes of each clip as its task ends."""
     distributed = _distributed()
     for future in distributed.as_completed(given):
         try:
             done: Done = future.result()
         except distributed.KilledWorker as error:
-            for trial in given[future]:
-                log.error("%s: its worker died, %d times", trial.name, error.allowed_failures + 1)
-                yield ClipDone(clip=trial.name, state="failed",
-                               message=f"its worker died, {error.allowed_failures + 1} times")
+            died = f"its worker died, {error.allowed_failures + 1} times"
+            log.error("%s: %s", given[future], died)
+            yield ClipDone(clip=given[future], state="failed", message=died)
             continue
         except CancelledError as error:
             raise BrokenOff("the scheduler has gone", hint="start it and run again; what is committed stays"

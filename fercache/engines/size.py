@@ -1,9 +1,9 @@
-"""How much work a clip is, as far as that is cheap to know, and clips put together by it."""
+"""How much work a clip is, as far as that is cheap to know, and clips in order of it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from fercache.datasets import Trial
 
@@ -40,14 +40,6 @@ def bundles(trials: Sequence[Trial]) -> list[tuple[int, list[Trial]]]:
     return sorted(sized, key=lambda bundle: (-bundle[0], min(trial.name for trial in bundle[1])))
 
 
-def parcels(trials: Sequence[Trial], least: int) -> Iterator[list[Trial]]:
-    """Yield the trials, large ones first, in parcels of about `least` frames or more; no source is cut."""
-    held: list[Trial] = []
-    filled = 0
-    for size, together in bundles(trials):
-        held, filled = held + together, filled + size
-        if filled >= least:
-            yield held
-            held, filled = [], 0
-    if held:
-        yield held
+def largest_first(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials, those of large sources first: what is long must not begin last."""
+    return [trial for _, together in bundles(trials) for trial in together]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
 from math import inf
 from pathlib import Path
-from threading import Lock
+from threading import Lock, get_ident
+from typing import TYPE_CHECKING
 
 import fercache
 from fercache.config import ExtractConfig
@@ -18,17 +18,17 @@ from fercache.datasets import Trial
 from fercache.engines.limit import over
 from fercache.errors import InputError
 from fercache.extract import ClipDone, Work
-from fercache.extract.brake import Brake
+from fercache.extract.brake import Brake, never
 from fercache.extract.nets import Nets, load
 from fercache.place import Place
 from fercache.progress import Meter
 from fercache.store import EmbeddingStore
 from fercache.weights import Weights
 
-SAME_FILES = "every worker must see the clips and the cache under the same paths (or give --cache a URL)"
+if TYPE_CHECKING:
+    from fercache.extract.plant import Plant
 
-_alone = Lock()
-"""One clip at a time: torch's threads and the nets are the process's, whatever number of threads calls."""
+SAME_FILES = "every worker must see the clips and the cache under the same paths (or give --cache a URL)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,32 +80,19 @@ def slim(trials: Sequence[Trial]) -> list[Trial]:
     return [replace(trial, path=trial.path.absolute(), labels=None, video=None) for trial in trials]
 
 
-def do(order: Order, trials: Sequence[Trial], seat: int = 0, bar: Meter | None = None) -> Done:
-    """Return what became of the trials; nets are loaded once a process.
+def opened_work(order: Order, seat: int, stop: Callable[[], bool]) -> Work:
+    """Return what a process of this machine works with, after a look whether it can carry out the order.
 
     Parameters
     ----------
     seat : which of the processes that share the machine this is, from 0.
+    stop : whether to end, whatever the order says.
 
     Raises
     ------
     InputError
         This process has another fercache, or does not see the files.
-    StoreError, OSError
-        The store cannot be written.
     """
-    with _alone, _listening() as told:
-        work = _work(order, seat)
-        if work.brake.on:  # before nets are loaded for nothing
-            clips = tuple(map(work.left, trials))
-        else:
-            clips = tuple(work.through(trials, _nets(order, seat), bar or Meter("extract", None, "frames")))
-    return Done(clips=clips, told=tuple(told))
-
-
-@lru_cache(maxsize=1)
-def _work(order: Order, seat: int) -> Work:
-    """Return store and settings of an order, after a look whether this process can carry it out."""
     from fercache import cores  # torch
 
     here = platform.node()
@@ -118,38 +105,88 @@ def _work(order: Order, seat: int) -> Work:
     if not EmbeddingStore.exists(order.store):
         raise InputError(f"{order.store} is not there", where=here, hint=SAME_FILES)
     device, threads = cores.seat(order.config.device, order.config.threads, seat, order.seats)
-    config = replace(order.config, device=device, threads=threads)
-    return Work(config, EmbeddingStore.open(order.store, mode="a"), order.faces, order.cnn,
-                brake=Brake(partial(over, order.ends_s)))
+    return Work(replace(order.config, device=device, threads=threads), EmbeddingStore.open(order.store, mode="a"),
+                order.faces, order.cnn, brake=Brake(lambda: stop() or over(order.ends_s)))
 
 
-@lru_cache(maxsize=1)
-def _nets(order: Order, seat: int) -> Nets:
-    return load(_work(order, seat).config, order.cnn, order.faces)
+class Hand:
+    """A process at work for an order: nets and what all clips share are made once, when the first clip needs them.
+
+    Notes
+    -----
+    `do` may be called by as many threads as there are to be clips at work at once.
+    """
+
+    def __init__(self, order: Order, seat: int) -> None:
+        self.order, self.seat = order, seat
+        self.work = opened_work(order, seat, never)
+        self._open, self._lock = ExitStack(), Lock()
+        self._made: tuple[Plant, Nets] | None = None
+
+    def do(self, trial: Trial) -> Done:
+        """Return what became of a clip.
+
+        Raises
+        ------
+        StoreError, OSError
+            The store cannot be written.
+        """
+        with _listening() as told:
+            if self.work.brake.on:  # before nets are loaded for nothing
+                clips = [self.work.left(trial)]
+            else:
+                clips = list(self.work.on(*self._plant(), [trial], abreast=1))
+        return Done(clips=tuple(clips), told=tuple(told))
+
+    def _plant(self) -> tuple[Plant, Nets]:
+        from fercache.extract.plant import opened
+
+        with self._lock:
+            if self._made is None:
+                nets = load(self.work.config, self.order.cnn, self.order.faces)
+                silent = Meter("extract", None, "frames")
+                self._made = self._open.enter_context(opened(nets, self.work.brake, silent, nets.in_flight)), nets
+            return self._made
+
+    def close(self) -> None:
+        """End the threads."""
+        self._open.close()
+
+
+_hands: list[Hand] = []
+_hiring = Lock()
+
+
+def hand_of(order: Order, seat: int) -> Hand:
+    """Return this process's hand for an order; that of another order is let go."""
+    with _hiring:
+        if not _hands or (_hands[0].order, _hands[0].seat) != (order, seat):
+            while _hands:
+                _hands.pop().close()
+            _hands.append(Hand(order, seat))
+        return _hands[0]
 
 
 class _Listener(logging.Handler):
-    """Keeps what is logged."""
+    """Keeps what its own thread logs."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
+        self.thread = get_ident()
         self.told: list[tuple[int, str]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.told.append((record.levelno, record.getMessage()))
+        if record.thread == self.thread:
+            self.told.append((record.levelno, record.getMessage()))
 
 
 @contextmanager
 def _listening() -> Iterator[list[tuple[int, str]]]:
-    """Yield a list that takes what fercache logs in the block, instead of this process's stderr."""
+    """Yield a list that takes what fercache logs in this thread."""
     logger, listener = logging.getLogger("fercache"), _Listener()
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(listener)
     logger.setLevel(logging.INFO)
-    logger.propagate = False
+    logger.addHandler(listener)
     try:
         yield listener.told
     finally:
         logger.removeHandler(listener)
-        logger.setLevel(level)
-        logger.propagate = propagate

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from fercache.faces import Detector
 
 
+def in_flight(device: str, threads: int) -> int:
+    """Return how many clips at once keep a device busy: while one waits, at its end or for a disk, others have work."""
+    return threads + MORE_CLIPS if device == "cpu" else GPU_CLIPS
+
+
 @dataclass(frozen=True, kw_only=True)
 class Nets:
     """What runs, and on what; `detector` is None where the pictures are faces already.
@@ -49,8 +54,8 @@ class Nets:
 
     @property
     def in_flight(self) -> int:
-        """How many clips at once keep this device busy: while one waits, at its end or for a disk, others have work."""
-        return self.threads + MORE_CLIPS if self.device == "cpu" else GPU_CLIPS
+        """How many clips at once keep this device busy."""
+        return in_flight(self.device, self.threads)
 
     @cached_property
     def identity(self) -> Backbone | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -79,13 +79,17 @@ class Work:
         from fercache.extract.plant import opened
 
         abreast = min(len(trials), self.config.in_flight or loaded.in_flight)
-        provenance = nets.provenance(loaded, self.config.backend)
         with opened(loaded, self.brake, bar, abreast) as plant:
-            yield from in_turn(trials, lambda trial: self.attempt(trial, plant, provenance),
-                               lambda trial: encode(self.name(trial)) in claimed(self.store.path), self.left,
-                               self.brake, abreast)
+            yield from self.on(plant, loaded, trials, abreast)
             if plant.gauge.line():
                 log.info("%s", plant.gauge.line())
+
+    def on(self, plant: Plant, loaded: Nets, trials: Iterable[Trial], abreast: int) -> Iterator[ClipDone]:
+        """Yield what becomes of each clip as it is done, on a plant that is open, `abreast` at once."""
+        provenance = nets.provenance(loaded, self.config.backend)
+        return in_turn(trials, lambda trial: self.attempt(trial, plant, provenance),
+                       lambda trial: encode(self.name(trial)) in claimed(self.store.path), self.left, self.brake,
+                       abreast)
 
     def attempt(self, trial: Trial, plant: Plant, provenance: dict[str, Any]) -> ClipDone | None:
         """Return what became of a clip, None if another process is at it."""
