@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from fercache.cores import Crew
@@ -223,3 +224,15 @@ def test_rows_that_a_stop_left_undone_are_never_taken_for_done(crew: Crew) -> No
         except Stopped:
             return
     check(sheet, list(range(16)))
+
+
+def test_as_long_as_there_is_a_crew_every_new_thread_computes_alone() -> None:
+    """Clips detect in threads of their own; which of them begins first must not decide how many threads it has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with Crew(2), ThreadPoolExecutor(1) as other:
+            assert other.submit(torch.get_num_threads).result() == torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
