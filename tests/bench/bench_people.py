@@ -30,7 +30,7 @@ VIDEOS = ROOT.parent / "shared/data/videos"
 SAME = ("face_noface.mov", "noface_face.mov", "single_face.mp4")
 LOOKS, LEAST, MOST_PARTS = 5, 10, 6
 SIZES = (0, 40, 48, 64, 10_000)
-ASKED = (.3, .35, JOIN_NEAR, .45, .5, .55, .6, JOIN, .7, .75)
+ASKED = (.3, .35, JOIN_NEAR, .45, .5, .55, .6, .65, JOIN, .75)
 
 
 @dataclass(frozen=True, kw_only=True)
