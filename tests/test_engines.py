@@ -295,8 +295,8 @@ def test_no_scheduler_answers(home: Path, distributed: Any, monkeypatch: pytest.
 
 @pytest.fixture
 def cluster(distributed: Any) -> Iterator[Any]:
-    """Two workers on this machine, as somebody else might have started them."""
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0",
+    """Two workers on this machine, two clips at once each, as somebody else might have started them."""
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=2, memory_limit=0, dashboard_address="127.0.0.1:0",
                                   silence_logs=logging.CRITICAL) as made:
         yield made
 

@@ -33,7 +33,7 @@ class Way:
     Attributes
     ----------
     shard : the part to do, None for all of it.
-    workers : processes; 0 and 1 are this one alone, None is one for each GPU.
+    workers : processes; 0 and 1 are this one alone, None (and 0 for Dask) is one for each GPU.
     dask : whether Dask gives the clips out, and scheduler : where it runs; without one it runs here.
     ends_s : when to stop, in seconds since 1970.
     seat : which of how many processes of this machine this one is, where torchrun started it.
@@ -73,7 +73,7 @@ class Way:
     def _engine(self) -> Engine:
         """Return what brings the clips through."""
         workers = self.workers
-        if workers is None:
+        if workers is None or (self.dask and not workers):
             from fercache import cores  # torch
 
             workers = cores.gpus()
