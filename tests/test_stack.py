@@ -187,6 +187,21 @@ def test_few_groups(tmp_path: Path, groups: int, chosen: bool) -> None:
     assert (one["intervals"] is None) == (groups < 8) and bool(one["why_none"]) == (groups < 8)
 
 
+def test_a_stacker_that_loses_is_told(tmp_path: Path) -> None:
+    """Heads that know next to nothing: some plainer column is ahead of the trees, by name and figure, on the screen."""
+    told = 0
+    for seed in range(4):
+        found = stack.run(simulate(groups=6, frames=60, skill=0.2, seed=seed), CONFIG, tmp_path)
+        said = scores(found)
+        ahead = [name for name, score in said.items() if score > said["stack"]]
+        assert [line.split(": ")[1].split()[0] for line in found.report["told"]] == ahead
+        screen = Console(width=80, file=io.StringIO(), record=True)
+        screen.print(stack.table(found))
+        assert screen.export_text().count("the stacker loses") == len(ahead)
+        told += len(ahead)
+    assert told, "in none of them"
+
+
 def test_a_final_column_that_was_asked_for(tmp_path: Path) -> None:
     book = simulate(groups=5, frames=60)
     found = stack.run(book, replace(CONFIG, final="gru"), tmp_path)

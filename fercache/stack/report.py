@@ -51,7 +51,7 @@ def build(run: Run) -> dict[str, Any]:
             "metric": run.metric, "level": config.level, "causal": config.causal, "refit": _refit(run),
             "final": {"column": run.final.column, "why": run.final.why, "temperature": run.temperatures[-1]},
             "temperatures": {str(fold): t for fold, t in run.temperatures.items()},
-            "flags": [f"{name}: {why}" for name, why in bad.items()],
+            "told": _losing(splits["train"], run.metric), "flags": [f"{name}: {why}" for name, why in bad.items()],
             "order": list(run.columns), "columns": {name: WHAT.get(name, "head") for name in run.columns},
             "gap_policy": gaps.describe(config.gaps), "frames_without_face": int((~book.valid).sum()),
             "splits": {split: value for split, value in splits.items() if value}, "folds": _folds(book),
@@ -59,6 +59,14 @@ def build(run: Run) -> dict[str, Any]:
             "learnt": [member.json() for member in run.nested.members.values()] or FEW_LEARNT,
             "importances": _importances(run), "frames": len(book.label), "trials": len(book.trials),
             "config": config.settings(), "logits": {"fingerprint": book.fingerprint, "provenance": book.provenance}}
+
+
+def _losing(train: dict[str, Any], metric: str) -> list[str]:
+    """Return a sentence for each plainer column that has a higher score out of fold than the trees."""
+    scores = {name: float(one["official"]) for name, one in train.get("all_frames", {}).items()}
+    mine = scores.get("stack", float("inf"))
+    return [f"the stacker loses out of fold: {name} has {score:.4f} {metric}, stack {mine:.4f}"
+            for name, score in scores.items() if score > mine]
 
 
 def _folds(book: LogitBook) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ def table(report: dict[str, Any]) -> RenderableType:
     parts += [_gain(report, split, title) for split, title in TITLES.items()
               if report["splits"].get(split, {}).get("paired")]
     parts.append(Text.assemble(("final: ", "bold"), (final["column"], "bold green"), f"  ({final['why']})"))
+    parts += [Text(line, "yellow") for line in report.get("told", ())]
     parts += [Text(f"FLAG  {flag}", "bold red") for flag in report["flags"]]
     parts.append(Text.assemble(("gaps: ", "bold"), report["config"]["gaps"], (
         f"  (of {report['frames']:,} frames {report['frames_without_face']:,} have no face)", "dim")))
