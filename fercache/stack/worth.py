@@ -7,8 +7,8 @@ less noise in it and therefore flatter. Weights that were fitted on the first ar
 regression on noisy values is: the slope shrinks by the share of the variance that is noise). So held-out words are
 weighed by how much the variance of a head's log-probabilities has fallen; the chain, in which the noise of neighbours
 adds up, weighs them so once more. No label is looked at. Tried where the truth is known, on training groups of streams
-(weights fitted on single members of a fold, then used on the mean of four): the trees had .688 macro F1 without it, .697
-with it, .704 fitted on the mean of four itself (`tests/results/stack.md`).
+(weights fitted on single members of a fold, then used on the mean of four): the trees had .688 macro F1 without it,
+.697 with it, .704 fitted on the mean of four itself (`tests/results/stack.md`).
 """
 
 from __future__ import annotations

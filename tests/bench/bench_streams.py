@@ -2,9 +2,9 @@
 
     python tests/bench/bench_streams.py --cache cache --root s21 --new s31
 
-Both sets are extracted and the heads of the first are trained (`fercache extract`, `fercache train-heads`). All is
-chosen on the first set's training folds; the Validation splits of both are scored pooled, with intervals by bootstrap
-over groups.
+All sets are extracted (`--new` takes several), the heads of the first are trained (`fercache extract`, `fercache
+train-heads`). All is chosen on the first set's training folds; the Validation splits of the first and of each new one are
+scored, alone and pooled, with intervals by bootstrap over groups.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def said_of(book: LogitBook, folder: Path) -> dict[str, metrics.Counts]:
 def main() -> None:
     """Print a table of both sets and of the two pooled."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for flag in ("--cache", "--root", "--new"):
-        parser.add_argument(flag, required=True)
+    for flag, many in (("--cache", None), ("--root", None), ("--new", "+")):
+        parser.add_argument(flag, required=True, nargs=many)
     given = parser.parse_args()
     cache = Path(given.cache)
     name = datasets.load(DatasetConfig(dataset="affwild2", root=given.root), cache).name
@@ -67,8 +67,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = stack.run(book, StackConfig(threads=1, metric="macro_f1"), Path(folder))
         parts = {given.root: said_of(book, run.folder)}
-        parts[given.new] = said_of(spoken(cache, given.new, book, cache / "heads" / name / path.stem), run.folder)
-    parts["pooled"] = {c: np.concatenate([parts[given.root][c], parts[given.new][c]]) for c in parts[given.root]}
+        for new in given.new:
+            parts[new] = said_of(spoken(cache, new, book, cache / "heads" / name / path.stem), run.folder)
+            parts[f"{given.root} + {new}"] = {c: np.concatenate([m, parts[new][c]])
+                                              for c, m in parts[given.root].items()}
     inside = run.report["splits"]["train"]["all_frames"]
     print(f"final: {run.final} ({run.report['final']['why']})")
     print("out of fold", {c: round(one["macro_f1"], 4) for c, one in inside.items()})
