@@ -3,8 +3,8 @@
     python tests/bench/bench_streams.py --cache cache --root s21 --new s31
 
 All sets are extracted (`--new` takes several), the heads of the first are trained (`fercache extract`, `fercache
-train-heads`). All is chosen on the first set's training folds; the Validation splits of the first and of each new one are
-scored, alone and pooled, with intervals by bootstrap over groups.
+train-heads`). All is chosen on the first set's training folds; the Validation splits of the first and of each new one
+are scored, alone and pooled, with intervals by bootstrap over groups.
 """
 
 from __future__ import annotations
