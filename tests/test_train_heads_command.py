@@ -148,3 +148,28 @@ def test_info_tells_the_cost_before_anything_is_extracted(home: Path, tmp_path: 
     assert "nothing was extracted yet" in told and "5,192 bytes a frame" in told and "fercache check" in told
     held = json.loads(call(home, "info", "--json").stdout)
     assert held["bytes_a_frame"] == 2 * (1792 * 9 + 256) and held["frames"] == 7 * 24
+
+
+def test_the_papers_protocol_as_its_recipes_have_it(home: Path, tmp_path: Path) -> None:
+    """The commands of the README, quicker by one epoch and two folds; every other setting is the recipe's."""
+    recipes = Path(__file__).resolve().parents[1] / "stages" / "mao2021"
+
+    def typed(command: str, *more: object) -> Result:
+        line = words(home, command, *more)
+        line[line.index("--stages") + 1] = str(recipes)
+        return CliRunner().invoke(main, line, catch_exceptions=False)
+
+    assert typed("extract").exit_code == 0
+    done = typed("train-heads", "--epochs", "1", "--folds", "2")
+    assert done.exit_code == 0, done.output
+    assert typed("stack", "--out", tmp_path / "preds.csv").exit_code == 0
+    book = book_of(home)
+    assert book.heads == ("paper-frame", "paper-gru", "paper-transformer")
+    for record in book.provenance["heads"]:
+        said = record["settings"]
+        assert [part["tap"] for part in record["reads"]] == ["block8"] and record["member"] == 0
+        assert (said["loss"], said["label_smoothing"], said["evidence"]) == ("plain", 0, False)
+        if record["head"] != "paper-frame":
+            assert (said["window_s"], said["width"], said["lr"], said["batch"]) == (.3, 768, 1e-3, 96)
+    metrics = json.loads((tmp_path / "preds.metrics.json").read_text())
+    assert metrics["final"]["column"] == "mean"
