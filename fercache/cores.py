@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -63,6 +65,33 @@ def seat(device: str, threads: int, number: int, of: int) -> tuple[str, int]:
     if device in ("auto", "cuda") and gpus():
         device = f"cuda:{number % gpus()}"
     return device, max(1, (threads or len(os.sched_getaffinity(0))) // of)
+
+
+def bf16_pays(flags: str | None = None) -> bool:
+    """Return whether this machine's processor multiplies bf16 at more than float32's rate.
+
+    Parameters
+    ----------
+    flags : what the system says of the processor; by default that of this machine.
+
+    Notes
+    -----
+    Intel's matrix units (AMX), AMD's avx512_bf16 and Arm's bf16 do. Intel's avx512_bf16 alone does half of float32's
+    multiplications a cycle: measured .64 of float32's rate with torch and .58 with OpenVINO. Without any of them bf16
+    is emulated.
+    """
+    said = _processor() if flags is None else flags
+    words = set(said.split())
+    return "amx_bf16" in words or ("avx512_bf16" in words and "AuthenticAMD" in words) or "bf16" in words
+
+
+@cache
+def _processor() -> str:
+    """Return what Linux says of the processor, "" elsewhere."""
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
 
 
 def spread(task: Callable[[Item], Result], items: Sequence[Item], device: str = "cpu") -> list[Result]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fercache import weights
+from fercache import cores, weights
 from fercache.backbones import BLOCKS, Backbone, resolve_device, shapes_of, tap_shapes, use_threads
 from fercache.backbones.inception import Tapped, load
 from fercache.errors import InputError, WeightsError
@@ -89,7 +89,7 @@ def test_no_crop_gives_no_rows(casia: weights.Weights) -> None:
 @pytest.mark.parametrize(("precision", "least"), [("bf16", 0.999), ("fp16", 0.9999)])
 def test_half_precision_is_close(casia: weights.Weights, crops: np.ndarray, eager: dict, precision: str,
                                  least: float) -> None:
-    found = Backbone.load(casia, ["repeat_1-3x3"], precision=precision, batch=4).embed32(crops[:2])
+    found = Backbone.load(casia, ["repeat_1-3x3"], precision=precision, batch=4, native=True).embed32(crops[:2])
     assert cosine(found["repeat_1-3x3"], eager["repeat_1-3x3"][:2]) >= least
     assert not np.array_equal(found["repeat_1-3x3"], eager["repeat_1-3x3"][:2])
 
@@ -120,7 +120,7 @@ def test_devices_that_are_not_there(name: str) -> None:
 def test_openvino_agrees_with_the_library(casia: weights.Weights, crops: np.ndarray, eager: dict, precision: str,
                                           least: float) -> None:
     pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
-    found = Backbone.load(casia, TAPS, precision=precision, backend="openvino").embed32(crops)
+    found = Backbone.load(casia, TAPS, precision=precision, backend="openvino", native=True).embed32(crops)
     assert min(cosine(found[tap], eager[tap]) for tap in TAPS) >= least
 
 
@@ -191,3 +191,25 @@ def test_onnx_unknown_tap_and_no_model(tmp_path: Path) -> None:
     onnx_model(tmp_path / "flat.onnx", ["n", 3])
     with pytest.raises(WeightsError):
         shapes_of(weights.resolve(f"onnx:{tmp_path / 'flat.onnx'}", tmp_path), ["vector"])
+
+
+@pytest.mark.parametrize(("flags", "pays"), [
+    ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16 amx_bf16 amx_tile", True),
+    ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16", False), ("vendor_id : GenuineIntel\nflags : avx2", False),
+    ("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16", True), ("Features : asimd bf16 i8mm", True), ("", False)])
+def test_which_processors_gain_from_bf16(flags: str, pays: bool) -> None:
+    assert cores.bf16_pays(flags) is pays
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_where_bf16_does_not_pay_float32_stands_in(casia: weights.Weights, crops: np.ndarray, backend: str,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(backend)
+    taps = ["repeat_1-3x3"]
+    plain = Backbone.load(casia, taps, batch=4, backend=backend)
+    for pays, arithmetic in ((True, "bf16"), (False, "float32")):
+        monkeypatch.setattr("fercache.backbones.bf16_pays", lambda pays=pays: pays)
+        net = Backbone.load(casia, taps, precision="bf16", batch=4, backend=backend)
+        assert net.arithmetic == arithmetic
+        same = np.array_equal(net.embed(crops[:2])[taps[0]], plain.embed(crops[:2])[taps[0]])
+        assert same is not pays

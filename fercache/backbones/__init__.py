@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -12,11 +13,13 @@ from numpy.typing import NDArray
 from fercache.backbones.inception import InceptionNet
 from fercache.backbones.onnx import OnnxNet
 from fercache.backbones.taps import BLOCKS, CROP_PX, tap_shapes
-from fercache.cores import resolve_device, spread, use_threads
+from fercache.cores import bf16_pays, resolve_device, spread, use_threads
 from fercache.errors import InputError
 from fercache.weights import Weights
 
 __all__ = ["BLOCKS", "CROP_PX", "Backbone", "resolve_device", "shapes_of", "tap_shapes", "use_threads"]
+
+log = logging.getLogger(__name__)
 
 BATCHES = {"cpu": 16, "cuda": 256}
 """Crops a batch."""
@@ -44,7 +47,7 @@ def shapes_of(weights: Weights, taps: Sequence[str]) -> dict[str, tuple[int, ...
 
 
 class Backbone:
-    """A loaded net and its taps; made by `Backbone.load`.
+    """A loaded net and its taps; made by `Backbone.load`. `arithmetic` is what its convolutions run in.
 
     Notes
     -----
@@ -52,21 +55,23 @@ class Backbone:
     and however many threads there are. With a ragged last batch they are not.
     """
 
-    def __init__(self, net: Net, device: str, batch: int) -> None:
-        self.net, self.device, self.batch = net, device, batch
+    def __init__(self, net: Net, device: str, batch: int, arithmetic: str = "float32") -> None:
+        self.net, self.device, self.batch, self.arithmetic = net, device, batch, arithmetic
         self.shapes = net.shapes
 
     @classmethod
     def load(cls, weights: Weights, taps: Sequence[str], *, precision: str = "float32", device: str = "cpu",
-             batch: int | None = None, backend: str = "torch") -> Backbone:
+             batch: int | None = None, backend: str = "torch", native: bool = False) -> Backbone:
         """Return the backbone with these weights, ready to embed.
 
         Parameters
         ----------
         taps : see `tap_shapes`; of an ONNX model, names of its outputs.
-        precision : float32, bf16 or fp16; results are averaged and returned in float32 in each case.
+        precision : float32, bf16 or fp16, at least; results are averaged and returned in float32 in each case. On a
+            processor that is quicker in float32 than in bf16, float32 stands in for bf16.
         batch : crops a batch; by default what suits the device.
         backend : torch or openvino (processors only).
+        native : compute in `precision` also where float32 would be quicker.
 
         Raises
         ------
@@ -81,6 +86,9 @@ class Backbone:
         size = batch or BATCHES[torch.device(device).type]
         if weights.name == "onnx":
             return cls(OnnxNet(weights, taps, device, size), device, size)
+        if precision == "bf16" and device == "cpu" and not native and not bf16_pays():
+            log.info("bf16 is slower than float32 on this processor: computed in float32, which is closer too")
+            precision = "float32"
         if backend == "openvino":
             if device != "cpu":
                 raise InputError(f"the backend openvino runs on cpu, not on {device}", where="backend",
@@ -88,8 +96,9 @@ class Backbone:
             from fercache.backbones.vino import VinoNet  # an optional extra
 
             return cls(VinoNet(weights, taps, precision=precision, batch=size, threads=torch.get_num_threads()),
-                       device, size)
-        return cls(InceptionNet(weights, taps, precision=precision, device=torch.device(device)), device, size)
+                       device, size, precision)
+        return cls(InceptionNet(weights, taps, precision=precision, device=torch.device(device)), device, size,
+                   precision)
 
     def embed(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float16]]:
         """Return {tap: (n, ...) float16} of crops (n, 160, 160, 3) uint8 RGB; values are clipped to float16's range."""

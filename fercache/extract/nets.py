@@ -115,4 +115,4 @@ def provenance(nets: Nets, backend: str) -> dict[str, Any]:
     if backend != "torch":
         names.append(backend)
     return {"device": nets.device, "threads": nets.threads, "machine": platform.machine(), "backend": backend,
-            "versions": {name: version(name) for name in names}}
+            "arithmetic": nets.backbone.arithmetic, "versions": {name: version(name) for name in names}}

@@ -1,9 +1,12 @@
 """Stage one against the loop that it replaces: MTCNN on one frame, then the CNN on one crop.
 
-    python tests/bench/bench_extract.py [--videos FOLDER] [--crops FOLDER] [--share 8]
+    python tests/bench/bench_extract.py [--videos FOLDER] [--crops FOLDER] [--share 10] [--rounds 3] [--clips N]
 
-Prints a table of frames a second and ratios, all measured in this one run; the loop sees every SHARE-th frame, the rest
-sees all. Overlaps are of the followed boxes with those of a detector that looks at each frame.
+Prints a table of frames a second and ratios to facenet-pytorch as its examples use it (= 1). Both sides count decoding;
+neither counts the loading of nets. The loop sees every SHARE-th frame, the rest sees all. All rows are measured in turn
+on a few clips at a time, so that what else the machine does hits them alike. Overlaps are of the boxes with those of a
+detector that looks at each frame. Without --videos the clips of ../shared or of the demo are taken; without --crops,
+crops are cut from them.
 """
 
 from __future__ import annotations
@@ -12,64 +15,155 @@ import argparse
 import logging
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
-from fercache import datasets, extract, facenet, media, people, weights
+from fercache import cores, datasets, demo, extract, facenet, media, people, weights
+from fercache.backbones import Backbone
 from fercache.backbones.inception import load
 from fercache.config import DatasetConfig, ExtractConfig
-from fercache.crops import crop
+from fercache.crops import crop, whole
+from fercache.datasets import Dataset, Trial
+from fercache.extract import ClipDone, Work, nets
+from fercache.progress import Meter
 from fercache.store import EmbeddingStore
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT.parent / "shared"
+SHARED = ROOT.parent / "shared" / "data" / "videos"
 TAPS = ("embedding", "block8", "repeat_2", "repeat_1-3x3")
+CROP_CLIPS, CROPS_A_CLIP, CROP_SIDE = 8, 96, 112
+FORWARD = 64
 
 
-def naive_videos(clips: list[Path], cnn: torch.nn.Module, share: int) -> float:
-    """Return frames a second of facenet-pytorch as its examples use it, decoding not counted."""
-    mtcnn, frames, spent = facenet.MTCNN(), 0, 0.0
-    for path in clips:
-        for frame in media.open_source(path, "video").frames():
-            if (frame.index - 1) % share or frame.image is None:
-                continue
+class _Watched(logging.Handler):
+    """Keeps the last line that names a bottleneck."""
+
+    said = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        self.said = text if "bottleneck" in text else self.said
+
+
+@dataclass
+class Row:
+    """One way to run stage one, with nets that are loaded once, and what it took so far."""
+
+    name: str
+    config: ExtractConfig
+    home: Path
+    cnn: weights.Weights
+    faces: str
+    frames: int = 0
+    seconds: float = 0.0
+    store: EmbeddingStore | None = None
+    said: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.home.mkdir()
+        (self.home / "weights").symlink_to((ROOT / "cache/weights").resolve())
+        self.loaded = nets.load(self.config, self.cnn, self.faces)
+
+    def run(self, dataset: Dataset) -> None:
+        """Bring some clips through, from decoding to the commit mark."""
+        def timed(work: Work, trials: Sequence[Trial]) -> Iterable[ClipDone]:
             started = time.perf_counter()
-            boxes, _ = mtcnn.detect(frame.image)
-            if boxes is not None:
-                one_by_one(cnn, crop(frame.image, boxes[0]))
-            spent, frames = spent + time.perf_counter() - started, frames + 1
-    return frames / spent
+            done = list(work.through(trials, self.loaded, Meter("", None, "frames")))
+            self.seconds += time.perf_counter() - started
+            return done
+        cores.use_threads(self.config.threads)
+        watched = _Watched(logging.INFO)
+        logger = logging.getLogger("fercache.extract.work")
+        logger.addHandler(watched)
+        report = extract.run(dataset, self.config, self.home, engine=timed)
+        logger.removeHandler(watched)
+        self.said.append(watched.said)
+        self.frames += sum(clip.frames for clip in report.clips if clip.state == "computed")
+        self.store = EmbeddingStore.open(report.store)
+
+    @property
+    def rate(self) -> float:
+        return self.frames / self.seconds
 
 
-def naive_crops(folders: list[Path], cnn: torch.nn.Module, share: int) -> float:
-    """Return crops a second of the CNN, one at a time, decoding not counted."""
-    frames, spent = 0, 0.0
-    for folder in folders:
-        for frame in media.open_source(folder, "crops").frames():
-            if (frame.index - 1) % share or frame.image is None:
-                continue
+@dataclass
+class Loop:
+    """The naive loop: seconds of decoding and of the rest are kept apart, since it sees a share of what is decoded."""
+
+    name: str
+    each: Callable[[np.ndarray], None]
+    share: int
+    decoded: int = 0
+    seen: int = 0
+    decode_s: float = 0.0
+    rest_s: float = 0.0
+
+    def run(self, clips: Iterable[Path], kind: str) -> None:
+        for clip in clips:
+            for frame in self._decoded(media.open_source(clip, kind).frames()):
+                if (frame.index - 1) % self.share == 0 and frame.image is not None:
+                    started = time.perf_counter()
+                    self.each(frame.image)
+                    self.rest_s, self.seen = self.rest_s + time.perf_counter() - started, self.seen + 1
+
+    def _decoded(self, frames: Iterator[media.Frame]) -> Iterator[media.Frame]:
+        while True:
             started = time.perf_counter()
-            one_by_one(cnn, crop(frame.image, np.array([0, 0, frame.image.shape[1], frame.image.shape[0]], float)))
-            spent, frames = spent + time.perf_counter() - started, frames + 1
-    return frames / spent
+            frame = next(frames, None)
+            self.decode_s += time.perf_counter() - started
+            if frame is None:
+                return
+            self.decoded += 1
+            yield frame
+
+    @property
+    def rate(self) -> float:
+        return 1 / (self.decode_s / self.decoded + self.rest_s / self.seen)
+
+
+def of_frames(cnn: torch.nn.Module, mtcnn: torch.nn.Module) -> Callable[[np.ndarray], None]:
+    """Return the loop's work on one frame: the library's detector, then its net on the first box."""
+    def each(image: np.ndarray) -> None:
+        boxes, _ = mtcnn.detect(image)
+        if boxes is not None:
+            one(cnn, crop(image, boxes[0]))
+    return each
 
 
 @torch.inference_mode()
-def one_by_one(cnn: torch.nn.Module, face: np.ndarray) -> None:
+def one(cnn: torch.nn.Module, face: np.ndarray) -> None:
     """Run the library's own net, as it comes, on one crop (160, 160, 3)."""
     cnn(((torch.from_numpy(face).float() - 127.5) / 128).permute(2, 0, 1)[None])
 
 
-def ours(place: Path, config: ExtractConfig, home: Path) -> tuple[float, EmbeddingStore]:
-    """Return frames a second of stage one over a folder, from nothing to the last commit mark, and the store."""
-    dataset = datasets.load(DatasetConfig(clips=str(place), dataset="table"), home)
-    report = extract.run(dataset, config, home)
-    frames = sum(clip.frames for clip in report.clips if clip.state == "computed")
-    return frames / report.seconds, EmbeddingStore.open(report.store)
+@dataclass
+class Forward:
+    """The bare forward: full batches from memory, on all cores; what the pipeline cannot beat."""
+
+    name: str
+    net: Backbone
+    crops: int = 0
+    seconds: float = 0.0
+
+    def run(self, faces: np.ndarray) -> None:
+        parts = [faces[i:i + self.net.batch] for i in range(0, len(faces), self.net.batch)]
+        with cores.Crew(cores.use_threads(0)) as crew:
+            crew.run(self.net.embed_batch, parts[:crew.count])
+            started = time.perf_counter()
+            crew.run(self.net.embed_batch, parts)
+            self.seconds += time.perf_counter() - started
+            self.crops += len(faces)
+
+    @property
+    def rate(self) -> float:
+        return self.crops / self.seconds
 
 
 def overlaps(exact: EmbeddingStore, other: EmbeddingStore) -> dict[str, float]:
@@ -85,58 +179,161 @@ def overlaps(exact: EmbeddingStore, other: EmbeddingStore) -> dict[str, float]:
     return found
 
 
-def cosines(exact: EmbeddingStore, other: EmbeddingStore, tap: str) -> float:
-    """Return the smallest cosine between two stores' rows of a tap."""
+def cosine(exact: EmbeddingStore, other: EmbeddingStore) -> float:
+    """Return the smallest cosine between two stores' rows, over clips and taps."""
     least = 1.0
     for name in exact:
-        a, b = (s[name].read(tap).reshape(s[name].frames, -1).astype(np.float64) for s in (exact, other))
-        size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        least = min(least, *((a * b).sum(1)[size > 0] / size[size > 0]), 1.0)
+        for tap in TAPS:
+            a, b = (s[name].read(tap).reshape(s[name].frames, -1).astype(np.float64) for s in (exact, other))
+            size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+            least = min(least, *((a * b).sum(1)[size > 0] / size[size > 0]), 1.0)
     return least
+
+
+def parts_of(dataset: Dataset, rounds: int) -> list[Dataset]:
+    """Return the data set in parts of about equal bytes."""
+    trials = sorted(dataset.trials, key=lambda trial: -_size(trial.path))
+    return [replace(dataset, trials=tuple(trials[i::rounds])) for i in range(rounds)]
+
+
+def _size(path: Path) -> int:
+    return sum(f.stat().st_size for f in path.iterdir()) if path.is_dir() else path.stat().st_size
 
 
 def line(name: str, rate: float, base: float, more: str = "") -> None:
     print(f"{name:46} {rate:8.1f} frames/s {rate / base:6.2f}x  {more}", flush=True)
 
 
+def variants(base: ExtractConfig) -> list[ExtractConfig]:
+    """Return every backend and precision; bf16 only where it is another arithmetic than float32."""
+    backends = ["torch"] + (["openvino"] if find_spec("openvino") else [])
+    precisions = ["float32"] + (["bf16"] if cores.bf16_pays() else [])
+    return [replace(base, backend=backend, precision=precision) for precision in precisions for backend in backends]
+
+
+def named(config: ExtractConfig, what: str) -> str:
+    also = "" if cores.bf16_pays() else " (also bf16)"
+    return f"{what}, {config.backend}, {config.precision}{also}"
+
+
+def videos(clips: Path, home: Path, cnn: weights.Weights, args: argparse.Namespace) -> Row:
+    """Measure raw videos, print the table, and return the row that looked at each frame."""
+    net, base = load(cnn), ExtractConfig(taps=TAPS)
+    loops = [Loop(f"naive loop, min_face_size={size}", of_frames(net, facenet.MTCNN(min_face_size=size)), args.share)
+             for size in (20, 40)]
+    exact = Row("each frame looked at (CNN's stem only)", replace(base, every=1, taps=("conv2d_4b",)), home / "exact",
+                cnn, "mtcnn")
+    rows = [Row(named(config, f"every {config.every}th"), config, home / f"{config.backend}-{config.precision}", cnn,
+                "mtcnn") for config in variants(base)]
+    dataset = datasets.load(DatasetConfig(clips=str(clips), dataset="table"), home)
+    dataset = replace(dataset, trials=dataset.trials[:args.clips or None])
+    for part in parts_of(dataset, args.rounds):
+        for loop in loops:
+            cores.use_threads(0)
+            loop.run([trial.path for trial in part.trials], "video")
+        for row in (exact, *rows):
+            row.run(part)
+    print(f"\nraw videos: {len(dataset.trials)} clips, {exact.frames} frames; decoding counted everywhere")
+    for loop in loops:
+        line(loop.name, loop.rate, loops[0].rate, f"decode {1000 * loop.decode_s / loop.decoded:.1f} ms, "
+             f"the rest {1000 * loop.rest_s / loop.seen:.1f} ms a frame")
+    assert exact.store is not None and rows[0].store is not None
+    found = overlaps(exact.store, rows[0].store)
+    line(exact.name, exact.rate, loops[0].rate, exact.said[-1])
+    for row in rows:
+        line(row.name, row.rate, loops[0].rate, row.said[-1])
+    print(f"boxes against each frame looked at: mean IoU {np.mean(list(found.values())):.3f}, least clip "
+          f"{min(found.values()):.3f} ({min(found, key=lambda name: found[name])})")
+    print("  " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    for row in rows[1:]:
+        assert row.store is not None
+        print(f"least cosine of any row and tap, {row.name} to {rows[0].name}: {cosine(rows[0].store, row.store):.6f}")
+    return exact
+
+
+def cut_crops(exact: Row, clips: Path, folder: Path) -> Path:
+    """Write folders of crops cut from videos, as aligned crops are: JPEG, 112 pixels."""
+    assert exact.store is not None
+    dataset = datasets.load(DatasetConfig(clips=str(clips), dataset="table"), folder.parent)
+    trials = [t for t in dataset.trials if t.name in exact.store and exact.store[t.name].clock["valid"].sum() > 60]
+    for trial in trials[:CROP_CLIPS]:
+        into = folder / trial.name
+        into.mkdir(parents=True)
+        clock = exact.store[trial.name].clock
+        rows = np.flatnonzero(clock["valid"])[:CROPS_A_CLIP]
+        frames = media.open_source(trial.path, "video").pick(rows.tolist())
+        for number, frame in enumerate(frames, 1):
+            box = np.array([clock[c][frame.index - 1] for c in ("x1", "y1", "x2", "y2")])
+            if frame.image is not None:
+                Image.fromarray(crop(frame.image, box, CROP_SIDE)).save(into / f"{number:05d}.jpg", quality=95)
+    return folder
+
+
+def crops(folder: Path, home: Path, cnn: weights.Weights, args: argparse.Namespace) -> None:
+    """Measure folders of crops, and print the table."""
+    net, base = load(cnn), ExtractConfig(taps=TAPS)
+    loop = Loop("naive loop", lambda image: one(net, crop(image, whole(image))), max(1, args.share // 2))
+    rows = [Row(named(config, "crops"), config, home / f"crops-{config.backend}-{config.precision}", cnn, "cropped")
+            for config in variants(base)]
+    bare = [Forward(row.name, row.loaded.backbone) for row in rows]
+    dataset = datasets.load(DatasetConfig(clips=str(folder), dataset="table"), home)
+    faces = faces_of(dataset)
+    for part in parts_of(dataset, args.rounds):
+        cores.use_threads(0)
+        loop.run([trial.path for trial in part.trials], "crops")
+        for row, forward in zip(rows, bare, strict=True):
+            forward.run(faces)
+            row.run(part)
+    print(f"\ncrop folders: {len(dataset.trials)} clips, {rows[0].frames} pictures; decoding counted everywhere")
+    line(loop.name, loop.rate, loop.rate)
+    for row, forward in zip(rows, bare, strict=True):
+        assert row.store is not None and rows[0].store is not None
+        line(row.name, row.rate, loop.rate, f"{row.rate / forward.rate:.2f} of the bare forward's {forward.rate:.1f}/s;"
+             f" least cosine to float32 {cosine(rows[0].store, row.store):.6f}; {row.said[-1]}")
+
+
+def faces_of(dataset: Dataset) -> np.ndarray:
+    """Return FORWARD crops (n, 160, 160, 3) out of a set's folders."""
+    images = (frame.image for trial in dataset.trials for frame in media.open_source(trial.path, "crops").frames()
+              if frame.image is not None)
+    return np.stack([crop(image, whole(image)) for image in islice(images, FORWARD)])
+
+
+def native(cnn: weights.Weights) -> None:
+    """Print the bare forward of every backend and arithmetic, bf16's own too where it does not pay."""
+    faces = np.random.default_rng(0).integers(0, 256, (FORWARD, 160, 160, 3), dtype=np.uint8)
+    made = []
+    for backend in ["torch"] + (["openvino"] if find_spec("openvino") else []):
+        for precision in ("float32", "bf16"):
+            cores.use_threads(0)
+            made.append(Forward(f"{backend} {precision}", Backbone.load(cnn, TAPS, precision=precision, native=True,
+                                                                         backend=backend)))
+    for _ in range(3):
+        for forward in made:
+            forward.run(faces)
+    print("\nbare forward, arithmetic as named: " + ", ".join(f"{f.name} {f.rate:.1f}/s" for f in made))
+    print(f"bf16 {'is' if cores.bf16_pays() else 'would not be'} quicker than float32 on this processor by its flags")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--videos", type=Path, default=SHARED / "data/videos")
+    parser.add_argument("--videos", type=Path)
     parser.add_argument("--crops", type=Path, help="folder of crop folders")
-    parser.add_argument("--share", type=int, default=8)
+    parser.add_argument("--share", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clips", type=int, default=0, help="only so many videos")
     args = parser.parse_args()
-    logging.disable(logging.WARNING)
-    source = weights.ensure("casia-webface", ROOT / "cache/weights")
-    cnn = load(source)
-    backends = ["torch"] + (["openvino"] if find_spec("openvino") else [])
-    base_config = ExtractConfig(taps=TAPS)
+    for name in ("fercache", "openvino"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("fercache.extract.work").setLevel(logging.INFO)
+    logging.getLogger("fercache.extract.work").propagate = False
+    started, cnn = time.monotonic(), weights.ensure("casia-webface", ROOT / "cache/weights")
+    clips = args.videos or (SHARED if SHARED.is_dir() else demo.fetch(ROOT / "cache/clips"))
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        (home / "weights").symlink_to((ROOT / "cache/weights").resolve())
-        if args.videos.is_dir():
-            clips = sorted(path for path in args.videos.iterdir() if path.is_file())
-            base = naive_videos(clips, cnn, args.share)
-            line("videos: one frame, one crop at a time", base, base)
-            rate, exact = ours(args.videos, replace(base_config, every=1), home / "exact")
-            line("every frame looked at, float32", rate, base)
-            for backend in backends:
-                for precision in ("float32", "bf16"):
-                    config = replace(base_config, precision=precision, backend=backend)
-                    rate, store = ours(args.videos, config, home / f"{backend}-{precision}")
-                    found = overlaps(exact, store)
-                    line(f"every {config.every}th, {backend}, {precision}", rate, base,
-                         f"IoU mean {np.mean(list(found.values())):.3f}, least clip {min(found.values()):.3f}")
-        if args.crops:
-            folders = sorted(path for path in args.crops.iterdir() if path.is_dir())
-            base, exact32 = naive_crops(folders, cnn, args.share), None
-            line("crops: one at a time", base, base)
-            for precision in ("float32", "bf16"):
-                for backend in backends:
-                    config = replace(base_config, precision=precision, backend=backend)
-                    rate, store = ours(args.crops, config, home / f"crops-{backend}-{precision}")
-                    exact32 = exact32 or store
-                    least = min(cosines(exact32, store, tap) for tap in TAPS)
-                    line(f"{backend}, {precision}", rate, base, f"least cosine to torch float32 {least:.6f}")
+        native(cnn)
+        exact = videos(clips, Path(folder), cnn, args)
+        crops(args.crops or cut_crops(exact, clips, Path(folder) / "crops"), Path(folder), cnn, args)
+    print(f"\n{time.monotonic() - started:.0f} s in all")
 
 
 if __name__ == "__main__":
