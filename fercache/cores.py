@@ -21,6 +21,12 @@ GPU_WORKERS = 3
 """Threads that keep one GPU busy: while one waits for results, the others have launched theirs."""
 
 
+def settled(device: str) -> None:
+    """Return when what was given to a GPU is done, so that other streams may use it; at once on a CPU."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(torch.device(device))
+
+
 def resolve_device(name: str) -> str:
     """Return cpu, or cuda:N: what `name` (auto, cpu, cuda or cuda:N) means on this machine.
 

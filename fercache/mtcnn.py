@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from fercache import facenet
+from fercache.cores import settled
 
 CELL_PX, STRIDE_PX = 12, 2
 """What the first net sees at once, and how far it moves."""
@@ -52,6 +53,7 @@ class Mtcnn:
         self.first, self.second, self.third = (net.to(memory_format=torch.channels_last)
                                                for net in (nets.pnet, nets.rnet, nets.onet))
         self.first.pool1 = HalvingPool()
+        settled(device)
 
     @torch.inference_mode()
     def detect(self, pictures: NDArray[np.uint8]) -> list[NDArray[np.float64]]:

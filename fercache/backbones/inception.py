@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fercache import facenet, weights
 from fercache.backbones.taps import BLOCKS, EMBEDDING, GRID, block_of, tap_shapes
+from fercache.cores import settled
 
 STEM = ("conv2d_1a", "conv2d_2a", "conv2d_2b", "maxpool_3a", "conv2d_3b", "conv2d_4a")
 STEPS = (*STEM, *BLOCKS)
@@ -76,6 +77,7 @@ class InceptionNet:
         self.shapes = tap_shapes(taps)
         self.device = device
         self.net = Tapped(source, taps).eval().ready(device, TYPES[precision])
+        settled(str(device))
 
     @torch.inference_mode()
     def __call__(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
