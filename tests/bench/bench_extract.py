@@ -140,7 +140,7 @@ def of_frames(cnn: torch.nn.Module, mtcnn: torch.nn.Module) -> Callable[[np.ndar
 @torch.inference_mode()
 def one(cnn: torch.nn.Module, face: np.ndarray) -> None:
     """Run the library's own net, as it comes, on one crop (160, 160, 3)."""
-    cnn(((torch.from_numpy(face).float() - 127.5) / 128).permute(2, 0, 1)[None])
+    cnn(((torch.from_numpy(face.copy()).float() - 127.5) / 128).permute(2, 0, 1)[None])
 
 
 @dataclass
