@@ -81,12 +81,12 @@ def test_killed_and_resumed_equals_unbroken(pair: Any, book: LogitBook, tmp_path
     child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], start_new_session=True,
                              stderr=subprocess.DEVNULL, cwd=Path(__file__).parent)
     deadline = time.monotonic() + 120
-    while len(kept := list(tmp_path.glob("heads/small/*/*.json"))) < 4 and time.monotonic() < deadline:
+    while len(kept := list(tmp_path.glob("heads/small/*/[!.]*.json"))) < 4 and time.monotonic() < deadline:
         assert child.poll() is None, "ended before it could be killed"
         time.sleep(.02)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("heads/small/*/*.json")}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("heads/small/*/[!.]*.json")}
     assert len(before) >= len(kept) >= 4
     assert not list(tmp_path.glob("logits/small/*.h5"))
     resumed = run((pair[0], EmbeddingStore.open(tmp_path / "set" / "features.zarr")), tmp_path)
