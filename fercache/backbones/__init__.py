@@ -47,7 +47,8 @@ def shapes_of(weights: Weights, taps: Sequence[str]) -> dict[str, tuple[int, ...
 
 
 class Backbone:
-    """A loaded net and its taps; made by `Backbone.load`. `arithmetic` is what its convolutions run in.
+    """A loaded net and its taps; made by `Backbone.load`. `arithmetic` is what its convolutions run in;
+    `aside` tells that they run in threads of the backend's own.
 
     Notes
     -----
@@ -58,6 +59,7 @@ class Backbone:
     def __init__(self, net: Net, device: str, batch: int, arithmetic: str = "float32") -> None:
         self.net, self.device, self.batch, self.arithmetic = net, device, batch, arithmetic
         self.shapes = net.shapes
+        self.aside = bool(getattr(net, "aside", False))
 
     @classmethod
     def load(cls, weights: Weights, taps: Sequence[str], *, precision: str = "float32", device: str = "cpu",

@@ -29,6 +29,8 @@ class VinoNet:
     In float32 it agrees with torch to a cosine of .99999 on every tap, in bf16 with float32 to .999.
     """
 
+    aside = True
+
     def __init__(self, source: weights.Weights, taps: Sequence[str], *, precision: str, batch: int,
                  threads: int) -> None:
         if precision not in PRECISIONS:

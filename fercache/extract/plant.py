@@ -60,9 +60,10 @@ class Plant:
 def opened(nets: Nets, brake: Brake, bar: Meter, clips: int) -> Iterator[Plant]:
     """Yield a plant with these nets for so many clips at once; its threads have ended when the block has."""
     gpu = nets.device != "cpu"
+    elsewhere = {"detect": gpu, "cnn": gpu or nets.backbone.aside}  # the calling thread waits
     with Crew(nets.threads, nets.device) as crew:
         lanes = dict.fromkeys(PARTS, nets.threads) | {"detect": crew.count, "cnn": crew.count, "write": clips}
-        clocks = {"write": time.perf_counter} | (dict.fromkeys(("detect", "cnn"), time.perf_counter) if gpu else {})
+        clocks = dict.fromkeys(("write", *(part for part, waits in elsewhere.items() if waits)), time.perf_counter)
         gauge = Gauge(lanes, clocks)
         try:
             yield Plant(crew=crew, mixer=Mixer(nets.backbone, crew, brake, gauge), room=Room(ROOM_BYTES, brake),
