@@ -19,9 +19,11 @@ SURE_IOU = 0.6
 SURE_SCORE = 0.97
 """A face that scores less at either end is looked for in between: it may be turning away, or be none."""
 CUT = 24.0
-"""Mean difference of two frames' grey values from which a cut is between them."""
-GRAIN_PX = 48
-"""Pixels on a picture's longer side that are compared to find cuts."""
+"""Mean difference of two frames' grey values from which a cut is between them; of one face's, from which it jumped."""
+GRAIN_PX, FACE_PX = 48, 16
+"""Pixels on the longer side of a picture, and on each side of a face, that are compared to find cuts and jumps."""
+POLICY = 2
+"""Changed whenever followed boxes come out otherwise: 2 looks at the face itself for jumps."""
 STEPS = 16
 """Steps a pixel that followed boxes are rounded to, as detected ones are."""
 SCORE_DIGITS = 4
@@ -39,8 +41,9 @@ def faces_of(images: Sequence[Picture | None], detect: Detect, every: int) -> li
     Notes
     -----
     Between two frames that were looked at, every face moves in a straight line, if the same faces are there at both
-    ends, each overlaps itself by SURE_IOU, scores SURE_SCORE, and no cut lies between. Where one of these does not
-    hold, the detector looks at the frame in the middle (at both sides of a cut), and so on: in the worst case at each.
+    ends, each overlaps itself by SURE_IOU, scores SURE_SCORE, and no cut lies between, of the scene or in what the
+    moved box shows. Where one of these does not hold, the detector looks at the frame in the middle (at both sides of a
+    cut), and so on: in the worst case at each.
     """
     rows = [row for row, image in enumerate(images) if image is not None]
     found = [np.empty((0, 5)) for _ in images]
@@ -84,8 +87,23 @@ class _Block:
         if pairs is None:
             middle = (start + stop) // 2
             return [(start, middle), (middle, stop)]
-        self.known.update(between(self.known[start], self.known[stop], pairs, start, stop))
+        ends = {start: self.known[start][pairs], stop: self.known[stop]}
+        moved = between(self.known[start], self.known[stop], pairs, start, stop)
+        jump = self._jump({**ends, **moved}, start, stop)
+        if jump is not None:
+            return [(start, jump - 1), (jump - 1, jump), (jump, stop)]
+        self.known.update(moved)
         return []
+
+    def _jump(self, faces: dict[int, Floats], start: int, stop: int) -> int | None:
+        """Return the first frame whose boxes do not show what those of the frame before show; None where all do."""
+        last = _shown(self.images[start], faces[start])
+        for i in range(start + 1, stop + 1):
+            now = _shown(self.images[i], faces[i])
+            if (np.abs(now - last).mean(axis=(1, 2)) > CUT).any():
+                return i
+            last = now
+        return None
 
     def _cuts(self) -> list[int]:
         """Return the pictures that differ from the one before as after a cut."""
@@ -116,6 +134,14 @@ def _grain(image: Picture) -> NDArray[np.float32]:
     """Return a coarse grey picture: every so many-th pixel of green."""
     step = max(1, max(image.shape[:2]) // GRAIN_PX)
     return image[::step, ::step, 1].astype(np.float32)
+
+
+def _shown(image: Picture, faces: Floats) -> NDArray[np.float32]:
+    """Return a coarse grey picture of each face, (n, FACE_PX, FACE_PX)."""
+    steps = (np.arange(FACE_PX) + 0.5) / FACE_PX
+    x, y = (np.clip((faces[:, [low]] + (faces[:, [low + 2]] - faces[:, [low]]) * steps).astype(np.int64), 0, most - 1)
+            for low, most in ((0, image.shape[1]), (1, image.shape[0])))
+    return image[y[:, :, None], x[:, None, :], 1].astype(np.float32)
 
 
 def _pairs(first: Floats, last: Floats) -> NDArray[np.int64] | None:

@@ -78,6 +78,22 @@ def test_both_sides_of_a_cut_are_looked_at() -> None:
     assert {12, 13} <= set(looks.rows) and len(looks.rows) <= 8
 
 
+@pytest.mark.parametrize("jump", [range(13, 40), range(13, 14), range(21, 23)])
+def test_a_face_that_jumps_in_a_scene_that_stays_is_looked_at(jump: range) -> None:
+    """Only the face's own pixels tell: it is elsewhere for some frames, or somebody else's from one frame on."""
+    images = [np.full((480, 640, 3), 60, np.uint8) for _ in range(40)]
+    truth = [face(130 if i in jump else 100) for i in range(40)]
+    for i, (image, box) in enumerate(zip(images, truth, strict=True)):
+        x, y = (int(v) for v in box[0, :2])
+        image[y:y + 80, x:x + 80] = np.where(np.arange(80)[:, None] // 20 % 2, 30, 220)[:, :, None]
+        image[y:y + 80, x + 40:x + 80] = 255 - image[y:y + 80, x + 40:x + 80]
+        image[0, 0, 0] = i
+    looks = Looks(truth)
+    found = follow.faces_of(images, looks, 10)
+    np.testing.assert_array_equal(np.concatenate(found), np.concatenate(truth))
+    assert len(looks.rows) <= 14
+
+
 def test_a_doubtful_face_is_looked_at() -> None:
     truth = [face(100, score=.92) for _ in range(20)]
     looks = Looks(truth)

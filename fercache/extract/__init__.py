@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from fercache import datasets, durable, media, people, thumbs, views, weights
+from fercache import datasets, durable, follow, media, people, thumbs, views, weights
 from fercache.config import ExtractConfig, digest
 from fercache.datasets import Dataset, Trial
 from fercache.errors import InputError, StoreError
@@ -64,7 +64,7 @@ def settings_of(config: ExtractConfig, faces: str, cnn: weights.Weights) -> dict
         chosen["view_policy"] = views.POLICY
     if faces == "cropped":  # no detector is run: its settings change nothing
         return {k: v for k, v in chosen.items() if k not in DETECTION}
-    return {**chosen, "detector": _detector_digest(), "people_policy": people.POLICY}
+    return {**chosen, "detector": _detector_digest(), "people_policy": people.POLICY, "follow_policy": follow.POLICY}
 
 
 def store_path(cache: Place, dataset: str, settings: dict[str, Any]) -> Place:
