@@ -132,7 +132,7 @@ def test_time_is_up_again_and_again(runner: Runner, home: Path) -> None:
     (home / "whole" / "cache" / "weights").symlink_to(home / "cache" / "weights")
     (home / "videos").unlink()
     (home / "videos").mkdir()
-    frames = [np.asarray(Image.fromarray(np.full((180, 320, 3), shade, np.uint8))) for shade in range(60, 160)]
+    frames = [np.asarray(Image.fromarray(np.full((720, 1280, 3), shade, np.uint8))) for shade in range(60, 220)]
     make_video(home / "videos" / "long.mp4", frames)
     flags = (*FLAGS, home / "videos", "--every", 1)
     unbroken = runner.run(*flags, cwd=home / "whole")
@@ -144,11 +144,11 @@ def test_time_is_up_again_and_again(runner: Runner, home: Path) -> None:
         steps += run.steps()
         if "clips are left" not in run.err():
             break
-        assert "stopped by the time limit: 1 clips are left, about 100 frames: run the same command again" in run.err()
+        assert "stopped by the time limit: 1 clips are left, about 160 frames: run the same command again" in run.err()
         stopped += 1
     assert stopped, "the first second is not enough for it"
     assert digest_in(home) == digest_in(home / "whole")
-    assert steps.count("detections.kept") == unbroken.steps().count("detections.kept") == 13
+    assert steps.count("detections.kept") == unbroken.steps().count("detections.kept") == 20
 
 
 def start(home: Path, *words: object) -> subprocess.Popen[str]:
