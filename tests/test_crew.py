@@ -47,6 +47,7 @@ import pathlib, signal, sys, time
 from fercache.progress import Meter
 from fercache.train_heads.crew import Crew
 signal.signal(signal.SIGTERM, signal.default_int_handler)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # not ignored, as where tests run in the background
 here = pathlib.Path(sys.argv[1])
 def work(job, tell):
     (here / str(job)).write_text(str(__import__("os").getpid()))
