@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -40,6 +41,33 @@ def test_an_error_of_a_worker_comes_through() -> None:
 
     with pytest.raises(InputError, match="no"):
         Crew("cpu", 2).run(work, [1], Meter("work", 1, "steps"))
+
+
+class Owned:
+    """Something that only the process which made it can take apart, such as a decoder with threads."""
+
+    def __init__(self, log: Path) -> None:
+        self.log, self.me, self.maker = log, self, os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() != self.maker:
+            self.log.touch()
+
+
+def test_workers_leave_alone_what_is_their_parents(tmp_path: Path) -> None:
+    """Thrown away before the fork or during it: a worker's collector of garbage does not come by."""
+    def work(job: int, tell: Tell) -> None:
+        kept.clear()
+        gc.collect()
+
+    gc.disable()
+    try:
+        Owned(tmp_path / "before")
+        kept = [Owned(tmp_path / "within")]
+        Crew("cpu", 2).run(work, [1, 2], Meter("work", 2, "steps"))
+    finally:
+        gc.enable()
+    assert not list(tmp_path.iterdir())
 
 
 PROGRAM = """

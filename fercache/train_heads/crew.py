@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -61,6 +62,7 @@ class Crew:
         context = get_context("fork")
         done: Synchronized[float] = context.Value("d", 0.0)
         others = active_children()
+        gc.collect()  # what is thrown away, such as a decoder with threads, can only be taken apart in this process
         workers = ProcessPoolExecutor(min(self.at_once, len(jobs)), context, _begin, (task, jobs, done, os.getpid()))
         waiting: list[Future[Any]] = []
         try:
@@ -88,7 +90,8 @@ _state: dict[str, Any] = {}
 
 
 def _begin(task: Any, jobs: Any, done: Any, parent: int) -> None:
-    """Make a worker of a forked process: the parent alone hears Ctrl-C and says what ends."""
+    """Make a worker of a forked process: the parent alone hears Ctrl-C, says what ends, and clears up what was its."""
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
