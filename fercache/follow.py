@@ -141,7 +141,7 @@ def _shown(image: Picture, faces: Floats) -> NDArray[np.float32]:
     steps = (np.arange(FACE_PX) + 0.5) / FACE_PX
     x, y = (np.clip((faces[:, [low]] + (faces[:, [low + 2]] - faces[:, [low]]) * steps).astype(np.int64), 0, most - 1)
             for low, most in ((0, image.shape[1]), (1, image.shape[0])))
-    return image[y[:, :, None], x[:, None, :], 1].astype(np.float32)
+    return np.asarray(image[y[:, :, None], x[:, None, :], 1], np.float32)
 
 
 def _pairs(first: Floats, last: Floats) -> NDArray[np.int64] | None:
