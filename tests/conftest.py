@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from fercache import demo, media, weights
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a background shell starts is deaf to it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
