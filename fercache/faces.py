@@ -54,7 +54,7 @@ class Detector:
         batches = [batch for shape, places in _by_size(images).items()
                    for batch in self._batches(seen[places[0]].shape, scale[places[0]], places)]
         results = run(lambda batch: self.net(scale[batch[0]]).detect(np.stack([seen[i] for i in batch])),
-                         batches, self.device)
+                      batches, self.device)
         for batch, faces in zip(batches, results, strict=True):
             for place, one in zip(batch, faces, strict=True):
                 found[place] = self._kept(one / [*[scale[place]] * 4, 1], images[place].shape[:2])

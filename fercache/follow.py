@@ -82,7 +82,7 @@ class _Block:
             return []
         cut = next((i for i in cuts if start < i <= stop), None)
         if cut is not None:
-            return [(start, cut - 1), (cut - 1, cut), (cut, stop)]
+            return _about(cut, start, stop)
         pairs = _pairs(self.known[start], self.known[stop])
         if pairs is None:
             middle = (start + stop) // 2
@@ -91,7 +91,7 @@ class _Block:
         moved = between(self.known[start], self.known[stop], pairs, start, stop)
         jump = self._jump({**ends, **moved}, start, stop)
         if jump is not None:
-            return [(start, jump - 1), (jump - 1, jump), (jump, stop)]
+            return _about(jump, start, stop)
         self.known.update(moved)
         return []
 
@@ -111,6 +111,11 @@ class _Block:
         for row, image in enumerate(self.images):
             found.see(row, image)
         return found.rows
+
+
+def _about(row: int, start: int, stop: int) -> list[tuple[int, int]]:
+    """Return the span in three, so that the frames on both sides of a break before `row` are looked at."""
+    return [(start, row - 1), (row - 1, row), (row, stop)]
 
 
 class Cuts:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import Runner
 from numpy.typing import NDArray
 
 from fercache import demo, media, weights
@@ -26,6 +28,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("full"):
                 item.add_marker(pytest.mark.skip(reason="the stated volume: make test-full runs it"))
+
+
+@pytest.fixture(scope="module")
+def linked(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A folder of a module's own, in whose `cache` are the weights."""
+    folder = tmp_path_factory.mktemp("home")
+    weights.ensure("casia-webface", cache / "weights")
+    (folder / "cache").mkdir()
+    (folder / "cache" / "weights").symlink_to(cache.resolve() / "weights")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    """Runs the real command line, each time in a forked process."""
+    made = Runner(tmp_path_factory.mktemp("runner"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from streams import CLASSES, write_set
 
-from fercache import ablation, metrics, weights
+from fercache import ablation, metrics
 from fercache.ablation import rows, score
 from fercache.cli import main
 from fercache.config import AblationConfig, TrainConfig
@@ -70,16 +70,12 @@ def test_figures_are_paired_over_groups() -> None:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+def home(linked: Path) -> Path:
     """A folder with a set of nine clips and its features."""
-    folder = tmp_path_factory.mktemp("home")
-    weights.ensure("casia-webface", cache / "weights")
-    (folder / "cache").mkdir()
-    (folder / "cache" / "weights").symlink_to(cache.resolve() / "weights")
-    (folder / "recipes").mkdir()
-    write_set(folder / "set", train=9, test=2, frames=24)
-    assert call(folder, "extract", "--taps", TAPS).exit_code == 0
-    return folder
+    (linked / "recipes").mkdir()
+    write_set(linked / "set", train=9, test=2, frames=24)
+    assert call(linked, "extract", "--taps", TAPS).exit_code == 0
+    return linked
 
 
 def call(folder: Path, command: str, *words: object) -> Result:

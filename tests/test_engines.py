@@ -37,13 +37,6 @@ CROPS = 6
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    made = Runner(tmp_path_factory.mktemp("runner"))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, face_frames: list[NDArray[np.uint8]]) -> Path:
     """A folder with videos of 5 to 12 frames, one that is none, and folders of crops."""
     folder = tmp_path_factory.mktemp("prepared")

@@ -157,13 +157,6 @@ def test_mutated_clips(seeds: Path, tmp_path: Path, times: int) -> None:
           f"peak {max(s.peak_mb for s in found):.0f} MB")
 
 
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    made = Runner(tmp_path_factory.mktemp("runner"))
-    yield made
-    made.close()
-
-
 @pytest.mark.parametrize("times", [9, pytest.param(150, marks=pytest.mark.full)])
 def test_mutated_clips_at_the_command_line(seeds: Path, tmp_path: Path, weights_at: Path, runner: Runner,
                                            times: int) -> None:

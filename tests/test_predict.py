@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from streams import CLASSES, write_clip, write_set
 from videos import make_video
 
-from fercache import media, weights
+from fercache import media
 from fercache.backbones import Backbone
 from fercache.cli import main
 from fercache.datasets import Dataset, Trial
@@ -38,20 +38,16 @@ def set_flags(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+def home(linked: Path) -> Path:
     """A folder with a set of crops, and a cache in which its heads and their stacker are trained."""
-    folder = tmp_path_factory.mktemp("home")
-    weights.ensure("casia-webface", cache / "weights")
-    (folder / "cache").mkdir()
-    (folder / "cache" / "weights").symlink_to(cache.resolve() / "weights")
-    write_set(folder / "set", train=8, test=2, frames=24)
-    flags = set_flags(folder / "set")
+    write_set(linked / "set", train=8, test=2, frames=24)
+    flags = set_flags(linked / "set")
     training = ["--heads", "frame,gru", "--folds", "2", "--members", "2", "--epochs", "6"]
     for words in (["extract", "--taps", TAP], ["train-heads", "--taps", TAP, *training],
-                  ["stack", "--bootstrap", "50", "--out", str(folder / "stacked.csv")]):
-        done = call(folder / "cache", *words[:1], *flags, *words[1:])
+                  ["stack", "--bootstrap", "50", "--out", str(linked / "stacked.csv")]):
+        done = call(linked / "cache", *words[:1], *flags, *words[1:])
         assert done.exit_code == 0, done.output
-    return folder
+    return linked
 
 
 def table(path: Path) -> dict[str, list[dict[str, str]]]:

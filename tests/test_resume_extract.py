@@ -42,13 +42,6 @@ def _small() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    made = Runner(tmp_path_factory.mktemp("runner"))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
 def pictures(cache: Path) -> list[NDArray[np.uint8]]:
     """Twenty real frames, (180, 320, 3), in which the face moves."""
     source = media.open_source(demo.fetch(cache / "clips") / "single_face.mp4", "video")

@@ -90,7 +90,6 @@ class Cluster:
               distributed.Client(cluster) as client):
             yield client
 
-
     def _abreast(self, config: ExtractConfig) -> int:
         """Return how many clips a worker of this machine has at work at once."""
         from fercache import cores  # torch
