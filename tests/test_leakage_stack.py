@@ -12,7 +12,7 @@ from books import simulate
 from fercache import stack
 from fercache.config import StackConfig
 from fercache.logits import LogitBook
-from fercache.stack import boost, columns, nested, worth
+from fercache.stack import boost, columns, nested
 from fercache.stack.sample import Sample
 
 CONFIG = StackConfig(threads=1, bootstrap=0)
@@ -89,20 +89,3 @@ def test_two_trials_of_one_group_stay_together() -> None:
     right = book.spread(np.arange(10)) == 1
     before, after = (nested.run(b, CONFIG).columns["stack"] for b in (book, relabelled(book, left)))
     np.testing.assert_array_equal(before[right], after[right])
-
-
-def test_words_of_other_splits_are_weighed_without_a_label_or_a_fold_s_row() -> None:
-    """More models, less noise: what they say counts for more. Out-of-fold rows are the same with and without it."""
-    book = simulate(groups=8, validation=5, frames=100)
-    outside = book.spread(book.fold) < 0
-    flat = replace(book, logits={h: np.where(outside[:, None], v * np.float32(0.8), v) for h, v in book.logits.items()})
-    same, more = worth.of(book), worth.of(flat)
-    assert all(1 <= a < 1.2 and 1.25 < b <= worth.MOST for a, b in zip(same, more, strict=True))
-    assert worth.of(relabelled(flat, outside)) == more
-    before, after = (nested.run(b, CONFIG).columns for b in (book, flat))
-    for name, said in before.items():
-        np.testing.assert_array_equal(said[~outside], after[name][~outside], err_msg=name)
-    imported = replace(flat, declared={"gru": "held-out"})
-    assert worth.of(imported)[1] == 1.0 and worth.of(imported)[0] == more[0]
-    few = simulate(groups=8, validation=2, frames=100)
-    assert set(worth.of(few)) == {1.0} and worth.weighed(few, (1.0,) * 3) is few

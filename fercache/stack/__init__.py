@@ -24,7 +24,7 @@ __all__ = ["StackResult", "fingerprint", "out_of_fold", "run", "speak", "table",
 
 log = logging.getLogger(__name__)
 
-FORMAT = 5
+FORMAT = 6
 """Raised whenever the code changes what a stack run gives."""
 
 

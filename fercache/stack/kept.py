@@ -83,7 +83,7 @@ def load_member(folder: Path) -> Member:
     except (OSError, KeyError, ValueError, lightgbm.basic.LightGBMError) as error:
         raise StoreError(f"no stacker of all folds ({error})", where=folder, hint="run `fercache stack`") from error
     return Member(fold=ALL, groups=said["groups"], rows=said["rows"], base=base, trees=trees, linear=linear,
-                  chain=spoken, worth=tuple(said["worth"]))
+                  chain=spoken)
 
 
 def _name(fold: int) -> str:

@@ -11,7 +11,7 @@ through the heads that gave the other folds' rows, which is what stacking is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fercache.config import StackConfig
 from fercache.logits import LogitBook
 from fercache.progress import Meter, meter
-from fercache.stack import base, boost, features, linear, voice, worth
+from fercache.stack import base, boost, features, linear, voice
 from fercache.stack.base import Base, softmax
 from fercache.stack.boost import Trees
 from fercache.stack.chain import Chain
@@ -38,10 +38,7 @@ LEARNT = ("chain", "smooth", "logistic", "blend", "stack")
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """What was learnt without one fold (-1: from all folds), and from how many groups and rows; of clips no chain.
-
-    `worth` is how heads' words are weighed on trials that no fold holds (see `worth`); empty: as they are.
-    """
+    """What was learnt without one fold (-1: from all folds), and from how many groups and rows; of clips no chain."""
 
     fold: int
     groups: int
@@ -50,20 +47,12 @@ class Member:
     trees: Trees
     linear: Linear
     chain: Chain | None = None
-    worth: tuple[float, ...] = ()
-
-    def speaking(self) -> Chain | None:
-        """Return the chain that speaks: where words are worth more, they weigh more once again (see `worth`)."""
-        if not self.chain or not self.worth:
-            return self.chain
-        return replace(self.chain, power=self.chain.power * np.array(self.worth))
 
     def json(self) -> dict[str, Any]:
         """Return what was chosen, as a JSON value."""
         return {"fold": self.fold, "groups": self.groups, "rows": self.rows, "base": self.base.json(),
                 "chain": self.chain.json() if self.chain else None,
-                "rounds": self.trees.rounds, "watched_groups": self.trees.watched,
-                "worth": list(self.worth)}
+                "rounds": self.trees.rounds, "watched_groups": self.trees.watched}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +68,7 @@ class Nested:
 
 def run(book: LogitBook, config: StackConfig) -> Nested:
     """Return what the stackers say of every row of the book."""
-    k, columns, more = int(book.fold.max()) + 1, features.of(book, config.causal), worth.of(book)
-    book = worth.weighed(book, more)
+    k, columns = int(book.fold.max()) + 1, features.of(book, config.causal)
     with meter("stack", 2 * len(book.trials) + k + 1, "steps") as bar:
         sample = draw(book, columns, config.refit == "all", bar)
         if not all(len(sample.without(fold).rows) for fold in range(max(k, 1))):
@@ -88,7 +76,6 @@ def run(book: LogitBook, config: StackConfig) -> Nested:
         clips = Clips.of(book, sample.rows, config.causal) if columns.level == "frame" else None
         members = {fold: _member(sample.without(fold), columns, fold, config, book, clips, bar)
                    for fold in [*range(k), -1]}
-        members[-1] = replace(members[-1], worth=more)
         return Nested(members=members, columns=_Spoken(book, columns, members, config.threads, bar).columns())
 
 
@@ -96,7 +83,7 @@ def speak(book: LogitBook, member: Member, causal: bool) -> Nested:
     """Return what a member says of every row of a book that no fold holds out."""
     with meter("stack", len(book.trials), "trials") as bar:
         members = {member.fold: member}
-        columns, book = features.of(book, causal), worth.weighed(book, member.worth)
+        columns = features.of(book, causal)
         return Nested(members=members, columns=_Spoken(book, columns, members, 0, bar).columns())
 
 
@@ -150,10 +137,9 @@ class _Spoken:
             return
         x, smoothed = (np.concatenate([one[part] for one in waiting]) for part in (2, 3))
         said: dict[str, NDArray[Any]] = {}
-        chain = member.speaking()
-        if chain:
+        if member.chain:
             heard = [voice.heard(view) for _, view, _, _ in waiting]
-            said["chain"] = np.concatenate(chain.says(heard, self.features.causal))
+            said["chain"] = np.concatenate(member.chain.says(heard, self.features.causal))
             x, smoothed = voice.beside(x, smoothed, said["chain"])
         said |= {"start": member.base.start(smoothed), "logistic": member.linear.logits(x),
                  "correction": member.trees.correction(x, threads)}
