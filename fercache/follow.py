@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,99 +14,152 @@ from numpy.typing import NDArray
 from fercache.people import NONE, iou, match
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 Picture = NDArray[np.uint8]
-Detect = Callable[[Sequence[Picture]], Sequence[Floats]]
 
 SURE_IOU = 0.6
 """Overlap of a face with itself some frames later from which it is believed to have moved straight."""
 SURE_SCORE = 0.97
 """A face that scores less at either end is looked for in between: it may be turning away, or be none."""
+SAME_IOU = 0.5
+"""Overlap from which two boxes of one picture are one face, found twice."""
 CUT = 24.0
 """Mean difference of two frames' grey values from which a cut is between them; of one face's, from which it jumped."""
 GRAIN_PX, FACE_PX = 48, 16
 """Pixels on the longer side of a picture, and on each side of a face, that are compared to find cuts and jumps."""
-POLICY = 2
-"""Changed whenever followed boxes come out otherwise: 2 looks at the face itself for jumps."""
+POLICY = 3
+"""Changed whenever followed boxes come out otherwise: 2 looked at the face itself for jumps, 3 looks around doubtful
+faces before it looks at the whole picture."""
 STEPS = 16
 """Steps a pixel that followed boxes are rounded to, as detected ones are."""
 SCORE_DIGITS = 4
 
 
-def faces_of(images: Sequence[Picture | None], detect: Detect, every: int) -> list[Floats]:
+class Looker(Protocol):
+    """A detector, which finds the faces (n, 5) of pictures: x1, y1, x2, y2 in pixels and the score."""
+
+    def detect(self, pictures: Sequence[Picture]) -> Sequence[Floats]:
+        """Return the faces of each picture."""
+
+    def near(self, pictures: Sequence[Picture], places: Sequence[Floats]) -> Sequence[Floats]:
+        """Return the faces of each picture at and around some places in it, boxes (n, 4)."""
+
+
+def faces_of(images: Sequence[Picture | None], looker: Looker, every: int) -> list[Floats]:
     """Return the faces of each picture, (n, 5): x1, y1, x2, y2 in pixels and the score; none where there is no picture.
 
     Parameters
     ----------
     images : consecutive frames.
-    detect : finds the faces of some pictures.
-    every : it looks at every so many-th frame and at the last one; 1 is each frame.
+    every : the detector looks at every so many-th frame and at the last one; 1 is each frame.
 
     Notes
     -----
-    Between two frames that were looked at, every face moves in a straight line, if the same faces are there at both
-    ends, each overlaps itself by SURE_IOU, scores SURE_SCORE, and no cut lies between, of the scene or in what the
-    moved box shows. Where one of these does not hold, the detector looks at the frame in the middle (at both sides of a
-    cut), and so on: in the worst case at each.
+    Between two frames that were looked at, a face moves in a straight line, if at both ends it is there, overlaps
+    itself by SURE_IOU and scores SURE_SCORE, and what the moved box shows changes nowhere at once. A face of which one
+    of these does not hold is looked for in the frame in the middle (where it changes at once: there), around the places
+    where it is at the ends, and so on: in the worst case in each frame. Where that finds fewer faces than there are at
+    both ends, the detector looks at the whole frame; so it does on both sides of a cut.
     """
     rows = [row for row, image in enumerate(images) if image is not None]
     found = [np.empty((0, 5)) for _ in images]
-    followed = _Block([image for image in images if image is not None], detect).followed(every)
+    followed = _Block([image for image in images if image is not None], looker).followed(every)
     for row, faces in zip(rows, followed, strict=True):
         found[row] = faces
     return found
 
 
+class Doubt(NamedTuple):
+    """Faces (n, 5) in frames `start` and `stop` that are not surely the same; they are looked for in frame `row`."""
+
+    start: int
+    stop: int
+    row: int
+    first: Floats
+    last: Floats
+
+    def places(self) -> Floats:
+        """Return the boxes (n, 4) to look around: on the way of faces that are alike by place, else as they are."""
+        place = match(self.first[:, :4], self.last[:, :4])
+        alone = np.setdiff1d(np.arange(len(self.first)), place)
+        way = between(self.first[place[place != NONE]], self.last[place != NONE], self.start, self.stop)
+        return np.concatenate([way[self.row], self.first[alone], self.last[place == NONE]])[:, :4]
+
+    def least(self) -> int:
+        """Return how many faces there should be."""
+        return min(len(self.first), len(self.last))
+
+
 @dataclass
 class _Block:
-    """Consecutive pictures and what is known of them."""
+    """Consecutive pictures, the faces of those that were looked at, and what was added to others bit by bit."""
 
     images: list[Picture]
-    detect: Detect
-    known: dict[int, Floats] = field(default_factory=dict)
+    looker: Looker
+    seen: dict[int, Floats] = field(default_factory=dict)
+    added: dict[int, list[Floats]] = field(default_factory=lambda: defaultdict(list))
 
     def followed(self, every: int) -> list[Floats]:
         """Return the faces of each picture."""
-        last = len(self.images) - 1
-        ends = sorted({*range(0, last, every), last}) if last >= 0 else []
-        spans = list(zip(ends, ends[1:] or ends, strict=False))
-        cuts = self._cuts() if every > 1 else []
-        while spans:
-            self._look(sorted({i for span in spans for i in span} - self.known.keys()))
-            spans = [part for span in spans for part in self._divided(*span, cuts)]
-        return [self.known[i] for i in range(last + 1)]
+        count = len(self.images)
+        ends = {*range(0, count, every), count - 1} if count else set()
+        if every > 1:
+            ends |= {row for cut in self._cuts() for row in (cut - 1, cut)}
+        self._look(sorted(ends))
+        doubts = [doubt for start, stop in pairwise(sorted(ends))
+                  for doubt in self._moved(start, stop, self.seen[start], self.seen[stop])]
+        while doubts:
+            found = self._found(doubts)
+            doubts = [part for doubt, faces in zip(doubts, found, strict=True)
+                      for part in (*self._moved(doubt.start, doubt.row, doubt.first, faces),
+                                   *self._moved(doubt.row, doubt.stop, faces, doubt.last))]
+        return [self.seen[i] if i in self.seen else self._of(i) for i in range(count)]
 
-    def _look(self, places: list[int]) -> None:
+    def _look(self, rows: list[int]) -> None:
         """Have the detector look at some pictures."""
-        self.known.update(zip(places, self.detect([self.images[i] for i in places]), strict=True))
+        self.seen.update(zip(rows, self.looker.detect([self.images[i] for i in rows]), strict=True))
 
-    def _divided(self, start: int, stop: int, cuts: list[int]) -> list[tuple[int, int]]:
-        """Fill the frames between two known ones if that is sure, else return the spans to look at instead."""
+    def _of(self, row: int) -> Floats:
+        """Return what was added to a picture, (n, 5)."""
+        return np.concatenate([np.empty((0, 5)), *self.added[row]])
+
+    def _moved(self, start: int, stop: int, first: Floats, last: Floats) -> list[Doubt]:
+        """Add the faces of which the way between two frames is sure, and return the doubt that is left, if any."""
         if stop - start < 2:
             return []
-        cut = next((i for i in cuts if start < i <= stop), None)
-        if cut is not None:
-            return _about(cut, start, stop)
-        pairs = _pairs(self.known[start], self.known[stop])
-        if pairs is None:
-            middle = (start + stop) // 2
-            return [(start, middle), (middle, stop)]
-        ends = {start: self.known[start][pairs], stop: self.known[stop]}
-        moved = between(self.known[start], self.known[stop], pairs, start, stop)
-        jump = self._jump({**ends, **moved}, start, stop)
-        if jump is not None:
-            return _about(jump, start, stop)
-        self.known.update(moved)
-        return []
+        place, sure = _pairs(first, last)
+        moved = between(first[place[sure]], last[sure], start, stop)
+        jumps = self._jumps({start: first[place[sure]], **moved, stop: last[sure]}, start, stop)
+        still = jumps == NONE
+        for row, faces in moved.items():
+            self.added[row].append(faces[still])
+        sure = sure[still]
+        first, last = np.delete(first, place[sure], 0), np.delete(last, sure, 0)
+        if not len(first) and not len(last):
+            return []
+        row = (start + stop) // 2 if still.all() else min(int(jumps[~still].min()), stop - 1)
+        return [Doubt(start, stop, row, first, last)]
 
-    def _jump(self, faces: dict[int, Floats], start: int, stop: int) -> int | None:
-        """Return the first frame whose boxes do not show what those of the frame before show; None where all do."""
-        last = _shown(self.images[start], faces[start])
-        for i in range(start + 1, stop + 1):
-            now = _shown(self.images[i], faces[i])
-            if (np.abs(now - last).mean(axis=(1, 2)) > CUT).any():
-                return i
+    def _jumps(self, faces: dict[int, Floats], start: int, stop: int) -> Ints:
+        """Return for each face the first frame whose box does not show what the frame before's does; NONE for never."""
+        jumps, last = np.full(len(faces[start]), NONE), _shown(self.images[start], faces[start])
+        for row in range(start + 1, stop + 1):
+            now = _shown(self.images[row], faces[row])
+            jumps[(np.abs(now - last).mean(axis=(1, 2)) > CUT) & (jumps == NONE)] = row
             last = now
-        return None
+        return jumps
+
+    def _found(self, doubts: list[Doubt]) -> list[Floats]:
+        """Look for doubtful faces around where they may be, in whole pictures where that finds too few."""
+        rows = [doubt.row for doubt in doubts]
+        near = self.looker.near([self.images[row] for row in rows], [doubt.places() for doubt in doubts])
+        found = [_others(faces, self._of(row)) for row, faces in zip(rows, near, strict=True)]
+        self._look([doubt.row for doubt, faces in zip(doubts, found, strict=True) if len(faces) < doubt.least()])
+        for place, row in enumerate(rows):
+            if row in self.seen:
+                found[place] = _others(self.seen[row], self._of(row))
+            self.added[row].append(found[place])
+        return found
 
     def _cuts(self) -> list[int]:
         """Return the pictures that differ from the one before as after a cut."""
@@ -113,9 +169,9 @@ class _Block:
         return found.rows
 
 
-def _about(row: int, start: int, stop: int) -> list[tuple[int, int]]:
-    """Return the span in three, so that the frames on both sides of a break before `row` are looked at."""
-    return [(start, row - 1), (row - 1, row), (row, stop)]
+def _others(faces: Floats, known: Floats) -> Floats:
+    """Return those of `faces` (n, 5) that are none of the `known` ones (m, 5)."""
+    return faces[(iou(known[:, :4], faces[:, :4]) < SAME_IOU).all(axis=0)]
 
 
 class Cuts:
@@ -149,23 +205,20 @@ def _shown(image: Picture, faces: Floats) -> NDArray[np.float32]:
     return np.asarray(image[y[:, :, None], x[:, None, :], 1], np.float32)
 
 
-def _pairs(first: Floats, last: Floats) -> NDArray[np.int64] | None:
-    """Return for each face of `last` its place in `first`; None where it is not sure that they are the same."""
-    if len(first) != len(last) or (len(first) and min(first[:, 4].min(), last[:, 4].min()) < SURE_SCORE):
-        return None
+def _pairs(first: Floats, last: Floats) -> tuple[Ints, Ints]:
+    """Return for each face of `last` its place in `first`, NONE for none; and the faces of which that is sure."""
     place = match(first[:, :4], last[:, :4])
-    if (place == NONE).any():
-        return None
-    overlap = iou(first[:, :4], last[:, :4])[place, np.arange(len(last))]
-    return place if (overlap >= SURE_IOU).all() else None
+    pair = np.flatnonzero(place != NONE)
+    alike = iou(first[:, :4], last[:, :4])[place[pair], pair] >= SURE_IOU
+    return place, pair[alike & (np.minimum(first[place[pair], 4], last[pair, 4]) >= SURE_SCORE)]
 
 
-def between(first: Floats, last: Floats, pairs: NDArray[np.int64], start: int, stop: int) -> dict[int, Floats]:
-    """Return the faces of the frames between `start` and `stop`, moved in a straight line, scores too; rounded."""
+def between(first: Floats, last: Floats, start: int, stop: int) -> dict[int, Floats]:
+    """Return the faces (n, 5) of the frames between two, moved in a straight line, scores too; rounded."""
     found = {}
     for i in range(start + 1, stop):
         share = (i - start) / (stop - start)
-        faces = (1 - share) * first[pairs] + share * last
+        faces = (1 - share) * first + share * last
         faces[:, :4] = (faces[:, :4] * STEPS).round() / STEPS
         faces[:, 4] = faces[:, 4].round(SCORE_DIGITS)
         found[i] = faces

@@ -28,9 +28,14 @@ THRESHOLDS = (0.6, 0.7, 0.7)
 """Scores from which candidates pass each net; with FACTOR, facenet-pytorch's defaults."""
 SIDES = (24, 48)
 """Pixels of a candidate's side as the second and the third net see it."""
+FIRST_PIXELS, AT_ONCE = 320_000, (64, 16)
+"""Pixels that the first net sees at once, and candidates that the second and the third do: what they make of more does
+not stay in a core's cache, which takes up to twice the time."""
 CENTRE, SCALE = 127.5, 0.0078125
+SMALL_PIXELS = 1 << 16
+"""Pixels of a picture up to which its sums are kept apart from those of larger ones."""
 MOST = 512
-"""Candidates that a net sees at once."""
+"""Candidates whose pixels are made at once."""
 
 Tensor: TypeAlias = torch.Tensor
 
@@ -82,7 +87,7 @@ class Mtcnn:
         places, boxes = [], []
         for scale in self._scales(min(sums.height, sums.width)):
             seen = sums.whole(int(sums.height * scale + 1), int(sums.width * scale + 1))
-            move, shares = self.first(_standard(seen))
+            move, shares = _bit_by_bit(self.first, seen, max(1, FIRST_PIXELS // (seen.shape[1] * seen.shape[2])))
             place, found = _cells(move, shares, scale)
             pick = facenet.library_nms(found[:, :4], found[:, 4], place, 0.5)
             places.append(place[pick])
@@ -97,12 +102,12 @@ class Mtcnn:
 
     def _refined(self, sums: Sums, place: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the second and the third net make of candidates."""
-        for net, side, threshold in zip((self.second, self.third), SIDES, THRESHOLDS[1:], strict=True):
+        for net, side, threshold, step in zip((self.second, self.third), SIDES, THRESHOLDS[1:], AT_ONCE, strict=True):
             part, inside = sums.rectangles(boxes)
             place, boxes, part = place[inside], boxes[inside], tuple(edge[inside] for edge in part)
             if not len(boxes):
                 return place, boxes
-            answers = [net(_standard(sums.parts(place[i:i + MOST], [edge[i:i + MOST] for edge in part], side)))
+            answers = [_bit_by_bit(net, sums.parts(place[i:i + MOST], [edge[i:i + MOST] for edge in part], side), step)
                        for i in range(0, len(boxes), MOST)]
             moves, score = torch.cat([a[0] for a in answers]), torch.cat([a[-1] for a in answers])[:, 1]
             good = score > threshold
@@ -189,17 +194,20 @@ class Sums:
         return _taken(self.table.view(-1, 4), 0, index.view(-1)).view(*index.shape, 4)
 
 
-def _scratch(shape: tuple[int, ...]) -> NDArray[np.int32]:
+def _scratch(shape: tuple[int, int, int, int]) -> NDArray[np.int32]:
     """Return this thread's own array of that shape, zero at the upper and the left edge and in the last channel.
 
     Notes
     -----
-    Memory of this size, fresh from the system for each batch, would cost more time than the sums themselves.
+    Memory of this size, fresh from the system for each batch, would cost more time than the sums themselves. One is
+    kept for large pictures and one for small ones, as both are looked at in turn; fewer pictures take a part of it.
     """
-    held: NDArray[np.int32] | None = getattr(_kept, "table", None)
-    if held is None or held.shape != shape:
-        _kept.table = held = np.zeros(shape, np.int32)
-    return held
+    name = "large" if shape[1] * shape[2] > SMALL_PIXELS else "small"
+    held: NDArray[np.int32] | None = getattr(_kept, name, None)
+    if held is None or held.shape[1:] != shape[1:] or len(held) < shape[0]:
+        held = np.zeros(shape, np.int32)
+        setattr(_kept, name, held)
+    return held[:shape[0]]
 
 
 def _taken(table: Tensor, dim: int, index: Tensor) -> Tensor:
@@ -215,6 +223,12 @@ def _bins(length: int, count: int, device: torch.device) -> tuple[Tensor, Tensor
     """Return first and last (exclusive) pixel of each of `count` bins, as torch's area interpolation has them."""
     step = torch.arange(count, device=device)
     return step * length // count, -(-(step + 1) * length // count)
+
+
+def _bit_by_bit(net: torch.nn.Module, seen: Tensor, step: int) -> list[Tensor]:
+    """Return the answers of a net to pictures (B, h, w, 3), of which it sees `step` at once."""
+    answers = [net(_standard(seen[i:i + step])) for i in range(0, len(seen), step)]
+    return [torch.cat(one) for one in zip(*answers, strict=True)]
 
 
 def _standard(seen: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from fercache import follow, media
 from fercache.config import ExtractConfig
+from fercache.cores import spread
 from fercache.extract.clip import DETECT_BLOCK
 from fercache.faces import Detector
 from fercache.people import iou, persons, pieces_of
@@ -21,15 +23,33 @@ Faces = list[np.ndarray]
 
 
 class Looks:
-    """A detector that knows where faces are, told by a number in the picture's first pixel; counts its looks."""
+    """A detector that knows where faces are, told by a number in the picture's first pixel; counts its looks.
+
+    Attributes
+    ----------
+    rows, around : frames that were looked at as a whole, and around places.
+    """
 
     def __init__(self, truth: Faces) -> None:
-        self.truth, self.rows = truth, []
+        self.truth, self.rows, self.around = truth, list[int](), list[int]()
 
-    def __call__(self, images: Sequence[np.ndarray]) -> Faces:
+    def detect(self, images: Sequence[np.ndarray]) -> Faces:
         rows = [int(image[0, 0, 0]) for image in images]
         self.rows += rows
         return [self.truth[row].copy() for row in rows]
+
+    def near(self, images: Sequence[np.ndarray], places: Sequence[np.ndarray]) -> Faces:
+        """Return the faces of which the middle is within a face's size of a place's."""
+        rows = [int(image[0, 0, 0]) for image in images]
+        self.around += rows
+        hits = [[one for one in self.truth[row] if any(distance(one, box) <= 1 for box in boxes)]
+                for row, boxes in zip(rows, places, strict=True)]
+        return [np.array(one).reshape(-1, 5) for one in hits]
+
+
+def distance(face: np.ndarray, box: np.ndarray) -> float:
+    middles = [(one[:2] + one[2:4]) / 2 for one in (face, box)]
+    return float(np.abs(middles[0] - middles[1]).max() / (box[2] - box[0]))
 
 
 def pictures(count: int, cuts: Sequence[int] = ()) -> list[np.ndarray]:
@@ -60,13 +80,15 @@ def test_each_frame_is_looked_at_where_nothing_is_sure(every: int) -> None:
     looks = Looks(truth)
     found = follow.faces_of(pictures(40), looks, every)
     assert (np.concatenate(found) == np.concatenate(truth)).all()
-    assert len(looks.rows) == len(set(looks.rows)), "no frame is looked at twice"
+    assert sorted(looks.rows) == list(range(40)), "each is looked at, none twice"
 
 
 def test_a_face_that_comes_and_goes_is_found_to_the_frame() -> None:
     truth = [face(100) if 13 <= i < 41 else np.empty((0, 5)) for i in range(64)]
-    found = follow.faces_of(pictures(64), Looks(truth), 5)
+    looks = Looks(truth)
+    found = follow.faces_of(pictures(64), looks, 5)
     assert [len(f) for f in found] == [len(f) for f in truth]
+    assert len(looks.rows) == 14 and len(looks.around) <= 6, "where it was or will be is enough to look at"
 
 
 def test_both_sides_of_a_cut_are_looked_at() -> None:
@@ -91,14 +113,39 @@ def test_a_face_that_jumps_in_a_scene_that_stays_is_looked_at(jump: range) -> No
     looks = Looks(truth)
     found = follow.faces_of(images, looks, 10)
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate(truth))
-    assert len(looks.rows) <= 14
+    assert looks.rows == [0, 10, 20, 30, 39] and len(looks.around) <= 14
 
 
 def test_a_doubtful_face_is_looked_at() -> None:
-    truth = [face(100, score=.92) for _ in range(20)]
+    truth = [face(100 + i % 2, score=.92) for i in range(20)]
     looks = Looks(truth)
-    follow.faces_of(pictures(20), looks, 5)
-    assert sorted(looks.rows) == list(range(20))
+    found = follow.faces_of(pictures(20), looks, 5)
+    np.testing.assert_array_equal(np.concatenate(found), np.concatenate(truth))
+    assert looks.rows == [0, 5, 10, 15, 19] and sorted(looks.rows + looks.around) == list(range(20))
+
+
+def test_a_doubtful_face_is_no_reason_to_look_at_a_sure_one() -> None:
+    """A crowd: each face by itself. What is found around one of them and is known already is not told twice."""
+    truth = [np.concatenate([face(100 + 2 * i), face(190 + 2 * i, score=.92)]) for i in range(11)]
+    asked: list[int] = []
+
+    class Counted(Looks):
+        def near(self, images: Sequence[np.ndarray], places: Sequence[np.ndarray]) -> Faces:
+            asked.extend(map(len, places))
+            return [self.truth[int(image[0, 0, 0])].copy() for image in images]
+
+    found = follow.faces_of(pictures(11), Counted(truth), 10)
+    np.testing.assert_allclose(np.concatenate(found), np.concatenate(truth), atol=1 / 16)
+    assert asked == [1] * 9
+
+
+def test_what_is_not_found_around_places_is_looked_for_in_the_whole_frame() -> None:
+    """It runs to and fro: where it is in between neither end tells."""
+    truth = [face(100 + (300 if 4 <= i < 7 else 0), score=.92) for i in range(11)]
+    looks = Looks(truth)
+    found = follow.faces_of(pictures(11), looks, 10)
+    np.testing.assert_array_equal(np.concatenate(found), np.concatenate(truth))
+    assert looks.rows == [0, 10, 5]
 
 
 def test_faces_that_change_places_in_the_list_are_not_mixed() -> None:
@@ -139,8 +186,8 @@ def test_looked_at_frames_are_the_detectors_and_every_frame_is_told(counts: list
 
 def test_followed_boxes_lie_on_the_face(face_frames: list[np.ndarray]) -> None:
     """Real pictures: frames five apart, so the way between them is long."""
-    detect = Detector().detect
-    exact, followed = detect(face_frames), follow.faces_of(face_frames, detect, 3)
+    detector = Detector()
+    exact, followed = detector.detect(face_frames), follow.faces_of(face_frames, detector, 3)
     overlap = [iou(a[:1, :4], b[:1, :4])[0, 0] for a, b in zip(exact, followed, strict=True)]
     assert min(overlap) > .7 and np.mean(overlap) > .85
 
@@ -152,6 +199,17 @@ def test_reduced_pictures_give_boxes_of_the_frame(face_frames: list[np.ndarray])
         assert len(one) == len(other) == 1 and iou(one[:, :4], other[:, :4])[0, 0] > .85
 
 
+class Told(Detector):
+    """A detector that is told what it has said of whole pictures before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: dict[int, np.ndarray] = {}
+
+    def detect(self, images: Sequence[np.ndarray], run: Callable[..., list[Any]] = spread) -> Faces:
+        return [self.told[id(image)] for image in images]
+
+
 def overlap_of(path: Path, frames: int | None = None) -> float:
     """Return the mean IoU of the main person's followed boxes with those of a detector that looks at each frame.
 
@@ -160,22 +218,22 @@ def overlap_of(path: Path, frames: int | None = None) -> float:
     A frame in which only one of the two has a box counts as 0. What the detector says of a frame is asked once and told
     twice; in another batch it would say the same to 1/16 px.
     """
-    detector, cuts, exact, fast = Detector(), follow.Cuts(), [], []
+    detector, told, cuts, exact, fast = Detector(), Told(), follow.Cuts(), list[np.ndarray](), list[np.ndarray]()
     pictures_of = (frame.image for frame in islice(media.open_source(path, "video").frames(), frames))
     while block := list(islice(pictures_of, DETECT_BLOCK)):
-        faces = follow.faces_of(block, detector.detect, 1)
-        told = {id(image): found for image, found in zip(block, faces, strict=True)}
+        faces = follow.faces_of(block, detector, 1)
+        told.told = {id(image): found for image, found in zip(block, faces, strict=True)}
         for row, image in enumerate(block, len(exact)):
             cuts.see(row, image)
         exact += faces
-        fast += follow.faces_of(block, lambda images, told=told: [told[id(i)] for i in images], ExtractConfig().every)
+        fast += follow.faces_of(block, told, ExtractConfig().every)
     one, other = (persons(pieces_of(found, cuts.rows))[0] for found in (exact, fast))
     pairs = np.flatnonzero(one.seen & other.seen)
     either = int((one.seen | other.seen).sum())
     return float(sum(iou(one.boxes[t][None], other.boxes[t][None])[0, 0] for t in pairs)) / either if either else 1.0
 
 
-@pytest.mark.parametrize("name", ["carphone_pristine.mp4", "d12.mp4", "noface_face.mov"])
+@pytest.mark.parametrize("name", ["carphone_pristine.mp4", "d12.mp4", "noface_face.mov", "s13.mp4"])
 def test_followed_boxes_overlap_exact_ones(shared: Path, name: str) -> None:
     """The first seconds of the clips that are hardest to follow, and of one with cuts."""
     assert overlap_of(shared / "data/videos" / name, 128) >= .90

@@ -147,7 +147,7 @@ class ClipJob:
     def _found(self, rows: list[int], images: list[NDArray[np.uint8] | None]) -> NDArray[np.float64]:
         """Return the faces of a block, (n, 6): row, box, score; in a thread of the crew."""
         with self.plant.gauge.busy("detect", len(rows)):
-            faces = follow.faces_of(images, self.plant.detect, self.every)
+            faces = follow.faces_of(images, self.plant, self.every)
         return np.concatenate([np.empty((0, 6)), *(np.column_stack([np.full(len(found), row), found])
                                                    for row, found in zip(rows, faces, strict=True))])
 

@@ -48,6 +48,13 @@ class Plant:
         assert self.detector is not None
         return self.detector.detect(pictures, serially)
 
+    def near(self, pictures: Sequence[NDArray[np.uint8]], places: Sequence[NDArray[np.float64]]
+             ) -> list[NDArray[np.float64]]:
+        """Return the faces of each picture, (n, 5), at and around some places (n, 4), as `detect` does."""
+        self.brake.check()
+        assert self.detector is not None
+        return self.detector.near(pictures, places, serially)
+
     def advance(self, amount: float) -> None:
         """Move the meter, and say on it what the parts' rates are."""
         self.bar.advance(amount)

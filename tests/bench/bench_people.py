@@ -50,7 +50,7 @@ def linked(path: Path) -> Pieces:
     while block := list(islice(frames, DETECT_BLOCK)):
         for row, image in enumerate(block, len(found)):
             cuts.see(row, image)
-        found += follow.faces_of(block, detector.detect, ExtractConfig().every)
+        found += follow.faces_of(block, detector, ExtractConfig().every)
     return pieces_of(found, cuts.rows)
 
 

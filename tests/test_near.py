@@ -1,0 +1,105 @@
+"""Looks around places: the faces that a look at the whole picture finds there, whatever their size and the edge."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fercache import mtcnn
+from fercache.crops import cut_out, square_around
+from fercache.faces import NEAR_PX, Detector
+from fercache.people import iou
+
+Picture = np.ndarray
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector()
+
+
+def at(image: Picture, scale: float) -> Picture:
+    height, width = image.shape[:2]
+    size = (round(width * scale), round(height * scale))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("scale", [0.4, 1, 3])
+def test_a_face_is_where_the_whole_picture_shows_it(detector: Detector, face_frames: list[Picture], scale: float
+                                                    ) -> None:
+    """The place is where the face was five frames before, or somewhat beside."""
+    frames = [at(frame, scale) for frame in face_frames]
+    exact = detector.detect(frames)
+    assert all(len(faces) == 1 for faces in exact)
+    side = exact[0][0, 2] - exact[0][0, 0]
+    for shift in (0, -.3, .3):
+        found = detector.near(frames[1:], [faces[:, :4] + shift * side for faces in exact[:-1]])
+        assert all(len(faces) == 1 for faces in found)
+        overlap = [iou(a[:, :4], b[:, :4])[0, 0] for a, b in zip(exact[1:], found, strict=True)]
+        assert min(overlap) > .75 and np.mean(overlap) > .88
+        assert min(faces[0, 4] for faces in found) > .99
+
+
+def test_a_face_at_the_edge_and_one_in_a_small_picture(detector: Detector, face_frames: list[Picture]) -> None:
+    box = detector.detect(face_frames[:1])[0][0, :4]
+    left, top, right, bottom = box.astype(int)
+    for part in (face_frames[0][:, left + 20:], face_frames[0][top:bottom, left:right]):  # cut off; nothing but a face
+        exact, = detector.detect([part])
+        found, = detector.near([part], [exact[:, :4]])
+        assert len(exact) == len(found) == 1 and iou(exact[:, :4], found[:, :4])[0, 0] > .7
+        assert (found[:, :2] >= 0).all() and (found[:, 2:4] <= [part.shape[1], part.shape[0]]).all()
+
+
+def test_a_face_found_around_several_places_is_told_once(detector: Detector, face_frames: list[Picture]) -> None:
+    """Of pictures side by side both faces are told, the larger one first; where nobody is nothing is."""
+    both = np.concatenate([at(face_frames[0], .8)[:250], face_frames[0][:250]], axis=1)
+    exact, = detector.detect([both])
+    places = np.concatenate([exact[:, :4], exact[:, :4] + 8, exact[:, :4] - 6, [[500, 10, 560, 70]]])
+    found, empty, none = detector.near([both, face_frames[0], face_frames[1]],
+                                       [places, np.empty((0, 4)), np.array([[20, 20, 80.0, 80]])])
+    assert len(exact) == len(found) == 2 and len(empty) == len(none) == 0
+    assert np.diag(iou(exact[:, :4], found[:, :4])).min() > .75
+    assert detector.near([], []) == []
+
+
+def test_small_faces_are_left_out_as_in_the_whole_picture(face_frames: list[Picture]) -> None:
+    """`min_face_px` counts in the picture, not in what it is enlarged to."""
+    frame = at(face_frames[0], .35)
+    place = Detector(min_face_px=20).detect([frame])[0][:, :4]
+    assert len(place) == 1 and len(Detector(min_face_px=20).near([frame], [place])[0]) == 1
+    assert len(Detector(min_face_px=160).near([frame], [place])[0]) == 0
+
+
+@given(x=st.floats(-50, 300), y=st.floats(-50, 300), size=st.floats(0, 400), side=st.floats(0, 500),
+       height=st.integers(1, 200), width=st.integers(1, 200))
+@settings(max_examples=300, deadline=None)
+def test_squares_lie_in_the_picture_or_hold_it(x: float, y: float, size: float, side: float, height: int, width: int
+                                               ) -> None:
+    left, top, whole_side = square_around(np.array([x, y, x + size, y + size]), side, (height, width))
+    for low, most in ((left, width), (top, height)):
+        assert (low >= 0 and low + whole_side <= most) or (low <= 0 and low + whole_side >= most)
+    image = np.full((height, width, 3), 200, np.uint8)
+    seen = cut_out(image, (left, top, whole_side), NEAR_PX)
+    assert seen.shape == (NEAR_PX, NEAR_PX, 3)
+    assert (seen == 200).all() == (whole_side <= min(height, width))
+
+
+def test_a_square_shows_its_part_of_the_picture() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(cut_out(image, (30, 10, 40), 40), image[10:50, 30:70])
+    over = cut_out(image, (-10, -20, 130), 130)
+    np.testing.assert_array_equal(over[20:110, 10:], image)
+    assert not over[:20].any() and not over[:, :10].any() and not over[110:].any()
+
+
+def test_nets_that_see_little_at_once_say_the_same(face_frames: list[Picture], monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = np.stack(face_frames[:6])
+    found = mtcnn.Mtcnn(20).detect(pictures)
+    monkeypatch.setattr(mtcnn, "FIRST_PIXELS", 1)
+    monkeypatch.setattr(mtcnn, "AT_ONCE", (3, 1))
+    monkeypatch.setattr(mtcnn, "MOST", 7)
+    for one, other in zip(mtcnn.Mtcnn(20).detect(pictures), found, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-3)
