@@ -21,6 +21,8 @@ SURE_IOU = 0.6
 """Overlap of a face with itself some frames later from which it is believed to have moved straight."""
 SURE_SCORE = 0.97
 """A face that scores less at either end is looked for in between: it may be turning away, or be none."""
+PLACE_PIXELS = 160_000
+"""Pixels of a picture that take as long as to look around one place: of less a place the whole is looked at."""
 SAME_IOU = 0.5
 """Overlap from which two boxes of one picture are one face, found twice."""
 CUT = 24.0
@@ -59,7 +61,7 @@ def faces_of(images: Sequence[Picture | None], looker: Looker, every: int) -> li
     itself by SURE_IOU and scores SURE_SCORE, and what the moved box shows changes nowhere at once. A face of which one
     of these does not hold is looked for in the frame in the middle (where it changes at once: there), around the places
     where it is at the ends, and so on: in the worst case in each frame. Where that finds fewer faces than there are at
-    both ends, the detector looks at the whole frame; so it does on both sides of a cut.
+    both ends, or would take longer, the detector looks at the whole frame; so it does on both sides of a cut.
     """
     rows = [row for row, image in enumerate(images) if image is not None]
     found = [np.empty((0, 5)) for _ in images]
@@ -150,16 +152,22 @@ class _Block:
         return jumps
 
     def _found(self, doubts: list[Doubt]) -> list[Floats]:
-        """Look for doubtful faces around where they may be, in whole pictures where that finds too few."""
-        rows = [doubt.row for doubt in doubts]
-        near = self.looker.near([self.images[row] for row in rows], [doubt.places() for doubt in doubts])
-        found = [_others(faces, self._of(row)) for row, faces in zip(rows, near, strict=True)]
-        self._look([doubt.row for doubt, faces in zip(doubts, found, strict=True) if len(faces) < doubt.least()])
-        for place, row in enumerate(rows):
-            if row in self.seen:
-                found[place] = _others(self.seen[row], self._of(row))
-            self.added[row].append(found[place])
-        return found
+        """Return the doubtful faces in the frames between: around where they may be, else in the whole picture.
+
+        Notes
+        -----
+        The whole picture is looked at where that takes less time, and where fewer were found than there should be.
+        """
+        places = {doubt.row: doubt.places() for doubt in doubts}
+        around = [row for row, boxes in places.items() if len(boxes) * PLACE_PIXELS <= self.images[row][..., 0].size]
+        near = self.looker.near([self.images[row] for row in around], [places[row] for row in around])
+        found = {row: _others(faces, self._of(row)) for row, faces in zip(around, near, strict=True)}
+        self._look([doubt.row for doubt in doubts if doubt.row not in found or len(found[doubt.row]) < doubt.least()])
+        for row in places.keys() & self.seen.keys():
+            found[row] = _others(self.seen[row], self._of(row))
+        for row, faces in found.items():
+            self.added[row].append(faces)
+        return [found[doubt.row] for doubt in doubts]
 
     def _cuts(self) -> list[int]:
         """Return the pictures that differ from the one before as after a cut."""

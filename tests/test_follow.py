@@ -21,6 +21,9 @@ from fercache.people import iou, persons, pieces_of
 
 Faces = list[np.ndarray]
 
+LARGE = (500, 700)
+"""Height and width of pictures in which it pays to look around two places."""
+
 
 class Looks:
     """A detector that knows where faces are, told by a number in the picture's first pixel; counts its looks.
@@ -52,11 +55,11 @@ def distance(face: np.ndarray, box: np.ndarray) -> float:
     return float(np.abs(middles[0] - middles[1]).max() / (box[2] - box[0]))
 
 
-def pictures(count: int, cuts: Sequence[int] = ()) -> list[np.ndarray]:
+def pictures(count: int, cuts: Sequence[int] = (), shape: tuple[int, int] = (48, 64)) -> list[np.ndarray]:
     """Return grey pictures that carry their number; the scene changes at `cuts`."""
     images = []
     for i in range(count):
-        image = np.full((48, 64, 3), 60 + 90 * (sum(c <= i for c in cuts) % 2), np.uint8)
+        image = np.full((*shape, 3), 60 + 90 * (sum(c <= i for c in cuts) % 2), np.uint8)
         image[0, 0, 0] = i
         images.append(image)
     return images
@@ -86,7 +89,7 @@ def test_each_frame_is_looked_at_where_nothing_is_sure(every: int) -> None:
 def test_a_face_that_comes_and_goes_is_found_to_the_frame() -> None:
     truth = [face(100) if 13 <= i < 41 else np.empty((0, 5)) for i in range(64)]
     looks = Looks(truth)
-    found = follow.faces_of(pictures(64), looks, 5)
+    found = follow.faces_of(pictures(64, shape=LARGE), looks, 5)
     assert [len(f) for f in found] == [len(f) for f in truth]
     assert len(looks.rows) == 14 and len(looks.around) <= 6, "where it was or will be is enough to look at"
 
@@ -119,9 +122,20 @@ def test_a_face_that_jumps_in_a_scene_that_stays_is_looked_at(jump: range) -> No
 def test_a_doubtful_face_is_looked_at() -> None:
     truth = [face(100 + i % 2, score=.92) for i in range(20)]
     looks = Looks(truth)
-    found = follow.faces_of(pictures(20), looks, 5)
+    found = follow.faces_of(pictures(20, shape=LARGE), looks, 5)
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate(truth))
     assert looks.rows == [0, 5, 10, 15, 19] and sorted(looks.rows + looks.around) == list(range(20))
+
+
+def test_a_small_picture_is_looked_at_as_a_whole() -> None:
+    """So is a larger one with many faces: around each of them would take longer."""
+    truth = [face(100 + i % 2, score=.92) for i in range(20)]
+    crowd = [np.concatenate([face(90 * k, score=.92) for k in range(3)])] * 20
+    for images, faces in ((pictures(20), truth), (pictures(20, shape=LARGE), crowd)):
+        looks = Looks(faces)
+        found = follow.faces_of(images, looks, 5)
+        np.testing.assert_array_equal(np.concatenate(found), np.concatenate(faces))
+        assert sorted(looks.rows) == list(range(20)) and not looks.around
 
 
 def test_a_doubtful_face_is_no_reason_to_look_at_a_sure_one() -> None:
@@ -134,7 +148,7 @@ def test_a_doubtful_face_is_no_reason_to_look_at_a_sure_one() -> None:
             asked.extend(map(len, places))
             return [self.truth[int(image[0, 0, 0])].copy() for image in images]
 
-    found = follow.faces_of(pictures(11), Counted(truth), 10)
+    found = follow.faces_of(pictures(11, shape=LARGE), Counted(truth), 10)
     np.testing.assert_allclose(np.concatenate(found), np.concatenate(truth), atol=1 / 16)
     assert asked == [1] * 9
 
@@ -143,7 +157,7 @@ def test_what_is_not_found_around_places_is_looked_for_in_the_whole_frame() -> N
     """It runs to and fro: where it is in between neither end tells."""
     truth = [face(100 + (300 if 4 <= i < 7 else 0), score=.92) for i in range(11)]
     looks = Looks(truth)
-    found = follow.faces_of(pictures(11), looks, 10)
+    found = follow.faces_of(pictures(11, shape=LARGE), looks, 10)
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate(truth))
     assert looks.rows == [0, 10, 5]
 
