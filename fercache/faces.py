@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.cores import spread
-from fercache.crops import cut_out, reduced, square_around
+from fercache.crops import Square, cut_out, reduced, square_around
 from fercache.mtcnn import Mtcnn
 from fercache.people import area, iou
 
@@ -23,6 +23,8 @@ NEAR_PX, NEAR_FACE_PX = 160, 40
 AROUND = 2.2
 """Side of such a square, in sides of the face that is looked for."""
 NEAR_BATCH = 32
+PLACE_PIXELS = 200_000
+"""Pixels of a picture, seen with the smallest face at NEAR_FACE_PX, that take as long as to look around one place."""
 TRUNCATED_PX = np.array([1.5, 1.5, 0.5, 0.5])
 """How much too large MTCNN's x1, y1, x2, y2 come out, in pixels of the picture that it sees: its driver cuts candidates
 at whole pixels (half a pixel less on average), and begins one further to the left and above."""
@@ -62,7 +64,7 @@ class Detector:
         run : computes the batches, as `cores.spread` does.
         """
         found = [np.empty((0, 5)) for _ in images]
-        scale = [min(1.0, self.detect_px / max(image.shape[:2])) if self.detect_px else 1.0 for image in images]
+        scale = [self._scale(image) for image in images]
         seen = [image if part == 1 else reduced(image, part) for image, part in zip(images, scale, strict=True)]
         batches = [batch for shape, places in _by_size(images).items()
                    for batch in self._batches(seen[places[0]].shape, scale[places[0]], places)]
@@ -84,8 +86,9 @@ class Detector:
         Notes
         -----
         A square around each place, `AROUND` faces wide, is brought to one size in which a face of the place's size is
-        neither the smallest nor the largest that is looked for: a third of the work of a look at 640 x 360, a sixth at
-        720p, whatever else is in the picture.
+        neither the smallest nor the largest that is looked for. That takes .6 of the time of a look at 640 x 360, a
+        quarter of one at 720p, whatever else is in the picture (`tests/results/extract.md`). A face that a square cuts
+        off is not told: MTCNN only guesses how it goes on.
         """
         least = NEAR_PX / NEAR_FACE_PX * self.min_face_px
         squares = [(place, square_around(box, max(AROUND * (box[2:] - box[:2]).max(), least), images[place].shape))
@@ -94,10 +97,19 @@ class Detector:
         batches = [range(start, min(start + NEAR_BATCH, len(seen))) for start in range(0, len(seen), NEAR_BATCH)]
         results = run(lambda batch: self.close.detect(np.stack([seen[i] for i in batch])), batches, self.device)
         found: list[list[NDArray[np.float64]]] = [[np.empty((0, 5))] for _ in images]
-        for (place, (left, top, side)), faces in zip(squares, chain.from_iterable(results), strict=True):
-            found[place].append(_enlarged(faces, side / NEAR_PX) + np.array([left, top, left, top, 0]))
+        for (place, square), faces in zip(squares, chain.from_iterable(results), strict=True):
+            left, top, side = square
+            inside = faces[_inside(faces, square, images[place].shape)]
+            found[place].append(_enlarged(inside, side / NEAR_PX) + np.array([left, top, left, top, 0]))
         return [_once(self._kept(np.concatenate(faces), image.shape[:2]))
                 for faces, image in zip(found, images, strict=True)]
+
+    def places(self, image: NDArray[np.uint8]) -> int:
+        """Return around how many places `near` looks in the time that the whole picture takes: 4 at 720p, as it is."""
+        height, width = image.shape[:2]
+        scale = self._scale(image)
+        cells = (NEAR_FACE_PX / self._smallest(scale)) ** 2
+        return int(height * width * scale ** 2 * (1 + cells) / 2 / PLACE_PIXELS)
 
     @cached_property
     def close(self) -> Mtcnn:
@@ -110,6 +122,10 @@ class Detector:
         if smallest not in self.nets:
             self.nets[smallest] = Mtcnn(smallest, self.device)
         return self.nets[smallest]
+
+    def _scale(self, image: NDArray[np.uint8]) -> float:
+        """Return what a picture is reduced to first, as a share of its size."""
+        return min(1.0, self.detect_px / max(image.shape[:2])) if self.detect_px else 1.0
 
     def _smallest(self, scale: float) -> int:
         """Return the smallest face looked for, in pixels of the picture that MTCNN sees; its nets see 12 pixels."""
@@ -131,6 +147,14 @@ class Detector:
         score = faces[:, 4].round(SCORE_DIGITS)
         whole = (boxes[:, 2] - boxes[:, 0] >= 1) & (boxes[:, 3] - boxes[:, 1] >= 1)
         return np.column_stack([boxes, score])[whole & (score >= self.min_score)]
+
+
+def _inside(faces: NDArray[np.float64], square: Square, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return which faces (n, 5), in pixels of what was made of a square, are not cut off by it inside the picture."""
+    left, top, side = square
+    cuts = np.array([left > 0, top > 0, left + side < shape[1], top + side < shape[0]])
+    over = np.column_stack([faces[:, :2] < 0, faces[:, 2:4] > NEAR_PX])
+    return np.asarray(~(over & cuts).any(axis=1))
 
 
 def _enlarged(faces: NDArray[np.float64], by: float) -> NDArray[np.float64]:

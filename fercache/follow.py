@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.people import NONE, iou, match
+from fercache.people import MIN_IOU, NONE, iou, match
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -21,8 +21,6 @@ SURE_IOU = 0.6
 """Overlap of a face with itself some frames later from which it is believed to have moved straight."""
 SURE_SCORE = 0.97
 """A face that scores less at either end is looked for in between: it may be turning away, or be none."""
-PLACE_PIXELS = 160_000
-"""Pixels of a picture that take as long as to look around one place: of less a place the whole is looked at."""
 SAME_IOU = 0.5
 """Overlap from which two boxes of one picture are one face, found twice."""
 CUT = 24.0
@@ -46,6 +44,9 @@ class Looker(Protocol):
     def near(self, pictures: Sequence[Picture], places: Sequence[Floats]) -> Sequence[Floats]:
         """Return the faces of each picture at and around some places in it, boxes (n, 4)."""
 
+    def places(self, picture: Picture) -> int:
+        """Return around how many places it can look while it looks at the whole picture."""
+
 
 def faces_of(images: Sequence[Picture | None], looker: Looker, every: int) -> list[Floats]:
     """Return the faces of each picture, (n, 5): x1, y1, x2, y2 in pixels and the score; none where there is no picture.
@@ -60,8 +61,9 @@ def faces_of(images: Sequence[Picture | None], looker: Looker, every: int) -> li
     Between two frames that were looked at, a face moves in a straight line, if at both ends it is there, overlaps
     itself by SURE_IOU and scores SURE_SCORE, and what the moved box shows changes nowhere at once. A face of which one
     of these does not hold is looked for in the frame in the middle (where it changes at once: there), around the places
-    where it is at the ends, and so on: in the worst case in each frame. Where that finds fewer faces than there are at
-    both ends, or would take longer, the detector looks at the whole frame; so it does on both sides of a cut.
+    where it is at the ends, and so on: in the worst case in each frame. The detector looks at the whole frame where
+    that takes less time; where a face is not found that both ends have; in the frame before the first, and after the
+    last, in which a face is found; and on both sides of a cut.
     """
     rows = [row for row, image in enumerate(images) if image is not None]
     found = [np.empty((0, 5)) for _ in images]
@@ -80,26 +82,41 @@ class Doubt(NamedTuple):
     first: Floats
     last: Floats
 
+    def alike(self) -> Floats:
+        """Return where the faces that are the same by place should be, boxes (n, 4)."""
+        place = match(self.first[:, :4], self.last[:, :4])
+        way = between(self.first[place[place != NONE]], self.last[place != NONE], self.start, self.stop)
+        return way[self.row][:, :4]
+
     def places(self) -> Floats:
-        """Return the boxes (n, 4) to look around: on the way of faces that are alike by place, else as they are."""
+        """Return the boxes (n, 4) to look around: those of `alike`, and each other face's own."""
         place = match(self.first[:, :4], self.last[:, :4])
         alone = np.setdiff1d(np.arange(len(self.first)), place)
-        way = between(self.first[place[place != NONE]], self.last[place != NONE], self.start, self.stop)
-        return np.concatenate([way[self.row], self.first[alone], self.last[place == NONE]])[:, :4]
+        return np.concatenate([self.alike(), self.first[alone, :4], self.last[place == NONE, :4]])
 
-    def least(self) -> int:
-        """Return how many faces there should be."""
-        return min(len(self.first), len(self.last))
+    def lacks(self, faces: Floats) -> bool:
+        """Return whether one that should be in frame `row` is not among its `faces`."""
+        return bool((match(faces[:, :4], self.alike()) == NONE).any())
 
 
 @dataclass
 class _Block:
-    """Consecutive pictures, the faces of those that were looked at, and what was added to others bit by bit."""
+    """Consecutive pictures, and what is known of them.
+
+    Attributes
+    ----------
+    seen : the faces of the pictures that were looked at as a whole.
+    added : to other pictures bit by bit, faces that were followed or found around places.
+    doubts : what it was that a picture was looked at for, last.
+    unsure : pictures beside which a face is that they seem not to have.
+    """
 
     images: list[Picture]
     looker: Looker
     seen: dict[int, Floats] = field(default_factory=dict)
     added: dict[int, list[Floats]] = field(default_factory=lambda: defaultdict(list))
+    doubts: dict[int, Doubt] = field(default_factory=dict)
+    unsure: set[int] = field(default_factory=set)
 
     def followed(self, every: int) -> list[Floats]:
         """Return the faces of each picture."""
@@ -110,11 +127,11 @@ class _Block:
         self._look(sorted(ends))
         doubts = [doubt for start, stop in pairwise(sorted(ends))
                   for doubt in self._moved(start, stop, self.seen[start], self.seen[stop])]
-        while doubts:
-            found = self._found(doubts)
-            doubts = [part for doubt, faces in zip(doubts, found, strict=True)
-                      for part in (*self._moved(doubt.start, doubt.row, doubt.first, faces),
-                                   *self._moved(doubt.row, doubt.stop, faces, doubt.last))]
+        while doubts or self.unsure:
+            now = {doubt.row: doubt for doubt in doubts}
+            later = [doubt for doubt in doubts if now[doubt.row] is not doubt]
+            found = self._found(list(now.values()))
+            doubts = later + [part for doubt, faces in found for part in self._divided(doubt, faces)] + self._revealed()
         return [self.seen[i] if i in self.seen else self._of(i) for i in range(count)]
 
     def _look(self, rows: list[int]) -> None:
@@ -125,16 +142,23 @@ class _Block:
         """Return what was added to a picture, (n, 5)."""
         return np.concatenate([np.empty((0, 5)), *self.added[row]])
 
+    def _divided(self, doubt: Doubt, faces: Floats) -> list[Doubt]:
+        """Return what is left of a doubt when `faces` were found in its frame."""
+        return [*self._moved(doubt.start, doubt.row, doubt.first, faces),
+                *self._moved(doubt.row, doubt.stop, faces, doubt.last)]
+
     def _moved(self, start: int, stop: int, first: Floats, last: Floats) -> list[Doubt]:
         """Add the faces of which the way between two frames is sure, and return the doubt that is left, if any."""
         if stop - start < 2:
+            self.unsure |= {row for row, faces in ((start, last), (stop, first))
+                            if row not in self.seen and len(_others(faces, self._of(row), MIN_IOU))}
             return []
         place, sure = _pairs(first, last)
         moved = between(first[place[sure]], last[sure], start, stop)
         jumps = self._jumps({start: first[place[sure]], **moved, stop: last[sure]}, start, stop)
         still = jumps == NONE
         for row, faces in moved.items():
-            self.added[row].append(faces[still])
+            self.added[row].append(_others(faces[still], self._of(row)))
         sure = sure[still]
         first, last = np.delete(first, place[sure], 0), np.delete(last, sure, 0)
         if not len(first) and not len(last):
@@ -151,23 +175,32 @@ class _Block:
             last = now
         return jumps
 
-    def _found(self, doubts: list[Doubt]) -> list[Floats]:
-        """Return the doubtful faces in the frames between: around where they may be, else in the whole picture.
-
-        Notes
-        -----
-        The whole picture is looked at where that takes less time, and where fewer were found than there should be.
-        """
-        places = {doubt.row: doubt.places() for doubt in doubts}
-        around = [row for row, boxes in places.items() if len(boxes) * PLACE_PIXELS <= self.images[row][..., 0].size]
-        near = self.looker.near([self.images[row] for row in around], [places[row] for row in around])
-        found = {row: _others(faces, self._of(row)) for row, faces in zip(around, near, strict=True)}
-        self._look([doubt.row for doubt in doubts if doubt.row not in found or len(found[doubt.row]) < doubt.least()])
-        for row in places.keys() & self.seen.keys():
+    def _found(self, doubts: list[Doubt]) -> list[tuple[Doubt, Floats]]:
+        """Return of each doubt the faces in its frame: around where they may be, else in the whole picture."""
+        self.doubts |= {doubt.row: doubt for doubt in doubts}
+        around = [doubt for doubt in doubts
+                  if doubt.row not in self.seen and len(doubt.places()) <= self.looker.places(self.images[doubt.row])]
+        near = self.looker.near([self.images[doubt.row] for doubt in around], [doubt.places() for doubt in around])
+        found = {doubt.row: _others(faces, self._of(doubt.row)) for doubt, faces in zip(around, near, strict=True)}
+        self._look([doubt.row for doubt in doubts if doubt.row not in self.seen
+                    and (doubt.row not in found or doubt.lacks(found[doubt.row]))])
+        for row in {doubt.row for doubt in doubts} & self.seen.keys():
             found[row] = _others(self.seen[row], self._of(row))
         for row, faces in found.items():
             self.added[row].append(faces)
-        return [found[doubt.row] for doubt in doubts]
+        return [(doubt, found[doubt.row]) for doubt in doubts]
+
+    def _revealed(self) -> list[Doubt]:
+        """Look at the whole of frames beside which a face is that they seem not to have; return what comes of it."""
+        rows, self.unsure = sorted(self.unsure - self.seen.keys()), set()
+        self._look(rows)
+        doubts = []
+        for row in rows:
+            faces = _others(self.seen[row], self._of(row))
+            if len(faces):
+                self.added[row].append(faces)
+                doubts += self._divided(self.doubts[row], faces)
+        return doubts
 
     def _cuts(self) -> list[int]:
         """Return the pictures that differ from the one before as after a cut."""
@@ -177,9 +210,9 @@ class _Block:
         return found.rows
 
 
-def _others(faces: Floats, known: Floats) -> Floats:
-    """Return those of `faces` (n, 5) that are none of the `known` ones (m, 5)."""
-    return faces[(iou(known[:, :4], faces[:, :4]) < SAME_IOU).all(axis=0)]
+def _others(faces: Floats, known: Floats, overlap: float = SAME_IOU) -> Floats:
+    """Return those of `faces` (n, 5) that are none of the `known` ones (m, 5), which overlap them by so much."""
+    return faces[(iou(known[:, :4], faces[:, :4]) < overlap).all(axis=0)]
 
 
 class Cuts:
@@ -188,15 +221,16 @@ class Cuts:
     def __init__(self) -> None:
         self.rows: list[int] = []
         self._last: NDArray[np.float32] | None = None
+        self._shape: tuple[int, ...] = ()
 
     def see(self, row: int, image: Picture | None) -> None:
         """Take the next picture, None where there is none; a change of resolution is a cut too."""
         if image is None:
             return
         grain, last = _grain(image), self._last
-        if last is not None and (grain.shape != last.shape or np.abs(grain - last).mean() > CUT):
+        if last is not None and (image.shape != self._shape or np.abs(grain - last).mean() > CUT):
             self.rows.append(row)
-        self._last = grain
+        self._last, self._shape = grain, image.shape
 
 
 def _grain(image: Picture) -> NDArray[np.float32]:

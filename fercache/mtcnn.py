@@ -32,8 +32,8 @@ FIRST_PIXELS, AT_ONCE = 320_000, (64, 16)
 """Pixels that the first net sees at once, and candidates that the second and the third do: what they make of more does
 not stay in a core's cache, which takes up to twice the time."""
 CENTRE, SCALE = 127.5, 0.0078125
-SMALL_PIXELS = 1 << 16
-"""Pixels of a picture up to which its sums are kept apart from those of larger ones."""
+SMALL_SUMS = 1 << 16
+"""Sums of a picture up to which they are kept apart from those of larger ones."""
 MOST = 512
 """Candidates whose pixels are made at once."""
 
@@ -202,7 +202,7 @@ def _scratch(shape: tuple[int, int, int, int]) -> NDArray[np.int32]:
     Memory of this size, fresh from the system for each batch, would cost more time than the sums themselves. One is
     kept for large pictures and one for small ones, as both are looked at in turn; fewer pictures take a part of it.
     """
-    name = "large" if shape[1] * shape[2] > SMALL_PIXELS else "small"
+    name = "large" if shape[1] * shape[2] > SMALL_SUMS else "small"
     held: NDArray[np.int32] | None = getattr(_kept, name, None)
     if held is None or held.shape[1:] != shape[1:] or len(held) < shape[0]:
         held = np.zeros(shape, np.int32)

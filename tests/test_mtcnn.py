@@ -72,3 +72,5 @@ def test_what_an_earlier_batch_left_changes_nothing() -> None:
     alone = Sums(second, torch.device("cpu")).whole(20, 20)
     Sums(first, torch.device("cpu"))
     assert torch.equal(Sums(second, torch.device("cpu")).whole(20, 20), alone)
+    Sums(np.concatenate([first] * 3), torch.device("cpu"))
+    assert torch.equal(Sums(second[:1], torch.device("cpu")).whole(20, 20), alone[:1]), "fewer after more"

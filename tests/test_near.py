@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fercache import mtcnn
+from fercache import demo, media, mtcnn
 from fercache.crops import cut_out, square_around
 from fercache.faces import NEAR_PX, Detector
 from fercache.people import iou
@@ -41,6 +43,62 @@ def test_a_face_is_where_the_whole_picture_shows_it(detector: Detector, face_fra
         overlap = [iou(a[:, :4], b[:, :4])[0, 0] for a, b in zip(exact[1:], found, strict=True)]
         assert min(overlap) > .75 and np.mean(overlap) > .88
         assert min(faces[0, 4] for faces in found) > .99
+
+
+@pytest.mark.parametrize(("place", "told"), [
+    ((200, 100, 280, 180), []), ((0, 100, 80, 180), [0]), ((200, 0, 280, 80), [1]), ((560, 100, 640, 180), [2]),
+    ((200, 280, 280, 360), [3])])
+def test_a_face_that_the_square_cuts_off_is_not_told(place: tuple[float, ...], told: list[int]) -> None:
+    """MTCNN would tell it, sure of itself, with a box that is half guessed; at the picture's own edge it must guess."""
+
+    class Cut(mtcnn.Mtcnn):
+        """Tells four faces, each over one edge of what it sees."""
+
+        def detect(self, pictures: Picture) -> list[Picture]:
+            faces = np.array([[-9, 60, 50, 100], [60, -9, 100, 50], [110, 60, 169, 100], [60, 110, 100, 169.0]])
+            return [np.column_stack([faces, np.full(4, .99)])] * len(pictures)
+
+    detector = Detector()
+    detector.close = Cut(40)
+    found, = detector.near([np.zeros((360, 640, 3), np.uint8)], [np.array([place], float)])
+    assert len(found) == len(told)
+    middle = (found[:, :2] + found[:, 2:4]) / 2
+    edges = {0: middle[:, 0] < 40, 1: middle[:, 1] < 40, 2: middle[:, 0] > 600, 3: middle[:, 1] > 320}
+    assert all(edges[edge].all() for edge in told)
+
+
+def test_in_a_crowd_nobody_is_told_twice(detector: Detector, shared: Path) -> None:
+    """Where the square around one cuts off the next."""
+    source = media.open_source(shared / "data/videos/video.mp4", "video")
+    frames = [frame.image for frame in source.pick([9, 10, 11]) if frame.image is not None]
+    exact = detector.detect(frames)
+    for one, found in zip(exact, detector.near(frames, [faces[:, :4] for faces in exact]), strict=True):
+        assert len(one) >= len(found) > 4
+        assert iou(one[:, :4], found[:, :4]).max(axis=0).min() > .5
+
+
+@pytest.mark.parametrize(("name", "detect_px"), [("WolfgangLanger_Pexels.mp4", 0), ("carphone_pristine.mp4", 88)])
+def test_boxes_of_what_was_made_smaller_lean_to_no_side(detector: Detector, cache: Path, name: str, detect_px: int
+                                                        ) -> None:
+    """As its driver counts pixels, MTCNN's boxes lie up to 1.5 pixels too far to the right: of those that it sees."""
+    source = media.open_source(demo.fetch(cache / "clips") / name, "video")
+    rows = range(0, 120 if detect_px else 470, 6)
+    frames = [frame.image for frame in source.pick(rows) if frame.image is not None]
+    exact = detector.detect(frames)
+    places = [faces[:, :4] for faces in exact]
+    made = Detector(detect_px=detect_px).detect(frames) if detect_px else detector.near(frames, places)
+    pairs = [(a[0], b[0]) for a, b in zip(exact, made, strict=True) if len(a) == len(b) == 1]
+    lean = np.mean([(b[:2] - a[:2]) / (a[2] - a[0]) for a, b in pairs], axis=0)
+    assert len(pairs) > 15 and np.abs(lean).max() < .013, lean
+
+
+def test_around_how_many_places_it_pays_to_look(detector: Detector) -> None:
+    """A whole picture costs by the pixels that MTCNN sees, and by how small the faces are that it looks for."""
+    small, large = np.zeros((144, 176, 3), np.uint8), np.zeros((2160, 3840, 3), np.uint8)
+    assert detector.places(small) == 0 and 30 < detector.places(large) < 60
+    for cheaper in (Detector(min_face_px=80), Detector(detect_px=1920)):
+        assert 15 < cheaper.places(large) < detector.places(large)
+    assert Detector(detect_px=960, min_face_px=200).places(large) < Detector(detect_px=960).places(large) < 20
 
 
 def test_a_face_at_the_edge_and_one_in_a_small_picture(detector: Detector, face_frames: list[Picture]) -> None:

@@ -50,10 +50,21 @@ class Plant:
 
     def near(self, pictures: Sequence[NDArray[np.uint8]], places: Sequence[NDArray[np.float64]]
              ) -> list[NDArray[np.float64]]:
-        """Return the faces of each picture, (n, 5), at and around some places (n, 4), as `detect` does."""
+        """Return the faces of each picture, (n, 5), at and around some places (n, 4), as `detect` does.
+
+        Raises
+        ------
+        Stopped
+            The run was asked to end.
+        """
         self.brake.check()
         assert self.detector is not None
         return self.detector.near(pictures, places, serially)
+
+    def places(self, picture: NDArray[np.uint8]) -> int:
+        """Return around how many places `near` looks in the time that the whole picture takes."""
+        assert self.detector is not None
+        return self.detector.places(picture)
 
     def advance(self, amount: float) -> None:
         """Move the meter, and say on it what the parts' rates are."""
