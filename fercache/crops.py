@@ -28,8 +28,7 @@ def crop(image: NDArray[np.uint8], box: NDArray[np.float64], size: int = 160, ma
     left, top = int(max(box[0] - room, 0)), int(max(box[1] - room, 0))
     right, bottom = int(min(box[2] + room, width)), int(min(box[3] + room, height))
     left, top = min(left, width - 1), min(top, height - 1)
-    part = image[top:max(bottom, top + 1), left:max(right, left + 1)]
-    return np.asarray(Image.fromarray(np.ascontiguousarray(part)).resize((size, size), Image.Resampling.BILINEAR))
+    return _resized(image[top:max(bottom, top + 1), left:max(right, left + 1)], size)
 
 
 def whole(image: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -65,4 +64,9 @@ def cut_out(image: NDArray[np.uint8], square: Square, size: int) -> NDArray[np.u
         canvas = np.zeros((side, side, 3), np.uint8)
         canvas[max(-top, 0):max(-top, 0) + part.shape[0], max(-left, 0):max(-left, 0) + part.shape[1]] = part
         part = canvas
+    return _resized(part, size)
+
+
+def _resized(part: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Return a part of a picture (h, w, 3) as a square (size, size, 3), whatever its aspect."""
     return np.asarray(Image.fromarray(np.ascontiguousarray(part)).resize((size, size), Image.Resampling.BILINEAR))

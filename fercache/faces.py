@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fercache.cores import spread
 from fercache.crops import Square, cut_out, reduced, square_around
 from fercache.mtcnn import Mtcnn
-from fercache.people import area, iou
+from fercache.people import SAME_IOU, area, iou
 
 BATCH = 8
 BATCH_PIXELS = BATCH << 21
@@ -28,8 +28,6 @@ PLACE_PIXELS = 200_000
 TRUNCATED_PX = np.array([1.5, 1.5, 0.5, 0.5])
 """How much too large MTCNN's x1, y1, x2, y2 come out, in pixels of the picture that it sees: its driver cuts candidates
 at whole pixels (half a pixel less on average), and begins one further to the left and above."""
-ONCE_IOU = 0.5
-"""Overlap from which two boxes that `near` found in a picture are one face."""
 BOX_STEPS = 16
 """Steps a pixel that boxes are rounded to: MTCNN's noise between batches is at most 1e-4 px."""
 SCORE_DIGITS = 4
@@ -167,7 +165,7 @@ def _once(faces: NDArray[np.float64]) -> NDArray[np.float64]:
     faces = faces[np.argsort(-faces[:, 4], kind="stable")]
     overlap, kept = iou(faces[:, :4], faces[:, :4]), list[int]()
     for i in range(len(faces)):
-        if (overlap[i, kept] < ONCE_IOU).all():
+        if (overlap[i, kept] < SAME_IOU).all():
             kept.append(i)
     faces = faces[kept]
     return faces[np.argsort(-area(faces), kind="stable")]

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.people import MIN_IOU, NONE, iou, match
+from fercache.people import MIN_IOU, NONE, SAME_IOU, iou, match
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -21,8 +21,6 @@ SURE_IOU = 0.6
 """Overlap of a face with itself some frames later from which it is believed to have moved straight."""
 SURE_SCORE = 0.97
 """A face that scores less at either end is looked for in between: it may be turning away, or be none."""
-SAME_IOU = 0.5
-"""Overlap from which two boxes of one picture are one face, found twice."""
 CUT = 24.0
 """Mean difference of two frames' grey values from which a cut is between them; of one face's, from which it jumped."""
 GRAIN_PX, FACE_PX = 48, 16
@@ -178,10 +176,10 @@ class _Block:
     def _found(self, doubts: list[Doubt]) -> list[tuple[Doubt, Floats]]:
         """Return of each doubt the faces in its frame: around where they may be, else in the whole picture."""
         self.doubts |= {doubt.row: doubt for doubt in doubts}
-        around = [doubt for doubt in doubts
-                  if doubt.row not in self.seen and len(doubt.places()) <= self.looker.places(self.images[doubt.row])]
-        near = self.looker.near([self.images[doubt.row] for doubt in around], [doubt.places() for doubt in around])
-        found = {doubt.row: _others(faces, self._of(doubt.row)) for doubt, faces in zip(around, near, strict=True)}
+        places = {doubt.row: doubt.places() for doubt in doubts if doubt.row not in self.seen}
+        around = [row for row, boxes in places.items() if len(boxes) <= self.looker.places(self.images[row])]
+        near = self.looker.near([self.images[row] for row in around], [places[row] for row in around])
+        found = {row: _others(faces, self._of(row)) for row, faces in zip(around, near, strict=True)}
         self._look([doubt.row for doubt in doubts if doubt.row not in self.seen
                     and (doubt.row not in found or doubt.lacks(found[doubt.row]))])
         for row in {doubt.row for doubt in doubts} & self.seen.keys():

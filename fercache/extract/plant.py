@@ -44,9 +44,7 @@ class Plant:
         Stopped
             The run was asked to end.
         """
-        self.brake.check()
-        assert self.detector is not None
-        return self.detector.detect(pictures, serially)
+        return self._ready().detect(pictures, serially)
 
     def near(self, pictures: Sequence[NDArray[np.uint8]], places: Sequence[NDArray[np.float64]]
              ) -> list[NDArray[np.float64]]:
@@ -57,14 +55,23 @@ class Plant:
         Stopped
             The run was asked to end.
         """
-        self.brake.check()
-        assert self.detector is not None
-        return self.detector.near(pictures, places, serially)
+        return self._ready().near(pictures, places, serially)
 
     def places(self, picture: NDArray[np.uint8]) -> int:
-        """Return around how many places `near` looks in the time that the whole picture takes."""
+        """Return around how many places `near` looks in the time that the whole picture takes.
+
+        Raises
+        ------
+        Stopped
+            The run was asked to end.
+        """
+        return self._ready().places(picture)
+
+    def _ready(self) -> Detector:
+        """Return the detector, unless the run was asked to end."""
+        self.brake.check()
         assert self.detector is not None
-        return self.detector.places(picture)
+        return self.detector
 
     def advance(self, amount: float) -> None:
         """Move the meter, and say on it what the parts' rates are."""

@@ -11,6 +11,8 @@ Bools = NDArray[np.bool_]
 
 MIN_IOU = 0.3
 """Overlap with a track's last box from which a face goes on with the track."""
+SAME_IOU = 0.5
+"""Overlap from which two boxes of one picture are one face, found twice."""
 NONE = -1
 
 
