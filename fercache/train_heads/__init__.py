@@ -18,8 +18,6 @@ from fercache.store import EmbeddingStore, Readable, join
 
 log = logging.getLogger(__name__)
 
-WATCH_SHARE = 0.2
-"""Share of a fold's training groups kept aside to choose the epoch by."""
 FORMAT = 3
 """Raised whenever the code changes what a training run gives."""
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from fercache import folds
 from fercache.config import TrainConfig
 from fercache.datasets import Trial
-from fercache.train_heads import WATCH_SHARE
 
 MIN_PARTS = 2
+WATCH_SHARE = 0.2
+"""Share of a fold's training groups kept aside to choose the epoch by."""
 
 
 class Splits:
