@@ -22,7 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fercache.store import EmbeddingStore
+    from fercache.store.embedding_store import EmbeddingStore
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "open_store"]
@@ -30,6 +30,8 @@ __all__ = ["__version__", "open_store"]
 
 def open_store(path: str, **options: Any) -> EmbeddingStore:
     """Return the embedding store at `path`, read-only: ``open_store(p)["clip"]["block8"][10:74]`` is NumPy."""
-    from fercache.store import EmbeddingStore  # zarr takes half a second: paid only by those who open a store
+    from fercache.store.embedding_store import (
+        EmbeddingStore,  # zarr takes half a second: paid only by those who open a store
+    )
 
     return EmbeddingStore.open(path, **options)

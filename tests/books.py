@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache import folds
-from fercache.logits import LogitBook
+from fercache.data import folds
+from fercache.oof import LogitBook
 
 CLASSES = ("Neutral", "Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise")
 PRIOR = np.array([0.40, 0.10, 0.05, 0.08, 0.16, 0.12, 0.09])

@@ -11,7 +11,9 @@ import pytest
 from forked import Runner
 from numpy.typing import NDArray
 
-from fercache import demo, media, weights
+from fercache import media
+from fercache.backbones import weights
+from fercache.data import demo
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a background shell starts is deaf to it
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 from books import simulate
 
-from fercache import runs, stack
+from fercache import run_log
 from fercache.config import StackConfig
-from fercache.store import CLOCK, EmbeddingStore
+from fercache.stacking import stack
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.layout import CLOCK
 
 ODD = ("<script>alert(1)</script>", "quo\"te's & <b>bold</b>", "Ünïcödé 表情, $x$ `y` |z|")
 STORE = "simulated-0123456789ab.zarr"
@@ -31,9 +33,9 @@ def finish(home: Path, *, groups: int = 12, validation: int = 3, frames: int = 9
     for i, name in enumerate(names):
         rows = book.rows(i)
         put(store, name, book.time_s[rows], book.valid[rows])
-    runs.note(cache, book.dataset, "extract", STORE, 50.0, frames=len(book.label))
-    runs.note(cache, book.dataset, "extract", STORE, 0.5, frames=0)
-    runs.note(cache, book.dataset, "extract", "another.zarr", 7.0, frames=9)
+    run_log.note(cache, book.dataset, "extract", STORE, 50.0, frames=len(book.label))
+    run_log.note(cache, book.dataset, "extract", STORE, 0.5, frames=0)
+    run_log.note(cache, book.dataset, "extract", "another.zarr", 7.0, frames=9)
     return home / "preds.csv"
 
 

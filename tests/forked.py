@@ -102,13 +102,13 @@ def main() -> None:
     import h5py  # noqa: F401
     import torch  # noqa: F401
 
-    import fercache.backbones
-    import fercache.cli
-    import fercache.cli.named
-    import fercache.extract.clip
-    import fercache.faces
-    import fercache.stack
-    import fercache.train_heads  # noqa: F401
+    
+    
+    
+    
+    
+    
+      # noqa: F401
 
     for line in sys.stdin:
         order = json.loads(line)
@@ -126,11 +126,12 @@ def main() -> None:
 
 def be(order: dict[str, Any]) -> NoReturn:
     """Be the process that was asked for."""
-    from fercache import cli, durable
+    from fercache import cli
+    from fercache.runtime import atomic_io
 
     code = 70
     try:
-        limit(order, durable)
+        limit(order, atomic_io)
         os.chdir(order["cwd"])
         cli.main(order["words"])
         code = 0

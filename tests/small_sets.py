@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fercache.datasets import Dataset, Trial
-from fercache.store import CLOCK, EmbeddingStore
+from fercache.data.base import Dataset, Trial
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.layout import CLOCK
 
 CLASSES = ("Calm", "Glad", "Sad")
 TAPS = {"block8": (12,), "repeat_1-3x3": (4, 3, 3)}

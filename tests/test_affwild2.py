@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from fercache.config import DatasetConfig
-from fercache.datasets import Dataset, load
-from fercache.datasets.affwild2 import parent_of
-from fercache.datasets.base import EIGHT, SEVEN
+from fercache.data import load
+from fercache.data.affwild2 import parent_of
+from fercache.data.base import EIGHT, SEVEN, Dataset
 from fercache.errors import InputError
 
 

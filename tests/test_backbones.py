@@ -8,16 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from fercache import cores, weights
-from fercache.backbones import BLOCKS, Backbone, resolve_device, shapes_of, tap_shapes, use_threads
+from fercache.backbones import weights
+from fercache.backbones.backbone import Backbone, shapes_of
 from fercache.backbones.inception import Tapped, load
+from fercache.backbones.taps import BLOCKS, tap_shapes
+from fercache.backbones.weights import files
 from fercache.errors import InputError, WeightsError
+from fercache.runtime import devices
+from fercache.runtime.devices import resolve_device, use_threads
 
 TAPS = ("embedding", *(block + form for block in BLOCKS for form in ("", "-3x3", "-map")))
 
 
 @pytest.fixture(scope="module")
-def casia(cache: Path) -> weights.Weights:
+def casia(cache: Path) -> files.Weights:
     return weights.ensure("casia-webface", cache / "weights")
 
 
@@ -29,7 +33,7 @@ def crops() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def eager(casia: weights.Weights, crops: np.ndarray) -> dict[str, np.ndarray]:
+def eager(casia: files.Weights, crops: np.ndarray) -> dict[str, np.ndarray]:
     """Every tap as facenet-pytorch's net gives it, run eagerly in float32, seen through hooks."""
     net, seen = load(casia), {}
     for block in BLOCKS:
@@ -49,7 +53,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
 
 
-def test_every_tap_is_facenet_pytorchs(casia: weights.Weights, crops: np.ndarray, eager: dict) -> None:
+def test_every_tap_is_facenet_pytorchs(casia: files.Weights, crops: np.ndarray, eager: dict) -> None:
     backbone = Backbone.load(casia, TAPS, batch=4)
     exact, stored = backbone.embed32(crops), backbone.embed(crops)
     assert list(exact) == list(TAPS)
@@ -62,7 +66,7 @@ def test_every_tap_is_facenet_pytorchs(casia: weights.Weights, crops: np.ndarray
     np.testing.assert_allclose(np.linalg.norm(exact["embedding"], axis=1), 1, rtol=1e-5)
 
 
-def test_bits_do_not_depend_on_the_batch_or_the_threads(casia: weights.Weights, crops: np.ndarray) -> None:
+def test_bits_do_not_depend_on_the_batch_or_the_threads(casia: files.Weights, crops: np.ndarray) -> None:
     backbone = Backbone.load(casia, ["repeat_1", "mixed_6a-3x3"], batch=4)
     before = torch.get_num_threads()
     try:
@@ -77,17 +81,17 @@ def test_bits_do_not_depend_on_the_batch_or_the_threads(casia: weights.Weights, 
         np.testing.assert_array_equal(value, np.concatenate([one[tap] for one in alone]))
 
 
-def test_net_is_run_only_as_deep_as_needed(casia: weights.Weights) -> None:
+def test_net_is_run_only_as_deep_as_needed(casia: files.Weights) -> None:
     assert [len(Tapped(casia, [tap]).parts) for tap in ("conv2d_4b", "repeat_2", "embedding")] == [7, 10, 13]
 
 
-def test_no_crop_gives_no_rows(casia: weights.Weights) -> None:
+def test_no_crop_gives_no_rows(casia: files.Weights) -> None:
     found = Backbone.load(casia, ["conv2d_4b"]).embed(np.empty((0, 160, 160, 3), np.uint8))
     assert found["conv2d_4b"].shape == (0, 256)
 
 
 @pytest.mark.parametrize(("precision", "least"), [("bf16", 0.999), ("fp16", 0.9999)])
-def test_half_precision_is_close(casia: weights.Weights, crops: np.ndarray, eager: dict, precision: str,
+def test_half_precision_is_close(casia: files.Weights, crops: np.ndarray, eager: dict, precision: str,
                                  least: float) -> None:
     found = Backbone.load(casia, ["repeat_1-3x3"], precision=precision, batch=4, native=True).embed32(crops[:2])
     assert cosine(found["repeat_1-3x3"], eager["repeat_1-3x3"][:2]) >= least
@@ -96,7 +100,7 @@ def test_half_precision_is_close(casia: weights.Weights, crops: np.ndarray, eage
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("precision", "least"), [("float32", 0.9999), ("bf16", 0.999), ("fp16", 0.9999)])
-def test_cuda_is_close(casia: weights.Weights, crops: np.ndarray, eager: dict, precision: str, least: float) -> None:
+def test_cuda_is_close(casia: files.Weights, crops: np.ndarray, eager: dict, precision: str, least: float) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
     found = Backbone.load(casia, TAPS, precision=precision, device="cuda").embed32(crops)
@@ -117,14 +121,14 @@ def test_devices_that_are_not_there(name: str) -> None:
 
 
 @pytest.mark.parametrize(("precision", "least"), [("float32", 0.99999), ("bf16", 0.999)])
-def test_openvino_agrees_with_the_library(casia: weights.Weights, crops: np.ndarray, eager: dict, precision: str,
+def test_openvino_agrees_with_the_library(casia: files.Weights, crops: np.ndarray, eager: dict, precision: str,
                                           least: float) -> None:
     pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
     found = Backbone.load(casia, TAPS, precision=precision, backend="openvino", native=True).embed32(crops)
     assert min(cosine(found[tap], eager[tap]) for tap in TAPS) >= least
 
 
-def test_openvino_gives_the_same_bytes_whatever_else_is_in_the_batch(casia: weights.Weights, crops: np.ndarray) -> None:
+def test_openvino_gives_the_same_bytes_whatever_else_is_in_the_batch(casia: files.Weights, crops: np.ndarray) -> None:
     pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
     net = Backbone.load(casia, ["block8"], backend="openvino")
     whole = net.embed32(crops)["block8"]
@@ -134,7 +138,7 @@ def test_openvino_gives_the_same_bytes_whatever_else_is_in_the_batch(casia: weig
     use_threads(0)
 
 
-def test_openvino_refuses_what_it_does_not_run(casia: weights.Weights) -> None:
+def test_openvino_refuses_what_it_does_not_run(casia: files.Weights) -> None:
     with pytest.raises(InputError, match="not fp16"):
         Backbone.load(casia, ["block8"], precision="fp16", backend="openvino")
 
@@ -198,11 +202,11 @@ def test_onnx_unknown_tap_and_no_model(tmp_path: Path) -> None:
     ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16", False), ("vendor_id : GenuineIntel\nflags : avx2", False),
     ("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16", True), ("Features : asimd bf16 i8mm", True), ("", False)])
 def test_which_processors_gain_from_bf16(flags: str, pays: bool) -> None:
-    assert cores.bf16_pays(flags) is pays
+    assert devices.bf16_pays(flags) is pays
 
 
 @pytest.mark.parametrize("backend", ["torch", "openvino"])
-def test_where_bf16_does_not_pay_float32_stands_in(casia: weights.Weights, crops: np.ndarray, backend: str,
+def test_where_bf16_does_not_pay_float32_stands_in(casia: files.Weights, crops: np.ndarray, backend: str,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(backend)
     taps = ["repeat_1-3x3"]

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from videos import cut, joined, make_video, set_matrix
 
-import fercache
-from fercache.people import iou
+from fercache import open_store
+from fercache.faces.boxes_part import iou
 
 Pictures = list[NDArray[np.uint8]]
 NAMES = ("with space", "back\\slash", "ünïcödé 表情", "CON", "zarr.json")
@@ -96,7 +96,7 @@ def test_broken_clips_are_told_and_the_others_are_complete(done: Done) -> None:
     failed = done.failures()
     assert set(failed) == BROKEN, failed
     assert "ends early" in failed["truncated"]
-    store = fercache.open_store(str(done.store))
+    store = open_store(str(done.store))
     assert set(store) == {"good", *NAMES, "a/same", "b/same", "faceless", "phone", "resized"}
 
 
@@ -106,7 +106,7 @@ def test_a_second_run_does_nothing_but_try_the_broken_ones(done: Done) -> None:
 
 
 def test_odd_clips_are_ordinary(done: Done) -> None:
-    store = fercache.open_store(str(done.store))
+    store = open_store(str(done.store))
     for name in NAMES:
         assert (store[name]["block8"][:] == store["good"]["block8"][:]).all(), name
     assert (store["a/same"].frames, store["b/same"].frames) == (6, 6)
@@ -117,7 +117,7 @@ def test_odd_clips_are_ordinary(done: Done) -> None:
 
 
 def test_a_rotated_phone_video_is_seen_upright(done: Done) -> None:
-    store = fercache.open_store(str(done.store))
+    store = open_store(str(done.store))
     boxes = np.column_stack([store["phone"].clock[c] for c in ("x1", "y1", "x2", "y2")])
     upright = np.column_stack([store["good"].clock[c] for c in ("x1", "y1", "x2", "y2")])
     overlap = [iou(one[None], other[None])[0, 0] for one, other in zip(boxes, upright, strict=True)]
@@ -125,7 +125,7 @@ def test_a_rotated_phone_video_is_seen_upright(done: Done) -> None:
 
 
 def test_a_change_of_resolution_keeps_every_frame(done: Done) -> None:
-    clip = fercache.open_store(str(done.store))["resized"]
+    clip = open_store(str(done.store))["resized"]
     assert clip.frames == 24 and clip.clock["valid"].all()
     width = clip.clock["x2"] - clip.clock["x1"]
     assert .65 < width[12:].mean() / width[:12].mean() < .85, "480 / 640 = .75"

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from videos import make_video
 
-from fercache import datasets, extract
+from fercache import data
 from fercache.config import DatasetConfig, ExtractConfig
-from fercache.extract import ExtractReport
-from fercache.store import EmbeddingStore
+from fercache.extraction import job
+from fercache.extraction.done_part import ExtractReport
+from fercache.store.embedding_store import EmbeddingStore
 
 CONFIG = ExtractConfig(taps=("block8",), every=5, threads=1)
 
@@ -51,7 +52,7 @@ def run(clips: Path, home: Path, weights_at: Path, stop: Callable[[], bool] = la
     home.mkdir(exist_ok=True)
     if not (home / "weights").exists():
         (home / "weights").symlink_to(weights_at)
-    return extract.run(datasets.load(DatasetConfig(clips=str(clips), dataset="table"), home), CONFIG, home, stop=stop)
+    return job.run(data.load(DatasetConfig(clips=str(clips), dataset="table"), home), CONFIG, home, stop=stop)
 
 
 def test_asked_again_and_again_it_ends_with_the_same_bytes(clips: Path, tmp_path: Path, weights_at: Path) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fercache import care
 from fercache.errors import InputError, StoreError
-from fercache.logits import LogitBook
-from fercache.store import CLOCK, SEGMENT, EmbeddingStore
-from fercache.store.names import encode
+from fercache.maintenance import diff_part, forget, forget_part, gc, verify
+from fercache.oof import LogitBook
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.layout import CLOCK, SEGMENT
+from fercache.store.names_part import encode
 
 TAPS = {"block8": (4,), "grid": (1, 2, 2)}
 SETTINGS = {"backbone": "casia", "detector": {"min_px": 40}}
@@ -46,7 +47,7 @@ def store(tmp_path: Path) -> EmbeddingStore:
 
 
 def test_a_whole_store_has_no_fault(store: EmbeddingStore) -> None:
-    report = care.verify(store.path)
+    report = verify.verify(store.path)
     assert report.whole and not report.faults and report.clips == 3 and report.frames == sum(CLIPS.values())
 
 
@@ -65,12 +66,12 @@ def test_every_flipped_bit_is_found(store: EmbeddingStore) -> None:
         held = path.read_bytes()
         flip(path, rng)
         try:
-            found = [fault.where for fault in care.verify(store.path).faults]
+            found = [fault.where for fault in verify.verify(store.path).faults]
         except StoreError as error:  # the root: nothing can be said of its clips
             found = [error.where]
         assert found == [path], path
         path.write_bytes(held)
-    assert care.verify(store.path).whole
+    assert verify.verify(store.path).whole
 
 
 def test_repair_drops_the_harmed_and_nothing_else(store: EmbeddingStore, tmp_path: Path) -> None:
@@ -88,15 +89,15 @@ def test_repair_drops_the_harmed_and_nothing_else(store: EmbeddingStore, tmp_pat
     shutil.copytree(store.path / "a", store.path / "twin")
     (store.path / "a" / "notes.txt").write_text("mine")
     (store.path / ".tmp-x").write_text("left")
-    found = care.verify(store.path)
+    found = verify.verify(store.path)
     assert not found.whole and {f.folder for f in found.faults if not f.stray} == {
         "missing", "torn", "flipped", "unmarked", "alien", "twin"}
     assert len([f for f in found.faults if f.stray]) == 2 and found.frames == sum(CLIPS.values())
     assert all(str(fault.where) in str(fault) for fault in found.faults)
-    report = care.verify(store.path, repair=True)
+    report = verify.verify(store.path, repair=True)
     assert set(report.dropped) == {"missing", "torn", "flipped", "unmarked", "alien", "twin"}
     assert len(report.cleared) == 2
-    again = care.verify(store.path)
+    again = verify.verify(store.path)
     assert again.whole and not again.faults and list(EmbeddingStore.open(store.path)) == sorted(CLIPS)
 
 
@@ -117,28 +118,28 @@ def test_swapped_folders_are_found(store: EmbeddingStore, tmp_path: Path) -> Non
     for path, one, other, harmed in ((store.path, "p", "q", {"p", "q"}), (taps.path, "c/one", "c/other", {"c"}),
                                      (store.path, "p/block8/c.0.0", "p/block8/c.1.0", {"p"})):
         swap(path / one, path / other)
-        assert {fault.folder for fault in care.verify(path).faults} == harmed
+        assert {fault.folder for fault in verify.verify(path).faults} == harmed
         swap(path / one, path / other)
-        assert care.verify(path).whole
+        assert verify.verify(path).whole
 
 
 def test_verify_while_a_clip_is_being_written(store: EmbeddingStore) -> None:
     with store.writer("new", source={}, provenance={}) as writer:
         writer.set_clock(np.zeros((4, 9)))
-        report = care.verify(store.path, repair=True)
+        report = verify.verify(store.path, repair=True)
         assert report.whole and report.unfinished == ("new",) and not report.dropped
         writer.write(0, {tap: np.zeros((4, *shape), np.float16) for tap, shape in TAPS.items()})
         writer.commit()
-    assert care.verify(store.path).clips == 4
+    assert verify.verify(store.path).clips == 4
 
 
 def test_diff_names_settings_and_clips(store: EmbeddingStore, tmp_path: Path) -> None:
     twin = make(tmp_path / "twin.zarr")
-    assert care.diff(store.path, twin.path).equal
+    assert diff_part.diff(store.path, twin.path).equal
     other = make(tmp_path / "other.zarr", {"a": 5}, detector={"min_px": 20}, precision="bf16")
     put(other, "../b", 300, seed=1, device="cuda")
     put(other, "new", 3)
-    report = care.diff(store.path, other.path)
+    report = diff_part.diff(store.path, other.path)
     assert not report.equal and report.same == 1
     assert report.settings == {"detector.min_px": (40, 20), "precision": ("(absent)", "bf16")}
     assert report.only_first == ("c" * 200,) and report.only_second == ("new",)
@@ -187,44 +188,44 @@ def test_gc_takes_what_nobody_names(cache: Path) -> None:
     keep = [cache / stage / "demo" / name for stage, name in (("logits", "b1.h5"), ("heads", "b1"), ("stack", "b1"))]
     with store.writer("live", source={}, provenance={}) as writer:
         writer.set_clock(np.zeros((4, 9)))
-        waste = care.garbage(cache, keep, {named: ["a", "../b", "half"]})
+        waste = gc.garbage(cache, keep, {named: ["a", "../b", "half"]})
         assert {str(w.path.relative_to(cache)) + ":" + w.folder for w in waste} == {
             "features/demo/casia-1.zarr:lost", f"features/demo/casia-1.zarr:{encode('c' * 200)}",
             "features/demo/casia-2.zarr:", "features/other/casia-1.zarr:", "features/other/casia-2.zarr:",
             "logits/other/b1.h5:", "heads/other/b1:", "stack/other/b1:"}
         assert all(w.why and w.size.bytes > 0 for w in waste if w.folder != "lost")
         assert before <= files(cache), "nothing is touched before it was asked for"
-        freed = care.collect(waste)
+        freed = gc.collect(waste)
     assert freed.files > 50 and freed.bytes == sum(w.size.bytes for w in waste)
     assert list(EmbeddingStore.open(named)) == ["../b", "a"]
-    assert care.verify(named).unfinished == ("half", "live")
-    assert care.verify(named).whole and (cache / "weights" / "a.json").exists()
-    assert not care.garbage(cache, keep, {named: ["a", "../b", "half", "live"]})
+    assert verify.verify(named).unfinished == ("half", "live")
+    assert verify.verify(named).whole and (cache / "weights" / "a.json").exists()
+    assert not gc.garbage(cache, keep, {named: ["a", "../b", "half", "live"]})
 
 
 def test_gc_leaves_a_store_that_is_being_written(cache: Path) -> None:
     path = cache / "features" / "other" / "casia-1.zarr"
     with EmbeddingStore.open(path, mode="a").writer("live", source={}, provenance={}):
-        assert path not in {w.path for w in care.garbage(cache, [], {})}
-    waste = [w for w in care.garbage(cache, [], {}) if w.path == path]
+        assert path not in {w.path for w in gc.garbage(cache, [], {})}
+    waste = [w for w in gc.garbage(cache, [], {}) if w.path == path]
     with EmbeddingStore.open(path, mode="a").writer("live", source={}, provenance={}), pytest.raises(StoreError):
-        care.collect(waste)
-    assert care.verify(path).whole
+        gc.collect(waste)
+    assert verify.verify(path).whole
 
 
 def test_forget_leaves_no_trace_and_nothing_of_others(cache: Path) -> None:
     other = files(cache / "features" / "other")
-    report = care.forget(cache, "../b", "demo")
-    assert report.traces == () == care.traces(cache, "../b", "demo")
+    report = forget_part.forget(cache, "../b", "demo")
+    assert report.traces == () == forget.traces(cache, "../b", "demo")
     assert cache / "logits" / "demo" in report.removed and cache / "heads" / "demo" in report.removed
     assert list(EmbeddingStore.open(cache / "features" / "demo" / "casia-1.zarr")) == ["a", "c" * 200]
-    assert files(cache / "features" / "other") == other and care.traces(cache, "../b")
-    assert not care.forget(cache, "../b").traces and not care.traces(cache, "../b")
+    assert files(cache / "features" / "other") == other and forget.traces(cache, "../b")
+    assert not forget_part.forget(cache, "../b").traces and not forget.traces(cache, "../b")
     assert not any("%2Fb" in name or name.endswith("b1.h5") for name in files(cache))
     with pytest.raises(InputError, match="no clip"):
-        care.forget(cache, "../b")
+        forget_part.forget(cache, "../b")
     for dataset in ("demo", "other"):
-        assert care.verify(cache / "features" / dataset / "casia-1.zarr").whole
+        assert verify.verify(cache / "features" / dataset / "casia-1.zarr").whole
 
 
 def test_forget_finds_half_done_work_and_failures(cache: Path) -> None:
@@ -232,12 +233,12 @@ def test_forget_finds_half_done_work_and_failures(cache: Path) -> None:
     with store.writer("d,d", source={}, provenance={}) as writer:
         writer.set_clock(np.zeros((4, 9)))
         with pytest.raises(StoreError, match="another process"):
-            care.forget(cache, "d,d", "demo")
-    assert len(care.traces(cache, "d,d", "demo")) == 3
-    assert not care.forget(cache, "d,d", "demo").traces
+            forget_part.forget(cache, "d,d", "demo")
+    assert len(forget.traces(cache, "d,d", "demo")) == 3
+    assert not forget_part.forget(cache, "d,d", "demo").traces
     assert not (cache / "features" / "demo" / "failures.csv").exists()
 
 
 def test_a_book_that_cannot_be_read_counts_as_a_trace(cache: Path) -> None:
     (cache / "logits" / "demo" / "torn.h5").write_bytes(b"no book")
-    assert cache / "logits" / "demo" / "torn.h5" in care.traces(cache, "nobody", "demo")
+    assert cache / "logits" / "demo" / "torn.h5" in forget.traces(cache, "nobody", "demo")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from fercache.errors import FercacheError, InputError
-from fercache.progress import Meter
-from fercache.train_heads.crew import Crew, Tell
+from fercache.runtime.fork_pool import Crew, Tell
+from fercache.runtime.progress import Meter
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fercache.config import DatasetConfig
-from fercache.datasets import Trial, load, on_clock
-from fercache.datasets.base import SEVEN, cache_name, some
-from fercache.datasets.labels import LabelError, check_range, read, read_all
-from fercache.datasets.scan import PEEK, scan
+from fercache.data import load
+from fercache.data.base import SEVEN, Trial, cache_name, on_clock, some
+from fercache.data.labels_part import LabelError, check_range, read, read_all
+from fercache.data.scan import PEEK, scan
 from fercache.errors import InputError
 
 HEADER = ",".join(SEVEN)

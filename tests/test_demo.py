@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fercache import demo
 from fercache.config import DatasetConfig
-from fercache.datasets import load
-from fercache.datasets.base import SEVEN
-from fercache.datasets.demo import ANNOTATIONS, PEOPLE
+from fercache.data import demo, load
+from fercache.data.base import SEVEN
+from fercache.data.demo_part import ANNOTATIONS, PEOPLE
 from fercache.errors import InputError, WeightsError
 
 FRAMES = {"WolfgangLanger_Pexels": 472, "carphone_pristine": 120, "face_noface": 169, "no_face": 95, "noface_face": 169,

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from fercache import durable
 from fercache.errors import InputError
+from fercache.runtime import atomic_io
 
 
 def test_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b.txt"
-    durable.write_bytes(path, b"old")
-    with pytest.raises(RuntimeError), durable.replacing(path) as temporary:
+    atomic_io.write_bytes(path, b"old")
+    with pytest.raises(RuntimeError), atomic_io.replacing(path) as temporary:
         temporary.write_bytes(b"half")
         raise RuntimeError
     assert path.read_bytes() == b"old"
@@ -28,7 +28,7 @@ def test_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_modes_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        durable.write_bytes(tmp_path / "x", b"")
+        atomic_io.write_bytes(tmp_path / "x", b"")
     finally:
         os.umask(before)
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
@@ -36,19 +36,19 @@ def test_modes_follow_the_umask(tmp_path: Path) -> None:
 
 def test_json_round_trip_and_bounds(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    durable.write_json(path, {"b": [1, None], "a": "ü"})
-    assert durable.read_json(path) == {"a": "ü", "b": [1, None]}
+    atomic_io.write_json(path, {"b": [1, None], "a": "ü"})
+    assert atomic_io.read_json(path) == {"a": "ü", "b": [1, None]}
     with pytest.raises(InputError, match="larger"):
-        durable.read_json(path, limit_bytes=3)
+        atomic_io.read_json(path, limit_bytes=3)
     path.write_text("[" * 100_000)
     with pytest.raises(InputError, match="not readable"):
-        durable.read_json(path)
+        atomic_io.read_json(path)
 
 
 def test_a_folder_in_the_way_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
-        durable.write_bytes(tmp_path / "file" / "x", b"")
+        atomic_io.write_bytes(tmp_path / "file" / "x", b"")
 
 
 HOLDER = """
@@ -65,13 +65,13 @@ def test_a_lock_is_exclusive_and_dies_with_its_holder(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "True\n"
-        with durable.lock(path) as mine:
+        with atomic_io.lock(path) as mine:
             assert not mine
         holder.send_signal(signal.SIGKILL)
         holder.wait()
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        with durable.lock(path) as mine:
+        with atomic_io.lock(path) as mine:
             if mine:
                 return
     pytest.fail("the lock outlived its holder")
@@ -79,18 +79,18 @@ def test_a_lock_is_exclusive_and_dies_with_its_holder(tmp_path: Path) -> None:
 
 def test_a_folder_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "folder"
-    with pytest.raises(RuntimeError), durable.making_folder(path) as temporary:
+    with pytest.raises(RuntimeError), atomic_io.making_folder(path) as temporary:
         (temporary / "a").write_bytes(b"half")
         raise RuntimeError
     assert not path.exists() and not list(path.parent.iterdir()), "a temporary folder stayed"
-    with durable.making_folder(path) as temporary:
+    with atomic_io.making_folder(path) as temporary:
         (temporary / "a").write_bytes(b"whole")
         assert not path.exists()
     assert [entry.name for entry in path.parent.iterdir()] == ["folder"] and (path / "a").read_bytes() == b"whole"
-    with pytest.raises(InputError, match="there already"), durable.making_folder(path):
+    with pytest.raises(InputError, match="there already"), atomic_io.making_folder(path):
         pass
     (path / "a").unlink()
-    with durable.making_folder(path) as temporary:  # an empty folder is no loss
+    with atomic_io.making_folder(path) as temporary:  # an empty folder is no loss
         (temporary / "b").write_bytes(b"")
     assert (path / "b").exists() and path.stat().st_mode & 0o777 == 0o777 & ~_umask()
 

@@ -22,13 +22,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from videos import make_video
 
-from fercache import datasets, extract
+from fercache import data
 from fercache.cli import main
 from fercache.config import DatasetConfig, ExtractConfig
-from fercache.engines import Typed, Way, task
+from fercache.data import base
 from fercache.errors import InputError
-from fercache.extract import ExtractReport
-from fercache.store import EmbeddingStore
+from fercache.extraction import done_part, job, work_part
+from fercache.extraction.distributed import Typed, Way, worker
+from fercache.extraction.done_part import ExtractReport
+from fercache.store.embedding_store import EmbeddingStore
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ExtractConfig(taps=("block8",), threads=1, device="cpu")
@@ -63,8 +65,8 @@ def home(tmp_path: Path, prepared: Path, weights_at: Path) -> Path:
     return tmp_path
 
 
-def crops_of(home: Path) -> datasets.Dataset:
-    return datasets.load(DatasetConfig(clips=str(home / "crops"), dataset="table"), home / "cache")
+def crops_of(home: Path) -> base.Dataset:
+    return data.load(DatasetConfig(clips=str(home / "crops"), dataset="table"), home / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +76,8 @@ def alone(prepared: Path, weights_at: Path, tmp_path_factory: pytest.TempPathFac
     (cache / "weights").symlink_to(weights_at)
     found = {}
     for name in ("crops", "videos"):
-        dataset = datasets.load(DatasetConfig(clips=str(prepared / name), dataset="table"), cache)
-        found[name] = EmbeddingStore.open(extract.run(dataset, CONFIG, cache).store).digest()
+        dataset = data.load(DatasetConfig(clips=str(prepared / name), dataset="table"), cache)
+        found[name] = EmbeddingStore.open(job.run(dataset, CONFIG, cache).store).digest()
     return found
 
 
@@ -213,32 +215,32 @@ def test_what_makes_no_sense_is_refused(flags: dict[str, str], says: str) -> Non
 
 def test_torchrun_seats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each process of torchrun's has its GPU and its share of the threads; a device with a number stays."""
-    from fercache import cores
+    from fercache.runtime import devices
 
     environ = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
     assert Typed(shard="auto").way(environ, 0).seat == (1, 4)
     assert Typed(shard="6/8").way(environ, 0).seat == (0, 1)
-    assert cores.seat("auto", 8, 1, 4) == ("auto", 2) and cores.seat("cpu", 2, 3, 4) == ("cpu", 1)
-    monkeypatch.setattr(cores, "gpus", lambda: 3)
-    assert [cores.seat("auto", 8, i, 4)[0] for i in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
-    assert cores.seat("cuda:2", 8, 0, 4)[0] == "cuda:2" and cores.seat("cpu", 8, 0, 4)[0] == "cpu"
+    assert devices.seat("auto", 8, 1, 4) == ("auto", 2) and devices.seat("cpu", 2, 3, 4) == ("cpu", 1)
+    monkeypatch.setattr(devices, "gpus", lambda: 3)
+    assert [devices.seat("auto", 8, i, 4)[0] for i in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+    assert devices.seat("cuda:2", 8, 0, 4)[0] == "cuda:2" and devices.seat("cpu", 8, 0, 4)[0] == "cpu"
 
 
-def order_at(home: Path) -> tuple[task.Order, datasets.Dataset]:
+def order_at(home: Path) -> tuple[worker.Order, base.Dataset]:
     """Return the order of a store that is there and empty."""
     dataset = crops_of(home)
-    made: list[task.Order] = []
+    made: list[worker.Order] = []
 
-    def engine(work: extract.Work, trials: Any) -> list[extract.ClipDone]:
-        made.append(task.order_of(work, trials, float("inf"), 1))
+    def engine(work: work_part.Work, trials: Any) -> list[done_part.ClipDone]:
+        made.append(worker.order_of(work, trials, float("inf"), 1))
         return []
-    extract.run(dataset, CONFIG, home / "cache", engine=engine)
+    job.run(dataset, CONFIG, home / "cache", engine=engine)
     return made[0], dataset
 
 
 def test_a_process_that_cannot_do_it_says_why(home: Path, tmp_path: Path) -> None:
     order, dataset = order_at(home)
-    trials = task.slim(dataset.trials)
+    trials = worker.slim(dataset.trials)
     assert all(trial.path.is_absolute() and trial.labels is None for trial in trials)
     assert order.store.is_absolute() and order.cnn.path.is_absolute()  # type: ignore[union-attr]
     for wrong, says in ((replace(order, version="0.0"), "cannot work for fercache 0.0"),
@@ -246,22 +248,22 @@ def test_a_process_that_cannot_do_it_says_why(home: Path, tmp_path: Path) -> Non
                         (replace(order, store=tmp_path / "other.zarr"), "other.zarr is not there"),
                         (replace(order, cnn=replace(order.cnn, path=tmp_path / "w")), "/w is not there")):
         with pytest.raises(InputError, match=says) as error:
-            task.Hand(wrong, 0).do(trials[0])
+            worker.Hand(wrong, 0).do(trials[0])
         assert "every" in str(error.value)
 
 
 def test_what_a_process_logs_is_told_once_and_by_the_run(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     order, dataset = order_at(home)
     broken = replace(dataset.trials[0], path=home / "crops" / "gone")
-    hand = task.hand_of(order, 0)
-    assert task.hand_of(order, 0) is hand, "nets are loaded once"
+    hand = worker.hand_of(order, 0)
+    assert worker.hand_of(order, 0) is hand, "nets are loaded once"
     done = hand.do(broken)
     assert [clip.state for clip in done.clips] == ["failed"]
     assert [level for level, _ in done.told] == [logging.ERROR] and "gone" in done.told[0][1]
     caplog.clear()
     done.tell()
     assert [record.levelname for record in caplog.records] == ["ERROR"]
-    late = task.hand_of(replace(order, ends_s=time.time()), 0)
+    late = worker.hand_of(replace(order, ends_s=time.time()), 0)
     assert late is not hand
     left = [clip for trial in dataset.trials for clip in late.do(trial).clips]
     assert [(clip.state, clip.frames) for clip in left] == [("left", 2 + i) for i in range(CROPS)]
@@ -310,10 +312,10 @@ def kill_the_busy_one(work: Path, pids: set[int], killed: list[int]) -> None:
 def test_a_dask_worker_is_killed_in_the_middle(home: Path, cluster: Any, distributed: Any,
                                                alone: dict[str, str]) -> None:
     """The others, and its successor, do what it had: each clip is done, once, and the store is the same."""
-    dataset = datasets.load(DatasetConfig(clips=str(home / "videos"), dataset="table"), home / "cache")
+    dataset = data.load(DatasetConfig(clips=str(home / "videos"), dataset="table"), home / "cache")
     with distributed.Client(cluster) as client:
         pids = set(client.run(os.getpid).values())
-    (store,) = {extract.store_path(home / "cache", dataset.name, order_at_videos(dataset, home))}
+    (store,) = {job.store_path(home / "cache", dataset.name, order_at_videos(dataset, home))}
     killed: list[int] = []
     work = store.with_suffix(".work")
     thread = threading.Thread(target=kill_the_busy_one, args=(work.resolve(), pids, killed), daemon=True)
@@ -341,8 +343,8 @@ def test_a_clip_that_kills_its_worker_is_a_failure(home: Path, distributed: Any,
     assert "its worker died" in listed(home)["failures.csv"]
 
 
-def order_at_videos(dataset: datasets.Dataset, home: Path) -> dict[str, Any]:
+def order_at_videos(dataset: base.Dataset, home: Path) -> dict[str, Any]:
     """Return the settings of the videos' store."""
-    from fercache import weights
+    from fercache.backbones import weights
 
-    return extract.settings_of(CONFIG, "mtcnn", weights.ensure(CONFIG.weights, home / "cache" / "weights"))
+    return job.settings_of(CONFIG, "mtcnn", weights.ensure(CONFIG.weights, home / "cache" / "weights"))

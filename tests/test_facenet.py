@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fercache import facenet
+from fercache.backbones import facenet
 from fercache.errors import WeightsError
 
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fercache import facenet, weights
-from fercache.backbones import Backbone, use_threads
-from fercache.crops import crop, whole
-from fercache.faces import Detector
+from fercache.backbones import facenet, weights
+from fercache.backbones.backbone import Backbone
+from fercache.faces.crops import crop, whole
+from fercache.faces.detector import Detector
+from fercache.runtime.devices import use_threads
 
 PUBLISHED = "casia_webface_distances.csv"
 
@@ -61,7 +62,7 @@ def test_boxes_are_the_librarys(detector: Detector, photos: dict[str, np.ndarray
 def test_crop_is_extract_face(box: tuple[float, ...], photos: dict[str, np.ndarray]) -> None:
     from facenet_pytorch import extract_face
 
-    from fercache import facenet
+    from fercache.backbones import facenet
 
     photo = next(iter(photos.values()))
     with facenet.torchvision_or_stand_in():

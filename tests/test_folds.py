@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fercache import folds
+from fercache.data import folds
 from fercache.errors import InputError
 
 

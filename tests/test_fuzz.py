@@ -20,9 +20,10 @@ from PIL import Image
 from test_store import PROVENANCE, SETTINGS, SOURCE, TAPS, features, mutated, put
 from videos import BITS, CELL, numbered_video, packets_of, picture
 
-from fercache import demo, media
+from fercache import media
+from fercache.data import demo
 from fercache.errors import ClipError
-from fercache.store import EmbeddingStore
+from fercache.store.embedding_store import EmbeddingStore
 
 FRAMES = 12
 CASE_S = 60.0

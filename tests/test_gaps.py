@@ -11,10 +11,11 @@ from books import simulate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fercache import gaps, stack
+from fercache import oof
 from fercache.config import StackConfig
 from fercache.errors import InputError
-from fercache.stack import columns, nested
+from fercache.results import missing_faces
+from fercache.stacking import candidates, nested_cv, stack
 
 CONFIG = StackConfig(threads=1, bootstrap=0)
 Clip = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -45,7 +46,7 @@ def plain(shares: np.ndarray, time_s: np.ndarray, seen: np.ndarray, t: int) -> n
 @given(clip=clips())
 def test_the_line_is_the_plain_loop(clip: Clip) -> None:
     shares, time_s, seen = clip
-    found = gaps.fill(shares, time_s, seen, "linear")
+    found = missing_faces.fill(shares, time_s, seen, "linear")
     if not seen.any():
         np.testing.assert_array_equal(found, shares)
         return
@@ -56,11 +57,11 @@ def test_the_line_is_the_plain_loop(clip: Clip) -> None:
 
 
 @settings(max_examples=80, deadline=None)
-@given(clip=clips(), policy=st.sampled_from(sorted(gaps.POLICIES)))
+@given(clip=clips(), policy=st.sampled_from(sorted(missing_faces.POLICIES)))
 def test_filling_twice_changes_nothing(clip: Clip, policy: str) -> None:
     shares, time_s, seen = clip
-    once = gaps.fill(shares, time_s, seen, policy)
-    np.testing.assert_array_equal(gaps.fill(once, time_s, seen, policy), once)
+    once = missing_faces.fill(shares, time_s, seen, policy)
+    np.testing.assert_array_equal(missing_faces.fill(once, time_s, seen, policy), once)
 
 
 def test_the_nearer_face_weighs_more() -> None:
@@ -68,7 +69,7 @@ def test_the_nearer_face_weighs_more() -> None:
     shares = np.zeros((11, 2))
     shares[0], shares[10] = (1, 0), (0, 1)
     seen = np.isin(np.arange(11), (0, 10))
-    found = gaps.fill(shares, np.arange(11) / 30, seen, "linear")
+    found = missing_faces.fill(shares, np.arange(11) / 30, seen, "linear")
     np.testing.assert_allclose(found[:, 0], np.linspace(1, 0, 11), atol=1e-12)
 
 
@@ -76,13 +77,13 @@ def test_four_missing_frames_lie_on_fifths() -> None:
     """Off by one, the other classic: a gap of n frames has n + 1 steps, and the ends are the faces' own."""
     shares = np.full((6, 2), np.nan)
     shares[0], shares[5] = (0.0, 1.0), (1.0, 0.0)
-    found = gaps.fill(shares, np.arange(6.0), np.isin(np.arange(6), (0, 5)), "linear")
+    found = missing_faces.fill(shares, np.arange(6.0), np.isin(np.arange(6), (0, 5)), "linear")
     np.testing.assert_allclose(found[:, 0], [0, .2, .4, .6, .8, 1], atol=1e-12)
 
 
 def test_time_counts_and_not_the_number_of_frames() -> None:
     shares = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
-    found = gaps.fill(shares, np.array([0.0, 0.9, 1.0]), np.array([True, False, True]), "linear")
+    found = missing_faces.fill(shares, np.array([0.0, 0.9, 1.0]), np.array([True, False, True]), "linear")
     np.testing.assert_allclose(found[1], [0.1, 0.9])
 
 
@@ -90,43 +91,43 @@ def test_time_counts_and_not_the_number_of_frames() -> None:
 def test_edges_have_what_the_first_and_last_face_have(policy: str) -> None:
     shares = np.random.default_rng(0).dirichlet(np.ones(4), 9)
     seen = np.isin(np.arange(9), (3, 5))
-    found = gaps.fill(shares, np.arange(9.0), seen, policy)
+    found = missing_faces.fill(shares, np.arange(9.0), seen, policy)
     np.testing.assert_array_equal(found[:3], shares[[3, 3, 3]])
     np.testing.assert_array_equal(found[6:], shares[[5, 5, 5]])
 
 
 def test_the_earlier_of_two_equally_near_faces() -> None:
     shares = np.eye(3)
-    found = gaps.fill(shares, np.arange(3.0), np.array([True, False, True]), "nearest")
+    found = missing_faces.fill(shares, np.arange(3.0), np.array([True, False, True]), "nearest")
     np.testing.assert_array_equal(found[1], shares[0])
 
 
 def test_every_policy_is_a_choice_of_the_stack() -> None:
     choices = {entry.name: entry.metadata["choices"] for entry in fields(StackConfig)}["gaps"]
-    assert set(choices) == set(gaps.POLICIES)
+    assert set(choices) == set(missing_faces.POLICIES)
 
 
 @pytest.fixture(scope="module")
-def spoken() -> tuple[stack.LogitBook, nested.Nested]:
+def spoken() -> tuple[oof.LogitBook, nested_cv.Nested]:
     """A book with gaps, and what the stackers say of it."""
     book = simulate(groups=6, frames=80)
-    return book, nested.run(book, CONFIG)
+    return book, nested_cv.run(book, CONFIG)
 
 
-@pytest.mark.parametrize("policy", sorted(gaps.POLICIES))
-def test_what_each_policy_leaves_in_the_columns(spoken: tuple[stack.LogitBook, nested.Nested], policy: str) -> None:
+@pytest.mark.parametrize("policy", sorted(missing_faces.POLICIES))
+def test_what_each_policy_leaves_in_the_columns(spoken: tuple[oof.LogitBook, nested_cv.Nested], policy: str) -> None:
     book, learnt = spoken
-    held = columns.gather(book, learnt, columns.Filling.of(book, policy))
+    held = candidates.gather(book, learnt, candidates.Filling.of(book, policy))
     own = {head: np.exp(v) / np.exp(v).sum(1, keepdims=True) for head, v in book.logits.items()}
     blind = ~book.valid
     assert blind.sum() > 20 and set(held) == {*book.heads, "mean", "chain", "smooth", "logistic", "blend", "stack"}
     for name, values in held.items():
         np.testing.assert_allclose(values.sum(1), 1, atol=1e-5)
-        np.testing.assert_array_equal(values[book.valid], columns.gather(book, learnt)[name][book.valid])
-        if policy in gaps.COPIED:
+        np.testing.assert_array_equal(values[book.valid], candidates.gather(book, learnt)[name][book.valid])
+        if policy in missing_faces.COPIED:
             for trial in range(len(book.trials)):
                 rows = book.rows(trial)
-                want = gaps.fill(held[name][rows], book.time_s[rows], book.valid[rows], policy)
+                want = missing_faces.fill(held[name][rows], book.time_s[rows], book.valid[rows], policy)
                 np.testing.assert_array_equal(values[rows], want)
             continue
         speakers = ["frame", "gru", "transformer"] if policy == "none" else ["gru", "transformer"]
@@ -157,30 +158,30 @@ def test_a_run_says_its_policy_and_new_clips_get_the_same(tmp_path: Path) -> Non
     assert apart[~book.valid].any() and (said[0] == said[1]).all(), "the temperature may differ, the answer may not"
 
 
-def test_a_clip_without_a_face_keeps_what_the_heads_say(spoken: tuple[stack.LogitBook, nested.Nested]) -> None:
+def test_a_clip_without_a_face_keeps_what_the_heads_say(spoken: tuple[oof.LogitBook, nested_cv.Nested]) -> None:
     book, learnt = spoken
     dark = replace(book, valid=book.valid & (book.spread(np.arange(len(book.trials))) != 2))
     rows = book.rows(2)
-    for policy in gaps.POLICIES:
-        held = columns.gather(dark, learnt, columns.Filling.of(dark, policy))["gru"][rows]
+    for policy in missing_faces.POLICIES:
+        held = candidates.gather(dark, learnt, candidates.Filling.of(dark, policy))["gru"][rows]
         own = np.exp(book.logits["gru"][rows])
         np.testing.assert_allclose(held, own / own.sum(1, keepdims=True), atol=1e-6)
 
 
-def test_nothing_looks_ahead_where_it_may_not(spoken: tuple[stack.LogitBook, nested.Nested]) -> None:
+def test_nothing_looks_ahead_where_it_may_not(spoken: tuple[oof.LogitBook, nested_cv.Nested]) -> None:
     """Later frames thrown into disorder change nothing; before the first face the heads have even odds."""
     book, _ = spoken
-    nothing = nested.Nested(members={}, columns={})
+    nothing = nested_cv.Nested(members={}, columns={})
     valid = book.valid.copy()
     valid[book.offsets[:-1, None] + np.arange(5)] = False
     book = replace(book, valid=valid)
-    filling = columns.Filling.of(book, causal=True)
-    before = columns.gather(book, nothing, filling)
+    filling = candidates.Filling.of(book, causal=True)
+    before = candidates.gather(book, nothing, filling)
     np.testing.assert_allclose(before["mean"][book.offsets[:-1]], 1 / 7)
     cut = int(book.offsets[1]) // 2
     later = {head: np.where(np.arange(len(v))[:, None] > cut, v[::-1], v) for head, v in book.logits.items()}
-    after = columns.gather(replace(book, logits=later), nothing, filling)
+    after = candidates.gather(replace(book, logits=later), nothing, filling)
     for name, values in before.items():
         np.testing.assert_array_equal(values[:cut + 1], after[name][:cut + 1])
     with pytest.raises(InputError, match="looks at the later"):
-        columns.Filling.of(book, "linear", causal=True)
+        candidates.Filling.of(book, "linear", causal=True)

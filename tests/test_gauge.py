@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from fercache.extract.gauge import PARTS, Gauge
-from fercache.extract.room import Room
+from fercache.extraction.profiler import PARTS, Gauge
+from fercache.extraction.room_part import Room
 
 
 class Clock:
@@ -67,7 +67,7 @@ def test_threads_count_together() -> None:
 
 
 def test_room_is_shared_and_the_largest_gets_in_alone() -> None:
-    from fercache.extract.brake import Brake
+    from fercache.extraction.brake_part import Brake
 
     room, order = Room(100, Brake()), []
 

@@ -13,13 +13,13 @@ import pytest
 from books import CLASSES, simulate
 from click.testing import CliRunner
 
-from fercache import imported, stack
+from fercache import logits_import
 from fercache.cli import main
 from fercache.config import LogitsConfig, StackConfig
 from fercache.errors import InputError
-from fercache.logits import LogitBook
-from fercache.stack import join
-from fercache.stack.base import softmax
+from fercache.oof import LogitBook
+from fercache.stacking import inputs, stack
+from fercache.stacking.smoothed_mean import softmax
 
 CONFIG = StackConfig(threads=1, bootstrap=50)
 
@@ -37,7 +37,7 @@ def table_of(book: LogitBook, path: Path, head: str, prefix: str = "p_", **colum
 
 
 def bring(table: Path, cache: Path, name: str = "other", **more: Any) -> LogitBook:
-    return imported.run(name, LogitsConfig(**{"table": str(table), "provenance": "held-out", **more}), "d", cache)[1]
+    return logits_import.run(name, LogitsConfig(**{"table": str(table), "provenance": "held-out", **more}), "d", cache)[1]
 
 
 @pytest.mark.parametrize("prefix", ["p_", "logit_", "a_"])
@@ -47,7 +47,7 @@ def test_a_table_is_the_head_it_was_written_from(tmp_path: Path, prefix: str) ->
     table = table_of(book, tmp_path / "t.csv", "gru", prefix, label=book.label, split=split)
     made = bring(table, tmp_path)
     assert made.classes == CLASSES and made.declared == {"other": "held-out"}
-    joined = join.joined(book, [made])
+    joined = inputs.joined(book, [made])
     seen = book.valid
     np.testing.assert_allclose(softmax(joined.logits["other"][seen]), softmax(book.logits["gru"][seen]), atol=1e-5)
     even = softmax(joined.logits["other"][~seen])
@@ -59,7 +59,7 @@ def test_a_book_of_its_own_is_stacked_without_any_extraction(tmp_path: Path) -> 
     book = simulate(groups=10, validation=3, frames=90)
     rows = {"label": book.label, "split": book.spread(np.array(book.split))}
     bring(table_of(book, tmp_path / "t.csv", "gru", **rows), tmp_path)
-    found = stack.run(imported.load(tmp_path, "d", ["other"])[0], CONFIG, tmp_path)
+    found = stack.run(logits_import.load(tmp_path, "d", ["other"])[0], CONFIG, tmp_path)
     said = found.report["splits"]["validation"]["all_frames"]
     assert said["smooth"]["macro_f1"] > said["other"]["macro_f1"]
 
@@ -88,13 +88,13 @@ def test_sources_that_do_not_fit(tmp_path: Path) -> None:
     book = simulate(groups=3, frames=30)
     made = bring(table_of(book, tmp_path / "t.csv", "gru"), tmp_path)
     with pytest.raises(InputError, match="classes"):
-        join.joined(book, [replace(made, classes=("a", "b"))])
+        inputs.joined(book, [replace(made, classes=("a", "b"))])
     with pytest.raises(InputError, match="no frame"):
-        join.joined(book, [replace(made, trials=("x", "y", "z"), clip=())])
+        inputs.joined(book, [replace(made, trials=("x", "y", "z"), clip=())])
     with pytest.raises(InputError, match="called"):
-        join.joined(book, [made, made])
+        inputs.joined(book, [made, made])
     with pytest.raises(InputError, match="imported logits 'none'"):
-        imported.load(tmp_path, "d", ["none"])
+        logits_import.load(tmp_path, "d", ["none"])
     with pytest.raises(InputError, match="cannot name"):
         bring(tmp_path / "t.csv", tmp_path, "stack")
 
@@ -103,7 +103,7 @@ def test_in_sample_is_refused_left_out_and_flagged_for_good(tmp_path: Path) -> N
     book = simulate(groups=10, validation=4, frames=90)
     right = replace(book, logits={**book.logits, "gru": (9 * np.eye(7)[book.label]).astype(np.float32)})
     made = bring(table_of(right, tmp_path / "t.csv", "gru"), tmp_path, provenance="in-sample")
-    both = join.joined(book, [made])
+    both = inputs.joined(book, [made])
     with pytest.raises(InputError, match="in-sample: other"):
         stack.run(both, replace(CONFIG, logits=("other",)), tmp_path)
     found = stack.run(both, replace(CONFIG, logits=("other",), force=True), tmp_path)
@@ -195,4 +195,4 @@ def test_the_real_posteriors(shared: Path, tmp_path: Path) -> None:
     assert said[found.final]["accuracy"] >= .36
     audio = bring(folder / "clips_audio.csv", tmp_path, "audio", provenance="in-sample")
     with pytest.raises(InputError, match="audio"):
-        stack.run(join.joined(made, [audio]), CONFIG, tmp_path)
+        stack.run(inputs.joined(made, [audio]), CONFIG, tmp_path)

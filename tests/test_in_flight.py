@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from videos import cut, make_video
 
-from fercache import backbones, datasets, extract
+from fercache import data
+from fercache.backbones import backbone
 from fercache.config import DatasetConfig, ExtractConfig
 from fercache.errors import StoreError
-from fercache.extract import ExtractReport, clip
-from fercache.store import EmbeddingStore, writer
+from fercache.extraction import clip, job
+from fercache.extraction.done_part import ExtractReport
+from fercache.store import writer
+from fercache.store.embedding_store import EmbeddingStore
 
 TAPS = ("block8", "repeat_1-3x3")
 
@@ -27,7 +30,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks and segments of 8 frames, batches of 4 crops: many borders."""
     for place in ("extract.clip.SEGMENT", "store.writer.SEGMENT", "store.layout.CHUNK", "extract.clip.DETECT_BLOCK"):
         monkeypatch.setattr(f"fercache.{place}", 8)
-    monkeypatch.setitem(backbones.BATCHES, "cpu", 4)
+    monkeypatch.setitem(backbone.BATCHES, "cpu", 4)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,7 @@ def run(clips: Path, home: Path, weights_at: Path, **how: object) -> ExtractRepo
     home.mkdir()
     (home / "weights").symlink_to(weights_at)
     config = ExtractConfig(taps=TAPS, **{"threads": 1, **how})  # type: ignore[arg-type]
-    return extract.run(datasets.load(DatasetConfig(clips=str(clips), dataset="table"), home), config, home)
+    return job.run(data.load(DatasetConfig(clips=str(clips), dataset="table"), home), config, home)
 
 
 def store_of(report: ExtractReport) -> EmbeddingStore:
@@ -114,8 +117,8 @@ def test_an_error_that_is_no_clips_ends_the_run_and_loses_nothing(crops: Path, t
         with pytest.raises(OSError, match="No space left"):
             run(crops, tmp_path / "home", weights_at, in_flight=4)
     config = ExtractConfig(taps=TAPS, threads=1)
-    dataset = datasets.load(DatasetConfig(clips=str(crops), dataset="table"), tmp_path / "home")
-    report = extract.run(dataset, config, tmp_path / "home")
+    dataset = data.load(DatasetConfig(clips=str(crops), dataset="table"), tmp_path / "home")
+    report = job.run(dataset, config, tmp_path / "home")
     assert report.count("cached") >= 3 and store_of(report).digest() == whole
 
 

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from test_transfer import FRAMES, ROWS, foreign, store_of
 
-from fercache import transfer
 from fercache.config import DatasetConfig, TrainConfig
-from fercache.datasets import Dataset
-from fercache.datasets.table import read as read_table
+from fercache.data.base import Dataset
+from fercache.data.table import read as read_table
 from fercache.errors import InputError
-from fercache.store import EmbeddingStore, Joined, join, remote
+from fercache.maintenance import importer
+from fercache.store import remote
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.multi_store import Joined, join
 
 
 def base_of(folder: Path, name: str = "casia") -> EmbeddingStore:
@@ -28,7 +30,7 @@ def imported(folder: Path, name: str = "effnet", **how: np.ndarray) -> Embedding
     """Import a clip `v` of 1,030 frames and a clip `u` of one, beside the base."""
     foreign(folder / "in", "npz", **how)
     foreign(folder / "in", "npz", "u", ROWS[:1], np.array([5]))
-    return EmbeddingStore.open(transfer.import_features(folder / "in", name, folder).store)
+    return EmbeddingStore.open(importer.import_features(folder / "in", name, folder).store)
 
 
 def test_rows_meet_by_frame_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -114,22 +116,22 @@ def dataset(tmp_path: Path) -> Dataset:
 
 def test_heads_learn_from_what_joins(tmp_path: Path, dataset: Dataset) -> None:
     """Noise in the store, the answer in the import: joined, the heads know it; alone, they cannot."""
-    from fercache import train_heads
-    from fercache.logits import LogitBook
+    from fercache.oof import LogitBook
+    from fercache.training import train
 
     folder = tmp_path / "cache" / "features" / "told"
     base = store_of(folder / "casia-1.zarr", {f"p{n}": 60 for n in range(12)}, {"block8": (4,)})
     answer = np.stack([np.arange(1, 61) // 10 % 2, -(np.arange(1, 61) // 10 % 2)], axis=1).astype(np.float32)
     for n in range(12):
         foreign(tmp_path / "in", "npz", f"p{n}", answer, np.arange(1, 61))
-    transfer.import_features(tmp_path / "in", "answer", folder)
+    importer.import_features(tmp_path / "in", "answer", folder)
     config = TrainConfig(heads=("frame",), taps=("block8",))
     right = {}
     for names in ((), ("answer",)):
-        report = train_heads.run(dataset, base, replace(config, join=names), tmp_path / "cache")
+        report = train.run(dataset, base, replace(config, join=names), tmp_path / "cache")
         book = LogitBook.load(report.book)
         right[names] = (book.logits["frame"].argmax(axis=1) == book.label)[book.label >= 0].mean()
-        assert train_heads.run(dataset, base, replace(config, join=names), tmp_path / "cache").cached
+        assert train.run(dataset, base, replace(config, join=names), tmp_path / "cache").cached
     assert right[("answer",)] > 0.8 > 0.65 > right[()], right
     assert len(list((tmp_path / "cache" / "logits" / "told").glob("*.h5"))) == 2
 

@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fercache import labelmaps
-from fercache.datasets import afew, ckplus, cremad, dfew, ferv39k, mafw, ravdess
-from fercache.datasets.base import EIGHT, SEVEN
+from fercache.data import afew_part, ckplus_part, cremad_part, dfew_part, ferv39k_part, labels, mafw_part, ravdess_part
+from fercache.data.base import EIGHT, SEVEN
+from fercache.data.labels import SETS, map_classes
 from fercache.errors import InputError
-from fercache.labelmaps import SETS, map_classes
 
 EMOTIONS = {"neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise"}
 
@@ -19,10 +18,10 @@ EMOTIONS = {"neutral", "anger", "disgust", "fear", "happiness", "sadness", "surp
 def test_the_sets_are_those_of_the_readers() -> None:
     """Their order too, where the set itself has numbers; one of them says DFEW's in the submission."""
     assert SETS["abaw7"] == SEVEN and SETS["abaw8"] == EIGHT
-    for name, reader in {"dfew": dfew, "ferv39k": ferv39k, "mafw": mafw, "ravdess": ravdess, "afew": afew,
-                         "ckplus": ckplus}.items():
+    for name, reader in {"dfew": dfew_part, "ferv39k": ferv39k_part, "mafw": mafw_part, "ravdess": ravdess_part, "afew": afew_part,
+                         "ckplus": ckplus_part}.items():
         assert SETS[name] == reader.CLASSES, name
-    assert SETS["cremad"] == tuple(cremad.CODES.values())
+    assert SETS["cremad"] == tuple(cremad_part.CODES.values())
 
 
 @pytest.mark.parametrize(("name", "number", "meaning"), [
@@ -31,19 +30,19 @@ def test_the_sets_are_those_of_the_readers() -> None:
     ("ravdess", 5, "fear"), ("ckplus", 1, "contempt"), ("abaw7", 4, "happiness"),
 ])
 def test_numbers_mean_what_the_sets_say(name: str, number: int, meaning: str) -> None:
-    assert labelmaps.canonical(SETS[name][number]) == meaning
+    assert labels.canonical(SETS[name][number]) == meaning
 
 
 @pytest.mark.parametrize("words", ["Happy Happiness happiness HAP happy", "Angry Anger ANG", "Fear Fearful FEA fear",
                                    "Sad Sadness SAD", "Surprise Surprised", "Disgust DIS disgusted", "Neutral NEU"])
 def test_spellings_of_one_class(words: str) -> None:
-    assert len({labelmaps.canonical(word) for word in words.split()}) == 1
+    assert len({labels.canonical(word) for word in words.split()}) == 1
 
 
 def test_classes_are_never_guessed() -> None:
     for one, other in (("Other", "Contempt"), ("Calm", "Neutral"), ("Anxiety", "Fear"), ("Disappointment", "Sadness"),
                        ("x", "y")):
-        assert labelmaps.canonical(one) != labelmaps.canonical(other)
+        assert labels.canonical(one) != labels.canonical(other)
     with pytest.raises(InputError, match="no class of"):
         map_classes(("a", "b"), SEVEN)
 
@@ -75,7 +74,7 @@ def test_probabilities_keep_their_names(pair: list[str], seed: int) -> None:
     kept = sum(given_[:, i] for i, name in enumerate(source) if name not in found.lost)
     for i, name in enumerate(source):
         for j, other in enumerate(target):
-            if labelmaps.canonical(name) == labelmaps.canonical(other):
+            if labels.canonical(name) == labels.canonical(other):
                 np.testing.assert_allclose(made[:, j], given_[:, i] / kept)
                 assert found.labels(np.array([i]))[0] == j
     assert not made[:, [j for j, other in enumerate(target) if other in found.never]].any()
@@ -95,17 +94,17 @@ def test_a_row_of_lost_classes_gets_even_odds_over_what_can_be_said() -> None:
 
 
 def test_pairs_say_what_names_do_not() -> None:
-    found = map_classes(SETS["ravdess"], SEVEN, labelmaps.parse("Calm=Neutral"))
+    found = map_classes(SETS["ravdess"], SEVEN, labels.parse("Calm=Neutral"))
     assert not found.lost and not found.whole
     np.testing.assert_allclose(found.shares(np.eye(8)[[0, 1]])[:, 0], 1)
-    assert labelmaps.parse("names") == labelmaps.parse("") == {}
-    assert labelmaps.parse("names, Calm = Neutral") == {"Calm": "Neutral"}
+    assert labels.parse("names") == labels.parse("") == {}
+    assert labels.parse("names, Calm = Neutral") == {"Calm": "Neutral"}
 
 
 @pytest.mark.parametrize("text", ["Calm", "Calm=", "=Neutral", "Calm=Neutral,Calm=Sad"])
 def test_a_pair_that_says_nothing_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="what becomes what"):
-        labelmaps.parse(text)
+        labels.parse(text)
 
 
 def test_unknown_and_double_classes_are_refused() -> None:
@@ -115,4 +114,4 @@ def test_unknown_and_double_classes_are_refused() -> None:
         map_classes(SEVEN, EIGHT, {"Fear": "Boredom"})
     with pytest.raises(InputError, match="mean the same"):
         map_classes(("Happy", "Happiness"), SEVEN)
-    assert {labelmaps.canonical(name) for name in SEVEN} == EMOTIONS
+    assert {labels.canonical(name) for name in SEVEN} == EMOTIONS

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from books import simulate
 
-from fercache import stack
 from fercache.config import StackConfig
-from fercache.logits import LogitBook
-from fercache.stack import boost, columns, nested
-from fercache.stack.sample import Sample
+from fercache.oof import LogitBook
+from fercache.stacking import candidates, models, nested_cv, stack
+from fercache.stacking.sample_part import Sample
 
 CONFIG = StackConfig(threads=1, bootstrap=0)
 
@@ -28,7 +27,7 @@ def test_the_labels_of_a_fold_have_no_say_in_what_is_said_of_it(fold: int) -> No
     """Not one bit of any column: the width, the number of trees and the trees themselves come from elsewhere."""
     book = simulate(groups=10, frames=120)
     held = book.spread(book.fold) == fold
-    before, after = (columns.gather(b, nested.run(b, CONFIG)) for b in (book, relabelled(book, held)))
+    before, after = (candidates.gather(b, nested_cv.run(b, CONFIG)) for b in (book, relabelled(book, held)))
     for name, said in before.items():
         np.testing.assert_array_equal(said[held], after[name][held], err_msg=name)
     assert not np.array_equal(before["stack"][~held], after["stack"][~held]), "labels do matter to the other folds"
@@ -37,7 +36,7 @@ def test_the_labels_of_a_fold_have_no_say_in_what_is_said_of_it(fold: int) -> No
 def test_labels_of_other_splits_have_no_say_at_all() -> None:
     book = simulate(groups=8, validation=3, frames=100)
     outside = book.spread(book.fold) < 0
-    before, after = (columns.gather(b, nested.run(b, CONFIG)) for b in (book, relabelled(book, outside)))
+    before, after = (candidates.gather(b, nested_cv.run(b, CONFIG)) for b in (book, relabelled(book, outside)))
     for name, said in before.items():
         np.testing.assert_array_equal(said, after[name], err_msg=name)
 
@@ -65,14 +64,14 @@ def test_groups_watched_for_stopping_are_whole(monkeypatch: pytest.MonkeyPatch) 
     """Early stopping looks at groups that the trees are not fitted on, never at other frames of the same ones."""
     book = simulate(groups=10, frames=90)
     pairs: list[tuple[set[int], set[int]]] = []
-    data = boost._data
+    data = models._data
 
     def watched(sample: Sample, start: np.ndarray, balance: float) -> object:
         pairs.append((set(sample.group.tolist()), set(sample.rows.tolist())))
         return data(sample, start, balance)
 
-    monkeypatch.setattr(boost, "_data", watched)
-    nested.run(book, CONFIG)
+    monkeypatch.setattr(models, "_data", watched)
+    nested_cv.run(book, CONFIG)
     seen = [(pairs[i][0], pairs[i + 1][0]) for i in range(0, len(pairs), 3)]  # fitted, watched, then the refit on both
     assert len(seen) == 6
     for fitted, aside in seen:
@@ -87,5 +86,5 @@ def test_two_trials_of_one_group_stay_together() -> None:
     book = replace(book, group=group, fold=fold)
     left = book.spread(np.arange(10)) == 0
     right = book.spread(np.arange(10)) == 1
-    before, after = (nested.run(b, CONFIG).columns["stack"] for b in (book, relabelled(book, left)))
+    before, after = (nested_cv.run(b, CONFIG).columns["stack"] for b in (book, relabelled(book, left)))
     np.testing.assert_array_equal(before[right], after[right])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fercache.errors import StoreError
-from fercache.logits import LogitBook
+from fercache.oof import LogitBook
 
 
 def book() -> LogitBook:

@@ -14,13 +14,14 @@ from PIL import Image
 
 from fercache import media
 from fercache.errors import ClipError, InputError
+from fercache.media import pictures, source
 from fercache.media.video import upright
 from tests.videos import cut, joined, make_video, number_in, numbered_video, picture, set_matrix, spoil
 
 FASTSTART = {"movflags": "faststart"}
 
 
-def rows(path: Path, **options: str) -> list[media.Frame]:
+def rows(path: Path, **options: str) -> list[source.Frame]:
     found = list(media.open_source(path, "video", **options).frames())  # type: ignore[arg-type]
     assert [frame.index for frame in found] == list(range(1, len(found) + 1))
     assert found[0].time_s == 0
@@ -28,7 +29,7 @@ def rows(path: Path, **options: str) -> list[media.Frame]:
     return found
 
 
-def shown(frames: list[media.Frame]) -> list[int | None]:
+def shown(frames: list[source.Frame]) -> list[int | None]:
     return [None if frame.image is None else number_in(frame.image) for frame in frames]
 
 
@@ -137,7 +138,7 @@ def test_damaged_pixels_are_the_same_twice(tmp_path: Path) -> None:
 def test_truncated_fails_after_the_last_good_frame(tmp_path: Path, name: str, options: dict[str, object],
                                                    share: float) -> None:
     path = cut(numbered_video(tmp_path / name, 100, **options), share)
-    found: list[media.Frame] = []
+    found: list[source.Frame] = []
     with pytest.raises(ClipError, match="ends early") as caught:
         for frame in media.open_source(path, "video").frames():
             found.append(frame)
@@ -275,14 +276,14 @@ def test_crops_are_numbered_by_name(tmp_path: Path) -> None:
 def test_crops_with_a_prefix_are_numbered_by_what_comes_after_it(tmp_path: Path) -> None:
     for number in (1, 3):
         Image.fromarray(picture(number)).save(tmp_path / f"S005_001_{number:08d}.png")
-    assert media.numbered(tmp_path) == {1: "S005_001_00000001.png", 3: "S005_001_00000003.png"}
+    assert pictures.numbered(tmp_path) == {1: "S005_001_00000001.png", 3: "S005_001_00000003.png"}
     found = list(media.open_source(tmp_path, "crops").frames())
     assert [frame.image is not None and number_in(frame.image) for frame in found] == [1, False, 3]
     Image.fromarray(picture(9)).save(tmp_path / "S005_002_00000009.png")
     with pytest.raises(ClipError, match="several clips in one folder"):
-        media.numbered(tmp_path)
+        pictures.numbered(tmp_path)
     Image.fromarray(picture(2)).save(tmp_path / "00002.png")
-    assert media.numbered(tmp_path) == {2: "00002.png"}  # plain numbers go first
+    assert pictures.numbered(tmp_path) == {2: "00002.png"}  # plain numbers go first
 
 
 def test_one_number_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

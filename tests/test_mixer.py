@@ -13,11 +13,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fercache.cores import Crew
-from fercache.extract import mixer as module
-from fercache.extract.brake import Brake, Stopped
-from fercache.extract.gauge import Gauge
-from fercache.extract.mixer import Mixer, Sheet
+from fercache.extraction import batcher
+from fercache.extraction.batcher import Mixer, Sheet
+from fercache.extraction.brake_part import Brake, Stopped
+from fercache.extraction.profiler import Gauge
+from fercache.runtime.devices import Crew
 
 BATCH = 8
 SHAPES = {"mean": (3,), "first": ()}
@@ -81,7 +81,7 @@ def test_one_clip_alone(crew: Crew) -> None:
 
 def test_many_clips_of_any_length_at_once(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     """More clips than the mixer holds crops, of 0 to 40 frames in three views: each value is where it belongs."""
-    monkeypatch.setattr(module, "GRACE_S", 600.0)
+    monkeypatch.setattr(batcher, "GRACE_S", 600.0)
     net, rng = Net(.001), random.Random(0)
     mixer = Mixer(net, crew, Brake(), Gauge(LANES))
     clips = [[rng.randrange(200) for _ in range(rng.choice([0, 1, 3, 7, 8, 40]))] for _ in range(60)]
@@ -95,13 +95,13 @@ def test_many_clips_of_any_length_at_once(crew: Crew, monkeypatch: pytest.Monkey
 
 
 def test_a_batch_is_held_back_while_another_clip_may_fill_it(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "GRACE_S", 60.0)
+    monkeypatch.setattr(batcher, "GRACE_S", 60.0)
     net = Net()
     mixer = Mixer(net, crew, Brake(), Gauge(LANES))
     with ThreadPoolExecutor(1) as pool:
         with mixer.clip():
             waits = pool.submit(feed, mixer, [1, 2, 3])
-            time.sleep(3 * module.TICK_S)
+            time.sleep(3 * batcher.TICK_S)
             assert not waits.done() and net.sizes == []
             check(feed(mixer, [4, 5, 6, 7, 8]), [4, 5, 6, 7, 8])
         check(waits.result(10), [1, 2, 3])
@@ -110,7 +110,7 @@ def test_a_batch_is_held_back_while_another_clip_may_fill_it(crew: Crew, monkeyp
 
 def test_it_is_not_held_back_for_ever(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another clip is open, and gives nothing: it is at its detection, or has no face for an hour."""
-    monkeypatch.setattr(module, "GRACE_S", .2)
+    monkeypatch.setattr(batcher, "GRACE_S", .2)
     mixer = Mixer(Net(), crew, Brake(), Gauge(LANES))
     with mixer.clip(), ThreadPoolExecutor(1) as pool:
         check(pool.submit(feed, mixer, [1, 2, 3]).result(10), [1, 2, 3])

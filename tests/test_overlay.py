@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from videos import number_in, numbered_video, picture, set_matrix
 
-from fercache import media, overlay
+from fercache import media
 from fercache.errors import ClipError, InputError
-from fercache.media.encode import writing
-from fercache.store import EmbeddingStore
-from fercache.told import Told
+from fercache.media.writer import writing
+from fercache.results.told_part import Told
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.viz import overlay
 
 CLASSES = ("Neutral", "Happiness", "Other")
 STEP_MS = (40, 10, 90, 33)

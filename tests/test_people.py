@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fercache.people import MAX_GAP, Person, iou, looks, match, mean_vector, persons, pieces_of, sides
+from fercache.faces.boxes_part import iou, match
+from fercache.faces.identity import looks, mean_vector
+from fercache.faces.person_part import Person, persons, sides
+from fercache.faces.tracklets import MAX_GAP, pieces_of
 
 WIDE = 16
 

@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from videos import make_video
 
-from fercache import demo, extract, media
+from fercache import media
 from fercache.config import ExtractConfig
-from fercache.datasets import Dataset, Trial, people_held, present
-from fercache.store import EmbeddingStore
+from fercache.data import demo
+from fercache.data.base import Dataset, Trial
+from fercache.data.persons_part import people_held, present
+from fercache.extraction import job
+from fercache.store.embedding_store import EmbeddingStore
 
 Picture = NDArray[np.uint8]
 Place = tuple[int, int, int]
@@ -64,7 +67,7 @@ def extracted(paths: Sequence[Path], tmp_path: Path, cache: Path, **settings: ob
     if not (home / "weights").exists():
         (home / "weights").symlink_to(cache / "weights")
     config = ExtractConfig(**{"taps": SHALLOW, "device": "cpu", **settings})  # type: ignore[arg-type]
-    report = extract.run(dataset_of(*paths), config, home)
+    report = job.run(dataset_of(*paths), config, home)
     assert not report.failures(), report.failures()
     return dataset_of(*paths), EmbeddingStore.open(report.store)
 
@@ -181,7 +184,7 @@ def test_crops_have_no_people_setting(cache: Path, tmp_path: Path, heads: list[l
     dataset = Dataset(name="crops", layout="table", classes=(), trials=(trial,))
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/weights").symlink_to(cache / "weights")
-    reports = [extract.run(dataset, ExtractConfig(taps=SHALLOW, device="cpu", people=people), tmp_path / "cache")
+    reports = [job.run(dataset, ExtractConfig(taps=SHALLOW, device="cpu", people=people), tmp_path / "cache")
                for people in ("main", "all")]
     assert reports[0].store == reports[1].store and list(EmbeddingStore.open(reports[0].store)) == ["a"]
 

@@ -12,14 +12,20 @@ import small_sets
 from small_sets import CLASSES, FPS, TAPS
 from videos import numbered_video
 
-from fercache import care, score, stack, timeline, train_heads
 from fercache.config import ScoreConfig, StackConfig, TrainConfig
-from fercache.datasets import COUNT, Dataset, check_people, people_held, present
+from fercache.data.base import Dataset
+from fercache.data.persons_part import COUNT, check_people, people_held, present
 from fercache.errors import InputError
-from fercache.logits import LogitBook
-from fercache.predict import clips
-from fercache.preds import Predictions, asked_for
-from fercache.store import CLOCK, EmbeddingStore
+from fercache.inference import clips_part
+from fercache.maintenance import forget_part
+from fercache.oof import LogitBook
+from fercache.results import score
+from fercache.results.io import Predictions, asked_for
+from fercache.stacking import stack
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.layout import CLOCK
+from fercache.training import train
+from fercache.viz import timeline
 
 FRAMES, GROUPS = 60, 6
 TRAIN = TrainConfig(taps=tuple(TAPS), heads=("frame",), folds=3, members=2, epochs=3, width=8, threads=1)
@@ -79,7 +85,7 @@ def test_a_store_of_main_persons_changes_no_data_set(tmp_path: Path) -> None:
 def test_every_person_is_predicted_and_the_main_one_scored(pair: tuple[Dataset, EmbeddingStore],
                                                            tmp_path: Path) -> None:
     dataset, store = pair
-    report = train_heads.run(dataset, store, TRAIN, tmp_path)
+    report = train.run(dataset, store, TRAIN, tmp_path)
     assert report.missing == (dataset.trials[-1].name,)
     book = LogitBook.load(report.book)
     assert set(book.trials) == set(store)
@@ -102,7 +108,7 @@ def test_a_clip_is_forgotten_with_its_people(tmp_path: Path) -> None:
     store = EmbeddingStore.create(place, {"weights": "none", "people": "all", "taps": list(TAPS)}, TAPS)
     for name in ("a#2", "a#1", "a#b", "ab#1"):
         put(store, name, np.zeros((3, 48)), **{COUNT: 2 if name == "a#1" else 1})
-    report = care.forget(tmp_path, "a")
+    report = forget_part.forget(tmp_path, "a")
     assert sorted(EmbeddingStore.open(place)) == ["a#b", "ab#1"] and not report.traces
 
 
@@ -111,9 +117,9 @@ def test_names_that_are_shown(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         numbered_video(tmp_path / folder / "clip.mp4", 3)
     numbered_video(tmp_path / "other.mp4", 3)
-    dataset = clips.named([tmp_path])
+    dataset = clips_part.named([tmp_path])
     people = [replace(t, name=f"{t.name}#{k}") for t in dataset.trials for k in (1, 2)]
-    assert sorted(clips.shown(replace(dataset, trials=tuple(people))).values()) == [
+    assert sorted(clips_part.shown(replace(dataset, trials=tuple(people))).values()) == [
         "other#1", "other#2", "x/clip.mp4#1", "x/clip.mp4#2", "y/clip.mp4#1", "y/clip.mp4#2"]
 
 

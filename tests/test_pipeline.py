@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import fercache
-from fercache import demo
-from fercache.datasets.demo import ANNOTATIONS
+from fercache import open_store
+from fercache.data import demo
+from fercache.data.demo_part import ANNOTATIONS
 
 CLIPS = ("single_face.mp4", "carphone_pristine.mp4")
 
@@ -91,7 +91,7 @@ def test_the_metrics_file_names_all_that_went_in(walk: Walk) -> None:
     assert said["final"]["column"] == "mean", "two groups: nothing is chosen"
     text = json.dumps(said)
     store = next((walk.home / "cache" / "features").glob("*/*.zarr"))
-    assert fercache.open_store(str(store)).digest() in text
+    assert open_store(str(store)).digest() in text
 
 
 def test_a_second_run_computes_nothing_in_any_stage(walk: Walk) -> None:
@@ -118,7 +118,7 @@ def test_stage_one_again_gives_the_same_bytes(walk: Walk) -> None:
     (walk.home / "fresh").mkdir()
     (walk.home / "fresh" / "weights").symlink_to((walk.home / "cache" / "weights").resolve())
     typed("--cache", "fresh", "extract", "--taps", "block8,repeat_1-3x3", *walk.data, cwd=walk.home)
-    stores = [fercache.open_store(str(next((walk.home / name / "features").glob("*/*.zarr"))))
+    stores = [open_store(str(next((walk.home / name / "features").glob("*/*.zarr"))))
               for name in ("cache", "fresh")]
     assert stores[0].digest() == stores[1].digest()
 

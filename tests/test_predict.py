@@ -16,11 +16,11 @@ from streams import CLASSES, write_clip, write_set
 from videos import make_video
 
 from fercache import media
-from fercache.backbones import Backbone
+from fercache.backbones.backbone import Backbone
 from fercache.cli import main
-from fercache.datasets import Dataset, Trial
+from fercache.data.base import Dataset, Trial
 from fercache.errors import InputError
-from fercache.predict import clips, match, speak
+from fercache.inference import clips_part, ensemble, match_part
 
 TAP = "conv2d_4b"
 
@@ -66,7 +66,7 @@ def shares(rows: Sequence[dict[str, str]]) -> np.ndarray:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How many crops the CNN saw, and how often the heads were run."""
-    from fercache.train_heads import speak as heads
+    from fercache.training import inference
 
     seen = {"cnn": 0, "heads": 0}
 
@@ -83,7 +83,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         return embed(self, crops)
 
     monkeypatch.setattr(Backbone, "embed_batch", counting_crops)
-    monkeypatch.setattr(heads, "speak", counting("heads", heads.speak))
+    monkeypatch.setattr(inference, "speak", counting("heads", inference.speak))
     return seen
 
 
@@ -277,28 +277,28 @@ def test_clips_of_one_frame_rate_go_through_together(monkeypatch: pytest.MonkeyP
     held = {name: SimpleNamespace(frames=50, clock={"time_s": np.arange(50 if rate else 1) / (rate or 1)})
             for name, rate in rates.items()}
     trials = [Trial(name=name, path=Path(name), kind="crops", parent=name, group=name, split="test") for name in rates]
-    assert list(speak._alike(trials, held, 8)) == [[0, 2, 3], [1], [4]]  # type: ignore[arg-type]
-    monkeypatch.setattr(speak, "MOST_BYTES", 800)
-    assert list(speak._alike(trials, held, 8)) == [[0, 2], [3], [1], [4]]  # type: ignore[arg-type]
+    assert list(ensemble._alike(trials, held, 8)) == [[0, 2, 3], [1], [4]]  # type: ignore[arg-type]
+    monkeypatch.setattr(ensemble, "MOST_BYTES", 800)
+    assert list(ensemble._alike(trials, held, 8)) == [[0, 2], [3], [1], [4]]  # type: ignore[arg-type]
 
 
 def test_labels_are_told_by_name() -> None:
     trials = tuple(Trial(name=str(i), path=Path("x"), kind="crops", parent="x", group="x", split="test", **more)
                    for i, more in enumerate(({"labels": np.array([0, 1, -1], np.int16)}, {"clip_label": 1}, {})))
     dataset = Dataset(name="d", layout="table", classes=("b", "a"), trials=trials)
-    told = speak.labelled_as(dataset, ("a", "b", "c"))
+    told = ensemble.labelled_as(dataset, ("a", "b", "c"))
     assert told.classes == ("a", "b", "c") and told.trials[0].labels.tolist() == [1, 0, -1]  # type: ignore[union-attr]
     assert [trial.clip_label for trial in told.trials] == [-1, 0, -1]
-    assert speak.labelled_as(dataset, ("b", "a")) is dataset
+    assert ensemble.labelled_as(dataset, ("b", "a")) is dataset
     with pytest.raises(InputError, match="labelled with b, a, which"):
-        speak.labelled_as(dataset, ("c", "d"))
+        ensemble.labelled_as(dataset, ("c", "d"))
 
 
 def test_labels_of_another_set_are_matched_by_their_meaning_and_lost_ones_told() -> None:
     trials = (Trial(name="0", path=Path("x"), kind="crops", parent="x", group="x", split="test",
                     labels=np.array([0, 1, 2, -1], np.int16)),)
     dataset = Dataset(name="d", layout="table", classes=("Angry", "Contempt", "Happy"), trials=trials)
-    told = speak.labelled_as(dataset, ("Happiness", "Anger"))
+    told = ensemble.labelled_as(dataset, ("Happiness", "Anger"))
     assert told.trials[0].labels.tolist() == [1, -1, 0, -1]  # type: ignore[union-attr]
     assert "Contempt" in told.notice and "Happy" not in told.notice
 
@@ -307,19 +307,19 @@ def test_names_that_are_shown(tmp_path: Path) -> None:
     for place in ("x/a.mp4", "y/a.mp4", "y/b.avi", "b.mp4"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / place).write_bytes(b"x")
-    found = clips.named([tmp_path, tmp_path / "x" / ".." / "b.mp4"])
+    found = clips_part.named([tmp_path, tmp_path / "x" / ".." / "b.mp4"])
     assert [trial.path.relative_to(tmp_path).as_posix() for trial in found.trials] == [
         "b.mp4", "x/a.mp4", "y/a.mp4", "y/b.avi"]
-    assert list(clips.shown(found).values()) == ["b.mp4", "x/a.mp4", "y/a.mp4", "b.avi"]
+    assert list(clips_part.shown(found).values()) == ["b.mp4", "x/a.mp4", "y/a.mp4", "b.avi"]
     with pytest.raises(InputError, match="no such"):
-        clips.named([tmp_path / "none"])
+        clips_part.named([tmp_path / "none"])
 
 
 def test_differences_are_named() -> None:
     cropped = {"faces": "cropped", "precision": "float32", "weights": "a" * 64, "views": 4, "taps": ["x"]}
-    assert match.differences(cropped, {**cropped, "taps": ["x", "y"], "views": 1}) == ()
-    assert match.differences(cropped, {**cropped, "weights": "b" * 64}) == (
+    assert match_part.differences(cropped, {**cropped, "taps": ["x", "y"], "views": 1}) == ()
+    assert match_part.differences(cropped, {**cropped, "weights": "b" * 64}) == (
         "weights = aaaaaaaaaaaa there, bbbbbbbbbbbb here",)
-    assert match.differences(cropped, {**cropped, "every": 5}) == ("every = None there, 5 here",)
-    assert match.differences(cropped, {**cropped, "faces": "mtcnn", "margin": 0.0}) == (
+    assert match_part.differences(cropped, {**cropped, "every": 5}) == ("every = None there, 5 here",)
+    assert match_part.differences(cropped, {**cropped, "faces": "mtcnn", "margin": 0.0}) == (
         "faces = cropped there, mtcnn here",)

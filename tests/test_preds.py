@@ -9,9 +9,10 @@ import pytest
 from books import simulate
 from predsfile import EIGHT, SEVEN, draw, write
 
-from fercache import preds, stack
 from fercache.config import StackConfig
 from fercache.errors import InputError, MissingExtra
+from fercache.results import io
+from fercache.stacking import stack
 
 LENGTHS = {"a": 30, "b,2": 20, 'c "x"': 1}
 
@@ -19,7 +20,7 @@ LENGTHS = {"a": 30, "b,2": 20, 'c "x"': 1}
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz"])
 def test_what_was_written_is_read(tmp_path: Path, ending: str) -> None:
     made = draw(LENGTHS)
-    given = preds.Predictions(write(tmp_path / f"p{ending}", made, faceless={"a": [2, 3]}))
+    given = io.Predictions(write(tmp_path / f"p{ending}", made, faceless={"a": [2, 3]}))
     assert given.classes == EIGHT
     for _ in range(2):
         found = {clip.name: clip for clip in given.clips()}
@@ -35,9 +36,9 @@ def test_what_was_written_is_read(tmp_path: Path, ending: str) -> None:
 
 def test_batches_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "p.csv", draw(LENGTHS))
-    whole = list(preds.Predictions(path).clips())
-    monkeypatch.setattr(preds, "ROWS_A_BATCH", 7)
-    for one, other in zip(whole, preds.Predictions(path).clips(), strict=True):
+    whole = list(io.Predictions(path).clips())
+    monkeypatch.setattr(io, "ROWS_A_BATCH", 7)
+    for one, other in zip(whole, io.Predictions(path).clips(), strict=True):
         np.testing.assert_array_equal(one.shares, other.shares)
         np.testing.assert_array_equal(one.frame, other.frame)
 
@@ -46,7 +47,7 @@ def test_what_the_stack_writes_is_read(tmp_path: Path) -> None:
     """The writer's columns and the reader's, which are two rooms, must stay one format."""
     found = stack.run(simulate(groups=5, frames=60), StackConfig(threads=1, bootstrap=0), tmp_path)
     book = found.book
-    given = preds.Predictions(stack.write(found, tmp_path / "preds.csv")[0])
+    given = io.Predictions(stack.write(found, tmp_path / "preds.csv")[0])
     assert given.classes == book.classes
     clips = list(given.clips())
     np.testing.assert_array_equal(np.concatenate([clip.said for clip in clips]), found.units.argmax(1))
@@ -62,13 +63,13 @@ def test_parquet_or_what_to_install(tmp_path: Path) -> None:
     except ImportError:
         path.write_bytes(b"PAR1")
         with pytest.raises(MissingExtra, match="parquet"):
-            preds.Predictions(path)
+            io.Predictions(path)
         return
     made = draw({"a": 40}, SEVEN)["a"]
     parquet.write_table(table({"clip": ["a"] * 40, "frame": np.arange(1, 41, dtype=np.int32), "time_s": np.arange(40.),
                                "valid": np.arange(40) > 3, "label": [None] * 40, "prediction": made.argmax(1),
                                **{f"p_{name}": made[:, i] for i, name in enumerate(SEVEN)}}), path)
-    clip = next(preds.Predictions(path).clips())
+    clip = next(io.Predictions(path).clips())
     np.testing.assert_allclose(clip.shares, made)
     assert list(np.flatnonzero(~clip.valid)) == [0, 1, 2, 3] and (clip.label == -1).all()
 
@@ -87,7 +88,7 @@ def test_damage_is_refused_with_its_line(tmp_path: Path, old: str, new: str, say
     assert old in text
     path.write_text(text.replace(old, new, 1) if old != "p_" else text.replace(old, new))
     with pytest.raises(InputError) as caught:
-        list(preds.Predictions(path).clips())
+        list(io.Predictions(path).clips())
     assert says in str(caught.value) and "next: " in str(caught.value)
 
 
@@ -95,7 +96,7 @@ def test_no_number_is_no_probability(tmp_path: Path) -> None:
     path = write(tmp_path / "p.csv", {"a": np.eye(8)})
     path.write_text(path.read_text().replace("1.000000", "nan", 1))
     with pytest.raises(InputError, match="probabilities"):
-        list(preds.Predictions(path).clips())
+        list(io.Predictions(path).clips())
 
 
 @pytest.mark.parametrize(("name", "data", "says"), [
@@ -105,19 +106,19 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path, name: str, data: bytes 
     if data is not None:
         (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=says):
-        preds.Predictions(tmp_path / name)
+        io.Predictions(tmp_path / name)
 
 
 def test_a_packed_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "p.csv.gz", draw({"a": 3000}))
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(InputError, match="not readable"):
-        list(preds.Predictions(path).clips())
+        list(io.Predictions(path).clips())
 
 
 def test_a_clip_is_the_mean_of_its_frames_with_a_face(tmp_path: Path) -> None:
     made = draw({"a": 9, "b": 4})
     path = write(tmp_path / "p.csv", made, faceless={"a": [1, 2, 3], "b": [1, 2, 3, 4]})
-    a, b = preds.Predictions(path).clips()
+    a, b = io.Predictions(path).clips()
     np.testing.assert_allclose(a.pooled(a.shares), made["a"][3:].mean(0))
     np.testing.assert_allclose(b.pooled(b.shares), made["b"].mean(0))

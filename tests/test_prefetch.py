@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fercache.prefetch import ahead
+from fercache.runtime.prefetch import ahead
 
 
 def counted(count: int, made: list[int], fail_at: int = -1) -> Iterator[int]:

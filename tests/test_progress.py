@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from fercache import progress
-from fercache.progress import duration, meter
+from fercache.runtime import progress
+from fercache.runtime.progress import duration, meter
 
 
 class Screen(io.StringIO):

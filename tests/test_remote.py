@@ -22,11 +22,14 @@ import zarr
 from s3 import bucket, s3_endpoint, server, settings  # noqa: F401 - fixtures
 from test_store import NAMES, PROVENANCE, SETTINGS, SOURCE, TAPS, features, put
 
-import fercache
-from fercache import care
+from fercache import open_store
 from fercache.errors import ClipError, InputError, MissingExtra, NotInStore, StoreError
-from fercache.place import Url, as_place
-from fercache.store import CLOCK, EmbeddingStore, claimed, lease
+from fercache.maintenance import verify
+from fercache.runtime.uri import Url, as_place
+from fercache.store import locks
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.layout import CLOCK
+from fercache.store.locks import claimed
 from fercache.store.remote import RemoteFiles, files_at
 
 pytestmark = pytest.mark.filterwarnings(
@@ -67,7 +70,7 @@ def test_what_is_committed_comes_back(bucket: str, tmp_path: Path, frames: int) 
     local = EmbeddingStore.create(tmp_path / "casia-0123.zarr", SETTINGS, TAPS)
     put(store, "a clip", frames)
     put(local, "a clip", frames)
-    again = fercache.open_store(f"{bucket}/cache/features/d/casia-0123.zarr")
+    again = open_store(f"{bucket}/cache/features/d/casia-0123.zarr")
     clock, taps = features(frames)
     for tap, value in taps.items():
         np.testing.assert_array_equal(again["a clip"].read(tap), value)
@@ -123,7 +126,7 @@ def web(tmp_path: Path) -> Iterator[str]:
 
 def test_http_reads(web: str, tmp_path: Path) -> None:
     put(EmbeddingStore.create(tmp_path / "s.zarr", SETTINGS, TAPS), "c", 700)
-    store = fercache.open_store(f"{web}/s.zarr")
+    store = open_store(f"{web}/s.zarr")
     np.testing.assert_array_equal(store["c"]["block8"][10:300], features(700)[1]["block8"][10:300])
     assert list(store) == ["c"] and store.digest() == EmbeddingStore.open(tmp_path / "s.zarr").digest()
     with pytest.raises(NotInStore):
@@ -131,7 +134,7 @@ def test_http_reads(web: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         put(EmbeddingStore.open(f"{web}/s.zarr", mode="a"), "d", 3)
     with pytest.raises(StoreError, match="no embedding store"):
-        fercache.open_store(f"{web}/t.zarr")
+        open_store(f"{web}/t.zarr")
 
 
 STEPS = ["store.created:1", "lease.taken:1", "begin.journaled:1", "detections.kept:2", "clock.journaled:1",
@@ -162,7 +165,7 @@ def test_killed_anywhere_it_goes_on(bucket: str, unbroken: str, step: str) -> No
     test_resume.work(url)  # type: ignore[arg-type]
     store = EmbeddingStore.open(url)
     assert store.digest() == unbroken and set(store) == set(test_resume.FRAMES)
-    report = care.verify(url)
+    report = verify.verify(url)
     assert report.whole and not report.faults and report.clips == len(test_resume.FRAMES)
     assert not claimed(as_place(url)), "a dead process's claim counts as alive"
 
@@ -177,7 +180,7 @@ def test_resumes_inside_a_clip(bucket: str) -> None:  # noqa: F811
     fs = fs_of(url)
     fs.pipe_file(f"{url}/video/block8/c.5.0", fs.cat_file(f"{url}/video/block8/c.4.0"))
     assert test_resume.write(EmbeddingStore.open(url, mode="a"), "video") == 1024
-    assert care.verify(url).whole
+    assert verify.verify(url).whole
 
 
 def test_verify_finds_and_repairs(bucket: str) -> None:  # noqa: F811
@@ -196,10 +199,10 @@ def test_verify_finds_and_repairs(bucket: str) -> None:  # noqa: F811
         EmbeddingStore.open(url)["c2"].clock["time_s"]
     with pytest.raises(StoreError, match="missing or torn"):
         EmbeddingStore.open(url)["c3"]["block8"][:]
-    report = care.verify(url)
+    report = verify.verify(url)
     assert {fault.clip for fault in report.faults if not fault.stray} == {"c1", "c2", "c3"}
-    assert care.verify(url, repair=True).dropped == ("c1", "c2", "c3")
-    after = care.verify(url)
+    assert verify.verify(url, repair=True).dropped == ("c1", "c2", "c3")
+    after = verify.verify(url)
     assert after.whole and not after.faults and after.clips == 2
     assert list(EmbeddingStore.open(url)) == ["c0", "c4"]
 
@@ -218,12 +221,12 @@ def test_another_machine_waits_and_takes_over(bucket: str, tmp_path: Path,  # no
         with pytest.raises(StoreError, match="another process"):
             other.remove("c")
         put(other, "d", 300)
-        silent_for(lease.SILENCE_S + 1, store, "c")
+        silent_for(locks.SILENCE_S + 1, store, "c")
         put(other, "c", 300)
         with pytest.raises(ClipError, match="taken"):
             writer.set_clock(features(300, seed=1)[0])
     again = EmbeddingStore.open(url)
-    assert set(again) == {"c", "d"} and care.verify(url).whole
+    assert set(again) == {"c", "d"} and verify.verify(url).whole
     np.testing.assert_array_equal(again["c"].clock["time_s"], features(300)[0][:, 1])
     assert not fs_of(url).find(f"{bucket}/s.work")
 
@@ -237,7 +240,7 @@ def silent_for(seconds: float, store: EmbeddingStore, clip: str) -> None:
 
 
 def test_a_claim_that_is_gone_is_noticed(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+    monkeypatch.setattr(locks, "BEAT_S", 0.05)
     store = EmbeddingStore.create(f"{memory}/s.zarr", SETTINGS, TAPS)
     with store.writer("c", source=SOURCE, provenance=PROVENANCE) as writer:
         before = fs_of(memory).cat_file(f"{memory}/s.work/c/{next(iter(files_at(f'{memory}/s.work').sizes('c')))}")
@@ -262,7 +265,7 @@ def test_of_many_machines_one_has_the_clip(memory: str, tmp_path: Path, monkeypa
 
     def machine(number: int) -> None:
         for _ in range(5):
-            with lease.lease(files, claims, tmp_path / f"machine{number}", "c") as mine:
+            with locks.lease(files, claims, tmp_path / f"machine{number}", "c") as mine:
                 if mine:
                     inside.append(number)
                     most.append(len(inside))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from s3 import bucket, s3_endpoint  # noqa: F401 - fixtures
 
-from fercache.store import EmbeddingStore
+from fercache.store.embedding_store import EmbeddingStore
 
 PEOPLE, FRAMES = 4, 12
 

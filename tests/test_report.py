@@ -20,13 +20,15 @@ from finished import ODD, finish
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fercache import metrics, report, told
+from fercache import metrics
 from fercache.errors import InputError
-from fercache.report.curve import WIDTHS_S, Curve
-from fercache.report.thin import STEPS, UNKNOWN, bytes_a_point, points, thin
-from fercache.report.walk import walk
-from fercache.stack import columns, predictions
-from fercache.told import Told
+from fercache.results import predictions_part, told_part
+from fercache.results.told_part import Told
+from fercache.stacking import candidates
+from fercache.viz import report
+from fercache.viz.report.curve_part import WIDTHS_S, Curve
+from fercache.viz.report.thin_part import STEPS, UNKNOWN, bytes_a_point, points, thin
+from fercache.viz.report.walk import walk
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,7 @@ def test_the_walk_counts_what_stack_counted(preds: Path) -> None:
 
 def test_the_confident_mistakes_are_mistakes_and_the_surest(preds: Path) -> None:
     found = walk(preds, book_of(preds))
-    clips = dict(told.each(preds))
+    clips = dict(told_part.each(preds))
     shares = [mistake.share for mistake in found.mistakes]
     assert shares and shares == sorted(shares, reverse=True)
     for mistake in found.mistakes:
@@ -121,7 +123,7 @@ def test_the_confident_mistakes_are_mistakes_and_the_surest(preds: Path) -> None
 
 
 def test_the_curve_without_smoothing_is_the_plain_mean_and_smoothing_helps() -> None:
-    from fercache.logits import Page
+    from fercache.oof import Page
 
     book = simulate(groups=6, frames=400)
     curve = Curve(book.classes, "macro_f1")
@@ -237,8 +239,8 @@ def large(home: Path, clips: int, frames: int) -> Path:
     """Write predictions of a run of that many clips and frames a clip, with its book and a metrics file."""
     book = simulate(groups=clips, frames=frames)
     book.save(home / "cache/logits/simulated" / f"{book.fingerprint[:12]}.h5")
-    mean = columns.millionths(np.mean([np.exp(v - v.max(1, keepdims=True)) for v in book.logits.values()], axis=0))
-    predictions.write(book, mean, home / "preds.csv")
+    mean = candidates.millionths(np.mean([np.exp(v - v.max(1, keepdims=True)) for v in book.logits.values()], axis=0))
+    predictions_part.write(book, mean, home / "preds.csv")
     said = mean.argmax(1)
     group = book.spread(np.arange(clips))
     known = book.label >= 0

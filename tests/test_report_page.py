@@ -11,7 +11,7 @@ import pytest
 from browser import chromium, errors, look, requests
 from finished import ODD, finish
 
-from fercache import report
+from fercache.viz import report
 
 WAIT = """const done = arguments[arguments.length - 1], plots = [...document.querySelectorAll("[data-figure]")];
 const wait = (n) => { const left = plots.filter((plot) => !plot.querySelector("svg.main-svg"));
@@ -100,9 +100,9 @@ def test_the_filter_filters(driver: Any) -> None:
 
 
 def test_the_list_begins_with_the_most_wrong(driver: Any, preds: Path) -> None:
-    from fercache import told
+    from fercache.results import told_part
 
-    share = {name: rows.wrong.sum() / (rows.label >= 0).sum() for name, rows in told.each(preds)}
+    share = {name: rows.wrong.sum() / (rows.label >= 0).sum() for name, rows in told_part.each(preds)}
     listed = [share[name] for name in names(driver)]
     assert listed == sorted(listed, reverse=True) and len(listed) == len(share)
 
@@ -128,9 +128,9 @@ def test_a_timeline_zooms_under_the_mouse(driver: Any) -> None:
 
 
 def test_the_timeline_draws_what_was_told(driver: Any, preds: Path) -> None:
-    from fercache import told
+    from fercache.results import told_part
 
-    classes, clips = told.read(preds)
+    classes, clips = told_part.read(preds)
     driver.execute_script("document.querySelector('#list button').click()")
     drawn = driver.execute_script("""return document.getElementById('timeline').data
         .filter((one) => one.mode === 'lines' && one.name !== 'no face').map((one) => [one.name, [...one.y]])""")

@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fercache import durable
-from fercache.store import CLOCK, SEGMENT, EmbeddingStore
-from fercache.store.journal import Journal
+from fercache.runtime import atomic_io
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.journal_part import Journal
+from fercache.store.layout import CLOCK, SEGMENT
 
 TAPS = {"block8": (48,), "repeat_1-3x3": (2, 3, 3)}
 SETTINGS = {"backbone": "casia"}
@@ -113,7 +114,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> tuple[
         order.append(f"{name}:{passed[name]}")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(durable, "step", note)
+        patch.setattr(atomic_io, "step", note)
         work(folder / "s.zarr")
     return tree(folder / "s.zarr"), order
 
@@ -125,7 +126,7 @@ def store(tmp_path: Path, prepared: Path) -> Path:
 
 
 def start(path: Path, **environment: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(durable.__file__).parents[1]), **environment}
+    environment = {**os.environ, "PYTHONPATH": str(Path(atomic_io.__file__).parents[1]), **environment}
     return subprocess.Popen([sys.executable, __file__, str(path)], env=environment, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE)
 

@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from videos import make_video
 
-from fercache import demo, media
-from fercache.store import EmbeddingStore, layout
+from fercache import media
+from fercache.data import demo
+from fercache.store import layout
+from fercache.store.embedding_store import EmbeddingStore
 
 EXTRACT = ("extract", "--clips", "clips", "--taps", "block8,repeat_1-3x3", "--threads", 1)
 CROPPED = ("extract", "--taps", "block8", "--threads", 1, "--clips")

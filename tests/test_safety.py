@@ -17,13 +17,14 @@ import pytest
 import torch
 from forked import Runner
 
-from fercache import durable, recipe
+from fercache import recipe
+from fercache.backbones.weights import resolve
 from fercache.errors import ClipError, FercacheError, InputError, StoreError, WeightsError
-from fercache.logits import LogitBook
-from fercache.stack import kept
-from fercache.store import EmbeddingStore
-from fercache.store.files import LocalFiles
-from fercache.weights import resolve
+from fercache.oof import LogitBook
+from fercache.runtime import atomic_io
+from fercache.stacking import kept_part
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.local import LocalFiles
 
 PACKAGE = Path(__file__).resolve().parents[1] / "fercache"
 MODULES = {"cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "imp", "code"}
@@ -101,9 +102,9 @@ def test_weights_run_nothing(tmp_path: Path, proof: Path, ending: str, protocol:
 def test_arrays_and_books_run_nothing(tmp_path: Path, proof: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    np.save(folder / kept.FINAL, np.array([Evil(proof)], dtype=object), allow_pickle=True)
-    (folder / kept.METRICS).write_text("{}")
-    assert kept.load(folder, (1, 1)) is None
+    np.save(folder / kept_part.FINAL, np.array([Evil(proof)], dtype=object), allow_pickle=True)
+    (folder / kept_part.METRICS).write_text("{}")
+    assert kept_part.load(folder, (1, 1)) is None
     (tmp_path / "book.h5").write_bytes(pickle.dumps(Evil(proof)))
     with pytest.raises(StoreError):
         LogitBook.load(tmp_path / "book.h5")
@@ -138,10 +139,10 @@ def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
     with large.open("wb") as file:
         file.truncate(65 << 20)
     with pytest.raises(InputError, match="larger"):
-        durable.read_json(large)
+        atomic_io.read_json(large)
     large.write_text("[" * 100_000)
     with pytest.raises(InputError):
-        durable.read_json(large)
+        atomic_io.read_json(large)
     root = tmp_path / "s.zarr" / "zarr.json"
     root.parent.mkdir()
     with root.open("wb") as file:
@@ -169,7 +170,7 @@ def test_a_book_larger_than_its_file_is_not_read(tmp_path: Path) -> None:
 def test_a_pointer_stays_beside_itself(tmp_path: Path, said: str) -> None:
     (tmp_path / "current.json").write_text(said)
     with pytest.raises(InputError):
-        durable.read_pointer(tmp_path / "current.json", "store")
+        atomic_io.read_pointer(tmp_path / "current.json", "store")
 
 
 CLIPS = ("../up", "../../up", "/abs", "C:\\x", "CON", "nul.txt", "x" * 400, "é", "e\u0301", "Twin", "twin",
@@ -254,7 +255,7 @@ def test_rows_past_the_end_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_link_into_another_store_is_found(tmp_path: Path) -> None:
-    from fercache import care
+    from fercache.maintenance import verify
 
     one = EmbeddingStore.create(tmp_path / "one.zarr", {"x": 1}, TAPS)
     other = EmbeddingStore.create(tmp_path / "two.zarr", {"x": 2}, TAPS)
@@ -265,9 +266,9 @@ def test_a_link_into_another_store_is_found(tmp_path: Path) -> None:
     (one.path / "c").symlink_to(other.path / "c")
     (one.path / "gone").symlink_to(tmp_path / "nowhere")
     assert list(one) == []
-    assert {fault.where.name for fault in care.verify(one.path).faults} == {"c", "gone"}
-    assert len(care.verify(one.path, repair=True).cleared) == 2
-    assert not care.verify(one.path).faults and list(other) == ["c"], "what a link leads to is not the store's"
+    assert {fault.where.name for fault in verify.verify(one.path).faults} == {"c", "gone"}
+    assert len(verify.verify(one.path, repair=True).cleared) == 2
+    assert not verify.verify(one.path).faults and list(other) == ["c"], "what a link leads to is not the store's"
 
 
 def test_two_names_of_one_store_share_its_claims(tmp_path: Path) -> None:

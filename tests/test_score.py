@@ -16,11 +16,11 @@ from predsfile import EIGHT, SEVEN, draw, write
 from rich.console import Console
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from fercache import score
 from fercache.config import ScoreConfig
-from fercache.datasets.base import Dataset, Split, Trial
+from fercache.data.base import Dataset, Split, Trial
 from fercache.errors import InputError
-from fercache.preds import Predictions
+from fercache.results import score
+from fercache.results.io import Predictions
 
 CONFIG = ScoreConfig(bootstrap=200)
 LENGTHS = {f"v{i:02d}": 40 + i for i in range(12)}

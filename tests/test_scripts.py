@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fercache.store import EmbeddingStore
+from fercache.store.embedding_store import EmbeddingStore
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

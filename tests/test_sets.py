@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from fercache import metrics
 from fercache.config import DATASETS, DatasetConfig
-from fercache.datasets import READERS, Dataset, load
-from fercache.datasets.base import EIGHT
-from fercache.datasets.listed import canonical, code_of, rows_of
+from fercache.data import READERS, load
+from fercache.data.base import EIGHT, Dataset
+from fercache.data.clip_level import canonical, code_of, rows_of
 from fercache.errors import InputError
 
 Tree = dict[str, str]

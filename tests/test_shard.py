@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fercache.datasets import Dataset, Problem, Trial
-from fercache.engines import limit
-from fercache.engines.shard import Shard, read
-from fercache.engines.size import amount, largest_first
+from fercache.data.base import Dataset, Problem, Trial
 from fercache.errors import InputError
+from fercache.extraction import cancellation
+from fercache.extraction.distributed.shard import Shard, read
+from fercache.extraction.distributed.size_part import amount, largest_first
 
 
 def trial(name: str, path: str = "", **more: object) -> Trial:
@@ -119,10 +119,10 @@ def test_large_sources_come_first_and_their_people_together() -> None:
     ("1:30:00", 5400), ("10:30", 630), ("90:00", 5400), ("1-12", 129_600), ("1-12:30", 131_400),
     ("1-00:00:10", 86_410), (" 60 ", 60)])
 def test_lengths_of_time(text: str, seconds: float) -> None:
-    assert limit.seconds(text) == seconds
+    assert cancellation.seconds(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "0m", "soon", "-5", "1:2:3:4", "m", "1-2-3", "5x", "1 h", "0:00"])
 def test_what_is_no_length_of_time(text: str) -> None:
     with pytest.raises(InputError, match="no length of time"):
-        limit.seconds(text)
+        cancellation.seconds(text)

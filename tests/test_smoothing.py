@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fercache.smoothing import Sums, highest, lagged, moving_mean, nearest, reach
+from fercache.results.smoothing import Sums, highest, lagged, moving_mean, nearest, reach
 
 
 @st.composite

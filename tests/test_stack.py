@@ -15,13 +15,13 @@ import pytest
 from books import CLASSES, FPS, simulate
 from rich.console import Console
 
-from fercache import folds, stack
 from fercache.config import StackConfig
+from fercache.data import folds
 from fercache.errors import InputError, MissingExtra, StoreError
-from fercache.logits import LogitBook
-from fercache.smoothing import nearest
-from fercache.stack import boost, columns, features, sample
-from fercache.stack.features import ClipView
+from fercache.oof import LogitBook
+from fercache.results.smoothing import nearest
+from fercache.stacking import candidates, features, models, sample_part, stack
+from fercache.stacking.features import ClipView
 
 CONFIG = StackConfig(threads=1, bootstrap=200)
 
@@ -146,7 +146,7 @@ def test_names_that_need_quotes(tmp_path: Path) -> None:
 
 
 def test_the_same_bytes_twice_and_with_two_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boost, "ROWS_FOR_THREADS", 0)
+    monkeypatch.setattr(models, "ROWS_FOR_THREADS", 0)
     book, texts = simulate(groups=12, validation=3, frames=120), []
     for i, threads in enumerate((1, 1, 2)):
         found = stack.run(book, replace(CONFIG, threads=threads), tmp_path / str(i))
@@ -289,30 +289,30 @@ def test_any_number_of_heads_gives_few_features(heads: int, causal: bool) -> Non
 
 def test_rows_are_thinned_in_time() -> None:
     book = simulate(groups=3, frames=300)
-    kept = sample.thinned(book)
+    kept = sample_part.thinned(book)
     assert (book.label[kept] >= 0).all() and book.valid[kept].all()
-    assert 0.8 * len(kept) / (sample.STEP_S * FPS) < kept.sum() <= len(kept) / (sample.STEP_S * FPS) + 6
+    assert 0.8 * len(kept) / (sample_part.STEP_S * FPS) < kept.sum() <= len(kept) / (sample_part.STEP_S * FPS) + 6
 
 
 def test_large_books_are_thinned_to_a_stated_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample, "MOST", 100)
-    kept = sample.thinned(simulate(groups=3, frames=300))
+    monkeypatch.setattr(sample_part, "MOST", 100)
+    kept = sample_part.thinned(simulate(groups=3, frames=300))
     assert 50 < kept.sum() <= 100
 
 
 def test_leaves_grow_with_the_rows_of_a_case() -> None:
-    few, many = (sample.Sample(rows=np.arange(n), x=np.zeros((n, 1), np.float32),
+    few, many = (sample_part.Sample(rows=np.arange(n), x=np.zeros((n, 1), np.float32),
                                smoothed=np.zeros((n, 1, 1, 2), np.float32), label=np.zeros(n, int),
                                fold=np.zeros(n, int), group=np.zeros(n, int), stretch=np.arange(n) % 10, classes=2)
                  for n in (100, 1000))
-    plan = boost.Plan(seed=0, threads=1, balance=0.75)
-    small, large = (boost._settings(one, plan)["min_data_in_leaf"] for one in (few, many))
+    plan = models.Plan(seed=0, threads=1, balance=0.75)
+    small, large = (models._settings(one, plan)["min_data_in_leaf"] for one in (few, many))
     assert (small, large) == (20, 200)
 
 
 def test_millionths_sum_to_a_million() -> None:
     p = np.random.default_rng(0).dirichlet([0.1] * 7, 1000).astype(np.float32)
-    units = columns.millionths(p)
+    units = candidates.millionths(p)
     assert (units.sum(1) == 1_000_000).all() and (units >= 0).all()
     np.testing.assert_allclose(units / 1e6, p, atol=1.1e-6)
 

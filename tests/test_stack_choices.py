@@ -11,12 +11,12 @@ import pytest
 from books import simulate
 from rich.console import Console
 
-from fercache import metrics, stack
+from fercache import metrics
 from fercache.config import StackConfig
 from fercache.errors import InputError
-from fercache.logits import LogitBook
-from fercache.stack import base, calibration, features, nested, sample
-from fercache.stack.base import softmax
+from fercache.oof import LogitBook
+from fercache.stacking import calibration, features, nested_cv, sample_part, smoothed_mean, stack
+from fercache.stacking.smoothed_mean import softmax
 
 CONFIG = StackConfig(threads=1, bootstrap=50)
 HEADS = ("frame", "frame_b")
@@ -120,13 +120,13 @@ def test_what_is_chosen_by_is_the_metric_that_is_asked_for(tmp_path: Path, metri
     assert found.report["metric"] == metric and one["official"] == pytest.approx(one[metric])
 
 
-def learn(book: LogitBook, metric: str = "macro_f1") -> base.Base:
+def learn(book: LogitBook, metric: str = "macro_f1") -> smoothed_mean.Base:
     """Return the base of all rows of a book."""
-    from fercache.progress import meter
+    from fercache.runtime.progress import meter
 
     made = features.of(book, causal=False)
     with meter("test", 1) as bar:
-        return base.choose(sample.draw(book, made, False, bar), made.widths, metric)
+        return smoothed_mean.choose(sample_part.draw(book, made, False, bar), made.widths, metric)
 
 
 def test_a_head_that_flickers_is_smoothed_more_than_one_that_does_not() -> None:
@@ -154,7 +154,7 @@ def test_accuracy_asks_for_no_prior_correction() -> None:
 
 def test_a_base_survives_json() -> None:
     found = learn(simulate(groups=6, frames=60))
-    again = base.Base.of(found.json())
+    again = smoothed_mean.Base.of(found.json())
     x = np.random.default_rng(0).normal(size=(5, 3, 6, 7)).astype(np.float32)
     np.testing.assert_array_equal(found.start(x), again.start(x))
 
@@ -203,6 +203,6 @@ def test_every_edition_has_its_metric() -> None:
 
 def test_nothing_is_learnt_from_validation_without_a_refit() -> None:
     book = simulate(groups=8, validation=3, frames=60)
-    assert not sample.thinned(book)[book.spread(book.fold) < 0].any()
-    assert sample.thinned(book, refit=True)[book.spread(book.fold) < 0].any()
-    assert set(nested.run(book, CONFIG).members) == {0, 1, 2, 3, 4, -1}
+    assert not sample_part.thinned(book)[book.spread(book.fold) < 0].any()
+    assert sample_part.thinned(book, refit=True)[book.spread(book.fold) < 0].any()
+    assert set(nested_cv.run(book, CONFIG).members) == {0, 1, 2, 3, 4, -1}

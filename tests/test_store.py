@@ -16,12 +16,13 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
-import fercache
-from fercache import care
+from fercache import open_store
 from fercache.errors import FercacheError, InputError, NotInStore, StoreError
-from fercache.store import CLOCK, SEGMENT, EmbeddingStore
-from fercache.store.mark import sealed
-from fercache.store.names import decode, encode
+from fercache.maintenance import verify
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.layout import CLOCK, SEGMENT
+from fercache.store.manifest import sealed
+from fercache.store.names_part import decode, encode
 
 TAPS = {"block8": (5,), "repeat_1-3x3": (2, 3, 3)}
 SETTINGS = {"backbone": "casia", "taps": ["block8", "repeat_1-3x3"], "margin": 0.0}
@@ -89,7 +90,7 @@ def test_plain_zarr_reads_the_layout(store: EmbeddingStore) -> None:
     assert clip.attrs["fercache"]["clip"] == "a b" and clip.attrs["fercache"]["frames"] == 300
     clock, taps = features(300)
     np.testing.assert_array_equal(clip["block8"][:], taps["block8"])
-    np.testing.assert_array_equal(clip["block8"][10:74], fercache.open_store(str(store.path))["a b"]["block8"][10:74])
+    np.testing.assert_array_equal(clip["block8"][10:74], open_store(str(store.path))["a b"]["block8"][10:74])
     np.testing.assert_array_equal(clip["clock"][:], clock)
     assert clip["clock"].attrs["columns"] == list(CLOCK)
     np.testing.assert_array_equal(store["a b"]["block8"].zarr[:], taps["block8"])
@@ -373,7 +374,7 @@ def use(path: Path) -> None:
     try:
         store = EmbeddingStore.open(path, mode="a")
         store.digest()
-        care.verify(path)
+        verify.verify(path)
         for clip in ("a", "b"):
             if clip in store:
                 assert store[clip].read("block8").shape == (20, 5) and len(store[clip].clock) == 20

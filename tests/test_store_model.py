@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 
-from fercache import care
 from fercache.errors import NotInStore, StoreError
-from fercache.store import CLOCK, SEGMENT, ClipWriter, EmbeddingStore
-from fercache.store.names import encode
+from fercache.maintenance import verify
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.layout import CLOCK, SEGMENT
+from fercache.store.names_part import encode
+from fercache.store.writer import ClipWriter
 
 TAPS = {"block8": (2,), "grid": (1, 2)}
 NAMES = st.sampled_from(["a", "A", "../a", "CON", "zarr.json", "", "é", "e\u0301", "a" * 250])
@@ -170,7 +172,7 @@ class StoreModel(RuleBasedStateMachine):
     def verify(self, repair: bool) -> None:
         """`verify` names the harmed clips and no other; a repair drops just those."""
         flipped = {encode(name) for name in self.flipped()}
-        report = care.verify(self.store.path, repair=repair)
+        report = verify.verify(self.store.path, repair=repair)
         harmed = {fault.folder for fault in report.faults}
         sure = {encode(name) for name in self.harmed}
         assert sure <= harmed <= sure | {encode(name) for name in self.silent}

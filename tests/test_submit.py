@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from predsfile import EIGHT, SEVEN, draw, write
 from videos import make_video
 
-from fercache import datasets, submit
 from fercache.config import DatasetConfig, SubmitConfig
+from fercache.data import load
 from fercache.errors import InputError
-from fercache.submit import Places
+from fercache.results import submit
+from fercache.results.submit import Places
 
 CONFIG = SubmitConfig()
 HEADER = "image_location,Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise,Other"
@@ -390,7 +391,7 @@ def test_the_names_are_those_of_the_readers(tmp_path: Path) -> None:
         (tmp_path / clip).mkdir(parents=True)
         (tmp_path / clip / "00001.jpg").write_bytes(b"x")
     for layout, test in (("dfew", list(lists)[1]), ("ferv39k", list(lists)[3])):
-        data = datasets.load(DatasetConfig(dataset=layout, root=str(tmp_path / layout)), tmp_path)
+        data = load(DatasetConfig(dataset=layout, root=str(tmp_path / layout)), tmp_path)
         asked = [trial for trial in data.trials if trial.split != "train"]
         assert len(asked) == 2, data.problems
         truth = {trial.name: np.eye(7)[[trial.clip_label] * 3] for trial in asked}

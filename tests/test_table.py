@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from fercache.config import DatasetConfig
-from fercache.datasets import Dataset, frames, load, rows
+from fercache.data import frames_part, load, tables
+from fercache.data.base import Dataset
 from fercache.errors import InputError
 
 HEADER = "Neutral,Anger,Disgust"
@@ -218,7 +219,7 @@ def test_parquet_gives_what_csv_gives(tmp_path: Path) -> None:
 
 def test_codes_of_labels() -> None:
     classes = ("Neutral", "Anger", "anger", "7")
-    got = [rows.code(word, classes) for word in ("Anger", "anger", "ANGER", "7", "0", "3", "4", "nan", "9" * 40, "²")]
+    got = [tables.code(word, classes) for word in ("Anger", "anger", "ANGER", "7", "0", "3", "4", "nan", "9" * 40, "²")]
     assert got == [1, 2, None, 3, 0, 3, None, -1, None, None]
 
 
@@ -232,7 +233,7 @@ def test_labels_by_frame_of_a_whole_set_take_seconds(tmp_path: Path) -> None:
         for name, row in zip(names, values.tolist(), strict=True):
             out.writelines(f"{name},{frame},{label}\n" for frame, label in enumerate(row, 1))
     started = time.perf_counter()
-    _, labels, problems = frames.read(path, set(names), tuple("abcdefg"))
+    _, labels, problems = frames_part.read(path, set(names), tuple("abcdefg"))
     print(f"{values.size} rows: {time.perf_counter() - started:.1f} s")
     assert not problems and all(np.array_equal(labels[name], row) for name, row in zip(names, values, strict=True))
     assert time.perf_counter() - started < 60

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fercache import timeline, told
-from fercache.datasets import Dataset
+from fercache.data.base import Dataset
 from fercache.errors import InputError
-from fercache.store import EmbeddingStore
+from fercache.results import told_part
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.viz import timeline
 
 HEAD = "clip,frame,time_s,valid,label,prediction,p_Neutral,p_Anger\n"
 ROWS = "".join(f"a $b$,{i + 1},{i / 30:.6f},{int(i % 7 > 1)},{'' if i < 5 else 1},{i % 2},0.250000,0.750000\n"
@@ -51,7 +52,7 @@ def test_a_picture_is_drawn_again_only_for_other_rows(tmp_path: Path) -> None:
 
 def test_rows_are_read_as_they_stand(tmp_path: Path) -> None:
     (tmp_path / "preds.csv").write_text(HEAD + ROWS)
-    classes, clips = told.read(tmp_path / "preds.csv")
+    classes, clips = told_part.read(tmp_path / "preds.csv")
     rows = clips["a $b$"]
     assert classes == ("Neutral", "Anger")
     assert rows.label[:6].tolist() == [-1] * 5 + [1]
@@ -64,9 +65,9 @@ def test_rows_are_read_as_they_stand(tmp_path: Path) -> None:
 def test_a_wrong_table_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "preds.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError):
-        told.read(tmp_path / "preds.csv")
+        told_part.read(tmp_path / "preds.csv")
 
 
 def test_an_absent_table_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such predictions"):
-        told.read(tmp_path / "preds.csv")
+        told_part.read(tmp_path / "preds.csv")

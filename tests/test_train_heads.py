@@ -15,23 +15,24 @@ import numpy as np
 import pytest
 import small_sets
 
-from fercache import durable, metrics, train_heads
+from fercache import metrics
 from fercache.config import TrainConfig
-from fercache.datasets import Dataset, Trial
+from fercache.data.base import Dataset, Trial
 from fercache.errors import InputError, StoreError
-from fercache.logits import LogitBook
-from fercache.store import EmbeddingStore
-from fercache.train_heads import kept
-from fercache.train_heads.plan import Training
-from fercache.train_heads.speak import mean_of, speak, trained
-from fercache.windows import preload
+from fercache.oof import LogitBook
+from fercache.runtime import atomic_io
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.training import checkpoints, train
+from fercache.training.cross_validation import Training
+from fercache.training.data import preload
+from fercache.training.inference import mean_of, speak, trained
 
 CONFIG = TrainConfig(taps=tuple(small_sets.TAPS), folds=3, members=2, epochs=12, lr=1e-2, width=16, window_s=1.0,
                      threads=2)
 
 
 def run(pair: tuple[Dataset, EmbeddingStore], cache: Path, **changed: Any) -> LogitBook:
-    report = train_heads.run(*pair, replace(CONFIG, **changed), cache)
+    report = train.run(*pair, replace(CONFIG, **changed), cache)
     return LogitBook.load(report.book)
 
 
@@ -70,7 +71,7 @@ def test_every_row_has_a_word_and_the_truth_is_found(book: LogitBook) -> None:
 
 
 def test_a_second_run_trains_nothing(pair: Any, book: LogitBook, cache: Path) -> None:
-    report = train_heads.run(*pair, CONFIG, cache)
+    report = train.run(*pair, CONFIG, cache)
     assert report.cached and not report.trained
 
 
@@ -96,7 +97,7 @@ def test_killed_and_resumed_equals_unbroken(pair: Any, book: LogitBook, tmp_path
 
 
 def test_the_store_is_read_once(pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fercache.store import Clip
+    from fercache.store.clip import Clip
 
     reads: list[str] = []
     plain = Clip.read
@@ -131,7 +132,7 @@ def test_nobody_is_told_by_who_learnt_from_it(pair: Any, book: LogitBook, cache:
     group = dict(zip(book.trials, book.group, strict=True))
     fold = dict(zip(book.trials, book.fold.tolist(), strict=True))
     for path in heads_folder(cache).glob("*-fold*.json"):
-        said = durable.read_json(path)
+        said = atomic_io.read_json(path)
         seen, watched = set(said["trained_on"]), set(said["watched"])
         held = {group[name] for name, k in fold.items() if k in (said["fold"], -1)}
         assert seen and watched and not seen & watched and not (seen | watched) & held
@@ -141,7 +142,7 @@ def test_evidence_of_a_trial_comes_from_a_member_that_did_not_learn_it(pair: Any
     training = Training(*pair[:1], pair[0].trials, pair[1], replace(CONFIG, heads=("gru",), epochs=2), tmp_path / "a")
     assert training.run().keys() == {"gru"}
     for fold in range(training.splits.k):
-        members = [kept.load(path) for path in sorted((tmp_path / "a").glob(f"frame-fold{fold}-*.json"))]
+        members = [checkpoints.load(path) for path in sorted((tmp_path / "a").glob(f"frame-fold{fold}-*.json"))]
         assert len(members) == CONFIG.members
         for i, trial in enumerate(pair[0].trials):
             strangers = [m for m in members if trial.group not in m.record["trained_on"]]
@@ -154,8 +155,8 @@ def test_evidence_of_a_trial_comes_from_a_member_that_did_not_learn_it(pair: Any
 
 
 def test_standardisation_is_fitted_on_training_rows_only(pair: Any) -> None:
-    from fercache.heads import DEFAULTS
-    from fercache.train_heads.fit import Task, _fresh
+    from fercache.heads.base import DEFAULTS
+    from fercache.training.fit import Task, _fresh
 
     features = preload(pair[1], pair[0].trials, tuple(small_sets.TAPS))
     task = Task(head="frame", settings=DEFAULTS["frame"], classes=3, train=(0, 1), watch=(2,), seed=0, device="cpu")
@@ -232,7 +233,7 @@ def test_each_switch_changes_what_is_said_and_its_fingerprint(pair: Any, changed
                                                               tmp_path: Path) -> None:
     short = replace(CONFIG, heads=("gru",), folds=2, epochs=5, patience=0)
     assert replace(short, **changed).fingerprint() != short.fingerprint()
-    one, other = (train_heads.run(*pair, c, tmp_path) for c in (short, replace(short, **changed)))
+    one, other = (train.run(*pair, c, tmp_path) for c in (short, replace(short, **changed)))
     said = LogitBook.load(other.book).logits["gru"]
     assert np.isfinite(said).all()
     if changed not in ({"patience": 1},):
@@ -250,7 +251,7 @@ def test_a_refit_learns_from_validation_too_and_stands_apart(pair: Any, book: Lo
     dataset, store = pair
     last = dataset.trials[-1]
     dataset = replace(dataset, trials=(*dataset.trials[:-1], replace(last, split="test", labels=None)))
-    report = train_heads.run(dataset, store, replace(CONFIG, refit="all", epochs=2), tmp_path)
+    report = train.run(dataset, store, replace(CONFIG, refit="all", epochs=2), tmp_path)
     refit = LogitBook.load(report.book)
     split = np.array(refit.split)
     assert (refit.fold[split != "test"] >= 0).all() and (refit.fold[split == "test"] == -1).all()
@@ -263,7 +264,7 @@ def test_a_refit_learns_from_validation_too_and_stands_apart(pair: Any, book: Lo
     assert said["refit"] == "all" and "refit" not in book.provenance["settings"]
     assert "refit" not in CONFIG.settings() and replace(CONFIG, refit="none").fingerprint() == CONFIG.fingerprint()
     assert trained(report.heads).folds == 3 and report.heads.name == refit.fingerprint[:12]
-    assert train_heads.current(tmp_path, dataset.name) == report.book, "what `stack` and `predict` take from now on"
+    assert train.current(tmp_path, dataset.name) == report.book, "what `stack` and `predict` take from now on"
 
 
 def test_clip_level_heads_learn_a_set_with_one_label_a_clip(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from streams import CLASSES, write_clip, write_set
 
 from fercache.cli import main
-from fercache.logits import LogitBook
+from fercache.oof import LogitBook
 
 MAP, POOLED = "mixed_7a-map", "repeat_1"
 SMALL = ("--folds", "2", "--members", "2", "--width", "16")

@@ -19,12 +19,13 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as how
 from hypothesis import strategies as st
 
-from fercache import care, transfer
 from fercache.errors import InputError, MissingExtra
-from fercache.place import Url
-from fercache.store import CLOCK, SEGMENT, EmbeddingStore
-from fercache.transfer.incoming import WIDEST
-from fercache.transfer.tables import csv_pieces
+from fercache.maintenance import export, importer, verify
+from fercache.maintenance.import_formats import WIDEST
+from fercache.maintenance.tables_part import csv_pieces
+from fercache.runtime.uri import Url
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.layout import CLOCK, SEGMENT
 
 FORMATS = ("h5", "npz", "npy", "parquet")
 ENDING = {"h5": "out.h5", "parquet": "out.parquet", "npz": "out", "npy": "out"}
@@ -50,8 +51,8 @@ def store_of(path: Path, clips: dict[str, int], taps: dict[str, tuple[int, ...]]
 
 
 def there_and_back(store: EmbeddingStore, to: str, folder: Path) -> EmbeddingStore:
-    transfer.export(store, to, folder / ENDING[to])
-    report = transfer.import_features(folder / ENDING[to], "back", folder / "features")
+    export.export(store, to, folder / ENDING[to])
+    report = importer.import_features(folder / ENDING[to], "back", folder / "features")
     assert not report.failed and sorted(report.clips) == sorted(store)
     return EmbeddingStore.open(report.store)
 
@@ -66,7 +67,7 @@ def test_a_round_trip_is_exact(tmp_path: Path, to: str) -> None:
         for tap in store.taps:
             np.testing.assert_array_equal(back[clip].read(tap).view(np.uint16), store[clip].read(tap).view(np.uint16))
         assert back[clip].clock.tobytes() == store[clip].clock.tobytes()
-    assert care.verify(back.path).whole
+    assert verify.verify(back.path).whole
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
@@ -92,15 +93,15 @@ def test_any_name_and_shape_round_trips(tmp_path: Path, to: str, clips: dict[str
 
 def test_chosen_clips_and_taps(tmp_path: Path) -> None:
     store = store_of(tmp_path / "casia-1.zarr", {"a": 3, "b": 4}, {"x": (2,), "y": (3,)})
-    transfer.export(store, "h5", tmp_path / "out.h5", clips=["b"], taps=["y"])
+    export.export(store, "h5", tmp_path / "out.h5", clips=["b"], taps=["y"])
     with h5py.File(tmp_path / "out.h5") as file:
         assert list(file) == ["b"] and sorted(file["b"]) == ["clock", "y"]
         assert list(file["b/clock"].attrs["columns"]) == list(CLOCK)
     for wrong in ({"clips": ["c"]}, {"taps": ["z"]}):
         with pytest.raises(InputError, match="does not hold"):
-            transfer.export(store, "h5", tmp_path / "other.h5", **wrong)
+            export.export(store, "h5", tmp_path / "other.h5", **wrong)
     with pytest.raises(InputError, match="there already"):
-        transfer.export(store, "h5", tmp_path / "out.h5")
+        export.export(store, "h5", tmp_path / "out.h5")
     assert not (tmp_path / "other.h5").exists()
 
 
@@ -126,7 +127,7 @@ def foreign(folder: Path, kind: str, name: str = "v", rows: np.ndarray = ROWS, f
 
 @pytest.mark.parametrize("kind", ["h5", "npz", "csv"])
 def test_features_made_elsewhere(tmp_path: Path, kind: str) -> None:
-    report = transfer.import_features(foreign(tmp_path / "in", kind), "effnet", tmp_path / "features" / "set", fps=25)
+    report = importer.import_features(foreign(tmp_path / "in", kind), "effnet", tmp_path / "features" / "set", fps=25)
     assert report.clips == ["v"] and report.taps == {"features": (4,)} and report.frames == 1030
     assert report.store.parent == tmp_path / "features" / "set" and report.store.name.startswith("effnet-")
     clip = EmbeddingStore.open(report.store)["v"]
@@ -135,7 +136,7 @@ def test_features_made_elsewhere(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(clip.read("features"), wanted)
     np.testing.assert_array_equal(np.flatnonzero(clip.clock["valid"]) + 1, FRAMES)
     np.testing.assert_array_equal(clip.clock["time_s"], np.arange(1030) / 25)
-    again = transfer.import_features(tmp_path / "in" if kind == "npz" else next((tmp_path / "in").iterdir()),
+    again = importer.import_features(tmp_path / "in" if kind == "npz" else next((tmp_path / "in").iterdir()),
                                      "effnet", tmp_path / "features" / "set", fps=25)
     assert again.store == report.store and again.cached == ["v"] and not again.clips
 
@@ -144,18 +145,18 @@ def test_one_npy_a_trial(tmp_path: Path) -> None:
     (tmp_path / "in" / "sub").mkdir(parents=True)
     np.save(tmp_path / "in" / "sub" / "v 1.npy", np.asfortranarray(ROWS))
     np.save(tmp_path / "in" / "w.npy", ROWS[:2].astype(np.float64))
-    report = transfer.import_features(tmp_path / "in", "mae", tmp_path / "features")
+    report = importer.import_features(tmp_path / "in", "mae", tmp_path / "features")
     store = EmbeddingStore.open(report.store)
     assert sorted(store) == ["sub/v 1", "w"]
     np.testing.assert_array_equal(store["sub/v 1"].read("features"), ROWS.astype(np.float16))
     changed = tmp_path / "in" / "w.npy"
     np.save(changed, ROWS[:3])
-    assert transfer.import_features(tmp_path / "in", "mae", tmp_path / "features").store != report.store
+    assert importer.import_features(tmp_path / "in", "mae", tmp_path / "features").store != report.store
 
 
 def test_labels_are_no_features(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("clip,frame,time_s,valid,label,prediction,p_A,p_B\nv,1,0,1,0,0,.25,.75\n")
-    store = EmbeddingStore.open(transfer.import_features(tmp_path / "p.csv", "n", tmp_path / "f").store)
+    store = EmbeddingStore.open(importer.import_features(tmp_path / "p.csv", "n", tmp_path / "f").store)
     assert store["v"].read("features").tolist() == [[0.25, 0.75]]
 
 
@@ -256,7 +257,7 @@ def test_malformed_files_are_refused_and_leave_nothing(tmp_path: Path, case: str
     path = made_bad(tmp_path / "in", case)
     before = forget_peak()
     with pytest.raises(InputError) as said:
-        transfer.import_features(path, "effnet", tmp_path / "features")
+        importer.import_features(path, "effnet", tmp_path / "features")
     assert said.value.exit_code == 2 and "next:" in str(said.value) and str(path.parent) in str(said.value)
     if "pickle" in case or "objects" in case:
         assert "can run code" in str(said.value)
@@ -278,14 +279,14 @@ def peak() -> int:
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_cut_file_is_never_half_imported(tmp_path: Path, to: str) -> None:
     store = store_of(tmp_path / "casia-1.zarr", {"a": 600}, {"x": (64,)})
-    transfer.export(store, to, tmp_path / ENDING[to])
+    export.export(store, to, tmp_path / ENDING[to])
     whole = sorted(p for p in [tmp_path / ENDING[to], *(tmp_path / ENDING[to]).rglob("*")] if p.is_file())
     for path in whole:
         data = path.read_bytes()
         for share in (0.0, 0.3, 0.7) if path.suffix == ".json" else (0.0, 0.3, 0.7, 0.999):
             path.write_bytes(data[:int(len(data) * share)])
             with pytest.raises(InputError):
-                transfer.import_features(tmp_path / ENDING[to], "back", tmp_path / "features")
+                importer.import_features(tmp_path / ENDING[to], "back", tmp_path / "features")
             assert not (tmp_path / "features").exists()
         path.write_bytes(data)
 
@@ -294,7 +295,7 @@ def test_a_bad_clip_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
     foreign(tmp_path / "in", "npz", "good")
     foreign(tmp_path / "in", "npz", "narrow", ROWS[:, :3])
     foreign(tmp_path / "in", "npz", "zero", ROWS, FRAMES - 2)
-    report = transfer.import_features(tmp_path / "in", "effnet", tmp_path / "features")
+    report = importer.import_features(tmp_path / "in", "effnet", tmp_path / "features")
     assert report.clips == ["good"] and sorted(report.failed) == ["narrow", "zero"]
     store = EmbeddingStore.open(report.store)
     assert list(store) == ["good"] and store.files.folders() == ["good"] and not list(store.work.glob("*.journal"))
@@ -303,7 +304,7 @@ def test_a_bad_clip_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
 def test_rows_of_a_clip_must_be_together(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("clip,frame,a\nv,1,1\nw,1,1\nv,2,1\n")
     for _ in range(2):
-        report = transfer.import_features(tmp_path / "t.csv", "n", tmp_path / "f")
+        report = importer.import_features(tmp_path / "t.csv", "n", tmp_path / "f")
         assert list(report.failed) == ["v"] and "sort" in report.failed["v"]
         assert list(EmbeddingStore.open(report.store)) == ["w"]
 
@@ -311,13 +312,13 @@ def test_rows_of_a_clip_must_be_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../up", "/etc/passwd", "a/b", "C:\\x", "CON", "..", "x" * 400, "\u0430"])
 def test_ids_cannot_leave_the_cache(tmp_path: Path, name: str) -> None:
     (tmp_path / "t.csv").write_text(f'clip,frame,a\n"{name}",1,1\n')
-    report = transfer.import_features(tmp_path / "t.csv", "n", tmp_path / "f")
+    report = importer.import_features(tmp_path / "t.csv", "n", tmp_path / "f")
     assert list(EmbeddingStore.open(report.store)) == [name]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "t.csv"] and len(list((tmp_path / "f").iterdir())) == 2
     for wrong in (name, "", "a b"):
         if wrong not in ("CON",):
             with pytest.raises(InputError, match="name"):
-                transfer.import_features(tmp_path / "t.csv", wrong, tmp_path / "f")
+                importer.import_features(tmp_path / "t.csv", wrong, tmp_path / "f")
 
 
 def test_a_list_of_clips_cannot_name_files_outside(tmp_path: Path) -> None:
@@ -327,7 +328,7 @@ def test_a_list_of_clips_cannot_name_files_outside(tmp_path: Path) -> None:
         said = {"clips": {folder: {"clip": "v", "arrays": {"x": file}}}}
         (tmp_path / "in" / "__clips.json").write_text(json.dumps(said))
         with pytest.raises(InputError, match="outside"):
-            transfer.import_features(tmp_path / "in", "n", tmp_path / "f")
+            importer.import_features(tmp_path / "in", "n", tmp_path / "f")
     assert not (tmp_path / "f").exists()
 
 
@@ -364,12 +365,12 @@ def test_without_pyarrow_it_says_what_to_install(tmp_path: Path, monkeypatch: py
     store = store_of(tmp_path / "casia-1.zarr", {"a": 3}, {"x": (2,)})
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtra, match="pyarrow"):
-        transfer.export(store, "parquet", tmp_path / "o.parquet")
+        export.export(store, "parquet", tmp_path / "o.parquet")
 
 
 def test_into_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    report = transfer.import_features(foreign(tmp_path / "in", "npz"), "effnet", Url("memory://import/features/set"))
+    report = importer.import_features(foreign(tmp_path / "in", "npz"), "effnet", Url("memory://import/features/set"))
     assert EmbeddingStore.open(report.store)["v"].frames == 1030
 
 

@@ -15,12 +15,14 @@ from forked import Runner
 from PIL import Image
 from test_care import CLIPS, TAPS, book, flip, make, put
 
-from fercache import extract, imported, stack, weights
-from fercache.cli import main, named
+from fercache import logits_import
+from fercache.backbones import weights
+from fercache.cli import main, named_part
 from fercache.config import DatasetConfig, ExtractConfig, StackConfig, TrainConfig
-from fercache.datasets import load
-from fercache.stack import join
-from fercache.store import EmbeddingStore
+from fercache.data import load
+from fercache.extraction import job
+from fercache.stacking import inputs, stack
+from fercache.store.embedding_store import EmbeddingStore
 
 
 def say(*words: object, text: str = "", code: int = 0) -> Result:
@@ -147,8 +149,8 @@ def recipes(home: Path, weights_at: Path) -> tuple[Path, Path]:
     made = []
     for taps in (("block8",), ("repeat_2",)):
         config = ExtractConfig(taps=taps)
-        settings = extract.settings_of(config, "cropped", cnn)
-        path = extract.store_path(home / "cache", dataset.name, settings)
+        settings = job.settings_of(config, "cropped", cnn)
+        path = job.store_path(home / "cache", dataset.name, settings)
         store = EmbeddingStore.create(path, settings, TAPS)
         put(store, "a", 4)
         put(store, "left", 4)
@@ -201,10 +203,10 @@ def test_gc_of_a_link_leaves_what_it_leads_to(recipes: tuple[Path, Path], home: 
     assert not link.is_symlink() and list(EmbeddingStore.open(kept.path)) == ["a"]
 
 
-def learnt(home: Path, path: Path) -> named.Trains:
+def learnt(home: Path, path: Path) -> named_part.Trains:
     """Return where what is learnt from the recipes' store lies."""
     dataset = load(DatasetConfig(dataset="table", clips="clips", name="named"), home / "cache")
-    return named.Trains(home / "cache", dataset, EmbeddingStore.open(home / path))
+    return named_part.Trains(home / "cache", dataset, EmbeddingStore.open(home / path))
 
 
 def waste() -> set[str]:
@@ -219,14 +221,14 @@ def test_gc_knows_stack_runs_with_imported_logits(recipes: tuple[Path, Path], ho
     (home / "stages" / "stack.toml").write_text("bootstrap = 0\n")
     simulate(groups=4, frames=60, dataset="named").save(path)
     far = simulate(groups=4, frames=60, dataset="named", heads=("far",), provenance={"level": "frame"})
-    far.save(imported.path_of(cache, "named", "far"))
+    far.save(logits_import.path_of(cache, "named", "far"))
     for logits, seed in (((), 0), (("far",), 0), (("far",), 1)):
-        run = stack.run(join.book_of(cache, "named", path, logits), StackConfig(bootstrap=0, seed=seed, logits=logits),
+        run = stack.run(inputs.book_of(cache, "named", path, logits), StackConfig(bootstrap=0, seed=seed, logits=logits),
                         cache / "stack")
     found = waste()
     assert {name for name in found if name.startswith("stack")} == {f"stack/named/{run.folder.name}"}, "another seed's"
     assert not any(name.startswith("logits") for name in found)
-    imported.path_of(cache, "named", "far").unlink()
+    logits_import.path_of(cache, "named", "far").unlink()
     assert len({name for name in waste() if name.startswith("stack")}) == 2
 
 
@@ -237,9 +239,9 @@ def test_gc_knows_runs_of_imported_logits_alone(home: Path) -> None:
     (home / "stages" / "stack.toml").write_text("bootstrap = 0\n")
     for name in ("one", "two"):
         simulate(groups=4, frames=60, dataset="films", heads=(name,), provenance={"level": "frame"}).save(
-            imported.path_of(cache, "films", name))
+            logits_import.path_of(cache, "films", name))
     for logits in ((), ("one",)):
-        stack.run(join.book_of(cache, "films", None, logits or ("one", "two")),
+        stack.run(inputs.book_of(cache, "films", None, logits or ("one", "two")),
                   StackConfig(bootstrap=0, logits=logits), cache / "stack")
     (cache / "stack" / "films" / ("0" * 12)).mkdir()
     assert waste() == {f"stack/films/{'0' * 12}"}

@@ -13,14 +13,18 @@ import pytest
 from PIL import Image
 from videos import make_video
 
-from fercache import extract, media, views, weights
-from fercache.backbones import Backbone
+from fercache import media
+from fercache.backbones import weights
+from fercache.backbones.backbone import Backbone
 from fercache.config import DatasetConfig, ExtractConfig
-from fercache.crops import crop, whole
-from fercache.datasets import load
+from fercache.data import load
 from fercache.errors import InputError
-from fercache.store import ClipWriter, EmbeddingStore
-from fercache.views import Look, look_of, render
+from fercache.extraction import job
+from fercache.faces import augmentation
+from fercache.faces.augmentation import Look, look_of, render
+from fercache.faces.crops import crop, whole
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.writer import ClipWriter
 
 FRAMES = 20
 TAPS = ("embedding", "conv2d_4b", "repeat_1-3x3")
@@ -48,10 +52,10 @@ def test_a_look_follows_from_clip_frame_and_view_alone() -> None:
 
 def test_looks_stay_within_their_bounds_and_use_them() -> None:
     looks = [look_of("clip", frame, 2) for frame in range(1, 2001)]
-    for values, most in (([look.right for look in looks], views.SHIFT), ([look.down for look in looks], views.SHIFT),
-                         ([math.log(look.zoom) for look in looks], views.ZOOM),
-                         ([look.angle for look in looks], views.ANGLE),
-                         ([look.light - 1 for look in looks], views.LIGHT)):
+    for values, most in (([look.right for look in looks], augmentation.SHIFT), ([look.down for look in looks], augmentation.SHIFT),
+                         ([math.log(look.zoom) for look in looks], augmentation.ZOOM),
+                         ([look.angle for look in looks], augmentation.ANGLE),
+                         ([look.light - 1 for look in looks], augmentation.LIGHT)):
         assert max(map(abs, values)) <= most and max(values) > .95 * most and min(values) < -.95 * most
         assert abs(np.mean(values)) < .05 * most
     assert [look_of("clip", 1, view).mirrored for view in range(1, 6)] == [True, False, True, False, True]
@@ -105,12 +109,12 @@ def test_a_given_crop_repeats_its_edge() -> None:
 
 
 def test_what_is_stored() -> None:
-    assert views.stored({"embedding": (512,), "block8": (8,)}, 1) == {"embedding": (512,), "block8": (8,)}
-    assert views.stored({"embedding": (512,), "g": (8, 3, 3)}, 4)["g_views"] == (3, 8, 3, 3)
-    assert "embedding_views" not in views.stored({"embedding": (512,), "g": (8, 3, 3)}, 4)
+    assert augmentation.stored({"embedding": (512,), "block8": (8,)}, 1) == {"embedding": (512,), "block8": (8,)}
+    assert augmentation.stored({"embedding": (512,), "g": (8, 3, 3)}, 4)["g_views"] == (3, 8, 3, 3)
+    assert "embedding_views" not in augmentation.stored({"embedding": (512,), "g": (8, 3, 3)}, 4)
     for taps in ({"embedding": (512,)}, {"a": (3,), "a_views": (3,)}):
         with pytest.raises(InputError, match="cannot be kept"):
-            views.stored(taps, 2)
+            augmentation.stored(taps, 2)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +142,7 @@ def run(crops: Path, cache: Path, tmp_path: Path) -> Run:
             weights.ensure("casia-webface", cache / "weights")
             (place / "weights").symlink_to(cache.resolve() / "weights")
         dataset = load(DatasetConfig(clips=str(crops), name="set"), place)
-        report = extract.run(dataset, ExtractConfig(views=count, taps=taps, device="cpu"), place)
+        report = job.run(dataset, ExtractConfig(views=count, taps=taps, device="cpu"), place)
         assert not report.failures()
         return EmbeddingStore.open(report.store)
     return extracted
@@ -204,7 +208,7 @@ def test_views_of_a_video_come_from_its_frames(face_frames: list[np.ndarray], ca
     (tmp_path / "clips").mkdir()
     make_video(tmp_path / "clips" / "face.mp4", face_frames[:6])
     dataset = load(DatasetConfig(clips=str(tmp_path / "clips"), name="set"), tmp_path)
-    report = extract.run(dataset, ExtractConfig(views=2, taps=("conv2d_4b",), margin=.2, device="cpu"), tmp_path)
+    report = job.run(dataset, ExtractConfig(views=2, taps=("conv2d_4b",), margin=.2, device="cpu"), tmp_path)
     clip = EmbeddingStore.open(report.store)["face"]
     boxes = np.column_stack([clip.clock[side] for side in ("x1", "y1", "x2", "y2")])
     assert clip.clock["valid"].all()

@@ -15,16 +15,17 @@ import pytest
 import safetensors.numpy
 import torch
 
-from fercache import facenet, weights
+from fercache.backbones import facenet, weights
+from fercache.backbones.weights import files, known_part
+from fercache.backbones.weights.files import checked
 from fercache.errors import FercacheError, InputError, WeightsError
-from fercache.weights import known
-from fercache.weights.files import checked
+from fercache.runtime import wheels
 
 CASIA_SHA256 = "f16bfbf81d7efffd7d3ac7d043a3a00ba03d2bb565a496147f3cef72f13586ab"
 
 
 @pytest.fixture(scope="module")
-def casia(cache: Path) -> weights.Weights:
+def casia(cache: Path) -> files.Weights:
     return weights.ensure("casia-webface", cache / "weights")
 
 
@@ -39,8 +40,8 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
-def test_casia_webface_is_what_it_was_when_it_was_checked(casia: weights.Weights) -> None:
-    state = weights.tensors(casia)
+def test_casia_webface_is_what_it_was_when_it_was_checked(casia: files.Weights) -> None:
+    state = files.tensors(casia)
     assert casia.sha256 == CASIA_SHA256 and state.keys() == facenet.expected().keys()
     norm = torch.nn.BatchNorm2d(32, eps=0.001).eval()
     norm.load_state_dict({n: torch.from_numpy(state[f"conv2d_1a.bn.{n}"]) for n in norm.state_dict()})
@@ -49,7 +50,7 @@ def test_casia_webface_is_what_it_was_when_it_was_checked(casia: weights.Weights
     torch.testing.assert_close(norm(x), x + bias)  # folded in the graph: all that is left is the bias
 
 
-def test_second_pull_and_resolve_touch_nothing_and_need_no_torch(casia: weights.Weights) -> None:
+def test_second_pull_and_resolve_touch_nothing_and_need_no_torch(casia: files.Weights) -> None:
     before = casia.path.stat().st_mtime_ns
     source = ("import sys; from pathlib import Path; from fercache import weights; f = Path(sys.argv[1]);"
               "assert weights.pull('casia-webface', f) == weights.resolve('casia-webface', f);"
@@ -70,7 +71,7 @@ def test_missing_and_unknown_names_say_what_to_do(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_listing_says_what_is_there(casia: weights.Weights, tmp_path: Path) -> None:
+def test_listing_says_what_is_there(casia: files.Weights, tmp_path: Path) -> None:
     rows = {row.name: row for row in weights.listing(casia.path.parent)}
     assert rows["casia-webface"].sha256 == CASIA_SHA256 and rows["casia-webface"].path == casia.path
     assert all(row.path is None for row in weights.listing(tmp_path / "absent"))
@@ -103,7 +104,7 @@ def test_vggface2_out_of_reach_names_the_file_to_place(tmp_path: Path, monkeypat
     with pytest.raises(WeightsError, match="facenet-pytorch's download failed") as caught:
         weights.pull("vggface2", tmp_path / "w")
     said = str(caught.value)
-    assert "20180402-114759-vggface2.pt" in said and str(tmp_path / "w") in said and known.VGGFACE2_SHA256 in said
+    assert "20180402-114759-vggface2.pt" in said and str(tmp_path / "w") in said and known_part.VGGFACE2_SHA256 in said
     assert names(tmp_path / "w") == []
 
 
@@ -116,9 +117,9 @@ def test_vggface2_placed_by_hand(net: facenet.InceptionResnetV1, tmp_path: Path,
     torch.save({**net.state_dict(), **classifier}, path)
     with pytest.raises(WeightsError, match="download failed"):  # another hash: not the release
         weights.pull("vggface2", path.parent)
-    monkeypatch.setattr(known, "VGGFACE2_SHA256", weights.file_sha256(path))  # the release itself cannot be had here
+    monkeypatch.setattr(known_part, "VGGFACE2_SHA256", wheels.file_sha256(path))  # the release itself cannot be had here
     found = weights.pull("vggface2", path.parent)
-    assert not any(name.startswith("logits") for name in weights.tensors(found))
+    assert not any(name.startswith("logits") for name in files.tensors(found))
     assert weights.resolve("vggface2", path.parent) == found
 
 
@@ -129,7 +130,7 @@ def pull_once(folder: Path, log: Path) -> None:
             handle.write("made\n")
         return {n: np.zeros(s, np.float32) for n, s in facenet.expected().items()}
 
-    weights.KNOWN["zeros"] = weights.Known(make=make, source="test", terms="none", download_mb=0)
+    known_part.KNOWN["zeros"] = known_part.Known(make=make, source="test", terms="none", download_mb=0)
     weights.pull("zeros", folder)
 
 
@@ -154,7 +155,7 @@ def test_same_tensors_are_the_same_weights_in_whatever_file(net: facenet.Incepti
     assert len({one.sha256 for one in found}) == 1 and {one.name for one in found} == {"custom"}
     again = weights.resolve(str(tmp_path / "a.pt"), tmp_path / "w")
     assert again == found[0] and again.path.stat().st_mtime_ns == found[0].path.stat().st_mtime_ns
-    np.testing.assert_array_equal(weights.tensors(again)["last_linear.weight"], state["last_linear.weight"].numpy())
+    np.testing.assert_array_equal(files.tensors(again)["last_linear.weight"], state["last_linear.weight"].numpy())
 
 
 @pytest.mark.parametrize(("change", "says"), [
@@ -181,7 +182,7 @@ def test_files_that_are_no_weights(ending: str, tmp_path: Path) -> None:
     assert not (tmp_path / "w").exists() or names(tmp_path / "w") == []
 
 
-def test_damage_is_found_when_loaded(casia: weights.Weights, tmp_path: Path) -> None:
+def test_damage_is_found_when_loaded(casia: files.Weights, tmp_path: Path) -> None:
     copy = tmp_path / "casia-webface.safetensors"
     data = bytearray(casia.path.read_bytes())
     data[-1000] ^= 1
@@ -189,14 +190,14 @@ def test_damage_is_found_when_loaded(casia: weights.Weights, tmp_path: Path) -> 
     note = casia.path.with_suffix(".json").read_text()
     copy.with_suffix(".json").write_text(note)
     with pytest.raises(WeightsError, match="altered"):
-        weights.tensors(weights.resolve("casia-webface", tmp_path))
+        files.tensors(weights.resolve("casia-webface", tmp_path))
     copy.write_bytes(data[:-1000])  # cut off: no longer the size that was noted
     with pytest.raises(WeightsError, match="are not there"):
         weights.resolve("casia-webface", tmp_path)
     copy.write_bytes(data[:-1000])
     copy.with_suffix(".json").write_text(json.dumps({**json.loads(note), "size": len(data) - 1000}))
     with pytest.raises(WeightsError, match="not readable as safetensors"):
-        weights.tensors(weights.resolve("casia-webface", tmp_path))
+        files.tensors(weights.resolve("casia-webface", tmp_path))
 
 
 @pytest.mark.parametrize("note", ["", "[]", "{}", '{"size": 1}'])

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fercache import wheels
 from fercache.errors import InputError, WeightsError
+from fercache.runtime import wheels
 
 NAME = "fercachetestdata-1.0-py3-none-any.whl"
 REQUIREMENT = "fercachetestdata==1.0"

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import small_sets
 
-from fercache.store import EmbeddingStore
-from fercache.taps import TapSlice
-from fercache.windows import Features, Windows, preload, standardise_clip
+from fercache.backbones.taps_part import TapSlice
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.training.batches_part import Windows
+from fercache.training.data import preload, standardise_clip
+from fercache.training.features_part import Features
 
 TAPS = tuple(small_sets.TAPS)
 

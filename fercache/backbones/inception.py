@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fercache import facenet, weights
+from fercache.backbones import facenet
 from fercache.backbones.taps import BLOCKS, EMBEDDING, GRID, block_of, tap_shapes
-from fercache.cores import settled
+from fercache.backbones.weights import files
+from fercache.runtime.devices import settled
 
 STEM = ("conv2d_1a", "conv2d_2a", "conv2d_2b", "maxpool_3a", "conv2d_3b", "conv2d_4a")
 STEPS = (*STEM, *BLOCKS)
@@ -29,7 +30,7 @@ class Tapped(nn.Module):
     wanted : tap -> (block, form), in the order in which `forward` returns them.
     """
 
-    def __init__(self, source: weights.Weights, taps: Sequence[str]) -> None:
+    def __init__(self, source: files.Weights, taps: Sequence[str]) -> None:
         super().__init__()
         self.wanted = {tap: block_of(tap) for tap in taps}
         net = load(source)
@@ -73,7 +74,7 @@ class InceptionNet:
     the library's eager float32 up to rounding (cosine over .99999 on every tap).
     """
 
-    def __init__(self, source: weights.Weights, taps: Sequence[str], *, precision: str, device: torch.device) -> None:
+    def __init__(self, source: files.Weights, taps: Sequence[str], *, precision: str, device: torch.device) -> None:
         self.shapes = tap_shapes(taps)
         self.device = device
         self.net = Tapped(source, taps).eval().ready(device, TYPES[precision])
@@ -96,7 +97,7 @@ def pooled(x: torch.Tensor, form: str) -> torch.Tensor:
     return nn.functional.adaptive_avg_pool2d(x, GRID).contiguous() if form == "3x3" else x.mean(dim=(2, 3))
 
 
-def load(source: weights.Weights) -> facenet.InceptionResnetV1:
+def load(source: files.Weights) -> facenet.InceptionResnetV1:
     """Return the library's net with these weights, in eval mode.
 
     Raises
@@ -105,7 +106,7 @@ def load(source: weights.Weights) -> facenet.InceptionResnetV1:
         The weights were altered.
     """
     net = facenet.InceptionResnetV1().eval().requires_grad_(False)
-    state = weights.tensors(source)
+    state = files.tensors(source)
     net.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()}, strict=True)
     return net
 

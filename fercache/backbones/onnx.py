@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from fercache.backbones.taps import CROP_PX
+from fercache.backbones.weights.files import Weights
 from fercache.errors import InputError, MissingExtra, WeightsError
-from fercache.weights import Weights
 
 CENTRE, SCALE = 127.5, 128.0
 MAP_DIMENSIONS = 4

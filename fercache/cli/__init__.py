@@ -10,23 +10,23 @@ import click
 
 from fercache import __version__, recipe
 from fercache.cli import (
-    ablation,
-    audit,
-    care,
-    check,
-    extract,
-    logits,
+    audit_part,
+    care_part,
+    check_part,
+    diagnostics,
+    exchange,
+    extract_part,
+    logits_part,
+    maintenance,
     pipeline,
-    predict,
-    report,
-    submit,
-    transfer,
-    upkeep,
+    predict_part,
+    results,
+    submit_part,
 )
-from fercache.cli.home import Home
-from fercache.cli.options import PLACE
+from fercache.cli.context import Home
+from fercache.cli.options_part import PLACE
 from fercache.errors import FercacheError
-from fercache.place import Place
+from fercache.runtime.uri import Place
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -57,6 +57,8 @@ def main(ctx: click.Context, cache: Place | None, local_cache: Path | None, stag
     ctx.obj = Home().moved(cache, local_cache, stages)
 
 
-for room in (extract, pipeline, predict, ablation, audit, check, submit, report, logits, transfer, care, upkeep):
-    for command in room.COMMANDS:
-        main.add_command(command)
+for command in (*extract_part.EXTRACT_COMMANDS, *pipeline.PIPELINE_COMMANDS, *predict_part.PREDICT_COMMANDS,
+                *diagnostics.ABLATION_COMMANDS, *audit_part.AUDIT_COMMANDS, *check_part.CHECK_COMMANDS,
+                *submit_part.SUBMIT_COMMANDS, *results.REPORT_COMMANDS, *logits_part.LOGITS_COMMANDS,
+                *exchange.TRANSFER_COMMANDS, *care_part.CARE_COMMANDS, *maintenance.UPKEEP_COMMANDS):
+    main.add_command(command)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fercache.backbones.taps_part import TapSlice
 from fercache.errors import InputError
-from fercache.heads.base import Head, Standardise
+from fercache.heads.base import HeadSettings
+from fercache.heads.base_part import Head
 from fercache.heads.frame import FrameHead
 from fercache.heads.paper import PaperFrameHead, PaperGRUHead, PaperTransformerHead
-from fercache.heads.settings import DEFAULTS, DIRECT, HeadSettings
-from fercache.heads.tail import Tail
-from fercache.heads.temporal import GRUHead, TransformerHead, positions
-from fercache.taps import TapSlice
-
-__all__ = ["DEFAULTS", "DIRECT", "HEADS", "Head", "HeadSettings", "Standardise", "Tail", "build",
-           "classes_of", "positions"]
+from fercache.heads.temporal import GRUHead, TransformerHead
 
 HEADS: dict[str, type[Head]] = {
     "frame": FrameHead, "gru": GRUHead, "transformer": TransformerHead, "paper-frame": PaperFrameHead,

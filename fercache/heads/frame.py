@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fercache.heads.base import Head
-from fercache.heads.settings import HeadSettings
-from fercache.heads.tail import Tail, no_tail
-from fercache.taps import TapSlice
+from fercache.backbones.taps_part import TapSlice
+from fercache.heads.base import HeadSettings
+from fercache.heads.base_part import Head
+from fercache.heads.tail_part import Tail, no_tail
 
 
 class FrameHead(Head):

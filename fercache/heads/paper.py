@@ -8,10 +8,10 @@ from math import gcd
 import torch
 from torch import Tensor, nn
 
-from fercache.heads.base import Head
-from fercache.heads.settings import HeadSettings
+from fercache.backbones.taps_part import TapSlice
+from fercache.heads.base import HeadSettings
+from fercache.heads.base_part import Head
 from fercache.heads.temporal import positions
-from fercache.taps import TapSlice
 
 ATTENTION_HEADS = 12
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fercache.heads.base import Head, Pooled
-from fercache.heads.settings import HeadSettings
-from fercache.taps import TapSlice
+from fercache.backbones.taps_part import TapSlice
+from fercache.heads.base import HeadSettings
+from fercache.heads.base_part import Head, Pooled
 
 HEAD_WIDTH = 16
 """Values of a row that one attention head sees."""

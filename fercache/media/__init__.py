@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from fercache.errors import InputError
-from fercache.media.crops import CropSource, folder_digest, numbered
-from fercache.media.source import Frame, Source, file_digest
-from fercache.media.video import DECODER, VideoSource
-
-__all__ = ["DECODER", "KINDS", "Frame", "Source", "digest", "kind_of", "numbered", "open_source"]
+from fercache.media.pictures import CropSource, folder_digest, numbered
+from fercache.media.source import Source, file_digest
+from fercache.media.video import VideoSource
 
 KINDS = ("video", "crops")
 

@@ -19,9 +19,12 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from fercache.errors import ClipError
-from fercache.media.clock import RESTART_S, Clock, Expected
-from fercache.media.ending import Ending
+from fercache.media.clock_part import RESTART_S, Clock, Expected
+from fercache.media.ending_part import Ending
 from fercache.media.source import MAX_PIXELS, Frame, Source, file_digest, only, regular_file, unreadable
+
+log = logging.getLogger(__name__)
+
 
 DECODER = "pyav-1"  # goes into the fingerprint: raise it when the same file gives other pixels or rows
 FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc",
@@ -33,7 +36,7 @@ READ_TIMEOUT_S = 120.0
 MAX_BAD_READS = 64  # in a row
 MAX_BAD_PACKETS = 20_000  # in a row
 
-log = logging.getLogger(__name__)
+
 
 
 class VideoSource(Source):

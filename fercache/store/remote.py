@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fercache import durable
 from fercache.errors import FercacheError, InputError, MissingExtra, StoreError
-from fercache.place import Place, Url, as_place
-from fercache.store.files import Files, LocalFiles, Size, Stamp
-from fercache.store.mark import LARGEST, parse
+from fercache.runtime import atomic_io
+from fercache.runtime.uri import Place, Url, as_place
+from fercache.store.local import Files, LocalFiles, Size, Stamp
+from fercache.store.manifest import LARGEST, parse
 
 FLIGHTS = 32
 """Requests under way at the same time: a request waits for its answer for some 30 ms, whatever its size."""
@@ -164,7 +164,7 @@ class RemoteFiles:
         for turn in turns:
             turn.result()
         if others:
-            durable.sync_all(others)
+            atomic_io.sync_all(others)
 
     @contextmanager
     def settling(self) -> Iterator[Callable[[Place], None]]:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache import durable
 from fercache.errors import ClipError, InputError
-from fercache.store.files import TEMPORARY, Files
-from fercache.store.journal import Journal
+from fercache.runtime import atomic_io
+from fercache.store.journal import DETECTION_COLUMNS, Past, Run, detection_record, read_past, run_record
+from fercache.store.journal_part import Journal
 from fercache.store.layout import CLOCK, CLOCK_NAME, META, SEGMENT, VERSION, Grid, array_document
-from fercache.store.mark import Mark, array_mark, same_source
-from fercache.store.names import encode
-from fercache.store.past import DETECTION_COLUMNS, Past, Run, detection_record, read_past, run_record
+from fercache.store.local import TEMPORARY, Files
+from fercache.store.manifest import Mark, array_mark, same_source
+from fercache.store.names_part import encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +94,13 @@ class ClipWriter:
     def _begin(self) -> None:
         """Start from nothing, also where other work on the clip was left."""
         self.journal.remove()
-        durable.step("begin.journal-gone")
+        atomic_io.step("begin.journal-gone")
         self.files.remove_tree(self.job.folder)
-        durable.step("begin.folder-gone")
+        atomic_io.step("begin.folder-gone")
         self._make_folders()
-        durable.step("begin.folders")
+        atomic_io.step("begin.folders")
         self.journal.append(self.job.record())
-        durable.step("begin.journaled")
+        atomic_io.step("begin.journaled")
 
     def _make_folders(self) -> None:
         self.files.make_folders(self.job.key(name) for name in self.job.arrays)
@@ -120,7 +120,7 @@ class ClipWriter:
             if segment.start != self.written or self._unharmed(segment) is None:
                 break
             self.written = segment.stop
-        durable.step("resume.read")
+        atomic_io.step("resume.read")
 
     def _unharmed(self, run: Run) -> list[bytearray] | None:
         """Count a run's chunks as written and return their bytes; None where one is missing or has changed."""
@@ -152,7 +152,7 @@ class ClipWriter:
                              where=self.job.clip)
         self.journal.append(detection_record(stop, rows))
         self.journal.sync()
-        durable.step("detections.kept")
+        atomic_io.step("detections.kept")
         self._detections.append(rows.astype(np.float64))
         self.detected = stop
 
@@ -213,12 +213,12 @@ class ClipWriter:
                     self.files.write(key, data)
                     settle(self.files.root / key)
                     digests[name].append(hashlib.sha256(data).hexdigest())
-                    durable.step("chunk.written")
-            durable.step(f"{kind}.written")
+                    atomic_io.step("chunk.written")
+            atomic_io.step(f"{kind}.written")
             self.journal.append(run_record(kind, Run(start, start + len(value), digests)))
-            durable.step(f"{kind}.journaled")
+            atomic_io.step(f"{kind}.journaled")
             settle(self.journal.path)
-        durable.step(f"{kind}.synced")
+        atomic_io.step(f"{kind}.synced")
         for name, made in digests.items():
             self._chunks[name] += made
 
@@ -244,11 +244,11 @@ class ClipWriter:
         for name, array in arrays.items():
             self._finish(name, array.grid)
         self.files.settle([self.job.folder, *map(self.job.key, arrays), *(self.job.key(n, META) for n in arrays)])
-        durable.step("commit.unmarked")
+        atomic_io.step("commit.unmarked")
         self.files.replace(f"{self.job.folder}/{META}", mark.document())
-        durable.step("commit.marked")
+        atomic_io.step("commit.marked")
         self.journal.remove()
-        durable.step("commit.journal-gone")
+        atomic_io.step("commit.journal-gone")
         return mark
 
     def _finish(self, name: str, grid: Grid) -> None:
@@ -256,7 +256,7 @@ class ClipWriter:
         for stray in self.files.sizes(self.job.key(name)).keys() - {*grid.files(), META}:
             self.files.remove(self.job.key(name, stray))
         self.files.write(self.job.key(name, META), memoryview(array_document(name, grid)))
-        durable.step("commit.array")
+        atomic_io.step("commit.array")
 
 
 def refuse_twin(files: Files, job: Job) -> None:

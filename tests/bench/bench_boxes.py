@@ -25,12 +25,14 @@ import av
 import numpy as np
 from PIL import Image
 
-from fercache import extract, media, metrics, train_heads
+from fercache import media, metrics
 from fercache.config import ExtractConfig, TrainConfig
-from fercache.datasets import Dataset, Trial
-from fercache.people import iou
-from fercache.store import EmbeddingStore
-from fercache.train_heads.speak import speak, trained
+from fercache.data.base import Dataset, Trial
+from fercache.extraction import job
+from fercache.faces.boxes_part import iou
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.training import train
+from fercache.training.inference import speak, trained
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
@@ -131,7 +133,7 @@ def make(folder: Path, trials: int, frames: int, seed: int) -> Dataset:
 
 def features(dataset: Dataset, home: Path, every: int) -> EmbeddingStore:
     """Return the store of the videos with a detector that looks at every so many-th frame."""
-    report = extract.run(dataset, ExtractConfig(taps=TAPS, every=every, device="cpu"), home)
+    report = job.run(dataset, ExtractConfig(taps=TAPS, every=every, device="cpu"), home)
     assert not report.failures(), report.failures()
     return EmbeddingStore.open(report.store)
 
@@ -147,7 +149,7 @@ def said(heads: Any, store: EmbeddingStore, trials: list[Trial]) -> list[tuple[n
 def compare(exact: EmbeddingStore, fast: EmbeddingStore, dataset: Dataset, home: Path) -> Outcome:
     """Return the scores of heads that learnt from exact boxes, on frames in which both found the face."""
     recipe = TrainConfig(heads=("frame",), taps=TAPS, folds=3, members=2)
-    heads = trained(train_heads.run(dataset, exact, recipe, home).heads)
+    heads = trained(train.run(dataset, exact, recipe, home).heads)
     held, classes = [trial for trial in dataset.trials if trial.split == "validation"], len(dataset.classes)
     told = [said(heads, store, held) for store in (exact, fast)]
     both = [one[2] & other[2] & (one[0] >= 0) for one, other in zip(*told, strict=True)]

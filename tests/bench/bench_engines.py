@@ -21,9 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from fercache import demo, weights
-from fercache.cli.extract import ENGINES
-from fercache.store import EmbeddingStore
+from fercache.backbones import weights
+from fercache.cli.extract_part import ENGINES
+from fercache.data import demo
+from fercache.store.embedding_store import EmbeddingStore
 
 ROOT = Path(__file__).resolve().parents[2]
 CORES = len(os.sched_getaffinity(0))

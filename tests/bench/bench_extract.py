@@ -25,15 +25,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fercache import cores, datasets, demo, extract, facenet, media, people, weights
-from fercache.backbones import Backbone
+from fercache import data, media
+from fercache.backbones import facenet, weights
+from fercache.backbones.backbone import Backbone
 from fercache.backbones.inception import load
+from fercache.backbones.weights import files
 from fercache.config import DatasetConfig, ExtractConfig
-from fercache.crops import crop, whole
-from fercache.datasets import Dataset, Trial
-from fercache.extract import ClipDone, Work, nets
-from fercache.progress import Meter
-from fercache.store import EmbeddingStore
+from fercache.data import demo
+from fercache.data.base import Dataset, Trial
+from fercache.extraction import job, resources
+from fercache.extraction.done_part import ClipDone
+from fercache.extraction.work_part import Work
+from fercache.faces import boxes_part
+from fercache.faces.crops import crop, whole
+from fercache.media import source
+from fercache.runtime import devices
+from fercache.runtime.progress import Meter
+from fercache.store.embedding_store import EmbeddingStore
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data" / "videos"
@@ -59,7 +67,7 @@ class Row:
     name: str
     config: ExtractConfig
     home: Path
-    cnn: weights.Weights
+    cnn: files.Weights
     faces: str
     frames: int = 0
     seconds: float = 0.0
@@ -69,7 +77,7 @@ class Row:
     def __post_init__(self) -> None:
         self.home.mkdir()
         (self.home / "weights").symlink_to((ROOT / "cache/weights").resolve())
-        self.loaded = nets.load(self.config, self.cnn, self.faces)
+        self.loaded = resources.load(self.config, self.cnn, self.faces)
 
     def run(self, dataset: Dataset) -> None:
         """Bring some clips through, from decoding to the commit mark."""
@@ -78,11 +86,11 @@ class Row:
             done = list(work.through(trials, self.loaded, Meter("", None, "frames")))
             self.seconds += time.perf_counter() - started
             return done
-        cores.use_threads(self.config.threads)
+        devices.use_threads(self.config.threads)
         watched = _Watched(logging.INFO)
         logger = logging.getLogger("fercache.extract.work")
         logger.addHandler(watched)
-        report = extract.run(dataset, self.config, self.home, engine=timed)
+        report = job.run(dataset, self.config, self.home, engine=timed)
         logger.removeHandler(watched)
         self.said.append(watched.said)
         self.frames += sum(clip.frames for clip in report.clips if clip.state == "computed")
@@ -113,7 +121,7 @@ class Loop:
                     self.each(frame.image)
                     self.rest_s, self.seen = self.rest_s + time.perf_counter() - started, self.seen + 1
 
-    def _decoded(self, frames: Iterator[media.Frame]) -> Iterator[media.Frame]:
+    def _decoded(self, frames: Iterator[source.Frame]) -> Iterator[source.Frame]:
         while True:
             started = time.perf_counter()
             frame = next(frames, None)
@@ -154,7 +162,7 @@ class Forward:
 
     def run(self, faces: np.ndarray) -> None:
         parts = [faces[i:i + self.net.batch] for i in range(0, len(faces), self.net.batch)]
-        with cores.Crew(cores.use_threads(0)) as crew:
+        with devices.Crew(devices.use_threads(0)) as crew:
             crew.run(self.net.embed_batch, parts[:crew.count])
             started = time.perf_counter()
             crew.run(self.net.embed_batch, parts)
@@ -175,7 +183,7 @@ def overlaps(exact: EmbeddingStore, other: EmbeddingStore) -> dict[str, float]:
         both, either = seen[0] & seen[1], seen[0] | seen[1]
         if either.any():
             pairs = zip(boxes[0][both], boxes[1][both], strict=True)
-            found[name] = sum(people.iou(a[None], b[None])[0, 0] for a, b in pairs) / either.sum()
+            found[name] = sum(boxes_part.iou(a[None], b[None])[0, 0] for a, b in pairs) / either.sum()
     return found
 
 
@@ -207,16 +215,16 @@ def line(name: str, rate: float, base: float, more: str = "") -> None:
 def variants(base: ExtractConfig) -> list[ExtractConfig]:
     """Return every backend and precision; bf16 only where it is another arithmetic than float32."""
     backends = ["torch"] + (["openvino"] if find_spec("openvino") else [])
-    precisions = ["float32"] + (["bf16"] if cores.bf16_pays() else [])
+    precisions = ["float32"] + (["bf16"] if devices.bf16_pays() else [])
     return [replace(base, backend=backend, precision=precision) for precision in precisions for backend in backends]
 
 
 def named(config: ExtractConfig, what: str) -> str:
-    also = "" if cores.bf16_pays() else " (also bf16)"
+    also = "" if devices.bf16_pays() else " (also bf16)"
     return f"{what}, {config.backend}, {config.precision}{also}"
 
 
-def videos(clips: Path, home: Path, cnn: weights.Weights, args: argparse.Namespace) -> Row:
+def videos(clips: Path, home: Path, cnn: files.Weights, args: argparse.Namespace) -> Row:
     """Measure raw videos, print the table, and return the row that looked at each frame."""
     net, base = load(cnn), ExtractConfig(taps=TAPS)
     loops = [Loop(f"naive loop, min_face_size={size}", of_frames(net, facenet.MTCNN(min_face_size=size)), args.share)
@@ -225,11 +233,11 @@ def videos(clips: Path, home: Path, cnn: weights.Weights, args: argparse.Namespa
                 cnn, "mtcnn")
     rows = [Row(named(config, f"every {config.every}th"), config, home / f"{config.backend}-{config.precision}", cnn,
                 "mtcnn") for config in variants(base)]
-    dataset = datasets.load(DatasetConfig(clips=str(clips), dataset="table"), home)
+    dataset = data.load(DatasetConfig(clips=str(clips), dataset="table"), home)
     dataset = replace(dataset, trials=dataset.trials[:args.clips or None])
     for part in parts_of(dataset, args.rounds):
         for loop in loops:
-            cores.use_threads(0)
+            devices.use_threads(0)
             loop.run([trial.path for trial in part.trials], "video")
         for row in (exact, *rows):
             row.run(part)
@@ -254,7 +262,7 @@ def videos(clips: Path, home: Path, cnn: weights.Weights, args: argparse.Namespa
 def cut_crops(exact: Row, clips: Path, folder: Path) -> Path:
     """Write folders of crops cut from videos, as aligned crops are: JPEG, 112 pixels."""
     assert exact.store is not None
-    dataset = datasets.load(DatasetConfig(clips=str(clips), dataset="table"), folder.parent)
+    dataset = data.load(DatasetConfig(clips=str(clips), dataset="table"), folder.parent)
     trials = [t for t in dataset.trials if t.name in exact.store and exact.store[t.name].clock["valid"].sum() > 60]
     for trial in trials[:CROP_CLIPS]:
         into = folder / trial.name
@@ -269,17 +277,17 @@ def cut_crops(exact: Row, clips: Path, folder: Path) -> Path:
     return folder
 
 
-def crops(folder: Path, home: Path, cnn: weights.Weights, args: argparse.Namespace) -> None:
+def crops(folder: Path, home: Path, cnn: files.Weights, args: argparse.Namespace) -> None:
     """Measure folders of crops, and print the table."""
     net, base = load(cnn), ExtractConfig(taps=TAPS)
     loop = Loop("naive loop", lambda image: one(net, crop(image, whole(image))), max(1, args.share // 2))
     rows = [Row(named(config, "crops"), config, home / f"crops-{config.backend}-{config.precision}", cnn, "cropped")
             for config in variants(base)]
     bare = [Forward(row.name, row.loaded.backbone) for row in rows]
-    dataset = datasets.load(DatasetConfig(clips=str(folder), dataset="table"), home)
+    dataset = data.load(DatasetConfig(clips=str(folder), dataset="table"), home)
     faces = faces_of(dataset)
     for part in parts_of(dataset, args.rounds):
-        cores.use_threads(0)
+        devices.use_threads(0)
         loop.run([trial.path for trial in part.trials], "crops")
         for row, forward in zip(rows, bare, strict=True):
             forward.run(faces)
@@ -299,20 +307,20 @@ def faces_of(dataset: Dataset) -> np.ndarray:
     return np.stack([crop(image, whole(image)) for image in islice(images, FORWARD)])
 
 
-def native(cnn: weights.Weights) -> None:
+def native(cnn: files.Weights) -> None:
     """Print the bare forward of every backend and arithmetic, bf16's own too where it does not pay."""
     faces = np.random.default_rng(0).integers(0, 256, (FORWARD, 160, 160, 3), dtype=np.uint8)
     made = []
     for backend in ["torch"] + (["openvino"] if find_spec("openvino") else []):
         for precision in ("float32", "bf16"):
-            cores.use_threads(0)
+            devices.use_threads(0)
             made.append(Forward(f"{backend} {precision}", Backbone.load(cnn, TAPS, precision=precision, native=True,
                                                                          backend=backend)))
     for _ in range(3):
         for forward in made:
             forward.run(faces)
     print("\nbare forward, arithmetic as named: " + ", ".join(f"{f.name} {f.rate:.1f}/s" for f in made))
-    print(f"bf16 {'is' if cores.bf16_pays() else 'would not be'} quicker than float32 on this processor by its flags")
+    print(f"bf16 {'is' if devices.bf16_pays() else 'would not be'} quicker than float32 on this processor by its flags")
 
 
 def main() -> None:

@@ -18,10 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from books import simulate
 
-from fercache import gaps, metrics
+from fercache import metrics
 from fercache.config import StackConfig
-from fercache.logits import LogitBook
-from fercache.stack import columns, nested
+from fercache.oof import LogitBook
+from fercache.results import missing_faces
+from fercache.stacking import candidates, nested_cv
 
 DRAWS, SEED = 2000, 0
 
@@ -40,15 +41,15 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     given = parser.parse_args()
     book = simulate(groups=8, frames=60) if given.small else LogitBook.load(given.book)
-    learnt = nested.run(book, StackConfig(threads=2))
+    learnt = nested_cv.run(book, StackConfig(threads=2))
     held = (book.label >= 0) & (book.spread(book.fold) >= 0)
     sets = {"frames without a face": held & ~book.valid, "all frames": held}
     print(f"{book.dataset}: {held.sum():,} labelled out-of-fold frames, {(held & ~book.valid).sum():,} without a face")
     for title, rows in sets.items():
-        filled = {policy: columns.gather(book, learnt, columns.Filling.of(book, policy)) for policy in gaps.POLICIES}
+        filled = {policy: candidates.gather(book, learnt, candidates.Filling.of(book, policy)) for policy in missing_faces.POLICIES}
         said = {policy: {name: v.argmax(1) for name, v in found.items()} for policy, found in filled.items()}
         for name in said["nearest"]:
-            matrices = {policy: by_group(book, rows, said[policy][name]) for policy in gaps.POLICIES}
+            matrices = {policy: by_group(book, rows, said[policy][name]) for policy in missing_faces.POLICIES}
             sampler = metrics.Resampler(len(matrices["nearest"]), DRAWS, SEED)
             for policy, matrix in matrices.items():
                 gain = sampler.difference(matrix, matrices["nearest"], metrics.macro_f1)

@@ -17,13 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
-from fercache import follow, media, weights
-from fercache.backbones import Backbone
+from fercache import media
+from fercache.backbones import weights
+from fercache.backbones.backbone import Backbone
 from fercache.config import ExtractConfig
-from fercache.crops import crop
-from fercache.extract.clip import DETECT_BLOCK
-from fercache.faces import Detector
-from fercache.people import JOIN, JOIN_NEAR, Pieces, mean_vector, pieces_of
+from fercache.extraction.clip import DETECT_BLOCK
+from fercache.faces import interpolation
+from fercache.faces.crops import crop
+from fercache.faces.detector import Detector
+from fercache.faces.identity import JOIN, JOIN_NEAR, mean_vector
+from fercache.faces.tracklets import Pieces, pieces_of
 
 ROOT = Path(__file__).resolve().parents[2]
 VIDEOS = ROOT.parent / "shared/data/videos"
@@ -45,12 +48,12 @@ class Part:
 
 def linked(path: Path) -> Pieces:
     """Return the pieces of a clip."""
-    detector, cuts, found = Detector(), follow.Cuts(), []
+    detector, cuts, found = Detector(), interpolation.Cuts(), []
     frames = (frame.image for frame in media.open_source(path, "video").frames())
     while block := list(islice(frames, DETECT_BLOCK)):
         for row, image in enumerate(block, len(found)):
             cuts.see(row, image)
-        found += follow.faces_of(block, detector, ExtractConfig().every)
+        found += interpolation.faces_of(block, detector, ExtractConfig().every)
     return pieces_of(found, cuts.rows)
 
 

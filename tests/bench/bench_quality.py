@@ -20,14 +20,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache import datasets, extract, metrics, recipe, train_heads
+from fercache import data, metrics, recipe
 from fercache.config import DatasetConfig, TrainConfig
-from fercache.datasets import Dataset, Trial
-from fercache.logits import LogitBook
-from fercache.smoothing import moving_mean, reach
-from fercache.store import EmbeddingStore
-from fercache.train_heads.speak import speak, trained
-from fercache.windows import Features
+from fercache.data.base import Dataset, Trial
+from fercache.extraction import job
+from fercache.oof import LogitBook
+from fercache.results.smoothing import moving_mean, reach
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.training import train
+from fercache.training.features_part import Features
+from fercache.training.inference import speak, trained
 
 HALF_WIDTHS = (0, 3, 5, 8, 10, 12, 15, 20, 25, 30, 40, 60)
 DRAWS = 2000
@@ -41,12 +43,12 @@ class Bench:
 
     def __init__(self, root: str, cache: Path) -> None:
         self.cache = cache
-        self.dataset: Dataset = datasets.load(DatasetConfig(dataset="affwild2", root=root), cache)
-        self.store = EmbeddingStore.open(extract.current(cache, self.dataset.name))
+        self.dataset: Dataset = data.load(DatasetConfig(dataset="affwild2", root=root), cache)
+        self.store = EmbeddingStore.open(job.current(cache, self.dataset.name))
 
     def train(self, config: TrainConfig) -> tuple[LogitBook, Path]:
         """Return the book and the heads of a recipe, trained unless they are there."""
-        report = train_heads.run(self.dataset, self.store, config, self.cache)
+        report = train.run(self.dataset, self.store, config, self.cache)
         return LogitBook.load(report.book), report.heads
 
 

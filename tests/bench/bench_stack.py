@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from books import simulate
 
-from fercache import stack
 from fercache.config import StackConfig
+from fercache.stacking import stack
 
 FULL, SMALL = (550, 5000), (20, 1400)
 """Trials, and mean frames a trial."""

@@ -23,7 +23,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from fercache.store import CHUNK, CLOCK, SEGMENT, EmbeddingStore
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.layout import CHUNK, CLOCK, SEGMENT
 
 WINDOW = 64
 CNN_TAPS = {512: ("embedding",), 2688: ("block8", "repeat_2")}
@@ -177,9 +178,10 @@ def medians(ways: dict[str, Callable[[], object]], times: int, before: Callable[
 
 def cnn_fps(width: int, folder: Path) -> float:
     """Return the crops a second that the CNN embeds here, on all cores; the median of three turns."""
-    from fercache import weights
-    from fercache.backbones import CROP_PX, Backbone
-    from fercache.cores import resolve_device, use_threads
+    from fercache.backbones import weights
+    from fercache.backbones.backbone import Backbone
+    from fercache.backbones.taps import CROP_PX
+    from fercache.runtime.devices import resolve_device, use_threads
 
     use_threads(0)
     backbone = Backbone.load(weights.ensure("casia-webface", folder), CNN_TAPS.get(width, CNN_TAPS[2688]),

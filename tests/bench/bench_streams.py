@@ -17,24 +17,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache import datasets, extract, metrics, stack, train_heads
+from fercache import data, metrics
 from fercache.config import DatasetConfig, StackConfig
-from fercache.logits import LogitBook
-from fercache.stack import columns, kept, nested
-from fercache.store import EmbeddingStore
-from fercache.train_heads import speak as speaking
+from fercache.extraction import job
+from fercache.oof import LogitBook
+from fercache.stacking import candidates, kept_part, nested_cv, stack
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.training import inference, train
 
 DRAWS = 2000
 
 
 def spoken(cache: Path, root: str, trained: LogitBook, heads: Path) -> LogitBook:
     """Return what trained heads (the mean over the folds' models) say of another set."""
-    dataset = datasets.load(DatasetConfig(dataset="affwild2", root=root), cache)
-    store = EmbeddingStore.open(extract.current(cache, dataset.name))
+    dataset = data.load(DatasetConfig(dataset="affwild2", root=root), cache)
+    store = EmbeddingStore.open(job.current(cache, dataset.name))
     trials = [t for t in dataset.trials if t.name in store]
-    known = speaking.trained(heads)
+    known = inference.trained(heads)
     found = known.preload(store, trials)
-    logits = dict(speaking.speak(known, found))
+    logits = dict(inference.speak(known, found))
     return replace(trained, trials=tuple(t.name for t in trials), clip=(),
                    group=tuple(f"new {t.group}" for t in trials), split=tuple(t.split for t in trials),
                    fold=np.full(len(trials), -1, np.int16), offsets=found.offsets, index=found.index,
@@ -50,7 +51,7 @@ def by_group(book: LogitBook, said: NDArray[np.int64]) -> metrics.Counts:
 
 def said_of(book: LogitBook, folder: Path) -> dict[str, metrics.Counts]:
     """Return the confusion matrices of every column on the Validation split; learnt ones by the member of all folds."""
-    found = columns.gather(book, nested.speak(book, kept.load_member(folder), causal=False))
+    found = candidates.gather(book, nested_cv.speak(book, kept_part.load_member(folder), causal=False))
     return {name: by_group(book, p.argmax(1)) for name, p in found.items()}
 
 
@@ -61,8 +62,8 @@ def main() -> None:
         parser.add_argument(flag, required=True, nargs=many)
     given = parser.parse_args()
     cache = Path(given.cache)
-    name = datasets.load(DatasetConfig(dataset="affwild2", root=given.root), cache).name
-    path = train_heads.current(cache, name)
+    name = data.load(DatasetConfig(dataset="affwild2", root=given.root), cache).name
+    path = train.current(cache, name)
     book = LogitBook.load(path)
     with tempfile.TemporaryDirectory() as folder:
         run = stack.run(book, StackConfig(threads=1, metric="macro_f1"), Path(folder))

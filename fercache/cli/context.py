@@ -1,0 +1,149 @@
+"""What every command shares: where things are, how errors end, and what the last line says."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+from fercache import recipe
+from fercache.cli.options_part import PLACE, make
+from fercache.config import Config, DatasetConfig
+from fercache.errors import BrokenOff, FercacheError
+from fercache.runtime.uri import Place, Url
+
+if TYPE_CHECKING:
+    from fercache.data.base import Dataset
+    from fercache.oof import LogitBook
+
+log = logging.getLogger('fercache')
+
+
+C = TypeVar("C", bound=Config)
+F = TypeVar("F", bound=Callable[..., Any])
+
+STOPPED = 130
+
+
+@dataclass
+class Home:
+    """Where the cache and the recipes are.
+
+    Attributes
+    ----------
+    cache : the folder of everything that is generated.
+    remote : where the features are instead, when ``--cache`` is a URL.
+    """
+
+    cache: Path = Path("cache")
+    stages: Path = Path("stages")
+    remote: Url | None = None
+
+    @property
+    def features(self) -> Place:
+        """The cache, as far as features are meant: the folder, or the URL."""
+        return self.remote or self.cache
+
+    def moved(self, cache: Place | None, local: Path | None, stages: Path | None) -> Home:
+        """Return where things are after a command's own flags."""
+        remote = cache if isinstance(cache, Url) else self.remote if cache is None else None
+        folder = local or (cache if isinstance(cache, Path) else None) or self.cache
+        return Home(folder, stages or self.stages, remote)
+
+    def config(self, kind: type[C], command: str, typed: dict[str, Any]) -> C:
+        """Return the configuration of a command: typed flags, its recipe, the defaults; the log says which recipe."""
+        made = make(kind, command, self.stages, typed)
+        log.info("%s: %s, fingerprint %s", command, recipe.where(self.stages, command), made.fingerprint()[:12])
+        return made
+
+    def is_logits(self, typed: dict[str, Any]) -> bool:
+        """Return whether the data set is nothing but imported logits."""
+        return make(DatasetConfig, "dataset", self.stages, typed).dataset == "logits"
+
+    def dataset_name(self, typed: dict[str, Any]) -> str:
+        """Return the name in the cache of the data set that flags or `dataset.toml` name; imported logits are one."""
+        from fercache import data
+
+        config = make(DatasetConfig, "dataset", self.stages, typed)
+        return data.logits_name(config) if config.dataset == "logits" else self.dataset(typed).name
+
+    def book(self, typed: dict[str, Any], path: Path | None, names: tuple[str, ...]) -> LogitBook:
+        """Return a book of logits, by its path or the last one of the data set, with imported logits beside the heads.
+
+        Raises
+        ------
+        InputError
+            There are neither heads nor imported logits, or two that do not fit together.
+        """
+        from fercache import logits_import
+        from fercache.stacking import inputs
+        from fercache.training import train
+
+        dataset = self.dataset_name(typed)
+        trained = path or train.current_or_none(self.cache, dataset)
+        if not names and self.is_logits(typed):
+            names = tuple(logits_import.names(self.cache, dataset))
+        if not trained and not names:
+            train.current(self.cache, dataset)  # says what is missing
+        return inputs.book_of(self.cache, dataset, trained, names)
+
+    def dataset(self, typed: dict[str, Any], told: bool = True) -> Dataset:
+        """Return the data set that flags or `dataset.toml` name; what is wrong with its clips is `told` on stderr."""
+        from fercache import data
+        from fercache.data import base, demo
+
+        config = make(DatasetConfig, "dataset", self.stages, typed)
+        if config.dataset == "demo" and not (config.root or config.clips):
+            demo.fetch(self.cache / "clips")
+        found = data.load(config, self.cache)
+        log.info("data set %s: %d clips", found.name, len(found.trials))
+        if found.notice:
+            log.info("note: %s", found.notice)
+        for problem, names in base.grouped(found.problems) if told else ():
+            log.warning("%s", replace(problem, where=base.some(names)))
+        return found
+
+
+def places(function: F) -> F:
+    """Let a command take --cache and --stages too, and end every foreseeable error as a message and an exit code."""
+    @click.option("--cache", type=PLACE, default=None, help="Folder of what is generated, or a URL for the features.")
+    @click.option("--local-cache", type=click.Path(path_type=Path), default=None, help="See `fercache --help`.")
+    @click.option("--stages", type=click.Path(path_type=Path), default=None, help="Folder of recipes.")
+    @functools.wraps(function)
+    def command(cache: Place | None, local_cache: Path | None, stages: Path | None, **typed: Any) -> None:
+        home = click.get_current_context().find_object(Home) or Home()
+        with_places = home.moved(cache, local_cache, stages)
+        recipe.check_folder(with_places.stages, stages is not None)
+        end(function, with_places, typed)
+    return cast(F, command)
+
+
+def end(function: Callable[..., Any], home: Home, typed: dict[str, Any]) -> None:
+    """Run a command; leave with its exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = function(home, **typed)
+    except FercacheError as error:
+        say_error(str(error))
+        code = error.exit_code
+    except KeyboardInterrupt:
+        say_error("stopped; what is committed stays, the same command goes on from there")
+        code = STOPPED
+    except OSError as error:  # disk full, permission taken away, file system gone: nothing of ours to mend
+        say_error(f"{error.filename or 'the file system'}: {error.strerror or error}\n"
+                  "  next: make room or mend permissions; what is committed stays, the same command goes on from there")
+        code = BrokenOff.exit_code
+    if code:
+        sys.exit(code)
+
+
+def say_error(text: str) -> None:
+    """Print an error on stderr."""
+    click.echo(click.style("error: ", fg="red", bold=True) + text, err=True)

@@ -1,0 +1,109 @@
+"""The commands that show: report, overlay, card, doctor."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fercache.cli.context import Home, places
+from fercache.cli.options_part import config_options
+from fercache.config import DatasetConfig
+from fercache.errors import InputError
+
+log = logging.getLogger('fercache')
+
+
+FILE = click.Path(path_type=Path)
+preds_option = click.option("--preds", type=FILE, default=Path("preds.csv"), show_default=True,
+                            help="Predictions that `stack` wrote, .csv or .csv.gz.")
+
+
+@click.command("report")
+@preds_option
+@click.option("--out", type=FILE, default=Path("report.html"), show_default=True, help="The page.")
+@click.option("--check", type=FILE, help="What `fercache check --json` printed.")
+@click.option("--ablation", type=FILE, help="What `fercache ablation` wrote, .json or .csv.")
+@places
+def report_command(home: Home, preds: Path, out: Path, check: Path | None, ablation: Path | None) -> int:
+    """One page to look at: the run, the scores, and every clip over time; it needs no network."""
+    from fercache.viz import report
+
+    made = report.make(preds, out, home.cache, check=check, ablation=ablation)
+    log.info("%d clips, %d frames, %.1f MB; %s", made.clips, made.frames, made.bytes / 1e6,
+             "holds pictures of faces" if made.pictures else "holds no picture of a face")
+    click.echo(made.path)
+    return 0
+
+
+@click.command("overlay")
+@config_options(DatasetConfig)
+@click.option("--clip", required=True, help="Name of the clip, as it stands in the predictions.")
+@preds_option
+@click.option("--store", type=FILE, help="Embedding store.  [default: the last one extracted]")
+@click.option("--out", type=FILE, default=Path("overlay.mp4"), show_default=True, help="Ends in .mp4, .mov or .mkv.")
+@places
+def overlay_command(home: Home, clip: str, preds: Path, store: Path | None, out: Path, **typed: Any) -> int:
+    """The clip again with box, expression, probability bars and a running timeline; its sound is kept."""
+    from fercache.data import persons_part
+    from fercache.extraction import job
+    from fercache.results import told_part
+    from fercache.store.embedding_store import EmbeddingStore
+    from fercache.viz import overlay
+
+    dataset = home.dataset(typed)
+    held = EmbeddingStore.open(store or job.current(home.features, dataset.name))
+    dataset = persons_part.present(dataset, held)
+    trial = next((trial for trial in dataset.trials if trial.name == clip), None)
+    rows = next((rows for name, rows in told_part.each(preds) if name == clip), None)
+    if trial is None or rows is None:
+        raise InputError(f"no clip {clip!r}", where=preds if rows is None else dataset.name,
+                         hint="the names are in the first column of the predictions")
+    frames = overlay.render(trial.path, trial.kind, rows, overlay.boxes_of(held[clip].clock, len(rows.time_s)),
+                         told_part.classes(preds), out, fps=float(held.settings.get("crop_fps", 30.0)))
+    log.info("%d frames", frames)
+    click.echo(out)
+    return 0
+
+
+@click.command("card")
+@preds_option
+@click.option("--out", type=FILE, help="File of the card.  [default: print it]")
+@places
+def card_command(home: Home, preds: Path, out: Path | None) -> int:
+    """A model card in Markdown, from what the runs recorded."""
+    from fercache.runtime import atomic_io
+    from fercache.viz import model_card
+
+    text = model_card.write(preds, home.cache)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        atomic_io.write_bytes(out, text.encode())
+        click.echo(out)
+    return 0
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@places
+def doctor_command(home: Home, as_json: bool) -> int:
+    """What is installed, which device and weights are at hand, and what to type next."""
+    from rich.console import Console
+
+    from fercache.diagnostics import doctor
+
+    lines = doctor.look(home.cache)
+    step = doctor.next_step(home.cache, lines)
+    if as_json:
+        click.echo(json.dumps({"lines": [asdict(line) for line in lines], "next": step}, indent=1))
+    else:
+        Console().print(doctor.screen(lines, step))
+    return 1 if any(line.state == doctor.MISSING for line in lines) else 0
+
+
+REPORT_COMMANDS: tuple[click.Command, ...] = (report_command, overlay_command, card_command, doctor_command)

@@ -1,0 +1,237 @@
+"""Aff-Wild2's expression track, ABAW1 (2020) to ABAW8 (2025) and later, as crops or as raw videos."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fercache.config import DatasetConfig
+from fercache.data import labels_part
+from fercache.data.base import EIGHT, SEVEN, Dataset, Kind, Labels, Problem, Split, Trial, cache_name, some
+from fercache.data.scan import Scan, describe, scan, unnamable
+from fercache.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+TRACKS = ("EXPR_Set", "EXPR_Classification_Challenge", "EXPR_Recognition_Challenge")
+SPLITS: dict[str, Split] = {"Train_Set": "train", "Validation_Set": "validation"}
+SIDES = ("left", "right")
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Where a trial's pictures may be: crop folders by trial name, or videos by file stem, never both kinds.
+
+    Attributes
+    ----------
+    videos : the videos by file stem, also where crops are read: they count a trial's frames.
+    """
+
+    kind: Kind
+    by_name: dict[str, list[Path]]
+    videos: dict[str, list[Path]]
+
+    def of(self, trial: str) -> list[Path]:
+        """Return the clips that could be this trial's."""
+        return self.by_name.get(trial, []) if self.kind == "crops" else self.videos_of(trial)
+
+    def videos_of(self, trial: str) -> list[Path]:
+        """Return the videos that could be this trial's: of its own name, or its parent's."""
+        return self.videos.get(trial) or self.videos.get(parent_of(trial), [])
+
+    def source_of(self, trial: str) -> Path | None:
+        """Return the video that a trial's crops were cut from, None where it is not there or not one."""
+        videos = self.videos_of(trial) if self.kind == "crops" else []
+        return videos[0] if len(videos) == 1 else None
+
+
+def read(config: DatasetConfig) -> Dataset:
+    """Return the trials under the root, grouped by parent video.
+
+    Raises
+    ------
+    InputError
+        There is no such folder, it is empty, holds no annotation folder, several of them, or no clip at all.
+    """
+    found = [scan(Path(place)) for place in dict.fromkeys((config.root, config.clips, config.labels)) if place]
+    if not found:
+        raise InputError("Aff-Wild2 needs the folder that it lies in", where="dataset affwild2", hint="give --root DIR")
+    problems = [problem for each in found for problem in (*each.problems, *unnamable(each))]
+    files, splits, twice = _annotations(_edition(found, config.edition))
+    tests = _test_list(found)
+    classes, labels, bad = labels_part.read_all(files, (SEVEN, EIGHT))
+    if files and not classes:
+        raise InputError("not one annotation file can be used", where=bad[0].where,
+                         hint=f"the first says: {bad[0].what}")
+    trials, noted = assemble(found, labels, splits, config.take, tests)
+    return Dataset(name=cache_name("affwild2", found[0].root, config.name), layout="affwild2", classes=classes,
+                   trials=trials, metric="abaw2" if classes == SEVEN else "macro_f1",
+                   problems=(*problems, *twice, *bad, *noted))
+
+
+def assemble(found: list[Scan], labels: Mapping[str, Labels], splits: Mapping[str, Split], take: str,
+             tests: Iterable[str] = ()) -> tuple[tuple[Trial, ...], list[Problem]]:
+    """Return the trials with their clips, and what is wrong with single ones.
+
+    Parameters
+    ----------
+    splits : of the annotated trials; `tests` names those of the test list.
+    take : "crops", "video", or "auto": crops where there are any.
+
+    Raises
+    ------
+    InputError
+        No clip belongs to any trial.
+    """
+    wanted: dict[str, Split] = {**dict.fromkeys(tests, "test"), **splits}
+    clips = _clips(found, wanted, take)
+    extra = [name for name in clips.by_name if name not in wanted and not _is_parent(name, clips.kind, wanted)]
+    trials, lost = _trials([*wanted, *extra], clips, splits, labels)
+    if not trials:
+        raise InputError(f"no clip belongs to the {len(wanted)} annotated trials", where=found[0].root,
+                         hint=f"put the crops (cropped_aligned/<trial>/) or the videos below it; {describe(found[0])}")
+    return tuple(trials), [*lost, *_noted(extra, "clips have no annotation and are in no test list",
+                                          "they are predicted, never trained on or scored")]
+
+
+def parent_of(trial: str) -> str:
+    """Return the video that a trial comes from: its name without ``_left`` or ``_right``."""
+    for side in SIDES:
+        if trial.endswith(f"_{side}"):
+            return trial.removesuffix(f"_{side}")
+    return trial
+
+
+def side_of(trial: str, names: Iterable[str]) -> str:
+    """Return "left" or "right" where the trial is one of two people of a video, else "".
+
+    Notes
+    -----
+    Three pairs are asymmetric (``video59`` and ``video59_right``): the trial without a side is then the other person.
+    `names` must support fast membership tests.
+    """
+    for side, other in (SIDES, SIDES[::-1]):
+        if trial.endswith(f"_{side}") or f"{trial}_{other}" in names:
+            return side
+    return ""
+
+
+def looks_like(found: Scan) -> bool:
+    """Return whether a folder holds an annotation folder of the expression track."""
+    return bool(_tracks(found))
+
+
+def _tracks(found: Scan) -> list[Path]:
+    """Return the folders that hold Train_Set or Validation_Set of an expression track, whatever follows "Expr"."""
+    homes = {path.parent for path in found.folders if path.name in SPLITS}
+    return sorted(home for home in homes if "expr" in home.name.casefold() or home == found.root)
+
+
+def _edition(found: list[Scan], edition: str) -> Path:
+    """Return the one annotation folder to use."""
+    tracks = sorted({track for each in found for track in _tracks(each)})
+    if not tracks:
+        raise InputError("no annotations of Aff-Wild2's expression track", where=found[0].root, hint=(
+            f"expected is {' or '.join(TRACKS)} with Train_Set and Validation_Set, at most 4 folders down; "
+            f"{describe(found[0])}. For other data use a table: --clips TABLE"))
+    chosen = [track for track in tracks if edition.casefold() in str(track).casefold()]
+    if len(chosen) != 1:
+        what = f"none of the annotation folders has {edition!r} in its path" if not chosen else "several editions"
+        raise InputError(f"{what}: {some(tracks)}", where=found[0].root,
+                         hint="choose one with --edition and a part of its path")
+    return chosen[0]
+
+
+def _annotations(track: Path) -> tuple[dict[str, Path], dict[str, Split], list[Problem]]:
+    """Return trial to annotation file, trial to split, and a problem for each trial of two splits."""
+    files: dict[str, Path] = {}
+    splits: dict[str, Split] = {}
+    problems: list[Problem] = []
+    for folder, split in SPLITS.items():
+        for path in sorted((track / folder).glob("[!.]*.txt")):
+            if path.stem in files:
+                problems.append(Problem(where=path.stem, what="annotated in Train_Set and in Validation_Set",
+                                        hint=f"the training one is used; remove one: {files[path.stem]}, {path}"))
+                continue
+            files[path.stem], splits[path.stem] = path, split
+    return files, splits, problems
+
+
+def _test_list(found: list[Scan]) -> list[str]:
+    """Return the trials of the organisers' test list: one a line, no header."""
+    lists = sorted({path for each in found for path in each.texts if "test_set" in path.name.casefold()})
+    ours = [path for path in lists if "expr" in path.name.casefold()] or lists
+    names: dict[str, None] = {}
+    for path in ours:
+        try:
+            names |= dict.fromkeys(path.read_text("utf-8-sig", errors="replace").split("\n"))
+        except OSError as error:
+            raise InputError(f"the test list cannot be read ({error.strerror})", where=path,
+                             hint="check its permissions") from error
+    return list(dict.fromkeys(name.strip() for name in names if name.strip()))
+
+
+def _clips(found: list[Scan], wanted: Mapping[str, object], take: str) -> Clips:
+    """Return the crops of the flavour that covers most trials, or the videos where there are no crops (or `take` says).
+
+    Notes
+    -----
+    One kind only: features of two crop policies in one store cost nearly half of the score (.384 to .214, ABAW3).
+    """
+    flavours: dict[bool, dict[str, list[Path]]] = {True: defaultdict(list), False: defaultdict(list)}
+    for path, home in sorted({(path, path.parent.relative_to(each.root)) for each in found for path in each.crops
+                              if path != each.root}):
+        flavours["aligned" in str(home).casefold()][path.name].append(path)
+    aligned = max((True, False), key=lambda flavour: sum(name in wanted for name in flavours[flavour]))
+    videos: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted({path for each in found for path in each.videos}):
+        videos[path.stem].append(path)
+    cropped = any(name in wanted for name in flavours[aligned]) or not videos
+    if take == "crops" or (cropped and take == "auto"):
+        return Clips("crops", dict(flavours[aligned]), dict(videos))
+    return Clips("video", dict(videos), dict(videos))
+
+
+def _is_parent(clip: str, kind: Kind, wanted: Mapping[str, object]) -> bool:
+    """Return whether a clip is the video of a `_left` or `_right` trial."""
+    return kind == "video" and any(f"{clip}_{side}" in wanted for side in SIDES)
+
+
+def _trials(names: Iterable[str], clips: Clips, splits: Mapping[str, Split], labels: Mapping[str, Labels]
+            ) -> tuple[list[Trial], list[Problem]]:
+    """Return the trials that have exactly one clip, and a problem for each other one."""
+    trials: list[Trial] = []
+    problems: list[Problem] = []
+    untried: list[str] = []
+    known = set(names)
+    for name in sorted(known):
+        paths = clips.of(name)
+        if not paths and name not in splits:
+            untried.append(name)
+            continue
+        if len(paths) != 1:
+            problems.append(_lost(name, paths, clips.kind))
+            continue
+        trials.append(Trial(name=name, path=paths[0], kind=clips.kind, parent=parent_of(name), group=parent_of(name),
+                            split=splits.get(name, "test"), labels=labels.get(name), side=side_of(name, known),
+                            video=clips.source_of(name)))
+    return trials, [*problems, *_noted(untried, "trials of the test list have no clip", "they are left out")]
+
+
+def _lost(name: str, paths: list[Path], kind: Kind) -> Problem:
+    if paths:
+        return Problem(where=name, what=f"several clips have its name: {some(paths)}", hint="keep one of them",
+                       kind="no-clip")
+    what = "no folder of crops has its name" if kind == "crops" else "no video has its name"
+    return Problem(where=name, what=f"{what}, though it is annotated",
+                   hint="it is left out; get its clip, or remove its annotation", kind="no-clip")
+
+
+def _noted(names: Iterable[str], what: str, hint: str) -> list[Problem]:
+    """Return one note about all these trials, none where there are none."""
+    every = sorted(names)
+    return [Problem(where=some(every), what=f"{len(every)} {what}", hint=hint, lost=False)] if every else []

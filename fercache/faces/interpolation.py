@@ -1,0 +1,265 @@
+"""Faces of every frame from a detector that looks at some: in between they are followed, or looked for if unsure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fercache.faces.boxes_part import MIN_IOU, NONE, SAME_IOU, iou, match
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Picture = NDArray[np.uint8]
+
+SURE_IOU = 0.6
+"""Overlap of a face with itself some frames later from which it is believed to have moved straight."""
+SURE_SCORE = 0.97
+"""A face that scores less at either end is looked for in between: it may be turning away, or be none."""
+CUT = 24.0
+"""Mean difference of two frames' grey values from which a cut is between them; of one face's, from which it jumped."""
+GRAIN_PX, FACE_PX = 48, 16
+"""Pixels on the longer side of a picture, and on each side of a face, that are compared to find cuts and jumps."""
+POLICY = 3
+"""Changed whenever followed boxes come out otherwise: 2 looked at the face itself for jumps, 3 looks around doubtful
+faces before it looks at the whole picture."""
+STEPS = 16
+"""Steps a pixel that followed boxes are rounded to, as detected ones are."""
+SCORE_DIGITS = 4
+
+
+class Looker(Protocol):
+    """A detector, which finds the faces (n, 5) of pictures: x1, y1, x2, y2 in pixels and the score."""
+
+    def detect(self, pictures: Sequence[Picture]) -> Sequence[Floats]:
+        """Return the faces of each picture."""
+
+    def near(self, pictures: Sequence[Picture], places: Sequence[Floats]) -> Sequence[Floats]:
+        """Return the faces of each picture at and around some places in it, boxes (n, 4)."""
+
+    def places(self, picture: Picture) -> int:
+        """Return around how many places it can look while it looks at the whole picture."""
+
+
+def faces_of(images: Sequence[Picture | None], looker: Looker, every: int) -> list[Floats]:
+    """Return the faces of each picture, (n, 5): x1, y1, x2, y2 in pixels and the score; none where there is no picture.
+
+    Parameters
+    ----------
+    images : consecutive frames.
+    every : the detector looks at every so many-th frame and at the last one; 1 is each frame.
+
+    Notes
+    -----
+    Between two frames that were looked at, a face moves in a straight line, if at both ends it is there, overlaps
+    itself by SURE_IOU and scores SURE_SCORE, and what the moved box shows changes nowhere at once. A face of which one
+    of these does not hold is looked for in the frame in the middle (where it changes at once: there), around the places
+    where it is at the ends, and so on: in the worst case in each frame. The detector looks at the whole frame where
+    that takes less time; where a face is not found that both ends have; in the frame before the first, and after the
+    last, in which a face is found; and on both sides of a cut.
+    """
+    rows = [row for row, image in enumerate(images) if image is not None]
+    found = [np.empty((0, 5)) for _ in images]
+    followed = _Block([image for image in images if image is not None], looker).followed(every)
+    for row, faces in zip(rows, followed, strict=True):
+        found[row] = faces
+    return found
+
+
+class Doubt(NamedTuple):
+    """Faces (n, 5) in frames `start` and `stop` that are not surely the same; they are looked for in frame `row`."""
+
+    start: int
+    stop: int
+    row: int
+    first: Floats
+    last: Floats
+
+    def alike(self) -> Floats:
+        """Return where the faces that are the same by place should be, boxes (n, 4)."""
+        place = match(self.first[:, :4], self.last[:, :4])
+        way = between(self.first[place[place != NONE]], self.last[place != NONE], self.start, self.stop)
+        return way[self.row][:, :4]
+
+    def places(self) -> Floats:
+        """Return the boxes (n, 4) to look around: those of `alike`, and each other face's own."""
+        place = match(self.first[:, :4], self.last[:, :4])
+        alone = np.setdiff1d(np.arange(len(self.first)), place)
+        return np.concatenate([self.alike(), self.first[alone, :4], self.last[place == NONE, :4]])
+
+    def lacks(self, faces: Floats) -> bool:
+        """Return whether one that should be in frame `row` is not among its `faces`."""
+        return bool((match(faces[:, :4], self.alike()) == NONE).any())
+
+
+@dataclass
+class _Block:
+    """Consecutive pictures, and what is known of them.
+
+    Attributes
+    ----------
+    seen : the faces of the pictures that were looked at as a whole.
+    added : to other pictures bit by bit, faces that were followed or found around places.
+    doubts : what it was that a picture was looked at for, last.
+    unsure : pictures beside which a face is that they seem not to have.
+    """
+
+    images: list[Picture]
+    looker: Looker
+    seen: dict[int, Floats] = field(default_factory=dict)
+    added: dict[int, list[Floats]] = field(default_factory=lambda: defaultdict(list))
+    doubts: dict[int, Doubt] = field(default_factory=dict)
+    unsure: set[int] = field(default_factory=set)
+
+    def followed(self, every: int) -> list[Floats]:
+        """Return the faces of each picture."""
+        count = len(self.images)
+        ends = {*range(0, count, every), count - 1} if count else set()
+        if every > 1:
+            ends |= {row for cut in self._cuts() for row in (cut - 1, cut)}
+        self._look(sorted(ends))
+        doubts = [doubt for start, stop in pairwise(sorted(ends))
+                  for doubt in self._moved(start, stop, self.seen[start], self.seen[stop])]
+        while doubts or self.unsure:
+            now = {doubt.row: doubt for doubt in doubts}
+            later = [doubt for doubt in doubts if now[doubt.row] is not doubt]
+            found = self._found(list(now.values()))
+            doubts = later + [part for doubt, faces in found for part in self._divided(doubt, faces)] + self._revealed()
+        return [self.seen[i] if i in self.seen else self._of(i) for i in range(count)]
+
+    def _look(self, rows: list[int]) -> None:
+        """Have the detector look at some pictures."""
+        self.seen.update(zip(rows, self.looker.detect([self.images[i] for i in rows]), strict=True))
+
+    def _of(self, row: int) -> Floats:
+        """Return what was added to a picture, (n, 5)."""
+        return np.concatenate([np.empty((0, 5)), *self.added[row]])
+
+    def _divided(self, doubt: Doubt, faces: Floats) -> list[Doubt]:
+        """Return what is left of a doubt when `faces` were found in its frame."""
+        return [*self._moved(doubt.start, doubt.row, doubt.first, faces),
+                *self._moved(doubt.row, doubt.stop, faces, doubt.last)]
+
+    def _moved(self, start: int, stop: int, first: Floats, last: Floats) -> list[Doubt]:
+        """Add the faces of which the way between two frames is sure, and return the doubt that is left, if any."""
+        if stop - start < 2:
+            self.unsure |= {row for row, faces in ((start, last), (stop, first))
+                            if row not in self.seen and len(_others(faces, self._of(row), MIN_IOU))}
+            return []
+        place, sure = _pairs(first, last)
+        moved = between(first[place[sure]], last[sure], start, stop)
+        jumps = self._jumps({start: first[place[sure]], **moved, stop: last[sure]}, start, stop)
+        still = jumps == NONE
+        for row, faces in moved.items():
+            self.added[row].append(_others(faces[still], self._of(row)))
+        sure = sure[still]
+        first, last = np.delete(first, place[sure], 0), np.delete(last, sure, 0)
+        if not len(first) and not len(last):
+            return []
+        row = (start + stop) // 2 if still.all() else min(int(jumps[~still].min()), stop - 1)
+        return [Doubt(start, stop, row, first, last)]
+
+    def _jumps(self, faces: dict[int, Floats], start: int, stop: int) -> Ints:
+        """Return for each face the first frame whose box does not show what the frame before's does; NONE for never."""
+        jumps, last = np.full(len(faces[start]), NONE), _shown(self.images[start], faces[start])
+        for row in range(start + 1, stop + 1):
+            now = _shown(self.images[row], faces[row])
+            jumps[(np.abs(now - last).mean(axis=(1, 2)) > CUT) & (jumps == NONE)] = row
+            last = now
+        return jumps
+
+    def _found(self, doubts: list[Doubt]) -> list[tuple[Doubt, Floats]]:
+        """Return of each doubt the faces in its frame: around where they may be, else in the whole picture."""
+        self.doubts |= {doubt.row: doubt for doubt in doubts}
+        places = {doubt.row: doubt.places() for doubt in doubts if doubt.row not in self.seen}
+        around = [row for row, boxes in places.items() if len(boxes) <= self.looker.places(self.images[row])]
+        near = self.looker.near([self.images[row] for row in around], [places[row] for row in around])
+        found = {row: _others(faces, self._of(row)) for row, faces in zip(around, near, strict=True)}
+        self._look([doubt.row for doubt in doubts if doubt.row not in self.seen
+                    and (doubt.row not in found or doubt.lacks(found[doubt.row]))])
+        for row in {doubt.row for doubt in doubts} & self.seen.keys():
+            found[row] = _others(self.seen[row], self._of(row))
+        for row, faces in found.items():
+            self.added[row].append(faces)
+        return [(doubt, found[doubt.row]) for doubt in doubts]
+
+    def _revealed(self) -> list[Doubt]:
+        """Look at the whole of frames beside which a face is that they seem not to have; return what comes of it."""
+        rows, self.unsure = sorted(self.unsure - self.seen.keys()), set()
+        self._look(rows)
+        doubts = []
+        for row in rows:
+            faces = _others(self.seen[row], self._of(row))
+            if len(faces):
+                self.added[row].append(faces)
+                doubts += self._divided(self.doubts[row], faces)
+        return doubts
+
+    def _cuts(self) -> list[int]:
+        """Return the pictures that differ from the one before as after a cut."""
+        found = Cuts()
+        for row, image in enumerate(self.images):
+            found.see(row, image)
+        return found.rows
+
+
+def _others(faces: Floats, known: Floats, overlap: float = SAME_IOU) -> Floats:
+    """Return those of `faces` (n, 5) that are none of the `known` ones (m, 5), which overlap them by so much."""
+    return faces[(iou(known[:, :4], faces[:, :4]) < overlap).all(axis=0)]
+
+
+class Cuts:
+    """The rows that another scene begins with, in `rows`, as pictures go by in `see`."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self._last: NDArray[np.float32] | None = None
+        self._shape: tuple[int, ...] = ()
+
+    def see(self, row: int, image: Picture | None) -> None:
+        """Take the next picture, None where there is none; a change of resolution is a cut too."""
+        if image is None:
+            return
+        grain, last = _grain(image), self._last
+        if last is not None and (image.shape != self._shape or np.abs(grain - last).mean() > CUT):
+            self.rows.append(row)
+        self._last, self._shape = grain, image.shape
+
+
+def _grain(image: Picture) -> NDArray[np.float32]:
+    """Return a coarse grey picture: every so many-th pixel of green."""
+    step = max(1, max(image.shape[:2]) // GRAIN_PX)
+    return image[::step, ::step, 1].astype(np.float32)
+
+
+def _shown(image: Picture, faces: Floats) -> NDArray[np.float32]:
+    """Return a coarse grey picture of each face, (n, FACE_PX, FACE_PX)."""
+    steps = (np.arange(FACE_PX) + 0.5) / FACE_PX
+    x, y = (np.clip((faces[:, [low]] + (faces[:, [low + 2]] - faces[:, [low]]) * steps).astype(np.int64), 0, most - 1)
+            for low, most in ((0, image.shape[1]), (1, image.shape[0])))
+    return np.asarray(image[y[:, :, None], x[:, None, :], 1], np.float32)
+
+
+def _pairs(first: Floats, last: Floats) -> tuple[Ints, Ints]:
+    """Return for each face of `last` its place in `first`, NONE for none; and the faces of which that is sure."""
+    place = match(first[:, :4], last[:, :4])
+    pair = np.flatnonzero(place != NONE)
+    alike = iou(first[:, :4], last[:, :4])[place[pair], pair] >= SURE_IOU
+    return place, pair[alike & (np.minimum(first[place[pair], 4], last[pair, 4]) >= SURE_SCORE)]
+
+
+def between(first: Floats, last: Floats, start: int, stop: int) -> dict[int, Floats]:
+    """Return the faces (n, 5) of the frames between two, moved in a straight line, scores too; rounded."""
+    found = {}
+    for i in range(start + 1, stop):
+        share = (i - start) / (stop - start)
+        faces = (1 - share) * first + share * last
+        faces[:, :4] = (faces[:, :4] * STEPS).round() / STEPS
+        faces[:, 4] = faces[:, 4].round(SCORE_DIGITS)
+        found[i] = faces
+    return found

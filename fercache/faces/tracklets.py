@@ -1,0 +1,169 @@
+"""Faces linked over frames by overlap, cut into pieces wherever two people may have changed places."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from fercache.faces.boxes_part import MIN_IOU, NONE, Bools, Floats, Ints, apart, area, iou, matched
+
+MAX_GAP = 15
+"""Frames a track may be without a face: half a second, a blink of the detector, not a cut."""
+RIVAL = 0.5
+"""Share of the chosen overlap from which another one is a rival: which is which is then not told by place."""
+NEAR = 1.0
+"""Distance, in face sizes, within which a face that begins may be one that was lost a moment ago."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pieces:
+    """The faces of a clip and the S pieces that they form: stretches of one face, as far as places tell.
+
+    Attributes
+    ----------
+    frames : T.
+    frame, faces, piece : of each face: its row (M,), box and score (M, 5), the number of its piece (M,).
+    own : (E, 2) pieces of which the second goes on with the first by the largest overlap, though with a rival.
+    near : (E', 2) pieces that may go on with each other by place; those of `own` among them.
+    """
+
+    frames: int
+    frame: Ints
+    faces: Floats
+    piece: Ints
+    own: Ints
+    near: Ints
+
+    @property
+    def count(self) -> int:
+        """Number of pieces, S."""
+        return int(self.piece.max()) + 1 if len(self.piece) else 0
+
+    def held(self) -> Ints:
+        """Return how many frames each piece has, (S,)."""
+        return np.bincount(self.piece, minlength=self.count)
+
+    def weight(self) -> Floats:
+        """Return the sum of area x score of each piece, (S,)."""
+        return np.asarray(np.bincount(self.piece, area(self.faces) * self.faces[:, 4], self.count), np.float64)
+
+    def size(self) -> Floats:
+        """Return the mean side of the faces of each piece, (S,), in pixels."""
+        return np.asarray(np.bincount(self.piece, np.sqrt(area(self.faces)), self.count) / np.maximum(self.held(), 1))
+
+    def together(self) -> Bools:
+        """Return (S, S) whether two pieces are in one frame."""
+        found = np.zeros((self.count, self.count), bool)
+        edges = np.flatnonzero(np.diff(self.frame, prepend=-1, append=-1))
+        for start, stop in pairwise(edges):
+            if stop - start > 1:
+                found[np.ix_(self.piece[start:stop], self.piece[start:stop])] = True
+        np.fill_diagonal(found, False)
+        return found
+
+
+def pieces_of(detections: Sequence[Floats], cuts: Collection[int] = ()) -> Pieces:
+    """Return the pieces that the faces of a clip form; they are numbered as they begin.
+
+    Parameters
+    ----------
+    detections : faces of each frame, (n, 5): x1, y1, x2, y2, score.
+    cuts : rows that another scene begins with; no piece goes over one.
+
+    Notes
+    -----
+    Greedy: of the pieces seen within the last MAX_GAP frames and the faces of a frame, the pair of the largest overlap
+    is linked first. Where another face or another piece overlaps by RIVAL of that, a new piece begins, and one more
+    where the doubt has passed: a stretch in which two people may have been taken for each other stands alone.
+    """
+    linker, breaks = _Linker(), set(cuts)
+    numbers = []
+    for t, faces in enumerate(detections):
+        if t in breaks:
+            linker.forget()
+        if len(faces):
+            numbers.append(linker.take(t, faces[:, :4]))
+    counts = [len(faces) for faces in detections]
+    own, near = (np.array(sorted(pairs), np.int64).reshape(-1, 2) for pairs in (linker.own, linker.near))
+    return Pieces(frames=len(detections), frame=np.repeat(np.arange(len(detections)), counts), own=own, near=near,
+                  faces=np.concatenate([np.empty((0, 5)), *(faces for faces in detections if len(faces))]),
+                  piece=np.concatenate([np.empty(0, np.int64), *numbers]))
+
+
+@dataclass
+class _Linker:
+    """The pieces that a face of the next frame may go on with.
+
+    Attributes
+    ----------
+    boxes, seen, ids : last box, row of it and number of each live piece.
+    since : doubtful live piece -> the pieces that it may go on with.
+    """
+
+    boxes: Floats = field(default_factory=lambda: np.empty((0, 4)))
+    seen: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    ids: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    since: dict[int, set[int]] = field(default_factory=dict)
+    begun: int = 0
+    own: set[tuple[int, int]] = field(default_factory=set)
+    near: set[tuple[int, int]] = field(default_factory=set)
+
+    def forget(self) -> None:
+        """Let nothing go on."""
+        self._keep(np.zeros(len(self.ids), bool))
+
+    def _keep(self, which: Bools) -> None:
+        self.boxes, self.seen, self.ids = self.boxes[which], self.seen[which], self.ids[which]
+
+    def take(self, t: int, boxes: Floats) -> Ints:
+        """Return the piece (n,) of each face of frame `t`."""
+        self._keep(t - self.seen <= MAX_GAP + 1)
+        overlap = iou(self.boxes, boxes)
+        place = matched(overlap)
+        numbers = np.array([self._piece(overlap, place, j, boxes[j]) for j in range(len(boxes))], np.int64)
+        lost = np.ones(len(self.ids), bool)
+        lost[place[place != NONE]] = False
+        self._keep(lost)
+        self.boxes = np.concatenate([self.boxes, boxes])
+        self.seen = np.concatenate([self.seen, np.full(len(boxes), t)])
+        self.ids = np.concatenate([self.ids, numbers])
+        return numbers
+
+    def _piece(self, overlap: Floats, place: Ints, j: int, box: Floats) -> int:
+        """Return the piece of face `j`: the one it goes on with, or a new one."""
+        i = place[j]
+        if i == NONE:
+            lost = np.setdiff1d(np.arange(len(self.ids)), place)
+            close = apart(self.boxes[lost], np.broadcast_to(box, (len(lost), 4))) <= NEAR
+            return self._begin(set(self.ids[lost[close]].tolist()))
+        before = int(self.ids[i])
+        rivals = self._rivals(overlap, i, j)
+        if rivals:
+            if before in self.since:
+                self.since[before] |= rivals - {before}
+                return before
+            number = self._begin({before, *rivals}, before)
+            self.since[number] = {before, *rivals}
+            return number
+        if before in self.since:
+            return self._begin({before, *self.since[before]}, before)
+        return before
+
+    def _rivals(self, overlap: Floats, i: int, j: int) -> set[int]:
+        """Return the pieces that face `j` may go on with instead of piece `i`, or that another face makes doubtful."""
+        least = max(RIVAL * overlap[i, j], RIVAL * MIN_IOU)
+        found = {int(self.ids[k]) for k in np.flatnonzero(overlap[:, j] >= least) if k != i}
+        if (np.delete(overlap[i], j) >= least).any():
+            found.add(int(self.ids[i]))
+        return found
+
+    def _begin(self, near: set[int], own: int = NONE) -> int:
+        """Return the number of a new piece, which may go on with those `near`."""
+        number, self.begun = self.begun, self.begun + 1
+        self.near |= {(before, number) for before in near}
+        if own != NONE:
+            self.own.add((own, number))
+        return number

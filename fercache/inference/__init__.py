@@ -1,0 +1,4 @@
+"""`fercache predict`: new clips through extraction, heads and stack.
+
+Open `predict.py` first.
+"""

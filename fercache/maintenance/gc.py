@@ -1,0 +1,168 @@
+"""What of the cache nobody names any more: listed first, removed when asked to."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fercache.errors import StoreError
+from fercache.runtime import atomic_io
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.integrity import unfinished
+from fercache.store.layout import META
+from fercache.store.local import TEMPORARY, LocalFiles, Size
+from fercache.store.locks import claimed, work_folder
+from fercache.store.names_part import decode, encode
+
+STAGES = ("features", "logits", "heads", "stack")
+"""Folders of the cache that hold one folder a data set, and in it what a stage made."""
+STORE, WORK, LOCK = ".zarr", ".work", ".lock"
+KEPT = ("current.json", "failures*.csv")
+"""Files beside the results that point to them or tell of them."""
+UNNAMED, LOST, UNKNOWN = "no recipe names it", "left half done, and cannot go on", "not in the data set"
+TORN, ORPHAN, OF_CLIP = "left by a run that was killed", "of a store that is gone", "of a clip that is gone"
+PICTURES = ".npz"
+"""Ending of a clip's thumbnails."""
+SETTLED_S = 3600.0
+"""Age from which a temporary file is nobody's any more: none lives longer than one file takes to be written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waste:
+    """Something that can go.
+
+    Attributes
+    ----------
+    path : a store, a book, a folder of heads or of a stack run; or the store that holds `folder`.
+    folder : of one clip in the store at `path`; empty for all of `path`.
+    clip : its name, as far as it is known.
+    """
+
+    path: Path
+    why: str
+    size: Size
+    folder: str = ""
+    clip: str = ""
+
+
+def garbage(cache: Path, keep: Iterable[Path], clips: Mapping[Path, Collection[str]]) -> tuple[Waste, ...]:
+    """Return what can go, sorted by path; nothing is touched.
+
+    Parameters
+    ----------
+    keep : stores, books, folders of heads and of stack runs that a recipe names.
+    clips : store -> the clips that its data set names; a store that is not in it keeps all its clips.
+
+    Notes
+    -----
+    What a live process is writing is never in the list.
+    """
+    kept = {path.resolve() for path in keep} | {path.resolve() for path in clips}
+    found = [waste for path in _results(cache) if path.resolve() not in kept and (waste := _whole(path)) is not None]
+    for path, named in clips.items():
+        found += _clips(path, named)
+    found += _pictures(cache, found)
+    return tuple(sorted(found, key=lambda waste: (waste.path, waste.folder)))
+
+
+def collect(waste: Iterable[Waste]) -> Size:
+    """Remove what `garbage` listed; return what that freed.
+
+    Raises
+    ------
+    StoreError
+        Somebody began to write it meanwhile.
+    """
+    freed = []
+    for item in waste:
+        if item.folder:
+            store = EmbeddingStore.open(item.path, mode="a")
+            if item.why == LOST and store.files.stamp(f"{item.folder}/{META}") is not None:
+                continue  # somebody began it again and ended it meanwhile
+            store.remove_folder(item.folder)
+        else:
+            _remove(item.path)
+        freed.append(item.size)
+    return Size(sum(size.bytes for size in freed), sum(size.files for size in freed))
+
+
+def _results(cache: Path) -> Iterator[Path]:
+    """Yield what the stages made."""
+    for stage in STAGES:
+        for path in sorted(cache.glob(f"{stage}/*/*")):
+            if not any(path.match(kept) for kept in KEPT) and path.suffix != LOCK:
+                yield path
+
+
+def _pictures(cache: Path, waste: Sequence[Waste]) -> list[Waste]:
+    """Return the pictures of stores and clips that are gone, or that go."""
+    going = {(item.path.resolve(), item.folder) for item in waste}
+    found = []
+    for folder in sorted(path for path in cache.glob("thumbs/*/*") if path.is_dir()):
+        store = cache / "features" / folder.parent.name / f"{folder.name}{STORE}"
+        if not store.exists() or (store.resolve(), "") in going:
+            found.append(Waste(path=folder, why=ORPHAN, size=LocalFiles(folder).size()))
+            continue
+        for path in sorted(folder.glob(f"*{PICTURES}")):
+            clip = path.name.removesuffix(PICTURES)
+            if (store.resolve(), clip) in going or not (store / clip).exists():
+                found.append(Waste(path=path, why=OF_CLIP, size=Size(path.stat().st_size, 1)))
+    return found
+
+
+def _whole(path: Path) -> Waste | None:
+    """Return why a result that no recipe names can go; None where it belongs to something that stays or is at work."""
+    why = UNNAMED
+    if path.suffix == WORK:
+        if path.with_suffix(STORE).exists():
+            return None
+        why = ORPHAN
+    elif path.name.startswith(TEMPORARY):
+        if time.time() - path.stat().st_mtime < SETTLED_S:
+            return None
+        why = TORN
+    if _at_work(path):
+        return None
+    linked = path.is_symlink()
+    size = LocalFiles(path).size() if path.is_dir() and not linked else Size(path.lstat().st_size, 1)
+    return Waste(path=path, why=why, size=size)
+
+
+def _at_work(path: Path) -> bool:
+    """Return whether a live process is making a result: it holds the clip's claim, or the lock beside the result."""
+    if path.suffix in (STORE, WORK):
+        return bool(claimed(path.with_suffix(STORE)))
+    lock = path.with_suffix(LOCK)
+    if not lock.is_file():
+        return False
+    with atomic_io.lock(lock) as free:
+        return not free
+
+
+def _clips(path: Path, named: Collection[str]) -> Iterator[Waste]:
+    """Yield clips that the data set does not name, and half-done ones that nobody can go on with."""
+    store, folders = EmbeddingStore.open(path), {encode(clip) for clip in named}
+    live = claimed(path)
+    open_ends = unfinished(store)
+    for folder in sorted({*store.files.folders(), *open_ends} - live):
+        lost = not open_ends.get(folder, True)
+        if folder not in folders or lost:
+            yield Waste(path=path, folder=folder, clip=decode(folder) or folder, why=LOST if lost else UNKNOWN,
+                        size=store.files.size(folder))
+
+
+def _remove(path: Path) -> None:
+    """Remove a result; a store's root goes first, so that nobody opens what is half gone. Of a link, the link."""
+    if _at_work(path):
+        raise StoreError("is being written by another process", where=path, hint="wait for it to end")
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        if path.suffix == STORE:
+            LocalFiles(path).remove(META)
+            shutil.rmtree(work_folder(path), ignore_errors=True)
+        shutil.rmtree(path)
+    atomic_io.sync(path.parent)

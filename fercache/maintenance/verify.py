@@ -1,0 +1,127 @@
+"""Is every byte of a store the one that was written?"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from fercache.errors import StoreError
+from fercache.runtime.progress import meter
+from fercache.runtime.uri import Place, Url
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.integrity import Fault, check_clip, check_root, unfinished
+from fercache.store.layout import META
+from fercache.store.remote import files_at
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """What `verify` found.
+
+    Attributes
+    ----------
+    clips : committed clips that were read.
+    frames : of those that are whole.
+    unfinished : names of folders of clips on their way or given up; no reader sees them.
+    faults : what is wrong.
+    dropped : clips that a repair removed: the next `extract` does them again.
+    cleared : stray files that a repair removed.
+    """
+
+    store: Place
+    clips: int
+    frames: int
+    unfinished: tuple[str, ...]
+    faults: tuple[Fault, ...]
+    dropped: tuple[str, ...] = ()
+    cleared: tuple[Place, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether what a reader sees is what was written."""
+        return all(fault.stray for fault in self.faults)
+
+
+def verify(path: Place, *, repair: bool = False) -> VerifyReport:
+    """Return what is wrong with a store, after reading every byte of it.
+
+    Parameters
+    ----------
+    repair : drop the clips that are harmed, and files that are none of the store's.
+
+    Raises
+    ------
+    StoreError
+        There is no store, or a harmed clip is just being written.
+
+    Notes
+    -----
+    A root that cannot be read is the one fault told: without it nothing can be said of the clips. `extract` mends it.
+    Finds any changed bit of arrays and metadata, a missing chunk, a torn file, a clip of another store. Others may
+    read and write meanwhile.
+    """
+    try:
+        store = EmbeddingStore.open(path, mode="a" if repair else "r")
+    except StoreError as error:
+        if not EmbeddingStore.exists(path):
+            raise
+        root = Fault(folder="", clip="", where=path / META, what=f"{error.what}; {error.hint}")
+        return VerifyReport(store=path, clips=0, frames=0, unfinished=(), faults=(root,))
+    faults = check_root(store)
+    folders = store.files.folders()
+    clips = frames = 0
+    with meter("verify", len(folders), "clips") as bar:
+        for folder in folders:
+            found = _settled(store, folder)
+            bar.advance()
+            if found is None:
+                continue
+            clips += 1
+            faults += found
+            frames += 0 if any(not fault.stray for fault in found) else _frames(store, folder)
+    dropped = _drop(store, faults) if repair else ()
+    return VerifyReport(store=store.path, clips=clips, frames=frames, unfinished=tuple(sorted(unfinished(store))),
+                        faults=tuple(faults), dropped=dropped, cleared=_clear(faults) if repair else ())
+
+
+def _frames(store: EmbeddingStore, folder: str) -> int:
+    mark = store.read_mark(folder)
+    return 0 if mark is None else mark.frames
+
+
+def _settled(store: EmbeddingStore, folder: str) -> list[Fault] | None:
+    """Return a clip's faults; looked at again where there are some, since another process may have just replaced it."""
+    found = check_clip(store, folder)
+    return check_clip(store, folder) if found else found
+
+
+def _drop(store: EmbeddingStore, faults: list[Fault]) -> tuple[str, ...]:
+    """Remove the harmed clips; return their names."""
+    harmed = {fault.folder: fault.clip for fault in faults if not fault.stray and fault.folder}
+    for folder, clip in harmed.items():
+        log.warning("%s: dropped; the next extract does it again", clip)
+        store.remove_folder(folder)
+    return tuple(sorted(harmed.values()))
+
+
+def _clear(faults: list[Fault]) -> tuple[Place, ...]:
+    """Remove stray files; return those that were there."""
+    gone: list[Place] = []
+    for fault in faults:
+        if fault.stray and isinstance(fault.where, Url):
+            files_at(fault.where.parent).remove_tree(fault.where.name)
+            files_at(fault.where.parent).remove(fault.where.name)
+            gone.append(fault.where)
+        elif fault.stray and isinstance(fault.where, Path) and (fault.where.exists() or fault.where.is_symlink()):
+            gone.append(fault.where)
+            folder = fault.where.is_dir() and not fault.where.is_symlink()  # what a link leads to is not the store's
+            try:
+                shutil.rmtree(fault.where) if folder else fault.where.unlink()
+            except OSError as error:
+                raise StoreError(f"cannot be removed ({error.strerror})", where=fault.where,
+                                 hint="check the permissions of the store") from error
+    return tuple(gone)

@@ -1,0 +1,207 @@
+"""The book of logits: what every head said of every frame, and which fold's model said it. One HDF5 file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from fercache.errors import StoreError
+from fercache.runtime.atomic_io import replacing
+
+FORMAT = 1
+ROWS = ("index", "time_s", "valid", "label")
+TRIALS = ("trials", "group", "split")
+OUT_OF_FOLD, HELD_OUT, IN_SAMPLE = "out-of-fold", "held-out", "in-sample"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitBook:
+    """What the heads said, row by row; a row is a frame of a trial's clock.
+
+    Attributes
+    ----------
+    trials, group, split : (N,) names; `split` is train, validation or test.
+    fold : (N,) int16, the fold that holds the trial out; -1 where no fold does.
+    offsets : (N + 1,) int64; the rows of trial i are ``offsets[i]:offsets[i + 1]``.
+    index : (R,) int32, frame numbers from 1.
+    time_s : (R,) float64, from 0 in each trial.
+    valid : (R,) bool, whether a face was seen.
+    label : (R,) int16, -1 where not annotated.
+    logits : head -> (R, C) float32. Rows of a trial with a fold are out of fold: by the models that saw nothing of
+        its group. The others are the mean over the folds' models of log-probabilities.
+    provenance : JSON value: what made it.
+    epochs_fixed : whether there were too few groups to choose the number of epochs.
+    clip : (N,) the clip of each trial where that is not the trial itself (several people of one clip), else empty.
+    declared : head -> `OUT_OF_FOLD`, `HELD_OUT` or `IN_SAMPLE`, for heads that were imported; ours are out of fold.
+    pooled : head -> (R, S, C) float32, where a row is a whole clip: statistics of its frames. Never written.
+    """
+
+    dataset: str
+    classes: tuple[str, ...]
+    metric: str
+    notice: str
+    heads: tuple[str, ...]
+    trials: tuple[str, ...]
+    group: tuple[str, ...]
+    split: tuple[str, ...]
+    fold: NDArray[np.int16]
+    offsets: NDArray[np.int64]
+    index: NDArray[np.int32]
+    time_s: NDArray[np.float64]
+    valid: NDArray[np.bool_]
+    label: NDArray[np.int16]
+    logits: dict[str, NDArray[np.float32]]
+    provenance: dict[str, Any]
+    fingerprint: str
+    epochs_fixed: bool = False
+    clip: tuple[str, ...] = ()
+    declared: dict[str, str] = field(default_factory=dict)
+    pooled: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def clips(self) -> tuple[str, ...]:
+        """The clip of each trial, ``(N,)``."""
+        return self.clip or self.trials
+
+    @property
+    def tainted(self) -> tuple[str, ...]:
+        """The heads that were fitted on rows which they speak of here as if out of fold."""
+        held = any(f >= 0 for f in self.fold)
+        return tuple(head for head in self.heads if held and self.declared.get(head) == IN_SAMPLE)
+
+    def rows(self, trial: int) -> slice:
+        """Return the rows of the trial of that position."""
+        return slice(int(self.offsets[trial]), int(self.offsets[trial + 1]))
+
+    def spread(self, per_trial: Any) -> NDArray[Any]:
+        """Return a value a trial, ``(N,)``, as a value a row, ``(R,)``."""
+        return np.repeat(np.asarray(per_trial), np.diff(self.offsets))
+
+    def save(self, path: Path) -> None:
+        """Write the book to `path`, whole or not at all."""
+        said = {name: getattr(self, name) for name in ("dataset", "classes", "metric", "notice", "heads", "provenance",
+                                                       "fingerprint", "epochs_fixed", "clip", "declared")}
+        with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+            file.attrs["format"] = FORMAT
+            file.create_dataset("about", data=json.dumps(said, sort_keys=True), dtype=h5py.string_dtype())
+            for name in TRIALS:
+                file.create_dataset(f"trial/{name}", data=list(getattr(self, name)), dtype=h5py.string_dtype())
+            file["trial/fold"], file["trial/offsets"] = self.fold, self.offsets
+            for name in ROWS:
+                file[f"frame/{name}"] = getattr(self, name)
+            for head, values in self.logits.items():
+                file[f"logits/{head}"] = values
+
+    @classmethod
+    def load(cls, path: Path) -> LogitBook:
+        """Return the book at `path`.
+
+        Raises
+        ------
+        StoreError
+            The file is absent, torn, or no book of logits.
+        """
+        try:
+            with h5py.File(path, "r") as file:
+                _check_size(file, path.stat().st_size)
+                return cls(**_read(file))
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise StoreError(f"no readable book of logits ({error})", where=path,
+                             hint="run `fercache train-heads` (remove the file first if it is damaged)") from error
+
+
+def _check_size(file: h5py.File, most: int) -> None:
+    """Refuse data larger than the file: HDF5 may state any shape for what was never written."""
+    def check(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.nbytes > most:
+            raise ValueError(f"{name} is said to be larger than the file")
+    file.visititems(check)
+
+
+def _read(file: h5py.File) -> dict[str, Any]:
+    """Return the fields of a book from an open file."""
+    if file.attrs.get("format") != FORMAT:
+        raise ValueError(f"format {file.attrs.get('format')!r}, this fercache reads {FORMAT}")
+    said = json.loads(file["about"][()])
+    said |= {name: tuple(said[name]) for name in ("classes", "heads", "clip") if name in said}
+    said |= {name: tuple(file[f"trial/{name}"].asstr()[:]) for name in TRIALS}
+    said |= {name: file[f"frame/{name}"][:] for name in ROWS}
+    return {**said, "fold": file["trial/fold"][:], "offsets": file["trial/offsets"][:],
+            "logits": {head: file[f"logits/{head}"][:] for head in said["heads"]}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """One trial of a book: what stands there of it, ``(T,)`` columns and ``(T, C)`` logits a head."""
+
+    split: str
+    group: str
+    fold: int
+    time_s: NDArray[np.float64]
+    valid: NDArray[np.bool_]
+    label: NDArray[np.int16]
+    logits: dict[str, NDArray[np.float32]]
+
+
+class Pages:
+    """A book of any size, opened to be read trial by trial: of the frames only those of the trial at hand are read."""
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file
+        about = json.loads(file["about"][()])
+        self.heads, self.classes = tuple(about["heads"]), tuple(about["classes"])
+        self.metric, self.notice, self.fingerprint = about["metric"], about["notice"], about["fingerprint"]
+        self.trials, self.group, self.split = (tuple(file[f"trial/{name}"].asstr()[:]) for name in TRIALS)
+        self.fold, self._offsets = file["trial/fold"][:], file["trial/offsets"][:]
+        self._place = {name: i for i, name in enumerate(self.trials)}
+
+    def __contains__(self, trial: str) -> bool:
+        return trial in self._place
+
+    def place(self, trial: str) -> tuple[str, str]:
+        """Return the split and the group of a trial."""
+        return self.split[self._place[trial]], self.group[self._place[trial]]
+
+    def page(self, trial: str) -> Page:
+        """Return what stands of one trial."""
+        i = self._place[trial]
+        rows = slice(int(self._offsets[i]), int(self._offsets[i + 1]))
+        return Page(split=self.split[i], group=self.group[i], fold=int(self.fold[i]),
+                    **{name: self._file[f"frame/{name}"][rows] for name in ("time_s", "valid", "label")},
+                    logits={head: self._file[f"logits/{head}"][rows] for head in self.heads})
+
+
+@contextmanager
+def pages(path: Path) -> Iterator[Pages]:
+    """Yield the book at `path`, to be read trial by trial.
+
+    Raises
+    ------
+    StoreError
+        The file is absent, torn, or no book of logits.
+    """
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise _no_book(path, error) from error
+    with file:
+        try:
+            if file.attrs.get("format") != FORMAT:
+                raise ValueError(f"format {file.attrs.get('format')!r}, this fercache reads {FORMAT}")
+            book = Pages(file)
+        except (KeyError, ValueError, TypeError) as error:
+            raise _no_book(path, error) from error
+        yield book
+
+
+def _no_book(path: Path, error: Exception) -> StoreError:
+    return StoreError(f"no readable book of logits ({error})", where=path,
+                      hint="run `fercache train-heads` (remove the file first if it is damaged)")

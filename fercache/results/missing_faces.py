@@ -1,0 +1,104 @@
+"""What a frame without a face gets: nothing, the nearest face's prediction, or a straight line between two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fercache.errors import InputError
+from fercache.results.smoothing import nearest
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+Rows = NDArray[np.int64]
+
+POLICIES = {
+    "none": "a frame without a face is not filled: each head's column has what the head itself says there, every other "
+            "column the plain mean of the heads",
+    "nearest": "a frame without a face has what its column says at the nearest frame in time with a face (the earlier "
+               "of two)",
+    "linear": "a frame without a face lies on the straight line, in time, between what its column says at the frames "
+              "with a face before and after it; before the first and after the last face the nearest one counts",
+    "mask": "a frame without a face is left to the temporal heads, which look past it by their mask: their own columns "
+            "have their own word there, every other column the plain mean of the temporal heads",
+}
+FACELESS = "a clip without any face has what the heads say of it"
+COPIED = ("nearest", "linear")
+"""The policies that need nothing but the predictions of other frames."""
+TEMPORAL = ("gru", "transformer")
+"""Heads that look at a frame's neighbours, and past frames without a face."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where each row's prediction comes from: ``(1 - weight) * before + weight * after``, all ``(T,)``.
+
+    Attributes
+    ----------
+    before, after : rows; weight : of the row after, 0 to 1. A row with a face is its own source, with weight 0.
+    """
+
+    before: Rows
+    after: Rows
+    weight: Floats
+
+    def apply(self, shares: NDArray[Any]) -> NDArray[Any]:
+        """Return probabilities with their gaps filled, ``(T, C)``, of the same type as `shares`, ``(T, C)``."""
+        filled = shares[self.before]
+        mixed = np.flatnonzero(self.weight > 0)
+        late = self.weight[mixed, None]
+        filled[mixed] = (1 - late) * shares[self.before[mixed]] + late * shares[self.after[mixed]]
+        return np.asarray(filled)
+
+
+def sources(time_s: Floats, seen: Mask, policy: str, *, causal: bool = False) -> Sources:
+    """Return where the rows of one clip take their predictions from; all from themselves if no row was seen.
+
+    Parameters
+    ----------
+    time_s : (T,) rising.
+    seen : (T,) whether a face was seen.
+    policy : one of `POLICIES`; with "none" and "mask" every row is its own source.
+    causal : take nothing from a later row; rows before the first face are their own source.
+
+    Raises
+    ------
+    InputError
+        A line is asked for without looking ahead.
+    """
+    if causal and policy == "linear":
+        raise InputError("a line between two faces looks at the later one", where="gaps = linear",
+                         hint="choose --gaps nearest where nothing may look ahead")
+    row = np.arange(len(seen), dtype=np.int64)
+    found = np.flatnonzero(seen)
+    if policy not in COPIED or not len(found):
+        return Sources(row, row, np.zeros(len(row)))
+    if policy == "nearest":
+        chosen = nearest(time_s, seen, causal=causal).row
+        return Sources(chosen, chosen, np.zeros(len(row)))
+    place = np.searchsorted(found, row, "right")  # how many faces were seen up to here, this row among them
+    before, after = found[np.maximum(place - 1, 0)], found[np.minimum(place, len(found) - 1)]
+    span = time_s[after] - time_s[before]
+    weight = np.divide(time_s - time_s[before], span, out=np.zeros(len(row)), where=span > 0)
+    return Sources(before, after, np.clip(np.where(seen, 0.0, weight), 0.0, 1.0))
+
+
+def fill(shares: NDArray[Any], time_s: Floats, seen: Mask, policy: str) -> NDArray[Any]:
+    """Return one clip's probabilities with its gaps filled, ``(T, C)``; see `sources`."""
+    return sources(time_s, seen, policy).apply(shares)
+
+
+def own_word(heads: Sequence[str], policy: str) -> list[str]:
+    """Return the heads whose own word stands in a gap; none where gaps are filled from other frames."""
+    if policy in COPIED:
+        return []
+    return [head for head in heads if policy == "none" or head in TEMPORAL]
+
+
+def describe(policy: str) -> str:
+    """Return the policy in words, its name first."""
+    return f"{policy}: {POLICIES[policy]}; {FACELESS}"

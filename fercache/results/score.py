@@ -1,0 +1,178 @@
+"""Predictions against a set's labels, also where the set has other classes than the predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fercache import metrics
+from fercache.config import ScoreConfig
+from fercache.data import labels
+from fercache.data.base import Dataset, Trial
+from fercache.errors import InputError
+from fercache.results import io
+
+FIGURES = {"macro_f1": "macro F1", "accuracy": "accuracy (WAR)", "uar": "mean recall (UAR)",
+           "abaw2": ".67 F1 + .33 acc"}
+SHOWN = 10
+Counts = NDArray[np.int64]
+
+
+@dataclass
+class _Tally:
+    """Confusion matrices by group, ``(C, C)`` each, and what could not be scored."""
+
+    classes: int
+    groups: dict[str, Counts] = field(default_factory=dict)
+    unscored: int = 0
+    scored: set[str] = field(default_factory=set)
+
+    def add(self, trial: Trial, label: NDArray[Any], said: NDArray[Any]) -> None:
+        """Count the labelled rows of a trial."""
+        self.scored.add(trial.name)
+        empty = np.zeros((self.classes, self.classes), np.int64)
+        self.groups[trial.group] = self.groups.get(trial.group, empty) + metrics.confusion(label, said, self.classes)
+
+    def matrices(self, keep: Sequence[int]) -> Counts:
+        """Return a matrix for each group that has a labelled row of the classes to `keep`, ``(G, c, c)``."""
+        every = np.array(list(self.groups.values())).reshape(-1, self.classes, self.classes)
+        part = every[:, keep][:, :, keep]
+        return np.asarray(part[part.sum((1, 2)) > 0])
+
+
+def run(dataset: Dataset, given: io.Predictions, config: ScoreConfig) -> dict[str, Any]:
+    """Return every figure as a JSON value.
+
+    Raises
+    ------
+    InputError
+        The set has no labels in that split, no class or no clip in common with the predictions, or the predictions are
+        damaged.
+
+    Notes
+    -----
+    ``all`` counts every class of the set, also those that the predictions cannot say (their F1 is 0); ``shared`` only
+    rows of classes that they can say, and the mean over those.
+    """
+    trials = {t.name: t for t in dataset.trials if t.labelled and config.split in ("all", t.split)}
+    if not trials:
+        raise InputError(f"no labelled trial in the split {config.split}", where=dataset.name,
+                         hint="choose another --split or data set")
+    names = labels.map_classes(given.classes, dataset.classes, labels.parse(config.map))
+    level = _level(list(trials.values()), config.level)
+    tally = _Tally(len(dataset.classes))
+    for trial, clip in _matched(given, trials):
+        _count(tally, trial, clip, names, level)
+    if not tally.scored:
+        raise InputError(f"none of the {len(trials):,} labelled trials of {dataset.name} has a prediction",
+                         where=given.path, hint="check --preds, --split and the data set")
+    lost = [name for name in trials if name not in tally.scored]
+    shared = [place for place, name in enumerate(dataset.classes) if name not in names.never]
+    return {"predictions": str(given.path), "dataset": dataset.name, "split": config.split, "level": level,
+            "rule": io.POOLED if level == "clip" else "every labelled frame", "metric": dataset.metric,
+            "notice": dataset.notice, "classes": list(dataset.classes), "map": names.describe(),
+            "lost": list(names.lost), "never": list(names.never), "unscored_frames": tally.unscored,
+            "trials": len(tally.scored), "trials_without_prediction": lost, "config": config.settings(),
+            "all": _figures(tally.matrices(range(len(dataset.classes))), dataset, range(len(dataset.classes)), config),
+            "shared": _figures(tally.matrices(shared), dataset, shared, config)}
+
+
+def _level(trials: Sequence[Trial], wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "clip" if all(trial.labels is None for trial in trials) else "frame"
+
+
+def _matched(given: io.Predictions, trials: dict[str, Trial]) -> Iterator[tuple[Trial, io.Clip]]:
+    for clip in given.clips():
+        name = io.asked_for(clip.name, trials)
+        if name in trials:
+            yield trials[name], clip
+
+
+def _count(tally: _Tally, trial: Trial, clip: io.Clip, names: labels.LabelMap, level: str) -> None:
+    """Count one trial, by frame or as one clip."""
+    clock = trial.on_clock(int(clip.frame[-1]))
+    if level == "clip":
+        if trial.clip_label < 0:
+            raise InputError("it has labels by frame, none for the whole clip", where=trial.name,
+                             hint="score it with --level frame")
+        pooled = clip.pooled(names.shares(clip.shares)).argmax()
+        tally.add(trial, np.array([trial.clip_label]), np.array([pooled]))
+        return
+    label = clock[clip.frame - 1]
+    tally.unscored += int((clock >= 0).sum() - (label >= 0).sum())
+    said = names.shares(clip.shares).argmax(1) if names.lost else names.labels(clip.said)
+    tally.add(trial, label, said)
+
+
+def _figures(matrices: Counts, dataset: Dataset, keep: Sequence[int], config: ScoreConfig) -> dict[str, Any]:
+    """Return the scores over the classes to `keep`, with the recall of each."""
+    classes = [dataset.classes[place] for place in keep]
+    sampler = metrics.Resampler(len(matrices), config.bootstrap, config.seed)
+    total = matrices.sum(0)
+    recall = np.diag(total) / np.maximum(total.sum(1), 1)
+    return {**metrics.scores(matrices, classes, dataset.metric, sampler).json(),
+            "recall": dict(zip(classes, recall.tolist(), strict=True)), "confusion": total.tolist()}
+
+
+def table(report: dict[str, Any]) -> RenderableType:
+    """Return the figures as a table of at most 80 columns, to be printed by rich."""
+    whole, shared = report["all"], report["shared"]
+    unit = "clips" if report["level"] == "clip" else "labelled frames"
+    title = f"{report['dataset']}, {report['split']}: {whole['frames']:,} {unit} of {whole['groups']:,} groups"
+    parts: list[RenderableType] = [Text(title, "bold"), _scores(report, whole, shared), _classes(report, whole)]
+    for title, words in (("classes", report["map"]), ("scored", report["rule"]), ("note", report["notice"])):
+        if words:
+            parts.append(Text.assemble((f"{title}: ", "bold"), words))
+    parts += [Text(words, "yellow") for words in warnings(report)]
+    return Group(*parts)
+
+
+def warnings(report: dict[str, Any]) -> list[str]:
+    """Return what could not be scored, in words."""
+    lost = report["trials_without_prediction"]
+    said = []
+    if lost:
+        more = f" and {len(lost) - SHOWN:,} more" if len(lost) > SHOWN else ""
+        said.append(f"{len(lost):,} labelled trials have no prediction: {', '.join(lost[:SHOWN])}{more}")
+    if report["unscored_frames"]:
+        said.append(f"{report['unscored_frames']:,} labelled frames have no prediction")
+    return said
+
+
+def _scores(report: dict[str, Any], whole: dict[str, Any], shared: dict[str, Any]) -> Table:
+    why_none = whole["why_none"]
+    made = Table(caption=f"no intervals: {why_none}" if why_none else "brackets: 95 % by bootstrap over groups",
+                 box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False)
+    made.add_column("")
+    made.add_column("all classes", justify="right")
+    if report["never"]:
+        made.add_column(f"the {len(shared['f1'])} shared ones", justify="right")
+    for key, heading in FIGURES.items():
+        style = "bold green" if key == report["metric"] else ""
+        made.add_row(heading, *(_figure(one, key) for one in (whole, shared)[:1 + bool(report["never"])]), style=style)
+    return made
+
+
+def _figure(scores: dict[str, Any], key: str) -> str:
+    low, high = (scores["intervals"] or {}).get(key, (None, None))
+    return f"{scores[key]:.3f}" + (f" ({low:.3f}-{high:.3f})" if low is not None else "")
+
+
+def _classes(report: dict[str, Any], whole: dict[str, Any]) -> Table:
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("class", "F1", "recall", "clips" if report["level"] == "clip" else "frames"):
+        made.add_column(heading, justify="left" if heading == "class" else "right")
+    for name in report["classes"]:
+        made.add_row(name, f"{whole['f1'][name]:.3f}", f"{whole['recall'][name]:.3f}", f"{whole['support'][name]:,}",
+                     style="dim" if name in report["never"] else "")
+    return made

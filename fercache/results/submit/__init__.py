@@ -1,0 +1,174 @@
+"""Predictions in the organisers' format: row for row what their template asks for, or a list of the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fercache.config import SubmitConfig
+from fercache.data import labels
+from fercache.data.affwild2 import SIDES, parent_of
+from fercache.errors import InputError
+from fercache.results import io
+from fercache.results.submit import clips_part, editions_part, folder_part, formats, lengths_part
+from fercache.results.submit.compare_part import Difference, Forgiven, Translator
+
+Frames = NDArray[np.int64]
+
+
+class Places(NamedTuple):
+    """Where things are: the organisers' template, our predictions, and lengths of trials where they are given."""
+
+    template: Path
+    preds: Path
+    out: Path
+    frames: Path | None = None
+    videos: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """What was written.
+
+    Attributes
+    ----------
+    rows, trials : how many; notes : what its sender must know.
+    """
+
+    out: Path
+    form: editions_part.Form
+    rows: int
+    trials: int
+    notes: tuple[str, ...]
+
+
+def run(places: Places, config: SubmitConfig) -> Submission:
+    """Write the submission and return what was written; nothing is written where something does not match.
+
+    Raises
+    ------
+    InputError
+        The template or the predictions are damaged, they do not match row for row, their classes differ and no map is
+        asked for, or nothing can be written at `out`.
+    """
+    if places.out.resolve() in (places.template.resolve(), places.preds.resolve()):
+        raise InputError("--out names a file that is read", where=places.out, hint="choose another name")
+    form = editions_part.form_of(places.template)
+    given = io.Predictions(places.preds)
+    if form != "list" and (places.frames or places.videos):
+        raise InputError("the template gives the rows itself", where=places.template,
+                         hint="--frames and --videos belong to a test list")
+    names = _names(given, editions_part.choose(config.edition, form, given.classes, places.template), config)
+    notes = () if names.source == names.target else (f"classes: {names.describe()}",)
+    if form == "frames":
+        made = _single_file(places, given, Translator(names), config)
+    elif form == "list":
+        made = _folder(places, given, Translator(names), config)
+    else:
+        made = _clip_table(places, given, Translator(names), form)
+    return Submission(out=places.out, form=form, rows=made.rows, trials=made.trials, notes=(*notes, *made.notes))
+
+
+class _Made(NamedTuple):
+    rows: int
+    trials: int
+    notes: tuple[str, ...]
+
+
+def _names(given: io.Predictions, wanted: tuple[str, ...], config: SubmitConfig) -> labels.LabelMap:
+    """Return the label map; one that changes more than order and spelling only where it was asked for.
+
+    Raises
+    ------
+    InputError
+        Classes differ, and no map is asked for.
+    """
+    found = labels.map_classes(given.classes, wanted, labels.parse(config.map))
+    if not found.whole and not config.map:
+        raise InputError(f"the predictions have {len(given.classes)} classes, {len(wanted)} are wanted: "
+                         f"{found.describe()}", where=given.path,
+                         hint="--map names goes by the names all the same, --map A=B says what becomes what")
+    return found
+
+
+def _single_file(places: Places, given: io.Predictions, translator: Translator, config: SubmitConfig) -> _Made:
+    template = formats.read(places.template)
+    if template.classes != translator.names.target:
+        raise InputError(f"its header has {len(template.classes)} classes", where=places.template,
+                         hint=f"{config.edition} has {', '.join(translator.names.target)}; check --edition")
+    forgiven: Forgiven = "all" if config.rows == "template" else "nothing"
+    said, difference, others = _answer(given, template.trials, translator, config, forgiven)
+    difference.check(str(places.template), "check that the predictions are of this test set; if only lengths differ, "
+                     "--rows template takes the organisers' rows, fills those that we lack and says so")
+    flat = np.concatenate([said[trial] for trial in template.trials]).astype(np.int16)
+    formats.write(template, flat, places.out)
+    return _Made(template.rows, len(template.trials), (*_told(difference, config), *others))
+
+
+def _folder(places: Places, given: io.Predictions, translator: Translator, config: SubmitConfig) -> _Made:
+    trials = folder_part.names_of(places.template)
+    wanted: dict[str, Frames | None] = dict.fromkeys(trials)
+    forgiven: Forgiven = "all" if config.rows == "template" else "nothing"
+    for place, count in ((places.frames, lengths_part.of_table), (places.videos, lengths_part.of_videos)):
+        if place is not None:
+            wanted |= {trial: np.arange(1, many + 1) for trial, many in count(place, trials).items()}
+            forgiven = "all" if forgiven == "all" else "ends"
+    said, difference, others = _answer(given, wanted, translator, config, forgiven)
+    difference.check(str(places.template), "predict every trial of the list; --rows template fills frames between "
+                     "predicted ones and says so")
+    folder_part.write({trial: said[trial] for trial in trials}, translator.names.target, places.out)
+    counted = () if places.frames or places.videos else (
+        "lengths are those of the predictions' clock; --frames or --videos compares them with the organisers' count",)
+    return _Made(sum(map(len, said.values())), len(trials), (*_told(difference, config), *counted, *others))
+
+
+def _clip_table(places: Places, given: io.Predictions, translator: Translator, form: editions_part.Form) -> _Made:
+    said = clips_part.answers(given, clips_part.names_of(places.template, form), translator, places.template)
+    clips_part.write(said, form, translator.names.target, places.out)
+    return _Made(len(said), len(said), (io.POOLED, clips_part.UNOFFICIAL))
+
+
+def _answer(given: io.Predictions, wanted: Mapping[str, Frames | None], translator: Translator,
+            config: SubmitConfig, forgiven: Forgiven) -> tuple[dict[str, Frames], Difference, tuple[str, ...]]:
+    """Return trial -> class of each wanted frame, how that differs from the predictions, and what else is to be told.
+
+    Parameters
+    ----------
+    wanted : trial -> its frames; None stands for every frame up to the last predicted one.
+    """
+    said: dict[str, Frames] = {}
+    difference, others = Difference(), set[str]()
+    for clip in given.clips():
+        name = io.asked_for(clip.name, wanted)
+        if name not in wanted:
+            others.add(clip.name)
+            continue
+        asked = wanted[name]
+        frames_ = np.arange(1, int(clip.frame[-1]) + 1) if asked is None else asked
+        difference.note(name, clip.frame, frames_, forgiven)
+        said[name] = translator.at(clip, frames_, config.gaps).astype(np.int16)
+    difference.absent = [_sided(trial, {*said, *others}) for trial in wanted if trial not in said]
+    return said, difference, (f"{len(others):,} clips of the predictions are not asked for",) if others else ()
+
+
+def _sided(trial: str, predicted: Set[str]) -> str:
+    """Return a trial without prediction; where another person of its video has one, that is said too."""
+    others = [name for name in (parent_of(trial), *(f"{parent_of(trial)}_{side}" for side in SIDES))
+              if name != trial and name in predicted]
+    return f"{trial} ({others[0]} is another person of that video)" if others else trial
+
+
+def _told(difference: Difference, config: SubmitConfig) -> tuple[str, ...]:
+    """Return the notes about rows that were filled or left out."""
+    if not difference.told:
+        return ()
+    shown = difference.told[:20]
+    more = [f"and {len(difference.told) - len(shown):,} more trials"] if len(difference.told) > len(shown) else []
+    head = (f"lengths differ in {len(difference.told):,} trials; theirs are taken, and what we lack is filled by the "
+            f"policy {config.gaps}")
+    return (head, *shown, *more)

@@ -1,0 +1,58 @@
+"""What each run of a stage took, noted beside the cache: the report and the model card read it."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from fercache import __version__
+from fercache.errors import FercacheError
+from fercache.runtime import atomic_io
+
+FORMAT = 1
+MOST = 1000
+"""Runs that are kept a data set; the oldest go."""
+
+
+def path_of(cache: Path, dataset: str) -> Path:
+    """Return where the runs over a data set are noted."""
+    return cache / "runs" / dataset / "runs.json"
+
+
+def note(cache: Path, dataset: str, stage: str, made: str, seconds: float, **figures: Any) -> None:
+    """Note that a run of `stage` that did work ended.
+
+    Parameters
+    ----------
+    made : name of what it made: a store, a book, a stack run.
+    figures : JSON values: frames, clips, fits.
+
+    Notes
+    -----
+    Names no clip, so that there is nothing in it to forget. A run that was killed is not noted.
+    """
+    path = path_of(cache, dataset)
+    ended = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    entry = {"stage": stage, "made": made, "seconds": round(seconds, 3), "ended": ended, "fercache": __version__,
+             **figures}
+    with atomic_io.lock(path.with_suffix(".lock"), wait=True):
+        atomic_io.write_json(path, {"format": FORMAT, "runs": [*noted(cache, dataset), entry][-MOST:]})
+
+
+def noted(cache: Path, dataset: str) -> list[dict[str, Any]]:
+    """Return the runs over a data set, the oldest first; none where nothing readable was noted."""
+    path = path_of(cache, dataset)
+    try:
+        value = atomic_io.read_json(path) if path.is_file() else {}
+    except (FercacheError, OSError):  # a note that cannot be read stops no stage and no report
+        return []
+    found = value.get("runs") if isinstance(value, dict) and value.get("format") == FORMAT else None
+    return [run for run in found if isinstance(run, dict)] if isinstance(found, list) else []
+
+
+def total(runs: list[dict[str, Any]], stage: str, made: str) -> dict[str, float]:
+    """Return seconds, frames and number of the runs that went into one result of a stage."""
+    worked = [run for run in runs if run.get("stage") == stage and run.get("made") == made]
+    return {"runs": len(worked), "seconds": float(sum(run.get("seconds", 0.0) for run in worked)),
+            "frames": float(sum(run.get("frames", 0) for run in worked))}

@@ -1,0 +1,180 @@
+"""Every column of the table: each head, their plain mean, and what was learnt; and which one is final."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fercache import metrics
+from fercache.data.folds import MIN_GROUPS_TO_CHOOSE
+from fercache.errors import InputError
+from fercache.oof import LogitBook
+from fercache.results import missing_faces
+from fercache.stacking.nested_cv import Nested, Shares
+from fercache.stacking.smoothed_mean import softmax
+
+WHAT = {"mean": "plain mean of the heads' probabilities",
+        "chain": "the heads' log-probabilities as evidence for a Markov chain of the classes",
+        "smooth": "the heads' log-probabilities, each smoothed over time, and `chain`, with a weight each and a bias a "
+                  "class",
+        "logistic": "logistic regression on the stacker's features",
+        "blend": "geometric mean of `smooth` and `logistic`",
+        "stack": "LightGBM on the stacker's features, beginning at the column `smooth`"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Final:
+    """The column that preds.csv holds, and why."""
+
+    column: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filling:
+    """What becomes of a book's frames without a face, worked out once.
+
+    Attributes
+    ----------
+    sources : which rows speak for each row, ``(R,)``.
+    blind : (R,) the rows without a face in clips that have faces.
+    early : (R,) where nothing may look ahead, the rows before their clip's first face.
+    """
+
+    policy: str
+    sources: missing_faces.Sources
+    blind: NDArray[np.bool_]
+    early: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, book: LogitBook, policy: str = "nearest", *, causal: bool = False) -> Filling:
+        """Return how a book is filled.
+
+        Parameters
+        ----------
+        policy : see `fercache.gaps`.
+        causal : take nothing from a later frame.
+
+        Raises
+        ------
+        InputError
+            A line is to be causal.
+        """
+        every = np.arange(len(book.label))
+        found = missing_faces.Sources(every, every.copy(), np.zeros(len(every)))
+        blind, early = np.zeros((2, len(every)), bool)
+        for trial in np.flatnonzero(np.diff(book.offsets)).tolist():
+            rows = book.rows(trial)
+            valid = book.valid[rows]
+            early[rows] = causal & ~np.logical_or.accumulate(valid)
+            if valid.all() or not valid.any():
+                continue
+            here = missing_faces.sources(book.time_s[rows], valid, policy, causal=causal)
+            found.before[rows], found.after[rows] = here.before + rows.start, here.after + rows.start
+            found.weight[rows] = here.weight
+            blind[rows] = ~valid
+        return cls(policy=policy, sources=found, blind=blind, early=early)
+
+    def again(self, shares: Shares) -> Shares:
+        """Return probabilities whose frames without a face are filled once more, after those with one were changed.
+
+        Notes
+        -----
+        A temperature bends probabilities: the line between two frames is drawn after that, else it is no line any more.
+        """
+        return np.asarray(self.sources.apply(shares), np.float32) if self.policy in missing_faces.COPIED else shares
+
+
+def gather(book: LogitBook, nested: Nested, filling: Filling | None = None) -> dict[str, Shares]:
+    """Return column -> probabilities, ``(R, C)`` float32, of every row of the book.
+
+    Parameters
+    ----------
+    filling : what becomes of frames without a face; by default they have what the nearest one with a face has. Where
+        nothing may look ahead, heads and mean have even odds before the first face.
+
+    Raises
+    ------
+    InputError
+        Frames are left to the temporal heads, and the book has none.
+    """
+    filling = filling or Filling.of(book)
+    heads = {head: softmax(book.logits[head] * ~filling.early[:, None]).astype(np.float32) for head in book.heads}
+    said = {**heads, "mean": _mean(heads), **nested.columns}
+    filled = {name: filling.sources.apply(values) for name, values in said.items()}
+    if filling.policy in missing_faces.COPIED:
+        return filled
+    speakers = missing_faces.own_word(book.heads, filling.policy)
+    if not speakers:
+        raise InputError("no temporal head to leave the frames without a face to", where="stack, gaps = mask",
+                         hint=f"train one of {', '.join(missing_faces.TEMPORAL)}, or choose another policy with --gaps")
+    spoken = _mean({head: heads[head][filling.blind] for head in speakers})
+    for name in filled:
+        if name not in speakers:
+            filled[name][filling.blind] = spoken
+    return filled
+
+
+def _mean(heads: dict[str, Shares]) -> Shares:
+    """Return the plain mean of the heads' probabilities."""
+    first = next(iter(heads.values()))
+    return np.asarray(sum(heads.values(), np.zeros(first.shape, np.float32)) / len(heads), np.float32)
+
+
+def choose(book: LogitBook, columns: dict[str, Shares], wanted: str, metric: str) -> Final:
+    """Return the final column: the one that was asked for, or the one that scored best out of fold.
+
+    Raises
+    ------
+    InputError
+        The column that was asked for is not there.
+
+    Notes
+    -----
+    Columns with a source in them that was fitted on the training rows have no out-of-fold score and are no candidates.
+    """
+    if wanted != "auto":
+        if wanted not in columns:
+            raise InputError(f"no column {wanted!r} to be final", where="stack",
+                             hint=f"this book gives {', '.join(columns)}")
+        return Final(column=wanted, why="asked for")
+    held = (book.spread(book.fold) >= 0) & (book.label >= 0)
+    groups = len({g for g, f in zip(book.group, book.fold, strict=True) if f >= 0})
+    clean = [name for name in columns if name not in tainted(book, columns)]
+    if not clean:
+        raise InputError("every column has a source that was fitted on the training rows; nothing can be chosen",
+                         where="stack", hint="name one with --final, or leave the in-sample source out of --logits")
+    if book.epochs_fixed or groups < MIN_GROUPS_TO_CHOOSE:
+        return Final(column="mean" if "mean" in clean else clean[0],
+                     why=f"{groups} groups: with fewer than {MIN_GROUPS_TO_CHOOSE} nothing is chosen by score, and the "
+                         "plain mean is final")
+    figure = metrics.official(metric)
+    scores = {name: float(figure(metrics.confusion(book.label[held], columns[name][held].argmax(1),
+                                                   len(book.classes)))) for name in clean}
+    best = max(scores, key=lambda name: scores[name])
+    return Final(column=best, why=f"best {metric} out of fold ({scores[best]:.4f}) on the training groups")
+
+
+def tainted(book: LogitBook, columns: Iterable[str]) -> dict[str, str]:
+    """Return column -> why its training rows are not out of fold, for those of which that is so."""
+    bad = book.tainted
+    return {name: f"declared in-sample: {name if name in bad else 'learnt with ' + ', '.join(bad)}" for name in columns
+            if bad and (name in bad or name not in book.heads)}
+
+
+def millionths(probabilities: Shares) -> NDArray[np.int32]:
+    """Return probabilities, ``(R, C)``, in millionths that sum to a million in each row.
+
+    Notes
+    -----
+    Largest remainder: what is lost by rounding down goes to the classes that lost most, so that six decimals sum to 1.
+    """
+    exact = probabilities.astype(float)
+    exact *= 1e6 / exact.sum(1, keepdims=True)
+    units = np.floor(exact).astype(np.int32)
+    missing = 1_000_000 - units.sum(1)
+    rank = np.argsort(np.argsort(units - exact, axis=1, kind="stable"), axis=1, kind="stable")
+    return np.asarray(units + (rank < missing[:, None]), np.int32)

@@ -1,0 +1,240 @@
+"""What the stacker sees of a frame: what every head says now, around it, before and after it, and of the whole clip.
+
+Notes
+-----
+A clip at a time, so that memory stays flat. Only frames with a face are looked at (all frames of a clip without any):
+the others get what is said of the nearest frame with one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fercache.oof import LogitBook
+from fercache.results.smoothing import Nearest, Reach, Sums, highest, lagged, nearest, reach
+
+Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+WIDTHS_S = (1 / 6, 1 / 2, 1.5, 5.0, 15.0)
+"""Half-widths of the moving means: 5 to 450 frames at 30 fps, where smoothing helps on Aff-Wild2."""
+HEAD_WIDTH_S = 1.0
+SIDE_S = 1.0
+LAG_S = 1 / 3
+SPREAD_S = 1.5
+MOST_S = 5.0
+DOUBT_S = (0.5, 5.0)
+SEEN_S = (0.5, 3.0)
+FAR_S = 10.0
+"""Seconds to a face beyond which nothing is told apart."""
+FLOOR = 1e-6
+"""Log-probabilities are cut off here: a head that is sure beyond it says nothing more."""
+MOST_COLUMNS = 152
+POOLED = ("mean", "spread", "most", "least")
+"""What a clip-level set keeps of the log-probabilities of a clip's frames."""
+
+
+def log_softmax(logits: NDArray[np.floating]) -> Floats:
+    """Return log-probabilities, ``(..., C)``, not below log `FLOOR`."""
+    shifted = logits.astype(float) - logits.max(-1, keepdims=True)
+    said = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return np.asarray(np.maximum(said, np.log(FLOOR)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipView:
+    """One trial's rows as the stacker reads them; T frames, of which M count.
+
+    Attributes
+    ----------
+    counts : (T,) bool, frames with a face; all of them where there is no face at all (never so where `causal`: that
+        none will come is known at the end only).
+    filled : for each frame the nearest one that counts.
+    said : (M, H, C) log-probabilities of the heads at the frames that count.
+    time_s : (M,) of the frames that count.
+    seen : for each width of `SEEN_S` the share of frames about it that have a face, (M,).
+    pooled : (M, H, S, C) where a row is a whole clip, else None.
+    causal : no window reaches beyond its frame.
+    """
+
+    counts: NDArray[np.bool_]
+    filled: Nearest
+    said: Floats
+    time_s: Floats
+    seen: tuple[Floats, ...]
+    pooled: Floats | None = None
+    causal: bool = False
+
+    @classmethod
+    def of(cls, book: LogitBook, trial: int, causal: bool = False) -> ClipView:
+        """Return the view of one trial of the book."""
+        rows = book.rows(trial)
+        valid, time_s = book.valid[rows], book.time_s[rows]
+        counts = valid if valid.any() or causal else np.ones(len(valid), bool)
+        said = np.stack([log_softmax(book.logits[head][rows][counts]) for head in book.heads], 1)
+        faces = Sums(np.zeros((len(valid), 1)), valid, causal=causal)
+        seen = tuple(faces.share(_reach(time_s, width, causal))[counts] for width in SEEN_S)
+        pooled = np.stack([book.pooled[head][rows][counts] for head in book.heads], 1) if book.pooled else None
+        return cls(counts=counts, filled=nearest(time_s, counts, causal=causal), said=said, time_s=time_s[counts],
+                   seen=seen, pooled=pooled, causal=causal)
+
+    def reach(self, width_s: float) -> Reach:
+        """Return each row's window of that half-width."""
+        return _reach(self.time_s, width_s, self.causal)
+
+    def sums(self, values: Floats) -> Sums:
+        """Return the running sums of values of the frames that count, ``(M, D)``."""
+        return Sums(values, np.ones(len(values), bool), causal=self.causal)
+
+    def spread_to_gaps(self, values: Singles) -> Singles:
+        """Return values of all frames, ``(T, ...)``, from those of the frames that count, ``(M, ...)``.
+
+        Notes
+        -----
+        Zeros, that is even odds, where a causal view has seen no face yet.
+        """
+        if not len(values):
+            return np.zeros((len(self.counts), *values.shape[1:]), values.dtype)
+        spread = values[(np.cumsum(self.counts) - 1)[self.filled.row]]
+        spread[~self.counts[self.filled.row]] = 0
+        return np.asarray(spread)
+
+
+def _reach(time_s: Floats, width_s: float, causal: bool) -> Reach:
+    return reach(time_s, width_s, 0.0 if causal else width_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which features there are, and how they are built.
+
+    Attributes
+    ----------
+    level : "frame", or "clip" where a row is a clip.
+    causal : no feature looks at a later frame.
+    """
+
+    heads: tuple[str, ...]
+    classes: tuple[str, ...]
+    level: str = "frame"
+    causal: bool = False
+
+    @property
+    def widths(self) -> tuple[float, ...]:
+        """The half-widths in seconds that smoothing chooses from; 0 is the frame itself."""
+        return (0.0, *WIDTHS_S) if self.level == "frame" else (0.0,)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The name of each feature, in the order of the columns of `build`."""
+        if self.level == "clip":
+            return [f"{head}:{what}:{name}" for head in self.heads for what in POOLED for name in self.classes]
+        channels = [*self._own(), *(f"all:mean {width:.2g} s" for width in WIDTHS_S), f"all:{SIDE_S:.2g} s before",
+                    *([] if self.causal else [f"all:{SIDE_S:.2g} s after"]), f"all:{LAG_S:.2g} s ago", "all:clip",
+                    f"all:spread {SPREAD_S:.2g} s", f"all:most {MOST_S:.2g} s"]
+        return [f"{channel}:{name}" for channel in channels for name in self.classes] + self._plain()
+
+    def _own(self) -> list[str]:
+        """Return the channels of single heads; with many heads their smoothed and then their plain ones are left out.
+        """
+        now = [f"{head}:now" for head in self.heads]
+        near = [f"{head}:mean {HEAD_WIDTH_S:.2g} s" for head in self.heads]
+        rest = (5 + 6) * len(self.classes) + len(self._plain())
+        for own in ([*now, *near], now):
+            if len(own) * len(self.classes) + rest <= MOST_COLUMNS:
+                return own
+        return []
+
+    def _plain(self) -> list[str]:
+        doubt = [f"{what} {width:.2g} s" for width in DOUBT_S for what in ("doubt spread", "doubt most", "doubt least")]
+        faces = ["face before s", *([] if self.causal else ["face after s"])]
+        return [*(f"{head}:entropy" for head in self.heads), "disagreement", *doubt, "slope of the leader",
+                *(f"seen {width:.2g} s" for width in SEEN_S), *faces]
+
+    def build(self, view: ClipView) -> Singles:
+        """Return the features of the frames that count, ``(M, F)``."""
+        if view.pooled is not None:
+            return view.pooled.reshape(len(view.pooled), -1).astype(np.float32)
+        if not len(view.said):
+            return np.zeros((0, len(self.names)), np.float32)
+        pooled = view.said.mean(1)
+        channels = [*self._now_and_near(view), *_around(pooled, view), _doubt(view), _moving_doubt(pooled, view),
+                    _slope(pooled, view), np.stack(view.seen, 1), _faces(view)]
+        return np.concatenate(channels, 1).astype(np.float32)
+
+    def smoothed(self, view: ClipView) -> Singles:
+        """Return each head's moving mean of each width at the frames that count, ``(M, H, W, C)``."""
+        m, h, c = view.said.shape
+        if view.pooled is not None:
+            return view.pooled[:, :, :1].astype(np.float32)
+        sums = view.sums(view.said.reshape(m, h * c))
+        means = [view.said, *(sums.mean(view.reach(width)).reshape(m, h, c) for width in self.widths[1:])]
+        return np.stack(means, 2).astype(np.float32)
+
+    def _now_and_near(self, view: ClipView) -> list[Floats]:
+        """Return what each head says at and about each frame, ``(M, C)`` each."""
+        own, (m, h, c) = self._own(), view.said.shape
+        now = [view.said[:, i] for i in range(h)] if own else []
+        if len(own) <= h:
+            return now
+        near = view.sums(view.said.reshape(m, h * c)).mean(view.reach(HEAD_WIDTH_S))
+        return now + [near[:, i * c:(i + 1) * c] for i in range(h)]
+
+
+def of(book: LogitBook, causal: bool) -> Columns:
+    """Return the features that are built of a book."""
+    return Columns(heads=book.heads, classes=book.classes, level="clip" if book.pooled else "frame", causal=causal)
+
+
+def _around(pooled: Floats, view: ClipView) -> list[Floats]:
+    """Return what the heads together say around each frame, ``(M, C)`` each."""
+    sums, time_s = view.sums(pooled), view.time_s
+    means = [sums.mean(view.reach(width)) for width in WIDTHS_S]
+    sides = [sums.mean(reach(time_s, SIDE_S, 0)), *([] if view.causal else [sums.mean(reach(time_s, 0, SIDE_S))])]
+    whole = sums.mean(reach(time_s, np.inf, 0 if view.causal else np.inf))
+    return [*means, *sides, lagged(pooled, time_s, LAG_S), whole, sums.spread(view.reach(SPREAD_S)),
+            highest(pooled, view.reach(MOST_S))]
+
+
+def _doubt(view: ClipView) -> Floats:
+    """Return the entropy of each head and the disagreement between them (Jensen-Shannon), ``(M, H + 1)``."""
+    p = np.exp(view.said)
+    entropy = -(p * view.said).sum(-1)
+    mixed = p.mean(1)
+    apart = -(mixed * np.log(np.maximum(mixed, FLOOR))).sum(-1) - entropy.mean(1)
+    return np.concatenate([entropy, apart[:, None]], 1)
+
+
+def _moving_doubt(pooled: Floats, view: ClipView) -> Floats:
+    """Return spread, most and least of the pooled entropy over each width of `DOUBT_S`, ``(M, 3 x widths)``."""
+    entropy = -(np.exp(pooled) * pooled).sum(-1, keepdims=True)
+    sums = view.sums(entropy)
+    windows = [view.reach(width) for width in DOUBT_S]
+    return np.concatenate([part for w in windows for part in (sums.spread(w), highest(entropy, w),
+                                                              -highest(-entropy, w))], 1)
+
+
+def _slope(pooled: Floats, view: ClipView) -> Floats:
+    """Return how fast the class that leads now is rising, in log-probability a second, ``(M, 1)``."""
+    sums = view.sums(pooled)
+    ahead = pooled if view.causal else sums.mean(reach(view.time_s, 0, SIDE_S))
+    rise = (ahead - sums.mean(reach(view.time_s, SIDE_S, 0))) / SIDE_S
+    return np.take_along_axis(rise, pooled.argmax(1)[:, None], 1)
+
+
+def _faces(view: ClipView) -> Floats:
+    """Return the seconds to the nearest seen face before and after each frame, ``(M, 2)``; causal: before only."""
+    gap = np.minimum(np.diff(view.time_s), FAR_S)
+    before = np.concatenate([[FAR_S], gap])[:, None]
+    return before if view.causal else np.concatenate([before, np.append(gap, FAR_S)[:, None]], 1)
+
+
+def total_columns(heads: Sequence[str], classes: Sequence[str]) -> int:
+    """Return how many features a book of these heads and classes has."""
+    return len(Columns(heads=tuple(heads), classes=tuple(classes)).names)

@@ -1,0 +1,117 @@
+"""Logits from elsewhere beside the heads: rows are matched by clip, person and frame number."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fercache import logits_import
+from fercache.config import digest
+from fercache.errors import InputError
+from fercache.oof import IN_SAMPLE, LogitBook
+
+log = logging.getLogger(__name__)
+
+
+CLIP_LEVEL = "clip"
+
+
+def joined(book: LogitBook, sources: Sequence[LogitBook]) -> LogitBook:
+    """Return the book with the imported logits as further heads.
+
+    Raises
+    ------
+    InputError
+        A source has other classes, has a head's name, or speaks of none of the book's frames.
+    """
+    for source in sources:
+        book = _with(book, source)
+    return book
+
+
+def book_of(cache: Path, dataset: str, trained: Path | None, names: Sequence[str]) -> LogitBook:
+    """Return the book that a stack learns from: the heads' one, imported logits beside it; or imported logits alone.
+
+    Parameters
+    ----------
+    trained : the heads' book; None where there is none.
+    names : of imported logits; at least one where there are no heads.
+
+    Raises
+    ------
+    InputError
+        There are no such logits, or two sources do not fit together.
+    StoreError
+        A book cannot be read.
+    """
+    sources = logits_import.load(cache, dataset, names)
+    if trained:
+        return joined(LogitBook.load(trained), sources)
+    if not sources:
+        raise InputError("neither heads nor imported logits", where=f"data set {dataset}",
+                         hint="run `fercache train-heads`, or `fercache logits import`")
+    first = next((s for s in sources if s.provenance.get("level") != CLIP_LEVEL), sources[0])
+    return joined(first, [source for source in sources if source is not first])
+
+
+def refuse_in_sample(book: LogitBook, force: bool) -> None:
+    """Refuse sources that were fitted on the rows that the stacker is to learn from.
+
+    Raises
+    ------
+    InputError
+        There is one, and it is not forced.
+    """
+    if book.tainted and not force:
+        raise InputError(f"declared {IN_SAMPLE}: {', '.join(book.tainted)} saw the labels of the training rows, so "
+                         "what the stacker would learn is how far to trust a memory", where="stack, logits",
+                         hint="leave it out of --logits, or import out-of-fold logits of that model; --force learns "
+                              "from it all the same, keeps it out of `--final auto` and says so in the output")
+
+
+def _with(book: LogitBook, source: LogitBook) -> LogitBook:
+    (name,) = source.heads
+    if name in book.heads:
+        raise InputError(f"two sources are called {name!r}", where="stack, logits", hint="import it by another name")
+    if sorted(source.classes) != sorted(book.classes):
+        raise InputError(f"its classes are {', '.join(source.classes)}, those of the book {', '.join(book.classes)}",
+                         where=f"imported logits {name!r}", hint="import a table with the same classes")
+    said = source.logits[name][:, [source.classes.index(c) for c in book.classes]]
+    found = _matched(book, source)
+    missing = int((found < 0).sum())
+    if missing == len(found):
+        raise InputError("it speaks of no frame of this data set", where=f"imported logits {name!r}",
+                         hint=f"clips there: {', '.join(source.trials[:3])}; here: {', '.join(book.trials[:3])}")
+    if missing:
+        log.warning("imported logits %s: nothing said of %d of %d rows; even odds there", name, missing, len(found))
+    even = np.float32(-np.log(len(book.classes)))
+    values = np.where((found >= 0)[:, None], said[np.maximum(found, 0)], even).astype(np.float32)
+    return replace(book, heads=(*book.heads, name), logits={**book.logits, name: values},
+                   declared={**book.declared, **source.declared},
+                   fingerprint=digest([book.fingerprint, source.fingerprint]),
+                   provenance={**book.provenance, f"logits {name}": source.provenance})
+
+
+def _matched(book: LogitBook, source: LogitBook) -> NDArray[np.int64]:
+    """Return the source's row for each row of the book, ``(R,)``, -1 where it has none."""
+    place = {trial: i for i, trial in enumerate(source.trials)}
+    whole = source.provenance.get("level") == CLIP_LEVEL
+    found = np.full(len(book.label), -1, np.int64)
+    for trial, name in enumerate(book.trials):
+        there = place.get(name, place.get(book.clips[trial]))
+        if there is None:
+            continue
+        rows, mine = source.rows(there), book.rows(trial)
+        if whole:
+            found[mine] = rows.start
+            continue
+        frames = source.index[rows]
+        at = np.clip(np.searchsorted(frames, book.index[mine]), 0, len(frames) - 1)
+        hit = (frames[at] == book.index[mine]) & source.valid[rows][at]
+        found[mine] = np.where(hit, rows.start + at, -1)
+    return found

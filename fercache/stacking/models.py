@@ -1,0 +1,105 @@
+"""The door of LightGBM: trees that correct the smoothed mean of the heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import lightgbm
+import numpy as np
+from numpy.typing import NDArray
+
+from fercache.data import folds
+from fercache.stacking.sample_part import Sample
+
+Floats = NDArray[np.float64]
+
+LEAVES = 4
+LEARNING_RATE = 0.1
+MOST_ROUNDS = 150
+PATIENCE = 15
+FEW_GROUPS_ROUNDS = 10
+"""Rounds where there are too few groups to stop early by."""
+WATCH_SHARE = 0.25
+"""Share of the groups kept aside to choose the number of rounds; then all groups are fitted with that number."""
+CASES_A_LEAF = 2
+"""A leaf holds at least as many rows as this many cases (stretches of a clip) have."""
+SHRINK_CASES = 20.0
+"""The L2 penalty of a leaf, as the rows of so many cases."""
+ROWS_FOR_THREADS = 20_000
+"""With fewer rows threads wait for each other longer than they work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trees:
+    """A fitted booster and how it was stopped: `rounds` chosen on `watched` groups (0: a fixed number)."""
+
+    booster: lightgbm.Booster
+    rounds: int
+    watched: int
+
+    def correction(self, x: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
+        """Return what is added to the start's log-probabilities, ``(n, C)``, for features ``(n, F)``."""
+        if not len(x):
+            return np.zeros((0, self.booster.num_model_per_iteration()), np.float32)
+        return np.asarray(self.booster.predict(x, raw_score=True, num_threads=threads), np.float32)
+
+    def text(self) -> str:
+        """Return the booster as LightGBM's text."""
+        return str(self.booster.model_to_string())
+
+    def gains(self) -> NDArray[np.float64]:
+        """Return each feature's share of the gain of all splits, ``(F,)``."""
+        gain = np.asarray(self.booster.feature_importance("gain"), float)
+        return np.asarray(gain / max(gain.sum(), 1e-12))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How trees are fitted: `balance` is the power of one over the class's share that weighs a row."""
+
+    seed: int
+    threads: int
+    balance: float
+
+
+def fit(sample: Sample, start: Floats, plan: Plan) -> Trees:
+    """Return trees fitted to a sample, beginning at the log-probabilities `start`, ``(n, C)``.
+
+    Notes
+    -----
+    Beginning at the calibrated smoothed mean (LightGBM's `init_score`) instead of at nothing: with few groups the trees
+    can then do little harm. Macro F1, mean of six sets of real faces with 28 to 390 groups, out of fold and on held-out
+    trials: plain mean .248 and .242, calibrated smoothed mean .276 and .282, trees on top of it .276 and .281. Trees
+    from nothing lost to the plain mean on every set of streams.
+    """
+    rounds, watched = _rounds(sample, start, plan)
+    booster = lightgbm.train(_settings(sample, plan), _data(sample, start, plan.balance), rounds)
+    return Trees(booster=booster, rounds=rounds, watched=watched)
+
+
+def _rounds(sample: Sample, start: Floats, plan: Plan) -> tuple[int, int]:
+    """Return how many rounds are best on groups kept aside, and how many groups those were."""
+    aside = sorted(folds.inner([str(g) for g in np.unique(sample.group)], WATCH_SHARE, plan.seed))
+    watch = np.isin(sample.group, np.array(aside, int))
+    if not aside or not watch.any() or watch.all():
+        return FEW_GROUPS_ROUNDS, 0
+    fitted, watched = sample.where(~watch), sample.where(watch)
+    stop = lightgbm.early_stopping(PATIENCE, verbose=False)
+    booster = lightgbm.train(_settings(fitted, plan), _data(fitted, start[~watch], plan.balance), MOST_ROUNDS,
+                             valid_sets=[_data(watched, start[watch], plan.balance)], callbacks=[stop])
+    return max(1, int(booster.best_iteration)), len(aside)
+
+
+def _data(sample: Sample, start: Floats, balance: float) -> lightgbm.Dataset:
+    return lightgbm.Dataset(sample.x, sample.label, weight=sample.weights(balance), init_score=start.ravel("F"),
+                            params={"feature_pre_filter": False, "verbosity": -1})
+
+
+def _settings(sample: Sample, plan: Plan) -> dict[str, object]:
+    """Return LightGBM's parameters: small trees, strong regularisation, the same bytes for any number of threads."""
+    a_case = len(sample.rows) / sample.cases()
+    return {"objective": "multiclass", "num_class": sample.classes, "learning_rate": LEARNING_RATE,
+            "num_leaves": LEAVES, "min_data_in_leaf": max(5, round(CASES_A_LEAF * a_case)),
+            "lambda_l2": SHRINK_CASES * a_case, "feature_fraction": 0.3, "bagging_fraction": 0.6, "bagging_freq": 1,
+            "seed": plan.seed, "deterministic": True, "force_row_wise": True, "verbosity": -1,
+            "num_threads": plan.threads if len(sample.rows) >= ROWS_FOR_THREADS else 1}

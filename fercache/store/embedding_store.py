@@ -1,0 +1,294 @@
+"""The embedding store: clip name -> features on the frame clock, each clip complete or absent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fercache.config import digest
+from fercache.errors import InputError, NotInStore, StoreError
+from fercache.runtime import atomic_io
+from fercache.runtime.uri import Place
+from fercache.store.ahead_part import Ahead
+from fercache.store.claim_part import gate
+from fercache.store.clip import Clip
+from fercache.store.journal_part import Journal
+from fercache.store.layout import CLOCK_NAME, META
+from fercache.store.local import TEMPORARY, Files, Size, Stamp
+from fercache.store.locks import hold, work_folder
+from fercache.store.manifest import Mark, damaged, plain, read_mark, same_source
+from fercache.store.names_part import encode
+from fercache.store.remote import files_at
+from fercache.store.root_part import check_taps, is_root, read_root, root_document
+from fercache.store.writer import ClipWriter, Job, refuse_twin
+
+log = logging.getLogger(__name__)
+
+
+JOURNAL = ".journal"
+
+
+class EmbeddingStore(Mapping[str, Clip]):
+    """Features of one setting, clip by clip. Make one with `open` or `create`.
+
+    Attributes
+    ----------
+    path : of the Zarr group, or its URL.
+    settings : everything that changes numbers.
+    taps : tap -> shape of one frame.
+    mode : ``"r"`` or ``"a"``.
+
+    Notes
+    -----
+    Any number of processes, and of machines on a remote store, may read and write at once. A clip whose mark is
+    damaged, or was made for another store, counts as absent (the log says so): the next `extract` does it again.
+    """
+
+    def __init__(self, files: Files, mode: str) -> None:
+        self.files, self.mode, self.path = files, mode, files.root
+        data = files.get(META)
+        if data is None:
+            raise StoreError("holds no embedding store", where=self.path,
+                             hint="check the path, or run `fercache extract`")
+        self.settings, self.taps = read_root(data, self.path)
+        self.fingerprint = digest(self.settings)
+        self._marks: dict[str, tuple[Stamp, Mark | None]] = {}
+        self._digest: str | None = None
+
+    @classmethod
+    def open(cls, path: str | Place, *, mode: str = "r") -> EmbeddingStore:
+        """Return the store at `path`, a folder or any URL that fsspec opens.
+
+        Parameters
+        ----------
+        mode : ``"r"`` to read, ``"a"`` to write too. Of a remote store opened to read, marks are read once.
+
+        Raises
+        ------
+        StoreError
+            There is none, or its root is damaged.
+        """
+        if mode not in ("r", "a"):
+            raise InputError(f"mode {mode!r} is neither 'r' nor 'a'", where=path)
+        return cls(files_at(path), mode)
+
+    @classmethod
+    def exists(cls, path: str | Place) -> bool:
+        """Return whether a store's root was written at `path`: a folder alone is what a killed `create` leaves."""
+        return files_at(path).get(META) is not None
+
+    @classmethod
+    def create(cls, path: str | Place, settings: dict[str, Any], taps: dict[str, tuple[int, ...]], *,
+               mend: bool = False) -> EmbeddingStore:
+        """Return the store at `path`, open for writing; it is made if there is none.
+
+        Parameters
+        ----------
+        mend : write a damaged root anew. What it said is known, and no clip of other settings passes for one of these
+            (each mark names the fingerprint it was made for).
+
+        Raises
+        ------
+        StoreError
+            The store there has other settings or taps.
+        InputError
+            The settings are no JSON, or a tap has no shape.
+        """
+        files, settings = files_at(path), plain(settings, "settings")
+        check_taps(taps)
+        with gate(work_folder(files.root)):
+            held = files.get(META)
+            if held is None or (mend and not is_root(held, files.root)):
+                files.replace(META, root_document(settings, taps))
+        atomic_io.step("store.created")
+        store = cls(files, "a")
+        store.sweep()
+        if (store.settings, store.taps) != (settings, taps):
+            differ = [key for key in sorted({*settings, *store.settings})
+                      if settings.get(key) != store.settings.get(key)]
+            raise StoreError(f"was made with other {', '.join(differ) or 'taps'}", where=path,
+                             hint="another setting is another store: choose another path")
+        return store
+
+    def __repr__(self) -> str:
+        return f"<EmbeddingStore {self.path}: {', '.join(self.taps)}>"
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names of the committed clips, sorted."""
+        found = list(self.files.each(self._mark, self.files.folders()))
+        return iter(sorted(mark.clip for mark in found if mark is not None))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, clip: object) -> bool:
+        return isinstance(clip, str) and self._mark(encode(clip)) is not None
+
+    def __getitem__(self, clip: str) -> Clip:
+        return Clip(self.files, self.mark(clip))
+
+    def mark(self, clip: str) -> Mark:
+        """Return what was committed of a clip.
+
+        Raises
+        ------
+        NotInStore
+            Nothing was, or its mark is damaged.
+        """
+        mark = self._mark(encode(clip))
+        if mark is None:
+            raise NotInStore(f"no clip {clip!r}", where=self.path, hint="run `fercache extract`, or check the name")
+        return mark
+
+    def _mark(self, folder: str) -> Mark | None:
+        """Return the mark in a folder, None where there is none that can be trusted."""
+        key, held = f"{folder}/{META}", self._marks.get(folder)
+        if held is not None and self.files.far and self.mode == "r":
+            return held[1]
+        stamp = self.files.stamp(key)
+        if stamp is None:
+            return None
+        if held is not None and held[0] == stamp:
+            return held[1]
+        try:
+            mark = self.read_mark(folder)
+        except StoreError as error:
+            log.warning("%s", error)
+            mark = None
+        self._marks[folder] = stamp, mark
+        return mark
+
+    def read_mark(self, folder: str) -> Mark | None:
+        """Return the mark in a folder, None where the clip is not committed.
+
+        Raises
+        ------
+        StoreError
+            The mark is damaged, or belongs to another clip or store.
+        """
+        where = self.path / folder
+        data = self.files.get(f"{folder}/{META}")
+        if data is None:
+            return None
+        mark = read_mark(data, where)
+        shapes = {name: array.shape[1:] for name, array in mark.arrays.items() if name != CLOCK_NAME}
+        if encode(mark.clip) != folder or mark.fingerprint != self.fingerprint or shapes != self.taps:
+            raise damaged(f"is a foreign clip ({mark.clip!r} of a store {mark.fingerprint[:12]})", where)
+        return mark
+
+    def document(self) -> bytes:
+        """Return the `zarr.json` of the store's root."""
+        return root_document(self.settings, self.taps)
+
+    def digest(self) -> str:
+        """Return the sha256 (hex) over clips, frames and arrays: equal features give equal digests.
+
+        Notes
+        -----
+        Sorted by clip, so the order of work is not in it; nor are provenance, source or time stamps. Of a far store
+        that is open to read it is asked once, as the marks are: forked processes need not ask at all.
+        """
+        if self._digest is None or self.mode == "a" or not self.files.far:
+            self._digest = digest([self.mark(clip).identity() for clip in self])
+        return self._digest
+
+    def ahead(self, names: Sequence[str], taps: Sequence[str]) -> EmbeddingStore | Ahead:
+        """Return the store for a reader who takes these taps of whole clips, in this order: read ahead if it is far."""
+        return Ahead(self, names, taps) if self.files.far else self
+
+    def size(self) -> Size:
+        """Return bytes and number of files on disk."""
+        return self.files.size()
+
+    @contextmanager
+    def writer(self, clip: str, *, source: dict[str, Any], provenance: dict[str, Any]) -> Iterator[ClipWriter | None]:
+        """Yield a writer for a clip, or None where another live writer holds it or has just committed it.
+
+        Parameters
+        ----------
+        source : what tells the source from others; a committed clip of another source is done again.
+        provenance : what float noise depends on.
+
+        Raises
+        ------
+        StoreError
+            The store is open for reading only.
+        ClipError
+            The file system takes the clip's name for that of another clip.
+
+        Notes
+        -----
+        What a dead writer left is taken over if source and provenance are equal (time stamps apart), else discarded.
+        What this one leaves without `commit` waits for the next.
+        """
+        self._check_writable()
+        job = Job(clip=clip, fingerprint=self.fingerprint, taps=self.taps, source=plain(source, "source"),
+                  provenance=plain(provenance, "provenance"))
+        with hold(self.files, job.folder) as mine:
+            held = self._mark(job.folder) if mine else None
+            if held is not None and same_source(held.source, job.source):
+                self._journal(job.folder).remove()
+                mine = False
+            if not mine:
+                yield None
+                return
+            if self.files.stamp(f"{job.folder}/{META}") is not None:
+                refuse_twin(self.files, job)
+                self._discard(job.folder)
+            yield ClipWriter(self.files, self._journal(job.folder), job)
+
+    def remove(self, clip: str) -> None:
+        """Remove a clip, committed or half done; nothing happens where there is none.
+
+        Raises
+        ------
+        StoreError
+            The store is open for reading only, or another process is writing the clip.
+        """
+        self._check_writable()
+        self.remove_folder(encode(clip))
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove what is in a clip's folder, whatever it is."""
+        with hold(self.files, folder) as mine:
+            if not mine:
+                raise StoreError("is being written by another process", where=self.path / folder,
+                                 hint="wait for it to end, or stop it")
+            self._discard(folder)
+
+    def sweep(self) -> None:
+        """Remove what was left by writers killed between a clip's commit and its journal's end, or at the root."""
+        with gate(self.work):
+            for name in self.files.sizes(""):
+                if name.startswith(TEMPORARY):
+                    self.files.remove(name)
+        for path in self.work.glob("*" + JOURNAL):
+            folder = path.name.removesuffix(JOURNAL)
+            if self._mark(folder) is not None:
+                with hold(self.files, folder) as mine:
+                    if mine:
+                        path.unlink(missing_ok=True)
+
+    def _discard(self, folder: str) -> None:
+        """Take a clip out of the store: the mark first, so that it is absent from the first moment on."""
+        self.files.remove(f"{folder}/{META}")
+        atomic_io.step("discard.unmarked")
+        self._journal(folder).remove()
+        self.files.remove_tree(folder)
+        atomic_io.step("discard.gone")
+        self._marks.pop(folder, None)
+
+    @property
+    def work(self) -> Path:
+        """The local folder of claims and journals."""
+        return work_folder(self.path)
+
+    def _journal(self, folder: str) -> Journal:
+        return Journal(self.work / (folder + JOURNAL))
+
+    def _check_writable(self) -> None:
+        if self.mode != "a":
+            raise StoreError("is open for reading only", where=self.path, hint="open it with mode='a'")

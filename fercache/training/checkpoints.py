@@ -1,0 +1,73 @@
+"""A trained head on disk: its weights, and the JSON that says what it is and makes it count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fercache.backbones.taps_part import TapSlice
+from fercache.errors import StoreError
+from fercache.heads import build
+from fercache.heads.base import HeadSettings
+from fercache.heads.base_part import Head
+from fercache.runtime import atomic_io
+
+AGAIN = "run `fercache train-heads` again: what is there is kept, what is missing is trained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One training: a head, the fold that it does not see, and which of the members it is."""
+
+    head: str
+    fold: int
+    member: int
+
+    def path(self, folder: Path) -> Path:
+        """Return the JSON that says it is there."""
+        return folder / f"{self.head}-fold{self.fold}-{self.member}.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A head out of its folder, with its settings and all that its JSON says."""
+
+    head: Head
+    settings: HeadSettings
+    record: dict[str, Any]
+
+
+def save(head: Head, record: dict[str, Any], path: Path) -> None:
+    """Write a head's weights, then the JSON at `path` that makes them count."""
+    with atomic_io.replacing(path.with_suffix(".safetensors")) as temporary:
+        save_file({n: v.detach().cpu().contiguous() for n, v in head.state_dict().items()}, temporary)
+    atomic_io.write_json(path, record)
+
+
+def load(path: Path, device: str = "cpu") -> Kept:
+    """Return the head whose JSON is at `path`, ready to predict.
+
+    Raises
+    ------
+    StoreError
+        Its weights are missing or damaged.
+    """
+    record = atomic_io.read_json(path)
+    settings = HeadSettings(**record["settings"])
+    net = build(record["head"], layout_of(record["reads"]), len(record["classes"]), settings)
+    weights = path.with_suffix(".safetensors")
+    try:
+        net.load_state_dict(load_file(weights))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise StoreError(f"a head's weights are not readable ({str(error).partition(chr(10))[0]})", where=weights,
+                         hint=f"remove {path.name} beside it and {AGAIN}") from error
+    return Kept(head=net.to(device).eval(), settings=settings, record=record)
+
+
+def layout_of(taps: list[dict[str, Any]]) -> tuple[TapSlice, ...]:
+    """Return the taps that a head's JSON names."""
+    return tuple(TapSlice(**{**part, "shape": tuple(part["shape"])}) for part in taps)

@@ -1,0 +1,191 @@
+"""All heads x folds x members from one copy of the features; what is trained is kept and not redone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fercache.backbones import weights
+from fercache.backbones.weights import files
+from fercache.config import TrainConfig
+from fercache.data.base import Dataset, Trial
+from fercache.errors import InputError
+from fercache.heads.base import HeadSettings
+from fercache.runtime import atomic_io
+from fercache.runtime.devices import resolve_device, use_threads
+from fercache.runtime.fork_pool import Crew, Tell
+from fercache.runtime.progress import Meter, duration, meter
+from fercache.store.multi_store import Readable
+from fercache.training import checkpoints, evidence_part
+from fercache.training.checkpoints import Part
+from fercache.training.choices_part import settings_for
+from fercache.training.data import preload
+from fercache.training.features_part import Features
+from fercache.training.fit import Task, estimate_s, fit
+from fercache.training.inference import mean_of
+from fercache.training.splits_part import Splits
+
+log = logging.getLogger(__name__)
+
+
+class Training:
+    """The heads of one data set: folds decided, features read, each head of each fold trained or found.
+
+    Attributes
+    ----------
+    records : what the JSON of each head says.
+    trained : heads trained by this run; the others were found.
+    """
+
+    def __init__(self, dataset: Dataset, trials: Sequence[Trial], store: Readable, config: TrainConfig,
+                 folder: Path) -> None:
+        self.dataset, self.trials, self.store, self.config, self.folder = dataset, trials, store, config, folder
+        self.device = resolve_device(config.device)
+        self.crew = Crew(self.device, use_threads(config.threads))
+        torch.use_deterministic_algorithms(True, warn_only=self.device != "cpu")
+        self.features: Features = preload(store, trials, config.taps, views=config.views == "draw",
+                                          standardise=config.standardise, memory=config.memory,
+                                          spool=folder.parent / "features")
+        self.splits = Splits(trials, self.features.counts(len(dataset.classes)), config)
+        honest = config.evidence == "held-out" and config.members > 1 and self.splits.parted
+        self.settings: dict[str, HeadSettings] = {
+            head: settings_for(head, config, self.device, evidence=honest, fixed=self.splits.epochs_fixed)
+            for head in {*config.heads, "frame"}}
+        self._check_tail()
+        first = [head for head in config.heads if not self.settings[head].evidence]
+        self.second = [head for head in config.heads if self.settings[head].evidence]
+        self.first = ["frame", *first] if self.second and "frame" not in first else first
+        self.evidence: dict[int, Features] = {}
+        self.records: list[dict[str, Any]] = []
+        self.trained = 0
+        self.cost_s: dict[str, float] = {}
+
+    def _check_tail(self) -> None:
+        """Refuse a tail that no head would have: it would be left out without a word."""
+        tail = self.config.tail
+        if tail and tail not in self.config.taps:
+            raise InputError(f"{tail} is not among the taps that are read ({', '.join(self.config.taps)})",
+                             where="tail", hint=f"add it: --taps {','.join((tail, *self.config.taps))}")
+        if tail and not any(head == "frame" or self.settings[head].evidence for head in self.config.heads):
+            raise InputError("no head has a tail", where="tail", hint="add the frame head: --heads frame,...")
+
+    def run(self) -> dict[str, NDArray[np.float32]]:
+        """Return head -> (R, C) log-probabilities: out of fold where a fold holds the trial, else the folds' mean."""
+        said: dict[str, NDArray[np.float32]] = {}
+        missing = self._missing()
+        self.trained = len(missing)
+        self.cost_s = {head: self._cost_s(head) for head in {part.head for part in missing}}
+        work_s = sum(self.cost_s[part.head] for part in missing)
+        if missing:
+            log.info("%d trainings to do, %d at a time: about %s if none stops early", len(missing), self.crew.at_once,
+                     duration(work_s / self.crew.at_once))
+        with meter("train heads", work_s, "s of work") as bar:
+            for heads in (self.first, self.second):
+                self.crew.run(self._keep, [p for p in self._missing() if p.head in heads], bar)
+                for head in heads:
+                    said[head] = self._said(head, bar)
+        self.records = [atomic_io.read_json(part.path(self.folder)) for part in self._parts()]
+        return {head: said[head] for head in self.config.heads}
+
+    def _cost_s(self, head: str) -> float:
+        """Return about how long one training of the head takes on one core, by which the meter weighs them."""
+        part = Part(head=head, fold=0, member=0)
+        features = self.features
+        if self.settings[head].evidence:
+            said = np.zeros((len(features.label), len(self.dataset.classes)), np.float32)
+            features = evidence_part.features_of(said, features, with_change=False)
+        torch.set_num_threads(1)
+        try:
+            return max(estimate_s(self._task(part), features), 1e-3)
+        finally:
+            torch.set_num_threads(self.crew.threads)
+
+    def _parts(self) -> list[Part]:
+        return [Part(head=head, fold=k, member=m) for head in (*self.first, *self.second)
+                for k in range(self.splits.k) for m in range(self.config.members)]
+
+    def _missing(self) -> list[Part]:
+        return [part for part in self._parts() if not part.path(self.folder).is_file()]
+
+    def _said(self, head: str, bar: Meter) -> NDArray[np.float32]:
+        """Return a head's row in the book; of the frame head also keep the evidence that others read."""
+        by_fold = self.crew.run(lambda k, tell: self._fold(head, k), range(self.splits.k), bar)
+        if head == "frame" and self.second:
+            self.evidence = {k: evidence_part.features_of(said, self.features) for k, said in enumerate(by_fold)}
+        whole = np.zeros_like(by_fold[0])
+        for trial, fold in enumerate(self.splits.fold):
+            rows = self.features.rows(trial)
+            whole[rows] = by_fold[fold][rows] if fold >= 0 else sum(said[rows] for said in by_fold) / len(by_fold)
+        return whole
+
+    def _fold(self, head: str, k: int) -> NDArray[np.float32]:
+        """Return (R, C): what a fold's members say of trials they did not learn from, 0 for others.
+
+        Notes
+        -----
+        Outside the fold's training trials it is the members' mean; inside, the frame head alone is asked, each member
+        for the part that it was watched by.
+        """
+        members = [checkpoints.load(p.path(self.folder), self.device) for p in self._parts() if (p.head, p.fold) == (head, k)]
+        said = mean_of(members, self._reads(head, k), self.splits.outside(k), self.device)
+        if head != "frame" or not self.second:
+            return said
+        for part in range(self.splits.parts(k)):
+            others = [one for m, one in enumerate(members) if m % self.splits.parts(k) == part]
+            said += mean_of(others, self.features, self.splits.part(k, part), self.device)
+        return said
+
+    def _reads(self, head: str, k: int) -> Features:
+        return self.evidence[k] if self.settings[head].evidence else self.features
+
+    def _task(self, part: Part) -> Task:
+        """Return what is trained: the trials of the other folds, one part of their groups watched."""
+        train, watch = self.splits.of(part.fold, part.member)
+        settings = self.settings[part.head]
+        return Task(head=part.head, settings=settings, classes=len(self.dataset.classes), train=train, watch=watch,
+                    seed=(self.config.seed * 1000 + part.fold) * 100 + part.member, device=self.device,
+                    tensors=self._tail() if settings.tail else None)
+
+    def _tail(self) -> dict[str, NDArray[np.float32]]:
+        """Return the tensors of the backbone that the store was made with."""
+        made = self.store.settings
+        if made.get("backbone") == "onnx" or "weights" not in made:
+            raise InputError("features of an ONNX model, or from elsewhere, have no blocks to train", where="tail",
+                             hint="leave --tail out")
+        return files.tensors(weights.by_sha256(str(made["weights"]), self.folder.parents[2] / "weights"))
+
+    def _keep(self, part: Part, tell: Tell) -> None:
+        """Train one head and keep it."""
+        task, reads = self._task(part), self._reads(part.head, part.fold)
+        whole = left = self.cost_s[part.head]
+
+        def count(share: float) -> None:
+            nonlocal left
+            left -= share * whole
+            tell(share * whole)
+
+        fitted = fit(task, reads, count)
+        tell(left)  # of a training that stopped early
+        checkpoints.save(fitted.head, self._record(part, task, reads) | {
+            "epoch": fitted.epoch, "watched_macro_f1": fitted.watched_f1 if isfinite(fitted.watched_f1) else None},
+            part.path(self.folder))
+
+    def _record(self, part: Part, task: Task, reads: Features) -> dict[str, Any]:
+        """Return what the JSON beside a head's weights says."""
+        asked = {"heads": list(self.config.heads), "needs": [*self.first, *self.second], "folds": self.splits.k,
+                 "members": self.config.members}
+        return {"head": part.head, "fold": part.fold, "member": part.member, "seed": task.seed, "asked": asked,
+                "classes": list(self.dataset.classes), "settings": asdict(task.settings),
+                "taps": [asdict(tap) for tap in self.features.layout], "reads": [asdict(tap) for tap in reads.layout],
+                "standardise": self.config.standardise, "frame_s": self.features.frame_s(),
+                "trained_on": sorted({self.trials[i].group for i in task.train}),
+                "watched": sorted({self.trials[i].group for i in task.watch}),
+                "store": self.store.settings, "store_digest": self.store.digest()}

@@ -1,0 +1,219 @@
+"""The store read once: into RAM where it fits, else into one local file that is mapped."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fercache.backbones.taps_part import TapSlice, side_by_side, views_of
+from fercache.config import digest
+from fercache.data.base import Trial
+from fercache.errors import InputError
+from fercache.runtime import atomic_io
+from fercache.runtime.progress import meter
+from fercache.runtime.uri import Place
+from fercache.training.features_part import Features
+
+log = logging.getLogger(__name__)
+
+
+RAM_SHARE = 0.9
+"""Share of the free memory that features may take."""
+
+class Held(Protocol):
+    """A committed clip, as far as it is read here."""
+
+    @property
+    def frames(self) -> int:
+        """T"""
+
+    @property
+    def clock(self) -> NDArray[np.void]:
+        """(T,) with named columns, `valid` and `time_s` among them"""
+
+    def read(self, tap: str) -> NDArray[np.float16]:
+        """Return a tap's rows, (T, ...) float16."""
+
+
+class Store(Protocol):
+    """What features are read from: an embedding store, or several joined."""
+
+    @property
+    def path(self) -> Place:
+        """Where it lies"""
+
+    @property
+    def taps(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of a row of each tap"""
+
+    def __getitem__(self, clip: str) -> Any:
+        """Return a clip that is `Held`."""
+
+    def digest(self) -> str:
+        """Return what changes when the content does."""
+
+    def ahead(self, names: Sequence[str], taps: Sequence[str]) -> Store:
+        """Return the same for a reader who takes clips in this order: read ahead where the store is far."""
+
+
+def preload(store: Store, trials: Sequence[Trial], taps: Sequence[str], *, views: bool = False,
+            standardise: str = "train", memory: str = "ram", spool: Path | None = None) -> Features:
+    """Return the features of `trials`, read once, on clocks as long as the longer of clip and annotation.
+
+    Parameters
+    ----------
+    views : whether to read the taps' other views too, where the store has them.
+    standardise : "clip" takes each clip's mean and spread out of its rows (seen frames only); else they stay.
+    memory : "ram", "map" (a file in `spool` that is mapped), or "auto" (mapped where RAM does not hold them).
+    spool : folder of the mapped file, which is kept: the next run with the same features only opens it.
+
+    Raises
+    ------
+    InputError
+        The store does not hold one of the taps, or the features fit neither into memory nor onto the disk.
+    """
+    layout = side_by_side(store.taps, taps, store.path)
+    lengths = [_length(store[trial.name].frames, trial) for trial in trials]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    rows, many = int(offsets[-1]), 1 + (_other_views(store, taps) if views else 0)
+    shape = (many, rows, layout[-1].stop)
+    made = Features(layout=layout, x=np.zeros((0, shape[2]), np.float16), offsets=offsets,
+                    index=np.zeros(rows, np.int32), time_s=np.zeros(rows), valid=np.zeros(rows, bool),
+                    label=np.full(rows, -1, np.int16))
+    store = store.ahead([trial.name for trial in trials], _arrays(layout, many))
+    for i, trial in enumerate(trials):
+        _clock(made, store[trial.name], trial, i)
+
+    def fill(whole: NDArray[np.float16]) -> None:
+        with meter("read store", rows) as bar:
+            for i, trial in enumerate(trials):
+                _values(whole, made, store[trial.name], i, standardise == "clip")
+                bar.advance(lengths[i])
+
+    if _in_ram(int(np.prod(shape)) * 2, memory, spool):
+        whole = np.zeros(shape, np.float16)
+        fill(whole)
+    else:
+        named = digest([store.digest(), [t.name for t in trials], lengths, list(taps), many, standardise])[:16]
+        whole = _mapped(spool or Path(), named, shape, fill)
+    return _with(made, whole)
+
+
+def _arrays(layout: Sequence[TapSlice], many: int) -> list[str]:
+    """Return the names of the arrays that are read."""
+    return [name for part in layout for name in (part.tap, views_of(part.tap))[:1 if many == 1 else 2]]
+
+
+def _with(made: Features, whole: NDArray[np.float16]) -> Features:
+    return Features(layout=made.layout, x=whole[0], offsets=made.offsets, index=made.index, time_s=made.time_s,
+                    valid=made.valid, label=made.label, views=whole[1:])
+
+
+def _length(frames: int, trial: Trial) -> int:
+    return max(frames, 0 if trial.labels is None else len(trial.labels))
+
+
+def _other_views(store: Store, taps: Sequence[str]) -> int:
+    """Return how many views the store holds besides the plain one, of every one of the taps."""
+    return min(store.taps[views_of(tap)][0] if views_of(tap) in store.taps else 0 for tap in taps)
+
+
+def _in_ram(need: int, memory: str, spool: Path | None) -> bool:
+    """Return whether the features are to lie in RAM.
+
+    Raises
+    ------
+    InputError
+        They do not fit, and may not be mapped or the disk has no room either.
+    """
+    free = free_memory()
+    if memory == "ram" or (memory == "auto" and need <= RAM_SHARE * free):
+        if need > RAM_SHARE * free:
+            raise InputError(f"the features need {need / 2**30:.1f} GB of memory, {free / 2**30:.1f} GB are free",
+                             hint="map them from a local file with --memory map, or choose fewer or pooled taps with "
+                                  "--taps (block8,repeat_2 are 5 kB a frame)")
+        return True
+    if memory == "auto":
+        log.warning("the features need %.1f GB of memory, %.1f GB are free: they are written once to %s and mapped; "
+                    "fewer taps (--taps) would be quicker", need / 2**30, free / 2**30, spool)
+    return False
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that programs may still take."""
+    with open("/proc/meminfo") as file:  # noqa: PTH123 - a kernel table, no file of ours
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
+
+
+def _mapped(spool: Path, name: str, shape: tuple[int, ...], fill: Any) -> NDArray[np.float16]:
+    """Return the features mapped from a file of that name, which is written unless it is there."""
+    path = spool / f"{name}.npy"
+    if not path.is_file():
+        atomic_io.make_folder(spool)
+        with atomic_io.lock(path.with_suffix(".lock"), wait=True):
+            if not path.is_file():
+                atomic_io.sweep(spool, path.name)
+                _write(path, shape, fill)
+    return np.asanyarray(np.lib.format.open_memmap(path, "r"))
+
+
+def _write(path: Path, shape: tuple[int, ...], fill: Any) -> None:
+    """Write the features to a file, where there is room for them."""
+    need, free = int(np.prod(shape)) * 2, shutil.disk_usage(path.parent).free
+    if need > free:
+        raise InputError(f"the features need {need / 2**30:.1f} GB of disk, {free / 2**30:.1f} GB are free",
+                         where=path.parent, hint="choose fewer taps with --taps, or another --cache")
+    with atomic_io.replacing(path) as temporary:
+        whole = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+        fill(whole)
+        whole.flush()
+        del whole
+
+
+def _clock(made: Features, clip: Held, trial: Trial, i: int) -> None:
+    """Fill a trial's clock and labels; where the annotation runs past the clip, time goes on at the same pace."""
+    start, stop = int(made.offsets[i]), int(made.offsets[i + 1])
+    end = start + clip.frames
+    made.index[start:stop] = np.arange(1, stop - start + 1)
+    clock = clip.clock
+    made.valid[start:end] = clock["valid"] > 0
+    made.time_s[start:end] = clock["time_s"]
+    step = (made.time_s[end - 1] - made.time_s[start]) / (clip.frames - 1) if clip.frames > 1 else 1 / 30
+    made.time_s[end:stop] = made.time_s[end - 1] + step * np.arange(1, stop - end + 1)
+    made.label[start:stop] = trial.on_clock(clip.frames)
+
+
+def _values(whole: NDArray[np.float16], made: Features, clip: Held, i: int, alone: bool) -> None:
+    """Read one trial's rows of every view."""
+    start = int(made.offsets[i])
+    rows = slice(start, start + clip.frames)
+    for part in made.layout:
+        whole[0, rows, part.start:part.stop] = clip.read(part.tap).reshape(clip.frames, -1)
+        if len(whole) > 1:
+            others = clip.read(views_of(part.tap)).reshape(clip.frames, -1, part.stop - part.start)
+            whole[1:, rows, part.start:part.stop] = others[:, :len(whole) - 1].swapaxes(0, 1)
+    if alone:
+        standardise_clip(whole[:, rows], made.valid[rows])
+
+
+def standardise_clip(x: NDArray[np.float16], seen: NDArray[np.bool_]) -> None:
+    """Take the mean over a clip's seen frames out of every value of ``(V, T, D)``, and their spread; in place.
+
+    Notes
+    -----
+    What a person looks like at rest goes, what moves stays. The plain view's mean and spread serve all views. A spread
+    is not taken for less than a fifth of the clip's usual one, so that what never moves is not blown up.
+    """
+    if not seen.any():
+        return
+    plain = x[0, seen].astype(np.float32)
+    spread = plain.std(0)
+    scale = 1 / np.maximum(spread, max(float(np.median(spread)) / 5, 1e-3))
+    for view in x:
+        view[seen] = np.clip((view[seen].astype(np.float32) - plain.mean(0)) * scale, -100, 100)

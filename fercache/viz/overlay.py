@@ -1,0 +1,205 @@
+"""The clip again with what was told of it: box, expression, probability bars and a running timeline, sound kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from fercache import media
+from fercache.errors import ClipError, InputError
+from fercache.media.writer import writing
+from fercache.results.told_part import Told
+from fercache.runtime import atomic_io
+from fercache.viz.colours_part import COLOURS
+
+NARROWEST_PX = 480
+"""A narrower clip is drawn larger by a whole factor, so that the text can be read."""
+PANEL, INK, SOFT, GRID = (24, 27, 31), (236, 238, 240), (150, 156, 163), (58, 63, 70)
+NO_FACE = (96, 100, 105)
+
+Picture = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+
+def render(source: Path, kind: str, told: Told, boxes: NDArray[np.float64], classes: Sequence[str], out: Path, *,
+           fps: float = 30.0) -> int:
+    """Return how many frames were written to `out`: as many as the source has.
+
+    Parameters
+    ----------
+    source, kind : the clip, as `media.open_source` takes it.
+    told : its T rows; more than there are frames only where an annotation is longer than the clip.
+    boxes : (T, 4) x1, y1, x2, y2 in pixels of the upright frame; NaN where no face was seen.
+    out : .mp4, .mov or .mkv; times, rate and sound are those of the source.
+    fps : of a folder of crops, which has no clock of its own.
+
+    Raises
+    ------
+    ClipError
+        The source cannot be read, or has another number of frames than was told of.
+    InputError
+        The ending of `out` is unknown, or boxes and rows do not fit.
+    """
+    if boxes.shape != (len(told.time_s), 4):
+        raise InputError(f"boxes {boxes.shape} for {len(told.time_s)} rows", where=source)
+    frames = media.open_source(source, kind, crop_fps=fps, damaged="keep").frames()
+    first = next(frames)
+    canvas = Canvas.of(_size(first.image), told, tuple(classes))
+    written, last = 0, first.image
+    with (atomic_io.replacing(out) as temporary,
+          writing(temporary, canvas.size, like=source if kind == "video" else None, fps=fps) as video):
+        for frame in (f for part in ((first,), frames) for f in part):
+            if written == len(boxes):
+                raise _other_clip(source, len(boxes), "more")
+            last = frame.image if frame.image is not None else last
+            video.add(canvas.draw(last, written, boxes[written]), frame.time_s)
+            written += 1
+        if told.valid[written:].any():  # rows past the end that have no face: annotations longer than the video
+            raise _other_clip(source, len(boxes), f"{written}")
+    return written
+
+
+def boxes_of(clock: NDArray[np.void], rows: int) -> NDArray[np.float64]:
+    """Return the boxes of a clip's clock, ``(rows, 4)``; NaN where no face was seen and past the clock's end."""
+    boxes = np.full((rows, 4), np.nan)
+    held = np.column_stack([clock[side] for side in ("x1", "y1", "x2", "y2")])[:rows]
+    boxes[:len(held)] = np.where((clock["valid"] > 0)[:rows, None], held, np.nan)
+    return boxes
+
+
+def _other_clip(source: Path, rows: int, found: str) -> ClipError:
+    return ClipError(f"has {found} frames where {rows} were told of", where=source,
+                     hint="is it the clip that was extracted? run `fercache extract` and `fercache stack` again")
+
+
+def _size(image: Picture | None) -> tuple[int, int]:
+    return (360, 640) if image is None else (image.shape[0], image.shape[1])
+
+
+@lru_cache(maxsize=8)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)
+
+
+def rgb(place: int) -> Colour:
+    """Return the colour of a class; black, the eighth of the palette, is white here: the panel is dark."""
+    text = COLOURS[place % len(COLOURS)].lstrip("#")
+    found = (int(text[:2], 16), int(text[2:4], 16), int(text[4:], 16))
+    return (255, 255, 255) if found == (0, 0, 0) else found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canvas:
+    """What stays the same from frame to frame.
+
+    Attributes
+    ----------
+    height, width : of the picture, already enlarged by `scale`; the panel stands below it.
+    strip : (H', W', 3) the whole timeline, over which a line runs.
+    """
+
+    scale: int
+    height: int
+    width: int
+    line: int
+    told: Told
+    classes: tuple[str, ...]
+    strip: Picture
+
+    @classmethod
+    def of(cls, size: tuple[int, int], told: Told, classes: tuple[str, ...]) -> Canvas:
+        """Return the canvas of a clip whose first frame has this (height, width)."""
+        scale = max(1, -(-NARROWEST_PX // size[1]))
+        height, width = (side * scale + side * scale % 2 for side in size)
+        line = max(13, min(width // 42, 40)) // 2 * 2
+        return cls(scale=scale, height=height, width=width, line=line, told=told, classes=classes,
+                   strip=_strip(told, width - 2 * line, 3 * line))
+
+    @property
+    def panel(self) -> int:
+        """Height of the panel: a line a class in two columns, then the timeline."""
+        return self._rows * (self.line + 4) + int(self.strip.shape[0]) + 3 * self.line
+
+    @property
+    def _rows(self) -> int:
+        return -(-len(self.classes) // 2)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures that `draw` makes, both even."""
+        return (self.height + self.panel + self.panel % 2, self.width)
+
+    def draw(self, image: Picture | None, row: int, box: NDArray[np.float64]) -> Picture:
+        """Return the picture of one row, (H, W, 3).
+
+        Parameters
+        ----------
+        box : (4,) in pixels of `image`; NaN where no face was seen.
+        """
+        page = Image.new("RGB", (self.width, self.size[0]), PANEL)
+        if image is not None:
+            fit = min(self.width / image.shape[1], self.height / image.shape[0])
+            across, down = round(image.shape[1] * fit), round(image.shape[0] * fit)
+            page.paste(Image.fromarray(image).resize((across, down), Image.Resampling.BILINEAR))
+            if not np.isnan(box[0]):
+                self._box(ImageDraw.Draw(page), row, box * fit)
+        pen = ImageDraw.Draw(page)
+        self._bars(pen, row)
+        self._timeline(page, pen, row)
+        return np.asarray(page)
+
+    def _box(self, pen: ImageDraw.ImageDraw, row: int, box: NDArray[np.float64]) -> None:
+        """Draw the box in the colour of what is told, with its name above (below, at the picture's top)."""
+        said = int(self.told.said[row])
+        colour, thick = rgb(said), max(2, self.line // 6)
+        x1, y1, x2, y2 = np.clip(box, 0, [self.width - 1, self.height - 1] * 2).tolist()
+        pen.rectangle((x1, y1, x2, y2), outline=colour, width=thick)
+        text, font = f"{self.classes[said]} {100 * self.told.shares[row, said]:.0f} %", _font(self.line)
+        wide, high = pen.textlength(text, font=font) + self.line, round(1.5 * self.line)
+        left = max(0, min(x1, self.width - wide))
+        top = y1 - high if y1 >= high else y1
+        pen.rectangle((left, top, left + wide, top + high), fill=colour)
+        ink = (0, 0, 0) if sum(colour) > 330 else (255, 255, 255)
+        pen.text((left + self.line / 2, top + high / 2), text, fill=ink, font=font, anchor="lm")
+
+    def _bars(self, pen: ImageDraw.ImageDraw, row: int) -> None:
+        """Draw a probability bar a class; without a face they are grey, and it says so."""
+        step, wide, font = self.line + 4, self.width // 2, _font(max(11, self.line - 3))
+        room = max(pen.textlength(name, font=font) for name in self.classes) + self.line
+        for place, name in enumerate(self.classes):
+            left = self.line + place // self._rows * wide
+            top = self.height + self.line // 2 + place % self._rows * step
+            end = left + room + max(0, wide - room - 4.5 * self.line) * self.told.shares[row, place]
+            colour = rgb(place) if self.told.valid[row] else NO_FACE
+            pen.text((left, top + step / 2), name, fill=INK, font=font, anchor="lm")
+            pen.rectangle((left + room, top + 3, max(end, left + room + 1), top + step - 3), fill=colour)
+            pen.text((end + self.line / 3, top + step / 2), f"{self.told.shares[row, place]:.2f}", fill=SOFT, font=font,
+                     anchor="lm")
+
+    def _timeline(self, page: Image.Image, pen: ImageDraw.ImageDraw, row: int) -> None:
+        """Draw the whole clip's probabilities, and a line where it is now."""
+        top = self.height + self.line + self._rows * (self.line + 4)
+        page.paste(Image.fromarray(self.strip), (self.line, top))
+        time_s, high = self.told.time_s, self.strip.shape[0]
+        x = self.line + round(float(time_s[row] / max(time_s[-1], 1e-9)) * (self.strip.shape[1] - 1))
+        pen.line((x, top - 3, x, top + high + 3), fill=INK, width=max(1, self.line // 8))
+        seen = "" if self.told.valid[row] else "   no face: as told of the nearest frame with one"
+        pen.text((self.line, top + high + self.line), f"{time_s[row]:.2f} s   frame {row + 1} of {len(time_s)}{seen}",
+                 fill=SOFT, font=_font(max(11, self.line - 3)), anchor="lm")
+
+
+def _strip(told: Told, width: int, height: int) -> Picture:
+    """Return the probabilities of a whole clip over time, stacked, as a picture; columns without a face are darker."""
+    row = np.searchsorted(told.time_s, np.linspace(0, max(told.time_s[-1], 1e-9), width), "right") - 1
+    top = np.cumsum(told.shares[row], axis=1)  # (width, C)
+    level = (np.arange(height)[::-1] + .5) / height
+    place = np.minimum((level[:, None, None] >= top[None]).sum(-1), top.shape[1] - 1)
+    colours = np.array([rgb(i) for i in range(top.shape[1])])
+    picture = colours[place] * np.where(told.valid[row], 1.0, .35)[None, :, None]
+    return np.asarray(picture, np.uint8)

@@ -1,0 +1,182 @@
+"""The figures: plotly makes them, in colours that colour-blind readers can tell apart; the page themes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fercache.viz.report.blocks_part import Figure
+
+BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#8a8a8a"
+LIGHT_BLUE, PINK = "#56b4e9", "#cc79a7"
+SERIES = (BLUE, ORANGE, GREEN, PINK, LIGHT_BLUE, GREY)
+MARKS = ("circle", "diamond", "square", "triangle-up", "x", "star")
+SCALE = "Cividis"
+"""Made for readers with and without colour vision (Nunez, Anderton and Renslow 2018)."""
+ROW_PX, FRAME_PX = 24, 150
+
+
+def plain(text: str) -> str:
+    """Return text that the plotting library, which knows some tags, shows as it stands."""
+    return escape(text, quote=False)
+
+
+def figure(name: str, traces: Sequence[Any], says: str, *, x: Mapping[str, Any], y: Mapping[str, Any],
+           height: int = 380, **layout: Any) -> Figure:
+    """Return a figure with named axes.
+
+    Parameters
+    ----------
+    x, y : the axes; each has a ``title`` with its unit.
+    """
+    import plotly.graph_objects as go
+
+    made = go.Figure(traces)
+    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
+    made.update_layout(template="none", height=height, margin={"l": 8, "r": 8, "t": 30, "b": 8}, legend=legend,
+                       xaxis={"automargin": True, "zeroline": False, **_titled(x)},
+                       yaxis={"automargin": True, "zeroline": False, **_titled(y)}, **layout)
+    return Figure(name=name, json=str(made.to_json()), says=says, height=height)
+
+
+def _titled(axis: Mapping[str, Any]) -> dict[str, Any]:
+    return {**axis, "title": {"text": axis["title"], "standoff": 8}}
+
+
+def scores(name: str, split: Mapping[str, Any], figure_name: str, title: str, final: str) -> Figure:
+    """Return every column's score as a dot with its interval, the best on top."""
+    import plotly.graph_objects as go
+
+    rows = sorted(split.items(), key=lambda item: item[1][figure_name])
+    value = [row[figure_name] for _, row in rows]
+    spans = [(row["intervals"] or {}).get(figure_name, (v, v)) for (_, row), v in zip(rows, value, strict=True)]
+    error = {"type": "data", "symmetric": False, "array": [high - v for (_, high), v in zip(spans, value, strict=True)],
+             "arrayminus": [v - low for (low, _), v in zip(spans, value, strict=True)]}
+    colours = [ORANGE if column == final else BLUE for column, _ in rows]
+    dots = go.Scatter(x=value, y=[plain(column) for column, _ in rows], mode="markers", error_x=error,
+                      marker={"size": 11, "color": colours, "symbol": [MARKS[c == ORANGE] for c in colours]},
+                      hovertemplate="%{y}: %{x:.4f}<extra></extra>")
+    return figure(name, [dots], f"Each dot is a column's {title}, further right is better; the orange diamond is what "
+                  "preds.csv holds; a line is the 95 % interval by bootstrap over groups (none: too few groups).",
+                  x={"title": f"{title} (0 to 1)"}, y={"title": "column", "type": "category"},
+                  height=FRAME_PX + ROW_PX * len(rows), showlegend=False)
+
+
+def confusion(name: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+    """Return a confusion matrix: of each true class, the share that is told for each class."""
+    import plotly.graph_objects as go
+
+    support = matrix.sum(1, keepdims=True)
+    share = np.divide(matrix, support, out=np.full(matrix.shape, np.nan), where=support > 0)
+    names = [plain(label) for label in classes]
+    text = [["" if np.isnan(s) else f"{100 * s:.0f}" for s in row] for row in share]
+    heat = go.Heatmap(z=share, x=names, y=names, text=text, customdata=matrix, texttemplate="%{text}", zmin=0, zmax=1,
+                      colorscale=SCALE, xgap=1, ygap=1, colorbar={"title": {"text": "share of row"}, "thickness": 12},
+                      hovertemplate="truth %{y}, told %{x}: %{customdata} frames, %{z:.1%} of the row<extra></extra>")
+    return figure(name, [heat], "Each row is one true class and adds up to 100: the cell says how many per cent of its "
+                  "frames were told as the column's class, so the diagonal is what was right (an empty row has no "
+                  "annotated frame).",
+                  x={"title": "told (class)", "type": "category", "tickangle": -40, "constrain": "domain"},
+                  y={"title": "truth (class)", "type": "category", "autorange": "reversed"},
+                  height=max(360, 170 + 40 * len(classes)))
+
+
+def per_class(name: str, f1: Mapping[str, float], support: Mapping[str, int]) -> Figure:
+    """Return the F1 of each class as bars, with how many frames it is measured on."""
+    import plotly.graph_objects as go
+
+    names = list(f1)[::-1]
+    bars = go.Bar(x=[f1[c] for c in names], y=[plain(c) for c in names], orientation="h", marker={"color": BLUE},
+                  text=[f"{f1[c]:.3f} · {support[c]:,} frames" for c in names], textposition="outside",
+                  cliponaxis=False, hovertemplate="%{y}: F1 %{x:.4f}<extra></extra>")
+    return figure(name, [bars], "Longer is better; beside each bar its F1 and the number of annotated frames of the "
+                  "class: a class with few frames has an F1 that says little.",
+                  x={"title": "F1 (0 to 1)", "range": [0, 1.32], "tickvals": [0, .2, .4, .6, .8, 1]},
+                  y={"title": "class", "type": "category"}, height=FRAME_PX + ROW_PX * len(names), showlegend=False)
+
+
+def reliability(name: str, bins: Mapping[str, NDArray[np.float64]], titles: Mapping[str, str]) -> Figure:
+    """Return how often the prediction is right against the probability it was given."""
+    import plotly.graph_objects as go
+
+    traces: list[Any] = [go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line={"dash": "dot", "color": GREY},
+                                    name="as sure as right", hoverinfo="skip")]
+    for i, (split, (number, share, hit)) in enumerate(bins.items()):
+        held = number > 0
+        traces.append(go.Scatter(x=share[held] / number[held], y=hit[held] / number[held], mode="lines+markers",
+                                 name=titles.get(split, split), customdata=number[held],
+                                 line={"color": SERIES[i % len(SERIES)]},
+                                 marker={"symbol": MARKS[i % len(MARKS)], "size": _sizes(number[held])},
+                                 hovertemplate="probability %{x:.2f}: right in %{y:.1%} of %{customdata:,} frames"
+                                               "<extra></extra>"))
+    return figure(name, traces, "A point below the dotted line is too sure of itself, one above it not sure enough; "
+                  "larger points stand for more frames.",
+                  x={"title": "probability of the told class (0 to 1)", "range": [0, 1.02]},
+                  y={"title": "share of frames that are right", "range": [0, 1.02]})
+
+
+def _sizes(number: NDArray[np.float64]) -> list[float]:
+    return [round(6 + 10 * float(share) ** .5, 1) for share in number / number.max()]
+
+
+def curve(name: str, width_s: ArrayLike, score: ArrayLike, metric: str, frames: int) -> Figure:
+    """Return the score against the half-width of smoothing."""
+    import plotly.graph_objects as go
+
+    x = np.asarray(width_s, float)
+    line = go.Scatter(x=np.arange(len(x)), y=np.asarray(score, float), mode="lines+markers", line={"color": BLUE},
+                      marker={"size": 8}, customdata=x, hovertemplate="±%{customdata} s: %{y:.4f}<extra></extra>")
+    return figure(name, [line], "The plain mean of the heads, averaged over so many seconds before and after each "
+                  f"frame: where the curve is highest, that much smoothing helps most (out-of-fold frames only, "
+                  f"{frames:,} of them).",
+                  x={"title": "half-width of smoothing (seconds)", "tickvals": list(range(len(x))),
+                     "ticktext": [f"{v:g}" for v in x]},
+                  y={"title": f"{metric} (0 to 1)"}, height=320, showlegend=False)
+
+
+def bars(name: str, rows: Sequence[tuple[str, float]], unit: str, says: str) -> Figure:
+    """Return named amounts as bars, the largest on top."""
+    import plotly.graph_objects as go
+
+    shown = list(rows)[::-1]
+    made = go.Bar(x=[v for _, v in shown], y=[plain(label) for label, _ in shown], orientation="h",
+                  marker={"color": BLUE}, hovertemplate="%{y}: %{x:.4f}<extra></extra>")
+    return figure(name, [made], says, x={"title": unit},
+                  y={"title": "feature", "type": "category", "tickfont": {"size": 11}},
+                  height=FRAME_PX - 40 + ROW_PX * len(shown), showlegend=False)
+
+
+def differences(name: str, rows: Sequence[tuple[str, float, Any, Any]], column: str) -> Figure:
+    """Return how much each variant of an ablation gains or loses against the default, with its interval."""
+    import plotly.graph_objects as go
+
+    shown = list(rows)[::-1]
+    value = [v for _, v, _, _ in shown]
+    high = [(v if end is None else end) - v for _, v, _, end in shown]
+    low = [v - (v if end is None else end) for _, v, end, _ in shown]
+    dots = go.Scatter(x=value, y=[plain(label) for label, *_ in shown], mode="markers",
+                      marker={"size": 10, "color": BLUE}, hovertemplate="%{y}: %{x:+.4f}<extra></extra>",
+                      error_x={"type": "data", "symmetric": False, "array": high, "arrayminus": low})
+    return figure(name, [dots], f"Right of zero a change makes the column `{column}` better, left of it worse; a line "
+                  "is the paired 95 % interval (none: too few groups): where it crosses zero it may be chance.",
+                  x={"title": "difference of macro F1 from the default", "zeroline": True},
+                  y={"title": "variant", "type": "category"}, height=FRAME_PX + ROW_PX * len(rows), showlegend=False)
+
+
+def seen(name: str, share: Sequence[float]) -> Figure:
+    """Return how the clips spread over the share of frames in which a face was seen."""
+    import plotly.graph_objects as go
+
+    counts, edges = np.histogram(np.asarray(share, float), bins=20, range=(0, 1))
+    made = go.Bar(x=(edges[:-1] + edges[1:]) / 2, y=counts, width=.045, marker={"color": BLUE},
+                  customdata=np.stack([edges[:-1], edges[1:]], 1),
+                  hovertemplate="%{y} clips with a face in %{customdata[0]:.0%} to %{customdata[1]:.0%} of their frames"
+                                "<extra></extra>")
+    return figure(name, [made], "Each bar counts the clips in whose frames a face was seen that often: bars far to the "
+                  "left are clips to look at, since nothing can be learnt from them.",
+                  x={"title": "share of a clip's frames with a face", "tickformat": ".0%", "range": [-.01, 1.01]},
+                  y={"title": "clips (number)", "rangemode": "tozero"}, height=280, showlegend=False)

@@ -1,0 +1,217 @@
+"""The sections of the page, each from what was recorded; where something was not, a sentence says how to get it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from fercache import metrics
+from fercache.viz.report import figures
+from fercache.viz.report.blocks_part import Block, Cell, Note, Section, Table, cells, missing
+from fercache.viz.report.curve_part import WIDTHS_S
+from fercache.viz.report.walk import ALL, BINS, Walk
+from fercache.viz.run_info import Facts
+
+TITLES = {"train": "train, out of fold", "validation": "validation", "test": "test", ALL: "all annotated frames"}
+FIGURES = {"macro_f1": "macro F1", "accuracy": "accuracy", "uar": "UAR", "abaw2": ".67 F1 + .33 accuracy",
+           "war": "WAR (accuracy)"}
+SHOWN = ("macro_f1", "accuracy", "uar", "abaw2")
+NO_METRICS = ("No metrics lie beside the predictions.",
+              "`fercache stack --out preds.csv` writes preds.metrics.json; keep the two together.")
+NO_BOOK = ("The book of logits behind these predictions is not in this cache.",
+           "Give the cache it was made in with --cache, or run `fercache train-heads` and `fercache stack`.")
+IMPORTANCES = 25
+
+
+def scored(facts: Facts, walk: Walk) -> Section:
+    """Return the scores: a figure and a table a split, and the paired differences."""
+    blocks: list[Block] = [] if facts.splits else [missing(*NO_METRICS)]
+    for split, said in facts.splits.items():
+        metric = str(facts.metrics.get("metric", "macro_f1"))
+        if not said["all_frames"]:
+            blocks.append(Note(text=f"{_title(split)}: no score; {said['predicted']}."))
+            continue
+        blocks.append(Note(text=f"{_title(split)}: predicted {said['predicted']}."))
+        blocks.append(figures.scores(f"scores-{split}", said["all_frames"], metric, FIGURES.get(metric, metric),
+                                     facts.final))
+        blocks.append(_score_table(split, said, facts))
+        blocks.append(_paired_table(split, said.get("paired", {}), facts))
+    return Section(name="scores", title="Which column is right how often", blocks=blocks)
+
+
+def _score_table(split: str, said: dict[str, Any], facts: Facts) -> Table:
+    rows = [[Cell(text=column, strong=column == facts.final), *(_interval_cell(scores, name) for name in SHOWN),
+             *cells(scores["frames"], scores["groups"])]
+            for column, scores in sorted(said["all_frames"].items(), key=lambda item: -item[1]["macro_f1"])]
+    why = next((scores["why_none"] for scores in said["all_frames"].values() if scores.get("why_none")), "")
+    ends = f" No interval: {why}." if why else " In brackets: 95 % interval by bootstrap over groups."
+    return Table(name=f"table-scores-{split}", rows=rows,
+                 head=["column", *(FIGURES[name] for name in SHOWN), "frames", "groups"],
+                 says=f"{_title(split)}: every annotated frame counts, also those without a face; the column in bold "
+                      f"is what preds.csv holds.{ends}")
+
+
+def _interval_cell(scores: dict[str, Any], name: str) -> Cell:
+    span = (scores.get("intervals") or {}).get(name)
+    return Cell(text=f"{scores[name]:.4f}" + (f" [{span[0]:.3f}, {span[1]:.3f}]" if span else ""), value=scores[name])
+
+
+def _paired_table(split: str, paired: dict[str, Any], facts: Facts) -> Block:
+    rows = []
+    for pair, said in paired.items():
+        if pair.split(" - ")[0] not in ("stack", facts.final):
+            continue
+        span = said.get("interval")
+        sure = bool(span) and (span[0] > 0 or span[1] < 0)
+        rows.append([Cell(text=pair, strong=sure), Cell(text=f"{said['difference']:+.4f}", value=said["difference"]),
+                     Cell(text=f"[{span[0]:+.4f}, {span[1]:+.4f}]" if span else "none")])
+    why = next((said["why_none"] for said in paired.values() if said.get("why_none")), "")
+    return Table(name=f"table-paired-{split}", head=["difference", "macro F1", "95 % interval"], rows=rows,
+                 says=f"{_title(split)}: how much more macro F1 the first column has than the second on the same draws "
+                      "of groups; " + (f"no interval: {why}." if why else
+                                       "bold where the interval leaves out zero: the difference is hardly chance."))
+
+
+def _title(split: str) -> str:
+    return TITLES.get(split, split).capitalize()
+
+
+def confusions(facts: Facts, walk: Walk) -> Section:
+    """Return what is taken for what, a figure a split."""
+    blocks: list[Block] = []
+    for split, matrix in walk.matrix.items():
+        blocks.append(Note(text=f"{_title(split)}: {int(matrix.sum()):,} annotated frames, "
+                                f"macro F1 {float(metrics.macro_f1(matrix)):.4f}, "
+                                f"accuracy {float(metrics.accuracy(matrix)):.4f}."))
+        blocks.append(figures.confusion(f"confusion-{split}", matrix, walk.classes))
+    return Section(name="confusions", title="What is taken for what", blocks=blocks or [_unlabelled()])
+
+
+def per_class(facts: Facts, walk: Walk) -> Section:
+    """Return the F1 of each class with its support."""
+    blocks: list[Block] = []
+    for split, matrix in walk.matrix.items():
+        f1 = dict(zip(walk.classes, metrics.f1_per_class(matrix).tolist(), strict=True))
+        support = dict(zip(walk.classes, matrix.sum(1).tolist(), strict=True))
+        blocks += [Note(text=f"{_title(split)}."), figures.per_class(f"f1-{split}", f1, support)]
+    return Section(name="f1", title="Which class is found", blocks=blocks or [_unlabelled()])
+
+
+def reliability(facts: Facts, walk: Walk) -> Section:
+    """Return whether the probabilities mean what they say."""
+    if not walk.bins:
+        return Section(name="reliability", title="Whether the probabilities can be believed", blocks=[_unlabelled()])
+    text = "; ".join(f"{TITLES.get(split, split)} {_ece(bins):.4f}" for split, bins in walk.bins.items())
+    said = Note(text=f"Expected calibration error ({BINS} equal bins): {text}. It is the mean distance from the dotted "
+                     "line, weighted by frames: 0 is perfect.")
+    return Section(name="reliability", title="Whether the probabilities can be believed",
+                   blocks=[said, *_recorded(facts), figures.reliability("reliability-all", walk.bins, TITLES)])
+
+
+def _recorded(facts: Facts) -> Iterator[Block]:
+    """Yield the calibration that `stack` recorded, where it did: of every column, and before its temperature."""
+    for split, scores in facts.splits.items():
+        held = scores.get("calibration") or {}
+        rows = [cells(Cell(text=name, strong=name == facts.final), error)
+                for name, error in held.get("ece", {}).items()]
+        if rows:
+            final = held.get("final", {})
+            mended = (f" Of the final column, {final['before']['ece']:.4f} before its temperature and "
+                      f"{final['after']['ece']:.4f} after." if final else "")
+            yield Table(name=f"table-calibration-{split}", head=["column", "expected calibration error"], rows=rows,
+                        says=f"{_title(split)}, as `fercache stack` recorded it: smaller is better.{mended}")
+
+
+def _ece(bins: Any) -> float:
+    number, share, hit = bins
+    return float(np.abs(share - hit).sum() / number.sum())
+
+
+def _unlabelled() -> Note:
+    return missing("No frame of these predictions is annotated.", "Give the data set labels (`--labels`) and run the "
+                   "three commands again.")
+
+
+def smoothed(facts: Facts, walk: Walk) -> Section:
+    """Return the score against the half-width of smoothing."""
+    blocks: list[Block] = []
+    if walk.curve is None:
+        blocks.append(missing(*NO_BOOK))
+    elif not walk.curve.counts.any():
+        blocks.append(missing("No annotated frame is out of fold.", "Train on a data set with labels first."))
+    else:
+        name = FIGURES.get(walk.curve.metric, walk.curve.metric)
+        blocks.append(figures.curve("smoothing-curve", WIDTHS_S, walk.curve.scores(), name,
+                                    int(walk.curve.counts[0].sum())))
+    return Section(name="smoothing", title="What smoothing over time is worth", blocks=blocks)
+
+
+def ablation(facts: Facts, walk: Walk) -> Section:
+    """Return the table of what each choice is worth, as the ablation wrote it."""
+    rows = [line for row in records(facts.ablation, "rows") for line in _lines(row)]
+    if not rows:
+        return Section(name="ablation", title="What each choice is worth", blocks=[missing(
+            "No ablation was given.", "Run `fercache ablation`, then `fercache report --ablation FILE` with what it "
+            "wrote.")])
+    head = list(dict.fromkeys(key for row in rows for key in row if not isinstance(row[key], dict | list)))
+    table = Table(name="table-ablation", head=head, rows=[cells(*(row.get(key) for key in head)) for row in rows],
+                  says="One row a variant and column, as the ablation wrote it; a difference is from the first row.")
+    return Section(name="ablation", title="What each choice is worth", blocks=[*_differences(rows, facts), table])
+
+
+def _lines(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a line a column of one row of an ablation, whether it came as JSON (figures inside) or as CSV."""
+    held = row.get("figures")
+    if not isinstance(held, dict):
+        yield {key: _number(value) for key, value in row.items()}
+        return
+    plain = {"row" if key == "name" else key: value for key, value in row.items()
+             if not isinstance(value, dict | list | bool)}
+    for column, figure in held.items():
+        spans = {key.removesuffix("interval") + end: value[i] for key, value in figure.items()
+                 if isinstance(value, list) and len(value) == 2 for i, end in enumerate(("low", "high"))}
+        yield {**plain, "column": column, **{key: v for key, v in figure.items() if not isinstance(v, list)}, **spans}
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value or None
+
+
+def _differences(rows: Sequence[dict[str, Any]], facts: Facts) -> Iterator[Block]:
+    """Yield the figure of the differences from the default, where the ablation has them for one column."""
+    columns = [row.get("column") for row in rows]
+    shown = next((name for name in (facts.final, "stack", "mean") if name in columns), None)
+    found = [(str(row["row"]), float(row["difference"]), row.get("difference_low"), row.get("difference_high"))
+             for row in rows
+             if row.get("column") == shown and isinstance(row.get("difference"), float) and "row" in row]
+    if shown is not None and found:
+        yield figures.differences("ablation-differences", found, shown)
+
+
+def importances(facts: Facts, walk: Walk) -> Section:
+    """Return what the stacker looks at."""
+    found = [(str(name), float(gain)) for name, gain in facts.metrics.get("importances", [])]
+    says = (f"Longer is used more: the share of all gain that each feature brought LightGBM's trees (the "
+            f"{min(IMPORTANCES, len(found))} largest of {len(found)}). It says what the stacker looked at, not what "
+            "is right.")
+    block = figures.bars("importances-all", found[:IMPORTANCES], "share of total gain (0 to 1)", says) if found else (
+        missing("The stacker has no importances: it learnt nothing, or too few groups were there.",
+                "With four groups or more, `fercache stack` records them."))
+    return Section(name="importances", title="What the stacker looks at", blocks=[block])
+
+
+def records(value: Any, key: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table that came as JSON: a list of objects, or an object that holds one at `key`."""
+    held = value.get(key) if isinstance(value, dict) else value
+    yield from (row for row in (held if isinstance(held, list) else ()) if isinstance(row, dict))
+
+
+def all_of(facts: Facts, walk: Walk) -> Sequence[Section]:
+    """Return the sections between health and timelines, in order."""
+    makers = (scored, confusions, per_class, reliability, smoothed, ablation, importances)
+    return [maker(facts, walk) for maker in makers]
