@@ -30,8 +30,6 @@ __all__ = ["__version__", "open_store"]
 
 def open_store(path: str, **options: Any) -> EmbeddingStore:
     """Return the embedding store at `path`, read-only: ``open_store(p)["clip"]["block8"][10:74]`` is NumPy."""
-    from fercache.store.embedding_store import (
-        EmbeddingStore,  # zarr takes half a second: paid only by those who open a store
-    )
+    from fercache.store.embedding_store import EmbeddingStore
 
     return EmbeddingStore.open(path, **options)

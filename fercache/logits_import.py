@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from fercache.config import LogitsConfig, digest
 from fercache.data import folds, tables
 from fercache.data.base import UNKNOWN, printable, some
-from fercache.data.frames_part import MOST_FRAMES
-from fercache.data.table import SPLITS
+from fercache.data.table import MOST_FRAMES, SPLITS
 from fercache.errors import InputError
 from fercache.oof import LogitBook
 

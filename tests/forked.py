@@ -102,13 +102,11 @@ def main() -> None:
     import h5py  # noqa: F401
     import torch  # noqa: F401
 
-    
-    
-    
-    
-    
-    
-      # noqa: F401
+    import fercache.cli.maintenance
+    import fercache.extraction.clip
+    import fercache.faces.detector
+    import fercache.stacking.stack
+    import fercache.training.train  # noqa: F401
 
     for line in sys.stdin:
         order = json.loads(line)
@@ -164,7 +162,7 @@ def limit(order: dict[str, Any], durable: Any) -> None:
             for constant, value in SMALL.items():
                 if name.startswith("fercache.") and hasattr(module, constant):
                     setattr(module, constant, value)
-        sys.modules["fercache.backbones"].BATCHES["cpu"] = SMALL_BATCH  # type: ignore[attr-defined]
+        sys.modules["fercache.backbones.backbone"].BATCHES["cpu"] = SMALL_BATCH  # type: ignore[attr-defined]
     if order["file_bytes"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_bytes"],) * 2)
     if order["memory"]:

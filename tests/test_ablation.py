@@ -15,7 +15,7 @@ from streams import CLASSES, write_set
 from fercache import metrics
 from fercache.cli import main
 from fercache.config import AblationConfig, TrainConfig
-from fercache.diagnostics import ablation, rows_part, score_part
+from fercache.diagnostics import ablation
 from fercache.errors import FercacheError, InputError
 
 TAPS = "conv2d_4b,repeat_1"
@@ -23,24 +23,24 @@ BASE = TrainConfig()
 
 
 def test_rows_are_changes_of_the_recipe() -> None:
-    assert rows_part.parse(["taps=block8+repeat_2;seed=3", "seed=0"], BASE) == {
+    assert ablation.parse(["taps=block8+repeat_2;seed=3", "seed=0"], BASE) == {
         "taps=block8+repeat_2;seed=3": {"taps": ("block8", "repeat_2"), "seed": 3}}, "seed 0 is the default"
     for row, said in (("tap=block8", "did you mean taps"), ("seed=x", "cannot be 'x'"), ("seed", "changes no key"),
                       ("folds=1", "below")):
         with pytest.raises(InputError, match=said):
-            rows_part.parse([row], BASE)
+            ablation.parse([row], BASE)
 
 
 def test_every_switch_is_offered() -> None:
-    offered = rows_part.parse(rows_part.offered(BASE), BASE)
+    offered = ablation.parse(ablation.offered(BASE), BASE)
     tried = {key for changed in offered.values() for key in changed}
     for entry in fields(TrainConfig):
         one_of_several = entry.metadata["choices"] and isinstance(getattr(BASE, entry.name), str)
-        if one_of_several and entry.metadata["numbers"] and entry.name not in rows_part.NO_ROW:
+        if one_of_several and entry.metadata["numbers"] and entry.name not in ablation.NO_ROW:
             others = set(entry.metadata["choices"]) - {getattr(BASE, entry.name), ""}
             assert others <= {changed.get(entry.name) for changed in offered.values()}, entry.name
     assert {"taps", "loss", "standardise", "window_s", "views"} <= tried
-    assert set(rows_part.STEPS) <= {entry.name for entry in fields(TrainConfig)}
+    assert set(ablation.STEPS) <= {entry.name for entry in fields(TrainConfig)}
     assert {"taps": ("embedding",)} in offered.values()
 
 
@@ -48,8 +48,8 @@ def test_rows_that_leave_every_head_as_it_is_are_not_trained() -> None:
     for changed, left in (({"window_s": 8.0}, True), ({"label_smoothing": 0.05}, True), ({"loss": "weighted"}, False),
                           ({"loss": "focal"}, False), ({"window_s": 2.0}, False), ({"taps": ("block8",)}, False),
                           ({"members": 1}, False)):
-        assert rows_part.idle(changed, BASE) == left, changed
-    assert rows_part.idle({"window_s": 2.0}, replace(BASE, heads=("frame",))), "a frame has no window"
+        assert ablation.idle(changed, BASE) == left, changed
+    assert ablation.idle({"window_s": 2.0}, replace(BASE, heads=("frame",))), "a frame has no window"
 
 
 def test_figures_are_paired_over_groups() -> None:
@@ -58,14 +58,14 @@ def test_figures_are_paired_over_groups() -> None:
     usual = [rng.integers(0, 40, (20, 3, 3)) for _ in range(2)]
     better = [m + 6 * np.eye(3, dtype=np.int64) for m in usual]
     sampler = metrics.Resampler(20, 400, 0)
-    same, figure = (score_part.figure(ours, usual, sampler) for ours in (usual, better))
+    same, figure = (ablation.figure(ours, usual, sampler) for ours in (usual, better))
     assert same.difference == 0 and same.difference_interval == (0, 0) and not same.sure
     assert figure.sure and figure.difference_interval is not None and figure.interval is not None
     low, high = figure.difference_interval
     assert low <= figure.difference <= high and high - low < .5 * (figure.interval[1] - figure.interval[0])
     each = [float(metrics.macro_f1(m.sum(0))) for m in better]
     assert figure.macro_f1 == pytest.approx(np.mean(each)) and figure.spread == pytest.approx(np.std(each, ddof=1))
-    few = score_part.figure(better, usual, metrics.Resampler(5, 400, 0))
+    few = ablation.figure(better, usual, metrics.Resampler(5, 400, 0))
     assert few.interval is None and few.difference_interval is None and not few.sure
 
 
@@ -115,7 +115,7 @@ def test_the_table(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise AssertionError("trained again")
 
     print(done.stdout)
-    monkeypatch.setattr("fercache.train_heads._train", none)
+    monkeypatch.setattr("fercache.training.train._train", none)
     assert call(home, *words).stdout == done.stdout
 
 

@@ -12,7 +12,7 @@ from books import simulate
 
 from fercache.config import AuditConfig, TrainConfig
 from fercache.data.base import Dataset, Trial
-from fercache.diagnostics import audit, copies_part, finding_part, full_part, groups_part, probe_part, sources_part
+from fercache.diagnostics import audit
 from fercache.oof import LogitBook
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import CLOCK
@@ -29,7 +29,7 @@ def recorded(book: LogitBook, seen_too: str = "") -> LogitBook:
     return replace(book, provenance={"heads": records, "settings": {}})
 
 
-def states(findings: list[finding_part.Finding]) -> dict[str, str]:
+def states(findings: list[audit.Finding]) -> dict[str, str]:
     return {found.check: found.state for found in findings}
 
 
@@ -47,63 +47,63 @@ def test_an_honest_book_passes(book: LogitBook) -> None:
 def test_a_group_in_two_folds(book: LogitBook) -> None:
     group = ("video00000", *book.group[:1], *book.group[2:])
     assert book.fold[0] != book.fold[1]
-    found = groups_part.folds(replace(book, group=group))
+    found = audit.folds(replace(book, group=group))
     assert found.state == "FAIL" and "video00000" in found.lines[0]
 
 
 def test_a_group_in_two_splits(book: LogitBook) -> None:
-    found = groups_part.splits(replace(book, group=(*book.group[:-1], book.group[0])))
+    found = audit.splits(replace(book, group=(*book.group[:-1], book.group[0])))
     assert found.state == "FAIL" and "train, validation" in found.lines[0]
 
 
 def test_a_head_trained_on_all_by_its_record(book: LogitBook) -> None:
-    found = sources_part.provenance(recorded(book, "gru"))
+    found = audit.provenance(recorded(book, "gru"))
     assert found.state == "FAIL" and len(found.lines) == 5 and all(line.startswith("gru, fold") for line in found.lines)
     gone = replace(book, provenance={"heads": [], "settings": {}})
-    assert "no record" in sources_part.provenance(gone).lines[0]
+    assert "no record" in audit.provenance(gone).lines[0]
 
 
 def test_a_head_trained_on_all_whose_record_lies(book: LogitBook) -> None:
     """It knows the training rows by heart and no others: the rows betray it."""
     inside = (book.spread(book.fold) >= 0)[:, None]
     known = np.where(inside, book.logits["gru"] + 3 * np.eye(7)[book.label], book.logits["gru"]).astype(np.float32)
-    found = sources_part.memory(replace(book, logits={**book.logits, "gru": known}), 0)
+    found = audit.memory(replace(book, logits={**book.logits, "gru": known}), 0)
     assert found.state == "FAIL" and len(found.lines) == 1 and found.lines[0].startswith("gru:")
-    assert sources_part.memory(book, 0).state == "ok"
+    assert audit.memory(book, 0).state == "ok"
 
 
 def test_labels_as_a_head(book: LogitBook) -> None:
     told = (9 * np.eye(7)[book.label]).astype(np.float32)
-    found = sources_part.truth(replace(book, logits={**book.logits, "gru": told}))
+    found = audit.truth(replace(book, logits={**book.logits, "gru": told}))
     assert found.state == "FAIL" and found.lines[0].startswith("gru:")
 
 
-def sample_of(book: LogitBook, width: int = 40) -> probe_part.Sample:
+def sample_of(book: LogitBook, width: int = 40) -> audit.Sample:
     """Return a sample whose features are noise of each group's own, and a little of the label."""
     rng = np.random.default_rng(0)
     rows = np.flatnonzero((book.label >= 0) & (book.spread(book.fold) >= 0))[::10]
     trial = book.spread(np.arange(len(book.trials)))[rows]
     own = rng.normal(size=(len(book.trials), width))[trial]
     x = own + rng.normal(size=(len(rows), width)) + .5 * rng.normal(size=(7, width))[book.label[rows]]
-    return probe_part.Sample(x=x.astype(np.float32), label=book.label[rows].astype(np.int64), group=trial,
+    return audit.Sample(x=x.astype(np.float32), label=book.label[rows].astype(np.int64), group=trial,
                         fold=book.fold[trial].astype(np.int64), classes=7,
                         names=tuple(("tap", i) for i in range(width)))
 
 
 def test_labels_as_a_feature(book: LogitBook) -> None:
     honest = sample_of(book)
-    assert probe_part.labels_as_features(honest).state == "ok"
+    assert audit.labels_as_features(honest).state == "ok"
     x = honest.x.copy()
     x[:, 7] = honest.label == 4
-    found = probe_part.labels_as_features(replace(honest, x=x))
+    found = audit.labels_as_features(replace(honest, x=x))
     assert found.state == "FAIL" and found.lines == ("tap[7] tells class 4 from all others by itself (area 1.0000)",)
 
 
 def test_shuffled_labels_give_chance_and_a_leak_does_not(book: LogitBook) -> None:
     honest = sample_of(book)
-    assert probe_part.shuffled(honest, CONFIG).state == "ok"
+    assert audit.shuffled(honest, CONFIG).state == "ok"
     fold = np.arange(len(honest.fold)) % 5  # every group in every fold
-    assert probe_part.shuffled(replace(honest, fold=fold), CONFIG).state == "FAIL"
+    assert audit.shuffled(replace(honest, fold=fold), CONFIG).state == "FAIL"
 
 
 def test_a_stacker_with_groups_in_every_fold_is_caught() -> None:
@@ -115,12 +115,12 @@ def test_a_stacker_with_groups_in_every_fold_is_caught() -> None:
     said = {"frame": honest.spread(np.arange(14)).astype(int)}
     logits = {"frame": own[said["frame"]].astype(np.float32)}
     honest = replace(honest, label=label, logits=logits)
-    assert probe_part.stacker(honest, CONFIG).state == "ok"
+    assert audit.stacker(honest, CONFIG).state == "ok"
     halves = np.sort(np.r_[honest.offsets, (honest.offsets[:-1] + honest.offsets[1:]) // 2])
     twice = replace(honest, offsets=halves, trials=tuple(f"t{i:02d}" for i in range(28)),
                     group=tuple(f"g{i // 2:02d}" for i in range(28)), split=("train",) * 28,
                     fold=(np.arange(28) % 2).astype(np.int16))
-    found = probe_part.stacker(twice, CONFIG)
+    found = audit.stacker(twice, CONFIG)
     assert found.state == "FAIL" and found.lines
 
 
@@ -151,7 +151,7 @@ def test_near_duplicates_are_listed(book: LogitBook, tmp_path: Path, copied: boo
         seen[book.offsets[i]:book.offsets[i] + 4], seen[book.offsets[i] + 4] = False, True
     watched = replace(book, valid=seen)
     store = store_of(watched, tmp_path / "noise.zarr", copied)
-    found = copies_part.across_groups(watched, store, 0.999)
+    found = audit.across_groups(watched, store, 0.999)
     assert found.state == ("look" if copied else "ok")
     wanted = [f"{book.trials[0]} frame 5 and {book.trials[3]} frame 5: cosine 1.0000"] if copied else []
     assert [line for line in found.lines if "frame 5 and" in line] == wanted
@@ -169,7 +169,7 @@ def test_the_whole_audit_of_a_store_of_noise(book: LogitBook, tmp_path: Path) ->
 def test_labels_are_dealt_to_other_groups() -> None:
     trials = tuple(Trial(name=f"t{i}", path=Path("x"), kind="video", parent=f"t{i}", group=f"g{i // 2}", split="train",
                          labels=np.full(5 + i, i // 2, np.int16)) for i in range(8))
-    made = full_part.dealt(Dataset(name="d", layout="table", classes=("a", "b", "c", "d"), trials=trials), 0)
+    made = audit.dealt(Dataset(name="d", layout="table", classes=("a", "b", "c", "d"), trials=trials), 0)
     for old, new in zip(trials, made.trials, strict=True):
         assert new.labels is not None and old.labels is not None and len(new.labels) == len(old.labels)
         assert new.labels[0] != old.labels[0]

@@ -212,7 +212,7 @@ def test_where_bf16_does_not_pay_float32_stands_in(casia: files.Weights, crops: 
     taps = ["repeat_1-3x3"]
     plain = Backbone.load(casia, taps, batch=4, backend=backend)
     for pays, arithmetic in ((True, "bf16"), (False, "float32")):
-        monkeypatch.setattr("fercache.backbones.bf16_pays", lambda pays=pays: pays)
+        monkeypatch.setattr("fercache.backbones.backbone.bf16_pays", lambda pays=pays: pays)
         net = Backbone.load(casia, taps, precision="bf16", batch=4, backend=backend)
         assert net.arithmetic == arithmetic
         same = np.array_equal(net.embed(crops[:2])[taps[0]], plain.embed(crops[:2])[taps[0]])

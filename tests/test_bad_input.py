@@ -16,7 +16,7 @@ from PIL import Image
 from videos import cut, joined, make_video, set_matrix
 
 from fercache import open_store
-from fercache.faces.boxes_part import iou
+from fercache.faces.tracklets import iou
 
 Pictures = list[NDArray[np.uint8]]
 NAMES = ("with space", "back\\slash", "ünïcödé 表情", "CON", "zarr.json")

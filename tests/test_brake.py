@@ -12,9 +12,10 @@ from PIL import Image
 from videos import make_video
 
 from fercache import data
+from fercache.backbones import backbone
 from fercache.config import DatasetConfig, ExtractConfig
 from fercache.extraction import job
-from fercache.extraction.done_part import ExtractReport
+from fercache.extraction.job import ExtractReport
 from fercache.store.embedding_store import EmbeddingStore
 
 CONFIG = ExtractConfig(taps=("block8",), every=5, threads=1)
@@ -33,9 +34,10 @@ def after(calls: int) -> Callable[[], bool]:
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks and segments of 8 frames."""
-    for place in ("extract.clip.SEGMENT", "store.writer.SEGMENT", "store.layout.CHUNK", "extract.clip.DETECT_BLOCK"):
+    for place in ("extraction.clip.SEGMENT", "store.writer.SEGMENT", "store.layout.CHUNK",
+                  "extraction.clip.DETECT_BLOCK"):
         monkeypatch.setattr(f"fercache.{place}", 8)
-    monkeypatch.setitem(__import__("fercache.backbones").backbones.BATCHES, "cpu", 4)
+    monkeypatch.setitem(backbone.BATCHES, "cpu", 4)
 
 
 @pytest.fixture(scope="module")

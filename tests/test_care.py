@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from fercache.errors import InputError, StoreError
-from fercache.maintenance import diff_part, forget, forget_part, gc, verify
+from fercache.maintenance import forget, gc, verify
 from fercache.oof import LogitBook
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import CLOCK, SEGMENT
-from fercache.store.names_part import encode
+from fercache.store.layout import CLOCK, SEGMENT, encode
 
 TAPS = {"block8": (4,), "grid": (1, 2, 2)}
 SETTINGS = {"backbone": "casia", "detector": {"min_px": 40}}
@@ -135,11 +134,11 @@ def test_verify_while_a_clip_is_being_written(store: EmbeddingStore) -> None:
 
 def test_diff_names_settings_and_clips(store: EmbeddingStore, tmp_path: Path) -> None:
     twin = make(tmp_path / "twin.zarr")
-    assert diff_part.diff(store.path, twin.path).equal
+    assert verify.diff(store.path, twin.path).equal
     other = make(tmp_path / "other.zarr", {"a": 5}, detector={"min_px": 20}, precision="bf16")
     put(other, "../b", 300, seed=1, device="cuda")
     put(other, "new", 3)
-    report = diff_part.diff(store.path, other.path)
+    report = verify.diff(store.path, other.path)
     assert not report.equal and report.same == 1
     assert report.settings == {"detector.min_px": (40, 20), "precision": ("(absent)", "bf16")}
     assert report.only_first == ("c" * 200,) and report.only_second == ("new",)
@@ -215,15 +214,15 @@ def test_gc_leaves_a_store_that_is_being_written(cache: Path) -> None:
 
 def test_forget_leaves_no_trace_and_nothing_of_others(cache: Path) -> None:
     other = files(cache / "features" / "other")
-    report = forget_part.forget(cache, "../b", "demo")
+    report = forget.forget(cache, "../b", "demo")
     assert report.traces == () == forget.traces(cache, "../b", "demo")
     assert cache / "logits" / "demo" in report.removed and cache / "heads" / "demo" in report.removed
     assert list(EmbeddingStore.open(cache / "features" / "demo" / "casia-1.zarr")) == ["a", "c" * 200]
     assert files(cache / "features" / "other") == other and forget.traces(cache, "../b")
-    assert not forget_part.forget(cache, "../b").traces and not forget.traces(cache, "../b")
+    assert not forget.forget(cache, "../b").traces and not forget.traces(cache, "../b")
     assert not any("%2Fb" in name or name.endswith("b1.h5") for name in files(cache))
     with pytest.raises(InputError, match="no clip"):
-        forget_part.forget(cache, "../b")
+        forget.forget(cache, "../b")
     for dataset in ("demo", "other"):
         assert verify.verify(cache / "features" / dataset / "casia-1.zarr").whole
 
@@ -233,9 +232,9 @@ def test_forget_finds_half_done_work_and_failures(cache: Path) -> None:
     with store.writer("d,d", source={}, provenance={}) as writer:
         writer.set_clock(np.zeros((4, 9)))
         with pytest.raises(StoreError, match="another process"):
-            forget_part.forget(cache, "d,d", "demo")
+            forget.forget(cache, "d,d", "demo")
     assert len(forget.traces(cache, "d,d", "demo")) == 3
-    assert not forget_part.forget(cache, "d,d", "demo").traces
+    assert not forget.forget(cache, "d,d", "demo").traces
     assert not (cache / "features" / "demo" / "failures.csv").exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 from books import simulate
 from numpy.typing import NDArray
 
-from fercache.stacking import chain, voice_part
+from fercache.stacking import chain
 from fercache.stacking.chain import Chain, Heard
 from fercache.stacking.features import log_softmax
 
@@ -129,14 +129,14 @@ def test_what_stands_beside_the_rows_is_of_the_same_frames() -> None:
     """Of rows in clips with gaps: the word of the very frame."""
     book = simulate(groups=4, frames=90)
     rows = np.flatnonzero(book.valid & (book.label >= 0))[::7]
-    clips = voice_part.Clips.of(book, rows, causal=False)
+    clips = chain.Clips.of(book, rows, causal=False)
     trials = sorted(clips.heard)
     spoken = clips.fit(trials)
     for trial in trials:
         mine = rows[(rows >= book.offsets[trial]) & (rows < book.offsets[trial + 1])]
         np.testing.assert_array_equal(clips.heard[trial].time_s[clips.place[trial]], book.time_s[mine])
         np.testing.assert_array_equal(clips.label[trial][clips.place[trial]], book.label[mine])
-    x, smoothed = voice_part.beside(np.zeros((5, 2), np.float32), np.zeros((5, 3, 6, 7), np.float32),
+    x, smoothed = chain.beside(np.zeros((5, 2), np.float32), np.zeros((5, 3, 6, 7), np.float32),
                                np.log(np.full((5, 7), 1 / 7, np.float32)))
-    assert x.shape == (5, 2 + len(voice_part.names(book.classes))) and smoothed.shape == (5, 4, 6, 7)
+    assert x.shape == (5, 2 + len(chain.names(book.classes))) and smoothed.shape == (5, 4, 6, 7)
     assert x[0, -1] == pytest.approx(np.log(7)) and spoken.power.shape == (3,)

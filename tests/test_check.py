@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fercache import rates_part
+from fercache import run_log
 from fercache.backbones.taps import tap_shapes
 from fercache.cli import main
 from fercache.config import DatasetConfig, ExtractConfig
@@ -22,7 +22,7 @@ from fercache.data import load
 from fercache.data.base import Trial
 from fercache.data.frame_table import FrameClock, count, present, runs_of
 from fercache.diagnostics.check import Report, run
-from fercache.diagnostics.index_part import Index
+from fercache.diagnostics.check_issues import Index
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import CLOCK
 from tests.trees import Lengths, Made, annotate, crops, picture, real_lengths, real_tree, stub_video
@@ -278,7 +278,8 @@ def test_views_of_each_face_cost_their_share(tmp_path: Path) -> None:
     dataset = load(DatasetConfig(dataset="affwild2", root=str(root)), tmp_path)
     one, four = (run(dataset, ExtractConfig(taps=("block8",), views=views), tmp_path / "c").cost for views in (1, 4))
     assert one.bytes_a_frame == 2 * 1792 + 72 and four.bytes_a_frame == 4 * 2 * 1792 + 72
-    rates_part.record(tmp_path / "c", rates_part.Rate(faces="cropped", backbone="casia-webface", precision="float32", threads=2,
+    run_log.record(tmp_path / "c", run_log.Rate(
+            faces="cropped", backbone="casia-webface", precision="float32", threads=2,
                                             device="cpu", frames=600, seconds=10.0, when_s=0.0, views=4))
     assert run(dataset, ExtractConfig(), tmp_path / "c").cost.seconds is None  # measured on four views only
 
@@ -338,13 +339,14 @@ def test_time_is_measured_assumed_or_not_told(tmp_path: Path) -> None:
     assumed = check(root, tmp_path / "c", rate=60).cost
     assert assumed.seconds == 0.5 and "assuming 60 frames/s" in assumed.basis
     for faces, frames in (("cropped", 199), ("mtcnn", 5000), ("cropped", 600)):
-        rates_part.record(tmp_path / "c", rates_part.Rate(faces=faces, backbone="casia-webface", precision="float32", threads=2,
+        run_log.record(tmp_path / "c", run_log.Rate(
+            faces=faces, backbone="casia-webface", precision="float32", threads=2,
                                                 device="cpu", frames=frames, seconds=10.0, when_s=0.0))
     measured = check(root, tmp_path / "c").cost
     assert measured.seconds == 0.5 and "60.0 frames/s, measured here over 600 frames (cropped" in measured.basis
-    assert len(rates_part.every(tmp_path / "c")) == 2
+    assert len(run_log.every(tmp_path / "c")) == 2
     (tmp_path / "c/rates.json").write_text('[{"faces": 1}]')
-    assert rates_part.every(tmp_path / "c") == []
+    assert run_log.every(tmp_path / "c") == []
 
 
 def cli(root: Path, cache: Path, *words: str) -> tuple[int, str]:
@@ -384,4 +386,4 @@ def test_extract_measures_what_check_then_tells(tmp_path: Path, cache: Path) -> 
     cost = check(root, own).cost
     assert cost.seconds is not None and cost.seconds > 0 and "measured here over 220 frames (cropped" in cost.basis
     assert CliRunner().invoke(main, words).exit_code == 0  # nothing to do: no measurement
-    assert len(rates_part.every(own)) == 1
+    assert len(run_log.every(own)) == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fercache import recipe
-from fercache.cli.options_part import make
+from fercache.cli.context import make
 from fercache.config import Config, DatasetConfig, ExtractConfig, StackConfig, TrainConfig
 from fercache.errors import InputError
 

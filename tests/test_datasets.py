@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fercache.config import DatasetConfig
 from fercache.data import load
 from fercache.data.base import SEVEN, Trial, cache_name, on_clock, some
-from fercache.data.labels_part import LabelError, check_range, read, read_all
+from fercache.data.labels import LabelError, check_range, read, read_all
 from fercache.data.scan import PEEK, scan
 from fercache.errors import InputError
 

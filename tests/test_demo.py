@@ -16,7 +16,7 @@ import pytest
 from fercache.config import DatasetConfig
 from fercache.data import demo, load
 from fercache.data.base import SEVEN
-from fercache.data.demo_part import ANNOTATIONS, PEOPLE
+from fercache.data.demo import ANNOTATIONS, PEOPLE
 from fercache.errors import InputError, WeightsError
 
 FRAMES = {"WolfgangLanger_Pexels": 472, "carphone_pristine": 120, "face_noface": 169, "no_face": 95, "noface_face": 169,
@@ -51,7 +51,7 @@ def test_one_recording_has_one_labelling(tmp_path: Path) -> None:
 
 
 def test_a_lost_annotation_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fercache.datasets.demo.ANNOTATIONS", tmp_path)
+    monkeypatch.setattr("fercache.data.demo.ANNOTATIONS", tmp_path)
     with pytest.raises(InputError, match="labels were dropped") as caught:
         load(DatasetConfig(), tmp_path)
     assert "install fercache again" in caught.value.hint

@@ -27,9 +27,9 @@ from fercache.cli import main
 from fercache.config import DatasetConfig, ExtractConfig
 from fercache.data import base
 from fercache.errors import InputError
-from fercache.extraction import done_part, job, work_part
+from fercache.extraction import job
 from fercache.extraction.distributed import Typed, Way, worker
-from fercache.extraction.done_part import ExtractReport
+from fercache.extraction.job import ExtractReport
 from fercache.store.embedding_store import EmbeddingStore
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -231,7 +231,7 @@ def order_at(home: Path) -> tuple[worker.Order, base.Dataset]:
     dataset = crops_of(home)
     made: list[worker.Order] = []
 
-    def engine(work: work_part.Work, trials: Any) -> list[done_part.ClipDone]:
+    def engine(work: job.Work, trials: Any) -> list[job.ClipDone]:
         made.append(worker.order_of(work, trials, float("inf"), 1))
         return []
     job.run(dataset, CONFIG, home / "cache", engine=engine)
@@ -282,7 +282,7 @@ def distributed() -> Any:
 
 
 def test_no_scheduler_answers(home: Path, distributed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fercache.engines.cluster.CONNECT_S", .5)
+    monkeypatch.setattr("fercache.extraction.distributed.dask.CONNECT_S", .5)
     way = Way(dask=True, scheduler="tcp://127.0.0.1:9")
     with pytest.raises(InputError, match="no scheduler answers"):
         way.run(crops_of(home), CONFIG, home / "cache", None)

@@ -62,7 +62,8 @@ def test_batched_nms_of_nothing() -> None:
 
 
 def test_stand_in_has_the_signature_that_is_called_and_leaves_no_trace() -> None:
-    source = "import fercache.facenet, sys; print([m for m in sys.modules if m.partition('.')[0] == 'torchvision'])"
+    source = "import fercache.backbones.facenet, sys; " \
+             "print([m for m in sys.modules if m.partition('.')[0] == 'torchvision'])"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     with facenet.torchvision_or_stand_in() as real:
         from torchvision.ops.boxes import batched_nms

@@ -16,10 +16,9 @@ from fercache import media
 from fercache.config import ExtractConfig
 from fercache.extraction.clip import DETECT_BLOCK
 from fercache.faces import interpolation
-from fercache.faces.boxes_part import iou
 from fercache.faces.detector import Detector
-from fercache.faces.person_part import persons
-from fercache.faces.tracklets import pieces_of
+from fercache.faces.identity import persons
+from fercache.faces.tracklets import iou, pieces_of
 from fercache.runtime.devices import spread
 
 Faces = list[np.ndarray]

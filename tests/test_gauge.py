@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from fercache.extraction.profiler import PARTS, Gauge
-from fercache.extraction.room_part import Room
+from fercache.extraction.resources import Room
 
 
 class Clock:
@@ -67,7 +67,7 @@ def test_threads_count_together() -> None:
 
 
 def test_room_is_shared_and_the_largest_gets_in_alone() -> None:
-    from fercache.extraction.brake_part import Brake
+    from fercache.extraction.cancellation import Brake
 
     room, order = Room(100, Brake()), []
 

@@ -10,16 +10,15 @@ import pytest
 import torch
 
 from fercache.backbones import facenet
-from fercache.backbones.taps_part import TapSlice, side_by_side
+from fercache.backbones.taps import TapSlice, side_by_side
 from fercache.errors import InputError
 from fercache.heads import HEADS, build, classes_of
 from fercache.heads.base import DEFAULTS
-from fercache.heads.tail_part import Tail
+from fercache.heads.frame import Tail
 from fercache.heads.temporal import positions
-from fercache.training.features_part import Features
-from fercache.training.fit import Task, fit
-from fercache.training.loss_part import Loss, class_weights
-from fercache.training.say_part import predict, window_frames
+from fercache.training.data import Features
+from fercache.training.fit import Loss, Task, class_weights, fit
+from fercache.training.inference import predict, window_frames
 
 SHAPES = {"block8": (12,), "repeat_1-3x3": (4, 3, 3)}
 LAYOUT = side_by_side(SHAPES, tuple(SHAPES), "test")

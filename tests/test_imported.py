@@ -37,7 +37,8 @@ def table_of(book: LogitBook, path: Path, head: str, prefix: str = "p_", **colum
 
 
 def bring(table: Path, cache: Path, name: str = "other", **more: Any) -> LogitBook:
-    return logits_import.run(name, LogitsConfig(**{"table": str(table), "provenance": "held-out", **more}), "d", cache)[1]
+    return logits_import.run(name, LogitsConfig(**{"table": str(table), "provenance": "held-out", **more}), "d",
+                             cache)[1]
 
 
 @pytest.mark.parametrize("prefix", ["p_", "logit_", "a_"])

@@ -18,7 +18,7 @@ from fercache.backbones import backbone
 from fercache.config import DatasetConfig, ExtractConfig
 from fercache.errors import StoreError
 from fercache.extraction import clip, job
-from fercache.extraction.done_part import ExtractReport
+from fercache.extraction.job import ExtractReport
 from fercache.store import writer
 from fercache.store.embedding_store import EmbeddingStore
 
@@ -28,7 +28,8 @@ TAPS = ("block8", "repeat_1-3x3")
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks and segments of 8 frames, batches of 4 crops: many borders."""
-    for place in ("extract.clip.SEGMENT", "store.writer.SEGMENT", "store.layout.CHUNK", "extract.clip.DETECT_BLOCK"):
+    for place in ("extraction.clip.SEGMENT", "store.writer.SEGMENT", "store.layout.CHUNK",
+                  "extraction.clip.DETECT_BLOCK"):
         monkeypatch.setattr(f"fercache.{place}", 8)
     monkeypatch.setitem(backbone.BATCHES, "cpu", 4)
 
@@ -135,7 +136,7 @@ def test_a_damaged_store_ends_the_run_in_any_thread(crops: Path, tmp_path: Path,
 
 def test_the_log_names_the_bottleneck(videos: Path, tmp_path: Path, weights_at: Path,
                                       caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fercache.extract.gauge.FEWEST_S", 0.0)
+    monkeypatch.setattr("fercache.extraction.profiler.FEWEST_S", 0.0)
     with caplog.at_level(logging.INFO):
         run(videos, tmp_path / "home", weights_at, every=1)
     said = [record.getMessage() for record in caplog.records if "is the bottleneck" in record.getMessage()]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fercache.data import afew_part, ckplus_part, cremad_part, dfew_part, ferv39k_part, labels, mafw_part, ravdess_part
+from fercache.data import clip_level, labels
 from fercache.data.base import EIGHT, SEVEN
 from fercache.data.labels import SETS, map_classes
 from fercache.errors import InputError
@@ -18,10 +18,11 @@ EMOTIONS = {"neutral", "anger", "disgust", "fear", "happiness", "sadness", "surp
 def test_the_sets_are_those_of_the_readers() -> None:
     """Their order too, where the set itself has numbers; one of them says DFEW's in the submission."""
     assert SETS["abaw7"] == SEVEN and SETS["abaw8"] == EIGHT
-    for name, reader in {"dfew": dfew_part, "ferv39k": ferv39k_part, "mafw": mafw_part, "ravdess": ravdess_part, "afew": afew_part,
-                         "ckplus": ckplus_part}.items():
+    for name, reader in {"dfew": clip_level, "ferv39k": clip_level, "mafw": clip_level, "ravdess": clip_level,
+                         "afew": clip_level,
+                         "ckplus": clip_level}.items():
         assert SETS[name] == reader.CLASSES, name
-    assert SETS["cremad"] == tuple(cremad_part.CODES.values())
+    assert SETS["cremad"] == tuple(clip_level.CREMAD_CODES.values())
 
 
 @pytest.mark.parametrize(("name", "number", "meaning"), [
@@ -30,19 +31,19 @@ def test_the_sets_are_those_of_the_readers() -> None:
     ("ravdess", 5, "fear"), ("ckplus", 1, "contempt"), ("abaw7", 4, "happiness"),
 ])
 def test_numbers_mean_what_the_sets_say(name: str, number: int, meaning: str) -> None:
-    assert labels.canonical(SETS[name][number]) == meaning
+    assert labels.canonical_class_name(SETS[name][number]) == meaning
 
 
 @pytest.mark.parametrize("words", ["Happy Happiness happiness HAP happy", "Angry Anger ANG", "Fear Fearful FEA fear",
                                    "Sad Sadness SAD", "Surprise Surprised", "Disgust DIS disgusted", "Neutral NEU"])
 def test_spellings_of_one_class(words: str) -> None:
-    assert len({labels.canonical(word) for word in words.split()}) == 1
+    assert len({labels.canonical_class_name(word) for word in words.split()}) == 1
 
 
 def test_classes_are_never_guessed() -> None:
     for one, other in (("Other", "Contempt"), ("Calm", "Neutral"), ("Anxiety", "Fear"), ("Disappointment", "Sadness"),
                        ("x", "y")):
-        assert labels.canonical(one) != labels.canonical(other)
+        assert labels.canonical_class_name(one) != labels.canonical_class_name(other)
     with pytest.raises(InputError, match="no class of"):
         map_classes(("a", "b"), SEVEN)
 
@@ -74,7 +75,7 @@ def test_probabilities_keep_their_names(pair: list[str], seed: int) -> None:
     kept = sum(given_[:, i] for i, name in enumerate(source) if name not in found.lost)
     for i, name in enumerate(source):
         for j, other in enumerate(target):
-            if labels.canonical(name) == labels.canonical(other):
+            if labels.canonical_class_name(name) == labels.canonical_class_name(other):
                 np.testing.assert_allclose(made[:, j], given_[:, i] / kept)
                 assert found.labels(np.array([i]))[0] == j
     assert not made[:, [j for j, other in enumerate(target) if other in found.never]].any()
@@ -114,4 +115,4 @@ def test_unknown_and_double_classes_are_refused() -> None:
         map_classes(SEVEN, EIGHT, {"Fear": "Boredom"})
     with pytest.raises(InputError, match="mean the same"):
         map_classes(("Happy", "Happiness"), SEVEN)
-    assert {labels.canonical(name) for name in SEVEN} == EMOTIONS
+    assert {labels.canonical_class_name(name) for name in SEVEN} == EMOTIONS

@@ -12,7 +12,7 @@ from books import simulate
 from fercache.config import StackConfig
 from fercache.oof import LogitBook
 from fercache.stacking import candidates, models, nested_cv, stack
-from fercache.stacking.sample_part import Sample
+from fercache.stacking.features import Sample
 
 CONFIG = StackConfig(threads=1, bootstrap=0)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fercache.extraction import batcher
 from fercache.extraction.batcher import Mixer, Sheet
-from fercache.extraction.brake_part import Brake, Stopped
+from fercache.extraction.cancellation import Brake, Stopped
 from fercache.extraction.profiler import Gauge
 from fercache.runtime.devices import Crew
 

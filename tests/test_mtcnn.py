@@ -12,7 +12,7 @@ import torch
 from fercache import media
 from fercache.backbones import facenet
 from fercache.data import demo
-from fercache.faces.mtcnn_part import HalvingPool, Mtcnn, Sums
+from fercache.faces.detector import HalvingPool, Mtcnn, Sums
 
 NOISE_PX = 5e-3
 """Most that a box may differ from the library's; .0002 was seen on sixteen clips."""

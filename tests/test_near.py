@@ -12,10 +12,10 @@ from PIL import Image
 
 from fercache import media
 from fercache.data import demo
-from fercache.faces import mtcnn_part
-from fercache.faces.boxes_part import iou
+from fercache.faces import detector as detector_module
 from fercache.faces.crops import cut_out, square_around
-from fercache.faces.detector import NEAR_PX, Detector
+from fercache.faces.detector import NEAR_PX, Detector, Mtcnn
+from fercache.faces.tracklets import iou
 
 Picture = np.ndarray
 
@@ -53,7 +53,7 @@ def test_a_face_is_where_the_whole_picture_shows_it(detector: Detector, face_fra
 def test_a_face_that_the_square_cuts_off_is_not_told(place: tuple[float, ...], told: list[int]) -> None:
     """MTCNN would tell it, sure of itself, with a box that is half guessed; at the picture's own edge it must guess."""
 
-    class Cut(mtcnn_part.Mtcnn):
+    class Cut(Mtcnn):
         """Tells four faces, each over one edge of what it sees."""
 
         def detect(self, pictures: Picture) -> list[Picture]:
@@ -157,9 +157,9 @@ def test_a_square_shows_its_part_of_the_picture() -> None:
 
 def test_nets_that_see_little_at_once_say_the_same(face_frames: list[Picture], monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = np.stack(face_frames[:6])
-    found = mtcnn_part.Mtcnn(20).detect(pictures)
-    monkeypatch.setattr(mtcnn_part, "FIRST_PIXELS", 1)
-    monkeypatch.setattr(mtcnn_part, "AT_ONCE", (3, 1))
-    monkeypatch.setattr(mtcnn_part, "MOST", 7)
-    for one, other in zip(mtcnn_part.Mtcnn(20).detect(pictures), found, strict=True):
+    found = Mtcnn(20).detect(pictures)
+    monkeypatch.setattr(detector_module, "FIRST_PIXELS", 1)
+    monkeypatch.setattr(detector_module, "AT_ONCE", (3, 1))
+    monkeypatch.setattr(detector_module, "MOST", 7)
+    for one, other in zip(Mtcnn(20).detect(pictures), found, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-3)

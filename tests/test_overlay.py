@@ -16,7 +16,7 @@ from videos import number_in, numbered_video, picture, set_matrix
 from fercache import media
 from fercache.errors import ClipError, InputError
 from fercache.media.writer import writing
-from fercache.results.told_part import Told
+from fercache.results.io import Told
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.viz import overlay
 

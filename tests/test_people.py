@@ -9,10 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fercache.faces.boxes_part import iou, match
-from fercache.faces.identity import looks, mean_vector
-from fercache.faces.person_part import Person, persons, sides
-from fercache.faces.tracklets import MAX_GAP, pieces_of
+from fercache.faces.identity import Person, looks, mean_vector, persons, sides
+from fercache.faces.tracklets import MAX_GAP, iou, match, pieces_of
 
 WIDE = 16
 

@@ -14,8 +14,7 @@ from videos import make_video
 from fercache import media
 from fercache.config import ExtractConfig
 from fercache.data import demo
-from fercache.data.base import Dataset, Trial
-from fercache.data.persons_part import people_held, present
+from fercache.data.base import Dataset, Trial, people_held, present
 from fercache.extraction import job
 from fercache.store.embedding_store import EmbeddingStore
 

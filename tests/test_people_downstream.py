@@ -13,11 +13,10 @@ from small_sets import CLASSES, FPS, TAPS
 from videos import numbered_video
 
 from fercache.config import ScoreConfig, StackConfig, TrainConfig
-from fercache.data.base import Dataset
-from fercache.data.persons_part import COUNT, check_people, people_held, present
+from fercache.data.base import COUNT, Dataset, check_people, people_held, present
 from fercache.errors import InputError
-from fercache.inference import clips_part
-from fercache.maintenance import forget_part
+from fercache.inference import predict
+from fercache.maintenance import forget
 from fercache.oof import LogitBook
 from fercache.results import score
 from fercache.results.io import Predictions, asked_for
@@ -108,7 +107,7 @@ def test_a_clip_is_forgotten_with_its_people(tmp_path: Path) -> None:
     store = EmbeddingStore.create(place, {"weights": "none", "people": "all", "taps": list(TAPS)}, TAPS)
     for name in ("a#2", "a#1", "a#b", "ab#1"):
         put(store, name, np.zeros((3, 48)), **{COUNT: 2 if name == "a#1" else 1})
-    report = forget_part.forget(tmp_path, "a")
+    report = forget.forget(tmp_path, "a")
     assert sorted(EmbeddingStore.open(place)) == ["a#b", "ab#1"] and not report.traces
 
 
@@ -117,9 +116,9 @@ def test_names_that_are_shown(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         numbered_video(tmp_path / folder / "clip.mp4", 3)
     numbered_video(tmp_path / "other.mp4", 3)
-    dataset = clips_part.named([tmp_path])
+    dataset = predict.named([tmp_path])
     people = [replace(t, name=f"{t.name}#{k}") for t in dataset.trials for k in (1, 2)]
-    assert sorted(clips_part.shown(replace(dataset, trials=tuple(people))).values()) == [
+    assert sorted(predict.shown(replace(dataset, trials=tuple(people))).values()) == [
         "other#1", "other#2", "x/clip.mp4#1", "x/clip.mp4#2", "y/clip.mp4#1", "y/clip.mp4#2"]
 
 

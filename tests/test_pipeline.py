@@ -15,7 +15,7 @@ import pytest
 
 from fercache import open_store
 from fercache.data import demo
-from fercache.data.demo_part import ANNOTATIONS
+from fercache.data.demo import ANNOTATIONS
 
 CLIPS = ("single_face.mp4", "carphone_pristine.mp4")
 

@@ -22,13 +22,11 @@ from hypothesis import strategies as st
 
 from fercache import metrics
 from fercache.errors import InputError
-from fercache.results import predictions_part, told_part
-from fercache.results.told_part import Told
+from fercache.results import io
+from fercache.results.io import Told
 from fercache.stacking import candidates
 from fercache.viz import report
-from fercache.viz.report.curve_part import WIDTHS_S, Curve
-from fercache.viz.report.thin_part import STEPS, UNKNOWN, bytes_a_point, points, thin
-from fercache.viz.report.walk import walk
+from fercache.viz.report.walk import STEPS, UNKNOWN, WIDTHS_S, Curve, bytes_a_point, points, thin, walk
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +110,7 @@ def test_the_walk_counts_what_stack_counted(preds: Path) -> None:
 
 def test_the_confident_mistakes_are_mistakes_and_the_surest(preds: Path) -> None:
     found = walk(preds, book_of(preds))
-    clips = dict(told_part.each(preds))
+    clips = dict(io.each(preds))
     shares = [mistake.share for mistake in found.mistakes]
     assert shares and shares == sorted(shares, reverse=True)
     for mistake in found.mistakes:
@@ -240,7 +238,7 @@ def large(home: Path, clips: int, frames: int) -> Path:
     book = simulate(groups=clips, frames=frames)
     book.save(home / "cache/logits/simulated" / f"{book.fingerprint[:12]}.h5")
     mean = candidates.millionths(np.mean([np.exp(v - v.max(1, keepdims=True)) for v in book.logits.values()], axis=0))
-    predictions_part.write(book, mean, home / "preds.csv")
+    io.write(book, mean, home / "preds.csv")
     said = mean.argmax(1)
     group = book.spread(np.arange(clips))
     known = book.label >= 0

@@ -100,9 +100,9 @@ def test_the_filter_filters(driver: Any) -> None:
 
 
 def test_the_list_begins_with_the_most_wrong(driver: Any, preds: Path) -> None:
-    from fercache.results import told_part
+    from fercache.results import io
 
-    share = {name: rows.wrong.sum() / (rows.label >= 0).sum() for name, rows in told_part.each(preds)}
+    share = {name: rows.wrong.sum() / (rows.label >= 0).sum() for name, rows in io.each(preds)}
     listed = [share[name] for name in names(driver)]
     assert listed == sorted(listed, reverse=True) and len(listed) == len(share)
 
@@ -128,9 +128,9 @@ def test_a_timeline_zooms_under_the_mouse(driver: Any) -> None:
 
 
 def test_the_timeline_draws_what_was_told(driver: Any, preds: Path) -> None:
-    from fercache.results import told_part
+    from fercache.results import io
 
-    classes, clips = told_part.read(preds)
+    classes, clips = io.read(preds)
     driver.execute_script("document.querySelector('#list button').click()")
     drawn = driver.execute_script("""return document.getElementById('timeline').data
         .filter((one) => one.mode === 'lines' && one.name !== 'no face').map((one) => [one.name, [...one.y]])""")

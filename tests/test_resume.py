@@ -23,7 +23,7 @@ import pytest
 
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.journal_part import Journal
+from fercache.store.journal import Journal
 from fercache.store.layout import CLOCK, SEGMENT
 
 TAPS = {"block8": (48,), "repeat_1-3x3": (2, 3, 3)}

@@ -22,7 +22,7 @@ from fercache.backbones.weights import resolve
 from fercache.errors import ClipError, FercacheError, InputError, StoreError, WeightsError
 from fercache.oof import LogitBook
 from fercache.runtime import atomic_io
-from fercache.stacking import kept_part
+from fercache.stacking import nested_cv
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.local import LocalFiles
 
@@ -102,9 +102,9 @@ def test_weights_run_nothing(tmp_path: Path, proof: Path, ending: str, protocol:
 def test_arrays_and_books_run_nothing(tmp_path: Path, proof: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    np.save(folder / kept_part.FINAL, np.array([Evil(proof)], dtype=object), allow_pickle=True)
-    (folder / kept_part.METRICS).write_text("{}")
-    assert kept_part.load(folder, (1, 1)) is None
+    np.save(folder / nested_cv.FINAL, np.array([Evil(proof)], dtype=object), allow_pickle=True)
+    (folder / nested_cv.METRICS).write_text("{}")
+    assert nested_cv.load(folder, (1, 1)) is None
     (tmp_path / "book.h5").write_bytes(pickle.dumps(Evil(proof)))
     with pytest.raises(StoreError):
         LogitBook.load(tmp_path / "book.h5")

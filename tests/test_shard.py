@@ -14,7 +14,7 @@ from fercache.data.base import Dataset, Problem, Trial
 from fercache.errors import InputError
 from fercache.extraction import cancellation
 from fercache.extraction.distributed.shard import Shard, read
-from fercache.extraction.distributed.size_part import amount, largest_first
+from fercache.extraction.distributed.worker import amount, largest_first
 
 
 def trial(name: str, path: str = "", **more: object) -> Trial:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fercache import media
 from fercache.errors import ClipError
-from fercache.extraction.sources_part import unchanged
+from fercache.extraction.job import unchanged
 from fercache.media.source import SAMPLE_BYTES, WHOLE_BYTES
 
 Sized = tuple[Path, str]

@@ -20,7 +20,7 @@ from fercache.data import folds
 from fercache.errors import InputError, MissingExtra, StoreError
 from fercache.oof import LogitBook
 from fercache.results.smoothing import nearest
-from fercache.stacking import candidates, features, models, sample_part, stack
+from fercache.stacking import candidates, features, models, stack
 from fercache.stacking.features import ClipView
 
 CONFIG = StackConfig(threads=1, bootstrap=200)
@@ -289,19 +289,19 @@ def test_any_number_of_heads_gives_few_features(heads: int, causal: bool) -> Non
 
 def test_rows_are_thinned_in_time() -> None:
     book = simulate(groups=3, frames=300)
-    kept = sample_part.thinned(book)
+    kept = features.thinned(book)
     assert (book.label[kept] >= 0).all() and book.valid[kept].all()
-    assert 0.8 * len(kept) / (sample_part.STEP_S * FPS) < kept.sum() <= len(kept) / (sample_part.STEP_S * FPS) + 6
+    assert 0.8 * len(kept) / (features.STEP_S * FPS) < kept.sum() <= len(kept) / (features.STEP_S * FPS) + 6
 
 
 def test_large_books_are_thinned_to_a_stated_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample_part, "MOST", 100)
-    kept = sample_part.thinned(simulate(groups=3, frames=300))
+    monkeypatch.setattr(features, "MOST", 100)
+    kept = features.thinned(simulate(groups=3, frames=300))
     assert 50 < kept.sum() <= 100
 
 
 def test_leaves_grow_with_the_rows_of_a_case() -> None:
-    few, many = (sample_part.Sample(rows=np.arange(n), x=np.zeros((n, 1), np.float32),
+    few, many = (features.Sample(rows=np.arange(n), x=np.zeros((n, 1), np.float32),
                                smoothed=np.zeros((n, 1, 1, 2), np.float32), label=np.zeros(n, int),
                                fold=np.zeros(n, int), group=np.zeros(n, int), stretch=np.arange(n) % 10, classes=2)
                  for n in (100, 1000))

@@ -15,7 +15,7 @@ from fercache import metrics
 from fercache.config import StackConfig
 from fercache.errors import InputError
 from fercache.oof import LogitBook
-from fercache.stacking import calibration, features, nested_cv, sample_part, smoothed_mean, stack
+from fercache.stacking import calibration, features, nested_cv, smoothed_mean, stack
 from fercache.stacking.smoothed_mean import softmax
 
 CONFIG = StackConfig(threads=1, bootstrap=50)
@@ -126,7 +126,7 @@ def learn(book: LogitBook, metric: str = "macro_f1") -> smoothed_mean.Base:
 
     made = features.of(book, causal=False)
     with meter("test", 1) as bar:
-        return smoothed_mean.choose(sample_part.draw(book, made, False, bar), made.widths, metric)
+        return smoothed_mean.choose(features.draw(book, made, False, bar), made.widths, metric)
 
 
 def test_a_head_that_flickers_is_smoothed_more_than_one_that_does_not() -> None:
@@ -203,6 +203,6 @@ def test_every_edition_has_its_metric() -> None:
 
 def test_nothing_is_learnt_from_validation_without_a_refit() -> None:
     book = simulate(groups=8, validation=3, frames=60)
-    assert not sample_part.thinned(book)[book.spread(book.fold) < 0].any()
-    assert sample_part.thinned(book, refit=True)[book.spread(book.fold) < 0].any()
+    assert not features.thinned(book)[book.spread(book.fold) < 0].any()
+    assert features.thinned(book, refit=True)[book.spread(book.fold) < 0].any()
     assert set(nested_cv.run(book, CONFIG).members) == {0, 1, 2, 3, 4, -1}

@@ -20,9 +20,8 @@ from fercache import open_store
 from fercache.errors import FercacheError, InputError, NotInStore, StoreError
 from fercache.maintenance import verify
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import CLOCK, SEGMENT
+from fercache.store.layout import CLOCK, SEGMENT, decode, encode
 from fercache.store.manifest import sealed
-from fercache.store.names_part import decode, encode
 
 TAPS = {"block8": (5,), "repeat_1-3x3": (2, 3, 3)}
 SETTINGS = {"backbone": "casia", "taps": ["block8", "repeat_1-3x3"], "margin": 0.0}

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from fercache.errors import NotInStore, StoreError
 from fercache.maintenance import verify
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import CLOCK, SEGMENT
-from fercache.store.names_part import encode
+from fercache.store.layout import CLOCK, SEGMENT, encode
 from fercache.store.writer import ClipWriter
 
 TAPS = {"block8": (2,), "grid": (1, 2)}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fercache.config import DatasetConfig
-from fercache.data import frames_part, load, tables
+from fercache.data import load, table, tables
 from fercache.data.base import Dataset
 from fercache.errors import InputError
 
@@ -233,7 +233,7 @@ def test_labels_by_frame_of_a_whole_set_take_seconds(tmp_path: Path) -> None:
         for name, row in zip(names, values.tolist(), strict=True):
             out.writelines(f"{name},{frame},{label}\n" for frame, label in enumerate(row, 1))
     started = time.perf_counter()
-    _, labels, problems = frames_part.read(path, set(names), tuple("abcdefg"))
+    _, labels, problems = table.read_frame_labels(path, set(names), tuple("abcdefg"))
     print(f"{values.size} rows: {time.perf_counter() - started:.1f} s")
     assert not problems and all(np.array_equal(labels[name], row) for name, row in zip(names, values, strict=True))
     assert time.perf_counter() - started < 60

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fercache.data.base import Dataset
 from fercache.errors import InputError
-from fercache.results import told_part
+from fercache.results import io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.viz import timeline
 
@@ -52,7 +52,7 @@ def test_a_picture_is_drawn_again_only_for_other_rows(tmp_path: Path) -> None:
 
 def test_rows_are_read_as_they_stand(tmp_path: Path) -> None:
     (tmp_path / "preds.csv").write_text(HEAD + ROWS)
-    classes, clips = told_part.read(tmp_path / "preds.csv")
+    classes, clips = io.read(tmp_path / "preds.csv")
     rows = clips["a $b$"]
     assert classes == ("Neutral", "Anger")
     assert rows.label[:6].tolist() == [-1] * 5 + [1]
@@ -65,9 +65,9 @@ def test_rows_are_read_as_they_stand(tmp_path: Path) -> None:
 def test_a_wrong_table_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "preds.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError):
-        told_part.read(tmp_path / "preds.csv")
+        io.read(tmp_path / "preds.csv")
 
 
 def test_an_absent_table_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such predictions"):
-        told_part.read(tmp_path / "preds.csv")
+        io.read(tmp_path / "preds.csv")

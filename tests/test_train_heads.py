@@ -120,7 +120,7 @@ def test_mapped_features_give_the_same_logits_and_are_written_once(pair: Any, bo
 
 def test_features_that_do_not_fit_are_told_or_mapped(pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                      caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("fercache.windows.reading.free_memory", lambda: 10_000)
+    monkeypatch.setattr("fercache.training.data.free_memory", lambda: 10_000)
     with pytest.raises(InputError, match="GB of memory") as told:
         preload(pair[1], pair[0].trials, tuple(small_sets.TAPS))
     assert "--memory map" in str(told.value) and "--taps" in str(told.value)

@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 
 from fercache.errors import InputError, MissingExtra
 from fercache.maintenance import export, importer, verify
-from fercache.maintenance.import_formats import WIDEST
-from fercache.maintenance.tables_part import csv_pieces
+from fercache.maintenance.import_formats import WIDEST, csv_pieces
 from fercache.runtime.uri import Url
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import CLOCK, SEGMENT
@@ -338,8 +337,10 @@ def test_a_long_clip_needs_little_memory(tmp_path: Path, frames: int, limit_mb: 
     code = f"""
 import resource, numpy as np
 from pathlib import Path
-from fercache import transfer
-from fercache.store import CLOCK, SEGMENT, EmbeddingStore
+from fercache.maintenance.export import export
+from fercache.maintenance.importer import import_features
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.layout import CLOCK, SEGMENT
 here = Path({str(tmp_path)!r})
 store = EmbeddingStore.create(here / "casia-1.zarr", {{"backbone": "x"}}, {{"x": (2048,)}})
 with store.writer("c", source={{}}, provenance={{}}) as writer:
@@ -349,8 +350,8 @@ with store.writer("c", source={{}}, provenance={{}}) as writer:
     writer.commit()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for to, name in (("h5", "o.h5"), ("npz", "o"), ("parquet", "o.parquet")):
-    transfer.export(store, to, here / name)
-    transfer.import_features(here / name, "back", here / "f")
+    export(store, to, here / name)
+    import_features(here / name, "back", here / "f")
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     print(to, used >> 10, "MB")
     assert used < {limit_mb} << 10, (to, used)

@@ -17,7 +17,7 @@ from test_care import CLIPS, TAPS, book, flip, make, put
 
 from fercache import logits_import
 from fercache.backbones import weights
-from fercache.cli import main, named_part
+from fercache.cli import main, maintenance
 from fercache.config import DatasetConfig, ExtractConfig, StackConfig, TrainConfig
 from fercache.data import load
 from fercache.extraction import job
@@ -203,10 +203,10 @@ def test_gc_of_a_link_leaves_what_it_leads_to(recipes: tuple[Path, Path], home: 
     assert not link.is_symlink() and list(EmbeddingStore.open(kept.path)) == ["a"]
 
 
-def learnt(home: Path, path: Path) -> named_part.Trains:
+def learnt(home: Path, path: Path) -> maintenance.Trains:
     """Return where what is learnt from the recipes' store lies."""
     dataset = load(DatasetConfig(dataset="table", clips="clips", name="named"), home / "cache")
-    return named_part.Trains(home / "cache", dataset, EmbeddingStore.open(home / path))
+    return maintenance.Trains(home / "cache", dataset, EmbeddingStore.open(home / path))
 
 
 def waste() -> set[str]:
@@ -223,7 +223,8 @@ def test_gc_knows_stack_runs_with_imported_logits(recipes: tuple[Path, Path], ho
     far = simulate(groups=4, frames=60, dataset="named", heads=("far",), provenance={"level": "frame"})
     far.save(logits_import.path_of(cache, "named", "far"))
     for logits, seed in (((), 0), (("far",), 0), (("far",), 1)):
-        run = stack.run(inputs.book_of(cache, "named", path, logits), StackConfig(bootstrap=0, seed=seed, logits=logits),
+        run = stack.run(inputs.book_of(cache, "named", path, logits),
+                        StackConfig(bootstrap=0, seed=seed, logits=logits),
                         cache / "stack")
     found = waste()
     assert {name for name in found if name.startswith("stack")} == {f"stack/named/{run.folder.name}"}, "another seed's"

@@ -42,7 +42,8 @@ def seen(image: np.ndarray, box: np.ndarray, look: Look, margin: float = 0.0) ->
 
 
 def test_a_look_follows_from_clip_frame_and_view_alone() -> None:
-    code = "from fercache.views import look_of; print([look_of('a/ü', f, v) for f in (1, 2) for v in (1, 2, 3)])"
+    code = "from fercache.faces.augmentation import look_of; " \
+           "print([look_of('a/ü', f, v) for f in (1, 2) for v in (1, 2, 3)])"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     mine = [look_of("a/ü", frame, view) for frame in (1, 2) for view in (1, 2, 3)]
     assert other == repr(mine)
@@ -52,7 +53,8 @@ def test_a_look_follows_from_clip_frame_and_view_alone() -> None:
 
 def test_looks_stay_within_their_bounds_and_use_them() -> None:
     looks = [look_of("clip", frame, 2) for frame in range(1, 2001)]
-    for values, most in (([look.right for look in looks], augmentation.SHIFT), ([look.down for look in looks], augmentation.SHIFT),
+    for values, most in (([look.right for look in looks], augmentation.SHIFT),
+                         ([look.down for look in looks], augmentation.SHIFT),
                          ([math.log(look.zoom) for look in looks], augmentation.ZOOM),
                          ([look.angle for look in looks], augmentation.ANGLE),
                          ([look.light - 1 for look in looks], augmentation.LIGHT)):
@@ -175,7 +177,7 @@ def test_one_view_keeps_the_stores_of_before(run: Run) -> None:
 
 def test_a_broken_run_goes_on_with_the_same_bytes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """With segments of 8 frames, stopped at the second: the crops of the first are not looked at again."""
-    for place in ("fercache.extract.clip.SEGMENT", "fercache.store.writer.SEGMENT", "fercache.store.layout.CHUNK"):
+    for place in ("fercache.extraction.clip.SEGMENT", "fercache.store.writer.SEGMENT", "fercache.store.layout.CHUNK"):
         monkeypatch.setattr(place, 8)
     unbroken = run("unbroken", 3, ("conv2d_4b",))
     write, embed, seen = ClipWriter.write, Backbone.embed_batch, []

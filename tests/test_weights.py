@@ -16,7 +16,7 @@ import safetensors.numpy
 import torch
 
 from fercache.backbones import facenet, weights
-from fercache.backbones.weights import files, known_part
+from fercache.backbones.weights import files
 from fercache.backbones.weights.files import checked
 from fercache.errors import FercacheError, InputError, WeightsError
 from fercache.runtime import wheels
@@ -104,7 +104,7 @@ def test_vggface2_out_of_reach_names_the_file_to_place(tmp_path: Path, monkeypat
     with pytest.raises(WeightsError, match="facenet-pytorch's download failed") as caught:
         weights.pull("vggface2", tmp_path / "w")
     said = str(caught.value)
-    assert "20180402-114759-vggface2.pt" in said and str(tmp_path / "w") in said and known_part.VGGFACE2_SHA256 in said
+    assert "20180402-114759-vggface2.pt" in said and str(tmp_path / "w") in said and weights.VGGFACE2_SHA256 in said
     assert names(tmp_path / "w") == []
 
 
@@ -117,7 +117,7 @@ def test_vggface2_placed_by_hand(net: facenet.InceptionResnetV1, tmp_path: Path,
     torch.save({**net.state_dict(), **classifier}, path)
     with pytest.raises(WeightsError, match="download failed"):  # another hash: not the release
         weights.pull("vggface2", path.parent)
-    monkeypatch.setattr(known_part, "VGGFACE2_SHA256", wheels.file_sha256(path))  # the release itself cannot be had here
+    monkeypatch.setattr(weights, "VGGFACE2_SHA256", wheels.file_sha256(path))  # the release itself cannot be had here
     found = weights.pull("vggface2", path.parent)
     assert not any(name.startswith("logits") for name in files.tensors(found))
     assert weights.resolve("vggface2", path.parent) == found
@@ -130,7 +130,7 @@ def pull_once(folder: Path, log: Path) -> None:
             handle.write("made\n")
         return {n: np.zeros(s, np.float32) for n, s in facenet.expected().items()}
 
-    known_part.KNOWN["zeros"] = known_part.Known(make=make, source="test", terms="none", download_mb=0)
+    weights.KNOWN["zeros"] = weights.Known(make=make, source="test", terms="none", download_mb=0)
     weights.pull("zeros", folder)
 
 

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 import small_sets
 
-from fercache.backbones.taps_part import TapSlice
+from fercache.backbones.taps import TapSlice
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.training.batches_part import Windows
-from fercache.training.data import preload, standardise_clip
-from fercache.training.features_part import Features
+from fercache.training.data import Features, Windows, preload, standardise_clip
 
 TAPS = tuple(small_sets.TAPS)
 

@@ -2,3 +2,5 @@
 
 Open `backbone.py` first.
 """
+
+from __future__ import annotations

@@ -94,7 +94,7 @@ class Backbone:
             if device != "cpu":
                 raise InputError(f"the backend openvino runs on cpu, not on {device}", where="backend",
                                  hint="choose --backend torch or --device cpu")
-            from fercache.backbones.vino_part import VinoNet  # an optional extra
+            from fercache.backbones.onnx import VinoNet  # an optional extra
 
             return cls(VinoNet(weights, taps, precision=precision, batch=size, threads=torch.get_num_threads()),
                        device, size, precision)

@@ -9,22 +9,8 @@ from pathlib import Path
 import click
 
 from fercache import __version__, recipe
-from fercache.cli import (
-    audit_part,
-    care_part,
-    check_part,
-    diagnostics,
-    exchange,
-    extract_part,
-    logits_part,
-    maintenance,
-    pipeline,
-    predict_part,
-    results,
-    submit_part,
-)
-from fercache.cli.context import Home
-from fercache.cli.options_part import PLACE
+from fercache.cli import diagnostics, exchange, maintenance, pipeline, results
+from fercache.cli.context import PLACE, Home
 from fercache.errors import FercacheError
 from fercache.runtime.uri import Place
 
@@ -57,8 +43,8 @@ def main(ctx: click.Context, cache: Place | None, local_cache: Path | None, stag
     ctx.obj = Home().moved(cache, local_cache, stages)
 
 
-for command in (*extract_part.EXTRACT_COMMANDS, *pipeline.PIPELINE_COMMANDS, *predict_part.PREDICT_COMMANDS,
-                *diagnostics.ABLATION_COMMANDS, *audit_part.AUDIT_COMMANDS, *check_part.CHECK_COMMANDS,
-                *submit_part.SUBMIT_COMMANDS, *results.REPORT_COMMANDS, *logits_part.LOGITS_COMMANDS,
-                *exchange.TRANSFER_COMMANDS, *care_part.CARE_COMMANDS, *maintenance.UPKEEP_COMMANDS):
+for command in (*pipeline.EXTRACT_COMMANDS, *pipeline.PIPELINE_COMMANDS, *pipeline.PREDICT_COMMANDS,
+                *diagnostics.ABLATION_COMMANDS, *diagnostics.AUDIT_COMMANDS, *diagnostics.CHECK_COMMANDS,
+                *results.SUBMIT_COMMANDS, *results.REPORT_COMMANDS, *exchange.LOGITS_COMMANDS,
+                *exchange.TRANSFER_COMMANDS, *maintenance.CARE_COMMANDS, *maintenance.UPKEEP_COMMANDS):
     main.add_command(command)

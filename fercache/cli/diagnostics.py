@@ -2,23 +2,103 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fercache.cli.context import Home, places
-from fercache.cli.options_part import config_options
-from fercache.config import AblationConfig, DatasetConfig, TrainConfig
+from fercache.cli.context import Home, config_options, places
+from fercache.config import AblationConfig, AuditConfig, DatasetConfig, ExtractConfig, TrainConfig
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from fercache.diagnostics.score_part import Figure
-    from fercache.diagnostics.table_part import Row, Table
+    from fercache.diagnostics.ablation import Figure, Row, Table
 
 log = logging.getLogger('fercache')
+
+
+# The command that proves that nothing leaks: audit.
+
+SHOWN = 5
+COLOURS = {"ok": "green", "look": "yellow", "FAIL": "red", "skipped": "blue"}
+
+
+@click.command("audit")
+@config_options(DatasetConfig)
+@config_options(AuditConfig)
+@click.option("--book", type=click.Path(path_type=Path), help="Book of logits.  [default: the last one trained]")
+@click.option("--logits", default="", help="Imported logits to look at too, with commas between them.")
+@click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("audit.json"), show_default=True,
+              help="Every finding with all its lines.")
+@places
+def audit_command(home: Home, book: Path | None, logits: str, store: Path | None, out: Path, **typed: Any) -> int:
+    """Prove that no group crosses folds and that shuffled labels give chance; exit code 1 where something leaks."""
+    from fercache import logits_import
+    from fercache.diagnostics import audit
+    from fercache.extraction import job
+    from fercache.store.embedding_store import EmbeddingStore
+
+    config = home.config(AuditConfig, "audit", typed)
+    name = home.dataset_name(typed)
+    names = tuple(word.strip() for word in logits.split(",")
+                  if word.strip()) or tuple(logits_import.names(home.cache, name))
+    alone = home.is_logits(typed)
+    path = None if alone else store or job.current(home.features, name)
+    with tempfile.TemporaryDirectory() as scratch:
+        subject = audit.Subject(book=home.book(typed, book, names), store=EmbeddingStore.open(path) if path else None,
+                               dataset=None if alone else home.dataset(typed), scratch=Path(scratch),
+                               training=home.config(TrainConfig, "train-heads", {}) if config.full else TrainConfig())
+        findings = []
+        for found in audit.run(subject, config):
+            findings.append(found)
+            _show(found)
+    audit.write(findings, out)
+    click.echo(out)
+    return 1 if audit.failed(findings) else 0
+
+
+def _show(found: Any) -> None:
+    """Print one finding, its first lines below it."""
+    click.echo(click.style(f"{found.state:8}", fg=COLOURS[found.state], bold=True) + f"{found.check}: {found.said}")
+    for line in found.lines[:SHOWN]:
+        click.echo(f"          {line}")
+    if len(found.lines) > SHOWN:
+        click.echo(f"          and {len(found.lines) - SHOWN} more, see --out")
+
+
+AUDIT_COMMANDS: tuple[click.Command, ...] = (audit_command,)
+
+
+# The command that looks before anybody leaps: check.
+
+@click.command("check")
+@config_options(DatasetConfig)
+@config_options(ExtractConfig)
+@click.option("--fresh", is_flag=True, help="Read every folder again, whatever an earlier check found.")
+@click.option("--rate", type=click.FloatRange(min=0), default=0.0,
+              help="Frames a second to assume for the time of extraction.  [default: as measured here]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, every clip that differs in it.")
+@places
+def check_command(home: Home, fresh: bool, rate: float, as_json: bool, **typed: Any) -> int:
+    """The data set against its clips: every mismatch, and what extraction will cost. No CNN is run.
+
+    \b
+    Exit code 0: nothing wrong; 1: something loses data or spoils a score; 2: wrong usage.
+    """
+    from fercache.diagnostics import check
+
+    config = home.config(ExtractConfig, "extract", typed)
+    report = check.run(home.dataset(typed, told=False), config, home.cache, fresh=fresh, rate=rate)
+    click.echo(json.dumps(report.json(), indent=1) if as_json else "\n".join(check.lines(report)))
+    return 1 if report.lost else 0
+
+
+CHECK_COMMANDS: tuple[click.Command, ...] = (check_command,)
 
 
 @click.command("ablation")
@@ -37,11 +117,11 @@ def ablation_command(home: Home, store: Path | None, quick: bool, out: Path, **t
     """
     from rich.console import Console
 
-    from fercache.diagnostics import ablation, files_part
+    from fercache.diagnostics import ablation
     from fercache.extraction import job
     from fercache.store.embedding_store import EmbeddingStore
 
-    files_part.check(out)
+    ablation.check(out)
     base, config = home.config(TrainConfig, "train-heads", typed), home.config(AblationConfig, "ablation", typed)
     if quick:
         base, config = ablation.quick(base, config)
@@ -49,7 +129,7 @@ def ablation_command(home: Home, store: Path | None, quick: bool, out: Path, **t
     path = store or job.current(home.features, dataset.name)
     log.info("store %s", path)
     table = ablation.run(dataset, EmbeddingStore.open(path), base, config, home.cache)
-    files_part.write(table, out)
+    ablation.write(table, out)
     Console().print(_shown(table))
     click.echo(out)
     return 1 if any(row.failed for row in table.rows) else 0

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fercache.cli.context import Home, places
-from fercache.cli.options_part import PLACE, config_options
-from fercache.config import DatasetConfig
-from fercache.errors import InputError
+from fercache.cli.context import PLACE, Home, config_options, make, places
+from fercache.config import AblationConfig, DatasetConfig, ExtractConfig, StackConfig, TrainConfig
+from fercache.errors import FercacheError, InputError, StoreError, WeightsError
+from fercache.runtime import atomic_io
 from fercache.runtime.uri import Place
 
 if TYPE_CHECKING:
-    from fercache.maintenance.diff_part import ClipDiff, DiffReport
+    from fercache.data.base import Dataset
     from fercache.maintenance.gc import Waste
-    from fercache.maintenance.verify import VerifyReport
+    from fercache.maintenance.verify import ClipDiff, DiffReport, VerifyReport
+    from fercache.store.embedding_store import EmbeddingStore
 
 log = logging.getLogger('fercache')
 
@@ -81,9 +85,9 @@ def diff_command(home: Home, first: Path, second: Path, as_json: bool) -> int:
 
     Reads the commit marks only; `fercache verify` is what proves that the arrays are those of the marks.
     """
-    from fercache.maintenance import diff_part
+    from fercache.maintenance import verify
 
-    report = diff_part.diff(first, second)
+    report = verify.diff(first, second)
     if as_json:
         click.echo(_dump({"equal": report.equal, "settings": report.settings, "taps": report.taps,
                           "only_first": report.only_first, "only_second": report.only_second, "same": report.same,
@@ -128,7 +132,7 @@ def gc_command(home: Home, everything: bool, yes: bool, as_json: bool, **typed: 
     Named are what the recipes in --stages, and in the folders of recipes in it, make of their data set as it is now: a
     store, a book of logits, heads, a stack run. What a live process is writing is left alone.
     """
-    from fercache.cli.named_part import named
+
     from fercache.maintenance import gc
 
     _local_only(home, "take clips out of a far store with fercache.open_store(URL, mode=\"a\").remove(CLIP)")
@@ -192,15 +196,15 @@ def forget_command(home: Home, clip: str, name: str | None, everywhere: bool, as
     Heads, logits and stack runs of its data set go too: they learnt from it. The clip's own video, and what was written
     outside the cache, are yours to remove.
     """
-    from fercache.maintenance import forget_part
+    from fercache.maintenance import forget
 
     _local_only(home, "remove the clip there with fercache.open_store(URL, mode=\"a\").remove(CLIP), then `fercache "
                 "forget` without the URL for what was learnt from it")
-    found = forget_part.holding(home.cache, clip) if name is None else [name]
+    found = forget.holding(home.cache, clip) if name is None else [name]
     if len(found) > 1 and not everywhere:
         raise InputError(f"{len(found)} data sets hold a clip {clip!r}", where=home.cache,
                          hint=f"--everywhere, or --name with one of {', '.join(found)}")
-    report = forget_part.forget(home.cache, clip, None if everywhere or not found else found[0])
+    report = forget.forget(home.cache, clip, None if everywhere or not found else found[0])
     if as_json:
         click.echo(_dump({"clip": clip, "datasets": report.datasets, "removed": report.removed,
                           "traces": report.traces, "forgotten": not report.traces}))
@@ -243,3 +247,301 @@ def _plain(value: object) -> object:
 
 UPKEEP_COMMANDS: tuple[click.Command, ...] = (verify_command, diff_command, gc_command, forget_command)
 """In the order of `fercache --help`."""
+
+
+# The commands that look after the cache: info, weights.
+
+@click.group()
+def weights_command() -> None:
+    """Pretrained CNNs: which are known, which are here."""
+
+
+@weights_command.command("list")
+@places
+def weights_list(home: Home) -> int:
+    """List the known weights and where they lie."""
+    from fercache.backbones import weights
+
+    for row in weights.listing(home.cache / "weights"):
+        click.echo(f"{row.name}: {row.path or f'not here ({row.download_mb} MB to pull)'}")
+        click.echo(f"  {row.source}; {row.terms}")
+    return 0
+
+
+@weights_command.command("pull")
+@click.argument("name")
+@places
+def weights_pull(home: Home, name: str) -> int:
+    """Download the weights NAME, check them and keep them as safetensors."""
+    from fercache.backbones import weights
+
+    click.echo(weights.pull(name, home.cache / "weights").path)
+    return 0
+
+
+@click.command("info")
+@config_options(DatasetConfig)
+@click.option("--store", type=PLACE, help="Embedding store.  [default: the last one extracted]")
+@click.option("--list", "listed", is_flag=True, help="Also each clip and its frames.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@places
+def info_command(home: Home, store: Place | None, listed: bool, as_json: bool, **typed: Any) -> int:
+    """Say what an embedding store holds: clips, frames, bytes, taps, fingerprint, digest.
+
+    Before anything was extracted: what the recipe of `extract` will cost, in bytes and time.
+    """
+    from fercache.extraction import job
+    from fercache.store.embedding_store import EmbeddingStore
+
+    dataset = None if store else home.dataset(typed)
+    if dataset is not None and job.current_or_none(home.features, dataset.name) is None:
+        return _ahead(home, dataset, as_json)
+    path = store or job.current(home.features, dataset.name if dataset else "")
+    held = EmbeddingStore.open(path)
+    frames = {clip: held.mark(clip).frames for clip in held}
+    said = _held(held, str(path), frames)
+    if as_json:
+        click.echo(json.dumps(said | ({"frames_of": frames} if listed else {}), indent=1))
+        return 0
+    show(said)
+    for clip in frames if listed else ():
+        click.echo(shown(f"{frames[clip]:9d} {clip}"))
+    return 0
+
+
+def _held(held: EmbeddingStore, path: str, frames: dict[str, int]) -> dict[str, Any]:
+    """Return what is said of a store."""
+    from fercache.config import digest
+
+    size = held.size()
+    return {"store": path, "clips": len(frames), "frames": sum(frames.values()), "bytes": size.bytes,
+            "files": size.files, "taps": {tap: list(shape) for tap, shape in held.taps.items()},
+            "bytes_a_frame": 2 * sum(prod(shape) for shape in held.taps.values()),
+            "fingerprint": digest(held.settings), "digest": held.digest()}
+
+
+def _ahead(home: Home, dataset: Dataset, as_json: bool) -> int:
+    """Say what stage one will cost."""
+    from fercache.diagnostics import check
+
+    cost = check.cost_ahead(dataset, home.config(ExtractConfig, "extract", {}), home.cache)
+    if as_json:
+        click.echo(json.dumps({"store": None, "ahead": asdict(cost)}, indent=1))
+    else:
+        click.echo("\n".join([f"{dataset.name}: nothing was extracted yet", *check.cost_lines(cost),
+                              "next: `fercache extract`; `fercache check --taps ..` compares other taps"]))
+    return 0
+
+
+def show(said: dict[str, Any]) -> None:
+    """Print what is said of something as a table, for 80 columns and up; long values go on in the next line."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_column("what", style="bold", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    for key, value in said.items():
+        table.add_row(Text(key.replace("_", " ")), Text(_readable(key, value)))
+    Console().print(table)
+
+
+def _readable(key: str, value: Any) -> str:
+    if key == "bytes":
+        return f"{value:,} ({value / 1e9:.2f} GB)"
+    if key == "taps":
+        return "\n".join(f"{tap} {' x '.join(str(side) for side in shape)}" for tap, shape in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+CARE_COMMANDS: tuple[click.Command, ...] = (info_command, weights_command)
+
+
+# What the recipes and the data sets they name would make of the cache: all that `gc` must leave alone.
+
+@dataclass
+class Named:
+    """What stays.
+
+    Attributes
+    ----------
+    keep : stores, books, folders of heads and of stack runs.
+    clips : store -> the clips that its data set names.
+    datasets : data sets that a recipe (or a flag) names.
+    """
+
+    keep: set[Path] = field(default_factory=set)
+    clips: dict[Path, set[str]] = field(default_factory=dict)
+    datasets: set[str] = field(default_factory=set)
+
+
+def named(home: Home, typed: dict[str, Any]) -> Named:
+    """Return what the recipes in the folder of recipes, and in every folder of recipes in it, name.
+
+    Parameters
+    ----------
+    typed : flags that name another data set than the recipes do.
+
+    Raises
+    ------
+    InputError
+        A recipe or its data set cannot be read: what it names is not known, so nothing can be called waste.
+    """
+    from fercache import data, logits_import
+    from fercache.data import base
+
+    found = Named()
+    for stages in recipe_folders(home.stages):
+        config = make(DatasetConfig, "dataset", stages, typed)
+        if config.dataset == "logits":  # imported logits are all there is of it
+            name = data.logits_name(config)
+            found.datasets.add(name)
+            found.keep.update([logits_import.folder_of(home.cache, name), *stack_runs(home.cache, name, None, stages)])
+            continue
+        dataset = data.load(config, home.cache)
+        found.datasets.add(dataset.name)
+        found.keep.add(logits_import.folder_of(home.cache, dataset.name))
+        for path in _stores(home.cache, dataset, stages):
+            found.keep.add(path)
+            store = _opened(path)
+            if store is not None and is_ours(store):  # what was brought from elsewhere nothing here makes anew
+                held = base.present(dataset, store)
+                names = {trial.name for trial in held.trials} | {problem.where for problem in dataset.problems}
+                found.clips[path] = found.clips.get(path, set()) | names
+                found.keep.update(_learnt(home.cache, dataset, store, stages))
+    return found
+
+
+def recipe_folders(stages: Path) -> list[Path]:
+    """Return a folder of recipes and the folders of recipes in it."""
+    inner = [path for path in sorted(stages.glob("*")) if path.is_dir() and any(path.glob("*.toml"))]
+    return [stages, *inner]
+
+
+def _stores(cache: Path, dataset: Dataset, stages: Path) -> Iterator[Path]:
+    """Yield where the recipe's store lies, and stores that no `extract` made (features brought from elsewhere)."""
+    from fercache.backbones import weights
+    from fercache.extraction import job
+
+    folder = cache / "features" / dataset.name
+    config = make(ExtractConfig, "extract", stages, {})
+    try:
+        cnn = weights.resolve(config.weights, cache / "weights")
+    except WeightsError as error:
+        log.warning("%s; every store that may be theirs stays", error.what)
+        yield from folder.glob(f"{config.weights}-*.zarr" if config.weights in weights.KNOWN else "*.zarr")
+    else:
+        settings = job.settings_of(config, job.faces_of(dataset, config), cnn)
+        yield Path(str(job.store_path(cache, dataset.name, settings)))
+    for path in sorted(folder.glob("*.zarr")):
+        store = _opened(path)
+        if store is not None and not is_ours(store):
+            yield path
+
+
+def is_ours(store: EmbeddingStore) -> bool:
+    """Return whether `extract` makes stores of such settings."""
+    return isinstance(store.settings.get("format"), dict)
+
+
+def _opened(path: Path) -> EmbeddingStore | None:
+    from fercache.store.embedding_store import EmbeddingStore
+
+    try:
+        return EmbeddingStore.open(path)
+    except StoreError:  # not there yet, or its root is damaged and `extract` will write it anew
+        return None
+
+
+def _learnt(cache: Path, dataset: Dataset, store: EmbeddingStore, stages: Path) -> Iterator[Path]:
+    """Yield the books, the heads and the stack runs that the recipes make of a store as it is now."""
+    from fercache.diagnostics import ablation
+
+    usual = make(TrainConfig, "train-heads", stages, {})
+    trains = Trains(cache, dataset, store)
+    try:
+        book = trains.book(usual)
+    except FercacheError as error:
+        log.warning("%s; every book and all heads of %s stay", error.what, dataset.name)
+        yield from (path for stage in ("logits", "heads", "stack") for path in (cache / stage / dataset.name).glob("*"))
+        return
+    yield from (book, trains.heads(book))
+    for config in ablation.trained(usual, make(AblationConfig, "ablation", stages, {})):
+        with suppress(FercacheError):  # a row that this store cannot be trained with has no book
+            tried = trains.book(config)
+            yield from (tried, trains.heads(tried))
+    if book.is_file():
+        yield from stack_runs(cache, dataset.name, book, stages)
+
+
+class Trains:
+    """Where books and heads of settings lie; what is asked of a store is asked once."""
+
+    def __init__(self, cache: Path, dataset: Dataset, store: EmbeddingStore) -> None:
+        from fercache.data import base
+
+        dataset = base.present(dataset, store)
+        self.cache, self.dataset, self.store = cache, dataset, store
+        self.held = [trial for trial in dataset.trials if trial.name in store]
+        self.known: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def book(self, config: TrainConfig) -> Path:
+        """Return where the book of these settings lies.
+
+        Raises
+        ------
+        FercacheError
+            The store lacks a tap, or what is joined to it is not there.
+        """
+        from fercache.config import digest
+        from fercache.store.multi_store import join
+        from fercache.training import train
+
+        joined, taps = join(self.store, config.join, config.taps)
+        config = replace(config, taps=taps)
+        if config.join not in self.known:
+            said = train.settings_of(self.dataset, self.held, joined, config)
+            self.known[config.join] = {key: said[key] for key in said.keys() - config.settings().keys()}
+        print_ = digest({**self.known[config.join], **config.settings()})[:12]
+        return self.cache / "logits" / self.dataset.name / f"{print_}.h5"
+
+    def heads(self, book: Path) -> Path:
+        """Return where the heads of a book lie."""
+        return self.cache / "heads" / self.dataset.name / book.stem
+
+
+def stack_runs(cache: Path, dataset: str, book: Path | None, stages: Path) -> Iterator[Path]:
+    """Yield the recipe's stack run of a book (None: of imported logits alone), with and without imported logits.
+
+    Notes
+    -----
+    Which logits a finished run was made with it says itself; it stays if it is what the recipe makes with those.
+    """
+    from fercache import logits_import
+    from fercache.stacking import inputs, stack
+
+    folder, usual = cache / "stack" / dataset, make(StackConfig, "stack", stages, {})
+    asked = {(usual.logits, usual.force)} | {said for path in folder.glob("*") if (said := _logits_of(path))}
+    for logits, force in sorted(asked):
+        config = replace(usual, logits=logits, force=force)
+        try:
+            names = logits if book or logits else tuple(logits_import.names(cache, dataset))
+            held = inputs.book_of(cache, dataset, book, names)
+        except FercacheError as error:
+            if logits != usual.logits:
+                continue  # its logits are gone, or it is a run of something else: no recipe makes it any more
+            log.warning("%s: %s; every stack run of %s stays", error.where, error.what, dataset)
+            yield from folder.glob("*")
+        else:
+            yield folder / stack.fingerprint(held, config)[:12]
+
+
+def _logits_of(run: Path) -> tuple[tuple[str, ...], bool] | None:
+    """Return which imported logits a finished stack run was made with, and whether it was forced to; None: unknown."""
+    try:
+        said = atomic_io.read_json(run / "metrics.json")["config"]
+        return tuple(said["logits"]), bool(said["force"])
+    except (FercacheError, OSError, KeyError, TypeError):
+        return None

@@ -9,19 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fercache.config import DatasetConfig
-from fercache.data import (
-    afew_part,
-    affwild2,
-    ckplus_part,
-    cremad_part,
-    demo_part,
-    dfew_part,
-    ferv39k_part,
-    mafw_part,
-    mtl,
-    ravdess_part,
-    table,
-)
+from fercache.data import affwild2, clip_level, demo, mtl, table
 from fercache.data.base import Dataset
 from fercache.data.scan import Scan, describe, scan
 from fercache.errors import InputError
@@ -42,10 +30,13 @@ class Reader(NamedTuple):
 
 READERS = {
     "affwild2": Reader(affwild2.read, affwild2.looks_like), "mtl": Reader(mtl.read, mtl.looks_like),
-    "dfew": Reader(dfew_part.read, dfew_part.looks_like), "ferv39k": Reader(ferv39k_part.read, ferv39k_part.looks_like),
-    "mafw": Reader(mafw_part.read, mafw_part.looks_like), "ckplus": Reader(ckplus_part.read, ckplus_part.looks_like),
-    "cremad": Reader(cremad_part.read, cremad_part.looks_like), "ravdess": Reader(ravdess_part.read, ravdess_part.looks_like),
-    "afew": Reader(afew_part.read, afew_part.looks_like)}
+    "dfew": Reader(clip_level.read_dfew, clip_level.looks_like_dfew), "ferv39k": Reader(clip_level.read_ferv39k,
+                                                                                        clip_level.looks_like_ferv39k),
+    "mafw": Reader(clip_level.read_mafw, clip_level.looks_like_mafw), "ckplus": Reader(clip_level.read_ckplus,
+                                                                                       clip_level.looks_like_ckplus),
+    "cremad": Reader(clip_level.read_cremad, clip_level.looks_like_cremad), "ravdess": Reader(clip_level.read_ravdess,
+                                                                                              clip_level.looks_like_ravdess),
+    "afew": Reader(clip_level.read_afew, clip_level.looks_like_afew)}
 """Layouts with folders of their own, in the order in which a folder is asked for them."""
 
 
@@ -88,7 +79,7 @@ def _read(config: DatasetConfig, cache: Path) -> Dataset:
     if config.dataset == "table":
         return table.read(config)
     if config.dataset == "demo":
-        return demo_part.read(config, cache)
+        return demo.read(config, cache)
     try:
         return READERS[config.dataset].read(config)
     except InputError as error:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fercache.config import DatasetConfig
-from fercache.data import labels_part
 from fercache.data.base import EIGHT, SEVEN, Dataset, Kind, Labels, Problem, Split, Trial, cache_name, some
+from fercache.data.labels import read_all
 from fercache.data.scan import Scan, describe, scan, unnamable
 from fercache.errors import InputError
 
@@ -63,7 +63,7 @@ def read(config: DatasetConfig) -> Dataset:
     problems = [problem for each in found for problem in (*each.problems, *unnamable(each))]
     files, splits, twice = _annotations(_edition(found, config.edition))
     tests = _test_list(found)
-    classes, labels, bad = labels_part.read_all(files, (SEVEN, EIGHT))
+    classes, labels, bad = read_all(files, (SEVEN, EIGHT))
     if files and not classes:
         raise InputError("not one annotation file can be used", where=bad[0].where,
                          hint=f"the first says: {bad[0].what}")

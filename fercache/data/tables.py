@@ -7,12 +7,49 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from fercache.data import parquet_part
 from fercache.data.base import UNKNOWN
-from fercache.data.labels_part import LabelError
-from fercache.data.labels_part import read as read_labels
-from fercache.errors import InputError
+from fercache.data.labels import LabelError
+from fercache.data.labels import read as read_labels
+from fercache.errors import InputError, MissingExtra
+
+# The door of pyarrow for those who read tables: a parquet file's rows as text, like those of a CSV.
+
+ROWS_A_BATCH = 16_384
+
+
+def rows(path: Path) -> Iterator[Sequence[str]]:
+    """Yield the rows of a parquet file as text, the header first; a batch of rows is in memory at a time.
+
+    Raises
+    ------
+    InputError
+        It is no parquet file, or a damaged one.
+    MissingExtra
+        pyarrow is not installed.
+    """
+    try:
+        from pyarrow import ArrowException, parquet  # optional extra: only those who bring such tables need it
+    except ImportError as error:
+        raise MissingExtra("reading .parquet needs pyarrow", where=path,
+                           hint="pip install 'fercache[parquet]', or give the table as .csv") from error
+    try:
+        with parquet.ParquetFile(path) as table:
+            yield list(table.schema_arrow.names)
+            for batch in table.iter_batches(ROWS_A_BATCH):
+                yield from zip(*([_text(value) for value in column.to_pylist()] for column in batch.columns),
+                               strict=True)
+    except ArrowException as error:
+        raise InputError(f"not readable as parquet ({error})", where=path, hint="write it again") from error
+
+
+def _text(value: Any) -> str:
+    """Return a cell as text; whole numbers that a gap made floating lose their point."""
+    if value is None:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
 
 MOST_CLASSES = 200
 NOTHING = frozenset(("", "-1", "nan", "none", "null"))
@@ -31,7 +68,7 @@ def opened(path: Path) -> Iterator[Iterator[Sequence[str]]]:
     """
     try:
         if path.suffix.lower() == ".parquet":
-            yield parquet_part.rows(path)
+            yield rows(path)
         else:
             with path.open(newline="", encoding="utf-8-sig") as handle:
                 yield csv.reader(handle, strict=True)

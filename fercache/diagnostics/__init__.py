@@ -2,3 +2,5 @@
 
 Open `check.py` first.
 """
+
+from __future__ import annotations

@@ -9,25 +9,239 @@ was stopped goes on where it was, and another table with some of the rows finds 
 
 from __future__ import annotations
 
+import csv
+import difflib
+import io
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fercache import metrics
-from fercache.backbones.taps_part import views_of
+from fercache.backbones.taps import views_of
 from fercache.config import AblationConfig, TrainConfig
 from fercache.data.base import Dataset
-from fercache.diagnostics.rows_part import idle, offered, parse
-from fercache.diagnostics.score_part import Scored, figure, reported, scored
-from fercache.diagnostics.table_part import Row, Table
-from fercache.errors import FercacheError
+from fercache.errors import FercacheError, InputError
+from fercache.oof import LogitBook
+from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
+from fercache.training import train
 
 log = logging.getLogger(__name__)
+
+
+# Which changes of the recipe are tried: rows as data, ``key=value``.
+
+ROWS = ("taps=embedding", "taps=block8", "taps=repeat_2", "taps=block8+repeat_2", "taps=block8+repeat_2+repeat_1-3x3")
+"""Changes that are always tried; beside them every other choice of each switch that has a list of choices."""
+STEPS = {"window_s": ("1", "2", "4", "8", "16"), "step_s": ("0", "0.1", "0.3"), "members": ("1",),
+         "label_smoothing": ("0", "0.1"), "mixup": ("0.2",), "noise": ("0.2",), "hide_s": ("0.5",), "ema": ("0.99",),
+         "dropout": ("0.2", "0.5")}
+"""Values tried of switches that are numbers."""
+NO_ROW = ("heads", "taps", "folds", "seed", "precision", "level", "tail", "refit")
+"""Choices that the table is not about, or that `ROWS` tries."""
+
+
+def offered(base: TrainConfig) -> tuple[str, ...]:
+    """Return the rows that are tried where none is named: taps, and each other choice of every switch."""
+    rows = list(ROWS)
+    for entry in fields(TrainConfig):
+        if entry.name in NO_ROW or not entry.metadata["numbers"]:
+            continue
+        values = entry.metadata["choices"] if isinstance(getattr(base, entry.name), str) else STEPS.get(entry.name, ())
+        rows += [f"{entry.name}={value}" for value in values]
+    return tuple(rows)
+
+
+def parse(rows: Sequence[str], base: TrainConfig) -> dict[str, dict[str, Any]]:
+    """Return name -> changed keys of `base` of each row; rows that change nothing are left out.
+
+    Parameters
+    ----------
+    rows : ``key=value``, several with semicolons between them; a list has plus signs: ``taps=block8+repeat_2``.
+
+    Raises
+    ------
+    InputError
+        No such key, or no such value.
+    """
+    found = {}
+    for row in rows:
+        changed = dict(_pair(part.strip(), row) for part in row.split(";"))
+        if replace(base, **changed).fingerprint() != base.fingerprint():
+            found[row] = changed
+    return found
+
+
+def idle(changed: dict[str, Any], base: TrainConfig) -> bool:
+    """Return whether a change leaves every head as it is: it says what the heads do anyway, or speaks to others."""
+    from fercache.training.cross_validation import OWN, TEMPORAL, settings_for
+
+    if not changed.keys() <= OWN.keys() | TEMPORAL.keys():
+        return False
+    usual, other = ([settings_for(head, config, "cpu", evidence=evidence, fixed=False) for head in base.heads
+                     for evidence in (True, False)] for config in (base, replace(base, **changed)))
+    return usual == other
+
+
+def _pair(text: str, row: str) -> tuple[str, Any]:
+    """Return key and value of ``key=value``."""
+    key, equals, value = text.partition("=")
+    hints = typing.get_type_hints(TrainConfig)
+    if not equals or key not in hints:
+        near = difflib.get_close_matches(key, hints, 1)
+        raise InputError(f"{text!r} changes no key of train-heads", where=f"row {row}",
+                         hint=f"did you mean {near[0]}=..?" if near else f"known keys: {', '.join(hints)}")
+    try:
+        return key, _value(hints[key], value)
+    except ValueError as error:
+        raise InputError(f"{key} cannot be {value!r}", where=f"row {row}", hint="a row is key=value") from error
+
+
+def _value(hint: Any, text: str) -> Any:
+    """Return a text as a value of the field's type."""
+    if typing.get_origin(hint) is tuple:
+        return tuple(text.split("+"))
+    if hint is bool:
+        return bool(("false", "true").index(text.casefold()))  # another word is a ValueError
+    return hint(text)
+
+
+# What a setting scores out of fold, seed by seed, and how much that is more than the default's, in pairs.
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """What one column of a row scored, macro F1 out of fold: the mean over seeds.
+
+    Attributes
+    ----------
+    spread : standard deviation over seeds (0 for one).
+    interval, difference_interval : 95 % by bootstrap over groups, that of the difference paired; None: too few groups.
+    difference : from the default's same column.
+    """
+
+    macro_f1: float
+    spread: float
+    interval: tuple[float, float] | None
+    difference: float
+    difference_interval: tuple[float, float] | None
+
+    @property
+    def sure(self) -> bool:
+        """Whether the difference's interval leaves 0 out."""
+        span = self.difference_interval
+        return span is not None and not span[0] <= 0 <= span[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A row's confusion matrices: column -> one a seed of (G, C, C)."""
+
+    books: tuple[LogitBook, ...]
+    matrices: dict[str, list[metrics.Counts]]
+
+
+def scored(dataset: Dataset, store: EmbeddingStore, config: TrainConfig, repeats: int, cache: Path) -> Scored:
+    """Return what a setting scored out of fold, seed by seed; what was trained before is not trained again."""
+    books = []
+    for repeat in range(repeats):
+        seeded = replace(config, seed=config.seed + repeat)
+        books.append(LogitBook.load(train.run(dataset, store, seeded, cache, point=False).book))
+    each = [matrices_of(book) for book in books]
+    return Scored(books=tuple(books), matrices={column: [one[column] for one in each] for column in each[0]})
+
+
+def matrices_of(book: LogitBook, split: str = "") -> dict[str, metrics.Counts]:
+    """Return column -> (G, C, C), one confusion matrix a group, out of fold or of another split's rows."""
+    from fercache.stacking import candidates, nested_cv
+
+    rows = book.label >= 0
+    rows &= book.spread(np.array([s == split for s in book.split]) if split else book.fold >= 0)
+    _, group = np.unique(book.spread(np.unique(book.group, return_inverse=True)[1])[rows], return_inverse=True)
+    said = candidates.gather(book, nested_cv.Nested(members={}, columns={}))
+    return {name: metrics.confusions(book.label[rows], shares[rows].argmax(1), group, len(book.classes),
+                                     int(group.max(initial=-1)) + 1) for name, shares in said.items()}
+
+
+def figure(ours: Sequence[metrics.Counts], usual: Sequence[metrics.Counts], sampler: metrics.Resampler) -> Figure:
+    """Return a column's figures from its matrices and the default's, each one a seed of (G, C, C)."""
+    scores = np.array([float(metrics.macro_f1(m.sum(0))) for m in ours])
+    theirs = np.mean([float(metrics.macro_f1(m.sum(0))) for m in usual])
+    drawn, other = (_drawn(m, sampler) for m in (ours, usual))
+    return Figure(macro_f1=float(scores.mean()), spread=float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
+                  interval=_span(drawn) if len(drawn) else None,
+                  difference=float(scores.mean() - theirs),
+                  difference_interval=_span(drawn - other) if len(drawn) else None)
+
+
+def _drawn(matrices: Sequence[metrics.Counts], sampler: metrics.Resampler) -> Values:
+    """Return the mean over seeds of the macro F1 of each draw of groups; empty where there are too few groups."""
+    if sampler.why_none:
+        return np.empty(0)
+    return np.asarray(np.mean([metrics.macro_f1(sampler.draw(m)) for m in matrices], axis=0))
+
+
+def reported(books: Sequence[LogitBook]) -> dict[str, dict[str, float]]:
+    """Return split -> column -> macro F1 of the default on the splits that no fold holds."""
+    found: dict[str, dict[str, float]] = {}
+    for split in ("validation", "test"):
+        each = [matrices_of(book, split) for book in books]
+        if next(iter(each[0].values())).sum():
+            found[split] = {column: float(np.mean([metrics.macro_f1(one[column].sum(0)) for one in each]))
+                            for column in each[0]}
+    return found
+
+
+def _span(draws: Values) -> tuple[float, float]:
+    """Return the ends of the 95 % percentile interval of the draws."""
+    low, high = np.quantile(draws, [(1 - metrics.LEVEL) / 2, (1 + metrics.LEVEL) / 2])
+    return float(low), float(high)
+
+
+# The table: its rows, and what they were scored on.
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of the table: a change of the recipe, and each column's figures; or why there are none (`skipped`)."""
+
+    name: str
+    changed: dict[str, Any]
+    figures: dict[str, Figure]
+    bytes_a_frame: int
+    books: tuple[str, ...]
+    skipped: str = ""
+    failed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """All rows, the default first, and what they were scored on.
+
+    Attributes
+    ----------
+    reported : split -> column -> macro F1 of the default on the other splits, mean over seeds; shown, never compared.
+    why_none : why there are no intervals, if so.
+    """
+
+    dataset: str
+    notice: str
+    store: str
+    groups: int
+    frames: int
+    seeds: int
+    rows: tuple[Row, ...]
+    reported: dict[str, dict[str, float]]
+    why_none: str
 
 
 DEFAULT = "default"
@@ -110,3 +324,48 @@ class _Bench:
 
 def _none(name: str, changed: dict[str, Any], why: str, failed: bool) -> Row:
     return Row(name=name, changed=changed, figures={}, bytes_a_frame=0, books=(), skipped=why, failed=failed)
+
+
+# The table as files: a CSV with a line a row and column, and all of it as JSON beside it.
+
+def write(table: Table, out: Path) -> list[Path]:
+    """Put the table at `out` (.csv), a line a row and column, and all of it as JSON beside it; return both paths.
+
+    Raises
+    ------
+    InputError
+        Another ending, or nothing can be written there.
+    """
+    check(out)
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["row", "column", "macro_f1", "sd_over_seeds", "low", "high", "difference", "difference_low",
+                    "difference_high", "bytes_a_frame", "seeds", "skipped"])
+    for row in table.rows:
+        for column, figure in row.figures.items() or [("", None)]:
+            lines.writerow([row.name, column, *_cells(figure), row.bytes_a_frame or "", table.seeds, row.skipped])
+    atomic_io.write_bytes(out, text.getvalue().encode())
+    beside = out.with_suffix(".json")
+    atomic_io.write_json(beside, asdict(table))
+    return [out, beside]
+
+
+def check(out: Path) -> None:
+    """Refuse a path that no table can be written to, before hours are spent.
+
+    Raises
+    ------
+    InputError
+        Another ending than .csv.
+    """
+    if out.suffix != ".csv":
+        raise InputError("unknown kind of file", where=out, hint="end --out in .csv; the JSON is written beside it")
+
+
+def _cells(figure: Figure | None) -> list[str]:
+    """Return the numbers of a line of the CSV, six decimals each, empty where there are none."""
+    if figure is None:
+        return [""] * 7
+    spans = [figure.interval or ("", ""), figure.difference_interval or ("", "")]
+    values = (figure.macro_f1, figure.spread, *spans[0], figure.difference, *spans[1])
+    return [value if isinstance(value, str) else f"{value:.6f}" for value in values]

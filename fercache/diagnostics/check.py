@@ -2,22 +2,95 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fercache import run_log
 from fercache.config import ExtractConfig
 from fercache.data.base import Dataset, Trial
 from fercache.data.frame_table import FrameClock
-from fercache.diagnostics import check_issues, lengths_part
-from fercache.diagnostics.check_issues import Finding
-from fercache.diagnostics.cost_part import Cost, estimate
-from fercache.diagnostics.index_part import Facts, Index
-from fercache.diagnostics.lengths_part import Comparison
+from fercache.diagnostics import check_issues
+from fercache.diagnostics.check_issues import Comparison, Facts, Finding, Index
+from fercache.errors import InputError
+from fercache.faces import augmentation
+from fercache.runtime.progress import duration
+from fercache.store.layout import CLOCK, Grid
+
+# What extraction will cost: bytes by the store's own layout, time by a measured rate or a stated assumption.
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What stage one will take.
+
+    Attributes
+    ----------
+    clips, frames : that are counted; `unknown` clips state no length and are in no figure.
+    bytes_a_frame, bytes : of the taps and the clock; the padding of each clip's last chunk is in `bytes`. None where
+        the CNN's outputs are not known without opening it.
+    seconds : None where no rate is known; `basis` says where it comes from, or why there is none.
+    """
+
+    faces: str
+    clips: int
+    frames: int
+    unknown: int
+    bytes_a_frame: int | None
+    bytes: int | None
+    seconds: float | None
+    basis: str
+
+
+def estimate(clocks: Sequence[FrameClock], faces: str, config: ExtractConfig, cache: Path, rate: float) -> Cost:
+    """Return the cost of extracting these trials with the settings of `config`.
+
+    Parameters
+    ----------
+    rate : frames a second to assume, 0 to use what was measured here.
+    """
+    lengths = [clock.stored for clock in clocks if clock.stored]
+    shapes = _shapes(config)
+    row = None if shapes is None else 2 * sum(map(prod, shapes)) + 8 * len(CLOCK)
+    total = None if shapes is None else sum(_bytes(frames, shapes) for frames in lengths)
+    seconds, basis = _time(sum(lengths), faces, config, cache, rate)
+    return Cost(faces=faces, clips=len(lengths), frames=sum(lengths), unknown=len(clocks) - len(lengths),
+                bytes_a_frame=row, bytes=total, seconds=seconds, basis=basis)
+
+
+def _shapes(config: ExtractConfig) -> list[tuple[int, ...]] | None:
+    """Return the shapes of what is stored of a frame, taps and views; None for a model with taps of its own."""
+    from fercache.backbones.taps import tap_shapes  # torch: seconds that the rest of a check does not need
+
+    try:
+        return list(augmentation.stored(tap_shapes(config.taps), config.views).values())
+    except InputError:
+        if config.weights.startswith("onnx:"):
+            return None
+        raise
+
+
+def _bytes(frames: int, shapes: Sequence[tuple[int, ...]]) -> int:
+    """Return the bytes of one clip's chunks."""
+    grids = [*(Grid((frames, *shape), "float16") for shape in shapes), Grid((frames, len(CLOCK)), "float64")]
+    return sum(grid.count * grid.chunk_bytes for grid in grids)
+
+
+def _time(frames: int, faces: str, config: ExtractConfig, cache: Path, rate: float) -> tuple[float | None, str]:
+    if rate > 0:
+        return frames / rate, f"assuming {rate:g} frames/s (--rate)"
+    measured = run_log.latest(cache, faces, config.weights, config.views) if faces else None
+    if measured is None:
+        return None, ("no rate was measured in this cache yet: the first `fercache extract` of "
+                      f"{run_log.FEWEST_FRAMES} frames or more does, or assume one with --rate")
+    return frames / measured.per_second, (
+        f"at {measured.per_second:.1f} frames/s, measured here over {measured.frames:,} frames ({measured.faces}, "
+        f"{measured.backbone}, {measured.precision}, {measured.device}, {measured.threads} threads)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +175,11 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path, *, fresh: bool = F
     """
     started = time.monotonic()
     index, clocks = _looked(dataset, cache, fresh)
-    compared = lengths_part.all_of(clocks)
+    compared = check_issues.compare_lengths(clocks)
     return Report(dataset=dataset.name, layout=dataset.layout, metric=dataset.metric, folds=dataset.folds,
                   fold=dataset.fold, by_clip=_by_clip(dataset), splits=_splits(dataset, clocks),
                   clips=tuple(_clip(clock) for clock in clocks), lengths=compared,
-                  findings=tuple(check_issues.all_of(dataset, clocks, index.facts, compared)),
+                  findings=tuple(check_issues.find_issues(dataset, clocks, index.facts, compared)),
                   cost=estimate(clocks, _faces(dataset, config), config, cache, rate), clips_read=index.read,
                   clips_known=index.kept, seconds=time.monotonic() - started)
 
@@ -167,3 +240,86 @@ def _count(clocks: Sequence[FrameClock], classes: Sequence[str], by_clip: bool) 
                       labelled=len(frames), bare=sum(rows for rows, _ in bare),
                       bare_labelled=sum(labelled for _, labelled in bare),
                       counts=dict(zip(classes, counts.tolist(), strict=True)))
+
+
+# A check's report as text for a terminal of 80 columns.
+
+WIDTH = 80
+MOST = 5
+UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def lines(report: Report) -> Iterator[str]:
+    """Yield the lines of the report."""
+    fold = f", fold {report.fold or 'none chosen'} of {report.folds}" if report.folds else ""
+    yield f"{report.dataset}: {report.layout}{fold}, metric {report.metric}"
+    yield from _split_lines(report)
+    for compared in report.lengths:
+        yield from _lengths(compared)
+    yield ""
+    yield from cost_lines(report.cost)
+    yield ""
+    for finding in report.findings:
+        yield from _finding(finding)
+    lost = sum(one.lost for one in report.findings)
+    notes = len(report.findings) - lost
+    yield (f"{lost} found that lose data or spoil a score, {notes} good to know" if report.findings
+           else "nothing wrong found")
+    yield (f"{report.clips_read} clips read, {report.clips_known} known from an earlier check, "
+           f"{report.seconds:.1f} s")
+
+
+def _split_lines(report: Report) -> Iterator[str]:
+    """Yield the table of splits, and below it that of classes."""
+    yield ""
+    yield f"{'':12}{'clips':>8}{'labelled':>9}{'groups':>8}{'frames':>12}{'labelled':>11}{'no crop':>9}{'labelled':>10}"
+    for name, split in report.splits.items():
+        yield (f"{name:12}{split.trials:>8,}{split.labelled_trials:>9,}{split.groups:>8,}{split.frames:>12,}"
+               f"{split.labelled:>11,}{split.bare:>9,}{split.bare_labelled:>10,}")
+    yield ""
+    unit = "clips" if report.by_clip else "frames"
+    yield f"{unit + ' of':16}" + "".join(f"{name:>12}" for name in report.splits)
+    for label in next(iter(report.splits.values())).counts:
+        yield f"  {label[:13]:14}" + "".join(f"{split.counts[label]:>12,}" for split in report.splits.values())
+
+
+def _lengths(compared: Comparison) -> Iterator[str]:
+    yield ""
+    yield f"{compared.name}: {compared.trials:,} trials"
+    yield (f"  {compared.equal:,} equal, {compared.more:,} more (by {compared.extra:,} in all), "
+           f"{compared.fewer:,} fewer ({compared.missing:,} missing)")
+    for one in compared.differences[:MOST]:
+        sign = f"{one.missing:,} missing" if one.missing > 0 else f"{-one.missing:,} too many"
+        yield f"    {one.trial[:40]:40} {one.there:>7,} of {one.expected:>7,}  {sign}"
+    if len(compared.differences) > MOST:
+        yield f"    and {len(compared.differences) - MOST:,} more (--json lists all)"
+
+
+def cost_lines(cost: Cost) -> Iterator[str]:
+    """Yield what extraction will take."""
+    unknown = f"; {cost.unknown} clips state no length and are not counted" if cost.unknown else ""
+    faces = cost.faces or "mixed kinds: say --faces"
+    yield f"extraction: {cost.clips:,} clips, {cost.frames:,} frames ({faces}){unknown}"
+    if cost.bytes is not None and cost.bytes_a_frame is not None:
+        yield f"  disk: {size(cost.bytes)} ({cost.bytes_a_frame:,} bytes a frame, and the padding of last chunks)"
+    else:
+        yield "  disk: not known before the model is opened"
+    time = "not known" if cost.seconds is None else duration(cost.seconds)
+    yield from textwrap.wrap(f"time: {time}; {cost.basis}", WIDTH, initial_indent="  ", subsequent_indent="        ")
+
+
+def _finding(finding: Finding) -> Iterator[str]:
+    mark = "LOST" if finding.lost else "note"
+    yield from textwrap.wrap(f"{mark}  {finding.what}: {finding.where}", WIDTH, subsequent_indent="      ",
+                             break_on_hyphens=False)
+    if finding.hint:
+        yield from textwrap.wrap(f"next: {finding.hint}", WIDTH, initial_indent="      ", subsequent_indent="      ",
+                                 break_on_hyphens=False)
+
+
+def size(count: int) -> str:
+    """Return bytes in words: ``31.2 GB``."""
+    for unit, name in UNITS:
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count} bytes"

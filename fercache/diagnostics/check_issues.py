@@ -2,15 +2,347 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
+import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from fercache import media
 from fercache.data.base import Dataset, Trial, grouped, some
-from fercache.data.frame_table import FrameClock
-from fercache.diagnostics import twins_part
-from fercache.diagnostics.index_part import Facts
-from fercache.diagnostics.lengths_part import Comparison
+from fercache.data.frame_table import FrameClock, Runs, runs_of
+from fercache.errors import ClipError, InputError
+from fercache.media import pictures
+from fercache.media.pictures import MAX_BYTES, NAME, read_picture
+from fercache.runtime import atomic_io
+from fercache.runtime.progress import meter
+
+log = logging.getLogger(__name__)
+
+
+# What lies in each clip, read once and kept in the cache: crop numbers, sizes, frames that a video states.
+
+VERSION = 1
+ENDINGS = frozenset(("jpg", "jpeg", "png"))
+SETTLED_NS = 2_000_000_000
+"""A folder changed within two seconds before it was read may have changed again within the clock's grain: not kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of one clip.
+
+    Attributes
+    ----------
+    mtime_ns, taken_ns : when folder or file was last changed, and when it was read.
+    bytes : of all its pictures, or of the video.
+    runs : numbers of its pictures as ``1-250,252``, empty of a video.
+    pictures : files with a frame number in their names.
+    other : files that are no numbered picture.
+    empty : pictures of no bytes; `damaged` names some pictures that cannot be decoded.
+    frames : that a video states, 0 for none.
+    problem : why nothing of it can be read, empty where all is well.
+    """
+
+    mtime_ns: int
+    taken_ns: int
+    bytes: int = 0
+    runs: str = ""
+    pictures: int = 0
+    other: int = 0
+    empty: int = 0
+    damaged: tuple[str, ...] = ()
+    frames: int = 0
+    problem: str = ""
+
+    def numbers(self) -> Runs:
+        """Return the runs as (R, 2) numbers."""
+        pairs = [run.split("-") for run in self.runs.split(",") if run]
+        return np.array([(int(pair[0]), int(pair[-1])) for pair in pairs], np.int64).reshape(-1, 2)
+
+
+@dataclass
+class Index:
+    """Facts by path; `read` and `kept` count what this run had to read and what an earlier one had found."""
+
+    path: Path
+    facts: dict[str, Facts] = field(default_factory=dict)
+    read: int = 0
+    kept: int = 0
+
+    @classmethod
+    def load(cls, cache: Path, dataset: str) -> Index:
+        """Return what earlier runs found; nothing where there is no index, or one that is not ours."""
+        path = cache / "index" / f"{dataset}.json"
+        try:
+            held = atomic_io.read_json(path, limit_bytes=1 << 30)
+            if held["version"] != VERSION:
+                return cls(path)
+            return cls(path, {name: _facts(entry) for name, entry in held["clips"].items()})
+        except (OSError, InputError, KeyError, TypeError, AttributeError) as error:
+            log.debug("%s: no index (%s)", path, error)
+            return cls(path)
+
+    def refresh(self, clips: Iterable[tuple[Path, str]], fresh: bool = False) -> None:
+        """Bring the facts of these clips, (path, kind), up to date, and keep them.
+
+        Parameters
+        ----------
+        fresh : read everything again.
+
+        Notes
+        -----
+        A folder is read again when its time of change differs: files came, went or were renamed. A picture that was
+        overwritten in place does not show there; `fresh` is for that. Stopped half-way, what was read is kept.
+        """
+        wanted = dict(clips)
+        known, self.facts = self.facts, {}
+        try:
+            with meter("index", len(wanted), "clips") as bar:
+                for path, kind in sorted(wanted.items()):
+                    self.facts[str(path)] = self._one(path, kind, None if fresh else known.get(str(path)))
+                    bar.advance()
+        finally:
+            if self.read:
+                others = {name: one for name, one in known.items() if name not in self.facts and Path(name).exists()}
+                self._write({**others, **self.facts})
+
+    def _one(self, path: Path, kind: str, held: Facts | None) -> Facts:
+        try:
+            changed_ns = path.stat().st_mtime_ns
+        except OSError as error:
+            self.read += 1
+            return Facts(mtime_ns=0, taken_ns=0, problem=f"cannot be read ({error.strerror})")
+        if held and held.mtime_ns == changed_ns < held.taken_ns - SETTLED_NS:
+            self.kept += 1
+            return held
+        self.read += 1
+        blank = Facts(mtime_ns=changed_ns, taken_ns=time.time_ns())
+        return _folder(path, blank) if kind == "crops" else _video(path, blank)
+
+    def _write(self, facts: dict[str, Facts]) -> None:
+        clips = {name: _plain(one) for name, one in facts.items()}
+        atomic_io.write_json(self.path, {"version": VERSION, "clips": clips})
+
+
+def _plain(facts: Facts) -> dict[str, Any]:
+    """Return the facts as JSON, what is nothing left out."""
+    return {name: value for name, value in asdict(facts).items() if value}
+
+
+def _facts(entry: dict[str, Any]) -> Facts:
+    return Facts(**{**entry, "damaged": tuple(entry.get("damaged", ()))})
+
+
+def _folder(path: Path, blank: Facts) -> Facts:
+    """Return the facts of a folder of crops: one pass over its names and sizes, its first and last picture decoded."""
+    names: list[str] = []
+    others: list[str] = []
+    sizes: list[int] = []
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                stem, _, ending = entry.name.rpartition(".")
+                if stem.isdigit() and stem.isascii() and ending in ENDINGS:
+                    names.append(entry.name)
+                    sizes.append(entry.stat().st_size)
+                else:
+                    others.append(entry.name)
+    except (OSError, ValueError) as error:
+        return replace(blank, problem=f"cannot be read ({getattr(error, 'strerror', None) or error})")
+    numbers = np.array([int(name[:name.index(".")]) for name in names], np.int64)
+    if not names or numbers.min() < 1 or any(NAME.fullmatch(name) for name in others):
+        return _by_reader(path, blank, len(names) + len(others))
+    found, size = runs_of(numbers), np.array(sizes, np.int64)
+    ends = {names[int(numbers.argmin())], names[int(numbers.argmax())]}
+    return replace(blank, bytes=int(size.sum()), runs=_text(found), pictures=len(names), other=len(others),
+                 empty=int((size == 0).sum()), damaged=_damaged(path, ends))
+
+
+def _by_reader(path: Path, blank: Facts, files: int) -> Facts:
+    """Return the facts of a folder with unusual names (a prefix, capitals, none at all) by the reader's own rules."""
+    try:
+        held = pictures.numbered(path)
+        sizes = [(path / name).stat().st_size for name in held.values()]
+        found = runs_of(np.fromiter(held, np.int64, len(held)))
+        return replace(blank, bytes=sum(sizes), runs=_text(found), pictures=len(held), empty=sizes.count(0),
+                     other=files - len(held), damaged=_damaged(path, {held[min(held)], held[max(held)]}))
+    except ClipError as error:
+        return replace(blank, problem=error.what)
+    except OSError as error:
+        return replace(blank, problem=f"cannot be read ({error.strerror})")
+
+
+def _damaged(path: Path, names: Iterable[str]) -> tuple[str, ...]:
+    """Return which of these pictures cannot be decoded; empty files are counted elsewhere."""
+    try:
+        there = sorted(name for name in names if (path / name).stat().st_size)
+        return tuple(name for name in there if read_picture(path / name) is None)
+    except (ClipError, OSError):
+        return tuple(sorted(names))
+
+
+def _text(runs: Runs) -> str:
+    return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs.tolist())
+
+
+def _video(path: Path, blank: Facts) -> Facts:
+    """Return the facts of a video: its size, and the frames that its header states once its first frame decodes."""
+    try:
+        size = path.stat().st_size
+        return replace(blank, bytes=size, frames=media.open_source(path, "video").length() or 0)
+    except ClipError as error:
+        return replace(blank, problem=error.what)
+    except OSError as error:
+        return replace(blank, problem=f"cannot be read ({error.strerror})")
+
+
+# Whose lengths disagree, and by how much: crops, video frames and annotation lines, two at a time.
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One trial whose two lengths differ: what should be there, and what is."""
+
+    trial: str
+    expected: int
+    there: int
+
+    @property
+    def missing(self) -> int:
+        """How many are missing; negative where there are too many."""
+        return self.expected - self.there
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two lengths of every trial that has both.
+
+    Attributes
+    ----------
+    name : what is compared, ``crops against video frames``.
+    trials, equal, more, fewer : how many have both, as many, more, or fewer of the first than of the second.
+    missing, extra : frames short over all trials with fewer, and frames over over all with more.
+    differences : every trial that differs, the largest first.
+    """
+
+    name: str
+    trials: int
+    equal: int
+    more: int
+    fewer: int
+    missing: int
+    extra: int
+    differences: tuple[Difference, ...]
+
+
+def compare(name: str, clocks: Sequence[FrameClock], pair: Callable[[FrameClock], Pair | None]) -> Comparison | None:
+    """Return how two lengths, (there, expected), agree over the trials; None where no trial has both."""
+    both = [(clock.trial.name, *lengths) for clock in clocks if (lengths := pair(clock)) is not None]
+    if not both:
+        return None
+    found = [Difference(trial=trial, expected=expected, there=there) for trial, there, expected in both]
+    short = [one.missing for one in found if one.missing > 0]
+    over = [-one.missing for one in found if one.missing < 0]
+    return Comparison(name=name, trials=len(found), equal=len(found) - len(short) - len(over), more=len(over),
+                      fewer=len(short), missing=sum(short), extra=sum(over),
+                      differences=tuple(sorted((one for one in found if one.missing),
+                                               key=lambda one: (-abs(one.missing), one.trial))))
+
+
+def crops_video(clock: FrameClock) -> Pair | None:
+    """Return crops there and frames that the video states."""
+    return (clock.pictures, clock.video) if clock.crops is not None and clock.video else None
+
+
+def crops_lines(clock: FrameClock) -> Pair | None:
+    """Return crops there and annotation lines."""
+    return (clock.pictures, clock.lines) if clock.crops is not None and clock.lines else None
+
+
+def lines_video(clock: FrameClock) -> Pair | None:
+    """Return annotation lines and frames that the video states."""
+    return (clock.lines, clock.video) if clock.lines and clock.video else None
+
+
+def there_stated(clock: FrameClock) -> Pair | None:
+    """Return frames there and frames that the set's list states."""
+    return (clock.pictures, clock.trial.stated) if clock.trial.stated and clock.pictures else None
+
+
+PAIRS: dict[str, Callable[[FrameClock], Pair | None]] = {
+    "crops against video frames": crops_video, "crops against annotation lines": crops_lines,
+    "annotation lines against video frames": lines_video, "frames against the list's count": there_stated}
+
+
+def compare_lengths(clocks: Sequence[FrameClock]) -> tuple[Comparison, ...]:
+    """Return every comparison that can be made."""
+    made = (compare(name, clocks, pair) for name, pair in PAIRS.items())
+    return tuple(one for one in made if one is not None)
+
+
+# Clips whose content is the same under two names.
+
+SAMPLES = 8
+"""Pictures of a folder that are compared byte by byte, spread from first to last."""
+
+
+def find(trials: Sequence[Trial], facts: Mapping[str, Facts]) -> list[list[Trial]]:
+    """Return the sets of trials with the same content, each sorted by name.
+
+    Notes
+    -----
+    Cheap first: only clips of the same kind, the same bytes and (of crops) the same numbers are opened at all; then the
+    sampled hash that the store uses, of a folder that of 8 of its pictures. Clips of no bytes are left out, and so are
+    two trials of one file (two people of a video).
+    """
+    alike: dict[tuple[str, int, str], list[Trial]] = defaultdict(list)
+    for trial in trials:
+        known = facts[str(trial.path)]
+        if known.bytes and not known.problem:
+            alike[trial.kind, known.bytes, known.runs].append(trial)
+    found: list[list[Trial]] = []
+    for group in alike.values():
+        if len({trial.path for trial in group}) > 1:
+            found += _same(group, facts)
+    return sorted(found, key=lambda group: group[0].name)
+
+
+def _same(group: Sequence[Trial], facts: Mapping[str, Facts]) -> Iterator[list[Trial]]:
+    """Yield those of a group that are the same by hash."""
+    by_hash: dict[str, list[Trial]] = defaultdict(list)
+    for trial in group:
+        try:
+            by_hash[_hash(trial, facts[str(trial.path)])].append(trial)
+        except (OSError, ClipError):
+            continue  # told as unreadable elsewhere
+    for same in by_hash.values():
+        if len({trial.path for trial in same}) > 1:
+            yield sorted(same, key=lambda trial: trial.name)
+
+
+def _hash(trial: Trial, known: Facts) -> str:
+    if trial.kind == "video":
+        return str(media.digest(trial.path, "video")["sha256"])
+    names = pictures.numbered(trial.path)
+    numbers = sorted(names)
+    state = hashlib.sha256(known.runs.encode())
+    for place in sorted({(len(numbers) - 1) * i // (SAMPLES - 1) for i in range(SAMPLES)}):
+        state.update(hashlib.sha256(_bytes(trial.path / names[numbers[place]])).digest())
+    return state.hexdigest()
+
+
+def _bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +373,11 @@ class Finding:
         return some(f"{name} ({amount:,})" for name, amount in ordered)
 
 
-def all_of(dataset: Dataset, clocks: Sequence[FrameClock], facts: Mapping[str, Facts],
+def find_issues(dataset: Dataset, clocks: Sequence[FrameClock], facts: Mapping[str, Facts],
            compared: Sequence[Comparison]) -> Iterator[Finding]:
     """Yield everything, what loses data first."""
     found = [*_read(dataset), *_unlabelled(dataset), *_pictures(dataset.trials, facts), *_videos(dataset.trials, facts),
-             *_twins(twins_part.find(dataset.trials, facts)), *_leaks(dataset.trials), *_classes(dataset, clocks),
+             *_twins(find(dataset.trials, facts)), *_leaks(dataset.trials), *_classes(dataset, clocks),
              *_beyond(clocks), *_odd(dataset.trials, facts)]
     yield from sorted(found, key=lambda one: not one.lost)
 

@@ -2,3 +2,5 @@
 
 Open `job.py` first (all clips), then `clip.py` (one clip).
 """
+
+from __future__ import annotations

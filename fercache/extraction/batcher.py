@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.extraction.brake_part import Brake
+from fercache.extraction.cancellation import Brake
 from fercache.extraction.profiler import Gauge
 from fercache.runtime.devices import Crew
 

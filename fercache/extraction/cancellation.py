@@ -4,8 +4,48 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 
 from fercache.errors import InputError
+
+# How a run is asked to end early: at the next block or segment, with nothing lost.
+
+class Stopped(Exception):
+    """The run was asked to end; what is durable of the clip waits for the next run."""
+
+
+def never() -> bool:
+    """Return that nobody asks."""
+    return False
+
+
+class Brake:
+    """Asked at each point where work can be left without loss.
+
+    Parameters
+    ----------
+    stop : whether the run is to end now; asked often, so it must be quick, and by several threads.
+    """
+
+    def __init__(self, stop: Callable[[], bool] = never) -> None:
+        self._stop = stop
+        self._pulled = False
+
+    def pull(self) -> None:
+        """Ask for the end from within, as after an interrupt."""
+        self._pulled = True
+
+    @property
+    def on(self) -> bool:
+        """Whether the end was asked for; once it was, it stays so."""
+        self._pulled = self._pulled or self._stop()
+        return self._pulled
+
+    def check(self) -> None:
+        """Raise Stopped if the end was asked for."""
+        if self.on:
+            raise Stopped
+
 
 UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 HINT = "seconds (5400), 90m, 1h30m, or as Slurm has it: minutes:seconds, hours:minutes:seconds, days-hours:minutes"

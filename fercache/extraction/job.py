@@ -2,31 +2,318 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import islice
+from math import prod
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from fercache import media, run_log
 from fercache.backbones import weights
 from fercache.backbones.weights import files
 from fercache.config import ExtractConfig, digest
-from fercache.data import base, persons_part
-from fercache.data.base import Dataset, Trial
-from fercache.errors import InputError, StoreError
-from fercache.extraction import thumbnails
-from fercache.extraction.brake_part import Brake, never
-from fercache.extraction.done_part import ClipDone, ExtractReport, write_failures
-from fercache.extraction.work_part import Work
-from fercache.faces import augmentation, interpolation, people_part
+from fercache.data import base
+from fercache.data.base import COUNT, Dataset, Trial, people_held, people_of, person_name
+from fercache.errors import ClipError, InputError, StoreError
+from fercache.extraction import resources, thumbnails
+from fercache.extraction.cancellation import Brake, Stopped, never
+from fercache.extraction.clip import Together
+from fercache.faces import augmentation, interpolation, tracklets
 from fercache.media import video
+from fercache.media.source import Source
 from fercache.runtime import atomic_io, wheels
+from fercache.runtime.progress import Meter, meter
 from fercache.runtime.uri import Place
 from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.layout import encode
+from fercache.store.locks import claimed
+from fercache.store.manifest import same_source
 from fercache.store.remote import read_json, write_json
 
+if TYPE_CHECKING:
+    from fercache.extraction.resources import Nets, Plant
+
 log = logging.getLogger(__name__)
+
+
+# What a run of stage one did, clip by clip, and the list of what failed.
+
+@dataclass(frozen=True, kw_only=True)
+class ClipDone:
+    """What became of one clip: `state` is computed, cached (also by another process meanwhile), failed, or left.
+
+    A clip is left where the run was asked to end; the next run goes on with it.
+    """
+
+    clip: str
+    state: str
+    frames: int = 0
+    faces: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractReport:
+    """What a run of stage one did."""
+
+    store: Place
+    failures_at: Path
+    fingerprint: str
+    clips: tuple[ClipDone, ...]
+    seconds: float
+
+    def count(self, state: str) -> int:
+        """Return how many clips ended in `state`."""
+        return sum(c.state == state for c in self.clips)
+
+    def frames(self, state: str) -> int:
+        """Return how many frames the clips have that ended in `state`; of clips that were left, as their files say."""
+        return sum(c.frames for c in self.clips if c.state == state)
+
+    def failures(self) -> list[ClipDone]:
+        """Return the clips that failed."""
+        return [c for c in self.clips if c.state == "failed"]
+
+
+def write_failures(path: Path, failed: Sequence[ClipDone]) -> None:
+    """Write `failures.csv` (clip, what happened), or remove an old one where nothing failed."""
+    if not failed:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["clip", "message"])
+    rows.writerows((c.clip, c.message) for c in failed)
+    atomic_io.write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
+
+
+# Several runs on one store: each takes what nobody has at work, and ends when every clip is done.
+
+T = TypeVar("T")
+
+WAIT_S = 0.5
+"""Between two looks at clips that another process has."""
+
+
+def in_turn(trials: Iterable[Trial], attempt: Callable[[Trial], T | None], is_claimed: Callable[[Trial], bool],
+            leave: Callable[[Trial], T], brake: Brake, abreast: int = 1) -> Iterator[T]:
+    """Yield what `attempt` makes of each trial, as they end; where another process is at one, later.
+
+    Parameters
+    ----------
+    trials : each is asked for when there is room for it among those at work.
+    attempt : returns None if another process took the trial first.
+    is_claimed : whether a live process has the trial.
+    leave : stands in for `attempt` once the run is to end.
+    abreast : trials at once, each in a thread of its own.
+
+    Notes
+    -----
+    A user who has seen a run end with exit code 0 goes on to the next stage: so it ends when the others' clips are done
+    too. A clip whose process died is attempted again, as is one that failed there.
+    """
+    def turn(trial: Trial) -> T | None:
+        if brake.on:
+            return leave(trial)
+        return None if is_claimed(trial) else attempt(trial)
+
+    waiting, told = trials, False
+    while True:
+        busy = []
+        for trial, result in side_by_side(turn, waiting, abreast, brake):
+            if result is None:
+                busy.append(trial)
+            else:
+                yield result
+        if not busy:
+            return
+        if not told:
+            log.info("waiting for what another process has at work: %s%s", busy[0].name,
+                     f" and {len(busy) - 1} more" if len(busy) > 1 else "")
+            told = True
+        while not brake.on and all(is_claimed(trial) for trial in busy):
+            time.sleep(WAIT_S)
+        waiting = busy
+
+
+def side_by_side(turn: Callable[[Trial], T | None], trials: Iterable[Trial], abreast: int, brake: Brake
+                 ) -> Iterator[tuple[Trial, T | None]]:
+    """Yield each trial with what `turn` returns, as they end; in this thread if there is one at a time.
+
+    Notes
+    -----
+    What one of them raises is raised here, and an interrupt too, after the others were asked to end and did.
+    """
+    if abreast == 1:
+        yield from ((trial, turn(trial)) for trial in trials)
+        return
+    pool, coming = ThreadPoolExecutor(abreast, "clip"), iter(trials)
+    try:
+        promised = {pool.submit(turn, trial): trial for trial in islice(coming, abreast)}
+        while promised:
+            for promise in wait(promised, return_when=FIRST_COMPLETED).done:
+                trial = promised.pop(promise)
+                promised |= {pool.submit(turn, following): following for following in islice(coming, 1)}
+                yield trial, promise.result()
+    except BaseException:
+        brake.pull()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+# Whether a clip's source is still what its features were made from.
+
+def unchanged(known: dict[str, Any], path: Path, kind: str, strict: bool = False) -> bool:
+    """Return whether the source at `path` is the one whose digest is `known`.
+
+    Parameters
+    ----------
+    strict : read every byte, whatever the time stamps say.
+
+    Raises
+    ------
+    ClipError
+        The source is gone or cannot be read.
+
+    Notes
+    -----
+    Three steps, each as cheap as what it can miss is unlikely. Another size, another name in a folder or another sample
+    of a file is another source. Equal samples and an equal time stamp: the same one. Equal samples and another time
+    stamp (a copy, or something written in place): every byte is compared with the hash that is kept with each clip. So
+    without `strict` only a change is missed that keeps the size, the samples and the time stamp, which takes intent.
+    """
+    now = media.digest(path, kind, strict)
+    if strict or not same_source(known, now) or known.get("mtime_ns") == now["mtime_ns"]:
+        return same_source(known, now)
+    return same_source(known, media.digest(path, kind, strict=True))
+
+
+# One run over the clips of a data set: what is cached, what is to do, and what becomes of each.
+
+@dataclass
+class Work:
+    """One run over the clips."""
+
+    config: ExtractConfig
+    store: EmbeddingStore
+    faces: str
+    cnn: files.Weights
+    nets: Nets | None = None
+    brake: Brake = field(default_factory=Brake)
+
+    def cached(self, trial: Trial) -> ClipDone | None:
+        """Return the clip's entry if the store holds it and its source is unchanged."""
+        if not people_held(trial, self.store):
+            return None
+        mark = self.store.mark(self.name(trial))
+        try:
+            same = unchanged(mark.source, trial.path, trial.kind, self.config.strict)
+        except ClipError as error:
+            log.warning("%s: the source is gone or unreadable (%s); the stored features stay", trial.name, error.what)
+            same = True
+        return ClipDone(clip=trial.name, state="cached", frames=mark.frames) if same else None
+
+    def name(self, trial: Trial) -> str:
+        """Return under which name a clip is in the store when it is done."""
+        return person_name(trial, people_of(self.store.settings))
+
+    def source(self, trial: Trial) -> Source:
+        """Return the clip's frames."""
+        return media.open_source(trial.path, trial.kind, crop_fps=self.config.crop_fps, damaged=self.config.damaged)
+
+    def all(self, trials: Sequence[Trial]) -> Iterator[ClipDone]:
+        """Yield what becomes of each clip; a bad clip does not stop the rest."""
+        loaded = self.nets = resources.load(self.config, self.cnn, self.faces)
+        with meter("extract", self.announce(trials)) as bar:
+            yield from self.through(trials, loaded, bar)
+
+    def announce(self, trials: Sequence[Trial]) -> float:
+        """Return the frames to come, as far as the files say; the log tells what they will take."""
+        total, row = self._total(trials), 2 * sum(prod(shape) for shape in self.store.taps.values())
+        log.info("%d bytes a frame%s, %.2f GB for the %d frames to come", row,
+                 f" in {self.config.views} views" if self.config.views > 1 else "", row * total / 1e9, total)
+        return total
+
+    def through(self, trials: Sequence[Trial], loaded: Nets, bar: Meter) -> Iterator[ClipDone]:
+        """Yield what becomes of each clip as it is done, with nets that are loaded, on a meter that runs."""
+        from fercache.extraction.resources import opened
+
+        abreast = min(len(trials), self.config.in_flight or loaded.in_flight)
+        with opened(loaded, self.brake, bar, abreast) as plant:
+            yield from self.on(plant, loaded, trials, abreast)
+            if plant.gauge.line():
+                log.info("%s", plant.gauge.line())
+
+    def on(self, plant: Plant, loaded: Nets, trials: Iterable[Trial], abreast: int) -> Iterator[ClipDone]:
+        """Yield what becomes of each clip as it is done, on a plant that is open, `abreast` at once."""
+        provenance = resources.provenance(loaded, self.config.backend)
+        return in_turn(trials, lambda trial: self.attempt(trial, plant, provenance),
+                       lambda trial: encode(self.name(trial)) in claimed(self.store.path), self.left, self.brake,
+                       abreast)
+
+    def attempt(self, trial: Trial, plant: Plant, provenance: dict[str, Any]) -> ClipDone | None:
+        """Return what became of a clip, None if another process is at it."""
+        plant.bar.note(trial.name)
+        try:
+            return self.cached(trial) or self.one(trial, plant, provenance)  # done by another process meanwhile
+        except Stopped:
+            return self.left(trial)
+        except ClipError as error:
+            log.error("%s: %s", trial.name, error)
+            return ClipDone(clip=trial.name, state="failed", message=str(error))
+
+    def left(self, trial: Trial) -> ClipDone:
+        """Return the entry of a clip that waits for the next run, with the frames that its file states."""
+        return ClipDone(clip=trial.name, state="left", frames=self._length(trial))
+
+    def one(self, trial: Trial, plant: Plant, provenance: dict[str, Any]) -> ClipDone | None:
+        """Bring one clip from source to commit mark; None if another process took it first."""
+        from fercache.extraction.clip import ClipJob, Whom
+
+        source = self.source(trial)
+        if self.name(trial) in self.store:
+            log.warning("%s: the source file has changed, or one of its people was lost; it is done again", trial.name)
+        together = Together(trial=trial, store=self.store, source=source.digest(strict=True),
+                            provenance=provenance)
+        whom = Whom(people=people_of(self.store.settings), side=trial.side, look=plant.look, beside=together.beside)
+        with together.begun() as writer:
+            if writer is None:
+                return None
+            count = ClipJob(source, writer, plant, whom=whom, every=self.config.every, margin=self.config.margin,
+                            views=self.config.views).run()
+            mark = writer.commit(**{COUNT: count} if whom.several else {})
+        faces = int(self.store[self.name(trial)].clock["valid"].sum())
+        if not faces:
+            log.warning("%s: no face in any of its %d frames", trial.name, mark.frames)
+        return ClipDone(clip=trial.name, state="computed", frames=mark.frames, faces=faces)
+
+    def measured(self, report: ExtractReport, cache: Path) -> None:
+        """Keep how many frames a second this run made, for what `check` says of the next one."""
+        if self.nets is not None:
+            run_log.record(cache, run_log.Rate(
+                faces=self.faces, backbone=self.config.weights, precision=self.config.precision,
+                views=self.config.views, device=self.nets.device, threads=self.nets.threads,
+                seconds=report.seconds, when_s=run_log.now_s(),
+                frames=sum(c.frames for c in report.clips if c.state == "computed")))
+
+    def _total(self, trials: Sequence[Trial]) -> float:
+        """Return the frames to come, as far as the files say."""
+        return sum(map(self._length, trials))
+
+    def _length(self, trial: Trial) -> int:
+        """Return the frames that a clip's file states, 0 where it states none."""
+        try:
+            return self.source(trial).length() or 0
+        except ClipError:  # it is recorded when its turn comes
+            return 0
 
 
 Engine: TypeAlias = Callable[[Work, Sequence[Trial]], Iterable[ClipDone]]
@@ -69,7 +356,8 @@ def settings_of(config: ExtractConfig, faces: str, cnn: files.Weights) -> dict[s
         chosen["view_policy"] = augmentation.POLICY
     if faces == "cropped":  # no detector is run: its settings change nothing
         return {k: v for k, v in chosen.items() if k not in DETECTION}
-    return {**chosen, "detector": _detector_digest(), "people_policy": people_part.POLICY, "follow_policy": interpolation.POLICY}
+    return {**chosen, "detector": _detector_digest(), "people_policy": tracklets.POLICY,
+            "follow_policy": interpolation.POLICY}
 
 
 def store_path(cache: Place, dataset: str, settings: dict[str, Any]) -> Place:
@@ -104,7 +392,7 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | Non
     _check_device(config.device)
     cnn = weights.ensure(config.weights, cache / "weights")
     settings = settings_of(config, faces, cnn)
-    persons_part.check_people(dataset, persons_part.people_of(settings))
+    base.check_people(dataset, base.people_of(settings))
     path = store_path(place or cache, dataset.name, settings)
     log.info("store %s", path)
     store = _opened(path, settings, config, cnn)
@@ -127,7 +415,7 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | Non
     write_json(path.parent / "current.json", {"store": path.name})
     work.measured(report, cache)
     if config.thumbnails:
-        kept = thumbnails.keep(persons_part.present(dataset, store).trials, store, cache)
+        kept = thumbnails.keep(base.present(dataset, store).trials, store, cache)
         log.info("thumbnails: faces of %d clips kept in %s", kept, thumbnails.folder_of(cache, store))
     return report
 
@@ -176,7 +464,8 @@ def _opened(path: Place, settings: dict[str, Any], config: ExtractConfig, cnn: f
             return store
     from fercache.backbones.backbone import shapes_of  # torch: seconds that a cached run saves
 
-    return EmbeddingStore.create(path, settings, augmentation.stored(shapes_of(cnn, config.taps), config.views), mend=True)
+    return EmbeddingStore.create(path, settings, augmentation.stored(shapes_of(cnn, config.taps), config.views),
+                                 mend=True)
 
 
 def _detector_digest() -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import platform
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -14,14 +16,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.backbones.taps_part import IDENTITY
+from fercache.backbones.taps import IDENTITY
+from fercache.backbones.weights import KNOWN
 from fercache.backbones.weights.files import Weights
-from fercache.backbones.weights.known_part import KNOWN
 from fercache.config import ExtractConfig
+from fercache.extraction.batcher import Mixer
+from fercache.extraction.cancellation import Brake
+from fercache.extraction.profiler import PARTS, Gauge
+from fercache.faces.detector import Detector
+from fercache.runtime.devices import Crew, serially
+from fercache.runtime.progress import Meter
 
 if TYPE_CHECKING:
     from fercache.backbones.backbone import Backbone
-    from fercache.faces.detector import Detector
 
 log = logging.getLogger(__name__)
 
@@ -120,3 +127,123 @@ def provenance(nets: Nets, backend: str) -> dict[str, Any]:
         names.append(backend)
     return {"device": nets.device, "threads": nets.threads, "machine": platform.machine(), "backend": backend,
             "arithmetic": nets.backbone.arithmetic, "versions": {name: version(name) for name in names}}
+
+
+# How many bytes of pictures are in memory at once, whatever the number of clips in flight.
+
+TICK_S = 0.1
+
+
+class Room:
+    """A number of bytes that many share.
+
+    Notes
+    -----
+    What is larger than all of it gets in alone, so nobody waits for ever; who holds a part must not ask for another.
+    """
+
+    def __init__(self, most: int, brake: Brake) -> None:
+        self.most, self.brake = most, brake
+        self.held = 0
+        self._change = threading.Condition()
+
+    def take(self, size: int) -> None:
+        """Return when there is room for so many bytes, which is taken.
+
+        Raises
+        ------
+        Stopped
+            The run was asked to end.
+        """
+        with self._change:
+            while self.held and self.held + size > self.most:
+                self.brake.check()
+                self._change.wait(TICK_S)
+            self.held += size
+
+    def give(self, size: int) -> None:
+        """Give bytes back."""
+        with self._change:
+            self.held -= size
+            self._change.notify_all()
+
+
+# What all clips in flight share: threads, batches, memory, the gauge, the meter.
+
+ROOM_BYTES = 1 << 30
+"""Pictures of blocks that detection is at work on; one block of a clip may be larger."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plant:
+    """What all clips share; `detector` is None where the pictures are faces already."""
+
+    crew: Crew
+    mixer: Mixer
+    room: Room
+    gauge: Gauge
+    brake: Brake
+    bar: Meter
+    detector: Detector | None
+    look: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None
+
+    def detect(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float64]]:
+        """Return the faces of each picture, (n, 5), found in the calling thread alone.
+
+        Raises
+        ------
+        Stopped
+            The run was asked to end.
+        """
+        return self._ready().detect(pictures, serially)
+
+    def near(self, pictures: Sequence[NDArray[np.uint8]], places: Sequence[NDArray[np.float64]]
+             ) -> list[NDArray[np.float64]]:
+        """Return the faces of each picture, (n, 5), at and around some places (n, 4), as `detect` does.
+
+        Raises
+        ------
+        Stopped
+            The run was asked to end.
+        """
+        return self._ready().near(pictures, places, serially)
+
+    def places(self, picture: NDArray[np.uint8]) -> int:
+        """Return around how many places `near` looks in the time that the whole picture takes.
+
+        Raises
+        ------
+        Stopped
+            The run was asked to end.
+        """
+        return self._ready().places(picture)
+
+    def _ready(self) -> Detector:
+        """Return the detector, unless the run was asked to end."""
+        self.brake.check()
+        assert self.detector is not None
+        return self.detector
+
+    def advance(self, amount: float) -> None:
+        """Move the meter, and say on it what the parts' rates are."""
+        self.bar.advance(amount)
+        text = self.gauge.line()
+        if text:
+            self.bar.note(text)
+
+
+@contextmanager
+def opened(nets: Nets, brake: Brake, bar: Meter, clips: int) -> Iterator[Plant]:
+    """Yield a plant with these nets for so many clips at once; its threads have ended when the block has."""
+    gpu = nets.device != "cpu"
+    elsewhere = {"detect": gpu, "cnn": gpu or nets.backbone.aside}  # the calling thread waits
+    with Crew(nets.threads, nets.device) as crew:
+        lanes = dict.fromkeys(PARTS, nets.threads) | {"detect": crew.count, "cnn": crew.count, "write": clips}
+        clocks = dict.fromkeys(("write", *(part for part, waits in elsewhere.items() if waits)), time.perf_counter)
+        gauge = Gauge(lanes, clocks)
+        try:
+            yield Plant(crew=crew, mixer=Mixer(nets.backbone, crew, brake, gauge), room=Room(ROOM_BYTES, brake),
+                        gauge=gauge, brake=brake, bar=bar, detector=nets.detector, look=nets.looker(crew.run))
+        except BaseException:
+            brake.pull()  # so that what the threads are at ends soon
+            raise

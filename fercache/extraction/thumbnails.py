@@ -20,8 +20,7 @@ from fercache.faces.crops import crop
 from fercache.runtime import atomic_io
 from fercache.store.clip import Clip
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import CLOCK_NAME
-from fercache.store.names_part import encode
+from fercache.store.layout import CLOCK_NAME, encode
 
 log = logging.getLogger(__name__)
 

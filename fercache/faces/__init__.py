@@ -2,3 +2,5 @@
 
 Open `detector.py` first, then `interpolation.py`.
 """
+
+from __future__ import annotations

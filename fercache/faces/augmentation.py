@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fercache.backbones.taps_part import IDENTITY, views_of
+from fercache.backbones.taps import IDENTITY, views_of
 from fercache.errors import InputError
 
 POLICY = "mirror-then-camera-1"

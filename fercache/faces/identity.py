@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fercache.faces.boxes_part import Bools, Floats, Ints, area
-from fercache.faces.tracklets import Pieces
+from fercache.faces.tracklets import NONE, Bools, Floats, Ints, Pieces, apart, area
 
 MOST_LOOKS = 5
 """Crops that a piece is known by."""
@@ -139,3 +138,166 @@ class _Groups:
         self.asked[i] = self.asked[:, i] = np.minimum(self.asked[i], self.asked[j])
         self.over[i] = self.over[:, i] = np.where(self.apart[i], -np.inf, self.vector @ self.vector[i] - self.asked[i])
         self.over[j] = self.over[:, j] = -np.inf
+
+
+# Persons by the places of their faces alone, for nets without an identity vector.
+
+MIN_RETURN = 5
+"""Frames that a track must have to count as a person come back; shorter ones are mostly no faces."""
+MIN_RETURN_AREA = 0.2
+"""Area, as a share of the main track's, under which a face that appears later is somebody in the background."""
+
+
+def by_place(pieces: Pieces) -> list[Ints]:
+    """Return the pieces of each person, the heaviest person (area x score) first.
+
+    Notes
+    -----
+    Pieces that overlap makes one are one. Where a person is absent, another track may be the same person again, unless
+    it was ever on screen together with a track of theirs, or continues one that was. Without a look at the face
+    that is a guess, which errs towards frames without a person. It begins with the heaviest track, and again with the
+    heaviest of those that are left.
+    """
+    name = np.arange(pieces.count)
+    for before, after in pieces.own:  # sorted: what goes before has its name already
+        name[after] = name[before]
+    tracks, track = np.unique(name, return_inverse=True)
+    left = np.arange(len(tracks))
+    person = np.arange(len(tracks))
+    while len(left):
+        inside = np.isin(track[pieces.piece], left)
+        number = np.searchsorted(left, track[pieces.piece[inside]])
+        mine = left[choose(pieces.frame[inside], pieces.faces[inside], number)]
+        person[mine] = mine[0]
+        left = np.setdiff1d(left, mine)
+    return heaviest_first(person[track], pieces.weight())
+
+
+def choose(frame: Ints, faces: Floats, track: Ints) -> Ints:
+    """Return the numbers of the tracks that are the main person.
+
+    Parameters
+    ----------
+    frame, faces, track : of every face: row (M,), box and score (M, 5), track number (M,).
+    """
+    known = _summary(frame, faces, track)
+    mine = np.zeros(len(known.weight), bool)
+    others = np.zeros_like(mine)
+    order = np.argsort(-known.weight, kind="stable")
+    main = order[0]
+    for candidate in order:
+        if candidate != main and not known.may_return(candidate, main, mine, others):
+            continue
+        mine[candidate] = True
+        others |= known.together(candidate) & ~mine
+    return np.flatnonzero(mine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Summary:
+    """What is known of each of S tracks: frames (S,), first and last box (S, 4), weight, mean area, frames held."""
+
+    start: Ints
+    stop: Ints
+    first: Floats
+    last: Floats
+    weight: Floats
+    size: Floats
+    held: Ints
+
+    def together(self, track: int) -> Bools:
+        """Return (S,) whether each track was on screen in the span of `track`."""
+        return np.asarray((self.start <= self.stop[track]) & (self.stop >= self.start[track]))
+
+    def may_return(self, track: int, main: int, mine: Bools, others: Bools) -> bool:
+        """Return whether `track` can be the main person come back."""
+        if others[track] or self.held[track] < MIN_RETURN or self.size[track] < MIN_RETURN_AREA * self.size[main]:
+            return False
+        if not others.any():
+            return True
+        away = self._distance(track)
+        return bool(away[mine].min() <= away[others].min())
+
+    def _distance(self, track: int) -> Floats:
+        """Return (S,) how far, in face sizes, `track` begins from where each track ended, or the other way round."""
+        later = self.start > self.stop[track]
+        theirs = np.where(later[:, None], self.first, self.last)
+        own = np.where(later[:, None], self.last[track], self.first[track])
+        return apart(theirs, own)
+
+
+def _summary(frame: Ints, faces: Floats, track: Ints) -> _Summary:
+    """Return what is known of each track; faces come in order of their frames."""
+    count = int(track.max()) + 1
+    order = np.argsort(track, kind="stable")
+    edges = np.searchsorted(track[order], np.arange(count + 1))
+    first, last = order[edges[:-1]], order[edges[1:] - 1]
+    held = np.diff(edges)
+    covered = area(faces)
+    return _Summary(start=frame[first], stop=frame[last], first=faces[first, :4], last=faces[last, :4], held=held,
+                    weight=np.asarray(np.bincount(track, covered * faces[:, 4], count), np.float64),
+                    size=np.bincount(track, covered, count) / held)
+
+
+# One person of a clip: a box a frame where there is one.
+
+@dataclass(frozen=True, kw_only=True)
+class Person:
+    """One person of a clip of T frames.
+
+    Attributes
+    ----------
+    boxes : (T, 4) x1, y1, x2, y2 in pixels, NaN where the person is not seen.
+    score : (T,) of the detector, NaN there.
+    track : (T,) number of the piece that the box is of, -1 there.
+    """
+
+    boxes: Floats
+    score: Floats
+    track: Ints
+
+    @property
+    def seen(self) -> Bools:
+        """Whether there is a box, (T,)."""
+        return np.asarray(self.track != NONE)
+
+
+def persons(pieces: Pieces, vectors: Mapping[int, Floats] | None = None) -> list[Person]:
+    """Return the people of a clip, the main person (largest sum of area x score) first; nobody is one of no frame.
+
+    Parameters
+    ----------
+    vectors : identity vectors (D,) of the pieces that were looked at; None where there is no net that tells people
+        apart, so that places alone decide.
+    """
+    members = by_place(pieces) if vectors is None else joined(pieces, vectors)
+    return [person_of(pieces, mine) for mine in members or [np.empty(0, np.int64)]]
+
+
+def person_of(pieces: Pieces, members: Ints) -> Person:
+    """Return the person that these pieces are; nobody where there are none."""
+    boxes, score = np.full((pieces.frames, 4), np.nan), np.full(pieces.frames, np.nan)
+    track = np.full(pieces.frames, NONE, np.int64)
+    mine = np.isin(pieces.piece, members)
+    rows = pieces.frame[mine]
+    boxes[rows], score[rows], track[rows] = pieces.faces[mine, :4], pieces.faces[mine, 4], pieces.piece[mine]
+    return Person(boxes=boxes, score=score, track=track)
+
+
+def sides(people: Sequence[Person]) -> tuple[Person, Person]:
+    """Return who is on the left and who on the right of a video with two; one person alone is on both sides.
+
+    Parameters
+    ----------
+    people : at least one, the main person first.
+
+    Notes
+    -----
+    The two are the first two; their mean places over the frames that show both (else over all) decide.
+    """
+    if len(people) < 2:
+        return people[0], people[0]
+    first, second = people[:2]
+    both = first.seen & second.seen
+    place = [(one.boxes[:, 0] + one.boxes[:, 2])[both if both.any() else one.seen].mean() for one in (first, second)]
+    return (first, second) if place[0] <= place[1] else (second, first)

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.faces.boxes_part import MIN_IOU, NONE, SAME_IOU, iou, match
+from fercache.faces.tracklets import MIN_IOU, NONE, SAME_IOU, iou, match
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

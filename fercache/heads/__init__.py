@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fercache.backbones.taps_part import TapSlice
+from fercache.backbones.taps import TapSlice
 from fercache.errors import InputError
-from fercache.heads.base import HeadSettings
-from fercache.heads.base_part import Head
+from fercache.heads.base import Head, HeadSettings
 from fercache.heads.frame import FrameHead
 from fercache.heads.paper import PaperFrameHead, PaperGRUHead, PaperTransformerHead
 from fercache.heads.temporal import GRUHead, TransformerHead

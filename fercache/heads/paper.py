@@ -8,9 +8,8 @@ from math import gcd
 import torch
 from torch import Tensor, nn
 
-from fercache.backbones.taps_part import TapSlice
-from fercache.heads.base import HeadSettings
-from fercache.heads.base_part import Head
+from fercache.backbones.taps import TapSlice
+from fercache.heads.base import Head, HeadSettings
 from fercache.heads.temporal import positions
 
 ATTENTION_HEADS = 12

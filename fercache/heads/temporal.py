@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fercache.backbones.taps_part import TapSlice
-from fercache.heads.base import HeadSettings
-from fercache.heads.base_part import Head, Pooled
+from fercache.backbones.taps import TapSlice
+from fercache.heads.base import Head, HeadSettings, Pooled
 
 HEAD_WIDTH = 16
 """Values of a row that one attention head sees."""

@@ -2,3 +2,5 @@
 
 Open `predict.py` first.
 """
+
+from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,112 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.config import digest
+from fercache.backbones import weights
+from fercache.config import ExtractConfig, digest
 from fercache.data import labels
 from fercache.data.base import Dataset, Trial
 from fercache.errors import InputError
 from fercache.oof import LogitBook
+from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
+from fercache.training import train
 
 log = logging.getLogger(__name__)
+
+
+# Which trained heads and which stacker speak: those that were asked for, or the current ones.
+
+METRICS = "metrics.json"
+"""What a finished stack run holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """A trained set of heads and the stacker that was trained on their out-of-fold logits.
+
+    Attributes
+    ----------
+    book : those logits: what the heads are, and which trials they were trained on.
+    heads : folder of the heads; stack : folder of the stack run.
+    """
+
+    book: LogitBook
+    heads: Path
+    stack: Path
+
+
+def choose(cache: Path, heads: Path | None = None, stack: Path | None = None, dataset: str = "") -> Chosen:
+    """Return the heads and the stacker to predict with.
+
+    Parameters
+    ----------
+    heads : folder of heads, or their book of logits; stack : folder of a stack run of them.
+    dataset : name in the cache of the data set whose current heads are meant where neither is given; of the data set
+        that was trained last in this cache if it is empty or has no heads.
+
+    Raises
+    ------
+    InputError
+        They are not there, or do not belong together.
+    StoreError
+        The book is damaged.
+    """
+    if stack is not None and heads is None:
+        said = _metrics(stack)
+        heads = cache / "logits" / str(said["dataset"]) / f"{str(said['logits']['fingerprint'])[:12]}.h5"
+    path = _book(heads) if heads is not None else _current(cache, dataset)
+    if not path.is_file():
+        raise InputError("no trained heads", where=path, hint="run `fercache train-heads`, or name others with --heads")
+    book, folder = LogitBook.load(path), path.parents[2] / "heads" / path.parent.name / path.stem
+    found = stack or _stack_of(path.parents[2] / "stack" / book.dataset, book)
+    if _metrics(found)["logits"]["fingerprint"] != book.fingerprint:
+        raise InputError("this stack run was trained on other heads' logits", where=found,
+                         hint=f"name a run of the heads {folder}, or leave --stack out")
+    log.info("heads %s, stack %s, trained on %s", folder, found.name, book.dataset)
+    return Chosen(book=book, heads=folder, stack=found)
+
+
+def _book(heads: Path) -> Path:
+    """Return the book of logits of a folder of heads, or the book itself."""
+    if heads.suffix == ".h5":
+        return heads
+    full = heads.resolve()
+    return full.parents[2] / "logits" / full.parent.name / f"{full.name}.h5" if len(full.parents) > 2 else full
+
+
+def _current(cache: Path, dataset: str) -> Path:
+    """Return the book that the data set's last training made or found, or else this cache's last training."""
+    pointers = sorted(cache.glob("logits/*/current.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not pointers:
+        raise InputError("no heads were trained yet", where=cache / "logits",
+                         hint="run `fercache extract`, `fercache train-heads` and `fercache stack` on labelled clips")
+    own = [path for path in pointers if path.parent.name == dataset]
+    return train.current(cache, (own or pointers)[-1].parent.name)
+
+
+def _stack_of(folder: Path, book: LogitBook) -> Path:
+    """Return the newest finished stack run of a book."""
+    runs = sorted(_runs(folder, book.fingerprint))
+    if not runs:
+        raise InputError("these heads have no stacker yet", where=folder,
+                         hint="run `fercache stack` on the data set they were trained on")
+    return runs[-1][1]
+
+
+def _runs(folder: Path, fingerprint: str) -> Iterator[tuple[int, Path]]:
+    """Yield (time of its end, folder) of each finished run of the book with this fingerprint."""
+    for path in folder.glob(f"*/{METRICS}"):
+        if atomic_io.read_json(path).get("logits", {}).get("fingerprint") == fingerprint:
+            yield path.stat().st_mtime_ns, path.parent
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    """Return what a stack run says of itself."""
+    if not (folder / METRICS).is_file():
+        raise InputError("no finished stack run", where=folder, hint="run `fercache stack`, or name its folder in "
+                                                                    "cache/stack with --stack")
+    said: dict[str, Any] = atomic_io.read_json(folder / METRICS)
+    return said
 
 
 FORMAT = 1
@@ -57,8 +155,8 @@ def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
         return dataset
     if not dataset.classes:
         return replace(dataset, classes=tuple(classes))
-    known = {labels.canonical(name) for name in classes}
-    if not any(labels.canonical(name) in known for name in dataset.classes):
+    known = {labels.canonical_class_name(name) for name in classes}
+    if not any(labels.canonical_class_name(name) in known for name in dataset.classes):
         raise InputError(f"is labelled with {', '.join(dataset.classes)}, which the heads do not know",
                          where=dataset.name,
                          hint=f"the heads tell {', '.join(classes)}; leave the labels out, or train on such labels")
@@ -99,10 +197,7 @@ def book_of(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore, sp
 
 def _said(trials: Sequence[Trial], store: EmbeddingStore, speakers: Speakers) -> dict[str, Any]:
     """Return the rows of a book: clock, labels and logits of all trials, in their order."""
-    from fercache.runtime.devices import (
-        resolve_device,
-        use_threads,  # torch: seconds that a cached run saves
-    )
+    from fercache.runtime.devices import resolve_device, use_threads
     from fercache.training.inference import speak, trained
 
     use_threads(speakers.threads)
@@ -154,3 +249,75 @@ def _joined(parts: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> dict[st
     return {"offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             "logits": {head: np.concatenate([part["logits"][head] for part in parts]) for head in heads},
             **{name: np.concatenate([part[name] for part in parts]) for name in ("index", "time_s", "valid", "label")}}
+
+
+# New features must be made as those were that the heads learnt from: the settings to do so, and what differs.
+
+FREE = ("views", "view_policy", "taps", "crop_fps", "damaged", "people", "people_policy")
+"""Settings that may differ: they do not change what one frame's features are (taps are looked at by themselves)."""
+BY_THE_CLIPS = ("faces", "weights", "views")
+"""Settings of the heads' store that are not simply taken over."""
+
+
+def config_of(wanted: Mapping[str, Any], usual: ExtractConfig, typed: Mapping[str, Any]) -> ExtractConfig:
+    """Return how stage one is to be run: as for the store that the heads learnt from, but for what was `typed`.
+
+    Parameters
+    ----------
+    wanted : settings of that store.
+    usual : gives the device, the threads, and the path of weights that are the user's own.
+
+    Notes
+    -----
+    Views are for training: none are made. Whether faces are looked for follows from the clips, and is compared.
+    """
+    numbers = {entry.name for entry in fields(ExtractConfig) if entry.metadata["numbers"]}
+    told = {name: tuple(value) if isinstance(value, list) else value for name, value in wanted.items()
+            if name in numbers and name not in BY_THE_CLIPS}
+    if wanted.get("backbone") in weights.KNOWN:
+        told["weights"] = wanted["backbone"]
+    return replace(usual, **{**told, "faces": "auto", "views": 1, **typed})
+
+
+def check(wanted: Mapping[str, Any], have: Mapping[str, Any], *, taps: Sequence[str], held: Sequence[str],
+          where: Path, force: bool) -> tuple[str, ...]:
+    """Return what differs between the features that the heads learnt from and those at hand.
+
+    Parameters
+    ----------
+    wanted, have : settings of the two stores.
+    taps : what the heads read; held : the taps at hand.
+    where : folder of the heads.
+    force : go on in spite of differences.
+
+    Raises
+    ------
+    InputError
+        Something differs and `force` is off, or a tap that the heads read is not there.
+    """
+    lacking = [tap for tap in taps if tap not in held]
+    if lacking:
+        raise InputError(f"the heads read the tap {lacking[0]}, the features at hand are {', '.join(held)}",
+                         where=where, hint="leave --taps out: the heads' own are taken then; this cannot be forced")
+    differ = differences(wanted, have)
+    if differ and not force:
+        raise InputError("the heads were trained on other features: " + "; ".join(differ), where=where,
+                         hint="train heads on features that are made like these, or predict nevertheless with --force "
+                              "(on another crop policy heads fell from F1 .384 to .214 in a published case)")
+    for one in differ:
+        log.warning("forced: %s", one)
+    return differ
+
+
+def differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return, in words, each setting that changes a frame's features and differs."""
+    same_policy = wanted.get("faces") == have.get("faces")
+    names = wanted.keys() | have.keys() if same_policy else wanted.keys() & have.keys()
+    return tuple(f"{name} = {_short(wanted.get(name))} there, {_short(have.get(name))} here"
+                 for name in sorted(names - set(FREE)) if wanted.get(name) != have.get(name))
+
+
+def _short(value: Any) -> str:
+    """Return a value for a message; of a hash the first digits."""
+    text = str(value)
+    return text[:12] if len(text) == 64 else text

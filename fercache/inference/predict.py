@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fercache.backbones import weights
 from fercache.config import ExtractConfig, StackConfig
-from fercache.data.base import Dataset, Trial
-from fercache.data.persons_part import people_held, present
-from fercache.errors import ClipError, FercacheError, InputError
-from fercache.extraction import done_part, job
-from fercache.extraction.done_part import ClipDone
-from fercache.inference import clips_part, ensemble, known_part, match_part
-from fercache.inference.choice_part import Chosen
+from fercache.data.base import Dataset, Kind, Problem, Trial, people_held, present
+from fercache.data.scan import kind_at, scan, unnamable
+from fercache.errors import ClipError, FercacheError, InputError, StoreError
+from fercache.extraction import job
+from fercache.extraction.job import ClipDone
+from fercache.inference import ensemble
+from fercache.inference.ensemble import Chosen
 from fercache.oof import LogitBook
 from fercache.runtime import atomic_io
 from fercache.stacking import stack
@@ -24,6 +28,130 @@ from fercache.stacking.stack import StackResult
 from fercache.store.embedding_store import EmbeddingStore
 
 log = logging.getLogger(__name__)
+
+
+# Clips named one by one, as a data set: a file, a folder of crops, or a folder with clips in it.
+
+NAME = "predict"
+"""Folder in the cache of all clips that were named one by one."""
+LACKING = "no such file or folder"
+
+
+def named(paths: Sequence[Path]) -> Dataset:
+    """Return the clips at `paths` as a data set of test trials, each called by its full path.
+
+    Raises
+    ------
+    InputError
+        Not one of them is a clip or holds one.
+
+    Notes
+    -----
+    The full path is the name in the cache, so that two clips of one file name never meet, wherever they are named
+    from. A path that holds nothing is recorded as a problem, and the others are read.
+    """
+    clips: dict[Path, Kind] = {}
+    problems: list[Problem] = []
+    for path in paths:
+        found, wrong = _at(path)
+        clips.update(found)
+        problems += wrong
+    if not clips:
+        first = problems[0] if problems else Problem(where="predict", what="no clip was named")
+        raise InputError(first.what, where=first.where,
+                         hint=first.hint or "name video files, folders of crops, or folders of clips")
+    trials = [Trial(name=str(path), path=path, kind=kind, parent=str(path), group=str(path), split="test")
+              for path, kind in clips.items()]
+    return Dataset(name=NAME, layout="clips", classes=(), trials=tuple(sorted(trials, key=lambda trial: trial.name)),
+                   problems=tuple(problems))
+
+
+def shown(dataset: Dataset) -> dict[str, str]:
+    """Return trial name -> the name that predictions carry: the file's stem, with more of its path where needed."""
+    if dataset.layout != "clips":
+        return {trial.name: trial.name for trial in dataset.trials}
+    waiting = {trial.name: _names(trial) for trial in dataset.trials}
+    chosen = {name: next(names) for name, names in waiting.items()}
+    while twice := {name for name, count in Counter(chosen.values()).items() if count > 1}:
+        chosen |= {name: next(waiting[name]) for name, said in chosen.items() if said in twice}
+    return chosen
+
+
+def as_shown(dataset: Dataset) -> Dataset:
+    """Return the data set with its trials called as predictions call them."""
+    names = shown(dataset)
+    return replace(dataset, trials=tuple(replace(trial, name=names[trial.name]) for trial in dataset.trials))
+
+
+def _names(trial: Trial) -> Iterator[str]:
+    """Yield names for a clip, or for one person of it, each longer than the one before, the full path last."""
+    person = trial.name.removeprefix(str(trial.path))
+    if trial.kind == "video":
+        yield trial.path.stem + person
+    parts = trial.path.parts
+    for many in range(1, len(parts)):
+        yield "/".join(parts[-many:]) + person
+    while True:
+        yield trial.name
+
+
+def _at(path: Path) -> tuple[dict[Path, Kind], list[Problem]]:
+    """Return the clips at a path, and what is wrong there."""
+    kind = kind_at(path)
+    if kind is None:
+        return {}, [Problem(where=str(path), what=LACKING, hint="check the path")]
+    if kind == "video":
+        return {path.resolve(): kind}, []
+    try:
+        found = scan(path.resolve())
+    except InputError as error:
+        return {}, [Problem(where=str(path), what=error.what, hint=error.hint)]
+    problems = [*found.problems, *unnamable(found)]
+    clips = dict(found.clips())
+    if not clips:
+        problems.append(Problem(where=str(path), what="no clip in this folder",
+                                hint="a clip is a video file or a folder of pictures 00001.jpg, 00002.jpg .."))
+    return clips, problems
+
+
+# Which new trials are not new: the heads were trained on them, so that a score of theirs would say nothing.
+
+def trained_on(trials: Sequence[Trial], store: EmbeddingStore, book: LogitBook, dataset: str,
+               features: Path) -> frozenset[str]:
+    """Return the names of the trials whose group, or whose very file, the heads of `book` were trained on.
+
+    Parameters
+    ----------
+    store : of the trials.
+    dataset : name of the trials' data set.
+    features : folder of the stores of the data set that the heads were trained on.
+
+    Notes
+    -----
+    Groups are compared within one data set only: two sets may both have a `video1`. A file is known by the digest that
+    its clip's mark keeps, also under another name, as long as the heads' store is there.
+    """
+    groups = {group for group, fold in zip(book.group, book.fold, strict=True) if fold >= 0}
+    sources = _sources(book, features / str(book.provenance.get("store", "")))
+    return frozenset(trial.name for trial in trials
+                     if (dataset == book.dataset and trial.group in groups)
+                     or store.mark(trial.name).source.get("sha256", "") in sources)
+
+
+def unscored(book: LogitBook, names: frozenset[str]) -> LogitBook:
+    """Return the book with no label on the trials of these names."""
+    keep: NDArray[np.bool_] = book.spread(np.array([trial not in names for trial in book.trials], bool))
+    return replace(book, label=np.where(keep, book.label, -1).astype(np.int16))
+
+
+def _sources(book: LogitBook, path: Path) -> frozenset[str]:
+    """Return the digests of the files of the trials that the heads were trained on; none where their store is gone."""
+    try:
+        store = EmbeddingStore.open(path)
+    except StoreError:
+        return frozenset()
+    trained = [trial for trial, fold in zip(book.trials, book.fold, strict=True) if fold >= 0 and trial in store]
+    return frozenset(str(store.mark(trial).source.get("sha256")) for trial in trained) - {"None"}
 
 
 PREDS, TIMELINES, OVERLAYS, FAILURES = "preds.csv", "timelines", "overlays", "failures.csv"
@@ -100,14 +228,14 @@ def run(order: Order, cache: Path) -> PredictReport:
     store, failed, extracted, forced = _features(order, dataset, heads, cache)
     dataset = present(dataset, store)
     trials = [trial for trial in dataset.trials if trial.name in store]
-    done_part.write_failures(order.out / FAILURES, failed)
+    job.write_failures(order.out / FAILURES, failed)
     if not trials:
         raise FercacheError(f"not one clip could be predicted: {failed[0].message if failed else 'the set is empty'}",
                             where=failed[0].clip if failed else dataset.name, hint=f"see {order.out / FAILURES}")
     speakers = ensemble.Speakers(folder=order.chosen.heads, book=order.chosen.book, device=order.usual.device,
                               threads=order.usual.threads)
     book, cached = ensemble.book_of(dataset, trials, store, speakers, cache / "logits" / dataset.name)
-    seen = known_part.trained_on(trials, store, order.chosen.book, dataset.name,
+    seen = trained_on(trials, store, order.chosen.book, dataset.name,
                             order.chosen.heads.parents[2] / "features" / order.chosen.book.dataset)
     result = _judged(order, dataset, book, seen, forced)
     paths = stack.write(result, order.out / PREDS)
@@ -134,16 +262,16 @@ def _features(order: Order, dataset: Dataset, heads: dict[str, Any],
     wanted, taps = heads["store"], [part["tap"] for part in heads["taps"]]
     if order.store is not None:
         store = EmbeddingStore.open(order.store)
-        forced = match_part.check(wanted, store.settings, taps=taps, held=list(store.taps), where=order.chosen.heads,
+        forced = ensemble.check(wanted, store.settings, taps=taps, held=list(store.taps), where=order.chosen.heads,
                              force=order.force)
         lost = [ClipDone(clip=t.name, state="failed", message=f"not in the store {order.store}")
                 for t in dataset.trials if not people_held(t, store)]
         lost += [ClipDone(clip=p.where, state="failed", message=p.what) for p in dataset.problems if p.lost]
         return store, lost, 0, forced
-    config = match_part.config_of(wanted, order.usual, order.typed)
+    config = ensemble.config_of(wanted, order.usual, order.typed)
     cnn = weights.ensure(config.weights, cache / "weights")
     have = job.settings_of(config, job.faces_of(dataset, config), cnn)
-    forced = match_part.check(wanted, have, taps=taps, held=config.taps, where=order.chosen.heads, force=order.force)
+    forced = ensemble.check(wanted, have, taps=taps, held=config.taps, where=order.chosen.heads, force=order.force)
     report = job.run(dataset, config, cache)
     lost = [clip for clip in report.clips if clip.state in ("failed", "busy")]
     log.info("%d clips computed, %d cached, %d failed", report.count("computed"), report.count("cached"), len(lost))
@@ -153,10 +281,10 @@ def _features(order: Order, dataset: Dataset, heads: dict[str, Any],
 def _judged(order: Order, dataset: Dataset, book: LogitBook, seen: frozenset[str],
             forced: tuple[str, ...]) -> StackResult:
     """Return predictions and scores, the trials called as they are shown."""
-    from fercache.stacking.judge_part import judge  # LightGBM
+    from fercache.stacking.stack import judge  # LightGBM
 
-    judged = judge(order.chosen.stack, known_part.unscored(book, seen), order.stack)
-    names = clips_part.shown(dataset)
+    judged = judge(order.chosen.stack, unscored(book, seen), order.stack)
+    names = shown(dataset)
     for split, scores in judged.report["splits"].items():
         scores |= {"predicted": BY_MODELS, "title": f"{split}, new to the heads"}
     notices = [book.notice, *(f"features differ from the heads' own (forced): {one}" for one in forced)]
@@ -174,23 +302,23 @@ def _draw(order: Order, dataset: Dataset, trials: list[Trial], store: EmbeddingS
     """Draw the timelines and return their paths."""
     from fercache.viz import timeline  # matplotlib: half a second
 
-    names = clips_part.shown(dataset)
+    names = shown(dataset)
     held = {names[trial.name]: store[trial.name] for trial in trials}
-    return timeline.draw(order.out / PREDS, clips_part.as_shown(dataset), held, order.out / TIMELINES)
+    return timeline.draw(order.out / PREDS, as_shown(dataset), held, order.out / TIMELINES)
 
 
 def _annotate(order: Order, dataset: Dataset, store: EmbeddingStore) -> tuple[list[Path], list[ClipDone]]:
     """Write each clip again with what was told of it; return the paths, and the clips that could not be."""
-    from fercache.results import told_part
+    from fercache.results import io
     from fercache.viz import overlay  # Pillow's fonts and an encoder: for those who ask
 
-    names = clips_part.shown(dataset)
+    names = shown(dataset)
     trials = {names[trial.name]: trial for trial in dataset.trials}
-    classes, fps = told_part.classes(order.out / PREDS), float(store.settings.get("crop_fps", order.usual.crop_fps))
+    classes, fps = io.classes(order.out / PREDS), float(store.settings.get("crop_fps", order.usual.crop_fps))
     made: list[Path] = []
     lost: list[ClipDone] = []
-    for name, rows in told_part.each(order.out / PREDS):
-        trial, path = trials[name], order.out / OVERLAYS / told_part.file_name(name, ".mp4")
+    for name, rows in io.each(order.out / PREDS):
+        trial, path = trials[name], order.out / OVERLAYS / io.file_name(name, ".mp4")
         boxes = overlay.boxes_of(store[trial.name].clock, len(rows.time_s))
         try:
             overlay.render(trial.path, trial.kind, rows, boxes, classes, path, fps=fps)

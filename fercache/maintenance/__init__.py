@@ -2,3 +2,5 @@
 
 Open `verify.py` first.
 """
+
+from __future__ import annotations

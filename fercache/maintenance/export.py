@@ -14,15 +14,12 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from fercache.errors import InputError
-from fercache.maintenance.arrays_part import CLIP_NAME, CLIPS
-from fercache.maintenance.hdf5_part import OURS
-from fercache.maintenance.tables_part import NOT_FEATURES, TAPS, need_pyarrow
+from fercache.maintenance.import_formats import CLIP_NAME, CLIPS, NOT_FEATURES, OURS, TAPS, need_pyarrow
 from fercache.runtime import atomic_io
 from fercache.runtime.progress import meter
 from fercache.store.clip import Clip
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import CLOCK, CLOCK_NAME, SEGMENT
-from fercache.store.names_part import encode
+from fercache.store.layout import CLOCK, CLOCK_NAME, SEGMENT, encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +95,8 @@ def _h5(store: EmbeddingStore, clips: Iterator[Clip], taps: list[str], out: Path
 
 def _npz(_: EmbeddingStore, clips: Iterator[Clip], taps: list[str], out: Path) -> None:
     for clip in clips:
-        with atomic_io.replacing(out / f"{encode(clip.name)}.npz") as temporary, zipfile.ZipFile(temporary, "w") as file:
+        with atomic_io.replacing(out / f"{encode(clip.name)}.npz") as temporary, zipfile.ZipFile(temporary,
+                                                                                                 "w") as file:
             for array in (CLOCK_NAME, *taps):
                 info = zipfile.ZipInfo(encode(array) + ".npy")
                 info.comment = json.dumps(array).encode()

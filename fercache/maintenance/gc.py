@@ -12,10 +12,9 @@ from fercache.errors import StoreError
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.integrity import unfinished
-from fercache.store.layout import META
+from fercache.store.layout import META, decode, encode
 from fercache.store.local import TEMPORARY, LocalFiles, Size
 from fercache.store.locks import claimed, work_folder
-from fercache.store.names_part import decode, encode
 
 STAGES = ("features", "logits", "heads", "stack")
 """Folders of the cache that hold one folder a data set, and in it what a stage made."""

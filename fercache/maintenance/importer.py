@@ -14,7 +14,7 @@ from typing import Any
 from fercache import __version__
 from fercache.config import digest
 from fercache.errors import ClipError, InputError
-from fercache.maintenance import arrays_part, hdf5_part, tables_part
+from fercache.maintenance import import_formats
 from fercache.maintenance.import_formats import Entry, Incoming
 from fercache.runtime.progress import meter
 from fercache.runtime.uri import Place, Url
@@ -148,7 +148,7 @@ def kind_of(path: Path) -> str:
     if not path.exists():
         raise InputError("is not there", where=path, hint="check the path")
     if path.is_dir():
-        if (path / arrays_part.CLIPS).is_file():
+        if (path / import_formats.CLIPS).is_file():
             return "npy-export"
         kinds = {found.suffix.lower() for found in _files(path)} & {".npz", ".npy", *PICKLES}
         if len(kinds) != 1:
@@ -170,15 +170,15 @@ def kind_of(path: Path) -> str:
 def entries_of(path: Path, kind: str) -> Iterator[Entry]:
     """Return the clips of a path."""
     if kind == "h5":
-        return hdf5_part.entries(path)
+        return import_formats.hdf5_entries(path)
     if kind == "npy-export":
-        return arrays_part.exported_entries(path)
+        return import_formats.exported_entries(path)
     if kind == "csv":
-        return tables_part.entries(tables_part.csv_pieces(path))
+        return import_formats.table_entries(import_formats.csv_pieces(path))
     if kind == "parquet":
-        return tables_part.entries(tables_part.parquet_pieces(path))
+        return import_formats.table_entries(import_formats.parquet_pieces(path))
     found = [path] if path.is_file() else [one for one in _files(path) if one.suffix.lower() == f".{kind}"]
-    return arrays_part.npz_entries(path, found) if kind == "npz" else arrays_part.npy_entries(path, found)
+    return import_formats.npz_entries(path, found) if kind == "npz" else import_formats.npy_entries(path, found)
 
 
 def content_of(path: Path) -> str:

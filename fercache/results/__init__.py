@@ -2,3 +2,5 @@
 
 Open `io.py` first.
 """
+
+from __future__ import annotations

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
+import io
+import re
 import zlib
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
@@ -11,17 +14,20 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.data import parquet_part
-from fercache.errors import InputError
+from fercache.config import digest
+from fercache.data import tables
+from fercache.errors import InputError, MissingExtra
+from fercache.oof import LogitBook
+from fercache.runtime.atomic_io import replacing
 
 COLUMNS = ("clip", "frame", "time_s", "valid", "label", "prediction")
 SHARE = "p_"
-ENDINGS = (".csv", ".csv.gz", ".parquet")
+READ_ENDINGS = (".csv", ".csv.gz", ".parquet")
 OFF_BY = 1e-3
 """Probabilities of a row may miss a sum of 1 by so much."""
 POOLED = "a clip's class is that of the mean probability over its frames with a face (over all frames if it has none)"
@@ -81,8 +87,8 @@ class Predictions:
         self.path = path
         if not path.is_file():
             raise InputError("no such predictions", where=path, hint="run `fercache stack --out preds.csv` first")
-        if not path.name.endswith(ENDINGS):
-            raise InputError("unknown kind of file", where=path, hint=f"predictions end in {', '.join(ENDINGS)}")
+        if not path.name.endswith(READ_ENDINGS):
+            raise InputError("unknown kind of file", where=path, hint=f"predictions end in {', '.join(READ_ENDINGS)}")
         header = next(self._rows(), [])
         missing = [name for name in COLUMNS if name not in header]
         shares = [name for name in header if name.startswith(SHARE)]
@@ -147,7 +153,7 @@ class Predictions:
         """Yield every row as text, the header first."""
         try:
             if self.path.name.endswith(".parquet"):
-                yield from parquet_part.rows(self.path)
+                yield from tables.rows(self.path)
                 return
             packed = self.path.name.endswith(".gz")
             with cast("IO[str]", gzip.open(self.path, "rt", encoding="utf-8", newline="")) if packed else (
@@ -177,3 +183,190 @@ def _wrong(clip: Clip, classes: int) -> tuple[int, str] | None:
         if wrong.any():
             return int(np.argmax(wrong)), what
     return None
+
+
+# What was told of each clip, as those who draw want it; `preds` reads it, one clip in memory at a time.
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """The rows of one clip in `preds.csv`.
+
+    Attributes
+    ----------
+    time_s, valid : (T,); label : (T,) int, -1 unknown; said : (T,) int; shares : (T, C).
+    """
+
+    time_s: NDArray[np.float64]
+    valid: NDArray[np.bool_]
+    label: NDArray[np.int64]
+    said: NDArray[np.int64]
+    shares: NDArray[np.float64]
+
+    def digest(self, more: Sequence[Any]) -> str:
+        """Return the sha256 (hex) over all rows and over `more` (JSON values)."""
+        rows = [hashlib.sha256(np.ascontiguousarray(column).data).hexdigest()
+                for column in (self.time_s, self.valid, self.label, self.said, self.shares)]
+        return digest([rows, list(more)])
+
+    @property
+    def wrong(self) -> NDArray[np.bool_]:
+        """Which rows are annotated and told otherwise, ``(T,)``."""
+        return np.asarray((self.label >= 0) & (self.label != self.said))
+
+
+def metrics_file(preds: Path) -> Path:
+    """Return where the metrics stand beside the predictions: ``preds.csv.gz`` -> ``preds.metrics.json``."""
+    ending = next((ending for ending in READ_ENDINGS if preds.name.endswith(ending)), "")
+    return preds.with_name(preds.name.removesuffix(ending) + ".metrics.json")
+
+
+def file_name(clip: str, ending: str) -> str:
+    """Return a file name for something drawn of a clip: its name where that is plain, else with a digest, so that no
+    two meet."""
+    plain = re.sub(r"[^\w.-]", "_", clip)[:150]
+    return f"{plain}{ending}" if plain == clip else f"{plain}-{digest(clip)[:8]}{ending}"
+
+
+def classes(preds: Path) -> tuple[str, ...]:
+    """Return the class names of a table of predictions.
+
+    Raises
+    ------
+    InputError
+        `preds` is absent or no table of predictions.
+    """
+    return Predictions(preds).classes
+
+
+def each(preds: Path) -> Iterator[tuple[str, Told]]:
+    """Yield each clip of a table with its rows.
+
+    Raises
+    ------
+    InputError
+        `preds` is absent or no table of predictions; a row is damaged; the rows of a clip do not stand together.
+    """
+    for clip in Predictions(preds).clips():
+        yield clip.name, Told(time_s=clip.time_s, valid=clip.valid, label=clip.label, said=clip.said,
+                              shares=clip.shares)
+
+
+def read(preds: Path) -> tuple[tuple[str, ...], dict[str, Told]]:
+    """Return the classes, and the rows of each clip, of a table that fits into memory."""
+    return classes(preds), dict(each(preds))
+
+
+# The file of final predictions: a row a frame, as .csv, .csv.gz or .parquet by its ending.
+
+FIXED = ("clip", "frame", "time_s", "valid", "label", "prediction")
+WRITE_ENDINGS = (".csv", ".csv.gz", ".parquet")
+
+
+def columns(classes: Sequence[str]) -> list[str]:
+    """Return the names of the columns."""
+    return [*FIXED, *(f"p_{name}" for name in classes)]
+
+
+def check(path: Path) -> str:
+    """Return the ending that says how `path` is written.
+
+    Raises
+    ------
+    InputError
+        Another ending.
+    MissingExtra
+        A .parquet is asked for and pyarrow is not installed.
+    """
+    found = [ending for ending in WRITE_ENDINGS if path.name.endswith(ending)]
+    if not found:
+        raise InputError("unknown kind of file", where=path, hint=f"end --out in {', '.join(WRITE_ENDINGS)}")
+    if found[0] == ".parquet":
+        _pyarrow(path)
+    return found[0]
+
+
+def metrics_path(path: Path) -> Path:
+    """Return where the metrics stand beside the predictions at `path`: ``preds.csv.gz`` -> ``preds.metrics.json``."""
+    check(path)
+    return metrics_file(path)
+
+
+def write(book: LogitBook, units: NDArray[np.int32], path: Path) -> None:
+    """Put the predictions at `path`, whole or not at all.
+
+    Parameters
+    ----------
+    units : (R, C) probabilities in millionths.
+
+    Raises
+    ------
+    InputError
+        The ending is unknown, or nothing can be written there.
+    MissingExtra
+        A .parquet is asked for and pyarrow is not installed.
+    """
+    ending = check(path)
+    with replacing(path) as temporary:
+        if ending == ".parquet":
+            _write_parquet(book, units, temporary)
+        else:
+            with temporary.open("wb") as file:
+                _write_csv(book, units, file, packed=ending == ".csv.gz")
+
+
+def _write_csv(book: LogitBook, units: NDArray[np.int32], file: BinaryIO, packed: bool) -> None:
+    """Write text; packed text names no file and no time, so that the same predictions are the same bytes."""
+    out: Any = gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0) if packed else file
+    out.write(_line(columns(book.classes)).encode())
+    for text in _texts(book, units):
+        out.write(text.encode())
+    if packed:
+        out.close()
+
+
+def _texts(book: LogitBook, units: NDArray[np.int32]) -> Iterator[str]:
+    """Yield the lines of each trial, in order of name."""
+    tail = ",%d,%.6f,%d,%s,%d" + ",%.6f" * len(book.classes) + "\n"
+    for trial in order(book):
+        rows = book.rows(trial)
+        label = ["" if value < 0 else value for value in book.label[rows].tolist()]
+        said = units[rows]
+        line = _line([book.trials[trial]])[:-1].replace("%", "%%") + tail
+        table = zip(book.index[rows].tolist(), book.time_s[rows].tolist(), book.valid[rows].tolist(), label,
+                    said.argmax(1).tolist(), *(said / 1e6).T.tolist(), strict=True)
+        yield "".join([line % row for row in table])
+
+
+def order(book: LogitBook) -> list[int]:
+    """Return the positions of the trials in order of name."""
+    return sorted(range(len(book.trials)), key=lambda i: book.trials[i])
+
+
+def _line(fields: Sequence[str]) -> str:
+    """Return one line of CSV, quoted where it must be."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(fields)
+    return text.getvalue()
+
+
+def _write_parquet(book: LogitBook, units: NDArray[np.int32], path: Path) -> None:
+    pyarrow = _pyarrow(path)
+    from pyarrow import parquet  # the extra: asked for a line above
+
+    trials = order(book)
+    rows = np.concatenate([np.arange(book.offsets[i], book.offsets[i + 1]) for i in trials])
+    names = np.repeat([book.trials[i] for i in trials], np.diff(book.offsets)[trials])
+    label = book.label[rows]
+    said = {"clip": names, "frame": book.index[rows], "time_s": book.time_s[rows], "valid": book.valid[rows],
+            "label": pyarrow.array(label, mask=label < 0), "prediction": units[rows].argmax(1).astype(np.int16)}
+    shares = {f"p_{name}": units[rows, c] / 1e6 for c, name in enumerate(book.classes)}
+    parquet.write_table(pyarrow.table({**said, **shares}), path)
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise MissingExtra("parquet files need pyarrow", where=path,
+                           hint="pip install 'fercache[parquet]', or end --out in .csv or .csv.gz") from error
+    return pyarrow

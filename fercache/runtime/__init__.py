@@ -2,3 +2,5 @@
 
 Open `atomic_io.py` first: no other module replaces a file.
 """
+
+from __future__ import annotations

@@ -2,3 +2,5 @@
 
 Open `stack.py` first, then `nested_cv.py`.
 """
+
+from __future__ import annotations

@@ -10,24 +10,26 @@ through the heads that gave the other folds' rows, which is what stacking is.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
 from fercache.config import StackConfig
+from fercache.errors import StoreError
 from fercache.oof import LogitBook
+from fercache.runtime import atomic_io
 from fercache.runtime.progress import Meter, meter
-from fercache.stacking import features, linear_part, models, smoothed_mean, voice_part
-from fercache.stacking.chain import Chain
-from fercache.stacking.features import ClipView, Columns
-from fercache.stacking.linear_part import Linear
-from fercache.stacking.models import Trees
-from fercache.stacking.sample_part import Sample, draw
+from fercache.stacking import chain, features, models, smoothed_mean
+from fercache.stacking.chain import Chain, Clips
+from fercache.stacking.features import ClipView, Columns, Sample, draw
+from fercache.stacking.models import Linear, Trees
 from fercache.stacking.smoothed_mean import Base, softmax
-from fercache.stacking.voice_part import Clips
 
 Shares = NDArray[np.float32]
 
@@ -99,8 +101,8 @@ def _member(sample: Sample, columns: Columns, fold: int, config: StackConfig, bo
     chosen = smoothed_mean.choose(sample, columns.widths, config.metric or book.metric)
     plan = models.Plan(seed=config.seed, threads=config.threads, balance=chosen.balance)
     member = Member(fold=fold, groups=len(np.unique(sample.group)), rows=len(sample.rows), base=chosen,
-                    trees=models.fit(sample, chosen.start(sample.smoothed), plan),
-                    linear=linear_part.fit(sample, chosen.balance), chain=spoken)
+                    trees=models.fit_trees(sample, chosen.start(sample.smoothed), plan),
+                    linear=models.fit_linear(sample, chosen.balance), chain=spoken)
     bar.advance()
     return member
 
@@ -119,7 +121,7 @@ class _Spoken:
         self.book, self.features = book, features_
         shape = (len(book.label), len(book.classes))
         self.start, self.correction, self.logistic, self.chain = (np.zeros(shape, np.float32) for _ in range(4))
-        self.names = tuple(name for name in LEARNT if name != voice_part.NAME or features_.level == "frame")
+        self.names = tuple(name for name in LEARNT if name != chain.NAME or features_.level == "frame")
         for fold, member in members.items():
             waiting: list[tuple[int, ClipView, Shares, Shares]] = []
             for trial in np.flatnonzero((book.fold == fold) & (np.diff(book.offsets) > 0)).tolist():
@@ -138,9 +140,9 @@ class _Spoken:
         x, smoothed = (np.concatenate([one[part] for one in waiting]) for part in (2, 3))
         said: dict[str, NDArray[Any]] = {}
         if member.chain:
-            heard = [voice_part.heard(view) for _, view, _, _ in waiting]
+            heard = [chain.heard(view) for _, view, _, _ in waiting]
             said["chain"] = np.concatenate(member.chain.says(heard, self.features.causal))
-            x, smoothed = voice_part.beside(x, smoothed, said["chain"])
+            x, smoothed = chain.beside(x, smoothed, said["chain"])
         said |= {"start": member.base.start(smoothed), "logistic": member.linear.logits(x),
                  "correction": member.trees.correction(x, threads)}
         ends = np.cumsum([len(one) for _, _, one, _ in waiting])
@@ -159,3 +161,81 @@ class _Spoken:
 def _mean_log(one: Shares, other: Shares) -> Shares:
     """Return the mean of two columns' log-probabilities (a geometric mean of probabilities), ``(R, C)``."""
     return np.asarray((features.log_softmax(one) + features.log_softmax(other)) / 2, np.float32)
+
+
+# What a stack run leaves in the cache: final predictions, metrics, and the learnt models as text.
+
+METRICS = "metrics.json"
+"""Written last: a run without it is not done."""
+FINAL = "final.npy"
+ALL = -1
+"""The member that learnt from all folds, and that speaks of new clips."""
+LINEAR = ("mean", "scale", "weights", "bias")
+
+
+def digest(book: LogitBook) -> str:
+    """Return the sha256 (hex) of all that a stack reads of a book."""
+    state = hashlib.sha256(repr((book.fingerprint, book.classes, book.metric, book.heads, book.trials, book.group,
+                                 book.split, book.notice, book.epochs_fixed, book.clips,
+                                 sorted(book.declared.items()))).encode())
+    for values in (book.fold, book.offsets, book.index, book.time_s, book.valid, book.label,
+                   *(book.logits[head] for head in book.heads),
+                   *(book.pooled[head] for head in book.heads if book.pooled)):
+        state.update(np.ascontiguousarray(values).tobytes())
+    return state.hexdigest()
+
+
+def save(folder: Path, units: NDArray[np.int32], members: dict[int, Member], report: dict[str, Any]) -> None:
+    """Put a finished run into `folder`; the metrics last."""
+    for fold, member in members.items():
+        atomic_io.write_bytes(folder / f"trees-{_name(fold)}.txt", member.trees.text().encode())
+    if ALL in members:
+        with atomic_io.replacing(folder / "linear-all.npz") as temporary, temporary.open("wb") as file:
+            np.savez(file, **{name: getattr(members[ALL].linear, name) for name in LINEAR})
+        atomic_io.write_json(folder / "member-all.json", members[ALL].json())
+    with atomic_io.replacing(folder / FINAL) as temporary, temporary.open("wb") as file:
+        np.save(file, units, allow_pickle=False)
+    atomic_io.write_json(folder / METRICS, report)
+
+
+def load(folder: Path, shape: tuple[int, int]) -> tuple[NDArray[np.int32], dict[str, Any]] | None:
+    """Return the final predictions and the metrics of a finished run; None where there is none, or it is damaged."""
+    if not (folder / METRICS).is_file() or not (folder / FINAL).is_file():
+        return None
+    try:
+        units = np.load(folder / FINAL, allow_pickle=False)
+    except (ValueError, EOFError, OSError):
+        return None
+    whole = units.shape == shape and units.dtype == np.int32
+    return (units, atomic_io.read_json(folder / METRICS)) if whole else None
+
+
+def load_member(folder: Path) -> Member:
+    """Return the member that learnt from all folds.
+
+    Raises
+    ------
+    StoreError
+        There is none (too few groups), or its files are damaged.
+    """
+    try:
+        said = atomic_io.read_json(folder / "member-all.json")
+        trees = Trees(booster=lightgbm.Booster(model_file=str(folder / f"trees-{_name(ALL)}.txt")),
+                      rounds=said["rounds"], watched=said["watched_groups"])
+        with np.load(folder / "linear-all.npz", allow_pickle=False) as file:
+            linear = Linear(**{name: file[name] for name in LINEAR})
+        base = Base.of(said["base"])
+        spoken = Chain.of(said["chain"]) if said["chain"] else None
+    except (OSError, KeyError, ValueError, lightgbm.basic.LightGBMError) as error:
+        raise StoreError(f"no stacker of all folds ({error})", where=folder, hint="run `fercache stack`") from error
+    return Member(fold=ALL, groups=said["groups"], rows=said["rows"], base=base, trees=trees, linear=linear,
+                  chain=spoken)
+
+
+def _name(fold: int) -> str:
+    return "all" if fold == ALL else f"without{fold}"
+
+
+def final_column(report: dict[str, Any]) -> str:
+    """Return the name of the column that a run's predictions are."""
+    return str(report["final"]["column"])

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache import metrics
-from fercache.stacking.sample_part import Sample
+from fercache.stacking.features import Sample
 
 Floats = NDArray[np.float64]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,65 @@ from rich.console import RenderableType
 from fercache.config import StackConfig
 from fercache.errors import InputError
 from fercache.oof import LogitBook
-from fercache.results import predictions_part
+from fercache.results import io
 from fercache.runtime import atomic_io
-from fercache.stacking import ahead_part, calibration, candidates, inputs, kept_part, nested_cv, pool_part, report
-from fercache.stacking.spoken_part import Spoken
-from fercache.stacking.table_part import table as _table
+from fercache.stacking import calibration, candidates, inputs, nested_cv, report
+from fercache.stacking.candidates import Filling
+from fercache.stacking.nested_cv import Nested, Shares
+from fercache.stacking.report import table as _table
 
 log = logging.getLogger(__name__)
+
+
+# New trials as a finished run reads them, and what each of its columns says of them.
+
+@dataclass(frozen=True, kw_only=True)
+class Spoken:
+    """What a run says of a book of new trials.
+
+    Attributes
+    ----------
+    then : the metrics of the run.
+    book : the trials, as the run reads them.
+    columns : every column, ``(R, C)`` each; where the run learnt nothing there are no learnt ones.
+    learnt : the member that spoke.
+    """
+
+    then: dict[str, Any]
+    book: LogitBook
+    columns: dict[str, Shares]
+    learnt: Nested
+    filling: Filling
+
+    @classmethod
+    def of(cls, folder: Path, then: dict[str, Any], book: LogitBook) -> Spoken:
+        """Return what the run in `folder`, whose metrics are `then`, says of a book.
+
+        Raises
+        ------
+        StoreError
+            The run's models are not there or damaged.
+        """
+        causal, learnt = bool(then["causal"]), Nested(members={}, columns={})
+        book = inputs.pooled(book) if then["level"] == "clip" else book
+        book = candidates.without(book) if causal else book
+        if isinstance(then["learnt"], list):
+            learnt = nested_cv.speak(book, nested_cv.load_member(folder), causal)
+        filling = Filling.of(book, then["config"].get("gaps", "nearest"), causal=causal)
+        return cls(then=then, book=book, columns=candidates.gather(book, learnt, filling), learnt=learnt,
+                   filling=filling)
+
+    def units(self, whole: LogitBook) -> NDArray[np.int32]:
+        """Return the final column at the run's temperature, ``(R, C)`` in millionths, of every row of the `whole` book.
+
+        Notes
+        -----
+        Of a run at clip level every frame has what is said of its clip.
+        """
+        tempered = calibration.temper(self.columns[nested_cv.final_column(self.then)],
+                                      float(self.then["final"]["temperature"]))
+        units = candidates.millionths(self.filling.again(tempered))
+        return units[inputs.frames_of(whole, self.book)] if self.then["level"] == "clip" else units
 
 
 FORMAT = 6
@@ -50,7 +102,7 @@ class StackResult:
     @property
     def final(self) -> str:
         """The column that the predictions are."""
-        return kept_part.final_column(self.report)
+        return nested_cv.final_column(self.report)
 
 
 def run(book: LogitBook, config: StackConfig, folder: Path) -> StackResult:
@@ -73,7 +125,7 @@ def run(book: LogitBook, config: StackConfig, folder: Path) -> StackResult:
     book = _ready(book, config)
     home = folder / book.dataset / print_[:12]
     with atomic_io.lock(home.with_suffix(".lock"), wait=True):
-        found = kept_part.load(home, (len(book.label), len(book.classes)))
+        found = nested_cv.load(home, (len(book.label), len(book.classes)))
         units, said = found or _compute(book, config, home, print_)
     log.info("stack %s: %s (%.0f s)", print_[:12], "nothing to do, done before" if found else "computed",
              time.monotonic() - started)
@@ -83,7 +135,7 @@ def run(book: LogitBook, config: StackConfig, folder: Path) -> StackResult:
 
 def fingerprint(book: LogitBook, config: StackConfig) -> str:
     """Return the sha256 (hex) over all that changes a run's numbers; its first 12 digits name the run's folder."""
-    return config.fingerprint(book=kept_part.digest(book), format=FORMAT)
+    return config.fingerprint(book=nested_cv.digest(book), format=FORMAT)
 
 
 def out_of_fold(book: LogitBook, config: StackConfig) -> dict[str, NDArray[np.float32]]:
@@ -95,8 +147,8 @@ def out_of_fold(book: LogitBook, config: StackConfig) -> dict[str, NDArray[np.fl
 def _ready(book: LogitBook, config: StackConfig) -> LogitBook:
     """Return the book as the stacker reads it: refused, pooled to clips, without heads that look ahead."""
     inputs.refuse_in_sample(book, config.force)
-    book = pool_part.pooled(book) if config.level == "clip" else book
-    return ahead_part.without(book) if config.causal else book
+    book = inputs.pooled(book) if config.level == "clip" else book
+    return candidates.without(book) if config.causal else book
 
 
 def _compute(book: LogitBook, config: StackConfig, home: Path,
@@ -111,7 +163,7 @@ def _compute(book: LogitBook, config: StackConfig, home: Path,
     units = candidates.millionths(filling.again(tempered))
     found = report.Run(book=book, config=config, nested=learnt, columns=held, final=final, temperatures=temperatures)
     said = {**report.build(found), "fingerprint": print_}
-    kept_part.save(home, units, learnt.members, said)
+    nested_cv.save(home, units, learnt.members, said)
     return units, said
 
 
@@ -125,8 +177,8 @@ def write(result: StackResult, out: Path) -> list[Path]:
     MissingExtra
         A .parquet is asked for and pyarrow is not installed.
     """
-    beside = predictions_part.metrics_path(out)
-    predictions_part.write(result.book, result.units, out)
+    beside = io.metrics_path(out)
+    io.write(result.book, result.units, out)
     atomic_io.write_json(beside, result.report)
     return [out, beside]
 
@@ -144,5 +196,46 @@ def speak(folder: Path, book: LogitBook) -> NDArray[np.int32]:
     StoreError
         The run's models are not there or damaged.
     """
-    then = atomic_io.read_json(folder / kept_part.METRICS)
+    then = atomic_io.read_json(folder / nested_cv.METRICS)
     return Spoken.of(folder, then, book).units(book)
+
+
+# What a finished stack run says of new trials: every column, scored where there are labels.
+
+def judge(folder: Path, book: LogitBook, config: StackConfig) -> StackResult:
+    """Return the predictions of the run in `folder` for a book of new trials, and every column's scores on them.
+
+    Parameters
+    ----------
+    config : the draws of the bootstrap and its seed; what is final and what fills gaps was chosen by the run.
+
+    Raises
+    ------
+    StoreError
+        The run's models are damaged.
+
+    Notes
+    -----
+    The learnt columns are those of the model of all folds; a run on too few groups has none.
+    """
+    started = time.monotonic()
+    then = atomic_io.read_json(folder / nested_cv.METRICS)
+    final = candidates.Final(column=nested_cv.final_column(then),
+                             why=f"as in the run {folder.name}: {then['final']['why']}")
+    spoken = Spoken.of(folder, then, book)
+    ready = spoken.book
+    temperature = float(then["final"]["temperature"])
+    found = report.Run(book=ready, config=_as_then(then, config), nested=spoken.learnt,
+                       columns=spoken.columns, final=final,
+                       temperatures=dict.fromkeys([*range(int(ready.fold.max(initial=-1)) + 1), -1], temperature))
+    said = {**report.build(found), "fingerprint": then["fingerprint"]}
+    return StackResult(book=book, units=spoken.units(book), report=said, folder=folder, cached=False,
+                       seconds=time.monotonic() - started)
+
+
+def _as_then(then: dict[str, Any], config: StackConfig) -> StackConfig:
+    """Return the run's choices with the draws of another bootstrap; new trials were fitted by no refit."""
+    known = {entry.name for entry in fields(StackConfig)}
+    chosen: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in then["config"].items()
+                              if name in known}
+    return replace(StackConfig(**chosen), bootstrap=config.bootstrap, seed=config.seed, refit="none")

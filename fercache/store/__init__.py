@@ -2,3 +2,5 @@
 
 Open `embedding_store.py` first, then `writer.py` and `manifest.py`.
 """
+
+from __future__ import annotations

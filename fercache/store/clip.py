@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.errors import InputError, NotInStore
-from fercache.store.layout import CLOCK, CLOCK_NAME
+from fercache.store.layout import CLOCK, CLOCK_NAME, encode
 from fercache.store.local import Files
 from fercache.store.manifest import Mark, damaged
-from fercache.store.names_part import encode
 
 
 class Tap:

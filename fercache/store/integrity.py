@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from fercache.errors import StoreError
 from fercache.runtime.uri import Place
 from fercache.store.embedding_store import JOURNAL, EmbeddingStore
-from fercache.store.layout import META, array_document
+from fercache.store.layout import META, array_document, decode, encode
 from fercache.store.manifest import ArrayMark, Mark
-from fercache.store.names_part import decode, encode
 from fercache.store.remote import FLIGHTS
 
 READERS = 4

@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 
 from fercache.errors import ClipError, InputError
 from fercache.runtime import atomic_io
-from fercache.store.journal import DETECTION_COLUMNS, Past, Run, detection_record, read_past, run_record
-from fercache.store.journal_part import Journal
-from fercache.store.layout import CLOCK, CLOCK_NAME, META, SEGMENT, VERSION, Grid, array_document
+from fercache.store.journal import DETECTION_COLUMNS, Journal, Past, Run, detection_record, read_past, run_record
+from fercache.store.layout import CLOCK, CLOCK_NAME, META, SEGMENT, VERSION, Grid, array_document, encode
 from fercache.store.local import TEMPORARY, Files
 from fercache.store.manifest import Mark, array_mark, same_source
-from fercache.store.names_part import encode
 
 
 @dataclass(frozen=True, kw_only=True)

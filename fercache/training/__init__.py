@@ -2,3 +2,5 @@
 
 Open `train.py` first, then `cross_validation.py`.
 """
+
+from __future__ import annotations

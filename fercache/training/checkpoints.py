@@ -9,11 +9,10 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fercache.backbones.taps_part import TapSlice
+from fercache.backbones.taps import TapSlice
 from fercache.errors import StoreError
 from fercache.heads import build
-from fercache.heads.base import HeadSettings
-from fercache.heads.base_part import Head
+from fercache.heads.base import Head, HeadSettings
 from fercache.runtime import atomic_io
 
 AGAIN = "run `fercache train-heads` again: what is there is kept, what is missing is trained"

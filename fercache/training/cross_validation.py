@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,125 @@ from numpy.typing import NDArray
 from fercache.backbones import weights
 from fercache.backbones.weights import files
 from fercache.config import TrainConfig
+from fercache.data import folds
 from fercache.data.base import Dataset, Trial
 from fercache.errors import InputError
-from fercache.heads.base import HeadSettings
+from fercache.heads.base import DEFAULTS, DIRECT, HeadSettings
 from fercache.runtime import atomic_io
 from fercache.runtime.devices import resolve_device, use_threads
 from fercache.runtime.fork_pool import Crew, Tell
 from fercache.runtime.progress import Meter, duration, meter
 from fercache.store.multi_store import Readable
-from fercache.training import checkpoints, evidence_part
+from fercache.training import checkpoints, inference
 from fercache.training.checkpoints import Part
-from fercache.training.choices_part import settings_for
-from fercache.training.data import preload
-from fercache.training.features_part import Features
+from fercache.training.data import Features, preload
 from fercache.training.fit import Task, estimate_s, fit
 from fercache.training.inference import mean_of
-from fercache.training.splits_part import Splits
 
 log = logging.getLogger(__name__)
+
+
+# From the recipe to what each head is trained with.
+
+FEW_GROUPS_EPOCHS = 0.5
+"""Share of the usual epochs that is run where too few groups leave nothing to choose the epoch by."""
+OWN = {"loss": "", "label_smoothing": -1, "epochs": 0, "patience": -1, "width": 0, "dropout": -1, "lr": 0, "ema": -1,
+       "mixup": -1, "noise": -1}
+"""Keys of the recipe that every head has, and the value by which the recipe leaves it to the head."""
+TEMPORAL = {"window_s": 0, "step_s": -1, "hide_s": -1}
+
+
+def settings_for(head: str, config: TrainConfig, device: str, *, evidence: bool, fixed: bool) -> HeadSettings:
+    """Return what a head is trained with: the recipe's word, else the head's own settings.
+
+    Parameters
+    ----------
+    evidence : whether there is held-out evidence for temporal heads to read.
+    fixed : whether there are too few groups to choose the number of epochs.
+    """
+    own = DEFAULTS[head]
+    if own.evidence and not evidence:
+        own = replace(own, evidence=False, **DIRECT[head])
+    keys = OWN | (TEMPORAL if own.window_s else {})
+    said: dict[str, Any] = {key: value for key, left in keys.items() if (value := getattr(config, key)) != left}
+    made = replace(own, **said, precision=_precision(config.precision, device))
+    if own.window_s:
+        made = replace(made, clip_level=config.level == "clip" and not head.startswith("paper-"))
+    elif head == "frame":
+        made = replace(made, tail=config.tail)
+    return replace(made, epochs=max(1, round(made.epochs * FEW_GROUPS_EPOCHS))) if fixed else made
+
+
+def _precision(asked: str, device: str) -> str:
+    return asked if asked != "auto" else "float32" if device == "cpu" else "bf16"
+
+
+# Who learns from whom: the folds, and within each fold's training groups the part that watches a member.
+
+MIN_PARTS = 2
+WATCH_SHARE = 0.2
+"""Share of a fold's training groups kept aside to choose the epoch by."""
+
+
+class Splits:
+    """Folds by group, and parts by group within them.
+
+    Attributes
+    ----------
+    fold : (N,) int16, the fold that holds each trial out, -1 in none.
+    k : how many folds.
+    epochs_fixed : whether there are too few groups to choose an epoch by.
+    parted : whether in each fold the training groups fall into parts, so that each can be told by members that did not
+        learn from it.
+    """
+
+    def __init__(self, trials: Sequence[Trial], counts: NDArray[np.int64], config: TrainConfig) -> None:
+        training = np.array([t.split in config.learns_from for t in trials])
+        counts = counts * training[:, None]
+        self.groups = [t.group if one else "" for t, one in zip(trials, training, strict=True)]
+        self.fold = np.where(training, folds.assign(self.groups, counts, config.folds, config.seed), -1
+                             ).astype(np.int16)
+        self.k = int(self.fold.max()) + 1
+        learnt = {g for g, f in zip(self.groups, self.fold, strict=True) if f >= 0}
+        self.epochs_fixed = len(learnt) < folds.MIN_GROUPS_TO_CHOOSE
+        self._part = [self._parts_of(k, counts, config) for k in range(self.k)]
+        self.parted = all(self.parts(k) >= MIN_PARTS for k in range(self.k))
+
+    def _parts_of(self, k: int, counts: NDArray[np.int64], config: TrainConfig) -> NDArray[np.int16]:
+        """Return the part of each of the fold's training trials, (N,), -1 elsewhere."""
+        inside = np.flatnonzero((self.fold >= 0) & (self.fold != k))
+        names = [self.groups[i] for i in inside]
+        seed = config.seed * 1000 + k
+        part = np.full(len(self.fold), -1, np.int16)
+        if config.members == 1:
+            watch = folds.inner(names, WATCH_SHARE, seed)
+            part[inside] = [0 if name in watch else 1 for name in names]
+        elif len(set(names)) < MIN_PARTS:
+            part[inside] = 0
+        else:
+            part[inside] = folds.assign(names, counts[inside], config.members, seed)
+        return part
+
+    def parts(self, k: int) -> int:
+        """Return how many parts a fold's training groups fall into."""
+        return int(self._part[k].max()) + 1
+
+    def part(self, k: int, part: int) -> list[int]:
+        """Return the trials of a part."""
+        return [int(i) for i in np.flatnonzero(self._part[k] == part)]
+
+    def outside(self, k: int) -> list[int]:
+        """Return the trials that a fold's members never learn from: those held out, and those of no fold."""
+        return [int(i) for i in np.flatnonzero((self.fold < 0) | (self.fold == k))]
+
+    def of(self, k: int, member: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the trials that a member learns from, and those that it is watched by (none: its epochs are fixed)."""
+        inside = np.flatnonzero(self._part[k] >= 0)
+        if self.parts(k) < MIN_PARTS:
+            return tuple(map(int, inside)), ()
+        own = self._part[k][inside] == member % self.parts(k)
+        train, watch = tuple(map(int, inside[~own])), tuple(map(int, inside[own]))
+        return train, () if self.epochs_fixed else watch
 
 
 class Training:
@@ -101,7 +202,7 @@ class Training:
         features = self.features
         if self.settings[head].evidence:
             said = np.zeros((len(features.label), len(self.dataset.classes)), np.float32)
-            features = evidence_part.features_of(said, features, with_change=False)
+            features = inference.features_of(said, features, with_change=False)
         torch.set_num_threads(1)
         try:
             return max(estimate_s(self._task(part), features), 1e-3)
@@ -119,7 +220,7 @@ class Training:
         """Return a head's row in the book; of the frame head also keep the evidence that others read."""
         by_fold = self.crew.run(lambda k, tell: self._fold(head, k), range(self.splits.k), bar)
         if head == "frame" and self.second:
-            self.evidence = {k: evidence_part.features_of(said, self.features) for k, said in enumerate(by_fold)}
+            self.evidence = {k: inference.features_of(said, self.features) for k, said in enumerate(by_fold)}
         whole = np.zeros_like(by_fold[0])
         for trial, fold in enumerate(self.splits.fold):
             rows = self.features.rows(trial)
@@ -134,7 +235,8 @@ class Training:
         Outside the fold's training trials it is the members' mean; inside, the frame head alone is asked, each member
         for the part that it was watched by.
         """
-        members = [checkpoints.load(p.path(self.folder), self.device) for p in self._parts() if (p.head, p.fold) == (head, k)]
+        members = [checkpoints.load(p.path(self.folder), self.device) for p in self._parts()
+                   if (p.head, p.fold) == (head, k)]
         said = mean_of(members, self._reads(head, k), self.splits.outside(k), self.device)
         if head != "frame" or not self.second:
             return said

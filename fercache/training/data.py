@@ -4,23 +4,172 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from fercache.backbones.taps_part import TapSlice, side_by_side, views_of
+from fercache.backbones.taps import TapSlice, side_by_side, views_of
 from fercache.config import digest
 from fercache.data.base import Trial
 from fercache.errors import InputError
 from fercache.runtime import atomic_io
 from fercache.runtime.progress import meter
 from fercache.runtime.uri import Place
-from fercache.training.features_part import Features
 
 log = logging.getLogger(__name__)
+
+
+# Every frame of every trial, one row each, in RAM or mapped from a local file.
+
+def _no_views() -> NDArray[np.float16]:
+    return np.zeros((0, 0, 0), np.float16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Every frame of every trial.
+
+    Attributes
+    ----------
+    layout : what the D values of a row are.
+    x : (R, D) float16, zeros where no face was seen.
+    offsets : (N + 1,) int64; the rows of trial i are ``offsets[i]:offsets[i + 1]``.
+    index : (R,) int32, frames from 1; time_s : (R,) float64; valid : (R,) bool; label : (R,) int16, -1 unknown.
+    views : (V - 1, R, D) float16, the same frames' other views (mirrored and so on); none by default.
+    """
+
+    layout: tuple[TapSlice, ...]
+    x: NDArray[np.float16]
+    offsets: NDArray[np.int64]
+    index: NDArray[np.int32]
+    time_s: NDArray[np.float64]
+    valid: NDArray[np.bool_]
+    label: NDArray[np.int16]
+    views: NDArray[np.float16] = field(default_factory=_no_views)
+
+    def rows(self, trial: int) -> NDArray[np.int64]:
+        """Return the rows of the trial of that position, ``(T,)``."""
+        return np.arange(self.offsets[trial], self.offsets[trial + 1])
+
+    def trial_of_row(self) -> NDArray[np.int64]:
+        """Return the position of each row's trial, ``(R,)``."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    def counts(self, classes: int) -> NDArray[np.int64]:
+        """Return the labelled frames of each class in each trial, ``(N, C)``."""
+        made = np.zeros((len(self.offsets) - 1, classes), np.int64)
+        known = self.label >= 0
+        np.add.at(made, (self.trial_of_row()[known], self.label[known]), 1)
+        return made
+
+    def frame_s(self) -> float:
+        """Return the usual time between two frames, in seconds."""
+        steps = np.diff(self.time_s)
+        return float(np.median(steps[steps > 0])) if (steps > 0).any() else 1 / 30
+
+
+# Windows over the features, as the batches that heads are trained on.
+
+def cover(length: int, window: int, stride: int) -> NDArray[np.int64]:
+    """Return starts of windows that cover ``range(length)``; the last one ends with the clip where it can."""
+    last = max(length - window, 0)
+    return np.unique(np.append(np.arange(0, last + 1, stride), last)).astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One batch of windows: what a head sees and what it should say."""
+
+    x: Tensor
+    """(B, W, D) float32"""
+    seen: Tensor
+    """(B, W) bool: a face was seen in this frame"""
+    time_s: Tensor
+    """(B, W) float32, seconds since the window's first frame"""
+    label: Tensor
+    """(B, W) int64, -1 unknown or padding"""
+    rows: NDArray[np.int64]
+    """(B, W) rows of the features, -1 padding"""
+
+
+class Windows:
+    """Windows of `window` frames, each `step` apart, over some trials; they never cross the border of a trial."""
+
+    def __init__(self, features: Features, trials: Sequence[int], window: int, device: str = "cpu",
+                 step: int = 1) -> None:
+        self.features, self.window, self.device, self.step = features, window, device, step
+        self.trials = np.asarray(trials, np.int64)
+        self.span = (window - 1) * step + 1
+        self.steps = np.arange(window) * step
+        self.time_s = features.time_s.astype(np.float32)
+
+    def starts(self, stride: int, shift: int = 0) -> NDArray[np.int64]:
+        """Return (M, 2): trial and first row of windows that cover the trials, moved by up to `shift` frames."""
+        found = []
+        for trial in self.trials:
+            first, stop = self.features.offsets[trial], self.features.offsets[trial + 1]
+            begin = cover(int(stop - first), self.span, stride)
+            begin = np.minimum(begin + shift, max(int(stop - first) - self.span, 0))
+            found.append(np.column_stack([np.full(len(begin), trial), first + np.unique(begin)]) if shift == 0 else
+                         np.column_stack([np.full(len(begin), trial), first + begin]))
+        return np.concatenate(found) if found else np.empty((0, 2), np.int64)
+
+    def everywhere(self, phases: int = 0) -> NDArray[np.int64]:
+        """Return (M, 2): half-overlapping windows that together see every frame, also where `step` skips some.
+
+        Parameters
+        ----------
+        phases : how many of the `step` ways to begin are taken, 0 for all.
+        """
+        found = []
+        for trial in self.trials:
+            first, stop = self.features.offsets[trial], self.features.offsets[trial + 1]
+            for phase in range(min(phases or self.step, int(stop - first))):
+                on_grid = -(-int(stop - first - phase) // self.step)
+                begin = first + phase + self.step * cover(on_grid, self.window, max(1, self.window // 2))
+                found.append(np.column_stack([np.full(len(begin), trial), begin]))
+        return np.concatenate(found) if found else np.empty((0, 2), np.int64)
+
+    def batch(self, starts: NDArray[np.int64], rng: np.random.Generator | None = None) -> Batch:
+        """Return the windows that begin at `starts`, (B, 2), as tensors on the device.
+
+        Parameters
+        ----------
+        rng : draws the view of each window, where the features hold several; without it the plain one is taken.
+        """
+        held = self.features
+        rows = starts[:, 1:] + self.steps
+        inside = rows < held.offsets[starts[:, 0] + 1][:, None]
+        whole = bool(inside.all())
+        if not whole:
+            rows = np.where(inside, rows, -1)
+        time_s = self.time_s[rows] - self.time_s[starts[:, 1]][:, None]
+        seen, label = held.valid[rows], held.label[rows]
+        if not whole:
+            seen, label, time_s = seen & inside, np.where(inside, label, -1), np.where(inside, time_s, 0)
+        seen_ = torch.from_numpy(seen).to(self.device)
+        x = torch.from_numpy(self._values(rows, rng)).to(self.device).float()
+        return Batch(x=x.mul_(seen_[..., None]), seen=seen_, rows=rows,
+                     time_s=torch.from_numpy(time_s).to(self.device),
+                     label=torch.from_numpy(label.astype(np.int64)).to(self.device))
+
+    def _values(self, rows: NDArray[np.int64], rng: np.random.Generator | None) -> NDArray[np.float16]:
+        held = self.features
+        if rng is None or not len(held.views):
+            return np.asarray(held.x[rows])
+        chosen = rng.integers(len(held.views) + 1, size=len(rows))
+        return np.stack([(held.x if v == 0 else held.views[v - 1])[one] for v, one in zip(chosen, rows, strict=True)])
+
+    def batches(self, starts: NDArray[np.int64], size: int, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+        """Yield the windows in batches of `size`."""
+        for i in range(0, len(starts), size):
+            yield self.batch(starts[i:i + size], rng)
 
 
 RAM_SHARE = 0.9

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fercache.config import TrainConfig, digest
-from fercache.data.base import Dataset, Trial
-from fercache.data.persons_part import present
+from fercache.data.base import Dataset, Trial, present
 from fercache.errors import InputError
 from fercache.oof import LogitBook
 from fercache.runtime import atomic_io

@@ -2,3 +2,5 @@
 
 Open `report/__init__.py` first.
 """
+
+from __future__ import annotations

@@ -11,7 +11,7 @@ import numpy as np
 from fercache import __version__, metrics, oof
 from fercache.backbones import weights
 from fercache.errors import InputError
-from fercache.results import told_part
+from fercache.results import io
 from fercache.viz import run_info
 from fercache.viz.run_info import STAGES, Facts
 
@@ -32,7 +32,7 @@ def write(preds: Path, cache: Path) -> str:
     """
     facts = run_info.gather(preds, cache)
     if not facts.metrics:
-        raise InputError("no metrics lie beside the predictions", where=told_part.metrics_path(preds),
+        raise InputError("no metrics lie beside the predictions", where=io.metrics_file(preds),
                          hint="run `fercache stack --out preds.csv`, and give the card that file")
     if "predict" in facts.metrics:
         raise InputError("these are predictions of new clips, by models that were trained before", where=preds,
@@ -127,7 +127,7 @@ def _by_group(facts: Facts) -> dict[str, metrics.Counts]:
     if facts.book is None:
         return {}
     with oof.pages(facts.book) as book:
-        for name, rows in told_part.each(facts.preds):
+        for name, rows in io.each(facts.preds):
             if name in book and (rows.label >= 0).any():
                 split, group = book.place(name)
                 held = counts.setdefault(split, {})

@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 from fercache import media
 from fercache.errors import ClipError, InputError
 from fercache.media.writer import writing
-from fercache.results.told_part import Told
+from fercache.results.io import Told
 from fercache.runtime import atomic_io
-from fercache.viz.colours_part import COLOURS
+from fercache.viz.timeline import COLOURS
 
 NARROWEST_PX = 480
 """A narrower clip is drawn larger by a whole factor, so that the text can be read."""

@@ -10,7 +10,7 @@ from typing import Any
 from fercache import run_log
 from fercache.errors import FercacheError, InputError
 from fercache.extraction import thumbnails
-from fercache.results import told_part
+from fercache.results import io
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 
@@ -88,7 +88,7 @@ def gather(preds: Path, cache: Path, check: Path | None = None, ablation: Path |
 
 
 def _metrics(preds: Path) -> dict[str, Any]:
-    path = told_part.metrics_path(preds)
+    path = io.metrics_file(preds)
     value = atomic_io.read_json(path) if path.is_file() else {}
     if not isinstance(value, dict):
         raise InputError("no metrics of fercache's", where=path, hint="run `fercache stack` again")

@@ -15,15 +15,20 @@ from fercache import media
 from fercache.data.base import Dataset, Trial
 from fercache.errors import ClipError
 from fercache.faces.crops import crop
-from fercache.results.told_part import Told, each, file_name
-from fercache.results.told_part import classes as classes_of
+from fercache.results.io import Told, each, file_name
+from fercache.results.io import classes as classes_of
 from fercache.runtime import atomic_io
 from fercache.store.clip import Clip
 from fercache.store.layout import CLOCK_NAME
-from fercache.viz.colours_part import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+# One colour a class, wherever classes are drawn.
+
+COLOURS = ("#999999", "#d55e00", "#009e73", "#56b4e9", "#f0e442", "#0072b2", "#cc79a7", "#000000")
+"""Okabe and Ito's palette, which colour-blind readers can tell apart; one colour a class, in order."""
 
 
 FORMAT = 1

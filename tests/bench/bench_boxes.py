@@ -29,7 +29,7 @@ from fercache import media, metrics
 from fercache.config import ExtractConfig, TrainConfig
 from fercache.data.base import Dataset, Trial
 from fercache.extraction import job
-from fercache.faces.boxes_part import iou
+from fercache.faces.tracklets import iou
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import train
 from fercache.training.inference import speak, trained

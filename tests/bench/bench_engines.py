@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fercache.backbones import weights
-from fercache.cli.extract_part import ENGINES
+from fercache.cli.pipeline import ENGINES
 from fercache.data import demo
 from fercache.store.embedding_store import EmbeddingStore
 

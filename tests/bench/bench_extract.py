@@ -34,9 +34,8 @@ from fercache.config import DatasetConfig, ExtractConfig
 from fercache.data import demo
 from fercache.data.base import Dataset, Trial
 from fercache.extraction import job, resources
-from fercache.extraction.done_part import ClipDone
-from fercache.extraction.work_part import Work
-from fercache.faces import boxes_part
+from fercache.extraction.job import ClipDone, Work
+from fercache.faces import tracklets
 from fercache.faces.crops import crop, whole
 from fercache.media import source
 from fercache.runtime import devices
@@ -88,7 +87,7 @@ class Row:
             return done
         devices.use_threads(self.config.threads)
         watched = _Watched(logging.INFO)
-        logger = logging.getLogger("fercache.extract.work")
+        logger = logging.getLogger("fercache.extraction.job")
         logger.addHandler(watched)
         report = job.run(dataset, self.config, self.home, engine=timed)
         logger.removeHandler(watched)
@@ -183,7 +182,7 @@ def overlaps(exact: EmbeddingStore, other: EmbeddingStore) -> dict[str, float]:
         both, either = seen[0] & seen[1], seen[0] | seen[1]
         if either.any():
             pairs = zip(boxes[0][both], boxes[1][both], strict=True)
-            found[name] = sum(boxes_part.iou(a[None], b[None])[0, 0] for a, b in pairs) / either.sum()
+            found[name] = sum(tracklets.iou(a[None], b[None])[0, 0] for a, b in pairs) / either.sum()
     return found
 
 
@@ -333,8 +332,8 @@ def main() -> None:
     args = parser.parse_args()
     for name in ("fercache", "openvino"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("fercache.extract.work").setLevel(logging.INFO)
-    logging.getLogger("fercache.extract.work").propagate = False
+    logging.getLogger("fercache.extraction.job").setLevel(logging.INFO)
+    logging.getLogger("fercache.extraction.job").propagate = False
     started, cnn = time.monotonic(), weights.ensure("casia-webface", ROOT / "cache/weights")
     clips = args.videos or (SHARED if SHARED.is_dir() else demo.fetch(ROOT / "cache/clips"))
     with tempfile.TemporaryDirectory() as folder:

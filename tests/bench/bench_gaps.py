@@ -46,7 +46,8 @@ def main() -> None:
     sets = {"frames without a face": held & ~book.valid, "all frames": held}
     print(f"{book.dataset}: {held.sum():,} labelled out-of-fold frames, {(held & ~book.valid).sum():,} without a face")
     for title, rows in sets.items():
-        filled = {policy: candidates.gather(book, learnt, candidates.Filling.of(book, policy)) for policy in missing_faces.POLICIES}
+        filled = {policy: candidates.gather(book, learnt, candidates.Filling.of(book, policy))
+                  for policy in missing_faces.POLICIES}
         said = {policy: {name: v.argmax(1) for name, v in found.items()} for policy, found in filled.items()}
         for name in said["nearest"]:
             matrices = {policy: by_group(book, rows, said[policy][name]) for policy in missing_faces.POLICIES}

@@ -20,12 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fercache.backbones.taps import tap_shapes
-from fercache.backbones.taps_part import TapSlice, side_by_side
+from fercache.backbones.taps import TapSlice, side_by_side, tap_shapes
 from fercache.config import TrainConfig
 from fercache.heads.base import DEFAULTS, DIRECT, HeadSettings
-from fercache.training import evidence_part
-from fercache.training.features_part import Features
+from fercache.training import inference
+from fercache.training.data import Features
 from fercache.training.fit import Task, _fresh, _Run, _starts
 
 CLIP = 5000
@@ -57,7 +56,7 @@ def noise(rows: int, width: int, rng: np.random.Generator) -> NDArray[np.float16
 def cases(features: Features) -> dict[str, tuple[str, HeadSettings, Features]]:
     """Each head as it is delivered, and the temporal ones on the features themselves."""
     said = np.log(np.random.default_rng(1).dirichlet(np.ones(8), len(features.label)))
-    shown = evidence_part.features_of(said.astype(np.float32), features)
+    shown = inference.features_of(said.astype(np.float32), features)
     found = {}
     for head, usual in DEFAULTS.items():
         found[head] = (head, usual, shown if usual.evidence else features)

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from fercache.config import DatasetConfig, ExtractConfig
 from fercache.data import load
 from fercache.diagnostics.check import run
-from fercache.diagnostics.index_part import SETTLED_NS
+from fercache.diagnostics.check_issues import SETTLED_NS
 from tests.trees import annotate, crops
 
 FULL, SMALL = (560, 5200), (56, 520)

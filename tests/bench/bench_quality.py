@@ -28,7 +28,7 @@ from fercache.oof import LogitBook
 from fercache.results.smoothing import moving_mean, reach
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import train
-from fercache.training.features_part import Features
+from fercache.training.data import Features
 from fercache.training.inference import speak, trained
 
 HALF_WIDTHS = (0, 3, 5, 8, 10, 12, 15, 20, 25, 30, 40, 60)

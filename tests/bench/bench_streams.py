@@ -21,7 +21,7 @@ from fercache import data, metrics
 from fercache.config import DatasetConfig, StackConfig
 from fercache.extraction import job
 from fercache.oof import LogitBook
-from fercache.stacking import candidates, kept_part, nested_cv, stack
+from fercache.stacking import candidates, nested_cv, stack
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import inference, train
 
@@ -51,7 +51,7 @@ def by_group(book: LogitBook, said: NDArray[np.int64]) -> metrics.Counts:
 
 def said_of(book: LogitBook, folder: Path) -> dict[str, metrics.Counts]:
     """Return the confusion matrices of every column on the Validation split; learnt ones by the member of all folds."""
-    found = candidates.gather(book, nested_cv.speak(book, kept_part.load_member(folder), causal=False))
+    found = candidates.gather(book, nested_cv.speak(book, nested_cv.load_member(folder), causal=False))
     return {name: by_group(book, p.argmax(1)) for name, p in found.items()}
 
 

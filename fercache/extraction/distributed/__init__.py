@@ -16,9 +16,7 @@ from fercache.extraction import cancellation, job
 from fercache.extraction.cancellation import over
 from fercache.extraction.distributed import shard
 from fercache.extraction.distributed.shard import Shard
-from fercache.extraction.done_part import ExtractReport
-from fercache.extraction.job import Engine
-from fercache.extraction.work_part import Work
+from fercache.extraction.job import Engine, ExtractReport, Work
 from fercache.runtime.uri import Place
 
 log = logging.getLogger(__name__)

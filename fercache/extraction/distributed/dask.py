@@ -15,11 +15,9 @@ from fercache import __version__
 from fercache.config import ExtractConfig
 from fercache.data.base import Trial
 from fercache.errors import BrokenOff, InputError, MissingExtra
-from fercache.extraction.distributed.size_part import largest_first
-from fercache.extraction.distributed.worker import Done, Order, hand_of, order_of, slim
-from fercache.extraction.done_part import ClipDone
+from fercache.extraction.distributed.worker import Done, Order, hand_of, largest_first, order_of, slim
+from fercache.extraction.job import ClipDone, Work
 from fercache.extraction.resources import in_flight
-from fercache.extraction.work_part import Work
 from fercache.runtime.progress import Meter, meter
 
 log = logging.getLogger(__name__)

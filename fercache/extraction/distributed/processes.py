@@ -21,11 +21,9 @@ from threading import Thread
 
 from fercache.data.base import Trial
 from fercache.errors import BrokenOff
-from fercache.extraction.distributed.size_part import largest_first
-from fercache.extraction.distributed.worker import Order, opened_work, order_of, slim
-from fercache.extraction.done_part import ClipDone
+from fercache.extraction.distributed.worker import Order, largest_first, opened_work, order_of, slim
+from fercache.extraction.job import ClipDone, Work
 from fercache.extraction.resources import load
-from fercache.extraction.work_part import Work
 from fercache.runtime.progress import Meter, meter
 
 LOOK_EVERY_S = 0.5
@@ -208,7 +206,7 @@ def _listen() -> None:
 
 def _serve(order: Order) -> None:
     """Do clip after clip, until none is left."""
-    from fercache.extraction.plant_part import opened
+    from fercache.extraction.resources import opened
 
     here = _here[0]
     here.busy = True

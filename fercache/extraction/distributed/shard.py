@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fercache.data.base import Dataset, Trial
 from fercache.errors import InputError
-from fercache.extraction.distributed.size_part import bundles
+from fercache.extraction.distributed.worker import bundles
 
 ARRAY = "SLURM_ARRAY_TASK_"
 WHERE = "--shard"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,17 +18,55 @@ from fercache.backbones.weights.files import Weights
 from fercache.config import ExtractConfig
 from fercache.data.base import Trial
 from fercache.errors import InputError
-from fercache.extraction.brake_part import Brake, never
-from fercache.extraction.cancellation import over
-from fercache.extraction.done_part import ClipDone
+from fercache.extraction.cancellation import Brake, never, over
+from fercache.extraction.job import ClipDone, Work
 from fercache.extraction.resources import Nets, load
-from fercache.extraction.work_part import Work
 from fercache.runtime.progress import Meter
 from fercache.runtime.uri import Place
 from fercache.store.embedding_store import EmbeddingStore
 
 if TYPE_CHECKING:
-    from fercache.extraction.plant_part import Plant
+    from fercache.extraction.resources import Plant
+
+
+# How much work a clip is, as far as that is cheap to know, and clips in order of it.
+
+FRAME_BYTES = 10_000
+"""Bytes of a video that count as a frame: only the order of clips hangs on it, never a result."""
+
+
+def amount(trial: Trial) -> int:
+    """Return about how many frames a clip has: what its list states, its labels, its pictures, or its bytes.
+
+    Notes
+    -----
+    Opens nothing, and is the same on each machine that sees the same files and lists.
+    """
+    if trial.stated:
+        return trial.stated
+    if trial.labels is not None and len(trial.labels):
+        return len(trial.labels)
+    try:
+        if trial.kind == "crops":
+            with os.scandir(trial.path) as entries:
+                return sum(1 for _ in entries)
+        return 1 + trial.path.stat().st_size // FRAME_BYTES
+    except OSError:  # it is told when its turn comes
+        return 0
+
+
+def bundles(trials: Sequence[Trial]) -> list[tuple[int, list[Trial]]]:
+    """Return (amount, trials) for each source, the largest first: the people of one video stay together."""
+    found: dict[str, list[Trial]] = {}
+    for trial in trials:
+        found.setdefault(str(trial.path), []).append(trial)
+    sized = [(sum(amount(trial) for trial in together), together) for together in found.values()]
+    return sorted(sized, key=lambda bundle: (-bundle[0], min(trial.name for trial in bundle[1])))
+
+
+def largest_first(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials, those of large sources first: what is long must not begin last."""
+    return [trial for _, together in bundles(trials) for trial in together]
 
 
 SAME_FILES = "every worker must see the clips and the cache under the same paths (or give --cache a URL)"
@@ -141,7 +180,7 @@ class Hand:
         return Done(clips=tuple(clips), told=tuple(told))
 
     def _plant(self) -> tuple[Plant, Nets]:
-        from fercache.extraction.plant_part import opened
+        from fercache.extraction.resources import opened
 
         with self._lock:
             if self._made is None:

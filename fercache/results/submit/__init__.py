@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,89 @@ from fercache.data import labels
 from fercache.data.affwild2 import SIDES, parent_of
 from fercache.errors import InputError
 from fercache.results import io
-from fercache.results.submit import clips_part, editions_part, folder_part, formats, lengths_part
-from fercache.results.submit.compare_part import Difference, Forgiven, Translator
+from fercache.results.submit import formats
+from fercache.results.submit.formats import Difference, Forgiven, Translator, lines
+
+# What each edition wants: which form of file, and which classes in which order.
+
+Form = Literal["frames", "list", "dfew", "ferv39k"]
+
+FORMS: dict[Form, str] = {
+    "frames": "one file with a row for each frame (ABAW5 and later)",
+    "list": "a test list, a trial a line, for a folder of <trial>.txt (ABAW1 to ABAW3)",
+    "dfew": "DFEW's table video_name,label",
+    "ferv39k": "FERV39k's table: clip and label name with a blank between them",
+}
+
+
+class Edition(NamedTuple):
+    """The form of an edition's template, and the names of its classes in the order of their numbers."""
+
+    form: Form
+    classes: tuple[str, ...]
+
+
+EDITIONS = {
+    "abaw1": Edition("list", labels.SETS["abaw7"]), "abaw2": Edition("list", labels.SETS["abaw7"]),
+    "abaw3": Edition("list", labels.SETS["abaw8"]), "abaw5": Edition("frames", labels.SETS["abaw8"]),
+    "abaw6": Edition("frames", labels.SETS["abaw8"]), "abaw8": Edition("frames", labels.SETS["abaw8"]),
+    "dfew": Edition("dfew", labels.SETS["dfew"]), "ferv39k": Edition("ferv39k", labels.SETS["ferv39k"]),
+}
+CLIP = re.compile(rb"[^\s,]+/[^\s,]+/[^\s,]+ [A-Za-z]+")
+
+
+def form_of(path: Path) -> Form:
+    """Return what kind of template a file is, by its first line.
+
+    Raises
+    ------
+    InputError
+        It is absent, empty, or of no kind that is known.
+    """
+    first = next(lines(path, exact=False), b"")
+    if first.startswith(b"image_location"):
+        return "frames"
+    if first.replace(b" ", b"").lower() == b"video_name,label":
+        return "dfew"
+    if CLIP.fullmatch(first):
+        return "ferv39k"
+    if first and b"," not in first and b"/" not in first:
+        return "list"
+    raise InputError(f"no template: its first line is {first[:80].decode(errors='replace')!r}", where=path,
+                     hint=f"give the organisers' file: {'; '.join(FORMS.values())}")
+
+
+def choose(wanted: str, form: Form, given: tuple[str, ...], path: Path) -> tuple[str, ...]:
+    """Return the classes to write, in the order of their numbers.
+
+    Parameters
+    ----------
+    wanted : an edition's name, or "auto".
+    given : the classes of the predictions, which decide what a test list is for where the edition is not named.
+
+    Raises
+    ------
+    InputError
+        The edition wants another form of template, or nothing says how many classes the test list is for.
+    """
+    if wanted != "auto":
+        edition = EDITIONS[wanted]
+        if edition.form != form:
+            raise InputError(f"{wanted} wants {FORMS[edition.form]}; this is {FORMS[form]}", where=path,
+                             hint="check --edition and --template")
+        return edition.classes
+    fitting = [edition.classes for edition in EDITIONS.values() if edition.form == form]
+    if form == "frames":
+        return formats.classes_of(path)
+    if form != "list":
+        return fitting[0]
+    same = [classes for classes in fitting if len(classes) == len(given)
+            and labels.map_classes(given, classes).whole]
+    if not same:
+        raise InputError(f"a test list does not say its classes, and the predictions have {', '.join(given)}",
+                         where=path, hint="name the edition: --edition abaw2 (7 classes) or abaw3 (8 classes)")
+    return same[0]
+
 
 Frames = NDArray[np.int64]
 
@@ -41,7 +123,7 @@ class Submission:
     """
 
     out: Path
-    form: editions_part.Form
+    form: Form
     rows: int
     trials: int
     notes: tuple[str, ...]
@@ -58,12 +140,12 @@ def run(places: Places, config: SubmitConfig) -> Submission:
     """
     if places.out.resolve() in (places.template.resolve(), places.preds.resolve()):
         raise InputError("--out names a file that is read", where=places.out, hint="choose another name")
-    form = editions_part.form_of(places.template)
+    form = form_of(places.template)
     given = io.Predictions(places.preds)
     if form != "list" and (places.frames or places.videos):
         raise InputError("the template gives the rows itself", where=places.template,
                          hint="--frames and --videos belong to a test list")
-    names = _names(given, editions_part.choose(config.edition, form, given.classes, places.template), config)
+    names = _names(given, choose(config.edition, form, given.classes, places.template), config)
     notes = () if names.source == names.target else (f"classes: {names.describe()}",)
     if form == "frames":
         made = _single_file(places, given, Translator(names), config)
@@ -97,7 +179,7 @@ def _names(given: io.Predictions, wanted: tuple[str, ...], config: SubmitConfig)
 
 
 def _single_file(places: Places, given: io.Predictions, translator: Translator, config: SubmitConfig) -> _Made:
-    template = formats.read(places.template)
+    template = formats.read_template(places.template)
     if template.classes != translator.names.target:
         raise InputError(f"its header has {len(template.classes)} classes", where=places.template,
                          hint=f"{config.edition} has {', '.join(translator.names.target)}; check --edition")
@@ -106,31 +188,32 @@ def _single_file(places: Places, given: io.Predictions, translator: Translator, 
     difference.check(str(places.template), "check that the predictions are of this test set; if only lengths differ, "
                      "--rows template takes the organisers' rows, fills those that we lack and says so")
     flat = np.concatenate([said[trial] for trial in template.trials]).astype(np.int16)
-    formats.write(template, flat, places.out)
+    formats.write_single_file(template, flat, places.out)
     return _Made(template.rows, len(template.trials), (*_told(difference, config), *others))
 
 
 def _folder(places: Places, given: io.Predictions, translator: Translator, config: SubmitConfig) -> _Made:
-    trials = folder_part.names_of(places.template)
+    trials = formats.folder_names(places.template)
     wanted: dict[str, Frames | None] = dict.fromkeys(trials)
     forgiven: Forgiven = "all" if config.rows == "template" else "nothing"
-    for place, count in ((places.frames, lengths_part.of_table), (places.videos, lengths_part.of_videos)):
+    for place, count in ((places.frames, formats.of_table), (places.videos, formats.of_videos)):
         if place is not None:
             wanted |= {trial: np.arange(1, many + 1) for trial, many in count(place, trials).items()}
             forgiven = "all" if forgiven == "all" else "ends"
     said, difference, others = _answer(given, wanted, translator, config, forgiven)
     difference.check(str(places.template), "predict every trial of the list; --rows template fills frames between "
                      "predicted ones and says so")
-    folder_part.write({trial: said[trial] for trial in trials}, translator.names.target, places.out)
+    formats.write_folder({trial: said[trial] for trial in trials}, translator.names.target, places.out)
     counted = () if places.frames or places.videos else (
         "lengths are those of the predictions' clock; --frames or --videos compares them with the organisers' count",)
     return _Made(sum(map(len, said.values())), len(trials), (*_told(difference, config), *counted, *others))
 
 
-def _clip_table(places: Places, given: io.Predictions, translator: Translator, form: editions_part.Form) -> _Made:
-    said = clips_part.answers(given, clips_part.names_of(places.template, form), translator, places.template)
-    clips_part.write(said, form, translator.names.target, places.out)
-    return _Made(len(said), len(said), (io.POOLED, clips_part.UNOFFICIAL))
+def _clip_table(places: Places, given: io.Predictions, translator: Translator, form: Form) -> _Made:
+    said = formats.clip_table_answers(given, formats.clip_table_names(places.template, form), translator,
+                                      places.template)
+    formats.write_clip_table(said, form, translator.names.target, places.out)
+    return _Made(len(said), len(said), (io.POOLED, formats.UNOFFICIAL))
 
 
 def _answer(given: io.Predictions, wanted: Mapping[str, Frames | None], translator: Translator,

@@ -2,26 +2,391 @@
 
 from __future__ import annotations
 
+import csv
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fercache import media
 from fercache.data import labels
+from fercache.data.affwild2 import parent_of
 from fercache.errors import InputError
-from fercache.results.submit.lines_part import lines, text
+from fercache.results import io, missing_faces
 from fercache.runtime import atomic_io
+
+# Wanted rows against predicted rows: what is missing, what is too many, and what fills the rest.
+
+SHOWN = 10
+"""Differences that are listed by name; the rest is counted."""
+
+Frames = NDArray[np.int64]
+Forgiven = Literal["nothing", "ends", "all"]
+"""Which differences of rows are filled or left out, and told, instead of refused: those past an end, or all."""
+
+
+def bounded(names: Sequence[str]) -> str:
+    """Return the first names as text, and how many more there are."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+@dataclass
+class Names:
+    """Names of which the first few are kept and all are counted."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, trial: str, frames: Frames) -> None:
+        """Count frames of a trial."""
+        self.count += len(frames)
+        self.first += [f"{trial}/{frame:05d}" for frame in frames[:max(SHOWN - len(self.first), 0)].tolist()]
+
+    def __str__(self) -> str:
+        more = f" and {self.count - len(self.first):,} more" if self.count > len(self.first) else ""
+        return ", ".join(self.first) + more
+
+
+@dataclass
+class Difference:
+    """How wanted rows and predictions differ, over all trials.
+
+    Attributes
+    ----------
+    missing : wanted, and not predicted; extra : predicted, and not wanted.
+    absent : wanted trials without any prediction.
+    told : a line for each trial whose rows differ.
+    """
+
+    missing: Names = field(default_factory=Names)
+    extra: Names = field(default_factory=Names)
+    absent: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+
+    def note(self, trial: str, ours: Frames, wanted: Frames, forgiven: Forgiven) -> None:
+        """Compare one trial's frames; what is forgiven is told and no longer counted."""
+        missing, extra = np.setdiff1d(wanted, ours), np.setdiff1d(ours, wanted)
+        if len(missing) or len(extra):
+            self.told.append(f"{trial}: {len(wanted):,} frames wanted, {len(ours):,} predicted: {len(missing):,} "
+                             f"filled, {len(extra):,} left out")
+        if forgiven != "all":
+            past = forgiven == "ends"
+            self.missing.add(trial, missing[missing < ours[-1]] if past else missing)
+            self.extra.add(trial, extra[extra < wanted[-1]] if past else extra)
+
+    def check(self, source: str, hint: str) -> None:
+        """Refuse a difference.
+
+        Raises
+        ------
+        InputError
+            Rows or trials are missing or too many; lists the first of them.
+        """
+        parts = []
+        if self.absent:
+            parts.append(f"no prediction at all for {len(self.absent):,} trials: {bounded(self.absent)}")
+        if self.missing.count:
+            parts.append(f"{self.missing.count:,} rows are missing in the predictions: {self.missing}")
+        if self.extra.count:
+            parts.append(f"{self.extra.count:,} predictions are too many: {self.extra}")
+        if parts:
+            raise InputError("predictions do not match it row for row\n  " + "\n  ".join(parts), where=source,
+                             hint=hint)
+
+
+@dataclass(frozen=True)
+class Translator:
+    """The predictions of a file in the classes that are wanted."""
+
+    names: labels.LabelMap
+
+    def shares(self, clip: io.Clip) -> NDArray[np.float64]:
+        """Return probabilities of the wanted classes, ``(T, C)``."""
+        return self.names.shares(clip.shares)
+
+    def said(self, clip: io.Clip) -> NDArray[np.int64]:
+        """Return the predicted class, ``(T,)``: as the file says where each class has a counterpart."""
+        return self.shares(clip).argmax(1) if self.names.lost else self.names.labels(clip.said)
+
+    def at(self, clip: io.Clip, wanted: Frames, policy: str) -> NDArray[np.int64]:
+        """Return the class of each wanted frame, ``(n,)``; frames that are not predicted are filled by `policy`.
+
+        Notes
+        -----
+        Between frames and past the end the clock is the frame number.
+        """
+        said = self.said(clip)
+        if np.array_equal(clip.frame, wanted):
+            return said
+        frames = np.union1d(clip.frame, wanted)
+        own = np.isin(frames, clip.frame)
+        shares = np.zeros((len(frames), len(self.names.target)))
+        shares[own] = self.shares(clip)
+        found = missing_faces.fill(shares, frames.astype(float), own, policy).argmax(1)
+        found[own] = said
+        return np.asarray(found[np.searchsorted(frames, wanted)])
+
+
+# How many frames a trial has where the template does not say: a table, or the videos themselves.
+
+VIDEOS = (".mp4", ".avi")
+MOST_FRAMES_A_VIDEO = 10_000_000
+
+
+def of_table(path: Path, trials: Iterable[str]) -> dict[str, int]:
+    """Return trial -> frames, from a table ``clip,frames`` of trials or of videos.
+
+    Raises
+    ------
+    InputError
+        The table is absent or not such a table, names a clip twice, or lacks a trial and its video.
+
+    Notes
+    -----
+    A row of the trial's own name goes before that of its video: ``video2_left`` is looked up as such, then as
+    ``video2``.
+    """
+    known: dict[str, int] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for line, row in enumerate(csv.reader(file, strict=True), 1):
+                if line == 1:
+                    _check_header(row, path)
+                elif row:
+                    name, frames = _length_row(row, line, known, path)
+                    known[name] = frames
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"the table of lengths cannot be read ({error})", where=path, hint="check --frames") from error
+    found = {trial: known.get(trial, known.get(parent_of(trial), 0)) for trial in trials}
+    _refuse_lost([trial for trial, frames in found.items() if not frames], path, "add a row for each trial or video")
+    return found
+
+
+def of_videos(folder: Path, trials: Iterable[str]) -> dict[str, int]:
+    """Return trial -> frames that its video states (that decode, where it states nothing).
+
+    Raises
+    ------
+    InputError
+        A trial's video is not there.
+    ClipError
+        A video cannot be opened.
+    """
+    files = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEOS}
+    places = {trial: files.get(trial, files.get(parent_of(trial))) for trial in trials}
+    _refuse_lost([trial for trial, path in places.items() if path is None], folder,
+                 f"a trial's video is named like it, without _left or _right, and ends in {' or '.join(VIDEOS)}")
+    counted = {path: _frame_counts(path) for path in dict.fromkeys(places.values()) if path is not None}
+    return {trial: counted[path] for trial, path in places.items() if path is not None}
+
+
+def _frame_counts(path: Path) -> int:
+    source = media.open_source(path, "video")
+    return source.length() or sum(1 for _ in source.frames())
+
+
+def _check_header(row: list[str], path: Path) -> None:
+    if [name.strip().casefold() for name in row] != ["clip", "frames"]:
+        raise InputError(f"the columns are {','.join(row)[:80]}", where=path, hint="they must be clip,frames")
+
+
+def _length_row(row: list[str], line: int, known: dict[str, int], path: Path) -> tuple[str, int]:
+    """Return the clip that a row names, and its frames."""
+    number = row[1].strip() if len(row) == 2 else ""
+    if not (number.isascii() and number.isdigit() and 0 < int(number[:9]) < MOST_FRAMES_A_VIDEO) or row[0] in known:
+        raise InputError(f"line {line} is no new clip with its number of frames: {','.join(row)[:80]}", where=path,
+                         hint="a row is <trial or video>,<frames>, each clip once")
+    return row[0], int(number)
+
+
+def _refuse_lost(lost: list[str], where: Path, hint: str) -> None:
+    if lost:
+        raise InputError(f"no length for {len(lost)} trials: {bounded(lost)}", where=where, hint=hint)
+
+
+# The lines of an organisers' file, as bytes: what is copied into a submission is copied exactly.
+
+BOM = b"\xef\xbb\xbf"
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+LONGEST = 4096
+
+
+def lines(path: Path, exact: bool) -> Iterator[bytes]:
+    """Yield the lines of a file without their ends.
+
+    Parameters
+    ----------
+    exact : refuse a byte order mark and carriage returns, which would end up in the submission; otherwise they are
+        taken off.
+
+    Raises
+    ------
+    InputError
+        The file is absent, unreadable, no text in UTF-8, not `exact` enough, or a line is empty.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), 1):
+                yield _clean(line, number, path, exact)
+    except OSError as error:
+        raise InputError(f"the template cannot be read ({error.strerror})", where=path,
+                         hint="check --template") from error
+
+
+def _clean(line: bytes, number: int, path: Path, exact: bool) -> bytes:
+    """Return a line without its end; see `lines`."""
+    mark = number == 1 and line.startswith(BOM)
+    if number == 1 and line.startswith(UTF16):
+        raise InputError("this is UTF-16, as spreadsheets save it", where=path, hint="take the organisers' own file")
+    if exact and mark:
+        raise InputError("begins with a byte order mark, which would end up in the submission", where=path,
+                         hint="take the organisers' own file, or remove it: sed -i '1s/^\\xef\\xbb\\xbf//' FILE")
+    line = (line[len(BOM):] if mark else line).removesuffix(b"\n")
+    if exact and b"\r" in line:
+        raise InputError(f"line {number} ends in CR LF, which would end up in the submission", where=path,
+                         hint="take the organisers' own file, or mend it: sed -i 's/\\r$//' FILE")
+    line = line if exact else line.rstrip()
+    if not line.strip() or b"\0" in line or len(line) >= LONGEST - 1:
+        raise InputError(f"line {number} is empty or no text", where=path, hint="take the organisers' own file")
+    return line
+
+
+def text(line: bytes, number: int, path: Path) -> str:
+    """Return a line (or a part of it) as text.
+
+    Raises
+    ------
+    InputError
+        It is no UTF-8.
+    """
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"line {number} is no text in UTF-8", where=path,
+                         hint="take the organisers' own file") from error
+
+
+# Result tables of the clip-level sets: the set's own test list, our class in the label's place.
+#
+# Notes
+# -----
+# Neither set has a server or an official result file that we know of: authors score with the test list at hand. So the
+# table written is the simplest that their own readers take.
+
+UNOFFICIAL = ("no official result file of this set is known to us: this is its own test list with our class in the "
+              "label's place")
+CLIP_TABLE_OWN = "take the set's own test list"
+
+
+def clip_table_names(path: Path, form: str) -> list[str]:
+    """Return the clips of a test list, in its order.
+
+    Raises
+    ------
+    InputError
+        A line is no row of such a list, or a clip stands twice.
+    """
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines(path, exact=False), 1):
+        if form == "dfew" and number == 1:
+            continue
+        row = text(line, number, path)
+        name, sign, label = row.partition("," if form == "dfew" else " ")
+        if not (name and sign and label) or "," in label:
+            raise InputError(f"line {number} is {row[:80]!r}, no clip with its label", where=path, hint=CLIP_TABLE_OWN)
+        if name in seen:
+            raise InputError(f"line {number}: clip {name!r} stands there twice, first in line {seen[name]}",
+                             where=path, hint=CLIP_TABLE_OWN)
+        seen[name] = number
+    return list(seen)
+
+
+def clip_table_key(name: str) -> str:
+    """Return how a clip is looked up: DFEW's numbers with and without leading zeros, and endings, are one clip."""
+    stem = name.removesuffix(".mp4").removesuffix(".avi")
+    return f"{int(stem):05d}" if stem.isascii() and stem.isdigit() else stem
+
+
+def clip_table_answers(given: io.Predictions, wanted: list[str], translator: Translator, path: Path) -> dict[str, int]:
+    """Return name in the list -> class.
+
+    Raises
+    ------
+    InputError
+        A clip of the list has no prediction; lists the first of them.
+    """
+    found: dict[str, int] = {}
+    keys = {clip_table_key(name) for name in wanted}
+    for clip in given.clips():
+        name = io.asked_for(clip_table_key(clip.name), keys)
+        if (name := name if name in keys else clip_table_key(name)) in keys:
+            if name in found:
+                raise InputError(f"two clips of the predictions are {name!r}", where=given.path,
+                                 hint="keep one of them")
+            found[name] = int(clip.pooled(translator.shares(clip)).argmax())
+    lost = [name for name in wanted if clip_table_key(name) not in found]
+    if lost:
+        raise InputError(f"no prediction for {len(lost):,} of its {len(wanted):,} clips: {bounded(lost)}", where=path,
+                         hint="predict them first, or give the list of the right fold")
+    return {name: found[clip_table_key(name)] for name in wanted}
+
+
+def write_clip_table(said: Mapping[str, int], form: str, classes: tuple[str, ...], out: Path) -> None:
+    """Put the table at `out`, whole or not at all: numbers from 1 for DFEW, class names for FERV39k."""
+    made = ["video_name,label"] if form == "dfew" else []
+    made += [f"{name},{place + 1}" if form == "dfew" else f"{name} {classes[place]}" for name, place in said.items()]
+    atomic_io.write_bytes(out, ("\n".join(made) + "\n").encode())
+
+
+# The folder of ABAW1 to ABAW3: one text file a trial, a header, then one integer for every frame of the video.
+
+def folder_names(path: Path) -> list[str]:
+    """Return the trials of a test list, in its order.
+
+    Raises
+    ------
+    InputError
+        A trial stands twice, or its name cannot be that of a file.
+    """
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines(path, exact=False), 1):
+        name = text(line.strip(), number, path)
+        if name in seen:
+            raise InputError(f"line {number}: trial {name!r} stands there twice, first in line {seen[name]}",
+                             where=path, hint="take the organisers' own list")
+        if "/" in name or "\\" in name or name.startswith(".") or "," in name:
+            raise InputError(f"line {number}: {name[:80]!r} is no trial's name", where=path,
+                             hint="the list has one trial a line and nothing else")
+        seen[name] = number
+    return list(seen)
+
+
+def write_folder(said: Mapping[str, NDArray[np.int64]], classes: tuple[str, ...], out: Path) -> None:
+    """Put ``<trial>.txt`` for every trial into the new folder `out`, all of them or none.
+
+    Parameters
+    ----------
+    said : trial -> class of every frame, ``(n,)``.
+    """
+    header = ",".join(classes).encode() + b"\n"
+    endings = [b"%d\n" % place for place in range(len(classes))]
+    with atomic_io.making_folder(out) as temporary:
+        for trial, values in said.items():
+            body = b"".join([endings[place] for place in values.tolist()])
+            (temporary / f"{trial}.txt").write_bytes(header + body)
+
 
 FIRST = "image_location"
 PICTURES = (b".jpg", b".jpeg", b".png")
 MOST_FRAMES = 10_000_000
 KNOWN = (labels.SETS["abaw8"], labels.SETS["abaw7"])
-OWN = "take the organisers' own file"
+SINGLE_FILE_OWN = "take the organisers' own file"
 ROWS_A_WRITE = 50_000
 
 
@@ -72,7 +437,7 @@ def classes_of(path: Path) -> tuple[str, ...]:
                      hint=f"expected is {','.join((FIRST, *KNOWN[0]))}")
 
 
-def read(path: Path) -> Template:
+def read_template(path: Path) -> Template:
     """Return the template at `path`, every row of it checked.
 
     Raises
@@ -96,12 +461,12 @@ def read(path: Path) -> Template:
         frames.append(row.frame)
         before = row.trial
     if not trials:
-        raise InputError("the template has a header and no rows", where=path, hint=OWN)
+        raise InputError("the template has a header and no rows", where=path, hint=SINGLE_FILE_OWN)
     named = {text(trial, 1, path): np.array(frames, np.int64) for trial, frames in trials.items()}
     return Template(path, header, classes, named)
 
 
-def write(template: Template, said: NDArray[np.int16], out: Path) -> None:
+def write_single_file(template: Template, said: NDArray[np.int16], out: Path) -> None:
     """Put the submission at `out`, whole or not at all.
 
     Parameters
@@ -140,4 +505,4 @@ def _rows(every: Iterator[bytes], classes: int, path: Path) -> Iterator[Row]:
 
 def _disorder(row: Row, number: int, path: Path, why: str) -> InputError:
     return InputError(f"line {number}, {row.location.decode(errors='replace')}, is out of order: {why}", where=path,
-                      hint=OWN)
+                      hint=SINGLE_FILE_OWN)

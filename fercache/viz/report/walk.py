@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,12 +15,143 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache import metrics, oof
-from fercache.oof import Pages
-from fercache.results import told_part
-from fercache.results.io import Predictions
-from fercache.results.told_part import Told
-from fercache.viz.report.curve_part import Curve
-from fercache.viz.report.thin_part import Thin, bytes_a_point, points, thin
+from fercache.oof import Page, Pages
+from fercache.results import io, smoothing
+from fercache.results.io import Predictions, Told
+
+# How the score depends on the half-width of smoothing, of the heads' mean, on out-of-fold frames only.
+
+WIDTHS_S = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0)
+"""Half-widths that are tried, in seconds."""
+
+
+class Curve:
+    """Confusion matrices by half-width, added up trial by trial; only trials that a fold held out count."""
+
+    def __init__(self, classes: Sequence[str], metric: str) -> None:
+        self.metric = metric
+        self.counts = np.zeros((len(WIDTHS_S), len(classes), len(classes)), np.int64)
+
+    def add(self, page: Page) -> None:
+        """Count one trial; one without a label, without a face or without a fold counts nothing."""
+        if page.fold < 0 or not (page.label >= 0).any() or not page.valid.any():
+            return
+        mean = np.mean([_log_softmax(values) for values in page.logits.values()], axis=0)
+        label = page.label.astype(np.int64)
+        for i, width_s in enumerate(WIDTHS_S):
+            smooth = smoothing.moving_mean(mean, page.valid, smoothing.reach(page.time_s, width_s, width_s))
+            self.counts[i] += metrics.confusion(label, smooth.argmax(1), len(self.counts[i]))
+
+    def scores(self) -> NDArray[np.float64]:
+        """Return the data set's own metric at each half-width, ``(len(WIDTHS_S),)``."""
+        return np.asarray(metrics.official(self.metric)(self.counts), float)
+
+
+def _log_softmax(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = values.astype(float) - values.max(1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
+
+
+# Drawing many frames with few points, honestly: of each stretch the smallest and the largest value are kept.
+
+STEPS = 250
+"""A probability is drawn in so many steps: one byte, and half a step (.002) is less than a pixel."""
+UNKNOWN = 255
+BYTES_FIXED = 6
+"""Bytes a point beside lines and strips: the time, the shares of wrong frames and of frames without a face."""
+
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thin:
+    """A clip as it is drawn: N points, each standing for a stretch of one or more frames.
+
+    Attributes
+    ----------
+    time_s : (N + 1,) float32, where each stretch begins, and where the last one ends.
+    low, high : (N, C) smallest and largest probability in each stretch, in 1 / STEPS; equal where it is one frame.
+    strips : name -> (N,) the class that most frames of the stretch have, UNKNOWN where that is none.
+    wrong, gap : (N,) share of frames told wrong, and without a face, in 1 / STEPS, rounded up: none is lost.
+    """
+
+    frames: int
+    time_s: NDArray[np.float32]
+    low: Bytes
+    high: Bytes
+    strips: dict[str, Bytes]
+    wrong: Bytes
+    gap: Bytes
+
+    @property
+    def whole(self) -> bool:
+        """Whether every frame is drawn."""
+        return len(self.wrong) == self.frames
+
+    def packed(self) -> str:
+        """Return the arrays one after the other, in base64: time, low, high (unless `whole`), strips, wrong, gap."""
+        lines = [self.low] if self.whole else [self.low, self.high]
+        arrays = [self.time_s.astype("<f4"), *lines, *self.strips.values(), self.wrong, self.gap]
+        return base64.b64encode(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).decode()
+
+
+def thin(told: Told, heads: dict[str, NDArray[np.integer]], most: int) -> Thin:
+    """Return a clip drawn with at most `most` points.
+
+    Parameters
+    ----------
+    heads : name -> (T,) the class that each head says.
+    """
+    frames, classes = told.shares.shape
+    border = np.linspace(0, frames, min(frames, most) + 1).astype(np.int64)
+    start, number = border[:-1], np.diff(border)
+    strips = {"truth": told.label, "prediction": told.said, **heads}
+    return Thin(frames=frames, time_s=np.append(told.time_s[start], _end(told.time_s)).astype(np.float32),
+                low=_rounded(np.minimum.reduceat(told.shares, start)),
+                high=_rounded(np.maximum.reduceat(told.shares, start)),
+                strips={name: _most(values, start, classes) for name, values in strips.items()},
+                wrong=_share(told.wrong, start, number), gap=_share(~told.valid, start, number))
+
+
+def bytes_a_point(classes: int, strips: int) -> int:
+    """Return how many bytes one point of a thinned clip takes, before base64."""
+    return BYTES_FIXED + 2 * classes + strips
+
+
+def points(lengths: Sequence[int], bytes_each: int, budget: int, most: int, least: int) -> int:
+    """Return the largest number of points a clip, between `least` and `most`, with which all clips fit `budget` bytes.
+    """
+    frames = np.array(lengths, np.int64)
+    low, high = least, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = np.minimum(frames, middle).sum() * bytes_each * 4 / 3 <= budget
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
+
+
+def _end(time_s: NDArray[np.float64]) -> float:
+    """Return where the last frame ends: as long after it as the usual frame is long."""
+    step_s = float(np.median(np.diff(time_s))) if len(time_s) > 1 else 0.04
+    return float(time_s[-1]) + step_s
+
+
+def _rounded(shares: NDArray[np.float64]) -> Bytes:
+    return np.asarray(np.clip(np.rint(shares * STEPS), 0, STEPS), np.uint8)
+
+
+def _share(mask: NDArray[np.bool_], start: NDArray[np.int64], number: NDArray[np.int64]) -> Bytes:
+    return np.asarray(np.ceil(np.add.reduceat(mask.astype(np.int64), start) / number * STEPS), np.uint8)
+
+
+def _most(values: NDArray[np.integer], start: NDArray[np.int64], classes: int) -> Bytes:
+    """Return the class that is most frequent in each stretch, of equals the first."""
+    if len(start) == len(values):
+        return np.asarray(np.where(values < 0, UNKNOWN, values), np.uint8)
+    each = np.where(values < 0, classes, values)[:, None] == np.arange(classes + 1)
+    found = np.add.reduceat(each.astype(np.int32), start).argmax(1)
+    return np.asarray(np.where(found == classes, UNKNOWN, found), np.uint8)
+
 
 BUDGET = 14_000_000
 """Bytes of the page that timelines may take; with the plotting library (4.8 MB) and pictures it stays under 30 MB."""
@@ -108,11 +240,11 @@ def walk(preds: Path, book: Path | None) -> Walk:
     lengths = Predictions(preds).lengths()
     with ExitStack() as stack:
         pages = stack.enter_context(oof.pages(book)) if book is not None else None
-        found = Walk(classes=told_part.classes(preds), heads=pages.heads if pages else ())
+        found = Walk(classes=io.classes(preds), heads=pages.heads if pages else ())
         each = bytes_a_point(len(found.classes), 2 + len(found.heads))
         found.most = points(list(lengths.values()), each, BUDGET, MOST_POINTS, LEAST_POINTS)
         found.curve = Curve(found.classes, pages.metric) if pages else None
-        found.clips = [_clip(found, name, rows, pages) for name, rows in told_part.each(preds)]
+        found.clips = [_clip(found, name, rows, pages) for name, rows in io.each(preds)]
     found.clips = list(_affordable(sorted(found.clips, key=ClipDrawn.rank), each))
     found.mistakes = sorted(found.mistakes, key=lambda m: (-m.share, m.clip, m.start_s))[:MISTAKES]
     return found

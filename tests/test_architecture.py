@@ -1,0 +1,112 @@
+"""The layout: imports go down only, class names are unique, help is light."""
+
+from __future__ import annotations
+
+import ast
+import resource
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "fercache"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+ORDER = ("errors", "config", "runtime", "metrics", "run_log", "media", "data", "recipe", "backbones", "faces", "store",
+         "oof", "results", "heads", "logits_import", "extraction", "training", "stacking", "maintenance", "diagnostics",
+         "viz", "inference", "cli", "__main__")
+"""Folders and modules of the package, in the order of the pipeline: each imports only what stands before it."""
+
+HEAVY = ("av", "h5py", "lightgbm", "matplotlib", "onnxruntime", "openvino", "plotly", "pyarrow", "sklearn",
+         "tensorboard", "torch", "torchvision", "zarr")
+
+
+def part_of(module: str) -> str:
+    """Return the folder or top-level module that a dotted name below fercache belongs to, "" for the package."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def module_of(path: Path) -> str:
+    """Return a file's dotted name."""
+    parts = ("fercache", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def imported(path: Path, *, at_runtime: bool = False) -> set[str]:
+    """Return the modules of fercache that a file imports, inside functions too.
+
+    Parameters
+    ----------
+    at_runtime : leave out what is imported for type checkers only.
+    """
+    tree = ast.parse(path.read_text())
+    typing_only: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            typing_only.update(child for part in node.body for child in ast.walk(part))
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if at_runtime and node in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.update(f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in MODULES else str(node.module)
+                         for alias in node.names)
+    return {name for name in names if name in MODULES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down(path: Path) -> None:
+    here = part_of(module_of(path))
+    if not here:  # the package itself offers functions of several parts
+        return
+    for name in imported(path):
+        there = part_of(name)
+        assert not there or there == here or ORDER.index(there) < ORDER.index(here), f"{here} imports {there} ({name})"
+
+
+def test_every_part_has_a_place_in_the_order() -> None:
+    assert {part_of(name) for name in MODULES} - {""} == set(ORDER)
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = {name: imported(path, at_runtime=True) - {name, "fercache"} for name, path in MODULES.items()}
+    while ready := {name for name, needs in graph.items() if not needs & graph.keys()}:
+        graph = {name: needs for name, needs in graph.items() if name not in ready}
+    assert not graph, f"a cycle among {sorted(graph)}"
+
+
+def test_class_names_are_unique() -> None:
+    names = Counter(node.name for path in FILES for node in ast.walk(ast.parse(path.read_text()))
+                    if isinstance(node, ast.ClassDef) and not node.name.startswith("_"))
+    assert not [name for name, times in names.items() if times > 1]
+
+
+def test_every_folder_says_what_it_does_and_where_to_begin() -> None:
+    for path in FILES:
+        if path.name == "__init__.py" and path.parent != PACKAGE:
+            text = ast.get_docstring(ast.parse(path.read_text())) or ""
+            assert "first" in text, f"{path}: the docstring names no file to open first"
+
+
+@pytest.mark.parametrize("heavy", HEAVY)
+def test_help_imports_nothing_heavy(heavy: str) -> None:
+    code = f"import sys; from fercache.cli import main; sys.exit({heavy!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_is_quick() -> None:
+    """Best of three, in seconds of the processor: the machine may be busy, the program may not."""
+    def once() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "fercache", "--help"], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert min(once() for _ in range(3)) < 0.6
