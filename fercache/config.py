@@ -30,7 +30,7 @@ def option(default: Any, help: str, *, choices: tuple[str, ...] = (), numbers: b
                                             "high": high})
 
 
-def digest(value: Any) -> str:
+def fingerprint_of(value: Any) -> str:
     """Return the sha256 (hex) of a JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -49,7 +49,7 @@ class Config:
 
     def fingerprint(self, **more: Any) -> str:
         """Return the sha256 (hex) over every choice that changes numbers, and over `more` (JSON values)."""
-        return digest({**self.settings(), **more})
+        return fingerprint_of({**self.settings(), **more})
 
 
 def _plain(value: Any) -> Any:
@@ -86,7 +86,7 @@ class DatasetConfig(Config):
     edition: str = option("", "Part of the path of the annotations to use, where there are several (e.g. 6th_ABAW).")
     fold: int = option(0, "Published fold whose test list is held out, from 1 (0: the set's first, or none).",
                        low=0, high=100)
-    take: str = option("auto", "Where a set is there as pictures and as videos: crops, video, or auto (crops first).",
+    source: str = option("auto", "Where a set is there as pictures and as videos: crops, video, or auto (crops first).",
                        choices=("auto", "crops", "video"))
     name: str = option("", "Name of this data set in the cache (default: made from the layout and the path).",
                        numbers=False)
@@ -104,7 +104,7 @@ class ExtractConfig(Config):
                           choices=("torch", "openvino"), numbers=False)
     faces: str = option("auto", "mtcnn finds them; cropped takes each picture as a face; auto: by the clip's kind.",
                         choices=("auto", "mtcnn", "cropped"))
-    every: int = option(5, "Frames from one look of the detector to the next; in between faces are followed, and "
+    detect_every: int = option(5, "Frames from one look of the detector to the next; in between faces are followed, and "
                            "looked for where that is not sure (1: each frame).", low=1, high=64)
     detect_px: int = option(0, "Longer side that pictures are reduced to for the detector (0: as they are).", low=0,
                             high=16384)
@@ -114,18 +114,18 @@ class ExtractConfig(Config):
     people: str = option("main", "Whom rows are of: the main person of a clip; all, as CLIP#1 (the main person), "
                                  "CLIP#2 ..; or its two, as CLIP_left and CLIP_right.",
                          choices=("main", "all", "left/right"))
-    views: int = option(1, "Looks at each face: the plain crop, its mirror image, then moved, turned and lit ones.",
+    augmentations: int = option(1, "Looks at each face: the plain crop, its mirror image, then moved, turned and lit ones.",
                         low=1, high=64)
-    damaged: str = option("fail", "A video that ends before its stated length: fail the clip, or keep what decodes.",
+    on_truncated: str = option("fail", "A video that ends before its stated length: fail the clip, or keep what decodes.",
                           choices=("fail", "keep"))
     crop_fps: float = option(30.0, "Frames a second of crop folders, which have no clock.", low=1e-3, high=1e6)
     thumbnails: bool = option(False, "Keep a small picture of the face about every second, for the report.",
                               numbers=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", numbers=False)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
-    in_flight: int = option(0, "Clips at work at once (0: two more than threads; 12 on a GPU).", numbers=False, low=0,
+    concurrent_clips: int = option(0, "Clips at work at once (0: two more than threads; 12 on a GPU).", numbers=False, low=0,
                             high=256)
-    strict: bool = option(False, "Compare every byte of each source with what was stored, not samples.", numbers=False)
+    verify_sources: bool = option(False, "Compare every byte of each source with what was stored, not samples.", numbers=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +136,13 @@ class TrainConfig(Config):
     taps: tuple[str, ...] = option(("block8", "repeat_2", "repeat_1-3x3"), "Which taps the heads see.")
     join: tuple[str, ...] = option((), "Stores of other features (`fercache import`) to join: NAME or path; all their "
                                    "taps are seen, or those that --taps names as NAME/tap.", numbers=False)
-    standardise: str = option("train", "Features: by the training rows' mean and spread, or each clip by its own.",
+    normalize: str = option("train", "Features: by the training rows' mean and spread, or each clip by its own.",
                               choices=("train", "clip"))
-    views: str = option("draw", "Other views of a crop (mirrored ...), where the store has them: drawn, or not used.",
+    augmentations: str = option("draw", "Other views of a crop (mirrored ...), where the store has them: drawn, or not used.",
                         choices=("draw", "off"))
-    evidence: str = option("held-out", "What temporal heads read: the frame head's word on groups it did not learn "
+    temporal_input: str = option("held-out", "What temporal heads read: the frame head's word on groups it did not learn "
                            "from, or the features.", choices=("held-out", "off"))
-    members: int = option(4, "Trainings of a head in a fold, each watched by another part of the groups; their mean "
+    ensemble: int = option(4, "Trainings of a head in a fold, each watched by another part of the groups; their mean "
                           "speaks.", low=1, high=20)
     loss: str = option("", "Loss (default: the head's own).", choices=("", *LOSSES))
     label_smoothing: float = option(-1.0, "Share of the truth given to all classes (-1: the head's own).", low=-1,
@@ -159,11 +159,11 @@ class TrainConfig(Config):
     ema: float = option(-1.0, "Decay of the average of weights (-1: the head's own, 0: none).", low=-1, high=0.99999)
     mixup: float = option(-1.0, "Mixing of windows, alpha (-1: the head's own, 0: none).", low=-1, high=10)
     noise: float = option(-1.0, "Noise on standardised features (-1: the head's own, 0: none).", low=-1, high=10)
-    hide_s: float = option(-1.0, "Longest stretch hidden from temporal heads in training (-1: the head's own).", low=-1,
+    time_mask_s: float = option(-1.0, "Longest stretch hidden from temporal heads in training (-1: the head's own).", low=-1,
                            high=60)
     level: str = option("frame", "One prediction a frame, or one a clip (attention pooling in the temporal heads).",
                         choices=("frame", "clip"))
-    tail: str = option("", "Map tap that the frame head trains the backbone's own last blocks on (mixed_7a-map ...).")
+    finetune_tap: str = option("", "Map tap that the frame head trains the backbone's own last blocks on (mixed_7a-map ...).")
     precision: str = option("auto", "Arithmetic of training; auto: bf16 on a GPU, float32 on a CPU.",
                             choices=("auto", "float32", "bf16"))
     memory: str = option("auto", "Features in RAM, mapped from a file in the cache, or mapped where RAM is too small.",
@@ -190,7 +190,7 @@ class TrainConfig(Config):
 class StackConfig(Config):
     """Stage two, b (`stages/stack.toml`)."""
 
-    final: str = option("auto", "What preds.csv holds: auto (what won out of fold), or a column: stack, logistic, "
+    select: str = option("auto", "What preds.csv holds: auto (what won out of fold), or a column: stack, logistic, "
                         "smooth, mean, a head.")
     logits: tuple[str, ...] = option((), "Imported logits that join the heads (see `fercache logits import`).")
     force: bool = option(False, "Learn from imported logits even where they were declared in-sample.")
@@ -200,7 +200,7 @@ class StackConfig(Config):
     causal: bool = option(False, "Look at no later frame than the one that is spoken of.")
     refit: str = option("none", "all: learn from the validation split too, for a submission; no score is shown for it.",
                         choices=("none", "all"))
-    gaps: str = option("nearest", "Frames without a face: left unfilled, the nearest face's prediction, a line between "
+    missing_faces: str = option("nearest", "Frames without a face: left unfilled, the nearest face's prediction, a line between "
                        "the two around, or left to the temporal heads' mask.",
                        choices=("none", "nearest", "linear", "mask"))
     seed: int = option(0, "Seed of everything random.", low=0, high=2**31 - 1)
@@ -244,7 +244,7 @@ class SubmitConfig(Config):
     map: str = option("", "Where classes differ: names (go by the names all the same) or A=B,C=D; nothing: refuse.")
     rows: str = option("strict", "strict: refuse rows that are missing or too many; template: the organisers' rows are "
                        "written, ours are filled or left out, and it is told.", choices=("strict", "template"))
-    gaps: str = option("nearest", "What fills rows that the predictions lack.", choices=("nearest", "linear"))
+    missing_faces: str = option("nearest", "What fills rows that the predictions lack.", choices=("nearest", "linear"))
 
 
 @dataclass(frozen=True, kw_only=True)

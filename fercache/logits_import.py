@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.config import LogitsConfig, digest
+from fercache.config import LogitsConfig, fingerprint_of
 from fercache.data import folds, tables
-from fercache.data.base import UNKNOWN, printable, some
+from fercache.data.base import UNKNOWN, printable, shorten_list
 from fercache.data.table import MOST_FRAMES, SPLITS
 from fercache.errors import InputError
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +71,12 @@ def path_of(cache: Path, dataset: str, name: str) -> Path:
     return folder_of(cache, dataset) / f"{name}.h5"
 
 
-def names(cache: Path, dataset: str) -> list[str]:
+def imported_names(cache: Path, dataset: str) -> list[str]:
     """Return the names of all imported logits of a data set."""
     return sorted(path.stem for path in folder_of(cache, dataset).glob("*.h5"))
 
 
-def load(cache: Path, dataset: str, wanted: Sequence[str]) -> list[LogitBook]:
+def load(cache: Path, dataset: str, wanted: Sequence[str]) -> list[OofLogits]:
     """Return imported logits by name.
 
     Raises
@@ -87,12 +87,12 @@ def load(cache: Path, dataset: str, wanted: Sequence[str]) -> list[LogitBook]:
     for name in wanted:
         if not path_of(cache, dataset, name).is_file():
             raise InputError(f"no imported logits {name!r}", where=f"data set {dataset}",
-                             hint=f"there are: {some(names(cache, dataset)) or 'none'}; import them with "
+                             hint=f"there are: {shorten_list(imported_names(cache, dataset)) or 'none'}; import them with "
                                   f"`fercache logits import {name} --table FILE`")
-    return [LogitBook.load(path_of(cache, dataset, name)) for name in wanted]
+    return [OofLogits.load(path_of(cache, dataset, name)) for name in wanted]
 
 
-def run(name: str, config: LogitsConfig, dataset: str, cache: Path) -> tuple[Path, LogitBook]:
+def import_logits(name: str, config: LogitsConfig, dataset: str, cache: Path) -> tuple[Path, OofLogits]:
     """Return where the logits of a table were put, and the book they make.
 
     Parameters
@@ -113,7 +113,7 @@ def run(name: str, config: LogitsConfig, dataset: str, cache: Path) -> tuple[Pat
         raise InputError(f"{name!r} cannot name a source", where="logits import",
                          hint=f"use letters, digits and underscores; {', '.join(TAKEN)} are taken")
     table = Path(config.table)
-    with tables.opened(table) as lines:
+    with tables.open_table(table) as lines:
         layout = _layout([word.strip() for word in next(lines, ())], table)
         people = _collect(lines, layout, config)
     if not people:
@@ -132,7 +132,7 @@ def _layout(header: Sequence[str], path: Path) -> _Layout:
     rest = [(i, word) for i, word in enumerate(header) if word.casefold() not in KNOWN]
     prefixes = {word.split("_", 1)[0] + "_" for _, word in rest}
     if "clip" not in at or len(rest) < 2 or len(prefixes) != 1 or not all("_" in word for _, word in rest):
-        raise InputError(f"no table of predictions (columns: {some(header, 12)})", where=path,
+        raise InputError(f"no table of predictions (columns: {shorten_list(header, 12)})", where=path,
                          hint="columns: clip[,frame][,person][,label][,split][,group], then p_CLASS or logit_CLASS for "
                               "each class")
     prefix = prefixes.pop()
@@ -180,7 +180,7 @@ def _take(people: dict[str, _Person], values: Sequence[str], layout: _Layout, co
     mine.values.extend(float(values[i]) for i in layout.values)
 
 
-def _book(name: str, people: dict[str, _Person], layout: _Layout, config: LogitsConfig, dataset: str) -> LogitBook:
+def _book(name: str, people: dict[str, _Person], layout: _Layout, config: LogitsConfig, dataset: str) -> OofLogits:
     """Return the book of a table."""
     trials = sorted(people)
     parts = [_clock(trial, people[trial], layout) for trial in trials]
@@ -193,11 +193,12 @@ def _book(name: str, people: dict[str, _Person], layout: _Layout, config: Logits
             "level": "frame" if layout.frames else "clip", "only": config.only, "settings": {}}
     logits = np.concatenate([part["logits"] for part in parts])
     fold, fixed = _folds(group, split, label, offsets, len(layout.classes), config)
-    return LogitBook(dataset=dataset, classes=layout.classes, metric="macro_f1", notice="", heads=(name,),
+    return OofLogits(dataset=dataset, classes=layout.classes, metric="macro_f1", notice="", heads=(name,),
                      trials=tuple(trials), group=group, split=split, fold=fold, offsets=offsets, index=index,
                      time_s=np.concatenate([(part["index"] - part["index"][0]) / config.fps for part in parts]),
                      valid=np.concatenate([part["valid"] for part in parts]), label=label, logits={name: logits},
-                     provenance=said, fingerprint=digest([said, config.settings(), _digest(logits, label, index)]),
+                     provenance=said, fingerprint=fingerprint_of([said, config.settings(),
+                                                                  _digest(logits, label, index)]),
                      epochs_fixed=fixed, clip=tuple(people[t].clip for t in trials),
                      declared={name: config.provenance})
 
@@ -252,6 +253,6 @@ def _folds(group: Sequence[str], split: Sequence[str], label: NDArray[np.int16],
     labelled = {g for g, n in zip(group, counts.sum(1), strict=True) if n}
     if len(labelled) < 2:
         return np.full(len(group), -1, np.int16), True
-    fold = folds.assign([g if t else "" for g, t in zip(group, training, strict=True)], counts, config.folds,
+    fold = folds.assign_folds([g if t else "" for g, t in zip(group, training, strict=True)], counts, config.folds,
                         config.seed)
     return np.where(training, fold, -1).astype(np.int16), len(labelled) < folds.MIN_GROUPS_TO_CHOOSE

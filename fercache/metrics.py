@@ -197,7 +197,7 @@ def _percentiles(values: Values) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def scores(matrices: Counts, classes: Sequence[str], metric: str, resampler: Resampler) -> Scores:
+def score_predictions(matrices: Counts, classes: Sequence[str], metric: str, resampler: Resampler) -> Scores:
     """Return every figure of a column from its confusion matrices, one a group, ``(G, C, C)``."""
     total = matrices.sum(0)
     figures = {name: float(figure(total)) for name, figure in FIGURES.items()}

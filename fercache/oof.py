@@ -23,7 +23,7 @@ OUT_OF_FOLD, HELD_OUT, IN_SAMPLE = "out-of-fold", "held-out", "in-sample"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogitBook:
+class OofLogits:
     """What the heads said, row by row; a row is a frame of a trial's clock.
 
     Attributes
@@ -72,7 +72,7 @@ class LogitBook:
         return self.clip or self.trials
 
     @property
-    def tainted(self) -> tuple[str, ...]:
+    def leaky_heads(self) -> tuple[str, ...]:
         """The heads that were fitted on rows which they speak of here as if out of fold."""
         held = any(f >= 0 for f in self.fold)
         return tuple(head for head in self.heads if held and self.declared.get(head) == IN_SAMPLE)
@@ -81,7 +81,7 @@ class LogitBook:
         """Return the rows of the trial of that position."""
         return slice(int(self.offsets[trial]), int(self.offsets[trial + 1]))
 
-    def spread(self, per_trial: Any) -> NDArray[Any]:
+    def per_row(self, per_trial: Any) -> NDArray[Any]:
         """Return a value a trial, ``(N,)``, as a value a row, ``(R,)``."""
         return np.repeat(np.asarray(per_trial), np.diff(self.offsets))
 
@@ -101,7 +101,7 @@ class LogitBook:
                 file[f"logits/{head}"] = values
 
     @classmethod
-    def load(cls, path: Path) -> LogitBook:
+    def load(cls, path: Path) -> OofLogits:
         """Return the book at `path`.
 
         Raises
@@ -139,7 +139,7 @@ def _read(file: h5py.File) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Page:
+class TrialLogits:
     """One trial of a book: what stands there of it, ``(T,)`` columns and ``(T, C)`` logits a head."""
 
     split: str
@@ -151,7 +151,7 @@ class Page:
     logits: dict[str, NDArray[np.float32]]
 
 
-class Pages:
+class OofReader:
     """A book of any size, opened to be read trial by trial: of the frames only those of the trial at hand are read."""
 
     def __init__(self, file: h5py.File) -> None:
@@ -170,17 +170,17 @@ class Pages:
         """Return the split and the group of a trial."""
         return self.split[self._place[trial]], self.group[self._place[trial]]
 
-    def page(self, trial: str) -> Page:
+    def trial(self, trial: str) -> TrialLogits:
         """Return what stands of one trial."""
         i = self._place[trial]
         rows = slice(int(self._offsets[i]), int(self._offsets[i + 1]))
-        return Page(split=self.split[i], group=self.group[i], fold=int(self.fold[i]),
+        return TrialLogits(split=self.split[i], group=self.group[i], fold=int(self.fold[i]),
                     **{name: self._file[f"frame/{name}"][rows] for name in ("time_s", "valid", "label")},
                     logits={head: self._file[f"logits/{head}"][rows] for head in self.heads})
 
 
 @contextmanager
-def pages(path: Path) -> Iterator[Pages]:
+def open_oof(path: Path) -> Iterator[OofReader]:
     """Yield the book at `path`, to be read trial by trial.
 
     Raises
@@ -191,17 +191,17 @@ def pages(path: Path) -> Iterator[Pages]:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise _no_book(path, error) from error
+        raise _not_oof_logits(path, error) from error
     with file:
         try:
             if file.attrs.get("format") != FORMAT:
                 raise ValueError(f"format {file.attrs.get('format')!r}, this fercache reads {FORMAT}")
-            book = Pages(file)
+            book = OofReader(file)
         except (KeyError, ValueError, TypeError) as error:
-            raise _no_book(path, error) from error
+            raise _not_oof_logits(path, error) from error
         yield book
 
 
-def _no_book(path: Path, error: Exception) -> StoreError:
+def _not_oof_logits(path: Path, error: Exception) -> StoreError:
     return StoreError(f"no readable book of logits ({error})", where=path,
                       hint="run `fercache train-heads` (remove the file first if it is damaged)")

@@ -29,7 +29,7 @@ RECIPES: dict[str, type[Config]] = {"dataset": DatasetConfig, "extract": Extract
                                     "ablation": AblationConfig, "audit": AuditConfig, "logits-import": LogitsConfig}
 
 
-def load(stages: Path, command: str) -> dict[str, Any]:
+def load_recipe(stages: Path, command: str) -> dict[str, Any]:
     """Return what the recipe of `command` says, ``{}`` where there is none.
 
     Parameters
@@ -56,7 +56,7 @@ def load(stages: Path, command: str) -> dict[str, Any]:
     return {key: _checked(path, key, value) for key, value in said.items()}
 
 
-def where(stages: Path, command: str) -> str:
+def recipe_path(stages: Path, command: str) -> str:
     """Return how the log names the recipe of `command`."""
     path = stages / f"{command}.toml"
     return str(path) if path.is_file() else "built-in defaults"

@@ -20,7 +20,7 @@ KEPT = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rate:
+class ExtractionRate:
     """One measured run of stage one.
 
     Attributes
@@ -46,25 +46,25 @@ class Rate:
         return self.frames / self.seconds
 
 
-def _path(cache: Path) -> Path:
+def _rates_path(cache: Path) -> Path:
     return cache / "rates.json"
 
 
-def record(cache: Path, rate: Rate) -> None:
+def record_rate(cache: Path, rate: ExtractionRate) -> None:
     """Keep a measurement, if it is over enough frames to be one."""
     if rate.frames >= FEWEST_FRAMES and rate.seconds > 0:
-        atomic_io.write_json(_path(cache), [asdict(one) for one in (*every(cache), rate)][-KEPT:])
+        atomic_io.write_json(_rates_path(cache), [asdict(one) for one in (*every(cache), rate)][-KEPT:])
 
 
-def every(cache: Path) -> list[Rate]:
+def every(cache: Path) -> list[ExtractionRate]:
     """Return all measurements, the oldest first; none where the file is absent or is not ours."""
     try:
-        return [Rate(**entry) for entry in atomic_io.read_json(_path(cache))]
+        return [ExtractionRate(**entry) for entry in atomic_io.read_json(_rates_path(cache))]
     except (OSError, InputError, TypeError):
         return []
 
 
-def latest(cache: Path, faces: str, backbone: str, views: int) -> Rate | None:
+def latest_rate(cache: Path, faces: str, backbone: str, views: int) -> ExtractionRate | None:
     """Return the newest measurement of this way to find faces, this CNN and so many views of each face."""
     fits = [rate for rate in every(cache) if (rate.faces, rate.backbone, rate.views) == (faces, backbone, views)]
     return fits[-1] if fits else None
@@ -80,12 +80,12 @@ MOST = 1000
 """Runs that are kept a data set; the oldest go."""
 
 
-def path_of(cache: Path, dataset: str) -> Path:
+def runs_path(cache: Path, dataset: str) -> Path:
     """Return where the runs over a data set are noted."""
     return cache / "runs" / dataset / "runs.json"
 
 
-def note(cache: Path, dataset: str, stage: str, made: str, seconds: float, **figures: Any) -> None:
+def record_run(cache: Path, dataset: str, stage: str, made: str, seconds: float, **figures: Any) -> None:
     """Note that a run of `stage` that did work ended.
 
     Parameters
@@ -97,17 +97,17 @@ def note(cache: Path, dataset: str, stage: str, made: str, seconds: float, **fig
     -----
     Names no clip, so that there is nothing in it to forget. A run that was killed is not noted.
     """
-    path = path_of(cache, dataset)
+    path = runs_path(cache, dataset)
     ended = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     entry = {"stage": stage, "made": made, "seconds": round(seconds, 3), "ended": ended, "fercache": __version__,
              **figures}
     with atomic_io.lock(path.with_suffix(".lock"), wait=True):
-        atomic_io.write_json(path, {"format": FORMAT, "runs": [*noted(cache, dataset), entry][-MOST:]})
+        atomic_io.write_json(path, {"format": FORMAT, "runs": [*recorded_runs(cache, dataset), entry][-MOST:]})
 
 
-def noted(cache: Path, dataset: str) -> list[dict[str, Any]]:
+def recorded_runs(cache: Path, dataset: str) -> list[dict[str, Any]]:
     """Return the runs over a data set, the oldest first; none where nothing readable was noted."""
-    path = path_of(cache, dataset)
+    path = runs_path(cache, dataset)
     try:
         value = atomic_io.read_json(path) if path.is_file() else {}
     except (FercacheError, OSError):  # a note that cannot be read stops no stage and no report
@@ -116,7 +116,7 @@ def noted(cache: Path, dataset: str) -> list[dict[str, Any]]:
     return [run for run in found if isinstance(run, dict)] if isinstance(found, list) else []
 
 
-def total(runs: list[dict[str, Any]], stage: str, made: str) -> dict[str, float]:
+def total_seconds(runs: list[dict[str, Any]], stage: str, made: str) -> dict[str, float]:
     """Return seconds, frames and number of the runs that went into one result of a stage."""
     worked = [run for run in runs if run.get("stage") == stage and run.get("made") == made]
     return {"runs": len(worked), "seconds": float(sum(run.get("seconds", 0.0) for run in worked)),

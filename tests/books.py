@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.data import folds
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 
 CLASSES = ("Neutral", "Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise")
 PRIOR = np.array([0.40, 0.10, 0.05, 0.08, 0.16, 0.12, 0.09])
@@ -20,7 +20,7 @@ FPS = 30
 
 
 def simulate(*, groups: int = 20, frames: int = 240, validation: int = 0, heads: tuple[str, ...] = HEADS,
-             skill: float = 1.6, seed: int = 0, **more: Any) -> LogitBook:
+             skill: float = 1.6, seed: int = 0, **more: Any) -> OofLogits:
     """Return a book of one trial a group, the last `validation` groups in no fold.
 
     Parameters
@@ -40,9 +40,10 @@ def simulate(*, groups: int = 20, frames: int = 240, validation: int = 0, heads:
     names = tuple(f"video{i:05d}" for i in range(total))
     counts = np.array([np.bincount(label[a:b], minlength=7) for a, b in pairwise(offsets)])
     counts[groups:] = 0
-    book = LogitBook(dataset="simulated", classes=CLASSES, metric="macro_f1", notice="simulated", heads=heads,
+    book = OofLogits(dataset="simulated", classes=CLASSES, metric="macro_f1", notice="simulated", heads=heads,
                      trials=names, group=names, split=("train",) * groups + ("validation",) * validation,
-                     fold=folds.assign(names, counts, 5, 0), offsets=offsets, index=index, time_s=(index - 1) / FPS,
+                     fold=folds.assign_folds(names, counts, 5,
+                                             0), offsets=offsets, index=index, time_s=(index - 1) / FPS,
                      valid=valid, label=label.astype(np.int16), logits=said, provenance={"simulated": seed},
                      fingerprint=hashlib.sha256(repr((groups, frames, validation, skill, seed)).encode()).hexdigest())
     return replace(book, **more)

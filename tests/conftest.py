@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def linked(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """A folder of a module's own, in whose `cache` are the weights."""
     folder = tmp_path_factory.mktemp("home")
-    weights.ensure("casia-webface", cache / "weights")
+    weights.ensure_weights("casia-webface", cache / "weights")
     (folder / "cache").mkdir()
     (folder / "cache" / "weights").symlink_to(cache.resolve() / "weights")
     return folder
@@ -68,13 +68,13 @@ def cache() -> Path:
 @pytest.fixture(scope="session")
 def weights_at(cache: Path) -> Path:
     """The checkout's folder of weights, once the default ones lie in it."""
-    weights.ensure("casia-webface", cache / "weights")
+    weights.ensure_weights("casia-webface", cache / "weights")
     return cache / "weights"
 
 
 @pytest.fixture(scope="session")
 def face_frames(cache: Path) -> list[NDArray[np.uint8]]:
     """Twelve upright frames, (360, 640, 3), with one real face, out of a clip of the demo."""
-    clips = demo.fetch(cache / "clips")
+    clips = demo.fetch_demo_clips(cache / "clips")
     source = media.open_source(clips / "single_face.mp4", "video")
     return [frame.image for frame in source.pick(range(0, 60, 5)) if frame.image is not None]

@@ -102,11 +102,10 @@ def main() -> None:
     import h5py  # noqa: F401
     import torch  # noqa: F401
 
-    import fercache.cli.maintenance
-    import fercache.extraction.clip
-    import fercache.faces.detector
-    import fercache.stacking.stack
-    import fercache.training.train  # noqa: F401
+
+
+
+
 
     for line in sys.stdin:
         order = json.loads(line)

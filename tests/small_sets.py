@@ -8,7 +8,7 @@ import numpy as np
 
 from fercache.data.base import Dataset, Trial
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import CLOCK
+from fercache.store.layout import FRAME_COLUMNS
 
 CLASSES = ("Calm", "Glad", "Sad")
 TAPS = {"block8": (12,), "repeat_1-3x3": (4, 3, 3)}
@@ -42,13 +42,13 @@ def dataset(root: Path, groups: int = 8, frames: int = 120, validation: int = 2,
 
 def put(store: EmbeddingStore, clip: str, x: np.ndarray, valid: np.ndarray) -> None:
     """Commit a clip of which `x` holds the values of all taps side by side."""
-    clock = np.zeros((len(x), len(CLOCK)))
-    clock[:, CLOCK.index("index")] = np.arange(1, len(x) + 1)
-    clock[:, CLOCK.index("time_s")] = np.arange(len(x)) / FPS
-    clock[:, CLOCK.index("valid")] = valid
+    clock = np.zeros((len(x), len(FRAME_COLUMNS)))
+    clock[:, FRAME_COLUMNS.index("index")] = np.arange(1, len(x) + 1)
+    clock[:, FRAME_COLUMNS.index("time_s")] = np.arange(len(x)) / FPS
+    clock[:, FRAME_COLUMNS.index("valid")] = valid
     with store.writer(clip, source={"sha256": clip}, provenance={"device": "cpu"}) as writer:
         assert writer is not None
-        writer.set_clock(clock)
+        writer.set_frame_table(clock)
         start = 0
         parts = {}
         for tap, shape in TAPS.items():

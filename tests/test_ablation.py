@@ -23,16 +23,16 @@ BASE = TrainConfig()
 
 
 def test_rows_are_changes_of_the_recipe() -> None:
-    assert ablation.parse(["taps=block8+repeat_2;seed=3", "seed=0"], BASE) == {
+    assert ablation.parse_rows(["taps=block8+repeat_2;seed=3", "seed=0"], BASE) == {
         "taps=block8+repeat_2;seed=3": {"taps": ("block8", "repeat_2"), "seed": 3}}, "seed 0 is the default"
     for row, said in (("tap=block8", "did you mean taps"), ("seed=x", "cannot be 'x'"), ("seed", "changes no key"),
                       ("folds=1", "below")):
         with pytest.raises(InputError, match=said):
-            ablation.parse([row], BASE)
+            ablation.parse_rows([row], BASE)
 
 
 def test_every_switch_is_offered() -> None:
-    offered = ablation.parse(ablation.offered(BASE), BASE)
+    offered = ablation.parse_rows(ablation.offered_rows(BASE), BASE)
     tried = {key for changed in offered.values() for key in changed}
     for entry in fields(TrainConfig):
         one_of_several = entry.metadata["choices"] and isinstance(getattr(BASE, entry.name), str)
@@ -58,14 +58,14 @@ def test_figures_are_paired_over_groups() -> None:
     usual = [rng.integers(0, 40, (20, 3, 3)) for _ in range(2)]
     better = [m + 6 * np.eye(3, dtype=np.int64) for m in usual]
     sampler = metrics.Resampler(20, 400, 0)
-    same, figure = (ablation.figure(ours, usual, sampler) for ours in (usual, better))
+    same, figure = (ablation.figure_of(ours, usual, sampler) for ours in (usual, better))
     assert same.difference == 0 and same.difference_interval == (0, 0) and not same.sure
     assert figure.sure and figure.difference_interval is not None and figure.interval is not None
     low, high = figure.difference_interval
     assert low <= figure.difference <= high and high - low < .5 * (figure.interval[1] - figure.interval[0])
     each = [float(metrics.macro_f1(m.sum(0))) for m in better]
     assert figure.macro_f1 == pytest.approx(np.mean(each)) and figure.spread == pytest.approx(np.std(each, ddof=1))
-    few = ablation.figure(better, usual, metrics.Resampler(5, 400, 0))
+    few = ablation.figure_of(better, usual, metrics.Resampler(5, 400, 0))
     assert few.interval is None and few.difference_interval is None and not few.sure
 
 
@@ -140,14 +140,14 @@ def test_labels_of_reported_splits_have_no_say(home: Path, tmp_path: Path) -> No
 def test_a_row_that_fails_does_not_stop_the_others(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fercache.training import train
 
-    real = train.run
+    real = train.train_heads
 
     def fails(dataset: object, store: object, config: TrainConfig, *more: object, **named: object) -> object:
         if config.taps == ("repeat_1",):
             raise FercacheError("a training process was killed")
         return real(dataset, store, config, *more, **named)
 
-    monkeypatch.setattr(train, "run", fails)
+    monkeypatch.setattr(train, "train_heads", fails)
     done = call(home, "ablation", *BASICS[:-1], "1", "--rows", "taps=repeat_1,taps=conv2d_4b", "--out",
                 tmp_path / "t.csv")
     assert done.exit_code == 1
@@ -156,7 +156,7 @@ def test_a_row_that_fails_does_not_stop_the_others(home: Path, tmp_path: Path, m
 
 
 def test_quick_and_wrong_calls(home: Path, tmp_path: Path) -> None:
-    base, config = ablation.quick(replace(BASE, folds=5), AblationConfig())
+    base, config = ablation.quick_config(replace(BASE, folds=5), AblationConfig())
     assert (base.folds, config.repeats) == (3, 1)
     assert "end --out in .csv" in call(home, "ablation", *BASICS, "--out", "t.txt").stderr
     done = call(home, "ablation", "--rows", "tapes=x", "--out", tmp_path / "t.csv")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fercache.config import DatasetConfig
-from fercache.data import load
+from fercache.data import load_dataset
 from fercache.data.affwild2 import parent_of
 from fercache.data.base import EIGHT, SEVEN, Dataset
 from fercache.errors import InputError
@@ -41,7 +41,7 @@ def video(root: Path, name: str) -> Path:
 
 
 def read(root: Path, **choices: str) -> Dataset:
-    return load(DatasetConfig(dataset="affwild2", root=str(root), **choices), root)
+    return load_dataset(DatasetConfig(dataset="affwild2", root=str(root), **choices), root)
 
 
 @pytest.mark.parametrize(("track", "classes", "metric"), [
@@ -176,14 +176,14 @@ def test_nothing_usable_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no annotations of Aff-Wild2"):
         read(tmp_path / "EXPR_Set/Train_Set")
     with pytest.raises(InputError, match="needs the folder"):
-        load(DatasetConfig(dataset="affwild2"), tmp_path)
+        load_dataset(DatasetConfig(dataset="affwild2"), tmp_path)
 
 
 def test_clips_and_annotations_may_lie_apart(tmp_path: Path) -> None:
     annotate(tmp_path / "notes/EXPR_Set", "Train_Set", "a")
     crop(tmp_path / "pictures", "a")
     config = DatasetConfig(dataset="affwild2", clips=str(tmp_path / "pictures"), labels=str(tmp_path / "notes"))
-    assert [t.labelled for t in load(config, tmp_path).trials] == [True]
+    assert [t.labelled for t in load_dataset(config, tmp_path).trials] == [True]
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses such names")

@@ -13,14 +13,14 @@ from books import simulate
 from fercache.config import AuditConfig, TrainConfig
 from fercache.data.base import Dataset, Trial
 from fercache.diagnostics import audit
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import CLOCK
+from fercache.store.layout import FRAME_COLUMNS
 
 CONFIG = AuditConfig(threads=1, shuffles=4)
 
 
-def recorded(book: LogitBook, seen_too: str = "") -> LogitBook:
+def recorded(book: OofLogits, seen_too: str = "") -> OofLogits:
     """Return the book with the record that honest training leaves; `seen_too`: a head that was trained on all."""
     names = np.array(book.group)
     records = [{"head": head, "fold": fold, "watched": [],
@@ -29,68 +29,68 @@ def recorded(book: LogitBook, seen_too: str = "") -> LogitBook:
     return replace(book, provenance={"heads": records, "settings": {}})
 
 
-def states(findings: list[audit.Finding]) -> dict[str, str]:
+def states(findings: list[audit.AuditFinding]) -> dict[str, str]:
     return {found.check: found.state for found in findings}
 
 
 @pytest.fixture(scope="module")
-def book() -> LogitBook:
+def book() -> OofLogits:
     return recorded(simulate(groups=15, validation=10, frames=120))
 
 
-def test_an_honest_book_passes(book: LogitBook) -> None:
-    findings = list(audit.run(audit.Subject(book=book), CONFIG))
-    assert not audit.failed(findings), findings
+def test_an_honest_book_passes(book: OofLogits) -> None:
+    findings = list(audit.run_audit(audit.AuditSubject(oof=book), CONFIG))
+    assert not audit.any_failed(findings), findings
     assert {"groups and folds", "who predicted what", "shuffled labels, stacker"} <= set(states(findings))
 
 
-def test_a_group_in_two_folds(book: LogitBook) -> None:
+def test_a_group_in_two_folds(book: OofLogits) -> None:
     group = ("video00000", *book.group[:1], *book.group[2:])
     assert book.fold[0] != book.fold[1]
-    found = audit.folds(replace(book, group=group))
+    found = audit.check_folds(replace(book, group=group))
     assert found.state == "FAIL" and "video00000" in found.lines[0]
 
 
-def test_a_group_in_two_splits(book: LogitBook) -> None:
-    found = audit.splits(replace(book, group=(*book.group[:-1], book.group[0])))
+def test_a_group_in_two_splits(book: OofLogits) -> None:
+    found = audit.check_splits(replace(book, group=(*book.group[:-1], book.group[0])))
     assert found.state == "FAIL" and "train, validation" in found.lines[0]
 
 
-def test_a_head_trained_on_all_by_its_record(book: LogitBook) -> None:
-    found = audit.provenance(recorded(book, "gru"))
+def test_a_head_trained_on_all_by_its_record(book: OofLogits) -> None:
+    found = audit.check_provenance(recorded(book, "gru"))
     assert found.state == "FAIL" and len(found.lines) == 5 and all(line.startswith("gru, fold") for line in found.lines)
     gone = replace(book, provenance={"heads": [], "settings": {}})
-    assert "no record" in audit.provenance(gone).lines[0]
+    assert "no record" in audit.check_provenance(gone).lines[0]
 
 
-def test_a_head_trained_on_all_whose_record_lies(book: LogitBook) -> None:
+def test_a_head_trained_on_all_whose_record_lies(book: OofLogits) -> None:
     """It knows the training rows by heart and no others: the rows betray it."""
-    inside = (book.spread(book.fold) >= 0)[:, None]
+    inside = (book.per_row(book.fold) >= 0)[:, None]
     known = np.where(inside, book.logits["gru"] + 3 * np.eye(7)[book.label], book.logits["gru"]).astype(np.float32)
-    found = audit.memory(replace(book, logits={**book.logits, "gru": known}), 0)
+    found = audit.check_memorized(replace(book, logits={**book.logits, "gru": known}), 0)
     assert found.state == "FAIL" and len(found.lines) == 1 and found.lines[0].startswith("gru:")
-    assert audit.memory(book, 0).state == "ok"
+    assert audit.check_memorized(book, 0).state == "ok"
 
 
-def test_labels_as_a_head(book: LogitBook) -> None:
+def test_labels_as_a_head(book: OofLogits) -> None:
     told = (9 * np.eye(7)[book.label]).astype(np.float32)
     found = audit.truth(replace(book, logits={**book.logits, "gru": told}))
     assert found.state == "FAIL" and found.lines[0].startswith("gru:")
 
 
-def sample_of(book: LogitBook, width: int = 40) -> audit.Sample:
+def sample_of(book: OofLogits, width: int = 40) -> audit.ProbeSample:
     """Return a sample whose features are noise of each group's own, and a little of the label."""
     rng = np.random.default_rng(0)
-    rows = np.flatnonzero((book.label >= 0) & (book.spread(book.fold) >= 0))[::10]
-    trial = book.spread(np.arange(len(book.trials)))[rows]
+    rows = np.flatnonzero((book.label >= 0) & (book.per_row(book.fold) >= 0))[::10]
+    trial = book.per_row(np.arange(len(book.trials)))[rows]
     own = rng.normal(size=(len(book.trials), width))[trial]
     x = own + rng.normal(size=(len(rows), width)) + .5 * rng.normal(size=(7, width))[book.label[rows]]
-    return audit.Sample(x=x.astype(np.float32), label=book.label[rows].astype(np.int64), group=trial,
+    return audit.ProbeSample(x=x.astype(np.float32), label=book.label[rows].astype(np.int64), group=trial,
                         fold=book.fold[trial].astype(np.int64), classes=7,
                         names=tuple(("tap", i) for i in range(width)))
 
 
-def test_labels_as_a_feature(book: LogitBook) -> None:
+def test_labels_as_a_feature(book: OofLogits) -> None:
     honest = sample_of(book)
     assert audit.labels_as_features(honest).state == "ok"
     x = honest.x.copy()
@@ -99,11 +99,11 @@ def test_labels_as_a_feature(book: LogitBook) -> None:
     assert found.state == "FAIL" and found.lines == ("tap[7] tells class 4 from all others by itself (area 1.0000)",)
 
 
-def test_shuffled_labels_give_chance_and_a_leak_does_not(book: LogitBook) -> None:
+def test_shuffled_labels_give_chance_and_a_leak_does_not(book: OofLogits) -> None:
     honest = sample_of(book)
-    assert audit.shuffled(honest, CONFIG).state == "ok"
+    assert audit.probe_shuffled_labels(honest, CONFIG).state == "ok"
     fold = np.arange(len(honest.fold)) % 5  # every group in every fold
-    assert audit.shuffled(replace(honest, fold=fold), CONFIG).state == "FAIL"
+    assert audit.probe_shuffled_labels(replace(honest, fold=fold), CONFIG).state == "FAIL"
 
 
 def test_a_stacker_with_groups_in_every_fold_is_caught() -> None:
@@ -112,19 +112,19 @@ def test_a_stacker_with_groups_in_every_fold_is_caught() -> None:
     label = np.repeat(np.arange(14) % 7, np.diff(honest.offsets)).astype(np.int16)
     rng = np.random.default_rng(0)
     own = 3 * rng.normal(size=(14, 7))
-    said = {"frame": honest.spread(np.arange(14)).astype(int)}
+    said = {"frame": honest.per_row(np.arange(14)).astype(int)}
     logits = {"frame": own[said["frame"]].astype(np.float32)}
     honest = replace(honest, label=label, logits=logits)
-    assert audit.stacker(honest, CONFIG).state == "ok"
+    assert audit.check_stacker(honest, CONFIG).state == "ok"
     halves = np.sort(np.r_[honest.offsets, (honest.offsets[:-1] + honest.offsets[1:]) // 2])
     twice = replace(honest, offsets=halves, trials=tuple(f"t{i:02d}" for i in range(28)),
                     group=tuple(f"g{i // 2:02d}" for i in range(28)), split=("train",) * 28,
                     fold=(np.arange(28) % 2).astype(np.int16))
-    found = audit.stacker(twice, CONFIG)
+    found = audit.check_stacker(twice, CONFIG)
     assert found.state == "FAIL" and found.lines
 
 
-def store_of(book: LogitBook, path: Path, copied: bool = False) -> EmbeddingStore:
+def store_of(book: OofLogits, path: Path, copied: bool = False) -> EmbeddingStore:
     """Return a store of noise for the book's clips; `copied`: frame 5 of the first clip stands in the fourth too."""
     rng = np.random.default_rng(0)
     store = EmbeddingStore.create(path, {"backbone": "noise"}, {"embedding": (8,)})
@@ -134,35 +134,35 @@ def store_of(book: LogitBook, path: Path, copied: bool = False) -> EmbeddingStor
         values = rng.normal(size=(rows.stop - rows.start, 8)).astype(np.float16)
         if copied and i in (0, 3):
             values[4] = first
-        clock = np.full((len(values), len(CLOCK)), np.nan)
+        clock = np.full((len(values), len(FRAME_COLUMNS)), np.nan)
         clock[:, 0], clock[:, 1], clock[:, 2] = book.index[rows], book.time_s[rows], book.valid[rows]
         with store.writer(name, source={"sha256": name}, provenance={"device": "cpu"}) as writer:
             assert writer is not None
-            writer.set_clock(clock)
+            writer.set_frame_table(clock)
             writer.write(0, {"embedding": values})
             writer.commit()
     return store
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_near_duplicates_are_listed(book: LogitBook, tmp_path: Path, copied: bool) -> None:
+def test_near_duplicates_are_listed(book: OofLogits, tmp_path: Path, copied: bool) -> None:
     seen = book.valid.copy()
     for i in (0, 3):  # the first frame of the first second is then the fifth
         seen[book.offsets[i]:book.offsets[i] + 4], seen[book.offsets[i] + 4] = False, True
     watched = replace(book, valid=seen)
     store = store_of(watched, tmp_path / "noise.zarr", copied)
-    found = audit.across_groups(watched, store, 0.999)
+    found = audit.check_copies(watched, store, 0.999)
     assert found.state == ("look" if copied else "ok")
     wanted = [f"{book.trials[0]} frame 5 and {book.trials[3]} frame 5: cosine 1.0000"] if copied else []
     assert [line for line in found.lines if "frame 5 and" in line] == wanted
 
 
-def test_the_whole_audit_of_a_store_of_noise(book: LogitBook, tmp_path: Path) -> None:
-    subject = audit.Subject(book=book, store=store_of(book, tmp_path / "noise.zarr"))
-    findings = list(audit.run(subject, CONFIG))
-    assert not audit.failed(findings), findings
+def test_the_whole_audit_of_a_store_of_noise(book: OofLogits, tmp_path: Path) -> None:
+    subject = audit.AuditSubject(oof=book, store=store_of(book, tmp_path / "noise.zarr"))
+    findings = list(audit.run_audit(subject, CONFIG))
+    assert not audit.any_failed(findings), findings
     assert {"labels as features", "shuffled labels, probe", "near-duplicate frames"} <= set(states(findings))
-    audit.write(findings, tmp_path / "audit.json")
+    audit.write_audit(findings, tmp_path / "audit.json")
     assert json.loads((tmp_path / "audit.json").read_text())["leaks"] is False
 
 
@@ -177,13 +177,13 @@ def test_labels_are_dealt_to_other_groups() -> None:
 
 
 @pytest.mark.full
-def test_real_heads_know_nothing_of_shuffled_labels(book: LogitBook, tmp_path: Path) -> None:
+def test_real_heads_know_nothing_of_shuffled_labels(book: OofLogits, tmp_path: Path) -> None:
     """--full: the frame head is trained again on labels that were dealt out, and is at chance out of fold."""
     trials = tuple(Trial(name=name, path=Path("x"), kind="video", parent=name, group=name, split="train",
                          labels=book.label[book.rows(i)]) for i, name in enumerate(book.trials))
     dataset = Dataset(name="noise", layout="table", classes=book.classes, trials=trials)
     training = TrainConfig(heads=("frame",), taps=("embedding",), folds=2, threads=1)
-    subject = audit.Subject(book=book, store=store_of(book, tmp_path / "noise.zarr"), dataset=dataset,
+    subject = audit.AuditSubject(oof=book, store=store_of(book, tmp_path / "noise.zarr"), dataset=dataset,
                             training=training, scratch=tmp_path / "scratch")
-    findings = list(audit.run(subject, replace(CONFIG, full=True)))
+    findings = list(audit.run_audit(subject, replace(CONFIG, full=True)))
     assert states(findings)["shuffled labels, heads"] == "ok"

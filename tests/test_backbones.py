@@ -10,7 +10,7 @@ import torch
 
 from fercache.backbones import weights
 from fercache.backbones.backbone import Backbone, shapes_of
-from fercache.backbones.inception import Tapped, load
+from fercache.backbones.inception import TappedInception, load
 from fercache.backbones.taps import BLOCKS, tap_shapes
 from fercache.backbones.weights import files
 from fercache.errors import InputError, WeightsError
@@ -22,7 +22,7 @@ TAPS = ("embedding", *(block + form for block in BLOCKS for form in ("", "-3x3",
 
 @pytest.fixture(scope="module")
 def casia(cache: Path) -> files.Weights:
-    return weights.ensure("casia-webface", cache / "weights")
+    return weights.ensure_weights("casia-webface", cache / "weights")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_bits_do_not_depend_on_the_batch_or_the_threads(casia: files.Weights, cr
 
 
 def test_net_is_run_only_as_deep_as_needed(casia: files.Weights) -> None:
-    assert [len(Tapped(casia, [tap]).parts) for tap in ("conv2d_4b", "repeat_2", "embedding")] == [7, 10, 13]
+    assert [len(TappedInception(casia, [tap]).parts) for tap in ("conv2d_4b", "repeat_2", "embedding")] == [7, 10, 13]
 
 
 def test_no_crop_gives_no_rows(casia: files.Weights) -> None:
@@ -169,7 +169,7 @@ def onnx_model(path: Path, shape: list[object], *, last: bool = False) -> np.nda
     (["n", 3, 160, 160], False), ([2, 3, "h", "w"], False), (["n", 160, 160, 3], True)], ids=["free", "fixed", "last"])
 def test_onnx_outputs_are_taps(shape: list[object], last: bool, crops: np.ndarray, tmp_path: Path) -> None:
     kernel = onnx_model(tmp_path / "net.onnx", shape, last=last)
-    source = weights.resolve(f"onnx:{tmp_path / 'net.onnx'}", tmp_path)
+    source = weights.resolve_weights(f"onnx:{tmp_path / 'net.onnx'}", tmp_path)
     assert shapes_of(source, ["vector", "map"]) == {"vector": (4,), "map": (4,)}
     found = Backbone.load(source, ["vector", "map"], batch=3).embed32(crops)
     pixels = torch.from_numpy(((crops.transpose(0, 3, 1, 2) - 127.5) / 128).astype(np.float32))
@@ -180,21 +180,21 @@ def test_onnx_outputs_are_taps(shape: list[object], last: bool, crops: np.ndarra
 
 def test_onnx_of_another_size_gets_resized_crops(crops: np.ndarray, tmp_path: Path) -> None:
     onnx_model(tmp_path / "net.onnx", ["n", 3, 112, 112])
-    source = weights.resolve(f"onnx:{tmp_path / 'net.onnx'}", tmp_path)
+    source = weights.resolve_weights(f"onnx:{tmp_path / 'net.onnx'}", tmp_path)
     assert Backbone.load(source, ["vector"]).embed(crops)["vector"].shape == (len(crops), 4)
 
 
 def test_onnx_unknown_tap_and_no_model(tmp_path: Path) -> None:
     onnx_model(tmp_path / "net.onnx", ["n", 3, 160, 160])
     with pytest.raises(InputError, match="'block8' is no output") as caught:
-        shapes_of(weights.resolve(f"onnx:{tmp_path / 'net.onnx'}", tmp_path), ["block8"])
+        shapes_of(weights.resolve_weights(f"onnx:{tmp_path / 'net.onnx'}", tmp_path), ["block8"])
     assert "map, vector" in caught.value.hint
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     with pytest.raises(WeightsError, match="not readable as an ONNX model"):
-        shapes_of(weights.resolve(f"onnx:{tmp_path / 'bad.onnx'}", tmp_path), ["vector"])
+        shapes_of(weights.resolve_weights(f"onnx:{tmp_path / 'bad.onnx'}", tmp_path), ["vector"])
     onnx_model(tmp_path / "flat.onnx", ["n", 3])
     with pytest.raises(WeightsError):
-        shapes_of(weights.resolve(f"onnx:{tmp_path / 'flat.onnx'}", tmp_path), ["vector"])
+        shapes_of(weights.resolve_weights(f"onnx:{tmp_path / 'flat.onnx'}", tmp_path), ["vector"])
 
 
 @pytest.mark.parametrize(("flags", "pays"), [

@@ -111,23 +111,23 @@ def test_odd_clips_are_ordinary(done: Done) -> None:
         assert (store[name]["block8"][:] == store["good"]["block8"][:]).all(), name
     assert (store["a/same"].frames, store["b/same"].frames) == (6, 6)
     assert not (store["a/same"]["block8"][:] == store["b/same"]["block8"][:]).all()
-    assert store["faceless"].clock["valid"].sum() == 0
+    assert store["faceless"].frame_table["valid"].sum() == 0
     assert not store["faceless"]["block8"][:].any()
     assert "faceless: no face in any of its 5 frames" in done.first.stderr
 
 
 def test_a_rotated_phone_video_is_seen_upright(done: Done) -> None:
     store = open_store(str(done.store))
-    boxes = np.column_stack([store["phone"].clock[c] for c in ("x1", "y1", "x2", "y2")])
-    upright = np.column_stack([store["good"].clock[c] for c in ("x1", "y1", "x2", "y2")])
+    boxes = np.column_stack([store["phone"].frame_table[c] for c in ("x1", "y1", "x2", "y2")])
+    upright = np.column_stack([store["good"].frame_table[c] for c in ("x1", "y1", "x2", "y2")])
     overlap = [iou(one[None], other[None])[0, 0] for one, other in zip(boxes, upright, strict=True)]
     assert min(overlap) > .85, "the picture was encoded twice, so the boxes are near and not equal"
 
 
 def test_a_change_of_resolution_keeps_every_frame(done: Done) -> None:
     clip = open_store(str(done.store))["resized"]
-    assert clip.frames == 24 and clip.clock["valid"].all()
-    width = clip.clock["x2"] - clip.clock["x1"]
+    assert clip.frames == 24 and clip.frame_table["valid"].all()
+    width = clip.frame_table["x2"] - clip.frame_table["x1"]
     assert .65 < width[12:].mean() / width[:12].mean() < .85, "480 / 640 = .75"
 
 

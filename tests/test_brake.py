@@ -18,7 +18,7 @@ from fercache.extraction import job
 from fercache.extraction.job import ExtractReport
 from fercache.store.embedding_store import EmbeddingStore
 
-CONFIG = ExtractConfig(taps=("block8",), every=5, threads=1)
+CONFIG = ExtractConfig(taps=("block8",), detect_every=5, threads=1)
 
 
 def after(calls: int) -> Callable[[], bool]:
@@ -54,7 +54,8 @@ def run(clips: Path, home: Path, weights_at: Path, stop: Callable[[], bool] = la
     home.mkdir(exist_ok=True)
     if not (home / "weights").exists():
         (home / "weights").symlink_to(weights_at)
-    return job.run(data.load(DatasetConfig(clips=str(clips), dataset="table"), home), CONFIG, home, stop=stop)
+    return job.extract_dataset(data.load_dataset(DatasetConfig(clips=str(clips), dataset="table"), home), CONFIG, home,
+                               stop=stop)
 
 
 def test_asked_again_and_again_it_ends_with_the_same_bytes(clips: Path, tmp_path: Path, weights_at: Path) -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from fercache.errors import InputError, StoreError
 from fercache.maintenance import forget, gc, verify
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import CLOCK, SEGMENT, encode
+from fercache.store.layout import FRAME_COLUMNS, SEGMENT, encode_name
 
 TAPS = {"block8": (4,), "grid": (1, 2, 2)}
 SETTINGS = {"backbone": "casia", "detector": {"min_px": 40}}
@@ -25,7 +25,7 @@ def put(store: EmbeddingStore, clip: str, frames: int, seed: int = 0, device: st
     rng = np.random.default_rng(seed)
     with store.writer(clip, source={"size": seed}, provenance={"device": device}) as writer:
         assert writer is not None
-        writer.set_clock(rng.normal(size=(frames, len(CLOCK))))
+        writer.set_frame_table(rng.normal(size=(frames, len(FRAME_COLUMNS))))
         for start in range(0, frames, SEGMENT):
             rows = min(SEGMENT, frames - start)
             writer.write(start, {tap: rng.normal(size=(rows, *shape)).astype(np.float16)
@@ -46,7 +46,7 @@ def store(tmp_path: Path) -> EmbeddingStore:
 
 
 def test_a_whole_store_has_no_fault(store: EmbeddingStore) -> None:
-    report = verify.verify(store.path)
+    report = verify.verify_store(store.path)
     assert report.whole and not report.faults and report.clips == 3 and report.frames == sum(CLIPS.values())
 
 
@@ -65,12 +65,12 @@ def test_every_flipped_bit_is_found(store: EmbeddingStore) -> None:
         held = path.read_bytes()
         flip(path, rng)
         try:
-            found = [fault.where for fault in verify.verify(store.path).faults]
+            found = [fault.where for fault in verify.verify_store(store.path).faults]
         except StoreError as error:  # the root: nothing can be said of its clips
             found = [error.where]
         assert found == [path], path
         path.write_bytes(held)
-    assert verify.verify(store.path).whole
+    assert verify.verify_store(store.path).whole
 
 
 def test_repair_drops_the_harmed_and_nothing_else(store: EmbeddingStore, tmp_path: Path) -> None:
@@ -88,15 +88,15 @@ def test_repair_drops_the_harmed_and_nothing_else(store: EmbeddingStore, tmp_pat
     shutil.copytree(store.path / "a", store.path / "twin")
     (store.path / "a" / "notes.txt").write_text("mine")
     (store.path / ".tmp-x").write_text("left")
-    found = verify.verify(store.path)
+    found = verify.verify_store(store.path)
     assert not found.whole and {f.folder for f in found.faults if not f.stray} == {
         "missing", "torn", "flipped", "unmarked", "alien", "twin"}
     assert len([f for f in found.faults if f.stray]) == 2 and found.frames == sum(CLIPS.values())
     assert all(str(fault.where) in str(fault) for fault in found.faults)
-    report = verify.verify(store.path, repair=True)
+    report = verify.verify_store(store.path, repair=True)
     assert set(report.dropped) == {"missing", "torn", "flipped", "unmarked", "alien", "twin"}
     assert len(report.cleared) == 2
-    again = verify.verify(store.path)
+    again = verify.verify_store(store.path)
     assert again.whole and not again.faults and list(EmbeddingStore.open(store.path)) == sorted(CLIPS)
 
 
@@ -111,34 +111,34 @@ def test_swapped_folders_are_found(store: EmbeddingStore, tmp_path: Path) -> Non
         put(store, clip, 300, seed=ord(clip))
     taps = EmbeddingStore.create(tmp_path / "t.zarr", {"x": 1}, {"one": (4,), "other": (4,)})
     with taps.writer("c", source={}, provenance={}) as writer:
-        writer.set_clock(np.zeros((9, 9)))
+        writer.set_frame_table(np.zeros((9, 9)))
         writer.write(0, {tap: np.full((9, 4), i, np.float16) for i, tap in enumerate(("one", "other"))})
         writer.commit()
     for path, one, other, harmed in ((store.path, "p", "q", {"p", "q"}), (taps.path, "c/one", "c/other", {"c"}),
                                      (store.path, "p/block8/c.0.0", "p/block8/c.1.0", {"p"})):
         swap(path / one, path / other)
-        assert {fault.folder for fault in verify.verify(path).faults} == harmed
+        assert {fault.folder for fault in verify.verify_store(path).faults} == harmed
         swap(path / one, path / other)
-        assert verify.verify(path).whole
+        assert verify.verify_store(path).whole
 
 
 def test_verify_while_a_clip_is_being_written(store: EmbeddingStore) -> None:
     with store.writer("new", source={}, provenance={}) as writer:
-        writer.set_clock(np.zeros((4, 9)))
-        report = verify.verify(store.path, repair=True)
+        writer.set_frame_table(np.zeros((4, 9)))
+        report = verify.verify_store(store.path, repair=True)
         assert report.whole and report.unfinished == ("new",) and not report.dropped
         writer.write(0, {tap: np.zeros((4, *shape), np.float16) for tap, shape in TAPS.items()})
         writer.commit()
-    assert verify.verify(store.path).clips == 4
+    assert verify.verify_store(store.path).clips == 4
 
 
 def test_diff_names_settings_and_clips(store: EmbeddingStore, tmp_path: Path) -> None:
     twin = make(tmp_path / "twin.zarr")
-    assert verify.diff(store.path, twin.path).equal
+    assert verify.diff_stores(store.path, twin.path).equal
     other = make(tmp_path / "other.zarr", {"a": 5}, detector={"min_px": 20}, precision="bf16")
     put(other, "../b", 300, seed=1, device="cuda")
     put(other, "new", 3)
-    report = verify.diff(store.path, other.path)
+    report = verify.diff_stores(store.path, other.path)
     assert not report.equal and report.same == 1
     assert report.settings == {"detector.min_px": (40, 20), "precision": ("(absent)", "bf16")}
     assert report.only_first == ("c" * 200,) and report.only_second == ("new",)
@@ -149,7 +149,7 @@ def test_diff_names_settings_and_clips(store: EmbeddingStore, tmp_path: Path) ->
 
 def book(path: Path, *trials: str) -> None:
     n = len(trials)
-    LogitBook(dataset="demo", classes=("x", "y"), metric="macro_f1", notice="", heads=("frame",), trials=trials,
+    OofLogits(dataset="demo", classes=("x", "y"), metric="macro_f1", notice="", heads=("frame",), trials=trials,
               group=trials, split=("train",) * n, fold=np.zeros(n, np.int16), offsets=np.arange(n + 1), fingerprint="f",
               index=np.ones(n, np.int32), time_s=np.zeros(n), valid=np.ones(n, bool), label=np.zeros(n, np.int16),
               logits={"frame": np.zeros((n, 2), np.float32)}, provenance={}).save(path)
@@ -182,62 +182,62 @@ def test_gc_takes_what_nobody_names(cache: Path) -> None:
     named = cache / "features" / "demo" / "casia-1.zarr"
     store = EmbeddingStore.open(named, mode="a")
     with store.writer("half", source={}, provenance={}) as writer:
-        writer.set_clock(np.zeros((4, 9)))
+        writer.set_frame_table(np.zeros((4, 9)))
     (store.path / "lost" / "block8").mkdir(parents=True)
     keep = [cache / stage / "demo" / name for stage, name in (("logits", "b1.h5"), ("heads", "b1"), ("stack", "b1"))]
     with store.writer("live", source={}, provenance={}) as writer:
-        writer.set_clock(np.zeros((4, 9)))
-        waste = gc.garbage(cache, keep, {named: ["a", "../b", "half"]})
+        writer.set_frame_table(np.zeros((4, 9)))
+        waste = gc.find_unreferenced(cache, keep, {named: ["a", "../b", "half"]})
         assert {str(w.path.relative_to(cache)) + ":" + w.folder for w in waste} == {
-            "features/demo/casia-1.zarr:lost", f"features/demo/casia-1.zarr:{encode('c' * 200)}",
+            "features/demo/casia-1.zarr:lost", f"features/demo/casia-1.zarr:{encode_name('c' * 200)}",
             "features/demo/casia-2.zarr:", "features/other/casia-1.zarr:", "features/other/casia-2.zarr:",
             "logits/other/b1.h5:", "heads/other/b1:", "stack/other/b1:"}
-        assert all(w.why and w.size.bytes > 0 for w in waste if w.folder != "lost")
+        assert all(w.reason and w.size.bytes > 0 for w in waste if w.folder != "lost")
         assert before <= files(cache), "nothing is touched before it was asked for"
-        freed = gc.collect(waste)
+        freed = gc.remove_unreferenced(waste)
     assert freed.files > 50 and freed.bytes == sum(w.size.bytes for w in waste)
     assert list(EmbeddingStore.open(named)) == ["../b", "a"]
-    assert verify.verify(named).unfinished == ("half", "live")
-    assert verify.verify(named).whole and (cache / "weights" / "a.json").exists()
-    assert not gc.garbage(cache, keep, {named: ["a", "../b", "half", "live"]})
+    assert verify.verify_store(named).unfinished == ("half", "live")
+    assert verify.verify_store(named).whole and (cache / "weights" / "a.json").exists()
+    assert not gc.find_unreferenced(cache, keep, {named: ["a", "../b", "half", "live"]})
 
 
 def test_gc_leaves_a_store_that_is_being_written(cache: Path) -> None:
     path = cache / "features" / "other" / "casia-1.zarr"
     with EmbeddingStore.open(path, mode="a").writer("live", source={}, provenance={}):
-        assert path not in {w.path for w in gc.garbage(cache, [], {})}
-    waste = [w for w in gc.garbage(cache, [], {}) if w.path == path]
+        assert path not in {w.path for w in gc.find_unreferenced(cache, [], {})}
+    waste = [w for w in gc.find_unreferenced(cache, [], {}) if w.path == path]
     with EmbeddingStore.open(path, mode="a").writer("live", source={}, provenance={}), pytest.raises(StoreError):
-        gc.collect(waste)
-    assert verify.verify(path).whole
+        gc.remove_unreferenced(waste)
+    assert verify.verify_store(path).whole
 
 
 def test_forget_leaves_no_trace_and_nothing_of_others(cache: Path) -> None:
     other = files(cache / "features" / "other")
-    report = forget.forget(cache, "../b", "demo")
-    assert report.traces == () == forget.traces(cache, "../b", "demo")
+    report = forget.forget_clip(cache, "../b", "demo")
+    assert report.references == () == forget.find_references(cache, "../b", "demo")
     assert cache / "logits" / "demo" in report.removed and cache / "heads" / "demo" in report.removed
     assert list(EmbeddingStore.open(cache / "features" / "demo" / "casia-1.zarr")) == ["a", "c" * 200]
-    assert files(cache / "features" / "other") == other and forget.traces(cache, "../b")
-    assert not forget.forget(cache, "../b").traces and not forget.traces(cache, "../b")
+    assert files(cache / "features" / "other") == other and forget.find_references(cache, "../b")
+    assert not forget.forget_clip(cache, "../b").references and not forget.find_references(cache, "../b")
     assert not any("%2Fb" in name or name.endswith("b1.h5") for name in files(cache))
     with pytest.raises(InputError, match="no clip"):
-        forget.forget(cache, "../b")
+        forget.forget_clip(cache, "../b")
     for dataset in ("demo", "other"):
-        assert verify.verify(cache / "features" / dataset / "casia-1.zarr").whole
+        assert verify.verify_store(cache / "features" / dataset / "casia-1.zarr").whole
 
 
 def test_forget_finds_half_done_work_and_failures(cache: Path) -> None:
     store = EmbeddingStore.open(cache / "features" / "demo" / "casia-1.zarr", mode="a")
     with store.writer("d,d", source={}, provenance={}) as writer:
-        writer.set_clock(np.zeros((4, 9)))
+        writer.set_frame_table(np.zeros((4, 9)))
         with pytest.raises(StoreError, match="another process"):
-            forget.forget(cache, "d,d", "demo")
-    assert len(forget.traces(cache, "d,d", "demo")) == 3
-    assert not forget.forget(cache, "d,d", "demo").traces
+            forget.forget_clip(cache, "d,d", "demo")
+    assert len(forget.find_references(cache, "d,d", "demo")) == 3
+    assert not forget.forget_clip(cache, "d,d", "demo").references
     assert not (cache / "features" / "demo" / "failures.csv").exists()
 
 
 def test_a_book_that_cannot_be_read_counts_as_a_trace(cache: Path) -> None:
     (cache / "logits" / "demo" / "torn.h5").write_bytes(b"no book")
-    assert cache / "logits" / "demo" / "torn.h5" in forget.traces(cache, "nobody", "demo")
+    assert cache / "logits" / "demo" / "torn.h5" in forget.find_references(cache, "nobody", "demo")

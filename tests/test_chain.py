@@ -29,7 +29,7 @@ def clip(frames: int, classes: int = 3, heads: int = 2) -> Heard:
 
 def by_paths(one: Chain, heard: Heard, upto: int | None = None) -> NDArray[np.float64]:
     """Return (M, C): each frame's probabilities, summed over every path of stages; of frames `upto` a row alone."""
-    classes, stages, frames = len(one.share), chain.STAGES, len(heard.said)
+    classes, stages, frames = len(one.share), chain.STAGES, len(heard.log_probs)
     states = [(c, s) for c in range(classes) for s in range(stages)]
     step = np.diff(heard.time_s, prepend=heard.time_s[0] - chain.FIRST_S)
 
@@ -40,7 +40,7 @@ def by_paths(one: Chain, heard: Heard, upto: int | None = None) -> NDArray[np.fl
         return stay * (a == b) + (1 - stay) * (1.0 if to else out)
 
     def likely(c: int, t: int) -> float:
-        said = heard.said[t, :, c] @ one.power - one.prior * one.power.sum() * np.log(one.share[c])
+        said = heard.log_probs[t, :, c] @ one.power - one.prior * one.power.sum() * np.log(one.share[c])
         return float(np.exp(said * min(step[t], chain.MOST_S)))
 
     found = np.zeros((frames, classes))
@@ -56,24 +56,24 @@ def by_paths(one: Chain, heard: Heard, upto: int | None = None) -> NDArray[np.fl
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_the_passes_say_what_all_paths_say(frames: int) -> None:
     one, heard = some_chain(), clip(frames)
-    np.testing.assert_allclose(np.exp(one.says([heard], causal=False)[0]), by_paths(one, heard), rtol=1e-4, atol=2e-6)
+    np.testing.assert_allclose(np.exp(one.predict([heard], causal=False)[0]), by_paths(one, heard), rtol=1e-4, atol=2e-6)
 
 
 def test_the_forward_pass_knows_the_past_alone() -> None:
     one, heard = some_chain(), clip(5)
-    said = np.exp(one.says([heard], causal=True)[0])
+    said = np.exp(one.predict([heard], causal=True)[0])
     for t in range(5):
-        past = Heard(heard.said[:t + 1], heard.time_s[:t + 1])
+        past = Heard(heard.log_probs[:t + 1], heard.time_s[:t + 1])
         np.testing.assert_allclose(said[t], by_paths(one, past)[t], rtol=1e-4, atol=2e-6)
 
 
 def test_a_clip_says_the_same_among_others() -> None:
     """Longer, shorter and empty ones, in one batch or each alone."""
     one, clips = some_chain(), [clip(n) for n in (7, 0, 300, 1, 40)]
-    together = one.says(clips, causal=False)
+    together = one.predict(clips, causal=False)
     assert [len(said) for said in together] == [7, 0, 300, 1, 40]
     for said, heard in zip(together, clips, strict=True):
-        np.testing.assert_allclose(said, one.says([heard], causal=False)[0], atol=1e-5)
+        np.testing.assert_allclose(said, one.predict([heard], causal=False)[0], atol=1e-5)
 
 
 def test_batches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,8 +102,8 @@ def test_durations_are_counted_and_heads_weighed() -> None:
     np.testing.assert_allclose(found.jump, true.jump, atol=0.15)
     assert found.power[0] > 4 * found.power[1]
     fresh, label = walk(true, 3000, 1.5)
-    alone = (fresh.said[:, 0].argmax(1) == label).mean()
-    assert (found.says([fresh], causal=False)[0].argmax(1) == label).mean() > alone + 0.1
+    alone = (fresh.log_probs[:, 0].argmax(1) == label).mean()
+    assert (found.predict([fresh], causal=False)[0].argmax(1) == label).mean() > alone + 0.1
     assert Chain.of(found.json()).json() == found.json()
 
 
@@ -114,7 +114,7 @@ def test_labels_that_are_not_there_are_not_looked_at() -> None:
     found = chain.fit([heard], [label], causal=False)
     assert np.isfinite(found.rate).all() and found.share.sum() == pytest.approx(1)
     nothing = chain.fit([heard], [np.full(400, -1)], causal=False)
-    assert np.isfinite(nothing.says([heard], causal=False)[0]).all()
+    assert np.isfinite(nothing.predict([heard], causal=False)[0]).all()
 
 
 def test_pieces_hold_a_stated_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_pieces_hold_a_stated_number_of_rows(monkeypatch: pytest.MonkeyPatch) ->
     clips = [clip(700) for _ in range(10)]
     pieces, labels = chain._pieces(clips, [np.zeros(700, np.int64)] * 10)
     assert 500 <= sum(map(len, labels)) <= 1000 + chain.PIECE
-    assert all(len(p.said) == len(p.time_s) == len(k) <= chain.PIECE for p, k in zip(pieces, labels, strict=True))
+    assert all(len(p.log_probs) == len(p.time_s) == len(k) <= chain.PIECE for p, k in zip(pieces, labels, strict=True))
 
 
 def test_what_stands_beside_the_rows_is_of_the_same_frames() -> None:

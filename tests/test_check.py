@@ -18,24 +18,24 @@ from fercache import run_log
 from fercache.backbones.taps import tap_shapes
 from fercache.cli import main
 from fercache.config import DatasetConfig, ExtractConfig
-from fercache.data import load
+from fercache.data import load_dataset
 from fercache.data.base import Trial
-from fercache.data.frame_table import FrameClock, count, present, runs_of
-from fercache.diagnostics.check import Report, run
-from fercache.diagnostics.check_issues import Index
+from fercache.data.frame_table import FrameTable, count, present_frames, ranges_of
+from fercache.diagnostics.check import CheckReport, check_dataset
+from fercache.diagnostics.check_issues import ClipIndex
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import CLOCK
+from fercache.store.layout import FRAME_COLUMNS
 from tests.trees import Lengths, Made, annotate, crops, picture, real_lengths, real_tree, stub_video
 from tests.videos import cut, numbered_video
 
 
-def check(root: Path, cache: Path, *, fresh: bool = False, rate: float = 0.0, **choices: object) -> Report:
+def check(root: Path, cache: Path, *, fresh: bool = False, rate: float = 0.0, **choices: object) -> CheckReport:
     config = DatasetConfig(dataset="affwild2", root=str(root), **choices)  # type: ignore[arg-type]
-    return run(load(config, cache), ExtractConfig(), cache, fresh=fresh, rate=rate)
+    return check_dataset(load_dataset(config, cache), ExtractConfig(), cache, fresh=fresh, rate=rate)
 
 
-def kinds(report: Report) -> dict[str, tuple[str, int, bool]]:
-    return {one.kind: (one.where, sum(one.amounts) or len(one.names), one.lost) for one in report.findings}
+def kinds(report: CheckReport) -> dict[str, tuple[str, int, bool]]:
+    return {one.kind: (one.where, sum(one.amounts) or len(one.names), one.lost) for one in report.issues}
 
 
 def aged(root: Path) -> None:
@@ -60,13 +60,13 @@ def trial_of(labels: list[int] | None) -> Trial:
 @given(st.sets(st.integers(1, 40)), st.lists(st.integers(-1, 6), max_size=40), st.integers(0, 45))
 def test_the_clock_has_one_row_for_each_number_any_of_the_three_names(numbers: set[int], labels: list[int],
                                                                       video: int) -> None:
-    runs = runs_of(np.array(sorted(numbers), np.int64))
-    clock = FrameClock(trial=trial_of(labels), crops=runs, lines=len(labels), video=video)
+    runs = ranges_of(np.array(sorted(numbers), np.int64))
+    clock = FrameTable(trial=trial_of(labels), crops=runs, lines=len(labels), video=video)
     rows = max([*numbers, len(labels), video])
     bare = [n for n in range(1, rows + 1) if n not in numbers]
     assert clock.rows == rows and clock.pictures == count(runs) == len(numbers)
     assert clock.without_crop() == (len(bare), sum(n <= len(labels) and labels[n - 1] >= 0 for n in bare))
-    assert np.flatnonzero(present(runs, rows)).tolist() == [n - 1 for n in sorted(numbers)]
+    assert np.flatnonzero(present_frames(runs, rows)).tolist() == [n - 1 for n in sorted(numbers)]
     assert clock.labelled().tolist() == [label for label in labels if label >= 0]
 
 
@@ -76,7 +76,7 @@ def expected(lengths: Mapping[str, Lengths]) -> tuple[int, int, int, int]:
     return sum(gap == 0 for gap in gaps), sum(gap < 0 for gap in gaps), len(short), sum(short)
 
 
-def verify(report: Report, lengths: Mapping[str, Lengths], made: Made) -> None:
+def verify(report: CheckReport, lengths: Mapping[str, Lengths], made: Made) -> None:
     """Check a report on a tree of real lengths against what was planted."""
     wanted = {name: one.frames - one.crops for name, one in lengths.items() if one.frames != one.crops}
     by_name = {one.name: one for one in report.lengths}
@@ -146,7 +146,7 @@ def test_real_annotations_against_their_videos(tmp_path: Path, shared: Path) -> 
 
 def test_nothing_wrong(tmp_path: Path) -> None:
     report = check(simple(tmp_path / "s", {"a": 7, "b": 9}), tmp_path / "c")
-    assert report.findings == () and not report.lost
+    assert report.issues == () and not report.lost
     assert [(one.equal, one.more, one.fewer) for one in report.lengths] == [(2, 0, 0)]
     assert report.splits["train"].counts["Neutral"] == 3 and report.splits["train"].frames == 16
 
@@ -177,7 +177,7 @@ def test_pictures_that_are_empty_damaged_or_none(tmp_path: Path) -> None:
     report = check(root, tmp_path / "c")
     found = kinds(report)
     assert found["empty-pictures"] == ("a (2)", 2, True) and found["other-files"] == ("b (1)", 1, False)
-    unreadable = {one.where: one.what for one in report.findings if one.kind == "unreadable"}
+    unreadable = {one.where: one.what for one in report.issues if one.kind == "unreadable"}
     assert set(unreadable) == {"zero", "b/00009.jpg"} and "frames count from 1" in unreadable["zero"]
     assert report.splits["train"].bare == 7  # the empty pictures are there, the folder that is refused has none
 
@@ -199,7 +199,7 @@ def test_what_is_said_of_many_clips_is_said_once_and_names_them_all(tmp_path: Pa
     root = simple(tmp_path / "s", {"a": 7})
     for i in range(9):
         annotate(root, f"gone{i}", [0])
-    found = [one for one in check(root, tmp_path / "c").findings if one.kind == "no-clip"]
+    found = [one for one in check(root, tmp_path / "c").issues if one.kind == "no-clip"]
     assert [one.names for one in found] == [tuple(f"gone{i}" for i in range(9))] and "and 4 more" in found[0].where
 
 
@@ -208,7 +208,7 @@ def test_twins_across_groups_are_a_leak_and_within_one_a_note(tmp_path: Path) ->
     for name, tag in (("a", "same"), ("b", "same"), ("c", "else"), ("v_left", "pair"), ("v_right", "pair")):
         crops(root / "cropped_aligned" / name, (1, 2, 4), tag)
         annotate(root, name, range(7), "Validation_Set" if name == "b" else "Train_Set")
-    twins = [(one.where, one.lost) for one in check(root, tmp_path / "c").findings if one.kind == "twins"]
+    twins = [(one.where, one.lost) for one in check(root, tmp_path / "c").issues if one.kind == "twins"]
     assert twins == [("a (train), b (validation)", True), ("v_left (train), v_right (train)", False)]
 
 
@@ -219,7 +219,7 @@ def test_the_same_video_twice_is_found_and_one_of_equal_length_is_not(tmp_path: 
     stub_video(root / "videos/six.avi", 5)
     for name in ("one", "two", "six"):
         annotate(root, name, range(5))
-    assert [one.where for one in check(root, tmp_path / "c").findings if one.kind == "twins"] == [
+    assert [one.where for one in check(root, tmp_path / "c").issues if one.kind == "twins"] == [
         "one (train), two (train)"]
 
 
@@ -245,8 +245,8 @@ def test_frames_that_a_list_states_are_compared(tmp_path: Path) -> None:
         crops(tmp_path / f"s/clips/{clip:05d}", (1, 2, 3))
     (tmp_path / "s/MAFW_set_1_train.txt").write_text("x/00001 3 0\nx/00002 5 1\n")
     (tmp_path / "s/MAFW_set_1_test.txt").write_text("x/00003 2 10\n")
-    dataset = load(DatasetConfig(root=str(tmp_path / "s")), tmp_path)
-    report = run(dataset, ExtractConfig(), tmp_path / "c")
+    dataset = load_dataset(DatasetConfig(root=str(tmp_path / "s")), tmp_path)
+    report = check_dataset(dataset, ExtractConfig(), tmp_path / "c")
     assert [(one.name, one.equal, one.more, one.fewer) for one in report.lengths] == [
         ("frames against the list's count", 1, 1, 1)]
     assert report.by_clip and report.splits["test"].counts["Disappointment"] == 1
@@ -258,7 +258,7 @@ def test_a_second_check_reads_nothing_and_finds_the_same(tmp_path: Path) -> None
     aged(root)
     first, second = check(root, tmp_path / "c"), check(root, tmp_path / "c")
     assert (first.clips_read, first.clips_known) == (3, 0) and (second.clips_read, second.clips_known) == (0, 3)
-    assert (first.lengths, first.findings, first.splits) == (second.lengths, second.findings, second.splits)
+    assert (first.lengths, first.issues, first.splits) == (second.lengths, second.issues, second.splits)
     assert check(root, tmp_path / "c", fresh=True).clips_read == 3
 
 
@@ -275,13 +275,14 @@ def test_a_changed_folder_is_read_again(tmp_path: Path) -> None:
 
 def test_views_of_each_face_cost_their_share(tmp_path: Path) -> None:
     root = simple(tmp_path / "s", {"a": 300})
-    dataset = load(DatasetConfig(dataset="affwild2", root=str(root)), tmp_path)
-    one, four = (run(dataset, ExtractConfig(taps=("block8",), views=views), tmp_path / "c").cost for views in (1, 4))
+    dataset = load_dataset(DatasetConfig(dataset="affwild2", root=str(root)), tmp_path)
+    one, four = (check_dataset(dataset, ExtractConfig(taps=("block8",), augmentations=views), tmp_path / "c").cost
+                 for views in (1, 4))
     assert one.bytes_a_frame == 2 * 1792 + 72 and four.bytes_a_frame == 4 * 2 * 1792 + 72
-    run_log.record(tmp_path / "c", run_log.Rate(
+    run_log.record_rate(tmp_path / "c", run_log.ExtractionRate(
             faces="cropped", backbone="casia-webface", precision="float32", threads=2,
                                             device="cpu", frames=600, seconds=10.0, when_s=0.0, views=4))
-    assert run(dataset, ExtractConfig(), tmp_path / "c").cost.seconds is None  # measured on four views only
+    assert check_dataset(dataset, ExtractConfig(), tmp_path / "c").cost.seconds is None  # measured on four views only
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"version": 1, "clips": {"x": {"a": 1}}}', '{"version": 9}', "x"])
@@ -298,7 +299,7 @@ def test_what_was_read_before_a_stop_is_kept(tmp_path: Path, monkeypatch: pytest
     root = simple(tmp_path / "s", {"a": 3, "b": 3, "c": 3})
     aged(root)
     clips = [(root / "cropped_aligned" / name, "crops") for name in "abc"]
-    index = Index.load(tmp_path / "c", "x")
+    index = ClipIndex.load(tmp_path / "c", "x")
     real = index._one
 
     def stopped(path: Path, *more: object) -> object:
@@ -309,7 +310,7 @@ def test_what_was_read_before_a_stop_is_kept(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(index, "_one", stopped)
     with pytest.raises(KeyboardInterrupt):
         index.refresh(clips)
-    again = Index.load(tmp_path / "c", "x")
+    again = ClipIndex.load(tmp_path / "c", "x")
     again.refresh(clips)
     assert (again.read, again.kept) == (1, 2)
 
@@ -326,7 +327,7 @@ def test_bytes_are_those_that_the_store_takes(tmp_path: Path) -> None:
             for start in range(0, frames, 1024):
                 rows = min(1024, frames - start)
                 writer.write(start, {tap: np.zeros((rows, *shape), np.float16) for tap, shape in taps.items()})
-            writer.set_clock(np.zeros((frames, len(CLOCK))))
+            writer.set_frame_table(np.zeros((frames, len(FRAME_COLUMNS))))
             writer.commit()
     assert report.cost.bytes is not None and report.cost.frames == sum(lengths.values())
     assert report.cost.bytes <= store.size().bytes <= 1.03 * report.cost.bytes
@@ -339,7 +340,7 @@ def test_time_is_measured_assumed_or_not_told(tmp_path: Path) -> None:
     assumed = check(root, tmp_path / "c", rate=60).cost
     assert assumed.seconds == 0.5 and "assuming 60 frames/s" in assumed.basis
     for faces, frames in (("cropped", 199), ("mtcnn", 5000), ("cropped", 600)):
-        run_log.record(tmp_path / "c", run_log.Rate(
+        run_log.record_rate(tmp_path / "c", run_log.ExtractionRate(
             faces=faces, backbone="casia-webface", precision="float32", threads=2,
                                                 device="cpu", frames=frames, seconds=10.0, when_s=0.0))
     measured = check(root, tmp_path / "c").cost

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fercache import recipe
-from fercache.cli.context import make
+from fercache.cli.context import make_config
 from fercache.config import Config, DatasetConfig, ExtractConfig, StackConfig, TrainConfig
 from fercache.errors import InputError
 
@@ -45,15 +45,15 @@ def test_bounds_and_choices() -> None:
 @pytest.mark.parametrize("command", recipe.RECIPES)
 def test_the_delivered_recipes_are_the_defaults(command: str) -> None:
     root = Path(__file__).resolve().parent.parent
-    said = recipe.load(root / "stages", command)
+    said = recipe.load_recipe(root / "stages", command)
     assert said, "the recipe is not there"
     kind = recipe.RECIPES[command]
-    assert make(kind, command, root / "stages", {}).fingerprint() == kind().fingerprint()
+    assert make_config(kind, command, root / "stages", {}).fingerprint() == kind().fingerprint()
 
 
 def test_precedence(tmp_path: Path) -> None:
     (tmp_path / "extract.toml").write_text('min_face_px = 33\ncrop_fps = 25\ntaps = ["block8"]\n')
-    made = make(ExtractConfig, "extract", tmp_path, {"crop_fps": 50.0, "precision": None})
+    made = make_config(ExtractConfig, "extract", tmp_path, {"crop_fps": 50.0, "precision": None})
     assert (made.min_face_px, made.crop_fps, made.taps, made.precision) == (33, 50.0, ("block8",), "float32")
 
 
@@ -65,13 +65,13 @@ def test_a_wrong_recipe_is_refused(tmp_path: Path, text: str, said: str) -> None
     (tmp_path / "extract.toml").write_text(text)
     with pytest.raises(InputError, match=said):
         try:
-            make(ExtractConfig, "extract", tmp_path, {})
+            make_config(ExtractConfig, "extract", tmp_path, {})
         except InputError as error:
             raise InputError(str(error)) from error
 
 
 def test_a_typed_data_set_puts_the_recipe_aside(tmp_path: Path) -> None:
     (tmp_path / "dataset.toml").write_text('dataset = "affwild2"\nroot = "/data"\nedition = "6th"\n')
-    made = make(DatasetConfig, "dataset", tmp_path, {"clips": "x.csv"})
+    made = make_config(DatasetConfig, "dataset", tmp_path, {"clips": "x.csv"})
     assert (made.root, made.edition, made.clips) == ("", "", "x.csv")
-    assert make(DatasetConfig, "dataset", tmp_path, {"name": "n"}).root == "/data"
+    assert make_config(DatasetConfig, "dataset", tmp_path, {"name": "n"}).root == "/data"

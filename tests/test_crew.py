@@ -13,34 +13,35 @@ from pathlib import Path
 import pytest
 
 from fercache.errors import FercacheError, InputError
-from fercache.runtime.fork_pool import Crew, Tell
-from fercache.runtime.progress import Meter
+from fercache.runtime.fork_pool import ForkPool, ReportProgress
+from fercache.runtime.progress import ProgressBar
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_results_come_in_order_and_the_meter_counts_all_work(device: str) -> None:
-    def work(job: int, tell: Tell) -> int:
+    def work(job: int, tell: ReportProgress) -> int:
         for _ in range(job):
             tell(1)
         return job * job
 
-    bar = Meter("work", 9, "steps")
-    assert Crew(device, 2).run(work, [5, 1, 3], bar) == [25, 1, 9]
+    bar = ProgressBar("work", 9, "steps")
+    assert ForkPool(device, 2).run(work, [5, 1, 3], bar) == [25, 1, 9]
     assert bar.done == 9
 
 
 def test_a_killed_worker_is_told() -> None:
     with pytest.raises(FercacheError, match="killed") as told:
-        Crew("cpu", 2).run(lambda job, tell: os.kill(os.getpid(), signal.SIGKILL), [1, 2], Meter("work", 2, "steps"))
+        ForkPool("cpu", 2).run(lambda job, tell: os.kill(os.getpid(), signal.SIGKILL), [1, 2],
+                               ProgressBar("work", 2, "steps"))
     assert "--threads 1" in str(told.value)
 
 
 def test_an_error_of_a_worker_comes_through() -> None:
-    def work(job: int, tell: Tell) -> None:
+    def work(job: int, tell: ReportProgress) -> None:
         raise InputError("no", where=job)
 
     with pytest.raises(InputError, match="no"):
-        Crew("cpu", 2).run(work, [1], Meter("work", 1, "steps"))
+        ForkPool("cpu", 2).run(work, [1], ProgressBar("work", 1, "steps"))
 
 
 class Owned:
@@ -56,7 +57,7 @@ class Owned:
 
 def test_workers_leave_alone_what_is_their_parents(tmp_path: Path) -> None:
     """Thrown away before the fork or during it: a worker's collector of garbage does not come by."""
-    def work(job: int, tell: Tell) -> None:
+    def work(job: int, tell: ReportProgress) -> None:
         kept.clear()
         gc.collect()
 
@@ -64,7 +65,7 @@ def test_workers_leave_alone_what_is_their_parents(tmp_path: Path) -> None:
     try:
         Owned(tmp_path / "before")
         kept = [Owned(tmp_path / "within")]
-        Crew("cpu", 2).run(work, [1, 2], Meter("work", 2, "steps"))
+        ForkPool("cpu", 2).run(work, [1, 2], ProgressBar("work", 2, "steps"))
     finally:
         gc.enable()
     assert not list(tmp_path.iterdir())

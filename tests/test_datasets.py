@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fercache.config import DatasetConfig
-from fercache.data import load
-from fercache.data.base import SEVEN, Trial, cache_name, on_clock, some
+from fercache.data import load_dataset
+from fercache.data.base import SEVEN, Trial, cache_name, on_clock, shorten_list
 from fercache.data.labels import LabelError, check_range, read, read_all
 from fercache.data.scan import PEEK, scan
 from fercache.errors import InputError
@@ -146,13 +146,13 @@ def test_the_order_of_files_on_disk_does_not_matter(names: list[str]) -> None:
 def test_no_such_folder_an_empty_one_and_a_file_are_input_errors(tmp_path: Path, dataset: str) -> None:
     for place in (tmp_path / "nowhere", tmp_path / ("x" * 5000), tmp_path):
         with pytest.raises(InputError, match=r"no such folder|folder is empty|cannot be read") as caught:
-            load(DatasetConfig(dataset=dataset, root=str(place)), tmp_path)
+            load_dataset(DatasetConfig(dataset=dataset, root=str(place)), tmp_path)
         assert caught.value.exit_code == 2 and caught.value.hint
 
 
 def test_a_file_in_place_of_a_folder_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="this is a file"):
-        load(DatasetConfig(dataset="affwild2", root=str(text(tmp_path, "a.mp4", b"x"))), tmp_path)
+        load_dataset(DatasetConfig(dataset="affwild2", root=str(text(tmp_path, "a.mp4", b"x"))), tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -160,7 +160,7 @@ def test_an_unreadable_folder_is_told_and_the_rest_is_read(tmp_path: Path) -> No
     text(tmp_path, "closed/a.mp4", b"")
     text(tmp_path, "b.mp4", b"")
     (tmp_path / "closed").chmod(0)
-    dataset = load(DatasetConfig(clips=str(tmp_path)), tmp_path)
+    dataset = load_dataset(DatasetConfig(clips=str(tmp_path)), tmp_path)
     (tmp_path / "closed").chmod(0o700)
     assert [trial.name for trial in dataset.trials] == ["b"] and "Permission" in dataset.problems[0].what
 
@@ -168,12 +168,12 @@ def test_an_unreadable_folder_is_told_and_the_rest_is_read(tmp_path: Path) -> No
 def test_a_root_without_a_layout_is_read_as_what_lies_there_or_explained(tmp_path: Path) -> None:
     text(tmp_path, "notes/readme.txt", "x")
     with pytest.raises(InputError) as caught:
-        load(DatasetConfig(root=str(tmp_path)), tmp_path)
+        load_dataset(DatasetConfig(root=str(tmp_path)), tmp_path)
     assert "afew or table" in caught.value.hint and "1 *.txt; the folders notes" in caught.value.hint
     text(tmp_path, "a.mp4", b"")
-    assert load(DatasetConfig(root=str(tmp_path)), tmp_path).layout == "table"
+    assert load_dataset(DatasetConfig(root=str(tmp_path)), tmp_path).layout == "table"
     with pytest.raises(InputError, match="without clips"):
-        load(DatasetConfig(labels="somewhere"), tmp_path)
+        load_dataset(DatasetConfig(labels="somewhere"), tmp_path)
 
 
 def test_names_in_the_cache_are_plain_and_tell_paths_apart(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_the_digest_sees_labels_groups_and_splits_but_no_paths(tmp_path: Path) -
         text(folder, "v.mp4", b"")
         text(folder, "t.csv", f"clip,path,group,split\nv,v.mp4,{group},{split}\n")
         text(folder, "l/v.txt", f"{HEADER}\n{labels}")
-        return load(DatasetConfig(clips=str(folder / "t.csv"), labels=str(folder / "l")), tmp_path).digest()
+        return load_dataset(DatasetConfig(clips=str(folder / "t.csv"), labels=str(folder / "l")), tmp_path).digest()
 
     base = digest("a", "0\n1\n", "g", "train")
     assert digest("b", "0\n1\n", "g", "train") == base
@@ -204,4 +204,4 @@ def test_the_digest_sees_labels_groups_and_splits_but_no_paths(tmp_path: Path) -
 
 
 def test_long_lists_are_cut() -> None:
-    assert some("abc") == "a, b, c" and some("abcdefgh", 2) == "a, b and 6 more"
+    assert shorten_list("abc") == "a, b, c" and shorten_list("abcdefgh", 2) == "a, b and 6 more"

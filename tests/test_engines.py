@@ -28,7 +28,7 @@ from fercache.config import DatasetConfig, ExtractConfig
 from fercache.data import base
 from fercache.errors import InputError
 from fercache.extraction import job
-from fercache.extraction.distributed import Typed, Way, worker
+from fercache.extraction.distributed import LaunchOptions, LaunchPlan, worker
 from fercache.extraction.job import ExtractReport
 from fercache.store.embedding_store import EmbeddingStore
 
@@ -66,7 +66,7 @@ def home(tmp_path: Path, prepared: Path, weights_at: Path) -> Path:
 
 
 def crops_of(home: Path) -> base.Dataset:
-    return data.load(DatasetConfig(clips=str(home / "crops"), dataset="table"), home / "cache")
+    return data.load_dataset(DatasetConfig(clips=str(home / "crops"), dataset="table"), home / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,8 @@ def alone(prepared: Path, weights_at: Path, tmp_path_factory: pytest.TempPathFac
     (cache / "weights").symlink_to(weights_at)
     found = {}
     for name in ("crops", "videos"):
-        dataset = data.load(DatasetConfig(clips=str(prepared / name), dataset="table"), cache)
-        found[name] = EmbeddingStore.open(job.run(dataset, CONFIG, cache).store).digest()
+        dataset = data.load_dataset(DatasetConfig(clips=str(prepared / name), dataset="table"), cache)
+        found[name] = EmbeddingStore.open(job.extract_dataset(dataset, CONFIG, cache).store).digest()
     return found
 
 
@@ -190,13 +190,13 @@ def test_workers_stop_and_go_on(home: Path, alone: dict[str, str], number: signa
 
 
 def test_time_is_up_for_workers_too(home: Path) -> None:
-    report = Way(workers=2, ends_s=time.time()).run(crops_of(home), CONFIG, home / "cache", None)
+    report = LaunchPlan(workers=2, ends_s=time.time()).run(crops_of(home), CONFIG, home / "cache", None)
     assert [(c.state, c.frames) for c in report.clips] == [("left", 2 + i) for i in range(CROPS)]
     assert not report.failures() and not report.failures_at.exists()
 
 
-def typed(**flags: str) -> Way:
-    return Typed(**flags).way({}, began_s=time.time())
+def typed(**flags: str) -> LaunchPlan:
+    return LaunchOptions(**flags).way({}, began_s=time.time())
 
 
 @pytest.mark.parametrize("flags, says", [
@@ -218,54 +218,54 @@ def test_torchrun_seats(monkeypatch: pytest.MonkeyPatch) -> None:
     from fercache.runtime import devices
 
     environ = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-    assert Typed(shard="auto").way(environ, 0).seat == (1, 4)
-    assert Typed(shard="6/8").way(environ, 0).seat == (0, 1)
-    assert devices.seat("auto", 8, 1, 4) == ("auto", 2) and devices.seat("cpu", 2, 3, 4) == ("cpu", 1)
+    assert LaunchOptions(shard="auto").way(environ, 0).local_rank == (1, 4)
+    assert LaunchOptions(shard="6/8").way(environ, 0).local_rank == (0, 1)
+    assert devices.assign_gpu("auto", 8, 1, 4) == ("auto", 2) and devices.assign_gpu("cpu", 2, 3, 4) == ("cpu", 1)
     monkeypatch.setattr(devices, "gpus", lambda: 3)
-    assert [devices.seat("auto", 8, i, 4)[0] for i in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
-    assert devices.seat("cuda:2", 8, 0, 4)[0] == "cuda:2" and devices.seat("cpu", 8, 0, 4)[0] == "cpu"
+    assert [devices.assign_gpu("auto", 8, i, 4)[0] for i in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+    assert devices.assign_gpu("cuda:2", 8, 0, 4)[0] == "cuda:2" and devices.assign_gpu("cpu", 8, 0, 4)[0] == "cpu"
 
 
-def order_at(home: Path) -> tuple[worker.Order, base.Dataset]:
+def order_at(home: Path) -> tuple[worker.JobSpec, base.Dataset]:
     """Return the order of a store that is there and empty."""
     dataset = crops_of(home)
-    made: list[worker.Order] = []
+    made: list[worker.JobSpec] = []
 
-    def engine(work: job.Work, trials: Any) -> list[job.ClipDone]:
-        made.append(worker.order_of(work, trials, float("inf"), 1))
+    def engine(work: job.ExtractionJob, trials: Any) -> list[job.ClipResult]:
+        made.append(worker.job_spec(work, trials, float("inf"), 1))
         return []
-    job.run(dataset, CONFIG, home / "cache", engine=engine)
+    job.extract_dataset(dataset, CONFIG, home / "cache", engine=engine)
     return made[0], dataset
 
 
 def test_a_process_that_cannot_do_it_says_why(home: Path, tmp_path: Path) -> None:
     order, dataset = order_at(home)
-    trials = worker.slim(dataset.trials)
+    trials = worker.without_labels(dataset.trials)
     assert all(trial.path.is_absolute() and trial.labels is None for trial in trials)
     assert order.store.is_absolute() and order.cnn.path.is_absolute()  # type: ignore[union-attr]
     for wrong, says in ((replace(order, version="0.0"), "cannot work for fercache 0.0"),
-                        (replace(order, seen=(tmp_path / "elsewhere",)), "elsewhere is not there"),
+                        (replace(order, known_sources=(tmp_path / "elsewhere",)), "elsewhere is not there"),
                         (replace(order, store=tmp_path / "other.zarr"), "other.zarr is not there"),
                         (replace(order, cnn=replace(order.cnn, path=tmp_path / "w")), "/w is not there")):
         with pytest.raises(InputError, match=says) as error:
-            worker.Hand(wrong, 0).do(trials[0])
+            worker.Worker(wrong, 0).run(trials[0])
         assert "every" in str(error.value)
 
 
 def test_what_a_process_logs_is_told_once_and_by_the_run(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     order, dataset = order_at(home)
     broken = replace(dataset.trials[0], path=home / "crops" / "gone")
-    hand = worker.hand_of(order, 0)
-    assert worker.hand_of(order, 0) is hand, "nets are loaded once"
-    done = hand.do(broken)
+    hand = worker.worker_for(order, 0)
+    assert worker.worker_for(order, 0) is hand, "nets are loaded once"
+    done = hand.run(broken)
     assert [clip.state for clip in done.clips] == ["failed"]
-    assert [level for level, _ in done.told] == [logging.ERROR] and "gone" in done.told[0][1]
+    assert [level for level, _ in done.log_records] == [logging.ERROR] and "gone" in done.log_records[0][1]
     caplog.clear()
-    done.tell()
+    done.log_level()
     assert [record.levelname for record in caplog.records] == ["ERROR"]
-    late = worker.hand_of(replace(order, ends_s=time.time()), 0)
+    late = worker.worker_for(replace(order, ends_s=time.time()), 0)
     assert late is not hand
-    left = [clip for trial in dataset.trials for clip in late.do(trial).clips]
+    left = [clip for trial in dataset.trials for clip in late.run(trial).clips]
     assert [(clip.state, clip.frames) for clip in left] == [("left", 2 + i) for i in range(CROPS)]
 
 
@@ -283,7 +283,7 @@ def distributed() -> Any:
 
 def test_no_scheduler_answers(home: Path, distributed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fercache.extraction.distributed.dask.CONNECT_S", .5)
-    way = Way(dask=True, scheduler="tcp://127.0.0.1:9")
+    way = LaunchPlan(dask=True, scheduler="tcp://127.0.0.1:9")
     with pytest.raises(InputError, match="no scheduler answers"):
         way.run(crops_of(home), CONFIG, home / "cache", None)
 
@@ -312,7 +312,7 @@ def kill_the_busy_one(work: Path, pids: set[int], killed: list[int]) -> None:
 def test_a_dask_worker_is_killed_in_the_middle(home: Path, cluster: Any, distributed: Any,
                                                alone: dict[str, str]) -> None:
     """The others, and its successor, do what it had: each clip is done, once, and the store is the same."""
-    dataset = data.load(DatasetConfig(clips=str(home / "videos"), dataset="table"), home / "cache")
+    dataset = data.load_dataset(DatasetConfig(clips=str(home / "videos"), dataset="table"), home / "cache")
     with distributed.Client(cluster) as client:
         pids = set(client.run(os.getpid).values())
     (store,) = {job.store_path(home / "cache", dataset.name, order_at_videos(dataset, home))}
@@ -320,7 +320,8 @@ def test_a_dask_worker_is_killed_in_the_middle(home: Path, cluster: Any, distrib
     work = store.with_suffix(".work")
     thread = threading.Thread(target=kill_the_busy_one, args=(work.resolve(), pids, killed), daemon=True)
     thread.start()
-    report: ExtractReport = Way(dask=True, scheduler=cluster.scheduler_address).run(dataset, CONFIG, home / "cache",
+    report: ExtractReport = LaunchPlan(dask=True, scheduler=cluster.scheduler_address).run(dataset, CONFIG,
+                                                                                           home / "cache",
                                                                                    None)
     assert killed and killed[0] in pids
     with distributed.Client(cluster) as client:
@@ -338,7 +339,8 @@ def test_a_clip_that_kills_its_worker_is_a_failure(home: Path, distributed: Any,
     whole = crops_of(home)
     monkeypatch.setenv("FERCACHE_KILL_AT", "clock.written:1")  # for the workers, which begin anew
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
-        report = Way(dask=True, workers=1).run(replace(whole, trials=whole.trials[:1]), CONFIG, home / "cache", None)
+        report = LaunchPlan(dask=True, workers=1).run(replace(whole, trials=whole.trials[:1]), CONFIG, home / "cache",
+                                                      None)
     assert [(c.clip, c.state, c.message) for c in report.clips] == [("0", "failed", "its worker died, 1 times")]
     assert "its worker died" in listed(home)["failures.csv"]
 
@@ -347,4 +349,4 @@ def order_at_videos(dataset: base.Dataset, home: Path) -> dict[str, Any]:
     """Return the settings of the videos' store."""
     from fercache.backbones import weights
 
-    return job.settings_of(CONFIG, "mtcnn", weights.ensure(CONFIG.weights, home / "cache" / "weights"))
+    return job.settings_of(CONFIG, "mtcnn", weights.ensure_weights(CONFIG.weights, home / "cache" / "weights"))

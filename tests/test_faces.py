@@ -13,7 +13,7 @@ from PIL import Image
 
 from fercache.backbones import facenet, weights
 from fercache.backbones.backbone import Backbone
-from fercache.faces.crops import crop, whole
+from fercache.faces.crops import crop_face, whole_picture
 from fercache.faces.detector import Detector
 from fercache.runtime.devices import use_threads
 
@@ -39,8 +39,8 @@ def photos(shared: Path) -> dict[str, np.ndarray]:
 def test_published_distances_are_reached(photos: dict[str, np.ndarray], shared: Path, cache: Path) -> None:
     names = list(photos)
     faces = Detector(min_face_px=20).detect(list(photos.values()))
-    crops = np.stack([crop(photos[name], found[0, :4]) for name, found in zip(names, faces, strict=True)])
-    net = Backbone.load(weights.ensure("casia-webface", cache / "weights"), ["embedding"])
+    crops = np.stack([crop_face(photos[name], found[0, :4]) for name, found in zip(names, faces, strict=True)])
+    net = Backbone.load(weights.ensure_weights("casia-webface", cache / "weights"), ["embedding"])
     vectors = dict(zip(names, net.embed32(crops)["embedding"], strict=True))
     with (shared / "data" / "facenet_test_images" / PUBLISHED).open() as handle:
         table = {row["name"]: row for row in csv.DictReader(handle)}
@@ -67,27 +67,27 @@ def test_crop_is_extract_face(box: tuple[float, ...], photos: dict[str, np.ndarr
     photo = next(iter(photos.values()))
     with facenet.torchvision_or_stand_in():
         theirs = extract_face(Image.fromarray(photo), np.array(box), 160, 0)
-    np.testing.assert_array_equal(crop(photo, np.array(box)), theirs.numpy().transpose(1, 2, 0))
+    np.testing.assert_array_equal(crop_face(photo, np.array(box)), theirs.numpy().transpose(1, 2, 0))
 
 
 def test_margin_is_a_share_of_the_longer_side() -> None:
     picture = np.zeros((100, 100, 3), np.uint8)
     picture[30:70, 40:60] = 255  # 20 wide, 40 high: a margin of .5 adds 10 pixels on each side
-    found = crop(picture, np.array([40, 30, 60, 70.0]), 60, 0.5)
+    found = crop_face(picture, np.array([40, 30, 60, 70.0]), 60, 0.5)
     assert found.shape == (60, 60, 3)
     assert (found[15:45, 18:42] > 200).all() and (found[:5] < 60).all() and (found[:, :10] < 60).all()
-    assert (crop(picture, np.array([40, 30, 60, 70.0]), 60) == 255).all()
+    assert (crop_face(picture, np.array([40, 30, 60, 70.0]), 60) == 255).all()
 
 
 @pytest.mark.parametrize("box", [(5, 5, 5, 5), (200, 200, 300, 300), (-9, -9, -1, -1)])
 def test_box_without_area_or_outside_is_still_a_picture(box: tuple[float, ...]) -> None:
-    assert crop(np.full((20, 30, 3), 7, np.uint8), np.array(box, float)).shape == (160, 160, 3)
+    assert crop_face(np.full((20, 30, 3), 7, np.uint8), np.array(box, float)).shape == (160, 160, 3)
 
 
 def test_whole_picture() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
-    assert whole(np.zeros((3, 5, 3), np.uint8)).tolist() == [0, 0, 5, 3]
-    np.testing.assert_array_equal(crop(picture, whole(picture)), picture)
+    assert whole_picture(np.zeros((3, 5, 3), np.uint8)).tolist() == [0, 0, 5, 3]
+    np.testing.assert_array_equal(crop_face(picture, whole_picture(picture)), picture)
 
 
 def test_pictures_without_faces_and_too_small_ones(detector: Detector) -> None:

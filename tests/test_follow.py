@@ -17,9 +17,9 @@ from fercache.config import ExtractConfig
 from fercache.extraction.clip import DETECT_BLOCK
 from fercache.faces import interpolation
 from fercache.faces.detector import Detector
-from fercache.faces.identity import persons
-from fercache.faces.tracklets import iou, pieces_of
-from fercache.runtime.devices import spread
+from fercache.faces.identity import build_persons
+from fercache.faces.tracklets import iou, link_tracklets
+from fercache.runtime.devices import map_threads
 
 Faces = list[np.ndarray]
 
@@ -77,7 +77,7 @@ def face(x: float, score: float = 0.999, size: float = 80) -> np.ndarray:
 def test_a_straight_way_is_followed_with_few_looks() -> None:
     truth = [face(100 + 2 * i) for i in range(64)]
     looks = Looks(truth)
-    found = interpolation.faces_of(pictures(64), looks, 5)
+    found = interpolation.interpolate_faces(pictures(64), looks, 5)
     assert len(looks.rows) == 14 and sorted(looks.rows) == [*range(0, 61, 5), 63]
     np.testing.assert_allclose(np.concatenate(found), np.concatenate(truth), atol=1 / 16)
 
@@ -86,7 +86,7 @@ def test_a_straight_way_is_followed_with_few_looks() -> None:
 def test_each_frame_is_looked_at_where_nothing_is_sure(every: int) -> None:
     truth = [face(90 * i) for i in range(40)]
     looks = Looks(truth)
-    found = interpolation.faces_of(pictures(40), looks, every)
+    found = interpolation.interpolate_faces(pictures(40), looks, every)
     assert (np.concatenate(found) == np.concatenate(truth)).all()
     assert sorted(looks.rows) == list(range(40)), "each is looked at, none twice"
 
@@ -94,7 +94,7 @@ def test_each_frame_is_looked_at_where_nothing_is_sure(every: int) -> None:
 def test_a_face_that_comes_and_goes_is_found_to_the_frame() -> None:
     truth = [face(100) if 13 <= i < 41 else np.empty((0, 5)) for i in range(64)]
     looks = Looks(truth)
-    found = interpolation.faces_of(pictures(64, shape=LARGE), looks, 5)
+    found = interpolation.interpolate_faces(pictures(64, shape=LARGE), looks, 5)
     assert [len(f) for f in found] == [len(f) for f in truth]
     assert len(looks.around) <= 6, "where it was or will be is enough to look at"
     assert sorted(looks.rows) == sorted([*range(0, 61, 5), 63, 12, 41]), "but beside its first and its last frame"
@@ -104,7 +104,7 @@ def test_both_sides_of_a_cut_are_looked_at() -> None:
     """The other person stands where the first one stood: only the pictures tell."""
     truth = [face(100) if i < 13 else face(108, size=84) for i in range(40)]
     looks = Looks(truth)
-    found = interpolation.faces_of(pictures(40, cuts=[13]), looks, 10)
+    found = interpolation.interpolate_faces(pictures(40, cuts=[13]), looks, 10)
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate(truth))
     assert {12, 13} <= set(looks.rows) and len(looks.rows) <= 8
 
@@ -120,7 +120,7 @@ def test_a_face_that_jumps_in_a_scene_that_stays_is_looked_at(jump: range) -> No
         image[y:y + 80, x + 40:x + 80] = 255 - image[y:y + 80, x + 40:x + 80]
         image[0, 0, 0] = i
     looks = Looks(truth)
-    found = interpolation.faces_of(images, looks, 10)
+    found = interpolation.interpolate_faces(images, looks, 10)
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate(truth))
     assert looks.rows[:5] == [0, 10, 20, 30, 39] and len(looks.rows) <= 9 and len(looks.around) <= 14
 
@@ -128,7 +128,7 @@ def test_a_face_that_jumps_in_a_scene_that_stays_is_looked_at(jump: range) -> No
 def test_a_doubtful_face_is_looked_at() -> None:
     truth = [face(100 + i % 2, score=.92) for i in range(20)]
     looks = Looks(truth)
-    found = interpolation.faces_of(pictures(20, shape=LARGE), looks, 5)
+    found = interpolation.interpolate_faces(pictures(20, shape=LARGE), looks, 5)
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate(truth))
     assert looks.rows == [0, 5, 10, 15, 19] and sorted(looks.rows + looks.around) == list(range(20))
 
@@ -139,7 +139,7 @@ def test_a_small_picture_is_looked_at_as_a_whole() -> None:
     crowd = [np.concatenate([face(90 * k, score=.92) for k in range(3)])] * 20
     for images, faces in ((pictures(20), truth), (pictures(20, shape=LARGE), crowd)):
         looks = Looks(faces)
-        found = interpolation.faces_of(images, looks, 5)
+        found = interpolation.interpolate_faces(images, looks, 5)
         np.testing.assert_array_equal(np.concatenate(found), np.concatenate(faces))
         assert sorted(looks.rows) == list(range(20)) and not looks.around
 
@@ -154,7 +154,7 @@ def test_a_doubtful_face_is_no_reason_to_look_at_a_sure_one() -> None:
             asked.extend(map(len, places))
             return [self.truth[int(image[0, 0, 0])].copy() for image in images]
 
-    found = interpolation.faces_of(pictures(11, shape=LARGE), Counted(truth), 10)
+    found = interpolation.interpolate_faces(pictures(11, shape=LARGE), Counted(truth), 10)
     np.testing.assert_allclose(np.concatenate(found), np.concatenate(truth), atol=1 / 16)
     assert asked == [1] * 9
 
@@ -163,7 +163,7 @@ def test_what_is_not_found_around_places_is_looked_for_in_the_whole_frame() -> N
     """It runs to and fro: where it is in between neither end tells."""
     truth = [face(100 + (300 if 4 <= i < 7 else 0), score=.92) for i in range(11)]
     looks = Looks(truth)
-    found = interpolation.faces_of(pictures(11, shape=LARGE), looks, 10)
+    found = interpolation.interpolate_faces(pictures(11, shape=LARGE), looks, 10)
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate(truth))
     assert looks.rows[:3] == [0, 10, 5] and set(looks.rows) == {0, 10, 5, 3, 4, 6, 7}
 
@@ -175,7 +175,7 @@ def test_a_face_that_runs_through_the_picture_is_found_in_each_frame(step: int, 
     truth = [face(100 + step * i) if 3 <= i < 18 else np.empty((0, 5)) for i in range(21)]
     for others in (np.empty((0, 5)), face(5000)):
         beside = [np.concatenate([one, others]) for one in truth]
-        found = interpolation.faces_of(pictures(21, shape=LARGE), Looks(beside), every)
+        found = interpolation.interpolate_faces(pictures(21, shape=LARGE), Looks(beside), every)
         if every == 64:  # both ends are without it: nobody knows of it
             assert all(len(one) == len(others) for one in found)
         else:
@@ -190,14 +190,14 @@ def test_a_face_that_takes_another_ones_place_in_the_count_does_not_hide_it() ->
     between = [face(x, score=.92) for x in (100, 160, 900)]
     truth = [np.concatenate(ends if i in (0, 10) else between) for i in range(11)]
     looks = Looks(truth)
-    found = interpolation.faces_of(pictures(11, shape=LARGE), looks, 10)
+    found = interpolation.interpolate_faces(pictures(11, shape=LARGE), looks, 10)
     assert looks.rows[:3] == [0, 10, 5], "at once, not only when one is missed beside it"
     np.testing.assert_array_equal(found[5], truth[5])
 
 
 def test_faces_that_change_places_in_the_list_are_not_mixed() -> None:
     truth = [np.concatenate([face(100 + i), face(300 - i)][:: 1 if i % 10 else -1]) for i in range(31)]
-    found = interpolation.faces_of(pictures(31), Looks(truth), 10)
+    found = interpolation.interpolate_faces(pictures(31), Looks(truth), 10)
     for now, true in zip(found, truth, strict=True):
         np.testing.assert_allclose(np.sort(now[:, 0]), np.sort(true[:, 0]), atol=1 / 16)
 
@@ -205,18 +205,18 @@ def test_faces_that_change_places_in_the_list_are_not_mixed() -> None:
 def test_lost_frames_and_no_frames() -> None:
     images: list[np.ndarray | None] = list(pictures(12))
     images[3] = images[11] = None
-    found = interpolation.faces_of(images, Looks([face(100)] * 12), 5)
+    found = interpolation.interpolate_faces(images, Looks([face(100)] * 12), 5)
     assert [len(f) for f in found] == [1, 1, 1, 0, *[1] * 7, 0]
-    assert interpolation.faces_of([], Looks([]), 5) == []
-    assert [len(f) for f in interpolation.faces_of([None, None], Looks([]), 5)] == [0, 0]
-    assert [len(f) for f in interpolation.faces_of(pictures(1), Looks([face(1)]), 5)] == [1]
+    assert interpolation.interpolate_faces([], Looks([]), 5) == []
+    assert [len(f) for f in interpolation.interpolate_faces([None, None], Looks([]), 5)] == [0, 0]
+    assert [len(f) for f in interpolation.interpolate_faces(pictures(1), Looks([face(1)]), 5)] == [1]
 
 
 def test_a_change_of_resolution_is_a_cut() -> None:
     images = pictures(20)
     images[7:] = [np.repeat(np.repeat(image, 2, 0), 2, 1) for image in images[7:]]
     looks = Looks([face(100)] * 20)
-    assert all(len(f) == 1 for f in interpolation.faces_of(images, looks, 10))
+    assert all(len(f) == 1 for f in interpolation.interpolate_faces(images, looks, 10))
     assert {6, 7} <= set(looks.rows)
 
 
@@ -233,7 +233,7 @@ def test_of_people_who_come_go_and_flicker_nobody_is_told_twice(seed: int, every
                 one = face(speed * i, score=rng.choice([.92, .999])) + np.array([0, 300 * k, 0, 300 * k, 0])
                 truth[i] = np.concatenate([truth[i], one])
     looks = Looks(truth)
-    found = interpolation.faces_of(pictures(40, shape=LARGE), looks, every)
+    found = interpolation.interpolate_faces(pictures(40, shape=LARGE), looks, every)
     assert len(looks.rows) == len(set(looks.rows))
     for faces in found:
         assert (iou(faces[:, :4], faces[:, :4]) < .5).sum() == len(faces) * (len(faces) - 1)
@@ -246,7 +246,7 @@ def test_looked_at_frames_are_the_detectors_and_every_frame_is_told(counts: list
                                                                     shape: tuple[int, int]) -> None:
     truth = [np.concatenate([np.empty((0, 5)), *(face(200 * k) for k in range(n))]) for n in counts]
     looks = Looks(truth)
-    found = interpolation.faces_of(pictures(len(counts), shape=shape), looks, every)
+    found = interpolation.interpolate_faces(pictures(len(counts), shape=shape), looks, every)
     assert len(found) == len(counts)
     for faces in found:
         assert (iou(faces[:, :4], faces[:, :4]) < .5).sum() == len(faces) * (len(faces) - 1), "nobody twice"
@@ -257,7 +257,7 @@ def test_looked_at_frames_are_the_detectors_and_every_frame_is_told(counts: list
 def test_followed_boxes_lie_on_the_face(face_frames: list[np.ndarray]) -> None:
     """Real pictures: frames five apart, so the way between them is long."""
     detector = Detector()
-    exact, followed = detector.detect(face_frames), interpolation.faces_of(face_frames, detector, 3)
+    exact, followed = detector.detect(face_frames), interpolation.interpolate_faces(face_frames, detector, 3)
     overlap = [iou(a[:1, :4], b[:1, :4])[0, 0] for a, b in zip(exact, followed, strict=True)]
     assert min(overlap) > .7 and np.mean(overlap) > .85
 
@@ -276,7 +276,7 @@ class Told(Detector):
         super().__init__()
         self.told: dict[int, np.ndarray] = {}
 
-    def detect(self, images: Sequence[np.ndarray], run: Callable[..., list[Any]] = spread) -> Faces:
+    def detect(self, images: Sequence[np.ndarray], run: Callable[..., list[Any]] = map_threads) -> Faces:
         return [self.told[id(image)] for image in images]
 
 
@@ -288,16 +288,16 @@ def overlap_of(path: Path, frames: int | None = None) -> float:
     A frame in which only one of the two has a box counts as 0. What the detector says of a frame is asked once and told
     twice; in another batch it would say the same to 1/16 px.
     """
-    detector, told, cuts, exact, fast = Detector(), Told(), interpolation.Cuts(), list[np.ndarray](), list[np.ndarray]()
+    detector, told, cuts, exact, fast = Detector(), Told(), interpolation.ShotBoundaryDetector(), list[np.ndarray](), list[np.ndarray]()
     pictures_of = (frame.image for frame in islice(media.open_source(path, "video").frames(), frames))
     while block := list(islice(pictures_of, DETECT_BLOCK)):
-        faces = interpolation.faces_of(block, detector, 1)
+        faces = interpolation.interpolate_faces(block, detector, 1)
         told.told = {id(image): found for image, found in zip(block, faces, strict=True)}
         for row, image in enumerate(block, len(exact)):
             cuts.see(row, image)
         exact += faces
-        fast += interpolation.faces_of(block, told, ExtractConfig().every)
-    one, other = (persons(pieces_of(found, cuts.rows))[0] for found in (exact, fast))
+        fast += interpolation.interpolate_faces(block, told, ExtractConfig().detect_every)
+    one, other = (build_persons(link_tracklets(found, cuts.rows))[0] for found in (exact, fast))
     pairs = np.flatnonzero(one.seen & other.seen)
     either = int((one.seen | other.seen).sum())
     return float(sum(iou(one.boxes[t][None], other.boxes[t][None])[0, 0] for t in pairs)) / either if either else 1.0

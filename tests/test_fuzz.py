@@ -191,7 +191,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path, weights_at: Pat
     store = EmbeddingStore.create(features_ / "casia-1.zarr", SETTINGS, TAPS)
     put(store, "a", 20)
     with store.writer("b", source=SOURCE, provenance=PROVENANCE) as writer:
-        writer.set_clock(features(20)[0])
+        writer.set_frame_table(features(20)[0])
     (features_ / "current.json").write_text('{"store": "casia-1.zarr"}')
     (features_ / "failures.csv").write_text('clip,message\n"d,d",bad\n')
     simulate(groups=2, frames=10).save(work / "cache" / "logits" / "demo" / "b1.h5")
@@ -199,7 +199,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path, weights_at: Pat
     for stage in ("heads", "stack"):
         (work / "cache" / stage / "demo" / "b1").mkdir(parents=True)
         (work / "cache" / stage / "demo" / "b1" / "said.json").write_text(json.dumps({"trained_on": ["a", "b"]}))
-    for folder in (demo.fetch(cache / "clips"), weights_at):
+    for folder in (demo.fetch_demo_clips(cache / "clips"), weights_at):
         (work / "cache" / folder.name).symlink_to(folder)
     return work
 

@@ -46,7 +46,7 @@ def plain(shares: np.ndarray, time_s: np.ndarray, seen: np.ndarray, t: int) -> n
 @given(clip=clips())
 def test_the_line_is_the_plain_loop(clip: Clip) -> None:
     shares, time_s, seen = clip
-    found = missing_faces.fill(shares, time_s, seen, "linear")
+    found = missing_faces.fill_gaps(shares, time_s, seen, "linear")
     if not seen.any():
         np.testing.assert_array_equal(found, shares)
         return
@@ -60,8 +60,8 @@ def test_the_line_is_the_plain_loop(clip: Clip) -> None:
 @given(clip=clips(), policy=st.sampled_from(sorted(missing_faces.POLICIES)))
 def test_filling_twice_changes_nothing(clip: Clip, policy: str) -> None:
     shares, time_s, seen = clip
-    once = missing_faces.fill(shares, time_s, seen, policy)
-    np.testing.assert_array_equal(missing_faces.fill(once, time_s, seen, policy), once)
+    once = missing_faces.fill_gaps(shares, time_s, seen, policy)
+    np.testing.assert_array_equal(missing_faces.fill_gaps(once, time_s, seen, policy), once)
 
 
 def test_the_nearer_face_weighs_more() -> None:
@@ -69,7 +69,7 @@ def test_the_nearer_face_weighs_more() -> None:
     shares = np.zeros((11, 2))
     shares[0], shares[10] = (1, 0), (0, 1)
     seen = np.isin(np.arange(11), (0, 10))
-    found = missing_faces.fill(shares, np.arange(11) / 30, seen, "linear")
+    found = missing_faces.fill_gaps(shares, np.arange(11) / 30, seen, "linear")
     np.testing.assert_allclose(found[:, 0], np.linspace(1, 0, 11), atol=1e-12)
 
 
@@ -77,13 +77,13 @@ def test_four_missing_frames_lie_on_fifths() -> None:
     """Off by one, the other classic: a gap of n frames has n + 1 steps, and the ends are the faces' own."""
     shares = np.full((6, 2), np.nan)
     shares[0], shares[5] = (0.0, 1.0), (1.0, 0.0)
-    found = missing_faces.fill(shares, np.arange(6.0), np.isin(np.arange(6), (0, 5)), "linear")
+    found = missing_faces.fill_gaps(shares, np.arange(6.0), np.isin(np.arange(6), (0, 5)), "linear")
     np.testing.assert_allclose(found[:, 0], [0, .2, .4, .6, .8, 1], atol=1e-12)
 
 
 def test_time_counts_and_not_the_number_of_frames() -> None:
     shares = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
-    found = missing_faces.fill(shares, np.array([0.0, 0.9, 1.0]), np.array([True, False, True]), "linear")
+    found = missing_faces.fill_gaps(shares, np.array([0.0, 0.9, 1.0]), np.array([True, False, True]), "linear")
     np.testing.assert_allclose(found[1], [0.1, 0.9])
 
 
@@ -91,14 +91,14 @@ def test_time_counts_and_not_the_number_of_frames() -> None:
 def test_edges_have_what_the_first_and_last_face_have(policy: str) -> None:
     shares = np.random.default_rng(0).dirichlet(np.ones(4), 9)
     seen = np.isin(np.arange(9), (3, 5))
-    found = missing_faces.fill(shares, np.arange(9.0), seen, policy)
+    found = missing_faces.fill_gaps(shares, np.arange(9.0), seen, policy)
     np.testing.assert_array_equal(found[:3], shares[[3, 3, 3]])
     np.testing.assert_array_equal(found[6:], shares[[5, 5, 5]])
 
 
 def test_the_earlier_of_two_equally_near_faces() -> None:
     shares = np.eye(3)
-    found = missing_faces.fill(shares, np.arange(3.0), np.array([True, False, True]), "nearest")
+    found = missing_faces.fill_gaps(shares, np.arange(3.0), np.array([True, False, True]), "nearest")
     np.testing.assert_array_equal(found[1], shares[0])
 
 
@@ -108,26 +108,27 @@ def test_every_policy_is_a_choice_of_the_stack() -> None:
 
 
 @pytest.fixture(scope="module")
-def spoken() -> tuple[oof.LogitBook, nested_cv.Nested]:
+def spoken() -> tuple[oof.OofLogits, nested_cv.NestedResult]:
     """A book with gaps, and what the stackers say of it."""
     book = simulate(groups=6, frames=80)
-    return book, nested_cv.run(book, CONFIG)
+    return book, nested_cv.run_nested_cv(book, CONFIG)
 
 
 @pytest.mark.parametrize("policy", sorted(missing_faces.POLICIES))
-def test_what_each_policy_leaves_in_the_columns(spoken: tuple[oof.LogitBook, nested_cv.Nested], policy: str) -> None:
+def test_what_each_policy_leaves_in_the_columns(spoken: tuple[oof.OofLogits, nested_cv.NestedResult],
+                                                policy: str) -> None:
     book, learnt = spoken
-    held = candidates.gather(book, learnt, candidates.Filling.of(book, policy))
+    held = candidates.gather_candidates(book, learnt, candidates.GapFiller.of(book, policy))
     own = {head: np.exp(v) / np.exp(v).sum(1, keepdims=True) for head, v in book.logits.items()}
     blind = ~book.valid
     assert blind.sum() > 20 and set(held) == {*book.heads, "mean", "chain", "smooth", "logistic", "blend", "stack"}
     for name, values in held.items():
         np.testing.assert_allclose(values.sum(1), 1, atol=1e-5)
-        np.testing.assert_array_equal(values[book.valid], candidates.gather(book, learnt)[name][book.valid])
+        np.testing.assert_array_equal(values[book.valid], candidates.gather_candidates(book, learnt)[name][book.valid])
         if policy in missing_faces.COPIED:
             for trial in range(len(book.trials)):
                 rows = book.rows(trial)
-                want = missing_faces.fill(held[name][rows], book.time_s[rows], book.valid[rows], policy)
+                want = missing_faces.fill_gaps(held[name][rows], book.time_s[rows], book.valid[rows], policy)
                 np.testing.assert_array_equal(values[rows], want)
             continue
         speakers = ["frame", "gru", "transformer"] if policy == "none" else ["gru", "transformer"]
@@ -138,50 +139,50 @@ def test_what_each_policy_leaves_in_the_columns(spoken: tuple[oof.LogitBook, nes
 def test_the_mask_needs_a_temporal_head(tmp_path: Path) -> None:
     book = simulate(groups=5, frames=60, heads=("frame",))
     with pytest.raises(InputError, match="temporal head") as caught:
-        stack.run(book, replace(CONFIG, gaps="mask"), tmp_path)
+        stack.run_stack(book, replace(CONFIG, missing_faces="mask"), tmp_path)
     assert "--gaps" in str(caught.value)
 
 
 def test_a_run_says_its_policy_and_new_clips_get_the_same(tmp_path: Path) -> None:
     book = simulate(groups=6, frames=60, validation=2)
-    runs = {policy: stack.run(book, replace(CONFIG, gaps=policy, final="stack"), tmp_path)
+    runs = {policy: stack.run_stack(book, replace(CONFIG, missing_faces=policy, select="stack"), tmp_path)
             for policy in ("nearest", "linear")}
     assert len({found.folder for found in runs.values()}) == 2
     for policy, found in runs.items():
         assert found.report["gap_policy"].startswith(f"{policy}: ") and "face" in found.report["gap_policy"]
         assert found.report["frames_without_face"] == int((~book.valid).sum())
         new = replace(book, fold=np.full_like(book.fold, -1))
-        held_out = book.spread(np.array(book.split)) == "validation"
-        assert np.abs(stack.speak(found.folder, new)[held_out] - found.units[held_out]).max() <= 2
+        held_out = book.per_row(np.array(book.split)) == "validation"
+        assert np.abs(stack.predict_new(found.folder, new)[held_out] - found.units[held_out]).max() <= 2
     apart = (runs["nearest"].units != runs["linear"].units).any(1)
     said = [found.units[book.valid].argmax(1) for found in runs.values()]
     assert apart[~book.valid].any() and (said[0] == said[1]).all(), "the temperature may differ, the answer may not"
 
 
-def test_a_clip_without_a_face_keeps_what_the_heads_say(spoken: tuple[oof.LogitBook, nested_cv.Nested]) -> None:
+def test_a_clip_without_a_face_keeps_what_the_heads_say(spoken: tuple[oof.OofLogits, nested_cv.NestedResult]) -> None:
     book, learnt = spoken
-    dark = replace(book, valid=book.valid & (book.spread(np.arange(len(book.trials))) != 2))
+    dark = replace(book, valid=book.valid & (book.per_row(np.arange(len(book.trials))) != 2))
     rows = book.rows(2)
     for policy in missing_faces.POLICIES:
-        held = candidates.gather(dark, learnt, candidates.Filling.of(dark, policy))["gru"][rows]
+        held = candidates.gather_candidates(dark, learnt, candidates.GapFiller.of(dark, policy))["gru"][rows]
         own = np.exp(book.logits["gru"][rows])
         np.testing.assert_allclose(held, own / own.sum(1, keepdims=True), atol=1e-6)
 
 
-def test_nothing_looks_ahead_where_it_may_not(spoken: tuple[oof.LogitBook, nested_cv.Nested]) -> None:
+def test_nothing_looks_ahead_where_it_may_not(spoken: tuple[oof.OofLogits, nested_cv.NestedResult]) -> None:
     """Later frames thrown into disorder change nothing; before the first face the heads have even odds."""
     book, _ = spoken
-    nothing = nested_cv.Nested(members={}, columns={})
+    nothing = nested_cv.NestedResult(members={}, columns={})
     valid = book.valid.copy()
     valid[book.offsets[:-1, None] + np.arange(5)] = False
     book = replace(book, valid=valid)
-    filling = candidates.Filling.of(book, causal=True)
-    before = candidates.gather(book, nothing, filling)
+    filling = candidates.GapFiller.of(book, causal=True)
+    before = candidates.gather_candidates(book, nothing, filling)
     np.testing.assert_allclose(before["mean"][book.offsets[:-1]], 1 / 7)
     cut = int(book.offsets[1]) // 2
     later = {head: np.where(np.arange(len(v))[:, None] > cut, v[::-1], v) for head, v in book.logits.items()}
-    after = candidates.gather(replace(book, logits=later), nothing, filling)
+    after = candidates.gather_candidates(replace(book, logits=later), nothing, filling)
     for name, values in before.items():
         np.testing.assert_array_equal(values[:cut + 1], after[name][:cut + 1])
     with pytest.raises(InputError, match="looks at the later"):
-        candidates.Filling.of(book, "linear", causal=True)
+        candidates.GapFiller.of(book, "linear", causal=True)

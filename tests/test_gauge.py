@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from fercache.extraction.profiler import PARTS, Gauge
-from fercache.extraction.resources import Room
+from fercache.extraction.profiler import PARTS, StageProfiler
+from fercache.extraction.resources import MemoryBudget
 
 
 class Clock:
@@ -20,7 +20,7 @@ class Clock:
 
 def test_rates_are_frames_over_busy_seconds_times_lanes() -> None:
     clock = Clock()
-    gauge = Gauge(dict.fromkeys(PARTS, 2), dict.fromkeys(PARTS, clock))
+    gauge = StageProfiler(dict.fromkeys(PARTS, 2), dict.fromkeys(PARTS, clock))
     with gauge.busy("cnn", 16):
         clock.now += 4
     assert gauge.rates() == {"cnn": 8.0} and gauge.slowest() == "cnn"
@@ -29,7 +29,7 @@ def test_rates_are_frames_over_busy_seconds_times_lanes() -> None:
 
 def test_the_bottleneck_is_what_takes_most_of_the_time() -> None:
     """The CNN is the slower one, but few frames have a face."""
-    gauge = Gauge(dict.fromkeys(PARTS, 1))
+    gauge = StageProfiler(dict.fromkeys(PARTS, 1))
     gauge.add("detect", 1000, 10.0)
     gauge.add("cnn", 20, 1.0)
     assert gauge.rates() == {"detect": 100.0, "cnn": 20.0} and gauge.slowest() == "detect"
@@ -44,20 +44,20 @@ def test_items_are_timed_as_they_are_made_and_not_as_they_are_used() -> None:
             clock.now += 1
             yield i
 
-    gauge = Gauge(dict.fromkeys(PARTS, 1), dict.fromkeys(PARTS, clock))
+    gauge = StageProfiler(dict.fromkeys(PARTS, 1), dict.fromkeys(PARTS, clock))
     for _ in gauge.each("decode", made()):
         clock.now += 100
     assert gauge.rates() == {"decode": 1.0}
 
 
 def test_nothing_is_told_of_nothing() -> None:
-    gauge = Gauge(dict.fromkeys(PARTS, 1))
+    gauge = StageProfiler(dict.fromkeys(PARTS, 1))
     gauge.add("write", 5, .01)
-    assert gauge.line() == "" and Gauge(dict.fromkeys(PARTS, 1)).slowest() == ""
+    assert gauge.line() == "" and StageProfiler(dict.fromkeys(PARTS, 1)).slowest() == ""
 
 
 def test_threads_count_together() -> None:
-    gauge = Gauge(dict.fromkeys(PARTS, 1))
+    gauge = StageProfiler(dict.fromkeys(PARTS, 1))
     threads = [threading.Thread(target=lambda: [gauge.add("crop", 1, .001) for _ in range(1000)]) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -67,21 +67,21 @@ def test_threads_count_together() -> None:
 
 
 def test_room_is_shared_and_the_largest_gets_in_alone() -> None:
-    from fercache.extraction.cancellation import Brake
+    from fercache.extraction.cancellation import CancelToken
 
-    room, order = Room(100, Brake()), []
+    room, order = MemoryBudget(100, CancelToken()), []
 
     def ask(size: int) -> None:
-        room.take(size)
+        room.acquire(size)
         order.append(size)
 
-    room.take(60)
+    room.acquire(60)
     waits = threading.Thread(target=ask, args=(500,))
     waits.start()
-    room.take(40)
-    assert order == [] and room.held == 100
-    room.give(40)
+    room.acquire(40)
+    assert order == [] and room.in_use == 100
+    room.release(40)
     assert order == []
-    room.give(60)
+    room.release(60)
     waits.join(10)
-    assert order == [500] and room.held == 500
+    assert order == [500] and room.in_use == 500

@@ -12,13 +12,13 @@ import torch
 from fercache.backbones import facenet
 from fercache.backbones.taps import TapSlice, side_by_side
 from fercache.errors import InputError
-from fercache.heads import HEADS, build, classes_of
+from fercache.heads import HEADS, build_head, classes_of
 from fercache.heads.base import DEFAULTS
-from fercache.heads.frame import Tail
+from fercache.heads.frame import FinetuneTail
 from fercache.heads.temporal import positions
-from fercache.training.data import Features
-from fercache.training.fit import Loss, Task, class_weights, fit
-from fercache.training.inference import predict, window_frames
+from fercache.training.data import FrameDataset
+from fercache.training.fit import FitTask, Loss, class_weights, fit
+from fercache.training.inference import predict_head, window_frames
 
 SHAPES = {"block8": (12,), "repeat_1-3x3": (4, 3, 3)}
 LAYOUT = side_by_side(SHAPES, tuple(SHAPES), "test")
@@ -40,7 +40,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(many)
 
 
-def features(trials: int = 8, frames: int = 90, noise: float = 1.0, seed: int = 0) -> Features:
+def features(trials: int = 8, frames: int = 90, noise: float = 1.0, seed: int = 0) -> FrameDataset:
     """Clips whose class, held for 30 frames, shifts the features under noise; every tenth frame has no face."""
     rng = np.random.default_rng(seed)
     rows = trials * frames
@@ -48,13 +48,13 @@ def features(trials: int = 8, frames: int = 90, noise: float = 1.0, seed: int = 
     valid = np.arange(rows) % 10 != 3
     centre = np.random.default_rng(99).normal(size=(3, SIZE))
     x = ((centre[label] + noise * rng.normal(size=(rows, SIZE))) * valid[:, None]).astype(np.float16)
-    return Features(layout=LAYOUT, x=x, offsets=np.arange(0, rows + 1, frames), valid=valid, label=label,
+    return FrameDataset(layout=LAYOUT, x=x, offsets=np.arange(0, rows + 1, frames), valid=valid, label=label,
                     index=np.tile(np.arange(1, frames + 1, dtype=np.int32), trials),
                     time_s=np.tile(np.arange(frames) / 30, trials))
 
 
-def task(head: str, **changed: object) -> Task:
-    usual = Task(head=head, settings=SMALL[head], classes=3, train=(0, 1, 2, 3, 4), watch=(5,), seed=0, device="cpu")
+def task(head: str, **changed: object) -> FitTask:
+    usual = FitTask(head=head, settings=SMALL[head], classes=3, train=(0, 1, 2, 3, 4), val_trials=(5,), seed=0, device="cpu")
     return replace(usual, **changed)  # type: ignore[arg-type]
 
 
@@ -66,14 +66,14 @@ def given(windows: int = 2, frames: int = 20) -> tuple[torch.Tensor, torch.Tenso
 
 @pytest.mark.parametrize("name", HEADS)
 def test_shapes(name: str) -> None:
-    head = build(name, LAYOUT, 5, SMALL[name]).eval()
+    head = build_head(name, LAYOUT, 5, SMALL[name]).eval()
     assert head(*given()).shape == (2, 20, 5)
     assert classes_of(head) == 5
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_what_was_not_seen_changes_nothing(name: str) -> None:
-    head = build(name, LAYOUT, 3, SMALL[name]).eval()
+    head = build_head(name, LAYOUT, 3, SMALL[name]).eval()
     x, seen, time_s = given()
     other = torch.where(seen[..., None], x, torch.full_like(x, 7))
     assert torch.equal(head(x, seen, time_s)[seen], head(other, seen, time_s)[seen])
@@ -86,7 +86,8 @@ def test_temporal_heads_look_around_and_the_frame_head_does_not(name: str) -> No
     changed = x.clone()
     changed[:, 10] += 3
     seen[:, 10] = True
-    for head, expected in ((build(name, LAYOUT, 3, SMALL[name]), True), (build("frame", LAYOUT, 3, SMALL["frame"]),
+    for head, expected in ((build_head(name, LAYOUT, 3, SMALL[name]), True),
+                           (build_head("frame", LAYOUT, 3, SMALL["frame"]),
                                                                          False)):
         with torch.inference_mode():
             moved = (head.eval()(x, seen, time_s) - head(changed, seen, time_s)).abs().sum(-1)
@@ -100,7 +101,7 @@ def test_over_evidence_a_temporal_head_begins_as_a_moving_mean(name: str) -> Non
     time_s, seen = torch.arange(50)[None] * .1, torch.rand(1, 50) < .7
     said = torch.randn(1, 50, 3).log_softmax(-1) * seen[..., None]
     layout = (TapSlice(tap="evidence", start=0, stop=4, shape=(4,)),)
-    head = build(name, layout, 3, replace(DEFAULTS[name], evidence=True)).eval()
+    head = build_head(name, layout, 3, replace(DEFAULTS[name], temporal_input=True)).eval()
     head.standardise.fit(torch.tensor([-1.0, -2.0, -1.5, .2]), torch.tensor([.8, 1.5, 1.1, .3]))
     with torch.inference_mode():
         found = head(torch.cat([said, torch.rand(1, 50, 1)], -1), seen, time_s) - head.out[-1].bias
@@ -119,18 +120,18 @@ def test_positions_are_seconds() -> None:
 
 def test_an_unknown_head_is_told() -> None:
     with pytest.raises(InputError, match="no head"):
-        build("lstm", LAYOUT, 3, DEFAULTS["gru"])
+        build_head("lstm", LAYOUT, 3, DEFAULTS["gru"])
 
 
 @pytest.mark.parametrize("name", [*OURS, "paper-gru"])
 def test_learns_what_can_be_learnt(name: str) -> None:
     seen = features()
     fitted = fit(task(name), seen)
-    said = predict(fitted.head, SMALL[name], seen, [6, 7], "cpu")
+    said = predict_head(fitted.head, SMALL[name], seen, [6, 7], "cpu")
     truth = seen.label[seen.offsets[6]:]
     hits = np.concatenate([said[6], said[7]]).argmax(1) == truth
     assert hits.mean() > .9, hits.mean()
-    assert fitted.watched_f1 > .6, "the watched clip lacks a class, whose F1 counts as 0"
+    assert fitted.validation_f1 > .6, "the watched clip lacks a class, whose F1 counts as 0"
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -156,8 +157,8 @@ def test_watched_and_held_out_trials_teach_nothing(name: str) -> None:
 def test_every_frame_gets_a_prediction(name: str) -> None:
     seen = features(trials=3, frames=70)
     seen.valid[:70] = False
-    head = build(name, LAYOUT, 3, SMALL[name])
-    said = predict(head, SMALL[name], seen, [0, 2], "cpu")
+    head = build_head(name, LAYOUT, 3, SMALL[name])
+    said = predict_head(head, SMALL[name], seen, [0, 2], "cpu")
     assert set(said) == {0, 2} and all(v.shape == (70, 3) and np.isfinite(v).all() for v in said.values())
     assert np.allclose(np.exp(said[2]).sum(1), 1, atol=.2)
 
@@ -178,9 +179,9 @@ def test_a_tail_is_the_backbones_own_blocks_and_keeps_its_statistics() -> None:
     torch.manual_seed(0)
     net = facenet.InceptionResnetV1().eval()
     layout = side_by_side({"mixed_7a-map": (1792, 3, 3), "block8": (12,)}, ("mixed_7a-map", "block8"), "test")
-    settings = replace(SMALL["frame"], tail="mixed_7a-map")
-    head = build("frame", layout, 3, settings)
-    tail = next(m for m in head.modules() if isinstance(m, Tail))
+    settings = replace(SMALL["frame"], finetune_tap="mixed_7a-map")
+    head = build_head("frame", layout, 3, settings)
+    tail = next(m for m in head.modules() if isinstance(m, FinetuneTail))
     tail.load({name: value.numpy() for name, value in net.state_dict().items()})
     maps = torch.rand(2, 1792, 3, 3)
     with torch.inference_mode():
@@ -193,13 +194,13 @@ def test_a_tail_is_the_backbones_own_blocks_and_keeps_its_statistics() -> None:
     moved = {name for name, value in tail.state_dict().items() if not torch.equal(value, before[name])}
     assert any("conv" in name for name in moved) and not any("running" in name for name in moved)
     with pytest.raises(InputError, match="no tail begins"):
-        build("frame", LAYOUT, 3, replace(settings, tail="repeat_1-3x3"))
+        build_head("frame", LAYOUT, 3, replace(settings, finetune_tap="repeat_1-3x3"))
 
 
 @pytest.mark.parametrize("name", ["gru", "transformer"])
 def test_a_clip_level_head_says_one_thing(name: str) -> None:
     x, seen, time_s = given()
-    head = build(name, LAYOUT, 3, replace(SMALL[name], clip_level=True)).eval()
+    head = build_head(name, LAYOUT, 3, replace(SMALL[name], clip_level=True)).eval()
     said = head(x, seen, time_s)
     assert torch.allclose(said, said[:, :1].expand_as(said))
     other = torch.where(seen[..., None], x, torch.full_like(x, 7))

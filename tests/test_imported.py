@@ -17,14 +17,14 @@ from fercache import logits_import
 from fercache.cli import main
 from fercache.config import LogitsConfig, StackConfig
 from fercache.errors import InputError
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 from fercache.stacking import inputs, stack
 from fercache.stacking.smoothed_mean import softmax
 
 CONFIG = StackConfig(threads=1, bootstrap=50)
 
 
-def table_of(book: LogitBook, path: Path, head: str, prefix: str = "p_", **columns: Any) -> Path:
+def table_of(book: OofLogits, path: Path, head: str, prefix: str = "p_", **columns: Any) -> Path:
     """Write what a head says of a book as a table; `columns`: name -> value by row."""
     said = book.logits[head] if prefix == "logit_" else softmax(book.logits[head])
     clip = np.repeat(book.trials, np.diff(book.offsets))
@@ -36,19 +36,20 @@ def table_of(book: LogitBook, path: Path, head: str, prefix: str = "p_", **colum
     return path
 
 
-def bring(table: Path, cache: Path, name: str = "other", **more: Any) -> LogitBook:
-    return logits_import.run(name, LogitsConfig(**{"table": str(table), "provenance": "held-out", **more}), "d",
+def bring(table: Path, cache: Path, name: str = "other", **more: Any) -> OofLogits:
+    return logits_import.import_logits(name, LogitsConfig(**{"table": str(table), "provenance": "held-out", **more}),
+                                       "d",
                              cache)[1]
 
 
 @pytest.mark.parametrize("prefix", ["p_", "logit_", "a_"])
 def test_a_table_is_the_head_it_was_written_from(tmp_path: Path, prefix: str) -> None:
     book = simulate(groups=4, validation=2, frames=40)
-    split = book.spread(np.array(book.split))
+    split = book.per_row(np.array(book.split))
     table = table_of(book, tmp_path / "t.csv", "gru", prefix, label=book.label, split=split)
     made = bring(table, tmp_path)
     assert made.classes == CLASSES and made.declared == {"other": "held-out"}
-    joined = inputs.joined(book, [made])
+    joined = inputs.merge_logits(book, [made])
     seen = book.valid
     np.testing.assert_allclose(softmax(joined.logits["other"][seen]), softmax(book.logits["gru"][seen]), atol=1e-5)
     even = softmax(joined.logits["other"][~seen])
@@ -58,9 +59,9 @@ def test_a_table_is_the_head_it_was_written_from(tmp_path: Path, prefix: str) ->
 
 def test_a_book_of_its_own_is_stacked_without_any_extraction(tmp_path: Path) -> None:
     book = simulate(groups=10, validation=3, frames=90)
-    rows = {"label": book.label, "split": book.spread(np.array(book.split))}
+    rows = {"label": book.label, "split": book.per_row(np.array(book.split))}
     bring(table_of(book, tmp_path / "t.csv", "gru", **rows), tmp_path)
-    found = stack.run(logits_import.load(tmp_path, "d", ["other"])[0], CONFIG, tmp_path)
+    found = stack.run_stack(logits_import.load(tmp_path, "d", ["other"])[0], CONFIG, tmp_path)
     said = found.report["splits"]["validation"]["all_frames"]
     assert said["smooth"]["macro_f1"] > said["other"]["macro_f1"]
 
@@ -89,11 +90,11 @@ def test_sources_that_do_not_fit(tmp_path: Path) -> None:
     book = simulate(groups=3, frames=30)
     made = bring(table_of(book, tmp_path / "t.csv", "gru"), tmp_path)
     with pytest.raises(InputError, match="classes"):
-        inputs.joined(book, [replace(made, classes=("a", "b"))])
+        inputs.merge_logits(book, [replace(made, classes=("a", "b"))])
     with pytest.raises(InputError, match="no frame"):
-        inputs.joined(book, [replace(made, trials=("x", "y", "z"), clip=())])
+        inputs.merge_logits(book, [replace(made, trials=("x", "y", "z"), clip=())])
     with pytest.raises(InputError, match="called"):
-        inputs.joined(book, [made, made])
+        inputs.merge_logits(book, [made, made])
     with pytest.raises(InputError, match="imported logits 'none'"):
         logits_import.load(tmp_path, "d", ["none"])
     with pytest.raises(InputError, match="cannot name"):
@@ -104,12 +105,12 @@ def test_in_sample_is_refused_left_out_and_flagged_for_good(tmp_path: Path) -> N
     book = simulate(groups=10, validation=4, frames=90)
     right = replace(book, logits={**book.logits, "gru": (9 * np.eye(7)[book.label]).astype(np.float32)})
     made = bring(table_of(right, tmp_path / "t.csv", "gru"), tmp_path, provenance="in-sample")
-    both = inputs.joined(book, [made])
+    both = inputs.merge_logits(book, [made])
     with pytest.raises(InputError, match="in-sample: other"):
-        stack.run(both, replace(CONFIG, logits=("other",)), tmp_path)
-    found = stack.run(both, replace(CONFIG, logits=("other",), force=True), tmp_path)
+        stack.run_stack(both, replace(CONFIG, logits=("other",)), tmp_path)
+    found = stack.run_stack(both, replace(CONFIG, logits=("other",), force=True), tmp_path)
     assert found.final in ("frame", "gru", "transformer"), "no column with the source in it may win"
-    out = stack.write(found, tmp_path / "p.csv")[1]
+    out = stack.write_stack(found, tmp_path / "p.csv")[1]
     flags = json.loads(out.read_text())["flags"]
     assert any(flag.startswith("other: ") for flag in flags) and any(flag.startswith("stack: ") for flag in flags)
 
@@ -132,13 +133,13 @@ def clip_table(path: Path, people: int = 2) -> Path:
 def test_clip_level_pools_frames_and_people(tmp_path: Path) -> None:
     made = bring(clip_table(tmp_path / "t.csv"), tmp_path)
     assert len(made.trials) == 80 and len(set(made.clips)) == 40
-    found = stack.run(made, replace(CONFIG, level="clip", metric="uar"), tmp_path)
-    with stack.write(found, tmp_path / "p.csv")[0].open(newline="") as file:
+    found = stack.run_stack(made, replace(CONFIG, level="clip", metric="uar"), tmp_path)
+    with stack.write_stack(found, tmp_path / "p.csv")[0].open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["clip"] for row in rows] == [f"c{i:02d}" for i in range(40)]
     mine = np.isin(np.repeat(made.clips, np.diff(made.offsets)), ["c07"]) & made.valid
     mean = softmax(made.logits["other"][mine]).mean(0)
-    said = softmax(found.book.logits["other"])[7]
+    said = softmax(found.oof.logits["other"])[7]
     np.testing.assert_allclose(said, mean, atol=1e-5)
     one = found.report["splits"]["validation"]["all_frames"]["mean"]
     assert one["frames"] == one["groups"] == 14 and {"war", "uar"} <= set(one)
@@ -146,18 +147,18 @@ def test_clip_level_pools_frames_and_people(tmp_path: Path) -> None:
 
 def test_new_frames_get_what_a_clip_level_run_says_of_their_clip(tmp_path: Path) -> None:
     made = bring(clip_table(tmp_path / "t.csv"), tmp_path)
-    found = stack.run(made, replace(CONFIG, level="clip", final="smooth"), tmp_path)
-    said = stack.speak(found.folder, replace(made, fold=np.full_like(made.fold, -1)))
+    found = stack.run_stack(made, replace(CONFIG, level="clip", select="smooth"), tmp_path)
+    said = stack.predict_new(found.folder, replace(made, fold=np.full_like(made.fold, -1)))
     assert said.shape == (len(made.label), 3)
-    held = [i for i, split in enumerate(found.book.split) if split == "validation"]
+    held = [i for i, split in enumerate(found.oof.split) if split == "validation"]
     for i in held:
-        rows = np.repeat(np.array(made.clips) == found.book.trials[i], np.diff(made.offsets))
+        rows = np.repeat(np.array(made.clips) == found.oof.trials[i], np.diff(made.offsets))
         assert np.abs(said[rows] - found.units[i]).max() <= 2
 
 
 def test_a_label_that_changes_is_no_clip_level_set(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="changes within"):
-        stack.run(simulate(groups=5, frames=200), replace(CONFIG, level="clip"), tmp_path)
+        stack.run_stack(simulate(groups=5, frames=200), replace(CONFIG, level="clip"), tmp_path)
 
 
 def test_commands(tmp_path: Path) -> None:
@@ -190,10 +191,10 @@ def test_the_real_posteriors(shared: Path, tmp_path: Path) -> None:
     if not (folder / "frames.csv").is_file():
         pytest.skip("no afew_posteriors in ../shared")
     made = bring(folder / "frames.csv", tmp_path, "video", fps=25.0)
-    found = stack.run(made, replace(CONFIG, level="clip", metric="accuracy", bootstrap=500), tmp_path)
+    found = stack.run_stack(made, replace(CONFIG, level="clip", metric="accuracy", bootstrap=500), tmp_path)
     said = found.report["splits"]["validation"]["all_frames"]
     assert said["mean"]["groups"] == 194 and said["mean"]["accuracy"] == pytest.approx(.320, abs=.001)
     assert said[found.final]["accuracy"] >= .36
     audio = bring(folder / "clips_audio.csv", tmp_path, "audio", provenance="in-sample")
     with pytest.raises(InputError, match="audio"):
-        stack.run(inputs.joined(made, [audio]), CONFIG, tmp_path)
+        stack.run_stack(inputs.merge_logits(made, [audio]), CONFIG, tmp_path)

@@ -64,7 +64,7 @@ def run(clips: Path, home: Path, weights_at: Path, **how: object) -> ExtractRepo
     home.mkdir()
     (home / "weights").symlink_to(weights_at)
     config = ExtractConfig(taps=TAPS, **{"threads": 1, **how})  # type: ignore[arg-type]
-    return job.run(data.load(DatasetConfig(clips=str(clips), dataset="table"), home), config, home)
+    return job.extract_dataset(data.load_dataset(DatasetConfig(clips=str(clips), dataset="table"), home), config, home)
 
 
 def store_of(report: ExtractReport) -> EmbeddingStore:
@@ -118,8 +118,8 @@ def test_an_error_that_is_no_clips_ends_the_run_and_loses_nothing(crops: Path, t
         with pytest.raises(OSError, match="No space left"):
             run(crops, tmp_path / "home", weights_at, in_flight=4)
     config = ExtractConfig(taps=TAPS, threads=1)
-    dataset = data.load(DatasetConfig(clips=str(crops), dataset="table"), tmp_path / "home")
-    report = job.run(dataset, config, tmp_path / "home")
+    dataset = data.load_dataset(DatasetConfig(clips=str(crops), dataset="table"), tmp_path / "home")
+    report = job.extract_dataset(dataset, config, tmp_path / "home")
     assert report.count("cached") >= 3 and store_of(report).digest() == whole
 
 

@@ -14,12 +14,12 @@ from test_transfer import FRAMES, ROWS, foreign, store_of
 
 from fercache.config import DatasetConfig, TrainConfig
 from fercache.data.base import Dataset
-from fercache.data.table import read as read_table
+from fercache.data.table import read_clip_table as read_table
 from fercache.errors import InputError
 from fercache.maintenance import importer
 from fercache.store import remote
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.multi_store import Joined, join
+from fercache.store.multi_store import MultiStoreView, join_stores
 
 
 def base_of(folder: Path, name: str = "casia") -> EmbeddingStore:
@@ -36,7 +36,7 @@ def imported(folder: Path, name: str = "effnet", **how: np.ndarray) -> Embedding
 def test_rows_meet_by_frame_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     base, other = base_of(tmp_path), imported(tmp_path)
     with caplog.at_level(logging.WARNING):
-        store, taps = join(base, ["effnet"], ["block8"])
+        store, taps = join_stores(base, ["effnet"], ["block8"])
     assert taps == ("block8", "effnet/features") and store.taps == {"block8": (6,), "effnet/features": (4,)}
     assert "1 of 3 clips are not in it and get zeros: w" in caplog.text and "990 frames of 1 clips" in caplog.text
     wanted = np.zeros((40, 4), np.float16)
@@ -46,30 +46,30 @@ def test_rows_meet_by_frame_number(tmp_path: Path, caplog: pytest.LogCaptureFixt
     out = np.full((3, 4), 7, np.float16)
     assert not store["w"].read("effnet/features", out).any() and not out.any()
     np.testing.assert_array_equal(store["v"].read("block8"), base["v"].read("block8"))
-    assert store["v"].clock.tobytes() == base["v"].clock.tobytes() and store["v"].frames == 40
+    assert store["v"].frame_table.tobytes() == base["v"].frame_table.tobytes() and store["v"].frames == 40
     assert "v" in store and "x" not in store and other.path.name in str([p.name for p in tmp_path.iterdir()])
 
 
 def test_what_joins_is_in_digest_and_settings(tmp_path: Path) -> None:
     base = base_of(tmp_path)
     imported(tmp_path)
-    one = join(base, ["effnet"], ["block8"])[0]
+    one = join_stores(base, ["effnet"], ["block8"])[0]
     (tmp_path / "again").mkdir()
-    again = join(store_of(tmp_path / "again" / "casia-1.zarr", {"v": 40, "w": 3, "u": 5}, {"block8": (6,)}),
+    again = join_stores(store_of(tmp_path / "again" / "casia-1.zarr", {"v": 40, "w": 3, "u": 5}, {"block8": (6,)}),
                  [str(imported(tmp_path / "again").path)], ["block8"])[0]
     assert one.digest() == again.digest() and one.settings == again.settings
-    other = join(base, [str(imported(tmp_path / "again", rows=ROWS * 2).path)], ["block8"])[0]
+    other = join_stores(base, [str(imported(tmp_path / "again", rows=ROWS * 2).path)], ["block8"])[0]
     assert one.digest() != other.digest() != base.digest() and one.settings != other.settings != base.settings
-    assert join(base, [], ["block8"]) == (base, ("block8",))
+    assert join_stores(base, [], ["block8"]) == (base, ("block8",))
 
 
 def test_taps_can_be_chosen(tmp_path: Path) -> None:
     base = base_of(tmp_path)
     store_of(tmp_path / "two-2.zarr", {"v": 4}, {"x": (1,), "y": (2,)})
-    assert join(base, ["two"], ["block8"])[1] == ("block8", "two/x", "two/y")
-    assert join(base, ["two"], ["two/y"])[1] == ("two/y",)
+    assert join_stores(base, ["two"], ["block8"])[1] == ("block8", "two/x", "two/y")
+    assert join_stores(base, ["two"], ["two/y"])[1] == ("two/y",)
     store_of(tmp_path / "seen-3.zarr", {"v": 4}, {"x": (2,), "x_views": (3, 2)})
-    assert join(base, ["seen"], [])[1] == ("seen/x",)
+    assert join_stores(base, ["seen"], [])[1] == ("seen/x",)
 
 
 def test_names_that_do_not_fit_are_said(tmp_path: Path) -> None:
@@ -80,8 +80,8 @@ def test_names_that_do_not_fit_are_said(tmp_path: Path) -> None:
     for names, said in ((["two"], "2 stores"), (["nobody"], "no stores"), (["strange"], "no clip in common"),
                         (["two-2", "two-3"], "twice"), (["casia"], "twice")):
         with pytest.raises(InputError, match=said):
-            join(base, names, ["block8"])
-    assert join(base, ["two-3"], [])[1] == ("two/x",)
+            join_stores(base, names, ["block8"])
+    assert join_stores(base, ["two-3"], [])[1] == ("two/x",)
 
 
 def test_far_stores_are_joined_and_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,15 +89,15 @@ def test_far_stores_are_joined_and_read_ahead(tmp_path: Path, monkeypatch: pytes
     near = store_of(tmp_path / "casia-1.zarr", {f"c{i}": 300 for i in range(30)}, {"x": (3,), "y": (2, 2)})
     far = store_of("memory://ahead/casia-1.zarr", {f"c{i}": 300 for i in range(30)}, {"x": (3,), "y": (2, 2)})
     store_of("memory://ahead/more-2.zarr", {"c1": 200}, {"z": (1,)})
-    store, taps = join(EmbeddingStore.open(far.path), ["more"], ["y"])
-    assert isinstance(store, Joined)
+    store, taps = join_stores(EmbeddingStore.open(far.path), ["more"], ["y"])
+    assert isinstance(store, MultiStoreView)
     names = sorted(near)
     for order in (names, names[::-1]):
-        read = store.ahead(names, taps)
+        read = store.prefetch(names, taps)
         for name in order:
             np.testing.assert_array_equal(read[name].read("y"), near[name].read("y"))
             np.testing.assert_array_equal(read[name].read("x"), near[name].read("x"))
-            assert read[name].clock.tobytes() == near[name].clock.tobytes() and read[name].frames == 300
+            assert read[name].frame_table.tobytes() == near[name].frame_table.tobytes() and read[name].frames == 300
             assert read[name].read("more/z").any() == (name == "c1")
 
 
@@ -116,7 +116,7 @@ def dataset(tmp_path: Path) -> Dataset:
 
 def test_heads_learn_from_what_joins(tmp_path: Path, dataset: Dataset) -> None:
     """Noise in the store, the answer in the import: joined, the heads know it; alone, they cannot."""
-    from fercache.oof import LogitBook
+    from fercache.oof import OofLogits
     from fercache.training import train
 
     folder = tmp_path / "cache" / "features" / "told"
@@ -128,10 +128,10 @@ def test_heads_learn_from_what_joins(tmp_path: Path, dataset: Dataset) -> None:
     config = TrainConfig(heads=("frame",), taps=("block8",))
     right = {}
     for names in ((), ("answer",)):
-        report = train.run(dataset, base, replace(config, join=names), tmp_path / "cache")
-        book = LogitBook.load(report.book)
+        report = train.train_heads(dataset, base, replace(config, join=names), tmp_path / "cache")
+        book = OofLogits.load(report.logits_file)
         right[names] = (book.logits["frame"].argmax(axis=1) == book.label)[book.label >= 0].mean()
-        assert train.run(dataset, base, replace(config, join=names), tmp_path / "cache").cached
+        assert train.train_heads(dataset, base, replace(config, join=names), tmp_path / "cache").cached
     assert right[("answer",)] > 0.8 > 0.65 > right[()], right
     assert len(list((tmp_path / "cache" / "logits" / "told").glob("*.h5"))) == 2
 
@@ -147,10 +147,10 @@ def test_reading_ahead_hides_latency(tmp_path: Path, monkeypatch: pytest.MonkeyP
         time.sleep(0.02)
         return ranged(fs, path, start, end)
     monkeypatch.setattr(remote, "_ranged", slow)
-    store, taps = join(EmbeddingStore.open("memory://slow/casia-1.zarr"), [], ["x", "y"])
+    store, taps = join_stores(EmbeddingStore.open("memory://slow/casia-1.zarr"), [], ["x", "y"])
     started = time.monotonic()
-    read = store.ahead(sorted(store), taps)
+    read = store.prefetch(sorted(store), taps)
     for name in sorted(store):
-        assert read[name].clock.shape == (40,) and read[name].read("x").any() and read[name].read("y").any()
+        assert read[name].frame_table.shape == (40,) and read[name].read("x").any() and read[name].read("y").any()
     spent = time.monotonic() - started
     assert len(asked) >= 48 * 3 and spent < 0.5 * 0.02 * len(asked), (spent, len(asked))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fercache.data import clip_level, labels
 from fercache.data.base import EIGHT, SEVEN
-from fercache.data.labels import SETS, map_classes
+from fercache.data.labels import SETS, map_class_names
 from fercache.errors import InputError
 
 EMOTIONS = {"neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise"}
@@ -45,7 +45,7 @@ def test_classes_are_never_guessed() -> None:
                        ("x", "y")):
         assert labels.canonical_class_name(one) != labels.canonical_class_name(other)
     with pytest.raises(InputError, match="no class of"):
-        map_classes(("a", "b"), SEVEN)
+        map_class_names(("a", "b"), SEVEN)
 
 
 @pytest.mark.parametrize(("source", "target", "lost", "never"), [
@@ -56,7 +56,7 @@ def test_classes_are_never_guessed() -> None:
 ])
 def test_what_has_no_counterpart_is_told(source: str, target: str, lost: tuple[str, ...],
                                          never: tuple[str, ...]) -> None:
-    found = map_classes(SETS[source], SETS[target])
+    found = map_class_names(SETS[source], SETS[target])
     assert (found.lost, found.never) == (lost, never)
     assert found.whole == (not lost and not never)
     for name in (*lost, *never):
@@ -67,9 +67,9 @@ def test_what_has_no_counterpart_is_told(source: str, target: str, lost: tuple[s
 @given(pair=st.permutations(sorted(SETS)), seed=st.integers(0, 1000))
 def test_probabilities_keep_their_names(pair: list[str], seed: int) -> None:
     source, target = SETS[pair[0]], SETS[pair[1]]
-    found = map_classes(source, target)
+    found = map_class_names(source, target)
     given_ = np.random.default_rng(seed).dirichlet(np.ones(len(source)), 20)
-    made = found.shares(given_)
+    made = found.probs(given_)
     assert made.shape == (20, len(target))
     np.testing.assert_allclose(made.sum(1), 1)
     kept = sum(given_[:, i] for i, name in enumerate(source) if name not in found.lost)
@@ -82,22 +82,22 @@ def test_probabilities_keep_their_names(pair: list[str], seed: int) -> None:
 
 
 def test_there_and_back_is_the_same() -> None:
-    there, back = map_classes(SETS["dfew"], SEVEN), map_classes(SEVEN, SETS["dfew"])
+    there, back = map_class_names(SETS["dfew"], SEVEN), map_class_names(SEVEN, SETS["dfew"])
     given_ = np.random.default_rng(0).dirichlet(np.ones(7), 9)
-    np.testing.assert_allclose(back.shares(there.shares(given_)), given_)
+    np.testing.assert_allclose(back.probs(there.probs(given_)), given_)
     np.testing.assert_array_equal(back.labels(there.labels(np.array([-1, *range(7)]))), [-1, *range(7)])
 
 
 def test_a_row_of_lost_classes_gets_even_odds_over_what_can_be_said() -> None:
-    found = map_classes(("Calm", "Happy", "Sad"), ("Happiness", "Sadness", "Other"))
-    np.testing.assert_allclose(found.shares(np.array([[1.0, 0, 0], [.5, .5, 0]])), [[.5, .5, 0], [1, 0, 0]])
+    found = map_class_names(("Calm", "Happy", "Sad"), ("Happiness", "Sadness", "Other"))
+    np.testing.assert_allclose(found.probs(np.array([[1.0, 0, 0], [.5, .5, 0]])), [[.5, .5, 0], [1, 0, 0]])
     np.testing.assert_array_equal(found.labels(np.array([0, 1, 2, -1])), [-1, 0, 1, -1])
 
 
 def test_pairs_say_what_names_do_not() -> None:
-    found = map_classes(SETS["ravdess"], SEVEN, labels.parse("Calm=Neutral"))
+    found = map_class_names(SETS["ravdess"], SEVEN, labels.parse("Calm=Neutral"))
     assert not found.lost and not found.whole
-    np.testing.assert_allclose(found.shares(np.eye(8)[[0, 1]])[:, 0], 1)
+    np.testing.assert_allclose(found.probs(np.eye(8)[[0, 1]])[:, 0], 1)
     assert labels.parse("names") == labels.parse("") == {}
     assert labels.parse("names, Calm = Neutral") == {"Calm": "Neutral"}
 
@@ -110,9 +110,9 @@ def test_a_pair_that_says_nothing_is_refused(text: str) -> None:
 
 def test_unknown_and_double_classes_are_refused() -> None:
     with pytest.raises(InputError, match="no class 'Boredom'"):
-        map_classes(SEVEN, EIGHT, {"Boredom": "Other"})
+        map_class_names(SEVEN, EIGHT, {"Boredom": "Other"})
     with pytest.raises(InputError, match="no class 'Boredom'"):
-        map_classes(SEVEN, EIGHT, {"Fear": "Boredom"})
+        map_class_names(SEVEN, EIGHT, {"Fear": "Boredom"})
     with pytest.raises(InputError, match="mean the same"):
-        map_classes(("Happy", "Happiness"), SEVEN)
+        map_class_names(("Happy", "Happiness"), SEVEN)
     assert {labels.canonical_class_name(name) for name in SEVEN} == EMOTIONS

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from fercache.errors import StoreError
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 
 
-def book() -> LogitBook:
+def book() -> OofLogits:
     rng = np.random.default_rng(0)
-    return LogitBook(dataset="d", classes=("a", "b"), metric="macro_f1", notice="ü", heads=("gru",),
+    return OofLogits(dataset="d", classes=("a", "b"), metric="macro_f1", notice="ü", heads=("gru",),
                      trials=("v 1", "v\\2", "ß"), group=("g", "g", "h"), split=("train", "train", "test"),
                      fold=np.array([0, 0, -1], np.int16), offsets=np.array([0, 2, 5, 6]),
                      index=np.array([1, 2, 1, 2, 3, 1], np.int32), time_s=rng.random(6), valid=rng.random(6) > .5,
@@ -26,7 +26,7 @@ def book() -> LogitBook:
 def test_round_trip(tmp_path: Path) -> None:
     made = book()
     made.save(tmp_path / "b.h5")
-    read = LogitBook.load(tmp_path / "b.h5")
+    read = OofLogits.load(tmp_path / "b.h5")
     for entry in fields(made):
         a, b = getattr(made, entry.name), getattr(read, entry.name)
         if entry.name == "logits":
@@ -40,7 +40,7 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_rows_of_a_trial() -> None:
     made = book()
     assert made.index[made.rows(1)].tolist() == [1, 2, 3]
-    assert made.spread(made.group).tolist() == ["g", "g", "g", "g", "g", "h"]
+    assert made.per_row(made.group).tolist() == ["g", "g", "g", "g", "g", "h"]
 
 
 @pytest.mark.parametrize("cut", [0, 10, 500, -1])
@@ -49,9 +49,9 @@ def test_a_torn_file_is_told(tmp_path: Path, cut: int) -> None:
     book().save(path)
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(StoreError, match="no readable book"):
-        LogitBook.load(path)
+        OofLogits.load(path)
 
 
 def test_an_absent_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no readable book"):
-        LogitBook.load(tmp_path / "none.h5")
+        OofLogits.load(tmp_path / "none.h5")

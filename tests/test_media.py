@@ -345,13 +345,13 @@ def test_digest_tells_files_apart(tmp_path: Path) -> None:
     small.write_bytes(b"abc")
     with large.open("wb") as file:
         file.truncate(1 << 30)
-    plain, strict = media.digest(small, "video"), media.digest(small, "video", strict=True)
+    plain, strict = media.source_digest(small, "video"), media.source_digest(small, "video", strict=True)
     assert plain["size"] == 3 and plain["sha256"] == strict["sha256"] == strict["sha256_strict"]
-    before = media.digest(large, "video")
+    before = media.source_digest(large, "video")
     with large.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"x")
-    assert media.digest(large, "video")["sha256"] != before["sha256"]
+    assert media.source_digest(large, "video")["sha256"] != before["sha256"]
 
 
 def test_digest_of_a_folder(tmp_path: Path) -> None:
@@ -360,14 +360,14 @@ def test_digest_of_a_folder(tmp_path: Path) -> None:
     source = media.open_source(tmp_path, "crops")
     before, strict = source.digest(), source.digest(strict=True)
     (tmp_path / "notes.txt").write_text("stray")
-    assert media.digest(tmp_path, "crops")["sha256"] == before["sha256"] == strict["sha256"]
+    assert media.source_digest(tmp_path, "crops")["sha256"] == before["sha256"] == strict["sha256"]
     data = bytearray((tmp_path / "2.png").read_bytes())
     data[-1] ^= 1
     (tmp_path / "2.png").write_bytes(data)
-    assert media.digest(tmp_path, "crops")["sha256"] == before["sha256"]
-    assert media.digest(tmp_path, "crops", strict=True)["sha256_strict"] != strict["sha256_strict"]
+    assert media.source_digest(tmp_path, "crops")["sha256"] == before["sha256"]
+    assert media.source_digest(tmp_path, "crops", strict=True)["sha256_strict"] != strict["sha256_strict"]
     (tmp_path / "3.png").unlink()
-    assert media.digest(tmp_path, "crops")["sha256"] != before["sha256"]
+    assert media.source_digest(tmp_path, "crops")["sha256"] != before["sha256"]
 
 
 def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:

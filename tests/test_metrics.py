@@ -71,7 +71,8 @@ def test_groups_add_up() -> None:
 
 def test_an_interval_holds_the_figure_and_is_the_same_twice() -> None:
     matrices = _groups(20, 0.5, 1)
-    one, two = (metrics.scores(matrices, CLASSES, "macro_f1", metrics.Resampler(20, 500, 0)) for _ in range(2))
+    one, two = (metrics.score_predictions(matrices, CLASSES, "macro_f1", metrics.Resampler(20, 500, 0))
+                for _ in range(2))
     assert one == two and one.intervals is not None
     low, high = one.intervals["macro_f1"]
     assert low < one.macro_f1 < high
@@ -88,7 +89,7 @@ def test_the_bootstrap_draws_groups_not_frames() -> None:
 
 @pytest.mark.parametrize(("groups", "draws", "says"), [(7, 100, "7 groups"), (8, 0, "no bootstrap"), (8, 100, "")])
 def test_few_groups_have_no_interval_and_a_reason(groups: int, draws: int, says: str) -> None:
-    scores = metrics.scores(_groups(groups, 0.5, 0), CLASSES, "abaw2", metrics.Resampler(groups, draws, 0))
+    scores = metrics.score_predictions(_groups(groups, 0.5, 0), CLASSES, "abaw2", metrics.Resampler(groups, draws, 0))
     assert (scores.intervals is None) == bool(says)
     assert says in scores.why_none and bool(scores.why_none) == bool(says)
 
@@ -103,5 +104,5 @@ def test_a_paired_difference_is_narrower_than_the_two_intervals() -> None:
 
 
 def test_no_rows_give_zeros_not_nan() -> None:
-    empty = metrics.scores(np.zeros((0, 7, 7), np.int64), CLASSES, "abaw2", metrics.Resampler(0, 100, 0))
+    empty = metrics.score_predictions(np.zeros((0, 7, 7), np.int64), CLASSES, "abaw2", metrics.Resampler(0, 100, 0))
     assert empty.frames == 0 and empty.macro_f1 == 0 and empty.uar == 0 and empty.intervals is None

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from fercache.extraction import batcher
-from fercache.extraction.batcher import Mixer, Sheet
-from fercache.extraction.cancellation import Brake, Stopped
-from fercache.extraction.profiler import Gauge
-from fercache.runtime.devices import Crew
+from fercache.extraction.batcher import CrossClipBatcher, FeatureBuffer
+from fercache.extraction.cancellation import Cancelled, CancelToken
+from fercache.extraction.profiler import StageProfiler
+from fercache.runtime.devices import TorchThreadPool
 
 BATCH = 8
 SHAPES = {"mean": (3,), "first": ()}
@@ -48,15 +48,15 @@ def crop_of(number: int) -> NDArray[np.uint8]:
 
 
 @pytest.fixture(params=[1, 2])
-def crew(request: pytest.FixtureRequest) -> Iterator[Crew]:
-    with Crew(request.param) as made:
+def crew(request: pytest.FixtureRequest) -> Iterator[TorchThreadPool]:
+    with TorchThreadPool(request.param) as made:
         yield made
 
 
-def feed(mixer: Mixer, numbers: list[int], views: int = 1) -> Sheet:
+def feed(mixer: CrossClipBatcher, numbers: list[int], views: int = 1) -> FeatureBuffer:
     """Put crops as one clip would, wait, and return the sheet."""
     with mixer.clip():
-        sheet = Sheet(SHAPES, len(numbers), views)
+        sheet = FeatureBuffer(SHAPES, len(numbers), views)
         for row, number in enumerate(numbers):
             for view in range(views):
                 mixer.put(crop_of(number + view), sheet, row, view)
@@ -64,7 +64,7 @@ def feed(mixer: Mixer, numbers: list[int], views: int = 1) -> Sheet:
     return sheet
 
 
-def check(sheet: Sheet, numbers: list[int], views: int = 1) -> None:
+def check(sheet: FeatureBuffer, numbers: list[int], views: int = 1) -> None:
     for view in range(views):
         wanted = [(number + view) % POISON for number in numbers]
         assert sheet.values["first"][:, view].tolist() == wanted
@@ -72,18 +72,18 @@ def check(sheet: Sheet, numbers: list[int], views: int = 1) -> None:
     assert sheet.open == 0
 
 
-def test_one_clip_alone(crew: Crew) -> None:
+def test_one_clip_alone(crew: TorchThreadPool) -> None:
     net = Net()
-    mixer = Mixer(net, crew, Brake(), Gauge(LANES))
+    mixer = CrossClipBatcher(net, crew, CancelToken(), StageProfiler(LANES))
     check(feed(mixer, list(range(21))), list(range(21)))
     assert sorted(net.sizes) == [5, 8, 8] and mixer.padded == 3
 
 
-def test_many_clips_of_any_length_at_once(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_clips_of_any_length_at_once(crew: TorchThreadPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """More clips than the mixer holds crops, of 0 to 40 frames in three views: each value is where it belongs."""
     monkeypatch.setattr(batcher, "GRACE_S", 600.0)
     net, rng = Net(.001), random.Random(0)
-    mixer = Mixer(net, crew, Brake(), Gauge(LANES))
+    mixer = CrossClipBatcher(net, crew, CancelToken(), StageProfiler(LANES))
     clips = [[rng.randrange(200) for _ in range(rng.choice([0, 1, 3, 7, 8, 40]))] for _ in range(60)]
     with ThreadPoolExecutor(30) as pool:
         for sheet, numbers in zip(pool.map(lambda one: feed(mixer, one, 3), clips), clips, strict=True):
@@ -94,10 +94,11 @@ def test_many_clips_of_any_length_at_once(crew: Crew, monkeypatch: pytest.Monkey
     assert mixer.padded <= len(clips) * (BATCH - 1), "each padding lets a clip end"
 
 
-def test_a_batch_is_held_back_while_another_clip_may_fill_it(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_held_back_while_another_clip_may_fill_it(crew: TorchThreadPool,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batcher, "GRACE_S", 60.0)
     net = Net()
-    mixer = Mixer(net, crew, Brake(), Gauge(LANES))
+    mixer = CrossClipBatcher(net, crew, CancelToken(), StageProfiler(LANES))
     with ThreadPoolExecutor(1) as pool:
         with mixer.clip():
             waits = pool.submit(feed, mixer, [1, 2, 3])
@@ -108,20 +109,20 @@ def test_a_batch_is_held_back_while_another_clip_may_fill_it(crew: Crew, monkeyp
     assert net.sizes == [8] and mixer.padded == 0
 
 
-def test_it_is_not_held_back_for_ever(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_not_held_back_for_ever(crew: TorchThreadPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another clip is open, and gives nothing: it is at its detection, or has no face for an hour."""
     monkeypatch.setattr(batcher, "GRACE_S", .2)
-    mixer = Mixer(Net(), crew, Brake(), Gauge(LANES))
+    mixer = CrossClipBatcher(Net(), crew, CancelToken(), StageProfiler(LANES))
     with mixer.clip(), ThreadPoolExecutor(1) as pool:
         check(pool.submit(feed, mixer, [1, 2, 3]).result(10), [1, 2, 3])
     assert mixer.padded == 5
 
 
-def test_the_next_segment_is_not_padded_for_the_one_before(crew: Crew) -> None:
+def test_the_next_segment_is_not_padded_for_the_one_before(crew: TorchThreadPool) -> None:
     net = Net(.05)
-    mixer = Mixer(net, crew, Brake(), Gauge(LANES))
+    mixer = CrossClipBatcher(net, crew, CancelToken(), StageProfiler(LANES))
     with mixer.clip():
-        first, second = Sheet(SHAPES, 8, 1), Sheet(SHAPES, 8, 1)
+        first, second = FeatureBuffer(SHAPES, 8, 1), FeatureBuffer(SHAPES, 8, 1)
         for row in range(8):
             mixer.put(crop_of(row), first, row)
         mixer.put(crop_of(9), second, 0)
@@ -134,7 +135,7 @@ def test_the_next_segment_is_not_padded_for_the_one_before(crew: Crew) -> None:
     assert net.sizes == [8, 8] and mixer.padded == 0
 
 
-def test_what_is_held_is_bounded(crew: Crew) -> None:
+def test_what_is_held_is_bounded(crew: TorchThreadPool) -> None:
     """A net that takes its time makes the clips wait, not the memory grow."""
     gate, most = threading.Event(), [0]
 
@@ -143,8 +144,8 @@ def test_what_is_held_is_bounded(crew: Crew) -> None:
             gate.wait(30)
             return super().embed_batch(crops)
 
-    mixer = Mixer(Slow(), crew, Brake(), Gauge(LANES))
-    sheet = Sheet(SHAPES, 500, 1)
+    mixer = CrossClipBatcher(Slow(), crew, CancelToken(), StageProfiler(LANES))
+    sheet = FeatureBuffer(SHAPES, 500, 1)
 
     def give() -> None:
         for row in range(500):
@@ -162,10 +163,10 @@ def test_what_is_held_is_bounded(crew: Crew) -> None:
     check(sheet, list(range(500)))
 
 
-def test_an_error_of_the_net_concerns_the_clips_of_that_batch(crew: Crew) -> None:
-    mixer = Mixer(Net(), crew, Brake(), Gauge(LANES))
+def test_an_error_of_the_net_concerns_the_clips_of_that_batch(crew: TorchThreadPool) -> None:
+    mixer = CrossClipBatcher(Net(), crew, CancelToken(), StageProfiler(LANES))
     with mixer.clip():
-        bad = Sheet(SHAPES, 8, 1)
+        bad = FeatureBuffer(SHAPES, 8, 1)
         for row in range(8):
             mixer.put(np.full((4, 4, 3), POISON, np.uint8), bad, row)
         with pytest.raises(RuntimeError, match="poison"):
@@ -173,13 +174,13 @@ def test_an_error_of_the_net_concerns_the_clips_of_that_batch(crew: Crew) -> Non
     check(feed(mixer, [1, 2, 3]), [1, 2, 3])
 
 
-def test_a_clip_that_fails_half_way_leaves_the_others_whole(crew: Crew) -> None:
+def test_a_clip_that_fails_half_way_leaves_the_others_whole(crew: TorchThreadPool) -> None:
     """Its source breaks off after three crops, which stay in the common batch."""
-    mixer = Mixer(Net(), crew, Brake(), Gauge(LANES))
+    mixer = CrossClipBatcher(Net(), crew, CancelToken(), StageProfiler(LANES))
 
     def breaks_off() -> None:
         with mixer.clip():
-            sheet = Sheet(SHAPES, 8, 1)
+            sheet = FeatureBuffer(SHAPES, 8, 1)
             for row in range(3):
                 mixer.put(crop_of(row), sheet, row)
             raise OSError("torn")
@@ -192,13 +193,13 @@ def test_a_clip_that_fails_half_way_leaves_the_others_whole(crew: Crew) -> None:
             check(promise.result(10), list(range(n)))
 
 
-def test_a_stop_ends_those_who_wait_and_those_who_give(crew: Crew) -> None:
+def test_a_stop_ends_those_who_wait_and_those_who_give(crew: TorchThreadPool) -> None:
     asked = threading.Event()
-    mixer = Mixer(Net(.02), crew, Brake(asked.is_set), Gauge(LANES))
+    mixer = CrossClipBatcher(Net(.02), crew, CancelToken(asked.is_set), StageProfiler(LANES))
 
     def for_ever() -> None:
         with mixer.clip():
-            sheet = Sheet(SHAPES, 1, 1)
+            sheet = FeatureBuffer(SHAPES, 1, 1)
             while True:
                 mixer.put(crop_of(1), sheet, 0)
 
@@ -209,21 +210,21 @@ def test_a_stop_ends_those_who_wait_and_those_who_give(crew: Crew) -> None:
             asked.set()
             started = time.monotonic()
             errors = [promise.exception(10) for promise in promises[:2]]
-        assert all(isinstance(error, Stopped) for error in errors)
+        assert all(isinstance(error, Cancelled) for error in errors)
         assert time.monotonic() - started < 5
 
 
-def test_rows_that_a_stop_left_undone_are_never_taken_for_done(crew: Crew) -> None:
+def test_rows_that_a_stop_left_undone_are_never_taken_for_done(crew: TorchThreadPool) -> None:
     asked = threading.Event()
-    mixer = Mixer(Net(.05), crew, Brake(asked.is_set), Gauge(LANES))
+    mixer = CrossClipBatcher(Net(.05), crew, CancelToken(asked.is_set), StageProfiler(LANES))
     with mixer.clip():
-        sheet = Sheet(SHAPES, 8 * 2, 1)
+        sheet = FeatureBuffer(SHAPES, 8 * 2, 1)
         for row in range(8 * 2):
             mixer.put(crop_of(row), sheet, row)
         asked.set()
         try:
             mixer.wait(sheet)
-        except Stopped:
+        except Cancelled:
             return
     check(sheet, list(range(16)))
 
@@ -233,7 +234,7 @@ def test_as_long_as_there_is_a_crew_every_new_thread_computes_alone() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with Crew(2), ThreadPoolExecutor(1) as other:
+        with TorchThreadPool(2), ThreadPoolExecutor(1) as other:
             assert other.submit(torch.get_num_threads).result() == torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
     finally:

@@ -12,7 +12,7 @@ import torch
 from fercache import media
 from fercache.backbones import facenet
 from fercache.data import demo
-from fercache.faces.detector import HalvingPool, Mtcnn, Sums
+from fercache.faces.detector import HalvingPool, IntegralImage, Mtcnn
 
 NOISE_PX = 5e-3
 """Most that a box may differ from the library's; .0002 was seen on sixteen clips."""
@@ -20,7 +20,7 @@ NOISE_PX = 5e-3
 
 @pytest.mark.parametrize("name", ["single_face.mp4", "no_face.mp4", "face_noface.mov", "carphone_pristine.mp4"])
 def test_every_face_of_a_batch_is_the_librarys(cache: Path, name: str) -> None:
-    frames = media.open_source(demo.fetch(cache / "clips") / name, "video").frames()
+    frames = media.open_source(demo.fetch_demo_clips(cache / "clips") / name, "video").frames()
     pictures = np.stack([frame.image for frame in islice(frames, 0, 64, 16) if frame.image is not None])
     boxes, scores = facenet.MTCNN(min_face_size=20, keep_all=True).eval().detect(pictures)
     for found, box, score in zip(Mtcnn(20).detect(pictures), boxes, scores, strict=True):
@@ -41,7 +41,7 @@ def test_noise_of_any_size_is_gone_through(size: tuple[int, int]) -> None:
 def test_a_picture_made_smaller_is_torchs_area_interpolation(size: tuple[int, int]) -> None:
     pictures = np.random.default_rng(1).integers(0, 256, (2, 64, 33, 3), dtype=np.uint8)
     wanted = torch.nn.functional.interpolate(torch.from_numpy(pictures).permute(0, 3, 1, 2).float(), size, mode="area")
-    found = Sums(pictures, torch.device("cpu")).whole(*size)
+    found = IntegralImage(pictures, torch.device("cpu")).whole(*size)
     np.testing.assert_allclose(found.permute(0, 3, 1, 2), wanted, atol=1e-4)
 
 
@@ -50,7 +50,7 @@ def test_rectangles_are_torchs_area_interpolation() -> None:
     pictures = np.random.default_rng(2).integers(0, 256, (2, 90, 120, 3), dtype=np.uint8)
     boxes = torch.tensor([[5, 6, 80.5, 70], [-9, -9, 12, 11], [100, 80, 140, 99], [3, 3, 9, 9], [121, 5, 130, 9.0]])
     place = torch.tensor([0, 1, 1, 0, 0])
-    sums = Sums(pictures, torch.device("cpu"))
+    sums = IntegralImage(pictures, torch.device("cpu"))
     part, inside = sums.rectangles(boxes)
     assert inside.tolist() == [True] * 4 + [False]
     found = sums.parts(place[inside], [edge[inside] for edge in part], 24)
@@ -71,8 +71,8 @@ def test_what_an_earlier_batch_left_changes_nothing() -> None:
     """The table of sums is used again by the same thread."""
     rng = np.random.default_rng(3)
     first, second = (rng.integers(0, 256, (2, 50, 60, 3), dtype=np.uint8) for _ in range(2))
-    alone = Sums(second, torch.device("cpu")).whole(20, 20)
-    Sums(first, torch.device("cpu"))
-    assert torch.equal(Sums(second, torch.device("cpu")).whole(20, 20), alone)
-    Sums(np.concatenate([first] * 3), torch.device("cpu"))
-    assert torch.equal(Sums(second[:1], torch.device("cpu")).whole(20, 20), alone[:1]), "fewer after more"
+    alone = IntegralImage(second, torch.device("cpu")).whole(20, 20)
+    IntegralImage(first, torch.device("cpu"))
+    assert torch.equal(IntegralImage(second, torch.device("cpu")).whole(20, 20), alone)
+    IntegralImage(np.concatenate([first] * 3), torch.device("cpu"))
+    assert torch.equal(IntegralImage(second[:1], torch.device("cpu")).whole(20, 20), alone[:1]), "fewer after more"

@@ -40,7 +40,7 @@ def test_a_face_is_where_the_whole_picture_shows_it(detector: Detector, face_fra
     assert all(len(faces) == 1 for faces in exact)
     side = exact[0][0, 2] - exact[0][0, 0]
     for shift in (0, -.3, .3):
-        found = detector.near(frames[1:], [faces[:, :4] + shift * side for faces in exact[:-1]])
+        found = detector.detect_in_rois(frames[1:], [faces[:, :4] + shift * side for faces in exact[:-1]])
         assert all(len(faces) == 1 for faces in found)
         overlap = [iou(a[:, :4], b[:, :4])[0, 0] for a, b in zip(exact[1:], found, strict=True)]
         assert min(overlap) > .75 and np.mean(overlap) > .88
@@ -61,8 +61,8 @@ def test_a_face_that_the_square_cuts_off_is_not_told(place: tuple[float, ...], t
             return [np.column_stack([faces, np.full(4, .99)])] * len(pictures)
 
     detector = Detector()
-    detector.close = Cut(40)
-    found, = detector.near([np.zeros((360, 640, 3), np.uint8)], [np.array([place], float)])
+    detector.close_net = Cut(40)
+    found, = detector.detect_in_rois([np.zeros((360, 640, 3), np.uint8)], [np.array([place], float)])
     assert len(found) == len(told)
     middle = (found[:, :2] + found[:, 2:4]) / 2
     edges = {0: middle[:, 0] < 40, 1: middle[:, 1] < 40, 2: middle[:, 0] > 600, 3: middle[:, 1] > 320}
@@ -74,7 +74,7 @@ def test_in_a_crowd_nobody_is_told_twice(detector: Detector, shared: Path) -> No
     source = media.open_source(shared / "data/videos/video.mp4", "video")
     frames = [frame.image for frame in source.pick([9, 10, 11]) if frame.image is not None]
     exact = detector.detect(frames)
-    for one, found in zip(exact, detector.near(frames, [faces[:, :4] for faces in exact]), strict=True):
+    for one, found in zip(exact, detector.detect_in_rois(frames, [faces[:, :4] for faces in exact]), strict=True):
         assert len(one) >= len(found) > 4
         assert iou(one[:, :4], found[:, :4]).max(axis=0).min() > .5
 
@@ -83,12 +83,12 @@ def test_in_a_crowd_nobody_is_told_twice(detector: Detector, shared: Path) -> No
 def test_boxes_of_what_was_made_smaller_lean_to_no_side(detector: Detector, cache: Path, name: str, detect_px: int
                                                         ) -> None:
     """As its driver counts pixels, MTCNN's boxes lie up to 1.5 pixels too far to the right: of those that it sees."""
-    source = media.open_source(demo.fetch(cache / "clips") / name, "video")
+    source = media.open_source(demo.fetch_demo_clips(cache / "clips") / name, "video")
     rows = range(0, 120 if detect_px else 470, 6)
     frames = [frame.image for frame in source.pick(rows) if frame.image is not None]
     exact = detector.detect(frames)
     places = [faces[:, :4] for faces in exact]
-    made = Detector(detect_px=detect_px).detect(frames) if detect_px else detector.near(frames, places)
+    made = Detector(detect_px=detect_px).detect(frames) if detect_px else detector.detect_in_rois(frames, places)
     pairs = [(a[0], b[0]) for a, b in zip(exact, made, strict=True) if len(a) == len(b) == 1]
     lean = np.mean([(b[:2] - a[:2]) / (a[2] - a[0]) for a, b in pairs], axis=0)
     assert len(pairs) > 15 and np.abs(lean).max() < .013, lean
@@ -97,10 +97,10 @@ def test_boxes_of_what_was_made_smaller_lean_to_no_side(detector: Detector, cach
 def test_around_how_many_places_it_pays_to_look(detector: Detector) -> None:
     """A whole picture costs by the pixels that MTCNN sees, and by how small the faces are that it looks for."""
     small, large = np.zeros((144, 176, 3), np.uint8), np.zeros((2160, 3840, 3), np.uint8)
-    assert detector.places(small) == 0 and 30 < detector.places(large) < 60
+    assert detector.rois_per_frame(small) == 0 and 30 < detector.rois_per_frame(large) < 60
     for cheaper in (Detector(min_face_px=80), Detector(detect_px=1920)):
-        assert 15 < cheaper.places(large) < detector.places(large)
-    assert Detector(detect_px=960, min_face_px=200).places(large) < Detector(detect_px=960).places(large) < 20
+        assert 15 < cheaper.rois_per_frame(large) < detector.rois_per_frame(large)
+    assert Detector(detect_px=960, min_face_px=200).rois_per_frame(large) < Detector(detect_px=960).rois_per_frame(large) < 20
 
 
 def test_a_face_at_the_edge_and_one_in_a_small_picture(detector: Detector, face_frames: list[Picture]) -> None:
@@ -108,7 +108,7 @@ def test_a_face_at_the_edge_and_one_in_a_small_picture(detector: Detector, face_
     left, top, right, bottom = box.astype(int)
     for part in (face_frames[0][:, left + 20:], face_frames[0][top:bottom, left:right]):  # cut off; nothing but a face
         exact, = detector.detect([part])
-        found, = detector.near([part], [exact[:, :4]])
+        found, = detector.detect_in_rois([part], [exact[:, :4]])
         assert len(exact) == len(found) == 1 and iou(exact[:, :4], found[:, :4])[0, 0] > .7
         assert (found[:, :2] >= 0).all() and (found[:, 2:4] <= [part.shape[1], part.shape[0]]).all()
 
@@ -118,19 +118,19 @@ def test_a_face_found_around_several_places_is_told_once(detector: Detector, fac
     both = np.concatenate([at(face_frames[0], .8)[:250], face_frames[0][:250]], axis=1)
     exact, = detector.detect([both])
     places = np.concatenate([exact[:, :4], exact[:, :4] + 8, exact[:, :4] - 6, [[500, 10, 560, 70]]])
-    found, empty, none = detector.near([both, face_frames[0], face_frames[1]],
+    found, empty, none = detector.detect_in_rois([both, face_frames[0], face_frames[1]],
                                        [places, np.empty((0, 4)), np.array([[20, 20, 80.0, 80]])])
     assert len(exact) == len(found) == 2 and len(empty) == len(none) == 0
     assert np.diag(iou(exact[:, :4], found[:, :4])).min() > .75
-    assert detector.near([], []) == []
+    assert detector.detect_in_rois([], []) == []
 
 
 def test_small_faces_are_left_out_as_in_the_whole_picture(face_frames: list[Picture]) -> None:
     """`min_face_px` counts in the picture, not in what it is enlarged to."""
     frame = at(face_frames[0], .35)
     place = Detector(min_face_px=20).detect([frame])[0][:, :4]
-    assert len(place) == 1 and len(Detector(min_face_px=20).near([frame], [place])[0]) == 1
-    assert len(Detector(min_face_px=160).near([frame], [place])[0]) == 0
+    assert len(place) == 1 and len(Detector(min_face_px=20).detect_in_rois([frame], [place])[0]) == 1
+    assert len(Detector(min_face_px=160).detect_in_rois([frame], [place])[0]) == 0
 
 
 @given(x=st.floats(-50, 300), y=st.floats(-50, 300), size=st.floats(0, 400), side=st.floats(0, 500),

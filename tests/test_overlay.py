@@ -15,8 +15,8 @@ from videos import number_in, numbered_video, picture, set_matrix
 
 from fercache import media
 from fercache.errors import ClipError, InputError
-from fercache.media.writer import writing
-from fercache.results.io import Told
+from fercache.media.writer import open_writer
+from fercache.results.io import ClipSeries
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.viz import overlay
 
@@ -24,14 +24,14 @@ CLASSES = ("Neutral", "Happiness", "Other")
 STEP_MS = (40, 10, 90, 33)
 
 
-def told_of(frames: int, time_s: NDArray[np.float64] | None = None) -> Told:
+def told_of(frames: int, time_s: NDArray[np.float64] | None = None) -> ClipSeries:
     shares = np.tile([.1, .7, .2], (frames, 1))
     valid = np.arange(frames) % 10 != 9
-    return Told(time_s=np.arange(frames) / 25 if time_s is None else time_s, valid=valid, shares=shares,
-                label=np.full(frames, -1), said=np.ones(frames, np.int64))
+    return ClipSeries(time_s=np.arange(frames) / 25 if time_s is None else time_s, valid=valid, probs=shares,
+                label=np.full(frames, -1), label_pred=np.ones(frames, np.int64))
 
 
-def boxes_of(told: Told) -> NDArray[np.float64]:
+def boxes_of(told: ClipSeries) -> NDArray[np.float64]:
     return np.where(told.valid[:, None], [30., 40., 60., 80.], np.nan)
 
 
@@ -68,7 +68,7 @@ def test_every_frame_is_there_at_its_time_with_box_and_bars(tmp_path: Path) -> N
     times = np.cumsum([0, *(STEP_MS[i % 4] for i in range(39))])
     source = numbered_video(tmp_path / "v.mp4", 40, times=times.tolist())
     told = told_of(40, times / 1000)
-    assert overlay.render(source, "video", told, boxes_of(told), CLASSES, tmp_path / "o.mp4") == 40
+    assert overlay.render_overlay(source, "video", told, boxes_of(told), CLASSES, tmp_path / "o.mp4") == 40
     made, before = frames_of(tmp_path / "o.mp4"), frames_of(source)
     assert len(made) == 40
     assert [t for t, _ in made] == pytest.approx([t for t, _ in before], abs=1e-3), "a variable rate is kept"
@@ -84,7 +84,7 @@ def test_every_frame_is_there_at_its_time_with_box_and_bars(tmp_path: Path) -> N
 def test_the_sound_is_copied_byte_for_byte(tmp_path: Path) -> None:
     source = with_sound(tmp_path / "v.mp4", 75)
     told = told_of(75)
-    overlay.render(source, "video", told, boxes_of(told), CLASSES, tmp_path / "o.mp4")
+    overlay.render_overlay(source, "video", told, boxes_of(told), CLASSES, tmp_path / "o.mp4")
     assert sound_of(tmp_path / "o.mp4") == sound_of(source)
     with av.open(str(source)) as a, av.open(str(tmp_path / "o.mp4")) as b:
         assert a.streams.video[0].average_rate == b.streams.video[0].average_rate == 25
@@ -95,7 +95,7 @@ def test_the_sound_is_copied_byte_for_byte(tmp_path: Path) -> None:
 def test_sound_that_the_format_cannot_hold_is_encoded_again(tmp_path: Path) -> None:
     source = with_sound(tmp_path / "v.avi", 50, codec="pcm_mulaw")
     told = told_of(50)
-    assert overlay.render(source, "video", told, boxes_of(told), CLASSES, tmp_path / "o.mp4") == 50
+    assert overlay.render_overlay(source, "video", told, boxes_of(told), CLASSES, tmp_path / "o.mp4") == 50
     with av.open(str(tmp_path / "o.mp4")) as made:
         heard = np.concatenate([f.to_ndarray()[0] for f in made.decode(audio=0)])
     assert len(heard) / 48000 == pytest.approx(2, abs=.1) and np.abs(heard[9000:-9000]).max() > .1
@@ -106,7 +106,7 @@ def test_a_turned_video_is_upright(tmp_path: Path) -> None:
     seen = next(media.open_source(source, "video").frames()).image
     assert seen is not None and seen.shape[:2] == (128, 96)
     told = told_of(10)
-    assert overlay.render(source, "video", told, boxes_of(told), CLASSES, tmp_path / "o.mp4") == 10
+    assert overlay.render_overlay(source, "video", told, boxes_of(told), CLASSES, tmp_path / "o.mp4") == 10
     shown = frames_of(tmp_path / "o.mp4")[3][1][:128 * 5, :480]
     back = np.asarray(Image.fromarray(shown).resize((96, 128))).astype(int)
     wanted = list(media.open_source(source, "video").frames())[3].image
@@ -121,7 +121,8 @@ def test_crops_have_no_clock_of_their_own_and_gaps_keep_the_last_picture(tmp_pat
     for number in (1, 2, 4):
         Image.fromarray(picture(number)).save(tmp_path / "crops" / f"{number:05d}.png")
     told = told_of(4)
-    assert overlay.render(tmp_path / "crops", "crops", told, boxes_of(told), CLASSES, tmp_path / "o.mkv", fps=12.5) == 4
+    assert overlay.render_overlay(tmp_path / "crops", "crops", told, boxes_of(told), CLASSES, tmp_path / "o.mkv",
+                                  fps=12.5) == 4
     made = frames_of(tmp_path / "o.mkv")
     assert [t for t, _ in made] == pytest.approx([0, .08, .16, .24], abs=2e-3)
     shown = [number_in(np.asarray(Image.fromarray(image[:384, :512]).resize((128, 96)))) for _, image in made]
@@ -132,19 +133,20 @@ def test_annotations_past_the_end_are_no_error_and_another_clip_is(tmp_path: Pat
     source = numbered_video(tmp_path / "v.mp4", 12)
     told = told_of(14)
     told.valid[12:] = False
-    assert overlay.render(source, "video", told, boxes_of(told), CLASSES, tmp_path / "o.mp4") == 12
+    assert overlay.render_overlay(source, "video", told, boxes_of(told), CLASSES, tmp_path / "o.mp4") == 12
     for rows in (8, 30):
         with pytest.raises(ClipError, match="frames where"):
-            overlay.render(source, "video", told_of(rows), boxes_of(told_of(rows)), CLASSES, tmp_path / "no.mp4")
+            overlay.render_overlay(source, "video", told_of(rows), boxes_of(told_of(rows)), CLASSES,
+                                   tmp_path / "no.mp4")
     with pytest.raises(InputError, match="boxes"):
-        overlay.render(source, "video", told_of(12), boxes_of(told_of(3)), CLASSES, tmp_path / "no.mp4")
+        overlay.render_overlay(source, "video", told_of(12), boxes_of(told_of(3)), CLASSES, tmp_path / "no.mp4")
     assert not (tmp_path / "no.mp4").exists()
     assert list(tmp_path.glob(".tmp*")) == []
 
 
 @pytest.mark.parametrize(("name", "size"), [("a.avi", (96, 128)), ("a.mp4", (95, 128)), ("a.mp4", (96, 127))])
 def test_what_cannot_be_written_is_refused(tmp_path: Path, name: str, size: tuple[int, int]) -> None:
-    with pytest.raises(InputError), writing(tmp_path / name, size):
+    with pytest.raises(InputError), open_writer(tmp_path / name, size):
         pass
 
 
@@ -152,9 +154,9 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path, name: str, size: tupl
 def test_any_size_and_any_number_of_classes_is_drawn(size: tuple[int, int]) -> None:
     for count in (2, 11):
         shares = np.full((5, count), 1 / count)
-        told = Told(time_s=np.arange(5.), valid=np.ones(5, bool), label=np.zeros(5, np.int64),
-                    said=np.full(5, count - 1), shares=shares)
-        canvas = overlay.Canvas.of(size, told, tuple(f"class {i}" for i in range(count)))
+        told = ClipSeries(time_s=np.arange(5.), valid=np.ones(5, bool), label=np.zeros(5, np.int64),
+                    label_pred=np.full(5, count - 1), probs=shares)
+        canvas = overlay.OverlayCanvas.of(size, told, tuple(f"class {i}" for i in range(count)))
         made = canvas.draw(np.zeros((*size, 3), np.uint8), 2, np.array([-5., -5., 5000., 5000.]))
         assert made.shape == (*canvas.size, 3) and not canvas.size[0] % 2 and not canvas.size[1] % 2
 
@@ -162,5 +164,5 @@ def test_any_size_and_any_number_of_classes_is_drawn(size: tuple[int, int]) -> N
 def test_boxes_come_from_the_clock_and_end_with_it(tmp_path: Path) -> None:
     store = EmbeddingStore.create(tmp_path / "s.zarr", {}, {"x": (2,)})
     put(store, "a", np.arange(4.), np.array([True, False, True, True]))
-    boxes = overlay.boxes_of(store["a"].clock, 6)
+    boxes = overlay.boxes_of(store["a"].frame_table, 6)
     assert boxes.shape == (6, 4) and np.isnan(boxes[[1, 4, 5]]).all() and boxes[2].tolist() == [8, 8, 40, 40]

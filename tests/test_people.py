@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fercache.faces.identity import Person, looks, mean_vector, persons, sides
-from fercache.faces.tracklets import MAX_GAP, iou, match, pieces_of
+from fercache.faces.identity import Person, build_persons, crops_to_embed, left_and_right, mean_vector
+from fercache.faces.tracklets import MAX_GAP, iou, link_tracklets, match
 
 WIDE = 16
 
@@ -26,7 +26,7 @@ def frames(*people: dict[int, np.ndarray], total: int) -> list[np.ndarray]:
 
 def main(detections: list[np.ndarray]) -> Person:
     """Return the main person as places alone tell."""
-    return persons(pieces_of(detections))[0]
+    return build_persons(link_tracklets(detections))[0]
 
 
 def vector(who: int, twist: float = 0.1, seed: int = 0) -> np.ndarray:
@@ -38,13 +38,13 @@ def vector(who: int, twist: float = 0.1, seed: int = 0) -> np.ndarray:
 def by_face(detections: list[np.ndarray], people: list[dict[int, np.ndarray]],
             cuts: tuple[int, ...] = ()) -> list[Person]:
     """Return the people as a net sees them that knows whose each face is (the box tells, in `people`)."""
-    pieces = pieces_of(detections, cuts)
+    pieces = link_tracklets(detections, cuts)
     seen: dict[int, list[np.ndarray]] = {}
-    for place in looks(pieces):
+    for place in crops_to_embed(pieces):
         box, row = pieces.faces[place], int(pieces.frame[place])
         who = next(i for i, p in enumerate(people) if row in p and (p[row] == box).all())
-        seen.setdefault(int(pieces.piece[place]), []).append(vector(who, seed=int(place)))
-    return persons(pieces, {piece: mean_vector(np.array(vectors)) for piece, vectors in seen.items()})
+        seen.setdefault(int(pieces.tracklet[place]), []).append(vector(who, seed=int(place)))
+    return build_persons(pieces, {piece: mean_vector(np.array(vectors)) for piece, vectors in seen.items()})
 
 
 def assert_is(person: Person, there: dict[int, np.ndarray], but: int = 0) -> None:
@@ -68,13 +68,13 @@ def test_no_face_and_no_frame() -> None:
     nobody = main([np.empty((0, 5))] * 5)
     assert np.isnan(nobody.boxes).all() and np.isnan(nobody.score).all() and not nobody.seen.any()
     assert nobody.boxes.shape == (5, 4) and main([]).boxes.shape == (0, 4)
-    assert len(persons(pieces_of([np.empty((0, 5))]), {})) == 1
+    assert len(build_persons(link_tracklets([np.empty((0, 5))]), {})) == 1
 
 
 @pytest.mark.parametrize(("gap", "pieces"), [(MAX_GAP, 1), (MAX_GAP + 1, 2)])
 def test_gaps_are_bridged_up_to_their_limit(gap: int, pieces: int) -> None:
     there = {t: face(100) for t in range(30 + gap) if not 15 <= t < 15 + gap}
-    assert pieces_of(frames(there, total=30 + gap)).count == pieces
+    assert link_tracklets(frames(there, total=30 + gap)).count == pieces
 
 
 def test_the_larger_person_is_main_whatever_the_order_of_detections() -> None:
@@ -125,7 +125,7 @@ def test_another_person_in_the_same_place_after_a_cut_is_told_by_the_face() -> N
     first = {t: face(100, size=120) for t in range(100) if t // 25 % 2 == 0}
     other = {t: face(104, size=116) for t in range(100) if t // 25 % 2}
     seen, cuts = frames(first, other, total=100), (25, 50, 75)
-    assert pieces_of(seen).count == 1 and pieces_of(seen, cuts).count == 4
+    assert link_tracklets(seen).count == 1 and link_tracklets(seen, cuts).count == 4
     people = by_face(seen, [first, other], cuts)
     assert len(people) == 2
     assert_is(people[0], first)
@@ -154,8 +154,8 @@ def test_two_who_meet_and_turn_back_are_not_swapped() -> None:
 def test_who_is_never_joined_though_alike() -> None:
     """Twins in one picture: equal vectors, two people."""
     one, two = {t: face(100) for t in range(30)}, {t: face(400, size=60) for t in range(30)}
-    pieces = pieces_of(frames(one, two, total=30))
-    people = persons(pieces, {0: vector(3), 1: vector(3)})
+    pieces = link_tracklets(frames(one, two, total=30))
+    people = build_persons(pieces, {0: vector(3), 1: vector(3)})
     assert [int(p.seen.sum()) for p in people] == [30, 30]
 
 
@@ -166,18 +166,18 @@ def test_small_faces_are_not_known_again_by_the_vector_alone() -> None:
 
 
 def test_one_face_at_a_time_without_a_break_needs_no_look() -> None:
-    assert not len(looks(pieces_of(frames({t: face(100 + t) for t in range(40)}, total=40))))
+    assert not len(crops_to_embed(link_tracklets(frames({t: face(100 + t) for t in range(40)}, total=40))))
     with_noise = frames({t: face(100 + t) for t in range(40)}, {20: face(400, size=40)}, total=40)
-    assert not len(looks(pieces_of(with_noise))), "a face of one frame is mostly none"
+    assert not len(crops_to_embed(link_tracklets(with_noise))), "a face of one frame is mostly none"
 
 
 def test_looks_are_few_and_spread_over_each_piece() -> None:
     seen = frames({t: face(100, score=.9 + .001 * (t % 50)) for t in range(200)}, {t: face(400) for t in range(90)},
                   total=200)
-    pieces = pieces_of(seen)
-    at = looks(pieces)
-    assert [int((pieces.piece[at] == piece).sum()) for piece in range(2)] == [5, 5]
-    assert pieces.frame[at[pieces.piece[at] == 0]].tolist() == [39, 49, 99, 149, 199]
+    pieces = link_tracklets(seen)
+    at = crops_to_embed(pieces)
+    assert [int((pieces.tracklet[at] == piece).sum()) for piece in range(2)] == [5, 5]
+    assert pieces.frame[at[pieces.tracklet[at] == 0]].tolist() == [39, 49, 99, 149, 199]
     assert (np.diff(pieces.frame[at]) >= 0).all()
 
 
@@ -196,14 +196,15 @@ boxes_of_a_frame = st.lists(st.tuples(*[st.integers(0, 300)] * 2, st.integers(1,
 def test_laws(spec: list[list[tuple[int, int, int, float]]], cuts: set[int], with_faces: bool) -> None:
     """Each face is one person's; no piece and no person has two in a frame; no piece goes over a cut."""
     seen = [np.array([[x, y, x + s, y + s, p] for x, y, s, p in one], float).reshape(-1, 5) for one in spec]
-    pieces = pieces_of(seen, cuts)
-    rows = list(zip(pieces.frame.tolist(), pieces.piece.tolist(), strict=True))
+    pieces = link_tracklets(seen, cuts)
+    rows = list(zip(pieces.frame.tolist(), pieces.tracklet.tolist(), strict=True))
     assert len(set(rows)) == len(rows)
     for number in range(pieces.count):
-        span = pieces.frame[pieces.piece == number]
+        span = pieces.frame[pieces.tracklet == number]
         assert not any(span[0] < cut <= span[-1] for cut in cuts)
-    vectors = {int(p): vector(int(p) % 3) for p in np.unique(pieces.piece[looks(pieces)])} if with_faces else None
-    people = persons(pieces, vectors)
+    vectors = {int(p): vector(int(p) % 3)
+               for p in np.unique(pieces.tracklet[crops_to_embed(pieces)])} if with_faces else None
+    people = build_persons(pieces, vectors)
     assert sum(int(person.seen.sum()) for person in people) == len(pieces.frame)
     for person in people:
         for t in np.flatnonzero(person.seen):
@@ -224,29 +225,29 @@ def test_a_crowd_of_thousands_of_pieces_takes_seconds() -> None:
     people = [{t: face(300 * (k % 6), 300 * (k // 6 % 4)) for t in range(s, s + 12)}
               for k, s in enumerate(np.sort(rng.integers(0, 9000, 1500)).tolist())]
     started = time.process_time()
-    pieces = pieces_of(frames(*people, total=9020))
-    vectors = {int(p): vector(int(p) % WIDE) for p in np.unique(pieces.piece[looks(pieces)])}
-    assert len(persons(pieces, vectors)) >= WIDE
+    pieces = link_tracklets(frames(*people, total=9020))
+    vectors = {int(p): vector(int(p) % WIDE) for p in np.unique(pieces.tracklet[crops_to_embed(pieces)])}
+    assert len(build_persons(pieces, vectors)) >= WIDE
     assert time.process_time() - started < 60
 
 
 def test_left_and_right_are_two_people() -> None:
     left, right = {t: face(100 + t, size=80) for t in range(40)}, {t: face(400 - t, size=120) for t in range(10, 40)}
-    found = sides(persons(pieces_of(frames(left, right, total=40))))
+    found = left_and_right(build_persons(link_tracklets(frames(left, right, total=40))))
     for person, there in zip(found, (left, right), strict=True):
         assert_is(person, there)
 
 
 def test_one_person_alone_is_on_both_sides() -> None:
     alone = {t: face(100) for t in range(20)}
-    for person in sides(persons(pieces_of(frames(alone, total=20)))):
+    for person in left_and_right(build_persons(link_tracklets(frames(alone, total=20)))):
         assert_is(person, alone)
 
 
 def test_people_who_are_never_seen_together_are_two_by_their_faces_and_one_by_place() -> None:
     right, left = {t: face(400) for t in range(30)}, {t: face(100) for t in range(60, 80)}
     seen = frames(right, left, total=80)
-    for person in sides(persons(pieces_of(seen))):
+    for person in left_and_right(build_persons(link_tracklets(seen))):
         assert_is(person, {**left, **right})
-    for person, there in zip(sides(by_face(seen, [right, left])), (left, right), strict=True):
+    for person, there in zip(left_and_right(by_face(seen, [right, left])), (left, right), strict=True):
         assert_is(person, there)

@@ -14,7 +14,7 @@ from videos import make_video
 from fercache import media
 from fercache.config import ExtractConfig
 from fercache.data import demo
-from fercache.data.base import Dataset, Trial, people_held, present
+from fercache.data.base import Dataset, Trial, people_stored, stored_trials
 from fercache.extraction import job
 from fercache.store.embedding_store import EmbeddingStore
 
@@ -29,7 +29,7 @@ CUT_OUTS = (("single_face.mp4", (170, 20, 430, 345)), ("WolfgangLanger_Pexels.mp
 @pytest.fixture(scope="module")
 def heads(cache: Path) -> list[list[Picture]]:
     """Two people of the demo, cut out of 40 frames each, (150, 120, 3)."""
-    clips = demo.fetch(cache / "clips")
+    clips = demo.fetch_demo_clips(cache / "clips")
     found = []
     for name, box in CUT_OUTS:
         frames = media.open_source(clips / name, "video").pick(range(40))
@@ -66,14 +66,14 @@ def extracted(paths: Sequence[Path], tmp_path: Path, cache: Path, **settings: ob
     if not (home / "weights").exists():
         (home / "weights").symlink_to(cache / "weights")
     config = ExtractConfig(**{"taps": SHALLOW, "device": "cpu", **settings})  # type: ignore[arg-type]
-    report = job.run(dataset_of(*paths), config, home)
+    report = job.extract_dataset(dataset_of(*paths), config, home)
     assert not report.failures(), report.failures()
     return dataset_of(*paths), EmbeddingStore.open(report.store)
 
 
 def whose(store: EmbeddingStore, name: str, places: Sequence[Sequence[Place]]) -> NDArray[np.int64]:
     """Return who it is that the box of each frame lies on, (T,): -1 where there is no box, -2 where on both or none."""
-    clock = store[name].clock
+    clock = store[name].frame_table
     found = np.full(len(clock), -1)
     for t in np.flatnonzero(clock["valid"] > 0):
         centre = (clock["x1"][t] + clock["x2"][t]) / 2
@@ -93,7 +93,7 @@ def test_two_who_cross_are_two_people(heads: list[list[Picture]], cache: Path, t
         known = person[person >= 0]
         assert len(known) >= 30 and len(set(known.tolist())) == 1, person
     assert {int(person.max()) for person in seen} == {0, 1}
-    trials = present(dataset, store).trials
+    trials = stored_trials(dataset, store).trials
     assert [(t.name, t.clip_label, t.group) for t in trials] == [
         ("cross.mp4#1", 0, "cross.mp4"), ("cross.mp4#2", -1, "cross.mp4")]
 
@@ -128,29 +128,29 @@ def test_left_and_right_by_setting(heads: list[list[Picture]], cache: Path, tmp_
     clip = make_video(tmp_path / "two.mp4", scene(heads, places))
     dataset, store = extracted([clip], tmp_path, cache, people="left/right")
     assert (whose(store, "two.mp4_left", places) == 1).all() and (whose(store, "two.mp4_right", places) == 0).all()
-    assert [(t.name, t.clip_label) for t in present(dataset, store).trials] == [
+    assert [(t.name, t.clip_label) for t in stored_trials(dataset, store).trials] == [
         ("two.mp4_left", -1), ("two.mp4_right", -1)]
 
 
 def test_a_face_that_leaves_and_comes_back(cache: Path, tmp_path: Path) -> None:
     """`face_noface.mov`, `noface_face.mov`, and the two one after the other: one person, with nothing in between."""
-    clips = demo.fetch(cache / "clips")
+    clips = demo.fetch_demo_clips(cache / "clips")
     frames = [f.image for name in ("face_noface.mov", "noface_face.mov")
               for f in media.open_source(clips / name, "video").frames() if f.image is not None]
     both = make_video(tmp_path / "both.mp4", frames[::3])
     _, store = extracted([clips / "face_noface.mov", clips / "noface_face.mov", both], tmp_path, cache)
     for name, there in (("face_noface.mov", range(72)), ("noface_face.mov", range(96, 168))):
-        np.testing.assert_array_equal(np.flatnonzero(store[name].clock["valid"]), there)
-    valid, track = store["both.mp4"].clock["valid"] > 0, store["both.mp4"].clock["track"]
+        np.testing.assert_array_equal(np.flatnonzero(store[name].frame_table["valid"]), there)
+    valid, track = store["both.mp4"].frame_table["valid"] > 0, store["both.mp4"].frame_table["track"]
     assert valid[:24].all() and valid[-24:].all() and not valid[24:-24].any()
     assert len(set(track[valid].tolist())) == 2, "one person, in two pieces"
 
 
 def test_no_face_is_one_person_without_a_frame(cache: Path, tmp_path: Path) -> None:
-    clips = demo.fetch(cache / "clips")
+    clips = demo.fetch_demo_clips(cache / "clips")
     dataset, store = extracted([clips / "no_face.mp4"], tmp_path, cache, people="all")
-    assert list(store) == ["no_face.mp4#1"] and not store["no_face.mp4#1"].clock["valid"].any()
-    assert [t.clip_label for t in present(dataset, store).trials] == [0]
+    assert list(store) == ["no_face.mp4#1"] and not store["no_face.mp4#1"].frame_table["valid"].any()
+    assert [t.clip_label for t in stored_trials(dataset, store).trials] == [0]
 
 
 def test_people_of_a_clip_are_there_together_or_not_at_all(heads: list[list[Picture]], cache: Path,
@@ -160,12 +160,12 @@ def test_people_of_a_clip_are_there_together_or_not_at_all(heads: list[list[Pict
     clip = make_video(tmp_path / "clip.mp4", scene(heads, places))
     dataset, store = extracted([clip], tmp_path, cache, people="all")
     whole, names = store.digest(), list(store)
-    assert names == ["clip.mp4#1", "clip.mp4#2"] and people_held(dataset.trials[0], store) == 2
+    assert names == ["clip.mp4#1", "clip.mp4#2"] and people_stored(dataset.trials[0], store) == 2
     writable = EmbeddingStore.open(store.path, mode="a")
     for lost in names:
         writable.remove(lost)
-        assert people_held(dataset.trials[0], writable) == 0
-        assert [t.name for t in present(dataset, writable).trials] == ["clip.mp4"]
+        assert people_stored(dataset.trials[0], writable) == 0
+        assert [t.name for t in stored_trials(dataset, writable).trials] == ["clip.mp4"]
         _, store = extracted([clip], tmp_path, cache, people="all")
         assert store.digest() == whole
     make_video(clip, scene(heads, [people[:1] for people in places]))
@@ -183,7 +183,8 @@ def test_crops_have_no_people_setting(cache: Path, tmp_path: Path, heads: list[l
     dataset = Dataset(name="crops", layout="table", classes=(), trials=(trial,))
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/weights").symlink_to(cache / "weights")
-    reports = [job.run(dataset, ExtractConfig(taps=SHALLOW, device="cpu", people=people), tmp_path / "cache")
+    reports = [job.extract_dataset(dataset, ExtractConfig(taps=SHALLOW, device="cpu", people=people),
+                                   tmp_path / "cache")
                for people in ("main", "all")]
     assert reports[0].store == reports[1].store and list(EmbeddingStore.open(reports[0].store)) == ["a"]
 
@@ -198,7 +199,7 @@ def test_a_crowd(crowd: EmbeddingStore) -> None:
     """As seen by eye: eight or nine faces that last, one of which is hidden for a second and is known again."""
     names = sorted(crowd)
     assert 6 <= len(names) <= 10
-    clocks = [crowd[name].clock for name in names]
+    clocks = [crowd[name].frame_table for name in names]
     weight = [float(((c["x2"] - c["x1"]) * (c["y2"] - c["y1"]) * c["score"])[c["valid"] > 0].sum()) for c in clocks]
     assert weight == sorted(weight, reverse=True)
     assert (clocks[0]["valid"] > 0).sum() == 105, "the boy in the middle is seen in each frame"

@@ -52,7 +52,7 @@ class Walk:
 def walk(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Walk:
     """Two clips of the demo as the user's own table, and one of them again as a test clip without labels."""
     home = tmp_path_factory.mktemp("walk")
-    clips = demo.fetch(cache / "clips")
+    clips = demo.fetch_demo_clips(cache / "clips")
     (home / "labels").mkdir()
     for name in CLIPS:
         shutil.copy(ANNOTATIONS / f"{Path(name).stem}.txt", home / "labels")

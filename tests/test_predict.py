@@ -83,7 +83,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         return embed(self, crops)
 
     monkeypatch.setattr(Backbone, "embed_batch", counting_crops)
-    monkeypatch.setattr(inference, "speak", counting("heads", inference.speak))
+    monkeypatch.setattr(inference, "predict_new", counting("heads", inference.predict_new))
     return seen
 
 
@@ -307,19 +307,19 @@ def test_names_that_are_shown(tmp_path: Path) -> None:
     for place in ("x/a.mp4", "y/a.mp4", "y/b.avi", "b.mp4"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / place).write_bytes(b"x")
-    found = predict.named([tmp_path, tmp_path / "x" / ".." / "b.mp4"])
+    found = predict.clips_dataset([tmp_path, tmp_path / "x" / ".." / "b.mp4"])
     assert [trial.path.relative_to(tmp_path).as_posix() for trial in found.trials] == [
         "b.mp4", "x/a.mp4", "y/a.mp4", "y/b.avi"]
-    assert list(predict.shown(found).values()) == ["b.mp4", "x/a.mp4", "y/a.mp4", "b.avi"]
+    assert list(predict.display_names(found).values()) == ["b.mp4", "x/a.mp4", "y/a.mp4", "b.avi"]
     with pytest.raises(InputError, match="no such"):
-        predict.named([tmp_path / "none"])
+        predict.clips_dataset([tmp_path / "none"])
 
 
 def test_differences_are_named() -> None:
     cropped = {"faces": "cropped", "precision": "float32", "weights": "a" * 64, "views": 4, "taps": ["x"]}
-    assert ensemble.differences(cropped, {**cropped, "taps": ["x", "y"], "views": 1}) == ()
-    assert ensemble.differences(cropped, {**cropped, "weights": "b" * 64}) == (
+    assert ensemble.settings_differences(cropped, {**cropped, "taps": ["x", "y"], "views": 1}) == ()
+    assert ensemble.settings_differences(cropped, {**cropped, "weights": "b" * 64}) == (
         "weights = aaaaaaaaaaaa there, bbbbbbbbbbbb here",)
-    assert ensemble.differences(cropped, {**cropped, "every": 5}) == ("every = None there, 5 here",)
-    assert ensemble.differences(cropped, {**cropped, "faces": "mtcnn", "margin": 0.0}) == (
+    assert ensemble.settings_differences(cropped, {**cropped, "every": 5}) == ("every = None there, 5 here",)
+    assert ensemble.settings_differences(cropped, {**cropped, "faces": "mtcnn", "margin": 0.0}) == (
         "faces = cropped there, mtcnn here",)

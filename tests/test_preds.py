@@ -20,14 +20,14 @@ LENGTHS = {"a": 30, "b,2": 20, 'c "x"': 1}
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz"])
 def test_what_was_written_is_read(tmp_path: Path, ending: str) -> None:
     made = draw(LENGTHS)
-    given = io.Predictions(write(tmp_path / f"p{ending}", made, faceless={"a": [2, 3]}))
+    given = io.PredictionsFile(write(tmp_path / f"p{ending}", made, faceless={"a": [2, 3]}))
     assert given.classes == EIGHT
     for _ in range(2):
         found = {clip.name: clip for clip in given.clips()}
         assert sorted(found) == sorted(LENGTHS)
         for name, clip in found.items():
-            np.testing.assert_allclose(clip.shares, made[name], atol=1e-9)
-            np.testing.assert_array_equal(clip.said, made[name].argmax(1))
+            np.testing.assert_allclose(clip.probs, made[name], atol=1e-9)
+            np.testing.assert_array_equal(clip.label_pred, made[name].argmax(1))
             np.testing.assert_array_equal(clip.frame, np.arange(1, LENGTHS[name] + 1))
             np.testing.assert_allclose(clip.time_s, (clip.frame - 1) / 30, atol=1e-6)
             assert (clip.label == -1).all()
@@ -36,24 +36,24 @@ def test_what_was_written_is_read(tmp_path: Path, ending: str) -> None:
 
 def test_batches_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "p.csv", draw(LENGTHS))
-    whole = list(io.Predictions(path).clips())
+    whole = list(io.PredictionsFile(path).clips())
     monkeypatch.setattr(io, "ROWS_A_BATCH", 7)
-    for one, other in zip(whole, io.Predictions(path).clips(), strict=True):
-        np.testing.assert_array_equal(one.shares, other.shares)
+    for one, other in zip(whole, io.PredictionsFile(path).clips(), strict=True):
+        np.testing.assert_array_equal(one.probs, other.probs)
         np.testing.assert_array_equal(one.frame, other.frame)
 
 
 def test_what_the_stack_writes_is_read(tmp_path: Path) -> None:
     """The writer's columns and the reader's, which are two rooms, must stay one format."""
-    found = stack.run(simulate(groups=5, frames=60), StackConfig(threads=1, bootstrap=0), tmp_path)
-    book = found.book
-    given = io.Predictions(stack.write(found, tmp_path / "preds.csv")[0])
+    found = stack.run_stack(simulate(groups=5, frames=60), StackConfig(threads=1, bootstrap=0), tmp_path)
+    book = found.oof
+    given = io.PredictionsFile(stack.write_stack(found, tmp_path / "preds.csv")[0])
     assert given.classes == book.classes
     clips = list(given.clips())
-    np.testing.assert_array_equal(np.concatenate([clip.said for clip in clips]), found.units.argmax(1))
+    np.testing.assert_array_equal(np.concatenate([clip.label_pred for clip in clips]), found.units.argmax(1))
     np.testing.assert_array_equal(np.concatenate([clip.valid for clip in clips]), book.valid)
     np.testing.assert_array_equal(np.concatenate([clip.label for clip in clips]), book.label)
-    np.testing.assert_allclose(np.concatenate([clip.shares for clip in clips]), found.units / 1e6, atol=1e-9)
+    np.testing.assert_allclose(np.concatenate([clip.probs for clip in clips]), found.units / 1e6, atol=1e-9)
 
 
 def test_parquet_or_what_to_install(tmp_path: Path) -> None:
@@ -63,14 +63,14 @@ def test_parquet_or_what_to_install(tmp_path: Path) -> None:
     except ImportError:
         path.write_bytes(b"PAR1")
         with pytest.raises(MissingExtra, match="parquet"):
-            io.Predictions(path)
+            io.PredictionsFile(path)
         return
     made = draw({"a": 40}, SEVEN)["a"]
     parquet.write_table(table({"clip": ["a"] * 40, "frame": np.arange(1, 41, dtype=np.int32), "time_s": np.arange(40.),
                                "valid": np.arange(40) > 3, "label": [None] * 40, "prediction": made.argmax(1),
                                **{f"p_{name}": made[:, i] for i, name in enumerate(SEVEN)}}), path)
-    clip = next(io.Predictions(path).clips())
-    np.testing.assert_allclose(clip.shares, made)
+    clip = next(io.PredictionsFile(path).clips())
+    np.testing.assert_allclose(clip.probs, made)
     assert list(np.flatnonzero(~clip.valid)) == [0, 1, 2, 3] and (clip.label == -1).all()
 
 
@@ -88,7 +88,7 @@ def test_damage_is_refused_with_its_line(tmp_path: Path, old: str, new: str, say
     assert old in text
     path.write_text(text.replace(old, new, 1) if old != "p_" else text.replace(old, new))
     with pytest.raises(InputError) as caught:
-        list(io.Predictions(path).clips())
+        list(io.PredictionsFile(path).clips())
     assert says in str(caught.value) and "next: " in str(caught.value)
 
 
@@ -96,7 +96,7 @@ def test_no_number_is_no_probability(tmp_path: Path) -> None:
     path = write(tmp_path / "p.csv", {"a": np.eye(8)})
     path.write_text(path.read_text().replace("1.000000", "nan", 1))
     with pytest.raises(InputError, match="probabilities"):
-        list(io.Predictions(path).clips())
+        list(io.PredictionsFile(path).clips())
 
 
 @pytest.mark.parametrize(("name", "data", "says"), [
@@ -106,19 +106,19 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path, name: str, data: bytes 
     if data is not None:
         (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=says):
-        io.Predictions(tmp_path / name)
+        io.PredictionsFile(tmp_path / name)
 
 
 def test_a_packed_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "p.csv.gz", draw({"a": 3000}))
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(InputError, match="not readable"):
-        list(io.Predictions(path).clips())
+        list(io.PredictionsFile(path).clips())
 
 
 def test_a_clip_is_the_mean_of_its_frames_with_a_face(tmp_path: Path) -> None:
     made = draw({"a": 9, "b": 4})
     path = write(tmp_path / "p.csv", made, faceless={"a": [1, 2, 3], "b": [1, 2, 3, 4]})
-    a, b = io.Predictions(path).clips()
-    np.testing.assert_allclose(a.pooled(a.shares), made["a"][3:].mean(0))
-    np.testing.assert_allclose(b.pooled(b.shares), made["b"].mean(0))
+    a, b = io.PredictionsFile(path).clips()
+    np.testing.assert_allclose(a.pooled(a.probs), made["a"][3:].mean(0))
+    np.testing.assert_allclose(b.pooled(b.probs), made["b"].mean(0))

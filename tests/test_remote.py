@@ -25,12 +25,12 @@ from test_store import NAMES, PROVENANCE, SETTINGS, SOURCE, TAPS, features, put
 from fercache import open_store
 from fercache.errors import ClipError, InputError, MissingExtra, NotInStore, StoreError
 from fercache.maintenance import verify
-from fercache.runtime.uri import Url, as_place
+from fercache.runtime.uri import Url, as_location
 from fercache.store import locks
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import CLOCK
-from fercache.store.locks import claimed
-from fercache.store.remote import RemoteFiles, files_at
+from fercache.store.layout import FRAME_COLUMNS
+from fercache.store.locks import locked_clips
+from fercache.store.remote import RemoteStoreFiles, files_at
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <function Client:pytest.PytestUnraisableExceptionWarning")
@@ -53,15 +53,15 @@ def memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     ("GS://b", Url("gs://b")), (Path("s3://b/x"), Url("s3://b/x")), ("s3:/b", Path("s3:/b")), ("C:/x", Path("C:/x")),
     (Url("s3://b"), Url("s3://b")), ("memory://a", Url("memory://a"))])
 def test_places(text: str | Path | Url, place: Path | Url) -> None:
-    assert as_place(text) == place
+    assert as_location(text) == place
 
 
 def test_a_folder_that_looks_like_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("s3:").mkdir()
-    assert as_place(Path("s3:/b")) == Path("s3:/b")
+    assert as_location(Path("s3:/b")) == Path("s3:/b")
     with pytest.raises(InputError, match="chained"):
-        as_place("zip::s3://b/x.zip")
+        as_location("zip::s3://b/x.zip")
 
 
 @pytest.mark.parametrize("frames", [1, 257, 2500])
@@ -77,8 +77,8 @@ def test_what_is_committed_comes_back(bucket: str, tmp_path: Path, frames: int) 
         np.testing.assert_array_equal(again["a clip"][tap][-1], value[-1])
         np.testing.assert_array_equal(again["a clip"][tap][10:74], value[10:74])
         np.testing.assert_array_equal(again["a clip"][tap].zarr[:], value)
-    for i, name in enumerate(CLOCK):
-        np.testing.assert_array_equal(again["a clip"].clock[name], clock[:, i])
+    for i, name in enumerate(FRAME_COLUMNS):
+        np.testing.assert_array_equal(again["a clip"].frame_table[name], clock[:, i])
     assert list(again) == ["a clip"] and again.digest() == local.digest()
     assert again.size() == local.size()
     fs, root = fs_of(bucket), f"{bucket}/cache/features/d/casia-0123.zarr"
@@ -165,9 +165,9 @@ def test_killed_anywhere_it_goes_on(bucket: str, unbroken: str, step: str) -> No
     test_resume.work(url)  # type: ignore[arg-type]
     store = EmbeddingStore.open(url)
     assert store.digest() == unbroken and set(store) == set(test_resume.FRAMES)
-    report = verify.verify(url)
+    report = verify.verify_store(url)
     assert report.whole and not report.faults and report.clips == len(test_resume.FRAMES)
-    assert not claimed(as_place(url)), "a dead process's claim counts as alive"
+    assert not locked_clips(as_location(url)), "a dead process's claim counts as alive"
 
 
 def test_resumes_inside_a_clip(bucket: str) -> None:  # noqa: F811
@@ -180,7 +180,7 @@ def test_resumes_inside_a_clip(bucket: str) -> None:  # noqa: F811
     fs = fs_of(url)
     fs.pipe_file(f"{url}/video/block8/c.5.0", fs.cat_file(f"{url}/video/block8/c.4.0"))
     assert test_resume.write(EmbeddingStore.open(url, mode="a"), "video") == 1024
-    assert verify.verify(url).whole
+    assert verify.verify_store(url).whole
 
 
 def test_verify_finds_and_repairs(bucket: str) -> None:  # noqa: F811
@@ -196,13 +196,13 @@ def test_verify_finds_and_repairs(bucket: str) -> None:  # noqa: F811
     fs.pipe_file(f"{url}/c3/block8/c.0.0", fs.cat_file(f"{url}/c3/block8/c.0.0")[:-1])
     fs.pipe_file(f"{url}/c4/other", b"stray")
     with pytest.raises(StoreError, match="missing or torn"):
-        EmbeddingStore.open(url)["c2"].clock["time_s"]
+        EmbeddingStore.open(url)["c2"].frame_table["time_s"]
     with pytest.raises(StoreError, match="missing or torn"):
         EmbeddingStore.open(url)["c3"]["block8"][:]
-    report = verify.verify(url)
+    report = verify.verify_store(url)
     assert {fault.clip for fault in report.faults if not fault.stray} == {"c1", "c2", "c3"}
-    assert verify.verify(url, repair=True).dropped == ("c1", "c2", "c3")
-    after = verify.verify(url)
+    assert verify.verify_store(url, repair=True).dropped == ("c1", "c2", "c3")
+    after = verify.verify_store(url)
     assert after.whole and not after.faults and after.clips == 2
     assert list(EmbeddingStore.open(url)) == ["c0", "c4"]
 
@@ -213,7 +213,7 @@ def test_another_machine_waits_and_takes_over(bucket: str, tmp_path: Path,  # no
     url = f"{bucket}/s.zarr"
     store = EmbeddingStore.create(url, SETTINGS, TAPS)
     with store.writer("c", source=SOURCE, provenance=PROVENANCE) as writer:
-        assert writer is not None and claimed(as_place(url)) == {"c"}
+        assert writer is not None and locked_clips(as_location(url)) == {"c"}
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
         other = EmbeddingStore.create(url, SETTINGS, TAPS)
         with other.writer("c", source=SOURCE, provenance=PROVENANCE) as second:
@@ -221,26 +221,26 @@ def test_another_machine_waits_and_takes_over(bucket: str, tmp_path: Path,  # no
         with pytest.raises(StoreError, match="another process"):
             other.remove("c")
         put(other, "d", 300)
-        silent_for(locks.SILENCE_S + 1, store, "c")
+        silent_for(locks.LEASE_TTL_S + 1, store, "c")
         put(other, "c", 300)
         with pytest.raises(ClipError, match="taken"):
-            writer.set_clock(features(300, seed=1)[0])
+            writer.set_frame_table(features(300, seed=1)[0])
     again = EmbeddingStore.open(url)
-    assert set(again) == {"c", "d"} and verify.verify(url).whole
-    np.testing.assert_array_equal(again["c"].clock["time_s"], features(300)[0][:, 1])
+    assert set(again) == {"c", "d"} and verify.verify_store(url).whole
+    np.testing.assert_array_equal(again["c"].frame_table["time_s"], features(300)[0][:, 1])
     assert not fs_of(url).find(f"{bucket}/s.work")
 
 
 def silent_for(seconds: float, store: EmbeddingStore, clip: str) -> None:
     """Make a live writer one that was suspended for so long."""
-    assert isinstance(store.files, RemoteFiles)
+    assert isinstance(store.files, RemoteStoreFiles)
     held = store.files.guards[clip].__self__  # type: ignore[attr-defined]
     held._beat_s -= seconds
     held.claims.replace(held.key, json.dumps({"owner": held.owner, "time_s": time.time() - seconds}).encode())
 
 
 def test_a_claim_that_is_gone_is_noticed(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "BEAT_S", 0.05)
+    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.05)
     store = EmbeddingStore.create(f"{memory}/s.zarr", SETTINGS, TAPS)
     with store.writer("c", source=SOURCE, provenance=PROVENANCE) as writer:
         before = fs_of(memory).cat_file(f"{memory}/s.work/c/{next(iter(files_at(f'{memory}/s.work').sizes('c')))}")
@@ -250,22 +250,22 @@ def test_a_claim_that_is_gone_is_noticed(memory: str, monkeypatch: pytest.Monkey
         fs_of(memory).rm_file(f"{memory}/s.work/c/{name}")
         time.sleep(0.3)
         with pytest.raises(ClipError, match="taken"):
-            writer.set_clock(features(300)[0])
+            writer.set_frame_table(features(300)[0])
 
 
 def test_of_many_machines_one_has_the_clip(memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight that come at the same moment, over and over: never two at once, and in the end somebody has it."""
-    files, claims = RemoteFiles(Url(f"{memory}/s.zarr")), RemoteFiles(Url(f"{memory}/s.work"))
-    inside, most, had, put_ = [], [], [], RemoteFiles.replace
+    files, claims = RemoteStoreFiles(Url(f"{memory}/s.zarr")), RemoteStoreFiles(Url(f"{memory}/s.work"))
+    inside, most, had, put_ = [], [], [], RemoteStoreFiles.replace
 
-    def slow(self: RemoteFiles, key: str, data: bytes) -> None:
+    def slow(self: RemoteStoreFiles, key: str, data: bytes) -> None:
         time.sleep(0.02)  # between the first look and the claim
         put_(self, key, data)
-    monkeypatch.setattr(RemoteFiles, "replace", slow)
+    monkeypatch.setattr(RemoteStoreFiles, "replace", slow)
 
     def machine(number: int) -> None:
         for _ in range(5):
-            with locks.lease(files, claims, tmp_path / f"machine{number}", "c") as mine:
+            with locks.remote_lease(files, claims, tmp_path / f"machine{number}", "c") as mine:
                 if mine:
                     inside.append(number)
                     most.append(len(inside))

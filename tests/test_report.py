@@ -23,10 +23,19 @@ from hypothesis import strategies as st
 from fercache import metrics
 from fercache.errors import InputError
 from fercache.results import io
-from fercache.results.io import Told
+from fercache.results.io import ClipSeries
 from fercache.stacking import candidates
 from fercache.viz import report
-from fercache.viz.report.walk import STEPS, UNKNOWN, WIDTHS_S, Curve, bytes_a_point, points, thin, walk
+from fercache.viz.report.walk import (
+    STEPS,
+    UNKNOWN,
+    WIDTHS_S,
+    SmoothingCurve,
+    bytes_a_point,
+    points,
+    thin_series,
+    walk_predictions,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +47,7 @@ def preds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(preds: Path) -> str:
     """Its page."""
-    report.make(preds, preds.parent / "report.html", preds.parent / "cache")
+    report.make_report(preds, preds.parent / "report.html", preds.parent / "cache")
     return (preds.parent / "report.html").read_text(encoding="utf-8")
 
 
@@ -53,23 +62,24 @@ def book_of(preds: Path) -> Path:
     return next((preds.parent / "cache/logits").rglob("*.h5"))
 
 
-def told_of(seed: int, frames: int, classes: int = 4) -> Told:
+def told_of(seed: int, frames: int, classes: int = 4) -> ClipSeries:
     rng = np.random.default_rng(seed)
     shares = rng.dirichlet(np.full(classes, .3), frames)
-    return Told(time_s=np.arange(frames) / 30, valid=rng.random(frames) > .1, label=rng.integers(-1, classes, frames),
-                said=shares.argmax(1), shares=shares)
+    return ClipSeries(time_s=np.arange(frames) / 30, valid=rng.random(frames) > .1,
+                    label=rng.integers(-1, classes, frames),
+                label_pred=shares.argmax(1), probs=shares)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 700), st.integers(1, 90))
 def test_thinning_keeps_every_peak_every_mistake_and_every_gap(seed: int, frames: int, most: int) -> None:
     rows = told_of(seed, frames)
-    drawn = thin(rows, {"gru": rows.label}, most)
+    drawn = thin_series(rows, {"gru": rows.label}, most)
     border = np.linspace(0, frames, min(frames, most) + 1).astype(int)
     assert len(drawn.wrong) == min(frames, most) and drawn.whole == (frames <= most)
     for i, (a, b) in enumerate(pairwise(border)):
-        assert (drawn.high[i] == np.rint(rows.shares[a:b].max(0) * STEPS)).all()
-        assert (drawn.low[i] == np.rint(rows.shares[a:b].min(0) * STEPS)).all()
+        assert (drawn.high[i] == np.rint(rows.probs[a:b].max(0) * STEPS)).all()
+        assert (drawn.low[i] == np.rint(rows.probs[a:b].min(0) * STEPS)).all()
         assert (drawn.wrong[i] > 0) == rows.wrong[a:b].any() and (drawn.gap[i] > 0) == (~rows.valid[a:b]).any()
         counts = np.bincount(np.where(rows.label[a:b] < 0, 4, rows.label[a:b]), minlength=5)
         said = drawn.strips["gru"][i]
@@ -79,7 +89,7 @@ def test_thinning_keeps_every_peak_every_mistake_and_every_gap(seed: int, frames
 
 def test_what_is_packed_can_be_unpacked() -> None:
     rows = told_of(1, 500)
-    drawn = thin(rows, {}, 100)
+    drawn = thin_series(rows, {}, 100)
     raw = base64.b64decode(drawn.packed())
     assert len(raw) == 100 * bytes_a_point(4, 2) + 4
     assert np.array_equal(np.frombuffer(raw[:404], "<f4"), drawn.time_s)
@@ -96,7 +106,7 @@ def test_points_fit_the_budget(lengths: list[int], each: int, budget: int) -> No
 
 def test_the_walk_counts_what_stack_counted(preds: Path) -> None:
     said = json.loads((preds.parent / "preds.metrics.json").read_text())
-    found = walk(preds, book_of(preds))
+    found = walk_predictions(preds, book_of(preds))
     assert set(found.matrix) == set(said["splits"]) == {"train", "validation"}
     for split, matrix in found.matrix.items():
         scores = said["splits"][split]["all_frames"][said["final"]["column"]]
@@ -109,27 +119,28 @@ def test_the_walk_counts_what_stack_counted(preds: Path) -> None:
 
 
 def test_the_confident_mistakes_are_mistakes_and_the_surest(preds: Path) -> None:
-    found = walk(preds, book_of(preds))
-    clips = dict(io.each(preds))
-    shares = [mistake.share for mistake in found.mistakes]
+    found = walk_predictions(preds, book_of(preds))
+    clips = dict(io.each_clip(preds))
+    shares = [mistake.prob for mistake in found.mistakes]
     assert shares and shares == sorted(shares, reverse=True)
     for mistake in found.mistakes:
         rows = clips[mistake.clip]
         inside = (rows.time_s >= mistake.start_s) & (rows.time_s <= mistake.end_s)
-        assert (rows.label[inside] == mistake.truth).all() and (rows.said[inside] == mistake.said).all()
-        assert mistake.truth != mistake.said and mistake.frames == inside.sum() >= 5
+        assert (rows.label[inside] == mistake.truth).all() and (rows.label_pred[inside] == mistake.label_pred).all()
+        assert mistake.truth != mistake.label_pred and mistake.frames == inside.sum() >= 5
 
 
 def test_the_curve_without_smoothing_is_the_plain_mean_and_smoothing_helps() -> None:
-    from fercache.oof import Page
+    from fercache.oof import TrialLogits
 
     book = simulate(groups=6, frames=400)
-    curve = Curve(book.classes, "macro_f1")
+    curve = SmoothingCurve(book.classes, "macro_f1")
     said = []
     for i in range(len(book.trials)):
         rows = book.rows(i)
         logits = {head: values[rows] for head, values in book.logits.items()}
-        curve.add(Page(split="train", group="g", fold=0, time_s=book.time_s[rows], valid=np.ones(rows.stop - rows.start,
+        curve.add(TrialLogits(split="train", group="g", fold=0, time_s=book.time_s[rows],
+                              valid=np.ones(rows.stop - rows.start,
                   bool), label=book.label[rows], logits=logits))
         p = [values - np.log(np.exp(values).sum(1, keepdims=True)) for values in logits.values()]
         said.append(np.mean(p, axis=0).argmax(1))
@@ -141,7 +152,7 @@ def test_the_curve_without_smoothing_is_the_plain_mean_and_smoothing_helps() -> 
 
 def test_clips_out_of_fold_only_are_in_the_curve(preds: Path) -> None:
     said = json.loads((preds.parent / "preds.metrics.json").read_text())
-    found = walk(preds, book_of(preds))
+    found = walk_predictions(preds, book_of(preds))
     assert found.curve is not None
     frames = said["splits"]["train"]["all_frames"]["mean"]["frames"]
     assert int(found.curve.counts[0].sum()) == frames, "validation frames choose nothing and are not shown here"
@@ -191,7 +202,7 @@ def test_time_and_versions_are_those_that_were_noted(page: str) -> None:
 
 def test_without_metrics_book_and_store_the_page_says_how_to_get_them(preds: Path, tmp_path: Path) -> None:
     shutil.copy(preds, tmp_path / "alone.csv")
-    made = report.make(tmp_path / "alone.csv", tmp_path / "r.html", tmp_path / "cache")
+    made = report.make_report(tmp_path / "alone.csv", tmp_path / "r.html", tmp_path / "cache")
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     for words in ("No metrics lie beside", "book of logits behind these predictions is not", "fercache check --json",
                   "No ablation was given", "This page holds no picture of a face"):
@@ -205,7 +216,7 @@ def test_check_and_ablation_are_shown_when_given(preds: Path, tmp_path: Path) ->
     (tmp_path / "ablation.csv").write_text("row,column,macro_f1,low,high,difference,difference_low,difference_high\n"
                                            "all,stack,0.5125,.4,.6,,,\nno gru,stack,0.4,.3,.5,-0.1125,-.2,.1\n"
                                            "no gru,mean,0.3,.2,.4,-0.05,,\n")
-    report.make(preds, tmp_path / "r.html", preds.parent / "cache", check=tmp_path / "check.json",
+    report.make_report(preds, tmp_path / "r.html", preds.parent / "cache", check=tmp_path / "check.json",
                 ablation=tmp_path / "ablation.csv")
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "&lt;i&gt;a&lt;/i&gt;" in page and "too short" in page and "and 3 more" in page and "0.5125" in page
@@ -215,11 +226,11 @@ def test_check_and_ablation_are_shown_when_given(preds: Path, tmp_path: Path) ->
     row = {"name": "no gru", "skipped": "", "figures": {"stack": {"macro_f1": .4, "difference": -.1125,
                                                                   "difference_interval": [-.2, .1]}}}
     (tmp_path / "ablation.json").write_text(json.dumps({"rows": [row]}))
-    report.make(preds, tmp_path / "r.html", preds.parent / "cache", ablation=tmp_path / "ablation.json")
+    report.make_report(preds, tmp_path / "r.html", preds.parent / "cache", ablation=tmp_path / "ablation.json")
     assert data_of((tmp_path / "r.html").read_text(encoding="utf-8"))["figures"]["ablation-differences"][
         "data"][0]["error_x"]["array"] == pytest.approx([.2125]), "the same, from JSON"
     with pytest.raises(InputError, match="no such file"):
-        report.make(preds, tmp_path / "r.html", preds.parent / "cache", check=tmp_path / "absent.json")
+        report.make_report(preds, tmp_path / "r.html", preds.parent / "cache", check=tmp_path / "absent.json")
 
 
 @pytest.mark.parametrize("text", ["clip,frame\n", "clip,frame,time_s,valid,label,prediction,p_A\na,1,0,1,,0\n",
@@ -229,7 +240,7 @@ def test_check_and_ablation_are_shown_when_given(preds: Path, tmp_path: Path) ->
 def test_a_torn_table_is_told_and_no_page_is_left(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.csv").write_text(text)
     with pytest.raises(InputError):
-        report.make(tmp_path / "p.csv", tmp_path / "r.html", tmp_path / "cache")
+        report.make_report(tmp_path / "p.csv", tmp_path / "r.html", tmp_path / "cache")
     assert not (tmp_path / "r.html").exists()
 
 
@@ -237,13 +248,13 @@ def large(home: Path, clips: int, frames: int) -> Path:
     """Write predictions of a run of that many clips and frames a clip, with its book and a metrics file."""
     book = simulate(groups=clips, frames=frames)
     book.save(home / "cache/logits/simulated" / f"{book.fingerprint[:12]}.h5")
-    mean = candidates.millionths(np.mean([np.exp(v - v.max(1, keepdims=True)) for v in book.logits.values()], axis=0))
-    io.write(book, mean, home / "preds.csv")
+    mean = candidates.to_ppm(np.mean([np.exp(v - v.max(1, keepdims=True)) for v in book.logits.values()], axis=0))
+    io.write_predictions(book, mean, home / "preds.csv")
     said = mean.argmax(1)
-    group = book.spread(np.arange(clips))
+    group = book.per_row(np.arange(clips))
     known = book.label >= 0
     matrices = metrics.confusions(book.label[known], said[known], group[known], 7, clips)
-    scores = metrics.scores(matrices, book.classes, "macro_f1", metrics.Resampler(clips, 200, 0)).json()
+    scores = metrics.score_predictions(matrices, book.classes, "macro_f1", metrics.Resampler(clips, 200, 0)).json()
     (home / "preds.metrics.json").write_text(json.dumps({
         "dataset": "simulated", "classes": list(book.classes), "metric": "macro_f1", "fercache": "x", "columns": {},
         "final": {"column": "mean", "why": "simulated"}, "importances": [], "fingerprint": "0" * 64,

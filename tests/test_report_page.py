@@ -25,7 +25,7 @@ wait(600);"""
 @pytest.fixture(scope="module")
 def preds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = finish(tmp_path_factory.mktemp("page"))
-    report.make(made, made.parent / "report.html", made.parent / "cache")
+    report.make_report(made, made.parent / "report.html", made.parent / "cache")
     return made
 
 
@@ -102,7 +102,7 @@ def test_the_filter_filters(driver: Any) -> None:
 def test_the_list_begins_with_the_most_wrong(driver: Any, preds: Path) -> None:
     from fercache.results import io
 
-    share = {name: rows.wrong.sum() / (rows.label >= 0).sum() for name, rows in io.each(preds)}
+    share = {name: rows.wrong.sum() / (rows.label >= 0).sum() for name, rows in io.each_clip(preds)}
     listed = [share[name] for name in names(driver)]
     assert listed == sorted(listed, reverse=True) and len(listed) == len(share)
 
@@ -130,11 +130,11 @@ def test_a_timeline_zooms_under_the_mouse(driver: Any) -> None:
 def test_the_timeline_draws_what_was_told(driver: Any, preds: Path) -> None:
     from fercache.results import io
 
-    classes, clips = io.read(preds)
+    classes, clips = io.read_clips(preds)
     driver.execute_script("document.querySelector('#list button').click()")
     drawn = driver.execute_script("""return document.getElementById('timeline').data
         .filter((one) => one.mode === 'lines' && one.name !== 'no face').map((one) => [one.name, [...one.y]])""")
-    shares = clips[names(driver)[0]].shares
+    shares = clips[names(driver)[0]].probs
     assert [name for name, _ in drawn] == list(classes)
     for place, (_, y) in enumerate(drawn):
         assert y == pytest.approx(shares[:, place].tolist(), abs=.0021)

@@ -24,7 +24,7 @@ import pytest
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.journal import Journal
-from fercache.store.layout import CLOCK, SEGMENT
+from fercache.store.layout import FRAME_COLUMNS, SEGMENT
 
 TAPS = {"block8": (48,), "repeat_1-3x3": (2, 3, 3)}
 SETTINGS = {"backbone": "casia"}
@@ -36,7 +36,7 @@ BATCH = 600
 
 def clock_of(clip: str) -> np.ndarray:
     rng = np.random.default_rng(FRAMES[clip])
-    return np.column_stack([np.arange(1, FRAMES[clip] + 1), rng.normal(size=(FRAMES[clip], len(CLOCK) - 1))])
+    return np.column_stack([np.arange(1, FRAMES[clip] + 1), rng.normal(size=(FRAMES[clip], len(FRAME_COLUMNS) - 1))])
 
 
 def segment_of(clip: str, start: int) -> dict[str, np.ndarray]:
@@ -56,13 +56,13 @@ def write(store: EmbeddingStore, clip: str, until: int = sys.maxsize) -> int:
                 stop = min(start + BATCH, FRAMES[clip])
                 writer.keep_detections(stop, np.full((stop - start, 6), start, float))
             assert len(writer.detections()) == FRAMES[clip]
-            if writer.clock is None:
-                writer.set_clock(clock_of(clip))
+            if writer.frame_table is None:
+                writer.set_frame_table(clock_of(clip))
         for start in range(writer.written, min(FRAMES[clip], until), SEGMENT):
             writer.write(start, segment_of(clip, start))
         if until > FRAMES[clip]:
             if clip == "crops":
-                writer.set_clock(clock_of(clip))
+                writer.set_frame_table(clock_of(clip))
             writer.commit()
     return found
 
@@ -80,7 +80,7 @@ def prepare(path: Path) -> None:
     for clip, source, provenance in (("gone", SOURCE, PROVENANCE), ("changed", {"size": 11}, PROVENANCE),
                                      ("elsewhere", SOURCE, {"device": "cuda"})):
         with store.writer(clip, source=source, provenance=provenance) as writer:
-            writer.set_clock(clock_of("elsewhere"))
+            writer.set_frame_table(clock_of("elsewhere"))
             writer.write(0, segment_of("elsewhere", 0))
             if clip != "elsewhere":
                 writer.write(1024, segment_of("elsewhere", 1024))
@@ -114,7 +114,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> tuple[
         order.append(f"{name}:{passed[name]}")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(atomic_io, "step", note)
+        patch.setattr(atomic_io, "durable_step", note)
         work(folder / "s.zarr")
     return tree(folder / "s.zarr"), order
 

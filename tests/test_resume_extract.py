@@ -46,7 +46,7 @@ def _small() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def pictures(cache: Path) -> list[NDArray[np.uint8]]:
     """Twenty real frames, (180, 320, 3), in which the face moves."""
-    source = media.open_source(demo.fetch(cache / "clips") / "single_face.mp4", "video")
+    source = media.open_source(demo.fetch_demo_clips(cache / "clips") / "single_face.mp4", "video")
     frames = [frame.image for frame in source.pick(range(0, 60, 3)) if frame.image is not None]
     return [np.asarray(Image.fromarray(image).resize((320, 180))) for image in frames]
 
@@ -91,8 +91,8 @@ def store_of(folder: Path) -> EmbeddingStore:
 def arrays(store: EmbeddingStore) -> dict[str, bytes]:
     """Return every array of every clip, and its mark: frames, digests, source and provenance."""
     held = {f"{clip}/{tap}": store[clip].read(tap).tobytes() for clip in store for tap in store[clip]}
-    return held | {f"{clip}/clock": store[clip].clock.tobytes() for clip in store} | {
-        f"{clip}/mark": store.mark(clip).document() for clip in store}
+    return held | {f"{clip}/clock": store[clip].frame_table.tobytes() for clip in store} | {
+        f"{clip}/mark": store.manifest(clip).document() for clip in store}
 
 
 def ended(run: Run, code: int, *words: str) -> None:
@@ -110,7 +110,7 @@ def unbroken(runner: Runner, prepared: Path) -> tuple[dict[str, bytes], list[str
     run = runner.run(*EXTRACT, cwd=folder)
     ended(run, 0, "2 clips computed (25 frames")
     store = store_of(folder)
-    assert store["long"].clock["valid"].all() and not np.array_equal(store["long"]["block8"][0], np.zeros(1792))
+    assert store["long"].frame_table["valid"].all() and not np.array_equal(store["long"]["block8"][0], np.zeros(1792))
     return arrays(store), run.steps()
 
 

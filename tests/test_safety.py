@@ -18,13 +18,13 @@ import torch
 from forked import Runner
 
 from fercache import recipe
-from fercache.backbones.weights import resolve
+from fercache.backbones.weights import resolve_weights
 from fercache.errors import ClipError, FercacheError, InputError, StoreError, WeightsError
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
 from fercache.stacking import nested_cv
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.local import LocalFiles
+from fercache.store.local import LocalStoreFiles
 
 PACKAGE = Path(__file__).resolve().parents[1] / "fercache"
 MODULES = {"cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "imp", "code"}
@@ -92,7 +92,7 @@ def test_weights_run_nothing(tmp_path: Path, proof: Path, ending: str, protocol:
     else:
         torch.save({"x": Evil(proof)} if protocol == "state" else Evil(proof), path)
     with pytest.raises(WeightsError):
-        resolve(str(path), tmp_path / "weights")
+        resolve_weights(str(path), tmp_path / "weights")
     done = subprocess.run([sys.executable, "-m", "fercache", "extract", "--weights", path], cwd=tmp_path, text=True,
                           capture_output=True, check=False) if protocol == "torch" and ending == ".pt" else None
     assert done is None or (done.returncode == 2 and "Traceback" not in done.stderr), done.stderr
@@ -104,15 +104,15 @@ def test_arrays_and_books_run_nothing(tmp_path: Path, proof: Path) -> None:
     folder.mkdir()
     np.save(folder / nested_cv.FINAL, np.array([Evil(proof)], dtype=object), allow_pickle=True)
     (folder / nested_cv.METRICS).write_text("{}")
-    assert nested_cv.load(folder, (1, 1)) is None
+    assert nested_cv.load_stack(folder, (1, 1)) is None
     (tmp_path / "book.h5").write_bytes(pickle.dumps(Evil(proof)))
     with pytest.raises(StoreError):
-        LogitBook.load(tmp_path / "book.h5")
+        OofLogits.load(tmp_path / "book.h5")
     with h5py.File(tmp_path / "opaque.h5", "w") as file:
         file.attrs["format"] = 1
         file["about"] = np.void(pickle.dumps(Evil(proof)))
     with pytest.raises(StoreError):
-        LogitBook.load(tmp_path / "opaque.h5")
+        OofLogits.load(tmp_path / "opaque.h5")
     assert not proof.exists()
 
 
@@ -122,7 +122,7 @@ def test_recipes_and_json_are_data(tmp_path: Path, proof: Path) -> None:
                        ("extract.toml", '[taps]\n"__class__" = 1')):
         (tmp_path / name).write_text(text)
         try:
-            assert isinstance(recipe.load(tmp_path, "extract")["taps"], str)
+            assert isinstance(recipe.load_recipe(tmp_path, "extract")["taps"], str)
         except InputError as error:
             assert str(error)
     assert not proof.exists()
@@ -131,10 +131,10 @@ def test_recipes_and_json_are_data(tmp_path: Path, proof: Path) -> None:
 def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "extract.toml").write_bytes(b"#" * (recipe.LIMIT_BYTES + 1))
     with pytest.raises(InputError, match="larger"):
-        recipe.load(tmp_path, "extract")
+        recipe.load_recipe(tmp_path, "extract")
     (tmp_path / "extract.toml").write_text("taps = " + "[" * 100_000)
     with pytest.raises(InputError):
-        recipe.load(tmp_path, "extract")
+        recipe.load_recipe(tmp_path, "extract")
     large = tmp_path / "large.json"
     with large.open("wb") as file:
         file.truncate(65 << 20)
@@ -161,7 +161,7 @@ def test_a_book_larger_than_its_file_is_not_read(tmp_path: Path) -> None:
         del file["frame/index"]
         file.create_dataset("frame/index", (1 << 40,), "i4", chunks=(1 << 20,))
     with pytest.raises(StoreError, match="larger than"):
-        LogitBook.load(made)
+        OofLogits.load(made)
 
 
 @pytest.mark.parametrize("said", ['{"store": "../../etc"}', '{"store": "/etc"}', '{"store": ".."}', '{"store": 3}',
@@ -205,7 +205,7 @@ def test_clip_ids_stay_in_the_cache(tmp_path: Path, weights_at: Path) -> None:
     assert outside(tmp_path) == before, "something was written outside the cache"
 
 
-class BlindToCase(LocalFiles):
+class BlindToCase(LocalStoreFiles):
     """A file system that takes ``A`` and ``a`` for one name, and remembers how it was first written."""
 
     def _folded(self, key: str) -> str:
@@ -227,7 +227,7 @@ def test_case_twins_never_overwrite_each_other(tmp_path: Path) -> None:
     def put(store: EmbeddingStore, clip: str) -> None:
         with store.writer(clip, source={"size": 1}, provenance={}) as writer:
             assert writer is not None
-            writer.set_clock(np.zeros((2, 9)))
+            writer.set_frame_table(np.zeros((2, 9)))
             writer.write(0, {"block8": np.ones((2, 3), np.float16)})
             writer.commit()
 
@@ -244,7 +244,7 @@ def test_rows_past_the_end_are_refused(tmp_path: Path) -> None:
     """The last chunk is padded with zeros, which nobody may take for features."""
     store = EmbeddingStore.create(tmp_path / "s.zarr", {"x": 1}, TAPS)
     with store.writer("c", source={}, provenance={}) as writer:
-        writer.set_clock(np.ones((300, 9)))
+        writer.set_frame_table(np.ones((300, 9)))
         writer.write(0, {"block8": np.ones((300, 3), np.float16)})
         writer.commit()
     tap = store["c"]["block8"]
@@ -260,15 +260,15 @@ def test_a_link_into_another_store_is_found(tmp_path: Path) -> None:
     one = EmbeddingStore.create(tmp_path / "one.zarr", {"x": 1}, TAPS)
     other = EmbeddingStore.create(tmp_path / "two.zarr", {"x": 2}, TAPS)
     with other.writer("c", source={}, provenance={}) as writer:
-        writer.set_clock(np.ones((3, 9)))
+        writer.set_frame_table(np.ones((3, 9)))
         writer.write(0, {"block8": np.ones((3, 3), np.float16)})
         writer.commit()
     (one.path / "c").symlink_to(other.path / "c")
     (one.path / "gone").symlink_to(tmp_path / "nowhere")
     assert list(one) == []
-    assert {fault.where.name for fault in verify.verify(one.path).faults} == {"c", "gone"}
-    assert len(verify.verify(one.path, repair=True).cleared) == 2
-    assert not verify.verify(one.path).faults and list(other) == ["c"], "what a link leads to is not the store's"
+    assert {fault.where.name for fault in verify.verify_store(one.path).faults} == {"c", "gone"}
+    assert len(verify.verify_store(one.path, repair=True).cleared) == 2
+    assert not verify.verify_store(one.path).faults and list(other) == ["c"], "what a link leads to is not the store's"
 
 
 def test_two_names_of_one_store_share_its_claims(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from fercache.config import ScoreConfig
 from fercache.data.base import Dataset, Split, Trial
 from fercache.errors import InputError
 from fercache.results import score
-from fercache.results.io import Predictions
+from fercache.results.io import PredictionsFile
 
 CONFIG = ScoreConfig(bootstrap=200)
 LENGTHS = {f"v{i:02d}": 40 + i for i in range(12)}
@@ -42,8 +42,9 @@ def labelled(classes: int, seed: int = 1) -> dict[str, np.ndarray]:
 
 def test_the_figures_are_scikit_learns(tmp_path: Path) -> None:
     made, labels = draw(LENGTHS, SEVEN), labelled(7)
-    given = Predictions(write(tmp_path / "preds.csv", made, SEVEN))
-    found = score.run(dataset(SEVEN, [trial(name, labels=values) for name, values in labels.items()]), given, CONFIG)
+    given = PredictionsFile(write(tmp_path / "preds.csv", made, SEVEN))
+    found = score.score_file(dataset(SEVEN, [trial(name, labels=values) for name, values in labels.items()]), given,
+                             CONFIG)
     truth = np.concatenate(list(labels.values()))
     said = np.concatenate([made[name].argmax(1) for name in labels])
     known = truth >= 0
@@ -55,14 +56,15 @@ def test_the_figures_are_scikit_learns(tmp_path: Path) -> None:
     assert whole["intervals"]["macro_f1"][0] < whole["macro_f1"] < whole["intervals"]["macro_f1"][1]
     recall = [(said[truth == c] == c).mean() for c in range(7)]
     np.testing.assert_allclose(list(whole["recall"].values()), recall)
-    assert not score.warnings(found)
+    assert not score.score_warnings(found)
 
 
 def test_seven_classes_on_a_set_of_eight(tmp_path: Path) -> None:
     """Other is never said: its F1 is 0 in the full figure, and the shared one leaves its rows out."""
     made, labels = draw(LENGTHS, SEVEN), labelled(8)
-    given = Predictions(write(tmp_path / "preds.csv", made, SEVEN))
-    found = score.run(dataset(EIGHT, [trial(name, labels=values) for name, values in labels.items()]), given, CONFIG)
+    given = PredictionsFile(write(tmp_path / "preds.csv", made, SEVEN))
+    found = score.score_file(dataset(EIGHT, [trial(name, labels=values) for name, values in labels.items()]), given,
+                             CONFIG)
     truth = np.concatenate(list(labels.values()))
     said = np.concatenate([made[name].argmax(1) for name in labels])
     known, shared = truth >= 0, (truth >= 0) & (truth < 7)
@@ -79,55 +81,56 @@ def test_another_order_and_a_lost_class(tmp_path: Path) -> None:
     made = draw(LENGTHS, ours)
     theirs = ("Sadness", "Anger", "Happiness")
     labels = labelled(3)
-    given = Predictions(write(tmp_path / "preds.csv", made, ours))
+    given = PredictionsFile(write(tmp_path / "preds.csv", made, ours))
     data = dataset(theirs, [trial(name, labels=values) for name, values in labels.items()])
-    found = score.run(data, given, CONFIG)
+    found = score.score_file(data, given, CONFIG)
     truth = np.concatenate(list(labels.values()))
     said = np.concatenate([made[name][:, [3, 2, 1]].argmax(1) for name in labels])
     assert found["lost"] == ["Calm"] and found["all"]["accuracy"] == pytest.approx((truth == said)[truth >= 0].mean())
-    other = score.run(data, given, replace(CONFIG, map="Calm=Sadness"))
+    other = score.score_file(data, given, replace(CONFIG, map="Calm=Sadness"))
     assert not other["lost"] and other["all"]["accuracy"] != found["all"]["accuracy"]
 
 
 def test_clips_are_scored_as_clips(tmp_path: Path) -> None:
     made = draw(LENGTHS, SEVEN)
-    given = Predictions(write(tmp_path / "preds.csv", made, SEVEN))
+    given = PredictionsFile(write(tmp_path / "preds.csv", made, SEVEN))
     truth = dict(zip(LENGTHS, np.random.default_rng(3).integers(0, 7, 12).tolist(), strict=True))
     data = dataset(SEVEN, [trial(name, clip_label=label) for name, label in truth.items()], metric="uar")
-    found = score.run(data, given, CONFIG)
+    found = score.score_file(data, given, CONFIG)
     said = {name: int(values.mean(0).argmax()) for name, values in made.items()}
     assert found["level"] == "clip" and found["all"]["frames"] == 12
     assert found["all"]["war"] == pytest.approx(np.mean([said[name] == truth[name] for name in truth]))
     assert found["all"]["official"] == found["all"]["uar"]
-    assert score.run(data, given, replace(CONFIG, level="frame"))["all"]["frames"] == sum(LENGTHS.values())
+    assert score.score_file(data, given, replace(CONFIG, level="frame"))["all"]["frames"] == sum(LENGTHS.values())
 
 
 def test_splits_and_what_has_no_prediction(tmp_path: Path) -> None:
     made, labels = draw(LENGTHS, SEVEN), labelled(7)
     short = {name: values[:30] if name == "v03" else values for name, values in made.items() if name != "v05"}
-    given = Predictions(write(tmp_path / "preds.csv", short, SEVEN))
+    given = PredictionsFile(write(tmp_path / "preds.csv", short, SEVEN))
     data = dataset(SEVEN, [trial(name, "train" if name < "v06" else "validation", values)
                            for name, values in labels.items()])
-    found = score.run(data, given, CONFIG)
+    found = score.score_file(data, given, CONFIG)
     lost = int((labels["v03"][30:] >= 0).sum())
     assert found["trials_without_prediction"] == ["v05"] and found["unscored_frames"] == lost > 0
-    assert score.warnings(found)[0].endswith("no prediction: v05") and str(lost) in score.warnings(found)[1]
-    held = score.run(data, given, replace(CONFIG, split="validation"))
-    assert held["trials"] == 6 and not score.warnings(held) and held["all"]["why_none"]
+    assert score.score_warnings(found)[0].endswith("no prediction: v05") and str(lost) in score.score_warnings(found)[1]
+    held = score.score_file(data, given, replace(CONFIG, split="validation"))
+    assert held["trials"] == 6 and not score.score_warnings(held) and held["all"]["why_none"]
     with pytest.raises(InputError, match="no labelled trial in the split test"):
-        score.run(data, given, replace(CONFIG, split="test"))
+        score.score_file(data, given, replace(CONFIG, split="test"))
     with pytest.raises(InputError, match="none of the 1 labelled"):
-        score.run(dataset(SEVEN, [trial("x", labels=labels["v01"])]), given, CONFIG)
+        score.score_file(dataset(SEVEN, [trial("x", labels=labels["v01"])]), given, CONFIG)
     with pytest.raises(InputError, match="labels by frame"):
-        score.run(data, given, replace(CONFIG, level="clip"))
+        score.score_file(data, given, replace(CONFIG, level="clip"))
 
 
 def test_the_table_fits_eighty_columns(tmp_path: Path) -> None:
-    given = Predictions(write(tmp_path / "preds.csv", draw(LENGTHS, SEVEN), SEVEN))
-    found = score.run(dataset(EIGHT, [trial(name, labels=values) for name, values in labelled(8).items()]), given,
+    given = PredictionsFile(write(tmp_path / "preds.csv", draw(LENGTHS, SEVEN), SEVEN))
+    found = score.score_file(dataset(EIGHT, [trial(name, labels=values) for name, values in labelled(8).items()]),
+                             given,
                       CONFIG)
     screen = Console(width=80, file=io.StringIO(), record=True)
-    screen.print(score.table(found))
+    screen.print(score.score_table_lines(found))
     text = screen.export_text()
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
     for word in ("macro F1", "UAR", "WAR", "the 7 shared ones", "never said: Other", "Happiness", "12 groups"):

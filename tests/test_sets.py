@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fercache import metrics
 from fercache.config import DATASETS, DatasetConfig
-from fercache.data import READERS, load
+from fercache.data import READERS, load_dataset
 from fercache.data.base import EIGHT, Dataset
 from fercache.data.clip_level import canonical, code_of, rows_of
 from fercache.errors import InputError
@@ -137,7 +137,7 @@ def put(root: Path, tree: Tree, order: Iterable[str] | None = None) -> Path:
 
 
 def read(root: Path, dataset: str = "demo", **choices: object) -> Dataset:
-    return load(DatasetConfig(dataset=dataset, root=str(root), **choices), root)  # type: ignore[arg-type]
+    return load_dataset(DatasetConfig(dataset=dataset, root=str(root), **choices), root)  # type: ignore[arg-type]
 
 
 def facts(dataset: Dataset, root: Path) -> list[object]:

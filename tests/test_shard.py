@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from fercache.data.base import Dataset, Problem, Trial
 from fercache.errors import InputError
 from fercache.extraction import cancellation
-from fercache.extraction.distributed.shard import Shard, read
-from fercache.extraction.distributed.worker import amount, largest_first
+from fercache.extraction.distributed.shard import Shard, read_shard
+from fercache.extraction.distributed.worker import estimate_work, largest_first
 
 
 def trial(name: str, path: str = "", **more: object) -> Trial:
@@ -32,18 +32,18 @@ def array(number: int, count: int, first: int = 1, step: int = 1, **more: str) -
 def test_each_clip_is_in_one_part(sizes: list[int], of: int, pairs: bool) -> None:
     """Also where there are more parts than clips, and clips of no known size; two people of one video go together."""
     trials = [trial(f"{i:02d}", f"/v/{i // 2 if pairs else i}.mp4", stated=size) for i, size in enumerate(sizes)]
-    parts = [Shard(i + 1, of).part(trials) for i in range(of)]
+    parts = [Shard(i + 1, of).index(trials) for i in range(of)]
     assert sorted(t.name for part in parts for t in part) == [t.name for t in trials]
     assert all([t.name for t in part] == sorted(t.name for t in part) for part in parts)
     paths = [{t.path for t in part} for part in parts]
     assert sum(map(len, paths)) == len({t.path for t in trials})
-    assert parts == [Shard(i + 1, of).part(trials[::-1])[::-1] for i in range(of)], "the order at hand changes nothing"
+    assert parts == [Shard(i + 1, of).index(trials[::-1])[::-1] for i in range(of)], "the order at hand changes nothing"
 
 
 def test_parts_are_about_equal() -> None:
     rng = np.random.default_rng(0)
     trials = [trial(f"{i:03d}", stated=int(size)) for i, size in enumerate(rng.lognormal(7, 1, 400))]
-    loads = [sum(t.stated for t in Shard(i + 1, 8).part(trials)) for i in range(8)]
+    loads = [sum(t.stated for t in Shard(i + 1, 8).index(trials)) for i in range(8)]
     assert max(loads) < 1.01 * min(loads)
     by_turns = [sum(t.stated for t in trials[i::8]) for i in range(8)]
     assert max(by_turns) > 1.1 * min(by_turns), "a plain deal of the same clips is less even"
@@ -54,13 +54,13 @@ def test_size_is_stated_or_labels_or_pictures_or_bytes(tmp_path: Path) -> None:
     for i in range(3):
         (tmp_path / "crops" / f"{i}.jpg").touch()
     (tmp_path / "clip.mp4").write_bytes(bytes(50_000))
-    assert amount(trial("a", stated=7, labels=np.zeros(9, np.int16))) == 7
-    assert amount(trial("a", stated=0, labels=np.zeros(9, np.int16))) == 9
-    assert amount(trial("a", str(tmp_path / "crops"), kind="crops", stated=0)) == 3
-    small = amount(trial("a", str(tmp_path / "clip.mp4"), stated=0))
+    assert estimate_work(trial("a", stated=7, labels=np.zeros(9, np.int16))) == 7
+    assert estimate_work(trial("a", stated=0, labels=np.zeros(9, np.int16))) == 9
+    assert estimate_work(trial("a", str(tmp_path / "crops"), kind="crops", stated=0)) == 3
+    small = estimate_work(trial("a", str(tmp_path / "clip.mp4"), stated=0))
     (tmp_path / "clip.mp4").write_bytes(bytes(500_000))
-    assert amount(trial("a", str(tmp_path / "clip.mp4"), stated=0)) > 5 * small
-    assert amount(trial("a", str(tmp_path / "gone.mp4"), stated=0)) == 0
+    assert estimate_work(trial("a", str(tmp_path / "clip.mp4"), stated=0)) > 5 * small
+    assert estimate_work(trial("a", str(tmp_path / "gone.mp4"), stated=0)) == 0
 
 
 def test_one_part_tells_of_what_is_lost() -> None:
@@ -84,11 +84,12 @@ def test_one_part_tells_of_what_is_lost() -> None:
     ("auto", array(2, 3, RANK="1", WORLD_SIZE="4"), (6, 12)),
 ])
 def test_which_part(text: str, environ: dict[str, str], shard: tuple[int, int]) -> None:
-    assert read(text, environ) == Shard(*shard)
+    assert read_shard(text, environ) == Shard(*shard)
 
 
 def test_an_array_of_torchruns_covers_every_part() -> None:
-    found = [read("auto", array(task, 3, RANK=str(rank), WORLD_SIZE="4")) for task in (1, 2, 3) for rank in range(4)]
+    found = [read_shard("auto", array(task, 3, RANK=str(rank), WORLD_SIZE="4")) for task in (1, 2, 3)
+             for rank in range(4)]
     assert found == [Shard(i + 1, 12) for i in range(12)]
 
 
@@ -105,7 +106,7 @@ def test_an_array_of_torchruns_covers_every_part() -> None:
 ])
 def test_which_part_is_refused(text: str, environ: dict[str, str], says: str) -> None:
     with pytest.raises(InputError, match=re.escape(says)) as error:
-        read(text, environ)
+        read_shard(text, environ)
     assert "--shard" in str(error.value)
 
 
@@ -119,10 +120,10 @@ def test_large_sources_come_first_and_their_people_together() -> None:
     ("1:30:00", 5400), ("10:30", 630), ("90:00", 5400), ("1-12", 129_600), ("1-12:30", 131_400),
     ("1-00:00:10", 86_410), (" 60 ", 60)])
 def test_lengths_of_time(text: str, seconds: float) -> None:
-    assert cancellation.seconds(text) == seconds
+    assert cancellation.parse_time_limit(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "0m", "soon", "-5", "1:2:3:4", "m", "1-2-3", "5x", "1 h", "0:00"])
 def test_what_is_no_length_of_time(text: str) -> None:
     with pytest.raises(InputError, match="no length of time"):
-        cancellation.seconds(text)
+        cancellation.parse_time_limit(text)

@@ -59,49 +59,50 @@ def store(tmp_path: Path) -> EmbeddingStore:
 
 def test_a_face_a_second_through_the_stored_box(store: EmbeddingStore, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    assert not thumbnails.any_kept(cache, store) and thumbnails.read(cache, store, "a") is None
-    assert thumbnails.keep([trial_of(tmp_path / "v.mp4")], store, cache) == 1
-    held = thumbnails.read(cache, store, "a")
+    assert not thumbnails.any_stored(cache, store) and thumbnails.read_thumbnails(cache, store, "a") is None
+    assert thumbnails.write_thumbnails([trial_of(tmp_path / "v.mp4")], store, cache) == 1
+    held = thumbnails.read_thumbnails(cache, store, "a")
     assert held is not None and held.row.tolist() == [30, 50, 75, 100]
     for jpeg in held.jpeg:
         face = np.asarray(Image.open(io.BytesIO(jpeg)))
         assert face.shape == (64, 64, 3) and np.abs(face.mean((0, 1)) - (220, 20, 20)).max() < 12
-    assert thumbnails.keep([trial_of(tmp_path / "v.mp4")], store, cache) == 0, "what is there is not made again"
-    assert thumbnails.path_of(cache, store, "a") == cache / "thumbs/d/s/a.npz"
+    assert thumbnails.write_thumbnails([trial_of(tmp_path / "v.mp4")], store,
+                                       cache) == 0, "what is there is not made again"
+    assert thumbnails.thumbnails_path(cache, store, "a") == cache / "thumbs/d/s/a.npz"
 
 
 def test_faces_taken_through_other_boxes_do_not_count(store: EmbeddingStore, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    thumbnails.keep([trial_of(tmp_path / "v.mp4")], store, cache)
+    thumbnails.write_thumbnails([trial_of(tmp_path / "v.mp4")], store, cache)
     again = EmbeddingStore.open(store.path, mode="a")
     again.remove("a")
     put(again, "a", np.arange(125) / 25, np.ones(125, bool), box=(0, 0, 9, 9))
-    assert thumbnails.read(cache, again, "a") is None
-    thumbnails.path_of(cache, again, "a").write_bytes(b"torn")
-    assert thumbnails.read(cache, again, "a") is None
-    assert thumbnails.keep([trial_of(tmp_path / "v.mp4")], again, cache) == 1
+    assert thumbnails.read_thumbnails(cache, again, "a") is None
+    thumbnails.thumbnails_path(cache, again, "a").write_bytes(b"torn")
+    assert thumbnails.read_thumbnails(cache, again, "a") is None
+    assert thumbnails.write_thumbnails([trial_of(tmp_path / "v.mp4")], again, cache) == 1
 
 
 def test_a_clip_without_a_face_or_a_source_is_passed_over(store: EmbeddingStore, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    assert thumbnails.keep([trial_of(tmp_path / "gone.mp4")], store, cache) == 0
+    assert thumbnails.write_thumbnails([trial_of(tmp_path / "gone.mp4")], store, cache) == 0
     store.remove("a")
     put(store, "a", np.arange(10) / 25, np.zeros(10, bool))
-    assert thumbnails.keep([trial_of(numbered_video(tmp_path / "w.mp4", 10))], store, cache) == 1
-    held = thumbnails.read(cache, store, "a")
+    assert thumbnails.write_thumbnails([trial_of(numbered_video(tmp_path / "w.mp4", 10))], store, cache) == 1
+    held = thumbnails.read_thumbnails(cache, store, "a")
     assert held is not None and held.jpeg == ()
 
 
 def test_the_page_says_that_it_holds_faces(preds: Path) -> None:
-    held = run_info.gather(preds, preds.parent / "cache").store
+    held = run_info.gather_run_info(preds, preds.parent / "cache").store
     assert held is not None
     names = [name for name in held if name.startswith("video")][:2]
     image = np.full((48, 48, 3), 99, np.uint8)
     for name in names:
-        make_video(preds.parent / "v.mp4", [image] * len(held[name].clock))
+        make_video(preds.parent / "v.mp4", [image] * len(held[name].frame_table))
         trial = Trial(name=name, path=preds.parent / "v.mp4", kind="video", parent=name, group=name, split="train")
-        thumbnails.keep([trial], held, preds.parent / "cache")
-    made = report.make(preds, preds.parent / "faces.html", preds.parent / "cache")
+        thumbnails.write_thumbnails([trial], held, preds.parent / "cache")
+    made = report.make_report(preds, preds.parent / "faces.html", preds.parent / "cache")
     text = (preds.parent / "faces.html").read_text(encoding="utf-8")
     assert made.pictures and "small pictures of faces" in text and "no picture of a face" not in text
     assert '"faces":[[' in text
@@ -112,21 +113,22 @@ def test_the_page_says_that_it_holds_faces(preds: Path) -> None:
 
 def test_runs_are_noted_and_a_damaged_note_stops_nothing(tmp_path: Path) -> None:
     for seconds in (2.0, 3.0):
-        run_log.note(tmp_path, "d", "extract", "s", seconds, frames=50)
-    assert run_log.total(run_log.noted(tmp_path, "d"), "extract", "s") == {"runs": 2, "seconds": 5.0, "frames": 100.0}
-    assert run_log.total(run_log.noted(tmp_path, "d"), "extract", "t")["runs"] == 0
+        run_log.record_run(tmp_path, "d", "extract", "s", seconds, frames=50)
+    assert run_log.total_seconds(run_log.recorded_runs(tmp_path, "d"), "extract", "s") == {"runs": 2, "seconds": 5.0,
+                                                                                           "frames": 100.0}
+    assert run_log.total_seconds(run_log.recorded_runs(tmp_path, "d"), "extract", "t")["runs"] == 0
     for text in ("{", "[]", '{"format": 1, "runs": 3}', '{"format": 9, "runs": []}'):
-        run_log.path_of(tmp_path, "d").write_text(text)
-        assert run_log.noted(tmp_path, "d") == []
-    run_log.note(tmp_path, "d", "stack", "x", 1.0)
-    assert len(run_log.noted(tmp_path, "d")) == 1
+        run_log.runs_path(tmp_path, "d").write_text(text)
+        assert run_log.recorded_runs(tmp_path, "d") == []
+    run_log.record_run(tmp_path, "d", "stack", "x", 1.0)
+    assert len(run_log.recorded_runs(tmp_path, "d")) == 1
 
 
 # ---- the card --------------------------------------------------------------------------------------------------------
 
 
 def test_the_card_says_what_was_recorded(preds: Path) -> None:
-    text = model_card.write(preds, preds.parent / "cache")
+    text = model_card.write_card(preds, preds.parent / "cache")
     said = json.loads((preds.parent / "preds.metrics.json").read_text())
     one = said["splits"]["validation"]["all_frames"][said["final"]["column"]]
     low, high = said["splits"]["train"]["all_frames"][said["final"]["column"]]["intervals"]["macro_f1"]
@@ -139,12 +141,12 @@ def test_the_card_says_what_was_recorded(preds: Path) -> None:
 
 
 def test_intervals_by_class_are_those_of_the_same_bootstrap(preds: Path) -> None:
-    held = run_info.gather(preds, preds.parent / "cache")
+    held = run_info.gather_run_info(preds, preds.parent / "cache")
     spans = model_card.spans_by_class(held)
     assert set(spans) == {"train"}
     scores = held.metrics["splits"]["train"]["all_frames"][held.final]
-    assert held.book is not None
-    with oof.pages(held.book) as book:
+    assert held.oof is not None
+    with oof.open_oof(held.oof) as book:
         groups = len({group for group, split in zip(book.group, book.split, strict=True) if split == "train"})
     for name, (low, high) in spans["train"].items():
         assert low <= scores["f1"][name] <= high
@@ -159,10 +161,10 @@ def test_intervals_by_class_are_those_of_the_same_bootstrap(preds: Path) -> None
 def test_a_card_needs_metrics(preds: Path, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_bytes(preds.read_bytes())
     with pytest.raises(InputError, match="no metrics"):
-        model_card.write(tmp_path / "p.csv", preds.parent / "cache")
+        model_card.write_card(tmp_path / "p.csv", preds.parent / "cache")
     (tmp_path / "p.metrics.json").write_text('{"predict": {}, "dataset": "predict"}')
     with pytest.raises(InputError, match="new clips"):
-        model_card.write(tmp_path / "p.csv", preds.parent / "cache")
+        model_card.write_card(tmp_path / "p.csv", preds.parent / "cache")
     (tmp_path / "p.metrics.json").unlink()
     done = typed("--cache", preds.parent / "cache", "card", "--preds", tmp_path / "p.csv")
     assert done.exit_code == 2 and "next:" in done.output
@@ -176,7 +178,7 @@ def test_the_commands_write_what_they_say(preds: Path, tmp_path: Path) -> None:
     done = typed("--cache", cache, "report", "--preds", preds, "--out", tmp_path / "r.html")
     assert done.exit_code == 0 and done.stdout.strip() == str(tmp_path / "r.html") and (tmp_path / "r.html").is_file()
     done = typed("--cache", cache, "card", "--preds", preds, "--out", tmp_path / "c.md")
-    assert done.exit_code == 0 and (tmp_path / "c.md").read_text() == model_card.write(preds, cache)
+    assert done.exit_code == 0 and (tmp_path / "c.md").read_text() == model_card.write_card(preds, cache)
     done = typed("--cache", cache, "report", "--preds", tmp_path / "absent.csv", "--out", tmp_path / "no.html")
     assert done.exit_code == 2 and "next:" in done.output and not (tmp_path / "no.html").exists()
 
@@ -195,15 +197,15 @@ def test_overlay_as_typed(tmp_path: Path) -> None:
     assert done.exit_code == 2 and "no clip 'b'" in done.output
 
 
-def drawn(lines: list[doctor.Line], *, colour: bool, width: int = 80) -> str:
+def drawn(lines: list[doctor.DoctorLine], *, colour: bool, width: int = 80) -> str:
     out = io.StringIO()
     console = Console(width=width, file=out, force_terminal=colour, color_system="standard" if colour else None)
-    console.print(doctor.screen(lines, "fercache extract"))
+    console.print(doctor.doctor_screen(lines, "fercache extract"))
     return out.getvalue()
 
 
 def test_the_doctor_fits_a_screen_with_and_without_colour(tmp_path: Path) -> None:
-    lines = doctor.look(tmp_path)
+    lines = doctor.inspect_machine(tmp_path)
     plain = drawn(lines, colour=False)
     assert len(plain.splitlines()) <= 24 and max(map(len, plain.splitlines())) <= 80
     assert "\x1b[" not in plain and "\x1b[" in drawn(lines, colour=True)
@@ -220,7 +222,7 @@ def test_the_doctor_says_what_is_missing_and_never_breaks(tmp_path: Path, monkey
 
     monkeypatch.setattr(doctor, "version", gone)
     monkeypatch.setattr(doctor.shutil, "disk_usage", broken)
-    lines = doctor.look(tmp_path)
+    lines = doctor.inspect_machine(tmp_path)
     assert any(line.what == "packages" and line.state == doctor.MISSING for line in lines)
     assert any("a broken disk" in line.found for line in lines)
     assert doctor.next_step(tmp_path, lines) == "make setup"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fercache.results.smoothing import Sums, highest, lagged, moving_mean, nearest, reach
+from fercache.results.smoothing import CumulativeSums, highest, lagged, moving_mean, nearest_row, window_reach
 
 
 @st.composite
@@ -24,7 +24,7 @@ def clips(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_windows_are_the_plain_loop(clip: tuple[np.ndarray, np.ndarray, np.ndarray], behind: float,
                                     ahead: float) -> None:
     time_s, values, counts = clip
-    window, sums = reach(time_s, behind, ahead), Sums(values, counts)
+    window, sums = window_reach(time_s, behind, ahead), CumulativeSums(values, counts)
     mean, spread, share = sums.mean(window), sums.spread(window), sums.share(window)
     for t, now in enumerate(time_s):
         inside = (time_s >= now - behind - 1e-6) & (time_s <= now + ahead + 1e-6)
@@ -39,14 +39,14 @@ def test_what_stands_in_a_gap_is_never_looked_at() -> None:
     time_s, counts = np.arange(20) / 10, np.arange(20) % 5 != 0
     values = np.random.default_rng(0).normal(size=(20, 2))
     other = np.where(counts[:, None], values, np.nan)
-    window = reach(time_s, 0.3, 0.3)
+    window = window_reach(time_s, 0.3, 0.3)
     np.testing.assert_array_equal(moving_mean(values, counts, window), moving_mean(other, counts, window))
 
 
 def test_windows_are_seconds_not_frames() -> None:
     """The same second of another frame rate has the same mean."""
     slow, fast = np.arange(0, 10, 1 / 10), np.arange(0, 10, 1 / 50)
-    means = [moving_mean(np.sin(t)[:, None], np.ones(len(t), bool), reach(t, 1, 1)) for t in (slow, fast)]
+    means = [moving_mean(np.sin(t)[:, None], np.ones(len(t), bool), window_reach(t, 1, 1)) for t in (slow, fast)]
     np.testing.assert_allclose(means[0][20:80], means[1][100:400:5], atol=0.02)
 
 
@@ -55,7 +55,7 @@ def test_no_future_frame_when_nothing_lies_ahead() -> None:
     changed = values.copy()
     changed[20:] += 100
     every = np.ones(30, bool)
-    before = [Sums(v - 0, every).mean(reach(time_s, 0.5, 0))[:20] for v in (values, changed)]
+    before = [CumulativeSums(v - 0, every).mean(window_reach(time_s, 0.5, 0))[:20] for v in (values, changed)]
     np.testing.assert_allclose(before[0], before[1], atol=1e-9)
 
 
@@ -63,33 +63,33 @@ def test_an_empty_window_takes_the_nearest_that_is_not() -> None:
     time_s = np.arange(7.0)
     counts = np.array([True, False, False, False, False, False, True])
     values = np.array([[1.0], [9], [9], [9], [9], [9], [2]])
-    assert moving_mean(values, counts, reach(time_s, 1, 1))[:, 0].tolist() == [1, 1, 1, 1, 2, 2, 2]
+    assert moving_mean(values, counts, window_reach(time_s, 1, 1))[:, 0].tolist() == [1, 1, 1, 1, 2, 2, 2]
 
 
 def test_long_clips_lose_no_digits() -> None:
     values = np.random.default_rng(0).normal(-12, 1, (60_000, 2)).astype(np.float32)
-    window = reach(np.arange(60_000) / 30, 1 / 6, 1 / 6)
-    mean = Sums(values, np.ones(60_000, bool)).mean(window)
+    window = window_reach(np.arange(60_000) / 30, 1 / 6, 1 / 6)
+    mean = CumulativeSums(values, np.ones(60_000, bool)).mean(window)
     np.testing.assert_allclose(mean[-20], values[-25:-14].astype(float).mean(0), atol=1e-10)
 
 
 def test_nearest_looks_through_gaps() -> None:
     time_s = np.array([0, 1, 2, 3, 4.5])
     counts = np.array([False, True, False, False, True])
-    found = nearest(time_s, counts)
+    found = nearest_row(time_s, counts)
     assert found.row.tolist() == [1, 1, 1, 4, 4]
     assert found.distance_s.tolist() == [1, 0, 1, 1.5, 0]
 
 
 def test_nearest_takes_the_earlier_of_two_and_may_look_back_only() -> None:
     time_s, counts = np.arange(4.0), np.array([False, True, False, True])
-    assert nearest(time_s, counts).row.tolist() == [1, 1, 1, 3]
-    back = nearest(time_s, counts, causal=True)
+    assert nearest_row(time_s, counts).row.tolist() == [1, 1, 1, 3]
+    back = nearest_row(time_s, counts, causal=True)
     assert back.row.tolist() == [0, 1, 1, 3] and np.isinf(back.distance_s[0])
 
 
 def test_nearest_without_any() -> None:
-    found = nearest(np.arange(3.0), np.zeros(3, bool))
+    found = nearest_row(np.arange(3.0), np.zeros(3, bool))
     assert found.row.tolist() == [0, 1, 2] and np.isinf(found.distance_s).all()
 
 
@@ -103,6 +103,6 @@ def test_lags_repeat_the_ends() -> None:
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=40), st.floats(0, 3), st.floats(0, 3))
 def test_the_highest_of_every_window(values: list[float], behind: float, ahead: float) -> None:
     x, time_s = np.array(values)[:, None], np.arange(len(values)) / 5
-    window = reach(time_s, behind, ahead)
+    window = window_reach(time_s, behind, ahead)
     wanted = [x[a:b].max() for a, b in zip(window.start, window.stop, strict=True)]
     assert highest(x, window)[:, 0].tolist() == wanted

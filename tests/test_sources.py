@@ -13,7 +13,7 @@ from PIL import Image
 
 from fercache import media
 from fercache.errors import ClipError
-from fercache.extraction.job import unchanged
+from fercache.extraction.job import source_unchanged
 from fercache.media.source import SAMPLE_BYTES, WHOLE_BYTES
 
 Sized = tuple[Path, str]
@@ -57,29 +57,29 @@ def between(path: Path) -> int:
 
 def test_the_same_and_a_copy_are_the_same(source: Sized, tmp_path: Path) -> None:
     path, kind = source
-    known = media.digest(path, kind, strict=True)
-    assert unchanged(known, path, kind) and unchanged(known, path, kind, strict=True)
+    known = media.source_digest(path, kind, strict=True)
+    assert source_unchanged(known, path, kind) and source_unchanged(known, path, kind, strict=True)
     copy = tmp_path / "copy"
     shutil.copytree(path, copy, copy_function=shutil.copyfile) if path.is_dir() else shutil.copyfile(path, copy)
     os.utime(inner(copy), ns=(1, 1))
-    assert unchanged(known, copy, kind), "a copy has other time stamps: its bytes are compared"
+    assert source_unchanged(known, copy, kind), "a copy has other time stamps: its bytes are compared"
 
 
 def test_a_byte_changed_in_place_is_noticed(source: Sized) -> None:
     """Also where the size and the samples stay: the time stamp tells that bytes must be compared."""
     path, kind = source
-    known = media.digest(path, kind, strict=True)
+    known = media.source_digest(path, kind, strict=True)
     overwrite(inner(path), between(inner(path)), stamp=True)
-    assert not unchanged(known, path, kind)
+    assert not source_unchanged(known, path, kind)
 
 
 def test_strict_believes_no_time_stamp(source: Sized) -> None:
     path, kind = source
-    known = media.digest(path, kind, strict=True)
+    known = media.source_digest(path, kind, strict=True)
     overwrite(inner(path), between(inner(path)), stamp=False)
     sampled = kind == "crops" or path.stat().st_size > WHOLE_BYTES
-    assert unchanged(known, path, kind) == sampled, "what the cheap look cannot see, as its docstring says"
-    assert not unchanged(known, path, kind, strict=True)
+    assert source_unchanged(known, path, kind) == sampled, "what the cheap look cannot see, as its docstring says"
+    assert not source_unchanged(known, path, kind, strict=True)
 
 
 @pytest.mark.parametrize("change", [lambda p: p.write_bytes(p.read_bytes() + b"x"), lambda p: overwrite(p, 0, True),
@@ -87,29 +87,29 @@ def test_strict_believes_no_time_stamp(source: Sized) -> None:
                                     lambda p: p.write_bytes(p.read_bytes()[:-1])])
 def test_size_head_and_tail_are_always_seen(source: Sized, change: Callable[[Path], None]) -> None:
     path, kind = source
-    known = media.digest(path, kind, strict=True)
+    known = media.source_digest(path, kind, strict=True)
     change(inner(path))
-    assert not unchanged(known, path, kind)
+    assert not source_unchanged(known, path, kind)
 
 
 def test_pictures_that_come_go_or_are_renamed(source: Sized) -> None:
     path, kind = source
     if kind != "crops":
         pytest.skip("of folders")
-    known = media.digest(path, kind, strict=True)
+    known = media.source_digest(path, kind, strict=True)
     (path / "00003.png").rename(path / "00004.png")
-    assert not unchanged(known, path, kind)
+    assert not source_unchanged(known, path, kind)
     (path / "00004.png").unlink()
-    assert not unchanged(known, path, kind)
+    assert not source_unchanged(known, path, kind)
 
 
 def test_a_mark_without_the_whole_hash_is_judged_by_what_it_has(source: Sized) -> None:
     path, kind = source
-    known = media.digest(path, kind)
+    known = media.source_digest(path, kind)
     os.utime(inner(path), ns=(1, 1))
-    assert unchanged(known, path, kind) and unchanged(known, path, kind, strict=True)
+    assert source_unchanged(known, path, kind) and source_unchanged(known, path, kind, strict=True)
 
 
 def test_a_source_that_is_gone_says_so(tmp_path: Path) -> None:
     with pytest.raises(ClipError):
-        unchanged({}, tmp_path / "none", "video")
+        source_unchanged({}, tmp_path / "none", "video")

@@ -18,8 +18,8 @@ from rich.console import Console
 from fercache.config import StackConfig
 from fercache.data import folds
 from fercache.errors import InputError, MissingExtra, StoreError
-from fercache.oof import LogitBook
-from fercache.results.smoothing import nearest
+from fercache.oof import OofLogits
+from fercache.results.smoothing import nearest_row
 from fercache.stacking import candidates, features, models, stack
 from fercache.stacking.features import ClipView
 
@@ -29,7 +29,7 @@ CONFIG = StackConfig(threads=1, bootstrap=200)
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> stack.StackResult:
     """A stack run on twenty training groups and ten others."""
-    return stack.run(simulate(validation=10), CONFIG, tmp_path_factory.mktemp("stack"))
+    return stack.run_stack(simulate(validation=10), CONFIG, tmp_path_factory.mktemp("stack"))
 
 
 def scores(found: stack.StackResult, split: str = "train", rows: str = "all_frames") -> dict[str, Any]:
@@ -52,12 +52,12 @@ def test_the_stack_beats_the_mean_and_every_head(result: stack.StackResult) -> N
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("skill", [0.0, 0.5, 3.0])
 def test_the_stack_is_not_below_the_mean_by_more_than_noise(tmp_path: Path, skill: float, seed: int) -> None:
-    said = scores(stack.run(simulate(groups=10, frames=120, skill=skill, seed=seed), CONFIG, tmp_path))
+    said = scores(stack.run_stack(simulate(groups=10, frames=120, skill=skill, seed=seed), CONFIG, tmp_path))
     assert said["stack"] > said["mean"] - (0.03 if skill else 0.05), "noise itself is wider where nothing is known"
 
 
 def test_heads_that_know_nothing_give_chance(tmp_path: Path) -> None:
-    found = stack.run(simulate(skill=0.0, validation=10), CONFIG, tmp_path)
+    found = stack.run_stack(simulate(skill=0.0, validation=10), CONFIG, tmp_path)
     assert scores(found)["stack"] < 0.22 and scores(found, "validation")["stack"] < 0.22
 
 
@@ -75,7 +75,7 @@ def test_the_report_says_what_went_in(result: stack.StackResult) -> None:
     said = result.report
     best = max(scores(result), key=scores(result).__getitem__)
     assert said["final"]["column"] == result.final == best and "out of fold" in said["final"]["why"]
-    assert said["logits"]["fingerprint"] == result.book.fingerprint and said["fingerprint"]
+    assert said["logits"]["fingerprint"] == result.oof.fingerprint and said["fingerprint"]
     assert said["metric"] == "macro_f1" and said["notice"] == "simulated" and "nearest" in said["gap_policy"]
     assert sum(gain for _, gain in said["importances"]) == pytest.approx(1, abs=1e-3)
     assert {member["fold"] for member in said["learnt"]} == {-1, 0, 1, 2, 3, 4}
@@ -92,32 +92,32 @@ def test_the_table_fits_eighty_columns(result: stack.StackResult) -> None:
 
 
 def test_predictions_file(result: stack.StackResult, tmp_path: Path) -> None:
-    out, beside = stack.write(result, tmp_path / "preds.csv")
+    out, beside = stack.write_stack(result, tmp_path / "preds.csv")
     rows = read(out)
     assert list(rows[0]) == ["clip", "frame", "time_s", "valid", "label", "prediction", *(f"p_{c}" for c in CLASSES)]
     assert beside.name == "preds.metrics.json" and json.loads(beside.read_text())["dataset"] == "simulated"
-    assert len(rows) == len(result.book.label)
+    assert len(rows) == len(result.oof.label)
     assert [(r["clip"], int(r["frame"])) for r in rows] == sorted((r["clip"], int(r["frame"])) for r in rows)
     for row in rows[::97]:
         shares = [float(row[f"p_{name}"]) for name in CLASSES]
         assert round(sum(shares), 6) == 1 and shares[int(row["prediction"])] == max(shares)
-    assert sum(int(row["valid"]) for row in rows) == result.book.valid.sum()
+    assert sum(int(row["valid"]) for row in rows) == result.oof.valid.sum()
 
 
 def test_a_gap_has_what_the_nearest_face_has(result: stack.StackResult) -> None:
-    book = result.book
+    book = result.oof
     for trial in range(len(book.trials)):
         rows = book.rows(trial)
-        source = nearest(book.time_s[rows], book.valid[rows]).row
+        source = nearest_row(book.time_s[rows], book.valid[rows]).row
         np.testing.assert_array_equal(result.units[rows], result.units[rows][source])
 
 
 def test_endings(result: stack.StackResult, tmp_path: Path) -> None:
-    plain, _ = stack.write(result, tmp_path / "a.csv")
-    packed, beside = stack.write(result, tmp_path / "b.csv.gz")
+    plain, _ = stack.write_stack(result, tmp_path / "a.csv")
+    packed, beside = stack.write_stack(result, tmp_path / "b.csv.gz")
     assert gzip.decompress(packed.read_bytes()) == plain.read_bytes() and beside.name == "b.metrics.json"
     with pytest.raises(InputError, match=r"\.parquet"):
-        stack.write(result, tmp_path / "preds.xlsx")
+        stack.write_stack(result, tmp_path / "preds.xlsx")
     assert not (tmp_path / "preds.metrics.json").exists()
 
 
@@ -127,20 +127,21 @@ def test_parquet_or_what_to_install(result: stack.StackResult, tmp_path: Path) -
         from pyarrow import parquet
     except ImportError:
         with pytest.raises(MissingExtra, match="pip install"):
-            stack.write(result, out)
+            stack.write_stack(result, out)
         assert not out.exists()
         return
-    stack.write(result, out)
+    stack.write_stack(result, out)
     table = parquet.read_table(out)
-    assert table.num_rows == len(result.book.label) and table.column_names[0] == "clip"
+    assert table.num_rows == len(result.oof.label) and table.column_names[0] == "clip"
 
 
 def test_names_that_need_quotes(tmp_path: Path) -> None:
     names = ("b,2", 'a "100%" \\ d', "Ünï 3", "c\nline")
     book = simulate(groups=4, frames=60)
-    found = stack.run(replace(book, trials=names, label=np.where(book.index == 1, -1, book.label).astype(np.int16)),
+    found = stack.run_stack(replace(book, trials=names,
+                                    label=np.where(book.index == 1, -1, book.label).astype(np.int16)),
                       CONFIG, tmp_path)
-    rows = read(stack.write(found, tmp_path / "preds.csv")[0])
+    rows = read(stack.write_stack(found, tmp_path / "preds.csv")[0])
     assert sorted({row["clip"] for row in rows}) == sorted(names)
     assert all((row["label"] == "") == (row["frame"] == "1") for row in rows)
 
@@ -149,36 +150,36 @@ def test_the_same_bytes_twice_and_with_two_threads(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(models, "ROWS_FOR_THREADS", 0)
     book, texts = simulate(groups=12, validation=3, frames=120), []
     for i, threads in enumerate((1, 1, 2)):
-        found = stack.run(book, replace(CONFIG, threads=threads), tmp_path / str(i))
+        found = stack.run_stack(book, replace(CONFIG, threads=threads), tmp_path / str(i))
         assert not found.cached
-        texts.append([path.read_bytes() for path in stack.write(found, tmp_path / f"{i}.csv")])
+        texts.append([path.read_bytes() for path in stack.write_stack(found, tmp_path / f"{i}.csv")])
     assert texts[0] == texts[1] == texts[2]
 
 
 def test_a_run_that_was_done_is_not_done_again(tmp_path: Path) -> None:
     book = simulate(groups=6, frames=60)
-    first = stack.run(book, CONFIG, tmp_path)
-    again = stack.run(book, CONFIG, tmp_path)
+    first = stack.run_stack(book, CONFIG, tmp_path)
+    again = stack.run_stack(book, CONFIG, tmp_path)
     assert again.cached and again.report == json.loads(json.dumps(first.report))
     np.testing.assert_array_equal(first.units, again.units)
-    assert not stack.run(book, replace(CONFIG, seed=1), tmp_path).cached
+    assert not stack.run_stack(book, replace(CONFIG, seed=1), tmp_path).cached
     other = {head: values + np.float32(0.1) * (values > 0) for head, values in book.logits.items()}
-    assert not stack.run(replace(book, logits=other), CONFIG, tmp_path).cached
+    assert not stack.run_stack(replace(book, logits=other), CONFIG, tmp_path).cached
 
 
 def test_a_torn_run_is_done_again(tmp_path: Path) -> None:
     book = simulate(groups=6, frames=60)
-    first = stack.run(book, CONFIG, tmp_path)
+    first = stack.run_stack(book, CONFIG, tmp_path)
     path = first.folder / "final.npy"
     path.write_bytes(path.read_bytes()[:1000])
-    again = stack.run(book, CONFIG, tmp_path)
+    again = stack.run_stack(book, CONFIG, tmp_path)
     assert not again.cached
     np.testing.assert_array_equal(first.units, again.units)
 
 
 @pytest.mark.parametrize(("groups", "chosen"), [(2, False), (3, False), (5, True), (8, True)])
 def test_few_groups(tmp_path: Path, groups: int, chosen: bool) -> None:
-    found = stack.run(simulate(groups=groups, frames=90), CONFIG, tmp_path)
+    found = stack.run_stack(simulate(groups=groups, frames=90), CONFIG, tmp_path)
     if not chosen:
         assert found.final == "mean" and f"{groups} groups" in found.report["final"]["why"]
     else:
@@ -191,7 +192,7 @@ def test_a_stacker_that_loses_is_told(tmp_path: Path) -> None:
     """Heads that know next to nothing: some plainer column is ahead of the trees, by name and figure, on the screen."""
     told = 0
     for seed in range(4):
-        found = stack.run(simulate(groups=6, frames=60, skill=0.2, seed=seed), CONFIG, tmp_path)
+        found = stack.run_stack(simulate(groups=6, frames=60, skill=0.2, seed=seed), CONFIG, tmp_path)
         said = scores(found)
         ahead = [name for name, score in said.items() if score > said["stack"]]
         assert [line.split(": ")[1].split()[0] for line in found.report["told"]] == ahead
@@ -204,23 +205,23 @@ def test_a_stacker_that_loses_is_told(tmp_path: Path) -> None:
 
 def test_a_final_column_that_was_asked_for(tmp_path: Path) -> None:
     book = simulate(groups=5, frames=60)
-    found = stack.run(book, replace(CONFIG, final="gru"), tmp_path)
+    found = stack.run_stack(book, replace(CONFIG, select="gru"), tmp_path)
     assert found.final == "gru"
     with pytest.raises(InputError, match="gives frame, mean"):
-        stack.run(simulate(groups=5, frames=60, heads=("frame",)), replace(CONFIG, final="gru"), tmp_path)
+        stack.run_stack(simulate(groups=5, frames=60, heads=("frame",)), replace(CONFIG, select="gru"), tmp_path)
 
 
 def test_no_labels_at_all(tmp_path: Path) -> None:
     book = simulate(groups=5, frames=60)
     with pytest.raises(InputError, match="train-heads"):
-        stack.run(replace(book, label=np.full_like(book.label, -1)), CONFIG, tmp_path)
+        stack.run_stack(replace(book, label=np.full_like(book.label, -1)), CONFIG, tmp_path)
 
 
 def test_clips_without_a_face_and_folds_without_one(tmp_path: Path) -> None:
     """All labelled frames without a face but in one group: nothing can be learnt, the heads and their mean remain."""
     book = simulate(groups=2, frames=60)
-    blind = replace(book, valid=book.valid & (book.spread(np.arange(2)) == 0))
-    found = stack.run(blind, CONFIG, tmp_path)
+    blind = replace(book, valid=book.valid & (book.per_row(np.arange(2)) == 0))
+    found = stack.run_stack(blind, CONFIG, tmp_path)
     assert list(scores(found)) == ["frame", "gru", "transformer", "mean"] and "nothing" in found.report["learnt"]
     mean = sum(np.exp(v) / np.exp(v).sum(1, keepdims=True) for v in blind.logits.values()) / 3
     last = blind.rows(1)
@@ -231,7 +232,7 @@ def test_one_class_and_two_classes_among_the_labels(tmp_path: Path) -> None:
     book = simulate(groups=5, frames=60)
     for keep in ((0,), (0, 4)):
         label = np.where(np.isin(book.label, keep), book.label, -1).astype(np.int16)
-        found = stack.run(replace(book, label=label), CONFIG, tmp_path)
+        found = stack.run_stack(replace(book, label=label), CONFIG, tmp_path)
         assert np.all(found.units.sum(1) == 1_000_000)
 
 
@@ -241,28 +242,28 @@ def test_clips_of_one_frame_and_of_none(tmp_path: Path) -> None:
     cut = {name: getattr(book, name)[rows] for name in ("index", "time_s", "valid", "label")}
     offsets = np.r_[0, 1, 1 + np.cumsum(np.diff(book.offsets)[1:]), len(rows)]
     one = {name: (*getattr(book, name), last) for name, last in (("trials", "z"), ("group", "z"), ("split", "test"))}
-    found = stack.run(replace(book, **cut, **one, offsets=offsets, fold=np.append(book.fold, -1).astype(np.int16),
+    found = stack.run_stack(replace(book, **cut, **one, offsets=offsets, fold=np.append(book.fold, -1).astype(np.int16),
                               logits={head: values[rows] for head, values in book.logits.items()}), CONFIG, tmp_path)
     assert found.units.shape == (len(rows), 7)
 
 
 def test_new_clips_are_spoken_of_as_the_run_would(result: stack.StackResult) -> None:
-    book = result.book
+    book = result.oof
     new = replace(book, fold=np.full_like(book.fold, -1), label=np.full_like(book.label, -1))
-    said = stack.speak(result.folder, new)
-    held_out = book.spread(np.array(book.split)) == "validation"
+    said = stack.predict_new(result.folder, new)
+    held_out = book.per_row(np.array(book.split)) == "validation"
     assert np.abs(said[held_out] - result.units[held_out]).max() <= 2
     (result.folder / "trees-all.txt").rename(result.folder / "gone")
     try:
         with pytest.raises(StoreError, match="fercache stack"):
-            stack.speak(result.folder, new)
+            stack.predict_new(result.folder, new)
     finally:
         (result.folder / "gone").rename(result.folder / "trees-all.txt")
 
 
 def test_features_are_named_and_few() -> None:
     book = simulate(groups=2, frames=60)
-    view, made = ClipView.of(book, 0), features.of(book, causal=False)
+    view, made = ClipView.of(book, 0), features.feature_columns(book, causal=False)
     x = made.build(view)
     assert x.shape[1] == len(made.names) == len(set(made.names)) <= features.MOST_COLUMNS
     assert np.isfinite(x).all()
@@ -281,7 +282,7 @@ def test_any_number_of_heads_gives_few_features(heads: int, causal: bool) -> Non
     names = tuple(f"h{i}" for i in range(heads))
     book = simulate(groups=2, frames=60, heads=names, classes=(*CLASSES, "Other"),
                     logits={h: np.zeros((simulate(groups=2, frames=60).label.size, 8), np.float32) for h in names})
-    made = features.of(book, causal)
+    made = features.feature_columns(book, causal)
     assert made.build(ClipView.of(book, 0, causal)).shape[1] == len(made.names) <= 160
     smoothed = made.smoothed(ClipView.of(book, 0, causal))
     assert smoothed.shape[1:] == (heads, len(made.widths), 8)
@@ -301,23 +302,23 @@ def test_large_books_are_thinned_to_a_stated_number(monkeypatch: pytest.MonkeyPa
 
 
 def test_leaves_grow_with_the_rows_of_a_case() -> None:
-    few, many = (features.Sample(rows=np.arange(n), x=np.zeros((n, 1), np.float32),
+    few, many = (features.TrainingSample(rows=np.arange(n), x=np.zeros((n, 1), np.float32),
                                smoothed=np.zeros((n, 1, 1, 2), np.float32), label=np.zeros(n, int),
-                               fold=np.zeros(n, int), group=np.zeros(n, int), stretch=np.arange(n) % 10, classes=2)
+                               fold=np.zeros(n, int), group=np.zeros(n, int), block_id=np.arange(n) % 10, classes=2)
                  for n in (100, 1000))
-    plan = models.Plan(seed=0, threads=1, balance=0.75)
+    plan = models.TreesPlan(seed=0, threads=1, balance=0.75)
     small, large = (models._settings(one, plan)["min_data_in_leaf"] for one in (few, many))
     assert (small, large) == (20, 200)
 
 
 def test_millionths_sum_to_a_million() -> None:
     p = np.random.default_rng(0).dirichlet([0.1] * 7, 1000).astype(np.float32)
-    units = candidates.millionths(p)
+    units = candidates.to_ppm(p)
     assert (units.sum(1) == 1_000_000).all() and (units >= 0).all()
     np.testing.assert_allclose(units / 1e6, p, atol=1.1e-6)
 
 
-def real_posteriors(path: Path) -> LogitBook:
+def real_posteriors(path: Path) -> OofLogits:
     """Return the real per-frame posteriors as a book: a trial a person of a clip, a group a clip."""
     people: dict[tuple[str, str, str], list[dict[str, str]]] = {}
     for row in read(path):
@@ -338,10 +339,10 @@ def real_posteriors(path: Path) -> LogitBook:
     group = tuple(key[1] for key in keys)
     counts = np.eye(7, dtype=np.int64)[label] * (lengths * train)[:, None]
     index = np.concatenate([i for i, _, _ in parts]).astype(np.int32)
-    return LogitBook(dataset="afew", classes=CLASSES, metric="macro_f1", notice="", heads=("video",),
+    return OofLogits(dataset="afew", classes=CLASSES, metric="macro_f1", notice="", heads=("video",),
                      trials=tuple(f"{clip}#{who}" for _, clip, who in keys), group=group,
                      split=tuple("train" if t else "validation" for t in train),
-                     fold=np.where(train, folds.assign(group, counts, 5, 0), -1).astype(np.int16),
+                     fold=np.where(train, folds.assign_folds(group, counts, 5, 0), -1).astype(np.int16),
                      offsets=np.concatenate([[0], np.cumsum(lengths)]), index=index,
                      time_s=np.concatenate([(i - i[0]) / 25 for i, _, _ in parts]),
                      valid=np.concatenate([v for _, v, _ in parts]), label=np.repeat(label, lengths).astype(np.int16),
@@ -353,7 +354,7 @@ def test_real_posteriors(shared: Path, tmp_path: Path) -> None:
     path = shared / "data" / "afew_posteriors" / "frames.csv"
     if not path.is_file():
         pytest.skip("no afew_posteriors in ../shared")
-    found = stack.run(real_posteriors(path), CONFIG, tmp_path)
+    found = stack.run_stack(real_posteriors(path), CONFIG, tmp_path)
     for split in ("train", "validation"):
         said = found.report["splits"][split]
         assert said["all_frames"]["stack"]["macro_f1"] > said["all_frames"]["mean"]["macro_f1"] + 0.02

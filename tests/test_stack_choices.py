@@ -14,7 +14,7 @@ from rich.console import Console
 from fercache import metrics
 from fercache.config import StackConfig
 from fercache.errors import InputError
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 from fercache.stacking import calibration, features, nested_cv, smoothed_mean, stack
 from fercache.stacking.smoothed_mean import softmax
 
@@ -25,10 +25,10 @@ HEADS = ("frame", "frame_b")
 @pytest.fixture(scope="module")
 def causal(tmp_path_factory: pytest.TempPathFactory) -> stack.StackResult:
     book = simulate(groups=10, frames=120, heads=HEADS)
-    return stack.run(book, replace(CONFIG, causal=True, final="stack"), tmp_path_factory.mktemp("causal"))
+    return stack.run_stack(book, replace(CONFIG, causal=True, select="stack"), tmp_path_factory.mktemp("causal"))
 
 
-def new_book(seed: int = 9) -> LogitBook:
+def new_book(seed: int = 9) -> OofLogits:
     book = simulate(groups=4, frames=150, heads=HEADS, seed=seed)
     return replace(book, fold=np.full_like(book.fold, -1), label=np.full_like(book.label, -1))
 
@@ -38,42 +38,43 @@ def new_book(seed: int = 9) -> LogitBook:
 def test_a_causal_run_knows_nothing_of_the_future(causal: stack.StackResult, tmp_path: Path, cut: int,
                                                   final: str) -> None:
     """Everything after a frame is changed (what the heads say, where faces are): not one bit before it moves."""
-    found = stack.run(causal.book, replace(CONFIG, causal=True, final=final), causal.folder.parent.parent)
+    found = stack.run_stack(causal.oof, replace(CONFIG, causal=True, select=final), causal.folder.parent.parent)
     book, rng = new_book(), np.random.default_rng(0)
     later = book.index > cut
     logits = {h: np.where(later[:, None], rng.normal(0, 9, v.shape), v).astype(np.float32)
               for h, v in book.logits.items()}
     other = replace(book, logits=logits, valid=np.where(later, rng.random(len(later)) < .5, book.valid))
-    before, after = (stack.speak(found.folder, b)[~later] for b in (book, other))
+    before, after = (stack.predict_new(found.folder, b)[~later] for b in (book, other))
     np.testing.assert_array_equal(before, after)
-    assert not np.array_equal(stack.speak(found.folder, book), stack.speak(found.folder, other))
+    assert not np.array_equal(stack.predict_new(found.folder, book), stack.predict_new(found.folder, other))
 
 
 def test_a_run_that_is_not_causal_does_look_ahead(tmp_path: Path) -> None:
-    found = stack.run(simulate(groups=10, frames=120, heads=HEADS), replace(CONFIG, final="smooth"), tmp_path)
+    found = stack.run_stack(simulate(groups=10, frames=120, heads=HEADS), replace(CONFIG, select="smooth"), tmp_path)
     book = new_book()
     later = book.index > 60
     other = replace(book, logits={h: np.where(later[:, None], -v, v) for h, v in book.logits.items()})
-    assert not np.array_equal(*(stack.speak(found.folder, b)[~later] for b in (book, other)))
+    assert not np.array_equal(*(stack.predict_new(found.folder, b)[~later] for b in (book, other)))
 
 
 def test_before_the_first_face_a_causal_run_knows_nothing(causal: stack.StackResult) -> None:
     book = new_book()
     blind = replace(book, valid=book.valid & (book.index > 20))
-    said = stack.speak(causal.folder, blind)[blind.index <= 20]
+    said = stack.predict_new(causal.folder, blind)[blind.index <= 20]
     assert np.abs(said - 1_000_000 / 7).max() <= 1
 
 
 def test_a_causal_run_leaves_out_heads_that_look_ahead(tmp_path: Path) -> None:
-    found = stack.run(simulate(groups=6, frames=60), replace(CONFIG, causal=True), tmp_path)
-    assert found.book.heads == ("frame",) and found.report["causal"]
+    found = stack.run_stack(simulate(groups=6, frames=60), replace(CONFIG, causal=True), tmp_path)
+    assert found.oof.heads == ("frame",) and found.report["causal"]
     with pytest.raises(InputError, match="look at later frames"):
-        stack.run(simulate(groups=6, frames=60, heads=("gru",)), replace(CONFIG, causal=True), tmp_path)
+        stack.run_stack(simulate(groups=6, frames=60, heads=("gru",)), replace(CONFIG, causal=True), tmp_path)
 
 
 def test_a_refit_learns_from_validation_and_shows_no_score_for_it(tmp_path: Path) -> None:
     book = simulate(groups=8, validation=6, frames=90)
-    plain, refit = (stack.run(book, replace(CONFIG, refit=how, final="stack"), tmp_path) for how in ("none", "all"))
+    plain, refit = (stack.run_stack(book, replace(CONFIG, refit=how, select="stack"), tmp_path)
+                    for how in ("none", "all"))
     said = refit.report["splits"]["validation"]["all_frames"]
     assert set(said) == {"frame", "gru", "transformer", "mean"} and refit.report["refit"]["stacker"]
     assert "stack" in plain.report["splits"]["validation"]["all_frames"] and not plain.report["refit"]["stacker"]
@@ -86,7 +87,7 @@ def test_a_refit_learns_from_validation_and_shows_no_score_for_it(tmp_path: Path
 
 def test_heads_that_were_refitted_show_no_score_either(tmp_path: Path) -> None:
     book = simulate(groups=8, validation=6, frames=60, provenance={"settings": {"refit": "all"}})
-    found = stack.run(book, CONFIG, tmp_path)
+    found = stack.run_stack(book, CONFIG, tmp_path)
     assert found.report["splits"]["validation"]["all_frames"] == {} and found.report["refit"]["heads"]
     stack.table(found)
 
@@ -95,7 +96,7 @@ def test_scores_of_refitted_heads_are_out_of_fold_and_say_so(tmp_path: Path) -> 
     """Heads whose folds go over train and validation: the stack learns from both, and knows nothing of a row's fold."""
     book = simulate(groups=14, frames=60, provenance={"settings": {"refit": "all"}})
     book = replace(book, split=("train",) * 8 + ("validation",) * 6)
-    found = stack.run(book, CONFIG, tmp_path)
+    found = stack.run_stack(book, CONFIG, tmp_path)
     said = found.report["splits"]["validation"]
     assert said["predicted"].startswith("out of fold") and said["title"] == "validation, out of fold"
     assert set(said["all_frames"]) == set(found.report["order"])
@@ -108,25 +109,25 @@ def test_scores_of_refitted_heads_are_out_of_fold_and_say_so(tmp_path: Path) -> 
 
 def test_folds_are_written_down(tmp_path: Path) -> None:
     book = simulate(groups=8, frames=60)
-    folds = stack.run(book, CONFIG, tmp_path).report["folds"]
+    folds = stack.run_stack(book, CONFIG, tmp_path).report["folds"]
     assert sorted(g for fold in folds for g in fold["groups"]) == sorted(book.group)
     assert sum(n for fold in folds for n in fold["labelled"].values()) == (book.label >= 0).sum()
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "abaw2", "accuracy", "uar"])
 def test_what_is_chosen_by_is_the_metric_that_is_asked_for(tmp_path: Path, metric: str) -> None:
-    found = stack.run(simulate(groups=6, frames=60), replace(CONFIG, metric=metric), tmp_path)
+    found = stack.run_stack(simulate(groups=6, frames=60), replace(CONFIG, metric=metric), tmp_path)
     one = found.report["splits"]["train"]["all_frames"][found.final]
     assert found.report["metric"] == metric and one["official"] == pytest.approx(one[metric])
 
 
-def learn(book: LogitBook, metric: str = "macro_f1") -> smoothed_mean.Base:
+def learn(book: OofLogits, metric: str = "macro_f1") -> smoothed_mean.SmoothedMean:
     """Return the base of all rows of a book."""
-    from fercache.runtime.progress import meter
+    from fercache.runtime.progress import progress_bar
 
-    made = features.of(book, causal=False)
-    with meter("test", 1) as bar:
-        return smoothed_mean.choose(features.draw(book, made, False, bar), made.widths, metric)
+    made = features.feature_columns(book, causal=False)
+    with progress_bar("test", 1) as bar:
+        return smoothed_mean.fit_smoothed_mean(features.draw_sample(book, made, False, bar), made.widths, metric)
 
 
 def test_a_head_that_flickers_is_smoothed_more_than_one_that_does_not() -> None:
@@ -154,9 +155,9 @@ def test_accuracy_asks_for_no_prior_correction() -> None:
 
 def test_a_base_survives_json() -> None:
     found = learn(simulate(groups=6, frames=60))
-    again = smoothed_mean.Base.of(found.json())
+    again = smoothed_mean.SmoothedMean.of(found.json())
     x = np.random.default_rng(0).normal(size=(5, 3, 6, 7)).astype(np.float32)
-    np.testing.assert_array_equal(found.start(x), again.start(x))
+    np.testing.assert_array_equal(found.log_probs(x), again.log_probs(x))
 
 
 def test_a_temperature_is_found_and_is_nested(tmp_path: Path) -> None:
@@ -164,15 +165,15 @@ def test_a_temperature_is_found_and_is_nested(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 1, (6000, 7))
     label = np.array([rng.choice(7, p=p) for p in softmax(logits)])
-    assert calibration.fit(softmax(3 * logits).astype(np.float32), label) == pytest.approx(3, rel=.1)
+    assert calibration.fit_temperature(softmax(3 * logits).astype(np.float32), label) == pytest.approx(3, rel=.1)
     book = simulate(groups=10, frames=100)
     p = softmax(2 * book.logits["gru"]).astype(np.float32)
-    before = calibration.by_fold(book, p)
-    held = book.spread(book.fold) == 2
+    before = calibration.temperature_by_fold(book, p)
+    held = book.per_row(book.fold) == 2
     other = replace(book, label=np.where(held, (book.label + 1) % 7, book.label).astype(np.int16))
-    after = calibration.by_fold(other, p)
+    after = calibration.temperature_by_fold(other, p)
     assert before[2] == after[2] and before[1] != after[1] and before[-1] != after[-1]
-    found = stack.run(book, replace(CONFIG, final="gru"), tmp_path)
+    found = stack.run_stack(book, replace(CONFIG, select="gru"), tmp_path)
     said = found.report["splits"]["train"]["calibration"]["final"]
     assert said["after"]["ece"] <= said["before"]["ece"] + .01
 
@@ -186,7 +187,7 @@ def test_reliability_is_the_gap_between_sure_and_right() -> None:
 
 
 def test_any_two_columns_are_compared(tmp_path: Path) -> None:
-    found = stack.run(simulate(groups=8, frames=60), CONFIG, tmp_path)
+    found = stack.run_stack(simulate(groups=8, frames=60), CONFIG, tmp_path)
     pairs = found.report["splits"]["train"]["paired"]
     names = list(found.report["columns"])
     assert set(pairs) == {f"{a} - {b}" for a in names for b in names if a != b}
@@ -203,6 +204,6 @@ def test_every_edition_has_its_metric() -> None:
 
 def test_nothing_is_learnt_from_validation_without_a_refit() -> None:
     book = simulate(groups=8, validation=3, frames=60)
-    assert not features.thinned(book)[book.spread(book.fold) < 0].any()
-    assert features.thinned(book, refit=True)[book.spread(book.fold) < 0].any()
-    assert set(nested_cv.run(book, CONFIG).members) == {0, 1, 2, 3, 4, -1}
+    assert not features.thinned(book)[book.per_row(book.fold) < 0].any()
+    assert features.thinned(book, refit=True)[book.per_row(book.fold) < 0].any()
+    assert set(nested_cv.run_nested_cv(book, CONFIG).members) == {0, 1, 2, 3, 4, -1}

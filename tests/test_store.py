@@ -20,8 +20,8 @@ from fercache import open_store
 from fercache.errors import FercacheError, InputError, NotInStore, StoreError
 from fercache.maintenance import verify
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import CLOCK, SEGMENT, decode, encode
-from fercache.store.manifest import sealed
+from fercache.store.layout import FRAME_COLUMNS, SEGMENT, decode_name, encode_name
+from fercache.store.manifest import with_checksum
 
 TAPS = {"block8": (5,), "repeat_1-3x3": (2, 3, 3)}
 SETTINGS = {"backbone": "casia", "taps": ["block8", "repeat_1-3x3"], "margin": 0.0}
@@ -32,7 +32,7 @@ PROVENANCE = {"device": "cpu", "threads": 2}
 def features(frames: int, seed: int = 0) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float16]]]:
     """Return a clock and features of a clip."""
     rng = np.random.default_rng(seed)
-    clock = rng.normal(size=(frames, len(CLOCK)))
+    clock = rng.normal(size=(frames, len(FRAME_COLUMNS)))
     clock[:, 0] = np.arange(1, frames + 1)
     clock[rng.random(frames) < 0.2, 3:] = np.nan
     return clock, {tap: rng.normal(size=(frames, *shape)).astype(np.float16) for tap, shape in TAPS.items()}
@@ -43,7 +43,7 @@ def put(store: EmbeddingStore, clip: str, frames: int = 300, seed: int = 0, **ho
     clock, taps = features(frames, seed)
     with store.writer(clip, source=how.get("source", SOURCE), provenance=how.get("provenance", PROVENANCE)) as writer:
         assert writer is not None
-        writer.set_clock(clock)
+        writer.set_frame_table(clock)
         for start in range(writer.written, frames, SEGMENT):
             writer.write(start, {tap: value[start:start + SEGMENT] for tap, value in taps.items()})
         writer.commit()
@@ -64,8 +64,8 @@ def test_what_is_committed_comes_back(store: EmbeddingStore, frames: int) -> Non
         assert clip.read(tap).dtype == np.float16
         np.testing.assert_array_equal(clip.read(tap), value)
         np.testing.assert_array_equal(np.asarray(clip[tap]), value)
-    for i, name in enumerate(CLOCK):
-        np.testing.assert_array_equal(clip.clock[name], clock[:, i])
+    for i, name in enumerate(FRAME_COLUMNS):
+        np.testing.assert_array_equal(clip.frame_table[name], clock[:, i])
 
 
 def test_indexing_is_numpys(store: EmbeddingStore) -> None:
@@ -91,7 +91,7 @@ def test_plain_zarr_reads_the_layout(store: EmbeddingStore) -> None:
     np.testing.assert_array_equal(clip["block8"][:], taps["block8"])
     np.testing.assert_array_equal(clip["block8"][10:74], open_store(str(store.path))["a b"]["block8"][10:74])
     np.testing.assert_array_equal(clip["clock"][:], clock)
-    assert clip["clock"].attrs["columns"] == list(CLOCK)
+    assert clip["clock"].attrs["columns"] == list(FRAME_COLUMNS)
     np.testing.assert_array_equal(store["a b"]["block8"].zarr[:], taps["block8"])
 
 
@@ -102,9 +102,9 @@ def test_length_may_be_known_last(store: EmbeddingStore) -> None:
     with store.writer("last", source=SOURCE, provenance=PROVENANCE) as writer:
         for start in (0, 1024):
             writer.write(start, {tap: value[start:start + SEGMENT] for tap, value in taps.items()})
-        writer.set_clock(clock)
+        writer.set_frame_table(clock)
         writer.commit()
-    assert store.mark("first").arrays == store.mark("last").arrays
+    assert store.manifest("first").arrays == store.manifest("last").arrays
 
 
 NAMES = ["", ".", "..", "../up", "/etc/passwd", "a/b", "a\\b", "C:\\x", "CON", "con.txt", "NUL", "COM1", "zarr.json",
@@ -114,10 +114,10 @@ NAMES = ["", ".", "..", "../up", "/etc/passwd", "a/b", "a\\b", "C:\\x", "CON", "
 
 
 def test_names_are_safe_and_distinct() -> None:
-    folders = [encode(name) for name in NAMES]
+    folders = [encode_name(name) for name in NAMES]
     assert len(set(folders)) == len(NAMES)
     for name, folder in zip(NAMES, folders, strict=True):
-        assert decode(folder) == (None if "%%" in folder else name)
+        assert decode_name(folder) == (None if "%%" in folder else name)
         assert len(folder) < 230 and not set(folder) & set('/\\:*?"<>|\x00 \n') and folder not in ("", ".", "..")
         assert folder.split(".")[0].upper() not in ("CON", "NUL", "COM1") and not folder.endswith(".")
         assert folder.lower() != "zarr.json" and folder.isascii()
@@ -193,20 +193,20 @@ def test_half_done_work_is_taken_over_only_by_its_equal(store: EmbeddingStore) -
 
     def begin(**how: dict) -> tuple[int, int, bool]:
         with store.writer("c", **{"source": SOURCE, "provenance": PROVENANCE, **how}) as writer:
-            return writer.detected, writer.written, writer.clock is not None
+            return writer.detected, writer.written, writer.frame_table is not None
 
     def half() -> None:
         with store.writer("c", source=SOURCE, provenance=PROVENANCE) as writer:
             writer.keep_detections(16, np.ones((3, 6)))
             writer.keep_detections(32, np.empty((0, 6)))
-            writer.set_clock(clock)
+            writer.set_frame_table(clock)
             writer.write(0, {tap: value[:SEGMENT] for tap, value in taps.items()})
 
     half()
     assert begin() == begin(source={**SOURCE, "mtime_ns": 9}) == (32, SEGMENT, True)
     with store.writer("c", source=SOURCE, provenance=PROVENANCE) as writer:
         np.testing.assert_array_equal(writer.detections(), np.ones((3, 6)))
-        np.testing.assert_array_equal(writer.clock, clock)
+        np.testing.assert_array_equal(writer.frame_table, clock)
     assert "c" not in store and list(store) == []
     assert begin(source={"size": 11}) == (0, 0, False)
     half()
@@ -216,7 +216,7 @@ def test_half_done_work_is_taken_over_only_by_its_equal(store: EmbeddingStore) -
 def test_damaged_segments_are_written_again(store: EmbeddingStore) -> None:
     clock, taps = features(4000)
     with store.writer("c", source=SOURCE, provenance=PROVENANCE) as writer:
-        writer.set_clock(clock)
+        writer.set_frame_table(clock)
         for start in (0, 1024, 2048):
             writer.write(start, {tap: value[start:start + SEGMENT] for tap, value in taps.items()})
     chunk = store.path / "c" / "block8" / "c.5.0"
@@ -266,8 +266,8 @@ def test_a_writer_refuses_what_does_not_fit(store: EmbeddingStore) -> None:
         writer.write(0, first)
         for bad in (clock[:1000], clock[:, :5], clock[0]):
             with pytest.raises(InputError):
-                writer.set_clock(bad)
-        writer.set_clock(clock[:1050])
+                writer.set_frame_table(bad)
+        writer.set_frame_table(clock[:1050])
         with pytest.raises(InputError):
             writer.write(1024, {tap: value[1024:] for tap, value in taps.items()})
         with pytest.raises(InputError, match="1024 frames"):
@@ -365,7 +365,8 @@ def meddled(data: bytes, rng: random.Random) -> bytes:
     body = json.loads(data)["attributes"].get("fercache", {})
     body.pop("seal", None)
     body = mutated(body, rng) if body else body
-    return sealed(body) if isinstance(body, dict) and body else json.dumps(mutated(json.loads(data), rng)).encode()
+    return with_checksum(body) if isinstance(body,
+                                             dict) and body else json.dumps(mutated(json.loads(data), rng)).encode()
 
 
 def use(path: Path) -> None:
@@ -373,10 +374,10 @@ def use(path: Path) -> None:
     try:
         store = EmbeddingStore.open(path, mode="a")
         store.digest()
-        verify.verify(path)
+        verify.verify_store(path)
         for clip in ("a", "b"):
             if clip in store:
-                assert store[clip].read("block8").shape == (20, 5) and len(store[clip].clock) == 20
+                assert store[clip].read("block8").shape == (20, 5) and len(store[clip].frame_table) == 20
                 np.asarray(store[clip]["repeat_1-3x3"].zarr)
         put(store, "b", 20)
         assert list(store) in (["a", "b"], ["b"])
@@ -391,7 +392,7 @@ def test_metadata_that_was_meddled_with(tmp_path: Path, times: int, monkeypatch:
     store = EmbeddingStore.create(tmp_path / "s" / "s.zarr", SETTINGS, TAPS)
     put(store, "a", 20)
     with store.writer("b", source=SOURCE, provenance=PROVENANCE) as writer:
-        writer.set_clock(features(20)[0])
+        writer.set_frame_table(features(20)[0])
     rng = random.Random(7)
     names = ["s.zarr/zarr.json", "s.zarr/a/zarr.json", "s.zarr/a/zarr.json", "s.zarr/a/clock/zarr.json",
              "s.work/b.journal"]
@@ -415,7 +416,7 @@ def _work(path: str, clips: list[str]) -> None:
         with store.writer(clip, source=SOURCE, provenance=PROVENANCE) as writer:
             if writer is not None:
                 clock, taps = features(5, int(clip))
-                writer.set_clock(clock)
+                writer.set_frame_table(clock)
                 writer.write(0, taps)
                 writer.commit()
 

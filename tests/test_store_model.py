@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fercache.errors import NotInStore, StoreError
 from fercache.maintenance import verify
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import CLOCK, SEGMENT, encode
+from fercache.store.layout import FRAME_COLUMNS, SEGMENT, encode_name
 from fercache.store.writer import ClipWriter
 
 TAPS = {"block8": (2,), "grid": (1, 2)}
@@ -34,7 +34,7 @@ class Content:
     def __init__(self, frames: int, seed: int) -> None:
         self.frames, self.source = frames, {"size": frames, "sha256": str(seed)}
         rng = np.random.default_rng([frames, seed])
-        self.clock: NDArray[np.float64] = rng.normal(size=(frames, len(CLOCK)))
+        self.clock: NDArray[np.float64] = rng.normal(size=(frames, len(FRAME_COLUMNS)))
         self.taps = {tap: rng.normal(size=(frames, *shape)).astype(np.float16) for tap, shape in TAPS.items()}
 
     def segment(self, start: int) -> dict[str, NDArray[np.float16]]:
@@ -96,8 +96,8 @@ class StoreModel(RuleBasedStateMachine):
     @rule(number=st.integers(0, 8), first=st.booleans())
     def proceed(self, number: int, first: bool) -> None:
         _, writer, content = self.live[self.pick(number)]
-        if first and writer.clock is None:
-            writer.set_clock(content.clock)
+        if first and writer.frame_table is None:
+            writer.set_frame_table(content.clock)
         if writer.written < content.frames:
             writer.write(writer.written, content.segment(writer.written))
 
@@ -106,8 +106,8 @@ class StoreModel(RuleBasedStateMachine):
     def commit(self, number: int) -> None:
         name = self.pick(number)
         stack, writer, content = self.live.pop(name)
-        if writer.clock is None:
-            writer.set_clock(content.clock)
+        if writer.frame_table is None:
+            writer.set_frame_table(content.clock)
         while writer.written < content.frames:
             writer.write(writer.written, content.segment(writer.written))
         writer.commit()
@@ -124,7 +124,7 @@ class StoreModel(RuleBasedStateMachine):
         stack.close()
         with self.store.writer(name, source=content.source, provenance=PROVENANCE) as again:
             assert again is not None and again.written == written
-            assert (again.clock is None) == (writer.clock is None)
+            assert (again.frame_table is None) == (writer.frame_table is None)
 
     @rule(name=NAMES)
     def remove(self, name: str) -> None:
@@ -140,7 +140,7 @@ class StoreModel(RuleBasedStateMachine):
     def corrupt(self, number: int, what: str) -> None:
         """Harm that a reader meets as an error, or (a flipped bit, swapped chunks of one size) only `verify` sees."""
         name = sorted(self.whole)[number % len(self.whole)]
-        folder = self.store.path / encode(name)
+        folder = self.store.path / encode_name(name)
         if what == "mark":
             mark = folder / "zarr.json"
             mark.write_bytes(mark.read_bytes().replace(b'"frames"', b'"flames"'))
@@ -170,15 +170,15 @@ class StoreModel(RuleBasedStateMachine):
     @rule(repair=st.booleans())
     def verify(self, repair: bool) -> None:
         """`verify` names the harmed clips and no other; a repair drops just those."""
-        flipped = {encode(name) for name in self.flipped()}
-        report = verify.verify(self.store.path, repair=repair)
+        flipped = {encode_name(name) for name in self.flipped()}
+        report = verify.verify_store(self.store.path, repair=repair)
         harmed = {fault.folder for fault in report.faults}
-        sure = {encode(name) for name in self.harmed}
-        assert sure <= harmed <= sure | {encode(name) for name in self.silent}
+        sure = {encode_name(name) for name in self.harmed}
+        assert sure <= harmed <= sure | {encode_name(name) for name in self.silent}
         assert flipped <= harmed
         assert report.clips == len(self.whole)
         if repair:
-            gone = {name for name in self.whole if encode(name) in harmed}
+            gone = {name for name in self.whole if encode_name(name) in harmed}
             for name in gone:
                 self.forget(name)
 
@@ -186,7 +186,7 @@ class StoreModel(RuleBasedStateMachine):
         """Return the clips whose bytes differ from what was written, seen with plain eyes."""
         return {name for name in self.silent - self.harmed
                 if self.store[name].read("grid").tobytes() != self.whole[name].taps["grid"].tobytes()
-                or self.store[name].clock.tobytes() != self.whole[name].clock.tobytes()}
+                or self.store[name].frame_table.tobytes() != self.whole[name].clock.tobytes()}
 
     def forget(self, name: str) -> None:
         self.whole.pop(name, None)
@@ -210,7 +210,7 @@ class StoreModel(RuleBasedStateMachine):
             clip = self.store[name]
             for tap, value in content.taps.items():
                 np.testing.assert_array_equal(clip.read(tap), value)
-            np.testing.assert_array_equal(clip.clock["time_s"], content.clock[:, 1])
+            np.testing.assert_array_equal(clip.frame_table["time_s"], content.clock[:, 1])
 
 
 def test_store_is_a_dict(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,10 +20,10 @@ from predsfile import EIGHT, SEVEN, draw, write
 from videos import make_video
 
 from fercache.config import DatasetConfig, SubmitConfig
-from fercache.data import load
+from fercache.data import load_dataset
 from fercache.errors import InputError
 from fercache.results import submit
-from fercache.results.submit import Places
+from fercache.results.submit import SubmissionPaths
 
 CONFIG = SubmitConfig()
 HEADER = "image_location,Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise,Other"
@@ -78,8 +78,8 @@ def shares(tmp_path: Path) -> dict[str, np.ndarray]:
 
 
 def run(tmp_path: Path, rows: Path | None = None, config: SubmitConfig = CONFIG, **more: Path) -> submit.Submission:
-    places = Places(rows or tmp_path / "template.txt", tmp_path / "preds.csv", tmp_path / "out.txt")
-    return submit.run(places._replace(**more), config)
+    places = SubmissionPaths(rows or tmp_path / "template.txt", tmp_path / "preds.csv", tmp_path / "out.txt")
+    return submit.write_submission(places._replace(**more), config)
 
 
 def refused(tmp_path: Path, config: SubmitConfig = CONFIG, **more: Path) -> str:
@@ -230,7 +230,7 @@ def test_rows_inside_a_clip_are_filled_by_the_line_when_asked(tmp_path: Path) ->
     write(tmp_path / "preds.csv", {"a": ends}, frames={"a": [1, 10]})
     template(tmp_path / "template.txt", rows_of({"a": 10}))
     assert "8 rows are missing" in refused(tmp_path)
-    found = read_single_file(run(tmp_path, config=replace(CONFIG, rows="template", gaps="linear")).out)
+    found = read_single_file(run(tmp_path, config=replace(CONFIG, rows="template", missing_faces="linear")).out)
     assert found["a"] == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]
 
 
@@ -391,7 +391,7 @@ def test_the_names_are_those_of_the_readers(tmp_path: Path) -> None:
         (tmp_path / clip).mkdir(parents=True)
         (tmp_path / clip / "00001.jpg").write_bytes(b"x")
     for layout, test in (("dfew", list(lists)[1]), ("ferv39k", list(lists)[3])):
-        data = load(DatasetConfig(dataset=layout, root=str(tmp_path / layout)), tmp_path)
+        data = load_dataset(DatasetConfig(dataset=layout, root=str(tmp_path / layout)), tmp_path)
         asked = [trial for trial in data.trials if trial.split != "train"]
         assert len(asked) == 2, data.problems
         truth = {trial.name: np.eye(7)[[trial.clip_label] * 3] for trial in asked}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fercache.config import DatasetConfig
-from fercache.data import load, table, tables
+from fercache.data import load_dataset, table, tables
 from fercache.data.base import Dataset
 from fercache.errors import InputError
 
@@ -26,7 +26,7 @@ def text(folder: Path, name: str, content: str = "") -> Path:
 
 def read(clips: Path, labels: Path | None = None, **choices: object) -> Dataset:
     config = DatasetConfig(dataset="table", clips=str(clips), labels=str(labels or ""), **choices)  # type: ignore[arg-type]
-    return load(config, clips.parent)
+    return load_dataset(config, clips.parent)
 
 
 def simple(tmp_path: Path, names: str = "abc") -> Path:
@@ -96,7 +96,7 @@ def test_a_table_that_is_no_text_or_not_there_is_refused(tmp_path: Path) -> None
         with pytest.raises(InputError, match=says):
             read(tmp_path / name)
     with pytest.raises(InputError, match="no clips are given"):
-        load(DatasetConfig(dataset="table"), tmp_path)
+        load_dataset(DatasetConfig(dataset="table"), tmp_path)
 
 
 def test_labels_as_names_numbers_and_nonsense(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_a_picture_a_clip(tmp_path: Path) -> None:
     (tmp_path / "preds.csv").write_text(HEAD + ROWS)
     store = EmbeddingStore.create(tmp_path / "s.zarr", {}, {"block8": (4,)})
     empty = Dataset(name="d", layout="table", classes=("Neutral", "Anger"), trials=())
-    made = timeline.draw(tmp_path / "preds.csv", empty, store, tmp_path / "out")
+    made = timeline.draw_timelines(tmp_path / "preds.csv", empty, store, tmp_path / "out")
     assert [path.parent for path in made] == [tmp_path / "out"]
     picture = np.asarray(Image.open(made[0]).convert("RGB"))
     anger = (213, 94, 0)
@@ -36,7 +36,7 @@ def test_a_picture_is_drawn_again_only_for_other_rows(tmp_path: Path) -> None:
     empty = Dataset(name="d", layout="table", classes=("Neutral", "Anger"), trials=())
 
     def inodes() -> list[int]:
-        made = timeline.draw(tmp_path / "preds.csv", empty, store, tmp_path / "out")
+        made = timeline.draw_timelines(tmp_path / "preds.csv", empty, store, tmp_path / "out")
         assert len(set(made)) == 2, "names that differ in odd letters only do not meet"
         return [path.stat().st_ino for path in made]
 
@@ -52,22 +52,22 @@ def test_a_picture_is_drawn_again_only_for_other_rows(tmp_path: Path) -> None:
 
 def test_rows_are_read_as_they_stand(tmp_path: Path) -> None:
     (tmp_path / "preds.csv").write_text(HEAD + ROWS)
-    classes, clips = io.read(tmp_path / "preds.csv")
+    classes, clips = io.read_clips(tmp_path / "preds.csv")
     rows = clips["a $b$"]
     assert classes == ("Neutral", "Anger")
     assert rows.label[:6].tolist() == [-1] * 5 + [1]
-    assert rows.said[:3].tolist() == [0, 1, 0]
+    assert rows.label_pred[:3].tolist() == [0, 1, 0]
     assert rows.valid[:3].tolist() == [False, False, True]
-    assert rows.shares[0].tolist() == [.25, .75]
+    assert rows.probs[0].tolist() == [.25, .75]
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "\xff\xfe"])
 def test_a_wrong_table_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "preds.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError):
-        io.read(tmp_path / "preds.csv")
+        io.read_clips(tmp_path / "preds.csv")
 
 
 def test_an_absent_table_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such predictions"):
-        io.read(tmp_path / "preds.csv")
+        io.read_clips(tmp_path / "preds.csv")

@@ -19,21 +19,21 @@ from fercache import metrics
 from fercache.config import TrainConfig
 from fercache.data.base import Dataset, Trial
 from fercache.errors import InputError, StoreError
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import checkpoints, train
-from fercache.training.cross_validation import Training
-from fercache.training.data import preload
-from fercache.training.inference import mean_of, speak, trained
+from fercache.training.cross_validation import CrossValidatedTraining
+from fercache.training.data import load_features
+from fercache.training.inference import load_trained, mean_log_probs, predict_new
 
-CONFIG = TrainConfig(taps=tuple(small_sets.TAPS), folds=3, members=2, epochs=12, lr=1e-2, width=16, window_s=1.0,
+CONFIG = TrainConfig(taps=tuple(small_sets.TAPS), folds=3, ensemble=2, epochs=12, lr=1e-2, width=16, window_s=1.0,
                      threads=2)
 
 
-def run(pair: tuple[Dataset, EmbeddingStore], cache: Path, **changed: Any) -> LogitBook:
-    report = train.run(*pair, replace(CONFIG, **changed), cache)
-    return LogitBook.load(report.book)
+def run(pair: tuple[Dataset, EmbeddingStore], cache: Path, **changed: Any) -> OofLogits:
+    report = train.train_heads(*pair, replace(CONFIG, **changed), cache)
+    return OofLogits.load(report.logits_file)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def book(pair: tuple[Dataset, EmbeddingStore], cache: Path) -> LogitBook:
+def book(pair: tuple[Dataset, EmbeddingStore], cache: Path) -> OofLogits:
     return run(pair, cache)
 
 
@@ -55,14 +55,14 @@ def heads_folder(cache: Path) -> Path:
     return next(p for p in (cache / "heads" / "small").iterdir() if p.is_dir())
 
 
-def test_one_seed_one_result_and_another_seed_another(pair: Any, book: LogitBook, tmp_path: Path) -> None:
+def test_one_seed_one_result_and_another_seed_another(pair: Any, book: OofLogits, tmp_path: Path) -> None:
     again, other = run(pair, tmp_path, threads=1), run(pair, tmp_path, seed=1)
     for head in book.heads:
         assert np.array_equal(book.logits[head], again.logits[head]), "also with another number of workers"
         assert not np.array_equal(book.logits[head], other.logits[head])
 
 
-def test_every_row_has_a_word_and_the_truth_is_found(book: LogitBook) -> None:
+def test_every_row_has_a_word_and_the_truth_is_found(book: OofLogits) -> None:
     known = book.label >= 0
     for head, said in book.logits.items():
         assert np.isfinite(said).all() and (said != 0).any(1).all()
@@ -70,12 +70,12 @@ def test_every_row_has_a_word_and_the_truth_is_found(book: LogitBook) -> None:
         assert hit > .6, (head, hit)
 
 
-def test_a_second_run_trains_nothing(pair: Any, book: LogitBook, cache: Path) -> None:
-    report = train.run(*pair, CONFIG, cache)
+def test_a_second_run_trains_nothing(pair: Any, book: OofLogits, cache: Path) -> None:
+    report = train.train_heads(*pair, CONFIG, cache)
     assert report.cached and not report.trained
 
 
-def test_killed_and_resumed_equals_unbroken(pair: Any, book: LogitBook, tmp_path: Path) -> None:
+def test_killed_and_resumed_equals_unbroken(pair: Any, book: OofLogits, tmp_path: Path) -> None:
     """SIGKILL of the whole process group as soon as some heads are there; the same command goes on from them."""
     code = ("import pathlib, sys, small_sets, test_train_heads as t\nroot = pathlib.Path(sys.argv[1])\n"
             "(root / 'set').mkdir()\nt.run(small_sets.dataset(root / 'set'), root)")
@@ -107,7 +107,7 @@ def test_the_store_is_read_once(pair: Any, tmp_path: Path, monkeypatch: pytest.M
     assert len(reads) == len(set(reads)) == len(pair[0].trials) * len(small_sets.TAPS)
 
 
-def test_mapped_features_give_the_same_logits_and_are_written_once(pair: Any, book: LogitBook, tmp_path: Path) -> None:
+def test_mapped_features_give_the_same_logits_and_are_written_once(pair: Any, book: OofLogits, tmp_path: Path) -> None:
     mapped = run(pair, tmp_path, memory="map")
     files = list(tmp_path.glob("heads/small/features/*.npy"))
     assert len(files) == 1
@@ -122,13 +122,13 @@ def test_features_that_do_not_fit_are_told_or_mapped(pair: Any, tmp_path: Path, 
                                                      caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr("fercache.training.data.free_memory", lambda: 10_000)
     with pytest.raises(InputError, match="GB of memory") as told:
-        preload(pair[1], pair[0].trials, tuple(small_sets.TAPS))
+        load_features(pair[1], pair[0].trials, tuple(small_sets.TAPS))
     assert "--memory map" in str(told.value) and "--taps" in str(told.value)
     run(pair, tmp_path, heads=("frame",), epochs=1, folds=2)
     assert "mapped" in caplog.text and list(tmp_path.glob("heads/small/features/*.npy"))
 
 
-def test_nobody_is_told_by_who_learnt_from_it(pair: Any, book: LogitBook, cache: Path) -> None:
+def test_nobody_is_told_by_who_learnt_from_it(pair: Any, book: OofLogits, cache: Path) -> None:
     group = dict(zip(book.trials, book.group, strict=True))
     fold = dict(zip(book.trials, book.fold.tolist(), strict=True))
     for path in heads_folder(cache).glob("*-fold*.json"):
@@ -139,27 +139,29 @@ def test_nobody_is_told_by_who_learnt_from_it(pair: Any, book: LogitBook, cache:
 
 
 def test_evidence_of_a_trial_comes_from_a_member_that_did_not_learn_it(pair: Any, tmp_path: Path) -> None:
-    training = Training(*pair[:1], pair[0].trials, pair[1], replace(CONFIG, heads=("gru",), epochs=2), tmp_path / "a")
+    training = CrossValidatedTraining(*pair[:1], pair[0].trials, pair[1], replace(CONFIG, heads=("gru",), epochs=2),
+                                      tmp_path / "a")
     assert training.run().keys() == {"gru"}
     for fold in range(training.splits.k):
-        members = [checkpoints.load(path) for path in sorted((tmp_path / "a").glob(f"frame-fold{fold}-*.json"))]
-        assert len(members) == CONFIG.members
+        members = [checkpoints.load_checkpoint(path)
+                   for path in sorted((tmp_path / "a").glob(f"frame-fold{fold}-*.json"))]
+        assert len(members) == CONFIG.ensemble
         for i, trial in enumerate(pair[0].trials):
             strangers = [m for m in members if trial.group not in m.record["trained_on"]]
             inside = trial.group in {g for m in members for g in m.record["trained_on"]}
             assert len(strangers) == (1 if inside else len(members))
-            told = mean_of(strangers, training.features, [i], "cpu")
+            told = mean_log_probs(strangers, training.features, [i], "cpu")
             rows = training.features.rows(i)
             told, seen = told[rows], training.features.valid[rows]
-            assert np.allclose(training.evidence[fold].x[rows][seen, :3], told[seen], atol=.01), (fold, trial.name)
+            assert np.allclose(training.oof_features[fold].x[rows][seen, :3], told[seen], atol=.01), (fold, trial.name)
 
 
 def test_standardisation_is_fitted_on_training_rows_only(pair: Any) -> None:
     from fercache.heads.base import DEFAULTS
-    from fercache.training.fit import Task, _fresh
+    from fercache.training.fit import FitTask, _fresh
 
-    features = preload(pair[1], pair[0].trials, tuple(small_sets.TAPS))
-    task = Task(head="frame", settings=DEFAULTS["frame"], classes=3, train=(0, 1), watch=(2,), seed=0, device="cpu")
+    features = load_features(pair[1], pair[0].trials, tuple(small_sets.TAPS))
+    task = FitTask(head="frame", settings=DEFAULTS["frame"], classes=3, train=(0, 1), val_trials=(2,), seed=0, device="cpu")
     before = _fresh(task, features).standardise.mean.clone()
     features.x[features.offsets[2]:] += 100
     assert (_fresh(task, features).standardise.mean == before).all()
@@ -186,36 +188,36 @@ def test_shuffled_labels_give_chance(tmp_path: Path, changed: dict[str, Any]) ->
     for head, said in book.logits.items():
         low, high = span(said)
         assert low < 1 / 3 < high, (head, low, high)
-    known = trained(heads_folder(tmp_path))
-    learnt = speak(known, known.preload(pair[1], pair[0].trials))  # of each trial most of the models have learnt
+    known = load_trained(heads_folder(tmp_path))
+    learnt = predict_new(known, known.preload(pair[1], pair[0].trials))  # of each trial most of the models have learnt
     assert span(learnt["frame"])[0] > 1 / 3
 
 
-def test_trained_heads_speak_of_new_trials_as_the_book_does(pair: Any, book: LogitBook, cache: Path) -> None:
-    known = trained(heads_folder(cache))
+def test_trained_heads_speak_of_new_trials_as_the_book_does(pair: Any, book: OofLogits, cache: Path) -> None:
+    known = load_trained(heads_folder(cache))
     assert known.heads == CONFIG.heads and known.classes == small_sets.CLASSES and known.taps == CONFIG.taps
     new = [t for t in pair[0].trials if t.split == "validation"]
-    said = speak(known, known.preload(pair[1], new))
-    rows = book.spread(book.fold) < 0
+    said = predict_new(known, known.preload(pair[1], new))
+    rows = book.per_row(book.fold) < 0
     for head in book.heads:
         assert np.allclose(said[head], book.logits[head][rows], atol=1e-5), head
 
 
-def test_unfinished_or_damaged_heads_are_told(pair: Any, book: LogitBook, tmp_path: Path) -> None:
+def test_unfinished_or_damaged_heads_are_told(pair: Any, book: OofLogits, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no trained heads"):
-        trained(tmp_path)
+        load_trained(tmp_path)
     run(pair, tmp_path, heads=("gru",), epochs=1, folds=2)
     folder = heads_folder(tmp_path)
-    new = preload(pair[1], pair[0].trials[:1], ("block8",))
+    new = load_features(pair[1], pair[0].trials[:1], ("block8",))
     with pytest.raises(InputError, match="trained on block8, repeat_1-3x3"):
-        speak(folder, new)
+        predict_new(folder, new)
     weights = folder / "gru-fold1-0.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(StoreError, match="not readable"):
-        speak(folder, trained(folder).preload(pair[1], pair[0].trials[:1]))
+        predict_new(folder, load_trained(folder).preload(pair[1], pair[0].trials[:1]))
     (folder / "frame-fold0-1.json").unlink()
     with pytest.raises(InputError, match="not finished"):
-        trained(folder)
+        load_trained(folder)
 
 
 @pytest.mark.parametrize("groups", [2, 3])
@@ -233,11 +235,11 @@ def test_each_switch_changes_what_is_said_and_its_fingerprint(pair: Any, changed
                                                               tmp_path: Path) -> None:
     short = replace(CONFIG, heads=("gru",), folds=2, epochs=5, patience=0)
     assert replace(short, **changed).fingerprint() != short.fingerprint()
-    one, other = (train.run(*pair, c, tmp_path) for c in (short, replace(short, **changed)))
-    said = LogitBook.load(other.book).logits["gru"]
+    one, other = (train.train_heads(*pair, c, tmp_path) for c in (short, replace(short, **changed)))
+    said = OofLogits.load(other.logits_file).logits["gru"]
     assert np.isfinite(said).all()
     if changed not in ({"patience": 1},):
-        assert not np.array_equal(LogitBook.load(one.book).logits["gru"], said)
+        assert not np.array_equal(OofLogits.load(one.logits_file).logits["gru"], said)
 
 
 def test_paper_heads_train_with_plain_settings(pair: Any, tmp_path: Path) -> None:
@@ -246,13 +248,13 @@ def test_paper_heads_train_with_plain_settings(pair: Any, tmp_path: Path) -> Non
     assert all(np.isfinite(said).all() for said in book.logits.values())
 
 
-def test_a_refit_learns_from_validation_too_and_stands_apart(pair: Any, book: LogitBook, tmp_path: Path) -> None:
+def test_a_refit_learns_from_validation_too_and_stands_apart(pair: Any, book: OofLogits, tmp_path: Path) -> None:
     """Folds over train and validation, every row of both out of fold; the plain books keep the name they had."""
     dataset, store = pair
     last = dataset.trials[-1]
     dataset = replace(dataset, trials=(*dataset.trials[:-1], replace(last, split="test", labels=None)))
-    report = train.run(dataset, store, replace(CONFIG, refit="all", epochs=2), tmp_path)
-    refit = LogitBook.load(report.book)
+    report = train.train_heads(dataset, store, replace(CONFIG, refit="all", epochs=2), tmp_path)
+    refit = OofLogits.load(report.logits_file)
     split = np.array(refit.split)
     assert (refit.fold[split != "test"] >= 0).all() and (refit.fold[split == "test"] == -1).all()
     for record in refit.provenance["heads"]:
@@ -263,8 +265,9 @@ def test_a_refit_learns_from_validation_too_and_stands_apart(pair: Any, book: Lo
     said = refit.provenance["settings"]
     assert said["refit"] == "all" and "refit" not in book.provenance["settings"]
     assert "refit" not in CONFIG.settings() and replace(CONFIG, refit="none").fingerprint() == CONFIG.fingerprint()
-    assert trained(report.heads).folds == 3 and report.heads.name == refit.fingerprint[:12]
-    assert train.current(tmp_path, dataset.name) == report.book, "what `stack` and `predict` take from now on"
+    assert load_trained(report.heads).folds == 3 and report.heads.name == refit.fingerprint[:12]
+    assert train.current_logits_file(tmp_path,
+                                     dataset.name) == report.logits_file, "what `stack` and `predict` take from now on"
 
 
 def test_clip_level_heads_learn_a_set_with_one_label_a_clip(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from streams import CLASSES, write_clip, write_set
 
 from fercache.cli import main
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 
 MAP, POOLED = "mixed_7a-map", "repeat_1"
 SMALL = ("--folds", "2", "--members", "2", "--width", "16")
@@ -33,9 +33,9 @@ def call(home: Path, command: str, *more: object) -> Result:
     return CliRunner().invoke(main, words(home, command, *more), catch_exceptions=False)
 
 
-def book_of(home: Path) -> LogitBook:
+def book_of(home: Path) -> OofLogits:
     pointer, = (home / "cache" / "logits").glob("*/current.json")
-    return LogitBook.load(pointer.parent / json.loads(pointer.read_text())["book"])
+    return OofLogits.load(pointer.parent / json.loads(pointer.read_text())["book"])
 
 
 def heads_of(home: Path) -> set[Path]:

@@ -24,7 +24,7 @@ from fercache.maintenance import export, importer, verify
 from fercache.maintenance.import_formats import WIDEST, csv_pieces
 from fercache.runtime.uri import Url
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import CLOCK, SEGMENT
+from fercache.store.layout import FRAME_COLUMNS, SEGMENT
 
 FORMATS = ("h5", "npz", "npy", "parquet")
 ENDING = {"h5": "out.h5", "parquet": "out.parquet", "npz": "out", "npy": "out"}
@@ -36,10 +36,10 @@ def store_of(path: Path, clips: dict[str, int], taps: dict[str, tuple[int, ...]]
     for i, (name, frames) in enumerate(clips.items()):
         rng = np.random.default_rng([seed, i])
         clock = np.column_stack([np.arange(1, frames + 1), np.cumsum(rng.random(frames)),
-                                 rng.normal(size=(frames, len(CLOCK) - 2))])
+                                 rng.normal(size=(frames, len(FRAME_COLUMNS) - 2))])
         clock[rng.random(frames) < 0.3, 3:] = np.nan
         with store.writer(name, source={"size": i}, provenance={}) as writer:
-            writer.set_clock(clock)
+            writer.set_frame_table(clock)
             for start in range(0, frames, SEGMENT):
                 rows = min(SEGMENT, frames - start)
                 bits = {tap: rng.integers(0, 0x7C00, (rows, *shape), np.uint16) | rng.choice(
@@ -50,7 +50,7 @@ def store_of(path: Path, clips: dict[str, int], taps: dict[str, tuple[int, ...]]
 
 
 def there_and_back(store: EmbeddingStore, to: str, folder: Path) -> EmbeddingStore:
-    export.export(store, to, folder / ENDING[to])
+    export.export_store(store, to, folder / ENDING[to])
     report = importer.import_features(folder / ENDING[to], "back", folder / "features")
     assert not report.failed and sorted(report.clips) == sorted(store)
     return EmbeddingStore.open(report.store)
@@ -65,8 +65,8 @@ def test_a_round_trip_is_exact(tmp_path: Path, to: str) -> None:
     for clip in store:
         for tap in store.taps:
             np.testing.assert_array_equal(back[clip].read(tap).view(np.uint16), store[clip].read(tap).view(np.uint16))
-        assert back[clip].clock.tobytes() == store[clip].clock.tobytes()
-    assert verify.verify(back.path).whole
+        assert back[clip].frame_table.tobytes() == store[clip].frame_table.tobytes()
+    assert verify.verify_store(back.path).whole
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
@@ -92,15 +92,15 @@ def test_any_name_and_shape_round_trips(tmp_path: Path, to: str, clips: dict[str
 
 def test_chosen_clips_and_taps(tmp_path: Path) -> None:
     store = store_of(tmp_path / "casia-1.zarr", {"a": 3, "b": 4}, {"x": (2,), "y": (3,)})
-    export.export(store, "h5", tmp_path / "out.h5", clips=["b"], taps=["y"])
+    export.export_store(store, "h5", tmp_path / "out.h5", clips=["b"], taps=["y"])
     with h5py.File(tmp_path / "out.h5") as file:
         assert list(file) == ["b"] and sorted(file["b"]) == ["clock", "y"]
-        assert list(file["b/clock"].attrs["columns"]) == list(CLOCK)
+        assert list(file["b/clock"].attrs["columns"]) == list(FRAME_COLUMNS)
     for wrong in ({"clips": ["c"]}, {"taps": ["z"]}):
         with pytest.raises(InputError, match="does not hold"):
-            export.export(store, "h5", tmp_path / "other.h5", **wrong)
+            export.export_store(store, "h5", tmp_path / "other.h5", **wrong)
     with pytest.raises(InputError, match="there already"):
-        export.export(store, "h5", tmp_path / "out.h5")
+        export.export_store(store, "h5", tmp_path / "out.h5")
     assert not (tmp_path / "other.h5").exists()
 
 
@@ -133,8 +133,8 @@ def test_features_made_elsewhere(tmp_path: Path, kind: str) -> None:
     wanted = np.zeros((1030, 4), np.float16)
     wanted[FRAMES - 1] = ROWS.astype(np.float16)
     np.testing.assert_array_equal(clip.read("features"), wanted)
-    np.testing.assert_array_equal(np.flatnonzero(clip.clock["valid"]) + 1, FRAMES)
-    np.testing.assert_array_equal(clip.clock["time_s"], np.arange(1030) / 25)
+    np.testing.assert_array_equal(np.flatnonzero(clip.frame_table["valid"]) + 1, FRAMES)
+    np.testing.assert_array_equal(clip.frame_table["time_s"], np.arange(1030) / 25)
     again = importer.import_features(tmp_path / "in" if kind == "npz" else next((tmp_path / "in").iterdir()),
                                      "effnet", tmp_path / "features" / "set", fps=25)
     assert again.store == report.store and again.cached == ["v"] and not again.clips
@@ -278,7 +278,7 @@ def peak() -> int:
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_cut_file_is_never_half_imported(tmp_path: Path, to: str) -> None:
     store = store_of(tmp_path / "casia-1.zarr", {"a": 600}, {"x": (64,)})
-    export.export(store, to, tmp_path / ENDING[to])
+    export.export_store(store, to, tmp_path / ENDING[to])
     whole = sorted(p for p in [tmp_path / ENDING[to], *(tmp_path / ENDING[to]).rglob("*")] if p.is_file())
     for path in whole:
         data = path.read_bytes()
@@ -366,7 +366,7 @@ def test_without_pyarrow_it_says_what_to_install(tmp_path: Path, monkeypatch: py
     store = store_of(tmp_path / "casia-1.zarr", {"a": 3}, {"x": (2,)})
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtra, match="pyarrow"):
-        export.export(store, "parquet", tmp_path / "o.parquet")
+        export.export_store(store, "parquet", tmp_path / "o.parquet")
 
 
 def test_into_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from fercache import logits_import
 from fercache.backbones import weights
 from fercache.cli import main, maintenance
 from fercache.config import DatasetConfig, ExtractConfig, StackConfig, TrainConfig
-from fercache.data import load
+from fercache.data import load_dataset
 from fercache.extraction import job
 from fercache.stacking import inputs, stack
 from fercache.store.embedding_store import EmbeddingStore
@@ -144,8 +144,8 @@ def recipes(home: Path, weights_at: Path) -> tuple[Path, Path]:
     (home / "stages").mkdir()
     (home / "stages" / "dataset.toml").write_text('dataset = "table"\nclips = "clips"\nname = "named"\n')
     (home / "stages" / "extract.toml").write_text('taps = ["block8"]\n')
-    cnn = weights.resolve("casia-webface", home / "cache" / "weights")
-    dataset = load(DatasetConfig(dataset="table", clips="clips", name="named"), home / "cache")
+    cnn = weights.resolve_weights("casia-webface", home / "cache" / "weights")
+    dataset = load_dataset(DatasetConfig(dataset="table", clips="clips", name="named"), home / "cache")
     made = []
     for taps in (("block8",), ("repeat_2",)):
         config = ExtractConfig(taps=taps)
@@ -203,10 +203,10 @@ def test_gc_of_a_link_leaves_what_it_leads_to(recipes: tuple[Path, Path], home: 
     assert not link.is_symlink() and list(EmbeddingStore.open(kept.path)) == ["a"]
 
 
-def learnt(home: Path, path: Path) -> maintenance.Trains:
+def learnt(home: Path, path: Path) -> maintenance.TrainingSettings:
     """Return where what is learnt from the recipes' store lies."""
-    dataset = load(DatasetConfig(dataset="table", clips="clips", name="named"), home / "cache")
-    return maintenance.Trains(home / "cache", dataset, EmbeddingStore.open(home / path))
+    dataset = load_dataset(DatasetConfig(dataset="table", clips="clips", name="named"), home / "cache")
+    return maintenance.TrainingSettings(home / "cache", dataset, EmbeddingStore.open(home / path))
 
 
 def waste() -> set[str]:
@@ -217,13 +217,13 @@ def waste() -> set[str]:
 
 def test_gc_knows_stack_runs_with_imported_logits(recipes: tuple[Path, Path], home: Path) -> None:
     """A run with --logits stays as long as its logits do; imported logits stay, whatever the recipes say."""
-    cache, path = home / "cache", learnt(home, recipes[0]).book(TrainConfig())
+    cache, path = home / "cache", learnt(home, recipes[0]).logits_file(TrainConfig())
     (home / "stages" / "stack.toml").write_text("bootstrap = 0\n")
     simulate(groups=4, frames=60, dataset="named").save(path)
     far = simulate(groups=4, frames=60, dataset="named", heads=("far",), provenance={"level": "frame"})
     far.save(logits_import.path_of(cache, "named", "far"))
     for logits, seed in (((), 0), (("far",), 0), (("far",), 1)):
-        run = stack.run(inputs.book_of(cache, "named", path, logits),
+        run = stack.run_stack(inputs.load_logits(cache, "named", path, logits),
                         StackConfig(bootstrap=0, seed=seed, logits=logits),
                         cache / "stack")
     found = waste()
@@ -242,7 +242,7 @@ def test_gc_knows_runs_of_imported_logits_alone(home: Path) -> None:
         simulate(groups=4, frames=60, dataset="films", heads=(name,), provenance={"level": "frame"}).save(
             logits_import.path_of(cache, "films", name))
     for logits in ((), ("one",)):
-        stack.run(inputs.book_of(cache, "films", None, logits or ("one", "two")),
+        stack.run_stack(inputs.load_logits(cache, "films", None, logits or ("one", "two")),
                   StackConfig(bootstrap=0, logits=logits), cache / "stack")
     (cache / "stack" / "films" / ("0" * 12)).mkdir()
     assert waste() == {f"stack/films/{'0' * 12}"}
@@ -256,8 +256,8 @@ def test_gc_knows_the_books_of_an_ablation(recipes: tuple[Path, Path], home: Pat
     named_ = [replace(usual, seed=1), replace(usual, loss="focal"), replace(usual, loss="focal", seed=1),
               replace(usual, folds=3)]
     for config in (*named_, replace(usual, loss="focal", seed=2)):
-        book(trains.book(config), "a")
-    other = trains.book(replace(usual, loss="focal", seed=2))
+        book(trains.logits_file(config), "a")
+    other = trains.logits_file(replace(usual, loss="focal", seed=2))
     assert waste() == {str(recipes[1].relative_to("cache")), f"logits/named/{other.name}"}
 
 

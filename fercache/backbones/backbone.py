@@ -15,7 +15,7 @@ from fercache.backbones.onnx import OnnxNet
 from fercache.backbones.taps import tap_shapes
 from fercache.backbones.weights.files import Weights
 from fercache.errors import InputError
-from fercache.runtime.devices import bf16_pays, resolve_device, spread
+from fercache.runtime.devices import bf16_pays, map_threads, resolve_device
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +94,9 @@ class Backbone:
             if device != "cpu":
                 raise InputError(f"the backend openvino runs on cpu, not on {device}", where="backend",
                                  hint="choose --backend torch or --device cpu")
-            from fercache.backbones.onnx import VinoNet  # an optional extra
+            from fercache.backbones.onnx import OpenVinoNet  # an optional extra
 
-            return cls(VinoNet(weights, taps, precision=precision, batch=size, threads=torch.get_num_threads()),
+            return cls(OpenVinoNet(weights, taps, precision=precision, batch=size, threads=torch.get_num_threads()),
                        device, size, precision)
         return cls(InceptionNet(weights, taps, precision=precision, device=torch.device(device)), device, size,
                    precision)
@@ -109,7 +109,7 @@ class Backbone:
         """Return what `embed` does, of at most `batch` crops and in the calling thread alone."""
         return halved(self._batch(crops))
 
-    def embed32(self, crops: NDArray[np.uint8], run: Callable[..., list[Any]] = spread
+    def embed32(self, crops: NDArray[np.uint8], run: Callable[..., list[Any]] = map_threads
                 ) -> dict[str, NDArray[np.float32]]:
         """Return {tap: (n, ...) float32}: what `embed` returns, before the cast.
 

@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fercache.backbones import facenet
 from fercache.backbones.taps import BLOCKS, EMBEDDING, GRID, block_of, tap_shapes
 from fercache.backbones.weights import files
-from fercache.runtime.devices import settled
+from fercache.runtime.devices import resolve_threads
 
 STEM = ("conv2d_1a", "conv2d_2a", "conv2d_2b", "maxpool_3a", "conv2d_3b", "conv2d_4a")
 STEPS = (*STEM, *BLOCKS)
@@ -22,7 +22,7 @@ CENTRE, SCALE = 127.5, 128.0
 """facenet-pytorch's fixed standardisation of pixels: (x - 127.5) / 128."""
 
 
-class Tapped(nn.Module):
+class TappedInception(nn.Module):
     """InceptionResnetV1 as a net from pixels to taps, in float32 until `ready` says otherwise.
 
     Attributes
@@ -41,7 +41,7 @@ class Tapped(nn.Module):
         self.linear, self.norm = net.last_linear, net.last_bn
         self.arithmetic = torch.float32
 
-    def ready(self, device: torch.device, arithmetic: torch.dtype) -> Tapped:
+    def ready(self, device: torch.device, arithmetic: torch.dtype) -> TappedInception:
         """Return the net where and in what it will run; means and the identity vector stay in float32."""
         self.to(device)
         self.parts.to(arithmetic)
@@ -77,8 +77,8 @@ class InceptionNet:
     def __init__(self, source: files.Weights, taps: Sequence[str], *, precision: str, device: torch.device) -> None:
         self.shapes = tap_shapes(taps)
         self.device = device
-        self.net = Tapped(source, taps).eval().ready(device, TYPES[precision])
-        settled(str(device))
+        self.net = TappedInception(source, taps).eval().ready(device, TYPES[precision])
+        resolve_threads(str(device))
 
     @torch.inference_mode()
     def __call__(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
@@ -106,7 +106,7 @@ def load(source: files.Weights) -> facenet.InceptionResnetV1:
         The weights were altered.
     """
     net = facenet.InceptionResnetV1().eval().requires_grad_(False)
-    state = files.tensors(source)
+    state = files.read_tensors(source)
     net.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()}, strict=True)
     return net
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fercache.backbones.inception import Tapped
+from fercache.backbones.inception import TappedInception
 from fercache.backbones.taps import CROP_PX, tap_shapes
 from fercache.backbones.weights import files
 from fercache.backbones.weights.files import Weights
@@ -126,7 +126,7 @@ def _open(runtime: ModuleType, weights: Weights, device: str) -> Any:
 PRECISIONS = {"float32": "f32", "bf16": "bf16"}
 
 
-class VinoNet:
+class OpenVinoNet:
     """facenet-pytorch's InceptionResnetV1, converted from torch; `shapes` says what a call returns.
 
     Notes
@@ -145,7 +145,7 @@ class VinoNet:
         runtime = _openvino_runtime()
         self.shapes = tap_shapes(taps)
         shape = (batch, CROP_PX, CROP_PX, 3)
-        model = runtime.convert_model(Tapped(source, taps).eval(), input=list(shape),
+        model = runtime.convert_model(TappedInception(source, taps).eval(), input=list(shape),
                                       example_input=torch.zeros(shape, dtype=torch.uint8))
         compiled = runtime.Core().compile_model(model, "CPU", {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision], "NUM_STREAMS": threads,

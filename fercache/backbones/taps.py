@@ -62,7 +62,7 @@ IDENTITY = "embedding"
 """The net's last vector, which says who somebody is."""
 
 
-def views_of(tap: str) -> str:
+def tap_views(tap: str) -> str:
     """Return under which name a store keeps the views of a tap, (T, V - 1, ...)."""
     return tap + "_views"
 

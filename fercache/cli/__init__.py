@@ -10,13 +10,13 @@ import click
 
 from fercache import __version__, recipe
 from fercache.cli import diagnostics, exchange, maintenance, pipeline, results
-from fercache.cli.context import PLACE, Home
+from fercache.cli.context import LOCATION, Context
 from fercache.errors import FercacheError
-from fercache.runtime.uri import Place
+from fercache.runtime.uri import Location
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--cache", type=PLACE, default=None, help="Folder of everything that is generated, or a URL (s3://, "
+@click.option("--cache", type=LOCATION, default=None, help="Folder of everything that is generated, or a URL (s3://, "
               "gs://): then the features lie there, all else in --local-cache.  [default: cache]")
 @click.option("--local-cache", type=click.Path(path_type=Path), default=None,
               help="Folder of weights, logits, heads and stacks when --cache is a URL.  [default: cache]")
@@ -25,7 +25,7 @@ from fercache.runtime.uri import Place
 @click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")
 @click.version_option(__version__, prog_name="fercache")
 @click.pass_context
-def main(ctx: click.Context, cache: Place | None, local_cache: Path | None, stages: Path | None, verbose: bool,
+def main(ctx: click.Context, cache: Location | None, local_cache: Path | None, stages: Path | None, verbose: bool,
          quiet: bool) -> None:
     """Run a face CNN once over every frame, keep what it saw, train expression models on it all day.
 
@@ -40,7 +40,7 @@ def main(ctx: click.Context, cache: Place | None, local_cache: Path | None, stag
         recipe.check_folder(stages or Path("stages"), stages is not None)
     except FercacheError as error:
         raise click.UsageError(str(error)) from error
-    ctx.obj = Home().moved(cache, local_cache, stages)
+    ctx.obj = Context().moved(cache, local_cache, stages)
 
 
 for command in (*pipeline.EXTRACT_COMMANDS, *pipeline.PIPELINE_COMMANDS, *pipeline.PREDICT_COMMANDS,

@@ -19,11 +19,11 @@ import click
 from fercache import recipe
 from fercache.config import Config, DatasetConfig
 from fercache.errors import BrokenOff, FercacheError, InputError
-from fercache.runtime.uri import Place, Url, as_place
+from fercache.runtime.uri import Location, Url, as_location
 
 if TYPE_CHECKING:
     from fercache.data.base import Dataset
-    from fercache.oof import LogitBook
+    from fercache.oof import OofLogits
 
 log = logging.getLogger('fercache')
 
@@ -37,7 +37,7 @@ CHOOSES_DATA = ("root", "clips")
 """Flags that name a data set: when one is typed, the recipe's data set is put aside as a whole."""
 
 
-class Names(click.ParamType[tuple[str, ...]]):
+class CommaList(click.ParamType[tuple[str, ...]]):
     """Several words with commas between them."""
 
     name = "a,b,..."
@@ -49,20 +49,20 @@ class Names(click.ParamType[tuple[str, ...]]):
         return tuple(str(word) for word in value)
 
 
-class PlaceType(click.ParamType[Place]):
+class LocationType(click.ParamType[Location]):
     """A path, or a URL that fsspec opens (s3://, gs://)."""
 
     name = "place"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:
         """Return the path or URL."""
         try:
-            return as_place(value)
+            return as_location(value)
         except InputError as error:
             self.fail(str(error), param, ctx)
 
 
-PLACE = PlaceType()
+LOCATION = LocationType()
 
 
 def config_options(kind: type[Config], default: str = "") -> Callable[[F], F]:
@@ -90,7 +90,7 @@ def config_options(kind: type[Config], default: str = "") -> Callable[[F], F]:
 def _type(hint: Any, entry: dataclasses.Field[Any]) -> click.ParamType[Any]:
     """Return click's type for a field."""
     if isinstance(hint, types.GenericAlias):
-        return Names()
+        return CommaList()
     if entry.metadata["choices"]:
         return click.Choice(entry.metadata["choices"])
     return {str: click.STRING, int: click.INT, float: click.FLOAT}[hint]
@@ -103,7 +103,7 @@ def _help(entry: dataclasses.Field[Any], instead: str) -> str:
     return f"{entry.metadata['help']}  [default: {default}]" if default != "" else str(entry.metadata["help"])
 
 
-def make(kind: type[C], command: str, stages: Path, typed: dict[str, Any]) -> C:
+def make_config(kind: type[C], command: str, stages: Path, typed: dict[str, Any]) -> C:
     """Return the configuration: what was `typed` beats the recipe of `command`, which beats the default.
 
     Raises
@@ -112,7 +112,7 @@ def make(kind: type[C], command: str, stages: Path, typed: dict[str, Any]) -> C:
         A recipe names an unknown key, or a value is out of its choices or bounds.
     """
     typed = {name: typed[name] for name in (f.name for f in dataclasses.fields(kind)) if typed.get(name) is not None}
-    said = recipe.load(stages, command)
+    said = recipe.load_recipe(stages, command)
     if kind is DatasetConfig and (typed.get("dataset") == "demo" or any(name in typed for name in CHOOSES_DATA)):
         said = {}
     hints = typing.get_type_hints(kind)
@@ -128,7 +128,7 @@ def _typed(kind: type[Config], name: str, hint: Any, value: Any) -> Any:
         It is of another type.
     """
     if isinstance(hint, types.GenericAlias):
-        return Names().convert(value, None, None)
+        return CommaList().convert(value, None, None)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
@@ -141,7 +141,7 @@ STOPPED = 130
 
 
 @dataclass
-class Home:
+class Context:
     """Where the cache and the recipes are.
 
     Attributes
@@ -155,34 +155,34 @@ class Home:
     remote: Url | None = None
 
     @property
-    def features(self) -> Place:
+    def features(self) -> Location:
         """The cache, as far as features are meant: the folder, or the URL."""
         return self.remote or self.cache
 
-    def moved(self, cache: Place | None, local: Path | None, stages: Path | None) -> Home:
+    def moved(self, cache: Location | None, local: Path | None, stages: Path | None) -> Context:
         """Return where things are after a command's own flags."""
         remote = cache if isinstance(cache, Url) else self.remote if cache is None else None
         folder = local or (cache if isinstance(cache, Path) else None) or self.cache
-        return Home(folder, stages or self.stages, remote)
+        return Context(folder, stages or self.stages, remote)
 
     def config(self, kind: type[C], command: str, typed: dict[str, Any]) -> C:
         """Return the configuration of a command: typed flags, its recipe, the defaults; the log says which recipe."""
-        made = make(kind, command, self.stages, typed)
-        log.info("%s: %s, fingerprint %s", command, recipe.where(self.stages, command), made.fingerprint()[:12])
+        made = make_config(kind, command, self.stages, typed)
+        log.info("%s: %s, fingerprint %s", command, recipe.recipe_path(self.stages, command), made.fingerprint()[:12])
         return made
 
     def is_logits(self, typed: dict[str, Any]) -> bool:
         """Return whether the data set is nothing but imported logits."""
-        return make(DatasetConfig, "dataset", self.stages, typed).dataset == "logits"
+        return make_config(DatasetConfig, "dataset", self.stages, typed).dataset == "logits"
 
     def dataset_name(self, typed: dict[str, Any]) -> str:
         """Return the name in the cache of the data set that flags or `dataset.toml` name; imported logits are one."""
         from fercache import data
 
-        config = make(DatasetConfig, "dataset", self.stages, typed)
+        config = make_config(DatasetConfig, "dataset", self.stages, typed)
         return data.logits_name(config) if config.dataset == "logits" else self.dataset(typed).name
 
-    def book(self, typed: dict[str, Any], path: Path | None, names: tuple[str, ...]) -> LogitBook:
+    def load_logits(self, typed: dict[str, Any], path: Path | None, names: tuple[str, ...]) -> OofLogits:
         """Return a book of logits, by its path or the last one of the data set, with imported logits beside the heads.
 
         Raises
@@ -195,63 +195,64 @@ class Home:
         from fercache.training import train
 
         dataset = self.dataset_name(typed)
-        trained = path or train.current_or_none(self.cache, dataset)
+        trained = path or train.current_logits_file_or_none(self.cache, dataset)
         if not names and self.is_logits(typed):
-            names = tuple(logits_import.names(self.cache, dataset))
+            names = tuple(logits_import.imported_names(self.cache, dataset))
         if not trained and not names:
-            train.current(self.cache, dataset)  # says what is missing
-        return inputs.book_of(self.cache, dataset, trained, names)
+            train.current_logits_file(self.cache, dataset)  # says what is missing
+        return inputs.load_logits(self.cache, dataset, trained, names)
 
     def dataset(self, typed: dict[str, Any], told: bool = True) -> Dataset:
         """Return the data set that flags or `dataset.toml` name; what is wrong with its clips is `told` on stderr."""
         from fercache import data
         from fercache.data import base, demo
 
-        config = make(DatasetConfig, "dataset", self.stages, typed)
+        config = make_config(DatasetConfig, "dataset", self.stages, typed)
         if config.dataset == "demo" and not (config.root or config.clips):
-            demo.fetch(self.cache / "clips")
-        found = data.load(config, self.cache)
+            demo.fetch_demo_clips(self.cache / "clips")
+        found = data.load_dataset(config, self.cache)
         log.info("data set %s: %d clips", found.name, len(found.trials))
         if found.notice:
             log.info("note: %s", found.notice)
         for problem, names in base.grouped(found.problems) if told else ():
-            log.warning("%s", replace(problem, where=base.some(names)))
+            log.warning("%s", replace(problem, where=base.shorten_list(names)))
         return found
 
 
-def places(function: F) -> F:
+def location_options(function: F) -> F:
     """Let a command take --cache and --stages too, and end every foreseeable error as a message and an exit code."""
-    @click.option("--cache", type=PLACE, default=None, help="Folder of what is generated, or a URL for the features.")
+    @click.option("--cache", type=LOCATION, default=None,
+                  help="Folder of what is generated, or a URL for the features.")
     @click.option("--local-cache", type=click.Path(path_type=Path), default=None, help="See `fercache --help`.")
     @click.option("--stages", type=click.Path(path_type=Path), default=None, help="Folder of recipes.")
     @functools.wraps(function)
-    def command(cache: Place | None, local_cache: Path | None, stages: Path | None, **typed: Any) -> None:
-        home = click.get_current_context().find_object(Home) or Home()
+    def command(cache: Location | None, local_cache: Path | None, stages: Path | None, **typed: Any) -> None:
+        home = click.get_current_context().find_object(Context) or Context()
         with_places = home.moved(cache, local_cache, stages)
         recipe.check_folder(with_places.stages, stages is not None)
-        end(function, with_places, typed)
+        end_command(function, with_places, typed)
     return cast(F, command)
 
 
-def end(function: Callable[..., Any], home: Home, typed: dict[str, Any]) -> None:
+def end_command(function: Callable[..., Any], home: Context, typed: dict[str, Any]) -> None:
     """Run a command; leave with its exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = function(home, **typed)
     except FercacheError as error:
-        say_error(str(error))
+        print_error(str(error))
         code = error.exit_code
     except KeyboardInterrupt:
-        say_error("stopped; what is committed stays, the same command goes on from there")
+        print_error("stopped; what is committed stays, the same command goes on from there")
         code = STOPPED
     except OSError as error:  # disk full, permission taken away, file system gone: nothing of ours to mend
-        say_error(f"{error.filename or 'the file system'}: {error.strerror or error}\n"
+        print_error(f"{error.filename or 'the file system'}: {error.strerror or error}\n"
                   "  next: make room or mend permissions; what is committed stays, the same command goes on from there")
         code = BrokenOff.exit_code
     if code:
         sys.exit(code)
 
 
-def say_error(text: str) -> None:
+def print_error(text: str) -> None:
     """Print an error on stderr."""
     click.echo(click.style("error: ", fg="red", bold=True) + text, err=True)

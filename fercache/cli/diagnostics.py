@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fercache.cli.context import Home, config_options, places
+from fercache.cli.context import Context, config_options, location_options
 from fercache.config import AblationConfig, AuditConfig, DatasetConfig, ExtractConfig, TrainConfig
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from fercache.diagnostics.ablation import Figure, Row, Table
+    from fercache.diagnostics.ablation import AblationFigure, AblationRow, AblationTable
 
 log = logging.getLogger('fercache')
 
@@ -35,8 +35,8 @@ COLOURS = {"ok": "green", "look": "yellow", "FAIL": "red", "skipped": "blue"}
 @click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("audit.json"), show_default=True,
               help="Every finding with all its lines.")
-@places
-def audit_command(home: Home, book: Path | None, logits: str, store: Path | None, out: Path, **typed: Any) -> int:
+@location_options
+def audit_command(home: Context, book: Path | None, logits: str, store: Path | None, out: Path, **typed: Any) -> int:
     """Prove that no group crosses folds and that shuffled labels give chance; exit code 1 where something leaks."""
     from fercache import logits_import
     from fercache.diagnostics import audit
@@ -46,20 +46,21 @@ def audit_command(home: Home, book: Path | None, logits: str, store: Path | None
     config = home.config(AuditConfig, "audit", typed)
     name = home.dataset_name(typed)
     names = tuple(word.strip() for word in logits.split(",")
-                  if word.strip()) or tuple(logits_import.names(home.cache, name))
+                  if word.strip()) or tuple(logits_import.imported_names(home.cache, name))
     alone = home.is_logits(typed)
-    path = None if alone else store or job.current(home.features, name)
+    path = None if alone else store or job.current_store(home.features, name)
     with tempfile.TemporaryDirectory() as scratch:
-        subject = audit.Subject(book=home.book(typed, book, names), store=EmbeddingStore.open(path) if path else None,
+        subject = audit.AuditSubject(oof=home.load_logits(typed, book, names), store=EmbeddingStore.open(path) if path
+                                     else None,
                                dataset=None if alone else home.dataset(typed), scratch=Path(scratch),
                                training=home.config(TrainConfig, "train-heads", {}) if config.full else TrainConfig())
         findings = []
-        for found in audit.run(subject, config):
+        for found in audit.run_audit(subject, config):
             findings.append(found)
             _show(found)
-    audit.write(findings, out)
+    audit.write_audit(findings, out)
     click.echo(out)
-    return 1 if audit.failed(findings) else 0
+    return 1 if audit.any_failed(findings) else 0
 
 
 def _show(found: Any) -> None:
@@ -83,8 +84,8 @@ AUDIT_COMMANDS: tuple[click.Command, ...] = (audit_command,)
 @click.option("--rate", type=click.FloatRange(min=0), default=0.0,
               help="Frames a second to assume for the time of extraction.  [default: as measured here]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, every clip that differs in it.")
-@places
-def check_command(home: Home, fresh: bool, rate: float, as_json: bool, **typed: Any) -> int:
+@location_options
+def check_command(home: Context, fresh: bool, rate: float, as_json: bool, **typed: Any) -> int:
     """The data set against its clips: every mismatch, and what extraction will cost. No CNN is run.
 
     \b
@@ -93,8 +94,8 @@ def check_command(home: Home, fresh: bool, rate: float, as_json: bool, **typed: 
     from fercache.diagnostics import check
 
     config = home.config(ExtractConfig, "extract", typed)
-    report = check.run(home.dataset(typed, told=False), config, home.cache, fresh=fresh, rate=rate)
-    click.echo(json.dumps(report.json(), indent=1) if as_json else "\n".join(check.lines(report)))
+    report = check.check_dataset(home.dataset(typed, told=False), config, home.cache, fresh=fresh, rate=rate)
+    click.echo(json.dumps(report.json(), indent=1) if as_json else "\n".join(check.report_lines(report)))
     return 1 if report.lost else 0
 
 
@@ -109,8 +110,8 @@ CHECK_COMMANDS: tuple[click.Command, ...] = (check_command,)
 @click.option("--quick", is_flag=True, help="A first look: one seed, three folds.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("ablation.csv"), show_default=True,
               help="Table: NAME.csv, and NAME.json beside it.")
-@places
-def ablation_command(home: Home, store: Path | None, quick: bool, out: Path, **typed: Any) -> int:
+@location_options
+def ablation_command(home: Context, store: Path | None, quick: bool, out: Path, **typed: Any) -> int:
     """What each choice of stage two is worth on a store: taps, switches and heads, paired with the default.
 
     Everything is out of fold on the training groups. Rows that were trained before are not trained again.
@@ -121,21 +122,21 @@ def ablation_command(home: Home, store: Path | None, quick: bool, out: Path, **t
     from fercache.extraction import job
     from fercache.store.embedding_store import EmbeddingStore
 
-    ablation.check(out)
+    ablation.check_out(out)
     base, config = home.config(TrainConfig, "train-heads", typed), home.config(AblationConfig, "ablation", typed)
     if quick:
-        base, config = ablation.quick(base, config)
+        base, config = ablation.quick_config(base, config)
     dataset = home.dataset(typed)
-    path = store or job.current(home.features, dataset.name)
+    path = store or job.current_store(home.features, dataset.name)
     log.info("store %s", path)
-    table = ablation.run(dataset, EmbeddingStore.open(path), base, config, home.cache)
-    ablation.write(table, out)
+    table = ablation.run_ablation(dataset, EmbeddingStore.open(path), base, config, home.cache)
+    ablation.write_ablation(table, out)
     Console().print(_shown(table))
     click.echo(out)
     return 1 if any(row.failed for row in table.rows) else 0
 
 
-def _shown(table: Table) -> RenderableType:
+def _shown(table: AblationTable) -> RenderableType:
     """Return the table for 80 columns."""
     from rich import box
     from rich.console import Group
@@ -160,23 +161,23 @@ def _shown(table: Table) -> RenderableType:
     return Group(*parts)
 
 
-def _caption(table: Table) -> str:
+def _caption(table: AblationTable) -> str:
     return (f"no intervals: {table.why_none}" if table.why_none else
             "* and brackets: paired difference from the default, 95 % by bootstrap over groups; * leaves 0 out")
 
 
-def _line(row: Row, columns: list[str]) -> list[str]:
+def _line(row: AblationRow, columns: list[str]) -> list[str]:
     """Return the cells of a row."""
     if row.skipped:
         return [f"{row.name} ({row.skipped})", *[""] * (len(columns) + 1)]
     return [row.name, *(_score(row.figures.get(name)) for name in columns), _difference(row)]
 
 
-def _score(figure: Figure | None) -> str:
+def _score(figure: AblationFigure | None) -> str:
     return "" if figure is None else f"{figure.macro_f1:.3f}{'*' if figure.sure else ' '}"
 
 
-def _difference(row: Row) -> str:
+def _difference(row: AblationRow) -> str:
     """Return the difference of the heads' mean from the default's, with its interval."""
     figure = row.figures.get("mean")
     if figure is None or not row.changed:

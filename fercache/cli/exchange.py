@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from fercache.cli.context import PLACE, Home, Names, config_options, places
+from fercache.cli.context import LOCATION, CommaList, Context, config_options, location_options
 from fercache.config import DatasetConfig, LogitsConfig
 from fercache.errors import InputError
-from fercache.runtime.uri import Place
+from fercache.runtime.uri import Location
 
 log = logging.getLogger('fercache')
 
@@ -21,22 +21,23 @@ FORMATS = ("h5", "npz", "parquet", "npy")
 
 @click.command("export")
 @config_options(DatasetConfig)
-@click.option("--store", type=PLACE, help="Embedding store, a path or URL.  [default: the last one extracted]")
+@click.option("--store", type=LOCATION, help="Embedding store, a path or URL.  [default: the last one extracted]")
 @click.option("--to", type=click.Choice(FORMATS), required=True,
               help="h5 and parquet write one file, npz and npy a folder.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File or folder; must not be there yet.")
-@click.option("--only", type=Names(), default=(), help="Clips to export.  [default: all]")
-@click.option("--taps", type=Names(), default=(), help="Taps to export.  [default: all]")
-@places
-def export_command(home: Home, store: Place | None, to: str, out: Path, only: tuple[str, ...], taps: tuple[str, ...],
+@click.option("--only", type=CommaList(), default=(), help="Clips to export.  [default: all]")
+@click.option("--taps", type=CommaList(), default=(), help="Taps to export.  [default: all]")
+@location_options
+def export_command(home: Context, store: Location | None, to: str, out: Path, only: tuple[str, ...],
+                   taps: tuple[str, ...],
            **typed: Any) -> int:
     """Write features and clock of a store as files that other tools read, bit for bit."""
     from fercache.extraction import job
     from fercache.maintenance import export
     from fercache.store.embedding_store import EmbeddingStore
 
-    path = store or job.current(home.features, home.dataset(typed).name)
-    report = export.export(EmbeddingStore.open(path), to, out, clips=only, taps=taps)
+    path = store or job.current_store(home.features, home.dataset(typed).name)
+    report = export.export_store(EmbeddingStore.open(path), to, out, clips=only, taps=taps)
     log.info("%d clips, %d frames written", report.clips, report.frames)
     click.echo(report.out)
     return 0
@@ -49,8 +50,8 @@ def export_command(home: Home, store: Place | None, to: str, out: Path, only: tu
 @click.option("--fps", type=click.FloatRange(1e-3, 1e6), default=30.0, show_default=True,
               help="Frames a second, where the file holds no clock.")
 @config_options(DatasetConfig)
-@places
-def import_command(home: Home, path: Path, as_: str, fps: float, **typed: Any) -> int:
+@location_options
+def import_command(home: Context, path: Path, as_: str, fps: float, **typed: Any) -> int:
     """Make a store of features that were made elsewhere, beside the extracted ones, on the same frame clock.
 
     PATH is an HDF5 file (file[clip]['00001'], or file[clip] of one row a frame), a folder of one .npz or .npy a clip,
@@ -84,8 +85,8 @@ def logits_group() -> None:
 @click.argument("source", metavar="NAME")
 @config_options(DatasetConfig)
 @config_options(LogitsConfig)
-@places
-def logits_import_command(home: Home, source: str, **typed: Any) -> int:
+@location_options
+def logits_import_command(home: Context, source: str, **typed: Any) -> int:
     """Keep the predictions of a table as NAME, for `fercache stack --logits NAME`.
 
     \b
@@ -98,7 +99,7 @@ def logits_import_command(home: Home, source: str, **typed: Any) -> int:
     if not config.table or not config.provenance:
         raise InputError("say where the predictions are, and who made them", where="logits import",
                          hint="--table FILE --provenance out-of-fold|held-out|in-sample")
-    path, _ = logits_import.run(source, config, home.dataset_name(typed), home.cache)
+    path, _ = logits_import.import_logits(source, config, home.dataset_name(typed), home.cache)
     click.echo(path)
     return 0
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fercache.cli.context import PLACE, Home, config_options, make, places
+from fercache.cli.context import LOCATION, Context, config_options, location_options, make_config
 from fercache.config import AblationConfig, DatasetConfig, ExtractConfig, StackConfig, TrainConfig
 from fercache.errors import FercacheError, InputError, StoreError, WeightsError
 from fercache.runtime import atomic_io
-from fercache.runtime.uri import Place
+from fercache.runtime.uri import Location
 
 if TYPE_CHECKING:
     from fercache.data.base import Dataset
-    from fercache.maintenance.gc import Waste
+    from fercache.maintenance.gc import Unreferenced
     from fercache.maintenance.verify import ClipDiff, DiffReport, VerifyReport
     from fercache.store.embedding_store import EmbeddingStore
 
@@ -31,7 +31,7 @@ log = logging.getLogger('fercache')
 SHOWN = 20
 """Lines of one kind that are printed for people; --json has them all."""
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-STORE = click.option("--store", type=PLACE, help="Embedding store.  [default: the last one extracted]")
+STORE = click.option("--store", type=LOCATION, help="Embedding store.  [default: the last one extracted]")
 
 
 @click.command("verify")
@@ -39,8 +39,8 @@ STORE = click.option("--store", type=PLACE, help="Embedding store.  [default: th
 @STORE
 @click.option("--repair", is_flag=True, help="Drop the harmed clips; the next extract does them again.")
 @JSON
-@places
-def verify_command(home: Home, store: Place | None, repair: bool, as_json: bool, **typed: Any) -> int:
+@location_options
+def verify_command(home: Context, store: Location | None, repair: bool, as_json: bool, **typed: Any) -> int:
     """Read every byte of a store and compare it with the digests in the commit marks.
 
     Finds a changed bit, a missing or torn chunk, a clip of another store. Exits with 1 if there is any.
@@ -48,7 +48,7 @@ def verify_command(home: Home, store: Place | None, repair: bool, as_json: bool,
     from fercache.extraction import job
     from fercache.maintenance import verify
 
-    report = verify.verify(store or job.current(home.features, home.dataset(typed).name), repair=repair)
+    report = verify.verify_store(store or job.current_store(home.features, home.dataset(typed).name), repair=repair)
     click.echo(_dump(_verified(report)) if as_json else _verify_text(report, repair))
     return 0 if report.whole else 1
 
@@ -79,15 +79,15 @@ def _verify_text(report: VerifyReport, repair: bool) -> str:
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
 @JSON
-@places
-def diff_command(home: Home, first: Path, second: Path, as_json: bool) -> int:
+@location_options
+def diff_command(home: Context, first: Path, second: Path, as_json: bool) -> int:
     """Say which settings, taps and clips the stores FIRST and SECOND differ in; exits with 1 if they do.
 
     Reads the commit marks only; `fercache verify` is what proves that the arrays are those of the marks.
     """
     from fercache.maintenance import verify
 
-    report = verify.diff(first, second)
+    report = verify.diff_stores(first, second)
     if as_json:
         click.echo(_dump({"equal": report.equal, "settings": report.settings, "taps": report.taps,
                           "only_first": report.only_first, "only_second": report.only_second, "same": report.same,
@@ -108,7 +108,7 @@ def _diff_text(report: DiffReport) -> str:
     return "\n".join([*lines, f"{report.same} clips are the same, {ends}"])
 
 
-def _local_only(home: Home, hint: str) -> None:
+def _local_only(home: Context, hint: str) -> None:
     """Refuse features at a URL: a proof that looked past them would be none."""
     if home.remote is not None:
         raise InputError("gc and forget look through features on this machine only", where=home.remote, hint=hint)
@@ -125,8 +125,8 @@ def _clip_text(entry: ClipDiff) -> str:
 @click.option("--all", "everything", is_flag=True, help="Also the data sets that no recipe here names.")
 @click.option("--yes", is_flag=True, help="Remove without asking.")
 @JSON
-@places
-def gc_command(home: Home, everything: bool, yes: bool, as_json: bool, **typed: Any) -> int:
+@location_options
+def gc_command(home: Context, everything: bool, yes: bool, as_json: bool, **typed: Any) -> int:
     """List what no recipe or data set names any more, and remove it if you say so.
 
     Named are what the recipes in --stages, and in the folders of recipes in it, make of their data set as it is now: a
@@ -136,42 +136,42 @@ def gc_command(home: Home, everything: bool, yes: bool, as_json: bool, **typed: 
     from fercache.maintenance import gc
 
     _local_only(home, "take clips out of a far store with fercache.open_store(URL, mode=\"a\").remove(CLIP)")
-    stays = named(home, typed)
-    found = gc.garbage(home.cache, stays.keep, stays.clips)
+    stays = live_artifacts(home, typed)
+    found = gc.find_unreferenced(home.cache, stays.keep, stays.clips)
     waste = [item for item in found if everything or _dataset(home.cache, item) in stays.datasets]
     others = sorted({_dataset(home.cache, item) for item in found} - stays.datasets)
     if as_json:
-        click.echo(_dump({"waste": [_waste(item) for item in waste], "removed": yes,
+        click.echo(_dump({"waste": [_unreferenced_json(item) for item in waste], "removed": yes,
                           "left_alone": [] if everything else others}))
     else:
         click.echo("\n".join(_gc_lines(home.cache, waste)))
     if others and not everything:
         log.info("left alone, no recipe here names the data set: %s (--all takes it too)", ", ".join(others))
     if waste and (yes or (not as_json and _agreed())):
-        freed = gc.collect(waste)
+        freed = gc.remove_unreferenced(waste)
         log.info("removed %d files, %s", freed.files, amount(freed.bytes))
     elif waste:
         log.info("nothing was removed")
     return 0
 
 
-def _dataset(cache: Path, item: Waste) -> str:
+def _dataset(cache: Path, item: Unreferenced) -> str:
     return item.path.relative_to(cache).parts[1]
 
 
-def _waste(item: Waste) -> dict[str, Any]:
-    return {"path": item.path, "clip": item.clip or None, "why": item.why, "bytes": item.size.bytes,
+def _unreferenced_json(item: Unreferenced) -> dict[str, Any]:
+    return {"path": item.path, "clip": item.clip or None, "why": item.reason, "bytes": item.size.bytes,
             "files": item.size.files}
 
 
-def _gc_lines(cache: Path, waste: Sequence[Waste]) -> list[str]:
+def _gc_lines(cache: Path, waste: Sequence[Unreferenced]) -> list[str]:
     if not waste:
         return ["nothing to remove: all there is has a name in a recipe or a data set"]
     lines = []
     for item in waste:
         clip = f" clip {item.clip}" if item.folder else ""
         lines.append(shown(f"{item.path.relative_to(cache)}{clip}"))
-        lines.append(f"  {amount(item.size.bytes)} in {item.size.files} files: {item.why}")
+        lines.append(f"  {amount(item.size.bytes)} in {item.size.files} files: {item.reason}")
     return [*lines, f"{len(waste)} to remove, {amount(sum(item.size.bytes for item in waste))}"]
 
 
@@ -189,8 +189,8 @@ def _agreed() -> bool:
 @click.option("--name", help="Data set's folder in the cache.  [default: the one that holds the clip]")
 @click.option("--everywhere", is_flag=True, help="In every data set that holds a clip of this name.")
 @JSON
-@places
-def forget_command(home: Home, clip: str, name: str | None, everywhere: bool, as_json: bool) -> int:
+@location_options
+def forget_command(home: Context, clip: str, name: str | None, everywhere: bool, as_json: bool) -> int:
     """Remove CLIP from every stage of the cache, then look everywhere for a trace of it; exits with 1 if one is left.
 
     Heads, logits and stack runs of its data set go too: they learnt from it. The clip's own video, and what was written
@@ -200,20 +200,20 @@ def forget_command(home: Home, clip: str, name: str | None, everywhere: bool, as
 
     _local_only(home, "remove the clip there with fercache.open_store(URL, mode=\"a\").remove(CLIP), then `fercache "
                 "forget` without the URL for what was learnt from it")
-    found = forget.holding(home.cache, clip) if name is None else [name]
+    found = forget.datasets_with_clip(home.cache, clip) if name is None else [name]
     if len(found) > 1 and not everywhere:
         raise InputError(f"{len(found)} data sets hold a clip {clip!r}", where=home.cache,
                          hint=f"--everywhere, or --name with one of {', '.join(found)}")
-    report = forget.forget(home.cache, clip, None if everywhere or not found else found[0])
+    report = forget.forget_clip(home.cache, clip, None if everywhere or not found else found[0])
     if as_json:
         click.echo(_dump({"clip": clip, "datasets": report.datasets, "removed": report.removed,
-                          "traces": report.traces, "forgotten": not report.traces}))
+                          "traces": report.references, "forgotten": not report.references}))
     else:
         click.echo("\n".join([*(shown(f"removed {path}") for path in report.removed),
-                              *(shown(f"STILL NAMED in {path}") for path in report.traces),
-                              shown(f"{clip}: " + ("not forgotten" if report.traces else "no trace is left"))]))
+                              *(shown(f"STILL NAMED in {path}") for path in report.references),
+                              shown(f"{clip}: " + ("not forgotten" if report.references else "no trace is left"))]))
     log.info("a data set that still names the clip brings it back: take it out there before the next extract")
-    return 1 if report.traces else 0
+    return 1 if report.references else 0
 
 
 def some(lines: Sequence[str]) -> list[str]:
@@ -257,12 +257,12 @@ def weights_command() -> None:
 
 
 @weights_command.command("list")
-@places
-def weights_list(home: Home) -> int:
+@location_options
+def weights_list(home: Context) -> int:
     """List the known weights and where they lie."""
     from fercache.backbones import weights
 
-    for row in weights.listing(home.cache / "weights"):
+    for row in weights.list_weights(home.cache / "weights"):
         click.echo(f"{row.name}: {row.path or f'not here ({row.download_mb} MB to pull)'}")
         click.echo(f"  {row.source}; {row.terms}")
     return 0
@@ -270,22 +270,22 @@ def weights_list(home: Home) -> int:
 
 @weights_command.command("pull")
 @click.argument("name")
-@places
-def weights_pull(home: Home, name: str) -> int:
+@location_options
+def weights_pull(home: Context, name: str) -> int:
     """Download the weights NAME, check them and keep them as safetensors."""
     from fercache.backbones import weights
 
-    click.echo(weights.pull(name, home.cache / "weights").path)
+    click.echo(weights.download_weights(name, home.cache / "weights").path)
     return 0
 
 
 @click.command("info")
 @config_options(DatasetConfig)
-@click.option("--store", type=PLACE, help="Embedding store.  [default: the last one extracted]")
+@click.option("--store", type=LOCATION, help="Embedding store.  [default: the last one extracted]")
 @click.option("--list", "listed", is_flag=True, help="Also each clip and its frames.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@places
-def info_command(home: Home, store: Place | None, listed: bool, as_json: bool, **typed: Any) -> int:
+@location_options
+def info_command(home: Context, store: Location | None, listed: bool, as_json: bool, **typed: Any) -> int:
     """Say what an embedding store holds: clips, frames, bytes, taps, fingerprint, digest.
 
     Before anything was extracted: what the recipe of `extract` will cost, in bytes and time.
@@ -294,11 +294,11 @@ def info_command(home: Home, store: Place | None, listed: bool, as_json: bool, *
     from fercache.store.embedding_store import EmbeddingStore
 
     dataset = None if store else home.dataset(typed)
-    if dataset is not None and job.current_or_none(home.features, dataset.name) is None:
+    if dataset is not None and job.current_store_or_none(home.features, dataset.name) is None:
         return _ahead(home, dataset, as_json)
-    path = store or job.current(home.features, dataset.name if dataset else "")
+    path = store or job.current_store(home.features, dataset.name if dataset else "")
     held = EmbeddingStore.open(path)
-    frames = {clip: held.mark(clip).frames for clip in held}
+    frames = {clip: held.manifest(clip).frames for clip in held}
     said = _held(held, str(path), frames)
     if as_json:
         click.echo(json.dumps(said | ({"frames_of": frames} if listed else {}), indent=1))
@@ -311,16 +311,16 @@ def info_command(home: Home, store: Place | None, listed: bool, as_json: bool, *
 
 def _held(held: EmbeddingStore, path: str, frames: dict[str, int]) -> dict[str, Any]:
     """Return what is said of a store."""
-    from fercache.config import digest
+    from fercache.config import fingerprint_of
 
     size = held.size()
     return {"store": path, "clips": len(frames), "frames": sum(frames.values()), "bytes": size.bytes,
             "files": size.files, "taps": {tap: list(shape) for tap, shape in held.taps.items()},
             "bytes_a_frame": 2 * sum(prod(shape) for shape in held.taps.values()),
-            "fingerprint": digest(held.settings), "digest": held.digest()}
+            "fingerprint": fingerprint_of(held.settings), "digest": held.digest()}
 
 
-def _ahead(home: Home, dataset: Dataset, as_json: bool) -> int:
+def _ahead(home: Context, dataset: Dataset, as_json: bool) -> int:
     """Say what stage one will cost."""
     from fercache.diagnostics import check
 
@@ -362,7 +362,7 @@ CARE_COMMANDS: tuple[click.Command, ...] = (info_command, weights_command)
 # What the recipes and the data sets they name would make of the cache: all that `gc` must leave alone.
 
 @dataclass
-class Named:
+class LiveArtifacts:
     """What stays.
 
     Attributes
@@ -377,7 +377,7 @@ class Named:
     datasets: set[str] = field(default_factory=set)
 
 
-def named(home: Home, typed: dict[str, Any]) -> Named:
+def live_artifacts(home: Context, typed: dict[str, Any]) -> LiveArtifacts:
     """Return what the recipes in the folder of recipes, and in every folder of recipes in it, name.
 
     Parameters
@@ -392,22 +392,22 @@ def named(home: Home, typed: dict[str, Any]) -> Named:
     from fercache import data, logits_import
     from fercache.data import base
 
-    found = Named()
+    found = LiveArtifacts()
     for stages in recipe_folders(home.stages):
-        config = make(DatasetConfig, "dataset", stages, typed)
+        config = make_config(DatasetConfig, "dataset", stages, typed)
         if config.dataset == "logits":  # imported logits are all there is of it
             name = data.logits_name(config)
             found.datasets.add(name)
             found.keep.update([logits_import.folder_of(home.cache, name), *stack_runs(home.cache, name, None, stages)])
             continue
-        dataset = data.load(config, home.cache)
+        dataset = data.load_dataset(config, home.cache)
         found.datasets.add(dataset.name)
         found.keep.add(logits_import.folder_of(home.cache, dataset.name))
         for path in _stores(home.cache, dataset, stages):
             found.keep.add(path)
             store = _opened(path)
             if store is not None and is_ours(store):  # what was brought from elsewhere nothing here makes anew
-                held = base.present(dataset, store)
+                held = base.stored_trials(dataset, store)
                 names = {trial.name for trial in held.trials} | {problem.where for problem in dataset.problems}
                 found.clips[path] = found.clips.get(path, set()) | names
                 found.keep.update(_learnt(home.cache, dataset, store, stages))
@@ -426,14 +426,14 @@ def _stores(cache: Path, dataset: Dataset, stages: Path) -> Iterator[Path]:
     from fercache.extraction import job
 
     folder = cache / "features" / dataset.name
-    config = make(ExtractConfig, "extract", stages, {})
+    config = make_config(ExtractConfig, "extract", stages, {})
     try:
-        cnn = weights.resolve(config.weights, cache / "weights")
+        cnn = weights.resolve_weights(config.weights, cache / "weights")
     except WeightsError as error:
         log.warning("%s; every store that may be theirs stays", error.what)
-        yield from folder.glob(f"{config.weights}-*.zarr" if config.weights in weights.KNOWN else "*.zarr")
+        yield from folder.glob(f"{config.weights}-*.zarr" if config.weights in weights.KNOWN_WEIGHTS else "*.zarr")
     else:
-        settings = job.settings_of(config, job.faces_of(dataset, config), cnn)
+        settings = job.settings_of(config, job.resolve_faces(dataset, config), cnn)
         yield Path(str(job.store_path(cache, dataset.name, settings)))
     for path in sorted(folder.glob("*.zarr")):
         store = _opened(path)
@@ -459,35 +459,35 @@ def _learnt(cache: Path, dataset: Dataset, store: EmbeddingStore, stages: Path) 
     """Yield the books, the heads and the stack runs that the recipes make of a store as it is now."""
     from fercache.diagnostics import ablation
 
-    usual = make(TrainConfig, "train-heads", stages, {})
-    trains = Trains(cache, dataset, store)
+    usual = make_config(TrainConfig, "train-heads", stages, {})
+    trains = TrainingSettings(cache, dataset, store)
     try:
-        book = trains.book(usual)
+        book = trains.logits_file(usual)
     except FercacheError as error:
         log.warning("%s; every book and all heads of %s stay", error.what, dataset.name)
         yield from (path for stage in ("logits", "heads", "stack") for path in (cache / stage / dataset.name).glob("*"))
         return
     yield from (book, trains.heads(book))
-    for config in ablation.trained(usual, make(AblationConfig, "ablation", stages, {})):
+    for config in ablation.trained_default(usual, make_config(AblationConfig, "ablation", stages, {})):
         with suppress(FercacheError):  # a row that this store cannot be trained with has no book
-            tried = trains.book(config)
+            tried = trains.logits_file(config)
             yield from (tried, trains.heads(tried))
     if book.is_file():
         yield from stack_runs(cache, dataset.name, book, stages)
 
 
-class Trains:
+class TrainingSettings:
     """Where books and heads of settings lie; what is asked of a store is asked once."""
 
     def __init__(self, cache: Path, dataset: Dataset, store: EmbeddingStore) -> None:
         from fercache.data import base
 
-        dataset = base.present(dataset, store)
+        dataset = base.stored_trials(dataset, store)
         self.cache, self.dataset, self.store = cache, dataset, store
         self.held = [trial for trial in dataset.trials if trial.name in store]
         self.known: dict[tuple[str, ...], dict[str, Any]] = {}
 
-    def book(self, config: TrainConfig) -> Path:
+    def logits_file(self, config: TrainConfig) -> Path:
         """Return where the book of these settings lies.
 
         Raises
@@ -495,16 +495,16 @@ class Trains:
         FercacheError
             The store lacks a tap, or what is joined to it is not there.
         """
-        from fercache.config import digest
-        from fercache.store.multi_store import join
+        from fercache.config import fingerprint_of
+        from fercache.store.multi_store import join_stores
         from fercache.training import train
 
-        joined, taps = join(self.store, config.join, config.taps)
+        joined, taps = join_stores(self.store, config.join, config.taps)
         config = replace(config, taps=taps)
         if config.join not in self.known:
             said = train.settings_of(self.dataset, self.held, joined, config)
             self.known[config.join] = {key: said[key] for key in said.keys() - config.settings().keys()}
-        print_ = digest({**self.known[config.join], **config.settings()})[:12]
+        print_ = fingerprint_of({**self.known[config.join], **config.settings()})[:12]
         return self.cache / "logits" / self.dataset.name / f"{print_}.h5"
 
     def heads(self, book: Path) -> Path:
@@ -522,13 +522,13 @@ def stack_runs(cache: Path, dataset: str, book: Path | None, stages: Path) -> It
     from fercache import logits_import
     from fercache.stacking import inputs, stack
 
-    folder, usual = cache / "stack" / dataset, make(StackConfig, "stack", stages, {})
+    folder, usual = cache / "stack" / dataset, make_config(StackConfig, "stack", stages, {})
     asked = {(usual.logits, usual.force)} | {said for path in folder.glob("*") if (said := _logits_of(path))}
     for logits, force in sorted(asked):
         config = replace(usual, logits=logits, force=force)
         try:
-            names = logits if book or logits else tuple(logits_import.names(cache, dataset))
-            held = inputs.book_of(cache, dataset, book, names)
+            names = logits if book or logits else tuple(logits_import.imported_names(cache, dataset))
+            held = inputs.load_logits(cache, dataset, book, names)
         except FercacheError as error:
             if logits != usual.logits:
                 continue  # its logits are gone, or it is a run of something else: no recipe makes it any more

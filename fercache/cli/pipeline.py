@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fercache.cli.context import PLACE, Home, config_options, make, places
+from fercache.cli.context import LOCATION, Context, config_options, location_options, make_config
 from fercache.config import DatasetConfig, ExtractConfig, StackConfig, TrainConfig
 from fercache.errors import InputError
-from fercache.runtime.uri import Place
+from fercache.runtime.uri import Location
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from fercache.data.base import Dataset
     from fercache.extraction.job import ExtractReport
-    from fercache.inference.ensemble import Chosen
+    from fercache.inference.ensemble import SelectedModels
     from fercache.inference.predict import PredictReport
 
 log = logging.getLogger('fercache')
@@ -46,18 +46,18 @@ FLAGS = ("engine", "scheduler", "workers", "shard", "time_limit")
               "or Dask (an extra).  [default: here]")
 @click.option("--scheduler", metavar="ADDRESS", default="", help="A running Dask scheduler, such as tcp://host:8786; "
               "without it --engine dask starts its workers here.")
-@places
-def extract_command(home: Home, **typed: Any) -> int:
+@location_options
+def extract_command(home: Context, **typed: Any) -> int:
     """Stage one: run the CNN once over every frame of every clip and keep what it saw."""
     began_s = time.time()
     from fercache import run_log
     from fercache.extraction import distributed
 
-    way = distributed.Typed(**{name: typed.pop(name) for name in FLAGS}).way(os.environ, began_s)
-    config, dataset = home.config(ExtractConfig, "extract", typed), home.dataset(typed, told=way.tells)
+    way = distributed.LaunchOptions(**{name: typed.pop(name) for name in FLAGS}).way(os.environ, began_s)
+    config, dataset = home.config(ExtractConfig, "extract", typed), home.dataset(typed, told=way.is_coordinator)
     report = way.run(dataset, config, home.cache, home.remote)
     if report.count("computed"):
-        run_log.note(home.cache, dataset.name, "extract", report.store.name, report.seconds,
+        run_log.record_run(home.cache, dataset.name, "extract", report.store.name, report.seconds,
                   frames=report.frames("computed"))
     _sum_up(report)
     click.echo(report.store)
@@ -81,9 +81,9 @@ EXTRACT_COMMANDS = (extract_command,)
 @click.command("train-heads")
 @config_options(DatasetConfig)
 @config_options(TrainConfig)
-@click.option("--store", type=PLACE, help="Embedding store.  [default: the last one extracted]")
-@places
-def train_heads_command(home: Home, store: Place | None, **typed: Any) -> int:
+@click.option("--store", type=LOCATION, help="Embedding store.  [default: the last one extracted]")
+@location_options
+def train_heads_command(home: Context, store: Location | None, **typed: Any) -> int:
     """Stage two: train every head on every fold; keep out-of-fold logits and the heads."""
     from fercache import run_log
     from fercache.extraction import job
@@ -92,16 +92,17 @@ def train_heads_command(home: Home, store: Place | None, **typed: Any) -> int:
 
     config = home.config(TrainConfig, "train-heads", typed)
     dataset = home.dataset(typed)
-    path = store or job.current(home.features, dataset.name)
+    path = store or job.current_store(home.features, dataset.name)
     log.info("store %s", path)
-    report = train.run(dataset, EmbeddingStore.open(path), config, home.cache)
+    report = train.train_heads(dataset, EmbeddingStore.open(path), config, home.cache)
     if not report.cached:
-        run_log.note(home.cache, dataset.name, "train-heads", report.book.name, report.seconds, fits=report.trained)
+        run_log.record_run(home.cache, dataset.name, "train-heads", report.logits_file.name, report.seconds,
+                           fits=report.trained)
     for clip in report.missing:
         log.warning("%s: not in the store, left out (run `fercache extract`)", clip)
     log.info("%s (%.0f s)", "nothing to do: trained before" if report.cached else f"{report.trained} heads trained",
              report.seconds)
-    click.echo(report.book)
+    click.echo(report.logits_file)
     return 1 if report.missing or any(problem.lost for problem in dataset.problems) else 0
 
 
@@ -111,8 +112,8 @@ def train_heads_command(home: Home, store: Place | None, **typed: Any) -> int:
 @click.option("--book", type=click.Path(path_type=Path), help="Book of logits.  [default: the last one trained]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("preds.csv"), show_default=True,
               help="Predictions: .csv, .csv.gz or .parquet; NAME.metrics.json is written beside them.")
-@places
-def stack_command(home: Home, book: Path | None, out: Path, **typed: Any) -> int:
+@location_options
+def stack_command(home: Context, book: Path | None, out: Path, **typed: Any) -> int:
     """Final predictions from every head's out-of-fold logits, and the table of who is right how often."""
     from rich.console import Console
 
@@ -120,11 +121,11 @@ def stack_command(home: Home, book: Path | None, out: Path, **typed: Any) -> int
     from fercache.stacking import stack
 
     config = home.config(StackConfig, "stack", typed)
-    result = stack.run(home.book(typed, book, config.logits), config, home.cache / "stack")
-    stack.write(result, out)
+    result = stack.run_stack(home.load_logits(typed, book, config.logits), config, home.cache / "stack")
+    stack.write_stack(result, out)
     if not result.cached:
-        run_log.note(home.cache, result.book.dataset, "stack", result.folder.name, result.seconds,
-                  frames=len(result.book.label))
+        run_log.record_run(home.cache, result.oof.dataset, "stack", result.folder.name, result.seconds,
+                  frames=len(result.oof.label))
     Console().print(stack.table(result))
     click.echo(out)
     return 0
@@ -134,11 +135,11 @@ def stack_command(home: Home, book: Path | None, out: Path, **typed: Any) -> int
 @config_options(DatasetConfig)
 @click.option("--preds", type=click.Path(path_type=Path), default=Path("preds.csv"), show_default=True,
               help="Predictions that `stack` wrote.")
-@click.option("--store", type=PLACE, help="Embedding store.  [default: the last one extracted]")
+@click.option("--store", type=LOCATION, help="Embedding store.  [default: the last one extracted]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("timelines"), show_default=True,
               help="Folder for the pictures.")
-@places
-def timeline_command(home: Home, preds: Path, store: Place | None, out: Path, **typed: Any) -> int:
+@location_options
+def timeline_command(home: Context, preds: Path, store: Location | None, out: Path, **typed: Any) -> int:
     """Draw a picture a clip: the face, the truth, the prediction and the probabilities over time."""
     from fercache.data import base
     from fercache.extraction import job
@@ -146,8 +147,8 @@ def timeline_command(home: Home, preds: Path, store: Place | None, out: Path, **
     from fercache.viz import timeline
 
     dataset = home.dataset(typed)
-    held = EmbeddingStore.open(store or job.current(home.features, dataset.name))
-    for made in timeline.draw(preds, base.present(dataset, held), held, out):
+    held = EmbeddingStore.open(store or job.current_store(home.features, dataset.name))
+    for made in timeline.draw_timelines(preds, base.stored_trials(dataset, held), held, out):
         click.echo(made)
     return 0
 
@@ -177,8 +178,8 @@ MOST_CLASSES = 3
               help="Write each clip again, annotated, its sound kept.")
 @config_options(DatasetConfig)
 @config_options(ExtractConfig, default="as for the heads")
-@places
-def predict_command(home: Home, paths: tuple[Path, ...], out: Path, heads: Path | None, stack: Path | None,
+@location_options
+def predict_command(home: Context, paths: tuple[Path, ...], out: Path, heads: Path | None, stack: Path | None,
                     store: Path | None,
             force: bool, timelines: bool, overlay: bool, **typed: Any) -> int:
     """New clips through all of it: CLIPs (videos, folders of crops or of clips), or a set named by flags.
@@ -187,18 +188,19 @@ def predict_command(home: Home, paths: tuple[Path, ...], out: Path, heads: Path 
     labels, every column is scored as `fercache stack` scores it.
     """
     from fercache.inference import predict
-    from fercache.inference.ensemble import choose
+    from fercache.inference.ensemble import select_models
 
     _check(paths, typed)
-    chosen = choose(home.cache, heads, stack, _own(home))
-    order = predict.Order(dataset=_dataset(home, paths, typed, chosen), chosen=chosen, out=out, store=store,
+    chosen = select_models(home.cache, heads, stack, _own(home))
+    order = predict.PredictJob(dataset=_dataset(home, paths, typed, chosen), models=chosen, out=out, store=store,
                           force=force,
-                       usual=make(ExtractConfig, "extract", home.stages, _only(typed, "device", "threads", "weights")),
-                       typed=_only(typed, *(entry.name for entry in fields(ExtractConfig))), timelines=timelines,
+                       defaults=make_config(ExtractConfig, "extract", home.stages,
+                                         _only(typed, "device", "threads", "weights")),
+                       overrides=_only(typed, *(entry.name for entry in fields(ExtractConfig))), timelines=timelines,
                        overlay=overlay,
-                       stack=make(StackConfig, "stack", home.stages, {}))
-    report = predict.run(order, home.cache)
-    _say(report)
+                       stack=make_config(StackConfig, "stack", home.stages, {}))
+    report = predict.predict_dataset(order, home.cache)
+    _print_summary(report)
     for failed in report.failed:
         log.error("%s: %s", failed.clip, failed.message)
     click.echo(out / predict.PREDS)
@@ -217,32 +219,32 @@ def _only(typed: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: typed[name] for name in names if typed.get(name) is not None}
 
 
-def _own(home: Home) -> str:
+def _own(home: Context) -> str:
     """Return the name in the cache of the data set that the recipe names; nothing for the demo, or if it is gone."""
     from fercache import data
 
-    config = make(DatasetConfig, "dataset", home.stages, {})
+    config = make_config(DatasetConfig, "dataset", home.stages, {})
     if config.dataset == "demo" and not (config.root or config.clips):
         return ""
     try:
-        return data.load(config, home.cache).name
+        return data.load_dataset(config, home.cache).name
     except InputError:  # its clips need not be where new ones are predicted
         return ""
 
 
-def _dataset(home: Home, paths: tuple[Path, ...], typed: dict[str, Any], chosen: Chosen) -> Dataset:
+def _dataset(home: Context, paths: tuple[Path, ...], typed: dict[str, Any], chosen: SelectedModels) -> Dataset:
     """Return what is to be predicted; labels that are numbers mean the heads' classes."""
-    from fercache.inference.predict import named
+    from fercache.inference.predict import clips_dataset
 
     if not paths:
-        return home.dataset({**typed, "classes": typed["classes"] or chosen.book.classes})
-    found = named(paths)
+        return home.dataset({**typed, "classes": typed["classes"] or chosen.logits_file.classes})
+    found = clips_dataset(paths)
     for problem in found.problems:
         log.warning("%s", problem)
     return found
 
 
-def _say(report: PredictReport) -> None:
+def _print_summary(report: PredictReport) -> None:
     """Print the scores, or without labels what was said of each clip."""
     from rich.console import Console
 
@@ -259,7 +261,7 @@ def _clips(report: PredictReport) -> Table:
     from rich import box
     from rich.table import Table
 
-    book, said = report.result.book, report.result.units.argmax(1)
+    book, said = report.result.oof, report.result.units.argmax(1)
     made = Table("clip", "frames", "with a face", "what is said", box=box.SIMPLE_HEAD, pad_edge=False)
     for trial in range(min(len(book.trials), MOST_LINES)):
         rows = book.rows(trial)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fercache.cli.context import Home, config_options, places
+from fercache.cli.context import Context, config_options, location_options
 from fercache.config import DatasetConfig, ScoreConfig, SubmitConfig
 from fercache.errors import InputError
 
@@ -27,12 +27,12 @@ preds_option = click.option("--preds", type=FILE, default=Path("preds.csv"), sho
 @click.option("--out", type=FILE, default=Path("report.html"), show_default=True, help="The page.")
 @click.option("--check", type=FILE, help="What `fercache check --json` printed.")
 @click.option("--ablation", type=FILE, help="What `fercache ablation` wrote, .json or .csv.")
-@places
-def report_command(home: Home, preds: Path, out: Path, check: Path | None, ablation: Path | None) -> int:
+@location_options
+def report_command(home: Context, preds: Path, out: Path, check: Path | None, ablation: Path | None) -> int:
     """One page to look at: the run, the scores, and every clip over time; it needs no network."""
     from fercache.viz import report
 
-    made = report.make(preds, out, home.cache, check=check, ablation=ablation)
+    made = report.make_report(preds, out, home.cache, check=check, ablation=ablation)
     log.info("%d clips, %d frames, %.1f MB; %s", made.clips, made.frames, made.bytes / 1e6,
              "holds pictures of faces" if made.pictures else "holds no picture of a face")
     click.echo(made.path)
@@ -45,8 +45,8 @@ def report_command(home: Home, preds: Path, out: Path, check: Path | None, ablat
 @preds_option
 @click.option("--store", type=FILE, help="Embedding store.  [default: the last one extracted]")
 @click.option("--out", type=FILE, default=Path("overlay.mp4"), show_default=True, help="Ends in .mp4, .mov or .mkv.")
-@places
-def overlay_command(home: Home, clip: str, preds: Path, store: Path | None, out: Path, **typed: Any) -> int:
+@location_options
+def overlay_command(home: Context, clip: str, preds: Path, store: Path | None, out: Path, **typed: Any) -> int:
     """The clip again with box, expression, probability bars and a running timeline; its sound is kept."""
     from fercache.data import base
     from fercache.extraction import job
@@ -55,14 +55,14 @@ def overlay_command(home: Home, clip: str, preds: Path, store: Path | None, out:
     from fercache.viz import overlay
 
     dataset = home.dataset(typed)
-    held = EmbeddingStore.open(store or job.current(home.features, dataset.name))
-    dataset = base.present(dataset, held)
+    held = EmbeddingStore.open(store or job.current_store(home.features, dataset.name))
+    dataset = base.stored_trials(dataset, held)
     trial = next((trial for trial in dataset.trials if trial.name == clip), None)
-    rows = next((rows for name, rows in io.each(preds) if name == clip), None)
+    rows = next((rows for name, rows in io.each_clip(preds) if name == clip), None)
     if trial is None or rows is None:
         raise InputError(f"no clip {clip!r}", where=preds if rows is None else dataset.name,
                          hint="the names are in the first column of the predictions")
-    frames = overlay.render(trial.path, trial.kind, rows, overlay.boxes_of(held[clip].clock, len(rows.time_s)),
+    frames = overlay.render_overlay(trial.path, trial.kind, rows, overlay.boxes_of(held[clip].frame_table, len(rows.time_s)),
                          io.classes(preds), out, fps=float(held.settings.get("crop_fps", 30.0)))
     log.info("%d frames", frames)
     click.echo(out)
@@ -72,13 +72,13 @@ def overlay_command(home: Home, clip: str, preds: Path, store: Path | None, out:
 @click.command("card")
 @preds_option
 @click.option("--out", type=FILE, help="File of the card.  [default: print it]")
-@places
-def card_command(home: Home, preds: Path, out: Path | None) -> int:
+@location_options
+def card_command(home: Context, preds: Path, out: Path | None) -> int:
     """A model card in Markdown, from what the runs recorded."""
     from fercache.runtime import atomic_io
     from fercache.viz import model_card
 
-    text = model_card.write(preds, home.cache)
+    text = model_card.write_card(preds, home.cache)
     if out is None:
         click.echo(text, nl=False)
     else:
@@ -89,19 +89,19 @@ def card_command(home: Home, preds: Path, out: Path | None) -> int:
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@places
-def doctor_command(home: Home, as_json: bool) -> int:
+@location_options
+def doctor_command(home: Context, as_json: bool) -> int:
     """What is installed, which device and weights are at hand, and what to type next."""
     from rich.console import Console
 
     from fercache.diagnostics import doctor
 
-    lines = doctor.look(home.cache)
+    lines = doctor.inspect_machine(home.cache)
     step = doctor.next_step(home.cache, lines)
     if as_json:
         click.echo(json.dumps({"lines": [asdict(line) for line in lines], "next": step}, indent=1))
     else:
-        Console().print(doctor.screen(lines, step))
+        Console().print(doctor.doctor_screen(lines, step))
     return 1 if any(line.state == doctor.MISSING for line in lines) else 0
 
 
@@ -123,14 +123,14 @@ PREDS = click.option("--preds", type=click.Path(path_type=Path), default=Path("p
               help="File to write; for a test list (ABAW1 to 3) a new folder.")
 @click.option("--frames", type=click.Path(path_type=Path), help="For a test list: table clip,frames of true lengths.")
 @click.option("--videos", type=click.Path(path_type=Path), help="For a test list: folder of the videos, for lengths.")
-@places
-def submit_command(home: Home, template: Path, preds: Path, out: Path, frames: Path | None, videos: Path | None,
+@location_options
+def submit_command(home: Context, template: Path, preds: Path, out: Path, frames: Path | None, videos: Path | None,
            **typed: Any) -> int:
     """Write predictions in the organisers' format, row for row as their template asks."""
     from fercache.results import submit
 
     config = home.config(SubmitConfig, "submit", typed)
-    made = submit.run(submit.Places(template, preds, out, frames, videos), config)
+    made = submit.write_submission(submit.SubmissionPaths(template, preds, out, frames, videos), config)
     for note in made.notes:
         log.info("%s", note)
     log.info("%d rows of %d trials written", made.rows, made.trials)
@@ -143,23 +143,23 @@ def submit_command(home: Home, template: Path, preds: Path, out: Path, frames: P
 @config_options(ScoreConfig)
 @PREDS
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@places
-def score_command(home: Home, preds: Path, as_json: bool, **typed: Any) -> int:
+@location_options
+def score_command(home: Context, preds: Path, as_json: bool, **typed: Any) -> int:
     """Score predictions on a set's labels, also where the set has other classes."""
     from rich.console import Console
 
     from fercache.results import score
-    from fercache.results.io import Predictions
+    from fercache.results.io import PredictionsFile
 
     config = home.config(ScoreConfig, "score", typed)
-    report = score.run(home.dataset(typed), Predictions(preds), config)
+    report = score.score_file(home.dataset(typed), PredictionsFile(preds), config)
     if as_json:
         click.echo(json.dumps(report, indent=1))
     else:
-        Console().print(score.table(report))
-    for warning in score.warnings(report):
+        Console().print(score.score_table_lines(report))
+    for warning in score.score_warnings(report):
         log.warning("%s", warning)
-    return 1 if score.warnings(report) else 0
+    return 1 if score.score_warnings(report) else 0
 
 
 SUBMIT_COMMANDS: tuple[click.Command, ...] = (submit_command, score_command)

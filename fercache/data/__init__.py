@@ -40,7 +40,7 @@ READERS = {
 """Layouts with folders of their own, in the order in which a folder is asked for them."""
 
 
-def load(config: DatasetConfig, cache: Path) -> Dataset:
+def load_dataset(config: DatasetConfig, cache: Path) -> Dataset:
     """Return the data set that `config` names, its trials sorted by name.
 
     Parameters
@@ -77,9 +77,9 @@ def logits_name(config: DatasetConfig) -> str:
 def _read(config: DatasetConfig, cache: Path) -> Dataset:
     """Return the data set; an error of a wrong layout names the layout that the folder has."""
     if config.dataset == "table":
-        return table.read(config)
+        return table.read_clip_table(config)
     if config.dataset == "demo":
-        return demo.read(config, cache)
+        return demo.read_demo(config, cache)
     try:
         return READERS[config.dataset].read(config)
     except InputError as error:
@@ -107,10 +107,10 @@ def _layout(config: DatasetConfig) -> str:
         return "table"
     if not config.root:
         raise InputError("labels are given without clips", where=config.labels, hint="give --clips too")
-    return _told(Path(config.root))
+    return _report_problems(Path(config.root))
 
 
-def _told(root: Path) -> str:
+def _report_problems(root: Path) -> str:
     """Return the layout that a folder has, and say in the log that it was guessed.
 
     Raises

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fercache.config import DatasetConfig
-from fercache.data.base import EIGHT, SEVEN, Dataset, Kind, Labels, Problem, Split, Trial, cache_name, some
+from fercache.data.base import EIGHT, SEVEN, Dataset, Kind, Labels, Problem, Split, Trial, cache_name, shorten_list
 from fercache.data.labels import read_all
 from fercache.data.scan import Scan, describe, scan, unnamable
 from fercache.errors import InputError
@@ -23,7 +23,7 @@ SIDES = ("left", "right")
 
 
 @dataclass(frozen=True)
-class Clips:
+class ClipFiles:
     """Where a trial's pictures may be: crop folders by trial name, or videos by file stem, never both kinds.
 
     Attributes
@@ -67,7 +67,7 @@ def read(config: DatasetConfig) -> Dataset:
     if files and not classes:
         raise InputError("not one annotation file can be used", where=bad[0].where,
                          hint=f"the first says: {bad[0].what}")
-    trials, noted = assemble(found, labels, splits, config.take, tests)
+    trials, noted = assemble(found, labels, splits, config.source, tests)
     return Dataset(name=cache_name("affwild2", found[0].root, config.name), layout="affwild2", classes=classes,
                    trials=trials, metric="abaw2" if classes == SEVEN else "macro_f1",
                    problems=(*problems, *twice, *bad, *noted))
@@ -141,7 +141,7 @@ def _edition(found: list[Scan], edition: str) -> Path:
     chosen = [track for track in tracks if edition.casefold() in str(track).casefold()]
     if len(chosen) != 1:
         what = f"none of the annotation folders has {edition!r} in its path" if not chosen else "several editions"
-        raise InputError(f"{what}: {some(tracks)}", where=found[0].root,
+        raise InputError(f"{what}: {shorten_list(tracks)}", where=found[0].root,
                          hint="choose one with --edition and a part of its path")
     return chosen[0]
 
@@ -175,7 +175,7 @@ def _test_list(found: list[Scan]) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
-def _clips(found: list[Scan], wanted: Mapping[str, object], take: str) -> Clips:
+def _clips(found: list[Scan], wanted: Mapping[str, object], take: str) -> ClipFiles:
     """Return the crops of the flavour that covers most trials, or the videos where there are no crops (or `take` says).
 
     Notes
@@ -192,8 +192,8 @@ def _clips(found: list[Scan], wanted: Mapping[str, object], take: str) -> Clips:
         videos[path.stem].append(path)
     cropped = any(name in wanted for name in flavours[aligned]) or not videos
     if take == "crops" or (cropped and take == "auto"):
-        return Clips("crops", dict(flavours[aligned]), dict(videos))
-    return Clips("video", dict(videos), dict(videos))
+        return ClipFiles("crops", dict(flavours[aligned]), dict(videos))
+    return ClipFiles("video", dict(videos), dict(videos))
 
 
 def _is_parent(clip: str, kind: Kind, wanted: Mapping[str, object]) -> bool:
@@ -201,7 +201,7 @@ def _is_parent(clip: str, kind: Kind, wanted: Mapping[str, object]) -> bool:
     return kind == "video" and any(f"{clip}_{side}" in wanted for side in SIDES)
 
 
-def _trials(names: Iterable[str], clips: Clips, splits: Mapping[str, Split], labels: Mapping[str, Labels]
+def _trials(names: Iterable[str], clips: ClipFiles, splits: Mapping[str, Split], labels: Mapping[str, Labels]
             ) -> tuple[list[Trial], list[Problem]]:
     """Return the trials that have exactly one clip, and a problem for each other one."""
     trials: list[Trial] = []
@@ -224,7 +224,7 @@ def _trials(names: Iterable[str], clips: Clips, splits: Mapping[str, Split], lab
 
 def _lost(name: str, paths: list[Path], kind: Kind) -> Problem:
     if paths:
-        return Problem(where=name, what=f"several clips have its name: {some(paths)}", hint="keep one of them",
+        return Problem(where=name, what=f"several clips have its name: {shorten_list(paths)}", hint="keep one of them",
                        kind="no-clip")
     what = "no folder of crops has its name" if kind == "crops" else "no video has its name"
     return Problem(where=name, what=f"{what}, though it is annotated",
@@ -234,4 +234,4 @@ def _lost(name: str, paths: list[Path], kind: Kind) -> Problem:
 def _noted(names: Iterable[str], what: str, hint: str) -> list[Problem]:
     """Return one note about all these trials, none where there are none."""
     every = sorted(names)
-    return [Problem(where=some(every), what=f"{len(every)} {what}", hint=hint, lost=False)] if every else []
+    return [Problem(where=shorten_list(every), what=f"{len(every)} {what}", hint=hint, lost=False)] if every else []

@@ -168,7 +168,7 @@ def cache_name(layout: str, path: Path, chosen: str = "") -> str:
     return f"{layout}-{plain}-{hashlib.sha256(str(full).encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
 
-def some(names: Iterable[object], most: int = 5) -> str:
+def shorten_list(names: Iterable[object], most: int = 5) -> str:
     """Return up to `most` names as text, and how many more there are."""
     all_of: Sequence[str] = [str(name) for name in names]
     more = f" and {len(all_of) - most} more" if len(all_of) > most else ""
@@ -198,11 +198,11 @@ def printable(name: str) -> bool:
 # Which trials a store holds of a data set: a clip as it is, or one a person of it.
 
 SIDES = "left", "right"
-COUNT = "people"
+PEOPLE_COUNT = "people"
 """In the mark of the first person of a clip: how many there are."""
 
 
-class Mark(Protocol):
+class HasProvenance(Protocol):
     """What a store keeps of a committed clip."""
 
     @property
@@ -210,7 +210,7 @@ class Mark(Protocol):
         """How it was made; of the first person of several, how many there are."""
 
 
-class Store(Protocol):
+class HasManifests(Protocol):
     """An embedding store, as far as it is asked here."""
 
     settings: dict[str, Any]
@@ -218,7 +218,7 @@ class Store(Protocol):
     def __contains__(self, clip: object) -> bool:
         """Return whether a clip is committed."""
 
-    def mark(self, clip: str) -> Mark:
+    def manifest(self, clip: str) -> HasProvenance:
         """Return what was committed."""
 
 
@@ -256,7 +256,7 @@ def check_people(dataset: Dataset, people: str) -> None:
                              hint="rename one of them, or leave --people out")
 
 
-def people_held(trial: Trial, store: Store) -> int:
+def people_stored(trial: Trial, store: HasManifests) -> int:
     """Return how many people of a clip a store holds; 0 where it does not hold all of them."""
     people = people_of(store.settings)
     first = person_name(trial, people)
@@ -264,11 +264,11 @@ def people_held(trial: Trial, store: Store) -> int:
         return 0
     if first == trial.name:
         return 1
-    count = int(store.mark(first).provenance.get(COUNT, 0))
+    count = int(store.manifest(first).provenance.get(PEOPLE_COUNT, 0))
     return count if all(person_name(trial, people, k) in store for k in range(2, count + 1)) else 0
 
 
-def present(dataset: Dataset, store: Store) -> Dataset:
+def stored_trials(dataset: Dataset, store: HasManifests) -> Dataset:
     """Return the data set with each clip replaced by its people, where the store holds one trial a person.
 
     Notes
@@ -282,11 +282,11 @@ def present(dataset: Dataset, store: Store) -> Dataset:
     return replace(dataset, trials=tuple(sorted(trials, key=lambda trial: trial.name)))
 
 
-def _people(trial: Trial, store: Store) -> list[Trial]:
+def _people(trial: Trial, store: HasManifests) -> list[Trial]:
     """Return the trials that stand for one of the data set."""
     people = people_of(store.settings)
     if trial.name in store:
         return [trial]
-    named = [replace(trial, name=person_name(trial, people, k)) for k in range(1, people_held(trial, store) + 1)]
+    named = [replace(trial, name=person_name(trial, people, k)) for k in range(1, people_stored(trial, store) + 1)]
     whose = 1 if people == "all" else 0
     return [*named[:whose], *(replace(one, labels=None, clip_label=UNKNOWN) for one in named[whose:])] or [trial]

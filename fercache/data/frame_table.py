@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from fercache.data.base import Trial
 
-Runs = NDArray[np.int64]
+IndexRanges = NDArray[np.int64]
 """(R, 2) first and last number of each unbroken run, ascending."""
 
 
-def runs_of(numbers: NDArray[np.int64]) -> Runs:
+def ranges_of(numbers: NDArray[np.int64]) -> IndexRanges:
     """Return the unbroken runs of frame numbers, (R, 2); the numbers in any order, repeated or not."""
     ordered = np.unique(numbers)
     if not len(ordered):
@@ -34,12 +34,12 @@ def runs_of(numbers: NDArray[np.int64]) -> Runs:
     return np.column_stack([ordered[np.r_[0, breaks + 1]], ordered[np.r_[breaks, len(ordered) - 1]]])
 
 
-def count(runs: Runs) -> int:
+def count(runs: IndexRanges) -> int:
     """Return how many numbers the runs hold."""
     return int((runs[:, 1] - runs[:, 0] + 1).sum())
 
 
-def present(runs: Runs, rows: int) -> NDArray[np.bool_]:
+def present_frames(runs: IndexRanges, rows: int) -> NDArray[np.bool_]:
     """Return (rows,) bool: whether number i + 1 is in the runs."""
     steps = np.zeros(rows + 1, np.int64)
     inside = runs[runs[:, 0] <= rows]
@@ -49,7 +49,7 @@ def present(runs: Runs, rows: int) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FrameClock:
+class FrameTable:
     """One trial's clock.
 
     Attributes
@@ -60,7 +60,7 @@ class FrameClock:
     """
 
     trial: Trial
-    crops: Runs | None
+    crops: IndexRanges | None
     lines: int
     video: int
 
@@ -88,7 +88,7 @@ class FrameClock:
         """Return how many rows have no crop, and how many of these are labelled; (0, 0) of a video."""
         if self.crops is None:
             return 0, 0
-        bare = ~present(self.crops, self.rows)
+        bare = ~present_frames(self.crops, self.rows)
         return int(bare.sum()), int((bare & (self.trial.on_clock(self.rows) >= 0)).sum())
 
     def labelled(self) -> NDArray[np.int64]:

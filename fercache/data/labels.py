@@ -57,7 +57,7 @@ _ALIASES = {
 _CANONICAL = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}
 
 NOTHING = -1
-LEAST = 1e-9
+MIN_SHARED = 1e-9
 """A row with less than this on classes that have a counterpart gets even odds over them."""
 
 
@@ -101,7 +101,7 @@ class LabelMap:
         """Whether each class has exactly one counterpart, both ways: another order or spelling, nothing more."""
         return sorted(self.to) == list(range(len(self.target)))
 
-    def shares(self, given: NDArray[Any]) -> Floats:
+    def probs(self, given: NDArray[Any]) -> Floats:
         """Return probabilities of the target classes, ``(R, C_target)``, from ``(R, C_source)``.
 
         Notes
@@ -115,7 +115,7 @@ class LabelMap:
             if place != NOTHING:
                 mapped[:, place] += values
         total = mapped.sum(1)
-        mapped[total < LEAST] = np.isin(np.arange(len(self.target)), self.to)
+        mapped[total < MIN_SHARED] = np.isin(np.arange(len(self.target)), self.to)
         return np.asarray(mapped / mapped.sum(1, keepdims=True))
 
     def labels(self, given: NDArray[Any]) -> NDArray[np.int64]:
@@ -135,7 +135,7 @@ class LabelMap:
         return "; ".join(parts)
 
 
-def map_classes(source: Sequence[str], target: Sequence[str], also: Mapping[str, str] | None = None) -> LabelMap:
+def map_class_names(source: Sequence[str], target: Sequence[str], also: Mapping[str, str] | None = None) -> LabelMap:
     """Return how the classes of `source` become those of `target`: the same name, or another spelling of it.
 
     Parameters

@@ -21,7 +21,7 @@ import numpy as np
 
 from fercache.config import DatasetConfig
 from fercache.data import affwild2, clip_level
-from fercache.data.base import EIGHT, UNKNOWN, Dataset, Labels, Problem, Split, cache_name, some
+from fercache.data.base import EIGHT, UNKNOWN, Dataset, Labels, Problem, Split, cache_name, shorten_list
 from fercache.data.scan import Scan, describe, scan, unnamable
 from fercache.errors import InputError
 
@@ -58,7 +58,7 @@ def read(config: DatasetConfig) -> Dataset:
                                for trial in sorted(set(rows) & set(labels)))]
         labels = rows | labels
         splits = dict.fromkeys(rows, split) | splits
-    trials, noted = affwild2.assemble(found, labels, splits, config.take)
+    trials, noted = affwild2.assemble(found, labels, splits, config.source)
     return Dataset(name=cache_name("mtl", found[0].root, config.name), layout="mtl", classes=EIGHT, metric="macro_f1",
                    trials=trials, problems=(*problems, *noted))
 
@@ -87,7 +87,7 @@ def _tables(found: Iterable[Scan], edition: str) -> dict[Split, Path]:
             f"{describe(every[0])}"))
     for paths in tables.values():
         if len(paths) > 1:
-            raise InputError(f"several tables: {some(paths)}", where=every[0].root,
+            raise InputError(f"several tables: {shorten_list(paths)}", where=every[0].root,
                              hint="choose with --edition and a part of the path")
     return {split: paths[0] for split, paths in sorted(tables.items())}
 

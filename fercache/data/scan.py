@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from fercache.data.base import Kind, Problem, printable, some
+from fercache.data.base import Kind, Problem, printable, shorten_list
 from fercache.errors import InputError
 
 VIDEOS = frozenset((".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv",
@@ -157,5 +157,5 @@ def describe(found: Scan) -> str:
         parts += [f"{len(paths)} *.{ending}"] if paths else []
     plain = [path.name for path in found.folders if path not in set(found.crops)]
     if plain:
-        parts.append(f"the folders {some(plain)}")
+        parts.append(f"the folders {shorten_list(plain)}")
     return "found there: " + ("; ".join(parts) or "no video, no folder of numbered pictures, no text file")

@@ -12,7 +12,18 @@ import numpy as np
 
 from fercache.config import DatasetConfig
 from fercache.data import tables
-from fercache.data.base import UNKNOWN, Dataset, Kind, Labels, Problem, Split, Trial, cache_name, printable, some
+from fercache.data.base import (
+    UNKNOWN,
+    Dataset,
+    Kind,
+    Labels,
+    Problem,
+    Split,
+    Trial,
+    cache_name,
+    printable,
+    shorten_list,
+)
 from fercache.data.labels import read_all
 from fercache.data.scan import Scan, describe, kind_at, scan, unnamable
 from fercache.errors import InputError
@@ -57,7 +68,7 @@ def read_frame_labels(path: Path, clips: Collection[str], chosen: tuple[str, ...
             problems.append(Problem(where=clip, what=f"its labels were dropped: {error}", hint=f"correct {path}"))
     bare = sorted(set(clips) - set(frames))
     if bare:
-        problems.append(Problem(where=some(bare), what=f"{len(bare)} clips without labels", lost=False,
+        problems.append(Problem(where=shorten_list(bare), what=f"{len(bare)} clips without labels", lost=False,
                                 hint="they are predicted, never trained on or scored"))
     return classes, labels, problems
 
@@ -67,7 +78,7 @@ def _collect_frames(path: Path) -> tuple[dict[str, array[int]], dict[str, array[
     frames: dict[str, array[int]] = defaultdict(lambda: array("q"))
     codes: dict[str, array[int]] = defaultdict(lambda: array("i"))
     words: dict[str, int] = {}
-    with tables.opened(path) as lines:
+    with tables.open_table(path) as lines:
         order = tables.columns(next(lines, ()), path, FRAME_COLUMNS)
         clip_at, frame_at, label_at = (order.index(name) for name in FRAME_COLUMNS)
         for line, values in enumerate(lines, 2):
@@ -120,7 +131,7 @@ class Labelling:
     problems: tuple[Problem, ...] = ()
 
 
-def read(config: DatasetConfig) -> Dataset:
+def read_clip_table(config: DatasetConfig) -> Dataset:
     """Return the trials of a table, or of a folder of videos and crop folders, with their labels.
 
     Raises
@@ -179,7 +190,7 @@ def _of_table(path: Path, base: Path) -> tuple[list[Trial], list[Problem], dict[
     problems: list[Problem] = []
     words: dict[str, str] = {}
     lines: dict[str, int] = {}
-    for line, row in tables.named(path, REQUIRED, OPTIONAL):
+    for line, row in tables.named_rows(path, REQUIRED, OPTIONAL):
         name = row["clip"]
         if name in lines:
             raise InputError(f"clip {name!r} stands in line {lines[name]} and again in line {line}", where=path,
@@ -231,7 +242,8 @@ def _of_words(words: Mapping[str, str], config: DatasetConfig) -> Labelling:
     for name, word in words.items():
         code = tables.code(word, classes)
         if code is None:
-            problems.append(Problem(where=name, what=f"its label was dropped: {word!r} is none of {some(classes, 12)}",
+            problems.append(Problem(where=name,
+                                    what=f"its label was dropped: {word!r} is none of {shorten_list(classes, 12)}",
                                     hint="correct the table; the clip is predicted without a label meanwhile"))
         elif code != UNKNOWN:
             codes[name] = code
@@ -250,7 +262,7 @@ def _of_texts(folder: Path, names: Sequence[str], classes: tuple[str, ...]) -> L
     found, labels, problems = read_all({name: files[key] for name, key in keys.items() if key in files}, known,
                                        bare=bool(classes))
     if not found:
-        first = problems[0].what if problems else f"none is named after a clip (clips: {some(names)})"
+        first = problems[0].what if problems else f"none is named after a clip (clips: {shorten_list(names)})"
         raise InputError(f"no label file of {len(files)} can be used; {first}", where=folder,
                          hint="see the formats in the README; --classes gives the order of the class names")
     problems += [Problem(where=key, what="labelled, but there is no clip of that name", hint=f"see {files[key]}",
@@ -266,7 +278,7 @@ def _last(name: str) -> str:
 def _without(names: Iterable[str], labels: Mapping[str, Labels], problems: Iterable[Problem]) -> list[Problem]:
     """Return one note about all clips that have no label file."""
     bare = sorted(set(names) - set(labels) - {problem.where for problem in problems})
-    return [Problem(where=some(bare), what=f"{len(bare)} clips without a label file",
+    return [Problem(where=shorten_list(bare), what=f"{len(bare)} clips without a label file",
                     hint="they are predicted, never trained on or scored", lost=False)] if bare else []
 
 

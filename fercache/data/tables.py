@@ -19,7 +19,7 @@ from fercache.errors import InputError, MissingExtra
 ROWS_A_BATCH = 16_384
 
 
-def rows(path: Path) -> Iterator[Sequence[str]]:
+def table_rows(path: Path) -> Iterator[Sequence[str]]:
     """Yield the rows of a parquet file as text, the header first; a batch of rows is in memory at a time.
 
     Raises
@@ -56,7 +56,7 @@ NOTHING = frozenset(("", "-1", "nan", "none", "null"))
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Iterator[Sequence[str]]]:
+def open_table(path: Path) -> Iterator[Iterator[Sequence[str]]]:
     """Yield the rows of a table, the header first, every value as text.
 
     Raises
@@ -68,7 +68,7 @@ def opened(path: Path) -> Iterator[Iterator[Sequence[str]]]:
     """
     try:
         if path.suffix.lower() == ".parquet":
-            yield rows(path)
+            yield table_rows(path)
         else:
             with path.open(newline="", encoding="utf-8-sig") as handle:
                 yield csv.reader(handle, strict=True)
@@ -80,7 +80,8 @@ def opened(path: Path) -> Iterator[Iterator[Sequence[str]]]:
                          hint="a table is .csv or .parquet, its first line the column names") from error
 
 
-def named(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
+def named_rows(path: Path, required: Sequence[str],
+               optional: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, {column: text}) for each row of a table, blank lines left out.
 
     Raises
@@ -88,7 +89,7 @@ def named(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> 
     InputError
         A column is missing, unknown or double, or a row has another number of values than the header.
     """
-    with opened(path) as lines:
+    with open_table(path) as lines:
         header = columns(next(lines, ()), path, required, optional)
         for line, values in enumerate(lines, 2):
             if any(value.strip() for value in values):

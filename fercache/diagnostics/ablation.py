@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache import metrics
-from fercache.backbones.taps import views_of
+from fercache.backbones.taps import tap_views
 from fercache.config import AblationConfig, TrainConfig
 from fercache.data.base import Dataset
 from fercache.errors import FercacheError, InputError
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import train
@@ -49,7 +49,7 @@ NO_ROW = ("heads", "taps", "folds", "seed", "precision", "level", "tail", "refit
 """Choices that the table is not about, or that `ROWS` tries."""
 
 
-def offered(base: TrainConfig) -> tuple[str, ...]:
+def offered_rows(base: TrainConfig) -> tuple[str, ...]:
     """Return the rows that are tried where none is named: taps, and each other choice of every switch."""
     rows = list(ROWS)
     for entry in fields(TrainConfig):
@@ -60,7 +60,7 @@ def offered(base: TrainConfig) -> tuple[str, ...]:
     return tuple(rows)
 
 
-def parse(rows: Sequence[str], base: TrainConfig) -> dict[str, dict[str, Any]]:
+def parse_rows(rows: Sequence[str], base: TrainConfig) -> dict[str, dict[str, Any]]:
     """Return name -> changed keys of `base` of each row; rows that change nothing are left out.
 
     Parameters
@@ -120,7 +120,7 @@ Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class AblationFigure:
     """What one column of a row scored, macro F1 out of fold: the mean over seeds.
 
     Attributes
@@ -144,41 +144,42 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class AblationScores:
     """A row's confusion matrices: column -> one a seed of (G, C, C)."""
 
-    books: tuple[LogitBook, ...]
+    oofs: tuple[OofLogits, ...]
     matrices: dict[str, list[metrics.Counts]]
 
 
-def scored(dataset: Dataset, store: EmbeddingStore, config: TrainConfig, repeats: int, cache: Path) -> Scored:
+def scored(dataset: Dataset, store: EmbeddingStore, config: TrainConfig, repeats: int, cache: Path) -> AblationScores:
     """Return what a setting scored out of fold, seed by seed; what was trained before is not trained again."""
     books = []
     for repeat in range(repeats):
         seeded = replace(config, seed=config.seed + repeat)
-        books.append(LogitBook.load(train.run(dataset, store, seeded, cache, point=False).book))
-    each = [matrices_of(book) for book in books]
-    return Scored(books=tuple(books), matrices={column: [one[column] for one in each] for column in each[0]})
+        books.append(OofLogits.load(train.train_heads(dataset, store, seeded, cache, point=False).logits_file))
+    each = [fold_confusions(book) for book in books]
+    return AblationScores(oofs=tuple(books), matrices={column: [one[column] for one in each] for column in each[0]})
 
 
-def matrices_of(book: LogitBook, split: str = "") -> dict[str, metrics.Counts]:
+def fold_confusions(book: OofLogits, split: str = "") -> dict[str, metrics.Counts]:
     """Return column -> (G, C, C), one confusion matrix a group, out of fold or of another split's rows."""
     from fercache.stacking import candidates, nested_cv
 
     rows = book.label >= 0
-    rows &= book.spread(np.array([s == split for s in book.split]) if split else book.fold >= 0)
-    _, group = np.unique(book.spread(np.unique(book.group, return_inverse=True)[1])[rows], return_inverse=True)
-    said = candidates.gather(book, nested_cv.Nested(members={}, columns={}))
+    rows &= book.per_row(np.array([s == split for s in book.split]) if split else book.fold >= 0)
+    _, group = np.unique(book.per_row(np.unique(book.group, return_inverse=True)[1])[rows], return_inverse=True)
+    said = candidates.gather_candidates(book, nested_cv.NestedResult(members={}, columns={}))
     return {name: metrics.confusions(book.label[rows], shares[rows].argmax(1), group, len(book.classes),
                                      int(group.max(initial=-1)) + 1) for name, shares in said.items()}
 
 
-def figure(ours: Sequence[metrics.Counts], usual: Sequence[metrics.Counts], sampler: metrics.Resampler) -> Figure:
+def figure_of(ours: Sequence[metrics.Counts], usual: Sequence[metrics.Counts],
+              sampler: metrics.Resampler) -> AblationFigure:
     """Return a column's figures from its matrices and the default's, each one a seed of (G, C, C)."""
     scores = np.array([float(metrics.macro_f1(m.sum(0))) for m in ours])
     theirs = np.mean([float(metrics.macro_f1(m.sum(0))) for m in usual])
     drawn, other = (_drawn(m, sampler) for m in (ours, usual))
-    return Figure(macro_f1=float(scores.mean()), spread=float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
+    return AblationFigure(macro_f1=float(scores.mean()), spread=float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
                   interval=_span(drawn) if len(drawn) else None,
                   difference=float(scores.mean() - theirs),
                   difference_interval=_span(drawn - other) if len(drawn) else None)
@@ -191,11 +192,11 @@ def _drawn(matrices: Sequence[metrics.Counts], sampler: metrics.Resampler) -> Va
     return np.asarray(np.mean([metrics.macro_f1(sampler.draw(m)) for m in matrices], axis=0))
 
 
-def reported(books: Sequence[LogitBook]) -> dict[str, dict[str, float]]:
+def reported(books: Sequence[OofLogits]) -> dict[str, dict[str, float]]:
     """Return split -> column -> macro F1 of the default on the splits that no fold holds."""
     found: dict[str, dict[str, float]] = {}
     for split in ("validation", "test"):
-        each = [matrices_of(book, split) for book in books]
+        each = [fold_confusions(book, split) for book in books]
         if next(iter(each[0].values())).sum():
             found[split] = {column: float(np.mean([metrics.macro_f1(one[column].sum(0)) for one in each]))
                             for column in each[0]}
@@ -211,20 +212,20 @@ def _span(draws: Values) -> tuple[float, float]:
 # The table: its rows, and what they were scored on.
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class AblationRow:
     """A line of the table: a change of the recipe, and each column's figures; or why there are none (`skipped`)."""
 
     name: str
     changed: dict[str, Any]
-    figures: dict[str, Figure]
+    figures: dict[str, AblationFigure]
     bytes_a_frame: int
-    books: tuple[str, ...]
+    logits_files: tuple[str, ...]
     skipped: str = ""
     failed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class AblationTable:
     """All rows, the default first, and what they were scored on.
 
     Attributes
@@ -239,7 +240,7 @@ class Table:
     groups: int
     frames: int
     seeds: int
-    rows: tuple[Row, ...]
+    rows: tuple[AblationRow, ...]
     reported: dict[str, dict[str, float]]
     why_none: str
 
@@ -248,7 +249,8 @@ DEFAULT = "default"
 QUICK_FOLDS = 3
 
 
-def run(dataset: Dataset, store: EmbeddingStore, base: TrainConfig, config: AblationConfig, cache: Path) -> Table:
+def run_ablation(dataset: Dataset, store: EmbeddingStore, base: TrainConfig, config: AblationConfig,
+                 cache: Path) -> AblationTable:
     """Return the table of what each change of `base` is worth on the store.
 
     Raises
@@ -256,7 +258,7 @@ def run(dataset: Dataset, store: EmbeddingStore, base: TrainConfig, config: Abla
     InputError
         The default cannot be trained, or a row names a key or value that `train-heads` does not have.
     """
-    rows = {name: changed for name, changed in parse(config.rows or offered(base), base).items()
+    rows = {name: changed for name, changed in parse_rows(config.rows or offered_rows(base), base).items()
             if not idle(changed, base)}
     started = time.monotonic()
     usual = scored(dataset, store, base, config.repeats, cache)
@@ -269,20 +271,20 @@ def run(dataset: Dataset, store: EmbeddingStore, base: TrainConfig, config: Abla
     for place, (name, changed) in enumerate(rows.items(), 2):
         log.info("row %d of %d: %s", place, len(rows) + 1, name)
         made.append(bench.tried(name, changed))
-    return Table(dataset=dataset.name, notice=dataset.notice, store=store.path.name, groups=len(first),
-                 frames=int(first.sum()), seeds=config.repeats, rows=tuple(made), reported=reported(usual.books),
+    return AblationTable(dataset=dataset.name, notice=dataset.notice, store=store.path.name, groups=len(first),
+                 frames=int(first.sum()), seeds=config.repeats, rows=tuple(made), reported=reported(usual.oofs),
                  why_none=bench.sampler.why_none)
 
 
-def trained(base: TrainConfig, config: AblationConfig) -> Iterator[TrainConfig]:
+def trained_default(base: TrainConfig, config: AblationConfig) -> Iterator[TrainConfig]:
     """Yield the settings of every training that a table of these rows is made of, and those of a first look at it."""
-    for usual, table in ((base, config), quick(base, config)):
-        for changed in [{}, *parse(table.rows or offered(usual), usual).values()]:
+    for usual, table in ((base, config), quick_config(base, config)):
+        for changed in [{}, *parse_rows(table.rows or offered_rows(usual), usual).values()]:
             row = replace(usual, **changed)
             yield from (replace(row, seed=row.seed + repeat) for repeat in range(table.repeats))
 
 
-def quick(base: TrainConfig, config: AblationConfig) -> tuple[TrainConfig, AblationConfig]:
+def quick_config(base: TrainConfig, config: AblationConfig) -> tuple[TrainConfig, AblationConfig]:
     """Return the two for a first look: one seed, three folds."""
     return replace(base, folds=min(base.folds, QUICK_FOLDS)), replace(config, repeats=1)
 
@@ -296,14 +298,14 @@ class _Bench:
     base: TrainConfig
     repeats: int
     cache: Path
-    usual: Scored
+    usual: AblationScores
     sampler: metrics.Resampler
 
-    def tried(self, name: str, changed: dict[str, Any]) -> Row:
+    def tried(self, name: str, changed: dict[str, Any]) -> AblationRow:
         """Return the row of a change; a row that cannot be trained says why, and the others are done."""
         config = replace(self.base, **changed)
         lacking = [tap for tap in config.taps if tap not in self.store.taps]
-        if changed.keys() == {"views"} and not any(views_of(tap) in self.store.taps for tap in config.taps):
+        if changed.keys() == {"views"} and not any(tap_views(tap) in self.store.taps for tap in config.taps):
             lacking = ["views"]
         if lacking:
             return _none(name, changed, f"the store does not hold {', '.join(lacking)}", failed=False)
@@ -313,22 +315,23 @@ class _Bench:
             log.error("%s: %s", name, error)
             return _none(name, changed, error.what, failed=True)
 
-    def row(self, name: str, changed: dict[str, Any], config: TrainConfig, found: Scored) -> Row:
+    def row(self, name: str, changed: dict[str, Any], config: TrainConfig, found: AblationScores) -> AblationRow:
         """Return the row of what a change scored."""
-        figures = {column: figure(matrices, self.usual.matrices.get(column, matrices), self.sampler)
+        figures = {column: figure_of(matrices, self.usual.matrices.get(column, matrices), self.sampler)
                    for column, matrices in found.matrices.items()}
-        read = [*config.taps, *(views_of(tap) for tap in config.taps if config.views == "draw")]
-        return Row(name=name, changed=changed, figures=figures, books=tuple(b.fingerprint[:12] for b in found.books),
+        read = [*config.taps, *(tap_views(tap) for tap in config.taps if config.augmentations == "draw")]
+        return AblationRow(name=name, changed=changed, figures=figures,
+                           logits_files=tuple(b.fingerprint[:12] for b in found.oofs),
                    bytes_a_frame=2 * sum(prod(self.store.taps[name]) for name in read if name in self.store.taps))
 
 
-def _none(name: str, changed: dict[str, Any], why: str, failed: bool) -> Row:
-    return Row(name=name, changed=changed, figures={}, bytes_a_frame=0, books=(), skipped=why, failed=failed)
+def _none(name: str, changed: dict[str, Any], why: str, failed: bool) -> AblationRow:
+    return AblationRow(name=name, changed=changed, figures={}, bytes_a_frame=0, logits_files=(), skipped=why, failed=failed)
 
 
 # The table as files: a CSV with a line a row and column, and all of it as JSON beside it.
 
-def write(table: Table, out: Path) -> list[Path]:
+def write_ablation(table: AblationTable, out: Path) -> list[Path]:
     """Put the table at `out` (.csv), a line a row and column, and all of it as JSON beside it; return both paths.
 
     Raises
@@ -336,7 +339,7 @@ def write(table: Table, out: Path) -> list[Path]:
     InputError
         Another ending, or nothing can be written there.
     """
-    check(out)
+    check_out(out)
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(["row", "column", "macro_f1", "sd_over_seeds", "low", "high", "difference", "difference_low",
@@ -350,7 +353,7 @@ def write(table: Table, out: Path) -> list[Path]:
     return [out, beside]
 
 
-def check(out: Path) -> None:
+def check_out(out: Path) -> None:
     """Refuse a path that no table can be written to, before hours are spent.
 
     Raises
@@ -362,7 +365,7 @@ def check(out: Path) -> None:
         raise InputError("unknown kind of file", where=out, hint="end --out in .csv; the JSON is written beside it")
 
 
-def _cells(figure: Figure | None) -> list[str]:
+def _cells(figure: AblationFigure | None) -> list[str]:
     """Return the numbers of a line of the CSV, six decimals each, empty where there are none."""
     if figure is None:
         return [""] * 7

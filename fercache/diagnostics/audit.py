@@ -14,7 +14,7 @@ from fercache import metrics
 from fercache.config import AuditConfig, StackConfig, TrainConfig
 from fercache.data.base import Dataset, Trial
 from fercache.errors import InputError
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
 from fercache.stacking import stack
 from fercache.store.embedding_store import EmbeddingStore
@@ -26,7 +26,7 @@ FINE, LOOK, FAILED, SKIPPED = "ok", "look", "FAIL", "skipped"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class AuditFinding:
     """One check: its state, what was looked at in one sentence, and every single thing found.
 
     Attributes
@@ -36,7 +36,7 @@ class Finding:
 
     check: str
     state: str
-    said: str
+    message: str
     lines: tuple[str, ...] = ()
 
     def json(self) -> dict[str, Any]:
@@ -46,18 +46,18 @@ class Finding:
 
 # No group stands on two sides.
 
-def splits(book: LogitBook) -> Finding:
+def check_splits(book: OofLogits) -> AuditFinding:
     """Return which groups stand in the training split and in another one."""
     sides: dict[str, set[str]] = {}
     for group, split in zip(book.group, book.split, strict=True):
         sides.setdefault(group, set()).add(split)
     crossed = sorted(g for g, found in sides.items() if "train" in found and len(found) > 1)
-    return Finding(check="groups and splits", state=FAILED if crossed else FINE,
-                   said=f"{len(crossed)} of {len(sides)} groups are in train and in another split",
+    return AuditFinding(check="groups and splits", state=FAILED if crossed else FINE,
+                   message=f"{len(crossed)} of {len(sides)} groups are in train and in another split",
                    lines=tuple(f"group {g!r} is in {', '.join(sorted(sides[g]))}" for g in crossed))
 
 
-def folds(book: LogitBook) -> Finding:
+def check_folds(book: OofLogits) -> AuditFinding:
     """Return which groups, and which clips, are held out by one fold and learnt from by another one."""
     lines = []
     for what, names in (("group", book.group), ("clip", book.clips)):
@@ -68,8 +68,8 @@ def folds(book: LogitBook) -> Finding:
         lines += [f"{what} {name!r} is in folds {', '.join(map(str, sorted(f)))}" for name, f in sorted(held.items())
                   if len(f) > 1]
     k = int(book.fold.max(initial=-1)) + 1
-    return Finding(check="groups and folds", state=FAILED if lines else FINE,
-                   said=f"{len(lines)} groups or clips stand in two of {k} folds", lines=tuple(lines))
+    return AuditFinding(check="groups and folds", state=FAILED if lines else FINE,
+                   message=f"{len(lines)} groups or clips stand in two of {k} folds", lines=tuple(lines))
 
 
 # A small probe on the cached vectors and the stacker itself, on labels that were shuffled: both must be at chance.
@@ -82,13 +82,13 @@ ABOVE_CHANCE = 0.03
 """Accuracy above what independent predictions of the same shares would have, from which it counts (if it is also three
 standard errors of the shuffles)."""
 STACK_SHUFFLES = 2
-TELLS = 0.999
+CHANCE_MARGIN = 0.999
 """A single feature that ranks a class's rows so well (area under the curve) is the label in disguise."""
 FEWEST_ROWS, FEWEST_GROUPS = 10, 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class ProbeSample:
     """One labelled frame a second: vectors ``(n, D)``, labels, groups and folds ``(n,)``; `names` of the D features."""
 
     x: NDArray[np.float32]
@@ -99,26 +99,27 @@ class Sample:
     names: tuple[tuple[str, int], ...]
 
 
-def draw(book: LogitBook, store: EmbeddingStore) -> Sample:
+def draw_probe(book: OofLogits, store: EmbeddingStore) -> ProbeSample:
     """Return labelled frames with a face, one a second at most, of the trials that a fold holds out."""
-    rows, trial = seconds(book, (book.label >= 0) & (book.spread(book.fold) >= 0), store)
+    rows, trial = seconds(book, (book.label >= 0) & (book.per_row(book.fold) >= 0), store)
     keep = np.arange(0, len(rows), max(1, -(-len(rows) // MOST_ROWS)))
     rows, trial = rows[keep], trial[keep]
     wanted = book.provenance.get("settings", {}).get("taps") or list(store.taps)
     taps = [tap for tap in wanted if tap in store.taps] or list(store.taps)
-    x = np.concatenate([vectors(book, store, tap, rows, trial) for tap in taps], 1) if len(rows) else np.zeros((0, 1))
+    x = np.concatenate([read_vectors(book, store, tap, rows, trial) for tap in taps],
+                       1) if len(rows) else np.zeros((0, 1))
     sizes = {tap: int(np.prod(store.taps[tap])) for tap in taps}
     _, group = np.unique(np.array(book.group, object).astype(str), return_inverse=True)
-    return Sample(x=x.astype(np.float32), label=book.label[rows].astype(np.int64), group=group[trial],
+    return ProbeSample(x=x.astype(np.float32), label=book.label[rows].astype(np.int64), group=group[trial],
                   fold=book.fold[trial].astype(np.int64), classes=len(book.classes),
                   names=tuple((tap, i) for tap in taps for i in range(sizes[tap])))
 
 
-def seconds(book: LogitBook, wanted: NDArray[np.bool_],
+def seconds(book: OofLogits, wanted: NDArray[np.bool_],
             store: EmbeddingStore) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the first wanted row with a face of every second of every trial in the store, and its trial."""
     rows = np.flatnonzero(wanted & book.valid)
-    trial = book.spread(np.arange(len(book.trials)))[rows]
+    trial = book.per_row(np.arange(len(book.trials)))[rows]
     inside = np.array([name in store for name in book.trials])[trial]
     rows, trial = rows[inside], trial[inside]
     _, first = np.unique(np.stack([trial, book.time_s[rows] // EVERY_S]), axis=1, return_index=True)
@@ -126,7 +127,7 @@ def seconds(book: LogitBook, wanted: NDArray[np.bool_],
     return rows[first], trial[first]
 
 
-def vectors(book: LogitBook, store: EmbeddingStore, tap: str, rows: NDArray[np.int64],
+def read_vectors(book: OofLogits, store: EmbeddingStore, tap: str, rows: NDArray[np.int64],
             trial: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return a tap's values at rows of the book, ``(n, D)``; only those rows are read."""
     found = []
@@ -137,7 +138,7 @@ def vectors(book: LogitBook, store: EmbeddingStore, tap: str, rows: NDArray[np.i
     return np.concatenate(found).astype(np.float32)
 
 
-def labels_as_features(sample: Sample) -> Finding:
+def labels_as_features(sample: ProbeSample) -> AuditFinding:
     """Return which single features rank the rows of a class as only the label itself can."""
     lines = []
     for c in range(sample.classes):
@@ -146,9 +147,9 @@ def labels_as_features(sample: Sample) -> Finding:
             continue
         area = _areas(sample.x, mine)
         lines += [f"{sample.names[i][0]}[{sample.names[i][1]}] tells class {c} from all others by itself (area "
-                  f"{max(area[i], 1 - area[i]):.4f})" for i in np.flatnonzero(np.abs(area - 0.5) >= TELLS - 0.5)[:10]]
-    return Finding(check="labels as features", state=FAILED if lines else FINE, lines=tuple(lines),
-                   said=f"{len(lines)} of {sample.x.shape[1]} cached features are a label in disguise ({len(sample.x)} "
+                  f"{max(area[i], 1 - area[i]):.4f})" for i in np.flatnonzero(np.abs(area - 0.5) >= CHANCE_MARGIN - 0.5)[:10]]
+    return AuditFinding(check="labels as features", state=FAILED if lines else FINE, lines=tuple(lines),
+                   message=f"{len(lines)} of {sample.x.shape[1]} cached features are a label in disguise ({len(sample.x)} "
                         "frames)")
 
 
@@ -165,12 +166,12 @@ def _areas(x: NDArray[np.float32], mine: NDArray[np.bool_], block: int = 512) ->
     return np.concatenate(found)
 
 
-def shuffled(sample: Sample, config: AuditConfig) -> Finding:
+def probe_shuffled_labels(sample: ProbeSample, config: AuditConfig) -> AuditFinding:
     """Return whether a ridge classifier on the cached vectors knows anything of labels that were shuffled by group."""
     check = "shuffled labels, probe"
     folds = np.unique(sample.fold)
     if len(folds) < 2 or len(np.unique(sample.group)) < FEWEST_GROUPS:
-        return Finding(check=check, state=SKIPPED, said="fewer than two folds of labelled frames in the store")
+        return AuditFinding(check=check, state=SKIPPED, message="fewer than two folds of labelled frames in the store")
     speak = _ridge(sample)
     rng = np.random.default_rng(config.seed)
     real = _confusion(speak(sample.label), sample.label, sample.classes)
@@ -178,25 +179,25 @@ def shuffled(sample: Sample, config: AuditConfig) -> Finding:
     extra = [above_chance(_confusion(speak(label), label, sample.classes)) for label in dealt]
     said = (f"accuracy above chance {_mean(extra)} on {len(extra)} shuffles; on the real labels "
             f"{above_chance(real):+.3f} (macro F1 {float(metrics.macro_f1(real)):.3f})")
-    return Finding(check=check, state=FAILED if leaks(extra) else FINE, said=said)
+    return AuditFinding(check=check, state=FAILED if probe_leaks(extra) else FINE, message=said)
 
 
-def stacker(book: LogitBook, config: AuditConfig) -> Finding:
+def check_stacker(book: OofLogits, config: AuditConfig) -> AuditFinding:
     """Return whether the stacker knows anything of labels that were shuffled by group."""
     rng = np.random.default_rng(config.seed)
     extra: dict[str, list[float]] = {}
-    rows = (book.spread(book.fold) >= 0) & (book.label >= 0)
-    _, group = np.unique(book.spread(np.array(book.group)), return_inverse=True)
+    rows = (book.per_row(book.fold) >= 0) & (book.label >= 0)
+    _, group = np.unique(book.per_row(np.array(book.group)), return_inverse=True)
     for i in range(STACK_SHUFFLES):
         label = book.label.copy()
         label[rows] = deal(book.label[rows], group[rows], rng)
-        said = stack.out_of_fold(replace(book, label=label), StackConfig(seed=i, threads=config.threads))
+        said = stack.oof_columns(replace(book, label=label), StackConfig(seed=i, threads=config.threads))
         for name, p in said.items():
             matrix = metrics.confusion(label[rows], p[rows].argmax(1), len(book.classes))
             extra.setdefault(name, []).append(above_chance(matrix))
-    bad = [name for name, values in extra.items() if leaks(values)]
-    return Finding(check="shuffled labels, stacker", state=FAILED if bad else FINE if extra else SKIPPED,
-                   said="accuracy above chance: " + (", ".join(f"{n} {_mean(v)}" for n, v in extra.items()) or
+    bad = [name for name, values in extra.items() if probe_leaks(values)]
+    return AuditFinding(check="shuffled labels, stacker", state=FAILED if bad else FINE if extra else SKIPPED,
+                   message="accuracy above chance: " + (", ".join(f"{n} {_mean(v)}" for n, v in extra.items()) or
                                                     "nothing could be learnt"),
                    lines=tuple(f"{name} knows labels that were dealt out at random" for name in bad))
 
@@ -225,7 +226,7 @@ def above_chance(matrix: metrics.Counts) -> float:
     return float(metrics.accuracy(matrix)) - float((matrix.sum(0) / n) @ (matrix.sum(1) / n))
 
 
-def leaks(extra: Sequence[float]) -> bool:
+def probe_leaks(extra: Sequence[float]) -> bool:
     """Return whether accuracies above chance, one a shuffle, are more than chance."""
     error = float(np.std(extra, ddof=1) / np.sqrt(len(extra))) if len(extra) > 1 else 0.0
     return float(np.mean(extra)) > max(ABOVE_CHANCE, 3 * error)
@@ -239,7 +240,7 @@ def _confusion(said: NDArray[np.int64], label: NDArray[np.int64], classes: int) 
     return metrics.confusion(label, said, classes)
 
 
-def _ridge(sample: Sample) -> Any:
+def _ridge(sample: ProbeSample) -> Any:
     """Return a function: labels -> what ridge regression on the other folds says of each row, ``(n,)``.
 
     Notes
@@ -273,7 +274,7 @@ FIRST = ("embedding", "block8")
 """Taps looked at, the first that is there; else the store's first one."""
 
 
-def across_groups(book: LogitBook, store: EmbeddingStore, similar: float) -> Finding:
+def check_copies(book: OofLogits, store: EmbeddingStore, similar: float) -> AuditFinding:
     """Return pairs of frames of two groups whose cached vectors point the same way; one frame a second is compared.
 
     Parameters
@@ -284,20 +285,20 @@ def across_groups(book: LogitBook, store: EmbeddingStore, similar: float) -> Fin
     tap = next((name for name in FIRST if name in store.taps), next(iter(store.taps), ""))
     rows, trial = seconds(book, np.ones(len(book.label), bool), store)
     if len(rows) < 2 or not tap:
-        return Finding(check=check, state=SKIPPED, said="fewer than two frames with a face in the store")
-    x = vectors(book, store, tap, rows, trial)
+        return AuditFinding(check=check, state=SKIPPED, message="fewer than two frames with a face in the store")
+    x = read_vectors(book, store, tap, rows, trial)
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
     _, group = np.unique(np.array(book.group, object).astype(str), return_inverse=True)
     pairs = _pairs(x, group[trial], similar)
     lines = [f"{_frame(book, rows[i], trial[i])} and {_frame(book, rows[j], trial[j])}: cosine {cosine:.4f}"
              for cosine, i, j in pairs[:MOST_LINES]]
     more = f", {MOST_LINES} listed" if len(pairs) > MOST_LINES else ""
-    return Finding(check=check, state=LOOK if pairs else FINE, lines=tuple(lines),
-                   said=f"{len(pairs)} pairs of two groups at a cosine of {similar} or more{more}, among {len(rows)} "
+    return AuditFinding(check=check, state=LOOK if pairs else FINE, lines=tuple(lines),
+                   message=f"{len(pairs)} pairs of two groups at a cosine of {similar} or more{more}, among {len(rows)} "
                         f"frames ({tap}, one a second)")
 
 
-def _frame(book: LogitBook, row: np.int64, trial: np.int64) -> str:
+def _frame(book: OofLogits, row: np.int64, trial: np.int64) -> str:
     return f"{book.trials[int(trial)]} frame {int(book.index[int(row)])}"
 
 
@@ -320,12 +321,13 @@ def _pairs(x: NDArray[np.float32], group: NDArray[np.int64], similar: float) -> 
 SHUFFLE_DRAWS = 1000
 
 
-def retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConfig, scratch: Path, seed: int) -> Finding:
+def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConfig, scratch: Path,
+                    seed: int) -> AuditFinding:
     """Return whether heads that are trained on labels dealt out by group know anything of them out of fold."""
-    made = train.run(dealt(dataset, seed), store, replace(training, refit="none"), scratch)
-    book = LogitBook.load(made.book)
-    rows = (book.spread(book.fold) >= 0) & (book.label >= 0)
-    _, group = np.unique(book.spread(np.array(book.group))[rows], return_inverse=True)
+    made = train.train_heads(dealt(dataset, seed), store, replace(training, refit="none"), scratch)
+    book = OofLogits.load(made.logits_file)
+    rows = (book.per_row(book.fold) >= 0) & (book.label >= 0)
+    _, group = np.unique(book.per_row(np.array(book.group))[rows], return_inverse=True)
     lines, bad = [], []
     for head in book.heads:
         counts = metrics.confusions(book.label[rows], book.logits[head][rows].argmax(1), group, len(book.classes),
@@ -335,8 +337,8 @@ def retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConfig, sc
         text = f"{head}: accuracy above chance {above_chance(counts.sum(0)):+.3f}, at least {low:+.3f} (95 %)"
         bad += [text] if low > 0 and above_chance(counts.sum(0)) > ABOVE_CHANCE else []
         lines.append(text)
-    return Finding(check="shuffled labels, heads", state=FAILED if bad else FINE, lines=tuple(bad or lines),
-                   said=f"{len(bad)} of {len(book.heads)} heads know labels that were dealt out by group "
+    return AuditFinding(check="shuffled labels, heads", state=FAILED if bad else FINE, lines=tuple(bad or lines),
+                   message=f"{len(bad)} of {len(book.heads)} heads know labels that were dealt out by group "
                         f"({made.trained} trained)")
 
 
@@ -369,7 +371,7 @@ PERFECT = 0.99
 MEMORY_DRAWS = 1000
 
 
-def provenance(book: LogitBook) -> Finding:
+def check_provenance(book: OofLogits) -> AuditFinding:
     """Return, for every head and fold, which model spoke and whether it had seen one of the fold's groups."""
     bad: list[str] = []
     fine: list[str] = []
@@ -377,7 +379,7 @@ def provenance(book: LogitBook) -> Finding:
     for head in book.heads:
         declared = book.declared.get(head)
         if declared:
-            (bad if head in book.tainted else fine).append(f"{head}: declared {declared}")
+            (bad if head in book.leaky_heads else fine).append(f"{head}: declared {declared}")
             continue
         for fold in range(k):
             wrong, right = _one(book, head, fold)
@@ -385,10 +387,10 @@ def provenance(book: LogitBook) -> Finding:
             fine += right
     own = sum(head not in book.declared for head in book.heads)
     said = f"{own * k} models on record, {len(book.heads) - own} sources by declaration"
-    return Finding(check="who predicted what", state=FAILED if bad else FINE, said=said, lines=tuple(bad or fine))
+    return AuditFinding(check="who predicted what", state=FAILED if bad else FINE, message=said, lines=tuple(bad or fine))
 
 
-def _one(book: LogitBook, head: str, fold: int) -> tuple[list[str], list[str]]:
+def _one(book: OofLogits, head: str, fold: int) -> tuple[list[str], list[str]]:
     """Return what is wrong with the record of a head of a fold, and what is right."""
     records = [r for r in _records(book) if r.get("head") == head and r.get("fold") == fold]
     if not records:
@@ -409,19 +411,19 @@ def _one(book: LogitBook, head: str, fold: int) -> tuple[list[str], list[str]]:
     return found, fine
 
 
-def _records(book: LogitBook) -> list[dict[str, Any]]:
+def _records(book: OofLogits) -> list[dict[str, Any]]:
     records = book.provenance.get("heads", [])
     return [r for r in records if isinstance(r, dict)] if isinstance(records, list) else []
 
 
-def memory(book: LogitBook, seed: int) -> Finding:
+def check_memorized(book: OofLogits, seed: int) -> AuditFinding:
     """Return which heads are right on training rows so much more often than elsewhere that they must remember them."""
     check = "memory of training rows"
-    held = (book.spread(book.fold) >= 0) & (book.label >= 0)
-    other = (book.spread(book.fold) < 0) & (book.label >= 0)
+    held = (book.per_row(book.fold) >= 0) & (book.label >= 0)
+    other = (book.per_row(book.fold) < 0) & (book.label >= 0)
     few = min(len(set(np.array(book.group)[np.unique(_trial(book)[rows])])) for rows in (held, other))
     if few < metrics.MIN_GROUPS_FOR_INTERVAL:
-        return Finding(check=check, state=SKIPPED, said=f"{few} labelled groups outside (or inside) the folds; "
+        return AuditFinding(check=check, state=SKIPPED, message=f"{few} labelled groups outside (or inside) the folds; "
                        f"{metrics.MIN_GROUPS_FOR_INTERVAL} are needed on both sides to compare")
     lines, bad = [], []
     for head in book.heads:
@@ -431,8 +433,8 @@ def memory(book: LogitBook, seed: int) -> Finding:
                 f"{float(metrics.accuracy(outside.sum(0))):.3f} of the others")
         bad += [text + f"; the gap is at least {gap:.3f} (95 %)"] if gap > MARGIN else []
         lines.append(text)
-    return Finding(check=check, state=FAILED if bad else FINE, lines=tuple(bad or lines),
-                   said=f"{len(bad)} of {len(book.heads)} heads say more of training rows than a model can that never "
+    return AuditFinding(check=check, state=FAILED if bad else FINE, lines=tuple(bad or lines),
+                   message=f"{len(bad)} of {len(book.heads)} heads say more of training rows than a model can that never "
                         "saw them")
 
 
@@ -443,33 +445,33 @@ def _low(inside: metrics.Counts, outside: metrics.Counts, seed: int) -> float:
     return float(np.quantile(drawn[0] - drawn[1], 0.025))
 
 
-def truth(book: LogitBook) -> Finding:
+def truth(book: OofLogits) -> AuditFinding:
     """Return which heads are so right out of fold that they must be made of the labels."""
-    rows = (book.spread(book.fold) >= 0) & (book.label >= 0)
+    rows = (book.per_row(book.fold) >= 0) & (book.label >= 0)
     lines = []
     for head in book.heads:
         matrix = _by_group(book, head, rows).sum(0)
         right = float(metrics.accuracy(matrix))
         if right >= PERFECT and (matrix.sum(1) > 0).sum() > 1:
             lines.append(f"{head}: right on {right:.4f} of the out-of-fold rows: it is made of the labels")
-    return Finding(check="heads made of labels", state=FAILED if lines else FINE, lines=tuple(lines),
-                   said=f"{len(lines)} of {len(book.heads)} heads are right nearly always out of fold")
+    return AuditFinding(check="heads made of labels", state=FAILED if lines else FINE, lines=tuple(lines),
+                   message=f"{len(lines)} of {len(book.heads)} heads are right nearly always out of fold")
 
 
-def _trial(book: LogitBook) -> NDArray[np.int64]:
-    return np.asarray(book.spread(np.arange(len(book.trials))))
+def _trial(book: OofLogits) -> NDArray[np.int64]:
+    return np.asarray(book.per_row(np.arange(len(book.trials))))
 
 
-def _by_group(book: LogitBook, head: str, rows: NDArray[np.bool_]) -> metrics.Counts:
+def _by_group(book: OofLogits, head: str, rows: NDArray[np.bool_]) -> metrics.Counts:
     """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``."""
-    number = book.spread(np.unique(np.array(book.group), return_inverse=True)[1])[rows]
+    number = book.per_row(np.unique(np.array(book.group), return_inverse=True)[1])[rows]
     _, group = np.unique(number, return_inverse=True)
     said = book.logits[head][rows].argmax(1)
     return metrics.confusions(book.label[rows], said, group, len(book.classes), int(group.max(initial=-1)) + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class AuditSubject:
     """What is audited: a book of logits, and where they are at hand the store and the data set it was made of.
 
     Attributes
@@ -478,14 +480,14 @@ class Subject:
     scratch : a folder that `--full` may fill.
     """
 
-    book: LogitBook
+    oof: OofLogits
     store: EmbeddingStore | None = None
     dataset: Dataset | None = None
     training: TrainConfig = field(default_factory=TrainConfig)
     scratch: Path | None = None
 
 
-def run(subject: Subject, config: AuditConfig) -> Iterator[Finding]:
+def run_audit(subject: AuditSubject, config: AuditConfig) -> Iterator[AuditFinding]:
     """Yield what each check found, as soon as it is known.
 
     Raises
@@ -493,31 +495,31 @@ def run(subject: Subject, config: AuditConfig) -> Iterator[Finding]:
     InputError
         Heads are to be trained again, and there is no store or data set to train them on.
     """
-    yield splits(subject.book)
-    yield folds(subject.book)
-    yield provenance(subject.book)
-    yield memory(subject.book, config.seed)
-    yield truth(subject.book)
-    yield stacker(subject.book, config)
+    yield check_splits(subject.oof)
+    yield check_folds(subject.oof)
+    yield check_provenance(subject.oof)
+    yield check_memorized(subject.oof, config.seed)
+    yield truth(subject.oof)
+    yield check_stacker(subject.oof, config)
     if subject.store is None:
         return
-    sample = draw(subject.book, subject.store)
+    sample = draw_probe(subject.oof, subject.store)
     yield labels_as_features(sample)
-    yield shuffled(sample, config)
-    yield across_groups(subject.book, subject.store, config.similar)
+    yield probe_shuffled_labels(sample, config)
+    yield check_copies(subject.oof, subject.store, config.similar)
     if config.full:
         if subject.dataset is None or subject.scratch is None:
             raise InputError("there is no data set to train heads on", where="audit --full",
                              hint="name it with --dataset and --root or --clips")
-        yield retrained(subject.dataset, subject.store, subject.training, subject.scratch, config.seed)
+        yield check_retrained(subject.dataset, subject.store, subject.training, subject.scratch, config.seed)
 
 
-def failed(findings: list[Finding]) -> bool:
+def any_failed(findings: list[AuditFinding]) -> bool:
     """Return whether a check found a leak."""
     return any(finding.state == FAILED for finding in findings)
 
 
-def write(findings: list[Finding], path: Path) -> None:
+def write_audit(findings: list[AuditFinding], path: Path) -> None:
     """Put the findings at `path` as JSON, every one with all its lines."""
     value: list[dict[str, Any]] = [finding.json() for finding in findings]
-    atomic_io.write_json(path, {"leaks": failed(findings), "checks": value})
+    atomic_io.write_json(path, {"leaks": any_failed(findings), "checks": value})

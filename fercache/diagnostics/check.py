@@ -15,18 +15,18 @@ import numpy as np
 from fercache import run_log
 from fercache.config import ExtractConfig
 from fercache.data.base import Dataset, Trial
-from fercache.data.frame_table import FrameClock
+from fercache.data.frame_table import FrameTable
 from fercache.diagnostics import check_issues
-from fercache.diagnostics.check_issues import Comparison, Facts, Finding, Index
+from fercache.diagnostics.check_issues import CheckFinding, ClipFacts, ClipIndex, LengthComparison
 from fercache.errors import InputError
 from fercache.faces import augmentation
-from fercache.runtime.progress import duration
-from fercache.store.layout import CLOCK, Grid
+from fercache.runtime.progress import format_duration
+from fercache.store.layout import FRAME_COLUMNS, Grid
 
 # What extraction will cost: bytes by the store's own layout, time by a measured rate or a stated assumption.
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class ExtractionCost:
     """What stage one will take.
 
     Attributes
@@ -47,7 +47,8 @@ class Cost:
     basis: str
 
 
-def estimate(clocks: Sequence[FrameClock], faces: str, config: ExtractConfig, cache: Path, rate: float) -> Cost:
+def estimate_cost(clocks: Sequence[FrameTable], faces: str, config: ExtractConfig, cache: Path,
+                  rate: float) -> ExtractionCost:
     """Return the cost of extracting these trials with the settings of `config`.
 
     Parameters
@@ -56,10 +57,10 @@ def estimate(clocks: Sequence[FrameClock], faces: str, config: ExtractConfig, ca
     """
     lengths = [clock.stored for clock in clocks if clock.stored]
     shapes = _shapes(config)
-    row = None if shapes is None else 2 * sum(map(prod, shapes)) + 8 * len(CLOCK)
+    row = None if shapes is None else 2 * sum(map(prod, shapes)) + 8 * len(FRAME_COLUMNS)
     total = None if shapes is None else sum(_bytes(frames, shapes) for frames in lengths)
     seconds, basis = _time(sum(lengths), faces, config, cache, rate)
-    return Cost(faces=faces, clips=len(lengths), frames=sum(lengths), unknown=len(clocks) - len(lengths),
+    return ExtractionCost(faces=faces, clips=len(lengths), frames=sum(lengths), unknown=len(clocks) - len(lengths),
                 bytes_a_frame=row, bytes=total, seconds=seconds, basis=basis)
 
 
@@ -68,7 +69,7 @@ def _shapes(config: ExtractConfig) -> list[tuple[int, ...]] | None:
     from fercache.backbones.taps import tap_shapes  # torch: seconds that the rest of a check does not need
 
     try:
-        return list(augmentation.stored(tap_shapes(config.taps), config.views).values())
+        return list(augmentation.with_views(tap_shapes(config.taps), config.augmentations).values())
     except InputError:
         if config.weights.startswith("onnx:"):
             return None
@@ -77,14 +78,14 @@ def _shapes(config: ExtractConfig) -> list[tuple[int, ...]] | None:
 
 def _bytes(frames: int, shapes: Sequence[tuple[int, ...]]) -> int:
     """Return the bytes of one clip's chunks."""
-    grids = [*(Grid((frames, *shape), "float16") for shape in shapes), Grid((frames, len(CLOCK)), "float64")]
+    grids = [*(Grid((frames, *shape), "float16") for shape in shapes), Grid((frames, len(FRAME_COLUMNS)), "float64")]
     return sum(grid.count * grid.chunk_bytes for grid in grids)
 
 
 def _time(frames: int, faces: str, config: ExtractConfig, cache: Path, rate: float) -> tuple[float | None, str]:
     if rate > 0:
         return frames / rate, f"assuming {rate:g} frames/s (--rate)"
-    measured = run_log.latest(cache, faces, config.weights, config.views) if faces else None
+    measured = run_log.latest_rate(cache, faces, config.weights, config.augmentations) if faces else None
     if measured is None:
         return None, ("no rate was measured in this cache yet: the first `fercache extract` of "
                       f"{run_log.FEWEST_FRAMES} frames or more does, or assume one with --rate")
@@ -132,7 +133,7 @@ class ClipCount:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class CheckReport:
     """What a check found; `by_clip` says whether the classes are counted in clips."""
 
     dataset: str
@@ -143,9 +144,9 @@ class Report:
     by_clip: bool
     splits: dict[str, SplitCount]
     clips: tuple[ClipCount, ...]
-    lengths: tuple[Comparison, ...]
-    findings: tuple[Finding, ...]
-    cost: Cost
+    lengths: tuple[LengthComparison, ...]
+    issues: tuple[CheckFinding, ...]
+    cost: ExtractionCost
     clips_read: int
     clips_known: int
     seconds: float
@@ -153,14 +154,15 @@ class Report:
     @property
     def lost(self) -> bool:
         """Whether something was found that loses data or spoils a score."""
-        return any(one.lost for one in self.findings)
+        return any(one.lost for one in self.issues)
 
     def json(self) -> dict[str, Any]:
         """Return the report as a JSON value."""
         return asdict(self) | {"lost": self.lost}
 
 
-def run(dataset: Dataset, config: ExtractConfig, cache: Path, *, fresh: bool = False, rate: float = 0.0) -> Report:
+def check_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, *, fresh: bool = False,
+                  rate: float = 0.0) -> CheckReport:
     """Return what is right and wrong with a data set's clips and labels, and what extracting them will cost.
 
     Parameters
@@ -176,40 +178,40 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path, *, fresh: bool = F
     started = time.monotonic()
     index, clocks = _looked(dataset, cache, fresh)
     compared = check_issues.compare_lengths(clocks)
-    return Report(dataset=dataset.name, layout=dataset.layout, metric=dataset.metric, folds=dataset.folds,
+    return CheckReport(dataset=dataset.name, layout=dataset.layout, metric=dataset.metric, folds=dataset.folds,
                   fold=dataset.fold, by_clip=_by_clip(dataset), splits=_splits(dataset, clocks),
                   clips=tuple(_clip(clock) for clock in clocks), lengths=compared,
-                  findings=tuple(check_issues.find_issues(dataset, clocks, index.facts, compared)),
-                  cost=estimate(clocks, _faces(dataset, config), config, cache, rate), clips_read=index.read,
+                  issues=tuple(check_issues.find_issues(dataset, clocks, index.facts, compared)),
+                  cost=estimate_cost(clocks, _faces(dataset, config), config, cache, rate), clips_read=index.read,
                   clips_known=index.kept, seconds=time.monotonic() - started)
 
 
-def cost_ahead(dataset: Dataset, config: ExtractConfig, cache: Path) -> Cost:
+def cost_ahead(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractionCost:
     """Return what extracting a data set's clips will cost; what was found in the clips is kept, as by `run`."""
-    return estimate(_looked(dataset, cache, fresh=False)[1], _faces(dataset, config), config, cache, 0.0)
+    return estimate_cost(_looked(dataset, cache, fresh=False)[1], _faces(dataset, config), config, cache, 0.0)
 
 
-def _looked(dataset: Dataset, cache: Path, fresh: bool) -> tuple[Index, list[FrameClock]]:
+def _looked(dataset: Dataset, cache: Path, fresh: bool) -> tuple[ClipIndex, list[FrameTable]]:
     """Return what is known of the set's files, read where it is new, and the trials' clocks."""
-    index = Index.load(cache, dataset.name)
+    index = ClipIndex.load(cache, dataset.name)
     index.refresh([*((trial.path, trial.kind) for trial in dataset.trials),
                    *((trial.video, "video") for trial in dataset.trials if trial.video)], fresh)
-    return index, [clock_of(trial, index.facts) for trial in dataset.trials]
+    return index, [frame_table_of(trial, index.facts) for trial in dataset.trials]
 
 
 def _faces(dataset: Dataset, config: ExtractConfig) -> str:
     return dataset.faces if config.faces == "auto" else config.faces
 
 
-def clock_of(trial: Trial, facts: Mapping[str, Facts]) -> FrameClock:
+def frame_table_of(trial: Trial, facts: Mapping[str, ClipFacts]) -> FrameTable:
     """Return the frame clock of a trial from what the index knows of its clip and of its video."""
     own = facts[str(trial.path)]
     video = own if trial.kind == "video" else facts[str(trial.video)] if trial.video else None
-    return FrameClock(trial=trial, crops=own.numbers() if trial.kind == "crops" else None,
+    return FrameTable(trial=trial, crops=own.numbers() if trial.kind == "crops" else None,
                       lines=0 if trial.labels is None else len(trial.labels), video=video.frames if video else 0)
 
 
-def _clip(clock: FrameClock) -> ClipCount:
+def _clip(clock: FrameTable) -> ClipCount:
     bare, labelled = clock.without_crop()
     trial = clock.trial
     return ClipCount(name=trial.name, kind=trial.kind, split=trial.split, group=trial.group, rows=clock.rows,
@@ -220,7 +222,7 @@ def _by_clip(dataset: Dataset) -> bool:
     return all(trial.labels is None for trial in dataset.trials)
 
 
-def _splits(dataset: Dataset, clocks: Sequence[FrameClock]) -> dict[str, SplitCount]:
+def _splits(dataset: Dataset, clocks: Sequence[FrameTable]) -> dict[str, SplitCount]:
     """Return what each split that occurs holds."""
     counted = {}
     for split in ("train", "validation", "test"):
@@ -230,7 +232,7 @@ def _splits(dataset: Dataset, clocks: Sequence[FrameClock]) -> dict[str, SplitCo
     return counted
 
 
-def _count(clocks: Sequence[FrameClock], classes: Sequence[str], by_clip: bool) -> SplitCount:
+def _count(clocks: Sequence[FrameTable], classes: Sequence[str], by_clip: bool) -> SplitCount:
     bare = [clock.without_crop() for clock in clocks]
     frames = np.concatenate([clock.labelled() for clock in clocks])
     clips = np.array([clock.trial.clip_label for clock in clocks if clock.trial.clip_label >= 0], np.int64)
@@ -249,7 +251,7 @@ MOST = 5
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
-def lines(report: Report) -> Iterator[str]:
+def report_lines(report: CheckReport) -> Iterator[str]:
     """Yield the lines of the report."""
     fold = f", fold {report.fold or 'none chosen'} of {report.folds}" if report.folds else ""
     yield f"{report.dataset}: {report.layout}{fold}, metric {report.metric}"
@@ -259,17 +261,17 @@ def lines(report: Report) -> Iterator[str]:
     yield ""
     yield from cost_lines(report.cost)
     yield ""
-    for finding in report.findings:
+    for finding in report.issues:
         yield from _finding(finding)
-    lost = sum(one.lost for one in report.findings)
-    notes = len(report.findings) - lost
-    yield (f"{lost} found that lose data or spoil a score, {notes} good to know" if report.findings
+    lost = sum(one.lost for one in report.issues)
+    notes = len(report.issues) - lost
+    yield (f"{lost} found that lose data or spoil a score, {notes} good to know" if report.issues
            else "nothing wrong found")
     yield (f"{report.clips_read} clips read, {report.clips_known} known from an earlier check, "
            f"{report.seconds:.1f} s")
 
 
-def _split_lines(report: Report) -> Iterator[str]:
+def _split_lines(report: CheckReport) -> Iterator[str]:
     """Yield the table of splits, and below it that of classes."""
     yield ""
     yield f"{'':12}{'clips':>8}{'labelled':>9}{'groups':>8}{'frames':>12}{'labelled':>11}{'no crop':>9}{'labelled':>10}"
@@ -283,7 +285,7 @@ def _split_lines(report: Report) -> Iterator[str]:
         yield f"  {label[:13]:14}" + "".join(f"{split.counts[label]:>12,}" for split in report.splits.values())
 
 
-def _lengths(compared: Comparison) -> Iterator[str]:
+def _lengths(compared: LengthComparison) -> Iterator[str]:
     yield ""
     yield f"{compared.name}: {compared.trials:,} trials"
     yield (f"  {compared.equal:,} equal, {compared.more:,} more (by {compared.extra:,} in all), "
@@ -295,7 +297,7 @@ def _lengths(compared: Comparison) -> Iterator[str]:
         yield f"    and {len(compared.differences) - MOST:,} more (--json lists all)"
 
 
-def cost_lines(cost: Cost) -> Iterator[str]:
+def cost_lines(cost: ExtractionCost) -> Iterator[str]:
     """Yield what extraction will take."""
     unknown = f"; {cost.unknown} clips state no length and are not counted" if cost.unknown else ""
     faces = cost.faces or "mixed kinds: say --faces"
@@ -304,11 +306,11 @@ def cost_lines(cost: Cost) -> Iterator[str]:
         yield f"  disk: {size(cost.bytes)} ({cost.bytes_a_frame:,} bytes a frame, and the padding of last chunks)"
     else:
         yield "  disk: not known before the model is opened"
-    time = "not known" if cost.seconds is None else duration(cost.seconds)
+    time = "not known" if cost.seconds is None else format_duration(cost.seconds)
     yield from textwrap.wrap(f"time: {time}; {cost.basis}", WIDTH, initial_indent="  ", subsequent_indent="        ")
 
 
-def _finding(finding: Finding) -> Iterator[str]:
+def _finding(finding: CheckFinding) -> Iterator[str]:
     mark = "LOST" if finding.lost else "note"
     yield from textwrap.wrap(f"{mark}  {finding.what}: {finding.where}", WIDTH, subsequent_indent="      ",
                              break_on_hyphens=False)

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from fercache import media
-from fercache.data.base import Dataset, Trial, grouped, some
-from fercache.data.frame_table import FrameClock, Runs, runs_of
+from fercache.data.base import Dataset, Trial, grouped, shorten_list
+from fercache.data.frame_table import FrameTable, IndexRanges, ranges_of
 from fercache.errors import ClipError, InputError
 from fercache.media import pictures
 from fercache.media.pictures import MAX_BYTES, NAME, read_picture
 from fercache.runtime import atomic_io
-from fercache.runtime.progress import meter
+from fercache.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ SETTLED_NS = 2_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class ClipFacts:
     """What is known of one clip.
 
     Attributes
@@ -61,23 +61,23 @@ class Facts:
     frames: int = 0
     problem: str = ""
 
-    def numbers(self) -> Runs:
+    def numbers(self) -> IndexRanges:
         """Return the runs as (R, 2) numbers."""
         pairs = [run.split("-") for run in self.runs.split(",") if run]
         return np.array([(int(pair[0]), int(pair[-1])) for pair in pairs], np.int64).reshape(-1, 2)
 
 
 @dataclass
-class Index:
+class ClipIndex:
     """Facts by path; `read` and `kept` count what this run had to read and what an earlier one had found."""
 
     path: Path
-    facts: dict[str, Facts] = field(default_factory=dict)
+    facts: dict[str, ClipFacts] = field(default_factory=dict)
     read: int = 0
     kept: int = 0
 
     @classmethod
-    def load(cls, cache: Path, dataset: str) -> Index:
+    def load(cls, cache: Path, dataset: str) -> ClipIndex:
         """Return what earlier runs found; nothing where there is no index, or one that is not ours."""
         path = cache / "index" / f"{dataset}.json"
         try:
@@ -104,7 +104,7 @@ class Index:
         wanted = dict(clips)
         known, self.facts = self.facts, {}
         try:
-            with meter("index", len(wanted), "clips") as bar:
+            with progress_bar("index", len(wanted), "clips") as bar:
                 for path, kind in sorted(wanted.items()):
                     self.facts[str(path)] = self._one(path, kind, None if fresh else known.get(str(path)))
                     bar.advance()
@@ -113,34 +113,34 @@ class Index:
                 others = {name: one for name, one in known.items() if name not in self.facts and Path(name).exists()}
                 self._write({**others, **self.facts})
 
-    def _one(self, path: Path, kind: str, held: Facts | None) -> Facts:
+    def _one(self, path: Path, kind: str, held: ClipFacts | None) -> ClipFacts:
         try:
             changed_ns = path.stat().st_mtime_ns
         except OSError as error:
             self.read += 1
-            return Facts(mtime_ns=0, taken_ns=0, problem=f"cannot be read ({error.strerror})")
+            return ClipFacts(mtime_ns=0, taken_ns=0, problem=f"cannot be read ({error.strerror})")
         if held and held.mtime_ns == changed_ns < held.taken_ns - SETTLED_NS:
             self.kept += 1
             return held
         self.read += 1
-        blank = Facts(mtime_ns=changed_ns, taken_ns=time.time_ns())
+        blank = ClipFacts(mtime_ns=changed_ns, taken_ns=time.time_ns())
         return _folder(path, blank) if kind == "crops" else _video(path, blank)
 
-    def _write(self, facts: dict[str, Facts]) -> None:
+    def _write(self, facts: dict[str, ClipFacts]) -> None:
         clips = {name: _plain(one) for name, one in facts.items()}
         atomic_io.write_json(self.path, {"version": VERSION, "clips": clips})
 
 
-def _plain(facts: Facts) -> dict[str, Any]:
+def _plain(facts: ClipFacts) -> dict[str, Any]:
     """Return the facts as JSON, what is nothing left out."""
     return {name: value for name, value in asdict(facts).items() if value}
 
 
-def _facts(entry: dict[str, Any]) -> Facts:
-    return Facts(**{**entry, "damaged": tuple(entry.get("damaged", ()))})
+def _facts(entry: dict[str, Any]) -> ClipFacts:
+    return ClipFacts(**{**entry, "damaged": tuple(entry.get("damaged", ()))})
 
 
-def _folder(path: Path, blank: Facts) -> Facts:
+def _folder(path: Path, blank: ClipFacts) -> ClipFacts:
     """Return the facts of a folder of crops: one pass over its names and sizes, its first and last picture decoded."""
     names: list[str] = []
     others: list[str] = []
@@ -159,18 +159,18 @@ def _folder(path: Path, blank: Facts) -> Facts:
     numbers = np.array([int(name[:name.index(".")]) for name in names], np.int64)
     if not names or numbers.min() < 1 or any(NAME.fullmatch(name) for name in others):
         return _by_reader(path, blank, len(names) + len(others))
-    found, size = runs_of(numbers), np.array(sizes, np.int64)
+    found, size = ranges_of(numbers), np.array(sizes, np.int64)
     ends = {names[int(numbers.argmin())], names[int(numbers.argmax())]}
     return replace(blank, bytes=int(size.sum()), runs=_text(found), pictures=len(names), other=len(others),
                  empty=int((size == 0).sum()), damaged=_damaged(path, ends))
 
 
-def _by_reader(path: Path, blank: Facts, files: int) -> Facts:
+def _by_reader(path: Path, blank: ClipFacts, files: int) -> ClipFacts:
     """Return the facts of a folder with unusual names (a prefix, capitals, none at all) by the reader's own rules."""
     try:
         held = pictures.numbered(path)
         sizes = [(path / name).stat().st_size for name in held.values()]
-        found = runs_of(np.fromiter(held, np.int64, len(held)))
+        found = ranges_of(np.fromiter(held, np.int64, len(held)))
         return replace(blank, bytes=sum(sizes), runs=_text(found), pictures=len(held), empty=sizes.count(0),
                      other=files - len(held), damaged=_damaged(path, {held[min(held)], held[max(held)]}))
     except ClipError as error:
@@ -188,11 +188,11 @@ def _damaged(path: Path, names: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(names))
 
 
-def _text(runs: Runs) -> str:
+def _text(runs: IndexRanges) -> str:
     return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs.tolist())
 
 
-def _video(path: Path, blank: Facts) -> Facts:
+def _video(path: Path, blank: ClipFacts) -> ClipFacts:
     """Return the facts of a video: its size, and the frames that its header states once its first frame decodes."""
     try:
         size = path.stat().st_size
@@ -209,7 +209,7 @@ Pair = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class LengthDifference:
     """One trial whose two lengths differ: what should be there, and what is."""
 
     trial: str
@@ -223,7 +223,7 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class LengthComparison:
     """Two lengths of every trial that has both.
 
     Attributes
@@ -241,51 +241,52 @@ class Comparison:
     fewer: int
     missing: int
     extra: int
-    differences: tuple[Difference, ...]
+    differences: tuple[LengthDifference, ...]
 
 
-def compare(name: str, clocks: Sequence[FrameClock], pair: Callable[[FrameClock], Pair | None]) -> Comparison | None:
+def compare_lengths_of(name: str, clocks: Sequence[FrameTable],
+                       pair: Callable[[FrameTable], Pair | None]) -> LengthComparison | None:
     """Return how two lengths, (there, expected), agree over the trials; None where no trial has both."""
     both = [(clock.trial.name, *lengths) for clock in clocks if (lengths := pair(clock)) is not None]
     if not both:
         return None
-    found = [Difference(trial=trial, expected=expected, there=there) for trial, there, expected in both]
+    found = [LengthDifference(trial=trial, expected=expected, there=there) for trial, there, expected in both]
     short = [one.missing for one in found if one.missing > 0]
     over = [-one.missing for one in found if one.missing < 0]
-    return Comparison(name=name, trials=len(found), equal=len(found) - len(short) - len(over), more=len(over),
+    return LengthComparison(name=name, trials=len(found), equal=len(found) - len(short) - len(over), more=len(over),
                       fewer=len(short), missing=sum(short), extra=sum(over),
                       differences=tuple(sorted((one for one in found if one.missing),
                                                key=lambda one: (-abs(one.missing), one.trial))))
 
 
-def crops_video(clock: FrameClock) -> Pair | None:
+def crops_video(clock: FrameTable) -> Pair | None:
     """Return crops there and frames that the video states."""
     return (clock.pictures, clock.video) if clock.crops is not None and clock.video else None
 
 
-def crops_lines(clock: FrameClock) -> Pair | None:
+def crops_lines(clock: FrameTable) -> Pair | None:
     """Return crops there and annotation lines."""
     return (clock.pictures, clock.lines) if clock.crops is not None and clock.lines else None
 
 
-def lines_video(clock: FrameClock) -> Pair | None:
+def lines_video(clock: FrameTable) -> Pair | None:
     """Return annotation lines and frames that the video states."""
     return (clock.lines, clock.video) if clock.lines and clock.video else None
 
 
-def there_stated(clock: FrameClock) -> Pair | None:
+def there_stated(clock: FrameTable) -> Pair | None:
     """Return frames there and frames that the set's list states."""
     return (clock.pictures, clock.trial.stated) if clock.trial.stated and clock.pictures else None
 
 
-PAIRS: dict[str, Callable[[FrameClock], Pair | None]] = {
+PAIRS: dict[str, Callable[[FrameTable], Pair | None]] = {
     "crops against video frames": crops_video, "crops against annotation lines": crops_lines,
     "annotation lines against video frames": lines_video, "frames against the list's count": there_stated}
 
 
-def compare_lengths(clocks: Sequence[FrameClock]) -> tuple[Comparison, ...]:
+def compare_lengths(clocks: Sequence[FrameTable]) -> tuple[LengthComparison, ...]:
     """Return every comparison that can be made."""
-    made = (compare(name, clocks, pair) for name, pair in PAIRS.items())
+    made = (compare_lengths_of(name, clocks, pair) for name, pair in PAIRS.items())
     return tuple(one for one in made if one is not None)
 
 
@@ -295,7 +296,7 @@ SAMPLES = 8
 """Pictures of a folder that are compared byte by byte, spread from first to last."""
 
 
-def find(trials: Sequence[Trial], facts: Mapping[str, Facts]) -> list[list[Trial]]:
+def find_duplicate_clips(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> list[list[Trial]]:
     """Return the sets of trials with the same content, each sorted by name.
 
     Notes
@@ -316,7 +317,7 @@ def find(trials: Sequence[Trial], facts: Mapping[str, Facts]) -> list[list[Trial
     return sorted(found, key=lambda group: group[0].name)
 
 
-def _same(group: Sequence[Trial], facts: Mapping[str, Facts]) -> Iterator[list[Trial]]:
+def _same(group: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> Iterator[list[Trial]]:
     """Yield those of a group that are the same by hash."""
     by_hash: dict[str, list[Trial]] = defaultdict(list)
     for trial in group:
@@ -329,9 +330,9 @@ def _same(group: Sequence[Trial], facts: Mapping[str, Facts]) -> Iterator[list[T
             yield sorted(same, key=lambda trial: trial.name)
 
 
-def _hash(trial: Trial, known: Facts) -> str:
+def _hash(trial: Trial, known: ClipFacts) -> str:
     if trial.kind == "video":
-        return str(media.digest(trial.path, "video")["sha256"])
+        return str(media.source_digest(trial.path, "video")["sha256"])
     names = pictures.numbered(trial.path)
     numbers = sorted(names)
     state = hashlib.sha256(known.runs.encode())
@@ -346,7 +347,7 @@ def _bytes(path: Path) -> bytes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class CheckFinding:
     """One thing that was found.
 
     Attributes
@@ -368,86 +369,88 @@ class Finding:
     def where(self) -> str:
         """The names in words, a few of them, the largest amounts first."""
         if not self.amounts:
-            return some(self.names)
+            return shorten_list(self.names)
         ordered = sorted(zip(self.names, self.amounts, strict=True), key=lambda pair: (-pair[1], pair[0]))
-        return some(f"{name} ({amount:,})" for name, amount in ordered)
+        return shorten_list(f"{name} ({amount:,})" for name, amount in ordered)
 
 
-def find_issues(dataset: Dataset, clocks: Sequence[FrameClock], facts: Mapping[str, Facts],
-           compared: Sequence[Comparison]) -> Iterator[Finding]:
+def find_issues(dataset: Dataset, clocks: Sequence[FrameTable], facts: Mapping[str, ClipFacts],
+           compared: Sequence[LengthComparison]) -> Iterator[CheckFinding]:
     """Yield everything, what loses data first."""
     found = [*_read(dataset), *_unlabelled(dataset), *_pictures(dataset.trials, facts), *_videos(dataset.trials, facts),
-             *_twins(find(dataset.trials, facts)), *_leaks(dataset.trials), *_classes(dataset, clocks),
+             *_twins(find_duplicate_clips(dataset.trials, facts)), *_leaks(dataset.trials), *_classes(dataset, clocks),
              *_beyond(clocks), *_odd(dataset.trials, facts)]
     yield from sorted(found, key=lambda one: not one.lost)
 
 
-def _counted(kind: str, amounts: Mapping[str, int], what: str, hint: str, lost: bool = False) -> Iterator[Finding]:
+def _counted(kind: str, amounts: Mapping[str, int], what: str, hint: str, lost: bool = False) -> Iterator[CheckFinding]:
     """Yield a finding with its amounts, nothing where there are none."""
     if amounts:
-        yield Finding(kind=kind, names=tuple(amounts), amounts=tuple(amounts.values()), what=what, hint=hint, lost=lost)
+        yield CheckFinding(kind=kind, names=tuple(amounts), amounts=tuple(amounts.values()), what=what, hint=hint,
+                           lost=lost)
 
 
-def _read(dataset: Dataset) -> Iterator[Finding]:
+def _read(dataset: Dataset) -> Iterator[CheckFinding]:
     """Yield what the reader of the set found."""
     for problem, names in grouped(dataset.problems):
-        yield Finding(kind=problem.kind or "reader", names=names, what=problem.what, hint=problem.hint,
+        yield CheckFinding(kind=problem.kind or "reader", names=names, what=problem.what, hint=problem.hint,
                       lost=problem.lost)
 
 
-def _unlabelled(dataset: Dataset) -> Iterator[Finding]:
+def _unlabelled(dataset: Dataset) -> Iterator[CheckFinding]:
     """Yield the clips of the labelled splits that have no label at all, and those annotated as -1 throughout."""
     bare = [trial for trial in dataset.trials if trial.split != "test" and not trial.labelled]
     without = tuple(trial.name for trial in bare if trial.labels is None)
     minus = tuple(trial.name for trial in bare if trial.labels is not None)
     if without:
-        yield Finding(kind="no-label", names=without, what=f"{len(without)} clips of labelled splits have no label",
+        yield CheckFinding(kind="no-label", names=without,
+                           what=f"{len(without)} clips of labelled splits have no label",
                       hint="nothing is learnt from them; get their annotation", lost=True)
     if minus:
-        yield Finding(kind="all-minus-one", names=minus, what=f"{len(minus)} annotations are -1 in every frame",
+        yield CheckFinding(kind="all-minus-one", names=minus, what=f"{len(minus)} annotations are -1 in every frame",
                       hint="nothing is learnt from these clips", lost=False)
 
 
-def _pictures(trials: Sequence[Trial], facts: Mapping[str, Facts]) -> Iterator[Finding]:
+def _pictures(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> Iterator[CheckFinding]:
     """Yield folders that cannot be read, empty files among pictures, and pictures that do not decode."""
     own = {trial.name: facts[str(trial.path)] for trial in trials if trial.kind == "crops"}
     for name, known in own.items():
         if known.problem:
-            yield Finding(kind="unreadable", names=(name,), what=known.problem, lost=True,
+            yield CheckFinding(kind="unreadable", names=(name,), what=known.problem, lost=True,
                           hint="its clip is lost until it is mended")
     empty = {name: known.empty for name, known in own.items() if known.empty}
     yield from _counted("empty-pictures", empty, f"{sum(empty.values()):,} pictures of no bytes in {len(empty)} "
                         "folders", "copy them again; their rows have no face meanwhile", lost=True)
     damaged = tuple(f"{name}/{one}" for name, known in own.items() for one in known.damaged)
     if damaged:
-        yield Finding(kind="unreadable", names=damaged, lost=True,
+        yield CheckFinding(kind="unreadable", names=damaged, lost=True,
                       what=f"{len(damaged)} first or last pictures of a folder do not decode",
                       hint="copy the folders again (the pictures between were not looked at)")
 
 
-def _videos(trials: Sequence[Trial], facts: Mapping[str, Facts]) -> Iterator[Finding]:
+def _videos(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> Iterator[CheckFinding]:
     """Yield videos that do not open."""
     for trial in trials:
         known = facts[str(trial.path)]
         if trial.kind == "video" and known.problem:
-            yield Finding(kind="unreadable", names=(trial.name,), what=known.problem, hint=f"see {trial.path}",
+            yield CheckFinding(kind="unreadable", names=(trial.name,), what=known.problem, hint=f"see {trial.path}",
                           lost=True)
     beside = tuple(sorted({str(trial.video) for trial in trials if trial.video and facts[str(trial.video)].problem}))
     if beside:
-        yield Finding(kind="unreadable-video", names=beside, hint="their frames are not counted", lost=False,
+        yield CheckFinding(kind="unreadable-video", names=beside, hint="their frames are not counted", lost=False,
                       what=f"{len(beside)} videos beside the crops do not open")
 
 
-def _twins(groups: Sequence[Sequence[Trial]]) -> Iterator[Finding]:
+def _twins(groups: Sequence[Sequence[Trial]]) -> Iterator[CheckFinding]:
     """Yield clips of one content; across groups or splits they are on both sides of a fold."""
     for group in groups:
         apart = len({trial.group for trial in group}) > 1 or len({trial.split for trial in group}) > 1
-        yield Finding(kind="twins", names=tuple(f"{trial.name} ({trial.split})" for trial in group), lost=apart,
+        yield CheckFinding(kind="twins", names=tuple(f"{trial.name} ({trial.split})" for trial in group), lost=apart,
                       what="the same content under several names" + (", in several groups or splits" if apart else ""),
                       hint="keep one of them, or give them one group")
 
 
-def _leaks(trials: Sequence[Trial]) -> Iterator[Finding]:
+def _leaks(trials: Sequence[Trial]) -> Iterator[CheckFinding]:
     """Yield groups that stand in several labelled splits."""
     splits: dict[str, set[str]] = defaultdict(set)
     for trial in trials:
@@ -455,21 +458,21 @@ def _leaks(trials: Sequence[Trial]) -> Iterator[Finding]:
             splits[trial.group].add(trial.split)
     both = tuple(sorted(group for group, held in splits.items() if len(held) > 1))
     if both:
-        yield Finding(kind="leak", names=both, what=f"{len(both)} groups stand in several splits", lost=True,
+        yield CheckFinding(kind="leak", names=both, what=f"{len(both)} groups stand in several splits", lost=True,
                       hint="what is learnt of them is scored on them; check group and split")
 
 
-def _classes(dataset: Dataset, clocks: Sequence[FrameClock]) -> Iterator[Finding]:
+def _classes(dataset: Dataset, clocks: Sequence[FrameTable]) -> Iterator[CheckFinding]:
     """Yield classes that the training split does not show."""
     training = [clock for clock in clocks if clock.trial.split == "train"]
     seen = {code for clock in training for code in (*set(clock.labelled().tolist()), clock.trial.clip_label)}
     absent = tuple(name for code, name in enumerate(dataset.classes) if code not in seen)
     if absent and training:
-        yield Finding(kind="no-class", names=absent, what=f"{len(absent)} classes are never seen in training",
+        yield CheckFinding(kind="no-class", names=absent, what=f"{len(absent)} classes are never seen in training",
                       hint="they cannot be learnt; a mean over all classes counts them as 0", lost=False)
 
 
-def _beyond(clocks: Sequence[FrameClock]) -> Iterator[Finding]:
+def _beyond(clocks: Sequence[FrameTable]) -> Iterator[CheckFinding]:
     """Yield labels that lie past everything that can be seen."""
     past = {clock.trial.name: clock.lines - clock.stored for clock in clocks
             if clock.stored and clock.lines > clock.stored}
@@ -477,7 +480,7 @@ def _beyond(clocks: Sequence[FrameClock]) -> Iterator[Finding]:
                         f"{sum(past.values()):,} frames in all", "these frames keep their row, without a face")
 
 
-def _odd(trials: Sequence[Trial], facts: Mapping[str, Facts]) -> Iterator[Finding]:
+def _odd(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> Iterator[CheckFinding]:
     """Yield files in folders of crops that are no numbered picture."""
     odd = {trial.name: facts[str(trial.path)].other for trial in trials
            if trial.kind == "crops" and facts[str(trial.path)].other}

@@ -26,7 +26,7 @@ STYLES = {OK: "green", MISSING: "red", WARN: "yellow", OFF: "dim"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class DoctorLine:
     """One line of the screen: what was looked at, how it stands, and what was found.
 
     Attributes
@@ -39,36 +39,36 @@ class Line:
     found: str
 
 
-def look(cache: Path) -> list[Line]:
+def inspect_machine(cache: Path) -> list[DoctorLine]:
     """Return a line for each thing that was looked at; nothing that is missing or broken stops it."""
-    parts: tuple[Callable[[], Iterator[Line]], ...] = (
+    parts: tuple[Callable[[], Iterator[DoctorLine]], ...] = (
         _python, _packages, _device, _machine, lambda: _weights(cache), lambda: _held(cache))
-    lines: list[Line] = []
+    lines: list[DoctorLine] = []
     for part in parts:
         try:
             lines += part()
         except Exception as error:  # noqa: BLE001  # whatever is broken here is what the screen is for
-            lines.append(Line(what="trouble", state=WARN, found=f"{type(error).__name__}: {error}"))
+            lines.append(DoctorLine(what="trouble", state=WARN, found=f"{type(error).__name__}: {error}"))
     return lines
 
 
-def _python() -> Iterator[Line]:
+def _python() -> Iterator[DoctorLine]:
     good = sys.version_info >= (3, 11)
-    yield Line(what="Python", state=OK if good else MISSING,
+    yield DoctorLine(what="Python", state=OK if good else MISSING,
                found=f"{platform.python_version()} on {platform.system()} {platform.machine()}"
                      + ("" if good else "; 3.11 or newer is needed"))
 
 
-def _packages() -> Iterator[Line]:
+def _packages() -> Iterator[DoctorLine]:
     found = {name: _version(name) for name in NEEDED}
     lost = [name for name, number in found.items() if not number]
-    yield Line(what="packages", state=MISSING if lost else OK,
+    yield DoctorLine(what="packages", state=MISSING if lost else OK,
                found=", ".join(f"{name} {number}" for name, number in found.items() if number)
                      + (f"; missing: {', '.join(lost)}" if lost else ""))
     for extra, name in EXTRAS.items():
         number = _version(name)
         if number or extra in _extras():
-            yield Line(what=f"extra {extra}", state=OK if number else OFF,
+            yield DoctorLine(what=f"extra {extra}", state=OK if number else OFF,
                        found=f"{name} {number}" if number else f"not installed: pip install 'fercache[{extra}]'")
 
 
@@ -86,43 +86,44 @@ def _extras() -> list[str]:
     return metadata("fercache").get_all("Provides-Extra") or []
 
 
-def _device() -> Iterator[Line]:
+def _device() -> Iterator[DoctorLine]:
     """Say which device works; torch is imported only where a GPU may be there."""
     if not any(Path(name).exists() for name in GPU_FILES) and shutil.which("nvidia-smi") is None:
-        yield Line(what="device", state=OK, found="cpu (no NVIDIA driver here)")
+        yield DoctorLine(what="device", state=OK, found="cpu (no NVIDIA driver here)")
         return
     from fercache.runtime.devices import resolve_device
 
     found = resolve_device("auto")
-    yield Line(what="device", state=WARN if found == "cpu" else OK,
+    yield DoctorLine(what="device", state=WARN if found == "cpu" else OK,
                found=found + (f": a driver is there, but torch {_version('torch')} finds no GPU (is it the CPU build?)"
                               if found == "cpu" else ""))
 
 
-def _machine() -> Iterator[Line]:
+def _machine() -> Iterator[DoctorLine]:
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 1e9
-    yield Line(what="machine", state=OK, found=f"{cores} cores, {memory:.0f} GB of memory ({free:.0f} GB unused)")
+    yield DoctorLine(what="machine", state=OK, found=f"{cores} cores, {memory:.0f} GB of memory ({free:.0f} GB unused)")
 
 
-def _weights(cache: Path) -> Iterator[Line]:
+def _weights(cache: Path) -> Iterator[DoctorLine]:
     from fercache.backbones import weights  # in here, so that a broken installation costs this line alone
 
-    for row in weights.listing(cache / "weights"):
+    for row in weights.list_weights(cache / "weights"):
         here = "here" if row.path else f"not here ({row.download_mb} MB to pull)"
-        yield Line(what="weights", state=OK if row.path else OFF, found=f"{row.name}: {here}; {row.terms}")
+        yield DoctorLine(what="weights", state=OK if row.path else OFF, found=f"{row.name}: {here}; {row.terms}")
 
 
-def _held(cache: Path) -> Iterator[Line]:
+def _held(cache: Path) -> Iterator[DoctorLine]:
     """Say what the cache holds, and how much room is left."""
     stores, books = sorted(cache.glob("features/*/*.zarr")), sorted(cache.glob("logits/*/*.h5"))
     stacks = sorted(cache.glob("stack/*/*/metrics.json"))
-    yield Line(what="cache", state=OK, found=f"{cache}: {_many(len(stores), 'store')}, {_many(len(books), 'book')} of "
+    yield DoctorLine(what="cache", state=OK,
+                     found=f"{cache}: {_many(len(stores), 'store')}, {_many(len(books), 'book')} of "
                                              f"logits, {_many(len(stacks), 'stack run')}")
     there = next(path for path in (cache.absolute(), *cache.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free / 1e9
-    yield Line(what="disk", state=OK if free >= LITTLE_DISK_GB else WARN,
+    yield DoctorLine(what="disk", state=OK if free >= LITTLE_DISK_GB else WARN,
                found=f"{free:,.0f} GB free (the default taps take 11 kB a frame: 1.2 GB an hour of video)")
 
 
@@ -130,7 +131,7 @@ def _many(number: int, name: str) -> str:
     return f"{number} {name}{'' if number == 1 else 's'}"
 
 
-def next_step(cache: Path, lines: list[Line], preds: Path = Path("preds.csv")) -> str:
+def next_step(cache: Path, lines: list[DoctorLine], preds: Path = Path("preds.csv")) -> str:
     """Return what to type next."""
     if any(line.what == "packages" and line.state == MISSING for line in lines):
         return "make setup"
@@ -142,7 +143,7 @@ def next_step(cache: Path, lines: list[Line], preds: Path = Path("preds.csv")) -
     return next((command for done, command in steps if not done), "fercache report --out report.html")
 
 
-def screen(lines: list[Line], step: str) -> RenderableType:
+def doctor_screen(lines: list[DoctorLine], step: str) -> RenderableType:
     """Return the screen, for 80 columns and up."""
     table = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
     table.add_column("what", no_wrap=True)

@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.extraction.cancellation import Brake
-from fercache.extraction.profiler import Gauge
-from fercache.runtime.devices import Crew
+from fercache.extraction.cancellation import CancelToken
+from fercache.extraction.profiler import StageProfiler
+from fercache.runtime.devices import TorchThreadPool
 
 GRACE_S = 2.0
 """How long crops of a clip that waits for them are held back for others to fill their batch."""
@@ -25,7 +25,7 @@ BATCHES_AHEAD = 2
 Crop = NDArray[np.uint8]
 
 
-class Batched(Protocol):
+class BatchBackbone(Protocol):
     """The CNN, as far as it is needed here."""
 
     batch: int
@@ -35,7 +35,7 @@ class Batched(Protocol):
         """Return {tap: (n, ...) float16} of at most `batch` crops (n, 160, 160, 3)."""
 
 
-class Sheet:
+class FeatureBuffer:
     """Rows of one segment on their way.
 
     Attributes
@@ -51,16 +51,16 @@ class Sheet:
         self.error: BaseException | None = None
 
 
-class _Held(NamedTuple):
+class _QueuedCrop(NamedTuple):
     """A crop, and where its values go."""
 
     crop: Crop
-    sheet: Sheet
+    buffer: FeatureBuffer
     row: int
     view: int
 
 
-class Mixer:
+class CrossClipBatcher:
     """What all clips give their crops to.
 
     Notes
@@ -70,12 +70,12 @@ class Mixer:
     its batch, so nothing else shows how clips were mixed.
     """
 
-    def __init__(self, net: Batched, crew: Crew, brake: Brake, gauge: Gauge) -> None:
-        self.net, self.crew, self.brake, self.gauge = net, crew, brake, gauge
-        self.most = net.batch * (BATCHES_AHEAD * crew.count + 1)
+    def __init__(self, net: BatchBackbone, torch_threads: TorchThreadPool, cancel: CancelToken, profiler: StageProfiler) -> None:
+        self.net, self.torch_threads, self.cancel, self.profiler = net, torch_threads, cancel, profiler
+        self.most = net.batch * (BATCHES_AHEAD * torch_threads.count + 1)
         self.padded = 0
         self._change = threading.Condition()
-        self._held: list[_Held] = []
+        self._held: list[_QueuedCrop] = []
         self._since_s = 0.0
         self._under_way = self._clips = self._waiting = 0
 
@@ -88,7 +88,7 @@ class Mixer:
         finally:
             self._count(clips=-1)
 
-    def put(self, crop: Crop, sheet: Sheet, row: int, view: int = 0) -> None:
+    def put(self, crop: Crop, sheet: FeatureBuffer, row: int, view: int = 0) -> None:
         """Take one crop (160, 160, 3); its values will be in that row and view of the sheet.
 
         Notes
@@ -105,12 +105,12 @@ class Mixer:
                 self._pause()
             if not self._held:
                 self._since_s = time.monotonic()
-            self._held.append(_Held(crop, sheet, row, view))
+            self._held.append(_QueuedCrop(crop, sheet, row, view))
             sheet.open += 1
             if len(self._held) == self.net.batch:
                 self._launch()
 
-    def wait(self, sheet: Sheet) -> None:
+    def wait(self, sheet: FeatureBuffer) -> None:
         """Return when every crop that was given for the sheet is done.
 
         Raises
@@ -124,7 +124,7 @@ class Mixer:
         try:
             with self._change:
                 while sheet.open and sheet.error is None:
-                    if self._is_time(sheet):
+                    if self._is_due(sheet):
                         self.padded += self.net.batch - len(self._held)
                         self._launch()
                     self._pause()
@@ -141,38 +141,38 @@ class Mixer:
 
     def _pause(self) -> None:
         """Let others go on for a moment."""
-        self.brake.check()
+        self.cancel.check()
         self._change.wait(TICK_S)
 
-    def _is_time(self, sheet: Sheet) -> bool:
+    def _is_due(self, sheet: FeatureBuffer) -> bool:
         """Return whether a batch that is not full has waited for long enough, with crops of that sheet in it."""
         alone = self._waiting >= self._clips or time.monotonic() - self._since_s > GRACE_S
-        return alone and any(held.sheet is sheet for held in self._held)
+        return alone and any(held.buffer is sheet for held in self._held)
 
     def _launch(self) -> None:
         """Give the crops that are held to the crew."""
         batch, self._held = self._held, []
         self._under_way += len(batch)
-        self.crew.submit(lambda: self._run(batch))
+        self.torch_threads.submit(lambda: self._run(batch))
 
-    def _run(self, batch: list[_Held]) -> None:
+    def _run(self, batch: list[_QueuedCrop]) -> None:
         """Compute a batch, in a thread of the crew."""
         error: BaseException | None = None
         try:
-            self.brake.check()
+            self.cancel.check()
             self._fill(batch)
         except BaseException as raised:  # noqa: BLE001 - raised again in the thread of each clip that is concerned
             error = raised
         with self._change:
             self._under_way -= len(batch)
             for held in batch:
-                held.sheet.open -= 1
-                held.sheet.error = held.sheet.error or error
+                held.buffer.open -= 1
+                held.buffer.error = held.buffer.error or error
             self._change.notify_all()
 
-    def _fill(self, batch: list[_Held]) -> None:
-        with self.gauge.busy("cnn", len(batch)):
+    def _fill(self, batch: list[_QueuedCrop]) -> None:
+        with self.profiler.busy("cnn", len(batch)):
             found = self.net.embed_batch(np.stack([held.crop for held in batch]))
         for tap, values in found.items():
             for held, value in zip(batch, values, strict=True):
-                held.sheet.values[tap][held.row, held.view] = value
+                held.buffer.values[tap][held.row, held.view] = value

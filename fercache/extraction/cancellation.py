@@ -10,16 +10,16 @@ from fercache.errors import InputError
 
 # How a run is asked to end early: at the next block or segment, with nothing lost.
 
-class Stopped(Exception):
+class Cancelled(Exception):
     """The run was asked to end; what is durable of the clip waits for the next run."""
 
 
-def never() -> bool:
+def never_cancelled() -> bool:
     """Return that nobody asks."""
     return False
 
 
-class Brake:
+class CancelToken:
     """Asked at each point where work can be left without loss.
 
     Parameters
@@ -27,24 +27,24 @@ class Brake:
     stop : whether the run is to end now; asked often, so it must be quick, and by several threads.
     """
 
-    def __init__(self, stop: Callable[[], bool] = never) -> None:
-        self._stop = stop
-        self._pulled = False
+    def __init__(self, stop: Callable[[], bool] = never_cancelled) -> None:
+        self._callback = stop
+        self._cancelled = False
 
-    def pull(self) -> None:
+    def cancel(self) -> None:
         """Ask for the end from within, as after an interrupt."""
-        self._pulled = True
+        self._cancelled = True
 
     @property
-    def on(self) -> bool:
+    def is_cancelled(self) -> bool:
         """Whether the end was asked for; once it was, it stays so."""
-        self._pulled = self._pulled or self._stop()
-        return self._pulled
+        self._cancelled = self._cancelled or self._callback()
+        return self._cancelled
 
     def check(self) -> None:
         """Raise Stopped if the end was asked for."""
-        if self.on:
-            raise Stopped
+        if self.is_cancelled:
+            raise Cancelled
 
 
 UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
@@ -53,7 +53,7 @@ HINT = "seconds (5400), 90m, 1h30m, or as Slurm has it: minutes:seconds, hours:m
 _SLURM = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
-def seconds(text: str) -> float:
+def parse_time_limit(text: str) -> float:
     """Return the seconds that `text` means.
 
     Raises

@@ -14,21 +14,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.backbones.taps import views_of
-from fercache.data.base import COUNT, SIDES, Trial, people_held, people_of, person_name
+from fercache.backbones.taps import tap_views
+from fercache.data.base import PEOPLE_COUNT, SIDES, Trial, people_of, people_stored, person_name
 from fercache.errors import ClipError
-from fercache.extraction.batcher import Sheet
-from fercache.extraction.resources import Plant
+from fercache.extraction.batcher import FeatureBuffer
+from fercache.extraction.resources import PipelineResources
 from fercache.faces import interpolation
-from fercache.faces.augmentation import look_of, render, seen_in_views
-from fercache.faces.crops import crop, whole
-from fercache.faces.identity import Person, looks, mean_vector, persons, sides
-from fercache.faces.tracklets import Pieces, pieces_of
+from fercache.faces.augmentation import apply_augmentation, sample_augmentation, seen_in_views
+from fercache.faces.crops import crop_face, whole_picture
+from fercache.faces.identity import Person, build_persons, crops_to_embed, left_and_right, mean_vector
+from fercache.faces.tracklets import Tracklets, link_tracklets
 from fercache.media.source import Frame, Source
-from fercache.runtime.prefetch import ahead
+from fercache.runtime.prefetch import prefetch
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import CLOCK, SEGMENT, encode
-from fercache.store.locks import claimed
+from fercache.store.layout import FRAME_COLUMNS, SEGMENT, encode_name
+from fercache.store.locks import locked_clips
 from fercache.store.writer import ClipWriter
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 # The people of one clip in the store: they come and go together.
 
 @dataclass(frozen=True, kw_only=True)
-class Together:
+class MultiPersonCommit:
     """A clip's people in the store; the first one's commit mark, written last, stands for all.
 
     Attributes
@@ -55,7 +55,7 @@ class Together:
         return person_name(self.trial, people_of(self.store.settings), number)
 
     @contextmanager
-    def begun(self) -> Iterator[ClipWriter | None]:
+    def open_first(self) -> Iterator[ClipWriter | None]:
         """Yield the writer of the first person, None where another process holds it or has just committed it.
 
         Notes
@@ -64,7 +64,8 @@ class Together:
         """
         several = self.name() != self.trial.name
         known = self._stated() if several else 0
-        if known and not people_held(self.trial, self.store) and encode(self.name()) not in claimed(self.store.path):
+        if known and not people_stored(self.trial,
+                                       self.store) and encode_name(self.name()) not in locked_clips(self.store.path):
             self.store.remove(self.name())  # one of the others was lost: all are done again
         with self.store.writer(self.name(), source=self.source, provenance=self.provenance) as writer:
             if several and writer is not None and not writer.detected:
@@ -72,14 +73,14 @@ class Together:
             yield writer
 
     @contextmanager
-    def beside(self, number: int) -> Iterator[ClipWriter | None]:
+    def open_others(self, number: int) -> Iterator[ClipWriter | None]:
         """Yield the writer of another person, None where that one is committed."""
         with self.store.writer(self.name(number), source=self.source, provenance=self.provenance) as writer:
             yield writer
 
     def _stated(self) -> int:
         """Return how many people the first one's mark states, 0 where there is none."""
-        return int(self.store.mark(self.name()).provenance.get(COUNT, 0)) if self.name() in self.store else 0
+        return int(self.store.manifest(self.name()).provenance.get(PEOPLE_COUNT, 0)) if self.name() in self.store else 0
 
     def _clear(self, known: int) -> None:
         """Remove every other person, the last one first; they were committed in the order of their numbers."""
@@ -93,7 +94,7 @@ class Together:
 
 # Who is who in a clip: faces linked by place, then a look at those that place alone does not tell apart.
 
-Look = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+LookAtFace = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Crops (n, 160, 160, 3) -> identity vectors (n, D)."""
 
 IDENTITY_CROP_PX = 160
@@ -108,7 +109,7 @@ def _nobody(number: int) -> AbstractContextManager[ClipWriter | None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whom:
+class PersonSelection:
     """Which people of a clip are written.
 
     Attributes
@@ -121,8 +122,8 @@ class Whom:
 
     people: str = "main"
     side: str = ""
-    look: Look | None = None
-    beside: Callable[[int], AbstractContextManager[ClipWriter | None]] = _nobody
+    embed_faces: LookAtFace | None = None
+    open_others: Callable[[int], AbstractContextManager[ClipWriter | None]] = _nobody
 
     @property
     def several(self) -> bool:
@@ -132,16 +133,16 @@ class Whom:
     def of(self, people: Sequence[Person]) -> list[Person]:
         """Return who is written, at least one: the one whose clip is committed last comes first."""
         if self.side:
-            return [sides(people)[self.side == "right"]]
+            return [left_and_right(people)[self.side == "right"]]
         if self.people == "left/right":
-            return list(sides(people))
+            return list(left_and_right(people))
         if self.people == "all":
             return [people[0], *(one for one in people[1:] if one.seen.sum() >= FEWEST)]
         return [people[0]]
 
 
 def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: Sequence[int],
-              look: Look | None) -> list[Person]:
+              look: LookAtFace | None) -> list[Person]:
     """Return the people of a clip, the main person first; nobody is one person of no frame.
 
     Parameters
@@ -160,19 +161,19 @@ def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: S
     A clip with one face at a time and no break is not read again. Another one is, up to the last frame that is looked
     at. The result follows from the detections alone: a clip that goes on after a kill ends with the same people.
     """
-    pieces = pieces_of(detections, cuts)
+    pieces = link_tracklets(detections, cuts)
     if look is None:
-        return persons(pieces)
-    return persons(pieces, _vectors(source, pieces, look))
+        return build_persons(pieces)
+    return build_persons(pieces, _vectors(source, pieces, look))
 
 
-def _vectors(source: Source, pieces: Pieces, look: Look) -> dict[int, NDArray[np.float64]]:
+def _vectors(source: Source, pieces: Tracklets, look: LookAtFace) -> dict[int, NDArray[np.float64]]:
     """Return the identity vector of each piece that is looked at."""
     said: list[NDArray[np.float32]] = []
     seen: list[int] = []
-    crops = _crops(source, pieces, looks(pieces))
+    crops = _crops(source, pieces, crops_to_embed(pieces))
     while block := list(islice(crops, LOOKS_AT_ONCE)):
-        seen += [int(pieces.piece[face]) for face, _ in block]
+        seen += [int(pieces.tracklet[face]) for face, _ in block]
         said.append(look(np.stack([one for _, one in block])))
     if not seen:
         return {}
@@ -181,7 +182,7 @@ def _vectors(source: Source, pieces: Pieces, look: Look) -> dict[int, NDArray[np
     return {int(one): mean_vector(vectors[piece == one]) for one in np.unique(piece)}
 
 
-def _crops(source: Source, pieces: Pieces, faces: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def _crops(source: Source, pieces: Tracklets, faces: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Yield each of these faces of `pieces` and its crop (160, 160, 3); none is read where there are none."""
     by_row: dict[int, list[int]] = {}
     for face in faces.tolist():
@@ -189,10 +190,10 @@ def _crops(source: Source, pieces: Pieces, faces: NDArray[np.int64]) -> Iterator
     for frame in source.pick(list(by_row)) if by_row else ():
         if frame.image is not None:
             for face in by_row[frame.index - 1]:
-                yield face, crop(frame.image, pieces.faces[face], IDENTITY_CROP_PX)
+                yield face, crop_face(frame.image, pieces.faces[face], IDENTITY_CROP_PX)
 
 
-Looks = list[NDArray[np.uint8]]
+PeopleLooks = list[NDArray[np.uint8]]
 """A frame's face, plain and then view by view, each (160, 160, 3); empty where there is none."""
 
 CROP_PX = 160
@@ -220,7 +221,7 @@ class Segment(NamedTuple):
 
     start: int
     rows: int
-    sheet: Sheet
+    buffer: FeatureBuffer
 
 
 @dataclass
@@ -232,9 +233,9 @@ class ClipJob:
 
     source: Source
     writer: ClipWriter
-    plant: Plant
-    whom: Whom = field(default_factory=Whom)
-    every: int = 1
+    resources: PipelineResources
+    selection: PersonSelection = field(default_factory=PersonSelection)
+    detect_every: int = 1
     margin: float = 0.0
     views: int = 1
 
@@ -248,17 +249,17 @@ class ClipJob:
         Stopped
             The run was asked to end; what is written so far is durable.
         """
-        with self.plant.mixer.clip():
-            if self.plant.detector is None:
+        with self.resources.batcher.clip():
+            if self.resources.detector is None:
                 self.embed_crops()
                 return 1
-            clock, count = self.writer.clock, 1
-            if clock is None or self.whom.several:
+            clock, count = self.writer.frame_table, 1
+            if clock is None or self.selection.several:
                 first, *others = self.detect()
                 self._write_others(others)
                 count += len(others)
                 if clock is None:
-                    self.writer.set_clock(first)
+                    self.writer.set_frame_table(first)
                 clock = first
             self.embed_boxes(clock)
             return count
@@ -266,15 +267,15 @@ class ClipJob:
     def detect(self) -> list[NDArray[np.float64]]:
         """Find the faces of every frame, and return the clock of each person that is asked for."""
         times: list[float] = []
-        cuts = interpolation.Cuts()
+        cuts = interpolation.ShotBoundaryDetector()
         under_way: deque[Block] = deque()
-        with closing(ahead(self._decoded(0), FRAMES_AHEAD)) as frames:
+        with closing(prefetch(self._decoded(0), FRAMES_AHEAD)) as frames:
             for held, block in self._blocks(frames):
                 times += [frame.time_s for frame in block]
                 for frame in block:
                     cuts.see(frame.index - 1, frame.image)
                 under_way.append(self._begun(held, block))
-                while len(under_way) > self.plant.crew.count:
+                while len(under_way) > self.resources.torch_threads.count:
                     self._keep(under_way.popleft())
         while under_way:
             self._keep(under_way.popleft())
@@ -282,19 +283,19 @@ class ClipJob:
             raise ClipError("holds no frame", where=self.source.path)
         found = self.writer.detections()
         border = np.searchsorted(found[:, 0], np.arange(1, len(times)))
-        people = people_in(self.source, np.split(found[:, 1:], border), cuts.rows, self.whom.look)
-        return [clock_of(np.array(times), one) for one in self.whom.of(people)]
+        people = people_in(self.source, np.split(found[:, 1:], border), cuts.rows, self.selection.embed_faces)
+        return [frame_table_of(np.array(times), one) for one in self.selection.of(people)]
 
     def _blocks(self, frames: Iterator[Frame]) -> Iterator[tuple[int, list[Frame]]]:
         """Yield the frames in blocks, with the bytes of memory that were taken for each."""
         for first in frames:
             size = DETECT_BLOCK * (0 if first.image is None else first.image.nbytes)
-            self.plant.brake.check()
-            self.plant.room.take(size)
+            self.resources.cancel.check()
+            self.resources.budget.acquire(size)
             try:
                 block = [first, *islice(frames, DETECT_BLOCK - 1)]
             except BaseException:
-                self.plant.room.give(size)
+                self.resources.budget.release(size)
                 raise
             yield size, block
 
@@ -302,18 +303,18 @@ class ClipJob:
         """Have the crew look at a block, unless an earlier run has, and give its memory back when that is done."""
         stop = block[-1].index
         if stop <= self.writer.detected:
-            self.plant.room.give(held)
+            self.resources.budget.release(held)
             return Block(stop, len(block), None)
         images = [frame.image for frame in block]
         rows = [frame.index - 1 for frame in block]
-        promise = self.plant.crew.submit(lambda: self._found(rows, images))
-        promise.add_done_callback(lambda _: self.plant.room.give(held))
+        promise = self.resources.torch_threads.submit(lambda: self._found(rows, images))
+        promise.add_done_callback(lambda _: self.resources.budget.release(held))
         return Block(stop, len(block), promise)
 
     def _found(self, rows: list[int], images: list[NDArray[np.uint8] | None]) -> NDArray[np.float64]:
         """Return the faces of a block, (n, 6): row, box, score; in a thread of the crew."""
-        with self.plant.gauge.busy("detect", len(rows)):
-            faces = interpolation.faces_of(images, self.plant, self.every)
+        with self.resources.profiler.busy("detect", len(rows)):
+            faces = interpolation.interpolate_faces(images, self.resources, self.detect_every)
         return np.concatenate([np.empty((0, 6)), *(np.column_stack([np.full(len(found), row), found])
                                                    for row, found in zip(rows, faces, strict=True))])
 
@@ -321,49 +322,49 @@ class ClipJob:
         """Make what was found in a block durable."""
         if block.promise is not None:
             found = block.promise.result()
-            with self.plant.gauge.busy("write", 0):
+            with self.resources.profiler.busy("write", 0):
                 self.writer.keep_detections(block.stop, found)
-        self.plant.advance(DETECT_SHARE * block.frames)
+        self.resources.advance(DETECT_SHARE * block.frames)
 
     def _decoded(self, start: int) -> Iterator[Frame]:
         """Yield the source's frames from row `start` on."""
-        return self.plant.gauge.each("decode", self.source.frames(start))
+        return self.resources.profiler.each("decode", self.source.frames(start))
 
     def _write_others(self, clocks: Sequence[NDArray[np.float64]]) -> None:
         """Bring the people after the first to their commit marks; those that an earlier run committed stay."""
-        if clocks and self.plant.bar.total:
-            self.plant.bar.grow(self.plant.bar.total + (1 - DETECT_SHARE) * sum(map(len, clocks)))
+        if clocks and self.resources.bar.total:
+            self.resources.bar.grow(self.resources.bar.total + (1 - DETECT_SHARE) * sum(map(len, clocks)))
         for number, clock in enumerate(clocks, 2):
-            with self.whom.beside(number) as writer:
+            with self.selection.open_others(number) as writer:
                 if writer is not None:
-                    if writer.clock is None:
-                        writer.set_clock(clock)
+                    if writer.frame_table is None:
+                        writer.set_frame_table(clock)
                     replace(self, writer=writer).embed_boxes(clock)
                     writer.commit()
 
     def embed_boxes(self, clock: NDArray[np.float64]) -> None:
         """Run the CNN over the boxes of the clock, segment by segment."""
-        boxes = clock[:, CLOCK.index("x1"):CLOCK.index("y2") + 1]
+        boxes = clock[:, FRAME_COLUMNS.index("x1"):FRAME_COLUMNS.index("y2") + 1]
         start = self.writer.written
-        with closing(ahead(self._cropped(start, boxes), FACES_AHEAD // self.views)) as looks:
+        with closing(prefetch(self._cropped(start, boxes), FACES_AHEAD // self.views)) as looks:
             stop = self._embed(start, looks, 1 - DETECT_SHARE)
         if stop != len(clock):
             raise ClipError(f"gave {stop} frames where detection had seen {len(clock)}", where=self.source.path,
                             hint="the file changed while it was read; run again")
 
-    def _cropped(self, start: int, boxes: NDArray[np.float64]) -> Iterator[Looks]:
+    def _cropped(self, start: int, boxes: NDArray[np.float64]) -> Iterator[PeopleLooks]:
         """Yield the looks at the face of each frame from row `start` on."""
         for frame in self._decoded(start):
-            yield self._looks(frame, boxes[frame.index - 1] if frame.index <= len(boxes) else NO_BOX)
+            yield self._embed_for_identity(frame, boxes[frame.index - 1] if frame.index <= len(boxes) else NO_BOX)
 
-    def _looks(self, frame: Frame, box: NDArray[np.float64]) -> Looks:
+    def _embed_for_identity(self, frame: Frame, box: NDArray[np.float64]) -> PeopleLooks:
         """Return the face in `box`, plain and in every view."""
         if frame.image is None or np.isnan(box[0]):
             return []
-        with self.plant.gauge.busy("crop", 1):
-            plain = crop(frame.image, box, CROP_PX, self.margin)
+        with self.resources.profiler.busy("crop", 1):
+            plain = crop_face(frame.image, box, CROP_PX, self.margin)
             name = self.writer.job.clip
-            return [plain, *(render(plain, frame.image, box, self.margin, look_of(name, frame.index, view))
+            return [plain, *(apply_augmentation(plain, frame.image, box, self.margin, sample_augmentation(name, frame.index, view))
                              for view in range(1, self.views))]
 
     def embed_crops(self) -> None:
@@ -371,23 +372,23 @@ class ClipJob:
         times: list[float] = []
         boxes: list[NDArray[np.float64]] = []
         written = self.writer.written
-        with closing(ahead(self._whole(times, boxes, written), FACES_AHEAD // self.views)) as looks:
+        with closing(prefetch(self._whole(times, boxes, written), FACES_AHEAD // self.views)) as looks:
             self._embed(written, looks, 1.0)
         if not times:
             raise ClipError("holds no frame", where=self.source.path)
         seen = ~np.isnan(np.array(boxes)[:, 0])
-        self.writer.set_clock(clock_of(np.array(times), Person(
+        self.writer.set_frame_table(frame_table_of(np.array(times), Person(
             boxes=np.array(boxes), score=np.where(seen, 1.0, np.nan), track=np.where(seen, 0, NO_TRACK))))
 
-    def _whole(self, times: list[float], boxes: list[NDArray[np.float64]], written: int) -> Iterator[Looks]:
+    def _whole(self, times: list[float], boxes: list[NDArray[np.float64]], written: int) -> Iterator[PeopleLooks]:
         """Yield the looks at each picture from row `written` on; note time and box of all."""
         for frame in self._decoded(0):
             times.append(frame.time_s)
-            boxes.append(NO_BOX if frame.image is None else whole(frame.image))
+            boxes.append(NO_BOX if frame.image is None else whole_picture(frame.image))
             if frame.index > written:
-                yield self._looks(frame, boxes[-1])
+                yield self._embed_for_identity(frame, boxes[-1])
 
-    def _embed(self, start: int, looks: Iterator[Looks], share: float) -> int:
+    def _embed(self, start: int, looks: Iterator[PeopleLooks], share: float) -> int:
         """Embed and write frames from row `start` on, and return the row behind the last.
 
         Parameters
@@ -407,11 +408,11 @@ class ClipJob:
                 return start
             before, start = segment, start + segment.rows
 
-    def _handed_over(self, start: int, looks: Iterator[Looks]) -> Segment:
+    def _handed_over(self, start: int, looks: Iterator[PeopleLooks]) -> Segment:
         """Give the crops of the next segment to the CNN; rows without a face stay zeros."""
-        self.plant.brake.check()
-        mixer, rows = self.plant.mixer, 0
-        sheet = Sheet(mixer.net.shapes, SEGMENT, self.views)
+        self.resources.cancel.check()
+        mixer, rows = self.resources.batcher, 0
+        sheet = FeatureBuffer(mixer.net.shapes, SEGMENT, self.views)
         for row, look in enumerate(islice(looks, SEGMENT)):
             rows = row + 1
             for view, one in enumerate(look):
@@ -420,24 +421,24 @@ class ClipJob:
 
     def _write(self, segment: Segment, share: float) -> None:
         """Write a segment when its last crop is done."""
-        self.plant.mixer.wait(segment.sheet)
+        self.resources.batcher.wait(segment.buffer)
         values = self._arrays(segment)
-        with self.plant.gauge.busy("write", segment.rows):
+        with self.resources.profiler.busy("write", segment.rows):
             self.writer.write(segment.start, values)
-        self.plant.advance(share * segment.rows)
+        self.resources.advance(share * segment.rows)
 
     def _arrays(self, segment: Segment) -> dict[str, NDArray[np.float16]]:
         """Return {array: (n, ...) float16}: each tap, and beside it what it is in the views."""
-        shapes, out = self.plant.mixer.net.shapes, {}
+        shapes, out = self.resources.batcher.net.shapes, {}
         for tap in shapes:
-            held = segment.sheet.values[tap][:segment.rows]
+            held = segment.buffer.values[tap][:segment.rows]
             out[tap] = held[:, 0]
             if self.views > 1 and tap in seen_in_views(shapes):
-                out[views_of(tap)] = held[:, 1:]
+                out[tap_views(tap)] = held[:, 1:]
         return out
 
 
-def clock_of(time_s: NDArray[np.float64], person: Person) -> NDArray[np.float64]:
+def frame_table_of(time_s: NDArray[np.float64], person: Person) -> NDArray[np.float64]:
     """Return the clock columns, ``(T, 9)``, of frames 1 to T."""
     return np.column_stack([np.arange(1, len(time_s) + 1), time_s, person.seen, person.boxes, person.score,
                             person.track]).astype(np.float64)

@@ -18,27 +18,27 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from fercache import media, run_log
 from fercache.backbones import weights
 from fercache.backbones.weights import files
-from fercache.config import ExtractConfig, digest
+from fercache.config import ExtractConfig, fingerprint_of
 from fercache.data import base
-from fercache.data.base import COUNT, Dataset, Trial, people_held, people_of, person_name
+from fercache.data.base import PEOPLE_COUNT, Dataset, Trial, people_of, people_stored, person_name
 from fercache.errors import ClipError, InputError, StoreError
 from fercache.extraction import resources, thumbnails
-from fercache.extraction.cancellation import Brake, Stopped, never
-from fercache.extraction.clip import Together
+from fercache.extraction.cancellation import Cancelled, CancelToken, never_cancelled
+from fercache.extraction.clip import MultiPersonCommit
 from fercache.faces import augmentation, interpolation, tracklets
 from fercache.media import video
 from fercache.media.source import Source
 from fercache.runtime import atomic_io, wheels
-from fercache.runtime.progress import Meter, meter
-from fercache.runtime.uri import Place
+from fercache.runtime.progress import ProgressBar, progress_bar
+from fercache.runtime.uri import Location
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import encode
-from fercache.store.locks import claimed
+from fercache.store.layout import encode_name
+from fercache.store.locks import locked_clips
 from fercache.store.manifest import same_source
 from fercache.store.remote import read_json, write_json
 
 if TYPE_CHECKING:
-    from fercache.extraction.resources import Nets, Plant
+    from fercache.extraction.resources import Nets, PipelineResources
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 # What a run of stage one did, clip by clip, and the list of what failed.
 
 @dataclass(frozen=True, kw_only=True)
-class ClipDone:
+class ClipResult:
     """What became of one clip: `state` is computed, cached (also by another process meanwhile), failed, or left.
 
     A clip is left where the run was asked to end; the next run goes on with it.
@@ -63,10 +63,10 @@ class ClipDone:
 class ExtractReport:
     """What a run of stage one did."""
 
-    store: Place
+    store: Location
     failures_at: Path
     fingerprint: str
-    clips: tuple[ClipDone, ...]
+    clips: tuple[ClipResult, ...]
     seconds: float
 
     def count(self, state: str) -> int:
@@ -77,12 +77,12 @@ class ExtractReport:
         """Return how many frames the clips have that ended in `state`; of clips that were left, as their files say."""
         return sum(c.frames for c in self.clips if c.state == state)
 
-    def failures(self) -> list[ClipDone]:
+    def failures(self) -> list[ClipResult]:
         """Return the clips that failed."""
         return [c for c in self.clips if c.state == "failed"]
 
 
-def write_failures(path: Path, failed: Sequence[ClipDone]) -> None:
+def write_failures(path: Path, failed: Sequence[ClipResult]) -> None:
     """Write `failures.csv` (clip, what happened), or remove an old one where nothing failed."""
     if not failed:
         path.unlink(missing_ok=True)
@@ -103,7 +103,7 @@ WAIT_S = 0.5
 
 
 def in_turn(trials: Iterable[Trial], attempt: Callable[[Trial], T | None], is_claimed: Callable[[Trial], bool],
-            leave: Callable[[Trial], T], brake: Brake, abreast: int = 1) -> Iterator[T]:
+            leave: Callable[[Trial], T], brake: CancelToken, abreast: int = 1) -> Iterator[T]:
     """Yield what `attempt` makes of each trial, as they end; where another process is at one, later.
 
     Parameters
@@ -120,7 +120,7 @@ def in_turn(trials: Iterable[Trial], attempt: Callable[[Trial], T | None], is_cl
     too. A clip whose process died is attempted again, as is one that failed there.
     """
     def turn(trial: Trial) -> T | None:
-        if brake.on:
+        if brake.is_cancelled:
             return leave(trial)
         return None if is_claimed(trial) else attempt(trial)
 
@@ -138,12 +138,12 @@ def in_turn(trials: Iterable[Trial], attempt: Callable[[Trial], T | None], is_cl
             log.info("waiting for what another process has at work: %s%s", busy[0].name,
                      f" and {len(busy) - 1} more" if len(busy) > 1 else "")
             told = True
-        while not brake.on and all(is_claimed(trial) for trial in busy):
+        while not brake.is_cancelled and all(is_claimed(trial) for trial in busy):
             time.sleep(WAIT_S)
         waiting = busy
 
 
-def side_by_side(turn: Callable[[Trial], T | None], trials: Iterable[Trial], abreast: int, brake: Brake
+def side_by_side(turn: Callable[[Trial], T | None], trials: Iterable[Trial], abreast: int, brake: CancelToken
                  ) -> Iterator[tuple[Trial, T | None]]:
     """Yield each trial with what `turn` returns, as they end; in this thread if there is one at a time.
 
@@ -163,7 +163,7 @@ def side_by_side(turn: Callable[[Trial], T | None], trials: Iterable[Trial], abr
                 promised |= {pool.submit(turn, following): following for following in islice(coming, 1)}
                 yield trial, promise.result()
     except BaseException:
-        brake.pull()
+        brake.cancel()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -171,7 +171,7 @@ def side_by_side(turn: Callable[[Trial], T | None], trials: Iterable[Trial], abr
 
 # Whether a clip's source is still what its features were made from.
 
-def unchanged(known: dict[str, Any], path: Path, kind: str, strict: bool = False) -> bool:
+def source_unchanged(known: dict[str, Any], path: Path, kind: str, strict: bool = False) -> bool:
     """Return whether the source at `path` is the one whose digest is `known`.
 
     Parameters
@@ -190,16 +190,16 @@ def unchanged(known: dict[str, Any], path: Path, kind: str, strict: bool = False
     stamp (a copy, or something written in place): every byte is compared with the hash that is kept with each clip. So
     without `strict` only a change is missed that keeps the size, the samples and the time stamp, which takes intent.
     """
-    now = media.digest(path, kind, strict)
+    now = media.source_digest(path, kind, strict)
     if strict or not same_source(known, now) or known.get("mtime_ns") == now["mtime_ns"]:
         return same_source(known, now)
-    return same_source(known, media.digest(path, kind, strict=True))
+    return same_source(known, media.source_digest(path, kind, strict=True))
 
 
 # One run over the clips of a data set: what is cached, what is to do, and what becomes of each.
 
 @dataclass
-class Work:
+class ExtractionJob:
     """One run over the clips."""
 
     config: ExtractConfig
@@ -207,19 +207,19 @@ class Work:
     faces: str
     cnn: files.Weights
     nets: Nets | None = None
-    brake: Brake = field(default_factory=Brake)
+    cancel: CancelToken = field(default_factory=CancelToken)
 
-    def cached(self, trial: Trial) -> ClipDone | None:
+    def cached(self, trial: Trial) -> ClipResult | None:
         """Return the clip's entry if the store holds it and its source is unchanged."""
-        if not people_held(trial, self.store):
+        if not people_stored(trial, self.store):
             return None
-        mark = self.store.mark(self.name(trial))
+        mark = self.store.manifest(self.name(trial))
         try:
-            same = unchanged(mark.source, trial.path, trial.kind, self.config.strict)
+            same = source_unchanged(mark.source, trial.path, trial.kind, self.config.verify_sources)
         except ClipError as error:
             log.warning("%s: the source is gone or unreadable (%s); the stored features stay", trial.name, error.what)
             same = True
-        return ClipDone(clip=trial.name, state="cached", frames=mark.frames) if same else None
+        return ClipResult(clip=trial.name, state="cached", frames=mark.frames) if same else None
 
     def name(self, trial: Trial) -> str:
         """Return under which name a clip is in the store when it is done."""
@@ -227,80 +227,81 @@ class Work:
 
     def source(self, trial: Trial) -> Source:
         """Return the clip's frames."""
-        return media.open_source(trial.path, trial.kind, crop_fps=self.config.crop_fps, damaged=self.config.damaged)
+        return media.open_source(trial.path, trial.kind, crop_fps=self.config.crop_fps, damaged=self.config.on_truncated)
 
-    def all(self, trials: Sequence[Trial]) -> Iterator[ClipDone]:
+    def run_all(self, trials: Sequence[Trial]) -> Iterator[ClipResult]:
         """Yield what becomes of each clip; a bad clip does not stop the rest."""
-        loaded = self.nets = resources.load(self.config, self.cnn, self.faces)
-        with meter("extract", self.announce(trials)) as bar:
-            yield from self.through(trials, loaded, bar)
+        loaded = self.nets = resources.load_nets(self.config, self.cnn, self.faces)
+        with progress_bar("extract", self.log_size(trials)) as bar:
+            yield from self.run_with_nets(trials, loaded, bar)
 
-    def announce(self, trials: Sequence[Trial]) -> float:
+    def log_size(self, trials: Sequence[Trial]) -> float:
         """Return the frames to come, as far as the files say; the log tells what they will take."""
         total, row = self._total(trials), 2 * sum(prod(shape) for shape in self.store.taps.values())
         log.info("%d bytes a frame%s, %.2f GB for the %d frames to come", row,
-                 f" in {self.config.views} views" if self.config.views > 1 else "", row * total / 1e9, total)
+                 f" in {self.config.augmentations} views" if self.config.augmentations > 1 else "", row * total / 1e9, total)
         return total
 
-    def through(self, trials: Sequence[Trial], loaded: Nets, bar: Meter) -> Iterator[ClipDone]:
+    def run_with_nets(self, trials: Sequence[Trial], loaded: Nets, bar: ProgressBar) -> Iterator[ClipResult]:
         """Yield what becomes of each clip as it is done, with nets that are loaded, on a meter that runs."""
-        from fercache.extraction.resources import opened
+        from fercache.extraction.resources import open_resources
 
-        abreast = min(len(trials), self.config.in_flight or loaded.in_flight)
-        with opened(loaded, self.brake, bar, abreast) as plant:
-            yield from self.on(plant, loaded, trials, abreast)
-            if plant.gauge.line():
-                log.info("%s", plant.gauge.line())
+        abreast = min(len(trials), self.config.concurrent_clips or loaded.in_flight)
+        with open_resources(loaded, self.cancel, bar, abreast) as plant:
+            yield from self.run_clips(plant, loaded, trials, abreast)
+            if plant.profiler.line():
+                log.info("%s", plant.profiler.line())
 
-    def on(self, plant: Plant, loaded: Nets, trials: Iterable[Trial], abreast: int) -> Iterator[ClipDone]:
+    def run_clips(self, plant: PipelineResources, loaded: Nets, trials: Iterable[Trial], abreast: int) -> Iterator[ClipResult]:
         """Yield what becomes of each clip as it is done, on a plant that is open, `abreast` at once."""
-        provenance = resources.provenance(loaded, self.config.backend)
-        return in_turn(trials, lambda trial: self.attempt(trial, plant, provenance),
-                       lambda trial: encode(self.name(trial)) in claimed(self.store.path), self.left, self.brake,
+        provenance = resources.provenance_of(loaded, self.config.backend)
+        return in_turn(trials, lambda trial: self.try_clip(trial, plant, provenance),
+                       lambda trial: encode_name(self.name(trial)) in locked_clips(self.store.path), self.pending, self.cancel,
                        abreast)
 
-    def attempt(self, trial: Trial, plant: Plant, provenance: dict[str, Any]) -> ClipDone | None:
+    def try_clip(self, trial: Trial, plant: PipelineResources, provenance: dict[str, Any]) -> ClipResult | None:
         """Return what became of a clip, None if another process is at it."""
         plant.bar.note(trial.name)
         try:
-            return self.cached(trial) or self.one(trial, plant, provenance)  # done by another process meanwhile
-        except Stopped:
-            return self.left(trial)
+            return self.cached(trial) or self.extract_clip(trial, plant, provenance)  # done by another process meanwhile
+        except Cancelled:
+            return self.pending(trial)
         except ClipError as error:
             log.error("%s: %s", trial.name, error)
-            return ClipDone(clip=trial.name, state="failed", message=str(error))
+            return ClipResult(clip=trial.name, state="failed", message=str(error))
 
-    def left(self, trial: Trial) -> ClipDone:
+    def pending(self, trial: Trial) -> ClipResult:
         """Return the entry of a clip that waits for the next run, with the frames that its file states."""
-        return ClipDone(clip=trial.name, state="left", frames=self._length(trial))
+        return ClipResult(clip=trial.name, state="left", frames=self._length(trial))
 
-    def one(self, trial: Trial, plant: Plant, provenance: dict[str, Any]) -> ClipDone | None:
+    def extract_clip(self, trial: Trial, plant: PipelineResources, provenance: dict[str, Any]) -> ClipResult | None:
         """Bring one clip from source to commit mark; None if another process took it first."""
-        from fercache.extraction.clip import ClipJob, Whom
+        from fercache.extraction.clip import ClipJob, PersonSelection
 
         source = self.source(trial)
         if self.name(trial) in self.store:
             log.warning("%s: the source file has changed, or one of its people was lost; it is done again", trial.name)
-        together = Together(trial=trial, store=self.store, source=source.digest(strict=True),
+        together = MultiPersonCommit(trial=trial, store=self.store, source=source.digest(strict=True),
                             provenance=provenance)
-        whom = Whom(people=people_of(self.store.settings), side=trial.side, look=plant.look, beside=together.beside)
-        with together.begun() as writer:
+        whom = PersonSelection(people=people_of(self.store.settings), side=trial.side, embed_faces=plant.embed_faces,
+                               open_others=together.open_others)
+        with together.open_first() as writer:
             if writer is None:
                 return None
-            count = ClipJob(source, writer, plant, whom=whom, every=self.config.every, margin=self.config.margin,
-                            views=self.config.views).run()
-            mark = writer.commit(**{COUNT: count} if whom.several else {})
-        faces = int(self.store[self.name(trial)].clock["valid"].sum())
+            count = ClipJob(source, writer, plant, selection=whom, detect_every=self.config.detect_every, margin=self.config.margin,
+                            views=self.config.augmentations).run()
+            mark = writer.commit(**{PEOPLE_COUNT: count} if whom.several else {})
+        faces = int(self.store[self.name(trial)].frame_table["valid"].sum())
         if not faces:
             log.warning("%s: no face in any of its %d frames", trial.name, mark.frames)
-        return ClipDone(clip=trial.name, state="computed", frames=mark.frames, faces=faces)
+        return ClipResult(clip=trial.name, state="computed", frames=mark.frames, faces=faces)
 
-    def measured(self, report: ExtractReport, cache: Path) -> None:
+    def record_rate(self, report: ExtractReport, cache: Path) -> None:
         """Keep how many frames a second this run made, for what `check` says of the next one."""
         if self.nets is not None:
-            run_log.record(cache, run_log.Rate(
+            run_log.record_rate(cache, run_log.ExtractionRate(
                 faces=self.faces, backbone=self.config.weights, precision=self.config.precision,
-                views=self.config.views, device=self.nets.device, threads=self.nets.threads,
+                views=self.config.augmentations, device=self.nets.device, threads=self.nets.threads,
                 seconds=report.seconds, when_s=run_log.now_s(),
                 frames=sum(c.frames for c in report.clips if c.state == "computed")))
 
@@ -316,7 +317,7 @@ class Work:
             return 0
 
 
-Engine: TypeAlias = Callable[[Work, Sequence[Trial]], Iterable[ClipDone]]
+Engine: TypeAlias = Callable[[ExtractionJob, Sequence[Trial]], Iterable[ClipResult]]
 """Gives what becomes of each clip: `Work.all` in this process, the room `engines` in several."""
 
 FAILURES = "failures.csv"
@@ -324,14 +325,14 @@ FAILURES = "failures.csv"
 FORMAT = {"store": 1, "decoder": video.DECODER, "crop": "pil-bilinear-160"}
 """What the code itself fixes of the numbers; a change here is a new fingerprint."""
 
-MTCNN = "sums-1"
+DETECTOR_VERSION = "sums-1"
 """How MTCNN's nets are driven: raised whenever its boxes change by more than float noise."""
 
 DETECTION = ("every", "detect_px", "min_face_px", "min_score", "margin", "people")
 """Settings that change nothing where no detector is run."""
 
 
-def faces_of(dataset: Dataset, config: ExtractConfig) -> str:
+def resolve_faces(dataset: Dataset, config: ExtractConfig) -> str:
     """Return mtcnn or cropped: what `faces = "auto"` means for this data set.
 
     Raises
@@ -350,23 +351,24 @@ def faces_of(dataset: Dataset, config: ExtractConfig) -> str:
 def settings_of(config: ExtractConfig, faces: str, cnn: files.Weights) -> dict[str, Any]:
     """Return everything that changes numbers in the store, as a JSON value: its digest names the store."""
     chosen = {**config.settings(), "faces": faces, "weights": cnn.sha256, "backbone": cnn.name, "format": FORMAT}
-    if config.views == 1:  # as stores were named before there were views: they hold the same
+    if config.augmentations == 1:  # as stores were named before there were views: they hold the same
         del chosen["views"]
     else:
-        chosen["view_policy"] = augmentation.POLICY
+        chosen["view_policy"] = augmentation.AUGMENTATION_VERSION
     if faces == "cropped":  # no detector is run: its settings change nothing
         return {k: v for k, v in chosen.items() if k not in DETECTION}
-    return {**chosen, "detector": _detector_digest(), "people_policy": tracklets.POLICY,
-            "follow_policy": interpolation.POLICY}
+    return {**chosen, "detector": _detector_digest(), "people_policy": tracklets.PEOPLE_VERSION,
+            "follow_policy": interpolation.INTERPOLATION_VERSION}
 
 
-def store_path(cache: Place, dataset: str, settings: dict[str, Any]) -> Place:
+def store_path(cache: Location, dataset: str, settings: dict[str, Any]) -> Location:
     """Return where the store of these settings lies."""
-    return cache / "features" / dataset / f"{settings['backbone']}-{digest(settings)[:12]}.zarr"
+    return cache / "features" / dataset / f"{settings['backbone']}-{fingerprint_of(settings)[:12]}.zarr"
 
 
-def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | None = None, *,
-        engine: Engine = Work.all, failures: str = FAILURES, stop: Callable[[], bool] = never) -> ExtractReport:
+def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, place: Location | None = None, *,
+        engine: Engine = ExtractionJob.run_all, failures: str = FAILURES, stop: Callable[[],
+                                                                                     bool] = never_cancelled) -> ExtractReport:
     """Return what was done to bring the store of `dataset` up to date; clips that are there are left alone.
 
     Parameters
@@ -388,15 +390,15 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | Non
     has; a clip whose process died is taken over.
     """
     started = time.monotonic()
-    faces = faces_of(dataset, config)
+    faces = resolve_faces(dataset, config)
     _check_device(config.device)
-    cnn = weights.ensure(config.weights, cache / "weights")
+    cnn = weights.ensure_weights(config.weights, cache / "weights")
     settings = settings_of(config, faces, cnn)
     base.check_people(dataset, base.people_of(settings))
     path = store_path(place or cache, dataset.name, settings)
     log.info("store %s", path)
     store = _opened(path, settings, config, cnn)
-    work = Work(config, store, faces, cnn, brake=Brake(stop))
+    work = ExtractionJob(config, store, faces, cnn, cancel=CancelToken(stop))
     failures_at = cache / "features" / dataset.name / failures
     done = [_lost(problem) for problem in dataset.problems if problem.lost]
     waiting = []
@@ -410,17 +412,17 @@ def run(dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | Non
         failed = [c for c in sorted(done, key=lambda c: c.clip) if c.state == "failed"]
         if failed or sum(c.state != "left" for c in done) >= len(dataset.trials):
             write_failures(failures_at, failed)
-    report = ExtractReport(store=path, failures_at=failures_at, fingerprint=digest(settings),
+    report = ExtractReport(store=path, failures_at=failures_at, fingerprint=fingerprint_of(settings),
                            clips=tuple(sorted(done, key=lambda c: c.clip)), seconds=time.monotonic() - started)
     write_json(path.parent / "current.json", {"store": path.name})
-    work.measured(report, cache)
+    work.record_rate(report, cache)
     if config.thumbnails:
-        kept = thumbnails.keep(base.present(dataset, store).trials, store, cache)
-        log.info("thumbnails: faces of %d clips kept in %s", kept, thumbnails.folder_of(cache, store))
+        kept = thumbnails.write_thumbnails(base.stored_trials(dataset, store).trials, store, cache)
+        log.info("thumbnails: faces of %d clips kept in %s", kept, thumbnails.thumbnails_folder(cache, store))
     return report
 
 
-def current(cache: Place, dataset: str) -> Place:
+def current_store(cache: Location, dataset: str) -> Location:
     """Return the store that the last `extract` of this data set made or found.
 
     Raises
@@ -432,12 +434,12 @@ def current(cache: Place, dataset: str) -> Place:
     said = read_json(pointer)
     if said is None:
         raise InputError("nothing was extracted yet", where=pointer.parent, hint="run `fercache extract` first")
-    return pointer.parent / atomic_io.neighbour(said, "store", pointer)
+    return pointer.parent / atomic_io.sibling_name(said, "store", pointer)
 
 
-def current_or_none(cache: Place, dataset: str) -> Place | None:
+def current_store_or_none(cache: Location, dataset: str) -> Location | None:
     """Return the store that the last `extract` of this data set made or found; None where there is none."""
-    return None if read_json(cache / "features" / dataset / "current.json") is None else current(cache, dataset)
+    return None if read_json(cache / "features" / dataset / "current.json") is None else current_store(cache, dataset)
 
 
 def _check_device(name: str) -> None:
@@ -448,11 +450,11 @@ def _check_device(name: str) -> None:
         resolve_device(name)
 
 
-def _lost(problem: base.Problem) -> ClipDone:
-    return ClipDone(clip=problem.where, state="failed", message=problem.what)
+def _lost(problem: base.Problem) -> ClipResult:
+    return ClipResult(clip=problem.where, state="failed", message=problem.what)
 
 
-def _opened(path: Place, settings: dict[str, Any], config: ExtractConfig, cnn: files.Weights) -> EmbeddingStore:
+def _opened(path: Location, settings: dict[str, Any], config: ExtractConfig, cnn: files.Weights) -> EmbeddingStore:
     """Return the store at `path`, made if it is not there."""
     if EmbeddingStore.exists(path):
         try:
@@ -464,7 +466,7 @@ def _opened(path: Place, settings: dict[str, Any], config: ExtractConfig, cnn: f
             return store
     from fercache.backbones.backbone import shapes_of  # torch: seconds that a cached run saves
 
-    return EmbeddingStore.create(path, settings, augmentation.stored(shapes_of(cnn, config.taps), config.views),
+    return EmbeddingStore.create(path, settings, augmentation.with_views(shapes_of(cnn, config.taps), config.augmentations),
                                  mend=True)
 
 
@@ -474,4 +476,4 @@ def _detector_digest() -> str:
     if spec is None or spec.origin is None:
         raise InputError("facenet-pytorch is not installed", hint="pip install facenet-pytorch==2.5.3")
     files = sorted((Path(spec.origin).parent / "data").glob("?net.pt"))
-    return digest([MTCNN, *(wheels.file_sha256(path) for path in files)])
+    return fingerprint_of([DETECTOR_VERSION, *(wheels.file_sha256(path) for path in files)])

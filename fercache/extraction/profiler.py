@@ -16,7 +16,7 @@ FEWEST_S = 0.5
 """Seconds of work, of all parts together, from which rates are told."""
 
 
-class Gauge:
+class StageProfiler:
     """Frames and busy seconds of each part; several threads may count.
 
     Parameters

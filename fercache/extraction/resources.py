@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.backbones.taps import IDENTITY
-from fercache.backbones.weights import KNOWN
+from fercache.backbones.weights import KNOWN_WEIGHTS
 from fercache.backbones.weights.files import Weights
 from fercache.config import ExtractConfig
-from fercache.extraction.batcher import Mixer
-from fercache.extraction.cancellation import Brake
-from fercache.extraction.profiler import PARTS, Gauge
+from fercache.extraction.batcher import CrossClipBatcher
+from fercache.extraction.cancellation import CancelToken
+from fercache.extraction.profiler import PARTS, StageProfiler
 from fercache.faces.detector import Detector
-from fercache.runtime.devices import Crew, serially
-from fercache.runtime.progress import Meter
+from fercache.runtime.devices import TorchThreadPool, serially
+from fercache.runtime.progress import ProgressBar
 
 if TYPE_CHECKING:
     from fercache.backbones.backbone import Backbone
@@ -61,7 +61,7 @@ class Nets:
     detector: Detector | None
     device: str
     threads: int
-    teller: Callable[[], Backbone] | None
+    embed_faces: Callable[[], Backbone] | None
 
     @property
     def in_flight(self) -> int:
@@ -71,11 +71,11 @@ class Nets:
     @cached_property
     def identity(self) -> Backbone | None:
         """The net that gives identity vectors: the backbone if that is among its taps, else one more of the same."""
-        if IDENTITY in self.backbone.shapes and self.teller is not None:
+        if IDENTITY in self.backbone.shapes and self.embed_faces is not None:
             return self.backbone
-        return self.teller() if self.teller is not None else None
+        return self.embed_faces() if self.embed_faces is not None else None
 
-    def looker(self, run: Callable[..., list[Any]]) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:
+    def identity_net(self, run: Callable[..., list[Any]]) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:
         """Return what tells people apart: crops (n, 160, 160, 3) -> identity vectors (n, D); None where nothing does.
 
         Parameters
@@ -87,10 +87,10 @@ class Nets:
                 net = self.identity
             assert net is not None
             return net.embed32(crops, run)[IDENTITY]
-        return look if self.teller is not None else None
+        return look if self.embed_faces is not None else None
 
 
-def load(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
+def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
     """Return detector and CNN.
 
     Parameters
@@ -114,13 +114,13 @@ def load(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
 
         detector = Detector(min_face_px=config.min_face_px, min_score=config.min_score, detect_px=config.detect_px,
                             device=device)
-    teller = partial(tapped, (IDENTITY,)) if cnn.name in KNOWN else None
+    teller = partial(tapped, (IDENTITY,)) if cnn.name in KNOWN_WEIGHTS else None
     if detector is not None and teller is None:
         log.info("%s weights: no identity vector is known of them, so place alone tells people apart", cnn.name)
-    return Nets(backbone=backbone, detector=detector, device=device, threads=threads, teller=teller)
+    return Nets(backbone=backbone, detector=detector, device=device, threads=threads, embed_faces=teller)
 
 
-def provenance(nets: Nets, backend: str) -> dict[str, Any]:
+def provenance_of(nets: Nets, backend: str) -> dict[str, Any]:
     """Return what float noise depends on: equal provenance gives equal bytes."""
     names = ["torch", "facenet-pytorch", "numpy", "av", "pillow"]
     if backend != "torch":
@@ -134,7 +134,7 @@ def provenance(nets: Nets, backend: str) -> dict[str, Any]:
 TICK_S = 0.1
 
 
-class Room:
+class MemoryBudget:
     """A number of bytes that many share.
 
     Notes
@@ -142,12 +142,12 @@ class Room:
     What is larger than all of it gets in alone, so nobody waits for ever; who holds a part must not ask for another.
     """
 
-    def __init__(self, most: int, brake: Brake) -> None:
-        self.most, self.brake = most, brake
-        self.held = 0
+    def __init__(self, limit_bytes: int, cancel: CancelToken) -> None:
+        self.limit_bytes, self.cancel = limit_bytes, cancel
+        self.in_use = 0
         self._change = threading.Condition()
 
-    def take(self, size: int) -> None:
+    def acquire(self, size: int) -> None:
         """Return when there is room for so many bytes, which is taken.
 
         Raises
@@ -156,36 +156,36 @@ class Room:
             The run was asked to end.
         """
         with self._change:
-            while self.held and self.held + size > self.most:
-                self.brake.check()
+            while self.in_use and self.in_use + size > self.limit_bytes:
+                self.cancel.check()
                 self._change.wait(TICK_S)
-            self.held += size
+            self.in_use += size
 
-    def give(self, size: int) -> None:
+    def release(self, size: int) -> None:
         """Give bytes back."""
         with self._change:
-            self.held -= size
+            self.in_use -= size
             self._change.notify_all()
 
 
 # What all clips in flight share: threads, batches, memory, the gauge, the meter.
 
-ROOM_BYTES = 1 << 30
+BUDGET_BYTES = 1 << 30
 """Pictures of blocks that detection is at work on; one block of a clip may be larger."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plant:
+class PipelineResources:
     """What all clips share; `detector` is None where the pictures are faces already."""
 
-    crew: Crew
-    mixer: Mixer
-    room: Room
-    gauge: Gauge
-    brake: Brake
-    bar: Meter
+    torch_threads: TorchThreadPool
+    batcher: CrossClipBatcher
+    budget: MemoryBudget
+    profiler: StageProfiler
+    cancel: CancelToken
+    bar: ProgressBar
     detector: Detector | None
-    look: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None
+    embed_faces: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None
 
     def detect(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float64]]:
         """Return the faces of each picture, (n, 5), found in the calling thread alone.
@@ -197,7 +197,7 @@ class Plant:
         """
         return self._ready().detect(pictures, serially)
 
-    def near(self, pictures: Sequence[NDArray[np.uint8]], places: Sequence[NDArray[np.float64]]
+    def detect_in_rois(self, pictures: Sequence[NDArray[np.uint8]], places: Sequence[NDArray[np.float64]]
              ) -> list[NDArray[np.float64]]:
         """Return the faces of each picture, (n, 5), at and around some places (n, 4), as `detect` does.
 
@@ -206,9 +206,9 @@ class Plant:
         Stopped
             The run was asked to end.
         """
-        return self._ready().near(pictures, places, serially)
+        return self._ready().detect_in_rois(pictures, places, serially)
 
-    def places(self, picture: NDArray[np.uint8]) -> int:
+    def rois_per_frame(self, picture: NDArray[np.uint8]) -> int:
         """Return around how many places `near` looks in the time that the whole picture takes.
 
         Raises
@@ -216,34 +216,35 @@ class Plant:
         Stopped
             The run was asked to end.
         """
-        return self._ready().places(picture)
+        return self._ready().rois_per_frame(picture)
 
     def _ready(self) -> Detector:
         """Return the detector, unless the run was asked to end."""
-        self.brake.check()
+        self.cancel.check()
         assert self.detector is not None
         return self.detector
 
     def advance(self, amount: float) -> None:
         """Move the meter, and say on it what the parts' rates are."""
         self.bar.advance(amount)
-        text = self.gauge.line()
+        text = self.profiler.line()
         if text:
             self.bar.note(text)
 
 
 @contextmanager
-def opened(nets: Nets, brake: Brake, bar: Meter, clips: int) -> Iterator[Plant]:
+def open_resources(nets: Nets, brake: CancelToken, bar: ProgressBar, clips: int) -> Iterator[PipelineResources]:
     """Yield a plant with these nets for so many clips at once; its threads have ended when the block has."""
     gpu = nets.device != "cpu"
     elsewhere = {"detect": gpu, "cnn": gpu or nets.backbone.aside}  # the calling thread waits
-    with Crew(nets.threads, nets.device) as crew:
+    with TorchThreadPool(nets.threads, nets.device) as crew:
         lanes = dict.fromkeys(PARTS, nets.threads) | {"detect": crew.count, "cnn": crew.count, "write": clips}
         clocks = dict.fromkeys(("write", *(part for part, waits in elsewhere.items() if waits)), time.perf_counter)
-        gauge = Gauge(lanes, clocks)
+        gauge = StageProfiler(lanes, clocks)
         try:
-            yield Plant(crew=crew, mixer=Mixer(nets.backbone, crew, brake, gauge), room=Room(ROOM_BYTES, brake),
-                        gauge=gauge, brake=brake, bar=bar, detector=nets.detector, look=nets.looker(crew.run))
+            yield PipelineResources(torch_threads=crew, batcher=CrossClipBatcher(nets.backbone, crew, brake, gauge),
+                                    budget=MemoryBudget(BUDGET_BYTES, brake),
+                        profiler=gauge, cancel=brake, bar=bar, detector=nets.detector, embed_faces=nets.identity_net(crew.run))
         except BaseException:
-            brake.pull()  # so that what the threads are at ends soon
+            brake.cancel()  # so that what the threads are at ends soon
             raise

@@ -16,11 +16,11 @@ from PIL import Image
 from fercache import media
 from fercache.data.base import Trial
 from fercache.errors import ClipError
-from fercache.faces.crops import crop
+from fercache.faces.crops import crop_face
 from fercache.runtime import atomic_io
 from fercache.store.clip import Clip
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import CLOCK_NAME, encode
+from fercache.store.layout import FRAME_TABLE, encode_name
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ QUALITY = 75
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thumbs:
+class Thumbnails:
     """The faces kept of one clip.
 
     Attributes
@@ -47,17 +47,17 @@ class Thumbs:
     jpeg: tuple[bytes, ...]
 
 
-def folder_of(cache: Path, store: EmbeddingStore) -> Path:
+def thumbnails_folder(cache: Path, store: EmbeddingStore) -> Path:
     """Return the folder of the thumbnails of a store's clips: ``CACHE/thumbs/<dataset>/<name of the store>``."""
     return cache / "thumbs" / store.path.parent.name / store.path.name.removesuffix(".zarr")
 
 
-def path_of(cache: Path, store: EmbeddingStore, clip: str) -> Path:
+def thumbnails_path(cache: Path, store: EmbeddingStore, clip: str) -> Path:
     """Return the file of the thumbnails of one clip."""
-    return folder_of(cache, store) / f"{encode(clip)}.npz"
+    return thumbnails_folder(cache, store) / f"{encode_name(clip)}.npz"
 
 
-def keep(trials: Sequence[Trial], store: EmbeddingStore, cache: Path) -> int:
+def write_thumbnails(trials: Sequence[Trial], store: EmbeddingStore, cache: Path) -> int:
     """Keep the faces of every clip that is in the store and has none yet; return how many clips were done.
 
     Notes
@@ -67,19 +67,19 @@ def keep(trials: Sequence[Trial], store: EmbeddingStore, cache: Path) -> int:
     """
     made = 0
     for trial in trials:
-        if trial.name not in store or read(cache, store, trial.name) is not None:
+        if trial.name not in store or read_thumbnails(cache, store, trial.name) is not None:
             continue
         try:
-            _write(path_of(cache, store, trial.name), store[trial.name], _faces(trial, store[trial.name]))
+            _write(thumbnails_path(cache, store, trial.name), store[trial.name], _faces(trial, store[trial.name]))
             made += 1
         except ClipError as error:
             log.warning("%s: no thumbnails (%s)", trial.name, error.what)
     return made
 
 
-def read(cache: Path, store: EmbeddingStore, clip: str) -> Thumbs | None:
+def read_thumbnails(cache: Path, store: EmbeddingStore, clip: str) -> Thumbnails | None:
     """Return the faces kept of a clip; None where there are none, or they were taken through other boxes."""
-    path = path_of(cache, store, clip)
+    path = thumbnails_path(cache, store, clip)
     if not path.is_file():
         return None
     try:
@@ -87,19 +87,19 @@ def read(cache: Path, store: EmbeddingStore, clip: str) -> Thumbs | None:
             parts = {name: file[name] for name in ("of", "row", "time_s", "ends", "jpeg")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    if str(parts["of"]) != store.mark(clip).arrays[CLOCK_NAME].digest:
+    if str(parts["of"]) != store.manifest(clip).arrays[FRAME_TABLE].digest:
         return None
     data, ends = parts["jpeg"].tobytes(), parts["ends"].tolist()
-    return Thumbs(row=parts["row"], time_s=parts["time_s"],
+    return Thumbnails(row=parts["row"], time_s=parts["time_s"],
                   jpeg=tuple(data[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)) if ends else ())
 
 
-def any_kept(cache: Path, store: EmbeddingStore) -> bool:
+def any_stored(cache: Path, store: EmbeddingStore) -> bool:
     """Return whether pictures of any of a store's clips are kept."""
-    return any(folder_of(cache, store).glob("*.npz"))
+    return any(thumbnails_folder(cache, store).glob("*.npz"))
 
 
-def _faces(trial: Trial, clip: Clip) -> Thumbs:
+def _faces(trial: Trial, clip: Clip) -> Thumbnails:
     """Return a face about every EVERY_S seconds.
 
     Raises
@@ -107,13 +107,13 @@ def _faces(trial: Trial, clip: Clip) -> Thumbs:
     ClipError
         The source cannot be read.
     """
-    clock = clip.clock
+    clock = clip.frame_table
     rows = _rows(clock["time_s"], clock["valid"] > 0)
     boxes = np.column_stack([clock[side] for side in ("x1", "y1", "x2", "y2")])
     frames = media.open_source(trial.path, trial.kind, damaged="keep").pick(rows.tolist())
-    found = [(f.index - 1, _jpeg(crop(f.image, boxes[f.index - 1], PX))) for f in frames if f.image is not None]
+    found = [(f.index - 1, _jpeg(crop_face(f.image, boxes[f.index - 1], PX))) for f in frames if f.image is not None]
     row = np.array([place for place, _ in found], np.int64)
-    return Thumbs(row=row, time_s=clock["time_s"][row], jpeg=tuple(picture for _, picture in found))
+    return Thumbnails(row=row, time_s=clock["time_s"][row], jpeg=tuple(picture for _, picture in found))
 
 
 def _rows(time_s: NDArray[np.float64], seen: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -131,8 +131,8 @@ def _jpeg(face: NDArray[np.uint8]) -> bytes:
     return out.getvalue()
 
 
-def _write(path: Path, clip: Clip, faces: Thumbs) -> None:
+def _write(path: Path, clip: Clip, faces: Thumbnails) -> None:
     ends = np.cumsum([len(picture) for picture in faces.jpeg], dtype=np.int64)
     with atomic_io.replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, of=np.array(clip.mark.arrays[CLOCK_NAME].digest), row=faces.row, time_s=faces.time_s, ends=ends,
+        np.savez(file, of=np.array(clip.manifest.arrays[FRAME_TABLE].digest), row=faces.row, time_s=faces.time_s, ends=ends,
                  jpeg=np.frombuffer(b"".join(faces.jpeg), np.uint8))

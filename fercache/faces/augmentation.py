@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fercache.backbones.taps import IDENTITY, views_of
+from fercache.backbones.taps import IDENTITY, tap_views
 from fercache.errors import InputError
 
-POLICY = "mirror-then-camera-1"
+AUGMENTATION_VERSION = "mirror-then-camera-1"
 """Raised whenever a view would look otherwise; part of the fingerprint of stores with views."""
 SHIFT = 0.06
 """Most that a view is moved, as a share of the box's sides."""
@@ -37,7 +37,7 @@ Picture = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Augmentation:
     """How a view differs from the plain crop.
 
     Attributes
@@ -57,22 +57,24 @@ class Look:
     light: float = 1.0
 
     @property
-    def stands(self) -> bool:
+    def is_plain(self) -> bool:
         """Whether the view shows just what the box holds."""
         return (self.right, self.down, self.zoom, self.angle) == (0.0, 0.0, 1.0, 0.0)
 
 
-def look_of(clip: str, frame: int, view: int) -> Look:
+def sample_augmentation(clip: str, frame: int, view: int) -> Augmentation:
     """Return the look of a view (from 1) of a frame (from 1) of a clip."""
     if view == 1:
-        return Look(mirrored=True)
-    said = hashlib.sha256(f"{POLICY}\0{frame}\0{view}\0".encode() + clip.encode("utf-8", "surrogateescape")).digest()
+        return Augmentation(mirrored=True)
+    said = hashlib.sha256(f"{AUGMENTATION_VERSION}\0{frame}\0{view}\0".encode() + clip.encode("utf-8",
+                                                                                              "surrogateescape")).digest()
     u = np.random.default_rng(int.from_bytes(said[:16], "little")).uniform(-1, 1, 5).tolist()
-    return Look(mirrored=view % 2 == 1, right=SHIFT * u[0], down=SHIFT * u[1], zoom=math.exp(ZOOM * u[2]),
+    return Augmentation(mirrored=view % 2 == 1, right=SHIFT * u[0], down=SHIFT * u[1], zoom=math.exp(ZOOM * u[2]),
                 angle=ANGLE * u[3], light=1 + LIGHT * u[4])
 
 
-def render(plain: Picture, image: Picture, box: NDArray[np.float64], margin: float, look: Look) -> Picture:
+def apply_augmentation(plain: Picture, image: Picture, box: NDArray[np.float64], margin: float,
+                       look: Augmentation) -> Picture:
     """Return a view, of the size of the `plain` crop, (S, S, 3).
 
     Parameters
@@ -81,7 +83,7 @@ def render(plain: Picture, image: Picture, box: NDArray[np.float64], margin: flo
         the edge is repeated.
     box : x1, y1, x2, y2 in pixels; margin : room around it, as for the plain crop.
     """
-    seen = plain if look.stands else _warped(image, _framed(image, box, margin), len(plain), look)
+    seen = plain if look.is_plain else _warped(image, _framed(image, box, margin), len(plain), look)
     if look.light != 1:
         seen = np.clip(seen * np.float32(look.light) + np.float32(0.5), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(seen[:, ::-1]) if look.mirrored else seen
@@ -95,7 +97,7 @@ def _framed(image: Picture, box: NDArray[np.float64], margin: float) -> tuple[fl
     return (*((low + high) / 2).tolist(), *(high - low).tolist())
 
 
-def _warped(image: Picture, framed: tuple[float, float, float, float], size: int, look: Look) -> Picture:
+def _warped(image: Picture, framed: tuple[float, float, float, float], size: int, look: Augmentation) -> Picture:
     """Return what a turned, moved, zoomed camera sees of the box, (size, size, 3).
 
     Notes
@@ -135,7 +137,7 @@ def seen_in_views(taps: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     return tuple(tap for tap in taps if tap != IDENTITY)
 
 
-def stored(taps: Mapping[str, tuple[int, ...]], views: int) -> dict[str, tuple[int, ...]]:
+def with_views(taps: Mapping[str, tuple[int, ...]], views: int) -> dict[str, tuple[int, ...]]:
     """Return the shape of a frame's row of everything that is stored: the taps, and beside them their views.
 
     Raises
@@ -143,7 +145,7 @@ def stored(taps: Mapping[str, tuple[int, ...]], views: int) -> dict[str, tuple[i
     InputError
         There is no tap to keep views of, or a tap has the name of another one's views.
     """
-    beside = {views_of(tap): (views - 1, *taps[tap]) for tap in seen_in_views(taps)} if views > 1 else {}
+    beside = {tap_views(tap): (views - 1, *taps[tap]) for tap in seen_in_views(taps)} if views > 1 else {}
     if views > 1 and (not beside or beside.keys() & taps.keys()):
         raise InputError("views of these taps cannot be kept", where=", ".join(taps),
                          hint=f"name a tap other than {IDENTITY}, and none that ends as the views' names do")

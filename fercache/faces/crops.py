@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 
-def crop(image: NDArray[np.uint8], box: NDArray[np.float64], size: int = 160, margin: float = 0.0) -> NDArray[np.uint8]:
+def crop_face(image: NDArray[np.uint8], box: NDArray[np.float64], size: int = 160,
+              margin: float = 0.0) -> NDArray[np.uint8]:
     """Return the face in `box` as a square (size, size, 3).
 
     Parameters
@@ -31,7 +32,7 @@ def crop(image: NDArray[np.uint8], box: NDArray[np.float64], size: int = 160, ma
     return _resized(image[top:max(bottom, top + 1), left:max(right, left + 1)], size)
 
 
-def whole(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+def whole_picture(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return the box (4,) of an entire picture (H, W, 3)."""
     return np.array([0, 0, image.shape[1], image.shape[0]], np.float64)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fercache.backbones import facenet
 from fercache.faces.crops import Square, cut_out, reduced, square_around
 from fercache.faces.tracklets import SAME_IOU, area, iou
-from fercache.runtime.devices import settled, spread
+from fercache.runtime.devices import map_threads, resolve_threads
 
 # MTCNN's three nets, driven quickly: the boxes of facenet-pytorch's own driver, for a third of its work.
 #
@@ -66,7 +66,7 @@ class Mtcnn:
         self.first, self.second, self.third = (net.to(memory_format=torch.channels_last)
                                                for net in (nets.pnet, nets.rnet, nets.onet))
         self.first.pool1 = HalvingPool()
-        settled(device)
+        resolve_threads(device)
 
     @torch.inference_mode()
     def detect(self, pictures: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
@@ -76,7 +76,7 @@ class Mtcnn:
         -----
         As facenet-pytorch's ``MTCNN(keep_all=True, select_largest=True)``: the largest face comes first.
         """
-        sums = Sums(pictures, self.device)
+        sums = IntegralImage(pictures, self.device)
         place, boxes = self._proposed(sums)
         place, boxes = self._refined(sums, place, boxes)
         found, order = boxes.cpu().numpy(), place.cpu().numpy()
@@ -90,7 +90,7 @@ class Mtcnn:
             scale, left = scale * FACTOR, left * FACTOR
         return scales
 
-    def _proposed(self, sums: Sums) -> tuple[Tensor, Tensor]:
+    def _proposed(self, sums: IntegralImage) -> tuple[Tensor, Tensor]:
         """Return the first net's candidates: picture (n,) and square boxes with score (n, 5)."""
         places, boxes = [], []
         for scale in self._scales(min(sums.height, sums.width)):
@@ -108,7 +108,7 @@ class Mtcnn:
         size = (found[:, 2:4] - found[:, :2]).repeat(1, 2)
         return place, torch.cat([_square(found[:, :4] + found[:, 5:9] * size), found[:, 4:5]], 1)
 
-    def _refined(self, sums: Sums, place: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def _refined(self, sums: IntegralImage, place: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the second and the third net make of candidates."""
         for net, side, threshold, step in zip((self.second, self.third), SIDES, THRESHOLDS[1:], AT_ONCE, strict=True):
             part, inside = sums.rectangles(boxes)
@@ -144,7 +144,7 @@ class HalvingPool(torch.nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
 
-class Sums:
+class IntegralImage:
     """Pictures of which the mean over any rectangle is quickly known.
 
     Notes
@@ -277,10 +277,10 @@ BATCH_PIXELS = BATCH << 21
 """Pixels of the largest batch: 16 bytes a pixel are held of all of it."""
 NEAR_PX, NEAR_FACE_PX = 160, 40
 """Side of the squares that `near` looks at, and the smallest face in them that it looks for."""
-AROUND = 2.2
+ROI_MARGIN = 2.2
 """Side of such a square, in sides of the face that is looked for."""
-NEAR_BATCH = 32
-PLACE_PIXELS = 200_000
+ROI_BATCH = 32
+ROI_PIXELS = 200_000
 """Pixels of a picture, seen with the smallest face at NEAR_FACE_PX, that take as long as to look around one place."""
 TRUNCATED_PX = np.array([1.5, 1.5, 0.5, 0.5])
 """How much too large MTCNN's x1, y1, x2, y2 come out, in pixels of the picture that it sees: its driver cuts candidates
@@ -309,7 +309,7 @@ class Detector:
         self.device = device
         self.nets: dict[int, Mtcnn] = {}
 
-    def detect(self, images: Sequence[NDArray[np.uint8]], run: Callable[..., list[Any]] = spread
+    def detect(self, images: Sequence[NDArray[np.uint8]], run: Callable[..., list[Any]] = map_threads
                ) -> list[NDArray[np.float64]]:
         """Return the faces of each picture, (n, 5): x1, y1, x2, y2 in pixels and the score; the largest first.
 
@@ -330,8 +330,8 @@ class Detector:
                 found[place] = self._kept(_enlarged(one, 1 / scale[place]), images[place].shape[:2])
         return found
 
-    def near(self, images: Sequence[NDArray[np.uint8]], places: Sequence[NDArray[np.float64]],
-             run: Callable[..., list[Any]] = spread) -> list[NDArray[np.float64]]:
+    def detect_in_rois(self, images: Sequence[NDArray[np.uint8]], places: Sequence[NDArray[np.float64]],
+             run: Callable[..., list[Any]] = map_threads) -> list[NDArray[np.float64]]:
         """Return the faces of each picture at and around some places in it, (n, 5) as `detect` does.
 
         Parameters
@@ -346,11 +346,11 @@ class Detector:
         off is not told: MTCNN only guesses how it goes on.
         """
         least = NEAR_PX / NEAR_FACE_PX * self.min_face_px
-        squares = [(place, square_around(box, max(AROUND * (box[2:] - box[:2]).max(), least), images[place].shape))
+        squares = [(place, square_around(box, max(ROI_MARGIN * (box[2:] - box[:2]).max(), least), images[place].shape))
                    for place, boxes in enumerate(places) for box in boxes]
         seen = [cut_out(images[place], square, NEAR_PX) for place, square in squares]
-        batches = [range(start, min(start + NEAR_BATCH, len(seen))) for start in range(0, len(seen), NEAR_BATCH)]
-        results = run(lambda batch: self.close.detect(np.stack([seen[i] for i in batch])), batches, self.device)
+        batches = [range(start, min(start + ROI_BATCH, len(seen))) for start in range(0, len(seen), ROI_BATCH)]
+        results = run(lambda batch: self.close_net.detect(np.stack([seen[i] for i in batch])), batches, self.device)
         found: list[list[NDArray[np.float64]]] = [[np.empty((0, 5))] for _ in images]
         for (place, square), faces in zip(squares, chain.from_iterable(results), strict=True):
             left, top, side = square
@@ -359,15 +359,15 @@ class Detector:
         return [_once(self._kept(np.concatenate(faces), image.shape[:2]))
                 for faces, image in zip(found, images, strict=True)]
 
-    def places(self, image: NDArray[np.uint8]) -> int:
+    def rois_per_frame(self, image: NDArray[np.uint8]) -> int:
         """Return around how many places `near` looks in the time that the whole picture takes: 4 at 720p, as it is."""
         height, width = image.shape[:2]
         scale = self._scale(image)
         cells = (NEAR_FACE_PX / self._smallest(scale)) ** 2
-        return int(height * width * scale ** 2 * (1 + cells) / 2 / PLACE_PIXELS)
+        return int(height * width * scale ** 2 * (1 + cells) / 2 / ROI_PIXELS)
 
     @cached_property
-    def close(self) -> Mtcnn:
+    def close_net(self) -> Mtcnn:
         """MTCNN for what `near` looks at."""
         return Mtcnn(NEAR_FACE_PX, self.device)
 

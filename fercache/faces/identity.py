@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fercache.faces.tracklets import NONE, Bools, Floats, Ints, Pieces, apart, area
+from fercache.faces.tracklets import NONE, Bools, Floats, Ints, Tracklets, apart, area
 
-MOST_LOOKS = 5
+MAX_CROPS = 5
 """Crops that a piece is known by."""
-MIN_LOOK = 3
+MIN_CROPS = 3
 """Frames from which a piece is looked at; a shorter one only where it may go on with another by its place."""
 JOIN = 0.7
 """Cosine of two pieces' vectors from which they are one person, wherever they are: measured, as is JOIN_NEAR, by
@@ -20,11 +20,11 @@ JOIN_NEAR = 0.4
 """The same for pieces that may go on with each other by place, where the others on the spot are compared as well."""
 SMALL_PX = 40
 """Faces under this mean side are too blurred to be known again by the vector alone."""
-MOST_PIECES = 3000
+MAX_TRACKLETS = 3000
 """Pieces whose faces are compared, the heaviest first."""
 
 
-def looks(pieces: Pieces) -> Ints:
+def crops_to_embed(pieces: Tracklets) -> Ints:
     """Return which faces to look at, (K,) places in `pieces.faces`, in the order of their frames; none where that can
     tell nothing.
 
@@ -32,17 +32,17 @@ def looks(pieces: Pieces) -> Ints:
     -----
     Up to MOST_LOOKS a piece: of each part of it in turn the face with the largest area x score.
     """
-    held, beside = pieces.held(), np.zeros(pieces.count, bool)
-    beside[pieces.near.ravel()] = True
-    wanted = np.flatnonzero((held >= MIN_LOOK) | beside)
+    held, beside = pieces.sizes(), np.zeros(pieces.count, bool)
+    beside[pieces.competitors.ravel()] = True
+    wanted = np.flatnonzero((held >= MIN_CROPS) | beside)
     if len(wanted) < 2:
         return np.empty(0, np.int64)
-    wanted = wanted[np.argsort(-pieces.weight()[wanted], kind="stable")[:MOST_PIECES]]
-    order = np.argsort(pieces.piece, kind="stable")
-    edges = np.searchsorted(pieces.piece[order], np.arange(pieces.count + 1))
+    wanted = wanted[np.argsort(-pieces.weight()[wanted], kind="stable")[:MAX_TRACKLETS]]
+    order = np.argsort(pieces.tracklet, kind="stable")
+    edges = np.searchsorted(pieces.tracklet[order], np.arange(pieces.count + 1))
     best = area(pieces.faces) * pieces.faces[:, 4]
     chosen = [part[best[part].argmax()] for number in wanted
-              for part in np.array_split(order[edges[number]:edges[number + 1]], min(MOST_LOOKS, held[number]))]
+              for part in np.array_split(order[edges[number]:edges[number + 1]], min(MAX_CROPS, held[number]))]
     return np.sort(np.array(chosen, np.int64))
 
 
@@ -52,7 +52,7 @@ def mean_vector(vectors: Floats) -> Floats:
     return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12))
 
 
-def joined(pieces: Pieces, vectors: Mapping[int, Floats]) -> list[Ints]:
+def cluster_tracklets(pieces: Tracklets, vectors: Mapping[int, Floats]) -> list[Ints]:
     """Return the pieces of each person, the heaviest person (area x score) first.
 
     Parameters
@@ -68,7 +68,7 @@ def joined(pieces: Pieces, vectors: Mapping[int, Floats]) -> list[Ints]:
     while (pair := group.best()) is not None:
         group.join(*pair)
     name = group.name
-    for before, after in pieces.own:
+    for before, after in pieces.links:
         if after not in vectors or before not in vectors:
             a, b = name[before], name[after]
             if a != b and not group.together[np.ix_(name == a, name == b)].any():
@@ -105,13 +105,13 @@ class _Groups:
     over: Floats
 
     @classmethod
-    def of(cls, pieces: Pieces, vectors: Mapping[int, Floats]) -> _Groups:
+    def of(cls, pieces: Tracklets, vectors: Mapping[int, Floats]) -> _Groups:
         """Return every piece by itself."""
         at, together = np.array(sorted(vectors), np.int64), pieces.together()
         asked = np.full((pieces.count, pieces.count), JOIN)
         small = pieces.size() < SMALL_PX
         asked[small] = asked[:, small] = np.inf
-        asked[pieces.near[:, 0], pieces.near[:, 1]] = asked[pieces.near[:, 1], pieces.near[:, 0]] = JOIN_NEAR
+        asked[pieces.competitors[:, 0], pieces.competitors[:, 1]] = asked[pieces.competitors[:, 1], pieces.competitors[:, 0]] = JOIN_NEAR
         inner = np.ix_(at, at)
         vector = np.stack([vectors[i] for i in at]) if len(at) else np.empty((0, 1))
         apart = together[inner] | np.eye(len(at), dtype=bool)
@@ -148,7 +148,7 @@ MIN_RETURN_AREA = 0.2
 """Area, as a share of the main track's, under which a face that appears later is somebody in the background."""
 
 
-def by_place(pieces: Pieces) -> list[Ints]:
+def group_by_position(pieces: Tracklets) -> list[Ints]:
     """Return the pieces of each person, the heaviest person (area x score) first.
 
     Notes
@@ -159,21 +159,21 @@ def by_place(pieces: Pieces) -> list[Ints]:
     heaviest of those that are left.
     """
     name = np.arange(pieces.count)
-    for before, after in pieces.own:  # sorted: what goes before has its name already
+    for before, after in pieces.links:  # sorted: what goes before has its name already
         name[after] = name[before]
     tracks, track = np.unique(name, return_inverse=True)
     left = np.arange(len(tracks))
     person = np.arange(len(tracks))
     while len(left):
-        inside = np.isin(track[pieces.piece], left)
-        number = np.searchsorted(left, track[pieces.piece[inside]])
-        mine = left[choose(pieces.frame[inside], pieces.faces[inside], number)]
+        inside = np.isin(track[pieces.tracklet], left)
+        number = np.searchsorted(left, track[pieces.tracklet[inside]])
+        mine = left[choose_person(pieces.frame[inside], pieces.faces[inside], number)]
         person[mine] = mine[0]
         left = np.setdiff1d(left, mine)
     return heaviest_first(person[track], pieces.weight())
 
 
-def choose(frame: Ints, faces: Floats, track: Ints) -> Ints:
+def choose_person(frame: Ints, faces: Floats, track: Ints) -> Ints:
     """Return the numbers of the tracks that are the main person.
 
     Parameters
@@ -262,7 +262,7 @@ class Person:
         return np.asarray(self.track != NONE)
 
 
-def persons(pieces: Pieces, vectors: Mapping[int, Floats] | None = None) -> list[Person]:
+def build_persons(pieces: Tracklets, vectors: Mapping[int, Floats] | None = None) -> list[Person]:
     """Return the people of a clip, the main person (largest sum of area x score) first; nobody is one of no frame.
 
     Parameters
@@ -270,21 +270,21 @@ def persons(pieces: Pieces, vectors: Mapping[int, Floats] | None = None) -> list
     vectors : identity vectors (D,) of the pieces that were looked at; None where there is no net that tells people
         apart, so that places alone decide.
     """
-    members = by_place(pieces) if vectors is None else joined(pieces, vectors)
+    members = group_by_position(pieces) if vectors is None else cluster_tracklets(pieces, vectors)
     return [person_of(pieces, mine) for mine in members or [np.empty(0, np.int64)]]
 
 
-def person_of(pieces: Pieces, members: Ints) -> Person:
+def person_of(pieces: Tracklets, members: Ints) -> Person:
     """Return the person that these pieces are; nobody where there are none."""
     boxes, score = np.full((pieces.frames, 4), np.nan), np.full(pieces.frames, np.nan)
     track = np.full(pieces.frames, NONE, np.int64)
-    mine = np.isin(pieces.piece, members)
+    mine = np.isin(pieces.tracklet, members)
     rows = pieces.frame[mine]
-    boxes[rows], score[rows], track[rows] = pieces.faces[mine, :4], pieces.faces[mine, 4], pieces.piece[mine]
+    boxes[rows], score[rows], track[rows] = pieces.faces[mine, :4], pieces.faces[mine, 4], pieces.tracklet[mine]
     return Person(boxes=boxes, score=score, track=track)
 
 
-def sides(people: Sequence[Person]) -> tuple[Person, Person]:
+def left_and_right(people: Sequence[Person]) -> tuple[Person, Person]:
     """Return who is on the left and who on the right of a video with two; one person alone is on both sides.
 
     Parameters

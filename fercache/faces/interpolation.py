@@ -25,7 +25,7 @@ CUT = 24.0
 """Mean difference of two frames' grey values from which a cut is between them; of one face's, from which it jumped."""
 GRAIN_PX, FACE_PX = 48, 16
 """Pixels on the longer side of a picture, and on each side of a face, that are compared to find cuts and jumps."""
-POLICY = 3
+INTERPOLATION_VERSION = 3
 """Changed whenever followed boxes come out otherwise: 2 looked at the face itself for jumps, 3 looks around doubtful
 faces before it looks at the whole picture."""
 STEPS = 16
@@ -33,20 +33,20 @@ STEPS = 16
 SCORE_DIGITS = 4
 
 
-class Looker(Protocol):
+class FaceDetector(Protocol):
     """A detector, which finds the faces (n, 5) of pictures: x1, y1, x2, y2 in pixels and the score."""
 
     def detect(self, pictures: Sequence[Picture]) -> Sequence[Floats]:
         """Return the faces of each picture."""
 
-    def near(self, pictures: Sequence[Picture], places: Sequence[Floats]) -> Sequence[Floats]:
+    def detect_in_rois(self, pictures: Sequence[Picture], places: Sequence[Floats]) -> Sequence[Floats]:
         """Return the faces of each picture at and around some places in it, boxes (n, 4)."""
 
-    def places(self, picture: Picture) -> int:
+    def rois_per_frame(self, picture: Picture) -> int:
         """Return around how many places it can look while it looks at the whole picture."""
 
 
-def faces_of(images: Sequence[Picture | None], looker: Looker, every: int) -> list[Floats]:
+def interpolate_faces(images: Sequence[Picture | None], looker: FaceDetector, every: int) -> list[Floats]:
     """Return the faces of each picture, (n, 5): x1, y1, x2, y2 in pixels and the score; none where there is no picture.
 
     Parameters
@@ -65,13 +65,13 @@ def faces_of(images: Sequence[Picture | None], looker: Looker, every: int) -> li
     """
     rows = [row for row, image in enumerate(images) if image is not None]
     found = [np.empty((0, 5)) for _ in images]
-    followed = _Block([image for image in images if image is not None], looker).followed(every)
+    followed = _Block([image for image in images if image is not None], looker).interpolated(every)
     for row, faces in zip(rows, followed, strict=True):
         found[row] = faces
     return found
 
 
-class Doubt(NamedTuple):
+class UncertainSpan(NamedTuple):
     """Faces (n, 5) in frames `start` and `stop` that are not surely the same; they are looked for in frame `row`."""
 
     start: int
@@ -83,7 +83,7 @@ class Doubt(NamedTuple):
     def alike(self) -> Floats:
         """Return where the faces that are the same by place should be, boxes (n, 4)."""
         place = match(self.first[:, :4], self.last[:, :4])
-        way = between(self.first[place[place != NONE]], self.last[place != NONE], self.start, self.stop)
+        way = interpolate_boxes(self.first[place[place != NONE]], self.last[place != NONE], self.start, self.stop)
         return way[self.row][:, :4]
 
     def places(self) -> Floats:
@@ -110,13 +110,13 @@ class _Block:
     """
 
     images: list[Picture]
-    looker: Looker
-    seen: dict[int, Floats] = field(default_factory=dict)
+    detector: FaceDetector
+    detected: dict[int, Floats] = field(default_factory=dict)
     added: dict[int, list[Floats]] = field(default_factory=lambda: defaultdict(list))
-    doubts: dict[int, Doubt] = field(default_factory=dict)
+    uncertain: dict[int, UncertainSpan] = field(default_factory=dict)
     unsure: set[int] = field(default_factory=set)
 
-    def followed(self, every: int) -> list[Floats]:
+    def interpolated(self, every: int) -> list[Floats]:
         """Return the faces of each picture."""
         count = len(self.images)
         ends = {*range(0, count, every), count - 1} if count else set()
@@ -124,35 +124,35 @@ class _Block:
             ends |= {row for cut in self._cuts() for row in (cut - 1, cut)}
         self._look(sorted(ends))
         doubts = [doubt for start, stop in pairwise(sorted(ends))
-                  for doubt in self._moved(start, stop, self.seen[start], self.seen[stop])]
+                  for doubt in self._moved(start, stop, self.detected[start], self.detected[stop])]
         while doubts or self.unsure:
             now = {doubt.row: doubt for doubt in doubts}
             later = [doubt for doubt in doubts if now[doubt.row] is not doubt]
             found = self._found(list(now.values()))
             doubts = later + [part for doubt, faces in found for part in self._divided(doubt, faces)] + self._revealed()
-        return [self.seen[i] if i in self.seen else self._of(i) for i in range(count)]
+        return [self.detected[i] if i in self.detected else self._of(i) for i in range(count)]
 
     def _look(self, rows: list[int]) -> None:
         """Have the detector look at some pictures."""
-        self.seen.update(zip(rows, self.looker.detect([self.images[i] for i in rows]), strict=True))
+        self.detected.update(zip(rows, self.detector.detect([self.images[i] for i in rows]), strict=True))
 
     def _of(self, row: int) -> Floats:
         """Return what was added to a picture, (n, 5)."""
         return np.concatenate([np.empty((0, 5)), *self.added[row]])
 
-    def _divided(self, doubt: Doubt, faces: Floats) -> list[Doubt]:
+    def _divided(self, doubt: UncertainSpan, faces: Floats) -> list[UncertainSpan]:
         """Return what is left of a doubt when `faces` were found in its frame."""
         return [*self._moved(doubt.start, doubt.row, doubt.first, faces),
                 *self._moved(doubt.row, doubt.stop, faces, doubt.last)]
 
-    def _moved(self, start: int, stop: int, first: Floats, last: Floats) -> list[Doubt]:
+    def _moved(self, start: int, stop: int, first: Floats, last: Floats) -> list[UncertainSpan]:
         """Add the faces of which the way between two frames is sure, and return the doubt that is left, if any."""
         if stop - start < 2:
             self.unsure |= {row for row, faces in ((start, last), (stop, first))
-                            if row not in self.seen and len(_others(faces, self._of(row), MIN_IOU))}
+                            if row not in self.detected and len(_others(faces, self._of(row), MIN_IOU))}
             return []
         place, sure = _pairs(first, last)
-        moved = between(first[place[sure]], last[sure], start, stop)
+        moved = interpolate_boxes(first[place[sure]], last[sure], start, stop)
         jumps = self._jumps({start: first[place[sure]], **moved, stop: last[sure]}, start, stop)
         still = jumps == NONE
         for row, faces in moved.items():
@@ -162,7 +162,7 @@ class _Block:
         if not len(first) and not len(last):
             return []
         row = (start + stop) // 2 if still.all() else min(int(jumps[~still].min()), stop - 1)
-        return [Doubt(start, stop, row, first, last)]
+        return [UncertainSpan(start, stop, row, first, last)]
 
     def _jumps(self, faces: dict[int, Floats], start: int, stop: int) -> Ints:
         """Return for each face the first frame whose box does not show what the frame before's does; NONE for never."""
@@ -173,36 +173,36 @@ class _Block:
             last = now
         return jumps
 
-    def _found(self, doubts: list[Doubt]) -> list[tuple[Doubt, Floats]]:
+    def _found(self, doubts: list[UncertainSpan]) -> list[tuple[UncertainSpan, Floats]]:
         """Return of each doubt the faces in its frame: around where they may be, else in the whole picture."""
-        self.doubts |= {doubt.row: doubt for doubt in doubts}
-        places = {doubt.row: doubt.places() for doubt in doubts if doubt.row not in self.seen}
-        around = [row for row, boxes in places.items() if len(boxes) <= self.looker.places(self.images[row])]
-        near = self.looker.near([self.images[row] for row in around], [places[row] for row in around])
+        self.uncertain |= {doubt.row: doubt for doubt in doubts}
+        places = {doubt.row: doubt.places() for doubt in doubts if doubt.row not in self.detected}
+        around = [row for row, boxes in places.items() if len(boxes) <= self.detector.rois_per_frame(self.images[row])]
+        near = self.detector.detect_in_rois([self.images[row] for row in around], [places[row] for row in around])
         found = {row: _others(faces, self._of(row)) for row, faces in zip(around, near, strict=True)}
-        self._look([doubt.row for doubt in doubts if doubt.row not in self.seen
+        self._look([doubt.row for doubt in doubts if doubt.row not in self.detected
                     and (doubt.row not in found or doubt.lacks(found[doubt.row]))])
-        for row in {doubt.row for doubt in doubts} & self.seen.keys():
-            found[row] = _others(self.seen[row], self._of(row))
+        for row in {doubt.row for doubt in doubts} & self.detected.keys():
+            found[row] = _others(self.detected[row], self._of(row))
         for row, faces in found.items():
             self.added[row].append(faces)
         return [(doubt, found[doubt.row]) for doubt in doubts]
 
-    def _revealed(self) -> list[Doubt]:
+    def _revealed(self) -> list[UncertainSpan]:
         """Look at the whole of frames beside which a face is that they seem not to have; return what comes of it."""
-        rows, self.unsure = sorted(self.unsure - self.seen.keys()), set()
+        rows, self.unsure = sorted(self.unsure - self.detected.keys()), set()
         self._look(rows)
         doubts = []
         for row in rows:
-            faces = _others(self.seen[row], self._of(row))
+            faces = _others(self.detected[row], self._of(row))
             if len(faces):
                 self.added[row].append(faces)
-                doubts += self._divided(self.doubts[row], faces)
+                doubts += self._divided(self.uncertain[row], faces)
         return doubts
 
     def _cuts(self) -> list[int]:
         """Return the pictures that differ from the one before as after a cut."""
-        found = Cuts()
+        found = ShotBoundaryDetector()
         for row, image in enumerate(self.images):
             found.see(row, image)
         return found.rows
@@ -213,7 +213,7 @@ def _others(faces: Floats, known: Floats, overlap: float = SAME_IOU) -> Floats:
     return faces[(iou(known[:, :4], faces[:, :4]) < overlap).all(axis=0)]
 
 
-class Cuts:
+class ShotBoundaryDetector:
     """The rows that another scene begins with, in `rows`, as pictures go by in `see`."""
 
     def __init__(self) -> None:
@@ -253,7 +253,7 @@ def _pairs(first: Floats, last: Floats) -> tuple[Ints, Ints]:
     return place, pair[alike & (np.minimum(first[place[pair], 4], last[pair, 4]) >= SURE_SCORE)]
 
 
-def between(first: Floats, last: Floats, start: int, stop: int) -> dict[int, Floats]:
+def interpolate_boxes(first: Floats, last: Floats, start: int, stop: int) -> dict[int, Floats]:
     """Return the faces (n, 5) of the frames between two, moved in a straight line, scores too; rounded."""
     found = {}
     for i in range(start + 1, stop):

@@ -61,20 +61,20 @@ def apart(a: Floats, b: Floats) -> Floats:
 
 # Who is who: faces linked over frames into pieces, and the pieces of one person joined, by the face or by place.
 
-POLICY = 2
+PEOPLE_VERSION = 2
 """Raised whenever the code changes whom boxes belong to. 1 linked by overlap alone."""
 
 
 MAX_GAP = 15
 """Frames a track may be without a face: half a second, a blink of the detector, not a cut."""
-RIVAL = 0.5
+COMPETITOR_IOU = 0.5
 """Share of the chosen overlap from which another one is a rival: which is which is then not told by place."""
 NEAR = 1.0
 """Distance, in face sizes, within which a face that begins may be one that was lost a moment ago."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pieces:
+class Tracklets:
     """The faces of a clip and the S pieces that they form: stretches of one face, as far as places tell.
 
     Attributes
@@ -88,26 +88,26 @@ class Pieces:
     frames: int
     frame: Ints
     faces: Floats
-    piece: Ints
-    own: Ints
-    near: Ints
+    tracklet: Ints
+    links: Ints
+    competitors: Ints
 
     @property
     def count(self) -> int:
         """Number of pieces, S."""
-        return int(self.piece.max()) + 1 if len(self.piece) else 0
+        return int(self.tracklet.max()) + 1 if len(self.tracklet) else 0
 
-    def held(self) -> Ints:
+    def sizes(self) -> Ints:
         """Return how many frames each piece has, (S,)."""
-        return np.bincount(self.piece, minlength=self.count)
+        return np.bincount(self.tracklet, minlength=self.count)
 
     def weight(self) -> Floats:
         """Return the sum of area x score of each piece, (S,)."""
-        return np.asarray(np.bincount(self.piece, area(self.faces) * self.faces[:, 4], self.count), np.float64)
+        return np.asarray(np.bincount(self.tracklet, area(self.faces) * self.faces[:, 4], self.count), np.float64)
 
     def size(self) -> Floats:
         """Return the mean side of the faces of each piece, (S,), in pixels."""
-        return np.asarray(np.bincount(self.piece, np.sqrt(area(self.faces)), self.count) / np.maximum(self.held(), 1))
+        return np.asarray(np.bincount(self.tracklet, np.sqrt(area(self.faces)), self.count) / np.maximum(self.sizes(), 1))
 
     def together(self) -> Bools:
         """Return (S, S) whether two pieces are in one frame."""
@@ -115,12 +115,12 @@ class Pieces:
         edges = np.flatnonzero(np.diff(self.frame, prepend=-1, append=-1))
         for start, stop in pairwise(edges):
             if stop - start > 1:
-                found[np.ix_(self.piece[start:stop], self.piece[start:stop])] = True
+                found[np.ix_(self.tracklet[start:stop], self.tracklet[start:stop])] = True
         np.fill_diagonal(found, False)
         return found
 
 
-def pieces_of(detections: Sequence[Floats], cuts: Collection[int] = ()) -> Pieces:
+def link_tracklets(detections: Sequence[Floats], cuts: Collection[int] = ()) -> Tracklets:
     """Return the pieces that the faces of a clip form; they are numbered as they begin.
 
     Parameters
@@ -142,10 +142,10 @@ def pieces_of(detections: Sequence[Floats], cuts: Collection[int] = ()) -> Piece
         if len(faces):
             numbers.append(linker.take(t, faces[:, :4]))
     counts = [len(faces) for faces in detections]
-    own, near = (np.array(sorted(pairs), np.int64).reshape(-1, 2) for pairs in (linker.own, linker.near))
-    return Pieces(frames=len(detections), frame=np.repeat(np.arange(len(detections)), counts), own=own, near=near,
+    own, near = (np.array(sorted(pairs), np.int64).reshape(-1, 2) for pairs in (linker.links, linker.competitors))
+    return Tracklets(frames=len(detections), frame=np.repeat(np.arange(len(detections)), counts), links=own, competitors=near,
                   faces=np.concatenate([np.empty((0, 5)), *(faces for faces in detections if len(faces))]),
-                  piece=np.concatenate([np.empty(0, np.int64), *numbers]))
+                  tracklet=np.concatenate([np.empty(0, np.int64), *numbers]))
 
 
 @dataclass
@@ -163,8 +163,8 @@ class _Linker:
     ids: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     since: dict[int, set[int]] = field(default_factory=dict)
     begun: int = 0
-    own: set[tuple[int, int]] = field(default_factory=set)
-    near: set[tuple[int, int]] = field(default_factory=set)
+    links: set[tuple[int, int]] = field(default_factory=set)
+    competitors: set[tuple[int, int]] = field(default_factory=set)
 
     def forget(self) -> None:
         """Let nothing go on."""
@@ -195,7 +195,7 @@ class _Linker:
             close = apart(self.boxes[lost], np.broadcast_to(box, (len(lost), 4))) <= NEAR
             return self._begin(set(self.ids[lost[close]].tolist()))
         before = int(self.ids[i])
-        rivals = self._rivals(overlap, i, j)
+        rivals = self._competitors(overlap, i, j)
         if rivals:
             if before in self.since:
                 self.since[before] |= rivals - {before}
@@ -207,9 +207,9 @@ class _Linker:
             return self._begin({before, *self.since[before]}, before)
         return before
 
-    def _rivals(self, overlap: Floats, i: int, j: int) -> set[int]:
+    def _competitors(self, overlap: Floats, i: int, j: int) -> set[int]:
         """Return the pieces that face `j` may go on with instead of piece `i`, or that another face makes doubtful."""
-        least = max(RIVAL * overlap[i, j], RIVAL * MIN_IOU)
+        least = max(COMPETITOR_IOU * overlap[i, j], COMPETITOR_IOU * MIN_IOU)
         found = {int(self.ids[k]) for k in np.flatnonzero(overlap[:, j] >= least) if k != i}
         if (np.delete(overlap[i], j) >= least).any():
             found.add(int(self.ids[i]))
@@ -218,7 +218,7 @@ class _Linker:
     def _begin(self, near: set[int], own: int = NONE) -> int:
         """Return the number of a new piece, which may go on with those `near`."""
         number, self.begun = self.begun, self.begun + 1
-        self.near |= {(before, number) for before in near}
+        self.competitors |= {(before, number) for before in near}
         if own != NONE:
-            self.own.add((own, number))
+            self.links.add((own, number))
         return number

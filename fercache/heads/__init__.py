@@ -16,7 +16,7 @@ HEADS: dict[str, type[Head]] = {
     "paper-gru": PaperGRUHead, "paper-transformer": PaperTransformerHead}
 
 
-def build(name: str, parts: Sequence[TapSlice], classes: int, settings: HeadSettings) -> Head:
+def build_head(name: str, parts: Sequence[TapSlice], classes: int, settings: HeadSettings) -> Head:
     """Return a fresh head of that name.
 
     Raises

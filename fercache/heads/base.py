@@ -36,7 +36,7 @@ class HeadSettings:
     width: int = 256
     depth: int = 1
     dropout: float = 0.5
-    evidence: bool = False
+    temporal_input: bool = False
     window_s: float = 4.0
     step_s: float = 0.0
     batch: int = 16
@@ -50,17 +50,17 @@ class HeadSettings:
     ema: float = 0.0
     noise: float = 0.0
     mixup: float = 0.0
-    hide_s: float = 0.0
+    time_mask_s: float = 0.0
     precision: str = "float32"
     clip_level: bool = False
-    tail: str = ""
+    finetune_tap: str = ""
 
 
 DEFAULTS: dict[str, HeadSettings] = {
     "frame": HeadSettings(width=256, window_s=0, step_s=0.2, batch=128, epochs=20, patience=6),
-    "gru": HeadSettings(width=48, dropout=0.3, evidence=True, window_s=8, step_s=0.1, lr=2e-3, patience=8,
+    "gru": HeadSettings(width=48, dropout=0.3, temporal_input=True, window_s=8, step_s=0.1, lr=2e-3, patience=8,
                         loss="balanced"),
-    "transformer": HeadSettings(width=64, depth=2, dropout=0.3, evidence=True, window_s=8, step_s=0.1, lr=2e-3,
+    "transformer": HeadSettings(width=64, depth=2, dropout=0.3, temporal_input=True, window_s=8, step_s=0.1, lr=2e-3,
                                 patience=8, loss="balanced"),
     "paper-frame": HeadSettings(width=0, dropout=0, window_s=0, batch=96, lr=5e-4, weight_decay=5e-4, epochs=10,
                                 optimizer="sgd", loss="plain", label_smoothing=0),
@@ -78,7 +78,7 @@ DIRECT: dict[str, dict[str, Any]] = {"gru": {"width": 192, "dropout": 0.5, "lr":
 
 # What all heads share: standardised input and the way they are called.
 
-class Standardise(nn.Module):
+class Normalize(nn.Module):
     """Features minus their mean over the training rows, over their spread; 0 where no face was seen."""
 
     mean: Tensor
@@ -110,7 +110,7 @@ class Head(nn.Module):
 
     def __init__(self, size: int, noise: float = 0.0) -> None:
         super().__init__()
-        self.standardise, self.noise = Standardise(size), noise
+        self.standardise, self.noise = Normalize(size), noise
 
     def forward(self, x: Tensor, seen: Tensor, time_s: Tensor) -> Tensor:
         """Return logits ``(B, W, C)`` of features ``(B, W, D)``, with `seen` ``(B, W)`` and `time_s` ``(B, W)``."""

@@ -16,18 +16,18 @@ from fercache.heads.base import Head, HeadSettings
 
 # The backbone's own last blocks as a part of a head: pretrained, trained on cached maps.
 
-BLOCKS = ("repeat_2", "mixed_7a", "repeat_3", "block8")
+TAIL_BLOCKS = ("repeat_2", "mixed_7a", "repeat_3", "block8")
 """Blocks of InceptionResnetV1 in the order they are run, from the first whose map a tail can start from."""
 WIDE = 1792
 
 
-def no_tail(tap: str) -> InputError:
+def check_tail_tap(tap: str) -> InputError:
     """Return the error that says where a tail can begin."""
     return InputError(f"no tail begins at {tap!r}", where="tail",
-                      hint=f"choose {', '.join(f'{block}-map' for block in BLOCKS[:-1])}")
+                      hint=f"choose {', '.join(f'{block}-map' for block in TAIL_BLOCKS[:-1])}")
 
 
-class Tail(nn.Module):
+class FinetuneTail(nn.Module):
     """What follows a cached map in InceptionResnetV1, its mean over positions, then a layer: -> ``(B, wide)``.
 
     Notes
@@ -41,12 +41,12 @@ class Tail(nn.Module):
     def __init__(self, part: TapSlice, width: int) -> None:
         super().__init__()
         block, _, form = part.tap.partition("-")
-        if block not in BLOCKS[:-1] or form != "map":
-            raise no_tail(part.tap)
+        if block not in TAIL_BLOCKS[:-1] or form != "map":
+            raise check_tail_tap(part.tap)
         self.shape, self.wide = part.shape, width
         net = facenet.InceptionResnetV1()
         self.blocks = nn.Sequential()
-        for name in BLOCKS[BLOCKS.index(block) + 1:]:
+        for name in TAIL_BLOCKS[TAIL_BLOCKS.index(block) + 1:]:
             self.blocks.add_module(name, getattr(net, name))
         self.narrow = nn.Linear(WIDE, width)
         self.train()
@@ -56,7 +56,7 @@ class Tail(nn.Module):
         own = self.blocks.state_dict()
         self.blocks.load_state_dict({name: torch.from_numpy(tensors[name]) for name in own}, strict=True)
 
-    def train(self, mode: bool = True) -> Tail:
+    def train(self, mode: bool = True) -> FinetuneTail:
         """Set the mode, of all but BatchNorm."""
         super().train(mode)
         for module in self.blocks.modules():
@@ -80,10 +80,11 @@ class FrameHead(Head):
         super().__init__(parts[-1].stop, settings.noise)
         self.pooled = [p for p in parts if len(p.shape) == 1]
         self.spatial = [p for p in parts if len(p.shape) == 3]
-        if settings.tail and settings.tail not in [p.tap for p in self.spatial]:
-            raise no_tail(settings.tail)
+        if settings.finetune_tap and settings.finetune_tap not in [p.tap for p in self.spatial]:
+            raise check_tail_tap(settings.finetune_tap)
         maps = settings.width // 4
-        nets = [Tail(p, settings.width) if p.tap == settings.tail else _SmallCNN(p.shape, maps, settings.dropout)
+        nets = [FinetuneTail(p, settings.width) if p.tap == settings.finetune_tap
+                else _SmallCNN(p.shape, maps, settings.dropout)
                 for p in self.spatial]
         self.cnns = nn.ModuleList(nets)
         size = sum(p.stop - p.start for p in self.pooled)
@@ -97,7 +98,7 @@ class FrameHead(Head):
         """Return logits ``(B, W, C)``; the backbone's tail sees the maps as they were cached."""
         raw = x.flatten(0, 1)
         for part, net in zip(self.spatial, self.cnns, strict=True):
-            if isinstance(net, Tail):
+            if isinstance(net, FinetuneTail):
                 net.given = raw[:, part.start:part.stop]
         return super().forward(x, seen, time_s)
 

@@ -36,11 +36,11 @@ class TemporalHead(Head):
         size = parts[-1].stop
         super().__init__(size, settings.noise)
         narrow = settings.width
-        first = nn.Dropout(0.0 if settings.evidence else settings.dropout)  # evidence is too narrow to drop any of it
+        first = nn.Dropout(0.0 if settings.temporal_input else settings.dropout)  # evidence is too narrow to drop any of it
         self.project = nn.Sequential(first, nn.Linear(size, narrow), nn.LayerNorm(narrow), nn.GELU())
         self.pool = Pooled(mixed + narrow) if settings.clip_level else None
         self.out = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(mixed + narrow, classes))
-        self.smoothing = Smoothing(classes) if settings.evidence and not settings.clip_level else None
+        self.smoothing = Smoothing(classes) if settings.temporal_input and not settings.clip_level else None
         if self.smoothing is not None:
             nn.init.zeros_(self.out[-1].weight)  # type: ignore[arg-type]
 

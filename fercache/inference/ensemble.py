@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.backbones import weights
-from fercache.config import ExtractConfig, digest
+from fercache.config import ExtractConfig, fingerprint_of
 from fercache.data import labels
 from fercache.data.base import Dataset, Trial
 from fercache.errors import InputError
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import train
@@ -32,7 +32,7 @@ METRICS = "metrics.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class SelectedModels:
     """A trained set of heads and the stacker that was trained on their out-of-fold logits.
 
     Attributes
@@ -41,12 +41,13 @@ class Chosen:
     heads : folder of the heads; stack : folder of the stack run.
     """
 
-    book: LogitBook
+    logits_file: OofLogits
     heads: Path
     stack: Path
 
 
-def choose(cache: Path, heads: Path | None = None, stack: Path | None = None, dataset: str = "") -> Chosen:
+def select_models(cache: Path, heads: Path | None = None, stack: Path | None = None,
+                  dataset: str = "") -> SelectedModels:
     """Return the heads and the stacker to predict with.
 
     Parameters
@@ -68,13 +69,13 @@ def choose(cache: Path, heads: Path | None = None, stack: Path | None = None, da
     path = _book(heads) if heads is not None else _current(cache, dataset)
     if not path.is_file():
         raise InputError("no trained heads", where=path, hint="run `fercache train-heads`, or name others with --heads")
-    book, folder = LogitBook.load(path), path.parents[2] / "heads" / path.parent.name / path.stem
+    book, folder = OofLogits.load(path), path.parents[2] / "heads" / path.parent.name / path.stem
     found = stack or _stack_of(path.parents[2] / "stack" / book.dataset, book)
     if _metrics(found)["logits"]["fingerprint"] != book.fingerprint:
         raise InputError("this stack run was trained on other heads' logits", where=found,
                          hint=f"name a run of the heads {folder}, or leave --stack out")
     log.info("heads %s, stack %s, trained on %s", folder, found.name, book.dataset)
-    return Chosen(book=book, heads=folder, stack=found)
+    return SelectedModels(logits_file=book, heads=folder, stack=found)
 
 
 def _book(heads: Path) -> Path:
@@ -92,10 +93,10 @@ def _current(cache: Path, dataset: str) -> Path:
         raise InputError("no heads were trained yet", where=cache / "logits",
                          hint="run `fercache extract`, `fercache train-heads` and `fercache stack` on labelled clips")
     own = [path for path in pointers if path.parent.name == dataset]
-    return train.current(cache, (own or pointers)[-1].parent.name)
+    return train.current_logits_file(cache, (own or pointers)[-1].parent.name)
 
 
-def _stack_of(folder: Path, book: LogitBook) -> Path:
+def _stack_of(folder: Path, book: OofLogits) -> Path:
     """Return the newest finished stack run of a book."""
     runs = sorted(_runs(folder, book.fingerprint))
     if not runs:
@@ -130,11 +131,11 @@ UNKNOWN = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speakers:
+class HeadEnsemble:
     """Trained heads: their folder, the book that they come from, and where they are run."""
 
     folder: Path
-    book: LogitBook
+    logits_file: OofLogits
     device: str
     threads: int
 
@@ -160,7 +161,7 @@ def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
         raise InputError(f"is labelled with {', '.join(dataset.classes)}, which the heads do not know",
                          where=dataset.name,
                          hint=f"the heads tell {', '.join(classes)}; leave the labels out, or train on such labels")
-    names = labels.map_classes(dataset.classes, classes)
+    names = labels.map_class_names(dataset.classes, classes)
     place = np.array([*names.to, UNKNOWN], np.int16)
     trials = tuple(replace(t, labels=None if t.labels is None else place[t.labels], clip_label=int(place[t.clip_label]))
                    for t in dataset.trials)
@@ -169,24 +170,24 @@ def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
                    notice="; ".join(filter(None, (dataset.notice, told))))
 
 
-def book_of(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore, speakers: Speakers,
-            folder: Path) -> tuple[LogitBook, bool]:
+def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore, speakers: HeadEnsemble,
+            folder: Path) -> tuple[OofLogits, bool]:
     """Return what the heads say of `trials`, no fold holding any out, and whether an earlier run had said it.
 
     Parameters
     ----------
     folder : where the book is kept.
     """
-    features = digest([store.mark(trial.name).identity() for trial in trials])
-    print_ = digest({"heads": speakers.book.fingerprint, "features": features, "settings": store.settings,
+    features = fingerprint_of([store.manifest(trial.name).identity() for trial in trials])
+    print_ = fingerprint_of({"heads": speakers.logits_file.fingerprint, "features": features, "settings": store.settings,
                      "dataset": dataset.digest(), "trials": [t.name for t in trials], "format": FORMAT})
     path = folder / f"{print_[:12]}.h5"
     if path.is_file():
-        return LogitBook.load(path), True
-    rows, trained = _said(trials, store, speakers), speakers.book
+        return OofLogits.load(path), True
+    rows, trained = _predicted(trials, store, speakers), speakers.logits_file
     about = {"heads": trained.fingerprint, "trained_on": trained.dataset, "store": store.path.name,
              "features": features}
-    book = LogitBook(dataset=dataset.name, classes=trained.classes, heads=trained.heads, notice=dataset.notice,
+    book = OofLogits(dataset=dataset.name, classes=trained.classes, heads=trained.heads, notice=dataset.notice,
                      metric=trained.metric if dataset.layout == "clips" else dataset.metric,
                      trials=tuple(t.name for t in trials), group=tuple(t.group for t in trials),
                      split=tuple(t.split for t in trials), fold=np.full(len(trials), UNKNOWN, np.int16),
@@ -195,20 +196,20 @@ def book_of(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore, sp
     return book, False
 
 
-def _said(trials: Sequence[Trial], store: EmbeddingStore, speakers: Speakers) -> dict[str, Any]:
+def _predicted(trials: Sequence[Trial], store: EmbeddingStore, speakers: HeadEnsemble) -> dict[str, Any]:
     """Return the rows of a book: clock, labels and logits of all trials, in their order."""
     from fercache.runtime.devices import resolve_device, use_threads
-    from fercache.training.inference import speak, trained
+    from fercache.training.inference import load_trained, predict_new
 
     use_threads(speakers.threads)
-    device, heads = resolve_device(speakers.device), trained(speakers.folder)
-    if heads.heads != speakers.book.heads or heads.classes != speakers.book.classes:
-        raise InputError(f"gives {', '.join(heads.heads)}; the stacker reads {', '.join(speakers.book.heads)}",
+    device, heads = resolve_device(speakers.device), load_trained(speakers.folder)
+    if heads.heads != speakers.logits_file.heads or heads.classes != speakers.logits_file.classes:
+        raise InputError(f"gives {', '.join(heads.heads)}; the stacker reads {', '.join(speakers.logits_file.heads)}",
                          where=speakers.folder, hint="stack logits of trained heads alone to predict new clips")
     parts: dict[int, dict[str, Any]] = {}
     for together in _alike(trials, store, 2 * sum(prod(part.shape) for part in heads.layout)):
         features = heads.preload(store, [trials[i] for i in together])
-        said = speak(heads, features, device)
+        said = predict_new(heads, features, device)
         for i, start, stop in zip(together, features.offsets[:-1], features.offsets[1:], strict=True):
             rows = slice(int(start), int(stop))
             parts[i] = {"logits": {head: values[rows] for head, values in said.items()},
@@ -227,7 +228,7 @@ def _alike(trials: Sequence[Trial], store: EmbeddingStore, row_bytes: int) -> It
     """
     waiting: dict[float, list[int]] = {}
     for i, trial in enumerate(trials):
-        steps = np.diff(store[trial.name].clock["time_s"])
+        steps = np.diff(store[trial.name].frame_table["time_s"])
         rate = round(float(np.median(steps[steps > 0])), RATE_DIGITS) if (steps > 0).any() else 0.0
         waiting.setdefault(rate, []).append(i)
     for alike in waiting.values():
@@ -259,7 +260,7 @@ BY_THE_CLIPS = ("faces", "weights", "views")
 """Settings of the heads' store that are not simply taken over."""
 
 
-def config_of(wanted: Mapping[str, Any], usual: ExtractConfig, typed: Mapping[str, Any]) -> ExtractConfig:
+def extract_config_of(wanted: Mapping[str, Any], usual: ExtractConfig, typed: Mapping[str, Any]) -> ExtractConfig:
     """Return how stage one is to be run: as for the store that the heads learnt from, but for what was `typed`.
 
     Parameters
@@ -274,12 +275,12 @@ def config_of(wanted: Mapping[str, Any], usual: ExtractConfig, typed: Mapping[st
     numbers = {entry.name for entry in fields(ExtractConfig) if entry.metadata["numbers"]}
     told = {name: tuple(value) if isinstance(value, list) else value for name, value in wanted.items()
             if name in numbers and name not in BY_THE_CLIPS}
-    if wanted.get("backbone") in weights.KNOWN:
+    if wanted.get("backbone") in weights.KNOWN_WEIGHTS:
         told["weights"] = wanted["backbone"]
     return replace(usual, **{**told, "faces": "auto", "views": 1, **typed})
 
 
-def check(wanted: Mapping[str, Any], have: Mapping[str, Any], *, taps: Sequence[str], held: Sequence[str],
+def check_match(wanted: Mapping[str, Any], have: Mapping[str, Any], *, taps: Sequence[str], held: Sequence[str],
           where: Path, force: bool) -> tuple[str, ...]:
     """Return what differs between the features that the heads learnt from and those at hand.
 
@@ -299,7 +300,7 @@ def check(wanted: Mapping[str, Any], have: Mapping[str, Any], *, taps: Sequence[
     if lacking:
         raise InputError(f"the heads read the tap {lacking[0]}, the features at hand are {', '.join(held)}",
                          where=where, hint="leave --taps out: the heads' own are taken then; this cannot be forced")
-    differ = differences(wanted, have)
+    differ = settings_differences(wanted, have)
     if differ and not force:
         raise InputError("the heads were trained on other features: " + "; ".join(differ), where=where,
                          hint="train heads on features that are made like these, or predict nevertheless with --force "
@@ -309,7 +310,7 @@ def check(wanted: Mapping[str, Any], have: Mapping[str, Any], *, taps: Sequence[
     return differ
 
 
-def differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> tuple[str, ...]:
+def settings_differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> tuple[str, ...]:
     """Return, in words, each setting that changes a frame's features and differs."""
     same_policy = wanted.get("faces") == have.get("faces")
     names = wanted.keys() | have.keys() if same_policy else wanted.keys() & have.keys()

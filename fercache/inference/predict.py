@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from fercache.backbones import weights
 from fercache.config import ExtractConfig, StackConfig
-from fercache.data.base import Dataset, Kind, Problem, Trial, people_held, present
+from fercache.data.base import Dataset, Kind, Problem, Trial, people_stored, stored_trials
 from fercache.data.scan import kind_at, scan, unnamable
 from fercache.errors import ClipError, FercacheError, InputError, StoreError
 from fercache.extraction import job
-from fercache.extraction.job import ClipDone
+from fercache.extraction.job import ClipResult
 from fercache.inference import ensemble
-from fercache.inference.ensemble import Chosen
-from fercache.oof import LogitBook
+from fercache.inference.ensemble import SelectedModels
+from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
 from fercache.stacking import stack
 from fercache.stacking.stack import StackResult
@@ -37,7 +37,7 @@ NAME = "predict"
 LACKING = "no such file or folder"
 
 
-def named(paths: Sequence[Path]) -> Dataset:
+def clips_dataset(paths: Sequence[Path]) -> Dataset:
     """Return the clips at `paths` as a data set of test trials, each called by its full path.
 
     Raises
@@ -66,7 +66,7 @@ def named(paths: Sequence[Path]) -> Dataset:
                    problems=tuple(problems))
 
 
-def shown(dataset: Dataset) -> dict[str, str]:
+def display_names(dataset: Dataset) -> dict[str, str]:
     """Return trial name -> the name that predictions carry: the file's stem, with more of its path where needed."""
     if dataset.layout != "clips":
         return {trial.name: trial.name for trial in dataset.trials}
@@ -77,9 +77,9 @@ def shown(dataset: Dataset) -> dict[str, str]:
     return chosen
 
 
-def as_shown(dataset: Dataset) -> Dataset:
+def with_display_names(dataset: Dataset) -> Dataset:
     """Return the data set with its trials called as predictions call them."""
-    names = shown(dataset)
+    names = display_names(dataset)
     return replace(dataset, trials=tuple(replace(trial, name=names[trial.name]) for trial in dataset.trials))
 
 
@@ -116,7 +116,7 @@ def _at(path: Path) -> tuple[dict[Path, Kind], list[Problem]]:
 
 # Which new trials are not new: the heads were trained on them, so that a score of theirs would say nothing.
 
-def trained_on(trials: Sequence[Trial], store: EmbeddingStore, book: LogitBook, dataset: str,
+def training_sources(trials: Sequence[Trial], store: EmbeddingStore, book: OofLogits, dataset: str,
                features: Path) -> frozenset[str]:
     """Return the names of the trials whose group, or whose very file, the heads of `book` were trained on.
 
@@ -135,23 +135,23 @@ def trained_on(trials: Sequence[Trial], store: EmbeddingStore, book: LogitBook, 
     sources = _sources(book, features / str(book.provenance.get("store", "")))
     return frozenset(trial.name for trial in trials
                      if (dataset == book.dataset and trial.group in groups)
-                     or store.mark(trial.name).source.get("sha256", "") in sources)
+                     or store.manifest(trial.name).source.get("sha256", "") in sources)
 
 
-def unscored(book: LogitBook, names: frozenset[str]) -> LogitBook:
+def without_labels(book: OofLogits, names: frozenset[str]) -> OofLogits:
     """Return the book with no label on the trials of these names."""
-    keep: NDArray[np.bool_] = book.spread(np.array([trial not in names for trial in book.trials], bool))
+    keep: NDArray[np.bool_] = book.per_row(np.array([trial not in names for trial in book.trials], bool))
     return replace(book, label=np.where(keep, book.label, -1).astype(np.int16))
 
 
-def _sources(book: LogitBook, path: Path) -> frozenset[str]:
+def _sources(book: OofLogits, path: Path) -> frozenset[str]:
     """Return the digests of the files of the trials that the heads were trained on; none where their store is gone."""
     try:
         store = EmbeddingStore.open(path)
     except StoreError:
         return frozenset()
     trained = [trial for trial, fold in zip(book.trials, book.fold, strict=True) if fold >= 0 and trial in store]
-    return frozenset(str(store.mark(trial).source.get("sha256")) for trial in trained) - {"None"}
+    return frozenset(str(store.manifest(trial).source.get("sha256")) for trial in trained) - {"None"}
 
 
 PREDS, TIMELINES, OVERLAYS, FAILURES = "preds.csv", "timelines", "overlays", "failures.csv"
@@ -159,7 +159,7 @@ BY_MODELS = "by the mean over the folds' models, which saw none of these groups"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class PredictJob:
     """What is to be predicted, and how.
 
     Attributes
@@ -175,10 +175,10 @@ class Order:
     """
 
     dataset: Dataset
-    chosen: Chosen
+    models: SelectedModels
     out: Path
-    usual: ExtractConfig
-    typed: Mapping[str, Any]
+    defaults: ExtractConfig
+    overrides: Mapping[str, Any]
     stack: StackConfig
     store: Path | None = None
     force: bool = False
@@ -203,12 +203,12 @@ class PredictReport:
     result: StackResult
     extracted: int
     cached: bool
-    failed: tuple[ClipDone, ...]
-    known: tuple[str, ...]
+    failed: tuple[ClipResult, ...]
+    training_clips: tuple[str, ...]
     paths: tuple[Path, ...]
 
 
-def run(order: Order, cache: Path) -> PredictReport:
+def predict_dataset(order: PredictJob, cache: Path) -> PredictReport:
     """Return what was predicted; a clip that cannot be read is recorded, and the others are done.
 
     Raises
@@ -223,32 +223,32 @@ def run(order: Order, cache: Path) -> PredictReport:
     Features go into the cache like those of any data set, and what the heads say into `logits`: a second run computes
     neither.
     """
-    dataset = ensemble.labelled_as(order.dataset, order.chosen.book.classes)
-    heads = _heads(order.chosen)
+    dataset = ensemble.labelled_as(order.dataset, order.models.logits_file.classes)
+    heads = _heads(order.models)
     store, failed, extracted, forced = _features(order, dataset, heads, cache)
-    dataset = present(dataset, store)
+    dataset = stored_trials(dataset, store)
     trials = [trial for trial in dataset.trials if trial.name in store]
     job.write_failures(order.out / FAILURES, failed)
     if not trials:
         raise FercacheError(f"not one clip could be predicted: {failed[0].message if failed else 'the set is empty'}",
                             where=failed[0].clip if failed else dataset.name, hint=f"see {order.out / FAILURES}")
-    speakers = ensemble.Speakers(folder=order.chosen.heads, book=order.chosen.book, device=order.usual.device,
-                              threads=order.usual.threads)
-    book, cached = ensemble.book_of(dataset, trials, store, speakers, cache / "logits" / dataset.name)
-    seen = trained_on(trials, store, order.chosen.book, dataset.name,
-                            order.chosen.heads.parents[2] / "features" / order.chosen.book.dataset)
-    result = _judged(order, dataset, book, seen, forced)
-    paths = stack.write(result, order.out / PREDS)
+    speakers = ensemble.HeadEnsemble(folder=order.models.heads, logits_file=order.models.logits_file, device=order.defaults.device,
+                              threads=order.defaults.threads)
+    book, cached = ensemble.predict_logits(dataset, trials, store, speakers, cache / "logits" / dataset.name)
+    seen = training_sources(trials, store, order.models.logits_file, dataset.name,
+                            order.models.heads.parents[2] / "features" / order.models.logits_file.dataset)
+    result = _evaluated(order, dataset, book, seen, forced)
+    paths = stack.write_stack(result, order.out / PREDS)
     if order.timelines:
         paths += _draw(order, dataset, trials, store)
     if order.overlay:
         annotated, lost = _annotate(order, dataset, store)
         paths, failed = paths + annotated, failed + lost
     return PredictReport(result=result, extracted=extracted, cached=cached, failed=tuple(failed), paths=tuple(paths),
-                         known=tuple(sorted(seen)))
+                         training_clips=tuple(sorted(seen)))
 
 
-def _heads(chosen: Chosen) -> dict[str, Any]:
+def _heads(chosen: SelectedModels) -> dict[str, Any]:
     """Return what the JSON of a trained head says of all of them: store and taps."""
     for path in sorted(chosen.heads.glob("[!.]*-fold*.json")):
         said: dict[str, Any] = atomic_io.read_json(path)
@@ -256,73 +256,75 @@ def _heads(chosen: Chosen) -> dict[str, Any]:
     raise InputError("no trained heads", where=chosen.heads, hint="run `fercache train-heads` again")
 
 
-def _features(order: Order, dataset: Dataset, heads: dict[str, Any],
-              cache: Path) -> tuple[EmbeddingStore, list[ClipDone], int, tuple[str, ...]]:
+def _features(order: PredictJob, dataset: Dataset, heads: dict[str, Any],
+              cache: Path) -> tuple[EmbeddingStore, list[ClipResult], int, tuple[str, ...]]:
     """Return the store of the clips, those that are not in it and why, how many were computed, and what was forced."""
     wanted, taps = heads["store"], [part["tap"] for part in heads["taps"]]
     if order.store is not None:
         store = EmbeddingStore.open(order.store)
-        forced = ensemble.check(wanted, store.settings, taps=taps, held=list(store.taps), where=order.chosen.heads,
+        forced = ensemble.check_match(wanted, store.settings, taps=taps, held=list(store.taps),
+                                      where=order.models.heads,
                              force=order.force)
-        lost = [ClipDone(clip=t.name, state="failed", message=f"not in the store {order.store}")
-                for t in dataset.trials if not people_held(t, store)]
-        lost += [ClipDone(clip=p.where, state="failed", message=p.what) for p in dataset.problems if p.lost]
+        lost = [ClipResult(clip=t.name, state="failed", message=f"not in the store {order.store}")
+                for t in dataset.trials if not people_stored(t, store)]
+        lost += [ClipResult(clip=p.where, state="failed", message=p.what) for p in dataset.problems if p.lost]
         return store, lost, 0, forced
-    config = ensemble.config_of(wanted, order.usual, order.typed)
-    cnn = weights.ensure(config.weights, cache / "weights")
-    have = job.settings_of(config, job.faces_of(dataset, config), cnn)
-    forced = ensemble.check(wanted, have, taps=taps, held=config.taps, where=order.chosen.heads, force=order.force)
-    report = job.run(dataset, config, cache)
+    config = ensemble.extract_config_of(wanted, order.defaults, order.overrides)
+    cnn = weights.ensure_weights(config.weights, cache / "weights")
+    have = job.settings_of(config, job.resolve_faces(dataset, config), cnn)
+    forced = ensemble.check_match(wanted, have, taps=taps, held=config.taps, where=order.models.heads,
+                                  force=order.force)
+    report = job.extract_dataset(dataset, config, cache)
     lost = [clip for clip in report.clips if clip.state in ("failed", "busy")]
     log.info("%d clips computed, %d cached, %d failed", report.count("computed"), report.count("cached"), len(lost))
     return EmbeddingStore.open(report.store), lost, report.count("computed"), forced
 
 
-def _judged(order: Order, dataset: Dataset, book: LogitBook, seen: frozenset[str],
+def _evaluated(order: PredictJob, dataset: Dataset, book: OofLogits, seen: frozenset[str],
             forced: tuple[str, ...]) -> StackResult:
     """Return predictions and scores, the trials called as they are shown."""
-    from fercache.stacking.stack import judge  # LightGBM
+    from fercache.stacking.stack import evaluate  # LightGBM
 
-    judged = judge(order.chosen.stack, unscored(book, seen), order.stack)
-    names = shown(dataset)
+    judged = evaluate(order.models.stack, without_labels(book, seen), order.stack)
+    names = display_names(dataset)
     for split, scores in judged.report["splits"].items():
         scores |= {"predicted": BY_MODELS, "title": f"{split}, new to the heads"}
     notices = [book.notice, *(f"features differ from the heads' own (forced): {one}" for one in forced)]
     if seen:
         notices.append(f"{len(seen)} of these clips were trained on: the heads saw them, and they are not scored")
     paths = {names[trial.name]: str(trial.path) for trial in dataset.trials}
-    said = {"heads": str(order.chosen.heads), "stack": str(order.chosen.stack), "trained_on": order.chosen.book.dataset,
+    said = {"heads": str(order.models.heads), "stack": str(order.models.stack), "trained_on": order.models.logits_file.dataset,
             "clips": {names[trial]: paths[names[trial]] for trial in book.trials}, "forced": list(forced),
             "known": sorted(names[trial] for trial in seen)}
-    return replace(judged, book=replace(book, trials=tuple(names[trial] for trial in book.trials)),
+    return replace(judged, oof=replace(book, trials=tuple(names[trial] for trial in book.trials)),
                    report={**judged.report, "notice": "; ".join(filter(None, notices)), "predict": said})
 
 
-def _draw(order: Order, dataset: Dataset, trials: list[Trial], store: EmbeddingStore) -> list[Path]:
+def _draw(order: PredictJob, dataset: Dataset, trials: list[Trial], store: EmbeddingStore) -> list[Path]:
     """Draw the timelines and return their paths."""
     from fercache.viz import timeline  # matplotlib: half a second
 
-    names = shown(dataset)
+    names = display_names(dataset)
     held = {names[trial.name]: store[trial.name] for trial in trials}
-    return timeline.draw(order.out / PREDS, as_shown(dataset), held, order.out / TIMELINES)
+    return timeline.draw_timelines(order.out / PREDS, with_display_names(dataset), held, order.out / TIMELINES)
 
 
-def _annotate(order: Order, dataset: Dataset, store: EmbeddingStore) -> tuple[list[Path], list[ClipDone]]:
+def _annotate(order: PredictJob, dataset: Dataset, store: EmbeddingStore) -> tuple[list[Path], list[ClipResult]]:
     """Write each clip again with what was told of it; return the paths, and the clips that could not be."""
     from fercache.results import io
     from fercache.viz import overlay  # Pillow's fonts and an encoder: for those who ask
 
-    names = shown(dataset)
+    names = display_names(dataset)
     trials = {names[trial.name]: trial for trial in dataset.trials}
-    classes, fps = io.classes(order.out / PREDS), float(store.settings.get("crop_fps", order.usual.crop_fps))
+    classes, fps = io.classes(order.out / PREDS), float(store.settings.get("crop_fps", order.defaults.crop_fps))
     made: list[Path] = []
-    lost: list[ClipDone] = []
-    for name, rows in io.each(order.out / PREDS):
+    lost: list[ClipResult] = []
+    for name, rows in io.each_clip(order.out / PREDS):
         trial, path = trials[name], order.out / OVERLAYS / io.file_name(name, ".mp4")
-        boxes = overlay.boxes_of(store[trial.name].clock, len(rows.time_s))
+        boxes = overlay.boxes_of(store[trial.name].frame_table, len(rows.time_s))
         try:
-            overlay.render(trial.path, trial.kind, rows, boxes, classes, path, fps=fps)
+            overlay.render_overlay(trial.path, trial.kind, rows, boxes, classes, path, fps=fps)
             made.append(path)
         except ClipError as error:
-            lost.append(ClipDone(clip=name, state="failed", message=f"no overlay: {error}"))
+            lost.append(ClipResult(clip=name, state="failed", message=f"no overlay: {error}"))
     return made, lost

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from fercache.errors import InputError
 from fercache.maintenance.import_formats import CLIP_NAME, CLIPS, NOT_FEATURES, OURS, TAPS, need_pyarrow
 from fercache.runtime import atomic_io
-from fercache.runtime.progress import meter
+from fercache.runtime.progress import progress_bar
 from fercache.store.clip import Clip
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import CLOCK, CLOCK_NAME, SEGMENT, encode
+from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, SEGMENT, encode_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class ExportReport:
     frames: int
 
 
-def export(store: EmbeddingStore, to: str, out: Path, *, clips: Sequence[str] = (),
+def export_store(store: EmbeddingStore, to: str, out: Path, *, clips: Sequence[str] = (),
            taps: Sequence[str] = ()) -> ExportReport:
     """Return what was written: the clips of a store at `out`, a file (h5, parquet) or a folder (npz, npy).
 
@@ -59,7 +59,7 @@ def export(store: EmbeddingStore, to: str, out: Path, *, clips: Sequence[str] = 
                          hint=f"it holds {', '.join([*sorted(store)[:3], '...', *store.taps])}")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise InputError("is there already", where=out, hint="choose another --out, or remove it")
-    with meter("export", sum(store[clip].frames for clip in named)) as bar:
+    with progress_bar("export", sum(store[clip].frames for clip in named)) as bar:
         def each() -> Iterator[Clip]:
             for name in named:
                 bar.note(name)
@@ -81,24 +81,24 @@ def _h5(store: EmbeddingStore, clips: Iterator[Clip], taps: list[str], out: Path
     with atomic_io.replacing(out) as temporary, h5py.File(temporary, "w") as file:
         file.attrs[OURS] = json.dumps({"settings": store.settings, "fingerprint": store.fingerprint})
         for clip in clips:
-            group = file.create_group(encode(clip.name))
+            group = file.create_group(encode_name(clip.name))
             group.attrs[OURS] = json.dumps({"name": clip.name})
-            for array in (CLOCK_NAME, *taps):
+            for array in (FRAME_TABLE, *taps):
                 tap = clip[array]
-                made = group.create_dataset(encode(array), tap.shape, tap.dtype, chunks=(min(256, len(tap)),
+                made = group.create_dataset(encode_name(array), tap.shape, tap.dtype, chunks=(min(256, len(tap)),
                                                                                          *tap.shape[1:]))
                 made.attrs[OURS] = json.dumps({"name": array})
                 for i, block in enumerate(_blocks(clip, array)):
                     made[i * SEGMENT:i * SEGMENT + len(block)] = block
-            group[CLOCK_NAME].attrs["columns"] = list(CLOCK)
+            group[FRAME_TABLE].attrs["columns"] = list(FRAME_COLUMNS)
 
 
 def _npz(_: EmbeddingStore, clips: Iterator[Clip], taps: list[str], out: Path) -> None:
     for clip in clips:
-        with atomic_io.replacing(out / f"{encode(clip.name)}.npz") as temporary, zipfile.ZipFile(temporary,
+        with atomic_io.replacing(out / f"{encode_name(clip.name)}.npz") as temporary, zipfile.ZipFile(temporary,
                                                                                                  "w") as file:
-            for array in (CLOCK_NAME, *taps):
-                info = zipfile.ZipInfo(encode(array) + ".npy")
+            for array in (FRAME_TABLE, *taps):
+                info = zipfile.ZipInfo(encode_name(array) + ".npy")
                 info.comment = json.dumps(array).encode()
                 with file.open(info, "w", force_zip64=True) as member:
                     _write_npy(member, clip, array)
@@ -108,11 +108,11 @@ def _npz(_: EmbeddingStore, clips: Iterator[Clip], taps: list[str], out: Path) -
 def _npy(_: EmbeddingStore, clips: Iterator[Clip], taps: list[str], out: Path) -> None:
     said = {}
     for clip in clips:
-        arrays = {array: encode(array) + ".npy" for array in (CLOCK_NAME, *taps)}
+        arrays = {array: encode_name(array) + ".npy" for array in (FRAME_TABLE, *taps)}
         for array, name in arrays.items():
-            with atomic_io.replacing(out / encode(clip.name) / name) as temporary, temporary.open("wb") as file:
+            with atomic_io.replacing(out / encode_name(clip.name) / name) as temporary, temporary.open("wb") as file:
                 _write_npy(file, clip, array)
-        said[encode(clip.name)] = {"clip": clip.name, "arrays": arrays}
+        said[encode_name(clip.name)] = {"clip": clip.name, "arrays": arrays}
     atomic_io.write_json(out / CLIPS, {"clips": said})
 
 
@@ -132,16 +132,17 @@ def _parquet(store: EmbeddingStore, clips: Iterator[Clip], taps: list[str], out:
     sizes = {tap: int(np.prod(store.taps[tap])) for tap in taps}
     said = {"taps": {columns[tap]: {"tap": tap, "shape": list(store.taps[tap])} for tap in taps},
             "settings": store.settings, "fingerprint": store.fingerprint}
-    schema = pa.schema([("clip", pa.string()), ("frame", pa.int64()), *((name, pa.float64()) for name in CLOCK[1:]),
+    schema = pa.schema([("clip", pa.string()), ("frame", pa.int64()),
+                        *((name, pa.float64()) for name in FRAME_COLUMNS[1:]),
                         *((columns[tap], pa.list_(pa.float16(), sizes[tap])) for tap in taps)],
                        metadata={TAPS: json.dumps(said).encode()})
     with atomic_io.replacing(out) as temporary, pq.ParquetWriter(temporary, schema) as file:
         for clip in clips:
             _check_name(clip.name)
-            for clock, *blocks in zip(_blocks(clip, CLOCK_NAME), *(_blocks(clip, tap) for tap in taps), strict=True):
+            for clock, *blocks in zip(_blocks(clip, FRAME_TABLE), *(_blocks(clip, tap) for tap in taps), strict=True):
                 file.write_table(pa.table(
                     [pa.array([clip.name] * len(clock)), pa.array(clock[:, 0].astype(np.int64)),
-                     *(pa.array(np.ascontiguousarray(clock[:, i])) for i in range(1, len(CLOCK))),
+                     *(pa.array(np.ascontiguousarray(clock[:, i])) for i in range(1, len(FRAME_COLUMNS))),
                      *(pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), sizes[tap])
                        for tap, block in zip(taps, blocks, strict=True))], schema=schema))
 

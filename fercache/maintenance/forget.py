@@ -13,11 +13,11 @@ from typing import Any
 
 from fercache.data.base import people_of
 from fercache.errors import InputError, StoreError
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore, is_root
-from fercache.store.layout import META, decode, encode
-from fercache.store.local import LocalFiles
+from fercache.store.layout import META, decode_name, encode_name
+from fercache.store.local import LocalStoreFiles
 from fercache.store.locks import work_folder
 
 FEATURES, LEARNT = "features", ("logits", "heads", "stack")
@@ -36,7 +36,7 @@ def stages_of(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.glob("*") if path.is_dir() and path.name not in APART)
 
 
-def traces(cache: Path, clip: str, dataset: str | None = None) -> tuple[Path, ...]:
+def find_references(cache: Path, clip: str, dataset: str | None = None) -> tuple[Path, ...]:
     """Return every place of the cache that still holds or names a clip.
 
     Notes
@@ -45,26 +45,27 @@ def traces(cache: Path, clip: str, dataset: str | None = None) -> tuple[Path, ..
     JSON files and tables. What cannot be read may name it, and counts.
     """
     names = [dataset] if dataset is not None else datasets_of(cache)
-    return tuple(sorted({path for name in names for path in _traces(cache, clip, name)}))
+    return tuple(sorted({path for name in names for path in _references(cache, clip, name)}))
 
 
 def in_features(folder: Path, clip: str) -> list[Path]:
     """Return where a data set's features name a clip: its folders, journals, claims, and tables beside the stores."""
-    name = encode(clip)
+    name = encode_name(clip)
     found = [path / name for path in stores_of(folder) if (path / name).exists() or (path / name).is_symlink()]
     for work in {*folder.glob("*.work"), *map(work_folder, stores_of(folder))}:
         found += [p for p in (work / f"{name}.journal", work / f"{name}.claim") if p.exists()]
-    return found + [path for path in folder.glob("*") if path.is_file() and path.name != POINTER and _says(path, clip)]
+    return found + [path for path in folder.glob("*") if path.is_file() and path.name != POINTER
+                    and _mentions(path, clip)]
 
 
 def elsewhere(folder: Path, clip: str) -> list[Path]:
     """Return the files under a folder that a clip's name is in: in their own name, in a folder's, or inside."""
-    names = {clip, encode(clip)}
+    names = {clip, encode_name(clip)}
     found = []
     for path in sorted(folder.rglob("*")):
         said = any(part in names or any(part.startswith(f"{name}.") for name in names)
                    for part in path.relative_to(folder).parts)
-        if path.is_file() and (said or _says(path, clip)):
+        if path.is_file() and (said or _mentions(path, clip)):
             found.append(path)
     return found
 
@@ -79,7 +80,7 @@ def people_in(folder: Path, clip: str) -> set[str]:
             continue
         ends = r"#\d+" if people_of(store.settings) == "all" else "_(left|right)"
         if people_of(store.settings) != "main":
-            held = {*store, *(decode(one) or "" for one in store.files.folders())}
+            held = {*store, *(decode_name(one) or "" for one in store.files.folders())}
             names |= {name for name in held if re.fullmatch(re.escape(clip) + ends, name)}
     return names
 
@@ -89,7 +90,7 @@ def stores_of(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.zarr") if path.is_dir())
 
 
-def _traces(cache: Path, clip: str, dataset: str) -> list[Path]:
+def _references(cache: Path, clip: str, dataset: str) -> list[Path]:
     found = in_features(cache / FEATURES / dataset, clip)
     for stage in stages_of(cache):
         if stage != FEATURES:
@@ -97,12 +98,12 @@ def _traces(cache: Path, clip: str, dataset: str) -> list[Path]:
     return found
 
 
-def _says(path: Path, clip: str) -> bool:
+def _mentions(path: Path, clip: str) -> bool:
     """Return whether a book, a JSON file or a table names a clip; what cannot be read may, and counts."""
     name = path.name.lower()
     try:
         if name.endswith(".h5"):
-            return clip in LogitBook.load(path).trials
+            return clip in OofLogits.load(path).trials
         if name.endswith(".json"):
             return clip in _texts(atomic_io.read_json(path))
         if name.endswith((".csv", ".csv.gz")):
@@ -148,16 +149,16 @@ class ForgetReport:
     clip: str
     datasets: tuple[str, ...]
     removed: tuple[Path, ...]
-    traces: tuple[Path, ...]
+    references: tuple[Path, ...]
 
 
-def holding(cache: Path, clip: str) -> list[str]:
+def datasets_with_clip(cache: Path, clip: str) -> list[str]:
     """Return the data sets that hold a clip of this name, or people of it."""
     return [name for name in datasets_of(cache)
-            if traces(cache, clip, name) or people_in(cache / FEATURES / name, clip)]
+            if find_references(cache, clip, name) or people_in(cache / FEATURES / name, clip)]
 
 
-def forget(cache: Path, clip: str, dataset: str | None = None) -> ForgetReport:
+def forget_clip(cache: Path, clip: str, dataset: str | None = None) -> ForgetReport:
     """Remove a clip from every stage of the cache, and return what was removed and what still names it.
 
     Parameters
@@ -179,7 +180,7 @@ def forget(cache: Path, clip: str, dataset: str | None = None) -> ForgetReport:
     predictions) goes what names it. The clip's own video, and what was written outside the cache, are the user's to
     remove.
     """
-    found = [name for name in holding(cache, clip) if dataset in (None, name)]
+    found = [name for name in datasets_with_clip(cache, clip) if dataset in (None, name)]
     if not found:
         raise InputError(f"no clip {clip!r} in the cache", where=cache if dataset is None else f"{cache}, {dataset}",
                          hint="`fercache info --list` lists the clips")
@@ -188,9 +189,9 @@ def forget(cache: Path, clip: str, dataset: str | None = None) -> ForgetReport:
     for name in found:
         for one in (clip, *sorted(people_in(cache / FEATURES / name, clip))):
             removed += _forget(cache, one, name)
-            left |= {*traces(cache, one, name)}
+            left |= {*find_references(cache, one, name)}
     return ForgetReport(clip=clip, datasets=tuple(found), removed=tuple(removed),
-                        traces=tuple(sorted(left | {*traces(cache, clip, dataset)})))
+                        references=tuple(sorted(left | {*find_references(cache, clip, dataset)})))
 
 
 def _forget(cache: Path, clip: str, name: str) -> list[Path]:
@@ -207,11 +208,11 @@ def _forget_features(folder: Path, clip: str) -> list[Path]:
     """Remove a clip from the stores of a data set and from the tables beside them."""
     found = in_features(folder, clip)
     for path in stores_of(folder):
-        files = LocalFiles(path)
+        files = LocalStoreFiles(path)
         if is_root(files.get(META) or b"", path):
             EmbeddingStore.open(path, mode="a").remove(clip)
         else:  # a store that cannot be opened keeps no secret either
-            files.remove_tree(encode(clip))
+            files.remove_tree(encode_name(clip))
     _unlink([path for path in found if path.is_file() or path.is_symlink()])
     return found
 
@@ -223,7 +224,7 @@ def _forget_learnt(folder: Path) -> list[Path]:
     shutil.rmtree(folder.resolve())
     if folder.is_symlink():
         folder.unlink()
-    atomic_io.sync(folder.parent)
+    atomic_io.fsync(folder.parent)
     return [folder]
 
 
@@ -231,5 +232,5 @@ def _unlink(paths: list[Path]) -> list[Path]:
     for path in paths:
         path.unlink(missing_ok=True)
         if path.parent.is_dir():
-            atomic_io.sync(path.parent)
+            atomic_io.fsync(path.parent)
     return paths

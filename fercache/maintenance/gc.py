@@ -12,14 +12,14 @@ from fercache.errors import StoreError
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.integrity import unfinished
-from fercache.store.layout import META, decode, encode
-from fercache.store.local import TEMPORARY, LocalFiles, Size
-from fercache.store.locks import claimed, work_folder
+from fercache.store.layout import META, decode_name, encode_name
+from fercache.store.local import TEMPORARY, LocalStoreFiles, StoreSize
+from fercache.store.locks import locked_clips, work_folder
 
 STAGES = ("features", "logits", "heads", "stack")
 """Folders of the cache that hold one folder a data set, and in it what a stage made."""
 STORE, WORK, LOCK = ".zarr", ".work", ".lock"
-KEPT = ("current.json", "failures*.csv")
+NEVER_REMOVED = ("current.json", "failures*.csv")
 """Files beside the results that point to them or tell of them."""
 UNNAMED, LOST, UNKNOWN = "no recipe names it", "left half done, and cannot go on", "not in the data set"
 TORN, ORPHAN, OF_CLIP = "left by a run that was killed", "of a store that is gone", "of a clip that is gone"
@@ -30,7 +30,7 @@ SETTLED_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Waste:
+class Unreferenced:
     """Something that can go.
 
     Attributes
@@ -41,13 +41,14 @@ class Waste:
     """
 
     path: Path
-    why: str
-    size: Size
+    reason: str
+    size: StoreSize
     folder: str = ""
     clip: str = ""
 
 
-def garbage(cache: Path, keep: Iterable[Path], clips: Mapping[Path, Collection[str]]) -> tuple[Waste, ...]:
+def find_unreferenced(cache: Path, keep: Iterable[Path], clips: Mapping[Path, Collection[str]]) -> tuple[Unreferenced,
+                                                                                                         ...]:
     """Return what can go, sorted by path; nothing is touched.
 
     Parameters
@@ -67,7 +68,7 @@ def garbage(cache: Path, keep: Iterable[Path], clips: Mapping[Path, Collection[s
     return tuple(sorted(found, key=lambda waste: (waste.path, waste.folder)))
 
 
-def collect(waste: Iterable[Waste]) -> Size:
+def remove_unreferenced(waste: Iterable[Unreferenced]) -> StoreSize:
     """Remove what `garbage` listed; return what that freed.
 
     Raises
@@ -79,40 +80,40 @@ def collect(waste: Iterable[Waste]) -> Size:
     for item in waste:
         if item.folder:
             store = EmbeddingStore.open(item.path, mode="a")
-            if item.why == LOST and store.files.stamp(f"{item.folder}/{META}") is not None:
+            if item.reason == LOST and store.files.stat(f"{item.folder}/{META}") is not None:
                 continue  # somebody began it again and ended it meanwhile
             store.remove_folder(item.folder)
         else:
             _remove(item.path)
         freed.append(item.size)
-    return Size(sum(size.bytes for size in freed), sum(size.files for size in freed))
+    return StoreSize(sum(size.bytes for size in freed), sum(size.files for size in freed))
 
 
 def _results(cache: Path) -> Iterator[Path]:
     """Yield what the stages made."""
     for stage in STAGES:
         for path in sorted(cache.glob(f"{stage}/*/*")):
-            if not any(path.match(kept) for kept in KEPT) and path.suffix != LOCK:
+            if not any(path.match(kept) for kept in NEVER_REMOVED) and path.suffix != LOCK:
                 yield path
 
 
-def _pictures(cache: Path, waste: Sequence[Waste]) -> list[Waste]:
+def _pictures(cache: Path, waste: Sequence[Unreferenced]) -> list[Unreferenced]:
     """Return the pictures of stores and clips that are gone, or that go."""
     going = {(item.path.resolve(), item.folder) for item in waste}
     found = []
     for folder in sorted(path for path in cache.glob("thumbs/*/*") if path.is_dir()):
         store = cache / "features" / folder.parent.name / f"{folder.name}{STORE}"
         if not store.exists() or (store.resolve(), "") in going:
-            found.append(Waste(path=folder, why=ORPHAN, size=LocalFiles(folder).size()))
+            found.append(Unreferenced(path=folder, reason=ORPHAN, size=LocalStoreFiles(folder).size()))
             continue
         for path in sorted(folder.glob(f"*{PICTURES}")):
             clip = path.name.removesuffix(PICTURES)
             if (store.resolve(), clip) in going or not (store / clip).exists():
-                found.append(Waste(path=path, why=OF_CLIP, size=Size(path.stat().st_size, 1)))
+                found.append(Unreferenced(path=path, reason=OF_CLIP, size=StoreSize(path.stat().st_size, 1)))
     return found
 
 
-def _whole(path: Path) -> Waste | None:
+def _whole(path: Path) -> Unreferenced | None:
     """Return why a result that no recipe names can go; None where it belongs to something that stays or is at work."""
     why = UNNAMED
     if path.suffix == WORK:
@@ -126,14 +127,14 @@ def _whole(path: Path) -> Waste | None:
     if _at_work(path):
         return None
     linked = path.is_symlink()
-    size = LocalFiles(path).size() if path.is_dir() and not linked else Size(path.lstat().st_size, 1)
-    return Waste(path=path, why=why, size=size)
+    size = LocalStoreFiles(path).size() if path.is_dir() and not linked else StoreSize(path.lstat().st_size, 1)
+    return Unreferenced(path=path, reason=why, size=size)
 
 
 def _at_work(path: Path) -> bool:
     """Return whether a live process is making a result: it holds the clip's claim, or the lock beside the result."""
     if path.suffix in (STORE, WORK):
-        return bool(claimed(path.with_suffix(STORE)))
+        return bool(locked_clips(path.with_suffix(STORE)))
     lock = path.with_suffix(LOCK)
     if not lock.is_file():
         return False
@@ -141,15 +142,16 @@ def _at_work(path: Path) -> bool:
         return not free
 
 
-def _clips(path: Path, named: Collection[str]) -> Iterator[Waste]:
+def _clips(path: Path, named: Collection[str]) -> Iterator[Unreferenced]:
     """Yield clips that the data set does not name, and half-done ones that nobody can go on with."""
-    store, folders = EmbeddingStore.open(path), {encode(clip) for clip in named}
-    live = claimed(path)
+    store, folders = EmbeddingStore.open(path), {encode_name(clip) for clip in named}
+    live = locked_clips(path)
     open_ends = unfinished(store)
     for folder in sorted({*store.files.folders(), *open_ends} - live):
         lost = not open_ends.get(folder, True)
         if folder not in folders or lost:
-            yield Waste(path=path, folder=folder, clip=decode(folder) or folder, why=LOST if lost else UNKNOWN,
+            yield Unreferenced(path=path, folder=folder, clip=decode_name(folder) or folder, reason=LOST if lost
+                               else UNKNOWN,
                         size=store.files.size(folder))
 
 
@@ -161,7 +163,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     else:
         if path.suffix == STORE:
-            LocalFiles(path).remove(META)
+            LocalStoreFiles(path).remove(META)
             shutil.rmtree(work_folder(path), ignore_errors=True)
         shutil.rmtree(path)
-    atomic_io.sync(path.parent)
+    atomic_io.fsync(path.parent)

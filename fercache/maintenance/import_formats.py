@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from fercache.errors import ClipError, InputError, MissingExtra
 from fercache.runtime import atomic_io
-from fercache.store.layout import CLOCK, CLOCK_NAME, SEGMENT
+from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, SEGMENT
 
 WIDEST = 1 << 17
 """Most values of one frame of one tap."""
@@ -38,7 +38,7 @@ NO_TRACK, TRACK = -1.0, 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Incoming:
+class IncomingClip:
     """One clip of a file.
 
     Attributes
@@ -52,11 +52,11 @@ class Incoming:
     frames: NDArray[np.int64]
     taps: dict[str, tuple[int, ...]]
     read: Callable[[str, int, int], NDArray[Any]]
-    clock: NDArray[np.float64] | None = None
+    frame_table: NDArray[np.float64] | None = None
 
     def length(self) -> int:
         """Return T, the highest frame."""
-        return int(self.frames[-1]) if self.clock is None else len(self.clock)
+        return int(self.frames[-1]) if self.frame_table is None else len(self.frame_table)
 
     def check(self, name: str) -> None:
         """Refuse what makes no clip.
@@ -69,18 +69,18 @@ class Incoming:
         if not len(self.frames):
             raise ClipError("holds no frame", where=name)
         check_frames(self.frames, name)
-        if not self.taps or CLOCK_NAME in self.taps or "" in self.taps:
+        if not self.taps or FRAME_TABLE in self.taps or "" in self.taps:
             raise ClipError(f"its arrays are {', '.join(map(repr, self.taps)) or 'none'}", where=name,
-                            hint=f"give each array a name other than {CLOCK_NAME!r}")
+                            hint=f"give each array a name other than {FRAME_TABLE!r}")
         for tap, shape in self.taps.items():
             check_shape(tap, shape, name)
-        if self.clock is not None:
-            check_clock(self.clock, self.frames, name)
+        if self.frame_table is not None:
+            check_clock(self.frame_table, self.frames, name)
 
     def on_clock(self, fps: float) -> NDArray[np.float64]:
         """Return the clock, ``(T, 9)``: the file's, else frames `fps` a second, valid where a row is given."""
-        if self.clock is not None:
-            return self.clock
+        if self.frame_table is not None:
+            return self.frame_table
         count = self.length()
         given = np.zeros(count, bool)
         given[self.frames - 1] = True
@@ -103,11 +103,11 @@ class Incoming:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ImportEntry:
     """A clip's name, and how to open it; opening may raise a ClipError."""
 
     name: str
-    open: Callable[[], AbstractContextManager[Incoming]]
+    open: Callable[[], AbstractContextManager[IncomingClip]]
 
 
 def check_frames(frames: NDArray[np.int64], name: str) -> None:
@@ -134,7 +134,7 @@ def check_shape(tap: str, shape: tuple[int, ...], name: str) -> None:
 
 def check_clock(clock: NDArray[np.float64], frames: NDArray[np.int64], name: str) -> None:
     """Refuse a clock that does not count the frames."""
-    if clock.ndim != 2 or clock.shape[1] != len(CLOCK) or len(clock) != len(frames):
+    if clock.ndim != 2 or clock.shape[1] != len(FRAME_COLUMNS) or len(clock) != len(frames):
         raise ClipError(f"a clock of shape {clock.shape} does not fit {len(frames)} frames", where=name)
     counted = np.arange(1, len(frames) + 1)
     if not (frames == counted).all() or not (clock[:, 0] == counted).all() or not np.isfinite(clock[:, 1]).all():
@@ -198,7 +198,7 @@ UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, Not
 
 
 @dataclass
-class Stream:
+class NpyStream:
     """An array in an open file, read row by row from the front."""
 
     file: IO[bytes]
@@ -224,7 +224,7 @@ class Stream:
         return np.frombuffer(data, self.dtype).reshape(stop - start, *self.shape[1:])
 
 
-def header_of(file: IO[bytes]) -> Stream:
+def header_of(file: IO[bytes]) -> NpyStream:
     """Return the array that begins here.
 
     Raises
@@ -240,13 +240,13 @@ def header_of(file: IO[bytes]) -> Stream:
     if dtype.hasobject:
         raise ClipError("holds Python objects, which can run code when they are loaded, and is not read",
                         hint="save it again as an array of numbers: np.save(path, np.stack(rows).astype('float32'))")
-    stream = Stream(file, shape, dtype, turned and len(shape) > 1)
+    stream = NpyStream(file, shape, dtype, turned and len(shape) > 1)
     if stream.turned and math.prod(shape) * dtype.itemsize > TURNED:
         raise ClipError("is in column order and too large to be turned", hint="save np.ascontiguousarray of it")
     return stream
 
 
-def small(stream: Stream, limit: int = 512 << 20) -> NDArray[Any]:
+def small(stream: NpyStream, limit: int = 512 << 20) -> NDArray[Any]:
     """Return a whole array that is expected to be small."""
     if math.prod(stream.shape) * stream.dtype.itemsize > limit:
         raise ClipError(f"an array of {stream.shape} is too large for a clock or for frame numbers")
@@ -254,10 +254,10 @@ def small(stream: Stream, limit: int = 512 << 20) -> NDArray[Any]:
         _exactly(stream.file, stream.dtype.itemsize), stream.dtype)[0]
 
 
-def incoming_of(open_: dict[str, Callable[[], Stream]], name: str) -> Incoming:
+def incoming_of(open_: dict[str, Callable[[], NpyStream]], name: str) -> IncomingClip:
     """Return the clip of arrays of equal length; `open_` gives each of them from its front."""
-    taps = {tap: make for tap, make in open_.items() if tap != CLOCK_NAME}
-    clock = small(open_[CLOCK_NAME]()).astype(np.float64) if CLOCK_NAME in open_ else None
+    taps = {tap: make for tap, make in open_.items() if tap != FRAME_TABLE}
+    clock = small(open_[FRAME_TABLE]()).astype(np.float64) if FRAME_TABLE in open_ else None
     frames = None
     for key in FRAME_KEYS if clock is None else ():
         if key in taps and len(taps) > 1:
@@ -273,24 +273,24 @@ def incoming_of(open_: dict[str, Callable[[], Stream]], name: str) -> Incoming:
 
     def read(tap: str, start: int, stop: int) -> NDArray[Any]:
         return streams[tap].rows(start, stop).reshape(stop - start, *shapes[tap][1:])
-    return Incoming(frames=frames, taps={tap: shape[1:] for tap, shape in shapes.items()}, read=read, clock=clock)
+    return IncomingClip(frames=frames, taps={tap: shape[1:] for tap, shape in shapes.items()}, read=read, frame_table=clock)
 
 
-def npz_entries(root: Path, paths: list[Path]) -> Iterator[Entry]:
+def npz_entries(root: Path, paths: list[Path]) -> Iterator[ImportEntry]:
     """Yield the clips of npz files."""
     for path in paths:
         yield _named_entry(path, _stem(root, path), _npz)
 
 
-def _named_entry(path: Path, name: str, opener: Callable[[Path, str, ExitStack], Incoming]) -> Entry:
+def _named_entry(path: Path, name: str, opener: Callable[[Path, str, ExitStack], IncomingClip]) -> ImportEntry:
     said = _npz_name(path)
     chosen = name if said is None else said
 
     @contextmanager
-    def opened() -> Iterator[Incoming]:
+    def opened() -> Iterator[IncomingClip]:
         with ExitStack() as held, telling(path):
             yield opener(path, chosen, held)
-    return Entry(chosen, opened)
+    return ImportEntry(chosen, opened)
 
 
 def _npz_name(path: Path) -> str | None:
@@ -303,7 +303,7 @@ def _npz_name(path: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _npz(path: Path, name: str, held: ExitStack) -> Incoming:
+def _npz(path: Path, name: str, held: ExitStack) -> IncomingClip:
     file = held.enter_context(zipfile.ZipFile(path))
     members = [member for member in file.namelist() if member != CLIP_NAME + ".json"]
     if any(member.endswith(".pkl") for member in members):
@@ -321,17 +321,17 @@ def _tap(file: zipfile.ZipFile, member: str) -> str:
     return str(json.loads(comment)) if comment.startswith(b'"') else member.removesuffix(".npy")
 
 
-def npy_entries(root: Path, paths: list[Path]) -> Iterator[Entry]:
+def npy_entries(root: Path, paths: list[Path]) -> Iterator[ImportEntry]:
     """Yield the clips of npy files, one each."""
     for path in paths:
         @contextmanager
-        def opened(path: Path = path) -> Iterator[Incoming]:
+        def opened(path: Path = path) -> Iterator[IncomingClip]:
             with ExitStack() as held, telling(path):
                 yield incoming_of({FEATURES: lambda: header_of(held.enter_context(path.open("rb")))}, _stem(root, path))
-        yield Entry(_stem(root, path), opened)
+        yield ImportEntry(_stem(root, path), opened)
 
 
-def exported_entries(root: Path) -> Iterator[Entry]:
+def exported_entries(root: Path) -> Iterator[ImportEntry]:
     """Yield the clips of a folder that `export --to npy` wrote.
 
     Raises
@@ -352,11 +352,11 @@ def exported_entries(root: Path) -> Iterator[Entry]:
                              hint="do not use this file")
 
         @contextmanager
-        def opened(folder: str = folder, name: str = name, arrays: dict[str, str] = arrays) -> Iterator[Incoming]:
+        def opened(folder: str = folder, name: str = name, arrays: dict[str, str] = arrays) -> Iterator[IncomingClip]:
             with ExitStack() as held, telling(root / folder):
                 yield incoming_of({tap: lambda file=file: header_of(  # type: ignore[misc]
                     held.enter_context((root / folder / file).open("rb"))) for tap, file in arrays.items()}, name)
-        yield Entry(name, opened)
+        yield ImportEntry(name, opened)
 
 
 @contextmanager
@@ -397,7 +397,7 @@ OURS = "fercache"
 DEEPEST = 8
 
 
-def hdf5_entries(path: Path) -> Iterator[Entry]:
+def hdf5_entries(path: Path) -> Iterator[ImportEntry]:
     """Yield the clips of a file.
 
     Raises
@@ -413,10 +413,10 @@ def hdf5_entries(path: Path) -> Iterator[Entry]:
                          hint="the file is cut off, damaged, or of another kind") from error
     for key, name in found:
         @contextmanager
-        def opened(key: str = key, name: str = name) -> Iterator[Incoming]:
+        def opened(key: str = key, name: str = name) -> Iterator[IncomingClip]:
             with telling(path), h5py.File(path, "r") as file:
                 yield _clip(file[key], name)
-        yield Entry(name, opened)
+        yield ImportEntry(name, opened)
 
 
 def _find(group: Any, key: str, depth: int, seen: set[Any]) -> Iterator[tuple[str, str]]:
@@ -456,7 +456,7 @@ def _name(item: Any, key: str) -> str:
     return key
 
 
-def _clip(item: Any, name: str) -> Incoming:
+def _clip(item: Any, name: str) -> IncomingClip:
     if isinstance(item, h5py.Dataset):
         return _of_arrays({FEATURES: _safe(item, name)}, name)
     held = {key: _safe(one, name) for key, one in _hard(item) if isinstance(one, h5py.Dataset)}
@@ -484,7 +484,7 @@ def _safe(dataset: Any, name: str) -> Any:
     return dataset
 
 
-def _of_frames(held: dict[str, Any], name: str) -> Incoming:
+def _of_frames(held: dict[str, Any], name: str) -> IncomingClip:
     """Return the clip of one dataset a frame."""
     frames, keys = numbers_of(list(held), name)
     shape = held[keys[0]].shape or (1,)
@@ -494,12 +494,12 @@ def _of_frames(held: dict[str, Any], name: str) -> Incoming:
 
     def read(_: str, start: int, stop: int) -> NDArray[Any]:
         return np.stack([np.reshape(held[key][()], shape) for key in keys[start:stop]])
-    return Incoming(frames=frames, taps={FEATURES: shape}, read=read)
+    return IncomingClip(frames=frames, taps={FEATURES: shape}, read=read)
 
 
-def _of_arrays(held: dict[str, Any], name: str) -> Incoming:
+def _of_arrays(held: dict[str, Any], name: str) -> IncomingClip:
     """Return the clip of one dataset a tap, ``(T, ...)``."""
-    clock = held.pop(CLOCK_NAME, None)
+    clock = held.pop(FRAME_TABLE, None)
     frames = None
     for key in FRAME_KEYS if clock is None else ():
         if key in held and len(held) > 1:
@@ -513,8 +513,8 @@ def _of_arrays(held: dict[str, Any], name: str) -> Incoming:
 
     def read(tap: str, start: int, stop: int) -> NDArray[Any]:
         return np.asarray(held[tap][start:stop]).reshape(stop - start, *(held[tap].shape[1:] or (1,)))
-    return Incoming(frames=frames, taps={tap: one.shape[1:] or (1,) for tap, one in held.items()}, read=read,
-                    clock=None if clock is None else np.asarray(_few(clock, name), np.float64))
+    return IncomingClip(frames=frames, taps={tap: one.shape[1:] or (1,) for tap, one in held.items()}, read=read,
+                    frame_table=None if clock is None else np.asarray(_few(clock, name), np.float64))
 
 
 def _few(dataset: Any, name: str) -> Any:
@@ -527,50 +527,50 @@ def _few(dataset: Any, name: str) -> Any:
 
 ROWS = 1024
 """Rows that are turned into numbers at once."""
-NOT_FEATURES = ("clip", "frame", *CLOCK, "valid", "label", "prediction", "split", "group", "subject", "fold")
+NOT_FEATURES = ("clip", "frame", *FRAME_COLUMNS, "valid", "label", "prediction", "split", "group", "subject", "fold")
 """Columns that are never taken for features: a label among them would be learnt from itself."""
 LONGEST_FIELD = 1 << 16
 
 
 @dataclass
-class Piece:
+class TablePiece:
     """Some rows of one clip, one after the other in the table."""
 
     clip: str
     frames: NDArray[np.int64]
     taps: dict[str, NDArray[Any]]
-    clock: NDArray[np.float64] | None = None
+    frame_table: NDArray[np.float64] | None = None
     wrong: ClipError | None = None
 
 
 @dataclass
-class Spool:
+class TableSpool:
     """The rows of one clip, as float16 in temporary files."""
 
     name: str
     held: ExitStack
     frames: list[NDArray[np.int64]] = field(default_factory=list)
-    clock: list[NDArray[np.float64]] = field(default_factory=list)
+    frame_table: list[NDArray[np.float64]] = field(default_factory=list)
     files: dict[str, IO[bytes]] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: TablePiece) -> None:
         """Take rows in."""
         if piece.wrong is not None:
             raise piece.wrong
         self.frames.append(piece.frames)
-        if piece.clock is not None:
-            self.clock.append(piece.clock)
+        if piece.frame_table is not None:
+            self.frame_table.append(piece.frame_table)
         for tap, rows in piece.taps.items():
             if tap not in self.files:
                 self.files[tap] = self.held.enter_context(TemporaryFile())  # noqa: SIM115 - the stack closes it
                 self.shapes[tap] = rows.shape[1:]
             self.files[tap].write(to_half(rows, (len(rows), *self.shapes[tap]), tap, piece.frames, self.name).tobytes())
 
-    def incoming(self) -> Incoming:
+    def incoming(self) -> IncomingClip:
         """Return the clip."""
-        return Incoming(frames=np.concatenate(self.frames), taps=self.shapes, read=self._rows,
-                        clock=np.concatenate(self.clock) if self.clock else None)
+        return IncomingClip(frames=np.concatenate(self.frames), taps=self.shapes, read=self._rows,
+                        frame_table=np.concatenate(self.frame_table) if self.frame_table else None)
 
     def _rows(self, tap: str, start: int, stop: int) -> NDArray[Any]:
         size = int(np.prod(self.shapes[tap])) * 2
@@ -579,11 +579,11 @@ class Spool:
         return np.frombuffer(data, np.float16).reshape(stop - start, *self.shapes[tap])
 
 
-def table_entries(pieces: Iterable[Piece]) -> Iterator[Entry]:
+def table_entries(pieces: Iterable[TablePiece]) -> Iterator[ImportEntry]:
     """Yield the clips of a table; each has to be opened before the next one is asked for."""
     for clip, rows in groupby(pieces, key=lambda piece: piece.clip):
         with ExitStack() as held:
-            spool, wrong = Spool(clip, held), None
+            spool, wrong = TableSpool(clip, held), None
             for piece in rows:
                 try:
                     if wrong is None:
@@ -592,14 +592,14 @@ def table_entries(pieces: Iterable[Piece]) -> Iterator[Entry]:
                     wrong = error
 
             @contextmanager
-            def opened(spool: Spool = spool, wrong: ClipError | None = wrong) -> Iterator[Incoming]:
+            def opened(spool: TableSpool = spool, wrong: ClipError | None = wrong) -> Iterator[IncomingClip]:
                 if wrong is not None:
                     raise wrong
                 yield spool.incoming()
-            yield Entry(clip, opened)
+            yield ImportEntry(clip, opened)
 
 
-def csv_pieces(path: Path) -> Iterator[Piece]:
+def csv_pieces(path: Path) -> Iterator[TablePiece]:
     """Yield the rows of a CSV table with columns clip, frame and one for each feature.
 
     Raises
@@ -645,22 +645,23 @@ def _columns(header: list[str], path: Path) -> list[int]:
 
 
 def _csv_piece(clip: str | None, block: list[list[str]], where: tuple[int, int], columns: list[int], place: str,
-               width: int) -> Piece:
+               width: int) -> TablePiece:
     none = np.zeros(0, np.int64)
     if clip is None:
         name = block[0][where[0]] if len(block[0]) > where[0] else ""
-        return Piece(name, none, {}, wrong=ClipError(f"has a row of {len(block[0])} fields, not {width}", where=place,
+        return TablePiece(name, none, {},
+                          wrong=ClipError(f"has a row of {len(block[0])} fields, not {width}", where=place,
                                                      hint="the file may be cut off"))
     try:
         frames = np.array([int(row[where[1]].partition(".")[0]) for row in block], np.int64)
         values = np.array([[row[i] for i in columns] for row in block]).astype(np.float64)
     except (ValueError, OverflowError) as error:
-        return Piece(clip, none, {}, wrong=ClipError(f"has something that is no number ({str(error)[:120]})",
+        return TablePiece(clip, none, {}, wrong=ClipError(f"has something that is no number ({str(error)[:120]})",
                                                      where=place, hint="leave frames without features out"))
-    return Piece(clip, frames, {FEATURES: values})
+    return TablePiece(clip, frames, {FEATURES: values})
 
 
-def parquet_pieces(path: Path) -> Iterator[Piece]:
+def parquet_pieces(path: Path) -> Iterator[TablePiece]:
     """Yield the rows of a parquet table with columns clip, frame and features: numbers, or lists of one length.
 
     Raises
@@ -714,7 +715,7 @@ def _parquet_taps(names: list[str], metadata: dict[bytes, bytes], path: Path) ->
     return {name: (FEATURES, None) for name in names if name not in NOT_FEATURES}
 
 
-def _split(batch: Any, taps: dict[str, Any], path: Path) -> Iterator[Piece]:
+def _split(batch: Any, taps: dict[str, Any], path: Path) -> Iterator[TablePiece]:
     """Yield a batch, cut where another clip begins."""
     clips = batch.column("clip").to_pylist()
     cuts = [0, *(i for i in range(1, len(clips)) if clips[i] != clips[i - 1]), len(clips)]
@@ -723,20 +724,21 @@ def _split(batch: Any, taps: dict[str, Any], path: Path) -> Iterator[Piece]:
             yield _parquet_piece(str(clips[start]), batch.slice(start, stop - start), taps, path)
 
 
-def _parquet_piece(clip: str, part: Any, taps: dict[str, Any], path: Path) -> Piece:
+def _parquet_piece(clip: str, part: Any, taps: dict[str, Any], path: Path) -> TablePiece:
     try:
         frames = ascending(part.column("frame").to_numpy(zero_copy_only=False), clip)
         arrays = {column: _cells(part.column(column), shape, clip) for column, (_, shape) in taps.items()}
     except ClipError as error:
-        return Piece(clip, np.zeros(0, np.int64), {}, wrong=error)
+        return TablePiece(clip, np.zeros(0, np.int64), {}, wrong=error)
     clock = None
-    if set(CLOCK[1:]) <= set(part.schema.names) and TAPS in (part.schema.metadata or {}):
-        clock = np.column_stack([frames, *(part.column(name).to_numpy(zero_copy_only=False) for name in CLOCK[1:])])
+    if set(FRAME_COLUMNS[1:]) <= set(part.schema.names) and TAPS in (part.schema.metadata or {}):
+        clock = np.column_stack([frames,
+                                 *(part.column(name).to_numpy(zero_copy_only=False) for name in FRAME_COLUMNS[1:])])
     if all(shape is None for _, shape in taps.values()) and all(rows.shape[1:] == (1,) for rows in arrays.values()):
-        return Piece(clip, frames, {FEATURES: np.concatenate(list(arrays.values()), axis=1)}, clock)
+        return TablePiece(clip, frames, {FEATURES: np.concatenate(list(arrays.values()), axis=1)}, clock)
     named = {column if shape is None else tap: rows for (column, rows), (tap, shape)
              in zip(arrays.items(), taps.values(), strict=True)}
-    return Piece(clip, frames, named, clock)
+    return TablePiece(clip, frames, named, clock)
 
 
 def _cells(column: Any, shape: tuple[int, ...] | None, clip: str) -> NDArray[Any]:

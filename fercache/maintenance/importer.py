@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from fercache import __version__
-from fercache.config import digest
+from fercache.config import fingerprint_of
 from fercache.errors import ClipError, InputError
 from fercache.maintenance import import_formats
-from fercache.maintenance.import_formats import Entry, Incoming
-from fercache.runtime.progress import meter
-from fercache.runtime.uri import Place, Url
+from fercache.maintenance.import_formats import ImportEntry, IncomingClip
+from fercache.runtime.progress import progress_bar
+from fercache.runtime.uri import Location, Url
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.locks import work_folder
 from fercache.store.remote import files_at
@@ -36,7 +36,7 @@ ENDINGS = {".h5": "h5", ".hdf5": "h5", ".hdf": "h5", ".npz": "npz", ".npy": "npy
 class ImportReport:
     """What `import_features` did; `failed` is clip -> why."""
 
-    store: Place
+    store: Location
     taps: dict[str, tuple[int, ...]] = field(default_factory=dict)
     clips: list[str] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ class ImportReport:
     frames: int = 0
 
 
-def import_features(path: Path, name: str, folder: Place, *, fps: float = 30.0) -> ImportReport:
+def import_features(path: Path, name: str, folder: Location, *, fps: float = 30.0) -> ImportReport:
     """Return what became of each clip of a file or folder of features.
 
     Parameters
@@ -66,11 +66,11 @@ def import_features(path: Path, name: str, folder: Place, *, fps: float = 30.0) 
         raise InputError(f"{name!r} is no name for a store", hint="letters, digits, and _ . - inside; at most 64")
     kind = kind_of(path)
     settings = {"backbone": name, "imported": kind, "content": content_of(path), "format": FORMAT, "fps": fps}
-    place = folder / f"{name}-{digest(settings)[:12]}.zarr"
-    taking = _Taking(place, settings, ImportReport(store=place), fps)
+    place = folder / f"{name}-{fingerprint_of(settings)[:12]}.zarr"
+    taking = _Import(place, settings, ImportReport(store=place), fps)
     begun = files_at(place).get("zarr.json") is not None
     try:
-        with meter("import", 0, "clips") as bar:
+        with progress_bar("import", 0, "clips") as bar:
             for entry in entries_of(path, kind):
                 bar.note(entry.name)
                 taking.take(entry)
@@ -85,17 +85,17 @@ def import_features(path: Path, name: str, folder: Place, *, fps: float = 30.0) 
 
 
 @dataclass
-class _Taking:
+class _Import:
     """One import on its way."""
 
-    place: Place
+    place: Location
     settings: dict[str, Any]
     report: ImportReport
     fps: float
     store: EmbeddingStore | None = None
     seen: set[str] = field(default_factory=set)
 
-    def take(self, entry: Entry) -> None:
+    def take(self, entry: ImportEntry) -> None:
         """Import one clip; what is wrong with it is recorded."""
         try:
             if entry.name in self.seen:
@@ -111,7 +111,7 @@ class _Taking:
             self.report.failed[entry.name] = said
             self._drop(entry.name)
 
-    def _put(self, name: str, clip: Incoming) -> None:
+    def _put(self, name: str, clip: IncomingClip) -> None:
         store = self.store = self.store or EmbeddingStore.create(self.place, self.settings, clip.taps)
         self.report.taps = store.taps
         if clip.taps != store.taps:
@@ -122,7 +122,7 @@ class _Taking:
             if writer is None:
                 self.report.cached.append(name)
                 return
-            writer.set_clock(clip.on_clock(self.fps))
+            writer.set_frame_table(clip.on_clock(self.fps))
             for segment in clip.segments(writer.written, name):
                 writer.write(writer.written, segment)
             self.report.frames += writer.commit().frames
@@ -167,7 +167,7 @@ def kind_of(path: Path) -> str:
     return ENDINGS[suffix]
 
 
-def entries_of(path: Path, kind: str) -> Iterator[Entry]:
+def entries_of(path: Path, kind: str) -> Iterator[ImportEntry]:
     """Return the clips of a path."""
     if kind == "h5":
         return import_formats.hdf5_entries(path)
@@ -185,7 +185,7 @@ def content_of(path: Path) -> str:
     """Return the sha256 (hex) over the bytes of a file, or over names and bytes of a folder's files."""
     if path.is_file():
         return _sha256(path)
-    return digest([[one.relative_to(path).as_posix(), _sha256(one)] for one in _files(path)])
+    return fingerprint_of([[one.relative_to(path).as_posix(), _sha256(one)] for one in _files(path)])
 
 
 def _files(folder: Path) -> list[Path]:
@@ -204,7 +204,7 @@ def _pickled(path: Path) -> bool:
     return len(head) == 2 and head[0] == 0x80 and 2 <= head[1] <= 5
 
 
-def _leave_nothing(place: Place) -> None:
+def _leave_nothing(place: Location) -> None:
     """Remove a store in which nothing was committed."""
     files = files_at(place)
     files.remove_tree("")

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from fercache.errors import StoreError
-from fercache.runtime.progress import meter
-from fercache.runtime.uri import Place, Url
+from fercache.runtime.progress import progress_bar
+from fercache.runtime.uri import Location, Url
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.integrity import Fault, check_clip, check_root, unfinished
+from fercache.store.integrity import StoreFault, check_clip, check_root, unfinished
 from fercache.store.layout import META
-from fercache.store.manifest import Mark
+from fercache.store.manifest import ClipManifest
 from fercache.store.remote import files_at
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class ClipDiff:
 class DiffReport:
     """What `diff` found; `settings` and `taps` are key -> value in the one and in the other."""
 
-    stores: tuple[Place, Place]
+    stores: tuple[Location, Location]
     settings: dict[str, tuple[Any, Any]]
     taps: dict[str, tuple[Any, Any]]
     only_first: tuple[str, ...]
@@ -60,7 +60,7 @@ class DiffReport:
         return not (self.settings or self.taps or self.only_first or self.only_second or self.differ)
 
 
-def diff(first: Place, second: Place) -> DiffReport:
+def diff_stores(first: Location, second: Location) -> DiffReport:
     """Return which settings, taps and clips two stores differ in; from their marks, without reading the arrays.
 
     Raises
@@ -70,14 +70,14 @@ def diff(first: Place, second: Place) -> DiffReport:
     """
     one, other = EmbeddingStore.open(first), EmbeddingStore.open(second)
     left, right = set(one), set(other)
-    found = [_clip(one.mark(clip), other.mark(clip)) for clip in sorted(left & right)]
+    found = [_diff_clip(one.manifest(clip), other.manifest(clip)) for clip in sorted(left & right)]
     differ = tuple(entry for entry in found if entry is not None)
     return DiffReport(stores=(one.path, other.path), settings=_values(one.settings, other.settings),
                       taps=_values(one.taps, other.taps), only_first=tuple(sorted(left - right)),
                       only_second=tuple(sorted(right - left)), differ=differ, same=len(found) - len(differ))
 
 
-def _clip(one: Mark, other: Mark) -> ClipDiff | None:
+def _diff_clip(one: ClipManifest, other: ClipManifest) -> ClipDiff | None:
     digests = [{name: array.digest for name, array in mark.arrays.items()} for mark in (one, other)]
     arrays = tuple(_values(*digests))
     if one.frames == other.frames and not arrays:
@@ -114,13 +114,13 @@ class VerifyReport:
     cleared : stray files that a repair removed.
     """
 
-    store: Place
+    store: Location
     clips: int
     frames: int
     unfinished: tuple[str, ...]
-    faults: tuple[Fault, ...]
+    faults: tuple[StoreFault, ...]
     dropped: tuple[str, ...] = ()
-    cleared: tuple[Place, ...] = ()
+    cleared: tuple[Location, ...] = ()
 
     @property
     def whole(self) -> bool:
@@ -128,7 +128,7 @@ class VerifyReport:
         return all(fault.stray for fault in self.faults)
 
 
-def verify(path: Place, *, repair: bool = False) -> VerifyReport:
+def verify_store(path: Location, *, repair: bool = False) -> VerifyReport:
     """Return what is wrong with a store, after reading every byte of it.
 
     Parameters
@@ -151,12 +151,12 @@ def verify(path: Place, *, repair: bool = False) -> VerifyReport:
     except StoreError as error:
         if not EmbeddingStore.exists(path):
             raise
-        root = Fault(folder="", clip="", where=path / META, what=f"{error.what}; {error.hint}")
+        root = StoreFault(folder="", clip="", where=path / META, what=f"{error.what}; {error.hint}")
         return VerifyReport(store=path, clips=0, frames=0, unfinished=(), faults=(root,))
     faults = check_root(store)
     folders = store.files.folders()
     clips = frames = 0
-    with meter("verify", len(folders), "clips") as bar:
+    with progress_bar("verify", len(folders), "clips") as bar:
         for folder in folders:
             found = _settled(store, folder)
             bar.advance()
@@ -171,17 +171,17 @@ def verify(path: Place, *, repair: bool = False) -> VerifyReport:
 
 
 def _frames(store: EmbeddingStore, folder: str) -> int:
-    mark = store.read_mark(folder)
+    mark = store.read_manifest(folder)
     return 0 if mark is None else mark.frames
 
 
-def _settled(store: EmbeddingStore, folder: str) -> list[Fault] | None:
+def _settled(store: EmbeddingStore, folder: str) -> list[StoreFault] | None:
     """Return a clip's faults; looked at again where there are some, since another process may have just replaced it."""
     found = check_clip(store, folder)
     return check_clip(store, folder) if found else found
 
 
-def _drop(store: EmbeddingStore, faults: list[Fault]) -> tuple[str, ...]:
+def _drop(store: EmbeddingStore, faults: list[StoreFault]) -> tuple[str, ...]:
     """Remove the harmed clips; return their names."""
     harmed = {fault.folder: fault.clip for fault in faults if not fault.stray and fault.folder}
     for folder, clip in harmed.items():
@@ -190,9 +190,9 @@ def _drop(store: EmbeddingStore, faults: list[Fault]) -> tuple[str, ...]:
     return tuple(sorted(harmed.values()))
 
 
-def _clear(faults: list[Fault]) -> tuple[Place, ...]:
+def _clear(faults: list[StoreFault]) -> tuple[Location, ...]:
     """Remove stray files; return those that were there."""
-    gone: list[Place] = []
+    gone: list[Location] = []
     for fault in faults:
         if fault.stray and isinstance(fault.where, Url):
             files_at(fault.where.parent).remove_tree(fault.where.name)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fercache.errors import InputError
-from fercache.media.pictures import CropSource, folder_digest, numbered
+from fercache.media.pictures import PictureFolder, folder_digest, numbered
 from fercache.media.source import Source, file_digest
 from fercache.media.video import VideoSource
 
@@ -37,10 +37,10 @@ def open_source(path: Path, kind: str, *, crop_fps: float = 30.0, damaged: str =
     if kind == "video":
         return VideoSource(path, damaged)
     if kind == "crops":
-        return CropSource(path, crop_fps)
+        return PictureFolder(path, crop_fps)
     raise InputError(f"{kind!r} is no kind of clip: {', '.join(KINDS)}", where=path)
 
 
-def digest(path: Path, kind: str, strict: bool = False) -> dict[str, Any]:
+def source_digest(path: Path, kind: str, strict: bool = False) -> dict[str, Any]:
     """Return what `Source.digest` returns, without decoding anything: for clips that may be done already."""
     return file_digest(path, strict) if kind == "video" else folder_digest(path, numbered(path), strict)

@@ -33,7 +33,7 @@ DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, Ar
 
 
 
-class CropSource(Source):
+class PictureFolder(Source):
     """A folder of numbered pictures, ``.jpg``, ``.jpeg`` or ``.png``.
 
     Parameters

@@ -33,7 +33,7 @@ RESTART_S = 1.0
 MAX_WAITING = 128  # packets; decoders reorder over 16 frames at most
 
 
-class Clock:
+class TimestampClock:
     """Time stamps turned into seconds since the first frame, strictly increasing.
 
     Parameters
@@ -74,7 +74,7 @@ class Clock:
         return self.shift_s
 
 
-class Expected:
+class PacketQueue:
     """The packets sent to the decoder whose frames are still to come, in the order of presentation.
 
     Parameters
@@ -153,7 +153,7 @@ EXACT = ("mov", "mp4")  # formats whose index names every packet
 SLACK = 0.02
 
 
-class Ending:
+class TruncationCheck:
     """Counts a video stream's packets and compares the end with what the file states.
 
     Notes
@@ -259,8 +259,8 @@ class VideoSource(Source):
         """Yield the rows `start` to `stop`; of `wanted` rows only, if given, the picture is made."""
         with _opened(self.path) as (container, stream):
             self.stated = stream.frames
-            ending = Ending(container, stream)
-            clock, converter = Clock(stream.time_base or TICK_S, _step_s(stream)), VideoReformatter()
+            ending = TruncationCheck(container, stream)
+            clock, converter = TimestampClock(stream.time_base or TICK_S, _step_s(stream)), VideoReformatter()
             for row, (stamp, picture) in enumerate(_decoded(container, stream, ending)):
                 time_s = clock.at(stamp)
                 if row >= start:
@@ -356,11 +356,11 @@ def _step_s(stream: VideoStream) -> float:
     return 1 / float(rate)
 
 
-def _decoded(container: InputContainer, stream: VideoStream, ending: Ending
+def _decoded(container: InputContainer, stream: VideoStream, ending: TruncationCheck
              ) -> Iterator[tuple[int | None, VideoFrame | None]]:
     """Yield (time stamp, picture) a frame in the order of presentation; the picture of a lost frame is None."""
     codec, bad = stream.codec_context, 0
-    expected = Expected(codec.name in ONE_FRAME_A_PACKET)
+    expected = PacketQueue(codec.name in ONE_FRAME_A_PACKET)
     restart_ticks = RESTART_S / float(stream.time_base or TICK_S)
     for packet in _packets(container, stream, ending):
         if packet is not None and not packet.is_discard:
@@ -377,7 +377,7 @@ def _decoded(container: InputContainer, stream: VideoStream, ending: Ending
     yield from ((stamp, None) for stamp in expected.rest())
 
 
-def _pictures(codec: VideoCodecContext, packet: Any, expected: Expected) -> list[VideoFrame]:
+def _pictures(codec: VideoCodecContext, packet: Any, expected: PacketQueue) -> list[VideoFrame]:
     """Return what the decoder gives for a packet (None: what it still holds), nothing if it refuses the packet."""
     try:
         return codec.decode(packet)
@@ -387,7 +387,7 @@ def _pictures(codec: VideoCodecContext, packet: Any, expected: Expected) -> list
         return []
 
 
-def _packets(container: InputContainer, stream: VideoStream, ending: Ending) -> Iterator[Any]:
+def _packets(container: InputContainer, stream: VideoStream, ending: TruncationCheck) -> Iterator[Any]:
     """Yield the stream's packets, then None, which flushes the decoder; unreadable spots are stepped over."""
     bad = 0
     while bad < MAX_BAD_READS:

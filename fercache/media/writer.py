@@ -25,7 +25,7 @@ OPTIONS = {"preset": "veryfast", "crf": "20", "bf": "0"}
 TICK_S = Fraction(1, 90_000)
 
 
-class Writer:
+class VideoWriter:
     """An open video file that takes pictures one by one; make it with `writing`."""
 
     def __init__(self, out: Any, stream: Any, sound: _Sound | None) -> None:
@@ -57,7 +57,8 @@ class Writer:
 
 
 @contextmanager
-def writing(path: Path, size: tuple[int, int], *, like: Path | None = None, fps: float = 30.0) -> Iterator[Writer]:
+def open_writer(path: Path, size: tuple[int, int], *, like: Path | None = None,
+                fps: float = 30.0) -> Iterator[VideoWriter]:
     """Yield a writer of an H.264 video at `path`.
 
     Parameters
@@ -89,7 +90,7 @@ def writing(path: Path, size: tuple[int, int], *, like: Path | None = None, fps:
         stream: Any = out.add_stream("libx264", rate=rate, options=OPTIONS)
         stream.height, stream.width = size
         stream.pix_fmt, stream.codec_context.time_base, stream.time_base = "yuv420p", tick, tick
-        writer = Writer(out, stream, _Sound.of(source, out))
+        writer = VideoWriter(out, stream, _Sound.of(source, out))
         yield writer
         writer.close()
 

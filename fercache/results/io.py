@@ -19,14 +19,14 @@ from typing import IO, Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.config import digest
+from fercache.config import fingerprint_of
 from fercache.data import tables
 from fercache.errors import InputError, MissingExtra
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 from fercache.runtime.atomic_io import replacing
 
 COLUMNS = ("clip", "frame", "time_s", "valid", "label", "prediction")
-SHARE = "p_"
+PROBABILITY = "p_"
 READ_ENDINGS = (".csv", ".csv.gz", ".parquet")
 OFF_BY = 1e-3
 """Probabilities of a row may miss a sum of 1 by so much."""
@@ -36,7 +36,7 @@ AGAIN = "the file is cut off or edited; write it again with `fercache stack`"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip:
+class ClipPredictions:
     """All rows of one clip, ascending by frame.
 
     Attributes
@@ -51,20 +51,20 @@ class Clip:
     time_s: NDArray[np.float64]
     valid: NDArray[np.bool_]
     label: NDArray[np.int64]
-    said: NDArray[np.int64]
-    shares: NDArray[np.float64]
+    label_pred: NDArray[np.int64]
+    probs: NDArray[np.float64]
 
     def pooled(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the mean of ``(T, C)`` over the frames with a face, ``(C,)``; over all frames if there is none."""
         return np.asarray(shares[self.valid if self.valid.any() else slice(None)].mean(0))
 
 
-def asked_for(clip: str, wanted: Container[str]) -> str:
+def open_predictions(clip: str, wanted: Container[str]) -> str:
     """Return which of the clips `wanted` a predicted one stands for: itself, or, of `CLIP#1`, its main person, CLIP."""
     return clip if clip in wanted else clip.removesuffix("#1")
 
 
-class Predictions:
+class PredictionsFile:
     """A file of predictions, open for reading once or often.
 
     Parameters
@@ -91,17 +91,17 @@ class Predictions:
             raise InputError("unknown kind of file", where=path, hint=f"predictions end in {', '.join(READ_ENDINGS)}")
         header = next(self._rows(), [])
         missing = [name for name in COLUMNS if name not in header]
-        shares = [name for name in header if name.startswith(SHARE)]
+        shares = [name for name in header if name.startswith(PROBABILITY)]
         if missing or len(shares) < 2 or len(set(header)) != len(header):
             what = f"columns {', '.join(missing)} are missing" if missing else "no two columns p_<Class>" if len(
                 shares) < 2 else "a column stands there twice"
             raise InputError(f"no table of predictions: {what}", where=path,
                              hint="give a file that `fercache stack` wrote")
-        self.classes = tuple(name[len(SHARE):] for name in shares)
+        self.classes = tuple(name[len(PROBABILITY):] for name in shares)
         self._pick = itemgetter(*(header.index(name) for name in (*COLUMNS, *shares)))
         self._width = len(header)
 
-    def clips(self) -> Iterator[Clip]:
+    def clips(self) -> Iterator[ClipPredictions]:
         """Yield each clip with all its rows.
 
         Raises
@@ -136,14 +136,14 @@ class Predictions:
                                  hint=AGAIN)
             yield cast("tuple[str, ...]", self._pick(row))
 
-    def _clip(self, name: str, rows: Iterator[tuple[str, ...]], start: int) -> Clip:
+    def _clip(self, name: str, rows: Iterator[tuple[str, ...]], start: int) -> ClipPredictions:
         """Return one clip's rows as arrays; text becomes numbers a batch at a time, since it takes ten times the room.
         """
         try:
             parts = [_numbers(batch) for batch in iter(lambda: list(islice(rows, ROWS_A_BATCH)), [])]
         except ValueError as error:
             raise InputError(f"clip {name!r}, from line {start} on: {error}", where=self.path, hint=AGAIN) from error
-        clip = Clip(name=name, **{key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
+        clip = ClipPredictions(name=name, **{key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
         wrong = _wrong(clip, len(self.classes))
         if wrong:
             raise InputError(f"line {start + wrong[0]}: {wrong[1]}", where=self.path, hint=AGAIN)
@@ -153,7 +153,7 @@ class Predictions:
         """Yield every row as text, the header first."""
         try:
             if self.path.name.endswith(".parquet"):
-                yield from tables.rows(self.path)
+                yield from tables.table_rows(self.path)
                 return
             packed = self.path.name.endswith(".gz")
             with cast("IO[str]", gzip.open(self.path, "rt", encoding="utf-8", newline="")) if packed else (
@@ -172,13 +172,13 @@ def _numbers(rows: Sequence[tuple[str, ...]]) -> dict[str, Any]:
             "said": np.array(columns[5], np.int64), "shares": np.array(columns[6:], np.float64).T}
 
 
-def _wrong(clip: Clip, classes: int) -> tuple[int, str] | None:
+def _wrong(clip: ClipPredictions, classes: int) -> tuple[int, str] | None:
     """Return the first damaged row of a clip (from 0) and what is wrong with it; None where all are well."""
-    apart = np.abs(clip.shares.sum(1) - 1)
+    apart = np.abs(clip.probs.sum(1) - 1)
     checks = ((np.diff(clip.frame, prepend=0) < 1, "its frame is not above the row before (frames count from 1)"),
-              ((clip.said < 0) | (clip.said >= classes), f"its prediction is none of 0 to {classes - 1}"),
+              ((clip.label_pred < 0) | (clip.label_pred >= classes), f"its prediction is none of 0 to {classes - 1}"),
               ((clip.label < -1) | (clip.label >= classes), f"its label is none of 0 to {classes - 1}"),
-              (~(apart <= OFF_BY) | (clip.shares < 0).any(1), "its probabilities do not sum to 1"))
+              (~(apart <= OFF_BY) | (clip.probs < 0).any(1), "its probabilities do not sum to 1"))
     for wrong, what in checks:
         if wrong.any():
             return int(np.argmax(wrong)), what
@@ -188,7 +188,7 @@ def _wrong(clip: Clip, classes: int) -> tuple[int, str] | None:
 # What was told of each clip, as those who draw want it; `preds` reads it, one clip in memory at a time.
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class ClipSeries:
     """The rows of one clip in `preds.csv`.
 
     Attributes
@@ -199,19 +199,19 @@ class Told:
     time_s: NDArray[np.float64]
     valid: NDArray[np.bool_]
     label: NDArray[np.int64]
-    said: NDArray[np.int64]
-    shares: NDArray[np.float64]
+    label_pred: NDArray[np.int64]
+    probs: NDArray[np.float64]
 
     def digest(self, more: Sequence[Any]) -> str:
         """Return the sha256 (hex) over all rows and over `more` (JSON values)."""
         rows = [hashlib.sha256(np.ascontiguousarray(column).data).hexdigest()
-                for column in (self.time_s, self.valid, self.label, self.said, self.shares)]
-        return digest([rows, list(more)])
+                for column in (self.time_s, self.valid, self.label, self.label_pred, self.probs)]
+        return fingerprint_of([rows, list(more)])
 
     @property
     def wrong(self) -> NDArray[np.bool_]:
         """Which rows are annotated and told otherwise, ``(T,)``."""
-        return np.asarray((self.label >= 0) & (self.label != self.said))
+        return np.asarray((self.label >= 0) & (self.label != self.label_pred))
 
 
 def metrics_file(preds: Path) -> Path:
@@ -224,7 +224,7 @@ def file_name(clip: str, ending: str) -> str:
     """Return a file name for something drawn of a clip: its name where that is plain, else with a digest, so that no
     two meet."""
     plain = re.sub(r"[^\w.-]", "_", clip)[:150]
-    return f"{plain}{ending}" if plain == clip else f"{plain}-{digest(clip)[:8]}{ending}"
+    return f"{plain}{ending}" if plain == clip else f"{plain}-{fingerprint_of(clip)[:8]}{ending}"
 
 
 def classes(preds: Path) -> tuple[str, ...]:
@@ -235,10 +235,10 @@ def classes(preds: Path) -> tuple[str, ...]:
     InputError
         `preds` is absent or no table of predictions.
     """
-    return Predictions(preds).classes
+    return PredictionsFile(preds).classes
 
 
-def each(preds: Path) -> Iterator[tuple[str, Told]]:
+def each_clip(preds: Path) -> Iterator[tuple[str, ClipSeries]]:
     """Yield each clip of a table with its rows.
 
     Raises
@@ -246,14 +246,14 @@ def each(preds: Path) -> Iterator[tuple[str, Told]]:
     InputError
         `preds` is absent or no table of predictions; a row is damaged; the rows of a clip do not stand together.
     """
-    for clip in Predictions(preds).clips():
-        yield clip.name, Told(time_s=clip.time_s, valid=clip.valid, label=clip.label, said=clip.said,
-                              shares=clip.shares)
+    for clip in PredictionsFile(preds).clips():
+        yield clip.name, ClipSeries(time_s=clip.time_s, valid=clip.valid, label=clip.label, label_pred=clip.label_pred,
+                              probs=clip.probs)
 
 
-def read(preds: Path) -> tuple[tuple[str, ...], dict[str, Told]]:
+def read_clips(preds: Path) -> tuple[tuple[str, ...], dict[str, ClipSeries]]:
     """Return the classes, and the rows of each clip, of a table that fits into memory."""
-    return classes(preds), dict(each(preds))
+    return classes(preds), dict(each_clip(preds))
 
 
 # The file of final predictions: a row a frame, as .csv, .csv.gz or .parquet by its ending.
@@ -262,12 +262,12 @@ FIXED = ("clip", "frame", "time_s", "valid", "label", "prediction")
 WRITE_ENDINGS = (".csv", ".csv.gz", ".parquet")
 
 
-def columns(classes: Sequence[str]) -> list[str]:
+def prediction_columns(classes: Sequence[str]) -> list[str]:
     """Return the names of the columns."""
     return [*FIXED, *(f"p_{name}" for name in classes)]
 
 
-def check(path: Path) -> str:
+def check_ending(path: Path) -> str:
     """Return the ending that says how `path` is written.
 
     Raises
@@ -287,11 +287,11 @@ def check(path: Path) -> str:
 
 def metrics_path(path: Path) -> Path:
     """Return where the metrics stand beside the predictions at `path`: ``preds.csv.gz`` -> ``preds.metrics.json``."""
-    check(path)
+    check_ending(path)
     return metrics_file(path)
 
 
-def write(book: LogitBook, units: NDArray[np.int32], path: Path) -> None:
+def write_predictions(book: OofLogits, units: NDArray[np.int32], path: Path) -> None:
     """Put the predictions at `path`, whole or not at all.
 
     Parameters
@@ -305,7 +305,7 @@ def write(book: LogitBook, units: NDArray[np.int32], path: Path) -> None:
     MissingExtra
         A .parquet is asked for and pyarrow is not installed.
     """
-    ending = check(path)
+    ending = check_ending(path)
     with replacing(path) as temporary:
         if ending == ".parquet":
             _write_parquet(book, units, temporary)
@@ -314,17 +314,17 @@ def write(book: LogitBook, units: NDArray[np.int32], path: Path) -> None:
                 _write_csv(book, units, file, packed=ending == ".csv.gz")
 
 
-def _write_csv(book: LogitBook, units: NDArray[np.int32], file: BinaryIO, packed: bool) -> None:
+def _write_csv(book: OofLogits, units: NDArray[np.int32], file: BinaryIO, packed: bool) -> None:
     """Write text; packed text names no file and no time, so that the same predictions are the same bytes."""
     out: Any = gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0) if packed else file
-    out.write(_line(columns(book.classes)).encode())
+    out.write(_line(prediction_columns(book.classes)).encode())
     for text in _texts(book, units):
         out.write(text.encode())
     if packed:
         out.close()
 
 
-def _texts(book: LogitBook, units: NDArray[np.int32]) -> Iterator[str]:
+def _texts(book: OofLogits, units: NDArray[np.int32]) -> Iterator[str]:
     """Yield the lines of each trial, in order of name."""
     tail = ",%d,%.6f,%d,%s,%d" + ",%.6f" * len(book.classes) + "\n"
     for trial in order(book):
@@ -337,7 +337,7 @@ def _texts(book: LogitBook, units: NDArray[np.int32]) -> Iterator[str]:
         yield "".join([line % row for row in table])
 
 
-def order(book: LogitBook) -> list[int]:
+def order(book: OofLogits) -> list[int]:
     """Return the positions of the trials in order of name."""
     return sorted(range(len(book.trials)), key=lambda i: book.trials[i])
 
@@ -349,7 +349,7 @@ def _line(fields: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def _write_parquet(book: LogitBook, units: NDArray[np.int32], path: Path) -> None:
+def _write_parquet(book: OofLogits, units: NDArray[np.int32], path: Path) -> None:
     pyarrow = _pyarrow(path)
     from pyarrow import parquet  # the extra: asked for a line above
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.errors import InputError
-from fercache.results.smoothing import nearest
+from fercache.results.smoothing import nearest_row
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -26,7 +26,7 @@ POLICIES = {
     "mask": "a frame without a face is left to the temporal heads, which look past it by their mask: their own columns "
             "have their own word there, every other column the plain mean of the temporal heads",
 }
-FACELESS = "a clip without any face has what the heads say of it"
+FACELESS_CLIP = "a clip without any face has what the heads say of it"
 COPIED = ("nearest", "linear")
 """The policies that need nothing but the predictions of other frames."""
 TEMPORAL = ("gru", "transformer")
@@ -34,7 +34,7 @@ TEMPORAL = ("gru", "transformer")
 
 
 @dataclass(frozen=True)
-class Sources:
+class GapSources:
     """Where each row's prediction comes from: ``(1 - weight) * before + weight * after``, all ``(T,)``.
 
     Attributes
@@ -55,7 +55,7 @@ class Sources:
         return np.asarray(filled)
 
 
-def sources(time_s: Floats, seen: Mask, policy: str, *, causal: bool = False) -> Sources:
+def gap_sources(time_s: Floats, seen: Mask, policy: str, *, causal: bool = False) -> GapSources:
     """Return where the rows of one clip take their predictions from; all from themselves if no row was seen.
 
     Parameters
@@ -76,29 +76,29 @@ def sources(time_s: Floats, seen: Mask, policy: str, *, causal: bool = False) ->
     row = np.arange(len(seen), dtype=np.int64)
     found = np.flatnonzero(seen)
     if policy not in COPIED or not len(found):
-        return Sources(row, row, np.zeros(len(row)))
+        return GapSources(row, row, np.zeros(len(row)))
     if policy == "nearest":
-        chosen = nearest(time_s, seen, causal=causal).row
-        return Sources(chosen, chosen, np.zeros(len(row)))
+        chosen = nearest_row(time_s, seen, causal=causal).row
+        return GapSources(chosen, chosen, np.zeros(len(row)))
     place = np.searchsorted(found, row, "right")  # how many faces were seen up to here, this row among them
     before, after = found[np.maximum(place - 1, 0)], found[np.minimum(place, len(found) - 1)]
     span = time_s[after] - time_s[before]
     weight = np.divide(time_s - time_s[before], span, out=np.zeros(len(row)), where=span > 0)
-    return Sources(before, after, np.clip(np.where(seen, 0.0, weight), 0.0, 1.0))
+    return GapSources(before, after, np.clip(np.where(seen, 0.0, weight), 0.0, 1.0))
 
 
-def fill(shares: NDArray[Any], time_s: Floats, seen: Mask, policy: str) -> NDArray[Any]:
+def fill_gaps(shares: NDArray[Any], time_s: Floats, seen: Mask, policy: str) -> NDArray[Any]:
     """Return one clip's probabilities with its gaps filled, ``(T, C)``; see `sources`."""
-    return sources(time_s, seen, policy).apply(shares)
+    return gap_sources(time_s, seen, policy).apply(shares)
 
 
-def own_word(heads: Sequence[str], policy: str) -> list[str]:
+def unfilled_heads(heads: Sequence[str], policy: str) -> list[str]:
     """Return the heads whose own word stands in a gap; none where gaps are filled from other frames."""
     if policy in COPIED:
         return []
     return [head for head in heads if policy == "none" or head in TEMPORAL]
 
 
-def describe(policy: str) -> str:
+def describe_policy(policy: str) -> str:
     """Return the policy in words, its name first."""
-    return f"{policy}: {POLICIES[policy]}; {FACELESS}"
+    return f"{policy}: {POLICIES[policy]}; {FACELESS_CLIP}"

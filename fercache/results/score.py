@@ -48,7 +48,7 @@ class _Tally:
         return np.asarray(part[part.sum((1, 2)) > 0])
 
 
-def run(dataset: Dataset, given: io.Predictions, config: ScoreConfig) -> dict[str, Any]:
+def score_file(dataset: Dataset, given: io.PredictionsFile, config: ScoreConfig) -> dict[str, Any]:
     """Return every figure as a JSON value.
 
     Raises
@@ -66,7 +66,7 @@ def run(dataset: Dataset, given: io.Predictions, config: ScoreConfig) -> dict[st
     if not trials:
         raise InputError(f"no labelled trial in the split {config.split}", where=dataset.name,
                          hint="choose another --split or data set")
-    names = labels.map_classes(given.classes, dataset.classes, labels.parse(config.map))
+    names = labels.map_class_names(given.classes, dataset.classes, labels.parse(config.map))
     level = _level(list(trials.values()), config.level)
     tally = _Tally(len(dataset.classes))
     for trial, clip in _matched(given, trials):
@@ -91,26 +91,26 @@ def _level(trials: Sequence[Trial], wanted: str) -> str:
     return "clip" if all(trial.labels is None for trial in trials) else "frame"
 
 
-def _matched(given: io.Predictions, trials: dict[str, Trial]) -> Iterator[tuple[Trial, io.Clip]]:
+def _matched(given: io.PredictionsFile, trials: dict[str, Trial]) -> Iterator[tuple[Trial, io.ClipPredictions]]:
     for clip in given.clips():
-        name = io.asked_for(clip.name, trials)
+        name = io.open_predictions(clip.name, trials)
         if name in trials:
             yield trials[name], clip
 
 
-def _count(tally: _Tally, trial: Trial, clip: io.Clip, names: labels.LabelMap, level: str) -> None:
+def _count(tally: _Tally, trial: Trial, clip: io.ClipPredictions, names: labels.LabelMap, level: str) -> None:
     """Count one trial, by frame or as one clip."""
     clock = trial.on_clock(int(clip.frame[-1]))
     if level == "clip":
         if trial.clip_label < 0:
             raise InputError("it has labels by frame, none for the whole clip", where=trial.name,
                              hint="score it with --level frame")
-        pooled = clip.pooled(names.shares(clip.shares)).argmax()
+        pooled = clip.pooled(names.probs(clip.probs)).argmax()
         tally.add(trial, np.array([trial.clip_label]), np.array([pooled]))
         return
     label = clock[clip.frame - 1]
     tally.unscored += int((clock >= 0).sum() - (label >= 0).sum())
-    said = names.shares(clip.shares).argmax(1) if names.lost else names.labels(clip.said)
+    said = names.probs(clip.probs).argmax(1) if names.lost else names.labels(clip.label_pred)
     tally.add(trial, label, said)
 
 
@@ -120,11 +120,11 @@ def _figures(matrices: Counts, dataset: Dataset, keep: Sequence[int], config: Sc
     sampler = metrics.Resampler(len(matrices), config.bootstrap, config.seed)
     total = matrices.sum(0)
     recall = np.diag(total) / np.maximum(total.sum(1), 1)
-    return {**metrics.scores(matrices, classes, dataset.metric, sampler).json(),
+    return {**metrics.score_predictions(matrices, classes, dataset.metric, sampler).json(),
             "recall": dict(zip(classes, recall.tolist(), strict=True)), "confusion": total.tolist()}
 
 
-def table(report: dict[str, Any]) -> RenderableType:
+def score_table_lines(report: dict[str, Any]) -> RenderableType:
     """Return the figures as a table of at most 80 columns, to be printed by rich."""
     whole, shared = report["all"], report["shared"]
     unit = "clips" if report["level"] == "clip" else "labelled frames"
@@ -133,11 +133,11 @@ def table(report: dict[str, Any]) -> RenderableType:
     for title, words in (("classes", report["map"]), ("scored", report["rule"]), ("note", report["notice"])):
         if words:
             parts.append(Text.assemble((f"{title}: ", "bold"), words))
-    parts += [Text(words, "yellow") for words in warnings(report)]
+    parts += [Text(words, "yellow") for words in score_warnings(report)]
     return Group(*parts)
 
 
-def warnings(report: dict[str, Any]) -> list[str]:
+def score_warnings(report: dict[str, Any]) -> list[str]:
     """Return what could not be scored, in words."""
     lost = report["trials_without_prediction"]
     said = []

@@ -15,14 +15,14 @@ SLACK_S = 1e-6
 """Clocks are sums of rounded frame times: a frame this far outside a window still belongs to it."""
 
 
-class Reach(NamedTuple):
+class WindowReach(NamedTuple):
     """The window of each row: rows ``start[t]:stop[t]`` of the same clip, both ``(T,)``."""
 
     start: Rows
     stop: Rows
 
 
-def reach(time_s: Floats, behind_s: float, ahead_s: float) -> Reach:
+def window_reach(time_s: Floats, behind_s: float, ahead_s: float) -> WindowReach:
     """Return each row's window, from `behind_s` before it to `ahead_s` after it, ends included.
 
     Parameters
@@ -32,10 +32,10 @@ def reach(time_s: Floats, behind_s: float, ahead_s: float) -> Reach:
     """
     start = np.searchsorted(time_s, time_s - behind_s - SLACK_S, "left")
     stop = np.searchsorted(time_s, time_s + ahead_s + SLACK_S, "right")
-    return Reach(start.astype(np.int64), stop.astype(np.int64))
+    return WindowReach(start.astype(np.int64), stop.astype(np.int64))
 
 
-class Sums:
+class CumulativeSums:
     """Running sums of the rows that count; asks for any window are then one subtraction.
 
     Parameters
@@ -56,38 +56,38 @@ class Sums:
         self.total = _running(self.offset)
         self.number = np.concatenate([[0], np.cumsum(counts)])
 
-    def mean(self, window: Reach) -> Floats:
+    def mean(self, window: WindowReach) -> Floats:
         """Return the mean over each row's window, ``(T, D)``; a window without a row that counts has the clip's mean.
         """
         return np.asarray(self.centre + self._mean_offset(window))
 
-    def spread(self, window: Reach) -> Floats:
+    def spread(self, window: WindowReach) -> Floats:
         """Return the standard deviation over each row's window, ``(T, D)``; 0 where fewer than two rows count."""
         square = self._over(_running(self.offset**2), window)
         return np.asarray(np.sqrt(np.maximum(square - self._mean_offset(window) ** 2, 0.0)))
 
-    def share(self, window: Reach) -> Floats:
+    def share(self, window: WindowReach) -> Floats:
         """Return the share of each row's window that counts, ``(T,)``."""
         return np.asarray(self._number(window) / np.maximum(window.stop - window.start, 1))
 
-    def _mean_offset(self, window: Reach) -> Floats:
+    def _mean_offset(self, window: WindowReach) -> Floats:
         return self._over(self.total, window)
 
-    def _over(self, running: Floats, window: Reach) -> Floats:
+    def _over(self, running: Floats, window: WindowReach) -> Floats:
         return np.asarray((running[window.stop] - running[window.start]) / np.maximum(self._number(window), 1)[:, None])
 
-    def _number(self, window: Reach) -> Rows:
+    def _number(self, window: WindowReach) -> Rows:
         return np.asarray(self.number[window.stop] - self.number[window.start])
 
 
-def moving_mean(values: NDArray[Any], counts: Mask, window: Reach) -> Floats:
+def moving_mean(values: NDArray[Any], counts: Mask, window: WindowReach) -> Floats:
     """Return the mean over each row's window of the rows that count, ``(T, D)``.
 
     Notes
     -----
     Where no row of a window counts, the value is that of the nearest row whose window has one.
     """
-    sums = Sums(values, counts)
+    sums = CumulativeSums(values, counts)
     seen = sums._number(window) > 0
     found = sums.mean(window)
     return found if seen.all() or not seen.any() else found[_nearest_row(seen)]
@@ -95,17 +95,17 @@ def moving_mean(values: NDArray[Any], counts: Mask, window: Reach) -> Floats:
 
 def _nearest_row(seen: Mask) -> Rows:
     """Return the nearest row that was seen, by position, ``(T,)``."""
-    return nearest(np.arange(len(seen), dtype=float), seen).row
+    return nearest_row(np.arange(len(seen), dtype=float), seen).row
 
 
-class Nearest(NamedTuple):
+class NearestRow(NamedTuple):
     """The nearest row that counts, ``(T,)`` (the row itself where none counts), and how far it is in seconds."""
 
     row: Rows
     distance_s: Floats
 
 
-def nearest(time_s: Floats, counts: Mask, *, causal: bool = False) -> Nearest:
+def nearest_row(time_s: Floats, counts: Mask, *, causal: bool = False) -> NearestRow:
     """Return for each row the nearest one in time that counts; of two equally near the earlier.
 
     Parameters
@@ -115,14 +115,14 @@ def nearest(time_s: Floats, counts: Mask, *, causal: bool = False) -> Nearest:
     row = np.arange(len(time_s))
     seen = np.flatnonzero(counts)
     if not len(seen):
-        return Nearest(row, np.full(len(time_s), np.inf))
+        return NearestRow(row, np.full(len(time_s), np.inf))
     place = np.searchsorted(seen, row, "right")
     before, after = seen[np.maximum(place - 1, 0)], seen[np.minimum(place, len(seen) - 1)]
     back = np.where(place > 0, time_s - time_s[before], np.inf)
     ahead = np.where((place < len(seen)) & (not causal), time_s[after] - time_s, np.inf)
     chosen = np.where(back <= ahead, before, after)
     distance = np.minimum(back, ahead)
-    return Nearest(np.where(np.isfinite(distance), chosen, row), distance)
+    return NearestRow(np.where(np.isfinite(distance), chosen, row), distance)
 
 
 def lagged(values: NDArray[Any], time_s: Floats, lag_s: float) -> NDArray[Any]:
@@ -131,7 +131,7 @@ def lagged(values: NDArray[Any], time_s: Floats, lag_s: float) -> NDArray[Any]:
     return np.asarray(values[np.clip(row, 0, len(values) - 1)])
 
 
-def highest(values: Floats, window: Reach) -> Floats:
+def highest(values: Floats, window: WindowReach) -> Floats:
     """Return the highest value over each row's window, ``(T, D)``; every window holds a row.
 
     Notes

@@ -51,11 +51,11 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
-        sync(temporary)
-        step("replace.written")
+        fsync(temporary)
+        durable_step("replace.written")
         temporary.replace(path)
-        step("replace.named")
-        sync(path.parent)
+        durable_step("replace.named")
+        fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -84,14 +84,14 @@ def making_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        sync_all(temporary.iterdir())
+        fsync_all(temporary.iterdir())
         temporary.replace(path)
-        sync(path.parent)
+        fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sweep(folder: Path, name: str = "*") -> None:
+def remove_temporary(folder: Path, name: str = "*") -> None:
     """Remove the temporary siblings of `name` (a pattern) that killed writers left in a folder.
 
     Notes
@@ -137,10 +137,10 @@ def read_pointer(path: Path, key: str) -> Path:
     InputError
         No name of a neighbour stands there.
     """
-    return path.parent / neighbour(read_json(path, limit_bytes=1 << 20), key, path)
+    return path.parent / sibling_name(read_json(path, limit_bytes=1 << 20), key, path)
 
 
-def neighbour(said: Any, key: str, path: object) -> str:
+def sibling_name(said: Any, key: str, path: object) -> str:
     """Return the name of a neighbour that a JSON value, read at `path`, holds under `key`; refuse what is none."""
     name = said.get(key) if isinstance(said, dict) else None
     if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or not name.isprintable():
@@ -168,7 +168,7 @@ def not_writable(path: Path, error: OSError) -> InputError:
                       hint="check the path and its permissions, or choose another folder with --cache or --out")
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Return when the file or folder at `path` has reached the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -177,11 +177,11 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def sync_all(paths: Iterable[Path]) -> None:
+def fsync_all(paths: Iterable[Path]) -> None:
     """Return when every file of `paths`, and every folder that holds one, has reached the disk."""
     files = list(paths)
     for path in [*files, *sorted({path.parent for path in files})]:
-        sync(path)
+        fsync(path)
 
 
 @contextmanager
@@ -203,7 +203,7 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
         yield True
 
 
-def step(name: str) -> None:
+def durable_step(name: str) -> None:
     """Note that the durable step `name` was reached: free, unless KILL_AT has the process killed at just this one."""
     if KILL_AT:
         _steps[name] += 1

@@ -21,7 +21,7 @@ GPU_WORKERS = 3
 """Threads that keep one GPU busy: while one waits for results, the others have launched theirs."""
 
 
-def settled(device: str) -> None:
+def resolve_threads(device: str) -> None:
     """Return when what was given to a GPU is done, so that other streams may use it; at once on a CPU."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(torch.device(device))
@@ -60,7 +60,7 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
-def seat(device: str, threads: int, number: int, of: int) -> tuple[str, int]:
+def assign_gpu(device: str, threads: int, number: int, of: int) -> tuple[str, int]:
     """Return the device and the threads of process `number` (from 0) of the `of` that share a machine.
 
     Parameters
@@ -100,7 +100,7 @@ def _processor() -> str:
         return ""
 
 
-def spread(task: Callable[[Item], Result], items: Sequence[Item], device: str = "cpu") -> list[Result]:
+def map_threads(task: Callable[[Item], Result], items: Sequence[Item], device: str = "cpu") -> list[Result]:
     """Return ``[task(item) for item in items]``, computed on as many cores as torch uses.
 
     Notes
@@ -130,7 +130,7 @@ def serially(task: Callable[[Item], Result], items: Sequence[Item], device: str 
     return [task(item) for item in items]
 
 
-class Crew:
+class TorchThreadPool:
     """Threads that compute, each with one thread of torch: as many as `threads`, or a few for a GPU.
 
     Notes
@@ -155,7 +155,7 @@ class Crew:
         """Return ``[task(item) for item in items]``, as `spread` does; not to be called from within a task."""
         return [promise.result() for promise in [self._pool.submit(task, item) for item in items]]
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> TorchThreadPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,

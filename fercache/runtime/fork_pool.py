@@ -17,15 +17,15 @@ from typing import Any, TypeVar
 import torch
 
 from fercache.errors import BrokenOff
-from fercache.runtime.progress import Meter
+from fercache.runtime.progress import ProgressBar
 
-Job = TypeVar("Job")
-Result = TypeVar("Result")
-Tell = Callable[[float], None]
+ForkJob = TypeVar("ForkJob")
+ForkResult = TypeVar("ForkResult")
+ReportProgress = Callable[[float], None]
 LOOK_EVERY_S = 1.0
 
 
-class Crew:
+class ForkPool:
     """Runs ``task(job, tell)`` for many jobs: on a CPU in forked processes with a thread each, on a GPU in turn.
 
     Notes
@@ -40,7 +40,8 @@ class Crew:
         self.device, self.threads = device, threads
         self.at_once = threads if device == "cpu" else 1
 
-    def run(self, task: Callable[[Job, Tell], Result], jobs: Sequence[Job], bar: Meter) -> list[Result]:
+    def run(self, task: Callable[[ForkJob, ReportProgress], ForkResult], jobs: Sequence[ForkJob],
+            bar: ProgressBar) -> list[ForkResult]:
         """Return ``task(job, tell)`` of each job in order; `tell(amount)` counts units of work on the meter.
 
         Raises
@@ -58,7 +59,8 @@ class Crew:
         finally:
             torch.set_num_threads(self.threads)
 
-    def _side_by_side(self, task: Callable[[Job, Tell], Result], jobs: Sequence[Job], bar: Meter) -> list[Result]:
+    def _side_by_side(self, task: Callable[[ForkJob, ReportProgress], ForkResult], jobs: Sequence[ForkJob],
+                      bar: ProgressBar) -> list[ForkResult]:
         context = get_context("fork")
         done: Synchronized[float] = context.Value("d", 0.0)
         others = active_children()
@@ -112,7 +114,7 @@ def _work(i: int) -> Any:
     return _state["task"](_state["jobs"][i], tell)
 
 
-def _watch(waiting: Sequence[Future[Any]], done: Synchronized[float], bar: Meter) -> None:
+def _watch(waiting: Sequence[Future[Any]], done: Synchronized[float], bar: ProgressBar) -> None:
     """Move the meter until all is done, or one has failed."""
     told = 0.0
     left = set(waiting)

@@ -20,7 +20,7 @@ class _End:
         self.error = error
 
 
-def ahead(items: Iterable[T], most: int) -> Generator[T, None, None]:
+def prefetch(items: Iterable[T], most: int) -> Generator[T, None, None]:
     """Yield the items in order; up to `most` of them are made while the one before is being used.
 
     Notes

@@ -15,7 +15,7 @@ from rich.text import Text
 PLAIN_EVERY_S = 10.0
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return seconds in words: ``2 h 5 min``."""
     minutes = round(seconds / 60)
     if minutes < 2:
@@ -23,7 +23,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
-class Meter:
+class ProgressBar:
     """One piece of long work: `advance` it, `note` what it is at.
 
     Parameters
@@ -65,13 +65,13 @@ class Meter:
         """Return the time left at the mean rate so far, in words; nothing where that is not known."""
         if not self.total or not self.done:
             return ""
-        return f"{duration(max(self.total - self.done, 0) / self.rate())} left"
+        return f"{format_duration(max(self.total - self.done, 0) / self.rate())} left"
 
     def show(self) -> None:
         """Draw the present state."""
 
 
-class _Plain(Meter):
+class _PlainBar(ProgressBar):
     """A line now and then, for logs."""
 
     shown = 0.0
@@ -89,14 +89,14 @@ class _Plain(Meter):
         return f"{self.title}: {self.done:.0f}{goal} {self.unit}, {self.rate():.1f} {self.unit}/s{left} {self.text}"
 
 
-class _Rate(ProgressColumn):
+class _RateColumn(ProgressColumn):
     """Units a second."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed or 0:.0f} {task.fields['unit']}/s", style="cyan")
 
 
-class _Bar(Meter):
+class _RichBar(ProgressBar):
     """A rich progress bar."""
 
     def __init__(self, title: str, total: float | None, unit: str, bars: Progress) -> None:
@@ -108,13 +108,13 @@ class _Bar(Meter):
 
 
 @contextmanager
-def meter(title: str, total: float | None = None, unit: str = "frames") -> Iterator[Meter]:
+def progress_bar(title: str, total: float | None = None, unit: str = "frames") -> Iterator[ProgressBar]:
     """Yield a Meter that shows itself on stderr until the block ends."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Plain(title, total, unit)
+        yield _PlainBar(title, total, unit)
         return
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.completed:.0f}"),
-               _Rate(), TextColumn("{task.fields[left]}"), TextColumn("{task.fields[text]}", style="dim"))
+               _RateColumn(), TextColumn("{task.fields[left]}"), TextColumn("{task.fields[text]}", style="dim"))
     with Progress(*columns, console=console, transient=True) as bars:
-        yield _Bar(title, total, unit, bars)
+        yield _RichBar(title, total, unit, bars)

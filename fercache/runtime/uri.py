@@ -36,10 +36,10 @@ class Url:
         return Url(self.text.rpartition("/")[0])
 
 
-Place: TypeAlias = Path | Url
+Location: TypeAlias = Path | Url
 
 
-def as_place(place: str | Path | Url) -> Place:
+def as_location(place: str | Path | Url) -> Location:
     """Return the path or the URL that is meant; ``file://`` URLs are paths.
 
     Raises

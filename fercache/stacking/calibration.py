@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.data.folds import MIN_GROUPS_TO_CHOOSE
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 
-Shares = NDArray[np.float32]
+Probs = NDArray[np.float32]
 
 BINS = 15
 COLDEST, HOTTEST = 0.2, 5.0
@@ -19,7 +19,7 @@ STEPS = 30
 TINY = 1e-9
 
 
-def temper(probabilities: Shares, temperature: NDArray[np.float64] | float) -> Shares:
+def apply_temperature(probabilities: Probs, temperature: NDArray[np.float64] | float) -> Probs:
     """Return probabilities, ``(n, C)``, flattened (above 1) or sharpened by a temperature, one or ``(n, 1)``."""
     if np.all(np.asarray(temperature) == 1):
         return probabilities
@@ -28,7 +28,7 @@ def temper(probabilities: Shares, temperature: NDArray[np.float64] | float) -> S
     return np.asarray(e / e.sum(1, keepdims=True), np.float32)
 
 
-def fit(probabilities: Shares, label: NDArray[Any]) -> float:
+def fit_temperature(probabilities: Probs, label: NDArray[Any]) -> float:
     """Return the temperature with the least cross entropy on labelled rows (Guo et al. 2017); 1 where there are none.
 
     Notes
@@ -55,30 +55,30 @@ def fit(probabilities: Shares, label: NDArray[Any]) -> float:
     return float(np.round(np.exp((low + high) / 2), 4))
 
 
-def by_fold(book: LogitBook, probabilities: Shares) -> dict[int, float]:
+def temperature_by_fold(book: OofLogits, probabilities: Probs) -> dict[int, float]:
     """Return the temperature for each fold, fitted on the other folds' rows; -1: on all folds' rows.
 
     Notes
     -----
     1 where there are too few groups to choose anything by.
     """
-    fold = book.spread(book.fold)
+    fold = book.per_row(book.fold)
     groups = {g for g, f in zip(book.group, book.fold, strict=True) if f >= 0}
     k = int(book.fold.max()) + 1
     if len(groups) < MIN_GROUPS_TO_CHOOSE:
         return dict.fromkeys([*range(k), -1], 1.0)
     label = np.where(fold >= 0, book.label, -1)
-    return {held: fit(probabilities, np.where(fold == held, -1, label) if held >= 0 else label)
+    return {held: fit_temperature(probabilities, np.where(fold == held, -1, label) if held >= 0 else label)
             for held in [*range(k), -1]}
 
 
-def apply(book: LogitBook, probabilities: Shares, temperatures: dict[int, float]) -> Shares:
+def apply_by_fold(book: OofLogits, probabilities: Probs, temperatures: dict[int, float]) -> Probs:
     """Return every row's probabilities at the temperature that its fold had no say in."""
     per_trial = np.array([temperatures[int(fold)] for fold in book.fold])
-    return temper(probabilities, book.spread(per_trial)[:, None])
+    return apply_temperature(probabilities, book.per_row(per_trial)[:, None])
 
 
-def reliability(probabilities: Shares, label: NDArray[Any]) -> dict[str, Any]:
+def reliability(probabilities: Probs, label: NDArray[Any]) -> dict[str, Any]:
     """Return the expected calibration error and, for each bin of confidence, how often it was right."""
     known = label >= 0
     sure, right = probabilities[known].max(1), probabilities[known].argmax(1) == label[known]

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from fercache import metrics
 from fercache.data.folds import MIN_GROUPS_TO_CHOOSE
 from fercache.errors import InputError
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 from fercache.results import missing_faces
-from fercache.stacking.nested_cv import Nested, Shares
+from fercache.stacking.nested_cv import NestedResult, Probs
 from fercache.stacking.smoothed_mean import softmax
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ LOOK_AHEAD = ("gru", "transformer")
 """Heads that read a window on both sides of a frame."""
 
 
-def without(book: LogitBook) -> LogitBook:
+def drop_lookahead_heads(book: OofLogits) -> OofLogits:
     """Return the book without the heads that look at later frames.
 
     Raises
@@ -51,7 +51,7 @@ def without(book: LogitBook) -> LogitBook:
     return replace(book, heads=kept, logits={head: book.logits[head] for head in kept})
 
 
-WHAT = {"mean": "plain mean of the heads' probabilities",
+DESCRIPTIONS = {"mean": "plain mean of the heads' probabilities",
         "chain": "the heads' log-probabilities as evidence for a Markov chain of the classes",
         "smooth": "the heads' log-probabilities, each smoothed over time, and `chain`, with a weight each and a bias a "
                   "class",
@@ -61,15 +61,15 @@ WHAT = {"mean": "plain mean of the heads' probabilities",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Final:
+class FinalCandidate:
     """The column that preds.csv holds, and why."""
 
-    column: str
+    name: str
     why: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filling:
+class GapFiller:
     """What becomes of a book's frames without a face, worked out once.
 
     Attributes
@@ -80,12 +80,12 @@ class Filling:
     """
 
     policy: str
-    sources: missing_faces.Sources
-    blind: NDArray[np.bool_]
-    early: NDArray[np.bool_]
+    sources: missing_faces.GapSources
+    faceless: NDArray[np.bool_]
+    before_first_face: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, book: LogitBook, policy: str = "nearest", *, causal: bool = False) -> Filling:
+    def of(cls, book: OofLogits, policy: str = "nearest", *, causal: bool = False) -> GapFiller:
         """Return how a book is filled.
 
         Parameters
@@ -99,7 +99,7 @@ class Filling:
             A line is to be causal.
         """
         every = np.arange(len(book.label))
-        found = missing_faces.Sources(every, every.copy(), np.zeros(len(every)))
+        found = missing_faces.GapSources(every, every.copy(), np.zeros(len(every)))
         blind, early = np.zeros((2, len(every)), bool)
         for trial in np.flatnonzero(np.diff(book.offsets)).tolist():
             rows = book.rows(trial)
@@ -107,13 +107,13 @@ class Filling:
             early[rows] = causal & ~np.logical_or.accumulate(valid)
             if valid.all() or not valid.any():
                 continue
-            here = missing_faces.sources(book.time_s[rows], valid, policy, causal=causal)
+            here = missing_faces.gap_sources(book.time_s[rows], valid, policy, causal=causal)
             found.before[rows], found.after[rows] = here.before + rows.start, here.after + rows.start
             found.weight[rows] = here.weight
             blind[rows] = ~valid
-        return cls(policy=policy, sources=found, blind=blind, early=early)
+        return cls(policy=policy, sources=found, faceless=blind, before_first_face=early)
 
-    def again(self, shares: Shares) -> Shares:
+    def refill(self, shares: Probs) -> Probs:
         """Return probabilities whose frames without a face are filled once more, after those with one were changed.
 
         Notes
@@ -123,7 +123,7 @@ class Filling:
         return np.asarray(self.sources.apply(shares), np.float32) if self.policy in missing_faces.COPIED else shares
 
 
-def gather(book: LogitBook, nested: Nested, filling: Filling | None = None) -> dict[str, Shares]:
+def gather_candidates(book: OofLogits, nested: NestedResult, filling: GapFiller | None = None) -> dict[str, Probs]:
     """Return column -> probabilities, ``(R, C)`` float32, of every row of the book.
 
     Parameters
@@ -136,30 +136,30 @@ def gather(book: LogitBook, nested: Nested, filling: Filling | None = None) -> d
     InputError
         Frames are left to the temporal heads, and the book has none.
     """
-    filling = filling or Filling.of(book)
-    heads = {head: softmax(book.logits[head] * ~filling.early[:, None]).astype(np.float32) for head in book.heads}
+    filling = filling or GapFiller.of(book)
+    heads = {head: softmax(book.logits[head] * ~filling.before_first_face[:, None]).astype(np.float32) for head in book.heads}
     said = {**heads, "mean": _mean(heads), **nested.columns}
     filled = {name: filling.sources.apply(values) for name, values in said.items()}
     if filling.policy in missing_faces.COPIED:
         return filled
-    speakers = missing_faces.own_word(book.heads, filling.policy)
+    speakers = missing_faces.unfilled_heads(book.heads, filling.policy)
     if not speakers:
         raise InputError("no temporal head to leave the frames without a face to", where="stack, gaps = mask",
                          hint=f"train one of {', '.join(missing_faces.TEMPORAL)}, or choose another policy with --gaps")
-    spoken = _mean({head: heads[head][filling.blind] for head in speakers})
+    spoken = _mean({head: heads[head][filling.faceless] for head in speakers})
     for name in filled:
         if name not in speakers:
-            filled[name][filling.blind] = spoken
+            filled[name][filling.faceless] = spoken
     return filled
 
 
-def _mean(heads: dict[str, Shares]) -> Shares:
+def _mean(heads: dict[str, Probs]) -> Probs:
     """Return the plain mean of the heads' probabilities."""
     first = next(iter(heads.values()))
     return np.asarray(sum(heads.values(), np.zeros(first.shape, np.float32)) / len(heads), np.float32)
 
 
-def choose(book: LogitBook, columns: dict[str, Shares], wanted: str, metric: str) -> Final:
+def choose_final(book: OofLogits, columns: dict[str, Probs], wanted: str, metric: str) -> FinalCandidate:
     """Return the final column: the one that was asked for, or the one that scored best out of fold.
 
     Raises
@@ -175,32 +175,32 @@ def choose(book: LogitBook, columns: dict[str, Shares], wanted: str, metric: str
         if wanted not in columns:
             raise InputError(f"no column {wanted!r} to be final", where="stack",
                              hint=f"this book gives {', '.join(columns)}")
-        return Final(column=wanted, why="asked for")
-    held = (book.spread(book.fold) >= 0) & (book.label >= 0)
+        return FinalCandidate(name=wanted, why="asked for")
+    held = (book.per_row(book.fold) >= 0) & (book.label >= 0)
     groups = len({g for g, f in zip(book.group, book.fold, strict=True) if f >= 0})
-    clean = [name for name in columns if name not in tainted(book, columns)]
+    clean = [name for name in columns if name not in leaky_heads(book, columns)]
     if not clean:
         raise InputError("every column has a source that was fitted on the training rows; nothing can be chosen",
                          where="stack", hint="name one with --final, or leave the in-sample source out of --logits")
     if book.epochs_fixed or groups < MIN_GROUPS_TO_CHOOSE:
-        return Final(column="mean" if "mean" in clean else clean[0],
+        return FinalCandidate(name="mean" if "mean" in clean else clean[0],
                      why=f"{groups} groups: with fewer than {MIN_GROUPS_TO_CHOOSE} nothing is chosen by score, and the "
                          "plain mean is final")
     figure = metrics.official(metric)
     scores = {name: float(figure(metrics.confusion(book.label[held], columns[name][held].argmax(1),
                                                    len(book.classes)))) for name in clean}
     best = max(scores, key=lambda name: scores[name])
-    return Final(column=best, why=f"best {metric} out of fold ({scores[best]:.4f}) on the training groups")
+    return FinalCandidate(name=best, why=f"best {metric} out of fold ({scores[best]:.4f}) on the training groups")
 
 
-def tainted(book: LogitBook, columns: Iterable[str]) -> dict[str, str]:
+def leaky_heads(book: OofLogits, columns: Iterable[str]) -> dict[str, str]:
     """Return column -> why its training rows are not out of fold, for those of which that is so."""
-    bad = book.tainted
+    bad = book.leaky_heads
     return {name: f"declared in-sample: {name if name in bad else 'learnt with ' + ', '.join(bad)}" for name in columns
             if bad and (name in bad or name not in book.heads)}
 
 
-def millionths(probabilities: Shares) -> NDArray[np.int32]:
+def to_ppm(probabilities: Probs) -> NDArray[np.int32]:
     """Return probabilities, ``(R, C)``, in millionths that sum to a million in each row.
 
     Notes

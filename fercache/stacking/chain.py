@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.oof import LogitBook
-from fercache.stacking.features import ClipView, Sample
+from fercache.oof import OofLogits
+from fercache.stacking.features import ClipView, TrainingSample
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -46,7 +46,7 @@ class Heard(NamedTuple):
     """What is heard of one clip: log-probabilities of the frames that count, ``(M, H, C)``, and their times, ``(M,)``.
     """
 
-    said: NDArray[np.floating]
+    log_probs: NDArray[np.floating]
     time_s: Floats
 
 
@@ -78,13 +78,13 @@ class Chain:
         return cls(prior=said["prior"], **{name: np.array(said[name], float)
                                            for name in ("rate", "jump", "share", "power")})
 
-    def says(self, clips: Sequence[Heard], causal: bool) -> list[NDArray[np.float32]]:
+    def predict(self, clips: Sequence[Heard], causal: bool) -> list[NDArray[np.float32]]:
         """Return the log-probabilities of each clip's frames that count, ``(M, C)`` each, not below log `FLOOR`."""
         found: list[NDArray[np.float32]] = [np.zeros((0, len(self.share)), np.float32)] * len(clips)
-        for batch in _batches([len(clip.said) for clip in clips]):
+        for batch in _batches([len(clip.log_probs) for clip in clips]):
             probable = self._passes([clips[i] for i in batch], causal)
             for place, i in enumerate(batch):
-                found[i] = np.log(np.maximum(probable[place, :len(clips[i].said)], FLOOR)).astype(np.float32)
+                found[i] = np.log(np.maximum(probable[place, :len(clips[i].log_probs)], FLOOR)).astype(np.float32)
         return found
 
     @cached_property
@@ -127,7 +127,7 @@ class Chain:
 
     def _evidence(self, clips: Sequence[Heard]) -> tuple[Floats, Floats]:
         """Return how likely each frame is in each stage, and how probable it is to stay in it, both ``(n, M, S)``."""
-        most = max(len(clip.said) for clip in clips)
+        most = max(len(clip.log_probs) for clip in clips)
         logs = np.zeros((len(clips), most, len(self.share)))
         passed = np.zeros((len(clips), most))
         for i, (said, time_s) in enumerate(clips):
@@ -169,7 +169,7 @@ def fit(clips: Sequence[Heard], labels: Sequence[Labels], causal: bool) -> Chain
     many = max(sum(map(len, rows)), 1)
 
     def loss(one: Chain) -> float:
-        said = one.says(pieces, causal)
+        said = one.predict(pieces, causal)
         right = [part[row, label[row]].sum(dtype=float) for part, label, row in zip(said, known, rows, strict=True)]
         return -float(sum(right)) / many
 
@@ -183,7 +183,7 @@ def fit(clips: Sequence[Heard], labels: Sequence[Labels], causal: bool) -> Chain
 def _counted(clips: Sequence[Heard], labels: Sequence[Labels]) -> Chain:
     """Return the chain as far as it is counted: ends of a class by its seconds, with half an end more for each class.
     """
-    heads, classes = clips[0].said.shape[1:]
+    heads, classes = clips[0].log_probs.shape[1:]
     ends, seconds = np.full((classes, classes), PSEUDO), np.full(classes, PSEUDO)
     for (_, time_s), label in zip(clips, labels, strict=True):
         step = np.minimum(np.diff(time_s, prepend=time_s[:1] - FIRST_S), MOST_S)
@@ -200,7 +200,7 @@ def _pieces(clips: Sequence[Heard], labels: Sequence[Labels]) -> tuple[list[Hear
     cuts = [(i, start) for i, label in enumerate(labels) for start in range(0, len(label), PIECE)]
     total = sum(map(len, labels))
     chosen = cuts[::max(1, -(-total // MOST_ROWS))]
-    return ([Heard(clips[i].said[a:a + PIECE], clips[i].time_s[a:a + PIECE]) for i, a in chosen],
+    return ([Heard(clips[i].log_probs[a:a + PIECE], clips[i].time_s[a:a + PIECE]) for i, a in chosen],
             [labels[i][a:a + PIECE] for i, a in chosen])
 
 
@@ -252,7 +252,7 @@ def beside(x: Singles, smoothed: Singles, said: Singles) -> tuple[Singles, Singl
 
 def heard(view: ClipView) -> Heard:
     """Return what a chain hears of a clip."""
-    return Heard(view.said.astype(np.float32), view.time_s)
+    return Heard(view.log_probs.astype(np.float32), view.time_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,9 +271,9 @@ class Clips:
     causal: bool
 
     @classmethod
-    def of(cls, book: LogitBook, rows: NDArray[np.int64], causal: bool) -> Clips:
+    def of(cls, book: OofLogits, rows: NDArray[np.int64], causal: bool) -> Clips:
         """Return the clips of some rows of a book."""
-        trials = book.spread(np.arange(len(book.trials)))[rows]
+        trials = book.per_row(np.arange(len(book.trials)))[rows]
         heard_, label, place = {}, {}, {}
         for trial in np.unique(trials).tolist():
             mine, view = book.rows(trial), ClipView.of(book, trial, causal)
@@ -286,9 +286,9 @@ class Clips:
         """Return the chain that is fitted on some of the clips."""
         return fit([self.heard[t] for t in trials], [self.label[t] for t in trials], self.causal)
 
-    def joined(self, sample: Sample, spoken: Chain, trials: Sequence[int]) -> Sample:
+    def joined(self, sample: TrainingSample, spoken: Chain, trials: Sequence[int]) -> TrainingSample:
         """Return rows to learn from, all rows of some clips in order, with what the chain says of them beside."""
-        said = spoken.says([self.heard[t] for t in trials], self.causal)
+        said = spoken.predict([self.heard[t] for t in trials], self.causal)
         rows = [one[self.place[t]] for one, t in zip(said, trials, strict=True)]
         x, smoothed = beside(sample.x, sample.smoothed, np.concatenate(rows))
         return replace(sample, x=x, smoothed=smoothed)

@@ -15,9 +15,17 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.oof import LogitBook
-from fercache.results.smoothing import Nearest, Reach, Sums, highest, lagged, nearest, reach
-from fercache.runtime.progress import Meter
+from fercache.oof import OofLogits
+from fercache.results.smoothing import (
+    CumulativeSums,
+    NearestRow,
+    WindowReach,
+    highest,
+    lagged,
+    nearest_row,
+    window_reach,
+)
+from fercache.runtime.progress import ProgressBar
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -30,7 +38,7 @@ SIDE_S = 1.0
 LAG_S = 1 / 3
 SPREAD_S = 1.5
 MOST_S = 5.0
-DOUBT_S = (0.5, 5.0)
+ENTROPY_S = (0.5, 5.0)
 SEEN_S = (0.5, 3.0)
 FAR_S = 10.0
 """Seconds to a face beyond which nothing is told apart."""
@@ -65,33 +73,33 @@ class ClipView:
     """
 
     counts: NDArray[np.bool_]
-    filled: Nearest
-    said: Floats
+    filled: NearestRow
+    log_probs: Floats
     time_s: Floats
     seen: tuple[Floats, ...]
     pooled: Floats | None = None
     causal: bool = False
 
     @classmethod
-    def of(cls, book: LogitBook, trial: int, causal: bool = False) -> ClipView:
+    def of(cls, book: OofLogits, trial: int, causal: bool = False) -> ClipView:
         """Return the view of one trial of the book."""
         rows = book.rows(trial)
         valid, time_s = book.valid[rows], book.time_s[rows]
         counts = valid if valid.any() or causal else np.ones(len(valid), bool)
         said = np.stack([log_softmax(book.logits[head][rows][counts]) for head in book.heads], 1)
-        faces = Sums(np.zeros((len(valid), 1)), valid, causal=causal)
+        faces = CumulativeSums(np.zeros((len(valid), 1)), valid, causal=causal)
         seen = tuple(faces.share(_reach(time_s, width, causal))[counts] for width in SEEN_S)
         pooled = np.stack([book.pooled[head][rows][counts] for head in book.heads], 1) if book.pooled else None
-        return cls(counts=counts, filled=nearest(time_s, counts, causal=causal), said=said, time_s=time_s[counts],
+        return cls(counts=counts, filled=nearest_row(time_s, counts, causal=causal), log_probs=said, time_s=time_s[counts],
                    seen=seen, pooled=pooled, causal=causal)
 
-    def reach(self, width_s: float) -> Reach:
+    def reach(self, width_s: float) -> WindowReach:
         """Return each row's window of that half-width."""
         return _reach(self.time_s, width_s, self.causal)
 
-    def sums(self, values: Floats) -> Sums:
+    def sums(self, values: Floats) -> CumulativeSums:
         """Return the running sums of values of the frames that count, ``(M, D)``."""
-        return Sums(values, np.ones(len(values), bool), causal=self.causal)
+        return CumulativeSums(values, np.ones(len(values), bool), causal=self.causal)
 
     def spread_to_gaps(self, values: Singles) -> Singles:
         """Return values of all frames, ``(T, ...)``, from those of the frames that count, ``(M, ...)``.
@@ -107,12 +115,12 @@ class ClipView:
         return np.asarray(spread)
 
 
-def _reach(time_s: Floats, width_s: float, causal: bool) -> Reach:
-    return reach(time_s, width_s, 0.0 if causal else width_s)
+def _reach(time_s: Floats, width_s: float, causal: bool) -> WindowReach:
+    return window_reach(time_s, width_s, 0.0 if causal else width_s)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Columns:
+class FeatureColumns:
     """Which features there are, and how they are built.
 
     Attributes
@@ -153,7 +161,8 @@ class Columns:
         return []
 
     def _plain(self) -> list[str]:
-        doubt = [f"{what} {width:.2g} s" for width in DOUBT_S for what in ("doubt spread", "doubt most", "doubt least")]
+        doubt = [f"{what} {width:.2g} s" for width in ENTROPY_S
+                 for what in ("doubt spread", "doubt most", "doubt least")]
         faces = ["face before s", *([] if self.causal else ["face after s"])]
         return [*(f"{head}:entropy" for head in self.heads), "disagreement", *doubt, "slope of the leader",
                 *(f"seen {width:.2g} s" for width in SEEN_S), *faces]
@@ -162,61 +171,63 @@ class Columns:
         """Return the features of the frames that count, ``(M, F)``."""
         if view.pooled is not None:
             return view.pooled.reshape(len(view.pooled), -1).astype(np.float32)
-        if not len(view.said):
+        if not len(view.log_probs):
             return np.zeros((0, len(self.names)), np.float32)
-        pooled = view.said.mean(1)
-        channels = [*self._now_and_near(view), *_around(pooled, view), _doubt(view), _moving_doubt(pooled, view),
+        pooled = view.log_probs.mean(1)
+        channels = [*self._now_and_near(view), *_around(pooled, view), _entropy(view), _moving_entropy(pooled, view),
                     _slope(pooled, view), np.stack(view.seen, 1), _faces(view)]
         return np.concatenate(channels, 1).astype(np.float32)
 
     def smoothed(self, view: ClipView) -> Singles:
         """Return each head's moving mean of each width at the frames that count, ``(M, H, W, C)``."""
-        m, h, c = view.said.shape
+        m, h, c = view.log_probs.shape
         if view.pooled is not None:
             return view.pooled[:, :, :1].astype(np.float32)
-        sums = view.sums(view.said.reshape(m, h * c))
-        means = [view.said, *(sums.mean(view.reach(width)).reshape(m, h, c) for width in self.widths[1:])]
+        sums = view.sums(view.log_probs.reshape(m, h * c))
+        means = [view.log_probs, *(sums.mean(view.reach(width)).reshape(m, h, c) for width in self.widths[1:])]
         return np.stack(means, 2).astype(np.float32)
 
     def _now_and_near(self, view: ClipView) -> list[Floats]:
         """Return what each head says at and about each frame, ``(M, C)`` each."""
-        own, (m, h, c) = self._own(), view.said.shape
-        now = [view.said[:, i] for i in range(h)] if own else []
+        own, (m, h, c) = self._own(), view.log_probs.shape
+        now = [view.log_probs[:, i] for i in range(h)] if own else []
         if len(own) <= h:
             return now
-        near = view.sums(view.said.reshape(m, h * c)).mean(view.reach(HEAD_WIDTH_S))
+        near = view.sums(view.log_probs.reshape(m, h * c)).mean(view.reach(HEAD_WIDTH_S))
         return now + [near[:, i * c:(i + 1) * c] for i in range(h)]
 
 
-def of(book: LogitBook, causal: bool) -> Columns:
+def feature_columns(book: OofLogits, causal: bool) -> FeatureColumns:
     """Return the features that are built of a book."""
-    return Columns(heads=book.heads, classes=book.classes, level="clip" if book.pooled else "frame", causal=causal)
+    return FeatureColumns(heads=book.heads, classes=book.classes, level="clip" if book.pooled else "frame",
+                          causal=causal)
 
 
 def _around(pooled: Floats, view: ClipView) -> list[Floats]:
     """Return what the heads together say around each frame, ``(M, C)`` each."""
     sums, time_s = view.sums(pooled), view.time_s
     means = [sums.mean(view.reach(width)) for width in WIDTHS_S]
-    sides = [sums.mean(reach(time_s, SIDE_S, 0)), *([] if view.causal else [sums.mean(reach(time_s, 0, SIDE_S))])]
-    whole = sums.mean(reach(time_s, np.inf, 0 if view.causal else np.inf))
+    sides = [sums.mean(window_reach(time_s, SIDE_S, 0)),
+             *([] if view.causal else [sums.mean(window_reach(time_s, 0, SIDE_S))])]
+    whole = sums.mean(window_reach(time_s, np.inf, 0 if view.causal else np.inf))
     return [*means, *sides, lagged(pooled, time_s, LAG_S), whole, sums.spread(view.reach(SPREAD_S)),
             highest(pooled, view.reach(MOST_S))]
 
 
-def _doubt(view: ClipView) -> Floats:
+def _entropy(view: ClipView) -> Floats:
     """Return the entropy of each head and the disagreement between them (Jensen-Shannon), ``(M, H + 1)``."""
-    p = np.exp(view.said)
-    entropy = -(p * view.said).sum(-1)
+    p = np.exp(view.log_probs)
+    entropy = -(p * view.log_probs).sum(-1)
     mixed = p.mean(1)
     apart = -(mixed * np.log(np.maximum(mixed, FLOOR))).sum(-1) - entropy.mean(1)
     return np.concatenate([entropy, apart[:, None]], 1)
 
 
-def _moving_doubt(pooled: Floats, view: ClipView) -> Floats:
+def _moving_entropy(pooled: Floats, view: ClipView) -> Floats:
     """Return spread, most and least of the pooled entropy over each width of `DOUBT_S`, ``(M, 3 x widths)``."""
     entropy = -(np.exp(pooled) * pooled).sum(-1, keepdims=True)
     sums = view.sums(entropy)
-    windows = [view.reach(width) for width in DOUBT_S]
+    windows = [view.reach(width) for width in ENTROPY_S]
     return np.concatenate([part for w in windows for part in (sums.spread(w), highest(entropy, w),
                                                               -highest(-entropy, w))], 1)
 
@@ -224,8 +235,8 @@ def _moving_doubt(pooled: Floats, view: ClipView) -> Floats:
 def _slope(pooled: Floats, view: ClipView) -> Floats:
     """Return how fast the class that leads now is rising, in log-probability a second, ``(M, 1)``."""
     sums = view.sums(pooled)
-    ahead = pooled if view.causal else sums.mean(reach(view.time_s, 0, SIDE_S))
-    rise = (ahead - sums.mean(reach(view.time_s, SIDE_S, 0))) / SIDE_S
+    ahead = pooled if view.causal else sums.mean(window_reach(view.time_s, 0, SIDE_S))
+    rise = (ahead - sums.mean(window_reach(view.time_s, SIDE_S, 0))) / SIDE_S
     return np.take_along_axis(rise, pooled.argmax(1)[:, None], 1)
 
 
@@ -238,7 +249,7 @@ def _faces(view: ClipView) -> Floats:
 
 def total_columns(heads: Sequence[str], classes: Sequence[str]) -> int:
     """Return how many features a book of these heads and classes has."""
-    return len(Columns(heads=tuple(heads), classes=tuple(classes)).names)
+    return len(FeatureColumns(heads=tuple(heads), classes=tuple(classes)).names)
 
 
 # Which rows the stacker learns from: labelled, with a face, out of fold, and not the near copies between them.
@@ -247,7 +258,7 @@ STEP_S = 0.1
 """Rows nearer to each other than this are copies of each other in all that matters here."""
 MOST = 60_000
 """With more rows than this the step grows: a few hundred trials hold no more information than so many rows."""
-STRETCH_S = 10.0
+BLOCK_S = 10.0
 """Rows of one clip within so many seconds count as one case, however many they are: expressions last for seconds."""
 REFITTED = -1
 """The fold of rows that no fold holds out and that a refit learns from all the same."""
@@ -256,7 +267,7 @@ PARTS = ("rows", "x", "smoothed", "label", "fold", "group", "stretch")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class TrainingSample:
     """Rows to learn from, ``n`` of them.
 
     Attributes
@@ -274,20 +285,20 @@ class Sample:
     label: NDArray[np.int64]
     fold: NDArray[np.int64]
     group: NDArray[np.int64]
-    stretch: NDArray[np.int64]
+    block_id: NDArray[np.int64]
     classes: int
 
-    def without(self, fold: int) -> Sample:
+    def without(self, fold: int) -> TrainingSample:
         """Return the rows that the member of a fold learns from: those of the other folds; -1 leaves none out."""
         return self.where((self.fold != fold) & (self.fold != REFITTED)) if fold >= 0 else self
 
-    def where(self, keep: NDArray[np.bool_]) -> Sample:
+    def where(self, keep: NDArray[np.bool_]) -> TrainingSample:
         """Return the rows that `keep`, ``(n,)``, says."""
-        return Sample(**{name: getattr(self, name)[keep] for name in PARTS}, classes=self.classes)
+        return TrainingSample(**{name: getattr(self, name)[keep] for name in PARTS}, classes=self.classes)
 
-    def cases(self) -> int:
+    def effective_n(self) -> int:
         """Return how many cases the rows are: neighbours are near copies, and must not pass for evidence."""
-        return max(len(np.unique(self.stretch)), 1)
+        return max(len(np.unique(self.block_id)), 1)
 
     def weights(self, balance: float) -> Floats:
         """Return a weight a row, ``(n,)``, of mean 1: one over the class's share to the power of `balance`."""
@@ -296,7 +307,7 @@ class Sample:
         return np.asarray(weight / weight.mean())
 
 
-def draw(book: LogitBook, columns: Columns, refit: bool, bar: Meter) -> Sample:
+def draw_sample(book: OofLogits, columns: FeatureColumns, refit: bool, bar: ProgressBar) -> TrainingSample:
     """Return the sample of a book's out-of-fold rows, with their features; one trial at a time.
 
     Parameters
@@ -304,24 +315,24 @@ def draw(book: LogitBook, columns: Columns, refit: bool, bar: Meter) -> Sample:
     refit : take the labelled rows of the validation split too.
     """
     chosen = thinned(book, refit)
-    trial = book.spread(np.arange(len(book.trials)))
+    trial = book.per_row(np.arange(len(book.trials)))
     built = [_features(book, i, chosen, columns, bar) for i in range(len(book.trials)) if chosen[book.rows(i)].any()]
     rows = np.flatnonzero(chosen)
     _, group = np.unique(np.array(book.group, object).astype(str), return_inverse=True)
     shape = (0, len(book.heads), len(columns.widths), len(book.classes))
-    _, stretch = np.unique(np.stack([trial[rows], book.time_s[rows] // STRETCH_S]), axis=1, return_inverse=True)
-    return Sample(rows=rows, x=np.concatenate([np.zeros((0, len(columns.names)), np.float32), *(x for x, _ in built)]),
+    _, stretch = np.unique(np.stack([trial[rows], book.time_s[rows] // BLOCK_S]), axis=1, return_inverse=True)
+    return TrainingSample(rows=rows, x=np.concatenate([np.zeros((0, len(columns.names)), np.float32), *(x for x, _ in built)]),
                   smoothed=np.concatenate([np.zeros(shape, np.float32), *(z for _, z in built)]),
                   label=book.label[rows].astype(np.int64), fold=book.fold[trial[rows]].astype(np.int64),
-                  group=group[trial[rows]], stretch=stretch, classes=len(book.classes))
+                  group=group[trial[rows]], block_id=stretch, classes=len(book.classes))
 
 
-def thinned(book: LogitBook, refit: bool = False) -> NDArray[np.bool_]:
+def thinned(book: OofLogits, refit: bool = False) -> NDArray[np.bool_]:
     """Return which rows of the book, ``(R,)``, the stacker learns from."""
     held = book.fold >= 0
     if refit:
         held = held | (np.array(book.split) == "validation")
-    can = (book.label >= 0) & book.valid & book.spread(held)
+    can = (book.label >= 0) & book.valid & book.per_row(held)
     kept, step = _one_a_step(book, can, STEP_S), STEP_S
     while kept.sum() > MOST:
         step *= max(1.05, kept.sum() / MOST)
@@ -329,11 +340,11 @@ def thinned(book: LogitBook, refit: bool = False) -> NDArray[np.bool_]:
     return kept
 
 
-def _one_a_step(book: LogitBook, can: NDArray[np.bool_], step_s: float) -> NDArray[np.bool_]:
+def _one_a_step(book: OofLogits, can: NDArray[np.bool_], step_s: float) -> NDArray[np.bool_]:
     """Return the first row of each step of each trial, of those that `can`."""
     rows = np.flatnonzero(can)
     step = np.floor(book.time_s[rows] / step_s + 1e-6)
-    trial = book.spread(np.arange(len(book.trials)))[rows]
+    trial = book.per_row(np.arange(len(book.trials)))[rows]
     new = np.ones(len(rows), bool)
     new[1:] = (np.diff(step) != 0) | (np.diff(trial) != 0)
     kept = np.zeros(len(can), bool)
@@ -341,8 +352,8 @@ def _one_a_step(book: LogitBook, can: NDArray[np.bool_], step_s: float) -> NDArr
     return kept
 
 
-def _features(book: LogitBook, trial: int, chosen: NDArray[np.bool_], columns: Columns,
-              bar: Meter) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _features(book: OofLogits, trial: int, chosen: NDArray[np.bool_], columns: FeatureColumns,
+              bar: ProgressBar) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return features and moving means of the chosen rows of one trial."""
     bar.advance()
     view = ClipView.of(book, trial, columns.causal)

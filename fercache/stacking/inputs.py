@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache import logits_import
-from fercache.config import digest
+from fercache.config import fingerprint_of
 from fercache.errors import InputError
-from fercache.oof import IN_SAMPLE, LogitBook
+from fercache.oof import IN_SAMPLE, OofLogits
 from fercache.stacking.features import FLOOR, log_softmax
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 CLIP_LEVEL = "clip"
 
 
-def joined(book: LogitBook, sources: Sequence[LogitBook]) -> LogitBook:
+def merge_logits(book: OofLogits, sources: Sequence[OofLogits]) -> OofLogits:
     """Return the book with the imported logits as further heads.
 
     Raises
@@ -35,7 +35,7 @@ def joined(book: LogitBook, sources: Sequence[LogitBook]) -> LogitBook:
     return book
 
 
-def book_of(cache: Path, dataset: str, trained: Path | None, names: Sequence[str]) -> LogitBook:
+def load_logits(cache: Path, dataset: str, trained: Path | None, names: Sequence[str]) -> OofLogits:
     """Return the book that a stack learns from: the heads' one, imported logits beside it; or imported logits alone.
 
     Parameters
@@ -52,15 +52,15 @@ def book_of(cache: Path, dataset: str, trained: Path | None, names: Sequence[str
     """
     sources = logits_import.load(cache, dataset, names)
     if trained:
-        return joined(LogitBook.load(trained), sources)
+        return merge_logits(OofLogits.load(trained), sources)
     if not sources:
         raise InputError("neither heads nor imported logits", where=f"data set {dataset}",
                          hint="run `fercache train-heads`, or `fercache logits import`")
     first = next((s for s in sources if s.provenance.get("level") != CLIP_LEVEL), sources[0])
-    return joined(first, [source for source in sources if source is not first])
+    return merge_logits(first, [source for source in sources if source is not first])
 
 
-def refuse_in_sample(book: LogitBook, force: bool) -> None:
+def refuse_in_sample(book: OofLogits, force: bool) -> None:
     """Refuse sources that were fitted on the rows that the stacker is to learn from.
 
     Raises
@@ -68,14 +68,14 @@ def refuse_in_sample(book: LogitBook, force: bool) -> None:
     InputError
         There is one, and it is not forced.
     """
-    if book.tainted and not force:
-        raise InputError(f"declared {IN_SAMPLE}: {', '.join(book.tainted)} saw the labels of the training rows, so "
+    if book.leaky_heads and not force:
+        raise InputError(f"declared {IN_SAMPLE}: {', '.join(book.leaky_heads)} saw the labels of the training rows, so "
                          "what the stacker would learn is how far to trust a memory", where="stack, logits",
                          hint="leave it out of --logits, or import out-of-fold logits of that model; --force learns "
                               "from it all the same, keeps it out of `--final auto` and says so in the output")
 
 
-def _with(book: LogitBook, source: LogitBook) -> LogitBook:
+def _with(book: OofLogits, source: OofLogits) -> OofLogits:
     (name,) = source.heads
     if name in book.heads:
         raise InputError(f"two sources are called {name!r}", where="stack, logits", hint="import it by another name")
@@ -94,11 +94,11 @@ def _with(book: LogitBook, source: LogitBook) -> LogitBook:
     values = np.where((found >= 0)[:, None], said[np.maximum(found, 0)], even).astype(np.float32)
     return replace(book, heads=(*book.heads, name), logits={**book.logits, name: values},
                    declared={**book.declared, **source.declared},
-                   fingerprint=digest([book.fingerprint, source.fingerprint]),
+                   fingerprint=fingerprint_of([book.fingerprint, source.fingerprint]),
                    provenance={**book.provenance, f"logits {name}": source.provenance})
 
 
-def _matched(book: LogitBook, source: LogitBook) -> NDArray[np.int64]:
+def _matched(book: OofLogits, source: OofLogits) -> NDArray[np.int64]:
     """Return the source's row for each row of the book, ``(R,)``, -1 where it has none."""
     place = {trial: i for i, trial in enumerate(source.trials)}
     whole = source.provenance.get("level") == CLIP_LEVEL
@@ -120,7 +120,7 @@ def _matched(book: LogitBook, source: LogitBook) -> NDArray[np.int64]:
 
 # From frames to clips: one row a clip, for sets that have one label a clip.
 
-def pooled(book: LogitBook) -> LogitBook:
+def aggregate_clips(book: OofLogits) -> OofLogits:
     """Return the book with one row a clip: the mean of the heads' probabilities over the frames of all its people.
 
     Raises
@@ -141,7 +141,7 @@ def pooled(book: LogitBook) -> LogitBook:
     rows = [_rows(book, members[name]) for name in names]
     means, stats = {}, {}
     for head in book.heads:
-        both = [_pool(book.logits[head][mine]) for mine in rows]
+        both = [_aggregate(book.logits[head][mine]) for mine in rows]
         means[head] = np.stack([mean for mean, _ in both])
         stats[head] = np.stack([stat for _, stat in both])
     return replace(book, trials=tuple(names), clip=(), group=tuple(book.group[i] for i in firsts),
@@ -152,13 +152,13 @@ def pooled(book: LogitBook) -> LogitBook:
                    logits=means, pooled=stats)
 
 
-def frames_of(book: LogitBook, clips: LogitBook) -> NDArray[np.int64]:
+def rows_of_clips(book: OofLogits, clips: OofLogits) -> NDArray[np.int64]:
     """Return the clip, as a row of the pooled book, of each row of the book, ``(R,)``."""
     place = {name: i for i, name in enumerate(clips.trials)}
-    return np.asarray(book.spread(np.array([place[name] for name in book.clips], np.int64)))
+    return np.asarray(book.per_row(np.array([place[name] for name in book.clips], np.int64)))
 
 
-def _one_side(book: LogitBook, name: str, trials: list[int]) -> int:
+def _one_side(book: OofLogits, name: str, trials: list[int]) -> int:
     """Return the first trial of a clip, all of whose trials stand together."""
     sides = {(book.group[i], book.split[i], int(book.fold[i])) for i in trials}
     if len(sides) > 1:
@@ -167,14 +167,14 @@ def _one_side(book: LogitBook, name: str, trials: list[int]) -> int:
     return trials[0]
 
 
-def _rows(book: LogitBook, trials: list[int]) -> NDArray[np.int64]:
+def _rows(book: OofLogits, trials: list[int]) -> NDArray[np.int64]:
     """Return the rows of a clip that count."""
     rows = np.concatenate([np.arange(book.offsets[i], book.offsets[i + 1]) for i in trials])
     seen = rows[book.valid[rows]]
     return seen if len(seen) else rows
 
 
-def _label(book: LogitBook, name: str, trials: list[int]) -> int:
+def _label(book: OofLogits, name: str, trials: list[int]) -> int:
     rows = np.concatenate([np.arange(book.offsets[i], book.offsets[i + 1]) for i in trials])
     known = np.unique(book.label[rows][book.label[rows] >= 0])
     if len(known) > 1:
@@ -183,7 +183,7 @@ def _label(book: LogitBook, name: str, trials: list[int]) -> int:
     return int(known[0]) if len(known) else -1
 
 
-def _pool(logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _aggregate(logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return log of the mean probability, ``(C,)``, and the statistics, ``(S, C)``, of a clip's frames."""
     if not len(logits):
         even = np.full(logits.shape[1], -np.log(logits.shape[1]))

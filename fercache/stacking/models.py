@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from fercache.data import folds
-from fercache.stacking.features import Sample
+from fercache.stacking.features import TrainingSample
 
 # The door of scikit-learn: logistic regression on the same features, the plainest stacker there is.
 
@@ -24,7 +24,7 @@ FLOOR = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear:
+class LinearModel:
     """Weights ``(C, F)`` and bias ``(C,)`` for standardised features; classes never seen have a bias of log `FLOOR`."""
 
     mean: Floats
@@ -37,7 +37,7 @@ class Linear:
         return np.asarray((x - self.mean) / self.scale @ self.weights.T + self.bias)
 
 
-def fit_linear(sample: Sample, balance: float) -> Linear:
+def fit_linear(sample: TrainingSample, balance: float) -> LinearModel:
     """Return multinomial logistic regression fitted to a sample (to every so many of its rows if it is large)."""
     every = -(-len(sample.rows) // MOST_ROWS)
     part = sample.where(np.arange(len(sample.rows)) % every == 0) if every > 1 else sample
@@ -47,13 +47,13 @@ def fit_linear(sample: Sample, balance: float) -> Linear:
     known = np.unique(part.label)
     if len(known) == 1:  # scikit-learn refuses to learn one class
         bias[known] = 0.0
-        return Linear(mean=mean, scale=scale, weights=weights, bias=bias)
-    model = LogisticRegression(C=STRENGTH * part.cases() / len(x), max_iter=MOST_STEPS)
+        return LinearModel(mean=mean, scale=scale, weights=weights, bias=bias)
+    model = LogisticRegression(C=STRENGTH * part.effective_n() / len(x), max_iter=MOST_STEPS)
     model.fit((x - mean) / scale, part.label, sample_weight=part.weights(balance))
     two = len(known) == 2
     weights[known] = np.concatenate([-model.coef_, model.coef_]) / 2 if two else model.coef_
     bias[known] = np.concatenate([-model.intercept_, model.intercept_]) / 2 if two else model.intercept_
-    return Linear(mean=mean, scale=scale, weights=weights, bias=bias)
+    return LinearModel(mean=mean, scale=scale, weights=weights, bias=bias)
 
 
 LEAVES = 4
@@ -62,23 +62,23 @@ MOST_ROUNDS = 150
 PATIENCE = 15
 FEW_GROUPS_ROUNDS = 10
 """Rounds where there are too few groups to stop early by."""
-WATCH_SHARE = 0.25
+VAL_FRACTION = 0.25
 """Share of the groups kept aside to choose the number of rounds; then all groups are fitted with that number."""
-CASES_A_LEAF = 2
+EFFECTIVE_N_A_LEAF = 2
 """A leaf holds at least as many rows as this many cases (stretches of a clip) have."""
-SHRINK_CASES = 20.0
+SHRINK_EFFECTIVE_N = 20.0
 """The L2 penalty of a leaf, as the rows of so many cases."""
 ROWS_FOR_THREADS = 20_000
 """With fewer rows threads wait for each other longer than they work."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trees:
+class TreesModel:
     """A fitted booster and how it was stopped: `rounds` chosen on `watched` groups (0: a fixed number)."""
 
     booster: lightgbm.Booster
     rounds: int
-    watched: int
+    val_groups: int
 
     def correction(self, x: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
         """Return what is added to the start's log-probabilities, ``(n, C)``, for features ``(n, F)``."""
@@ -97,7 +97,7 @@ class Trees:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TreesPlan:
     """How trees are fitted: `balance` is the power of one over the class's share that weighs a row."""
 
     seed: int
@@ -105,7 +105,7 @@ class Plan:
     balance: float
 
 
-def fit_trees(sample: Sample, start: Floats, plan: Plan) -> Trees:
+def fit_trees(sample: TrainingSample, start: Floats, plan: TreesPlan) -> TreesModel:
     """Return trees fitted to a sample, beginning at the log-probabilities `start`, ``(n, C)``.
 
     Notes
@@ -117,12 +117,12 @@ def fit_trees(sample: Sample, start: Floats, plan: Plan) -> Trees:
     """
     rounds, watched = _rounds(sample, start, plan)
     booster = lightgbm.train(_settings(sample, plan), _data(sample, start, plan.balance), rounds)
-    return Trees(booster=booster, rounds=rounds, watched=watched)
+    return TreesModel(booster=booster, rounds=rounds, val_groups=watched)
 
 
-def _rounds(sample: Sample, start: Floats, plan: Plan) -> tuple[int, int]:
+def _rounds(sample: TrainingSample, start: Floats, plan: TreesPlan) -> tuple[int, int]:
     """Return how many rounds are best on groups kept aside, and how many groups those were."""
-    aside = sorted(folds.inner([str(g) for g in np.unique(sample.group)], WATCH_SHARE, plan.seed))
+    aside = sorted(folds.inner_groups([str(g) for g in np.unique(sample.group)], VAL_FRACTION, plan.seed))
     watch = np.isin(sample.group, np.array(aside, int))
     if not aside or not watch.any() or watch.all():
         return FEW_GROUPS_ROUNDS, 0
@@ -133,16 +133,16 @@ def _rounds(sample: Sample, start: Floats, plan: Plan) -> tuple[int, int]:
     return max(1, int(booster.best_iteration)), len(aside)
 
 
-def _data(sample: Sample, start: Floats, balance: float) -> lightgbm.Dataset:
+def _data(sample: TrainingSample, start: Floats, balance: float) -> lightgbm.Dataset:
     return lightgbm.Dataset(sample.x, sample.label, weight=sample.weights(balance), init_score=start.ravel("F"),
                             params={"feature_pre_filter": False, "verbosity": -1})
 
 
-def _settings(sample: Sample, plan: Plan) -> dict[str, object]:
+def _settings(sample: TrainingSample, plan: TreesPlan) -> dict[str, object]:
     """Return LightGBM's parameters: small trees, strong regularisation, the same bytes for any number of threads."""
-    a_case = len(sample.rows) / sample.cases()
+    a_case = len(sample.rows) / sample.effective_n()
     return {"objective": "multiclass", "num_class": sample.classes, "learning_rate": LEARNING_RATE,
-            "num_leaves": LEAVES, "min_data_in_leaf": max(5, round(CASES_A_LEAF * a_case)),
-            "lambda_l2": SHRINK_CASES * a_case, "feature_fraction": 0.3, "bagging_fraction": 0.6, "bagging_freq": 1,
+            "num_leaves": LEAVES, "min_data_in_leaf": max(5, round(EFFECTIVE_N_A_LEAF * a_case)),
+            "lambda_l2": SHRINK_EFFECTIVE_N * a_case, "feature_fraction": 0.3, "bagging_fraction": 0.6, "bagging_freq": 1,
             "seed": plan.seed, "deterministic": True, "force_row_wise": True, "verbosity": -1,
             "num_threads": plan.threads if len(sample.rows) >= ROWS_FOR_THREADS else 1}

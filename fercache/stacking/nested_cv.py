@@ -22,92 +22,93 @@ from numpy.typing import NDArray
 
 from fercache.config import StackConfig
 from fercache.errors import StoreError
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
-from fercache.runtime.progress import Meter, meter
+from fercache.runtime.progress import ProgressBar, progress_bar
 from fercache.stacking import chain, features, models, smoothed_mean
 from fercache.stacking.chain import Chain, Clips
-from fercache.stacking.features import ClipView, Columns, Sample, draw
-from fercache.stacking.models import Linear, Trees
-from fercache.stacking.smoothed_mean import Base, softmax
+from fercache.stacking.features import ClipView, FeatureColumns, TrainingSample, draw_sample
+from fercache.stacking.models import LinearModel, TreesModel
+from fercache.stacking.smoothed_mean import SmoothedMean, softmax
 
-Shares = NDArray[np.float32]
+Probs = NDArray[np.float32]
 
 ROWS_A_CALL = 65_536
-LEARNT = ("chain", "smooth", "logistic", "blend", "stack")
+LEARNED = ("chain", "smooth", "logistic", "blend", "stack")
 """The columns that are learnt, in rising order of what they may do."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
+class FoldModel:
     """What was learnt without one fold (-1: from all folds), and from how many groups and rows; of clips no chain."""
 
     fold: int
     groups: int
     rows: int
-    base: Base
-    trees: Trees
-    linear: Linear
+    base: SmoothedMean
+    trees: TreesModel
+    linear: LinearModel
     chain: Chain | None = None
 
     def json(self) -> dict[str, Any]:
         """Return what was chosen, as a JSON value."""
         return {"fold": self.fold, "groups": self.groups, "rows": self.rows, "base": self.base.json(),
                 "chain": self.chain.json() if self.chain else None,
-                "rounds": self.trees.rounds, "watched_groups": self.trees.watched}
+                "rounds": self.trees.rounds, "watched_groups": self.trees.val_groups}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nested:
+class NestedResult:
     """The members, by fold, and what they say of every row: column -> probabilities, ``(R, C)`` float32.
 
     Both are empty where a fold leaves nothing to learn from.
     """
 
-    members: dict[int, Member]
-    columns: dict[str, Shares]
+    members: dict[int, FoldModel]
+    columns: dict[str, Probs]
 
 
-def run(book: LogitBook, config: StackConfig) -> Nested:
+def run_nested_cv(book: OofLogits, config: StackConfig) -> NestedResult:
     """Return what the stackers say of every row of the book."""
-    k, columns = int(book.fold.max()) + 1, features.of(book, config.causal)
-    with meter("stack", 2 * len(book.trials) + k + 1, "steps") as bar:
-        sample = draw(book, columns, config.refit == "all", bar)
+    k, columns = int(book.fold.max()) + 1, features.feature_columns(book, config.causal)
+    with progress_bar("stack", 2 * len(book.trials) + k + 1, "steps") as bar:
+        sample = draw_sample(book, columns, config.refit == "all", bar)
         if not all(len(sample.without(fold).rows) for fold in range(max(k, 1))):
-            return Nested(members={}, columns={})
+            return NestedResult(members={}, columns={})
         clips = Clips.of(book, sample.rows, config.causal) if columns.level == "frame" else None
         members = {fold: _member(sample.without(fold), columns, fold, config, book, clips, bar)
                    for fold in [*range(k), -1]}
-        return Nested(members=members, columns=_Spoken(book, columns, members, config.threads, bar).columns())
+        return NestedResult(members=members, columns=_Inference(book, columns, members, config.threads, bar).columns())
 
 
-def speak(book: LogitBook, member: Member, causal: bool) -> Nested:
+def predict_new(book: OofLogits, member: FoldModel, causal: bool) -> NestedResult:
     """Return what a member says of every row of a book that no fold holds out."""
-    with meter("stack", len(book.trials), "trials") as bar:
+    with progress_bar("stack", len(book.trials), "trials") as bar:
         members = {member.fold: member}
-        columns = features.of(book, causal)
-        return Nested(members=members, columns=_Spoken(book, columns, members, 0, bar).columns())
+        columns = features.feature_columns(book, causal)
+        return NestedResult(members=members, columns=_Inference(book, columns, members, 0, bar).columns())
 
 
-def _member(sample: Sample, columns: Columns, fold: int, config: StackConfig, book: LogitBook, clips: Clips | None,
-            bar: Meter) -> Member:
+def _member(sample: TrainingSample, columns: FeatureColumns, fold: int, config: StackConfig, book: OofLogits,
+            clips: Clips | None,
+            bar: ProgressBar) -> FoldModel:
     """Return what is learnt from a sample, and from its clips: first the chain, then what listens to it too."""
     bar.note("without fold " + str(fold) if fold >= 0 else "all folds")
     spoken = None
     if clips:
-        trials = np.unique(book.spread(np.arange(len(book.trials)))[sample.rows]).tolist()
+        trials = np.unique(book.per_row(np.arange(len(book.trials)))[sample.rows]).tolist()
         spoken = clips.fit(trials)
         sample = clips.joined(sample, spoken, trials)
-    chosen = smoothed_mean.choose(sample, columns.widths, config.metric or book.metric)
-    plan = models.Plan(seed=config.seed, threads=config.threads, balance=chosen.balance)
-    member = Member(fold=fold, groups=len(np.unique(sample.group)), rows=len(sample.rows), base=chosen,
-                    trees=models.fit_trees(sample, chosen.start(sample.smoothed), plan),
+    chosen = smoothed_mean.fit_smoothed_mean(sample, columns.widths, config.metric or book.metric)
+    plan = models.TreesPlan(seed=config.seed, threads=config.threads, balance=chosen.balance)
+    member = FoldModel(fold=fold, groups=len(np.unique(sample.group)), rows=len(sample.rows), base=chosen,
+                    trees=models.fit_trees(sample, chosen.log_probs(sample.smoothed), plan),
                     linear=models.fit_linear(sample, chosen.balance), chain=spoken)
     bar.advance()
     return member
 
 
-class _Spoken:
+class _Inference:
     """What the members say of each row of the book: the model of a fold of its trials, that of all folds of the rest.
 
     Attributes
@@ -116,16 +117,16 @@ class _Spoken:
     start, correction, logistic, chain : (R, C) float32, filled in the gaps from the nearest frame with a face.
     """
 
-    def __init__(self, book: LogitBook, features_: Columns, members: dict[int, Member], threads: int,
-                 bar: Meter) -> None:
-        self.book, self.features = book, features_
-        shape = (len(book.label), len(book.classes))
+    def __init__(self, oof: OofLogits, features_: FeatureColumns, members: dict[int, FoldModel], threads: int,
+                 bar: ProgressBar) -> None:
+        self.oof, self.features = oof, features_
+        shape = (len(oof.label), len(oof.classes))
         self.start, self.correction, self.logistic, self.chain = (np.zeros(shape, np.float32) for _ in range(4))
-        self.names = tuple(name for name in LEARNT if name != chain.NAME or features_.level == "frame")
+        self.names = tuple(name for name in LEARNED if name != chain.NAME or features_.level == "frame")
         for fold, member in members.items():
-            waiting: list[tuple[int, ClipView, Shares, Shares]] = []
-            for trial in np.flatnonzero((book.fold == fold) & (np.diff(book.offsets) > 0)).tolist():
-                view = ClipView.of(book, trial, features_.causal)
+            waiting: list[tuple[int, ClipView, Probs, Probs]] = []
+            for trial in np.flatnonzero((oof.fold == fold) & (np.diff(oof.offsets) > 0)).tolist():
+                view = ClipView.of(oof, trial, features_.causal)
                 waiting.append((trial, view, features_.build(view), features_.smoothed(view)))
                 if sum(len(x) for _, _, x, _ in waiting) >= ROWS_A_CALL:
                     self._say(member, waiting, threads)
@@ -133,7 +134,7 @@ class _Spoken:
                 bar.advance()
             self._say(member, waiting, threads)
 
-    def _say(self, member: Member, waiting: Sequence[tuple[int, ClipView, Shares, Shares]], threads: int) -> None:
+    def _say(self, member: FoldModel, waiting: Sequence[tuple[int, ClipView, Probs, Probs]], threads: int) -> None:
         """Fill the rows of some trials; many at once, since a call of LightGBM has its price."""
         if not waiting:
             return
@@ -141,24 +142,24 @@ class _Spoken:
         said: dict[str, NDArray[Any]] = {}
         if member.chain:
             heard = [chain.heard(view) for _, view, _, _ in waiting]
-            said["chain"] = np.concatenate(member.chain.says(heard, self.features.causal))
+            said["chain"] = np.concatenate(member.chain.predict(heard, self.features.causal))
             x, smoothed = chain.beside(x, smoothed, said["chain"])
-        said |= {"start": member.base.start(smoothed), "logistic": member.linear.logits(x),
+        said |= {"start": member.base.log_probs(smoothed), "logistic": member.linear.logits(x),
                  "correction": member.trees.correction(x, threads)}
         ends = np.cumsum([len(one) for _, _, one, _ in waiting])
         for (trial, view, one, _), end in zip(waiting, ends.tolist(), strict=True):
             for name, values in said.items():
                 mine = values[end - len(one):end].astype(np.float32)
-                getattr(self, name)[self.book.rows(trial)] = view.spread_to_gaps(mine)
+                getattr(self, name)[self.oof.rows(trial)] = view.spread_to_gaps(mine)
 
-    def columns(self) -> dict[str, Shares]:
+    def columns(self) -> dict[str, Probs]:
         """Return the probabilities of the columns that are learnt."""
         logits = {"chain": self.chain, "smooth": self.start, "logistic": self.logistic,
                   "blend": _mean_log(self.start, self.logistic), "stack": self.start + self.correction}
         return {name: softmax(logits[name]).astype(np.float32) for name in self.names}
 
 
-def _mean_log(one: Shares, other: Shares) -> Shares:
+def _mean_log(one: Probs, other: Probs) -> Probs:
     """Return the mean of two columns' log-probabilities (a geometric mean of probabilities), ``(R, C)``."""
     return np.asarray((features.log_softmax(one) + features.log_softmax(other)) / 2, np.float32)
 
@@ -173,7 +174,7 @@ ALL = -1
 LINEAR = ("mean", "scale", "weights", "bias")
 
 
-def digest(book: LogitBook) -> str:
+def digest(book: OofLogits) -> str:
     """Return the sha256 (hex) of all that a stack reads of a book."""
     state = hashlib.sha256(repr((book.fingerprint, book.classes, book.metric, book.heads, book.trials, book.group,
                                  book.split, book.notice, book.epochs_fixed, book.clips,
@@ -185,7 +186,7 @@ def digest(book: LogitBook) -> str:
     return state.hexdigest()
 
 
-def save(folder: Path, units: NDArray[np.int32], members: dict[int, Member], report: dict[str, Any]) -> None:
+def save_stack(folder: Path, units: NDArray[np.int32], members: dict[int, FoldModel], report: dict[str, Any]) -> None:
     """Put a finished run into `folder`; the metrics last."""
     for fold, member in members.items():
         atomic_io.write_bytes(folder / f"trees-{_name(fold)}.txt", member.trees.text().encode())
@@ -198,7 +199,7 @@ def save(folder: Path, units: NDArray[np.int32], members: dict[int, Member], rep
     atomic_io.write_json(folder / METRICS, report)
 
 
-def load(folder: Path, shape: tuple[int, int]) -> tuple[NDArray[np.int32], dict[str, Any]] | None:
+def load_stack(folder: Path, shape: tuple[int, int]) -> tuple[NDArray[np.int32], dict[str, Any]] | None:
     """Return the final predictions and the metrics of a finished run; None where there is none, or it is damaged."""
     if not (folder / METRICS).is_file() or not (folder / FINAL).is_file():
         return None
@@ -210,7 +211,7 @@ def load(folder: Path, shape: tuple[int, int]) -> tuple[NDArray[np.int32], dict[
     return (units, atomic_io.read_json(folder / METRICS)) if whole else None
 
 
-def load_member(folder: Path) -> Member:
+def load_fold_model(folder: Path) -> FoldModel:
     """Return the member that learnt from all folds.
 
     Raises
@@ -220,15 +221,15 @@ def load_member(folder: Path) -> Member:
     """
     try:
         said = atomic_io.read_json(folder / "member-all.json")
-        trees = Trees(booster=lightgbm.Booster(model_file=str(folder / f"trees-{_name(ALL)}.txt")),
-                      rounds=said["rounds"], watched=said["watched_groups"])
+        trees = TreesModel(booster=lightgbm.Booster(model_file=str(folder / f"trees-{_name(ALL)}.txt")),
+                      rounds=said["rounds"], val_groups=said["watched_groups"])
         with np.load(folder / "linear-all.npz", allow_pickle=False) as file:
-            linear = Linear(**{name: file[name] for name in LINEAR})
-        base = Base.of(said["base"])
+            linear = LinearModel(**{name: file[name] for name in LINEAR})
+        base = SmoothedMean.of(said["base"])
         spoken = Chain.of(said["chain"]) if said["chain"] else None
     except (OSError, KeyError, ValueError, lightgbm.basic.LightGBMError) as error:
         raise StoreError(f"no stacker of all folds ({error})", where=folder, hint="run `fercache stack`") from error
-    return Member(fold=ALL, groups=said["groups"], rows=said["rows"], base=base, trees=trees, linear=linear,
+    return FoldModel(fold=ALL, groups=said["groups"], rows=said["rows"], base=base, trees=trees, linear=linear,
                   chain=spoken)
 
 

@@ -15,11 +15,11 @@ from rich.text import Text
 
 from fercache import __version__, metrics
 from fercache.config import StackConfig
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 from fercache.results import missing_faces
 from fercache.stacking import calibration, chain, features
-from fercache.stacking.candidates import WHAT, Final, tainted
-from fercache.stacking.nested_cv import LEARNT, Nested, Shares
+from fercache.stacking.candidates import DESCRIPTIONS, FinalCandidate, leaky_heads
+from fercache.stacking.nested_cv import LEARNED, NestedResult, Probs
 
 OUT_OF_FOLD = "out of fold: by models that saw nothing of the frame's group"
 HELD_OUT = "by models of the training groups only"
@@ -31,34 +31,34 @@ REFITTED = "fitted on this split too (refit = all): a score would say nothing, a
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class StackRun:
     """What a run found, to be said: every column, which one is final, and that one at its temperature."""
 
-    book: LogitBook
+    oof: OofLogits
     config: StackConfig
-    nested: Nested
-    columns: dict[str, Shares]
-    final: Final
+    nested: NestedResult
+    columns: dict[str, Probs]
+    final: FinalCandidate
     temperatures: dict[int, float]
 
     @property
     def metric(self) -> str:
         """The metric that things are chosen by."""
-        return self.config.metric or self.book.metric
+        return self.config.metric or self.oof.metric
 
 
-def build(run: Run) -> dict[str, Any]:
+def build_report(run: StackRun) -> dict[str, Any]:
     """Return every score of every column, and everything that went in, as a JSON value."""
-    book, config = run.book, run.config
+    book, config = run.oof, run.config
     splits = {split: _split(run, split) for split in SPLITS}
-    bad = tainted(book, run.columns)
+    bad = leaky_heads(book, run.columns)
     return {"fercache": __version__, "dataset": book.dataset, "notice": book.notice, "classes": list(book.classes),
             "metric": run.metric, "level": config.level, "causal": config.causal, "refit": _refit(run),
-            "final": {"column": run.final.column, "why": run.final.why, "temperature": run.temperatures[-1]},
+            "final": {"column": run.final.name, "why": run.final.why, "temperature": run.temperatures[-1]},
             "temperatures": {str(fold): t for fold, t in run.temperatures.items()},
             "told": _losing(splits["train"], run.metric), "flags": [f"{name}: {why}" for name, why in bad.items()],
-            "order": list(run.columns), "columns": {name: WHAT.get(name, "head") for name in run.columns},
-            "gap_policy": missing_faces.describe(config.gaps), "frames_without_face": int((~book.valid).sum()),
+            "order": list(run.columns), "columns": {name: DESCRIPTIONS.get(name, "head") for name in run.columns},
+            "gap_policy": missing_faces.describe_policy(config.missing_faces), "frames_without_face": int((~book.valid).sum()),
             "splits": {split: value for split, value in splits.items() if value}, "folds": _folds(book),
             "declared": book.declared,
             "learnt": [member.json() for member in run.nested.members.values()] or FEW_LEARNT,
@@ -74,9 +74,9 @@ def _losing(train: dict[str, Any], metric: str) -> list[str]:
             for name, score in scores.items() if score > mine]
 
 
-def _folds(book: LogitBook) -> list[dict[str, Any]]:
+def _folds(book: OofLogits) -> list[dict[str, Any]]:
     """Return who was held out together, and how many labelled rows of each class that were."""
-    fold, found = book.spread(book.fold), []
+    fold, found = book.per_row(book.fold), []
     for k in range(int(book.fold.max()) + 1):
         label = book.label[(fold == k) & (book.label >= 0)]
         groups = sorted({g for g, f in zip(book.group, book.fold, strict=True) if f == k})
@@ -85,28 +85,28 @@ def _folds(book: LogitBook) -> list[dict[str, Any]]:
     return found
 
 
-def _refit(run: Run) -> dict[str, Any]:
+def _refit(run: StackRun) -> dict[str, Any]:
     """Return what was fitted on the validation split too."""
-    heads = heads_refitted(run.book)
+    heads = heads_refitted(run.oof)
     stacker = run.config.refit == "all"
-    held = heads and bool((run.book.fold[np.array(run.book.split) == "validation"] >= 0).any())
+    held = heads and bool((run.oof.fold[np.array(run.oof.split) == "validation"] >= 0).any())
     return {"stacker": stacker or held, "heads": heads,
             "why": OUT_OF_FOLD_TOO if held else REFITTED if stacker or heads else ""}
 
 
-def heads_refitted(book: LogitBook) -> bool:
+def heads_refitted(book: OofLogits) -> bool:
     """Return whether the heads of a book learnt from the validation split too."""
     settings = book.provenance.get("settings", {})
     return isinstance(settings, dict) and settings.get("refit", "none") == "all"
 
 
-def _split(run: Run, split: str) -> dict[str, Any]:
+def _split(run: StackRun, split: str) -> dict[str, Any]:
     """Return the scores on one split; empty where it has no labelled frame."""
-    book, config = run.book, run.config
-    rows = (book.label >= 0) & book.spread(np.array(book.split) == split)
+    book, config = run.oof, run.config
+    rows = (book.label >= 0) & book.per_row(np.array(book.split) == split)
     if not rows.any():
         return {}
-    held = bool((book.spread(book.fold)[rows] >= 0).all())
+    held = bool((book.per_row(book.fold)[rows] >= 0).all())
     said = {name: values.argmax(1).astype(np.int16) for name, values in run.columns.items()
             if held or split != "validation" or not _fitted(run, name)}
     if not said:
@@ -117,44 +117,44 @@ def _split(run: Run, split: str) -> dict[str, Any]:
                 (everywhere, seen)]
     named = {"title": f"{split}, out of fold"} if held and split != "train" else {}
     return {"predicted": OUT_OF_FOLD if held else HELD_OUT, **named,
-            "all_frames": {name: metrics.scores(m, book.classes, run.metric, samplers[0]).json()
+            "all_frames": {name: metrics.score_predictions(m, book.classes, run.metric, samplers[0]).json()
                            for name, m in everywhere.items()},
-            "frames_with_face": {name: metrics.scores(m, book.classes, run.metric, samplers[1]).json()
+            "frames_with_face": {name: metrics.score_predictions(m, book.classes, run.metric, samplers[1]).json()
                                  for name, m in seen.items()},
             "paired": samplers[0].pairs(everywhere, run.metric), "calibration": _calibration(run, rows, said)}
 
 
-def _fitted(run: Run, column: str) -> bool:
+def _fitted(run: StackRun, column: str) -> bool:
     """Return whether a column learnt from the validation rows."""
-    return heads_refitted(run.book) or (run.config.refit == "all" and column in LEARNT)
+    return heads_refitted(run.oof) or (run.config.refit == "all" and column in LEARNED)
 
 
-def _calibration(run: Run, rows: NDArray[np.bool_], names: Iterable[str]) -> dict[str, Any]:
+def _calibration(run: StackRun, rows: NDArray[np.bool_], names: Iterable[str]) -> dict[str, Any]:
     """Return the calibration error of each column, and the final one's reliability before and after its temperature."""
-    label, final = run.book.label[rows], run.final.column
+    label, final = run.oof.label[rows], run.final.name
     found: dict[str, Any] = {"ece": {name: calibration.reliability(run.columns[name][rows], label)["ece"]
                                      for name in names}}
     if final in found["ece"]:
-        mended = calibration.apply(run.book, run.columns[final], run.temperatures)[rows]
+        mended = calibration.apply_by_fold(run.oof, run.columns[final], run.temperatures)[rows]
         found["final"] = {"before": calibration.reliability(run.columns[final][rows], label),
                           "after": calibration.reliability(mended, label)}
     return found
 
 
-def _by_group(book: LogitBook, rows: NDArray[np.bool_], said: NDArray[np.int16]) -> metrics.Counts:
+def _by_group(book: OofLogits, rows: NDArray[np.bool_], said: NDArray[np.int16]) -> metrics.Counts:
     """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``."""
-    names = book.spread(np.unique(np.array(book.group), return_inverse=True)[1])[rows]
+    names = book.per_row(np.unique(np.array(book.group), return_inverse=True)[1])[rows]
     _, group = np.unique(names, return_inverse=True)
     return metrics.confusions(book.label[rows], said[rows], group, len(book.classes), int(group.max(initial=-1)) + 1)
 
 
-def _importances(run: Run) -> list[tuple[str, float]]:
+def _importances(run: StackRun) -> list[tuple[str, float]]:
     """Return the share of gain of each feature that is used, in falling order, in the model of all folds."""
     if -1 not in run.nested.members:
         return []
-    names = features.of(run.book, run.config.causal).names
+    names = features.feature_columns(run.oof, run.config.causal).names
     if run.nested.members[-1].chain:
-        names = [*names, *chain.names(run.book.classes)]
+        names = [*names, *chain.names(run.oof.classes)]
     named = zip(names, run.nested.members[-1].trees.gains().tolist(), strict=True)
     return [(name, round(gain, 6)) for name, gain in sorted(named, key=lambda pair: -pair[1]) if gain > 0]
 
@@ -166,7 +166,7 @@ FIGURES = {"macro_f1": "macro F1", "accuracy": "accuracy", "abaw2": ".67 F1 + .3
 CLASS_WIDTH = 7
 
 
-def table(report: dict[str, Any]) -> RenderableType:
+def score_table(report: dict[str, Any]) -> RenderableType:
     """Return what a run's metrics look like in 80 columns."""
     final = report["final"]
     parts: list[RenderableType] = []

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache import metrics
-from fercache.stacking.features import Sample
+from fercache.stacking.features import TrainingSample
 
 Floats = NDArray[np.float64]
 
@@ -25,7 +25,7 @@ EDGE = 0.003
 RIDGE = 1.0
 HEAD_RIDGE = 300.0
 """How strongly the heads' weights are pulled towards being equal (a weight multiplies several nats)."""
-ROWS_A_CASE = 4.0
+ROWS_A_SAMPLE = 4.0
 """A stretch of a clip counts as so many independent rows against the ridge, however many frames it has."""
 MOST_STEPS = 50
 BALANCE = {"accuracy": 0.0, "war": 0.0, "uar": 1.0}
@@ -39,7 +39,7 @@ THRESHOLD_STEPS = (-0.3, -0.15, 0.15, 0.3)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Base:
+class SmoothedMean:
     """A calibrated, smoothed mean: ``sum over heads of scale x moving mean(log-probability), + bias``.
 
     Attributes
@@ -55,7 +55,7 @@ class Base:
     bias: Floats
     balance: float
 
-    def start(self, smoothed: NDArray[np.float32]) -> Floats:
+    def log_probs(self, smoothed: NDArray[np.float32]) -> Floats:
         """Return log-probabilities (up to a constant a row), ``(n, C)``, from moving means ``(n, H, W, C)``."""
         total = np.zeros((len(smoothed), smoothed.shape[3]))
         for scale, one in zip(self.scale, picked(smoothed, self.width), strict=True):
@@ -68,7 +68,7 @@ class Base:
                 "bias": self.bias.tolist(), "balance": self.balance}
 
     @classmethod
-    def of(cls, said: dict[str, Any]) -> Base:
+    def of(cls, said: dict[str, Any]) -> SmoothedMean:
         """Return the base that `json` described."""
         return cls(widths_s=tuple(said["widths_s"]), width=np.array(said["width"], np.int64),
                    scale=np.array(said["scale"], float), bias=np.array(said["bias"], float), balance=said["balance"])
@@ -80,7 +80,7 @@ def picked(smoothed: NDArray[np.float32], width: NDArray[np.int64]) -> list[NDAr
     return [smoothed[:, head, width[head], classes] for head in range(smoothed.shape[1])]
 
 
-def choose(sample: Sample, widths_s: Sequence[float], metric: str) -> Base:
+def fit_smoothed_mean(sample: TrainingSample, widths_s: Sequence[float], metric: str) -> SmoothedMean:
     """Return the base whose widths and bias score best on the sample; the plainest of those that are as good.
 
     Notes
@@ -94,7 +94,7 @@ def choose(sample: Sample, widths_s: Sequence[float], metric: str) -> Base:
     balance = BALANCE.get(metric, BALANCE_F1)
     shape = (sample.smoothed.shape[1], sample.classes)
     tried = [_fit(sample, tuple(widths_s), np.full(shape, place), balance) for place in range(len(widths_s))]
-    scores = [score(one.start(sample.smoothed)) for one in tried]
+    scores = [score(one.log_probs(sample.smoothed)) for one in tried]
     best = 0
     for place, value in enumerate(scores):
         best = place if value > scores[best] + EDGE else best
@@ -108,7 +108,7 @@ def choose(sample: Sample, widths_s: Sequence[float], metric: str) -> Base:
 class _Score:
     """The metric of what is said of a sample, over all of it and on each of its folds."""
 
-    def __init__(self, sample: Sample, metric: str) -> None:
+    def __init__(self, sample: TrainingSample, metric: str) -> None:
         self.sample, self.figure = sample, metrics.official(metric)
         folds, self.part = np.unique(sample.fold, return_inverse=True)
         self.parts = len(folds)
@@ -133,23 +133,23 @@ class _Score:
         return metrics.confusions(self.sample.label, said.argmax(1), self.part, self.sample.classes, self.parts)
 
 
-def _refine_widths(base: Base, score: _Score, sample: Sample) -> Base:
+def _refine_widths(base: SmoothedMean, score: _Score, sample: TrainingSample) -> SmoothedMean:
     """Return the base with other widths for single heads, then for single classes, where that is worth it."""
     heads, classes = base.width.shape
     masks = [np.arange(heads)[:, None] == head for head in range(heads)] if heads > 1 else []
     for mask in [*masks, *(np.arange(classes)[None] == c for c in range(classes))]:
-        now = base.start(sample.smoothed)
+        now = base.log_probs(sample.smoothed)
         tried = []
         for place in range(len(base.widths_s)):
             tried.append(replace(base, width=np.where(mask, place, base.width)))
-        gains = [score.gain(one.start(sample.smoothed), now) for one in tried]
+        gains = [score.gain(one.log_probs(sample.smoothed), now) for one in tried]
         base = tried[int(np.argmax(gains))] if max(gains) > 0 else base
     return base
 
 
-def _refine_bias(base: Base, score: _Score, sample: Sample) -> Base:
+def _refine_bias(base: SmoothedMean, score: _Score, sample: TrainingSample) -> SmoothedMean:
     """Return the base with a stronger or weaker prior correction, and another bias for single classes."""
-    start = base.start(sample.smoothed)
+    start = base.log_probs(sample.smoothed)
     share = np.bincount(sample.label, minlength=sample.classes) / max(len(sample.label), 1)
     prior = np.log(np.maximum(share, 1e-3))
     moves = [[(-step * prior, step) for step in PRIOR_STEPS]]
@@ -163,7 +163,7 @@ def _refine_bias(base: Base, score: _Score, sample: Sample) -> Base:
     return base
 
 
-def _fit(sample: Sample, widths_s: tuple[float, ...], width: NDArray[np.int64], balance: float) -> Base:
+def _fit(sample: TrainingSample, widths_s: tuple[float, ...], width: NDArray[np.int64], balance: float) -> SmoothedMean:
     """Return the base of those widths with the least weighted cross entropy.
 
     Notes
@@ -173,7 +173,7 @@ def _fit(sample: Sample, widths_s: tuple[float, ...], width: NDArray[np.int64], 
     """
     means = np.stack(picked(sample.smoothed, width), 1).astype(float)
     heads, classes = means.shape[1:]
-    weight = sample.weights(balance) * ROWS_A_CASE * sample.cases() / max(len(means), 1)
+    weight = sample.weights(balance) * ROWS_A_SAMPLE * sample.effective_n() / max(len(means), 1)
     found = np.concatenate([np.full(heads, 1 / heads), np.zeros(classes)])
     rest = found.copy()
     for _ in range(MOST_STEPS):
@@ -181,7 +181,7 @@ def _fit(sample: Sample, widths_s: tuple[float, ...], width: NDArray[np.int64], 
         found -= step
         if np.abs(step).max() < 1e-7:
             break
-    return Base(widths_s=widths_s, width=width, scale=found[:heads], bias=found[heads:], balance=balance)
+    return SmoothedMean(widths_s=widths_s, width=width, scale=found[:heads], bias=found[heads:], balance=balance)
 
 
 def _newton(found: Floats, rest: Floats, means: Floats, label: NDArray[np.int64], weight: Floats) -> Floats:

@@ -14,13 +14,13 @@ from rich.console import RenderableType
 
 from fercache.config import StackConfig
 from fercache.errors import InputError
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 from fercache.results import io
 from fercache.runtime import atomic_io
 from fercache.stacking import calibration, candidates, inputs, nested_cv, report
-from fercache.stacking.candidates import Filling
-from fercache.stacking.nested_cv import Nested, Shares
-from fercache.stacking.report import table as _table
+from fercache.stacking.candidates import GapFiller
+from fercache.stacking.nested_cv import NestedResult, Probs
+from fercache.stacking.report import score_table as _table
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 # New trials as a finished run reads them, and what each of its columns says of them.
 
 @dataclass(frozen=True, kw_only=True)
-class Spoken:
+class StackInference:
     """What a run says of a book of new trials.
 
     Attributes
@@ -39,14 +39,14 @@ class Spoken:
     learnt : the member that spoke.
     """
 
-    then: dict[str, Any]
-    book: LogitBook
-    columns: dict[str, Shares]
-    learnt: Nested
-    filling: Filling
+    metrics: dict[str, Any]
+    oof: OofLogits
+    columns: dict[str, Probs]
+    learnt: NestedResult
+    filling: GapFiller
 
     @classmethod
-    def of(cls, folder: Path, then: dict[str, Any], book: LogitBook) -> Spoken:
+    def of(cls, folder: Path, then: dict[str, Any], book: OofLogits) -> StackInference:
         """Return what the run in `folder`, whose metrics are `then`, says of a book.
 
         Raises
@@ -54,26 +54,26 @@ class Spoken:
         StoreError
             The run's models are not there or damaged.
         """
-        causal, learnt = bool(then["causal"]), Nested(members={}, columns={})
-        book = inputs.pooled(book) if then["level"] == "clip" else book
-        book = candidates.without(book) if causal else book
+        causal, learnt = bool(then["causal"]), NestedResult(members={}, columns={})
+        book = inputs.aggregate_clips(book) if then["level"] == "clip" else book
+        book = candidates.drop_lookahead_heads(book) if causal else book
         if isinstance(then["learnt"], list):
-            learnt = nested_cv.speak(book, nested_cv.load_member(folder), causal)
-        filling = Filling.of(book, then["config"].get("gaps", "nearest"), causal=causal)
-        return cls(then=then, book=book, columns=candidates.gather(book, learnt, filling), learnt=learnt,
+            learnt = nested_cv.predict_new(book, nested_cv.load_fold_model(folder), causal)
+        filling = GapFiller.of(book, then["config"].get("gaps", "nearest"), causal=causal)
+        return cls(metrics=then, oof=book, columns=candidates.gather_candidates(book, learnt, filling), learnt=learnt,
                    filling=filling)
 
-    def units(self, whole: LogitBook) -> NDArray[np.int32]:
+    def probs_ppm(self, whole: OofLogits) -> NDArray[np.int32]:
         """Return the final column at the run's temperature, ``(R, C)`` in millionths, of every row of the `whole` book.
 
         Notes
         -----
         Of a run at clip level every frame has what is said of its clip.
         """
-        tempered = calibration.temper(self.columns[nested_cv.final_column(self.then)],
-                                      float(self.then["final"]["temperature"]))
-        units = candidates.millionths(self.filling.again(tempered))
-        return units[inputs.frames_of(whole, self.book)] if self.then["level"] == "clip" else units
+        tempered = calibration.apply_temperature(self.columns[nested_cv.final_column(self.metrics)],
+                                      float(self.metrics["final"]["temperature"]))
+        units = candidates.to_ppm(self.filling.refill(tempered))
+        return units[inputs.rows_of_clips(whole, self.oof)] if self.metrics["level"] == "clip" else units
 
 
 FORMAT = 6
@@ -92,7 +92,7 @@ class StackResult:
     cached : whether an earlier run was found.
     """
 
-    book: LogitBook
+    oof: OofLogits
     units: NDArray[np.int32]
     report: dict[str, Any]
     folder: Path
@@ -105,7 +105,7 @@ class StackResult:
         return nested_cv.final_column(self.report)
 
 
-def run(book: LogitBook, config: StackConfig, folder: Path) -> StackResult:
+def run_stack(book: OofLogits, config: StackConfig, folder: Path) -> StackResult:
     """Return the predictions of every column for a book; a run that was done before is not done again.
 
     Parameters
@@ -118,56 +118,57 @@ def run(book: LogitBook, config: StackConfig, folder: Path) -> StackResult:
         The book has no out-of-fold rows, or the final column that was asked for is not there.
     """
     started = time.monotonic()
-    if not ((book.spread(book.fold) >= 0) & (book.label >= 0)).any():
+    if not ((book.per_row(book.fold) >= 0) & (book.label >= 0)).any():
         raise InputError("the book has no labelled out-of-fold rows to learn from", where=book.dataset,
                          hint="run `fercache train-heads` on a data set with labels")
     print_ = fingerprint(book, config)
     book = _ready(book, config)
     home = folder / book.dataset / print_[:12]
     with atomic_io.lock(home.with_suffix(".lock"), wait=True):
-        found = nested_cv.load(home, (len(book.label), len(book.classes)))
+        found = nested_cv.load_stack(home, (len(book.label), len(book.classes)))
         units, said = found or _compute(book, config, home, print_)
     log.info("stack %s: %s (%.0f s)", print_[:12], "nothing to do, done before" if found else "computed",
              time.monotonic() - started)
-    return StackResult(book=book, units=units, report=said, folder=home, cached=found is not None,
+    return StackResult(oof=book, units=units, report=said, folder=home, cached=found is not None,
                        seconds=time.monotonic() - started)
 
 
-def fingerprint(book: LogitBook, config: StackConfig) -> str:
+def fingerprint(book: OofLogits, config: StackConfig) -> str:
     """Return the sha256 (hex) over all that changes a run's numbers; its first 12 digits name the run's folder."""
     return config.fingerprint(book=nested_cv.digest(book), format=FORMAT)
 
 
-def out_of_fold(book: LogitBook, config: StackConfig) -> dict[str, NDArray[np.float32]]:
+def oof_columns(book: OofLogits, config: StackConfig) -> dict[str, NDArray[np.float32]]:
     """Return what the learnt columns say of every row, ``(R, C)`` each; nothing is kept. Empty: nothing to learn from.
     """
-    return nested_cv.run(book, config).columns
+    return nested_cv.run_nested_cv(book, config).columns
 
 
-def _ready(book: LogitBook, config: StackConfig) -> LogitBook:
+def _ready(book: OofLogits, config: StackConfig) -> OofLogits:
     """Return the book as the stacker reads it: refused, pooled to clips, without heads that look ahead."""
     inputs.refuse_in_sample(book, config.force)
-    book = inputs.pooled(book) if config.level == "clip" else book
-    return candidates.without(book) if config.causal else book
+    book = inputs.aggregate_clips(book) if config.level == "clip" else book
+    return candidates.drop_lookahead_heads(book) if config.causal else book
 
 
-def _compute(book: LogitBook, config: StackConfig, home: Path,
+def _compute(book: OofLogits, config: StackConfig, home: Path,
              print_: str) -> tuple[NDArray[np.int32], dict[str, Any]]:
     """Return the final predictions and the metrics, and keep them."""
-    learnt = nested_cv.run(book, config)
-    filling = candidates.Filling.of(book, config.gaps, causal=config.causal)
-    held = candidates.gather(book, learnt, filling)
-    final = candidates.choose(book, held, config.final, config.metric or book.metric)
-    temperatures = calibration.by_fold(book, held[final.column])
-    tempered = calibration.apply(book, held[final.column], temperatures)
-    units = candidates.millionths(filling.again(tempered))
-    found = report.Run(book=book, config=config, nested=learnt, columns=held, final=final, temperatures=temperatures)
-    said = {**report.build(found), "fingerprint": print_}
-    nested_cv.save(home, units, learnt.members, said)
+    learnt = nested_cv.run_nested_cv(book, config)
+    filling = candidates.GapFiller.of(book, config.missing_faces, causal=config.causal)
+    held = candidates.gather_candidates(book, learnt, filling)
+    final = candidates.choose_final(book, held, config.select, config.metric or book.metric)
+    temperatures = calibration.temperature_by_fold(book, held[final.name])
+    tempered = calibration.apply_by_fold(book, held[final.name], temperatures)
+    units = candidates.to_ppm(filling.refill(tempered))
+    found = report.StackRun(oof=book, config=config, nested=learnt, columns=held, final=final,
+                            temperatures=temperatures)
+    said = {**report.build_report(found), "fingerprint": print_}
+    nested_cv.save_stack(home, units, learnt.members, said)
     return units, said
 
 
-def write(result: StackResult, out: Path) -> list[Path]:
+def write_stack(result: StackResult, out: Path) -> list[Path]:
     """Put the predictions at `out` (.csv, .csv.gz, .parquet) and the metrics beside it; return both paths.
 
     Raises
@@ -178,7 +179,7 @@ def write(result: StackResult, out: Path) -> list[Path]:
         A .parquet is asked for and pyarrow is not installed.
     """
     beside = io.metrics_path(out)
-    io.write(result.book, result.units, out)
+    io.write_predictions(result.oof, result.units, out)
     atomic_io.write_json(beside, result.report)
     return [out, beside]
 
@@ -188,7 +189,7 @@ def table(result: StackResult) -> RenderableType:
     return _table(result.report)
 
 
-def speak(folder: Path, book: LogitBook) -> NDArray[np.int32]:
+def predict_new(folder: Path, book: OofLogits) -> NDArray[np.int32]:
     """Return what the final column of the run in `folder` says of a book of new trials, ``(R, C)`` in millionths.
 
     Raises
@@ -197,12 +198,12 @@ def speak(folder: Path, book: LogitBook) -> NDArray[np.int32]:
         The run's models are not there or damaged.
     """
     then = atomic_io.read_json(folder / nested_cv.METRICS)
-    return Spoken.of(folder, then, book).units(book)
+    return StackInference.of(folder, then, book).probs_ppm(book)
 
 
 # What a finished stack run says of new trials: every column, scored where there are labels.
 
-def judge(folder: Path, book: LogitBook, config: StackConfig) -> StackResult:
+def evaluate(folder: Path, book: OofLogits, config: StackConfig) -> StackResult:
     """Return the predictions of the run in `folder` for a book of new trials, and every column's scores on them.
 
     Parameters
@@ -220,20 +221,20 @@ def judge(folder: Path, book: LogitBook, config: StackConfig) -> StackResult:
     """
     started = time.monotonic()
     then = atomic_io.read_json(folder / nested_cv.METRICS)
-    final = candidates.Final(column=nested_cv.final_column(then),
+    final = candidates.FinalCandidate(name=nested_cv.final_column(then),
                              why=f"as in the run {folder.name}: {then['final']['why']}")
-    spoken = Spoken.of(folder, then, book)
-    ready = spoken.book
+    spoken = StackInference.of(folder, then, book)
+    ready = spoken.oof
     temperature = float(then["final"]["temperature"])
-    found = report.Run(book=ready, config=_as_then(then, config), nested=spoken.learnt,
+    found = report.StackRun(oof=ready, config=_as_trained(then, config), nested=spoken.learnt,
                        columns=spoken.columns, final=final,
                        temperatures=dict.fromkeys([*range(int(ready.fold.max(initial=-1)) + 1), -1], temperature))
-    said = {**report.build(found), "fingerprint": then["fingerprint"]}
-    return StackResult(book=book, units=spoken.units(book), report=said, folder=folder, cached=False,
+    said = {**report.build_report(found), "fingerprint": then["fingerprint"]}
+    return StackResult(oof=book, units=spoken.probs_ppm(book), report=said, folder=folder, cached=False,
                        seconds=time.monotonic() - started)
 
 
-def _as_then(then: dict[str, Any], config: StackConfig) -> StackConfig:
+def _as_trained(then: dict[str, Any], config: StackConfig) -> StackConfig:
     """Return the run's choices with the draws of another bootstrap; new trials were fitted by no refit."""
     known = {entry.name for entry in fields(StackConfig)}
     chosen: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in then["config"].items()

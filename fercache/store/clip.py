@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.errors import InputError, NotInStore
-from fercache.store.layout import CLOCK, CLOCK_NAME, encode
-from fercache.store.local import Files
-from fercache.store.manifest import Mark, damaged
+from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, encode_name
+from fercache.store.local import StoreFiles
+from fercache.store.manifest import ClipManifest, damaged
 
 
 class Tap:
@@ -24,7 +24,7 @@ class Tap:
     rule that a missing chunk is the fill value. `zarr` is the same array for tools that want one.
     """
 
-    def __init__(self, files: Files, key: str, mark: Mark, name: str) -> None:
+    def __init__(self, files: StoreFiles, key: str, mark: ClipManifest, name: str) -> None:
         self.files, self.key = files, key
         self.grid = mark.arrays[name].grid
         self.shape, self.ndim = self.grid.shape, len(self.grid.shape)
@@ -65,7 +65,7 @@ class Tap:
         """
         if not 0 <= start <= max(start, stop) <= len(self):  # the last chunk is padded: past the end lie zeros
             raise InputError(f"rows {start} to {stop} of {len(self)}", where=self.key)
-        if not (self._checked or self.files.far):  # far away files are whole, and a missing one is found when read
+        if not (self._checked or self.files.is_remote):  # far away files are whole, and a missing one is found when read
             self.check()
         shape = (max(stop - start, 0), *self.shape[1:])
         if out is not None and (out.shape != shape or out.dtype != self.dtype):
@@ -111,7 +111,7 @@ class Tap:
 
         self.check()
         place = self.files.root / self.key
-        return zarr.open_array(str(place) if self.files.far else place, mode="r")
+        return zarr.open_array(str(place) if self.files.is_remote else place, mode="r")
 
 
 class Clip(Mapping[str, Tap]):
@@ -124,29 +124,29 @@ class Clip(Mapping[str, Tap]):
     mark : what was committed.
     """
 
-    def __init__(self, files: Files, mark: Mark) -> None:
-        self.files, self.mark = files, mark
-        self.name, self.frames = mark.clip, mark.frames
+    def __init__(self, files: StoreFiles, manifest: ClipManifest) -> None:
+        self.files, self.manifest = files, manifest
+        self.name, self.frames = manifest.clip, manifest.frames
 
     def __repr__(self) -> str:
         return f"<Clip {self.name!r}: {self.frames} frames of {', '.join(self)}>"
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self.mark.arrays.keys() - {CLOCK_NAME}))
+        return iter(sorted(self.manifest.arrays.keys() - {FRAME_TABLE}))
 
     def __len__(self) -> int:
-        return len(self.mark.arrays) - 1
+        return len(self.manifest.arrays) - 1
 
     def __getitem__(self, tap: str) -> Tap:
-        if tap not in self.mark.arrays:
+        if tap not in self.manifest.arrays:
             raise NotInStore(f"no tap {tap!r}", where=self.name, hint=f"it has {', '.join(self)}")
-        return Tap(self.files, f"{encode(self.name)}/{encode(tap)}", self.mark, tap)
+        return Tap(self.files, f"{encode_name(self.name)}/{encode_name(tap)}", self.manifest, tap)
 
     @property
-    def clock(self) -> NDArray[np.void]:
+    def frame_table(self) -> NDArray[np.void]:
         """The clock, ``(T,)`` with named columns: ``clip.clock["time_s"]`` is ``(T,) float64``."""
-        rows = self[CLOCK_NAME].rows(0, self.frames)
-        return rows.view([(name, "<f8") for name in CLOCK])[:, 0]
+        rows = self[FRAME_TABLE].rows(0, self.frames)
+        return rows.view([(name, "<f8") for name in FRAME_COLUMNS])[:, 0]
 
     def read(self, tap: str, out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
         """Return the whole of a tap, ``(T, ...) float16``, at the rate of the disk.

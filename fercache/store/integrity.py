@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fercache.errors import StoreError
-from fercache.runtime.uri import Place
+from fercache.runtime.uri import Location
 from fercache.store.embedding_store import JOURNAL, EmbeddingStore
-from fercache.store.layout import META, array_document, decode, encode
-from fercache.store.manifest import ArrayMark, Mark
+from fercache.store.layout import META, array_document, decode_name, encode_name
+from fercache.store.manifest import ArrayManifest, ClipManifest
 from fercache.store.remote import FLIGHTS
 
 READERS = 4
@@ -19,7 +19,7 @@ READERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fault:
+class StoreFault:
     """Something in a store that is not as it was written.
 
     Attributes
@@ -32,7 +32,7 @@ class Fault:
 
     folder: str
     clip: str
-    where: Place
+    where: Location
     what: str
     stray: bool = False
 
@@ -40,16 +40,16 @@ class Fault:
         return f"{self.where}: {self.what}"
 
 
-def check_root(store: EmbeddingStore) -> list[Fault]:
+def check_root(store: EmbeddingStore) -> list[StoreFault]:
     """Return what is wrong with a store's own metadata, and what lies beside it."""
     found = []
     if store.files.get(META) != store.document():
-        found.append(Fault(folder="", clip="", where=store.path / META, what="the store's metadata was altered"))
-    return found + [Fault(folder="", clip="", where=store.path / name, what="no file of the store's", stray=True)
+        found.append(StoreFault(folder="", clip="", where=store.path / META, what="the store's metadata was altered"))
+    return found + [StoreFault(folder="", clip="", where=store.path / name, what="no file of the store's", stray=True)
                     for name in sorted(store.files.sizes("")) if name != META]
 
 
-def check_clip(store: EmbeddingStore, folder: str) -> list[Fault] | None:
+def check_clip(store: EmbeddingStore, folder: str) -> list[StoreFault] | None:
     """Return what is wrong with the clip in a folder; None where no clip was committed there.
 
     Notes
@@ -58,35 +58,36 @@ def check_clip(store: EmbeddingStore, folder: str) -> list[Fault] | None:
     """
     where = store.path / folder
     try:
-        mark = store.read_mark(folder)
+        mark = store.read_manifest(folder)
     except StoreError as error:
-        return [Fault(folder=folder, clip=decode(folder) or folder, where=where / META, what=error.what)]
+        return [StoreFault(folder=folder, clip=decode_name(folder) or folder, where=where / META, what=error.what)]
     if mark is None:
         return None
-    found = [Fault(folder=folder, clip=mark.clip, where=where / META, what="the commit mark was altered")
+    found = [StoreFault(folder=folder, clip=mark.clip, where=where / META, what="the commit mark was altered")
              ] if store.files.get(f"{folder}/{META}") != mark.document() else []
     for name, array in mark.arrays.items():
         found += _check_array(store, folder, mark, name, array)
-    return found + [Fault(folder=folder, clip=mark.clip, where=path, what="no file of the clip's", stray=True)
+    return found + [StoreFault(folder=folder, clip=mark.clip, where=path, what="no file of the clip's", stray=True)
                     for path in _strays(store, folder, mark)]
 
 
-def _check_array(store: EmbeddingStore, folder: str, mark: Mark, name: str, array: ArrayMark) -> list[Fault]:
-    key = f"{folder}/{encode(name)}"
+def _check_array(store: EmbeddingStore, folder: str, mark: ClipManifest, name: str,
+                 array: ArrayManifest) -> list[StoreFault]:
+    key = f"{folder}/{encode_name(name)}"
     found = []
     if store.files.get(f"{key}/{META}") != array_document(name, array.grid):
         found.append(("the array's metadata was altered", f"{key}/{META}"))
     keys = [f"{key}/{file}" for file in array.grid.files()]
-    with ThreadPoolExecutor(FLIGHTS if store.files.far else READERS) as pool:
+    with ThreadPoolExecutor(FLIGHTS if store.files.is_remote else READERS) as pool:
         said = pool.map(lambda key, digest: _check_chunk(store, key, array.grid.chunk_bytes, digest), keys,
                         array.chunks)
         found += [(what, key) for key, what in zip(keys, said, strict=True) if what]
-    return [Fault(folder=folder, clip=mark.clip, where=store.path / key, what=what) for what, key in found]
+    return [StoreFault(folder=folder, clip=mark.clip, where=store.path / key, what=what) for what, key in found]
 
 
 def _check_chunk(store: EmbeddingStore, key: str, size: int, digest: str) -> str:
     """Return what is wrong with a chunk, nothing where nothing is."""
-    stamp = store.files.stamp(key)
+    stamp = store.files.stat(key)
     if stamp is None:
         return "a chunk is missing"
     if stamp.bytes != size:
@@ -97,9 +98,9 @@ def _check_chunk(store: EmbeddingStore, key: str, size: int, digest: str) -> str
     return ""
 
 
-def _strays(store: EmbeddingStore, folder: str, mark: Mark) -> Iterator[Place]:
+def _strays(store: EmbeddingStore, folder: str, mark: ClipManifest) -> Iterator[Location]:
     """Yield files and folders of a clip that are none of its own."""
-    held = {encode(name): array for name, array in mark.arrays.items()}
+    held = {encode_name(name): array for name, array in mark.arrays.items()}
     yield from (store.path / folder / name for name in sorted(store.files.sizes(folder)) if name != META)
     for name in store.files.folders(folder):
         if name not in held:
@@ -112,6 +113,6 @@ def _strays(store: EmbeddingStore, folder: str, mark: Mark) -> Iterator[Place]:
 
 def unfinished(store: EmbeddingStore) -> dict[str, bool]:
     """Return the folders of clips that are not committed, and whether work on them can go on (a journal is there)."""
-    found = {folder: False for folder in store.files.folders() if store.files.stamp(f"{folder}/{META}") is None}
+    found = {folder: False for folder in store.files.folders() if store.files.stat(f"{folder}/{META}") is None}
     journals = [path.name.removesuffix(JOURNAL) for path in store.work.glob("*" + JOURNAL)]
-    return found | {folder: True for folder in journals if store.files.stamp(f"{folder}/{META}") is None}
+    return found | {folder: True for folder in journals if store.files.stat(f"{folder}/{META}") is None}

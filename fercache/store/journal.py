@@ -20,7 +20,7 @@ DETECTION_COLUMNS = 6
 
 
 @dataclass(frozen=True)
-class Run:
+class RowRange:
     """Rows `start` to `stop` of some arrays, and the sha256 of each of their chunks."""
 
     start: int
@@ -29,7 +29,7 @@ class Run:
 
 
 @dataclass
-class Past:
+class JournalState:
     """The sum of a journal's records.
 
     Attributes
@@ -41,8 +41,8 @@ class Past:
 
     detected: int = 0
     detections: list[NDArray[np.float64]] = field(default_factory=list)
-    clock: Run | None = None
-    segments: list[Run] = field(default_factory=list)
+    frame_table: RowRange | None = None
+    segments: list[RowRange] = field(default_factory=list)
 
 
 def detection_record(stop: int, rows: NDArray[np.float64]) -> dict[str, Any]:
@@ -50,14 +50,14 @@ def detection_record(stop: int, rows: NDArray[np.float64]) -> dict[str, Any]:
     return {"detected": stop, "rows": base64.b64encode(rows.astype("<f8").tobytes()).decode()}
 
 
-def run_record(kind: str, run: Run) -> dict[str, Any]:
+def range_record(kind: str, run: RowRange) -> dict[str, Any]:
     """Return the record of a clock or of a segment."""
     return {kind: [run.start, run.stop], "chunks": run.chunks}
 
 
-def read_past(records: Iterable[dict[str, Any]], taps: Sequence[str], clock: str) -> Past | None:
+def read_journal_state(records: Iterable[dict[str, Any]], taps: Sequence[str], clock: str) -> JournalState | None:
     """Return the sum of the records after the first; None where they are not what a writer of `taps` writes."""
-    past = Past()
+    past = JournalState()
     try:
         for record in records:
             _add(past, record, taps, clock)
@@ -66,13 +66,13 @@ def read_past(records: Iterable[dict[str, Any]], taps: Sequence[str], clock: str
     return past
 
 
-def _add(past: Past, record: dict[str, Any], taps: Sequence[str], clock: str) -> None:
+def _add(past: JournalState, record: dict[str, Any], taps: Sequence[str], clock: str) -> None:
     if "detected" in record:
         rows = np.frombuffer(base64.b64decode(record["rows"]), "<f8").reshape(-1, DETECTION_COLUMNS)
         past.detections.append(rows.astype(np.float64))
         past.detected = int(record["detected"])
     elif "clock" in record:
-        past.clock = _run(record["clock"], {clock: record["chunks"][clock]})
+        past.frame_table = _run(record["clock"], {clock: record["chunks"][clock]})
     else:
         run = _run(record["segment"], {tap: record["chunks"][tap] for tap in taps})
         # a segment written again makes those after it void
@@ -80,11 +80,11 @@ def _add(past: Past, record: dict[str, Any], taps: Sequence[str], clock: str) ->
         past.segments.append(run)
 
 
-def _run(span: list[int], chunks: dict[str, list[str]]) -> Run:
+def _run(span: list[int], chunks: dict[str, list[str]]) -> RowRange:
     start, stop = (int(row) for row in span)
     if not 0 <= start < stop:
         raise ValueError(span)
-    return Run(start, stop, {name: [str(digest) for digest in digests] for name, digests in chunks.items()})
+    return RowRange(start, stop, {name: [str(digest) for digest in digests] for name, digests in chunks.items()})
 
 
 # What is durable of a clip on its way: lines appended, each with its checksum, read up to the first torn one.
@@ -130,7 +130,7 @@ class Journal:
 
     def sync(self) -> None:
         """Return when the records have reached the disk."""
-        atomic_io.sync_all([self.path])
+        atomic_io.fsync_all([self.path])
 
     def remove(self) -> None:
         """Forget everything; a journal that a crash brings back is harmless, since files are checked against it."""

@@ -15,9 +15,9 @@ SEGMENT = 1024
 """Frames between two durable points of a clip's features."""
 CHUNK = 256
 """Most rows of a chunk; a clip that is shorter has chunks of its own length, since an edge chunk is padded."""
-CLOCK = ("index", "time_s", "valid", "x1", "y1", "x2", "y2", "score", "track")
+FRAME_COLUMNS = ("index", "time_s", "valid", "x1", "y1", "x2", "y2", "score", "track")
 """Columns of the clock: frame from 1, seconds from 0, 1 where a face was followed, its box in pixels, score, track."""
-CLOCK_NAME = "clock"
+FRAME_TABLE = "clock"
 META = "zarr.json"
 DTYPES = {"float16": 2, "float64": 8}
 """Element types that a store holds, always little endian, and their bytes."""
@@ -84,7 +84,7 @@ def array_document(name: str, grid: Grid) -> bytes:
     rate). Keys are joined by dots, so that a chunk is a file and not a folder. What is missing reads as NaN in other
     tools, never as zeros.
     """
-    columns = {"columns": list(CLOCK)} if name == CLOCK_NAME else {}
+    columns = {"columns": list(FRAME_COLUMNS)} if name == FRAME_TABLE else {}
     return _document({
         "zarr_format": 3, "node_type": "array", "shape": list(grid.shape), "data_type": grid.dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [grid.rows, *grid.shape[1:]]}},
@@ -111,7 +111,7 @@ _SPECIAL = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)|zarr\.json$|\.|__", 
 """Names that Windows, Zarr or a shell's listing gives a meaning; their first character is escaped."""
 
 
-def encode(name: str) -> str:
+def encode_name(name: str) -> str:
     """Return the folder name of `name`: percent-encoded UTF-8, different for every name, never a path.
 
     Notes
@@ -129,7 +129,7 @@ def encode(name: str) -> str:
     return kept or EMPTY
 
 
-def decode(folder: str) -> str | None:
+def decode_name(folder: str) -> str | None:
     """Return the name that `folder` spells out; None for a hashed one and for what `encode` never makes."""
     if folder == EMPTY:
         return ""
@@ -137,4 +137,4 @@ def decode(folder: str) -> str | None:
         name = unquote_to_bytes(folder).decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
         return None
-    return name if encode(name) == folder else None
+    return name if encode_name(name) == folder else None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from fercache.runtime import atomic_io
-from fercache.runtime.uri import Place
+from fercache.runtime.uri import Location
 from fercache.store.manifest import LARGEST
 
 TEMPORARY = ".tmp-"
@@ -23,14 +23,14 @@ SYNCS = 8
 """Files that are synced at the same time."""
 
 
-class Size(NamedTuple):
+class StoreSize(NamedTuple):
     """What a store takes on disk."""
 
     bytes: int
     files: int
 
 
-class Stamp(NamedTuple):
+class FileStamp(NamedTuple):
     """What changes when a file is replaced."""
 
     mtime_ns: int
@@ -42,7 +42,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-class Files(Protocol):
+class StoreFiles(Protocol):
     """What a store asks of the place it lies in; `LocalFiles` says what each of it means.
 
     Attributes
@@ -51,11 +51,11 @@ class Files(Protocol):
     """
 
     @property
-    def root(self) -> Place: ...
+    def root(self) -> Location: ...
     @property
-    def far(self) -> bool: ...
-    def each(self, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]: ...
-    def stamp(self, key: str) -> Stamp | None: ...
+    def is_remote(self) -> bool: ...
+    def in_parallel(self, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]: ...
+    def stat(self, key: str) -> FileStamp | None: ...
     def get(self, key: str) -> bytes | None: ...
     def fill_all(self, parts: Iterable[tuple[str, memoryview, int]]) -> str | None: ...
     def fill(self, key: str, view: memoryview, offset: int = 0) -> bool: ...
@@ -63,36 +63,36 @@ class Files(Protocol):
     def folders(self, key: str = "") -> list[str]: ...
     def make_folders(self, keys: Iterable[str]) -> None: ...
     def write(self, key: str, data: memoryview) -> None: ...
-    def settle(self, keys: Iterable[str], *others: Path) -> None: ...
-    def settling(self) -> AbstractContextManager[Callable[[Place], None]]: ...
+    def fsync(self, keys: Iterable[str], *others: Path) -> None: ...
+    def fsyncing(self) -> AbstractContextManager[Callable[[Location], None]]: ...
     def replace(self, key: str, data: bytes) -> None: ...
     def remove(self, key: str) -> None: ...
     def remove_tree(self, key: str) -> None: ...
-    def size(self, key: str = "") -> Size: ...
+    def size(self, key: str = "") -> StoreSize: ...
 
 
 @dataclass(frozen=True)
-class LocalFiles:
+class LocalStoreFiles:
     """Files under a folder, by keys such as ``clip/block8/c.0.0``."""
 
     root: Path
 
     @property
-    def far(self) -> bool:
+    def is_remote(self) -> bool:
         """Not far."""
         return False
 
-    def each(self, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+    def in_parallel(self, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
         """Yield ``function(item)`` in the order of the items, one after the other: there is nothing to wait for."""
         return map(function, items)
 
-    def stamp(self, key: str) -> Stamp | None:
+    def stat(self, key: str) -> FileStamp | None:
         """Return the stamp of a file, None where there is none."""
         try:
             status = (self.root / key).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return Stamp(status.st_mtime_ns, status.st_size, status.st_ino)
+        return FileStamp(status.st_mtime_ns, status.st_size, status.st_ino)
 
     def get(self, key: str) -> bytes | None:
         """Return the bytes of a small file (at most LARGEST + 1 of them), None where there is none."""
@@ -145,10 +145,10 @@ class LocalFiles:
         with (self.root / key).open("wb", buffering=0) as file:
             half = len(data) // 2
             _write_all(file.fileno(), data[:half])
-            atomic_io.step("chunk.torn")
+            atomic_io.durable_step("chunk.torn")
             _write_all(file.fileno(), data[half:])
 
-    def settle(self, keys: Iterable[str], *others: Path) -> None:
+    def fsync(self, keys: Iterable[str], *others: Path) -> None:
         """Return when these files or folders, and the folders that hold them, have reached the disk.
 
         Parameters
@@ -160,24 +160,24 @@ class LocalFiles:
         Asked for all at once, so that the file system answers many with one turn of its journal (16 files: 2 ms, one
         after the other 60 ms).
         """
-        with self.settling() as settle:
+        with self.fsyncing() as settle:
             for path in {*others, *(self.root / key for key in keys)}:
                 settle(path)
 
     @contextmanager
-    def settling(self) -> Iterator[Callable[[Place], None]]:
+    def fsyncing(self) -> Iterator[Callable[[Location], None]]:
         """Yield a function that begins to sync a file; when the block ends all of them, and their folders, are synced.
         """
         with ThreadPoolExecutor(SYNCS) as pool:
             turns, folders = [], set()
 
-            def settle(place: Place) -> None:
+            def settle(place: Location) -> None:
                 path = Path(str(place))
-                turns.append(pool.submit(atomic_io.sync, path))
+                turns.append(pool.submit(atomic_io.fsync, path))
                 folders.add(path.parent)
 
             yield settle
-            turns += [pool.submit(atomic_io.sync, folder) for folder in folders]
+            turns += [pool.submit(atomic_io.fsync, folder) for folder in folders]
             for turn in turns:
                 turn.result()
 
@@ -190,20 +190,20 @@ class LocalFiles:
         path = self.root / key
         if path.exists():
             path.unlink()
-            atomic_io.sync(path.parent)
+            atomic_io.fsync(path.parent)
 
     def remove_tree(self, key: str) -> None:
         """Remove a folder and all that is in it; nothing happens where there is none."""
         path = self.root / key
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-            atomic_io.sync(path.parent)
+            atomic_io.fsync(path.parent)
 
-    def size(self, key: str = "") -> Size:
+    def size(self, key: str = "") -> StoreSize:
         """Return bytes and number of all files under a folder."""
         found = [os.lstat(os.path.join(folder, name)).st_size  # noqa: PTH118 - a million short strings
                  for folder, _, names in os.walk(self.root / key) for name in names]
-        return Size(sum(found), len(found))
+        return StoreSize(sum(found), len(found))
 
     def _entries(self, key: str) -> Iterator[os.DirEntry[str]]:
         try:

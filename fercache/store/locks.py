@@ -17,10 +17,10 @@ from typing import Any
 
 from fercache.errors import ClipError, StoreError
 from fercache.runtime import atomic_io
-from fercache.runtime.uri import Place, Url
-from fercache.store.local import Files
+from fercache.runtime.uri import Location, Url
+from fercache.store.local import StoreFiles
 from fercache.store.manifest import parse
-from fercache.store.remote import RemoteFiles
+from fercache.store.remote import RemoteStoreFiles
 
 log = logging.getLogger(__name__)
 
@@ -28,30 +28,30 @@ log = logging.getLogger(__name__)
 # Who writes a clip: one process at a time; a dead one's claim is free.
 
 GATE = "gate.lock"
-CLAIM = ".claim"
+LOCK_SUFFIX = ".claim"
 
 
 @contextmanager
-def gate(work: Path) -> Iterator[None]:
+def lock_gate(work: Path) -> Iterator[None]:
     """Hold the folder's gate: nobody else takes or drops a claim meanwhile."""
     with atomic_io.lock(work / GATE, wait=True):
         yield
 
 
-def live_claims(work: Path) -> set[str]:
+def live_locks(work: Path) -> set[str]:
     """Return the folders of the clips that living processes hold."""
     found = set()
-    for path in work.glob("*" + CLAIM):
-        with gate(work):
+    for path in work.glob("*" + LOCK_SUFFIX):
+        with lock_gate(work):
             if path.exists():
                 with atomic_io.lock(path) as free:
                     if not free:
-                        found.add(path.name.removesuffix(CLAIM))
+                        found.add(path.name.removesuffix(LOCK_SUFFIX))
     return found
 
 
 @contextmanager
-def claim(work: Path, folder: str) -> Iterator[bool]:
+def lock_clip(work: Path, folder: str) -> Iterator[bool]:
     """Yield True while this process alone may change the clip in `folder`; False at once if another one may.
 
     Notes
@@ -59,33 +59,33 @@ def claim(work: Path, folder: str) -> Iterator[bool]:
     The claim's file is locked and removed only behind the gate, so that nobody can lock a file that was just removed
     while another one locks its successor.
     """
-    path = work / (folder + CLAIM)
+    path = work / (folder + LOCK_SUFFIX)
     with ExitStack() as held:
-        with gate(work):
+        with lock_gate(work):
             mine = held.enter_context(atomic_io.lock(path))
-        atomic_io.step("claim.taken")
+        atomic_io.durable_step("claim.taken")
         try:
             yield mine
         finally:
             if mine:
-                with gate(work), suppress(OSError):  # a claim's file left behind is free all the same
+                with lock_gate(work), suppress(OSError):  # a claim's file left behind is free all the same
                     path.unlink(missing_ok=True)
                     held.close()
 
 
 OWNER = "owner"
-BEAT_S = 30.0
+HEARTBEAT_S = 30.0
 """Seconds between two signs of life."""
-SILENCE_S = 600.0
+LEASE_TTL_S = 600.0
 """Seconds without a sign of life after which a machine counts as dead. Clocks must agree far better than that."""
 TRIES = 4
 """How often two machines that came at the same moment try again."""
 
 
-class Lease:
+class RemoteLease:
     """This machine's claim on one clip: an object of its own, written again every BEAT_S."""
 
-    def __init__(self, claims: RemoteFiles, folder: str, owner: str) -> None:
+    def __init__(self, claims: RemoteStoreFiles, folder: str, owner: str) -> None:
         self.claims, self.folder, self.owner = claims, folder, owner
         self.key = f"{folder}/{uuid.uuid4().hex}.claim"
         self._beat_s, self._lost = _now_s(), False
@@ -130,9 +130,9 @@ class Lease:
 
     def _live(self) -> None:
         """Give signs of life; a claim that is gone was taken over."""
-        while not self._over.wait(BEAT_S):
+        while not self._over.wait(HEARTBEAT_S):
             try:
-                if self._silent() or self.claims.stamp(self.key) is None:
+                if self._silent() or self.claims.stat(self.key) is None:
                     self._lost = True
                     return
                 self._write()
@@ -152,7 +152,7 @@ class Lease:
                             where=self.claims.root / self.folder, hint="run again; nothing of the store is lost")
 
     def _silent(self) -> bool:
-        return _now_s() - self._beat_s > SILENCE_S
+        return _now_s() - self._beat_s > LEASE_TTL_S
 
     def drop(self) -> None:
         """Let others have the clip."""
@@ -165,24 +165,24 @@ class Lease:
 
 
 @contextmanager
-def hold(files: Files, folder: str) -> Iterator[bool]:
+def hold_lease(files: StoreFiles, folder: str) -> Iterator[bool]:
     """Yield True while this process alone, of this machine and of all others, may change the clip in `folder`."""
     work = work_folder(files.root)
-    with claim(work, folder) as mine:
-        if mine and isinstance(files, RemoteFiles):
-            with lease(files, RemoteFiles(claims_of(files.root)), work, folder) as leased:
+    with lock_clip(work, folder) as mine:
+        if mine and isinstance(files, RemoteStoreFiles):
+            with remote_lease(files, RemoteStoreFiles(leases_of(files.root)), work, folder) as leased:
                 yield leased
         else:
             yield mine
 
 
-def claims_of(store: Url) -> Url:
+def leases_of(store: Url) -> Url:
     """Return where the machines' claims on clips of a remote store lie: beside it."""
     return store.parent / (store.name.removesuffix(".zarr") + ".work")
 
 
 @contextmanager
-def lease(files: RemoteFiles, claims: RemoteFiles, work: Path, folder: str) -> Iterator[bool]:
+def remote_lease(files: RemoteStoreFiles, claims: RemoteStoreFiles, work: Path, folder: str) -> Iterator[bool]:
     """Yield True while this machine alone may change the clip in `folder`; False at once if another one may.
 
     Parameters
@@ -191,12 +191,12 @@ def lease(files: RemoteFiles, claims: RemoteFiles, work: Path, folder: str) -> I
     claims : of the URL that holds the claims.
     work : the local folder whose locks tell the processes of this machine from each other; they are taken before.
     """
-    held = Lease(claims, folder, owner_of(work))
+    held = RemoteLease(claims, folder, owner_of(work))
     if not held.take():
         yield False
         return
     files.guards[folder] = held.check
-    atomic_io.step("lease.taken")
+    atomic_io.durable_step("lease.taken")
     try:
         yield True
     finally:
@@ -204,7 +204,7 @@ def lease(files: RemoteFiles, claims: RemoteFiles, work: Path, folder: str) -> I
         held.drop()
 
 
-def work_folder(path: Place) -> Path:
+def work_folder(path: Location) -> Path:
     """Return where the claims and journals of the store at `path` lie: beside it, of a URL in the user's cache.
 
     Notes
@@ -219,13 +219,13 @@ def work_folder(path: Place) -> Path:
     return home / "fercache" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:12]}-{stem}"
 
 
-def claimed(path: Place) -> set[str]:
+def locked_clips(path: Location) -> set[str]:
     """Return the folders of the clips that live processes, of any machine, are writing in the store at `path`."""
-    others = live_leases(RemoteFiles(claims_of(path)), work_folder(path)) if isinstance(path, Url) else set()
-    return live_claims(work_folder(path)) | others
+    others = live_leases(RemoteStoreFiles(leases_of(path)), work_folder(path)) if isinstance(path, Url) else set()
+    return live_locks(work_folder(path)) | others
 
 
-def live_leases(claims: RemoteFiles, work: Path) -> set[str]:
+def live_leases(claims: RemoteStoreFiles, work: Path) -> set[str]:
     """Return the folders of the clips that other machines which gave a sign of life lately hold.
 
     Parameters
@@ -238,7 +238,7 @@ def live_leases(claims: RemoteFiles, work: Path) -> set[str]:
         said = [_read(claims, f"{folder}/{name}") for name in claims.sizes(folder)]
         return any(one is not None and one.get("owner") != owner and _alive(one) for one in said)
     folders = claims.folders()
-    return {folder for folder, is_live in zip(folders, claims.each(live, folders), strict=True) if is_live}
+    return {folder for folder, is_live in zip(folders, claims.in_parallel(live, folders), strict=True) if is_live}
 
 
 def owner_of(work: Path) -> str:
@@ -251,7 +251,7 @@ def owner_of(work: Path) -> str:
     return path.read_text(errors="replace")
 
 
-def _read(claims: RemoteFiles, key: str) -> dict[str, Any] | None:
+def _read(claims: RemoteStoreFiles, key: str) -> dict[str, Any] | None:
     data = claims.get(key)
     try:
         said = None if data is None else parse(data)
@@ -262,7 +262,7 @@ def _read(claims: RemoteFiles, key: str) -> dict[str, Any] | None:
 
 def _alive(said: dict[str, Any]) -> bool:
     beat_s = said.get("time_s")
-    return isinstance(beat_s, int | float) and abs(time.time() - beat_s) < SILENCE_S
+    return isinstance(beat_s, int | float) and abs(time.time() - beat_s) < LEASE_TTL_S
 
 
 def _now_s() -> float:

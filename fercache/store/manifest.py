@@ -7,19 +7,19 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fercache.config import digest
+from fercache.config import fingerprint_of
 from fercache.errors import InputError, StoreError
-from fercache.store.layout import CLOCK, CLOCK_NAME, DTYPES, VERSION, Grid, group_document
+from fercache.store.layout import DTYPES, FRAME_COLUMNS, FRAME_TABLE, VERSION, Grid, group_document
 
 OURS = "fercache"
 """The attribute of a Zarr group that holds what is said here."""
 LARGEST = 64 << 20
 """Bytes of the largest metadata file that is read."""
-MENDING = "run `fercache verify --repair`, then `fercache extract`"
+RECOMPUTE_HINT = "run `fercache verify --repair`, then `fercache extract`"
 
 
 @dataclass(frozen=True)
-class ArrayMark:
+class ArrayManifest:
     """One array of a clip: what it is and the sha256 of each chunk's file; `digest` covers all of that."""
 
     shape: tuple[int, ...]
@@ -33,14 +33,14 @@ class ArrayMark:
         return Grid(self.shape, self.dtype)
 
 
-def array_mark(grid: Grid, chunks: Iterable[str]) -> ArrayMark:
+def array_manifest(grid: Grid, chunks: Iterable[str]) -> ArrayManifest:
     """Return the mark of an array whose chunks have these digests."""
     held = tuple(chunks)
-    return ArrayMark(grid.shape, grid.dtype, digest([list(grid.shape), grid.dtype, list(held)]), held)
+    return ArrayManifest(grid.shape, grid.dtype, fingerprint_of([list(grid.shape), grid.dtype, list(held)]), held)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mark:
+class ClipManifest:
     """What a committed clip is.
 
     Attributes
@@ -56,20 +56,20 @@ class Mark:
     clip: str
     fingerprint: str
     frames: int
-    arrays: dict[str, ArrayMark]
+    arrays: dict[str, ArrayManifest]
     source: dict[str, Any]
     provenance: dict[str, Any]
 
     def document(self) -> bytes:
         """Return the `zarr.json` of the clip's group."""
-        return sealed({**asdict(self), "version": VERSION})
+        return with_checksum({**asdict(self), "version": VERSION})
 
     def identity(self) -> list[Any]:
         """Return what the store's digest covers: not the source, not the provenance."""
         return [self.clip, self.frames, sorted((name, array.digest) for name, array in self.arrays.items())]
 
 
-def read_mark(data: bytes, where: object) -> Mark:
+def read_manifest(data: bytes, where: object) -> ClipManifest:
     """Return the mark that a clip's `zarr.json` holds.
 
     Raises
@@ -77,10 +77,10 @@ def read_mark(data: bytes, where: object) -> Mark:
     StoreError
         It is not what `Mark.document` wrote.
     """
-    body = unsealed(data, where)
+    body = verify_checksum(data, where)
     try:
         arrays = {name: _read_array(value) for name, value in body["arrays"].items()}
-        mark = Mark(clip=body["clip"], fingerprint=body["fingerprint"], frames=body["frames"], arrays=arrays,
+        mark = ClipManifest(clip=body["clip"], fingerprint=body["fingerprint"], frames=body["frames"], arrays=arrays,
                     source=body["source"], provenance=body["provenance"])
         _check(mark)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
@@ -88,9 +88,9 @@ def read_mark(data: bytes, where: object) -> Mark:
     return mark
 
 
-def _read_array(value: dict[str, Any]) -> ArrayMark:
+def _read_array(value: dict[str, Any]) -> ArrayManifest:
     grid = Grid(tuple(int(n) for n in value["shape"]), value["dtype"])
-    made = array_mark(grid, value["chunks"])
+    made = array_manifest(grid, value["chunks"])
     if min(grid.shape) < 1 or grid.dtype not in DTYPES or len(made.chunks) != grid.count:
         raise ValueError(value["shape"])
     if made.digest != value["digest"] or not all(isinstance(chunk, str) for chunk in made.chunks):
@@ -98,22 +98,22 @@ def _read_array(value: dict[str, Any]) -> ArrayMark:
     return made
 
 
-def _check(mark: Mark) -> None:
+def _check(mark: ClipManifest) -> None:
     kinds = (mark.clip, str), (mark.fingerprint, str), (mark.source, dict), (mark.provenance, dict)
     if not all(isinstance(value, kind) for value, kind in kinds):
         raise TypeError(mark.clip)
-    if mark.arrays[CLOCK_NAME].shape != (mark.frames, len(CLOCK)):
+    if mark.arrays[FRAME_TABLE].shape != (mark.frames, len(FRAME_COLUMNS)):
         raise ValueError(mark.frames)
     if any(array.shape[0] != mark.frames for array in mark.arrays.values()):
         raise ValueError(mark.frames)
 
 
-def sealed(body: dict[str, Any]) -> bytes:
+def with_checksum(body: dict[str, Any]) -> bytes:
     """Return a group's `zarr.json` with `body` and the digest of `body` among its attributes."""
-    return group_document({OURS: {**body, "seal": digest(body)}})
+    return group_document({OURS: {**body, "seal": fingerprint_of(body)}})
 
 
-def unsealed(data: bytes, where: object) -> dict[str, Any]:
+def verify_checksum(data: bytes, where: object) -> dict[str, Any]:
     """Return the body that `sealed` wrote.
 
     Raises
@@ -123,7 +123,7 @@ def unsealed(data: bytes, where: object) -> dict[str, Any]:
     """
     try:
         body: dict[str, Any] = dict(parse(data)["attributes"][OURS])
-        whole = body.pop("seal") == digest(body)
+        whole = body.pop("seal") == fingerprint_of(body)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise damaged("is no metadata of fercache's", where) from error
     if not whole or body.get("version") != VERSION:
@@ -133,7 +133,7 @@ def unsealed(data: bytes, where: object) -> dict[str, Any]:
 
 def damaged(what: str, where: object) -> StoreError:
     """Return the error that says how to mend a clip."""
-    return StoreError(what, where=where, hint=MENDING)
+    return StoreError(what, where=where, hint=RECOMPUTE_HINT)
 
 
 def parse(data: bytes) -> Any:

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.config import digest
+from fercache.config import fingerprint_of
 from fercache.errors import InputError
-from fercache.runtime.uri import Place, as_place
+from fercache.runtime.uri import Location, as_location
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import META
 from fercache.store.remote import files_at
@@ -30,15 +30,15 @@ class ReadableClip(Protocol):
     @property
     def frames(self) -> int: ...
     @property
-    def clock(self) -> NDArray[np.void]: ...
+    def frame_table(self) -> NDArray[np.void]: ...
     def read(self, tap: str, out: NDArray[np.float16] | None = None) -> NDArray[np.float16]: ...
 
 
-class Readable(Protocol):
+class ReadableStore(Protocol):
     """What a reader of whole clips needs of a store: `EmbeddingStore`, `Joined`, `Ahead`."""
 
     @property
-    def path(self) -> Place: ...
+    def path(self) -> Location: ...
     @property
     def settings(self) -> dict[str, Any]: ...
     @property
@@ -46,10 +46,10 @@ class Readable(Protocol):
     def __contains__(self, clip: object) -> bool: ...
     def __getitem__(self, clip: str) -> ReadableClip: ...
     def digest(self) -> str: ...
-    def ahead(self, names: Sequence[str], taps: Sequence[str]) -> Readable: ...
+    def prefetch(self, names: Sequence[str], taps: Sequence[str]) -> ReadableStore: ...
 
 
-class Joined:
+class MultiStoreView:
     """A store and its siblings as one; its clips and its clock are those of the first.
 
     Notes
@@ -58,7 +58,7 @@ class Joined:
     frames past the first store's clock are left out.
     """
 
-    def __init__(self, base: Readable, others: dict[str, Readable]) -> None:
+    def __init__(self, base: ReadableStore, others: dict[str, ReadableStore]) -> None:
         self.base, self.others = base, others
         self.path = base.path
         self._from = {f"{name}{BETWEEN}{tap}": (name, tap) for name, other in others.items() for tap in other.taps}
@@ -71,26 +71,27 @@ class Joined:
     def __contains__(self, clip: object) -> bool:
         return clip in self.base
 
-    def __getitem__(self, clip: str) -> JoinedClip:
+    def __getitem__(self, clip: str) -> MultiStoreClip:
         theirs = {name: other[clip] for name, other in self.others.items() if clip in other}
-        return JoinedClip(clip, self.base[clip], theirs, self._from, self.taps)
+        return MultiStoreClip(clip, self.base[clip], theirs, self._from, self.taps)
 
     def digest(self) -> str:
         """Return the sha256 (hex) over what all of them hold."""
-        return digest([self.base.digest(), [[name, other.digest()] for name, other in sorted(self.others.items())]])
+        return fingerprint_of([self.base.digest(),
+                               [[name, other.digest()] for name, other in sorted(self.others.items())]])
 
-    def ahead(self, names: Sequence[str], taps: Sequence[str]) -> Joined:
+    def prefetch(self, names: Sequence[str], taps: Sequence[str]) -> MultiStoreView:
         """Return the same, read in the order of `names` where the stores are far."""
         own = [tap for tap in taps if tap in self.base.taps]
-        read: dict[str, Readable] = {}
+        read: dict[str, ReadableStore] = {}
         for name, other in self.others.items():
             theirs = [tap for tap in other.taps if f"{name}{BETWEEN}{tap}" in taps]
-            read[name] = other.ahead([clip for clip in names if clip in other], theirs)
-        return Joined(self.base.ahead(names, own), read)
+            read[name] = other.prefetch([clip for clip in names if clip in other], theirs)
+        return MultiStoreView(self.base.prefetch(names, own), read)
 
 
 @dataclass(frozen=True)
-class JoinedClip:
+class MultiStoreClip:
     """One clip of joined stores."""
 
     name: str
@@ -105,9 +106,9 @@ class JoinedClip:
         return self.base.frames
 
     @property
-    def clock(self) -> NDArray[np.void]:
+    def frame_table(self) -> NDArray[np.void]:
         """The clock of the first store."""
-        return self.base.clock
+        return self.base.frame_table
 
     def read(self, tap: str, out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
         """Return the whole of a tap on the first store's clock, ``(T, ...) float16``; zeros where it has no frame."""
@@ -118,12 +119,13 @@ class JoinedClip:
         made[...] = 0
         if name in self.others:
             other = self.others[name]
-            _, here, there = np.intersect1d(self.clock["index"], other.clock["index"], return_indices=True)
+            _, here, there = np.intersect1d(self.frame_table["index"], other.frame_table["index"], return_indices=True)
             made[here] = other.read(theirs)[there]
         return made
 
 
-def join(base: EmbeddingStore, names: Sequence[str], taps: Sequence[str]) -> tuple[Readable, tuple[str, ...]]:
+def join_stores(base: EmbeddingStore, names: Sequence[str], taps: Sequence[str]) -> tuple[ReadableStore,
+                                                                                          tuple[str, ...]]:
     """Return `base` joined with the stores of these names, and the taps to read of it.
 
     Parameters
@@ -136,28 +138,28 @@ def join(base: EmbeddingStore, names: Sequence[str], taps: Sequence[str]) -> tup
     InputError
         No such store, or several of that name.
     """
-    if base.files.far:
+    if base.files.is_remote:
         list(base)  # the marks of all clips, many under way at once: they will be asked for one by one
     if not names:
         return base, tuple(taps)
-    others: dict[str, Readable] = {}
+    others: dict[str, ReadableStore] = {}
     for place in (_sibling(base, name) for name in names):
         other = EmbeddingStore.open(place)
         label = other.path.name.removesuffix(".zarr").rpartition("-")[0] or other.path.name
         if label in others or other.path == base.path:
             raise InputError(f"{label} would be joined twice", where=place, hint="name each store once")
         others[label] = other
-        _tell(base, label, other)
+        _report_unmatched(base, label, other)
     whole = [f"{label}{BETWEEN}{tap}" for label, other in others.items() for tap in other.taps
              if not any(chosen.startswith(label + BETWEEN) for chosen in taps)
              and tap.removesuffix(VIEWS) not in other.taps.keys() - {tap}]  # views stand beside a tap and are none
-    return Joined(base, others), (*taps, *whole)
+    return MultiStoreView(base, others), (*taps, *whole)
 
 
-def _sibling(base: EmbeddingStore, name: str) -> Place:
+def _sibling(base: EmbeddingStore, name: str) -> Location:
     """Return where the store of that name lies."""
     if "/" in name:
-        return as_place(name)
+        return as_location(name)
     folder = base.path.parent
     held = [found.removesuffix(".zarr") for found in files_at(folder).folders() if found.endswith(".zarr")]
     fits = [found for found in held if name in (found, found.rpartition("-")[0])]
@@ -167,7 +169,7 @@ def _sibling(base: EmbeddingStore, name: str) -> Place:
     return folder / f"{fits[0]}.zarr"
 
 
-def _tell(base: EmbeddingStore, label: str, other: EmbeddingStore) -> None:
+def _report_unmatched(base: EmbeddingStore, label: str, other: EmbeddingStore) -> None:
     """Refuse a store without a clip in common; say what the join leaves without features."""
     ours, theirs = set(base), set(other)
     if not ours & theirs:
@@ -176,7 +178,7 @@ def _tell(base: EmbeddingStore, label: str, other: EmbeddingStore) -> None:
     if ours - theirs:
         log.warning("%s: %d of %d clips are not in it and get zeros: %s", label, len(ours - theirs), len(ours),
                     _few(ours - theirs))
-    longer = {clip: n for clip in sorted(ours & theirs) if (n := other.mark(clip).frames - base.mark(clip).frames) > 0}
+    longer = {clip: n for clip in sorted(ours & theirs) if (n := other.manifest(clip).frames - base.manifest(clip).frames) > 0}
     if longer:
         log.warning("%s: %d frames of %d clips lie past the end of the clip and are left out: %s", label,
                     sum(longer.values()), len(longer), _few(longer))

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from fercache.errors import FercacheError, InputError, MissingExtra, StoreError
 from fercache.runtime import atomic_io
-from fercache.runtime.uri import Place, Url, as_place
+from fercache.runtime.uri import Location, Url, as_location
 from fercache.store.clip import Clip
-from fercache.store.layout import CLOCK_NAME
-from fercache.store.local import Files, LocalFiles, Size, Stamp
+from fercache.store.layout import FRAME_TABLE
+from fercache.store.local import FileStamp, LocalStoreFiles, StoreFiles, StoreSize
 from fercache.store.manifest import LARGEST, parse
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # A far store read in a known order: the next clips are on their way while this one is used.
 
-AHEAD_BYTES = 256 << 20
+PREFETCH_BYTES = 256 << 20
 """Bytes that may be on their way or waiting; one clip may be larger."""
 CLIPS = 16
 """Most clips on their way: small ones are all latency."""
@@ -38,7 +38,7 @@ Values = dict[str, NDArray[np.float16]]
 T = TypeVar("T")
 
 
-class Line(Generic[T]):
+class PrefetchQueue(Generic[T]):
     """What is read of each clip, in order: the next ones are under way."""
 
     def __init__(self, names: Sequence[str], read: Callable[[str], T], size: Callable[[str], int]) -> None:
@@ -55,14 +55,14 @@ class Line(Generic[T]):
         ahead = 0
         for name in self.names[at:at + CLIPS]:
             ahead += self.size(name)
-            if name != clip and ahead > AHEAD_BYTES:
+            if name != clip and ahead > PREFETCH_BYTES:
                 break
             if name not in self.under_way:
                 self.under_way[name] = self.pool.submit(self.read, name)
         return self.under_way[clip].result()
 
 
-class Ahead:
+class PrefetchingStore:
     """The store as `EmbeddingStore` shows it to a reader of whole clips, who takes them in the order of `names`.
 
     Notes
@@ -73,54 +73,55 @@ class Ahead:
 
     def __init__(self, store: EmbeddingStore, names: Sequence[str], taps: Sequence[str]) -> None:
         self.store, self.wanted = store, tuple(taps)
-        self.path: Place = store.path
+        self.path: Location = store.path
         self.settings, self.taps = store.settings, store.taps
         held = list(dict.fromkeys(names))
-        self._marks = dict(zip(held, store.files.each(store.mark, held), strict=True))
-        self.clocks = Line(held, lambda clip: self._clip(clip).clock, lambda clip: self._bytes(clip, [CLOCK_NAME]))
-        self.values = Line(held, self._values, lambda clip: self._bytes(clip, self.wanted))
+        self._manifests = dict(zip(held, store.files.in_parallel(store.manifest, held), strict=True))
+        self.frame_tables = PrefetchQueue(held, lambda clip: self._clip(clip).frame_table,
+                                    lambda clip: self._bytes(clip, [FRAME_TABLE]))
+        self.values = PrefetchQueue(held, self._values, lambda clip: self._bytes(clip, self.wanted))
 
     def __contains__(self, clip: object) -> bool:
-        return clip in self._marks or clip in self.store
+        return clip in self._manifests or clip in self.store
 
-    def __getitem__(self, clip: str) -> AheadClip | Clip:
-        return AheadClip(self, clip, self._marks[clip].frames) if clip in self._marks else self.store[clip]
+    def __getitem__(self, clip: str) -> PrefetchedClip | Clip:
+        return PrefetchedClip(self, clip, self._manifests[clip].frames) if clip in self._manifests else self.store[clip]
 
     def digest(self) -> str:
         """Return the store's digest."""
         return self.store.digest()
 
-    def ahead(self, names: Sequence[str], taps: Sequence[str]) -> Ahead:
+    def prefetch(self, names: Sequence[str], taps: Sequence[str]) -> PrefetchingStore:
         """Return the store read in another order."""
-        return Ahead(self.store, names, taps)
+        return PrefetchingStore(self.store, names, taps)
 
     def _clip(self, clip: str) -> Clip:
-        return Clip(self.store.files, self._marks[clip])
+        return Clip(self.store.files, self._manifests[clip])
 
     def _values(self, clip: str) -> Values:
         held = self._clip(clip)
         return {tap: held.read(tap) for tap in self.wanted}
 
     def _bytes(self, clip: str, names: Sequence[str]) -> int:
-        arrays = self._marks[clip].arrays
+        arrays = self._manifests[clip].arrays
         return sum(arrays[name].grid.row_bytes * arrays[name].shape[0] for name in names)
 
 
-class AheadClip:
+class PrefetchedClip:
     """One clip of a store that is read ahead: length, clock and whole taps."""
 
-    def __init__(self, ahead: Ahead, name: str, frames: int) -> None:
-        self._ahead, self.name, self.frames = ahead, name, frames
+    def __init__(self, ahead: PrefetchingStore, name: str, frames: int) -> None:
+        self._store, self.name, self.frames = ahead, name, frames
 
     @property
-    def clock(self) -> NDArray[np.void]:
+    def frame_table(self) -> NDArray[np.void]:
         """The clock, ``(T,)`` with named columns."""
-        return self._ahead.clocks.take(self.name)
+        return self._store.frame_tables.take(self.name)
 
     def read(self, tap: str, out: NDArray[Any] | None = None) -> NDArray[np.float16]:
         """Return the whole of a tap, ``(T, ...) float16``, in `out` if it is given."""
-        held = self._ahead.values.take(self.name)
-        made = held[tap] if tap in held else self._ahead.store[self.name].read(tap)
+        held = self._store.values.take(self.name)
+        made = held[tap] if tap in held else self._store.store[self.name].read(tap)
         if out is None:
             return made
         out[...] = made
@@ -135,7 +136,7 @@ EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "htt
 U = TypeVar("U")
 
 
-class RemoteFiles:
+class RemoteStoreFiles:
     """Files under a URL, by keys; see `fercache.store.files.LocalFiles` for what each method means.
 
     Notes
@@ -144,7 +145,7 @@ class RemoteFiles:
     Nothing is cached. A forked process opens connections of its own.
     """
 
-    far = True
+    is_remote = True
 
     def __init__(self, root: Url) -> None:
         self.root = root
@@ -183,12 +184,12 @@ class RemoteFiles:
                                   "GOOGLE_APPLICATION_CREDENTIALS) and the network, and run again: "
                                   "what is committed stays") from error
 
-    def each(self, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+    def in_parallel(self, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
         """Yield ``function(item)`` in the order of the items, many under way at once."""
         with ThreadPoolExecutor(FLIGHTS) as pool:  # threads of its own: the function waits for others of ours
             yield from pool.map(function, items)
 
-    def stamp(self, key: str) -> Stamp | None:
+    def stat(self, key: str) -> FileStamp | None:
         """Return the stamp of an object, None where there is none."""
         try:
             with self._asking(key):
@@ -198,11 +199,11 @@ class RemoteFiles:
         if said.get("type") == "directory":
             return None
         named = hashlib.sha256(repr(sorted((k, str(v)) for k, v in said.items())).encode()).digest()
-        return Stamp(0, int(said.get("size") or 0), int.from_bytes(named[:8], "big"))
+        return FileStamp(0, int(said.get("size") or 0), int.from_bytes(named[:8], "big"))
 
     def get(self, key: str) -> bytes | None:
         """Return the bytes of a small object (at most LARGEST + 1 of them), None where there is none."""
-        stamp = self.stamp(key)
+        stamp = self.stat(key)
         if stamp is None:
             return None
         data = bytearray(min(stamp.bytes, LARGEST + 1))
@@ -265,21 +266,21 @@ class RemoteFiles:
             raise StoreError(f"cannot be written ({_first_line(error)})", where=self.root / key,
                              hint="check the bucket's name; a bucket is never made by fercache") from error
 
-    def settle(self, keys: Iterable[str], *others: Path) -> None:
+    def fsync(self, keys: Iterable[str], *others: Path) -> None:
         """Return when every upload has arrived and `others`, which are local, have reached the disk."""
         turns, self._turns = self._turns, []
         wait(turns)
         for turn in turns:
             turn.result()
         if others:
-            atomic_io.sync_all(others)
+            atomic_io.fsync_all(others)
 
     @contextmanager
-    def settling(self) -> Iterator[Callable[[Place], None]]:
+    def fsyncing(self) -> Iterator[Callable[[Location], None]]:
         """Yield a function that takes places to settle; when the block ends, all of them and all uploads are."""
         local: list[Path] = []
 
-        def settle(place: Place) -> None:
+        def settle(place: Location) -> None:
             if isinstance(place, Path):
                 local.append(place)
 
@@ -289,7 +290,7 @@ class RemoteFiles:
             wait(self._turns)
             self._turns = []
             raise
-        self.settle((), *local)
+        self.fsync((), *local)
 
     def replace(self, key: str, data: bytes) -> None:
         """Put `data` at `key`, whole or not at all."""
@@ -313,17 +314,17 @@ class RemoteFiles:
         except FileNotFoundError:
             return
 
-    def size(self, key: str = "") -> Size:
+    def size(self, key: str = "") -> StoreSize:
         """Return bytes and number of all objects under a folder."""
         try:
             with self._asking(key):
                 found = self._fs.find(self._path(key), detail=True)
         except FileNotFoundError:
-            return Size(0, 0)
-        return Size(sum(int(entry.get("size") or 0) for entry in found.values()), len(found))
+            return StoreSize(0, 0)
+        return StoreSize(sum(int(entry.get("size") or 0) for entry in found.values()), len(found))
 
 
-def files_at(place: str | Place) -> Files:
+def files_at(place: str | Location) -> StoreFiles:
     """Return the files of a folder, wherever it is.
 
     Raises
@@ -333,11 +334,11 @@ def files_at(place: str | Place) -> Files:
     MissingExtra
         What its protocol needs is not installed.
     """
-    there = as_place(place)
-    return RemoteFiles(there) if isinstance(there, Url) else LocalFiles(there)
+    there = as_location(place)
+    return RemoteStoreFiles(there) if isinstance(there, Url) else LocalStoreFiles(there)
 
 
-def read_json(place: Place) -> Any:
+def read_json(place: Location) -> Any:
     """Return the JSON value at a path or URL, None where there is nothing.
 
     Raises
@@ -352,7 +353,7 @@ def read_json(place: Place) -> Any:
         raise InputError(f"not readable as JSON ({error})", where=place, hint="remove it and run again") from error
 
 
-def write_json(place: Place, value: Any) -> None:
+def write_json(place: Location, value: Any) -> None:
     """Put `value` at a path or URL as JSON, whole or not at all."""
     files_at(place.parent).replace(place.name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 

@@ -12,14 +12,22 @@ from numpy.typing import NDArray
 
 from fercache.errors import ClipError, InputError
 from fercache.runtime import atomic_io
-from fercache.store.journal import DETECTION_COLUMNS, Journal, Past, Run, detection_record, read_past, run_record
-from fercache.store.layout import CLOCK, CLOCK_NAME, META, SEGMENT, VERSION, Grid, array_document, encode
-from fercache.store.local import TEMPORARY, Files
-from fercache.store.manifest import Mark, array_mark, same_source
+from fercache.store.journal import (
+    DETECTION_COLUMNS,
+    Journal,
+    JournalState,
+    RowRange,
+    detection_record,
+    range_record,
+    read_journal_state,
+)
+from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, META, SEGMENT, VERSION, Grid, array_document, encode_name
+from fercache.store.local import TEMPORARY, StoreFiles
+from fercache.store.manifest import ClipManifest, array_manifest, same_source
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class WriterJob:
     """What is to be written: where, which arrays, and what the result depends on."""
 
     clip: str
@@ -31,21 +39,21 @@ class Job:
     @property
     def folder(self) -> str:
         """The clip's folder."""
-        return encode(self.clip)
+        return encode_name(self.clip)
 
     @property
     def arrays(self) -> list[str]:
         """The names of the clip's arrays."""
-        return sorted([CLOCK_NAME, *self.taps])
+        return sorted([FRAME_TABLE, *self.taps])
 
     def key(self, array: str, name: str = "") -> str:
         """Return the key of an array's folder, or of a file in it."""
-        return f"{self.folder}/{encode(array)}/{name}".rstrip("/")
+        return f"{self.folder}/{encode_name(array)}/{name}".rstrip("/")
 
     def grid(self, array: str, frames: int) -> Grid:
         """Return how an array of so many frames lies in files."""
-        if array == CLOCK_NAME:
-            return Grid((frames, len(CLOCK)), "float64")
+        if array == FRAME_TABLE:
+            return Grid((frames, len(FRAME_COLUMNS)), "float64")
         return Grid((frames, *self.taps[array]), "float16")
 
     def record(self) -> dict[str, Any]:
@@ -54,13 +62,13 @@ class Job:
                 "taps": {name: list(shape) for name, shape in self.taps.items()},
                 "source": self.source, "provenance": self.provenance}
 
-    def past(self, records: list[dict[str, Any]]) -> Past | None:
+    def journal_state(self, records: list[dict[str, Any]]) -> JournalState | None:
         """Return what was done by a job that gives the same bytes as this one; None where another one was at it."""
         mine, other = self.record(), dict(records[0]) if records else {}
         source = other.pop("source", None)
         if not isinstance(source, dict) or not same_source(mine.pop("source"), source) or mine != other:
             return None
-        return read_past(records[1:], list(self.taps), CLOCK_NAME)
+        return read_journal_state(records[1:], list(self.taps), FRAME_TABLE)
 
 
 class ClipWriter:
@@ -77,13 +85,13 @@ class ClipWriter:
     differs from its record, is written again. The mark comes last, when all else has reached the disk.
     """
 
-    def __init__(self, files: Files, journal: Journal, job: Job) -> None:
+    def __init__(self, files: StoreFiles, journal: Journal, job: WriterJob) -> None:
         self.files, self.journal, self.job = files, journal, job
         self.detected = self.written = 0
         self._detections: list[NDArray[np.float64]] = []
-        self._clock: NDArray[np.float64] | None = None
+        self._frame_table: NDArray[np.float64] | None = None
         self._chunks: dict[str, list[str]] = {name: [] for name in job.arrays}
-        past = job.past(journal.records)
+        past = job.journal_state(journal.records)
         if past is None:
             self._begin()
         else:
@@ -92,35 +100,35 @@ class ClipWriter:
     def _begin(self) -> None:
         """Start from nothing, also where other work on the clip was left."""
         self.journal.remove()
-        atomic_io.step("begin.journal-gone")
+        atomic_io.durable_step("begin.journal-gone")
         self.files.remove_tree(self.job.folder)
-        atomic_io.step("begin.folder-gone")
+        atomic_io.durable_step("begin.folder-gone")
         self._make_folders()
-        atomic_io.step("begin.folders")
+        atomic_io.durable_step("begin.folders")
         self.journal.append(self.job.record())
-        atomic_io.step("begin.journaled")
+        atomic_io.durable_step("begin.journaled")
 
     def _make_folders(self) -> None:
         self.files.make_folders(self.job.key(name) for name in self.job.arrays)
 
-    def _resume(self, past: Past) -> None:
+    def _resume(self, past: JournalState) -> None:
         """Take over what was done, as far as the files agree with the journal."""
         for name in self.files.sizes(self.job.folder):
             if name.startswith(TEMPORARY):
                 self.files.remove(f"{self.job.folder}/{name}")
         self._make_folders()
         self.detected, self._detections = past.detected, past.detections
-        clock = None if past.clock is None else self._unharmed(past.clock)
+        clock = None if past.frame_table is None else self._is_intact(past.frame_table)
         if clock is not None:
-            data = b"".join(clock)[:self.job.grid(CLOCK_NAME, 1).row_bytes * past.clock.stop] if past.clock else b""
-            self._clock = np.frombuffer(data, "<f8").reshape(-1, len(CLOCK)).astype(np.float64)
+            data = b"".join(clock)[:self.job.grid(FRAME_TABLE, 1).row_bytes * past.frame_table.stop] if past.frame_table else b""
+            self._frame_table = np.frombuffer(data, "<f8").reshape(-1, len(FRAME_COLUMNS)).astype(np.float64)
         for segment in past.segments:
-            if segment.start != self.written or self._unharmed(segment) is None:
+            if segment.start != self.written or self._is_intact(segment) is None:
                 break
             self.written = segment.stop
-        atomic_io.step("resume.read")
+        atomic_io.durable_step("resume.read")
 
-    def _unharmed(self, run: Run) -> list[bytearray] | None:
+    def _is_intact(self, run: RowRange) -> list[bytearray] | None:
         """Count a run's chunks as written and return their bytes; None where one is missing or has changed."""
         found = []
         for name, digests in run.chunks.items():
@@ -150,7 +158,7 @@ class ClipWriter:
                              where=self.job.clip)
         self.journal.append(detection_record(stop, rows))
         self.journal.sync()
-        atomic_io.step("detections.kept")
+        atomic_io.durable_step("detections.kept")
         self._detections.append(rows.astype(np.float64))
         self.detected = stop
 
@@ -159,18 +167,18 @@ class ClipWriter:
         return np.concatenate([np.empty((0, DETECTION_COLUMNS)), *self._detections])
 
     @property
-    def clock(self) -> NDArray[np.float64] | None:
+    def frame_table(self) -> NDArray[np.float64] | None:
         """The clock, ``(T, 9)``, if it was set."""
-        return None if self._clock is None else self._clock.copy()
+        return None if self._frame_table is None else self._frame_table.copy()
 
-    def set_clock(self, clock: NDArray[np.float64]) -> None:
+    def set_frame_table(self, clock: NDArray[np.float64]) -> None:
         """Store the clock, ``(T, 9)`` with the columns of CLOCK; from here on the clip's length is known."""
-        if clock.ndim != 2 or clock.shape[1] != len(CLOCK) or len(clock) < max(self.written, 1):
+        if clock.ndim != 2 or clock.shape[1] != len(FRAME_COLUMNS) or len(clock) < max(self.written, 1):
             raise InputError(f"a clock of shape {clock.shape} does not fit {self.written} written frames",
-                             where=self.job.clip, hint=f"give one row a frame with columns {', '.join(CLOCK)}")
-        self._chunks[CLOCK_NAME] = []
-        self._put("clock", 0, {CLOCK_NAME: np.ascontiguousarray(clock, "<f8")})
-        self._clock = clock.astype(np.float64)
+                             where=self.job.clip, hint=f"give one row a frame with columns {', '.join(FRAME_COLUMNS)}")
+        self._chunks[FRAME_TABLE] = []
+        self._put("clock", 0, {FRAME_TABLE: np.ascontiguousarray(clock, "<f8")})
+        self._frame_table = clock.astype(np.float64)
 
     def write(self, start: int, values: dict[str, NDArray[np.float16]]) -> None:
         """Write one segment: rows `start` to ``start + n`` of every tap, ``(n, ...) float16`` each.
@@ -193,7 +201,7 @@ class ClipWriter:
             raise InputError(f"segment of {shapes} is not float16 of the store's shapes {self.job.taps}",
                              where=self.job.clip)
         rows = lengths.pop()
-        end = start + SEGMENT if self._clock is None else min(start + SEGMENT, len(self._clock))
+        end = start + SEGMENT if self._frame_table is None else min(start + SEGMENT, len(self._frame_table))
         if start != self.written or start % SEGMENT or not rows or start + rows > end:
             raise InputError(f"rows {start} to {start + rows} do not follow row {self.written}", where=self.job.clip,
                              hint=f"write segments of {SEGMENT} rows in order; only the last one is shorter")
@@ -202,7 +210,7 @@ class ClipWriter:
     def _put(self, kind: str, start: int, values: dict[str, NDArray[Any]]) -> None:
         """Write rows of some arrays from `start` on, note them in the journal, and sync all of that."""
         digests: dict[str, list[str]] = {name: [] for name in values}
-        with self.files.settling() as settle:
+        with self.files.fsyncing() as settle:
             for name, value in values.items():
                 grid = self.job.grid(name, start + len(value))
                 chunks = _chunks_of(grid, start, start + len(value))
@@ -211,16 +219,16 @@ class ClipWriter:
                     self.files.write(key, data)
                     settle(self.files.root / key)
                     digests[name].append(hashlib.sha256(data).hexdigest())
-                    atomic_io.step("chunk.written")
-            atomic_io.step(f"{kind}.written")
-            self.journal.append(run_record(kind, Run(start, start + len(value), digests)))
-            atomic_io.step(f"{kind}.journaled")
+                    atomic_io.durable_step("chunk.written")
+            atomic_io.durable_step(f"{kind}.written")
+            self.journal.append(range_record(kind, RowRange(start, start + len(value), digests)))
+            atomic_io.durable_step(f"{kind}.journaled")
             settle(self.journal.path)
-        atomic_io.step(f"{kind}.synced")
+        atomic_io.durable_step(f"{kind}.synced")
         for name, made in digests.items():
             self._chunks[name] += made
 
-    def commit(self, **more: Any) -> Mark:
+    def commit(self, **more: Any) -> ClipManifest:
         """Make the clip part of the store and return its mark.
 
         Parameters
@@ -232,21 +240,22 @@ class ClipWriter:
         InputError
             Clock or frames are missing.
         """
-        if self._clock is None or self.written != len(self._clock):
-            length = "unknown" if self._clock is None else len(self._clock)
+        if self._frame_table is None or self.written != len(self._frame_table):
+            length = "unknown" if self._frame_table is None else len(self._frame_table)
             raise InputError(f"{self.written} frames are written, its length is {length}", where=self.job.clip,
                              hint="set the clock and write every frame before the commit")
-        arrays = {name: array_mark(self.job.grid(name, self.written), self._chunks[name]) for name in self.job.arrays}
-        mark = Mark(clip=self.job.clip, fingerprint=self.job.fingerprint, frames=self.written, arrays=arrays,
+        arrays = {name: array_manifest(self.job.grid(name, self.written), self._chunks[name])
+                  for name in self.job.arrays}
+        mark = ClipManifest(clip=self.job.clip, fingerprint=self.job.fingerprint, frames=self.written, arrays=arrays,
                     source=self.job.source, provenance={**self.job.provenance, **more})
         for name, array in arrays.items():
             self._finish(name, array.grid)
-        self.files.settle([self.job.folder, *map(self.job.key, arrays), *(self.job.key(n, META) for n in arrays)])
-        atomic_io.step("commit.unmarked")
+        self.files.fsync([self.job.folder, *map(self.job.key, arrays), *(self.job.key(n, META) for n in arrays)])
+        atomic_io.durable_step("commit.unmarked")
         self.files.replace(f"{self.job.folder}/{META}", mark.document())
-        atomic_io.step("commit.marked")
+        atomic_io.durable_step("commit.marked")
         self.journal.remove()
-        atomic_io.step("commit.journal-gone")
+        atomic_io.durable_step("commit.journal-gone")
         return mark
 
     def _finish(self, name: str, grid: Grid) -> None:
@@ -254,10 +263,10 @@ class ClipWriter:
         for stray in self.files.sizes(self.job.key(name)).keys() - {*grid.files(), META}:
             self.files.remove(self.job.key(name, stray))
         self.files.write(self.job.key(name, META), memoryview(array_document(name, grid)))
-        atomic_io.step("commit.array")
+        atomic_io.durable_step("commit.array")
 
 
-def refuse_twin(files: Files, job: Job) -> None:
+def check_case_collision(files: StoreFiles, job: WriterJob) -> None:
     """Refuse a clip where the file system, blind to case, shows another one's folder under its name.
 
     Raises

@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 
 from fercache.backbones.taps import TapSlice
 from fercache.errors import StoreError
-from fercache.heads import build
+from fercache.heads import build_head
 from fercache.heads.base import Head, HeadSettings
 from fercache.runtime import atomic_io
 
-AGAIN = "run `fercache train-heads` again: what is there is kept, what is missing is trained"
+RETRAIN_HINT = "run `fercache train-heads` again: what is there is kept, what is missing is trained"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class RunKey:
     """One training: a head, the fold that it does not see, and which of the members it is."""
 
     head: str
@@ -32,7 +32,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class TrainedHead:
     """A head out of its folder, with its settings and all that its JSON says."""
 
     head: Head
@@ -40,14 +40,14 @@ class Kept:
     record: dict[str, Any]
 
 
-def save(head: Head, record: dict[str, Any], path: Path) -> None:
+def save_checkpoint(head: Head, record: dict[str, Any], path: Path) -> None:
     """Write a head's weights, then the JSON at `path` that makes them count."""
     with atomic_io.replacing(path.with_suffix(".safetensors")) as temporary:
         save_file({n: v.detach().cpu().contiguous() for n, v in head.state_dict().items()}, temporary)
     atomic_io.write_json(path, record)
 
 
-def load(path: Path, device: str = "cpu") -> Kept:
+def load_checkpoint(path: Path, device: str = "cpu") -> TrainedHead:
     """Return the head whose JSON is at `path`, ready to predict.
 
     Raises
@@ -57,14 +57,14 @@ def load(path: Path, device: str = "cpu") -> Kept:
     """
     record = atomic_io.read_json(path)
     settings = HeadSettings(**record["settings"])
-    net = build(record["head"], layout_of(record["reads"]), len(record["classes"]), settings)
+    net = build_head(record["head"], layout_of(record["reads"]), len(record["classes"]), settings)
     weights = path.with_suffix(".safetensors")
     try:
         net.load_state_dict(load_file(weights))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise StoreError(f"a head's weights are not readable ({str(error).partition(chr(10))[0]})", where=weights,
-                         hint=f"remove {path.name} beside it and {AGAIN}") from error
-    return Kept(head=net.to(device).eval(), settings=settings, record=record)
+                         hint=f"remove {path.name} beside it and {RETRAIN_HINT}") from error
+    return TrainedHead(head=net.to(device).eval(), settings=settings, record=record)
 
 
 def layout_of(taps: list[dict[str, Any]]) -> tuple[TapSlice, ...]:

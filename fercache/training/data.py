@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fercache.backbones.taps import TapSlice, side_by_side, views_of
-from fercache.config import digest
+from fercache.backbones.taps import TapSlice, side_by_side, tap_views
+from fercache.config import fingerprint_of
 from fercache.data.base import Trial
 from fercache.errors import InputError
 from fercache.runtime import atomic_io
-from fercache.runtime.progress import meter
-from fercache.runtime.uri import Place
+from fercache.runtime.progress import progress_bar
+from fercache.runtime.uri import Location
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def _no_views() -> NDArray[np.float16]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features:
+class FrameDataset:
     """Every frame of every trial.
 
     Attributes
@@ -76,7 +76,7 @@ class Features:
 
 # Windows over the features, as the batches that heads are trained on.
 
-def cover(length: int, window: int, stride: int) -> NDArray[np.int64]:
+def window_starts(length: int, window: int, stride: int) -> NDArray[np.int64]:
     """Return starts of windows that cover ``range(length)``; the last one ends with the clip where it can."""
     last = max(length - window, 0)
     return np.unique(np.append(np.arange(0, last + 1, stride), last)).astype(np.int64)
@@ -98,10 +98,10 @@ class Batch:
     """(B, W) rows of the features, -1 padding"""
 
 
-class Windows:
+class WindowSampler:
     """Windows of `window` frames, each `step` apart, over some trials; they never cross the border of a trial."""
 
-    def __init__(self, features: Features, trials: Sequence[int], window: int, device: str = "cpu",
+    def __init__(self, features: FrameDataset, trials: Sequence[int], window: int, device: str = "cpu",
                  step: int = 1) -> None:
         self.features, self.window, self.device, self.step = features, window, device, step
         self.trials = np.asarray(trials, np.int64)
@@ -114,7 +114,7 @@ class Windows:
         found = []
         for trial in self.trials:
             first, stop = self.features.offsets[trial], self.features.offsets[trial + 1]
-            begin = cover(int(stop - first), self.span, stride)
+            begin = window_starts(int(stop - first), self.span, stride)
             begin = np.minimum(begin + shift, max(int(stop - first) - self.span, 0))
             found.append(np.column_stack([np.full(len(begin), trial), first + np.unique(begin)]) if shift == 0 else
                          np.column_stack([np.full(len(begin), trial), first + begin]))
@@ -132,7 +132,7 @@ class Windows:
             first, stop = self.features.offsets[trial], self.features.offsets[trial + 1]
             for phase in range(min(phases or self.step, int(stop - first))):
                 on_grid = -(-int(stop - first - phase) // self.step)
-                begin = first + phase + self.step * cover(on_grid, self.window, max(1, self.window // 2))
+                begin = first + phase + self.step * window_starts(on_grid, self.window, max(1, self.window // 2))
                 found.append(np.column_stack([np.full(len(begin), trial), begin]))
         return np.concatenate(found) if found else np.empty((0, 2), np.int64)
 
@@ -175,7 +175,7 @@ class Windows:
 RAM_SHARE = 0.9
 """Share of the free memory that features may take."""
 
-class Held(Protocol):
+class ClipArrays(Protocol):
     """A committed clip, as far as it is read here."""
 
     @property
@@ -183,18 +183,18 @@ class Held(Protocol):
         """T"""
 
     @property
-    def clock(self) -> NDArray[np.void]:
+    def frame_table(self) -> NDArray[np.void]:
         """(T,) with named columns, `valid` and `time_s` among them"""
 
     def read(self, tap: str) -> NDArray[np.float16]:
         """Return a tap's rows, (T, ...) float16."""
 
 
-class Store(Protocol):
+class FeatureSource(Protocol):
     """What features are read from: an embedding store, or several joined."""
 
     @property
-    def path(self) -> Place:
+    def path(self) -> Location:
         """Where it lies"""
 
     @property
@@ -207,12 +207,12 @@ class Store(Protocol):
     def digest(self) -> str:
         """Return what changes when the content does."""
 
-    def ahead(self, names: Sequence[str], taps: Sequence[str]) -> Store:
+    def prefetch(self, names: Sequence[str], taps: Sequence[str]) -> FeatureSource:
         """Return the same for a reader who takes clips in this order: read ahead where the store is far."""
 
 
-def preload(store: Store, trials: Sequence[Trial], taps: Sequence[str], *, views: bool = False,
-            standardise: str = "train", memory: str = "ram", spool: Path | None = None) -> Features:
+def load_features(store: FeatureSource, trials: Sequence[Trial], taps: Sequence[str], *, views: bool = False,
+            standardise: str = "train", memory: str = "ram", spool: Path | None = None) -> FrameDataset:
     """Return the features of `trials`, read once, on clocks as long as the longer of clip and annotation.
 
     Parameters
@@ -232,15 +232,15 @@ def preload(store: Store, trials: Sequence[Trial], taps: Sequence[str], *, views
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     rows, many = int(offsets[-1]), 1 + (_other_views(store, taps) if views else 0)
     shape = (many, rows, layout[-1].stop)
-    made = Features(layout=layout, x=np.zeros((0, shape[2]), np.float16), offsets=offsets,
+    made = FrameDataset(layout=layout, x=np.zeros((0, shape[2]), np.float16), offsets=offsets,
                     index=np.zeros(rows, np.int32), time_s=np.zeros(rows), valid=np.zeros(rows, bool),
                     label=np.full(rows, -1, np.int16))
-    store = store.ahead([trial.name for trial in trials], _arrays(layout, many))
+    store = store.prefetch([trial.name for trial in trials], _arrays(layout, many))
     for i, trial in enumerate(trials):
         _clock(made, store[trial.name], trial, i)
 
     def fill(whole: NDArray[np.float16]) -> None:
-        with meter("read store", rows) as bar:
+        with progress_bar("read store", rows) as bar:
             for i, trial in enumerate(trials):
                 _values(whole, made, store[trial.name], i, standardise == "clip")
                 bar.advance(lengths[i])
@@ -249,18 +249,18 @@ def preload(store: Store, trials: Sequence[Trial], taps: Sequence[str], *, views
         whole = np.zeros(shape, np.float16)
         fill(whole)
     else:
-        named = digest([store.digest(), [t.name for t in trials], lengths, list(taps), many, standardise])[:16]
+        named = fingerprint_of([store.digest(), [t.name for t in trials], lengths, list(taps), many, standardise])[:16]
         whole = _mapped(spool or Path(), named, shape, fill)
     return _with(made, whole)
 
 
 def _arrays(layout: Sequence[TapSlice], many: int) -> list[str]:
     """Return the names of the arrays that are read."""
-    return [name for part in layout for name in (part.tap, views_of(part.tap))[:1 if many == 1 else 2]]
+    return [name for part in layout for name in (part.tap, tap_views(part.tap))[:1 if many == 1 else 2]]
 
 
-def _with(made: Features, whole: NDArray[np.float16]) -> Features:
-    return Features(layout=made.layout, x=whole[0], offsets=made.offsets, index=made.index, time_s=made.time_s,
+def _with(made: FrameDataset, whole: NDArray[np.float16]) -> FrameDataset:
+    return FrameDataset(layout=made.layout, x=whole[0], offsets=made.offsets, index=made.index, time_s=made.time_s,
                     valid=made.valid, label=made.label, views=whole[1:])
 
 
@@ -268,9 +268,9 @@ def _length(frames: int, trial: Trial) -> int:
     return max(frames, 0 if trial.labels is None else len(trial.labels))
 
 
-def _other_views(store: Store, taps: Sequence[str]) -> int:
+def _other_views(store: FeatureSource, taps: Sequence[str]) -> int:
     """Return how many views the store holds besides the plain one, of every one of the taps."""
-    return min(store.taps[views_of(tap)][0] if views_of(tap) in store.taps else 0 for tap in taps)
+    return min(store.taps[tap_views(tap)][0] if tap_views(tap) in store.taps else 0 for tap in taps)
 
 
 def _in_ram(need: int, memory: str, spool: Path | None) -> bool:
@@ -307,7 +307,7 @@ def _mapped(spool: Path, name: str, shape: tuple[int, ...], fill: Any) -> NDArra
         atomic_io.make_folder(spool)
         with atomic_io.lock(path.with_suffix(".lock"), wait=True):
             if not path.is_file():
-                atomic_io.sweep(spool, path.name)
+                atomic_io.remove_temporary(spool, path.name)
                 _write(path, shape, fill)
     return np.asanyarray(np.lib.format.open_memmap(path, "r"))
 
@@ -325,12 +325,12 @@ def _write(path: Path, shape: tuple[int, ...], fill: Any) -> None:
         del whole
 
 
-def _clock(made: Features, clip: Held, trial: Trial, i: int) -> None:
+def _clock(made: FrameDataset, clip: ClipArrays, trial: Trial, i: int) -> None:
     """Fill a trial's clock and labels; where the annotation runs past the clip, time goes on at the same pace."""
     start, stop = int(made.offsets[i]), int(made.offsets[i + 1])
     end = start + clip.frames
     made.index[start:stop] = np.arange(1, stop - start + 1)
-    clock = clip.clock
+    clock = clip.frame_table
     made.valid[start:end] = clock["valid"] > 0
     made.time_s[start:end] = clock["time_s"]
     step = (made.time_s[end - 1] - made.time_s[start]) / (clip.frames - 1) if clip.frames > 1 else 1 / 30
@@ -338,20 +338,20 @@ def _clock(made: Features, clip: Held, trial: Trial, i: int) -> None:
     made.label[start:stop] = trial.on_clock(clip.frames)
 
 
-def _values(whole: NDArray[np.float16], made: Features, clip: Held, i: int, alone: bool) -> None:
+def _values(whole: NDArray[np.float16], made: FrameDataset, clip: ClipArrays, i: int, alone: bool) -> None:
     """Read one trial's rows of every view."""
     start = int(made.offsets[i])
     rows = slice(start, start + clip.frames)
     for part in made.layout:
         whole[0, rows, part.start:part.stop] = clip.read(part.tap).reshape(clip.frames, -1)
         if len(whole) > 1:
-            others = clip.read(views_of(part.tap)).reshape(clip.frames, -1, part.stop - part.start)
+            others = clip.read(tap_views(part.tap)).reshape(clip.frames, -1, part.stop - part.start)
             whole[1:, rows, part.start:part.stop] = others[:, :len(whole) - 1].swapaxes(0, 1)
     if alone:
-        standardise_clip(whole[:, rows], made.valid[rows])
+        normalize_clip(whole[:, rows], made.valid[rows])
 
 
-def standardise_clip(x: NDArray[np.float16], seen: NDArray[np.bool_]) -> None:
+def normalize_clip(x: NDArray[np.float16], seen: NDArray[np.bool_]) -> None:
     """Take the mean over a clip's seen frames out of every value of ``(V, T, D)``, and their spread; in place.
 
     Notes

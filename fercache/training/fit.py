@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fercache import metrics
-from fercache.heads import build
+from fercache.heads import build_head
 from fercache.heads.base import Head, HeadSettings
-from fercache.heads.frame import Tail
-from fercache.training.data import Batch, Features, Windows
-from fercache.training.inference import predict, windows
+from fercache.heads.frame import FinetuneTail
+from fercache.training.data import Batch, FrameDataset, WindowSampler
+from fercache.training.inference import predict_head, windows
 
 # How wrong a batch is, with the classes' shares taken into account in one of several ways.
 
@@ -96,7 +96,7 @@ TRIED_TRIALS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class FitTask:
     """One head to train: on which trials, watched by which (none: all epochs are run), of which seed.
 
     Attributes
@@ -108,22 +108,22 @@ class Task:
     settings: HeadSettings
     classes: int
     train: tuple[int, ...]
-    watch: tuple[int, ...]
+    val_trials: tuple[int, ...]
     seed: int
     device: str
     tensors: dict[str, NDArray[np.float32]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitted:
+class FitResult:
     """A trained head, the epoch it was taken from, and the macro F1 it had on the watched trials (NaN: none)."""
 
     head: Head
     epoch: int
-    watched_f1: float
+    validation_f1: float
 
 
-def fit(task: Task, features: Features, tell: Callable[[float], None] = lambda share: None) -> Fitted:
+def fit(task: FitTask, features: FrameDataset, tell: Callable[[float], None] = lambda share: None) -> FitResult:
     """Return a head trained on the task's trials; the same task and features give the same head.
 
     Parameters
@@ -139,24 +139,24 @@ def fit(task: Task, features: Features, tell: Callable[[float], None] = lambda s
     rng = np.random.default_rng(task.seed)
     head = _fresh(task, features)
     run = _Run(task, features, head)
-    best = Fitted(head=head, epoch=0, watched_f1=-1.0)
+    best = FitResult(head=head, epoch=0, validation_f1=-1.0)
     for epoch in range(1, task.settings.epochs + 1):
         run.epoch(rng, lambda share: tell(share / task.settings.epochs))
-        if task.watch:
-            best = _better(best, run.speaker(), epoch, watched_f1(run.speaker(), task, features))
+        if task.val_trials:
+            best = _better(best, run.speaker(), epoch, validation_f1(run.speaker(), task, features))
             if task.settings.patience and epoch - best.epoch >= task.settings.patience:
                 break
-    if task.watch:
+    if task.val_trials:
         return best
-    return Fitted(head=run.speaker().eval(), epoch=task.settings.epochs, watched_f1=math.nan)
+    return FitResult(head=run.speaker().eval(), epoch=task.settings.epochs, validation_f1=math.nan)
 
 
-def _fresh(task: Task, features: Features) -> Head:
+def _fresh(task: FitTask, features: FrameDataset) -> Head:
     """Return the head before the first step: standardised by the training rows only, its tail pretrained."""
-    head = build(task.head, features.layout, task.classes, task.settings).to(task.device)
+    head = build_head(task.head, features.layout, task.classes, task.settings).to(task.device)
     head.standardise.fit(*_moments(features, _rows(features, task.train)))
     for part in head.modules():
-        if isinstance(part, Tail) and task.tensors is not None:
+        if isinstance(part, FinetuneTail) and task.tensors is not None:
             part.load(task.tensors)
     return head
 
@@ -164,7 +164,7 @@ def _fresh(task: Task, features: Features) -> Head:
 class _Run:
     """The training of one head: optimiser, schedule, loss, the running average of the weights."""
 
-    def __init__(self, task: Task, features: Features, head: Head) -> None:
+    def __init__(self, task: FitTask, features: FrameDataset, head: Head) -> None:
         self.task, self.settings, self.head = task, task.settings, head
         self.source = windows(features, task.train, task.settings, task.device)
         label = features.label[_rows(features, task.train)]
@@ -177,7 +177,7 @@ class _Run:
             self.optimizer, lambda step: 1.0 if constant else _pace(step / max(steps, 1)))
         ema = get_ema_multi_avg_fn(self.settings.ema)  # type: ignore[no-untyped-call]
         self.average = AveragedModel(head, multi_avg_fn=ema) if self.settings.ema else None
-        self.hidden = round(self.settings.hide_s / features.frame_s() / self.source.step)
+        self.hidden = round(self.settings.time_mask_s / features.frame_s() / self.source.step)
 
     def speaker(self) -> Head:
         """Return the head that predicts: the averaged one where there is one."""
@@ -240,10 +240,10 @@ def _optimizer(head: nn.Module, settings: HeadSettings) -> torch.optim.Optimizer
     return torch.optim.AdamW(head.parameters(), settings.lr, weight_decay=settings.weight_decay)
 
 
-def _better(best: Fitted, head: Head, epoch: int, score: float) -> Fitted:
-    if score <= best.watched_f1:
+def _better(best: FitResult, head: Head, epoch: int, score: float) -> FitResult:
+    if score <= best.validation_f1:
         return best
-    return Fitted(head=copy.deepcopy(head).eval(), epoch=epoch, watched_f1=score)
+    return FitResult(head=copy.deepcopy(head).eval(), epoch=epoch, validation_f1=score)
 
 
 def _pace(share: float) -> float:
@@ -251,7 +251,7 @@ def _pace(share: float) -> float:
     return share / WARM_UP if share < WARM_UP else 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
 
 
-def _starts(source: Windows, settings: HeadSettings, rng: np.random.Generator) -> NDArray[np.int64]:
+def _starts(source: WindowSampler, settings: HeadSettings, rng: np.random.Generator) -> NDArray[np.int64]:
     """Return an epoch's windows in random order: half overlapping, shifted anew; or single frames, labelled and seen.
 
     Notes
@@ -270,11 +270,11 @@ def _starts(source: Windows, settings: HeadSettings, rng: np.random.Generator) -
     return found[rng.permutation(len(found))]
 
 
-def _rows(features: Features, trials: tuple[int, ...]) -> NDArray[np.int64]:
+def _rows(features: FrameDataset, trials: tuple[int, ...]) -> NDArray[np.int64]:
     return np.concatenate([features.rows(t) for t in trials])
 
 
-def _moments(features: Features, rows: NDArray[np.int64], most: int = 20_000) -> tuple[Tensor, Tensor]:
+def _moments(features: FrameDataset, rows: NDArray[np.int64], most: int = 20_000) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation, each ``(D,)``, over the seen rows (evenly thinned to `most`)."""
     seen = rows[features.valid[rows]]
     seen = seen[:: max(1, len(seen) // most)]
@@ -284,16 +284,16 @@ def _moments(features: Features, rows: NDArray[np.int64], most: int = 20_000) ->
     return x.mean(0), x.std(0, correction=0)
 
 
-def watched_f1(head: Head, task: Task, features: Features) -> float:
+def validation_f1(head: Head, task: FitTask, features: FrameDataset) -> float:
     """Return the head's macro F1 over labelled frames of the watched trials, `step_s` apart."""
-    said = predict(head, task.settings, features, task.watch, task.device, thin=True)
-    label = features.label[_rows(features, task.watch)]
-    guess = np.concatenate([said[t] for t in task.watch])
+    said = predict_head(head, task.settings, features, task.val_trials, task.device, thin=True)
+    label = features.label[_rows(features, task.val_trials)]
+    guess = np.concatenate([said[t] for t in task.val_trials])
     asked = (label >= 0) & guess.any(1)
     return float(metrics.macro_f1(metrics.confusion(label[asked], guess[asked].argmax(1), task.classes)))
 
 
-def estimate_s(task: Task, features: Features) -> float:
+def estimate_s(task: FitTask, features: FrameDataset) -> float:
     """Return about how many seconds `fit` will take if it does not stop early, from steps of it that are thrown away.
 
     Notes
@@ -313,16 +313,16 @@ def estimate_s(task: Task, features: Features) -> float:
         took.append(time.monotonic() - began)
         if (i + 2) * task.settings.batch > len(starts):
             break
-    epoch_s = min(took) * len(starts) / task.settings.batch + _watching_s(run.speaker(), task, features)
+    epoch_s = min(took) * len(starts) / task.settings.batch + _validation_s(run.speaker(), task, features)
     return epoch_s * task.settings.epochs
 
 
-def _watching_s(head: Head, task: Task, features: Features) -> float:
+def _validation_s(head: Head, task: FitTask, features: FrameDataset) -> float:
     """Return about how long one look at the watched trials takes."""
-    if not task.watch:
+    if not task.val_trials:
         return 0.0
-    some = task.watch[:TRIED_TRIALS]
+    some = task.val_trials[:TRIED_TRIALS]
     began = time.monotonic()
-    watched_f1(head, replace(task, watch=some), features)
+    validation_f1(head, replace(task, val_trials=some), features)
     took_s = time.monotonic() - began
-    return took_s * len(_rows(features, task.watch)) / max(len(_rows(features, some)), 1)
+    return took_s * len(_rows(features, task.val_trials)) / max(len(_rows(features, some)), 1)

@@ -19,8 +19,8 @@ from fercache.heads import classes_of
 from fercache.heads.base import Head, HeadSettings
 from fercache.runtime import atomic_io
 from fercache.training import checkpoints
-from fercache.training.checkpoints import Kept, Part
-from fercache.training.data import Features, Store, Windows, preload
+from fercache.training.checkpoints import RunKey, TrainedHead
+from fercache.training.data import FeatureSource, FrameDataset, WindowSampler, load_features
 
 # What the frame head says of frames it did not learn from: what the temporal heads read.
 #
@@ -34,11 +34,11 @@ from fercache.training.data import Features, Store, Windows, preload
 # (out
 # of fold, by group), one level down.
 
-NAME = "evidence"
+OOF_TAP = "evidence"
 MOST_ROWS = 2048
 
 
-def features_of(said: NDArray[np.float32], features: Features, *, with_change: bool = True) -> Features:
+def oof_features(said: NDArray[np.float32], features: FrameDataset, *, with_change: bool = True) -> FrameDataset:
     """Return features of the same frames whose rows are the frame head's log-probabilities and how much changes.
 
     Parameters
@@ -48,12 +48,12 @@ def features_of(said: NDArray[np.float32], features: Features, *, with_change: b
     """
     moved = change(features) if with_change else np.zeros(len(said), np.float32)
     rows = np.column_stack([said, moved]) * features.valid[:, None]
-    layout = (TapSlice(tap=NAME, start=0, stop=rows.shape[1], shape=(rows.shape[1],)),)
+    layout = (TapSlice(tap=OOF_TAP, start=0, stop=rows.shape[1], shape=(rows.shape[1],)),)
     return replace(features, layout=layout, x=rows.astype(np.float16),
                    views=np.zeros((0, *rows.shape), np.float16))
 
 
-def change(features: Features) -> NDArray[np.float32]:
+def change(features: FrameDataset) -> NDArray[np.float32]:
     """Return how far each frame is from the seen one before it, ``(R,)``: log2 of the distance over the clip's median.
 
     Notes
@@ -83,24 +83,25 @@ def _distances(x: NDArray[np.float16], rows: NDArray[np.int64]) -> NDArray[np.fl
 
 FRAMES_A_STEP = 4096
 
-Said = dict[int, NDArray[np.float32]]
+PredictWindow = dict[int, NDArray[np.float32]]
 """Trial -> (T, C) log-probabilities."""
 
 
-def windows(features: Features, trials: Sequence[int], settings: HeadSettings, device: str = "cpu") -> Windows:
+def windows(features: FrameDataset, trials: Sequence[int], settings: HeadSettings,
+            device: str = "cpu") -> WindowSampler:
     """Return the windows that a head of these settings sees, at the data set's usual frame rate."""
     step = max(1, round(settings.step_s / features.frame_s())) if settings.window_s else 1
-    return Windows(features, trials, window_frames(settings, features, step), device, step)
+    return WindowSampler(features, trials, window_frames(settings, features, step), device, step)
 
 
-def window_frames(settings: HeadSettings, features: Features, step: int = 1) -> int:
+def window_frames(settings: HeadSettings, features: FrameDataset, step: int = 1) -> int:
     """Return how many frames, `step` apart, a window holds."""
     return max(1, round(settings.window_s / features.frame_s() / step))
 
 
 @torch.inference_mode()
-def predict(head: Head, settings: HeadSettings, features: Features, trials: Sequence[int], device: str, *,
-            thin: bool = False) -> Said:
+def predict_head(head: Head, settings: HeadSettings, features: FrameDataset, trials: Sequence[int], device: str, *,
+            thin: bool = False) -> PredictWindow:
     """Return what the head says of every frame: trial -> (T, C) log-probabilities.
 
     Parameters
@@ -137,7 +138,7 @@ def predict(head: Head, settings: HeadSettings, features: Features, trials: Sequ
     return {t: _fill(said, features, t) for t, said in out.items()} if window == 1 else out
 
 
-def _asked(source: Windows, settings: HeadSettings, thin: bool) -> NDArray[np.int64]:
+def _asked(source: WindowSampler, settings: HeadSettings, thin: bool) -> NDArray[np.int64]:
     if not thin:
         return source.everywhere()
     if source.window > 1:
@@ -145,7 +146,7 @@ def _asked(source: Windows, settings: HeadSettings, thin: bool) -> NDArray[np.in
     return source.starts(1)[::max(1, round(settings.step_s / source.features.frame_s()))]
 
 
-def _fill(said: NDArray[np.float32], features: Features, trial: int) -> NDArray[np.float32]:
+def _fill(said: NDArray[np.float32], features: FrameDataset, trial: int) -> NDArray[np.float32]:
     """Return the values with frames without a face taken from the nearest seen one; even odds where none was seen."""
     rows = features.rows(trial)
     seen = np.flatnonzero(features.valid[rows])
@@ -156,7 +157,7 @@ def _fill(said: NDArray[np.float32], features: Features, trial: int) -> NDArray[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class HeadFolder:
     """What a folder of trained heads holds.
 
     Attributes
@@ -184,12 +185,12 @@ class Trained:
         """The taps to preload, in order."""
         return tuple(part.tap for part in self.layout)
 
-    def preload(self, store: Store, trials: Sequence[Trial]) -> Features:
+    def preload(self, store: FeatureSource, trials: Sequence[Trial]) -> FrameDataset:
         """Return the features of new trials, read as those were that the heads learnt from."""
-        return preload(store, trials, self.taps, standardise=self.standardise)
+        return load_features(store, trials, self.taps, standardise=self.standardise)
 
 
-def trained(folder: Path) -> Trained:
+def load_trained(folder: Path) -> HeadFolder:
     """Return what the folder holds.
 
     Raises
@@ -202,18 +203,19 @@ def trained(folder: Path) -> Trained:
         raise InputError("no trained heads", where=folder, hint="run `fercache train-heads` first")
     said = atomic_io.read_json(found[0])
     asked = said["asked"]
-    parts = [Part(head=h, fold=k, member=m) for h in asked["needs"] for k in range(asked["folds"])
+    parts = [RunKey(head=h, fold=k, member=m) for h in asked["needs"] for k in range(asked["folds"])
              for m in range(asked["members"])]
     missing = [part.path(folder).name for part in parts if not part.path(folder).is_file()]
     if missing:
         raise InputError(f"the training was not finished ({missing[0]} and {len(missing) - 1} more are missing)",
-                         where=folder, hint=checkpoints.AGAIN)
-    return Trained(folder=folder, heads=tuple(asked["heads"]), needs=tuple(asked["needs"]), folds=asked["folds"],
+                         where=folder, hint=checkpoints.RETRAIN_HINT)
+    return HeadFolder(folder=folder, heads=tuple(asked["heads"]), needs=tuple(asked["needs"]), folds=asked["folds"],
                    members=asked["members"], classes=tuple(said["classes"]), layout=checkpoints.layout_of(said["taps"]),
                    standardise=said["standardise"], store=said["store"], record=said)
 
 
-def speak(heads: Trained | Path, features: Features, device: str = "cpu") -> dict[str, NDArray[np.float32]]:
+def predict_new(heads: HeadFolder | Path, features: FrameDataset, device: str = "cpu") -> dict[str,
+                                                                                               NDArray[np.float32]]:
     """Return head -> (R, C) log-probabilities of every row of `features`, the mean over the folds' models.
 
     Parameters
@@ -226,30 +228,31 @@ def speak(heads: Trained | Path, features: Features, device: str = "cpu") -> dic
     InputError
         The features are other taps than the heads were trained on.
     """
-    known = heads if isinstance(heads, Trained) else trained(heads)
+    known = heads if isinstance(heads, HeadFolder) else load_trained(heads)
     if features.layout != known.layout:
         had = ", ".join(part.tap for part in features.layout)
         raise InputError(f"the heads were trained on {', '.join(known.taps)}, the features are {had}",
                          where=known.folder, hint="preload the taps that the heads name")
     total = {head: np.zeros((len(features.label), len(known.classes)), np.float32) for head in known.heads}
     for fold in range(known.folds):
-        frame: Features | None = None
+        frame: FrameDataset | None = None
         for head in sorted(known.needs, key=lambda name: name != "frame"):
-            members = [checkpoints.load(Part(head=head, fold=fold, member=m).path(known.folder), device)
+            members = [checkpoints.load_checkpoint(RunKey(head=head, fold=fold, member=m).path(known.folder), device)
                        for m in range(known.members)]
-            reads = frame if members[0].settings.evidence and frame is not None else features
-            said = mean_of(members, reads, range(len(features.offsets) - 1), device)
+            reads = frame if members[0].settings.temporal_input and frame is not None else features
+            said = mean_log_probs(members, reads, range(len(features.offsets) - 1), device)
             if head == "frame" and len(known.needs) > 1:
-                frame = features_of(said, features)
+                frame = oof_features(said, features)
             if head in total:
                 total[head] += said / known.folds
     return total
 
 
-def mean_of(members: Sequence[Kept], features: Features, trials: Sequence[int], device: str) -> NDArray[np.float32]:
+def mean_log_probs(members: Sequence[TrainedHead], features: FrameDataset, trials: Sequence[int],
+                   device: str) -> NDArray[np.float32]:
     """Return (R, C): the members' mean log-probabilities of the trials' rows, 0 elsewhere."""
     total = np.zeros((len(features.label), len(members[0].record["classes"])), np.float32)
     for one in members:
-        for trial, said in predict(one.head, one.settings, features, trials, device).items():
+        for trial, said in predict_head(one.head, one.settings, features, trials, device).items():
             total[features.rows(trial)] += said / len(members)
     return total

@@ -13,7 +13,7 @@ from fercache.backbones import weights
 from fercache.errors import InputError
 from fercache.results import io
 from fercache.viz import run_info
-from fercache.viz.run_info import STAGES, Facts
+from fercache.viz.run_info import STAGES, RunInfo
 
 SHOWN = {"macro_f1": "macro F1", "accuracy": "accuracy", "uar": "UAR", "abaw2": ".67 F1 + .33 accuracy"}
 SETS = {"demo": "the demo's clips come from packages under MIT and BSD licences; its labels are fercache's own",
@@ -22,7 +22,7 @@ UNKNOWN_SET = "fercache does not know the terms of this set: write them here bef
 UNKNOWN_WEIGHTS = "not recorded in this cache: write them here before you pass the card on"
 
 
-def write(preds: Path, cache: Path) -> str:
+def write_card(preds: Path, cache: Path) -> str:
     """Return the card of the models behind `preds`, in Markdown.
 
     Raises
@@ -30,7 +30,7 @@ def write(preds: Path, cache: Path) -> str:
     InputError
         No metrics lie beside the predictions.
     """
-    facts = run_info.gather(preds, cache)
+    facts = run_info.gather_run_info(preds, cache)
     if not facts.metrics:
         raise InputError("no metrics lie beside the predictions", where=io.metrics_file(preds),
                          hint="run `fercache stack --out preds.csv`, and give the card that file")
@@ -41,7 +41,7 @@ def write(preds: Path, cache: Path) -> str:
     return "\n\n".join("\n".join(part(facts, cache)) for part in parts) + "\n"
 
 
-def _head(facts: Facts, cache: Path) -> Iterator[str]:
+def _head(facts: RunInfo, cache: Path) -> Iterator[str]:
     said = facts.metrics
     yield f"# Model card: facial expression, trained on {_text(said['dataset'])}"
     yield ""
@@ -52,7 +52,7 @@ def _head(facts: Facts, cache: Path) -> Iterator[str]:
         yield f"\n**Note on the data:** {_text(said['notice'])}."
 
 
-def _data(facts: Facts, cache: Path) -> Iterator[str]:
+def _data(facts: RunInfo, cache: Path) -> Iterator[str]:
     said = facts.metrics
     yield "## Data\n"
     yield f"- Data set: {_text(said['dataset'])}; {said['trials']:,} clips, {said['frames']:,} frames."
@@ -64,12 +64,12 @@ def _data(facts: Facts, cache: Path) -> Iterator[str]:
     yield f"- Frames without a face: {_text(said.get('gap_policy', 'not recorded'))}."
 
 
-def _scored(facts: Facts) -> list[tuple[str, dict[str, Any]]]:
+def _scored(facts: RunInfo) -> list[tuple[str, dict[str, Any]]]:
     """Return the splits on which the final column has a score (one that was learnt from has none)."""
     return [(split, scores) for split, scores in facts.splits.items() if facts.final in scores["all_frames"]]
 
 
-def _made(facts: Facts, cache: Path) -> Iterator[str]:
+def _made(facts: RunInfo, cache: Path) -> Iterator[str]:
     said = facts.metrics
     heads = [head for head in said["logits"]["provenance"].get("heads", []) if isinstance(head, dict)]
     folds = {head.get("fold") for head in heads} - {None, -1}
@@ -85,7 +85,7 @@ def _made(facts: Facts, cache: Path) -> Iterator[str]:
           f"Why: {_text(said['final']['why'])}."
 
 
-def _scores(facts: Facts, cache: Path) -> Iterator[str]:
+def _scores(facts: RunInfo, cache: Path) -> Iterator[str]:
     yield "## Scores"
     for split, scores in _scored(facts):
         one = scores["all_frames"][facts.final]
@@ -96,7 +96,7 @@ def _scores(facts: Facts, cache: Path) -> Iterator[str]:
             yield f"\nNo interval: {_text(one['why_none'])}."
 
 
-def _classes(facts: Facts, cache: Path) -> Iterator[str]:
+def _classes(facts: RunInfo, cache: Path) -> Iterator[str]:
     yield "## Scores by class"
     spans = spans_by_class(facts)
     for split, scores in _scored(facts):
@@ -105,11 +105,11 @@ def _classes(facts: Facts, cache: Path) -> Iterator[str]:
         rows = [(name, f"{one['f1'][name]:.4f}", _span(spans.get(split, {}).get(name)), f"{one['support'][name]:,}")
                 for name in facts.classes]
         yield from _table(("class", "F1", "95 % interval", "annotated frames"), rows)
-    if facts.book is None:
+    if facts.oof is None:
         yield "\nNo interval a class: the book of logits, which knows the groups, is not in this cache."
 
 
-def spans_by_class(facts: Facts) -> dict[str, dict[str, tuple[float, float]]]:
+def spans_by_class(facts: RunInfo) -> dict[str, dict[str, tuple[float, float]]]:
     """Return split -> class -> 95 % interval of its F1, by the bootstrap over groups that the other intervals have."""
     config, found = facts.metrics.get("config", {}), {}
     for split, matrices in _by_group(facts).items():
@@ -121,21 +121,21 @@ def spans_by_class(facts: Facts) -> dict[str, dict[str, tuple[float, float]]]:
     return found
 
 
-def _by_group(facts: Facts) -> dict[str, metrics.Counts]:
+def _by_group(facts: RunInfo) -> dict[str, metrics.Counts]:
     """Return split -> one confusion matrix a group, groups in order of name."""
     counts: dict[str, dict[str, metrics.Counts]] = {}
-    if facts.book is None:
+    if facts.oof is None:
         return {}
-    with oof.pages(facts.book) as book:
-        for name, rows in io.each(facts.preds):
+    with oof.open_oof(facts.oof) as book:
+        for name, rows in io.each_clip(facts.preds):
             if name in book and (rows.label >= 0).any():
                 split, group = book.place(name)
                 held = counts.setdefault(split, {})
-                held[group] = held.get(group, 0) + metrics.confusion(rows.label, rows.said, len(facts.classes))
+                held[group] = held.get(group, 0) + metrics.confusion(rows.label, rows.label_pred, len(facts.classes))
     return {split: np.stack([held[group] for group in sorted(held)]) for split, held in counts.items()}
 
 
-def _limits(facts: Facts, cache: Path) -> Iterator[str]:
+def _limits(facts: RunInfo, cache: Path) -> Iterator[str]:
     yield "## Limits\n"
     for split, scores in _scored(facts):
         one = scores["all_frames"][facts.final]
@@ -149,9 +149,9 @@ def _limits(facts: Facts, cache: Path) -> Iterator[str]:
     yield "- How it does on other people, cameras, ages or skin tones than those in the data was not measured."
 
 
-def _terms(facts: Facts, cache: Path) -> Iterator[str]:
+def _terms(facts: RunInfo, cache: Path) -> Iterator[str]:
     backbone = str(facts.store.settings.get("backbone", "")) if facts.store is not None else ""
-    known = {row.name: row.terms for row in weights.listing(cache / "weights")}
+    known = {row.name: row.terms for row in weights.list_weights(cache / "weights")}
     name = str(facts.metrics["dataset"])
     terms = next((text for kind, text in SETS.items() if name == kind or name.startswith(kind + "-")), UNKNOWN_SET)
     yield "## Terms\n"
@@ -161,7 +161,7 @@ def _terms(facts: Facts, cache: Path) -> Iterator[str]:
     yield "- Embeddings and pictures of faces are personal data."
 
 
-def _cost(facts: Facts, cache: Path) -> Iterator[str]:
+def _cost(facts: RunInfo, cache: Path) -> Iterator[str]:
     yield "## Time and energy\n"
     rows = [(stage, int(took["runs"]), f"{took['seconds']:,.1f} s")
             for stage in STAGES if (took := facts.took.get(stage, {})).get("runs")]
@@ -169,7 +169,7 @@ def _cost(facts: Facts, cache: Path) -> Iterator[str]:
     yield "\nEnergy: not measured."
 
 
-def _prints(facts: Facts, cache: Path) -> Iterator[str]:
+def _prints(facts: RunInfo, cache: Path) -> Iterator[str]:
     yield "## Fingerprints\n"
     yield f"- Features: `{facts.store.fingerprint if facts.store is not None else 'not in this cache'}`"
     yield f"- Logits: `{facts.metrics['logits']['fingerprint']}`"

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fercache import media
 from fercache.errors import ClipError, InputError
-from fercache.media.writer import writing
-from fercache.results.io import Told
+from fercache.media.writer import open_writer
+from fercache.results.io import ClipSeries
 from fercache.runtime import atomic_io
 from fercache.viz.timeline import COLOURS
 
@@ -27,7 +27,8 @@ Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 
-def render(source: Path, kind: str, told: Told, boxes: NDArray[np.float64], classes: Sequence[str], out: Path, *,
+def render_overlay(source: Path, kind: str, told: ClipSeries, boxes: NDArray[np.float64], classes: Sequence[str],
+                   out: Path, *,
            fps: float = 30.0) -> int:
     """Return how many frames were written to `out`: as many as the source has.
 
@@ -50,10 +51,10 @@ def render(source: Path, kind: str, told: Told, boxes: NDArray[np.float64], clas
         raise InputError(f"boxes {boxes.shape} for {len(told.time_s)} rows", where=source)
     frames = media.open_source(source, kind, crop_fps=fps, damaged="keep").frames()
     first = next(frames)
-    canvas = Canvas.of(_size(first.image), told, tuple(classes))
+    canvas = OverlayCanvas.of(_size(first.image), told, tuple(classes))
     written, last = 0, first.image
     with (atomic_io.replacing(out) as temporary,
-          writing(temporary, canvas.size, like=source if kind == "video" else None, fps=fps) as video):
+          open_writer(temporary, canvas.size, like=source if kind == "video" else None, fps=fps) as video):
         for frame in (f for part in ((first,), frames) for f in part):
             if written == len(boxes):
                 raise _other_clip(source, len(boxes), "more")
@@ -95,7 +96,7 @@ def rgb(place: int) -> Colour:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Canvas:
+class OverlayCanvas:
     """What stays the same from frame to frame.
 
     Attributes
@@ -108,17 +109,17 @@ class Canvas:
     height: int
     width: int
     line: int
-    told: Told
+    series: ClipSeries
     classes: tuple[str, ...]
     strip: Picture
 
     @classmethod
-    def of(cls, size: tuple[int, int], told: Told, classes: tuple[str, ...]) -> Canvas:
+    def of(cls, size: tuple[int, int], told: ClipSeries, classes: tuple[str, ...]) -> OverlayCanvas:
         """Return the canvas of a clip whose first frame has this (height, width)."""
         scale = max(1, -(-NARROWEST_PX // size[1]))
         height, width = (side * scale + side * scale % 2 for side in size)
         line = max(13, min(width // 42, 40)) // 2 * 2
-        return cls(scale=scale, height=height, width=width, line=line, told=told, classes=classes,
+        return cls(scale=scale, height=height, width=width, line=line, series=told, classes=classes,
                    strip=_strip(told, width - 2 * line, 3 * line))
 
     @property
@@ -156,11 +157,11 @@ class Canvas:
 
     def _box(self, pen: ImageDraw.ImageDraw, row: int, box: NDArray[np.float64]) -> None:
         """Draw the box in the colour of what is told, with its name above (below, at the picture's top)."""
-        said = int(self.told.said[row])
+        said = int(self.series.label_pred[row])
         colour, thick = rgb(said), max(2, self.line // 6)
         x1, y1, x2, y2 = np.clip(box, 0, [self.width - 1, self.height - 1] * 2).tolist()
         pen.rectangle((x1, y1, x2, y2), outline=colour, width=thick)
-        text, font = f"{self.classes[said]} {100 * self.told.shares[row, said]:.0f} %", _font(self.line)
+        text, font = f"{self.classes[said]} {100 * self.series.probs[row, said]:.0f} %", _font(self.line)
         wide, high = pen.textlength(text, font=font) + self.line, round(1.5 * self.line)
         left = max(0, min(x1, self.width - wide))
         top = y1 - high if y1 >= high else y1
@@ -175,29 +176,29 @@ class Canvas:
         for place, name in enumerate(self.classes):
             left = self.line + place // self._rows * wide
             top = self.height + self.line // 2 + place % self._rows * step
-            end = left + room + max(0, wide - room - 4.5 * self.line) * self.told.shares[row, place]
-            colour = rgb(place) if self.told.valid[row] else NO_FACE
+            end = left + room + max(0, wide - room - 4.5 * self.line) * self.series.probs[row, place]
+            colour = rgb(place) if self.series.valid[row] else NO_FACE
             pen.text((left, top + step / 2), name, fill=INK, font=font, anchor="lm")
             pen.rectangle((left + room, top + 3, max(end, left + room + 1), top + step - 3), fill=colour)
-            pen.text((end + self.line / 3, top + step / 2), f"{self.told.shares[row, place]:.2f}", fill=SOFT, font=font,
+            pen.text((end + self.line / 3, top + step / 2), f"{self.series.probs[row, place]:.2f}", fill=SOFT, font=font,
                      anchor="lm")
 
     def _timeline(self, page: Image.Image, pen: ImageDraw.ImageDraw, row: int) -> None:
         """Draw the whole clip's probabilities, and a line where it is now."""
         top = self.height + self.line + self._rows * (self.line + 4)
         page.paste(Image.fromarray(self.strip), (self.line, top))
-        time_s, high = self.told.time_s, self.strip.shape[0]
+        time_s, high = self.series.time_s, self.strip.shape[0]
         x = self.line + round(float(time_s[row] / max(time_s[-1], 1e-9)) * (self.strip.shape[1] - 1))
         pen.line((x, top - 3, x, top + high + 3), fill=INK, width=max(1, self.line // 8))
-        seen = "" if self.told.valid[row] else "   no face: as told of the nearest frame with one"
+        seen = "" if self.series.valid[row] else "   no face: as told of the nearest frame with one"
         pen.text((self.line, top + high + self.line), f"{time_s[row]:.2f} s   frame {row + 1} of {len(time_s)}{seen}",
                  fill=SOFT, font=_font(max(11, self.line - 3)), anchor="lm")
 
 
-def _strip(told: Told, width: int, height: int) -> Picture:
+def _strip(told: ClipSeries, width: int, height: int) -> Picture:
     """Return the probabilities of a whole clip over time, stacked, as a picture; columns without a face are darker."""
     row = np.searchsorted(told.time_s, np.linspace(0, max(told.time_s[-1], 1e-9), width), "right") - 1
-    top = np.cumsum(told.shares[row], axis=1)  # (width, C)
+    top = np.cumsum(told.probs[row], axis=1)  # (width, C)
     level = (np.arange(height)[::-1] + .5) / height
     place = np.minimum((level[:, None, None] >= top[None]).sum(-1), top.shape[1] - 1)
     colours = np.array([rgb(i) for i in range(top.shape[1])])

@@ -18,7 +18,7 @@ STAGES = ("extract", "train-heads", "stack")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class RunInfo:
     """What is known of the run behind a table of predictions.
 
     Attributes
@@ -34,7 +34,7 @@ class Facts:
     cache: Path
     metrics: dict[str, Any]
     store: EmbeddingStore | None
-    book: Path | None
+    oof: Path | None
     took: dict[str, dict[str, float]] = field(default_factory=dict)
     check: Any = None
     ablation: Any = None
@@ -58,10 +58,10 @@ class Facts:
     @property
     def faces_kept(self) -> bool:
         """Whether stage one kept any picture of a face."""
-        return self.store is not None and thumbnails.any_kept(self.cache, self.store)
+        return self.store is not None and thumbnails.any_stored(self.cache, self.store)
 
 
-def gather(preds: Path, cache: Path, check: Path | None = None, ablation: Path | None = None) -> Facts:
+def gather_run_info(preds: Path, cache: Path, check: Path | None = None, ablation: Path | None = None) -> RunInfo:
     """Return what the runs behind `preds` recorded.
 
     Parameters
@@ -80,9 +80,9 @@ def gather(preds: Path, cache: Path, check: Path | None = None, ablation: Path |
     book = cache / "logits" / dataset / f"{str(logits.get('fingerprint', ''))[:12]}.h5"
     made = {"extract": store.path.name if store else "", "train-heads": book.name,
             "stack": str(metrics.get("fingerprint", ""))[:12]}
-    noted = run_log.noted(cache, dataset) if dataset else []
-    return Facts(preds=preds, cache=cache, metrics=metrics, store=store, book=book if book.is_file() else None,
-                 took={stage: run_log.total(noted, stage, made[stage]) for stage in STAGES},
+    noted = run_log.recorded_runs(cache, dataset) if dataset else []
+    return RunInfo(preds=preds, cache=cache, metrics=metrics, store=store, oof=book if book.is_file() else None,
+                 took={stage: run_log.total_seconds(noted, stage, made[stage]) for stage in STAGES},
                  check=_table(check), ablation=_table(ablation),
                  failures=_failures(cache / "features" / dataset) if store else ())
 

@@ -14,12 +14,12 @@ from PIL import Image
 from fercache import media
 from fercache.data.base import Dataset, Trial
 from fercache.errors import ClipError
-from fercache.faces.crops import crop
-from fercache.results.io import Told, each, file_name
+from fercache.faces.crops import crop_face
+from fercache.results.io import ClipSeries, each_clip, file_name
 from fercache.results.io import classes as classes_of
 from fercache.runtime import atomic_io
 from fercache.store.clip import Clip
-from fercache.store.layout import CLOCK_NAME
+from fercache.store.layout import FRAME_TABLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ MOST_POINTS = 2000
 """Points of time drawn; a longer clip is drawn as the mean of equal stretches, and says so."""
 
 
-def draw(preds: Path, dataset: Dataset, store: Mapping[str, Clip], folder: Path) -> list[Path]:
+def draw_timelines(preds: Path, dataset: Dataset, store: Mapping[str, Clip], folder: Path) -> list[Path]:
     """Return the paths of one PNG a clip of `preds`, drawn into `folder`.
 
     Parameters
@@ -62,10 +62,10 @@ def draw(preds: Path, dataset: Dataset, store: Mapping[str, Clip], folder: Path)
     classes = classes_of(preds)
     trials = {trial.name: trial for trial in dataset.trials}
     made = []
-    for name, told in each(preds):
+    for name, told in each_clip(preds):
         clip = store[name] if name in trials and name in store else None
         path = folder / file_name(name, ".png")
-        drawn_of = told.digest([FORMAT, name, classes, clip.mark.arrays[CLOCK_NAME].digest if clip else ""])
+        drawn_of = told.digest([FORMAT, name, classes, clip.manifest.arrays[FRAME_TABLE].digest if clip else ""])
         if _drawn_of(path) != drawn_of:
             faces = _faces(trials[name], clip) if clip is not None else []
             atomic_io.write_bytes(path, _png(name, classes, told, faces, drawn_of))
@@ -84,18 +84,18 @@ def _drawn_of(path: Path) -> str:
 
 def _faces(trial: Trial, clip: Clip) -> list[tuple[float, NDArray[np.uint8]]]:
     """Return up to FACES pictures, (96, 96, 3), with their times; spread evenly over the frames with a face."""
-    seen = np.flatnonzero(clip.clock["valid"] > 0)
+    seen = np.flatnonzero(clip.frame_table["valid"] > 0)
     rows = seen[np.linspace(0, len(seen) - 1, min(FACES, len(seen))).round().astype(int)] if len(seen) else seen
-    boxes = np.column_stack([clip.clock[side] for side in ("x1", "y1", "x2", "y2")])
+    boxes = np.column_stack([clip.frame_table[side] for side in ("x1", "y1", "x2", "y2")])
     try:
         frames = media.open_source(trial.path, trial.kind, damaged="keep").pick(rows.tolist())
-        return [(float(clip.clock["time_s"][f.index - 1]), crop(f.image, boxes[f.index - 1], FACE_PX))
+        return [(float(clip.frame_table["time_s"][f.index - 1]), crop_face(f.image, boxes[f.index - 1], FACE_PX))
                 for f in frames if f.image is not None]
     except ClipError:  # the source has gone; the timeline is drawn without faces
         return []
 
 
-def _png(name: str, classes: Sequence[str], told: Told, faces: list[tuple[float, NDArray[np.uint8]]],
+def _png(name: str, classes: Sequence[str], told: ClipSeries, faces: list[tuple[float, NDArray[np.uint8]]],
          drawn_of: str) -> bytes:
     """Return the picture of one clip, with `drawn_of` among its texts."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second that a picture drawn before saves
@@ -108,7 +108,7 @@ def _png(name: str, classes: Sequence[str], told: Told, faces: list[tuple[float,
     step = max(1, -(-len(told.time_s) // MOST_POINTS))
     _strip(strip, faces)
     _bar(truth, told, np.where(told.label < 0, len(classes), told.label), "truth", len(classes))
-    _bar(said, told, told.said, "prediction", len(classes))
+    _bar(said, told, told.label_pred, "prediction", len(classes))
     _lines(shares, classes, told, step)
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None, OURS: drawn_of})
@@ -132,7 +132,7 @@ def _strip(axes: Axes, faces: list[tuple[float, NDArray[np.uint8]]]) -> None:
         axes.text(.5, .5, "no face was seen in this clip", ha="center", va="center", transform=axes.transAxes)
 
 
-def _bar(axes: Axes, told: Told, value: NDArray[np.int64], title: str, classes: int) -> None:
+def _bar(axes: Axes, told: ClipSeries, value: NDArray[np.int64], title: str, classes: int) -> None:
     """Draw one class a frame as a coloured strip; white where it is unknown."""
     from matplotlib.colors import ListedColormap
 
@@ -144,12 +144,12 @@ def _bar(axes: Axes, told: Told, value: NDArray[np.int64], title: str, classes: 
     axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
 
 
-def _lines(axes: Axes, classes: Sequence[str], told: Told, step: int) -> None:
+def _lines(axes: Axes, classes: Sequence[str], told: ClipSeries, step: int) -> None:
     """Draw the probabilities over time; stretches without a face are hatched."""
     from matplotlib.patches import Patch
 
     starts = np.arange(0, len(told.time_s), step)
-    means = np.add.reduceat(told.shares, starts) / np.diff(np.append(starts, len(told.time_s)))[:, None]
+    means = np.add.reduceat(told.probs, starts) / np.diff(np.append(starts, len(told.time_s)))[:, None]
     colours = _palette(len(classes))
     for place, label in enumerate(classes):
         axes.plot(told.time_s[starts], means[:, place], color=colours[place], lw=1.8, label=label)
@@ -162,7 +162,7 @@ def _lines(axes: Axes, classes: Sequence[str], told: Told, step: int) -> None:
                 frameon=False)
 
 
-def _span(told: Told) -> tuple[float, float]:
+def _span(told: ClipSeries) -> tuple[float, float]:
     """Return the first and last second of the picture; a single frame gets some room."""
     return float(told.time_s[0]), float(max(told.time_s[-1], told.time_s[0] + .04))
 

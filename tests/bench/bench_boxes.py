@@ -32,7 +32,7 @@ from fercache.extraction import job
 from fercache.faces.tracklets import iou
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import train
-from fercache.training.inference import speak, trained
+from fercache.training.inference import load_trained, predict_new
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
@@ -133,7 +133,7 @@ def make(folder: Path, trials: int, frames: int, seed: int) -> Dataset:
 
 def features(dataset: Dataset, home: Path, every: int) -> EmbeddingStore:
     """Return the store of the videos with a detector that looks at every so many-th frame."""
-    report = job.run(dataset, ExtractConfig(taps=TAPS, every=every, device="cpu"), home)
+    report = job.extract_dataset(dataset, ExtractConfig(taps=TAPS, detect_every=every, device="cpu"), home)
     assert not report.failures(), report.failures()
     return EmbeddingStore.open(report.store)
 
@@ -141,15 +141,15 @@ def features(dataset: Dataset, home: Path, every: int) -> EmbeddingStore:
 def said(heads: Any, store: EmbeddingStore, trials: list[Trial]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Return (truth, prediction, seen) of every frame of each trial."""
     loaded = heads.preload(store, trials)
-    told = speak(heads, loaded, "cpu")["frame"].argmax(1)
+    told = predict_new(heads, loaded, "cpu")["frame"].argmax(1)
     spans = zip(loaded.offsets[:-1], loaded.offsets[1:], strict=True)
     return [(loaded.label[a:b], told[a:b], loaded.valid[a:b] > 0) for a, b in spans]
 
 
 def compare(exact: EmbeddingStore, fast: EmbeddingStore, dataset: Dataset, home: Path) -> Outcome:
     """Return the scores of heads that learnt from exact boxes, on frames in which both found the face."""
-    recipe = TrainConfig(heads=("frame",), taps=TAPS, folds=3, members=2)
-    heads = trained(train.run(dataset, exact, recipe, home).heads)
+    recipe = TrainConfig(heads=("frame",), taps=TAPS, folds=3, ensemble=2)
+    heads = load_trained(train.train_heads(dataset, exact, recipe, home).heads)
     held, classes = [trial for trial in dataset.trials if trial.split == "validation"], len(dataset.classes)
     told = [said(heads, store, held) for store in (exact, fast)]
     both = [one[2] & other[2] & (one[0] >= 0) for one, other in zip(*told, strict=True)]
@@ -167,7 +167,7 @@ def overlap(exact: EmbeddingStore, fast: EmbeddingStore, held: list[Trial], both
     """Return the mean IoU of the two stores' boxes."""
     found = []
     for trial, use in zip(held, both, strict=True):
-        boxes = [np.column_stack([s[trial.name].clock[c] for c in ("x1", "y1", "x2", "y2")]) for s in (exact, fast)]
+        boxes = [np.column_stack([s[trial.name].frame_table[c] for c in ("x1", "y1", "x2", "y2")]) for s in (exact, fast)]
         found += [iou(boxes[0][i][None], boxes[1][i][None])[0, 0] for i in np.flatnonzero(use)]
     return float(np.mean(found))
 
@@ -177,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--frames", type=int, default=120)
-    parser.add_argument("--every", type=int, default=ExtractConfig().every)
+    parser.add_argument("--every", type=int, default=ExtractConfig().detect_every)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="a smoke test: 6 trials of 40 frames, nothing is judged")
     args = parser.parse_args()

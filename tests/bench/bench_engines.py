@@ -124,7 +124,7 @@ def measured(clips: Path, kept: Path, way: str) -> tuple[float, int, str, str]:
         took = time.monotonic() - began
         (path,) = (home / "cache" / "features").glob("*/*.zarr")
         store = EmbeddingStore.open(path)
-        return took, sum(store.mark(clip).frames for clip in store), store.digest(), says
+        return took, sum(store.manifest(clip).frames for clip in store), store.digest(), says
 
 
 def main() -> None:
@@ -134,8 +134,8 @@ def main() -> None:
     parser.add_argument("--ways", default="one,workers,parts")
     given = parser.parse_args()
     cache = ROOT / "cache"
-    weights.ensure("casia-webface", cache / "weights")
-    clips = (given.clips or demo.fetch(cache / "clips")).resolve()
+    weights.ensure_weights("casia-webface", cache / "weights")
+    clips = (given.clips or demo.fetch_demo_clips(cache / "clips")).resolve()
     first: tuple[float, str] | None = None
     for way in given.ways.split(","):
         took, frames, digest, says = measured(clips, (cache / "weights").resolve(), way)

@@ -34,12 +34,12 @@ from fercache.config import DatasetConfig, ExtractConfig
 from fercache.data import demo
 from fercache.data.base import Dataset, Trial
 from fercache.extraction import job, resources
-from fercache.extraction.job import ClipDone, Work
+from fercache.extraction.job import ClipResult, ExtractionJob
 from fercache.faces import tracklets
-from fercache.faces.crops import crop, whole
+from fercache.faces.crops import crop_face, whole_picture
 from fercache.media import source
 from fercache.runtime import devices
-from fercache.runtime.progress import Meter
+from fercache.runtime.progress import ProgressBar
 from fercache.store.embedding_store import EmbeddingStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,20 +76,20 @@ class Row:
     def __post_init__(self) -> None:
         self.home.mkdir()
         (self.home / "weights").symlink_to((ROOT / "cache/weights").resolve())
-        self.loaded = resources.load(self.config, self.cnn, self.faces)
+        self.loaded = resources.load_nets(self.config, self.cnn, self.faces)
 
     def run(self, dataset: Dataset) -> None:
         """Bring some clips through, from decoding to the commit mark."""
-        def timed(work: Work, trials: Sequence[Trial]) -> Iterable[ClipDone]:
+        def timed(work: ExtractionJob, trials: Sequence[Trial]) -> Iterable[ClipResult]:
             started = time.perf_counter()
-            done = list(work.through(trials, self.loaded, Meter("", None, "frames")))
+            done = list(work.run_with_nets(trials, self.loaded, ProgressBar("", None, "frames")))
             self.seconds += time.perf_counter() - started
             return done
         devices.use_threads(self.config.threads)
         watched = _Watched(logging.INFO)
         logger = logging.getLogger("fercache.extraction.job")
         logger.addHandler(watched)
-        report = job.run(dataset, self.config, self.home, engine=timed)
+        report = job.extract_dataset(dataset, self.config, self.home, engine=timed)
         logger.removeHandler(watched)
         self.said.append(watched.said)
         self.frames += sum(clip.frames for clip in report.clips if clip.state == "computed")
@@ -140,7 +140,7 @@ def of_frames(cnn: torch.nn.Module, mtcnn: torch.nn.Module) -> Callable[[np.ndar
     def each(image: np.ndarray) -> None:
         boxes, _ = mtcnn.detect(image)
         if boxes is not None:
-            one(cnn, crop(image, boxes[0]))
+            one(cnn, crop_face(image, boxes[0]))
     return each
 
 
@@ -161,7 +161,7 @@ class Forward:
 
     def run(self, faces: np.ndarray) -> None:
         parts = [faces[i:i + self.net.batch] for i in range(0, len(faces), self.net.batch)]
-        with devices.Crew(devices.use_threads(0)) as crew:
+        with devices.TorchThreadPool(devices.use_threads(0)) as crew:
             crew.run(self.net.embed_batch, parts[:crew.count])
             started = time.perf_counter()
             crew.run(self.net.embed_batch, parts)
@@ -177,7 +177,7 @@ def overlaps(exact: EmbeddingStore, other: EmbeddingStore) -> dict[str, float]:
     """Return the mean overlap of boxes a clip; a frame in which only one of the two has a face counts as 0."""
     found = {}
     for name in exact:
-        boxes = [np.column_stack([s[name].clock[c] for c in ("x1", "y1", "x2", "y2")]) for s in (exact, other)]
+        boxes = [np.column_stack([s[name].frame_table[c] for c in ("x1", "y1", "x2", "y2")]) for s in (exact, other)]
         seen = [~np.isnan(b[:, 0]) for b in boxes]
         both, either = seen[0] & seen[1], seen[0] | seen[1]
         if either.any():
@@ -228,11 +228,11 @@ def videos(clips: Path, home: Path, cnn: files.Weights, args: argparse.Namespace
     net, base = load(cnn), ExtractConfig(taps=TAPS)
     loops = [Loop(f"naive loop, min_face_size={size}", of_frames(net, facenet.MTCNN(min_face_size=size)), args.share)
              for size in (20, 40)]
-    exact = Row("each frame looked at (CNN's stem only)", replace(base, every=1, taps=("conv2d_4b",)), home / "exact",
+    exact = Row("each frame looked at (CNN's stem only)", replace(base, detect_every=1, taps=("conv2d_4b",)), home / "exact",
                 cnn, "mtcnn")
-    rows = [Row(named(config, f"every {config.every}th"), config, home / f"{config.backend}-{config.precision}", cnn,
+    rows = [Row(named(config, f"every {config.detect_every}th"), config, home / f"{config.backend}-{config.precision}", cnn,
                 "mtcnn") for config in variants(base)]
-    dataset = data.load(DatasetConfig(clips=str(clips), dataset="table"), home)
+    dataset = data.load_dataset(DatasetConfig(clips=str(clips), dataset="table"), home)
     dataset = replace(dataset, trials=dataset.trials[:args.clips or None])
     for part in parts_of(dataset, args.rounds):
         for loop in loops:
@@ -261,29 +261,29 @@ def videos(clips: Path, home: Path, cnn: files.Weights, args: argparse.Namespace
 def cut_crops(exact: Row, clips: Path, folder: Path) -> Path:
     """Write folders of crops cut from videos, as aligned crops are: JPEG, 112 pixels."""
     assert exact.store is not None
-    dataset = data.load(DatasetConfig(clips=str(clips), dataset="table"), folder.parent)
-    trials = [t for t in dataset.trials if t.name in exact.store and exact.store[t.name].clock["valid"].sum() > 60]
+    dataset = data.load_dataset(DatasetConfig(clips=str(clips), dataset="table"), folder.parent)
+    trials = [t for t in dataset.trials if t.name in exact.store and exact.store[t.name].frame_table["valid"].sum() > 60]
     for trial in trials[:CROP_CLIPS]:
         into = folder / trial.name
         into.mkdir(parents=True)
-        clock = exact.store[trial.name].clock
+        clock = exact.store[trial.name].frame_table
         rows = np.flatnonzero(clock["valid"])[:CROPS_A_CLIP]
         frames = media.open_source(trial.path, "video").pick(rows.tolist())
         for number, frame in enumerate(frames, 1):
             box = np.array([clock[c][frame.index - 1] for c in ("x1", "y1", "x2", "y2")])
             if frame.image is not None:
-                Image.fromarray(crop(frame.image, box, CROP_SIDE)).save(into / f"{number:05d}.jpg", quality=95)
+                Image.fromarray(crop_face(frame.image, box, CROP_SIDE)).save(into / f"{number:05d}.jpg", quality=95)
     return folder
 
 
 def crops(folder: Path, home: Path, cnn: files.Weights, args: argparse.Namespace) -> None:
     """Measure folders of crops, and print the table."""
     net, base = load(cnn), ExtractConfig(taps=TAPS)
-    loop = Loop("naive loop", lambda image: one(net, crop(image, whole(image))), max(1, args.share // 2))
+    loop = Loop("naive loop", lambda image: one(net, crop_face(image, whole_picture(image))), max(1, args.share // 2))
     rows = [Row(named(config, "crops"), config, home / f"crops-{config.backend}-{config.precision}", cnn, "cropped")
             for config in variants(base)]
     bare = [Forward(row.name, row.loaded.backbone) for row in rows]
-    dataset = data.load(DatasetConfig(clips=str(folder), dataset="table"), home)
+    dataset = data.load_dataset(DatasetConfig(clips=str(folder), dataset="table"), home)
     faces = faces_of(dataset)
     for part in parts_of(dataset, args.rounds):
         devices.use_threads(0)
@@ -303,7 +303,7 @@ def faces_of(dataset: Dataset) -> np.ndarray:
     """Return FORWARD crops (n, 160, 160, 3) out of a set's folders."""
     images = (frame.image for trial in dataset.trials for frame in media.open_source(trial.path, "crops").frames()
               if frame.image is not None)
-    return np.stack([crop(image, whole(image)) for image in islice(images, FORWARD)])
+    return np.stack([crop_face(image, whole_picture(image)) for image in islice(images, FORWARD)])
 
 
 def native(cnn: files.Weights) -> None:
@@ -334,8 +334,8 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("fercache.extraction.job").setLevel(logging.INFO)
     logging.getLogger("fercache.extraction.job").propagate = False
-    started, cnn = time.monotonic(), weights.ensure("casia-webface", ROOT / "cache/weights")
-    clips = args.videos or (SHARED if SHARED.is_dir() else demo.fetch(ROOT / "cache/clips"))
+    started, cnn = time.monotonic(), weights.ensure_weights("casia-webface", ROOT / "cache/weights")
+    clips = args.videos or (SHARED if SHARED.is_dir() else demo.fetch_demo_clips(ROOT / "cache/clips"))
     with tempfile.TemporaryDirectory() as folder:
         native(cnn)
         exact = videos(clips, Path(folder), cnn, args)

@@ -20,16 +20,16 @@ from books import simulate
 
 from fercache import metrics
 from fercache.config import StackConfig
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 from fercache.results import missing_faces
 from fercache.stacking import candidates, nested_cv
 
 DRAWS, SEED = 2000, 0
 
 
-def by_group(book: LogitBook, rows: NDArray[np.bool_], said: NDArray[np.int64]) -> NDArray[np.int64]:
+def by_group(book: OofLogits, rows: NDArray[np.bool_], said: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``."""
-    names = book.spread(np.unique(np.array(book.group), return_inverse=True)[1])[rows]
+    names = book.per_row(np.unique(np.array(book.group), return_inverse=True)[1])[rows]
     _, group = np.unique(names, return_inverse=True)
     return metrics.confusions(book.label[rows], said[rows], group, len(book.classes), int(group.max()) + 1)
 
@@ -40,13 +40,13 @@ def main() -> None:
     parser.add_argument("book", nargs="?", type=Path)
     parser.add_argument("--small", action="store_true")
     given = parser.parse_args()
-    book = simulate(groups=8, frames=60) if given.small else LogitBook.load(given.book)
-    learnt = nested_cv.run(book, StackConfig(threads=2))
-    held = (book.label >= 0) & (book.spread(book.fold) >= 0)
+    book = simulate(groups=8, frames=60) if given.small else OofLogits.load(given.book)
+    learnt = nested_cv.run_nested_cv(book, StackConfig(threads=2))
+    held = (book.label >= 0) & (book.per_row(book.fold) >= 0)
     sets = {"frames without a face": held & ~book.valid, "all frames": held}
     print(f"{book.dataset}: {held.sum():,} labelled out-of-fold frames, {(held & ~book.valid).sum():,} without a face")
     for title, rows in sets.items():
-        filled = {policy: candidates.gather(book, learnt, candidates.Filling.of(book, policy))
+        filled = {policy: candidates.gather_candidates(book, learnt, candidates.GapFiller.of(book, policy))
                   for policy in missing_faces.POLICIES}
         said = {policy: {name: v.argmax(1) for name, v in found.items()} for policy, found in filled.items()}
         for name in said["nearest"]:

@@ -24,8 +24,8 @@ from fercache.backbones.taps import TapSlice, side_by_side, tap_shapes
 from fercache.config import TrainConfig
 from fercache.heads.base import DEFAULTS, DIRECT, HeadSettings
 from fercache.training import inference
-from fercache.training.data import Features
-from fercache.training.fit import Task, _fresh, _Run, _starts
+from fercache.training.data import FrameDataset
+from fercache.training.fit import FitTask, _fresh, _Run, _starts
 
 CLIP = 5000
 WARM_UP = 3
@@ -33,12 +33,12 @@ TAP_ROWS, MAP_ROWS = 10_000, 2000
 MAP = "mixed_7a-map"
 
 
-def simulated(rows: int, width: int) -> Features:
+def simulated(rows: int, width: int) -> FrameDataset:
     """Random features of clips of 5,000 frames, as long as those of Aff-Wild2 are on the mean."""
     rng = np.random.default_rng(0)
     offsets = np.append(np.arange(0, rows, CLIP), rows)
     inside = np.arange(rows) % CLIP
-    return Features(layout=(TapSlice(tap="block8", start=0, stop=width, shape=(width,)),), offsets=offsets,
+    return FrameDataset(layout=(TapSlice(tap="block8", start=0, stop=width, shape=(width,)),), offsets=offsets,
                     x=noise(rows, width, rng),
                     index=(inside + 1).astype(np.int32), time_s=inside / 30, valid=rng.random(rows) > 0.05,
                     label=np.repeat(rng.integers(0, 8, rows // 50 + 1), 50)[:rows].astype(np.int16))
@@ -53,33 +53,33 @@ def noise(rows: int, width: int, rng: np.random.Generator) -> NDArray[np.float16
     return x
 
 
-def cases(features: Features) -> dict[str, tuple[str, HeadSettings, Features]]:
+def cases(features: FrameDataset) -> dict[str, tuple[str, HeadSettings, FrameDataset]]:
     """Each head as it is delivered, and the temporal ones on the features themselves."""
     said = np.log(np.random.default_rng(1).dirichlet(np.ones(8), len(features.label)))
-    shown = inference.features_of(said.astype(np.float32), features)
+    shown = inference.oof_features(said.astype(np.float32), features)
     found = {}
     for head, usual in DEFAULTS.items():
-        found[head] = (head, usual, shown if usual.evidence else features)
-        if usual.evidence:
-            direct = replace(usual, evidence=False, **DIRECT[head])
+        found[head] = (head, usual, shown if usual.temporal_input else features)
+        if usual.temporal_input:
+            direct = replace(usual, temporal_input=False, **DIRECT[head])
             found[f"{head} (evidence off)"] = (head, direct, features)
-    tail = replace(DEFAULTS["frame"], tail=MAP)
+    tail = replace(DEFAULTS["frame"], finetune_tap=MAP)
     found["frame (default taps)"] = ("frame", DEFAULTS["frame"], of_taps(TrainConfig().taps, TAP_ROWS))
     found[f"frame (tail {MAP})"] = ("frame", tail, of_taps((MAP,), MAP_ROWS))
     return found
 
 
-def of_taps(taps: tuple[str, ...], rows: int) -> Features:
+def of_taps(taps: tuple[str, ...], rows: int) -> FrameDataset:
     """Random values of taps, in fewer rows."""
     layout = side_by_side(tap_shapes(taps), taps, "bench")
     return replace(simulated(rows, layout[-1].stop), layout=layout)
 
 
-def measure(name: str, case: tuple[str, HeadSettings, Features], steps: int, store_rows: int) -> None:
+def measure(name: str, case: tuple[str, HeadSettings, FrameDataset], steps: int, store_rows: int) -> None:
     """Print one head's line."""
     head, settings, features = case
     everything = tuple(range(len(features.offsets) - 1))
-    task = Task(head=head, settings=settings, classes=8, train=everything, watch=(), seed=0, device="cpu")
+    task = FitTask(head=head, settings=settings, classes=8, train=everything, val_trials=(), seed=0, device="cpu")
     rng = np.random.default_rng(0)
     run = _Run(task, features, _fresh(task, features))
     half = replace(task, settings=replace(settings, precision="bf16"))

@@ -19,8 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fercache.config import DatasetConfig, ExtractConfig
-from fercache.data import load
-from fercache.diagnostics.check import run
+from fercache.data import load_dataset
+from fercache.diagnostics.check import check_dataset
 from fercache.diagnostics.check_issues import SETTLED_NS
 from tests.trees import annotate, crops
 
@@ -49,9 +49,9 @@ def main() -> None:
         time.sleep(SETTLED_NS / 1e9)
         for turn in ("first", "second"):
             started = time.monotonic()
-            dataset = load(DatasetConfig(dataset="affwild2", root=str(root)), cache)
+            dataset = load_dataset(DatasetConfig(dataset="affwild2", root=str(root)), cache)
             loaded = time.monotonic() - started
-            report = run(dataset, ExtractConfig(), cache)
+            report = check_dataset(dataset, ExtractConfig(), cache)
             pictures = sum(split.frames - split.bare for split in report.splits.values())
             print(f"{turn} check: {report.seconds:.2f} s after {loaded:.2f} s of loading labels; {pictures:,} crops, "
                   f"{report.lengths[0].missing:,} missing, {report.clips_read} folders read, "

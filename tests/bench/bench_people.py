@@ -23,10 +23,10 @@ from fercache.backbones.backbone import Backbone
 from fercache.config import ExtractConfig
 from fercache.extraction.clip import DETECT_BLOCK
 from fercache.faces import interpolation
-from fercache.faces.crops import crop
+from fercache.faces.crops import crop_face
 from fercache.faces.detector import Detector
 from fercache.faces.identity import JOIN, JOIN_NEAR, mean_vector
-from fercache.faces.tracklets import Pieces, pieces_of
+from fercache.faces.tracklets import Tracklets, link_tracklets
 
 ROOT = Path(__file__).resolve().parents[2]
 VIDEOS = ROOT.parent / "shared/data/videos"
@@ -46,22 +46,22 @@ class Part:
     vector: np.ndarray
 
 
-def linked(path: Path) -> Pieces:
+def linked(path: Path) -> Tracklets:
     """Return the pieces of a clip."""
-    detector, cuts, found = Detector(), interpolation.Cuts(), []
+    detector, cuts, found = Detector(), interpolation.ShotBoundaryDetector(), []
     frames = (frame.image for frame in media.open_source(path, "video").frames())
     while block := list(islice(frames, DETECT_BLOCK)):
         for row, image in enumerate(block, len(found)):
             cuts.see(row, image)
-        found += interpolation.faces_of(block, detector, ExtractConfig().every)
-    return pieces_of(found, cuts.rows)
+        found += interpolation.interpolate_faces(block, detector, ExtractConfig().detect_every)
+    return link_tracklets(found, cuts.rows)
 
 
-def parts_of(path: Path, pieces: Pieces, net: Backbone) -> list[Part]:
+def parts_of(path: Path, pieces: Tracklets, net: Backbone) -> list[Part]:
     """Return the parts of each piece of at least LEAST faces."""
     chosen = {}
-    for number in np.flatnonzero(pieces.held() >= LEAST):
-        mine = np.flatnonzero(pieces.piece == number)
+    for number in np.flatnonzero(pieces.sizes() >= LEAST):
+        mine = np.flatnonzero(pieces.tracklet == number)
         many = min(MOST_PARTS, len(mine) // LOOKS)
         spread = mine[np.linspace(0, len(mine) - 1, many * LOOKS).round().astype(int)]
         chosen |= {(int(number), i): part for i, part in enumerate(np.array_split(spread, many))}
@@ -69,14 +69,14 @@ def parts_of(path: Path, pieces: Pieces, net: Backbone) -> list[Part]:
     images = {f.index - 1: f.image for f in media.open_source(path, "video").pick(rows)} if rows else {}
     made = []
     for (number, _), part in chosen.items():
-        crops = [crop(images[int(pieces.frame[i])], pieces.faces[i]) for i in part]
+        crops = [crop_face(images[int(pieces.frame[i])], pieces.faces[i]) for i in part]
         sides = np.sqrt((pieces.faces[part, 2:4] - pieces.faces[part, :2]).prod(1))
         made.append(Part(clip=SAME[0] if path.name in SAME else path.name, piece=number, size=float(sides.mean()),
                          vector=mean_vector(net.embed32(np.stack(crops))["embedding"])))
     return made
 
 
-def pairs(clips: list[tuple[Pieces, list[Part]]]) -> np.ndarray:
+def pairs(clips: list[tuple[Tracklets, list[Part]]]) -> np.ndarray:
     """Return (K, 3) of pairs of parts whose truth is known: cosine, smaller size, 1 for one person."""
     flat = [(place, part) for place, (_, parts) in enumerate(clips) for part in parts]
     together = [pieces.together() for pieces, _ in clips]
@@ -113,7 +113,7 @@ def main() -> None:
         print(f"no {args.videos}: the clips are not here")
         return
     logging.disable(logging.WARNING)
-    net = Backbone.load(weights.ensure("casia-webface", ROOT / "cache/weights"), ("embedding",))
+    net = Backbone.load(weights.ensure_weights("casia-webface", ROOT / "cache/weights"), ("embedding",))
     paths = sorted(args.videos.iterdir(), key=lambda path: path.stat().st_size)[:3 if args.small else None]
     clips = []
     for path in paths:

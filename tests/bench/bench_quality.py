@@ -24,12 +24,12 @@ from fercache import data, metrics, recipe
 from fercache.config import DatasetConfig, TrainConfig
 from fercache.data.base import Dataset, Trial
 from fercache.extraction import job
-from fercache.oof import LogitBook
-from fercache.results.smoothing import moving_mean, reach
+from fercache.oof import OofLogits
+from fercache.results.smoothing import moving_mean, window_reach
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import train
-from fercache.training.data import Features
-from fercache.training.inference import speak, trained
+from fercache.training.data import FrameDataset
+from fercache.training.inference import load_trained, predict_new
 
 HALF_WIDTHS = (0, 3, 5, 8, 10, 12, 15, 20, 25, 30, 40, 60)
 DRAWS = 2000
@@ -43,13 +43,13 @@ class Bench:
 
     def __init__(self, root: str, cache: Path) -> None:
         self.cache = cache
-        self.dataset: Dataset = data.load(DatasetConfig(dataset="affwild2", root=root), cache)
-        self.store = EmbeddingStore.open(job.current(cache, self.dataset.name))
+        self.dataset: Dataset = data.load_dataset(DatasetConfig(dataset="affwild2", root=root), cache)
+        self.store = EmbeddingStore.open(job.current_store(cache, self.dataset.name))
 
-    def train(self, config: TrainConfig) -> tuple[LogitBook, Path]:
+    def train(self, config: TrainConfig) -> tuple[OofLogits, Path]:
         """Return the book and the heads of a recipe, trained unless they are there."""
-        report = train.run(self.dataset, self.store, config, self.cache)
-        return LogitBook.load(report.book), report.heads
+        report = train.train_heads(self.dataset, self.store, config, self.cache)
+        return OofLogits.load(report.logits_file), report.heads
 
 
 class Scored:
@@ -72,13 +72,13 @@ def boxed(said: NDArray[np.floating], offsets: Sequence[int], valid: NDArray[np.
     for start, stop in pairwise(offsets):
         rows = slice(int(start), int(stop))
         seen = valid[rows] if valid[rows].any() else np.ones(stop - start, bool)
-        out[rows] = moving_mean(out[rows], seen, reach(time_s[rows], half / FPS, half / FPS))
+        out[rows] = moving_mean(out[rows], seen, window_reach(time_s[rows], half / FPS, half / FPS))
     return out
 
 
-def half_width(book: LogitBook) -> int:
+def half_width(book: OofLogits) -> int:
     """Return the half-width with the best macro F1 out of fold on the training trials."""
-    train = (book.spread(book.fold) >= 0) & (book.label >= 0)
+    train = (book.per_row(book.fold) >= 0) & (book.label >= 0)
     scores = {}
     for half in HALF_WIDTHS:
         said = boxed(book.logits["frame"], book.offsets, book.valid, book.time_s, half)[train]
@@ -90,8 +90,8 @@ def half_width(book: LogitBook) -> int:
 def recipes(flags: TrainConfig) -> dict[str, TrainConfig]:
     """The recipes that are compared."""
     paper = TrainConfig(**{k: tuple(v) if isinstance(v, list) else v
-                           for k, v in recipe.load(Path("stages/mao2021"), "train-heads").items()})
-    mlp = replace(flags, heads=("frame",), taps=("block8", "repeat_2"), members=1)
+                           for k, v in recipe.load_recipe(Path("stages/mao2021"), "train-heads").items()})
+    mlp = replace(flags, heads=("frame",), taps=("block8", "repeat_2"), ensemble=1)
     identity = replace(flags, heads=("frame",), taps=("embedding",))
     return {"baseline": mlp, "mao2021": paper, "identity": identity, "default": flags}
 
@@ -112,11 +112,11 @@ def collect(bench: Bench, other: Bench | None, chosen: dict[str, TrainConfig], s
     scored: Scored | None = None
     for name, config in chosen.items():
         book, folder = bench.train(config)
-        rows = (book.spread(np.array(book.split)) == split) & (book.label >= 0)
+        rows = (book.per_row(np.array(book.split)) == split) & (book.label >= 0)
         half = half_width(book) if name == "baseline" else -1
         box = boxed(book.logits["frame"], book.offsets, book.valid, book.time_s, half) if half >= 0 else None
         here = {k: v[rows] for k, v in columns(name, book.logits, box).items()}
-        label, group = book.label[rows], book.spread(np.array(book.group))[rows]
+        label, group = book.label[rows], book.per_row(np.array(book.group))[rows]
         if other is not None:
             there, features, trials = spoken(other, folder)
             known = features.label >= 0
@@ -131,12 +131,12 @@ def collect(bench: Bench, other: Bench | None, chosen: dict[str, TrainConfig], s
     return scored, said
 
 
-def spoken(other: Bench, folder: Path) -> tuple[Said, Features, list[Trial]]:
+def spoken(other: Bench, folder: Path) -> tuple[Said, FrameDataset, list[Trial]]:
     """Return what the heads of a folder say of the labelled trials of another set."""
     trials = [t for t in other.dataset.trials if t.labelled and t.name in other.store]
-    known = trained(folder)
+    known = load_trained(folder)
     features = known.preload(other.store, trials)
-    return dict(speak(known, features)), features, trials
+    return dict(predict_new(known, features)), features, trials
 
 
 def report(scored: Scored, said: Said) -> None:
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--new-root", default="")
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     parser.add_argument("--score", choices=("train", "validation"), default="train")
-    parser.add_argument("--members", type=int, default=TrainConfig().members)
+    parser.add_argument("--members", type=int, default=TrainConfig().ensemble)
     parser.add_argument("--recipes", default="baseline,mao2021,identity,default", help="the paper's takes hours")
     chosen = parser.parse_args()
     if not chosen.root:
@@ -172,7 +172,7 @@ def main() -> None:
         return
     bench = Bench(chosen.root, chosen.cache)
     other = Bench(chosen.new_root, chosen.cache) if chosen.new_root and chosen.score == "validation" else None
-    known = recipes(replace(TrainConfig(), members=chosen.members))
+    known = recipes(replace(TrainConfig(), ensemble=chosen.members))
     scored, said = collect(bench, other, {name: known[name] for name in chosen.recipes.split(",")}, chosen.score)
     report(scored, said)
 

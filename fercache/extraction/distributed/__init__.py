@@ -16,8 +16,8 @@ from fercache.extraction import cancellation, job
 from fercache.extraction.cancellation import over
 from fercache.extraction.distributed import shard
 from fercache.extraction.distributed.shard import Shard
-from fercache.extraction.job import Engine, ExtractReport, Work
-from fercache.runtime.uri import Place
+from fercache.extraction.job import Engine, ExtractionJob, ExtractReport
+from fercache.runtime.uri import Location
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ WORKERS_MOST = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class LaunchPlan:
     """How stage one is run.
 
     Attributes
@@ -43,27 +43,27 @@ class Way:
     dask: bool = False
     scheduler: str = ""
     ends_s: float = inf
-    seat: tuple[int, int] = (0, 1)
+    local_rank: tuple[int, int] = (0, 1)
 
     @property
-    def tells(self) -> bool:
+    def is_coordinator(self) -> bool:
         """Whether this run, and no other part, tells what is wrong with the data set."""
         return self.shard is None or self.shard.number == 1
 
-    def run(self, dataset: Dataset, config: ExtractConfig, cache: Path, place: Place | None) -> ExtractReport:
+    def run(self, dataset: Dataset, config: ExtractConfig, cache: Path, place: Location | None) -> ExtractReport:
         """Return what was done, as `extract.run` does, which says what is raised."""
-        config = replace(config, faces=job.faces_of(dataset, config))  # of the whole, whatever is in this part
+        config = replace(config, faces=job.resolve_faces(dataset, config))  # of the whole, whatever is in this part
         failures = job.FAILURES
         if self.shard is not None:
             whole, dataset, failures = dataset, self.shard.of_dataset(dataset), self.shard.failures
             log.info("part %d of %d: %d of %d clips", self.shard.number, self.shard.of, len(dataset.trials),
                      len(whole.trials))
-        if self.seat[1] > 1:
+        if self.local_rank[1] > 1:
             from fercache.runtime import devices  # torch
 
-            device, threads = devices.seat(config.device, config.threads, *self.seat)
+            device, threads = devices.assign_gpu(config.device, config.threads, *self.local_rank)
             config = replace(config, device=device, threads=threads)
-        report = job.run(dataset, config, cache, place, engine=self._engine(), failures=failures,
+        report = job.extract_dataset(dataset, config, cache, place, engine=self._engine(), failures=failures,
                              stop=partial(over, self.ends_s))
         if self.shard is None and not report.count("left"):
             shard.forget_lists(report.failures_at.parent)
@@ -77,18 +77,18 @@ class Way:
 
             workers = devices.gpus()
         if self.dask:
-            from fercache.extraction.distributed.dask import Cluster
+            from fercache.extraction.distributed.dask import DaskCluster
 
-            return Cluster(self.scheduler, max(1, workers), self.ends_s)
+            return DaskCluster(self.scheduler, max(1, workers), self.ends_s)
         if workers > 1:
-            from fercache.extraction.distributed.processes import Pool
+            from fercache.extraction.distributed.processes import ProcessPool
 
-            return Pool(workers, self.ends_s)
-        return Work.all
+            return ProcessPool(workers, self.ends_s)
+        return ExtractionJob.run_all
 
 
 @dataclass(frozen=True, kw_only=True)
-class Typed:
+class LaunchOptions:
     """What a user may type about the way: the flags of `fercache extract`."""
 
     engine: str = "here"
@@ -97,7 +97,7 @@ class Typed:
     shard: str = ""
     time_limit: str = ""
 
-    def way(self, environ: Mapping[str, str], began_s: float) -> Way:
+    def way(self, environ: Mapping[str, str], began_s: float) -> LaunchPlan:
         """Return the way that is meant.
 
         Parameters
@@ -116,10 +116,11 @@ class Typed:
         if self.scheduler and self.workers != "0":
             raise InputError("the scheduler's workers are those that it has", where="--workers",
                              hint="leave it out, or leave --scheduler out")
-        return Way(shard=shard.read(self.shard, environ) if self.shard else None, workers=_workers(self.workers),
+        return LaunchPlan(shard=shard.read_shard(self.shard, environ) if self.shard else None,
+                          workers=_workers(self.workers),
                    dask=dask, scheduler=self.scheduler,
-                   ends_s=began_s + cancellation.seconds(self.time_limit) if self.time_limit else inf,
-                   seat=shard.seat(environ) if self.shard == "auto" else (0, 1))
+                   ends_s=began_s + cancellation.parse_time_limit(self.time_limit) if self.time_limit else inf,
+                   local_rank=shard.local_rank(environ) if self.shard == "auto" else (0, 1))
 
 
 def _workers(text: str) -> int | None:

@@ -15,10 +15,17 @@ from fercache import __version__
 from fercache.config import ExtractConfig
 from fercache.data.base import Trial
 from fercache.errors import BrokenOff, InputError, MissingExtra
-from fercache.extraction.distributed.worker import Done, Order, hand_of, largest_first, order_of, slim
-from fercache.extraction.job import ClipDone, Work
+from fercache.extraction.distributed.worker import (
+    JobSpec,
+    WorkerResult,
+    job_spec,
+    largest_first,
+    without_labels,
+    worker_for,
+)
+from fercache.extraction.job import ClipResult, ExtractionJob
 from fercache.extraction.resources import in_flight
-from fercache.runtime.progress import Meter, meter
+from fercache.runtime.progress import ProgressBar, progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +40,7 @@ NUMBERS = ("torch", "numpy", "av", "pillow", "facenet-pytorch")
 
 
 @dataclass(frozen=True)
-class Cluster:
+class DaskCluster:
     """An engine that gives the clips to Dask workers.
 
     Parameters
@@ -52,7 +59,7 @@ class Cluster:
     workers: int
     ends_s: float = inf
 
-    def __call__(self, work: Work, trials: Sequence[Trial]) -> Iterator[ClipDone]:
+    def __call__(self, work: ExtractionJob, trials: Sequence[Trial]) -> Iterator[ClipResult]:
         """Yield what becomes of each clip. A clip whose worker died again and again counts as failed.
 
         Raises
@@ -65,12 +72,12 @@ class Cluster:
             The scheduler has gone.
         """
         _distributed()
-        total = work.announce(trials)
-        order = order_of(work, trials, self.ends_s, 1 if self.scheduler else self.workers)
-        with self._client(work.config) as client, meter("extract", total) as bar:
-            _look_at(client, order)
+        total = work.log_size(trials)
+        order = job_spec(work, trials, self.ends_s, 1 if self.scheduler else self.workers)
+        with self._client(work.config) as client, progress_bar("extract", total) as bar:
+            _check_versions(client, order)
             given = {client.submit(_perform, order, trial, pure=False, retries=RETRIES): trial.name
-                     for trial in largest_first(slim(trials))}
+                     for trial in largest_first(without_labels(trials))}
             try:
                 yield from _taken(given, bar)
             finally:
@@ -94,8 +101,8 @@ class Cluster:
         """Return how many clips a worker of this machine has at work at once."""
         from fercache.runtime import devices  # torch
 
-        device, threads = devices.seat(config.device, config.threads, 0, self.workers)
-        return config.in_flight or in_flight(devices.resolve_device(device), threads)
+        device, threads = devices.assign_gpu(config.device, config.threads, 0, self.workers)
+        return config.concurrent_clips or in_flight(devices.resolve_device(device), threads)
 
 
 @contextmanager
@@ -111,7 +118,7 @@ def _connected(distributed: Any, address: str) -> Iterator[Any]:
         yield client
 
 
-def _look_at(client: Any, order: Order) -> None:
+def _check_versions(client: Any, order: JobSpec) -> None:
     """Refuse workers with another fercache, and tell of those with other versions of what numbers come from."""
     try:
         found: dict[str, dict[str, str]] = client.run(versions)
@@ -134,29 +141,29 @@ def versions() -> dict[str, str]:
     return {"fercache": __version__, **{name: version(name) for name in NUMBERS}}
 
 
-def _perform(order: Order, trial: Trial) -> Done:
+def _perform(order: JobSpec, trial: Trial) -> WorkerResult:
     """Return what became of a clip, on a worker."""
     from distributed import get_worker
 
     name = get_worker().name
-    return hand_of(order, name % order.seats if isinstance(name, int) else 0).do(trial)
+    return worker_for(order, name % order.local_ranks if isinstance(name, int) else 0).run(trial)
 
 
-def _taken(given: dict[Any, str], bar: Meter) -> Iterator[ClipDone]:
+def _taken(given: dict[Any, str], bar: ProgressBar) -> Iterator[ClipResult]:
     """Yield what becomes of each clip as its task ends."""
     distributed = _distributed()
     for future in distributed.as_completed(given):
         try:
-            done: Done = future.result()
+            done: WorkerResult = future.result()
         except distributed.KilledWorker as error:
             died = f"its worker died, {error.allowed_failures + 1} times"
             log.error("%s: %s", given[future], died)
-            yield ClipDone(clip=given[future], state="failed", message=died)
+            yield ClipResult(clip=given[future], state="failed", message=died)
             continue
         except CancelledError as error:
             raise BrokenOff("the scheduler has gone", hint="start it and run again; what is committed stays"
                             ) from error
-        done.tell()
+        done.log_level()
         bar.advance(sum(clip.frames for clip in done.clips if clip.state != "left"))
         yield from done.clips
 

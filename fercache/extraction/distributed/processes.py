@@ -21,10 +21,10 @@ from threading import Thread
 
 from fercache.data.base import Trial
 from fercache.errors import BrokenOff
-from fercache.extraction.distributed.worker import Order, largest_first, opened_work, order_of, slim
-from fercache.extraction.job import ClipDone, Work
-from fercache.extraction.resources import load
-from fercache.runtime.progress import Meter, meter
+from fercache.extraction.distributed.worker import JobSpec, job_spec, largest_first, open_job, without_labels
+from fercache.extraction.job import ClipResult, ExtractionJob
+from fercache.extraction.resources import load_nets
+from fercache.runtime.progress import ProgressBar, progress_bar
 
 LOOK_EVERY_S = 0.5
 GRACE_S = 10.0
@@ -33,7 +33,7 @@ INTERRUPTS = {signal.SIGINT}
 
 
 @dataclass(frozen=True)
-class Pool:
+class ProcessPool:
     """An engine of `workers` processes on this machine, up to the moment `ends_s` (seconds since 1970).
 
     Notes
@@ -46,7 +46,7 @@ class Pool:
     workers: int
     ends_s: float = inf
 
-    def __call__(self, work: Work, trials: Sequence[Trial]) -> Iterator[ClipDone]:
+    def __call__(self, work: ExtractionJob, trials: Sequence[Trial]) -> Iterator[ClipResult]:
         """Yield what becomes of each clip.
 
         Raises
@@ -54,14 +54,14 @@ class Pool:
         BrokenOff
             A worker was killed, for want of memory most likely; what is committed stays.
         """
-        total, order = work.announce(trials), order_of(work, trials, self.ends_s, self.workers)
-        wires = _Wires.made(get_context("spawn"))
-        with meter("extract", total) as bar, _hired(self.workers, wires) as executor:
-            yield from wires.watch(_begun(executor, self.workers, order, slim(trials), wires), bar)
+        total, order = work.log_size(trials), job_spec(work, trials, self.ends_s, self.workers)
+        wires = _Channels.queues(get_context("spawn"))
+        with progress_bar("extract", total) as bar, _hired(self.workers, wires) as executor:
+            yield from wires.monitor(_begun(executor, self.workers, order, without_labels(trials), wires), bar)
 
 
 @dataclass(frozen=True)
-class _Wires:
+class _Channels:
     """What a run and its workers share.
 
     Attributes
@@ -73,24 +73,24 @@ class _Wires:
     said : what became of clips, and what is logged as (level, text).
     """
 
-    seats: Synchronized[int]
+    local_ranks: Synchronized[int]
     moved: Synchronized[float]
     over: Event
     trials: Queue[Trial | None]
-    said: SimpleQueue[ClipDone | tuple[int, str]]
+    messages: SimpleQueue[ClipResult | tuple[int, str]]
 
     @classmethod
-    def made(cls, context: SpawnContext) -> _Wires:
+    def queues(cls, context: SpawnContext) -> _Channels:
         """Return new ones."""
         return cls(context.Value("i", 0), context.Value("d", 0.0), context.Event(), context.Queue(),
                    context.SimpleQueue())
 
-    def coming(self) -> Iterator[Trial]:
+    def incoming(self) -> Iterator[Trial]:
         """Yield the clips that this worker takes."""
         while (trial := self.trials.get()) is not None:
             yield trial
 
-    def watch(self, waiting: set[Future[None]], bar: Meter) -> Iterator[ClipDone]:
+    def monitor(self, waiting: set[Future[None]], bar: ProgressBar) -> Iterator[ClipResult]:
         """Yield what is done as it is done, log what is logged, and move the meter, until every worker has ended."""
         told = 0.0
         while waiting:
@@ -99,21 +99,21 @@ class _Wires:
             if moved > told:
                 bar.advance(moved - told)
             told = moved
-            yield from self._heard()
+            yield from self._handle()
             for future in ended:
                 future.result()
 
-    def _heard(self) -> Iterator[ClipDone]:
-        while not self.said.empty():
-            said = self.said.get()
-            if isinstance(said, ClipDone):
+    def _handle(self) -> Iterator[ClipResult]:
+        while not self.messages.empty():
+            said = self.messages.get()
+            if isinstance(said, ClipResult):
                 yield said
             else:
                 logging.getLogger("fercache").log(said[0], "%s", said[1])
 
 
 @contextmanager
-def _hired(workers: int, wires: _Wires) -> Iterator[ProcessPoolExecutor]:
+def _hired(workers: int, wires: _Channels) -> Iterator[ProcessPoolExecutor]:
     """Yield worker processes; whatever ends the block ends them too."""
     executor = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (wires,))
     try:
@@ -127,7 +127,7 @@ def _hired(workers: int, wires: _Wires) -> Iterator[ProcessPoolExecutor]:
         executor.shutdown(cancel_futures=True)
 
 
-def _begun(executor: ProcessPoolExecutor, workers: int, order: Order, trials: Sequence[Trial], wires: _Wires
+def _begun(executor: ProcessPoolExecutor, workers: int, order: JobSpec, trials: Sequence[Trial], wires: _Channels
            ) -> set[Future[None]]:
     """Return the promises of workers that have been started on the trials.
 
@@ -145,83 +145,83 @@ def _begun(executor: ProcessPoolExecutor, workers: int, order: Order, trials: Se
 
 
 @dataclass
-class _Here:
+class _ChildProcess:
     """What a worker process knows of itself."""
 
-    wires: _Wires
-    seat: int
+    channels: _Channels
+    local_rank: int
     busy: bool = False
 
 
-_here: list[_Here] = []
+_child_process: list[_ChildProcess] = []
 
 
-class _Count(Meter):
+class _Count(ProgressBar):
     """A meter that the run's own meter follows."""
 
     def advance(self, amount: float = 1) -> None:
-        moved = _here[0].wires.moved
+        moved = _child_process[0].channels.moved
         with moved.get_lock():
             moved.value += amount
 
 
-class _Teller(logging.Handler):
+class _LogForwarder(logging.Handler):
     """Hands what is logged to the run."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _here[0].wires.said.put((record.levelno, record.getMessage()))
+        _child_process[0].channels.messages.put((record.levelno, record.getMessage()))
 
 
-def _begin(wires: _Wires) -> None:
+def _begin(wires: _Channels) -> None:
     """Take a seat, and listen for the end of the run."""
-    with wires.seats.get_lock():
-        _here.append(_Here(wires, wires.seats.value))
-        wires.seats.value += 1
-    logging.getLogger("fercache").addHandler(_Teller())
+    with wires.local_ranks.get_lock():
+        _child_process.append(_ChildProcess(wires, wires.local_ranks.value))
+        wires.local_ranks.value += 1
+    logging.getLogger("fercache").addHandler(_LogForwarder())
     logging.getLogger("fercache").setLevel(logging.INFO)
-    signal.signal(signal.SIGINT, _put_down)
+    signal.signal(signal.SIGINT, _stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
     Thread(target=_listen, daemon=True).start()
 
 
-def _put_down(number: int, frame: object) -> None:
+def _stop(number: int, frame: object) -> None:
     """Stop what is being worked on; a worker that waits is ended by the run."""
-    if _here[0].busy:
+    if _child_process[0].busy:
         raise KeyboardInterrupt
 
 
 def _listen() -> None:
     """Put down the clips when the run is over, and end where the run has died."""
-    here, parent = _here[0], parent_process()
-    while not here.wires.over.wait(LOOK_EVERY_S) and parent is not None and parent.is_alive():
+    here, parent = _child_process[0], parent_process()
+    while not here.channels.over.wait(LOOK_EVERY_S) and parent is not None and parent.is_alive():
         continue
     if here.busy:
         os.kill(os.getpid(), signal.SIGINT)
-    if not here.wires.over.is_set():
+    if not here.channels.over.is_set():
         ends = time.monotonic() + GRACE_S
         while here.busy and time.monotonic() < ends:
             time.sleep(LOOK_EVERY_S)
         os._exit(1)
 
 
-def _serve(order: Order) -> None:
+def _serve(order: JobSpec) -> None:
     """Do clip after clip, until none is left."""
-    from fercache.extraction.resources import opened
+    from fercache.extraction.resources import open_resources
 
-    here = _here[0]
+    here = _child_process[0]
     here.busy = True
     try:
-        work = opened_work(order, here.seat, here.wires.over.is_set)
-        if work.brake.on:  # before nets are loaded for nothing
-            for trial in here.wires.coming():
-                here.wires.said.put(work.left(trial))
+        work = open_job(order, here.local_rank, here.channels.over.is_set)
+        if work.cancel.is_cancelled:  # before nets are loaded for nothing
+            for trial in here.channels.incoming():
+                here.channels.messages.put(work.pending(trial))
             return
-        nets = load(work.config, order.cnn, order.faces)
-        abreast = work.config.in_flight or nets.in_flight
-        with opened(nets, work.brake, _Count("", None, ""), abreast) as plant:
-            for done in work.on(plant, nets, here.wires.coming(), abreast):
-                here.wires.said.put(done)
-            if plant.gauge.line():
-                logging.getLogger("fercache").info("process %d: %s", here.seat + 1, plant.gauge.line())
+        nets = load_nets(work.config, order.cnn, order.faces)
+        abreast = work.config.concurrent_clips or nets.in_flight
+        with open_resources(nets, work.cancel, _Count("", None, ""), abreast) as plant:
+            for done in work.run_clips(plant, nets, here.channels.incoming(), abreast):
+                here.channels.messages.put(done)
+            if plant.profiler.line():
+                logging.getLogger("fercache").info("process %d: %s", here.local_rank + 1, plant.profiler.line())
     finally:
         here.busy = False

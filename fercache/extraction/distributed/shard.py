@@ -35,10 +35,10 @@ class Shard:
 
     def of_dataset(self, dataset: Dataset) -> Dataset:
         """Return the data set with this part's trials only; the first part tells of the clips that are not there."""
-        return replace(dataset, trials=tuple(self.part(dataset.trials)),
+        return replace(dataset, trials=tuple(self.index(dataset.trials)),
                        problems=dataset.problems if self.number == 1 else ())
 
-    def part(self, trials: Sequence[Trial]) -> list[Trial]:
+    def index(self, trials: Sequence[Trial]) -> list[Trial]:
         """Return this part's trials in their order.
 
         Notes
@@ -56,7 +56,7 @@ class Shard:
         return [trial for trial in trials if trial.name in mine]
 
 
-def read(text: str, environ: Mapping[str, str]) -> Shard:
+def read_shard(text: str, environ: Mapping[str, str]) -> Shard:
     """Return the part that `text` (``2/8`` or ``auto``) means.
 
     Parameters
@@ -69,7 +69,7 @@ def read(text: str, environ: Mapping[str, str]) -> Shard:
         It is neither, there is no such part, or the environment does not say.
     """
     if text == "auto":
-        return _told(environ)
+        return _shard_from_text(environ)
     found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if found is None:
         raise InputError(f"{text!r} names no part", where=WHERE, hint=HINT)
@@ -82,7 +82,7 @@ def forget_lists(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def seat(environ: Mapping[str, str]) -> tuple[int, int]:
+def local_rank(environ: Mapping[str, str]) -> tuple[int, int]:
     """Return which process of this machine, from 0, this one is, and of how many: torchrun says so, else (0, 1)."""
     if _torchrun(environ) is None or "LOCAL_RANK" not in environ:
         return 0, 1
@@ -90,7 +90,7 @@ def seat(environ: Mapping[str, str]) -> tuple[int, int]:
     return number, max(number + 1, _whole(environ, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in environ else 1)
 
 
-def _told(environ: Mapping[str, str]) -> Shard:
+def _shard_from_text(environ: Mapping[str, str]) -> Shard:
     """Return the part that the environment names: the array's outside, torchrun's inside."""
     outer, inner = _slurm(environ), _torchrun(environ)
     if outer is None or inner is None:

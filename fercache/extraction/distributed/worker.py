@@ -18,15 +18,15 @@ from fercache.backbones.weights.files import Weights
 from fercache.config import ExtractConfig
 from fercache.data.base import Trial
 from fercache.errors import InputError
-from fercache.extraction.cancellation import Brake, never, over
-from fercache.extraction.job import ClipDone, Work
-from fercache.extraction.resources import Nets, load
-from fercache.runtime.progress import Meter
-from fercache.runtime.uri import Place
+from fercache.extraction.cancellation import CancelToken, never_cancelled, over
+from fercache.extraction.job import ClipResult, ExtractionJob
+from fercache.extraction.resources import Nets, load_nets
+from fercache.runtime.progress import ProgressBar
+from fercache.runtime.uri import Location
 from fercache.store.embedding_store import EmbeddingStore
 
 if TYPE_CHECKING:
-    from fercache.extraction.resources import Plant
+    from fercache.extraction.resources import PipelineResources
 
 
 # How much work a clip is, as far as that is cheap to know, and clips in order of it.
@@ -35,7 +35,7 @@ FRAME_BYTES = 10_000
 """Bytes of a video that count as a frame: only the order of clips hangs on it, never a result."""
 
 
-def amount(trial: Trial) -> int:
+def estimate_work(trial: Trial) -> int:
     """Return about how many frames a clip has: what its list states, its labels, its pictures, or its bytes.
 
     Notes
@@ -60,7 +60,7 @@ def bundles(trials: Sequence[Trial]) -> list[tuple[int, list[Trial]]]:
     found: dict[str, list[Trial]] = {}
     for trial in trials:
         found.setdefault(str(trial.path), []).append(trial)
-    sized = [(sum(amount(trial) for trial in together), together) for together in found.values()]
+    sized = [(sum(estimate_work(trial) for trial in together), together) for together in found.values()]
     return sorted(sized, key=lambda bundle: (-bundle[0], min(trial.name for trial in bundle[1])))
 
 
@@ -73,7 +73,7 @@ SAME_FILES = "every worker must see the clips and the cache under the same paths
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class JobSpec:
     """What all clips of a run have in common.
 
     Attributes
@@ -87,41 +87,41 @@ class Order:
     config: ExtractConfig
     faces: str
     cnn: Weights
-    store: Place
-    seen: tuple[Path, ...]
+    store: Location
+    known_sources: tuple[Path, ...]
     ends_s: float = inf
-    seats: int = 1
+    local_ranks: int = 1
     version: str = __version__
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
+class WorkerResult:
     """What became of some clips, and what was said meanwhile: (level of logging, text)."""
 
-    clips: tuple[ClipDone, ...]
-    told: tuple[tuple[int, str], ...]
+    clips: tuple[ClipResult, ...]
+    log_records: tuple[tuple[int, str], ...]
 
-    def tell(self) -> None:
+    def log_level(self) -> None:
         """Say it here."""
-        for level, text in self.told:
+        for level, text in self.log_records:
             logging.getLogger("fercache").log(level, "%s", text)
 
 
-def order_of(work: Work, trials: Sequence[Trial], ends_s: float, seats: int) -> Order:
+def job_spec(work: ExtractionJob, trials: Sequence[Trial], ends_s: float, seats: int) -> JobSpec:
     """Return the order for processes that bring `trials` through; `seats` of them share a machine."""
     seen = [trial.path.absolute() for trial in trials if trial.path.exists()]
     store = work.store.path
-    return Order(config=work.config, faces=work.faces, cnn=replace(work.cnn, path=work.cnn.path.absolute()),
-                 store=store.absolute() if isinstance(store, Path) else store, seen=tuple(seen[:1]), seats=seats,
+    return JobSpec(config=work.config, faces=work.faces, cnn=replace(work.cnn, path=work.cnn.path.absolute()),
+                 store=store.absolute() if isinstance(store, Path) else store, known_sources=tuple(seen[:1]), local_ranks=seats,
                  ends_s=ends_s)
 
 
-def slim(trials: Sequence[Trial]) -> list[Trial]:
+def without_labels(trials: Sequence[Trial]) -> list[Trial]:
     """Return the trials as they are sent: by absolute paths, without labels."""
     return [replace(trial, path=trial.path.absolute(), labels=None, video=None) for trial in trials]
 
 
-def opened_work(order: Order, seat: int, stop: Callable[[], bool]) -> Work:
+def open_job(order: JobSpec, seat: int, stop: Callable[[], bool]) -> ExtractionJob:
     """Return what a process of this machine works with, after a look whether it can carry out the order.
 
     Parameters
@@ -140,17 +140,18 @@ def opened_work(order: Order, seat: int, stop: Callable[[], bool]) -> Work:
     if order.version != __version__:
         raise InputError(f"fercache {__version__} cannot work for fercache {order.version}", where=here,
                          hint="install the same version everywhere")
-    for path in (*order.seen, order.cnn.path):
+    for path in (*order.known_sources, order.cnn.path):
         if not path.exists():
             raise InputError(f"{path} is not there", where=here, hint=SAME_FILES)
     if not EmbeddingStore.exists(order.store):
         raise InputError(f"{order.store} is not there", where=here, hint=SAME_FILES)
-    device, threads = devices.seat(order.config.device, order.config.threads, seat, order.seats)
-    return Work(replace(order.config, device=device, threads=threads), EmbeddingStore.open(order.store, mode="a"),
-                order.faces, order.cnn, brake=Brake(lambda: stop() or over(order.ends_s)))
+    device, threads = devices.assign_gpu(order.config.device, order.config.threads, seat, order.local_ranks)
+    return ExtractionJob(replace(order.config, device=device, threads=threads),
+                         EmbeddingStore.open(order.store, mode="a"),
+                order.faces, order.cnn, cancel=CancelToken(lambda: stop() or over(order.ends_s)))
 
 
-class Hand:
+class Worker:
     """A process at work for an order: nets and what all clips share are made once, when the first clip needs them.
 
     Notes
@@ -158,13 +159,13 @@ class Hand:
     `do` may be called by as many threads as there are to be clips at work at once.
     """
 
-    def __init__(self, order: Order, seat: int) -> None:
-        self.order, self.seat = order, seat
-        self.work = opened_work(order, seat, never)
+    def __init__(self, order: JobSpec, local_rank: int) -> None:
+        self.order, self.local_rank = order, local_rank
+        self.work = open_job(order, local_rank, never_cancelled)
         self._open, self._lock = ExitStack(), Lock()
-        self._made: tuple[Plant, Nets] | None = None
+        self._job: tuple[PipelineResources, Nets] | None = None
 
-    def do(self, trial: Trial) -> Done:
+    def run(self, trial: Trial) -> WorkerResult:
         """Return what became of a clip.
 
         Raises
@@ -173,39 +174,40 @@ class Hand:
             The store cannot be written.
         """
         with _listening() as told:
-            if self.work.brake.on:  # before nets are loaded for nothing
-                clips = [self.work.left(trial)]
+            if self.work.cancel.is_cancelled:  # before nets are loaded for nothing
+                clips = [self.work.pending(trial)]
             else:
-                clips = list(self.work.on(*self._plant(), [trial], abreast=1))
-        return Done(clips=tuple(clips), told=tuple(told))
+                clips = list(self.work.run_clips(*self._resources(), [trial], abreast=1))
+        return WorkerResult(clips=tuple(clips), log_records=tuple(told))
 
-    def _plant(self) -> tuple[Plant, Nets]:
-        from fercache.extraction.resources import opened
+    def _resources(self) -> tuple[PipelineResources, Nets]:
+        from fercache.extraction.resources import open_resources
 
         with self._lock:
-            if self._made is None:
-                nets = load(self.work.config, self.order.cnn, self.order.faces)
-                silent = Meter("extract", None, "frames")
-                self._made = self._open.enter_context(opened(nets, self.work.brake, silent, nets.in_flight)), nets
-            return self._made
+            if self._job is None:
+                nets = load_nets(self.work.config, self.order.cnn, self.order.faces)
+                silent = ProgressBar("extract", None, "frames")
+                self._job = self._open.enter_context(open_resources(nets, self.work.cancel, silent,
+                                                                     nets.in_flight)), nets
+            return self._job
 
     def close(self) -> None:
         """End the threads."""
         self._open.close()
 
 
-_hands: list[Hand] = []
+_workers: list[Worker] = []
 _hiring = Lock()
 
 
-def hand_of(order: Order, seat: int) -> Hand:
+def worker_for(order: JobSpec, seat: int) -> Worker:
     """Return this process's hand for an order; that of another order is let go."""
     with _hiring:
-        if not _hands or (_hands[0].order, _hands[0].seat) != (order, seat):
-            while _hands:
-                _hands.pop().close()
-            _hands.append(Hand(order, seat))
-        return _hands[0]
+        if not _workers or (_workers[0].order, _workers[0].local_rank) != (order, seat):
+            while _workers:
+                _workers.pop().close()
+            _workers.append(Worker(order, seat))
+        return _workers[0]
 
 
 class _Listener(logging.Handler):
@@ -214,11 +216,11 @@ class _Listener(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self.thread = get_ident()
-        self.told: list[tuple[int, str]] = []
+        self.records: list[tuple[int, str]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.thread == self.thread:
-            self.told.append((record.levelno, record.getMessage()))
+            self.records.append((record.levelno, record.getMessage()))
 
 
 @contextmanager
@@ -228,6 +230,6 @@ def _listening() -> Iterator[list[tuple[int, str]]]:
     logger.setLevel(logging.INFO)
     logger.addHandler(listener)
     try:
-        yield listener.told
+        yield listener.records
     finally:
         logger.removeHandler(listener)

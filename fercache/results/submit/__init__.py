@@ -17,7 +17,7 @@ from fercache.data.affwild2 import SIDES, parent_of
 from fercache.errors import InputError
 from fercache.results import io
 from fercache.results.submit import formats
-from fercache.results.submit.formats import Difference, Forgiven, Translator, lines
+from fercache.results.submit.formats import ClassTranslator, FilledRows, RowDifference, lines
 
 # What each edition wants: which form of file, and which classes in which order.
 
@@ -68,7 +68,7 @@ def form_of(path: Path) -> Form:
                      hint=f"give the organisers' file: {'; '.join(FORMS.values())}")
 
 
-def choose(wanted: str, form: Form, given: tuple[str, ...], path: Path) -> tuple[str, ...]:
+def choose_classes(wanted: str, form: Form, given: tuple[str, ...], path: Path) -> tuple[str, ...]:
     """Return the classes to write, in the order of their numbers.
 
     Parameters
@@ -93,7 +93,7 @@ def choose(wanted: str, form: Form, given: tuple[str, ...], path: Path) -> tuple
     if form != "list":
         return fitting[0]
     same = [classes for classes in fitting if len(classes) == len(given)
-            and labels.map_classes(given, classes).whole]
+            and labels.map_class_names(given, classes).whole]
     if not same:
         raise InputError(f"a test list does not say its classes, and the predictions have {', '.join(given)}",
                          where=path, hint="name the edition: --edition abaw2 (7 classes) or abaw3 (8 classes)")
@@ -103,7 +103,7 @@ def choose(wanted: str, form: Form, given: tuple[str, ...], path: Path) -> tuple
 Frames = NDArray[np.int64]
 
 
-class Places(NamedTuple):
+class SubmissionPaths(NamedTuple):
     """Where things are: the organisers' template, our predictions, and lengths of trials where they are given."""
 
     template: Path
@@ -129,7 +129,7 @@ class Submission:
     notes: tuple[str, ...]
 
 
-def run(places: Places, config: SubmitConfig) -> Submission:
+def write_submission(places: SubmissionPaths, config: SubmitConfig) -> Submission:
     """Write the submission and return what was written; nothing is written where something does not match.
 
     Raises
@@ -141,28 +141,28 @@ def run(places: Places, config: SubmitConfig) -> Submission:
     if places.out.resolve() in (places.template.resolve(), places.preds.resolve()):
         raise InputError("--out names a file that is read", where=places.out, hint="choose another name")
     form = form_of(places.template)
-    given = io.Predictions(places.preds)
+    given = io.PredictionsFile(places.preds)
     if form != "list" and (places.frames or places.videos):
         raise InputError("the template gives the rows itself", where=places.template,
                          hint="--frames and --videos belong to a test list")
-    names = _names(given, choose(config.edition, form, given.classes, places.template), config)
+    names = _names(given, choose_classes(config.edition, form, given.classes, places.template), config)
     notes = () if names.source == names.target else (f"classes: {names.describe()}",)
     if form == "frames":
-        made = _single_file(places, given, Translator(names), config)
+        made = _single_file(places, given, ClassTranslator(names), config)
     elif form == "list":
-        made = _folder(places, given, Translator(names), config)
+        made = _folder(places, given, ClassTranslator(names), config)
     else:
-        made = _clip_table(places, given, Translator(names), form)
+        made = _clip_table(places, given, ClassTranslator(names), form)
     return Submission(out=places.out, form=form, rows=made.rows, trials=made.trials, notes=(*notes, *made.notes))
 
 
-class _Made(NamedTuple):
+class _Written(NamedTuple):
     rows: int
     trials: int
     notes: tuple[str, ...]
 
 
-def _names(given: io.Predictions, wanted: tuple[str, ...], config: SubmitConfig) -> labels.LabelMap:
+def _names(given: io.PredictionsFile, wanted: tuple[str, ...], config: SubmitConfig) -> labels.LabelMap:
     """Return the label map; one that changes more than order and spelling only where it was asked for.
 
     Raises
@@ -170,7 +170,7 @@ def _names(given: io.Predictions, wanted: tuple[str, ...], config: SubmitConfig)
     InputError
         Classes differ, and no map is asked for.
     """
-    found = labels.map_classes(given.classes, wanted, labels.parse(config.map))
+    found = labels.map_class_names(given.classes, wanted, labels.parse(config.map))
     if not found.whole and not config.map:
         raise InputError(f"the predictions have {len(given.classes)} classes, {len(wanted)} are wanted: "
                          f"{found.describe()}", where=given.path,
@@ -178,24 +178,26 @@ def _names(given: io.Predictions, wanted: tuple[str, ...], config: SubmitConfig)
     return found
 
 
-def _single_file(places: Places, given: io.Predictions, translator: Translator, config: SubmitConfig) -> _Made:
+def _single_file(places: SubmissionPaths, given: io.PredictionsFile, translator: ClassTranslator,
+                 config: SubmitConfig) -> _Written:
     template = formats.read_template(places.template)
     if template.classes != translator.names.target:
         raise InputError(f"its header has {len(template.classes)} classes", where=places.template,
                          hint=f"{config.edition} has {', '.join(translator.names.target)}; check --edition")
-    forgiven: Forgiven = "all" if config.rows == "template" else "nothing"
+    forgiven: FilledRows = "all" if config.rows == "template" else "nothing"
     said, difference, others = _answer(given, template.trials, translator, config, forgiven)
     difference.check(str(places.template), "check that the predictions are of this test set; if only lengths differ, "
                      "--rows template takes the organisers' rows, fills those that we lack and says so")
     flat = np.concatenate([said[trial] for trial in template.trials]).astype(np.int16)
     formats.write_single_file(template, flat, places.out)
-    return _Made(template.rows, len(template.trials), (*_told(difference, config), *others))
+    return _Written(template.rows, len(template.trials), (*_report_difference(difference, config), *others))
 
 
-def _folder(places: Places, given: io.Predictions, translator: Translator, config: SubmitConfig) -> _Made:
+def _folder(places: SubmissionPaths, given: io.PredictionsFile, translator: ClassTranslator,
+            config: SubmitConfig) -> _Written:
     trials = formats.folder_names(places.template)
     wanted: dict[str, Frames | None] = dict.fromkeys(trials)
-    forgiven: Forgiven = "all" if config.rows == "template" else "nothing"
+    forgiven: FilledRows = "all" if config.rows == "template" else "nothing"
     for place, count in ((places.frames, formats.of_table), (places.videos, formats.of_videos)):
         if place is not None:
             wanted |= {trial: np.arange(1, many + 1) for trial, many in count(place, trials).items()}
@@ -206,18 +208,20 @@ def _folder(places: Places, given: io.Predictions, translator: Translator, confi
     formats.write_folder({trial: said[trial] for trial in trials}, translator.names.target, places.out)
     counted = () if places.frames or places.videos else (
         "lengths are those of the predictions' clock; --frames or --videos compares them with the organisers' count",)
-    return _Made(sum(map(len, said.values())), len(trials), (*_told(difference, config), *counted, *others))
+    return _Written(sum(map(len, said.values())), len(trials),
+                    (*_report_difference(difference, config), *counted, *others))
 
 
-def _clip_table(places: Places, given: io.Predictions, translator: Translator, form: Form) -> _Made:
+def _clip_table(places: SubmissionPaths, given: io.PredictionsFile, translator: ClassTranslator,
+                form: Form) -> _Written:
     said = formats.clip_table_answers(given, formats.clip_table_names(places.template, form), translator,
                                       places.template)
     formats.write_clip_table(said, form, translator.names.target, places.out)
-    return _Made(len(said), len(said), (io.POOLED, formats.UNOFFICIAL))
+    return _Written(len(said), len(said), (io.POOLED, formats.UNOFFICIAL))
 
 
-def _answer(given: io.Predictions, wanted: Mapping[str, Frames | None], translator: Translator,
-            config: SubmitConfig, forgiven: Forgiven) -> tuple[dict[str, Frames], Difference, tuple[str, ...]]:
+def _answer(given: io.PredictionsFile, wanted: Mapping[str, Frames | None], translator: ClassTranslator,
+            config: SubmitConfig, forgiven: FilledRows) -> tuple[dict[str, Frames], RowDifference, tuple[str, ...]]:
     """Return trial -> class of each wanted frame, how that differs from the predictions, and what else is to be told.
 
     Parameters
@@ -225,16 +229,16 @@ def _answer(given: io.Predictions, wanted: Mapping[str, Frames | None], translat
     wanted : trial -> its frames; None stands for every frame up to the last predicted one.
     """
     said: dict[str, Frames] = {}
-    difference, others = Difference(), set[str]()
+    difference, others = RowDifference(), set[str]()
     for clip in given.clips():
-        name = io.asked_for(clip.name, wanted)
+        name = io.open_predictions(clip.name, wanted)
         if name not in wanted:
             others.add(clip.name)
             continue
         asked = wanted[name]
         frames_ = np.arange(1, int(clip.frame[-1]) + 1) if asked is None else asked
         difference.note(name, clip.frame, frames_, forgiven)
-        said[name] = translator.at(clip, frames_, config.gaps).astype(np.int16)
+        said[name] = translator.at(clip, frames_, config.missing_faces).astype(np.int16)
     difference.absent = [_sided(trial, {*said, *others}) for trial in wanted if trial not in said]
     return said, difference, (f"{len(others):,} clips of the predictions are not asked for",) if others else ()
 
@@ -246,12 +250,12 @@ def _sided(trial: str, predicted: Set[str]) -> str:
     return f"{trial} ({others[0]} is another person of that video)" if others else trial
 
 
-def _told(difference: Difference, config: SubmitConfig) -> tuple[str, ...]:
+def _report_difference(difference: RowDifference, config: SubmitConfig) -> tuple[str, ...]:
     """Return the notes about rows that were filled or left out."""
     if not difference.told:
         return ()
     shown = difference.told[:20]
     more = [f"and {len(difference.told) - len(shown):,} more trials"] if len(difference.told) > len(shown) else []
     head = (f"lengths differ in {len(difference.told):,} trials; theirs are taken, and what we lack is filled by the "
-            f"policy {config.gaps}")
+            f"policy {config.missing_faces}")
     return (head, *shown, *more)

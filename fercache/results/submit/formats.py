@@ -26,18 +26,18 @@ SHOWN = 10
 """Differences that are listed by name; the rest is counted."""
 
 Frames = NDArray[np.int64]
-Forgiven = Literal["nothing", "ends", "all"]
+FilledRows = Literal["nothing", "ends", "all"]
 """Which differences of rows are filled or left out, and told, instead of refused: those past an end, or all."""
 
 
-def bounded(names: Sequence[str]) -> str:
+def shortened(names: Sequence[str]) -> str:
     """Return the first names as text, and how many more there are."""
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
 @dataclass
-class Names:
+class NameList:
     """Names of which the first few are kept and all are counted."""
 
     count: int = 0
@@ -54,7 +54,7 @@ class Names:
 
 
 @dataclass
-class Difference:
+class RowDifference:
     """How wanted rows and predictions differ, over all trials.
 
     Attributes
@@ -64,12 +64,12 @@ class Difference:
     told : a line for each trial whose rows differ.
     """
 
-    missing: Names = field(default_factory=Names)
-    extra: Names = field(default_factory=Names)
+    missing: NameList = field(default_factory=NameList)
+    extra: NameList = field(default_factory=NameList)
     absent: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
 
-    def note(self, trial: str, ours: Frames, wanted: Frames, forgiven: Forgiven) -> None:
+    def note(self, trial: str, ours: Frames, wanted: Frames, forgiven: FilledRows) -> None:
         """Compare one trial's frames; what is forgiven is told and no longer counted."""
         missing, extra = np.setdiff1d(wanted, ours), np.setdiff1d(ours, wanted)
         if len(missing) or len(extra):
@@ -90,7 +90,7 @@ class Difference:
         """
         parts = []
         if self.absent:
-            parts.append(f"no prediction at all for {len(self.absent):,} trials: {bounded(self.absent)}")
+            parts.append(f"no prediction at all for {len(self.absent):,} trials: {shortened(self.absent)}")
         if self.missing.count:
             parts.append(f"{self.missing.count:,} rows are missing in the predictions: {self.missing}")
         if self.extra.count:
@@ -101,34 +101,34 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Translator:
+class ClassTranslator:
     """The predictions of a file in the classes that are wanted."""
 
     names: labels.LabelMap
 
-    def shares(self, clip: io.Clip) -> NDArray[np.float64]:
+    def probs(self, clip: io.ClipPredictions) -> NDArray[np.float64]:
         """Return probabilities of the wanted classes, ``(T, C)``."""
-        return self.names.shares(clip.shares)
+        return self.names.probs(clip.probs)
 
-    def said(self, clip: io.Clip) -> NDArray[np.int64]:
+    def class_indices(self, clip: io.ClipPredictions) -> NDArray[np.int64]:
         """Return the predicted class, ``(T,)``: as the file says where each class has a counterpart."""
-        return self.shares(clip).argmax(1) if self.names.lost else self.names.labels(clip.said)
+        return self.probs(clip).argmax(1) if self.names.lost else self.names.labels(clip.label_pred)
 
-    def at(self, clip: io.Clip, wanted: Frames, policy: str) -> NDArray[np.int64]:
+    def at(self, clip: io.ClipPredictions, wanted: Frames, policy: str) -> NDArray[np.int64]:
         """Return the class of each wanted frame, ``(n,)``; frames that are not predicted are filled by `policy`.
 
         Notes
         -----
         Between frames and past the end the clock is the frame number.
         """
-        said = self.said(clip)
+        said = self.class_indices(clip)
         if np.array_equal(clip.frame, wanted):
             return said
         frames = np.union1d(clip.frame, wanted)
         own = np.isin(frames, clip.frame)
         shares = np.zeros((len(frames), len(self.names.target)))
-        shares[own] = self.shares(clip)
-        found = missing_faces.fill(shares, frames.astype(float), own, policy).argmax(1)
+        shares[own] = self.probs(clip)
+        found = missing_faces.fill_gaps(shares, frames.astype(float), own, policy).argmax(1)
         found[own] = said
         return np.asarray(found[np.searchsorted(frames, wanted)])
 
@@ -207,7 +207,7 @@ def _length_row(row: list[str], line: int, known: dict[str, int], path: Path) ->
 
 def _refuse_lost(lost: list[str], where: Path, hint: str) -> None:
     if lost:
-        raise InputError(f"no length for {len(lost)} trials: {bounded(lost)}", where=where, hint=hint)
+        raise InputError(f"no length for {len(lost)} trials: {shortened(lost)}", where=where, hint=hint)
 
 
 # The lines of an organisers' file, as bytes: what is copied into a submission is copied exactly.
@@ -313,7 +313,8 @@ def clip_table_key(name: str) -> str:
     return f"{int(stem):05d}" if stem.isascii() and stem.isdigit() else stem
 
 
-def clip_table_answers(given: io.Predictions, wanted: list[str], translator: Translator, path: Path) -> dict[str, int]:
+def clip_table_answers(given: io.PredictionsFile, wanted: list[str], translator: ClassTranslator,
+                       path: Path) -> dict[str, int]:
     """Return name in the list -> class.
 
     Raises
@@ -324,15 +325,15 @@ def clip_table_answers(given: io.Predictions, wanted: list[str], translator: Tra
     found: dict[str, int] = {}
     keys = {clip_table_key(name) for name in wanted}
     for clip in given.clips():
-        name = io.asked_for(clip_table_key(clip.name), keys)
+        name = io.open_predictions(clip_table_key(clip.name), keys)
         if (name := name if name in keys else clip_table_key(name)) in keys:
             if name in found:
                 raise InputError(f"two clips of the predictions are {name!r}", where=given.path,
                                  hint="keep one of them")
-            found[name] = int(clip.pooled(translator.shares(clip)).argmax())
+            found[name] = int(clip.pooled(translator.probs(clip)).argmax())
     lost = [name for name in wanted if clip_table_key(name) not in found]
     if lost:
-        raise InputError(f"no prediction for {len(lost):,} of its {len(wanted):,} clips: {bounded(lost)}", where=path,
+        raise InputError(f"no prediction for {len(lost):,} of its {len(wanted):,} clips: {shortened(lost)}", where=path,
                          hint="predict them first, or give the list of the right fold")
     return {name: found[clip_table_key(name)] for name in wanted}
 
@@ -390,7 +391,7 @@ SINGLE_FILE_OWN = "take the organisers' own file"
 ROWS_A_WRITE = 50_000
 
 
-class Row(NamedTuple):
+class TemplateRow(NamedTuple):
     """One row of a template: the bytes before the last comma, and what they name."""
 
     location: bytes
@@ -489,7 +490,7 @@ def write_single_file(template: Template, said: NDArray[np.int16], out: Path) ->
             file.write(part)
 
 
-def _rows(every: Iterator[bytes], classes: int, path: Path) -> Iterator[Row]:
+def _rows(every: Iterator[bytes], classes: int, path: Path) -> Iterator[TemplateRow]:
     """Yield the rows after the header."""
     endings = {b"", *(b"%d" % place for place in range(-1, classes))}
     for number, line in enumerate(every, 2):
@@ -500,9 +501,9 @@ def _rows(every: Iterator[bytes], classes: int, path: Path) -> Iterator[Row]:
         if not whole or b"," in location or not 0 < int(stem[:9]) < MOST_FRAMES:
             raise InputError(f"line {number} is {line[:80].decode(errors='replace')!r}, no row of a template",
                              where=path, hint="a row is <trial>/00001.jpg, a comma, and a class number or nothing")
-        yield Row(location, trial, int(stem))
+        yield TemplateRow(location, trial, int(stem))
 
 
-def _disorder(row: Row, number: int, path: Path, why: str) -> InputError:
+def _disorder(row: TemplateRow, number: int, path: Path, why: str) -> InputError:
     return InputError(f"line {number}, {row.location.decode(errors='replace')}, is out of order: {why}", where=path,
                       hint=SINGLE_FILE_OWN)

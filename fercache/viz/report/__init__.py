@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from fercache.extraction import thumbnails
-from fercache.extraction.thumbnails import Thumbs
+from fercache.extraction.thumbnails import Thumbnails
 from fercache.runtime.atomic_io import replacing
 from fercache.viz import run_info
 from fercache.viz.report import sections
-from fercache.viz.report.figures import Figure, Section
+from fercache.viz.report.figures import FigureBlock, ReportSection
 from fercache.viz.report.sections import TITLES
-from fercache.viz.report.walk import STEPS, UNKNOWN, ClipDrawn, Walk, walk
-from fercache.viz.run_info import Facts
+from fercache.viz.report.walk import STEPS, UNKNOWN, ClipDrawn, PredictionsWalk, walk_predictions
+from fercache.viz.run_info import RunInfo
 from fercache.viz.timeline import COLOURS
 
 # The page: one HTML file that holds its style, its script, the plotting library and its data, and asks for nothing.
@@ -29,7 +29,7 @@ FACES, FACES_LEAST = 48, 4
 """Pictures of a clip at most, and as few as that where there are many clips."""
 
 
-def html(facts: Facts, walk: Walk, sections: Sequence[Section]) -> Iterator[str]:
+def report_html(facts: RunInfo, walk: PredictionsWalk, sections: Sequence[ReportSection]) -> Iterator[str]:
     """Yield the page, piece by piece."""
     import jinja2
     from plotly.offline import get_plotlyjs
@@ -40,7 +40,7 @@ def html(facts: Facts, walk: Walk, sections: Sequence[Section]) -> Iterator[str]
     data = {"classes": walk.classes, "colours": [COLOURS[i % len(COLOURS)] for i in range(len(walk.classes))],
             "steps": STEPS, "unknown": UNKNOWN, "splits": TITLES, "clips": clips, "mistakes": mistakes,
             "figures": {block.name: json.loads(block.json) for section in sections for block in section.blocks
-                        if isinstance(block, Figure)}}
+                        if isinstance(block, FigureBlock)}}
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                      undefined=jinja2.StrictUndefined)
     environment.filters["code"] = _code
@@ -78,7 +78,7 @@ def _json(value: Any) -> str:
 class _Faces:
     """The pictures of faces that the page may hold: those that stage one kept, as many as there is room for."""
 
-    def __init__(self, facts: Facts, clips: int) -> None:
+    def __init__(self, facts: RunInfo, clips: int) -> None:
         self.cache, self.store = facts.cache, facts.store if facts.faces_kept else None
         self.room, self.given = FACE_BUDGET, 0
         self.most = max(FACES_LEAST, min(FACES, FACE_BUDGET // (2400 * max(clips, 1))))
@@ -100,12 +100,12 @@ class _Faces:
         given = self._give(held, int(abs(held.time_s - time_s).argmin()))
         return given[1] if given else ""
 
-    def _held(self, clip: str) -> Thumbs | None:
+    def _held(self, clip: str) -> Thumbnails | None:
         if self.store is None or clip not in self.store:
             return None
-        return thumbnails.read(self.cache, self.store, clip)
+        return thumbnails.read_thumbnails(self.cache, self.store, clip)
 
-    def _give(self, held: Thumbs, place: int) -> tuple[float, str] | None:
+    def _give(self, held: Thumbnails, place: int) -> tuple[float, str] | None:
         text = base64.b64encode(held.jpeg[place]).decode()
         if len(text) > self.room:
             return None
@@ -124,7 +124,7 @@ def _clip(clip: ClipDrawn, faces: _Faces) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class ReportResult:
     """What a page holds."""
 
     path: Path
@@ -134,7 +134,8 @@ class Made:
     pictures: bool
 
 
-def make(preds: Path, out: Path, cache: Path, *, check: Path | None = None, ablation: Path | None = None) -> Made:
+def make_report(preds: Path, out: Path, cache: Path, *, check: Path | None = None,
+                ablation: Path | None = None) -> ReportResult:
     """Return what was put into the page at `out`, one HTML file that needs nothing else and asks no network.
 
     Parameters
@@ -151,10 +152,11 @@ def make(preds: Path, out: Path, cache: Path, *, check: Path | None = None, abla
     -----
     Reads one clip at a time: memory holds what is drawn, never all frames.
     """
-    facts = run_info.gather(preds, cache, check, ablation)
-    found = walk(preds, facts.book)
-    parts = [sections.run(facts, found), sections.health(facts, found), *sections.all_of(facts, found)]
+    facts = run_info.gather_run_info(preds, cache, check, ablation)
+    found = walk_predictions(preds, facts.oof)
+    parts = [sections.run_section(facts, found), sections.health_section(facts, found),
+             *sections.report_sections(facts, found)]
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(html(facts, found, parts))
-    return Made(path=out, bytes=out.stat().st_size, clips=len(found.clips), frames=found.frames,
+        file.writelines(report_html(facts, found, parts))
+    return ReportResult(path=out, bytes=out.stat().st_size, clips=len(found.clips), frames=found.frames,
                 pictures=facts.faces_kept)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 # What a section of the page is made of: figures, tables, and a sentence where something is missing.
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class TableCell:
     """One cell of a table; `value` is the number behind the text, as it was recorded."""
 
     text: str
@@ -22,29 +22,29 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class TableBlock:
     """A table; `says` is the sentence that says how to read it, `name` finds it in the page."""
 
     name: str
     head: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    says: str
+    rows: Sequence[Sequence[TableCell]]
+    caption: str
     kind: str = "table"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class FigureBlock:
     """A figure of the plotting library as JSON; `says` is the sentence that says how to read it."""
 
     name: str
     json: str
-    says: str
+    caption: str
     height: int = 380
     kind: str = "figure"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Note:
+class NoteBlock:
     """A sentence; where something is missing, what to do to have it."""
 
     text: str
@@ -52,11 +52,11 @@ class Note:
     kind: str = "note"
 
 
-Block = Table | Figure | Note
+Block = TableBlock | FigureBlock | NoteBlock
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class ReportSection:
     """A part of the page."""
 
     name: str
@@ -64,24 +64,24 @@ class Section:
     blocks: Sequence[Block]
 
 
-def cells(*values: Any) -> list[Cell]:
+def cells(*values: Any) -> list[TableCell]:
     """Return a cell for each value: numbers keep their value, None is a dash."""
     return [_cell(value) for value in values]
 
 
-def _cell(value: Any) -> Cell:
-    if isinstance(value, Cell):
+def _cell(value: Any) -> TableCell:
+    if isinstance(value, TableCell):
         return value
     if value is None:
-        return Cell(text="–")
+        return TableCell(text="–")
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return Cell(text=str(value))
-    return Cell(text=f"{value:,}" if isinstance(value, int) else f"{value:.4f}", value=value)
+        return TableCell(text=str(value))
+    return TableCell(text=f"{value:,}" if isinstance(value, int) else f"{value:.4f}", value=value)
 
 
-def missing(what: str, how: str) -> Note:
+def missing_note(what: str, how: str) -> NoteBlock:
     """Return the sentence for something that was not recorded."""
-    return Note(text=f"{what} {how}", missing=True)
+    return NoteBlock(text=f"{what} {how}", missing=True)
 
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#8a8a8a"
@@ -99,7 +99,7 @@ def plain(text: str) -> str:
 
 
 def figure(name: str, traces: Sequence[Any], says: str, *, x: Mapping[str, Any], y: Mapping[str, Any],
-           height: int = 380, **layout: Any) -> Figure:
+           height: int = 380, **layout: Any) -> FigureBlock:
     """Return a figure with named axes.
 
     Parameters
@@ -113,14 +113,14 @@ def figure(name: str, traces: Sequence[Any], says: str, *, x: Mapping[str, Any],
     made.update_layout(template="none", height=height, margin={"l": 8, "r": 8, "t": 30, "b": 8}, legend=legend,
                        xaxis={"automargin": True, "zeroline": False, **_titled(x)},
                        yaxis={"automargin": True, "zeroline": False, **_titled(y)}, **layout)
-    return Figure(name=name, json=str(made.to_json()), says=says, height=height)
+    return FigureBlock(name=name, json=str(made.to_json()), caption=says, height=height)
 
 
 def _titled(axis: Mapping[str, Any]) -> dict[str, Any]:
     return {**axis, "title": {"text": axis["title"], "standoff": 8}}
 
 
-def scores(name: str, split: Mapping[str, Any], figure_name: str, title: str, final: str) -> Figure:
+def scores(name: str, split: Mapping[str, Any], figure_name: str, title: str, final: str) -> FigureBlock:
     """Return every column's score as a dot with its interval, the best on top."""
     import plotly.graph_objects as go
 
@@ -139,7 +139,7 @@ def scores(name: str, split: Mapping[str, Any], figure_name: str, title: str, fi
                   height=FRAME_PX + ROW_PX * len(rows), showlegend=False)
 
 
-def confusion(name: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+def confusion(name: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> FigureBlock:
     """Return a confusion matrix: of each true class, the share that is told for each class."""
     import plotly.graph_objects as go
 
@@ -158,7 +158,7 @@ def confusion(name: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> F
                   height=max(360, 170 + 40 * len(classes)))
 
 
-def per_class(name: str, f1: Mapping[str, float], support: Mapping[str, int]) -> Figure:
+def per_class(name: str, f1: Mapping[str, float], support: Mapping[str, int]) -> FigureBlock:
     """Return the F1 of each class as bars, with how many frames it is measured on."""
     import plotly.graph_objects as go
 
@@ -172,7 +172,7 @@ def per_class(name: str, f1: Mapping[str, float], support: Mapping[str, int]) ->
                   y={"title": "class", "type": "category"}, height=FRAME_PX + ROW_PX * len(names), showlegend=False)
 
 
-def reliability(name: str, bins: Mapping[str, NDArray[np.float64]], titles: Mapping[str, str]) -> Figure:
+def reliability(name: str, bins: Mapping[str, NDArray[np.float64]], titles: Mapping[str, str]) -> FigureBlock:
     """Return how often the prediction is right against the probability it was given."""
     import plotly.graph_objects as go
 
@@ -196,7 +196,7 @@ def _sizes(number: NDArray[np.float64]) -> list[float]:
     return [round(6 + 10 * float(share) ** .5, 1) for share in number / number.max()]
 
 
-def curve(name: str, width_s: ArrayLike, score: ArrayLike, metric: str, frames: int) -> Figure:
+def curve(name: str, width_s: ArrayLike, score: ArrayLike, metric: str, frames: int) -> FigureBlock:
     """Return the score against the half-width of smoothing."""
     import plotly.graph_objects as go
 
@@ -211,7 +211,7 @@ def curve(name: str, width_s: ArrayLike, score: ArrayLike, metric: str, frames: 
                   y={"title": f"{metric} (0 to 1)"}, height=320, showlegend=False)
 
 
-def bars(name: str, rows: Sequence[tuple[str, float]], unit: str, says: str) -> Figure:
+def bars(name: str, rows: Sequence[tuple[str, float]], unit: str, says: str) -> FigureBlock:
     """Return named amounts as bars, the largest on top."""
     import plotly.graph_objects as go
 
@@ -223,7 +223,7 @@ def bars(name: str, rows: Sequence[tuple[str, float]], unit: str, says: str) -> 
                   height=FRAME_PX - 40 + ROW_PX * len(shown), showlegend=False)
 
 
-def differences(name: str, rows: Sequence[tuple[str, float, Any, Any]], column: str) -> Figure:
+def differences(name: str, rows: Sequence[tuple[str, float, Any, Any]], column: str) -> FigureBlock:
     """Return how much each variant of an ablation gains or loses against the default, with its interval."""
     import plotly.graph_objects as go
 
@@ -240,7 +240,7 @@ def differences(name: str, rows: Sequence[tuple[str, float, Any, Any]], column: 
                   y={"title": "variant", "type": "category"}, height=FRAME_PX + ROW_PX * len(rows), showlegend=False)
 
 
-def seen(name: str, share: Sequence[float]) -> Figure:
+def seen(name: str, share: Sequence[float]) -> FigureBlock:
     """Return how the clips spread over the share of frames in which a face was seen."""
     import plotly.graph_objects as go
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from fercache import __version__, metrics
 from fercache.viz.report import figures
-from fercache.viz.report.figures import Block, Cell, Note, Section, Table, cells, missing
-from fercache.viz.report.walk import ALL, BINS, WIDTHS_S, Walk
-from fercache.viz.run_info import STAGES, Facts
+from fercache.viz.report.figures import Block, NoteBlock, ReportSection, TableBlock, TableCell, cells, missing_note
+from fercache.viz.report.walk import ALL, BINS, WIDTHS_S, PredictionsWalk
+from fercache.viz.run_info import STAGES, RunInfo
 
 TITLES = {"train": "train, out of fold", "validation": "validation", "test": "test", ALL: "all annotated frames"}
 FIGURES = {"macro_f1": "macro F1", "accuracy": "accuracy", "uar": "UAR", "abaw2": ".67 F1 + .33 accuracy",
@@ -19,56 +19,58 @@ FIGURES = {"macro_f1": "macro F1", "accuracy": "accuracy", "uar": "UAR", "abaw2"
 SHOWN = ("macro_f1", "accuracy", "uar", "abaw2")
 NO_METRICS = ("No metrics lie beside the predictions.",
               "`fercache stack --out preds.csv` writes preds.metrics.json; keep the two together.")
-NO_BOOK = ("The book of logits behind these predictions is not in this cache.",
+NO_LOGITS = ("The book of logits behind these predictions is not in this cache.",
            "Give the cache it was made in with --cache, or run `fercache train-heads` and `fercache stack`.")
 IMPORTANCES = 25
 
 
-def scored(facts: Facts, walk: Walk) -> Section:
+def scored(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
     """Return the scores: a figure and a table a split, and the paired differences."""
-    blocks: list[Block] = [] if facts.splits else [missing(*NO_METRICS)]
+    blocks: list[Block] = [] if facts.splits else [missing_note(*NO_METRICS)]
     for split, said in facts.splits.items():
         metric = str(facts.metrics.get("metric", "macro_f1"))
         if not said["all_frames"]:
-            blocks.append(Note(text=f"{_title(split)}: no score; {said['predicted']}."))
+            blocks.append(NoteBlock(text=f"{_title(split)}: no score; {said['predicted']}."))
             continue
-        blocks.append(Note(text=f"{_title(split)}: predicted {said['predicted']}."))
+        blocks.append(NoteBlock(text=f"{_title(split)}: predicted {said['predicted']}."))
         blocks.append(figures.scores(f"scores-{split}", said["all_frames"], metric, FIGURES.get(metric, metric),
                                      facts.final))
         blocks.append(_score_table(split, said, facts))
         blocks.append(_paired_table(split, said.get("paired", {}), facts))
-    return Section(name="scores", title="Which column is right how often", blocks=blocks)
+    return ReportSection(name="scores", title="Which column is right how often", blocks=blocks)
 
 
-def _score_table(split: str, said: dict[str, Any], facts: Facts) -> Table:
-    rows = [[Cell(text=column, strong=column == facts.final), *(_interval_cell(scores, name) for name in SHOWN),
+def _score_table(split: str, said: dict[str, Any], facts: RunInfo) -> TableBlock:
+    rows = [[TableCell(text=column, strong=column == facts.final), *(_interval_cell(scores, name) for name in SHOWN),
              *cells(scores["frames"], scores["groups"])]
             for column, scores in sorted(said["all_frames"].items(), key=lambda item: -item[1]["macro_f1"])]
     why = next((scores["why_none"] for scores in said["all_frames"].values() if scores.get("why_none")), "")
     ends = f" No interval: {why}." if why else " In brackets: 95 % interval by bootstrap over groups."
-    return Table(name=f"table-scores-{split}", rows=rows,
+    return TableBlock(name=f"table-scores-{split}", rows=rows,
                  head=["column", *(FIGURES[name] for name in SHOWN), "frames", "groups"],
-                 says=f"{_title(split)}: every annotated frame counts, also those without a face; the column in bold "
+                 caption=f"{_title(split)}: every annotated frame counts, also those without a face; the column in bold "
                       f"is what preds.csv holds.{ends}")
 
 
-def _interval_cell(scores: dict[str, Any], name: str) -> Cell:
+def _interval_cell(scores: dict[str, Any], name: str) -> TableCell:
     span = (scores.get("intervals") or {}).get(name)
-    return Cell(text=f"{scores[name]:.4f}" + (f" [{span[0]:.3f}, {span[1]:.3f}]" if span else ""), value=scores[name])
+    return TableCell(text=f"{scores[name]:.4f}" + (f" [{span[0]:.3f}, {span[1]:.3f}]" if span else ""),
+                     value=scores[name])
 
 
-def _paired_table(split: str, paired: dict[str, Any], facts: Facts) -> Block:
+def _paired_table(split: str, paired: dict[str, Any], facts: RunInfo) -> Block:
     rows = []
     for pair, said in paired.items():
         if pair.split(" - ")[0] not in ("stack", facts.final):
             continue
         span = said.get("interval")
         sure = bool(span) and (span[0] > 0 or span[1] < 0)
-        rows.append([Cell(text=pair, strong=sure), Cell(text=f"{said['difference']:+.4f}", value=said["difference"]),
-                     Cell(text=f"[{span[0]:+.4f}, {span[1]:+.4f}]" if span else "none")])
+        rows.append([TableCell(text=pair, strong=sure),
+                     TableCell(text=f"{said['difference']:+.4f}", value=said["difference"]),
+                     TableCell(text=f"[{span[0]:+.4f}, {span[1]:+.4f}]" if span else "none")])
     why = next((said["why_none"] for said in paired.values() if said.get("why_none")), "")
-    return Table(name=f"table-paired-{split}", head=["difference", "macro F1", "95 % interval"], rows=rows,
-                 says=f"{_title(split)}: how much more macro F1 the first column has than the second on the same draws "
+    return TableBlock(name=f"table-paired-{split}", head=["difference", "macro F1", "95 % interval"], rows=rows,
+                 caption=f"{_title(split)}: how much more macro F1 the first column has than the second on the same draws "
                       "of groups; " + (f"no interval: {why}." if why else
                                        "bold where the interval leaves out zero: the difference is hardly chance."))
 
@@ -77,50 +79,52 @@ def _title(split: str) -> str:
     return TITLES.get(split, split).capitalize()
 
 
-def confusions(facts: Facts, walk: Walk) -> Section:
+def confusions(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
     """Return what is taken for what, a figure a split."""
     blocks: list[Block] = []
     for split, matrix in walk.matrix.items():
-        blocks.append(Note(text=f"{_title(split)}: {int(matrix.sum()):,} annotated frames, "
+        blocks.append(NoteBlock(text=f"{_title(split)}: {int(matrix.sum()):,} annotated frames, "
                                 f"macro F1 {float(metrics.macro_f1(matrix)):.4f}, "
                                 f"accuracy {float(metrics.accuracy(matrix)):.4f}."))
         blocks.append(figures.confusion(f"confusion-{split}", matrix, walk.classes))
-    return Section(name="confusions", title="What is taken for what", blocks=blocks or [_unlabelled()])
+    return ReportSection(name="confusions", title="What is taken for what", blocks=blocks or [_unlabelled()])
 
 
-def per_class(facts: Facts, walk: Walk) -> Section:
+def per_class(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
     """Return the F1 of each class with its support."""
     blocks: list[Block] = []
     for split, matrix in walk.matrix.items():
         f1 = dict(zip(walk.classes, metrics.f1_per_class(matrix).tolist(), strict=True))
         support = dict(zip(walk.classes, matrix.sum(1).tolist(), strict=True))
-        blocks += [Note(text=f"{_title(split)}."), figures.per_class(f"f1-{split}", f1, support)]
-    return Section(name="f1", title="Which class is found", blocks=blocks or [_unlabelled()])
+        blocks += [NoteBlock(text=f"{_title(split)}."), figures.per_class(f"f1-{split}", f1, support)]
+    return ReportSection(name="f1", title="Which class is found", blocks=blocks or [_unlabelled()])
 
 
-def reliability(facts: Facts, walk: Walk) -> Section:
+def reliability(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
     """Return whether the probabilities mean what they say."""
     if not walk.bins:
-        return Section(name="reliability", title="Whether the probabilities can be believed", blocks=[_unlabelled()])
+        return ReportSection(name="reliability", title="Whether the probabilities can be believed",
+                             blocks=[_unlabelled()])
     text = "; ".join(f"{TITLES.get(split, split)} {_ece(bins):.4f}" for split, bins in walk.bins.items())
-    said = Note(text=f"Expected calibration error ({BINS} equal bins): {text}. It is the mean distance from the dotted "
+    said = NoteBlock(text=f"Expected calibration error ({BINS} equal bins): {text}. It is the mean distance from the dotted "
                      "line, weighted by frames: 0 is perfect.")
-    return Section(name="reliability", title="Whether the probabilities can be believed",
+    return ReportSection(name="reliability", title="Whether the probabilities can be believed",
                    blocks=[said, *_recorded(facts), figures.reliability("reliability-all", walk.bins, TITLES)])
 
 
-def _recorded(facts: Facts) -> Iterator[Block]:
+def _recorded(facts: RunInfo) -> Iterator[Block]:
     """Yield the calibration that `stack` recorded, where it did: of every column, and before its temperature."""
     for split, scores in facts.splits.items():
         held = scores.get("calibration") or {}
-        rows = [cells(Cell(text=name, strong=name == facts.final), error)
+        rows = [cells(TableCell(text=name, strong=name == facts.final), error)
                 for name, error in held.get("ece", {}).items()]
         if rows:
             final = held.get("final", {})
             mended = (f" Of the final column, {final['before']['ece']:.4f} before its temperature and "
                       f"{final['after']['ece']:.4f} after." if final else "")
-            yield Table(name=f"table-calibration-{split}", head=["column", "expected calibration error"], rows=rows,
-                        says=f"{_title(split)}, as `fercache stack` recorded it: smaller is better.{mended}")
+            yield TableBlock(name=f"table-calibration-{split}", head=["column", "expected calibration error"],
+                             rows=rows,
+                        caption=f"{_title(split)}, as `fercache stack` recorded it: smaller is better.{mended}")
 
 
 def _ece(bins: Any) -> float:
@@ -128,36 +132,37 @@ def _ece(bins: Any) -> float:
     return float(np.abs(share - hit).sum() / number.sum())
 
 
-def _unlabelled() -> Note:
-    return missing("No frame of these predictions is annotated.", "Give the data set labels (`--labels`) and run the "
+def _unlabelled() -> NoteBlock:
+    return missing_note("No frame of these predictions is annotated.",
+                        "Give the data set labels (`--labels`) and run the "
                    "three commands again.")
 
 
-def smoothed(facts: Facts, walk: Walk) -> Section:
+def smoothed(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
     """Return the score against the half-width of smoothing."""
     blocks: list[Block] = []
     if walk.curve is None:
-        blocks.append(missing(*NO_BOOK))
+        blocks.append(missing_note(*NO_LOGITS))
     elif not walk.curve.counts.any():
-        blocks.append(missing("No annotated frame is out of fold.", "Train on a data set with labels first."))
+        blocks.append(missing_note("No annotated frame is out of fold.", "Train on a data set with labels first."))
     else:
         name = FIGURES.get(walk.curve.metric, walk.curve.metric)
         blocks.append(figures.curve("smoothing-curve", WIDTHS_S, walk.curve.scores(), name,
                                     int(walk.curve.counts[0].sum())))
-    return Section(name="smoothing", title="What smoothing over time is worth", blocks=blocks)
+    return ReportSection(name="smoothing", title="What smoothing over time is worth", blocks=blocks)
 
 
-def ablation(facts: Facts, walk: Walk) -> Section:
+def ablation(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
     """Return the table of what each choice is worth, as the ablation wrote it."""
     rows = [line for row in records(facts.ablation, "rows") for line in _lines(row)]
     if not rows:
-        return Section(name="ablation", title="What each choice is worth", blocks=[missing(
+        return ReportSection(name="ablation", title="What each choice is worth", blocks=[missing_note(
             "No ablation was given.", "Run `fercache ablation`, then `fercache report --ablation FILE` with what it "
             "wrote.")])
     head = list(dict.fromkeys(key for row in rows for key in row if not isinstance(row[key], dict | list)))
-    table = Table(name="table-ablation", head=head, rows=[cells(*(row.get(key) for key in head)) for row in rows],
-                  says="One row a variant and column, as the ablation wrote it; a difference is from the first row.")
-    return Section(name="ablation", title="What each choice is worth", blocks=[*_differences(rows, facts), table])
+    table = TableBlock(name="table-ablation", head=head, rows=[cells(*(row.get(key) for key in head)) for row in rows],
+                  caption="One row a variant and column, as the ablation wrote it; a difference is from the first row.")
+    return ReportSection(name="ablation", title="What each choice is worth", blocks=[*_differences(rows, facts), table])
 
 
 def _lines(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -181,7 +186,7 @@ def _number(value: Any) -> Any:
         return value or None
 
 
-def _differences(rows: Sequence[dict[str, Any]], facts: Facts) -> Iterator[Block]:
+def _differences(rows: Sequence[dict[str, Any]], facts: RunInfo) -> Iterator[Block]:
     """Yield the figure of the differences from the default, where the ablation has them for one column."""
     columns = [row.get("column") for row in rows]
     shown = next((name for name in (facts.final, "stack", "mean") if name in columns), None)
@@ -192,16 +197,16 @@ def _differences(rows: Sequence[dict[str, Any]], facts: Facts) -> Iterator[Block
         yield figures.differences("ablation-differences", found, shown)
 
 
-def importances(facts: Facts, walk: Walk) -> Section:
+def importances(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
     """Return what the stacker looks at."""
     found = [(str(name), float(gain)) for name, gain in facts.metrics.get("importances", [])]
     says = (f"Longer is used more: the share of all gain that each feature brought LightGBM's trees (the "
             f"{min(IMPORTANCES, len(found))} largest of {len(found)}). It says what the stacker looked at, not what "
             "is right.")
     block = figures.bars("importances-all", found[:IMPORTANCES], "share of total gain (0 to 1)", says) if found else (
-        missing("The stacker has no importances: it learnt nothing, or too few groups were there.",
+        missing_note("The stacker has no importances: it learnt nothing, or too few groups were there.",
                 "With four groups or more, `fercache stack` records them."))
-    return Section(name="importances", title="What the stacker looks at", blocks=[block])
+    return ReportSection(name="importances", title="What the stacker looks at", blocks=[block])
 
 
 def records(value: Any, key: str) -> Iterator[dict[str, Any]]:
@@ -210,7 +215,7 @@ def records(value: Any, key: str) -> Iterator[dict[str, Any]]:
     yield from (row for row in (held if isinstance(held, list) else ()) if isinstance(row, dict))
 
 
-def all_of(facts: Facts, walk: Walk) -> Sequence[Section]:
+def report_sections(facts: RunInfo, walk: PredictionsWalk) -> Sequence[ReportSection]:
     """Return the sections between health and timelines, in order."""
     makers = (scored, confusions, per_class, reliability, smoothed, ablation, importances)
     return [maker(facts, walk) for maker in makers]
@@ -221,11 +226,11 @@ def all_of(facts: Facts, walk: Walk) -> Sequence[Section]:
 MOST_ROWS, NAMED = 200, 6
 
 
-def run(facts: Facts, walk: Walk) -> Section:
+def run_section(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
     """Return the data set, the groups and folds, the fingerprints, the versions, and the time that it took."""
     said = facts.metrics
     if not said:
-        return Section(name="run", title="The run", blocks=[missing(*NO_METRICS)])
+        return ReportSection(name="run", title="The run", blocks=[missing_note(*NO_METRICS)])
     heads = said.get("logits", {}).get("provenance", {}).get("heads", [])
     folds = {head.get("fold") for head in heads if isinstance(head, dict)} - {None, -1}
     rows = [cells("data set", said.get("dataset")), cells("predictions", facts.preds.name),
@@ -236,13 +241,13 @@ def run(facts: Facts, walk: Walk) -> Section:
             cells("metric of the data set", said.get("metric")),
             *(cells(name, value) for name, value in prints(facts)),
             *(cells(name, value) for name, value in versions(facts))]
-    table = Table(name="table-run", head=["what", "value"], rows=rows,
-                  says="What was run on what; equal fingerprints mean equal settings and inputs.")
-    notice = [Note(text=f"Note on the data: {said['notice']}.")] if said.get("notice") else []
-    return Section(name="run", title="The run", blocks=[*notice, table, times(facts)])
+    table = TableBlock(name="table-run", head=["what", "value"], rows=rows,
+                  caption="What was run on what; equal fingerprints mean equal settings and inputs.")
+    notice = [NoteBlock(text=f"Note on the data: {said['notice']}.")] if said.get("notice") else []
+    return ReportSection(name="run", title="The run", blocks=[*notice, table, times(facts)])
 
 
-def prints(facts: Facts) -> Iterator[tuple[str, str]]:
+def prints(facts: RunInfo) -> Iterator[tuple[str, str]]:
     """Yield the name and the fingerprint of each thing that the predictions go back to."""
     if facts.store is not None:
         yield "fingerprint of the features", facts.store.fingerprint
@@ -250,70 +255,70 @@ def prints(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "fingerprint of the stack", str(facts.metrics.get("fingerprint", ""))
 
 
-def versions(facts: Facts) -> Iterator[tuple[str, str]]:
+def versions(facts: RunInfo) -> Iterator[tuple[str, str]]:
     """Yield what the numbers were made with."""
     yield "fercache", f"{facts.metrics.get('fercache', '?')} (this page: {__version__})"
     store = facts.store
-    mark = next((store.mark(clip) for clip in store), None) if store is not None else None
+    mark = next((store.manifest(clip) for clip in store), None) if store is not None else None
     if mark is not None:
         made = mark.provenance
         yield "device of stage one", ", ".join(str(made.get(key, "?")) for key in ("device", "machine"))
         yield "versions of stage one", ", ".join(f"{k} {v}" for k, v in dict(made.get("versions", {})).items())
 
 
-def times(facts: Facts) -> Block:
+def times(facts: RunInfo) -> Block:
     """Return the time that each stage took, as its runs noted it."""
     rows = [cells(stage, int(took["runs"]), f"{took['seconds']:,.1f}", int(took["frames"]) or None,
                   f"{took['frames'] / took['seconds']:,.1f}" if took["frames"] and took["seconds"] else None)
             for stage in STAGES if (took := facts.took.get(stage, {})).get("runs")]
     if not rows:
-        return missing("No run noted its time.", "Runs of this version on do: type the three commands again on an "
+        return missing_note("No run noted its time.", "Runs of this version on do: type the three commands again on an "
                        "empty cache to have it measured.")
-    return Table(name="table-times", head=["stage", "runs", "seconds", "frames", "frames/s"], rows=rows,
-                 says="Wall time of the runs that did the work; runs that found everything done are left out, and so "
+    return TableBlock(name="table-times", head=["stage", "runs", "seconds", "frames", "frames/s"], rows=rows,
+                 caption="Wall time of the runs that did the work; runs that found everything done are left out, and so "
                       "are runs that were killed.")
 
 
-def health(facts: Facts, walk: Walk) -> Section:
+def health_section(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
     """Return whether the clips are whole, and in how many frames a face was seen."""
     share = [clip.seen / clip.frames for clip in walk.clips]
     blind = sum(value == 0 for value in share)
-    blocks: list[Block] = [Note(text=f"{len(share):,} clips, {walk.frames:,} frames, a face in "
+    blocks: list[Block] = [NoteBlock(text=f"{len(share):,} clips, {walk.frames:,} frames, a face in "
                                      f"{sum(c.seen for c in walk.clips) / max(walk.frames, 1):.1%} of them; "
                                      f"{blind:,} clips without any face.")]
     blocks += [_stored(facts, walk), figures.seen("health-seen", share)]
     if facts.failures:
-        blocks.append(Table(name="table-failures", head=["clip", "what happened"],
+        blocks.append(TableBlock(name="table-failures", head=["clip", "what happened"],
                             rows=[cells(*row) for row in facts.failures[:MOST_ROWS]],
-                            says=f"{len(facts.failures)} clips failed in the last `fercache extract` and are missing "
+                            caption=f"{len(facts.failures)} clips failed in the last `fercache extract` and are missing "
                                  "in everything below."))
-    return Section(name="health", title="Whether the data are sound", blocks=[*blocks, _checked(facts)])
+    return ReportSection(name="health", title="Whether the data are sound", blocks=[*blocks, _checked(facts)])
 
 
-def _stored(facts: Facts, walk: Walk) -> Note:
+def _stored(facts: RunInfo, walk: PredictionsWalk) -> NoteBlock:
     """Say whether the store holds what the predictions speak of."""
     if facts.store is None:
-        return missing("The features behind these predictions are not in this cache.",
+        return missing_note("The features behind these predictions are not in this cache.",
                        "Give the cache they are in with --cache to see whether they are whole.")
-    held = {clip: facts.store.mark(clip).frames for clip in facts.store}
+    held = {clip: facts.store.manifest(clip).frames for clip in facts.store}
     lost = [clip.name for clip in walk.clips if held.get(clip.name) is None]
     size = facts.store.size()
     whole = "every clip of the predictions is committed in it" if not lost else (
         f"{len(lost)} clips of the predictions are not in it, such as {lost[0]}")
-    return Note(text=f"Store {facts.store.path.name}: {len(held):,} clips, {size.bytes / 1e6:,.1f} MB; {whole}. "
+    return NoteBlock(text=f"Store {facts.store.path.name}: {len(held):,} clips, {size.bytes / 1e6:,.1f} MB; {whole}. "
                      "`fercache verify` reads every byte of it again.")
 
 
-def _checked(facts: Facts) -> Block:
+def _checked(facts: RunInfo) -> Block:
     if facts.check is None:
-        return missing("What `fercache check` found is not in this page.",
+        return missing_note("What `fercache check` found is not in this page.",
                        "Run `fercache check --json > check.json`, then `fercache report --check check.json`.")
     rows = list(records(facts.check, "findings"))
     if not rows:
-        return Note(text="`fercache check` found nothing wrong.")
+        return NoteBlock(text="`fercache check` found nothing wrong.")
     head = list(dict.fromkeys(key for row in rows for key in row if key != "amounts"))
     more = f" The first {MOST_ROWS} of {len(rows)}." if len(rows) > MOST_ROWS else ""
-    return Table(name="table-check", head=head, says=f"What `fercache check` found, a line a mismatch.{more}",
+    return TableBlock(name="table-check", head=head, caption=f"What `fercache check` found, a line a mismatch.{more}",
                  rows=[cells(*(_flat(row.get(key)) for key in head)) for row in rows[:MOST_ROWS]])
 
 

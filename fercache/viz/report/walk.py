@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache import metrics, oof
-from fercache.oof import Page, Pages
+from fercache.oof import OofReader, TrialLogits
 from fercache.results import io, smoothing
-from fercache.results.io import Predictions, Told
+from fercache.results.io import ClipSeries, PredictionsFile
 
 # How the score depends on the half-width of smoothing, of the heads' mean, on out-of-fold frames only.
 
@@ -25,21 +25,21 @@ WIDTHS_S = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0)
 """Half-widths that are tried, in seconds."""
 
 
-class Curve:
+class SmoothingCurve:
     """Confusion matrices by half-width, added up trial by trial; only trials that a fold held out count."""
 
     def __init__(self, classes: Sequence[str], metric: str) -> None:
         self.metric = metric
         self.counts = np.zeros((len(WIDTHS_S), len(classes), len(classes)), np.int64)
 
-    def add(self, page: Page) -> None:
+    def add(self, page: TrialLogits) -> None:
         """Count one trial; one without a label, without a face or without a fold counts nothing."""
         if page.fold < 0 or not (page.label >= 0).any() or not page.valid.any():
             return
         mean = np.mean([_log_softmax(values) for values in page.logits.values()], axis=0)
         label = page.label.astype(np.int64)
         for i, width_s in enumerate(WIDTHS_S):
-            smooth = smoothing.moving_mean(mean, page.valid, smoothing.reach(page.time_s, width_s, width_s))
+            smooth = smoothing.moving_mean(mean, page.valid, smoothing.window_reach(page.time_s, width_s, width_s))
             self.counts[i] += metrics.confusion(label, smooth.argmax(1), len(self.counts[i]))
 
     def scores(self) -> NDArray[np.float64]:
@@ -64,7 +64,7 @@ Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thin:
+class ThinnedSeries:
     """A clip as it is drawn: N points, each standing for a stretch of one or more frames.
 
     Attributes
@@ -95,20 +95,20 @@ class Thin:
         return base64.b64encode(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).decode()
 
 
-def thin(told: Told, heads: dict[str, NDArray[np.integer]], most: int) -> Thin:
+def thin_series(told: ClipSeries, heads: dict[str, NDArray[np.integer]], most: int) -> ThinnedSeries:
     """Return a clip drawn with at most `most` points.
 
     Parameters
     ----------
     heads : name -> (T,) the class that each head says.
     """
-    frames, classes = told.shares.shape
+    frames, classes = told.probs.shape
     border = np.linspace(0, frames, min(frames, most) + 1).astype(np.int64)
     start, number = border[:-1], np.diff(border)
-    strips = {"truth": told.label, "prediction": told.said, **heads}
-    return Thin(frames=frames, time_s=np.append(told.time_s[start], _end(told.time_s)).astype(np.float32),
-                low=_rounded(np.minimum.reduceat(told.shares, start)),
-                high=_rounded(np.maximum.reduceat(told.shares, start)),
+    strips = {"truth": told.label, "prediction": told.label_pred, **heads}
+    return ThinnedSeries(frames=frames, time_s=np.append(told.time_s[start], _end(told.time_s)).astype(np.float32),
+                low=_rounded(np.minimum.reduceat(told.probs, start)),
+                high=_rounded(np.maximum.reduceat(told.probs, start)),
                 strips={name: _most(values, start, classes) for name, values in strips.items()},
                 wrong=_share(told.wrong, start, number), gap=_share(~told.valid, start, number))
 
@@ -174,8 +174,8 @@ class Mistake:
     end_s: float
     frames: int
     truth: int
-    said: int
-    share: float
+    label_pred: int
+    prob: float
     split: str
 
 
@@ -192,7 +192,7 @@ class ClipDrawn:
     labelled: int
     wrong: int
     usual: tuple[int, int, int] | None
-    drawn: Thin | None
+    drawn: ThinnedSeries | None
 
     def rank(self) -> tuple[float, int, str]:
         """Return the order of the list: the most wrong first, clips without a label last."""
@@ -200,7 +200,7 @@ class ClipDrawn:
 
 
 @dataclass
-class Walk:
+class PredictionsWalk:
     """What was found.
 
     Attributes
@@ -215,7 +215,7 @@ class Walk:
     matrix: dict[str, metrics.Counts] = field(default_factory=dict)
     bins: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
-    curve: Curve | None = None
+    curve: SmoothingCurve | None = None
     most: int = MOST_POINTS
 
     @property
@@ -229,7 +229,7 @@ class Walk:
         return sum(clip.drawn is None for clip in self.clips)
 
 
-def walk(preds: Path, book: Path | None) -> Walk:
+def walk_predictions(preds: Path, book: Path | None) -> PredictionsWalk:
     """Return what one pass over `preds` (after one that counts rows) and its book of logits finds.
 
     Raises
@@ -237,16 +237,16 @@ def walk(preds: Path, book: Path | None) -> Walk:
     InputError
         `preds` is absent or no table of predictions.
     """
-    lengths = Predictions(preds).lengths()
+    lengths = PredictionsFile(preds).lengths()
     with ExitStack() as stack:
-        pages = stack.enter_context(oof.pages(book)) if book is not None else None
-        found = Walk(classes=io.classes(preds), heads=pages.heads if pages else ())
+        pages = stack.enter_context(oof.open_oof(book)) if book is not None else None
+        found = PredictionsWalk(classes=io.classes(preds), heads=pages.heads if pages else ())
         each = bytes_a_point(len(found.classes), 2 + len(found.heads))
         found.most = points(list(lengths.values()), each, BUDGET, MOST_POINTS, LEAST_POINTS)
-        found.curve = Curve(found.classes, pages.metric) if pages else None
-        found.clips = [_clip(found, name, rows, pages) for name, rows in io.each(preds)]
+        found.curve = SmoothingCurve(found.classes, pages.metric) if pages else None
+        found.clips = [_clip(found, name, rows, pages) for name, rows in io.each_clip(preds)]
     found.clips = list(_affordable(sorted(found.clips, key=ClipDrawn.rank), each))
-    found.mistakes = sorted(found.mistakes, key=lambda m: (-m.share, m.clip, m.start_s))[:MISTAKES]
+    found.mistakes = sorted(found.mistakes, key=lambda m: (-m.prob, m.clip, m.start_s))[:MISTAKES]
     return found
 
 
@@ -258,54 +258,54 @@ def _affordable(clips: Iterable[ClipDrawn], bytes_each: int) -> Iterator[ClipDra
         yield clip if room >= 0 else replace(clip, drawn=None)
 
 
-def _clip(found: Walk, name: str, rows: Told, pages: Pages | None) -> ClipDrawn:
+def _clip(found: PredictionsWalk, name: str, rows: ClipSeries, pages: OofReader | None) -> ClipDrawn:
     """Count one clip and return its line of the list."""
-    page = pages.page(name) if pages is not None and name in pages else None
+    page = pages.trial(name) if pages is not None and name in pages else None
     if page is not None and len(page.label) != len(rows.label):  # the table is of another run
         page = None
     split, group = (page.split, page.group) if page else (ALL, "")
     _count(found, split, rows)
     if found.curve is not None and page is not None:
         found.curve.add(page)
-    for mistake in heapq.nlargest(MISTAKES_A_CLIP, _mistakes(name, split, rows), key=lambda m: m.share):
+    for mistake in heapq.nlargest(MISTAKES_A_CLIP, _mistakes(name, split, rows), key=lambda m: m.prob):
         found.mistakes.append(mistake)
     if len(found.mistakes) > 100 * MISTAKES:
-        found.mistakes = heapq.nlargest(MISTAKES, found.mistakes, key=lambda m: m.share)
+        found.mistakes = heapq.nlargest(MISTAKES, found.mistakes, key=lambda m: m.prob)
     heads: dict[str, Any] = {head: values.argmax(1) for head, values in page.logits.items()} if page else {}
     wrong = rows.wrong
     return ClipDrawn(name=name, split=split, group=group, frames=len(wrong), seconds=float(rows.time_s[-1]),
                      seen=int(rows.valid.sum()), labelled=int((rows.label >= 0).sum()), wrong=int(wrong.sum()),
-                     usual=_usual(rows, wrong), drawn=thin(rows, heads, found.most))
+                     usual=_usual(rows, wrong), drawn=thin_series(rows, heads, found.most))
 
 
-def _count(found: Walk, split: str, rows: Told) -> None:
+def _count(found: PredictionsWalk, split: str, rows: ClipSeries) -> None:
     """Add a clip's labelled frames to the confusion matrix and to the bins of probability."""
     known = rows.label >= 0
     if not known.any():
         return
     classes = len(found.classes)
-    counts = metrics.confusion(rows.label, rows.said, classes)
+    counts = metrics.confusion(rows.label, rows.label_pred, classes)
     found.matrix[split] = found.matrix.get(split, np.zeros((classes, classes), np.int64)) + counts
-    share = rows.shares[known].max(1)
+    share = rows.probs[known].max(1)
     place = np.minimum((share * BINS).astype(np.int64), BINS - 1)
-    hit = (rows.label == rows.said)[known].astype(float)
+    hit = (rows.label == rows.label_pred)[known].astype(float)
     more = np.stack([np.bincount(place, weights, BINS) for weights in (np.ones(len(share)), share, hit)])
     found.bins[split] = found.bins.get(split, np.zeros((3, BINS))) + more
 
 
-def _usual(rows: Told, wrong: NDArray[np.bool_]) -> tuple[int, int, int] | None:
+def _usual(rows: ClipSeries, wrong: NDArray[np.bool_]) -> tuple[int, int, int] | None:
     """Return the most frequent mistake of a clip: truth, prediction, frames."""
-    pairs = Counter(zip(rows.label[wrong].tolist(), rows.said[wrong].tolist(), strict=True))
+    pairs = Counter(zip(rows.label[wrong].tolist(), rows.label_pred[wrong].tolist(), strict=True))
     return (*pairs.most_common(1)[0][0], pairs.most_common(1)[0][1]) if pairs else None
 
 
-def _mistakes(name: str, split: str, rows: Told) -> Iterator[Mistake]:
+def _mistakes(name: str, split: str, rows: ClipSeries) -> Iterator[Mistake]:
     """Yield the stretches of at least SHORTEST frames in which one class is told for another."""
-    pair = np.where(rows.wrong, rows.label * len(rows.shares[0]) + rows.said, -1)
+    pair = np.where(rows.wrong, rows.label * len(rows.probs[0]) + rows.label_pred, -1)
     border = np.flatnonzero(np.diff(pair, prepend=-2, append=-2))
     for start, stop in zip(border[:-1].tolist(), border[1:].tolist(), strict=True):
         if pair[start] >= 0 and stop - start >= SHORTEST:
-            said = int(rows.said[start])
+            said = int(rows.label_pred[start])
             yield Mistake(clip=name, start_s=float(rows.time_s[start]), end_s=float(rows.time_s[stop - 1]),
-                          frames=stop - start, truth=int(rows.label[start]), said=said, split=split,
-                          share=float(rows.shares[start:stop, said].mean()))
+                          frames=stop - start, truth=int(rows.label[start]), label_pred=said, split=split,
+                          prob=float(rows.probs[start:stop, said].mean()))
