@@ -123,9 +123,11 @@ class ExtractConfig(Config):
                               numbers=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", numbers=False)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
-    concurrent_clips: int = option(0, "Clips at work at once (0: two more than threads; 12 on a GPU).", numbers=False, low=0,
+    concurrent_clips: int = option(0, "Clips at work at once (0: two more than threads; 12 on a GPU).", numbers=False,
+                                   low=0,
                             high=256)
-    verify_sources: bool = option(False, "Compare every byte of each source with what was stored, not samples.", numbers=False)
+    verify_sources: bool = option(False, "Compare every byte of each source with what was stored, not samples.",
+                                  numbers=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +142,9 @@ class TrainConfig(Config):
                               choices=("train", "clip"))
     augmentations: str = option("draw", "Other views of a crop (mirrored ...), where the store has them: drawn, or not used.",
                         choices=("draw", "off"))
-    temporal_input: str = option("held-out", "What temporal heads read: the frame head's word on groups it did not learn "
-                           "from, or the features.", choices=("held-out", "off"))
+    temporal_input: str = option("oof-logits",
+                                 "What temporal heads read: the frame head's word on groups it did not learn "
+                           "from, or the features.", choices=("oof-logits", "features"))
     ensemble: int = option(4, "Trainings of a head in a fold, each watched by another part of the groups; their mean "
                           "speaks.", low=1, high=20)
     loss: str = option("", "Loss (default: the head's own).", choices=("", *LOSSES))
@@ -159,7 +162,8 @@ class TrainConfig(Config):
     ema: float = option(-1.0, "Decay of the average of weights (-1: the head's own, 0: none).", low=-1, high=0.99999)
     mixup: float = option(-1.0, "Mixing of windows, alpha (-1: the head's own, 0: none).", low=-1, high=10)
     noise: float = option(-1.0, "Noise on standardised features (-1: the head's own, 0: none).", low=-1, high=10)
-    time_mask_s: float = option(-1.0, "Longest stretch hidden from temporal heads in training (-1: the head's own).", low=-1,
+    time_mask_s: float = option(-1.0, "Longest stretch hidden from temporal heads in training (-1: the head's own).",
+                                low=-1,
                            high=60)
     level: str = option("frame", "One prediction a frame, or one a clip (attention pooling in the temporal heads).",
                         choices=("frame", "clip"))
@@ -191,7 +195,7 @@ class StackConfig(Config):
     """Stage two, b (`stages/stack.toml`)."""
 
     select: str = option("auto", "What preds.csv holds: auto (what won out of fold), or a column: stack, logistic, "
-                        "smooth, mean, a head.")
+                        "smoothed-mean, mean, a head.")
     logits: tuple[str, ...] = option((), "Imported logits that join the heads (see `fercache logits import`).")
     force: bool = option(False, "Learn from imported logits even where they were declared in-sample.")
     level: str = option("frame", "clip: one prediction a clip, from its frames pooled.", choices=("frame", "clip"))
@@ -200,9 +204,10 @@ class StackConfig(Config):
     causal: bool = option(False, "Look at no later frame than the one that is spoken of.")
     refit: str = option("none", "all: learn from the validation split too, for a submission; no score is shown for it.",
                         choices=("none", "all"))
-    missing_faces: str = option("nearest", "Frames without a face: left unfilled, the nearest face's prediction, a line between "
+    missing_faces: str = option("nearest",
+                                "Frames without a face: left unfilled, the nearest face's prediction, a line between "
                        "the two around, or left to the temporal heads' mask.",
-                       choices=("none", "nearest", "linear", "mask"))
+                       choices=("none", "nearest", "linear", "temporal-heads"))
     seed: int = option(0, "Seed of everything random.", low=0, high=2**31 - 1)
     bootstrap: int = option(1000, "Draws of the bootstrap over groups.", low=0, high=1_000_000)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)

@@ -85,7 +85,7 @@ def call(folder: Path, command: str, *words: object) -> Result:
                                      *map(str, [*flags, *words])], catch_exceptions=False)
 
 
-TRAINING = ("--heads", "frame", "--taps", TAPS, "--folds", "2", "--members", "1")
+TRAINING = ("--heads", "frame", "--taps", TAPS, "--folds", "2", "--ensemble", "1")
 BASICS = (*TRAINING, "--bootstrap", "50", "--repeats", "2")
 
 

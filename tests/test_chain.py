@@ -56,7 +56,8 @@ def by_paths(one: Chain, heard: Heard, upto: int | None = None) -> NDArray[np.fl
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_the_passes_say_what_all_paths_say(frames: int) -> None:
     one, heard = some_chain(), clip(frames)
-    np.testing.assert_allclose(np.exp(one.predict([heard], causal=False)[0]), by_paths(one, heard), rtol=1e-4, atol=2e-6)
+    np.testing.assert_allclose(np.exp(one.predict([heard], causal=False)[0]), by_paths(one, heard), rtol=1e-4,
+                               atol=2e-6)
 
 
 def test_the_forward_pass_knows_the_past_alone() -> None:

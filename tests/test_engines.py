@@ -129,7 +129,7 @@ def test_time_is_up_again_and_again(runner: Runner, home: Path) -> None:
     (home / "videos").mkdir()
     frames = [np.asarray(Image.fromarray(np.full((720, 1280, 3), shade, np.uint8))) for shade in range(60, 220)]
     make_video(home / "videos" / "long.mp4", frames)
-    flags = (*FLAGS, home / "videos", "--every", 1)
+    flags = (*FLAGS, home / "videos", "--detect-every", 1)
     unbroken = runner.run(*flags, cwd=home / "whole")
     steps: list[str] = []
     stopped = 0

@@ -140,7 +140,7 @@ def test_the_mask_needs_a_temporal_head(tmp_path: Path) -> None:
     book = simulate(groups=5, frames=60, heads=("frame",))
     with pytest.raises(InputError, match="temporal head") as caught:
         stack.run_stack(book, replace(CONFIG, missing_faces="mask"), tmp_path)
-    assert "--gaps" in str(caught.value)
+    assert "--missing-faces" in str(caught.value)
 
 
 def test_a_run_says_its_policy_and_new_clips_get_the_same(tmp_path: Path) -> None:

@@ -54,7 +54,8 @@ def features(trials: int = 8, frames: int = 90, noise: float = 1.0, seed: int = 
 
 
 def task(head: str, **changed: object) -> FitTask:
-    usual = FitTask(head=head, settings=SMALL[head], classes=3, train=(0, 1, 2, 3, 4), val_trials=(5,), seed=0, device="cpu")
+    usual = FitTask(head=head, settings=SMALL[head], classes=3, train=(0, 1, 2, 3, 4), val_trials=(5,), seed=0,
+                    device="cpu")
     return replace(usual, **changed)  # type: ignore[arg-type]
 
 

@@ -42,7 +42,7 @@ def home(linked: Path) -> Path:
     """A folder with a set of crops, and a cache in which its heads and their stacker are trained."""
     write_set(linked / "set", train=8, test=2, frames=24)
     flags = set_flags(linked / "set")
-    training = ["--heads", "frame,gru", "--folds", "2", "--members", "2", "--epochs", "6"]
+    training = ["--heads", "frame,gru", "--folds", "2", "--ensemble", "2", "--epochs", "6"]
     for words in (["extract", "--taps", TAP], ["train-heads", "--taps", TAP, *training],
                   ["stack", "--bootstrap", "50", "--out", str(linked / "stacked.csv")]):
         done = call(linked / "cache", *words[:1], *flags, *words[1:])
@@ -255,7 +255,8 @@ def test_wrong_calls_are_told(home: Path, tmp_path: Path) -> None:
 
 def test_gaps_are_filled_as_the_run_fills_them(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "cache", tmp_path / "cache", symlinks=True)
-    done = call(tmp_path / "cache", "stack", *set_flags(home / "set"), "--gaps", "linear", "--out", tmp_path / "s.csv")
+    done = call(tmp_path / "cache", "stack", *set_flags(home / "set"), "--missing-faces", "linear", "--out",
+                tmp_path / "s.csv")
     assert done.exit_code == 0, done.output
     assert call(tmp_path / "cache", "predict", *set_flags(home / "set"), "--out", tmp_path / "out",
                 "--no-timelines").exit_code == 0

@@ -56,7 +56,7 @@ def test_the_features_move_and_the_numbers_stay(bucket: str, clips: Path, cache:
         (home / name / "weights").symlink_to(cache / "weights")
     url = f"{bucket}/shared"
     far, taps = ("--cache", url, "--local-cache", "fast"), ("--taps", "block8,repeat_2")
-    one = ("--in-flight", "1")  # one clip after the other, so that the first is committed when the second is hit
+    one = ("--concurrent-clips", "1")  # one clip after the other, so that the first is committed when the second is hit
     assert run(home, clips, *far, "extract", *taps, *one, killed_at="segment.synced:2").returncode == -signal.SIGKILL
     done = run(home, clips, *far, "extract", *taps)
     assert done.returncode == 0 and "3 clips computed" in done.stderr and "1 cached" in done.stderr, done.stderr

@@ -294,11 +294,11 @@ def test_sixty_clips_are_shared(runner: Runner, prepared: Path, writers: int) ->
 
 def test_a_run_waits_for_what_another_has_and_takes_over_from_the_dead(runner: Runner, prepared: Path) -> None:
     folder = fresh(prepared, "waits")
-    first = runner.start(*EXTRACT, "--in-flight", 1, cwd=folder)
+    first = runner.start(*EXTRACT, "--concurrent-clips", 1, cwd=folder)
     while "detections.kept" not in first.steps():
         time.sleep(.01)
     first.kill(signal.SIGSTOP)
-    second = runner.start(*EXTRACT, "--in-flight", 1, cwd=folder)
+    second = runner.start(*EXTRACT, "--concurrent-clips", 1, cwd=folder)
     while "waiting for what another process has at work: long" not in second.err():
         time.sleep(.01)
     assert set(store_of(folder)) == {"short"} and runner.ask({"poll": second.pid}) is None

@@ -161,7 +161,8 @@ def test_standardisation_is_fitted_on_training_rows_only(pair: Any) -> None:
     from fercache.training.fit import FitTask, _fresh
 
     features = load_features(pair[1], pair[0].trials, tuple(small_sets.TAPS))
-    task = FitTask(head="frame", settings=DEFAULTS["frame"], classes=3, train=(0, 1), val_trials=(2,), seed=0, device="cpu")
+    task = FitTask(head="frame", settings=DEFAULTS["frame"], classes=3, train=(0, 1), val_trials=(2,), seed=0,
+                   device="cpu")
     before = _fresh(task, features).standardise.mean.clone()
     features.x[features.offsets[2]:] += 100
     assert (_fresh(task, features).standardise.mean == before).all()

@@ -20,7 +20,7 @@ from fercache.cli import main
 from fercache.oof import OofLogits
 
 MAP, POOLED = "mixed_7a-map", "repeat_1"
-SMALL = ("--folds", "2", "--members", "2", "--width", "16")
+SMALL = ("--folds", "2", "--ensemble", "2", "--width", "16")
 
 
 def words(home: Path, command: str, *more: object) -> list[str]:
@@ -57,7 +57,7 @@ def test_the_backbones_tail_is_trained_from_its_own_weights(home: Path, cache: P
     typed = ("train-heads", *SMALL, "--heads", "frame,gru", "--taps", f"{MAP},{POOLED}", "--epochs", "6")
     assert call(home, *typed).exit_code == 0
     plain = book_of(home)
-    done = call(home, *typed, "--tail", MAP)
+    done = call(home, *typed, "--finetune-tap", MAP)
     assert done.exit_code == 0, done.output
     book = book_of(home)
     assert book.fingerprint != plain.fingerprint
@@ -90,10 +90,11 @@ def test_the_backbones_tail_is_trained_from_its_own_weights(home: Path, cache: P
 
 
 def test_a_tail_on_a_tap_that_is_not_read_is_refused(home: Path) -> None:
-    for typed, said in ((("--tail", MAP, "--taps", POOLED), "not among the taps"),
-                        (("--tail", "repeat_1-map", "--taps", f"{MAP},{POOLED}"), "not among the taps"),
-                        (("--tail", POOLED, "--taps", f"{MAP},{POOLED}"), "no tail begins at"),
-                        (("--tail", MAP, "--taps", f"{MAP},{POOLED}", "--heads", "paper-gru"), "no head has a tail")):
+    for typed, said in ((("--finetune-tap", MAP, "--taps", POOLED), "not among the taps"),
+                        (("--finetune-tap", "repeat_1-map", "--taps", f"{MAP},{POOLED}"), "not among the taps"),
+                        (("--finetune-tap", POOLED, "--taps", f"{MAP},{POOLED}"), "no tail begins at"),
+                        (("--finetune-tap", MAP, "--taps", f"{MAP},{POOLED}", "--heads", "paper-gru"),
+                         "no head has a tail")):
         done = call(home, "train-heads", *SMALL, "--epochs", "1", *typed)
         assert done.exit_code == 2 and said in done.stderr, done.stderr
 

@@ -234,11 +234,11 @@ def location_options(function: F) -> F:
     return cast(F, command)
 
 
-def end_command(function: Callable[..., Any], home: Context, typed: dict[str, Any]) -> None:
+def end_command(function: Callable[..., Any], context: Context, typed: dict[str, Any]) -> None:
     """Run a command; leave with its exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code = function(home, **typed)
+        code = function(context, **typed)
     except FercacheError as error:
         print_error(str(error))
         code = error.exit_code

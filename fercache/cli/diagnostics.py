@@ -30,30 +30,33 @@ COLOURS = {"ok": "green", "look": "yellow", "FAIL": "red", "skipped": "blue"}
 @click.command("audit")
 @config_options(DatasetConfig)
 @config_options(AuditConfig)
-@click.option("--book", type=click.Path(path_type=Path), help="Book of logits.  [default: the last one trained]")
+@click.option("--logits-file", type=click.Path(path_type=Path), help="Book of logits.  [default: the last one trained]")
 @click.option("--logits", default="", help="Imported logits to look at too, with commas between them.")
 @click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("audit.json"), show_default=True,
               help="Every finding with all its lines.")
 @location_options
-def audit_command(home: Context, book: Path | None, logits: str, store: Path | None, out: Path, **typed: Any) -> int:
+def audit_command(context: Context, logits_file: Path | None, logits: str, store: Path | None, out: Path,
+                  **typed: Any) -> int:
     """Prove that no group crosses folds and that shuffled labels give chance; exit code 1 where something leaks."""
     from fercache import logits_import
     from fercache.diagnostics import audit
     from fercache.extraction import job
     from fercache.store.embedding_store import EmbeddingStore
 
-    config = home.config(AuditConfig, "audit", typed)
-    name = home.dataset_name(typed)
+    config = context.config(AuditConfig, "audit", typed)
+    name = context.dataset_name(typed)
     names = tuple(word.strip() for word in logits.split(",")
-                  if word.strip()) or tuple(logits_import.imported_names(home.cache, name))
-    alone = home.is_logits(typed)
-    path = None if alone else store or job.current_store(home.features, name)
+                  if word.strip()) or tuple(logits_import.imported_names(context.cache, name))
+    alone = context.is_logits(typed)
+    path = None if alone else store or job.current_store(context.features, name)
     with tempfile.TemporaryDirectory() as scratch:
-        subject = audit.AuditSubject(oof=home.load_logits(typed, book, names), store=EmbeddingStore.open(path) if path
+        subject = audit.AuditSubject(oof=context.load_logits(typed, logits_file, names), store=EmbeddingStore.open(path)
+                                     if path
                                      else None,
-                               dataset=None if alone else home.dataset(typed), scratch=Path(scratch),
-                               training=home.config(TrainConfig, "train-heads", {}) if config.full else TrainConfig())
+                               dataset=None if alone else context.dataset(typed), scratch=Path(scratch),
+                               training=context.config(TrainConfig, "train-heads",
+                                                       {}) if config.full else TrainConfig())
         findings = []
         for found in audit.run_audit(subject, config):
             findings.append(found)
@@ -85,7 +88,7 @@ AUDIT_COMMANDS: tuple[click.Command, ...] = (audit_command,)
               help="Frames a second to assume for the time of extraction.  [default: as measured here]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, every clip that differs in it.")
 @location_options
-def check_command(home: Context, fresh: bool, rate: float, as_json: bool, **typed: Any) -> int:
+def check_command(context: Context, fresh: bool, rate: float, as_json: bool, **typed: Any) -> int:
     """The data set against its clips: every mismatch, and what extraction will cost. No CNN is run.
 
     \b
@@ -93,8 +96,8 @@ def check_command(home: Context, fresh: bool, rate: float, as_json: bool, **type
     """
     from fercache.diagnostics import check
 
-    config = home.config(ExtractConfig, "extract", typed)
-    report = check.check_dataset(home.dataset(typed, told=False), config, home.cache, fresh=fresh, rate=rate)
+    config = context.config(ExtractConfig, "extract", typed)
+    report = check.check_dataset(context.dataset(typed, told=False), config, context.cache, fresh=fresh, rate=rate)
     click.echo(json.dumps(report.json(), indent=1) if as_json else "\n".join(check.report_lines(report)))
     return 1 if report.lost else 0
 
@@ -111,7 +114,7 @@ CHECK_COMMANDS: tuple[click.Command, ...] = (check_command,)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("ablation.csv"), show_default=True,
               help="Table: NAME.csv, and NAME.json beside it.")
 @location_options
-def ablation_command(home: Context, store: Path | None, quick: bool, out: Path, **typed: Any) -> int:
+def ablation_command(context: Context, store: Path | None, quick: bool, out: Path, **typed: Any) -> int:
     """What each choice of stage two is worth on a store: taps, switches and heads, paired with the default.
 
     Everything is out of fold on the training groups. Rows that were trained before are not trained again.
@@ -123,13 +126,13 @@ def ablation_command(home: Context, store: Path | None, quick: bool, out: Path, 
     from fercache.store.embedding_store import EmbeddingStore
 
     ablation.check_out(out)
-    base, config = home.config(TrainConfig, "train-heads", typed), home.config(AblationConfig, "ablation", typed)
+    base, config = context.config(TrainConfig, "train-heads", typed), context.config(AblationConfig, "ablation", typed)
     if quick:
         base, config = ablation.quick_config(base, config)
-    dataset = home.dataset(typed)
-    path = store or job.current_store(home.features, dataset.name)
+    dataset = context.dataset(typed)
+    path = store or job.current_store(context.features, dataset.name)
     log.info("store %s", path)
-    table = ablation.run_ablation(dataset, EmbeddingStore.open(path), base, config, home.cache)
+    table = ablation.run_ablation(dataset, EmbeddingStore.open(path), base, config, context.cache)
     ablation.write_ablation(table, out)
     Console().print(_shown(table))
     click.echo(out)

@@ -28,7 +28,7 @@ FORMATS = ("h5", "npz", "parquet", "npy")
 @click.option("--only", type=CommaList(), default=(), help="Clips to export.  [default: all]")
 @click.option("--taps", type=CommaList(), default=(), help="Taps to export.  [default: all]")
 @location_options
-def export_command(home: Context, store: Location | None, to: str, out: Path, only: tuple[str, ...],
+def export_command(context: Context, store: Location | None, to: str, out: Path, only: tuple[str, ...],
                    taps: tuple[str, ...],
            **typed: Any) -> int:
     """Write features and clock of a store as files that other tools read, bit for bit."""
@@ -36,7 +36,7 @@ def export_command(home: Context, store: Location | None, to: str, out: Path, on
     from fercache.maintenance import export
     from fercache.store.embedding_store import EmbeddingStore
 
-    path = store or job.current_store(home.features, home.dataset(typed).name)
+    path = store or job.current_store(context.features, context.dataset(typed).name)
     report = export.export_store(EmbeddingStore.open(path), to, out, clips=only, taps=taps)
     log.info("%d clips, %d frames written", report.clips, report.frames)
     click.echo(report.out)
@@ -51,7 +51,7 @@ def export_command(home: Context, store: Location | None, to: str, out: Path, on
               help="Frames a second, where the file holds no clock.")
 @config_options(DatasetConfig)
 @location_options
-def import_command(home: Context, path: Path, as_: str, fps: float, **typed: Any) -> int:
+def import_command(context: Context, path: Path, as_: str, fps: float, **typed: Any) -> int:
     """Make a store of features that were made elsewhere, beside the extracted ones, on the same frame clock.
 
     PATH is an HDF5 file (file[clip]['00001'], or file[clip] of one row a frame), a folder of one .npz or .npy a clip,
@@ -60,8 +60,8 @@ def import_command(home: Context, path: Path, as_: str, fps: float, **typed: Any
     """
     from fercache.maintenance import importer
 
-    dataset = home.dataset(typed)
-    report = importer.import_features(path, as_, home.features / "features" / dataset.name, fps=fps)
+    dataset = context.dataset(typed)
+    report = importer.import_features(path, as_, context.features / "features" / dataset.name, fps=fps)
     log.info("%d clips imported (%d frames), %d cached, %d failed", len(report.clips), report.frames,
              len(report.cached), len(report.failed))
     strange = {*report.clips, *report.cached} - {trial.name for trial in dataset.trials}
@@ -86,7 +86,7 @@ def logits_group() -> None:
 @config_options(DatasetConfig)
 @config_options(LogitsConfig)
 @location_options
-def logits_import_command(home: Context, source: str, **typed: Any) -> int:
+def logits_import_command(context: Context, source: str, **typed: Any) -> int:
     """Keep the predictions of a table as NAME, for `fercache stack --logits NAME`.
 
     \b
@@ -95,11 +95,11 @@ def logits_import_command(home: Context, source: str, **typed: Any) -> int:
     """
     from fercache import logits_import
 
-    config = home.config(LogitsConfig, "logits-import", typed)
+    config = context.config(LogitsConfig, "logits-import", typed)
     if not config.table or not config.provenance:
         raise InputError("say where the predictions are, and who made them", where="logits import",
                          hint="--table FILE --provenance out-of-fold|held-out|in-sample")
-    path, _ = logits_import.import_logits(source, config, home.dataset_name(typed), home.cache)
+    path, _ = logits_import.import_logits(source, config, context.dataset_name(typed), context.cache)
     click.echo(path)
     return 0
 

@@ -40,7 +40,7 @@ STORE = click.option("--store", type=LOCATION, help="Embedding store.  [default:
 @click.option("--repair", is_flag=True, help="Drop the harmed clips; the next extract does them again.")
 @JSON
 @location_options
-def verify_command(home: Context, store: Location | None, repair: bool, as_json: bool, **typed: Any) -> int:
+def verify_command(context: Context, store: Location | None, repair: bool, as_json: bool, **typed: Any) -> int:
     """Read every byte of a store and compare it with the digests in the commit marks.
 
     Finds a changed bit, a missing or torn chunk, a clip of another store. Exits with 1 if there is any.
@@ -48,7 +48,8 @@ def verify_command(home: Context, store: Location | None, repair: bool, as_json:
     from fercache.extraction import job
     from fercache.maintenance import verify
 
-    report = verify.verify_store(store or job.current_store(home.features, home.dataset(typed).name), repair=repair)
+    report = verify.verify_store(store or job.current_store(context.features, context.dataset(typed).name),
+                                 repair=repair)
     click.echo(_dump(_verified(report)) if as_json else _verify_text(report, repair))
     return 0 if report.whole else 1
 
@@ -80,7 +81,7 @@ def _verify_text(report: VerifyReport, repair: bool) -> str:
 @click.argument("second", type=click.Path(path_type=Path))
 @JSON
 @location_options
-def diff_command(home: Context, first: Path, second: Path, as_json: bool) -> int:
+def diff_command(context: Context, first: Path, second: Path, as_json: bool) -> int:
     """Say which settings, taps and clips the stores FIRST and SECOND differ in; exits with 1 if they do.
 
     Reads the commit marks only; `fercache verify` is what proves that the arrays are those of the marks.
@@ -108,10 +109,10 @@ def _diff_text(report: DiffReport) -> str:
     return "\n".join([*lines, f"{report.same} clips are the same, {ends}"])
 
 
-def _local_only(home: Context, hint: str) -> None:
+def _local_only(context: Context, hint: str) -> None:
     """Refuse features at a URL: a proof that looked past them would be none."""
-    if home.remote is not None:
-        raise InputError("gc and forget look through features on this machine only", where=home.remote, hint=hint)
+    if context.remote is not None:
+        raise InputError("gc and forget look through features on this machine only", where=context.remote, hint=hint)
 
 
 def _clip_text(entry: ClipDiff) -> str:
@@ -126,7 +127,7 @@ def _clip_text(entry: ClipDiff) -> str:
 @click.option("--yes", is_flag=True, help="Remove without asking.")
 @JSON
 @location_options
-def gc_command(home: Context, everything: bool, yes: bool, as_json: bool, **typed: Any) -> int:
+def gc_command(context: Context, everything: bool, yes: bool, as_json: bool, **typed: Any) -> int:
     """List what no recipe or data set names any more, and remove it if you say so.
 
     Named are what the recipes in --stages, and in the folders of recipes in it, make of their data set as it is now: a
@@ -135,16 +136,16 @@ def gc_command(home: Context, everything: bool, yes: bool, as_json: bool, **type
 
     from fercache.maintenance import gc
 
-    _local_only(home, "take clips out of a far store with fercache.open_store(URL, mode=\"a\").remove(CLIP)")
-    stays = live_artifacts(home, typed)
-    found = gc.find_unreferenced(home.cache, stays.keep, stays.clips)
-    waste = [item for item in found if everything or _dataset(home.cache, item) in stays.datasets]
-    others = sorted({_dataset(home.cache, item) for item in found} - stays.datasets)
+    _local_only(context, "take clips out of a far store with fercache.open_store(URL, mode=\"a\").remove(CLIP)")
+    stays = live_artifacts(context, typed)
+    found = gc.find_unreferenced(context.cache, stays.keep, stays.clips)
+    waste = [item for item in found if everything or _dataset(context.cache, item) in stays.datasets]
+    others = sorted({_dataset(context.cache, item) for item in found} - stays.datasets)
     if as_json:
         click.echo(_dump({"waste": [_unreferenced_json(item) for item in waste], "removed": yes,
                           "left_alone": [] if everything else others}))
     else:
-        click.echo("\n".join(_gc_lines(home.cache, waste)))
+        click.echo("\n".join(_gc_lines(context.cache, waste)))
     if others and not everything:
         log.info("left alone, no recipe here names the data set: %s (--all takes it too)", ", ".join(others))
     if waste and (yes or (not as_json and _agreed())):
@@ -190,7 +191,7 @@ def _agreed() -> bool:
 @click.option("--everywhere", is_flag=True, help="In every data set that holds a clip of this name.")
 @JSON
 @location_options
-def forget_command(home: Context, clip: str, name: str | None, everywhere: bool, as_json: bool) -> int:
+def forget_command(context: Context, clip: str, name: str | None, everywhere: bool, as_json: bool) -> int:
     """Remove CLIP from every stage of the cache, then look everywhere for a trace of it; exits with 1 if one is left.
 
     Heads, logits and stack runs of its data set go too: they learnt from it. The clip's own video, and what was written
@@ -198,13 +199,13 @@ def forget_command(home: Context, clip: str, name: str | None, everywhere: bool,
     """
     from fercache.maintenance import forget
 
-    _local_only(home, "remove the clip there with fercache.open_store(URL, mode=\"a\").remove(CLIP), then `fercache "
+    _local_only(context, "remove the clip there with fercache.open_store(URL, mode=\"a\").remove(CLIP), then `fercache "
                 "forget` without the URL for what was learnt from it")
-    found = forget.datasets_with_clip(home.cache, clip) if name is None else [name]
+    found = forget.datasets_with_clip(context.cache, clip) if name is None else [name]
     if len(found) > 1 and not everywhere:
-        raise InputError(f"{len(found)} data sets hold a clip {clip!r}", where=home.cache,
+        raise InputError(f"{len(found)} data sets hold a clip {clip!r}", where=context.cache,
                          hint=f"--everywhere, or --name with one of {', '.join(found)}")
-    report = forget.forget_clip(home.cache, clip, None if everywhere or not found else found[0])
+    report = forget.forget_clip(context.cache, clip, None if everywhere or not found else found[0])
     if as_json:
         click.echo(_dump({"clip": clip, "datasets": report.datasets, "removed": report.removed,
                           "traces": report.references, "forgotten": not report.references}))
@@ -258,11 +259,11 @@ def weights_command() -> None:
 
 @weights_command.command("list")
 @location_options
-def weights_list(home: Context) -> int:
+def weights_list(context: Context) -> int:
     """List the known weights and where they lie."""
     from fercache.backbones import weights
 
-    for row in weights.list_weights(home.cache / "weights"):
+    for row in weights.list_weights(context.cache / "weights"):
         click.echo(f"{row.name}: {row.path or f'not here ({row.download_mb} MB to pull)'}")
         click.echo(f"  {row.source}; {row.terms}")
     return 0
@@ -271,11 +272,11 @@ def weights_list(home: Context) -> int:
 @weights_command.command("pull")
 @click.argument("name")
 @location_options
-def weights_pull(home: Context, name: str) -> int:
+def weights_pull(context: Context, name: str) -> int:
     """Download the weights NAME, check them and keep them as safetensors."""
     from fercache.backbones import weights
 
-    click.echo(weights.download_weights(name, home.cache / "weights").path)
+    click.echo(weights.download_weights(name, context.cache / "weights").path)
     return 0
 
 
@@ -285,7 +286,7 @@ def weights_pull(home: Context, name: str) -> int:
 @click.option("--list", "listed", is_flag=True, help="Also each clip and its frames.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @location_options
-def info_command(home: Context, store: Location | None, listed: bool, as_json: bool, **typed: Any) -> int:
+def info_command(context: Context, store: Location | None, listed: bool, as_json: bool, **typed: Any) -> int:
     """Say what an embedding store holds: clips, frames, bytes, taps, fingerprint, digest.
 
     Before anything was extracted: what the recipe of `extract` will cost, in bytes and time.
@@ -293,10 +294,10 @@ def info_command(home: Context, store: Location | None, listed: bool, as_json: b
     from fercache.extraction import job
     from fercache.store.embedding_store import EmbeddingStore
 
-    dataset = None if store else home.dataset(typed)
-    if dataset is not None and job.current_store_or_none(home.features, dataset.name) is None:
-        return _ahead(home, dataset, as_json)
-    path = store or job.current_store(home.features, dataset.name if dataset else "")
+    dataset = None if store else context.dataset(typed)
+    if dataset is not None and job.current_store_or_none(context.features, dataset.name) is None:
+        return _ahead(context, dataset, as_json)
+    path = store or job.current_store(context.features, dataset.name if dataset else "")
     held = EmbeddingStore.open(path)
     frames = {clip: held.manifest(clip).frames for clip in held}
     said = _held(held, str(path), frames)
@@ -320,11 +321,11 @@ def _held(held: EmbeddingStore, path: str, frames: dict[str, int]) -> dict[str, 
             "fingerprint": fingerprint_of(held.settings), "digest": held.digest()}
 
 
-def _ahead(home: Context, dataset: Dataset, as_json: bool) -> int:
+def _ahead(context: Context, dataset: Dataset, as_json: bool) -> int:
     """Say what stage one will cost."""
     from fercache.diagnostics import check
 
-    cost = check.cost_ahead(dataset, home.config(ExtractConfig, "extract", {}), home.cache)
+    cost = check.cost_ahead(dataset, context.config(ExtractConfig, "extract", {}), context.cache)
     if as_json:
         click.echo(json.dumps({"store": None, "ahead": asdict(cost)}, indent=1))
     else:
@@ -377,7 +378,7 @@ class LiveArtifacts:
     datasets: set[str] = field(default_factory=set)
 
 
-def live_artifacts(home: Context, typed: dict[str, Any]) -> LiveArtifacts:
+def live_artifacts(context: Context, typed: dict[str, Any]) -> LiveArtifacts:
     """Return what the recipes in the folder of recipes, and in every folder of recipes in it, name.
 
     Parameters
@@ -393,24 +394,25 @@ def live_artifacts(home: Context, typed: dict[str, Any]) -> LiveArtifacts:
     from fercache.data import base
 
     found = LiveArtifacts()
-    for stages in recipe_folders(home.stages):
+    for stages in recipe_folders(context.stages):
         config = make_config(DatasetConfig, "dataset", stages, typed)
         if config.dataset == "logits":  # imported logits are all there is of it
             name = data.logits_name(config)
             found.datasets.add(name)
-            found.keep.update([logits_import.folder_of(home.cache, name), *stack_runs(home.cache, name, None, stages)])
+            found.keep.update([logits_import.folder_of(context.cache, name),
+                               *stack_runs(context.cache, name, None, stages)])
             continue
-        dataset = data.load_dataset(config, home.cache)
+        dataset = data.load_dataset(config, context.cache)
         found.datasets.add(dataset.name)
-        found.keep.add(logits_import.folder_of(home.cache, dataset.name))
-        for path in _stores(home.cache, dataset, stages):
+        found.keep.add(logits_import.folder_of(context.cache, dataset.name))
+        for path in _stores(context.cache, dataset, stages):
             found.keep.add(path)
             store = _opened(path)
             if store is not None and is_ours(store):  # what was brought from elsewhere nothing here makes anew
                 held = base.stored_trials(dataset, store)
                 names = {trial.name for trial in held.trials} | {problem.where for problem in dataset.problems}
                 found.clips[path] = found.clips.get(path, set()) | names
-                found.keep.update(_learnt(home.cache, dataset, store, stages))
+                found.keep.update(_learnt(context.cache, dataset, store, stages))
     return found
 
 

@@ -47,17 +47,17 @@ FLAGS = ("engine", "scheduler", "workers", "shard", "time_limit")
 @click.option("--scheduler", metavar="ADDRESS", default="", help="A running Dask scheduler, such as tcp://host:8786; "
               "without it --engine dask starts its workers here.")
 @location_options
-def extract_command(home: Context, **typed: Any) -> int:
+def extract_command(context: Context, **typed: Any) -> int:
     """Stage one: run the CNN once over every frame of every clip and keep what it saw."""
     began_s = time.time()
     from fercache import run_log
     from fercache.extraction import distributed
 
     way = distributed.LaunchOptions(**{name: typed.pop(name) for name in FLAGS}).way(os.environ, began_s)
-    config, dataset = home.config(ExtractConfig, "extract", typed), home.dataset(typed, told=way.is_coordinator)
-    report = way.run(dataset, config, home.cache, home.remote)
+    config, dataset = context.config(ExtractConfig, "extract", typed), context.dataset(typed, told=way.is_coordinator)
+    report = way.run(dataset, config, context.cache, context.remote)
     if report.count("computed"):
-        run_log.record_run(home.cache, dataset.name, "extract", report.store.name, report.seconds,
+        run_log.record_run(context.cache, dataset.name, "extract", report.store.name, report.seconds,
                   frames=report.frames("computed"))
     _sum_up(report)
     click.echo(report.store)
@@ -83,20 +83,20 @@ EXTRACT_COMMANDS = (extract_command,)
 @config_options(TrainConfig)
 @click.option("--store", type=LOCATION, help="Embedding store.  [default: the last one extracted]")
 @location_options
-def train_heads_command(home: Context, store: Location | None, **typed: Any) -> int:
+def train_heads_command(context: Context, store: Location | None, **typed: Any) -> int:
     """Stage two: train every head on every fold; keep out-of-fold logits and the heads."""
     from fercache import run_log
     from fercache.extraction import job
     from fercache.store.embedding_store import EmbeddingStore
     from fercache.training import train
 
-    config = home.config(TrainConfig, "train-heads", typed)
-    dataset = home.dataset(typed)
-    path = store or job.current_store(home.features, dataset.name)
+    config = context.config(TrainConfig, "train-heads", typed)
+    dataset = context.dataset(typed)
+    path = store or job.current_store(context.features, dataset.name)
     log.info("store %s", path)
-    report = train.train_heads(dataset, EmbeddingStore.open(path), config, home.cache)
+    report = train.train_heads(dataset, EmbeddingStore.open(path), config, context.cache)
     if not report.cached:
-        run_log.record_run(home.cache, dataset.name, "train-heads", report.logits_file.name, report.seconds,
+        run_log.record_run(context.cache, dataset.name, "train-heads", report.logits_file.name, report.seconds,
                            fits=report.trained)
     for clip in report.missing:
         log.warning("%s: not in the store, left out (run `fercache extract`)", clip)
@@ -109,22 +109,22 @@ def train_heads_command(home: Context, store: Location | None, **typed: Any) -> 
 @click.command("stack")
 @config_options(DatasetConfig)
 @config_options(StackConfig)
-@click.option("--book", type=click.Path(path_type=Path), help="Book of logits.  [default: the last one trained]")
+@click.option("--logits-file", type=click.Path(path_type=Path), help="Book of logits.  [default: the last one trained]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("preds.csv"), show_default=True,
               help="Predictions: .csv, .csv.gz or .parquet; NAME.metrics.json is written beside them.")
 @location_options
-def stack_command(home: Context, book: Path | None, out: Path, **typed: Any) -> int:
+def stack_command(context: Context, logits_file: Path | None, out: Path, **typed: Any) -> int:
     """Final predictions from every head's out-of-fold logits, and the table of who is right how often."""
     from rich.console import Console
 
     from fercache import run_log
     from fercache.stacking import stack
 
-    config = home.config(StackConfig, "stack", typed)
-    result = stack.run_stack(home.load_logits(typed, book, config.logits), config, home.cache / "stack")
+    config = context.config(StackConfig, "stack", typed)
+    result = stack.run_stack(context.load_logits(typed, logits_file, config.logits), config, context.cache / "stack")
     stack.write_stack(result, out)
     if not result.cached:
-        run_log.record_run(home.cache, result.oof.dataset, "stack", result.folder.name, result.seconds,
+        run_log.record_run(context.cache, result.oof.dataset, "stack", result.folder.name, result.seconds,
                   frames=len(result.oof.label))
     Console().print(stack.table(result))
     click.echo(out)
@@ -139,15 +139,15 @@ def stack_command(home: Context, book: Path | None, out: Path, **typed: Any) -> 
 @click.option("--out", type=click.Path(path_type=Path), default=Path("timelines"), show_default=True,
               help="Folder for the pictures.")
 @location_options
-def timeline_command(home: Context, preds: Path, store: Location | None, out: Path, **typed: Any) -> int:
+def timeline_command(context: Context, preds: Path, store: Location | None, out: Path, **typed: Any) -> int:
     """Draw a picture a clip: the face, the truth, the prediction and the probabilities over time."""
     from fercache.data import base
     from fercache.extraction import job
     from fercache.store.embedding_store import EmbeddingStore
     from fercache.viz import timeline
 
-    dataset = home.dataset(typed)
-    held = EmbeddingStore.open(store or job.current_store(home.features, dataset.name))
+    dataset = context.dataset(typed)
+    held = EmbeddingStore.open(store or job.current_store(context.features, dataset.name))
     for made in timeline.draw_timelines(preds, base.stored_trials(dataset, held), held, out):
         click.echo(made)
     return 0
@@ -179,7 +179,7 @@ MOST_CLASSES = 3
 @config_options(DatasetConfig)
 @config_options(ExtractConfig, default="as for the heads")
 @location_options
-def predict_command(home: Context, paths: tuple[Path, ...], out: Path, heads: Path | None, stack: Path | None,
+def predict_command(context: Context, paths: tuple[Path, ...], out: Path, heads: Path | None, stack: Path | None,
                     store: Path | None,
             force: bool, timelines: bool, overlay: bool, **typed: Any) -> int:
     """New clips through all of it: CLIPs (videos, folders of crops or of clips), or a set named by flags.
@@ -191,15 +191,15 @@ def predict_command(home: Context, paths: tuple[Path, ...], out: Path, heads: Pa
     from fercache.inference.ensemble import select_models
 
     _check(paths, typed)
-    chosen = select_models(home.cache, heads, stack, _own(home))
-    order = predict.PredictJob(dataset=_dataset(home, paths, typed, chosen), models=chosen, out=out, store=store,
+    chosen = select_models(context.cache, heads, stack, _own(context))
+    order = predict.PredictJob(dataset=_dataset(context, paths, typed, chosen), models=chosen, out=out, store=store,
                           force=force,
-                       defaults=make_config(ExtractConfig, "extract", home.stages,
+                       defaults=make_config(ExtractConfig, "extract", context.stages,
                                          _only(typed, "device", "threads", "weights")),
                        overrides=_only(typed, *(entry.name for entry in fields(ExtractConfig))), timelines=timelines,
                        overlay=overlay,
-                       stack=make_config(StackConfig, "stack", home.stages, {}))
-    report = predict.predict_dataset(order, home.cache)
+                       stack=make_config(StackConfig, "stack", context.stages, {}))
+    report = predict.predict_dataset(order, context.cache)
     _print_summary(report)
     for failed in report.failed:
         log.error("%s: %s", failed.clip, failed.message)
@@ -219,25 +219,25 @@ def _only(typed: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: typed[name] for name in names if typed.get(name) is not None}
 
 
-def _own(home: Context) -> str:
+def _own(context: Context) -> str:
     """Return the name in the cache of the data set that the recipe names; nothing for the demo, or if it is gone."""
     from fercache import data
 
-    config = make_config(DatasetConfig, "dataset", home.stages, {})
+    config = make_config(DatasetConfig, "dataset", context.stages, {})
     if config.dataset == "demo" and not (config.root or config.clips):
         return ""
     try:
-        return data.load_dataset(config, home.cache).name
+        return data.load_dataset(config, context.cache).name
     except InputError:  # its clips need not be where new ones are predicted
         return ""
 
 
-def _dataset(home: Context, paths: tuple[Path, ...], typed: dict[str, Any], chosen: SelectedModels) -> Dataset:
+def _dataset(context: Context, paths: tuple[Path, ...], typed: dict[str, Any], chosen: SelectedModels) -> Dataset:
     """Return what is to be predicted; labels that are numbers mean the heads' classes."""
     from fercache.inference.predict import clips_dataset
 
     if not paths:
-        return home.dataset({**typed, "classes": typed["classes"] or chosen.logits_file.classes})
+        return context.dataset({**typed, "classes": typed["classes"] or chosen.logits_file.classes})
     found = clips_dataset(paths)
     for problem in found.problems:
         log.warning("%s", problem)

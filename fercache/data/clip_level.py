@@ -187,7 +187,8 @@ def notice_for(there: Sequence[FolderVersion], chosen: FolderVersion, wanted: Co
               if version is not chosen and version.covers(wanted)]
     if not others:
         return []
-    return [Problem(where=chosen.name or ".", lost=False, hint="--take crops or --take video, or --clips DIR, chooses",
+    return [Problem(where=chosen.name or ".", lost=False,
+                    hint="--source crops or --source video, or --clips DIR, chooses",
                     what=f"read as {chosen.kind} ({chosen.covers(wanted)} of {len(wanted)} clips); also there, "
                          f"unused: {shorten_list(others)}")]
 

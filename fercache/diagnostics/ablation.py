@@ -41,11 +41,11 @@ log = logging.getLogger(__name__)
 
 ROWS = ("taps=embedding", "taps=block8", "taps=repeat_2", "taps=block8+repeat_2", "taps=block8+repeat_2+repeat_1-3x3")
 """Changes that are always tried; beside them every other choice of each switch that has a list of choices."""
-STEPS = {"window_s": ("1", "2", "4", "8", "16"), "step_s": ("0", "0.1", "0.3"), "members": ("1",),
-         "label_smoothing": ("0", "0.1"), "mixup": ("0.2",), "noise": ("0.2",), "hide_s": ("0.5",), "ema": ("0.99",),
+STEPS = {"window_s": ("1", "2", "4", "8", "16"), "step_s": ("0", "0.1", "0.3"), "ensemble": ("1",),
+         "label_smoothing": ("0", "0.1"), "mixup": ("0.2",), "noise": ("0.2",), "time_mask_s": ("0.5",), "ema": ("0.99",),
          "dropout": ("0.2", "0.5")}
 """Values tried of switches that are numbers."""
-NO_ROW = ("heads", "taps", "folds", "seed", "precision", "level", "tail", "refit")
+NO_ROW = ("heads", "taps", "folds", "seed", "precision", "level", "finetune_tap", "refit")
 """Choices that the table is not about, or that `ROWS` tries."""
 
 
@@ -305,8 +305,8 @@ class _Bench:
         """Return the row of a change; a row that cannot be trained says why, and the others are done."""
         config = replace(self.base, **changed)
         lacking = [tap for tap in config.taps if tap not in self.store.taps]
-        if changed.keys() == {"views"} and not any(tap_views(tap) in self.store.taps for tap in config.taps):
-            lacking = ["views"]
+        if changed.keys() == {"augmentations"} and not any(tap_views(tap) in self.store.taps for tap in config.taps):
+            lacking = ["augmentations"]
         if lacking:
             return _none(name, changed, f"the store does not hold {', '.join(lacking)}", failed=False)
         try:
@@ -326,7 +326,8 @@ class _Bench:
 
 
 def _none(name: str, changed: dict[str, Any], why: str, failed: bool) -> AblationRow:
-    return AblationRow(name=name, changed=changed, figures={}, bytes_a_frame=0, logits_files=(), skipped=why, failed=failed)
+    return AblationRow(name=name, changed=changed, figures={}, bytes_a_frame=0, logits_files=(), skipped=why,
+                       failed=failed)
 
 
 # The table as files: a CSV with a line a row and column, and all of it as JSON beside it.

@@ -387,7 +387,8 @@ def check_provenance(book: OofLogits) -> AuditFinding:
             fine += right
     own = sum(head not in book.declared for head in book.heads)
     said = f"{own * k} models on record, {len(book.heads) - own} sources by declaration"
-    return AuditFinding(check="who predicted what", state=FAILED if bad else FINE, message=said, lines=tuple(bad or fine))
+    return AuditFinding(check="who predicted what", state=FAILED if bad else FINE, message=said,
+                        lines=tuple(bad or fine))
 
 
 def _one(book: OofLogits, head: str, fold: int) -> tuple[list[str], list[str]]:

@@ -70,7 +70,8 @@ class CrossClipBatcher:
     its batch, so nothing else shows how clips were mixed.
     """
 
-    def __init__(self, net: BatchBackbone, torch_threads: TorchThreadPool, cancel: CancelToken, profiler: StageProfiler) -> None:
+    def __init__(self, net: BatchBackbone, torch_threads: TorchThreadPool, cancel: CancelToken,
+                 profiler: StageProfiler) -> None:
         self.net, self.torch_threads, self.cancel, self.profiler = net, torch_threads, cancel, profiler
         self.most = net.batch * (BATCHES_AHEAD * torch_threads.count + 1)
         self.padded = 0

@@ -227,7 +227,8 @@ class ExtractionJob:
 
     def source(self, trial: Trial) -> Source:
         """Return the clip's frames."""
-        return media.open_source(trial.path, trial.kind, crop_fps=self.config.crop_fps, damaged=self.config.on_truncated)
+        return media.open_source(trial.path, trial.kind, crop_fps=self.config.crop_fps,
+                                 damaged=self.config.on_truncated)
 
     def run_all(self, trials: Sequence[Trial]) -> Iterator[ClipResult]:
         """Yield what becomes of each clip; a bad clip does not stop the rest."""
@@ -252,7 +253,8 @@ class ExtractionJob:
             if plant.profiler.line():
                 log.info("%s", plant.profiler.line())
 
-    def run_clips(self, plant: PipelineResources, loaded: Nets, trials: Iterable[Trial], abreast: int) -> Iterator[ClipResult]:
+    def run_clips(self, plant: PipelineResources, loaded: Nets, trials: Iterable[Trial],
+                  abreast: int) -> Iterator[ClipResult]:
         """Yield what becomes of each clip as it is done, on a plant that is open, `abreast` at once."""
         provenance = resources.provenance_of(loaded, self.config.backend)
         return in_turn(trials, lambda trial: self.try_clip(trial, plant, provenance),
@@ -263,7 +265,8 @@ class ExtractionJob:
         """Return what became of a clip, None if another process is at it."""
         plant.bar.note(trial.name)
         try:
-            return self.cached(trial) or self.extract_clip(trial, plant, provenance)  # done by another process meanwhile
+            return self.cached(trial) or self.extract_clip(trial, plant,
+                                                           provenance)  # done by another process meanwhile
         except Cancelled:
             return self.pending(trial)
         except ClipError as error:
@@ -288,7 +291,8 @@ class ExtractionJob:
         with together.open_first() as writer:
             if writer is None:
                 return None
-            count = ClipJob(source, writer, plant, selection=whom, detect_every=self.config.detect_every, margin=self.config.margin,
+            count = ClipJob(source, writer, plant, selection=whom, detect_every=self.config.detect_every,
+                            margin=self.config.margin,
                             views=self.config.augmentations).run()
             mark = writer.commit(**{PEOPLE_COUNT: count} if whom.several else {})
         faces = int(self.store[self.name(trial)].frame_table["valid"].sum())
@@ -328,7 +332,7 @@ FORMAT = {"store": 1, "decoder": video.DECODER, "crop": "pil-bilinear-160"}
 DETECTOR_VERSION = "sums-1"
 """How MTCNN's nets are driven: raised whenever its boxes change by more than float noise."""
 
-DETECTION = ("every", "detect_px", "min_face_px", "min_score", "margin", "people")
+DETECTION = ("detect_every", "detect_px", "min_face_px", "min_score", "margin", "people")
 """Settings that change nothing where no detector is run."""
 
 
@@ -352,13 +356,13 @@ def settings_of(config: ExtractConfig, faces: str, cnn: files.Weights) -> dict[s
     """Return everything that changes numbers in the store, as a JSON value: its digest names the store."""
     chosen = {**config.settings(), "faces": faces, "weights": cnn.sha256, "backbone": cnn.name, "format": FORMAT}
     if config.augmentations == 1:  # as stores were named before there were views: they hold the same
-        del chosen["views"]
+        del chosen["augmentations"]
     else:
-        chosen["view_policy"] = augmentation.AUGMENTATION_VERSION
+        chosen["augmentation_version"] = augmentation.AUGMENTATION_VERSION
     if faces == "cropped":  # no detector is run: its settings change nothing
         return {k: v for k, v in chosen.items() if k not in DETECTION}
-    return {**chosen, "detector": _detector_digest(), "people_policy": tracklets.PEOPLE_VERSION,
-            "follow_policy": interpolation.INTERPOLATION_VERSION}
+    return {**chosen, "detector": _detector_digest(), "people_version": tracklets.PEOPLE_VERSION,
+            "interpolation_version": interpolation.INTERPOLATION_VERSION}
 
 
 def store_path(cache: Location, dataset: str, settings: dict[str, Any]) -> Location:
@@ -466,7 +470,8 @@ def _opened(path: Location, settings: dict[str, Any], config: ExtractConfig, cnn
             return store
     from fercache.backbones.backbone import shapes_of  # torch: seconds that a cached run saves
 
-    return EmbeddingStore.create(path, settings, augmentation.with_views(shapes_of(cnn, config.taps), config.augmentations),
+    return EmbeddingStore.create(path, settings,
+                                 augmentation.with_views(shapes_of(cnn, config.taps), config.augmentations),
                                  mend=True)
 
 

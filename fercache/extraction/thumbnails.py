@@ -134,5 +134,6 @@ def _jpeg(face: NDArray[np.uint8]) -> bytes:
 def _write(path: Path, clip: Clip, faces: Thumbnails) -> None:
     ends = np.cumsum([len(picture) for picture in faces.jpeg], dtype=np.int64)
     with atomic_io.replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, of=np.array(clip.manifest.arrays[FRAME_TABLE].digest), row=faces.row, time_s=faces.time_s, ends=ends,
+        np.savez(file, of=np.array(clip.manifest.arrays[FRAME_TABLE].digest), row=faces.row, time_s=faces.time_s,
+                 ends=ends,
                  jpeg=np.frombuffer(b"".join(faces.jpeg), np.uint8))

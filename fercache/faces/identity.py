@@ -111,7 +111,8 @@ class _Groups:
         asked = np.full((pieces.count, pieces.count), JOIN)
         small = pieces.size() < SMALL_PX
         asked[small] = asked[:, small] = np.inf
-        asked[pieces.competitors[:, 0], pieces.competitors[:, 1]] = asked[pieces.competitors[:, 1], pieces.competitors[:, 0]] = JOIN_NEAR
+        asked[pieces.competitors[:, 0], pieces.competitors[:, 1]] = asked[pieces.competitors[:, 1],
+                                                                          pieces.competitors[:, 0]] = JOIN_NEAR
         inner = np.ix_(at, at)
         vector = np.stack([vectors[i] for i in at]) if len(at) else np.empty((0, 1))
         apart = together[inner] | np.eye(len(at), dtype=bool)

@@ -107,7 +107,8 @@ class Tracklets:
 
     def size(self) -> Floats:
         """Return the mean side of the faces of each piece, (S,), in pixels."""
-        return np.asarray(np.bincount(self.tracklet, np.sqrt(area(self.faces)), self.count) / np.maximum(self.sizes(), 1))
+        return np.asarray(np.bincount(self.tracklet, np.sqrt(area(self.faces)), self.count) / np.maximum(self.sizes(),
+                                                                                                         1))
 
     def together(self) -> Bools:
         """Return (S, S) whether two pieces are in one frame."""
@@ -143,7 +144,8 @@ def link_tracklets(detections: Sequence[Floats], cuts: Collection[int] = ()) -> 
             numbers.append(linker.take(t, faces[:, :4]))
     counts = [len(faces) for faces in detections]
     own, near = (np.array(sorted(pairs), np.int64).reshape(-1, 2) for pairs in (linker.links, linker.competitors))
-    return Tracklets(frames=len(detections), frame=np.repeat(np.arange(len(detections)), counts), links=own, competitors=near,
+    return Tracklets(frames=len(detections), frame=np.repeat(np.arange(len(detections)), counts), links=own,
+                     competitors=near,
                   faces=np.concatenate([np.empty((0, 5)), *(faces for faces in detections if len(faces))]),
                   tracklet=np.concatenate([np.empty(0, np.int64), *numbers]))
 

@@ -23,7 +23,7 @@ WIDE = 1792
 
 def check_tail_tap(tap: str) -> InputError:
     """Return the error that says where a tail can begin."""
-    return InputError(f"no tail begins at {tap!r}", where="tail",
+    return InputError(f"no tail begins at {tap!r}", where="finetune_tap",
                       hint=f"choose {', '.join(f'{block}-map' for block in TAIL_BLOCKS[:-1])}")
 
 

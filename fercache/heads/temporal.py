@@ -36,7 +36,8 @@ class TemporalHead(Head):
         size = parts[-1].stop
         super().__init__(size, settings.noise)
         narrow = settings.width
-        first = nn.Dropout(0.0 if settings.temporal_input else settings.dropout)  # evidence is too narrow to drop any of it
+        first = nn.Dropout(0.0 if settings.temporal_input
+                           else settings.dropout)  # evidence is too narrow to drop any of it
         self.project = nn.Sequential(first, nn.Linear(size, narrow), nn.LayerNorm(narrow), nn.GELU())
         self.pool = Pooled(mixed + narrow) if settings.clip_level else None
         self.out = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(mixed + narrow, classes))

@@ -179,7 +179,8 @@ def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingSt
     folder : where the book is kept.
     """
     features = fingerprint_of([store.manifest(trial.name).identity() for trial in trials])
-    print_ = fingerprint_of({"heads": speakers.logits_file.fingerprint, "features": features, "settings": store.settings,
+    print_ = fingerprint_of({"heads": speakers.logits_file.fingerprint, "features": features,
+                             "settings": store.settings,
                      "dataset": dataset.digest(), "trials": [t.name for t in trials], "format": FORMAT})
     path = folder / f"{print_[:12]}.h5"
     if path.is_file():
@@ -254,9 +255,9 @@ def _joined(parts: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> dict[st
 
 # New features must be made as those were that the heads learnt from: the settings to do so, and what differs.
 
-FREE = ("views", "view_policy", "taps", "crop_fps", "damaged", "people", "people_policy")
+FREE = ("augmentations", "augmentation_version", "taps", "crop_fps", "on_truncated", "people", "people_version")
 """Settings that may differ: they do not change what one frame's features are (taps are looked at by themselves)."""
-BY_THE_CLIPS = ("faces", "weights", "views")
+BY_THE_CLIPS = ("faces", "weights", "augmentations")
 """Settings of the heads' store that are not simply taken over."""
 
 
@@ -277,7 +278,7 @@ def extract_config_of(wanted: Mapping[str, Any], usual: ExtractConfig, typed: Ma
             if name in numbers and name not in BY_THE_CLIPS}
     if wanted.get("backbone") in weights.KNOWN_WEIGHTS:
         told["weights"] = wanted["backbone"]
-    return replace(usual, **{**told, "faces": "auto", "views": 1, **typed})
+    return replace(usual, **{**told, "faces": "auto", "augmentations": 1, **typed})
 
 
 def check_match(wanted: Mapping[str, Any], have: Mapping[str, Any], *, taps: Sequence[str], held: Sequence[str],

@@ -232,7 +232,8 @@ def predict_dataset(order: PredictJob, cache: Path) -> PredictReport:
     if not trials:
         raise FercacheError(f"not one clip could be predicted: {failed[0].message if failed else 'the set is empty'}",
                             where=failed[0].clip if failed else dataset.name, hint=f"see {order.out / FAILURES}")
-    speakers = ensemble.HeadEnsemble(folder=order.models.heads, logits_file=order.models.logits_file, device=order.defaults.device,
+    speakers = ensemble.HeadEnsemble(folder=order.models.heads, logits_file=order.models.logits_file,
+                                     device=order.defaults.device,
                               threads=order.defaults.threads)
     book, cached = ensemble.predict_logits(dataset, trials, store, speakers, cache / "logits" / dataset.name)
     seen = training_sources(trials, store, order.models.logits_file, dataset.name,
@@ -293,7 +294,8 @@ def _evaluated(order: PredictJob, dataset: Dataset, book: OofLogits, seen: froze
     if seen:
         notices.append(f"{len(seen)} of these clips were trained on: the heads saw them, and they are not scored")
     paths = {names[trial.name]: str(trial.path) for trial in dataset.trials}
-    said = {"heads": str(order.models.heads), "stack": str(order.models.stack), "trained_on": order.models.logits_file.dataset,
+    said = {"heads": str(order.models.heads), "stack": str(order.models.stack),
+            "trained_on": order.models.logits_file.dataset,
             "clips": {names[trial]: paths[names[trial]] for trial in book.trials}, "forced": list(forced),
             "known": sorted(names[trial] for trial in seen)}
     return replace(judged, oof=replace(book, trials=tuple(names[trial] for trial in book.trials)),

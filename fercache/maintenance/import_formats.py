@@ -273,7 +273,8 @@ def incoming_of(open_: dict[str, Callable[[], NpyStream]], name: str) -> Incomin
 
     def read(tap: str, start: int, stop: int) -> NDArray[Any]:
         return streams[tap].rows(start, stop).reshape(stop - start, *shapes[tap][1:])
-    return IncomingClip(frames=frames, taps={tap: shape[1:] for tap, shape in shapes.items()}, read=read, frame_table=clock)
+    return IncomingClip(frames=frames, taps={tap: shape[1:] for tap, shape in shapes.items()}, read=read,
+                        frame_table=clock)
 
 
 def npz_entries(root: Path, paths: list[Path]) -> Iterator[ImportEntry]:

@@ -23,7 +23,7 @@ POLICIES = {
                "of two)",
     "linear": "a frame without a face lies on the straight line, in time, between what its column says at the frames "
               "with a face before and after it; before the first and after the last face the nearest one counts",
-    "mask": "a frame without a face is left to the temporal heads, which look past it by their mask: their own columns "
+    "temporal-heads": "a frame without a face is left to the temporal heads, which look past it by their mask: their own columns "
             "have their own word there, every other column the plain mean of the temporal heads",
 }
 FACELESS_CLIP = "a clip without any face has what the heads say of it"
@@ -62,7 +62,7 @@ def gap_sources(time_s: Floats, seen: Mask, policy: str, *, causal: bool = False
     ----------
     time_s : (T,) rising.
     seen : (T,) whether a face was seen.
-    policy : one of `POLICIES`; with "none" and "mask" every row is its own source.
+    policy : one of `POLICIES`; with "none" and "temporal-heads" every row is its own source.
     causal : take nothing from a later row; rows before the first face are their own source.
 
     Raises
@@ -72,7 +72,7 @@ def gap_sources(time_s: Floats, seen: Mask, policy: str, *, causal: bool = False
     """
     if causal and policy == "linear":
         raise InputError("a line between two faces looks at the later one", where="gaps = linear",
-                         hint="choose --gaps nearest where nothing may look ahead")
+                         hint="choose --missing-faces nearest where nothing may look ahead")
     row = np.arange(len(seen), dtype=np.int64)
     found = np.flatnonzero(seen)
     if policy not in COPIED or not len(found):

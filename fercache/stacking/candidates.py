@@ -42,9 +42,9 @@ def drop_lookahead_heads(book: OofLogits) -> OofLogits:
         raise InputError(f"--causal: {', '.join(book.heads)} look at later frames, and there is no other head",
                          where="stack", hint="train the head `frame`, or import logits of a causal model")
     settings = book.provenance.get("settings", {})
-    if set(kept) - set(book.declared) and isinstance(settings, dict) and settings.get("standardise") == "clip":
+    if set(kept) - set(book.declared) and isinstance(settings, dict) and settings.get("normalize") == "clip":
         raise InputError("--causal: the heads' features were standardised over whole clips, later frames included",
-                         where="stack", hint="train heads with another --standardise")
+                         where="stack", hint="train heads with another --normalize")
     if len(kept) < len(book.heads):
         log.info("causal: without %s, which look at later frames",
                  ", ".join(head for head in book.heads if head not in kept))
@@ -53,11 +53,11 @@ def drop_lookahead_heads(book: OofLogits) -> OofLogits:
 
 DESCRIPTIONS = {"mean": "plain mean of the heads' probabilities",
         "chain": "the heads' log-probabilities as evidence for a Markov chain of the classes",
-        "smooth": "the heads' log-probabilities, each smoothed over time, and `chain`, with a weight each and a bias a "
+        "smoothed-mean": "the heads' log-probabilities, each smoothed over time, and `chain`, with a weight each and a bias a "
                   "class",
         "logistic": "logistic regression on the stacker's features",
-        "blend": "geometric mean of `smooth` and `logistic`",
-        "stack": "LightGBM on the stacker's features, beginning at the column `smooth`"}
+        "geometric-mean": "geometric mean of `smoothed-mean` and `logistic`",
+        "stack": "LightGBM on the stacker's features, starting from `smoothed-mean`"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,15 +137,17 @@ def gather_candidates(book: OofLogits, nested: NestedResult, filling: GapFiller 
         Frames are left to the temporal heads, and the book has none.
     """
     filling = filling or GapFiller.of(book)
-    heads = {head: softmax(book.logits[head] * ~filling.before_first_face[:, None]).astype(np.float32) for head in book.heads}
+    heads = {head: softmax(book.logits[head] * ~filling.before_first_face[:, None]).astype(np.float32)
+             for head in book.heads}
     said = {**heads, "mean": _mean(heads), **nested.columns}
     filled = {name: filling.sources.apply(values) for name, values in said.items()}
     if filling.policy in missing_faces.COPIED:
         return filled
     speakers = missing_faces.unfilled_heads(book.heads, filling.policy)
     if not speakers:
-        raise InputError("no temporal head to leave the frames without a face to", where="stack, gaps = mask",
-                         hint=f"train one of {', '.join(missing_faces.TEMPORAL)}, or choose another policy with --gaps")
+        raise InputError("no temporal head to leave the frames without a face to",
+                         where="stack, missing_faces = temporal-heads",
+                         hint=f"train one of {', '.join(missing_faces.TEMPORAL)}, or choose another policy with --missing-faces")
     spoken = _mean({head: heads[head][filling.faceless] for head in speakers})
     for name in filled:
         if name not in speakers:
@@ -181,7 +183,7 @@ def choose_final(book: OofLogits, columns: dict[str, Probs], wanted: str, metric
     clean = [name for name in columns if name not in leaky_heads(book, columns)]
     if not clean:
         raise InputError("every column has a source that was fitted on the training rows; nothing can be chosen",
-                         where="stack", hint="name one with --final, or leave the in-sample source out of --logits")
+                         where="stack", hint="name one with --select, or leave the in-sample source out of --logits")
     if book.epochs_fixed or groups < MIN_GROUPS_TO_CHOOSE:
         return FinalCandidate(name="mean" if "mean" in clean else clean[0],
                      why=f"{groups} groups: with fewer than {MIN_GROUPS_TO_CHOOSE} nothing is chosen by score, and the "

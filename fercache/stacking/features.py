@@ -90,7 +90,8 @@ class ClipView:
         faces = CumulativeSums(np.zeros((len(valid), 1)), valid, causal=causal)
         seen = tuple(faces.share(_reach(time_s, width, causal))[counts] for width in SEEN_S)
         pooled = np.stack([book.pooled[head][rows][counts] for head in book.heads], 1) if book.pooled else None
-        return cls(counts=counts, filled=nearest_row(time_s, counts, causal=causal), log_probs=said, time_s=time_s[counts],
+        return cls(counts=counts, filled=nearest_row(time_s, counts, causal=causal), log_probs=said,
+                   time_s=time_s[counts],
                    seen=seen, pooled=pooled, causal=causal)
 
     def reach(self, width_s: float) -> WindowReach:

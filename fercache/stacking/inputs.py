@@ -72,7 +72,7 @@ def refuse_in_sample(book: OofLogits, force: bool) -> None:
         raise InputError(f"declared {IN_SAMPLE}: {', '.join(book.leaky_heads)} saw the labels of the training rows, so "
                          "what the stacker would learn is how far to trust a memory", where="stack, logits",
                          hint="leave it out of --logits, or import out-of-fold logits of that model; --force learns "
-                              "from it all the same, keeps it out of `--final auto` and says so in the output")
+                              "from it all the same, keeps it out of `--select auto` and says so in the output")
 
 
 def _with(book: OofLogits, source: OofLogits) -> OofLogits:

@@ -34,7 +34,7 @@ from fercache.stacking.smoothed_mean import SmoothedMean, softmax
 Probs = NDArray[np.float32]
 
 ROWS_A_CALL = 65_536
-LEARNED = ("chain", "smooth", "logistic", "blend", "stack")
+LEARNED = ("chain", "smoothed-mean", "logistic", "geometric-mean", "stack")
 """The columns that are learnt, in rising order of what they may do."""
 
 
@@ -154,8 +154,8 @@ class _Inference:
 
     def columns(self) -> dict[str, Probs]:
         """Return the probabilities of the columns that are learnt."""
-        logits = {"chain": self.chain, "smooth": self.start, "logistic": self.logistic,
-                  "blend": _mean_log(self.start, self.logistic), "stack": self.start + self.correction}
+        logits = {"chain": self.chain, "smoothed-mean": self.start, "logistic": self.logistic,
+                  "geometric-mean": _mean_log(self.start, self.logistic), "stack": self.start + self.correction}
         return {name: softmax(logits[name]).astype(np.float32) for name in self.names}
 
 

@@ -181,7 +181,7 @@ def score_table(report: dict[str, Any]) -> RenderableType:
     parts.append(Text.assemble(("final: ", "bold"), (final["column"], "bold green"), f"  ({final['why']})"))
     parts += [Text(line, "yellow") for line in report.get("told", ())]
     parts += [Text(f"FLAG  {flag}", "bold red") for flag in report["flags"]]
-    parts.append(Text.assemble(("gaps: ", "bold"), report["config"]["gaps"], (
+    parts.append(Text.assemble(("gaps: ", "bold"), report["config"]["missing_faces"], (
         f"  (of {report['frames']:,} frames {report['frames_without_face']:,} have no face)", "dim")))
     if report["notice"]:
         parts.append(Text(report["notice"], "yellow"))

@@ -59,7 +59,7 @@ class StackInference:
         book = candidates.drop_lookahead_heads(book) if causal else book
         if isinstance(then["learnt"], list):
             learnt = nested_cv.predict_new(book, nested_cv.load_fold_model(folder), causal)
-        filling = GapFiller.of(book, then["config"].get("gaps", "nearest"), causal=causal)
+        filling = GapFiller.of(book, then["config"].get("missing_faces", "nearest"), causal=causal)
         return cls(metrics=then, oof=book, columns=candidates.gather_candidates(book, learnt, filling), learnt=learnt,
                    filling=filling)
 

@@ -71,8 +71,8 @@ def _add(past: JournalState, record: dict[str, Any], taps: Sequence[str], clock:
         rows = np.frombuffer(base64.b64decode(record["rows"]), "<f8").reshape(-1, DETECTION_COLUMNS)
         past.detections.append(rows.astype(np.float64))
         past.detected = int(record["detected"])
-    elif "clock" in record:
-        past.frame_table = _run(record["clock"], {clock: record["chunks"][clock]})
+    elif "frame_table" in record:
+        past.frame_table = _run(record["frame_table"], {clock: record["chunks"][clock]})
     else:
         run = _run(record["segment"], {tap: record["chunks"][tap] for tap in taps})
         # a segment written again makes those after it void

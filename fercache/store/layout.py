@@ -17,7 +17,7 @@ CHUNK = 256
 """Most rows of a chunk; a clip that is shorter has chunks of its own length, since an edge chunk is padded."""
 FRAME_COLUMNS = ("index", "time_s", "valid", "x1", "y1", "x2", "y2", "score", "track")
 """Columns of the clock: frame from 1, seconds from 0, 1 where a face was followed, its box in pixels, score, track."""
-FRAME_TABLE = "clock"
+FRAME_TABLE = "frame_table"
 META = "zarr.json"
 DTYPES = {"float16": 2, "float64": 8}
 """Element types that a store holds, always little endian, and their bytes."""

@@ -178,7 +178,8 @@ def _report_unmatched(base: EmbeddingStore, label: str, other: EmbeddingStore) -
     if ours - theirs:
         log.warning("%s: %d of %d clips are not in it and get zeros: %s", label, len(ours - theirs), len(ours),
                     _few(ours - theirs))
-    longer = {clip: n for clip in sorted(ours & theirs) if (n := other.manifest(clip).frames - base.manifest(clip).frames) > 0}
+    longer = {clip: n for clip in sorted(ours & theirs)
+              if (n := other.manifest(clip).frames - base.manifest(clip).frames) > 0}
     if longer:
         log.warning("%s: %d frames of %d clips lie past the end of the clip and are left out: %s", label,
                     sum(longer.values()), len(longer), _few(longer))

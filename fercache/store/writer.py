@@ -120,7 +120,8 @@ class ClipWriter:
         self.detected, self._detections = past.detected, past.detections
         clock = None if past.frame_table is None else self._is_intact(past.frame_table)
         if clock is not None:
-            data = b"".join(clock)[:self.job.grid(FRAME_TABLE, 1).row_bytes * past.frame_table.stop] if past.frame_table else b""
+            data = b"".join(clock)[:self.job.grid(FRAME_TABLE,
+                                                  1).row_bytes * past.frame_table.stop] if past.frame_table else b""
             self._frame_table = np.frombuffer(data, "<f8").reshape(-1, len(FRAME_COLUMNS)).astype(np.float64)
         for segment in past.segments:
             if segment.start != self.written or self._is_intact(segment) is None:
@@ -177,7 +178,7 @@ class ClipWriter:
             raise InputError(f"a clock of shape {clock.shape} does not fit {self.written} written frames",
                              where=self.job.clip, hint=f"give one row a frame with columns {', '.join(FRAME_COLUMNS)}")
         self._chunks[FRAME_TABLE] = []
-        self._put("clock", 0, {FRAME_TABLE: np.ascontiguousarray(clock, "<f8")})
+        self._put("frame_table", 0, {FRAME_TABLE: np.ascontiguousarray(clock, "<f8")})
         self._frame_table = clock.astype(np.float64)
 
     def write(self, start: int, values: dict[str, NDArray[np.float16]]) -> None:

@@ -41,7 +41,7 @@ FEW_GROUPS_EPOCHS = 0.5
 OWN = {"loss": "", "label_smoothing": -1, "epochs": 0, "patience": -1, "width": 0, "dropout": -1, "lr": 0, "ema": -1,
        "mixup": -1, "noise": -1}
 """Keys of the recipe that every head has, and the value by which the recipe leaves it to the head."""
-TEMPORAL = {"window_s": 0, "step_s": -1, "hide_s": -1}
+TEMPORAL = {"window_s": 0, "step_s": -1, "time_mask_s": -1}
 
 
 def settings_for(head: str, config: TrainConfig, device: str, *, evidence: bool, fixed: bool) -> HeadSettings:
@@ -156,7 +156,7 @@ class CrossValidatedTraining:
                                           standardise=config.normalize, memory=config.memory,
                                           spool=folder.parent / "features")
         self.splits = Splits(trials, self.features.counts(len(dataset.classes)), config)
-        honest = config.temporal_input == "held-out" and config.ensemble > 1 and self.splits.parted
+        honest = config.temporal_input == "oof-logits" and config.ensemble > 1 and self.splits.parted
         self.settings: dict[str, HeadSettings] = {
             head: settings_for(head, config, self.device, evidence=honest, fixed=self.splits.epochs_fixed)
             for head in {*config.heads, "frame"}}
@@ -174,9 +174,10 @@ class CrossValidatedTraining:
         tail = self.config.finetune_tap
         if tail and tail not in self.config.taps:
             raise InputError(f"{tail} is not among the taps that are read ({', '.join(self.config.taps)})",
-                             where="tail", hint=f"add it: --taps {','.join((tail, *self.config.taps))}")
+                             where="finetune_tap", hint=f"add it: --taps {','.join((tail, *self.config.taps))}")
         if tail and not any(head == "frame" or self.settings[head].temporal_input for head in self.config.heads):
-            raise InputError("no head has a tail", where="tail", hint="add the frame head: --heads frame,...")
+            raise InputError("no head uses finetune_tap", where="finetune_tap",
+                             hint="add the frame head: --heads frame,...")
 
     def run(self) -> dict[str, NDArray[np.float32]]:
         """Return head -> (R, C) log-probabilities: out of fold where a fold holds the trial, else the folds' mean."""
@@ -252,7 +253,8 @@ class CrossValidatedTraining:
         """Return what is trained: the trials of the other folds, one part of their groups watched."""
         train, watch = self.splits.of(part.fold, part.member)
         settings = self.settings[part.head]
-        return FitTask(head=part.head, settings=settings, classes=len(self.dataset.classes), train=train, val_trials=watch,
+        return FitTask(head=part.head, settings=settings, classes=len(self.dataset.classes), train=train,
+                       val_trials=watch,
                     seed=(self.config.seed * 1000 + part.fold) * 100 + part.member, device=self.device,
                     tensors=self._tail_tensors() if settings.finetune_tap else None)
 
@@ -260,8 +262,9 @@ class CrossValidatedTraining:
         """Return the tensors of the backbone that the store was made with."""
         made = self.store.settings
         if made.get("backbone") == "onnx" or "weights" not in made:
-            raise InputError("features of an ONNX model, or from elsewhere, have no blocks to train", where="tail",
-                             hint="leave --tail out")
+            raise InputError("features of an ONNX model, or from elsewhere, have no blocks to train",
+                             where="finetune_tap",
+                             hint="leave --finetune-tap out")
         return files.read_tensors(weights.by_sha256(str(made["weights"]), self.folder.parents[2] / "weights"))
 
     def _fit_and_save(self, part: RunKey, tell: ReportProgress) -> None:
@@ -282,12 +285,13 @@ class CrossValidatedTraining:
 
     def _record(self, part: RunKey, task: FitTask, reads: FrameDataset) -> dict[str, Any]:
         """Return what the JSON beside a head's weights says."""
-        asked = {"heads": list(self.config.heads), "needs": [*self.first_stage, *self.second_stage], "folds": self.splits.k,
-                 "members": self.config.ensemble}
+        asked = {"heads": list(self.config.heads), "needs": [*self.first_stage, *self.second_stage],
+                 "folds": self.splits.k,
+                 "ensemble": self.config.ensemble}
         return {"head": part.head, "fold": part.fold, "member": part.member, "seed": task.seed, "asked": asked,
                 "classes": list(self.dataset.classes), "settings": asdict(task.settings),
                 "taps": [asdict(tap) for tap in self.features.layout], "reads": [asdict(tap) for tap in reads.layout],
-                "standardise": self.config.normalize, "frame_s": self.features.frame_s(),
+                "normalize": self.config.normalize, "frame_s": self.features.frame_s(),
                 "trained_on": sorted({self.trials[i].group for i in task.train}),
                 "watched": sorted({self.trials[i].group for i in task.val_trials}),
                 "store": self.store.settings, "store_digest": self.store.digest()}

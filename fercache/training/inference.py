@@ -34,7 +34,7 @@ from fercache.training.data import FeatureSource, FrameDataset, WindowSampler, l
 # (out
 # of fold, by group), one level down.
 
-OOF_TAP = "evidence"
+OOF_TAP = "oof_logits"
 MOST_ROWS = 2048
 
 
@@ -204,14 +204,14 @@ def load_trained(folder: Path) -> HeadFolder:
     said = atomic_io.read_json(found[0])
     asked = said["asked"]
     parts = [RunKey(head=h, fold=k, member=m) for h in asked["needs"] for k in range(asked["folds"])
-             for m in range(asked["members"])]
+             for m in range(asked["ensemble"])]
     missing = [part.path(folder).name for part in parts if not part.path(folder).is_file()]
     if missing:
         raise InputError(f"the training was not finished ({missing[0]} and {len(missing) - 1} more are missing)",
                          where=folder, hint=checkpoints.RETRAIN_HINT)
     return HeadFolder(folder=folder, heads=tuple(asked["heads"]), needs=tuple(asked["needs"]), folds=asked["folds"],
-                   members=asked["members"], classes=tuple(said["classes"]), layout=checkpoints.layout_of(said["taps"]),
-                   standardise=said["standardise"], store=said["store"], record=said)
+                   members=asked["ensemble"], classes=tuple(said["classes"]), layout=checkpoints.layout_of(said["taps"]),
+                   standardise=said["normalize"], store=said["store"], record=said)
 
 
 def predict_new(heads: HeadFolder | Path, features: FrameDataset, device: str = "cpu") -> dict[str,

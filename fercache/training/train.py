@@ -67,7 +67,7 @@ def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cac
             atomic_io.remove_temporary(book.parent, book.name)
             trained = _train(dataset, held, store, config, settings, book, heads) if not book.is_file() else 0
     if point:
-        atomic_io.write_json(book.parent / "current.json", {"book": book.name})
+        atomic_io.write_json(book.parent / "current.json", {"logits_file": book.name})
     return TrainReport(logits_file=book, heads=heads, cached=cached, trained=trained, missing=missing,
                        seconds=time.monotonic() - started)
 
@@ -83,7 +83,7 @@ def current_logits_file(cache: Path, dataset: str) -> Path:
     pointer = cache / "logits" / dataset / "current.json"
     if not pointer.is_file():
         raise InputError("no heads were trained yet", where=pointer.parent, hint="run `fercache train-heads` first")
-    return atomic_io.read_pointer(pointer, "book")
+    return atomic_io.read_pointer(pointer, "logits_file")
 
 
 def current_logits_file_or_none(cache: Path, dataset: str) -> Path | None:

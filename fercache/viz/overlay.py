@@ -180,7 +180,8 @@ class OverlayCanvas:
             colour = rgb(place) if self.series.valid[row] else NO_FACE
             pen.text((left, top + step / 2), name, fill=INK, font=font, anchor="lm")
             pen.rectangle((left + room, top + 3, max(end, left + room + 1), top + step - 3), fill=colour)
-            pen.text((end + self.line / 3, top + step / 2), f"{self.series.probs[row, place]:.2f}", fill=SOFT, font=font,
+            pen.text((end + self.line / 3, top + step / 2), f"{self.series.probs[row, place]:.2f}", fill=SOFT,
+                     font=font,
                      anchor="lm")
 
     def _timeline(self, page: Image.Image, pen: ImageDraw.ImageDraw, row: int) -> None:

@@ -1,6 +1,6 @@
 """What following costs where it matters: a head trained on exact boxes, scored on exact and on followed ones.
 
-    python tests/bench/bench_boxes.py [--trials 30] [--frames 120] [--every 5] [--small]
+    python tests/bench/bench_boxes.py [--trials 30] [--frames 120] [--detect-every 5] [--small]
 
 Labelled streams of FER2013's faces (`../shared`) are pasted into the frames of a real clip, moving and scaled, and
 encoded as video. Stage one runs over them twice, with a detector that looks at each frame and with the default; the
@@ -167,7 +167,8 @@ def overlap(exact: EmbeddingStore, fast: EmbeddingStore, held: list[Trial], both
     """Return the mean IoU of the two stores' boxes."""
     found = []
     for trial, use in zip(held, both, strict=True):
-        boxes = [np.column_stack([s[trial.name].frame_table[c] for c in ("x1", "y1", "x2", "y2")]) for s in (exact, fast)]
+        boxes = [np.column_stack([s[trial.name].frame_table[c] for c in ("x1", "y1", "x2", "y2")])
+                 for s in (exact, fast)]
         found += [iou(boxes[0][i][None], boxes[1][i][None])[0, 0] for i in np.flatnonzero(use)]
     return float(np.mean(found))
 
@@ -177,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--frames", type=int, default=120)
-    parser.add_argument("--every", type=int, default=ExtractConfig().detect_every)
+    parser.add_argument("--detect-every", type=int, default=ExtractConfig().detect_every)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="a smoke test: 6 trials of 40 frames, nothing is judged")
     args = parser.parse_args()

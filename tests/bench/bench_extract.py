@@ -228,9 +228,11 @@ def videos(clips: Path, home: Path, cnn: files.Weights, args: argparse.Namespace
     net, base = load(cnn), ExtractConfig(taps=TAPS)
     loops = [Loop(f"naive loop, min_face_size={size}", of_frames(net, facenet.MTCNN(min_face_size=size)), args.share)
              for size in (20, 40)]
-    exact = Row("each frame looked at (CNN's stem only)", replace(base, detect_every=1, taps=("conv2d_4b",)), home / "exact",
+    exact = Row("each frame looked at (CNN's stem only)", replace(base, detect_every=1, taps=("conv2d_4b",)),
+                home / "exact",
                 cnn, "mtcnn")
-    rows = [Row(named(config, f"every {config.detect_every}th"), config, home / f"{config.backend}-{config.precision}", cnn,
+    rows = [Row(named(config, f"every {config.detect_every}th"), config, home / f"{config.backend}-{config.precision}",
+                cnn,
                 "mtcnn") for config in variants(base)]
     dataset = data.load_dataset(DatasetConfig(clips=str(clips), dataset="table"), home)
     dataset = replace(dataset, trials=dataset.trials[:args.clips or None])
@@ -262,7 +264,8 @@ def cut_crops(exact: Row, clips: Path, folder: Path) -> Path:
     """Write folders of crops cut from videos, as aligned crops are: JPEG, 112 pixels."""
     assert exact.store is not None
     dataset = data.load_dataset(DatasetConfig(clips=str(clips), dataset="table"), folder.parent)
-    trials = [t for t in dataset.trials if t.name in exact.store and exact.store[t.name].frame_table["valid"].sum() > 60]
+    trials = [t for t in dataset.trials if t.name in exact.store
+              and exact.store[t.name].frame_table["valid"].sum() > 60]
     for trial in trials[:CROP_CLIPS]:
         into = folder / trial.name
         into.mkdir(parents=True)

@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--new-root", default="")
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     parser.add_argument("--score", choices=("train", "validation"), default="train")
-    parser.add_argument("--members", type=int, default=TrainConfig().ensemble)
+    parser.add_argument("--ensemble", type=int, default=TrainConfig().ensemble)
     parser.add_argument("--recipes", default="baseline,mao2021,identity,default", help="the paper's takes hours")
     chosen = parser.parse_args()
     if not chosen.root:

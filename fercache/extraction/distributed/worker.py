@@ -112,7 +112,8 @@ def job_spec(work: ExtractionJob, trials: Sequence[Trial], ends_s: float, seats:
     seen = [trial.path.absolute() for trial in trials if trial.path.exists()]
     store = work.store.path
     return JobSpec(config=work.config, faces=work.faces, cnn=replace(work.cnn, path=work.cnn.path.absolute()),
-                 store=store.absolute() if isinstance(store, Path) else store, known_sources=tuple(seen[:1]), local_ranks=seats,
+                 store=store.absolute() if isinstance(store,
+                                                      Path) else store, known_sources=tuple(seen[:1]), local_ranks=seats,
                  ends_s=ends_s)
 
 
