@@ -30,7 +30,9 @@ import zarr
 ROOT = Path(__file__).resolve().parents[1]
 VERSION_0_1 = "85e55ee"
 
-RENAMED: dict[str, str] = {}
+RENAMED = {
+    "--members": "--ensemble", "clock": "frame_table",
+}
 """What 0.1 calls -> what this checkout calls, for flags, HDF5 data sets, arrays of the store and columns."""
 
 CLASSES = ("Neutral", "Happiness", "Surprise")

@@ -169,7 +169,7 @@ def _numbers(rows: Sequence[tuple[str, ...]]) -> dict[str, Any]:
     return {"frame": np.array(columns[1], np.int64), "time_s": np.array(columns[2], np.float64),
             "valid": np.array([value in ("1", "True", "true") for value in columns[3]]),
             "label": np.array([int(value or -1) for value in columns[4]]),
-            "said": np.array(columns[5], np.int64), "shares": np.array(columns[6:], np.float64).T}
+            "label_pred": np.array(columns[5], np.int64), "probs": np.array(columns[6:], np.float64).T}
 
 
 def _wrong(clip: ClipPredictions, classes: int) -> tuple[int, str] | None:

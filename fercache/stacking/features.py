@@ -264,7 +264,7 @@ BLOCK_S = 10.0
 REFITTED = -1
 """The fold of rows that no fold holds out and that a refit learns from all the same."""
 
-PARTS = ("rows", "x", "smoothed", "label", "fold", "group", "stretch")
+PARTS = ("rows", "x", "smoothed", "label", "fold", "group", "block_id")
 
 
 @dataclass(frozen=True, kw_only=True)

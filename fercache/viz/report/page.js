@@ -258,7 +258,7 @@
       made.append(picture);
     }
     const text = element("span"), told = element("b");
-    told.append(swatch(mistake.said), data.classes[mistake.said] + " " + Math.round(100 * mistake.share) + " %");
+    told.append(swatch(mistake.label_pred), data.classes[mistake.label_pred] + " " + Math.round(100 * mistake.prob) + " %");
     const truth = element("span");
     truth.append(swatch(mistake.truth), "annotated " + data.classes[mistake.truth]);
     text.append(told, element("br"), truth, element("small", mistake.clip), element("small",

@@ -313,7 +313,7 @@ def _checked(facts: RunInfo) -> Block:
     if facts.check is None:
         return missing_note("What `fercache check` found is not in this page.",
                        "Run `fercache check --json > check.json`, then `fercache report --check check.json`.")
-    rows = list(records(facts.check, "findings"))
+    rows = list(records(facts.check, "issues"))
     if not rows:
         return NoteBlock(text="`fercache check` found nothing wrong.")
     head = list(dict.fromkeys(key for row in rows for key in row if key != "amounts"))
