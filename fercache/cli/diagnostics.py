@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fercache.cli.context import Context, config_options, location_options
+from fercache.cli.context import Context, HeadedCommand, config_options, location_options
 from fercache.config import AblationConfig, AuditConfig, DatasetConfig, ExtractConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fercache.diagnostics.ablation import AblationFigure, AblationRow, AblationTable
 
-log = logging.getLogger('fercache')
+log = logging.getLogger("fercache")
 
 
 # The command that proves that nothing leaks: audit.
@@ -27,7 +27,7 @@ SHOWN = 5
 COLOURS = {"ok": "green", "look": "yellow", "FAIL": "red", "skipped": "blue"}
 
 
-@click.command("audit")
+@click.command("audit", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @config_options(AuditConfig)
 @click.option("--logits-file", type=click.Path(path_type=Path), help="Book of logits.  [default: the last one trained]")
@@ -75,12 +75,9 @@ def _show(found: Any) -> None:
         click.echo(f"          and {len(found.lines) - SHOWN} more, see --out")
 
 
-AUDIT_COMMANDS: tuple[click.Command, ...] = (audit_command,)
-
-
 # The command that looks before anybody leaps: check.
 
-@click.command("check")
+@click.command("check", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @config_options(ExtractConfig)
 @click.option("--fresh", is_flag=True, help="Read every folder again, whatever an earlier check found.")
@@ -97,15 +94,13 @@ def check_command(context: Context, fresh: bool, rate: float, as_json: bool, **t
     from fercache.diagnostics import check
 
     config = context.config(ExtractConfig, "extract", typed)
-    report = check.check_dataset(context.dataset(typed, told=False), config, context.cache, fresh=fresh, rate=rate)
+    report = check.check_dataset(context.dataset(typed, report_issues=False), config, context.cache, fresh=fresh,
+                                 rate=rate)
     click.echo(json.dumps(report.json(), indent=1) if as_json else "\n".join(check.report_lines(report)))
     return 1 if report.lost else 0
 
 
-CHECK_COMMANDS: tuple[click.Command, ...] = (check_command,)
-
-
-@click.command("ablation")
+@click.command("ablation", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @config_options(AblationConfig)
 @config_options(TrainConfig)
@@ -187,6 +182,3 @@ def _difference(row: AblationRow) -> str:
         return ""
     span = figure.difference_interval
     return f"{figure.difference:+.3f}" + (f" [{span[0]:+.3f} {span[1]:+.3f}]" if span else "")
-
-
-ABLATION_COMMANDS = (ablation_command,)

@@ -8,18 +8,18 @@ from typing import Any
 
 import click
 
-from fercache.cli.context import LOCATION, CommaList, Context, config_options, location_options
+from fercache.cli.context import LOCATION, CommaList, Context, HeadedCommand, config_options, location_options
 from fercache.config import DatasetConfig, LogitsConfig
 from fercache.errors import InputError
 from fercache.runtime.uri import Location
 
-log = logging.getLogger('fercache')
+log = logging.getLogger("fercache")
 
 
 FORMATS = ("h5", "npz", "parquet", "npy")
 
 
-@click.command("export")
+@click.command("export", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @click.option("--store", type=LOCATION, help="Embedding store, a path or URL.  [default: the last one extracted]")
 @click.option("--to", type=click.Choice(FORMATS), required=True,
@@ -43,7 +43,7 @@ def export_command(context: Context, store: Location | None, to: str, out: Path,
     return 0
 
 
-@click.command("import")
+@click.command("import", cls=HeadedCommand)
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--as", "as_", required=True, metavar="NAME",
               help="Name of the store; `train-heads --join NAME` uses it.")
@@ -71,9 +71,6 @@ def import_command(context: Context, path: Path, as_: str, fps: float, **typed: 
     return 1 if report.failed else 0
 
 
-TRANSFER_COMMANDS: tuple[click.Command, ...] = (export_command, import_command)
-
-
 # The command that brings in other people's predictions: logits import.
 
 @click.group()
@@ -81,7 +78,7 @@ def logits_group() -> None:
     """Logits from elsewhere: any model's predictions as one more head of the stack."""
 
 
-@logits_group.command("import")
+@logits_group.command("import", cls=HeadedCommand)
 @click.argument("source", metavar="NAME")
 @config_options(DatasetConfig)
 @config_options(LogitsConfig)
@@ -102,6 +99,3 @@ def logits_import_command(context: Context, source: str, **typed: Any) -> int:
     path, _ = logits_import.import_logits(source, config, context.dataset_name(typed), context.cache)
     click.echo(path)
     return 0
-
-
-LOGITS_COMMANDS: tuple[click.Command, ...] = (logits_group,)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fercache.cli.context import LOCATION, Context, config_options, location_options, make_config
+from fercache.cli.context import LOCATION, Context, HeadedCommand, config_options, location_options, make_config
 from fercache.config import AblationConfig, DatasetConfig, ExtractConfig, StackConfig, TrainConfig
 from fercache.errors import FercacheError, InputError, StoreError, WeightsError
 from fercache.runtime import atomic_io
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fercache.maintenance.verify import ClipDiff, DiffReport, VerifyReport
     from fercache.store.embedding_store import EmbeddingStore
 
-log = logging.getLogger('fercache')
+log = logging.getLogger("fercache")
 
 
 SHOWN = 20
@@ -34,7 +34,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 STORE = click.option("--store", type=LOCATION, help="Embedding store.  [default: the last one extracted]")
 
 
-@click.command("verify")
+@click.command("verify", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @STORE
 @click.option("--repair", is_flag=True, help="Drop the harmed clips; the next extract does them again.")
@@ -76,7 +76,7 @@ def _verify_text(report: VerifyReport, repair: bool) -> str:
     return "\n".join(lines)
 
 
-@click.command("diff")
+@click.command("diff", cls=HeadedCommand)
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
 @JSON
@@ -121,7 +121,7 @@ def _clip_text(entry: ClipDiff) -> str:
     return f"differs: {entry.clip}{frames}: {', '.join(entry.arrays)}{made}"
 
 
-@click.command("gc")
+@click.command("gc", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @click.option("--all", "everything", is_flag=True, help="Also the data sets that no recipe here names.")
 @click.option("--yes", is_flag=True, help="Remove without asking.")
@@ -185,7 +185,7 @@ def _agreed() -> bool:
         return False
 
 
-@click.command("forget")
+@click.command("forget", cls=HeadedCommand)
 @click.argument("clip")
 @click.option("--name", help="Data set's folder in the cache.  [default: the one that holds the clip]")
 @click.option("--everywhere", is_flag=True, help="In every data set that holds a clip of this name.")
@@ -244,20 +244,17 @@ def _dump(value: dict[str, Any]) -> str:
 
 def _plain(value: object) -> object:
     return list(value) if isinstance(value, Iterable) else str(value)
-
-
-UPKEEP_COMMANDS: tuple[click.Command, ...] = (verify_command, diff_command, gc_command, forget_command)
 """In the order of `fercache --help`."""
 
 
 # The commands that look after the cache: info, weights.
 
 @click.group()
-def weights_command() -> None:
+def weights_group() -> None:
     """Pretrained CNNs: which are known, which are here."""
 
 
-@weights_command.command("list")
+@weights_group.command("list", cls=HeadedCommand)
 @location_options
 def weights_list(context: Context) -> int:
     """List the known weights and where they lie."""
@@ -269,7 +266,7 @@ def weights_list(context: Context) -> int:
     return 0
 
 
-@weights_command.command("pull")
+@weights_group.command("pull", cls=HeadedCommand)
 @click.argument("name")
 @location_options
 def weights_pull(context: Context, name: str) -> int:
@@ -280,7 +277,7 @@ def weights_pull(context: Context, name: str) -> int:
     return 0
 
 
-@click.command("info")
+@click.command("info", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @click.option("--store", type=LOCATION, help="Embedding store.  [default: the last one extracted]")
 @click.option("--list", "listed", is_flag=True, help="Also each clip and its frames.")
@@ -355,9 +352,6 @@ def _readable(key: str, value: Any) -> str:
     if key == "taps":
         return "\n".join(f"{tap} {' x '.join(str(side) for side in shape)}" for tap, shape in value.items())
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-CARE_COMMANDS: tuple[click.Command, ...] = (info_command, weights_command)
 
 
 # What the recipes and the data sets they name would make of the cache: all that `gc` must leave alone.

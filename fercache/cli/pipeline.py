@@ -1,4 +1,4 @@
-"""The commands that users type all day, after `extract`: train-heads, stack, timeline."""
+"""Commands of the pipeline: extract, train-heads, stack, timeline, predict."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fercache.cli.context import LOCATION, Context, config_options, location_options, make_config
+from fercache.cli.context import LOCATION, Context, HeadedCommand, config_options, location_options, make_config
 from fercache.config import DatasetConfig, ExtractConfig, StackConfig, TrainConfig
 from fercache.errors import InputError
 from fercache.runtime.uri import Location
@@ -24,67 +24,63 @@ if TYPE_CHECKING:
     from fercache.inference.ensemble import SelectedModels
     from fercache.inference.predict import PredictReport
 
-log = logging.getLogger('fercache')
+log = logging.getLogger("fercache")
 
-
-# `fercache extract`: stage one, in this process or in several.
 
 ENGINES = ("here", "dask")
 FLAGS = ("engine", "scheduler", "workers", "shard", "time_limit")
 
 
-@click.command("extract")
+@click.command("extract", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @config_options(ExtractConfig)
-@click.option("--time-limit", metavar="TIME", default="", help="Stop cleanly after 3600 (seconds), 90m or 1:30:00; "
-              "the same command goes on from there.")
-@click.option("--workers", metavar="N|auto", default="0", help="Processes on this machine, each with a device of its "
-              "own and its share of the threads; auto: one for each GPU.  [default: this process alone]")
-@click.option("--shard", metavar="I/N|auto", default="", help="Do part I of N and no other clip; auto: as a Slurm "
-              "array or torchrun says.")
-@click.option("--engine", type=click.Choice(ENGINES), default="here", help="Who gives the clips out: fercache, "
-              "or Dask (an extra).  [default: here]")
-@click.option("--scheduler", metavar="ADDRESS", default="", help="A running Dask scheduler, such as tcp://host:8786; "
-              "without it --engine dask starts its workers here.")
+@click.option("--time-limit", metavar="TIME", default="", help="Stop cleanly after 3600 (seconds), 90m or 1:30:00. "
+              "Run the same command again to continue.")
+@click.option("--workers", metavar="N|auto", default="0", help="Worker processes on this machine, each with its own "
+              "device and part of the threads. auto: one per GPU.  [default: no worker processes]")
+@click.option("--shard", metavar="I/N|auto", default="", help="Extract part I of N only. auto: from the variables "
+              "of a Slurm array or torchrun.")
+@click.option("--engine", type=click.Choice(ENGINES), default="here", help="What schedules clips: fercache "
+              "or Dask (extra `dask`).  [default: here]")
+@click.option("--scheduler", metavar="ADDRESS", default="", help="Address of a running Dask scheduler, such as "
+              "tcp://host:8786. Without it, --engine dask starts its workers on this machine.")
 @location_options
 def extract_command(context: Context, **typed: Any) -> int:
-    """Stage one: run the CNN once over every frame of every clip and keep what it saw."""
+    """Stage one: run the face CNN once over every frame of every clip and store its features."""
     began_s = time.time()
     from fercache import run_log
     from fercache.extraction import distributed
 
-    way = distributed.LaunchOptions(**{name: typed.pop(name) for name in FLAGS}).way(os.environ, began_s)
-    config, dataset = context.config(ExtractConfig, "extract", typed), context.dataset(typed, told=way.is_coordinator)
-    report = way.run(dataset, config, context.cache, context.remote)
+    plan = distributed.LaunchOptions(**{name: typed.pop(name) for name in FLAGS}).way(os.environ, began_s)
+    config = context.config(ExtractConfig, "extract", typed)
+    dataset = context.dataset(typed, report_issues=plan.is_coordinator)  # once, not by every shard
+    report = plan.run(dataset, config, context.cache, context.remote)
     if report.count("computed"):
         run_log.record_run(context.cache, dataset.name, "extract", report.store.name, report.seconds,
                   frames=report.frames("computed"))
-    _sum_up(report)
+    _log_summary(report)
     click.echo(report.store)
     return 1 if report.failures() else 0
 
 
-def _sum_up(report: ExtractReport) -> None:
-    """Say what was done, and what is left."""
+def _log_summary(report: ExtractReport) -> None:
+    """Log what was computed, and what is left to do."""
     log.info("%d clips computed (%d frames in %.0f s), %d cached, %d failed", report.count("computed"),
              report.frames("computed"), report.seconds, report.count("cached"), report.count("failed"))
     if report.count("left"):
-        log.warning("stopped by the time limit: %d clips are left, about %d frames: run the same command again",
+        log.warning("stopped by the time limit; %d clips (about %d frames) are left: run the same command again",
                     report.count("left"), report.frames("left"))
     if report.failures():
         log.error("failed clips are listed in %s", report.failures_at)
 
 
-EXTRACT_COMMANDS = (extract_command,)
-
-
-@click.command("train-heads")
+@click.command("train-heads", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @config_options(TrainConfig)
 @click.option("--store", type=LOCATION, help="Embedding store.  [default: the last one extracted]")
 @location_options
 def train_heads_command(context: Context, store: Location | None, **typed: Any) -> int:
-    """Stage two: train every head on every fold; keep out-of-fold logits and the heads."""
+    """Stage two: train every head on every fold, and store the heads and their out-of-fold logits."""
     from fercache import run_log
     from fercache.extraction import job
     from fercache.store.embedding_store import EmbeddingStore
@@ -99,22 +95,23 @@ def train_heads_command(context: Context, store: Location | None, **typed: Any) 
         run_log.record_run(context.cache, dataset.name, "train-heads", report.logits_file.name, report.seconds,
                            fits=report.trained)
     for clip in report.missing:
-        log.warning("%s: not in the store, left out (run `fercache extract`)", clip)
+        log.warning("%s: not in the store, skipped (run `fercache extract`)", clip)
     log.info("%s (%.0f s)", "nothing to do: trained before" if report.cached else f"{report.trained} heads trained",
              report.seconds)
     click.echo(report.logits_file)
     return 1 if report.missing or any(problem.lost for problem in dataset.problems) else 0
 
 
-@click.command("stack")
+@click.command("stack", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @config_options(StackConfig)
-@click.option("--logits-file", type=click.Path(path_type=Path), help="Book of logits.  [default: the last one trained]")
+@click.option("--logits-file", type=click.Path(path_type=Path),
+              help="Out-of-fold logits.  [default: of the last training]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("preds.csv"), show_default=True,
-              help="Predictions: .csv, .csv.gz or .parquet; NAME.metrics.json is written beside them.")
+              help="File of predictions: .csv, .csv.gz or .parquet. NAME.metrics.json is written beside it.")
 @location_options
 def stack_command(context: Context, logits_file: Path | None, out: Path, **typed: Any) -> int:
-    """Final predictions from every head's out-of-fold logits, and the table of who is right how often."""
+    """Stage two: combine the heads' out-of-fold logits into final predictions, and print all scores."""
     from rich.console import Console
 
     from fercache import run_log
@@ -131,75 +128,67 @@ def stack_command(context: Context, logits_file: Path | None, out: Path, **typed
     return 0
 
 
-@click.command("timeline")
+@click.command("timeline", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @click.option("--preds", type=click.Path(path_type=Path), default=Path("preds.csv"), show_default=True,
-              help="Predictions that `stack` wrote.")
+              help="Predictions of `fercache stack`.")
 @click.option("--store", type=LOCATION, help="Embedding store.  [default: the last one extracted]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("timelines"), show_default=True,
               help="Folder for the pictures.")
 @location_options
 def timeline_command(context: Context, preds: Path, store: Location | None, out: Path, **typed: Any) -> int:
-    """Draw a picture a clip: the face, the truth, the prediction and the probabilities over time."""
+    """Draw one picture per clip: faces, labels, predictions and probabilities over time."""
     from fercache.data import base
     from fercache.extraction import job
     from fercache.store.embedding_store import EmbeddingStore
     from fercache.viz import timeline
 
     dataset = context.dataset(typed)
-    held = EmbeddingStore.open(store or job.current_store(context.features, dataset.name))
-    for made in timeline.draw_timelines(preds, base.stored_trials(dataset, held), held, out):
-        click.echo(made)
+    features = EmbeddingStore.open(store or job.current_store(context.features, dataset.name))
+    for path in timeline.draw_timelines(preds, base.stored_trials(dataset, features), features, out):
+        click.echo(path)
     return 0
 
 
-PIPELINE_COMMANDS = (train_heads_command, stack_command, timeline_command)
-
-
-# The command for new clips: predict.
-
 NAMES_A_SET = ("dataset", "root", "clips")
-MOST_LINES = 40
-"""Clips listed on the screen; all of them are in the table of predictions."""
-MOST_CLASSES = 3
+MAX_CLIPS_SHOWN = 40
+"""Clips listed on the screen; the table of predictions holds all of them."""
+MAX_CLASSES_SHOWN = 3
 
 
-@click.command("predict")
+@click.command("predict", cls=HeadedCommand)
 @click.argument("paths", nargs=-1, metavar="[CLIP]...", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for preds.csv and timelines.")
 @click.option("--heads", type=click.Path(path_type=Path),
-              help="Trained heads: their folder in cache/heads, or their book.  [default: the last ones trained]")
+              help="Trained heads: their folder in cache/heads, or their logits file.  [default: the last trained]")
 @click.option("--stack", type=click.Path(path_type=Path),
               help="A stack run of these heads: its folder in cache/stack.  [default: the last one]")
-@click.option("--store", type=click.Path(path_type=Path), help="Features that are there already; extracts nothing.")
-@click.option("--force", is_flag=True, help="Predict also from features unlike those that the heads were trained on.")
-@click.option("--timelines/--no-timelines", default=True, show_default=True, help="Draw a picture a clip.")
+@click.option("--store", type=click.Path(path_type=Path), help="Use the features of this store and extract nothing.")
+@click.option("--force", is_flag=True, help="Predict even if the features differ from those that the heads were trained on.")
+@click.option("--timelines/--no-timelines", default=True, show_default=True, help="Draw one picture per clip.")
 @click.option("--overlay/--no-overlay", default=False, show_default=True,
-              help="Write each clip again, annotated, its sound kept.")
+              help="Also write each clip with predictions drawn in; its sound is kept.")
 @config_options(DatasetConfig)
 @config_options(ExtractConfig, default="as for the heads")
 @location_options
 def predict_command(context: Context, paths: tuple[Path, ...], out: Path, heads: Path | None, stack: Path | None,
-                    store: Path | None,
-            force: bool, timelines: bool, overlay: bool, **typed: Any) -> int:
-    """New clips through all of it: CLIPs (videos, folders of crops or of clips), or a set named by flags.
+                    store: Path | None, force: bool, timelines: bool, overlay: bool, **typed: Any) -> int:
+    """Predict new clips: CLIPs (videos, folders of crops, folders of clips) or a data set named by flags.
 
-    Trained heads and their stacker speak; features are extracted into the cache as theirs were. Where the set has
-    labels, every column is scored as `fercache stack` scores it.
+    Features are extracted with the settings that the heads were trained on. If the data set has labels, the heads and
+    the stack are scored as `fercache stack` scores them.
     """
     from fercache.inference import predict
     from fercache.inference.ensemble import select_models
 
     _check(paths, typed)
-    chosen = select_models(context.cache, heads, stack, _own(context))
-    order = predict.PredictJob(dataset=_dataset(context, paths, typed, chosen), models=chosen, out=out, store=store,
-                          force=force,
-                       defaults=make_config(ExtractConfig, "extract", context.stages,
-                                         _only(typed, "device", "threads", "weights")),
-                       overrides=_only(typed, *(entry.name for entry in fields(ExtractConfig))), timelines=timelines,
-                       overlay=overlay,
-                       stack=make_config(StackConfig, "stack", context.stages, {}))
-    report = predict.predict_dataset(order, context.cache)
+    models = select_models(context.cache, heads, stack, _recipe_dataset(context))
+    job = predict.PredictJob(
+        dataset=_dataset(context, paths, typed, models), models=models, out=out, store=store, force=force,
+        defaults=make_config(ExtractConfig, "extract", context.stages, _only(typed, "device", "threads", "weights")),
+        overrides=_only(typed, *(entry.name for entry in fields(ExtractConfig))), timelines=timelines, overlay=overlay,
+        stack=make_config(StackConfig, "stack", context.stages, {}))
+    report = predict.predict_dataset(job, context.cache)
     _print_summary(report)
     for failed in report.failed:
         log.error("%s: %s", failed.clip, failed.message)
@@ -208,19 +197,20 @@ def predict_command(context: Context, paths: tuple[Path, ...], out: Path, heads:
 
 
 def _check(paths: tuple[Path, ...], typed: dict[str, Any]) -> None:
-    """Refuse a call that names nothing, or two things."""
+    """Raise InputError unless either clips or a data set are named."""
     named = any(typed[name] for name in NAMES_A_SET)
     if bool(paths) == named:
-        raise InputError("clips are named one by one and as a set" if named else "no clip is named", where="predict",
-                         hint="give CLIP... (videos, folders), or a set: --dataset NAME --root DIR, or --clips TABLE")
+        raise InputError("clips are named both as arguments and as a data set" if named else "no clip is named",
+                         where="predict",
+                         hint="give CLIP... (videos, folders) or a data set: --dataset NAME --root DIR, or --clips TABLE")
 
 
 def _only(typed: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: typed[name] for name in names if typed.get(name) is not None}
 
 
-def _own(context: Context) -> str:
-    """Return the name in the cache of the data set that the recipe names; nothing for the demo, or if it is gone."""
+def _recipe_dataset(context: Context) -> str:
+    """Return the recipe's data set by its name in the cache, "" for the demo or if the data set cannot be read."""
     from fercache import data
 
     config = make_config(DatasetConfig, "dataset", context.stages, {})
@@ -228,24 +218,24 @@ def _own(context: Context) -> str:
         return ""
     try:
         return data.load_dataset(config, context.cache).name
-    except InputError:  # its clips need not be where new ones are predicted
+    except InputError:  # predicting new clips does not need the old ones
         return ""
 
 
-def _dataset(context: Context, paths: tuple[Path, ...], typed: dict[str, Any], chosen: SelectedModels) -> Dataset:
-    """Return what is to be predicted; labels that are numbers mean the heads' classes."""
+def _dataset(context: Context, paths: tuple[Path, ...], typed: dict[str, Any], models: SelectedModels) -> Dataset:
+    """Return the clips to predict; labels that are numbers are indices of the heads' classes."""
     from fercache.inference.predict import clips_dataset
 
     if not paths:
-        return context.dataset({**typed, "classes": typed["classes"] or chosen.logits_file.classes})
-    found = clips_dataset(paths)
-    for problem in found.problems:
+        return context.dataset({**typed, "classes": typed["classes"] or models.logits_file.classes})
+    dataset = clips_dataset(paths)
+    for problem in dataset.problems:
         log.warning("%s", problem)
-    return found
+    return dataset
 
 
 def _print_summary(report: PredictReport) -> None:
-    """Print the scores, or without labels what was said of each clip."""
+    """Print the predictions per clip, or the scores if there are labels."""
     from rich.console import Console
 
     from fercache.stacking import stack
@@ -256,22 +246,20 @@ def _print_summary(report: PredictReport) -> None:
 
 
 def _clips(report: PredictReport) -> Table:
-    """Return a line a clip: its frames, and which expressions were seen in how many of them."""
+    """Return a table with a line per clip: its frames, and the most frequent predicted classes."""
     import numpy as np
     from rich import box
     from rich.table import Table
 
-    book, said = report.result.oof, report.result.units.argmax(1)
-    made = Table("clip", "frames", "with a face", "what is said", box=box.SIMPLE_HEAD, pad_edge=False)
-    for trial in range(min(len(book.trials), MOST_LINES)):
-        rows = book.rows(trial)
-        share = np.bincount(said[rows], minlength=len(book.classes)) / max(len(said[rows]), 1)
-        most = [i for i in np.argsort(-share)[:MOST_CLASSES] if share[i] >= 0.005]
-        made.add_row(book.trials[trial], f"{len(said[rows])}", f"{int(book.valid[rows].sum())}",
-                     ", ".join(f"{book.classes[i]} {share[i]:.0%}" for i in most))
-    if len(book.trials) > MOST_LINES:
-        made.caption = f"and {len(book.trials) - MOST_LINES} more"
-    return made
-
-
-PREDICT_COMMANDS = (predict_command,)
+    clips, predicted = report.result.oof, report.result.units.argmax(1)
+    table = Table("clip", "frames", "with a face", "predicted", box=box.SIMPLE_HEAD, pad_edge=False)
+    for trial in range(min(len(clips.trials), MAX_CLIPS_SHOWN)):
+        rows = clips.rows(trial)
+        fraction = np.bincount(predicted[rows], minlength=len(clips.classes)) / max(len(predicted[rows]), 1)
+        # Under half a percent a class would be printed as 0 %.
+        top = [i for i in np.argsort(-fraction)[:MAX_CLASSES_SHOWN] if fraction[i] >= 0.005]
+        table.add_row(clips.trials[trial], f"{len(predicted[rows])}", f"{int(clips.valid[rows].sum())}",
+                      ", ".join(f"{clips.classes[i]} {fraction[i]:.0%}" for i in top))
+    if len(clips.trials) > MAX_CLIPS_SHOWN:
+        table.caption = f"and {len(clips.trials) - MAX_CLIPS_SHOWN} more"
+    return table

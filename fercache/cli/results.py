@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
-from fercache.cli.context import Context, config_options, location_options
+from fercache.cli.context import Context, HeadedCommand, config_options, location_options
 from fercache.config import DatasetConfig, ScoreConfig, SubmitConfig
 from fercache.errors import InputError
 
-log = logging.getLogger('fercache')
+log = logging.getLogger("fercache")
 
 
 FILE = click.Path(path_type=Path)
@@ -22,7 +22,7 @@ preds_option = click.option("--preds", type=FILE, default=Path("preds.csv"), sho
                             help="Predictions that `stack` wrote, .csv or .csv.gz.")
 
 
-@click.command("report")
+@click.command("report", cls=HeadedCommand)
 @preds_option
 @click.option("--out", type=FILE, default=Path("report.html"), show_default=True, help="The page.")
 @click.option("--check", type=FILE, help="What `fercache check --json` printed.")
@@ -39,7 +39,7 @@ def report_command(context: Context, preds: Path, out: Path, check: Path | None,
     return 0
 
 
-@click.command("overlay")
+@click.command("overlay", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @click.option("--clip", required=True, help="Name of the clip, as it stands in the predictions.")
 @preds_option
@@ -70,7 +70,7 @@ def overlay_command(context: Context, clip: str, preds: Path, store: Path | None
     return 0
 
 
-@click.command("card")
+@click.command("card", cls=HeadedCommand)
 @preds_option
 @click.option("--out", type=FILE, help="File of the card.  [default: print it]")
 @location_options
@@ -88,7 +88,7 @@ def card_command(context: Context, preds: Path, out: Path | None) -> int:
     return 0
 
 
-@click.command("doctor")
+@click.command("doctor", cls=HeadedCommand)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @location_options
 def doctor_command(context: Context, as_json: bool) -> int:
@@ -106,16 +106,13 @@ def doctor_command(context: Context, as_json: bool) -> int:
     return 1 if any(line.state == doctor.MISSING for line in lines) else 0
 
 
-REPORT_COMMANDS: tuple[click.Command, ...] = (report_command, overlay_command, card_command, doctor_command)
-
-
 # The commands that leave the house: submit (the organisers' format) and score (another set's labels).
 
 PREDS = click.option("--preds", type=click.Path(path_type=Path), default=Path("preds.csv"), show_default=True,
                      help="Predictions: .csv, .csv.gz or .parquet.")
 
 
-@click.command("submit")
+@click.command("submit", cls=HeadedCommand)
 @config_options(SubmitConfig)
 @click.option("--template", type=click.Path(path_type=Path), required=True,
               help="The organisers' file: the rows to be filled, or the test list.")
@@ -139,7 +136,7 @@ def submit_command(context: Context, template: Path, preds: Path, out: Path, fra
     return 0
 
 
-@click.command("score")
+@click.command("score", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @config_options(ScoreConfig)
 @PREDS
@@ -161,6 +158,3 @@ def score_command(context: Context, preds: Path, as_json: bool, **typed: Any) ->
     for warning in score.score_warnings(report):
         log.warning("%s", warning)
     return 1 if score.score_warnings(report) else 0
-
-
-SUBMIT_COMMANDS: tuple[click.Command, ...] = (submit_command, score_command)
