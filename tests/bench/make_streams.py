@@ -26,8 +26,9 @@ OUT/truth/TRIAL.txt
 
 The photos
 ----------
-You download FER2013 yourself, for example Kaggle's data set "fer2013" or the data of Kaggle's competition "Challenges
-in Representation Learning: Facial Expression Recognition". `--images` takes either form:
+You download FER2013 yourself: Kaggle has it as folders of JPEG files (data set "FER-2013") and as a CSV (data set
+"fer2013", competition "Challenges in Representation Learning: Facial Expression Recognition Challenge"). `--images`
+takes either form:
 
 - A folder or a zip file that holds CLASS/PHOTO.jpg at any depth (`train/angry/Training_10118481.jpg`). All seven
   classes must be there: angry, disgust, fear, happy, neutral, sad, surprise.
