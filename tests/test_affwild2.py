@@ -234,7 +234,7 @@ def test_the_real_names_and_lengths_of_561_trials(tmp_path: Path, shared: Path) 
 
 
 def test_streams_are_read_without_one_wrong_label(tmp_path: Path, shared: Path) -> None:
-    subprocess.run([sys.executable, shared / "tools/make_fer_streams.py", "--images",
+    subprocess.run([sys.executable, Path(__file__).parent / "bench/make_streams.py", "--images",
                     shared / "data/fer2013_validation.zip", "--out", tmp_path / "s", "--trials", "12", "--frames", "80",
                     "--seed", "3"], check=True, capture_output=True)
     dataset = read(tmp_path / "s")

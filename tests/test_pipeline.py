@@ -130,7 +130,8 @@ def test_temporal_heads_and_stack_on_streams(tmp_path: Path, shared: Path, cache
     Scored out of fold on the 28 training groups. The 9 groups of the validation split cannot tell: three of its seven
     classes are a handful of stretches that no column gets right (see the README's results).
     """
-    subprocess.run([sys.executable, str(shared / "tools/make_fer_streams.py"), "--trials", "40", "--frames", "200",
+    subprocess.run([sys.executable, str(Path(__file__).resolve().parent / "bench/make_streams.py"),
+                    "--trials", "40", "--frames", "200",
                     "--seed", "11", "--images", str(shared / "data/fer2013_train.zip"), "--out", "streams"],
                    cwd=tmp_path, check=True)
     (tmp_path / "cache").mkdir()

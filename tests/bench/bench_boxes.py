@@ -1,27 +1,26 @@
 """What following costs where it matters: a head trained on exact boxes, scored on exact and on followed ones.
 
-    python tests/bench/bench_boxes.py [--trials 30] [--frames 120] [--detect-every 5] [--small]
+    python tests/bench/bench_boxes.py --images fer2013_train.zip --background CLIP [--detect-every 5] [--small]
 
-Labelled streams of FER2013's faces (`../shared`) are pasted into the frames of a real clip, moving and scaled, and
-encoded as video. Stage one runs over them twice, with a detector that looks at each frame and with the default; the
-frame head learns from the first on the training groups, and is scored on the held-out groups with the features of both.
+Labelled streams of FER2013's faces (see make_streams.py) are pasted into the frames of a real clip that shows no face
+of its own, moving and scaled, and encoded as video. Stage one runs over them twice, with a detector that looks at each
+frame and with the default; the frame head learns from the first on the training groups, and is scored on the held-out
+groups with the features of both.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import av
+import make_streams
 import numpy as np
 from PIL import Image
 
@@ -35,13 +34,10 @@ from fercache.training import train
 from fercache.training.inference import load_trained, predict_new
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT.parent / "shared"
 HEIGHT, WIDTH, FPS = 288, 384, 30
 LEAST_PX, MOST_PX = 100, 140
 """Side of a pasted photo, which is little more than the face."""
 TAPS = ("block8", "repeat_2")
-BACKGROUNDS = ("no_face.mp4",)
-"""Clips without a face of their own."""
 GLITCH = 0.02
 """Share of frames in which the head jumps, as in a shaken picture."""
 DRAWS, LOSS = 2000, 0.01
@@ -67,28 +63,18 @@ class Outcome:
     alike: float
 
 
-def tool() -> ModuleType:
-    """Return the maker of streams."""
-    spec = importlib.util.spec_from_file_location("make_fer_streams", SHARED / "tools/make_fer_streams.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def backgrounds() -> list[np.ndarray]:
-    """Return frames without a face, (288, 384, 3)."""
+def backgrounds(clip: Path) -> list[np.ndarray]:
+    """Return the frames of a clip without a face, (288, 384, 3)."""
     return [np.asarray(Image.fromarray(frame.image).resize((WIDTH, HEIGHT)))
-            for name in BACKGROUNDS for frame in media.open_source(SHARED / "data/videos" / name, "video").frames()
-            if frame.image is not None]
+            for frame in media.open_source(clip, "video").frames() if frame.image is not None]
 
 
-def pasted(crops: Iterator[np.ndarray], walls: list[np.ndarray], tools: ModuleType, total: int,
+def pasted(crops: Iterator[np.ndarray], walls: list[np.ndarray], total: int,
            rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Yield whole frames (288, 384, 3): each crop, in a soft oval, on a path over a real scene."""
-    side = (LEAST_PX + MOST_PX) / 2 + tools.drift(total, (MOST_PX - LEAST_PX) / 2, rng)
-    x = WIDTH / 2 + tools.drift(total, WIDTH / 2 - MOST_PX, rng)
-    y = HEIGHT / 2 + tools.drift(total, HEIGHT / 2 - MOST_PX / 2 - 5, rng)
+    side = (LEAST_PX + MOST_PX) / 2 + make_streams.drift(total, (MOST_PX - LEAST_PX) / 2, rng)
+    x = WIDTH / 2 + make_streams.drift(total, WIDTH / 2 - MOST_PX, rng)
+    y = HEIGHT / 2 + make_streams.drift(total, HEIGHT / 2 - MOST_PX / 2 - 5, rng)
     jump = rng.random(total) < GLITCH
     x, y = x + jump * rng.normal(0, 25, total), y + jump * rng.normal(0, 15, total)
     start = int(rng.integers(len(walls)))
@@ -114,21 +100,20 @@ def encode(path: Path, frames: Iterator[np.ndarray]) -> None:
         out.mux(stream.encode(None))
 
 
-def make(folder: Path, trials: int, frames: int, seed: int) -> Dataset:
+def make(folder: Path, images: Path, background: Path, trials: int, frames: int, seed: int) -> Dataset:
     """Return a data set of videos in `folder`; two of five trials are held out."""
-    tools, rng, walls = tool(), np.random.default_rng(seed), backgrounds()
-    archive = zipfile.ZipFile(SHARED / "data/fer2013_train.zip")
-    pool, made = tools.photos(archive, None, rng), []
+    rng, walls = np.random.default_rng(seed), backgrounds(background)
+    pool, made = make_streams.draw_pool(make_streams.read_photos(images), [], rng), []
     for number in range(trials):
         name = f"v{number:02d}"
-        labels = tools.stream(archive, pool, frames, folder / "crops" / name, rng)
+        labels = make_streams.write_crops(folder / "crops" / name, frames, pool, rng)
         shown = sorted((folder / "crops" / name).glob("*.jpg"))
         label = np.array([labels[int(path.stem) - 1] for path in shown], np.int16)
         encode(folder / f"{name}.mp4", pasted((np.asarray(Image.open(path).convert("RGB")) for path in shown), walls,
-                                              tools, len(shown), rng))
+                                              len(shown), rng))
         made.append(Trial(name=name, path=folder / f"{name}.mp4", kind="video", parent=name, group=name, labels=label,
                           split="validation" if number % 5 > 2 else "train"))
-    return Dataset(name="boxes", layout="table", classes=tuple(tools.CLASSES), trials=tuple(made))
+    return Dataset(name="boxes", layout="table", classes=make_streams.CLASSES, trials=tuple(made))
 
 
 def features(dataset: Dataset, home: Path, every: int) -> EmbeddingStore:
@@ -176,21 +161,24 @@ def overlap(exact: EmbeddingStore, fast: EmbeddingStore, held: list[Trial], both
 def main() -> None:
     """Print both scores and the paired difference; exit code 1 where more than LOSS is lost."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=Path, help="FER2013, as make_streams.py takes it")
+    parser.add_argument("--background", type=Path, help="a video clip without a face")
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--frames", type=int, default=120)
     parser.add_argument("--detect-every", type=int, default=ExtractConfig().detect_every)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="a smoke test: 6 trials of 40 frames, nothing is judged")
     args = parser.parse_args()
-    if not SHARED.is_dir():
-        print("no ../shared beside this checkout: the photos are not here", file=sys.stderr)
+    if not (args.images and args.background):  # `make bench` runs every file without flags
+        print("nothing measured: give FER2013 with --images and a clip without a face with --background",
+              file=sys.stderr)
         return
     logging.disable(logging.WARNING)
     trials, frames = (6, 40) if args.small else (args.trials, args.frames)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         (home / "weights").symlink_to((ROOT / "cache/weights").resolve())
-        dataset = make(home / "set", trials, frames, args.seed)
+        dataset = make(home / "set", args.images, args.background, trials, frames, args.seed)
         exact, fast = features(dataset, home, 1), features(dataset, home, args.every)
         found = compare(exact, fast, dataset, home)
     print(f"{trials} trials of about {frames} frames; scored: {found.groups} held-out groups, {found.frames} frames")

@@ -5,8 +5,8 @@
 Prints a table of frames a second and ratios to facenet-pytorch as its examples use it (= 1). Both sides count decoding;
 neither counts the loading of nets. The loop sees every SHARE-th frame, the rest sees all. All rows are measured in turn
 on a few clips at a time, so that what else the machine does hits them alike. Overlaps are of the boxes with those of a
-detector that looks at each frame. Without --videos the clips of ../shared or of the demo are taken; without --crops,
-crops are cut from them.
+detector that looks at each frame. Without --videos the clips of the demo are taken; without --crops, crops are cut
+from them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ from fercache.runtime.progress import ProgressBar
 from fercache.store.embedding_store import EmbeddingStore
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT.parent / "shared" / "data" / "videos"
 TAPS = ("embedding", "block8", "repeat_2", "repeat_1-3x3")
 CROP_CLIPS, CROPS_A_CLIP, CROP_SIDE = 8, 96, 112
 FORWARD = 64
@@ -338,7 +337,7 @@ def main() -> None:
     logging.getLogger("fercache.extraction.job").setLevel(logging.INFO)
     logging.getLogger("fercache.extraction.job").propagate = False
     started, cnn = time.monotonic(), weights.ensure_weights("casia-webface", ROOT / "cache/weights")
-    clips = args.videos or (SHARED if SHARED.is_dir() else demo.fetch_demo_clips(ROOT / "cache/clips"))
+    clips = args.videos or demo.fetch_demo_clips(ROOT / "cache/clips")
     with tempfile.TemporaryDirectory() as folder:
         native(cnn)
         exact = videos(clips, Path(folder), cnn, args)
