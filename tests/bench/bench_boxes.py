@@ -179,10 +179,10 @@ def main() -> None:
         home = Path(folder)
         (home / "weights").symlink_to((ROOT / "cache/weights").resolve())
         dataset = make(home / "set", args.images, args.background, trials, frames, args.seed)
-        exact, fast = features(dataset, home, 1), features(dataset, home, args.every)
+        exact, fast = features(dataset, home, 1), features(dataset, home, args.detect_every)
         found = compare(exact, fast, dataset, home)
     print(f"{trials} trials of about {frames} frames; scored: {found.groups} held-out groups, {found.frames} frames")
-    print(f"face found: each frame looked at {found.found[0]:.3f}, every {args.every}th {found.found[1]:.3f}; "
+    print(f"face found: each frame looked at {found.found[0]:.3f}, every {args.detect_every}th {found.found[1]:.3f}; "
           f"mean IoU {found.overlap:.3f}; same prediction in {found.alike:.3f} of the frames")
     ends = found.paired["interval"]
     print(f"macro F1: exact boxes {found.scores[0]:.4f}, fast boxes {found.scores[1]:.4f}; fast - exact "
