@@ -89,7 +89,7 @@ class CrossClipBatcher:
         finally:
             self._count(clips=-1)
 
-    def put(self, crop: Crop, sheet: FeatureBuffer, row: int, view: int = 0) -> None:
+    def put(self, crop: Crop, buffer: FeatureBuffer, row: int, view: int = 0) -> None:
         """Take one crop (160, 160, 3); its values will be in that row and view of the sheet.
 
         Notes
@@ -106,12 +106,12 @@ class CrossClipBatcher:
                 self._pause()
             if not self._held:
                 self._since_s = time.monotonic()
-            self._held.append(_QueuedCrop(crop, sheet, row, view))
-            sheet.open += 1
+            self._held.append(_QueuedCrop(crop, buffer, row, view))
+            buffer.open += 1
             if len(self._held) == self.net.batch:
                 self._launch()
 
-    def wait(self, sheet: FeatureBuffer) -> None:
+    def wait(self, buffer: FeatureBuffer) -> None:
         """Return when every crop that was given for the sheet is done.
 
         Raises
@@ -124,15 +124,15 @@ class CrossClipBatcher:
         self._count(waiting=1)
         try:
             with self._change:
-                while sheet.open and sheet.error is None:
-                    if self._is_due(sheet):
+                while buffer.open and buffer.error is None:
+                    if self._is_due(buffer):
                         self.padded += self.net.batch - len(self._held)
                         self._launch()
                     self._pause()
         finally:
             self._count(waiting=-1)
-        if sheet.error is not None:
-            raise sheet.error
+        if buffer.error is not None:
+            raise buffer.error
 
     def _count(self, clips: int = 0, waiting: int = 0) -> None:
         with self._change:
@@ -145,10 +145,10 @@ class CrossClipBatcher:
         self.cancel.check()
         self._change.wait(TICK_S)
 
-    def _is_due(self, sheet: FeatureBuffer) -> bool:
+    def _is_due(self, buffer: FeatureBuffer) -> bool:
         """Return whether a batch that is not full has waited for long enough, with crops of that sheet in it."""
         alone = self._waiting >= self._clips or time.monotonic() - self._since_s > GRACE_S
-        return alone and any(held.buffer is sheet for held in self._held)
+        return alone and any(held.buffer is buffer for held in self._held)
 
     def _launch(self) -> None:
         """Give the crops that are held to the crew."""

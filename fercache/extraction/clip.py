@@ -142,7 +142,7 @@ class PersonSelection:
 
 
 def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: Sequence[int],
-              look: LookAtFace | None) -> list[Person]:
+              embed_faces: LookAtFace | None) -> list[Person]:
     """Return the people of a clip, the main person first; nobody is one person of no frame.
 
     Parameters
@@ -161,36 +161,36 @@ def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: S
     A clip with one face at a time and no break is not read again. Another one is, up to the last frame that is looked
     at. The result follows from the detections alone: a clip that goes on after a kill ends with the same people.
     """
-    pieces = link_tracklets(detections, cuts)
-    if look is None:
-        return build_persons(pieces)
-    return build_persons(pieces, _vectors(source, pieces, look))
+    tracklets = link_tracklets(detections, cuts)
+    if embed_faces is None:
+        return build_persons(tracklets)
+    return build_persons(tracklets, _vectors(source, tracklets, embed_faces))
 
 
-def _vectors(source: Source, pieces: Tracklets, look: LookAtFace) -> dict[int, NDArray[np.float64]]:
+def _vectors(source: Source, tracklets: Tracklets, embed_faces: LookAtFace) -> dict[int, NDArray[np.float64]]:
     """Return the identity vector of each piece that is looked at."""
-    said: list[NDArray[np.float32]] = []
+    vectors_by_batch: list[NDArray[np.float32]] = []
     seen: list[int] = []
-    crops = _crops(source, pieces, crops_to_embed(pieces))
+    crops = _crops(source, tracklets, crops_to_embed(tracklets))
     while block := list(islice(crops, LOOKS_AT_ONCE)):
-        seen += [int(pieces.tracklet[face]) for face, _ in block]
-        said.append(look(np.stack([one for _, one in block])))
+        seen += [int(tracklets.tracklet[face]) for face, _ in block]
+        vectors_by_batch.append(embed_faces(np.stack([one for _, one in block])))
     if not seen:
         return {}
-    log.debug("%s: %d faces of %d pieces looked at", source.path, len(seen), pieces.count)
-    vectors, piece = np.concatenate(said), np.array(seen)
-    return {int(one): mean_vector(vectors[piece == one]) for one in np.unique(piece)}
+    log.debug("%s: %d faces of %d pieces looked at", source.path, len(seen), tracklets.count)
+    vectors, tracklet = np.concatenate(vectors_by_batch), np.array(seen)
+    return {int(one): mean_vector(vectors[tracklet == one]) for one in np.unique(tracklet)}
 
 
-def _crops(source: Source, pieces: Tracklets, faces: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def _crops(source: Source, tracklets: Tracklets, faces: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Yield each of these faces of `pieces` and its crop (160, 160, 3); none is read where there are none."""
     by_row: dict[int, list[int]] = {}
     for face in faces.tolist():
-        by_row.setdefault(int(pieces.frame[face]), []).append(face)
+        by_row.setdefault(int(tracklets.frame[face]), []).append(face)
     for frame in source.pick(list(by_row)) if by_row else ():
         if frame.image is not None:
             for face in by_row[frame.index - 1]:
-                yield face, crop_face(frame.image, pieces.faces[face], IDENTITY_CROP_PX)
+                yield face, crop_face(frame.image, tracklets.faces[face], IDENTITY_CROP_PX)
 
 
 PeopleLooks = list[NDArray[np.uint8]]
@@ -213,7 +213,7 @@ class Block(NamedTuple):
 
     stop: int
     frames: int
-    promise: Future[NDArray[np.float64]] | None
+    future: Future[NDArray[np.float64]] | None
 
 
 class Segment(NamedTuple):
@@ -253,15 +253,15 @@ class ClipJob:
             if self.resources.detector is None:
                 self.embed_crops()
                 return 1
-            clock, count = self.writer.frame_table, 1
-            if clock is None or self.selection.several:
+            frame_table, count = self.writer.frame_table, 1
+            if frame_table is None or self.selection.several:
                 first, *others = self.detect()
                 self._write_others(others)
                 count += len(others)
-                if clock is None:
+                if frame_table is None:
                     self.writer.set_frame_table(first)
-                clock = first
-            self.embed_boxes(clock)
+                frame_table = first
+            self.embed_boxes(frame_table)
             return count
 
     def detect(self) -> list[NDArray[np.float64]]:
@@ -307,9 +307,9 @@ class ClipJob:
             return Block(stop, len(block), None)
         images = [frame.image for frame in block]
         rows = [frame.index - 1 for frame in block]
-        promise = self.resources.torch_threads.submit(lambda: self._found(rows, images))
-        promise.add_done_callback(lambda _: self.resources.budget.release(held))
-        return Block(stop, len(block), promise)
+        future = self.resources.torch_threads.submit(lambda: self._found(rows, images))
+        future.add_done_callback(lambda _: self.resources.budget.release(held))
+        return Block(stop, len(block), future)
 
     def _found(self, rows: list[int], images: list[NDArray[np.uint8] | None]) -> NDArray[np.float64]:
         """Return the faces of a block, (n, 6): row, box, score; in a thread of the crew."""
@@ -330,25 +330,25 @@ class ClipJob:
         """Yield the source's frames from row `start` on."""
         return self.resources.profiler.each("decode", self.source.frames(start))
 
-    def _write_others(self, clocks: Sequence[NDArray[np.float64]]) -> None:
+    def _write_others(self, frame_tables: Sequence[NDArray[np.float64]]) -> None:
         """Bring the people after the first to their commit marks; those that an earlier run committed stay."""
-        if clocks and self.resources.bar.total:
-            self.resources.bar.grow(self.resources.bar.total + (1 - DETECT_SHARE) * sum(map(len, clocks)))
-        for number, clock in enumerate(clocks, 2):
+        if frame_tables and self.resources.bar.total:
+            self.resources.bar.grow(self.resources.bar.total + (1 - DETECT_SHARE) * sum(map(len, frame_tables)))
+        for number, frame_table in enumerate(frame_tables, 2):
             with self.selection.open_others(number) as writer:
                 if writer is not None:
                     if writer.frame_table is None:
-                        writer.set_frame_table(clock)
-                    replace(self, writer=writer).embed_boxes(clock)
+                        writer.set_frame_table(frame_table)
+                    replace(self, writer=writer).embed_boxes(frame_table)
                     writer.commit()
 
-    def embed_boxes(self, clock: NDArray[np.float64]) -> None:
+    def embed_boxes(self, frame_table: NDArray[np.float64]) -> None:
         """Run the CNN over the boxes of the clock, segment by segment."""
-        boxes = clock[:, FRAME_COLUMNS.index("x1"):FRAME_COLUMNS.index("y2") + 1]
+        boxes = frame_table[:, FRAME_COLUMNS.index("x1"):FRAME_COLUMNS.index("y2") + 1]
         start = self.writer.written
-        with closing(prefetch(self._cropped(start, boxes), FACES_AHEAD // self.views)) as looks:
-            stop = self._embed(start, looks, 1 - DETECT_SHARE)
-        if stop != len(clock):
+        with closing(prefetch(self._cropped(start, boxes), FACES_AHEAD // self.views)) as augmented:
+            stop = self._embed(start, augmented, 1 - DETECT_SHARE)
+        if stop != len(frame_table):
             raise ClipError(f"gave {stop} frames where detection had seen {len(clock)}", where=self.source.path,
                             hint="the file changed while it was read; run again")
 
@@ -372,8 +372,8 @@ class ClipJob:
         times: list[float] = []
         boxes: list[NDArray[np.float64]] = []
         written = self.writer.written
-        with closing(prefetch(self._whole(times, boxes, written), FACES_AHEAD // self.views)) as looks:
-            self._embed(written, looks, 1.0)
+        with closing(prefetch(self._whole(times, boxes, written), FACES_AHEAD // self.views)) as augmented:
+            self._embed(written, augmented, 1.0)
         if not times:
             raise ClipError("holds no frame", where=self.source.path)
         seen = ~np.isnan(np.array(boxes)[:, 0])
@@ -388,7 +388,7 @@ class ClipJob:
             if frame.index > written:
                 yield self._embed_for_identity(frame, boxes[-1])
 
-    def _embed(self, start: int, looks: Iterator[PeopleLooks], share: float) -> int:
+    def _embed(self, start: int, augmented: Iterator[PeopleLooks], share: float) -> int:
         """Embed and write frames from row `start` on, and return the row behind the last.
 
         Parameters
@@ -401,23 +401,23 @@ class ClipJob:
         """
         before: Segment | None = None
         while True:
-            segment = self._handed_over(start, looks)
+            segment = self._handed_over(start, augmented)
             if before is not None:
                 self._write(before, share)
             if not segment.rows:
                 return start
             before, start = segment, start + segment.rows
 
-    def _handed_over(self, start: int, looks: Iterator[PeopleLooks]) -> Segment:
+    def _handed_over(self, start: int, augmented: Iterator[PeopleLooks]) -> Segment:
         """Give the crops of the next segment to the CNN; rows without a face stay zeros."""
         self.resources.cancel.check()
-        mixer, rows = self.resources.batcher, 0
-        sheet = FeatureBuffer(mixer.net.shapes, SEGMENT, self.views)
-        for row, look in enumerate(islice(looks, SEGMENT)):
+        batcher, rows = self.resources.batcher, 0
+        buffer = FeatureBuffer(batcher.net.shapes, SEGMENT, self.views)
+        for row, embed_faces in enumerate(islice(augmented, SEGMENT)):
             rows = row + 1
-            for view, one in enumerate(look):
-                mixer.put(one, sheet, row, view)
-        return Segment(start, rows, sheet)
+            for view, one in enumerate(embed_faces):
+                batcher.put(one, buffer, row, view)
+        return Segment(start, rows, buffer)
 
     def _write(self, segment: Segment, share: float) -> None:
         """Write a segment when its last crop is done."""

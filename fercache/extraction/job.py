@@ -103,7 +103,7 @@ WAIT_S = 0.5
 
 
 def in_turn(trials: Iterable[Trial], attempt: Callable[[Trial], T | None], is_claimed: Callable[[Trial], bool],
-            leave: Callable[[Trial], T], brake: CancelToken, abreast: int = 1) -> Iterator[T]:
+            leave: Callable[[Trial], T], cancel: CancelToken, concurrent: int = 1) -> Iterator[T]:
     """Yield what `attempt` makes of each trial, as they end; where another process is at one, later.
 
     Parameters
@@ -120,30 +120,30 @@ def in_turn(trials: Iterable[Trial], attempt: Callable[[Trial], T | None], is_cl
     too. A clip whose process died is attempted again, as is one that failed there.
     """
     def turn(trial: Trial) -> T | None:
-        if brake.is_cancelled:
+        if cancel.is_cancelled:
             return leave(trial)
         return None if is_claimed(trial) else attempt(trial)
 
-    waiting, told = trials, False
+    waiting, logged = trials, False
     while True:
-        busy = []
-        for trial, result in side_by_side(turn, waiting, abreast, brake):
+        taken = []
+        for trial, result in side_by_side(turn, waiting, concurrent, cancel):
             if result is None:
-                busy.append(trial)
+                taken.append(trial)
             else:
                 yield result
-        if not busy:
+        if not taken:
             return
-        if not told:
-            log.info("waiting for what another process has at work: %s%s", busy[0].name,
-                     f" and {len(busy) - 1} more" if len(busy) > 1 else "")
-            told = True
-        while not brake.is_cancelled and all(is_claimed(trial) for trial in busy):
+        if not logged:
+            log.info("waiting for what another process has at work: %s%s", taken[0].name,
+                     f" and {len(busy) - 1} more" if len(taken) > 1 else "")
+            logged = True
+        while not cancel.is_cancelled and all(is_claimed(trial) for trial in taken):
             time.sleep(WAIT_S)
-        waiting = busy
+        waiting = taken
 
 
-def side_by_side(turn: Callable[[Trial], T | None], trials: Iterable[Trial], abreast: int, brake: CancelToken
+def side_by_side(turn: Callable[[Trial], T | None], trials: Iterable[Trial], concurrent: int, cancel: CancelToken
                  ) -> Iterator[tuple[Trial, T | None]]:
     """Yield each trial with what `turn` returns, as they end; in this thread if there is one at a time.
 
@@ -151,19 +151,19 @@ def side_by_side(turn: Callable[[Trial], T | None], trials: Iterable[Trial], abr
     -----
     What one of them raises is raised here, and an interrupt too, after the others were asked to end and did.
     """
-    if abreast == 1:
+    if concurrent == 1:
         yield from ((trial, turn(trial)) for trial in trials)
         return
-    pool, coming = ThreadPoolExecutor(abreast, "clip"), iter(trials)
+    pool, remaining = ThreadPoolExecutor(concurrent, "clip"), iter(trials)
     try:
-        promised = {pool.submit(turn, trial): trial for trial in islice(coming, abreast)}
-        while promised:
-            for promise in wait(promised, return_when=FIRST_COMPLETED).done:
-                trial = promised.pop(promise)
-                promised |= {pool.submit(turn, following): following for following in islice(coming, 1)}
-                yield trial, promise.result()
+        futures = {pool.submit(turn, trial): trial for trial in islice(remaining, concurrent)}
+        while futures:
+            for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                trial = futures.pop(future)
+                futures |= {pool.submit(turn, following): following for following in islice(remaining, 1)}
+                yield trial, future.result()
     except BaseException:
-        brake.cancel()
+        cancel.cancel()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -213,13 +213,13 @@ class ExtractionJob:
         """Return the clip's entry if the store holds it and its source is unchanged."""
         if not people_stored(trial, self.store):
             return None
-        mark = self.store.manifest(self.name(trial))
+        manifest = self.store.manifest(self.name(trial))
         try:
-            same = source_unchanged(mark.source, trial.path, trial.kind, self.config.verify_sources)
+            same = source_unchanged(manifest.source, trial.path, trial.kind, self.config.verify_sources)
         except ClipError as error:
             log.warning("%s: the source is gone or unreadable (%s); the stored features stay", trial.name, error.what)
             same = True
-        return ClipResult(clip=trial.name, state="cached", frames=mark.frames) if same else None
+        return ClipResult(clip=trial.name, state="cached", frames=manifest.frames) if same else None
 
     def name(self, trial: Trial) -> str:
         """Return under which name a clip is in the store when it is done."""
@@ -232,9 +232,9 @@ class ExtractionJob:
 
     def run_all(self, trials: Sequence[Trial]) -> Iterator[ClipResult]:
         """Yield what becomes of each clip; a bad clip does not stop the rest."""
-        loaded = self.nets = resources.load_nets(self.config, self.cnn, self.faces)
+        nets = self.nets = resources.load_nets(self.config, self.cnn, self.faces)
         with progress_bar("extract", self.log_size(trials)) as bar:
-            yield from self.run_with_nets(trials, loaded, bar)
+            yield from self.run_with_nets(trials, nets, bar)
 
     def log_size(self, trials: Sequence[Trial]) -> float:
         """Return the frames to come, as far as the files say; the log tells what they will take."""
@@ -243,29 +243,29 @@ class ExtractionJob:
                  f" in {self.config.augmentations} views" if self.config.augmentations > 1 else "", row * total / 1e9, total)
         return total
 
-    def run_with_nets(self, trials: Sequence[Trial], loaded: Nets, bar: ProgressBar) -> Iterator[ClipResult]:
+    def run_with_nets(self, trials: Sequence[Trial], nets: Nets, bar: ProgressBar) -> Iterator[ClipResult]:
         """Yield what becomes of each clip as it is done, with nets that are loaded, on a meter that runs."""
         from fercache.extraction.resources import open_resources
 
-        abreast = min(len(trials), self.config.concurrent_clips or loaded.in_flight)
-        with open_resources(loaded, self.cancel, bar, abreast) as plant:
-            yield from self.run_clips(plant, loaded, trials, abreast)
-            if plant.profiler.line():
-                log.info("%s", plant.profiler.line())
+        concurrent = min(len(trials), self.config.concurrent_clips or nets.in_flight)
+        with open_resources(nets, self.cancel, bar, concurrent) as pipeline:
+            yield from self.run_clips(pipeline, nets, trials, concurrent)
+            if pipeline.profiler.line():
+                log.info("%s", pipeline.profiler.line())
 
-    def run_clips(self, plant: PipelineResources, loaded: Nets, trials: Iterable[Trial],
-                  abreast: int) -> Iterator[ClipResult]:
+    def run_clips(self, pipeline: PipelineResources, nets: Nets, trials: Iterable[Trial],
+                  concurrent: int) -> Iterator[ClipResult]:
         """Yield what becomes of each clip as it is done, on a plant that is open, `abreast` at once."""
-        provenance = resources.provenance_of(loaded, self.config.backend)
-        return in_turn(trials, lambda trial: self.try_clip(trial, plant, provenance),
+        provenance = resources.provenance_of(nets, self.config.backend)
+        return in_turn(trials, lambda trial: self.try_clip(trial, pipeline, provenance),
                        lambda trial: encode_name(self.name(trial)) in locked_clips(self.store.path), self.pending, self.cancel,
-                       abreast)
+                       concurrent)
 
-    def try_clip(self, trial: Trial, plant: PipelineResources, provenance: dict[str, Any]) -> ClipResult | None:
+    def try_clip(self, trial: Trial, pipeline: PipelineResources, provenance: dict[str, Any]) -> ClipResult | None:
         """Return what became of a clip, None if another process is at it."""
-        plant.bar.note(trial.name)
+        pipeline.bar.note(trial.name)
         try:
-            return self.cached(trial) or self.extract_clip(trial, plant,
+            return self.cached(trial) or self.extract_clip(trial, pipeline,
                                                            provenance)  # done by another process meanwhile
         except Cancelled:
             return self.pending(trial)
@@ -277,28 +277,28 @@ class ExtractionJob:
         """Return the entry of a clip that waits for the next run, with the frames that its file states."""
         return ClipResult(clip=trial.name, state="left", frames=self._length(trial))
 
-    def extract_clip(self, trial: Trial, plant: PipelineResources, provenance: dict[str, Any]) -> ClipResult | None:
+    def extract_clip(self, trial: Trial, pipeline: PipelineResources, provenance: dict[str, Any]) -> ClipResult | None:
         """Bring one clip from source to commit mark; None if another process took it first."""
         from fercache.extraction.clip import ClipJob, PersonSelection
 
         source = self.source(trial)
         if self.name(trial) in self.store:
             log.warning("%s: the source file has changed, or one of its people was lost; it is done again", trial.name)
-        together = MultiPersonCommit(trial=trial, store=self.store, source=source.digest(strict=True),
+        commit = MultiPersonCommit(trial=trial, store=self.store, source=source.digest(strict=True),
                             provenance=provenance)
-        whom = PersonSelection(people=people_of(self.store.settings), side=trial.side, embed_faces=plant.embed_faces,
-                               open_others=together.open_others)
-        with together.open_first() as writer:
+        selection = PersonSelection(people=people_of(self.store.settings), side=trial.side, embed_faces=pipeline.embed_faces,
+                               open_others=commit.open_others)
+        with commit.open_first() as writer:
             if writer is None:
                 return None
-            count = ClipJob(source, writer, plant, selection=whom, detect_every=self.config.detect_every,
+            count = ClipJob(source, writer, pipeline, selection=selection, detect_every=self.config.detect_every,
                             margin=self.config.margin,
                             views=self.config.augmentations).run()
-            mark = writer.commit(**{PEOPLE_COUNT: count} if whom.several else {})
+            manifest = writer.commit(**{PEOPLE_COUNT: count} if selection.several else {})
         faces = int(self.store[self.name(trial)].frame_table["valid"].sum())
         if not faces:
-            log.warning("%s: no face in any of its %d frames", trial.name, mark.frames)
-        return ClipResult(clip=trial.name, state="computed", frames=mark.frames, faces=faces)
+            log.warning("%s: no face in any of its %d frames", trial.name, manifest.frames)
+        return ClipResult(clip=trial.name, state="computed", frames=manifest.frames, faces=faces)
 
     def record_rate(self, report: ExtractReport, cache: Path) -> None:
         """Keep how many frames a second this run made, for what `check` says of the next one."""

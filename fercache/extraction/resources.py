@@ -82,12 +82,12 @@ class Nets:
         ----------
         run : computes the batches, as `cores.spread` does.
         """
-        def look(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        def embed(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
             with _loading:
                 net = self.identity
             assert net is not None
             return net.embed32(crops, run)[IDENTITY]
-        return look if self.embed_faces is not None else None
+        return embed if self.embed_faces is not None else None
 
 
 def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
@@ -114,10 +114,10 @@ def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
 
         detector = Detector(min_face_px=config.min_face_px, min_score=config.min_score, detect_px=config.detect_px,
                             device=device)
-    teller = partial(tapped, (IDENTITY,)) if cnn.name in KNOWN_WEIGHTS else None
-    if detector is not None and teller is None:
+    load_identity = partial(tapped, (IDENTITY,)) if cnn.name in KNOWN_WEIGHTS else None
+    if detector is not None and load_identity is None:
         log.info("%s weights: no identity vector is known of them, so place alone tells people apart", cnn.name)
-    return Nets(backbone=backbone, detector=detector, device=device, threads=threads, embed_faces=teller)
+    return Nets(backbone=backbone, detector=detector, device=device, threads=threads, embed_faces=load_identity)
 
 
 def provenance_of(nets: Nets, backend: str) -> dict[str, Any]:
@@ -233,18 +233,18 @@ class PipelineResources:
 
 
 @contextmanager
-def open_resources(nets: Nets, brake: CancelToken, bar: ProgressBar, clips: int) -> Iterator[PipelineResources]:
+def open_resources(nets: Nets, cancel: CancelToken, bar: ProgressBar, clips: int) -> Iterator[PipelineResources]:
     """Yield a plant with these nets for so many clips at once; its threads have ended when the block has."""
     gpu = nets.device != "cpu"
     elsewhere = {"detect": gpu, "cnn": gpu or nets.backbone.aside}  # the calling thread waits
-    with TorchThreadPool(nets.threads, nets.device) as crew:
-        lanes = dict.fromkeys(PARTS, nets.threads) | {"detect": crew.count, "cnn": crew.count, "write": clips}
+    with TorchThreadPool(nets.threads, nets.device) as threads:
+        lanes = dict.fromkeys(PARTS, nets.threads) | {"detect": threads.count, "cnn": threads.count, "write": clips}
         clocks = dict.fromkeys(("write", *(part for part, waits in elsewhere.items() if waits)), time.perf_counter)
-        gauge = StageProfiler(lanes, clocks)
+        profiler = StageProfiler(lanes, clocks)
         try:
-            yield PipelineResources(torch_threads=crew, batcher=CrossClipBatcher(nets.backbone, crew, brake, gauge),
-                                    budget=MemoryBudget(BUDGET_BYTES, brake),
-                        profiler=gauge, cancel=brake, bar=bar, detector=nets.detector, embed_faces=nets.identity_net(crew.run))
+            yield PipelineResources(torch_threads=threads, batcher=CrossClipBatcher(nets.backbone, threads, cancel, profiler),
+                                    budget=MemoryBudget(BUDGET_BYTES, cancel),
+                        profiler=profiler, cancel=cancel, bar=bar, detector=nets.detector, embed_faces=nets.identity_net(threads.run))
         except BaseException:
-            brake.cancel()  # so that what the threads are at ends soon
+            cancel.cancel()  # so that what the threads are at ends soon
             raise
