@@ -196,7 +196,7 @@ def test_time_is_up_for_workers_too(home: Path) -> None:
 
 
 def typed(**flags: str) -> LaunchPlan:
-    return LaunchOptions(**flags).way({}, began_s=time.time())
+    return LaunchOptions(**flags).plan({}, began_s=time.time())
 
 
 @pytest.mark.parametrize("flags, says", [
@@ -218,8 +218,8 @@ def test_torchrun_seats(monkeypatch: pytest.MonkeyPatch) -> None:
     from fercache.runtime import devices
 
     environ = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-    assert LaunchOptions(shard="auto").way(environ, 0).local_rank == (1, 4)
-    assert LaunchOptions(shard="6/8").way(environ, 0).local_rank == (0, 1)
+    assert LaunchOptions(shard="auto").plan(environ, 0).local_rank == (1, 4)
+    assert LaunchOptions(shard="6/8").plan(environ, 0).local_rank == (0, 1)
     assert devices.assign_gpu("auto", 8, 1, 4) == ("auto", 2) and devices.assign_gpu("cpu", 2, 3, 4) == ("cpu", 1)
     monkeypatch.setattr(devices, "gpus", lambda: 3)
     assert [devices.assign_gpu("auto", 8, i, 4)[0] for i in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]

@@ -51,7 +51,7 @@ def extract_command(context: Context, **typed: Any) -> int:
     from fercache import run_log
     from fercache.extraction import distributed
 
-    plan = distributed.LaunchOptions(**{name: typed.pop(name) for name in FLAGS}).way(os.environ, began_s)
+    plan = distributed.LaunchOptions(**{name: typed.pop(name) for name in FLAGS}).plan(os.environ, began_s)
     config = context.config(ExtractConfig, "extract", typed)
     dataset = context.dataset(typed, report_issues=plan.is_coordinator)  # once, not by every shard
     report = plan.run(dataset, config, context.cache, context.remote)

@@ -1,4 +1,4 @@
-"""Crops of several clips in common batches for the CNN, and what it made of them back in each clip's rows."""
+"""Batches the crops of several clips for the CNN, and returns the values to each clip's rows."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from fercache.extraction.profiler import StageProfiler
 from fercache.runtime.devices import TorchThreadPool
 
 GRACE_S = 2.0
-"""How long crops of a clip that waits for them are held back for others to fill their batch."""
+"""How long a batch that a clip waits for stays open for the crops of other clips."""
 TICK_S = 0.1
-"""How soon somebody who waits looks at the brake and at the clock again."""
+"""How often a waiting thread checks for cancellation and for the time."""
 BATCHES_AHEAD = 2
-"""Batches at work or waiting, for each worker; one more is being filled."""
+"""Batches running or queued per worker; one more is being filled."""
 
 Crop = NDArray[np.uint8]
 
 
 class BatchBackbone(Protocol):
-    """The CNN, as far as it is needed here."""
+    """What the batcher needs of the CNN."""
 
     batch: int
     shapes: dict[str, tuple[int, ...]]
@@ -36,13 +36,13 @@ class BatchBackbone(Protocol):
 
 
 class FeatureBuffer:
-    """Rows of one segment on their way.
+    """Values of one segment, filled in as the CNN computes them.
 
     Attributes
     ----------
-    values : {tap: (n, V, ...) float16} of n frames in V views; zeros where no crop was given.
-    open : crops given and not done.
-    error : what went wrong with one of them.
+    values : {tap: (n, V, ...) float16} of n frames in V views; zeros for rows without a crop.
+    open : crops submitted and not computed yet.
+    error : the first exception of one of them.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], rows: int, views: int) -> None:
@@ -52,7 +52,7 @@ class FeatureBuffer:
 
 
 class _QueuedCrop(NamedTuple):
-    """A crop, and where its values go."""
+    """A crop, and the row and view that its values belong to."""
 
     crop: Crop
     buffer: FeatureBuffer
@@ -61,28 +61,28 @@ class _QueuedCrop(NamedTuple):
 
 
 class CrossClipBatcher:
-    """What all clips give their crops to.
+    """Collects the crops of all clips into full batches.
 
     Notes
     -----
-    Batches are of one size and run in the crew's threads. One is padded only where somebody waits for its crops and no
-    other clip is open, or none of them has filled it within GRACE_S. A crop's values do not depend on what else is in
-    its batch, so nothing else shows how clips were mixed.
+    Batches have one size and run in pool threads. A batch is padded only if a clip waits for its crops and no other
+    clip is open, or none has filled it within GRACE_S. A crop's values do not depend on the rest of its batch, so the
+    stored features do not depend on how clips were mixed.
     """
 
     def __init__(self, net: BatchBackbone, torch_threads: TorchThreadPool, cancel: CancelToken,
                  profiler: StageProfiler) -> None:
         self.net, self.torch_threads, self.cancel, self.profiler = net, torch_threads, cancel, profiler
-        self.most = net.batch * (BATCHES_AHEAD * torch_threads.count + 1)
+        self.capacity = net.batch * (BATCHES_AHEAD * torch_threads.count + 1)
         self.padded = 0
         self._change = threading.Condition()
-        self._held: list[_QueuedCrop] = []
+        self._queue: list[_QueuedCrop] = []
         self._since_s = 0.0
-        self._under_way = self._clips = self._waiting = 0
+        self._running = self._clips = self._waiting = 0
 
     @contextmanager
     def clip(self) -> Iterator[None]:
-        """Count one more clip as open: crops may come of it, so that batches are worth waiting for."""
+        """Count one more clip as open: it may bring crops, so partial batches wait for it."""
         self._count(clips=1)
         try:
             yield
@@ -90,43 +90,43 @@ class CrossClipBatcher:
             self._count(clips=-1)
 
     def put(self, crop: Crop, buffer: FeatureBuffer, row: int, view: int = 0) -> None:
-        """Take one crop (160, 160, 3); its values will be in that row and view of the sheet.
+        """Queue one crop (160, 160, 3); its values will be in that row and view of the buffer.
 
         Notes
         -----
-        Returns when there is room: at most `most` crops are held, of all clips together.
+        Blocks while `capacity` crops of all clips together are queued or running.
 
         Raises
         ------
-        Stopped
-            The run was asked to end.
+        Cancelled
+            The run was cancelled.
         """
         with self._change:
-            while self._under_way + len(self._held) >= self.most:
+            while self._running + len(self._queue) >= self.capacity:
                 self._pause()
-            if not self._held:
+            if not self._queue:
                 self._since_s = time.monotonic()
-            self._held.append(_QueuedCrop(crop, buffer, row, view))
+            self._queue.append(_QueuedCrop(crop, buffer, row, view))
             buffer.open += 1
-            if len(self._held) == self.net.batch:
+            if len(self._queue) == self.net.batch:
                 self._launch()
 
     def wait(self, buffer: FeatureBuffer) -> None:
-        """Return when every crop that was given for the sheet is done.
+        """Return when every crop of the buffer is computed.
 
         Raises
         ------
-        Stopped
-            The run was asked to end.
+        Cancelled
+            The run was cancelled.
         Exception
-            What the CNN raised over one of them.
+            An exception of the CNN on one of them.
         """
         self._count(waiting=1)
         try:
             with self._change:
                 while buffer.open and buffer.error is None:
                     if self._is_due(buffer):
-                        self.padded += self.net.batch - len(self._held)
+                        self.padded += self.net.batch - len(self._queue)
                         self._launch()
                     self._pause()
         finally:
@@ -141,39 +141,39 @@ class CrossClipBatcher:
             self._change.notify_all()
 
     def _pause(self) -> None:
-        """Let others go on for a moment."""
+        """Release the lock for a moment."""
         self.cancel.check()
         self._change.wait(TICK_S)
 
     def _is_due(self, buffer: FeatureBuffer) -> bool:
-        """Return whether a batch that is not full has waited for long enough, with crops of that sheet in it."""
+        """Return whether the partial batch holds crops of the buffer and has waited long enough."""
         alone = self._waiting >= self._clips or time.monotonic() - self._since_s > GRACE_S
-        return alone and any(held.buffer is buffer for held in self._held)
+        return alone and any(crop.buffer is buffer for crop in self._queue)
 
     def _launch(self) -> None:
-        """Give the crops that are held to the crew."""
-        batch, self._held = self._held, []
-        self._under_way += len(batch)
+        """Submit the queued crops as one batch."""
+        batch, self._queue = self._queue, []
+        self._running += len(batch)
         self.torch_threads.submit(lambda: self._run(batch))
 
     def _run(self, batch: list[_QueuedCrop]) -> None:
-        """Compute a batch, in a thread of the crew."""
+        """Compute a batch in a pool thread."""
         error: BaseException | None = None
         try:
             self.cancel.check()
             self._fill(batch)
-        except BaseException as raised:  # noqa: BLE001 - raised again in the thread of each clip that is concerned
+        except BaseException as raised:  # noqa: BLE001 - raised again in the thread of each clip that has a crop in it
             error = raised
         with self._change:
-            self._under_way -= len(batch)
-            for held in batch:
-                held.buffer.open -= 1
-                held.buffer.error = held.buffer.error or error
+            self._running -= len(batch)
+            for crop in batch:
+                crop.buffer.open -= 1
+                crop.buffer.error = crop.buffer.error or error
             self._change.notify_all()
 
     def _fill(self, batch: list[_QueuedCrop]) -> None:
         with self.profiler.busy("cnn", len(batch)):
-            found = self.net.embed_batch(np.stack([held.crop for held in batch]))
-        for tap, values in found.items():
-            for held, value in zip(batch, values, strict=True):
-                held.buffer.values[tap][held.row, held.view] = value
+            features = self.net.embed_batch(np.stack([crop.crop for crop in batch]))
+        for tap, values in features.items():
+            for crop, value in zip(batch, values, strict=True):
+                crop.buffer.values[tap][crop.row, crop.view] = value

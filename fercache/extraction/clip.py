@@ -34,11 +34,9 @@ from fercache.store.writer import ClipWriter
 log = logging.getLogger(__name__)
 
 
-# The people of one clip in the store: they come and go together.
-
 @dataclass(frozen=True, kw_only=True)
 class MultiPersonCommit:
-    """A clip's people in the store; the first one's commit mark, written last, stands for all.
+    """The people of one clip in the store, committed together: the first one's manifest is written last.
 
     Attributes
     ----------
@@ -51,22 +49,22 @@ class MultiPersonCommit:
     provenance: dict[str, Any]
 
     def name(self, number: int = 1) -> str:
-        """Return what the person of a number is called."""
+        """Return the name of the person with that number, from 1."""
         return person_name(self.trial, people_of(self.store.settings), number)
 
     @contextmanager
     def open_first(self) -> Iterator[ClipWriter | None]:
-        """Yield the writer of the first person, None where another process holds it or has just committed it.
+        """Yield the writer of the first person, or None if another process has the clip or has just committed it.
 
         Notes
         -----
-        Where it begins from nothing, the others of an earlier source or run go first, the last one before.
+        A clip that starts from scratch first removes the other people of an earlier run, highest number first.
         """
         several = self.name() != self.trial.name
         known = self._stated() if several else 0
         if known and not people_stored(self.trial,
                                        self.store) and encode_name(self.name()) not in locked_clips(self.store.path):
-            self.store.remove(self.name())  # one of the others was lost: all are done again
+            self.store.remove(self.name())  # one of the other people is missing: extract all again
         with self.store.writer(self.name(), source=self.source, provenance=self.provenance) as writer:
             if several and writer is not None and not writer.detected:
                 self._clear(known)
@@ -74,16 +72,16 @@ class MultiPersonCommit:
 
     @contextmanager
     def open_others(self, number: int) -> Iterator[ClipWriter | None]:
-        """Yield the writer of another person, None where that one is committed."""
+        """Yield the writer of another person, or None if that person is committed."""
         with self.store.writer(self.name(number), source=self.source, provenance=self.provenance) as writer:
             yield writer
 
     def _stated(self) -> int:
-        """Return how many people the first one's mark states, 0 where there is none."""
+        """Return how many people the first one's manifest states, or 0 without a manifest."""
         return int(self.store.manifest(self.name()).provenance.get(PEOPLE_COUNT, 0)) if self.name() in self.store else 0
 
     def _clear(self, known: int) -> None:
-        """Remove every other person, the last one first; they were committed in the order of their numbers."""
+        """Remove every other person, highest number first: they were committed in the order of their numbers."""
         last = len(SIDES) if people_of(self.store.settings) == "left/right" else max(known, 1)
         while people_of(self.store.settings) == "all" and self.name(last + 1) in self.store:
             last += 1
@@ -92,16 +90,14 @@ class MultiPersonCommit:
                 self.store.remove(self.name(number))
 
 
-# Who is who in a clip: faces linked by place, then a look at those that place alone does not tell apart.
-
-LookAtFace = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+EmbedFaces = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Crops (n, 160, 160, 3) -> identity vectors (n, D)."""
 
 IDENTITY_CROP_PX = 160
-LOOKS_AT_ONCE = 256
+IDENTITY_BATCH = 256
 """Crops in memory at once."""
-FEWEST = 12
-"""Frames from which a face is a person where all are asked for: half a second. What is shorter is mostly no face."""
+MIN_FRAMES = 12
+"""With people = "all", a person needs so many frames (half a second): shorter ones are mostly false detections."""
 
 
 def _nobody(number: int) -> AbstractContextManager[ClipWriter | None]:
@@ -115,41 +111,41 @@ class PersonSelection:
     Attributes
     ----------
     people : main, all or left/right.
-    side : left or right where the clip is of one of two by its name; that beats `people`.
-    look : the net that tells people apart; None where there is none.
-    beside : gives the writer of the person of a number from 2, None where that one is committed.
+    side : left or right if the clip's name asks for one of two people; it overrides `people`.
+    embed_faces : gives identity vectors; None for a net without them.
+    open_others : gives the writer of the person with a number from 2, or None if that person is committed.
     """
 
     people: str = "main"
     side: str = ""
-    embed_faces: LookAtFace | None = None
+    embed_faces: EmbedFaces | None = None
     open_others: Callable[[int], AbstractContextManager[ClipWriter | None]] = _nobody
 
     @property
     def several(self) -> bool:
-        """Whether a clip may give several people."""
+        """Whether a clip can have several people."""
         return not self.side and self.people != "main"
 
     def of(self, people: Sequence[Person]) -> list[Person]:
-        """Return who is written, at least one: the one whose clip is committed last comes first."""
+        """Return the people to write, at least one. The first one is committed last."""
         if self.side:
             return [left_and_right(people)[self.side == "right"]]
         if self.people == "left/right":
             return list(left_and_right(people))
         if self.people == "all":
-            return [people[0], *(one for one in people[1:] if one.seen.sum() >= FEWEST)]
+            return [people[0], *(one for one in people[1:] if one.seen.sum() >= MIN_FRAMES)]
         return [people[0]]
 
 
 def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: Sequence[int],
-              embed_faces: LookAtFace | None) -> list[Person]:
-    """Return the people of a clip, the main person first; nobody is one person of no frame.
+              embed_faces: EmbedFaces | None) -> list[Person]:
+    """Return the people of a clip, the main person first; a clip without faces has one person in no frame.
 
     Parameters
     ----------
     detections : faces of each frame, (n, 5): x1, y1, x2, y2 in pixels and the score.
-    cuts : rows that another scene begins with.
-    look : the net that tells people apart; None where there is none, so that places alone decide.
+    cuts : first row of each new shot.
+    embed_faces : gives identity vectors; None for a net without them: then position alone decides.
 
     Raises
     ------
@@ -158,8 +154,8 @@ def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: S
 
     Notes
     -----
-    A clip with one face at a time and no break is not read again. Another one is, up to the last frame that is looked
-    at. The result follows from the detections alone: a clip that goes on after a kill ends with the same people.
+    A clip with one face at a time and no interruption is not read again. Any other clip is, up to the last frame that
+    is embedded. The result depends on the detections alone, so a clip resumed after a kill ends with the same people.
     """
     tracklets = link_tracklets(detections, cuts)
     if embed_faces is None:
@@ -167,23 +163,23 @@ def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: S
     return build_persons(tracklets, _vectors(source, tracklets, embed_faces))
 
 
-def _vectors(source: Source, tracklets: Tracklets, embed_faces: LookAtFace) -> dict[int, NDArray[np.float64]]:
-    """Return the identity vector of each piece that is looked at."""
+def _vectors(source: Source, tracklets: Tracklets, embed_faces: EmbedFaces) -> dict[int, NDArray[np.float64]]:
+    """Return the identity vector of each tracklet that was embedded."""
     vectors_by_batch: list[NDArray[np.float32]] = []
     seen: list[int] = []
     crops = _crops(source, tracklets, crops_to_embed(tracklets))
-    while block := list(islice(crops, LOOKS_AT_ONCE)):
+    while block := list(islice(crops, IDENTITY_BATCH)):
         seen += [int(tracklets.tracklet[face]) for face, _ in block]
         vectors_by_batch.append(embed_faces(np.stack([one for _, one in block])))
     if not seen:
         return {}
-    log.debug("%s: %d faces of %d pieces looked at", source.path, len(seen), tracklets.count)
+    log.debug("%s: %d faces of %d tracklets embedded for identity", source.path, len(seen), tracklets.count)
     vectors, tracklet = np.concatenate(vectors_by_batch), np.array(seen)
     return {int(one): mean_vector(vectors[tracklet == one]) for one in np.unique(tracklet)}
 
 
 def _crops(source: Source, tracklets: Tracklets, faces: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Yield each of these faces of `pieces` and its crop (160, 160, 3); none is read where there are none."""
+    """Yield each of these faces of `tracklets` with its crop (160, 160, 3); without faces nothing is read."""
     by_row: dict[int, list[int]] = {}
     for face in faces.tolist():
         by_row.setdefault(int(tracklets.frame[face]), []).append(face)
@@ -193,23 +189,23 @@ def _crops(source: Source, tracklets: Tracklets, faces: NDArray[np.int64]) -> It
                 yield face, crop_face(frame.image, tracklets.faces[face], IDENTITY_CROP_PX)
 
 
-PeopleLooks = list[NDArray[np.uint8]]
-"""A frame's face, plain and then view by view, each (160, 160, 3); empty where there is none."""
+AugmentedCrops = list[NDArray[np.uint8]]
+"""A frame's face, plain and then in each augmentation, each (160, 160, 3); empty without a face."""
 
 CROP_PX = 160
 NO_TRACK = -1
 NO_BOX = np.full(4, np.nan)
 DETECT_BLOCK = 64
-"""Frames given to the detector at once. Fixed, as are its batches within them: MTCNN's boxes move (by up to 1e-4 px)
-with what else is in a batch."""
+"""Frames given to the detector at once. Fixed, as are the batches within: MTCNN's boxes move by up to 1e-4 px with the
+rest of their batch, and a resumed run must end with the same bytes."""
 FRAMES_AHEAD, FACES_AHEAD = 16, 256
-"""Frames, and cut-out faces, that are decoded while the detector or the CNN is at work."""
-DETECT_SHARE = 0.75
-"""Share of a frame's work that detection is, for the progress bar only."""
+"""Frames, and crops, that are prepared ahead while the detector or the CNN is busy."""
+DETECT_FRACTION = 0.75
+"""Detection's part of the work on a frame, for the progress bar only."""
 
 
 class Block(NamedTuple):
-    """Frames up to row `stop` that are being looked at; no promise where an earlier run has kept what is in them."""
+    """Frames up to row `stop` under detection; `future` is None if an earlier run has stored their detections."""
 
     stop: int
     frames: int
@@ -217,7 +213,7 @@ class Block(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Rows from `start` on whose crops the CNN has."""
+    """Rows from `start` on whose crops were given to the CNN."""
 
     start: int
     rows: int
@@ -226,9 +222,12 @@ class Segment(NamedTuple):
 
 @dataclass
 class ClipJob:
-    """What one clip needs. Of each face there are `views`.
+    """One clip from its frames to its features.
 
-    `writer` is of the person whose commit means that the clip is done; what others there are is written before.
+    Attributes
+    ----------
+    writer : of the person whose commit completes the clip; all others are written before.
+    views : crops of each face: the plain one and its augmentations.
     """
 
     source: Source
@@ -240,14 +239,14 @@ class ClipJob:
     views: int = 1
 
     def run(self) -> int:
-        """Write everything of the clip but the commit mark of its first person, and return how many people it has.
+        """Write everything but the manifest of the first person, and return the number of people.
 
         Raises
         ------
         ClipError
             The source cannot be read to its end, or holds no frame.
-        Stopped
-            The run was asked to end; what is written so far is durable.
+        Cancelled
+            The run was cancelled; everything written so far is durable.
         """
         with self.resources.batcher.clip():
             if self.resources.detector is None:
@@ -265,20 +264,20 @@ class ClipJob:
             return count
 
     def detect(self) -> list[NDArray[np.float64]]:
-        """Find the faces of every frame, and return the clock of each person that is asked for."""
+        """Detect the faces of every frame, and return the frame table of each selected person."""
         times: list[float] = []
         cuts = interpolation.ShotBoundaryDetector()
         under_way: deque[Block] = deque()
         with closing(prefetch(self._decoded(0), FRAMES_AHEAD)) as frames:
-            for held, block in self._blocks(frames):
+            for size, block in self._blocks(frames):
                 times += [frame.time_s for frame in block]
                 for frame in block:
                     cuts.see(frame.index - 1, frame.image)
-                under_way.append(self._begun(held, block))
+                under_way.append(self._start_detection(size, block))
                 while len(under_way) > self.resources.torch_threads.count:
-                    self._keep(under_way.popleft())
+                    self._store_detections(under_way.popleft())
         while under_way:
-            self._keep(under_way.popleft())
+            self._store_detections(under_way.popleft())
         if not times:
             raise ClipError("holds no frame", where=self.source.path)
         found = self.writer.detections()
@@ -287,7 +286,7 @@ class ClipJob:
         return [frame_table_of(np.array(times), one) for one in self.selection.of(people)]
 
     def _blocks(self, frames: Iterator[Frame]) -> Iterator[tuple[int, list[Frame]]]:
-        """Yield the frames in blocks, with the bytes of memory that were taken for each."""
+        """Yield the frames in blocks, each with the bytes that it takes from the memory budget."""
         for first in frames:
             size = DETECT_BLOCK * (0 if first.image is None else first.image.nbytes)
             self.resources.cancel.check()
@@ -299,41 +298,41 @@ class ClipJob:
                 raise
             yield size, block
 
-    def _begun(self, held: int, block: list[Frame]) -> Block:
-        """Have the crew look at a block, unless an earlier run has, and give its memory back when that is done."""
+    def _start_detection(self, size: int, block: list[Frame]) -> Block:
+        """Start detection on a block unless an earlier run did it; its memory is released when it is done."""
         stop = block[-1].index
         if stop <= self.writer.detected:
-            self.resources.budget.release(held)
+            self.resources.budget.release(size)
             return Block(stop, len(block), None)
         images = [frame.image for frame in block]
         rows = [frame.index - 1 for frame in block]
-        future = self.resources.torch_threads.submit(lambda: self._found(rows, images))
-        future.add_done_callback(lambda _: self.resources.budget.release(held))
+        future = self.resources.torch_threads.submit(lambda: self._detect_block(rows, images))
+        future.add_done_callback(lambda _: self.resources.budget.release(size))
         return Block(stop, len(block), future)
 
-    def _found(self, rows: list[int], images: list[NDArray[np.uint8] | None]) -> NDArray[np.float64]:
-        """Return the faces of a block, (n, 6): row, box, score; in a thread of the crew."""
+    def _detect_block(self, rows: list[int], images: list[NDArray[np.uint8] | None]) -> NDArray[np.float64]:
+        """Return the faces of a block, (n, 6): row, box, score. Runs in a pool thread."""
         with self.resources.profiler.busy("detect", len(rows)):
             faces = interpolation.interpolate_faces(images, self.resources, self.detect_every)
         return np.concatenate([np.empty((0, 6)), *(np.column_stack([np.full(len(found), row), found])
                                                    for row, found in zip(rows, faces, strict=True))])
 
-    def _keep(self, block: Block) -> None:
-        """Make what was found in a block durable."""
-        if block.promise is not None:
-            found = block.promise.result()
+    def _store_detections(self, block: Block) -> None:
+        """Make the detections of a block durable."""
+        if block.future is not None:
+            found = block.future.result()
             with self.resources.profiler.busy("write", 0):
                 self.writer.keep_detections(block.stop, found)
-        self.resources.advance(DETECT_SHARE * block.frames)
+        self.resources.advance(DETECT_FRACTION * block.frames)
 
     def _decoded(self, start: int) -> Iterator[Frame]:
         """Yield the source's frames from row `start` on."""
         return self.resources.profiler.each("decode", self.source.frames(start))
 
     def _write_others(self, frame_tables: Sequence[NDArray[np.float64]]) -> None:
-        """Bring the people after the first to their commit marks; those that an earlier run committed stay."""
+        """Write and commit the people after the first; those that an earlier run committed stay."""
         if frame_tables and self.resources.bar.total:
-            self.resources.bar.grow(self.resources.bar.total + (1 - DETECT_SHARE) * sum(map(len, frame_tables)))
+            self.resources.bar.grow(self.resources.bar.total + (1 - DETECT_FRACTION) * sum(map(len, frame_tables)))
         for number, frame_table in enumerate(frame_tables, 2):
             with self.selection.open_others(number) as writer:
                 if writer is not None:
@@ -343,32 +342,33 @@ class ClipJob:
                     writer.commit()
 
     def embed_boxes(self, frame_table: NDArray[np.float64]) -> None:
-        """Run the CNN over the boxes of the clock, segment by segment."""
+        """Run the CNN over the boxes of a frame table, segment by segment."""
         boxes = frame_table[:, FRAME_COLUMNS.index("x1"):FRAME_COLUMNS.index("y2") + 1]
         start = self.writer.written
         with closing(prefetch(self._cropped(start, boxes), FACES_AHEAD // self.views)) as augmented:
-            stop = self._embed(start, augmented, 1 - DETECT_SHARE)
+            stop = self._embed(start, augmented, 1 - DETECT_FRACTION)
         if stop != len(frame_table):
-            raise ClipError(f"gave {stop} frames where detection had seen {len(clock)}", where=self.source.path,
+            raise ClipError(f"gave {stop} frames where detection had seen {len(frame_table)}", where=self.source.path,
                             hint="the file changed while it was read; run again")
 
-    def _cropped(self, start: int, boxes: NDArray[np.float64]) -> Iterator[PeopleLooks]:
-        """Yield the looks at the face of each frame from row `start` on."""
+    def _cropped(self, start: int, boxes: NDArray[np.float64]) -> Iterator[AugmentedCrops]:
+        """Yield the crops of each frame from row `start` on."""
         for frame in self._decoded(start):
-            yield self._embed_for_identity(frame, boxes[frame.index - 1] if frame.index <= len(boxes) else NO_BOX)
+            yield self._augmented(frame, boxes[frame.index - 1] if frame.index <= len(boxes) else NO_BOX)
 
-    def _embed_for_identity(self, frame: Frame, box: NDArray[np.float64]) -> PeopleLooks:
-        """Return the face in `box`, plain and in every view."""
+    def _augmented(self, frame: Frame, box: NDArray[np.float64]) -> AugmentedCrops:
+        """Return the face in `box`, plain and in every augmentation."""
         if frame.image is None or np.isnan(box[0]):
             return []
         with self.resources.profiler.busy("crop", 1):
             plain = crop_face(frame.image, box, CROP_PX, self.margin)
             name = self.writer.job.clip
-            return [plain, *(apply_augmentation(plain, frame.image, box, self.margin, sample_augmentation(name, frame.index, view))
+            return [plain, *(apply_augmentation(plain, frame.image, box, self.margin,
+                                                sample_augmentation(name, frame.index, view))
                              for view in range(1, self.views))]
 
     def embed_crops(self) -> None:
-        """Run the CNN over pictures that are faces already; the clock is known when the last one was decoded."""
+        """Run the CNN over pictures that are face crops; the frame table is complete after the last one."""
         times: list[float] = []
         boxes: list[NDArray[np.float64]] = []
         written = self.writer.written
@@ -380,35 +380,35 @@ class ClipJob:
         self.writer.set_frame_table(frame_table_of(np.array(times), Person(
             boxes=np.array(boxes), score=np.where(seen, 1.0, np.nan), track=np.where(seen, 0, NO_TRACK))))
 
-    def _whole(self, times: list[float], boxes: list[NDArray[np.float64]], written: int) -> Iterator[PeopleLooks]:
-        """Yield the looks at each picture from row `written` on; note time and box of all."""
+    def _whole(self, times: list[float], boxes: list[NDArray[np.float64]], written: int) -> Iterator[AugmentedCrops]:
+        """Yield the crops of each picture from row `written` on, and collect time and box of all pictures."""
         for frame in self._decoded(0):
             times.append(frame.time_s)
             boxes.append(NO_BOX if frame.image is None else whole_picture(frame.image))
             if frame.index > written:
-                yield self._embed_for_identity(frame, boxes[-1])
+                yield self._augmented(frame, boxes[-1])
 
-    def _embed(self, start: int, augmented: Iterator[PeopleLooks], share: float) -> int:
-        """Embed and write frames from row `start` on, and return the row behind the last.
+    def _embed(self, start: int, augmented: Iterator[AugmentedCrops], fraction: float) -> int:
+        """Embed and write frames from row `start` on, and return the row after the last.
 
         Parameters
         ----------
-        share : how much of a frame's work this is, for the progress bar.
+        fraction : this step's part of the work on a frame, for the progress bar.
 
         Notes
         -----
-        A segment is written when the next one has been handed over, so that the cores have work meanwhile.
+        A segment is written after the next one was submitted, so that the cores stay busy meanwhile.
         """
         before: Segment | None = None
         while True:
-            segment = self._handed_over(start, augmented)
+            segment = self._submit(start, augmented)
             if before is not None:
-                self._write(before, share)
+                self._write(before, fraction)
             if not segment.rows:
                 return start
             before, start = segment, start + segment.rows
 
-    def _handed_over(self, start: int, augmented: Iterator[PeopleLooks]) -> Segment:
+    def _submit(self, start: int, augmented: Iterator[AugmentedCrops]) -> Segment:
         """Give the crops of the next segment to the CNN; rows without a face stay zeros."""
         self.resources.cancel.check()
         batcher, rows = self.resources.batcher, 0
@@ -419,26 +419,26 @@ class ClipJob:
                 batcher.put(one, buffer, row, view)
         return Segment(start, rows, buffer)
 
-    def _write(self, segment: Segment, share: float) -> None:
-        """Write a segment when its last crop is done."""
+    def _write(self, segment: Segment, fraction: float) -> None:
+        """Wait for a segment's last crop and write the segment."""
         self.resources.batcher.wait(segment.buffer)
         values = self._arrays(segment)
         with self.resources.profiler.busy("write", segment.rows):
             self.writer.write(segment.start, values)
-        self.resources.advance(share * segment.rows)
+        self.resources.advance(fraction * segment.rows)
 
     def _arrays(self, segment: Segment) -> dict[str, NDArray[np.float16]]:
-        """Return {array: (n, ...) float16}: each tap, and beside it what it is in the views."""
+        """Return {array: (n, ...) float16}: each tap, and beside it the tap of the augmentations."""
         shapes, out = self.resources.batcher.net.shapes, {}
         for tap in shapes:
-            held = segment.buffer.values[tap][:segment.rows]
-            out[tap] = held[:, 0]
+            values = segment.buffer.values[tap][:segment.rows]
+            out[tap] = values[:, 0]
             if self.views > 1 and tap in seen_in_views(shapes):
-                out[tap_views(tap)] = held[:, 1:]
+                out[tap_views(tap)] = values[:, 1:]
         return out
 
 
 def frame_table_of(time_s: NDArray[np.float64], person: Person) -> NDArray[np.float64]:
-    """Return the clock columns, ``(T, 9)``, of frames 1 to T."""
+    """Return the frame table, ``(T, 9)`` float64, of frames 1 to T."""
     return np.column_stack([np.arange(1, len(time_s) + 1), time_s, person.seen, person.boxes, person.score,
                             person.track]).astype(np.float64)

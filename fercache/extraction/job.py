@@ -1,4 +1,4 @@
-"""Stage one: clips -> the embedding store. Each frame is decoded, its face found and the CNN run once, ever."""
+"""Stage one over all clips of a data set: what is cached, what is to do, and the result of each clip."""
 
 from __future__ import annotations
 
@@ -43,13 +43,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-# What a run of stage one did, clip by clip, and the list of what failed.
-
 @dataclass(frozen=True, kw_only=True)
 class ClipResult:
-    """What became of one clip: `state` is computed, cached (also by another process meanwhile), failed, or left.
+    """The result of one clip: `state` is computed, cached (also by another process meanwhile), failed, or left.
 
-    A clip is left where the run was asked to end; the next run goes on with it.
+    A clip is left if the run was cancelled first; the next run continues it.
     """
 
     clip: str
@@ -61,7 +59,7 @@ class ClipResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractReport:
-    """What a run of stage one did."""
+    """The results of a run of stage one."""
 
     store: Location
     failures_at: Path
@@ -74,7 +72,7 @@ class ExtractReport:
         return sum(c.state == state for c in self.clips)
 
     def frames(self, state: str) -> int:
-        """Return how many frames the clips have that ended in `state`; of clips that were left, as their files say."""
+        """Return the number of frames of the clips that ended in `state`; for clips that were left, an estimate."""
         return sum(c.frames for c in self.clips if c.state == state)
 
     def failures(self) -> list[ClipResult]:
@@ -83,7 +81,7 @@ class ExtractReport:
 
 
 def write_failures(path: Path, failed: Sequence[ClipResult]) -> None:
-    """Write `failures.csv` (clip, what happened), or remove an old one where nothing failed."""
+    """Write `failures.csv` (clip, message), or remove an old one if nothing failed."""
     if not failed:
         path.unlink(missing_ok=True)
         return
@@ -94,40 +92,38 @@ def write_failures(path: Path, failed: Sequence[ClipResult]) -> None:
     atomic_io.write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
-# Several runs on one store: each takes what nobody has at work, and ends when every clip is done.
-
 T = TypeVar("T")
 
-WAIT_S = 0.5
-"""Between two looks at clips that another process has."""
+POLL_S = 0.5
+"""Seconds between two checks of clips that another process works on."""
 
 
-def in_turn(trials: Iterable[Trial], attempt: Callable[[Trial], T | None], is_claimed: Callable[[Trial], bool],
+def run_shared(trials: Iterable[Trial], attempt: Callable[[Trial], T | None], is_locked: Callable[[Trial], bool],
             leave: Callable[[Trial], T], cancel: CancelToken, concurrent: int = 1) -> Iterator[T]:
-    """Yield what `attempt` makes of each trial, as they end; where another process is at one, later.
+    """Yield the result of `attempt` for each trial as it ends; trials that another process works on come later.
 
     Parameters
     ----------
-    trials : each is asked for when there is room for it among those at work.
+    trials : the next one is taken when a thread is free.
     attempt : returns None if another process took the trial first.
-    is_claimed : whether a live process has the trial.
-    leave : stands in for `attempt` once the run is to end.
-    abreast : trials at once, each in a thread of its own.
+    is_locked : whether a live process works on the trial.
+    leave : replaces `attempt` once the run is cancelled.
+    concurrent : trials at once, each in its own thread.
 
     Notes
     -----
-    A user who has seen a run end with exit code 0 goes on to the next stage: so it ends when the others' clips are done
-    too. A clip whose process died is attempted again, as is one that failed there.
+    After exit code 0 a user starts the next stage. So a run ends only when the clips of other processes are done too. A
+    clip whose process died is attempted again, and so is a clip that failed there.
     """
     def turn(trial: Trial) -> T | None:
         if cancel.is_cancelled:
             return leave(trial)
-        return None if is_claimed(trial) else attempt(trial)
+        return None if is_locked(trial) else attempt(trial)
 
     waiting, logged = trials, False
     while True:
         taken = []
-        for trial, result in side_by_side(turn, waiting, concurrent, cancel):
+        for trial, result in run_threads(turn, waiting, concurrent, cancel):
             if result is None:
                 taken.append(trial)
             else:
@@ -135,21 +131,21 @@ def in_turn(trials: Iterable[Trial], attempt: Callable[[Trial], T | None], is_cl
         if not taken:
             return
         if not logged:
-            log.info("waiting for what another process has at work: %s%s", taken[0].name,
-                     f" and {len(busy) - 1} more" if len(taken) > 1 else "")
+            log.info("waiting for clips of another process: %s%s", taken[0].name,
+                     f" and {len(taken) - 1} more" if len(taken) > 1 else "")
             logged = True
-        while not cancel.is_cancelled and all(is_claimed(trial) for trial in taken):
-            time.sleep(WAIT_S)
+        while not cancel.is_cancelled and all(is_locked(trial) for trial in taken):
+            time.sleep(POLL_S)
         waiting = taken
 
 
-def side_by_side(turn: Callable[[Trial], T | None], trials: Iterable[Trial], concurrent: int, cancel: CancelToken
+def run_threads(turn: Callable[[Trial], T | None], trials: Iterable[Trial], concurrent: int, cancel: CancelToken
                  ) -> Iterator[tuple[Trial, T | None]]:
-    """Yield each trial with what `turn` returns, as they end; in this thread if there is one at a time.
+    """Yield each trial with the result of `turn` as it ends; in the calling thread if only one runs at a time.
 
     Notes
     -----
-    What one of them raises is raised here, and an interrupt too, after the others were asked to end and did.
+    An exception of one trial, or an interrupt, is raised here after all others were cancelled and have ended.
     """
     if concurrent == 1:
         yield from ((trial, turn(trial)) for trial in trials)
@@ -168,8 +164,6 @@ def side_by_side(turn: Callable[[Trial], T | None], trials: Iterable[Trial], con
     finally:
         pool.shutdown(cancel_futures=True)
 
-
-# Whether a clip's source is still what its features were made from.
 
 def source_unchanged(known: dict[str, Any], path: Path, kind: str, strict: bool = False) -> bool:
     """Return whether the source at `path` is the one whose digest is `known`.
@@ -196,11 +190,9 @@ def source_unchanged(known: dict[str, Any], path: Path, kind: str, strict: bool 
     return same_source(known, media.source_digest(path, kind, strict=True))
 
 
-# One run over the clips of a data set: what is cached, what is to do, and what becomes of each.
-
 @dataclass
 class ExtractionJob:
-    """One run over the clips."""
+    """One run over the clips of a data set."""
 
     config: ExtractConfig
     store: EmbeddingStore
@@ -210,19 +202,20 @@ class ExtractionJob:
     cancel: CancelToken = field(default_factory=CancelToken)
 
     def cached(self, trial: Trial) -> ClipResult | None:
-        """Return the clip's entry if the store holds it and its source is unchanged."""
+        """Return the clip's result if the store holds it and its source is unchanged."""
         if not people_stored(trial, self.store):
             return None
         manifest = self.store.manifest(self.name(trial))
         try:
             same = source_unchanged(manifest.source, trial.path, trial.kind, self.config.verify_sources)
         except ClipError as error:
-            log.warning("%s: the source is gone or unreadable (%s); the stored features stay", trial.name, error.what)
+            log.warning("%s: the source is missing or unreadable (%s); keeping the stored features", trial.name,
+                        error.what)
             same = True
         return ClipResult(clip=trial.name, state="cached", frames=manifest.frames) if same else None
 
     def name(self, trial: Trial) -> str:
-        """Return under which name a clip is in the store when it is done."""
+        """Return the clip's name in the store."""
         return person_name(trial, people_of(self.store.settings))
 
     def source(self, trial: Trial) -> Source:
@@ -231,7 +224,7 @@ class ExtractionJob:
                                  damaged=self.config.on_truncated)
 
     def run_all(self, trials: Sequence[Trial]) -> Iterator[ClipResult]:
-        """Yield what becomes of each clip; a bad clip does not stop the rest."""
+        """Yield the result of each clip; a bad clip does not stop the others."""
         nets = self.nets = resources.load_nets(self.config, self.cnn, self.faces)
         with progress_bar("extract", self.log_size(trials)) as bar:
             yield from self.run_with_nets(trials, nets, bar)
@@ -239,12 +232,12 @@ class ExtractionJob:
     def log_size(self, trials: Sequence[Trial]) -> float:
         """Return the frames to come, as far as the files say; the log tells what they will take."""
         total, row = self._total(trials), 2 * sum(prod(shape) for shape in self.store.taps.values())
-        log.info("%d bytes a frame%s, %.2f GB for the %d frames to come", row,
-                 f" in {self.config.augmentations} views" if self.config.augmentations > 1 else "", row * total / 1e9, total)
+        views = f" in {self.config.augmentations} views" if self.config.augmentations > 1 else ""
+        log.info("%d bytes per frame%s, %.2f GB for about %d frames", row, views, row * total / 1e9, total)
         return total
 
     def run_with_nets(self, trials: Sequence[Trial], nets: Nets, bar: ProgressBar) -> Iterator[ClipResult]:
-        """Yield what becomes of each clip as it is done, with nets that are loaded, on a meter that runs."""
+        """Yield the result of each clip as it ends, with loaded nets and a running progress bar."""
         from fercache.extraction.resources import open_resources
 
         concurrent = min(len(trials), self.config.concurrent_clips or nets.in_flight)
@@ -255,18 +248,18 @@ class ExtractionJob:
 
     def run_clips(self, pipeline: PipelineResources, nets: Nets, trials: Iterable[Trial],
                   concurrent: int) -> Iterator[ClipResult]:
-        """Yield what becomes of each clip as it is done, on a plant that is open, `abreast` at once."""
+        """Yield the result of each clip as it ends, with open resources, `concurrent` clips at once."""
         provenance = resources.provenance_of(nets, self.config.backend)
-        return in_turn(trials, lambda trial: self.try_clip(trial, pipeline, provenance),
-                       lambda trial: encode_name(self.name(trial)) in locked_clips(self.store.path), self.pending, self.cancel,
-                       concurrent)
+        return run_shared(trials, lambda trial: self.try_clip(trial, pipeline, provenance),
+                          lambda trial: encode_name(self.name(trial)) in locked_clips(self.store.path),
+                          self.pending, self.cancel, concurrent)
 
     def try_clip(self, trial: Trial, pipeline: PipelineResources, provenance: dict[str, Any]) -> ClipResult | None:
-        """Return what became of a clip, None if another process is at it."""
+        """Return the result of a clip, or None if another process works on it."""
         pipeline.bar.note(trial.name)
         try:
-            return self.cached(trial) or self.extract_clip(trial, pipeline,
-                                                           provenance)  # done by another process meanwhile
+            # Another process may have committed the clip since the run began.
+            return self.cached(trial) or self.extract_clip(trial, pipeline, provenance)
         except Cancelled:
             return self.pending(trial)
         except ClipError as error:
@@ -274,26 +267,27 @@ class ExtractionJob:
             return ClipResult(clip=trial.name, state="failed", message=str(error))
 
     def pending(self, trial: Trial) -> ClipResult:
-        """Return the entry of a clip that waits for the next run, with the frames that its file states."""
+        """Return the result of a clip that is left to the next run, with an estimate of its frames."""
         return ClipResult(clip=trial.name, state="left", frames=self._length(trial))
 
     def extract_clip(self, trial: Trial, pipeline: PipelineResources, provenance: dict[str, Any]) -> ClipResult | None:
-        """Bring one clip from source to commit mark; None if another process took it first."""
+        """Extract and commit one clip; return None if another process took it first."""
         from fercache.extraction.clip import ClipJob, PersonSelection
 
         source = self.source(trial)
         if self.name(trial) in self.store:
-            log.warning("%s: the source file has changed, or one of its people was lost; it is done again", trial.name)
+            log.warning("%s: the source file has changed or a person is missing from the store; extracting it again",
+                        trial.name)
         commit = MultiPersonCommit(trial=trial, store=self.store, source=source.digest(strict=True),
-                            provenance=provenance)
-        selection = PersonSelection(people=people_of(self.store.settings), side=trial.side, embed_faces=pipeline.embed_faces,
+                                   provenance=provenance)
+        selection = PersonSelection(people=people_of(self.store.settings), side=trial.side,
+                                    embed_faces=pipeline.embed_faces,
                                open_others=commit.open_others)
         with commit.open_first() as writer:
             if writer is None:
                 return None
             count = ClipJob(source, writer, pipeline, selection=selection, detect_every=self.config.detect_every,
-                            margin=self.config.margin,
-                            views=self.config.augmentations).run()
+                            margin=self.config.margin, views=self.config.augmentations).run()
             manifest = writer.commit(**{PEOPLE_COUNT: count} if selection.several else {})
         faces = int(self.store[self.name(trial)].frame_table["valid"].sum())
         if not faces:
@@ -301,7 +295,7 @@ class ExtractionJob:
         return ClipResult(clip=trial.name, state="computed", frames=manifest.frames, faces=faces)
 
     def record_rate(self, report: ExtractReport, cache: Path) -> None:
-        """Keep how many frames a second this run made, for what `check` says of the next one."""
+        """Record this run's frames per second, from which `check` estimates the time of the next one."""
         if self.nets is not None:
             run_log.record_rate(cache, run_log.ExtractionRate(
                 faces=self.faces, backbone=self.config.weights, precision=self.config.precision,
@@ -322,18 +316,18 @@ class ExtractionJob:
 
 
 Engine: TypeAlias = Callable[[ExtractionJob, Sequence[Trial]], Iterable[ClipResult]]
-"""Gives what becomes of each clip: `Work.all` in this process, the room `engines` in several."""
+"""Yields the result of each clip: `ExtractionJob.run_all` in this process, or an engine of `distributed`."""
 
 FAILURES = "failures.csv"
 
 FORMAT = {"store": 1, "decoder": video.DECODER, "crop": "pil-bilinear-160"}
-"""What the code itself fixes of the numbers; a change here is a new fingerprint."""
+"""What the code fixes of the numbers; a change here is a new fingerprint."""
 
 DETECTOR_VERSION = "sums-1"
-"""How MTCNN's nets are driven: raised whenever its boxes change by more than float noise."""
+"""Version of the MTCNN driver, changed whenever its boxes change by more than float noise."""
 
 DETECTION = ("detect_every", "detect_px", "min_face_px", "min_score", "margin", "people")
-"""Settings that change nothing where no detector is run."""
+"""Settings that have no effect without a detector."""
 
 
 def resolve_faces(dataset: Dataset, config: ExtractConfig) -> str:
@@ -342,56 +336,56 @@ def resolve_faces(dataset: Dataset, config: ExtractConfig) -> str:
     Raises
     ------
     InputError
-        The data set mixes videos and folders of crops, so that no one answer is right.
+        The data set mixes videos and folders of crops, so neither is right for all clips.
     """
     if config.faces != "auto":
         return config.faces
     if not dataset.faces:
         raise InputError("holds both videos and folders of pictures", where=dataset.name,
-                         hint="say --faces mtcnn (find a face in each picture) or --faces cropped")
+                         hint="choose --faces mtcnn (detect a face in each picture) or --faces cropped")
     return dataset.faces
 
 
 def settings_of(config: ExtractConfig, faces: str, cnn: files.Weights) -> dict[str, Any]:
-    """Return everything that changes numbers in the store, as a JSON value: its digest names the store."""
+    """Return everything that changes numbers in the store, as a JSON value; its digest is in the store's name."""
     chosen = {**config.settings(), "faces": faces, "weights": cnn.sha256, "backbone": cnn.name, "format": FORMAT}
-    if config.augmentations == 1:  # as stores were named before there were views: they hold the same
+    if config.augmentations == 1:
         del chosen["augmentations"]
     else:
         chosen["augmentation_version"] = augmentation.AUGMENTATION_VERSION
-    if faces == "cropped":  # no detector is run: its settings change nothing
+    if faces == "cropped":  # a setting without effect must not make another store
         return {k: v for k, v in chosen.items() if k not in DETECTION}
     return {**chosen, "detector": _detector_digest(), "people_version": tracklets.PEOPLE_VERSION,
             "interpolation_version": interpolation.INTERPOLATION_VERSION}
 
 
 def store_path(cache: Location, dataset: str, settings: dict[str, Any]) -> Location:
-    """Return where the store of these settings lies."""
+    """Return the path of the store of these settings."""
     return cache / "features" / dataset / f"{settings['backbone']}-{fingerprint_of(settings)[:12]}.zarr"
 
 
-def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, place: Location | None = None, *,
-        engine: Engine = ExtractionJob.run_all, failures: str = FAILURES, stop: Callable[[],
-                                                                                     bool] = never_cancelled) -> ExtractReport:
-    """Return what was done to bring the store of `dataset` up to date; clips that are there are left alone.
+def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, features: Location | None = None, *,
+                    engine: Engine = ExtractionJob.run_all, failures: str = FAILURES,
+                    stop: Callable[[], bool] = never_cancelled) -> ExtractReport:
+    """Bring the store of `dataset` up to date and return the results; stored clips are left alone.
 
     Parameters
     ----------
-    place : where the features go instead of the cache, such as a URL.
-    engine : brings the clips through that are not there yet; without one, this process does.
-    failures : name of the list of clips that failed.
-    stop : asked often, by several threads; once it says True, each clip ends at its next block or segment, and what is
-        not done is reported as left.
+    features : where the features go instead of `cache`, such as a URL.
+    engine : extracts the clips that are not stored yet; by default in this process.
+    failures : file name of the list of failed clips.
+    stop : called often, by several threads. Once it returns True, each clip ends at its next block or segment, and the
+        remaining clips are reported as left.
 
     Raises
     ------
     InputError, WeightsError, StoreError
-        Nothing could be done at all. What goes wrong with one clip is recorded in the report instead.
+        No clip could be extracted at all. An error in a single clip goes into the report instead.
 
     Notes
     -----
-    Several runs on one store share the work. Each ends when every clip is done, and waits for those that another one
-    has; a clip whose process died is taken over.
+    Several runs on one store share the work. Each waits for the clips of the others and ends when every clip is done; a
+    clip whose process died is taken over.
     """
     started = time.monotonic()
     faces = resolve_faces(dataset, config)
@@ -399,35 +393,35 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, place:
     cnn = weights.ensure_weights(config.weights, cache / "weights")
     settings = settings_of(config, faces, cnn)
     base.check_people(dataset, base.people_of(settings))
-    path = store_path(place or cache, dataset.name, settings)
+    path = store_path(features or cache, dataset.name, settings)
     log.info("store %s", path)
     store = _opened(path, settings, config, cnn)
-    work = ExtractionJob(config, store, faces, cnn, cancel=CancelToken(stop))
+    job = ExtractionJob(config, store, faces, cnn, cancel=CancelToken(stop))
     failures_at = cache / "features" / dataset.name / failures
-    done = [_lost(problem) for problem in dataset.problems if problem.lost]
+    done = [_failed(problem) for problem in dataset.problems if problem.lost]
     waiting = []
     for trial in dataset.trials:
-        cached = work.cached(trial)
+        cached = job.cached(trial)
         done.append(cached) if cached else waiting.append(trial)
     try:
         if waiting:
-            done += engine(work, waiting)
-    finally:  # a run that is stopped tells of its failures too
+            done += engine(job, waiting)
+    finally:  # the failures of a stopped run are listed too
         failed = [c for c in sorted(done, key=lambda c: c.clip) if c.state == "failed"]
         if failed or sum(c.state != "left" for c in done) >= len(dataset.trials):
             write_failures(failures_at, failed)
     report = ExtractReport(store=path, failures_at=failures_at, fingerprint=fingerprint_of(settings),
                            clips=tuple(sorted(done, key=lambda c: c.clip)), seconds=time.monotonic() - started)
     write_json(path.parent / "current.json", {"store": path.name})
-    work.record_rate(report, cache)
+    job.record_rate(report, cache)
     if config.thumbnails:
-        kept = thumbnails.write_thumbnails(base.stored_trials(dataset, store).trials, store, cache)
-        log.info("thumbnails: faces of %d clips kept in %s", kept, thumbnails.thumbnails_folder(cache, store))
+        written = thumbnails.write_thumbnails(base.stored_trials(dataset, store).trials, store, cache)
+        log.info("thumbnails: faces of %d clips written to %s", written, thumbnails.thumbnails_folder(cache, store))
     return report
 
 
 def current_store(cache: Location, dataset: str) -> Location:
-    """Return the store that the last `extract` of this data set made or found.
+    """Return the store of the last `extract` of this data set.
 
     Raises
     ------
@@ -435,36 +429,36 @@ def current_store(cache: Location, dataset: str) -> Location:
         Nothing was extracted yet.
     """
     pointer = cache / "features" / dataset / "current.json"
-    said = read_json(pointer)
-    if said is None:
+    record = read_json(pointer)
+    if record is None:
         raise InputError("nothing was extracted yet", where=pointer.parent, hint="run `fercache extract` first")
-    return pointer.parent / atomic_io.sibling_name(said, "store", pointer)
+    return pointer.parent / atomic_io.sibling_name(record, "store", pointer)
 
 
 def current_store_or_none(cache: Location, dataset: str) -> Location | None:
-    """Return the store that the last `extract` of this data set made or found; None where there is none."""
+    """Return the store of the last `extract` of this data set, or None."""
     return None if read_json(cache / "features" / dataset / "current.json") is None else current_store(cache, dataset)
 
 
 def _check_device(name: str) -> None:
-    """Refuse a device that is not there, before anything is made; the usual ones are always there."""
+    """Raise InputError for a missing device before anything is created; "auto" and "cpu" always exist."""
     if name not in ("auto", "cpu"):
         from fercache.runtime.devices import resolve_device  # torch: seconds that a cached run saves
 
         resolve_device(name)
 
 
-def _lost(problem: base.Problem) -> ClipResult:
+def _failed(problem: base.Problem) -> ClipResult:
     return ClipResult(clip=problem.where, state="failed", message=problem.what)
 
 
 def _opened(path: Location, settings: dict[str, Any], config: ExtractConfig, cnn: files.Weights) -> EmbeddingStore:
-    """Return the store at `path`, made if it is not there."""
+    """Return the store at `path`; create it if it does not exist."""
     if EmbeddingStore.exists(path):
         try:
             store = EmbeddingStore.open(path, mode="a")
         except StoreError as error:
-            log.warning("%s; it is written anew, the clips stay", error.what)
+            log.warning("%s; rewriting it, the clips are kept", error.what)
         else:
             store.sweep()
             return store
@@ -476,7 +470,7 @@ def _opened(path: Location, settings: dict[str, Any], config: ExtractConfig, cnn
 
 
 def _detector_digest() -> str:
-    """Return the sha256 over MTCNN's three nets, which facenet-pytorch carries; without importing it."""
+    """Return a digest of MTCNN's three nets in facenet-pytorch, without importing the package."""
     spec = find_spec("facenet_pytorch")
     if spec is None or spec.origin is None:
         raise InputError("facenet-pytorch is not installed", hint="pip install facenet-pytorch==2.5.3")

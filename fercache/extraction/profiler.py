@@ -1,4 +1,4 @@
-"""What each part of stage one costs, and which of them is the bottleneck."""
+"""Measures what each part of stage one costs, and which one is the bottleneck."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import TypeVar
 T = TypeVar("T")
 
 PARTS = ("decode", "detect", "crop", "cnn", "write")
-FEWEST_S = 0.5
-"""Seconds of work, of all parts together, from which rates are told."""
+MIN_WORK_S = 0.5
+"""Rates are shown after so many seconds of work by all parts together: earlier ones are noise."""
 
 
 class StageProfiler:
-    """Frames and busy seconds of each part; several threads may count.
+    """Counts frames and busy seconds of each part; safe to use from several threads.
 
     Parameters
     ----------
-    lanes : how many of each part can be at work at once.
-    clocks : seconds of work of the calling thread; without one, of its processor: waiting does not count.
+    lanes : how many of each part can run at once.
+    clocks : part -> clock for its work; by default the thread's processor time, so that waiting does not count.
 
     Notes
     -----
-    On a CPU all parts share the cores: a part's rate is what it would reach with all cores to itself, and the part that
-    takes most of their time is the bottleneck.
+    On a CPU all parts share the cores. A part's rate is what it would reach with all cores to itself, and the part with
+    the most processor time is the bottleneck.
     """
 
     def __init__(self, lanes: dict[str, int], clocks: dict[str, Callable[[], float]] | None = None) -> None:
@@ -36,45 +36,45 @@ class StageProfiler:
         self._lock = threading.Lock()
 
     def add(self, part: str, frames: int, seconds: float) -> None:
-        """Count work that was done."""
+        """Add finished work."""
         with self._lock:
             self._frames[part] += frames
             self._seconds[part] += seconds
 
     @contextmanager
     def busy(self, part: str, frames: int) -> Iterator[None]:
-        """Count the block as work on so many frames."""
+        """Measure the block as work on so many frames."""
         clock = self._clocks.get(part, time.thread_time)
         started = clock()
         yield
         self.add(part, frames, clock() - started)
 
     def each(self, part: str, items: Iterable[T]) -> Iterator[T]:
-        """Yield the items, each a frame that it took work to make."""
+        """Yield the items, and measure the work to produce each as one frame."""
         iterator, clock = iter(items), self._clocks.get(part, time.thread_time)
         while True:
             started = clock()
-            found = list(islice(iterator, 1))
-            self.add(part, len(found), clock() - started)
-            if not found:
+            item = list(islice(iterator, 1))
+            self.add(part, len(item), clock() - started)
+            if not item:
                 return
-            yield found[0]
+            yield item[0]
 
     def rates(self) -> dict[str, float]:
-        """Return frames a second that each part could do if it were the only one."""
+        """Return the frames per second that each part would reach if it ran alone."""
         with self._lock:
             return {part: self._frames[part] * self._lanes[part] / self._seconds[part]
                     for part in PARTS if self._seconds[part] > 0}
 
     def slowest(self) -> str:
-        """Return the part that takes most of the time, "" where nothing was done."""
+        """Return the part that takes the most time, or "" before any work."""
         with self._lock:
             spent = {part: self._seconds[part] / self._lanes[part] for part in PARTS if self._seconds[part] > 0}
         return max(spent, key=lambda part: spent[part], default="")
 
     def line(self) -> str:
-        """Return all rates and the bottleneck as text, "" as long as too little was done to tell."""
-        if sum(self._seconds.values()) < FEWEST_S:
+        """Return all rates and the bottleneck as text, or "" after too little work."""
+        if sum(self._seconds.values()) < MIN_WORK_S:
             return ""
         rates = ", ".join(f"{part} {rate:.3g}/s" if rate < 100 else f"{part} {rate:.0f}/s"
                           for part, rate in self.rates().items())

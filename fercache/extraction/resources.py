@@ -1,4 +1,4 @@
-"""Detector and CNN of a run, loaded once, when the first clip needs them."""
+"""What all clips of a run share: the nets, threads, batches, memory, profiler and progress bar."""
 
 from __future__ import annotations
 
@@ -36,32 +36,32 @@ log = logging.getLogger(__name__)
 _loading = threading.Lock()
 
 MORE_CLIPS = 2
-"""Clips in flight on a CPU, beyond one a core."""
+"""Concurrent clips on a CPU, beyond one per core."""
 GPU_CLIPS = 12
-"""Clips in flight on a GPU: decoding and cropping is the work of many cores."""
+"""Concurrent clips on a GPU: decoding and cropping need many cores."""
 
 
 
 
 def in_flight(device: str, threads: int) -> int:
-    """Return how many clips at once keep a device busy: while one waits, at its end or for a disk, others have work."""
+    """Return how many concurrent clips keep a device busy: while one waits for a disk, others have work."""
     return threads + MORE_CLIPS if device == "cpu" else GPU_CLIPS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nets:
-    """What runs, and on what; `detector` is None where the pictures are faces already.
+    """The nets of a run and their device; `detector` is None if the pictures are face crops.
 
     Attributes
     ----------
-    teller : loads the net that tells people apart, where it is not `backbone`; None where there is no such net.
+    load_identity : loads a net with identity vectors if `backbone` has none; None if there is no such net.
     """
 
     backbone: Backbone
     detector: Detector | None
     device: str
     threads: int
-    embed_faces: Callable[[], Backbone] | None
+    load_identity: Callable[[], Backbone] | None
 
     @property
     def in_flight(self) -> int:
@@ -70,24 +70,24 @@ class Nets:
 
     @cached_property
     def identity(self) -> Backbone | None:
-        """The net that gives identity vectors: the backbone if that is among its taps, else one more of the same."""
-        if IDENTITY in self.backbone.shapes and self.embed_faces is not None:
+        """The net that gives identity vectors: the backbone if it has that tap, else another copy of it."""
+        if IDENTITY in self.backbone.shapes and self.load_identity is not None:
             return self.backbone
-        return self.embed_faces() if self.embed_faces is not None else None
+        return self.load_identity() if self.load_identity is not None else None
 
     def identity_net(self, run: Callable[..., list[Any]]) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:
-        """Return what tells people apart: crops (n, 160, 160, 3) -> identity vectors (n, D); None where nothing does.
+        """Return a function from crops (n, 160, 160, 3) to identity vectors (n, D), or None without such a net.
 
         Parameters
         ----------
-        run : computes the batches, as `cores.spread` does.
+        run : computes the batches, like `TorchThreadPool.run`.
         """
         def embed(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
             with _loading:
                 net = self.identity
             assert net is not None
             return net.embed32(crops, run)[IDENTITY]
-        return embed if self.embed_faces is not None else None
+        return embed if self.load_identity is not None else None
 
 
 def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
@@ -100,7 +100,7 @@ def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
     Raises
     ------
     InputError, MissingExtra, WeightsError
-        As `Backbone.load` says.
+        As `Backbone.load` raises.
     """
     from fercache.backbones.backbone import Backbone  # torch: seconds that a cached run saves
     from fercache.runtime.devices import resolve_device, use_threads
@@ -116,12 +116,12 @@ def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
                             device=device)
     load_identity = partial(tapped, (IDENTITY,)) if cnn.name in KNOWN_WEIGHTS else None
     if detector is not None and load_identity is None:
-        log.info("%s weights: no identity vector is known of them, so place alone tells people apart", cnn.name)
-    return Nets(backbone=backbone, detector=detector, device=device, threads=threads, embed_faces=load_identity)
+        log.info("%s weights have no known identity vector: people are told apart by position only", cnn.name)
+    return Nets(backbone=backbone, detector=detector, device=device, threads=threads, load_identity=load_identity)
 
 
 def provenance_of(nets: Nets, backend: str) -> dict[str, Any]:
-    """Return what float noise depends on: equal provenance gives equal bytes."""
+    """Return everything that float noise depends on: equal provenance gives equal bytes."""
     names = ["torch", "facenet-pytorch", "numpy", "av", "pillow"]
     if backend != "torch":
         names.append(backend)
@@ -129,17 +129,16 @@ def provenance_of(nets: Nets, backend: str) -> dict[str, Any]:
             "arithmetic": nets.backbone.arithmetic, "versions": {name: version(name) for name in names}}
 
 
-# How many bytes of pictures are in memory at once, whatever the number of clips in flight.
-
 TICK_S = 0.1
 
 
 class MemoryBudget:
-    """A number of bytes that many share.
+    """A limit on bytes in memory that many threads share.
 
     Notes
     -----
-    What is larger than all of it gets in alone, so nobody waits for ever; who holds a part must not ask for another.
+    A request above the limit is granted when nothing else is in use, so no thread waits forever. A thread that holds
+    bytes must not acquire more.
     """
 
     def __init__(self, limit_bytes: int, cancel: CancelToken) -> None:
@@ -148,12 +147,12 @@ class MemoryBudget:
         self._change = threading.Condition()
 
     def acquire(self, size: int) -> None:
-        """Return when there is room for so many bytes, which is taken.
+        """Block until `size` bytes are free, and take them.
 
         Raises
         ------
-        Stopped
-            The run was asked to end.
+        Cancelled
+            The run was cancelled.
         """
         with self._change:
             while self.in_use and self.in_use + size > self.limit_bytes:
@@ -162,21 +161,19 @@ class MemoryBudget:
             self.in_use += size
 
     def release(self, size: int) -> None:
-        """Give bytes back."""
+        """Return bytes to the budget."""
         with self._change:
             self.in_use -= size
             self._change.notify_all()
 
 
-# What all clips in flight share: threads, batches, memory, the gauge, the meter.
-
 BUDGET_BYTES = 1 << 30
-"""Pictures of blocks that detection is at work on; one block of a clip may be larger."""
+"""Pictures of blocks under detection; a single block may be larger."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineResources:
-    """What all clips share; `detector` is None where the pictures are faces already."""
+    """What all clips share; `detector` is None if the pictures are face crops."""
 
     torch_threads: TorchThreadPool
     batcher: CrossClipBatcher
@@ -188,12 +185,12 @@ class PipelineResources:
     embed_faces: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None
 
     def detect(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float64]]:
-        """Return the faces of each picture, (n, 5), found in the calling thread alone.
+        """Return the faces of each picture, (n, 5), detected in the calling thread only.
 
         Raises
         ------
-        Stopped
-            The run was asked to end.
+        Cancelled
+            The run was cancelled.
         """
         return self._ready().detect(pictures, serially)
 
@@ -203,8 +200,8 @@ class PipelineResources:
 
         Raises
         ------
-        Stopped
-            The run was asked to end.
+        Cancelled
+            The run was cancelled.
         """
         return self._ready().detect_in_rois(pictures, places, serially)
 
@@ -213,19 +210,19 @@ class PipelineResources:
 
         Raises
         ------
-        Stopped
-            The run was asked to end.
+        Cancelled
+            The run was cancelled.
         """
         return self._ready().rois_per_frame(picture)
 
     def _ready(self) -> Detector:
-        """Return the detector, unless the run was asked to end."""
+        """Return the detector unless the run was cancelled."""
         self.cancel.check()
         assert self.detector is not None
         return self.detector
 
     def advance(self, amount: float) -> None:
-        """Move the meter, and say on it what the parts' rates are."""
+        """Advance the progress bar, and show the rate of each part on it."""
         self.bar.advance(amount)
         text = self.profiler.line()
         if text:
@@ -234,7 +231,7 @@ class PipelineResources:
 
 @contextmanager
 def open_resources(nets: Nets, cancel: CancelToken, bar: ProgressBar, clips: int) -> Iterator[PipelineResources]:
-    """Yield a plant with these nets for so many clips at once; its threads have ended when the block has."""
+    """Yield the resources for these nets and so many concurrent clips; all threads end with the block."""
     gpu = nets.device != "cpu"
     elsewhere = {"detect": gpu, "cnn": gpu or nets.backbone.aside}  # the calling thread waits
     with TorchThreadPool(nets.threads, nets.device) as threads:
@@ -242,9 +239,10 @@ def open_resources(nets: Nets, cancel: CancelToken, bar: ProgressBar, clips: int
         clocks = dict.fromkeys(("write", *(part for part, waits in elsewhere.items() if waits)), time.perf_counter)
         profiler = StageProfiler(lanes, clocks)
         try:
-            yield PipelineResources(torch_threads=threads, batcher=CrossClipBatcher(nets.backbone, threads, cancel, profiler),
-                                    budget=MemoryBudget(BUDGET_BYTES, cancel),
-                        profiler=profiler, cancel=cancel, bar=bar, detector=nets.detector, embed_faces=nets.identity_net(threads.run))
+            yield PipelineResources(
+                torch_threads=threads, batcher=CrossClipBatcher(nets.backbone, threads, cancel, profiler),
+                budget=MemoryBudget(BUDGET_BYTES, cancel), profiler=profiler, cancel=cancel, bar=bar,
+                detector=nets.detector, embed_faces=nets.identity_net(threads.run))
         except BaseException:
-            cancel.cancel()  # so that what the threads are at ends soon
+            cancel.cancel()  # threads that still work would keep the block open
             raise

@@ -1,4 +1,4 @@
-"""Small pictures of faces, kept in the cache only when they are asked for: one file a clip, a face a second or so."""
+"""Thumbnails of faces, written on request only: one file per clip, about one face per second."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ log = logging.getLogger(__name__)
 
 PX = 64
 EVERY_S = 1.0
-MOST = 600
-"""Faces of one clip; a longer one has them further apart."""
+MAX_FACES = 600
+"""Faces per clip; in a longer clip they are further apart."""
 QUALITY = 75
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thumbnails:
-    """The faces kept of one clip.
+    """The thumbnails of one clip.
 
     Attributes
     ----------
-    row : (K,) rows of the clock, from 0; time_s : (K,).
+    row : (K,) rows of the frame table, from 0; time_s : (K,).
     jpeg : K pictures of PX x PX, as JPEG files.
     """
 
@@ -58,27 +58,27 @@ def thumbnails_path(cache: Path, store: EmbeddingStore, clip: str) -> Path:
 
 
 def write_thumbnails(trials: Sequence[Trial], store: EmbeddingStore, cache: Path) -> int:
-    """Keep the faces of every clip that is in the store and has none yet; return how many clips were done.
+    """Write thumbnails of every stored clip that has none yet; return the number of clips written.
 
     Notes
     -----
-    The frames are decoded again through the stored boxes: no CNN and no detector is run, and no feature changes. A clip
-    whose source has gone is passed over, and the log says so.
+    Frames are decoded again and cropped by the stored boxes: no CNN or detector runs, and no feature changes. A clip
+    whose source is missing is skipped with a warning.
     """
-    made = 0
+    written = 0
     for trial in trials:
         if trial.name not in store or read_thumbnails(cache, store, trial.name) is not None:
             continue
         try:
             _write(thumbnails_path(cache, store, trial.name), store[trial.name], _faces(trial, store[trial.name]))
-            made += 1
+            written += 1
         except ClipError as error:
             log.warning("%s: no thumbnails (%s)", trial.name, error.what)
-    return made
+    return written
 
 
 def read_thumbnails(cache: Path, store: EmbeddingStore, clip: str) -> Thumbnails | None:
-    """Return the faces kept of a clip; None where there are none, or they were taken through other boxes."""
+    """Return a clip's thumbnails, or None if there are none or the boxes have changed since."""
     path = thumbnails_path(cache, store, clip)
     if not path.is_file():
         return None
@@ -95,33 +95,33 @@ def read_thumbnails(cache: Path, store: EmbeddingStore, clip: str) -> Thumbnails
 
 
 def any_stored(cache: Path, store: EmbeddingStore) -> bool:
-    """Return whether pictures of any of a store's clips are kept."""
+    """Return whether any clip of a store has thumbnails."""
     return any(thumbnails_folder(cache, store).glob("*.npz"))
 
 
 def _faces(trial: Trial, clip: Clip) -> Thumbnails:
-    """Return a face about every EVERY_S seconds.
+    """Return a clip's faces, about one every EVERY_S seconds.
 
     Raises
     ------
     ClipError
         The source cannot be read.
     """
-    clock = clip.frame_table
-    rows = _rows(clock["time_s"], clock["valid"] > 0)
-    boxes = np.column_stack([clock[side] for side in ("x1", "y1", "x2", "y2")])
+    table = clip.frame_table
+    rows = _rows(table["time_s"], table["valid"] > 0)
+    boxes = np.column_stack([table[side] for side in ("x1", "y1", "x2", "y2")])
     frames = media.open_source(trial.path, trial.kind, damaged="keep").pick(rows.tolist())
-    found = [(f.index - 1, _jpeg(crop_face(f.image, boxes[f.index - 1], PX))) for f in frames if f.image is not None]
-    row = np.array([place for place, _ in found], np.int64)
-    return Thumbnails(row=row, time_s=clock["time_s"][row], jpeg=tuple(picture for _, picture in found))
+    faces = [(f.index - 1, _jpeg(crop_face(f.image, boxes[f.index - 1], PX))) for f in frames if f.image is not None]
+    row = np.array([row for row, _ in faces], np.int64)
+    return Thumbnails(row=row, time_s=table["time_s"][row], jpeg=tuple(picture for _, picture in faces))
 
 
 def _rows(time_s: NDArray[np.float64], seen: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the first row with a face of every stretch of EVERY_S seconds (longer ones in a very long clip)."""
+    """Return the first row with a face of every EVERY_S seconds (more in a very long clip)."""
     rows = np.flatnonzero(seen)
     if not len(rows):
         return rows
-    step_s = max(EVERY_S, float(time_s[-1]) / MOST)
+    step_s = max(EVERY_S, float(time_s[-1]) / MAX_FACES)
     return np.asarray(rows[np.unique((time_s[rows] / step_s).astype(np.int64), return_index=True)[1]])
 
 

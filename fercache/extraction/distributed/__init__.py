@@ -1,4 +1,8 @@
-"""Stage one in parts, in several processes of this machine, or on a cluster: one store, whoever fills it."""
+"""Stage one in shards, in several processes of this machine, or on a Dask cluster: all fill one store.
+
+Open this file first: `LaunchPlan` chooses among `shard.py`, `processes.py` and `dask.py`. `worker.py` runs in each
+worker process.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +26,20 @@ from fercache.runtime.uri import Location
 log = logging.getLogger(__name__)
 
 
-WORKERS_MOST = 256
+MAX_WORKERS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
-    """How stage one is run.
+    """How stage one is launched.
 
     Attributes
     ----------
-    shard : the part to do, None for all of it.
-    workers : processes; 0 and 1 are this one alone, None (and 0 for Dask) is one for each GPU.
-    dask : whether Dask gives the clips out, and scheduler : where it runs; without one it runs here.
+    shard : the part to extract, None for all clips.
+    workers : processes; 0 and 1 are this one alone, None (and 0 for Dask) is one per GPU.
+    dask : whether Dask schedules the clips, and scheduler : its address; without one it runs on this machine.
     ends_s : when to stop, in seconds since 1970.
-    seat : which of how many processes of this machine this one is, where torchrun started it.
+    local_rank : number of this process on its machine and how many there are, if torchrun started it.
     """
 
     shard: Shard | None = None
@@ -47,12 +51,13 @@ class LaunchPlan:
 
     @property
     def is_coordinator(self) -> bool:
-        """Whether this run, and no other part, tells what is wrong with the data set."""
+        """Whether this run, and no other shard, reports the problems of the data set."""
         return self.shard is None or self.shard.number == 1
 
-    def run(self, dataset: Dataset, config: ExtractConfig, cache: Path, place: Location | None) -> ExtractReport:
-        """Return what was done, as `extract.run` does, which says what is raised."""
-        config = replace(config, faces=job.resolve_faces(dataset, config))  # of the whole, whatever is in this part
+    def run(self, dataset: Dataset, config: ExtractConfig, cache: Path, features: Location | None) -> ExtractReport:
+        """Extract, and return and raise as `job.extract_dataset` does."""
+        # Decided for the whole set, so that all shards agree whatever clips they hold.
+        config = replace(config, faces=job.resolve_faces(dataset, config))
         failures = job.FAILURES
         if self.shard is not None:
             whole, dataset, failures = dataset, self.shard.of_dataset(dataset), self.shard.failures
@@ -63,14 +68,14 @@ class LaunchPlan:
 
             device, threads = devices.assign_gpu(config.device, config.threads, *self.local_rank)
             config = replace(config, device=device, threads=threads)
-        report = job.extract_dataset(dataset, config, cache, place, engine=self._engine(), failures=failures,
-                             stop=partial(over, self.ends_s))
+        report = job.extract_dataset(dataset, config, cache, features, engine=self._engine(), failures=failures,
+                                     stop=partial(over, self.ends_s))
         if self.shard is None and not report.count("left"):
             shard.forget_lists(report.failures_at.parent)
         return report
 
     def _engine(self) -> Engine:
-        """Return what brings the clips through."""
+        """Return the engine that extracts the clips."""
         workers = self.workers
         if workers is None or (self.dask and not workers):
             from fercache.runtime import devices  # torch
@@ -89,7 +94,7 @@ class LaunchPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions:
-    """What a user may type about the way: the flags of `fercache extract`."""
+    """The flags of `fercache extract` about launching, as typed."""
 
     engine: str = "here"
     scheduler: str = ""
@@ -97,37 +102,36 @@ class LaunchOptions:
     shard: str = ""
     time_limit: str = ""
 
-    def way(self, environ: Mapping[str, str], began_s: float) -> LaunchPlan:
-        """Return the way that is meant.
+    def plan(self, environ: Mapping[str, str], began_s: float) -> LaunchPlan:
+        """Return the launch plan.
 
         Parameters
         ----------
-        environ : environment variables, which ``--shard auto`` asks.
-        began_s : from when the time limit counts, in seconds since 1970.
+        environ : environment variables, for ``--shard auto``.
+        began_s : start of the time limit, in seconds since 1970.
 
         Raises
         ------
         InputError
-            A flag means nothing, or nothing beside another one.
+            A flag cannot be read, or contradicts another one.
         """
         dask = self.engine == "dask"
         if self.scheduler and not dask:
             raise InputError("only Dask has a scheduler", where="--scheduler", hint="add --engine dask")
         if self.scheduler and self.workers != "0":
-            raise InputError("the scheduler's workers are those that it has", where="--workers",
-                             hint="leave it out, or leave --scheduler out")
+            raise InputError("a running scheduler has its own workers", where="--workers",
+                             hint="leave out --workers or --scheduler")
         return LaunchPlan(shard=shard.read_shard(self.shard, environ) if self.shard else None,
-                          workers=_workers(self.workers),
-                   dask=dask, scheduler=self.scheduler,
-                   ends_s=began_s + cancellation.parse_time_limit(self.time_limit) if self.time_limit else inf,
-                   local_rank=shard.local_rank(environ) if self.shard == "auto" else (0, 1))
+                          workers=_workers(self.workers), dask=dask, scheduler=self.scheduler,
+                          ends_s=began_s + cancellation.parse_time_limit(self.time_limit) if self.time_limit else inf,
+                          local_rank=shard.local_rank(environ) if self.shard == "auto" else (0, 1))
 
 
 def _workers(text: str) -> int | None:
     """Return the number of processes, None for auto."""
     if text == "auto":
         return None
-    if not text.isdecimal() or int(text) > WORKERS_MOST:
-        raise InputError(f"{text!r} is no number of processes", where="--workers",
-                         hint=f"a number up to {WORKERS_MOST}, or auto: as many as there are GPUs")
+    if not text.isdecimal() or int(text) > MAX_WORKERS:
+        raise InputError(f"{text!r} is not a number of processes", where="--workers",
+                         hint=f"a number up to {MAX_WORKERS}, or auto: as many as there are GPUs")
     return int(text)

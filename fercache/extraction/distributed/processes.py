@@ -46,7 +46,7 @@ class ProcessPool:
     workers: int
     ends_s: float = inf
 
-    def __call__(self, work: ExtractionJob, trials: Sequence[Trial]) -> Iterator[ClipResult]:
+    def __call__(self, job: ExtractionJob, trials: Sequence[Trial]) -> Iterator[ClipResult]:
         """Yield what becomes of each clip.
 
         Raises
@@ -54,10 +54,10 @@ class ProcessPool:
         BrokenOff
             A worker was killed, for want of memory most likely; what is committed stays.
         """
-        total, order = work.log_size(trials), job_spec(work, trials, self.ends_s, self.workers)
-        wires = _Channels.queues(get_context("spawn"))
-        with progress_bar("extract", total) as bar, _hired(self.workers, wires) as executor:
-            yield from wires.monitor(_begun(executor, self.workers, order, without_labels(trials), wires), bar)
+        total, spec = job.log_size(trials), job_spec(job, trials, self.ends_s, self.workers)
+        channels = _Channels.queues(get_context("spawn"))
+        with progress_bar("extract", total) as bar, _executor(self.workers, channels) as executor:
+            yield from channels.monitor(_start(executor, self.workers, spec, without_labels(trials), channels), bar)
 
 
 @dataclass(frozen=True)
@@ -92,42 +92,42 @@ class _Channels:
 
     def monitor(self, waiting: set[Future[None]], bar: ProgressBar) -> Iterator[ClipResult]:
         """Yield what is done as it is done, log what is logged, and move the meter, until every worker has ended."""
-        told = 0.0
+        shown = 0.0
         while waiting:
             ended, waiting = wait(waiting, LOOK_EVERY_S, FIRST_COMPLETED)
             moved = self.moved.value
-            if moved > told:
-                bar.advance(moved - told)
-            told = moved
+            if moved > shown:
+                bar.advance(moved - shown)
+            shown = moved
             yield from self._handle()
             for future in ended:
                 future.result()
 
     def _handle(self) -> Iterator[ClipResult]:
         while not self.messages.empty():
-            said = self.messages.get()
-            if isinstance(said, ClipResult):
-                yield said
+            message = self.messages.get()
+            if isinstance(message, ClipResult):
+                yield message
             else:
-                logging.getLogger("fercache").log(said[0], "%s", said[1])
+                logging.getLogger("fercache").log(message[0], "%s", message[1])
 
 
 @contextmanager
-def _hired(workers: int, wires: _Channels) -> Iterator[ProcessPoolExecutor]:
+def _executor(workers: int, channels: _Channels) -> Iterator[ProcessPoolExecutor]:
     """Yield worker processes; whatever ends the block ends them too."""
-    executor = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (wires,))
+    executor = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (channels,))
     try:
         yield executor
     except BrokenProcessPool as error:
         raise BrokenOff("a worker was killed", hint="there may be too little memory: choose fewer --workers and run "
                         "again; what is committed stays") from error
     finally:
-        wires.over.set()
-        wires.trials.cancel_join_thread()
+        channels.over.set()
+        channels.trials.cancel_join_thread()
         executor.shutdown(cancel_futures=True)
 
 
-def _begun(executor: ProcessPoolExecutor, workers: int, order: JobSpec, trials: Sequence[Trial], wires: _Channels
+def _start(executor: ProcessPoolExecutor, workers: int, spec: JobSpec, trials: Sequence[Trial], channels: _Channels
            ) -> set[Future[None]]:
     """Return the promises of workers that have been started on the trials.
 
@@ -136,10 +136,10 @@ def _begun(executor: ProcessPoolExecutor, workers: int, order: JobSpec, trials: 
     A Ctrl-C meanwhile comes after it, and to the workers when they have taken their seats.
     """
     for trial in (*largest_first(trials), *[None] * workers):
-        wires.trials.put(trial)
+        channels.trials.put(trial)
     signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
     try:
-        return {executor.submit(_serve, order) for _ in range(workers)}
+        return {executor.submit(_serve, spec) for _ in range(workers)}
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
 
@@ -172,11 +172,11 @@ class _LogForwarder(logging.Handler):
         _child_process[0].channels.messages.put((record.levelno, record.getMessage()))
 
 
-def _begin(wires: _Channels) -> None:
+def _begin(channels: _Channels) -> None:
     """Take a seat, and listen for the end of the run."""
-    with wires.local_ranks.get_lock():
-        _child_process.append(_ChildProcess(wires, wires.local_ranks.value))
-        wires.local_ranks.value += 1
+    with channels.local_ranks.get_lock():
+        _child_process.append(_ChildProcess(channels, channels.local_ranks.value))
+        channels.local_ranks.value += 1
     logging.getLogger("fercache").addHandler(_LogForwarder())
     logging.getLogger("fercache").setLevel(logging.INFO)
     signal.signal(signal.SIGINT, _stop)
@@ -192,36 +192,36 @@ def _stop(number: int, frame: object) -> None:
 
 def _listen() -> None:
     """Put down the clips when the run is over, and end where the run has died."""
-    here, parent = _child_process[0], parent_process()
-    while not here.channels.over.wait(LOOK_EVERY_S) and parent is not None and parent.is_alive():
+    child, parent = _child_process[0], parent_process()
+    while not child.channels.over.wait(LOOK_EVERY_S) and parent is not None and parent.is_alive():
         continue
-    if here.busy:
+    if child.busy:
         os.kill(os.getpid(), signal.SIGINT)
-    if not here.channels.over.is_set():
+    if not child.channels.over.is_set():
         ends = time.monotonic() + GRACE_S
-        while here.busy and time.monotonic() < ends:
+        while child.busy and time.monotonic() < ends:
             time.sleep(LOOK_EVERY_S)
         os._exit(1)
 
 
-def _serve(order: JobSpec) -> None:
+def _serve(spec: JobSpec) -> None:
     """Do clip after clip, until none is left."""
     from fercache.extraction.resources import open_resources
 
-    here = _child_process[0]
-    here.busy = True
+    child = _child_process[0]
+    child.busy = True
     try:
-        work = open_job(order, here.local_rank, here.channels.over.is_set)
-        if work.cancel.is_cancelled:  # before nets are loaded for nothing
-            for trial in here.channels.incoming():
-                here.channels.messages.put(work.pending(trial))
+        job = open_job(spec, child.local_rank, child.channels.over.is_set)
+        if job.cancel.is_cancelled:  # before nets are loaded for nothing
+            for trial in child.channels.incoming():
+                child.channels.messages.put(job.pending(trial))
             return
-        nets = load_nets(work.config, order.cnn, order.faces)
-        abreast = work.config.concurrent_clips or nets.in_flight
-        with open_resources(nets, work.cancel, _Count("", None, ""), abreast) as plant:
-            for done in work.run_clips(plant, nets, here.channels.incoming(), abreast):
-                here.channels.messages.put(done)
-            if plant.profiler.line():
-                logging.getLogger("fercache").info("process %d: %s", here.local_rank + 1, plant.profiler.line())
+        nets = load_nets(job.config, spec.cnn, spec.faces)
+        concurrent = job.config.concurrent_clips or nets.in_flight
+        with open_resources(nets, job.cancel, _Count("", None, ""), concurrent) as resources:
+            for result in job.run_clips(resources, nets, child.channels.incoming(), concurrent):
+                child.channels.messages.put(result)
+            if resources.profiler.line():
+                logging.getLogger("fercache").info("process %d: %s", child.local_rank + 1, resources.profiler.line())
     finally:
-        here.busy = False
+        child.busy = False

@@ -1,4 +1,4 @@
-"""What a process that works for a run is told, and what it gives back; the same on this machine and on others."""
+"""What a worker process of a run receives and returns, on this machine and on others."""
 
 from __future__ import annotations
 
@@ -29,18 +29,16 @@ if TYPE_CHECKING:
     from fercache.extraction.resources import PipelineResources
 
 
-# How much work a clip is, as far as that is cheap to know, and clips in order of it.
-
 FRAME_BYTES = 10_000
-"""Bytes of a video that count as a frame: only the order of clips hangs on it, never a result."""
+"""Bytes of a video that count as one frame. It decides the order of clips only, never a result."""
 
 
 def estimate_work(trial: Trial) -> int:
-    """Return about how many frames a clip has: what its list states, its labels, its pictures, or its bytes.
+    """Return an estimate of a clip's frames, from its list, its labels, its pictures, or its bytes.
 
     Notes
     -----
-    Opens nothing, and is the same on each machine that sees the same files and lists.
+    Opens no file, and is equal on every machine that sees the same files and lists.
     """
     if trial.stated:
         return trial.stated
@@ -51,12 +49,12 @@ def estimate_work(trial: Trial) -> int:
             with os.scandir(trial.path) as entries:
                 return sum(1 for _ in entries)
         return 1 + trial.path.stat().st_size // FRAME_BYTES
-    except OSError:  # it is told when its turn comes
+    except OSError:  # reported when the clip is extracted
         return 0
 
 
 def bundles(trials: Sequence[Trial]) -> list[tuple[int, list[Trial]]]:
-    """Return (amount, trials) for each source, the largest first: the people of one video stay together."""
+    """Return (frames, trials) for each source, the largest first: the people of one video stay together."""
     found: dict[str, list[Trial]] = {}
     for trial in trials:
         found.setdefault(str(trial.path), []).append(trial)
@@ -65,7 +63,7 @@ def bundles(trials: Sequence[Trial]) -> list[tuple[int, list[Trial]]]:
 
 
 def largest_first(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials, those of large sources first: what is long must not begin last."""
+    """Return the trials, those of large sources first: a long clip that starts last would run alone."""
     return [trial for _, together in bundles(trials) for trial in together]
 
 
@@ -74,14 +72,14 @@ SAME_FILES = "every worker must see the clips and the cache under the same paths
 
 @dataclass(frozen=True, kw_only=True)
 class JobSpec:
-    """What all clips of a run have in common.
+    """What all clips of a run share.
 
     Attributes
     ----------
-    config : how; device and threads are those of the machine, and `seats` processes share them.
-    seen : a clip that the one who gives the order sees, if there is one.
-    ends_s : when clips are left at their next block or segment, in seconds since 1970.
-    version : of the fercache that gives the order.
+    config : settings; `local_ranks` processes of a machine share its device and threads.
+    known_sources : a clip that the launching process can read, if any; workers check that they can read it too.
+    ends_s : when clips stop at their next block or segment, in seconds since 1970.
+    version : of the launching fercache.
     """
 
     config: ExtractConfig
@@ -96,39 +94,38 @@ class JobSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerResult:
-    """What became of some clips, and what was said meanwhile: (level of logging, text)."""
+    """Results of some clips, and what was logged meanwhile: (logging level, text)."""
 
     clips: tuple[ClipResult, ...]
     log_records: tuple[tuple[int, str], ...]
 
-    def log_level(self) -> None:
-        """Say it here."""
+    def replay_log(self) -> None:
+        """Log the worker's records in this process."""
         for level, text in self.log_records:
             logging.getLogger("fercache").log(level, "%s", text)
 
 
-def job_spec(work: ExtractionJob, trials: Sequence[Trial], ends_s: float, seats: int) -> JobSpec:
-    """Return the order for processes that bring `trials` through; `seats` of them share a machine."""
+def job_spec(work: ExtractionJob, trials: Sequence[Trial], ends_s: float, local_ranks: int) -> JobSpec:
+    """Return the specification for worker processes; `local_ranks` of them share a machine."""
     seen = [trial.path.absolute() for trial in trials if trial.path.exists()]
     store = work.store.path
     return JobSpec(config=work.config, faces=work.faces, cnn=replace(work.cnn, path=work.cnn.path.absolute()),
-                 store=store.absolute() if isinstance(store,
-                                                      Path) else store, known_sources=tuple(seen[:1]), local_ranks=seats,
-                 ends_s=ends_s)
+                   store=store.absolute() if isinstance(store, Path) else store,  # a URL is absolute already
+                   known_sources=tuple(seen[:1]), local_ranks=local_ranks, ends_s=ends_s)
 
 
 def without_labels(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials as they are sent: by absolute paths, without labels."""
+    """Return the trials as workers need them: absolute paths, no labels."""
     return [replace(trial, path=trial.path.absolute(), labels=None, video=None) for trial in trials]
 
 
-def open_job(order: JobSpec, seat: int, stop: Callable[[], bool]) -> ExtractionJob:
-    """Return what a process of this machine works with, after a look whether it can carry out the order.
+def open_job(spec: JobSpec, local_rank: int, stop: Callable[[], bool]) -> ExtractionJob:
+    """Return a worker process's job, after checking that this process can run it.
 
     Parameters
     ----------
-    seat : which of the processes that share the machine this is, from 0.
-    stop : whether to end, whatever the order says.
+    local_rank : number of this process on its machine, from 0.
+    stop : returns whether to end before the time limit.
 
     Raises
     ------
@@ -138,48 +135,48 @@ def open_job(order: JobSpec, seat: int, stop: Callable[[], bool]) -> ExtractionJ
     from fercache.runtime import devices  # torch
 
     here = platform.node()
-    if order.version != __version__:
-        raise InputError(f"fercache {__version__} cannot work for fercache {order.version}", where=here,
+    if spec.version != __version__:
+        raise InputError(f"this worker has fercache {__version__}, the run has {spec.version}", where=here,
                          hint="install the same version everywhere")
-    for path in (*order.known_sources, order.cnn.path):
+    for path in (*spec.known_sources, spec.cnn.path):
         if not path.exists():
-            raise InputError(f"{path} is not there", where=here, hint=SAME_FILES)
-    if not EmbeddingStore.exists(order.store):
-        raise InputError(f"{order.store} is not there", where=here, hint=SAME_FILES)
-    device, threads = devices.assign_gpu(order.config.device, order.config.threads, seat, order.local_ranks)
-    return ExtractionJob(replace(order.config, device=device, threads=threads),
-                         EmbeddingStore.open(order.store, mode="a"),
-                order.faces, order.cnn, cancel=CancelToken(lambda: stop() or over(order.ends_s)))
+            raise InputError(f"{path} does not exist", where=here, hint=SAME_FILES)
+    if not EmbeddingStore.exists(spec.store):
+        raise InputError(f"{spec.store} does not exist", where=here, hint=SAME_FILES)
+    device, threads = devices.assign_gpu(spec.config.device, spec.config.threads, local_rank, spec.local_ranks)
+    return ExtractionJob(replace(spec.config, device=device, threads=threads),
+                         EmbeddingStore.open(spec.store, mode="a"),
+                spec.faces, spec.cnn, cancel=CancelToken(lambda: stop() or over(spec.ends_s)))
 
 
 class Worker:
-    """A process at work for an order: nets and what all clips share are made once, when the first clip needs them.
+    """Runs clips of one job in this process; nets and shared resources are created with the first clip.
 
     Notes
     -----
-    `do` may be called by as many threads as there are to be clips at work at once.
+    `run` may be called from several threads: one per concurrent clip.
     """
 
-    def __init__(self, order: JobSpec, local_rank: int) -> None:
-        self.order, self.local_rank = order, local_rank
-        self.work = open_job(order, local_rank, never_cancelled)
+    def __init__(self, spec: JobSpec, local_rank: int) -> None:
+        self.order, self.local_rank = spec, local_rank
+        self.work = open_job(spec, local_rank, never_cancelled)
         self._open, self._lock = ExitStack(), Lock()
         self._job: tuple[PipelineResources, Nets] | None = None
 
     def run(self, trial: Trial) -> WorkerResult:
-        """Return what became of a clip.
+        """Extract a clip and return the result.
 
         Raises
         ------
         StoreError, OSError
             The store cannot be written.
         """
-        with _listening() as told:
-            if self.work.cancel.is_cancelled:  # before nets are loaded for nothing
+        with _collected_log() as records:
+            if self.work.cancel.is_cancelled:  # loading the nets would be for nothing
                 clips = [self.work.pending(trial)]
             else:
-                clips = list(self.work.run_clips(*self._resources(), [trial], abreast=1))
-        return WorkerResult(clips=tuple(clips), log_records=tuple(told))
+                clips = list(self.work.run_clips(*self._resources(), [trial], concurrent=1))
+        return WorkerResult(clips=tuple(clips), log_records=tuple(records))
 
     def _resources(self) -> tuple[PipelineResources, Nets]:
         from fercache.extraction.resources import open_resources
@@ -198,21 +195,21 @@ class Worker:
 
 
 _workers: list[Worker] = []
-_hiring = Lock()
+_workers_lock = Lock()
 
 
-def worker_for(order: JobSpec, seat: int) -> Worker:
-    """Return this process's hand for an order; that of another order is let go."""
-    with _hiring:
-        if not _workers or (_workers[0].order, _workers[0].local_rank) != (order, seat):
+def worker_for(spec: JobSpec, local_rank: int) -> Worker:
+    """Return this process's worker for a job; the worker of another job is closed."""
+    with _workers_lock:
+        if not _workers or (_workers[0].order, _workers[0].local_rank) != (spec, local_rank):
             while _workers:
                 _workers.pop().close()
-            _workers.append(Worker(order, seat))
+            _workers.append(Worker(spec, local_rank))
         return _workers[0]
 
 
-class _Listener(logging.Handler):
-    """Keeps what its own thread logs."""
+class _RecordCollector(logging.Handler):
+    """Collects what its own thread logs."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -225,12 +222,12 @@ class _Listener(logging.Handler):
 
 
 @contextmanager
-def _listening() -> Iterator[list[tuple[int, str]]]:
-    """Yield a list that takes what fercache logs in this thread."""
-    logger, listener = logging.getLogger("fercache"), _Listener()
+def _collected_log() -> Iterator[list[tuple[int, str]]]:
+    """Yield a list that receives everything fercache logs in this thread."""
+    logger, collector = logging.getLogger("fercache"), _RecordCollector()
     logger.setLevel(logging.INFO)
-    logger.addHandler(listener)
+    logger.addHandler(collector)
     try:
-        yield listener.records
+        yield collector.records
     finally:
-        logger.removeHandler(listener)
+        logger.removeHandler(collector)
