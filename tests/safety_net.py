@@ -1,12 +1,13 @@
 """Runs version 0.1 and this checkout on the same input, on this machine, and compares what they write.
 
-    python tests/safety_net.py            # demo, streams, submission, predict
-    python tests/safety_net.py --quick    # without the demo (about a minute)
+    python tests/safety_net.py            # streams, submission, predict, demo (about six minutes)
+    python tests/safety_net.py --quick    # without the demo (about two minutes)
 
 Both sides run as `python -m fercache` with the interpreter that runs this script, so both see the same libraries.
 Nothing is compared with digests from elsewhere: floating-point results differ between processors. The script talks to
 fercache through its command line and its files only, and `RENAMED` is the one place that knows what this checkout
-calls by another name than 0.1 did. It ends with exit code 1 if anything differs.
+calls by another name than 0.1 did. It ends with exit code 1 if anything differs or a command fails, and then keeps its
+folder.
 """
 
 from __future__ import annotations
@@ -19,77 +20,132 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import zarr
+from streams import write_clip, write_set
 
 ROOT = Path(__file__).resolve().parents[1]
 VERSION_0_1 = "85e55ee"
 
-RENAMED = {
-    "--members": "--ensemble", "clock": "frame_table",
+RENAMED: dict[str, dict[str, str]] = {
+    # Commands, flags and their values; a recipe is named after its command.
+    "words": {"--final": "--select", "smooth": "smoothed-mean", "blend": "geometric-mean"},
+    "keys": {"members": "ensemble"},     # recipe keys
+    "heads": {},                         # heads: "gru"
+    "arrays": {"clock": "frame_table"},  # arrays of a clip in the store, or one of their columns: "clock/valid"
+    "datasets": {},                      # HDF5 data sets or groups of the logits: "trial", "trial/offsets"
+    "columns": {},                       # columns of predictions: "time_s"
+    "paths": {},                         # folders of the cache that both sides share: "weights"
 }
-"""What 0.1 calls -> what this checkout calls, for flags, HDF5 data sets, arrays of the store and columns."""
+"""What 0.1 calls -> what this checkout calls, or "" for what this checkout does not have on purpose.
+
+The words are translated on the way in; the other names are translated back, so that what is printed is 0.1's name.
+"""
 
 CLASSES = ("Neutral", "Happiness", "Surprise")
 TAP = "conv2d_4b"
+CANDIDATES = ("smooth", "logistic", "blend", "stack")  # `predict` follows the last one
+Arrays = dict[str, np.ndarray]
 
 
 class Side:
     """One version of fercache, in a folder of its own."""
 
-    def __init__(self, code: Path, folder: Path, renamed: dict[str, str]) -> None:
+    def __init__(self, code: Path, folder: Path, renamed: Mapping[str, Mapping[str, str]]) -> None:
         self.code, self.folder, self.renamed = code, folder, renamed
+        self.environment = {**os.environ, "PYTHONPATH": str(code)}
         (folder / "stages").mkdir(parents=True)
         (folder / "cache").mkdir()
         for name in ("weights", "clips"):  # downloads are shared with the checkout's own cache
             source = ROOT / "cache" / name
             source.mkdir(parents=True, exist_ok=True)
-            (folder / "cache" / name).symlink_to(source)
+            (folder / "cache" / self.name("paths", name)).symlink_to(source)
+        self.check_code()
 
-    def name(self, name: str) -> str:
+    def check_code(self) -> None:
+        """Stop if this side would run another version: an installed fercache would make both sides one."""
+        asked = "import fercache; print(fercache.__file__)"
+        found = subprocess.run([sys.executable, "-c", asked], cwd=self.folder, env=self.environment, text=True,
+                               capture_output=True, check=True).stdout.strip()
+        if not Path(found).resolve().is_relative_to(self.code.resolve()):
+            raise SystemExit(f"{self.code} was to run, but Python imports {found}")
+
+    def name(self, kind: str, name: str) -> str:
         """Return what this side calls something that 0.1 calls `name`."""
-        return self.renamed.get(name, name)
+        return self.renamed.get(kind, {}).get(name, name)
 
-    def run(self, *words: object) -> None:
-        """Run one command; anything but exit code 0 ends the comparison."""
+    def old_name(self, kind: str, name: str) -> str:
+        """Return what 0.1 calls something that this side calls `name`."""
+        return old_name(name, self.renamed.get(kind, {}))
+
+    def recipe(self, command: str, **settings: object) -> None:
+        """Write the recipe of a command."""
+        lines = [f"{self.name('keys', key)} = {value!r}\n" for key, value in settings.items()]
+        (self.folder / "stages" / f"{self.name('words', command)}.toml").write_text("".join(lines))
+
+    def run(self, *words: object) -> Path:
+        """Run one command; return the path in its last line on stdout. Any exit code but 0 ends the comparison."""
         command = [sys.executable, "-m", "fercache", "--cache", "cache", "--stages", "stages",
-                   *(self.name(str(word)) for word in words)]
-        done = subprocess.run(command, cwd=self.folder, env={**os.environ, "PYTHONPATH": str(self.code)}, text=True,
-                              capture_output=True, check=False)
+                   *(self.name("words", str(word)) for word in words)]
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, text=True, capture_output=True,
+                              check=False)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} ended with {done.returncode} in {self.folder}:\n{done.stderr}")
+        path = self.folder / (done.stdout.strip().splitlines() or ["-"])[-1].strip()
+        if not path.exists():
+            raise SystemExit(f"{' '.join(command)} printed no path as its last line, but:\n{done.stdout}")
+        return path
 
-    def store(self, dataset: str) -> dict[str, np.ndarray]:
-        """Return every array of the data set's only store, by clip and 0.1's name of the array."""
-        path, = (self.folder / "cache" / "features" / dataset).glob("*.zarr")
-        back = {new: old for old, new in self.renamed.items()}
-        group = zarr.open_group(path, mode="r")
-        return {f"{clip}/{back.get(name, name)}": np.asarray(array[:])
-                for clip, clip_group in group.groups() for name, array in clip_group.arrays()}
+    def store(self, path: Path) -> Arrays:
+        """Return every array of every clip of a store, an array with named columns also column by column."""
+        found: Arrays = {}
+        for clip, group in zarr.open_group(path, mode="r").groups():
+            for name, array in group.arrays():
+                values = np.asarray(array[:])
+                columns = list(array.attrs.get("columns", []))
+                if columns:  # the frame table: by column, as its columns may be renamed one by one
+                    found |= {f"{clip}/{self.old_name('arrays', f'{name}/{column}')}": values[:, i]
+                              for i, column in enumerate(columns)}
+                else:
+                    found[f"{clip}/{self.old_name('arrays', name)}"] = values
+        return found
 
-    def logits(self, dataset: str) -> dict[str, np.ndarray]:
-        """Return every data set of the only file of out-of-fold logits, by 0.1's name."""
-        path, = (self.folder / "cache" / "logits" / dataset).glob("*.h5")
-        back = {new: old for old, new in self.renamed.items()}
-        found: dict[str, np.ndarray] = {}
+    def logits(self, path: Path) -> Arrays:
+        """Return every data set of a file of logits; those of a head trial by trial."""
+        found: Arrays = {}
         with h5py.File(path) as file:
             def visit(name: str, item: Any) -> None:
                 if isinstance(item, h5py.Dataset) and item.shape:  # not the JSON of settings and provenance
-                    found["/".join(back.get(part, part) for part in name.split("/"))] = item[()]
+                    found[self.old_name("datasets", name)] = item[()]
             file.visititems(visit)
+        trials, offsets = found["trial/trials"], found["trial/offsets"]
+        for name in [name for name in found if name.startswith("logits/")]:
+            head, values = self.old_name("heads", name.removeprefix("logits/")), found.pop(name)
+            found |= {f"logits/{head}/{trial.decode()}": values[offsets[i]:offsets[i + 1]]
+                      for i, trial in enumerate(trials)}
         return found
 
-    def table(self, name: str) -> dict[str, np.ndarray]:
-        """Return a table of predictions, column by column, by 0.1's names."""
-        with (self.folder / name).open(newline="") as handle:
-            rows = list(csv.DictReader(handle))
-        back = {new: old for old, new in self.renamed.items()}
-        return {back.get(key, key): np.array([row[key] for row in rows]) for key in rows[0]}
+    def table(self, path: Path) -> Arrays:
+        """Return a table of predictions, column by column; values as they are written."""
+        with path.open(newline="") as handle:
+            header, *rows = csv.reader(handle)
+        return {self.old_name("columns", name): np.array([row[i] for row in rows]) for i, name in enumerate(header)}
+
+
+def old_name(name: str, renamed: Mapping[str, str]) -> str:
+    """Return 0.1's name of `name`, or that of the longest folder above it that was renamed, and the rest as it is."""
+    back = {new: old for old, new in renamed.items() if new}
+    parts = name.split("/")
+    for many in range(len(parts), 0, -1):
+        start = "/".join(parts[:many])
+        if start in back:
+            return "/".join([back[start], *parts[many:]])
+    return name
 
 
 def digest(values: np.ndarray) -> str:
@@ -98,7 +154,7 @@ def digest(values: np.ndarray) -> str:
     return f"{values.shape} {values.dtype} {hashlib.sha256(data).hexdigest()[:16]}"
 
 
-def differences(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> Iterator[str]:
+def differences(old: Arrays, new: Arrays) -> Iterator[str]:
     """Yield a line for each array that only one side has, or that differs."""
     for name in sorted({*old, *new}):
         if name not in old or name not in new:
@@ -110,56 +166,84 @@ def differences(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> Itera
             yield f"{name}: {digest(old[name])} against {digest(new[name])}{far}"
 
 
-def compare(what: str, old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> bool:
-    """Print and return whether two sets of arrays are the same."""
+def left_out(arrays: Arrays, renamed: Mapping[str, str]) -> Arrays:
+    """Return the arrays without those that this checkout does not have on purpose; a clip's name may come first."""
+    gone = {name for name, new in renamed.items() if not new}
+    return {name: values for name, values in arrays.items() if not gone & {name, name.partition("/")[2]}}
+
+
+def compare(what: str, old: Arrays, new: Arrays, least: int) -> bool:
+    """Print and return whether two sets of arrays are the same and hold at least as many as the input must give."""
     found = list(differences(old, new))
-    print(f"{what}: {'same' if not found else 'DIFFERENT'} ({len(old)} arrays)", *found[:20], sep="\n    ", flush=True)
-    return not found
+    if len(old) < least:
+        found.append(f"only {len(old)} arrays, at least {least} were expected: the comparison looks at too little")
+    if not found:
+        print(f"{what}: same ({len(old)} arrays)", flush=True)
+        return True
+    more = [f"... and {len(found) - 20} more"] if len(found) > 20 else []
+    print(f"{what}: DIFFERENT: {len(found)} of {len({*old, *new})}", *found[:20], *more, sep="\n    ", flush=True)
+    return False
+
+
+def compare_tables(what: str, sides: list[Side], paths: list[Path]) -> bool:
+    """Compare two tables of predictions, a path for each side."""
+    old, new = (side.table(path) for side, path in zip(sides, paths, strict=True))
+    return compare(what, left_out(old, RENAMED["columns"]), new, 6)
+
+
+def compare_stages(what: str, sides: list[Side], paths: list[list[Path]], clips: int, taps: int, heads: int,
+                   ) -> Iterator[bool]:
+    """Compare what the three stages wrote: a list of store, logits and predictions for each side."""
+    stores, logits, tables = (list(found) for found in zip(*paths, strict=True))
+    old, new = (side.store(path) for side, path in zip(sides, stores, strict=True))
+    yield compare(f"{what}, store", left_out(old, RENAMED["arrays"]), new, clips * (taps + 1))
+    old, new = (side.logits(path) for side, path in zip(sides, logits, strict=True))
+    yield compare(f"{what}, logits", left_out(old, RENAMED["datasets"]), new, clips * heads)
+    yield compare_tables(f"{what}, predictions", sides, tables)
 
 
 def demo(sides: list[Side]) -> Iterator[bool]:
     """Run the demo's three steps on both sides."""
+    paths = []
     for side in sides:
-        side.run("extract", "--dataset", "demo")
-        side.run("train-heads", "--dataset", "demo")
-        side.run("stack", "--dataset", "demo", "--out", "demo.csv")
-    yield compare("demo, store", *(side.store("demo") for side in sides))
-    yield compare("demo, logits", *(side.logits("demo") for side in sides))
-    yield compare("demo, predictions", *(side.table("demo.csv") for side in sides))
+        side.recipe("train-heads")
+        paths.append([side.run("extract", "--dataset", "demo"), side.run("train-heads", "--dataset", "demo"),
+                      side.run("stack", "--dataset", "demo", "--out", "demo.csv")])
+    yield from compare_stages("demo", sides, paths, clips=6, taps=3, heads=3)
 
 
 def streams(sides: list[Side], folder: Path) -> Iterator[bool]:
     """Run 12 trials of crops through the three stages, a submission and a prediction on both sides."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from streams import write_clip, write_set
-
     made = write_set(folder / "set", train=9, test=3, frames=36, seed=4)
     rng = np.random.default_rng(11)
     write_clip(folder / "new_clip", rng.integers(0, 3, 30), rng)
-    write_template(folder)
+    write_template(folder / "template.txt")
     data = ["--clips", made / "clips.csv", "--labels", made / "labels.csv", "--classes", ",".join(CLASSES)]
+    paths, candidates, submissions, predicted = [], [], [], []
     for side in sides:
-        side.run("extract", *data, "--taps", TAP)
-        side.run("train-heads", *data, "--taps", TAP, "--heads", "frame,gru,transformer", "--folds", 3, "--members", 2,
-                 "--epochs", 4, "--seed", 3)
-        side.run("stack", *data, "--bootstrap", 50, "--out", "streams.csv")
-        side.run("submit", "--template", folder / "template.txt", "--preds", "streams.csv", "--map",
-                 "names", "--rows", "template", "--edition", "abaw5", "--out", "submission.txt")
-        side.run("predict", folder / "new_clip", "--out", "predicted")
-    name = next((sides[0].folder / "cache" / "features").iterdir()).name
-    yield compare("streams, store", *(side.store(name) for side in sides))
-    yield compare("streams, logits", *(side.logits(name) for side in sides))
-    yield compare("streams, predictions", *(side.table("streams.csv") for side in sides))
-    yield compare("submission", *({"file": np.frombuffer((side.folder / "submission.txt").read_bytes(), np.uint8)}
-                                  for side in sides))
-    yield compare("predict", *(side.table("predicted/preds.csv") for side in sides))
+        heads = ",".join(side.name("heads", head) for head in ("frame", "gru", "transformer"))
+        side.recipe("train-heads", members=2, epochs=4, seed=3)
+        paths.append([side.run("extract", *data, "--taps", TAP),
+                      side.run("train-heads", *data, "--taps", TAP, "--heads", heads, "--folds", 3),
+                      side.run("stack", *data, "--bootstrap", 50, "--seed", 3, "--out", "streams.csv")])
+        # On so few trials a head wins, and its column alone is in the predictions: ask for each of the others by name.
+        candidates.append([side.run("stack", *data, "--bootstrap", 0, "--seed", 3, "--final", name, "--out",
+                                    f"streams-{name}.csv") for name in CANDIDATES])
+        submissions.append(side.run("submit", "--template", folder / "template.txt", "--preds", "streams.csv", "--map",
+                                    "names", "--rows", "template", "--edition", "abaw5", "--out", "submission.txt"))
+        predicted.append(side.run("predict", folder / "new_clip", "--out", "predicted"))
+    yield from compare_stages("streams", sides, paths, clips=12, taps=1, heads=3)
+    for name, *found in zip(CANDIDATES, *candidates, strict=True):
+        yield compare_tables(f"streams, {name}", sides, found)
+    yield compare("submission", *({"bytes": np.frombuffer(path.read_bytes(), np.uint8)} for path in submissions), 1)
+    yield compare_tables("predict", sides, predicted)
 
 
-def write_template(folder: Path) -> None:
+def write_template(path: Path) -> None:
     """Write an organisers' file of ABAW5's form for the three test trials."""
     rows = [f"s4-{trial:02d}/{frame:05d}.jpg,\n" for trial in (9, 10, 11) for frame in range(1, 37)]
     header = "image_location,Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise,Other\n"
-    (folder / "template.txt").write_text(header + "".join(rows))
+    path.write_text(header + "".join(rows))
 
 
 def main() -> int:
@@ -170,7 +254,7 @@ def main() -> int:
     parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout to compare [default: this one]")
     parser.add_argument("--keep", type=Path, help="an empty folder to work in, kept afterwards")
     options = parser.parse_args()
-    work = options.keep or Path(tempfile.mkdtemp(prefix="fercache-net-"))
+    work = (options.keep or Path(tempfile.mkdtemp(prefix="fercache-net-"))).resolve()
     old_code = work / "code-0.1"
     old_code.mkdir(parents=True)
     archive = subprocess.run(["git", "-C", str(ROOT), "archive", options.ref, "fercache"], check=True,
@@ -178,9 +262,9 @@ def main() -> int:
     subprocess.run(["tar", "-x", "-C", str(old_code)], input=archive, check=True)
     sides = [Side(old_code, work / "old", {}), Side(options.tree.resolve(), work / "new", RENAMED)]
     same = list(streams(sides, work)) + ([] if options.quick else list(demo(sides)))
-    if not options.keep:
+    if all(same) and not options.keep:
         shutil.rmtree(work)
-    print("everything agrees" if all(same) else "the two differ")
+    print("everything agrees" if all(same) else f"the two differ; what they wrote is in {work}")
     return 0 if all(same) else 1
 
 

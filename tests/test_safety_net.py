@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from safety_net import differences
+import pytest
+from safety_net import compare, differences, left_out, old_name
 
 ONE = {"clip/block8": np.arange(6, dtype=np.float16).reshape(2, 3), "names": np.array(["a", "b"], object)}
 
@@ -19,3 +20,17 @@ def test_a_changed_value_a_changed_type_and_a_missing_array_give_a_line_each() -
     assert missing == "names: only in 0.1"
     kind, _ = differences(ONE, {"clip/block8": ONE["clip/block8"].astype(np.float32)})
     assert "float32" in kind
+
+
+def test_a_comparison_of_too_little_is_no_agreement(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare("store", ONE, ONE, 2)
+    assert not compare("store", ONE, ONE, 3)
+    assert "at least 3" in capsys.readouterr().out
+
+
+def test_names_are_told_back_whole_or_by_the_folder_above() -> None:
+    renamed = {"trial": "clip", "trial/offsets": "clip/starts", "voice": ""}
+    assert old_name("clip/starts", renamed) == "trial/offsets"
+    assert old_name("clip/fold", renamed) == "trial/fold"
+    assert old_name("other/clip", renamed) == "other/clip"
+    assert list(left_out({"voice": ONE["names"], "s1/voice": ONE["names"], "kept": ONE["names"]}, renamed)) == ["kept"]
