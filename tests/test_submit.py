@@ -23,7 +23,7 @@ from fercache.config import DatasetConfig, SubmitConfig
 from fercache.data import load
 from fercache.errors import InputError
 from fercache.results import submit
-from fercache.results.submit import Places
+from fercache.results.submit import Places, formats
 
 CONFIG = SubmitConfig()
 HEADER = "image_location,Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise,Other"
@@ -488,3 +488,10 @@ def test_the_command(tmp_path: Path, shares: dict[str, np.ndarray]) -> None:
     done = subprocess.run(words, cwd=tmp_path, text=True, capture_output=True, check=False)
     assert done.returncode == 2 and "video2/00031" in done.stderr and "Traceback" not in done.stderr
     assert not done.stdout and not (tmp_path / "out.txt").exists()
+
+
+def test_a_trial_whose_name_no_file_can_have_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    trial = "顔" * 86
+    with pytest.raises(InputError, match="too long") as told:
+        formats.write_folder({trial: np.zeros(3, np.int64)}, SEVEN, tmp_path / "out")
+    assert trial[:20] in str(told.value) and not (tmp_path / "out").exists()
