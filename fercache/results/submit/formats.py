@@ -385,8 +385,8 @@ def write_folder(said: Mapping[str, NDArray[np.int64]], classes: tuple[str, ...]
     for trial in said:  # the organisers find a trial by its file's name: it cannot be cut
         if len(f"{trial}.txt".encode()) > MOST_NAME_BYTES:
             raise InputError(f"trial {trial!r} is too long to be a file's name ({len(trial.encode())} bytes)",
-                             where=out, hint=f"a file's name has at most {MOST_NAME_BYTES} bytes: ask the organisers, or "
-                                             "use a shorter name in the list and in the predictions")
+                             where=out, hint=f"a file's name has at most {MOST_NAME_BYTES} bytes: ask the organisers, "
+                                             "or use a shorter name in the list and in the predictions")
     header = ",".join(classes).encode() + b"\n"
     endings = [b"%d\n" % place for place in range(len(classes))]
     with atomic_io.making_folder(out) as temporary:
