@@ -167,8 +167,13 @@ def _take(people: dict[str, _Person], values: Sequence[str], layout: _Layout, co
     if not clip or not printable(clip):
         raise ValueError("no usable clip")
     name = f"{clip}#{person}" if person else clip
-    mine = people.setdefault(name, _Person(clip=clip, split="train" if config.only else split,
-                                           group=word.get("group", "") or word.get("subject", "") or clip))
+    said = _Person(clip=clip, split="train" if config.only else split,
+                   group=word.get("group", "") or word.get("subject", "") or clip)
+    mine = people.setdefault(name, said)
+    for what, first, now in (("split", mine.split, said.split), ("group", mine.group, said.group)):
+        if now != first:  # to take either would train on what is held out, or hold out what is trained on
+            raise ValueError(f"{name} has {what} {now!r} here and {first!r} in a row before; "
+                             f"a clip has one {what}, the same in every row")
     frame = int(word["frame"]) if layout.frames else 1
     label = tables.code(word.get("label", ""), layout.classes)
     if not 1 <= frame <= MOST_FRAMES:

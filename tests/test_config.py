@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 
+import click
 import pytest
 
+import fercache
 from fercache import recipe
+from fercache.cli import main
 from fercache.cli.context import make_config
 from fercache.config import Config, DatasetConfig, ExtractConfig, StackConfig, TrainConfig
 from fercache.errors import InputError
@@ -75,3 +81,25 @@ def test_a_typed_data_set_puts_the_recipe_aside(tmp_path: Path) -> None:
     made = make_config(DatasetConfig, "dataset", tmp_path, {"clips": "x.csv"})
     assert (made.root, made.edition, made.clips) == ("", "", "x.csv")
     assert make_config(DatasetConfig, "dataset", tmp_path, {"name": "n"}).root == "/data"
+
+
+def test_every_flag_that_a_hint_names_is_there_and_works_as_typed() -> None:
+    """Hints and help are typed by those who read them; a flag that is given once takes a list with commas."""
+    options: dict[str, bool] = dict.fromkeys(("--help", "--no-deps", "--array"), False)  # of click, pip, sbatch
+    waiting: list[click.Command] = [main]
+    while waiting:
+        command = waiting.pop()
+        waiting += command.commands.values() if isinstance(command, click.Group) else []
+        for one in command.params:
+            if isinstance(one, click.Option):
+                options |= {name: one.multiple or options.get(name, False) for name in (*one.opts, *one.secondary_opts)}
+    wrong = []
+    for path in sorted(Path(fercache.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.keyword) and node.arg in ("hint", "help"):
+                said = "".join(part.value for part in ast.walk(node.value)
+                               if isinstance(part, ast.Constant) and isinstance(part.value, str))
+                flags = Counter(re.findall(r"(?<![\w-])--[a-z][a-z-]*", said))
+                twice = {flag for flag in re.findall(r"(--[a-z-]+) \S+ \1\b", said) if not options.get(flag)}
+                wrong += [f"{path.name}:{node.value.lineno} {flag}" for flag in {*flags - options.keys(), *twice}]
+    assert not wrong

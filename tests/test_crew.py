@@ -73,8 +73,8 @@ def test_workers_leave_alone_what_is_their_parents(tmp_path: Path) -> None:
 
 PROGRAM = """
 import pathlib, signal, sys, time
-from fercache.progress import Meter
-from fercache.train_heads.crew import Crew
+from fercache.runtime.fork_pool import ForkPool
+from fercache.runtime.progress import ProgressBar
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # not ignored, as where tests run in the background
 here = pathlib.Path(sys.argv[1])
@@ -82,7 +82,7 @@ def work(job, tell):
     (here / str(job)).write_text(str(__import__("os").getpid()))
     time.sleep(job)
     (here / f"{job} done").touch()
-Crew("cpu", 2).run(work, [0, 300, 301, 302], Meter("work", 4, "steps"))
+ForkPool("cpu", 2).run(work, [0, 300, 301, 302], ProgressBar("work", 4, "steps"))
 """
 
 

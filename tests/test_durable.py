@@ -54,8 +54,8 @@ def test_a_folder_in_the_way_is_told(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from fercache import durable
-with durable.lock(Path(sys.argv[1])) as mine:
+from fercache.runtime import atomic_io
+with atomic_io.lock(Path(sys.argv[1])) as mine:
     print(mine, flush=True)
     time.sleep(60)
 """
@@ -99,3 +99,12 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_a_name_as_long_as_the_file_system_takes_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("é" * 125 + ".json")
+    atomic_io.write_json(path, {})
+    assert atomic_io.read_json(path) == {}
+    with atomic_io.making_folder(tmp_path / ("顔" * 85)) as folder:
+        (folder / "x").write_bytes(b"")
+    assert (tmp_path / ("顔" * 85) / "x").is_file()

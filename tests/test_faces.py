@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from PIL import Image
 
 from fercache.backbones import facenet, weights
 from fercache.backbones.backbone import Backbone
+from fercache.faces import detector as detector_module
 from fercache.faces.crops import crop_face, whole_picture
 from fercache.faces.detector import Detector
 from fercache.runtime.devices import use_threads
@@ -137,3 +141,23 @@ def test_min_score_and_min_face(photos: dict[str, np.ndarray]) -> None:
     assert all(len(a) >= len(b) and (b[:, 4] >= 0.999).all() for a, b in zip(loose, strict, strict=True))
     tiny = Image.fromarray(pictures[0]).resize((64, 64), Image.Resampling.BILINEAR)
     assert [len(Detector(min_face_px=size).detect([np.asarray(tiny)])[0]) for size in (20, 60)] == [1, 0]
+
+
+def test_nets_that_several_threads_ask_for_at_once_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    class Slow:
+        def __init__(self, smallest: int, device: str) -> None:
+            made.append(smallest)
+            time.sleep(.05)
+
+    monkeypatch.setattr(detector_module, "Mtcnn", Slow)
+    one, start = Detector(min_face_px=40), threading.Barrier(8)
+
+    def ask(_: int) -> tuple[object, object]:
+        start.wait()
+        return one.net(1.0), one.close
+
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(ask, range(8)))
+    assert len(found) == 1 and len(made) == 2

@@ -198,3 +198,15 @@ def test_the_real_posteriors(shared: Path, tmp_path: Path) -> None:
     audio = bring(folder / "clips_audio.csv", tmp_path, "audio", provenance="in-sample")
     with pytest.raises(InputError, match="audio"):
         stack.run_stack(inputs.merge_logits(made, [audio]), CONFIG, tmp_path)
+
+
+@pytest.mark.parametrize(("column", "one", "other"), [("split", "train", "validation"), ("group", "anna", "bert"),
+                                                      ("subject", "anna", "bert")])
+def test_a_clip_in_two_splits_or_groups_is_refused_by_name(tmp_path: Path, column: str, one: str, other: str) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text(f"clip,frame,{column},p_A,p_B\nvideo7,1,{one},.5,.5\nvideo8,1,{one},.5,.5\nvideo7,2,{other},.5,.5\n")
+    done = CliRunner().invoke(main, ["logits", "import", "x", "--table", str(table), "--provenance", "held-out",
+                                     "--dataset", "logits", "--cache", str(tmp_path / "cache")])
+    assert done.exit_code == 2, done.output
+    assert all(word in done.output for word in ("video7", one, other))
+    assert not list(tmp_path.glob("cache/**/*.h5"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -376,3 +377,16 @@ def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert sum(frame.image is not None for frame in source.frames()) == 500  # 461 MB of pixels
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 120_000
+
+
+def test_pictures_are_read_without_touching_the_filters_of_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                                    ) -> None:
+    """The filters belong to the process; a reader that swaps them in a thread can leave them swapped for good."""
+    path = tmp_path / "1.jpg"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path, exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff")
+
+    def touched(*_: object, **__: object) -> None:
+        raise AssertionError("the filters of the process were touched")
+
+    monkeypatch.setattr(warnings, "catch_warnings", touched)
+    assert pictures.read_picture(path) is not None

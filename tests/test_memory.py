@@ -23,13 +23,14 @@ FACES = 40
 CODE = """
 import json, resource, sys
 from pathlib import Path
-from fercache import datasets, extract
+from fercache import data
 from fercache.config import DatasetConfig, ExtractConfig
+from fercache.extraction import job
 
 clips, home = sys.argv[1:]
-dataset = datasets.load(DatasetConfig(clips=clips, dataset="table"), Path(home))
-config = ExtractConfig(taps=("conv2d_4b",), every=16, threads=1, device="cpu")
-report = extract.run(dataset, config, Path(home))
+dataset = data.load_dataset(DatasetConfig(clips=clips, dataset="table"), Path(home))
+config = ExtractConfig(taps=("conv2d_4b",), detect_every=16, threads=1, device="cpu")
+report = job.extract_dataset(dataset, config, Path(home))
 clip = report.clips[0]
 print(json.dumps([clip.state, clip.frames, clip.faces, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 """

@@ -263,8 +263,8 @@ def large(home: Path, clips: int, frames: int) -> Path:
     return home / "preds.csv"
 
 
-MAKE = ("import sys, time; from pathlib import Path; from fercache import report; t = time.monotonic();"
-        "made = report.make(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]));"
+MAKE = ("import sys, time; from pathlib import Path; from fercache.viz import report; t = time.monotonic();"
+        "made = report.make_report(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]));"
         "peak = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'));"
         "print(made.clips, made.frames, made.bytes, peak, time.monotonic() - t)")
 """The peak is VmHWM: `ru_maxrss` of a new process begins with what its parent held."""

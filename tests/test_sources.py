@@ -12,9 +12,13 @@ import pytest
 from PIL import Image
 
 from fercache import media
+from fercache.config import ExtractConfig
+from fercache.data.base import Trial
 from fercache.errors import ClipError
-from fercache.extraction.job import source_unchanged
+from fercache.extraction.job import ExtractionJob, source_unchanged
+from fercache.media import source as media_source
 from fercache.media.source import SAMPLE_BYTES, WHOLE_BYTES
+from fercache.store.embedding_store import EmbeddingStore
 
 Sized = tuple[Path, str]
 
@@ -77,8 +81,7 @@ def test_strict_believes_no_time_stamp(source: Sized) -> None:
     path, kind = source
     known = media.source_digest(path, kind, strict=True)
     overwrite(inner(path), between(inner(path)), stamp=False)
-    sampled = kind == "crops" or path.stat().st_size > WHOLE_BYTES
-    assert source_unchanged(known, path, kind) == sampled, "what the cheap look cannot see, as its docstring says"
+    assert source_unchanged(known, path, kind), "what the cheap look cannot see, as its docstring says"
     assert not source_unchanged(known, path, kind, strict=True)
 
 
@@ -113,3 +116,43 @@ def test_a_mark_without_the_whole_hash_is_judged_by_what_it_has(source: Sized) -
 def test_a_source_that_is_gone_says_so(tmp_path: Path) -> None:
     with pytest.raises(ClipError):
         source_unchanged({}, tmp_path / "none", "video")
+
+
+def test_a_file_with_size_time_stamp_and_inode_of_its_own_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                                      ) -> None:
+    path = tmp_path / "clip"
+    path.write_bytes(b"frames")
+    known = media.source_digest(path, "video", strict=True)
+    old = {key: value for key, value in known.items() if key != "inode"}
+    read: list[object] = []
+    sampled = media_source._sampled  # the one place where a file is read for its digest
+    monkeypatch.setattr(media_source, "_sampled", lambda *given: read.append(given) or sampled(*given))
+    assert source_unchanged(known, path, "video") and not read
+    assert source_unchanged(old, path, "video") and len(read) == 1, "a mark of version 0.1 has no inode: the file is read"
+    assert source_unchanged({**known, "inode": 1}, path, "video") and len(read) == 2, "a copy with its time stamp"
+    assert source_unchanged(known, path, "video", strict=True) and len(read) == 3
+
+
+def test_a_run_starts_without_opening_every_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    class Stated:
+        def __init__(self, path: Path) -> None:
+            opened.append(path.name)
+            self.frames = path.stat().st_size // 100
+
+        def length(self) -> int:
+            return self.frames
+
+    trials = []
+    for number in range(200):
+        path = tmp_path / f"{number:03d}.mp4"
+        path.write_bytes(bytes(100 * (1 + number % 7)))
+        trials.append(Trial(name=path.stem, path=path, kind="video", parent=path.stem, group="g", split="train"))
+    store = EmbeddingStore.create(tmp_path / "s.zarr", {}, {"block8": (4,)})
+    work = ExtractionJob(ExtractConfig(), store, "mtcnn", None)  # type: ignore[arg-type]  # nothing is embedded
+    monkeypatch.setattr(media, "open_source", lambda path, *_, **__: Stated(path))
+    frames = sum(path.stat().st_size for path in tmp_path.glob("*.mp4")) // 100
+    assert abs(work.log_size(trials) - frames) < 1e-6 * frames, "the others are reckoned by their size"
+    assert len(opened) <= 16
+    assert work.log_size(trials[:3]) == 1 + 2 + 3

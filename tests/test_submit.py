@@ -23,7 +23,7 @@ from fercache.config import DatasetConfig, SubmitConfig
 from fercache.data import load_dataset
 from fercache.errors import InputError
 from fercache.results import submit
-from fercache.results.submit import SubmissionPaths
+from fercache.results.submit import SubmissionPaths, formats
 
 CONFIG = SubmitConfig()
 HEADER = "image_location,Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise,Other"
@@ -445,16 +445,17 @@ def test_the_real_names_and_lengths_of_561_trials(tmp_path: Path, shared: Path) 
 CRASH = """
 import itertools, os, signal, sys
 from pathlib import Path
-from fercache import durable, submit
+from fercache.results import submit
+from fercache.runtime import atomic_io
 from fercache.config import SubmitConfig
-real, calls = durable.sync, itertools.count(1)
+real, calls = atomic_io.fsync, itertools.count(1)
 def sync(path):
     if next(calls) == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
     real(path)
-durable.sync = sync
+atomic_io.fsync = sync
 folder = Path(sys.argv[1])
-submit.run(submit.Places(folder / "template.txt", folder / "preds.csv", folder / "out"), SubmitConfig())
+submit.write_submission(submit.SubmissionPaths(folder / "template.txt", folder / "preds.csv", folder / "out"), SubmitConfig())
 """
 
 
@@ -488,3 +489,10 @@ def test_the_command(tmp_path: Path, shares: dict[str, np.ndarray]) -> None:
     done = subprocess.run(words, cwd=tmp_path, text=True, capture_output=True, check=False)
     assert done.returncode == 2 and "video2/00031" in done.stderr and "Traceback" not in done.stderr
     assert not done.stdout and not (tmp_path / "out.txt").exists()
+
+
+def test_a_trial_whose_name_no_file_can_have_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    trial = "顔" * 86
+    with pytest.raises(InputError, match="too long") as told:
+        formats.write_folder({trial: np.zeros(3, np.int64)}, SEVEN, tmp_path / "out")
+    assert trial[:20] in str(told.value) and not (tmp_path / "out").exists()

@@ -71,3 +71,13 @@ def test_a_wrong_table_is_told(tmp_path: Path, text: str) -> None:
 def test_an_absent_table_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such predictions"):
         io.read_clips(tmp_path / "preds.csv")
+
+
+def test_names_of_any_length_become_files_that_do_not_meet(tmp_path: Path) -> None:
+    clips = ["顔" * 84, "顔" * 140, "顔" * 140 + "x", "x" * 150, "short"]
+    names = [io.file_name(clip, ".png") for clip in clips]
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    assert len(set(names)) == len(clips)
+    assert names[-2:] == ["x" * 150 + ".png", "short.png"]
+    assert all(name.startswith("顔") for name in names[:3]), "what was cut still begins as the clip's name does"

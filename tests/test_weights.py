@@ -52,8 +52,8 @@ def test_casia_webface_is_what_it_was_when_it_was_checked(casia: files.Weights) 
 
 def test_second_pull_and_resolve_touch_nothing_and_need_no_torch(casia: files.Weights) -> None:
     before = casia.path.stat().st_mtime_ns
-    source = ("import sys; from pathlib import Path; from fercache import weights; f = Path(sys.argv[1]);"
-              "assert weights.pull('casia-webface', f) == weights.resolve('casia-webface', f);"
+    source = ("import sys; from pathlib import Path; from fercache.backbones import weights; f = Path(sys.argv[1]);"
+              "assert weights.download_weights('casia-webface', f) == weights.resolve_weights('casia-webface', f);"
               "assert 'torch' not in sys.modules and 'tensorboard' not in sys.modules")
     subprocess.run([sys.executable, "-c", source, str(casia.path.parent)], check=True)
     assert casia.path.stat().st_mtime_ns == before

@@ -131,7 +131,7 @@ def class_list(words: Iterable[str], chosen: tuple[str, ...], path: Path) -> tup
     numbers = [word for word in found if word.lstrip("-").isdigit()]
     if numbers:
         raise InputError(f"label {numbers[0]!r} is a number, and the classes have no names", where=path,
-                         hint="name them in order, from 0 on: --classes Neutral --classes Anger ..")
+                         hint="name them in order, from 0 on: --classes Neutral,Anger,..")
     if len(found) > MOST_CLASSES:
         raise InputError(f"{len(found)} different labels, {found[0]!r} for one: are these classes?", where=path,
                          hint="check the column label, or name the classes with --classes")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from rich import box
@@ -17,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 NEEDED = ("torch", "facenet-pytorch", "av", "zarr", "h5py", "lightgbm", "scikit-learn", "plotly", "matplotlib")
-EXTRAS = {"parquet": "pyarrow", "onnx": "onnxruntime", "dask": "distributed", "remote": "s3fs"}
-"""Extra of this package -> the package that it brings."""
+OF_DEVELOPERS = "dev"
+"""The extra that nobody needs who uses the package only."""
 GPU_FILES = ("/dev/nvidiactl", "/dev/dxg")
 LITTLE_DISK_GB = 20.0
 OK, MISSING, WARN, OFF = "ok", "missing", "look", "-"
@@ -65,11 +66,12 @@ def _packages() -> Iterator[DoctorLine]:
     yield DoctorLine(what="packages", state=MISSING if lost else OK,
                found=", ".join(f"{name} {number}" for name, number in found.items() if number)
                      + (f"; missing: {', '.join(lost)}" if lost else ""))
-    for extra, name in EXTRAS.items():
-        number = _version(name)
-        if number or extra in _extras():
-            yield DoctorLine(what=f"extra {extra}", state=OK if number else OFF,
-                       found=f"{name} {number}" if number else f"not installed: pip install 'fercache[{extra}]'")
+    for extra, names in _extras().items():
+        numbers = {name: _version(name) for name in names}
+        whole = all(numbers.values())
+        yield DoctorLine(what=f"extra {extra}", state=OK if whole else OFF,
+                   found=", ".join(f"{name} {number}" for name, number in numbers.items()) if whole
+                   else f"not installed: pip install 'fercache[{extra}]'")
 
 
 def _version(name: str) -> str:
@@ -79,11 +81,14 @@ def _version(name: str) -> str:
         return ""
 
 
-def _extras() -> list[str]:
-    """Return the extras that this version of fercache has."""
-    from importlib.metadata import metadata
-
-    return metadata("fercache").get_all("Provides-Extra") or []
+def _extras() -> dict[str, list[str]]:
+    """Return the extras that the installed package declares, each with the packages that it brings."""
+    found: dict[str, list[str]] = {}
+    for line in requires("fercache") or []:
+        needed, extra = re.match(r"[\w.-]+", line), re.search(r"\bextra\s*==\s*[\"']([^\"']+)", line)
+        if needed and extra and extra[1] != OF_DEVELOPERS:
+            found.setdefault(extra[1], []).append(needed[0])
+    return dict(sorted(found.items()))
 
 
 def _device() -> Iterator[DoctorLine]:

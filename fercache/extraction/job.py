@@ -27,7 +27,7 @@ from fercache.extraction.cancellation import Cancelled, CancelToken, never_cance
 from fercache.extraction.clip import MultiPersonCommit
 from fercache.faces import augmentation, interpolation, tracklets
 from fercache.media import video
-from fercache.media.source import Source
+from fercache.media.source import Source, file_stamp
 from fercache.runtime import atomic_io, wheels
 from fercache.runtime.progress import ProgressBar, progress_bar
 from fercache.runtime.uri import Location
@@ -179,16 +179,34 @@ def source_unchanged(known: dict[str, Any], path: Path, kind: str, strict: bool 
 
     Notes
     -----
-    Three steps, each as cheap as what it can miss is unlikely. Another size, another name in a folder or another sample
-    of a file is another source. Equal samples and an equal time stamp: the same one. Equal samples and another time
-    stamp (a copy, or something written in place): every byte is compared with the hash that is kept with each clip. So
-    without `strict` only a change is missed that keeps the size, the samples and the time stamp, which takes intent.
+    Each step is as cheap as what it can miss is unlikely. A file of the same size, time stamp and inode is the same,
+    and no byte of it is read. Else another size, another name in a folder or another sample of a file is another
+    source. Equal samples and an equal time stamp: the same one. Equal samples and another time stamp (a copy, or
+    something written in place): every byte is compared with the hash that is kept with each clip. So without `strict`
+    only a change is missed that keeps the size and the time stamp, which takes intent. Marks of version 0.1 have no
+    inode: there the samples are read.
     """
+    if not strict and kind == "video" and file_stamp(path).items() <= known.items():
+        return True
     now = media.source_digest(path, kind, strict)
     if strict or not same_source(known, now) or known.get("mtime_ns") == now["mtime_ns"]:
         return same_source(known, now)
     return same_source(known, media.source_digest(path, kind, strict=True))
 
+
+OPENED_FIRST = 16
+"""Most clips that are opened to learn how many frames are to come: the first one must not wait for thousands."""
+
+
+def _bytes(trial: Trial) -> int:
+    """Return the size of a clip's file, 0 for a folder and for what is gone."""
+    try:
+        return file_stamp(trial.path)["size"] if trial.kind == "video" else 0
+    except ClipError:  # it is recorded when its turn comes
+        return 0
+
+
+# One run over the clips of a data set: what is cached, what is to do, and what becomes of each.
 
 @dataclass
 class ExtractionJob:
@@ -304,8 +322,14 @@ class ExtractionJob:
                 frames=sum(c.frames for c in report.clips if c.state == "computed")))
 
     def _total(self, trials: Sequence[Trial]) -> float:
-        """Return the frames to come, as far as the files say."""
-        return sum(map(self._length, trials))
+        """Return the frames to come: some files state them, the others go by size (folders by number)."""
+        step = -(-len(trials) // OPENED_FIRST)
+        seen = trials[::step] if step > 1 else trials
+        frames = sum(map(self._length, seen))
+        if len(seen) == len(trials):
+            return frames
+        part, whole = sum(map(_bytes, seen)), sum(map(_bytes, trials))
+        return frames * (whole / part if part else len(trials) / len(seen))
 
     def _length(self, trial: Trial) -> int:
         """Return the frames that a clip's file states, 0 where it states none."""

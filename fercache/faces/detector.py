@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -307,7 +306,8 @@ class Detector:
                  detect_px: int = 0) -> None:
         self.min_face_px, self.min_score, self.batch, self.detect_px = min_face_px, min_score, batch, detect_px
         self.device = device
-        self.nets: dict[int, Mtcnn] = {}
+        self.nets: dict[int | str, Mtcnn] = {}
+        self._making = threading.Lock()  # batches run side by side: two of them may ask for the first time at once
 
     def detect(self, images: Sequence[NDArray[np.uint8]], run: Callable[..., list[Any]] = map_threads
                ) -> list[NDArray[np.float64]]:
@@ -366,17 +366,22 @@ class Detector:
         cells = (NEAR_FACE_PX / self._smallest(scale)) ** 2
         return int(height * width * scale ** 2 * (1 + cells) / 2 / ROI_PIXELS)
 
-    @cached_property
+    @property
     def close_net(self) -> Mtcnn:
         """MTCNN for what `near` looks at."""
-        return Mtcnn(NEAR_FACE_PX, self.device)
+        return self._net("near", NEAR_FACE_PX)
 
     def net(self, scale: float = 1.0) -> Mtcnn:
         """Return MTCNN for pictures of that scale."""
         smallest = self._smallest(scale)
-        if smallest not in self.nets:
-            self.nets[smallest] = Mtcnn(smallest, self.device)
-        return self.nets[smallest]
+        return self._net(smallest, smallest)
+
+    def _net(self, key: int | str, smallest: int) -> Mtcnn:
+        """Return the MTCNN that is kept under `key`, made on first use."""
+        with self._making:
+            if key not in self.nets:
+                self.nets[key] = Mtcnn(smallest, self.device)
+            return self.nets[key]
 
     def _scale(self, image: NDArray[np.uint8]) -> float:
         """Return what a picture is reduced to first, as a share of its size."""

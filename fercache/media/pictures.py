@@ -23,6 +23,10 @@ from fercache.media.source import MAX_PIXELS, Frame, Source, unreadable, whole_h
 
 log = logging.getLogger(__name__)
 
+warnings.filterwarnings("ignore", module=r"PIL\.")
+# PIL warns of odd metadata; the pixels are what counts. Once and here: `catch_warnings` changes the filters of the
+# whole process, and pictures are read in several threads.
+
 
 NAME = re.compile(r"(?P<prefix>(?:.*[_-])?)(?P<number>[0-9]+)\.(?P<ending>jpg|jpeg|png)", re.IGNORECASE | re.DOTALL)
 MAX_NUMBER = 10_000_000  # 92 hours at 30 frames a second: beyond it a name is a date or an id, not a frame number
@@ -160,9 +164,7 @@ def read_picture(path: Path) -> NDArray[np.uint8] | None:
     except OSError as error:
         raise unreadable(path, error) from error
     try:
-        with warnings.catch_warnings():  # PIL warns of odd metadata; the pixels are what counts
-            warnings.simplefilter("ignore")
-            return _rgb(data)
+        return _rgb(data)
     except DAMAGE as error:
         log.info("%s: not decodable (%s)", path, "neither JPEG nor PNG" if isinstance(error, UnidentifiedImageError)
                  else error)

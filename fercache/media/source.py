@@ -64,7 +64,7 @@ class Source(ABC):
 
     @abstractmethod
     def digest(self, strict: bool = False) -> dict[str, Any]:
-        """Return what tells this source from another: ``size``, ``mtime_ns``, ``sha256`` (hex).
+        """Return what tells this source from another: ``size``, ``mtime_ns``, ``sha256`` (hex); ``inode`` of a file.
 
         Parameters
         ----------
@@ -72,9 +72,9 @@ class Source(ABC):
 
         Notes
         -----
-        Compare ``size`` and the hashes, not ``mtime_ns``: a copied file has another one. ``sha256`` covers a file up
-        to 8 MiB whole; of a larger one its size and 64 samples of 64 KiB, evenly from the first byte to the last (4 MiB
-        in all: between two samples a change of equal length is not seen). Of a folder, the names and sizes of its
+        Compare ``size`` and the hashes, not ``mtime_ns`` and ``inode``: a copy has others. ``sha256`` covers a file
+        up to 8 MiB whole; of a larger one its size and 64 samples of 64 KiB, evenly from the first byte to the last (4
+        MiB in all: between two samples a change of equal length is not seen). Of a folder, the names and sizes of its
         pictures and no byte of them; its ``mtime_ns`` is the sum of theirs, which any picture written anew moves.
         `unchanged` says how the three are used together.
         """
@@ -105,11 +105,17 @@ def unreadable(path: Path, error: Exception) -> ClipError:
     return ClipError(f"cannot be read ({reason})", where=path, hint="check the path and its permissions")
 
 
-def file_digest(path: Path, strict: bool) -> dict[str, Any]:
-    """Return a file's ``size``, ``mtime_ns`` and hashes, as `Source.digest` says."""
+def file_stamp(path: Path) -> dict[str, int]:
+    """Return a file's ``size``, ``mtime_ns`` and ``inode``: what is known of it before a byte is read."""
     status = regular_file(path)
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
+
+
+def file_digest(path: Path, strict: bool) -> dict[str, Any]:
+    """Return a file's stamp and hashes, as `Source.digest` says."""
+    stamp = file_stamp(path)
     try:
-        found = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": _sampled(path, status.st_size)}
+        found: dict[str, Any] = {**stamp, "sha256": _sampled(path, stamp["size"])}
         if strict:
             found["sha256_strict"] = whole_hash(path)
     except OSError as error:

@@ -220,10 +220,15 @@ def metrics_file(preds: Path) -> Path:
     return preds.with_name(preds.name.removesuffix(ending) + ".metrics.json")
 
 
+LONGEST_NAME = 220
+"""Bytes of a clip's name in a file's name: digest and ending come behind it, and file systems end at 255."""
+
+
 def file_name(clip: str, ending: str) -> str:
     """Return a file name for something drawn of a clip: its name where that is plain, else with a digest, so that no
     two meet."""
     plain = re.sub(r"[^\w.-]", "_", clip)[:150]
+    plain = plain.encode()[:LONGEST_NAME].decode(errors="ignore")  # 150 letters may be 600 bytes
     return f"{plain}{ending}" if plain == clip else f"{plain}-{fingerprint_of(clip)[:8]}{ending}"
 
 

@@ -23,6 +23,8 @@ KILL_AT = os.environ.get("FERCACHE_KILL_AT", "")
 TEMPORARY = ".tmp-"
 """What the name of a temporary sibling begins with."""
 _steps: Counter[str] = Counter()
+LONGEST_ENDING = 100
+"""Bytes of a name's end that its temporary sibling keeps; file systems end at 255 bytes, not letters."""
 _umask_lock = threading.Lock()
 _UMASK_LINE = re.compile(r"^Umask:\s*([0-7]+)", re.MULTILINE)
 
@@ -43,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     make_folder(path.parent)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY, suffix="-" + path.name[-100:])
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY, suffix="-" + _ending(path.name))
     except OSError as error:
         raise not_writable(path.parent, error) from error
     os.close(handle)
@@ -78,7 +80,7 @@ def making_folder(path: Path) -> Iterator[Path]:
         raise InputError("this is there already", where=path, hint="remove it, or choose another folder with --out")
     make_folder(path.parent)
     try:
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=TEMPORARY, suffix="-" + path.name[-100:]))
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=TEMPORARY, suffix="-" + _ending(path.name)))
     except OSError as error:
         raise not_writable(path.parent, error) from error
     try:
@@ -89,6 +91,11 @@ def making_folder(path: Path) -> Iterator[Path]:
         fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _ending(name: str) -> str:
+    """Return the end of a name, without the letter that the limit would cut in two."""
+    return os.fsdecode(os.fsencode(name)[-LONGEST_ENDING:].lstrip(bytes(range(0x80, 0xC0))))
 
 
 def remove_temporary(folder: Path, name: str = "*") -> None:

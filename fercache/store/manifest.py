@@ -160,6 +160,6 @@ def plain(value: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 def same_source(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Return whether two digests of a source agree in all that both say, its time stamp apart (copies have another)."""
-    both = (one.keys() & other.keys()) - {"mtime_ns"}
+    """Return whether two digests of a source agree in what both say, time stamp and inode apart (a copy's differ)."""
+    both = (one.keys() & other.keys()) - {"mtime_ns", "inode"}
     return one == other or (bool(both) and all(one[key] == other[key] for key in both))

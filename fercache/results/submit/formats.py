@@ -368,13 +368,26 @@ def folder_names(path: Path) -> list[str]:
     return list(seen)
 
 
+MOST_NAME_BYTES = 255
+
+
 def write_folder(said: Mapping[str, NDArray[np.int64]], classes: tuple[str, ...], out: Path) -> None:
     """Put ``<trial>.txt`` for every trial into the new folder `out`, all of them or none.
 
     Parameters
     ----------
     said : trial -> class of every frame, ``(n,)``.
+
+    Raises
+    ------
+    InputError
+        A trial's name is longer than a file's name can be.
     """
+    for trial in said:  # the organisers find a trial by its file's name: it cannot be cut
+        if len(f"{trial}.txt".encode()) > MOST_NAME_BYTES:
+            raise InputError(f"trial {trial!r} is too long to be a file's name ({len(trial.encode())} bytes)",
+                             where=out, hint=f"a file's name has at most {MOST_NAME_BYTES} bytes: ask the organisers, "
+                                             "or use a shorter name in the list and in the predictions")
     header = ",".join(classes).encode() + b"\n"
     endings = [b"%d\n" % place for place in range(len(classes))]
     with atomic_io.making_folder(out) as temporary:
