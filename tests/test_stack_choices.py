@@ -34,7 +34,7 @@ def new_book(seed: int = 9) -> OofLogits:
 
 
 @pytest.mark.parametrize("cut", [1, 17, 60])
-@pytest.mark.parametrize("final", ["stack", "logistic", "smooth", "mean", "frame"])
+@pytest.mark.parametrize("final", ["stack", "logistic", "smoothed-mean", "mean", "frame"])
 def test_a_causal_run_knows_nothing_of_the_future(causal: stack.StackResult, tmp_path: Path, cut: int,
                                                   final: str) -> None:
     """Everything after a frame is changed (what the heads say, where faces are): not one bit before it moves."""
@@ -50,7 +50,7 @@ def test_a_causal_run_knows_nothing_of_the_future(causal: stack.StackResult, tmp
 
 
 def test_a_run_that_is_not_causal_does_look_ahead(tmp_path: Path) -> None:
-    found = stack.run_stack(simulate(groups=10, frames=120, heads=HEADS), replace(CONFIG, select="smooth"), tmp_path)
+    found = stack.run_stack(simulate(groups=10, frames=120, heads=HEADS), replace(CONFIG, select="smoothed-mean"), tmp_path)
     book = new_book()
     later = book.index > 60
     other = replace(book, logits={h: np.where(later[:, None], -v, v) for h, v in book.logits.items()})
@@ -67,8 +67,35 @@ def test_before_the_first_face_a_causal_run_knows_nothing(causal: stack.StackRes
 def test_a_causal_run_leaves_out_heads_that_look_ahead(tmp_path: Path) -> None:
     found = stack.run_stack(simulate(groups=6, frames=60), replace(CONFIG, causal=True), tmp_path)
     assert found.oof.heads == ("frame",) and found.report["causal"]
+    paper = simulate(groups=6, frames=60, heads=("paper-frame", "paper-gru", "paper-transformer"))
+    assert stack.run_stack(paper, replace(CONFIG, causal=True), tmp_path).oof.heads == ("paper-frame",)
     with pytest.raises(InputError, match="look at later frames"):
         stack.run_stack(simulate(groups=6, frames=60, heads=("gru",)), replace(CONFIG, causal=True), tmp_path)
+
+
+def with_copies_of_the_next_face(oof: OofLogits, step: int) -> OofLogits:
+    """Return logits as the frame head leaves them: a frame without a face holds a copy of a frame with one.
+
+    Parameters
+    ----------
+    step : 1 copies from the next face, -1 from the one before.
+    """
+    source = np.arange(len(oof.label))
+    for trial in range(len(oof.trials)):
+        rows = np.arange(len(oof.label))[oof.rows(trial)]
+        faces = rows[oof.valid[rows]]
+        place = np.searchsorted(faces, rows) - (step < 0)
+        source[rows] = np.where(oof.valid[rows], rows, faces[np.clip(place, 0, len(faces) - 1)])
+    return replace(oof, logits={head: values[source] for head, values in oof.logits.items()})
+
+
+def test_without_filling_a_causal_run_takes_no_copy_of_a_later_face(tmp_path: Path) -> None:
+    config = replace(CONFIG, causal=True, missing_faces="none", select="frame")
+    found = stack.run_stack(simulate(groups=10, frames=120, heads=HEADS), config, tmp_path)
+    oof = new_book()
+    oof = replace(oof, valid=np.where(oof.index % 40 < 10, False, oof.valid))
+    earlier, later = (stack.predict_new(found.folder, with_copies_of_the_next_face(oof, step)) for step in (-1, 1))
+    np.testing.assert_array_equal(earlier, later)
 
 
 def test_a_refit_learns_from_validation_and_shows_no_score_for_it(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 # Without the future: which heads a causal stack may listen to.
 
-LOOK_AHEAD = ("gru", "transformer")
+LOOK_AHEAD = ("gru", "transformer", "paper-gru", "paper-transformer")
 """Heads that read a window on both sides of a frame."""
 
 
@@ -74,13 +74,16 @@ class GapFiller:
 
     Attributes
     ----------
-    sources : which rows speak for each row, ``(R,)``.
+    sources : the rows that each row is filled from, ``(R,)``.
+    head_sources : the rows that each row of a head itself is taken from, ``(R,)``. A head's logits of a frame without a
+        face may be a copy of the nearest face. In a causal run that could be a later one, so an earlier face is taken.
     blind : (R,) the rows without a face in clips that have faces.
     early : (R,) where nothing may look ahead, the rows before their clip's first face.
     """
 
     policy: str
     sources: missing_faces.GapSources
+    head_sources: missing_faces.GapSources
     faceless: NDArray[np.bool_]
     before_first_face: NDArray[np.bool_]
 
@@ -99,7 +102,7 @@ class GapFiller:
             A line is to be causal.
         """
         every = np.arange(len(book.label))
-        found = missing_faces.GapSources(every, every.copy(), np.zeros(len(every)))
+        found, own = (missing_faces.GapSources(every.copy(), every.copy(), np.zeros(len(every))) for _ in range(2))
         blind, early = np.zeros((2, len(every)), bool)
         for trial in np.flatnonzero(np.diff(book.offsets)).tolist():
             rows = book.rows(trial)
@@ -107,11 +110,12 @@ class GapFiller:
             early[rows] = causal & ~np.logical_or.accumulate(valid)
             if valid.all() or not valid.any():
                 continue
-            here = missing_faces.gap_sources(book.time_s[rows], valid, policy, causal=causal)
-            found.before[rows], found.after[rows] = here.before + rows.start, here.after + rows.start
-            found.weight[rows] = here.weight
+            for target, how in ((found, policy), (own, "nearest" if causal else "none")):
+                here = missing_faces.gap_sources(book.time_s[rows], valid, how, causal=causal)
+                target.before[rows], target.after[rows] = here.before + rows.start, here.after + rows.start
+                target.weight[rows] = here.weight
             blind[rows] = ~valid
-        return cls(policy=policy, sources=found, faceless=blind, before_first_face=early)
+        return cls(policy=policy, sources=found, head_sources=own, faceless=blind, before_first_face=early)
 
     def refill(self, shares: Probs) -> Probs:
         """Return probabilities whose frames without a face are filled once more, after those with one were changed.
@@ -137,8 +141,8 @@ def gather_candidates(book: OofLogits, nested: NestedResult, filling: GapFiller 
         Frames are left to the temporal heads, and the book has none.
     """
     filling = filling or GapFiller.of(book)
-    heads = {head: softmax(book.logits[head] * ~filling.before_first_face[:, None]).astype(np.float32)
-             for head in book.heads}
+    heads = {head: filling.head_sources.apply(
+        softmax(book.logits[head] * ~filling.before_first_face[:, None]).astype(np.float32)) for head in book.heads}
     said = {**heads, "mean": _mean(heads), **nested.columns}
     filled = {name: filling.sources.apply(values) for name, values in said.items()}
     if filling.policy in missing_faces.COPIED:
