@@ -149,13 +149,13 @@ def limit(order: dict[str, Any], durable: Any) -> None:
         flags = os.O_RDONLY if ending is None else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         os.dup2(os.open(os.devnull if ending is None else log.with_suffix(ending), flags, 0o666), number)
     steps = os.open(log.with_suffix(".steps"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    step = durable.step
+    step = durable.durable_step
 
     def note(name: str) -> None:
         os.write(steps, f"{name}\n".encode())
         step(name)
 
-    durable.step, durable.KILL_AT = note, order["kill_at"]
+    durable.durable_step, durable.KILL_AT = note, order["kill_at"]
     if order["small"]:
         for name, module in list(sys.modules.items()):
             for constant, value in SMALL.items():

@@ -39,7 +39,7 @@ def test_every_switch_is_offered() -> None:
         if one_of_several and entry.metadata["numbers"] and entry.name not in ablation.NO_ROW:
             others = set(entry.metadata["choices"]) - {getattr(BASE, entry.name), ""}
             assert others <= {changed.get(entry.name) for changed in offered.values()}, entry.name
-    assert {"taps", "loss", "standardise", "window_s", "views"} <= tried
+    assert {"taps", "loss", "normalize", "window_s", "augmentations"} <= tried
     assert set(ablation.STEPS) <= {entry.name for entry in fields(TrainConfig)}
     assert {"taps": ("embedding",)} in offered.values()
 
@@ -47,7 +47,7 @@ def test_every_switch_is_offered() -> None:
 def test_rows_that_leave_every_head_as_it_is_are_not_trained() -> None:
     for changed, left in (({"window_s": 8.0}, True), ({"label_smoothing": 0.05}, True), ({"loss": "weighted"}, False),
                           ({"loss": "focal"}, False), ({"window_s": 2.0}, False), ({"taps": ("block8",)}, False),
-                          ({"members": 1}, False)):
+                          ({"ensemble": 1}, False)):
         assert ablation.idle(changed, BASE) == left, changed
     assert ablation.idle({"window_s": 2.0}, replace(BASE, heads=("frame",))), "a frame has no window"
 

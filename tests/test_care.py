@@ -82,7 +82,7 @@ def test_repair_drops_the_harmed_and_nothing_else(store: EmbeddingStore, tmp_pat
     (store.path / "missing" / "grid" / "c.1.0.0.0").unlink()
     torn = store.path / "torn" / "block8" / "c.0.0"
     torn.write_bytes(torn.read_bytes()[:-2])
-    flip(store.path / "flipped" / "clock" / "c.0.0", random.Random(1))
+    flip(store.path / "flipped" / "frame_table" / "c.0.0", random.Random(1))
     flip(store.path / "unmarked" / "zarr.json", random.Random(1))
     shutil.copytree(other.path / "alien", store.path / "alien")
     shutil.copytree(store.path / "a", store.path / "twin")
@@ -143,7 +143,7 @@ def test_diff_names_settings_and_clips(store: EmbeddingStore, tmp_path: Path) ->
     assert report.settings == {"detector.min_px": (40, 20), "precision": ("(absent)", "bf16")}
     assert report.only_first == ("c" * 200,) and report.only_second == ("new",)
     (clip,) = report.differ
-    assert clip.clip == "../b" and clip.arrays == ("block8", "clock", "grid")
+    assert clip.clip == "../b" and clip.arrays == ("block8", "frame_table", "grid")
     assert clip.provenance == {"device": ("cpu", "cuda")}
 
 

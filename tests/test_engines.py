@@ -139,7 +139,7 @@ def test_time_is_up_again_and_again(runner: Runner, home: Path) -> None:
         steps += run.steps()
         if "clips are left" not in run.err():
             break
-        assert "stopped by the time limit: 1 clips are left, about 160 frames: run the same command again" in run.err()
+        assert "stopped by the time limit; 1 clips (about 160 frames) are left" in run.err()
         stopped += 1
     assert stopped, "the first second is not enough for it"
     assert digest_in(home) == digest_in(home / "whole")
@@ -176,7 +176,7 @@ def test_workers_stop_and_go_on(home: Path, alone: dict[str, str], number: signa
     (os.killpg if at == "group" else os.kill)(run.pid, number)
     _, err = run.communicate(timeout=120)
     assert run.returncode == (-9 if number == signal.SIGKILL else 130), err
-    assert "Traceback" not in err and (number == signal.SIGKILL or "stopped; what is committed stays" in err), err
+    assert "Traceback" not in err and (number == signal.SIGKILL or "stopped; everything committed is kept" in err), err
     ends = time.monotonic() + 60
     while group_of(run.pid) and time.monotonic() < ends:
         time.sleep(.1)
@@ -201,7 +201,7 @@ def typed(**flags: str) -> LaunchPlan:
 
 @pytest.mark.parametrize("flags, says", [
     ({"scheduler": "tcp://x:1"}, "only Dask has a scheduler"),
-    ({"scheduler": "tcp://x:1", "engine": "dask", "workers": "2"}, "the scheduler's workers"),
+    ({"scheduler": "tcp://x:1", "engine": "dask", "workers": "2"}, "a running scheduler has its own workers"),
     ({"workers": "many"}, "no number of processes"), ({"workers": "-1"}, "no number of processes"),
     ({"workers": "9999"}, "no number of processes"), ({"shard": "1"}, "names no part"),
     ({"time_limit": "soon"}, "no length of time")])
@@ -243,10 +243,10 @@ def test_a_process_that_cannot_do_it_says_why(home: Path, tmp_path: Path) -> Non
     trials = worker.without_labels(dataset.trials)
     assert all(trial.path.is_absolute() and trial.labels is None for trial in trials)
     assert order.store.is_absolute() and order.cnn.path.is_absolute()  # type: ignore[union-attr]
-    for wrong, says in ((replace(order, version="0.0"), "cannot work for fercache 0.0"),
-                        (replace(order, known_sources=(tmp_path / "elsewhere",)), "elsewhere is not there"),
-                        (replace(order, store=tmp_path / "other.zarr"), "other.zarr is not there"),
-                        (replace(order, cnn=replace(order.cnn, path=tmp_path / "w")), "/w is not there")):
+    for wrong, says in ((replace(order, version="0.0"), "the run has 0.0"),
+                        (replace(order, known_sources=(tmp_path / "elsewhere",)), "elsewhere does not exist"),
+                        (replace(order, store=tmp_path / "other.zarr"), "other.zarr does not exist"),
+                        (replace(order, cnn=replace(order.cnn, path=tmp_path / "w")), "/w does not exist")):
         with pytest.raises(InputError, match=says) as error:
             worker.Worker(wrong, 0).run(trials[0])
         assert "every" in str(error.value)

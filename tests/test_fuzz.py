@@ -195,7 +195,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path, weights_at: Pat
     (features_ / "current.json").write_text('{"store": "casia-1.zarr"}')
     (features_ / "failures.csv").write_text('clip,message\n"d,d",bad\n')
     simulate(groups=2, frames=10).save(work / "cache" / "logits" / "demo" / "b1.h5")
-    (work / "cache" / "logits" / "demo" / "current.json").write_text('{"book": "b1.h5"}')
+    (work / "cache" / "logits" / "demo" / "current.json").write_text('{"logits_file": "b1.h5"}')
     for stage in ("heads", "stack"):
         (work / "cache" / stage / "demo" / "b1").mkdir(parents=True)
         (work / "cache" / stage / "demo" / "b1" / "said.json").write_text(json.dumps({"trained_on": ["a", "b"]}))

@@ -103,7 +103,7 @@ def test_the_earlier_of_two_equally_near_faces() -> None:
 
 
 def test_every_policy_is_a_choice_of_the_stack() -> None:
-    choices = {entry.name: entry.metadata["choices"] for entry in fields(StackConfig)}["gaps"]
+    choices = {entry.name: entry.metadata["choices"] for entry in fields(StackConfig)}["missing_faces"]
     assert set(choices) == set(missing_faces.POLICIES)
 
 
@@ -121,7 +121,7 @@ def test_what_each_policy_leaves_in_the_columns(spoken: tuple[oof.OofLogits, nes
     held = candidates.gather_candidates(book, learnt, candidates.GapFiller.of(book, policy))
     own = {head: np.exp(v) / np.exp(v).sum(1, keepdims=True) for head, v in book.logits.items()}
     blind = ~book.valid
-    assert blind.sum() > 20 and set(held) == {*book.heads, "mean", "chain", "smooth", "logistic", "blend", "stack"}
+    assert blind.sum() > 20 and set(held) == {*book.heads, "mean", "chain", "smoothed-mean", "logistic", "geometric-mean", "stack"}
     for name, values in held.items():
         np.testing.assert_allclose(values.sum(1), 1, atol=1e-5)
         np.testing.assert_array_equal(values[book.valid], candidates.gather_candidates(book, learnt)[name][book.valid])
@@ -139,7 +139,7 @@ def test_what_each_policy_leaves_in_the_columns(spoken: tuple[oof.OofLogits, nes
 def test_the_mask_needs_a_temporal_head(tmp_path: Path) -> None:
     book = simulate(groups=5, frames=60, heads=("frame",))
     with pytest.raises(InputError, match="temporal head") as caught:
-        stack.run_stack(book, replace(CONFIG, missing_faces="mask"), tmp_path)
+        stack.run_stack(book, replace(CONFIG, missing_faces="temporal-heads"), tmp_path)
     assert "--missing-faces" in str(caught.value)
 
 

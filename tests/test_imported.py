@@ -63,7 +63,7 @@ def test_a_book_of_its_own_is_stacked_without_any_extraction(tmp_path: Path) -> 
     bring(table_of(book, tmp_path / "t.csv", "gru", **rows), tmp_path)
     found = stack.run_stack(logits_import.load(tmp_path, "d", ["other"])[0], CONFIG, tmp_path)
     said = found.report["splits"]["validation"]["all_frames"]
-    assert said["smooth"]["macro_f1"] > said["other"]["macro_f1"]
+    assert said["smoothed-mean"]["macro_f1"] > said["other"]["macro_f1"]
 
 
 @pytest.mark.parametrize(("text", "says"), [
@@ -147,7 +147,7 @@ def test_clip_level_pools_frames_and_people(tmp_path: Path) -> None:
 
 def test_new_frames_get_what_a_clip_level_run_says_of_their_clip(tmp_path: Path) -> None:
     made = bring(clip_table(tmp_path / "t.csv"), tmp_path)
-    found = stack.run_stack(made, replace(CONFIG, level="clip", select="smooth"), tmp_path)
+    found = stack.run_stack(made, replace(CONFIG, level="clip", select="smoothed-mean"), tmp_path)
     said = stack.predict_new(found.folder, replace(made, fold=np.full_like(made.fold, -1)))
     assert said.shape == (len(made.label), 3)
     held = [i for i, split in enumerate(found.oof.split) if split == "validation"]

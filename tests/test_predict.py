@@ -317,10 +317,10 @@ def test_names_that_are_shown(tmp_path: Path) -> None:
 
 
 def test_differences_are_named() -> None:
-    cropped = {"faces": "cropped", "precision": "float32", "weights": "a" * 64, "views": 4, "taps": ["x"]}
-    assert ensemble.settings_differences(cropped, {**cropped, "taps": ["x", "y"], "views": 1}) == ()
+    cropped = {"faces": "cropped", "precision": "float32", "weights": "a" * 64, "augmentations": 4, "taps": ["x"]}
+    assert ensemble.settings_differences(cropped, {**cropped, "taps": ["x", "y"], "augmentations": 1}) == ()
     assert ensemble.settings_differences(cropped, {**cropped, "weights": "b" * 64}) == (
         "weights = aaaaaaaaaaaa there, bbbbbbbbbbbb here",)
-    assert ensemble.settings_differences(cropped, {**cropped, "every": 5}) == ("every = None there, 5 here",)
+    assert ensemble.settings_differences(cropped, {**cropped, "detect_every": 5}) == ("detect_every = None there, 5 here",)
     assert ensemble.settings_differences(cropped, {**cropped, "faces": "mtcnn", "margin": 0.0}) == (
         "faces = cropped there, mtcnn here",)

@@ -95,9 +95,9 @@ def test_plain_zarr_reads_the_url(bucket: str) -> None:  # noqa: F811
     clock, taps = features(300)
     assert root.attrs["fercache"]["settings"] == SETTINGS and list(root.group_keys()) == ["a%20b"]
     clip = root["a%20b"]
-    assert clip.attrs["fercache"]["clip"] == "a b" and sorted(clip.array_keys()) == ["block8", "clock", "repeat_1-3x3"]
+    assert clip.attrs["fercache"]["clip"] == "a b" and sorted(clip.array_keys()) == ["block8", "frame_table", "repeat_1-3x3"]
     np.testing.assert_array_equal(clip["block8"][10:74], taps["block8"][10:74])
-    np.testing.assert_array_equal(clip["clock"][:, clip["clock"].attrs["columns"].index("time_s")], clock[:, 1])
+    np.testing.assert_array_equal(clip["frame_table"][:, clip["frame_table"].attrs["columns"].index("time_s")], clock[:, 1])
 
 
 def test_any_name_is_a_clip(memory: str) -> None:
@@ -192,7 +192,7 @@ def test_verify_finds_and_repairs(bucket: str) -> None:  # noqa: F811
     data = bytearray(fs.cat_file(f"{url}/c1/block8/c.1.0"))
     data[7] ^= 1
     fs.pipe_file(f"{url}/c1/block8/c.1.0", bytes(data))
-    fs.rm_file(f"{url}/c2/clock/c.0.0")
+    fs.rm_file(f"{url}/c2/frame_table/c.0.0")
     fs.pipe_file(f"{url}/c3/block8/c.0.0", fs.cat_file(f"{url}/c3/block8/c.0.0")[:-1])
     fs.pipe_file(f"{url}/c4/other", b"stray")
     with pytest.raises(StoreError, match="missing or torn"):

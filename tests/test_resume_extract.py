@@ -91,7 +91,7 @@ def store_of(folder: Path) -> EmbeddingStore:
 def arrays(store: EmbeddingStore) -> dict[str, bytes]:
     """Return every array of every clip, and its mark: frames, digests, source and provenance."""
     held = {f"{clip}/{tap}": store[clip].read(tap).tobytes() for clip in store for tap in store[clip]}
-    return held | {f"{clip}/clock": store[clip].frame_table.tobytes() for clip in store} | {
+    return held | {f"{clip}/frame_table": store[clip].frame_table.tobytes() for clip in store} | {
         f"{clip}/mark": store.manifest(clip).document() for clip in store}
 
 
@@ -219,7 +219,7 @@ def test_stopped(runner: Runner, prepared: Path, number: signal.Signals,
     while "detections.kept" not in run.steps():
         time.sleep(.01)
     run.kill(number)
-    ended(run.wait(), 130, "stopped; what is committed stays")
+    ended(run.wait(), 130, "stopped; everything committed is kept")
     check_whole(runner, folder, unbroken)
 
 

@@ -90,8 +90,8 @@ def test_plain_zarr_reads_the_layout(store: EmbeddingStore) -> None:
     clock, taps = features(300)
     np.testing.assert_array_equal(clip["block8"][:], taps["block8"])
     np.testing.assert_array_equal(clip["block8"][10:74], open_store(str(store.path))["a b"]["block8"][10:74])
-    np.testing.assert_array_equal(clip["clock"][:], clock)
-    assert clip["clock"].attrs["columns"] == list(FRAME_COLUMNS)
+    np.testing.assert_array_equal(clip["frame_table"][:], clock)
+    assert clip["frame_table"].attrs["columns"] == list(FRAME_COLUMNS)
     np.testing.assert_array_equal(store["a b"]["block8"].zarr[:], taps["block8"])
 
 
@@ -109,7 +109,7 @@ def test_length_may_be_known_last(store: EmbeddingStore) -> None:
 
 NAMES = ["", ".", "..", "../up", "/etc/passwd", "a/b", "a\\b", "C:\\x", "CON", "con.txt", "NUL", "COM1", "zarr.json",
          "Zarr.JSON", "dot.", "dots...", " space ", "a", "A", "é", "e\u0301", "日本語", "%", "%%", "%20", " ", "\x00",
-         "\n", "c", "clock", "__x", ".hidden", "x" * 300, "x" * 301, "é" * 200, "y" * 180, "y" * 181, "video#1",
+         "\n", "c", "frame_table", "__x", ".hidden", "x" * 300, "x" * 301, "é" * 200, "y" * 180, "y" * 181, "video#1",
          "\udc80", "gate.lock", "*?"]
 
 
@@ -140,7 +140,7 @@ def test_create_again_opens_and_refuses_other_settings(store: EmbeddingStore) ->
         EmbeddingStore.create(store.path, {**SETTINGS, "margin": 0.1}, TAPS)
     with pytest.raises(StoreError, match="taps"):
         EmbeddingStore.create(store.path, SETTINGS, {"block8": (6,)})
-    for taps in ({}, {"clock": (3,)}, {"x": ()}, {"x": (0,)}):
+    for taps in ({}, {"frame_table": (3,)}, {"x": ()}, {"x": (0,)}):
         with pytest.raises(InputError):
             EmbeddingStore.create(store.path, SETTINGS, taps)
     with pytest.raises(InputError):
@@ -337,7 +337,7 @@ def test_remove_and_size(store: EmbeddingStore) -> None:
 def test_nothing_is_left_beside_the_store(store: EmbeddingStore) -> None:
     put(store, "c", 2000)
     assert {p.name for p in store.work.iterdir()} == {"gate.lock"}
-    assert {p.name for p in (store.path / "c").iterdir()} == {"clock", "zarr.json", *TAPS}
+    assert {p.name for p in (store.path / "c").iterdir()} == {"frame_table", "zarr.json", *TAPS}
 
 
 def mutated(value: object, rng: random.Random) -> object:
@@ -394,7 +394,7 @@ def test_metadata_that_was_meddled_with(tmp_path: Path, times: int, monkeypatch:
     with store.writer("b", source=SOURCE, provenance=PROVENANCE) as writer:
         writer.set_frame_table(features(20)[0])
     rng = random.Random(7)
-    names = ["s.zarr/zarr.json", "s.zarr/a/zarr.json", "s.zarr/a/zarr.json", "s.zarr/a/clock/zarr.json",
+    names = ["s.zarr/zarr.json", "s.zarr/a/zarr.json", "s.zarr/a/zarr.json", "s.zarr/a/frame_table/zarr.json",
              "s.work/b.journal"]
     for i in range(times):
         folder = tmp_path / str(i)

@@ -152,7 +152,7 @@ class StoreModel(RuleBasedStateMachine):
             self.silent.add(name)
             return
         elif what == "swap":
-            one, other = (folder / "clock" / f"c.{i}.0" for i in (0, 1))
+            one, other = (folder / "frame_table" / f"c.{i}.0" for i in (0, 1))
             if self.whole[name].frames > 256:
                 data = one.read_bytes()
                 one.write_bytes(other.read_bytes())

@@ -35,7 +35,7 @@ def call(home: Path, command: str, *more: object) -> Result:
 
 def book_of(home: Path) -> OofLogits:
     pointer, = (home / "cache" / "logits").glob("*/current.json")
-    return OofLogits.load(pointer.parent / json.loads(pointer.read_text())["book"])
+    return OofLogits.load(pointer.parent / json.loads(pointer.read_text())["logits_file"])
 
 
 def heads_of(home: Path) -> set[Path]:
@@ -164,7 +164,7 @@ def test_the_papers_protocol_as_its_recipes_have_it(home: Path, tmp_path: Path) 
     for record in book.provenance["heads"]:
         said = record["settings"]
         assert [part["tap"] for part in record["reads"]] == ["block8"] and record["member"] == 0
-        assert (said["loss"], said["label_smoothing"], said["evidence"]) == ("plain", 0, False)
+        assert (said["loss"], said["label_smoothing"], said["temporal_input"]) == ("plain", 0, False)
         if record["head"] != "paper-frame":
             assert (said["window_s"], said["width"], said["lr"], said["batch"]) == (.3, 768, 1e-3, 96)
     metrics = json.loads((tmp_path / "preds.metrics.json").read_text())

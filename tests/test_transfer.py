@@ -70,7 +70,7 @@ def test_a_round_trip_is_exact(tmp_path: Path, to: str) -> None:
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
-    ["../up", "/etc/passwd", "a/b", "a\\b", "CON", "zarr.json", ".", "..", "", "x" * 300, "é", "e\u0301", "clock",
+    ["../up", "/etc/passwd", "a/b", "a\\b", "CON", "zarr.json", ".", "..", "", "x" * 300, "é", "e\u0301", "frame_table",
      "\x00", "00001", "frames", "__clips.json", "clip.json"])
 SHAPE = st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple)
 
@@ -78,7 +78,7 @@ SHAPE = st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple)
 @pytest.mark.parametrize("to", FORMATS)
 @how(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(clips=st.dictionaries(TEXT, st.sampled_from([1, 2, 5, 255, 257]), min_size=1, max_size=3),
-       taps=st.dictionaries(TEXT.filter(lambda t: t not in ("", "clock")), SHAPE, min_size=1, max_size=3),
+       taps=st.dictionaries(TEXT.filter(lambda t: t not in ("", "frame_table")), SHAPE, min_size=1, max_size=3),
        seed=st.integers(0, 2**16))
 def test_any_name_and_shape_round_trips(tmp_path: Path, to: str, clips: dict[str, int],
                                         taps: dict[str, tuple[int, ...]], seed: int) -> None:
@@ -94,8 +94,8 @@ def test_chosen_clips_and_taps(tmp_path: Path) -> None:
     store = store_of(tmp_path / "casia-1.zarr", {"a": 3, "b": 4}, {"x": (2,), "y": (3,)})
     export.export_store(store, "h5", tmp_path / "out.h5", clips=["b"], taps=["y"])
     with h5py.File(tmp_path / "out.h5") as file:
-        assert list(file) == ["b"] and sorted(file["b"]) == ["clock", "y"]
-        assert list(file["b/clock"].attrs["columns"]) == list(FRAME_COLUMNS)
+        assert list(file) == ["b"] and sorted(file["b"]) == ["frame_table", "y"]
+        assert list(file["b/frame_table"].attrs["columns"]) == list(FRAME_COLUMNS)
     for wrong in ({"clips": ["c"]}, {"taps": ["z"]}):
         with pytest.raises(InputError, match="does not hold"):
             export.export_store(store, "h5", tmp_path / "other.h5", **wrong)
@@ -198,7 +198,7 @@ ARRAYS = {"nan": {"features": np.array([[1, np.nan]])}, "inf": {"features": np.a
           "lengths": {"a": ROWS, "b": ROWS[:2]}, "no rows": {"features": ROWS[:0]}, "far": {"features": ROWS[:1],
           "frames": np.array([10**9])}, "wide": {"features": np.zeros((1, WIDEST + 1), np.float16)},
           "half frames": {"features": ROWS[:1], "frames": np.array([1.5])}, "no width": {"features": ROWS[:, :0]},
-          "clock": {"features": ROWS, "clock": np.zeros((6, 9))}}
+          "frame_table": {"features": ROWS, "frame_table": np.zeros((6, 9))}}
 
 
 def npy_of(header: str, size: int) -> bytes:

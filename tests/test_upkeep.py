@@ -83,7 +83,7 @@ def test_names_that_a_terminal_cannot_take(home: Path) -> None:
     store = EmbeddingStore.open(STORE, mode="a")
     for clip in ("bell\x07\x1b[31m", "lone\udc80", "two\nlines"):
         put(store, clip, 3)
-        flip(home / STORE / next(f for f in store.files.folders() if f.startswith(clip[:3])) / "clock" / "c.0.0",
+        flip(home / STORE / next(f for f in store.files.folders() if f.startswith(clip[:3])) / "frame_table" / "c.0.0",
              random.Random(0))
     said = say("verify", "--store", STORE, "--repair", code=1).stdout
     assert "\x1b" not in said and "dropped bell\\x07\\x1b[31m" in said and "dropped lone\\udc80" in said

@@ -173,8 +173,8 @@ def test_views_stand_beside_a_plain_tap_of_the_same_bits(run: Run, crops: Path, 
 
 def test_one_view_keeps_the_stores_of_before(run: Run) -> None:
     store = run("c", 1, ("conv2d_4b",))
-    assert not {"views", "view_policy"} & store.settings.keys()
-    assert {"views", "view_policy"} <= run("c", 2, ("conv2d_4b",)).settings.keys()
+    assert not {"augmentations", "augmentation_version"} & store.settings.keys()
+    assert {"augmentations", "augmentation_version"} <= run("c", 2, ("conv2d_4b",)).settings.keys()
 
 
 def test_a_broken_run_goes_on_with_the_same_bytes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
