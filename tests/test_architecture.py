@@ -14,8 +14,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "fercache"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-ORDER = ("errors", "config", "runtime", "metrics", "run_log", "media", "data", "recipe", "backbones", "faces", "store",
-         "oof", "results", "heads", "logits_import", "extraction", "training", "stacking", "maintenance", "diagnostics",
+ORDER = ("errors", "head_registry", "config", "runtime", "metrics", "run_log", "media", "data", "recipe", "backbones",
+         "faces", "store", "oof", "results", "heads", "logits_import", "extraction", "training", "stacking", "maintenance", "diagnostics",
          "viz", "inference", "cli", "__main__")
 """Folders and modules of the package, in the order of the pipeline: each imports only what stands before it."""
 

@@ -1,36 +1,30 @@
-"""The heads: each turns rows ``(B, W, D)`` and a mask ``(B, W)`` into logits ``(B, W, C)``."""
+"""The nets of the heads: each maps rows ``(B, W, D)`` and a face mask ``(B, W)`` to logits ``(B, W, C)``.
+
+Open `base.py` first, then `frame.py` and `temporal.py`; names and settings are registered in `fercache/head_registry.py`.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 
 from fercache.backbones.taps import TapSlice
 from fercache.errors import InputError
-from fercache.heads.base import Head, HeadSettings
-from fercache.heads.frame import FrameHead
-from fercache.heads.paper import PaperFrameHead, PaperGRUHead, PaperTransformerHead
-from fercache.heads.temporal import GRUHead, TransformerHead
-
-HEADS: dict[str, type[Head]] = {
-    "frame": FrameHead, "gru": GRUHead, "transformer": TransformerHead, "paper-frame": PaperFrameHead,
-    "paper-gru": PaperGRUHead, "paper-transformer": PaperTransformerHead}
+from fercache.head_registry import HEADS, HeadSettings
+from fercache.heads.base import Head
 
 
-def build_head(name: str, parts: Sequence[TapSlice], classes: int, settings: HeadSettings) -> Head:
-    """Return a fresh head of that name.
+def build_head(name: str, taps: Sequence[TapSlice], classes: int, settings: HeadSettings) -> Head:
+    """Return a new head of that name with random weights.
 
     Raises
     ------
     InputError
-        There is no such head.
+        No head of that name is registered.
     """
     if name not in HEADS:
         raise InputError(f"no head {name!r}", hint=f"known heads: {', '.join(HEADS)}")
-    head = HEADS[name](parts, classes, settings)  # type: ignore[call-arg,arg-type]
+    module, _, net = HEADS[name].net.partition(":")
+    head: Head = getattr(importlib.import_module(f"fercache.heads.{module}"), net)(taps, classes, settings)
     head.classes = classes
     return head
-
-
-def classes_of(head: Head) -> int:
-    """Return how many classes a head tells apart."""
-    return head.classes

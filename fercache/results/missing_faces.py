@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fercache import head_registry
 from fercache.errors import InputError
 from fercache.results.smoothing import nearest_row
 
@@ -29,7 +30,7 @@ POLICIES = {
 FACELESS_CLIP = "a clip without any face has what the heads say of it"
 COPIED = ("nearest", "linear")
 """The policies that need nothing but the predictions of other frames."""
-TEMPORAL = ("gru", "transformer")
+TEMPORAL = head_registry.TEMPORAL_HEADS
 """Heads that look at a frame's neighbours, and past frames without a face."""
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache import metrics
+from fercache import head_registry, metrics
 from fercache.data.folds import MIN_GROUPS_TO_CHOOSE
 from fercache.errors import InputError
 from fercache.oof import OofLogits
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 # Without the future: which heads a causal stack may listen to.
 
-LOOK_AHEAD = ("gru", "transformer")
+LOOK_AHEAD = head_registry.LOOKAHEAD_HEADS
 """Heads that read a window on both sides of a frame."""
 
 
