@@ -8,12 +8,12 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from fercache.errors import InputError
+from fercache.heads.registry import HEADS
 
 MAX_THREADS = 256
 PRECISIONS = ("float32", "bf16", "fp16")
 DATASETS = ("demo", "affwild2", "mtl", "dfew", "ferv39k", "mafw", "cremad", "ravdess", "afew", "ckplus", "table",
             "logits")
-HEADS = ("frame", "gru", "transformer", "paper-frame", "paper-gru", "paper-transformer")
 LOSSES = ("plain", "weighted", "balanced", "focal", "adjusted")
 
 
@@ -134,7 +134,7 @@ class ExtractConfig(Config):
 class TrainConfig(Config):
     """Stage two, a (`stages/train-heads.toml`)."""
 
-    heads: tuple[str, ...] = option(("frame", "gru", "transformer"), "Which heads to train.", choices=HEADS)
+    heads: tuple[str, ...] = option(("frame", "gru", "transformer"), "Which heads to train.", choices=tuple(HEADS))
     taps: tuple[str, ...] = option(("block8", "repeat_2", "repeat_1-3x3"), "Which taps the heads see.")
     join: tuple[str, ...] = option((), "Stores of other features (`fercache import`) to join: NAME or path; all their "
                                    "taps are seen, or those that --taps names as NAME/tap.", numbers=False)

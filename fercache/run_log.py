@@ -1,31 +1,32 @@
-"""What each run of a stage took, noted beside the cache: the report and the model card read it."""
+"""The log of past runs, in one file below the cache: what each run took, and how fast stage one was on this machine."""
 
 from __future__ import annotations
 
 import datetime
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from fercache import __version__
-from fercache.errors import FercacheError, InputError
+from fercache.errors import FercacheError
 from fercache.runtime import atomic_io
 
-# How many frames a second stage one ran at on this machine: measured by `extract`, told by `check`.
+VERSION = 1
+MIN_FRAMES = 200
+"""Runs over fewer frames are not measured: loading the nets would be most of the time."""
+MAX_RATES = 100
+MAX_RUNS = 1000
+"""Runs that are logged per data set; older ones are dropped."""
 
-FEWEST_FRAMES = 200
-"""Runs over fewer frames are no measurement: loading the nets would be most of it."""
-KEPT = 100
 
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractionRate:
+class ExtractionRate(msgspec.Struct, frozen=True, kw_only=True):
     """One measured run of stage one.
 
     Attributes
     ----------
-    faces, backbone : what ran: mtcnn or cropped, and the CNN's name; `views` of each face.
+    faces, backbone : what ran: mtcnn or cropped, and the CNN's name; `views` : augmentations of each face.
     seconds : of the whole run over these frames, the loading of the nets included.
     when_s : seconds since 1970.
     """
@@ -42,32 +43,68 @@ class ExtractionRate:
 
     @property
     def per_second(self) -> float:
-        """Frames a second."""
+        """Frames per second."""
         return self.frames / self.seconds
 
 
-def _rates_path(cache: Path) -> Path:
-    return cache / "rates.json"
+class LoggedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of a stage that computed something.
+
+    Attributes
+    ----------
+    artifact : name of its result: a store, a file of logits, or a stack run.
+    seconds : duration; ended : UTC time in ISO 8601; fercache : version of the package.
+    frames, fits : frames processed, heads trained; 0 where the stage has no such count.
+    """
+
+    dataset: str
+    stage: str
+    artifact: str
+    seconds: float
+    ended: str
+    fercache: str
+    frames: int = 0
+    fits: int = 0
+
+
+class RunLog(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of the file: runs and rates, the oldest first."""
+
+    version: int = VERSION
+    runs: tuple[LoggedRun, ...] = ()
+    rates: tuple[ExtractionRate, ...] = ()
+
+
+def log_path(cache: Path) -> Path:
+    """Return the path of the log below a cache."""
+    return cache / "run_log.json"
+
+
+def load_run_log(cache: Path) -> RunLog:
+    """Return the log; an empty one where the file is absent, damaged, or of another version.
+
+    Notes
+    -----
+    The log only informs. An unreadable one must not stop a stage or a report, so it is replaced by the next run.
+    """
+    try:
+        run_log = msgspec.convert(atomic_io.read_json(log_path(cache)), RunLog)
+    except (FercacheError, OSError, msgspec.ValidationError):
+        return RunLog()
+    return run_log if run_log.version == VERSION else RunLog()
 
 
 def record_rate(cache: Path, rate: ExtractionRate) -> None:
-    """Keep a measurement, if it is over enough frames to be one."""
-    if rate.frames >= FEWEST_FRAMES and rate.seconds > 0:
-        atomic_io.write_json(_rates_path(cache), [asdict(one) for one in (*every(cache), rate)][-KEPT:])
-
-
-def every(cache: Path) -> list[ExtractionRate]:
-    """Return all measurements, the oldest first; none where the file is absent or is not ours."""
-    try:
-        return [ExtractionRate(**entry) for entry in atomic_io.read_json(_rates_path(cache))]
-    except (OSError, InputError, TypeError):
-        return []
+    """Log a measured rate of stage one, unless it covers too few frames."""
+    if rate.frames >= MIN_FRAMES and rate.seconds > 0:
+        _update(cache, lambda log: msgspec.structs.replace(log, rates=(*log.rates, rate)[-MAX_RATES:]))
 
 
 def latest_rate(cache: Path, faces: str, backbone: str, views: int) -> ExtractionRate | None:
-    """Return the newest measurement of this way to find faces, this CNN and so many views of each face."""
-    fits = [rate for rate in every(cache) if (rate.faces, rate.backbone, rate.views) == (faces, backbone, views)]
-    return fits[-1] if fits else None
+    """Return the newest rate of this face finder, this CNN, and this number of augmentations; None if there is none."""
+    matching = [rate for rate in load_run_log(cache).rates
+                if (rate.faces, rate.backbone, rate.views) == (faces, backbone, views)]
+    return matching[-1] if matching else None
 
 
 def now_s() -> float:
@@ -75,49 +112,40 @@ def now_s() -> float:
     return time.time()
 
 
-FORMAT = 1
-MOST = 1000
-"""Runs that are kept a data set; the oldest go."""
-
-
-def runs_path(cache: Path, dataset: str) -> Path:
-    """Return where the runs over a data set are noted."""
-    return cache / "runs" / dataset / "runs.json"
-
-
-def record_run(cache: Path, dataset: str, stage: str, made: str, seconds: float, **figures: Any) -> None:
-    """Note that a run of `stage` that did work ended.
-
-    Parameters
-    ----------
-    made : name of what it made: a store, a book, a stack run.
-    figures : JSON values: frames, clips, fits.
+def record_run(cache: Path, dataset: str, stage: str, artifact: str, seconds: float, *, frames: int = 0,
+               fits: int = 0) -> None:
+    """Log a finished run of `stage` that computed something; the parameters are the fields of `LoggedRun`.
 
     Notes
     -----
-    Names no clip, so that there is nothing in it to forget. A run that was killed is not noted.
+    The log holds no clip names, so `fercache forget` has nothing to remove from it. A killed run is not logged.
     """
-    path = runs_path(cache, dataset)
-    ended = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    entry = {"stage": stage, "made": made, "seconds": round(seconds, 3), "ended": ended, "fercache": __version__,
-             **figures}
+    run = LoggedRun(dataset=dataset, stage=stage, artifact=artifact, seconds=round(seconds, 3), frames=frames, fits=fits,
+                    ended=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), fercache=__version__)
+
+    def add(log: RunLog) -> RunLog:
+        # The limit counts per data set, so that many runs over one set never push out those of another.
+        others = [logged for logged in log.runs if logged.dataset != dataset]
+        same = [logged for logged in log.runs if logged.dataset == dataset]
+        return msgspec.structs.replace(log, runs=(*others, *[*same, run][-MAX_RUNS:]))
+
+    _update(cache, add)
+
+
+def recorded_runs(cache: Path, dataset: str) -> list[LoggedRun]:
+    """Return the logged runs over a data set, the oldest first; none where the log is not readable."""
+    return [run for run in load_run_log(cache).runs if run.dataset == dataset]
+
+
+def total_seconds(runs: Sequence[LoggedRun], stage: str, artifact: str) -> dict[str, float]:
+    """Return number, seconds and frames of the runs that contributed to one result of a stage."""
+    matching = [run for run in runs if (run.stage, run.artifact) == (stage, artifact)]
+    return {"runs": len(matching), "seconds": float(sum(run.seconds for run in matching)),
+            "frames": float(sum(run.frames for run in matching))}
+
+
+def _update(cache: Path, change: Callable[[RunLog], RunLog]) -> None:
+    path = log_path(cache)
+    # Read and write under one lock: two stages that end at the same time must both be logged.
     with atomic_io.lock(path.with_suffix(".lock"), wait=True):
-        atomic_io.write_json(path, {"format": FORMAT, "runs": [*recorded_runs(cache, dataset), entry][-MOST:]})
-
-
-def recorded_runs(cache: Path, dataset: str) -> list[dict[str, Any]]:
-    """Return the runs over a data set, the oldest first; none where nothing readable was noted."""
-    path = runs_path(cache, dataset)
-    try:
-        value = atomic_io.read_json(path) if path.is_file() else {}
-    except (FercacheError, OSError):  # a note that cannot be read stops no stage and no report
-        return []
-    found = value.get("runs") if isinstance(value, dict) and value.get("format") == FORMAT else None
-    return [run for run in found if isinstance(run, dict)] if isinstance(found, list) else []
-
-
-def total_seconds(runs: list[dict[str, Any]], stage: str, made: str) -> dict[str, float]:
-    """Return seconds, frames and number of the runs that went into one result of a stage."""
-    worked = [run for run in runs if run.get("stage") == stage and run.get("made") == made]
-    return {"runs": len(worked), "seconds": float(sum(run.get("seconds", 0.0) for run in worked)),
-            "frames": float(sum(run.get("frames", 0) for run in worked))}
+        atomic_io.write_json(path, msgspec.to_builtins(change(load_run_log(cache))))

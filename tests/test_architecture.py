@@ -14,10 +14,13 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "fercache"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-ORDER = ("errors", "config", "runtime", "metrics", "run_log", "media", "data", "recipe", "backbones", "faces", "store",
-         "oof", "results", "heads", "logits_import", "extraction", "training", "stacking", "maintenance", "diagnostics",
-         "viz", "inference", "cli", "__main__")
-"""Folders and modules of the package, in the order of the pipeline: each imports only what stands before it."""
+ORDER = ("errors", "heads.registry", "config", "runtime", "metrics", "run_log", "media", "data", "recipe", "backbones",
+         "faces", "store", "oof", "results", "heads", "logits_import", "extraction", "training", "stacking",
+         "maintenance", "diagnostics", "viz", "inference", "cli", "__main__")
+"""Folders and modules of the package, in the order of the pipeline: each imports only what stands before it.
+
+The registry of heads holds names and settings only, without a net, so that the configuration can offer them.
+"""
 
 HEAVY = ("av", "h5py", "lightgbm", "matplotlib", "onnxruntime", "openvino", "plotly", "pyarrow", "sklearn",
          "tensorboard", "torch", "torchvision", "zarr")
@@ -25,7 +28,8 @@ HEAVY = ("av", "h5py", "lightgbm", "matplotlib", "onnxruntime", "openvino", "plo
 
 def part_of(module: str) -> str:
     """Return the folder or top-level module that a dotted name below fercache belongs to, "" for the package."""
-    return module.split(".")[1] if "." in module else ""
+    inner = module.partition(".")[2]
+    return inner if inner in ORDER else inner.split(".")[0]
 
 
 def module_of(path: Path) -> str:

@@ -345,9 +345,9 @@ def test_time_is_measured_assumed_or_not_told(tmp_path: Path) -> None:
                                                 device="cpu", frames=frames, seconds=10.0, when_s=0.0))
     measured = check(root, tmp_path / "c").cost
     assert measured.seconds == 0.5 and "60.0 frames/s, measured here over 600 frames (cropped" in measured.basis
-    assert len(run_log.every(tmp_path / "c")) == 2
-    (tmp_path / "c/rates.json").write_text('[{"faces": 1}]')
-    assert run_log.every(tmp_path / "c") == []
+    assert len(run_log.load_run_log(tmp_path / "c").rates) == 2
+    run_log.log_path(tmp_path / "c").write_text('{"rates": [{"faces": 1}]}')
+    assert run_log.load_run_log(tmp_path / "c").rates == ()
 
 
 def cli(root: Path, cache: Path, *words: str) -> tuple[int, str]:
@@ -387,4 +387,4 @@ def test_extract_measures_what_check_then_tells(tmp_path: Path, cache: Path) -> 
     cost = check(root, own).cost
     assert cost.seconds is not None and cost.seconds > 0 and "measured here over 220 frames (cropped" in cost.basis
     assert CliRunner().invoke(main, words).exit_code == 0  # nothing to do: no measurement
-    assert len(run_log.every(own)) == 1
+    assert len(run_log.load_run_log(own).rates) == 1

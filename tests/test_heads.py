@@ -1,4 +1,4 @@
-"""The heads' laws: shapes, masks that hide, positions in seconds, and that each learns what can be learnt."""
+"""Heads: shapes, masks, positions in seconds, registration, and that each one learns a learnable task."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from fercache.backbones import facenet
 from fercache.backbones.taps import TapSlice, side_by_side
 from fercache.errors import InputError
-from fercache.heads import HEADS, build_head, classes_of
-from fercache.heads.base import DEFAULTS
+from fercache.heads.base import build_head
 from fercache.heads.frame import FinetuneTail
+from fercache.heads.registry import HEADS, LOOKAHEAD_HEADS
 from fercache.heads.temporal import positions
 from fercache.training.data import FrameDataset
 from fercache.training.fit import FitTask, Loss, class_weights, fit
@@ -23,25 +23,24 @@ from fercache.training.inference import predict_head, window_frames
 SHAPES = {"block8": (12,), "repeat_1-3x3": (4, 3, 3)}
 LAYOUT = side_by_side(SHAPES, tuple(SHAPES), "test")
 SIZE = LAYOUT[-1].stop
+DEFAULTS = {name: spec.settings for name, spec in HEADS.items()}
 SMALL = {name: replace(settings, width=32, epochs=8, lr=3e-3, dropout=.1, batch=16 if settings.window_s == 0 else 4,
                        window_s=min(settings.window_s, 1.0))
          for name, settings in DEFAULTS.items()}
-
-
 OURS = ("frame", "gru", "transformer")
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """As training runs; with more, small nets on a busy machine mostly wait."""
-    many = torch.get_num_threads()
+    """One thread, as in training; with more, small nets on a busy machine mostly wait."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(many)
+    torch.set_num_threads(before)
 
 
 def features(trials: int = 8, frames: int = 90, noise: float = 1.0, seed: int = 0) -> FrameDataset:
-    """Clips whose class, held for 30 frames, shifts the features under noise; every tenth frame has no face."""
+    """Return clips whose class lasts 30 frames and shifts noisy features; every tenth frame has no face."""
     rng = np.random.default_rng(seed)
     rows = trials * frames
     label = np.repeat(rng.integers(0, 3, rows // 30), 30).astype(np.int16)
@@ -54,12 +53,12 @@ def features(trials: int = 8, frames: int = 90, noise: float = 1.0, seed: int = 
 
 
 def task(head: str, **changed: object) -> FitTask:
-    usual = FitTask(head=head, settings=SMALL[head], classes=3, train=(0, 1, 2, 3, 4), val_trials=(5,), seed=0,
-                    device="cpu")
-    return replace(usual, **changed)  # type: ignore[arg-type]
+    default = FitTask(head=head, settings=SMALL[head], classes=3, train=(0, 1, 2, 3, 4), val_trials=(5,), seed=0,
+                      device="cpu")
+    return replace(default, **changed)  # type: ignore[arg-type]
 
 
-def given(windows: int = 2, frames: int = 20) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def random_windows(windows: int = 2, frames: int = 20) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     x = torch.randn(windows, frames, SIZE)
     return x, torch.rand(windows, frames) > .3, torch.arange(frames).expand(windows, frames) / 30
@@ -68,71 +67,70 @@ def given(windows: int = 2, frames: int = 20) -> tuple[torch.Tensor, torch.Tenso
 @pytest.mark.parametrize("name", HEADS)
 def test_shapes(name: str) -> None:
     head = build_head(name, LAYOUT, 5, SMALL[name]).eval()
-    assert head(*given()).shape == (2, 20, 5)
-    assert classes_of(head) == 5
+    assert head(*random_windows()).shape == (2, 20, 5)
+    assert head.classes == 5
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_what_was_not_seen_changes_nothing(name: str) -> None:
+def test_frames_without_a_face_change_nothing(name: str) -> None:
     head = build_head(name, LAYOUT, 3, SMALL[name]).eval()
-    x, seen, time_s = given()
+    x, seen, time_s = random_windows()
     other = torch.where(seen[..., None], x, torch.full_like(x, 7))
     assert torch.equal(head(x, seen, time_s)[seen], head(other, seen, time_s)[seen])
     assert torch.isfinite(head(x, torch.zeros_like(seen), time_s)).all(), "a window without any face"
 
 
 @pytest.mark.parametrize("name", ["gru", "transformer"])
-def test_temporal_heads_look_around_and_the_frame_head_does_not(name: str) -> None:
-    x, seen, time_s = given()
+def test_temporal_heads_use_neighbours_and_the_frame_head_does_not(name: str) -> None:
+    x, seen, time_s = random_windows()
     changed = x.clone()
     changed[:, 10] += 3
     seen[:, 10] = True
     for head, expected in ((build_head(name, LAYOUT, 3, SMALL[name]), True),
-                           (build_head("frame", LAYOUT, 3, SMALL["frame"]),
-                                                                         False)):
+                           (build_head("frame", LAYOUT, 3, SMALL["frame"]), False)):
         with torch.inference_mode():
             moved = (head.eval()(x, seen, time_s) - head(changed, seen, time_s)).abs().sum(-1)
         assert bool(moved[:, :10].any()) == expected
 
 
 @pytest.mark.parametrize("name", ["gru", "transformer"])
-def test_over_evidence_a_temporal_head_begins_as_a_moving_mean(name: str) -> None:
-    """Before the first step it says, up to its bias, the mean of four box means over the frames with a face."""
+def test_on_oof_logits_a_temporal_head_starts_as_a_moving_average(name: str) -> None:
+    """Before the first step it predicts, up to its bias, the mean of four box averages over frames with a face."""
     torch.manual_seed(0)
     time_s, seen = torch.arange(50)[None] * .1, torch.rand(1, 50) < .7
-    said = torch.randn(1, 50, 3).log_softmax(-1) * seen[..., None]
-    layout = (TapSlice(tap="evidence", start=0, stop=4, shape=(4,)),)
+    log_probs = torch.randn(1, 50, 3).log_softmax(-1) * seen[..., None]
+    layout = (TapSlice(tap="oof_logits", start=0, stop=4, shape=(4,)),)
     head = build_head(name, layout, 3, replace(DEFAULTS[name], temporal_input=True)).eval()
     head.standardise.fit(torch.tensor([-1.0, -2.0, -1.5, .2]), torch.tensor([.8, 1.5, 1.1, .3]))
     with torch.inference_mode():
-        found = head(torch.cat([said, torch.rand(1, 50, 1)], -1), seen, time_s) - head.out[-1].bias
+        actual = head(torch.cat([log_probs, torch.rand(1, 50, 1)], -1), seen, time_s) - head.out[-1].bias
     for row in (0, 20, 49):
-        near = [[j for j in range(50) if abs(j - row) <= round(10 * half_s) and seen[0, j]]
-                for half_s in (.2, .5, 1.0, 2.0)]
-        want = sum(said[0, rows].mean(0) if rows else torch.zeros(3) for rows in near) / 4
-        torch.testing.assert_close(found[0, row], want, atol=1e-4, rtol=1e-4)
+        in_reach = [[j for j in range(50) if abs(j - row) <= round(10 * half_s) and seen[0, j]]
+                    for half_s in (.2, .5, 1.0, 2.0)]
+        expected = sum(log_probs[0, rows].mean(0) if rows else torch.zeros(3) for rows in in_reach) / 4
+        torch.testing.assert_close(actual[0, row], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_positions_are_seconds() -> None:
-    at = positions(torch.tensor([[0.0, 1.0, 2.0]]), 16)
-    again = positions(torch.tensor([[0.0, 0.5, 1.0, 1.5, 2.0]]), 16)
-    assert torch.equal(at[0, 1], again[0, 2]) and torch.equal(at[0, 2], again[0, 4])
+    steps = positions(torch.tensor([[0.0, 1.0, 2.0]]), 16)
+    half_steps = positions(torch.tensor([[0.0, 0.5, 1.0, 1.5, 2.0]]), 16)
+    assert torch.equal(steps[0, 1], half_steps[0, 2]) and torch.equal(steps[0, 2], half_steps[0, 4])
 
 
-def test_an_unknown_head_is_told() -> None:
+def test_an_unknown_head_is_an_error() -> None:
     with pytest.raises(InputError, match="no head"):
         build_head("lstm", LAYOUT, 3, DEFAULTS["gru"])
 
 
 @pytest.mark.parametrize("name", [*OURS, "paper-gru"])
-def test_learns_what_can_be_learnt(name: str) -> None:
-    seen = features()
-    fitted = fit(task(name), seen)
-    said = predict_head(fitted.head, SMALL[name], seen, [6, 7], "cpu")
-    truth = seen.label[seen.offsets[6]:]
-    hits = np.concatenate([said[6], said[7]]).argmax(1) == truth
-    assert hits.mean() > .9, hits.mean()
-    assert fitted.validation_f1 > .6, "the watched clip lacks a class, whose F1 counts as 0"
+def test_learns_a_learnable_task(name: str) -> None:
+    dataset = features()
+    fitted = fit(task(name), dataset)
+    log_probs = predict_head(fitted.head, SMALL[name], dataset, [6, 7], "cpu")
+    y_true = dataset.label[dataset.offsets[6]:]
+    correct = np.concatenate([log_probs[6], log_probs[7]]).argmax(1) == y_true
+    assert correct.mean() > .9, correct.mean()
+    assert fitted.validation_f1 > .6, "the validation clip lacks a class, whose F1 counts as 0"
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -144,24 +142,24 @@ def test_the_same_seed_gives_the_same_head(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_watched_and_held_out_trials_teach_nothing(name: str) -> None:
-    """Without watching, labels and features of other trials do not touch what is learnt."""
-    seen, other = features(), features()
+def test_validation_and_held_out_trials_do_not_affect_training(name: str) -> None:
+    """Without validation trials, labels and features of other trials do not change the weights."""
+    dataset, other = features(), features()
     other.label[other.offsets[5]:] = 0
     other.x[other.offsets[5]:] = 9
     short = replace(SMALL[name], epochs=2)
-    one, two = (fit(task(name, watch=(), settings=short), f).head.state_dict() for f in (seen, other))
+    one, two = (fit(task(name, val_trials=(), settings=short), f).head.state_dict() for f in (dataset, other))
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_every_frame_gets_a_prediction(name: str) -> None:
-    seen = features(trials=3, frames=70)
-    seen.valid[:70] = False
+    dataset = features(trials=3, frames=70)
+    dataset.valid[:70] = False
     head = build_head(name, LAYOUT, 3, SMALL[name])
-    said = predict_head(head, SMALL[name], seen, [0, 2], "cpu")
-    assert set(said) == {0, 2} and all(v.shape == (70, 3) and np.isfinite(v).all() for v in said.values())
-    assert np.allclose(np.exp(said[2]).sum(1), 1, atol=.2)
+    predicted = predict_head(head, SMALL[name], dataset, [0, 2], "cpu")
+    assert set(predicted) == {0, 2} and all(v.shape == (70, 3) and np.isfinite(v).all() for v in predicted.values())
+    assert np.allclose(np.exp(predicted[2]).sum(1), 1, atol=.2)
 
 
 def test_windows_are_in_seconds() -> None:
@@ -175,8 +173,8 @@ def test_class_weights() -> None:
     assert (weight[0] * 9 + weight[1]) / 10 == pytest.approx(1)
 
 
-def test_a_tail_is_the_backbones_own_blocks_and_keeps_its_statistics() -> None:
-    """On a map it gives what the library's net gives; training moves its kernels, never its BatchNorm."""
+def test_fine_tuned_blocks_are_the_backbones_own_and_keep_their_statistics() -> None:
+    """They compute what the library's net computes; training changes their kernels, never their BatchNorm."""
     torch.manual_seed(0)
     net = facenet.InceptionResnetV1().eval()
     layout = side_by_side({"mixed_7a-map": (1792, 3, 3), "block8": (12,)}, ("mixed_7a-map", "block8"), "test")
@@ -194,34 +192,46 @@ def test_a_tail_is_the_backbones_own_blocks_and_keeps_its_statistics() -> None:
     torch.optim.SGD(head.parameters(), 1e-3).step()
     moved = {name for name, value in tail.state_dict().items() if not torch.equal(value, before[name])}
     assert any("conv" in name for name in moved) and not any("running" in name for name in moved)
-    with pytest.raises(InputError, match="no tail begins"):
+    with pytest.raises(InputError, match="cannot be fine-tuned"):
         build_head("frame", LAYOUT, 3, replace(settings, finetune_tap="repeat_1-3x3"))
 
 
 @pytest.mark.parametrize("name", ["gru", "transformer"])
-def test_a_clip_level_head_says_one_thing(name: str) -> None:
-    x, seen, time_s = given()
+def test_a_clip_level_head_predicts_one_distribution(name: str) -> None:
+    x, seen, time_s = random_windows()
     head = build_head(name, LAYOUT, 3, replace(SMALL[name], clip_level=True)).eval()
-    said = head(x, seen, time_s)
-    assert torch.allclose(said, said[:, :1].expand_as(said))
+    logits = head(x, seen, time_s)
+    assert torch.allclose(logits, logits[:, :1].expand_as(logits))
     other = torch.where(seen[..., None], x, torch.full_like(x, 7))
-    assert torch.allclose(said, head(other, seen, time_s), atol=1e-5)
+    assert torch.allclose(logits, head(other, seen, time_s), atol=1e-5)
 
 
-def test_losses_hold_what_they_promise() -> None:
+def test_losses_weight_classes_and_frames_as_documented() -> None:
     label = np.array([0] * 9 + [1], np.int16)
-    logits, truth = torch.zeros(1, 2, 2), torch.tensor([[0, 1]])
+    logits, target = torch.zeros(1, 2, 2), torch.tensor([[0, 1]])
     plain, balanced = (Loss(kind, label, 2, 0.0, "cpu") for kind in ("plain", "balanced"))
-    assert plain(logits, truth) == pytest.approx(np.log(2))
+    assert plain(logits, target) == pytest.approx(np.log(2))
     assert balanced.weight[1] / balanced.weight[0] == pytest.approx(9)
     adjusted = Loss("adjusted", label, 2, 0.0, "cpu")
-    assert adjusted(logits, truth[:, :1].repeat(1, 2)) == pytest.approx(-np.log(.9), abs=1e-5)
+    assert adjusted(logits, target[:, :1].repeat(1, 2)) == pytest.approx(-np.log(.9), abs=1e-5)
     focal = Loss("focal", label, 2, 0.0, "cpu")
     sure, unsure = torch.tensor([[[9., 0.]]]), torch.tensor([[[.1, 0.]]])
     weighted = Loss("weighted", label, 2, 0.0, "cpu")
-    ratio = (focal(said, truth[:, :1]) / weighted(said, truth[:, :1]) for said in (sure, unsure))
+    ratio = (focal(x, target[:, :1]) / weighted(x, target[:, :1]) for x in (sure, unsure))
     assert next(ratio) < 1e-6 < next(ratio)
     unknown = torch.full((1, 2), -1)
     assert all(loss(logits, unknown) == 0 for loss in (plain, balanced, adjusted, focal))
     mixed = plain(torch.tensor([[[3., 0.]]]), torch.tensor([[0]]), (torch.tensor([[1]]), torch.tensor([.75])))
     assert mixed == pytest.approx(.75 * np.log(1 + np.exp(-3)) + .25 * (3 + np.log(1 + np.exp(-3))), abs=1e-5)
+
+
+def test_registered_rules_match_the_nets() -> None:
+    """Every head whose prediction depends on later frames is registered as such, and no other."""
+    for name in HEADS:
+        head = build_head(name, LAYOUT, 3, replace(SMALL[name], temporal_input=False)).eval()
+        x, seen, time_s = random_windows()
+        later = x.clone()
+        later[:, 11:] += 3
+        with torch.inference_mode():
+            changed = not torch.allclose(head(x, seen, time_s)[:, :10], head(later, seen, time_s)[:, :10], atol=1e-6)
+        assert changed == (name in LOOKAHEAD_HEADS), name

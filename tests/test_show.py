@@ -117,8 +117,8 @@ def test_runs_are_noted_and_a_damaged_note_stops_nothing(tmp_path: Path) -> None
     assert run_log.total_seconds(run_log.recorded_runs(tmp_path, "d"), "extract", "s") == {"runs": 2, "seconds": 5.0,
                                                                                            "frames": 100.0}
     assert run_log.total_seconds(run_log.recorded_runs(tmp_path, "d"), "extract", "t")["runs"] == 0
-    for text in ("{", "[]", '{"format": 1, "runs": 3}', '{"format": 9, "runs": []}'):
-        run_log.runs_path(tmp_path, "d").write_text(text)
+    for text in ("{", "[]", '{"version": 1, "runs": 3}', '{"version": 9, "runs": []}'):
+        run_log.log_path(tmp_path).write_text(text)
         assert run_log.recorded_runs(tmp_path, "d") == []
     run_log.record_run(tmp_path, "d", "stack", "x", 1.0)
     assert len(run_log.recorded_runs(tmp_path, "d")) == 1

@@ -82,12 +82,12 @@ def parse_rows(rows: Sequence[str], base: TrainConfig) -> dict[str, dict[str, An
 
 def idle(changed: dict[str, Any], base: TrainConfig) -> bool:
     """Return whether a change leaves every head as it is: it says what the heads do anyway, or speaks to others."""
-    from fercache.training.cross_validation import OWN, TEMPORAL, settings_for
+    from fercache.training.cross_validation import UNSET, UNSET_TEMPORAL, settings_for
 
-    if not changed.keys() <= OWN.keys() | TEMPORAL.keys():
+    if not changed.keys() <= UNSET.keys() | UNSET_TEMPORAL.keys():
         return False
-    usual, other = ([settings_for(head, config, "cpu", evidence=evidence, fixed=False) for head in base.heads
-                     for evidence in (True, False)] for config in (base, replace(base, **changed)))
+    usual, other = ([settings_for(head, config, "cpu", oof_input=oof_input, few_groups=False) for head in base.heads
+                     for oof_input in (True, False)] for config in (base, replace(base, **changed)))
     return usual == other
 
 
@@ -156,7 +156,7 @@ def scored(dataset: Dataset, store: EmbeddingStore, config: TrainConfig, repeats
     books = []
     for repeat in range(repeats):
         seeded = replace(config, seed=config.seed + repeat)
-        books.append(OofLogits.load(train.train_heads(dataset, store, seeded, cache, point=False).logits_file))
+        books.append(OofLogits.load(train.train_heads(dataset, store, seeded, cache, make_current=False).logits_file))
     each = [fold_confusions(book) for book in books]
     return AblationScores(oofs=tuple(books), matrices={column: [one[column] for one in each] for column in each[0]})
 

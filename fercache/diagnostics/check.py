@@ -88,7 +88,7 @@ def _time(frames: int, faces: str, config: ExtractConfig, cache: Path, rate: flo
     measured = run_log.latest_rate(cache, faces, config.weights, config.augmentations) if faces else None
     if measured is None:
         return None, ("no rate was measured in this cache yet: the first `fercache extract` of "
-                      f"{run_log.FEWEST_FRAMES} frames or more does, or assume one with --rate")
+                      f"{run_log.MIN_FRAMES} frames or more does, or assume one with --rate")
     return frames / measured.per_second, (
         f"at {measured.per_second:.1f} frames/s, measured here over {measured.frames:,} frames ({measured.faces}, "
         f"{measured.backbone}, {measured.precision}, {measured.device}, {measured.threads} threads)")

@@ -1,85 +1,20 @@
-"""What a head is built and trained with."""
+"""What all heads share: normalized input, the way they are called, and attention pooling."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import importlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from fercache.backbones.taps import TapSlice
+from fercache.errors import InputError
+from fercache.heads.registry import HEADS, HeadSettings
 
-@dataclass(frozen=True, kw_only=True)
-class HeadSettings:
-    """What a head is built and trained with; kept in the JSON beside its weights.
-
-    Attributes
-    ----------
-    width, depth, dropout : of the net; `dropout` is what a row of CNN features meets before it is narrowed.
-    evidence : whether the head reads what the frame head says of frames it did not learn from, instead of features.
-    window_s : seconds a window covers (0: a single frame).
-    step_s : seconds between the frames of a window (0: every frame); of a frame head, between those that it learns from
-        in one pass. Every frame is predicted all the same.
-    batch : windows a step; lr : peak of the learning rate; epochs : at most so many passes; patience : passes without
-        gain on the watched groups after which training stops (0: never).
-    optimizer : adamw (warm-up, then cosine) or sgd (momentum .9, constant).
-    loss : plain; weighted, balanced (class weights, one over the square root of the class's share, or over it); focal
-        (weighted, gamma 2); adjusted (the logarithm of the shares added to the logits while training).
-    label_smoothing : share of the truth given to all classes alike; ema : decay of the average of weights (0: none).
-    noise : standard deviation added to standardised features; mixup : alpha of the beta distribution by which two
-        windows are mixed; hide_s : seconds of a stretch that is hidden from a temporal head in every window.
-    precision : float32 or bf16 (autocast).
-    clip_level : one prediction a clip: the windows are pooled by attention.
-    tail : a spatial tap that the backbone's own pretrained blocks are trained on, "" for none.
-    """
-
-    width: int = 256
-    depth: int = 1
-    dropout: float = 0.5
-    temporal_input: bool = False
-    window_s: float = 4.0
-    step_s: float = 0.0
-    batch: int = 16
-    lr: float = 1e-3
-    weight_decay: float = 0.02
-    epochs: int = 30
-    patience: int = 0
-    optimizer: str = "adamw"
-    loss: str = "weighted"
-    label_smoothing: float = 0.05
-    ema: float = 0.0
-    noise: float = 0.0
-    mixup: float = 0.0
-    time_mask_s: float = 0.0
-    precision: str = "float32"
-    clip_level: bool = False
-    finetune_tap: str = ""
-
-
-DEFAULTS: dict[str, HeadSettings] = {
-    "frame": HeadSettings(width=256, window_s=0, step_s=0.2, batch=128, epochs=20, patience=6),
-    "gru": HeadSettings(width=48, dropout=0.3, temporal_input=True, window_s=8, step_s=0.1, lr=2e-3, patience=8,
-                        loss="balanced"),
-    "transformer": HeadSettings(width=64, depth=2, dropout=0.3, temporal_input=True, window_s=8, step_s=0.1, lr=2e-3,
-                                patience=8, loss="balanced"),
-    "paper-frame": HeadSettings(width=0, dropout=0, window_s=0, batch=96, lr=5e-4, weight_decay=5e-4, epochs=10,
-                                optimizer="sgd", loss="plain", label_smoothing=0),
-    "paper-gru": HeadSettings(width=768, dropout=0, window_s=0.3, batch=96, weight_decay=5e-4, epochs=10,
-                              loss="plain", label_smoothing=0),
-    "paper-transformer": HeadSettings(width=768, depth=2, window_s=0.3, batch=96, weight_decay=5e-4, epochs=10,
-                                      loss="plain", label_smoothing=0),
-}
-"""How each head is trained where the recipe says nothing; FIELD.md of the design names the paper's settings."""
-
-DIRECT: dict[str, dict[str, Any]] = {"gru": {"width": 192, "dropout": 0.5, "lr": 1e-3},
-                                     "transformer": {"width": 192, "dropout": 0.5, "lr": 1e-3}}
-"""What is otherwise where a temporal head reads the features themselves."""
-
-
-# What all heads share: standardised input and the way they are called.
 
 class Normalize(nn.Module):
-    """Features minus their mean over the training rows, over their spread; 0 where no face was seen."""
+    """Features minus the mean of the training rows, over their standard deviation; 0 where no face was seen."""
 
     mean: Tensor
     scale: Tensor
@@ -95,41 +30,44 @@ class Normalize(nn.Module):
         self.scale.copy_(1 / std.clamp_min(1e-4))
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
-        """Return ``(B, W, D)``, clipped to 8 deviations."""
+        """Return ``(B, W, D)``, clipped to 8 standard deviations."""
+        # Without the clip one broken crop of a nearly constant feature would dominate a whole batch.
         return ((x - self.mean) * self.scale).clamp(-8, 8) * seen[..., None]
 
     def undo(self, x: Tensor) -> Tensor:
-        """Return what was standardised to ``(B, W, D)``, up to the clipping."""
+        """Return the features ``(B, W, D)`` before normalization, up to the clipping."""
         return x / self.scale + self.mean
 
 
 class Head(nn.Module):
-    """A head: `size` values a row in, `classes` logits out; `noise` is added to its standardised input in training."""
+    """A head: `size` values per row in, `classes` logits out; `noise` is added to the normalized input in training."""
 
     classes: int
 
     def __init__(self, size: int, noise: float = 0.0) -> None:
         super().__init__()
+        # Names of submodules are the tensors' names in checkpoints: a renamed one makes trained heads unreadable.
         self.standardise, self.noise = Normalize(size), noise
 
     def forward(self, x: Tensor, seen: Tensor, time_s: Tensor) -> Tensor:
         """Return logits ``(B, W, C)`` of features ``(B, W, D)``, with `seen` ``(B, W)`` and `time_s` ``(B, W)``."""
         x = self.standardise(x, seen)
         if self.training and self.noise:
+            # Rows without a face stay exactly zero: nets must not tell them apart by noise.
             x = x + self.noise * torch.randn_like(x) * seen[..., None]
         return self.logits(x, seen, time_s)
 
     def logits(self, x: Tensor, seen: Tensor, time_s: Tensor) -> Tensor:
-        """Return logits of standardised features."""
+        """Return logits ``(B, W, C)`` of normalized features."""
         raise NotImplementedError
 
 
-class Pooled(nn.Module):
-    """One prediction a window, said of each of its frames: rows averaged with weights that attention gives them.
+class AttentionPooling(nn.Module):
+    """One vector per window, repeated for each of its frames: the rows' mean, weighted by attention.
 
     Notes
     -----
-    Ilse, Tomczak and Welling 2018 (arXiv 1802.04712), the gated form left out.
+    Ilse, Tomczak and Welling 2018 (arXiv 1802.04712), without their gates.
     """
 
     def __init__(self, width: int) -> None:
@@ -138,6 +76,23 @@ class Pooled(nn.Module):
 
     def forward(self, rows: Tensor, seen: Tensor) -> Tensor:
         """Return ``(B, W, width)``: the mean of the seen rows, the same for every frame of a window."""
-        open_ = seen | ~seen.any(1, keepdim=True)
-        share: Tensor = self.score(rows).masked_fill(~open_[..., None], float("-inf")).softmax(1)
-        return (rows * share).sum(1, keepdim=True).expand_as(rows)
+        # A window without any face attends to all rows: softmax over nothing but -inf is NaN.
+        attended = seen | ~seen.any(1, keepdim=True)
+        weight: Tensor = self.score(rows).masked_fill(~attended[..., None], float("-inf")).softmax(1)
+        return (rows * weight).sum(1, keepdim=True).expand_as(rows)
+
+
+def build_head(name: str, taps: Sequence[TapSlice], classes: int, settings: HeadSettings) -> Head:
+    """Return a new head of that name with random weights.
+
+    Raises
+    ------
+    InputError
+        No head of that name is registered.
+    """
+    if name not in HEADS:
+        raise InputError(f"no head {name!r}", hint=f"known heads: {', '.join(HEADS)}")
+    module, _, net = HEADS[name].net.partition(":")
+    head: Head = getattr(importlib.import_module(f"fercache.heads.{module}"), net)(taps, classes, settings)
+    head.classes = classes
+    return head

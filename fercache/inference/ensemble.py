@@ -209,7 +209,7 @@ def _predicted(trials: Sequence[Trial], store: EmbeddingStore, speakers: HeadEns
                          where=speakers.folder, hint="stack logits of trained heads alone to predict new clips")
     parts: dict[int, dict[str, Any]] = {}
     for together in _alike(trials, store, 2 * sum(prod(part.shape) for part in heads.layout)):
-        features = heads.preload(store, [trials[i] for i in together])
+        features = heads.load_features(store, [trials[i] for i in together])
         said = predict_new(heads, features, device)
         for i, start, stop in zip(together, features.offsets[:-1], features.offsets[1:], strict=True):
             rows = slice(int(start), int(stop))

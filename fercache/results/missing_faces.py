@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.errors import InputError
+from fercache.heads import registry as head_registry
 from fercache.results.smoothing import nearest_row
 
 Floats = NDArray[np.float64]
@@ -29,7 +30,7 @@ POLICIES = {
 FACELESS_CLIP = "a clip without any face has what the heads say of it"
 COPIED = ("nearest", "linear")
 """The policies that need nothing but the predictions of other frames."""
-TEMPORAL = ("gru", "transformer")
+TEMPORAL = head_registry.TEMPORAL_HEADS
 """Heads that look at a frame's neighbours, and past frames without a face."""
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fercache import metrics
 from fercache.data.folds import MIN_GROUPS_TO_CHOOSE
 from fercache.errors import InputError
+from fercache.heads import registry as head_registry
 from fercache.oof import OofLogits
 from fercache.results import missing_faces
 from fercache.stacking.nested_cv import NestedResult, Probs
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 # Without the future: which heads a causal stack may listen to.
 
-LOOK_AHEAD = ("gru", "transformer", "paper-gru", "paper-transformer")
+LOOK_AHEAD = head_registry.LOOKAHEAD_HEADS
 """Heads that read a window on both sides of a frame."""
 
 

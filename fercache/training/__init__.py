@@ -1,4 +1,4 @@
-"""Stage two, a: from the store to out-of-fold logits and trained heads.
+"""Stage two, a: trains heads on the embedding store by group folds, and writes out-of-fold logits and checkpoints.
 
 Open `train.py` first, then `cross_validation.py`.
 """

@@ -1,4 +1,4 @@
-"""A trained head on disk: its weights, and the JSON that says what it is and makes it count."""
+"""A trained head on disk: its weights, and the JSON that describes it and marks it as complete."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from safetensors.torch import load_file, save_file
 
 from fercache.backbones.taps import TapSlice
 from fercache.errors import StoreError
-from fercache.heads import build_head
-from fercache.heads.base import Head, HeadSettings
+from fercache.heads.base import Head, build_head
+from fercache.heads.registry import HeadSettings
 from fercache.runtime import atomic_io
 
-RETRAIN_HINT = "run `fercache train-heads` again: what is there is kept, what is missing is trained"
+RETRAIN_HINT = "run `fercache train-heads` again: finished heads are kept, missing ones are trained"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunKey:
-    """One training: a head, the fold that it does not see, and which of the members it is."""
+    """One training: a head, the fold that it is not trained on, and the number of the ensemble member."""
 
     head: str
     fold: int
     member: int
 
     def path(self, folder: Path) -> Path:
-        """Return the JSON that says it is there."""
+        """Return the JSON that marks the training as finished."""
         return folder / f"{self.head}-fold{self.fold}-{self.member}.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedHead:
-    """A head out of its folder, with its settings and all that its JSON says."""
+    """A loaded head with its settings and the content of its JSON."""
 
     head: Head
     settings: HeadSettings
@@ -41,9 +41,10 @@ class TrainedHead:
 
 
 def save_checkpoint(head: Head, record: dict[str, Any], path: Path) -> None:
-    """Write a head's weights, then the JSON at `path` that makes them count."""
+    """Write a head's weights, then the JSON at `path`."""
     with atomic_io.replacing(path.with_suffix(".safetensors")) as temporary:
         save_file({n: v.detach().cpu().contiguous() for n, v in head.state_dict().items()}, temporary)
+    # The JSON is last: a kill between the two leaves weights that the next run trains again.
     atomic_io.write_json(path, record)
 
 

@@ -1,4 +1,4 @@
-"""All heads x folds x members from one copy of the features; what is trained is kept and not redone."""
+"""The training of all heads x folds x ensemble members on one copy of the features; finished heads are not retrained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fercache.config import TrainConfig
 from fercache.data import folds
 from fercache.data.base import Dataset, Trial
 from fercache.errors import InputError
-from fercache.heads.base import DEFAULTS, DIRECT, HeadSettings
+from fercache.heads.registry import HEADS, HeadSettings
 from fercache.runtime import atomic_io
 from fercache.runtime.devices import resolve_device, use_threads
 from fercache.runtime.fork_pool import ForkPool, ReportProgress
@@ -33,82 +33,78 @@ from fercache.training.inference import mean_log_probs
 
 log = logging.getLogger(__name__)
 
-
-# From the recipe to what each head is trained with.
-
 FEW_GROUPS_EPOCHS = 0.5
-"""Share of the usual epochs that is run where too few groups leave nothing to choose the epoch by."""
-OWN = {"loss": "", "label_smoothing": -1, "epochs": 0, "patience": -1, "width": 0, "dropout": -1, "lr": 0, "ema": -1,
-       "mixup": -1, "noise": -1}
-"""Keys of the recipe that every head has, and the value by which the recipe leaves it to the head."""
-TEMPORAL = {"window_s": 0, "step_s": -1, "time_mask_s": -1}
+"""Share of the usual epochs where there are too few groups to choose the epoch on validation groups."""
+UNSET = {"loss": "", "label_smoothing": -1, "epochs": 0, "patience": -1, "width": 0, "dropout": -1, "lr": 0, "ema": -1,
+         "mixup": -1, "noise": -1}
+"""Recipe keys that apply to every head, and the value with which the recipe leaves the key to the head's default."""
+UNSET_TEMPORAL = {"window_s": 0, "step_s": -1, "time_mask_s": -1}
+"""The same for keys that apply to heads with windows only."""
 
 
-def settings_for(head: str, config: TrainConfig, device: str, *, evidence: bool, fixed: bool) -> HeadSettings:
-    """Return what a head is trained with: the recipe's word, else the head's own settings.
+def settings_for(head: str, config: TrainConfig, device: str, *, oof_input: bool, few_groups: bool) -> HeadSettings:
+    """Return the settings to train a head with: those of the recipe, else the head's own.
 
     Parameters
     ----------
-    evidence : whether there is held-out evidence for temporal heads to read.
-    fixed : whether there are too few groups to choose the number of epochs.
+    oof_input : whether there are out-of-fold logits that temporal heads can read.
+    few_groups : whether there are too few groups to choose the number of epochs.
     """
-    own = DEFAULTS[head]
-    if own.temporal_input and not evidence:
-        own = replace(own, temporal_input=False, **DIRECT[head])
-    keys = OWN | (TEMPORAL if own.window_s else {})
-    said: dict[str, Any] = {key: value for key, left in keys.items() if (value := getattr(config, key)) != left}
-    made = replace(own, **said, precision=_precision(config.precision, device))
-    if own.window_s:
-        made = replace(made, clip_level=config.level == "clip" and not head.startswith("paper-"))
-    elif head == "frame":
-        made = replace(made, finetune_tap=config.finetune_tap)
-    return replace(made, epochs=max(1, round(made.epochs * FEW_GROUPS_EPOCHS))) if fixed else made
+    spec = HEADS[head]
+    settings = spec.settings
+    if settings.temporal_input and not oof_input:
+        settings = replace(settings, temporal_input=False, **spec.on_features)
+    keys = UNSET | (UNSET_TEMPORAL if settings.window_s else {})
+    changed: dict[str, Any] = {key: value for key, unset in keys.items() if (value := getattr(config, key)) != unset}
+    # bfloat16 is faster on GPUs only.
+    precision = config.precision if config.precision != "auto" else "float32" if device == "cpu" else "bf16"
+    settings = replace(settings, **changed, precision=precision)
+    if settings.window_s:
+        settings = replace(settings, clip_level=config.level == "clip" and spec.pools_clips)
+    elif spec.finetunes:
+        settings = replace(settings, finetune_tap=config.finetune_tap)
+    return replace(settings, epochs=max(1, round(settings.epochs * FEW_GROUPS_EPOCHS))) if few_groups else settings
 
-
-def _precision(asked: str, device: str) -> str:
-    return asked if asked != "auto" else "float32" if device == "cpu" else "bf16"
-
-
-# Who learns from whom: the folds, and within each fold's training groups the part that watches a member.
 
 MIN_VAL_PARTS = 2
 VAL_FRACTION = 0.2
-"""Share of a fold's training groups kept aside to choose the epoch by."""
+"""Share of a fold's training groups that serve to choose the epoch."""
 
 
 class Splits:
-    """Folds by group, and parts by group within them.
+    """Folds by group, and within each fold a partition of its training groups, also by group.
 
     Attributes
     ----------
     fold : (N,) int16, the fold that holds each trial out, -1 in none.
-    k : how many folds.
+    k : number of folds.
     epochs_fixed : whether there are too few groups to choose an epoch by.
-    parted : whether in each fold the training groups fall into parts, so that each can be told by members that did not
-        learn from it.
+    partitioned : whether the training groups of every fold have several parts, so that each part can be predicted by
+        members that were not trained on it.
     """
 
     def __init__(self, trials: Sequence[Trial], counts: NDArray[np.int64], config: TrainConfig) -> None:
         training = np.array([t.split in config.learns_from for t in trials])
         counts = counts * training[:, None]
-        self.groups = [t.group if one else "" for t, one in zip(trials, training, strict=True)]
+        self.groups = [t.group if trains else "" for t, trains in zip(trials, training, strict=True)]
         self.fold = np.where(training, folds.assign_folds(self.groups, counts, config.folds, config.seed), -1
                              ).astype(np.int16)
         self.k = int(self.fold.max()) + 1
-        learnt = {g for g, f in zip(self.groups, self.fold, strict=True) if f >= 0}
-        self.epochs_fixed = len(learnt) < folds.MIN_GROUPS_TO_CHOOSE
-        self._part = [self._parts_of(k, counts, config) for k in range(self.k)]
-        self.parted = all(self.parts(k) >= MIN_VAL_PARTS for k in range(self.k))
+        training_groups = {g for g, f in zip(self.groups, self.fold, strict=True) if f >= 0}
+        self.epochs_fixed = len(training_groups) < folds.MIN_GROUPS_TO_CHOOSE
+        self._part = [self._assign_parts(k, counts, config) for k in range(self.k)]
+        self.partitioned = all(self.parts(k) >= MIN_VAL_PARTS for k in range(self.k))
 
-    def _parts_of(self, k: int, counts: NDArray[np.int64], config: TrainConfig) -> NDArray[np.int16]:
+    def _assign_parts(self, k: int, counts: NDArray[np.int64], config: TrainConfig) -> NDArray[np.int16]:
         """Return the part of each of the fold's training trials, (N,), -1 elsewhere."""
         inside = np.flatnonzero((self.fold >= 0) & (self.fold != k))
         names = [self.groups[i] for i in inside]
-        seed = config.seed * 1000 + k
+        seed = config.seed * 1000 + k  # each fold draws its own parts
         part = np.full(len(self.fold), -1, np.int16)
         if config.ensemble == 1:
-            watch = folds.inner_groups(names, VAL_FRACTION, seed)
-            part[inside] = [0 if name in watch else 1 for name in names]
+            # A single member needs one validation part only; most groups are left to train on.
+            validation = folds.inner_groups(names, VAL_FRACTION, seed)
+            part[inside] = [0 if name in validation else 1 for name in names]
         elif len(set(names)) < MIN_VAL_PARTS:
             part[inside] = 0
         else:
@@ -116,7 +112,7 @@ class Splits:
         return part
 
     def parts(self, k: int) -> int:
-        """Return how many parts a fold's training groups fall into."""
+        """Return the number of parts of a fold's training groups."""
         return int(self._part[k].max()) + 1
 
     def part(self, k: int, part: int) -> list[int]:
@@ -124,26 +120,27 @@ class Splits:
         return [int(i) for i in np.flatnonzero(self._part[k] == part)]
 
     def outside(self, k: int) -> list[int]:
-        """Return the trials that a fold's members never learn from: those held out, and those of no fold."""
+        """Return the trials that a fold's members are never trained on: those held out, and those of no fold."""
         return [int(i) for i in np.flatnonzero((self.fold < 0) | (self.fold == k))]
 
     def of(self, k: int, member: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the trials that a member learns from, and those that it is watched by (none: its epochs are fixed)."""
+        """Return the training trials of a member, and its validation trials (none where the epochs are fixed)."""
         inside = np.flatnonzero(self._part[k] >= 0)
         if self.parts(k) < MIN_VAL_PARTS:
             return tuple(map(int, inside)), ()
-        own = self._part[k][inside] == member % self.parts(k)
-        train, watch = tuple(map(int, inside[~own])), tuple(map(int, inside[own]))
-        return train, () if self.epochs_fixed else watch
+        in_validation = self._part[k][inside] == member % self.parts(k)
+        train, validation = tuple(map(int, inside[~in_validation])), tuple(map(int, inside[in_validation]))
+        # With fixed epochs the part is still left out of training: out-of-fold logits of it need such a member.
+        return train, () if self.epochs_fixed else validation
 
 
 class CrossValidatedTraining:
-    """The heads of one data set: folds decided, features read, each head of each fold trained or found.
+    """The heads of one data set: assigns folds, reads features, and trains each head of each fold that is missing.
 
     Attributes
     ----------
-    records : what the JSON of each head says.
-    trained : heads trained by this run; the others were found.
+    records : the JSON of each head.
+    trained : number of heads trained by this run; the others were finished before.
     """
 
     def __init__(self, dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, config: TrainConfig,
@@ -151,14 +148,16 @@ class CrossValidatedTraining:
         self.dataset, self.trials, self.store, self.config, self.folder = dataset, trials, store, config, folder
         self.device = resolve_device(config.device)
         self.pool = ForkPool(self.device, use_threads(config.threads))
+        # On a GPU some layers have no deterministic kernel: a warning there, an error on the CPU.
         torch.use_deterministic_algorithms(True, warn_only=self.device != "cpu")
-        self.features: FrameDataset = load_features(store, trials, config.taps, views=config.augmentations == "draw",
-                                          standardise=config.normalize, memory=config.memory,
-                                          spool=folder.parent / "features")
+        self.features: FrameDataset = load_features(store, trials, config.taps,
+                                                    augmentations=config.augmentations == "draw",
+                                                    normalize=config.normalize, memory=config.memory,
+                                                    mmap_dir=folder.parent / "features")
         self.splits = Splits(trials, self.features.counts(len(dataset.classes)), config)
-        honest = config.temporal_input == "oof-logits" and config.ensemble > 1 and self.splits.parted
+        oof_input = config.temporal_input == "oof-logits" and config.ensemble > 1 and self.splits.partitioned
         self.settings: dict[str, HeadSettings] = {
-            head: settings_for(head, config, self.device, evidence=honest, fixed=self.splits.epochs_fixed)
+            head: settings_for(head, config, self.device, oof_input=oof_input, few_groups=self.splits.epochs_fixed)
             for head in {*config.heads, "frame"}}
         self._check_finetune_tap()
         first = [head for head in config.heads if not self.settings[head].temporal_input]
@@ -170,127 +169,127 @@ class CrossValidatedTraining:
         self.cost_s: dict[str, float] = {}
 
     def _check_finetune_tap(self) -> None:
-        """Refuse a tail that no head would have: it would be left out without a word."""
-        tail = self.config.finetune_tap
-        if tail and tail not in self.config.taps:
-            raise InputError(f"{tail} is not among the taps that are read ({', '.join(self.config.taps)})",
-                             where="finetune_tap", hint=f"add it: --taps {','.join((tail, *self.config.taps))}")
-        if tail and not any(head == "frame" or self.settings[head].temporal_input for head in self.config.heads):
+        """Refuse a finetune_tap that no head uses: it would be ignored silently."""
+        tap = self.config.finetune_tap
+        if tap and tap not in self.config.taps:
+            raise InputError(f"{tap} is not among the taps that are read ({', '.join(self.config.taps)})",
+                             where="finetune_tap", hint=f"add it: --taps {','.join((tap, *self.config.taps))}")
+        if tap and not any(HEADS[head].finetunes or self.settings[head].temporal_input for head in self.config.heads):
             raise InputError("no head uses finetune_tap", where="finetune_tap",
                              hint="add the frame head: --heads frame,...")
 
     def run(self) -> dict[str, NDArray[np.float32]]:
-        """Return head -> (R, C) log-probabilities: out of fold where a fold holds the trial, else the folds' mean."""
-        said: dict[str, NDArray[np.float32]] = {}
+        """Return head -> (R, C) log-probabilities: out of fold where a fold holds the trial out, else the folds' mean."""
+        log_probs: dict[str, NDArray[np.float32]] = {}
         missing = self._missing()
         self.trained = len(missing)
-        self.cost_s = {head: self._cost_s(head) for head in {part.head for part in missing}}
-        work_s = sum(self.cost_s[part.head] for part in missing)
+        self.cost_s = {head: self._cost_s(head) for head in {key.head for key in missing}}
+        work_s = sum(self.cost_s[key.head] for key in missing)
         if missing:
             log.info("%d trainings to do, %d at a time: about %s if none stops early", len(missing), self.pool.at_once,
                      format_duration(work_s / self.pool.at_once))
         with progress_bar("train heads", work_s, "s of work") as bar:
+            # Temporal heads train on predictions of the frame head, so all of its folds must be finished first.
             for heads in (self.first_stage, self.second_stage):
-                self.pool.run(self._fit_and_save, [p for p in self._missing() if p.head in heads], bar)
+                self.pool.run(self._fit_and_save, [key for key in self._missing() if key.head in heads], bar)
                 for head in heads:
-                    said[head] = self._predictions(head, bar)
-        self.records = [atomic_io.read_json(part.path(self.folder)) for part in self._parts()]
-        return {head: said[head] for head in self.config.heads}
+                    log_probs[head] = self._predictions(head, bar)
+        self.records = [atomic_io.read_json(key.path(self.folder)) for key in self._keys()]
+        return {head: log_probs[head] for head in self.config.heads}
 
     def _cost_s(self, head: str) -> float:
-        """Return about how long one training of the head takes on one core, by which the meter weighs them."""
-        part = RunKey(head=head, fold=0, member=0)
+        """Return about how long one training of the head takes on one core: its weight in the progress bar."""
         features = self.features
         if self.settings[head].temporal_input:
-            said = np.zeros((len(features.label), len(self.dataset.classes)), np.float32)
-            features = inference.oof_features(said, features, with_change=False)
+            zeros = np.zeros((len(features.label), len(self.dataset.classes)), np.float32)
+            features = inference.oof_features(zeros, features, with_change=False)
+        # Workers of the pool run one thread each, so the estimate must too.
         torch.set_num_threads(1)
         try:
-            return max(estimate_s(self._task(part), features), 1e-3)
+            return max(estimate_s(self._task(RunKey(head=head, fold=0, member=0)), features), 1e-3)
         finally:
             torch.set_num_threads(self.pool.threads)
 
-    def _parts(self) -> list[RunKey]:
+    def _keys(self) -> list[RunKey]:
         return [RunKey(head=head, fold=k, member=m) for head in (*self.first_stage, *self.second_stage)
                 for k in range(self.splits.k) for m in range(self.config.ensemble)]
 
     def _missing(self) -> list[RunKey]:
-        return [part for part in self._parts() if not part.path(self.folder).is_file()]
+        return [key for key in self._keys() if not key.path(self.folder).is_file()]
 
     def _predictions(self, head: str, bar: ProgressBar) -> NDArray[np.float32]:
-        """Return a head's row in the book; of the frame head also keep the evidence that others read."""
-        by_fold = self.pool.run(lambda k, tell: self._fold(head, k), range(self.splits.k), bar)
+        """Return a head's log-probabilities, (R, C); those of the frame head also become the temporal heads' input."""
+        by_fold = self.pool.run(lambda k, report: self._predict_fold(head, k), range(self.splits.k), bar)
         if head == "frame" and self.second_stage:
-            self.oof_features = {k: inference.oof_features(said, self.features) for k, said in enumerate(by_fold)}
-        whole = np.zeros_like(by_fold[0])
+            self.oof_features = {k: inference.oof_features(log_probs, self.features)
+                                 for k, log_probs in enumerate(by_fold)}
+        result = np.zeros_like(by_fold[0])
         for trial, fold in enumerate(self.splits.fold):
             rows = self.features.rows(trial)
-            whole[rows] = by_fold[fold][rows] if fold >= 0 else sum(said[rows] for said in by_fold) / len(by_fold)
-        return whole
+            result[rows] = by_fold[fold][rows] if fold >= 0 else sum(values[rows] for values in by_fold) / len(by_fold)
+        return result
 
-    def _fold(self, head: str, k: int) -> NDArray[np.float32]:
-        """Return (R, C): what a fold's members say of trials they did not learn from, 0 for others.
+    def _predict_fold(self, head: str, k: int) -> NDArray[np.float32]:
+        """Return (R, C): log-probabilities by a fold's members of trials that they were not trained on, 0 for others.
 
         Notes
         -----
-        Outside the fold's training trials it is the members' mean; inside, the frame head alone is asked, each member
-        for the part that it was watched by.
+        Outside the fold's training trials it is the members' mean. Inside, only the frame head predicts, and each part
+        is predicted by the members that have it as validation part.
         """
-        members = [checkpoints.load_checkpoint(p.path(self.folder), self.device) for p in self._parts()
-                   if (p.head, p.fold) == (head, k)]
-        said = mean_log_probs(members, self._input(head, k), self.splits.outside(k), self.device)
+        members = [checkpoints.load_checkpoint(key.path(self.folder), self.device) for key in self._keys()
+                   if (key.head, key.fold) == (head, k)]
+        log_probs = mean_log_probs(members, self._input(head, k), self.splits.outside(k), self.device)
         if head != "frame" or not self.second_stage:
-            return said
+            return log_probs
         for part in range(self.splits.parts(k)):
-            others = [one for m, one in enumerate(members) if m % self.splits.parts(k) == part]
-            said += mean_log_probs(others, self.features, self.splits.part(k, part), self.device)
-        return said
+            untrained = [member for m, member in enumerate(members) if m % self.splits.parts(k) == part]
+            log_probs += mean_log_probs(untrained, self.features, self.splits.part(k, part), self.device)
+        return log_probs
 
     def _input(self, head: str, k: int) -> FrameDataset:
         return self.oof_features[k] if self.settings[head].temporal_input else self.features
 
-    def _task(self, part: RunKey) -> FitTask:
-        """Return what is trained: the trials of the other folds, one part of their groups watched."""
-        train, watch = self.splits.of(part.fold, part.member)
-        settings = self.settings[part.head]
-        return FitTask(head=part.head, settings=settings, classes=len(self.dataset.classes), train=train,
-                       val_trials=watch,
-                    seed=(self.config.seed * 1000 + part.fold) * 100 + part.member, device=self.device,
-                    tensors=self._tail_tensors() if settings.finetune_tap else None)
+    def _task(self, key: RunKey) -> FitTask:
+        """Return the training task: trials of the other folds, with one part of their groups for validation."""
+        train, validation = self.splits.of(key.fold, key.member)
+        settings = self.settings[key.head]
+        # Seeds of all runs differ, and depend on nothing but the run: a resumed training gives the same heads.
+        return FitTask(head=key.head, settings=settings, classes=len(self.dataset.classes), train=train,
+                       val_trials=validation, seed=(self.config.seed * 1000 + key.fold) * 100 + key.member,
+                       device=self.device, tensors=self._backbone_tensors() if settings.finetune_tap else None)
 
-    def _tail_tensors(self) -> dict[str, NDArray[np.float32]]:
-        """Return the tensors of the backbone that the store was made with."""
-        made = self.store.settings
-        if made.get("backbone") == "onnx" or "weights" not in made:
-            raise InputError("features of an ONNX model, or from elsewhere, have no blocks to train",
-                             where="finetune_tap",
-                             hint="leave --finetune-tap out")
-        return files.read_tensors(weights.by_sha256(str(made["weights"]), self.folder.parents[2] / "weights"))
+    def _backbone_tensors(self) -> dict[str, NDArray[np.float32]]:
+        """Return the weights of the backbone that the store was made with."""
+        settings = self.store.settings
+        if settings.get("backbone") == "onnx" or "weights" not in settings:
+            raise InputError("features of an ONNX model, or imported features, have no blocks to train",
+                             where="finetune_tap", hint="leave --finetune-tap out")
+        return files.read_tensors(weights.by_sha256(str(settings["weights"]), self.folder.parents[2] / "weights"))
 
-    def _fit_and_save(self, part: RunKey, tell: ReportProgress) -> None:
-        """Train one head and keep it."""
-        task, reads = self._task(part), self._input(part.head, part.fold)
-        whole = left = self.cost_s[part.head]
+    def _fit_and_save(self, key: RunKey, report: ReportProgress) -> None:
+        """Train one head and save it."""
+        task, features = self._task(key), self._input(key.head, key.fold)
+        cost_s = remaining_s = self.cost_s[key.head]
 
-        def count(share: float) -> None:
-            nonlocal left
-            left -= share * whole
-            tell(share * whole)
+        def advance(share: float) -> None:
+            nonlocal remaining_s
+            remaining_s -= share * cost_s
+            report(share * cost_s)
 
-        fitted = fit(task, reads, count)
-        tell(left)  # of a training that stopped early
-        checkpoints.save_checkpoint(fitted.head, self._record(part, task, reads) | {
-            "epoch": fitted.epoch, "watched_macro_f1": fitted.validation_f1 if isfinite(fitted.validation_f1) else None},
-            part.path(self.folder))
+        fitted = fit(task, features, advance)
+        report(remaining_s)  # of a training that stopped early
+        score = fitted.validation_f1 if isfinite(fitted.validation_f1) else None
+        checkpoints.save_checkpoint(fitted.head, self._record(key, task, features) | {
+            "epoch": fitted.epoch, "watched_macro_f1": score}, key.path(self.folder))
 
-    def _record(self, part: RunKey, task: FitTask, reads: FrameDataset) -> dict[str, Any]:
-        """Return what the JSON beside a head's weights says."""
-        asked = {"heads": list(self.config.heads), "needs": [*self.first_stage, *self.second_stage],
-                 "folds": self.splits.k,
-                 "ensemble": self.config.ensemble}
-        return {"head": part.head, "fold": part.fold, "member": part.member, "seed": task.seed, "asked": asked,
+    def _record(self, key: RunKey, task: FitTask, features: FrameDataset) -> dict[str, Any]:
+        """Return the JSON beside a head's weights."""
+        requested = {"heads": list(self.config.heads), "needs": [*self.first_stage, *self.second_stage],
+                     "folds": self.splits.k, "ensemble": self.config.ensemble}
+        return {"head": key.head, "fold": key.fold, "member": key.member, "seed": task.seed, "asked": requested,
                 "classes": list(self.dataset.classes), "settings": asdict(task.settings),
-                "taps": [asdict(tap) for tap in self.features.layout], "reads": [asdict(tap) for tap in reads.layout],
+                "taps": [asdict(tap) for tap in self.features.layout], "reads": [asdict(tap) for tap in features.layout],
                 "normalize": self.config.normalize, "frame_s": self.features.frame_s(),
                 "trained_on": sorted({self.trials[i].group for i in task.train}),
                 "watched": sorted({self.trials[i].group for i in task.val_trials}),

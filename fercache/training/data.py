@@ -1,11 +1,11 @@
-"""The store read once: into RAM where it fits, else into one local file that is mapped."""
+"""The training data: all features of the store, read once into RAM or a mapped file, and windows over them."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,23 +25,17 @@ from fercache.runtime.uri import Location
 log = logging.getLogger(__name__)
 
 
-# Every frame of every trial, one row each, in RAM or mapped from a local file.
-
-def _no_views() -> NDArray[np.float16]:
-    return np.zeros((0, 0, 0), np.float16)
-
-
 @dataclass(frozen=True, kw_only=True)
 class FrameDataset:
-    """Every frame of every trial.
+    """Every frame of every trial, one row per frame.
 
     Attributes
     ----------
-    layout : what the D values of a row are.
+    layout : the taps that make up the D values of a row.
     x : (R, D) float16, zeros where no face was seen.
     offsets : (N + 1,) int64; the rows of trial i are ``offsets[i]:offsets[i + 1]``.
     index : (R,) int32, frames from 1; time_s : (R,) float64; valid : (R,) bool; label : (R,) int16, -1 unknown.
-    views : (V - 1, R, D) float16, the same frames' other views (mirrored and so on); none by default.
+    augmentations : (V - 1, R, D) float16, other augmentations of the same frames (mirrored and so on); none by default.
     """
 
     layout: tuple[TapSlice, ...]
@@ -51,10 +45,10 @@ class FrameDataset:
     time_s: NDArray[np.float64]
     valid: NDArray[np.bool_]
     label: NDArray[np.int16]
-    views: NDArray[np.float16] = field(default_factory=_no_views)
+    augmentations: NDArray[np.float16] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float16))
 
     def rows(self, trial: int) -> NDArray[np.int64]:
-        """Return the rows of the trial of that position, ``(T,)``."""
+        """Return the rows of the trial at that position, ``(T,)``."""
         return np.arange(self.offsets[trial], self.offsets[trial + 1])
 
     def trial_of_row(self) -> NDArray[np.int64]:
@@ -62,19 +56,18 @@ class FrameDataset:
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
     def counts(self, classes: int) -> NDArray[np.int64]:
-        """Return the labelled frames of each class in each trial, ``(N, C)``."""
-        made = np.zeros((len(self.offsets) - 1, classes), np.int64)
-        known = self.label >= 0
-        np.add.at(made, (self.trial_of_row()[known], self.label[known]), 1)
-        return made
+        """Return the number of labelled frames of each class in each trial, ``(N, C)``."""
+        counts = np.zeros((len(self.offsets) - 1, classes), np.int64)
+        labelled = self.label >= 0
+        np.add.at(counts, (self.trial_of_row()[labelled], self.label[labelled]), 1)
+        return counts
 
     def frame_s(self) -> float:
-        """Return the usual time between two frames, in seconds."""
+        """Return the median time between two frames, in seconds."""
+        # Steps back to 0 mark the start of the next trial; they are no frame intervals.
         steps = np.diff(self.time_s)
         return float(np.median(steps[steps > 0])) if (steps > 0).any() else 1 / 30
 
-
-# Windows over the features, as the batches that heads are trained on.
 
 def window_starts(length: int, window: int, stride: int) -> NDArray[np.int64]:
     """Return starts of windows that cover ``range(length)``; the last one ends with the clip where it can."""
@@ -84,7 +77,7 @@ def window_starts(length: int, window: int, stride: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One batch of windows: what a head sees and what it should say."""
+    """One batch of windows: the input of a head and its target labels."""
 
     x: Tensor
     """(B, W, D) float32"""
@@ -99,7 +92,7 @@ class Batch:
 
 
 class WindowSampler:
-    """Windows of `window` frames, each `step` apart, over some trials; they never cross the border of a trial."""
+    """Windows of `window` frames, each `step` apart, over some trials; a window never crosses the end of a trial."""
 
     def __init__(self, features: FrameDataset, trials: Sequence[int], window: int, device: str = "cpu",
                  step: int = 1) -> None:
@@ -111,60 +104,60 @@ class WindowSampler:
 
     def starts(self, stride: int, shift: int = 0) -> NDArray[np.int64]:
         """Return (M, 2): trial and first row of windows that cover the trials, moved by up to `shift` frames."""
-        found = []
+        starts = []
         for trial in self.trials:
             first, stop = self.features.offsets[trial], self.features.offsets[trial + 1]
             begin = window_starts(int(stop - first), self.span, stride)
             begin = np.minimum(begin + shift, max(int(stop - first) - self.span, 0))
-            found.append(np.column_stack([np.full(len(begin), trial), first + np.unique(begin)]) if shift == 0 else
-                         np.column_stack([np.full(len(begin), trial), first + begin]))
-        return np.concatenate(found) if found else np.empty((0, 2), np.int64)
+            starts.append(np.column_stack([np.full(len(begin), trial), first + begin]))
+        return np.concatenate(starts) if starts else np.empty((0, 2), np.int64)
 
-    def everywhere(self, phases: int = 0) -> NDArray[np.int64]:
-        """Return (M, 2): half-overlapping windows that together see every frame, also where `step` skips some.
+    def covering_starts(self, phases: int = 0) -> NDArray[np.int64]:
+        """Return (M, 2): half-overlapping windows that cover every frame, also those between the steps.
 
         Parameters
         ----------
-        phases : how many of the `step` ways to begin are taken, 0 for all.
+        phases : how many of the `step` possible first frames are used, 0 for all.
         """
-        found = []
+        starts = []
         for trial in self.trials:
             first, stop = self.features.offsets[trial], self.features.offsets[trial + 1]
             for phase in range(min(phases or self.step, int(stop - first))):
                 on_grid = -(-int(stop - first - phase) // self.step)
                 begin = first + phase + self.step * window_starts(on_grid, self.window, max(1, self.window // 2))
-                found.append(np.column_stack([np.full(len(begin), trial), begin]))
-        return np.concatenate(found) if found else np.empty((0, 2), np.int64)
+                starts.append(np.column_stack([np.full(len(begin), trial), begin]))
+        return np.concatenate(starts) if starts else np.empty((0, 2), np.int64)
 
     def batch(self, starts: NDArray[np.int64], rng: np.random.Generator | None = None) -> Batch:
         """Return the windows that begin at `starts`, (B, 2), as tensors on the device.
 
         Parameters
         ----------
-        rng : draws the view of each window, where the features hold several; without it the plain one is taken.
+        rng : draws an augmentation for each window, where the features have several; without it the plain one is used.
         """
-        held = self.features
+        features = self.features
         rows = starts[:, 1:] + self.steps
-        inside = rows < held.offsets[starts[:, 0] + 1][:, None]
-        whole = bool(inside.all())
-        if not whole:
+        inside = rows < features.offsets[starts[:, 0] + 1][:, None]
+        # Most batches need no padding: the masks are skipped there, since the sampler bounds the speed on a GPU.
+        padded = not inside.all()
+        if padded:
             rows = np.where(inside, rows, -1)
         time_s = self.time_s[rows] - self.time_s[starts[:, 1]][:, None]
-        seen, label = held.valid[rows], held.label[rows]
-        if not whole:
+        seen, label = features.valid[rows], features.label[rows]
+        if padded:
             seen, label, time_s = seen & inside, np.where(inside, label, -1), np.where(inside, time_s, 0)
-        seen_ = torch.from_numpy(seen).to(self.device)
-        x = torch.from_numpy(self._values(rows, rng)).to(self.device).float()
-        return Batch(x=x.mul_(seen_[..., None]), seen=seen_, rows=rows,
-                     time_s=torch.from_numpy(time_s).to(self.device),
+        if rng is None or not len(features.augmentations):
+            values = np.asarray(features.x[rows])
+        else:
+            # One draw per window: a face that flips from frame to frame would look like motion.
+            chosen = rng.integers(len(features.augmentations) + 1, size=len(rows))
+            values = np.stack([(features.x if v == 0 else features.augmentations[v - 1])[window]
+                               for v, window in zip(chosen, rows, strict=True)])
+        mask = torch.from_numpy(seen).to(self.device)
+        # Moved as float16, widened on the device: half the bytes to copy.
+        x = torch.from_numpy(values).to(self.device).float()
+        return Batch(x=x.mul_(mask[..., None]), seen=mask, rows=rows, time_s=torch.from_numpy(time_s).to(self.device),
                      label=torch.from_numpy(label.astype(np.int64)).to(self.device))
-
-    def _values(self, rows: NDArray[np.int64], rng: np.random.Generator | None) -> NDArray[np.float16]:
-        held = self.features
-        if rng is None or not len(held.views):
-            return np.asarray(held.x[rows])
-        chosen = rng.integers(len(held.views) + 1, size=len(rows))
-        return np.stack([(held.x if v == 0 else held.views[v - 1])[one] for v, one in zip(chosen, rows, strict=True)])
 
     def batches(self, starts: NDArray[np.int64], size: int, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         """Yield the windows in batches of `size`."""
@@ -172,11 +165,14 @@ class WindowSampler:
             yield self.batch(starts[i:i + size], rng)
 
 
-RAM_SHARE = 0.9
+# Reading the store: RAM where the features fit, otherwise one local file that is mapped.
+
+MAX_MEMORY_SHARE = 0.9
 """Share of the free memory that features may take."""
 
+
 class ClipArrays(Protocol):
-    """A committed clip, as far as it is read here."""
+    """The part of a committed clip that is read here."""
 
     @property
     def frames(self) -> int:
@@ -191,178 +187,165 @@ class ClipArrays(Protocol):
 
 
 class FeatureSource(Protocol):
-    """What features are read from: an embedding store, or several joined."""
+    """A source of features: one embedding store, or several joined."""
 
     @property
     def path(self) -> Location:
-        """Where it lies"""
+        """Location of the store"""
 
     @property
     def taps(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of a row of each tap"""
 
     def __getitem__(self, clip: str) -> Any:
-        """Return a clip that is `Held`."""
+        """Return a clip, which satisfies `ClipArrays`."""
 
     def digest(self) -> str:
-        """Return what changes when the content does."""
+        """Return a digest that changes with the content."""
 
     def prefetch(self, names: Sequence[str], taps: Sequence[str]) -> FeatureSource:
-        """Return the same for a reader who takes clips in this order: read ahead where the store is far."""
+        """Return the same source for a reader that takes clips in this order: a remote store is read ahead."""
 
 
-def load_features(store: FeatureSource, trials: Sequence[Trial], taps: Sequence[str], *, views: bool = False,
-            standardise: str = "train", memory: str = "ram", spool: Path | None = None) -> FrameDataset:
-    """Return the features of `trials`, read once, on clocks as long as the longer of clip and annotation.
+def load_features(store: FeatureSource, trials: Sequence[Trial], taps: Sequence[str], *, augmentations: bool = False,
+                  normalize: str = "train", memory: str = "ram", mmap_dir: Path | None = None) -> FrameDataset:
+    """Return the features of `trials`, read once; a trial is as long as the longer of its clip and its annotation.
 
     Parameters
     ----------
-    views : whether to read the taps' other views too, where the store has them.
-    standardise : "clip" takes each clip's mean and spread out of its rows (seen frames only); else they stay.
-    memory : "ram", "map" (a file in `spool` that is mapped), or "auto" (mapped where RAM does not hold them).
-    spool : folder of the mapped file, which is kept: the next run with the same features only opens it.
+    augmentations : whether to read the taps' other augmentations too, where the store has them.
+    normalize : "clip" normalizes each clip by the mean and spread of its seen frames; otherwise rows are unchanged.
+    memory : "ram", "map" (a mapped file in `mmap_dir`), or "auto" (mapped where the features do not fit into RAM).
+    mmap_dir : folder of the mapped file, which stays there: the next run with the same features only opens it.
 
     Raises
     ------
     InputError
-        The store does not hold one of the taps, or the features fit neither into memory nor onto the disk.
+        The store lacks one of the taps, or the features fit neither into memory nor onto the disk.
     """
     layout = side_by_side(store.taps, taps, store.path)
-    lengths = [_length(store[trial.name].frames, trial) for trial in trials]
+    lengths = [max(store[trial.name].frames, 0 if trial.labels is None else len(trial.labels)) for trial in trials]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    rows, many = int(offsets[-1]), 1 + (_other_views(store, taps) if views else 0)
-    shape = (many, rows, layout[-1].stop)
-    made = FrameDataset(layout=layout, x=np.zeros((0, shape[2]), np.float16), offsets=offsets,
-                    index=np.zeros(rows, np.int32), time_s=np.zeros(rows), valid=np.zeros(rows, bool),
-                    label=np.full(rows, -1, np.int16))
-    store = store.prefetch([trial.name for trial in trials], _arrays(layout, many))
+    # An augmentation counts only where every one of the taps has it.
+    others = min(store.taps[tap_views(tap)][0] if tap_views(tap) in store.taps else 0 for tap in taps)
+    rows, count = int(offsets[-1]), 1 + (others if augmentations else 0)
+    shape = (count, rows, layout[-1].stop)
+    dataset = FrameDataset(layout=layout, x=np.zeros((0, shape[2]), np.float16), offsets=offsets,
+                           index=np.zeros(rows, np.int32), time_s=np.zeros(rows), valid=np.zeros(rows, bool),
+                           label=np.full(rows, -1, np.int16))
+    store = store.prefetch([trial.name for trial in trials],
+                           [name for part in layout for name in (part.tap, tap_views(part.tap))[:1 if count == 1 else 2]])
     for i, trial in enumerate(trials):
-        _clock(made, store[trial.name], trial, i)
+        _read_frame_table(dataset, store[trial.name], trial, i)
 
-    def fill(whole: NDArray[np.float16]) -> None:
+    def fill(values: NDArray[np.float16]) -> None:
         with progress_bar("read store", rows) as bar:
             for i, trial in enumerate(trials):
-                _values(whole, made, store[trial.name], i, standardise == "clip")
+                _read_values(values, dataset, store[trial.name], i, normalize == "clip")
                 bar.advance(lengths[i])
 
-    if _in_ram(int(np.prod(shape)) * 2, memory, spool):
-        whole = np.zeros(shape, np.float16)
-        fill(whole)
+    if _fits_into_ram(int(np.prod(shape)) * 2, memory, mmap_dir):
+        values = np.zeros(shape, np.float16)
+        fill(values)
     else:
-        named = fingerprint_of([store.digest(), [t.name for t in trials], lengths, list(taps), many, standardise])[:16]
-        whole = _mapped(spool or Path(), named, shape, fill)
-    return _with(made, whole)
+        # Named by everything that decides the content, so that a file of the same name holds the same features.
+        name = fingerprint_of([store.digest(), [t.name for t in trials], lengths, list(taps), count, normalize])[:16]
+        values = _open_mapped(mmap_dir or Path(), name, shape, fill)
+    return replace(dataset, x=values[0], augmentations=values[1:])
 
 
-def _arrays(layout: Sequence[TapSlice], many: int) -> list[str]:
-    """Return the names of the arrays that are read."""
-    return [name for part in layout for name in (part.tap, tap_views(part.tap))[:1 if many == 1 else 2]]
-
-
-def _with(made: FrameDataset, whole: NDArray[np.float16]) -> FrameDataset:
-    return FrameDataset(layout=made.layout, x=whole[0], offsets=made.offsets, index=made.index, time_s=made.time_s,
-                    valid=made.valid, label=made.label, views=whole[1:])
-
-
-def _length(frames: int, trial: Trial) -> int:
-    return max(frames, 0 if trial.labels is None else len(trial.labels))
-
-
-def _other_views(store: FeatureSource, taps: Sequence[str]) -> int:
-    """Return how many views the store holds besides the plain one, of every one of the taps."""
-    return min(store.taps[tap_views(tap)][0] if tap_views(tap) in store.taps else 0 for tap in taps)
-
-
-def _in_ram(need: int, memory: str, spool: Path | None) -> bool:
-    """Return whether the features are to lie in RAM.
+def _fits_into_ram(size: int, memory: str, mmap_dir: Path | None) -> bool:
+    """Return whether `size` bytes of features are read into RAM.
 
     Raises
     ------
     InputError
-        They do not fit, and may not be mapped or the disk has no room either.
+        They do not fit, and must not be mapped.
     """
     free = free_memory()
-    if memory == "ram" or (memory == "auto" and need <= RAM_SHARE * free):
-        if need > RAM_SHARE * free:
-            raise InputError(f"the features need {need / 2**30:.1f} GB of memory, {free / 2**30:.1f} GB are free",
+    if memory == "ram" or (memory == "auto" and size <= MAX_MEMORY_SHARE * free):
+        if size > MAX_MEMORY_SHARE * free:
+            raise InputError(f"the features need {size / 2**30:.1f} GB of memory, {free / 2**30:.1f} GB are free",
                              hint="map them from a local file with --memory map, or choose fewer or pooled taps with "
-                                  "--taps (block8,repeat_2 are 5 kB a frame)")
+                                  "--taps (block8,repeat_2 are 5 kB per frame)")
         return True
     if memory == "auto":
         log.warning("the features need %.1f GB of memory, %.1f GB are free: they are written once to %s and mapped; "
-                    "fewer taps (--taps) would be quicker", need / 2**30, free / 2**30, spool)
+                    "fewer taps (--taps) are faster", size / 2**30, free / 2**30, mmap_dir)
     return False
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that programs may still take."""
+    """Return the bytes of memory that are available to programs."""
     with open("/proc/meminfo") as file:  # noqa: PTH123 - a kernel table, no file of ours
         return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
 
 
-def _mapped(spool: Path, name: str, shape: tuple[int, ...], fill: Any) -> NDArray[np.float16]:
-    """Return the features mapped from a file of that name, which is written unless it is there."""
-    path = spool / f"{name}.npy"
+def _open_mapped(folder: Path, name: str, shape: tuple[int, ...],
+                 fill: Callable[[NDArray[np.float16]], None]) -> NDArray[np.float16]:
+    """Return the features mapped from a file of that name, which is written first unless it exists."""
+    path = folder / f"{name}.npy"
     if not path.is_file():
-        atomic_io.make_folder(spool)
+        atomic_io.make_folder(folder)
         with atomic_io.lock(path.with_suffix(".lock"), wait=True):
+            # Checked again: another process may have written the file while this one waited for the lock.
             if not path.is_file():
-                atomic_io.remove_temporary(spool, path.name)
-                _write(path, shape, fill)
+                atomic_io.remove_temporary(folder, path.name)
+                _write_mapped(path, shape, fill)
     return np.asanyarray(np.lib.format.open_memmap(path, "r"))
 
 
-def _write(path: Path, shape: tuple[int, ...], fill: Any) -> None:
-    """Write the features to a file, where there is room for them."""
-    need, free = int(np.prod(shape)) * 2, shutil.disk_usage(path.parent).free
-    if need > free:
-        raise InputError(f"the features need {need / 2**30:.1f} GB of disk, {free / 2**30:.1f} GB are free",
+def _write_mapped(path: Path, shape: tuple[int, ...], fill: Callable[[NDArray[np.float16]], None]) -> None:
+    # Checked first: writing to a mapping on a full disk kills the process (SIGBUS) without a message.
+    size, free = int(np.prod(shape)) * 2, shutil.disk_usage(path.parent).free
+    if size > free:
+        raise InputError(f"the features need {size / 2**30:.1f} GB of disk, {free / 2**30:.1f} GB are free",
                          where=path.parent, hint="choose fewer taps with --taps, or another --cache")
     with atomic_io.replacing(path) as temporary:
-        whole = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
-        fill(whole)
-        whole.flush()
-        del whole
+        values = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+        fill(values)
+        values.flush()
+        del values
 
 
-def _clock(made: FrameDataset, clip: ClipArrays, trial: Trial, i: int) -> None:
-    """Fill a trial's clock and labels; where the annotation runs past the clip, time goes on at the same pace."""
-    start, stop = int(made.offsets[i]), int(made.offsets[i + 1])
+def _read_frame_table(dataset: FrameDataset, clip: ClipArrays, trial: Trial, i: int) -> None:
+    """Fill a trial's time and labels; where the annotation is longer than the clip, time goes on at the same pace."""
+    start, stop = int(dataset.offsets[i]), int(dataset.offsets[i + 1])
     end = start + clip.frames
-    made.index[start:stop] = np.arange(1, stop - start + 1)
-    clock = clip.frame_table
-    made.valid[start:end] = clock["valid"] > 0
-    made.time_s[start:end] = clock["time_s"]
-    step = (made.time_s[end - 1] - made.time_s[start]) / (clip.frames - 1) if clip.frames > 1 else 1 / 30
-    made.time_s[end:stop] = made.time_s[end - 1] + step * np.arange(1, stop - end + 1)
-    made.label[start:stop] = trial.on_clock(clip.frames)
+    dataset.index[start:stop] = np.arange(1, stop - start + 1)
+    frame_table, time_s = clip.frame_table, dataset.time_s
+    dataset.valid[start:end] = frame_table["valid"] > 0
+    time_s[start:end] = frame_table["time_s"]
+    step = (time_s[end - 1] - time_s[start]) / (clip.frames - 1) if clip.frames > 1 else 1 / 30
+    time_s[end:stop] = time_s[end - 1] + step * np.arange(1, stop - end + 1)
+    dataset.label[start:stop] = trial.on_clock(clip.frames)
 
 
-def _values(whole: NDArray[np.float16], made: FrameDataset, clip: ClipArrays, i: int, alone: bool) -> None:
-    """Read one trial's rows of every view."""
-    start = int(made.offsets[i])
+def _read_values(values: NDArray[np.float16], dataset: FrameDataset, clip: ClipArrays, i: int, normalize: bool) -> None:
+    """Read one trial's rows of every augmentation into `values`, ``(V, R, D)``; optionally normalize the clip."""
+    start = int(dataset.offsets[i])
     rows = slice(start, start + clip.frames)
-    for part in made.layout:
-        whole[0, rows, part.start:part.stop] = clip.read(part.tap).reshape(clip.frames, -1)
-        if len(whole) > 1:
+    for part in dataset.layout:
+        values[0, rows, part.start:part.stop] = clip.read(part.tap).reshape(clip.frames, -1)
+        if len(values) > 1:
             others = clip.read(tap_views(part.tap)).reshape(clip.frames, -1, part.stop - part.start)
-            whole[1:, rows, part.start:part.stop] = others[:, :len(whole) - 1].swapaxes(0, 1)
-    if alone:
-        normalize_clip(whole[:, rows], made.valid[rows])
+            values[1:, rows, part.start:part.stop] = others[:, :len(values) - 1].swapaxes(0, 1)
+    if normalize:
+        normalize_clip(values[:, rows], dataset.valid[rows])
 
 
 def normalize_clip(x: NDArray[np.float16], seen: NDArray[np.bool_]) -> None:
-    """Take the mean over a clip's seen frames out of every value of ``(V, T, D)``, and their spread; in place.
+    """Subtract the mean over a clip's seen frames from every value of ``(V, T, D)``, and divide by the spread; in place.
 
     Notes
     -----
-    What a person looks like at rest goes, what moves stays. The plain view's mean and spread serve all views. A spread
-    is not taken for less than a fifth of the clip's usual one, so that what never moves is not blown up.
+    This removes a person's appearance at rest and keeps the changes. All augmentations use the mean and spread of the
+    plain crop. A spread counts as at least a fifth of the clip's median spread, so that constant values stay small.
     """
     if not seen.any():
         return
     plain = x[0, seen].astype(np.float32)
     spread = plain.std(0)
     scale = 1 / np.maximum(spread, max(float(np.median(spread)) / 5, 1e-3))
-    for view in x:
-        view[seen] = np.clip((view[seen].astype(np.float32) - plain.mean(0)) * scale, -100, 100)
+    for augmentation in x:
+        augmentation[seen] = np.clip((augmentation[seen].astype(np.float32) - plain.mean(0)) * scale, -100, 100)

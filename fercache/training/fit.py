@@ -1,4 +1,4 @@
-"""One head trained on some trials' windows."""
+"""The training of one head on the windows of some trials: loss, optimizer, early stopping."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fercache import metrics
-from fercache.heads import build_head
-from fercache.heads.base import Head, HeadSettings
+from fercache.heads.base import Head, build_head
 from fercache.heads.frame import FinetuneTail
+from fercache.heads.registry import HeadSettings
 from fercache.training.data import Batch, FrameDataset, WindowSampler
-from fercache.training.inference import predict_head, windows
-
-# How wrong a batch is, with the classes' shares taken into account in one of several ways.
+from fercache.training.inference import make_sampler, predict_head
 
 FOCUS = 2.0
 """Exponent of the focal loss (Lin et al. 2017)."""
@@ -30,56 +28,57 @@ POWER = {"weighted": 0.5, "balanced": 1.0, "focal": 0.5}
 
 
 class Loss:
-    """The loss over the labelled frames of a batch, on the shares of the classes among the training labels.
+    """The loss over the labelled frames of a batch, with class frequencies taken from the training labels.
 
     Parameters
     ----------
-    kind : plain; weighted, balanced (class weights, the share to the power of -1/2 or -1); focal (weighted, and a frame
-        that is said right counts little); adjusted (the logarithm of the share is added to the logits while training:
-        Menon et al. 2021, arXiv 2007.07314).
+    kind : plain; weighted, balanced (class weights, the class's share to the power of -1/2 or -1); focal (weighted, and
+        frames that are predicted well count little); adjusted (the logarithm of the class's share is added to the
+        logits in training: Menon et al. 2021, arXiv 2007.07314).
     label : (R,) the training labels, -1 unknown.
     """
 
     def __init__(self, kind: str, label: NDArray[np.int16], classes: int, smoothing: float, device: str) -> None:
         self.kind, self.smoothing = kind, smoothing
         count = np.bincount(label[label >= 0], minlength=classes).astype(np.float64)
-        share = np.where(count > 0, count, np.nan) / max(count.sum(), 1)
-        offset = np.nan_to_num(np.log(share), nan=-20.0) if kind == "adjusted" else np.zeros(classes)
+        prior = np.where(count > 0, count, np.nan) / max(count.sum(), 1)
+        # A class without labels gets a large finite offset: log 0 would turn every gradient into NaN.
+        offset = np.nan_to_num(np.log(prior), nan=-20.0) if kind == "adjusted" else np.zeros(classes)
         self.offset = torch.from_numpy(offset).float().to(device)
         self.weight = class_weights(label, classes, POWER.get(kind, 0.0)).to(device)
 
-    def __call__(self, logits: Tensor, label: Tensor, second: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def __call__(self, logits: Tensor, label: Tensor, mixed_in: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Return the loss; 0 where nothing is labelled.
 
         Parameters
         ----------
-        second : of mixed windows, the labels of the other window, and the share of the first one, ``(B,)``.
+        mixed_in : for mixed windows, the labels of the other window, and the weight of the first one, ``(B,)``.
         """
-        if second is None:
+        if mixed_in is None:
             return self._mean(logits, label, None)
-        other, share = second
-        share = share[:, None].expand(label.shape)
-        return self._mean(logits, label, share) + self._mean(logits, other, 1 - share)
+        other, weight = mixed_in
+        weight = weight[:, None].expand(label.shape)
+        return self._mean(logits, label, weight) + self._mean(logits, other, 1 - weight)
 
-    def _mean(self, logits: Tensor, label: Tensor, share: Tensor | None) -> Tensor:
-        known = label >= 0
-        if not known.any():
-            return logits.sum() * 0
-        said, truth = logits[known] + self.offset, label[known]
-        loss = F.cross_entropy(said, truth, self.weight, label_smoothing=self.smoothing, reduction="none")
+    def _mean(self, logits: Tensor, label: Tensor, frame_weight: Tensor | None) -> Tensor:
+        labelled = label >= 0
+        if not labelled.any():
+            return logits.sum() * 0  # keeps the graph, so that backward works on a batch without labels
+        logits, target = logits[labelled] + self.offset, label[labelled]
+        loss = F.cross_entropy(logits, target, self.weight, label_smoothing=self.smoothing, reduction="none")
         if self.kind == "focal":
-            loss = loss * (1 - said.softmax(-1).gather(1, truth[:, None])[:, 0]) ** FOCUS
-        if share is not None:
-            loss = loss * share[known]
-        return loss.sum() / self.weight[truth].sum().clamp_min(1e-12)
+            loss = loss * (1 - logits.softmax(-1).gather(1, target[:, None])[:, 0]) ** FOCUS
+        if frame_weight is not None:
+            loss = loss * frame_weight[labelled]
+        return loss.sum() / self.weight[target].sum().clamp_min(1e-12)
 
 
 def class_weights(label: NDArray[np.int16], classes: int, power: float = 0.5) -> Tensor:
-    """Return ``(C,)`` weights, the class's share to the power of ``-power``; 0 for a class that is not there.
+    """Return ``(C,)`` weights, the class's share to the power of ``-power``; 0 for a class without labels.
 
     Notes
     -----
-    Their mean over the labels is 1.
+    Their mean over the labels is 1, so that the learning rate means the same for every loss.
     """
     count = np.bincount(label[label >= 0], minlength=classes).astype(np.float64)
     weight = np.where(count > 0, np.maximum(count, 1) ** -power, 0)
@@ -90,18 +89,18 @@ WARM_UP = 0.1
 """Share of the steps in which the learning rate rises; then it falls as a cosine."""
 CLIP_NORM = 1.0
 MOMENTUM = 0.9
-TRIED_STEPS = 3
-"""Steps by which the time of a training is estimated; the quickest counts, the first ones warm up."""
-TRIED_TRIALS = 4
+TIMED_STEPS = 3
+"""Steps by which the time of a training is estimated; the fastest counts, because the first ones warm up."""
+TIMED_TRIALS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitTask:
-    """One head to train: on which trials, watched by which (none: all epochs are run), of which seed.
+    """One head to train: the training trials, the validation trials (none: all epochs are run), and the seed.
 
     Attributes
     ----------
-    tensors : of the whole backbone, for a head that trains the backbone's tail.
+    tensors : weights of the whole backbone, for a head that fine-tunes the backbone's last blocks.
     """
 
     head: str
@@ -116,168 +115,166 @@ class FitTask:
 
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """A trained head, the epoch it was taken from, and the macro F1 it had on the watched trials (NaN: none)."""
+    """A trained head, the epoch it comes from, and its macro F1 on the validation trials (NaN without any)."""
 
     head: Head
     epoch: int
     validation_f1: float
 
 
-def fit(task: FitTask, features: FrameDataset, tell: Callable[[float], None] = lambda share: None) -> FitResult:
+def fit(task: FitTask, features: FrameDataset, report: Callable[[float], None] = lambda share: None) -> FitResult:
     """Return a head trained on the task's trials; the same task and features give the same head.
 
     Parameters
     ----------
-    tell : is called with each further share of the work that is done.
+    report : is called with each further share of the work that is done.
 
     Notes
     -----
-    AdamW with warm-up and cosine (or plain SGD), the epoch with the best macro F1 on the watched trials is kept, of the
-    averaged weights where there is an average.
+    AdamW with warm-up and cosine decay (or plain SGD). The result is the epoch with the best macro F1 on the validation
+    trials; with an average of the weights, the averaged head is the one that is validated and returned.
     """
     torch.manual_seed(task.seed)
     rng = np.random.default_rng(task.seed)
-    head = _fresh(task, features)
-    run = _Run(task, features, head)
+    head = _new_head(task, features)
+    trainer = _Trainer(task, features, head)
     best = FitResult(head=head, epoch=0, validation_f1=-1.0)
     for epoch in range(1, task.settings.epochs + 1):
-        run.epoch(rng, lambda share: tell(share / task.settings.epochs))
+        trainer.epoch(rng, lambda share: report(share / task.settings.epochs))
         if task.val_trials:
-            best = _better(best, run.speaker(), epoch, validation_f1(run.speaker(), task, features))
+            score = validation_f1(trainer.averaged_head(), task, features)
+            if score > best.validation_f1:
+                # A copy, because the next epoch changes the weights in place.
+                best = FitResult(head=copy.deepcopy(trainer.averaged_head()).eval(), epoch=epoch, validation_f1=score)
             if task.settings.patience and epoch - best.epoch >= task.settings.patience:
                 break
     if task.val_trials:
         return best
-    return FitResult(head=run.speaker().eval(), epoch=task.settings.epochs, validation_f1=math.nan)
+    return FitResult(head=trainer.averaged_head().eval(), epoch=task.settings.epochs, validation_f1=math.nan)
 
 
-def _fresh(task: FitTask, features: FrameDataset) -> Head:
-    """Return the head before the first step: standardised by the training rows only, its tail pretrained."""
+def _new_head(task: FitTask, features: FrameDataset) -> Head:
+    """Return the head before the first step: normalized by the training rows only, with pretrained backbone blocks."""
     head = build_head(task.head, features.layout, task.classes, task.settings).to(task.device)
-    head.standardise.fit(*_moments(features, _rows(features, task.train)))
+    head.standardise.fit(*_mean_and_std(features, _rows(features, task.train)))
     for part in head.modules():
         if isinstance(part, FinetuneTail) and task.tensors is not None:
             part.load(task.tensors)
     return head
 
 
-class _Run:
-    """The training of one head: optimiser, schedule, loss, the running average of the weights."""
+class _Trainer:
+    """The training state of one head: optimizer, learning-rate schedule, loss, running average of the weights."""
 
     def __init__(self, task: FitTask, features: FrameDataset, head: Head) -> None:
         self.task, self.settings, self.head = task, task.settings, head
-        self.source = windows(features, task.train, task.settings, task.device)
+        self.sampler = make_sampler(features, task.train, task.settings, task.device)
         label = features.label[_rows(features, task.train)]
         self.loss = Loss(self.settings.loss, label, task.classes, self.settings.label_smoothing, task.device)
-        self.optimizer = _optimizer(head, self.settings)
-        steps = self.settings.epochs * math.ceil(len(_starts(self.source, self.settings, np.random.default_rng(0)))
-                                                 / self.settings.batch)
         constant = self.settings.optimizer == "sgd"
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.SGD(head.parameters(), self.settings.lr, MOMENTUM, weight_decay=self.settings.weight_decay)
+            if constant else
+            torch.optim.AdamW(head.parameters(), self.settings.lr, weight_decay=self.settings.weight_decay))
+        # A generator of its own: counting the steps must not change the random windows of the first epoch.
+        windows = len(_epoch_starts(self.sampler, self.settings, np.random.default_rng(0)))
+        steps = self.settings.epochs * math.ceil(windows / self.settings.batch)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: 1.0 if constant else _pace(step / max(steps, 1)))
+            self.optimizer, lambda step: 1.0 if constant else _rate_factor(step / max(steps, 1)))
         ema = get_ema_multi_avg_fn(self.settings.ema)  # type: ignore[no-untyped-call]
         self.average = AveragedModel(head, multi_avg_fn=ema) if self.settings.ema else None
-        self.hidden = round(self.settings.time_mask_s / features.frame_s() / self.source.step)
+        self.max_masked = round(self.settings.time_mask_s / features.frame_s() / self.sampler.step)
 
-    def speaker(self) -> Head:
-        """Return the head that predicts: the averaged one where there is one."""
+    def averaged_head(self) -> Head:
+        """Return the head to predict with: the averaged one where there is an average."""
         if self.average is None:
             return self.head
         averaged = self.average.module
         assert isinstance(averaged, Head)
         return averaged
 
-    def epoch(self, rng: np.random.Generator, tell: Callable[[float], None]) -> None:
-        """Pass once over the windows."""
+    def epoch(self, rng: np.random.Generator, report: Callable[[float], None]) -> None:
+        """Train for one epoch."""
         self.head.train()
-        starts = _starts(self.source, self.settings, rng)
-        for batch in self.source.batches(starts, self.settings.batch, rng):
+        starts = _epoch_starts(self.sampler, self.settings, rng)
+        for batch in self.sampler.batches(starts, self.settings.batch, rng):
             self.step(batch, rng)
-            tell(len(batch.rows) / len(starts))
+            report(len(batch.rows) / len(starts))
 
     def step(self, batch: Batch, rng: np.random.Generator) -> None:
-        """Learn from one batch."""
+        """Train on one batch."""
         self.optimizer.zero_grad(set_to_none=True)
-        seen = self._hide(batch.seen, rng)
+        seen = self._mask_time(batch.seen, rng)
         with torch.autocast(torch.device(self.task.device).type, torch.bfloat16, self.settings.precision == "bf16"):
             if self.settings.mixup:
-                said, second = self._mixed(batch, seen, rng)
+                logits, mixed_in = self._mix_up(batch, seen, rng)
             else:
-                said, second = self.head(batch.x, seen, batch.time_s), None
-        self.loss(said.float(), batch.label, second).backward()  # type: ignore[no-untyped-call]
+                logits, mixed_in = self.head(batch.x, seen, batch.time_s), None
+        # The loss is computed in float32: its logarithms and class weights lose too much in bfloat16.
+        self.loss(logits.float(), batch.label, mixed_in).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.head.parameters(), CLIP_NORM)
         self.optimizer.step()
         self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.head)
 
-    def _hide(self, seen: Tensor, rng: np.random.Generator) -> Tensor:
-        """Return what is seen without a stretch of each window: what was there must be told from what is around."""
-        if not self.hidden or seen.shape[1] == 1:
+    def _mask_time(self, seen: Tensor, rng: np.random.Generator) -> Tensor:
+        """Return the face mask without a random stretch of each window, which the head must infer from its context."""
+        if not self.max_masked or seen.shape[1] == 1:
             return seen
-        long = rng.integers(0, self.hidden + 1, size=len(seen))
+        length = rng.integers(0, self.max_masked + 1, size=len(seen))
         start = rng.integers(0, seen.shape[1], size=len(seen))
-        at = np.arange(seen.shape[1])
-        kept = (at < start[:, None]) | (at >= (start + long)[:, None])
-        return seen & torch.from_numpy(kept).to(seen.device)
+        frame = np.arange(seen.shape[1])
+        visible = (frame < start[:, None]) | (frame >= (start + length)[:, None])
+        return seen & torch.from_numpy(visible).to(seen.device)
 
-    def _mixed(self, batch: Batch, seen: Tensor, rng: np.random.Generator) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return what the head says of windows mixed in pairs, and what else they should say (Zhang et al. 2018)."""
+    def _mix_up(self, batch: Batch, seen: Tensor, rng: np.random.Generator) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return logits of windows mixed in pairs, the other labels, and the first weights (Zhang et al. 2018)."""
         alpha = self.settings.mixup
-        share = np.maximum(drawn := rng.beta(alpha, alpha, len(seen)), 1 - drawn)
+        drawn = rng.beta(alpha, alpha, len(seen))
+        # The first window always has the larger weight, so that its time axis is the one that fits.
+        weight = torch.from_numpy(np.maximum(drawn, 1 - drawn)).float()
         other = torch.from_numpy(rng.permutation(len(seen))).to(seen.device)
-        part = torch.from_numpy(share).float().to(seen.device)
-        x = part[:, None, None] * batch.x + (1 - part)[:, None, None] * batch.x[other]
+        weight = weight.to(seen.device)
+        x = weight[:, None, None] * batch.x + (1 - weight)[:, None, None] * batch.x[other]
         both = seen & seen[other]
         label = torch.where(both, batch.label[other], -1)
         batch.label[~both] = -1
-        return self.head(x, both, batch.time_s), (label, part)
+        return self.head(x, both, batch.time_s), (label, weight)
 
 
-def _optimizer(head: nn.Module, settings: HeadSettings) -> torch.optim.Optimizer:
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(head.parameters(), settings.lr, MOMENTUM, weight_decay=settings.weight_decay)
-    return torch.optim.AdamW(head.parameters(), settings.lr, weight_decay=settings.weight_decay)
-
-
-def _better(best: FitResult, head: Head, epoch: int, score: float) -> FitResult:
-    if score <= best.validation_f1:
-        return best
-    return FitResult(head=copy.deepcopy(head).eval(), epoch=epoch, validation_f1=score)
-
-
-def _pace(share: float) -> float:
-    """Return the learning rate's factor when `share` of all steps is done."""
+def _rate_factor(share: float) -> float:
+    """Return the learning rate's factor after `share` of all steps."""
     return share / WARM_UP if share < WARM_UP else 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
 
 
-def _starts(source: WindowSampler, settings: HeadSettings, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return an epoch's windows in random order: half overlapping, shifted anew; or single frames, labelled and seen.
+def _epoch_starts(sampler: WindowSampler, settings: HeadSettings, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return an epoch's windows in random order: half overlapping, newly shifted; or single labelled frames with a face.
 
     Notes
     -----
-    Neighbouring frames are near copies, so that a frame-level head gains nothing from all of them in one epoch: it
-    takes one every `step_s` seconds, from another first frame in each epoch.
+    Neighbouring frames are near copies, so a frame-level head gains nothing from all of them in one epoch: it reads one
+    every `step_s` seconds, from another first frame in each epoch.
     """
-    if source.window == 1:
-        apart = max(1, round(settings.step_s / source.features.frame_s()))
-        found = source.starts(1)[int(rng.integers(apart))::apart]
-        row = found[:, 1]
-        found = found[(source.features.label[row] >= 0) & source.features.valid[row]]
+    if sampler.window == 1:
+        apart = max(1, round(settings.step_s / sampler.features.frame_s()))
+        starts = sampler.starts(1)[int(rng.integers(apart))::apart]
+        row = starts[:, 1]
+        starts = starts[(sampler.features.label[row] >= 0) & sampler.features.valid[row]]
     else:
-        stride = max(1, source.span // 2)
-        found = source.starts(stride, int(rng.integers(stride)))
-    return found[rng.permutation(len(found))]
+        stride = max(1, sampler.span // 2)
+        starts = sampler.starts(stride, int(rng.integers(stride)))
+    return starts[rng.permutation(len(starts))]
 
 
 def _rows(features: FrameDataset, trials: tuple[int, ...]) -> NDArray[np.int64]:
     return np.concatenate([features.rows(t) for t in trials])
 
 
-def _moments(features: FrameDataset, rows: NDArray[np.int64], most: int = 20_000) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation, each ``(D,)``, over the seen rows (evenly thinned to `most`)."""
+def _mean_and_std(features: FrameDataset, rows: NDArray[np.int64], max_rows: int = 20_000) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation, each ``(D,)``, over the rows with a face (evenly thinned to `max_rows`)."""
     seen = rows[features.valid[rows]]
-    seen = seen[:: max(1, len(seen) // most)]
+    seen = seen[:: max(1, len(seen) // max_rows)]
     if not len(seen):
         return torch.zeros(features.x.shape[1]), torch.ones(features.x.shape[1])
     x = torch.from_numpy(features.x[seen]).float()
@@ -285,44 +282,40 @@ def _moments(features: FrameDataset, rows: NDArray[np.int64], most: int = 20_000
 
 
 def validation_f1(head: Head, task: FitTask, features: FrameDataset) -> float:
-    """Return the head's macro F1 over labelled frames of the watched trials, `step_s` apart."""
-    said = predict_head(head, task.settings, features, task.val_trials, task.device, thin=True)
+    """Return the head's macro F1 over labelled frames of the validation trials, `step_s` apart."""
+    by_trial = predict_head(head, task.settings, features, task.val_trials, task.device, subsample=True)
     label = features.label[_rows(features, task.val_trials)]
-    guess = np.concatenate([said[t] for t in task.val_trials])
-    asked = (label >= 0) & guess.any(1)
-    return float(metrics.macro_f1(metrics.confusion(label[asked], guess[asked].argmax(1), task.classes)))
+    log_probs = np.concatenate([by_trial[t] for t in task.val_trials])
+    scored = (label >= 0) & log_probs.any(1)  # rows that were not predicted are zeros
+    return float(metrics.macro_f1(metrics.confusion(label[scored], log_probs[scored].argmax(1), task.classes)))
 
 
 def estimate_s(task: FitTask, features: FrameDataset) -> float:
-    """Return about how many seconds `fit` will take if it does not stop early, from steps of it that are thrown away.
+    """Return about how many seconds `fit` takes without early stopping, from a few timed steps that are thrown away.
 
     Notes
     -----
-    A few steps, and what the head says of a few of the watched trials, are timed.
+    The prediction of a few validation trials is timed too.
     """
     torch.manual_seed(task.seed)
     rng = np.random.default_rng(task.seed)
-    run = _Run(task, features, _fresh(task, features))
-    starts = _starts(run.source, task.settings, rng)
+    trainer = _Trainer(task, features, _new_head(task, features))
+    starts = _epoch_starts(trainer.sampler, task.settings, rng)
     if not len(starts):
         return 0.0
-    took = []
-    for i in range(TRIED_STEPS):
+    durations_s = []
+    for i in range(TIMED_STEPS):
         began = time.monotonic()
-        run.step(run.source.batch(starts[i * task.settings.batch:][:task.settings.batch], rng), rng)
-        took.append(time.monotonic() - began)
+        trainer.step(trainer.sampler.batch(starts[i * task.settings.batch:][:task.settings.batch], rng), rng)
+        durations_s.append(time.monotonic() - began)
+        # Only full batches count: a short last one would make the estimate too low.
         if (i + 2) * task.settings.batch > len(starts):
             break
-    epoch_s = min(took) * len(starts) / task.settings.batch + _validation_s(run.speaker(), task, features)
+    epoch_s = min(durations_s) * len(starts) / task.settings.batch
+    if task.val_trials:
+        some = task.val_trials[:TIMED_TRIALS]
+        began = time.monotonic()
+        validation_f1(trainer.averaged_head(), replace(task, val_trials=some), features)
+        duration_s = time.monotonic() - began
+        epoch_s += duration_s * len(_rows(features, task.val_trials)) / max(len(_rows(features, some)), 1)
     return epoch_s * task.settings.epochs
-
-
-def _validation_s(head: Head, task: FitTask, features: FrameDataset) -> float:
-    """Return about how long one look at the watched trials takes."""
-    if not task.val_trials:
-        return 0.0
-    some = task.val_trials[:TRIED_TRIALS]
-    began = time.monotonic()
-    validation_f1(head, replace(task, val_trials=some), features)
-    took_s = time.monotonic() - began
-    return took_s * len(_rows(features, task.val_trials)) / max(len(_rows(features, some)), 1)

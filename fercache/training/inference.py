@@ -1,4 +1,4 @@
-"""Trained heads out of their folder, and what they say of trials that they have never seen."""
+"""Trained heads as predictors: log-probabilities of every frame, for cross-validation and for new trials."""
 
 from __future__ import annotations
 
@@ -15,236 +15,226 @@ from numpy.typing import NDArray
 from fercache.backbones.taps import TapSlice
 from fercache.data.base import Trial
 from fercache.errors import InputError
-from fercache.heads import classes_of
-from fercache.heads.base import Head, HeadSettings
+from fercache.heads.base import Head
+from fercache.heads.registry import HeadSettings
 from fercache.runtime import atomic_io
 from fercache.training import checkpoints
 from fercache.training.checkpoints import RunKey, TrainedHead
 from fercache.training.data import FeatureSource, FrameDataset, WindowSampler, load_features
 
-# What the frame head says of frames it did not learn from: what the temporal heads read.
-#
-# Notes
-# -----
-# A net that learnt a frame is sure of it, and a temporal head fed with such certainty learns to trust single frames.
-# Each
-# member of the frame head therefore speaks only of the part of the training groups that it did not see, and the
-# temporal
-# heads learn on that how much a single frame is worth: what they will meet on new clips. It is the rule of stacking
-# (out
-# of fold, by group), one level down.
+# Temporal heads read out-of-fold log-probabilities of the frame head. A net is overconfident on frames that it was
+# trained on, and a temporal head that trains on such values learns to trust single frames. So each member of the frame
+# head predicts only the part of the training groups that it was not trained on, and the temporal heads train on values
+# that are as uncertain as those of new clips. This is the rule of stacking (out of fold, by group), one level down.
 
 OOF_TAP = "oof_logits"
-MOST_ROWS = 2048
+MAX_ROWS = 2048
+FRAMES_PER_BATCH = 4096
 
 
-def oof_features(said: NDArray[np.float32], features: FrameDataset, *, with_change: bool = True) -> FrameDataset:
-    """Return features of the same frames whose rows are the frame head's log-probabilities and how much changes.
+def oof_features(log_probs: NDArray[np.float32], features: FrameDataset, *, with_change: bool = True) -> FrameDataset:
+    """Return features of the same frames whose rows are log-probabilities and the change since the last frame.
 
     Parameters
     ----------
-    said : (R, C) log-probabilities.
-    with_change : False leaves what changes at 0 (to try how long a step takes).
+    log_probs : (R, C), of the frame head.
+    with_change : False leaves the change at 0 (to measure how long a step takes).
     """
-    moved = change(features) if with_change else np.zeros(len(said), np.float32)
-    rows = np.column_stack([said, moved]) * features.valid[:, None]
+    change = frame_change(features) if with_change else np.zeros(len(log_probs), np.float32)
+    rows = np.column_stack([log_probs, change]) * features.valid[:, None]
     layout = (TapSlice(tap=OOF_TAP, start=0, stop=rows.shape[1], shape=(rows.shape[1],)),)
     return replace(features, layout=layout, x=rows.astype(np.float16),
-                   views=np.zeros((0, *rows.shape), np.float16))
+                   augmentations=np.zeros((0, *rows.shape), np.float16))
 
 
-def change(features: FrameDataset) -> NDArray[np.float32]:
-    """Return how far each frame is from the seen one before it, ``(R,)``: log2 of the distance over the clip's median.
+def frame_change(features: FrameDataset) -> NDArray[np.float32]:
+    """Return the distance of each frame to the previous one with a face, ``(R,)``: log2, relative to the clip's median.
 
     Notes
     -----
-    A cut, or a face that moves: where an expression may begin or end. 0 for frames without a face and the first one.
+    Large values mark cuts and moving faces, where an expression may begin or end. Frames without a face, and the first
+    one of a clip, get 0.
     """
-    told = np.zeros(len(features.valid), np.float32)
+    change = np.zeros(len(features.valid), np.float32)
     for trial in range(len(features.offsets) - 1):
         rows = features.rows(trial)
         seen = rows[features.valid[rows]]
         if len(seen) > 2:
-            far = _distances(features.x, seen)
-            told[seen[1:]] = np.clip(np.log2((far + 1e-6) / (float(np.median(far)) + 1e-6)), -4, 4)
-    return told
+            distances = _distances(features.x, seen)
+            change[seen[1:]] = np.clip(np.log2((distances + 1e-6) / (float(np.median(distances)) + 1e-6)), -4, 4)
+    return change
 
 
 def _distances(x: NDArray[np.float16], rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return the distance of each row to the next, ``(len(rows) - 1,)``, without a float32 copy of a long clip."""
-    found = []
-    for i in range(0, len(rows) - 1, MOST_ROWS):
-        part = x[rows[i:i + MOST_ROWS + 1]].astype(np.float32)
-        found.append(np.sqrt(np.square(np.diff(part, axis=0)).sum(1)))
-    return np.concatenate(found)
+    distances = []
+    for i in range(0, len(rows) - 1, MAX_ROWS):
+        part = x[rows[i:i + MAX_ROWS + 1]].astype(np.float32)  # one row more: blocks overlap by a row
+        distances.append(np.sqrt(np.square(np.diff(part, axis=0)).sum(1)))
+    return np.concatenate(distances)
 
 
-# What a trained head says of every frame: overlapping windows, blended.
+# One head over every frame: overlapping windows, blended.
 
-FRAMES_A_STEP = 4096
-
-PredictWindow = dict[int, NDArray[np.float32]]
-"""Trial -> (T, C) log-probabilities."""
-
-
-def windows(features: FrameDataset, trials: Sequence[int], settings: HeadSettings,
-            device: str = "cpu") -> WindowSampler:
-    """Return the windows that a head of these settings sees, at the data set's usual frame rate."""
+def make_sampler(features: FrameDataset, trials: Sequence[int], settings: HeadSettings,
+                 device: str = "cpu") -> WindowSampler:
+    """Return the windows that a head of these settings reads, at the data set's median frame rate."""
     step = max(1, round(settings.step_s / features.frame_s())) if settings.window_s else 1
     return WindowSampler(features, trials, window_frames(settings, features, step), device, step)
 
 
 def window_frames(settings: HeadSettings, features: FrameDataset, step: int = 1) -> int:
-    """Return how many frames, `step` apart, a window holds."""
+    """Return the number of frames, `step` apart, in a window."""
     return max(1, round(settings.window_s / features.frame_s() / step))
 
 
 @torch.inference_mode()
 def predict_head(head: Head, settings: HeadSettings, features: FrameDataset, trials: Sequence[int], device: str, *,
-            thin: bool = False) -> PredictWindow:
-    """Return what the head says of every frame: trial -> (T, C) log-probabilities.
+                 subsample: bool = False) -> dict[int, NDArray[np.float32]]:
+    """Return the head's log-probabilities of every frame: trial -> (T, C).
 
     Parameters
     ----------
-    thin : only frames `step_s` apart are asked, the others stay 0: enough to choose an epoch by.
+    subsample : predict only frames `step_s` apart, the others stay 0: enough to choose an epoch by.
 
     Notes
     -----
-    Windows overlap by half and are blended with weights that fall to their ends, where the context is one-sided. A
-    frame-level head says nothing of a frame without a face: such frames get the nearest seen frame's values. A
-    clip-level head says the same of every frame.
+    Windows overlap by half and are averaged with weights that fall towards their ends, where context is one-sided. A
+    frame-level head cannot predict a frame without a face: such frames get the values of the nearest frame with one. A
+    clip-level head predicts the same for every frame.
     """
     head.eval()
-    source = windows(features, trials, settings, device)
-    window = source.window
+    sampler = make_sampler(features, trials, settings, device)
+    window = sampler.window
+    if not subsample:
+        starts = sampler.covering_starts()
+    elif window > 1:
+        starts = sampler.covering_starts(phases=1)
+    else:
+        starts = sampler.starts(1)[::max(1, round(settings.step_s / features.frame_s()))]
+    # bartlett is 0 at both ends: two points more, cut off, leave a positive weight for each frame.
     weight: NDArray[np.float32] = np.bartlett(window + 2)[1:-1, None].astype(np.float32)
-    total = np.zeros((len(features.label), classes_of(head)), np.float32)
-    mass = np.zeros((len(features.label), 1), np.float32)
-    for batch in source.batches(_asked(source, settings, thin), max(1, FRAMES_A_STEP // window)):
-        said = head(batch.x, batch.seen, batch.time_s).float().log_softmax(-1).cpu().numpy()
+    total = np.zeros((len(features.label), head.classes), np.float32)
+    total_weight = np.zeros((len(features.label), 1), np.float32)
+    for batch in sampler.batches(starts, max(1, FRAMES_PER_BATCH // window)):
+        log_probs = head(batch.x, batch.seen, batch.time_s).float().log_softmax(-1).cpu().numpy()
         if window == 1:
-            total[batch.rows[:, 0]], mass[batch.rows[:, 0]] = said[:, 0], 1
+            total[batch.rows[:, 0]], total_weight[batch.rows[:, 0]] = log_probs[:, 0], 1
             continue
-        for rows, one in zip(batch.rows, said, strict=True):
-            own = rows[rows >= 0]
-            total[own] += (one * weight)[:len(own)]
-            mass[own] += weight[:len(own)]
-    blended: NDArray[np.float32] = (total / np.maximum(mass, 1e-12)).astype(np.float32)
-    out = {t: blended[features.rows(t)] for t in trials}
-    if thin:
-        return out
+        for rows, values in zip(batch.rows, log_probs, strict=True):
+            inside = rows[rows >= 0]  # padding is always at the end of a window
+            total[inside] += (values * weight)[:len(inside)]
+            total_weight[inside] += weight[:len(inside)]
+    blended: NDArray[np.float32] = (total / np.maximum(total_weight, 1e-12)).astype(np.float32)
+    by_trial = {t: blended[features.rows(t)] for t in trials}
+    if subsample:
+        return by_trial
     if settings.clip_level:
-        return {t: np.broadcast_to(said.mean(0), said.shape).copy() for t, said in out.items()}
-    return {t: _fill(said, features, t) for t, said in out.items()} if window == 1 else out
+        return {t: np.broadcast_to(values.mean(0), values.shape).copy() for t, values in by_trial.items()}
+    return {t: _fill(values, features, t) for t, values in by_trial.items()} if window == 1 else by_trial
 
 
-def _asked(source: WindowSampler, settings: HeadSettings, thin: bool) -> NDArray[np.int64]:
-    if not thin:
-        return source.everywhere()
-    if source.window > 1:
-        return source.everywhere(phases=1)
-    return source.starts(1)[::max(1, round(settings.step_s / source.features.frame_s()))]
-
-
-def _fill(said: NDArray[np.float32], features: FrameDataset, trial: int) -> NDArray[np.float32]:
-    """Return the values with frames without a face taken from the nearest seen one; even odds where none was seen."""
+def _fill(log_probs: NDArray[np.float32], features: FrameDataset, trial: int) -> NDArray[np.float32]:
+    """Return the values with those of the nearest frame with a face where there is none; uniform in a faceless clip."""
     rows = features.rows(trial)
     seen = np.flatnonzero(features.valid[rows])
     if not len(seen):
-        return np.full_like(said, -math.log(said.shape[1]))
+        return np.full_like(log_probs, -math.log(log_probs.shape[1]))
     middle = (seen[:-1] + seen[1:]) / 2
-    return said[seen[np.searchsorted(middle, np.arange(len(rows)))]]
+    return log_probs[seen[np.searchsorted(middle, np.arange(len(rows)))]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadFolder:
-    """What a folder of trained heads holds.
+    """The content of a folder of trained heads.
 
     Attributes
     ----------
-    heads : the names that were asked for, in that order; `record` is the JSON of one of them.
-    layout : the taps side by side that a row of features must be; `standardise` says how they must be read.
-    store : settings of the embedding store they were trained on.
-    folds, members : how often each head was trained.
-    needs : the heads that are run: the frame head too where others read its evidence.
+    heads : the requested heads, in order; `record` is the JSON of one checkpoint.
+    layout : the taps that make up a row of features; `normalize` is how they must be read.
+    store : settings of the embedding store that they were trained on.
+    folds, ensemble : trainings of each head: folds, and members per fold.
+    needs : the heads that are run: the frame head too where temporal heads read its log-probabilities.
     """
 
     folder: Path
     heads: tuple[str, ...]
     classes: tuple[str, ...]
     layout: tuple[TapSlice, ...]
-    standardise: str
+    normalize: str
     store: dict[str, Any]
     folds: int
-    members: int
+    ensemble: int
     needs: tuple[str, ...]
     record: dict[str, Any]
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """The taps to preload, in order."""
+        """The taps to load, in order."""
         return tuple(part.tap for part in self.layout)
 
-    def preload(self, store: FeatureSource, trials: Sequence[Trial]) -> FrameDataset:
-        """Return the features of new trials, read as those were that the heads learnt from."""
-        return load_features(store, trials, self.taps, standardise=self.standardise)
+    def load_features(self, store: FeatureSource, trials: Sequence[Trial]) -> FrameDataset:
+        """Return the features of new trials, read in the same way as those that the heads were trained on."""
+        return load_features(store, trials, self.taps, normalize=self.normalize)
 
 
 def load_trained(folder: Path) -> HeadFolder:
-    """Return what the folder holds.
+    """Return the description of a folder of trained heads.
 
     Raises
     ------
     InputError
-        There are no trained heads, or not all that were asked for.
+        There are no trained heads, or some of the requested ones are missing.
     """
-    found = sorted(folder.glob("[!.]*-fold*.json"))
-    if not found:
+    files = sorted(folder.glob("[!.]*-fold*.json"))
+    if not files:
         raise InputError("no trained heads", where=folder, hint="run `fercache train-heads` first")
-    said = atomic_io.read_json(found[0])
-    asked = said["asked"]
-    parts = [RunKey(head=h, fold=k, member=m) for h in asked["needs"] for k in range(asked["folds"])
-             for m in range(asked["ensemble"])]
-    missing = [part.path(folder).name for part in parts if not part.path(folder).is_file()]
+    record = atomic_io.read_json(files[0])
+    requested = record["asked"]
+    keys = [RunKey(head=h, fold=k, member=m) for h in requested["needs"] for k in range(requested["folds"])
+            for m in range(requested["ensemble"])]
+    missing = [key.path(folder).name for key in keys if not key.path(folder).is_file()]
     if missing:
         raise InputError(f"the training was not finished ({missing[0]} and {len(missing) - 1} more are missing)",
                          where=folder, hint=checkpoints.RETRAIN_HINT)
-    return HeadFolder(folder=folder, heads=tuple(asked["heads"]), needs=tuple(asked["needs"]), folds=asked["folds"],
-                   members=asked["ensemble"], classes=tuple(said["classes"]), layout=checkpoints.layout_of(said["taps"]),
-                   standardise=said["normalize"], store=said["store"], record=said)
+    return HeadFolder(folder=folder, heads=tuple(requested["heads"]), needs=tuple(requested["needs"]),
+                      folds=requested["folds"], ensemble=requested["ensemble"], classes=tuple(record["classes"]),
+                      layout=checkpoints.layout_of(record["taps"]), normalize=record["normalize"],
+                      store=record["store"], record=record)
 
 
-def predict_new(heads: HeadFolder | Path, features: FrameDataset, device: str = "cpu") -> dict[str,
-                                                                                               NDArray[np.float32]]:
+def predict_new(heads: HeadFolder | Path, features: FrameDataset,
+                device: str = "cpu") -> dict[str, NDArray[np.float32]]:
     """Return head -> (R, C) log-probabilities of every row of `features`, the mean over the folds' models.
 
     Parameters
     ----------
-    heads : what `trained` found, or its folder.
-    features : of new trials, as `Trained.preload` gives them.
+    heads : the result of `load_trained`, or the folder.
+    features : of new trials, from `HeadFolder.load_features`.
 
     Raises
     ------
     InputError
-        The features are other taps than the heads were trained on.
+        The features are other taps than those that the heads were trained on.
     """
-    known = heads if isinstance(heads, HeadFolder) else load_trained(heads)
-    if features.layout != known.layout:
-        had = ", ".join(part.tap for part in features.layout)
-        raise InputError(f"the heads were trained on {', '.join(known.taps)}, the features are {had}",
-                         where=known.folder, hint="preload the taps that the heads name")
-    total = {head: np.zeros((len(features.label), len(known.classes)), np.float32) for head in known.heads}
-    for fold in range(known.folds):
-        frame: FrameDataset | None = None
-        for head in sorted(known.needs, key=lambda name: name != "frame"):
-            members = [checkpoints.load_checkpoint(RunKey(head=head, fold=fold, member=m).path(known.folder), device)
-                       for m in range(known.members)]
-            reads = frame if members[0].settings.temporal_input and frame is not None else features
-            said = mean_log_probs(members, reads, range(len(features.offsets) - 1), device)
-            if head == "frame" and len(known.needs) > 1:
-                frame = oof_features(said, features)
+    trained = heads if isinstance(heads, HeadFolder) else load_trained(heads)
+    if features.layout != trained.layout:
+        loaded = ", ".join(part.tap for part in features.layout)
+        raise InputError(f"the heads were trained on {', '.join(trained.taps)}, the features are {loaded}",
+                         where=trained.folder, hint="load the taps that the heads were trained on")
+    total = {head: np.zeros((len(features.label), len(trained.classes)), np.float32) for head in trained.heads}
+    for fold in range(trained.folds):
+        oof: FrameDataset | None = None
+        # The frame head comes first: temporal heads of the same fold read its log-probabilities.
+        for head in sorted(trained.needs, key=lambda name: name != "frame"):
+            members = [checkpoints.load_checkpoint(RunKey(head=head, fold=fold, member=m).path(trained.folder), device)
+                       for m in range(trained.ensemble)]
+            inputs = oof if members[0].settings.temporal_input and oof is not None else features
+            log_probs = mean_log_probs(members, inputs, range(len(features.offsets) - 1), device)
+            if head == "frame" and len(trained.needs) > 1:
+                oof = oof_features(log_probs, features)
             if head in total:
-                total[head] += said / known.folds
+                total[head] += log_probs / trained.folds
     return total
 
 
@@ -252,7 +242,7 @@ def mean_log_probs(members: Sequence[TrainedHead], features: FrameDataset, trial
                    device: str) -> NDArray[np.float32]:
     """Return (R, C): the members' mean log-probabilities of the trials' rows, 0 elsewhere."""
     total = np.zeros((len(features.label), len(members[0].record["classes"])), np.float32)
-    for one in members:
-        for trial, said in predict_head(one.head, one.settings, features, trials, device).items():
-            total[features.rows(trial)] += said / len(members)
+    for member in members:
+        for trial, log_probs in predict_head(member.head, member.settings, features, trials, device).items():
+            total[features.rows(trial)] += log_probs / len(members)
     return total

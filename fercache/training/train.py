@@ -1,4 +1,4 @@
-"""Stage two, a: the store -> out-of-fold logits of every head, and the trained heads."""
+"""Stage two, a: the embedding store -> out-of-fold logits of every head, and the trained heads."""
 
 from __future__ import annotations
 
@@ -19,14 +19,20 @@ from fercache.store.multi_store import ReadableStore, join_stores
 
 log = logging.getLogger(__name__)
 
-
 FORMAT = 3
-"""Raised whenever the code changes what a training run gives."""
+"""Raised whenever the code changes the result of a training run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """What a run of `train-heads` did."""
+    """The result of `train_heads`.
+
+    Attributes
+    ----------
+    logits_file, heads : path of the out-of-fold logits, and folder of the heads.
+    cached : whether the same run was finished before; trained : number of heads trained now.
+    missing : trials of the data set that are not in the store.
+    """
 
     logits_file: Path
     heads: Path
@@ -37,43 +43,46 @@ class TrainReport:
 
 
 def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cache: Path, *,
-        point: bool = True) -> TrainReport:
-    """Return where the out-of-fold logits and the heads lie; a run that was done before is not done again.
+                make_current: bool = True) -> TrainReport:
+    """Train all heads and write their out-of-fold logits; a run that was finished before is not repeated.
 
     Parameters
     ----------
-    point : whether the data set's current book is this one from now on.
+    make_current : whether these logits become the data set's current ones, which the later stages read by default.
 
     Raises
     ------
     InputError
-        Nothing to learn from: no labels, fewer than two groups with labels, or a group in two splits.
+        There is nothing to train on: no labels, fewer than two groups with labels, or a group in two splits.
     """
     started = time.monotonic()
-    store, taps = join_stores(base, config.join, config.taps)  # what joins is in the store's settings, digest and taps
+    # The joined store's settings, digest and taps include the stores that were joined.
+    store, taps = join_stores(base, config.join, config.taps)
     config = replace(config, taps=taps)
     dataset = stored_trials(dataset, base)
-    held = [trial for trial in dataset.trials if trial.name in store]
+    trials = [trial for trial in dataset.trials if trial.name in store]
     missing = tuple(t.name for t in dataset.trials if t.name not in store)
-    check_splits(held)
-    settings = settings_of(dataset, held, store, config)
-    print_ = fingerprint_of(settings)[:12]
-    book, heads = cache / "logits" / dataset.name / f"{print_}.h5", cache / "heads" / dataset.name / print_
+    check_splits(trials)
+    settings = settings_of(dataset, trials, store, config)
+    name = fingerprint_of(settings)[:12]
+    logits_file, heads = cache / "logits" / dataset.name / f"{name}.h5", cache / "heads" / dataset.name / name
     trained = 0
-    cached = book.is_file()
+    cached = logits_file.is_file()
     if not cached:
         with atomic_io.lock(heads.with_suffix(".lock"), wait=True):
             atomic_io.remove_temporary(heads)
-            atomic_io.remove_temporary(book.parent, book.name)
-            trained = _train(dataset, held, store, config, settings, book, heads) if not book.is_file() else 0
-    if point:
-        atomic_io.write_json(book.parent / "current.json", {"logits_file": book.name})
-    return TrainReport(logits_file=book, heads=heads, cached=cached, trained=trained, missing=missing,
+            atomic_io.remove_temporary(logits_file.parent, logits_file.name)
+            # Checked again: another process may have finished the same run while this one waited for the lock.
+            if not logits_file.is_file():
+                trained = _train(dataset, trials, store, config, settings, logits_file, heads)
+    if make_current:
+        atomic_io.write_json(logits_file.parent / "current.json", {"logits_file": logits_file.name})
+    return TrainReport(logits_file=logits_file, heads=heads, cached=cached, trained=trained, missing=missing,
                        seconds=time.monotonic() - started)
 
 
 def current_logits_file(cache: Path, dataset: str) -> Path:
-    """Return the book that the last `train-heads` of this data set made or found.
+    """Return the logits file of the last `train-heads` of this data set.
 
     Raises
     ------
@@ -87,17 +96,17 @@ def current_logits_file(cache: Path, dataset: str) -> Path:
 
 
 def current_logits_file_or_none(cache: Path, dataset: str) -> Path | None:
-    """Return the book that the last `train-heads` of this data set made or found; None where there is none."""
+    """Return the logits file of the last `train-heads` of this data set; None if there is none."""
     return current_logits_file(cache, dataset) if (cache / "logits" / dataset / "current.json").is_file() else None
 
 
 def check_splits(trials: Sequence[Trial]) -> None:
-    """Refuse a group that stands on both sides of the given splits.
+    """Refuse a group with trials both in the training split and in another one.
 
     Raises
     ------
     InputError
-        A group has labelled trials in train and elsewhere: scores on the other split would be leaked.
+        A group is in train and in another split: scores on the other split would be leaked.
     """
     sides: dict[str, set[str]] = {}
     for trial in trials:
@@ -110,18 +119,22 @@ def check_splits(trials: Sequence[Trial]) -> None:
 
 def settings_of(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore,
                 config: TrainConfig) -> dict[str, Any]:
-    """Return everything that changes the logits, as a JSON value: its digest names the book and the heads."""
+    """Return everything that changes the logits, as a JSON value; its digest names the logits file and the heads."""
     return {**config.settings(), "store": store.digest(), "features": fingerprint_of(store.settings), "format": FORMAT,
-            "dataset": dataset.digest(), "trials": fingerprint_of([t.name
-                                                                   for t in trials]), "classes": list(dataset.classes)}
+            "dataset": dataset.digest(), "trials": fingerprint_of([t.name for t in trials]),
+            "classes": list(dataset.classes)}
 
 
 def _train(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, config: TrainConfig,
-           settings: dict[str, Any], book: Path, heads: Path) -> int:
-    """Train what is missing, write the book, and return how many heads were trained now."""
-    from fercache.training.cross_validation import CrossValidatedTraining  # torch: seconds that a cached run saves
+           settings: dict[str, Any], logits_file: Path, heads: Path) -> int:
+    """Train missing heads, write the logits file, and return the number of heads trained now."""
+    # Imported here because torch takes seconds to load, which a cached run saves.
+    from fercache.training.cross_validation import CrossValidatedTraining
 
-    _check_labels(trials, config)
+    if not any(t.labelled for t in trials if t.split in config.learns_from):
+        raise InputError("no labelled frame in the training split", where="the data set",
+                         hint="name labels with --labels (or a `label` column), or read what `fercache extract` logs "
+                              "about the annotations")
     training = CrossValidatedTraining(dataset, trials, store, config, heads)
     logits = training.run()
     features = training.features
@@ -130,12 +143,5 @@ def _train(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, conf
               split=tuple(t.split for t in trials), fold=training.splits.fold, offsets=features.offsets,
               index=features.index, time_s=features.time_s, valid=features.valid, label=features.label,
               logits=logits, provenance={"settings": settings, "store": store.path.name, "heads": training.records},
-              fingerprint=fingerprint_of(settings), epochs_fixed=training.splits.epochs_fixed).save(book)
+              fingerprint=fingerprint_of(settings), epochs_fixed=training.splits.epochs_fixed).save(logits_file)
     return training.trained
-
-
-def _check_labels(trials: Sequence[Trial], config: TrainConfig) -> None:
-    if not any(t.labelled for t in trials if t.split in config.learns_from):
-        raise InputError("no labelled frame in the training split", where="the data set",
-                         hint="name labels with --labels (or a `label` column), or look at what `fercache extract` "
-                              "says of the annotations")

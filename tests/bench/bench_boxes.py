@@ -125,7 +125,7 @@ def features(dataset: Dataset, home: Path, every: int) -> EmbeddingStore:
 
 def said(heads: Any, store: EmbeddingStore, trials: list[Trial]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Return (truth, prediction, seen) of every frame of each trial."""
-    loaded = heads.preload(store, trials)
+    loaded = heads.load_features(store, trials)
     told = predict_new(heads, loaded, "cpu")["frame"].argmax(1)
     spans = zip(loaded.offsets[:-1], loaded.offsets[1:], strict=True)
     return [(loaded.label[a:b], told[a:b], loaded.valid[a:b] > 0) for a, b in spans]

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from fercache.backbones.taps import TapSlice, side_by_side, tap_shapes
 from fercache.config import TrainConfig
-from fercache.heads.base import DEFAULTS, DIRECT, HeadSettings
+from fercache.heads.registry import HEADS, HeadSettings
 from fercache.training import inference
 from fercache.training.data import FrameDataset
-from fercache.training.fit import FitTask, _fresh, _Run, _starts
+from fercache.training.fit import FitTask, _epoch_starts, _new_head, _Trainer
 
 CLIP = 5000
 WARM_UP = 3
@@ -58,13 +58,14 @@ def cases(features: FrameDataset) -> dict[str, tuple[str, HeadSettings, FrameDat
     said = np.log(np.random.default_rng(1).dirichlet(np.ones(8), len(features.label)))
     shown = inference.oof_features(said.astype(np.float32), features)
     found = {}
-    for head, usual in DEFAULTS.items():
+    for head, spec in HEADS.items():
+        usual = spec.settings
         found[head] = (head, usual, shown if usual.temporal_input else features)
         if usual.temporal_input:
-            direct = replace(usual, temporal_input=False, **DIRECT[head])
-            found[f"{head} (evidence off)"] = (head, direct, features)
-    tail = replace(DEFAULTS["frame"], finetune_tap=MAP)
-    found["frame (default taps)"] = ("frame", DEFAULTS["frame"], of_taps(TrainConfig().taps, TAP_ROWS))
+            direct = replace(usual, temporal_input=False, **spec.on_features)
+            found[f"{head} (temporal input features)"] = (head, direct, features)
+    tail = replace(HEADS["frame"].settings, finetune_tap=MAP)
+    found["frame (default taps)"] = ("frame", HEADS["frame"].settings, of_taps(TrainConfig().taps, TAP_ROWS))
     found[f"frame (tail {MAP})"] = ("frame", tail, of_taps((MAP,), MAP_ROWS))
     return found
 
@@ -81,16 +82,16 @@ def measure(name: str, case: tuple[str, HeadSettings, FrameDataset], steps: int,
     everything = tuple(range(len(features.offsets) - 1))
     task = FitTask(head=head, settings=settings, classes=8, train=everything, val_trials=(), seed=0, device="cpu")
     rng = np.random.default_rng(0)
-    run = _Run(task, features, _fresh(task, features))
+    run = _Trainer(task, features, _new_head(task, features))
     half = replace(task, settings=replace(settings, precision="bf16"))
-    other = _Run(half, features, _fresh(half, features))
-    starts = _starts(run.source, settings, rng)
+    other = _Trainer(half, features, _new_head(half, features))
+    starts = _epoch_starts(run.sampler, settings, rng)
     data, step, low = [], [], []
     run.head.train(), other.head.train()
     for i in range(steps + WARM_UP):
         chosen = starts[(i * settings.batch) % max(len(starts) - settings.batch, 1):][:settings.batch]
         began = time.perf_counter()
-        batch = run.source.batch(chosen, rng)
+        batch = run.sampler.batch(chosen, rng)
         made = time.perf_counter()
         run.step(batch, rng)
         stepped = time.perf_counter()

@@ -135,7 +135,7 @@ def spoken(other: Bench, folder: Path) -> tuple[Said, FrameDataset, list[Trial]]
     """Return what the heads of a folder say of the labelled trials of another set."""
     trials = [t for t in other.dataset.trials if t.labelled and t.name in other.store]
     known = load_trained(folder)
-    features = known.preload(other.store, trials)
+    features = known.load_features(other.store, trials)
     return dict(predict_new(known, features)), features, trials
 
 

@@ -34,7 +34,7 @@ def spoken(cache: Path, root: str, trained: OofLogits, heads: Path) -> OofLogits
     store = EmbeddingStore.open(job.current_store(cache, dataset.name))
     trials = [t for t in dataset.trials if t.name in store]
     known = inference.load_trained(heads)
-    found = known.preload(store, trials)
+    found = known.load_features(store, trials)
     logits = dict(inference.predict_new(known, found))
     return replace(trained, trials=tuple(t.name for t in trials), clip=(),
                    group=tuple(f"new {t.group}" for t in trials), split=tuple(t.split for t in trials),

@@ -1,0 +1,117 @@
+"""The heads by name: which net each is, and the settings it is trained with. This module imports no torch.
+
+To add a head, write its class in a module of `fercache/heads/` and register it in `HEADS` below. The choices of
+``--heads``, the default settings, and the rules for causal stacks and for frames without a face follow from the entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """What a head is built and trained with; stored in the JSON beside its weights.
+
+    Attributes
+    ----------
+    width, depth, dropout : of the net; `dropout` applies to a row of CNN features before its projection.
+    temporal_input : whether the head reads out-of-fold logits of the frame head instead of features.
+    window_s : seconds that a window covers (0: a single frame).
+    step_s : seconds between the frames of a window (0: every frame); for a frame-level head, seconds between the frames
+        of one training epoch. Every frame is predicted all the same.
+    batch : windows per step; lr : peak of the learning rate; epochs : maximum number of epochs; patience : epochs without
+        gain on the validation groups after which training stops (0: never).
+    optimizer : adamw (warm-up, then cosine) or sgd (momentum .9, constant rate).
+    loss : plain; weighted, balanced (class weights, one over the square root of the class's share, or over the share);
+        focal (weighted, gamma 2); adjusted (the logarithm of the class shares is added to the logits in training).
+    label_smoothing : share of the target that is spread over all classes; ema : decay of the average of weights (0: none).
+    noise : standard deviation of noise on normalized features; mixup : alpha of the beta distribution that mixes two
+        windows; time_mask_s : longest stretch, in seconds, that is masked in each window of a temporal head.
+    precision : float32 or bf16 (autocast).
+    clip_level : one prediction per clip; windows are pooled by attention.
+    finetune_tap : spatial tap from which the backbone's own pretrained blocks are trained, "" for none.
+    """
+
+    width: int = 256
+    depth: int = 1
+    dropout: float = 0.5
+    temporal_input: bool = False
+    window_s: float = 4.0
+    step_s: float = 0.0
+    batch: int = 16
+    lr: float = 1e-3
+    weight_decay: float = 0.02
+    epochs: int = 30
+    patience: int = 0
+    optimizer: str = "adamw"
+    loss: str = "weighted"
+    label_smoothing: float = 0.05
+    ema: float = 0.0
+    noise: float = 0.0
+    mixup: float = 0.0
+    time_mask_s: float = 0.0
+    precision: str = "float32"
+    clip_level: bool = False
+    finetune_tap: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """One registered head.
+
+    Attributes
+    ----------
+    net : ``module:Class`` below `fercache.heads`, imported when a head is built.
+    settings : used where the recipe sets nothing.
+    on_features : settings that differ where a temporal head reads features instead of out-of-fold logits.
+    temporal : whether the head predicts frames without a face from their neighbours.
+    looks_ahead : whether a prediction depends on later frames; a causal stack leaves such heads out.
+    pools_clips : whether the head supports `HeadSettings.clip_level`.
+    finetunes : whether the head supports `HeadSettings.finetune_tap`.
+    """
+
+    net: str
+    settings: HeadSettings
+    on_features: Mapping[str, Any] = field(default_factory=dict)
+    temporal: bool = False
+    looks_ahead: bool = False
+    pools_clips: bool = False
+    finetunes: bool = False
+
+
+# Rows of features are hundreds of times as wide as rows of logits: they need a wider net and overfit sooner.
+_ON_FEATURES = {"width": 192, "dropout": 0.5, "lr": 1e-3}
+
+# The order is the order of --help. The paper heads use the settings of Mao, Fan and Peng 2021 (arXiv 2107.05160).
+HEADS: dict[str, HeadSpec] = {
+    "frame": HeadSpec(
+        net="frame:FrameHead", finetunes=True,
+        settings=HeadSettings(width=256, window_s=0, step_s=0.2, batch=128, epochs=20, patience=6)),
+    "gru": HeadSpec(
+        net="temporal:GRUHead", temporal=True, looks_ahead=True, pools_clips=True, on_features=_ON_FEATURES,
+        settings=HeadSettings(width=48, dropout=0.3, temporal_input=True, window_s=8, step_s=0.1, lr=2e-3, patience=8,
+                              loss="balanced")),
+    "transformer": HeadSpec(
+        net="temporal:TransformerHead", temporal=True, looks_ahead=True, pools_clips=True, on_features=_ON_FEATURES,
+        settings=HeadSettings(width=64, depth=2, dropout=0.3, temporal_input=True, window_s=8, step_s=0.1, lr=2e-3,
+                              patience=8, loss="balanced")),
+    "paper-frame": HeadSpec(
+        net="paper:PaperFrameHead",
+        settings=HeadSettings(width=0, dropout=0, window_s=0, batch=96, lr=5e-4, weight_decay=5e-4, epochs=10,
+                              optimizer="sgd", loss="plain", label_smoothing=0)),
+    # Bidirectional, over windows of .3 s: they use later frames too, although few of them.
+    "paper-gru": HeadSpec(
+        net="paper:PaperGRUHead", temporal=True, looks_ahead=True,
+        settings=HeadSettings(width=768, dropout=0, window_s=0.3, batch=96, weight_decay=5e-4, epochs=10, loss="plain",
+                              label_smoothing=0)),
+    "paper-transformer": HeadSpec(
+        net="paper:PaperTransformerHead", temporal=True, looks_ahead=True,
+        settings=HeadSettings(width=768, depth=2, window_s=0.3, batch=96, weight_decay=5e-4, epochs=10, loss="plain",
+                              label_smoothing=0)),
+}
+
+TEMPORAL_HEADS = tuple(name for name, spec in HEADS.items() if spec.temporal)
+LOOKAHEAD_HEADS = tuple(name for name, spec in HEADS.items() if spec.looks_ahead)
