@@ -102,10 +102,12 @@ def main() -> None:
     import h5py  # noqa: F401
     import torch  # noqa: F401
 
-
-
-
-
+    import fercache.backbones.backbone
+    import fercache.cli.maintenance
+    import fercache.extraction.clip
+    import fercache.faces.detector
+    import fercache.stacking.stack
+    import fercache.training.train  # noqa: F401
 
     for line in sys.stdin:
         order = json.loads(line)

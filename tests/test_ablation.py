@@ -93,7 +93,7 @@ def test_the_table(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert call(home, "train-heads", *TRAINING).exit_code == 0
     pointer, = (home / "cache" / "logits").glob("*/current.json")
     before = pointer.read_bytes()
-    words = ("ablation", *BASICS, "--rows", "taps=conv2d_4b,taps=block8,folds=3,views=off", "--out",
+    words = ("ablation", *BASICS, "--rows", "taps=conv2d_4b,taps=block8,folds=3,augmentations=off", "--out",
              tmp_path / "t.csv")
     done = call(home, *words)
     assert done.exit_code == 0, done.output
@@ -104,7 +104,7 @@ def test_the_table(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         lines = list(csv.DictReader(handle))
     assert [(row["row"], row["column"]) for row in lines] == [
         ("default", "frame"), ("default", "mean"), ("taps=conv2d_4b", "frame"), ("taps=conv2d_4b", "mean"),
-        ("taps=block8", ""), ("folds=3", "frame"), ("folds=3", "mean"), ("views=off", "")]
+        ("taps=block8", ""), ("folds=3", "frame"), ("folds=3", "mean"), ("augmentations=off", "")]
     assert lines[0]["difference"] == "0.000000" and lines[4]["skipped"] and float(lines[2]["low"]) > 0
     assert [row["bytes_a_frame"] for row in lines[::2]] == ["1024", "512", "", "1024"]
     said = json.loads((tmp_path / "t.json").read_text())

@@ -185,7 +185,7 @@ def test_workers_stop_and_go_on(home: Path, alone: dict[str, str], number: signa
         again = start(home, *FLAGS[:-2], 2, "--clips", "videos", "--workers", 2)
         _, err = again.communicate(timeout=240)
         assert again.returncode == 1 and "1 failed" in err and "broken" in err, err
-        assert err.count("3584 bytes a frame") == 1 and "Traceback" not in err
+        assert err.count("3584 bytes per frame") == 1 and "Traceback" not in err
         assert digest_in(home) == alone["videos"] and listed(home).keys() == {"failures.csv"}
 
 
@@ -202,9 +202,9 @@ def typed(**flags: str) -> LaunchPlan:
 @pytest.mark.parametrize("flags, says", [
     ({"scheduler": "tcp://x:1"}, "only Dask has a scheduler"),
     ({"scheduler": "tcp://x:1", "engine": "dask", "workers": "2"}, "a running scheduler has its own workers"),
-    ({"workers": "many"}, "no number of processes"), ({"workers": "-1"}, "no number of processes"),
-    ({"workers": "9999"}, "no number of processes"), ({"shard": "1"}, "names no part"),
-    ({"time_limit": "soon"}, "no length of time")])
+    ({"workers": "many"}, "not a number of processes"), ({"workers": "-1"}, "not a number of processes"),
+    ({"workers": "9999"}, "not a number of processes"), ({"shard": "1"}, "not a part"),
+    ({"time_limit": "soon"}, "not a length of time")])
 def test_what_makes_no_sense_is_refused(flags: dict[str, str], says: str) -> None:
     with pytest.raises(InputError, match=says):
         typed(**flags)
@@ -261,7 +261,7 @@ def test_what_a_process_logs_is_told_once_and_by_the_run(home: Path, caplog: pyt
     assert [clip.state for clip in done.clips] == ["failed"]
     assert [level for level, _ in done.log_records] == [logging.ERROR] and "gone" in done.log_records[0][1]
     caplog.clear()
-    done.log_level()
+    done.replay_log()
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     late = worker.worker_for(replace(order, ends_s=time.time()), 0)
     assert late is not hand

@@ -156,7 +156,7 @@ def test_nets_that_several_threads_ask_for_at_once_are_made_once(monkeypatch: py
 
     def ask(_: int) -> tuple[object, object]:
         start.wait()
-        return one.net(1.0), one.close
+        return one.net(1.0), one.close_net
 
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(ask, range(8)))

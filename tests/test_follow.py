@@ -43,7 +43,7 @@ class Looks:
         self.rows += rows
         return [self.truth[row].copy() for row in rows]
 
-    def near(self, images: Sequence[np.ndarray], places: Sequence[np.ndarray]) -> Faces:
+    def detect_in_rois(self, images: Sequence[np.ndarray], places: Sequence[np.ndarray]) -> Faces:
         """Return the faces of which the middle is within a face's size of a place's."""
         rows = [int(image[0, 0, 0]) for image in images]
         self.around += rows
@@ -51,7 +51,7 @@ class Looks:
                 for row, boxes in zip(rows, places, strict=True)]
         return [np.array(one).reshape(-1, 5) for one in hits]
 
-    def places(self, image: np.ndarray) -> int:
+    def rois_per_frame(self, image: np.ndarray) -> int:
         return 0 if image.shape[:2] == SMALL else 2
 
 
@@ -150,7 +150,7 @@ def test_a_doubtful_face_is_no_reason_to_look_at_a_sure_one() -> None:
     asked: list[int] = []
 
     class Counted(Looks):
-        def near(self, images: Sequence[np.ndarray], places: Sequence[np.ndarray]) -> Faces:
+        def detect_in_rois(self, images: Sequence[np.ndarray], places: Sequence[np.ndarray]) -> Faces:
             asked.extend(map(len, places))
             return [self.truth[int(image[0, 0, 0])].copy() for image in images]
 

@@ -73,14 +73,14 @@ def store_of(report: ExtractReport) -> EmbeddingStore:
 
 @pytest.mark.parametrize("views", [1, 3])
 def test_crops_in_any_number_of_clips_and_threads(crops: Path, tmp_path: Path, weights_at: Path, views: int) -> None:
-    digests = {(flight, threads): store_of(run(crops, tmp_path / f"{flight}-{threads}", weights_at, in_flight=flight,
+    digests = {(flight, threads): store_of(run(crops, tmp_path / f"{flight}-{threads}", weights_at, concurrent_clips=flight,
                                                threads=threads, views=views)).digest()
                for flight, threads in ((1, 1), (4, 1), (4, 2), (9, 2))}
     assert len(set(digests.values())) == 1, digests
 
 
 def test_videos_in_any_number_of_clips_and_threads(videos: Path, tmp_path: Path, weights_at: Path) -> None:
-    reports = {(flight, threads): run(videos, tmp_path / f"{flight}-{threads}", weights_at, in_flight=flight,
+    reports = {(flight, threads): run(videos, tmp_path / f"{flight}-{threads}", weights_at, concurrent_clips=flight,
                                       threads=threads) for flight, threads in ((1, 1), (4, 1), (4, 2))}
     assert len({store_of(report).digest() for report in reports.values()}) == 1
     for report in reports.values():
@@ -100,7 +100,7 @@ def test_clips_are_really_at_work_at_once(crops: Path, tmp_path: Path, weights_a
         return job(self)
 
     monkeypatch.setattr(clip.ClipJob, "run", meets)
-    assert run(crops, tmp_path / "home", weights_at, in_flight=2).count("computed") == 9
+    assert run(crops, tmp_path / "home", weights_at, concurrent_clips=2).count("computed") == 9
 
 
 def test_an_error_that_is_no_clips_ends_the_run_and_loses_nothing(crops: Path, tmp_path: Path, weights_at: Path,
@@ -116,7 +116,7 @@ def test_an_error_that_is_no_clips_ends_the_run_and_loses_nothing(crops: Path, t
     with monkeypatch.context() as patch:
         patch.setattr(writer.ClipWriter, "commit", full)
         with pytest.raises(OSError, match="No space left"):
-            run(crops, tmp_path / "home", weights_at, in_flight=4)
+            run(crops, tmp_path / "home", weights_at, concurrent_clips=4)
     config = ExtractConfig(taps=TAPS, threads=1)
     dataset = data.load_dataset(DatasetConfig(clips=str(crops), dataset="table"), tmp_path / "home")
     report = job.extract_dataset(dataset, config, tmp_path / "home")
@@ -130,7 +130,7 @@ def test_a_damaged_store_ends_the_run_in_any_thread(crops: Path, tmp_path: Path,
 
     monkeypatch.setattr(clip.ClipJob, "run", damaged)
     with pytest.raises(StoreError):
-        run(crops, tmp_path / "home", weights_at, in_flight=3)
+        run(crops, tmp_path / "home", weights_at, concurrent_clips=3)
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("crew", "clip", "ahead"))]
 
 
@@ -138,7 +138,7 @@ def test_the_log_names_the_bottleneck(videos: Path, tmp_path: Path, weights_at: 
                                       caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fercache.extraction.profiler.MIN_WORK_S", 0.0)
     with caplog.at_level(logging.INFO):
-        run(videos, tmp_path / "home", weights_at, every=1)
+        run(videos, tmp_path / "home", weights_at, detect_every=1)
     said = [record.getMessage() for record in caplog.records if "is the bottleneck" in record.getMessage()]
     assert len(said) == 1 and said[0].startswith("decode ")
     for part in ("detect ", "crop ", "cnn ", "write "):

@@ -244,7 +244,7 @@ def test_wrong_calls_are_told(home: Path, tmp_path: Path) -> None:
         text = text.replace(name, unknown)
     (tmp_path / "other" / "labels.csv").write_text(text)
     flags = ["--clips", tmp_path / "other" / "clips.csv", "--labels", tmp_path / "other" / "labels.csv"]
-    for words, said in (([], "no clip is named"), ([tmp_path, *flags], "one by one and as a set"),
+    for words, said in (([], "no clip is named"), ([tmp_path, *flags], "as arguments and as a data set"),
                         ([tmp_path / "absent"], "no such file"),
                         ([*flags, "--classes", "Boredom,Contempt,Anxiety"], "which the heads do not know")):
         done = call(home / "cache", "predict", *words, "--out", tmp_path / "out")

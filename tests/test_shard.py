@@ -94,7 +94,7 @@ def test_an_array_of_torchruns_covers_every_part() -> None:
 
 
 @pytest.mark.parametrize("text, environ, says", [
-    ("3", {}, "'3' names no part"), ("a/b", {}, "names no part"), ("-1/4", {}, "names no part"),
+    ("3", {}, "'3' is not a part"), ("a/b", {}, "is not a part"), ("-1/4", {}, "is not a part"),
     ("5/4", {}, "no part 5 of 4"), ("0/4", {}, "no part 0 of 4"), ("0/0", {}, "no part 0 of 0"),
     ("auto", {}, "neither a Slurm array nor torchrun"),
     ("auto", {"RANK": "1"}, "neither a Slurm array nor torchrun"),
@@ -125,5 +125,5 @@ def test_lengths_of_time(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "0m", "soon", "-5", "1:2:3:4", "m", "1-2-3", "5x", "1 h", "0:00"])
 def test_what_is_no_length_of_time(text: str) -> None:
-    with pytest.raises(InputError, match="no length of time"):
+    with pytest.raises(InputError, match="not a length of time"):
         cancellation.parse_time_limit(text)

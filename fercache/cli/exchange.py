@@ -79,11 +79,11 @@ def logits_group() -> None:
 
 
 @logits_group.command("import", cls=HeadedCommand)
-@click.argument("source", metavar="NAME")
+@click.argument("logits_name", metavar="NAME")
 @config_options(DatasetConfig)
 @config_options(LogitsConfig)
 @location_options
-def logits_import_command(context: Context, source: str, **typed: Any) -> int:
+def logits_import_command(context: Context, logits_name: str, **typed: Any) -> int:
     """Keep the predictions of a table as NAME, for `fercache stack --logits NAME`.
 
     \b
@@ -96,6 +96,6 @@ def logits_import_command(context: Context, source: str, **typed: Any) -> int:
     if not config.table or not config.provenance:
         raise InputError("say where the predictions are, and who made them", where="logits import",
                          hint="--table FILE --provenance out-of-fold|held-out|in-sample")
-    path, _ = logits_import.import_logits(source, config, context.dataset_name(typed), context.cache)
+    path, _ = logits_import.import_logits(logits_name, config, context.dataset_name(typed), context.cache)
     click.echo(path)
     return 0

@@ -1,4 +1,7 @@
-"""Data sets: one reader a layout, one contract (`Dataset`, `Trial`, `Problem`), labels by frame number."""
+"""Data sets: one reader a layout, one contract (`Dataset`, `Trial`, `Problem`), labels by frame number.
+
+Open `base.py` first for what a data set is; this file registers all layouts. One module reads each.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Frames out of clips: a video file or a folder of crops, one row a source frame, in constant memory."""
+"""Frames out of clips: a video file or a folder of crops, one row a source frame, in constant memory.
+
+Open this file first: it opens any clip. `video.py` and `pictures.py` hold the two kinds of sources.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Weights of the face CNN: known by name and pulled once, or a file of the user's; kept as safetensors."""
+"""Weights of the face CNN: known by name and pulled once, or a file of the user's; kept as safetensors.
+
+Open this file first; `files.py` holds how weights are stored.
+"""
 
 from __future__ import annotations
 

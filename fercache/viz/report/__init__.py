@@ -1,4 +1,7 @@
-"""One page to look at: whether the cache is whole, which head is right where, and why the score is what it is."""
+"""One page to look at: whether the cache is whole, which head is right where, and why the score is what it is.
+
+Open this file first; `sections.py` holds what the page shows, `figures.py` how it is drawn.
+"""
 
 from __future__ import annotations
 
