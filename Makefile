@@ -73,15 +73,15 @@ audit: $(VENV)/.ready  ## proof that nothing leaks: folds, provenance, shuffled 
 	@$(FERCACHE) audit $(DATA_FLAGS) $(ARGS)
 
 test: $(VENV)/.ready-dev  ## the quick suite
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q -n auto $(ARGS)
 
 test-full: $(VENV)/.ready-dev  ## the suite with the stated volumes
-	@$(BIN)/python -m pytest -q --full $(ARGS)
+	@$(BIN)/python -m pytest -q -n auto --full $(ARGS)
 
 ci: $(VENV)/.ready-dev  ## lint, types, tests: what CI runs
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q -n auto $(ARGS)
 
 bench: $(VENV)/.ready-dev  ## every benchmark, small
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
