@@ -12,8 +12,6 @@ from fercache.heads.registry import HEADS
 
 MAX_THREADS = 256
 PRECISIONS = ("float32", "bf16", "fp16")
-DATASETS = ("demo", "affwild2", "mtl", "dfew", "ferv39k", "mafw", "cremad", "ravdess", "afew", "ckplus", "table",
-            "logits")
 LOSSES = ("plain", "weighted", "balanced", "focal", "adjusted")
 
 
@@ -77,8 +75,9 @@ def default_of(entry: Any) -> Any:
 class DatasetConfig(Config):
     """Where the clips and labels are (`stages/dataset.toml`)."""
 
-    dataset: str = option("demo", "Which set; where only --root is given it is told by its folders. "
-                          "logits: nothing but imported logits.", choices=DATASETS)
+    # Its choices are the readers of fercache.data, which imports this module; the command line adds them.
+    dataset: str = option("demo", "Which set; where only --root is given it is recognised by its folders. "
+                          "logits: imported logits only.")
     root: str = option("", "Folder that the set lies in.", numbers=False)
     clips: str = option("", "Table clip,path[,label][,subject][,group][,split], or a folder of clips.", numbers=False)
     labels: str = option("", "Per-frame labels: a table clip,frame,label or a folder of text files.", numbers=False)

@@ -38,7 +38,7 @@ def test_three_people_are_three_groups_and_share_two_classes(tmp_path: Path) -> 
         counts[trial.group] += np.bincount(trial.on_clock(0) + 1, minlength=8)
     assert len(counts) == 3 and all((count[1:] > 0).sum() >= 2 for count in counts.values())
     assert (np.sum([count[1:] > 0 for count in counts.values()], axis=0) >= 2).sum() >= 2
-    readme = (ANNOTATIONS.parent / "README.md").read_text()
+    readme = (ANNOTATIONS / "README.md").read_text()
     for person, count in counts.items():
         assert f"| {person} | {' | '.join(map(str, [*count[1:], count[0]]))} |" in readme
 

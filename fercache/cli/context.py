@@ -127,6 +127,10 @@ def _type(hint: Any, entry: dataclasses.Field[Any]) -> click.ParamType[Any]:
         return CommaList()
     if entry.metadata["choices"]:
         return click.Choice(entry.metadata["choices"])
+    if entry.name == "dataset":
+        from fercache.data import DATASETS
+
+        return click.Choice(DATASETS)
     return {str: click.STRING, int: click.INT, float: click.FLOAT}[hint]
 
 

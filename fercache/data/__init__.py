@@ -1,6 +1,7 @@
-"""Data sets: one reader a layout, one contract (`Dataset`, `Trial`, `Problem`), labels by frame number.
+"""Data sets: a reader for each layout, which turns folders and labels into trials (`Dataset`, `Trial`).
 
-Open `base.py` first for what a data set is; this file registers all layouts. One module reads each.
+Open `base.py` first for what a data set is; then `clip_level.py` or `affwild2.py` for how one is read. A new data set is
+one entry in `READERS` below: the choices of `--dataset` and the recognition of folders follow from it.
 """
 
 from __future__ import annotations
@@ -19,28 +20,28 @@ from fercache.errors import InputError
 
 log = logging.getLogger(__name__)
 
-
 DEPTH = 5
-"""Folders down to which a layout is looked for (lists lie deeper than clips)."""
+"""Folders down to which a layout is recognised (lists are deeper down than clips)."""
 
 
 class Reader(NamedTuple):
-    """One layout: how it is read, and how it is told from a folder."""
+    """One layout: how it is read, and how its folder is recognised."""
 
     read: Callable[[DatasetConfig], Dataset]
     looks_like: Callable[[Scan], bool]
 
 
 READERS = {
-    "affwild2": Reader(affwild2.read, affwild2.looks_like), "mtl": Reader(mtl.read, mtl.looks_like),
-    "dfew": Reader(clip_level.read_dfew, clip_level.looks_like_dfew), "ferv39k": Reader(clip_level.read_ferv39k,
-                                                                                        clip_level.looks_like_ferv39k),
-    "mafw": Reader(clip_level.read_mafw, clip_level.looks_like_mafw), "ckplus": Reader(clip_level.read_ckplus,
-                                                                                       clip_level.looks_like_ckplus),
-    "cremad": Reader(clip_level.read_cremad, clip_level.looks_like_cremad), "ravdess": Reader(clip_level.read_ravdess,
-                                                                                              clip_level.looks_like_ravdess),
-    "afew": Reader(clip_level.read_afew, clip_level.looks_like_afew)}
-"""Layouts with folders of their own, in the order in which a folder is asked for them."""
+    "affwild2": Reader(affwild2.read, affwild2.looks_like),
+    "mtl": Reader(mtl.read, mtl.looks_like),
+    **{spec.name: Reader(spec.read, spec.looks_like)
+       for spec in (clip_level.DFEW, clip_level.FERV39K, clip_level.MAFW, clip_level.CKPLUS, clip_level.CREMAD,
+                    clip_level.RAVDESS, clip_level.AFEW)},
+}
+"""Layouts with folders of their own, in the order in which a folder is compared with them."""
+
+DATASETS = ("demo", *READERS, "table", "logits")
+"""What `--dataset` and `dataset.toml` can name; "logits" has no clips, only imported logits."""
 
 
 def load_dataset(config: DatasetConfig, cache: Path) -> Dataset:
@@ -48,37 +49,51 @@ def load_dataset(config: DatasetConfig, cache: Path) -> Dataset:
 
     Parameters
     ----------
-    cache : the cache folder (the demo's clips lie in it).
+    cache : the cache folder, which holds the demo's clips.
 
     Raises
     ------
     InputError
-        There is no such folder or table, it is empty, its layout is not the one named, or it has no such fold; says
-        what was found there.
+        There is no such data set, folder or table, it is empty, its layout is not the one named, or it has no such
+        fold; the hint says what is there.
 
     Notes
     -----
-    What is wrong with single clips is in the result's `problems`; the others are read. No crop folder is listed to its
+    Problems of single clips are in the result's `problems`; the other clips are read. No crop folder is listed to its
     end and no video opened: 561 trials with 2.8 million labels take about a second.
     """
+    check_name(config)
     if config.dataset == "logits":
-        raise InputError("a data set of imported logits has no clips to look at", where="dataset",
-                         hint="`stack` and `audit` can work on it; name clips for anything else")
+        raise InputError("a data set of imported logits has no clips", where="dataset",
+                         hint="use it with `stack` and `audit`; name clips for anything else")
     config = replace(config, dataset=_layout(config))
-    found = _read(config, cache)
-    if config.fold and not found.folds:
-        raise InputError(f"{found.layout} publishes no folds, and fold {config.fold} is asked for", where="fold",
+    dataset = _read(config, cache)
+    if config.fold and not dataset.folds:
+        raise InputError(f"{dataset.layout} publishes no folds, so there is no fold {config.fold}", where="fold",
                          hint="leave --fold out; stage two makes folds by group (--folds)")
-    return found
+    return dataset
+
+
+def check_name(config: DatasetConfig) -> None:
+    """Refuse a data set that is not registered.
+
+    Raises
+    ------
+    InputError
+        There is no such data set.
+    """
+    if config.dataset not in DATASETS:
+        raise InputError(f"dataset = {config.dataset!r} is not one of {', '.join(DATASETS)}", where="dataset",
+                         hint="correct --dataset or stages/dataset.toml")
 
 
 def logits_name(config: DatasetConfig) -> str:
-    """Return the name in the cache of a data set that is nothing but imported logits."""
+    """Return the name in the cache of a data set that consists of imported logits only."""
     return config.name or "logits"
 
 
 def _read(config: DatasetConfig, cache: Path) -> Dataset:
-    """Return the data set; an error of a wrong layout names the layout that the folder has."""
+    """Return the data set; an error about a wrong layout names the layout that the folder has."""
     if config.dataset == "table":
         return table.read_clip_table(config)
     if config.dataset == "demo":
@@ -86,52 +101,47 @@ def _read(config: DatasetConfig, cache: Path) -> Dataset:
     try:
         return READERS[config.dataset].read(config)
     except InputError as error:
-        others = [name for name in _guesses(config.root) if name != config.dataset] if config.root else []
-        if not others or config.dataset in _guesses(config.root):
+        try:
+            fits = _fits(scan(Path(config.root), DEPTH)) if config.root else []
+        except InputError:  # the folder cannot be read: the first error says so already
+            fits = []
+        if not fits or config.dataset in fits:
             raise
         raise InputError(error.what, where=error.where,
-                         hint=f"it looks like {others[0]}: --dataset {others[0]}; {error.hint}") from error
+                         hint=f"it looks like {fits[0]}: --dataset {fits[0]}; {error.hint}") from error
 
 
-def _guesses(root: str) -> list[str]:
-    """Return the layouts that a folder looks like; none where it cannot be read."""
-    try:
-        found = scan(Path(root), DEPTH)
-    except InputError:
-        return []
+def _fits(found: Scan) -> list[str]:
+    """Return the layouts that a folder looks like."""
     return [name for name, reader in READERS.items() if reader.looks_like(found)]
 
 
 def _layout(config: DatasetConfig) -> str:
-    """Return the layout to read: the demo only where no place is given."""
+    """Return the layout to read, recognised from the folder where only a place is given; the log says so.
+
+    Raises
+    ------
+    InputError
+        No layout fits, or several do.
+    """
     if config.dataset != "demo" or not (config.root or config.clips or config.labels):
         return config.dataset
     if config.clips:
         return "table"
     if not config.root:
         raise InputError("labels are given without clips", where=config.labels, hint="give --clips too")
-    return _report_problems(Path(config.root))
-
-
-def _report_problems(root: Path) -> str:
-    """Return the layout that a folder has, and say in the log that it was guessed.
-
-    Raises
-    ------
-    InputError
-        None is known, or several fit.
-    """
+    root = Path(config.root)
     found = scan(root, DEPTH)
-    fits = [name for name, reader in READERS.items() if reader.looks_like(found)]
-    if fits[:2] == ["affwild2", "mtl"]:
+    fits = _fits(found)
+    if fits[:2] == ["affwild2", "mtl"]:  # the organisers' folder holds both tracks; the expression track is the usual one
         log.info("note: %s holds the multi-task table too; --dataset mtl reads it", root)
     elif len(fits) > 1:
         raise InputError(f"it looks like several sets: {', '.join(fits)}", where=root,
-                         hint="say which with --dataset, or give the folder of one of them")
+                         hint="choose one with --dataset, or give the folder of one of them")
     if not fits and any(found.clips()):
         fits = ["table"]
     if not fits:
-        known = f"{', '.join(READERS)} or table"
-        raise InputError("no layout that is known", where=root, hint=f"--dataset {known}; {describe(found)}")
-    log.info("%s: read as %s (by its folders; --dataset says otherwise)", root, fits[0])
+        raise InputError("unknown layout", where=root,
+                         hint=f"--dataset {', '.join(READERS)} or table; {describe(found)}")
+    log.info("%s: read as %s (recognised by its folders; --dataset overrides)", root, fits[0])
     return fits[0]

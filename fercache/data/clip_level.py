@@ -1,34 +1,43 @@
-"""What the clip-level sets share: lists of ``clip label``, the versions in which a set's clips lie about, trials."""
+"""The data sets with one label a clip, as specifications: where a set's labels are, and how its clips are named.
+
+Notes
+-----
+Each set is one instance of a `ClipLevelSet`. Sets whose labels come from the same kind of place share a class:
+`ListedSet` (lists of clips and labels), `NamedSet` (the label is in the clip's name), `EmotionFolderSet` (the label is a
+folder's name) and `LabelFileSet` (a file a sequence). All share the choice of one version of the clips.
+"""
 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 from fercache.config import DatasetConfig
 from fercache.data.base import UNKNOWN, Dataset, Kind, Problem, Split, Trial, cache_name, shorten_list
+from fercache.data.labels import SETS, canonical_class_name
 from fercache.data.scan import Scan, describe, scan, unnamable
 from fercache.errors import InputError
 
 DEPTH = 6
-"""Folders down to which a set's clips are looked for (archives unpack into a folder of their own)."""
+"""Folders down to which a set's clips are searched (archives unpack into a folder of their own)."""
 LIMIT_BYTES = 64 << 20
 SHOWN = 60
-SAME = {"happy": "happiness", "joy": "happiness", "sad": "sadness", "angry": "anger", "fearful": "fear",
-        "surprised": "surprise", "disgusted": "disgust", "contemptuous": "contempt", "calmness": "calm"}
-"""Words of one class, as participants write them."""
+SPLITS: tuple[Split, ...] = ("train", "test")
+SPELLINGS = {"joy": "happiness", "calmness": "calm"}
+"""Labels that participants' lists write, beside the spellings of `canonical_class_name`."""
 
 Key = Callable[[PurePath], tuple[str, str] | None]
-"""(version, clip) of a clip's path below the root: which version of the set it belongs to, and which clip it is."""
+"""(version, clip) of a clip's path below the root; None where the path is no clip of the set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipEntry:
-    """One clip as a set's lists or names tell of it; `label` is an index into the classes, -1 for none."""
+    """One clip as a set lists it; `label` is an index into the classes, -1 for none."""
 
     name: str
     label: int
@@ -39,31 +48,119 @@ class ClipEntry:
     stated: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class ListLine:
-    """A line of a list: clip as written, label as written, frames stated (0 for none)."""
+class Listing(NamedTuple):
+    """The clips that a set lists.
 
-    line: int
+    Attributes
+    ----------
+    ignored : clips that belong to the set and are left out on purpose; they are not reported as unlisted.
+    folds, fold : how many folds the set publishes, and the one that was read.
+    """
+
+    entries: Iterable[ClipEntry]
+    problems: list[Problem]
+    ignored: Collection[str] = ()
+    folds: int = 0
+    fold: int = 0
+    notice: str = ""
+
+
+class ListLine(NamedTuple):
+    """A line of a list: clip and label as written, and the stated number of frames (0 for none)."""
+
     clip: str
-    word: str
+    label: str
     stated: int = 0
 
 
 @dataclass
 class FolderVersion:
-    """One form in which a set's clips are there: crops of one policy, or videos."""
+    """One version of a set's clips: crops of one policy, or videos."""
 
     name: str
     kind: Kind
     clips: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
 
     def covers(self, wanted: Collection[str]) -> int:
-        """Return how many of the wanted clips it has."""
+        """Return how many of the wanted clips this version has."""
         return sum(name in wanted for name in self.clips)
 
 
-def scans(config: DatasetConfig, layout: str) -> list[Scan]:
-    """Return what lies under the root, and under --clips and --labels; where --clips is given, its clips alone count.
+@dataclass(frozen=True, kw_only=True)
+class ClipLevelSet(ABC):
+    """What distinguishes one set from another.
+
+    Parameters
+    ----------
+    expected : the files or names that an error message asks for.
+    whole_frames : whether folders of pictures hold whole frames, not crops of faces.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    key: Key
+    expected: str
+    metric: str = "uar"
+    whole_frames: bool = False
+
+    @abstractmethod
+    def looks_like(self, found: Scan) -> bool:
+        """Return whether a folder holds this set."""
+
+    @abstractmethod
+    def list_clips(self, found: Sequence[Scan], config: DatasetConfig) -> Listing:
+        """Return the clips of the set with their labels, splits and groups.
+
+        Raises
+        ------
+        InputError
+            The labels are absent, or the chosen fold is.
+        """
+
+    def read(self, config: DatasetConfig) -> Dataset:
+        """Return the data set: one trial for each listed clip that is there exactly once.
+
+        Raises
+        ------
+        InputError
+            No folder is named, it holds no labels of this set, there is no such fold, or not one clip is there.
+        """
+        found = scan_places(config, self.name)
+        listing = self.list_clips(found, config)
+        wanted = {entry.name: entry for entry in listing.entries}
+        problems = [problem for each in found for problem in (*each.problems, *unnamable(each))]
+        versions = find_versions(found, self.key)
+        version = choose_version(versions, wanted, config.source) if versions else FolderVersion("", "video")
+        trials, lost = _trials(wanted, version)
+        if not trials:
+            raise InputError(f"none of the {len(wanted)} clips of {self.name} is there", where=found[0].root,
+                             hint=f"put the clips below it, or give --clips DIR; {describe(found[0])}")
+        extra = sorted(set(version.clips) - set(wanted) - set(listing.ignored))
+        if extra:
+            problems.append(Problem(where=shorten_list(extra), what=f"{len(extra)} clips are in no list", lost=False,
+                                    hint="they are left out"))
+        return Dataset(name=cache_name(self.name, found[0].root, config.name), layout=self.name, classes=self.classes,
+                       metric=self.metric, trials=tuple(trials), folds=listing.folds, fold=listing.fold,
+                       notice=listing.notice, whole_frames=self.whole_frames and version.kind == "crops",
+                       problems=(*problems, *listing.problems, *_unused_versions(versions, version, wanted), *lost))
+
+    def labels_missing(self, what: str, found: Sequence[Scan]) -> InputError:
+        """Return the error for a folder without this set's labels."""
+        return InputError(f"{what} of {self.name}", where=found[0].root,
+                          hint=f"expected: {self.expected}; {describe(found[0])}")
+
+    def wrong_label(self, clip: str, label: str, where: Path) -> Problem:
+        """Return the problem of a clip whose label is not a class of the set."""
+        return Problem(where=clip, what=f"its label was dropped: {label[:SHOWN]!r} is none of "
+                                        f"{shorten_list(self.classes, 12)}",
+                       hint=f"correct {where}; the clip is predicted without a label meanwhile")
+
+
+# What the sets share: places, versions of the clips, names, labels.
+
+
+def scan_places(config: DatasetConfig, layout: str) -> list[Scan]:
+    """Return what is under --root, --clips and --labels; where --clips is given, no other clips count.
 
     Raises
     ------
@@ -72,8 +169,7 @@ def scans(config: DatasetConfig, layout: str) -> list[Scan]:
     """
     places = [place for place in dict.fromkeys((config.root, config.clips, config.labels)) if place]
     if not places:
-        raise InputError(f"{layout} needs the folder that it lies in", where=f"dataset {layout}",
-                         hint="give --root DIR")
+        raise InputError(f"{layout} needs the folder of the data set", where=f"dataset {layout}", hint="give --root DIR")
     found = [scan(Path(place), DEPTH, prefixed=True) for place in places]
     for each in found:
         if config.clips and each.root != Path(config.clips):
@@ -82,13 +178,109 @@ def scans(config: DatasetConfig, layout: str) -> list[Scan]:
     return found
 
 
-def rows_of(path: Path) -> list[ListLine]:
+def find_versions(found: Iterable[Scan], key: Key) -> list[FolderVersion]:
+    """Return the versions of a set's clips, sorted by name."""
+    versions: dict[tuple[str, Kind], FolderVersion] = {}
+    for each in found:
+        for path, kind in each.clips():
+            keyed = key(path.relative_to(each.root)) if path != each.root else None
+            if keyed is None:
+                continue
+            paths = versions.setdefault((keyed[0], kind), FolderVersion(keyed[0], kind)).clips[keyed[1]]
+            if path not in paths:  # --root and --clips may overlap
+                paths.append(path)
+    return [versions[name] for name in sorted(versions)]
+
+
+def choose_version(versions: Sequence[FolderVersion], wanted: Collection[str], source: str) -> FolderVersion:
+    """Return the version that covers most of the wanted clips.
+
+    Notes
+    -----
+    Of equals: pictures before videos, all frames before a choice of 16 (``clip_224x224_16f`` has lost its timestamps),
+    faces before others, then by name. Versions are never mixed: features of two crop policies in one store cost nearly
+    half of the score.
+    """
+    def rank(version: FolderVersion) -> tuple[int, bool, bool, bool, str]:
+        low = version.name.casefold()
+        return (-version.covers(wanted), version.kind == "video", bool(re.search(r"(?<!\d)16f", low)),
+                not re.search("face|align|224", low), low)
+
+    return min([version for version in versions if source in ("auto", version.kind)] or versions, key=rank)
+
+
+def _unused_versions(versions: Sequence[FolderVersion], chosen: FolderVersion, wanted: Collection[str]
+                     ) -> list[Problem]:
+    """Return a note where a set is there in several versions."""
+    others = [f"{version.name or '.'} ({version.covers(wanted)} {version.kind})" for version in versions
+              if version is not chosen and version.covers(wanted)]
+    if not others:
+        return []
+    return [Problem(where=chosen.name or ".", lost=False,
+                    hint="choose with --source crops or --source video, or --clips DIR",
+                    what=f"read as {chosen.kind} ({chosen.covers(wanted)} of {len(wanted)} clips); also there, "
+                         f"unused: {shorten_list(others)}")]
+
+
+def _trials(wanted: Mapping[str, ClipEntry], version: FolderVersion) -> tuple[list[Trial], list[Problem]]:
+    """Return a trial for each entry with exactly one clip, and a problem for each other entry."""
+    trials, lost = [], []
+    for name, entry in sorted(wanted.items()):
+        paths = version.clips.get(name, [])
+        if len(paths) != 1:
+            what = f"several clips have its name: {shorten_list(paths)}" if paths else "listed, but there is no clip of it"
+            lost.append(Problem(where=name, what=what, kind="no-clip",
+                                hint="it is left out; get its clip, or keep one of them"))
+            continue
+        trials.append(Trial(name=name, path=paths[0], kind=version.kind, parent=name, group=entry.group or name,
+                            split=entry.split, subject=entry.subject, clip_label=entry.label, fold=entry.fold,
+                            stated=entry.stated))
+    return trials, lost
+
+
+def stem_of(path: PurePath) -> str:
+    """Return a clip's name without any ending."""
+    return path.name.partition(".")[0]
+
+
+def stem_key(pattern: str, *, without: str = "", digits: int = 0) -> Key:
+    """Return the key of a set whose clips are files or folders with a name of one pattern.
+
+    Parameters
+    ----------
+    without : regular expression of folders that only divide a version into pieces, and are no part of its name.
+    digits : length to which numbers are padded with zeros, 0 to leave names as they are.
+    """
+    def key(path: PurePath) -> tuple[str, str] | None:
+        stem = stem_of(path)
+        if not re.fullmatch(pattern, stem):
+            return None
+        parts = (part for part in path.parent.parts if not re.fullmatch(without, part, re.IGNORECASE))
+        return "/".join(parts), f"{int(stem):0{digits}d}" if digits else stem
+    return key
+
+
+def code_of(label: str, classes: Sequence[str], first: int = 0) -> int | None:
+    """Return the index of a label: a class name in any usual spelling, or a number that counts from `first`."""
+    if label.isascii() and label.isdigit():
+        code = int(label[:9]) - first
+        return code if 0 <= code < len(classes) else None
+    names = [canonical_class_name(name) for name in classes]
+    plain = canonical_class_name(label)
+    plain = SPELLINGS.get(plain, plain)
+    return names.index(plain) if plain in names else None
+
+
+# Sets with lists: a training and a test list, of one split or of each published fold.
+
+
+def read_list(path: Path) -> list[ListLine]:
     """Return the lines of a list: ``clip,label``, ``clip label`` or ``clip frames label``, with or without a header.
 
     Raises
     ------
     InputError
-        It cannot be read, or a line has no second field.
+        The file cannot be read, or a line has no second field.
 
     Notes
     -----
@@ -101,404 +293,305 @@ def rows_of(path: Path) -> list[ListLine]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the list cannot be read ({getattr(error, 'strerror', None) or error})", where=path,
                          hint="check its permissions, or download it again") from error
-    found = [_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    return found[1:] if found and found[0].word.casefold() in ("label", "labels", "emotion", "annotation") else found
+    found = [_parse_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    return found[1:] if found and found[0].label.casefold() in ("label", "labels", "emotion", "annotation") else found
 
 
-def _row(path: Path, number: int, line: str) -> ListLine:
+def _parse_line(path: Path, number: int, line: str) -> ListLine:
+    """Return one line of a list; paths in it may hold blanks, so fields count from the end."""
     parts = line.split(",") if "," in line else line.rsplit(None, 2)
-    if len(parts) == 3 and not ("," not in line and parts[1].isascii() and parts[1].isdigit()):
+    if len(parts) == 3 and ("," in line or not (parts[1].isascii() and parts[1].isdigit())):
         parts = [] if "," in line else line.rsplit(None, 1)
     parts = [part.strip() for part in parts]
     if len(parts) not in (2, 3) or not parts[0]:
         raise InputError(f"line {number} is {line[:SHOWN]!r}: no clip and label", where=path,
                          hint="download the list again")
-    stated = int(parts[1][:9]) if len(parts) == 3 else 0
-    return ListLine(line=number, clip=parts[0], word=parts[-1], stated=stated)
+    return ListLine(parts[0], parts[-1], int(parts[1][:9]) if len(parts) == 3 else 0)
 
 
-def code_of(word: str, classes: Sequence[str], first: int = 0) -> int | None:
-    """Return the index of a label: a class name in any usual spelling, or a number that counts from `first`."""
-    if word.isascii() and word.isdigit():
-        code = int(word[:9]) - first
-        return code if 0 <= code < len(classes) else None
-    plain = [canonical(name) for name in classes]
-    return plain.index(canonical(word)) if canonical(word) in plain else None
+@dataclass(frozen=True, kw_only=True)
+class ListedSet(ClipLevelSet):
+    """A set with lists of clips and labels.
 
-
-@lru_cache(4096)
-def canonical(word: str) -> str:
-    """Return the one spelling of a class name: ``Happy`` and ``Happiness`` are one class."""
-    folded = word.strip().casefold()
-    return SAME.get(folded, folded)
-
-
-def by_fold(lists: Mapping[tuple[int, Split], Path], layout: str, fold: int) -> int:
-    """Return the fold to use of those that have lists.
-
-    Raises
-    ------
-    InputError
-        The chosen fold has no lists; says which have.
+    Parameters
+    ----------
+    official, common : regular expressions of the lists' paths below the root (groups ``split`` and, for published
+        folds, ``fold``): the set's own lists, and those that participants pass on (``path frames label``, numbers
+        from 0).
+    first : the number of the first class in the official lists.
+    parts : how many last parts of a clip's path in a list make its name.
     """
-    there = sorted({number for number, _ in lists})
-    chosen = fold or there[0]
-    if chosen not in there:
-        raise InputError(f"fold {chosen} has no lists", where=f"dataset {layout}",
-                         hint=f"--fold is one of {', '.join(map(str, there))}")
-    return chosen
+
+    official: re.Pattern[str]
+    common: re.Pattern[str] | None = None
+    first: int = 0
+    parts: int = 1
+    digits: int = 0
+
+    def looks_like(self, found: Scan) -> bool:
+        return any(self._lists([found], pattern, "") for pattern in (self.official, self.common))
+
+    def list_clips(self, found: Sequence[Scan], config: DatasetConfig) -> Listing:
+        lists, first = self._lists(found, self.official, config.edition), self.first
+        if not lists:
+            lists, first = self._lists(found, self.common, config.edition), 0
+        if not lists:
+            raise self.labels_missing("no lists", found)
+        numbers = sorted({number for number, _ in lists})
+        fold = config.fold or numbers[0]  # a set without published folds has one list a split, under number 0
+        published = "fold" in self.official.groupindex
+        if published and fold not in numbers:
+            raise InputError(f"fold {fold} has no lists", where=f"dataset {self.name}",
+                             hint=f"--fold is one of {', '.join(map(str, numbers))}")
+        fold = fold if published else 0
+        rows = {key: [(self._name_of(line.clip), line) for line in read_list(path)] for key, path in lists.items()}
+        test_fold = {name: number for (number, split), named in sorted(rows.items()) if split == "test" and number
+                     for name, _ in named}
+        entries: dict[str, ClipEntry] = {}
+        problems: list[Problem] = []
+        for split in SPLITS:
+            if (fold, split) in lists:
+                path, new = lists[fold, split], {}
+                for name, line in rows[fold, split]:
+                    code = code_of(line.label, self.classes, first)
+                    if code is None:
+                        problems.append(self.wrong_label(name, line.label, path))
+                    new[name] = ClipEntry(name=name, label=UNKNOWN if code is None else code, split=split,
+                                          stated=line.stated, fold=test_fold.get(name, 0))
+                problems += [Problem(where=name, what="in the training list and in the test list",
+                                     hint=f"it is used for training only; correct {path}")
+                             for name in new if name in entries]
+                entries = new | entries  # training first: a clip in both lists never counts as unseen
+            elif published:
+                problems.append(Problem(where=f"fold {fold}", what=f"its {split} list is missing",
+                                        hint="download it again"))
+        return Listing(entries.values(), problems, folds=len(numbers) if published else 0, fold=fold,
+                       notice=self._notice(fold, len(numbers)))
+
+    def _lists(self, found: Iterable[Scan], pattern: re.Pattern[str] | None, edition: str
+               ) -> dict[tuple[int, Split], Path]:
+        """Return (fold, split) to list; where several fit, the first by the alphabet for published folds.
+
+        Raises
+        ------
+        InputError
+            Several lists of one split, of a set without folds.
+        """
+        lists: dict[tuple[int, Split], Path] = {}
+        for each in found if pattern is not None else ():
+            for path in sorted((*each.texts, *each.tables)):
+                match = pattern.search(f"/{path.relative_to(each.root).as_posix()}") if pattern is not None else None
+                if match is None or edition.casefold() not in str(path).casefold():
+                    continue
+                split: Split = "train" if match["split"].casefold() == "train" else "test"
+                number = int(match.groupdict().get("fold") or 0)
+                other = lists.setdefault((number, split), path)
+                if other != path and not number:
+                    raise InputError(f"several lists: {shorten_list((other, path))}", where=each.root,
+                                     hint="choose with --edition and a part of the path")
+        return lists
+
+    def _name_of(self, clip: str) -> str:
+        """Return a clip's name from its path in a list, which may come from Windows."""
+        path = PurePath(clip.replace("\\", "/"))
+        if self.parts > 1:
+            return "/".join(path.parts[-self.parts:])
+        number = self.digits and path.stem.isascii() and path.stem.isdigit()
+        return f"{int(path.stem):0{self.digits}d}" if number else path.stem
+
+    def _notice(self, fold: int, folds: int) -> str:
+        """Return what a reader of the results must know."""
+        which = f"published fold {fold} of {folds}: papers report the mean of all five (--fold chooses); " if fold else ""
+        return (f"{self.name}: {which}the set does not name the film, video or person of a clip, so folds by group are "
+                "folds by clip")
 
 
-def versions(found: Iterable[Scan], key: Key) -> list[FolderVersion]:
-    """Return the versions of a set's clips, sorted by name."""
-    made: dict[tuple[str, Kind], FolderVersion] = {}
-    for each in found:
-        for path, kind in each.clips():
-            keyed = key(path.relative_to(each.root)) if path != each.root else None
-            if keyed is None:
-                continue
-            paths = made.setdefault((keyed[0], kind), FolderVersion(keyed[0], kind)).clips[keyed[1]]
-            if path not in paths:
-                paths.append(path)
-    return [made[name] for name in sorted(made)]
+DFEW = ListedSet(
+    name="dfew", classes=SETS["dfew"], first=1, digits=5,
+    key=stem_key("[0-9]+", without=r".*part[_-]?\d+", digits=5),
+    official=re.compile(r"/(?P<split>train|test)(\(single-labell?ed\))?/((train|test)_)?set_(?P<fold>\d)\.csv$", re.I),
+    common=re.compile(r"/DFEW_set_(?P<fold>\d)_(?P<split>train|test)\w*\.txt$", re.I),
+    expected="EmoLabel_DataSplit/train(single-labeled)/set_1.csv and test(single-labeled)/set_1.csv")
+"""DFEW: 11,697 single-labelled film clips, seven classes, five published folds.
+
+Lists: ``EmoLabel_DataSplit/{train,test}(single-labeled)/set_{1..5}.csv`` (columns video_name, label 1 to 7), also seen
+as ``train_set_1.csv`` and without "(single-labeled)"; and participants' ``DFEW_set_1_train.txt``. Clips: folders or
+videos named by number, in pieces (``clip_224x224_part_1``) or not."""
+
+MAFW = ListedSet(
+    name="mafw", classes=SETS["mafw"], first=1, key=stem_key(r"\d{4,6}"),
+    official=re.compile(r"^(?!.*(with_caption|compound|multi)).*/set_(?P<fold>\d)/(?P<split>train|test)\.txt$", re.I),
+    common=re.compile(r"/MAFW_set_(?P<fold>\d)_(?P<split>train|test)\w*\.txt$", re.I),
+    expected="Train & Test Set/single/no_caption/set_1/train.txt and test.txt, or MAFW_set_1_train.txt")
+"""MAFW: 9,172 single-labelled clips, eleven classes, five published folds.
+
+Lists: ``Train & Test Set/single/no_caption/set_{1..5}/{train,test}.txt`` with lines ``00001.mp4 anger``; and
+participants' ``MAFW_set_1_train.txt``, whose frame counts do not match the files: `check` compares them, nothing uses
+them. The lists with captions and of compound labels are not read. The order of the classes is that of the set's
+columns, as three participants' repositories have it."""
 
 
-def choose_version(there: Sequence[FolderVersion], wanted: Collection[str], take: str) -> FolderVersion:
-    """Return the version that covers most of the wanted clips.
-
-    Notes
-    -----
-    Of equals: pictures before videos, all frames before a choice of 16 (``clip_224x224_16f`` has lost its clock), faces
-    before others, then by name. Versions are never mixed: features of two crop policies in one store cost nearly half
-    of the score.
-    """
-    fit = [version for version in there if take in ("auto", version.kind)] or list(there)
-
-    def rank(version: FolderVersion) -> tuple[int, bool, bool, bool, str]:
-        low = version.name.casefold()
-        return (-version.covers(wanted), version.kind == "video", bool(re.search(r"(?<!\d)16f", low)),
-                not re.search("face|align|224", low), low)
-    return min(fit, key=rank)
+def _ferv39k_key(path: PurePath) -> tuple[str, str] | None:
+    if len(path.parts) < 3 or code_of(path.parts[-2], SETS["ferv39k"]) is None:
+        return None
+    scene, label, _ = path.parts[-3:]
+    return "/".join(path.parts[:-3]), f"{scene}/{label}/{stem_of(path)}"  # a number alone repeats from scene to scene
 
 
-def notice_for(there: Sequence[FolderVersion], chosen: FolderVersion, wanted: Collection[str]) -> list[Problem]:
-    """Return a note where a set is there in several versions."""
-    others = [f"{version.name or '.'} ({version.covers(wanted)} {version.kind})" for version in there
-              if version is not chosen and version.covers(wanted)]
-    if not others:
-        return []
-    return [Problem(where=chosen.name or ".", lost=False,
-                    hint="--source crops or --source video, or --clips DIR, chooses",
-                    what=f"read as {chosen.kind} ({chosen.covers(wanted)} of {len(wanted)} clips); also there, "
-                         f"unused: {shorten_list(others)}")]
+FERV39K = ListedSet(
+    name="ferv39k", classes=SETS["ferv39k"], key=_ferv39k_key, parts=3,
+    official=re.compile(r"/(?P<split>train|test)_All\.csv$", re.I),
+    expected="4_setups/All_scenes/train_All.csv and test_All.csv")
+"""FERV39k: 38,935 clips of 22 scenes, seven classes, one published split.
+
+Lists: ``4_setups/All_scenes/{train,test}_All.csv``, separated by a blank, no header: ``Action/Happy/0267 Happy``
+(31,088 and 7,847 lines). Labels are words, so the lists fix no order of classes; the alphabet's is used, as most
+loaders do. Clips: ``2_ClipsforFaceCrop/<Scene>/<Label>/<clip>/`` with pictures, or videos of that path."""
 
 
-def build_dataset(config: DatasetConfig, layout: str, found: Sequence[Scan], entries: Iterable[ClipEntry], key: Key, *,
-          classes: tuple[str, ...], metric: str, problems: Iterable[Problem] = (), folds: int = 0, fold: int = 0,
-          notice: str = "", whole_frames: bool = False) -> Dataset:
-    """Return the data set: each entry with its clip, a problem for each one without, a note on clips in no list.
+# Sets of actors: the clip's name holds actor and emotion, and no split is published, so the folds hold whole actors.
 
-    Raises
-    ------
-    InputError
-        Not one entry has a clip.
-    """
-    wanted = {entry.name: entry for entry in entries}
-    noted = [problem for each in found for problem in (*each.problems, *unnamable(each))]
-    there = versions(found, key)
-    version = choose_version(there, wanted, config.source) if there else FolderVersion("", "video")
-    trials, lost = _trials(wanted, version)
-    if not trials:
-        raise InputError(f"not one clip of {layout}'s {len(wanted)} is there", where=found[0].root,
-                         hint=f"put the clips below it, or give --clips DIR; {describe(found[0])}")
-    extra = sorted(set(version.clips) - set(wanted))
-    if extra:
-        noted.append(Problem(where=shorten_list(extra), what=f"{len(extra)} clips are in no list", lost=False,
-                             hint="they are left out"))
-    return Dataset(name=cache_name(layout, found[0].root, config.name), layout=layout, classes=classes, metric=metric,
-                   trials=tuple(trials), folds=folds, fold=fold, notice=notice,
-                   whole_frames=whole_frames and version.kind == "crops",
-                   problems=(*noted, *problems, *notice_for(there, version, wanted), *lost))
+MIN_NAMED_SHARE = 0.5
+"""Share of a folder's clips that must have a set's form of name, for the set to be recognised."""
 
 
-def _trials(wanted: Mapping[str, ClipEntry], version: FolderVersion) -> tuple[list[Trial], list[Problem]]:
-    """Return a trial for each entry with exactly one clip, and a problem for each other one."""
-    trials, lost = [], []
-    for name in sorted(wanted):
-        entry, paths = wanted[name], version.clips.get(name, [])
-        if len(paths) != 1:
-            what = f"several clips have its name: {shorten_list(paths)}" if paths else "listed, but there is no clip of it"
-            lost.append(Problem(where=name, what=what, kind="no-clip",
-                                hint="it is left out; get its clip, or keep one of them"))
-            continue
-        trials.append(Trial(name=name, path=paths[0], kind=version.kind, parent=name, group=entry.group or name,
-                            split=entry.split, subject=entry.subject, clip_label=entry.label, fold=entry.fold,
-                            stated=entry.stated))
-    return trials, lost
-
-
-def wrong_label(name: str, word: str, where: Path, classes: Sequence[str]) -> Problem:
-    """Return the problem of a clip whose label is none of the set's."""
-    return Problem(where=name, what=f"its label was dropped: {word[:SHOWN]!r} is none of {shorten_list(classes, 12)}",
-                   hint=f"correct {where}; the clip is predicted without a label meanwhile")
-
-
-def labelled(rows: Iterable[tuple[str, ListLine]], path: Path, split: Split, classes: Sequence[str], first: int,
-             folds: Mapping[str, int] | None = None) -> tuple[list[ClipEntry], list[Problem]]:
-    """Return the entries of one list, (clip's name, row), and a problem for each label that is none."""
-    entries, problems = [], []
-    for name, row in rows:
-        code = code_of(row.word, classes, first)
-        if code is None:
-            problems.append(wrong_label(name, row.word, path, classes))
-        entries.append(ClipEntry(name=name, label=UNKNOWN if code is None else code, split=split, stated=row.stated,
-                             fold=(folds or {}).get(name, 0)))
-    return entries, problems
-
-
-# Sets of actors who play emotions, where all that is known of a clip stands in its name.
-
-ACTED_ENOUGH = 0.5
-"""Share of a folder's clips that must be named as a set's are, for the set to be recognised."""
-
-
-def looks_like_acted(found: Scan, pattern: re.Pattern[str]) -> bool:
-    """Return whether most clips of a folder are named by `pattern`."""
-    names = [acted_stem_of(path) for path, _ in found.clips()]
-    return bool(names) and sum(bool(pattern.fullmatch(name)) for name in names) > ACTED_ENOUGH * len(names)
-
-
-def acted_stem_of(path: PurePath) -> str:
-    """Return a clip's name without any ending."""
-    return path.name.partition(".")[0]
-
-
-def acted_key_of(pattern: re.Pattern[str], without: Collection[str] = ()) -> Key:
-    """Return what tells a clip's version and name from its path; clips in `without` are none of the set's."""
-    def key(path: PurePath) -> tuple[str, str] | None:
-        stem = acted_stem_of(path)
-        return (_acted_home(path), stem) if pattern.fullmatch(stem) and stem not in without else None
-    return key
-
-
-def _acted_home(path: PurePath) -> str:
-    """Return a clip's folder without the parts that stand for an actor (``Video_Speech_Actor_01/Actor_01``)."""
-    return "/".join(part for part in path.parent.parts if not re.fullmatch(r"(.*actor_?)?\d+", part, re.IGNORECASE))
-
-
-def acted_entries_of(found: Sequence[Scan], pattern: re.Pattern[str], layout: str, example: str,
-                     codes: Mapping[str, int]
-               ) -> tuple[list[ClipEntry], list[Problem]]:
-    """Return an entry for each clip with a name of the set's form, and a problem for each unknown emotion.
+@dataclass(frozen=True, kw_only=True)
+class NamedSet(ClipLevelSet):
+    """A set whose clips name their actor and emotion; all of them are training data.
 
     Parameters
     ----------
     pattern : of a clip's name, with the groups ``emotion`` and ``actor``.
-    codes : what stands for an emotion in a name -> class.
-
-    Raises
-    ------
-    InputError
-        Not one clip is named so.
+    codes : what stands for an emotion in a name, in the order of the classes.
+    same_after : where clips with equal names from this character on are one performance, only the first by the
+        alphabet is read; 0: every clip is its own.
     """
-    names = sorted({acted_stem_of(path) for each in found for path, _ in each.clips()})
-    parts = {name: match for name in names if (match := pattern.fullmatch(name))}
-    if not parts:
-        raise InputError(f"not one clip is named as {layout}'s are", where=found[0].root,
-                         hint=f"a clip is named {example}; {describe(found[0])}")
-    problems = [Problem(where=name, what=f"its label was dropped: {match['emotion']!r} is none of {shorten_list(codes, 12)}",
-                        hint="correct the clip's name; it is predicted without a label meanwhile")
-                for name, match in parts.items() if match["emotion"] not in codes]
-    entries = [ClipEntry(name=name, label=codes.get(match["emotion"], UNKNOWN), group=match["actor"],
-                            subject=match["actor"], split="train" if match["emotion"] in codes else "test")
-               for name, match in parts.items()]
-    return entries, problems
+
+    pattern: re.Pattern[str]
+    codes: tuple[str, ...]
+    same_after: int = 0
+
+    def looks_like(self, found: Scan) -> bool:
+        names = [stem_of(path) for path, _ in found.clips()]
+        return sum(bool(self.pattern.fullmatch(name)) for name in names) > MIN_NAMED_SHARE * len(names)
+
+    def list_clips(self, found: Sequence[Scan], config: DatasetConfig) -> Listing:
+        names = sorted({stem_of(path) for each in found for path, _ in each.clips()})
+        matches = {name: match for name in names if (match := self.pattern.fullmatch(name))}
+        if not matches:
+            raise self.labels_missing("no clip with a name", found)
+        problems = [Problem(where=name, hint="correct the clip's name; it is predicted without a label meanwhile",
+                            what=f"its label was dropped: {match['emotion']!r} is none of "
+                                 f"{shorten_list(self.codes, 12)}")
+                    for name, match in matches.items() if match["emotion"] not in self.codes]
+        entries = [ClipEntry(name=name, group=match["actor"], subject=match["actor"],
+                             label=self.codes.index(match["emotion"]) if match["emotion"] in self.codes else UNKNOWN,
+                             split="train" if match["emotion"] in self.codes else "test")
+                   for name, match in matches.items()]
+        first = {name[self.same_after:]: name for name in reversed(matches)}
+        copies = [name for name in matches if first[name[self.same_after:]] != name]
+        if copies:
+            problems.append(Problem(where=shorten_list(copies), lost=False, hint="those with sound (01-) are read",
+                                    what=f"{len(copies)} clips are there twice, with and without sound"))
+        return Listing([entry for entry in entries if entry.name not in set(copies)], problems, ignored=copies)
 
 
-# AFEW (EmotiW): film clips in folders of their emotion, seven classes, accuracy on the published validation split.
-#
-# Notes
-# -----
-# ``{Train,Val,Test}_AFEW/<Emotion>/<clip>.avi`` (also ``train``, ``validation``, ..), frames of a clip in a folder of
-# its
-# name, or the set's own faces, ``AlignedFaces_LBPTOP_Points/Faces/<clip>/``, which take their emotion from the video of
-# that name. The test part has no labels. The first three digits of a clip's name are taken for the film (from memory,
-# no
-# document was at hand: if it is something else the folds are only coarser), so clips of one film share a fold.
+ACTOR_FOLDERS = r"(.*actor_?)?\d+"  # ``Video_Speech_Actor_01/Actor_01``: one version, a folder an actor
 
-AFEW_CLASSES = ("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
-AFEW_PART = re.compile(r"(?P<part>train|training|val|valid|validation|test)"
-                       r"(_?(afew|vid|set|faces|distribute|\d{2,4}))*",
-                  re.IGNORECASE)
+CREMAD_NAME = r"(?P<actor>1\d{3})_[A-Z]{3}_(?P<emotion>[A-Z]{3})_[A-Z]{1,2}"
+CREMAD = NamedSet(
+    name="cremad", classes=SETS["cremad"], codes=("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"),
+    pattern=re.compile(CREMAD_NAME), key=stem_key(CREMAD_NAME, without=ACTOR_FOLDERS), expected="1019_DFA_ANG_XX.flv")
+"""CREMA-D: 7,442 clips of 91 actors, six classes; ``1019_DFA_ANG_XX.flv`` = actor, sentence, emotion, level."""
+
+RAVDESS_NAME = r"0[12]-0[12]-(?P<emotion>\d\d)-\d\d-\d\d-\d\d-(?P<actor>\d\d)"
+RAVDESS = NamedSet(
+    name="ravdess", classes=SETS["ravdess"], codes=tuple(f"{number:02d}" for number in range(1, 9)), same_after=2,
+    pattern=re.compile(RAVDESS_NAME), key=stem_key(RAVDESS_NAME, without=ACTOR_FOLDERS),
+    expected="01-01-06-01-02-01-12.mp4")
+"""RAVDESS: speech and song of 24 actors, eight classes.
+
+``02-01-06-01-02-01-12.mp4`` = modality (01 both, 02 video only, 03 sound only), channel (01 speech, 02 song), emotion
+01 to 08, intensity, statement, repetition, actor. The set holds each picture track twice, with sound and without."""
+
+
+# AFEW: the folder's name is the label.
+
+AFEW_PART = re.compile(r"(?P<part>train|training|val|valid|validation|test)(_?(afew|vid|set|faces|distribute|\d{2,4}))*",
+                       re.IGNORECASE)
 AFEW_SPLITS: dict[str, Split] = {"tr": "train", "va": "validation", "te": "test"}
-AFEW_FEW = 3
-"""Emotions that must stand in the training or validation part, for the set to be recognised."""
-
-
-def looks_like_afew(found: Scan) -> bool:
-    """Return whether folders of emotions stand in a training and a validation part."""
-    places = [(afew_split_of(below), path.name) for path in found.folders
-              if code_of(path.name, AFEW_CLASSES) is not None and not path.name.isdigit()
-              for below in [path.relative_to(found.root)]]
-    return all(len({name for split, name in places if split == wanted}) >= AFEW_FEW
-               for wanted in ("train", "validation"))
+MIN_EMOTIONS = 3
+"""Emotions that both the training and the validation part must have, for the set to be recognised."""
 
 
 def afew_split_of(path: PurePath) -> Split | None:
-    """Return the part of the set that a path lies in."""
+    """Return the part of the set that a path is in."""
     parts = [match["part"][:2].casefold() for part in path.parts if (match := AFEW_PART.fullmatch(part))]
     return AFEW_SPLITS[parts[-1]] if parts else None
 
 
-def read_afew(config: DatasetConfig) -> Dataset:
-    """Return AFEW's trials, grouped by film.
-
-    Raises
-    ------
-    InputError
-        No clip stands in a folder of its emotion.
-    """
-    found = scans(config, "afew")
-    entries, problems = _afew_entries(found)
-    if not any(entry.label != UNKNOWN for entry in entries):
-        raise InputError("no clip of afew in a folder of its emotion", where=found[0].root, hint=(
-            f"expected is Train_AFEW/Angry/000046280.avi and Val_AFEW/..; {describe(found[0])}"))
-    return build_dataset(config, "afew", found, entries, _afew_key, classes=AFEW_CLASSES, metric="accuracy",
-                         problems=problems)
-
-
-def _afew_entries(found: Sequence[Scan]) -> tuple[list[ClipEntry], list[Problem]]:
-    """Return an entry for each clip of a known part, and a problem for each that has two labels or stands in two parts.
-
-    Notes
-    -----
-    A test clip has no label, wherever it lies.
-    """
-    seen: dict[str, set[tuple[Split, int]]] = {}
-    for each in found:
-        for path, _ in each.clips():
-            below = path.relative_to(each.root)
-            split = afew_split_of(below.parent)
-            if split is not None:
-                code = UNKNOWN if split == "test" else _afew_emotion(below)
-                seen.setdefault(_afew_name(below), set()).add((split, code))
-    entries, problems = [], []
-    for name, places in sorted(seen.items()):
-        known = sorted((split, code) for split, code in places if code != UNKNOWN or split == "test")
-        if len(known) > 1:
-            problems.append(Problem(where=name, what="stands in several parts or under several emotions",
-                                    hint="it is left out; keep one of them"))
-        elif known:
-            entries.append(ClipEntry(name=name, split=known[0][0], label=known[0][1], group=_afew_film(name)))
-        else:
-            problems.append(Problem(where=name, what="stands under no emotion", hint="it is left out; move it there"))
-    return entries, problems
-
-
-def _afew_emotion(path: PurePath) -> int:
-    code = code_of(path.parent.name, AFEW_CLASSES) if not path.parent.name.isdigit() else None
-    return UNKNOWN if code is None else code
-
-
-def _afew_name(path: PurePath) -> str:
-    return path.name.partition(".")[0]
-
-
-def _afew_film(name: str) -> str:
-    return f"film{name[:3]}" if re.match(r"\d{9}", name) else name
+def _emotion_of(folder: str) -> int | None:
+    """Return the class that a folder is named after; a number is a film or a clip, never a class."""
+    return None if folder.isdigit() else code_of(folder, SETS["afew"])
 
 
 def _afew_key(path: PurePath) -> tuple[str, str] | None:
     """Return the version (the folders but for the part of the set and the emotion) and the clip."""
     if afew_split_of(path.parent) is None:
         return None
-    kept = [re.sub(r"_?(train|val|test)\w*$", "", part, flags=re.IGNORECASE) for part in path.parent.parts
-            if not AFEW_PART.fullmatch(part) and (part.isdigit() or code_of(part, AFEW_CLASSES) is None)]
-    return "/".join(kept), _afew_name(path)
+    folders = [re.sub(r"_?(train|val|test)\w*$", "", part, flags=re.IGNORECASE) for part in path.parent.parts
+               if not AFEW_PART.fullmatch(part) and _emotion_of(part) is None]
+    return "/".join(folders), stem_of(path)
 
 
-# CK+: 593 posed sequences of 123 subjects, 327 of them labelled, from neutral to the height of an emotion.
-#
-# Notes
-# -----
-# ``cohn-kanade-images/S005/001/S005_001_00000001.png`` .. and ``Emotion/S005/001/S005_001_00000011_emotion.txt``, which
-# holds one number, ``3.0000000e+00``: 1 Anger, 2 Contempt, 3 Disgust, 4 Fear, 5 Happy, 6 Sadness, 7 Surprise; 0
-# (Neutral)
-# is in the set's key and in no file. The label is that of the whole sequence. The set publishes no split. The field
-# reports ten folds by subject, usually (from memory: no list is published) with the labelled subjects in the order of
-# their numbers and every tenth one in a fold; these are `Trial.fold`. Without `fold` every labelled sequence is
-# training
-# data. The pictures are whole frames.
+class EmotionFolderSet(ClipLevelSet):
+    """A set with a folder an emotion in each part; test clips have no label, wherever they are."""
 
-CKPLUS_CLASSES = ("Anger", "Contempt", "Disgust", "Fear", "Happy", "Sadness", "Surprise")
+    def looks_like(self, found: Scan) -> bool:
+        emotions = {(afew_split_of(path.relative_to(found.root)), path.name) for path in found.folders
+                    if _emotion_of(path.name) is not None}
+        return all(sum(part == split for part, _ in emotions) >= MIN_EMOTIONS for split in ("train", "validation"))
+
+    def list_clips(self, found: Sequence[Scan], config: DatasetConfig) -> Listing:
+        places: dict[str, set[tuple[Split, int | None]]] = defaultdict(set)
+        for each in found:
+            for path, _ in each.clips():
+                folder = path.relative_to(each.root).parent
+                split = afew_split_of(folder)
+                if split is not None:
+                    places[stem_of(path)].add((split, UNKNOWN if split == "test" else _emotion_of(folder.name)))
+        entries, problems = [], []
+        for name, copies in sorted(places.items()):
+            # A clip may be there as a video under its emotion and as crops in a folder without one.
+            labelled = sorted((split, code) for split, code in copies if code is not None)
+            if len(labelled) == 1:
+                group = f"film{name[:3]}" if re.match(r"\d{9}", name) else name
+                entries.append(ClipEntry(name=name, split=labelled[0][0], label=labelled[0][1], group=group))
+            else:
+                problems.append(Problem(where=name, what="is in several parts or under several emotions" if labelled
+                                        else "is in no folder of an emotion",
+                                        hint="it is left out; keep one copy, in the folder of its emotion"))
+        if not any(entry.label != UNKNOWN for entry in entries):
+            raise self.labels_missing("no clip in a folder of its emotion", found)
+        return Listing(entries, problems)
+
+
+AFEW = EmotionFolderSet(name="afew", classes=SETS["afew"], key=_afew_key, metric="accuracy",
+                        expected="Train_AFEW/Angry/000046280.avi and Val_AFEW/..")
+"""AFEW (EmotiW): film clips, seven classes, accuracy on the published validation split.
+
+``{Train,Val,Test}_AFEW/<Emotion>/<clip>.avi`` (also ``train``, ``validation``, ..), frames of a clip in a folder of its
+name, or the set's own faces, ``AlignedFaces_LBPTOP_Points/Faces/<clip>/``, which take their emotion from the video of
+that name. The first three digits of a clip's name are taken for the film, so clips of one film share a fold (from
+memory, no document was at hand: if they mean something else the folds are only coarser)."""
+
+
+# CK+: a label file a sequence.
+
 CKPLUS_FOLDS = 10
 CKPLUS_LABEL = re.compile(r"(?P<name>S\d{3}_\d{3})_\d{8}_emotion\.txt", re.IGNORECASE)
 CKPLUS_PLACE = re.compile(r"(S\d{3})/(\d{3})", re.IGNORECASE)
-CKPLUS_LIMIT_BYTES = 1 << 16
-
-
-def looks_like_ckplus(found: Scan) -> bool:
-    """Return whether a folder holds CK+'s label files."""
-    return any(CKPLUS_LABEL.fullmatch(path.name) for path in found.texts)
-
-
-def read_ckplus(config: DatasetConfig) -> Dataset:
-    """Return CK+'s trials, grouped by subject; sequences without a label are test trials.
-
-    Raises
-    ------
-    InputError
-        No label files, no such fold, or not one sequence.
-    """
-    found = scans(config, "ckplus")
-    files = sorted(path for each in found for path in each.texts if CKPLUS_LABEL.fullmatch(path.name))
-    if not files:
-        raise InputError("no labels of ckplus", where=found[0].root, hint=(
-            f"expected is Emotion/S005/001/S005_001_00000011_emotion.txt; {describe(found[0])}"))
-    if config.fold > CKPLUS_FOLDS:
-        raise InputError(f"fold {config.fold} of {CKPLUS_FOLDS}", where="dataset ckplus",
-                         hint=f"--fold is 1 to {CKPLUS_FOLDS}")
-    codes, problems = _ckplus_labels(files)
-    names = sorted({key[1] for each in found for path in each.crops
-                    if (key := _ckplus_key(path.relative_to(each.root)))}
-                   | set(codes))
-    subjects = sorted({name[:4] for name, code in codes.items() if code != UNKNOWN})
-    folds = {subject: 1 + place % CKPLUS_FOLDS for place, subject in enumerate(subjects)}
-    entries = [_ckplus_entry(name, codes.get(name, UNKNOWN), folds.get(name[:4], 0), config.fold) for name in names]
-    bare = sum(entry.label == UNKNOWN for entry in entries)
-    if bare:
-        problems.append(Problem(where="ckplus", what=f"{bare} sequences have no label", lost=False,
-                                hint="they are predicted, never trained on or scored"))
-    return build_dataset(config, "ckplus", found, entries, _ckplus_key, classes=CKPLUS_CLASSES, metric="accuracy",
-                 problems=problems,
-                        folds=CKPLUS_FOLDS, fold=config.fold, whole_frames=True)
-
-
-def _ckplus_entry(name: str, code: int, fold: int, chosen: int) -> ClipEntry:
-    held_out = code == UNKNOWN or (chosen > 0 and fold == chosen)
-    return ClipEntry(name=name, label=code, split="test" if held_out else "train", group=name[:4], subject=name[:4],
-                        fold=fold if code != UNKNOWN else 0)
-
-
-def _ckplus_labels(files: Sequence[Path]) -> tuple[dict[str, int], list[Problem]]:
-    """Return sequence to class, and a problem for each label file that cannot be used."""
-    codes: dict[str, int] = {}
-    problems: list[Problem] = []
-    for path in files:
-        name = path.name[:8].upper()
-        try:
-            word = path.read_bytes()[:CKPLUS_LIMIT_BYTES].decode("ascii").strip()
-            number = float(word)
-        except (OSError, ValueError) as error:
-            problems.append(Problem(where=name, what=f"its label was dropped: {path.name} cannot be read ({error})",
-                                    hint="download it again"))
-            continue
-        if number not in range(1, len(CKPLUS_CLASSES) + 1):
-            problems.append(wrong_label(name, word, path, CKPLUS_CLASSES))
-        elif codes.setdefault(name, int(number) - 1) != int(number) - 1:
-            problems.append(Problem(where=name, what="has several label files that disagree", hint=f"see {path}"))
-            codes[name] = UNKNOWN
-    return codes, problems
+LABEL_FILE_BYTES = 1 << 16
 
 
 def _ckplus_key(path: PurePath) -> tuple[str, str] | None:
@@ -506,329 +599,63 @@ def _ckplus_key(path: PurePath) -> tuple[str, str] | None:
     return (PurePath(*path.parts[:-2]).as_posix(), f"{match[1]}_{match[2]}".upper()) if match else None
 
 
-# CREMA-D: 7,442 clips of 91 actors, six classes, no published split: the folds hold whole actors.
-#
-# Notes
-# -----
-# A clip's name says all: ``1019_DFA_ANG_XX.flv`` = actor, sentence, emotion, level.
-
-CREMAD_CODES = {"ANG": "Anger", "DIS": "Disgust", "FEA": "Fear", "HAP": "Happy", "NEU": "Neutral", "SAD": "Sad"}
-CREMAD_NAME = re.compile(r"(?P<actor>1\d{3})_[A-Z]{3}_(?P<emotion>[A-Z]{3})_[A-Z]{1,2}")
-
-
-def looks_like_cremad(found: Scan) -> bool:
-    """Return whether most clips are named as CREMA-D's are."""
-    return looks_like_acted(found, CREMAD_NAME)
-
-
-def read_cremad(config: DatasetConfig) -> Dataset:
-    """Return CREMA-D's trials, all of them training data, grouped by actor.
-
-    Raises
-    ------
-    InputError
-        Not one clip is named as CREMA-D's are.
-    """
-    found = scans(config, "cremad")
-    codes = {code: index for index, code in enumerate(CREMAD_CODES)}
-    entries, problems = acted_entries_of(found, CREMAD_NAME, "cremad", "1019_DFA_ANG_XX.flv", codes)
-    return build_dataset(config, "cremad", found, entries, acted_key_of(CREMAD_NAME),
-                         classes=tuple(CREMAD_CODES.values()),
-                        metric="uar", problems=problems)
-
-
-# DFEW and MAFW: five published folds, each with a list of training and a list of test clips.
-
-FoldLists = dict[tuple[int, Split], Path]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """What tells one such set from another.
-
-    Parameters
-    ----------
-    official, common : regular expressions of the lists' paths below the root (groups ``split`` and ``fold``): the set's
-        own, and those that participants pass on (``path frames label``, numbers from 0).
-    first : the number of the first class in the official lists.
-    expected : what the user is told to look for.
-    """
-
-    layout: str
-    classes: tuple[str, ...]
-    official: re.Pattern[str]
-    common: re.Pattern[str]
-    first: int
-    expected: str
-    name_of: Callable[[str], str]
-    key: Key
-
-
-def looks_like_cross(found: Scan, protocol: Protocol) -> bool:
-    """Return whether a folder holds lists of this set."""
-    return bool(_cross_lists([found], protocol.official, "") or _cross_lists([found], protocol.common, ""))
-
-
-def read_cross(config: DatasetConfig, protocol: Protocol) -> Dataset:
-    """Return the trials of one published fold: those of its test list are the test split.
-
-    Raises
-    ------
-    InputError
-        No lists, no such fold, or not one clip.
-    """
-    found = scans(config, protocol.layout)
-    lists, first = _cross_lists(found, protocol.official, config.edition), protocol.first
-    if not lists:
-        lists, first = _cross_lists(found, protocol.common, config.edition), 0
-    if not lists:
-        raise InputError(f"no lists of {protocol.layout}", where=found[0].root,
-                         hint=f"expected is {protocol.expected}; {describe(found[0])}")
-    fold = by_fold(lists, protocol.layout, config.fold)
-    rows = {key: [(protocol.name_of(row.clip), row) for row in rows_of(path)] for key, path in lists.items()}
-    held = {name: number for (number, split), named in sorted(rows.items()) if split == "test" for name, _ in named}
-    entries: dict[str, ClipEntry] = {}
-    problems: list[Problem] = []
-    for split in CROSS_SPLITS:
-        if (fold, split) in lists:
-            new, wrong = labelled(rows[fold, split], lists[fold, split], split, protocol.classes, first, held)
-            problems += [*wrong, *_duplicates(entries, new, lists[fold, split])]
-            entries = {entry.name: entry for entry in new} | entries
-    folds = len({number for number, _ in lists})
-    problems += _split_list(lists, fold)
-    return build_dataset(config, protocol.layout, found, entries.values(), protocol.key, classes=protocol.classes,
-                        metric="uar", problems=problems, folds=folds, fold=fold, notice=cross_notice(protocol, fold,
-                                                                                                     folds))
-
-
-CROSS_SPLITS: tuple[Split, ...] = ("train", "test")
-
-
-def cross_notice(protocol: Protocol, fold: int, folds: int) -> str:
-    """Return what a reader of the results must know."""
-    return (f"{protocol.layout}, published fold {fold} of {folds}: papers report the mean of all five (--fold chooses);"
-            " the set does not say which clips share a film or a person, so folds by group are folds by clip")
-
-
-def _cross_lists(found: Iterable[Scan], pattern: re.Pattern[str], edition: str) -> FoldLists:
-    """Return (fold, split) to list; of several with one name the first by the alphabet."""
-    lists: FoldLists = {}
-    for each in found:
-        for path in sorted((*each.texts, *each.tables)):
-            below = path.relative_to(each.root).as_posix()
-            match = pattern.search(f"/{below}")
-            if match and edition.casefold() in below.casefold():
-                split: Split = "train" if match["split"].casefold() == "train" else "test"
-                lists.setdefault((int(match["fold"]), split), path)
-    return lists
-
-
-def _duplicates(known: Mapping[str, ClipEntry], new: Sequence[ClipEntry], path: Path) -> list[Problem]:
-    """Return a problem for each clip that is in the training list and in the test list."""
-    return [Problem(where=entry.name, what="in the training list and in the test list of one fold",
-                    hint=f"it is used for training only; correct {path}") for entry in new if entry.name in known]
-
-
-def _split_list(lists: FoldLists, fold: int) -> list[Problem]:
-    """Return a problem where only one of a fold's two lists is there."""
-    return [Problem(where=f"fold {fold}", what=f"its {split} list is not there", hint="download it again")
-            for split in CROSS_SPLITS if (fold, split) not in lists]
-
-
-def cross_stem_of(clip: str) -> str:
-    """Return the clip's name in a list: the last part of its path without an ending."""
-    return PurePath(clip.replace("\\", "/")).stem
-
-
-def without_parts(path: PurePath, pattern: str) -> str:
-    """Return a clip's folder without those parts that only divide a version into pieces."""
-    kept = [part for part in path.parent.parts if not re.fullmatch(pattern, part, re.IGNORECASE)]
-    return "/".join(kept)
-
-
-# DFEW: 11,697 single-labelled film clips, seven classes, five published folds.
-#
-# Notes
-# -----
-# Lists: ``EmoLabel_DataSplit/{train,test}(single-labeled)/set_{1..5}.csv`` (columns video_name, label 1 to 7), also
-# seen
-# as ``train_set_1.csv`` and without "(single-labeled)"; and participants' ``DFEW_set_1_train.txt`` (path, frames, label
-# from 0). The order of the classes was found in six participants' repositories, all alike; the set's own documents were
-# not at hand. Clips: folders or videos named by number, in pieces (``clip_224x224_part_1``) or not.
-
-DFEW_CLASSES = ("Happy", "Sad", "Neutral", "Angry", "Surprise", "Disgust", "Fear")
-DFEW_PIECE = r".*part[_-]?\d+"
-
-
-def _dfew_name(clip: str) -> str:
-    stem = cross_stem_of(clip)
-    return f"{int(stem):05d}" if stem.isascii() and stem.isdigit() else stem
-
-
-def _dfew_key(path: PurePath) -> tuple[str, str] | None:
-    stem = path.name.partition(".")[0]
-    return (without_parts(path, DFEW_PIECE), f"{int(stem):05d}") if stem.isascii() and stem.isdigit() else None
-
-
-DFEW_PROTOCOL = Protocol(
-    layout="dfew", classes=DFEW_CLASSES, first=1, name_of=_dfew_name, key=_dfew_key,
-    official=re.compile(r"/(?P<split>train|test)(\(single-labell?ed\))?/((train|test)_)?set_(?P<fold>\d)\.csv$", re.I),
-    common=re.compile(r"/DFEW_set_(?P<fold>\d)_(?P<split>train|test)\w*\.txt$", re.I),
-    expected="EmoLabel_DataSplit/train(single-labeled)/set_1.csv and test(single-labeled)/set_1.csv")
-
-
-def looks_like_dfew(found: Scan) -> bool:
-    """Return whether a folder holds DFEW's lists."""
-    return looks_like_cross(found, DFEW_PROTOCOL)
-
-
-def read_dfew(config: DatasetConfig) -> Dataset:
-    """Return the trials of one of DFEW's folds (1 unless `config.fold` says another)."""
-    return read_cross(config, DFEW_PROTOCOL)
-
-
-# FERV39k: 38,935 clips of 22 scenes, seven classes, one published split.
-#
-# Notes
-# -----
-# Lists: ``4_setups/All_scenes/{train,test}_All.csv``, separated by a space, no header: ``Action/Happy/0267 Happy``
-# (31,088 and 7,847 lines). Labels are words, so the lists fix no order of classes; the alphabet's is used, as most
-# loaders do. Clips: ``2_ClipsforFaceCrop/<Scene>/<Label>/<clip>/`` with pictures, or videos of that path.
-
-FERV39K_CLASSES = ("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
-FERV39K_LIST = re.compile(r"(?P<split>train|test)_All\.csv", re.IGNORECASE)
-FERV39K_NOTICE = ("ferv39k: the set does not say which clips share a video or a person, so "
-                  " folds by group are folds by clip")
-
-
-def looks_like_ferv39k(found: Scan) -> bool:
-    """Return whether a folder holds FERV39k's lists."""
-    return any(FERV39K_LIST.fullmatch(path.name) for path in found.tables)
-
-
-def read_ferv39k(config: DatasetConfig) -> Dataset:
-    """Return the trials of the setup of all scenes.
-
-    Raises
-    ------
-    InputError
-        No lists, or not one clip.
-    """
-    found = scans(config, "ferv39k")
-    lists = _ferv39k_lists(found, config.edition)
-    entries: dict[str, ClipEntry] = {}
-    problems: list[Problem] = []
-    for split, path in lists.items():
-        rows = [("/".join(PurePath(row.clip.replace("\\", "/")).parts[-3:]), row) for row in rows_of(path)]
-        new, wrong = labelled(rows, path, split, FERV39K_CLASSES, 0)
-        problems += [*wrong, *(Problem(where=entry.name, what="in the training list and in the test list",
-                                       hint=f"it is used for training only; correct {path}")
-                               for entry in new if entry.name in entries)]
-        entries = {entry.name: entry for entry in new} | entries
-    return build_dataset(config, "ferv39k", found, entries.values(), _ferv39k_key, classes=FERV39K_CLASSES,
-                         metric="uar",
-                        problems=problems, notice=FERV39K_NOTICE)
-
-
-def _ferv39k_lists(found: list[Scan], edition: str) -> dict[Split, Path]:
-    """Return split to list, the training one first."""
-    lists: dict[Split, Path] = {}
-    for path in sorted(path for each in found for path in each.tables if edition.casefold() in str(path).casefold()):
-        match = FERV39K_LIST.fullmatch(path.name)
-        if match:
-            split: Split = "train" if match["split"].casefold() == "train" else "test"
-            if split in lists:
-                raise InputError(f"several lists: {shorten_list((lists[split], path))}", where=found[0].root,
-                                 hint="choose with --edition and a part of the path")
-            lists[split] = path
-    if not lists:
-        raise InputError("no lists of ferv39k", where=found[0].root, hint=(
-            f"expected is 4_setups/All_scenes/train_All.csv and test_All.csv; {describe(found[0])}"))
-    return dict(sorted(lists.items(), reverse=True))
-
-
-def _ferv39k_key(path: PurePath) -> tuple[str, str] | None:
-    if len(path.parts) < 3 or code_of(path.parts[-2], FERV39K_CLASSES) is None:
-        return None
-    scene, label, clip = path.parts[-3:]
-    return "/".join(path.parts[:-3]), f"{scene}/{label}/{clip.partition('.')[0]}"
-
-
-# MAFW: 9,172 single-labelled clips, eleven classes, five published folds.
-#
-# Notes
-# -----
-# Lists: ``Train & Test Set/single/no_caption/set_{1..5}/{train,test}.txt`` with lines ``00001.mp4 anger``; and
-# participants' ``MAFW_set_1_train.txt`` (path, frames, label 0 to 10), whose frame counts do not match the files: they
-# are compared by `check`, never used. The lists with captions and of compound labels are not read. The order of the
-# classes is that of the set's columns, as three participants' repositories have it.
-
-MAFW_CLASSES = ("Anger", "Disgust", "Fear", "Happiness", "Neutral", "Sadness", "Surprise", "Contempt", "Anxiety",
-           "Helplessness", "Disappointment")
-
-
-def _mafw_key(path: PurePath) -> tuple[str, str] | None:
-    stem = path.name.partition(".")[0]
-    return (path.parent.as_posix(), stem) if re.fullmatch(r"\d{4,6}", stem) else None
-
-
-MAFW_PROTOCOL = Protocol(
-    layout="mafw", classes=MAFW_CLASSES, first=1, name_of=cross_stem_of, key=_mafw_key,
-    official=re.compile(r"^(?!.*(with_caption|compound|multi)).*/set_(?P<fold>\d)/(?P<split>train|test)\.txt$", re.I),
-    common=re.compile(r"/MAFW_set_(?P<fold>\d)_(?P<split>train|test)\w*\.txt$", re.I),
-    expected="Train & Test Set/single/no_caption/set_1/train.txt and test.txt, or MAFW_set_1_train.txt")
-
-
-def looks_like_mafw(found: Scan) -> bool:
-    """Return whether a folder holds MAFW's lists."""
-    return looks_like_cross(found, MAFW_PROTOCOL)
-
-
-def read_mafw(config: DatasetConfig) -> Dataset:
-    """Return the trials of one of MAFW's folds (1 unless `config.fold` says another)."""
-    return read_cross(config, MAFW_PROTOCOL)
-
-
-# RAVDESS: speech and song of 24 actors, eight classes, no published split: the folds hold whole actors.
-#
-# Notes
-# -----
-# A clip's name says all: ``02-01-06-01-02-01-12.mp4`` = modality (01 both, 02 video only, 03 sound only), channel (01
-# speech, 02 song), emotion 01 to 08, intensity, statement, repetition, actor. The set holds each picture track twice,
-# with sound and without: one of the two is read, that with sound where both are there.
-
-RAVDESS_CLASSES = ("Neutral", "Calm", "Happy", "Sad", "Angry", "Fearful", "Disgust", "Surprised")
-RAVDESS_NAME = re.compile(r"0[12]-0[12]-(?P<emotion>\d\d)-\d\d-\d\d-\d\d-(?P<actor>\d\d)")
-
-
-def looks_like_ravdess(found: Scan) -> bool:
-    """Return whether most clips are named as RAVDESS's are."""
-    return looks_like_acted(found, RAVDESS_NAME)
-
-
-def read_ravdess(config: DatasetConfig) -> Dataset:
-    """Return RAVDESS's trials, all of them training data, grouped by actor.
-
-    Raises
-    ------
-    InputError
-        Not one clip is named as RAVDESS's are.
-    """
-    found = scans(config, "ravdess")
-    codes = {f"{index:02d}": index - 1 for index in range(1, len(RAVDESS_CLASSES) + 1)}
-    entries, problems = acted_entries_of(found, RAVDESS_NAME, "ravdess", "01-01-06-01-02-01-12.mp4", codes)
-    kept, dropped = _ravdess_once(entries)
-    if dropped:
-        problems.append(Problem(where=shorten_list(dropped), lost=False, hint="those with sound (01-) are read",
-                                what=f"{len(dropped)} clips stand there twice, with and without sound"))
-    return build_dataset(config, "ravdess", found, kept, acted_key_of(RAVDESS_NAME, frozenset(dropped)),
-                 classes=RAVDESS_CLASSES,
-                        metric="uar", problems=problems)
-
-
-def _ravdess_once(entries: Iterable[ClipEntry]) -> tuple[list[ClipEntry], list[str]]:
-    """Return one entry a performance, with sound where there is one, and the names of those left out."""
-    takes: dict[str, list[ClipEntry]] = defaultdict(list)
-    for entry in sorted(entries, key=lambda entry: entry.name):
-        takes[entry.name[2:]].append(entry)
-    return [one[0] for one in takes.values()], [entry.name for one in takes.values() for entry in one[1:]]
+class LabelFileSet(ClipLevelSet):
+    """A set with a label file a sequence; sequences without a label are test trials."""
+
+    def looks_like(self, found: Scan) -> bool:
+        return any(CKPLUS_LABEL.fullmatch(path.name) for path in found.texts)
+
+    def list_clips(self, found: Sequence[Scan], config: DatasetConfig) -> Listing:
+        files = sorted(path for each in found for path in each.texts if CKPLUS_LABEL.fullmatch(path.name))
+        if not files:
+            raise self.labels_missing("no labels", found)
+        if config.fold > CKPLUS_FOLDS:
+            raise InputError(f"fold {config.fold} of {CKPLUS_FOLDS}", where=f"dataset {self.name}",
+                             hint=f"--fold is 1 to {CKPLUS_FOLDS}")
+        codes, problems = self._labels(files)
+        names = {key[1] for each in found for path in each.crops if (key := self.key(path.relative_to(each.root)))}
+        subjects = sorted({name[:4] for name, code in codes.items() if code != UNKNOWN})
+        folds = {subject: 1 + place % CKPLUS_FOLDS for place, subject in enumerate(subjects)}
+        entries = []
+        for name in sorted(names | set(codes)):
+            subject, code = name[:4], codes.get(name, UNKNOWN)
+            fold = folds[subject] if code != UNKNOWN else 0
+            in_test = code == UNKNOWN or fold == config.fold  # folds count from 1, so --fold 0 holds none out
+            entries.append(ClipEntry(name=name, label=code, split="test" if in_test else "train", group=subject,
+                                     subject=subject, fold=fold))
+        bare = sum(entry.label == UNKNOWN for entry in entries)
+        if bare:
+            problems.append(Problem(where=self.name, what=f"{bare} sequences have no label", lost=False,
+                                    hint="they are predicted, never trained on or scored"))
+        return Listing(entries, problems, folds=CKPLUS_FOLDS, fold=config.fold)
+
+    def _labels(self, files: Sequence[Path]) -> tuple[dict[str, int], list[Problem]]:
+        """Return sequence to class, and a problem for each label file that cannot be used."""
+        codes: dict[str, int] = {}
+        problems: list[Problem] = []
+        for path in files:
+            name = path.name[:8].upper()
+            try:
+                text = path.read_bytes()[:LABEL_FILE_BYTES].decode("ascii").strip()
+                number = float(text)
+            except (OSError, ValueError) as error:
+                problems.append(Problem(where=name, what=f"its label was dropped: {path.name} cannot be read ({error})",
+                                        hint="download it again"))
+                continue
+            if number not in range(1, len(self.classes) + 1):
+                problems.append(self.wrong_label(name, text, path))
+            elif codes.setdefault(name, int(number) - 1) != int(number) - 1:
+                problems.append(Problem(where=name, what="has several label files that disagree", hint=f"see {path}"))
+                codes[name] = UNKNOWN
+        return codes, problems
+
+
+CKPLUS = LabelFileSet(name="ckplus", classes=SETS["ckplus"], key=_ckplus_key, metric="accuracy", whole_frames=True,
+                      expected="Emotion/S005/001/S005_001_00000011_emotion.txt")
+"""CK+: 593 posed sequences of 123 subjects, 327 of them labelled, from neutral to the height of an emotion.
+
+``cohn-kanade-images/S005/001/S005_001_00000001.png`` .. and ``Emotion/S005/001/S005_001_00000011_emotion.txt``, which
+holds one number, ``3.0000000e+00``, for the whole sequence: 1 Anger to 7 Surprise (0, Neutral, is in the set's key and
+in no file). The set publishes no split. The field reports ten folds by subject, usually (from memory: no list is
+published) with the labelled subjects in the order of their numbers and every tenth one in a fold; these are
+`Trial.fold`. Without `fold` every labelled sequence is training data. The pictures are whole frames."""
