@@ -167,10 +167,10 @@ def _take(people: dict[str, _Person], values: Sequence[str], layout: _Layout, co
     if not clip or not printable(clip):
         raise ValueError("no usable clip")
     name = f"{clip}#{person}" if person else clip
-    said = _Person(clip=clip, split="train" if config.only else split,
+    entry = _Person(clip=clip, split="train" if config.only else split,
                    group=word.get("group", "") or word.get("subject", "") or clip)
-    mine = people.setdefault(name, said)
-    for what, first, now in (("split", mine.split, said.split), ("group", mine.group, said.group)):
+    mine = people.setdefault(name, entry)
+    for what, first, now in (("split", mine.split, entry.split), ("group", mine.group, entry.group)):
         if now != first:  # to take either would train on what is held out, or hold out what is trained on
             raise ValueError(f"{name} has {what} {now!r} here and {first!r} in a row before; "
                              f"a clip has one {what}, the same in every row")
@@ -194,7 +194,7 @@ def _book(name: str, people: dict[str, _Person], layout: _Layout, config: Logits
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     group, split = tuple(people[t].group for t in trials), tuple(people[t].split for t in trials)
     index = np.concatenate([part["index"] for part in parts])
-    said = {"format": FORMAT, "source": name, "table": layout.path.name, "declared": config.provenance,
+    provenance = {"format": FORMAT, "source": name, "table": layout.path.name, "declared": config.provenance,
             "level": "frame" if layout.frames else "clip", "only": config.only, "settings": {}}
     logits = np.concatenate([part["logits"] for part in parts])
     fold, fixed = _folds(group, split, label, offsets, len(layout.classes), config)
@@ -202,7 +202,7 @@ def _book(name: str, people: dict[str, _Person], layout: _Layout, config: Logits
                      trials=tuple(trials), group=group, split=split, fold=fold, offsets=offsets, index=index,
                      time_s=np.concatenate([(part["index"] - part["index"][0]) / config.fps for part in parts]),
                      valid=np.concatenate([part["valid"] for part in parts]), label=label, logits={name: logits},
-                     provenance=said, fingerprint=fingerprint_of([said, config.settings(),
+                     provenance=provenance, fingerprint=fingerprint_of([provenance, config.settings(),
                                                                   _digest(logits, label, index)]),
                      epochs_fixed=fixed, clip=tuple(people[t].clip for t in trials),
                      declared={name: config.provenance})

@@ -25,15 +25,15 @@ Counts = NDArray[np.int64]
 Values = NDArray[np.float64]
 
 
-def confusion(label: NDArray[Any], said: NDArray[Any], classes: int) -> Counts:
+def confusion(label: NDArray[Any], predicted: NDArray[Any], classes: int) -> Counts:
     """Return how often each class was taken for which, ``(C, C)``; rows labelled -1 do not count."""
-    return np.asarray(confusions(label, said, np.zeros(len(label), np.int64), classes, 1)[0])
+    return np.asarray(confusions(label, predicted, np.zeros(len(label), np.int64), classes, 1)[0])
 
 
-def confusions(label: NDArray[Any], said: NDArray[Any], group: NDArray[Any], classes: int, groups: int) -> Counts:
+def confusions(label: NDArray[Any], predicted: NDArray[Any], group: NDArray[Any], classes: int, groups: int) -> Counts:
     """Return one confusion matrix a group, ``(G, C, C)``; `group` is ``(R,)`` in 0..G-1, labels of -1 do not count."""
     known = label >= 0
-    cell = (group[known].astype(np.int64) * classes + label[known]) * classes + said[known]
+    cell = (group[known].astype(np.int64) * classes + label[known]) * classes + predicted[known]
     return np.bincount(cell, minlength=groups * classes * classes).reshape(groups, classes, classes)
 
 

@@ -87,11 +87,11 @@ class OofLogits:
 
     def save(self, path: Path) -> None:
         """Write the book to `path`, whole or not at all."""
-        said = {name: getattr(self, name) for name in ("dataset", "classes", "metric", "notice", "heads", "provenance",
+        record = {name: getattr(self, name) for name in ("dataset", "classes", "metric", "notice", "heads", "provenance",
                                                        "fingerprint", "epochs_fixed", "clip", "declared")}
         with replacing(path) as temporary, h5py.File(temporary, "w") as file:
             file.attrs["format"] = FORMAT
-            file.create_dataset("about", data=json.dumps(said, sort_keys=True), dtype=h5py.string_dtype())
+            file.create_dataset("about", data=json.dumps(record, sort_keys=True), dtype=h5py.string_dtype())
             for name in TRIALS:
                 file.create_dataset(f"trial/{name}", data=list(getattr(self, name)), dtype=h5py.string_dtype())
             file["trial/fold"], file["trial/offsets"] = self.fold, self.offsets
@@ -130,12 +130,12 @@ def _read(file: h5py.File) -> dict[str, Any]:
     """Return the fields of a book from an open file."""
     if file.attrs.get("format") != FORMAT:
         raise ValueError(f"format {file.attrs.get('format')!r}, this fercache reads {FORMAT}")
-    said = json.loads(file["about"][()])
-    said |= {name: tuple(said[name]) for name in ("classes", "heads", "clip") if name in said}
-    said |= {name: tuple(file[f"trial/{name}"].asstr()[:]) for name in TRIALS}
-    said |= {name: file[f"frame/{name}"][:] for name in ROWS}
-    return {**said, "fold": file["trial/fold"][:], "offsets": file["trial/offsets"][:],
-            "logits": {head: file[f"logits/{head}"][:] for head in said["heads"]}}
+    record = json.loads(file["about"][()])
+    record |= {name: tuple(record[name]) for name in ("classes", "heads", "clip") if name in record}
+    record |= {name: tuple(file[f"trial/{name}"].asstr()[:]) for name in TRIALS}
+    record |= {name: file[f"frame/{name}"][:] for name in ROWS}
+    return {**record, "fold": file["trial/fold"][:], "offsets": file["trial/offsets"][:],
+            "logits": {head: file[f"logits/{head}"][:] for head in record["heads"]}}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,14 +46,14 @@ def load_recipe(stages: Path, command: str) -> dict[str, Any]:
         path = Path("stages/dataset.toml")
     if not path.is_file():
         return {}
-    said = _parse(path)
+    values = _parse(path)
     known = [entry.name for entry in fields(RECIPES[command])]
-    for key in said:
+    for key in values:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             raise InputError(f"unknown key {key!r}", where=path,
                              hint=f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}")
-    return {key: _checked(path, key, value) for key, value in said.items()}
+    return {key: _checked(path, key, value) for key, value in values.items()}
 
 
 def recipe_path(stages: Path, command: str) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import io
+import re
 import resource
 import subprocess
 import sys
+import tokenize
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +24,10 @@ ORDER = ("errors", "heads.registry", "config", "runtime", "metrics", "run_log", 
 
 The registry of heads holds names and settings only, without a net, so that the configuration can offer them.
 """
+
+FORBIDDEN = frozenset(
+    "said says say speak speaks spoken voice heard told tell page plant crew mixer brake gauge sheet judge care waste doubt "
+    "whom looks shares".split())
 
 HEAVY = ("av", "h5py", "lightgbm", "matplotlib", "onnxruntime", "openvino", "plotly", "pyarrow", "sklearn",
          "tensorboard", "torch", "torchvision", "zarr")
@@ -91,6 +98,17 @@ def test_class_names_are_unique() -> None:
     names = Counter(node.name for path in FILES for node in ast.walk(ast.parse(path.read_text()))
                     if isinstance(node, ast.ClassDef) and not node.name.startswith("_"))
     assert not [name for name, times in names.items() if times > 1]
+
+
+def test_names_hold_no_word_of_a_private_language() -> None:
+    """The words that version 0.1 had made its own; a metaphor in a name needs a glossary."""
+    found: Counter[str] = Counter()
+    for path in FILES:
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+            if token.type == tokenize.NAME:
+                parts = re.findall(r"[a-z]+|[A-Z][a-z]*", token.string)
+                found.update(f"{path.name}: {token.string}" for part in parts if part.lower() in FORBIDDEN)
+    assert not found
 
 
 def test_every_folder_says_what_it_does_and_where_to_begin() -> None:

@@ -27,11 +27,11 @@ def clip(frames: int, classes: int = 3, heads: int = 2) -> Heard:
     return Heard(log_softmax(RNG.normal(0, 2, (frames, heads, classes))), time_s)
 
 
-def by_paths(one: Chain, heard: Heard, upto: int | None = None) -> NDArray[np.float64]:
+def by_paths(one: Chain, one_input: Heard, upto: int | None = None) -> NDArray[np.float64]:
     """Return (M, C): each frame's probabilities, summed over every path of stages; of frames `upto` a row alone."""
-    classes, stages, frames = len(one.share), chain.STAGES, len(heard.log_probs)
+    classes, stages, frames = len(one.share), chain.STAGES, len(one_input.log_probs)
     states = [(c, s) for c in range(classes) for s in range(stages)]
-    step = np.diff(heard.time_s, prepend=heard.time_s[0] - chain.FIRST_S)
+    step = np.diff(one_input.time_s, prepend=one_input.time_s[0] - chain.FIRST_S)
 
     def moved(a: tuple[int, int], b: tuple[int, int], t: int) -> float:
         stay = float(np.exp(-one.rate[a[0]] * stages * step[t]))
@@ -40,7 +40,7 @@ def by_paths(one: Chain, heard: Heard, upto: int | None = None) -> NDArray[np.fl
         return stay * (a == b) + (1 - stay) * (1.0 if to else out)
 
     def likely(c: int, t: int) -> float:
-        said = heard.log_probs[t, :, c] @ one.power - one.prior * one.power.sum() * np.log(one.share[c])
+        said = one_input.log_probs[t, :, c] @ one.power - one.prior * one.power.sum() * np.log(one.share[c])
         return float(np.exp(said * min(step[t], chain.MOST_S)))
 
     found = np.zeros((frames, classes))
@@ -55,16 +55,16 @@ def by_paths(one: Chain, heard: Heard, upto: int | None = None) -> NDArray[np.fl
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_the_passes_say_what_all_paths_say(frames: int) -> None:
-    one, heard = some_chain(), clip(frames)
-    np.testing.assert_allclose(np.exp(one.predict([heard], causal=False)[0]), by_paths(one, heard), rtol=1e-4,
+    one, one_input = some_chain(), clip(frames)
+    np.testing.assert_allclose(np.exp(one.predict([one_input], causal=False)[0]), by_paths(one, one_input), rtol=1e-4,
                                atol=2e-6)
 
 
 def test_the_forward_pass_knows_the_past_alone() -> None:
-    one, heard = some_chain(), clip(5)
-    said = np.exp(one.predict([heard], causal=True)[0])
+    one, one_input = some_chain(), clip(5)
+    said = np.exp(one.predict([one_input], causal=True)[0])
     for t in range(5):
-        past = Heard(heard.log_probs[:t + 1], heard.time_s[:t + 1])
+        past = Heard(one_input.log_probs[:t + 1], one_input.time_s[:t + 1])
         np.testing.assert_allclose(said[t], by_paths(one, past)[t], rtol=1e-4, atol=2e-6)
 
 
@@ -73,8 +73,8 @@ def test_a_clip_says_the_same_among_others() -> None:
     one, clips = some_chain(), [clip(n) for n in (7, 0, 300, 1, 40)]
     together = one.predict(clips, causal=False)
     assert [len(said) for said in together] == [7, 0, 300, 1, 40]
-    for said, heard in zip(together, clips, strict=True):
-        np.testing.assert_allclose(said, one.predict([heard], causal=False)[0], atol=1e-5)
+    for said, one_input in zip(together, clips, strict=True):
+        np.testing.assert_allclose(said, one.predict([one_input], causal=False)[0], atol=1e-5)
 
 
 def test_batches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,12 +110,12 @@ def test_durations_are_counted_and_heads_weighed() -> None:
 
 def test_labels_that_are_not_there_are_not_looked_at() -> None:
     one = some_chain()
-    heard, label = walk(one, 400, 1.0)
+    one_input, label = walk(one, 400, 1.0)
     label[100:300] = -1
-    found = chain.fit([heard], [label], causal=False)
+    found = chain.fit([one_input], [label], causal=False)
     assert np.isfinite(found.rate).all() and found.share.sum() == pytest.approx(1)
-    nothing = chain.fit([heard], [np.full(400, -1)], causal=False)
-    assert np.isfinite(nothing.predict([heard], causal=False)[0]).all()
+    nothing = chain.fit([one_input], [np.full(400, -1)], causal=False)
+    assert np.isfinite(nothing.predict([one_input], causal=False)[0]).all()
 
 
 def test_pieces_hold_a_stated_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,11 +131,11 @@ def test_what_stands_beside_the_rows_is_of_the_same_frames() -> None:
     book = simulate(groups=4, frames=90)
     rows = np.flatnonzero(book.valid & (book.label >= 0))[::7]
     clips = chain.Clips.of(book, rows, causal=False)
-    trials = sorted(clips.heard)
+    trials = sorted(clips.chain_input)
     spoken = clips.fit(trials)
     for trial in trials:
         mine = rows[(rows >= book.offsets[trial]) & (rows < book.offsets[trial + 1])]
-        np.testing.assert_array_equal(clips.heard[trial].time_s[clips.place[trial]], book.time_s[mine])
+        np.testing.assert_array_equal(clips.chain_input[trial].time_s[clips.place[trial]], book.time_s[mine])
         np.testing.assert_array_equal(clips.label[trial][clips.place[trial]], book.label[mine])
     x, smoothed = chain.beside(np.zeros((5, 2), np.float32), np.zeros((5, 3, 6, 7), np.float32),
                                np.log(np.full((5, 7), 1 / 7, np.float32)))

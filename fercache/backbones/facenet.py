@@ -136,8 +136,8 @@ def read_checkpoint(path: Path) -> dict[str, NDArray[Any]]:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        said = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise WeightsError(f"not readable as plain tensors ({said})", where=path,
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise WeightsError(f"not readable as plain tensors ({reason})", where=path,
                            hint="save it again with torch.save(model.state_dict(), path) or as safetensors") from error
     held = held.get("state_dict", held) if isinstance(held, dict) else held
     if not isinstance(held, dict) or not all(isinstance(value, torch.Tensor) for value in held.values()):

@@ -111,8 +111,8 @@ def _open(runtime: ModuleType, weights: Weights, device: str) -> Any:
     try:
         session = runtime.InferenceSession(str(weights.path), options, providers=providers)
     except _errors(runtime) as error:
-        said = str(error).partition("\n")[0]
-        raise WeightsError(f"not readable as an ONNX model ({said})", where=weights.path,
+        reason = str(error).partition("\n")[0]
+        raise WeightsError(f"not readable as an ONNX model ({reason})", where=weights.path,
                            hint="export it again, with its file of external data beside it") from error
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(inputs[0].shape) != MAP_DIMENSIONS or inputs[0].type != "tensor(float)":

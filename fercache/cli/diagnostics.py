@@ -68,7 +68,7 @@ def audit_command(context: Context, logits_file: Path | None, logits: str, store
 
 def _show(found: Any) -> None:
     """Print one finding, its first lines below it."""
-    click.echo(click.style(f"{found.state:8}", fg=COLOURS[found.state], bold=True) + f"{found.check}: {found.said}")
+    click.echo(click.style(f"{found.state:8}", fg=COLOURS[found.state], bold=True) + f"{found.check}: {found.message}")
     for line in found.lines[:SHOWN]:
         click.echo(f"          {line}")
     if len(found.lines) > SHOWN:
@@ -152,8 +152,8 @@ def _shown(table: AblationTable) -> RenderableType:
         drawn.add_row(*_line(row, columns), style="bold" if row is table.rows[0] else "")
     parts: list[RenderableType] = [drawn]
     for split, scores in table.reported.items():
-        said = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
-        parts.append(Text(f"the default on {split} (shown, never used to choose): {said}"))
+        scores_text = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
+        parts.append(Text(f"the default on {split} (shown, never used to choose): {scores_text}"))
     if table.notice:
         parts.append(Text(table.notice, "yellow"))
     return Group(*parts)

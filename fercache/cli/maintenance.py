@@ -139,19 +139,19 @@ def gc_command(context: Context, everything: bool, yes: bool, as_json: bool, **t
     _local_only(context, "take clips out of a far store with fercache.open_store(URL, mode=\"a\").remove(CLIP)")
     stays = live_artifacts(context, typed)
     found = gc.find_unreferenced(context.cache, stays.keep, stays.clips)
-    waste = [item for item in found if everything or _dataset(context.cache, item) in stays.datasets]
+    unreferenced = [item for item in found if everything or _dataset(context.cache, item) in stays.datasets]
     others = sorted({_dataset(context.cache, item) for item in found} - stays.datasets)
     if as_json:
-        click.echo(_dump({"waste": [_unreferenced_json(item) for item in waste], "removed": yes,
+        click.echo(_dump({"waste": [_unreferenced_json(item) for item in unreferenced], "removed": yes,
                           "left_alone": [] if everything else others}))
     else:
-        click.echo("\n".join(_gc_lines(context.cache, waste)))
+        click.echo("\n".join(_gc_lines(context.cache, unreferenced)))
     if others and not everything:
         log.info("left alone, no recipe here names the data set: %s (--all takes it too)", ", ".join(others))
-    if waste and (yes or (not as_json and _agreed())):
-        freed = gc.remove_unreferenced(waste)
+    if unreferenced and (yes or (not as_json and _agreed())):
+        freed = gc.remove_unreferenced(unreferenced)
         log.info("removed %d files, %s", freed.files, amount(freed.bytes))
-    elif waste:
+    elif unreferenced:
         log.info("nothing was removed")
     return 0
 
@@ -165,15 +165,15 @@ def _unreferenced_json(item: Unreferenced) -> dict[str, Any]:
             "files": item.size.files}
 
 
-def _gc_lines(cache: Path, waste: Sequence[Unreferenced]) -> list[str]:
-    if not waste:
+def _gc_lines(cache: Path, unreferenced: Sequence[Unreferenced]) -> list[str]:
+    if not unreferenced:
         return ["nothing to remove: all there is has a name in a recipe or a data set"]
     lines = []
-    for item in waste:
+    for item in unreferenced:
         clip = f" clip {item.clip}" if item.folder else ""
         lines.append(shown(f"{item.path.relative_to(cache)}{clip}"))
         lines.append(f"  {amount(item.size.bytes)} in {item.size.files} files: {item.reason}")
-    return [*lines, f"{len(waste)} to remove, {amount(sum(item.size.bytes for item in waste))}"]
+    return [*lines, f"{len(unreferenced)} to remove, {amount(sum(item.size.bytes for item in unreferenced))}"]
 
 
 def _agreed() -> bool:
@@ -297,11 +297,11 @@ def info_command(context: Context, store: Location | None, listed: bool, as_json
     path = store or job.current_store(context.features, dataset.name if dataset else "")
     held = EmbeddingStore.open(path)
     frames = {clip: held.manifest(clip).frames for clip in held}
-    said = _held(held, str(path), frames)
+    record = _held(held, str(path), frames)
     if as_json:
-        click.echo(json.dumps(said | ({"frames_of": frames} if listed else {}), indent=1))
+        click.echo(json.dumps(record | ({"frames_of": frames} if listed else {}), indent=1))
         return 0
-    show(said)
+    show(record)
     for clip in frames if listed else ():
         click.echo(shown(f"{frames[clip]:9d} {clip}"))
     return 0
@@ -331,7 +331,7 @@ def _ahead(context: Context, dataset: Dataset, as_json: bool) -> int:
     return 0
 
 
-def show(said: dict[str, Any]) -> None:
+def show(record: dict[str, Any]) -> None:
     """Print what is said of something as a table, for 80 columns and up; long values go on in the next line."""
     from rich import box
     from rich.console import Console
@@ -341,7 +341,7 @@ def show(said: dict[str, Any]) -> None:
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_column("what", style="bold", no_wrap=True)
     table.add_column("value", overflow="fold")
-    for key, value in said.items():
+    for key, value in record.items():
         table.add_row(Text(key.replace("_", " ")), Text(_readable(key, value)))
     Console().print(table)
 
@@ -498,8 +498,8 @@ class TrainingSettings:
         joined, taps = join_stores(self.store, config.join, config.taps)
         config = replace(config, taps=taps)
         if config.join not in self.known:
-            said = train.settings_of(self.dataset, self.held, joined, config)
-            self.known[config.join] = {key: said[key] for key in said.keys() - config.settings().keys()}
+            record = train.settings_of(self.dataset, self.held, joined, config)
+            self.known[config.join] = {key: record[key] for key in record.keys() - config.settings().keys()}
         print_ = fingerprint_of({**self.known[config.join], **config.settings()})[:12]
         return self.cache / "logits" / self.dataset.name / f"{print_}.h5"
 
@@ -519,7 +519,7 @@ def stack_runs(cache: Path, dataset: str, book: Path | None, stages: Path) -> It
     from fercache.stacking import inputs, stack
 
     folder, usual = cache / "stack" / dataset, make_config(StackConfig, "stack", stages, {})
-    asked = {(usual.logits, usual.force)} | {said for path in folder.glob("*") if (said := _logits_of(path))}
+    asked = {(usual.logits, usual.force)} | {record for path in folder.glob("*") if (record := _logits_of(path))}
     for logits, force in sorted(asked):
         config = replace(usual, logits=logits, force=force)
         try:
@@ -537,7 +537,7 @@ def stack_runs(cache: Path, dataset: str, book: Path | None, stages: Path) -> It
 def _logits_of(run: Path) -> tuple[tuple[str, ...], bool] | None:
     """Return which imported logits a finished stack run was made with, and whether it was forced to; None: unknown."""
     try:
-        said = atomic_io.read_json(run / "metrics.json")["config"]
-        return tuple(said["logits"]), bool(said["force"])
+        record = atomic_io.read_json(run / "metrics.json")["config"]
+        return tuple(record["logits"]), bool(record["force"])
     except (FercacheError, OSError, KeyError, TypeError):
         return None

@@ -28,13 +28,13 @@ class Reader(NamedTuple):
     """One layout: how it is read, and how its folder is recognised."""
 
     read: Callable[[DatasetConfig], Dataset]
-    looks_like: Callable[[Scan], bool]
+    matches_layout: Callable[[Scan], bool]
 
 
 READERS = {
-    "affwild2": Reader(affwild2.read, affwild2.looks_like),
-    "mtl": Reader(mtl.read, mtl.looks_like),
-    **{spec.name: Reader(spec.read, spec.looks_like)
+    "affwild2": Reader(affwild2.read, affwild2.matches_layout),
+    "mtl": Reader(mtl.read, mtl.matches_layout),
+    **{spec.name: Reader(spec.read, spec.matches_layout)
        for spec in (clip_level.DFEW, clip_level.FERV39K, clip_level.MAFW, clip_level.CKPLUS, clip_level.CREMAD,
                     clip_level.RAVDESS, clip_level.AFEW)},
 }
@@ -113,7 +113,7 @@ def _read(config: DatasetConfig, cache: Path) -> Dataset:
 
 def _fits(found: Scan) -> list[str]:
     """Return the layouts that a folder looks like."""
-    return [name for name, reader in READERS.items() if reader.looks_like(found)]
+    return [name for name, reader in READERS.items() if reader.matches_layout(found)]
 
 
 def _layout(config: DatasetConfig) -> str:

@@ -120,7 +120,7 @@ def side_of(trial: str, names: Iterable[str]) -> str:
     return ""
 
 
-def looks_like(found: Scan) -> bool:
+def matches_layout(found: Scan) -> bool:
     """Return whether a folder holds an annotation folder of the expression track."""
     return bool(_tracks(found))
 

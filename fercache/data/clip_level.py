@@ -104,7 +104,7 @@ class ClipLevelSet(ABC):
     whole_frames: bool = False
 
     @abstractmethod
-    def looks_like(self, found: Scan) -> bool:
+    def matches_layout(self, found: Scan) -> bool:
         """Return whether a folder holds this set."""
 
     @abstractmethod
@@ -328,7 +328,7 @@ class ListedSet(ClipLevelSet):
     parts: int = 1
     digits: int = 0
 
-    def looks_like(self, found: Scan) -> bool:
+    def matches_layout(self, found: Scan) -> bool:
         return any(self._lists([found], pattern, "") for pattern in (self.official, self.common))
 
     def list_clips(self, found: Sequence[Scan], config: DatasetConfig) -> Listing:
@@ -471,7 +471,7 @@ class NamedSet(ClipLevelSet):
     codes: tuple[str, ...]
     same_after: int = 0
 
-    def looks_like(self, found: Scan) -> bool:
+    def matches_layout(self, found: Scan) -> bool:
         names = [stem_of(path) for path, _ in found.clips()]
         return sum(bool(self.pattern.fullmatch(name)) for name in names) > MIN_NAMED_SHARE * len(names)
 
@@ -547,7 +547,7 @@ def _afew_key(path: PurePath) -> tuple[str, str] | None:
 class EmotionFolderSet(ClipLevelSet):
     """A set with a folder an emotion in each part; test clips have no label, wherever they are."""
 
-    def looks_like(self, found: Scan) -> bool:
+    def matches_layout(self, found: Scan) -> bool:
         emotions = {(afew_split_of(path.relative_to(found.root)), path.name) for path in found.folders
                     if _emotion_of(path.name) is not None}
         return all(sum(part == split for part, _ in emotions) >= MIN_EMOTIONS for split in ("train", "validation"))
@@ -602,7 +602,7 @@ def _ckplus_key(path: PurePath) -> tuple[str, str] | None:
 class LabelFileSet(ClipLevelSet):
     """A set with a label file a sequence; sequences without a label are test trials."""
 
-    def looks_like(self, found: Scan) -> bool:
+    def matches_layout(self, found: Scan) -> bool:
         return any(CKPLUS_LABEL.fullmatch(path.name) for path in found.texts)
 
     def list_clips(self, found: Sequence[Scan], config: DatasetConfig) -> Listing:

@@ -32,7 +32,7 @@ COLUMN = HEADER.index("expression")
 MOST_FRAMES = 10_000_000
 
 
-def looks_like(found: Scan) -> bool:
+def matches_layout(found: Scan) -> bool:
     """Return whether a folder holds the tables of the multi-task track."""
     return any(_is_table(path) for path in (*found.texts, *found.tables))
 

@@ -168,9 +168,9 @@ def fold_confusions(book: OofLogits, split: str = "") -> dict[str, metrics.Count
     rows = book.label >= 0
     rows &= book.per_row(np.array([s == split for s in book.split]) if split else book.fold >= 0)
     _, group = np.unique(book.per_row(np.unique(book.group, return_inverse=True)[1])[rows], return_inverse=True)
-    said = candidates.gather_candidates(book, nested_cv.NestedResult(members={}, columns={}))
-    return {name: metrics.confusions(book.label[rows], shares[rows].argmax(1), group, len(book.classes),
-                                     int(group.max(initial=-1)) + 1) for name, shares in said.items()}
+    by_candidate = candidates.gather_candidates(book, nested_cv.NestedResult(members={}, columns={}))
+    return {name: metrics.confusions(book.label[rows], probs[rows].argmax(1), group, len(book.classes),
+                                     int(group.max(initial=-1)) + 1) for name, probs in by_candidate.items()}
 
 
 def figure_of(ours: Sequence[metrics.Counts], usual: Sequence[metrics.Counts],

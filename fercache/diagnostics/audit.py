@@ -172,14 +172,14 @@ def probe_shuffled_labels(sample: ProbeSample, config: AuditConfig) -> AuditFind
     folds = np.unique(sample.fold)
     if len(folds) < 2 or len(np.unique(sample.group)) < FEWEST_GROUPS:
         return AuditFinding(check=check, state=SKIPPED, message="fewer than two folds of labelled frames in the store")
-    speak = _ridge(sample)
+    predict_labels = _ridge(sample)
     rng = np.random.default_rng(config.seed)
-    real = _confusion(speak(sample.label), sample.label, sample.classes)
+    real = _confusion(predict_labels(sample.label), sample.label, sample.classes)
     dealt = [deal(sample.label, sample.group, rng) for _ in range(config.shuffles)]
-    extra = [above_chance(_confusion(speak(label), label, sample.classes)) for label in dealt]
-    said = (f"accuracy above chance {_mean(extra)} on {len(extra)} shuffles; on the real labels "
+    extra = [above_chance(_confusion(predict_labels(label), label, sample.classes)) for label in dealt]
+    predicted = (f"accuracy above chance {_mean(extra)} on {len(extra)} shuffles; on the real labels "
             f"{above_chance(real):+.3f} (macro F1 {float(metrics.macro_f1(real)):.3f})")
-    return AuditFinding(check=check, state=FAILED if probe_leaks(extra) else FINE, message=said)
+    return AuditFinding(check=check, state=FAILED if probe_leaks(extra) else FINE, message=predicted)
 
 
 def check_stacker(book: OofLogits, config: AuditConfig) -> AuditFinding:
@@ -191,8 +191,8 @@ def check_stacker(book: OofLogits, config: AuditConfig) -> AuditFinding:
     for i in range(STACK_SHUFFLES):
         label = book.label.copy()
         label[rows] = deal(book.label[rows], group[rows], rng)
-        said = stack.oof_columns(replace(book, label=label), StackConfig(seed=i, threads=config.threads))
-        for name, p in said.items():
+        predicted = stack.oof_columns(replace(book, label=label), StackConfig(seed=i, threads=config.threads))
+        for name, p in predicted.items():
             matrix = metrics.confusion(label[rows], p[rows].argmax(1), len(book.classes))
             extra.setdefault(name, []).append(above_chance(matrix))
     bad = [name for name, values in extra.items() if probe_leaks(values)]
@@ -236,8 +236,8 @@ def _mean(values: Sequence[float]) -> str:
     return f"{np.mean(values):+.3f}"
 
 
-def _confusion(said: NDArray[np.int64], label: NDArray[np.int64], classes: int) -> metrics.Counts:
-    return metrics.confusion(label, said, classes)
+def _confusion(predicted: NDArray[np.int64], label: NDArray[np.int64], classes: int) -> metrics.Counts:
+    return metrics.confusion(label, predicted, classes)
 
 
 def _ridge(sample: ProbeSample) -> Any:
@@ -256,14 +256,14 @@ def _ridge(sample: ProbeSample) -> Any:
         solved = np.linalg.solve(kernel[np.ix_(a, a)] + strength * np.eye(len(a)), kernel[np.ix_(a, b)])
         maps.append((a, b, solved.T))
 
-    def speak(label: NDArray[np.int64]) -> NDArray[np.int64]:
-        said = np.zeros(len(label), np.int64)
+    def predict_labels(label: NDArray[np.int64]) -> NDArray[np.int64]:
+        predicted = np.zeros(len(label), np.int64)
         for a, b, solved in maps:
             target = np.eye(sample.classes)[label[a]]
-            said[b] = (solved @ (target - target.mean(0)) / np.maximum(target.mean(0), 1e-3) ** 0.5).argmax(1)
-        return said
+            predicted[b] = (solved @ (target - target.mean(0)) / np.maximum(target.mean(0), 1e-3) ** 0.5).argmax(1)
+        return predicted
 
-    return speak
+    return predict_labels
 
 
 # Near-duplicate frames across groups: the same footage under two names defeats any fold.
@@ -386,8 +386,8 @@ def check_provenance(book: OofLogits) -> AuditFinding:
             bad += wrong
             fine += right
     own = sum(head not in book.declared for head in book.heads)
-    said = f"{own * k} models on record, {len(book.heads) - own} sources by declaration"
-    return AuditFinding(check="who predicted what", state=FAILED if bad else FINE, message=said,
+    predicted = f"{own * k} models on record, {len(book.heads) - own} sources by declaration"
+    return AuditFinding(check="who predicted what", state=FAILED if bad else FINE, message=predicted,
                         lines=tuple(bad or fine))
 
 
@@ -467,8 +467,8 @@ def _by_group(book: OofLogits, head: str, rows: NDArray[np.bool_]) -> metrics.Co
     """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``."""
     number = book.per_row(np.unique(np.array(book.group), return_inverse=True)[1])[rows]
     _, group = np.unique(number, return_inverse=True)
-    said = book.logits[head][rows].argmax(1)
-    return metrics.confusions(book.label[rows], said, group, len(book.classes), int(group.max(initial=-1)) + 1)
+    predicted = book.logits[head][rows].argmax(1)
+    return metrics.confusions(book.label[rows], predicted, group, len(book.classes), int(group.max(initial=-1)) + 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,9 +66,9 @@ def sample_augmentation(clip: str, frame: int, view: int) -> Augmentation:
     """Return the look of a view (from 1) of a frame (from 1) of a clip."""
     if view == 1:
         return Augmentation(mirrored=True)
-    said = hashlib.sha256(f"{AUGMENTATION_VERSION}\0{frame}\0{view}\0".encode() + clip.encode("utf-8",
+    hashed = hashlib.sha256(f"{AUGMENTATION_VERSION}\0{frame}\0{view}\0".encode() + clip.encode("utf-8",
                                                                                               "surrogateescape")).digest()
-    u = np.random.default_rng(int.from_bytes(said[:16], "little")).uniform(-1, 1, 5).tolist()
+    u = np.random.default_rng(int.from_bytes(hashed[:16], "little")).uniform(-1, 1, 5).tolist()
     return Augmentation(mirrored=view % 2 == 1, right=SHIFT * u[0], down=SHIFT * u[1], zoom=math.exp(ZOOM * u[2]),
                 angle=ANGLE * u[3], light=1 + LIGHT * u[4])
 

@@ -94,8 +94,8 @@ class Mtcnn:
         places, boxes = [], []
         for scale in self._scales(min(sums.height, sums.width)):
             seen = sums.whole(int(sums.height * scale + 1), int(sums.width * scale + 1))
-            move, shares = _bit_by_bit(self.first, seen, max(1, FIRST_PIXELS // (seen.shape[1] * seen.shape[2])))
-            place, found = _cells(move, shares, scale)
+            move, face_probs = _bit_by_bit(self.first, seen, max(1, FIRST_PIXELS // (seen.shape[1] * seen.shape[2])))
+            place, found = _cells(move, face_probs, scale)
             pick = facenet.library_nms(found[:, :4], found[:, 4], place, 0.5)
             places.append(place[pick])
             boxes.append(found[pick])
@@ -243,12 +243,12 @@ def _standard(seen: Tensor) -> Tensor:
     return ((seen - CENTRE) * SCALE).permute(0, 3, 1, 2)
 
 
-def _cells(move: Tensor, shares: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _cells(move: Tensor, face_probs: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Return picture (n,), and box, score and four moves (n, 9), of the cells that the first net takes for faces."""
-    place, y, x = (shares[:, 1] >= THRESHOLDS[0]).nonzero(as_tuple=True)
+    place, y, x = (face_probs[:, 1] >= THRESHOLDS[0]).nonzero(as_tuple=True)
     corner = torch.stack([x, y], 1).to(move.dtype) * STRIDE_PX + 1
     low, high = (corner / scale).floor(), ((corner + (CELL_PX - 1)) / scale).floor()
-    return place, torch.cat([low, high, shares[place, 1, y, x][:, None], move[place, :, y, x]], 1)
+    return place, torch.cat([low, high, face_probs[place, 1, y, x][:, None], move[place, :, y, x]], 1)
 
 
 def _moved(boxes: Tensor, move: Tensor) -> Tensor:

@@ -123,13 +123,13 @@ class _Block:
         if every > 1:
             ends |= {row for cut in self._cuts() for row in (cut - 1, cut)}
         self._look(sorted(ends))
-        doubts = [doubt for start, stop in pairwise(sorted(ends))
-                  for doubt in self._moved(start, stop, self.detected[start], self.detected[stop])]
-        while doubts or self.unsure:
-            now = {doubt.row: doubt for doubt in doubts}
-            later = [doubt for doubt in doubts if now[doubt.row] is not doubt]
+        spans = [span for start, stop in pairwise(sorted(ends))
+                  for span in self._moved(start, stop, self.detected[start], self.detected[stop])]
+        while spans or self.unsure:
+            now = {span.row: span for span in spans}
+            later = [span for span in spans if now[span.row] is not span]
             found = self._found(list(now.values()))
-            doubts = later + [part for doubt, faces in found for part in self._divided(doubt, faces)] + self._revealed()
+            spans = later + [part for span, faces in found for part in self._divided(span, faces)] + self._revealed()
         return [self.detected[i] if i in self.detected else self._of(i) for i in range(count)]
 
     def _look(self, rows: list[int]) -> None:
@@ -140,10 +140,10 @@ class _Block:
         """Return what was added to a picture, (n, 5)."""
         return np.concatenate([np.empty((0, 5)), *self.added[row]])
 
-    def _divided(self, doubt: UncertainSpan, faces: Floats) -> list[UncertainSpan]:
+    def _divided(self, span: UncertainSpan, faces: Floats) -> list[UncertainSpan]:
         """Return what is left of a doubt when `faces` were found in its frame."""
-        return [*self._moved(doubt.start, doubt.row, doubt.first, faces),
-                *self._moved(doubt.row, doubt.stop, faces, doubt.last)]
+        return [*self._moved(span.start, span.row, span.first, faces),
+                *self._moved(span.row, span.stop, faces, span.last)]
 
     def _moved(self, start: int, stop: int, first: Floats, last: Floats) -> list[UncertainSpan]:
         """Add the faces of which the way between two frames is sure, and return the doubt that is left, if any."""
@@ -173,32 +173,32 @@ class _Block:
             last = now
         return jumps
 
-    def _found(self, doubts: list[UncertainSpan]) -> list[tuple[UncertainSpan, Floats]]:
+    def _found(self, spans: list[UncertainSpan]) -> list[tuple[UncertainSpan, Floats]]:
         """Return of each doubt the faces in its frame: around where they may be, else in the whole picture."""
-        self.uncertain |= {doubt.row: doubt for doubt in doubts}
-        places = {doubt.row: doubt.places() for doubt in doubts if doubt.row not in self.detected}
+        self.uncertain |= {span.row: span for span in spans}
+        places = {span.row: span.places() for span in spans if span.row not in self.detected}
         around = [row for row, boxes in places.items() if len(boxes) <= self.detector.rois_per_frame(self.images[row])]
         near = self.detector.detect_in_rois([self.images[row] for row in around], [places[row] for row in around])
         found = {row: _others(faces, self._of(row)) for row, faces in zip(around, near, strict=True)}
-        self._look([doubt.row for doubt in doubts if doubt.row not in self.detected
-                    and (doubt.row not in found or doubt.lacks(found[doubt.row]))])
-        for row in {doubt.row for doubt in doubts} & self.detected.keys():
+        self._look([span.row for span in spans if span.row not in self.detected
+                    and (span.row not in found or span.lacks(found[span.row]))])
+        for row in {span.row for span in spans} & self.detected.keys():
             found[row] = _others(self.detected[row], self._of(row))
         for row, faces in found.items():
             self.added[row].append(faces)
-        return [(doubt, found[doubt.row]) for doubt in doubts]
+        return [(span, found[span.row]) for span in spans]
 
     def _revealed(self) -> list[UncertainSpan]:
         """Look at the whole of frames beside which a face is that they seem not to have; return what comes of it."""
         rows, self.unsure = sorted(self.unsure - self.detected.keys()), set()
         self._look(rows)
-        doubts = []
+        spans = []
         for row in rows:
             faces = _others(self.detected[row], self._of(row))
             if len(faces):
                 self.added[row].append(faces)
-                doubts += self._divided(self.uncertain[row], faces)
-        return doubts
+                spans += self._divided(self.uncertain[row], faces)
+        return spans
 
     def _cuts(self) -> list[int]:
         """Return the pictures that differ from the one before as after a cut."""

@@ -68,7 +68,7 @@ class HeadSpec:
     settings : used where the recipe sets nothing.
     on_features : settings that differ where a temporal head reads features instead of out-of-fold logits.
     temporal : whether the head predicts frames without a face from their neighbours.
-    looks_ahead : whether a prediction depends on later frames; a causal stack leaves such heads out.
+    lookahead : whether a prediction depends on later frames; a causal stack leaves such heads out.
     pools_clips : whether the head supports `HeadSettings.clip_level`.
     finetunes : whether the head supports `HeadSettings.finetune_tap`.
     """
@@ -77,7 +77,7 @@ class HeadSpec:
     settings: HeadSettings
     on_features: Mapping[str, Any] = field(default_factory=dict)
     temporal: bool = False
-    looks_ahead: bool = False
+    lookahead: bool = False
     pools_clips: bool = False
     finetunes: bool = False
 
@@ -91,11 +91,11 @@ HEADS: dict[str, HeadSpec] = {
         net="frame:FrameHead", finetunes=True,
         settings=HeadSettings(width=256, window_s=0, step_s=0.2, batch=128, epochs=20, patience=6)),
     "gru": HeadSpec(
-        net="temporal:GRUHead", temporal=True, looks_ahead=True, pools_clips=True, on_features=_ON_FEATURES,
+        net="temporal:GRUHead", temporal=True, lookahead=True, pools_clips=True, on_features=_ON_FEATURES,
         settings=HeadSettings(width=48, dropout=0.3, temporal_input=True, window_s=8, step_s=0.1, lr=2e-3, patience=8,
                               loss="balanced")),
     "transformer": HeadSpec(
-        net="temporal:TransformerHead", temporal=True, looks_ahead=True, pools_clips=True, on_features=_ON_FEATURES,
+        net="temporal:TransformerHead", temporal=True, lookahead=True, pools_clips=True, on_features=_ON_FEATURES,
         settings=HeadSettings(width=64, depth=2, dropout=0.3, temporal_input=True, window_s=8, step_s=0.1, lr=2e-3,
                               patience=8, loss="balanced")),
     "paper-frame": HeadSpec(
@@ -104,14 +104,14 @@ HEADS: dict[str, HeadSpec] = {
                               optimizer="sgd", loss="plain", label_smoothing=0)),
     # Bidirectional, over windows of .3 s: they use later frames too, although few of them.
     "paper-gru": HeadSpec(
-        net="paper:PaperGRUHead", temporal=True, looks_ahead=True,
+        net="paper:PaperGRUHead", temporal=True, lookahead=True,
         settings=HeadSettings(width=768, dropout=0, window_s=0.3, batch=96, weight_decay=5e-4, epochs=10, loss="plain",
                               label_smoothing=0)),
     "paper-transformer": HeadSpec(
-        net="paper:PaperTransformerHead", temporal=True, looks_ahead=True,
+        net="paper:PaperTransformerHead", temporal=True, lookahead=True,
         settings=HeadSettings(width=768, depth=2, window_s=0.3, batch=96, weight_decay=5e-4, epochs=10, loss="plain",
                               label_smoothing=0)),
 }
 
 TEMPORAL_HEADS = tuple(name for name, spec in HEADS.items() if spec.temporal)
-LOOKAHEAD_HEADS = tuple(name for name, spec in HEADS.items() if spec.looks_ahead)
+LOOKAHEAD_HEADS = tuple(name for name, spec in HEADS.items() if spec.lookahead)

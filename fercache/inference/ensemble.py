@@ -64,8 +64,8 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
         The book is damaged.
     """
     if stack is not None and heads is None:
-        said = _metrics(stack)
-        heads = cache / "logits" / str(said["dataset"]) / f"{str(said['logits']['fingerprint'])[:12]}.h5"
+        metrics = _metrics(stack)
+        heads = cache / "logits" / str(metrics["dataset"]) / f"{str(metrics['logits']['fingerprint'])[:12]}.h5"
     path = _book(heads) if heads is not None else _current(cache, dataset)
     if not path.is_file():
         raise InputError("no trained heads", where=path, hint="run `fercache train-heads`, or name others with --heads")
@@ -117,8 +117,8 @@ def _metrics(folder: Path) -> dict[str, Any]:
     if not (folder / METRICS).is_file():
         raise InputError("no finished stack run", where=folder, hint="run `fercache stack`, or name its folder in "
                                                                     "cache/stack with --stack")
-    said: dict[str, Any] = atomic_io.read_json(folder / METRICS)
-    return said
+    metrics: dict[str, Any] = atomic_io.read_json(folder / METRICS)
+    return metrics
 
 
 FORMAT = 1
@@ -165,9 +165,9 @@ def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     place = np.array([*names.to, UNKNOWN], np.int16)
     trials = tuple(replace(t, labels=None if t.labels is None else place[t.labels], clip_label=int(place[t.clip_label]))
                    for t in dataset.trials)
-    told = f"labels of {', '.join(names.lost)} are left out: the heads do not know them" if names.lost else ""
+    settings = f"labels of {', '.join(names.lost)} are left out: the heads do not know them" if names.lost else ""
     return replace(dataset, classes=tuple(classes), trials=trials,
-                   notice="; ".join(filter(None, (dataset.notice, told))))
+                   notice="; ".join(filter(None, (dataset.notice, settings))))
 
 
 def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore, speakers: HeadEnsemble,
@@ -210,10 +210,10 @@ def _predicted(trials: Sequence[Trial], store: EmbeddingStore, speakers: HeadEns
     parts: dict[int, dict[str, Any]] = {}
     for together in _alike(trials, store, 2 * sum(prod(part.shape) for part in heads.layout)):
         features = heads.load_features(store, [trials[i] for i in together])
-        said = predict_new(heads, features, device)
+        predicted = predict_new(heads, features, device)
         for i, start, stop in zip(together, features.offsets[:-1], features.offsets[1:], strict=True):
             rows = slice(int(start), int(stop))
-            parts[i] = {"logits": {head: values[rows] for head, values in said.items()},
+            parts[i] = {"logits": {head: values[rows] for head, values in predicted.items()},
                         **{name: getattr(features, name)[rows] for name in ("index", "time_s", "valid", "label")}}
         log.info("%d of %d clips predicted", len(parts), len(trials))
     return _joined([parts[i] for i in range(len(trials))], heads.heads)
@@ -274,11 +274,11 @@ def extract_config_of(wanted: Mapping[str, Any], usual: ExtractConfig, typed: Ma
     Views are for training: none are made. Whether faces are looked for follows from the clips, and is compared.
     """
     numbers = {entry.name for entry in fields(ExtractConfig) if entry.metadata["numbers"]}
-    told = {name: tuple(value) if isinstance(value, list) else value for name, value in wanted.items()
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in wanted.items()
             if name in numbers and name not in BY_THE_CLIPS}
     if wanted.get("backbone") in weights.KNOWN_WEIGHTS:
-        told["weights"] = wanted["backbone"]
-    return replace(usual, **{**told, "faces": "auto", "augmentations": 1, **typed})
+        settings["weights"] = wanted["backbone"]
+    return replace(usual, **{**settings, "faces": "auto", "augmentations": 1, **typed})
 
 
 def check_match(wanted: Mapping[str, Any], have: Mapping[str, Any], *, taps: Sequence[str], held: Sequence[str],

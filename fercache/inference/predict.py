@@ -73,7 +73,7 @@ def display_names(dataset: Dataset) -> dict[str, str]:
     waiting = {trial.name: _names(trial) for trial in dataset.trials}
     chosen = {name: next(names) for name, names in waiting.items()}
     while twice := {name for name, count in Counter(chosen.values()).items() if count > 1}:
-        chosen |= {name: next(waiting[name]) for name, said in chosen.items() if said in twice}
+        chosen |= {name: next(waiting[name]) for name, record in chosen.items() if record in twice}
     return chosen
 
 
@@ -252,8 +252,8 @@ def predict_dataset(order: PredictJob, cache: Path) -> PredictReport:
 def _heads(chosen: SelectedModels) -> dict[str, Any]:
     """Return what the JSON of a trained head says of all of them: store and taps."""
     for path in sorted(chosen.heads.glob("[!.]*-fold*.json")):
-        said: dict[str, Any] = atomic_io.read_json(path)
-        return said
+        record: dict[str, Any] = atomic_io.read_json(path)
+        return record
     raise InputError("no trained heads", where=chosen.heads, hint="run `fercache train-heads` again")
 
 
@@ -294,12 +294,12 @@ def _evaluated(order: PredictJob, dataset: Dataset, book: OofLogits, seen: froze
     if seen:
         notices.append(f"{len(seen)} of these clips were trained on: the heads saw them, and they are not scored")
     paths = {names[trial.name]: str(trial.path) for trial in dataset.trials}
-    said = {"heads": str(order.models.heads), "stack": str(order.models.stack),
+    record = {"heads": str(order.models.heads), "stack": str(order.models.stack),
             "trained_on": order.models.logits_file.dataset,
             "clips": {names[trial]: paths[names[trial]] for trial in book.trials}, "forced": list(forced),
             "known": sorted(names[trial] for trial in seen)}
     return replace(judged, oof=replace(book, trials=tuple(names[trial] for trial in book.trials)),
-                   report={**judged.report, "notice": "; ".join(filter(None, notices)), "predict": said})
+                   report={**judged.report, "notice": "; ".join(filter(None, notices)), "predict": record})
 
 
 def _draw(order: PredictJob, dataset: Dataset, trials: list[Trial], store: EmbeddingStore) -> list[Path]:

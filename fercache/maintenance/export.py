@@ -106,14 +106,14 @@ def _npz(_: EmbeddingStore, clips: Iterator[Clip], taps: list[str], out: Path) -
 
 
 def _npy(_: EmbeddingStore, clips: Iterator[Clip], taps: list[str], out: Path) -> None:
-    said = {}
+    record = {}
     for clip in clips:
         arrays = {array: encode_name(array) + ".npy" for array in (FRAME_TABLE, *taps)}
         for array, name in arrays.items():
             with atomic_io.replacing(out / encode_name(clip.name) / name) as temporary, temporary.open("wb") as file:
                 _write_npy(file, clip, array)
-        said[encode_name(clip.name)] = {"clip": clip.name, "arrays": arrays}
-    atomic_io.write_json(out / CLIPS, {"clips": said})
+        record[encode_name(clip.name)] = {"clip": clip.name, "arrays": arrays}
+    atomic_io.write_json(out / CLIPS, {"clips": record})
 
 
 def _write_npy(file: Any, clip: Clip, array: str) -> None:
@@ -130,12 +130,12 @@ def _parquet(store: EmbeddingStore, clips: Iterator[Clip], taps: list[str], out:
 
     columns = {tap: tap if tap not in NOT_FEATURES else f"{tap}_" for tap in taps}
     sizes = {tap: int(np.prod(store.taps[tap])) for tap in taps}
-    said = {"taps": {columns[tap]: {"tap": tap, "shape": list(store.taps[tap])} for tap in taps},
+    record = {"taps": {columns[tap]: {"tap": tap, "shape": list(store.taps[tap])} for tap in taps},
             "settings": store.settings, "fingerprint": store.fingerprint}
     schema = pa.schema([("clip", pa.string()), ("frame", pa.int64()),
                         *((name, pa.float64()) for name in FRAME_COLUMNS[1:]),
                         *((columns[tap], pa.list_(pa.float16(), sizes[tap])) for tap in taps)],
-                       metadata={TAPS: json.dumps(said).encode()})
+                       metadata={TAPS: json.dumps(record).encode()})
     with atomic_io.replacing(out) as temporary, pq.ParquetWriter(temporary, schema) as file:
         for clip in clips:
             _check_name(clip.name)

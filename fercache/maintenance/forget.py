@@ -63,9 +63,9 @@ def elsewhere(folder: Path, clip: str) -> list[Path]:
     names = {clip, encode_name(clip)}
     found = []
     for path in sorted(folder.rglob("*")):
-        said = any(part in names or any(part.startswith(f"{name}.") for name in names)
+        is_named = any(part in names or any(part.startswith(f"{name}.") for name in names)
                    for part in path.relative_to(folder).parts)
-        if path.is_file() and (said or _mentions(path, clip)):
+        if path.is_file() and (is_named or _mentions(path, clip)):
             found.append(path)
     return found
 

@@ -61,14 +61,14 @@ def find_unreferenced(cache: Path, keep: Iterable[Path], clips: Mapping[Path, Co
     What a live process is writing is never in the list.
     """
     kept = {path.resolve() for path in keep} | {path.resolve() for path in clips}
-    found = [waste for path in _results(cache) if path.resolve() not in kept and (waste := _whole(path)) is not None]
+    found = [unreferenced for path in _results(cache) if path.resolve() not in kept and (unreferenced := _whole(path)) is not None]
     for path, named in clips.items():
         found += _clips(path, named)
     found += _pictures(cache, found)
-    return tuple(sorted(found, key=lambda waste: (waste.path, waste.folder)))
+    return tuple(sorted(found, key=lambda unreferenced: (unreferenced.path, unreferenced.folder)))
 
 
-def remove_unreferenced(waste: Iterable[Unreferenced]) -> StoreSize:
+def remove_unreferenced(unreferenced: Iterable[Unreferenced]) -> StoreSize:
     """Remove what `garbage` listed; return what that freed.
 
     Raises
@@ -77,7 +77,7 @@ def remove_unreferenced(waste: Iterable[Unreferenced]) -> StoreSize:
         Somebody began to write it meanwhile.
     """
     freed = []
-    for item in waste:
+    for item in unreferenced:
         if item.folder:
             store = EmbeddingStore.open(item.path, mode="a")
             if item.reason == LOST and store.files.stat(f"{item.folder}/{META}") is not None:
@@ -97,9 +97,9 @@ def _results(cache: Path) -> Iterator[Path]:
                 yield path
 
 
-def _pictures(cache: Path, waste: Sequence[Unreferenced]) -> list[Unreferenced]:
+def _pictures(cache: Path, unreferenced: Sequence[Unreferenced]) -> list[Unreferenced]:
     """Return the pictures of stores and clips that are gone, or that go."""
-    going = {(item.path.resolve(), item.folder) for item in waste}
+    going = {(item.path.resolve(), item.folder) for item in unreferenced}
     found = []
     for folder in sorted(path for path in cache.glob("thumbs/*/*") if path.is_dir()):
         store = cache / "features" / folder.parent.name / f"{folder.name}{STORE}"

@@ -284,8 +284,8 @@ def npz_entries(root: Path, paths: list[Path]) -> Iterator[ImportEntry]:
 
 
 def _named_entry(path: Path, name: str, opener: Callable[[Path, str, ExitStack], IncomingClip]) -> ImportEntry:
-    said = _npz_name(path)
-    chosen = name if said is None else said
+    metadata = _npz_name(path)
+    chosen = name if metadata is None else metadata
 
     @contextmanager
     def opened() -> Iterator[IncomingClip]:
@@ -340,10 +340,10 @@ def exported_entries(root: Path) -> Iterator[ImportEntry]:
     InputError
         Its list of clips is none, or names files outside the folder.
     """
-    said = atomic_io.read_json(root / CLIPS)
+    metadata = atomic_io.read_json(root / CLIPS)
     try:
         clips = {str(folder): (str(one["clip"]), {str(k): str(v) for k, v in one["arrays"].items()})
-                 for folder, one in said["clips"].items()}
+                 for folder, one in metadata["clips"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError("is no list of exported clips", where=root / CLIPS, hint="export again") from error
     for folder, (name, arrays) in clips.items():
@@ -447,10 +447,10 @@ def _hard(group: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _name(item: Any, key: str) -> str:
-    said = item.attrs.get(OURS)
-    if isinstance(said, str):
+    metadata = item.attrs.get(OURS)
+    if isinstance(metadata, str):
         try:
-            name = json.loads(said)["name"]
+            name = json.loads(metadata)["name"]
         except (ValueError, KeyError, TypeError, RecursionError):
             return key
         return name if isinstance(name, str) else key
@@ -711,8 +711,8 @@ def _parquet_taps(names: list[str], metadata: dict[bytes, bytes], path: Path) ->
     """Return how columns make taps: column -> tap and shape as the export says, or all columns -> one tap."""
     _columns(names, path)
     if TAPS in metadata:
-        said = json.loads(metadata[TAPS])["taps"]
-        return {str(column): (str(one["tap"]), tuple(int(n) for n in one["shape"])) for column, one in said.items()}
+        taps = json.loads(metadata[TAPS])["taps"]
+        return {str(column): (str(one["tap"]), tuple(int(n) for n in one["shape"])) for column, one in taps.items()}
     return {name: (FEATURES, None) for name in names if name not in NOT_FEATURES}
 
 

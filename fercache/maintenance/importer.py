@@ -106,9 +106,9 @@ class _Import:
                 clip.check(entry.name)
                 self._put(entry.name, clip)
         except ClipError as error:
-            said = str(error) if error.where == entry.name else f"{entry.name}: {error}"
-            log.error("%s", said)
-            self.report.failed[entry.name] = said
+            message = str(error) if error.where == entry.name else f"{entry.name}: {error}"
+            log.error("%s", message)
+            self.report.failed[entry.name] = message
             self._drop(entry.name)
 
     def _put(self, name: str, clip: IncomingClip) -> None:

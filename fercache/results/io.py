@@ -43,7 +43,7 @@ class ClipPredictions:
     ----------
     name : the trial's name.
     frame : (T,) int64, from 1; time_s : (T,) float64; valid : (T,) bool; label : (T,) int64, -1 unknown.
-    said : (T,) int64, the predicted class; shares : (T, C) float64, probabilities.
+    label_pred : (T,) int64, the predicted class; probs : (T, C) float64, probabilities.
     """
 
     name: str
@@ -54,9 +54,9 @@ class ClipPredictions:
     label_pred: NDArray[np.int64]
     probs: NDArray[np.float64]
 
-    def pooled(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    def pooled(self, probs: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the mean of ``(T, C)`` over the frames with a face, ``(C,)``; over all frames if there is none."""
-        return np.asarray(shares[self.valid if self.valid.any() else slice(None)].mean(0))
+        return np.asarray(probs[self.valid if self.valid.any() else slice(None)].mean(0))
 
 
 def open_predictions(clip: str, wanted: Container[str]) -> str:
@@ -91,14 +91,14 @@ class PredictionsFile:
             raise InputError("unknown kind of file", where=path, hint=f"predictions end in {', '.join(READ_ENDINGS)}")
         header = next(self._rows(), [])
         missing = [name for name in COLUMNS if name not in header]
-        shares = [name for name in header if name.startswith(PROBABILITY)]
-        if missing or len(shares) < 2 or len(set(header)) != len(header):
+        probs = [name for name in header if name.startswith(PROBABILITY)]
+        if missing or len(probs) < 2 or len(set(header)) != len(header):
             what = f"columns {', '.join(missing)} are missing" if missing else "no two columns p_<Class>" if len(
-                shares) < 2 else "a column stands there twice"
+                probs) < 2 else "a column stands there twice"
             raise InputError(f"no table of predictions: {what}", where=path,
                              hint="give a file that `fercache stack` wrote")
-        self.classes = tuple(name[len(PROBABILITY):] for name in shares)
-        self._pick = itemgetter(*(header.index(name) for name in (*COLUMNS, *shares)))
+        self.classes = tuple(name[len(PROBABILITY):] for name in probs)
+        self._pick = itemgetter(*(header.index(name) for name in (*COLUMNS, *probs)))
         self._width = len(header)
 
     def clips(self) -> Iterator[ClipPredictions]:
@@ -193,7 +193,7 @@ class ClipSeries:
 
     Attributes
     ----------
-    time_s, valid : (T,); label : (T,) int, -1 unknown; said : (T,) int; shares : (T, C).
+    time_s, valid : (T,); label : (T,) int, -1 unknown; label_pred : (T,) int; probs : (T, C).
     """
 
     time_s: NDArray[np.float64]
@@ -335,10 +335,10 @@ def _texts(book: OofLogits, units: NDArray[np.int32]) -> Iterator[str]:
     for trial in order(book):
         rows = book.rows(trial)
         label = ["" if value < 0 else value for value in book.label[rows].tolist()]
-        said = units[rows]
+        ppm = units[rows]
         line = _line([book.trials[trial]])[:-1].replace("%", "%%") + tail
         table = zip(book.index[rows].tolist(), book.time_s[rows].tolist(), book.valid[rows].tolist(), label,
-                    said.argmax(1).tolist(), *(said / 1e6).T.tolist(), strict=True)
+                    ppm.argmax(1).tolist(), *(ppm / 1e6).T.tolist(), strict=True)
         yield "".join([line % row for row in table])
 
 
@@ -362,10 +362,10 @@ def _write_parquet(book: OofLogits, units: NDArray[np.int32], path: Path) -> Non
     rows = np.concatenate([np.arange(book.offsets[i], book.offsets[i + 1]) for i in trials])
     names = np.repeat([book.trials[i] for i in trials], np.diff(book.offsets)[trials])
     label = book.label[rows]
-    said = {"clip": names, "frame": book.index[rows], "time_s": book.time_s[rows], "valid": book.valid[rows],
+    columns = {"clip": names, "frame": book.index[rows], "time_s": book.time_s[rows], "valid": book.valid[rows],
             "label": pyarrow.array(label, mask=label < 0), "prediction": units[rows].argmax(1).astype(np.int16)}
-    shares = {f"p_{name}": units[rows, c] / 1e6 for c, name in enumerate(book.classes)}
-    parquet.write_table(pyarrow.table({**said, **shares}), path)
+    probs = {f"p_{name}": units[rows, c] / 1e6 for c, name in enumerate(book.classes)}
+    parquet.write_table(pyarrow.table({**columns, **probs}), path)
 
 
 def _pyarrow(path: Path) -> Any:

@@ -47,12 +47,12 @@ class GapSources:
     after: Rows
     weight: Floats
 
-    def apply(self, shares: NDArray[Any]) -> NDArray[Any]:
+    def apply(self, probs: NDArray[Any]) -> NDArray[Any]:
         """Return probabilities with their gaps filled, ``(T, C)``, of the same type as `shares`, ``(T, C)``."""
-        filled = shares[self.before]
+        filled = probs[self.before]
         mixed = np.flatnonzero(self.weight > 0)
         late = self.weight[mixed, None]
-        filled[mixed] = (1 - late) * shares[self.before[mixed]] + late * shares[self.after[mixed]]
+        filled[mixed] = (1 - late) * probs[self.before[mixed]] + late * probs[self.after[mixed]]
         return np.asarray(filled)
 
 
@@ -88,9 +88,9 @@ def gap_sources(time_s: Floats, seen: Mask, policy: str, *, causal: bool = False
     return GapSources(before, after, np.clip(np.where(seen, 0.0, weight), 0.0, 1.0))
 
 
-def fill_gaps(shares: NDArray[Any], time_s: Floats, seen: Mask, policy: str) -> NDArray[Any]:
+def fill_gaps(probs: NDArray[Any], time_s: Floats, seen: Mask, policy: str) -> NDArray[Any]:
     """Return one clip's probabilities with its gaps filled, ``(T, C)``; see `sources`."""
-    return gap_sources(time_s, seen, policy).apply(shares)
+    return gap_sources(time_s, seen, policy).apply(probs)
 
 
 def unfilled_heads(heads: Sequence[str], policy: str) -> list[str]:

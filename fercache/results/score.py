@@ -35,11 +35,11 @@ class _Tally:
     unscored: int = 0
     scored: set[str] = field(default_factory=set)
 
-    def add(self, trial: Trial, label: NDArray[Any], said: NDArray[Any]) -> None:
+    def add(self, trial: Trial, label: NDArray[Any], predicted: NDArray[Any]) -> None:
         """Count the labelled rows of a trial."""
         self.scored.add(trial.name)
         empty = np.zeros((self.classes, self.classes), np.int64)
-        self.groups[trial.group] = self.groups.get(trial.group, empty) + metrics.confusion(label, said, self.classes)
+        self.groups[trial.group] = self.groups.get(trial.group, empty) + metrics.confusion(label, predicted, self.classes)
 
     def matrices(self, keep: Sequence[int]) -> Counts:
         """Return a matrix for each group that has a labelled row of the classes to `keep`, ``(G, c, c)``."""
@@ -110,8 +110,8 @@ def _count(tally: _Tally, trial: Trial, clip: io.ClipPredictions, names: labels.
         return
     label = clock[clip.frame - 1]
     tally.unscored += int((clock >= 0).sum() - (label >= 0).sum())
-    said = names.probs(clip.probs).argmax(1) if names.lost else names.labels(clip.label_pred)
-    tally.add(trial, label, said)
+    predicted = names.probs(clip.probs).argmax(1) if names.lost else names.labels(clip.label_pred)
+    tally.add(trial, label, predicted)
 
 
 def _figures(matrices: Counts, dataset: Dataset, keep: Sequence[int], config: ScoreConfig) -> dict[str, Any]:
@@ -140,13 +140,13 @@ def score_table_lines(report: dict[str, Any]) -> RenderableType:
 def score_warnings(report: dict[str, Any]) -> list[str]:
     """Return what could not be scored, in words."""
     lost = report["trials_without_prediction"]
-    said = []
+    predicted = []
     if lost:
         more = f" and {len(lost) - SHOWN:,} more" if len(lost) > SHOWN else ""
-        said.append(f"{len(lost):,} labelled trials have no prediction: {', '.join(lost[:SHOWN])}{more}")
+        predicted.append(f"{len(lost):,} labelled trials have no prediction: {', '.join(lost[:SHOWN])}{more}")
     if report["unscored_frames"]:
-        said.append(f"{report['unscored_frames']:,} labelled frames have no prediction")
-    return said
+        predicted.append(f"{report['unscored_frames']:,} labelled frames have no prediction")
+    return predicted
 
 
 def _scores(report: dict[str, Any], whole: dict[str, Any], shared: dict[str, Any]) -> Table:

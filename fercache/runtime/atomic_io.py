@@ -147,9 +147,9 @@ def read_pointer(path: Path, key: str) -> Path:
     return path.parent / sibling_name(read_json(path, limit_bytes=1 << 20), key, path)
 
 
-def sibling_name(said: Any, key: str, path: object) -> str:
+def sibling_name(record: Any, key: str, path: object) -> str:
     """Return the name of a neighbour that a JSON value, read at `path`, holds under `key`; refuse what is none."""
-    name = said.get(key) if isinstance(said, dict) else None
+    name = record.get(key) if isinstance(record, dict) else None
     if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or not name.isprintable():
         raise InputError(f"says no {key}", where=path, hint="remove it and run again")
     return name

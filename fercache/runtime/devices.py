@@ -86,8 +86,8 @@ def bf16_pays(flags: str | None = None) -> bool:
     multiplications a cycle: measured .64 of float32's rate with torch and .58 with OpenVINO. Without any of them bf16
     is emulated.
     """
-    said = _processor() if flags is None else flags
-    words = set(said.split())
+    cpu_flags = _processor() if flags is None else flags
+    words = set(cpu_flags.split())
     return "amx_bf16" in words or ("avx512_bf16" in words and "AuthenticAMD" in words) or "bf16" in words
 
 

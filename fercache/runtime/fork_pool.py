@@ -108,20 +108,20 @@ def _end_with(parent: int) -> None:
 
 
 def _work(i: int) -> Any:
-    def tell(amount: float) -> None:
+    def report_progress(amount: float) -> None:
         with _state["done"].get_lock():
             _state["done"].value += amount
-    return _state["task"](_state["jobs"][i], tell)
+    return _state["task"](_state["jobs"][i], report_progress)
 
 
 def _watch(waiting: Sequence[Future[Any]], done: Synchronized[float], bar: ProgressBar) -> None:
     """Move the meter until all is done, or one has failed."""
-    told = 0.0
+    shown = 0.0
     left = set(waiting)
     while left:
         finished, left = wait(left, LOOK_EVERY_S)
         now = done.get_obj().value  # without the lock, which a killed worker may hold for good
-        bar.advance(now - told)
-        told = now
+        bar.advance(now - shown)
+        shown = now
         for future in finished:
             future.result()

@@ -23,8 +23,8 @@ def apply_temperature(probabilities: Probs, temperature: NDArray[np.float64] | f
     """Return probabilities, ``(n, C)``, flattened (above 1) or sharpened by a temperature, one or ``(n, 1)``."""
     if np.all(np.asarray(temperature) == 1):
         return probabilities
-    said = np.log(np.maximum(probabilities.astype(float), TINY)) / temperature
-    e = np.exp(said - said.max(1, keepdims=True))
+    log_probs = np.log(np.maximum(probabilities.astype(float), TINY)) / temperature
+    e = np.exp(log_probs - log_probs.max(1, keepdims=True))
     return np.asarray(e / e.sum(1, keepdims=True), np.float32)
 
 
@@ -39,11 +39,11 @@ def fit_temperature(probabilities: Probs, label: NDArray[Any]) -> float:
     known = known[::max(1, len(known) // MOST_ROWS)]
     if not len(known):
         return 1.0
-    said = np.log(np.maximum(probabilities[known].astype(float), TINY))
+    log_probs = np.log(np.maximum(probabilities[known].astype(float), TINY))
     truth = label[known].astype(int)
 
     def cost(log_t: float) -> float:
-        scaled = said / np.exp(log_t)
+        scaled = log_probs / np.exp(log_t)
         top = scaled.max(1)
         right = scaled[np.arange(len(truth)), truth]
         return float((top + np.log(np.exp(scaled - top[:, None]).sum(1)) - right).mean())

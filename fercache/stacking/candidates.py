@@ -118,14 +118,14 @@ class GapFiller:
             blind[rows] = ~valid
         return cls(policy=policy, sources=found, head_sources=own, faceless=blind, before_first_face=early)
 
-    def refill(self, shares: Probs) -> Probs:
+    def refill(self, probs: Probs) -> Probs:
         """Return probabilities whose frames without a face are filled once more, after those with one were changed.
 
         Notes
         -----
         A temperature bends probabilities: the line between two frames is drawn after that, else it is no line any more.
         """
-        return np.asarray(self.sources.apply(shares), np.float32) if self.policy in missing_faces.COPIED else shares
+        return np.asarray(self.sources.apply(probs), np.float32) if self.policy in missing_faces.COPIED else probs
 
 
 def gather_candidates(book: OofLogits, nested: NestedResult, filling: GapFiller | None = None) -> dict[str, Probs]:
@@ -144,19 +144,19 @@ def gather_candidates(book: OofLogits, nested: NestedResult, filling: GapFiller 
     filling = filling or GapFiller.of(book)
     heads = {head: filling.head_sources.apply(
         softmax(book.logits[head] * ~filling.before_first_face[:, None]).astype(np.float32)) for head in book.heads}
-    said = {**heads, "mean": _mean(heads), **nested.columns}
-    filled = {name: filling.sources.apply(values) for name, values in said.items()}
+    values = {**heads, "mean": _mean(heads), **nested.columns}
+    filled = {name: filling.sources.apply(values) for name, values in values.items()}
     if filling.policy in missing_faces.COPIED:
         return filled
-    speakers = missing_faces.unfilled_heads(book.heads, filling.policy)
-    if not speakers:
+    unfilled = missing_faces.unfilled_heads(book.heads, filling.policy)
+    if not unfilled:
         raise InputError("no temporal head to leave the frames without a face to",
                          where="stack, missing_faces = temporal-heads",
                          hint=f"train one of {', '.join(missing_faces.TEMPORAL)}, or choose another policy with --missing-faces")
-    spoken = _mean({head: heads[head][filling.faceless] for head in speakers})
+    temporal_mean = _mean({head: heads[head][filling.faceless] for head in unfilled})
     for name in filled:
-        if name not in speakers:
-            filled[name][filling.faceless] = spoken
+        if name not in unfilled:
+            filled[name][filling.faceless] = temporal_mean
     return filled
 
 

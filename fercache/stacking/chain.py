@@ -42,7 +42,7 @@ PSEUDO = 0.5
 FLOOR = 1e-6
 
 
-class Heard(NamedTuple):
+class ChainInput(NamedTuple):
     """What is heard of one clip: log-probabilities of the frames that count, ``(M, H, C)``, and their times, ``(M,)``.
     """
 
@@ -73,12 +73,12 @@ class Chain:
                 "power": self.power.tolist(), "prior": self.prior}
 
     @classmethod
-    def of(cls, said: dict[str, Any]) -> Chain:
+    def of(cls, log_probs: dict[str, Any]) -> Chain:
         """Return the chain that `json` described."""
-        return cls(prior=said["prior"], **{name: np.array(said[name], float)
+        return cls(prior=log_probs["prior"], **{name: np.array(log_probs[name], float)
                                            for name in ("rate", "jump", "share", "power")})
 
-    def predict(self, clips: Sequence[Heard], causal: bool) -> list[NDArray[np.float32]]:
+    def predict(self, clips: Sequence[ChainInput], causal: bool) -> list[NDArray[np.float32]]:
         """Return the log-probabilities of each clip's frames that count, ``(M, C)`` each, not below log `FLOOR`."""
         found: list[NDArray[np.float32]] = [np.zeros((0, len(self.share)), np.float32)] * len(clips)
         for batch in _batches([len(clip.log_probs) for clip in clips]):
@@ -97,7 +97,7 @@ class Chain:
         moves[:, -1, :, 0] = self.jump
         return moves.reshape(many * STAGES, many * STAGES)
 
-    def _passes(self, clips: Sequence[Heard], causal: bool) -> Floats:
+    def _passes(self, clips: Sequence[ChainInput], causal: bool) -> Floats:
         """Return the probabilities of each frame of some clips, ``(n, M, C)``."""
         likely, stay = self._evidence(clips)
         moves, n = self._moves, len(clips)
@@ -125,16 +125,16 @@ class Chain:
             later /= later.sum(1, keepdims=True)
             found[:, t] *= later
 
-    def _evidence(self, clips: Sequence[Heard]) -> tuple[Floats, Floats]:
+    def _evidence(self, clips: Sequence[ChainInput]) -> tuple[Floats, Floats]:
         """Return how likely each frame is in each stage, and how probable it is to stay in it, both ``(n, M, S)``."""
         most = max(len(clip.log_probs) for clip in clips)
         logs = np.zeros((len(clips), most, len(self.share)))
         passed = np.zeros((len(clips), most))
-        for i, (said, time_s) in enumerate(clips):
+        for i, (log_probs, time_s) in enumerate(clips):
             step = np.diff(time_s, prepend=time_s[0] - FIRST_S)
-            passed[i, :len(said)] = step
-            heard = np.einsum("mhc,h->mc", said, self.power) - self.prior * self.power.sum() * np.log(self.share)
-            logs[i, :len(said)] = heard * np.minimum(step, MOST_S)[:, None]
+            passed[i, :len(log_probs)] = step
+            chain_input = np.einsum("mhc,h->mc", log_probs, self.power) - self.prior * self.power.sum() * np.log(self.share)
+            logs[i, :len(log_probs)] = chain_input * np.minimum(step, MOST_S)[:, None]
         likely = np.exp(logs - logs.max(2, keepdims=True))
         stay = np.exp(-passed[:, :, None] * self.rate * STAGES)
         return np.repeat(likely, STAGES, 2), np.repeat(stay, STAGES, 2)
@@ -152,7 +152,7 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def fit(clips: Sequence[Heard], labels: Sequence[Labels], causal: bool) -> Chain:
+def fit(clips: Sequence[ChainInput], labels: Sequence[Labels], causal: bool) -> Chain:
     """Return the chain that fits labelled clips best.
 
     Parameters
@@ -169,8 +169,8 @@ def fit(clips: Sequence[Heard], labels: Sequence[Labels], causal: bool) -> Chain
     many = max(sum(map(len, rows)), 1)
 
     def loss(one: Chain) -> float:
-        said = one.predict(pieces, causal)
-        right = [part[row, label[row]].sum(dtype=float) for part, label, row in zip(said, known, rows, strict=True)]
+        log_probs = one.predict(pieces, causal)
+        right = [part[row, label[row]].sum(dtype=float) for part, label, row in zip(log_probs, known, rows, strict=True)]
         return -float(sum(right)) / many
 
     chain = _counted(clips, labels)
@@ -180,7 +180,7 @@ def fit(clips: Sequence[Heard], labels: Sequence[Labels], causal: bool) -> Chain
     return chain
 
 
-def _counted(clips: Sequence[Heard], labels: Sequence[Labels]) -> Chain:
+def _counted(clips: Sequence[ChainInput], labels: Sequence[Labels]) -> Chain:
     """Return the chain as far as it is counted: ends of a class by its seconds, with half an end more for each class.
     """
     heads, classes = clips[0].log_probs.shape[1:]
@@ -195,12 +195,12 @@ def _counted(clips: Sequence[Heard], labels: Sequence[Labels]) -> Chain:
                  power=np.full(heads, POWER_A_S), prior=PRIOR)
 
 
-def _pieces(clips: Sequence[Heard], labels: Sequence[Labels]) -> tuple[list[Heard], list[Labels]]:
+def _pieces(clips: Sequence[ChainInput], labels: Sequence[Labels]) -> tuple[list[ChainInput], list[Labels]]:
     """Return pieces of the clips, not more than `MOST_ROWS` rows of them, evenly chosen, and their labels."""
     cuts = [(i, start) for i, label in enumerate(labels) for start in range(0, len(label), PIECE)]
     total = sum(map(len, labels))
     chosen = cuts[::max(1, -(-total // MOST_ROWS))]
-    return ([Heard(clips[i].log_probs[a:a + PIECE], clips[i].time_s[a:a + PIECE]) for i, a in chosen],
+    return ([ChainInput(clips[i].log_probs[a:a + PIECE], clips[i].time_s[a:a + PIECE]) for i, a in chosen],
             [labels[i][a:a + PIECE] for i, a in chosen])
 
 
@@ -238,21 +238,21 @@ def names(classes: Sequence[str]) -> list[str]:
     return [*(f"{NAME}:now:{name}" for name in classes), f"{NAME}:entropy"]
 
 
-def beside(x: Singles, smoothed: Singles, said: Singles) -> tuple[Singles, Singles]:
+def beside(x: Singles, smoothed: Singles, log_probs: Singles) -> tuple[Singles, Singles]:
     """Return features ``(n, F + C + 1)`` and moving means ``(n, H + 1, W, C)`` with the chain's word ``(n, C)`` beside.
 
     Notes
     -----
     Of every width it is the same: the chain has smoothed already.
     """
-    entropy = -(np.exp(said) * said).sum(1, keepdims=True)
-    again = np.repeat(said[:, None, None], smoothed.shape[2], 2)
-    return np.concatenate([x, said, entropy], 1), np.concatenate([smoothed, again], 1)
+    entropy = -(np.exp(log_probs) * log_probs).sum(1, keepdims=True)
+    again = np.repeat(log_probs[:, None, None], smoothed.shape[2], 2)
+    return np.concatenate([x, log_probs, entropy], 1), np.concatenate([smoothed, again], 1)
 
 
-def heard(view: ClipView) -> Heard:
+def chain_input(view: ClipView) -> ChainInput:
     """Return what a chain hears of a clip."""
-    return Heard(view.log_probs.astype(np.float32), view.time_s)
+    return ChainInput(view.log_probs.astype(np.float32), view.time_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +265,7 @@ class Clips:
     place : trial -> which of those frames the rows to learn from are.
     """
 
-    heard: dict[int, Heard]
+    chain_input: dict[int, ChainInput]
     label: dict[int, NDArray[np.int64]]
     place: dict[int, NDArray[np.int64]]
     causal: bool
@@ -274,21 +274,21 @@ class Clips:
     def of(cls, book: OofLogits, rows: NDArray[np.int64], causal: bool) -> Clips:
         """Return the clips of some rows of a book."""
         trials = book.per_row(np.arange(len(book.trials)))[rows]
-        heard_, label, place = {}, {}, {}
+        chain_input_, label, place = {}, {}, {}
         for trial in np.unique(trials).tolist():
             mine, view = book.rows(trial), ClipView.of(book, trial, causal)
-            heard_[trial] = heard(view)
+            chain_input_[trial] = chain_input(view)
             label[trial] = book.label[mine][view.counts].astype(np.int64)
             place[trial] = (np.cumsum(view.counts) - 1)[rows[trials == trial] - mine.start]
-        return cls(heard=heard_, label=label, place=place, causal=causal)
+        return cls(chain_input=chain_input_, label=label, place=place, causal=causal)
 
     def fit(self, trials: Sequence[int]) -> Chain:
         """Return the chain that is fitted on some of the clips."""
-        return fit([self.heard[t] for t in trials], [self.label[t] for t in trials], self.causal)
+        return fit([self.chain_input[t] for t in trials], [self.label[t] for t in trials], self.causal)
 
-    def joined(self, sample: TrainingSample, spoken: Chain, trials: Sequence[int]) -> TrainingSample:
+    def joined(self, sample: TrainingSample, fitted: Chain, trials: Sequence[int]) -> TrainingSample:
         """Return rows to learn from, all rows of some clips in order, with what the chain says of them beside."""
-        said = spoken.predict([self.heard[t] for t in trials], self.causal)
-        rows = [one[self.place[t]] for one, t in zip(said, trials, strict=True)]
+        log_probs = fitted.predict([self.chain_input[t] for t in trials], self.causal)
+        rows = [one[self.place[t]] for one, t in zip(log_probs, trials, strict=True)]
         x, smoothed = beside(sample.x, sample.smoothed, np.concatenate(rows))
         return replace(sample, x=x, smoothed=smoothed)

@@ -52,8 +52,8 @@ POOLED = ("mean", "spread", "most", "least")
 def log_softmax(logits: NDArray[np.floating]) -> Floats:
     """Return log-probabilities, ``(..., C)``, not below log `FLOOR`."""
     shifted = logits.astype(float) - logits.max(-1, keepdims=True)
-    said = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return np.asarray(np.maximum(said, np.log(FLOOR)))
+    log_probs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return np.asarray(np.maximum(log_probs, np.log(FLOOR)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +86,11 @@ class ClipView:
         rows = book.rows(trial)
         valid, time_s = book.valid[rows], book.time_s[rows]
         counts = valid if valid.any() or causal else np.ones(len(valid), bool)
-        said = np.stack([log_softmax(book.logits[head][rows][counts]) for head in book.heads], 1)
+        log_probs = np.stack([log_softmax(book.logits[head][rows][counts]) for head in book.heads], 1)
         faces = CumulativeSums(np.zeros((len(valid), 1)), valid, causal=causal)
         seen = tuple(faces.share(_reach(time_s, width, causal))[counts] for width in SEEN_S)
         pooled = np.stack([book.pooled[head][rows][counts] for head in book.heads], 1) if book.pooled else None
-        return cls(counts=counts, filled=nearest_row(time_s, counts, causal=causal), log_probs=said,
+        return cls(counts=counts, filled=nearest_row(time_s, counts, causal=causal), log_probs=log_probs,
                    time_s=time_s[counts],
                    seen=seen, pooled=pooled, causal=causal)
 
@@ -162,10 +162,10 @@ class FeatureColumns:
         return []
 
     def _plain(self) -> list[str]:
-        doubt = [f"{what} {width:.2g} s" for width in ENTROPY_S
+        entropy = [f"{what} {width:.2g} s" for width in ENTROPY_S
                  for what in ("doubt spread", "doubt most", "doubt least")]
         faces = ["face before s", *([] if self.causal else ["face after s"])]
-        return [*(f"{head}:entropy" for head in self.heads), "disagreement", *doubt, "slope of the leader",
+        return [*(f"{head}:entropy" for head in self.heads), "disagreement", *entropy, "slope of the leader",
                 *(f"seen {width:.2g} s" for width in SEEN_S), *faces]
 
     def build(self, view: ClipView) -> Singles:

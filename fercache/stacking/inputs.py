@@ -82,7 +82,7 @@ def _with(book: OofLogits, source: OofLogits) -> OofLogits:
     if sorted(source.classes) != sorted(book.classes):
         raise InputError(f"its classes are {', '.join(source.classes)}, those of the book {', '.join(book.classes)}",
                          where=f"imported logits {name!r}", hint="import a table with the same classes")
-    said = source.logits[name][:, [source.classes.index(c) for c in book.classes]]
+    log_probs = source.logits[name][:, [source.classes.index(c) for c in book.classes]]
     found = _matched(book, source)
     missing = int((found < 0).sum())
     if missing == len(found):
@@ -91,7 +91,7 @@ def _with(book: OofLogits, source: OofLogits) -> OofLogits:
     if missing:
         log.warning("imported logits %s: nothing said of %d of %d rows; even odds there", name, missing, len(found))
     even = np.float32(-np.log(len(book.classes)))
-    values = np.where((found >= 0)[:, None], said[np.maximum(found, 0)], even).astype(np.float32)
+    values = np.where((found >= 0)[:, None], log_probs[np.maximum(found, 0)], even).astype(np.float32)
     return replace(book, heads=(*book.heads, name), logits={**book.logits, name: values},
                    declared={**book.declared, **source.declared},
                    fingerprint=fingerprint_of([book.fingerprint, source.fingerprint]),
@@ -188,7 +188,7 @@ def _aggregate(logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArra
     if not len(logits):
         even = np.full(logits.shape[1], -np.log(logits.shape[1]))
         return even.astype(np.float32), np.stack([even, 0 * even, even, even]).astype(np.float32)
-    said = log_softmax(logits)
-    mean = np.log(np.maximum(np.exp(said).mean(0), FLOOR))
-    stats = np.stack([said.mean(0), said.std(0), said.max(0), said.min(0)])
+    log_probs = log_softmax(logits)
+    mean = np.log(np.maximum(np.exp(log_probs).mean(0), FLOOR))
+    stats = np.stack([log_probs.mean(0), log_probs.std(0), log_probs.max(0), log_probs.min(0)])
     return mean.astype(np.float32), stats.astype(np.float32)

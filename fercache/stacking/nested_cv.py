@@ -94,16 +94,16 @@ def _member(sample: TrainingSample, columns: FeatureColumns, fold: int, config: 
             bar: ProgressBar) -> FoldModel:
     """Return what is learnt from a sample, and from its clips: first the chain, then what listens to it too."""
     bar.note("without fold " + str(fold) if fold >= 0 else "all folds")
-    spoken = None
+    fitted_chain = None
     if clips:
         trials = np.unique(book.per_row(np.arange(len(book.trials)))[sample.rows]).tolist()
-        spoken = clips.fit(trials)
-        sample = clips.joined(sample, spoken, trials)
+        fitted_chain = clips.fit(trials)
+        sample = clips.joined(sample, fitted_chain, trials)
     chosen = smoothed_mean.fit_smoothed_mean(sample, columns.widths, config.metric or book.metric)
     plan = models.TreesPlan(seed=config.seed, threads=config.threads, balance=chosen.balance)
     member = FoldModel(fold=fold, groups=len(np.unique(sample.group)), rows=len(sample.rows), base=chosen,
                     trees=models.fit_trees(sample, chosen.log_probs(sample.smoothed), plan),
-                    linear=models.fit_linear(sample, chosen.balance), chain=spoken)
+                    linear=models.fit_linear(sample, chosen.balance), chain=fitted_chain)
     bar.advance()
     return member
 
@@ -129,26 +129,26 @@ class _Inference:
                 view = ClipView.of(oof, trial, features_.causal)
                 waiting.append((trial, view, features_.build(view), features_.smoothed(view)))
                 if sum(len(x) for _, _, x, _ in waiting) >= ROWS_A_CALL:
-                    self._say(member, waiting, threads)
+                    self._fill(member, waiting, threads)
                     waiting = []
                 bar.advance()
-            self._say(member, waiting, threads)
+            self._fill(member, waiting, threads)
 
-    def _say(self, member: FoldModel, waiting: Sequence[tuple[int, ClipView, Probs, Probs]], threads: int) -> None:
+    def _fill(self, member: FoldModel, waiting: Sequence[tuple[int, ClipView, Probs, Probs]], threads: int) -> None:
         """Fill the rows of some trials; many at once, since a call of LightGBM has its price."""
         if not waiting:
             return
         x, smoothed = (np.concatenate([one[part] for one in waiting]) for part in (2, 3))
-        said: dict[str, NDArray[Any]] = {}
+        outputs: dict[str, NDArray[Any]] = {}
         if member.chain:
-            heard = [chain.heard(view) for _, view, _, _ in waiting]
-            said["chain"] = np.concatenate(member.chain.predict(heard, self.features.causal))
-            x, smoothed = chain.beside(x, smoothed, said["chain"])
-        said |= {"start": member.base.log_probs(smoothed), "logistic": member.linear.logits(x),
+            chain_inputs = [chain.chain_input(view) for _, view, _, _ in waiting]
+            outputs["chain"] = np.concatenate(member.chain.predict(chain_inputs, self.features.causal))
+            x, smoothed = chain.beside(x, smoothed, outputs["chain"])
+        outputs |= {"start": member.base.log_probs(smoothed), "logistic": member.linear.logits(x),
                  "correction": member.trees.correction(x, threads)}
         ends = np.cumsum([len(one) for _, _, one, _ in waiting])
         for (trial, view, one, _), end in zip(waiting, ends.tolist(), strict=True):
-            for name, values in said.items():
+            for name, values in outputs.items():
                 mine = values[end - len(one):end].astype(np.float32)
                 getattr(self, name)[self.oof.rows(trial)] = view.spread_to_gaps(mine)
 
@@ -220,17 +220,17 @@ def load_fold_model(folder: Path) -> FoldModel:
         There is none (too few groups), or its files are damaged.
     """
     try:
-        said = atomic_io.read_json(folder / "member-all.json")
+        outputs = atomic_io.read_json(folder / "member-all.json")
         trees = TreesModel(booster=lightgbm.Booster(model_file=str(folder / f"trees-{_name(ALL)}.txt")),
-                      rounds=said["rounds"], val_groups=said["watched_groups"])
+                      rounds=outputs["rounds"], val_groups=outputs["watched_groups"])
         with np.load(folder / "linear-all.npz", allow_pickle=False) as file:
             linear = LinearModel(**{name: file[name] for name in LINEAR})
-        base = SmoothedMean.of(said["base"])
-        spoken = Chain.of(said["chain"]) if said["chain"] else None
+        base = SmoothedMean.of(outputs["base"])
+        fitted_chain = Chain.of(outputs["chain"]) if outputs["chain"] else None
     except (OSError, KeyError, ValueError, lightgbm.basic.LightGBMError) as error:
         raise StoreError(f"no stacker of all folds ({error})", where=folder, hint="run `fercache stack`") from error
-    return FoldModel(fold=ALL, groups=said["groups"], rows=said["rows"], base=base, trees=trees, linear=linear,
-                  chain=spoken)
+    return FoldModel(fold=ALL, groups=outputs["groups"], rows=outputs["rows"], base=base, trees=trees, linear=linear,
+                  chain=fitted_chain)
 
 
 def _name(fold: int) -> str:

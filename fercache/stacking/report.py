@@ -107,11 +107,11 @@ def _split(run: StackRun, split: str) -> dict[str, Any]:
     if not rows.any():
         return {}
     held = bool((book.per_row(book.fold)[rows] >= 0).all())
-    said = {name: values.argmax(1).astype(np.int16) for name, values in run.columns.items()
+    predicted = {name: values.argmax(1).astype(np.int16) for name, values in run.columns.items()
             if held or split != "validation" or not _fitted(run, name)}
-    if not said:
+    if not predicted:
         return {"predicted": REFITTED, "all_frames": {}, "frames_with_face": {}, "paired": {}, "calibration": {}}
-    everywhere, seen = ({name: _by_group(book, some, column) for name, column in said.items()}
+    everywhere, seen = ({name: _by_group(book, some, column) for name, column in predicted.items()}
                         for some in (rows, rows & book.valid))
     samplers = [metrics.Resampler(len(next(iter(m.values()))), config.bootstrap, config.seed) for m in
                 (everywhere, seen)]
@@ -121,7 +121,7 @@ def _split(run: StackRun, split: str) -> dict[str, Any]:
                            for name, m in everywhere.items()},
             "frames_with_face": {name: metrics.score_predictions(m, book.classes, run.metric, samplers[1]).json()
                                  for name, m in seen.items()},
-            "paired": samplers[0].pairs(everywhere, run.metric), "calibration": _calibration(run, rows, said)}
+            "paired": samplers[0].pairs(everywhere, run.metric), "calibration": _calibration(run, rows, predicted)}
 
 
 def _fitted(run: StackRun, column: str) -> bool:
@@ -141,11 +141,11 @@ def _calibration(run: StackRun, rows: NDArray[np.bool_], names: Iterable[str]) -
     return found
 
 
-def _by_group(book: OofLogits, rows: NDArray[np.bool_], said: NDArray[np.int16]) -> metrics.Counts:
+def _by_group(book: OofLogits, rows: NDArray[np.bool_], predicted: NDArray[np.int16]) -> metrics.Counts:
     """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``."""
     names = book.per_row(np.unique(np.array(book.group), return_inverse=True)[1])[rows]
     _, group = np.unique(names, return_inverse=True)
-    return metrics.confusions(book.label[rows], said[rows], group, len(book.classes), int(group.max(initial=-1)) + 1)
+    return metrics.confusions(book.label[rows], predicted[rows], group, len(book.classes), int(group.max(initial=-1)) + 1)
 
 
 def _importances(run: StackRun) -> list[tuple[str, float]]:
@@ -214,15 +214,15 @@ def _ordered(report: dict[str, Any], rows: dict[str, Any]) -> list[tuple[str, An
 
 def _gain(report: dict[str, Any], split: str, title: str) -> Text:
     """Return how much more the final column has than the best single head and the plain mean, with paired intervals."""
-    said, final, metric = report["splits"][split], report["final"]["column"], report["metric"]
+    predicted, final, metric = report["splits"][split], report["final"]["column"], report["metric"]
     heads = [name for name, what in report["columns"].items() if what == "head"]
-    best = max(heads, key=lambda name: float(said["all_frames"][name]["official"]))
+    best = max(heads, key=lambda name: float(predicted["all_frames"][name]["official"]))
     lines = []
     for other in dict.fromkeys([best, "mean"]):
-        pair = said["paired"].get(f"{final} - {other}")
+        pair = predicted["paired"].get(f"{final} - {other}")
         if pair:
             found = pair["official"]
-            title = said.get("title", title)
+            title = predicted.get("title", title)
             span = "[{:+.3f}, {:+.3f}]".format(*found["interval"]) if found["interval"] else "no interval"
             lines.append(f"{title}: {final} - {other}  {found['difference']:+.3f} {metric} {span} paired")
     return Text("\n".join(lines), "dim")

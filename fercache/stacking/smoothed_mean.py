@@ -68,10 +68,10 @@ class SmoothedMean:
                 "bias": self.bias.tolist(), "balance": self.balance}
 
     @classmethod
-    def of(cls, said: dict[str, Any]) -> SmoothedMean:
+    def of(cls, log_probs: dict[str, Any]) -> SmoothedMean:
         """Return the base that `json` described."""
-        return cls(widths_s=tuple(said["widths_s"]), width=np.array(said["width"], np.int64),
-                   scale=np.array(said["scale"], float), bias=np.array(said["bias"], float), balance=said["balance"])
+        return cls(widths_s=tuple(log_probs["widths_s"]), width=np.array(log_probs["width"], np.int64),
+                   scale=np.array(log_probs["scale"], float), bias=np.array(log_probs["bias"], float), balance=log_probs["balance"])
 
 
 def picked(smoothed: NDArray[np.float32], width: NDArray[np.int64]) -> list[NDArray[np.float32]]:
@@ -113,24 +113,24 @@ class _Score:
         folds, self.part = np.unique(sample.fold, return_inverse=True)
         self.parts = len(folds)
 
-    def __call__(self, said: Floats) -> float:
+    def __call__(self, log_probs: Floats) -> float:
         """Return the metric over all rows."""
-        return float(self.figure(self._matrices(said).sum(0)))
+        return float(self.figure(self._matrices(log_probs).sum(0)))
 
-    def gain(self, said: Floats, plainer: Floats) -> float:
+    def gain(self, log_probs: Floats, plainer: Floats) -> float:
         """Return how much more one says than a plainer one: 0 unless it gains more than `EDGE`, and on every fold.
 
         Notes
         -----
         With one fold there is nothing to confirm it by, and the plainer one stays.
         """
-        one, two = self._matrices(said), self._matrices(plainer)
+        one, two = self._matrices(log_probs), self._matrices(plainer)
         gain = float(self.figure(one.sum(0)) - self.figure(two.sum(0)))
         confirmed = self.parts > 1 and bool((self.figure(one) >= self.figure(two)).all())
         return gain if confirmed and gain > EDGE else 0.0
 
-    def _matrices(self, said: Floats) -> metrics.Counts:
-        return metrics.confusions(self.sample.label, said.argmax(1), self.part, self.sample.classes, self.parts)
+    def _matrices(self, log_probs: Floats) -> metrics.Counts:
+        return metrics.confusions(self.sample.label, log_probs.argmax(1), self.part, self.sample.classes, self.parts)
 
 
 def _refine_widths(base: SmoothedMean, score: _Score, sample: TrainingSample) -> SmoothedMean:

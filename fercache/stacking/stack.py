@@ -126,10 +126,10 @@ def run_stack(book: OofLogits, config: StackConfig, folder: Path) -> StackResult
     home = folder / book.dataset / print_[:12]
     with atomic_io.lock(home.with_suffix(".lock"), wait=True):
         found = nested_cv.load_stack(home, (len(book.label), len(book.classes)))
-        units, said = found or _compute(book, config, home, print_)
+        units, record = found or _compute(book, config, home, print_)
     log.info("stack %s: %s (%.0f s)", print_[:12], "nothing to do, done before" if found else "computed",
              time.monotonic() - started)
-    return StackResult(oof=book, units=units, report=said, folder=home, cached=found is not None,
+    return StackResult(oof=book, units=units, report=record, folder=home, cached=found is not None,
                        seconds=time.monotonic() - started)
 
 
@@ -163,9 +163,9 @@ def _compute(book: OofLogits, config: StackConfig, home: Path,
     units = candidates.to_ppm(filling.refill(tempered))
     found = report.StackRun(oof=book, config=config, nested=learnt, columns=held, final=final,
                             temperatures=temperatures)
-    said = {**report.build_report(found), "fingerprint": print_}
-    nested_cv.save_stack(home, units, learnt.members, said)
-    return units, said
+    record = {**report.build_report(found), "fingerprint": print_}
+    nested_cv.save_stack(home, units, learnt.members, record)
+    return units, record
 
 
 def write_stack(result: StackResult, out: Path) -> list[Path]:
@@ -223,14 +223,14 @@ def evaluate(folder: Path, book: OofLogits, config: StackConfig) -> StackResult:
     then = atomic_io.read_json(folder / nested_cv.METRICS)
     final = candidates.FinalCandidate(name=nested_cv.final_column(then),
                              why=f"as in the run {folder.name}: {then['final']['why']}")
-    spoken = StackInference.of(folder, then, book)
-    ready = spoken.oof
+    inference = StackInference.of(folder, then, book)
+    ready = inference.oof
     temperature = float(then["final"]["temperature"])
-    found = report.StackRun(oof=ready, config=_as_trained(then, config), nested=spoken.learnt,
-                       columns=spoken.columns, final=final,
+    found = report.StackRun(oof=ready, config=_as_trained(then, config), nested=inference.learnt,
+                       columns=inference.columns, final=final,
                        temperatures=dict.fromkeys([*range(int(ready.fold.max(initial=-1)) + 1), -1], temperature))
-    said = {**report.build_report(found), "fingerprint": then["fingerprint"]}
-    return StackResult(oof=book, units=spoken.probs_ppm(book), report=said, folder=folder, cached=False,
+    record = {**report.build_report(found), "fingerprint": then["fingerprint"]}
+    return StackResult(oof=book, units=inference.probs_ppm(book), report=record, folder=folder, cached=False,
                        seconds=time.monotonic() - started)
 
 

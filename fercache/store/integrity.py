@@ -79,9 +79,9 @@ def _check_array(store: EmbeddingStore, folder: str, mark: ClipManifest, name: s
         found.append(("the array's metadata was altered", f"{key}/{META}"))
     keys = [f"{key}/{file}" for file in array.grid.files()]
     with ThreadPoolExecutor(FLIGHTS if store.files.is_remote else READERS) as pool:
-        said = pool.map(lambda key, digest: _check_chunk(store, key, array.grid.chunk_bytes, digest), keys,
+        problems = pool.map(lambda key, digest: _check_chunk(store, key, array.grid.chunk_bytes, digest), keys,
                         array.chunks)
-        found += [(what, key) for key, what in zip(keys, said, strict=True) if what]
+        found += [(what, key) for key, what in zip(keys, problems, strict=True) if what]
     return [StoreFault(folder=folder, clip=mark.clip, where=store.path / key, what=what) for what, key in found]
 
 

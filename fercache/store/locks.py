@@ -118,8 +118,8 @@ class RemoteLease:
             key = f"{self.folder}/{name}"
             if key == self.key:
                 continue
-            said = _read(self.claims, key)
-            if said is not None and said.get("owner") != self.owner and _alive(said):
+            record = _read(self.claims, key)
+            if record is not None and record.get("owner") != self.owner and _alive(record):
                 return True
             self.claims.remove(key)
         return False
@@ -235,8 +235,8 @@ def live_leases(claims: RemoteStoreFiles, work: Path) -> set[str]:
     owner = owner_of(work) if (work / OWNER).is_file() else ""
 
     def live(folder: str) -> bool:
-        said = [_read(claims, f"{folder}/{name}") for name in claims.sizes(folder)]
-        return any(one is not None and one.get("owner") != owner and _alive(one) for one in said)
+        record = [_read(claims, f"{folder}/{name}") for name in claims.sizes(folder)]
+        return any(one is not None and one.get("owner") != owner and _alive(one) for one in record)
     folders = claims.folders()
     return {folder for folder, is_live in zip(folders, claims.in_parallel(live, folders), strict=True) if is_live}
 
@@ -254,14 +254,14 @@ def owner_of(work: Path) -> str:
 def _read(claims: RemoteStoreFiles, key: str) -> dict[str, Any] | None:
     data = claims.get(key)
     try:
-        said = None if data is None else parse(data)
+        record = None if data is None else parse(data)
     except (ValueError, RecursionError):
         return None
-    return said if isinstance(said, dict) else None
+    return record if isinstance(record, dict) else None
 
 
-def _alive(said: dict[str, Any]) -> bool:
-    beat_s = said.get("time_s")
+def _alive(record: dict[str, Any]) -> bool:
+    beat_s = record.get("time_s")
     return isinstance(beat_s, int | float) and abs(time.time() - beat_s) < LEASE_TTL_S
 
 

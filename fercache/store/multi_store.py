@@ -186,8 +186,8 @@ def _report_unmatched(base: EmbeddingStore, label: str, other: EmbeddingStore) -
 
 
 def _few(names: Sequence[str] | set[str] | dict[str, int]) -> str:
-    def said() -> Iterator[str]:
+    def parts() -> Iterator[str]:
         yield from sorted(names)[:3]
         if len(names) > 3:
             yield "..."
-    return ", ".join(said())
+    return ", ".join(parts())

@@ -193,13 +193,13 @@ class RemoteStoreFiles:
         """Return the stamp of an object, None where there is none."""
         try:
             with self._asking(key):
-                said = self._fs.info(self._path(key))
+                info = self._fs.info(self._path(key))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        if said.get("type") == "directory":
+        if info.get("type") == "directory":
             return None
-        named = hashlib.sha256(repr(sorted((k, str(v)) for k, v in said.items())).encode()).digest()
-        return FileStamp(0, int(said.get("size") or 0), int.from_bytes(named[:8], "big"))
+        named = hashlib.sha256(repr(sorted((k, str(v)) for k, v in info.items())).encode()).digest()
+        return FileStamp(0, int(info.get("size") or 0), int.from_bytes(named[:8], "big"))
 
     def get(self, key: str) -> bytes | None:
         """Return the bytes of a small object (at most LARGEST + 1 of them), None where there is none."""

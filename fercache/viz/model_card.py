@@ -42,26 +42,26 @@ def write_card(preds: Path, cache: Path) -> str:
 
 
 def _head(facts: RunInfo, cache: Path) -> Iterator[str]:
-    said = facts.metrics
-    yield f"# Model card: facial expression, trained on {_text(said['dataset'])}"
+    recorded = facts.metrics
+    yield f"# Model card: facial expression, trained on {_text(recorded['dataset'])}"
     yield ""
     yield (f"Tells one of {len(facts.classes)} expressions for every frame of a clip of one person: "
-           f"{', '.join(map(_text, facts.classes))}. Made by fercache {_text(said.get('fercache', '?'))}, written by "
+           f"{', '.join(map(_text, facts.classes))}. Made by fercache {_text(recorded.get('fercache', '?'))}, written by "
            f"fercache {__version__} from what the runs recorded.")
-    if said.get("notice"):
-        yield f"\n**Note on the data:** {_text(said['notice'])}."
+    if recorded.get("notice"):
+        yield f"\n**Note on the data:** {_text(recorded['notice'])}."
 
 
 def _data(facts: RunInfo, cache: Path) -> Iterator[str]:
-    said = facts.metrics
+    recorded = facts.metrics
     yield "## Data\n"
-    yield f"- Data set: {_text(said['dataset'])}; {said['trials']:,} clips, {said['frames']:,} frames."
+    yield f"- Data set: {_text(recorded['dataset'])}; {recorded['trials']:,} clips, {recorded['frames']:,} frames."
     for split, scores in _scored(facts):
         one = scores["all_frames"][facts.final]
         seen = scores["frames_with_face"][facts.final]["frames"]
         yield (f"- {split.capitalize()}: {one['frames']:,} annotated frames of {one['groups']:,} groups, a face in "
                f"{seen:,} of them. Predicted {scores['predicted']}.")
-    yield f"- Frames without a face: {_text(said.get('gap_policy', 'not recorded'))}."
+    yield f"- Frames without a face: {_text(recorded.get('gap_policy', 'not recorded'))}."
 
 
 def _scored(facts: RunInfo) -> list[tuple[str, dict[str, Any]]]:
@@ -70,8 +70,8 @@ def _scored(facts: RunInfo) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _made(facts: RunInfo, cache: Path) -> Iterator[str]:
-    said = facts.metrics
-    heads = [head for head in said["logits"]["provenance"].get("heads", []) if isinstance(head, dict)]
+    recorded = facts.metrics
+    heads = [head for head in recorded["logits"]["provenance"].get("heads", []) if isinstance(head, dict)]
     folds = {head.get("fold") for head in heads} - {None, -1}
     settings = facts.store.settings if facts.store is not None else {}
     yield "## How it was made\n"
@@ -81,8 +81,8 @@ def _made(facts: RunInfo, cache: Path) -> Iterator[str]:
     names = ", ".join(dict.fromkeys(str(head["head"]) for head in heads))
     yield (f"- Heads: {_text(names)}; {len(folds)} folds of whole groups: no frame is predicted by a model that saw "
            "its group.")
-    yield f"- Final column: {_text(facts.final)} ({_text(said['columns'].get(facts.final, ''))}). " \
-          f"Why: {_text(said['final']['why'])}."
+    yield f"- Final column: {_text(facts.final)} ({_text(recorded['columns'].get(facts.final, ''))}). " \
+          f"Why: {_text(recorded['final']['why'])}."
 
 
 def _scores(facts: RunInfo, cache: Path) -> Iterator[str]:

@@ -27,7 +27,7 @@ Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 
-def render_overlay(source: Path, kind: str, told: ClipSeries, boxes: NDArray[np.float64], classes: Sequence[str],
+def render_overlay(source: Path, kind: str, series: ClipSeries, boxes: NDArray[np.float64], classes: Sequence[str],
                    out: Path, *,
            fps: float = 30.0) -> int:
     """Return how many frames were written to `out`: as many as the source has.
@@ -47,11 +47,11 @@ def render_overlay(source: Path, kind: str, told: ClipSeries, boxes: NDArray[np.
     InputError
         The ending of `out` is unknown, or boxes and rows do not fit.
     """
-    if boxes.shape != (len(told.time_s), 4):
-        raise InputError(f"boxes {boxes.shape} for {len(told.time_s)} rows", where=source)
+    if boxes.shape != (len(series.time_s), 4):
+        raise InputError(f"boxes {boxes.shape} for {len(series.time_s)} rows", where=source)
     frames = media.open_source(source, kind, crop_fps=fps, damaged="keep").frames()
     first = next(frames)
-    canvas = OverlayCanvas.of(_size(first.image), told, tuple(classes))
+    canvas = OverlayCanvas.of(_size(first.image), series, tuple(classes))
     written, last = 0, first.image
     with (atomic_io.replacing(out) as temporary,
           open_writer(temporary, canvas.size, like=source if kind == "video" else None, fps=fps) as video):
@@ -61,7 +61,7 @@ def render_overlay(source: Path, kind: str, told: ClipSeries, boxes: NDArray[np.
             last = frame.image if frame.image is not None else last
             video.add(canvas.draw(last, written, boxes[written]), frame.time_s)
             written += 1
-        if told.valid[written:].any():  # rows past the end that have no face: annotations longer than the video
+        if series.valid[written:].any():  # rows past the end that have no face: annotations longer than the video
             raise _other_clip(source, len(boxes), f"{written}")
     return written
 
@@ -114,13 +114,13 @@ class OverlayCanvas:
     strip: Picture
 
     @classmethod
-    def of(cls, size: tuple[int, int], told: ClipSeries, classes: tuple[str, ...]) -> OverlayCanvas:
+    def of(cls, size: tuple[int, int], series: ClipSeries, classes: tuple[str, ...]) -> OverlayCanvas:
         """Return the canvas of a clip whose first frame has this (height, width)."""
         scale = max(1, -(-NARROWEST_PX // size[1]))
         height, width = (side * scale + side * scale % 2 for side in size)
         line = max(13, min(width // 42, 40)) // 2 * 2
-        return cls(scale=scale, height=height, width=width, line=line, series=told, classes=classes,
-                   strip=_strip(told, width - 2 * line, 3 * line))
+        return cls(scale=scale, height=height, width=width, line=line, series=series, classes=classes,
+                   strip=_strip(series, width - 2 * line, 3 * line))
 
     @property
     def panel(self) -> int:
@@ -143,25 +143,25 @@ class OverlayCanvas:
         ----------
         box : (4,) in pixels of `image`; NaN where no face was seen.
         """
-        page = Image.new("RGB", (self.width, self.size[0]), PANEL)
+        picture = Image.new("RGB", (self.width, self.size[0]), PANEL)
         if image is not None:
             fit = min(self.width / image.shape[1], self.height / image.shape[0])
             across, down = round(image.shape[1] * fit), round(image.shape[0] * fit)
-            page.paste(Image.fromarray(image).resize((across, down), Image.Resampling.BILINEAR))
+            picture.paste(Image.fromarray(image).resize((across, down), Image.Resampling.BILINEAR))
             if not np.isnan(box[0]):
-                self._box(ImageDraw.Draw(page), row, box * fit)
-        pen = ImageDraw.Draw(page)
+                self._box(ImageDraw.Draw(picture), row, box * fit)
+        pen = ImageDraw.Draw(picture)
         self._bars(pen, row)
-        self._timeline(page, pen, row)
-        return np.asarray(page)
+        self._timeline(picture, pen, row)
+        return np.asarray(picture)
 
     def _box(self, pen: ImageDraw.ImageDraw, row: int, box: NDArray[np.float64]) -> None:
         """Draw the box in the colour of what is told, with its name above (below, at the picture's top)."""
-        said = int(self.series.label_pred[row])
-        colour, thick = rgb(said), max(2, self.line // 6)
+        predicted = int(self.series.label_pred[row])
+        colour, thick = rgb(predicted), max(2, self.line // 6)
         x1, y1, x2, y2 = np.clip(box, 0, [self.width - 1, self.height - 1] * 2).tolist()
         pen.rectangle((x1, y1, x2, y2), outline=colour, width=thick)
-        text, font = f"{self.classes[said]} {100 * self.series.probs[row, said]:.0f} %", _font(self.line)
+        text, font = f"{self.classes[predicted]} {100 * self.series.probs[row, predicted]:.0f} %", _font(self.line)
         wide, high = pen.textlength(text, font=font) + self.line, round(1.5 * self.line)
         left = max(0, min(x1, self.width - wide))
         top = y1 - high if y1 >= high else y1
@@ -184,10 +184,10 @@ class OverlayCanvas:
                      font=font,
                      anchor="lm")
 
-    def _timeline(self, page: Image.Image, pen: ImageDraw.ImageDraw, row: int) -> None:
+    def _timeline(self, picture: Image.Image, pen: ImageDraw.ImageDraw, row: int) -> None:
         """Draw the whole clip's probabilities, and a line where it is now."""
         top = self.height + self.line + self._rows * (self.line + 4)
-        page.paste(Image.fromarray(self.strip), (self.line, top))
+        picture.paste(Image.fromarray(self.strip), (self.line, top))
         time_s, high = self.series.time_s, self.strip.shape[0]
         x = self.line + round(float(time_s[row] / max(time_s[-1], 1e-9)) * (self.strip.shape[1] - 1))
         pen.line((x, top - 3, x, top + high + 3), fill=INK, width=max(1, self.line // 8))
@@ -196,12 +196,12 @@ class OverlayCanvas:
                  fill=SOFT, font=_font(max(11, self.line - 3)), anchor="lm")
 
 
-def _strip(told: ClipSeries, width: int, height: int) -> Picture:
+def _strip(series: ClipSeries, width: int, height: int) -> Picture:
     """Return the probabilities of a whole clip over time, stacked, as a picture; columns without a face are darker."""
-    row = np.searchsorted(told.time_s, np.linspace(0, max(told.time_s[-1], 1e-9), width), "right") - 1
-    top = np.cumsum(told.probs[row], axis=1)  # (width, C)
+    row = np.searchsorted(series.time_s, np.linspace(0, max(series.time_s[-1], 1e-9), width), "right") - 1
+    top = np.cumsum(series.probs[row], axis=1)  # (width, C)
     level = (np.arange(height)[::-1] + .5) / height
     place = np.minimum((level[:, None, None] >= top[None]).sum(-1), top.shape[1] - 1)
     colours = np.array([rgb(i) for i in range(top.shape[1])])
-    picture = colours[place] * np.where(told.valid[row], 1.0, .35)[None, :, None]
+    picture = colours[place] * np.where(series.valid[row], 1.0, .35)[None, :, None]
     return np.asarray(picture, np.uint8)

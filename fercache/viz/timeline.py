@@ -62,13 +62,13 @@ def draw_timelines(preds: Path, dataset: Dataset, store: Mapping[str, Clip], fol
     classes = classes_of(preds)
     trials = {trial.name: trial for trial in dataset.trials}
     made = []
-    for name, told in each_clip(preds):
+    for name, series in each_clip(preds):
         clip = store[name] if name in trials and name in store else None
         path = folder / file_name(name, ".png")
-        drawn_of = told.digest([FORMAT, name, classes, clip.manifest.arrays[FRAME_TABLE].digest if clip else ""])
+        drawn_of = series.digest([FORMAT, name, classes, clip.manifest.arrays[FRAME_TABLE].digest if clip else ""])
         if _drawn_of(path) != drawn_of:
             faces = _faces(trials[name], clip) if clip is not None else []
-            atomic_io.write_bytes(path, _png(name, classes, told, faces, drawn_of))
+            atomic_io.write_bytes(path, _png(name, classes, series, faces, drawn_of))
         made.append(path)
     return made
 
@@ -95,7 +95,7 @@ def _faces(trial: Trial, clip: Clip) -> list[tuple[float, NDArray[np.uint8]]]:
         return []
 
 
-def _png(name: str, classes: Sequence[str], told: ClipSeries, faces: list[tuple[float, NDArray[np.uint8]]],
+def _png(name: str, classes: Sequence[str], series: ClipSeries, faces: list[tuple[float, NDArray[np.uint8]]],
          drawn_of: str) -> bytes:
     """Return the picture of one clip, with `drawn_of` among its texts."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second that a picture drawn before saves
@@ -103,13 +103,13 @@ def _png(name: str, classes: Sequence[str], told: ClipSeries, faces: list[tuple[
 
     figure = Figure(figsize=(11, 5.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    strip, truth, said, shares = figure.subplots(4, 1, height_ratios=[2.2, .5, .5, 4])
-    figure.suptitle(f"{_safe(name)}: {len(told.time_s)} frames, {int(told.valid.sum())} with a face", fontsize=11)
-    step = max(1, -(-len(told.time_s) // MOST_POINTS))
+    strip, truth, prediction, lines = figure.subplots(4, 1, height_ratios=[2.2, .5, .5, 4])
+    figure.suptitle(f"{_safe(name)}: {len(series.time_s)} frames, {int(series.valid.sum())} with a face", fontsize=11)
+    step = max(1, -(-len(series.time_s) // MOST_POINTS))
     _strip(strip, faces)
-    _bar(truth, told, np.where(told.label < 0, len(classes), told.label), "truth", len(classes))
-    _bar(said, told, told.label_pred, "prediction", len(classes))
-    _lines(shares, classes, told, step)
+    _bar(truth, series, np.where(series.label < 0, len(classes), series.label), "truth", len(classes))
+    _bar(prediction, series, series.label_pred, "prediction", len(classes))
+    _lines(lines, classes, series, step)
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None, OURS: drawn_of})
     return out.getvalue()
@@ -132,39 +132,39 @@ def _strip(axes: Axes, faces: list[tuple[float, NDArray[np.uint8]]]) -> None:
         axes.text(.5, .5, "no face was seen in this clip", ha="center", va="center", transform=axes.transAxes)
 
 
-def _bar(axes: Axes, told: ClipSeries, value: NDArray[np.int64], title: str, classes: int) -> None:
+def _bar(axes: Axes, series: ClipSeries, value: NDArray[np.int64], title: str, classes: int) -> None:
     """Draw one class a frame as a coloured strip; white where it is unknown."""
     from matplotlib.colors import ListedColormap
 
     colours = ListedColormap([*_palette(classes), GAP])
     axes.imshow(value[None], aspect="auto", cmap=colours, vmin=0, vmax=classes, interpolation="nearest",
-                extent=(*_span(told), 0, 1))
+                extent=(*_span(series), 0, 1))
     axes.set_yticks([])
     axes.set_xticks([])
     axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
 
 
-def _lines(axes: Axes, classes: Sequence[str], told: ClipSeries, step: int) -> None:
+def _lines(axes: Axes, classes: Sequence[str], series: ClipSeries, step: int) -> None:
     """Draw the probabilities over time; stretches without a face are hatched."""
     from matplotlib.patches import Patch
 
-    starts = np.arange(0, len(told.time_s), step)
-    means = np.add.reduceat(told.probs, starts) / np.diff(np.append(starts, len(told.time_s)))[:, None]
+    starts = np.arange(0, len(series.time_s), step)
+    means = np.add.reduceat(series.probs, starts) / np.diff(np.append(starts, len(series.time_s)))[:, None]
     colours = _palette(len(classes))
     for place, label in enumerate(classes):
-        axes.plot(told.time_s[starts], means[:, place], color=colours[place], lw=1.8, label=label)
-    axes.fill_between(told.time_s, 0, 1, where=~told.valid, facecolor="none", edgecolor="#bbbbbb", hatch="///", lw=0,
+        axes.plot(series.time_s[starts], means[:, place], color=colours[place], lw=1.8, label=label)
+    axes.fill_between(series.time_s, 0, 1, where=~series.valid, facecolor="none", edgecolor="#bbbbbb", hatch="///", lw=0,
                       step="mid")
-    axes.set(xlim=_span(told), ylim=(0, 1), ylabel="probability", xlabel="time in seconds" + (
+    axes.set(xlim=_span(series), ylim=(0, 1), ylabel="probability", xlabel="time in seconds" + (
         f" (lines: means of {step} frames)" if step > 1 else ""))
     handles: list[Any] = [*axes.get_lines(), Patch(facecolor="none", edgecolor="#bbbbbb", hatch="///", label="no face")]
     axes.legend(handles=handles, ncols=len(handles), fontsize=8, loc="upper center", bbox_to_anchor=(.5, -.16),
                 frameon=False)
 
 
-def _span(told: ClipSeries) -> tuple[float, float]:
+def _span(series: ClipSeries) -> tuple[float, float]:
     """Return the first and last second of the picture; a single frame gets some room."""
-    return float(told.time_s[0]), float(max(told.time_s[-1], told.time_s[0] + .04))
+    return float(series.time_s[0]), float(max(series.time_s[-1], series.time_s[0] + .04))
 
 
 def _palette(classes: int) -> list[str]:

@@ -48,10 +48,10 @@ def is_stored(name: str, folder: Path, stem: str = "") -> Weights | None:
     if not note.is_file() or not path.is_file():
         return None
     try:
-        said = atomic_io.read_json(note)
-        if said["size"] != path.stat().st_size:
+        record = atomic_io.read_json(note)
+        if record["size"] != path.stat().st_size:
             return None
-        return Weights(name=name, path=path, sha256=said["sha256"], source=said["source"], terms=said["terms"])
+        return Weights(name=name, path=path, sha256=record["sha256"], source=record["source"], terms=record["terms"])
     except (InputError, KeyError, TypeError):  # torn or foreign: as if it were not there, so that it is made again
         return None
 

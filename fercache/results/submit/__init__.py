@@ -185,10 +185,10 @@ def _single_file(places: SubmissionPaths, given: io.PredictionsFile, translator:
         raise InputError(f"its header has {len(template.classes)} classes", where=places.template,
                          hint=f"{config.edition} has {', '.join(translator.names.target)}; check --edition")
     forgiven: FilledRows = "all" if config.rows == "template" else "nothing"
-    said, difference, others = _answer(given, template.trials, translator, config, forgiven)
+    predicted, difference, others = _answer(given, template.trials, translator, config, forgiven)
     difference.check(str(places.template), "check that the predictions are of this test set; if only lengths differ, "
                      "--rows template takes the organisers' rows, fills those that we lack and says so")
-    flat = np.concatenate([said[trial] for trial in template.trials]).astype(np.int16)
+    flat = np.concatenate([predicted[trial] for trial in template.trials]).astype(np.int16)
     formats.write_single_file(template, flat, places.out)
     return _Written(template.rows, len(template.trials), (*_report_difference(difference, config), *others))
 
@@ -202,22 +202,22 @@ def _folder(places: SubmissionPaths, given: io.PredictionsFile, translator: Clas
         if place is not None:
             wanted |= {trial: np.arange(1, many + 1) for trial, many in count(place, trials).items()}
             forgiven = "all" if forgiven == "all" else "ends"
-    said, difference, others = _answer(given, wanted, translator, config, forgiven)
+    predicted, difference, others = _answer(given, wanted, translator, config, forgiven)
     difference.check(str(places.template), "predict every trial of the list; --rows template fills frames between "
                      "predicted ones and says so")
-    formats.write_folder({trial: said[trial] for trial in trials}, translator.names.target, places.out)
+    formats.write_folder({trial: predicted[trial] for trial in trials}, translator.names.target, places.out)
     counted = () if places.frames or places.videos else (
         "lengths are those of the predictions' clock; --frames or --videos compares them with the organisers' count",)
-    return _Written(sum(map(len, said.values())), len(trials),
+    return _Written(sum(map(len, predicted.values())), len(trials),
                     (*_report_difference(difference, config), *counted, *others))
 
 
 def _clip_table(places: SubmissionPaths, given: io.PredictionsFile, translator: ClassTranslator,
                 form: Form) -> _Written:
-    said = formats.clip_table_answers(given, formats.clip_table_names(places.template, form), translator,
+    predicted = formats.clip_table_answers(given, formats.clip_table_names(places.template, form), translator,
                                       places.template)
-    formats.write_clip_table(said, form, translator.names.target, places.out)
-    return _Written(len(said), len(said), (io.POOLED, formats.UNOFFICIAL))
+    formats.write_clip_table(predicted, form, translator.names.target, places.out)
+    return _Written(len(predicted), len(predicted), (io.POOLED, formats.UNOFFICIAL))
 
 
 def _answer(given: io.PredictionsFile, wanted: Mapping[str, Frames | None], translator: ClassTranslator,
@@ -228,7 +228,7 @@ def _answer(given: io.PredictionsFile, wanted: Mapping[str, Frames | None], tran
     ----------
     wanted : trial -> its frames; None stands for every frame up to the last predicted one.
     """
-    said: dict[str, Frames] = {}
+    predicted: dict[str, Frames] = {}
     difference, others = RowDifference(), set[str]()
     for clip in given.clips():
         name = io.open_predictions(clip.name, wanted)
@@ -238,9 +238,9 @@ def _answer(given: io.PredictionsFile, wanted: Mapping[str, Frames | None], tran
         asked = wanted[name]
         frames_ = np.arange(1, int(clip.frame[-1]) + 1) if asked is None else asked
         difference.note(name, clip.frame, frames_, forgiven)
-        said[name] = translator.at(clip, frames_, config.missing_faces).astype(np.int16)
-    difference.absent = [_sided(trial, {*said, *others}) for trial in wanted if trial not in said]
-    return said, difference, (f"{len(others):,} clips of the predictions are not asked for",) if others else ()
+        predicted[name] = translator.at(clip, frames_, config.missing_faces).astype(np.int16)
+    difference.absent = [_sided(trial, {*predicted, *others}) for trial in wanted if trial not in predicted]
+    return predicted, difference, (f"{len(others):,} clips of the predictions are not asked for",) if others else ()
 
 
 def _sided(trial: str, predicted: Set[str]) -> str:
@@ -252,10 +252,10 @@ def _sided(trial: str, predicted: Set[str]) -> str:
 
 def _report_difference(difference: RowDifference, config: SubmitConfig) -> tuple[str, ...]:
     """Return the notes about rows that were filled or left out."""
-    if not difference.told:
+    if not difference.trials:
         return ()
-    shown = difference.told[:20]
-    more = [f"and {len(difference.told) - len(shown):,} more trials"] if len(difference.told) > len(shown) else []
-    head = (f"lengths differ in {len(difference.told):,} trials; theirs are taken, and what we lack is filled by the "
+    shown = difference.trials[:20]
+    more = [f"and {len(difference.trials) - len(shown):,} more trials"] if len(difference.trials) > len(shown) else []
+    head = (f"lengths differ in {len(difference.trials):,} trials; theirs are taken, and what we lack is filled by the "
             f"policy {config.missing_faces}")
     return (head, *shown, *more)

@@ -67,13 +67,13 @@ class RowDifference:
     missing: NameList = field(default_factory=NameList)
     extra: NameList = field(default_factory=NameList)
     absent: list[str] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)
+    trials: list[str] = field(default_factory=list)
 
     def note(self, trial: str, ours: Frames, wanted: Frames, forgiven: FilledRows) -> None:
         """Compare one trial's frames; what is forgiven is told and no longer counted."""
         missing, extra = np.setdiff1d(wanted, ours), np.setdiff1d(ours, wanted)
         if len(missing) or len(extra):
-            self.told.append(f"{trial}: {len(wanted):,} frames wanted, {len(ours):,} predicted: {len(missing):,} "
+            self.trials.append(f"{trial}: {len(wanted):,} frames wanted, {len(ours):,} predicted: {len(missing):,} "
                              f"filled, {len(extra):,} left out")
         if forgiven != "all":
             past = forgiven == "ends"
@@ -121,15 +121,15 @@ class ClassTranslator:
         -----
         Between frames and past the end the clock is the frame number.
         """
-        said = self.class_indices(clip)
+        predicted = self.class_indices(clip)
         if np.array_equal(clip.frame, wanted):
-            return said
+            return predicted
         frames = np.union1d(clip.frame, wanted)
         own = np.isin(frames, clip.frame)
-        shares = np.zeros((len(frames), len(self.names.target)))
-        shares[own] = self.probs(clip)
-        found = missing_faces.fill_gaps(shares, frames.astype(float), own, policy).argmax(1)
-        found[own] = said
+        probs = np.zeros((len(frames), len(self.names.target)))
+        probs[own] = self.probs(clip)
+        found = missing_faces.fill_gaps(probs, frames.astype(float), own, policy).argmax(1)
+        found[own] = predicted
         return np.asarray(found[np.searchsorted(frames, wanted)])
 
 
@@ -338,10 +338,10 @@ def clip_table_answers(given: io.PredictionsFile, wanted: list[str], translator:
     return {name: found[clip_table_key(name)] for name in wanted}
 
 
-def write_clip_table(said: Mapping[str, int], form: str, classes: tuple[str, ...], out: Path) -> None:
+def write_clip_table(predicted: Mapping[str, int], form: str, classes: tuple[str, ...], out: Path) -> None:
     """Put the table at `out`, whole or not at all: numbers from 1 for DFEW, class names for FERV39k."""
     made = ["video_name,label"] if form == "dfew" else []
-    made += [f"{name},{place + 1}" if form == "dfew" else f"{name} {classes[place]}" for name, place in said.items()]
+    made += [f"{name},{place + 1}" if form == "dfew" else f"{name} {classes[place]}" for name, place in predicted.items()]
     atomic_io.write_bytes(out, ("\n".join(made) + "\n").encode())
 
 
@@ -371,7 +371,7 @@ def folder_names(path: Path) -> list[str]:
 MOST_NAME_BYTES = 255
 
 
-def write_folder(said: Mapping[str, NDArray[np.int64]], classes: tuple[str, ...], out: Path) -> None:
+def write_folder(predicted: Mapping[str, NDArray[np.int64]], classes: tuple[str, ...], out: Path) -> None:
     """Put ``<trial>.txt`` for every trial into the new folder `out`, all of them or none.
 
     Parameters
@@ -383,7 +383,7 @@ def write_folder(said: Mapping[str, NDArray[np.int64]], classes: tuple[str, ...]
     InputError
         A trial's name is longer than a file's name can be.
     """
-    for trial in said:  # the organisers find a trial by its file's name: it cannot be cut
+    for trial in predicted:  # the organisers find a trial by its file's name: it cannot be cut
         if len(f"{trial}.txt".encode()) > MOST_NAME_BYTES:
             raise InputError(f"trial {trial!r} is too long to be a file's name ({len(trial.encode())} bytes)",
                              where=out, hint=f"a file's name has at most {MOST_NAME_BYTES} bytes: ask the organisers, "
@@ -391,7 +391,7 @@ def write_folder(said: Mapping[str, NDArray[np.int64]], classes: tuple[str, ...]
     header = ",".join(classes).encode() + b"\n"
     endings = [b"%d\n" % place for place in range(len(classes))]
     with atomic_io.making_folder(out) as temporary:
-        for trial, values in said.items():
+        for trial, values in predicted.items():
             body = b"".join([endings[place] for place in values.tolist()])
             (temporary / f"{trial}.txt").write_bytes(header + body)
 
@@ -480,7 +480,7 @@ def read_template(path: Path) -> Template:
     return Template(path, header, classes, named)
 
 
-def write_single_file(template: Template, said: NDArray[np.int16], out: Path) -> None:
+def write_single_file(template: Template, predicted: NDArray[np.int16], out: Path) -> None:
     """Put the submission at `out`, whole or not at all.
 
     Parameters
@@ -496,7 +496,7 @@ def write_single_file(template: Template, said: NDArray[np.int16], out: Path) ->
     next(every)
     endings = [b",%d\n" % place for place in range(len(template.classes))]
     rows = (row.location for row in _rows(every, len(template.classes), template.path))
-    made = (location + endings[place] for location, place in zip(rows, said.tolist(), strict=True))
+    made = (location + endings[place] for location, place in zip(rows, predicted.tolist(), strict=True))
     with atomic_io.replacing(out) as temporary, temporary.open("wb") as file:
         file.write(template.header + b"\n")
         while part := b"".join(islice(made, ROWS_A_WRITE)):

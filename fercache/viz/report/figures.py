@@ -98,7 +98,7 @@ def plain(text: str) -> str:
     return escape(text, quote=False)
 
 
-def figure(name: str, traces: Sequence[Any], says: str, *, x: Mapping[str, Any], y: Mapping[str, Any],
+def figure(name: str, traces: Sequence[Any], caption: str, *, x: Mapping[str, Any], y: Mapping[str, Any],
            height: int = 380, **layout: Any) -> FigureBlock:
     """Return a figure with named axes.
 
@@ -113,7 +113,7 @@ def figure(name: str, traces: Sequence[Any], says: str, *, x: Mapping[str, Any],
     made.update_layout(template="none", height=height, margin={"l": 8, "r": 8, "t": 30, "b": 8}, legend=legend,
                        xaxis={"automargin": True, "zeroline": False, **_titled(x)},
                        yaxis={"automargin": True, "zeroline": False, **_titled(y)}, **layout)
-    return FigureBlock(name=name, json=str(made.to_json()), caption=says, height=height)
+    return FigureBlock(name=name, json=str(made.to_json()), caption=caption, height=height)
 
 
 def _titled(axis: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,14 +211,14 @@ def curve(name: str, width_s: ArrayLike, score: ArrayLike, metric: str, frames: 
                   y={"title": f"{metric} (0 to 1)"}, height=320, showlegend=False)
 
 
-def bars(name: str, rows: Sequence[tuple[str, float]], unit: str, says: str) -> FigureBlock:
+def bars(name: str, rows: Sequence[tuple[str, float]], unit: str, caption: str) -> FigureBlock:
     """Return named amounts as bars, the largest on top."""
     import plotly.graph_objects as go
 
     shown = list(rows)[::-1]
     made = go.Bar(x=[v for _, v in shown], y=[plain(label) for label, _ in shown], orientation="h",
                   marker={"color": BLUE}, hovertemplate="%{y}: %{x:.4f}<extra></extra>")
-    return figure(name, [made], says, x={"title": unit},
+    return figure(name, [made], caption, x={"title": unit},
                   y={"title": "feature", "type": "category", "tickfont": {"size": 11}},
                   height=FRAME_PX - 40 + ROW_PX * len(shown), showlegend=False)
 

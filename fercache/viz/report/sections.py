@@ -27,24 +27,24 @@ IMPORTANCES = 25
 def scored(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
     """Return the scores: a figure and a table a split, and the paired differences."""
     blocks: list[Block] = [] if facts.splits else [missing_note(*NO_METRICS)]
-    for split, said in facts.splits.items():
+    for split, record in facts.splits.items():
         metric = str(facts.metrics.get("metric", "macro_f1"))
-        if not said["all_frames"]:
-            blocks.append(NoteBlock(text=f"{_title(split)}: no score; {said['predicted']}."))
+        if not record["all_frames"]:
+            blocks.append(NoteBlock(text=f"{_title(split)}: no score; {record['predicted']}."))
             continue
-        blocks.append(NoteBlock(text=f"{_title(split)}: predicted {said['predicted']}."))
-        blocks.append(figures.scores(f"scores-{split}", said["all_frames"], metric, FIGURES.get(metric, metric),
+        blocks.append(NoteBlock(text=f"{_title(split)}: predicted {record['predicted']}."))
+        blocks.append(figures.scores(f"scores-{split}", record["all_frames"], metric, FIGURES.get(metric, metric),
                                      facts.final))
-        blocks.append(_score_table(split, said, facts))
-        blocks.append(_paired_table(split, said.get("paired", {}), facts))
+        blocks.append(_score_table(split, record, facts))
+        blocks.append(_paired_table(split, record.get("paired", {}), facts))
     return ReportSection(name="scores", title="Which column is right how often", blocks=blocks)
 
 
-def _score_table(split: str, said: dict[str, Any], facts: RunInfo) -> TableBlock:
+def _score_table(split: str, record: dict[str, Any], facts: RunInfo) -> TableBlock:
     rows = [[TableCell(text=column, strong=column == facts.final), *(_interval_cell(scores, name) for name in SHOWN),
              *cells(scores["frames"], scores["groups"])]
-            for column, scores in sorted(said["all_frames"].items(), key=lambda item: -item[1]["macro_f1"])]
-    why = next((scores["why_none"] for scores in said["all_frames"].values() if scores.get("why_none")), "")
+            for column, scores in sorted(record["all_frames"].items(), key=lambda item: -item[1]["macro_f1"])]
+    why = next((scores["why_none"] for scores in record["all_frames"].values() if scores.get("why_none")), "")
     ends = f" No interval: {why}." if why else " In brackets: 95 % interval by bootstrap over groups."
     return TableBlock(name=f"table-scores-{split}", rows=rows,
                  head=["column", *(FIGURES[name] for name in SHOWN), "frames", "groups"],
@@ -60,15 +60,15 @@ def _interval_cell(scores: dict[str, Any], name: str) -> TableCell:
 
 def _paired_table(split: str, paired: dict[str, Any], facts: RunInfo) -> Block:
     rows = []
-    for pair, said in paired.items():
+    for pair, record in paired.items():
         if pair.split(" - ")[0] not in ("stack", facts.final):
             continue
-        span = said.get("interval")
+        span = record.get("interval")
         sure = bool(span) and (span[0] > 0 or span[1] < 0)
         rows.append([TableCell(text=pair, strong=sure),
-                     TableCell(text=f"{said['difference']:+.4f}", value=said["difference"]),
+                     TableCell(text=f"{record['difference']:+.4f}", value=record["difference"]),
                      TableCell(text=f"[{span[0]:+.4f}, {span[1]:+.4f}]" if span else "none")])
-    why = next((said["why_none"] for said in paired.values() if said.get("why_none")), "")
+    why = next((record["why_none"] for record in paired.values() if record.get("why_none")), "")
     return TableBlock(name=f"table-paired-{split}", head=["difference", "macro F1", "95 % interval"], rows=rows,
                  caption=f"{_title(split)}: how much more macro F1 the first column has than the second on the same draws "
                       "of groups; " + (f"no interval: {why}." if why else
@@ -106,10 +106,10 @@ def reliability(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
         return ReportSection(name="reliability", title="Whether the probabilities can be believed",
                              blocks=[_unlabelled()])
     text = "; ".join(f"{TITLES.get(split, split)} {_ece(bins):.4f}" for split, bins in walk.bins.items())
-    said = NoteBlock(text=f"Expected calibration error ({BINS} equal bins): {text}. It is the mean distance from the dotted "
+    record = NoteBlock(text=f"Expected calibration error ({BINS} equal bins): {text}. It is the mean distance from the dotted "
                      "line, weighted by frames: 0 is perfect.")
     return ReportSection(name="reliability", title="Whether the probabilities can be believed",
-                   blocks=[said, *_recorded(facts), figures.reliability("reliability-all", walk.bins, TITLES)])
+                   blocks=[record, *_recorded(facts), figures.reliability("reliability-all", walk.bins, TITLES)])
 
 
 def _recorded(facts: RunInfo) -> Iterator[Block]:
@@ -200,10 +200,10 @@ def _differences(rows: Sequence[dict[str, Any]], facts: RunInfo) -> Iterator[Blo
 def importances(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
     """Return what the stacker looks at."""
     found = [(str(name), float(gain)) for name, gain in facts.metrics.get("importances", [])]
-    says = (f"Longer is used more: the share of all gain that each feature brought LightGBM's trees (the "
+    caption = (f"Longer is used more: the share of all gain that each feature brought LightGBM's trees (the "
             f"{min(IMPORTANCES, len(found))} largest of {len(found)}). It says what the stacker looked at, not what "
             "is right.")
-    block = figures.bars("importances-all", found[:IMPORTANCES], "share of total gain (0 to 1)", says) if found else (
+    block = figures.bars("importances-all", found[:IMPORTANCES], "share of total gain (0 to 1)", caption) if found else (
         missing_note("The stacker has no importances: it learnt nothing, or too few groups were there.",
                 "With four groups or more, `fercache stack` records them."))
     return ReportSection(name="importances", title="What the stacker looks at", blocks=[block])
@@ -228,22 +228,22 @@ MOST_ROWS, NAMED = 200, 6
 
 def run_section(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
     """Return the data set, the groups and folds, the fingerprints, the versions, and the time that it took."""
-    said = facts.metrics
-    if not said:
+    record = facts.metrics
+    if not record:
         return ReportSection(name="run", title="The run", blocks=[missing_note(*NO_METRICS)])
-    heads = said.get("logits", {}).get("provenance", {}).get("heads", [])
+    heads = record.get("logits", {}).get("provenance", {}).get("heads", [])
     folds = {head.get("fold") for head in heads if isinstance(head, dict)} - {None, -1}
-    rows = [cells("data set", said.get("dataset")), cells("predictions", facts.preds.name),
+    rows = [cells("data set", record.get("dataset")), cells("predictions", facts.preds.name),
             cells("clips", len(walk.clips)), cells("frames", walk.frames),
             cells("groups", len({clip.group for clip in walk.clips if clip.group}) or None),
             cells("folds", len(folds) or None), cells("heads", ", ".join(walk.heads) or None),
-            cells("final column", f"{facts.final}: {said.get('final', {}).get('why', '')}"),
-            cells("metric of the data set", said.get("metric")),
+            cells("final column", f"{facts.final}: {record.get('final', {}).get('why', '')}"),
+            cells("metric of the data set", record.get("metric")),
             *(cells(name, value) for name, value in prints(facts)),
             *(cells(name, value) for name, value in versions(facts))]
     table = TableBlock(name="table-run", head=["what", "value"], rows=rows,
                   caption="What was run on what; equal fingerprints mean equal settings and inputs.")
-    notice = [NoteBlock(text=f"Note on the data: {said['notice']}.")] if said.get("notice") else []
+    notice = [NoteBlock(text=f"Note on the data: {record['notice']}.")] if record.get("notice") else []
     return ReportSection(name="run", title="The run", blocks=[*notice, table, times(facts)])
 
 

@@ -32,14 +32,14 @@ class SmoothingCurve:
         self.metric = metric
         self.counts = np.zeros((len(WIDTHS_S), len(classes), len(classes)), np.int64)
 
-    def add(self, page: TrialLogits) -> None:
+    def add(self, trial: TrialLogits) -> None:
         """Count one trial; one without a label, without a face or without a fold counts nothing."""
-        if page.fold < 0 or not (page.label >= 0).any() or not page.valid.any():
+        if trial.fold < 0 or not (trial.label >= 0).any() or not trial.valid.any():
             return
-        mean = np.mean([_log_softmax(values) for values in page.logits.values()], axis=0)
-        label = page.label.astype(np.int64)
+        mean = np.mean([_log_softmax(values) for values in trial.logits.values()], axis=0)
+        label = trial.label.astype(np.int64)
         for i, width_s in enumerate(WIDTHS_S):
-            smooth = smoothing.moving_mean(mean, page.valid, smoothing.window_reach(page.time_s, width_s, width_s))
+            smooth = smoothing.moving_mean(mean, trial.valid, smoothing.window_reach(trial.time_s, width_s, width_s))
             self.counts[i] += metrics.confusion(label, smooth.argmax(1), len(self.counts[i]))
 
     def scores(self) -> NDArray[np.float64]:
@@ -95,22 +95,22 @@ class ThinnedSeries:
         return base64.b64encode(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).decode()
 
 
-def thin_series(told: ClipSeries, heads: dict[str, NDArray[np.integer]], most: int) -> ThinnedSeries:
+def thin_series(series: ClipSeries, heads: dict[str, NDArray[np.integer]], most: int) -> ThinnedSeries:
     """Return a clip drawn with at most `most` points.
 
     Parameters
     ----------
     heads : name -> (T,) the class that each head says.
     """
-    frames, classes = told.probs.shape
+    frames, classes = series.probs.shape
     border = np.linspace(0, frames, min(frames, most) + 1).astype(np.int64)
     start, number = border[:-1], np.diff(border)
-    strips = {"truth": told.label, "prediction": told.label_pred, **heads}
-    return ThinnedSeries(frames=frames, time_s=np.append(told.time_s[start], _end(told.time_s)).astype(np.float32),
-                low=_rounded(np.minimum.reduceat(told.probs, start)),
-                high=_rounded(np.maximum.reduceat(told.probs, start)),
+    strips = {"truth": series.label, "prediction": series.label_pred, **heads}
+    return ThinnedSeries(frames=frames, time_s=np.append(series.time_s[start], _end(series.time_s)).astype(np.float32),
+                low=_rounded(np.minimum.reduceat(series.probs, start)),
+                high=_rounded(np.maximum.reduceat(series.probs, start)),
                 strips={name: _most(values, start, classes) for name, values in strips.items()},
-                wrong=_share(told.wrong, start, number), gap=_share(~told.valid, start, number))
+                wrong=_share(series.wrong, start, number), gap=_share(~series.valid, start, number))
 
 
 def bytes_a_point(classes: int, strips: int) -> int:
@@ -136,8 +136,8 @@ def _end(time_s: NDArray[np.float64]) -> float:
     return float(time_s[-1]) + step_s
 
 
-def _rounded(shares: NDArray[np.float64]) -> Bytes:
-    return np.asarray(np.clip(np.rint(shares * STEPS), 0, STEPS), np.uint8)
+def _rounded(fractions: NDArray[np.float64]) -> Bytes:
+    return np.asarray(np.clip(np.rint(fractions * STEPS), 0, STEPS), np.uint8)
 
 
 def _share(mask: NDArray[np.bool_], start: NDArray[np.int64], number: NDArray[np.int64]) -> Bytes:
@@ -260,18 +260,18 @@ def _affordable(clips: Iterable[ClipDrawn], bytes_each: int) -> Iterator[ClipDra
 
 def _clip(found: PredictionsWalk, name: str, rows: ClipSeries, pages: OofReader | None) -> ClipDrawn:
     """Count one clip and return its line of the list."""
-    page = pages.trial(name) if pages is not None and name in pages else None
-    if page is not None and len(page.label) != len(rows.label):  # the table is of another run
-        page = None
-    split, group = (page.split, page.group) if page else (ALL, "")
+    trial = pages.trial(name) if pages is not None and name in pages else None
+    if trial is not None and len(trial.label) != len(rows.label):  # the table is of another run
+        trial = None
+    split, group = (trial.split, trial.group) if trial else (ALL, "")
     _count(found, split, rows)
-    if found.curve is not None and page is not None:
-        found.curve.add(page)
+    if found.curve is not None and trial is not None:
+        found.curve.add(trial)
     for mistake in heapq.nlargest(MISTAKES_A_CLIP, _mistakes(name, split, rows), key=lambda m: m.prob):
         found.mistakes.append(mistake)
     if len(found.mistakes) > 100 * MISTAKES:
         found.mistakes = heapq.nlargest(MISTAKES, found.mistakes, key=lambda m: m.prob)
-    heads: dict[str, Any] = {head: values.argmax(1) for head, values in page.logits.items()} if page else {}
+    heads: dict[str, Any] = {head: values.argmax(1) for head, values in trial.logits.items()} if trial else {}
     wrong = rows.wrong
     return ClipDrawn(name=name, split=split, group=group, frames=len(wrong), seconds=float(rows.time_s[-1]),
                      seen=int(rows.valid.sum()), labelled=int((rows.label >= 0).sum()), wrong=int(wrong.sum()),
@@ -305,7 +305,7 @@ def _mistakes(name: str, split: str, rows: ClipSeries) -> Iterator[Mistake]:
     border = np.flatnonzero(np.diff(pair, prepend=-2, append=-2))
     for start, stop in zip(border[:-1].tolist(), border[1:].tolist(), strict=True):
         if pair[start] >= 0 and stop - start >= SHORTEST:
-            said = int(rows.label_pred[start])
+            predicted = int(rows.label_pred[start])
             yield Mistake(clip=name, start_s=float(rows.time_s[start]), end_s=float(rows.time_s[stop - 1]),
-                          frames=stop - start, truth=int(rows.label[start]), label_pred=said, split=split,
-                          prob=float(rows.probs[start:stop, said].mean()))
+                          frames=stop - start, truth=int(rows.label[start]), label_pred=predicted, split=split,
+                          prob=float(rows.probs[start:stop, predicted].mean()))
