@@ -140,7 +140,7 @@ def test_no_model_predicts_its_training_groups(pair: Any, oof: OofLogits, cache:
 
 def test_oof_features_of_a_trial_come_from_a_member_not_trained_on_it(pair: Any, tmp_path: Path) -> None:
     training = CrossValidatedTraining(*pair[:1], pair[0].trials, pair[1], replace(CONFIG, heads=("gru",), epochs=2),
-                                      tmp_path / "a")
+                                      tmp_path / "a", tmp_path / "weights")
     assert training.run().keys() == {"gru"}
     for fold in range(training.splits.k):
         members = [checkpoints.load_checkpoint(path)

@@ -45,9 +45,9 @@ def heads_of(home: Path) -> set[Path]:
 
 @pytest.fixture(scope="module")
 def home(linked: Path) -> Path:
-    """A folder with a set of seven clips and the maps before the backbone's last two blocks."""
+    """A folder with a set of nine clips and the maps before the backbone's last two blocks."""
     (linked / "recipes").mkdir()
-    write_set(linked / "set", train=6, test=1, frames=24)
+    write_set(linked / "set", train=8, test=1, frames=24)
     assert call(linked, "extract", "--taps", f"{MAP},{POOLED}").exit_code == 0
     return linked
 
@@ -89,12 +89,26 @@ def test_the_backbones_tail_is_trained_from_its_own_weights(home: Path, cache: P
     assert len((tmp_path / "told" / "preds.csv").read_text().splitlines()) == 1 + 24
 
 
+def test_an_audit_retrains_the_backbones_blocks_from_the_caches_weights(home: Path, tmp_path: Path) -> None:
+    """The heads are trained again in a scratch folder, which has no weights of its own."""
+    recipe = home / "recipes" / "train-heads.toml"
+    recipe.write_text(f'heads = ["frame"]\ntaps = ["{MAP}", "{POOLED}"]\nfinetune_tap = "{MAP}"\nfolds = 2\nepochs = 1\n'
+                      "ensemble = 1\n")
+    try:
+        assert call(home, "train-heads").exit_code == 0
+        done = call(home, "audit", "--full", "--out", tmp_path / "audit.json")
+    finally:
+        recipe.unlink()
+    checks = {check["check"] for check in json.loads((tmp_path / "audit.json").read_text())["checks"]}
+    assert done.exit_code in (0, 1) and "shuffled labels, heads" in checks, done.output
+
+
 def test_a_tail_on_a_tap_that_is_not_read_is_refused(home: Path) -> None:
     for typed, said in ((("--finetune-tap", MAP, "--taps", POOLED), "not among the taps"),
                         (("--finetune-tap", "repeat_1-map", "--taps", f"{MAP},{POOLED}"), "not among the taps"),
-                        (("--finetune-tap", POOLED, "--taps", f"{MAP},{POOLED}"), "no tail begins at"),
+                        (("--finetune-tap", POOLED, "--taps", f"{MAP},{POOLED}"), "cannot be fine-tuned from tap"),
                         (("--finetune-tap", MAP, "--taps", f"{MAP},{POOLED}", "--heads", "paper-gru"),
-                         "no head has a tail")):
+                         "no head uses finetune_tap")):
         done = call(home, "train-heads", *SMALL, "--epochs", "1", *typed)
         assert done.exit_code == 2 and said in done.stderr, done.stderr
 
@@ -119,7 +133,7 @@ def test_a_stop_ends_the_command_soon_and_keeps_what_is_finished(home: Path, tmp
     (os.killpg if number == signal.SIGINT else os.kill)(child.pid, number)
     assert child.wait(60) == 130, (tmp_path / "err").read_text()
     took_s = time.monotonic() - sent
-    assert "the same command goes on from there" in (tmp_path / "err").read_text()
+    assert "run the same command again" in (tmp_path / "err").read_text()
     assert took_s < 10, "it waited for what was under way"
     kept = heads_of(home) - before
     assert new <= kept and len(kept) < 8, "some were finished, not all"
@@ -137,13 +151,13 @@ def test_info_tells_the_cost_before_anything_is_extracted(home: Path, tmp_path: 
     typed = words(home, "info", "--json")
     ahead = CliRunner().invoke(main, [*places, *typed[typed.index("info"):]], catch_exceptions=False)
     said = json.loads(ahead.stdout)
-    assert said["store"] is None and said["ahead"]["frames"] == 7 * 24
+    assert said["store"] is None and said["ahead"]["frames"] == 9 * 24
     assert said["ahead"]["bytes_a_frame"] == 2 * (256 + 9 * 256) + 9 * 8
-    assert said["ahead"]["bytes"] == 7 * 24 * said["ahead"]["bytes_a_frame"]
+    assert said["ahead"]["bytes"] == 9 * 24 * said["ahead"]["bytes_a_frame"]
     told = CliRunner().invoke(main, [*places, *typed[typed.index("info"):-1]], catch_exceptions=False).stdout
     assert "nothing was extracted yet" in told and "5,192 bytes a frame" in told and "fercache check" in told
     held = json.loads(call(home, "info", "--json").stdout)
-    assert held["bytes_a_frame"] == 2 * (1792 * 9 + 256) and held["frames"] == 7 * 24
+    assert held["bytes_a_frame"] == 2 * (1792 * 9 + 256) and held["frames"] == 9 * 24
 
 
 def test_the_papers_protocol_as_its_recipes_have_it(home: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def audit_command(context: Context, logits_file: Path | None, logits: str, store
         subject = audit.AuditSubject(oof=context.load_logits(typed, logits_file, names), store=EmbeddingStore.open(path)
                                      if path
                                      else None,
-                               dataset=None if alone else context.dataset(typed), scratch=Path(scratch),
+                               dataset=None if alone else context.dataset(typed), scratch=Path(scratch), weights=context.cache / "weights",
                                training=context.config(TrainConfig, "train-heads",
                                                        {}) if config.full else TrainConfig())
         findings = []

@@ -322,9 +322,14 @@ SHUFFLE_DRAWS = 1000
 
 
 def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConfig, scratch: Path,
-                    seed: int) -> AuditFinding:
+                    seed: int, weights: Path | None = None) -> AuditFinding:
     """Return whether heads that are trained on labels dealt out by group know anything of them out of fold."""
-    made = train.train_heads(dealt(dataset, seed), store, replace(training, refit="none"), scratch)
+    groups = len({trial.group for trial in dataset.trials if trial.split == "train" and trial.labelled})
+    if groups < metrics.MIN_GROUPS_FOR_INTERVAL:
+        return AuditFinding(check="shuffled labels, heads", state=SKIPPED, lines=(),
+                            message=f"{groups} groups with labels: with fewer than {metrics.MIN_GROUPS_FOR_INTERVAL} "
+                                    "there is no interval to judge by")
+    made = train.train_heads(dealt(dataset, seed), store, replace(training, refit="none"), scratch, weights=weights)
     book = OofLogits.load(made.logits_file)
     rows = (book.per_row(book.fold) >= 0) & (book.label >= 0)
     _, group = np.unique(book.per_row(np.array(book.group))[rows], return_inverse=True)
@@ -478,7 +483,7 @@ class AuditSubject:
     Attributes
     ----------
     training : how `--full` trains the heads again.
-    scratch : a folder that `--full` may fill.
+    scratch : a folder that `--full` may fill; weights : the folder of CNN weights, which it has not.
     """
 
     oof: OofLogits
@@ -486,6 +491,7 @@ class AuditSubject:
     dataset: Dataset | None = None
     training: TrainConfig = field(default_factory=TrainConfig)
     scratch: Path | None = None
+    weights: Path | None = None
 
 
 def run_audit(subject: AuditSubject, config: AuditConfig) -> Iterator[AuditFinding]:
@@ -512,7 +518,8 @@ def run_audit(subject: AuditSubject, config: AuditConfig) -> Iterator[AuditFindi
         if subject.dataset is None or subject.scratch is None:
             raise InputError("there is no data set to train heads on", where="audit --full",
                              hint="name it with --dataset and --root or --clips")
-        yield check_retrained(subject.dataset, subject.store, subject.training, subject.scratch, config.seed)
+        yield check_retrained(subject.dataset, subject.store, subject.training, subject.scratch, config.seed,
+                              subject.weights)
 
 
 def any_failed(findings: list[AuditFinding]) -> bool:

@@ -144,7 +144,8 @@ class CrossValidatedTraining:
     """
 
     def __init__(self, dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, config: TrainConfig,
-                 folder: Path) -> None:
+                 folder: Path, weights_folder: Path) -> None:
+        self.weights_folder = weights_folder
         self.dataset, self.trials, self.store, self.config, self.folder = dataset, trials, store, config, folder
         self.device = resolve_device(config.device)
         self.pool = ForkPool(self.device, use_threads(config.threads))
@@ -265,7 +266,7 @@ class CrossValidatedTraining:
         if settings.get("backbone") == "onnx" or "weights" not in settings:
             raise InputError("features of an ONNX model, or imported features, have no blocks to train",
                              where="finetune_tap", hint="leave --finetune-tap out")
-        return files.read_tensors(weights.by_sha256(str(settings["weights"]), self.folder.parents[2] / "weights"))
+        return files.read_tensors(weights.by_sha256(str(settings["weights"]), self.weights_folder))
 
     def _fit_and_save(self, key: RunKey, report: ReportProgress) -> None:
         """Train one head and save it."""

@@ -43,11 +43,12 @@ class TrainReport:
 
 
 def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cache: Path, *,
-                make_current: bool = True) -> TrainReport:
+                make_current: bool = True, weights: Path | None = None) -> TrainReport:
     """Train all heads and write their out-of-fold logits; a run that was finished before is not repeated.
 
     Parameters
     ----------
+    weights : folder of CNN weights, for heads that train the backbone's last blocks; by default the cache's own.
     make_current : whether these logits become the data set's current ones, which the later stages read by default.
 
     Raises
@@ -74,7 +75,8 @@ def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cac
             atomic_io.remove_temporary(logits_file.parent, logits_file.name)
             # Checked again: another process may have finished the same run while this one waited for the lock.
             if not logits_file.is_file():
-                trained = _train(dataset, trials, store, config, settings, logits_file, heads)
+                trained = _train(dataset, trials, store, config, settings, logits_file, heads,
+                                 weights or cache / "weights")
     if make_current:
         atomic_io.write_json(logits_file.parent / "current.json", {"logits_file": logits_file.name})
     return TrainReport(logits_file=logits_file, heads=heads, cached=cached, trained=trained, missing=missing,
@@ -126,7 +128,7 @@ def settings_of(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore,
 
 
 def _train(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, config: TrainConfig,
-           settings: dict[str, Any], logits_file: Path, heads: Path) -> int:
+           settings: dict[str, Any], logits_file: Path, heads: Path, weights: Path) -> int:
     """Train missing heads, write the logits file, and return the number of heads trained now."""
     # Imported here because torch takes seconds to load, which a cached run saves.
     from fercache.training.cross_validation import CrossValidatedTraining
@@ -135,7 +137,7 @@ def _train(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, conf
         raise InputError("no labelled frame in the training split", where="the data set",
                          hint="name labels with --labels (or a `label` column), or read what `fercache extract` logs "
                               "about the annotations")
-    training = CrossValidatedTraining(dataset, trials, store, config, heads)
+    training = CrossValidatedTraining(dataset, trials, store, config, heads, weights)
     logits = training.run()
     features = training.features
     OofLogits(dataset=dataset.name, classes=dataset.classes, metric=dataset.metric, notice=dataset.notice,

@@ -1,4 +1,7 @@
-"""Predictions in the organisers' format: row for row what their template asks for, or a list of the difference."""
+"""Predictions in the organisers' format: row for row what their template asks for, or a list of the difference.
+
+Open this file first; `formats.py` holds the rows of each format.
+"""
 
 from __future__ import annotations
 
