@@ -14,6 +14,7 @@ from fercache.diagnostics.check_issues import ClipIndex
 from fercache.errors import InputError, StoreError
 from fercache.maintenance import forget, gc, verify
 from fercache.oof import OofLogits
+from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS, SEGMENT, encode_name
 
@@ -226,6 +227,21 @@ def test_forget_leaves_no_trace_and_nothing_of_others(cache: Path) -> None:
         forget.forget_clip(cache, "../b")
     for dataset in ("demo", "other"):
         assert verify.verify_store(cache / "features" / dataset / "casia-1.zarr").whole
+
+
+@pytest.mark.parametrize("lock", ["b2.lock", "features/x.lock"])
+def test_gc_leaves_the_mapped_features_of_a_training_that_runs(cache: Path, lock: str) -> None:
+    """`train-heads` holds the lock of its heads all the time, and that of a mapped file while it writes it."""
+    features = cache / "heads" / "demo" / "features"
+    features.mkdir()
+    (features / "x.npy").write_bytes(b"x")
+    with atomic_io.lock(cache / "heads" / "demo" / lock):
+        assert features not in {w.path for w in gc.find_unreferenced(cache, [], {})}
+    waste = [w for w in gc.find_unreferenced(cache, [], {}) if w.path == features]
+    assert waste, "nobody maps them any more"
+    with atomic_io.lock(cache / "heads" / "demo" / lock), pytest.raises(StoreError, match="another process"):
+        gc.remove_unreferenced(waste)
+    assert (features / "x.npy").exists()
 
 
 def bytes_with(folder: Path, *texts: str) -> list[Path]:
