@@ -87,7 +87,8 @@ class OofLogits:
 
     def save(self, path: Path) -> None:
         """Write the book to `path`, whole or not at all."""
-        record = {name: getattr(self, name) for name in ("dataset", "classes", "metric", "notice", "heads", "provenance",
+        record = {name: getattr(self, name)
+                  for name in ("dataset", "classes", "metric", "notice", "heads", "provenance",
                                                        "fingerprint", "epochs_fixed", "clip", "declared")}
         with replacing(path) as temporary, h5py.File(temporary, "w") as file:
             file.attrs["format"] = FORMAT

@@ -120,7 +120,8 @@ def record_run(cache: Path, dataset: str, stage: str, artifact: str, seconds: fl
     -----
     The log holds no clip names, so `fercache forget` has nothing to remove from it. A killed run is not logged.
     """
-    run = LoggedRun(dataset=dataset, stage=stage, artifact=artifact, seconds=round(seconds, 3), frames=frames, fits=fits,
+    run = LoggedRun(dataset=dataset, stage=stage, artifact=artifact, seconds=round(seconds, 3), frames=frames,
+                    fits=fits,
                     ended=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), fercache=__version__)
 
     def add(log: RunLog) -> RunLog:

@@ -92,7 +92,8 @@ def walk(one: Chain, frames: int, noise: float) -> tuple[ChainInput, NDArray[np.
         ends = RNG.random() < one.rate[label[t - 1]] / 30
         label[t] = RNG.choice(3, p=one.jump[label[t - 1]]) if ends else label[t - 1]
     knows = np.eye(3)[label] + RNG.normal(0, noise, (frames, 3))
-    return ChainInput(log_softmax(np.stack([knows, RNG.normal(0, noise, (frames, 3))], 1)), np.arange(frames) / 30), label
+    return ChainInput(log_softmax(np.stack([knows, RNG.normal(0, noise, (frames, 3))], 1)),
+                      np.arange(frames) / 30), label
 
 
 def test_durations_are_counted_and_heads_weighed() -> None:

@@ -64,7 +64,8 @@ def test_precedence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    ('precison = "bf16"', "did you mean 'precision'"), ("min_face_px = 'x'", "not of type int"), ("a = {b = 1}", "unknown"),
+    ('precison = "bf16"', "did you mean 'precision'"), ("min_face_px = 'x'", "not of type int"), ("a = {b = 1}",
+                                                                                                  "unknown"),
     ("taps = [", "not readable"), ("min_face_px = true", "not of type int"), ("x" * (2 << 20), "larger"),
 ])
 def test_a_wrong_recipe_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -91,7 +92,8 @@ def test_every_flag_that_a_hint_names_is_there_and_works_as_typed() -> None:
         command = waiting.pop()
         if isinstance(command, click.Group):
             context = click.Context(command)
-            waiting += [inner for name in command.list_commands(context) if (inner := command.get_command(context, name))]
+            waiting += [inner for name in command.list_commands(context)
+                        if (inner := command.get_command(context, name))]
         for one in command.params:
             if isinstance(one, click.Option):
                 options |= {name: one.multiple or options.get(name, False) for name in (*one.opts, *one.secondary_opts)}

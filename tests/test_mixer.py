@@ -155,11 +155,11 @@ def test_what_is_held_is_bounded(crew: TorchThreadPool) -> None:
     with ThreadPoolExecutor(1) as pool, mixer.clip():
         promise: Future[None] = pool.submit(give)
         time.sleep(.3)
-        assert 0 < sheet.open <= mixer.most and not promise.done()
+        assert 0 < sheet.open <= mixer.capacity and not promise.done()
         gate.set()
         promise.result(30)
         mixer.wait(sheet)
-    assert most[0] <= mixer.most
+    assert most[0] <= mixer.capacity
     check(sheet, list(range(500)))
 
 

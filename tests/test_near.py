@@ -61,7 +61,7 @@ def test_a_face_that_the_square_cuts_off_is_not_told(place: tuple[float, ...], t
             return [np.column_stack([faces, np.full(4, .99)])] * len(pictures)
 
     detector = Detector()
-    detector.close_net = Cut(40)
+    detector.nets["near"] = Cut(40)
     found, = detector.detect_in_rois([np.zeros((360, 640, 3), np.uint8)], [np.array([place], float)])
     assert len(found) == len(told)
     middle = (found[:, :2] + found[:, 2:4]) / 2

@@ -275,7 +275,7 @@ def test_heads_without_a_stacker_are_told(home: Path, tmp_path: Path) -> None:
 def test_clips_of_one_frame_rate_go_through_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """A window is so many frames of the usual rate: other rates beside a clip would change what is said of it."""
     rates = {"a": 30.0, "b": 25.0, "c": 30.0, "d": 30.0, "single": 0.0}
-    held = {name: SimpleNamespace(frames=50, clock={"time_s": np.arange(50 if rate else 1) / (rate or 1)})
+    held = {name: SimpleNamespace(frames=50, frame_table={"time_s": np.arange(50 if rate else 1) / (rate or 1)})
             for name, rate in rates.items()}
     trials = [Trial(name=name, path=Path(name), kind="crops", parent=name, group=name, split="test") for name in rates]
     assert list(ensemble._alike(trials, held, 8)) == [[0, 2, 3], [1], [4]]  # type: ignore[arg-type]
@@ -321,6 +321,7 @@ def test_differences_are_named() -> None:
     assert ensemble.settings_differences(cropped, {**cropped, "taps": ["x", "y"], "augmentations": 1}) == ()
     assert ensemble.settings_differences(cropped, {**cropped, "weights": "b" * 64}) == (
         "weights = aaaaaaaaaaaa there, bbbbbbbbbbbb here",)
-    assert ensemble.settings_differences(cropped, {**cropped, "detect_every": 5}) == ("detect_every = None there, 5 here",)
+    assert ensemble.settings_differences(cropped,
+                                         {**cropped, "detect_every": 5}) == ("detect_every = None there, 5 here",)
     assert ensemble.settings_differences(cropped, {**cropped, "faces": "mtcnn", "margin": 0.0}) == (
         "faces = cropped there, mtcnn here",)

@@ -95,9 +95,11 @@ def test_plain_zarr_reads_the_url(bucket: str) -> None:  # noqa: F811
     clock, taps = features(300)
     assert root.attrs["fercache"]["settings"] == SETTINGS and list(root.group_keys()) == ["a%20b"]
     clip = root["a%20b"]
-    assert clip.attrs["fercache"]["clip"] == "a b" and sorted(clip.array_keys()) == ["block8", "frame_table", "repeat_1-3x3"]
+    assert clip.attrs["fercache"]["clip"] == "a b" and sorted(clip.array_keys()) == ["block8", "frame_table",
+                                                                                     "repeat_1-3x3"]
     np.testing.assert_array_equal(clip["block8"][10:74], taps["block8"][10:74])
-    np.testing.assert_array_equal(clip["frame_table"][:, clip["frame_table"].attrs["columns"].index("time_s")], clock[:, 1])
+    np.testing.assert_array_equal(clip["frame_table"][:, clip["frame_table"].attrs["columns"].index("time_s")],
+                                  clock[:, 1])
 
 
 def test_any_name_is_a_clip(memory: str) -> None:

@@ -54,7 +54,11 @@ def test_no_file_loads_what_can_run(path: Path) -> None:
         words = {word.arg: word.value for word in call.keywords}
         assert name not in CALLS, f"{path}:{call.lineno}: {name}()"
         if name == "importlib.import_module":
-            assert all(isinstance(given, ast.Constant | ast.Name) for given in call.args) and path.name == "facenet.py"
+            # Only modules of fercache by a table in the code, or facenet-pytorch's by a constant.
+            own = isinstance(call.args[0], ast.JoinedStr) and str(getattr(call.args[0].values[0], "value", "")
+                                                                  ).startswith("fercache.")
+            constant = all(isinstance(given, ast.Constant | ast.Name) for given in call.args)
+            assert own or (constant and path.name == "facenet.py"), f"{path}:{call.lineno}: import_module"
         for word in ("allow_pickle", "shell"):
             assert ast.unparse(words.get(word, ast.Constant(False))) == "False", f"{path}:{call.lineno}"
         if name in ("np.load", "numpy.load"):
@@ -213,8 +217,8 @@ class BlindToCase(LocalStoreFiles):
         same = [name for name in super().folders() if name.lower() == head.lower()]
         return "/".join([same[0] if same else head, *([rest] if rest else [])])
 
-    def stamp(self, key: str):  # type: ignore[no-untyped-def]
-        return super().stamp(self._folded(key))
+    def stat(self, key: str):  # type: ignore[no-untyped-def]
+        return super().stat(self._folded(key))
 
     def get(self, key: str) -> bytes | None:
         return super().get(self._folded(key))

@@ -32,18 +32,19 @@ def array(number: int, count: int, first: int = 1, step: int = 1, **more: str) -
 def test_each_clip_is_in_one_part(sizes: list[int], of: int, pairs: bool) -> None:
     """Also where there are more parts than clips, and clips of no known size; two people of one video go together."""
     trials = [trial(f"{i:02d}", f"/v/{i // 2 if pairs else i}.mp4", stated=size) for i, size in enumerate(sizes)]
-    parts = [Shard(i + 1, of).index(trials) for i in range(of)]
+    parts = [Shard(i + 1, of).select(trials) for i in range(of)]
     assert sorted(t.name for part in parts for t in part) == [t.name for t in trials]
     assert all([t.name for t in part] == sorted(t.name for t in part) for part in parts)
     paths = [{t.path for t in part} for part in parts]
     assert sum(map(len, paths)) == len({t.path for t in trials})
-    assert parts == [Shard(i + 1, of).index(trials[::-1])[::-1] for i in range(of)], "the order at hand changes nothing"
+    assert parts == [Shard(i + 1, of).select(trials[::-1])[::-1]
+                     for i in range(of)], "the order at hand changes nothing"
 
 
 def test_parts_are_about_equal() -> None:
     rng = np.random.default_rng(0)
     trials = [trial(f"{i:03d}", stated=int(size)) for i, size in enumerate(rng.lognormal(7, 1, 400))]
-    loads = [sum(t.stated for t in Shard(i + 1, 8).index(trials)) for i in range(8)]
+    loads = [sum(t.stated for t in Shard(i + 1, 8).select(trials)) for i in range(8)]
     assert max(loads) < 1.01 * min(loads)
     by_turns = [sum(t.stated for t in trials[i::8]) for i in range(8)]
     assert max(by_turns) > 1.1 * min(by_turns), "a plain deal of the same clips is less even"
@@ -95,14 +96,15 @@ def test_an_array_of_torchruns_covers_every_part() -> None:
 
 @pytest.mark.parametrize("text, environ, says", [
     ("3", {}, "'3' is not a part"), ("a/b", {}, "is not a part"), ("-1/4", {}, "is not a part"),
-    ("5/4", {}, "no part 5 of 4"), ("0/4", {}, "no part 0 of 4"), ("0/0", {}, "no part 0 of 0"),
-    ("auto", {}, "neither a Slurm array nor torchrun"),
-    ("auto", {"RANK": "1"}, "neither a Slurm array nor torchrun"),
+    ("5/4", {}, "part 5 of 4 does not exist"), ("0/4", {}, "part 0 of 4 does not exist"), ("0/0", {},
+                                                                                           "part 0 of 0 does not exist"),
+    ("auto", {}, "no Slurm array and no torchrun"),
+    ("auto", {"RANK": "1"}, "no Slurm array and no torchrun"),
     ("auto", {"SLURM_ARRAY_TASK_ID": "1"}, "SLURM_ARRAY_TASK_COUNT is not set"),
     ("auto", {"RANK": "x", "WORLD_SIZE": "4"}, "RANK is 'x'"),
     ("auto", array(3, 3) | {"SLURM_ARRAY_TASK_MAX": "7"}, "--array=1-8"),
-    ("auto", array(4, 3, step=2), "has no place in a row"),
-    ("auto", array(9, 3), "no part 9 of 3"),
+    ("auto", array(4, 3, step=2), "is not part of a regular array"),
+    ("auto", array(9, 3), "part 9 of 3 does not exist"),
 ])
 def test_which_part_is_refused(text: str, environ: dict[str, str], says: str) -> None:
     with pytest.raises(InputError, match=re.escape(says)) as error:

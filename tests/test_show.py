@@ -265,7 +265,7 @@ def test_the_doctor_imports_torch_only_where_a_gpu_may_be(tmp_path: Path) -> Non
     import sys
 
     code = ("import sys; from pathlib import Path; from fercache.diagnostics import doctor; doctor.GPU_FILES = ();"
-            "doctor.shutil.which = lambda name: None; doctor.look(Path('cache')); sys.exit('torch' in sys.modules)")
+            "doctor.shutil.which = lambda name: None; doctor.inspect_machine(Path('cache')); sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0
 
 
@@ -295,7 +295,7 @@ def test_the_doctor_lists_the_extras_that_the_package_declares(tmp_path: Path, m
                 'moto[s3]>=5 ; python_version >= "3.11" and extra == "two"', 'not-there-yet>=1; extra == "two"',
                 'pytest>=8; extra == "dev"']
     monkeypatch.setattr(doctor, "requires", lambda _: declared)
-    lines = {line.what: line for line in doctor.look(tmp_path) if line.what.startswith("extra")}
+    lines = {line.what: line for line in doctor.inspect_machine(tmp_path) if line.what.startswith("extra")}
     assert list(lines) == ["extra future", "extra http", "extra two"], "not what developers need"
     assert lines["extra future"].state == lines["extra two"].state == "-"
     assert "fercache[future]" in lines["extra future"].found

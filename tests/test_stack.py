@@ -62,7 +62,8 @@ def test_heads_that_know_nothing_give_chance(tmp_path: Path) -> None:
 
 
 def test_every_column_is_scored_on_both_sets_of_rows(result: stack.StackResult) -> None:
-    assert list(scores(result)) == ["frame", "gru", "transformer", "mean", "chain", "smoothed-mean", "logistic", "geometric-mean",
+    assert list(scores(result)) == ["frame", "gru", "transformer", "mean", "chain", "smoothed-mean", "logistic",
+                                    "geometric-mean",
                                     "stack"]
     for split in ("train", "validation"):
         everywhere, seen = (result.report["splits"][split][name] for name in ("all_frames", "frames_with_face"))

@@ -455,7 +455,8 @@ def sync(path):
     real(path)
 atomic_io.fsync = sync
 folder = Path(sys.argv[1])
-submit.write_submission(submit.SubmissionPaths(folder / "template.txt", folder / "preds.csv", folder / "out"), SubmitConfig())
+submit.write_submission(submit.SubmissionPaths(folder / "template.txt", folder / "preds.csv", folder / "out"),
+                        SubmitConfig())
 """
 
 

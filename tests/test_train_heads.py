@@ -153,7 +153,8 @@ def test_oof_features_of_a_trial_come_from_a_member_not_trained_on_it(pair: Any,
             rows = training.features.rows(i)
             log_probs = mean_log_probs(untrained, training.features, [i], "cpu")[rows]
             seen = training.features.valid[rows]
-            assert np.allclose(training.oof_features[fold].x[rows][seen, :3], log_probs[seen], atol=.01), (fold, trial.name)
+            assert np.allclose(training.oof_features[fold].x[rows][seen, :3], log_probs[seen], atol=.01), (fold,
+                                                                                                           trial.name)
 
 
 def test_normalization_is_fitted_on_training_rows_only(pair: Any) -> None:

@@ -337,20 +337,20 @@ def test_a_long_clip_needs_little_memory(tmp_path: Path, frames: int, limit_mb: 
     code = f"""
 import resource, numpy as np
 from pathlib import Path
-from fercache.maintenance.export import export
+from fercache.maintenance.export import export_store
 from fercache.maintenance.importer import import_features
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import CLOCK, SEGMENT
+from fercache.store.layout import FRAME_COLUMNS, SEGMENT
 here = Path({str(tmp_path)!r})
 store = EmbeddingStore.create(here / "casia-1.zarr", {{"backbone": "x"}}, {{"x": (2048,)}})
 with store.writer("c", source={{}}, provenance={{}}) as writer:
-    writer.set_clock(np.column_stack([np.arange(1, {frames} + 1), np.zeros(({frames}, len(CLOCK) - 1))]))
+    writer.set_frame_table(np.column_stack([np.arange(1, {frames} + 1), np.zeros(({frames}, len(FRAME_COLUMNS) - 1))]))
     for start in range(0, {frames}, SEGMENT):
         writer.write(start, {{"x": np.full((min(SEGMENT, {frames} - start), 2048), start % 1000, np.float16)}})
     writer.commit()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for to, name in (("h5", "o.h5"), ("npz", "o"), ("parquet", "o.parquet")):
-    export(store, to, here / name)
+    export_store(store, to, here / name)
     import_features(here / name, "back", here / "f")
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     print(to, used >> 10, "MB")

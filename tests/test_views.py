@@ -42,8 +42,8 @@ def seen(image: np.ndarray, box: np.ndarray, look: Augmentation, margin: float =
 
 
 def test_a_look_follows_from_clip_frame_and_view_alone() -> None:
-    code = "from fercache.faces.augmentation import look_of; " \
-           "print([look_of('a/ü', f, v) for f in (1, 2) for v in (1, 2, 3)])"
+    code = "from fercache.faces.augmentation import sample_augmentation; " \
+           "print([sample_augmentation('a/ü', f, v) for f in (1, 2) for v in (1, 2, 3)])"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     mine = [sample_augmentation("a/ü", frame, view) for frame in (1, 2) for view in (1, 2, 3)]
     assert other == repr(mine)

@@ -72,7 +72,8 @@ class LazyGroup(click.Group):
         """Return a command, or None if there is none of that name."""
         for commands in COMMANDS.values():
             if entry := commands.get(cmd_name):
-                command: click.Command = getattr(importlib.import_module(f"{__name__}.{entry.module}"), entry.function)
+                command: click.Command = getattr(importlib.import_module(f"fercache.cli.{entry.module}"),
+                                                 entry.function)
                 return command
         return None
 

@@ -169,7 +169,8 @@ def scan_places(config: DatasetConfig, layout: str) -> list[Scan]:
     """
     places = [place for place in dict.fromkeys((config.root, config.clips, config.labels)) if place]
     if not places:
-        raise InputError(f"{layout} needs the folder of the data set", where=f"dataset {layout}", hint="give --root DIR")
+        raise InputError(f"{layout} needs the folder of the data set", where=f"dataset {layout}",
+                         hint="give --root DIR")
     found = [scan(Path(place), DEPTH, prefixed=True) for place in places]
     for each in found:
         if config.clips and each.root != Path(config.clips):

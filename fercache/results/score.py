@@ -39,7 +39,8 @@ class _Tally:
         """Count the labelled rows of a trial."""
         self.scored.add(trial.name)
         empty = np.zeros((self.classes, self.classes), np.int64)
-        self.groups[trial.group] = self.groups.get(trial.group, empty) + metrics.confusion(label, predicted, self.classes)
+        self.groups[trial.group] = self.groups.get(trial.group, empty) + metrics.confusion(label, predicted,
+                                                                                           self.classes)
 
     def matrices(self, keep: Sequence[int]) -> Counts:
         """Return a matrix for each group that has a labelled row of the classes to `keep`, ``(G, c, c)``."""

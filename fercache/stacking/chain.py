@@ -133,7 +133,8 @@ class Chain:
         for i, (log_probs, time_s) in enumerate(clips):
             step = np.diff(time_s, prepend=time_s[0] - FIRST_S)
             passed[i, :len(log_probs)] = step
-            chain_input = np.einsum("mhc,h->mc", log_probs, self.power) - self.prior * self.power.sum() * np.log(self.share)
+            chain_input = np.einsum("mhc,h->mc", log_probs,
+                                    self.power) - self.prior * self.power.sum() * np.log(self.share)
             logs[i, :len(log_probs)] = chain_input * np.minimum(step, MOST_S)[:, None]
         likely = np.exp(logs - logs.max(2, keepdims=True))
         stay = np.exp(-passed[:, :, None] * self.rate * STAGES)
@@ -170,7 +171,8 @@ def fit(clips: Sequence[ChainInput], labels: Sequence[Labels], causal: bool) -> 
 
     def loss(one: Chain) -> float:
         log_probs = one.predict(pieces, causal)
-        right = [part[row, label[row]].sum(dtype=float) for part, label, row in zip(log_probs, known, rows, strict=True)]
+        right = [part[row, label[row]].sum(dtype=float) for part, label,
+                 row in zip(log_probs, known, rows, strict=True)]
         return -float(sum(right)) / many
 
     chain = _counted(clips, labels)

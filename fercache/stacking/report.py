@@ -145,7 +145,8 @@ def _by_group(book: OofLogits, rows: NDArray[np.bool_], predicted: NDArray[np.in
     """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``."""
     names = book.per_row(np.unique(np.array(book.group), return_inverse=True)[1])[rows]
     _, group = np.unique(names, return_inverse=True)
-    return metrics.confusions(book.label[rows], predicted[rows], group, len(book.classes), int(group.max(initial=-1)) + 1)
+    return metrics.confusions(book.label[rows], predicted[rows], group, len(book.classes),
+                              int(group.max(initial=-1)) + 1)
 
 
 def _importances(run: StackRun) -> list[tuple[str, float]]:
@@ -198,7 +199,7 @@ def _scores(report: dict[str, Any], split: str, title: str) -> Table:
                  caption=note or "brackets: 95 % by bootstrap over groups", caption_justify="left",
                  padding=(0, 1, 0, 0), pad_edge=False)
     made.add_column("")
-    for heading in (*FIGURES.values(), "UAR" if report["level"] == "clip" else "F1 with face"):
+    for heading in (*FIGURES.values(), "UAR" if report["level"] == "clip" else "with face"):
         made.add_column(heading, justify="right")
     for name, scores in _ordered(report, rows):
         style = "bold green" if name == report["final"]["column"] else ""

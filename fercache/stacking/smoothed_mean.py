@@ -71,7 +71,8 @@ class SmoothedMean:
     def of(cls, log_probs: dict[str, Any]) -> SmoothedMean:
         """Return the base that `json` described."""
         return cls(widths_s=tuple(log_probs["widths_s"]), width=np.array(log_probs["width"], np.int64),
-                   scale=np.array(log_probs["scale"], float), bias=np.array(log_probs["bias"], float), balance=log_probs["balance"])
+                   scale=np.array(log_probs["scale"], float), bias=np.array(log_probs["bias"],
+                                                                            float), balance=log_probs["balance"])
 
 
 def picked(smoothed: NDArray[np.float32], width: NDArray[np.int64]) -> list[NDArray[np.float32]]:

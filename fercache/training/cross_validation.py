@@ -290,7 +290,8 @@ class CrossValidatedTraining:
                      "folds": self.splits.k, "ensemble": self.config.ensemble}
         return {"head": key.head, "fold": key.fold, "member": key.member, "seed": task.seed, "asked": requested,
                 "classes": list(self.dataset.classes), "settings": asdict(task.settings),
-                "taps": [asdict(tap) for tap in self.features.layout], "reads": [asdict(tap) for tap in features.layout],
+                "taps": [asdict(tap) for tap in self.features.layout], "reads": [asdict(tap)
+                                                                                 for tap in features.layout],
                 "normalize": self.config.normalize, "frame_s": self.features.frame_s(),
                 "trained_on": sorted({self.trials[i].group for i in task.train}),
                 "watched": sorted({self.trials[i].group for i in task.val_trials}),

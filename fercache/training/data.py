@@ -234,7 +234,8 @@ def load_features(store: FeatureSource, trials: Sequence[Trial], taps: Sequence[
                            index=np.zeros(rows, np.int32), time_s=np.zeros(rows), valid=np.zeros(rows, bool),
                            label=np.full(rows, -1, np.int16))
     store = store.prefetch([trial.name for trial in trials],
-                           [name for part in layout for name in (part.tap, tap_views(part.tap))[:1 if count == 1 else 2]])
+                           [name for part in layout
+                            for name in (part.tap, tap_views(part.tap))[:1 if count == 1 else 2]])
     for i, trial in enumerate(trials):
         _read_frame_table(dataset, store[trial.name], trial, i)
 

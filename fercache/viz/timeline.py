@@ -153,7 +153,8 @@ def _lines(axes: Axes, classes: Sequence[str], series: ClipSeries, step: int) ->
     colours = _palette(len(classes))
     for place, label in enumerate(classes):
         axes.plot(series.time_s[starts], means[:, place], color=colours[place], lw=1.8, label=label)
-    axes.fill_between(series.time_s, 0, 1, where=~series.valid, facecolor="none", edgecolor="#bbbbbb", hatch="///", lw=0,
+    axes.fill_between(series.time_s, 0, 1, where=~series.valid, facecolor="none", edgecolor="#bbbbbb", hatch="///",
+                      lw=0,
                       step="mid")
     axes.set(xlim=_span(series), ylim=(0, 1), ylabel="probability", xlabel="time in seconds" + (
         f" (lines: means of {step} frames)" if step > 1 else ""))

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tensorboard.compat.proto.graph_pb2 import GraphDef
-from tensorboard.util.tensor_util import make_ndarray
 
 from fercache.backbones.weights.files import State, Weights, is_stored, read_safetensors, store_weights
 from fercache.errors import WeightsError
@@ -265,6 +263,10 @@ def read_graph(path: Path) -> dict[str, NDArray[Any]]:
     Kernels are (h, w, in, out) in TensorFlow and (out, in, h, w) in torch. A folded BatchNorm is a bias here: its torch
     layer gets that bias, weight 1, mean 0 and variance 1 - eps. Such layers must never run in train mode.
     """
+    # Imported here: tensorboard takes seconds to load, and only a conversion needs its protobuf.
+    from tensorboard.compat.proto.graph_pb2 import GraphDef
+    from tensorboard.util.tensor_util import make_ndarray
+
     graph = GraphDef()
     graph.ParseFromString(path.read_bytes())
     constants = {node.name.removeprefix(ROOT): make_ndarray(node.attr["value"].tensor)

@@ -341,7 +341,8 @@ def clip_table_answers(given: io.PredictionsFile, wanted: list[str], translator:
 def write_clip_table(predicted: Mapping[str, int], form: str, classes: tuple[str, ...], out: Path) -> None:
     """Put the table at `out`, whole or not at all: numbers from 1 for DFEW, class names for FERV39k."""
     made = ["video_name,label"] if form == "dfew" else []
-    made += [f"{name},{place + 1}" if form == "dfew" else f"{name} {classes[place]}" for name, place in predicted.items()]
+    made += [f"{name},{place + 1}" if form == "dfew" else f"{name} {classes[place]}" for name,
+             place in predicted.items()]
     atomic_io.write_bytes(out, ("\n".join(made) + "\n").encode())
 
 

@@ -203,7 +203,8 @@ def importances(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
     caption = (f"Longer is used more: the share of all gain that each feature brought LightGBM's trees (the "
             f"{min(IMPORTANCES, len(found))} largest of {len(found)}). It says what the stacker looked at, not what "
             "is right.")
-    block = figures.bars("importances-all", found[:IMPORTANCES], "share of total gain (0 to 1)", caption) if found else (
+    block = figures.bars("importances-all", found[:IMPORTANCES], "share of total gain (0 to 1)",
+                         caption) if found else (
         missing_note("The stacker has no importances: it learnt nothing, or too few groups were there.",
                 "With four groups or more, `fercache stack` records them."))
     return ReportSection(name="importances", title="What the stacker looks at", blocks=[block])
