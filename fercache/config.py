@@ -76,16 +76,17 @@ class DatasetConfig(Config):
     """Where the clips and labels are (`stages/dataset.toml`)."""
 
     # Its choices are the readers of fercache.data, which imports this module; the command line adds them.
-    dataset: str = option("demo", "Which set; where only --root is given it is recognised by its folders. "
-                          "logits: imported logits only.")
-    root: str = option("", "Folder that the set lies in.", numbers=False)
+    dataset: str = option("demo",
+                          "Layout of the data set. With --root alone it is recognized from the folders. logits: "
+                          "imported logits only.")
+    root: str = option("", "Folder of the data set.", numbers=False)
     clips: str = option("", "Table clip,path[,label][,subject][,group][,split], or a folder of clips.", numbers=False)
     labels: str = option("", "Per-frame labels: a table clip,frame,label or a folder of text files.", numbers=False)
-    classes: tuple[str, ...] = option((), "Class names in order, where labels are numbers without names.")
-    edition: str = option("", "Part of the path of the annotations to use, where there are several (e.g. 6th_ABAW).")
-    fold: int = option(0, "Published fold whose test list is held out, from 1 (0: the set's first, or none).",
+    classes: tuple[str, ...] = option((), "Class names in order, for labels that are numbers.")
+    edition: str = option("", "Part of the path of the annotations to use if there are several, such as 6th_ABAW.")
+    fold: int = option(0, "Published fold whose test list is held out, from 1 (0: the first, or none).",
                        low=0, high=100)
-    source: str = option("auto", "Where a set is there as pictures and as videos: crops, video, or auto (crops first).",
+    source: str = option("auto", "What to read if a set has both pictures and videos; auto prefers crops.",
                        choices=("auto", "crops", "video"))
     name: str = option("", "Name of this data set in the cache (default: made from the layout and the path).",
                        numbers=False)
@@ -97,35 +98,41 @@ class ExtractConfig(Config):
 
     weights: str = option("casia-webface", "casia-webface, vggface2, PATH (.safetensors, .pt) or onnx:PATH.")
     taps: tuple[str, ...] = option(("embedding", "block8", "repeat_2", "repeat_1-3x3"),
-                                   "What is kept of the CNN: BLOCK (mean), BLOCK-3x3 (grid) or BLOCK-map.")
+                                   "Values of the CNN to store: BLOCK (mean), BLOCK-3x3 (grid) or BLOCK-map.")
     precision: str = option("float32", "Arithmetic of the CNN.", choices=PRECISIONS)
-    backend: str = option("torch", "What runs the CNN on a processor: torch, or openvino (an extra, quicker).",
+    backend: str = option("torch", "What runs the CNN on a CPU: torch, or openvino (extra `openvino`, faster).",
                           choices=("torch", "openvino"), numbers=False)
-    faces: str = option("auto", "mtcnn finds them; cropped takes each picture as a face; auto: by the clip's kind.",
+    faces: str = option("auto",
+                        "mtcnn detects faces; cropped takes each picture as a face; auto decides by the kind of "
+                        "clip.",
                         choices=("auto", "mtcnn", "cropped"))
-    detect_every: int = option(5, "Frames from one look of the detector to the next; in between faces are followed, and "
-                           "looked for where that is not sure (1: each frame).", low=1, high=64)
-    detect_px: int = option(0, "Longer side that pictures are reduced to for the detector (0: as they are).", low=0,
+    detect_every: int = option(5, "Detect faces in every Nth frame and interpolate boxes between; uncertain frames "
+                               "are detected too (1: every frame).", low=1, high=64)
+    detect_px: int = option(0, "Reduce pictures to this longer side for detection (0: full size).", low=0,
                             high=16384)
-    min_face_px: int = option(40, "Smallest face looked for, in pixels of the frame.", low=10, high=4096)
-    min_score: float = option(0.9, "Detections under this score are no face.", low=0, high=1)
-    margin: float = option(0.0, "Room around a box, as a share of its longer side.", low=0, high=2)
-    people: str = option("main", "Whom rows are of: the main person of a clip; all, as CLIP#1 (the main person), "
-                                 "CLIP#2 ..; or its two, as CLIP_left and CLIP_right.",
+    min_face_px: int = option(40, "Smallest face to detect, in pixels of the frame.", low=10, high=4096)
+    min_score: float = option(0.9, "Drop detections with a lower score.", low=0, high=1)
+    margin: float = option(0.0, "Margin around a box, as a fraction of its longer side.", low=0, high=2)
+    people: str = option("main",
+                         "People to extract: the main person of a clip; all, as CLIP#1 (the main person), CLIP#2, "
+                         "...; or the two people, as CLIP_left and CLIP_right.",
                          choices=("main", "all", "left/right"))
-    augmentations: int = option(1, "Looks at each face: the plain crop, its mirror image, then moved, turned and lit ones.",
+    augmentations: int = option(1, "Crops of each face: the plain one, its mirror image, then shifted, rotated and "
+                                "relit ones.",
                         low=1, high=64)
-    on_truncated: str = option("fail", "A video that ends before its stated length: fail the clip, or keep what decodes.",
+    on_truncated: str = option("fail",
+                               "A video that ends before its stated length: fail the clip, or keep the frames "
+                               "that decode.",
                           choices=("fail", "keep"))
-    crop_fps: float = option(30.0, "Frames a second of crop folders, which have no clock.", low=1e-3, high=1e6)
-    thumbnails: bool = option(False, "Keep a small picture of the face about every second, for the report.",
+    crop_fps: float = option(30.0, "Frame rate of folders of crops, which hold no times.", low=1e-3, high=1e6)
+    thumbnails: bool = option(False, "Store a small picture of the face about every second, for the report.",
                               numbers=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", numbers=False)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
-    concurrent_clips: int = option(0, "Clips at work at once (0: two more than threads; 12 on a GPU).", numbers=False,
+    concurrent_clips: int = option(0, "Clips to extract at once (0: threads + 2 on a CPU, 12 on a GPU).", numbers=False,
                                    low=0,
                             high=256)
-    verify_sources: bool = option(False, "Compare every byte of each source with what was stored, not samples.",
+    verify_sources: bool = option(False, "Compare every byte of each source file with what was stored.",
                                   numbers=False)
 
 
@@ -133,48 +140,58 @@ class ExtractConfig(Config):
 class TrainConfig(Config):
     """Stage two, a (`stages/train-heads.toml`)."""
 
-    heads: tuple[str, ...] = option(("frame", "gru", "transformer"), "Which heads to train.", choices=tuple(HEADS))
-    taps: tuple[str, ...] = option(("block8", "repeat_2", "repeat_1-3x3"), "Which taps the heads see.")
-    join: tuple[str, ...] = option((), "Stores of other features (`fercache import`) to join: NAME or path; all their "
-                                   "taps are seen, or those that --taps names as NAME/tap.", numbers=False)
-    normalize: str = option("train", "Features: by the training rows' mean and spread, or each clip by its own.",
+    heads: tuple[str, ...] = option(("frame", "gru", "transformer"), "Heads to train.", choices=tuple(HEADS))
+    taps: tuple[str, ...] = option(("block8", "repeat_2", "repeat_1-3x3"), "Taps that the heads read.")
+    join: tuple[str, ...] = option((),
+                                   "Stores of other features to join (`fercache import`): NAME or path. All their "
+                                   "taps are read, or those that --taps names as NAME/tap.", numbers=False)
+    normalize: str = option("train", "Normalize features by mean and spread of the training rows, or of each clip.",
                               choices=("train", "clip"))
-    augmentations: str = option("draw", "Other views of a crop (mirrored ...), where the store has them: drawn, or not used.",
+    augmentations: str = option("draw",
+                                "Draw one of the stored augmentations of a crop in each step, or use the plain "
+                                "crop only.",
                         choices=("draw", "off"))
     temporal_input: str = option("oof-logits",
-                                 "What temporal heads read: the frame head's word on groups it did not learn "
-                           "from, or the features.", choices=("oof-logits", "features"))
-    ensemble: int = option(4, "Trainings of a head in a fold, each watched by another part of the groups; their mean "
-                          "speaks.", low=1, high=20)
+                                 "What temporal heads read: out-of-fold logits of the frame head, or the "
+                                 "features.", choices=("oof-logits", "features"))
+    ensemble: int = option(4, "Trainings per head and fold, each with other validation groups; their mean is used.",
+                           low=1, high=20)
     loss: str = option("", "Loss (default: the head's own).", choices=("", *LOSSES))
-    label_smoothing: float = option(-1.0, "Share of the truth given to all classes (-1: the head's own).", low=-1,
+    label_smoothing: float = option(-1.0, "Fraction of the target spread over all classes (-1: the head's own).",
+                                    low=-1,
                                     high=1)
-    window_s: float = option(0.0, "Seconds a window of a temporal head covers (0: the head's own).", low=0, high=3600)
-    step_s: float = option(-1.0, "Seconds between the frames of a window (-1: the head's own, 0: each frame).", low=-1,
+    window_s: float = option(0.0, "Seconds that a window of a temporal head covers (0: the head's own).", low=0,
+                             high=3600)
+    step_s: float = option(-1.0, "Seconds between the frames of a window (-1: the head's own, 0: every frame).", low=-1,
                            high=60)
-    epochs: int = option(0, "Passes at most (0: the head's own).", low=0, high=100_000)
-    patience: int = option(-1, "Passes without gain that end a training (-1: the head's own, 0: never).", low=-1,
+    epochs: int = option(0, "Maximum number of epochs (0: the head's own).", low=0, high=100_000)
+    patience: int = option(-1, "Epochs without gain after which training stops (-1: the head's own, 0: never).", low=-1,
                            high=100_000)
     width: int = option(0, "Width of the nets (0: the head's own).", low=0, high=8192)
     dropout: float = option(-1.0, "Dropout (-1: the head's own).", low=-1, high=0.95)
     lr: float = option(0.0, "Peak of the learning rate (0: the head's own).", low=0, high=10)
     ema: float = option(-1.0, "Decay of the average of weights (-1: the head's own, 0: none).", low=-1, high=0.99999)
-    mixup: float = option(-1.0, "Mixing of windows, alpha (-1: the head's own, 0: none).", low=-1, high=10)
-    noise: float = option(-1.0, "Noise on standardised features (-1: the head's own, 0: none).", low=-1, high=10)
-    time_mask_s: float = option(-1.0, "Longest stretch hidden from temporal heads in training (-1: the head's own).",
+    mixup: float = option(-1.0, "Alpha of mixup over windows (-1: the head's own, 0: none).", low=-1, high=10)
+    noise: float = option(-1.0, "Noise added to normalized features (-1: the head's own, 0: none).", low=-1, high=10)
+    time_mask_s: float = option(-1.0, "Longest stretch masked in windows of temporal heads during training (-1: the "
+                                "head's own).",
                                 low=-1,
                            high=60)
-    level: str = option("frame", "One prediction a frame, or one a clip (attention pooling in the temporal heads).",
+    level: str = option("frame", "One prediction per frame or per clip (attention pooling in the temporal heads).",
                         choices=("frame", "clip"))
-    finetune_tap: str = option("", "Map tap that the frame head trains the backbone's own last blocks on (mixed_7a-map ...).")
+    finetune_tap: str = option("",
+                               "Map tap from which the frame head fine-tunes the backbone's last blocks, such as "
+                               "mixed_7a-map.")
     precision: str = option("auto", "Arithmetic of training; auto: bf16 on a GPU, float32 on a CPU.",
                             choices=("auto", "float32", "bf16"))
-    memory: str = option("auto", "Features in RAM, mapped from a file in the cache, or mapped where RAM is too small.",
+    memory: str = option("auto", "Hold features in RAM, memory-map them from a file in the cache, or decide by free "
+                         "memory.",
                          choices=("auto", "ram", "map"), numbers=False)
-    refit: str = option("none", "all: learn from the validation split too, for a submission; its rows are then out of "
-                        "fold like those of train.", choices=("none", "all"))
-    folds: int = option(5, "Folds by group (fewer where there are fewer groups).", low=2, high=100)
-    seed: int = option(0, "Seed of everything random.", low=0, high=2**31 - 1)
+    refit: str = option("none",
+                        "all: train on the validation split too, for a submission; its predictions are then out "
+                        "of fold.", choices=("none", "all"))
+    folds: int = option(5, "Folds by group (fewer if there are fewer groups).", low=2, high=100)
+    seed: int = option(0, "Random seed.", low=0, high=2**31 - 1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", numbers=False)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
 
@@ -184,7 +201,7 @@ class TrainConfig(Config):
         return ("train", "validation") if self.refit == "all" else ("train",)
 
     def settings(self) -> dict[str, Any]:
-        """Return the choices that change numbers; without a refit nothing is said of it, so that books keep their name.
+        """Return the choices that change numbers; without a refit the key is left out, so that names do not change.
         """
         return {name: value for name, value in super().settings().items() if (name, value) != ("refit", "none")}
 
@@ -193,22 +210,22 @@ class TrainConfig(Config):
 class StackConfig(Config):
     """Stage two, b (`stages/stack.toml`)."""
 
-    select: str = option("auto", "What preds.csv holds: auto (what won out of fold), or a column: stack, logistic, "
-                        "smoothed-mean, mean, a head.")
-    logits: tuple[str, ...] = option((), "Imported logits that join the heads (see `fercache logits import`).")
-    force: bool = option(False, "Learn from imported logits even where they were declared in-sample.")
-    level: str = option("frame", "clip: one prediction a clip, from its frames pooled.", choices=("frame", "clip"))
-    metric: str = option("", "What is chosen by.  [default: the data set's own metric]",
+    select: str = option("auto", "What preds.csv holds: auto (the best out of fold), or one of stack, logistic, "
+                         "geometric-mean, smoothed-mean, mean, or a head.")
+    logits: tuple[str, ...] = option((), "Imported logits to use beside the heads (see `fercache logits import`).")
+    force: bool = option(False, "Learn from imported logits even if they were declared in-sample.")
+    level: str = option("frame", "clip: one prediction per clip, from its pooled frames.", choices=("frame", "clip"))
+    metric: str = option("", "Metric to select by.  [default: the data set's own]",
                          choices=("", "macro_f1", "abaw2", "accuracy", "war", "uar"))
-    causal: bool = option(False, "Look at no later frame than the one that is spoken of.")
-    refit: str = option("none", "all: learn from the validation split too, for a submission; no score is shown for it.",
+    causal: bool = option(False, "Use no frame later than the one that is predicted.")
+    refit: str = option("none", "all: learn from the validation split too, for a submission; it is then not scored.",
                         choices=("none", "all"))
     missing_faces: str = option("nearest",
-                                "Frames without a face: left unfilled, the nearest face's prediction, a line between "
-                       "the two around, or left to the temporal heads' mask.",
+                                "Frames without a face: leave them unfilled, copy the nearest face's prediction, "
+                                "interpolate, or leave them to the temporal heads.",
                        choices=("none", "nearest", "linear", "temporal-heads"))
-    seed: int = option(0, "Seed of everything random.", low=0, high=2**31 - 1)
-    bootstrap: int = option(1000, "Draws of the bootstrap over groups.", low=0, high=1_000_000)
+    seed: int = option(0, "Random seed.", low=0, high=2**31 - 1)
+    bootstrap: int = option(1000, "Bootstrap samples over groups.", low=0, high=1_000_000)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
 
 
@@ -217,13 +234,13 @@ class LogitsConfig(Config):
     """Logits from elsewhere (`fercache logits import`)."""
 
     table: str = option("", "Table clip[,frame][,person][,label][,split][,group], then p_CLASS or logit_CLASS.")
-    provenance: str = option("", "Who predicted the training rows: out-of-fold, by models that saw nothing of the "
-                             "row's group; held-out, a model that saw none of these clips; in-sample, one that did.",
+    provenance: str = option("", "What predicted the training rows: out-of-fold, models that never saw the row's "
+                             "group; held-out, a model that saw none of these clips; in-sample, a model that did.",
                              choices=("", "out-of-fold", "held-out", "in-sample"))
-    only: str = option("", "Take the rows of this split alone, and score them out of fold.",
+    only: str = option("", "Import the rows of this split only, and score them out of fold.",
                        choices=("", "train", "validation", "test"))
-    fps: float = option(30.0, "Frames a second, where the table is all there is.", low=1e-3, high=1e6)
-    folds: int = option(5, "Folds by group, where the table is all there is.", low=2, high=100)
+    fps: float = option(30.0, "Frame rate, if the table is all there is.", low=1e-3, high=1e6)
+    folds: int = option(5, "Folds by group, if the table is all there is.", low=2, high=100)
     seed: int = option(0, "Seed of the folds.", low=0, high=2**31 - 1)
 
 
@@ -232,10 +249,10 @@ class AuditConfig(Config):
     """Proof that nothing leaks (`fercache audit`)."""
 
     full: bool = option(False, "Retrain the real heads on shuffled labels (as long as train-heads takes).")
-    shuffles: int = option(5, "How often labels are shuffled for the probe.", low=2, high=1000)
-    similar: float = option(0.995, "Cosine from which two frames of two groups are listed as near duplicates.",
+    shuffles: int = option(5, "Number of shuffles of the labels for the probe.", low=2, high=1000)
+    similar: float = option(0.995, "Cosine from which frames of two groups are listed as near duplicates.",
                             low=0.5, high=1)
-    seed: int = option(0, "Seed of everything random.", low=0, high=2**31 - 1)
+    seed: int = option(0, "Random seed.", low=0, high=2**31 - 1)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
 
 
@@ -243,31 +260,34 @@ class AuditConfig(Config):
 class SubmitConfig(Config):
     """How predictions become a submission (`stages/submit.toml`)."""
 
-    edition: str = option("auto", "What the template belongs to; auto: told by its first line and the classes.",
+    edition: str = option("auto", "Edition of the template; auto recognizes it from the first line and the classes.",
                           choices=("auto", "abaw1", "abaw2", "abaw3", "abaw5", "abaw6", "abaw8", "dfew", "ferv39k"))
-    map: str = option("", "Where classes differ: names (go by the names all the same) or A=B,C=D; nothing: refuse.")
-    rows: str = option("strict", "strict: refuse rows that are missing or too many; template: the organisers' rows are "
-                       "written, ours are filled or left out, and it is told.", choices=("strict", "template"))
-    missing_faces: str = option("nearest", "What fills rows that the predictions lack.", choices=("nearest", "linear"))
+    map: str = option("", "For other class names: `names` (map equal names and accept the rest) or A=B,C=D. Without "
+                      "it other classes are refused.")
+    rows: str = option("strict",
+                       "strict: refuse missing or extra rows; template: write the organizers' rows, fill or drop "
+                       "ours, and report it.", choices=("strict", "template"))
+    missing_faces: str = option("nearest", "How to fill rows that the predictions lack.", choices=("nearest", "linear"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(Config):
     """How predictions are scored on a set's labels (`stages/score.toml`)."""
 
-    split: str = option("all", "Which trials to score.", choices=("all", "train", "validation", "test"))
-    map: str = option("", "Where names do not say it: A=B,C=D (ours=theirs).")
+    split: str = option("all", "Trials to score.", choices=("all", "train", "validation", "test"))
+    map: str = option("", "Class mapping A=B,C=D (ours=theirs), where names differ.")
     level: str = option("auto", "Score frames or clips; auto: clips where the set has one label a clip.",
                         choices=("auto", "frame", "clip"))
     seed: int = option(0, "Seed of the bootstrap.", low=0, high=2**31 - 1)
-    bootstrap: int = option(1000, "Draws of the bootstrap over groups.", low=0, high=1_000_000)
+    bootstrap: int = option(1000, "Bootstrap samples over groups.", low=0, high=1_000_000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblationConfig(Config):
     """What the table of choices tries (`stages/ablation.toml`)."""
 
-    rows: tuple[str, ...] = option((), "Changes to try: KEY=VALUE of train-heads, lists with +, several with ; "
-                                       "(none named: taps, and each other choice of every switch).")
-    repeats: int = option(3, "Seeds that every row is trained with.", low=1, high=100)
-    bootstrap: int = option(1000, "Draws of the bootstrap over groups.", low=0, high=1_000_000)
+    rows: tuple[str, ...] = option((),
+                                   "Changes to try: KEY=VALUE of train-heads, lists joined by +, several changes "
+                                   "by ; (default: taps and every switch).")
+    repeats: int = option(3, "Seeds per row.", low=1, high=100)
+    bootstrap: int = option(1000, "Bootstrap samples over groups.", low=0, high=1_000_000)

@@ -87,7 +87,8 @@ def load(cache: Path, dataset: str, wanted: Sequence[str]) -> list[OofLogits]:
     for name in wanted:
         if not path_of(cache, dataset, name).is_file():
             raise InputError(f"no imported logits {name!r}", where=f"data set {dataset}",
-                             hint=f"there are: {shorten_list(imported_names(cache, dataset)) or 'none'}; import them with "
+                             hint=f"there are: {shorten_list(imported_names(cache, dataset)) or 'none'}; import them "
+                                  f"with "
                                   f"`fercache logits import {name} --table FILE`")
     return [OofLogits.load(path_of(cache, dataset, name)) for name in wanted]
 

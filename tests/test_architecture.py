@@ -25,8 +25,9 @@ ORDER = ("errors", "heads.registry", "config", "runtime", "metrics", "run_log", 
 The registry of heads holds names and settings only, without a net, so that the configuration can offer them.
 """
 
-FORBIDDEN = frozenset(
-    ["said", "says", "say", "speak", "speaks", "spoken", "voice", "heard", "told", "tell", "page", "plant", "crew", "mixer", "brake", "gauge", "sheet", "judge", "care", "waste", "doubt", "whom", "looks", "shares"])
+FORBIDDEN = frozenset((
+    "said", "says", "say", "speak", "speaks", "spoken", "voice", "heard", "told", "tell", "page", "plant", "crew",
+    "mixer", "brake", "gauge", "sheet", "judge", "care", "waste", "doubt", "whom", "looks", "shares"))
 
 HEAVY = ("av", "h5py", "lightgbm", "matplotlib", "onnxruntime", "openvino", "plotly", "pyarrow", "sklearn",
          "tensorboard", "torch", "torchvision", "zarr")

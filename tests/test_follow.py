@@ -288,7 +288,8 @@ def overlap_of(path: Path, frames: int | None = None) -> float:
     A frame in which only one of the two has a box counts as 0. What the detector says of a frame is asked once and told
     twice; in another batch it would say the same to 1/16 px.
     """
-    detector, told, cuts, exact, fast = Detector(), Told(), interpolation.ShotBoundaryDetector(), list[np.ndarray](), list[np.ndarray]()
+    detector, told, cuts = Detector(), Told(), interpolation.ShotBoundaryDetector()
+    exact, fast = list[np.ndarray](), list[np.ndarray]()
     pictures_of = (frame.image for frame in islice(media.open_source(path, "video").frames(), frames))
     while block := list(islice(pictures_of, DETECT_BLOCK)):
         faces = interpolation.interpolate_faces(block, detector, 1)

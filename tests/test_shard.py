@@ -97,7 +97,8 @@ def test_an_array_of_torchruns_covers_every_part() -> None:
 @pytest.mark.parametrize("text, environ, says", [
     ("3", {}, "'3' is not a part"), ("a/b", {}, "is not a part"), ("-1/4", {}, "is not a part"),
     ("5/4", {}, "part 5 of 4 does not exist"), ("0/4", {}, "part 0 of 4 does not exist"), ("0/0", {},
-                                                                                           "part 0 of 0 does not exist"),
+                                                                                           "part 0 of 0 does not "
+                                                                                           "exist"),
     ("auto", {}, "no Slurm array and no torchrun"),
     ("auto", {"RANK": "1"}, "no Slurm array and no torchrun"),
     ("auto", {"SLURM_ARRAY_TASK_ID": "1"}, "SLURM_ARRAY_TASK_COUNT is not set"),

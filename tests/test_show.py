@@ -265,7 +265,8 @@ def test_the_doctor_imports_torch_only_where_a_gpu_may_be(tmp_path: Path) -> Non
     import sys
 
     code = ("import sys; from pathlib import Path; from fercache.diagnostics import doctor; doctor.GPU_FILES = ();"
-            "doctor.shutil.which = lambda name: None; doctor.inspect_machine(Path('cache')); sys.exit('torch' in sys.modules)")
+            "doctor.shutil.which = lambda name: None; doctor.inspect_machine(Path('cache')); sys.exit('torch' in "
+            "sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0
 
 

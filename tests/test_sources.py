@@ -128,7 +128,7 @@ def test_a_file_with_size_time_stamp_and_inode_of_its_own_is_not_read(tmp_path: 
     sampled = media_source._sampled  # the one place where a file is read for its digest
     monkeypatch.setattr(media_source, "_sampled", lambda *given: read.append(given) or sampled(*given))
     assert source_unchanged(known, path, "video") and not read
-    assert source_unchanged(old, path, "video") and len(read) == 1, "a mark of version 0.1 has no inode: the file is read"
+    assert source_unchanged(old, path, "video") and len(read) == 1, "0.1 recorded no inode: the file is read"
     assert source_unchanged({**known, "inode": 1}, path, "video") and len(read) == 2, "a copy with its time stamp"
     assert source_unchanged(known, path, "video", strict=True) and len(read) == 3
 

@@ -92,7 +92,8 @@ def test_the_backbones_tail_is_trained_from_its_own_weights(home: Path, cache: P
 def test_an_audit_retrains_the_backbones_blocks_from_the_caches_weights(home: Path, tmp_path: Path) -> None:
     """The heads are trained again in a scratch folder, which has no weights of its own."""
     recipe = home / "recipes" / "train-heads.toml"
-    recipe.write_text(f'heads = ["frame"]\ntaps = ["{MAP}", "{POOLED}"]\nfinetune_tap = "{MAP}"\nfolds = 2\nepochs = 1\n'
+    recipe.write_text(f'heads = ["frame"]\ntaps = ["{MAP}", "{POOLED}"]\nfinetune_tap = "{MAP}"\n'
+                      "folds = 2\nepochs = 1\n"
                       "ensemble = 1\n")
     try:
         assert call(home, "train-heads").exit_code == 0

@@ -51,12 +51,10 @@ def audit_command(context: Context, logits_file: Path | None, logits: str, store
     alone = context.is_logits(typed)
     path = None if alone else store or job.current_store(context.features, name)
     with tempfile.TemporaryDirectory() as scratch:
-        subject = audit.AuditSubject(oof=context.load_logits(typed, logits_file, names), store=EmbeddingStore.open(path)
-                                     if path
-                                     else None,
-                               dataset=None if alone else context.dataset(typed), scratch=Path(scratch), weights=context.cache / "weights",
-                               training=context.config(TrainConfig, "train-heads",
-                                                       {}) if config.full else TrainConfig())
+        subject = audit.AuditSubject(
+            oof=context.load_logits(typed, logits_file, names), store=EmbeddingStore.open(path) if path else None,
+            dataset=None if alone else context.dataset(typed), scratch=Path(scratch), weights=context.cache / "weights",
+            training=context.config(TrainConfig, "train-heads", {}) if config.full else TrainConfig())
         findings = []
         for found in audit.run_audit(subject, config):
             findings.append(found)

@@ -164,7 +164,8 @@ MAX_CLASSES_SHOWN = 3
 @click.option("--stack", type=click.Path(path_type=Path),
               help="A stack run of these heads: its folder in cache/stack.  [default: the last one]")
 @click.option("--store", type=click.Path(path_type=Path), help="Use the features of this store and extract nothing.")
-@click.option("--force", is_flag=True, help="Predict even if the features differ from those that the heads were trained on.")
+@click.option("--force", is_flag=True, help="Predict even if the features differ from those that the heads were "
+                                            "trained on.")
 @click.option("--timelines/--no-timelines", default=True, show_default=True, help="Draw one picture per clip.")
 @click.option("--overlay/--no-overlay", default=False, show_default=True,
               help="Also write each clip with predictions drawn in; its sound is kept.")
@@ -202,7 +203,8 @@ def _check(paths: tuple[Path, ...], typed: dict[str, Any]) -> None:
     if bool(paths) == named:
         raise InputError("clips are named both as arguments and as a data set" if named else "no clip is named",
                          where="predict",
-                         hint="give CLIP... (videos, folders) or a data set: --dataset NAME --root DIR, or --clips TABLE")
+                         hint="give CLIP... (videos, folders) or a data set: --dataset NAME --root DIR, or --clips "
+                              "TABLE")
 
 
 def _only(typed: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Data sets: a reader for each layout, which turns folders and labels into trials (`Dataset`, `Trial`).
 
-Open `base.py` first for what a data set is; then `clip_level.py` or `affwild2.py` for how one is read. A new data set is
+Open `base.py` first for what a data set is; then `clip_level.py` or `affwild2.py` for how one is read. A new data set
+is
 one entry in `READERS` below: the choices of `--dataset` and the recognition of folders follow from it.
 """
 
@@ -133,7 +134,7 @@ def _layout(config: DatasetConfig) -> str:
     root = Path(config.root)
     found = scan(root, DEPTH)
     fits = _fits(found)
-    if fits[:2] == ["affwild2", "mtl"]:  # the organisers' folder holds both tracks; the expression track is the usual one
+    if fits[:2] == ["affwild2", "mtl"]:  # the organizers' folder holds both tracks; most users want expressions
         log.info("note: %s holds the multi-task table too; --dataset mtl reads it", root)
     elif len(fits) > 1:
         raise InputError(f"it looks like several sets: {', '.join(fits)}", where=root,

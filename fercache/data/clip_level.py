@@ -3,8 +3,8 @@
 Notes
 -----
 Each set is one instance of a `ClipLevelSet`. Sets whose labels come from the same kind of place share a class:
-`ListedSet` (lists of clips and labels), `NamedSet` (the label is in the clip's name), `EmotionFolderSet` (the label is a
-folder's name) and `LabelFileSet` (a file a sequence). All share the choice of one version of the clips.
+`ListedSet` (lists of clips and labels), `NamedSet` (the label is in the clip's name), `EmotionFolderSet` (the label is
+a folder's name) and `LabelFileSet` (a file a sequence). All share the choice of one version of the clips.
 """
 
 from __future__ import annotations
@@ -229,7 +229,8 @@ def _trials(wanted: Mapping[str, ClipEntry], version: FolderVersion) -> tuple[li
     for name, entry in sorted(wanted.items()):
         paths = version.clips.get(name, [])
         if len(paths) != 1:
-            what = f"several clips have its name: {shorten_list(paths)}" if paths else "listed, but there is no clip of it"
+            what = (f"several clips have its name: {shorten_list(paths)}" if paths
+                    else "listed, but there is no clip of it")
             lost.append(Problem(where=name, what=what, kind="no-clip",
                                 hint="it is left out; get its clip, or keep one of them"))
             continue
@@ -402,7 +403,8 @@ class ListedSet(ClipLevelSet):
 
     def _notice(self, fold: int, folds: int) -> str:
         """Return what a reader of the results must know."""
-        which = f"published fold {fold} of {folds}: papers report the mean of all five (--fold chooses); " if fold else ""
+        which = (f"published fold {fold} of {folds}: papers report the mean of all five (--fold chooses); "
+                 if fold else "")
         return (f"{self.name}: {which}the set does not name the film, video or person of a clip, so folds by group are "
                 "folds by clip")
 
@@ -518,7 +520,8 @@ RAVDESS = NamedSet(
 
 # AFEW: the folder's name is the label.
 
-AFEW_PART = re.compile(r"(?P<part>train|training|val|valid|validation|test)(_?(afew|vid|set|faces|distribute|\d{2,4}))*",
+AFEW_PART = re.compile(r"(?P<part>train|training|val|valid|validation|test)"
+                       r"(_?(afew|vid|set|faces|distribute|\d{2,4}))*",
                        re.IGNORECASE)
 AFEW_SPLITS: dict[str, Split] = {"tr": "train", "va": "validation", "te": "test"}
 MIN_EMOTIONS = 3

@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 ROWS = ("taps=embedding", "taps=block8", "taps=repeat_2", "taps=block8+repeat_2", "taps=block8+repeat_2+repeat_1-3x3")
 """Changes that are always tried; beside them every other choice of each switch that has a list of choices."""
 STEPS = {"window_s": ("1", "2", "4", "8", "16"), "step_s": ("0", "0.1", "0.3"), "ensemble": ("1",),
-         "label_smoothing": ("0", "0.1"), "mixup": ("0.2",), "noise": ("0.2",), "time_mask_s": ("0.5",), "ema": ("0.99",),
+         "label_smoothing": ("0", "0.1"), "mixup": ("0.2",), "noise": ("0.2",), "time_mask_s": ("0.5",),
+         "ema": ("0.99",),
          "dropout": ("0.2", "0.5")}
 """Values tried of switches that are numbers."""
 NO_ROW = ("heads", "taps", "folds", "seed", "precision", "level", "finetune_tap", "refit")

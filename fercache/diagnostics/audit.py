@@ -147,9 +147,11 @@ def labels_as_features(sample: ProbeSample) -> AuditFinding:
             continue
         area = _areas(sample.x, mine)
         lines += [f"{sample.names[i][0]}[{sample.names[i][1]}] tells class {c} from all others by itself (area "
-                  f"{max(area[i], 1 - area[i]):.4f})" for i in np.flatnonzero(np.abs(area - 0.5) >= CHANCE_MARGIN - 0.5)[:10]]
+                  f"{max(area[i], 1 - area[i]):.4f})"
+                  for i in np.flatnonzero(np.abs(area - 0.5) >= CHANCE_MARGIN - 0.5)[:10]]
     return AuditFinding(check="labels as features", state=FAILED if lines else FINE, lines=tuple(lines),
-                   message=f"{len(lines)} of {sample.x.shape[1]} cached features are a label in disguise ({len(sample.x)} "
+                   message=f"{len(lines)} of {sample.x.shape[1]} cached features are a label in disguise "
+                           f"({len(sample.x)} "
                         "frames)")
 
 
@@ -294,7 +296,8 @@ def check_copies(book: OofLogits, store: EmbeddingStore, similar: float) -> Audi
              for cosine, i, j in pairs[:MOST_LINES]]
     more = f", {MOST_LINES} listed" if len(pairs) > MOST_LINES else ""
     return AuditFinding(check=check, state=LOOK if pairs else FINE, lines=tuple(lines),
-                   message=f"{len(pairs)} pairs of two groups at a cosine of {similar} or more{more}, among {len(rows)} "
+                   message=f"{len(pairs)} pairs of two groups at a cosine of {similar} or more{more}, among "
+                           f"{len(rows)} "
                         f"frames ({tap}, one a second)")
 
 
@@ -440,7 +443,8 @@ def check_memorized(book: OofLogits, seed: int) -> AuditFinding:
         bad += [text + f"; the gap is at least {gap:.3f} (95 %)"] if gap > MARGIN else []
         lines.append(text)
     return AuditFinding(check=check, state=FAILED if bad else FINE, lines=tuple(bad or lines),
-                   message=f"{len(bad)} of {len(book.heads)} heads say more of training rows than a model can that never "
+                   message=f"{len(bad)} of {len(book.heads)} heads say more of training rows than a model can that "
+                           f"never "
                         "saw them")
 
 

@@ -22,12 +22,13 @@ class HeadSettings:
     window_s : seconds that a window covers (0: a single frame).
     step_s : seconds between the frames of a window (0: every frame); for a frame-level head, seconds between the frames
         of one training epoch. Every frame is predicted all the same.
-    batch : windows per step; lr : peak of the learning rate; epochs : maximum number of epochs; patience : epochs without
-        gain on the validation groups after which training stops (0: never).
+    batch : windows per step; lr : peak of the learning rate; epochs : maximum number of epochs; patience : epochs
+        without gain on the validation groups after which training stops (0: never).
     optimizer : adamw (warm-up, then cosine) or sgd (momentum .9, constant rate).
     loss : plain; weighted, balanced (class weights, one over the square root of the class's share, or over the share);
         focal (weighted, gamma 2); adjusted (the logarithm of the class shares is added to the logits in training).
-    label_smoothing : share of the target that is spread over all classes; ema : decay of the average of weights (0: none).
+    label_smoothing : share of the target that is spread over all classes; ema : decay of the average
+        of weights (0: none).
     noise : standard deviation of noise on normalized features; mixup : alpha of the beta distribution that mixes two
         windows; time_mask_s : longest stretch, in seconds, that is masked in each window of a temporal head.
     precision : float32 or bf16 (autocast).

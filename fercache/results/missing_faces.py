@@ -24,7 +24,8 @@ POLICIES = {
                "of two)",
     "linear": "a frame without a face lies on the straight line, in time, between what its column says at the frames "
               "with a face before and after it; before the first and after the last face the nearest one counts",
-    "temporal-heads": "a frame without a face is left to the temporal heads, which look past it by their mask: their own columns "
+    "temporal-heads": "a frame without a face is left to the temporal heads, which look past it by their mask: their "
+                      "own columns "
             "have their own word there, every other column the plain mean of the temporal heads",
 }
 FACELESS_CLIP = "a clip without any face has what the heads say of it"

@@ -62,7 +62,8 @@ def drop_lookahead_heads(book: OofLogits) -> OofLogits:
 
 DESCRIPTIONS = {"mean": "plain mean of the heads' probabilities",
         "chain": "the heads' log-probabilities as evidence for a Markov chain of the classes",
-        "smoothed-mean": "the heads' log-probabilities, each smoothed over time, and `chain`, with a weight each and a bias a "
+        "smoothed-mean": "the heads' log-probabilities, each smoothed over time, and `chain`, with a weight each and a "
+                         "bias a "
                   "class",
         "logistic": "logistic regression on the stacker's features",
         "geometric-mean": "geometric mean of `smoothed-mean` and `logistic`",
@@ -160,7 +161,8 @@ def gather_candidates(book: OofLogits, nested: NestedResult, filling: GapFiller 
     if not unfilled:
         raise InputError("no temporal head to leave the frames without a face to",
                          where="stack, missing_faces = temporal-heads",
-                         hint=f"train one of {', '.join(missing_faces.TEMPORAL)}, or choose another policy with --missing-faces")
+                         hint=f"train one of {', '.join(missing_faces.TEMPORAL)}, or choose another policy with "
+                              f"--missing-faces")
     temporal_mean = _mean({head: heads[head][filling.faceless] for head in unfilled})
     for name in filled:
         if name not in unfilled:

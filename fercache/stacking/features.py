@@ -322,7 +322,8 @@ def draw_sample(book: OofLogits, columns: FeatureColumns, refit: bool, bar: Prog
     _, group = np.unique(np.array(book.group, object).astype(str), return_inverse=True)
     shape = (0, len(book.heads), len(columns.widths), len(book.classes))
     _, stretch = np.unique(np.stack([trial[rows], book.time_s[rows] // BLOCK_S]), axis=1, return_inverse=True)
-    return TrainingSample(rows=rows, x=np.concatenate([np.zeros((0, len(columns.names)), np.float32), *(x for x, _ in built)]),
+    x = np.concatenate([np.zeros((0, len(columns.names)), np.float32), *(x for x, _ in built)])
+    return TrainingSample(rows=rows, x=x,
                   smoothed=np.concatenate([np.zeros(shape, np.float32), *(z for _, z in built)]),
                   label=book.label[rows].astype(np.int64), fold=book.fold[trial[rows]].astype(np.int64),
                   group=group[trial[rows]], block_id=stretch, classes=len(book.classes))

@@ -143,6 +143,7 @@ def _settings(sample: TrainingSample, plan: TreesPlan) -> dict[str, object]:
     a_case = len(sample.rows) / sample.effective_n()
     return {"objective": "multiclass", "num_class": sample.classes, "learning_rate": LEARNING_RATE,
             "num_leaves": LEAVES, "min_data_in_leaf": max(5, round(EFFECTIVE_N_A_LEAF * a_case)),
-            "lambda_l2": SHRINK_EFFECTIVE_N * a_case, "feature_fraction": 0.3, "bagging_fraction": 0.6, "bagging_freq": 1,
+            "lambda_l2": SHRINK_EFFECTIVE_N * a_case, "feature_fraction": 0.3, "bagging_fraction": 0.6,
+            "bagging_freq": 1,
             "seed": plan.seed, "deterministic": True, "force_row_wise": True, "verbosity": -1,
             "num_threads": plan.threads if len(sample.rows) >= ROWS_FOR_THREADS else 1}

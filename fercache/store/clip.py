@@ -65,7 +65,8 @@ class Tap:
         """
         if not 0 <= start <= max(start, stop) <= len(self):  # the last chunk is padded: past the end lie zeros
             raise InputError(f"rows {start} to {stop} of {len(self)}", where=self.key)
-        if not (self._checked or self.files.is_remote):  # far away files are whole, and a missing one is found when read
+        # far away files are whole, and a missing one is found when read
+        if not (self._checked or self.files.is_remote):
             self.check()
         shape = (max(stop - start, 0), *self.shape[1:])
         if out is not None and (out.shape != shape or out.dtype != self.dtype):

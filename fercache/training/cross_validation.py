@@ -1,4 +1,4 @@
-"""The training of all heads x folds x ensemble members on one copy of the features; finished heads are not retrained."""
+"""Trains all heads x folds x ensemble members on one copy of the features; finished heads are not retrained."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class CrossValidatedTraining:
                              hint="add the frame head: --heads frame,...")
 
     def run(self) -> dict[str, NDArray[np.float32]]:
-        """Return head -> (R, C) log-probabilities: out of fold where a fold holds the trial out, else the folds' mean."""
+        """Return head -> (R, C) log-probabilities: out of fold if a fold holds the trial out, else the mean."""
         log_probs: dict[str, NDArray[np.float32]] = {}
         missing = self._missing()
         self.trained = len(missing)

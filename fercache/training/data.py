@@ -336,7 +336,7 @@ def _read_values(values: NDArray[np.float16], dataset: FrameDataset, clip: ClipA
 
 
 def normalize_clip(x: NDArray[np.float16], seen: NDArray[np.bool_]) -> None:
-    """Subtract the mean over a clip's seen frames from every value of ``(V, T, D)``, and divide by the spread; in place.
+    """Subtract a clip's mean over frames with a face from ``(V, T, D)`` and divide by the spread, in place.
 
     Notes
     -----

@@ -249,7 +249,7 @@ def _rate_factor(share: float) -> float:
 
 
 def _epoch_starts(sampler: WindowSampler, settings: HeadSettings, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return an epoch's windows in random order: half overlapping, newly shifted; or single labelled frames with a face.
+    """Return an epoch's windows in random order: half overlapping, newly shifted; or single labelled frames.
 
     Notes
     -----

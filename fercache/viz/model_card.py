@@ -47,7 +47,8 @@ def _head(facts: RunInfo, cache: Path) -> Iterator[str]:
     yield f"# Model card: facial expression, trained on {_text(recorded['dataset'])}"
     yield ""
     yield (f"Tells one of {len(facts.classes)} expressions for every frame of a clip of one person: "
-           f"{', '.join(map(_text, facts.classes))}. Made by fercache {_text(recorded.get('fercache', '?'))}, written by "
+           f"{', '.join(map(_text, facts.classes))}. Made by fercache {_text(recorded.get('fercache', '?'))}, written "
+           f"by "
            f"fercache {__version__} from what the runs recorded.")
     if recorded.get("notice"):
         yield f"\n**Note on the data:** {_text(recorded['notice'])}."

@@ -48,7 +48,8 @@ def _score_table(split: str, record: dict[str, Any], facts: RunInfo) -> TableBlo
     ends = f" No interval: {why}." if why else " In brackets: 95 % interval by bootstrap over groups."
     return TableBlock(name=f"table-scores-{split}", rows=rows,
                  head=["column", *(FIGURES[name] for name in SHOWN), "frames", "groups"],
-                 caption=f"{_title(split)}: every annotated frame counts, also those without a face; the column in bold "
+                 caption=f"{_title(split)}: every annotated frame counts, also those without a face; the column in "
+                         f"bold "
                       f"is what preds.csv holds.{ends}")
 
 
@@ -70,7 +71,8 @@ def _paired_table(split: str, paired: dict[str, Any], facts: RunInfo) -> Block:
                      TableCell(text=f"[{span[0]:+.4f}, {span[1]:+.4f}]" if span else "none")])
     why = next((record["why_none"] for record in paired.values() if record.get("why_none")), "")
     return TableBlock(name=f"table-paired-{split}", head=["difference", "macro F1", "95 % interval"], rows=rows,
-                 caption=f"{_title(split)}: how much more macro F1 the first column has than the second on the same draws "
+                 caption=f"{_title(split)}: how much more macro F1 the first column has than the second on the same "
+                         f"draws "
                       "of groups; " + (f"no interval: {why}." if why else
                                        "bold where the interval leaves out zero: the difference is hardly chance."))
 
@@ -106,7 +108,8 @@ def reliability(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
         return ReportSection(name="reliability", title="Whether the probabilities can be believed",
                              blocks=[_unlabelled()])
     text = "; ".join(f"{TITLES.get(split, split)} {_ece(bins):.4f}" for split, bins in walk.bins.items())
-    record = NoteBlock(text=f"Expected calibration error ({BINS} equal bins): {text}. It is the mean distance from the dotted "
+    record = NoteBlock(text=f"Expected calibration error ({BINS} equal bins): {text}. It is the mean distance from the "
+                            f"dotted "
                      "line, weighted by frames: 0 is perfect.")
     return ReportSection(name="reliability", title="Whether the probabilities can be believed",
                    blocks=[record, *_recorded(facts), figures.reliability("reliability-all", walk.bins, TITLES)])
@@ -276,7 +279,8 @@ def times(facts: RunInfo) -> Block:
         return missing_note("No run noted its time.", "Runs of this version on do: type the three commands again on an "
                        "empty cache to have it measured.")
     return TableBlock(name="table-times", head=["stage", "runs", "seconds", "frames", "frames/s"], rows=rows,
-                 caption="Wall time of the runs that did the work; runs that found everything done are left out, and so "
+                 caption="Wall time of the runs that did the work; runs that found everything done are left out, and "
+                         "so "
                       "are runs that were killed.")
 
 
@@ -291,7 +295,8 @@ def health_section(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
     if facts.failures:
         blocks.append(TableBlock(name="table-failures", head=["clip", "what happened"],
                             rows=[cells(*row) for row in facts.failures[:MOST_ROWS]],
-                            caption=f"{len(facts.failures)} clips failed in the last `fercache extract` and are missing "
+                            caption=f"{len(facts.failures)} clips failed in the last `fercache extract` and are "
+                                    f"missing "
                                  "in everything below."))
     return ReportSection(name="health", title="Whether the data are sound", blocks=[*blocks, _checked(facts)])
 
