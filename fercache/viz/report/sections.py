@@ -37,7 +37,7 @@ def scored(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
                                      facts.final))
         blocks.append(_score_table(split, record, facts))
         blocks.append(_paired_table(split, record.get("paired", {}), facts))
-    return ReportSection(name="scores", title="Which column is right how often", blocks=blocks)
+    return ReportSection(name="scores", title="Scores", blocks=blocks)
 
 
 def _score_table(split: str, record: dict[str, Any], facts: RunInfo) -> TableBlock:
@@ -89,7 +89,7 @@ def confusions(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
                                 f"macro F1 {float(metrics.macro_f1(matrix)):.4f}, "
                                 f"accuracy {float(metrics.accuracy(matrix)):.4f}."))
         blocks.append(figures.confusion(f"confusion-{split}", matrix, walk.classes))
-    return ReportSection(name="confusions", title="What is taken for what", blocks=blocks or [_unlabelled()])
+    return ReportSection(name="confusions", title="Confusion matrix", blocks=blocks or [_unlabelled()])
 
 
 def per_class(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
@@ -99,19 +99,19 @@ def per_class(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
         f1 = dict(zip(walk.classes, metrics.f1_per_class(matrix).tolist(), strict=True))
         support = dict(zip(walk.classes, matrix.sum(1).tolist(), strict=True))
         blocks += [NoteBlock(text=f"{_title(split)}."), figures.per_class(f"f1-{split}", f1, support)]
-    return ReportSection(name="f1", title="Which class is found", blocks=blocks or [_unlabelled()])
+    return ReportSection(name="f1", title="F1 per class", blocks=blocks or [_unlabelled()])
 
 
 def reliability(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
     """Return whether the probabilities mean what they say."""
     if not walk.bins:
-        return ReportSection(name="reliability", title="Whether the probabilities can be believed",
+        return ReportSection(name="reliability", title="Calibration",
                              blocks=[_unlabelled()])
     text = "; ".join(f"{TITLES.get(split, split)} {_ece(bins):.4f}" for split, bins in walk.bins.items())
     record = NoteBlock(text=f"Expected calibration error ({BINS} equal bins): {text}. It is the mean distance from the "
                             f"dotted "
                      "line, weighted by frames: 0 is perfect.")
-    return ReportSection(name="reliability", title="Whether the probabilities can be believed",
+    return ReportSection(name="reliability", title="Calibration",
                    blocks=[record, *_recorded(facts), figures.reliability("reliability-all", walk.bins, TITLES)])
 
 
@@ -152,20 +152,20 @@ def smoothed(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
         name = FIGURES.get(walk.curve.metric, walk.curve.metric)
         blocks.append(figures.curve("smoothing-curve", WIDTHS_S, walk.curve.scores(), name,
                                     int(walk.curve.counts[0].sum())))
-    return ReportSection(name="smoothing", title="What smoothing over time is worth", blocks=blocks)
+    return ReportSection(name="smoothing", title="Smoothing", blocks=blocks)
 
 
 def ablation(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
     """Return the table of what each choice is worth, as the ablation wrote it."""
     rows = [line for row in records(facts.ablation, "rows") for line in _lines(row)]
     if not rows:
-        return ReportSection(name="ablation", title="What each choice is worth", blocks=[missing_note(
+        return ReportSection(name="ablation", title="Ablation", blocks=[missing_note(
             "No ablation was given.", "Run `fercache ablation`, then `fercache report --ablation FILE` with what it "
             "wrote.")])
     head = list(dict.fromkeys(key for row in rows for key in row if not isinstance(row[key], dict | list)))
     table = TableBlock(name="table-ablation", head=head, rows=[cells(*(row.get(key) for key in head)) for row in rows],
                   caption="One row a variant and column, as the ablation wrote it; a difference is from the first row.")
-    return ReportSection(name="ablation", title="What each choice is worth", blocks=[*_differences(rows, facts), table])
+    return ReportSection(name="ablation", title="Ablation", blocks=[*_differences(rows, facts), table])
 
 
 def _lines(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -210,7 +210,7 @@ def importances(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
                          caption) if found else (
         missing_note("The stacker has no importances: it learnt nothing, or too few groups were there.",
                 "With four groups or more, `fercache stack` records them."))
-    return ReportSection(name="importances", title="What the stacker looks at", blocks=[block])
+    return ReportSection(name="importances", title="Feature importance", blocks=[block])
 
 
 def records(value: Any, key: str) -> Iterator[dict[str, Any]]:
@@ -234,7 +234,7 @@ def run_section(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
     """Return the data set, the groups and folds, the fingerprints, the versions, and the time that it took."""
     record = facts.metrics
     if not record:
-        return ReportSection(name="run", title="The run", blocks=[missing_note(*NO_METRICS)])
+        return ReportSection(name="run", title="Run", blocks=[missing_note(*NO_METRICS)])
     heads = record.get("logits", {}).get("provenance", {}).get("heads", [])
     folds = {head.get("fold") for head in heads if isinstance(head, dict)} - {None, -1}
     rows = [cells("data set", record.get("dataset")), cells("predictions", facts.preds.name),
@@ -248,7 +248,7 @@ def run_section(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
     table = TableBlock(name="table-run", head=["what", "value"], rows=rows,
                   caption="What was run on what; equal fingerprints mean equal settings and inputs.")
     notice = [NoteBlock(text=f"Note on the data: {record['notice']}.")] if record.get("notice") else []
-    return ReportSection(name="run", title="The run", blocks=[*notice, table, times(facts)])
+    return ReportSection(name="run", title="Run", blocks=[*notice, table, times(facts)])
 
 
 def prints(facts: RunInfo) -> Iterator[tuple[str, str]]:
@@ -298,7 +298,7 @@ def health_section(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
                             caption=f"{len(facts.failures)} clips failed in the last `fercache extract` and are "
                                     f"missing "
                                  "in everything below."))
-    return ReportSection(name="health", title="Whether the data are sound", blocks=[*blocks, _checked(facts)])
+    return ReportSection(name="health", title="Data health", blocks=[*blocks, _checked(facts)])
 
 
 def _stored(facts: RunInfo, walk: PredictionsWalk) -> NoteBlock:
