@@ -75,7 +75,7 @@ def store_of(report: ExtractReport) -> EmbeddingStore:
 def test_crops_in_any_number_of_clips_and_threads(crops: Path, tmp_path: Path, weights_at: Path, views: int) -> None:
     digests = {(flight, threads): store_of(run(crops, tmp_path / f"{flight}-{threads}", weights_at,
                                                concurrent_clips=flight,
-                                               threads=threads, views=views)).digest()
+                                               threads=threads, augmentations=views)).digest()
                for flight, threads in ((1, 1), (4, 1), (4, 2), (9, 2))}
     assert len(set(digests.values())) == 1, digests
 
