@@ -137,7 +137,7 @@ def test_time_is_up_again_and_again(runner: Runner, home: Path) -> None:
         run = runner.run(*flags, "--time-limit", f"{limit}s", cwd=home)
         assert run.code == 0, run.err()
         steps += run.steps()
-        if "clips are left" not in run.err():
+        if "stopped by the time limit" not in run.err():
             break
         assert "stopped by the time limit; 1 clips (about 160 frames) are left" in run.err()
         stopped += 1
