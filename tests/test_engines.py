@@ -337,7 +337,7 @@ def test_a_clip_that_kills_its_worker_is_a_failure(home: Path, distributed: Any,
     import dask
 
     whole = crops_of(home)
-    monkeypatch.setenv("FERCACHE_KILL_AT", "clock.written:1")  # for the workers, which begin anew
+    monkeypatch.setenv("FERCACHE_KILL_AT", "frame_table.written:1")  # for the workers, which begin anew
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
         report = LaunchPlan(dask=True, workers=1).run(replace(whole, trials=whole.trials[:1]), CONFIG, home / "cache",
                                                       None)
