@@ -123,8 +123,8 @@ def test_people_of_a_clip_killed_between_them(runner: Runner, prepared: Path,
     whole, folder = fresh(prepared, "pair-whole"), fresh(prepared, "pair-killed")
     ended(runner.run(*words, cwd=whole), 0, "1 clips computed")
     assert list(store_of(whole)) == ["two#1", "two#2"]
-    for step in ("detections.kept:2", "clock.journaled:1", "segment.journaled:1", "commit.unmarked:1",
-                 "commit.marked:1", "clock.written:1", "segment.journaled:1", "commit.unmarked:1"):
+    for step in ("detections.kept:2", "frame_table.journaled:1", "segment.journaled:1", "commit.unmarked:1",
+                 "commit.marked:1", "frame_table.written:1", "segment.journaled:1", "commit.unmarked:1"):
         assert runner.run(*words, cwd=folder, kill_at=step).code == -signal.SIGKILL, step
         assert "two#1" not in store_of(folder)
     ended(runner.run(*words, cwd=folder), 0, "1 clips computed")
