@@ -109,7 +109,7 @@ def test_the_table(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [row["bytes_a_frame"] for row in lines[::2]] == ["1024", "512", "", "1024"]
     said = json.loads((tmp_path / "t.json").read_text())
     assert set(said["reported"]) == {"test"} and said["seeds"] == 2 and said["groups"] == 9
-    assert len(said["rows"][0]["books"]) == 2
+    assert len(said["rows"][0]["logits_files"]) == 2
 
     def none(*args: object) -> None:
         raise AssertionError("trained again")

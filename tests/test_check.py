@@ -370,7 +370,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     code, text = cli(root, tmp_path / "c", "--json")
     said = json.loads(text)
     assert code == 1 and said["lost"] and said["lengths"][0]["differences"][0]["trial"] == "c"
-    assert said["findings"][0]["names"] == ["gone"] and [one["rows"] for one in said["clips"]] == [7, 9, 12]
+    assert said["issues"][0]["names"] == ["gone"] and [one["rows"] for one in said["clips"]] == [7, 9, 12]
     assert said["cost"]["frames"] == 25 and said["splits"]["train"]["bare_labelled"] == 9
     assert cli(tmp_path / "nowhere", tmp_path / "c")[0] == 2
 

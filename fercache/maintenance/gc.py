@@ -61,7 +61,7 @@ def find_unreferenced(cache: Path, keep: Iterable[Path], clips: Mapping[Path, Co
     What a live process is writing is never in the list.
     """
     kept = {path.resolve() for path in keep} | {path.resolve() for path in clips}
-    found = [unreferenced for path in _results(cache) if path.resolve() not in kept and (unreferenced := _whole(path)) is not None]
+    found = [item for path in _results(cache) if path.resolve() not in kept and (item := _whole(path)) is not None]
     for path, named in clips.items():
         found += _clips(path, named)
     found += _pictures(cache, found)
