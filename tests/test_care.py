@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fercache.diagnostics.check_issues import ClipIndex
 from fercache.errors import InputError, StoreError
 from fercache.maintenance import forget, gc, verify
 from fercache.oof import OofLogits
+from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS, SEGMENT, encode_name
 
@@ -225,6 +227,54 @@ def test_forget_leaves_no_trace_and_nothing_of_others(cache: Path) -> None:
         forget.forget_clip(cache, "../b")
     for dataset in ("demo", "other"):
         assert verify.verify_store(cache / "features" / dataset / "casia-1.zarr").whole
+
+
+@pytest.mark.parametrize("lock", ["b2.lock", "features/x.lock"])
+def test_gc_leaves_the_mapped_features_of_a_training_that_runs(cache: Path, lock: str) -> None:
+    """`train-heads` holds the lock of its heads all the time, and that of a mapped file while it writes it."""
+    features = cache / "heads" / "demo" / "features"
+    features.mkdir()
+    (features / "x.npy").write_bytes(b"x")
+    with atomic_io.lock(cache / "heads" / "demo" / lock):
+        assert features not in {w.path for w in gc.find_unreferenced(cache, [], {})}
+    waste = [w for w in gc.find_unreferenced(cache, [], {}) if w.path == features]
+    assert waste, "nobody maps them any more"
+    with atomic_io.lock(cache / "heads" / "demo" / lock), pytest.raises(StoreError, match="another process"):
+        gc.remove_unreferenced(waste)
+    assert (features / "x.npy").exists()
+
+
+def bytes_with(folder: Path, *texts: str) -> list[Path]:
+    """Return the files whose name or content, byte by byte, holds one of the texts."""
+    wanted = [text.encode() for text in texts]
+    return [path for path in folder.rglob("*") if path.is_file() and any(
+        text in bytes(path.relative_to(folder)) or text in path.read_bytes() for text in wanted)]
+
+
+@pytest.mark.parametrize("file", ["zebra/2.mp4", "unlike.mp4"])
+def test_after_forget_no_file_of_the_cache_holds_the_name_or_the_path(cache: Path, tmp_path: Path, file: str) -> None:
+    """The index of `check` holds the paths of clips, which a table may call by any name."""
+    clip, features = "zebra/2", cache / "features" / "demo"
+    put(EmbeddingStore.open(features / "casia-1.zarr", mode="a"), clip, 4)
+    book(cache / "logits" / "demo" / "b2.h5", clip, "a")
+    (features / "failures.csv").write_text(f"clip,message\n{clip},{tmp_path / file} is torn\n")
+    index = ClipIndex.load(cache, "demo")
+    index.refresh([(tmp_path / name, "video") for name in (file, "other.mp4")])
+    (index.path.parent / ".tmp-x1-demo.json").write_bytes(index.path.read_bytes())  # of a check that was killed
+    ClipIndex.load(cache, "unrelated").refresh([(tmp_path / "zebra" / "1.mp4", "video")])
+    assert index.path in bytes_with(cache, str(tmp_path / file))
+    report = forget.forget_clip(cache, clip)
+    assert report.references == () and index.path in report.removed and report.datasets == ("demo",)
+    assert not bytes_with(cache, clip, encode_name(clip), str(tmp_path / file))
+    assert (cache / "index" / "unrelated.json").exists()
+
+
+def test_forget_knows_a_clip_that_was_only_checked(cache: Path, tmp_path: Path) -> None:
+    index = ClipIndex.load(cache, "checked")
+    index.refresh([(tmp_path / "zebra", "crops")])
+    assert forget.find_references(cache, "zebra") == (index.path,)
+    assert forget.forget_clip(cache, "zebra").removed == (index.path,)
+    assert not bytes_with(cache, "zebra")
 
 
 def test_forget_finds_half_done_work_and_failures(cache: Path) -> None:

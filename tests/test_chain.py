@@ -10,7 +10,7 @@ from books import simulate
 from numpy.typing import NDArray
 
 from fercache.stacking import chain
-from fercache.stacking.chain import Chain, Heard
+from fercache.stacking.chain import Chain, ChainInput
 from fercache.stacking.features import log_softmax
 
 RNG = np.random.default_rng(0)
@@ -22,12 +22,12 @@ def some_chain(classes: int = 3, heads: int = 2) -> Chain:
                  share=RNG.dirichlet(np.full(classes, 5.0)), power=RNG.uniform(1, 20, heads), prior=0.5)
 
 
-def clip(frames: int, classes: int = 3, heads: int = 2) -> Heard:
+def clip(frames: int, classes: int = 3, heads: int = 2) -> ChainInput:
     time_s = np.cumsum(RNG.choice([0.04, 0.04, 0.5], frames))  # a gap now and then
-    return Heard(log_softmax(RNG.normal(0, 2, (frames, heads, classes))), time_s)
+    return ChainInput(log_softmax(RNG.normal(0, 2, (frames, heads, classes))), time_s)
 
 
-def by_paths(one: Chain, one_input: Heard, upto: int | None = None) -> NDArray[np.float64]:
+def by_paths(one: Chain, one_input: ChainInput, upto: int | None = None) -> NDArray[np.float64]:
     """Return (M, C): each frame's probabilities, summed over every path of stages; of frames `upto` a row alone."""
     classes, stages, frames = len(one.share), chain.STAGES, len(one_input.log_probs)
     states = [(c, s) for c in range(classes) for s in range(stages)]
@@ -64,7 +64,7 @@ def test_the_forward_pass_knows_the_past_alone() -> None:
     one, one_input = some_chain(), clip(5)
     said = np.exp(one.predict([one_input], causal=True)[0])
     for t in range(5):
-        past = Heard(one_input.log_probs[:t + 1], one_input.time_s[:t + 1])
+        past = ChainInput(one_input.log_probs[:t + 1], one_input.time_s[:t + 1])
         np.testing.assert_allclose(said[t], by_paths(one, past)[t], rtol=1e-4, atol=2e-6)
 
 
@@ -85,14 +85,14 @@ def test_batches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(len(b) * lengths[b[0]] <= 100 for b in batches if len(b) > 1)
 
 
-def walk(one: Chain, frames: int, noise: float) -> tuple[Heard, NDArray[np.int64]]:
+def walk(one: Chain, frames: int, noise: float) -> tuple[ChainInput, NDArray[np.int64]]:
     """Return a clip drawn from a chain of one stage a class: one head that knows, and one that says nothing."""
     label = np.zeros(frames, np.int64)
     for t in range(1, frames):
         ends = RNG.random() < one.rate[label[t - 1]] / 30
         label[t] = RNG.choice(3, p=one.jump[label[t - 1]]) if ends else label[t - 1]
     knows = np.eye(3)[label] + RNG.normal(0, noise, (frames, 3))
-    return Heard(log_softmax(np.stack([knows, RNG.normal(0, noise, (frames, 3))], 1)), np.arange(frames) / 30), label
+    return ChainInput(log_softmax(np.stack([knows, RNG.normal(0, noise, (frames, 3))], 1)), np.arange(frames) / 30), label
 
 
 def test_durations_are_counted_and_heads_weighed() -> None:

@@ -12,7 +12,9 @@ from click.testing import CliRunner
 from fercache.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+         for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))}
+README = "\n".join(text for name, text in PAGES.items() if not name.startswith("docs/results/"))
 USES = sorted({use.removeprefix("fercache ") for use in [*re.findall(r"`(fercache [^`]+)`", README),
                *re.findall(r"^(fercache [a-z-]+(?: --\S+ \S+)*)  ", README, re.M)]})
 
@@ -56,3 +58,14 @@ def test_make_targets_of_the_readme_are_there() -> None:
     assert set(re.findall(r"make ([a-z-]+)", README)) <= targets
     wanted = "help setup demo extract train-heads stack all test test-full ci bench clean"
     assert set(wanted.split()) <= targets
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_between_pages_lead_somewhere(name: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", PAGES[name]):
+        if "://" not in target:
+            assert (ROOT / name).parent.joinpath(target).exists(), f"{name}: {target}"
+
+
+def test_the_readme_is_short_enough_to_be_read() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 250

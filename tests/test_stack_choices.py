@@ -14,22 +14,25 @@ from rich.console import Console
 from fercache import metrics
 from fercache.config import StackConfig
 from fercache.errors import InputError
-from fercache.oof import OofLogits
+from fercache.heads import registry
+from fercache.oof import OUT_OF_FOLD, OofLogits
 from fercache.stacking import calibration, features, nested_cv, smoothed_mean, stack
 from fercache.stacking.smoothed_mean import softmax
 
 CONFIG = StackConfig(threads=1, bootstrap=50)
 HEADS = ("frame", "frame_b")
+DECLARED = {"frame_b": OUT_OF_FOLD}
+"""`frame_b` is imported: a causal run takes such logits, and only those, without knowing the head."""
 
 
 @pytest.fixture(scope="module")
 def causal(tmp_path_factory: pytest.TempPathFactory) -> stack.StackResult:
-    book = simulate(groups=10, frames=120, heads=HEADS)
+    book = simulate(groups=10, frames=120, heads=HEADS, declared=DECLARED)
     return stack.run_stack(book, replace(CONFIG, causal=True, select="stack"), tmp_path_factory.mktemp("causal"))
 
 
 def new_book(seed: int = 9) -> OofLogits:
-    book = simulate(groups=4, frames=150, heads=HEADS, seed=seed)
+    book = simulate(groups=4, frames=150, heads=HEADS, seed=seed, declared=DECLARED)
     return replace(book, fold=np.full_like(book.fold, -1), label=np.full_like(book.label, -1))
 
 
@@ -50,7 +53,8 @@ def test_a_causal_run_knows_nothing_of_the_future(causal: stack.StackResult, tmp
 
 
 def test_a_run_that_is_not_causal_does_look_ahead(tmp_path: Path) -> None:
-    found = stack.run_stack(simulate(groups=10, frames=120, heads=HEADS), replace(CONFIG, select="smoothed-mean"), tmp_path)
+    found = stack.run_stack(simulate(groups=10, frames=120, heads=HEADS, declared=DECLARED),
+                            replace(CONFIG, select="smoothed-mean"), tmp_path)
     book = new_book()
     later = book.index > 60
     other = replace(book, logits={h: np.where(later[:, None], -v, v) for h, v in book.logits.items()})
@@ -73,6 +77,14 @@ def test_a_causal_run_leaves_out_heads_that_look_ahead(tmp_path: Path) -> None:
         stack.run_stack(simulate(groups=6, frames=60, heads=("gru",)), replace(CONFIG, causal=True), tmp_path)
 
 
+def test_a_causal_run_asks_the_registry_of_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.HEADS, "windowed", registry.HEADS["transformer"])
+    monkeypatch.setitem(registry.HEADS, "single", registry.HEADS["frame"])
+    oof = simulate(groups=6, frames=60, heads=("single", "windowed", "nobody_knows", "imported"),
+                   declared={"imported": OUT_OF_FOLD})
+    assert stack.run_stack(oof, replace(CONFIG, causal=True), tmp_path).oof.heads == ("single", "imported")
+
+
 def with_copies_of_the_next_face(oof: OofLogits, step: int) -> OofLogits:
     """Return logits as the frame head leaves them: a frame without a face holds a copy of a frame with one.
 
@@ -91,7 +103,7 @@ def with_copies_of_the_next_face(oof: OofLogits, step: int) -> OofLogits:
 
 def test_without_filling_a_causal_run_takes_no_copy_of_a_later_face(tmp_path: Path) -> None:
     config = replace(CONFIG, causal=True, missing_faces="none", select="frame")
-    found = stack.run_stack(simulate(groups=10, frames=120, heads=HEADS), config, tmp_path)
+    found = stack.run_stack(simulate(groups=10, frames=120, heads=HEADS, declared=DECLARED), config, tmp_path)
     oof = new_book()
     oof = replace(oof, valid=np.where(oof.index % 40 < 10, False, oof.valid))
     earlier, later = (stack.predict_new(found.folder, with_copies_of_the_next_face(oof, step)) for step in (-1, 1))

@@ -342,7 +342,7 @@ class Detector:
         -----
         A square around each place, `AROUND` faces wide, is brought to one size in which a face of the place's size is
         neither the smallest nor the largest that is looked for. That takes .6 of the time of a look at 640 x 360, a
-        quarter of one at 720p, whatever else is in the picture (`tests/results/extract.md`). A face that a square cuts
+        quarter of one at 720p, whatever else is in the picture (`docs/results/extract.md`). A face that a square cuts
         off is not told: MTCNN only guesses how it goes on.
         """
         least = NEAR_PX / NEAR_FACE_PX * self.min_face_px

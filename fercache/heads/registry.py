@@ -77,7 +77,7 @@ class HeadSpec:
     settings: HeadSettings
     on_features: Mapping[str, Any] = field(default_factory=dict)
     temporal: bool = False
-    lookahead: bool = False
+    lookahead: bool  # no default: a new head that forgets it would leak the future into a causal stack
     pools_clips: bool = False
     finetunes: bool = False
 
@@ -88,7 +88,7 @@ _ON_FEATURES = {"width": 192, "dropout": 0.5, "lr": 1e-3}
 # The order is the order of --help. The paper heads use the settings of Mao, Fan and Peng 2021 (arXiv 2107.05160).
 HEADS: dict[str, HeadSpec] = {
     "frame": HeadSpec(
-        net="frame:FrameHead", finetunes=True,
+        net="frame:FrameHead", lookahead=False, finetunes=True,
         settings=HeadSettings(width=256, window_s=0, step_s=0.2, batch=128, epochs=20, patience=6)),
     "gru": HeadSpec(
         net="temporal:GRUHead", temporal=True, lookahead=True, pools_clips=True, on_features=_ON_FEATURES,
@@ -99,7 +99,7 @@ HEADS: dict[str, HeadSpec] = {
         settings=HeadSettings(width=64, depth=2, dropout=0.3, temporal_input=True, window_s=8, step_s=0.1, lr=2e-3,
                               patience=8, loss="balanced")),
     "paper-frame": HeadSpec(
-        net="paper:PaperFrameHead",
+        net="paper:PaperFrameHead", lookahead=False,
         settings=HeadSettings(width=0, dropout=0, window_s=0, batch=96, lr=5e-4, weight_decay=5e-4, epochs=10,
                               optimizer="sgd", loss="plain", label_smoothing=0)),
     # Bidirectional, over windows of .3 s: they use later frames too, although few of them.

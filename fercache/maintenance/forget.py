@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from fercache.data.base import people_of
@@ -17,18 +17,29 @@ from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore, is_root
 from fercache.store.layout import META, decode_name, encode_name
-from fercache.store.local import LocalStoreFiles
+from fercache.store.local import TEMPORARY, LocalStoreFiles
 from fercache.store.locks import work_folder
 
 FEATURES, LEARNT = "features", ("logits", "heads", "stack")
 APART = ("weights", "clips")
 """Folders of the cache that hold nothing made from a user's clips: the CNN, and the demo's own videos."""
 POINTER = "current.json"
+INDEX = "index"
+"""Folder of the cache where `check` keeps what it read of each clip, by the clip's path: one JSON file a data set."""
 
 
 def datasets_of(cache: Path) -> list[str]:
     """Return the names of the data sets that any stage keeps something of."""
-    return sorted({path.name for stage in stages_of(cache) for path in (cache / stage).iterdir() if path.is_dir()})
+    folders = {path.name for stage in stages_of(cache) for path in (cache / stage).iterdir() if path.is_dir()}
+    return sorted(folders | {path.stem for path in (cache / INDEX).glob("*.json")
+                             if not path.name.startswith(TEMPORARY)})
+
+
+def index_files(cache: Path, dataset: str) -> list[Path]:
+    """Return the index of a data set's clips, and copies of it that a killed `check` left; none where there is none."""
+    name = f"{dataset}.json"
+    return sorted(path for path in (cache / INDEX).glob("*.json")
+                  if path.name == name or (path.name.startswith(TEMPORARY) and path.name.endswith(f"-{name}")))
 
 
 def stages_of(cache: Path) -> list[str]:
@@ -95,7 +106,17 @@ def _references(cache: Path, clip: str, dataset: str) -> list[Path]:
     for stage in stages_of(cache):
         if stage != FEATURES:
             found += elsewhere(cache / stage / dataset, clip)
-    return found
+    return found + [path for path in index_files(cache, dataset) if _indexes(path, clip)]
+
+
+def _indexes(path: Path, clip: str) -> bool:
+    """Return whether an index holds the path of a file or folder of the clip's name; a torn index may, and counts."""
+    try:
+        return any(f"/{name}".endswith(f"/{clip}")
+                   for text in _texts(atomic_io.read_json(path, limit_bytes=1 << 30))
+                   for name in (text, text.removesuffix(PurePath(text).suffix)))
+    except (InputError, OSError):
+        return True
 
 
 def _mentions(path: Path, clip: str) -> bool:
@@ -176,9 +197,8 @@ def forget_clip(cache: Path, clip: str, dataset: str | None = None) -> ForgetRep
     -----
     A clip's people (`CLIP#1` and so on) go with it. Books of logits, heads and stack runs of a data set that holds the
     clip were learnt with it (or cannot be shown not to have been): they go too and are made again by `train-heads` and
-    `stack`. Of any other stage (pictures,
-    predictions) goes what names it. The clip's own video, and what was written outside the cache, are the user's to
-    remove.
+    `stack`. Of any other stage (pictures, predictions) goes what names it, and the data set's index of clips goes
+    whole. The clip's own video, and what was written outside the cache, are the user's to remove.
     """
     found = [name for name in datasets_with_clip(cache, clip) if dataset in (None, name)]
     if not found:
@@ -201,7 +221,8 @@ def _forget(cache: Path, clip: str, name: str) -> list[Path]:
         removed += _forget_learnt(cache / stage / name)
     for stage in set(stages_of(cache)) - {FEATURES, *LEARNT}:
         removed += _unlink(elsewhere(cache / stage / name, clip))
-    return removed
+    # A table may name a clip unlike its file, so no entry can be picked out; the next `check` makes the index anew.
+    return removed + _unlink(index_files(cache, name))
 
 
 def _forget_features(folder: Path, clip: str) -> list[Path]:

@@ -19,6 +19,8 @@ from fercache.store.locks import locked_clips, work_folder
 STAGES = ("features", "logits", "heads", "stack")
 """Folders of the cache that hold one folder a data set, and in it what a stage made."""
 STORE, WORK, LOCK = ".zarr", ".work", ".lock"
+MAPPED = "heads/*/features"
+"""Features that trainings of a data set map from disk; a training holds the lock of its heads beside them."""
 NEVER_REMOVED = ("current.json", "failures*.csv")
 """Files beside the results that point to them or tell of them."""
 UNNAMED, LOST, UNKNOWN = "no recipe names it", "left half done, and cannot go on", "not in the data set"
@@ -132,10 +134,15 @@ def _whole(path: Path) -> Unreferenced | None:
 
 
 def _at_work(path: Path) -> bool:
-    """Return whether a live process is making a result: it holds the clip's claim, or the lock beside the result."""
+    """Return whether a live process is making or reading a result: it holds a clip's claim, or a lock of the result."""
     if path.suffix in (STORE, WORK):
         return bool(locked_clips(path.with_suffix(STORE)))
-    lock = path.with_suffix(LOCK)
+    if path.match(MAPPED):  # any training of the data set may map them: which one, their name does not say
+        return any(_held(lock) for folder in (path.parent, path) for lock in folder.glob(f"*{LOCK}"))
+    return _held(path.with_suffix(LOCK))
+
+
+def _held(lock: Path) -> bool:
     if not lock.is_file():
         return False
     with atomic_io.lock(lock) as free:

@@ -23,8 +23,16 @@ log = logging.getLogger(__name__)
 
 # Without the future: which heads a causal stack may listen to.
 
-LOOK_AHEAD = head_registry.LOOKAHEAD_HEADS
-"""Heads that read a window on both sides of a frame."""
+def uses_later_frames(head: str, book: OofLogits) -> bool:
+    """Return whether a head's prediction of a frame depends on later frames.
+
+    Notes
+    -----
+    The user who imports logits decides that they are causal. A head that is neither registered nor imported is unknown,
+    and counts as one that uses later frames.
+    """
+    spec = head_registry.HEADS.get(head)
+    return spec.lookahead if spec is not None else head not in book.declared
 
 
 def drop_lookahead_heads(book: OofLogits) -> OofLogits:
@@ -38,7 +46,7 @@ def drop_lookahead_heads(book: OofLogits) -> OofLogits:
     if book.pooled:
         raise InputError("a clip's prediction looks at the whole clip", where="stack",
                          hint="drop --causal, or choose --level frame")
-    kept = tuple(head for head in book.heads if head not in LOOK_AHEAD)
+    kept = tuple(head for head in book.heads if not uses_later_frames(head, book))
     if not kept:
         raise InputError(f"--causal: {', '.join(book.heads)} look at later frames, and there is no other head",
                          where="stack", hint="train the head `frame`, or import logits of a causal model")
