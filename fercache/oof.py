@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,7 +155,7 @@ class OofReader:
     """A book of any size, opened to be read trial by trial: of the frames only those of the trial at hand are read."""
 
     def __init__(self, file: h5py.File) -> None:
-        self._file = file
+        self._file: Mapping[str, Any] = file
         about = json.loads(file["about"][()])
         self.heads, self.classes = tuple(about["heads"]), tuple(about["classes"])
         self.metric, self.notice, self.fingerprint = about["metric"], about["notice"], about["fingerprint"]
@@ -177,6 +177,19 @@ class OofReader:
         return TrialLogits(split=self.split[i], group=self.group[i], fold=int(self.fold[i]),
                     **{name: self._file[f"frame/{name}"][rows] for name in ("time_s", "valid", "label")},
                     logits={head: self._file[f"logits/{head}"][rows] for head in self.heads})
+
+
+class LoadedOofReader(OofReader):
+    """The same for logits that are in memory, as those of several files that were merged are."""
+
+    def __init__(self, oof: OofLogits) -> None:  # not the base's, which reads the same fields from a file
+        self._file = {**{f"frame/{name}": getattr(oof, name) for name in ROWS},
+                      **{f"logits/{head}": values for head, values in oof.logits.items()}}
+        self.heads, self.classes = oof.heads, oof.classes
+        self.metric, self.notice, self.fingerprint = oof.metric, oof.notice, oof.fingerprint
+        self.trials, self.group, self.split = oof.trials, oof.group, oof.split
+        self.fold, self._offsets = oof.fold, oof.offsets
+        self._place = {name: i for i, name in enumerate(self.trials)}
 
 
 @contextmanager

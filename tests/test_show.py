@@ -10,18 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from books import simulate
 from click.testing import CliRunner, Result
 from finished import finish, put
 from PIL import Image
 from rich.console import Console
 from videos import make_video, numbered_video
 
-from fercache import metrics, oof, run_log
+from fercache import logits_import, metrics, oof, run_log
 from fercache.cli import main
+from fercache.config import StackConfig
 from fercache.data.base import Trial
 from fercache.diagnostics import doctor
 from fercache.errors import InputError
 from fercache.extraction import thumbnails
+from fercache.stacking import inputs, stack
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.viz import model_card, report, run_info
 
@@ -156,6 +159,34 @@ def test_intervals_by_class_are_those_of_the_same_bootstrap(preds: Path) -> None
     drawn = metrics.f1_per_class(metrics.Resampler(groups, 100, 0).draw(matrices))
     assert dict(spans["train"]) == {name: pytest.approx(tuple(np.quantile(drawn[:, i], [.025, .975])))
                                     for i, name in enumerate(held.classes)}
+
+
+@pytest.mark.parametrize("heads", [True, False])
+def test_report_and_card_find_the_logits_of_a_stack_with_imported_ones(tmp_path: Path, heads: bool) -> None:
+    """Logits that were merged for the stack have no file of their own: the parts are found and merged again."""
+    cache, names = tmp_path / "cache", ("other", "another")
+    own = simulate(groups=8, validation=3, frames=60)
+    for i, name in enumerate(names):
+        source = simulate(groups=8, validation=3, frames=60, seed=i, heads=(name,), declared={name: oof.OUT_OF_FOLD},
+                          trials=own.trials, fingerprint=f"imported {name}")
+        source.save(logits_import.path_of(cache, own.dataset, name))
+    trained = cache / "logits" / own.dataset / f"{own.fingerprint[:12]}.h5" if heads else None
+    if trained:
+        own.save(trained)
+        simulate(groups=2, frames=30, seed=5, fingerprint="of another run").save(trained.parent / "of another.h5")
+    merged = inputs.load_logits(cache, own.dataset, trained, names)
+    config = StackConfig(threads=1, bootstrap=20, logits=names, select="mean")
+    stack.write_stack(stack.run_stack(merged, config, cache / "stack"), tmp_path / "preds.csv")
+    facts = run_info.gather_run_info(tmp_path / "preds.csv", cache)
+    found = report.walk_predictions(facts.preds, facts.oof, facts.imported)
+    assert found.heads == merged.heads and found.curve is not None
+    assert set(found.matrix) == {"train", "validation"} and {clip.split for clip in found.clips} == set(found.matrix)
+    for split, matrix in found.matrix.items():
+        assert int(matrix.sum()) == facts.splits[split]["all_frames"]["mean"]["frames"]
+    report.make_report(facts.preds, tmp_path / "page.html", cache)
+    assert "confusion-train" in (page := (tmp_path / "page.html").read_text()) and "confusion-all" not in page
+    assert "which knows the groups, is not in this cache" not in model_card.write_card(facts.preds, cache)
+    assert "train" in model_card.spans_by_class(facts)
 
 
 def test_a_card_needs_metrics(preds: Path, tmp_path: Path) -> None:

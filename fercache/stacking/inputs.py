@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,16 @@ from numpy.typing import NDArray
 
 from fercache import logits_import
 from fercache.config import fingerprint_of
-from fercache.errors import InputError
-from fercache.oof import IN_SAMPLE, OofLogits
+from fercache.errors import InputError, StoreError
+from fercache.oof import IN_SAMPLE, LoadedOofReader, OofLogits, OofReader, open_oof
 from fercache.stacking.features import FLOOR, log_softmax
 
 log = logging.getLogger(__name__)
 
 
 CLIP_LEVEL = "clip"
+IMPORTED = "logits "
+"""Before the names of imported logits in the provenance of merged ones."""
 
 
 def merge_logits(book: OofLogits, sources: Sequence[OofLogits]) -> OofLogits:
@@ -60,6 +64,53 @@ def load_logits(cache: Path, dataset: str, trained: Path | None, names: Sequence
     return merge_logits(first, [source for source in sources if source is not first])
 
 
+def find_logits_files(cache: Path, dataset: str, fingerprint: str, names: Sequence[str]) -> tuple[Path, ...]:
+    """Return the file of the logits of a fingerprint, then those of the imported logits that were merged with it.
+
+    Parameters
+    ----------
+    names : the imported logits, in the order in which `load_logits` merged them.
+
+    Notes
+    -----
+    Merged logits have no file of their own. Their fingerprint is made of those of the parts, so it proves which heads
+    the parts were merged with. Empty where a part is not in the cache, or is no longer what it was.
+    """
+    sources = [logits_import.path_of(cache, dataset, name) for name in names]
+    for first in sorted((cache / "logits" / dataset).glob("*.h5")) + sorted(
+            logits_import.folder_of(cache, dataset).glob("*.h5")):
+        try:
+            prints = []
+            for path in (first, *sources):
+                with open_oof(path) as reader:
+                    prints.append(reader.fingerprint)
+        except StoreError:
+            continue
+        if reduce(lambda whole, part: fingerprint_of([whole, part]), prints) == fingerprint:
+            return (first, *sources)
+    return ()
+
+
+@contextmanager
+def open_merged(path: Path, imported: Sequence[Path]) -> Iterator[OofReader]:
+    """Yield the logits at `path`, merged with imported ones, to be read trial by trial.
+
+    Raises
+    ------
+    StoreError
+        A file is absent, torn, or holds no logits.
+
+    Notes
+    -----
+    Merged logits are held in memory, as the stack held them; without imported ones only the trial at hand is.
+    """
+    if imported:
+        yield LoadedOofReader(merge_logits(OofLogits.load(path), [OofLogits.load(one) for one in imported]))
+        return
+    with open_oof(path) as reader:
+        yield reader
+
+
 def refuse_in_sample(book: OofLogits, force: bool) -> None:
     """Refuse sources that were fitted on the rows that the stacker is to learn from.
 
@@ -95,7 +146,7 @@ def _with(book: OofLogits, source: OofLogits) -> OofLogits:
     return replace(book, heads=(*book.heads, name), logits={**book.logits, name: values},
                    declared={**book.declared, **source.declared},
                    fingerprint=fingerprint_of([book.fingerprint, source.fingerprint]),
-                   provenance={**book.provenance, f"logits {name}": source.provenance})
+                   provenance={**book.provenance, f"{IMPORTED}{name}": source.provenance})
 
 
 def _matched(book: OofLogits, source: OofLogits) -> NDArray[np.int64]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fercache import __version__, metrics, oof
+from fercache import __version__, metrics
 from fercache.backbones import weights
 from fercache.errors import InputError
 from fercache.results import io
+from fercache.stacking import inputs
 from fercache.viz import run_info
 from fercache.viz.run_info import STAGES, RunInfo
 
@@ -126,7 +127,7 @@ def _by_group(facts: RunInfo) -> dict[str, metrics.Counts]:
     counts: dict[str, dict[str, metrics.Counts]] = {}
     if facts.oof is None:
         return {}
-    with oof.open_oof(facts.oof) as book:
+    with inputs.open_merged(facts.oof, facts.imported) as book:
         for name, rows in io.each_clip(facts.preds):
             if name in book and (rows.label >= 0).any():
                 split, group = book.place(name)

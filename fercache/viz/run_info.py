@@ -12,6 +12,7 @@ from fercache.errors import FercacheError, InputError
 from fercache.extraction import thumbnails
 from fercache.results import io
 from fercache.runtime import atomic_io
+from fercache.stacking import inputs
 from fercache.store.embedding_store import EmbeddingStore
 
 STAGES = ("extract", "train-heads", "stack")
@@ -25,6 +26,7 @@ class RunInfo:
     ----------
     metrics : ``preds.metrics.json``; empty where it is not there.
     store, book : of the features and logits that the predictions go back to; None where they are not in this cache.
+    imported : files of the imported logits that the stack merged with those at `oof`.
     took : stage -> seconds, frames and runs that went into its result.
     check, ablation : JSON values that those commands wrote; None where they were not given or found.
     failures : (clip, what happened) of the last `extract`.
@@ -35,6 +37,7 @@ class RunInfo:
     metrics: dict[str, Any]
     store: EmbeddingStore | None
     oof: Path | None
+    imported: tuple[Path, ...] = ()
     took: dict[str, dict[str, float]] = field(default_factory=dict)
     check: Any = None
     ablation: Any = None
@@ -77,11 +80,19 @@ def gather_run_info(preds: Path, cache: Path, check: Path | None = None, ablatio
     metrics = _metrics(preds)
     dataset, logits = str(metrics.get("dataset", "")), metrics.get("logits", {})
     store = _store(cache / "features" / dataset / str(logits.get("provenance", {}).get("store", "")))
-    book = cache / "logits" / dataset / f"{str(logits.get('fingerprint', ''))[:12]}.h5"
+    print_, provenance = str(logits.get("fingerprint", "")), logits.get("provenance", {})
+    book, imported = cache / "logits" / dataset / f"{print_[:12]}.h5", list[Path]()
+    if print_ and not book.is_file():
+        # the order of the names is the order of merging; a run on imported logits alone took all of them, sorted
+        names = metrics.get("config", {}).get("logits") or sorted(
+            key.removeprefix(inputs.IMPORTED) for key in provenance if key.startswith(inputs.IMPORTED))
+        merged = [name for name in names if f"{inputs.IMPORTED}{name}" in provenance]
+        book, *imported = inputs.find_logits_files(cache, dataset, print_, merged) or (book,)
     made = {"extract": store.path.name if store else "", "train-heads": book.name,
             "stack": str(metrics.get("fingerprint", ""))[:12]}
     noted = run_log.recorded_runs(cache, dataset) if dataset else []
     return RunInfo(preds=preds, cache=cache, metrics=metrics, store=store, oof=book if book.is_file() else None,
+                 imported=tuple(imported),
                  took={stage: run_log.total_seconds(noted, stage, made[stage]) for stage in STAGES},
                  check=_table(check), ablation=_table(ablation),
                  failures=_failures(cache / "features" / dataset) if store else ())

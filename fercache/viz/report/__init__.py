@@ -156,7 +156,7 @@ def make_report(preds: Path, out: Path, cache: Path, *, check: Path | None = Non
     Reads one clip at a time: memory holds what is drawn, never all frames.
     """
     facts = run_info.gather_run_info(preds, cache, check, ablation)
-    found = walk_predictions(preds, facts.oof)
+    found = walk_predictions(preds, facts.oof, facts.imported)
     parts = [sections.run_section(facts, found), sections.health_section(facts, found),
              *sections.report_sections(facts, found)]
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache import metrics, oof
+from fercache import metrics
 from fercache.oof import OofReader, TrialLogits
 from fercache.results import io, smoothing
 from fercache.results.io import ClipSeries, PredictionsFile
+from fercache.stacking import inputs
 
 # How the score depends on the half-width of smoothing, of the heads' mean, on out-of-fold frames only.
 
@@ -229,8 +230,12 @@ class PredictionsWalk:
         return sum(clip.drawn is None for clip in self.clips)
 
 
-def walk_predictions(preds: Path, book: Path | None) -> PredictionsWalk:
+def walk_predictions(preds: Path, book: Path | None, imported: Sequence[Path] = ()) -> PredictionsWalk:
     """Return what one pass over `preds` (after one that counts rows) and its book of logits finds.
+
+    Parameters
+    ----------
+    imported : files of imported logits that the stack merged with the book.
 
     Raises
     ------
@@ -239,7 +244,7 @@ def walk_predictions(preds: Path, book: Path | None) -> PredictionsWalk:
     """
     lengths = PredictionsFile(preds).lengths()
     with ExitStack() as stack:
-        pages = stack.enter_context(oof.open_oof(book)) if book is not None else None
+        pages = stack.enter_context(inputs.open_merged(book, imported)) if book is not None else None
         found = PredictionsWalk(classes=io.classes(preds), heads=pages.heads if pages else ())
         each = bytes_a_point(len(found.classes), 2 + len(found.heads))
         found.most = points(list(lengths.values()), each, BUDGET, MOST_POINTS, LEAST_POINTS)
