@@ -1,4 +1,4 @@
-"""One screen: what is installed, which device there is, what is at hand, and what to type next."""
+"""Doctor: print installed packages, device, weights, cache contents, and the next command."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _extras() -> dict[str, list[str]]:
 
 
 def _device() -> Iterator[DoctorLine]:
-    """Say which device works; torch is imported only where a GPU may be there."""
+    """Yield the device that works; torch is imported only where a GPU may be there."""
     if not any(Path(name).exists() for name in GPU_FILES) and shutil.which("nvidia-smi") is None:
         yield DoctorLine(what="device", state=OK, found="cpu (no NVIDIA driver here)")
         return
@@ -120,7 +120,7 @@ def _weights(cache: Path) -> Iterator[DoctorLine]:
 
 
 def _held(cache: Path) -> Iterator[DoctorLine]:
-    """Say what the cache holds, and how much room is left."""
+    """Yield the contents of the cache and the free disk space."""
     stores, books = sorted(cache.glob("features/*/*.zarr")), sorted(cache.glob("logits/*/*.h5"))
     stacks = sorted(cache.glob("stack/*/*/metrics.json"))
     yield DoctorLine(what="cache", state=OK,
