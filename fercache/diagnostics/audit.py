@@ -324,9 +324,15 @@ SHUFFLE_DRAWS = 1000
 
 
 def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConfig, scratch: Path,
-                    seed: int) -> AuditFinding:
+                    seed: int, weights: Path | None = None) -> AuditFinding:
     """Return whether heads that are trained on labels shuffled by group predict them out of fold."""
-    made = train.train_heads(shuffled_dataset(dataset, seed), store, replace(training, refit="none"), scratch)
+    groups = len({trial.group for trial in dataset.trials if trial.split == "train" and trial.labelled})
+    if groups < metrics.MIN_GROUPS_FOR_INTERVAL:
+        return AuditFinding(check="shuffled labels, heads", state=SKIPPED, lines=(),
+                            message=f"{groups} groups with labels: with fewer than {metrics.MIN_GROUPS_FOR_INTERVAL} "
+                                    "there is no interval to compare with chance")
+    made = train.train_heads(shuffled_dataset(dataset, seed), store, replace(training, refit="none"), scratch,
+                             weights=weights)
     oof = OofLogits.load(made.logits_file)
     rows = (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
     _, group = np.unique(oof.per_row(np.array(oof.group))[rows], return_inverse=True)
