@@ -124,12 +124,12 @@ def _held(cache: Path) -> Iterator[DoctorLine]:
     stores, books = sorted(cache.glob("features/*/*.zarr")), sorted(cache.glob("logits/*/*.h5"))
     stacks = sorted(cache.glob("stack/*/*/metrics.json"))
     yield DoctorLine(what="cache", state=OK,
-                     found=f"{cache}: {_many(len(stores), 'store')}, {_many(len(books), 'book')} of "
-                                             f"logits, {_many(len(stacks), 'stack run')}")
+                     found=f"{cache}: {_many(len(stores), 'store')}, {_many(len(books), 'logits file')}, "
+                           f"{_many(len(stacks), 'stack run')}")
     there = next(path for path in (cache.absolute(), *cache.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free / 1e9
     yield DoctorLine(what="disk", state=OK if free >= LITTLE_DISK_GB else WARN,
-               found=f"{free:,.0f} GB free (the default taps take 11 kB a frame: 1.2 GB an hour of video)")
+               found=f"{free:,.0f} GB free (11 kB per frame, 1.2 GB per hour of video)")
 
 
 def _many(number: int, name: str) -> str:
