@@ -240,11 +240,11 @@ def test_the_disk_fills_up(runner: Runner, prepared: Path, unbroken: tuple[dict[
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(features)], check=True,
                        capture_output=True)
     except (OSError, subprocess.CalledProcessError):
-        ended(runner.run(*EXTRACT, cwd=folder, file_bytes=20_000), 3, "File too large", "make room")
+        ended(runner.run(*EXTRACT, cwd=folder, file_bytes=20_000), 3, "File too large", "free disk space")
         check_whole(runner, folder, unbroken)
         return
     try:
-        ended(runner.run(*EXTRACT, cwd=folder), 3, "No space left on device", "make room")
+        ended(runner.run(*EXTRACT, cwd=folder), 3, "No space left on device", "free disk space")
         list(store_of(folder).values())
         subprocess.run(["mount", "-o", "remount,size=50m", str(features)], check=True)
         check_whole(runner, folder, unbroken)
