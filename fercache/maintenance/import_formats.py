@@ -657,7 +657,7 @@ def _csv_piece(clip: str | None, block: list[list[str]], where: tuple[int, int],
         frames = np.array([int(row[where[1]].partition(".")[0]) for row in block], np.int64)
         values = np.array([[row[i] for i in columns] for row in block]).astype(np.float64)
     except (ValueError, OverflowError) as error:
-        return TablePiece(clip, none, {}, wrong=ClipError(f"has something that is no number ({str(error)[:120]})",
+        return TablePiece(clip, none, {}, wrong=ClipError(f"has something that is not a number ({str(error)[:120]})",
                                                      where=place, hint="leave frames without features out"))
     return TablePiece(clip, frames, {FEATURES: values})
 

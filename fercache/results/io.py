@@ -94,7 +94,7 @@ class PredictionsFile:
         probs = [name for name in header if name.startswith(PROBABILITY)]
         if missing or len(probs) < 2 or len(set(header)) != len(header):
             what = f"columns {', '.join(missing)} are missing" if missing else "no two columns p_<Class>" if len(
-                probs) < 2 else "a column stands there twice"
+                probs) < 2 else "a column appears twice"
             raise InputError(f"no table of predictions: {what}", where=path,
                              hint="give a file that `fercache stack` wrote")
         self.classes = tuple(name[len(PROBABILITY):] for name in probs)
