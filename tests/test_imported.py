@@ -67,18 +67,18 @@ def test_a_book_of_its_own_is_stacked_without_any_extraction(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("text", "says"), [
-    ("clip,frame,p_a\nx,1,1\n", "no table of predictions"),
-    ("clip,frame,p_a,q_b\nx,1,1,0\n", "no table of predictions"),
+    ("clip,frame,p_a\nx,1,1\n", "not a table of predictions"),
+    ("clip,frame,p_a,q_b\nx,1,1,0\n", "not a table of predictions"),
     ("clip,frame,p_a,p_b\nx,1,.7,.7\n", "sum to 1.4"),
     ("clip,frame,p_a,p_b\nx,1,1.2,-.2\n", "below 0"),
-    ("clip,frame,p_a,p_b\nx,1,nan,1\n", "no number"),
+    ("clip,frame,p_a,p_b\nx,1,nan,1\n", "not a number"),
     ("clip,frame,p_a,p_b\nx,1,.5,.5\nx,1,.5,.5\n", "twice"),
     ("clip,frame,p_a,p_b\nx,0,.5,.5\n", "count from 1"),
     ("clip,frame,p_a,p_b\nx,one,.5,.5\n", "line 2"),
     ("clip,frame,p_a,p_b\nx,1,.5\n", "line 2"),
     ("clip,frame,label,p_a,p_b\nx,1,c,.5,.5\n", "label 'c'"),
     ("clip,frame,split,p_a,p_b\nx,1,evil,.5,.5\n", "split 'evil'"),
-    ("clip,frame,p_a,p_b\n", "no row"), ("", "no table")])
+    ("clip,frame,p_a,p_b\n", "no row"), ("", "not a table of predictions")])
 def test_tables_that_are_none(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(InputError, match=says):
