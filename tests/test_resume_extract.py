@@ -299,7 +299,7 @@ def test_a_run_waits_for_what_another_has_and_takes_over_from_the_dead(runner: R
         time.sleep(.01)
     first.kill(signal.SIGSTOP)
     second = runner.start(*EXTRACT, "--concurrent-clips", 1, cwd=folder)
-    while "waiting for what another process has at work: long" not in second.err():
+    while "waiting for clips of another process: long" not in second.err():
         time.sleep(.01)
     assert set(store_of(folder)) == {"short"} and runner.ask({"poll": second.pid}) is None
     first.kill(signal.SIGKILL)
