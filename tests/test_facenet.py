@@ -24,18 +24,18 @@ def test_to_tensor_divides_bytes_only() -> None:
 
 
 def reference_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> list[int]:
-    """Greedy suppression as the definition has it: a face is dropped if a better kept one overlaps it too much."""
-    kept: list[int] = []
+    """Greedy suppression as the definition has it: a face is dropped if a better selected one overlaps it too much."""
+    selected: list[int] = []
     for i in np.argsort(-scores, kind="stable"):
-        for j in kept:
+        for j in selected:
             sides = np.minimum(boxes[i, 2:], boxes[j, 2:]) - np.maximum(boxes[i, :2], boxes[j, :2])
             both = np.prod(np.maximum(sides, np.float32(0)))
             total = sum(np.prod(boxes[k, 2:] - boxes[k, :2]) for k in (i, j)) - both
             if total > 0 and both / total > threshold:
                 break
         else:
-            kept.append(int(i))
-    return kept
+            selected.append(int(i))
+    return selected
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -49,23 +49,23 @@ def test_batched_nms_keeps_what_the_definition_keeps(seed: int) -> None:
     scores = rng.uniform(0, 1, count).astype(np.float32).round(2 if seed % 3 else 6)  # many equal scores
     groups = rng.integers(0, 4, count)
     for threshold in (0.5, 0.7):
-        kept = facenet.batched_nms(*map(torch.from_numpy, (boxes, scores, groups)), threshold).numpy()
+        selected = facenet.batched_nms(*map(torch.from_numpy, (boxes, scores, groups)), threshold).numpy()
         expected = {int(members[i]) for group in range(4) for members in [np.flatnonzero(groups == group)]
                     for i in reference_nms(boxes[members], scores[members], threshold)}
-        assert set(kept.tolist()) == expected
-        assert (np.diff(scores[kept]) <= 0).all()
+        assert set(selected.tolist()) == expected
+        assert (np.diff(scores[selected]) <= 0).all()
 
 
 def test_batched_nms_of_nothing() -> None:
-    kept = facenet.batched_nms(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.long), 0.5)
-    assert kept.shape == (0,) and kept.dtype == torch.long
+    selected = facenet.batched_nms(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.long), 0.5)
+    assert selected.shape == (0,) and selected.dtype == torch.long
 
 
 def test_stand_in_has_the_signature_that_is_called_and_leaves_no_trace() -> None:
     source = "import fercache.backbones.facenet, sys; " \
              "print([m for m in sys.modules if m.partition('.')[0] == 'torchvision'])"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
-    with facenet.torchvision_or_stand_in() as real:
+    with facenet.torchvision_or_replacement() as real:
         from torchvision.ops.boxes import batched_nms
         from torchvision.transforms import functional
         assert list(inspect.signature(batched_nms).parameters) == ["boxes", "scores", "idxs", "iou_threshold"]
@@ -76,7 +76,7 @@ def test_stand_in_has_the_signature_that_is_called_and_leaves_no_trace() -> None
 
 
 def test_expected_tensors_are_the_nets() -> None:
-    shapes = facenet.expected()
+    shapes = facenet.expected_shapes()
     assert len(shapes) == 714 and shapes["last_linear.weight"] == (512, 1792)
 
 
@@ -115,7 +115,7 @@ def test_read_checkpoint_of_no_state_dict(value: object, tmp_path: Path) -> None
 
 
 def test_read_checkpoint_of_half_floats_and_parameters(tmp_path: Path) -> None:
-    held = {"a": torch.ones(2, dtype=torch.bfloat16), "b": torch.nn.Parameter(torch.ones(3)), "n": torch.tensor(4)}
-    torch.save({"state_dict": held}, tmp_path / "x.pt")
+    content = {"a": torch.ones(2, dtype=torch.bfloat16), "b": torch.nn.Parameter(torch.ones(3)), "n": torch.tensor(4)}
+    torch.save({"state_dict": content}, tmp_path / "x.pt")
     found = facenet.read_checkpoint(tmp_path / "x.pt")
     assert {name: value.dtype.name for name, value in found.items()} == {"a": "float32", "b": "float32", "n": "int64"}

@@ -69,7 +69,7 @@ def test_crop_is_extract_face(box: tuple[float, ...], photos: dict[str, np.ndarr
     from fercache.backbones import facenet
 
     photo = next(iter(photos.values()))
-    with facenet.torchvision_or_stand_in():
+    with facenet.torchvision_or_replacement():
         theirs = extract_face(Image.fromarray(photo), np.array(box), 160, 0)
     np.testing.assert_array_equal(crop_face(photo, np.array(box)), theirs.numpy().transpose(1, 2, 0))
 
@@ -144,11 +144,11 @@ def test_min_score_and_min_face(photos: dict[str, np.ndarray]) -> None:
 
 
 def test_nets_that_several_threads_ask_for_at_once_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
+    built: list[int] = []
 
     class Slow:
         def __init__(self, smallest: int, device: str) -> None:
-            made.append(smallest)
+            built.append(smallest)
             time.sleep(.05)
 
     monkeypatch.setattr(detector_module, "Mtcnn", Slow)
@@ -160,4 +160,4 @@ def test_nets_that_several_threads_ask_for_at_once_are_made_once(monkeypatch: py
 
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(ask, range(8)))
-    assert len(found) == 1 and len(made) == 2
+    assert len(found) == 1 and len(built) == 2

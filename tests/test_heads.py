@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fercache.backbones import facenet
-from fercache.backbones.taps import TapSlice, side_by_side
+from fercache.backbones.taps import TapSlice, row_layout
 from fercache.errors import InputError
 from fercache.heads.base import build_head
 from fercache.heads.frame import FinetuneTail
@@ -21,7 +21,7 @@ from fercache.training.fit import FitTask, Loss, class_weights, fit
 from fercache.training.inference import predict_head, window_frames
 
 SHAPES = {"block8": (12,), "repeat_1-3x3": (4, 3, 3)}
-LAYOUT = side_by_side(SHAPES, tuple(SHAPES), "test")
+LAYOUT = row_layout(SHAPES, tuple(SHAPES), "test")
 SIZE = LAYOUT[-1].stop
 DEFAULTS = {name: spec.settings for name, spec in HEADS.items()}
 SMALL = {name: replace(settings, width=32, epochs=8, lr=3e-3, dropout=.1, batch=16 if settings.window_s == 0 else 4,
@@ -177,7 +177,7 @@ def test_fine_tuned_blocks_are_the_backbones_own_and_keep_their_statistics() -> 
     """They compute what the library's net computes; training changes their kernels, never their BatchNorm."""
     torch.manual_seed(0)
     net = facenet.InceptionResnetV1().eval()
-    layout = side_by_side({"mixed_7a-map": (1792, 3, 3), "block8": (12,)}, ("mixed_7a-map", "block8"), "test")
+    layout = row_layout({"mixed_7a-map": (1792, 3, 3), "block8": (12,)}, ("mixed_7a-map", "block8"), "test")
     settings = replace(SMALL["frame"], finetune_tap="mixed_7a-map")
     head = build_head("frame", layout, 3, settings)
     tail = next(m for m in head.modules() if isinstance(m, FinetuneTail))

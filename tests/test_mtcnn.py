@@ -41,7 +41,7 @@ def test_noise_of_any_size_is_gone_through(size: tuple[int, int]) -> None:
 def test_a_picture_made_smaller_is_torchs_area_interpolation(size: tuple[int, int]) -> None:
     pictures = np.random.default_rng(1).integers(0, 256, (2, 64, 33, 3), dtype=np.uint8)
     wanted = torch.nn.functional.interpolate(torch.from_numpy(pictures).permute(0, 3, 1, 2).float(), size, mode="area")
-    found = IntegralImage(pictures, torch.device("cpu")).whole(*size)
+    found = IntegralImage(pictures, torch.device("cpu")).resized(*size)
     np.testing.assert_allclose(found.permute(0, 3, 1, 2), wanted, atol=1e-4)
 
 
@@ -53,7 +53,7 @@ def test_rectangles_are_torchs_area_interpolation() -> None:
     sums = IntegralImage(pictures, torch.device("cpu"))
     part, inside = sums.rectangles(boxes)
     assert inside.tolist() == [True] * 4 + [False]
-    found = sums.parts(place[inside], [edge[inside] for edge in part], 24)
+    found = sums.crops(place[inside], [edge[inside] for edge in part], 24)
     for one, picture, left, top, right, bottom in zip(found, place[inside], *(edge[inside] for edge in part),
                                                       strict=True):
         cut = torch.from_numpy(pictures[picture][top:bottom, left:right]).permute(2, 0, 1)[None].float()
@@ -71,8 +71,8 @@ def test_what_an_earlier_batch_left_changes_nothing() -> None:
     """The table of sums is used again by the same thread."""
     rng = np.random.default_rng(3)
     first, second = (rng.integers(0, 256, (2, 50, 60, 3), dtype=np.uint8) for _ in range(2))
-    alone = IntegralImage(second, torch.device("cpu")).whole(20, 20)
+    alone = IntegralImage(second, torch.device("cpu")).resized(20, 20)
     IntegralImage(first, torch.device("cpu"))
-    assert torch.equal(IntegralImage(second, torch.device("cpu")).whole(20, 20), alone)
+    assert torch.equal(IntegralImage(second, torch.device("cpu")).resized(20, 20), alone)
     IntegralImage(np.concatenate([first] * 3), torch.device("cpu"))
-    assert torch.equal(IntegralImage(second[:1], torch.device("cpu")).whole(20, 20), alone[:1]), "fewer after more"
+    assert torch.equal(IntegralImage(second[:1], torch.device("cpu")).resized(20, 20), alone[:1]), "fewer after more"

@@ -160,7 +160,7 @@ def test_nets_that_see_little_at_once_say_the_same(face_frames: list[Picture], m
     pictures = np.stack(face_frames[:6])
     found = Mtcnn(20).detect(pictures)
     monkeypatch.setattr(detector_module, "FIRST_PIXELS", 1)
-    monkeypatch.setattr(detector_module, "AT_ONCE", (3, 1))
-    monkeypatch.setattr(detector_module, "MOST", 7)
+    monkeypatch.setattr(detector_module, "CANDIDATES", (3, 1))
+    monkeypatch.setattr(detector_module, "MAX_CANDIDATES", 7)
     for one, other in zip(Mtcnn(20).detect(pictures), found, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-3)

@@ -37,8 +37,8 @@ def scene(height: int = 240, width: int = 320) -> np.ndarray:
                     -1).astype(np.uint8)
 
 
-def seen(image: np.ndarray, box: np.ndarray, look: Augmentation, margin: float = 0.0) -> np.ndarray:
-    return apply_augmentation(crop_face(image, box, 160, margin), image, box, margin, look).astype(float)
+def seen(image: np.ndarray, box: np.ndarray, chosen: Augmentation, margin: float = 0.0) -> np.ndarray:
+    return apply_augmentation(crop_face(image, box, 160, margin), image, box, margin, chosen).astype(float)
 
 
 def test_a_look_follows_from_clip_frame_and_view_alone() -> None:
@@ -52,12 +52,12 @@ def test_a_look_follows_from_clip_frame_and_view_alone() -> None:
 
 
 def test_looks_stay_within_their_bounds_and_use_them() -> None:
-    looks = [sample_augmentation("clip", frame, 2) for frame in range(1, 2001)]
-    for values, most in (([look.right for look in looks], augmentation.SHIFT),
-                         ([look.down for look in looks], augmentation.SHIFT),
-                         ([math.log(look.zoom) for look in looks], augmentation.ZOOM),
-                         ([look.angle for look in looks], augmentation.ANGLE),
-                         ([look.light - 1 for look in looks], augmentation.LIGHT)):
+    augmentations = [sample_augmentation("clip", frame, 2) for frame in range(1, 2001)]
+    for values, most in (([a.right for a in augmentations], augmentation.SHIFT),
+                         ([a.down for a in augmentations], augmentation.SHIFT),
+                         ([math.log(a.zoom) for a in augmentations], augmentation.ZOOM),
+                         ([a.angle for a in augmentations], augmentation.ANGLE),
+                         ([a.light - 1 for a in augmentations], augmentation.LIGHT)):
         assert max(map(abs, values)) <= most and max(values) > .95 * most and min(values) < -.95 * most
         assert abs(np.mean(values)) < .05 * most
     assert [sample_augmentation("clip", 1, view).mirrored for view in range(1, 6)] == [True, False, True, False, True]
@@ -100,9 +100,9 @@ def test_zoom_and_turn() -> None:
 def test_no_border_shows(box: tuple[float, ...]) -> None:
     bright = np.full((240, 320, 3), 200, np.uint8)
     for view in range(2, 40):
-        look = sample_augmentation("clip", 1, view)
-        found = seen(bright, np.array(box, float), look)
-        assert found.shape == (160, 160, 3) and np.ptp(found) == 0 and abs(found[0, 0, 0] - 200 * look.light) <= 1
+        sampled = sample_augmentation("clip", 1, view)
+        found = seen(bright, np.array(box, float), sampled)
+        assert found.shape == (160, 160, 3) and np.ptp(found) == 0 and abs(found[0, 0, 0] - 200 * sampled.light) <= 1
 
 
 def test_a_given_crop_repeats_its_edge() -> None:
@@ -117,7 +117,7 @@ def test_what_is_stored() -> None:
     assert augmentation.with_views({"embedding": (512,), "g": (8, 3, 3)}, 4)["g_views"] == (3, 8, 3, 3)
     assert "embedding_views" not in augmentation.with_views({"embedding": (512,), "g": (8, 3, 3)}, 4)
     for taps in ({"embedding": (512,)}, {"a": (3,), "a_views": (3,)}):
-        with pytest.raises(InputError, match="cannot be kept"):
+        with pytest.raises(InputError, match="cannot be stored"):
             augmentation.with_views(taps, 2)
 
 
@@ -166,9 +166,9 @@ def test_views_stand_beside_a_plain_tap_of_the_same_bits(run: Run, crops: Path, 
         with Image.open(path) as image:
             faces.append(crop_face(np.asarray(image), whole_picture(np.asarray(image)))[:, ::-1])
     mirrored = net.embed(np.stack(faces))
-    held = np.delete(four.read("conv2d_4b_views"), 4, axis=0)
-    np.testing.assert_array_equal(held[:, 0], mirrored["conv2d_4b"])
-    assert np.abs(held[:, 1:] - held[:, :1]).mean() > .01
+    stored = np.delete(four.read("conv2d_4b_views"), 4, axis=0)
+    np.testing.assert_array_equal(stored[:, 0], mirrored["conv2d_4b"])
+    assert np.abs(stored[:, 1:] - stored[:, :1]).mean() > .01
 
 
 def test_one_view_keeps_the_stores_of_before(run: Run) -> None:

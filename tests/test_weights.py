@@ -42,7 +42,7 @@ def names(folder: Path) -> list[str]:
 
 def test_casia_webface_is_what_it_was_when_it_was_checked(casia: files.Weights) -> None:
     state = files.read_tensors(casia)
-    assert casia.sha256 == CASIA_SHA256 and state.keys() == facenet.expected().keys()
+    assert casia.sha256 == CASIA_SHA256 and state.keys() == facenet.expected_shapes().keys()
     norm = torch.nn.BatchNorm2d(32, eps=0.001).eval()
     norm.load_state_dict({n: torch.from_numpy(state[f"conv2d_1a.bn.{n}"]) for n in norm.state_dict()})
     x = torch.randn(2, 32, 3, 3)
@@ -103,8 +103,8 @@ def test_vggface2_out_of_reach_names_the_file_to_place(tmp_path: Path, monkeypat
     offline(monkeypatch, tmp_path / "home")
     with pytest.raises(WeightsError, match="facenet-pytorch's download failed") as caught:
         weights.download_weights("vggface2", tmp_path / "w")
-    said = str(caught.value)
-    assert "20180402-114759-vggface2.pt" in said and str(tmp_path / "w") in said and weights.VGGFACE2_SHA256 in said
+    text = str(caught.value)
+    assert "20180402-114759-vggface2.pt" in text and str(tmp_path / "w") in text and weights.VGGFACE2_SHA256 in text
     assert names(tmp_path / "w") == []
 
 
@@ -128,7 +128,7 @@ def pull_once(folder: Path, log: Path) -> None:
     def make(_: Path) -> dict[str, np.ndarray]:
         with log.open("a") as handle:
             handle.write("made\n")
-        return {n: np.zeros(s, np.float32) for n, s in facenet.expected().items()}
+        return {n: np.zeros(s, np.float32) for n, s in facenet.expected_shapes().items()}
 
     weights.KNOWN_WEIGHTS["zeros"] = weights.KnownWeights(make=make, source="test", terms="none", download_mb=0)
     weights.download_weights("zeros", folder)
@@ -161,13 +161,13 @@ def test_same_tensors_are_the_same_weights_in_whatever_file(net: facenet.Incepti
 
 @pytest.mark.parametrize(("change", "says"), [
     (lambda s: s.pop("last_linear.weight"), "lacks last_linear.weight"),
-    (lambda s: s.update(extra=np.zeros(3)), "holds, beyond the net's own, extra"),
+    (lambda s: s.update(extra=np.zeros(3)), "unexpected tensors: extra"),
     (lambda s: s.update({"last_bn.bias": np.zeros(3)}), "another shape than the net in last_bn.bias"),
     (lambda s: s.update({"last_bn.bias": np.full(512, np.nan)}), "no numbers in last_bn.bias"),
     (lambda s: [s.pop(n) for n in list(s) if n.startswith("repeat")], r"repeat_1\.0\.branch0\.bn\.bias.* and \d+ more"),
 ], ids=["missing", "unexpected", "shape", "nan", "many"])
 def test_other_tensors_are_refused_by_name(change, says: str) -> None:
-    state = {n: np.zeros(s, np.float32) for n, s in facenet.expected().items()}
+    state = {n: np.zeros(s, np.float32) for n, s in facenet.expected_shapes().items()}
     change(state)
     with pytest.raises(WeightsError, match=says):
         checked(state, "x")

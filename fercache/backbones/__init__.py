@@ -1,6 +1,6 @@
-"""The frozen face CNN: its nets, the taps that can be kept, and its weights.
+"""The frozen face CNN: its nets, their taps, and their weights.
 
-Open `backbone.py` first.
+Open `backbone.py` first, then `weights/__init__.py`.
 """
 
 from __future__ import annotations

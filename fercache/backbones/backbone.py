@@ -1,4 +1,4 @@
-"""The frozen face CNN: crops in, several taps out, in one pass."""
+"""The frozen face CNN: face crops in, the values of several taps out, in one pass."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ log = logging.getLogger(__name__)
 
 
 BATCHES = {"cpu": 16, "cuda": 256}
-"""Crops a batch."""
-HALF_MAX = float(np.finfo(np.float16).max)
+"""Default crops per batch, by type of device."""
+FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 class Net(Protocol):
-    """What a Backbone runs: `shapes` of its taps, and a call on one batch of the fixed size."""
+    """What a Backbone runs: it has the `shapes` of its taps and is called with one batch of the fixed size."""
 
     shapes: dict[str, tuple[int, ...]]
 
@@ -35,64 +35,68 @@ class Net(Protocol):
 
 
 def shapes_of(weights: Weights, taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of a frame's row of each tap; an ONNX model is opened to see it.
+    """Return the shape of a frame's row of each tap. Opens the model if it is an ONNX file.
 
     Raises
     ------
     InputError
-        An unknown tap; the message lists the known ones.
+        Unknown tap; the message lists the known ones.
     """
     return OnnxNet(weights, taps, "cpu", 1).shapes if weights.name == "onnx" else tap_shapes(taps)
 
 
 class Backbone:
-    """A loaded net and its taps; made by `Backbone.load`. `arithmetic` is what its convolutions run in;
-    `aside` tells that they run in threads of the backend's own.
+    """A loaded net with its taps; create it with `Backbone.load`.
+
+    Attributes
+    ----------
+    arithmetic : precision in which the convolutions run.
+    own_threads : whether the net computes in threads of its own, while the calling thread waits.
 
     Notes
     -----
-    Batches have one fixed size, the last one is padded: a crop's values are bit-equal whatever else is in the batch,
-    and however many threads there are. With a ragged last batch they are not.
+    All batches have one fixed size, and the last one is padded. So a crop's values are bit-equal for any batch mates
+    and any number of threads, which a shorter last batch would not give.
     """
 
     def __init__(self, net: Net, device: str, batch: int, arithmetic: str = "float32") -> None:
         self.net, self.device, self.batch, self.arithmetic = net, device, batch, arithmetic
         self.shapes = net.shapes
-        self.aside = bool(getattr(net, "aside", False))
+        self.own_threads = bool(getattr(net, "own_threads", False))
 
     @classmethod
     def load(cls, weights: Weights, taps: Sequence[str], *, precision: str = "float32", device: str = "cpu",
              batch: int | None = None, backend: str = "torch", native: bool = False) -> Backbone:
-        """Return the backbone with these weights, ready to embed.
+        """Return the backbone with these weights.
 
         Parameters
         ----------
-        taps : see `tap_shapes`; of an ONNX model, names of its outputs.
-        precision : float32, bf16 or fp16, at least; results are averaged and returned in float32 in each case. On a
-            processor that is quicker in float32 than in bf16, float32 stands in for bf16.
-        batch : crops a batch; by default what suits the device.
-        backend : torch or openvino (processors only).
-        native : compute in `precision` also where float32 would be quicker.
+        taps : see `tap_shapes`; for an ONNX model, names of its outputs.
+        precision : float32, bf16 or fp16 for the convolutions. Means are taken and returned in float32. On a CPU where
+            bf16 is slower than float32, bf16 is computed in float32.
+        batch : crops per batch; the default depends on the device.
+        backend : torch, or openvino (CPUs only).
+        native : compute in `precision` even where float32 is faster.
 
         Raises
         ------
         InputError
-            An unknown tap, a device that is not there, or one that the backend does not know.
+            Unknown tap, missing device, or a device that the backend does not support.
         MissingExtra
             The backend is not installed.
         WeightsError
-            The weights were altered, or are not this net's.
+            The weights were changed, or belong to another net.
         """
         device = resolve_device(device)
         size = batch or BATCHES[torch.device(device).type]
         if weights.name == "onnx":
             return cls(OnnxNet(weights, taps, device, size), device, size)
         if precision == "bf16" and device == "cpu" and not native and not bf16_pays():
-            log.info("bf16 is slower than float32 on this processor: computed in float32, which is closer too")
+            log.info("bf16 is slower than float32 on this CPU: using float32, which is also more accurate")
             precision = "float32"
         if backend == "openvino":
             if device != "cpu":
-                raise InputError(f"the backend openvino runs on cpu, not on {device}", where="backend",
+                raise InputError(f"the backend openvino supports the CPU only, not {device}", where="backend",
                                  hint="choose --backend torch or --device cpu")
             from fercache.backbones.onnx import OpenVinoNet  # an optional extra
 
@@ -102,36 +106,37 @@ class Backbone:
                    precision)
 
     def embed(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float16]]:
-        """Return {tap: (n, ...) float16} of crops (n, 160, 160, 3) uint8 RGB; values are clipped to float16's range."""
-        return halved(self.embed32(crops))
+        """Return {tap: (n, ...) float16} of crops (n, 160, 160, 3) uint8 RGB, values clipped to float16's range."""
+        return to_float16(self.embed32(crops))
 
     def embed_batch(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float16]]:
-        """Return what `embed` does, of at most `batch` crops and in the calling thread alone."""
-        return halved(self._batch(crops))
+        """Return the same as `embed` for at most `batch` crops, computed in the calling thread only."""
+        return to_float16(self._batch(crops))
 
     def embed32(self, crops: NDArray[np.uint8], run: Callable[..., list[Any]] = map_threads
                 ) -> dict[str, NDArray[np.float32]]:
-        """Return {tap: (n, ...) float32}: what `embed` returns, before the cast.
+        """Return {tap: (n, ...) float32}: the values of `embed` before the cast.
 
         Parameters
         ----------
-        run : computes the batches, as `cores.spread` does.
+        run : computes the batches, as `devices.map_threads` does.
         """
         out = {tap: np.empty((len(crops), *shape), np.float32) for tap, shape in self.shapes.items()}
         starts = range(0, len(crops), self.batch)
-        for start, found in zip(starts, run(lambda s: self._batch(crops[s:s + self.batch]), starts, self.device),
-                                strict=True):
-            for tap, value in found.items():
+        for start, values in zip(starts, run(lambda s: self._batch(crops[s:s + self.batch]), starts, self.device),
+                                 strict=True):
+            for tap, value in values.items():
                 out[tap][start:start + len(value)] = value
         return out
 
     def _batch(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Return {tap: (b, ...) float32} of at most one batch, padded while it is run."""
+        """Return {tap: (b, ...) float32} of at most one batch."""
+        # Kernels differ by batch size in their last bits, so a short batch runs at full size.
         padded = np.zeros((self.batch, *crops.shape[1:]), np.uint8)
         padded[:len(crops)] = crops
         return {tap: value[:len(crops)] for tap, value in self.net(padded).items()}
 
 
-def halved(found: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float16]]:
-    """Return values as they are stored, clipped to float16's range."""
-    return {tap: np.clip(value, -HALF_MAX, HALF_MAX).astype(np.float16) for tap, value in found.items()}
+def to_float16(values: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float16]]:
+    """Return the values as they are stored, clipped to float16's range so that none becomes infinite."""
+    return {tap: np.clip(value, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16) for tap, value in values.items()}

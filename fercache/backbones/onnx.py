@@ -1,4 +1,4 @@
-"""Another net, as an ONNX model: its named outputs are the taps. Needs the extra `onnx`."""
+"""Nets that other runtimes execute: ONNX models (extra `onnx`), and the CNN in OpenVINO (extra `openvino`)."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from fercache.backbones.weights import files
 from fercache.backbones.weights.files import Weights
 from fercache.errors import InputError, MissingExtra, WeightsError
 
-CENTRE, SCALE = 127.5, 128.0
+CENTER, SCALE = 127.5, 128.0
 MAP_DIMENSIONS = 4
 
 
 class OnnxNet:
-    """An ONNX model; `shapes` says what a call returns.
+    """An ONNX model whose named outputs are the taps; `shapes` are those of the taps that a call returns.
 
     Notes
     -----
-    The model has one float32 input, (B, 3, H, W) or (B, H, W, 3) RGB, scaled as (x - 127.5) / 128; crops are resized
-    where it names another size than 160. Outputs of four dimensions, (B, C, h, w), are averaged over positions.
-    A batch dimension that the model fixes is obeyed.
+    The model has one float32 input, (B, 3, H, W) or (B, H, W, 3) RGB, scaled as (x - 127.5) / 128. Crops are resized if
+    it fixes another size than 160. Outputs with four dimensions, (B, C, h, w), are averaged over positions. A model
+    with a fixed batch size runs with that size.
     """
 
     def __init__(self, weights: Weights, taps: Sequence[str], device: str, batch: int) -> None:
@@ -37,46 +37,42 @@ class OnnxNet:
         self.session = _open(runtime, weights, device)
         self.batch = batch
         self.input = self.session.get_inputs()[0]
-        known = [output.name for output in self.session.get_outputs()]
-        unknown = [tap for tap in taps if tap not in known]
+        names = [output.name for output in self.session.get_outputs()]
+        unknown = [tap for tap in taps if tap not in names]
         if unknown or not taps or len(set(taps)) != len(taps):
-            what = f"{unknown[0]!r} is no output of the model" if unknown else "taps must be named, and each once"
-            raise InputError(what, where=weights.path, hint=f"choose with --taps from its outputs: {', '.join(known)}")
+            what = f"{unknown[0]!r} is no output of the model" if unknown else "taps must be named, each once"
+            raise InputError(what, where=weights.path, hint=f"choose with --taps from its outputs: {', '.join(names)}")
         self.taps = list(taps)
-        seen = self(np.zeros((batch, CROP_PX, CROP_PX, 3), np.uint8))
-        self.shapes = {tap: seen[tap].shape[1:] for tap in taps}
+        # A trial run: the shapes that a model declares may contain free dimensions.
+        outputs = self(np.zeros((batch, CROP_PX, CROP_PX, 3), np.uint8))
+        self.shapes = {tap: outputs[tap].shape[1:] for tap in taps}
 
     def __call__(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Return {tap: (B, ...) float32} of crops (B, 160, 160, 3) uint8."""
-        pixels = self._shaped(crops)
+        pixels = self._input_of(crops)
         fixed = self.input.shape[0]
         step = fixed if isinstance(fixed, int) else len(pixels)
         runs = [self._run(pixels[start:start + step], step) for start in range(0, len(pixels), step)]
         values = (np.concatenate(parts)[:len(pixels)] for parts in zip(*runs, strict=True))
-        return {tap: _flat(value) for tap, value in zip(self.taps, values, strict=True)}
+        return {tap: np.asarray(value.mean(axis=(2, 3), dtype=np.float64) if value.ndim == MAP_DIMENSIONS else value,
+                                np.float32) for tap, value in zip(self.taps, values, strict=True)}
 
     def _run(self, pixels: NDArray[np.float32], step: int) -> list[NDArray[Any]]:
         """Return the model's outputs for one batch, padded to `step` crops."""
         padded = np.zeros((step, *pixels.shape[1:]), np.float32)
         padded[:len(pixels)] = pixels
-        found: list[NDArray[Any]] = self.session.run(self.taps, {self.input.name: padded})
-        return found
+        outputs: list[NDArray[Any]] = self.session.run(self.taps, {self.input.name: padded})
+        return outputs
 
-    def _shaped(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _input_of(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the crops scaled, in the layout and size of the model's input."""
-        last = self.input.shape[-1] == 3
-        height, width = self.input.shape[1:3] if last else self.input.shape[2:4]
-        x = ((torch.from_numpy(crops).float() - CENTRE) / SCALE).permute(0, 3, 1, 2)
+        channels_last = self.input.shape[-1] == 3
+        height, width = self.input.shape[1:3] if channels_last else self.input.shape[2:4]
+        x = ((torch.from_numpy(crops).float() - CENTER) / SCALE).permute(0, 3, 1, 2)
         size = [side if isinstance(side, int) else CROP_PX for side in (height, width)]
         if size != [CROP_PX, CROP_PX]:
             x = torch.nn.functional.interpolate(x, size=size, mode="bilinear", antialias=True)
-        return np.ascontiguousarray((x.permute(0, 2, 3, 1) if last else x).numpy())
-
-
-def _flat(value: NDArray[Any]) -> NDArray[np.float32]:
-    """Return an output, averaged over positions where it is a map."""
-    mean = value.mean(axis=(2, 3), dtype=np.float64) if value.ndim == MAP_DIMENSIONS else value
-    return np.asarray(mean, np.float32)
+        return np.ascontiguousarray((x.permute(0, 2, 3, 1) if channels_last else x).numpy())
 
 
 def _runtime() -> ModuleType:
@@ -90,27 +86,25 @@ def _runtime() -> ModuleType:
     return module
 
 
-def _errors(runtime: ModuleType) -> tuple[type[Exception], ...]:
-    """Return the exceptions of onnxruntime, which share no class of their own."""
-    held = vars(runtime.capi.onnxruntime_pybind11_state).values()
-    return (RuntimeError, ValueError, *(e for e in held if isinstance(e, type) and issubclass(e, Exception)))
-
-
 def _open(runtime: ModuleType, weights: Weights, device: str) -> Any:
     """Return a session on the model.
 
     Raises
     ------
     WeightsError
-        It is no ONNX model, or its input is no batch of pictures.
+        The file is no ONNX model, or its input is no batch of pictures.
     """
-    wanted = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
-    providers = [name for name in (*wanted, "CPUExecutionProvider") if name in runtime.get_available_providers()]
+    # onnxruntime's exceptions have no common base class.
+    members = vars(runtime.capi.onnxruntime_pybind11_state).values()
+    errors: tuple[type[Exception], ...] = (
+        RuntimeError, ValueError, *(e for e in members if isinstance(e, type) and issubclass(e, Exception)))
+    preferred = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
+    providers = [name for name in (*preferred, "CPUExecutionProvider") if name in runtime.get_available_providers()]
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = 1  # batches run side by side instead
+    options.intra_op_num_threads = 1  # batches run in parallel instead
     try:
         session = runtime.InferenceSession(str(weights.path), options, providers=providers)
-    except _errors(runtime) as error:
+    except errors as error:
         reason = str(error).partition("\n")[0]
         raise WeightsError(f"not readable as an ONNX model ({reason})", where=weights.path,
                            hint="export it again, with its file of external data beside it") from error
@@ -121,21 +115,21 @@ def _open(runtime: ModuleType, weights: Weights, device: str) -> Any:
     return session
 
 
-# The same net run by OpenVINO, on processors. Needs the extra `openvino`.
+# The CNN in OpenVINO, which is often faster than torch on CPUs.
 
 PRECISIONS = {"float32": "f32", "bf16": "bf16"}
 
 
 class OpenVinoNet:
-    """facenet-pytorch's InceptionResnetV1, converted from torch; `shapes` says what a call returns.
+    """facenet-pytorch's InceptionResnetV1, converted from torch; `shapes` are those of the taps that a call returns.
 
     Notes
     -----
-    One batch a stream, one thread a stream: batches run side by side, and the result does not depend on how many do.
-    In float32 it agrees with torch to a cosine of .99999 on every tap, in bf16 with float32 to .999.
+    Each stream runs one batch in one thread: batches run in parallel, and their number does not change the values. In
+    float32, every tap agrees with torch to a cosine of .99999; bf16 agrees with float32 to .999.
     """
 
-    aside = True
+    own_threads = True
 
     def __init__(self, source: files.Weights, taps: Sequence[str], *, precision: str, batch: int,
                  threads: int) -> None:
@@ -150,6 +144,7 @@ class OpenVinoNet:
         compiled = runtime.Core().compile_model(model, "CPU", {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision], "NUM_STREAMS": threads,
             "INFERENCE_NUM_THREADS": threads})
+        # A request must not be used by two threads at once, so each call borrows one.
         self.free: SimpleQueue[Any] = SimpleQueue()
         for _ in range(threads):
             self.free.put(compiled.create_infer_request())

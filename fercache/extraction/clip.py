@@ -20,7 +20,7 @@ from fercache.errors import ClipError
 from fercache.extraction.batcher import FeatureBuffer
 from fercache.extraction.resources import PipelineResources
 from fercache.faces import interpolation
-from fercache.faces.augmentation import apply_augmentation, sample_augmentation, seen_in_views
+from fercache.faces.augmentation import apply_augmentation, augmented_taps, sample_augmentation
 from fercache.faces.crops import crop_face, whole_picture
 from fercache.faces.identity import Person, build_persons, crops_to_embed, left_and_right, mean_vector
 from fercache.faces.tracklets import Tracklets, link_tracklets
@@ -433,7 +433,7 @@ class ClipJob:
         for tap in shapes:
             values = segment.buffer.values[tap][:segment.rows]
             out[tap] = values[:, 0]
-            if self.views > 1 and tap in seen_in_views(shapes):
+            if self.views > 1 and tap in augmented_taps(shapes):
                 out[tap_views(tap)] = values[:, 1:]
         return out
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.backbones.taps import IDENTITY
+from fercache.backbones.taps import EMBEDDING
 from fercache.backbones.weights import KNOWN_WEIGHTS
 from fercache.backbones.weights.files import Weights
 from fercache.config import ExtractConfig
@@ -71,7 +71,7 @@ class Nets:
     @cached_property
     def identity(self) -> Backbone | None:
         """The net that gives identity vectors: the backbone if it has that tap, else another copy of it."""
-        if IDENTITY in self.backbone.shapes and self.load_identity is not None:
+        if EMBEDDING in self.backbone.shapes and self.load_identity is not None:
             return self.backbone
         return self.load_identity() if self.load_identity is not None else None
 
@@ -86,7 +86,7 @@ class Nets:
             with _loading:
                 net = self.identity
             assert net is not None
-            return net.embed32(crops, run)[IDENTITY]
+            return net.embed32(crops, run)[EMBEDDING]
         return embed if self.load_identity is not None else None
 
 
@@ -114,7 +114,7 @@ def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
 
         detector = Detector(min_face_px=config.min_face_px, min_score=config.min_score, detect_px=config.detect_px,
                             device=device)
-    load_identity = partial(tapped, (IDENTITY,)) if cnn.name in KNOWN_WEIGHTS else None
+    load_identity = partial(tapped, (EMBEDDING,)) if cnn.name in KNOWN_WEIGHTS else None
     if detector is not None and load_identity is None:
         log.info("%s weights have no known identity vector: people are told apart by position only", cnn.name)
     return Nets(backbone=backbone, detector=detector, device=device, threads=threads, load_identity=load_identity)
@@ -233,7 +233,7 @@ class PipelineResources:
 def open_resources(nets: Nets, cancel: CancelToken, bar: ProgressBar, clips: int) -> Iterator[PipelineResources]:
     """Yield the resources for these nets and so many concurrent clips; all threads end with the block."""
     gpu = nets.device != "cpu"
-    elsewhere = {"detect": gpu, "cnn": gpu or nets.backbone.aside}  # the calling thread waits
+    elsewhere = {"detect": gpu, "cnn": gpu or nets.backbone.own_threads}  # the calling thread waits
     with TorchThreadPool(nets.threads, nets.device) as threads:
         lanes = dict.fromkeys(PARTS, nets.threads) | {"detect": threads.count, "cnn": threads.count, "write": clips}
         clocks = dict.fromkeys(("write", *(part for part, waits in elsewhere.items() if waits)), time.perf_counter)

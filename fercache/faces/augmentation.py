@@ -1,10 +1,10 @@
-"""Views: seeded augmentations of each face, beside the plain one, so that stage two can draw among them.
+"""Seeded augmentations of each face, stored beside the plain crop, so that training can draw among them.
 
 Notes
 -----
-View 0 is the plain crop. View 1 is its mirror image and nothing else; the later ones are moved, zoomed, turned and lit
-at random, every other one of them mirrored too. What a view looks like follows from the clip's name, the frame's number
-and the view's number alone: neither batches nor order, a resumed run or another process change it.
+View 0 is the plain crop. View 1 is its mirror image. Later views are shifted, zoomed, rotated and lit at random, and
+every other one is mirrored too. A view depends only on the clip's name, the frame number and the view number, so
+batches, order, resumed runs and processes do not change it.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fercache.backbones.taps import IDENTITY, tap_views
+from fercache.backbones.taps import EMBEDDING, tap_views
 from fercache.errors import InputError
 
 AUGMENTATION_VERSION = "mirror-then-camera-1"
-"""Raised whenever a view would look otherwise; part of the fingerprint of stores with views."""
+"""Changed whenever the pixels of a view change; part of the fingerprint of stores with views."""
 SHIFT = 0.06
-"""Most that a view is moved, as a share of the box's sides."""
+"""Largest shift of a view, as a fraction of the box's sides."""
 ZOOM = 0.12
-"""Most that a view is larger or smaller, as a natural logarithm."""
+"""Largest zoom of a view in either direction, as a natural logarithm."""
 ANGLE = math.radians(10)
 LIGHT = 0.25
-"""Most that a view is brighter or darker, as a share."""
+"""Largest relative change of brightness."""
 SPARE_PX = 2
-"""Pixels kept around what a view shows, so that interpolation never runs out of picture."""
+"""Pixels cut out around a view, so that bilinear interpolation has neighbors at the border."""
 
 Picture = NDArray[np.uint8]
 
@@ -42,11 +42,11 @@ class Augmentation:
 
     Attributes
     ----------
-    mirrored : left and right are swapped, last of all.
-    right, down : how far the view looks from the box's middle, in shares of its sides.
-    zoom : sides of what is shown over those of the box.
-    angle : radians the camera is turned.
-    light : factor on every value.
+    mirrored : left and right are swapped, as the last step.
+    right, down : shift of the view from the box's center, as fractions of its sides.
+    zoom : side of the region shown over that of the box.
+    angle : rotation of the camera in radians.
+    light : factor on every pixel value.
     """
 
     mirrored: bool = False
@@ -58,95 +58,80 @@ class Augmentation:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the view shows just what the box holds."""
+        """Whether the view shows exactly the box."""
         return (self.right, self.down, self.zoom, self.angle) == (0.0, 0.0, 1.0, 0.0)
 
 
 def sample_augmentation(clip: str, frame: int, view: int) -> Augmentation:
-    """Return the look of a view (from 1) of a frame (from 1) of a clip."""
+    """Return the augmentation of a view of a frame of a clip; views and frames count from 1."""
     if view == 1:
         return Augmentation(mirrored=True)
-    hashed = hashlib.sha256(f"{AUGMENTATION_VERSION}\0{frame}\0{view}\0".encode() + clip.encode("utf-8",
-                                                                                              "surrogateescape")).digest()
+    name = clip.encode("utf-8", "surrogateescape")  # names of files need not be valid UTF-8
+    hashed = hashlib.sha256(f"{AUGMENTATION_VERSION}\0{frame}\0{view}\0".encode() + name).digest()
     u = np.random.default_rng(int.from_bytes(hashed[:16], "little")).uniform(-1, 1, 5).tolist()
     return Augmentation(mirrored=view % 2 == 1, right=SHIFT * u[0], down=SHIFT * u[1], zoom=math.exp(ZOOM * u[2]),
-                angle=ANGLE * u[3], light=1 + LIGHT * u[4])
+                        angle=ANGLE * u[3], light=1 + LIGHT * u[4])
 
 
 def apply_augmentation(plain: Picture, image: Picture, box: NDArray[np.float64], margin: float,
-                       look: Augmentation) -> Picture:
+                       augmentation: Augmentation) -> Picture:
     """Return a view, of the size of the `plain` crop, (S, S, 3).
 
     Parameters
     ----------
-    image : the frame, (H, W, 3): what lies around the box comes from it, so that no border shows; beyond its own edge
-        the edge is repeated.
-    box : x1, y1, x2, y2 in pixels; margin : room around it, as for the plain crop.
+    image : the frame, (H, W, 3). Pixels around the box come from it, so that no border shows; beyond the frame its
+        edge is repeated.
+    box : x1, y1, x2, y2 in pixels.
+    margin : as for `crop_face`.
     """
-    seen = plain if look.is_plain else _warped(image, _framed(image, box, margin), len(plain), look)
-    if look.light != 1:
-        seen = np.clip(seen * np.float32(look.light) + np.float32(0.5), 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(seen[:, ::-1]) if look.mirrored else seen
+    view = plain if augmentation.is_plain else _warp(image, box, margin, len(plain), augmentation)
+    if augmentation.light != 1:
+        view = np.clip(view * np.float32(augmentation.light) + np.float32(0.5), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(view[:, ::-1]) if augmentation.mirrored else view
 
 
-def _framed(image: Picture, box: NDArray[np.float64], margin: float) -> tuple[float, float, float, float]:
-    """Return middle and sides, in pixels, of what the plain crop shows: the box with its margin, inside the frame."""
-    room = margin * max(box[2] - box[0], box[3] - box[1]) / 2
-    low = np.clip(box[:2] - room, 0, [image.shape[1] - 1, image.shape[0] - 1])
-    high = np.clip(box[2:] + room, low + 1, [image.shape[1], image.shape[0]])
-    return (*((low + high) / 2).tolist(), *(high - low).tolist())
-
-
-def _warped(image: Picture, framed: tuple[float, float, float, float], size: int, look: Augmentation) -> Picture:
-    """Return what a turned, moved, zoomed camera sees of the box, (size, size, 3).
-
-    Notes
-    -----
-    A large face is made smaller first, with every pixel counted, as the plain crop does; the turn is then bilinear at
-    about the final scale.
-    """
-    x, y, wide, high = framed
-    across, along = np.array([wide, high]) * look.zoom
-    turn = np.array([[math.cos(look.angle), -math.sin(look.angle)], [math.sin(look.angle), math.cos(look.angle)]])
-    middle = np.array([x + look.right * wide, y + look.down * high])
-    shrink = min(1.0, size / max(across, along))
-    reach = np.abs(turn) @ np.array([across, along]) / 2 + SPARE_PX / shrink + 1
-    start, stop = np.floor(middle - reach).astype(int), np.ceil(middle + reach).astype(int)
-    part = _cut(image, start, stop)
-    small = (np.maximum(1, np.round((stop - start) * shrink))).astype(int)
-    held = Image.fromarray(part)
-    if shrink < 1:
-        held = held.resize((int(small[0]), int(small[1])), Image.Resampling.BILINEAR)
-    scale = np.array(held.size) / (stop - start)
-    matrix = scale[:, None] * turn * np.array([across, along]) / size
-    offset = scale * (middle - start) - matrix @ np.array([size / 2, size / 2])
+def _warp(image: Picture, box: NDArray[np.float64], margin: float, size: int, augmentation: Augmentation) -> Picture:
+    """Return the shifted, zoomed, rotated view of the box with its margin, (size, size, 3)."""
+    # The region of the plain crop: the box with its margin, clipped to the frame.
+    border = margin * max(box[2] - box[0], box[3] - box[1]) / 2
+    low = np.clip(box[:2] - border, 0, [image.shape[1] - 1, image.shape[0] - 1])
+    high = np.clip(box[2:] + border, low + 1, [image.shape[1], image.shape[0]])
+    sides = (high - low) * augmentation.zoom
+    center = (low + high) / 2 + np.array([augmentation.right, augmentation.down]) * (high - low)
+    sine, cosine = math.sin(augmentation.angle), math.cos(augmentation.angle)
+    rotation = np.array([[cosine, -sine], [sine, cosine]])
+    shrink = min(1.0, size / max(sides))
+    reach = np.abs(rotation) @ sides / 2 + SPARE_PX / shrink + 1
+    start, stop = np.floor(center - reach).astype(int), np.ceil(center + reach).astype(int)
+    columns = np.clip(np.arange(start[0], stop[0]), 0, image.shape[1] - 1)  # clipped indices repeat the frame's edge
+    rows = np.clip(np.arange(start[1], stop[1]), 0, image.shape[0] - 1)
+    part = Image.fromarray(np.ascontiguousarray(image[rows[:, None], columns]))
+    if shrink < 1:  # a bilinear transform samples 4 pixels only, so a large face would alias: shrink it first
+        width, height = np.maximum(1, np.round((stop - start) * shrink)).astype(int)
+        part = part.resize((int(width), int(height)), Image.Resampling.BILINEAR)
+    scale = np.array(part.size) / (stop - start)
+    matrix = scale[:, None] * rotation * sides / size
+    offset = scale * (center - start) - matrix @ np.array([size / 2, size / 2])
     data = (*matrix[0], offset[0], *matrix[1], offset[1])
-    return np.asarray(held.transform((size, size), Image.Transform.AFFINE, tuple(map(float, data)),
+    return np.asarray(part.transform((size, size), Image.Transform.AFFINE, tuple(map(float, data)),
                                      Image.Resampling.BILINEAR))
 
 
-def _cut(image: Picture, start: NDArray[np.int64], stop: NDArray[np.int64]) -> Picture:
-    """Return columns and rows `start` to `stop` (x, y) of a frame; beyond its edges the edge is repeated."""
-    columns = np.clip(np.arange(start[0], stop[0]), 0, image.shape[1] - 1)
-    rows = np.clip(np.arange(start[1], stop[1]), 0, image.shape[0] - 1)
-    return np.ascontiguousarray(image[rows[:, None], columns])
-
-
-def seen_in_views(taps: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    """Return the taps that are kept of every view: all but the identity vector, which says who it is in any view."""
-    return tuple(tap for tap in taps if tap != IDENTITY)
+def augmented_taps(taps: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Return the taps that are stored of every view: all but the identity vector, which no view should change."""
+    return tuple(tap for tap in taps if tap != EMBEDDING)
 
 
 def with_views(taps: Mapping[str, tuple[int, ...]], views: int) -> dict[str, tuple[int, ...]]:
-    """Return the shape of a frame's row of everything that is stored: the taps, and beside them their views.
+    """Return the shape of a frame's row of every stored array: the taps, and their views if there are any.
 
     Raises
     ------
     InputError
-        There is no tap to keep views of, or a tap has the name of another one's views.
+        No tap can have views, or a tap has the same name as the views of another one.
     """
-    beside = {tap_views(tap): (views - 1, *taps[tap]) for tap in seen_in_views(taps)} if views > 1 else {}
-    if views > 1 and (not beside or beside.keys() & taps.keys()):
-        raise InputError("views of these taps cannot be kept", where=", ".join(taps),
-                         hint=f"name a tap other than {IDENTITY}, and none that ends as the views' names do")
-    return {**taps, **beside}
+    added = {tap_views(tap): (views - 1, *taps[tap]) for tap in augmented_taps(taps)} if views > 1 else {}
+    if views > 1 and (not added or added.keys() & taps.keys()):
+        raise InputError("views of these taps cannot be stored", where=", ".join(taps),
+                         hint=f"choose a tap other than {EMBEDDING}, and none whose name ends in {tap_views('')}")
+    return {**taps, **added}

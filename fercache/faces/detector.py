@@ -1,4 +1,10 @@
-"""Faces in pictures, found by MTCNN as boxes."""
+"""Face detection with MTCNN: boxes and scores of the faces in pictures.
+
+Runs facenet-pytorch's three nets with a driver of its own, which gives the library's boxes in a third of the time. The
+library averages each scale, and each candidate, from the picture anew, and runs the nets in a layout in which pooling
+is slow. Here an integral image gives the mean over any rectangle from four values, for all candidates at once, and the
+nets run channels-last. Sums are integers and means are rounded once, so boxes differ by float noise only.
+"""
 
 from __future__ import annotations
 
@@ -16,38 +22,26 @@ from fercache.faces.crops import Square, cut_out, reduced, square_around
 from fercache.faces.tracklets import SAME_IOU, area, iou
 from fercache.runtime.devices import map_threads, resolve_threads
 
-# MTCNN's three nets, driven quickly: the boxes of facenet-pytorch's own driver, for a third of its work.
-#
-# Notes
-# -----
-# Its driver spends two thirds of its time outside the nets: it averages each scale, and each candidate, from the
-# picture
-# anew, and runs the nets in a layout in which pooling is slow. Here the sums of all pixels above and to the left are
-# taken once a picture, so that the mean over any rectangle is four look-ups, for all candidates at once; and the nets
-# run
-# channels-last. Sums are whole numbers, means are rounded once: boxes differ from the library's by float noise alone.
-
 CELL_PX, STRIDE_PX = 12, 2
-"""What the first net sees at once, and how far it moves."""
+"""Receptive field and stride of the first net."""
 FACTOR = 0.709
-"""From one scale of the pyramid to the next."""
+"""Ratio of one scale of the pyramid to the previous one."""
 THRESHOLDS = (0.6, 0.7, 0.7)
-"""Scores from which candidates pass each net; with FACTOR, facenet-pytorch's defaults."""
+"""Least scores to pass each net. These and FACTOR are facenet-pytorch's defaults."""
 SIDES = (24, 48)
-"""Pixels of a candidate's side as the second and the third net see it."""
-FIRST_PIXELS, AT_ONCE = 320_000, (64, 16)
-"""Pixels that the first net sees at once, and candidates that the second and the third do: what they make of more does
-not stay in a core's cache, which takes up to twice the time."""
-CENTRE, SCALE = 127.5, 0.0078125
+"""Input size of the second and the third net, in pixels."""
+FIRST_PIXELS, CANDIDATES = 320_000, (64, 16)
+"""Pixels per call of the first net, and candidates per call of the second and the third. With more, activations leave a
+core's cache, and a call takes up to twice the time."""
+CENTER, SCALE = 127.5, 0.0078125
 SMALL_SUMS = 1 << 16
-"""Sums of a picture up to which they are kept apart from those of larger ones."""
-MOST = 512
-"""Candidates whose pixels are made at once."""
+"""Sums per picture up to which the scratch array for small pictures is used."""
+MAX_CANDIDATES = 512
+"""Candidates whose pixels are resampled at once, which bounds memory in a crowd."""
 
 Tensor: TypeAlias = torch.Tensor
 
-
-_kept = threading.local()
+_scratch_arrays = threading.local()
 
 
 class Mtcnn:
@@ -55,7 +49,7 @@ class Mtcnn:
 
     Notes
     -----
-    On the CPU it runs with the threads of its caller; a caller that wants equal boxes keeps threads and batches fixed.
+    On the CPU it runs with the caller's threads. For bit-equal boxes, keep the number of threads and the batches fixed.
     """
 
     def __init__(self, min_face_px: int, device: str = "cpu") -> None:
@@ -64,7 +58,7 @@ class Mtcnn:
         nets = facenet.MTCNN(device=self.device).eval().requires_grad_(False)
         self.first, self.second, self.third = (net.to(memory_format=torch.channels_last)
                                                for net in (nets.pnet, nets.rnet, nets.onet))
-        self.first.pool1 = HalvingPool()
+        self.first.pool1 = HalvingPool()  # torch's pooling is slow on channels-last tensors
         resolve_threads(device)
 
     @torch.inference_mode()
@@ -78,47 +72,54 @@ class Mtcnn:
         sums = IntegralImage(pictures, self.device)
         place, boxes = self._proposed(sums)
         place, boxes = self._refined(sums, place, boxes)
-        found, order = boxes.cpu().numpy(), place.cpu().numpy()
-        return [_largest_first(found[order == i]) for i in range(len(pictures))]
+        faces, owner = boxes.cpu().numpy(), place.cpu().numpy()
+        return [_largest_first(faces[owner == i]) for i in range(len(pictures))]
 
     def _scales(self, side_px: int) -> list[float]:
         """Return the scales of the pyramid for pictures with this shorter side."""
-        scales, scale, left = [], self.first_scale, side_px * self.first_scale
-        while left >= CELL_PX:
+        scales, scale, scaled_px = [], self.first_scale, side_px * self.first_scale
+        while scaled_px >= CELL_PX:
             scales.append(scale)
-            scale, left = scale * FACTOR, left * FACTOR
+            scale, scaled_px = scale * FACTOR, scaled_px * FACTOR
         return scales
 
     def _proposed(self, sums: IntegralImage) -> tuple[Tensor, Tensor]:
         """Return the first net's candidates: picture (n,) and square boxes with score (n, 5)."""
         places, boxes = [], []
         for scale in self._scales(min(sums.height, sums.width)):
-            seen = sums.whole(int(sums.height * scale + 1), int(sums.width * scale + 1))
-            move, face_probs = _bit_by_bit(self.first, seen, max(1, FIRST_PIXELS // (seen.shape[1] * seen.shape[2])))
-            place, found = _cells(move, face_probs, scale)
-            pick = facenet.library_nms(found[:, :4], found[:, 4], place, 0.5)
+            scaled = sums.resized(int(sums.height * scale + 1), int(sums.width * scale + 1))
+            step = max(1, FIRST_PIXELS // (scaled.shape[1] * scaled.shape[2]))
+            move, face_probs = _run_in_chunks(self.first, scaled, step)
+            place, cells = _cells(move, face_probs, scale)
+            pick = facenet.library_nms(cells[:, :4], cells[:, 4], place, 0.5)
             places.append(place[pick])
-            boxes.append(found[pick])
+            boxes.append(cells[pick])
         if not boxes:
             return torch.empty(0, dtype=torch.long), torch.empty(0, 5)
-        place, found = torch.cat(places), torch.cat(boxes)
-        pick = facenet.library_nms(found[:, :4], found[:, 4], place, 0.7)
-        place, found = place[pick], found[pick]
-        size = (found[:, 2:4] - found[:, :2]).repeat(1, 2)
-        return place, torch.cat([_square(found[:, :4] + found[:, 5:9] * size), found[:, 4:5]], 1)
+        place, cells = torch.cat(places), torch.cat(boxes)
+        pick = facenet.library_nms(cells[:, :4], cells[:, 4], place, 0.7)
+        place, cells = place[pick], cells[pick]
+        # No extra pixel in the size here, unlike in `_moved`: the library does the same.
+        size = (cells[:, 2:4] - cells[:, :2]).repeat(1, 2)
+        return place, torch.cat([_square(cells[:, :4] + cells[:, 5:9] * size), cells[:, 4:5]], 1)
 
     def _refined(self, sums: IntegralImage, place: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the second and the third net make of candidates."""
-        for net, side, threshold, step in zip((self.second, self.third), SIDES, THRESHOLDS[1:], AT_ONCE, strict=True):
+        """Return the candidates, pictures (n,) and boxes (n, 5), that pass the second and the third net."""
+        nets = zip((self.second, self.third), SIDES, THRESHOLDS[1:], CANDIDATES, strict=True)
+        for net, side, threshold, step in nets:
             part, inside = sums.rectangles(boxes)
             place, boxes, part = place[inside], boxes[inside], tuple(edge[inside] for edge in part)
             if not len(boxes):
                 return place, boxes
-            answers = [_bit_by_bit(net, sums.parts(place[i:i + MOST], [edge[i:i + MOST] for edge in part], side), step)
-                       for i in range(0, len(boxes), MOST)]
-            moves, score = torch.cat([a[0] for a in answers]), torch.cat([a[-1] for a in answers])[:, 1]
-            good = score > threshold
-            place, boxes, moves = place[good], torch.cat([boxes[good, :4], score[good, None]], 1), moves[good]
+            outputs = []
+            for i in range(0, len(boxes), MAX_CANDIDATES):
+                chunk = slice(i, i + MAX_CANDIDATES)
+                crops = sums.crops(place[chunk], [edge[chunk] for edge in part], side)
+                outputs.append(_run_in_chunks(net, crops, step))
+            # The third net also returns landmarks, in the middle: moves come first, scores last.
+            moves, score = torch.cat([o[0] for o in outputs]), torch.cat([o[-1] for o in outputs])[:, 1]
+            passed = score > threshold
+            place, boxes, moves = place[passed], torch.cat([boxes[passed, :4], score[passed, None]], 1), moves[passed]
             if side == SIDES[0]:
                 pick = facenet.library_nms(boxes[:, :4], boxes[:, 4], place, 0.7)
                 place, boxes = place[pick], _moved(boxes[pick], moves[pick])
@@ -131,7 +132,7 @@ class Mtcnn:
 
 
 class HalvingPool(torch.nn.Module):
-    """``MaxPool2d(2, 2, ceil_mode=True)``, three times as quick on pictures that lie channels-last."""
+    """``MaxPool2d(2, 2, ceil_mode=True)``, three times as fast on channels-last tensors."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, C, ceil(h / 2), ceil(w / 2)) of (B, C, h, w)."""
@@ -144,48 +145,48 @@ class HalvingPool(torch.nn.Module):
 
 
 class IntegralImage:
-    """Pictures of which the mean over any rectangle is quickly known.
+    """Sums of all pixels above and to the left of each pixel; they give the mean over any rectangle in four reads.
 
     Notes
     -----
-    Sums are kept in 32 bits and may wrap around; differences, of rectangles up to eight million pixels, do not. A
-    fourth, empty channel makes a pixel one unit of 16 bytes, which is looked up at once.
+    Sums are stored in 32 bits and may wrap around; differences over rectangles up to eight million pixels do not. A
+    fourth, empty channel makes a pixel one unit of 16 bytes, which one read returns.
     """
 
     def __init__(self, pictures: NDArray[np.uint8], device: torch.device) -> None:
         count, self.height, self.width, _ = pictures.shape
         if device.type == "cpu":
-            held = _scratch((count, self.height + 1, self.width + 1, 4))
-            for picture, sums in zip(pictures, held[:, 1:], strict=True):
+            table = _scratch((count, self.height + 1, self.width + 1, 4))
+            for picture, sums in zip(pictures, table[:, 1:], strict=True):
                 np.cumsum(picture, axis=1, dtype=np.int32, out=sums[:, 1:, :3])
                 np.cumsum(sums, axis=0, out=sums)
-            self.table = torch.from_numpy(held)
+            self.table = torch.from_numpy(table)
         else:
             pixels = torch.from_numpy(pictures).to(device, non_blocking=True)
             summed = pixels.cumsum(2, dtype=torch.int32).cumsum(1, dtype=torch.int32)
             self.table = torch.nn.functional.pad(summed, (0, 1, 1, 0, 1, 0))
 
-    def whole(self, height: int, width: int) -> Tensor:
-        """Return every picture at that size, pixels averaged: (B, height, width, 3) float32."""
+    def resized(self, height: int, width: int) -> Tensor:
+        """Return every picture at that size with pixels averaged, (B, height, width, 3) float32."""
         low_y, high_y = _bins(self.height, height, self.table.device)
         low_x, high_x = _bins(self.width, width, self.table.device)
         count = ((high_y - low_y)[:, None] * (high_x - low_x)).float()[..., None]
-        seen = torch.empty(len(self.table), height, width, 3, device=self.table.device)
-        for sums, into in zip(self.table, seen, strict=True):  # one by one: it stays in the processor's cache
+        resized = torch.empty(len(self.table), height, width, 3, device=self.table.device)
+        for sums, into in zip(self.table, resized, strict=True):  # one picture at a time stays in the CPU's cache
             lines = sums.index_select(0, high_y) - sums.index_select(0, low_y)
             total = _taken(lines, 1, high_x) - _taken(lines, 1, low_x)
             torch.div(total[..., :3], count, out=into)
-        return seen
+        return resized
 
     def rectangles(self, boxes: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return left, top, right, bottom (n,) of boxes as whole pixels in the picture; whether each holds one (n,)."""
+        """Return left, top, right, bottom (n,) of boxes in whole pixels, and whether each has an area (n,)."""
         corner = boxes[:, :4].trunc().long()
         left, top = corner[:, 0].clamp(min=1) - 1, corner[:, 1].clamp(min=1) - 1
         right, bottom = corner[:, 2].clamp(max=self.width), corner[:, 3].clamp(max=self.height)
         return (left, top, right, bottom), (right > left) & (bottom > top)
 
-    def parts(self, place: Tensor, part: list[Tensor], side: int) -> Tensor:
-        """Return rectangles (n,) of pictures at `place` (n,), each made `side` pixels square: (n, side, side, 3)."""
+    def crops(self, place: Tensor, part: list[Tensor], side: int) -> Tensor:
+        """Return rectangles (n,) of the pictures `place` (n,), resized to squares (n, side, side, 3)."""
         left, top, right, bottom = (edge[:, None] for edge in part)
         step = torch.arange(side, device=left.device)
         low_y, high_y = top + step * (bottom - top) // side, top - (-(step + 1) * (bottom - top) // side)
@@ -206,45 +207,43 @@ def _scratch(shape: tuple[int, int, int, int]) -> NDArray[np.int32]:
 
     Notes
     -----
-    Memory of this size, fresh from the system for each batch, would cost more time than the sums themselves. One is
-    kept for large pictures and one for small ones, as both are looked at in turn; fewer pictures take a part of it.
+    Allocating this much memory for each batch would take longer than the sums. One array for large pictures and one for
+    small ones, so that a mix of both does not reallocate; a smaller batch uses a part of it.
     """
     name = "large" if shape[1] * shape[2] > SMALL_SUMS else "small"
-    held: NDArray[np.int32] | None = getattr(_kept, name, None)
-    if held is None or held.shape[1:] != shape[1:] or len(held) < shape[0]:
-        held = np.zeros(shape, np.int32)
-        setattr(_kept, name, held)
-    return held[:shape[0]]
+    array: NDArray[np.int32] | None = getattr(_scratch_arrays, name, None)
+    if array is None or array.shape[1:] != shape[1:] or len(array) < shape[0]:
+        array = np.zeros(shape, np.int32)
+        setattr(_scratch_arrays, name, array)
+    return array[:shape[0]]
 
 
 def _taken(table: Tensor, dim: int, index: Tensor) -> Tensor:
-    """Return ``table.index_select(dim, index)`` of sums (..., 4); on the CPU by numpy, which is quicker."""
+    """Return ``table.index_select(dim, index)`` of sums (..., 4); on the CPU with numpy, which is faster."""
     if table.device.type != "cpu":
         return table.index_select(dim, index)
+    # Viewed as complex128, the four 32-bit sums of a pixel are one element of 16 bytes.
     units = table.numpy().view(np.complex128)[..., 0]
-    found = units.take(index.numpy(), axis=dim, mode="clip")
-    return torch.from_numpy(found.view(np.int32).reshape(*found.shape, 4))
+    taken = units.take(index.numpy(), axis=dim, mode="clip")  # "clip" skips the bounds check; all are inside
+    return torch.from_numpy(taken.view(np.int32).reshape(*taken.shape, 4))
 
 
 def _bins(length: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return first and last (exclusive) pixel of each of `count` bins, as torch's area interpolation has them."""
+    """Return the first and last (exclusive) pixel of each of `count` bins of torch's area interpolation."""
     step = torch.arange(count, device=device)
     return step * length // count, -(-(step + 1) * length // count)
 
 
-def _bit_by_bit(net: torch.nn.Module, seen: Tensor, step: int) -> list[Tensor]:
-    """Return the answers of a net to pictures (B, h, w, 3), of which it sees `step` at once."""
-    answers = [net(_standard(seen[i:i + step])) for i in range(0, len(seen), step)]
-    return [torch.cat(one) for one in zip(*answers, strict=True)]
-
-
-def _standard(seen: Tensor) -> Tensor:
-    """Return pictures (B, h, w, 3) as the nets want them: (B, 3, h, w), channels last in memory."""
-    return ((seen - CENTRE) * SCALE).permute(0, 3, 1, 2)
+def _run_in_chunks(net: torch.nn.Module, pictures: Tensor, step: int) -> list[Tensor]:
+    """Return the outputs of a net for pictures (B, h, w, 3), run on `step` of them at a time."""
+    # permute alone: the memory stays channels-last, the layout in which the nets run.
+    chunks = (pictures[i:i + step] for i in range(0, len(pictures), step))
+    outputs = [net(((chunk - CENTER) * SCALE).permute(0, 3, 1, 2)) for chunk in chunks]
+    return [torch.cat(parts) for parts in zip(*outputs, strict=True)]
 
 
 def _cells(move: Tensor, face_probs: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Return picture (n,), and box, score and four moves (n, 9), of the cells that the first net takes for faces."""
+    """Return the picture (n,), and box, score and four moves (n, 9), of the cells that the first net accepts."""
     place, y, x = (face_probs[:, 1] >= THRESHOLDS[0]).nonzero(as_tuple=True)
     corner = torch.stack([x, y], 1).to(move.dtype) * STRIDE_PX + 1
     low, high = (corner / scale).floor(), ((corner + (CELL_PX - 1)) / scale).floor()
@@ -252,13 +251,13 @@ def _cells(move: Tensor, face_probs: Tensor, scale: float) -> tuple[Tensor, Tens
 
 
 def _moved(boxes: Tensor, move: Tensor) -> Tensor:
-    """Return boxes with score (n, 5), moved by what a net says of them, in shares of their sides."""
+    """Return boxes with score (n, 5), moved by a net's output, which is in fractions of their sides."""
     size = (boxes[:, 2:4] - boxes[:, :2] + 1).repeat(1, 2)
     return torch.cat([boxes[:, :4] + move * size, boxes[:, 4:5]], 1)
 
 
 def _square(boxes: Tensor) -> Tensor:
-    """Return boxes (n, 4) made square around their middle."""
+    """Return boxes (n, 4) extended to squares around their center."""
     size = boxes[:, 2:4] - boxes[:, :2]
     longest = size.max(1, keepdim=True).values
     low = boxes[:, :2] + size * 0.5 - longest * 0.5
@@ -266,14 +265,16 @@ def _square(boxes: Tensor) -> Tensor:
 
 
 def _largest_first(faces: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the faces (n, 5) of a picture, by area, as the library orders them."""
+    """Return the faces (n, 5) of a picture in the library's order, by area."""
     area = (faces[:, 2] - faces[:, 0]) * (faces[:, 3] - faces[:, 1])
     return faces[np.argsort(area)[::-1]].astype(np.float64)
 
 
+# The detector: batches of pictures, their scale, and rounding.
+
 BATCH = 8
 BATCH_PIXELS = BATCH << 21
-"""Pixels of the largest batch: 16 bytes a pixel are held of all of it."""
+"""Pixels of the largest batch, which takes 16 bytes a pixel."""
 NEAR_PX, NEAR_FACE_PX = 160, 40
 """Side of the squares that `near` looks at, and the smallest face in them that it looks for."""
 ROI_MARGIN = 2.2
@@ -282,24 +283,24 @@ ROI_BATCH = 32
 ROI_PIXELS = 200_000
 """Pixels of a picture, seen with the smallest face at NEAR_FACE_PX, that take as long as to look around one place."""
 TRUNCATED_PX = np.array([1.5, 1.5, 0.5, 0.5])
-"""How much too large MTCNN's x1, y1, x2, y2 come out, in pixels of the picture that it sees: its driver cuts candidates
-at whole pixels (half a pixel less on average), and begins one further to the left and above."""
+"""Bias of MTCNN's x1, y1, x2, y2, in pixels of its input. Its driver truncates candidates to whole pixels (half a pixel
+on average) and starts one pixel further left and up."""
 BOX_STEPS = 16
-"""Steps a pixel that boxes are rounded to: MTCNN's noise between batches is at most 1e-4 px."""
+"""Boxes are rounded to 1 / BOX_STEPS px, since MTCNN's noise between batches is at most 1e-4 px."""
 SCORE_DIGITS = 4
 
 
 class Detector:
-    """MTCNN, made to look for faces of at least `min_face_px` and to keep those of at least `min_score`.
+    """Face detector: MTCNN for faces of at least `min_face_px` with a score of at least `min_score`.
 
     Parameters
     ----------
-    detect_px : pictures with a longer side than this are reduced to it first; 0 leaves them as they are.
+    detect_px : longer side to which larger pictures are scaled down before detection; 0 never scales.
 
     Notes
     -----
-    Boxes move by up to 1e-4 px with what else is in the batch (callers fix that) and with the thread count (each
-    batch has one thread here, and batches run side by side); boxes and scores are rounded.
+    Boxes depend by up to 1e-4 px on the other pictures of the batch (callers fix the batches) and on the number of
+    threads (here each batch has one thread, and batches run in parallel). So boxes and scores are rounded.
     """
 
     def __init__(self, min_face_px: int = 40, min_score: float = 0.9, device: str = "cpu", batch: int = BATCH,
@@ -307,7 +308,7 @@ class Detector:
         self.min_face_px, self.min_score, self.batch, self.detect_px = min_face_px, min_score, batch, detect_px
         self.device = device
         self.nets: dict[int | str, Mtcnn] = {}
-        self._making = threading.Lock()  # batches run side by side: two of them may ask for the first time at once
+        self._making = threading.Lock()  # batches run in parallel, and two may need a net first
 
     def detect(self, images: Sequence[NDArray[np.uint8]], run: Callable[..., list[Any]] = map_threads
                ) -> list[NDArray[np.float64]]:
@@ -316,19 +317,22 @@ class Detector:
         Parameters
         ----------
         images : pictures (H, W, 3), of one size or of several.
-        run : computes the batches, as `cores.spread` does.
+        run : computes the batches, as `devices.map_threads` does.
         """
-        found = [np.empty((0, 5)) for _ in images]
+        detected = [np.empty((0, 5)) for _ in images]
         scale = [self._scale(image) for image in images]
-        seen = [image if part == 1 else reduced(image, part) for image, part in zip(images, scale, strict=True)]
-        batches = [batch for shape, places in _by_size(images).items()
-                   for batch in self._batches(seen[places[0]].shape, scale[places[0]], places)]
-        results = run(lambda batch: self.net(scale[batch[0]]).detect(np.stack([seen[i] for i in batch])),
+        inputs = [image if factor == 1 else reduced(image, factor) for image, factor in zip(images, scale, strict=True)]
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for i, image in enumerate(images):
+            by_size.setdefault((image.shape[0], image.shape[1]), []).append(i)
+        batches = [batch for rows in by_size.values()
+                   for batch in self._batches(inputs[rows[0]].shape, scale[rows[0]], rows)]
+        results = run(lambda batch: self.net(scale[batch[0]]).detect(np.stack([inputs[i] for i in batch])),
                       batches, self.device)
-        for batch, faces in zip(batches, results, strict=True):
-            for place, one in zip(batch, faces, strict=True):
-                found[place] = self._kept(_enlarged(one, 1 / scale[place]), images[place].shape[:2])
-        return found
+        for batch, results_of_batch in zip(batches, results, strict=True):
+            for i, faces in zip(batch, results_of_batch, strict=True):
+                detected[i] = self._filtered(_enlarged(faces, 1 / scale[i]), images[i].shape[:2])
+        return detected
 
     def detect_in_rois(self, images: Sequence[NDArray[np.uint8]], places: Sequence[NDArray[np.float64]],
              run: Callable[..., list[Any]] = map_threads) -> list[NDArray[np.float64]]:
@@ -356,7 +360,7 @@ class Detector:
             left, top, side = square
             inside = faces[_inside(faces, square, images[place].shape)]
             found[place].append(_enlarged(inside, side / NEAR_PX) + np.array([left, top, left, top, 0]))
-        return [_once(self._kept(np.concatenate(faces), image.shape[:2]))
+        return [_once(self._filtered(np.concatenate(faces), image.shape[:2]))
                 for faces, image in zip(found, images, strict=True)]
 
     def rois_per_frame(self, image: NDArray[np.uint8]) -> int:
@@ -372,7 +376,7 @@ class Detector:
         return self._net("near", NEAR_FACE_PX)
 
     def net(self, scale: float = 1.0) -> Mtcnn:
-        """Return MTCNN for pictures of that scale."""
+        """Return the MTCNN for pictures of that scale, made on first use."""
         smallest = self._smallest(scale)
         return self._net(smallest, smallest)
 
@@ -384,29 +388,29 @@ class Detector:
             return self.nets[key]
 
     def _scale(self, image: NDArray[np.uint8]) -> float:
-        """Return what a picture is reduced to first, as a share of its size."""
+        """Return the factor by which a picture is scaled down before detection."""
         return min(1.0, self.detect_px / max(image.shape[:2])) if self.detect_px else 1.0
 
     def _smallest(self, scale: float) -> int:
-        """Return the smallest face looked for, in pixels of the picture that MTCNN sees; its nets see 12 pixels."""
+        """Return the smallest face to detect, in pixels of MTCNN's input; its first net needs 12."""
         return max(12, round(self.min_face_px * scale))
 
-    def _batches(self, shape: tuple[int, ...], scale: float, places: list[int]) -> list[list[int]]:
-        """Return the pictures at `places`, all of one size, in batches."""
-        if min(shape[:2]) < self._smallest(scale):  # no scale of the pyramid is left
+    def _batches(self, shape: tuple[int, ...], scale: float, rows: list[int]) -> list[list[int]]:
+        """Return the pictures `rows`, all of one size, in batches."""
+        if min(shape[:2]) < self._smallest(scale):  # the pyramid has no scale, so no face can be found
             return []
         step = max(1, min(self.batch, BATCH_PIXELS // (shape[0] * shape[1])))
-        return [places[start:start + step] for start in range(0, len(places), step)]
+        return [rows[start:start + step] for start in range(0, len(rows), step)]
 
-    def _kept(self, faces: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
-        """Return the faces that count, rounded and inside the picture."""
+    def _filtered(self, faces: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """Return the faces with a sufficient score, rounded and clipped to the picture."""
         height, width = shape
-        faces = faces[np.isfinite(faces).all(axis=1)]
+        faces = faces[np.isfinite(faces).all(axis=1)]  # the rest cannot be rounded
         boxes = (faces[:, :4] * BOX_STEPS).round() / BOX_STEPS
         boxes = boxes.clip(0, [width, height, width, height])
         score = faces[:, 4].round(SCORE_DIGITS)
-        whole = (boxes[:, 2] - boxes[:, 0] >= 1) & (boxes[:, 3] - boxes[:, 1] >= 1)
-        return np.column_stack([boxes, score])[whole & (score >= self.min_score)]
+        has_area = (boxes[:, 2] - boxes[:, 0] >= 1) & (boxes[:, 3] - boxes[:, 1] >= 1)
+        return np.column_stack([boxes, score])[has_area & (score >= self.min_score)]
 
 
 def _inside(faces: NDArray[np.float64], square: Square, shape: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -418,7 +422,7 @@ def _inside(faces: NDArray[np.float64], square: Square, shape: tuple[int, ...]) 
 
 
 def _enlarged(faces: NDArray[np.float64], by: float) -> NDArray[np.float64]:
-    """Return faces (n, 5) that were found in a picture made smaller, in pixels of the picture."""
+    """Return faces (n, 5) detected in a scaled picture, in pixels of the original."""
     return np.column_stack([(faces[:, :4] - TRUNCATED_PX) * by + TRUNCATED_PX, faces[:, 4]])
 
 
@@ -431,11 +435,3 @@ def _once(faces: NDArray[np.float64]) -> NDArray[np.float64]:
             kept.append(i)
     faces = faces[kept]
     return faces[np.argsort(-area(faces), kind="stable")]
-
-
-def _by_size(images: Sequence[NDArray[np.uint8]]) -> dict[tuple[int, int], list[int]]:
-    """Return the positions of the pictures of each (height, width)."""
-    places: dict[tuple[int, int], list[int]] = {}
-    for place, image in enumerate(images):
-        places.setdefault((image.shape[0], image.shape[1]), []).append(place)
-    return places

@@ -1,4 +1,4 @@
-"""Persons by their faces: which crops to look at, and which pieces the identity vectors join."""
+"""Persons of a clip: tracklets joined by their identity vectors, or by position where the CNN has none."""
 
 from __future__ import annotations
 
@@ -10,193 +10,205 @@ import numpy as np
 from fercache.faces.tracklets import NONE, Bools, Floats, Ints, Tracklets, apart, area
 
 MAX_CROPS = 5
-"""Crops that a piece is known by."""
+"""Most crops of a tracklet that are embedded."""
 MIN_CROPS = 3
-"""Frames from which a piece is looked at; a shorter one only where it may go on with another by its place."""
+"""Frames from which a tracklet is embedded; a shorter one only if it has a competitor."""
 JOIN = 0.7
-"""Cosine of two pieces' vectors from which they are one person, wherever they are: measured, as is JOIN_NEAR, by
-tests/bench/bench_people.py; of 8,644 pairs of two people none was above, of pairs of one 10 % below."""
+"""Least cosine of two tracklets' vectors to join them, wherever they are. Like JOIN_NEAR, measured by
+tests/bench/bench_people.py: of 8,644 pairs of two people none was above, of pairs of one person 10 % were below."""
 JOIN_NEAR = 0.4
-"""The same for pieces that may go on with each other by place, where the others on the spot are compared as well."""
+"""The same for tracklets that may continue each other by position: few others compete there."""
 SMALL_PX = 40
-"""Faces under this mean side are too blurred to be known again by the vector alone."""
+"""Faces with a smaller mean side are too blurred to be recognized by the vector alone."""
 MAX_TRACKLETS = 3000
-"""Pieces whose faces are compared, the heaviest first."""
+"""Most tracklets that are compared, the heaviest first: the comparison takes memory and time of its square."""
 
 
-def crops_to_embed(pieces: Tracklets) -> Ints:
-    """Return which faces to look at, (K,) places in `pieces.faces`, in the order of their frames; none where that can
-    tell nothing.
+def crops_to_embed(tracklets: Tracklets) -> Ints:
+    """Return which faces to embed, (K,) indices of `tracklets.faces` in the order of their frames.
 
     Notes
     -----
-    Up to MOST_LOOKS a piece: of each part of it in turn the face with the largest area x score.
+    None where fewer than two tracklets qualify. Up to MAX_CROPS a tracklet: it is cut into that many parts, and each
+    part gives the face with the largest area x score.
     """
-    held, beside = pieces.sizes(), np.zeros(pieces.count, bool)
-    beside[pieces.competitors.ravel()] = True
-    wanted = np.flatnonzero((held >= MIN_CROPS) | beside)
-    if len(wanted) < 2:
+    sizes, competes = tracklets.sizes(), np.zeros(tracklets.count, bool)
+    competes[tracklets.competitors.ravel()] = True
+    wanted = np.flatnonzero((sizes >= MIN_CROPS) | competes)
+    if len(wanted) < 2:  # nothing to compare with, so the CNN need not run
         return np.empty(0, np.int64)
-    wanted = wanted[np.argsort(-pieces.weight()[wanted], kind="stable")[:MAX_TRACKLETS]]
-    order = np.argsort(pieces.tracklet, kind="stable")
-    edges = np.searchsorted(pieces.tracklet[order], np.arange(pieces.count + 1))
-    best = area(pieces.faces) * pieces.faces[:, 4]
+    wanted = wanted[np.argsort(-tracklets.weight()[wanted], kind="stable")[:MAX_TRACKLETS]]
+    order = np.argsort(tracklets.tracklet, kind="stable")
+    edges = np.searchsorted(tracklets.tracklet[order], np.arange(tracklets.count + 1))
+    best = area(tracklets.faces) * tracklets.faces[:, 4]
     chosen = [part[best[part].argmax()] for number in wanted
-              for part in np.array_split(order[edges[number]:edges[number + 1]], min(MAX_CROPS, held[number]))]
+              for part in np.array_split(order[edges[number]:edges[number + 1]], min(MAX_CROPS, sizes[number]))]
     return np.sort(np.array(chosen, np.int64))
 
 
 def mean_vector(vectors: Floats) -> Floats:
-    """Return the mean (D,) of identity vectors (n, D), of length 1."""
+    """Return the mean (D,) of identity vectors (n, D), scaled to length 1."""
     mean = vectors.astype(np.float64).mean(axis=0)
-    return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12))
+    return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12))  # opposite vectors have a mean of length 0
 
 
-def cluster_tracklets(pieces: Tracklets, vectors: Mapping[int, Floats]) -> list[Ints]:
-    """Return the pieces of each person, the heaviest person (area x score) first.
+def cluster_tracklets(tracklets: Tracklets, vectors: Mapping[int, Floats]) -> list[Ints]:
+    """Return the tracklets of each person, the heaviest person (area x score) first.
 
     Parameters
     ----------
-    vectors : of the pieces that were looked at, (D,) of length 1 each.
+    vectors : tracklet -> its identity vector (D,) of length 1, for those that were embedded.
 
     Notes
     -----
-    The two that are most surely one are joined first (by how far their cosine is over what is asked of them), never two
-    that are in one frame, and so on with their mean. A piece without a vector goes with the one before it by overlap.
+    Agglomerative clustering: the pair whose cosine exceeds its threshold most is joined first, its mean vector stands
+    for both, and so on. Two tracklets that share a frame are never joined. A tracklet without a vector is joined to the
+    one that it continues by overlap.
     """
-    group = _Groups.of(pieces, vectors)
-    while (pair := group.best()) is not None:
-        group.join(*pair)
-    name = group.name
-    for before, after in pieces.links:
+    clusters = _Clusters.of(tracklets, vectors)
+    while (pair := clusters.best_pair()) is not None:
+        clusters.join(*pair)
+    label = clusters.label
+    for before, after in tracklets.links:
         if after not in vectors or before not in vectors:
-            a, b = name[before], name[after]
-            if a != b and not group.together[np.ix_(name == a, name == b)].any():
-                name[name == b] = a
-    return heaviest_first(name, pieces.weight())
+            a, b = label[before], label[after]
+            if a != b and not clusters.together[np.ix_(label == a, label == b)].any():
+                label[label == b] = a
+    return heaviest_first(label, tracklets.weight())
 
 
-def heaviest_first(name: Ints, weight: Floats) -> list[Ints]:
-    """Return the members of each name, (n,) each; the names of the largest sum of weights first, else the earliest."""
-    total = np.bincount(name, weight, minlength=len(name))
-    return [np.flatnonzero(name == one) for one in np.argsort(-total, kind="stable") if (name == one).any()]
+def heaviest_first(label: Ints, weight: Floats) -> list[Ints]:
+    """Return the members of each label, (n,) each; largest sum of weights first, ties in the order of the labels."""
+    total = np.bincount(label, weight, minlength=len(label))
+    return [np.flatnonzero(label == i) for i in np.argsort(-total, kind="stable") if (label == i).any()]
 
 
 @dataclass
-class _Groups:
-    """Pieces being joined.
+class _Clusters:
+    """Tracklets while they are joined.
 
     Attributes
     ----------
-    name : (S,) the piece that stands for each piece's person.
-    together : (S, S) of single pieces: in one frame.
-    at : (V,) the pieces with a vector; the rest is about these, and of a joined person in the row of one of them.
-    vector, count : (V, D) and (V,) mean vector and how many pieces it is of.
-    asked, apart : (V, V) cosine asked for, and whether the two were ever in one frame.
+    label : (S,) the tracklet that represents each tracklet's person.
+    together : (S, S) whether two single tracklets share a frame.
+    embedded : (V,) the tracklets with a vector. The attributes below have a row for each of them; a joined person uses
+        the row of one of its tracklets.
+    vector, count : (V, D) and (V,) mean vector, and the number of tracklets that it averages.
+    threshold : (V, V) least cosine to join the two.
+    disjoint : (V, V) whether the two must stay apart, because they share a frame or because the row is used up.
+    excess : (V, V) cosine minus threshold; -inf where `disjoint`.
     """
 
-    name: Ints
+    label: Ints
     together: Bools
-    at: Ints
+    embedded: Ints
     vector: Floats
     count: Floats
-    asked: Floats
-    apart: Bools
-    over: Floats
+    threshold: Floats
+    disjoint: Bools
+    excess: Floats
 
     @classmethod
-    def of(cls, pieces: Tracklets, vectors: Mapping[int, Floats]) -> _Groups:
-        """Return every piece by itself."""
-        at, together = np.array(sorted(vectors), np.int64), pieces.together()
-        asked = np.full((pieces.count, pieces.count), JOIN)
-        small = pieces.size() < SMALL_PX
-        asked[small] = asked[:, small] = np.inf
-        asked[pieces.competitors[:, 0], pieces.competitors[:, 1]] = asked[pieces.competitors[:, 1],
-                                                                          pieces.competitors[:, 0]] = JOIN_NEAR
-        inner = np.ix_(at, at)
-        vector = np.stack([vectors[i] for i in at]) if len(at) else np.empty((0, 1))
-        apart = together[inner] | np.eye(len(at), dtype=bool)
-        found = cls(name=np.arange(pieces.count), together=together, at=at, vector=vector, count=np.ones(len(at)),
-                    asked=asked[inner], apart=apart, over=np.empty(0))
-        found.over = np.where(apart, -np.inf, vector @ vector.T - found.asked)
-        return found
+    def of(cls, tracklets: Tracklets, vectors: Mapping[int, Floats]) -> _Clusters:
+        """Return one cluster per tracklet."""
+        embedded, together = np.array(sorted(vectors), np.int64), tracklets.together()
+        threshold = np.full((tracklets.count, tracklets.count), JOIN)
+        small = tracklets.size() < SMALL_PX
+        threshold[small] = threshold[:, small] = np.inf
+        first, second = tracklets.competitors.T
+        # After the line on small faces: a small face may still continue a competitor, since position supports it.
+        threshold[first, second] = threshold[second, first] = JOIN_NEAR
+        inner = np.ix_(embedded, embedded)
+        vector = np.stack([vectors[i] for i in embedded]) if len(embedded) else np.empty((0, 1))
+        disjoint = together[inner] | np.eye(len(embedded), dtype=bool)
+        return cls(label=np.arange(tracklets.count), together=together, embedded=embedded, vector=vector,
+                   count=np.ones(len(embedded)), threshold=threshold[inner], disjoint=disjoint,
+                   excess=np.where(disjoint, -np.inf, vector @ vector.T - threshold[inner]))
 
-    def best(self) -> tuple[int, int] | None:
-        """Return the rows of the two that are most surely one; None where nothing is left to join."""
-        if not self.over.size:
+    def best_pair(self) -> tuple[int, int] | None:
+        """Return the rows of the pair with the largest excess; None where no pair reaches its threshold."""
+        if not self.excess.size:
             return None
-        i, j = divmod(int(self.over.argmax()), len(self.over))
-        return (min(i, j), max(i, j)) if self.over[i, j] >= 0 else None
+        i, j = divmod(int(self.excess.argmax()), len(self.excess))
+        return (min(i, j), max(i, j)) if self.excess[i, j] >= 0 else None
 
     def join(self, i: int, j: int) -> None:
-        """Make row `j` part of row `i`."""
-        self.name[self.name == self.name[self.at[j]]] = self.name[self.at[i]]
+        """Merge row `j` into row `i`."""
+        self.label[self.label == self.label[self.embedded[j]]] = self.label[self.embedded[i]]
         self.vector[i] = mean_vector(np.stack([self.count[i] * self.vector[i], self.count[j] * self.vector[j]]))
         self.count[i] += self.count[j]
-        self.apart[i] |= self.apart[j]
-        self.apart[:, i] = self.apart[i]
-        self.apart[j] = self.apart[:, j] = True
-        self.asked[i] = self.asked[:, i] = np.minimum(self.asked[i], self.asked[j])
-        self.over[i] = self.over[:, i] = np.where(self.apart[i], -np.inf, self.vector @ self.vector[i] - self.asked[i])
-        self.over[j] = self.over[:, j] = -np.inf
+        self.disjoint[i] |= self.disjoint[j]
+        self.disjoint[:, i] = self.disjoint[i]
+        self.disjoint[j] = self.disjoint[:, j] = True  # row j is used up and must never be the best pair again
+        self.threshold[i] = self.threshold[:, i] = np.minimum(self.threshold[i], self.threshold[j])
+        cosine = self.vector @ self.vector[i]
+        self.excess[i] = self.excess[:, i] = np.where(self.disjoint[i], -np.inf, cosine - self.threshold[i])
+        self.excess[j] = self.excess[:, j] = -np.inf
 
 
-# Persons by the places of their faces alone, for nets without an identity vector.
+# Persons by the positions of their faces only, for CNNs without an identity vector.
 
 MIN_RETURN = 5
-"""Frames that a track must have to count as a person come back; shorter ones are mostly no faces."""
+"""Frames from which a track may be a person who returns; shorter ones are mostly false detections."""
 MIN_RETURN_AREA = 0.2
-"""Area, as a share of the main track's, under which a face that appears later is somebody in the background."""
+"""Fraction of the main track's mean area below which a face that appears later is somebody in the background."""
 
 
-def group_by_position(pieces: Tracklets) -> list[Ints]:
-    """Return the pieces of each person, the heaviest person (area x score) first.
+def group_by_position(tracklets: Tracklets) -> list[Ints]:
+    """Return the tracklets of each person, the heaviest person (area x score) first.
 
     Notes
     -----
-    Pieces that overlap makes one are one. Where a person is absent, another track may be the same person again, unless
-    it was ever on screen together with a track of theirs, or continues one that was. Without a look at the face
-    that is a guess, which errs towards frames without a person. It begins with the heaviest track, and again with the
-    heaviest of those that are left.
+    Linked tracklets form one track. While a person is absent, another track may be the same person again, unless it was
+    on screen together with one of their tracks, or begins closer to such a track. Position alone cannot confirm this,
+    so the rule prefers frames without a person to frames of the wrong person. It starts with the heaviest track, then
+    again with the heaviest of the remaining tracks.
     """
-    name = np.arange(pieces.count)
-    for before, after in pieces.links:  # sorted: what goes before has its name already
-        name[after] = name[before]
-    tracks, track = np.unique(name, return_inverse=True)
-    left = np.arange(len(tracks))
+    label = np.arange(tracklets.count)
+    for before, after in tracklets.links:  # sorted, so `before` already has its final label
+        label[after] = label[before]
+    tracks, track = np.unique(label, return_inverse=True)
+    remaining = np.arange(len(tracks))
     person = np.arange(len(tracks))
-    while len(left):
-        inside = np.isin(track[pieces.tracklet], left)
-        number = np.searchsorted(left, track[pieces.tracklet[inside]])
-        mine = left[choose_person(pieces.frame[inside], pieces.faces[inside], number)]
-        person[mine] = mine[0]
-        left = np.setdiff1d(left, mine)
-    return heaviest_first(person[track], pieces.weight())
+    while len(remaining):
+        inside = np.isin(track[tracklets.tracklet], remaining)
+        number = np.searchsorted(remaining, track[tracklets.tracklet[inside]])
+        members = remaining[choose_person(tracklets.frame[inside], tracklets.faces[inside], number)]
+        person[members] = members[0]
+        remaining = np.setdiff1d(remaining, members)
+    return heaviest_first(person[track], tracklets.weight())
 
 
 def choose_person(frame: Ints, faces: Floats, track: Ints) -> Ints:
-    """Return the numbers of the tracks that are the main person.
+    """Return the numbers of the main person's tracks.
 
     Parameters
     ----------
-    frame, faces, track : of every face: row (M,), box and score (M, 5), track number (M,).
+    frame, faces, track : of every face, in the order of the frames: row (M,), box and score (M, 5), track number (M,).
     """
-    known = _summary(frame, faces, track)
-    mine = np.zeros(len(known.weight), bool)
-    others = np.zeros_like(mine)
-    order = np.argsort(-known.weight, kind="stable")
-    main = order[0]
-    for candidate in order:
-        if candidate != main and not known.may_return(candidate, main, mine, others):
+    count = int(track.max()) + 1
+    order = np.argsort(track, kind="stable")
+    edges = np.searchsorted(track[order], np.arange(count + 1))
+    first, last = order[edges[:-1]], order[edges[1:] - 1]
+    lengths, covered = np.diff(edges), area(faces)
+    tracks = _Tracks(start=frame[first], stop=frame[last], first=faces[first, :4], last=faces[last, :4],
+                     length=lengths, weight=np.asarray(np.bincount(track, covered * faces[:, 4], count), np.float64),
+                     size=np.bincount(track, covered, count) / lengths)
+    members = np.zeros(count, bool)
+    others = np.zeros_like(members)
+    by_weight = np.argsort(-tracks.weight, kind="stable")
+    main = by_weight[0]
+    for candidate in by_weight:
+        if candidate != main and not tracks.may_return(candidate, main, members, others):
             continue
-        mine[candidate] = True
-        others |= known.together(candidate) & ~mine
-    return np.flatnonzero(mine)
+        members[candidate] = True
+        others |= tracks.together(candidate) & ~members
+    return np.flatnonzero(members)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Summary:
-    """What is known of each of S tracks: frames (S,), first and last box (S, 4), weight, mean area, frames held."""
+class _Tracks:
+    """Per track (S,): first and last row, first and last box (S, 4), sum of area x score, mean area, frames."""
 
     start: Ints
     stop: Ints
@@ -204,43 +216,25 @@ class _Summary:
     last: Floats
     weight: Floats
     size: Floats
-    held: Ints
+    length: Ints
 
     def together(self, track: int) -> Bools:
-        """Return (S,) whether each track was on screen in the span of `track`."""
+        """Return (S,) whether each track overlaps `track` in time."""
         return np.asarray((self.start <= self.stop[track]) & (self.stop >= self.start[track]))
 
-    def may_return(self, track: int, main: int, mine: Bools, others: Bools) -> bool:
-        """Return whether `track` can be the main person come back."""
-        if others[track] or self.held[track] < MIN_RETURN or self.size[track] < MIN_RETURN_AREA * self.size[main]:
+    def may_return(self, track: int, main: int, members: Bools, others: Bools) -> bool:
+        """Return whether `track` may be the main person who returns."""
+        if others[track] or self.length[track] < MIN_RETURN or self.size[track] < MIN_RETURN_AREA * self.size[main]:
             return False
         if not others.any():
             return True
-        away = self._distance(track)
-        return bool(away[mine].min() <= away[others].min())
-
-    def _distance(self, track: int) -> Floats:
-        """Return (S,) how far, in face sizes, `track` begins from where each track ended, or the other way round."""
-        later = self.start > self.stop[track]
-        theirs = np.where(later[:, None], self.first, self.last)
-        own = np.where(later[:, None], self.last[track], self.first[track])
-        return apart(theirs, own)
+        # Distance from where each track ended to where `track` begins; the other way round for later tracks.
+        later = (self.start > self.stop[track])[:, None]
+        distance = apart(np.where(later, self.first, self.last), np.where(later, self.last[track], self.first[track]))
+        return bool(distance[members].min() <= distance[others].min())
 
 
-def _summary(frame: Ints, faces: Floats, track: Ints) -> _Summary:
-    """Return what is known of each track; faces come in order of their frames."""
-    count = int(track.max()) + 1
-    order = np.argsort(track, kind="stable")
-    edges = np.searchsorted(track[order], np.arange(count + 1))
-    first, last = order[edges[:-1]], order[edges[1:] - 1]
-    held = np.diff(edges)
-    covered = area(faces)
-    return _Summary(start=frame[first], stop=frame[last], first=faces[first, :4], last=faces[last, :4], held=held,
-                    weight=np.asarray(np.bincount(track, covered * faces[:, 4], count), np.float64),
-                    size=np.bincount(track, covered, count) / held)
-
-
-# One person of a clip: a box a frame where there is one.
+# A person's boxes, frame by frame.
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
@@ -248,9 +242,9 @@ class Person:
 
     Attributes
     ----------
-    boxes : (T, 4) x1, y1, x2, y2 in pixels, NaN where the person is not seen.
-    score : (T,) of the detector, NaN there.
-    track : (T,) number of the piece that the box is of, -1 there.
+    boxes : (T, 4) x1, y1, x2, y2 in pixels, NaN in frames without the person.
+    score : (T,) the detector's score, NaN there.
+    track : (T,) number of the box's tracklet, -1 there.
     """
 
     boxes: Floats
@@ -263,30 +257,35 @@ class Person:
         return np.asarray(self.track != NONE)
 
 
-def build_persons(pieces: Tracklets, vectors: Mapping[int, Floats] | None = None) -> list[Person]:
-    """Return the people of a clip, the main person (largest sum of area x score) first; nobody is one of no frame.
+def build_persons(tracklets: Tracklets, vectors: Mapping[int, Floats] | None = None) -> list[Person]:
+    """Return the people of a clip, the main person (largest sum of area x score) first.
 
     Parameters
     ----------
-    vectors : identity vectors (D,) of the pieces that were looked at; None where there is no net that tells people
-        apart, so that places alone decide.
+    vectors : identity vectors (D,) of the embedded tracklets; None where the CNN has no identity vector, so that
+        position alone decides.
+
+    Notes
+    -----
+    A clip without a face has one person, who is in no frame, so that it still has a frame table.
     """
-    members = group_by_position(pieces) if vectors is None else cluster_tracklets(pieces, vectors)
-    return [person_of(pieces, mine) for mine in members or [np.empty(0, np.int64)]]
+    people = group_by_position(tracklets) if vectors is None else cluster_tracklets(tracklets, vectors)
+    return [_person_of(tracklets, members) for members in people or [np.empty(0, np.int64)]]
 
 
-def person_of(pieces: Tracklets, members: Ints) -> Person:
-    """Return the person that these pieces are; nobody where there are none."""
-    boxes, score = np.full((pieces.frames, 4), np.nan), np.full(pieces.frames, np.nan)
-    track = np.full(pieces.frames, NONE, np.int64)
-    mine = np.isin(pieces.tracklet, members)
-    rows = pieces.frame[mine]
-    boxes[rows], score[rows], track[rows] = pieces.faces[mine, :4], pieces.faces[mine, 4], pieces.tracklet[mine]
+def _person_of(tracklets: Tracklets, members: Ints) -> Person:
+    """Return the person with the tracklets `members` (n,)."""
+    boxes, score = np.full((tracklets.frames, 4), np.nan), np.full(tracklets.frames, np.nan)
+    track = np.full(tracklets.frames, NONE, np.int64)
+    chosen = np.isin(tracklets.tracklet, members)
+    rows = tracklets.frame[chosen]
+    boxes[rows], score[rows] = tracklets.faces[chosen, :4], tracklets.faces[chosen, 4]
+    track[rows] = tracklets.tracklet[chosen]
     return Person(boxes=boxes, score=score, track=track)
 
 
 def left_and_right(people: Sequence[Person]) -> tuple[Person, Person]:
-    """Return who is on the left and who on the right of a video with two; one person alone is on both sides.
+    """Return the left and the right person of a video with two; a single person is both.
 
     Parameters
     ----------
@@ -294,11 +293,12 @@ def left_and_right(people: Sequence[Person]) -> tuple[Person, Person]:
 
     Notes
     -----
-    The two are the first two; their mean places over the frames that show both (else over all) decide.
+    Compares the first two by their mean position in the frames that show both, or in all frames if none does.
     """
     if len(people) < 2:
         return people[0], people[0]
     first, second = people[:2]
     both = first.seen & second.seen
-    place = [(one.boxes[:, 0] + one.boxes[:, 2])[both if both.any() else one.seen].mean() for one in (first, second)]
-    return (first, second) if place[0] <= place[1] else (second, first)
+    position = [(person.boxes[:, 0] + person.boxes[:, 2])[both if both.any() else person.seen].mean()
+                for person in (first, second)]
+    return (first, second) if position[0] <= position[1] else (second, first)

@@ -18,18 +18,18 @@ Ints = NDArray[np.int64]
 Picture = NDArray[np.uint8]
 
 SURE_IOU = 0.6
-"""Overlap of a face with itself some frames later from which it is believed to have moved straight."""
+"""Least IoU of a face at the two ends of a span to assume that it moved in a straight line."""
 SURE_SCORE = 0.97
 """A face that scores less at either end is looked for in between: it may be turning away, or be none."""
 CUT = 24.0
-"""Mean difference of two frames' grey values from which a cut is between them; of one face's, from which it jumped."""
+"""Mean difference of gray values that means a shot boundary between two frames, or a jump of one face."""
 GRAIN_PX, FACE_PX = 48, 16
-"""Pixels on the longer side of a picture, and on each side of a face, that are compared to find cuts and jumps."""
+"""Pixels that are compared: on the longer side of a picture for shot boundaries, on each side of a face for jumps."""
 INTERPOLATION_VERSION = 3
 """Changed whenever followed boxes come out otherwise: 2 looked at the face itself for jumps, 3 looks around doubtful
 faces before it looks at the whole picture."""
 STEPS = 16
-"""Steps a pixel that followed boxes are rounded to, as detected ones are."""
+"""Interpolated boxes are rounded to 1 / STEPS px, as detected ones are."""
 SCORE_DIGITS = 4
 
 
@@ -166,9 +166,9 @@ class _Block:
 
     def _jumps(self, faces: dict[int, Floats], start: int, stop: int) -> Ints:
         """Return for each face the first frame whose box does not show what the frame before's does; NONE for never."""
-        jumps, last = np.full(len(faces[start]), NONE), _shown(self.images[start], faces[start])
+        jumps, last = np.full(len(faces[start]), NONE), _face_grid(self.images[start], faces[start])
         for row in range(start + 1, stop + 1):
-            now = _shown(self.images[row], faces[row])
+            now = _face_grid(self.images[row], faces[row])
             jumps[(np.abs(now - last).mean(axis=(1, 2)) > CUT) & (jumps == NONE)] = row
             last = now
         return jumps
@@ -214,7 +214,7 @@ def _others(faces: Floats, known: Floats, overlap: float = SAME_IOU) -> Floats:
 
 
 class ShotBoundaryDetector:
-    """The rows that another scene begins with, in `rows`, as pictures go by in `see`."""
+    """Collects in `rows` the first row of each new scene, from the pictures passed to `see` in order."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []
@@ -222,7 +222,7 @@ class ShotBoundaryDetector:
         self._shape: tuple[int, ...] = ()
 
     def see(self, row: int, image: Picture | None) -> None:
-        """Take the next picture, None where there is none; a change of resolution is a cut too."""
+        """Compare the next picture with the last one; None is skipped. A change of resolution is a boundary too."""
         if image is None:
             return
         grain, last = _grain(image), self._last
@@ -232,13 +232,13 @@ class ShotBoundaryDetector:
 
 
 def _grain(image: Picture) -> NDArray[np.float32]:
-    """Return a coarse grey picture: every so many-th pixel of green."""
+    """Return a coarse gray picture: a grid of pixels of the green channel (most of the luminance)."""
     step = max(1, max(image.shape[:2]) // GRAIN_PX)
     return image[::step, ::step, 1].astype(np.float32)
 
 
-def _shown(image: Picture, faces: Floats) -> NDArray[np.float32]:
-    """Return a coarse grey picture of each face, (n, FACE_PX, FACE_PX)."""
+def _face_grid(image: Picture, faces: Floats) -> NDArray[np.float32]:
+    """Return a coarse gray picture of each face, (n, FACE_PX, FACE_PX)."""
     steps = (np.arange(FACE_PX) + 0.5) / FACE_PX
     x, y = (np.clip((faces[:, [low]] + (faces[:, [low + 2]] - faces[:, [low]]) * steps).astype(np.int64), 0, most - 1)
             for low, most in ((0, image.shape[1]), (1, image.shape[0])))
@@ -254,12 +254,12 @@ def _pairs(first: Floats, last: Floats) -> tuple[Ints, Ints]:
 
 
 def interpolate_boxes(first: Floats, last: Floats, start: int, stop: int) -> dict[int, Floats]:
-    """Return the faces (n, 5) of the frames between two, moved in a straight line, scores too; rounded."""
-    found = {}
+    """Return the faces (n, 5) of each row between two, boxes and scores interpolated linearly and rounded."""
+    interpolated = {}
     for i in range(start + 1, stop):
-        share = (i - start) / (stop - start)
-        faces = (1 - share) * first + share * last
+        fraction = (i - start) / (stop - start)
+        faces = (1 - fraction) * first + fraction * last
         faces[:, :4] = (faces[:, :4] * STEPS).round() / STEPS
         faces[:, 4] = faces[:, 4].round(SCORE_DIGITS)
-        found[i] = faces
-    return found
+        interpolated[i] = faces
+    return interpolated

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fercache.backbones.taps import TapSlice, side_by_side, tap_views
+from fercache.backbones.taps import TapSlice, row_layout, tap_views
 from fercache.config import fingerprint_of
 from fercache.data.base import Trial
 from fercache.errors import InputError
@@ -223,7 +223,7 @@ def load_features(store: FeatureSource, trials: Sequence[Trial], taps: Sequence[
     InputError
         The store lacks one of the taps, or the features fit neither into memory nor onto the disk.
     """
-    layout = side_by_side(store.taps, taps, store.path)
+    layout = row_layout(store.taps, taps, store.path)
     lengths = [max(store[trial.name].frames, 0 if trial.labels is None else len(trial.labels)) for trial in trials]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     # An augmentation counts only where every one of the taps has it.

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fercache.backbones.taps import TapSlice, side_by_side, tap_shapes
+from fercache.backbones.taps import TapSlice, row_layout, tap_shapes
 from fercache.config import TrainConfig
 from fercache.heads.registry import HEADS, HeadSettings
 from fercache.training import inference
@@ -72,7 +72,7 @@ def cases(features: FrameDataset) -> dict[str, tuple[str, HeadSettings, FrameDat
 
 def of_taps(taps: tuple[str, ...], rows: int) -> FrameDataset:
     """Random values of taps, in fewer rows."""
-    layout = side_by_side(tap_shapes(taps), taps, "bench")
+    layout = row_layout(tap_shapes(taps), taps, "bench")
     return replace(simulated(rows, layout[-1].stop), layout=layout)
 
 

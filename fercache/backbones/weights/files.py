@@ -1,4 +1,4 @@
-"""How weights lie on the disk: safetensors, and beside it a JSON file, written last, that says what they are."""
+"""Weights on disk: a safetensors file, and a JSON file of the same name with its metadata, which is written last."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from fercache.errors import InputError, WeightsError
 from fercache.runtime import atomic_io
 
 State = dict[str, NDArray[Any]]
-ONNX = ".onnx"
 CLASSIFIER = "logits."
 COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Weights that are there.
+    """Weights that are on disk.
 
     Parameters
     ----------
     name : casia-webface, vggface2, custom or onnx.
     path : safetensors, or an ONNX model.
-    sha256 : over names, types, shapes and values of the tensors, so that the same weights have the same one in
-        whatever file they came; of an ONNX model, over the file.
-    source, terms : where they come from, and what they may be used for.
+    sha256 : digest of the tensors' names, types, shapes and values, which does not depend on the file format they came
+        in; for an ONNX model, digest of the file.
+    source, terms : origin, and permitted use.
     """
 
     name: str
@@ -43,49 +42,50 @@ class Weights:
 
 
 def is_stored(name: str, folder: Path, stem: str = "") -> Weights | None:
-    """Return the weights that `keep` put into `folder`, None if they are not there or not whole."""
-    path, note = folder / f"{stem or name}.safetensors", folder / f"{stem or name}.json"
-    if not note.is_file() or not path.is_file():
+    """Return the weights that `store_weights` wrote to `folder`; None if they are missing or incomplete."""
+    path, metadata = folder / f"{stem or name}.safetensors", folder / f"{stem or name}.json"
+    if not metadata.is_file() or not path.is_file():
         return None
     try:
-        record = atomic_io.read_json(note)
+        record = atomic_io.read_json(metadata)
         if record["size"] != path.stat().st_size:
             return None
         return Weights(name=name, path=path, sha256=record["sha256"], source=record["source"], terms=record["terms"])
-    except (InputError, KeyError, TypeError):  # torn or foreign: as if it were not there, so that it is made again
+    except (InputError, KeyError, TypeError):  # damaged or not ours: treat it as missing, so that it is written again
         return None
 
 
 def store_weights(name: str, state: Mapping[str, NDArray[Any]], folder: Path, *, source: str, terms: str,
-         stem: str = "") -> Weights:
-    """Return the weights, written into `folder` whole or not at all.
+                  stem: str = "") -> Weights:
+    """Write the weights to `folder`, completely or not at all, and return them.
 
     Raises
     ------
     WeightsError
-        They are not InceptionResnetV1's.
+        The tensors are not those of InceptionResnetV1.
     """
-    state = checked(state, name)
+    state = validated(state, name)
     path = folder / f"{stem or name}.safetensors"
     atomic_io.write_bytes(path, safetensors.numpy.save(state, metadata={"format": "pt"}))
-    found = Weights(name=name, path=path, sha256=_digest(state), source=source, terms=terms)
-    note = {**asdict(found), "path": path.name, "size": path.stat().st_size}
-    atomic_io.write_json(path.with_suffix(".json"), note)
-    return found
+    stored = Weights(name=name, path=path, sha256=_digest(state), source=source, terms=terms)
+    # Last: `is_stored` trusts the metadata only if the tensors were written before it.
+    metadata = {**asdict(stored), "path": path.name, "size": path.stat().st_size}
+    atomic_io.write_json(path.with_suffix(".json"), metadata)
+    return stored
 
 
 def read_tensors(weights: Weights) -> State:
-    """Return the tensors of kept weights by name, checked against their hash.
+    """Return the tensors of stored weights by name, checked against their digest.
 
     Raises
     ------
     WeightsError
-        The file is damaged, or is not what it was.
+        The file is damaged or was changed.
     """
     state = read_safetensors(weights.path)
     if _digest(state) != weights.sha256:
-        raise WeightsError("the weights were altered since they were put here", where=weights.path,
-                           hint="remove the file and run `fercache weights pull` (or give your own file) again")
+        raise WeightsError("the weights changed since they were stored", where=weights.path,
+                           hint="remove the file, then run `fercache weights pull` or pass your own file again")
     return state
 
 
@@ -95,48 +95,49 @@ def read_safetensors(path: Path) -> State:
     Raises
     ------
     WeightsError
-        It is no such file, or is cut off.
+        The file is not safetensors, or is truncated.
     """
     try:
         return dict(safetensors.numpy.load_file(path))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"not readable as safetensors ({error})", where=path,
-                           hint="remove it and pull it (or save it) again; types are float32 or float16") from error
+                           hint="remove it and pull (or save) it again; types must be float32 or float16") from error
 
 
-def checked(state: Mapping[str, NDArray[Any]], where: object) -> State:
-    """Return the tensors as float32, without a classifier, if they are all of InceptionResnetV1's and no others.
+def validated(state: Mapping[str, NDArray[Any]], where: object) -> State:
+    """Return the tensors as float32 without a classifier, if they are exactly those of InceptionResnetV1.
 
     Raises
     ------
     WeightsError
-        Names the first tensors that are missing, unexpected, or of another shape.
+        Lists the first tensors that are missing, unexpected, of another shape, or not finite.
     """
-    from fercache.backbones.facenet import expected  # torch: seconds that only a conversion pays
+    from fercache.backbones.facenet import expected_shapes  # torch takes seconds to import; only a conversion needs it
 
-    shapes = expected()
+    shapes = expected_shapes()
+    # The TensorFlow graph has no BatchNorm counters, and inference does not use them.
     counters = {name: np.zeros((), np.int64) for name in shapes if name.endswith(COUNTER)}
     own = {**counters, **{name: value for name, value in state.items() if not name.startswith(CLASSIFIER)}}
-    _refuse("lacks", sorted(shapes.keys() - own.keys()), where)
-    _refuse("holds, beyond the net's own,", sorted(own.keys() - shapes.keys()), where)
-    _refuse("has another shape than the net in", [n for n in sorted(shapes) if own[n].shape != shapes[n]], where)
+    _raise_if_any("lacks", sorted(shapes.keys() - own.keys()), where)
+    _raise_if_any("has unexpected tensors:", sorted(own.keys() - shapes.keys()), where)
+    _raise_if_any("has other shapes than the net in", [n for n in sorted(shapes) if own[n].shape != shapes[n]], where)
     out = {name: np.ascontiguousarray(own[name], np.int64 if name in counters else np.float32).reshape(shapes[name])
            for name in sorted(shapes)}
-    _refuse("holds values that are no numbers in", [n for n in out if not np.isfinite(out[n]).all()], where)
+    _raise_if_any("has values that are not finite in", [n for n in out if not np.isfinite(out[n]).all()], where)
     return out
 
 
-def _refuse(what: str, names: list[str], where: object) -> None:
-    """Raise the error that names what is wrong, if anything is."""
+def _raise_if_any(what: str, names: list[str], where: object) -> None:
+    """Raise an error with the first of `names`, if there are any."""
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise WeightsError(f"{what} {', '.join(names[:3])}{more}", where=where,
-                           hint="weights must be a state dict of facenet-pytorch's InceptionResnetV1; any other "
-                                "net can come as onnx:PATH")
+                           hint="weights must be a state dict of facenet-pytorch's InceptionResnetV1; use any "
+                                "other net as onnx:PATH")
 
 
 def _digest(state: Mapping[str, NDArray[Any]]) -> str:
-    """Return the sha256 (hex) over names, types, shapes and values."""
+    """Return the sha256 (hex) of names, types, shapes and values."""
     total = hashlib.sha256()
     for name in sorted(state):
         value = np.ascontiguousarray(state[name]).reshape(state[name].shape)
