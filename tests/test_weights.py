@@ -1,4 +1,4 @@
-"""Weights: pulled once, converted, checked whenever they are loaded; files of the user's; every way they can be bad."""
+"""Weights: pulled once, converted, validated whenever they are loaded; files of the user's; every way they can be bad."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 
 from fercache.backbones import facenet, weights
 from fercache.backbones.weights import files
-from fercache.backbones.weights.files import checked
+from fercache.backbones.weights.files import validated
 from fercache.errors import FercacheError, InputError, WeightsError
 from fercache.runtime import wheels
 
@@ -63,7 +63,7 @@ def test_missing_and_unknown_names_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as caught:
         weights.resolve_weights("casia-webface", tmp_path)
     assert "fercache weights pull casia-webface" in str(caught.value) and "87 MB" in str(caught.value)
-    with pytest.raises(WeightsError, match="no weights to pull are called 'resnet'"):
+    with pytest.raises(WeightsError, match="no known weights are called 'resnet'"):
         weights.download_weights("resnet", tmp_path)
     with pytest.raises(WeightsError) as caught:
         weights.resolve_weights("resnet", tmp_path)
@@ -162,7 +162,7 @@ def test_same_tensors_are_the_same_weights_in_whatever_file(net: facenet.Incepti
 @pytest.mark.parametrize(("change", "says"), [
     (lambda s: s.pop("last_linear.weight"), "lacks last_linear.weight"),
     (lambda s: s.update(extra=np.zeros(3)), "unexpected tensors: extra"),
-    (lambda s: s.update({"last_bn.bias": np.zeros(3)}), "another shape than the net in last_bn.bias"),
+    (lambda s: s.update({"last_bn.bias": np.zeros(3)}), "other shapes than the net in last_bn.bias"),
     (lambda s: s.update({"last_bn.bias": np.full(512, np.nan)}), "no numbers in last_bn.bias"),
     (lambda s: [s.pop(n) for n in list(s) if n.startswith("repeat")], r"repeat_1\.0\.branch0\.bn\.bias.* and \d+ more"),
 ], ids=["missing", "unexpected", "shape", "nan", "many"])
@@ -170,7 +170,7 @@ def test_other_tensors_are_refused_by_name(change, says: str) -> None:
     state = {n: np.zeros(s, np.float32) for n, s in facenet.expected_shapes().items()}
     change(state)
     with pytest.raises(WeightsError, match=says):
-        checked(state, "x")
+        validated(state, "x")
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pt", ".txt"])
@@ -193,7 +193,7 @@ def test_damage_is_found_when_loaded(casia: files.Weights, tmp_path: Path) -> No
     with pytest.raises(WeightsError, match="altered"):
         files.read_tensors(weights.resolve_weights("casia-webface", tmp_path))
     copy.write_bytes(data[:-1000])  # cut off: no longer the size that was noted
-    with pytest.raises(WeightsError, match="are not there"):
+    with pytest.raises(WeightsError, match="are not downloaded"):
         weights.resolve_weights("casia-webface", tmp_path)
     copy.write_bytes(data[:-1000])
     copy.with_suffix(".json").write_text(json.dumps({**json.loads(note), "size": len(data) - 1000}))
@@ -205,7 +205,7 @@ def test_damage_is_found_when_loaded(casia: files.Weights, tmp_path: Path) -> No
 def test_torn_note_counts_as_absent(note: str, tmp_path: Path) -> None:
     (tmp_path / "vggface2.safetensors").write_bytes(b"x")
     (tmp_path / "vggface2.json").write_text(note)
-    with pytest.raises(FercacheError, match="are not there"):
+    with pytest.raises(FercacheError, match="are not downloaded"):
         weights.resolve_weights("vggface2", tmp_path)
 
 

