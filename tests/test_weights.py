@@ -1,4 +1,4 @@
-"""Weights: pulled once, converted, validated whenever they are loaded; files of the user's; every way they can be bad."""
+"""Weights: downloaded by name, converted once, validated; the user's own files and ONNX models."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_same_tensors_are_the_same_weights_in_whatever_file(net: facenet.Incepti
     (lambda s: s.pop("last_linear.weight"), "lacks last_linear.weight"),
     (lambda s: s.update(extra=np.zeros(3)), "unexpected tensors: extra"),
     (lambda s: s.update({"last_bn.bias": np.zeros(3)}), "other shapes than the net in last_bn.bias"),
-    (lambda s: s.update({"last_bn.bias": np.full(512, np.nan)}), "no numbers in last_bn.bias"),
+    (lambda s: s.update({"last_bn.bias": np.full(512, np.nan)}), "not finite in last_bn.bias"),
     (lambda s: [s.pop(n) for n in list(s) if n.startswith("repeat")], r"repeat_1\.0\.branch0\.bn\.bias.* and \d+ more"),
 ], ids=["missing", "unexpected", "shape", "nan", "many"])
 def test_other_tensors_are_refused_by_name(change, says: str) -> None:
@@ -190,7 +190,7 @@ def test_damage_is_found_when_loaded(casia: files.Weights, tmp_path: Path) -> No
     copy.write_bytes(data)
     note = casia.path.with_suffix(".json").read_text()
     copy.with_suffix(".json").write_text(note)
-    with pytest.raises(WeightsError, match="altered"):
+    with pytest.raises(WeightsError, match="changed since"):
         files.read_tensors(weights.resolve_weights("casia-webface", tmp_path))
     copy.write_bytes(data[:-1000])  # cut off: no longer the size that was noted
     with pytest.raises(WeightsError, match="are not downloaded"):
