@@ -12,6 +12,7 @@ import torch
 from fercache import media
 from fercache.backbones import facenet
 from fercache.data import demo
+from fercache.faces import detector as detector_module
 from fercache.faces.detector import HalvingPool, IntegralImage, Mtcnn
 
 NOISE_PX = 5e-3
@@ -76,3 +77,13 @@ def test_what_an_earlier_batch_left_changes_nothing() -> None:
     assert torch.equal(IntegralImage(second, torch.device("cpu")).resized(20, 20), alone)
     IntegralImage(np.concatenate([first] * 3), torch.device("cpu"))
     assert torch.equal(IntegralImage(second[:1], torch.device("cpu")).resized(20, 20), alone[:1]), "fewer after more"
+
+
+def test_small_chunks_give_the_same_boxes(face_frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = np.stack(face_frames[:6])
+    usual = Mtcnn(20).detect(pictures)
+    monkeypatch.setattr(detector_module, "FIRST_PIXELS", 1)
+    monkeypatch.setattr(detector_module, "CANDIDATES", (3, 1))
+    monkeypatch.setattr(detector_module, "MAX_CANDIDATES", 7)
+    for chunked, faces in zip(Mtcnn(20).detect(pictures), usual, strict=True):
+        np.testing.assert_allclose(chunked, faces, atol=1e-3)

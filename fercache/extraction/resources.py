@@ -192,34 +192,9 @@ class PipelineResources:
         Cancelled
             The run was cancelled.
         """
-        return self._ready().detect(pictures, serially)
-
-    def detect_in_rois(self, pictures: Sequence[NDArray[np.uint8]], places: Sequence[NDArray[np.float64]]
-             ) -> list[NDArray[np.float64]]:
-        """Return the faces of each picture, (n, 5), at and around some places (n, 4), as `detect` does.
-
-        Raises
-        ------
-        Cancelled
-            The run was cancelled.
-        """
-        return self._ready().detect_in_rois(pictures, places, serially)
-
-    def rois_per_frame(self, picture: NDArray[np.uint8]) -> int:
-        """Return around how many places `near` looks in the time that the whole picture takes.
-
-        Raises
-        ------
-        Cancelled
-            The run was cancelled.
-        """
-        return self._ready().rois_per_frame(picture)
-
-    def _ready(self) -> Detector:
-        """Return the detector unless the run was cancelled."""
         self.cancel.check()
         assert self.detector is not None
-        return self.detector
+        return self.detector.detect(pictures, serially)
 
     def advance(self, amount: float) -> None:
         """Advance the progress bar, and show the rate of each part on it."""

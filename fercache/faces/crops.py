@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -29,7 +27,8 @@ def crop_face(image: NDArray[np.uint8], box: NDArray[np.float64], size: int = 16
     left, top = int(max(box[0] - border, 0)), int(max(box[1] - border, 0))
     right, bottom = int(min(box[2] + border, width)), int(min(box[3] + border, height))
     left, top = min(left, width - 1), min(top, height - 1)  # at least one pixel, also of a box outside the picture
-    return _resized(image[top:max(bottom, top + 1), left:max(right, left + 1)], size)
+    crop = np.ascontiguousarray(image[top:max(bottom, top + 1), left:max(right, left + 1)])
+    return np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def whole_picture(image: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -42,32 +41,3 @@ def reduced(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
     height, width = image.shape[:2]
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
-
-
-Square: TypeAlias = tuple[int, int, int]
-"""Left, top and side, in whole pixels of a picture; it may reach over the picture's edges."""
-
-
-def square_around(box: NDArray[np.float64], side: float, shape: tuple[int, ...]) -> Square:
-    """Return the square of that side around the middle of `box` (4,), moved into a picture of `shape` if it fits."""
-    whole_side = max(1, round(side))
-    left, top = (min(max(round((low + high - whole_side) / 2), min(0, most - whole_side)), max(0, most - whole_side))
-                 for low, high, most in ((box[0], box[2], shape[1]), (box[1], box[3], shape[0])))
-    return left, top, whole_side
-
-
-def cut_out(image: NDArray[np.uint8], square: Square, size: int) -> NDArray[np.uint8]:
-    """Return a square of a picture at `size` (size, size, 3), black where the picture (H, W, 3) has ended."""
-    left, top, side = square
-    height, width = image.shape[:2]
-    part = image[max(top, 0):min(top + side, height), max(left, 0):min(left + side, width)]
-    if part.shape[:2] != (side, side):
-        canvas = np.zeros((side, side, 3), np.uint8)
-        canvas[max(-top, 0):max(-top, 0) + part.shape[0], max(-left, 0):max(-left, 0) + part.shape[1]] = part
-        part = canvas
-    return _resized(part, size)
-
-
-def _resized(part: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Return a part of a picture (h, w, 3) as a square (size, size, 3), whatever its aspect."""
-    return np.asarray(Image.fromarray(np.ascontiguousarray(part)).resize((size, size), Image.Resampling.BILINEAR))

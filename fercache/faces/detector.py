@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,8 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from fercache.backbones import facenet
-from fercache.faces.crops import Square, cut_out, reduced, square_around
-from fercache.faces.tracklets import SAME_IOU, area, iou
+from fercache.faces.crops import reduced
 from fercache.runtime.devices import map_threads, resolve_threads
 
 CELL_PX, STRIDE_PX = 12, 2
@@ -34,14 +32,12 @@ FIRST_PIXELS, CANDIDATES = 320_000, (64, 16)
 """Pixels per call of the first net, and candidates per call of the second and the third. With more, activations leave a
 core's cache, and a call takes up to twice the time."""
 CENTER, SCALE = 127.5, 0.0078125
-SMALL_SUMS = 1 << 16
-"""Sums per picture up to which the scratch array for small pictures is used."""
 MAX_CANDIDATES = 512
 """Candidates whose pixels are resampled at once, which bounds memory in a crowd."""
 
 Tensor: TypeAlias = torch.Tensor
 
-_scratch_arrays = threading.local()
+_scratch_memory = threading.local()
 
 
 class Mtcnn:
@@ -207,14 +203,12 @@ def _scratch(shape: tuple[int, int, int, int]) -> NDArray[np.int32]:
 
     Notes
     -----
-    Allocating this much memory for each batch would take longer than the sums. One array for large pictures and one for
-    small ones, so that a mix of both does not reallocate; a smaller batch uses a part of it.
+    Allocating this much memory for each batch would take longer than the sums. A smaller batch uses a part of it.
     """
-    name = "large" if shape[1] * shape[2] > SMALL_SUMS else "small"
-    array: NDArray[np.int32] | None = getattr(_scratch_arrays, name, None)
+    array: NDArray[np.int32] | None = getattr(_scratch_memory, "array", None)
     if array is None or array.shape[1:] != shape[1:] or len(array) < shape[0]:
         array = np.zeros(shape, np.int32)
-        setattr(_scratch_arrays, name, array)
+        _scratch_memory.array = array
     return array[:shape[0]]
 
 
@@ -275,13 +269,6 @@ def _largest_first(faces: NDArray[np.float32]) -> NDArray[np.float64]:
 BATCH = 8
 BATCH_PIXELS = BATCH << 21
 """Pixels of the largest batch, which takes 16 bytes a pixel."""
-NEAR_PX, NEAR_FACE_PX = 160, 40
-"""Side of the squares that `near` looks at, and the smallest face in them that it looks for."""
-ROI_MARGIN = 2.2
-"""Side of such a square, in sides of the face that is looked for."""
-ROI_BATCH = 32
-ROI_PIXELS = 200_000
-"""Pixels of a picture, seen with the smallest face at NEAR_FACE_PX, that take as long as to look around one place."""
 TRUNCATED_PX = np.array([1.5, 1.5, 0.5, 0.5])
 """Bias of MTCNN's x1, y1, x2, y2, in pixels of its input. Its driver truncates candidates to whole pixels (half a pixel
 on average) and starts one pixel further left and up."""
@@ -307,7 +294,7 @@ class Detector:
                  detect_px: int = 0) -> None:
         self.min_face_px, self.min_score, self.batch, self.detect_px = min_face_px, min_score, batch, detect_px
         self.device = device
-        self.nets: dict[int | str, Mtcnn] = {}
+        self.nets: dict[int, Mtcnn] = {}
         self._making = threading.Lock()  # batches run in parallel, and two may need a net first
 
     def detect(self, images: Sequence[NDArray[np.uint8]], run: Callable[..., list[Any]] = map_threads
@@ -334,58 +321,13 @@ class Detector:
                 detected[i] = self._filtered(_enlarged(faces, 1 / scale[i]), images[i].shape[:2])
         return detected
 
-    def detect_in_rois(self, images: Sequence[NDArray[np.uint8]], places: Sequence[NDArray[np.float64]],
-             run: Callable[..., list[Any]] = map_threads) -> list[NDArray[np.float64]]:
-        """Return the faces of each picture at and around some places in it, (n, 5) as `detect` does.
-
-        Parameters
-        ----------
-        places : boxes (n, 4) of each picture.
-
-        Notes
-        -----
-        A square around each place, `AROUND` faces wide, is brought to one size in which a face of the place's size is
-        neither the smallest nor the largest that is looked for. That takes .6 of the time of a look at 640 x 360, a
-        quarter of one at 720p, whatever else is in the picture (`docs/results/extract.md`). A face that a square cuts
-        off is not told: MTCNN only guesses how it goes on.
-        """
-        least = NEAR_PX / NEAR_FACE_PX * self.min_face_px
-        squares = [(place, square_around(box, max(ROI_MARGIN * (box[2:] - box[:2]).max(), least), images[place].shape))
-                   for place, boxes in enumerate(places) for box in boxes]
-        seen = [cut_out(images[place], square, NEAR_PX) for place, square in squares]
-        batches = [range(start, min(start + ROI_BATCH, len(seen))) for start in range(0, len(seen), ROI_BATCH)]
-        results = run(lambda batch: self.close_net.detect(np.stack([seen[i] for i in batch])), batches, self.device)
-        found: list[list[NDArray[np.float64]]] = [[np.empty((0, 5))] for _ in images]
-        for (place, square), faces in zip(squares, chain.from_iterable(results), strict=True):
-            left, top, side = square
-            inside = faces[_inside(faces, square, images[place].shape)]
-            found[place].append(_enlarged(inside, side / NEAR_PX) + np.array([left, top, left, top, 0]))
-        return [_once(self._filtered(np.concatenate(faces), image.shape[:2]))
-                for faces, image in zip(found, images, strict=True)]
-
-    def rois_per_frame(self, image: NDArray[np.uint8]) -> int:
-        """Return around how many places `near` looks in the time that the whole picture takes: 4 at 720p, as it is."""
-        height, width = image.shape[:2]
-        scale = self._scale(image)
-        cells = (NEAR_FACE_PX / self._smallest(scale)) ** 2
-        return int(height * width * scale ** 2 * (1 + cells) / 2 / ROI_PIXELS)
-
-    @property
-    def close_net(self) -> Mtcnn:
-        """MTCNN for what `near` looks at."""
-        return self._net("near", NEAR_FACE_PX)
-
     def net(self, scale: float = 1.0) -> Mtcnn:
         """Return the MTCNN for pictures of that scale, made on first use."""
         smallest = self._smallest(scale)
-        return self._net(smallest, smallest)
-
-    def _net(self, key: int | str, smallest: int) -> Mtcnn:
-        """Return the MTCNN that is kept under `key`, made on first use."""
         with self._making:
-            if key not in self.nets:
-                self.nets[key] = Mtcnn(smallest, self.device)
-            return self.nets[key]
+            if smallest not in self.nets:
+                self.nets[smallest] = Mtcnn(smallest, self.device)
+            return self.nets[smallest]
 
     def _scale(self, image: NDArray[np.uint8]) -> float:
         """Return the factor by which a picture is scaled down before detection."""
@@ -413,25 +355,6 @@ class Detector:
         return np.column_stack([boxes, score])[has_area & (score >= self.min_score)]
 
 
-def _inside(faces: NDArray[np.float64], square: Square, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Return which faces (n, 5), in pixels of what was made of a square, are not cut off by it inside the picture."""
-    left, top, side = square
-    cuts = np.array([left > 0, top > 0, left + side < shape[1], top + side < shape[0]])
-    over = np.column_stack([faces[:, :2] < 0, faces[:, 2:4] > NEAR_PX])
-    return np.asarray(~(over & cuts).any(axis=1))
-
-
 def _enlarged(faces: NDArray[np.float64], by: float) -> NDArray[np.float64]:
     """Return faces (n, 5) detected in a scaled picture, in pixels of the original."""
     return np.column_stack([(faces[:, :4] - TRUNCATED_PX) * by + TRUNCATED_PX, faces[:, 4]])
-
-
-def _once(faces: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the faces (n, 5) of a picture, of those that overlap the one that scores most; the largest first."""
-    faces = faces[np.argsort(-faces[:, 4], kind="stable")]
-    overlap, kept = iou(faces[:, :4], faces[:, :4]), list[int]()
-    for i in range(len(faces)):
-        if (overlap[i, kept] < SAME_IOU).all():
-            kept.append(i)
-    faces = faces[kept]
-    return faces[np.argsort(-area(faces), kind="stable")]
