@@ -7,6 +7,7 @@ import json
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+from fercache.backbones.registry import DEFAULT_WEIGHTS, KNOWN_WEIGHTS
 from fercache.errors import InputError
 from fercache.heads.registry import HEADS
 
@@ -96,7 +97,7 @@ class DatasetConfig(Config):
 class ExtractConfig(Config):
     """Stage one (`stages/extract.toml`)."""
 
-    weights: str = option("casia-webface", "casia-webface, vggface2, PATH (.safetensors, .pt) or onnx:PATH.")
+    weights: str = option(DEFAULT_WEIGHTS, f"{', '.join(KNOWN_WEIGHTS)}, PATH (.safetensors, .pt) or onnx:PATH.")
     taps: tuple[str, ...] = option(("embedding", "block8", "repeat_2", "repeat_1-3x3"),
                                    "Values of the CNN to store: BLOCK (mean), BLOCK-3x3 (grid) or BLOCK-map.")
     precision: str = option("float32", "Arithmetic of the CNN.", choices=PRECISIONS)

@@ -17,12 +17,13 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "fercache"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-ORDER = ("errors", "heads.registry", "config", "runtime", "metrics", "run_log", "media", "data", "recipe", "backbones",
-         "faces", "store", "oof", "results", "heads", "logits_import", "extraction", "training", "stacking",
-         "maintenance", "diagnostics", "viz", "inference", "cli", "__main__")
+ORDER = ("errors", "heads.registry", "backbones.registry", "config", "runtime", "metrics", "run_log", "media", "data",
+         "recipe", "backbones", "faces", "store", "oof", "results", "heads", "logits_import", "extraction", "training",
+         "stacking", "maintenance", "diagnostics", "viz", "inference", "cli", "__main__")
 """Folders and modules of the package, in the order of the pipeline: each imports only what stands before it.
 
-The registry of heads holds names and settings only, without a net, so that the configuration can offer them.
+The registries of heads and backbones have names and settings only, without a net, so that the configuration can offer
+them.
 """
 
 FORBIDDEN = frozenset((

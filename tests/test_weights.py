@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ import safetensors.numpy
 import torch
 
 from fercache.backbones import facenet, weights
+from fercache.backbones.registry import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, KnownWeights, LibraryRelease
 from fercache.backbones.weights import files
 from fercache.backbones.weights.files import validated
+from fercache.config import ExtractConfig
 from fercache.errors import FercacheError, InputError, WeightsError
 from fercache.runtime import wheels
 
@@ -103,8 +106,9 @@ def test_vggface2_out_of_reach_names_the_file_to_place(tmp_path: Path, monkeypat
     offline(monkeypatch, tmp_path / "home")
     with pytest.raises(WeightsError, match="facenet-pytorch's download failed") as caught:
         weights.download_weights("vggface2", tmp_path / "w")
-    text = str(caught.value)
-    assert "20180402-114759-vggface2.pt" in text and str(tmp_path / "w") in text and weights.VGGFACE2_SHA256 in text
+    text, release = str(caught.value), weights.KNOWN_WEIGHTS["vggface2"].origin
+    assert isinstance(release, LibraryRelease)
+    assert "20180402-114759-vggface2.pt" in text and str(tmp_path / "w") in text and release.sha256 in text
     assert names(tmp_path / "w") == []
 
 
@@ -117,20 +121,23 @@ def test_vggface2_placed_by_hand(net: facenet.InceptionResnetV1, tmp_path: Path,
     torch.save({**net.state_dict(), **classifier}, path)
     with pytest.raises(WeightsError, match="download failed"):  # another hash: not the release
         weights.download_weights("vggface2", path.parent)
-    monkeypatch.setattr(weights, "VGGFACE2_SHA256", wheels.file_sha256(path))  # the release itself cannot be had here
+    release = LibraryRelease(sha256=wheels.file_sha256(path))  # the release itself cannot be downloaded here
+    monkeypatch.setitem(weights.KNOWN_WEIGHTS, "vggface2", replace(weights.KNOWN_WEIGHTS["vggface2"], origin=release))
     found = weights.download_weights("vggface2", path.parent)
     assert not any(name.startswith("logits") for name in files.read_tensors(found))
     assert weights.resolve_weights("vggface2", path.parent) == found
 
 
 def pull_once(folder: Path, log: Path) -> None:
-    """Pull weights whose making is counted: one line in `log` for each."""
-    def make(_: Path) -> dict[str, np.ndarray]:
+    """Download weights, and write a line to `log` for each download."""
+    def fetch(name: str, folder: Path) -> dict[str, np.ndarray]:
         with log.open("a") as handle:
             handle.write("made\n")
         return {n: np.zeros(s, np.float32) for n, s in facenet.expected_shapes().items()}
 
-    weights.KNOWN_WEIGHTS["zeros"] = weights.KnownWeights(make=make, source="test", terms="none", download_mb=0)
+    weights.KNOWN_WEIGHTS["zeros"] = KnownWeights(origin=LibraryRelease(sha256=""), source="test", terms="none",
+                                                  download_mb=0)
+    weights.fetch_tensors = fetch
     weights.download_weights("zeros", folder)
 
 
@@ -225,3 +232,10 @@ def test_read_only_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot write"):
         weights.download_weights("casia-webface", folder)
     assert list(folder.iterdir()) == []
+
+
+def test_a_backbone_is_registered_in_one_place() -> None:
+    """The option's default and choices follow from the registry."""
+    entry, = (entry for entry in fields(ExtractConfig) if entry.name == "weights")
+    assert entry.default == DEFAULT_WEIGHTS and all(name in entry.metadata["help"] for name in KNOWN_WEIGHTS)
+    assert [row.name for row in weights.list_weights(Path("absent"))] == list(KNOWN_WEIGHTS)

@@ -1,6 +1,6 @@
 """The frozen face CNN: its nets, their taps, and their weights.
 
-Open `backbone.py` first, then `weights/__init__.py`.
+Open `backbone.py` first; `registry.py` lists the backbones by name.
 """
 
 from __future__ import annotations

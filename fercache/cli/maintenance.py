@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fercache.backbones.registry import KNOWN_WEIGHTS
 from fercache.cli.context import LOCATION, Context, HeadedCommand, config_options, location_options, make_config
 from fercache.config import AblationConfig, DatasetConfig, ExtractConfig, StackConfig, TrainConfig
 from fercache.errors import FercacheError, InputError, StoreError, WeightsError
@@ -415,7 +416,7 @@ def _stores(cache: Path, dataset: Dataset, stages: Path) -> Iterator[Path]:
         cnn = weights.resolve_weights(config.weights, cache / "weights")
     except WeightsError as error:
         log.warning("%s; keeping every store that may use these weights", error.what)
-        yield from folder.glob(f"{config.weights}-*.zarr" if config.weights in weights.KNOWN_WEIGHTS else "*.zarr")
+        yield from folder.glob(f"{config.weights}-*.zarr" if config.weights in KNOWN_WEIGHTS else "*.zarr")
     else:
         settings = job.settings_of(config, job.resolve_faces(dataset, config), cnn)
         yield Path(str(job.store_path(cache, dataset.name, settings)))

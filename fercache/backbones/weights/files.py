@@ -27,7 +27,7 @@ class Weights:
 
     Parameters
     ----------
-    name : casia-webface, vggface2, custom or onnx.
+    name : a key of KNOWN_WEIGHTS, custom or onnx.
     path : safetensors, or an ONNX model.
     sha256 : digest of the tensors' names, types, shapes and values, which does not depend on the file format they came
         in; for an ONNX model, digest of the file.

