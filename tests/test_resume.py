@@ -126,7 +126,7 @@ def store(tmp_path: Path, prepared: Path) -> Path:
 
 
 def start(path: Path, **environment: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(atomic_io.__file__).parents[1]), **environment}
+    environment = {**os.environ, "PYTHONPATH": str(Path(atomic_io.__file__).parents[2]), **environment}
     return subprocess.Popen([sys.executable, __file__, str(path)], env=environment, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE)
 

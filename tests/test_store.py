@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fercache import open_store
 from fercache.errors import FercacheError, InputError, NotInStore, StoreError
-from fercache.maintenance import verify
+from fercache.maintenance import forget, verify
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS, SEGMENT, decode_name, encode_name
 from fercache.store.manifest import with_checksum
@@ -437,3 +437,44 @@ def test_many_writers_make_what_one_makes(tmp_path: Path, writers: int) -> None:
     assert [process.exitcode for process in running[1:]] == [0] * (writers - 1)
     _work(str(shared.path), clips)
     assert shared.digest() == alone.digest()
+
+
+def as_format_1(store: EmbeddingStore) -> None:
+    """Turn a store into what fercache 0.1 left: format 1, the frame table in the array "clock"."""
+    for folder in store.files.folders():
+        (store.path / folder / "frame_table").rename(store.path / folder / "clock")
+    for path in [store.path / "zarr.json", *store.path.glob("*/zarr.json")]:
+        body = json.loads(path.read_bytes())["attributes"]["fercache"]
+        del body["seal"]
+        if "arrays" in body:
+            body["arrays"]["clock"] = body["arrays"].pop("frame_table")
+        path.write_bytes(with_checksum({**body, "version": 1}))
+
+
+def test_a_store_of_an_older_format_is_refused_with_the_next_step(store: EmbeddingStore) -> None:
+    put(store, "c")
+    as_format_1(store)
+    with pytest.raises(StoreError, match="format 1") as error:
+        EmbeddingStore.open(store.path)
+    assert str(store.path) in str(error.value) and "fercache extract" in str(error.value) and error.value.exit_code == 2
+    with pytest.raises(StoreError, match="format 1"):
+        EmbeddingStore.create(store.path, SETTINGS, TAPS)
+
+
+def test_extract_replaces_the_clips_of_an_older_format(store: EmbeddingStore) -> None:
+    put(store, "c", seed=1)
+    as_format_1(store)
+    again = EmbeddingStore.create(store.path, SETTINGS, TAPS, mend=True)
+    assert list(again) == []
+    put(again, "c", seed=2)
+    np.testing.assert_array_equal(again["c"].read("block8"), features(300, 2)[1]["block8"])
+    assert not verify.verify_store(store.path).faults
+
+
+def test_forget_finds_the_people_of_a_clip_in_an_older_store(tmp_path: Path) -> None:
+    store = EmbeddingStore.create(tmp_path / "casia-1.zarr", {**SETTINGS, "people": "all"}, TAPS)
+    for clip in ("c#1", "c#2", "d#1"):
+        put(store, clip, 3)
+    assert forget.people_in(tmp_path, "c") == {"c#1", "c#2"}
+    as_format_1(store)
+    assert forget.people_in(tmp_path, "c") == {"c#1", "c#2"}

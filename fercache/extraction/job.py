@@ -482,7 +482,7 @@ def _opened(path: Location, settings: dict[str, Any], config: ExtractConfig, cnn
         try:
             store = EmbeddingStore.open(path, mode="a")
         except StoreError as error:
-            log.warning("%s; rewriting it, the clips are kept", error.what)
+            log.warning("%s; rewriting its root, readable clips are kept", error.what)
         else:
             store.sweep()
             return store

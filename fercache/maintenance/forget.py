@@ -15,7 +15,7 @@ from fercache.data.base import people_of
 from fercache.errors import InputError, StoreError
 from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
-from fercache.store.embedding_store import EmbeddingStore, is_root
+from fercache.store.embedding_store import EmbeddingStore, is_root, settings_of_any_version
 from fercache.store.layout import META, decode_name, encode_name
 from fercache.store.local import TEMPORARY, LocalStoreFiles
 from fercache.store.locks import work_folder
@@ -86,12 +86,15 @@ def people_in(folder: Path, clip: str) -> set[str]:
     names: set[str] = set()
     for path in stores_of(folder):
         try:
-            store = EmbeddingStore.open(path)
+            settings = settings_of_any_version(path)
         except StoreError:
             continue
-        ends = r"#\d+" if people_of(store.settings) == "all" else "_(left|right)"
-        if people_of(store.settings) != "main":
-            held = {*store, *(decode_name(one) or "" for one in store.files.folders())}
+        ends = r"#\d+" if people_of(settings) == "all" else "_(left|right)"
+        if people_of(settings) != "main":
+            files = LocalStoreFiles(path)
+            held = {decode_name(one) or "" for one in files.folders()}
+            if is_root(files.get(META) or b"", path):  # long names are hashed; only manifests spell them out
+                held |= {*EmbeddingStore.open(path)}
             names |= {name for name in held if re.fullmatch(re.escape(clip) + ends, name)}
     return names
 

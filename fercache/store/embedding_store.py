@@ -18,6 +18,7 @@ from fercache.store.layout import FRAME_TABLE, META, VERSION, encode_name
 from fercache.store.local import TEMPORARY, FileStamp, StoreFiles, StoreSize
 from fercache.store.locks import hold_lease, lock_gate, work_folder
 from fercache.store.manifest import (
+    EXTRACT_AGAIN_HINT,
     ClipManifest,
     damaged,
     plain,
@@ -54,7 +55,22 @@ def read_root(data: bytes, where: Location) -> tuple[dict[str, Any], dict[str, t
         raise StoreError("is no embedding store of fercache's", where=where / META,
                          hint=REBUILD_HINT) from error
     except StoreError as error:
-        raise StoreError(error.what, where=where / META, hint=REBUILD_HINT) from error
+        hint = error.hint if error.hint == EXTRACT_AGAIN_HINT else REBUILD_HINT  # no clip of another format is kept
+        raise StoreError(error.what, where=where / META, hint=hint) from error
+
+
+def settings_of_any_version(path: Location) -> dict[str, Any]:
+    """Return a store's settings whatever its format version, so that `forget` also reaches older stores.
+
+    Raises
+    ------
+    StoreError
+        There is no intact root.
+    """
+    settings = verify_checksum(files_at(path).get(META) or b"", path / META, any_version=True).get("settings")
+    if not isinstance(settings, dict):
+        raise damaged("the root holds no settings", path / META)
+    return settings
 
 
 def is_root(data: bytes, where: Location) -> bool:

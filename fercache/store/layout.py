@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-VERSION = 1
+VERSION = 2
+"""Format of stores: 1 was fercache 0.1 (its frame table was the array "clock"); 2 names it "frame_table"."""
 SEGMENT = 1024
 """Frames between two durable points of a clip's features."""
 CHUNK = 256

@@ -16,6 +16,7 @@ OURS = "fercache"
 LARGEST = 64 << 20
 """Bytes of the largest metadata file that is read."""
 RECOMPUTE_HINT = "run `fercache verify --repair`, then `fercache extract`"
+EXTRACT_AGAIN_HINT = "run `fercache extract` again: it computes the clips anew, since no format is converted"
 
 
 @dataclass(frozen=True)
@@ -113,21 +114,29 @@ def with_checksum(body: dict[str, Any]) -> bytes:
     return group_document({OURS: {**body, "seal": fingerprint_of(body)}})
 
 
-def verify_checksum(data: bytes, where: object) -> dict[str, Any]:
-    """Return the body that `sealed` wrote.
+def verify_checksum(data: bytes, where: object, *, any_version: bool = False) -> dict[str, Any]:
+    """Return the body that `with_checksum` wrote.
+
+    Parameters
+    ----------
+    any_version : accept a store of another format version too; only its settings are safe to use.
 
     Raises
     ------
     StoreError
-        A byte of it has changed, or it is something else.
+        A byte of it has changed, it is something else, or its format has another version.
     """
     try:
         body: dict[str, Any] = dict(parse(data)["attributes"][OURS])
         whole = body.pop("seal") == fingerprint_of(body)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise damaged("is no metadata of fercache's", where) from error
-    if not whole or body.get("version") != VERSION:
-        raise damaged("metadata was altered, or is of another version of fercache", where)
+    if not whole:
+        raise damaged("metadata was altered", where)
+    # After the checksum: a flipped bit in the version is damage, not an older store.
+    if body.get("version") != VERSION and not any_version:
+        raise StoreError(f"has store format {body.get('version')!r}, and this fercache reads format {VERSION}",
+                         where=where, hint=EXTRACT_AGAIN_HINT)
     return body
 
 
