@@ -50,10 +50,10 @@ def test_what_the_stack_writes_is_read(tmp_path: Path) -> None:
     given = io.PredictionsFile(stack.write_stack(found, tmp_path / "preds.csv")[0])
     assert given.classes == book.classes
     clips = list(given.clips())
-    np.testing.assert_array_equal(np.concatenate([clip.label_pred for clip in clips]), found.units.argmax(1))
+    np.testing.assert_array_equal(np.concatenate([clip.label_pred for clip in clips]), found.ppm.argmax(1))
     np.testing.assert_array_equal(np.concatenate([clip.valid for clip in clips]), book.valid)
     np.testing.assert_array_equal(np.concatenate([clip.label for clip in clips]), book.label)
-    np.testing.assert_allclose(np.concatenate([clip.probs for clip in clips]), found.units / 1e6, atol=1e-9)
+    np.testing.assert_allclose(np.concatenate([clip.probs for clip in clips]), found.ppm / 1e6, atol=1e-9)
 
 
 def test_parquet_or_what_to_install(tmp_path: Path) -> None:
@@ -77,7 +77,8 @@ def test_parquet_or_what_to_install(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("old", "new", "problem"), [
     ("clip,frame", "clip,number", "columns frame are missing"), ("p_", "q_", "p_<Class>"),
     ("p_Other", "Other", "not in 0 to 6"),
-    ("p_Anger", "p_Neutral", "duplicate"), ("a,7,", "a,9,", "line 9: its frame"), ("a,7,", "a,x,", "clip 'a', from line 2"),
+    ("p_Anger", "p_Neutral", "duplicate"), ("a,7,", "a,9,", "line 9: its frame"),
+    ("a,7,", "a,x,", "clip 'a', from line 2"),
     ("a,1,", "a,0,", "line 2: its frame"), ("a,7,", "z,7,", "line 9: clip 'a' is in two places"),
     ("a,7,0.200000,1,,", "a,7,0.200000,1,8,", "line 8: its label"), ("a,7,0.200000,1,,", "a,7,0.200000,1,,1", "line 8"),
     ("a,7,0.200000,1,,", "a,7,0.200000,1,", "line 8 has 13 values"), ("a,3,", '"a,3,', "not readable"),

@@ -169,7 +169,7 @@ def fold_confusions(book: OofLogits, split: str = "") -> dict[str, metrics.Count
     rows = book.label >= 0
     rows &= book.per_row(np.array([s == split for s in book.split]) if split else book.fold >= 0)
     _, group = np.unique(book.per_row(np.unique(book.group, return_inverse=True)[1])[rows], return_inverse=True)
-    by_candidate = candidates.gather_candidates(book, nested_cv.NestedResult(members={}, columns={}))
+    by_candidate = candidates.gather_candidates(book, nested_cv.NestedResult(fold_models={}, columns={}))
     return {name: metrics.confusions(book.label[rows], probs[rows].argmax(1), group, len(book.classes),
                                      int(group.max(initial=-1)) + 1) for name, probs in by_candidate.items()}
 

@@ -81,15 +81,15 @@ class ClipView:
     causal: bool = False
 
     @classmethod
-    def of(cls, book: OofLogits, trial: int, causal: bool = False) -> ClipView:
+    def of(cls, oof: OofLogits, trial: int, causal: bool = False) -> ClipView:
         """Return the view of one trial of the book."""
-        rows = book.rows(trial)
-        valid, time_s = book.valid[rows], book.time_s[rows]
+        rows = oof.rows(trial)
+        valid, time_s = oof.valid[rows], oof.time_s[rows]
         counts = valid if valid.any() or causal else np.ones(len(valid), bool)
-        log_probs = np.stack([log_softmax(book.logits[head][rows][counts]) for head in book.heads], 1)
+        log_probs = np.stack([log_softmax(oof.logits[head][rows][counts]) for head in oof.heads], 1)
         faces = CumulativeSums(np.zeros((len(valid), 1)), valid, causal=causal)
         seen = tuple(faces.share(_reach(time_s, width, causal))[counts] for width in SEEN_S)
-        pooled = np.stack([book.pooled[head][rows][counts] for head in book.heads], 1) if book.pooled else None
+        pooled = np.stack([oof.pooled[head][rows][counts] for head in oof.heads], 1) if oof.pooled else None
         return cls(counts=counts, filled=nearest_row(time_s, counts, causal=causal), log_probs=log_probs,
                    time_s=time_s[counts],
                    seen=seen, pooled=pooled, causal=causal)
@@ -198,9 +198,9 @@ class FeatureColumns:
         return now + [near[:, i * c:(i + 1) * c] for i in range(h)]
 
 
-def feature_columns(book: OofLogits, causal: bool) -> FeatureColumns:
+def feature_columns(oof: OofLogits, causal: bool) -> FeatureColumns:
     """Return the features that are built of a book."""
-    return FeatureColumns(heads=book.heads, classes=book.classes, level="clip" if book.pooled else "frame",
+    return FeatureColumns(heads=oof.heads, classes=oof.classes, level="clip" if oof.pooled else "frame",
                           causal=causal)
 
 
@@ -308,56 +308,56 @@ class TrainingSample:
         return np.asarray(weight / weight.mean())
 
 
-def draw_sample(book: OofLogits, columns: FeatureColumns, refit: bool, bar: ProgressBar) -> TrainingSample:
+def draw_sample(oof: OofLogits, columns: FeatureColumns, refit: bool, bar: ProgressBar) -> TrainingSample:
     """Return the sample of a book's out-of-fold rows, with their features; one trial at a time.
 
     Parameters
     ----------
     refit : take the labelled rows of the validation split too.
     """
-    chosen = thinned(book, refit)
-    trial = book.per_row(np.arange(len(book.trials)))
-    built = [_features(book, i, chosen, columns, bar) for i in range(len(book.trials)) if chosen[book.rows(i)].any()]
-    rows = np.flatnonzero(chosen)
-    _, group = np.unique(np.array(book.group, object).astype(str), return_inverse=True)
-    shape = (0, len(book.heads), len(columns.widths), len(book.classes))
-    _, stretch = np.unique(np.stack([trial[rows], book.time_s[rows] // BLOCK_S]), axis=1, return_inverse=True)
+    selected = thinned(oof, refit)
+    trial = oof.per_row(np.arange(len(oof.trials)))
+    built = [_features(oof, i, selected, columns, bar) for i in range(len(oof.trials)) if selected[oof.rows(i)].any()]
+    rows = np.flatnonzero(selected)
+    _, group = np.unique(np.array(oof.group, object).astype(str), return_inverse=True)
+    shape = (0, len(oof.heads), len(columns.widths), len(oof.classes))
+    _, block = np.unique(np.stack([trial[rows], oof.time_s[rows] // BLOCK_S]), axis=1, return_inverse=True)
     x = np.concatenate([np.zeros((0, len(columns.names)), np.float32), *(x for x, _ in built)])
     return TrainingSample(rows=rows, x=x,
                   smoothed=np.concatenate([np.zeros(shape, np.float32), *(z for _, z in built)]),
-                  label=book.label[rows].astype(np.int64), fold=book.fold[trial[rows]].astype(np.int64),
-                  group=group[trial[rows]], block_id=stretch, classes=len(book.classes))
+                  label=oof.label[rows].astype(np.int64), fold=oof.fold[trial[rows]].astype(np.int64),
+                  group=group[trial[rows]], block_id=block, classes=len(oof.classes))
 
 
-def thinned(book: OofLogits, refit: bool = False) -> NDArray[np.bool_]:
+def thinned(oof: OofLogits, refit: bool = False) -> NDArray[np.bool_]:
     """Return which rows of the book, ``(R,)``, the stacker learns from."""
-    held = book.fold >= 0
+    learnable = oof.fold >= 0
     if refit:
-        held = held | (np.array(book.split) == "validation")
-    can = (book.label >= 0) & book.valid & book.per_row(held)
-    kept, step = _one_a_step(book, can, STEP_S), STEP_S
-    while kept.sum() > MOST:
-        step *= max(1.05, kept.sum() / MOST)
-        kept = _one_a_step(book, can, step)
-    return kept
+        learnable = learnable | (np.array(oof.split) == "validation")
+    usable = (oof.label >= 0) & oof.valid & oof.per_row(learnable)
+    selected, step = _one_a_step(oof, usable, STEP_S), STEP_S
+    while selected.sum() > MOST:
+        step *= max(1.05, selected.sum() / MOST)
+        selected = _one_a_step(oof, usable, step)
+    return selected
 
 
-def _one_a_step(book: OofLogits, can: NDArray[np.bool_], step_s: float) -> NDArray[np.bool_]:
+def _one_a_step(oof: OofLogits, usable: NDArray[np.bool_], step_s: float) -> NDArray[np.bool_]:
     """Return the first row of each step of each trial, of those that `can`."""
-    rows = np.flatnonzero(can)
-    step = np.floor(book.time_s[rows] / step_s + 1e-6)
-    trial = book.per_row(np.arange(len(book.trials)))[rows]
+    rows = np.flatnonzero(usable)
+    step = np.floor(oof.time_s[rows] / step_s + 1e-6)
+    trial = oof.per_row(np.arange(len(oof.trials)))[rows]
     new = np.ones(len(rows), bool)
     new[1:] = (np.diff(step) != 0) | (np.diff(trial) != 0)
-    kept = np.zeros(len(can), bool)
-    kept[rows[new]] = True
-    return kept
+    selected = np.zeros(len(usable), bool)
+    selected[rows[new]] = True
+    return selected
 
 
-def _features(book: OofLogits, trial: int, chosen: NDArray[np.bool_], columns: FeatureColumns,
+def _features(oof: OofLogits, trial: int, selected: NDArray[np.bool_], columns: FeatureColumns,
               bar: ProgressBar) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return features and moving means of the chosen rows of one trial."""
     bar.advance()
-    view = ClipView.of(book, trial, columns.causal)
-    here = chosen[book.rows(trial)][view.counts]
+    view = ClipView.of(oof, trial, columns.causal)
+    here = selected[oof.rows(trial)][view.counts]
     return columns.build(view)[here], columns.smoothed(view)[here]
