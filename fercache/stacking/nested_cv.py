@@ -232,7 +232,8 @@ def load_fold_model(folder: Path) -> FoldModel:
         base = SmoothedMean.of(outputs["base"])
         fitted_chain = Chain.of(outputs["chain"]) if outputs["chain"] else None
     except (OSError, KeyError, ValueError, lightgbm.basic.LightGBMError) as error:
-        raise StoreError(f"the model of all folds is missing or damaged ({error})", where=folder, hint="run `fercache stack`") from error
+        raise StoreError(f"the model of all folds is missing or damaged ({error})", where=folder,
+                         hint="run `fercache stack`") from error
     return FoldModel(fold=ALL, groups=outputs["groups"], rows=outputs["rows"], smoothed_mean=base, trees=trees,
                      linear=linear, chain=fitted_chain)
 

@@ -1,4 +1,4 @@
-"""What is said about a stack run: the JSON value beside preds.csv."""
+"""The metrics of a stack run: the JSON value beside `preds.csv`, and its table for the terminal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REFITTED = "fitted on this split too (refit = all): a score would say nothing, a
 
 @dataclass(frozen=True, kw_only=True)
 class StackRun:
-    """What a run found, to be said: every column, which one is final, and that one at its temperature."""
+    """The results that a report describes: every column, the final one, and its temperature by fold."""
 
     oof: OofLogits
     config: StackConfig
@@ -43,12 +43,12 @@ class StackRun:
 
     @property
     def metric(self) -> str:
-        """The metric that things are chosen by."""
+        """The metric that selects the final column."""
         return self.config.metric or self.oof.metric
 
 
 def build_report(run: StackRun) -> dict[str, Any]:
-    """Return every score of every column, and everything that went in, as a JSON value."""
+    """Return all scores of all columns, and the inputs and settings of the run, as a JSON value."""
     oof, config = run.oof, run.config
     splits = {split: _split(run, split) for split in SPLITS}
     leaky = leaky_heads(oof, run.columns)
@@ -68,7 +68,7 @@ def build_report(run: StackRun) -> dict[str, Any]:
 
 
 def _losing(train: dict[str, Any], metric: str) -> list[str]:
-    """Return a sentence for each plainer column that has a higher score out of fold than the trees."""
+    """Return a sentence for each column with a higher out-of-fold score than the trees."""
     scores = {name: float(one["official"]) for name, one in train.get("all_frames", {}).items()}
     mine = scores.get("stack", float("inf"))
     return [f"the stacker loses out of fold: {name} has {score:.4f} {metric}, stack {mine:.4f}"
@@ -76,7 +76,7 @@ def _losing(train: dict[str, Any], metric: str) -> list[str]:
 
 
 def _folds(oof: OofLogits) -> list[dict[str, Any]]:
-    """Return who was held out together, and how many labelled rows of each class that were."""
+    """Return the groups of each fold, and its number of labeled rows by class."""
     fold, found = oof.per_row(oof.fold), []
     for k in range(int(oof.fold.max()) + 1):
         label = oof.label[(fold == k) & (oof.label >= 0)]
@@ -87,7 +87,7 @@ def _folds(oof: OofLogits) -> list[dict[str, Any]]:
 
 
 def _refit(run: StackRun) -> dict[str, Any]:
-    """Return what was fitted on the validation split too."""
+    """Return which parts were fitted on the validation split as well, and what that means for its scores."""
     heads = heads_refitted(run.oof)
     stacker = run.config.refit == "all"
     out_of_fold = heads and bool((run.oof.fold[np.array(run.oof.split) == "validation"] >= 0).any())
@@ -96,13 +96,13 @@ def _refit(run: StackRun) -> dict[str, Any]:
 
 
 def heads_refitted(oof: OofLogits) -> bool:
-    """Return whether the heads of a book learnt from the validation split too."""
+    """Return whether the heads were trained on the validation split as well."""
     settings = oof.provenance.get("settings", {})
     return isinstance(settings, dict) and settings.get("refit", "none") == "all"
 
 
 def _split(run: StackRun, split: str) -> dict[str, Any]:
-    """Return the scores on one split; empty where it has no labelled frame."""
+    """Return the scores on one split; empty if it has no labeled frame."""
     oof, config = run.oof, run.config
     rows = (oof.label >= 0) & oof.per_row(np.array(oof.split) == split)
     if not rows.any():
@@ -126,7 +126,7 @@ def _split(run: StackRun, split: str) -> dict[str, Any]:
 
 
 def _fitted(run: StackRun, column: str) -> bool:
-    """Return whether a column learnt from the validation rows."""
+    """Return whether a column was fitted on the validation rows."""
     return heads_refitted(run.oof) or (run.config.refit == "all" and column in LEARNED)
 
 
@@ -161,7 +161,7 @@ def _importances(run: StackRun) -> list[tuple[str, float]]:
     return [(name, round(gain, 6)) for name, gain in sorted(named, key=lambda pair: -pair[1]) if gain > 0]
 
 
-# The table on the screen: who is right how often.
+# The table of scores for the terminal.
 
 TITLES = {"train": "train, out of fold", "validation": "validation", "test": "test"}
 FIGURES = {"macro_f1": "macro F1", "accuracy": "accuracy", "abaw2": ".67 F1 + .33 acc"}
@@ -169,12 +169,12 @@ CLASS_WIDTH = 7
 
 
 def score_table(report: dict[str, Any]) -> RenderableType:
-    """Return what a run's metrics look like in 80 columns."""
+    """Return the metrics of a run as a rich table, at most 80 columns wide."""
     final = report["final"]
     parts: list[RenderableType] = []
     for split, title in TITLES.items():
         if report["splits"].get(split, {}).get("all_frames"):
-            title = report["splits"][split].get("title", title)  # `predict` says that all of a set is new
+            title = report["splits"][split].get("title", title)  # `predict` sets its own title
             parts += [_scores(report, split, title), _classes(report, split)]
         elif split in report["splits"]:
             parts.append(Text(f"{title}: {report['splits'][split]['predicted']}", "yellow"))
@@ -191,7 +191,7 @@ def score_table(report: dict[str, Any]) -> RenderableType:
 
 
 def _scores(report: dict[str, Any], split: str, title: str) -> Table:
-    """Return the figures of every column on one split, with their intervals."""
+    """Return a table of the scores of every column on one split, with intervals."""
     rows, seen = (report["splits"][split][name] for name in ("all_frames", "frames_with_face"))
     any_ = next(iter(rows.values()))
     note = any_["why_none"] and f"no intervals: {any_['why_none']}"
@@ -215,7 +215,7 @@ def _ordered(report: dict[str, Any], rows: dict[str, Any]) -> list[tuple[str, An
 
 
 def _gain(report: dict[str, Any], split: str, title: str) -> Text:
-    """Return how much more the final column has than the best single head and the plain mean, with paired intervals."""
+    """Return the gain of the final column over the best head and the plain mean, with paired intervals."""
     predicted, final, metric = report["splits"][split], report["final"]["column"], report["metric"]
     heads = [name for name, what in report["columns"].items() if what == "head"]
     best = max(heads, key=lambda name: float(predicted["all_frames"][name]["official"]))
@@ -242,7 +242,7 @@ def _short(value: float) -> str:
 
 
 def _classes(report: dict[str, Any], split: str) -> Table:
-    """Return the F1 of each class, and how many frames each has."""
+    """Return a table of the F1 and the number of frames of each class."""
     rows = report["splits"][split]["all_frames"]
     support = next(iter(rows.values()))["support"]
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
