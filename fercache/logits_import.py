@@ -104,7 +104,7 @@ def import_logits(name: str, config: LogitsConfig, dataset: str, cache: Path) ->
     Raises
     ------
     InputError
-        The table is no table of predictions, or says two things of one frame.
+        The table is not a table of predictions, or says two things of one frame.
 
     Notes
     -----
@@ -133,13 +133,13 @@ def _layout(header: Sequence[str], path: Path) -> _Layout:
     rest = [(i, word) for i, word in enumerate(header) if word.casefold() not in KNOWN]
     prefixes = {word.split("_", 1)[0] + "_" for _, word in rest}
     if "clip" not in at or len(rest) < 2 or len(prefixes) != 1 or not all("_" in word for _, word in rest):
-        raise InputError(f"no table of predictions (columns: {shorten_list(header, 12)})", where=path,
+        raise InputError(f"not a table of predictions (columns: {shorten_list(header, 12)})", where=path,
                          hint="columns: clip[,frame][,person][,label][,split][,group], then p_CLASS or logit_CLASS for "
                               "each class")
     prefix = prefixes.pop()
     classes = tuple(word.removeprefix(prefix) for _, word in rest)
     if len(set(classes)) < len(classes) or not all(classes):
-        raise InputError("a class stands there twice, or has no name", where=path, hint="mend the header")
+        raise InputError("a class appears twice, or has no name", where=path, hint="fix the header")
     return _Layout(path=path, at=at, classes=classes, values=tuple(i for i, _ in rest), logits=prefix == LOGIT)
 
 
@@ -152,7 +152,7 @@ def _collect(lines: Iterator[Sequence[str]], layout: _Layout, config: LogitsConf
         try:
             _take(people, values, layout, config)
         except (ValueError, IndexError) as error:
-            raise InputError(f"line {line}: {error}", where=layout.path, hint="mend the table") from error
+            raise InputError(f"line {line}: {error}", where=layout.path, hint="fix the table") from error
     return people
 
 
@@ -222,7 +222,7 @@ def _clock(trial: str, person: _Person, layout: _Layout) -> dict[str, NDArray[An
     frames = np.array(person.frames, np.int64)
     values = np.array(person.values, np.float32).reshape(len(frames), len(layout.classes))
     if len(np.unique(frames)) < len(frames):
-        raise InputError("a frame stands there twice", where=f"{layout.path}, {trial}",
+        raise InputError("a frame appears twice", where=f"{layout.path}, {trial}",
                          hint="one row a frame; tell several people apart with a column `person`")
     index = np.arange(frames.min(), frames.max() + 1)
     place = frames - index[0]
@@ -239,7 +239,7 @@ def _log_probabilities(values: NDArray[np.float32], trial: str, layout: _Layout)
     """Return log-probabilities, ``(n, C)``."""
     where = f"{layout.path}, {trial}"
     if not np.isfinite(values).all():
-        raise InputError("a value is no number", where=where, hint="mend the table")
+        raise InputError("a value is not a number", where=where, hint="fix the table")
     if layout.logits:
         shifted = values - values.max(1, keepdims=True)
         return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)), np.float32)

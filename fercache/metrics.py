@@ -1,4 +1,4 @@
-"""How good predictions are: everything follows from the confusion matrix, ``(C, C)``, rows = truth, columns = said.
+"""Scores of predictions, all from the confusion matrix ``(C, C)``: rows are labels, columns are predictions.
 
 Notes
 -----
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from fercache.errors import InputError
 
 MIN_GROUPS_FOR_INTERVAL = 8
-"""Under so many groups a bootstrap over groups says next to nothing; no interval is given."""
+"""With fewer groups a bootstrap over groups is not reliable, so no interval is given."""
 LEVEL = 0.95
 
 Counts = NDArray[np.int64]
@@ -26,12 +26,12 @@ Values = NDArray[np.float64]
 
 
 def confusion(label: NDArray[Any], predicted: NDArray[Any], classes: int) -> Counts:
-    """Return how often each class was taken for which, ``(C, C)``; rows labelled -1 do not count."""
+    """Return the confusion matrix, ``(C, C)``; rows labeled -1 do not count."""
     return np.asarray(confusions(label, predicted, np.zeros(len(label), np.int64), classes, 1)[0])
 
 
 def confusions(label: NDArray[Any], predicted: NDArray[Any], group: NDArray[Any], classes: int, groups: int) -> Counts:
-    """Return one confusion matrix a group, ``(G, C, C)``; `group` is ``(R,)`` in 0..G-1, labels of -1 do not count."""
+    """Return one confusion matrix per group, ``(G, C, C)``; `group` is ``(R,)`` in 0..G-1, labels -1 do not count."""
     known = label >= 0
     cell = (group[known].astype(np.int64) * classes + label[known]) * classes + predicted[known]
     return np.bincount(cell, minlength=groups * classes * classes).reshape(groups, classes, classes)
@@ -50,7 +50,7 @@ def macro_f1(matrix: ArrayLike) -> Values:
 
 
 def accuracy(matrix: ArrayLike) -> Values:
-    """Return the share of rows that are right, ``(...)``; the clip-level sets call it WAR."""
+    """Return the accuracy, ``(...)``; clip-level data sets call it WAR."""
     m = np.asarray(matrix, float)
     return _ratio(np.diagonal(m, axis1=-2, axis2=-1).sum(-1), m.sum((-2, -1)))
 
@@ -90,7 +90,7 @@ def official(name: str) -> Metric:
 
 
 def _ratio(above: ArrayLike, below: ArrayLike) -> Values:
-    """Return the quotient, 0 where `below` is 0."""
+    """Return the quotient, or 0 where `below` is 0."""
     top, bottom = np.asarray(above, float), np.asarray(below, float)
     return np.asarray(np.divide(top, bottom, out=np.zeros(np.broadcast_shapes(top.shape, bottom.shape)),
                                 where=bottom > 0))
@@ -98,7 +98,7 @@ def _ratio(above: ArrayLike, below: ArrayLike) -> Values:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What one column scored on one set of rows.
+    """The scores of one candidate on one set of rows.
 
     Attributes
     ----------
@@ -127,7 +127,7 @@ class Scores:
 
 
 class Resampler:
-    """Draws of whole groups, the same for every column it is asked about, so that columns can be compared in pairs.
+    """Bootstrap samples of whole groups, the same for every candidate, so that candidates can be compared in pairs.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ class Resampler:
         self.times = drawn.astype(float)
 
     def draw(self, matrices: Counts) -> Counts:
-        """Return a confusion matrix a draw, ``(draws, C, C)``, from one a group, ``(G, C, C)``."""
+        """Return one confusion matrix per draw, ``(draws, C, C)``, from one a group, ``(G, C, C)``."""
         groups, classes = matrices.shape[:2]
         counts = self.times @ matrices.reshape(groups, -1)  # whole numbers in float64: exact, and BLAS is fast
         return counts.astype(np.int64).reshape(-1, classes, classes)
@@ -198,7 +198,7 @@ def _percentiles(values: Values) -> tuple[float, float]:
 
 
 def score_predictions(matrices: Counts, classes: Sequence[str], metric: str, resampler: Resampler) -> Scores:
-    """Return every figure of a column from its confusion matrices, one a group, ``(G, C, C)``."""
+    """Return all scores of a candidate from its confusion matrices, one per group, ``(G, C, C)``."""
     total = matrices.sum(0)
     figures = {name: float(figure(total)) for name, figure in FIGURES.items()}
     return Scores(frames=int(total.sum()), groups=len(matrices), official=float(official(metric)(total)),

@@ -1,4 +1,4 @@
-"""The book of logits: what every head said of every frame, and which fold's model said it. One HDF5 file."""
+"""Out-of-fold logits: the prediction of every head for every frame, and the fold it comes from. One HDF5 file."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ OUT_OF_FOLD, HELD_OUT, IN_SAMPLE = "out-of-fold", "held-out", "in-sample"
 
 @dataclass(frozen=True, kw_only=True)
 class OofLogits:
-    """What the heads said, row by row; a row is a frame of a trial's clock.
+    """Logits of all heads, row by row; a row is a frame of a trial's frame table.
 
     Attributes
     ----------
     trials, group, split : (N,) names; `split` is train, validation or test.
-    fold : (N,) int16, the fold that holds the trial out; -1 where no fold does.
+    fold : (N,) int16, the fold that holds the trial out; -1 if no fold does.
     offsets : (N + 1,) int64; the rows of trial i are ``offsets[i]:offsets[i + 1]``.
     index : (R,) int32, frame numbers from 1.
     time_s : (R,) float64, from 0 in each trial.
@@ -73,20 +73,20 @@ class OofLogits:
 
     @property
     def leaky_heads(self) -> tuple[str, ...]:
-        """The heads that were fitted on rows which they speak of here as if out of fold."""
+        """The heads that were fitted on rows of the folds: their predictions of these rows are not out of fold."""
         held = any(f >= 0 for f in self.fold)
         return tuple(head for head in self.heads if held and self.declared.get(head) == IN_SAMPLE)
 
     def rows(self, trial: int) -> slice:
-        """Return the rows of the trial of that position."""
+        """Return the rows of the trial with that index."""
         return slice(int(self.offsets[trial]), int(self.offsets[trial + 1]))
 
     def per_row(self, per_trial: Any) -> NDArray[Any]:
-        """Return a value a trial, ``(N,)``, as a value a row, ``(R,)``."""
+        """Repeat one value per trial, ``(N,)``, to one per row, ``(R,)``."""
         return np.repeat(np.asarray(per_trial), np.diff(self.offsets))
 
     def save(self, path: Path) -> None:
-        """Write the book to `path`, whole or not at all."""
+        """Write the logits to `path` atomically."""
         record = {name: getattr(self, name)
                   for name in ("dataset", "classes", "metric", "notice", "heads", "provenance",
                                                        "fingerprint", "epochs_fixed", "clip", "declared")}
@@ -103,7 +103,7 @@ class OofLogits:
 
     @classmethod
     def load(cls, path: Path) -> OofLogits:
-        """Return the book at `path`.
+        """Return the logits in the file `path`.
 
         Raises
         ------
@@ -120,7 +120,7 @@ class OofLogits:
 
 
 def _check_size(file: h5py.File, most: int) -> None:
-    """Refuse data larger than the file: HDF5 may state any shape for what was never written."""
+    """Raise ValueError for data larger than the file: HDF5 may state any shape for data that was never written."""
     def check(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset) and item.nbytes > most:
             raise ValueError(f"{name} is said to be larger than the file")
@@ -128,7 +128,7 @@ def _check_size(file: h5py.File, most: int) -> None:
 
 
 def _read(file: h5py.File) -> dict[str, Any]:
-    """Return the fields of a book from an open file."""
+    """Return the fields of `OofLogits` from an open file."""
     if file.attrs.get("format") != FORMAT:
         raise ValueError(f"format {file.attrs.get('format')!r}, this fercache reads {FORMAT}")
     record = json.loads(file["about"][()])
@@ -141,7 +141,7 @@ def _read(file: h5py.File) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialLogits:
-    """One trial of a book: what stands there of it, ``(T,)`` columns and ``(T, C)`` logits a head."""
+    """The logits of one trial: ``(T,)`` columns and ``(T, C)`` logits per head."""
 
     split: str
     group: str
@@ -153,7 +153,7 @@ class TrialLogits:
 
 
 class OofReader:
-    """A book of any size, opened to be read trial by trial: of the frames only those of the trial at hand are read."""
+    """A file of logits of any size, read trial by trial: only the frames of one trial are in memory."""
 
     def __init__(self, file: h5py.File) -> None:
         self._file: Mapping[str, Any] = file
@@ -172,7 +172,7 @@ class OofReader:
         return self.split[self._place[trial]], self.group[self._place[trial]]
 
     def trial(self, trial: str) -> TrialLogits:
-        """Return what stands of one trial."""
+        """Return the logits of one trial."""
         i = self._place[trial]
         rows = slice(int(self._offsets[i]), int(self._offsets[i + 1]))
         return TrialLogits(split=self.split[i], group=self.group[i], fold=int(self.fold[i]),
@@ -195,7 +195,7 @@ class LoadedOofReader(OofReader):
 
 @contextmanager
 def open_oof(path: Path) -> Iterator[OofReader]:
-    """Yield the book at `path`, to be read trial by trial.
+    """Yield a reader of the file `path`, trial by trial.
 
     Raises
     ------

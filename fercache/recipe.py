@@ -80,7 +80,7 @@ def _parse(path: Path) -> Mapping[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"not readable as TOML ({error})", where=path, hint="mend the line it names") from error
+        raise InputError(f"not readable as TOML ({error})", where=path, hint="fix the line it names") from error
 
 
 def _checked(path: Path, key: str, value: Any) -> Any:

@@ -96,7 +96,7 @@ def test_labels_as_a_feature(book: OofLogits) -> None:
     x = honest.x.copy()
     x[:, 7] = honest.label == 4
     found = audit.labels_as_features(replace(honest, x=x))
-    assert found.state == "FAIL" and found.lines == ("tap[7] tells class 4 from all others by itself (area 1.0000)",)
+    assert found.state == "FAIL" and found.lines == ("tap[7] alone separates class 4 from all others (area 1.0000)",)
 
 
 def test_shuffled_labels_give_chance_and_a_leak_does_not(book: OofLogits) -> None:
@@ -169,7 +169,7 @@ def test_the_whole_audit_of_a_store_of_noise(book: OofLogits, tmp_path: Path) ->
 def test_labels_are_dealt_to_other_groups() -> None:
     trials = tuple(Trial(name=f"t{i}", path=Path("x"), kind="video", parent=f"t{i}", group=f"g{i // 2}", split="train",
                          labels=np.full(5 + i, i // 2, np.int16)) for i in range(8))
-    made = audit.dealt(Dataset(name="d", layout="table", classes=("a", "b", "c", "d"), trials=trials), 0)
+    made = audit.shuffled_dataset(Dataset(name="d", layout="table", classes=("a", "b", "c", "d"), trials=trials), 0)
     for old, new in zip(trials, made.trials, strict=True):
         assert new.labels is not None and old.labels is not None and len(new.labels) == len(old.labels)
         assert new.labels[0] != old.labels[0]

@@ -137,7 +137,7 @@ def test_time_is_up_again_and_again(runner: Runner, home: Path) -> None:
         run = runner.run(*flags, "--time-limit", f"{limit}s", cwd=home)
         assert run.code == 0, run.err()
         steps += run.steps()
-        if "clips are left" not in run.err():
+        if "stopped by the time limit" not in run.err():
             break
         assert "stopped by the time limit; 1 clips (about 160 frames) are left" in run.err()
         stopped += 1
@@ -337,7 +337,7 @@ def test_a_clip_that_kills_its_worker_is_a_failure(home: Path, distributed: Any,
     import dask
 
     whole = crops_of(home)
-    monkeypatch.setenv("FERCACHE_KILL_AT", "clock.written:1")  # for the workers, which begin anew
+    monkeypatch.setenv("FERCACHE_KILL_AT", "frame_table.written:1")  # for the workers, which begin anew
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
         report = LaunchPlan(dask=True, workers=1).run(replace(whole, trials=whole.trials[:1]), CONFIG, home / "cache",
                                                       None)

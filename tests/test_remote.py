@@ -139,7 +139,7 @@ def test_http_reads(web: str, tmp_path: Path) -> None:
         open_store(f"{web}/t.zarr")
 
 
-STEPS = ["store.created:1", "lease.taken:1", "begin.journaled:1", "detections.kept:2", "clock.journaled:1",
+STEPS = ["store.created:1", "lease.taken:1", "begin.journaled:1", "detections.kept:2", "frame_table.journaled:1",
          "chunk.written:9", "segment.written:2", "segment.journaled:1", "segment.synced:2", "segment.synced:4",
          "commit.array:2", "commit.unmarked:1", "commit.marked:1", "discard.unmarked:1"]
 

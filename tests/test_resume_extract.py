@@ -123,8 +123,8 @@ def test_people_of_a_clip_killed_between_them(runner: Runner, prepared: Path,
     whole, folder = fresh(prepared, "pair-whole"), fresh(prepared, "pair-killed")
     ended(runner.run(*words, cwd=whole), 0, "1 clips computed")
     assert list(store_of(whole)) == ["two#1", "two#2"]
-    for step in ("detections.kept:2", "clock.journaled:1", "segment.journaled:1", "commit.unmarked:1",
-                 "commit.marked:1", "clock.written:1", "segment.journaled:1", "commit.unmarked:1"):
+    for step in ("detections.kept:2", "frame_table.journaled:1", "segment.journaled:1", "commit.unmarked:1",
+                 "commit.marked:1", "frame_table.written:1", "segment.journaled:1", "commit.unmarked:1"):
         assert runner.run(*words, cwd=folder, kill_at=step).code == -signal.SIGKILL, step
         assert "two#1" not in store_of(folder)
     ended(runner.run(*words, cwd=folder), 0, "1 clips computed")
@@ -240,11 +240,11 @@ def test_the_disk_fills_up(runner: Runner, prepared: Path, unbroken: tuple[dict[
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(features)], check=True,
                        capture_output=True)
     except (OSError, subprocess.CalledProcessError):
-        ended(runner.run(*EXTRACT, cwd=folder, file_bytes=20_000), 3, "File too large", "make room")
+        ended(runner.run(*EXTRACT, cwd=folder, file_bytes=20_000), 3, "File too large", "free disk space")
         check_whole(runner, folder, unbroken)
         return
     try:
-        ended(runner.run(*EXTRACT, cwd=folder), 3, "No space left on device", "make room")
+        ended(runner.run(*EXTRACT, cwd=folder), 3, "No space left on device", "free disk space")
         list(store_of(folder).values())
         subprocess.run(["mount", "-o", "remount,size=50m", str(features)], check=True)
         check_whole(runner, folder, unbroken)

@@ -175,7 +175,7 @@ def test_any_two_swapped_rows_are_refused(tmp_path_factory: pytest.TempPathFacto
 def test_double_rows_and_unknown_trials_are_refused(tmp_path: Path, shares: dict[str, np.ndarray]) -> None:
     rows = rows_of(LENGTHS)
     template(tmp_path / "template.txt", [*rows[:5], rows[4], *rows[5:]])
-    assert "it stands there twice" in refused(tmp_path)
+    assert "it appears twice" in refused(tmp_path)
     template(tmp_path / "template.txt", [*rows, rows[0]])
     assert "further up" in refused(tmp_path)
     template(tmp_path / "template.txt", [*rows, "video99/00001.jpg"])

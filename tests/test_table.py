@@ -74,7 +74,7 @@ def test_a_row_without_its_clip_is_told_and_the_rest_is_read(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("content", "says"), [
     ("", "column 'clip' is missing"), ("clip\na\n", "'path' is missing"), ("clip,path,lable\n", "'lable' is unknown"),
-    ("clip,path,path\n", "'path' stands there twice"), ("clip,path\n", "no rows"),
+    ("clip,path,path\n", "'path' appears twice"), ("clip,path\n", "no rows"),
     ("clip,path\na\n", "line 2 has 1 values for 2 columns"),
     ("clip,path\na,a.mp4,x\n", "line 2 has 3"), ("clip,path\n,a.mp4\n", "line 2 has no usable clip"),
     ("clip,path\na,\n", "line 2 has no usable path"), ("clip,path\na,\0\n", "no usable path|not a table"),

@@ -54,7 +54,7 @@ def test_verify_says_whole_or_what_is_harmed(home: Path) -> None:
     harmed = home / STORE / "a" / "block8" / "c.0.0"
     flip(harmed, random.Random(1))
     said = say("verify", "--store", STORE, code=1).stdout
-    assert str(STORE / "a" / "block8" / "c.0.0") in said and "NOT whole: 1 clips harmed" in said
+    assert str(STORE / "a" / "block8" / "c.0.0") in said and "NOT whole: 1 clips damaged" in said
     assert "--repair" in said and harmed.exists()
     told = json.loads(say("verify", "--store", STORE, "--json", code=1).stdout)
     assert [fault["clip"] for fault in told["faults"]] == ["a"] and not told["dropped"]
@@ -318,4 +318,4 @@ def test_gc_after_the_three_stages(home: Path, weights_at: Path) -> None:
 def test_far_features_are_not_looked_past(tmp_path: Path, words: tuple[str, ...]) -> None:
     """A proof that no trace is left, which did not look where the features are, would be none."""
     done = CliRunner().invoke(main, ["--cache", "memory://bucket", "--local-cache", str(tmp_path), *words])
-    assert done.exit_code == 2 and "on this machine only" in done.output
+    assert done.exit_code == 2 and "local features only" in done.output

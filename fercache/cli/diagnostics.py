@@ -1,4 +1,4 @@
-"""The command that says what each choice is worth: ablation."""
+"""Commands that check data and results: audit, check, ablation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fercache")
 
 
-# The command that proves that nothing leaks: audit.
+# The command audit.
 
 SHOWN = 5
 COLOURS = {"ok": "green", "look": "yellow", "FAIL": "red", "skipped": "blue"}
@@ -73,7 +73,7 @@ def _show(found: Any) -> None:
         click.echo(f"          and {len(found.lines) - SHOWN} more, see --out")
 
 
-# The command that looks before anybody leaps: check.
+# The commands check and ablation.
 
 @click.command("check", cls=HeadedCommand)
 @config_options(DatasetConfig)

@@ -1,4 +1,4 @@
-"""The doors for other tools: export, import."""
+"""Commands that exchange data with other tools: export, import, logits import."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def import_command(context: Context, path: Path, as_: str, fps: float, **typed: 
     return 1 if report.failed else 0
 
 
-# The command that brings in other people's predictions: logits import.
+# The command logits import.
 
 @click.group()
 def logits_group() -> None:

@@ -1,4 +1,4 @@
-"""The commands that keep the cache honest: verify, diff, gc, forget."""
+"""Commands that inspect and maintain the cache: verify, diff, gc, forget, weights, info."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fercache.cli.context import LOCATION, Context, HeadedCommand, config_option
 from fercache.config import AblationConfig, DatasetConfig, ExtractConfig, StackConfig, TrainConfig
 from fercache.errors import FercacheError, InputError, StoreError, WeightsError
 from fercache.runtime import atomic_io
+from fercache.runtime.progress import format_bytes
 from fercache.runtime.uri import Location
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ log = logging.getLogger("fercache")
 
 
 SHOWN = 20
-"""Lines of one kind that are printed for people; --json has them all."""
+"""Most lines of one kind in the printed text; --json prints all of them."""
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 STORE = click.option("--store", type=LOCATION, help="Embedding store.  [default: the last one extracted]")
 
@@ -37,13 +38,13 @@ STORE = click.option("--store", type=LOCATION, help="Embedding store.  [default:
 @click.command("verify", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @STORE
-@click.option("--repair", is_flag=True, help="Drop the harmed clips; the next extract does them again.")
+@click.option("--repair", is_flag=True, help="Drop the damaged clips; the next extract computes them again.")
 @JSON
 @location_options
 def verify_command(context: Context, store: Location | None, repair: bool, as_json: bool, **typed: Any) -> int:
-    """Read every byte of a store and compare it with the digests in the commit marks.
+    """Read every byte of a store and compare it with the digests in the clip manifests.
 
-    Finds a changed bit, a missing or torn chunk, a clip of another store. Exits with 1 if there is any.
+    Finds changed bits, missing or torn chunks, and clips of another store. The exit code is 1 if it finds any.
     """
     from fercache.extraction import job
     from fercache.maintenance import verify
@@ -64,14 +65,14 @@ def _verify_text(report: VerifyReport, repair: bool) -> str:
     lines = [shown(f"{report.store}: {report.clips} clips read, {report.frames} frames whole")]
     lines += some([f"  {f.where}\n    {f.what}" for f in report.faults])
     if report.unfinished:
-        lines.append(f"{len(report.unfinished)} clips are on their way or left half done; no reader sees them")
+        lines.append(f"{len(report.unfinished)} clips are unfinished; readers do not see them")
     if repair:
         lines += some([f"dropped {clip}" for clip in report.dropped]) + some([f"cleared {p}" for p in report.cleared])
     if report.whole:
         return "\n".join([*lines, "whole: every byte is the one that was written"])
     harmed = len({f.folder for f in report.faults if not f.stray})
-    lines.append(f"NOT whole: {harmed} clips harmed" if report.clips else "NOT whole")
-    lines.append("next: " + ("`fercache extract` does the dropped clips again" if report.dropped else
+    lines.append(f"NOT whole: {harmed} clips damaged" if report.clips else "NOT whole")
+    lines.append("next: " + ("`fercache extract` computes the dropped clips again" if report.dropped else
                              "`fercache extract`" if not report.clips else "`fercache verify --repair`"))
     return "\n".join(lines)
 
@@ -82,9 +83,9 @@ def _verify_text(report: VerifyReport, repair: bool) -> str:
 @JSON
 @location_options
 def diff_command(context: Context, first: Path, second: Path, as_json: bool) -> int:
-    """Say which settings, taps and clips the stores FIRST and SECOND differ in; exits with 1 if they do.
+    """List the settings, taps and clips in which the stores FIRST and SECOND differ; the exit code is 1 if they do.
 
-    Reads the commit marks only; `fercache verify` is what proves that the arrays are those of the marks.
+    Reads only the clip manifests. Run `fercache verify` to check the arrays against the manifests.
     """
     from fercache.maintenance import verify
 
@@ -110,9 +111,9 @@ def _diff_text(report: DiffReport) -> str:
 
 
 def _local_only(context: Context, hint: str) -> None:
-    """Refuse features at a URL: a proof that looked past them would be none."""
+    """Refuse features at a URL: gc and forget cannot see them, so their result would be incomplete."""
     if context.remote is not None:
-        raise InputError("gc and forget look through features on this machine only", where=context.remote, hint=hint)
+        raise InputError("gc and forget work on local features only", where=context.remote, hint=hint)
 
 
 def _clip_text(entry: ClipDiff) -> str:
@@ -123,34 +124,36 @@ def _clip_text(entry: ClipDiff) -> str:
 
 @click.command("gc", cls=HeadedCommand)
 @config_options(DatasetConfig)
-@click.option("--all", "everything", is_flag=True, help="Also the data sets that no recipe here names.")
+@click.option("--all", "everything", is_flag=True, help="Include data sets that no recipe here names.")
 @click.option("--yes", is_flag=True, help="Remove without asking.")
 @JSON
 @location_options
 def gc_command(context: Context, everything: bool, yes: bool, as_json: bool, **typed: Any) -> int:
-    """List what no recipe or data set names any more, and remove it if you say so.
+    """List stores, logits, heads and stack runs that no recipe needs, and remove them after confirmation.
 
-    Named are what the recipes in --stages, and in the folders of recipes in it, make of their data set as it is now: a
-    store, a book of logits, heads, a stack run. What a live process is writing is left alone.
+    The recipes in --stages and in its subfolders need what they would compute from their data sets today. Files that a
+    running process writes are never listed.
     """
 
     from fercache.maintenance import gc
 
-    _local_only(context, "take clips out of a far store with fercache.open_store(URL, mode=\"a\").remove(CLIP)")
-    stays = live_artifacts(context, typed)
-    found = gc.find_unreferenced(context.cache, stays.keep, stays.clips)
-    unreferenced = [item for item in found if everything or _dataset(context.cache, item) in stays.datasets]
-    others = sorted({_dataset(context.cache, item) for item in found} - stays.datasets)
+    _local_only(context, "remove clips of a remote store with fercache.open_store(URL, mode=\"a\").remove(CLIP)")
+    live = live_artifacts(context, typed)
+    found = gc.find_unreferenced(context.cache, live.keep, live.clips)
+    unreferenced = [item for item in found if everything or _dataset(context.cache, item) in live.datasets]
+    others = sorted({_dataset(context.cache, item) for item in found} - live.datasets)
     if as_json:
-        click.echo(_dump({"waste": [_unreferenced_json(item) for item in unreferenced], "removed": yes,
+        listed = [{"path": item.path, "clip": item.clip or None, "why": item.reason, "bytes": item.size.bytes,
+                   "files": item.size.files} for item in unreferenced]
+        click.echo(_dump({"waste": listed, "removed": yes,
                           "left_alone": [] if everything else others}))
     else:
         click.echo("\n".join(_gc_lines(context.cache, unreferenced)))
     if others and not everything:
-        log.info("left alone, no recipe here names the data set: %s (--all takes it too)", ", ".join(others))
+        log.info("skipped, no recipe here names the data set: %s (use --all to include it)", ", ".join(others))
     if unreferenced and (yes or (not as_json and _agreed())):
         freed = gc.remove_unreferenced(unreferenced)
-        log.info("removed %d files, %s", freed.files, amount(freed.bytes))
+        log.info("removed %d files, %s", freed.files, format_bytes(freed.bytes))
     elif unreferenced:
         log.info("nothing was removed")
     return 0
@@ -160,24 +163,19 @@ def _dataset(cache: Path, item: Unreferenced) -> str:
     return item.path.relative_to(cache).parts[1]
 
 
-def _unreferenced_json(item: Unreferenced) -> dict[str, Any]:
-    return {"path": item.path, "clip": item.clip or None, "why": item.reason, "bytes": item.size.bytes,
-            "files": item.size.files}
-
-
 def _gc_lines(cache: Path, unreferenced: Sequence[Unreferenced]) -> list[str]:
     if not unreferenced:
-        return ["nothing to remove: all there is has a name in a recipe or a data set"]
+        return ["nothing to remove: a recipe or a data set names everything"]
     lines = []
     for item in unreferenced:
         clip = f" clip {item.clip}" if item.folder else ""
         lines.append(shown(f"{item.path.relative_to(cache)}{clip}"))
-        lines.append(f"  {amount(item.size.bytes)} in {item.size.files} files: {item.reason}")
-    return [*lines, f"{len(unreferenced)} to remove, {amount(sum(item.size.bytes for item in unreferenced))}"]
+        lines.append(f"  {format_bytes(item.size.bytes)} in {item.size.files} files: {item.reason}")
+    return [*lines, f"{len(unreferenced)} to remove, {format_bytes(sum(item.size.bytes for item in unreferenced))}"]
 
 
 def _agreed() -> bool:
-    """Return whether the user says yes; without anybody to ask, no."""
+    """Return whether the user confirms; False without a terminal."""
     try:
         return click.confirm("remove all of this?", err=True)
     except click.Abort:
@@ -192,10 +190,10 @@ def _agreed() -> bool:
 @JSON
 @location_options
 def forget_command(context: Context, clip: str, name: str | None, everywhere: bool, as_json: bool) -> int:
-    """Remove CLIP from every stage of the cache, then look everywhere for a trace of it; exits with 1 if one is left.
+    """Remove CLIP from every stage of the cache, then search for references to it; the exit code is 1 if one is left.
 
-    Heads, logits and stack runs of its data set go too: they learnt from it. The clip's own video, and what was written
-    outside the cache, are yours to remove.
+    Also removes the heads, logits and stack runs of its data set, because they were trained on it. You must remove the
+    clip's own video and files outside the cache yourself.
     """
     from fercache.maintenance import forget
 
@@ -213,51 +211,41 @@ def forget_command(context: Context, clip: str, name: str | None, everywhere: bo
         click.echo("\n".join([*(shown(f"removed {path}") for path in report.removed),
                               *(shown(f"STILL NAMED in {path}") for path in report.references),
                               shown(f"{clip}: " + ("not forgotten" if report.references else "no trace is left"))]))
-    log.info("a data set that still names the clip brings it back: take it out there before the next extract")
+    log.info("remove the clip from the data set before the next extract, or it is extracted again")
     return 1 if report.references else 0
 
 
 def some(lines: Sequence[str]) -> list[str]:
-    """Return the first lines for people, and how many more there are."""
+    """Return the first lines, and the number of omitted ones."""
     more = [f"... and {len(lines) - SHOWN} more (--json lists all)"] if len(lines) > SHOWN else []
     return [*map(shown, lines[:SHOWN]), *more]
 
 
 def shown(text: str) -> str:
-    """Return text that any terminal takes: names of clips may hold control characters or be no Unicode at all."""
+    """Return text that is safe to print: names of clips may hold control characters or invalid Unicode."""
     safe = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
     return safe.encode("utf-8", "backslashreplace").decode()
 
 
-def amount(size: int) -> str:
-    """Return a number of bytes as people read it."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size} bytes"
-
-
 def _dump(value: dict[str, Any]) -> str:
-    """Return JSON; paths as text."""
+    """Return JSON text; paths become strings."""
     return json.dumps(value, indent=1, default=_plain)
 
 
 def _plain(value: object) -> object:
     return list(value) if isinstance(value, Iterable) else str(value)
-"""In the order of `fercache --help`."""
 
-
-# The commands that look after the cache: info, weights.
+# The commands weights and info.
 
 @click.group()
 def weights_group() -> None:
-    """Pretrained CNNs: which are known, which are here."""
+    """List or download pretrained CNNs."""
 
 
 @weights_group.command("list", cls=HeadedCommand)
 @location_options
 def weights_list(context: Context) -> int:
-    """List the known weights and where they lie."""
+    """List the known weights and their paths."""
     from fercache.backbones import weights
 
     for row in weights.list_weights(context.cache / "weights"):
@@ -270,7 +258,7 @@ def weights_list(context: Context) -> int:
 @click.argument("name")
 @location_options
 def weights_pull(context: Context, name: str) -> int:
-    """Download the weights NAME, check them and keep them as safetensors."""
+    """Download the weights NAME, check their digest and store them as safetensors."""
     from fercache.backbones import weights
 
     click.echo(weights.download_weights(name, context.cache / "weights").path)
@@ -284,20 +272,20 @@ def weights_pull(context: Context, name: str) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @location_options
 def info_command(context: Context, store: Location | None, listed: bool, as_json: bool, **typed: Any) -> int:
-    """Say what an embedding store holds: clips, frames, bytes, taps, fingerprint, digest.
+    """Print the contents of an embedding store: clips, frames, bytes, taps, fingerprint, digest.
 
-    Before anything was extracted: what the recipe of `extract` will cost, in bytes and time.
+    Without a store, print the bytes and the time that `extract` will need.
     """
     from fercache.extraction import job
     from fercache.store.embedding_store import EmbeddingStore
 
     dataset = None if store else context.dataset(typed)
     if dataset is not None and job.current_store_or_none(context.features, dataset.name) is None:
-        return _ahead(context, dataset, as_json)
+        return _print_cost(context, dataset, as_json)
     path = store or job.current_store(context.features, dataset.name if dataset else "")
-    held = EmbeddingStore.open(path)
-    frames = {clip: held.manifest(clip).frames for clip in held}
-    record = _held(held, str(path), frames)
+    opened = EmbeddingStore.open(path)
+    frames = {clip: opened.manifest(clip).frames for clip in opened}
+    record = _store_summary(opened, str(path), frames)
     if as_json:
         click.echo(json.dumps(record | ({"frames_of": frames} if listed else {}), indent=1))
         return 0
@@ -307,22 +295,22 @@ def info_command(context: Context, store: Location | None, listed: bool, as_json
     return 0
 
 
-def _held(held: EmbeddingStore, path: str, frames: dict[str, int]) -> dict[str, Any]:
-    """Return what is said of a store."""
+def _store_summary(store: EmbeddingStore, path: str, frames: dict[str, int]) -> dict[str, Any]:
+    """Return the summary of a store."""
     from fercache.config import fingerprint_of
 
-    size = held.size()
+    size = store.size()
     return {"store": path, "clips": len(frames), "frames": sum(frames.values()), "bytes": size.bytes,
-            "files": size.files, "taps": {tap: list(shape) for tap, shape in held.taps.items()},
-            "bytes_a_frame": 2 * sum(prod(shape) for shape in held.taps.values()),
-            "fingerprint": fingerprint_of(held.settings), "digest": held.digest()}
+            "files": size.files, "taps": {tap: list(shape) for tap, shape in store.taps.items()},
+            "bytes_a_frame": 2 * sum(prod(shape) for shape in store.taps.values()),
+            "fingerprint": fingerprint_of(store.settings), "digest": store.digest()}
 
 
-def _ahead(context: Context, dataset: Dataset, as_json: bool) -> int:
-    """Say what stage one will cost."""
+def _print_cost(context: Context, dataset: Dataset, as_json: bool) -> int:
+    """Print the cost of extraction."""
     from fercache.diagnostics import check
 
-    cost = check.cost_ahead(dataset, context.config(ExtractConfig, "extract", {}), context.cache)
+    cost = check.predict_cost(dataset, context.config(ExtractConfig, "extract", {}), context.cache)
     if as_json:
         click.echo(json.dumps({"store": None, "ahead": asdict(cost)}, indent=1))
     else:
@@ -332,7 +320,7 @@ def _ahead(context: Context, dataset: Dataset, as_json: bool) -> int:
 
 
 def show(record: dict[str, Any]) -> None:
-    """Print what is said of something as a table, for 80 columns and up; long values go on in the next line."""
+    """Print a record as a table for 80 columns and up; long values wrap."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -354,11 +342,11 @@ def _readable(key: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-# What the recipes and the data sets they name would make of the cache: all that `gc` must leave alone.
+# Artifacts that the recipes and their data sets still need: `gc` must not remove them.
 
 @dataclass
 class LiveArtifacts:
-    """What stays.
+    """Artifacts that `gc` must not remove.
 
     Attributes
     ----------
@@ -382,7 +370,7 @@ def live_artifacts(context: Context, typed: dict[str, Any]) -> LiveArtifacts:
     Raises
     ------
     InputError
-        A recipe or its data set cannot be read: what it names is not known, so nothing can be called waste.
+        A recipe or its data set cannot be read, so it is unknown which artifacts it needs.
     """
     from fercache import data, logits_import
     from fercache.data import base
@@ -390,7 +378,7 @@ def live_artifacts(context: Context, typed: dict[str, Any]) -> LiveArtifacts:
     found = LiveArtifacts()
     for stages in recipe_folders(context.stages):
         config = make_config(DatasetConfig, "dataset", stages, typed)
-        if config.dataset == "logits":  # imported logits are all there is of it
+        if config.dataset == "logits":  # such a data set has no clips and no store, only imported logits
             name = data.logits_name(config)
             found.datasets.add(name)
             found.keep.update([logits_import.folder_of(context.cache, name),
@@ -402,9 +390,9 @@ def live_artifacts(context: Context, typed: dict[str, Any]) -> LiveArtifacts:
         for path in _stores(context.cache, dataset, stages):
             found.keep.add(path)
             store = _opened(path)
-            if store is not None and is_ours(store):  # what was brought from elsewhere nothing here makes anew
-                held = base.stored_trials(dataset, store)
-                names = {trial.name for trial in held.trials} | {problem.where for problem in dataset.problems}
+            if store is not None and is_ours(store):  # imported ones cannot be computed again
+                stored = base.stored_trials(dataset, store)
+                names = {trial.name for trial in stored.trials} | {problem.where for problem in dataset.problems}
                 found.clips[path] = found.clips.get(path, set()) | names
                 found.keep.update(_learnt(context.cache, dataset, store, stages))
     return found
@@ -417,7 +405,7 @@ def recipe_folders(stages: Path) -> list[Path]:
 
 
 def _stores(cache: Path, dataset: Dataset, stages: Path) -> Iterator[Path]:
-    """Yield where the recipe's store lies, and stores that no `extract` made (features brought from elsewhere)."""
+    """Yield the path of the recipe's store, and of stores with imported features."""
     from fercache.backbones import weights
     from fercache.extraction import job
 
@@ -426,7 +414,7 @@ def _stores(cache: Path, dataset: Dataset, stages: Path) -> Iterator[Path]:
     try:
         cnn = weights.resolve_weights(config.weights, cache / "weights")
     except WeightsError as error:
-        log.warning("%s; every store that may be theirs stays", error.what)
+        log.warning("%s; keeping every store that may use these weights", error.what)
         yield from folder.glob(f"{config.weights}-*.zarr" if config.weights in weights.KNOWN_WEIGHTS else "*.zarr")
     else:
         settings = job.settings_of(config, job.resolve_faces(dataset, config), cnn)
@@ -438,7 +426,7 @@ def _stores(cache: Path, dataset: Dataset, stages: Path) -> Iterator[Path]:
 
 
 def is_ours(store: EmbeddingStore) -> bool:
-    """Return whether `extract` makes stores of such settings."""
+    """Return whether `extract` wrote the store; imports write an integer format."""
     return isinstance(store.settings.get("format"), dict)
 
 
@@ -447,49 +435,49 @@ def _opened(path: Path) -> EmbeddingStore | None:
 
     try:
         return EmbeddingStore.open(path)
-    except StoreError:  # not there yet, or its root is damaged and `extract` will write it anew
+    except StoreError:  # absent, or its root is damaged and `extract` will rewrite it
         return None
 
 
 def _learnt(cache: Path, dataset: Dataset, store: EmbeddingStore, stages: Path) -> Iterator[Path]:
-    """Yield the books, the heads and the stack runs that the recipes make of a store as it is now."""
+    """Yield the logits, heads and stack runs that the recipes would compute from a store today."""
     from fercache.diagnostics import ablation
 
     usual = make_config(TrainConfig, "train-heads", stages, {})
     trains = TrainingSettings(cache, dataset, store)
     try:
-        book = trains.logits_file(usual)
+        logits_file = trains.logits_file(usual)
     except FercacheError as error:
-        log.warning("%s; every book and all heads of %s stay", error.what, dataset.name)
+        log.warning("%s; keeping all logits and heads of %s", error.what, dataset.name)
         yield from (path for stage in ("logits", "heads", "stack") for path in (cache / stage / dataset.name).glob("*"))
         return
-    yield from (book, trains.heads(book))
+    yield from (logits_file, trains.heads(logits_file))
     for config in ablation.trained_default(usual, make_config(AblationConfig, "ablation", stages, {})):
-        with suppress(FercacheError):  # a row that this store cannot be trained with has no book
+        with suppress(FercacheError):  # this store cannot train the row, so the row has no logits
             tried = trains.logits_file(config)
             yield from (tried, trains.heads(tried))
-    if book.is_file():
-        yield from stack_runs(cache, dataset.name, book, stages)
+    if logits_file.is_file():
+        yield from stack_runs(cache, dataset.name, logits_file, stages)
 
 
 class TrainingSettings:
-    """Where books and heads of settings lie; what is asked of a store is asked once."""
+    """Paths of the logits and heads of training settings; reads each store's settings once."""
 
     def __init__(self, cache: Path, dataset: Dataset, store: EmbeddingStore) -> None:
         from fercache.data import base
 
         dataset = base.stored_trials(dataset, store)
         self.cache, self.dataset, self.store = cache, dataset, store
-        self.held = [trial for trial in dataset.trials if trial.name in store]
-        self.known: dict[tuple[str, ...], dict[str, Any]] = {}
+        self.trials = [trial for trial in dataset.trials if trial.name in store]
+        self.settings_by_join: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def logits_file(self, config: TrainConfig) -> Path:
-        """Return where the book of these settings lies.
+        """Return the path of the logits of these settings.
 
         Raises
         ------
         FercacheError
-            The store lacks a tap, or what is joined to it is not there.
+            The store lacks a tap, or a joined store is missing.
         """
         from fercache.config import fingerprint_of
         from fercache.store.multi_store import join_stores
@@ -497,23 +485,23 @@ class TrainingSettings:
 
         joined, taps = join_stores(self.store, config.join, config.taps)
         config = replace(config, taps=taps)
-        if config.join not in self.known:
-            record = train.settings_of(self.dataset, self.held, joined, config)
-            self.known[config.join] = {key: record[key] for key in record.keys() - config.settings().keys()}
-        print_ = fingerprint_of({**self.known[config.join], **config.settings()})[:12]
-        return self.cache / "logits" / self.dataset.name / f"{print_}.h5"
+        if config.join not in self.settings_by_join:
+            record = train.settings_of(self.dataset, self.trials, joined, config)
+            self.settings_by_join[config.join] = {key: record[key] for key in record.keys() - config.settings().keys()}
+        digest = fingerprint_of({**self.settings_by_join[config.join], **config.settings()})[:12]
+        return self.cache / "logits" / self.dataset.name / f"{digest}.h5"
 
-    def heads(self, book: Path) -> Path:
-        """Return where the heads of a book lie."""
-        return self.cache / "heads" / self.dataset.name / book.stem
+    def heads(self, logits_file: Path) -> Path:
+        """Return the folder of the heads behind a logits file."""
+        return self.cache / "heads" / self.dataset.name / logits_file.stem
 
 
-def stack_runs(cache: Path, dataset: str, book: Path | None, stages: Path) -> Iterator[Path]:
-    """Yield the recipe's stack run of a book (None: of imported logits alone), with and without imported logits.
+def stack_runs(cache: Path, dataset: str, logits_file: Path | None, stages: Path) -> Iterator[Path]:
+    """Yield the recipe's stack runs of a logits file (None: imported logits only), with and without imported logits.
 
     Notes
     -----
-    Which logits a finished run was made with it says itself; it stays if it is what the recipe makes with those.
+    A finished run records its imported logits; it live if the recipe would compute the same run with them.
     """
     from fercache import logits_import
     from fercache.stacking import inputs, stack
@@ -523,19 +511,19 @@ def stack_runs(cache: Path, dataset: str, book: Path | None, stages: Path) -> It
     for logits, force in sorted(asked):
         config = replace(usual, logits=logits, force=force)
         try:
-            names = logits if book or logits else tuple(logits_import.imported_names(cache, dataset))
-            held = inputs.load_logits(cache, dataset, book, names)
+            names = logits if logits_file or logits else tuple(logits_import.imported_names(cache, dataset))
+            loaded = inputs.load_logits(cache, dataset, logits_file, names)
         except FercacheError as error:
             if logits != usual.logits:
-                continue  # its logits are gone, or it is a run of something else: no recipe makes it any more
-            log.warning("%s: %s; every stack run of %s stays", error.where, error.what, dataset)
+                continue  # its logits are gone, or another recipe wrote it: nothing needs this run
+            log.warning("%s: %s; keeping every stack run of %s", error.where, error.what, dataset)
             yield from folder.glob("*")
         else:
-            yield folder / stack.fingerprint(held, config)[:12]
+            yield folder / stack.fingerprint(loaded, config)[:12]
 
 
 def _logits_of(run: Path) -> tuple[tuple[str, ...], bool] | None:
-    """Return which imported logits a finished stack run was made with, and whether it was forced to; None: unknown."""
+    """Return the imported logits of a finished stack run, and its `force` flag; None: unknown."""
     try:
         record = atomic_io.read_json(run / "metrics.json")["config"]
         return tuple(record["logits"]), bool(record["force"])

@@ -382,8 +382,11 @@ class ListedSet(ClipLevelSet):
         lists: dict[tuple[int, Split], Path] = {}
         for each in found if pattern is not None else ():
             for path in sorted((*each.texts, *each.tables)):
-                match = pattern.search(f"/{path.relative_to(each.root).as_posix()}") if pattern is not None else None
-                if match is None or edition.casefold() not in str(path).casefold():
+                below = path.relative_to(each.root).as_posix()
+                match = pattern.search(f"/{below}") if pattern is not None else None
+                # Published folds lie in folders below the root, whose own name must not select all of them.
+                searched = below if pattern is not None and "fold" in pattern.groupindex else str(path)
+                if match is None or edition.casefold() not in searched.casefold():
                     continue
                 split: Split = "train" if match["split"].casefold() == "train" else "test"
                 number = int(match.groupdict().get("fold") or 0)

@@ -111,7 +111,7 @@ def columns(header: Sequence[str], path: Path, required: Sequence[str], optional
     expected = f"the columns are {','.join(required)}" + "".join(f"[,{name}]" for name in optional)
     for wrong, what in ((sorted(set(required) - set(names)), "is missing"),
                         (sorted(set(names) - {*required, *optional}), "is unknown"),
-                        (sorted(name for name, count in Counter(names).items() if count > 1), "stands there twice")):
+                        (sorted(name for name, count in Counter(names).items() if count > 1), "appears twice")):
         if wrong:
             raise InputError(f"column {wrong[0][:80]!r} {what}", where=path, hint=expected)
     return names

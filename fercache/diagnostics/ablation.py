@@ -1,10 +1,10 @@
-"""What each choice of stage two is worth on a store: one row a change of the recipe, paired with the default.
+"""Ablation: train the heads with one change of the recipe per row and compare each row with the default.
 
 Notes
 -----
-Everything compared is out of fold on the training groups. The reported splits are scored for the default alone, after
-the fact: no row is ever chosen by them. Each row's books lie in the cache under their own fingerprints, so a run that
-was stopped goes on where it was, and another table with some of the rows finds them done.
+All comparisons use out-of-fold rows of the training groups. Only the default is scored on the other splits, so no row
+can be chosen by them. The cache holds the logits of each row under their own fingerprint: a stopped run resumes, and
+another table with the same rows reuses them.
 """
 
 from __future__ import annotations
@@ -40,18 +40,17 @@ log = logging.getLogger(__name__)
 # Which changes of the recipe are tried: rows as data, ``key=value``.
 
 ROWS = ("taps=embedding", "taps=block8", "taps=repeat_2", "taps=block8+repeat_2", "taps=block8+repeat_2+repeat_1-3x3")
-"""Changes that are always tried; beside them every other choice of each switch that has a list of choices."""
+"""Changes that are always tried. `offered_rows` adds every other choice of each switch that has a list of choices."""
 STEPS = {"window_s": ("1", "2", "4", "8", "16"), "step_s": ("0", "0.1", "0.3"), "ensemble": ("1",),
          "label_smoothing": ("0", "0.1"), "mixup": ("0.2",), "noise": ("0.2",), "time_mask_s": ("0.5",),
-         "ema": ("0.99",),
-         "dropout": ("0.2", "0.5")}
-"""Values tried of switches that are numbers."""
+         "ema": ("0.99",), "dropout": ("0.2", "0.5")}
+"""Values to try for switches that are numbers."""
 NO_ROW = ("heads", "taps", "folds", "seed", "precision", "level", "finetune_tap", "refit")
-"""Choices that the table is not about, or that `ROWS` tries."""
+"""Keys without rows of their own: they are not ablated, or `ROWS` covers them."""
 
 
 def offered_rows(base: TrainConfig) -> tuple[str, ...]:
-    """Return the rows that are tried where none is named: taps, and each other choice of every switch."""
+    """Return the rows to try when the user names none: taps, and each other choice of every switch."""
     rows = list(ROWS)
     for entry in fields(TrainConfig):
         if entry.name in NO_ROW or not entry.metadata["numbers"]:
@@ -66,23 +65,23 @@ def parse_rows(rows: Sequence[str], base: TrainConfig) -> dict[str, dict[str, An
 
     Parameters
     ----------
-    rows : ``key=value``, several with semicolons between them; a list has plus signs: ``taps=block8+repeat_2``.
+    rows : ``key=value``; semicolons separate several changes, plus signs the items of a list: ``taps=block8+repeat_2``.
 
     Raises
     ------
     InputError
-        No such key, or no such value.
+        A row has an unknown key or value.
     """
-    found = {}
+    changes = {}
     for row in rows:
         changed = dict(_pair(part.strip(), row) for part in row.split(";"))
         if replace(base, **changed).fingerprint() != base.fingerprint():
-            found[row] = changed
-    return found
+            changes[row] = changed
+    return changes
 
 
 def idle(changed: dict[str, Any], base: TrainConfig) -> bool:
-    """Return whether a change leaves every head as it is: it says what the heads do anyway, or speaks to others."""
+    """Return whether a change affects no head: it repeats a head's own setting, or sets what no head uses."""
     from fercache.training.cross_validation import UNSET, UNSET_TEMPORAL, settings_for
 
     if not changed.keys() <= UNSET.keys() | UNSET_TEMPORAL.keys():
@@ -97,9 +96,9 @@ def _pair(text: str, row: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     hints = typing.get_type_hints(TrainConfig)
     if not equals or key not in hints:
-        near = difflib.get_close_matches(key, hints, 1)
+        similar = difflib.get_close_matches(key, hints, 1)
         raise InputError(f"{text!r} changes no key of train-heads", where=f"row {row}",
-                         hint=f"did you mean {near[0]}=..?" if near else f"known keys: {', '.join(hints)}")
+                         hint=f"did you mean {similar[0]}=..?" if similar else f"known keys: {', '.join(hints)}")
     try:
         return key, _value(hints[key], value)
     except ValueError as error:
@@ -111,24 +110,24 @@ def _value(hint: Any, text: str) -> Any:
     if typing.get_origin(hint) is tuple:
         return tuple(text.split("+"))
     if hint is bool:
-        return bool(("false", "true").index(text.casefold()))  # another word is a ValueError
+        return bool(("false", "true").index(text.casefold()))  # ValueError for any other word
     return hint(text)
 
 
-# What a setting scores out of fold, seed by seed, and how much that is more than the default's, in pairs.
+# Out-of-fold scores of a setting, one per seed, and the paired difference from the default.
 
 Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblationFigure:
-    """What one column of a row scored, macro F1 out of fold: the mean over seeds.
+    """Out-of-fold macro F1 of one column of a row, averaged over seeds.
 
     Attributes
     ----------
     spread : standard deviation over seeds (0 for one).
-    interval, difference_interval : 95 % by bootstrap over groups, that of the difference paired; None: too few groups.
-    difference : from the default's same column.
+    interval, difference_interval : 95 % bootstrap intervals over groups (the second one paired); None: too few groups.
+    difference : this score minus the default's score in the same column.
     """
 
     macro_f1: float
@@ -139,46 +138,47 @@ class AblationFigure:
 
     @property
     def sure(self) -> bool:
-        """Whether the difference's interval leaves 0 out."""
+        """Whether the interval of the difference excludes 0."""
         span = self.difference_interval
         return span is not None and not span[0] <= 0 <= span[1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblationScores:
-    """A row's confusion matrices: column -> one a seed of (G, C, C)."""
+    """A row's confusion matrices: column -> one (G, C, C) array per seed."""
 
     oofs: tuple[OofLogits, ...]
     matrices: dict[str, list[metrics.Counts]]
 
 
 def scored(dataset: Dataset, store: EmbeddingStore, config: TrainConfig, repeats: int, cache: Path) -> AblationScores:
-    """Return what a setting scored out of fold, seed by seed; what was trained before is not trained again."""
-    books = []
+    """Return the out-of-fold scores of a setting, one per seed; reuse heads that the cache holds."""
+    oofs = []
     for repeat in range(repeats):
         seeded = replace(config, seed=config.seed + repeat)
-        books.append(OofLogits.load(train.train_heads(dataset, store, seeded, cache, make_current=False).logits_file))
-    each = [fold_confusions(book) for book in books]
-    return AblationScores(oofs=tuple(books), matrices={column: [one[column] for one in each] for column in each[0]})
+        oofs.append(OofLogits.load(train.train_heads(dataset, store, seeded, cache, make_current=False).logits_file))
+    each = [fold_confusions(oof) for oof in oofs]
+    return AblationScores(oofs=tuple(oofs), matrices={column: [m[column] for m in each] for column in each[0]})
 
 
-def fold_confusions(book: OofLogits, split: str = "") -> dict[str, metrics.Counts]:
-    """Return column -> (G, C, C), one confusion matrix a group, out of fold or of another split's rows."""
+def fold_confusions(oof: OofLogits, split: str = "") -> dict[str, metrics.Counts]:
+    """Return column -> (G, C, C), one confusion matrix per group, for the out-of-fold rows or those of `split`."""
     from fercache.stacking import candidates, nested_cv
 
-    rows = book.label >= 0
-    rows &= book.per_row(np.array([s == split for s in book.split]) if split else book.fold >= 0)
-    _, group = np.unique(book.per_row(np.unique(book.group, return_inverse=True)[1])[rows], return_inverse=True)
-    by_candidate = candidates.gather_candidates(book, nested_cv.NestedResult(fold_models={}, columns={}))
-    return {name: metrics.confusions(book.label[rows], probs[rows].argmax(1), group, len(book.classes),
+    rows = oof.label >= 0
+    rows &= oof.per_row(np.array([s == split for s in oof.split]) if split else oof.fold >= 0)
+    _, group = np.unique(oof.per_row(np.unique(oof.group, return_inverse=True)[1])[rows], return_inverse=True)
+    by_candidate = candidates.gather_candidates(oof, nested_cv.NestedResult(fold_models={}, columns={}))
+    return {name: metrics.confusions(oof.label[rows], probs[rows].argmax(1), group, len(oof.classes),
                                      int(group.max(initial=-1)) + 1) for name, probs in by_candidate.items()}
 
 
 def figure_of(ours: Sequence[metrics.Counts], usual: Sequence[metrics.Counts],
               sampler: metrics.Resampler) -> AblationFigure:
-    """Return a column's figures from its matrices and the default's, each one a seed of (G, C, C)."""
+    """Return a column's figures from its matrices and the default's, one (G, C, C) array per seed."""
     scores = np.array([float(metrics.macro_f1(m.sum(0))) for m in ours])
     theirs = np.mean([float(metrics.macro_f1(m.sum(0))) for m in usual])
+    # Both use the same draws of groups, so the difference is paired and its interval is narrower.
     drawn, other = (_drawn(m, sampler) for m in (ours, usual))
     return AblationFigure(macro_f1=float(scores.mean()), spread=float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
                   interval=_span(drawn) if len(drawn) else None,
@@ -187,21 +187,21 @@ def figure_of(ours: Sequence[metrics.Counts], usual: Sequence[metrics.Counts],
 
 
 def _drawn(matrices: Sequence[metrics.Counts], sampler: metrics.Resampler) -> Values:
-    """Return the mean over seeds of the macro F1 of each draw of groups; empty where there are too few groups."""
+    """Return the macro F1 of each draw of groups, averaged over seeds; empty if there are too few groups."""
     if sampler.why_none:
         return np.empty(0)
     return np.asarray(np.mean([metrics.macro_f1(sampler.draw(m)) for m in matrices], axis=0))
 
 
-def reported(books: Sequence[OofLogits]) -> dict[str, dict[str, float]]:
-    """Return split -> column -> macro F1 of the default on the splits that no fold holds."""
-    found: dict[str, dict[str, float]] = {}
+def reported(oofs: Sequence[OofLogits]) -> dict[str, dict[str, float]]:
+    """Return split -> column -> macro F1 of the default on the splits outside the folds."""
+    by_split: dict[str, dict[str, float]] = {}
     for split in ("validation", "test"):
-        each = [fold_confusions(book, split) for book in books]
+        each = [fold_confusions(oof, split) for oof in oofs]
         if next(iter(each[0].values())).sum():
-            found[split] = {column: float(np.mean([metrics.macro_f1(one[column].sum(0)) for one in each]))
-                            for column in each[0]}
-    return found
+            by_split[split] = {column: float(np.mean([metrics.macro_f1(one[column].sum(0)) for one in each]))
+                               for column in each[0]}
+    return by_split
 
 
 def _span(draws: Values) -> tuple[float, float]:
@@ -210,11 +210,11 @@ def _span(draws: Values) -> tuple[float, float]:
     return float(low), float(high)
 
 
-# The table: its rows, and what they were scored on.
+# The table: its rows, and the data that they were scored on.
 
 @dataclass(frozen=True, kw_only=True)
 class AblationRow:
-    """A line of the table: a change of the recipe, and each column's figures; or why there are none (`skipped`)."""
+    """One change of the recipe with the figures of each column, or the reason for having none (`skipped`)."""
 
     name: str
     changed: dict[str, Any]
@@ -227,12 +227,12 @@ class AblationRow:
 
 @dataclass(frozen=True, kw_only=True)
 class AblationTable:
-    """All rows, the default first, and what they were scored on.
+    """All rows, the default first, and the data that they were scored on.
 
     Attributes
     ----------
-    reported : split -> column -> macro F1 of the default on the other splits, mean over seeds; shown, never compared.
-    why_none : why there are no intervals, if so.
+    reported : split -> column -> macro F1 of the default on the other splits, mean over seeds; never used to compare.
+    why_none : why there are no intervals; empty if there are some.
     """
 
     dataset: str
@@ -252,7 +252,7 @@ QUICK_FOLDS = 3
 
 def run_ablation(dataset: Dataset, store: EmbeddingStore, base: TrainConfig, config: AblationConfig,
                  cache: Path) -> AblationTable:
-    """Return the table of what each change of `base` is worth on the store.
+    """Return the table that compares each change of `base` with `base` on the store.
 
     Raises
     ------
@@ -263,22 +263,22 @@ def run_ablation(dataset: Dataset, store: EmbeddingStore, base: TrainConfig, con
             if not idle(changed, base)}
     started = time.monotonic()
     usual = scored(dataset, store, base, config.repeats, cache)
-    log.info("the default: %.0f s; each of %d rows takes about as long as the default when that is trained anew",
+    log.info("the default took %.0f s; each of the %d rows takes about as long as an untrained default",
              time.monotonic() - started, len(rows))
     first = next(iter(usual.matrices.values()))[0]
-    bench = _Bench(dataset=dataset, store=store, base=base, repeats=config.repeats, cache=cache, usual=usual,
+    ablation = _AblationRun(dataset=dataset, store=store, base=base, repeats=config.repeats, cache=cache, usual=usual,
                    sampler=metrics.Resampler(len(first), config.bootstrap, base.seed))
-    made = [bench.row(DEFAULT, {}, base, usual)]
+    table_rows = [ablation.row(DEFAULT, {}, base, usual)]
     for place, (name, changed) in enumerate(rows.items(), 2):
         log.info("row %d of %d: %s", place, len(rows) + 1, name)
-        made.append(bench.tried(name, changed))
+        table_rows.append(ablation.try_row(name, changed))
     return AblationTable(dataset=dataset.name, notice=dataset.notice, store=store.path.name, groups=len(first),
-                 frames=int(first.sum()), seeds=config.repeats, rows=tuple(made), reported=reported(usual.oofs),
-                 why_none=bench.sampler.why_none)
+                 frames=int(first.sum()), seeds=config.repeats, rows=tuple(table_rows), reported=reported(usual.oofs),
+                 why_none=ablation.sampler.why_none)
 
 
 def trained_default(base: TrainConfig, config: AblationConfig) -> Iterator[TrainConfig]:
-    """Yield the settings of every training that a table of these rows is made of, and those of a first look at it."""
+    """Yield the settings of every training run behind this table and behind its `--quick` version."""
     for usual, table in ((base, config), quick_config(base, config)):
         for changed in [{}, *parse_rows(table.rows or offered_rows(usual), usual).values()]:
             row = replace(usual, **changed)
@@ -286,13 +286,13 @@ def trained_default(base: TrainConfig, config: AblationConfig) -> Iterator[Train
 
 
 def quick_config(base: TrainConfig, config: AblationConfig) -> tuple[TrainConfig, AblationConfig]:
-    """Return the two for a first look: one seed, three folds."""
+    """Return the configurations of `--quick`: one seed, three folds."""
     return replace(base, folds=min(base.folds, QUICK_FOLDS)), replace(config, repeats=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Bench:
-    """Where rows are tried, and what the default (`usual`) scored there."""
+class _AblationRun:
+    """What all rows share: data, settings, and the scores of the default (`usual`)."""
 
     dataset: Dataset
     store: EmbeddingStore
@@ -302,8 +302,8 @@ class _Bench:
     usual: AblationScores
     sampler: metrics.Resampler
 
-    def tried(self, name: str, changed: dict[str, Any]) -> AblationRow:
-        """Return the row of a change; a row that cannot be trained says why, and the others are done."""
+    def try_row(self, name: str, changed: dict[str, Any]) -> AblationRow:
+        """Return the row of a change; a row that cannot be trained records the reason, so the other rows still run."""
         config = replace(self.base, **changed)
         lacking = [tap for tap in config.taps if tap not in self.store.taps]
         if changed.keys() == {"augmentations"} and not any(tap_views(tap) in self.store.taps for tap in config.taps):
@@ -316,13 +316,13 @@ class _Bench:
             log.error("%s: %s", name, error)
             return _none(name, changed, error.what, failed=True)
 
-    def row(self, name: str, changed: dict[str, Any], config: TrainConfig, found: AblationScores) -> AblationRow:
-        """Return the row of what a change scored."""
+    def row(self, name: str, changed: dict[str, Any], config: TrainConfig, scores: AblationScores) -> AblationRow:
+        """Return the row with the scores of a change."""
         figures = {column: figure_of(matrices, self.usual.matrices.get(column, matrices), self.sampler)
-                   for column, matrices in found.matrices.items()}
+                   for column, matrices in scores.matrices.items()}
         read = [*config.taps, *(tap_views(tap) for tap in config.taps if config.augmentations == "draw")]
         return AblationRow(name=name, changed=changed, figures=figures,
-                           logits_files=tuple(b.fingerprint[:12] for b in found.oofs),
+                           logits_files=tuple(b.fingerprint[:12] for b in scores.oofs),
                    bytes_a_frame=2 * sum(prod(self.store.taps[name]) for name in read if name in self.store.taps))
 
 
@@ -331,15 +331,15 @@ def _none(name: str, changed: dict[str, Any], why: str, failed: bool) -> Ablatio
                        failed=failed)
 
 
-# The table as files: a CSV with a line a row and column, and all of it as JSON beside it.
+# The table as files: a CSV with one line per row and column, and a JSON file with everything.
 
 def write_ablation(table: AblationTable, out: Path) -> list[Path]:
-    """Put the table at `out` (.csv), a line a row and column, and all of it as JSON beside it; return both paths.
+    """Write the table to `out` (.csv) and to a JSON file beside it; return both paths.
 
     Raises
     ------
     InputError
-        Another ending, or nothing can be written there.
+        `out` does not end in .csv, or cannot be written.
     """
     check_out(out)
     text = io.StringIO()
@@ -356,19 +356,19 @@ def write_ablation(table: AblationTable, out: Path) -> list[Path]:
 
 
 def check_out(out: Path) -> None:
-    """Refuse a path that no table can be written to, before hours are spent.
+    """Refuse a path that no table can be written to, before the training starts.
 
     Raises
     ------
     InputError
-        Another ending than .csv.
+        `out` does not end in .csv.
     """
     if out.suffix != ".csv":
-        raise InputError("unknown kind of file", where=out, hint="end --out in .csv; the JSON is written beside it")
+        raise InputError("unknown file type", where=out, hint="end --out in .csv; the JSON is written beside it")
 
 
 def _cells(figure: AblationFigure | None) -> list[str]:
-    """Return the numbers of a line of the CSV, six decimals each, empty where there are none."""
+    """Return the seven numbers of a CSV line with six decimals; empty texts for a row without figures."""
     if figure is None:
         return [""] * 7
     spans = [figure.interval or ("", ""), figure.difference_interval or ("", "")]

@@ -1,4 +1,7 @@
-"""Proof that no score has seen what it is scored on: every check says what it looked at, and names what it found."""
+"""Leakage audit: check that no model was scored on groups or labels that it was trained on.
+
+Each check returns one `AuditFinding` that lists what it examined and every problem.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,18 @@ from fercache.stacking import stack
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import train
 
-# What one check of the audit found.
+# The result of one check.
 
-FINE, LOOK, FAILED, SKIPPED = "ok", "look", "FAIL", "skipped"
+OK, LOOK, FAILED, SKIPPED = "ok", "look", "FAIL", "skipped"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditFinding:
-    """One check: its state, what was looked at in one sentence, and every single thing found.
+    """The result of one check: its state, a one-sentence summary, and one line per problem.
 
     Attributes
     ----------
-    state : ok; look (no proof of a leak, but a person should look); FAIL (a leak); skipped.
+    state : ok; look (suspicious, a person should decide); FAIL (a leak); skipped.
     """
 
     check: str
@@ -44,52 +47,52 @@ class AuditFinding:
         return {**asdict(self), "lines": list(self.lines)}
 
 
-# No group stands on two sides.
+# No group is on two sides of a split or fold.
 
-def check_splits(book: OofLogits) -> AuditFinding:
-    """Return which groups stand in the training split and in another one."""
+def check_splits(oof: OofLogits) -> AuditFinding:
+    """Return which groups are in the training split and in another one."""
     sides: dict[str, set[str]] = {}
-    for group, split in zip(book.group, book.split, strict=True):
+    for group, split in zip(oof.group, oof.split, strict=True):
         sides.setdefault(group, set()).add(split)
     crossed = sorted(g for g, found in sides.items() if "train" in found and len(found) > 1)
-    return AuditFinding(check="groups and splits", state=FAILED if crossed else FINE,
+    return AuditFinding(check="groups and splits", state=FAILED if crossed else OK,
                    message=f"{len(crossed)} of {len(sides)} groups are in train and in another split",
                    lines=tuple(f"group {g!r} is in {', '.join(sorted(sides[g]))}" for g in crossed))
 
 
-def check_folds(book: OofLogits) -> AuditFinding:
-    """Return which groups, and which clips, are held out by one fold and learnt from by another one."""
+def check_folds(oof: OofLogits) -> AuditFinding:
+    """Return which groups and clips are in several folds, so that one fold trains on what another one scores."""
     lines = []
-    for what, names in (("group", book.group), ("clip", book.clips)):
-        held: dict[str, set[int]] = {}
-        for name, fold in zip(names, book.fold.tolist(), strict=True):
+    for what, names in (("group", oof.group), ("clip", oof.clips)):
+        folds_of: dict[str, set[int]] = {}
+        for name, fold in zip(names, oof.fold.tolist(), strict=True):
             if fold >= 0:
-                held.setdefault(name, set()).add(fold)
-        lines += [f"{what} {name!r} is in folds {', '.join(map(str, sorted(f)))}" for name, f in sorted(held.items())
-                  if len(f) > 1]
-    k = int(book.fold.max(initial=-1)) + 1
-    return AuditFinding(check="groups and folds", state=FAILED if lines else FINE,
-                   message=f"{len(lines)} groups or clips stand in two of {k} folds", lines=tuple(lines))
+                folds_of.setdefault(name, set()).add(fold)
+        lines += [f"{what} {name!r} is in folds {', '.join(map(str, sorted(f)))}"
+                  for name, f in sorted(folds_of.items()) if len(f) > 1]
+    k = int(oof.fold.max(initial=-1)) + 1
+    return AuditFinding(check="groups and folds", state=FAILED if lines else OK,
+                   message=f"{len(lines)} groups or clips are in two of {k} folds", lines=tuple(lines))
 
 
-# A small probe on the cached vectors and the stacker itself, on labels that were shuffled: both must be at chance.
+# Shuffled labels: a small probe on the cached vectors, and the stacker itself, must both score at chance.
 
 MOST_ROWS = 3000
 EVERY_S = 1.0
 RIDGE = 0.3
-"""Of the mean variance of a feature times the number of rows."""
+"""Ridge strength as a fraction of the mean variance of a feature times the number of rows."""
 ABOVE_CHANCE = 0.03
-"""Accuracy above what independent predictions of the same shares would have, from which it counts (if it is also three
-standard errors of the shuffles)."""
+"""A leak needs this much accuracy above independent predictions with the same class frequencies, and also more than
+three standard errors over the shuffles."""
 STACK_SHUFFLES = 2
 CHANCE_MARGIN = 0.999
-"""A single feature that ranks a class's rows so well (area under the curve) is the label in disguise."""
+"""A single feature with this area under the ROC curve for a class is a copy of the label."""
 FEWEST_ROWS, FEWEST_GROUPS = 10, 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSample:
-    """One labelled frame a second: vectors ``(n, D)``, labels, groups and folds ``(n,)``; `names` of the D features."""
+    """One labelled frame per second: vectors ``(n, D)``, labels, groups, folds ``(n,)``, D feature `names`."""
 
     x: NDArray[np.float32]
     label: NDArray[np.int64]
@@ -99,69 +102,70 @@ class ProbeSample:
     names: tuple[tuple[str, int], ...]
 
 
-def draw_probe(book: OofLogits, store: EmbeddingStore) -> ProbeSample:
-    """Return labelled frames with a face, one a second at most, of the trials that a fold holds out."""
-    rows, trial = seconds(book, (book.label >= 0) & (book.per_row(book.fold) >= 0), store)
+def draw_probe(oof: OofLogits, store: EmbeddingStore) -> ProbeSample:
+    """Return labelled frames with a face, at most one per second, of the trials in the folds."""
+    rows, trial = seconds(oof, (oof.label >= 0) & (oof.per_row(oof.fold) >= 0), store)
     keep = np.arange(0, len(rows), max(1, -(-len(rows) // MOST_ROWS)))
     rows, trial = rows[keep], trial[keep]
-    wanted = book.provenance.get("settings", {}).get("taps") or list(store.taps)
+    wanted = oof.provenance.get("settings", {}).get("taps") or list(store.taps)
     taps = [tap for tap in wanted if tap in store.taps] or list(store.taps)
-    x = np.concatenate([read_vectors(book, store, tap, rows, trial) for tap in taps],
+    x = np.concatenate([read_vectors(oof, store, tap, rows, trial) for tap in taps],
                        1) if len(rows) else np.zeros((0, 1))
     sizes = {tap: int(np.prod(store.taps[tap])) for tap in taps}
-    _, group = np.unique(np.array(book.group, object).astype(str), return_inverse=True)
-    return ProbeSample(x=x.astype(np.float32), label=book.label[rows].astype(np.int64), group=group[trial],
-                  fold=book.fold[trial].astype(np.int64), classes=len(book.classes),
+    _, group = np.unique(np.array(oof.group, object).astype(str), return_inverse=True)
+    return ProbeSample(x=x.astype(np.float32), label=oof.label[rows].astype(np.int64), group=group[trial],
+                  fold=oof.fold[trial].astype(np.int64), classes=len(oof.classes),
                   names=tuple((tap, i) for tap in taps for i in range(sizes[tap])))
 
 
-def seconds(book: OofLogits, wanted: NDArray[np.bool_],
+def seconds(oof: OofLogits, wanted: NDArray[np.bool_],
             store: EmbeddingStore) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the first wanted row with a face of every second of every trial in the store, and its trial."""
-    rows = np.flatnonzero(wanted & book.valid)
-    trial = book.per_row(np.arange(len(book.trials)))[rows]
-    inside = np.array([name in store for name in book.trials])[trial]
+    """Return the first wanted row with a face in each second of each stored trial, and its trial."""
+    rows = np.flatnonzero(wanted & oof.valid)
+    trial = oof.per_row(np.arange(len(oof.trials)))[rows]
+    inside = np.array([name in store for name in oof.trials])[trial]
     rows, trial = rows[inside], trial[inside]
-    _, first = np.unique(np.stack([trial, book.time_s[rows] // EVERY_S]), axis=1, return_index=True)
+    _, first = np.unique(np.stack([trial, oof.time_s[rows] // EVERY_S]), axis=1, return_index=True)
     first.sort()
     return rows[first], trial[first]
 
 
-def read_vectors(book: OofLogits, store: EmbeddingStore, tap: str, rows: NDArray[np.int64],
+def read_vectors(oof: OofLogits, store: EmbeddingStore, tap: str, rows: NDArray[np.int64],
             trial: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return a tap's values at rows of the book, ``(n, D)``; only those rows are read."""
+    """Return a tap's values at these rows, ``(n, D)``; reads only those rows."""
     found = []
     for t in np.unique(trial).tolist():
-        array = store[book.trials[t]][tap]
-        places = rows[trial == t] - book.offsets[t]
+        array = store[oof.trials[t]][tap]
+        places = rows[trial == t] - oof.offsets[t]
         found.append(np.concatenate([array[int(p):int(p) + 1].reshape(1, -1) for p in places]))
     return np.concatenate(found).astype(np.float32)
 
 
 def labels_as_features(sample: ProbeSample) -> AuditFinding:
-    """Return which single features rank the rows of a class as only the label itself can."""
+    """Return which single features separate a class so well that they must be a copy of the label."""
     lines = []
     for c in range(sample.classes):
-        mine = sample.label == c
-        if mine.sum() < FEWEST_ROWS or (~mine).sum() < FEWEST_ROWS or len(set(sample.group[mine])) < FEWEST_GROUPS:
+        positive = sample.label == c
+        # With so few rows or groups, a feature can rank a class perfectly by accident.
+        if (min(positive.sum(), (~positive).sum()) < FEWEST_ROWS
+                or len(set(sample.group[positive])) < FEWEST_GROUPS):
             continue
-        area = _areas(sample.x, mine)
-        lines += [f"{sample.names[i][0]}[{sample.names[i][1]}] tells class {c} from all others by itself (area "
+        area = _areas(sample.x, positive)
+        lines += [f"{sample.names[i][0]}[{sample.names[i][1]}] alone separates class {c} from all others (area "
                   f"{max(area[i], 1 - area[i]):.4f})"
                   for i in np.flatnonzero(np.abs(area - 0.5) >= CHANCE_MARGIN - 0.5)[:10]]
-    return AuditFinding(check="labels as features", state=FAILED if lines else FINE, lines=tuple(lines),
-                   message=f"{len(lines)} of {sample.x.shape[1]} cached features are a label in disguise "
-                           f"({len(sample.x)} "
-                        "frames)")
+    return AuditFinding(check="labels as features", state=FAILED if lines else OK, lines=tuple(lines),
+                   message=f"{len(lines)} of {sample.x.shape[1]} cached features are copies of a label "
+                        f"({len(sample.x)} frames)")
 
 
-def _areas(x: NDArray[np.float32], mine: NDArray[np.bool_], block: int = 512) -> NDArray[np.float64]:
-    """Return the area under the curve of each feature for one class, ``(D,)``; equal values share their rank."""
+def _areas(x: NDArray[np.float32], positive: NDArray[np.bool_], block: int = 512) -> NDArray[np.float64]:
+    """Return the area under the ROC curve of each feature for one class, ``(D,)``; ties count half."""
     found = []
-    a, b = int(mine.sum()), int((~mine).sum())
+    a, b = int(positive.sum()), int((~positive).sum())
     for start in range(0, x.shape[1], block):
         part = x[:, start:start + block]
-        low, high = np.sort(part[~mine], axis=0), part[mine]
+        low, high = np.sort(part[~positive], axis=0), part[positive]
         below = np.stack([np.searchsorted(low[:, i], high[:, i], "left") for i in range(part.shape[1])], 1)
         upto = np.stack([np.searchsorted(low[:, i], high[:, i], "right") for i in range(part.shape[1])], 1)
         found.append((below + upto).sum(0) / 2 / (a * b))
@@ -169,53 +173,53 @@ def _areas(x: NDArray[np.float32], mine: NDArray[np.bool_], block: int = 512) ->
 
 
 def probe_shuffled_labels(sample: ProbeSample, config: AuditConfig) -> AuditFinding:
-    """Return whether a ridge classifier on the cached vectors knows anything of labels that were shuffled by group."""
+    """Return whether a ridge classifier on the cached vectors predicts labels that were shuffled by group."""
     check = "shuffled labels, probe"
     folds = np.unique(sample.fold)
     if len(folds) < 2 or len(np.unique(sample.group)) < FEWEST_GROUPS:
         return AuditFinding(check=check, state=SKIPPED, message="fewer than two folds of labelled frames in the store")
     predict_labels = _ridge(sample)
     rng = np.random.default_rng(config.seed)
-    real = _confusion(predict_labels(sample.label), sample.label, sample.classes)
-    dealt = [deal(sample.label, sample.group, rng) for _ in range(config.shuffles)]
-    extra = [above_chance(_confusion(predict_labels(label), label, sample.classes)) for label in dealt]
+    real = metrics.confusion(sample.label, predict_labels(sample.label), sample.classes)
+    shuffled = [shuffle_labels(sample.label, sample.group, rng) for _ in range(config.shuffles)]
+    extra = [above_chance(metrics.confusion(label, predict_labels(label), sample.classes)) for label in shuffled]
     predicted = (f"accuracy above chance {_mean(extra)} on {len(extra)} shuffles; on the real labels "
             f"{above_chance(real):+.3f} (macro F1 {float(metrics.macro_f1(real)):.3f})")
-    return AuditFinding(check=check, state=FAILED if probe_leaks(extra) else FINE, message=predicted)
+    return AuditFinding(check=check, state=FAILED if probe_leaks(extra) else OK, message=predicted)
 
 
-def check_stacker(book: OofLogits, config: AuditConfig) -> AuditFinding:
-    """Return whether the stacker knows anything of labels that were shuffled by group."""
+def check_stacker(oof: OofLogits, config: AuditConfig) -> AuditFinding:
+    """Return whether the stacker predicts labels that were shuffled by group."""
     rng = np.random.default_rng(config.seed)
     extra: dict[str, list[float]] = {}
-    rows = (book.per_row(book.fold) >= 0) & (book.label >= 0)
-    _, group = np.unique(book.per_row(np.array(book.group)), return_inverse=True)
+    rows = (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
+    _, group = np.unique(oof.per_row(np.array(oof.group)), return_inverse=True)
     for i in range(STACK_SHUFFLES):
-        label = book.label.copy()
-        label[rows] = deal(book.label[rows], group[rows], rng)
-        predicted = stack.oof_columns(replace(book, label=label), StackConfig(seed=i, threads=config.threads))
+        label = oof.label.copy()
+        label[rows] = shuffle_labels(oof.label[rows], group[rows], rng)
+        predicted = stack.oof_columns(replace(oof, label=label), StackConfig(seed=i, threads=config.threads))
         for name, p in predicted.items():
-            matrix = metrics.confusion(label[rows], p[rows].argmax(1), len(book.classes))
+            matrix = metrics.confusion(label[rows], p[rows].argmax(1), len(oof.classes))
             extra.setdefault(name, []).append(above_chance(matrix))
     bad = [name for name, values in extra.items() if probe_leaks(values)]
-    return AuditFinding(check="shuffled labels, stacker", state=FAILED if bad else FINE if extra else SKIPPED,
+    return AuditFinding(check="shuffled labels, stacker", state=FAILED if bad else OK if extra else SKIPPED,
                    message="accuracy above chance: " + (", ".join(f"{n} {_mean(v)}" for n, v in extra.items()) or
-                                                    "nothing could be learnt"),
-                   lines=tuple(f"{name} knows labels that were dealt out at random" for name in bad))
+                                                    "the stacker could not be trained"),
+                   lines=tuple(f"{name} predicts labels that were shuffled at random" for name in bad))
 
 
-def deal(label: NDArray[Any], group: NDArray[np.int64], rng: np.random.Generator) -> NDArray[Any]:
-    """Return labels where each group has those of another group, repeated or cut to its length, ``(n,)``."""
+def shuffle_labels(label: NDArray[Any], group: NDArray[np.int64], rng: np.random.Generator) -> NDArray[Any]:
+    """Return labels in which each group has those of another group, repeated or cut to length, ``(n,)``."""
     names = np.unique(group)
     out = label.copy()
     for name, other in zip(names, names[_derangement(len(names), rng)], strict=True):
-        mine = group == name
-        out[mine] = np.resize(np.roll(label[group == other], int(rng.integers(1 << 16))), int(mine.sum()))
+        positive = group == name
+        out[positive] = np.resize(np.roll(label[group == other], int(rng.integers(1 << 16))), int(positive.sum()))
     return out
 
 
 def _derangement(n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return a random order in which nothing is at its own place."""
+    """Return a random permutation without fixed points."""
     order = rng.permutation(n)
     found = np.empty(n, np.int64)
     found[order] = np.roll(order, 1)
@@ -223,13 +227,13 @@ def _derangement(n: int, rng: np.random.Generator) -> NDArray[np.int64]:
 
 
 def above_chance(matrix: metrics.Counts) -> float:
-    """Return the accuracy beyond that of independent predictions with the same shares."""
+    """Return the accuracy minus that of independent predictions with the same class frequencies."""
     n = max(int(matrix.sum()), 1)
     return float(metrics.accuracy(matrix)) - float((matrix.sum(0) / n) @ (matrix.sum(1) / n))
 
 
 def probe_leaks(extra: Sequence[float]) -> bool:
-    """Return whether accuracies above chance, one a shuffle, are more than chance."""
+    """Return whether the accuracies above chance, one per shuffle, are significantly above 0."""
     error = float(np.std(extra, ddof=1) / np.sqrt(len(extra))) if len(extra) > 1 else 0.0
     return float(np.mean(extra)) > max(ABOVE_CHANCE, 3 * error)
 
@@ -238,16 +242,12 @@ def _mean(values: Sequence[float]) -> str:
     return f"{np.mean(values):+.3f}"
 
 
-def _confusion(predicted: NDArray[np.int64], label: NDArray[np.int64], classes: int) -> metrics.Counts:
-    return metrics.confusion(label, predicted, classes)
-
-
 def _ridge(sample: ProbeSample) -> Any:
-    """Return a function: labels -> what ridge regression on the other folds says of each row, ``(n,)``.
+    """Return a function: labels -> ridge predictions for each row from the other folds, ``(n,)``.
 
     Notes
     -----
-    In its dual form (n numbers, not D), solved once for all shuffles.
+    Uses the dual form (an n x n system instead of D x D), solved once for all shuffles.
     """
     x = (sample.x - sample.x.mean(0)) / (sample.x.std(0) + 1e-3)
     kernel = (x @ x.T).astype(float)
@@ -268,50 +268,49 @@ def _ridge(sample: ProbeSample) -> Any:
     return predict_labels
 
 
-# Near-duplicate frames across groups: the same footage under two names defeats any fold.
+# Near-duplicate frames across groups: the same footage under two names leaks across folds.
 
 BLOCK = 2048
 MOST_LINES = 1000
 FIRST = ("embedding", "block8")
-"""Taps looked at, the first that is there; else the store's first one."""
+"""Preferred taps for the comparison; if the store has none of them, its first tap is used."""
 
 
-def check_copies(book: OofLogits, store: EmbeddingStore, similar: float) -> AuditFinding:
-    """Return pairs of frames of two groups whose cached vectors point the same way; one frame a second is compared.
+def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> AuditFinding:
+    """Return pairs of frames of two groups with nearly parallel cached vectors; compares one frame per second.
 
     Parameters
     ----------
-    similar : cosine from which a pair is listed.
+    similar : smallest cosine of a listed pair.
     """
     check = "near-duplicate frames"
     tap = next((name for name in FIRST if name in store.taps), next(iter(store.taps), ""))
-    rows, trial = seconds(book, np.ones(len(book.label), bool), store)
+    rows, trial = seconds(oof, np.ones(len(oof.label), bool), store)
     if len(rows) < 2 or not tap:
         return AuditFinding(check=check, state=SKIPPED, message="fewer than two frames with a face in the store")
-    x = read_vectors(book, store, tap, rows, trial)
+    x = read_vectors(oof, store, tap, rows, trial)
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
-    _, group = np.unique(np.array(book.group, object).astype(str), return_inverse=True)
+    _, group = np.unique(np.array(oof.group, object).astype(str), return_inverse=True)
     pairs = _pairs(x, group[trial], similar)
-    lines = [f"{_frame(book, rows[i], trial[i])} and {_frame(book, rows[j], trial[j])}: cosine {cosine:.4f}"
+    lines = [f"{_frame(oof, rows[i], trial[i])} and {_frame(oof, rows[j], trial[j])}: cosine {cosine:.4f}"
              for cosine, i, j in pairs[:MOST_LINES]]
     more = f", {MOST_LINES} listed" if len(pairs) > MOST_LINES else ""
-    return AuditFinding(check=check, state=LOOK if pairs else FINE, lines=tuple(lines),
+    return AuditFinding(check=check, state=LOOK if pairs else OK, lines=tuple(lines),
                    message=f"{len(pairs)} pairs of two groups at a cosine of {similar} or more{more}, among "
-                           f"{len(rows)} "
-                        f"frames ({tap}, one a second)")
+                        f"{len(rows)} frames ({tap}, one per second)")
 
 
-def _frame(book: OofLogits, row: np.int64, trial: np.int64) -> str:
-    return f"{book.trials[int(trial)]} frame {int(book.index[int(row)])}"
+def _frame(oof: OofLogits, row: np.int64, trial: np.int64) -> str:
+    return f"{oof.trials[int(trial)]} frame {int(oof.index[int(row)])}"
 
 
 def _pairs(x: NDArray[np.float32], group: NDArray[np.int64], similar: float) -> list[tuple[float, int, int]]:
-    """Return (cosine, i, j) of every pair of two groups, in falling order; block by block, so that memory stays flat.
-    """
+    """Return (cosine, i, j) of every similar pair from two groups, in descending order."""
     found: list[tuple[float, int, int]] = []
-    for a in range(0, len(x), BLOCK):
+    for a in range(0, len(x), BLOCK):  # in blocks: the full matrix of cosines would not fit in memory
         for b in range(a, len(x), BLOCK):
             cosine = x[a:a + BLOCK] @ x[b:b + BLOCK].T
+            # Frames of one group are in one fold: similar ones cannot leak.
             cosine[group[a:a + BLOCK, None] == group[None, b:b + BLOCK]] = -1
             for i, j in np.argwhere(cosine >= similar).tolist():
                 if a + i < b + j:
@@ -319,38 +318,39 @@ def _pairs(x: NDArray[np.float32], group: NDArray[np.int64], similar: float) -> 
     return sorted(found, key=lambda pair: (-pair[0], pair[1], pair[2]))
 
 
-# The real heads trained again on shuffled labels: out of fold they must know nothing.
+# Retrain the real heads on shuffled labels: out of fold they must score at chance.
 
 SHUFFLE_DRAWS = 1000
 
 
 def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConfig, scratch: Path,
                     seed: int, weights: Path | None = None) -> AuditFinding:
-    """Return whether heads that are trained on labels dealt out by group know anything of them out of fold."""
+    """Return whether heads that are trained on labels shuffled by group predict them out of fold."""
     groups = len({trial.group for trial in dataset.trials if trial.split == "train" and trial.labelled})
     if groups < metrics.MIN_GROUPS_FOR_INTERVAL:
         return AuditFinding(check="shuffled labels, heads", state=SKIPPED, lines=(),
                             message=f"{groups} groups with labels: with fewer than {metrics.MIN_GROUPS_FOR_INTERVAL} "
-                                    "there is no interval to judge by")
-    made = train.train_heads(dealt(dataset, seed), store, replace(training, refit="none"), scratch, weights=weights)
-    book = OofLogits.load(made.logits_file)
-    rows = (book.per_row(book.fold) >= 0) & (book.label >= 0)
-    _, group = np.unique(book.per_row(np.array(book.group))[rows], return_inverse=True)
+                                    "there is no interval to compare with chance")
+    made = train.train_heads(shuffled_dataset(dataset, seed), store, replace(training, refit="none"), scratch,
+                             weights=weights)
+    oof = OofLogits.load(made.logits_file)
+    rows = (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
+    _, group = np.unique(oof.per_row(np.array(oof.group))[rows], return_inverse=True)
     lines, bad = [], []
-    for head in book.heads:
-        counts = metrics.confusions(book.label[rows], book.logits[head][rows].argmax(1), group, len(book.classes),
+    for head in oof.heads:
+        counts = metrics.confusions(oof.label[rows], oof.logits[head][rows].argmax(1), group, len(oof.classes),
                                     int(group.max()) + 1)
         drawn = metrics.Resampler(len(counts), SHUFFLE_DRAWS, seed).draw(counts)
         low = float(np.quantile([above_chance(m) for m in drawn], 0.025))
         text = f"{head}: accuracy above chance {above_chance(counts.sum(0)):+.3f}, at least {low:+.3f} (95 %)"
         bad += [text] if low > 0 and above_chance(counts.sum(0)) > ABOVE_CHANCE else []
         lines.append(text)
-    return AuditFinding(check="shuffled labels, heads", state=FAILED if bad else FINE, lines=tuple(bad or lines),
-                   message=f"{len(bad)} of {len(book.heads)} heads know labels that were dealt out by group "
+    return AuditFinding(check="shuffled labels, heads", state=FAILED if bad else OK, lines=tuple(bad or lines),
+                   message=f"{len(bad)} of {len(oof.heads)} heads predict labels that were shuffled by group "
                         f"({made.trained} trained)")
 
 
-def dealt(dataset: Dataset, seed: int) -> Dataset:
+def shuffled_dataset(dataset: Dataset, seed: int) -> Dataset:
     """Return the data set with the training labels of each group given to another group."""
     members: dict[str, list[Trial]] = {}
     for trial in dataset.trials:
@@ -371,118 +371,116 @@ def _with_labels(trial: Trial, other: Trial) -> Trial:
     return replace(trial, labels=np.resize(other.labels, len(trial.labels)))
 
 
-# Where the out-of-fold rows come from: what the records say, and what the rows themselves betray.
+# Provenance of the out-of-fold rows: the recorded training groups, and signs of memorization in the rows.
 
 MARGIN = 0.1
-"""Training rows may be right so much more often than validation rows (splits differ) before it counts as memory."""
+"""Accuracy on training rows may exceed that on other rows by this much, since splits differ in difficulty."""
 PERFECT = 0.99
 MEMORY_DRAWS = 1000
 
 
-def check_provenance(book: OofLogits) -> AuditFinding:
-    """Return, for every head and fold, which model spoke and whether it had seen one of the fold's groups."""
+def check_provenance(oof: OofLogits) -> AuditFinding:
+    """Return, for each head and fold, whether the predicting model was trained on a group of the fold."""
     bad: list[str] = []
     fine: list[str] = []
-    k = int(book.fold.max(initial=-1)) + 1
-    for head in book.heads:
-        declared = book.declared.get(head)
+    k = int(oof.fold.max(initial=-1)) + 1
+    for head in oof.heads:
+        declared = oof.declared.get(head)
         if declared:
-            (bad if head in book.leaky_heads else fine).append(f"{head}: declared {declared}")
+            (bad if head in oof.leaky_heads else fine).append(f"{head}: declared {declared}")
             continue
         for fold in range(k):
-            wrong, right = _one(book, head, fold)
+            wrong, right = _check_head_fold(oof, head, fold)
             bad += wrong
             fine += right
-    own = sum(head not in book.declared for head in book.heads)
-    predicted = f"{own * k} models on record, {len(book.heads) - own} sources by declaration"
-    return AuditFinding(check="who predicted what", state=FAILED if bad else FINE, message=predicted,
+    own = sum(head not in oof.declared for head in oof.heads)
+    predicted = f"{own * k} recorded models, {len(oof.heads) - own} declared sources"
+    return AuditFinding(check="who predicted what", state=FAILED if bad else OK, message=predicted,
                         lines=tuple(bad or fine))
 
 
-def _one(book: OofLogits, head: str, fold: int) -> tuple[list[str], list[str]]:
-    """Return what is wrong with the record of a head of a fold, and what is right."""
-    records = [r for r in _records(book) if r.get("head") == head and r.get("fold") == fold]
+def _check_head_fold(oof: OofLogits, head: str, fold: int) -> tuple[list[str], list[str]]:
+    """Return the problems in the records of one head and fold, and the correct records."""
+    records = [r for r in _records(oof) if r.get("head") == head and r.get("fold") == fold]
     if not records:
-        return [f"{head}, fold {fold}: no record of the model that spoke"], []
-    held = {g for g, f in zip(book.group, book.fold.tolist(), strict=True) if f == fold}
+        return [f"{head}, fold {fold}: no record of the model that predicted it"], []
+    fold_groups = {g for g, f in zip(oof.group, oof.fold.tolist(), strict=True) if f == fold}
     found, fine = [], []
     for record in records:
         if "trained_on" not in record:
-            found.append(f"{head}, fold {fold}: the record does not say what the model was trained on")
+            found.append(f"{head}, fold {fold}: the record lacks the training groups of the model")
             continue
-        known = {*record["trained_on"], *record.get("watched", [])}
-        seen = held & known
+        trained_on = {*record["trained_on"], *record.get("watched", [])}
+        seen = fold_groups & trained_on
         if not seen:
-            fine.append(f"{head}, fold {fold}: speaks of {len(held)} groups, saw {len(known)} others and none of them")
+            fine.append(f"{head}, fold {fold}: predicts {len(fold_groups)} groups, "
+                        f"trained on {len(trained_on)} others and none of them")
         else:
-            found.append(f"{head}, fold {fold}: its model saw {len(seen)} of the {len(held)} groups it speaks of: "
+            found.append(f"{head}, fold {fold}: its model saw {len(seen)} of the {len(fold_groups)} groups "
+                         "that it predicts: "
                          f"{', '.join(sorted(seen)[:5])}")
     return found, fine
 
 
-def _records(book: OofLogits) -> list[dict[str, Any]]:
-    records = book.provenance.get("heads", [])
+def _records(oof: OofLogits) -> list[dict[str, Any]]:
+    records = oof.provenance.get("heads", [])
     return [r for r in records if isinstance(r, dict)] if isinstance(records, list) else []
 
 
-def check_memorized(book: OofLogits, seed: int) -> AuditFinding:
-    """Return which heads are right on training rows so much more often than elsewhere that they must remember them."""
+def check_memorized(oof: OofLogits, seed: int) -> AuditFinding:
+    """Return which heads are so much more accurate on training rows than elsewhere that they memorized them."""
     check = "memory of training rows"
-    held = (book.per_row(book.fold) >= 0) & (book.label >= 0)
-    other = (book.per_row(book.fold) < 0) & (book.label >= 0)
-    few = min(len(set(np.array(book.group)[np.unique(_trial(book)[rows])])) for rows in (held, other))
+    held = (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
+    other = (oof.per_row(oof.fold) < 0) & (oof.label >= 0)
+    trial = oof.per_row(np.arange(len(oof.trials)))
+    few = min(len(set(np.array(oof.group)[np.unique(trial[rows])])) for rows in (held, other))
     if few < metrics.MIN_GROUPS_FOR_INTERVAL:
         return AuditFinding(check=check, state=SKIPPED, message=f"{few} labelled groups outside (or inside) the folds; "
                        f"{metrics.MIN_GROUPS_FOR_INTERVAL} are needed on both sides to compare")
     lines, bad = [], []
-    for head in book.heads:
-        inside, outside = (_by_group(book, head, rows) for rows in (held, other))
+    for head in oof.heads:
+        inside, outside = (_by_group(oof, head, rows) for rows in (held, other))
         gap = _low(inside, outside, seed)
         text = (f"{head}: right on {float(metrics.accuracy(inside.sum(0))):.3f} of the training rows, "
                 f"{float(metrics.accuracy(outside.sum(0))):.3f} of the others")
         bad += [text + f"; the gap is at least {gap:.3f} (95 %)"] if gap > MARGIN else []
         lines.append(text)
-    return AuditFinding(check=check, state=FAILED if bad else FINE, lines=tuple(bad or lines),
-                   message=f"{len(bad)} of {len(book.heads)} heads say more of training rows than a model can that "
-                           f"never "
-                        "saw them")
+    return AuditFinding(check=check, state=FAILED if bad else OK, lines=tuple(bad or lines),
+                   message=f"{len(bad)} of {len(oof.heads)} heads are more accurate on training rows than a model "
+                        "that never saw them")
 
 
 def _low(inside: metrics.Counts, outside: metrics.Counts, seed: int) -> float:
-    """Return the lower end of the 95 % interval of how much more accurate the one is, by bootstrap over groups."""
+    """Return the lower end of the 95 % bootstrap interval (over groups) of the difference in accuracy."""
     drawn = [metrics.accuracy(metrics.Resampler(len(m), MEMORY_DRAWS, seed + i).draw(m))
              for i, m in enumerate((inside, outside))]
     return float(np.quantile(drawn[0] - drawn[1], 0.025))
 
 
-def truth(book: OofLogits) -> AuditFinding:
-    """Return which heads are so right out of fold that they must be made of the labels."""
-    rows = (book.per_row(book.fold) >= 0) & (book.label >= 0)
+def truth(oof: OofLogits) -> AuditFinding:
+    """Return which heads are so accurate out of fold that they must be computed from the labels."""
+    rows = (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
     lines = []
-    for head in book.heads:
-        matrix = _by_group(book, head, rows).sum(0)
+    for head in oof.heads:
+        matrix = _by_group(oof, head, rows).sum(0)
         right = float(metrics.accuracy(matrix))
         if right >= PERFECT and (matrix.sum(1) > 0).sum() > 1:
-            lines.append(f"{head}: right on {right:.4f} of the out-of-fold rows: it is made of the labels")
-    return AuditFinding(check="heads made of labels", state=FAILED if lines else FINE, lines=tuple(lines),
-                   message=f"{len(lines)} of {len(book.heads)} heads are right nearly always out of fold")
+            lines.append(f"{head}: right on {right:.4f} of the out-of-fold rows: it is computed from the labels")
+    return AuditFinding(check="heads made of labels", state=FAILED if lines else OK, lines=tuple(lines),
+                   message=f"{len(lines)} of {len(oof.heads)} heads are nearly always right out of fold")
 
 
-def _trial(book: OofLogits) -> NDArray[np.int64]:
-    return np.asarray(book.per_row(np.arange(len(book.trials))))
-
-
-def _by_group(book: OofLogits, head: str, rows: NDArray[np.bool_]) -> metrics.Counts:
+def _by_group(oof: OofLogits, head: str, rows: NDArray[np.bool_]) -> metrics.Counts:
     """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``."""
-    number = book.per_row(np.unique(np.array(book.group), return_inverse=True)[1])[rows]
+    number = oof.per_row(np.unique(np.array(oof.group), return_inverse=True)[1])[rows]
     _, group = np.unique(number, return_inverse=True)
-    predicted = book.logits[head][rows].argmax(1)
-    return metrics.confusions(book.label[rows], predicted, group, len(book.classes), int(group.max(initial=-1)) + 1)
+    predicted = oof.logits[head][rows].argmax(1)
+    return metrics.confusions(oof.label[rows], predicted, group, len(oof.classes), int(group.max(initial=-1)) + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditSubject:
-    """What is audited: a book of logits, and where they are at hand the store and the data set it was made of.
+    """What is audited: logits, and if available the store and the data set behind them.
 
     Attributes
     ----------
@@ -499,12 +497,12 @@ class AuditSubject:
 
 
 def run_audit(subject: AuditSubject, config: AuditConfig) -> Iterator[AuditFinding]:
-    """Yield what each check found, as soon as it is known.
+    """Yield the finding of each check as soon as it ends.
 
     Raises
     ------
     InputError
-        Heads are to be trained again, and there is no store or data set to train them on.
+        `--full` needs a data set, and there is none.
     """
     yield check_splits(subject.oof)
     yield check_folds(subject.oof)
@@ -532,6 +530,6 @@ def any_failed(findings: list[AuditFinding]) -> bool:
 
 
 def write_audit(findings: list[AuditFinding], path: Path) -> None:
-    """Put the findings at `path` as JSON, every one with all its lines."""
+    """Write all findings with all their lines to `path` as JSON."""
     value: list[dict[str, Any]] = [finding.json() for finding in findings]
     atomic_io.write_json(path, {"leaks": any_failed(findings), "checks": value})

@@ -1,4 +1,4 @@
-"""`fercache check`: a data set against its clips, in seconds and without the CNN, before hours are spent."""
+"""`fercache check`: compare a data set with its clips, in seconds and without the CNN, before a long extraction."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from fercache.diagnostics import check_issues
 from fercache.diagnostics.check_issues import CheckFinding, ClipFacts, ClipIndex, LengthComparison
 from fercache.errors import InputError
 from fercache.faces import augmentation
-from fercache.runtime.progress import format_duration
+from fercache.runtime.progress import format_bytes, format_duration
 from fercache.store.layout import FRAME_COLUMNS, Grid
 
-# What extraction will cost: bytes by the store's own layout, time by a measured rate or a stated assumption.
+# Cost of extraction: bytes from the store's layout, time from a measured or assumed rate.
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionCost:
-    """What stage one will take.
+    """Disk space and time that extraction will need.
 
     Attributes
     ----------
-    clips, frames : that are counted; `unknown` clips state no length and are in no figure.
-    bytes_a_frame, bytes : of the taps and the clock; the padding of each clip's last chunk is in `bytes`. None where
-        the CNN's outputs are not known without opening it.
-    seconds : None where no rate is known; `basis` says where it comes from, or why there is none.
+    clips, frames : counted ones; the `unknown` clips have no stated length and are in no figure.
+    bytes_a_frame, bytes : taps and frame table; `bytes` includes the padding of each clip's last chunk. None if the
+        CNN's outputs are not known without opening it.
+    seconds : None if no rate is known; `basis` is the source of the rate, or why there is none.
     """
 
     faces: str
@@ -47,26 +47,26 @@ class ExtractionCost:
     basis: str
 
 
-def estimate_cost(clocks: Sequence[FrameTable], faces: str, config: ExtractConfig, cache: Path,
+def estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConfig, cache: Path,
                   rate: float) -> ExtractionCost:
     """Return the cost of extracting these trials with the settings of `config`.
 
     Parameters
     ----------
-    rate : frames a second to assume, 0 to use what was measured here.
+    rate : assumed frames per second; 0: use the measured rate.
     """
-    lengths = [clock.stored for clock in clocks if clock.stored]
+    lengths = [table.stored for table in tables if table.stored]
     shapes = _shapes(config)
     row = None if shapes is None else 2 * sum(map(prod, shapes)) + 8 * len(FRAME_COLUMNS)
     total = None if shapes is None else sum(_bytes(frames, shapes) for frames in lengths)
     seconds, basis = _time(sum(lengths), faces, config, cache, rate)
-    return ExtractionCost(faces=faces, clips=len(lengths), frames=sum(lengths), unknown=len(clocks) - len(lengths),
+    return ExtractionCost(faces=faces, clips=len(lengths), frames=sum(lengths), unknown=len(tables) - len(lengths),
                 bytes_a_frame=row, bytes=total, seconds=seconds, basis=basis)
 
 
 def _shapes(config: ExtractConfig) -> list[tuple[int, ...]] | None:
-    """Return the shapes of what is stored of a frame, taps and views; None for a model with taps of its own."""
-    from fercache.backbones.taps import tap_shapes  # torch: seconds that the rest of a check does not need
+    """Return the stored shapes of a frame, with augmentations; None for a model with its own taps."""
+    from fercache.backbones.taps import tap_shapes  # imports torch, which takes seconds: only where it is needed
 
     try:
         return list(augmentation.with_views(tap_shapes(config.taps), config.augmentations).values())
@@ -96,11 +96,11 @@ def _time(frames: int, faces: str, config: ExtractConfig, cache: Path, rate: flo
 
 @dataclass(frozen=True, kw_only=True)
 class SplitCount:
-    """What one split holds.
+    """Counts of one split.
 
     Attributes
     ----------
-    frames : rows of the clocks; `labelled` of them have a label.
+    frames : rows of the frame tables; `labelled` of them have a label.
     bare, bare_labelled : rows without a crop, and how many of these have a label.
     counts : class -> labelled frames (of a set with one label a clip: clips).
     """
@@ -117,8 +117,8 @@ class SplitCount:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipCount:
-    """One trial's lengths: `rows` of its clock, `pictures` there are, annotation `lines`, frames its `video` states,
-    and rows without a crop, of which some are labelled."""
+    """Lengths of one trial: `rows` of its frame table, number of `pictures`, annotation `lines`, stated frames of its
+    `video`, and rows without a crop (`bare`), some of them labelled."""
 
     name: str
     kind: str
@@ -134,7 +134,7 @@ class ClipCount:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """What a check found; `by_clip` says whether the classes are counted in clips."""
+    """Result of a check; `by_clip`: the classes are counted in clips, not in frames."""
 
     dataset: str
     layout: str
@@ -153,8 +153,8 @@ class CheckReport:
 
     @property
     def lost(self) -> bool:
-        """Whether something was found that loses data or spoils a score."""
-        return any(one.lost for one in self.issues)
+        """Whether an issue loses data or spoils a score."""
+        return any(issue.lost for issue in self.issues)
 
     def json(self) -> dict[str, Any]:
         """Return the report as a JSON value."""
@@ -163,36 +163,36 @@ class CheckReport:
 
 def check_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, *, fresh: bool = False,
                   rate: float = 0.0) -> CheckReport:
-    """Return what is right and wrong with a data set's clips and labels, and what extracting them will cost.
+    """Return counts and issues of a data set's clips and labels, and the cost of extracting them.
 
     Parameters
     ----------
-    fresh : read every folder again, whatever an earlier check found.
-    rate : frames a second to assume (0: as measured by earlier runs of `extract`).
+    fresh : read every folder again and ignore the index.
+    rate : assumed frames per second; 0: as measured by earlier runs of `extract`.
 
     Notes
     -----
-    Reads the names and sizes of crops and the header and first frame of videos, once: they are kept in
-    ``cache/index/<dataset>.json`` with each folder's time of change, and a second check reads only what changed.
+    Reads names and sizes of crops, and header and first frame of videos. ``cache/index/<dataset>.json`` stores them
+    with the modification time of each folder, so a second check reads only what changed.
     """
     started = time.monotonic()
-    index, clocks = _looked(dataset, cache, fresh)
-    compared = check_issues.compare_lengths(clocks)
+    index, tables = _index_and_tables(dataset, cache, fresh)
+    compared = check_issues.compare_lengths(tables)
     return CheckReport(dataset=dataset.name, layout=dataset.layout, metric=dataset.metric, folds=dataset.folds,
-                  fold=dataset.fold, by_clip=_by_clip(dataset), splits=_splits(dataset, clocks),
-                  clips=tuple(_clip(clock) for clock in clocks), lengths=compared,
-                  issues=tuple(check_issues.find_issues(dataset, clocks, index.facts, compared)),
-                  cost=estimate_cost(clocks, _faces(dataset, config), config, cache, rate), clips_read=index.read,
+                  fold=dataset.fold, by_clip=_by_clip(dataset), splits=_splits(dataset, tables),
+                  clips=tuple(_clip(table) for table in tables), lengths=compared,
+                  issues=tuple(check_issues.find_issues(dataset, tables, index.facts, compared)),
+                  cost=estimate_cost(tables, _faces(dataset, config), config, cache, rate), clips_read=index.read,
                   clips_known=index.kept, seconds=time.monotonic() - started)
 
 
-def cost_ahead(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractionCost:
-    """Return what extracting a data set's clips will cost; what was found in the clips is kept, as by `run`."""
-    return estimate_cost(_looked(dataset, cache, fresh=False)[1], _faces(dataset, config), config, cache, 0.0)
+def predict_cost(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractionCost:
+    """Return the cost of extracting a data set; updates the index, as `check_dataset` does."""
+    return estimate_cost(_index_and_tables(dataset, cache, fresh=False)[1], _faces(dataset, config), config, cache, 0.0)
 
 
-def _looked(dataset: Dataset, cache: Path, fresh: bool) -> tuple[ClipIndex, list[FrameTable]]:
-    """Return what is known of the set's files, read where it is new, and the trials' clocks."""
+def _index_and_tables(dataset: Dataset, cache: Path, fresh: bool) -> tuple[ClipIndex, list[FrameTable]]:
+    """Return the up-to-date index of the data set's files, and the frame tables of its trials."""
     index = ClipIndex.load(cache, dataset.name)
     index.refresh([*((trial.path, trial.kind) for trial in dataset.trials),
                    *((trial.video, "video") for trial in dataset.trials if trial.video)], fresh)
@@ -204,51 +204,50 @@ def _faces(dataset: Dataset, config: ExtractConfig) -> str:
 
 
 def frame_table_of(trial: Trial, facts: Mapping[str, ClipFacts]) -> FrameTable:
-    """Return the frame clock of a trial from what the index knows of its clip and of its video."""
+    """Return the frame table of a trial from the indexed facts of its clip and video."""
     own = facts[str(trial.path)]
     video = own if trial.kind == "video" else facts[str(trial.video)] if trial.video else None
     return FrameTable(trial=trial, crops=own.numbers() if trial.kind == "crops" else None,
                       lines=0 if trial.labels is None else len(trial.labels), video=video.frames if video else 0)
 
 
-def _clip(clock: FrameTable) -> ClipCount:
-    bare, labelled = clock.without_crop()
-    trial = clock.trial
-    return ClipCount(name=trial.name, kind=trial.kind, split=trial.split, group=trial.group, rows=clock.rows,
-                     pictures=clock.pictures, lines=clock.lines, video=clock.video, bare=bare, bare_labelled=labelled)
+def _clip(table: FrameTable) -> ClipCount:
+    bare, labelled = table.without_crop()
+    trial = table.trial
+    return ClipCount(name=trial.name, kind=trial.kind, split=trial.split, group=trial.group, rows=table.rows,
+                     pictures=table.pictures, lines=table.lines, video=table.video, bare=bare, bare_labelled=labelled)
 
 
 def _by_clip(dataset: Dataset) -> bool:
     return all(trial.labels is None for trial in dataset.trials)
 
 
-def _splits(dataset: Dataset, clocks: Sequence[FrameTable]) -> dict[str, SplitCount]:
-    """Return what each split that occurs holds."""
+def _splits(dataset: Dataset, tables: Sequence[FrameTable]) -> dict[str, SplitCount]:
+    """Return the counts of each split that occurs."""
     counted = {}
     for split in ("train", "validation", "test"):
-        own = [clock for clock in clocks if clock.trial.split == split]
+        own = [table for table in tables if table.trial.split == split]
         if own:
             counted[split] = _count(own, dataset.classes, _by_clip(dataset))
     return counted
 
 
-def _count(clocks: Sequence[FrameTable], classes: Sequence[str], by_clip: bool) -> SplitCount:
-    bare = [clock.without_crop() for clock in clocks]
-    frames = np.concatenate([clock.labelled() for clock in clocks])
-    clips = np.array([clock.trial.clip_label for clock in clocks if clock.trial.clip_label >= 0], np.int64)
+def _count(tables: Sequence[FrameTable], classes: Sequence[str], by_clip: bool) -> SplitCount:
+    bare = [table.without_crop() for table in tables]
+    frames = np.concatenate([table.labelled() for table in tables])
+    clips = np.array([table.trial.clip_label for table in tables if table.trial.clip_label >= 0], np.int64)
     counts = np.bincount(clips if by_clip else frames, minlength=len(classes))
-    return SplitCount(trials=len(clocks), labelled_trials=sum(clock.trial.labelled for clock in clocks),
-                      groups=len({clock.trial.group for clock in clocks}), frames=sum(clock.rows for clock in clocks),
+    return SplitCount(trials=len(tables), labelled_trials=sum(table.trial.labelled for table in tables),
+                      groups=len({table.trial.group for table in tables}), frames=sum(table.rows for table in tables),
                       labelled=len(frames), bare=sum(rows for rows, _ in bare),
                       bare_labelled=sum(labelled for _, labelled in bare),
                       counts=dict(zip(classes, counts.tolist(), strict=True)))
 
 
-# A check's report as text for a terminal of 80 columns.
+# The report as text for a terminal of 80 columns.
 
 WIDTH = 80
 MOST = 5
-UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def report_lines(report: CheckReport) -> Iterator[str]:
@@ -263,7 +262,7 @@ def report_lines(report: CheckReport) -> Iterator[str]:
     yield ""
     for finding in report.issues:
         yield from _finding(finding)
-    lost = sum(one.lost for one in report.issues)
+    lost = sum(issue.lost for issue in report.issues)
     notes = len(report.issues) - lost
     yield (f"{lost} found that lose data or spoil a score, {notes} good to know" if report.issues
            else "nothing wrong found")
@@ -272,7 +271,7 @@ def report_lines(report: CheckReport) -> Iterator[str]:
 
 
 def _split_lines(report: CheckReport) -> Iterator[str]:
-    """Yield the table of splits, and below it that of classes."""
+    """Yield the table of splits and the table of classes."""
     yield ""
     yield f"{'':12}{'clips':>8}{'labelled':>9}{'groups':>8}{'frames':>12}{'labelled':>11}{'no crop':>9}{'labelled':>10}"
     for name, split in report.splits.items():
@@ -298,12 +297,13 @@ def _lengths(compared: LengthComparison) -> Iterator[str]:
 
 
 def cost_lines(cost: ExtractionCost) -> Iterator[str]:
-    """Yield what extraction will take."""
+    """Yield the cost of extraction as text."""
     unknown = f"; {cost.unknown} clips state no length and are not counted" if cost.unknown else ""
-    faces = cost.faces or "mixed kinds: say --faces"
+    faces = cost.faces or "mixed kinds: set --faces"
     yield f"extraction: {cost.clips:,} clips, {cost.frames:,} frames ({faces}){unknown}"
     if cost.bytes is not None and cost.bytes_a_frame is not None:
-        yield f"  disk: {size(cost.bytes)} ({cost.bytes_a_frame:,} bytes a frame, and the padding of last chunks)"
+        yield (f"  disk: {format_bytes(cost.bytes)} ({cost.bytes_a_frame:,} bytes a frame, "
+               "and the padding of last chunks)")
     else:
         yield "  disk: not known before the model is opened"
     time = "not known" if cost.seconds is None else format_duration(cost.seconds)
@@ -311,17 +311,9 @@ def cost_lines(cost: ExtractionCost) -> Iterator[str]:
 
 
 def _finding(finding: CheckFinding) -> Iterator[str]:
-    mark = "LOST" if finding.lost else "note"
-    yield from textwrap.wrap(f"{mark}  {finding.what}: {finding.where}", WIDTH, subsequent_indent="      ",
+    label = "LOST" if finding.lost else "note"
+    yield from textwrap.wrap(f"{label}  {finding.what}: {finding.where}", WIDTH, subsequent_indent="      ",
                              break_on_hyphens=False)
     if finding.hint:
         yield from textwrap.wrap(f"next: {finding.hint}", WIDTH, initial_indent="      ", subsequent_indent="      ",
                                  break_on_hyphens=False)
-
-
-def size(count: int) -> str:
-    """Return bytes in words: ``31.2 GB``."""
-    for unit, name in UNITS:
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count} bytes"

@@ -1,4 +1,4 @@
-"""What a user should look at before extraction: what loses data or spoils a score, and what is good to know."""
+"""Issues to fix before extraction: what loses data or spoils a score, and harmless differences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fercache.runtime.progress import progress_bar
 log = logging.getLogger(__name__)
 
 
-# What lies in each clip, read once and kept in the cache: crop numbers, sizes, frames that a video states.
+# Facts of each clip, read once and stored in the cache: crop numbers, sizes, stated video frames.
 
 VERSION = 1
 ENDINGS = frozenset(("jpg", "jpeg", "png"))
@@ -203,7 +203,7 @@ def _video(path: Path, blank: ClipFacts) -> ClipFacts:
         return replace(blank, problem=f"cannot be read ({error.strerror})")
 
 
-# Whose lengths disagree, and by how much: crops, video frames and annotation lines, two at a time.
+# Pairwise comparison of lengths: crops, video frames and annotation lines.
 
 Pair = tuple[int, int]
 
@@ -451,7 +451,7 @@ def _twins(groups: Sequence[Sequence[Trial]]) -> Iterator[CheckFinding]:
 
 
 def _leaks(trials: Sequence[Trial]) -> Iterator[CheckFinding]:
-    """Yield groups that stand in several labelled splits."""
+    """Yield groups that are in several labelled splits."""
     splits: dict[str, set[str]] = defaultdict(set)
     for trial in trials:
         if trial.labelled:

@@ -1,4 +1,4 @@
-"""One screen: what is installed, which device there is, what is at hand, and what to type next."""
+"""Doctor: print installed packages, device, weights, cache contents, and the next command."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _extras() -> dict[str, list[str]]:
 
 
 def _device() -> Iterator[DoctorLine]:
-    """Say which device works; torch is imported only where a GPU may be there."""
+    """Yield the device that works; torch is imported only where a GPU may be there."""
     if not any(Path(name).exists() for name in GPU_FILES) and shutil.which("nvidia-smi") is None:
         yield DoctorLine(what="device", state=OK, found="cpu (no NVIDIA driver here)")
         return
@@ -120,16 +120,16 @@ def _weights(cache: Path) -> Iterator[DoctorLine]:
 
 
 def _held(cache: Path) -> Iterator[DoctorLine]:
-    """Say what the cache holds, and how much room is left."""
+    """Yield the contents of the cache and the free disk space."""
     stores, books = sorted(cache.glob("features/*/*.zarr")), sorted(cache.glob("logits/*/*.h5"))
     stacks = sorted(cache.glob("stack/*/*/metrics.json"))
     yield DoctorLine(what="cache", state=OK,
-                     found=f"{cache}: {_many(len(stores), 'store')}, {_many(len(books), 'book')} of "
-                                             f"logits, {_many(len(stacks), 'stack run')}")
+                     found=f"{cache}: {_many(len(stores), 'store')}, {_many(len(books), 'logits file')}, "
+                           f"{_many(len(stacks), 'stack run')}")
     there = next(path for path in (cache.absolute(), *cache.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free / 1e9
     yield DoctorLine(what="disk", state=OK if free >= LITTLE_DISK_GB else WARN,
-               found=f"{free:,.0f} GB free (the default taps take 11 kB a frame: 1.2 GB an hour of video)")
+               found=f"{free:,.0f} GB free (11 kB per frame, 1.2 GB per hour of video)")
 
 
 def _many(number: int, name: str) -> str:

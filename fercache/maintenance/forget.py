@@ -1,4 +1,4 @@
-"""Every place of the cache that still names a clip, found by looking, not by what was removed."""
+"""Forget: remove a clip from every stage of the cache, then search the cache for remaining references to it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INDEX = "index"
 
 
 def datasets_of(cache: Path) -> list[str]:
-    """Return the names of the data sets that any stage keeps something of."""
+    """Return the names of the data sets that have files in any stage."""
     folders = {path.name for stage in stages_of(cache) for path in (cache / stage).iterdir() if path.is_dir()}
     return sorted(folders | {path.stem for path in (cache / INDEX).glob("*.json")
                              if not path.name.startswith(TEMPORARY)})
@@ -154,17 +154,17 @@ def _texts(value: Any) -> Iterator[str]:
             waiting += [*held.keys(), *held.values()]
 
 
-# Forget one clip: its features, and all that was learnt from it; then look whether a trace is left.
+# Remove one clip: its features and everything trained on it; then check that no reference is left.
 
 @dataclass(frozen=True, kw_only=True)
 class ForgetReport:
-    """What became of a clip.
+    """Result of forgetting a clip.
 
     Attributes
     ----------
-    datasets : those that held it.
-    removed : what was taken away.
-    traces : where the cache still names it: empty, or the proof failed.
+    datasets : data sets that held the clip.
+    removed : removed files and folders.
+    references : places of the cache that still name the clip; empty on success.
     """
 
     clip: str
@@ -232,14 +232,14 @@ def _forget_features(folder: Path, clip: str) -> list[Path]:
         files = LocalStoreFiles(path)
         if is_root(files.get(META) or b"", path):
             EmbeddingStore.open(path, mode="a").remove(clip)
-        else:  # a store that cannot be opened keeps no secret either
+        else:  # the clip must also leave a store that cannot be opened
             files.remove_tree(encode_name(clip))
     _unlink([path for path in found if path.is_file() or path.is_symlink()])
     return found
 
 
 def _forget_learnt(folder: Path) -> list[Path]:
-    """Remove what a data set's clips taught."""
+    """Remove a stage's results that were trained on the data set."""
     if not folder.is_dir():
         return []
     shutil.rmtree(folder.resolve())

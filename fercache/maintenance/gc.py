@@ -1,4 +1,4 @@
-"""What of the cache nobody names any more: listed first, removed when asked to."""
+"""Garbage collection: list the parts of the cache that no recipe or data set needs, and remove them on request."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ TORN, ORPHAN, OF_CLIP = "left by a run that was killed", "of a store that is gon
 PICTURES = ".npz"
 """Ending of a clip's thumbnails."""
 SETTLED_S = 3600.0
-"""Age from which a temporary file is nobody's any more: none lives longer than one file takes to be written."""
+"""Age from which a temporary file is abandoned: writing one file never takes this long."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unreferenced:
-    """Something that can go.
+    """Something that can be removed.
 
     Attributes
     ----------
@@ -63,8 +63,7 @@ def find_unreferenced(cache: Path, keep: Iterable[Path], clips: Mapping[Path, Co
     What a live process is writing is never in the list.
     """
     kept = {path.resolve() for path in keep} | {path.resolve() for path in clips}
-    found = [unreferenced for path in _results(cache) if path.resolve() not in kept
-             and (unreferenced := _whole(path)) is not None]
+    found = [item for path in _results(cache) if path.resolve() not in kept and (item := _whole(path)) is not None]
     for path, named in clips.items():
         found += _clips(path, named)
     found += _pictures(cache, found)
@@ -72,7 +71,7 @@ def find_unreferenced(cache: Path, keep: Iterable[Path], clips: Mapping[Path, Co
 
 
 def remove_unreferenced(unreferenced: Iterable[Unreferenced]) -> StoreSize:
-    """Remove what `garbage` listed; return what that freed.
+    """Remove what `find_unreferenced` listed; return the freed size.
 
     Raises
     ------
@@ -84,7 +83,7 @@ def remove_unreferenced(unreferenced: Iterable[Unreferenced]) -> StoreSize:
         if item.folder:
             store = EmbeddingStore.open(item.path, mode="a")
             if item.reason == LOST and store.files.stat(f"{item.folder}/{META}") is not None:
-                continue  # somebody began it again and ended it meanwhile
+                continue  # another process has committed the clip in the meantime
             store.remove_folder(item.folder)
         else:
             _remove(item.path)
@@ -164,7 +163,7 @@ def _clips(path: Path, named: Collection[str]) -> Iterator[Unreferenced]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a result; a store's root goes first, so that nobody opens what is half gone. Of a link, the link."""
+    """Remove a result; a store's root first, so that nobody opens a half-removed store. Of a link, only the link."""
     if _at_work(path):
         raise StoreError("is being written by another process", where=path, hint="wait for it to end")
     if path.is_symlink() or not path.is_dir():

@@ -289,7 +289,7 @@ def _named_entry(path: Path, name: str, opener: Callable[[Path, str, ExitStack],
 
     @contextmanager
     def opened() -> Iterator[IncomingClip]:
-        with ExitStack() as held, telling(path):
+        with ExitStack() as held, file_errors(path):
             yield opener(path, chosen, held)
     return ImportEntry(chosen, opened)
 
@@ -327,7 +327,7 @@ def npy_entries(root: Path, paths: list[Path]) -> Iterator[ImportEntry]:
     for path in paths:
         @contextmanager
         def opened(path: Path = path) -> Iterator[IncomingClip]:
-            with ExitStack() as held, telling(path):
+            with ExitStack() as held, file_errors(path):
                 yield incoming_of({FEATURES: lambda: header_of(held.enter_context(path.open("rb")))}, _stem(root, path))
         yield ImportEntry(_stem(root, path), opened)
 
@@ -354,15 +354,15 @@ def exported_entries(root: Path) -> Iterator[ImportEntry]:
 
         @contextmanager
         def opened(folder: str = folder, name: str = name, arrays: dict[str, str] = arrays) -> Iterator[IncomingClip]:
-            with ExitStack() as held, telling(root / folder):
+            with ExitStack() as held, file_errors(root / folder):
                 yield incoming_of({tap: lambda file=file: header_of(  # type: ignore[misc]
                     held.enter_context((root / folder / file).open("rb"))) for tap, file in arrays.items()}, name)
         yield ImportEntry(name, opened)
 
 
 @contextmanager
-def telling(path: Path) -> Iterator[None]:
-    """Turn what a library says of a malformed file into the error of one clip, with the file's name."""
+def file_errors(path: Path) -> Iterator[None]:
+    """Turn a library's error about a malformed file into a ClipError with the file's name."""
     try:
         yield
     except ClipError as error:
@@ -415,7 +415,7 @@ def hdf5_entries(path: Path) -> Iterator[ImportEntry]:
     for key, name in found:
         @contextmanager
         def opened(key: str = key, name: str = name) -> Iterator[IncomingClip]:
-            with telling(path), h5py.File(path, "r") as file:
+            with file_errors(path), h5py.File(path, "r") as file:
                 yield _clip(file[key], name)
         yield ImportEntry(name, opened)
 
@@ -657,7 +657,7 @@ def _csv_piece(clip: str | None, block: list[list[str]], where: tuple[int, int],
         frames = np.array([int(row[where[1]].partition(".")[0]) for row in block], np.int64)
         values = np.array([[row[i] for i in columns] for row in block]).astype(np.float64)
     except (ValueError, OverflowError) as error:
-        return TablePiece(clip, none, {}, wrong=ClipError(f"has something that is no number ({str(error)[:120]})",
+        return TablePiece(clip, none, {}, wrong=ClipError(f"has something that is not a number ({str(error)[:120]})",
                                                      where=place, hint="leave frames without features out"))
     return TablePiece(clip, frames, {FEATURES: values})
 

@@ -1,4 +1,4 @@
-"""Is every byte of a store the one that was written?"""
+"""Verify every byte of a store against its digests, and compare two stores by their manifests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fercache.store.remote import files_at
 log = logging.getLogger(__name__)
 
 
-# What two stores differ in: settings, taps, clips.
+# Differences of two stores: settings, taps, clips.
 
 ABSENT = "(absent)"
 
@@ -61,7 +61,7 @@ class DiffReport:
 
 
 def diff_stores(first: Location, second: Location) -> DiffReport:
-    """Return which settings, taps and clips two stores differ in; from their marks, without reading the arrays.
+    """Return which settings, taps and clips two stores differ in; from their manifests, without reading the arrays.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def verify_store(path: Location, *, repair: bool = False) -> VerifyReport:
 
     Notes
     -----
-    A root that cannot be read is the one fault told: without it nothing can be said of the clips. `extract` mends it.
+    An unreadable root is the only fault reported: without it no clip can be checked. `extract` rewrites it.
     Finds any changed bit of arrays and metadata, a missing chunk, a torn file, a clip of another store. Others may
     read and write meanwhile.
     """
@@ -176,7 +176,7 @@ def _frames(store: EmbeddingStore, folder: str) -> int:
 
 
 def _settled(store: EmbeddingStore, folder: str) -> list[StoreFault] | None:
-    """Return a clip's faults; looked at again where there are some, since another process may have just replaced it."""
+    """Return a clip's faults; check twice, since another process may have just replaced it."""
     found = check_clip(store, folder)
     return check_clip(store, folder) if found else found
 
@@ -185,7 +185,7 @@ def _drop(store: EmbeddingStore, faults: list[StoreFault]) -> tuple[str, ...]:
     """Remove the harmed clips; return their names."""
     harmed = {fault.folder: fault.clip for fault in faults if not fault.stray and fault.folder}
     for folder, clip in harmed.items():
-        log.warning("%s: dropped; the next extract does it again", clip)
+        log.warning("%s: dropped; the next extract computes it again", clip)
         store.remove_folder(folder)
     return tuple(sorted(harmed.values()))
 

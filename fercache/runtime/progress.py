@@ -15,6 +15,14 @@ from rich.text import Text
 PLAIN_EVERY_S = 10.0
 
 
+def format_bytes(count: int) -> str:
+    """Return a number of bytes as text: ``31.2 GB``."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count} bytes"
+
+
 def format_duration(seconds: float) -> str:
     """Return seconds in words: ``2 h 5 min``."""
     minutes = round(seconds / 60)

@@ -92,7 +92,7 @@ def killed(home: Path) -> str:
 
 def limit(home: Path) -> str:
     runs = 1
-    while "clips are left" in ended(start(home, "--threads", 1, "--time-limit", LIMIT_S)):
+    while "stopped by the time limit" in ended(start(home, "--threads", 1, "--time-limit", LIMIT_S)):
         runs += 1
     return f"{runs} runs of {LIMIT_S} s"
 

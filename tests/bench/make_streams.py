@@ -439,7 +439,7 @@ def _share(text: str) -> float:
     except ValueError:
         value = -1
     if not 0 <= value <= 1:  # not for NaN either
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
 
 

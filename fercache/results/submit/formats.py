@@ -301,7 +301,7 @@ def clip_table_names(path: Path, form: str) -> list[str]:
         if not (name and sign and label) or "," in label:
             raise InputError(f"line {number} is {row[:80]!r}, no clip with its label", where=path, hint=CLIP_TABLE_OWN)
         if name in seen:
-            raise InputError(f"line {number}: clip {name!r} stands there twice, first in line {seen[name]}",
+            raise InputError(f"line {number}: clip {name!r} appears twice, first in line {seen[name]}",
                              where=path, hint=CLIP_TABLE_OWN)
         seen[name] = number
     return list(seen)
@@ -360,7 +360,7 @@ def folder_names(path: Path) -> list[str]:
     for number, line in enumerate(lines(path, exact=False), 1):
         name = text(line.strip(), number, path)
         if name in seen:
-            raise InputError(f"line {number}: trial {name!r} stands there twice, first in line {seen[name]}",
+            raise InputError(f"line {number}: trial {name!r} appears twice, first in line {seen[name]}",
                              where=path, hint="take the organisers' own list")
         if "/" in name or "\\" in name or name.startswith(".") or "," in name:
             raise InputError(f"line {number}: {name[:80]!r} is no trial's name", where=path,
@@ -472,7 +472,7 @@ def read_template(path: Path) -> Template:
             frames = trials[row.trial] = array("q")
         elif row.frame <= frames[-1]:
             again = row.frame in frames
-            raise _disorder(row, number, path, "it stands there twice" if again else "the frame before it is later")
+            raise _disorder(row, number, path, "it appears twice" if again else "the frame before it is later")
         frames.append(row.frame)
         before = row.trial
     if not trials:
