@@ -154,9 +154,9 @@ def test_a_run_says_its_policy_and_new_clips_get_the_same(tmp_path: Path) -> Non
         assert found.report["frames_without_face"] == int((~book.valid).sum())
         new = replace(book, fold=np.full_like(book.fold, -1))
         held_out = book.per_row(np.array(book.split)) == "validation"
-        assert np.abs(stack.predict_new(found.folder, new)[held_out] - found.units[held_out]).max() <= 2
-    apart = (runs["nearest"].units != runs["linear"].units).any(1)
-    said = [found.units[book.valid].argmax(1) for found in runs.values()]
+        assert np.abs(stack.predict_new(found.folder, new)[held_out] - found.ppm[held_out]).max() <= 2
+    apart = (runs["nearest"].ppm != runs["linear"].ppm).any(1)
+    said = [found.ppm[book.valid].argmax(1) for found in runs.values()]
     assert apart[~book.valid].any() and (said[0] == said[1]).all(), "the temperature may differ, the answer may not"
 
 
@@ -173,7 +173,7 @@ def test_a_clip_without_a_face_keeps_what_the_heads_say(spoken: tuple[oof.OofLog
 def test_nothing_looks_ahead_where_it_may_not(spoken: tuple[oof.OofLogits, nested_cv.NestedResult]) -> None:
     """Later frames thrown into disorder change nothing; before the first face the heads have even odds."""
     book, _ = spoken
-    nothing = nested_cv.NestedResult(members={}, columns={})
+    nothing = nested_cv.NestedResult(fold_models={}, columns={})
     valid = book.valid.copy()
     valid[book.offsets[:-1, None] + np.arange(5)] = False
     book = replace(book, valid=valid)

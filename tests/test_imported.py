@@ -93,7 +93,7 @@ def test_sources_that_do_not_fit(tmp_path: Path) -> None:
         inputs.merge_logits(book, [replace(made, classes=("a", "b"))])
     with pytest.raises(InputError, match="no frame"):
         inputs.merge_logits(book, [replace(made, trials=("x", "y", "z"), clip=())])
-    with pytest.raises(InputError, match="called"):
+    with pytest.raises(InputError, match="two sources have the name"):
         inputs.merge_logits(book, [made, made])
     with pytest.raises(InputError, match="imported logits 'none'"):
         logits_import.load(tmp_path, "d", ["none"])
@@ -153,7 +153,7 @@ def test_new_frames_get_what_a_clip_level_run_says_of_their_clip(tmp_path: Path)
     held = [i for i, split in enumerate(found.oof.split) if split == "validation"]
     for i in held:
         rows = np.repeat(np.array(made.clips) == found.oof.trials[i], np.diff(made.offsets))
-        assert np.abs(said[rows] - found.units[i]).max() <= 2
+        assert np.abs(said[rows] - found.ppm[i]).max() <= 2
 
 
 def test_a_label_that_changes_is_no_clip_level_set(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from fercache.inference import predict
 from fercache.maintenance import forget
 from fercache.oof import OofLogits
 from fercache.results import score
-from fercache.results.io import PredictionsFile, open_predictions
+from fercache.results.io import PredictionsFile, match_clip
 from fercache.stacking import stack
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS
@@ -124,8 +124,8 @@ def test_names_that_are_shown(tmp_path: Path) -> None:
 
 
 def test_which_clip_a_person_stands_for() -> None:
-    assert open_predictions("a#1", {"a"}) == "a" and open_predictions("a#1", {"a", "a#1"}) == "a#1"
-    assert open_predictions("a#2", {"a"}) == "a#2" and CLASSES
+    assert match_clip("a#1", {"a"}) == "a" and match_clip("a#1", {"a", "a#1"}) == "a#1"
+    assert match_clip("a#2", {"a"}) == "a#2" and CLASSES
 
 
 def test_a_clip_named_as_a_person_of_another_is_refused(tmp_path: Path) -> None:

@@ -278,9 +278,9 @@ def test_clips_of_one_frame_rate_go_through_together(monkeypatch: pytest.MonkeyP
     held = {name: SimpleNamespace(frames=50, frame_table={"time_s": np.arange(50 if rate else 1) / (rate or 1)})
             for name, rate in rates.items()}
     trials = [Trial(name=name, path=Path(name), kind="crops", parent=name, group=name, split="test") for name in rates]
-    assert list(ensemble._alike(trials, held, 8)) == [[0, 2, 3], [1], [4]]  # type: ignore[arg-type]
+    assert list(ensemble._batches(trials, held, 8)) == [[0, 2, 3], [1], [4]]  # type: ignore[arg-type]
     monkeypatch.setattr(ensemble, "MOST_BYTES", 800)
-    assert list(ensemble._alike(trials, held, 8)) == [[0, 2], [3], [1], [4]]  # type: ignore[arg-type]
+    assert list(ensemble._batches(trials, held, 8)) == [[0, 2], [3], [1], [4]]  # type: ignore[arg-type]
 
 
 def test_labels_are_told_by_name() -> None:

@@ -1,4 +1,4 @@
-"""The file of predictions, read a clip at a time: as written, or refused with the line that is wrong."""
+"""Prediction tables: what is written is read again, and a damaged row is refused with its line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LENGTHS = {"a": 30, "b,2": 20, 'c "x"': 1}
 
 
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz"])
-def test_what_was_written_is_read(tmp_path: Path, ending: str) -> None:
+def test_written_table_is_read(tmp_path: Path, ending: str) -> None:
     made = draw(LENGTHS)
     given = io.PredictionsFile(write(tmp_path / f"p{ending}", made, faceless={"a": [2, 3]}))
     assert given.classes == EIGHT
@@ -34,26 +34,26 @@ def test_what_was_written_is_read(tmp_path: Path, ending: str) -> None:
         assert list(np.flatnonzero(~found["a"].valid)) == [1, 2]
 
 
-def test_batches_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_size_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "p.csv", draw(LENGTHS))
     whole = list(io.PredictionsFile(path).clips())
-    monkeypatch.setattr(io, "ROWS_A_BATCH", 7)
+    monkeypatch.setattr(io, "ROWS_PER_BATCH", 7)
     for one, other in zip(whole, io.PredictionsFile(path).clips(), strict=True):
         np.testing.assert_array_equal(one.probs, other.probs)
         np.testing.assert_array_equal(one.frame, other.frame)
 
 
 def test_what_the_stack_writes_is_read(tmp_path: Path) -> None:
-    """The writer's columns and the reader's, which are two rooms, must stay one format."""
+    """The writer and the reader use one format."""
     found = stack.run_stack(simulate(groups=5, frames=60), StackConfig(threads=1, bootstrap=0), tmp_path)
     book = found.oof
     given = io.PredictionsFile(stack.write_stack(found, tmp_path / "preds.csv")[0])
     assert given.classes == book.classes
     clips = list(given.clips())
-    np.testing.assert_array_equal(np.concatenate([clip.label_pred for clip in clips]), found.units.argmax(1))
+    np.testing.assert_array_equal(np.concatenate([clip.label_pred for clip in clips]), found.ppm.argmax(1))
     np.testing.assert_array_equal(np.concatenate([clip.valid for clip in clips]), book.valid)
     np.testing.assert_array_equal(np.concatenate([clip.label for clip in clips]), book.label)
-    np.testing.assert_allclose(np.concatenate([clip.probs for clip in clips]), found.units / 1e6, atol=1e-9)
+    np.testing.assert_allclose(np.concatenate([clip.probs for clip in clips]), found.ppm / 1e6, atol=1e-9)
 
 
 def test_parquet_or_what_to_install(tmp_path: Path) -> None:
@@ -74,42 +74,43 @@ def test_parquet_or_what_to_install(tmp_path: Path) -> None:
     assert list(np.flatnonzero(~clip.valid)) == [0, 1, 2, 3] and (clip.label == -1).all()
 
 
-@pytest.mark.parametrize(("old", "new", "says"), [
+@pytest.mark.parametrize(("old", "new", "problem"), [
     ("clip,frame", "clip,number", "columns frame are missing"), ("p_", "q_", "p_<Class>"),
-    ("p_Other", "Other", "none of 0 to 6"),
-    ("p_Anger", "p_Neutral", "twice"), ("a,7,", "a,9,", "line 9: its frame"), ("a,7,", "a,x,", "clip 'a', from line 2"),
-    ("a,1,", "a,0,", "line 2: its frame"), ("a,7,", "z,7,", "line 9: clip 'a' stands in two places"),
+    ("p_Other", "Other", "not in 0 to 6"),
+    ("p_Anger", "p_Neutral", "duplicate"), ("a,7,", "a,9,", "line 9: its frame"),
+    ("a,7,", "a,x,", "clip 'a', from line 2"),
+    ("a,1,", "a,0,", "line 2: its frame"), ("a,7,", "z,7,", "line 9: clip 'a' is in two places"),
     ("a,7,0.200000,1,,", "a,7,0.200000,1,8,", "line 8: its label"), ("a,7,0.200000,1,,", "a,7,0.200000,1,,1", "line 8"),
     ("a,7,0.200000,1,,", "a,7,0.200000,1,", "line 8 has 13 values"), ("a,3,", '"a,3,', "not readable"),
 ])
-def test_damage_is_refused_with_its_line(tmp_path: Path, old: str, new: str, says: str) -> None:
+def test_damage_is_refused_with_its_line(tmp_path: Path, old: str, new: str, problem: str) -> None:
     path = write(tmp_path / "p.csv", draw({"a": 30}))
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1) if old != "p_" else text.replace(old, new))
     with pytest.raises(InputError) as caught:
         list(io.PredictionsFile(path).clips())
-    assert says in str(caught.value) and "next: " in str(caught.value)
+    assert problem in str(caught.value) and "next: " in str(caught.value)
 
 
-def test_no_number_is_no_probability(tmp_path: Path) -> None:
+def test_nan_probability_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "p.csv", {"a": np.eye(8)})
     path.write_text(path.read_text().replace("1.000000", "nan", 1))
     with pytest.raises(InputError, match="probabilities"):
         list(io.PredictionsFile(path).clips())
 
 
-@pytest.mark.parametrize(("name", "data", "says"), [
-    ("gone.csv", None, "no such predictions"), ("p.txt", b"x", "unknown kind"), ("p.csv", b"", "missing"),
+@pytest.mark.parametrize(("name", "data", "problem"), [
+    ("gone.csv", None, "predictions not found"), ("p.txt", b"x", "unknown file format"), ("p.csv", b"", "missing"),
     ("p.csv", b"\xff\xfe\0", "not readable"), ("p.csv.gz", b"no gzip", "not readable")])
-def test_what_is_no_such_file_is_refused(tmp_path: Path, name: str, data: bytes | None, says: str) -> None:
+def test_unreadable_file_is_refused(tmp_path: Path, name: str, data: bytes | None, problem: str) -> None:
     if data is not None:
         (tmp_path / name).write_bytes(data)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=problem):
         io.PredictionsFile(tmp_path / name)
 
 
-def test_a_packed_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+def test_truncated_gzip_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "p.csv.gz", draw({"a": 3000}))
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(InputError, match="not readable"):

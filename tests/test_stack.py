@@ -110,7 +110,7 @@ def test_a_gap_has_what_the_nearest_face_has(result: stack.StackResult) -> None:
     for trial in range(len(book.trials)):
         rows = book.rows(trial)
         source = nearest_row(book.time_s[rows], book.valid[rows]).row
-        np.testing.assert_array_equal(result.units[rows], result.units[rows][source])
+        np.testing.assert_array_equal(result.ppm[rows], result.ppm[rows][source])
 
 
 def test_endings(result: stack.StackResult, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_run_that_was_done_is_not_done_again(tmp_path: Path) -> None:
     first = stack.run_stack(book, CONFIG, tmp_path)
     again = stack.run_stack(book, CONFIG, tmp_path)
     assert again.cached and again.report == json.loads(json.dumps(first.report))
-    np.testing.assert_array_equal(first.units, again.units)
+    np.testing.assert_array_equal(first.ppm, again.ppm)
     assert not stack.run_stack(book, replace(CONFIG, seed=1), tmp_path).cached
     other = {head: values + np.float32(0.1) * (values > 0) for head, values in book.logits.items()}
     assert not stack.run_stack(replace(book, logits=other), CONFIG, tmp_path).cached
@@ -175,7 +175,7 @@ def test_a_torn_run_is_done_again(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     again = stack.run_stack(book, CONFIG, tmp_path)
     assert not again.cached
-    np.testing.assert_array_equal(first.units, again.units)
+    np.testing.assert_array_equal(first.ppm, again.ppm)
 
 
 @pytest.mark.parametrize(("groups", "chosen"), [(2, False), (3, False), (5, True), (8, True)])
@@ -226,7 +226,7 @@ def test_clips_without_a_face_and_folds_without_one(tmp_path: Path) -> None:
     assert list(scores(found)) == ["frame", "gru", "transformer", "mean"] and "nothing" in found.report["learnt"]
     mean = sum(np.exp(v) / np.exp(v).sum(1, keepdims=True) for v in blind.logits.values()) / 3
     last = blind.rows(1)
-    np.testing.assert_allclose(found.units[last] / 1e6, mean[last], atol=2e-6)
+    np.testing.assert_allclose(found.ppm[last] / 1e6, mean[last], atol=2e-6)
 
 
 def test_one_class_and_two_classes_among_the_labels(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_one_class_and_two_classes_among_the_labels(tmp_path: Path) -> None:
     for keep in ((0,), (0, 4)):
         label = np.where(np.isin(book.label, keep), book.label, -1).astype(np.int16)
         found = stack.run_stack(replace(book, label=label), CONFIG, tmp_path)
-        assert np.all(found.units.sum(1) == 1_000_000)
+        assert np.all(found.ppm.sum(1) == 1_000_000)
 
 
 def test_clips_of_one_frame_and_of_none(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_clips_of_one_frame_and_of_none(tmp_path: Path) -> None:
     one = {name: (*getattr(book, name), last) for name, last in (("trials", "z"), ("group", "z"), ("split", "test"))}
     found = stack.run_stack(replace(book, **cut, **one, offsets=offsets, fold=np.append(book.fold, -1).astype(np.int16),
                               logits={head: values[rows] for head, values in book.logits.items()}), CONFIG, tmp_path)
-    assert found.units.shape == (len(rows), 7)
+    assert found.ppm.shape == (len(rows), 7)
 
 
 def test_new_clips_are_spoken_of_as_the_run_would(result: stack.StackResult) -> None:
@@ -253,7 +253,7 @@ def test_new_clips_are_spoken_of_as_the_run_would(result: stack.StackResult) -> 
     new = replace(book, fold=np.full_like(book.fold, -1), label=np.full_like(book.label, -1))
     said = stack.predict_new(result.folder, new)
     held_out = book.per_row(np.array(book.split)) == "validation"
-    assert np.abs(said[held_out] - result.units[held_out]).max() <= 2
+    assert np.abs(said[held_out] - result.ppm[held_out]).max() <= 2
     (result.folder / "trees-all.txt").rename(result.folder / "gone")
     try:
         with pytest.raises(StoreError, match="fercache stack"):

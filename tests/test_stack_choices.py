@@ -245,4 +245,4 @@ def test_nothing_is_learnt_from_validation_without_a_refit() -> None:
     book = simulate(groups=8, validation=3, frames=60)
     assert not features.thinned(book)[book.per_row(book.fold) < 0].any()
     assert features.thinned(book, refit=True)[book.per_row(book.fold) < 0].any()
-    assert set(nested_cv.run_nested_cv(book, CONFIG).members) == {0, 1, 2, 3, 4, -1}
+    assert set(nested_cv.run_nested_cv(book, CONFIG).fold_models) == {0, 1, 2, 3, 4, -1}

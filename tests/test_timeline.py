@@ -69,7 +69,7 @@ def test_a_wrong_table_is_told(tmp_path: Path, text: str) -> None:
 
 
 def test_an_absent_table_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such predictions"):
+    with pytest.raises(InputError, match="predictions not found"):
         io.read_clips(tmp_path / "preds.csv")
 
 

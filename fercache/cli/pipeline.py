@@ -253,7 +253,7 @@ def _clips(report: PredictReport) -> Table:
     from rich import box
     from rich.table import Table
 
-    clips, predicted = report.result.oof, report.result.units.argmax(1)
+    clips, predicted = report.result.oof, report.result.ppm.argmax(1)
     table = Table("clip", "frames", "with a face", "predicted", box=box.SIMPLE_HEAD, pad_edge=False)
     for trial in range(min(len(clips.trials), MAX_CLIPS_SHOWN)):
         rows = clips.rows(trial)

@@ -1,4 +1,7 @@
-"""What trained heads say of trials that they have never seen, as a book of logits."""
+"""Choose trained models, predict logits of new trials with them, and check that the features match.
+
+Everything here works on stored features; `predict.py` runs stage one.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fercache.backbones.registry import KNOWN_WEIGHTS
 from fercache.config import ExtractConfig, fingerprint_of
@@ -25,10 +27,10 @@ from fercache.training import train
 log = logging.getLogger(__name__)
 
 
-# Which trained heads and which stacker speak: those that were asked for, or the current ones.
+# Model selection: the heads and the stacker that the user named, or the current ones.
 
 METRICS = "metrics.json"
-"""What a finished stack run holds."""
+"""File that `stack` writes last, so that a folder without it is an unfinished run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +39,8 @@ class SelectedModels:
 
     Attributes
     ----------
-    book : those logits: what the heads are, and which trials they were trained on.
-    heads : folder of the heads; stack : folder of the stack run.
+    logits_file : the out-of-fold logits; they list the heads and the trials that these were trained on.
+    heads, stack : folders of the heads and of the stack run.
     """
 
     logits_file: OofLogits
@@ -52,34 +54,36 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
 
     Parameters
     ----------
-    heads : folder of heads, or their book of logits; stack : folder of a stack run of them.
-    dataset : name in the cache of the data set whose current heads are meant where neither is given; of the data set
-        that was trained last in this cache if it is empty or has no heads.
+    heads : folder of heads, or their file of out-of-fold logits.
+    stack : folder of a stack run of these heads.
+    dataset : data set whose current heads are used if neither folder is given. If it is empty or has no heads, the
+        data set that was trained last in this cache is used.
 
     Raises
     ------
     InputError
-        They are not there, or do not belong together.
+        The models do not exist, or do not belong together.
     StoreError
-        The book is damaged.
+        The file of logits is damaged.
     """
     if stack is not None and heads is None:
         metrics = _metrics(stack)
         heads = cache / "logits" / str(metrics["dataset"]) / f"{str(metrics['logits']['fingerprint'])[:12]}.h5"
-    path = _book(heads) if heads is not None else _current(cache, dataset)
+    path = _logits_file(heads) if heads is not None else _current(cache, dataset)
     if not path.is_file():
         raise InputError("no trained heads", where=path, hint="run `fercache train-heads`, or name others with --heads")
-    book, folder = OofLogits.load(path), path.parents[2] / "heads" / path.parent.name / path.stem
-    found = stack or _stack_of(path.parents[2] / "stack" / book.dataset, book)
-    if _metrics(found)["logits"]["fingerprint"] != book.fingerprint:
-        raise InputError("this stack run was trained on other heads' logits", where=found,
+    oof, folder = OofLogits.load(path), path.parents[2] / "heads" / path.parent.name / path.stem
+    run = stack or _newest_stack(path.parents[2] / "stack" / oof.dataset, oof.fingerprint)
+    # A stacker knows its inputs by column only: with other heads it would predict without an error, but wrongly.
+    if _metrics(run)["logits"]["fingerprint"] != oof.fingerprint:
+        raise InputError("this stack run was trained on the logits of other heads", where=run,
                          hint=f"name a run of the heads {folder}, or leave --stack out")
-    log.info("heads %s, stack %s, trained on %s", folder, found.name, book.dataset)
-    return SelectedModels(logits_file=book, heads=folder, stack=found)
+    log.info("heads %s, stack %s, trained on %s", folder, run.name, oof.dataset)
+    return SelectedModels(logits_file=oof, heads=folder, stack=run)
 
 
-def _book(heads: Path) -> Path:
-    """Return the book of logits of a folder of heads, or the book itself."""
+def _logits_file(heads: Path) -> Path:
+    """Return the file of logits that belongs to a folder of heads; a path of such a file is returned unchanged."""
     if heads.suffix == ".h5":
         return heads
     full = heads.resolve()
@@ -87,7 +91,7 @@ def _book(heads: Path) -> Path:
 
 
 def _current(cache: Path, dataset: str) -> Path:
-    """Return the book that the data set's last training made or found, or else this cache's last training."""
+    """Return the current logits of the data set, or of the last training in this cache if it has none."""
     pointers = sorted(cache.glob("logits/*/current.json"), key=lambda path: path.stat().st_mtime_ns)
     if not pointers:
         raise InputError("no heads were trained yet", where=cache / "logits",
@@ -96,43 +100,40 @@ def _current(cache: Path, dataset: str) -> Path:
     return train.current_logits_file(cache, (own or pointers)[-1].parent.name)
 
 
-def _stack_of(folder: Path, book: OofLogits) -> Path:
-    """Return the newest finished stack run of a book."""
-    runs = sorted(_runs(folder, book.fingerprint))
+def _newest_stack(folder: Path, fingerprint: str) -> Path:
+    """Return the newest finished stack run on the logits with this fingerprint."""
+    runs = [(path.stat().st_mtime_ns, path.parent) for path in folder.glob(f"*/{METRICS}")
+            if atomic_io.read_json(path).get("logits", {}).get("fingerprint") == fingerprint]
     if not runs:
         raise InputError("these heads have no stacker yet", where=folder,
                          hint="run `fercache stack` on the data set they were trained on")
-    return runs[-1][1]
-
-
-def _runs(folder: Path, fingerprint: str) -> Iterator[tuple[int, Path]]:
-    """Yield (time of its end, folder) of each finished run of the book with this fingerprint."""
-    for path in folder.glob(f"*/{METRICS}"):
-        if atomic_io.read_json(path).get("logits", {}).get("fingerprint") == fingerprint:
-            yield path.stat().st_mtime_ns, path.parent
+    return max(runs)[1]
 
 
 def _metrics(folder: Path) -> dict[str, Any]:
-    """Return what a stack run says of itself."""
+    """Return the metrics of a finished stack run."""
     if not (folder / METRICS).is_file():
-        raise InputError("no finished stack run", where=folder, hint="run `fercache stack`, or name its folder in "
-                                                                    "cache/stack with --stack")
+        raise InputError("no finished stack run", where=folder,
+                         hint="run `fercache stack`, or name a run in cache/stack with --stack")
     metrics: dict[str, Any] = atomic_io.read_json(folder / METRICS)
     return metrics
 
 
+# Prediction with the selected heads.
+
 FORMAT = 1
-"""Raised whenever the code changes what heads say of new trials."""
+"""Part of the fingerprint; increased whenever the code changes the logits of new trials."""
 MOST_BYTES = 256 << 20
-"""Bytes of features held at once: memory stays flat however many trials there are."""
+"""Bytes of features in memory at once, so that memory does not grow with the number of trials."""
 RATE_DIGITS = 6
-"""Clips whose time between frames agrees to so many digits have windows of one length, and go through together."""
+"""Decimals to which the frame interval of clips (seconds) must agree for one batch: equal intervals, equal windows."""
 UNKNOWN = -1
+FRAME_ARRAYS = ("index", "time_s", "valid", "label")
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadEnsemble:
-    """Trained heads: their folder, the book that they come from, and where they are run."""
+    """Trained heads: their folder, their out-of-fold logits, and the device and CPU threads to run them with."""
 
     folder: Path
     logits_file: OofLogits
@@ -141,185 +142,187 @@ class HeadEnsemble:
 
 
 def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
-    """Return the data set with labels that are indices into the heads' `classes`; they are matched by name.
+    """Return the data set with labels as indices into the heads' `classes`, matched by name.
 
     Raises
     ------
     InputError
-        Not one of its classes is known to the heads.
+        The data set and the heads share no class.
 
     Notes
     -----
-    Labels of a class that the heads do not know are left out, and its notice says so.
+    Labels of other classes are dropped; the notice of the data set lists them.
     """
     if tuple(dataset.classes) == tuple(classes):
         return dataset
     if not dataset.classes:
         return replace(dataset, classes=tuple(classes))
-    known = {labels.canonical_class_name(name) for name in classes}
-    if not any(labels.canonical_class_name(name) in known for name in dataset.classes):
+    canonical = {labels.canonical_class_name(name) for name in classes}
+    if not any(labels.canonical_class_name(name) in canonical for name in dataset.classes):
         raise InputError(f"is labelled with {', '.join(dataset.classes)}, which the heads do not know",
                          where=dataset.name,
-                         hint=f"the heads tell {', '.join(classes)}; leave the labels out, or train on such labels")
+                         hint=f"the heads predict {', '.join(classes)}; leave the labels out, or train on such labels")
     names = labels.map_class_names(dataset.classes, classes)
-    place = np.array([*names.to, UNKNOWN], np.int16)
-    trials = tuple(replace(t, labels=None if t.labels is None else place[t.labels], clip_label=int(place[t.clip_label]))
+    index = np.array([*names.to, UNKNOWN], np.int16)  # the last entry maps -1 (not annotated) to itself
+    trials = tuple(replace(t, labels=None if t.labels is None else index[t.labels], clip_label=int(index[t.clip_label]))
                    for t in dataset.trials)
-    settings = f"labels of {', '.join(names.lost)} are left out: the heads do not know them" if names.lost else ""
+    dropped = f"labels of {', '.join(names.lost)} are left out: the heads do not know them" if names.lost else ""
     return replace(dataset, classes=tuple(classes), trials=trials,
-                   notice="; ".join(filter(None, (dataset.notice, settings))))
+                   notice="; ".join(filter(None, (dataset.notice, dropped))))
 
 
-def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore, speakers: HeadEnsemble,
-            folder: Path) -> tuple[OofLogits, bool]:
-    """Return what the heads say of `trials`, no fold holding any out, and whether an earlier run had said it.
+def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore, models: HeadEnsemble,
+                   folder: Path) -> tuple[OofLogits, bool]:
+    """Return the heads' logits of `trials`, all outside the folds, and whether they came from the cache.
 
     Parameters
     ----------
-    folder : where the book is kept.
+    folder : folder of the cached logits.
     """
     features = fingerprint_of([store.manifest(trial.name).identity() for trial in trials])
-    print_ = fingerprint_of({"heads": speakers.logits_file.fingerprint, "features": features,
-                             "settings": store.settings,
-                     "dataset": dataset.digest(), "trials": [t.name for t in trials], "format": FORMAT})
-    path = folder / f"{print_[:12]}.h5"
+    fingerprint = fingerprint_of({"heads": models.logits_file.fingerprint, "features": features,
+                                  "settings": store.settings, "dataset": dataset.digest(),
+                                  "trials": [t.name for t in trials], "format": FORMAT})
+    path = folder / f"{fingerprint[:12]}.h5"
     if path.is_file():
         return OofLogits.load(path), True
-    rows, trained = _predicted(trials, store, speakers), speakers.logits_file
-    about = {"heads": trained.fingerprint, "trained_on": trained.dataset, "store": store.path.name,
-             "features": features}
-    book = OofLogits(dataset=dataset.name, classes=trained.classes, heads=trained.heads, notice=dataset.notice,
-                     metric=trained.metric if dataset.layout == "clips" else dataset.metric,
-                     trials=tuple(t.name for t in trials), group=tuple(t.group for t in trials),
-                     split=tuple(t.split for t in trials), fold=np.full(len(trials), UNKNOWN, np.int16),
-                     provenance=about, fingerprint=print_, epochs_fixed=trained.epochs_fixed, **rows)
-    book.save(path)
-    return book, False
+    rows, trained = _predict_rows(trials, store, models), models.logits_file
+    provenance = {"heads": trained.fingerprint, "trained_on": trained.dataset, "store": store.path.name,
+                  "features": features}
+    oof = OofLogits(dataset=dataset.name, classes=trained.classes, heads=trained.heads, notice=dataset.notice,
+                    metric=trained.metric if dataset.layout == "clips" else dataset.metric,
+                    trials=tuple(t.name for t in trials), group=tuple(t.group for t in trials),
+                    split=tuple(t.split for t in trials), fold=np.full(len(trials), UNKNOWN, np.int16),
+                    provenance=provenance, fingerprint=fingerprint, epochs_fixed=trained.epochs_fixed, **rows)
+    oof.save(path)
+    return oof, False
 
 
-def _predicted(trials: Sequence[Trial], store: EmbeddingStore, speakers: HeadEnsemble) -> dict[str, Any]:
-    """Return the rows of a book: clock, labels and logits of all trials, in their order."""
+def _predict_rows(trials: Sequence[Trial], store: EmbeddingStore, models: HeadEnsemble) -> dict[str, Any]:
+    """Return the per-frame arrays of `OofLogits` (times, labels, logits) of all trials, in their order."""
+    # These imports load torch, which takes seconds; a cached result does not need it.
     from fercache.runtime.devices import resolve_device, use_threads
     from fercache.training.inference import load_trained, predict_new
 
-    use_threads(speakers.threads)
-    device, heads = resolve_device(speakers.device), load_trained(speakers.folder)
-    if heads.heads != speakers.logits_file.heads or heads.classes != speakers.logits_file.classes:
-        raise InputError(f"gives {', '.join(heads.heads)}; the stacker reads {', '.join(speakers.logits_file.heads)}",
-                         where=speakers.folder, hint="stack logits of trained heads alone to predict new clips")
+    use_threads(models.threads)
+    device, heads = resolve_device(models.device), load_trained(models.folder)
+    if heads.heads != models.logits_file.heads or heads.classes != models.logits_file.classes:
+        raise InputError(f"holds the heads {', '.join(heads.heads)}; the stacker reads "
+                         f"{', '.join(models.logits_file.heads)}", where=models.folder,
+                         hint="to predict new clips, stack the logits of trained heads only")
     parts: dict[int, dict[str, Any]] = {}
-    for together in _alike(trials, store, 2 * sum(prod(part.shape) for part in heads.layout)):
-        features = heads.load_features(store, [trials[i] for i in together])
+    for batch in _batches(trials, store, 2 * sum(prod(part.shape) for part in heads.layout)):
+        features = heads.load_features(store, [trials[i] for i in batch])
         predicted = predict_new(heads, features, device)
-        for i, start, stop in zip(together, features.offsets[:-1], features.offsets[1:], strict=True):
+        for i, start, stop in zip(batch, features.offsets[:-1], features.offsets[1:], strict=True):
             rows = slice(int(start), int(stop))
             parts[i] = {"logits": {head: values[rows] for head, values in predicted.items()},
-                        **{name: getattr(features, name)[rows] for name in ("index", "time_s", "valid", "label")}}
+                        **{name: getattr(features, name)[rows] for name in FRAME_ARRAYS}}
         log.info("%d of %d clips predicted", len(parts), len(trials))
-    return _joined([parts[i] for i in range(len(trials))], heads.heads)
+    ordered = [parts[i] for i in range(len(trials))]  # batches follow the frame rate, not the order of the trials
+    return {"offsets": np.concatenate([[0], np.cumsum([len(part["label"]) for part in ordered])]).astype(np.int64),
+            "logits": {head: np.concatenate([part["logits"][head] for part in ordered]) for head in heads.heads},
+            **{name: np.concatenate([part[name] for part in ordered]) for name in FRAME_ARRAYS}}
 
 
-def _alike(trials: Sequence[Trial], store: EmbeddingStore, row_bytes: int) -> Iterator[list[int]]:
-    """Yield positions of trials of one frame rate, as many as may be in memory together.
+def _batches(trials: Sequence[Trial], store: EmbeddingStore, row_bytes: int) -> Iterator[list[int]]:
+    """Yield indices of trials of one frame rate, as many as fit into `MOST_BYTES`.
 
     Notes
     -----
-    A window is so many frames of the features' usual rate; with one rate in them, what is said of a clip does not
-    depend on which clips are predicted along with it.
+    The length of a window in frames follows from the median rate of the loaded features. With one rate per batch,
+    the predictions of a clip do not depend on the other clips in it.
     """
-    waiting: dict[float, list[int]] = {}
+    by_rate: dict[float, list[int]] = {}
     for i, trial in enumerate(trials):
         steps = np.diff(store[trial.name].frame_table["time_s"])
         rate = round(float(np.median(steps[steps > 0])), RATE_DIGITS) if (steps > 0).any() else 0.0
-        waiting.setdefault(rate, []).append(i)
-    for alike in waiting.values():
+        by_rate.setdefault(rate, []).append(i)
+    for indices in by_rate.values():
         batch: list[int] = []
-        held = 0
-        for i in alike:
+        size = 0
+        for i in indices:
+            # Annotations may be longer than the clip, and their extra rows take memory too.
             need = row_bytes * max(store[trials[i].name].frames, len(trials[i].on_clock(0)))
-            if batch and held + need > MOST_BYTES:
+            if batch and size + need > MOST_BYTES:
                 yield batch
-                batch, held = [], 0
+                batch, size = [], 0
             batch.append(i)
-            held += need
+            size += need
         yield batch
 
 
-def _joined(parts: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> dict[str, Any]:
-    """Return the rows of the trials one after the other."""
-    lengths: NDArray[np.int64] = np.array([len(part["label"]) for part in parts], np.int64)
-    return {"offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            "logits": {head: np.concatenate([part["logits"][head] for part in parts]) for head in heads},
-            **{name: np.concatenate([part[name] for part in parts]) for name in ("index", "time_s", "valid", "label")}}
-
-
-# New features must be made as those were that the heads learnt from: the settings to do so, and what differs.
+# Matching features: heads are valid only for features that were extracted with the settings of their training data.
 
 FREE = ("augmentations", "augmentation_version", "taps", "crop_fps", "on_truncated", "people", "people_version")
-"""Settings that may differ: they do not change what one frame's features are (taps are looked at by themselves)."""
-BY_THE_CLIPS = ("faces", "weights", "augmentations")
-"""Settings of the heads' store that are not simply taken over."""
+"""Settings that may differ: they do not change the features of a frame (taps have a check of their own)."""
+NOT_COPIED = ("faces", "weights", "augmentations")
+"""Settings that are not copied from the heads' store: the new clips or the user decide."""
 
 
-def extract_config_of(wanted: Mapping[str, Any], usual: ExtractConfig, typed: Mapping[str, Any]) -> ExtractConfig:
-    """Return how stage one is to be run: as for the store that the heads learnt from, but for what was `typed`.
+def extract_config_of(wanted: Mapping[str, Any], defaults: ExtractConfig,
+                      overrides: Mapping[str, Any]) -> ExtractConfig:
+    """Return the settings of stage one: those of the heads' store, overridden by the user's.
 
     Parameters
     ----------
-    wanted : settings of that store.
-    usual : gives the device, the threads, and the path of weights that are the user's own.
+    wanted : settings of the store that the heads were trained on.
+    defaults : source of the device, the threads, and the path of custom weights.
+    overrides : settings that the user gave by flag.
 
     Notes
     -----
-    Views are for training: none are made. Whether faces are looked for follows from the clips, and is compared.
+    Augmentations are for training only, so none are computed. The face policy follows from the clips; `check_match`
+    compares it later.
     """
     numbers = {entry.name for entry in fields(ExtractConfig) if entry.metadata["numbers"]}
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in wanted.items()
-            if name in numbers and name not in BY_THE_CLIPS}
+                if name in numbers and name not in NOT_COPIED}
     if wanted.get("backbone") in KNOWN_WEIGHTS:
         settings["weights"] = wanted["backbone"]
-    return replace(usual, **{**settings, "faces": "auto", "augmentations": 1, **typed})
+    return replace(defaults, **{**settings, "faces": "auto", "augmentations": 1, **overrides})
 
 
-def check_match(wanted: Mapping[str, Any], have: Mapping[str, Any], *, taps: Sequence[str], held: Sequence[str],
-          where: Path, force: bool) -> tuple[str, ...]:
-    """Return what differs between the features that the heads learnt from and those at hand.
+def check_match(wanted: Mapping[str, Any], have: Mapping[str, Any], *, taps: Sequence[str], stored_taps: Sequence[str],
+                where: Path, force: bool) -> tuple[str, ...]:
+    """Return the differences between the features that the heads were trained on and the new ones.
 
     Parameters
     ----------
     wanted, have : settings of the two stores.
-    taps : what the heads read; held : the taps at hand.
+    taps, stored_taps : taps that the heads read, and taps of the new features.
     where : folder of the heads.
-    force : go on in spite of differences.
+    force : continue in spite of differences.
 
     Raises
     ------
     InputError
-        Something differs and `force` is off, or a tap that the heads read is not there.
+        A setting differs and `force` is off, or a tap that the heads read is missing.
     """
-    lacking = [tap for tap in taps if tap not in held]
-    if lacking:
-        raise InputError(f"the heads read the tap {lacking[0]}, the features at hand are {', '.join(held)}",
-                         where=where, hint="leave --taps out: the heads' own are taken then; this cannot be forced")
+    missing = [tap for tap in taps if tap not in stored_taps]
+    if missing:
+        raise InputError(f"the heads read the tap {missing[0]}, the features have {', '.join(stored_taps)}",
+                         where=where, hint="leave --taps out to use the taps of the heads; --force does not help here")
     differ = settings_differences(wanted, have)
     if differ and not force:
         raise InputError("the heads were trained on other features: " + "; ".join(differ), where=where,
-                         hint="train heads on features that are made like these, or predict nevertheless with --force "
+                         hint="train heads on features extracted like these, or predict nevertheless with --force "
                               "(on another crop policy heads fell from F1 .384 to .214 in a published case)")
-    for one in differ:
-        log.warning("forced: %s", one)
+    for difference in differ:
+        log.warning("forced: %s", difference)
     return differ
 
 
 def settings_differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return, in words, each setting that changes a frame's features and differs."""
+    """Return a phrase for each setting that differs and changes the features of a frame."""
     same_policy = wanted.get("faces") == have.get("faces")
+    # Cropped and detected faces have different settings; only those that both have can be compared.
     names = wanted.keys() | have.keys() if same_policy else wanted.keys() & have.keys()
     return tuple(f"{name} = {_short(wanted.get(name))} there, {_short(have.get(name))} here"
                  for name in sorted(names - set(FREE)) if wanted.get(name) != have.get(name))
 
 
 def _short(value: Any) -> str:
-    """Return a value for a message; of a hash the first digits."""
+    """Return a value for a message; a SHA-256 is cut to 12 digits."""
     text = str(value)
     return text[:12] if len(text) == 64 else text

@@ -1,4 +1,7 @@
-"""New clips through all of it: extraction as the heads' own store was made, heads, stacker, predictions, timelines."""
+"""Predict new clips: extract features with the settings of the heads' training data, run heads and stacker, write.
+
+`predict_dataset` is the main function; the functions above it name the clips and find those used in training.
+"""
 
 from __future__ import annotations
 
@@ -30,32 +33,32 @@ from fercache.store.embedding_store import EmbeddingStore
 log = logging.getLogger(__name__)
 
 
-# Clips named one by one, as a data set: a file, a folder of crops, or a folder with clips in it.
+# Clips on the command line as a data set: a video, a folder of crops, or a folder of clips.
 
 NAME = "predict"
-"""Folder in the cache of all clips that were named one by one."""
-LACKING = "no such file or folder"
+"""Name of the data set, and so of its folder in the cache, of all clips given on the command line."""
+MISSING_PATH = "no such file or folder"
 
 
 def clips_dataset(paths: Sequence[Path]) -> Dataset:
-    """Return the clips at `paths` as a data set of test trials, each called by its full path.
+    """Return the clips at `paths` as a data set of test trials, each named by its full path.
 
     Raises
     ------
     InputError
-        Not one of them is a clip or holds one.
+        No path is a clip or contains one.
 
     Notes
     -----
-    The full path is the name in the cache, so that two clips of one file name never meet, wherever they are named
-    from. A path that holds nothing is recorded as a problem, and the others are read.
+    Two clips of the same file name do not collide in the cache, because the full path is the name. A path without
+    clips is recorded as a problem; the others are used.
     """
     clips: dict[Path, Kind] = {}
     problems: list[Problem] = []
     for path in paths:
-        found, wrong = _at(path)
-        clips.update(found)
-        problems += wrong
+        new_clips, new_problems = _scan_path(path)
+        clips.update(new_clips)
+        problems += new_problems
     if not clips:
         first = problems[0] if problems else Problem(where="predict", what="no clip was named")
         raise InputError(first.what, where=first.where,
@@ -67,92 +70,95 @@ def clips_dataset(paths: Sequence[Path]) -> Dataset:
 
 
 def display_names(dataset: Dataset) -> dict[str, str]:
-    """Return trial name -> the name that predictions carry: the file's stem, with more of its path where needed."""
+    """Return trial name -> name in the predictions: the stem of the file, or more of its path if that is ambiguous."""
     if dataset.layout != "clips":
         return {trial.name: trial.name for trial in dataset.trials}
-    waiting = {trial.name: _names(trial) for trial in dataset.trials}
-    chosen = {name: next(names) for name, names in waiting.items()}
-    while twice := {name for name, count in Counter(chosen.values()).items() if count > 1}:
-        chosen |= {name: next(waiting[name]) for name, record in chosen.items() if record in twice}
-    return chosen
+    options = {trial.name: _name_options(trial) for trial in dataset.trials}
+    names = {trial: next(option) for trial, option in options.items()}
+    # Every clip of an ambiguous name gets a longer one; full paths are unique, so the loop ends.
+    while duplicates := {name for name, count in Counter(names.values()).items() if count > 1}:
+        names |= {trial: next(options[trial]) for trial, name in names.items() if name in duplicates}
+    return names
 
 
 def with_display_names(dataset: Dataset) -> Dataset:
-    """Return the data set with its trials called as predictions call them."""
+    """Return the data set with the trial names of the predictions."""
     names = display_names(dataset)
     return replace(dataset, trials=tuple(replace(trial, name=names[trial.name]) for trial in dataset.trials))
 
 
-def _names(trial: Trial) -> Iterator[str]:
+def _name_options(trial: Trial) -> Iterator[str]:
     """Yield names for a clip, or for one person of it, each longer than the one before, the full path last."""
     person = trial.name.removeprefix(str(trial.path))
     if trial.kind == "video":
         yield trial.path.stem + person
     parts = trial.path.parts
-    for many in range(1, len(parts)):
-        yield "/".join(parts[-many:]) + person
+    for count in range(1, len(parts)):
+        yield "/".join(parts[-count:]) + person
     while True:
         yield trial.name
 
 
-def _at(path: Path) -> tuple[dict[Path, Kind], list[Problem]]:
-    """Return the clips at a path, and what is wrong there."""
+def _scan_path(path: Path) -> tuple[dict[Path, Kind], list[Problem]]:
+    """Return the clips at a path, and its problems."""
     kind = kind_at(path)
     if kind is None:
-        return {}, [Problem(where=str(path), what=LACKING, hint="check the path")]
+        return {}, [Problem(where=str(path), what=MISSING_PATH, hint="check the path")]
     if kind == "video":
         return {path.resolve(): kind}, []
     try:
-        found = scan(path.resolve())
+        scanned = scan(path.resolve())
     except InputError as error:
         return {}, [Problem(where=str(path), what=error.what, hint=error.hint)]
-    problems = [*found.problems, *unnamable(found)]
-    clips = dict(found.clips())
+    problems = [*scanned.problems, *unnamable(scanned)]
+    clips = dict(scanned.clips())
     if not clips:
         problems.append(Problem(where=str(path), what="no clip in this folder",
                                 hint="a clip is a video file or a folder of pictures 00001.jpg, 00002.jpg .."))
     return clips, problems
 
 
-# Which new trials are not new: the heads were trained on them, so that a score of theirs would say nothing.
+# Clips that the heads were trained on: a score on them would be too high, so they are not scored.
 
-def training_sources(trials: Sequence[Trial], store: EmbeddingStore, book: OofLogits, dataset: str,
-               features: Path) -> frozenset[str]:
-    """Return the names of the trials whose group, or whose very file, the heads of `book` were trained on.
+def training_sources(trials: Sequence[Trial], store: EmbeddingStore, oof: OofLogits, dataset: str,
+                     features: Path) -> frozenset[str]:
+    """Return the names of the trials whose group, or whose file, the heads of `oof` were trained on.
 
     Parameters
     ----------
-    store : of the trials.
-    dataset : name of the trials' data set.
+    store : features of the trials.
+    dataset : name of the data set of the trials.
     features : folder of the stores of the data set that the heads were trained on.
 
     Notes
     -----
-    Groups are compared within one data set only: two sets may both have a `video1`. A file is known by the digest that
-    its clip's mark keeps, also under another name, as long as the heads' store is there.
+    Groups are compared within one data set only: two sets may both have a `video1`. Files are compared by the SHA-256
+    in the clip's manifest, so a renamed file is recognized as long as the store of the heads exists.
     """
-    groups = {group for group, fold in zip(book.group, book.fold, strict=True) if fold >= 0}
-    sources = _sources(book, features / str(book.provenance.get("store", "")))
+    groups = {group for group, fold in zip(oof.group, oof.fold, strict=True) if fold >= 0}
+    sources = _sources(oof, features / str(oof.provenance.get("store", "")))
     return frozenset(trial.name for trial in trials
-                     if (dataset == book.dataset and trial.group in groups)
+                     if (dataset == oof.dataset and trial.group in groups)
                      or store.manifest(trial.name).source.get("sha256", "") in sources)
 
 
-def without_labels(book: OofLogits, names: frozenset[str]) -> OofLogits:
-    """Return the book with no label on the trials of these names."""
-    keep: NDArray[np.bool_] = book.per_row(np.array([trial not in names for trial in book.trials], bool))
-    return replace(book, label=np.where(keep, book.label, -1).astype(np.int16))
+def without_labels(oof: OofLogits, names: frozenset[str]) -> OofLogits:
+    """Return the logits without the labels of these trials."""
+    unseen: NDArray[np.bool_] = oof.per_row(np.array([trial not in names for trial in oof.trials], bool))
+    return replace(oof, label=np.where(unseen, oof.label, -1).astype(np.int16))
 
 
-def _sources(book: OofLogits, path: Path) -> frozenset[str]:
-    """Return the digests of the files of the trials that the heads were trained on; none where their store is gone."""
+def _sources(oof: OofLogits, path: Path) -> frozenset[str]:
+    """Return the digests of the source files of the training trials; empty if the store of the heads is gone."""
     try:
         store = EmbeddingStore.open(path)
     except StoreError:
         return frozenset()
-    trained = [trial for trial, fold in zip(book.trials, book.fold, strict=True) if fold >= 0 and trial in store]
+    trained = [trial for trial, fold in zip(oof.trials, oof.fold, strict=True) if fold >= 0 and trial in store]
     return frozenset(str(store.manifest(trial).source.get("sha256")) for trial in trained) - {"None"}
 
+
+# The command: what it takes, what it returns, and its steps.
 
 PREDS, TIMELINES, OVERLAYS, FAILURES = "preds.csv", "timelines", "overlays", "failures.csv"
 BY_MODELS = "by the mean over the folds' models, which saw none of these groups"
@@ -160,18 +166,19 @@ BY_MODELS = "by the mean over the folds' models, which saw none of these groups"
 
 @dataclass(frozen=True, kw_only=True)
 class PredictJob:
-    """What is to be predicted, and how.
+    """The clips to predict, the models, and the options.
 
     Attributes
     ----------
-    chosen : the heads and the stacker.
-    usual : stage one's recipe: device, threads, the user's own weights; typed : choices of stage one made by flag,
-        which beat what the heads' store was made with.
-    store : features at hand, instead of extraction.
-    stack : draws of the bootstrap.
-    force : predict also where the features differ from those that the heads were trained on.
-    timelines : draw a picture a clip.
-    overlay : write each clip again, annotated.
+    models : the heads and the stacker.
+    out : folder of the results.
+    defaults : recipe of stage one: device, threads, custom weights.
+    overrides : settings of stage one given by flag; they take precedence over those of the heads' store.
+    stack : number of bootstrap draws, for the scores.
+    store : existing features to use instead of extraction.
+    force : predict even if the features differ from those that the heads were trained on.
+    timelines : draw a timeline of each clip.
+    overlay : write an annotated copy of each clip.
     """
 
     dataset: Dataset
@@ -188,16 +195,16 @@ class PredictJob:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictReport:
-    """What a run of `predict` did.
+    """Results of a run of `predict`.
 
     Attributes
     ----------
     result : predictions, and scores where there are labels.
-    extracted : clips that stage one had to compute.
-    cached : whether the heads had spoken of these clips before.
-    failed : clips without a prediction, or that lost their labels, and why.
-    known : trials that the heads were trained on; they are not scored.
-    paths : everything that was written.
+    extracted : number of clips whose features were computed.
+    cached : whether the logits came from the cache.
+    failed : clips without a prediction, without their labels or without an overlay, and why.
+    training_clips : trials that the heads were trained on; they are not scored.
+    paths : all files that were written.
     """
 
     result: StackResult
@@ -208,125 +215,123 @@ class PredictReport:
     paths: tuple[Path, ...]
 
 
-def predict_dataset(order: PredictJob, cache: Path) -> PredictReport:
-    """Return what was predicted; a clip that cannot be read is recorded, and the others are done.
+def predict_dataset(request: PredictJob, cache: Path) -> PredictReport:
+    """Predict all clips of a job; a clip that cannot be read is recorded, and the others are predicted.
 
     Raises
     ------
     InputError
-        The features are, or would be, other than those that the heads were trained on; or the labels are.
+        The features or the classes of the labels do not match those that the heads were trained on.
     FercacheError
-        Not one clip could be predicted.
+        No clip could be predicted.
 
     Notes
     -----
-    Features go into the cache like those of any data set, and what the heads say into `logits`: a second run computes
-    neither.
+    Features and logits are cached like those of any data set, so a second run computes neither.
     """
-    dataset = ensemble.labelled_as(order.dataset, order.models.logits_file.classes)
-    heads = _heads(order.models)
-    store, failed, extracted, forced = _features(order, dataset, heads, cache)
+    dataset = ensemble.labelled_as(request.dataset, request.models.logits_file.classes)
+    heads = _head_metadata(request.models.heads)
+    store, failed, extracted, forced = _features(request, dataset, heads, cache)
     dataset = stored_trials(dataset, store)
     trials = [trial for trial in dataset.trials if trial.name in store]
-    job.write_failures(order.out / FAILURES, failed)
+    job.write_failures(request.out / FAILURES, failed)  # before the error below, whose hint names this file
     if not trials:
-        raise FercacheError(f"not one clip could be predicted: {failed[0].message if failed else 'the set is empty'}",
-                            where=failed[0].clip if failed else dataset.name, hint=f"see {order.out / FAILURES}")
-    speakers = ensemble.HeadEnsemble(folder=order.models.heads, logits_file=order.models.logits_file,
-                                     device=order.defaults.device,
-                              threads=order.defaults.threads)
-    book, cached = ensemble.predict_logits(dataset, trials, store, speakers, cache / "logits" / dataset.name)
-    seen = training_sources(trials, store, order.models.logits_file, dataset.name,
-                            order.models.heads.parents[2] / "features" / order.models.logits_file.dataset)
-    result = _evaluated(order, dataset, book, seen, forced)
-    paths = stack.write_stack(result, order.out / PREDS)
-    if order.timelines:
-        paths += _draw(order, dataset, trials, store)
-    if order.overlay:
-        annotated, lost = _annotate(order, dataset, store)
+        raise FercacheError(f"no clip could be predicted: {failed[0].message if failed else 'the set is empty'}",
+                            where=failed[0].clip if failed else dataset.name, hint=f"see {request.out / FAILURES}")
+    models = ensemble.HeadEnsemble(folder=request.models.heads, logits_file=request.models.logits_file,
+                                   device=request.defaults.device, threads=request.defaults.threads)
+    oof, cached = ensemble.predict_logits(dataset, trials, store, models, cache / "logits" / dataset.name)
+    seen = training_sources(trials, store, request.models.logits_file, dataset.name,
+                            request.models.heads.parents[2] / "features" / request.models.logits_file.dataset)
+    result = _evaluate(request, dataset, oof, seen, forced)
+    paths = stack.write_stack(result, request.out / PREDS)
+    if request.timelines:
+        paths += _draw(request, dataset, trials, store)
+    if request.overlay:
+        annotated, lost = _annotate(request, dataset, store)
         paths, failed = paths + annotated, failed + lost
     return PredictReport(result=result, extracted=extracted, cached=cached, failed=tuple(failed), paths=tuple(paths),
                          training_clips=tuple(sorted(seen)))
 
 
-def _heads(chosen: SelectedModels) -> dict[str, Any]:
-    """Return what the JSON of a trained head says of all of them: store and taps."""
-    for path in sorted(chosen.heads.glob("[!.]*-fold*.json")):
+def _head_metadata(folder: Path) -> dict[str, Any]:
+    """Return the JSON metadata of one trained head; the store and the taps in it are the same for all heads."""
+    for path in sorted(folder.glob("[!.]*-fold*.json")):
         record: dict[str, Any] = atomic_io.read_json(path)
         return record
-    raise InputError("no trained heads", where=chosen.heads, hint="run `fercache train-heads` again")
+    raise InputError("no trained heads", where=folder, hint="run `fercache train-heads` again")
 
 
-def _features(order: PredictJob, dataset: Dataset, heads: dict[str, Any],
+def _features(request: PredictJob, dataset: Dataset, heads: dict[str, Any],
               cache: Path) -> tuple[EmbeddingStore, list[ClipResult], int, tuple[str, ...]]:
-    """Return the store of the clips, those that are not in it and why, how many were computed, and what was forced."""
+    """Return the store, the clips missing in it, the number of computed clips, and the differences that were forced."""
     wanted, taps = heads["store"], [part["tap"] for part in heads["taps"]]
-    if order.store is not None:
-        store = EmbeddingStore.open(order.store)
-        forced = ensemble.check_match(wanted, store.settings, taps=taps, held=list(store.taps),
-                                      where=order.models.heads,
-                             force=order.force)
-        lost = [ClipResult(clip=t.name, state="failed", message=f"not in the store {order.store}")
+    if request.store is not None:
+        store = EmbeddingStore.open(request.store)
+        forced = ensemble.check_match(wanted, store.settings, taps=taps, stored_taps=list(store.taps),
+                                      where=request.models.heads, force=request.force)
+        lost = [ClipResult(clip=t.name, state="failed", message=f"not in the store {request.store}")
                 for t in dataset.trials if not people_stored(t, store)]
         lost += [ClipResult(clip=p.where, state="failed", message=p.what) for p in dataset.problems if p.lost]
         return store, lost, 0, forced
-    config = ensemble.extract_config_of(wanted, order.defaults, order.overrides)
+    config = ensemble.extract_config_of(wanted, request.defaults, request.overrides)
     cnn = weights.ensure_weights(config.weights, cache / "weights")
     have = job.settings_of(config, job.resolve_faces(dataset, config), cnn)
-    forced = ensemble.check_match(wanted, have, taps=taps, held=config.taps, where=order.models.heads,
-                                  force=order.force)
+    # Check the settings before the extraction, which may take hours.
+    forced = ensemble.check_match(wanted, have, taps=taps, stored_taps=config.taps, where=request.models.heads,
+                                  force=request.force)
     report = job.extract_dataset(dataset, config, cache)
     lost = [clip for clip in report.clips if clip.state in ("failed", "busy")]
     log.info("%d clips computed, %d cached, %d failed", report.count("computed"), report.count("cached"), len(lost))
     return EmbeddingStore.open(report.store), lost, report.count("computed"), forced
 
 
-def _evaluated(order: PredictJob, dataset: Dataset, book: OofLogits, seen: frozenset[str],
-            forced: tuple[str, ...]) -> StackResult:
-    """Return predictions and scores, the trials called as they are shown."""
+def _evaluate(request: PredictJob, dataset: Dataset, oof: OofLogits, seen: frozenset[str],
+              forced: tuple[str, ...]) -> StackResult:
+    """Return predictions and scores, with display names."""
     from fercache.stacking.stack import evaluate  # LightGBM
 
-    judged = evaluate(order.models.stack, without_labels(book, seen), order.stack)
+    result = evaluate(request.models.stack, without_labels(oof, seen), request.stack)
     names = display_names(dataset)
-    for split, scores in judged.report["splits"].items():
+    for split, scores in result.report["splits"].items():
         scores |= {"predicted": BY_MODELS, "title": f"{split}, new to the heads"}
-    notices = [book.notice, *(f"features differ from the heads' own (forced): {one}" for one in forced)]
+    notices = [oof.notice, *(f"features differ from the heads' own (forced): {difference}" for difference in forced)]
     if seen:
-        notices.append(f"{len(seen)} of these clips were trained on: the heads saw them, and they are not scored")
+        notices.append(f"{len(seen)} of these clips are not scored: the heads were trained on them")
     paths = {names[trial.name]: str(trial.path) for trial in dataset.trials}
-    record = {"heads": str(order.models.heads), "stack": str(order.models.stack),
-            "trained_on": order.models.logits_file.dataset,
-            "clips": {names[trial]: paths[names[trial]] for trial in book.trials}, "forced": list(forced),
-            "known": sorted(names[trial] for trial in seen)}
-    return replace(judged, oof=replace(book, trials=tuple(names[trial] for trial in book.trials)),
-                   report={**judged.report, "notice": "; ".join(filter(None, notices)), "predict": record})
+    record = {"heads": str(request.models.heads), "stack": str(request.models.stack),
+              "trained_on": request.models.logits_file.dataset,
+              "clips": {names[trial]: paths[names[trial]] for trial in oof.trials}, "forced": list(forced),
+              "known": sorted(names[trial] for trial in seen)}
+    return replace(result, oof=replace(oof, trials=tuple(names[trial] for trial in oof.trials)),
+                   report={**result.report, "notice": "; ".join(filter(None, notices)), "predict": record})
 
 
-def _draw(order: PredictJob, dataset: Dataset, trials: list[Trial], store: EmbeddingStore) -> list[Path]:
+def _draw(request: PredictJob, dataset: Dataset, trials: list[Trial], store: EmbeddingStore) -> list[Path]:
     """Draw the timelines and return their paths."""
-    from fercache.viz import timeline  # matplotlib: half a second
+    from fercache.viz import timeline  # loads matplotlib: half a second
 
     names = display_names(dataset)
-    held = {names[trial.name]: store[trial.name] for trial in trials}
-    return timeline.draw_timelines(order.out / PREDS, with_display_names(dataset), held, order.out / TIMELINES)
+    clips = {names[trial.name]: store[trial.name] for trial in trials}
+    return timeline.draw_timelines(request.out / PREDS, with_display_names(dataset), clips, request.out / TIMELINES)
 
 
-def _annotate(order: PredictJob, dataset: Dataset, store: EmbeddingStore) -> tuple[list[Path], list[ClipResult]]:
-    """Write each clip again with what was told of it; return the paths, and the clips that could not be."""
+def _annotate(request: PredictJob, dataset: Dataset, store: EmbeddingStore) -> tuple[list[Path], list[ClipResult]]:
+    """Write an annotated copy of each clip; return the paths, and the clips that failed."""
     from fercache.results import io
-    from fercache.viz import overlay  # Pillow's fonts and an encoder: for those who ask
+    from fercache.viz import overlay  # loads fonts and a video encoder, which few runs need
 
     names = display_names(dataset)
     trials = {names[trial.name]: trial for trial in dataset.trials}
-    classes, fps = io.classes(order.out / PREDS), float(store.settings.get("crop_fps", order.defaults.crop_fps))
-    made: list[Path] = []
+    classes, fps = io.classes(request.out / PREDS), float(store.settings.get("crop_fps", request.defaults.crop_fps))
+    written: list[Path] = []
     lost: list[ClipResult] = []
-    for name, rows in io.each_clip(order.out / PREDS):
-        trial, path = trials[name], order.out / OVERLAYS / io.file_name(name, ".mp4")
+    for name, rows in io.each_clip(request.out / PREDS):
+        trial, path = trials[name], request.out / OVERLAYS / io.file_name(name, ".mp4")
         boxes = overlay.boxes_of(store[trial.name].frame_table, len(rows.time_s))
         try:
             overlay.render_overlay(trial.path, trial.kind, rows, boxes, classes, path, fps=fps)
-            made.append(path)
+            written.append(path)
         except ClipError as error:
             lost.append(ClipResult(clip=name, state="failed", message=f"no overlay: {error}"))
-    return made, lost
+    return written, lost

@@ -1,4 +1,4 @@
-"""What a frame without a face gets: nothing, the nearest face's prediction, or a straight line between two of them."""
+"""Policies for frames without a face: unfilled, nearest prediction, linear interpolation, or temporal heads."""
 
 from __future__ import annotations
 
@@ -18,26 +18,25 @@ Mask = NDArray[np.bool_]
 Rows = NDArray[np.int64]
 
 POLICIES = {
-    "none": "a frame without a face is not filled: each head's column has what the head itself says there, every other "
+    "none": "a frame without a face is not filled: each head's column has the head's own prediction, every other "
             "column the plain mean of the heads",
-    "nearest": "a frame without a face has what its column says at the nearest frame in time with a face (the earlier "
-               "of two)",
-    "linear": "a frame without a face lies on the straight line, in time, between what its column says at the frames "
-              "with a face before and after it; before the first and after the last face the nearest one counts",
-    "temporal-heads": "a frame without a face is left to the temporal heads, which look past it by their mask: their "
-                      "own columns "
-            "have their own word there, every other column the plain mean of the temporal heads",
+    "nearest": "a frame without a face takes the prediction of the nearest frame in time with a face (the earlier of "
+               "two)",
+    "linear": "a frame without a face is interpolated linearly in time between the predictions of the frames with a "
+              "face before and after it; before the first and after the last face the nearest one counts",
+    "temporal-heads": "a frame without a face is predicted by the temporal heads, which mask it: their columns have "
+                      "their own predictions, every other column the plain mean of the temporal heads",
 }
-FACELESS_CLIP = "a clip without any face has what the heads say of it"
+FACELESS_CLIP = "a clip without any face has the predictions of the heads"
 COPIED = ("nearest", "linear")
-"""The policies that need nothing but the predictions of other frames."""
+"""The policies that use only the predictions of other frames."""
 TEMPORAL = head_registry.TEMPORAL_HEADS
-"""Heads that look at a frame's neighbours, and past frames without a face."""
+"""Heads that read neighboring frames and mask those without a face."""
 
 
 @dataclass(frozen=True)
 class GapSources:
-    """Where each row's prediction comes from: ``(1 - weight) * before + weight * after``, all ``(T,)``.
+    """The source rows of each prediction: ``(1 - weight) * before + weight * after``, all ``(T,)``.
 
     Attributes
     ----------
@@ -49,7 +48,7 @@ class GapSources:
     weight: Floats
 
     def apply(self, probs: NDArray[Any]) -> NDArray[Any]:
-        """Return probabilities with their gaps filled, ``(T, C)``, of the same type as `shares`, ``(T, C)``."""
+        """Return `probs`, ``(T, C)``, with its gaps filled; the type stays."""
         filled = probs[self.before]
         mixed = np.flatnonzero(self.weight > 0)
         late = self.weight[mixed, None]
@@ -58,23 +57,23 @@ class GapSources:
 
 
 def gap_sources(time_s: Floats, seen: Mask, policy: str, *, causal: bool = False) -> GapSources:
-    """Return where the rows of one clip take their predictions from; all from themselves if no row was seen.
+    """Return the source rows of one clip's predictions; each row is its own source if no row was seen.
 
     Parameters
     ----------
     time_s : (T,) rising.
     seen : (T,) whether a face was seen.
     policy : one of `POLICIES`; with "none" and "temporal-heads" every row is its own source.
-    causal : take nothing from a later row; rows before the first face are their own source.
+    causal : use no later row; rows before the first face are their own source.
 
     Raises
     ------
     InputError
-        A line is asked for without looking ahead.
+        The policy is "linear" and `causal` is true.
     """
     if causal and policy == "linear":
-        raise InputError("a line between two faces looks at the later one", where="gaps = linear",
-                         hint="choose --missing-faces nearest where nothing may look ahead")
+        raise InputError("linear interpolation looks at the later face", where="gaps = linear",
+                         hint="choose --missing-faces nearest with --causal")
     row = np.arange(len(seen), dtype=np.int64)
     found = np.flatnonzero(seen)
     if policy not in COPIED or not len(found):
@@ -82,7 +81,7 @@ def gap_sources(time_s: Floats, seen: Mask, policy: str, *, causal: bool = False
     if policy == "nearest":
         chosen = nearest_row(time_s, seen, causal=causal).row
         return GapSources(chosen, chosen, np.zeros(len(row)))
-    place = np.searchsorted(found, row, "right")  # how many faces were seen up to here, this row among them
+    place = np.searchsorted(found, row, "right")  # the number of faces up to and including this row
     before, after = found[np.maximum(place - 1, 0)], found[np.minimum(place, len(found) - 1)]
     span = time_s[after] - time_s[before]
     weight = np.divide(time_s - time_s[before], span, out=np.zeros(len(row)), where=span > 0)
@@ -90,12 +89,12 @@ def gap_sources(time_s: Floats, seen: Mask, policy: str, *, causal: bool = False
 
 
 def fill_gaps(probs: NDArray[Any], time_s: Floats, seen: Mask, policy: str) -> NDArray[Any]:
-    """Return one clip's probabilities with its gaps filled, ``(T, C)``; see `sources`."""
+    """Return one clip's probabilities with its gaps filled, ``(T, C)``; see `gap_sources`."""
     return gap_sources(time_s, seen, policy).apply(probs)
 
 
 def unfilled_heads(heads: Sequence[str], policy: str) -> list[str]:
-    """Return the heads whose own word stands in a gap; none where gaps are filled from other frames."""
+    """Return the heads that keep their own predictions in gaps; none if gaps are filled from other frames."""
     if policy in COPIED:
         return []
     return [head for head in heads if policy == "none" or head in TEMPORAL]

@@ -94,7 +94,7 @@ def _level(trials: Sequence[Trial], wanted: str) -> str:
 
 def _matched(given: io.PredictionsFile, trials: dict[str, Trial]) -> Iterator[tuple[Trial, io.ClipPredictions]]:
     for clip in given.clips():
-        name = io.open_predictions(clip.name, trials)
+        name = io.match_clip(clip.name, trials)
         if name in trials:
             yield trials[name], clip
 

@@ -1,4 +1,4 @@
-"""Statistics over time that look through gaps: windows in seconds, masked, by cumulative sums (O(T) a width)."""
+"""Moving statistics over time windows in seconds, with masked rows, by cumulative sums (O(T) per width)."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def window_reach(time_s: Floats, behind_s: float, ahead_s: float) -> WindowReach
 
 
 class CumulativeSums:
-    """Running sums of the rows that count; asks for any window are then one subtraction.
+    """Cumulative sums of the rows that count; the sum over any window is then one subtraction.
 
     Parameters
     ----------
-    values : (T, D) of any float type; what stands in rows that do not count is never looked at.
+    values : (T, D) of any float type; rows that do not count are ignored.
     counts : (T,) which rows count.
-    causal : sum about 0, so that not one bit of a row's sums comes from a later row.
+    causal : sum about 0 instead of the mean, so that no bit of a row's sums depends on a later row.
 
     Notes
     -----

@@ -1,4 +1,4 @@
-"""How far probabilities can be believed: reliability, expected calibration error, and one temperature to mend it."""
+"""Calibration of probabilities: reliability diagram, expected calibration error, and temperature scaling."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TINY = 1e-9
 
 
 def apply_temperature(probabilities: Probs, temperature: NDArray[np.float64] | float) -> Probs:
-    """Return probabilities, ``(n, C)``, flattened (above 1) or sharpened by a temperature, one or ``(n, 1)``."""
+    """Return probabilities, ``(n, C)``, at a temperature (scalar or ``(n, 1)``); above 1 flattens them."""
     if np.all(np.asarray(temperature) == 1):
         return probabilities
     log_probs = np.log(np.maximum(probabilities.astype(float), TINY)) / temperature
@@ -33,14 +33,14 @@ def fit_temperature(probabilities: Probs, label: NDArray[Any]) -> float:
 
     Notes
     -----
-    Golden section over its logarithm; of many rows every so many are taken.
+    Golden-section search over the logarithm. Above `MOST_ROWS` rows, an even subsample is used.
     """
-    known = np.flatnonzero(label >= 0)
-    known = known[::max(1, len(known) // MOST_ROWS)]
-    if not len(known):
+    labeled = np.flatnonzero(label >= 0)
+    labeled = labeled[::max(1, len(labeled) // MOST_ROWS)]
+    if not len(labeled):
         return 1.0
-    log_probs = np.log(np.maximum(probabilities[known].astype(float), TINY))
-    truth = label[known].astype(int)
+    log_probs = np.log(np.maximum(probabilities[labeled].astype(float), TINY))
+    truth = label[labeled].astype(int)
 
     def cost(log_t: float) -> float:
         scaled = log_probs / np.exp(log_t)
@@ -48,6 +48,7 @@ def fit_temperature(probabilities: Probs, label: NDArray[Any]) -> float:
         right = scaled[np.arange(len(truth)), truth]
         return float((top + np.log(np.exp(scaled - top[:, None]).sum(1)) - right).mean())
 
+    # Temperatures multiply, so the search runs on a log scale: .5 and 2 are equally far from 1.
     low, high, golden = np.log(COLDEST), np.log(HOTTEST), (np.sqrt(5) - 1) / 2
     for _ in range(STEPS):
         a, b = high - golden * (high - low), low + golden * (high - low)
@@ -55,37 +56,37 @@ def fit_temperature(probabilities: Probs, label: NDArray[Any]) -> float:
     return float(np.round(np.exp((low + high) / 2), 4))
 
 
-def temperature_by_fold(book: OofLogits, probabilities: Probs) -> dict[int, float]:
-    """Return the temperature for each fold, fitted on the other folds' rows; -1: on all folds' rows.
+def temperature_by_fold(oof: OofLogits, probabilities: Probs) -> dict[int, float]:
+    """Return each fold's temperature, fitted on the rows of the other folds; key -1: fitted on all folds.
 
     Notes
     -----
-    1 where there are too few groups to choose anything by.
+    1 if there are fewer than `MIN_GROUPS_TO_CHOOSE` groups.
     """
-    fold = book.per_row(book.fold)
-    groups = {g for g, f in zip(book.group, book.fold, strict=True) if f >= 0}
-    k = int(book.fold.max()) + 1
+    fold = oof.per_row(oof.fold)
+    groups = {g for g, f in zip(oof.group, oof.fold, strict=True) if f >= 0}
+    k = int(oof.fold.max()) + 1
     if len(groups) < MIN_GROUPS_TO_CHOOSE:
         return dict.fromkeys([*range(k), -1], 1.0)
-    label = np.where(fold >= 0, book.label, -1)
-    return {held: fit_temperature(probabilities, np.where(fold == held, -1, label) if held >= 0 else label)
-            for held in [*range(k), -1]}
+    label = np.where(fold >= 0, oof.label, -1)
+    return {left_out: fit_temperature(probabilities, np.where(fold == left_out, -1, label) if left_out >= 0 else label)
+            for left_out in [*range(k), -1]}
 
 
-def apply_by_fold(book: OofLogits, probabilities: Probs, temperatures: dict[int, float]) -> Probs:
-    """Return every row's probabilities at the temperature that its fold had no say in."""
-    per_trial = np.array([temperatures[int(fold)] for fold in book.fold])
-    return apply_temperature(probabilities, book.per_row(per_trial)[:, None])
+def apply_by_fold(oof: OofLogits, probabilities: Probs, temperatures: dict[int, float]) -> Probs:
+    """Return every row's probabilities at the temperature that was fitted without its fold."""
+    per_trial = np.array([temperatures[int(fold)] for fold in oof.fold])
+    return apply_temperature(probabilities, oof.per_row(per_trial)[:, None])
 
 
 def reliability(probabilities: Probs, label: NDArray[Any]) -> dict[str, Any]:
-    """Return the expected calibration error and, for each bin of confidence, how often it was right."""
-    known = label >= 0
-    sure, right = probabilities[known].max(1), probabilities[known].argmax(1) == label[known]
-    place = np.minimum((sure * BINS).astype(int), BINS - 1)
-    rows = np.bincount(place, minlength=BINS)
-    mean = np.bincount(place, sure, BINS) / np.maximum(rows, 1)
-    hits = np.bincount(place, right, BINS) / np.maximum(rows, 1)
+    """Return the expected calibration error, and the accuracy in each bin of confidence."""
+    labeled = label >= 0
+    confidence, right = probabilities[labeled].max(1), probabilities[labeled].argmax(1) == label[labeled]
+    bin_index = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    rows = np.bincount(bin_index, minlength=BINS)
+    mean = np.bincount(bin_index, confidence, BINS) / np.maximum(rows, 1)
+    hits = np.bincount(bin_index, right, BINS) / np.maximum(rows, 1)
     error = float((rows * np.abs(mean - hits)).sum() / max(rows.sum(), 1))
     bins = [{"rows": int(n), "confidence": round(float(c), 6), "accuracy": round(float(h), 6)}
             for n, c, h in zip(rows, mean, hits, strict=True) if n]

@@ -1,4 +1,4 @@
-"""Every column of the table: each head, their plain mean, and what was learnt; and which one is final."""
+"""Candidates for the final predictions: each head, their mean and the learned columns; and the choice among them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ from fercache.stacking.smoothed_mean import softmax
 log = logging.getLogger(__name__)
 
 
-# Without the future: which heads a causal stack may listen to.
-
-def uses_later_frames(head: str, book: OofLogits) -> bool:
+def uses_later_frames(head: str, oof: OofLogits) -> bool:
     """Return whether a head's prediction of a frame depends on later frames.
 
     Notes
@@ -32,39 +30,38 @@ def uses_later_frames(head: str, book: OofLogits) -> bool:
     and counts as one that uses later frames.
     """
     spec = head_registry.HEADS.get(head)
-    return spec.lookahead if spec is not None else head not in book.declared
+    return spec.lookahead if spec is not None else head not in oof.declared
 
 
-def drop_lookahead_heads(book: OofLogits) -> OofLogits:
-    """Return the book without the heads that look at later frames.
+def drop_lookahead_heads(oof: OofLogits) -> OofLogits:
+    """Return the logits without the heads that use later frames.
 
     Raises
     ------
     InputError
-        No other head is there, or rows are whole clips.
+        No head is left, or the rows are whole clips.
     """
-    if book.pooled:
+    if oof.pooled:
         raise InputError("a clip's prediction looks at the whole clip", where="stack",
                          hint="drop --causal, or choose --level frame")
-    kept = tuple(head for head in book.heads if not uses_later_frames(head, book))
-    if not kept:
-        raise InputError(f"--causal: {', '.join(book.heads)} look at later frames, and there is no other head",
+    causal_heads = tuple(head for head in oof.heads if not uses_later_frames(head, oof))
+    if not causal_heads:
+        raise InputError(f"--causal: {', '.join(oof.heads)} look at later frames, and there is no other head",
                          where="stack", hint="train the head `frame`, or import logits of a causal model")
-    settings = book.provenance.get("settings", {})
-    if set(kept) - set(book.declared) and isinstance(settings, dict) and settings.get("normalize") == "clip":
+    settings = oof.provenance.get("settings", {})
+    if set(causal_heads) - set(oof.declared) and isinstance(settings, dict) and settings.get("normalize") == "clip":
         raise InputError("--causal: the heads' features were standardised over whole clips, later frames included",
                          where="stack", hint="train heads with another --normalize")
-    if len(kept) < len(book.heads):
+    if len(causal_heads) < len(oof.heads):
         log.info("causal: without %s, which look at later frames",
-                 ", ".join(head for head in book.heads if head not in kept))
-    return replace(book, heads=kept, logits={head: book.logits[head] for head in kept})
+                 ", ".join(head for head in oof.heads if head not in causal_heads))
+    return replace(oof, heads=causal_heads, logits={head: oof.logits[head] for head in causal_heads})
 
 
 DESCRIPTIONS = {"mean": "plain mean of the heads' probabilities",
         "chain": "the heads' log-probabilities as evidence for a Markov chain of the classes",
         "smoothed-mean": "the heads' log-probabilities, each smoothed over time, and `chain`, with a weight each and a "
-                         "bias a "
-                  "class",
+                         "bias a class",
         "logistic": "logistic regression on the stacker's features",
         "geometric-mean": "geometric mean of `smoothed-mean` and `logistic`",
         "stack": "LightGBM on the stacker's features, starting from `smoothed-mean`"}
@@ -72,7 +69,7 @@ DESCRIPTIONS = {"mean": "plain mean of the heads' probabilities",
 
 @dataclass(frozen=True, kw_only=True)
 class FinalCandidate:
-    """The column that preds.csv holds, and why."""
+    """The candidate that `preds.csv` holds, and the reason."""
 
     name: str
     why: str
@@ -80,15 +77,15 @@ class FinalCandidate:
 
 @dataclass(frozen=True, kw_only=True)
 class GapFiller:
-    """What becomes of a book's frames without a face, worked out once.
+    """Fills the frames without a face.
 
     Attributes
     ----------
     sources : the rows that each row is filled from, ``(R,)``.
     head_sources : the rows that each row of a head itself is taken from, ``(R,)``. A head's logits of a frame without a
         face may be a copy of the nearest face. In a causal run that could be a later one, so an earlier face is taken.
-    blind : (R,) the rows without a face in clips that have faces.
-    early : (R,) where nothing may look ahead, the rows before their clip's first face.
+    faceless : (R,) the rows without a face in clips that have faces.
+    before_first_face : (R,) in a causal run, the rows before the first face of their clip; else all False.
     """
 
     policy: str
@@ -98,75 +95,77 @@ class GapFiller:
     before_first_face: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, book: OofLogits, policy: str = "nearest", *, causal: bool = False) -> GapFiller:
-        """Return how a book is filled.
+    def of(cls, oof: OofLogits, policy: str = "nearest", *, causal: bool = False) -> GapFiller:
+        """Return the filler of these logits.
 
         Parameters
         ----------
-        policy : see `fercache.gaps`.
-        causal : take nothing from a later frame.
+        policy : one of `missing_faces.POLICIES`.
+        causal : use no later frame.
 
         Raises
         ------
         InputError
-            A line is to be causal.
+            The policy is "linear" and the run is causal.
         """
-        every = np.arange(len(book.label))
-        found, own = (missing_faces.GapSources(every.copy(), every.copy(), np.zeros(len(every))) for _ in range(2))
-        blind, early = np.zeros((2, len(every)), bool)
-        for trial in np.flatnonzero(np.diff(book.offsets)).tolist():
-            rows = book.rows(trial)
-            valid = book.valid[rows]
-            early[rows] = causal & ~np.logical_or.accumulate(valid)
-            if valid.all() or not valid.any():
+        every = np.arange(len(oof.label))
+        filled_from, head_from = (missing_faces.GapSources(every.copy(), every.copy(), np.zeros(len(every)))
+                                  for _ in range(2))
+        faceless, before_first_face = np.zeros((2, len(every)), bool)
+        for trial in np.flatnonzero(np.diff(oof.offsets)).tolist():
+            rows = oof.rows(trial)
+            valid = oof.valid[rows]
+            before_first_face[rows] = causal & ~np.logical_or.accumulate(valid)
+            if valid.all() or not valid.any():  # no gap, or no face to copy from: rows stay as they are
                 continue
-            for target, how in ((found, policy), (own, "nearest" if causal else "none")):
-                here = missing_faces.gap_sources(book.time_s[rows], valid, how, causal=causal)
+            for target, how in ((filled_from, policy), (head_from, "nearest" if causal else "none")):
+                here = missing_faces.gap_sources(oof.time_s[rows], valid, how, causal=causal)
                 target.before[rows], target.after[rows] = here.before + rows.start, here.after + rows.start
                 target.weight[rows] = here.weight
-            blind[rows] = ~valid
-        return cls(policy=policy, sources=found, head_sources=own, faceless=blind, before_first_face=early)
+            faceless[rows] = ~valid
+        return cls(policy=policy, sources=filled_from, head_sources=head_from, faceless=faceless,
+                   before_first_face=before_first_face)
 
     def refill(self, probs: Probs) -> Probs:
-        """Return probabilities whose frames without a face are filled once more, after those with one were changed.
+        """Fill the gaps again, after the probabilities of frames with a face changed.
 
         Notes
         -----
-        A temperature bends probabilities: the line between two frames is drawn after that, else it is no line any more.
+        A temperature is not linear in the probabilities, so the interpolation has to follow it.
         """
         return np.asarray(self.sources.apply(probs), np.float32) if self.policy in missing_faces.COPIED else probs
 
 
-def gather_candidates(book: OofLogits, nested: NestedResult, filling: GapFiller | None = None) -> dict[str, Probs]:
-    """Return column -> probabilities, ``(R, C)`` float32, of every row of the book.
+def gather_candidates(oof: OofLogits, nested: NestedResult, filler: GapFiller | None = None) -> dict[str, Probs]:
+    """Return candidate -> probabilities, ``(R, C)`` float32, of every row.
 
     Parameters
     ----------
-    filling : what becomes of frames without a face; by default they have what the nearest one with a face has. Where
-        nothing may look ahead, heads and mean have even odds before the first face.
+    filling : fills frames without a face; by default from the nearest frame that has one. In a causal run, heads and
+        mean are uniform before the first face.
 
     Raises
     ------
     InputError
-        Frames are left to the temporal heads, and the book has none.
+        The policy is "temporal-heads" and there is no temporal head.
     """
-    filling = filling or GapFiller.of(book)
-    heads = {head: filling.head_sources.apply(
-        softmax(book.logits[head] * ~filling.before_first_face[:, None]).astype(np.float32)) for head in book.heads}
+    filler = filler or GapFiller.of(oof)
+    heads = {head: filler.head_sources.apply(
+        softmax(oof.logits[head] * ~filler.before_first_face[:, None]).astype(np.float32)) for head in oof.heads}
     values = {**heads, "mean": _mean(heads), **nested.columns}
-    filled = {name: filling.sources.apply(values) for name, values in values.items()}
-    if filling.policy in missing_faces.COPIED:
+    filled = {name: filler.sources.apply(values) for name, values in values.items()}
+    if filler.policy in missing_faces.COPIED:
         return filled
-    unfilled = missing_faces.unfilled_heads(book.heads, filling.policy)
+    unfilled = missing_faces.unfilled_heads(oof.heads, filler.policy)
     if not unfilled:
-        raise InputError("no temporal head to leave the frames without a face to",
+        raise InputError("no temporal head can fill the frames without a face",
                          where="stack, missing_faces = temporal-heads",
                          hint=f"train one of {', '.join(missing_faces.TEMPORAL)}, or choose another policy with "
                               f"--missing-faces")
-    temporal_mean = _mean({head: heads[head][filling.faceless] for head in unfilled})
+    temporal_mean = _mean({head: heads[head][filler.faceless] for head in unfilled})
     for name in filled:
         if name not in unfilled:
-            filled[name][filling.faceless] = temporal_mean
+            filled[name][filler.faceless] = temporal_mean
     return filled
 
 
@@ -176,57 +175,58 @@ def _mean(heads: dict[str, Probs]) -> Probs:
     return np.asarray(sum(heads.values(), np.zeros(first.shape, np.float32)) / len(heads), np.float32)
 
 
-def choose_final(book: OofLogits, columns: dict[str, Probs], wanted: str, metric: str) -> FinalCandidate:
-    """Return the final column: the one that was asked for, or the one that scored best out of fold.
+def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metric: str) -> FinalCandidate:
+    """Return the requested candidate, or with "auto" the one with the best out-of-fold score.
 
     Raises
     ------
     InputError
-        The column that was asked for is not there.
+        There is no candidate of that name.
 
     Notes
     -----
-    Columns with a source in them that was fitted on the training rows have no out-of-fold score and are no candidates.
+    Columns with an in-sample source have no out-of-fold score, so "auto" skips them.
     """
-    if wanted != "auto":
-        if wanted not in columns:
-            raise InputError(f"no column {wanted!r} to be final", where="stack",
-                             hint=f"this book gives {', '.join(columns)}")
-        return FinalCandidate(name=wanted, why="asked for")
-    held = (book.per_row(book.fold) >= 0) & (book.label >= 0)
-    groups = len({g for g, f in zip(book.group, book.fold, strict=True) if f >= 0})
-    clean = [name for name in columns if name not in leaky_heads(book, columns)]
-    if not clean:
-        raise InputError("every column has a source that was fitted on the training rows; nothing can be chosen",
+    if requested != "auto":
+        if requested not in columns:
+            raise InputError(f"no candidate {requested!r}", where="stack",
+                             hint=f"this run gives {', '.join(columns)}")
+        return FinalCandidate(name=requested, why="asked for")
+    scored = (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
+    groups = len({g for g, f in zip(oof.group, oof.fold, strict=True) if f >= 0})
+    eligible = [name for name in columns if name not in leaky_heads(oof, columns)]
+    if not eligible:
+        raise InputError("every candidate has a source that was fitted on the training rows; none can be chosen",
                          where="stack", hint="name one with --select, or leave the in-sample source out of --logits")
-    if book.epochs_fixed or groups < MIN_GROUPS_TO_CHOOSE:
-        return FinalCandidate(name="mean" if "mean" in clean else clean[0],
+    # The best of several scores over few groups is mostly luck.
+    if oof.epochs_fixed or groups < MIN_GROUPS_TO_CHOOSE:
+        return FinalCandidate(name="mean" if "mean" in eligible else eligible[0],
                      why=f"{groups} groups: with fewer than {MIN_GROUPS_TO_CHOOSE} nothing is chosen by score, and the "
                          "plain mean is final")
     figure = metrics.official(metric)
-    scores = {name: float(figure(metrics.confusion(book.label[held], columns[name][held].argmax(1),
-                                                   len(book.classes)))) for name in clean}
+    scores = {name: float(figure(metrics.confusion(oof.label[scored], columns[name][scored].argmax(1),
+                                                   len(oof.classes)))) for name in eligible}
     best = max(scores, key=lambda name: scores[name])
     return FinalCandidate(name=best, why=f"best {metric} out of fold ({scores[best]:.4f}) on the training groups")
 
 
-def leaky_heads(book: OofLogits, columns: Iterable[str]) -> dict[str, str]:
-    """Return column -> why its training rows are not out of fold, for those of which that is so."""
-    bad = book.leaky_heads
-    return {name: f"declared in-sample: {name if name in bad else 'learnt with ' + ', '.join(bad)}" for name in columns
-            if bad and (name in bad or name not in book.heads)}
+def leaky_heads(oof: OofLogits, columns: Iterable[str]) -> dict[str, str]:
+    """Return column -> reason, for each column whose training rows are not out of fold."""
+    leaky = oof.leaky_heads
+    return {name: f"declared in-sample: {name if name in leaky else 'learnt with ' + ', '.join(leaky)}"
+            for name in columns if leaky and (name in leaky or name not in oof.heads)}
 
 
 def to_ppm(probabilities: Probs) -> NDArray[np.int32]:
-    """Return probabilities, ``(R, C)``, in millionths that sum to a million in each row.
+    """Return probabilities, ``(R, C)``, as integers in parts per million; each row sums to 1,000,000.
 
     Notes
     -----
-    Largest remainder: what is lost by rounding down goes to the classes that lost most, so that six decimals sum to 1.
+    Largest-remainder rounding: six decimals in a table then sum to exactly 1.
     """
     exact = probabilities.astype(float)
     exact *= 1e6 / exact.sum(1, keepdims=True)
-    units = np.floor(exact).astype(np.int32)
-    missing = 1_000_000 - units.sum(1)
-    rank = np.argsort(np.argsort(units - exact, axis=1, kind="stable"), axis=1, kind="stable")
-    return np.asarray(units + (rank < missing[:, None]), np.int32)
+    ppm = np.floor(exact).astype(np.int32)
+    missing = 1_000_000 - ppm.sum(1)
+    rank = np.argsort(np.argsort(ppm - exact, axis=1, kind="stable"), axis=1, kind="stable")
+    return np.asarray(ppm + (rank < missing[:, None]), np.int32)

@@ -43,7 +43,7 @@ FLOOR = 1e-6
 
 
 class ChainInput(NamedTuple):
-    """What is heard of one clip: log-probabilities of the frames that count, ``(M, H, C)``, and their times, ``(M,)``.
+    """The input of one clip: log-probabilities of the frames that count, ``(M, H, C)``, and their times, ``(M,)``.
     """
 
     log_probs: NDArray[np.floating]
@@ -52,7 +52,7 @@ class ChainInput(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """How long each class lasts, what follows it, and what a second of a head's word is worth.
+    """How long each class lasts, what follows it, and the weight of each head's evidence.
 
     Attributes
     ----------
@@ -228,7 +228,7 @@ def _changed(chain: Chain, place: int, factor: float) -> Chain:
     return replace(chain, power=power)
 
 
-# The chain as one more voice beside the heads: who it is fitted on, and what stands of it beside the features.
+# The chain as one more head: the rows it is fitted on, and its output as features.
 
 NAME = "chain"
 
@@ -241,7 +241,7 @@ def names(classes: Sequence[str]) -> list[str]:
 
 
 def beside(x: Singles, smoothed: Singles, log_probs: Singles) -> tuple[Singles, Singles]:
-    """Return features ``(n, F + C + 1)`` and moving means ``(n, H + 1, W, C)`` with the chain's word ``(n, C)`` beside.
+    """Return features ``(n, F + C + 1)`` and moving means ``(n, H + 1, W, C)`` plus the chain's output ``(n, C)``.
 
     Notes
     -----
@@ -263,7 +263,7 @@ class Clips:
 
     Attributes
     ----------
-    heard : trial -> what a chain hears of it; label : trial -> (M,) labels of the same frames.
+    heard : trial -> the input of the chain; label : trial -> (M,) labels of the same frames.
     place : trial -> which of those frames the rows to learn from are.
     """
 
@@ -289,7 +289,7 @@ class Clips:
         return fit([self.chain_input[t] for t in trials], [self.label[t] for t in trials], self.causal)
 
     def joined(self, sample: TrainingSample, fitted: Chain, trials: Sequence[int]) -> TrainingSample:
-        """Return rows to learn from, all rows of some clips in order, with what the chain says of them beside."""
+        """Return rows to learn from, all rows of some clips in order, extended by the output of the chain."""
         log_probs = fitted.predict([self.chain_input[t] for t in trials], self.causal)
         rows = [one[self.place[t]] for one, t in zip(log_probs, trials, strict=True)]
         x, smoothed = beside(sample.x, sample.smoothed, np.concatenate(rows))

@@ -1,9 +1,9 @@
-"""What the stacker sees of a frame: what every head says now, around it, before and after it, and of the whole clip.
+"""Features of the stacker: each head's log-probabilities at a frame, around it, and over the clip; and its sample.
 
 Notes
 -----
-A clip at a time, so that memory stays flat. Only frames with a face are looked at (all frames of a clip without any):
-the others get what is said of the nearest frame with one.
+One clip is processed at a time, so memory stays flat. Features are built for frames with a face (for all frames if the
+clip has none). The other frames take the prediction of the nearest frame with a face.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ MOST_S = 5.0
 ENTROPY_S = (0.5, 5.0)
 SEEN_S = (0.5, 3.0)
 FAR_S = 10.0
-"""Seconds to a face beyond which nothing is told apart."""
+"""Upper limit of the features that hold the seconds to the previous and next face."""
 FLOOR = 1e-6
-"""Log-probabilities are cut off here: a head that is sure beyond it says nothing more."""
+"""Lower limit of probabilities before the logarithm: a single overconfident head must not dominate a mean."""
 MOST_COLUMNS = 152
 POOLED = ("mean", "spread", "most", "least")
-"""What a clip-level set keeps of the log-probabilities of a clip's frames."""
+"""The statistics of a clip's log-probabilities that clip-level features use."""
 
 
 def log_softmax(logits: NDArray[np.floating]) -> Floats:
@@ -58,18 +58,18 @@ def log_softmax(logits: NDArray[np.floating]) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipView:
-    """One trial's rows as the stacker reads them; T frames, of which M count.
+    """The rows of one trial as the stacker reads them; M of the T frames count.
 
     Attributes
     ----------
-    counts : (T,) bool, frames with a face; all of them where there is no face at all (never so where `causal`: that
-        none will come is known at the end only).
+    counts : (T,) bool, frames with a face; all frames if there is no face at all. Not so if `causal`: only the end of
+        the clip shows that no face comes.
     filled : for each frame the nearest one that counts.
-    said : (M, H, C) log-probabilities of the heads at the frames that count.
+    log_probs : (M, H, C) log-probabilities of the heads at the frames that count.
     time_s : (M,) of the frames that count.
     seen : for each width of `SEEN_S` the share of frames about it that have a face, (M,).
     pooled : (M, H, S, C) where a row is a whole clip, else None.
-    causal : no window reaches beyond its frame.
+    causal : no window includes a later frame.
     """
 
     counts: NDArray[np.bool_]
@@ -81,15 +81,15 @@ class ClipView:
     causal: bool = False
 
     @classmethod
-    def of(cls, book: OofLogits, trial: int, causal: bool = False) -> ClipView:
-        """Return the view of one trial of the book."""
-        rows = book.rows(trial)
-        valid, time_s = book.valid[rows], book.time_s[rows]
+    def of(cls, oof: OofLogits, trial: int, causal: bool = False) -> ClipView:
+        """Return the view of one trial."""
+        rows = oof.rows(trial)
+        valid, time_s = oof.valid[rows], oof.time_s[rows]
         counts = valid if valid.any() or causal else np.ones(len(valid), bool)
-        log_probs = np.stack([log_softmax(book.logits[head][rows][counts]) for head in book.heads], 1)
+        log_probs = np.stack([log_softmax(oof.logits[head][rows][counts]) for head in oof.heads], 1)
         faces = CumulativeSums(np.zeros((len(valid), 1)), valid, causal=causal)
         seen = tuple(faces.share(_reach(time_s, width, causal))[counts] for width in SEEN_S)
-        pooled = np.stack([book.pooled[head][rows][counts] for head in book.heads], 1) if book.pooled else None
+        pooled = np.stack([oof.pooled[head][rows][counts] for head in oof.heads], 1) if oof.pooled else None
         return cls(counts=counts, filled=nearest_row(time_s, counts, causal=causal), log_probs=log_probs,
                    time_s=time_s[counts],
                    seen=seen, pooled=pooled, causal=causal)
@@ -107,7 +107,7 @@ class ClipView:
 
         Notes
         -----
-        Zeros, that is even odds, where a causal view has seen no face yet.
+        Zeros (as logits: uniform probabilities) where a causal view has seen no face yet.
         """
         if not len(values):
             return np.zeros((len(self.counts), *values.shape[1:]), values.dtype)
@@ -122,12 +122,12 @@ def _reach(time_s: Floats, width_s: float, causal: bool) -> WindowReach:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureColumns:
-    """Which features there are, and how they are built.
+    """The names of the features, and how they are built.
 
     Attributes
     ----------
     level : "frame", or "clip" where a row is a clip.
-    causal : no feature looks at a later frame.
+    causal : no feature uses a later frame.
     """
 
     heads: tuple[str, ...]
@@ -151,8 +151,7 @@ class FeatureColumns:
         return [f"{channel}:{name}" for channel in channels for name in self.classes] + self._plain()
 
     def _own(self) -> list[str]:
-        """Return the channels of single heads; with many heads their smoothed and then their plain ones are left out.
-        """
+        """Return the channels of single heads; above `MOST_COLUMNS` without the smoothed ones, then none."""
         now = [f"{head}:now" for head in self.heads]
         near = [f"{head}:mean {HEAD_WIDTH_S:.2g} s" for head in self.heads]
         rest = (5 + 6) * len(self.classes) + len(self._plain())
@@ -189,7 +188,7 @@ class FeatureColumns:
         return np.stack(means, 2).astype(np.float32)
 
     def _now_and_near(self, view: ClipView) -> list[Floats]:
-        """Return what each head says at and about each frame, ``(M, C)`` each."""
+        """Return each head's log-probabilities and their moving mean, ``(M, C)`` each."""
         own, (m, h, c) = self._own(), view.log_probs.shape
         now = [view.log_probs[:, i] for i in range(h)] if own else []
         if len(own) <= h:
@@ -198,14 +197,14 @@ class FeatureColumns:
         return now + [near[:, i * c:(i + 1) * c] for i in range(h)]
 
 
-def feature_columns(book: OofLogits, causal: bool) -> FeatureColumns:
-    """Return the features that are built of a book."""
-    return FeatureColumns(heads=book.heads, classes=book.classes, level="clip" if book.pooled else "frame",
+def feature_columns(oof: OofLogits, causal: bool) -> FeatureColumns:
+    """Return the features for these logits."""
+    return FeatureColumns(heads=oof.heads, classes=oof.classes, level="clip" if oof.pooled else "frame",
                           causal=causal)
 
 
 def _around(pooled: Floats, view: ClipView) -> list[Floats]:
-    """Return what the heads together say around each frame, ``(M, C)`` each."""
+    """Return statistics of the heads' mean log-probabilities around each frame, ``(M, C)`` each."""
     sums, time_s = view.sums(pooled), view.time_s
     means = [sums.mean(view.reach(width)) for width in WIDTHS_S]
     sides = [sums.mean(window_reach(time_s, SIDE_S, 0)),
@@ -225,7 +224,7 @@ def _entropy(view: ClipView) -> Floats:
 
 
 def _moving_entropy(pooled: Floats, view: ClipView) -> Floats:
-    """Return spread, most and least of the pooled entropy over each width of `DOUBT_S`, ``(M, 3 x widths)``."""
+    """Return spread, most and least of the pooled entropy over each width of `ENTROPY_S`, ``(M, 3 x widths)``."""
     entropy = -(np.exp(pooled) * pooled).sum(-1, keepdims=True)
     sums = view.sums(entropy)
     windows = [view.reach(width) for width in ENTROPY_S]
@@ -234,7 +233,7 @@ def _moving_entropy(pooled: Floats, view: ClipView) -> Floats:
 
 
 def _slope(pooled: Floats, view: ClipView) -> Floats:
-    """Return how fast the class that leads now is rising, in log-probability a second, ``(M, 1)``."""
+    """Return the rate of change of the top class, in log-probability per second, ``(M, 1)``."""
     sums = view.sums(pooled)
     ahead = pooled if view.causal else sums.mean(window_reach(view.time_s, 0, SIDE_S))
     rise = (ahead - sums.mean(window_reach(view.time_s, SIDE_S, 0))) / SIDE_S
@@ -249,34 +248,34 @@ def _faces(view: ClipView) -> Floats:
 
 
 def total_columns(heads: Sequence[str], classes: Sequence[str]) -> int:
-    """Return how many features a book of these heads and classes has."""
+    """Return the number of features for these heads and classes."""
     return len(FeatureColumns(heads=tuple(heads), classes=tuple(classes)).names)
 
 
-# Which rows the stacker learns from: labelled, with a face, out of fold, and not the near copies between them.
+# The training sample: rows that are labeled, out of fold and have a face, thinned because neighbors are near copies.
 
 STEP_S = 0.1
-"""Rows nearer to each other than this are copies of each other in all that matters here."""
+"""Rows closer than this carry the same information; one of them is enough."""
 MOST = 60_000
-"""With more rows than this the step grows: a few hundred trials hold no more information than so many rows."""
+"""With more rows than this the step grows: further rows of a few hundred trials add no information."""
 BLOCK_S = 10.0
-"""Rows of one clip within so many seconds count as one case, however many they are: expressions last for seconds."""
+"""Rows of a clip within this time count as one effective row, because expressions last for seconds."""
 REFITTED = -1
-"""The fold of rows that no fold holds out and that a refit learns from all the same."""
+"""The fold number of validation rows, which no fold holds out and which only a refit uses."""
 
 PARTS = ("rows", "x", "smoothed", "label", "fold", "group", "block_id")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSample:
-    """Rows to learn from, ``n`` of them.
+    """The rows that the stacker learns from.
 
     Attributes
     ----------
-    rows : (n,) rows of the book.
+    rows : (n,) rows of the logits.
     x : (n, F) float32 features.
     smoothed : (n, H, W, C) float32, each head's moving mean of each width.
-    label, fold, group, stretch : (n,) integers; rows of one clip and the same ten seconds share a stretch.
+    label, fold, group, block_id : (n,) integers; rows of a clip in the same `BLOCK_S` seconds share a block.
     classes : C.
     """
 
@@ -290,74 +289,74 @@ class TrainingSample:
     classes: int
 
     def without(self, fold: int) -> TrainingSample:
-        """Return the rows that the member of a fold learns from: those of the other folds; -1 leaves none out."""
+        """Return the rows that the model of a fold learns from: those of the other folds; -1 means all rows."""
         return self.where((self.fold != fold) & (self.fold != REFITTED)) if fold >= 0 else self
 
     def where(self, keep: NDArray[np.bool_]) -> TrainingSample:
-        """Return the rows that `keep`, ``(n,)``, says."""
+        """Return the rows where `keep`, ``(n,)``, is true."""
         return TrainingSample(**{name: getattr(self, name)[keep] for name in PARTS}, classes=self.classes)
 
     def effective_n(self) -> int:
-        """Return how many cases the rows are: neighbours are near copies, and must not pass for evidence."""
+        """Return the effective number of independent rows: the number of blocks, since neighbors are near copies."""
         return max(len(np.unique(self.block_id)), 1)
 
     def weights(self, balance: float) -> Floats:
-        """Return a weight a row, ``(n,)``, of mean 1: one over the class's share to the power of `balance`."""
+        """Return row weights, ``(n,)``, of mean 1: one over the class's share, to the power of `balance`."""
         share = np.bincount(self.label, minlength=self.classes) / max(len(self.label), 1)
         weight = np.asarray(share[self.label] ** -balance)
         return np.asarray(weight / weight.mean())
 
 
-def draw_sample(book: OofLogits, columns: FeatureColumns, refit: bool, bar: ProgressBar) -> TrainingSample:
-    """Return the sample of a book's out-of-fold rows, with their features; one trial at a time.
+def draw_sample(oof: OofLogits, columns: FeatureColumns, refit: bool, bar: ProgressBar) -> TrainingSample:
+    """Return the training sample of the out-of-fold rows, with their features.
 
     Parameters
     ----------
-    refit : take the labelled rows of the validation split too.
+    refit : include the labeled rows of the validation split.
     """
-    chosen = thinned(book, refit)
-    trial = book.per_row(np.arange(len(book.trials)))
-    built = [_features(book, i, chosen, columns, bar) for i in range(len(book.trials)) if chosen[book.rows(i)].any()]
-    rows = np.flatnonzero(chosen)
-    _, group = np.unique(np.array(book.group, object).astype(str), return_inverse=True)
-    shape = (0, len(book.heads), len(columns.widths), len(book.classes))
-    _, stretch = np.unique(np.stack([trial[rows], book.time_s[rows] // BLOCK_S]), axis=1, return_inverse=True)
+    selected = thinned(oof, refit)
+    trial = oof.per_row(np.arange(len(oof.trials)))
+    built = [_features(oof, i, selected, columns, bar) for i in range(len(oof.trials)) if selected[oof.rows(i)].any()]
+    rows = np.flatnonzero(selected)
+    _, group = np.unique(np.array(oof.group, object).astype(str), return_inverse=True)
+    shape = (0, len(oof.heads), len(columns.widths), len(oof.classes))
+    _, block = np.unique(np.stack([trial[rows], oof.time_s[rows] // BLOCK_S]), axis=1, return_inverse=True)
     x = np.concatenate([np.zeros((0, len(columns.names)), np.float32), *(x for x, _ in built)])
     return TrainingSample(rows=rows, x=x,
                   smoothed=np.concatenate([np.zeros(shape, np.float32), *(z for _, z in built)]),
-                  label=book.label[rows].astype(np.int64), fold=book.fold[trial[rows]].astype(np.int64),
-                  group=group[trial[rows]], block_id=stretch, classes=len(book.classes))
+                  label=oof.label[rows].astype(np.int64), fold=oof.fold[trial[rows]].astype(np.int64),
+                  group=group[trial[rows]], block_id=block, classes=len(oof.classes))
 
 
-def thinned(book: OofLogits, refit: bool = False) -> NDArray[np.bool_]:
-    """Return which rows of the book, ``(R,)``, the stacker learns from."""
-    held = book.fold >= 0
+def thinned(oof: OofLogits, refit: bool = False) -> NDArray[np.bool_]:
+    """Return which rows, ``(R,)``, the stacker learns from."""
+    learnable = oof.fold >= 0
     if refit:
-        held = held | (np.array(book.split) == "validation")
-    can = (book.label >= 0) & book.valid & book.per_row(held)
-    kept, step = _one_a_step(book, can, STEP_S), STEP_S
-    while kept.sum() > MOST:
-        step *= max(1.05, kept.sum() / MOST)
-        kept = _one_a_step(book, can, step)
-    return kept
+        learnable = learnable | (np.array(oof.split) == "validation")
+    usable = (oof.label >= 0) & oof.valid & oof.per_row(learnable)
+    selected, step = _one_a_step(oof, usable, STEP_S), STEP_S
+    while selected.sum() > MOST:
+        step *= max(1.05, selected.sum() / MOST)
+        selected = _one_a_step(oof, usable, step)
+    return selected
 
 
-def _one_a_step(book: OofLogits, can: NDArray[np.bool_], step_s: float) -> NDArray[np.bool_]:
-    """Return the first row of each step of each trial, of those that `can`."""
-    rows = np.flatnonzero(can)
-    step = np.floor(book.time_s[rows] / step_s + 1e-6)
-    trial = book.per_row(np.arange(len(book.trials)))[rows]
+def _one_a_step(oof: OofLogits, usable: NDArray[np.bool_], step_s: float) -> NDArray[np.bool_]:
+    """Return the first usable row of each step of each trial, as a mask ``(R,)``."""
+    rows = np.flatnonzero(usable)
+    step = np.floor(oof.time_s[rows] / step_s + 1e-6)
+    trial = oof.per_row(np.arange(len(oof.trials)))[rows]
     new = np.ones(len(rows), bool)
     new[1:] = (np.diff(step) != 0) | (np.diff(trial) != 0)
-    kept = np.zeros(len(can), bool)
-    kept[rows[new]] = True
-    return kept
+    selected = np.zeros(len(usable), bool)
+    selected[rows[new]] = True
+    return selected
 
 
-def _features(book: OofLogits, trial: int, chosen: NDArray[np.bool_], columns: FeatureColumns,
+def _features(oof: OofLogits, trial: int, selected: NDArray[np.bool_], columns: FeatureColumns,
               bar: ProgressBar) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return features and moving means of the chosen rows of one trial."""
     bar.advance()
-    view = ClipView.of(book, trial, columns.causal)
-    here = chosen[book.rows(trial)][view.counts]
+    view = ClipView.of(oof, trial, columns.causal)
+    here = selected[oof.rows(trial)][view.counts]
     return columns.build(view)[here], columns.smoothed(view)[here]

@@ -1,4 +1,4 @@
-"""Logits from elsewhere beside the heads: rows are matched by clip, person and frame number."""
+"""The logits that a stack reads: the heads' own, merged with imported ones, and aggregated to clips."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ log = logging.getLogger(__name__)
 
 CLIP_LEVEL = "clip"
 IMPORTED = "logits "
-"""Before the names of imported logits in the provenance of merged ones."""
+"""Prefix of an imported source's name in the provenance of merged logits."""
 
 
-def merge_logits(book: OofLogits, sources: Sequence[OofLogits]) -> OofLogits:
-    """Return the book with the imported logits as further heads.
+def merge_logits(oof: OofLogits, sources: Sequence[OofLogits]) -> OofLogits:
+    """Return the logits with the imported sources as further heads, matched by clip, person and frame.
 
     Raises
     ------
     InputError
-        A source has other classes, has a head's name, or speaks of none of the book's frames.
+        A source has other classes, has the name of a head, or matches no frame.
     """
     for source in sources:
-        book = _with(book, source)
-    return book
+        oof = _with(oof, source)
+    return oof
 
 
 def load_logits(cache: Path, dataset: str, trained: Path | None, names: Sequence[str]) -> OofLogits:
-    """Return the book that a stack learns from: the heads' one, imported logits beside it; or imported logits alone.
+    """Return the logits that a stack learns from: those of the heads merged with imported ones, or imported ones only.
 
     Parameters
     ----------
-    trained : the heads' book; None where there is none.
-    names : of imported logits; at least one where there are no heads.
+    trained : the file of the heads' logits, or None.
+    names : of imported logits; at least one if `trained` is None.
 
     Raises
     ------
     InputError
-        There are no such logits, or two sources do not fit together.
+        The logits do not exist, or two sources do not match.
     StoreError
-        A book cannot be read.
+        A file cannot be read.
     """
     sources = logits_import.load(cache, dataset, names)
     if trained:
@@ -86,7 +86,7 @@ def find_logits_files(cache: Path, dataset: str, fingerprint: str, names: Sequen
                     prints.append(reader.fingerprint)
         except StoreError:
             continue
-        if reduce(lambda whole, part: fingerprint_of([whole, part]), prints) == fingerprint:
+        if reduce(lambda clip_level, part: fingerprint_of([clip_level, part]), prints) == fingerprint:
             return (first, *sources)
     return ()
 
@@ -111,131 +111,131 @@ def open_merged(path: Path, imported: Sequence[Path]) -> Iterator[OofReader]:
         yield reader
 
 
-def refuse_in_sample(book: OofLogits, force: bool) -> None:
-    """Refuse sources that were fitted on the rows that the stacker is to learn from.
+def refuse_in_sample(oof: OofLogits, force: bool) -> None:
+    """Raise if a source was fitted on the rows that the stacker learns from.
 
     Raises
     ------
     InputError
-        There is one, and it is not forced.
+        There is such a source and `force` is False.
     """
-    if book.leaky_heads and not force:
-        raise InputError(f"declared {IN_SAMPLE}: {', '.join(book.leaky_heads)} saw the labels of the training rows, so "
-                         "what the stacker would learn is how far to trust a memory", where="stack, logits",
+    if oof.leaky_heads and not force:
+        raise InputError(f"declared {IN_SAMPLE}: {', '.join(oof.leaky_heads)} saw the labels of the training rows, so "
+                         "the stacker would learn from leaked labels", where="stack, logits",
                          hint="leave it out of --logits, or import out-of-fold logits of that model; --force learns "
                               "from it all the same, keeps it out of `--select auto` and says so in the output")
 
 
-def _with(book: OofLogits, source: OofLogits) -> OofLogits:
+def _with(oof: OofLogits, source: OofLogits) -> OofLogits:
     (name,) = source.heads
-    if name in book.heads:
-        raise InputError(f"two sources are called {name!r}", where="stack, logits", hint="import it by another name")
-    if sorted(source.classes) != sorted(book.classes):
-        raise InputError(f"its classes are {', '.join(source.classes)}, those of the book {', '.join(book.classes)}",
+    if name in oof.heads:
+        raise InputError(f"two sources have the name {name!r}", where="stack, logits",
+                         hint="import it under another name")
+    if sorted(source.classes) != sorted(oof.classes):
+        raise InputError(f"its classes are {', '.join(source.classes)}, those of the heads {', '.join(oof.classes)}",
                          where=f"imported logits {name!r}", hint="import a table with the same classes")
-    log_probs = source.logits[name][:, [source.classes.index(c) for c in book.classes]]
-    found = _matched(book, source)
-    missing = int((found < 0).sum())
-    if missing == len(found):
-        raise InputError("it speaks of no frame of this data set", where=f"imported logits {name!r}",
-                         hint=f"clips there: {', '.join(source.trials[:3])}; here: {', '.join(book.trials[:3])}")
+    log_probs = source.logits[name][:, [source.classes.index(c) for c in oof.classes]]
+    source_row = _matched(oof, source)
+    missing = int((source_row < 0).sum())
+    if missing == len(source_row):
+        raise InputError("it has no frame of this data set", where=f"imported logits {name!r}",
+                         hint=f"clips there: {', '.join(source.trials[:3])}; here: {', '.join(oof.trials[:3])}")
     if missing:
-        log.warning("imported logits %s: nothing said of %d of %d rows; even odds there", name, missing, len(found))
-    even = np.float32(-np.log(len(book.classes)))
-    values = np.where((found >= 0)[:, None], log_probs[np.maximum(found, 0)], even).astype(np.float32)
-    return replace(book, heads=(*book.heads, name), logits={**book.logits, name: values},
-                   declared={**book.declared, **source.declared},
-                   fingerprint=fingerprint_of([book.fingerprint, source.fingerprint]),
-                   provenance={**book.provenance, f"{IMPORTED}{name}": source.provenance})
+        log.warning("imported logits %s: %d of %d rows have no logits; using uniform probabilities", name, missing,
+                    len(source_row))
+    even = np.float32(-np.log(len(oof.classes)))
+    values = np.where((source_row >= 0)[:, None], log_probs[np.maximum(source_row, 0)], even).astype(np.float32)
+    return replace(oof, heads=(*oof.heads, name), logits={**oof.logits, name: values},
+                   declared={**oof.declared, **source.declared},
+                   fingerprint=fingerprint_of([oof.fingerprint, source.fingerprint]),
+                   provenance={**oof.provenance, f"{IMPORTED}{name}": source.provenance})
 
 
-def _matched(book: OofLogits, source: OofLogits) -> NDArray[np.int64]:
-    """Return the source's row for each row of the book, ``(R,)``, -1 where it has none."""
+def _matched(oof: OofLogits, source: OofLogits) -> NDArray[np.int64]:
+    """Return the row of `source` that matches each row, ``(R,)``; -1 without a match."""
     place = {trial: i for i, trial in enumerate(source.trials)}
-    whole = source.provenance.get("level") == CLIP_LEVEL
-    found = np.full(len(book.label), -1, np.int64)
-    for trial, name in enumerate(book.trials):
-        there = place.get(name, place.get(book.clips[trial]))
-        if there is None:
+    clip_level = source.provenance.get("level") == CLIP_LEVEL
+    source_row = np.full(len(oof.label), -1, np.int64)
+    for trial, name in enumerate(oof.trials):
+        source_trial = place.get(name, place.get(oof.clips[trial]))
+        if source_trial is None:
             continue
-        rows, mine = source.rows(there), book.rows(trial)
-        if whole:
-            found[mine] = rows.start
+        rows, own_rows = source.rows(source_trial), oof.rows(trial)
+        if clip_level:
+            source_row[own_rows] = rows.start
             continue
         frames = source.index[rows]
-        at = np.clip(np.searchsorted(frames, book.index[mine]), 0, len(frames) - 1)
-        hit = (frames[at] == book.index[mine]) & source.valid[rows][at]
-        found[mine] = np.where(hit, rows.start + at, -1)
-    return found
+        at = np.clip(np.searchsorted(frames, oof.index[own_rows]), 0, len(frames) - 1)
+        hit = (frames[at] == oof.index[own_rows]) & source.valid[rows][at]
+        source_row[own_rows] = np.where(hit, rows.start + at, -1)
+    return source_row
 
 
-# From frames to clips: one row a clip, for sets that have one label a clip.
-
-def aggregate_clips(book: OofLogits) -> OofLogits:
-    """Return the book with one row a clip: the mean of the heads' probabilities over the frames of all its people.
+def aggregate_clips(oof: OofLogits) -> OofLogits:
+    """Return one row per clip: the mean of each head's probabilities over all frames of all people.
 
     Raises
     ------
     InputError
-        A clip's people stand on two sides of a split, or its label changes within the clip.
+        The people of a clip are in different groups, splits or folds, or its label changes.
 
     Notes
     -----
-    Frames with a face count, all frames of a clip without any. Beside the mean stand mean, spread, most and least of
-    the log-probabilities (`features.POOLED`), for those who learn.
+    Only frames with a face are used, or all frames if none has one. `pooled` holds the statistics of the
+    log-probabilities (`features.POOLED`) that the learned columns use.
     """
-    members: dict[str, list[int]] = {}
-    for trial, clip in enumerate(book.clips):
-        members.setdefault(clip, []).append(trial)
-    names = sorted(members)
-    firsts = np.array([_one_side(book, name, members[name]) for name in names], int)
-    rows = [_rows(book, members[name]) for name in names]
+    trials_of: dict[str, list[int]] = {}
+    for trial, clip in enumerate(oof.clips):
+        trials_of.setdefault(clip, []).append(trial)
+    names = sorted(trials_of)
+    firsts = np.array([_one_side(oof, name, trials_of[name]) for name in names], int)
+    rows = [_rows(oof, trials_of[name]) for name in names]
     means, stats = {}, {}
-    for head in book.heads:
-        both = [_aggregate(book.logits[head][mine]) for mine in rows]
-        means[head] = np.stack([mean for mean, _ in both])
-        stats[head] = np.stack([stat for _, stat in both])
-    return replace(book, trials=tuple(names), clip=(), group=tuple(book.group[i] for i in firsts),
-                   split=tuple(book.split[i] for i in firsts), fold=book.fold[firsts],
+    for head in oof.heads:
+        aggregated = [_aggregate(oof.logits[head][own_rows]) for own_rows in rows]
+        means[head] = np.stack([mean for mean, _ in aggregated])
+        stats[head] = np.stack([stat for _, stat in aggregated])
+    return replace(oof, trials=tuple(names), clip=(), group=tuple(oof.group[i] for i in firsts),
+                   split=tuple(oof.split[i] for i in firsts), fold=oof.fold[firsts],
                    offsets=np.arange(len(names) + 1), index=np.ones(len(names), np.int32), time_s=np.zeros(len(names)),
-                   valid=np.array([bool(book.valid[mine].any()) for mine in rows]),
-                   label=np.array([_label(book, name, members[name]) for name in names], np.int16),
+                   valid=np.array([bool(oof.valid[own_rows].any()) for own_rows in rows]),
+                   label=np.array([_label(oof, name, trials_of[name]) for name in names], np.int16),
                    logits=means, pooled=stats)
 
 
-def rows_of_clips(book: OofLogits, clips: OofLogits) -> NDArray[np.int64]:
-    """Return the clip, as a row of the pooled book, of each row of the book, ``(R,)``."""
+def rows_of_clips(oof: OofLogits, clips: OofLogits) -> NDArray[np.int64]:
+    """Return the row of `clips` that holds the clip of each row, ``(R,)``."""
     place = {name: i for i, name in enumerate(clips.trials)}
-    return np.asarray(book.per_row(np.array([place[name] for name in book.clips], np.int64)))
+    return np.asarray(oof.per_row(np.array([place[name] for name in oof.clips], np.int64)))
 
 
-def _one_side(book: OofLogits, name: str, trials: list[int]) -> int:
-    """Return the first trial of a clip, all of whose trials stand together."""
-    sides = {(book.group[i], book.split[i], int(book.fold[i])) for i in trials}
+def _one_side(oof: OofLogits, name: str, trials: list[int]) -> int:
+    """Return the first trial of a clip; raise if its trials are in different groups, splits or folds."""
+    sides = {(oof.group[i], oof.split[i], int(oof.fold[i])) for i in trials}
     if len(sides) > 1:
         raise InputError("the people of one clip are in different groups, splits or folds", where=name,
                          hint="give them one group, or stack with --level frame")
     return trials[0]
 
 
-def _rows(book: OofLogits, trials: list[int]) -> NDArray[np.int64]:
-    """Return the rows of a clip that count."""
-    rows = np.concatenate([np.arange(book.offsets[i], book.offsets[i + 1]) for i in trials])
-    seen = rows[book.valid[rows]]
+def _rows(oof: OofLogits, trials: list[int]) -> NDArray[np.int64]:
+    """Return the rows of a clip with a face, or all its rows if there is none."""
+    rows = np.concatenate([np.arange(oof.offsets[i], oof.offsets[i + 1]) for i in trials])
+    seen = rows[oof.valid[rows]]
     return seen if len(seen) else rows
 
 
-def _label(book: OofLogits, name: str, trials: list[int]) -> int:
-    rows = np.concatenate([np.arange(book.offsets[i], book.offsets[i + 1]) for i in trials])
-    known = np.unique(book.label[rows][book.label[rows] >= 0])
-    if len(known) > 1:
+def _label(oof: OofLogits, name: str, trials: list[int]) -> int:
+    rows = np.concatenate([np.arange(oof.offsets[i], oof.offsets[i + 1]) for i in trials])
+    label_values = np.unique(oof.label[rows][oof.label[rows] >= 0])
+    if len(label_values) > 1:
         raise InputError("the label changes within the clip", where=name,
                          hint="--level clip is for sets with one label a clip; stack with --level frame")
-    return int(known[0]) if len(known) else -1
+    return int(label_values[0]) if len(label_values) else -1
 
 
 def _aggregate(logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return log of the mean probability, ``(C,)``, and the statistics, ``(S, C)``, of a clip's frames."""
+    """Return the log of the mean probability, ``(C,)``, and the statistics, ``(S, C)``, of a clip's frames."""
     if not len(logits):
         even = np.full(logits.shape[1], -np.log(logits.shape[1]))
         return even.astype(np.float32), np.stack([even, 0 * even, even, even]).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The door of LightGBM: trees that correct the smoothed mean of the heads."""
+"""The stacker's models: logistic regression (scikit-learn), and trees (LightGBM) that correct the smoothed mean."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from sklearn.linear_model import LogisticRegression
 from fercache.data import folds
 from fercache.stacking.features import TrainingSample
 
-# The door of scikit-learn: logistic regression on the same features, the plainest stacker there is.
-
 Floats = NDArray[np.float64]
 
 STRENGTH = 0.03
-"""scikit-learn's C for each case's worth of rows: many near copies of a frame must not outweigh the penalty."""
+"""scikit-learn's C per effective row: many near copies of a frame must not outweigh the penalty."""
 MOST_STEPS = 500
 MOST_ROWS = 50_000
 FLOOR = 1e-6
@@ -25,7 +23,7 @@ FLOOR = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class LinearModel:
-    """Weights ``(C, F)`` and bias ``(C,)`` for standardised features; classes never seen have a bias of log `FLOOR`."""
+    """Weights ``(C, F)`` and bias ``(C,)`` for standardised features; absent classes have a bias of log `FLOOR`."""
 
     mean: Floats
     scale: Floats
@@ -38,21 +36,22 @@ class LinearModel:
 
 
 def fit_linear(sample: TrainingSample, balance: float) -> LinearModel:
-    """Return multinomial logistic regression fitted to a sample (to every so many of its rows if it is large)."""
+    """Return multinomial logistic regression fitted to a sample; above `MOST_ROWS` rows to an even subsample."""
     every = -(-len(sample.rows) // MOST_ROWS)
     part = sample.where(np.arange(len(sample.rows)) % every == 0) if every > 1 else sample
     x = part.x.astype(float)
     mean, scale = x.mean(0), x.std(0) + 0.1
     bias, weights = np.full(part.classes, np.log(FLOOR)), np.zeros((part.classes, x.shape[1]))
-    known = np.unique(part.label)
-    if len(known) == 1:  # scikit-learn refuses to learn one class
-        bias[known] = 0.0
+    seen_classes = np.unique(part.label)
+    if len(seen_classes) == 1:  # scikit-learn raises if there is only one class
+        bias[seen_classes] = 0.0
         return LinearModel(mean=mean, scale=scale, weights=weights, bias=bias)
     model = LogisticRegression(C=STRENGTH * part.effective_n() / len(x), max_iter=MOST_STEPS)
     model.fit((x - mean) / scale, part.label, sample_weight=part.weights(balance))
-    two = len(known) == 2
-    weights[known] = np.concatenate([-model.coef_, model.coef_]) / 2 if two else model.coef_
-    bias[known] = np.concatenate([-model.intercept_, model.intercept_]) / 2 if two else model.intercept_
+    # With two classes scikit-learn returns one row; half of it with each sign gives the same probabilities.
+    binary = len(seen_classes) == 2
+    weights[seen_classes] = np.concatenate([-model.coef_, model.coef_]) / 2 if binary else model.coef_
+    bias[seen_classes] = np.concatenate([-model.intercept_, model.intercept_]) / 2 if binary else model.intercept_
     return LinearModel(mean=mean, scale=scale, weights=weights, bias=bias)
 
 
@@ -61,27 +60,27 @@ LEARNING_RATE = 0.1
 MOST_ROUNDS = 150
 PATIENCE = 15
 FEW_GROUPS_ROUNDS = 10
-"""Rounds where there are too few groups to stop early by."""
+"""Number of rounds if there are too few groups for early stopping."""
 VAL_FRACTION = 0.25
-"""Share of the groups kept aside to choose the number of rounds; then all groups are fitted with that number."""
+"""Fraction of the groups that chooses the number of rounds; all groups are then fitted with that number."""
 EFFECTIVE_N_A_LEAF = 2
-"""A leaf holds at least as many rows as this many cases (stretches of a clip) have."""
+"""A leaf holds at least the mean number of rows of this many blocks (`features.BLOCK_S` of a clip)."""
 SHRINK_EFFECTIVE_N = 20.0
-"""The L2 penalty of a leaf, as the rows of so many cases."""
+"""The L2 penalty of a leaf, in blocks; multiplied by the mean rows per block."""
 ROWS_FOR_THREADS = 20_000
-"""With fewer rows threads wait for each other longer than they work."""
+"""With fewer rows, threads cost more than they save."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TreesModel:
-    """A fitted booster and how it was stopped: `rounds` chosen on `watched` groups (0: a fixed number)."""
+    """A fitted booster; its `rounds` were chosen on `val_groups` groups (0: a fixed number)."""
 
     booster: lightgbm.Booster
     rounds: int
     val_groups: int
 
     def correction(self, x: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
-        """Return what is added to the start's log-probabilities, ``(n, C)``, for features ``(n, F)``."""
+        """Return the correction of the start's log-probabilities, ``(n, C)``, for features ``(n, F)``."""
         if not len(x):
             return np.zeros((0, self.booster.num_model_per_iteration()), np.float32)
         return np.asarray(self.booster.predict(x, raw_score=True, num_threads=threads), np.float32)
@@ -98,7 +97,7 @@ class TreesModel:
 
 @dataclass(frozen=True, kw_only=True)
 class TreesPlan:
-    """How trees are fitted: `balance` is the power of one over the class's share that weighs a row."""
+    """Settings of the trees. A row weighs one over its class's share, to the power of `balance`."""
 
     seed: int
     threads: int
@@ -106,31 +105,31 @@ class TreesPlan:
 
 
 def fit_trees(sample: TrainingSample, start: Floats, plan: TreesPlan) -> TreesModel:
-    """Return trees fitted to a sample, beginning at the log-probabilities `start`, ``(n, C)``.
+    """Return trees fitted to a sample, starting from the log-probabilities `start`, ``(n, C)``.
 
     Notes
     -----
-    Beginning at the calibrated smoothed mean (LightGBM's `init_score`) instead of at nothing: with few groups the trees
-    can then do little harm. Macro F1, mean of six sets of real faces with 28 to 390 groups, out of fold and on held-out
+    Trees start from the calibrated smoothed mean (LightGBM's `init_score`), so that with few groups they can do little
+    harm. Macro F1, mean of six sets of real faces with 28 to 390 groups, out of fold and on held-out
     trials: plain mean .248 and .242, calibrated smoothed mean .276 and .282, trees on top of it .276 and .281. Trees
-    from nothing lost to the plain mean on every set of streams.
+    without a start lost to the plain mean on every set of streams.
     """
-    rounds, watched = _rounds(sample, start, plan)
+    rounds, val_groups = _rounds(sample, start, plan)
     booster = lightgbm.train(_settings(sample, plan), _data(sample, start, plan.balance), rounds)
-    return TreesModel(booster=booster, rounds=rounds, val_groups=watched)
+    return TreesModel(booster=booster, rounds=rounds, val_groups=val_groups)
 
 
 def _rounds(sample: TrainingSample, start: Floats, plan: TreesPlan) -> tuple[int, int]:
-    """Return how many rounds are best on groups kept aside, and how many groups those were."""
-    aside = sorted(folds.inner_groups([str(g) for g in np.unique(sample.group)], VAL_FRACTION, plan.seed))
-    watch = np.isin(sample.group, np.array(aside, int))
-    if not aside or not watch.any() or watch.all():
+    """Return the best number of rounds on validation groups, and the number of those groups (0: none, fixed rounds)."""
+    val_names = sorted(folds.inner_groups([str(g) for g in np.unique(sample.group)], VAL_FRACTION, plan.seed))
+    is_val = np.isin(sample.group, np.array(val_names, int))
+    if not val_names or not is_val.any() or is_val.all():
         return FEW_GROUPS_ROUNDS, 0
-    fitted, watched = sample.where(~watch), sample.where(watch)
+    fit_part, val_groups = sample.where(~is_val), sample.where(is_val)
     stop = lightgbm.early_stopping(PATIENCE, verbose=False)
-    booster = lightgbm.train(_settings(fitted, plan), _data(fitted, start[~watch], plan.balance), MOST_ROUNDS,
-                             valid_sets=[_data(watched, start[watch], plan.balance)], callbacks=[stop])
-    return max(1, int(booster.best_iteration)), len(aside)
+    booster = lightgbm.train(_settings(fit_part, plan), _data(fit_part, start[~is_val], plan.balance), MOST_ROUNDS,
+                             valid_sets=[_data(val_groups, start[is_val], plan.balance)], callbacks=[stop])
+    return max(1, int(booster.best_iteration)), len(val_names)
 
 
 def _data(sample: TrainingSample, start: Floats, balance: float) -> lightgbm.Dataset:
@@ -139,11 +138,12 @@ def _data(sample: TrainingSample, start: Floats, balance: float) -> lightgbm.Dat
 
 
 def _settings(sample: TrainingSample, plan: TreesPlan) -> dict[str, object]:
-    """Return LightGBM's parameters: small trees, strong regularisation, the same bytes for any number of threads."""
-    a_case = len(sample.rows) / sample.effective_n()
+    """Return LightGBM's parameters: small trees, strong regularization."""
+    rows_per_block = len(sample.rows) / sample.effective_n()
     return {"objective": "multiclass", "num_class": sample.classes, "learning_rate": LEARNING_RATE,
-            "num_leaves": LEAVES, "min_data_in_leaf": max(5, round(EFFECTIVE_N_A_LEAF * a_case)),
-            "lambda_l2": SHRINK_EFFECTIVE_N * a_case, "feature_fraction": 0.3, "bagging_fraction": 0.6,
+            "num_leaves": LEAVES, "min_data_in_leaf": max(5, round(EFFECTIVE_N_A_LEAF * rows_per_block)),
+            "lambda_l2": SHRINK_EFFECTIVE_N * rows_per_block, "feature_fraction": 0.3, "bagging_fraction": 0.6,
             "bagging_freq": 1,
+            # Both are needed for the same bytes with any number of threads.
             "seed": plan.seed, "deterministic": True, "force_row_wise": True, "verbosity": -1,
             "num_threads": plan.threads if len(sample.rows) >= ROWS_FOR_THREADS else 1}

@@ -1,4 +1,4 @@
-"""What is said about a stack run: the JSON value beside preds.csv."""
+"""The metrics of a stack run: the JSON value beside `preds.csv`, and its table for the terminal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REFITTED = "fitted on this split too (refit = all): a score would say nothing, a
 
 @dataclass(frozen=True, kw_only=True)
 class StackRun:
-    """What a run found, to be said: every column, which one is final, and that one at its temperature."""
+    """The results that a report describes: every column, the final one, and its temperature by fold."""
 
     oof: OofLogits
     config: StackConfig
@@ -43,90 +43,90 @@ class StackRun:
 
     @property
     def metric(self) -> str:
-        """The metric that things are chosen by."""
+        """The metric that selects the final column."""
         return self.config.metric or self.oof.metric
 
 
 def build_report(run: StackRun) -> dict[str, Any]:
-    """Return every score of every column, and everything that went in, as a JSON value."""
-    book, config = run.oof, run.config
+    """Return all scores of all columns, and the inputs and settings of the run, as a JSON value."""
+    oof, config = run.oof, run.config
     splits = {split: _split(run, split) for split in SPLITS}
-    bad = leaky_heads(book, run.columns)
-    return {"fercache": __version__, "dataset": book.dataset, "notice": book.notice, "classes": list(book.classes),
+    leaky = leaky_heads(oof, run.columns)
+    return {"fercache": __version__, "dataset": oof.dataset, "notice": oof.notice, "classes": list(oof.classes),
             "metric": run.metric, "level": config.level, "causal": config.causal, "refit": _refit(run),
             "final": {"column": run.final.name, "why": run.final.why, "temperature": run.temperatures[-1]},
             "temperatures": {str(fold): t for fold, t in run.temperatures.items()},
-            "told": _losing(splits["train"], run.metric), "flags": [f"{name}: {why}" for name, why in bad.items()],
+            "told": _losing(splits["train"], run.metric), "flags": [f"{name}: {why}" for name, why in leaky.items()],
             "order": list(run.columns), "columns": {name: DESCRIPTIONS.get(name, "head") for name in run.columns},
             "gap_policy": missing_faces.describe_policy(config.missing_faces),
-            "frames_without_face": int((~book.valid).sum()),
-            "splits": {split: value for split, value in splits.items() if value}, "folds": _folds(book),
-            "declared": book.declared,
-            "learnt": [member.json() for member in run.nested.members.values()] or FEW_LEARNT,
-            "importances": _importances(run), "frames": len(book.label), "trials": len(book.trials),
-            "config": config.settings(), "logits": {"fingerprint": book.fingerprint, "provenance": book.provenance}}
+            "frames_without_face": int((~oof.valid).sum()),
+            "splits": {split: value for split, value in splits.items() if value}, "folds": _folds(oof),
+            "declared": oof.declared,
+            "learnt": [member.json() for member in run.nested.fold_models.values()] or FEW_LEARNT,
+            "importances": _importances(run), "frames": len(oof.label), "trials": len(oof.trials),
+            "config": config.settings(), "logits": {"fingerprint": oof.fingerprint, "provenance": oof.provenance}}
 
 
 def _losing(train: dict[str, Any], metric: str) -> list[str]:
-    """Return a sentence for each plainer column that has a higher score out of fold than the trees."""
+    """Return a sentence for each column with a higher out-of-fold score than the trees."""
     scores = {name: float(one["official"]) for name, one in train.get("all_frames", {}).items()}
     mine = scores.get("stack", float("inf"))
     return [f"the stacker loses out of fold: {name} has {score:.4f} {metric}, stack {mine:.4f}"
             for name, score in scores.items() if score > mine]
 
 
-def _folds(book: OofLogits) -> list[dict[str, Any]]:
-    """Return who was held out together, and how many labelled rows of each class that were."""
-    fold, found = book.per_row(book.fold), []
-    for k in range(int(book.fold.max()) + 1):
-        label = book.label[(fold == k) & (book.label >= 0)]
-        groups = sorted({g for g, f in zip(book.group, book.fold, strict=True) if f == k})
-        count = np.bincount(label, minlength=len(book.classes)).tolist()
-        found.append({"fold": k, "groups": groups, "labelled": dict(zip(book.classes, count, strict=True))})
+def _folds(oof: OofLogits) -> list[dict[str, Any]]:
+    """Return the groups of each fold, and its number of labeled rows by class."""
+    fold, found = oof.per_row(oof.fold), []
+    for k in range(int(oof.fold.max()) + 1):
+        label = oof.label[(fold == k) & (oof.label >= 0)]
+        groups = sorted({g for g, f in zip(oof.group, oof.fold, strict=True) if f == k})
+        count = np.bincount(label, minlength=len(oof.classes)).tolist()
+        found.append({"fold": k, "groups": groups, "labelled": dict(zip(oof.classes, count, strict=True))})
     return found
 
 
 def _refit(run: StackRun) -> dict[str, Any]:
-    """Return what was fitted on the validation split too."""
+    """Return which parts were fitted on the validation split as well, and what that means for its scores."""
     heads = heads_refitted(run.oof)
     stacker = run.config.refit == "all"
-    held = heads and bool((run.oof.fold[np.array(run.oof.split) == "validation"] >= 0).any())
-    return {"stacker": stacker or held, "heads": heads,
-            "why": OUT_OF_FOLD_TOO if held else REFITTED if stacker or heads else ""}
+    out_of_fold = heads and bool((run.oof.fold[np.array(run.oof.split) == "validation"] >= 0).any())
+    return {"stacker": stacker or out_of_fold, "heads": heads,
+            "why": OUT_OF_FOLD_TOO if out_of_fold else REFITTED if stacker or heads else ""}
 
 
-def heads_refitted(book: OofLogits) -> bool:
-    """Return whether the heads of a book learnt from the validation split too."""
-    settings = book.provenance.get("settings", {})
+def heads_refitted(oof: OofLogits) -> bool:
+    """Return whether the heads were trained on the validation split as well."""
+    settings = oof.provenance.get("settings", {})
     return isinstance(settings, dict) and settings.get("refit", "none") == "all"
 
 
 def _split(run: StackRun, split: str) -> dict[str, Any]:
-    """Return the scores on one split; empty where it has no labelled frame."""
-    book, config = run.oof, run.config
-    rows = (book.label >= 0) & book.per_row(np.array(book.split) == split)
+    """Return the scores on one split; empty if it has no labeled frame."""
+    oof, config = run.oof, run.config
+    rows = (oof.label >= 0) & oof.per_row(np.array(oof.split) == split)
     if not rows.any():
         return {}
-    held = bool((book.per_row(book.fold)[rows] >= 0).all())
+    out_of_fold = bool((oof.per_row(oof.fold)[rows] >= 0).all())
     predicted = {name: values.argmax(1).astype(np.int16) for name, values in run.columns.items()
-            if held or split != "validation" or not _fitted(run, name)}
+            if out_of_fold or split != "validation" or not _fitted(run, name)}
     if not predicted:
         return {"predicted": REFITTED, "all_frames": {}, "frames_with_face": {}, "paired": {}, "calibration": {}}
-    everywhere, seen = ({name: _by_group(book, some, column) for name, column in predicted.items()}
-                        for some in (rows, rows & book.valid))
+    everywhere, seen = ({name: _by_group(oof, some, column) for name, column in predicted.items()}
+                        for some in (rows, rows & oof.valid))
     samplers = [metrics.Resampler(len(next(iter(m.values()))), config.bootstrap, config.seed) for m in
                 (everywhere, seen)]
-    named = {"title": f"{split}, out of fold"} if held and split != "train" else {}
-    return {"predicted": OUT_OF_FOLD if held else HELD_OUT, **named,
-            "all_frames": {name: metrics.score_predictions(m, book.classes, run.metric, samplers[0]).json()
+    named = {"title": f"{split}, out of fold"} if out_of_fold and split != "train" else {}
+    return {"predicted": OUT_OF_FOLD if out_of_fold else HELD_OUT, **named,
+            "all_frames": {name: metrics.score_predictions(m, oof.classes, run.metric, samplers[0]).json()
                            for name, m in everywhere.items()},
-            "frames_with_face": {name: metrics.score_predictions(m, book.classes, run.metric, samplers[1]).json()
+            "frames_with_face": {name: metrics.score_predictions(m, oof.classes, run.metric, samplers[1]).json()
                                  for name, m in seen.items()},
             "paired": samplers[0].pairs(everywhere, run.metric), "calibration": _calibration(run, rows, predicted)}
 
 
 def _fitted(run: StackRun, column: str) -> bool:
-    """Return whether a column learnt from the validation rows."""
+    """Return whether a column was fitted on the validation rows."""
     return heads_refitted(run.oof) or (run.config.refit == "all" and column in LEARNED)
 
 
@@ -136,32 +136,32 @@ def _calibration(run: StackRun, rows: NDArray[np.bool_], names: Iterable[str]) -
     found: dict[str, Any] = {"ece": {name: calibration.reliability(run.columns[name][rows], label)["ece"]
                                      for name in names}}
     if final in found["ece"]:
-        mended = calibration.apply_by_fold(run.oof, run.columns[final], run.temperatures)[rows]
+        tempered = calibration.apply_by_fold(run.oof, run.columns[final], run.temperatures)[rows]
         found["final"] = {"before": calibration.reliability(run.columns[final][rows], label),
-                          "after": calibration.reliability(mended, label)}
+                          "after": calibration.reliability(tempered, label)}
     return found
 
 
-def _by_group(book: OofLogits, rows: NDArray[np.bool_], predicted: NDArray[np.int16]) -> metrics.Counts:
+def _by_group(oof: OofLogits, rows: NDArray[np.bool_], predicted: NDArray[np.int16]) -> metrics.Counts:
     """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``."""
-    names = book.per_row(np.unique(np.array(book.group), return_inverse=True)[1])[rows]
+    names = oof.per_row(np.unique(np.array(oof.group), return_inverse=True)[1])[rows]
     _, group = np.unique(names, return_inverse=True)
-    return metrics.confusions(book.label[rows], predicted[rows], group, len(book.classes),
+    return metrics.confusions(oof.label[rows], predicted[rows], group, len(oof.classes),
                               int(group.max(initial=-1)) + 1)
 
 
 def _importances(run: StackRun) -> list[tuple[str, float]]:
     """Return the share of gain of each feature that is used, in falling order, in the model of all folds."""
-    if -1 not in run.nested.members:
+    if -1 not in run.nested.fold_models:
         return []
     names = features.feature_columns(run.oof, run.config.causal).names
-    if run.nested.members[-1].chain:
+    if run.nested.fold_models[-1].chain:
         names = [*names, *chain.names(run.oof.classes)]
-    named = zip(names, run.nested.members[-1].trees.gains().tolist(), strict=True)
+    named = zip(names, run.nested.fold_models[-1].trees.gains().tolist(), strict=True)
     return [(name, round(gain, 6)) for name, gain in sorted(named, key=lambda pair: -pair[1]) if gain > 0]
 
 
-# The table on the screen: who is right how often.
+# The table of scores for the terminal.
 
 TITLES = {"train": "train, out of fold", "validation": "validation", "test": "test"}
 FIGURES = {"macro_f1": "macro F1", "accuracy": "accuracy", "abaw2": ".67 F1 + .33 acc"}
@@ -169,12 +169,12 @@ CLASS_WIDTH = 7
 
 
 def score_table(report: dict[str, Any]) -> RenderableType:
-    """Return what a run's metrics look like in 80 columns."""
+    """Return the metrics of a run as a rich table, at most 80 columns wide."""
     final = report["final"]
     parts: list[RenderableType] = []
     for split, title in TITLES.items():
         if report["splits"].get(split, {}).get("all_frames"):
-            title = report["splits"][split].get("title", title)  # `predict` says that all of a set is new
+            title = report["splits"][split].get("title", title)  # `predict` sets its own title
             parts += [_scores(report, split, title), _classes(report, split)]
         elif split in report["splits"]:
             parts.append(Text(f"{title}: {report['splits'][split]['predicted']}", "yellow"))
@@ -191,22 +191,22 @@ def score_table(report: dict[str, Any]) -> RenderableType:
 
 
 def _scores(report: dict[str, Any], split: str, title: str) -> Table:
-    """Return the figures of every column on one split, with their intervals."""
+    """Return a table of the scores of every column on one split, with intervals."""
     rows, seen = (report["splits"][split][name] for name in ("all_frames", "frames_with_face"))
     any_ = next(iter(rows.values()))
     note = any_["why_none"] and f"no intervals: {any_['why_none']}"
-    made = Table(title=f"{title}: {any_['frames']:,} {report['level']}s of {any_['groups']} groups",
+    grid = Table(title=f"{title}: {any_['frames']:,} {report['level']}s of {any_['groups']} groups",
                  box=box.SIMPLE_HEAD, title_justify="left", title_style="bold",
                  caption=note or "brackets: 95 % by bootstrap over groups", caption_justify="left",
                  padding=(0, 1, 0, 0), pad_edge=False)
-    made.add_column("")
+    grid.add_column("")
     for heading in (*FIGURES.values(), "UAR" if report["level"] == "clip" else "with face"):
-        made.add_column(heading, justify="right")
+        grid.add_column(heading, justify="right")
     for name, scores in _ordered(report, rows):
         style = "bold green" if name == report["final"]["column"] else ""
-        made.add_row(name, *(_figure(scores, key) for key in FIGURES),
+        grid.add_row(name, *(_figure(scores, key) for key in FIGURES),
                      f"{scores['uar'] if report['level'] == 'clip' else seen[name]['macro_f1']:.3f}", style=style)
-    return made
+    return grid
 
 
 def _ordered(report: dict[str, Any], rows: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -215,7 +215,7 @@ def _ordered(report: dict[str, Any], rows: dict[str, Any]) -> list[tuple[str, An
 
 
 def _gain(report: dict[str, Any], split: str, title: str) -> Text:
-    """Return how much more the final column has than the best single head and the plain mean, with paired intervals."""
+    """Return the gain of the final column over the best head and the plain mean, with paired intervals."""
     predicted, final, metric = report["splits"][split], report["final"]["column"], report["metric"]
     heads = [name for name, what in report["columns"].items() if what == "head"]
     best = max(heads, key=lambda name: float(predicted["all_frames"][name]["official"]))
@@ -242,18 +242,18 @@ def _short(value: float) -> str:
 
 
 def _classes(report: dict[str, Any], split: str) -> Table:
-    """Return the F1 of each class, and how many frames each has."""
+    """Return a table of the F1 and the number of frames of each class."""
     rows = report["splits"][split]["all_frames"]
     support = next(iter(rows.values()))["support"]
-    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    made.add_column("F1 by class")
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    grid.add_column("F1 by class")
     for name in _shortened(report["classes"]):
-        made.add_column(name, justify="right", no_wrap=True)
+        grid.add_column(name, justify="right", no_wrap=True)
     for column, scores in _ordered(report, rows):
         style = "bold green" if column == report["final"]["column"] else ""
-        made.add_row(column, *(f"{scores['f1'][name]:.3f}" for name in report["classes"]), style=style)
-    made.add_row("frames", *(f"{support[name]}" for name in report["classes"]), style="dim")
-    return made
+        grid.add_row(column, *(f"{scores['f1'][name]:.3f}" for name in report["classes"]), style=style)
+    grid.add_row("frames", *(f"{support[name]}" for name in report["classes"]), style="dim")
+    return grid
 
 
 def _shortened(classes: Sequence[str]) -> list[str]:

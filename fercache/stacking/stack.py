@@ -1,4 +1,4 @@
-"""Stage two, b: the book of out-of-fold logits -> final predictions, and the table of who is right how often."""
+"""Stage two, b: out-of-fold logits -> final predictions and the scores of every candidate."""
 
 from __future__ import annotations
 
@@ -25,75 +25,74 @@ from fercache.stacking.report import score_table as _table
 log = logging.getLogger(__name__)
 
 
-# New trials as a finished run reads them, and what each of its columns says of them.
-
 @dataclass(frozen=True, kw_only=True)
 class StackInference:
-    """What a run says of a book of new trials.
+    """The predictions of a finished run for new trials.
 
     Attributes
     ----------
-    then : the metrics of the run.
-    book : the trials, as the run reads them.
-    columns : every column, ``(R, C)`` each; where the run learnt nothing there are no learnt ones.
-    learnt : the member that spoke.
+    metrics : the metrics of the run.
+    oof : the logits of the trials, prepared as the run prepares them.
+    columns : the probabilities of every candidate, ``(R, C)`` each; without learned ones if the run fitted no models.
+    nested : the model of all folds, with its predictions.
+    filler : how gaps are filled.
     """
 
     metrics: dict[str, Any]
     oof: OofLogits
     columns: dict[str, Probs]
-    learnt: NestedResult
-    filling: GapFiller
+    nested: NestedResult
+    filler: GapFiller
 
     @classmethod
-    def of(cls, folder: Path, then: dict[str, Any], book: OofLogits) -> StackInference:
-        """Return what the run in `folder`, whose metrics are `then`, says of a book.
+    def of(cls, folder: Path, run_metrics: dict[str, Any], oof: OofLogits) -> StackInference:
+        """Return the predictions of the run in `folder`, whose metrics are `run_metrics`.
 
         Raises
         ------
         StoreError
-            The run's models are not there or damaged.
+            The run's models are absent or damaged.
         """
-        causal, learnt = bool(then["causal"]), NestedResult(members={}, columns={})
-        book = inputs.aggregate_clips(book) if then["level"] == "clip" else book
-        book = candidates.drop_lookahead_heads(book) if causal else book
-        if isinstance(then["learnt"], list):
-            learnt = nested_cv.predict_new(book, nested_cv.load_fold_model(folder), causal)
-        filling = GapFiller.of(book, then["config"].get("missing_faces", "nearest"), causal=causal)
-        return cls(metrics=then, oof=book, columns=candidates.gather_candidates(book, learnt, filling), learnt=learnt,
-                   filling=filling)
+        causal, nested = bool(run_metrics["causal"]), NestedResult(fold_models={}, columns={})
+        oof = inputs.aggregate_clips(oof) if run_metrics["level"] == "clip" else oof
+        oof = candidates.drop_lookahead_heads(oof) if causal else oof
+        if isinstance(run_metrics["learnt"], list):
+            nested = nested_cv.predict_new(oof, nested_cv.load_fold_model(folder), causal)
+        filler = GapFiller.of(oof, run_metrics["config"].get("missing_faces", "nearest"), causal=causal)
+        columns = candidates.gather_candidates(oof, nested, filler)
+        return cls(metrics=run_metrics, oof=oof, columns=columns, nested=nested, filler=filler)
 
     def probs_ppm(self, whole: OofLogits) -> NDArray[np.int32]:
-        """Return the final column at the run's temperature, ``(R, C)`` in millionths, of every row of the `whole` book.
+        """Return the final column at the run's temperature, ``(R, C)`` in parts per million, for every row of `whole`.
 
         Notes
         -----
-        Of a run at clip level every frame has what is said of its clip.
+        At clip level every frame gets the prediction of its clip.
         """
         tempered = calibration.apply_temperature(self.columns[nested_cv.final_column(self.metrics)],
-                                      float(self.metrics["final"]["temperature"]))
-        units = candidates.to_ppm(self.filling.refill(tempered))
-        return units[inputs.rows_of_clips(whole, self.oof)] if self.metrics["level"] == "clip" else units
+                                                 float(self.metrics["final"]["temperature"]))
+        ppm = candidates.to_ppm(self.filler.refill(tempered))
+        return ppm[inputs.rows_of_clips(whole, self.oof)] if self.metrics["level"] == "clip" else ppm
 
 
 FORMAT = 6
-"""Raised whenever the code changes what a stack run gives."""
+"""Incremented whenever the code changes the output of a run, so that old cached runs are not reused."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StackResult:
-    """What a stack run found.
+    """The result of a stack run.
 
     Attributes
     ----------
-    units : (R, C) int32, the final column's probabilities in millionths.
-    report : the metrics, as they stand in ``preds.metrics.json``.
-    folder : where the run lies in the cache.
-    cached : whether an earlier run was found.
+    ppm : (R, C) int32, the final column's probabilities in parts per million.
+    report : the metrics, as ``preds.metrics.json`` holds them.
+    folder : the folder of the run in the cache.
+    cached : whether the result of an earlier run was reused.
     """
 
     oof: OofLogits
-    units: NDArray[np.int32]
+    ppm: NDArray[np.int32]
     report: dict[str, Any]
     folder: Path
     cached: bool
@@ -101,114 +100,112 @@ class StackResult:
 
     @property
     def final(self) -> str:
-        """The column that the predictions are."""
+        """The name of the final column."""
         return nested_cv.final_column(self.report)
 
 
-def run_stack(book: OofLogits, config: StackConfig, folder: Path) -> StackResult:
-    """Return the predictions of every column for a book; a run that was done before is not done again.
+def run_stack(oof: OofLogits, config: StackConfig, folder: Path) -> StackResult:
+    """Fit and predict with every candidate, or load the result of an equal earlier run.
 
     Parameters
     ----------
-    folder : where stack runs are kept (``cache/stack``).
+    folder : the folder of all stack runs (``cache/stack``).
 
     Raises
     ------
     InputError
-        The book has no out-of-fold rows, or the final column that was asked for is not there.
+        There are no labeled out-of-fold rows, or `config.select` names no candidate.
     """
     started = time.monotonic()
-    if not ((book.per_row(book.fold) >= 0) & (book.label >= 0)).any():
-        raise InputError("the book has no labelled out-of-fold rows to learn from", where=book.dataset,
+    if not ((oof.per_row(oof.fold) >= 0) & (oof.label >= 0)).any():
+        raise InputError("no labeled out-of-fold rows to learn from", where=oof.dataset,
                          hint="run `fercache train-heads` on a data set with labels")
-    print_ = fingerprint(book, config)
-    book = _ready(book, config)
-    home = folder / book.dataset / print_[:12]
-    with atomic_io.lock(home.with_suffix(".lock"), wait=True):
-        found = nested_cv.load_stack(home, (len(book.label), len(book.classes)))
-        units, record = found or _compute(book, config, home, print_)
-    log.info("stack %s: %s (%.0f s)", print_[:12], "nothing to do, done before" if found else "computed",
+    fingerprint_ = fingerprint(oof, config)
+    oof = _ready(oof, config)
+    run_folder = folder / oof.dataset / fingerprint_[:12]
+    # The lock makes two equal runs at the same time compute once; the second one loads.
+    with atomic_io.lock(run_folder.with_suffix(".lock"), wait=True):
+        earlier = nested_cv.load_stack(run_folder, (len(oof.label), len(oof.classes)))
+        ppm, record = earlier or _compute(oof, config, run_folder, fingerprint_)
+    log.info("stack %s: %s (%.0f s)", fingerprint_[:12], "nothing to do, done before" if earlier else "computed",
              time.monotonic() - started)
-    return StackResult(oof=book, units=units, report=record, folder=home, cached=found is not None,
+    return StackResult(oof=oof, ppm=ppm, report=record, folder=run_folder, cached=earlier is not None,
                        seconds=time.monotonic() - started)
 
 
-def fingerprint(book: OofLogits, config: StackConfig) -> str:
-    """Return the sha256 (hex) over all that changes a run's numbers; its first 12 digits name the run's folder."""
-    return config.fingerprint(book=nested_cv.digest(book), format=FORMAT)
+def fingerprint(oof: OofLogits, config: StackConfig) -> str:
+    """Return the sha256 (hex) of everything that changes a run's numbers; its first 12 digits name the folder."""
+    return config.fingerprint(book=nested_cv.digest(oof), format=FORMAT)
 
 
-def oof_columns(book: OofLogits, config: StackConfig) -> dict[str, NDArray[np.float32]]:
-    """Return what the learnt columns say of every row, ``(R, C)`` each; nothing is kept. Empty: nothing to learn from.
-    """
-    return nested_cv.run_nested_cv(book, config).columns
+def oof_columns(oof: OofLogits, config: StackConfig) -> dict[str, NDArray[np.float32]]:
+    """Return the learned columns, ``(R, C)`` each, without storing them; empty if there is nothing to learn from."""
+    return nested_cv.run_nested_cv(oof, config).columns
 
 
-def _ready(book: OofLogits, config: StackConfig) -> OofLogits:
-    """Return the book as the stacker reads it: refused, pooled to clips, without heads that look ahead."""
-    inputs.refuse_in_sample(book, config.force)
-    book = inputs.aggregate_clips(book) if config.level == "clip" else book
-    return candidates.drop_lookahead_heads(book) if config.causal else book
+def _ready(oof: OofLogits, config: StackConfig) -> OofLogits:
+    """Return the logits as the stacker reads them: checked, aggregated to clips, without lookahead heads."""
+    inputs.refuse_in_sample(oof, config.force)
+    oof = inputs.aggregate_clips(oof) if config.level == "clip" else oof
+    return candidates.drop_lookahead_heads(oof) if config.causal else oof
 
 
-def _compute(book: OofLogits, config: StackConfig, home: Path,
-             print_: str) -> tuple[NDArray[np.int32], dict[str, Any]]:
-    """Return the final predictions and the metrics, and keep them."""
-    learnt = nested_cv.run_nested_cv(book, config)
-    filling = candidates.GapFiller.of(book, config.missing_faces, causal=config.causal)
-    held = candidates.gather_candidates(book, learnt, filling)
-    final = candidates.choose_final(book, held, config.select, config.metric or book.metric)
-    temperatures = calibration.temperature_by_fold(book, held[final.name])
-    tempered = calibration.apply_by_fold(book, held[final.name], temperatures)
-    units = candidates.to_ppm(filling.refill(tempered))
-    found = report.StackRun(oof=book, config=config, nested=learnt, columns=held, final=final,
+def _compute(oof: OofLogits, config: StackConfig, run_folder: Path,
+             fingerprint_: str) -> tuple[NDArray[np.int32], dict[str, Any]]:
+    """Return the final predictions in parts per million and the metrics, and store them."""
+    nested = nested_cv.run_nested_cv(oof, config)
+    filler = candidates.GapFiller.of(oof, config.missing_faces, causal=config.causal)
+    by_candidate = candidates.gather_candidates(oof, nested, filler)
+    final = candidates.choose_final(oof, by_candidate, config.select, config.metric or oof.metric)
+    temperatures = calibration.temperature_by_fold(oof, by_candidate[final.name])
+    tempered = calibration.apply_by_fold(oof, by_candidate[final.name], temperatures)
+    ppm = candidates.to_ppm(filler.refill(tempered))
+    run = report.StackRun(oof=oof, config=config, nested=nested, columns=by_candidate, final=final,
                             temperatures=temperatures)
-    record = {**report.build_report(found), "fingerprint": print_}
-    nested_cv.save_stack(home, units, learnt.members, record)
-    return units, record
+    record = {**report.build_report(run), "fingerprint": fingerprint_}
+    nested_cv.save_stack(run_folder, ppm, nested.fold_models, record)
+    return ppm, record
 
 
 def write_stack(result: StackResult, out: Path) -> list[Path]:
-    """Put the predictions at `out` (.csv, .csv.gz, .parquet) and the metrics beside it; return both paths.
+    """Write the predictions to `out` (.csv, .csv.gz, .parquet) and the metrics beside it; return both paths.
 
     Raises
     ------
     InputError
-        Another ending, or nothing can be written there.
+        The ending is unknown, or `out` cannot be written.
     MissingExtra
-        A .parquet is asked for and pyarrow is not installed.
+        `out` ends in .parquet and pyarrow is not installed.
     """
-    beside = io.metrics_path(out)
-    io.write_predictions(result.oof, result.units, out)
-    atomic_io.write_json(beside, result.report)
-    return [out, beside]
+    metrics_file = io.metrics_path(out)
+    io.write_predictions(result.oof, result.ppm, out)
+    atomic_io.write_json(metrics_file, result.report)
+    return [out, metrics_file]
 
 
 def table(result: StackResult) -> RenderableType:
-    """Return the scores of every column, to be printed by rich; it fits 80 columns."""
+    """Return the scores of every candidate as a rich table, at most 80 columns wide."""
     return _table(result.report)
 
 
-def predict_new(folder: Path, book: OofLogits) -> NDArray[np.int32]:
-    """Return what the final column of the run in `folder` says of a book of new trials, ``(R, C)`` in millionths.
+def predict_new(folder: Path, oof: OofLogits) -> NDArray[np.int32]:
+    """Return the final predictions of the run in `folder` for new trials, ``(R, C)`` in parts per million.
 
     Raises
     ------
     StoreError
-        The run's models are not there or damaged.
+        The run's models are absent or damaged.
     """
-    then = atomic_io.read_json(folder / nested_cv.METRICS)
-    return StackInference.of(folder, then, book).probs_ppm(book)
+    run_metrics = atomic_io.read_json(folder / nested_cv.METRICS)
+    return StackInference.of(folder, run_metrics, oof).probs_ppm(oof)
 
 
-# What a finished stack run says of new trials: every column, scored where there are labels.
-
-def evaluate(folder: Path, book: OofLogits, config: StackConfig) -> StackResult:
-    """Return the predictions of the run in `folder` for a book of new trials, and every column's scores on them.
+def evaluate(folder: Path, oof: OofLogits, config: StackConfig) -> StackResult:
+    """Return the predictions of the run in `folder` for new trials, with the scores of every candidate on them.
 
     Parameters
     ----------
-    config : the draws of the bootstrap and its seed; what is final and what fills gaps was chosen by the run.
+    config : only its bootstrap draws and seed are used; the run determines everything else.
 
     Raises
     ------
@@ -217,26 +214,26 @@ def evaluate(folder: Path, book: OofLogits, config: StackConfig) -> StackResult:
 
     Notes
     -----
-    The learnt columns are those of the model of all folds; a run on too few groups has none.
+    The learned columns come from the model of all folds; a run on too few groups has none.
     """
     started = time.monotonic()
-    then = atomic_io.read_json(folder / nested_cv.METRICS)
-    final = candidates.FinalCandidate(name=nested_cv.final_column(then),
-                             why=f"as in the run {folder.name}: {then['final']['why']}")
-    inference = StackInference.of(folder, then, book)
+    run_metrics = atomic_io.read_json(folder / nested_cv.METRICS)
+    final = candidates.FinalCandidate(name=nested_cv.final_column(run_metrics),
+                             why=f"as in the run {folder.name}: {run_metrics['final']['why']}")
+    inference = StackInference.of(folder, run_metrics, oof)
     ready = inference.oof
-    temperature = float(then["final"]["temperature"])
-    found = report.StackRun(oof=ready, config=_as_trained(then, config), nested=inference.learnt,
+    temperature = float(run_metrics["final"]["temperature"])
+    run = report.StackRun(oof=ready, config=_as_trained(run_metrics, config), nested=inference.nested,
                        columns=inference.columns, final=final,
                        temperatures=dict.fromkeys([*range(int(ready.fold.max(initial=-1)) + 1), -1], temperature))
-    record = {**report.build_report(found), "fingerprint": then["fingerprint"]}
-    return StackResult(oof=book, units=inference.probs_ppm(book), report=record, folder=folder, cached=False,
+    record = {**report.build_report(run), "fingerprint": run_metrics["fingerprint"]}
+    return StackResult(oof=oof, ppm=inference.probs_ppm(oof), report=record, folder=folder, cached=False,
                        seconds=time.monotonic() - started)
 
 
-def _as_trained(then: dict[str, Any], config: StackConfig) -> StackConfig:
-    """Return the run's choices with the draws of another bootstrap; new trials were fitted by no refit."""
-    known = {entry.name for entry in fields(StackConfig)}
-    chosen: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in then["config"].items()
-                              if name in known}
+def _as_trained(run_metrics: dict[str, Any], config: StackConfig) -> StackConfig:
+    """Return the run's configuration with the bootstrap of `config`, and without refit: no model saw the new trials."""
+    field_names = {entry.name for entry in fields(StackConfig)}
+    chosen: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in run_metrics["config"].items()
+                              if name in field_names}
     return replace(StackConfig(**chosen), bootstrap=config.bootstrap, seed=config.seed, refit="none")

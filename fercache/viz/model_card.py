@@ -33,7 +33,7 @@ def write_card(preds: Path, cache: Path) -> str:
     """
     facts = run_info.gather_run_info(preds, cache)
     if not facts.metrics:
-        raise InputError("no metrics lie beside the predictions", where=io.metrics_file(preds),
+        raise InputError("no metrics lie beside the predictions", where=io.metrics_path(preds),
                          hint="run `fercache stack --out preds.csv`, and give the card that file")
     if "predict" in facts.metrics:
         raise InputError("these are predictions of new clips, by models that were trained before", where=preds,

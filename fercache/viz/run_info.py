@@ -99,7 +99,7 @@ def gather_run_info(preds: Path, cache: Path, check: Path | None = None, ablatio
 
 
 def _metrics(preds: Path) -> dict[str, Any]:
-    path = io.metrics_file(preds)
+    path = io.metrics_path(preds)
     value = atomic_io.read_json(path) if path.is_file() else {}
     if not isinstance(value, dict):
         raise InputError("no metrics of fercache's", where=path, hint="run `fercache stack` again")

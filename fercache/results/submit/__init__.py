@@ -234,7 +234,7 @@ def _answer(given: io.PredictionsFile, wanted: Mapping[str, Frames | None], tran
     predicted: dict[str, Frames] = {}
     difference, others = RowDifference(), set[str]()
     for clip in given.clips():
-        name = io.open_predictions(clip.name, wanted)
+        name = io.match_clip(clip.name, wanted)
         if name not in wanted:
             others.add(clip.name)
             continue

@@ -325,7 +325,7 @@ def clip_table_answers(given: io.PredictionsFile, wanted: list[str], translator:
     found: dict[str, int] = {}
     keys = {clip_table_key(name) for name in wanted}
     for clip in given.clips():
-        name = io.open_predictions(clip_table_key(clip.name), keys)
+        name = io.match_clip(clip_table_key(clip.name), keys)
         if (name := name if name in keys else clip_table_key(name)) in keys:
             if name in found:
                 raise InputError(f"two clips of the predictions are {name!r}", where=given.path,
