@@ -224,8 +224,7 @@ def test_gc_knows_stack_runs_with_imported_logits(recipes: tuple[Path, Path], ho
     far.save(logits_import.path_of(cache, "named", "far"))
     for logits, seed in (((), 0), (("far",), 0), (("far",), 1)):
         run = stack.run_stack(inputs.load_logits(cache, "named", path, logits),
-                        StackConfig(bootstrap=0, seed=seed, logits=logits),
-                        cache / "stack")
+                        StackConfig(bootstrap=0, seed=seed, logits=logits), cache)
     found = waste()
     assert {name for name in found if name.startswith("stack")} == {f"stack/named/{run.folder.name}"}, "another seed's"
     assert not any(name.startswith("logits") for name in found)
