@@ -242,7 +242,7 @@ def test_gc_knows_runs_of_imported_logits_alone(home: Path) -> None:
             logits_import.path_of(cache, "films", name))
     for logits in ((), ("one",)):
         stack.run_stack(inputs.load_logits(cache, "films", None, logits or ("one", "two")),
-                  StackConfig(bootstrap=0, logits=logits), cache / "stack")
+                  StackConfig(bootstrap=0, logits=logits), cache)
     (cache / "stack" / "films" / ("0" * 12)).mkdir()
     assert waste() == {f"stack/films/{'0' * 12}"}
 
