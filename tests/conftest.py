@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_nets
 from forked import Runner
 from numpy.typing import NDArray
 
@@ -50,7 +51,29 @@ def linked(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def full(pytestconfig: pytest.Config) -> bool:
+    """Whether the stated volumes run (make test-full); a test with a volume takes a smaller one if not."""
+    return bool(pytestconfig.getoption("--full"))
+
+
 @pytest.fixture(scope="module")
+def tiny_cnn() -> Iterator[None]:
+    """A tiny CNN in place of the real one, for all tests and fixtures of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_nets.install(["cnn"], patch.setattr)
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny_detector() -> Iterator[None]:
+    """A tiny detector in place of the real one, for all tests and fixtures of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_nets.install(["detector"], patch.setattr)
+        yield
+
+
+@pytest.fixture(scope="session")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     """Runs the real command line, each time in a forked process."""
     made = Runner(tmp_path_factory.mktemp("runner"))
