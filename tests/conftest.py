@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_nets
 from forked import Runner
 from numpy.typing import NDArray
 
@@ -18,6 +18,10 @@ from fercache.data import demo
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a background shell starts is deaf to it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Before torch and LightGBM load OpenMP. Its threads spin while they wait, and parallel test processes share the cores:
+# two files of tests took 12 s of processor time instead of 16 to 21.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,6 +64,8 @@ def full(pytestconfig: pytest.Config) -> bool:
 @pytest.fixture(scope="module")
 def tiny_cnn() -> Iterator[None]:
     """A tiny CNN in place of the real one, for all tests and fixtures of a module."""
+    import tiny_nets
+
     with pytest.MonkeyPatch.context() as patch:
         tiny_nets.install(["cnn"], patch.setattr)
         yield
@@ -68,6 +74,8 @@ def tiny_cnn() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def tiny_detector() -> Iterator[None]:
     """A tiny detector in place of the real one, for all tests and fixtures of a module."""
+    import tiny_nets
+
     with pytest.MonkeyPatch.context() as patch:
         tiny_nets.install(["detector"], patch.setattr)
         yield
