@@ -20,6 +20,7 @@ from fercache.data.base import UNKNOWN, printable, shorten_list
 from fercache.data.table import MOST_FRAMES, SPLITS
 from fercache.errors import InputError
 from fercache.oof import OofLogits
+from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -61,19 +62,14 @@ class _Layout:
         return "frame" in self.at
 
 
-def folder_of(cache: Path, dataset: str) -> Path:
-    """Return the folder of a data set's imported logits."""
-    return cache / "logits" / dataset / "imported"
-
-
 def path_of(cache: Path, dataset: str, name: str) -> Path:
     """Return where imported logits lie."""
-    return folder_of(cache, dataset) / f"{name}.h5"
+    return Workspace(cache).imported_logits(dataset) / f"{name}.h5"
 
 
 def imported_names(cache: Path, dataset: str) -> list[str]:
     """Return the names of all imported logits of a data set."""
-    return sorted(path.stem for path in folder_of(cache, dataset).glob("*.h5"))
+    return sorted(path.stem for path in Workspace(cache).imported_logits(dataset).glob("*.h5"))
 
 
 def load(cache: Path, dataset: str, wanted: Sequence[str]) -> list[OofLogits]:

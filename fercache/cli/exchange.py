@@ -12,6 +12,7 @@ from fercache.cli.context import LOCATION, CommaList, Context, HeadedCommand, co
 from fercache.config import DatasetConfig, LogitsConfig
 from fercache.errors import InputError
 from fercache.runtime.uri import Location
+from fercache.workspace import Features
 
 log = logging.getLogger("fercache")
 
@@ -61,7 +62,7 @@ def import_command(context: Context, path: Path, as_: str, fps: float, **typed: 
     from fercache.maintenance import importer
 
     dataset = context.dataset(typed)
-    report = importer.import_features(path, as_, context.features / "features" / dataset.name, fps=fps)
+    report = importer.import_features(path, as_, Features(context.features).folder(dataset.name), fps=fps)
     log.info("%d clips imported (%d frames), %d cached, %d failed", len(report.clips), report.frames,
              len(report.cached), len(report.failed))
     strange = {*report.clips, *report.cached} - {trial.name for trial in dataset.trials}

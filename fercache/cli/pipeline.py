@@ -118,7 +118,7 @@ def stack_command(context: Context, logits_file: Path | None, out: Path, **typed
     from fercache.stacking import stack
 
     config = context.config(StackConfig, "stack", typed)
-    result = stack.run_stack(context.load_logits(typed, logits_file, config.logits), config, context.cache / "stack")
+    result = stack.run_stack(context.load_logits(typed, logits_file, config.logits), config, context.cache)
     stack.write_stack(result, out)
     if not result.cached:
         run_log.record_run(context.cache, result.oof.dataset, "stack", result.folder.name, result.seconds,

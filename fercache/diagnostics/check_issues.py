@@ -22,6 +22,7 @@ from fercache.media import pictures
 from fercache.media.pictures import MAX_BYTES, NAME, read_picture
 from fercache.runtime import atomic_io
 from fercache.runtime.progress import progress_bar
+from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class ClipIndex:
     @classmethod
     def load(cls, cache: Path, dataset: str) -> ClipIndex:
         """Return what earlier runs found; nothing where there is no index, or one that is not ours."""
-        path = cache / "index" / f"{dataset}.json"
+        path = Workspace(cache).index(dataset)
         try:
             held = atomic_io.read_json(path, limit_bytes=1 << 30)
             if held["version"] != VERSION:

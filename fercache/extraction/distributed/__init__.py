@@ -22,6 +22,7 @@ from fercache.extraction.distributed import shard
 from fercache.extraction.distributed.shard import Shard
 from fercache.extraction.job import Engine, ExtractionJob, ExtractReport
 from fercache.runtime.uri import Location
+from fercache.workspace import FAILURES
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class LaunchPlan:
         """Extract, and return and raise as `job.extract_dataset` does."""
         # Decided for the whole set, so that all shards agree whatever clips they hold.
         config = replace(config, faces=job.resolve_faces(dataset, config))
-        failures = job.FAILURES
+        failures = FAILURES
         if self.shard is not None:
             whole, dataset, failures = dataset, self.shard.of_dataset(dataset), self.shard.failures
             log.info("part %d of %d: %d of %d clips", self.shard.number, self.shard.of, len(dataset.trials),
