@@ -9,6 +9,7 @@
     cache/heads/<dataset>/<fp12>/                     the trained heads behind the logits of the same name
     cache/stack/<dataset>/<fp12>/                     stack runs
     cache/index/<dataset>.json                        facts that `check` read from the clips
+    cache/photos/<dataset>/<clip>/                    links to the photos of a clip, for data sets of still photos
     cache/weights/, cache/clips/                      downloads: pretrained CNNs, the demo's videos
     cache/run_log.json                                runs and their durations
 
@@ -90,6 +91,10 @@ class Workspace:
     def clips(self) -> Path:
         """Folder of the demo's videos."""
         return self.root / "clips"
+
+    def photos(self, dataset: str) -> Path:
+        """Return the folder of links to a data set's photos, one folder a clip."""
+        return self.root / "photos" / dataset
 
     @property
     def run_log(self) -> Path:

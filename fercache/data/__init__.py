@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fercache.config import DatasetConfig
-from fercache.data import affwild2, clip_level, demo, mtl, table
+from fercache.data import affwild2, clip_level, demo, mtl, photos, table
 from fercache.data.base import Dataset
 from fercache.data.scan import Scan, describe, scan
 from fercache.errors import InputError
@@ -40,7 +40,10 @@ READERS = {
 }
 """Layouts with folders of their own, in the order in which a folder is compared with them."""
 
-DATASETS = ("demo", *READERS, "table", "logits")
+PHOTO_READERS = {"fer2013": photos.read_fer2013, "photos": photos.read_photos}
+"""Sets of still photos; their readers link the photos of each clip in the cache."""
+
+DATASETS = ("demo", *READERS, *PHOTO_READERS, "table", "logits")
 """What `--dataset` and `dataset.toml` can name; "logits" has no clips, only imported logits."""
 
 
@@ -98,6 +101,8 @@ def _read(config: DatasetConfig, cache: Path) -> Dataset:
         return table.read_clip_table(config)
     if config.dataset == "demo":
         return demo.read_demo(config, cache)
+    if config.dataset in PHOTO_READERS:
+        return PHOTO_READERS[config.dataset](config, cache)
     try:
         return READERS[config.dataset].read(config)
     except InputError as error:
@@ -131,6 +136,8 @@ def _layout(config: DatasetConfig) -> str:
     if not config.root:
         raise InputError("labels are given without clips", where=config.labels, hint="give --clips too")
     root = Path(config.root)
+    if photos.is_fer2013_table(root):
+        return "fer2013"
     found = scan(root, DEPTH)
     fits = _fits(found)
     if fits[:2] == ["affwild2", "mtl"]:  # the organizers' folder holds both tracks; most users want expressions

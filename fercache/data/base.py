@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fercache.errors import InputError
 
-Kind = Literal["video", "crops"]
+Kind = Literal["video", "crops", "photos"]
 Split = Literal["train", "validation", "test"]
 Labels = NDArray[np.int16]
 
@@ -134,7 +134,12 @@ class Dataset:
         kinds = {trial.kind for trial in self.trials}
         if len(kinds) > 1:
             return ""
-        return "cropped" if kinds == {"crops"} and not self.whole_frames else "mtcnn"
+        return "cropped" if kinds <= {"crops", "photos"} and not self.whole_frames else "mtcnn"
+
+    @property
+    def has_clock(self) -> bool:
+        """Whether the rows of a clip follow each other in time; those of photos do not."""
+        return all(trial.kind != "photos" for trial in self.trials)
 
     def digest(self) -> str:
         """Return the sha256 (hex) over what training sees: classes, trials, groups, splits, labels; no paths."""

@@ -125,7 +125,7 @@ class ClipIndex:
             return held
         self.read += 1
         blank = ClipFacts(mtime_ns=changed_ns, taken_ns=time.time_ns())
-        return _folder(path, blank) if kind == "crops" else _video(path, blank)
+        return _video(path, blank) if kind == "video" else _folder(path, blank)
 
     def _write(self, facts: dict[str, ClipFacts]) -> None:
         clips = {name: _plain(one) for name, one in facts.items()}

@@ -13,7 +13,10 @@ from fercache.media.pictures import PictureFolder, folder_digest, numbered
 from fercache.media.source import Source, file_digest
 from fercache.media.video import VideoSource
 
-KINDS = ("video", "crops")
+KINDS = ("video", "crops", "photos")
+
+PHOTO_FPS = 1 / 3600
+"""Photos of a clip stand an hour apart, so that no window in seconds joins two of them."""
 
 
 def kind_of(path: Path) -> str:
@@ -26,7 +29,7 @@ def open_source(path: Path, kind: str, *, crop_fps: float = 30.0, damaged: str =
 
     Parameters
     ----------
-    kind : ``"video"`` or ``"crops"``.
+    kind : ``"video"``, ``"crops"`` (a folder of faces or frames by number) or ``"photos"`` (the same without a clock).
     crop_fps : frames per second of a folder of crops.
     damaged : ``"fail"`` or ``"keep"``: what to do with a video that ends early.
 
@@ -39,8 +42,8 @@ def open_source(path: Path, kind: str, *, crop_fps: float = 30.0, damaged: str =
     """
     if kind == "video":
         return VideoSource.open(path, damaged)
-    if kind == "crops":
-        return PictureFolder(path, numbered(path), crop_fps)
+    if kind in ("crops", "photos"):
+        return PictureFolder(path, numbered(path), crop_fps if kind == "crops" else PHOTO_FPS)
     raise InputError(f"unknown kind of clip {kind!r}; choose one of: {', '.join(KINDS)}", where=path)
 
 

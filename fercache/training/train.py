@@ -12,6 +12,7 @@ from typing import Any
 from fercache.config import TrainConfig, fingerprint_of
 from fercache.data.base import Dataset, Trial, stored_trials
 from fercache.errors import InputError
+from fercache.heads.registry import TEMPORAL_HEADS
 from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
@@ -65,6 +66,7 @@ def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cac
     trials = [trial for trial in dataset.trials if trial.name in store]
     missing = tuple(t.name for t in dataset.trials if t.name not in store)
     check_splits(trials)
+    check_clock(dataset, config.heads)
     settings = settings_of(dataset, trials, store, config)
     name = fingerprint_of(settings)
     workspace = Workspace(cache)
@@ -100,6 +102,20 @@ def check_splits(trials: Sequence[Trial]) -> None:
     if crossed:
         raise InputError(f"group {crossed[0]!r} is in train and in another split ({len(crossed)} such groups)",
                          where="the data set", hint="put all clips of a group (person, parent video) into one split")
+
+
+def check_clock(dataset: Dataset, heads: Sequence[str]) -> None:
+    """Refuse temporal heads for a data set of still photos.
+
+    Raises
+    ------
+    InputError
+        A head of `heads` reads several frames, and the data set has a clip of photos.
+    """
+    temporal = [head for head in heads if head in TEMPORAL_HEADS]
+    if temporal and not dataset.has_clock:
+        raise InputError(f"photos do not follow each other in time, so {', '.join(temporal)} cannot read them",
+                         where=dataset.name, hint="use --heads frame")
 
 
 def settings_of(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore,

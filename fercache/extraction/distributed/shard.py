@@ -32,7 +32,7 @@ def estimate_work(trial: Trial) -> int:
     if trial.labels is not None and len(trial.labels):
         return len(trial.labels)
     try:
-        if trial.kind == "crops":
+        if trial.kind != "video":
             with os.scandir(trial.path) as entries:
                 return sum(1 for _ in entries)
         return 1 + trial.path.stat().st_size // FRAME_BYTES

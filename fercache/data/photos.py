@@ -1,0 +1,298 @@
+"""Data sets of still photos: FER2013 as it is downloaded, and folders with one folder of photos a class.
+
+Photos have no clock. Some hundred of them are stored as one clip of kind "photos", whose frames stand an hour apart, so
+that no window in seconds ever joins two photos. Copies of a photo always stand in one clip, and a clip is a group: no
+fold has a photo on one side and its copy on the other.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import logging
+import os
+import random
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fercache.config import DatasetConfig
+from fercache.data.base import SEVEN, UNKNOWN, Dataset, Issue, Split, Trial, cache_name, shorten_list
+from fercache.data.labels import SETS, canonical_class_name
+from fercache.data.scan import PICTURES
+from fercache.errors import InputError
+from fercache.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+PHOTOS_PER_CLIP = 256
+"""Photos of one clip in the store, the last of a split excepted: few enough to fit into one chunk of rows."""
+
+FER2013_SPLITS: dict[str, Split] = {
+    "training": "train", "train": "train", "publictest": "validation", "validation": "validation",
+    "privatetest": "test", "test": "test"}
+"""Split of each part of FER2013, by the column ``Usage`` or by the name of a folder or the beginning of a file's name.
+
+Kaggle's folder form calls both test parts together "test"; there the file names tell them apart.
+"""
+
+FER_PLUS_CLASSES = {"neutral": "Neutral", "happiness": "Happiness", "surprise": "Surprise", "sadness": "Sadness",
+                    "anger": "Anger", "disgust": "Disgust", "fear": "Fear", "contempt": "", "unknown": "", "NF": ""}
+"""Vote columns of FER+ (Barsoum et al. 2016, arXiv 1608.01041); a majority for a class without a name gives no label."""
+
+TABLE_NAMES = ("fer2013.csv", "icml_face_data.csv")
+FER_PLUS_NAME = "fer2013new.csv"
+SIDE_PX = 48
+"""Width and height of FER2013's photos."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photo:
+    """One labelled photo.
+
+    Attributes
+    ----------
+    file : the picture, or None where its bytes are in `data`.
+    data : (48, 48) uint8 gray pixels as bytes, for photos that come from a table.
+    label : index into the classes, -1 without a label.
+    """
+
+    name: str
+    label: int
+    split: Split
+    file: Path | None = None
+    data: bytes = b""
+
+    def digest(self) -> bytes:
+        """Return a hash of the photo's bytes: equal for copies."""
+        return hashlib.sha256(self.data if self.file is None else self.file.read_bytes()).digest()
+
+
+def read_fer2013(config: DatasetConfig, cache: Path) -> Dataset:
+    """Return FER2013: its training part as train, PublicTest as validation, PrivateTest as test.
+
+    Parameters
+    ----------
+    cache : the cache folder; links to the photos (from a table: the photos themselves) are written below it.
+
+    Raises
+    ------
+    InputError
+        No table and no photos are there, or the table is not FER2013's.
+
+    Notes
+    -----
+    Reads ``fer2013.csv`` or ``icml_face_data.csv`` (columns emotion, pixels, Usage), or folders of photos by split and
+    class. Beside a table, ``fer2013new.csv`` replaces the labels by the majority of FER+'s votes; photos without a
+    majority for one of the seven classes then have no label.
+    """
+    root = _root(config, "fer2013")
+    table = root if root.is_file() else next((root / name for name in TABLE_NAMES if (root / name).is_file()), None)
+    if table is not None:
+        photos = list(_table_photos(table, _fer_plus_labels(table.with_name(FER_PLUS_NAME))))
+    else:
+        photos = [photo for photo in _folder_photos(root, SEVEN, FER2013_SPLITS) if photo.label >= 0]
+    if not photos:
+        raise InputError("no photo of FER2013 is here", where=root,
+                         hint="name the folder that holds fer2013.csv, or train/<class>/*.jpg and test/<class>/*.jpg")
+    return _dataset("fer2013", root, SEVEN, photos, config, cache, metric="accuracy")
+
+
+def read_photos(config: DatasetConfig, cache: Path) -> Dataset:
+    """Return a folder of photos by class, with folders of splits above the classes where there are some.
+
+    Raises
+    ------
+    InputError
+        There is no folder with photos, or a single class.
+
+    Notes
+    -----
+    With ``source = "crops"`` every picture is a face, and some hundred are one clip. Otherwise faces are looked for: then
+    each photo is a clip of its own, because the main face of one photo says nothing about that of the next.
+    """
+    root = _root(config, "photos")
+    names = sorted({path.parent.name for path in _pictures(root)})
+    seven = _places(SEVEN)
+    common = {SEVEN[seven[name]] for name in map(canonical_class_name, names) if name in seven}
+    classes = config.classes or (*(name for name in SEVEN if name in common),
+                                 *(name for name in names if canonical_class_name(name) not in seven))
+    if len(classes) < 2:
+        raise InputError(f"photos of {len(classes)} classes", where=root,
+                         hint="put the photos of each class into a folder of its own: happy/1.jpg, sad/2.jpg")
+    photos = list(_folder_photos(root, classes, FER2013_SPLITS))
+    return _dataset("photos", root, classes, photos, config, cache, metric="macro_f1",
+                    one_each=config.source != "crops")
+
+
+def is_fer2013_table(root: Path) -> bool:
+    """Return whether a path is a table of FER2013, or a folder with one."""
+    return root.name in TABLE_NAMES if root.is_file() else any((root / name).is_file() for name in TABLE_NAMES)
+
+
+def _root(config: DatasetConfig, layout: str) -> Path:
+    if not config.root:
+        raise InputError("no folder is named", where=layout, hint="give --root FOLDER")
+    root = Path(config.root)
+    if not root.exists():
+        raise InputError("no such file or folder", where=root, hint="check --root")
+    return root
+
+
+def _places(classes: Sequence[str]) -> dict[str, int]:
+    """Return the index of each class by its canonical name."""
+    return {canonical_class_name(name): place for place, name in enumerate(classes)}
+
+
+def _pictures(root: Path) -> Iterator[Path]:
+    """Yield every picture below a folder, in alphabetical order of paths."""
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        yield from (Path(folder, name) for name in sorted(names)
+                    if Path(name).suffix.lower() in PICTURES and not name.startswith("."))
+
+
+def _folder_photos(root: Path, classes: Sequence[str], splits: dict[str, Split]) -> Iterator[Photo]:
+    """Yield the photos of folders by class; a file's name or a folder above the class names the split."""
+    places = _places(classes)
+    for path in _pictures(root):
+        label = places.get(canonical_class_name(path.parent.name), UNKNOWN)
+        above = [part.lower() for part in path.relative_to(root).parts[:-2]]
+        # The name counts first: Kaggle's folder form puts PublicTest and PrivateTest into one folder "test".
+        hints = [path.name.partition("_")[0].lower(), *reversed(above)]
+        split: Split = next((splits[word] for word in hints if word in splits), "train")
+        yield Photo(name=str(path.relative_to(root)), label=label, split=split, file=path)
+
+
+def _table_photos(table: Path, votes: Sequence[int] | None) -> Iterator[Photo]:
+    """Yield the photos of ``fer2013.csv`` or ``icml_face_data.csv``, whose column names may have spaces around them."""
+    places = _places(SEVEN)
+    codes = {number: places[canonical_class_name(name)] for number, name in enumerate(SETS["fer2013"])}
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file)
+        header = [name.strip().lower() for name in next(rows, [])]
+        if not {"emotion", "pixels", "usage"} <= {*header}:
+            raise InputError("not a table of FER2013", where=table, hint="its columns are emotion, pixels and Usage")
+        emotion, pixels, usage = (header.index(name) for name in ("emotion", "pixels", "usage"))
+        for number, row in enumerate(rows):
+            where = f"{table}, line {number + 2}"
+            try:
+                data = np.array(row[pixels].split(), np.int64)
+                label = codes[int(row[emotion])]
+                split = FER2013_SPLITS[row[usage].strip().lower()]
+            except (LookupError, ValueError) as error:
+                raise InputError(f"not a row of FER2013 ({error})", where=where,
+                                 hint="download the table again") from error
+            if data.shape != (SIDE_PX**2,) or data.min() < 0 or data.max() > 255:
+                raise InputError(f"{len(data)} pixels; {SIDE_PX**2} numbers from 0 to 255 are expected", where=where,
+                                 hint="download the table again")
+            if votes is not None and number >= len(votes):
+                raise InputError(f"{len(votes)} rows of votes, fewer than photos", where=table.with_name(FER_PLUS_NAME),
+                                 hint="both tables describe the same 35,887 photos in the same order")
+            yield Photo(name=f"row {number + 1}", label=label if votes is None else votes[number], split=split,
+                        data=data.astype(np.uint8).tobytes())
+
+
+def _fer_plus_labels(path: Path) -> list[int] | None:
+    """Return the label of each row by the majority of its votes, -1 without one; None where there are no votes."""
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        missing = [name for name in FER_PLUS_CLASSES if name not in (rows.fieldnames or ())]
+        if missing:
+            raise InputError(f"no column {missing[0]!r}", where=path, hint="use FER+'s own fer2013new.csv")
+        labels = []
+        for row in rows:
+            votes = {name: int(row[name] or 0) for name in FER_PLUS_CLASSES}
+            best = max(votes, key=lambda name: votes[name])
+            alone = list(votes.values()).count(votes[best]) == 1
+            labels.append(SEVEN.index(FER_PLUS_CLASSES[best]) if alone and FER_PLUS_CLASSES[best] else UNKNOWN)
+    log.info("%s: labels by the majority of the votes; %d photos have none", path, labels.count(UNKNOWN))
+    return labels
+
+
+def _dataset(layout: str, root: Path, classes: Sequence[str], photos: Sequence[Photo], config: DatasetConfig,
+             cache: Path, *, metric: str, one_each: bool = False) -> Dataset:
+    """Return the photos as clips; the photos of a clip are linked, by number, in one folder of the cache."""
+    name = cache_name(layout, root, config.name)
+    copies: dict[bytes, list[Photo]] = defaultdict(list)
+    for photo in photos:
+        copies[photo.digest()].append(photo)
+    folder = Workspace(cache).photos(name)
+    trials = []
+    for clip, chosen in _clips(copies.values(), one_each):
+        _link(folder / clip, chosen)
+        trials.append(Trial(name=clip, path=folder / clip, kind="crops" if one_each else "photos", parent=clip,
+                            group=clip, split=chosen[0].split, labels=np.array([p.label for p in chosen], np.int16)))
+    return Dataset(name=name, layout=layout, classes=tuple(classes), trials=tuple(sorted(trials, key=lambda t: t.name)),
+                   metric=metric, whole_frames=one_each, problems=tuple(_issues(copies.values(), root)))
+
+
+def _clips(copies: Iterable[Sequence[Photo]], one_each: bool) -> Iterator[tuple[str, list[Photo]]]:
+    """Yield name and photos of each clip.
+
+    Notes
+    -----
+    Photos are shuffled with a fixed seed, so that each clip has all classes. Held-out photos that are copies of photos
+    in another split stand in clips of their own, "test-copies-0000": scores can be computed without them.
+    """
+    parts: dict[str, list[list[Photo]]] = defaultdict(list)
+    for same in copies:
+        splits = {photo.split for photo in same}
+        for split in splits:
+            mine = [photo for photo in same if photo.split == split]
+            part = f"{split}-copies" if split != "train" and len(splits) > 1 else str(split)
+            parts[part].append(mine)
+    for part in sorted(parts):
+        waiting = sorted(parts[part], key=lambda same: same[0].name)
+        random.Random(0).shuffle(waiting)
+        number, clip = 0, list[Photo]()
+        for same in waiting:
+            clip += same
+            if one_each or len(clip) >= PHOTOS_PER_CLIP:
+                yield f"{part}-{number:05d}", clip
+                number, clip = number + 1, []
+        if clip:
+            yield f"{part}-{number:05d}", clip
+
+
+def _link(folder: Path, photos: Sequence[Photo]) -> None:
+    """Make the numbered files of a clip, unless they are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    present = {name.partition(".")[0] for name in os.listdir(folder)}
+    for number, photo in enumerate(photos, 1):
+        stem = f"{number:05d}"
+        if stem in present:
+            continue
+        if photo.file is None:
+            picture = io.BytesIO()
+            Image.frombytes("L", (SIDE_PX, SIDE_PX), photo.data).save(picture, "PNG")
+            (folder / f"{stem}.png").write_bytes(picture.getvalue())
+        else:
+            path = folder / f"{stem}{photo.file.suffix.lower()}"
+            try:
+                path.symlink_to(photo.file.resolve())
+            except OSError:  # a file system without links
+                shutil.copyfile(photo.file, path)
+
+
+def _issues(copies: Iterable[Sequence[Photo]], root: Path) -> Iterator[Issue]:
+    """Yield what a reader of scores must know: copies across splits, and photos under two labels."""
+    across = Counter(photo.split for same in copies if len({p.split for p in same}) > 1
+                     for photo in same if photo.split != "train")
+    for split, number in sorted(across.items()):
+        yield Issue(kind="copies", where=str(root), severity="note",
+                    message=f"{number} {split} photos are copies of photos in another split",
+                    hint=f"they are the clips {split}-copies-*; `fercache score` also scores without them")
+    twice = [same[0].name for same in copies if len({photo.label for photo in same} - {UNKNOWN}) > 1]
+    if twice:
+        yield Issue(kind="two-labels", where=str(root), severity="note",
+                    message=f"{len(twice)} photos have several copies with different labels: {shorten_list(twice, 3)}",
+                    hint="each copy keeps its own label")
