@@ -64,7 +64,7 @@ def audit_command(context: Context, logits_file: Path | None, logits: str, store
             _show(found)
     audit.write_audit(findings, out)
     click.echo(out)
-    return 1 if audit.any_failed(findings) else 0
+    return 1 if any(found.is_error for found in findings) else 0
 
 
 def _show(found: Issue) -> None:
