@@ -312,7 +312,7 @@ def test_what_was_read_before_a_stop_is_kept(tmp_path: Path, monkeypatch: pytest
         index.refresh(clips)
     again = ClipIndex.load(tmp_path / "c", "x")
     again.refresh(clips)
-    assert (again.read, again.kept) == (1, 2)
+    assert (again.read, again.reused) == (1, 2)
 
 
 def test_bytes_are_those_that_the_store_takes(tmp_path: Path) -> None:

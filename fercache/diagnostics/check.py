@@ -183,7 +183,7 @@ def check_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, *, fresh
                   clips=tuple(_clip(table) for table in tables), lengths=compared,
                   issues=tuple(check_issues.find_issues(dataset, tables, index.facts)),
                   cost=estimate_cost(tables, _faces(dataset, config), config, cache, rate), clips_read=index.read,
-                  clips_known=index.kept, seconds=time.monotonic() - started)
+                  clips_known=index.reused, seconds=time.monotonic() - started)
 
 
 def predict_cost(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractionCost:
