@@ -89,8 +89,8 @@ def verify(report: CheckReport, lengths: Mapping[str, Lengths], made: Made) -> N
     assert by_name["annotation lines against video frames"].equal == len(lengths)
     bare = sum(len(gone) for gone in made.missing.values())
     labelled = sum(made.labels[name][n - 1] >= 0 for name, gone in made.missing.items() for n in gone)
-    assert sum(split.bare for split in report.splits.values()) == bare == expected(lengths)[3]
-    assert sum(split.bare_labelled for split in report.splits.values()) == labelled
+    assert sum(split.no_crop for split in report.splits.values()) == bare == expected(lengths)[3]
+    assert sum(split.no_crop_labelled for split in report.splits.values()) == labelled
     assert sum(split.frames for split in report.splits.values()) == sum(max(one) for one in lengths.values())
     every = np.concatenate([np.array(labels) for labels in made.labels.values()])
     counts = np.sum([list(split.counts.values()) for split in report.splits.values()], axis=0)
@@ -179,7 +179,7 @@ def test_pictures_that_are_empty_damaged_or_none(tmp_path: Path) -> None:
     assert found["empty-pictures"] == ("a (2)", 1, True) and found["other-files"] == ("b (1)", 1, False)
     unreadable = {one.where: one.message for one in report.issues if one.kind == "unreadable"}
     assert set(unreadable) == {"zero", "b/00009.jpg"} and "frames count from 1" in unreadable["zero"]
-    assert report.splits["train"].bare == 7  # the empty pictures are there, the folder that is refused has none
+    assert report.splits["train"].no_crop == 7  # the empty pictures are there, the folder that is refused has none
 
 
 def test_videos_that_do_not_open(tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     said = json.loads(text)
     assert code == 1 and said["lost"] and said["lengths"][0]["differences"][0]["trial"] == "c"
     assert said["issues"][0]["details"] == ["gone"] and [one["rows"] for one in said["clips"]] == [7, 9, 12]
-    assert said["cost"]["frames"] == 25 and said["splits"]["train"]["bare_labelled"] == 9
+    assert said["cost"]["frames"] == 25 and said["splits"]["train"]["no_crop_labelled"] == 9
     assert cli(tmp_path / "nowhere", tmp_path / "c")[0] == 2
 
 
