@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from fercache import recipe
-from fercache.config import Config, DatasetConfig
+from fercache.config import Config, DatasetConfig, ExtractConfig, TrainConfig
 from fercache.errors import BrokenOff, FercacheError, InputError
 from fercache.runtime.uri import Location, Url, as_location
 
@@ -63,19 +63,34 @@ class LocationType(click.ParamType[Location]):
 LOCATION = LocationType()
 
 
-HEADINGS: dict[str, tuple[str, ...]] = {
-    "Data set": tuple(entry.name for entry in dataclasses.fields(DatasetConfig)),
-    "Faces": ("faces", "detect_every", "detect_px", "min_face_px", "min_score", "margin", "people"),
-    "Sources": ("on_truncated", "crop_fps", "verify_sources", "thumbnails"),
-    "Training": ("loss", "label_smoothing", "epochs", "patience", "width", "dropout", "lr", "ema", "mixup", "noise",
-                 "time_mask_s", "window_s", "step_s", "precision"),
-    "Machine": ("device", "threads", "concurrent_clips", "memory", "workers", "engine", "scheduler", "shard",
-                "time_limit", "cache", "local_cache", "stages"),
+HEADINGS: dict[str, tuple[type[Config] | None, tuple[str, ...]]] = {
+    "Options": (None, ()),
+    "Data set": (DatasetConfig, tuple(entry.name for entry in dataclasses.fields(DatasetConfig))),
+    "Faces": (ExtractConfig, ("faces", "detect_every", "detect_px", "min_face_px", "min_score", "margin", "people")),
+    "Sources": (ExtractConfig, ("on_truncated", "crop_fps", "verify_sources", "thumbnails")),
+    "Training": (TrainConfig, ("loss", "label_smoothing", "epochs", "patience", "width", "dropout", "lr", "ema", "mixup",
+                               "noise", "time_mask_s", "window_s", "step_s", "precision")),
+    "Machine": (None, ("device", "threads", "concurrent_clips", "memory", "workers", "engine", "scheduler", "shard",
+                       "time_limit", "cache", "local_cache", "stages")),
 }
-"""Heading in a command's help -> the options below it; all others come first, without a heading of their own."""
+"""Heading in a command's help -> the options below it, and the configuration that they belong to (None: any)."""
 
-EXPLAINS_DATA = ("extract", "check")
-"""Commands whose help explains every data set option; the help of the others points to the first."""
+EXPLAINED_ONCE = {"Data set": "Which clips and labels to read", "Faces": "How faces are found",
+                  "Sources": "How clips are read"}
+"""Headings whose options the help of `extract` explains, and a summary for the help of all other commands."""
+
+
+def _heading(name: str | None, kind: type[Config] | None) -> str:
+    return next((heading for heading, (owner, names) in HEADINGS.items() if name in names and owner in (None, kind)),
+                "Options")
+
+
+class ConfigOption(click.Option):
+    """An option made from a field of the configuration `kind`."""
+
+    def __init__(self, *args: Any, kind: type[Config], **settings: Any) -> None:
+        self.kind = kind
+        super().__init__(*args, **settings)
 
 
 class HeadedCommand(click.Command):
@@ -83,17 +98,16 @@ class HeadedCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, a section for each heading that has any."""
-        sections: dict[str, list[tuple[str, str]]] = {"Options": [], **{heading: [] for heading in HEADINGS}}
+        sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record is not None:
-                # The encoder's `precision` belongs to the CNN, the heads' to training: only train-heads has the latter.
-                heading = next((h for h, names in HEADINGS.items() if param.name in names), "Options")
-                sections["Options" if heading == "Training" and self.name == "extract" else heading].append(record)
-        if len(sections["Data set"]) > 1 and self.name not in EXPLAINS_DATA:
-            flags = " ".join(flag.split()[0] for flag, _ in sections["Data set"])
-            sections["Data set"] = [(flags, f"Which clips and labels: see `fercache {EXPLAINS_DATA[0]} --help`.")]
+            # Arguments are in the usage line and in the command's text; click gives them a record without help.
+            if record is not None and isinstance(param, click.Option):
+                sections[_heading(param.name, getattr(param, "kind", None))].append(record)
         for heading, records in sections.items():
+            if records and heading in EXPLAINED_ONCE and self.name != "extract":
+                flags = " ".join(flag.split()[0] for flag, _ in records)
+                records = [(flags, f"{EXPLAINED_ONCE[heading]}: see `fercache extract --help`.")]
             if records:
                 with formatter.section(heading):
                     formatter.write_dl(records)
@@ -112,11 +126,12 @@ def config_options(kind: type[Config], default: str = "") -> Callable[[F], F]:
         for entry in reversed(dataclasses.fields(kind)):
             flag = "--" + entry.name.replace("_", "-")
             if hints[entry.name] is bool:
-                function = click.option(f"{flag}/--no-{flag[2:]}", entry.name, default=None,
+                function = click.option(f"{flag}/--no-{flag[2:]}", entry.name, default=None, cls=ConfigOption, kind=kind,
                                         help=str(entry.metadata["help"]), show_default=False)(function)
                 continue
             function = click.option(flag, entry.name, type=_type(hints[entry.name], entry), default=None,
-                                    help=_help(entry, default), show_default=False)(function)
+                                    cls=ConfigOption, kind=kind, help=_help(entry, default),
+                                    show_default=False)(function)
         return function
     return add
 
