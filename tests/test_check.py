@@ -25,6 +25,7 @@ from fercache.diagnostics.check import CheckReport, check_dataset
 from fercache.diagnostics.check_issues import ClipIndex
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS
+from fercache.workspace import Workspace
 from tests.trees import Lengths, Made, annotate, crops, picture, real_lengths, real_tree, stub_video
 from tests.videos import cut, numbered_video
 
@@ -346,7 +347,7 @@ def test_time_is_measured_assumed_or_not_told(tmp_path: Path) -> None:
     measured = check(root, tmp_path / "c").cost
     assert measured.seconds == 0.5 and "60.0 frames/s, measured here over 600 frames (cropped" in measured.basis
     assert len(run_log.load_run_log(tmp_path / "c").rates) == 2
-    run_log.log_path(tmp_path / "c").write_text('{"rates": [{"faces": 1}]}')
+    Workspace(tmp_path / "c").run_log.write_text('{"rates": [{"faces": 1}]}')
     assert run_log.load_run_log(tmp_path / "c").rates == ()
 
 

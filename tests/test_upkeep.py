@@ -224,8 +224,7 @@ def test_gc_knows_stack_runs_with_imported_logits(recipes: tuple[Path, Path], ho
     far.save(logits_import.path_of(cache, "named", "far"))
     for logits, seed in (((), 0), (("far",), 0), (("far",), 1)):
         run = stack.run_stack(inputs.load_logits(cache, "named", path, logits),
-                        StackConfig(bootstrap=0, seed=seed, logits=logits),
-                        cache / "stack")
+                        StackConfig(bootstrap=0, seed=seed, logits=logits), cache)
     found = waste()
     assert {name for name in found if name.startswith("stack")} == {f"stack/named/{run.folder.name}"}, "another seed's"
     assert not any(name.startswith("logits") for name in found)
@@ -243,7 +242,7 @@ def test_gc_knows_runs_of_imported_logits_alone(home: Path) -> None:
             logits_import.path_of(cache, "films", name))
     for logits in ((), ("one",)):
         stack.run_stack(inputs.load_logits(cache, "films", None, logits or ("one", "two")),
-                  StackConfig(bootstrap=0, logits=logits), cache / "stack")
+                  StackConfig(bootstrap=0, logits=logits), cache)
     (cache / "stack" / "films" / ("0" * 12)).mkdir()
     assert waste() == {f"stack/films/{'0' * 12}"}
 

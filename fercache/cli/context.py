@@ -20,6 +20,7 @@ from fercache import recipe
 from fercache.config import Config, DatasetConfig, ExtractConfig, TrainConfig
 from fercache.errors import BrokenOff, FercacheError, InputError
 from fercache.runtime.uri import Location, Url, as_location
+from fercache.workspace import Workspace
 
 if TYPE_CHECKING:
     from fercache.data.base import Dataset
@@ -68,8 +69,8 @@ HEADINGS: dict[str, tuple[type[Config] | None, tuple[str, ...]]] = {
     "Data set": (DatasetConfig, tuple(entry.name for entry in dataclasses.fields(DatasetConfig))),
     "Faces": (ExtractConfig, ("faces", "detect_every", "detect_px", "min_face_px", "min_score", "margin", "people")),
     "Sources": (ExtractConfig, ("on_truncated", "crop_fps", "verify_sources", "thumbnails")),
-    "Training": (TrainConfig, ("loss", "label_smoothing", "epochs", "patience", "width", "dropout", "lr", "ema", "mixup",
-                               "noise", "time_mask_s", "window_s", "step_s", "precision")),
+    "Training": (TrainConfig, ("loss", "label_smoothing", "epochs", "patience", "width", "dropout", "lr", "ema",
+                               "mixup", "noise", "time_mask_s", "window_s", "step_s", "precision")),
     "Machine": (None, ("device", "threads", "concurrent_clips", "memory", "workers", "engine", "scheduler", "shard",
                        "time_limit", "cache", "local_cache", "stages")),
 }
@@ -126,8 +127,8 @@ def config_options(kind: type[Config], default: str = "") -> Callable[[F], F]:
         for entry in reversed(dataclasses.fields(kind)):
             flag = "--" + entry.name.replace("_", "-")
             if hints[entry.name] is bool:
-                function = click.option(f"{flag}/--no-{flag[2:]}", entry.name, default=None, cls=ConfigOption, kind=kind,
-                                        help=str(entry.metadata["help"]), show_default=False)(function)
+                function = click.option(f"{flag}/--no-{flag[2:]}", entry.name, default=None, cls=ConfigOption,
+                                        kind=kind, help=str(entry.metadata["help"]), show_default=False)(function)
                 continue
             function = click.option(flag, entry.name, type=_type(hints[entry.name], entry), default=None,
                                     cls=ConfigOption, kind=kind, help=_help(entry, default),
@@ -209,6 +210,11 @@ class Context:
     remote: Url | None = None
 
     @property
+    def workspace(self) -> Workspace:
+        """The paths below the cache folder."""
+        return Workspace(self.cache)
+
+    @property
     def features(self) -> Location:
         """Where features are: the cache folder, or the URL."""
         return self.remote or self.cache
@@ -246,14 +252,13 @@ class Context:
         """
         from fercache import logits_import
         from fercache.stacking import inputs
-        from fercache.training import train
 
         dataset = self.dataset_name(typed)
-        trained = path or train.current_logits_file_or_none(self.cache, dataset)
+        trained = path or self.workspace.current_logits_file_or_none(dataset)
         if not names and self.is_logits(typed):
             names = tuple(logits_import.imported_names(self.cache, dataset))
         if not trained and not names:
-            train.current_logits_file(self.cache, dataset)  # raises, naming the command that is missing
+            self.workspace.current_logits_file(dataset)  # raises, naming the command that is missing
         return inputs.load_logits(self.cache, dataset, trained, names)
 
     def dataset(self, typed: dict[str, Any], report_issues: bool = True) -> Dataset:
@@ -263,7 +268,7 @@ class Context:
 
         config = make_config(DatasetConfig, "dataset", self.stages, typed)
         if config.dataset == "demo" and not (config.root or config.clips):
-            demo.fetch_demo_clips(self.cache / "clips")
+            demo.fetch_demo_clips(self.workspace.clips)
         found = data.load_dataset(config, self.cache)
         log.info("data set %s: %d clips", found.name, len(found.trials))
         if found.notice:

@@ -56,7 +56,7 @@ def audit_command(context: Context, logits_file: Path | None, logits: str, store
     with tempfile.TemporaryDirectory() as scratch:
         subject = audit.AuditSubject(
             oof=context.load_logits(typed, logits_file, names), store=EmbeddingStore.open(path) if path else None,
-            dataset=None if alone else context.dataset(typed), scratch=Path(scratch), weights=context.cache / "weights",
+            dataset=None if alone else context.dataset(typed), scratch=Path(scratch), weights=context.workspace.weights,
             training=context.config(TrainConfig, "train-heads", {}) if config.full else TrainConfig())
         findings = []
         for found in audit.run_audit(subject, config):

@@ -78,20 +78,16 @@ def _collect_frames(path: Path) -> tuple[dict[str, array[int]], dict[str, array[
     frames: dict[str, array[int]] = defaultdict(lambda: array("q"))
     codes: dict[str, array[int]] = defaultdict(lambda: array("i"))
     words: dict[str, int] = {}
-    with tables.open_table(path) as lines:
-        order = tables.columns(next(lines, ()), path, FRAME_COLUMNS)
-        clip_at, frame_at, label_at = (order.index(name) for name in FRAME_COLUMNS)
-        for line, values in enumerate(lines, 2):
-            if not values:
-                continue
-            if len(values) != len(FRAME_COLUMNS):
-                raise InputError(f"line {line} has {len(values)} values for 3 columns", where=path,
-                                 hint="put quotes round values that hold a comma")
-            frame = values[frame_at].strip()
-            whole = frame.isascii() and frame.isdigit() and len(frame) < 10
-            clip = values[clip_at].strip()
-            frames[clip].append(int(frame) if whole else _NO_FRAME)
-            codes[clip].append(words.setdefault(values[label_at].strip(), len(words)))
+    order = tables.check_columns(tables.read_header(path), path, FRAME_COLUMNS)
+    clip_at, frame_at, label_at = (order.index(name) for name in FRAME_COLUMNS)
+    for _, values in tables.read_rows(path):
+        if not any(values):
+            continue
+        frame = values[frame_at].strip()
+        whole = frame.isascii() and frame.isdigit() and len(frame) < 10
+        clip = values[clip_at].strip()
+        frames[clip].append(int(frame) if whole else _NO_FRAME)
+        codes[clip].append(words.setdefault(values[label_at].strip(), len(words)))
     return frames, codes, list(words)
 
 

@@ -23,6 +23,7 @@ from fercache.media import pictures
 from fercache.media.pictures import MAX_BYTES, NAME, read_picture
 from fercache.runtime import atomic_io
 from fercache.runtime.progress import progress_bar
+from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class ClipIndex:
     @classmethod
     def load(cls, cache: Path, dataset: str) -> ClipIndex:
         """Return the index of earlier runs; an empty one if there is no file, or another version's."""
-        path = cache / "index" / f"{dataset}.json"
+        path = Workspace(cache).index(dataset)
         try:
             stored = msgspec.convert(atomic_io.read_json(path, limit_bytes=1 << 30), _IndexFile)
         except (OSError, InputError, msgspec.ValidationError) as error:

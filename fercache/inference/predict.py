@@ -29,6 +29,7 @@ from fercache.runtime import atomic_io
 from fercache.stacking import stack
 from fercache.stacking.stack import StackResult
 from fercache.store.embedding_store import EmbeddingStore
+from fercache.workspace import FAILURES, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ def _sources(oof: OofLogits, path: Path) -> frozenset[str]:
 
 # The command: what it takes, what it returns, and its steps.
 
-PREDS, TIMELINES, OVERLAYS, FAILURES = "preds.csv", "timelines", "overlays", "failures.csv"
+PREDS, TIMELINES, OVERLAYS = "preds.csv", "timelines", "overlays"
 BY_MODELS = "by the mean over the folds' models, which saw none of these groups"
 
 
@@ -240,9 +241,9 @@ def predict_dataset(request: PredictJob, cache: Path) -> PredictReport:
                             where=failed[0].clip if failed else dataset.name, hint=f"see {request.out / FAILURES}")
     models = ensemble.HeadEnsemble(folder=request.models.heads, logits_file=request.models.logits_file,
                                    device=request.defaults.device, threads=request.defaults.threads)
-    oof, cached = ensemble.predict_logits(dataset, trials, store, models, cache / "logits" / dataset.name)
+    oof, cached = ensemble.predict_logits(dataset, trials, store, models, Workspace(cache).logits(dataset.name))
     seen = training_sources(trials, store, request.models.logits_file, dataset.name,
-                            request.models.heads.parents[2] / "features" / request.models.logits_file.dataset)
+                            Workspace.holding(request.models.heads).features(request.models.logits_file.dataset))
     result = _evaluate(request, dataset, oof, seen, forced)
     paths = stack.write_stack(result, request.out / PREDS)
     if request.timelines:
@@ -275,7 +276,7 @@ def _features(request: PredictJob, dataset: Dataset, heads: dict[str, Any],
         lost += [ClipResult(clip=p.where, state="failed", message=p.message) for p in dataset.problems if p.is_error]
         return store, lost, 0, forced
     config = ensemble.extract_config_of(wanted, request.defaults, request.overrides)
-    cnn = weights.ensure_weights(config.weights, cache / "weights")
+    cnn = weights.ensure_weights(config.weights, Workspace(cache).weights)
     have = job.settings_of(config, job.resolve_faces(dataset, config), cnn)
     # Check the settings before the extraction, which may take hours.
     forced = ensemble.check_match(wanted, have, taps=taps, stored_taps=config.taps, where=request.models.heads,
