@@ -7,7 +7,8 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import GenericAlias
+from typing import Any, TypeVar, get_type_hints
 
 from fercache.config import (
     AblationConfig,
@@ -23,10 +24,15 @@ from fercache.config import (
 )
 from fercache.errors import InputError
 
+C = TypeVar("C", bound=Config)
+
 LIMIT_BYTES = 1 << 20
 RECIPES: dict[str, type[Config]] = {"dataset": DatasetConfig, "extract": ExtractConfig, "train-heads": TrainConfig,
                                     "stack": StackConfig, "submit": SubmitConfig, "score": ScoreConfig,
                                     "ablation": AblationConfig, "audit": AuditConfig, "logits-import": LogitsConfig}
+
+CHOOSES_DATA = ("root", "clips")
+"""Keys that name a data set: if one is typed, the recipe's data set is ignored as a whole."""
 
 
 def load_recipe(stages: Path, command: str) -> dict[str, Any]:
@@ -54,6 +60,41 @@ def load_recipe(stages: Path, command: str) -> dict[str, Any]:
             raise InputError(f"unknown key {key!r}", where=path,
                              hint=f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}")
     return {key: _checked(path, key, value) for key, value in values.items()}
+
+
+def make_config(kind: type[C], command: str, stages: Path, typed: Mapping[str, Any]) -> C:
+    """Return the configuration: what was `typed` beats the recipe of `command`, which beats the default.
+
+    Raises
+    ------
+    InputError
+        A recipe names an unknown key, or a value is of another type or out of its choices or bounds.
+    """
+    typed = {entry.name: typed[entry.name] for entry in fields(kind) if typed.get(entry.name) is not None}
+    values = load_recipe(stages, command)
+    if kind is DatasetConfig and (typed.get("dataset") == "demo" or any(name in typed for name in CHOOSES_DATA)):
+        values = {}  # a mixture of the recipe's data set and the user's would be neither
+    hints = get_type_hints(kind)
+    return kind(**{name: _as_type(kind, name, hints[name], value) for name, value in {**values, **typed}.items()})
+
+
+def _as_type(kind: type[Config], name: str, hint: Any, value: Any) -> Any:
+    """Return a value as the field's type: a number as a float, a list or a text with commas as names."""
+    if isinstance(hint, GenericAlias):
+        return split_names(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise InputError(f"{name} = {value!r} is not of type {hint.__name__}", where=kind.__name__,
+                         hint="fix the recipe")
+    return value
+
+
+def split_names(value: Any) -> tuple[str, ...]:
+    """Return the names in a text with commas between them, or in a list."""
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return tuple(str(name) for name in value)
 
 
 def recipe_path(stages: Path, command: str) -> str:

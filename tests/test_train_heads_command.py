@@ -152,9 +152,9 @@ def test_info_tells_the_cost_before_anything_is_extracted(home: Path, tmp_path: 
     typed = words(home, "info", "--json")
     ahead = CliRunner().invoke(main, [*places, *typed[typed.index("info"):]], catch_exceptions=False)
     said = json.loads(ahead.stdout)
-    assert said["store"] is None and said["ahead"]["frames"] == 9 * 24
-    assert said["ahead"]["bytes_a_frame"] == 2 * (256 + 9 * 256) + 9 * 8
-    assert said["ahead"]["bytes"] == 9 * 24 * said["ahead"]["bytes_a_frame"]
+    assert said["store"] is None and said["cost"]["frames"] == 9 * 24
+    assert said["cost"]["bytes_a_frame"] == 2 * (256 + 9 * 256) + 9 * 8
+    assert said["cost"]["bytes"] == 9 * 24 * said["cost"]["bytes_a_frame"]
     told = CliRunner().invoke(main, [*places, *typed[typed.index("info"):-1]], catch_exceptions=False).stdout
     assert "nothing was extracted yet" in told and "5,192 bytes a frame" in told and "fercache check" in told
     held = json.loads(call(home, "info", "--json").stdout)

@@ -17,10 +17,11 @@ from test_care import CLIPS, TAPS, book, flip, make, put
 
 from fercache import logits_import
 from fercache.backbones import weights
-from fercache.cli import main, maintenance
+from fercache.cli import main
 from fercache.config import DatasetConfig, ExtractConfig, StackConfig, TrainConfig
 from fercache.data import load_dataset
 from fercache.extraction import job
+from fercache.maintenance import gc
 from fercache.stacking import inputs, stack
 from fercache.store.embedding_store import EmbeddingStore
 
@@ -104,10 +105,10 @@ def test_diff_exits_like_diff(home: Path) -> None:
 def test_forget_proves_it(home: Path) -> None:
     assert "2 data sets hold a clip" in say("forget", "a", code=2).output
     said = say("forget", "a", "--name", "mine").stdout
-    assert f"removed {STORE / 'a'}" in said and "removed cache/logits/mine" in said and "no trace is left" in said
+    assert f"removed {STORE / 'a'}" in said and "removed cache/logits/mine" in said and "no reference is left" in said
     assert "a" not in EmbeddingStore.open(STORE) and (home / "cache/logits/theirs/b1.h5").exists()
     told = json.loads(say("forget", "a", "--json").stdout)
-    assert told["datasets"] == ["theirs"] and told["forgotten"] is True and told["traces"] == []
+    assert told["datasets"] == ["theirs"] and told["forgotten"] is True and told["references"] == []
     assert "no clip 'a'" in say("forget", "a", code=2).output
     assert "no clip 'a'" in say("forget", "a", "--name", "mine", code=2).output
 
@@ -168,7 +169,7 @@ def test_gc_lists_asks_and_removes(recipes: tuple[Path, Path], home: Path) -> No
     assert "imported" not in said.stdout, "features from elsewhere are not made by a recipe, nor can it make them anew"
     assert "clip a\n" not in said.stdout and "features/theirs" not in said.stdout
     told = json.loads(say("gc", "--json").stdout)
-    assert len(told["waste"]) == 3 and told["left_alone"] == ["mine", "theirs"] and not told["removed"]
+    assert len(told["unreferenced"]) == 3 and told["skipped"] == ["mine", "theirs"] and not told["removed"]
     say("gc")  # nobody to ask: nothing happens
     assert other.exists() and "left" in EmbeddingStore.open(mine)
     say("gc", text="y\n")
@@ -203,16 +204,16 @@ def test_gc_of_a_link_leaves_what_it_leads_to(recipes: tuple[Path, Path], home: 
     assert not link.is_symlink() and list(EmbeddingStore.open(kept.path)) == ["a"]
 
 
-def learnt(home: Path, path: Path) -> maintenance.TrainingSettings:
+def learnt(home: Path, path: Path) -> gc.TrainingSettings:
     """Return where what is learnt from the recipes' store lies."""
     dataset = load_dataset(DatasetConfig(dataset="table", clips="clips", name="named"), home / "cache")
-    return maintenance.TrainingSettings(home / "cache", dataset, EmbeddingStore.open(home / path))
+    return gc.TrainingSettings(home / "cache", dataset, EmbeddingStore.open(home / path))
 
 
 def waste() -> set[str]:
     """Return what gc would remove of the set that the recipes name."""
-    return {str(Path(item["path"]).relative_to("cache")) for item in json.loads(say("gc", "--json").stdout)["waste"]
-            if not item["clip"]}
+    items = json.loads(say("gc", "--json").stdout)["unreferenced"]
+    return {str(Path(item["path"]).relative_to("cache")) for item in items if not item["clip"]}
 
 
 def test_gc_knows_stack_runs_with_imported_logits(recipes: tuple[Path, Path], home: Path) -> None:
@@ -299,7 +300,8 @@ def test_gc_after_the_three_stages(home: Path, weights_at: Path) -> None:
                 assert runner.run(*words, cwd=home).code == 0, words
         run = runner.run("gc", "--json", cwd=home)
         assert run.code == 0, run.err()
-        return {str(Path(item["path"]).relative_to("cache")).split("/")[0] for item in json.loads(run.out())["waste"]}
+        items = json.loads(run.out())["unreferenced"]
+        return {str(Path(item["path"]).relative_to("cache")).split("/")[0] for item in items}
 
     assert waste("extract", "train-heads", "stack") == set()
     (home / "stages" / "stack.toml").write_text("bootstrap = 20\n")

@@ -100,7 +100,7 @@ def main(ctx: click.Context, cache: Location | None, local_cache: Path | None, s
 
     \b
     fercache extract                  stage one: clips -> features
-    fercache train-heads              stage two: features -> out-of-fold logits and heads
+    fercache train-heads              stage two: features -> heads and their logits
     fercache stack --out preds.csv    stage two: logits -> final predictions
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

@@ -1,4 +1,4 @@
-"""What all commands share: options made from the configuration, cache and recipes, errors and exit codes."""
+"""Shared by all commands: options made from the configuration, cache and recipes, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -29,11 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fercache")
 
 
-C = TypeVar("C", bound=Config)
 F = TypeVar("F", bound=Callable[..., Any])
-
-CHOOSES_DATA = ("root", "clips")
-"""Flags that name a data set: when one is typed, the recipe's data set is put aside as a whole."""
 
 
 class CommaList(click.ParamType[tuple[str, ...]]):
@@ -43,9 +39,7 @@ class CommaList(click.ParamType[tuple[str, ...]]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         """Return the names."""
-        if isinstance(value, str):
-            return tuple(word.strip() for word in value.split(",") if word.strip())
-        return tuple(str(word) for word in value)
+        return recipe.split_names(value)
 
 
 class LocationType(click.ParamType[Location]):
@@ -157,52 +151,18 @@ def _help(entry: dataclasses.Field[Any], instead: str) -> str:
     return f"{entry.metadata['help']}  [default: {default}]" if default != "" else str(entry.metadata["help"])
 
 
-def make_config(kind: type[C], command: str, stages: Path, typed: dict[str, Any]) -> C:
-    """Return the configuration: what was `typed` beats the recipe of `command`, which beats the default.
-
-    Raises
-    ------
-    InputError
-        A recipe names an unknown key, or a value is out of its choices or bounds.
-    """
-    typed = {name: typed[name] for name in (f.name for f in dataclasses.fields(kind)) if typed.get(name) is not None}
-    values = recipe.load_recipe(stages, command)
-    if kind is DatasetConfig and (typed.get("dataset") == "demo" or any(name in typed for name in CHOOSES_DATA)):
-        values = {}  # half a recipe's data set and half the user's would be a third that nobody meant
-    hints = typing.get_type_hints(kind)
-    return kind(**{name: _typed(kind, name, hints[name], value) for name, value in {**values, **typed}.items()})
-
-
-def _typed(kind: type[Config], name: str, hint: Any, value: Any) -> Any:
-    """Return a recipe's value as the field's type.
-
-    Raises
-    ------
-    InputError
-        It is of another type.
-    """
-    if isinstance(hint, types.GenericAlias):
-        return CommaList().convert(value, None, None)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise InputError(f"{name} = {value!r} is not of type {hint.__name__}", where=kind.__name__,
-                         hint="fix the recipe")
-    return value
-
-
 STOPPED = 130
 """Exit code of a command that the user stopped, as shells use it for Ctrl-C."""
 
 
 @dataclass
 class Context:
-    """Where the cache and the recipes are.
+    """Paths of the cache and the recipes.
 
     Attributes
     ----------
     cache : the folder of everything that is generated.
-    remote : where the features are instead, when ``--cache`` is a URL.
+    remote : URL of the features if ``--cache`` is a URL.
     """
 
     cache: Path = Path("cache")
@@ -225,21 +185,21 @@ class Context:
         folder = local or (cache if isinstance(cache, Path) else None) or self.cache
         return Context(folder, stages or self.stages, remote)
 
-    def config(self, kind: type[C], command: str, typed: dict[str, Any]) -> C:
+    def config(self, kind: type[recipe.C], command: str, typed: dict[str, Any]) -> recipe.C:
         """Return the configuration of a command from flags, recipe and defaults, and log which recipe it is."""
-        config = make_config(kind, command, self.stages, typed)
+        config = recipe.make_config(kind, command, self.stages, typed)
         log.info("%s: %s, fingerprint %s", command, recipe.recipe_path(self.stages, command), config.fingerprint()[:12])
         return config
 
     def is_logits(self, typed: dict[str, Any]) -> bool:
         """Return whether the data set consists of imported logits alone."""
-        return make_config(DatasetConfig, "dataset", self.stages, typed).dataset == "logits"
+        return recipe.make_config(DatasetConfig, "dataset", self.stages, typed).dataset == "logits"
 
     def dataset_name(self, typed: dict[str, Any]) -> str:
         """Return the name in the cache of the data set that flags or `dataset.toml` name; imported logits are one."""
         from fercache import data
 
-        config = make_config(DatasetConfig, "dataset", self.stages, typed)
+        config = recipe.make_config(DatasetConfig, "dataset", self.stages, typed)
         return data.logits_name(config) if config.dataset == "logits" else self.dataset(typed).name
 
     def load_logits(self, typed: dict[str, Any], path: Path | None, names: tuple[str, ...]) -> OofLogits:
@@ -257,6 +217,9 @@ class Context:
         trained = path or self.workspace.current_logits_file_or_none(dataset)
         if not names and self.is_logits(typed):
             names = tuple(logits_import.imported_names(self.cache, dataset))
+            if not trained and not names:
+                raise InputError("no logits were imported yet", where=self.workspace.imported_logits(dataset),
+                                 hint="run `fercache logits import` first")
         if not trained and not names:
             self.workspace.current_logits_file(dataset)  # raises, naming the command that is missing
         return inputs.load_logits(self.cache, dataset, trained, names)
@@ -266,7 +229,7 @@ class Context:
         from fercache import data
         from fercache.data import base, demo
 
-        config = make_config(DatasetConfig, "dataset", self.stages, typed)
+        config = recipe.make_config(DatasetConfig, "dataset", self.stages, typed)
         if config.dataset == "demo" and not (config.root or config.clips):
             demo.fetch_demo_clips(self.workspace.clips)
         found = data.load_dataset(config, self.cache)
@@ -279,7 +242,7 @@ class Context:
 
 
 def location_options(function: F) -> F:
-    """Give a command --cache and --stages, and turn every expected error into a message and an exit code."""
+    """Give a command --cache, --local-cache and --stages, and turn expected errors into a message and an exit code."""
     @click.option("--cache", type=LOCATION, default=None,
                   help="Folder for everything that is generated, or a URL for the features.")
     @click.option("--local-cache", type=click.Path(path_type=Path), default=None, help="See `fercache --help`.")
@@ -294,6 +257,7 @@ def location_options(function: F) -> F:
 
 def end_command(function: Callable[..., Any], context: Context, typed: dict[str, Any]) -> None:
     """Run a command and exit with its code."""
+    # Slurm and kill send SIGTERM: it ends a run as cleanly as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = function(context, **typed)
@@ -303,7 +267,7 @@ def end_command(function: Callable[..., Any], context: Context, typed: dict[str,
     except KeyboardInterrupt:
         print_error("stopped; everything committed is kept, run the same command again to continue")
         code = STOPPED
-    except OSError as error:  # disk full, permission lost, file system gone: not a fault of the program
+    except OSError as error:  # disk full, permission lost, file system gone: not a bug of the program
         print_error(f"{error.filename or 'the file system'}: {error.strerror or error}\n"
                     "  next: free disk space or fix permissions, then run the same command again; "
                     "everything committed is kept")

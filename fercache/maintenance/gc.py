@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from fercache.errors import StoreError
+from fercache import data, logits_import, recipe
+from fercache.backbones import weights
+from fercache.backbones.registry import KNOWN_WEIGHTS
+from fercache.config import (
+    AblationConfig,
+    DatasetConfig,
+    ExtractConfig,
+    StackConfig,
+    TrainConfig,
+    fingerprint_of,
+)
+from fercache.data.base import Dataset, stored_trials
+from fercache.diagnostics import ablation
+from fercache.errors import FercacheError, StoreError, WeightsError
+from fercache.extraction import job
 from fercache.runtime import atomic_io
+from fercache.stacking import inputs, stack
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.integrity import unfinished
 from fercache.store.layout import META, decode_name, encode_name
 from fercache.store.local import TEMPORARY, LocalStoreFiles, StoreSize
 from fercache.store.locks import locked_clips, work_folder
-from fercache.workspace import LOCK_SUFFIX, MAPPED_FEATURES, STORE_SUFFIX, WORK_SUFFIX, Workspace
+from fercache.store.multi_store import join_stores
+from fercache.training import train
+from fercache.workspace import (
+    HEADS,
+    LOCK_SUFFIX,
+    LOGITS,
+    MAPPED_FEATURES,
+    METRICS,
+    STACK,
+    STORE_SUFFIX,
+    WORK_SUFFIX,
+    Workspace,
+    heads_of,
+)
+
+log = logging.getLogger(__name__)
 
 UNNAMED, LOST, UNKNOWN = "no recipe names it", "left half done, and cannot go on", "not in the data set"
 TORN, ORPHAN, OF_CLIP = "left by a run that was killed", "of a store that is gone", "of a clip that is gone"
@@ -160,3 +193,161 @@ def _remove(path: Path) -> None:
             shutil.rmtree(work_folder(path), ignore_errors=True)
         shutil.rmtree(path)
     atomic_io.fsync(path.parent)
+
+
+# Artifacts that the recipes and their data sets still need: `gc` must not remove them.
+
+@dataclass
+class LiveArtifacts:
+    """Artifacts that `gc` must not remove.
+
+    Attributes
+    ----------
+    keep : stores, logits files, folders of heads and of stack runs.
+    clips : store -> the clips that its data set names.
+    datasets : data sets that a recipe (or a flag) names.
+    """
+
+    keep: set[Path] = field(default_factory=set)
+    clips: dict[Path, set[str]] = field(default_factory=dict)
+    datasets: set[str] = field(default_factory=set)
+
+
+def live_artifacts(cache: Path, stages: Path, typed: Mapping[str, Any]) -> LiveArtifacts:
+    """Return what the recipes in `stages`, and in every folder of recipes in it, would compute today.
+
+    Parameters
+    ----------
+    typed : flags that name another data set than the recipes do.
+
+    Raises
+    ------
+    InputError
+        A recipe or its data set cannot be read, so it is unknown which artifacts it needs.
+    """
+    found = LiveArtifacts()
+    # A folder below it, such as stages/mao2021, is another set of recipes.
+    inner = [path for path in sorted(stages.glob("*")) if path.is_dir() and any(path.glob("*.toml"))]
+    for recipes in [stages, *inner]:
+        config = recipe.make_config(DatasetConfig, "dataset", recipes, typed)
+        if config.dataset == "logits":  # such a data set has no clips and no store, only imported logits
+            name = data.logits_name(config)
+            found.datasets.add(name)
+            found.keep.update([Workspace(cache).imported_logits(name), *_stack_runs(cache, name, None, recipes)])
+            continue
+        dataset = data.load_dataset(config, cache)
+        found.datasets.add(dataset.name)
+        found.keep.add(Workspace(cache).imported_logits(dataset.name))
+        for path in _stores(cache, dataset, recipes):
+            found.keep.add(path)
+            store = _open_or_none(path)
+            if store is not None and _is_extracted(store):  # imported clips cannot be computed again: all are needed
+                names = {trial.name for trial in stored_trials(dataset, store).trials}
+                # A clip that cannot be read today is in the issues, not in the trials: its features stay.
+                names |= {issue.where for issue in dataset.problems}
+                found.clips[path] = found.clips.get(path, set()) | names
+                found.keep.update(_trained(cache, dataset, store, recipes))
+    return found
+
+
+def _stores(cache: Path, dataset: Dataset, stages: Path) -> Iterator[Path]:
+    """Yield the path of the recipe's store, and of stores with imported features."""
+    folder = Workspace(cache).features(dataset.name)
+    config = recipe.make_config(ExtractConfig, "extract", stages, {})
+    try:
+        cnn = weights.resolve_weights(config.weights, Workspace(cache).weights)
+    except WeightsError as error:
+        log.warning("%s; keeping every store that may use these weights", error.what)
+        yield from folder.glob(f"{config.weights}-*.zarr" if config.weights in KNOWN_WEIGHTS else "*.zarr")
+    else:
+        settings = job.settings_of(config, job.resolve_faces(dataset, config), cnn)
+        yield Path(str(job.store_path(cache, dataset.name, settings)))
+    for path in sorted(folder.glob("*.zarr")):
+        store = _open_or_none(path)
+        if store is not None and not _is_extracted(store):
+            yield path
+
+
+def _is_extracted(store: EmbeddingStore) -> bool:
+    """Return whether `extract` wrote the store; imports write an integer format."""
+    return isinstance(store.settings.get("format"), dict)
+
+
+def _open_or_none(path: Path) -> EmbeddingStore | None:
+    try:
+        return EmbeddingStore.open(path)
+    except StoreError:  # absent, or its root is damaged and `extract` will rewrite it
+        return None
+
+
+def _trained(cache: Path, dataset: Dataset, store: EmbeddingStore, stages: Path) -> Iterator[Path]:
+    """Yield the logits, heads and stack runs that the recipes would compute from a store today."""
+    usual = recipe.make_config(TrainConfig, "train-heads", stages, {})
+    settings = TrainingSettings(cache, dataset, store)
+    try:
+        logits_file = settings.logits_file(usual)
+    except FercacheError as error:
+        log.warning("%s; keeping all logits and heads of %s", error.what, dataset.name)
+        yield from (path for stage in (LOGITS, HEADS, STACK) for path in (cache / stage / dataset.name).glob("*"))
+        return
+    yield from (logits_file, heads_of(logits_file))
+    for config in ablation.trained_default(usual, recipe.make_config(AblationConfig, "ablation", stages, {})):
+        with suppress(FercacheError):  # this store cannot train the row, so the row has no logits
+            row_file = settings.logits_file(config)
+            yield from (row_file, heads_of(row_file))
+    if logits_file.is_file():
+        yield from _stack_runs(cache, dataset.name, logits_file, stages)
+
+
+class TrainingSettings:
+    """Paths of the logits of training settings on one store; each combination of joined stores is digested once."""
+
+    def __init__(self, cache: Path, dataset: Dataset, store: EmbeddingStore) -> None:
+        dataset = stored_trials(dataset, store)
+        self.cache, self.dataset, self.store = cache, dataset, store
+        self.trials = [trial for trial in dataset.trials if trial.name in store]
+        self.settings_by_join: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def logits_file(self, config: TrainConfig) -> Path:
+        """Return the path of the logits of these settings.
+
+        Raises
+        ------
+        FercacheError
+            The store lacks a tap, or a joined store is missing.
+        """
+        joined, taps = join_stores(self.store, config.join, config.taps)
+        config = replace(config, taps=taps)
+        if config.join not in self.settings_by_join:
+            record = train.settings_of(self.dataset, self.trials, joined, config)
+            # Without the training settings: they leave out a key at its default, so an old one would not be replaced.
+            self.settings_by_join[config.join] = {key: record[key] for key in record.keys() - config.settings().keys()}
+        digest = fingerprint_of({**self.settings_by_join[config.join], **config.settings()})
+        return Workspace(self.cache).logits_file(self.dataset.name, digest)
+
+
+def _stack_runs(cache: Path, dataset: str, logits_file: Path | None, stages: Path) -> Iterator[Path]:
+    """Yield the recipe's stack runs of a logits file (None: imported logits only), with and without imported logits.
+
+    Notes
+    -----
+    A finished run records its imported logits; it is needed if the recipe would compute the same run with them.
+    """
+    folder, usual = Workspace(cache).stack_runs(dataset), recipe.make_config(StackConfig, "stack", stages, {})
+    choices = {(usual.logits, usual.force)}
+    for path in folder.glob("*"):
+        with suppress(FercacheError, OSError, KeyError, TypeError):  # an unfinished run has no such record
+            record = atomic_io.read_json(path / METRICS)["config"]
+            choices.add((tuple(record["logits"]), bool(record["force"])))
+    for logits, force in sorted(choices):
+        config = replace(usual, logits=logits, force=force)
+        try:
+            names = logits if logits_file or logits else tuple(logits_import.imported_names(cache, dataset))
+            loaded = inputs.load_logits(cache, dataset, logits_file, names)
+        except FercacheError as error:
+            if logits != usual.logits:
+                continue  # its logits are gone, or another recipe wrote it: nothing needs this run
+            log.warning("%s: %s; keeping every stack run of %s", error.where, error.what, dataset)
+            yield from folder.glob("*")
+        else:
+            yield Workspace(cache).stack_run(dataset, stack.fingerprint(loaded, config))
