@@ -74,7 +74,7 @@ def test_a_row_without_its_clip_is_told_and_the_rest_is_read(tmp_path: Path) -> 
     (tmp_path / "b.mp4").unlink()
     dataset = read(table)
     assert [t.name for t in dataset.trials] == ["a", "c"]
-    assert [(p.where, p.lost) for p in dataset.problems] == [("b", True)] and "line 3" in dataset.problems[0].hint
+    assert [(p.where, p.is_error) for p in dataset.problems] == [("b", True)] and "line 3" in dataset.problems[0].hint
 
 
 @pytest.mark.parametrize(("content", "says"), [
@@ -110,7 +110,7 @@ def test_labels_as_names_numbers_and_nonsense(tmp_path: Path) -> None:
     table = text(tmp_path, "t.csv", "clip,path,label\n" + "".join(f"{n},v.mp4,{w}\n" for n, w in words.items()))
     dataset = read(table, classes=tuple(HEADER.split(",")))
     assert [(t.name, t.clip_label) for t in dataset.trials] == [*zip("abcdefg", (1, 2, -1, -1, 1, -1, -1), strict=True)]
-    assert [p.where for p in dataset.problems] == ["f", "g"] and all(p.lost for p in dataset.problems)
+    assert [p.where for p in dataset.problems] == ["f", "g"] and all(p.is_error for p in dataset.problems)
 
 
 def test_labels_by_frame_in_any_order_with_gaps(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_labels_by_frame_in_any_order_with_gaps(tmp_path: Path) -> None:
     found = {t.name: None if t.labels is None else t.labels.tolist() for t in dataset.trials}
     assert found == {"a": [0, -1, -1, -1, 1], "b": [0, -1], "c": None}
     assert [t.split for t in dataset.trials] == ["train", "train", "test"]
-    assert [(p.where, p.lost) for p in dataset.problems] == [("c", False)]
+    assert [(p.where, p.is_error) for p in dataset.problems] == [("c", False)]
 
 
 @pytest.mark.parametrize(("line", "where", "says"), [
@@ -132,14 +132,14 @@ def test_labels_by_frame_in_any_order_with_gaps(tmp_path: Path) -> None:
 def test_a_bad_frame_row_costs_the_labels_of_its_clip(tmp_path: Path, line: str, where: str, says: str) -> None:
     labels = text(tmp_path, "l.csv", f"clip,frame,label\na,1,happy\nb,1,sad\n{line}\n")
     dataset = read(simple(tmp_path, "ab"), labels)
-    assert [(p.where, p.lost) for p in dataset.problems] == [(where, True)] and says in dataset.problems[0].what
+    assert [(p.where, p.is_error) for p in dataset.problems] == [(where, True)] and says in dataset.problems[0].message
     assert dataset.trials[1].labelled and dataset.trials[0].labelled == (where == "z")
 
 
 def test_a_number_that_is_no_class_costs_the_labels_of_its_clip(tmp_path: Path) -> None:
     labels = text(tmp_path, "l.csv", "clip,frame,label\na,1,0\nb,1,7\n")
     dataset = read(simple(tmp_path, "ab"), labels, classes=("x", "y"))
-    assert [t.labelled for t in dataset.trials] == [True, False] and "'7' is none" in dataset.problems[0].what
+    assert [t.labelled for t in dataset.trials] == [True, False] and "'7' is none" in dataset.problems[0].message
 
 
 def test_labels_given_twice_are_refused(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_text_files_name_the_classes(tmp_path: Path) -> None:
     dataset = read(simple(tmp_path), tmp_path / "labels")
     assert dataset.classes == ("Neutral", "Anger", "Disgust")
     assert [t.labelled for t in dataset.trials] == [True, False, False]
-    assert [(p.where, p.lost) for p in dataset.problems] == [("b", True), ("extra", True), ("c", False)]
+    assert [(p.where, p.is_error) for p in dataset.problems] == [("b", True), ("extra", True), ("c", False)]
 
 
 def test_text_files_without_header_need_class_names(tmp_path: Path) -> None:

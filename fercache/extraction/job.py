@@ -421,7 +421,7 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     store = _opened(path, settings, config, cnn)
     job = ExtractionJob(config, store, faces, cnn, cancel=CancelToken(stop))
     failures_at = Workspace(cache).failures(dataset.name, failures)
-    done = [_failed(problem) for problem in dataset.problems if problem.lost]
+    done = [_failed(problem) for problem in dataset.problems if problem.is_error]
     waiting = []
     for trial in dataset.trials:
         cached = job.cached(trial)
@@ -471,8 +471,8 @@ def _check_device(name: str) -> None:
         resolve_device(name)
 
 
-def _failed(problem: base.Problem) -> ClipResult:
-    return ClipResult(clip=problem.where, state="failed", message=problem.what)
+def _failed(problem: base.Issue) -> ClipResult:
+    return ClipResult(clip=problem.where, state="failed", message=problem.message)
 
 
 def _opened(path: Location, settings: dict[str, Any], config: ExtractConfig, cnn: files.Weights) -> EmbeddingStore:
