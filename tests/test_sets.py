@@ -212,7 +212,7 @@ def test_the_contract(tmp_path: Path, name: str) -> None:
     assert metrics.official(dataset.metric) and len(set(dataset.classes)) == len(dataset.classes) >= 6
     assert not [p for p in dataset.problems if p.is_error], dataset.problems
     for trial in dataset.trials:
-        clock = trial.on_clock(5)
+        clock = trial.frame_labels(5)
         assert trial.path.exists() and trial.group and trial.parent
         assert clock.min() >= -1 and clock.max() < len(dataset.classes)
 

@@ -231,7 +231,7 @@ def _batches(trials: Sequence[Trial], store: EmbeddingStore, row_bytes: int) -> 
         size = 0
         for i in indices:
             # Annotations may be longer than the clip, and their extra rows take memory too.
-            need = row_bytes * max(store[trials[i].name].frames, len(trials[i].on_clock(0)))
+            need = row_bytes * max(store[trials[i].name].frames, len(trials[i].frame_labels(0)))
             if batch and size + need > MOST_BYTES:
                 yield batch
                 batch, size = [], 0

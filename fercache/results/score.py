@@ -101,7 +101,7 @@ def _matched(given: io.PredictionsFile, trials: dict[str, Trial]) -> Iterator[tu
 
 def _count(tally: _Tally, trial: Trial, clip: io.ClipPredictions, names: labels.LabelMap, level: str) -> None:
     """Count one trial, by frame or as one clip."""
-    clock = trial.on_clock(int(clip.frame[-1]))
+    clock = trial.frame_labels(int(clip.frame[-1]))
     if level == "clip":
         if trial.clip_label < 0:
             raise InputError("it has labels by frame, none for the whole clip", where=trial.name,
