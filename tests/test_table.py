@@ -83,7 +83,7 @@ def test_a_row_without_its_clip_is_told_and_the_rest_is_read(tmp_path: Path) -> 
     ("clip,path\na\n", "line 2 has 1 values for 2 columns"),
     ("clip,path\na,a.mp4,x\n", "line 2 has 3"), ("clip,path\n,a.mp4\n", "line 2 has no usable clip"),
     ("clip,path\na,\n", "line 2 has no usable path"), ("clip,path\na,\0\n", "no usable path"),
-    ("clip,path\na,a.mp4\na,b.mp4\n", "'a' stands in line 2 and again in line 3"),
+    ("clip,path\na,a.mp4\na,b.mp4\n", "'a' is in line 2 and again in line 3"),
     ("clip,path,split\na,a.mp4,eval\n", "line 2 has split 'eval'"), ('clip,path\n"a,b\n', "line 2 has 1"),
     ("clip,path,label\na,a.mp4,3\n", "'3' is a number"), ("clip,path\na," + "x" * 5000 + "\n", "no such file"),
     ("clip,path,label\n" + "".join(f"a{n},a.mp4,w{n}\n" for n in range(201)), "201 different labels"),
