@@ -142,7 +142,7 @@ def test_the_test_list_makes_test_trials_unless_they_are_annotated(tmp_path: Pat
 
 @pytest.mark.parametrize(("labels", "classes", "says"), [
     ([0, 7], SEVEN, "frame 2 has label 7"), ([0, -5], SEVEN, "frame 2 has label -5"), (["x"], SEVEN, "line 2 is 'x'"),
-    ([0], EIGHT, "another one than most files"), ([0], SEVEN[::-1], "header unknown"), ([], ("",), "is empty"),
+    ([0], EIGHT, "differs from that of most files"), ([0], SEVEN[::-1], "header unknown"), ([], ("",), "is empty"),
 ])
 def test_a_bad_annotation_file_costs_its_own_labels_only(tmp_path: Path, labels: list[object], classes: tuple[str, ...],
                                                          says: str) -> None:

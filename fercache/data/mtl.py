@@ -48,7 +48,7 @@ def read(config: DatasetConfig) -> Dataset:
     places = dict.fromkeys((config.root, config.clips, config.labels))
     found = [scan(Path(place)) for place in places if place]
     if not found:
-        raise InputError("mtl needs the folder that it lies in", where="dataset mtl", hint="give --root DIR")
+        raise InputError("mtl needs the folder of the data set", where="dataset mtl", hint="give --root DIR")
     problems = [problem for each in found for problem in (*each.problems, *unnamable(each))]
     labels: dict[str, Labels] = {}
     splits: dict[str, Split] = {}
