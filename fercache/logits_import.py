@@ -105,6 +105,7 @@ def import_logits(name: str, config: LogitsConfig, dataset: str, cache: Path) ->
     -----
     The table's own declaration (out of fold or not) is trusted here; `fercache audit` tests it.
     """
+    # The name becomes a file name and a column of reports, beside the names of heads and candidates.
     if not name.isidentifier() or name in TAKEN:
         raise InputError(f"{name!r} cannot name a source", where="logits import",
                          hint=f"use letters, digits and underscores; {', '.join(TAKEN)} are taken")
@@ -133,6 +134,7 @@ def _layout(header: Sequence[str], path: Path) -> _Layout:
     position = {column.casefold(): i for i, column in enumerate(header) if column.casefold() in KNOWN}
     rest = [(i, column) for i, column in enumerate(header) if column.casefold() not in KNOWN]
     prefixes = {column.split("_", 1)[0] + "_" for _, column in rest}
+    # A column that is neither known nor a class could be a misspelled `label`, so it is refused and not ignored.
     if "clip" not in position or len(rest) < 2 or len(prefixes) != 1 or not all("_" in column for _, column in rest):
         raise InputError(f"not a table of predictions (columns: {shorten_list(header, 12)})", where=path,
                          hint="columns: clip[,frame][,person][,label][,split][,group], then p_CLASS or logit_CLASS for "
@@ -187,6 +189,7 @@ def _assemble(name: str, people: dict[str, _Person], layout: _Layout, config: Lo
     provenance = {"format": FORMAT, "source": name, "table": layout.path.name, "declared": config.provenance,
                   "level": "frame" if layout.by_frame else "clip", "only": config.only, "settings": {}}
     fold, fixed = _folds(group, split, label, offsets, len(layout.classes), config)
+    # Another table under the same name must be another source for `stack`, hence a digest of its values.
     digest = hashlib.sha256(b"".join(values.tobytes() for values in (logits, label, index))).hexdigest()
     return OofLogits(dataset=dataset, classes=layout.classes, metric="macro_f1", notice="", heads=(name,),
                      trials=tuple(trials), group=group, split=split, fold=fold, offsets=offsets, index=index,
@@ -209,7 +212,7 @@ def _without_gaps(trial: str, person: _Person, layout: _Layout) -> dict[str, NDA
     if not np.isfinite(values).all():
         raise InputError("a value is not a number", where=where, hint="fix the table")
     if layout.logits:
-        shifted = values - values.max(1, keepdims=True)
+        shifted = values - values.max(1, keepdims=True)  # exp must not overflow
         log_probs = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     else:
         total = values.sum(1, keepdims=True)
@@ -218,6 +221,7 @@ def _without_gaps(trial: str, person: _Person, layout: _Layout) -> dict[str, NDA
             raise InputError(f"no probabilities: they sum to {worst:.3f}, or one is below 0", where=where,
                              hint="call the columns logit_CLASS if they are logits")
         log_probs = np.log(np.maximum(values / total, MIN_PROB))
+    # Smoothing over time needs a row for each frame; `valid` marks those that the table has.
     index = np.arange(frames.min(), frames.max() + 1)
     place = frames - index[0]
     logits = np.full((len(index), len(layout.classes)), -np.log(len(layout.classes)), np.float32)
@@ -232,6 +236,7 @@ def _without_gaps(trial: str, person: _Person, layout: _Layout) -> dict[str, NDA
 def _folds(group: Sequence[str], split: Sequence[str], label: NDArray[np.int16], offsets: NDArray[np.int64],
            classes: int, config: LogitsConfig) -> tuple[NDArray[np.int16], bool]:
     """Return the fold of each trial, ``(N,)``, and whether there are too few groups to choose anything by."""
+    # Validation and test trials get fold -1: nothing is trained on them.
     training = np.array(split) == "train"
     counts = np.array([np.bincount(label[a:b][label[a:b] >= 0], minlength=classes)
                        for a, b in pairwise(offsets)]) * training[:, None]

@@ -63,11 +63,13 @@ def load_dataset(config: DatasetConfig, cache: Path) -> Dataset:
     end and no video is opened: 561 trials with 2.8 million labels take about a second.
     """
     check_name(config)
+    # Imported logits have rows and labels but no clips, so nothing that reads pictures can use them.
     if config.dataset == "logits":
         raise InputError("a data set of imported logits has no clips", where="dataset",
                          hint="use it with `stack` and `audit`; name clips for anything else")
     config = replace(config, dataset=_layout(config))
     dataset = _read(config, cache)
+    # A fold that is silently ignored would give a score that looks like the published one.
     if config.fold and not dataset.folds:
         raise InputError(f"{dataset.layout} publishes no folds, so there is no fold {config.fold}", where="fold",
                          hint="leave --fold out; stage two makes folds by group (--folds)")
@@ -127,6 +129,7 @@ def _layout(config: DatasetConfig) -> str:
     root = Path(config.root)
     found = scan(root, DEPTH)
     fits = _fits(found)
+    # Nothing is guessed: reading another layout than the user meant gives other labels without an error.
     if fits[:2] == ["affwild2", "mtl"]:  # the organizers' folder holds both tracks; most users want expressions
         log.info("note: %s holds the multi-task table too; --dataset mtl reads it", root)
     elif len(fits) > 1:

@@ -56,6 +56,7 @@ def read(config: DatasetConfig) -> Dataset:
     if not found:
         raise InputError("Aff-Wild2 needs the folder of the data set", where="dataset affwild2", hint="give --root DIR")
     problems = [problem for each in found for problem in (*each.problems, *unnamable(each))]
+    # Seven and eight classes are two challenges (ABAW1 and 2; ABAW3 and later); the files' headers decide.
     files, splits, twice = _annotations(_edition(found, config.edition))
     tests = _test_list(found)
     classes, labels, bad = read_all(files, (SEVEN, EIGHT))
@@ -82,7 +83,7 @@ def assemble(found: list[Scan], labels: Mapping[str, Labels], splits: Mapping[st
     InputError
         No clip belongs to any trial.
     """
-    wanted: dict[str, Split] = {**dict.fromkeys(tests, "test"), **splits}
+    wanted: dict[str, Split] = {**dict.fromkeys(tests, "test"), **splits}  # an annotated trial is never a test trial
     clips = _clips(found, wanted, source)
     # The video of `_left` and `_right` trials has neither's name.
     extra = [name for name in clips.by_name if name not in wanted and not (
@@ -148,7 +149,7 @@ def _annotations(track: Path) -> tuple[dict[str, Path], dict[str, Split], list[I
     files: dict[str, Path] = {}
     splits: dict[str, Split] = {}
     problems: list[Issue] = []
-    for folder, split in SPLITS.items():
+    for folder, split in SPLITS.items():  # training first: a trial in both splits must not count as unseen
         for path in sorted((track / folder).glob("[!.]*.txt")):
             if path.stem in files:
                 problems.append(Issue(where=path.stem, message="annotated in Train_Set and in Validation_Set",
@@ -164,6 +165,7 @@ def _test_list(found: list[Scan]) -> list[str]:
     names: dict[str, None] = {}
     for path in [path for path in lists if "expr" in path.name.casefold()] or lists:
         try:
+            # A name that is not UTF-8 matches no clip, which is reported; the other names remain usable.
             lines = path.read_text("utf-8-sig", errors="replace").split("\n")
         except OSError as error:
             raise InputError(f"the test list cannot be read ({error.strerror})", where=path,
@@ -199,12 +201,13 @@ def _trials(names: Iterable[str], clips: ClipFiles, splits: Mapping[str, Split],
     known = set(names)
     for name in sorted(known):
         paths = clips.candidates(name)
-        if not paths and name not in splits:
+        if not paths and name not in splits:  # no label is lost, so one note for all of them is enough
             absent.append(name)
             continue
         if len(paths) != 1:
             problems.append(_lost(name, paths, clips.kind))
             continue
+        # The group is the parent video: its two people are in the same scene, often in the same frames.
         videos = clips.video_candidates(name) if clips.kind == "crops" else []
         trials.append(Trial(name=name, path=paths[0], kind=clips.kind, parent=parent_of(name), group=parent_of(name),
                             split=splits.get(name, "test"), labels=labels.get(name), side=side_of(name, known),

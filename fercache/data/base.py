@@ -145,11 +145,12 @@ class Dataset:
     def digest(self) -> str:
         """Return the sha256 (hex) over what training reads: classes, trials, groups, splits, labels; no paths."""
         state = hashlib.sha256(repr((self.classes, self.metric)).encode())
+        # No paths: a data set that was moved, or lies elsewhere on another machine, trains the same heads.
         for trial in self.trials:
             state.update(repr((trial.name, trial.parent, trial.group, trial.split, trial.subject, trial.clip_label,
                                trial.side)).encode())
             if trial.labels is not None:
-                state.update(trial.labels.astype("<i2").tobytes())
+                state.update(trial.labels.astype("<i2").tobytes())  # the same bytes on every processor
         return state.hexdigest()
 
 
@@ -166,6 +167,7 @@ def cache_name(layout: str, path: Path, chosen: str = "") -> str:
             raise InputError(f"{chosen!r} cannot name a folder of the cache", where="name",
                              hint="use up to 100 letters, digits, dots, dashes and underscores")
         return chosen
+    # Two folders of one name must not share a cache, so the full path is part of the name, as a digest.
     full = path.resolve()
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", full.stem if full.is_file() else full.name)[:40]
     return f"{layout}-{plain}-{hashlib.sha256(str(full).encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
@@ -190,7 +192,7 @@ def printable(name: str) -> bool:
     """Return whether a file's name is valid text (Linux allows any bytes; tables and stores do not)."""
     try:
         name.encode()
-    except UnicodeEncodeError:
+    except UnicodeEncodeError:  # Python decodes such bytes of a file name to lone surrogates
         return False
     return True
 
@@ -248,6 +250,7 @@ def check_people(dataset: Dataset, people: str) -> None:
         There is such a clip.
     """
     ends = {"all": r"#\d+", "left/right": f"_({'|'.join(SIDES)})"}.get(people)
+    # `a_left` may be a clip of its own beside the video `a`, whose left person would get the same name in the store.
     several = {trial.name for trial in dataset.trials if not trial.side}
     for trial in dataset.trials if ends else ():
         found = re.fullmatch(f"(.*){ends}", trial.name, re.DOTALL)
@@ -259,6 +262,7 @@ def check_people(dataset: Dataset, people: str) -> None:
 def people_stored(trial: Trial, store: HasManifests) -> int:
     """Return the number of people of a clip in a store; 0 unless all of them are there."""
     people = people_of(store.settings)
+    # The first person is committed last, with the number of people: a clip that was interrupted counts as absent.
     first = person_name(trial, people)
     if first not in store:
         return 0
@@ -285,6 +289,7 @@ def stored_trials(dataset: Dataset, store: HasManifests) -> Dataset:
         count = 0 if trial.name in store else people_stored(trial, store)
         for number in range(1, count + 1):
             person = replace(trial, name=person_name(trial, people, number))
+            # Labels of the wrong person would train and score silently.
             trials.append(person if people == "all" and number == 1
                           else replace(person, labels=None, clip_label=UNKNOWN))
         if not count:

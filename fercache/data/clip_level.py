@@ -130,6 +130,7 @@ class ClipLevelSet(ABC):
         wanted = {entry.name: entry for entry in listing.entries}
         problems = [problem for each in found for problem in (*each.problems, *unnamable(each))]
         versions = find_versions(found, self.key)
+        # Without any clip an empty version makes each listed clip an issue, and the error below names the folder.
         version = choose_version(versions, wanted, config.source) if versions else FolderVersion("", "video")
         trials, lost = _trials(wanted, version)
         if not trials:
@@ -172,6 +173,7 @@ def scan_places(config: DatasetConfig, layout: str) -> list[Scan]:
         raise InputError(f"{layout} needs the folder of the data set", where=f"dataset {layout}",
                          hint="give --root DIR")
     found = [scan(Path(place), DEPTH, prefixed=True) for place in places]
+    # --clips chooses one of several versions below --root; the lists there are still read.
     for each in found:
         if config.clips and each.root != Path(config.clips):
             each.crops.clear()
@@ -234,6 +236,7 @@ def _trials(wanted: Mapping[str, ClipEntry], version: FolderVersion) -> tuple[li
             lost.append(Issue(where=name, message=what, kind="no-clip",
                                 hint="it is left out; get its clip, or keep one of them"))
             continue
+        # A set that names no film and no person has each clip as a group of its own, which its notice points out.
         trials.append(Trial(name=name, path=paths[0], kind=version.kind, parent=name, group=entry.group or name,
                             split=entry.split, subject=entry.subject, clip_label=entry.label, fold=entry.fold,
                             stated=entry.stated))
@@ -268,6 +271,7 @@ def code_of(label: str, classes: Sequence[str], first: int = 0) -> int | None:
         code = int(label[:9]) - first
         return code if 0 <= code < len(classes) else None
     names = [canonical_class_name(name) for name in classes]
+    # Participants' lists use words that no class of any set has.
     plain = canonical_class_name(label)
     plain = SPELLINGS.get(plain, plain)
     return names.index(plain) if plain in names else None
@@ -346,6 +350,7 @@ class ListedSet(ClipLevelSet):
             raise InputError(f"fold {fold} has no lists", where=f"dataset {self.name}",
                              hint=f"--fold is one of {', '.join(map(str, numbers))}")
         fold = fold if published else 0
+        # The lists of all folds are read, because a clip's own fold is the one whose test list holds it.
         rows = {key: [(self._name_of(line.clip), line) for line in read_list(path)] for key, path in lists.items()}
         test_fold = {name: number for (number, split), named in sorted(rows.items()) if split == "test" and number
                      for name, _ in named}
@@ -356,7 +361,7 @@ class ListedSet(ClipLevelSet):
                 path, new = lists[fold, split], {}
                 for name, line in rows[fold, split]:
                     code = code_of(line.label, self.classes, first)
-                    if code is None:
+                    if code is None:  # the clip stays, without a label: its features may be wanted
                         problems.append(self.wrong_label(name, line.label, path))
                     new[name] = ClipEntry(name=name, label=UNKNOWN if code is None else code, split=split,
                                           stated=line.stated, fold=test_fold.get(name, 0))
@@ -494,6 +499,7 @@ class NamedSet(ClipLevelSet):
                              label=self.codes.index(match["emotion"]) if match["emotion"] in self.codes else UNKNOWN,
                              split="train" if match["emotion"] in self.codes else "test")
                    for name, match in matches.items()]
+        # The dictionary keeps the last of equal keys, so the reversed order keeps the first name.
         first = {name[self.same_after:]: name for name in reversed(matches)}
         copies = [name for name in matches if first[name[self.same_after:]] != name]
         if copies:
@@ -566,6 +572,7 @@ class EmotionFolderSet(ClipLevelSet):
                 folder = path.relative_to(each.root).parent
                 split = afew_split_of(folder)
                 if split is not None:
+                    # Where test clips lie in folders of emotions, these are not to be used as labels.
                     places[stem_of(path)].add((split, UNKNOWN if split == "test" else _emotion_of(folder.name)))
         entries, problems = [], []
         for name, copies in sorted(places.items()):
@@ -621,6 +628,7 @@ class LabelFileSet(ClipLevelSet):
                              hint=f"--fold is 1 to {CKPLUS_FOLDS}")
         codes, problems = self._labels(files)
         names = {key[1] for each in found for path in each.crops if (key := self.key(path.relative_to(each.root)))}
+        # Only labelled subjects are counted, as in the papers; otherwise the folds would differ from theirs.
         subjects = sorted({name[:4] for name, code in codes.items() if code != UNKNOWN})
         folds = {subject: 1 + place % CKPLUS_FOLDS for place, subject in enumerate(subjects)}
         entries = []
@@ -643,6 +651,7 @@ class LabelFileSet(ClipLevelSet):
         for path in files:
             name = path.name[:8].upper()
             try:
+                # A label is one number; a file that is not a label file may be of any size.
                 text = path.read_bytes()[:LABEL_FILE_BYTES].decode("ascii").strip()
                 number = float(text)
             except (OSError, ValueError) as error:
@@ -653,7 +662,7 @@ class LabelFileSet(ClipLevelSet):
                 problems.append(self.wrong_label(name, text, path))
             elif codes.setdefault(name, int(number) - 1) != int(number) - 1:
                 problems.append(Issue(where=name, message="has several label files that disagree", hint=f"see {path}"))
-                codes[name] = UNKNOWN
+                codes[name] = UNKNOWN  # neither of them can be trusted
         return codes, problems
 
 

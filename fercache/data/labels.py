@@ -110,7 +110,7 @@ class LabelMap:
         and the rest is scaled so that each row sums to 1. A row without a rest gets uniform probabilities over the
         classes that have a counterpart.
         """
-        mapped = np.zeros((len(given), len(self.target)))
+        mapped = np.zeros((len(given), len(self.target)))  # (R, C_target)
         for place, values in zip(self.to, np.asarray(given, float).T, strict=True):
             if place != NOTHING:
                 mapped[:, place] += values
@@ -156,6 +156,7 @@ def map_class_names(source: Sequence[str], target: Sequence[str], also: Mapping[
                 raise InputError(f"no class {name!r}", where="--map", hint=f"there are {', '.join(classes)}")
         chosen[source_index[canonical_class_name(pair[0])]] = target_index[canonical_class_name(pair[1])]
     to = tuple(chosen.get(i, target_index.get(canonical_class_name(name), NOTHING)) for i, name in enumerate(source))
+    # With no class in common every row would get uniform probabilities, and the score would look like a real one.
     if set(to) == {NOTHING}:
         raise InputError(f"no class of {', '.join(source)} is one of {', '.join(target)}", where="label map",
                          hint="name the counterparts with --map A=B,C=D")
@@ -220,7 +221,7 @@ def read(path: Path) -> LabelFile:
         It cannot be read, is not UTF-8, has no lines, or a line is not a whole number.
     """
     try:
-        if path.stat().st_size > LIMIT_BYTES:
+        if path.stat().st_size > LIMIT_BYTES:  # any *.txt may be taken for labels, a log of gigabytes too
             raise LabelError(f"larger than {LIMIT_BYTES >> 20} MB")
         text = path.read_text(encoding="utf-8-sig").rstrip()
     except OSError as error:
@@ -236,6 +237,7 @@ def read(path: Path) -> LabelFile:
     for line in set(lines):
         number = int(line.strip()[:_SHOWN]) if _is_number(line) else WRONG
         values[line] = number if abs(number) < -WRONG else WRONG
+    # A label that does not fit int16 becomes WRONG as well, so that nothing wraps around to a class.
     labels = np.fromiter(map(values.__getitem__, lines), np.int16, len(lines))
     wrong = np.flatnonzero(labels == WRONG)
     if len(wrong):
@@ -293,6 +295,7 @@ def read_all(files: Mapping[str, Path], known: Iterable[tuple[str, ...]], *, bar
             continue
         found = canonical(read_files[name].header, known)
         headers.update([found] if found else [])
+    # One file with another header must not change the classes of the whole set, so the majority decides.
     classes = max(headers, key=lambda names: (headers[names], len(names)), default=())
     labels: dict[str, Labels] = {}
     for name, content in read_files.items():
@@ -310,6 +313,7 @@ def _fit(content: LabelFile, classes: tuple[str, ...], known: tuple[tuple[str, .
         raise LabelError("has no header with the class names")
     if canonical(content.header, known) is None:
         raise LabelError(f"header unknown: {header!r}")
+    # The same names in another order mean other numbers.
     if canonical(content.header, (classes,)) is None:
         raise LabelError(f"header {header!r} differs from that of most files ({','.join(classes)})")
     check_range(content.labels, len(classes))

@@ -56,7 +56,7 @@ def read(config: DatasetConfig) -> Dataset:
         rows, wrong = _rows(path)
         problems += [*wrong, *(Issue(where=trial, message="is in both tables", hint="the training one is used")
                                for trial in sorted(set(rows) & set(labels)))]
-        labels = rows | labels
+        labels = rows | labels  # the training table comes first and wins: its trials must not count as unseen
         splits = dict.fromkeys(rows, split) | splits
     trials, noted = affwild2.assemble(found, labels, splits, config.source)
     return Dataset(name=cache_name("mtl", found[0].root, config.name), layout="mtl", classes=EIGHT, metric="macro_f1",
@@ -68,7 +68,7 @@ def _is_table(path: Path) -> bool:
         return False
     try:
         with path.open(encoding="utf-8-sig") as handle:
-            first = handle.readline(4096)
+            first = handle.readline(4096)  # a file without line ends may be of any size
     except (OSError, UnicodeDecodeError):
         return False
     return tuple(name.strip().casefold() for name in first.split(","))[: len(HEADER)] == HEADER
@@ -106,6 +106,7 @@ def _rows(path: Path) -> tuple[dict[str, Labels], list[Issue]]:
         next(handle, "")
         for line, text in enumerate(handle, 2):
             fields = text.split(",")
+            # The frame number is in the name of the picture; the order of rows means nothing.
             match = IMAGE.fullmatch(fields[0].strip())
             if not text.strip():
                 continue

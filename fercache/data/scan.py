@@ -64,6 +64,7 @@ def scan(root: Path, depth: int = DEPTH, *, prefixed: bool = False) -> Scan:
                          hint="check the path (relative paths start at the current folder)")
     found = Scan(root)
     _visit(root, depth, found, is_prefixed if prefixed else is_crop)
+    # A folder below the root that cannot be read is an issue; without the root itself nothing can be read.
     unreadable = [problem for problem in found.problems if problem.where == str(root)]
     if unreadable:
         raise InputError(unreadable[0].message, where=root, hint=unreadable[0].hint)
@@ -104,6 +105,7 @@ def _list(folder: Path, crop: Callable[[str], bool]) -> tuple[list[str], list[st
     names: list[str] = []
     below: list[str] = []
     with os.scandir(folder) as entries:
+        # The listing goes on after the first part only if that part did not decide what the folder is.
         for part in (islice(entries, PEEK), entries):
             for entry in part:
                 if entry.name.startswith((".", "@", "__MACOSX")):  # hidden files, and remains of Macs and file servers

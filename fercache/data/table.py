@@ -97,6 +97,7 @@ def _labels_of_clip(frames: np.ndarray[tuple[int], np.dtype[np.int64]],
     if unknown:
         raise ValueError(f"label {unknown[0]!r} is none of the classes")
     values = np.array([UNKNOWN if code is None else code for code in meaning], np.int16)[codes]
+    # The last of several labels of a frame wins here; the comparison below finds the frames where they differ.
     labels = np.full(int(frames.max()), UNKNOWN, np.int16)
     labels[frames - 1] = values
     twice = np.flatnonzero(labels[frames - 1] != values)
@@ -182,11 +183,12 @@ def _read_table(path: Path, base: Path) -> tuple[list[Trial], list[Issue], dict[
     problems: list[Issue] = []
     words: dict[str, str] = {}
     lines: dict[str, int] = {}
-    for line, row in tables.named_rows(path, REQUIRED, OPTIONAL):
+    for line, row in tables.named_rows(path, REQUIRED, OPTIONAL):  # an unknown column is refused: it may be a typo
         for column in REQUIRED:
             if not row[column] or not printable(row[column]) or "\0" in row[column]:
                 raise InputError(f"line {line} has no usable {column}", where=path, hint="fill it in")
         name, subject, split = row["clip"], row.get("subject", ""), row.get("split", "").casefold() or "train"
+        # The name is the key in store, logits and predictions: a second clip would replace the first.
         if lines.setdefault(name, line) != line:
             raise InputError(f"clip {name!r} is in line {lines[name]} and again in line {line}", where=path,
                              hint="give each clip a name of its own")
@@ -211,7 +213,7 @@ def _read_labels(config: DatasetConfig, names: Sequence[str], words: Mapping[str
         if any(words.values()):
             raise InputError("the table has a column label, and --labels is given too", where=place,
                              hint="drop one of them")
-        if kind_at(place) == "crops":
+        if kind_at(place) == "crops":  # that is, a folder
             return _read_label_folder(place, names, config.classes)
         classes, labels, problems = read_frame_labels(place, set(names), config.classes)
         return Labelling(classes, labels, {}, problems)
@@ -229,6 +231,7 @@ def _read_label_folder(folder: Path, names: Sequence[str], classes: tuple[str, .
     if not files:
         raise InputError("no *.txt in this folder of labels", where=folder,
                          hint="one text file a clip: a header with the class names, then one integer a frame")
+    # Clips in folders are named by their path, label files often by the last part alone.
     last = {name: name.rsplit("/", 1)[-1] for name in names}
     count = Counter(last.values())
     keys = {name: name if name in files or count[last[name]] > 1 else last[name] for name in names}
