@@ -80,7 +80,7 @@ def _segments(clip: Clip, array: str) -> Iterator[NDArray[Any]]:
 
 
 def _write_h5(store: EmbeddingStore, clips: Iterator[Clip], taps: list[str], out: Path) -> None:
-    # "/" in a name would make groups and a zero byte would end it, so the names are encoded; attributes have them plain.
+    # "/" in a name would make groups and a zero byte would end it: names are encoded, and attributes have them plain.
     with atomic_io.replacing(out) as temporary, h5py.File(temporary, "w") as file:
         file.attrs[OURS] = json.dumps({"settings": store.settings, "fingerprint": store.fingerprint})
         for clip in clips:
