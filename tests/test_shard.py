@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from fercache.data.base import Dataset, Issue, Trial
 from fercache.errors import InputError
 from fercache.extraction import cancellation
-from fercache.extraction.distributed.shard import Shard, read_shard
-from fercache.extraction.distributed.worker import estimate_work, largest_first
+from fercache.extraction.distributed.shard import Shard, estimate_work, largest_first, read_shard
 
 
 def trial(name: str, path: str = "", **more: object) -> Trial:

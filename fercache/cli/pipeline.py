@@ -28,7 +28,7 @@ log = logging.getLogger("fercache")
 
 
 ENGINES = ("here", "dask")
-FLAGS = ("engine", "scheduler", "workers", "shard", "time_limit")
+LAUNCH_FLAGS = ("engine", "scheduler", "workers", "shard", "time_limit")
 
 
 @click.command("extract", cls=HeadedCommand)
@@ -51,7 +51,7 @@ def extract_command(context: Context, **typed: Any) -> int:
     from fercache import run_log
     from fercache.extraction import distributed
 
-    plan = distributed.LaunchOptions(**{name: typed.pop(name) for name in FLAGS}).plan(os.environ, began_s)
+    plan = distributed.LaunchPlan.from_flags(os.environ, began_s, **{name: typed.pop(name) for name in LAUNCH_FLAGS})
     config = context.config(ExtractConfig, "extract", typed)
     dataset = context.dataset(typed, report_issues=plan.is_coordinator)  # once, not by every shard
     report = plan.run(dataset, config, context.cache, context.remote)

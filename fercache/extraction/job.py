@@ -427,7 +427,9 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
         cached = job.cached(trial)
         done.append(cached) if cached else waiting.append(trial)
     try:
-        if waiting:
+        if job.cancel.is_cancelled:  # no net is loaded, and no process started, for nothing
+            done += map(job.pending, waiting)
+        elif waiting:
             done += engine(job, waiting)
     finally:  # the failures of a stopped run are listed too
         failed = [c for c in sorted(done, key=lambda c: c.clip) if c.state == "failed"]
