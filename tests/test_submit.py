@@ -313,10 +313,10 @@ def test_seven_classes_for_eight_are_refused_unless_a_map_says_how(tmp_path: Pat
     write(tmp_path / "preds.csv", made, SEVEN)
     template(tmp_path / "template.txt", rows_of({"a": 20}))
     said = refused(tmp_path)
-    assert "7 classes, 8 are wanted" in said and "never said: Other" in said and "--map" in said
+    assert "7 classes, 8 are wanted" in said and "never predicted: Other" in said and "--map" in said
     done = run(tmp_path, config=replace(CONFIG, map="names"))
     assert read_single_file(done.out)["a"] == list(made["a"].argmax(1))
-    assert any("never said: Other" in note for note in done.notes)
+    assert any("never predicted: Other" in note for note in done.notes)
 
 
 def test_eight_classes_for_seven(tmp_path: Path) -> None:

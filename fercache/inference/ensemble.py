@@ -154,7 +154,9 @@ def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     index = np.array([*names.to, UNKNOWN], np.int16)  # the last entry maps -1 (not annotated) to itself
     trials = tuple(replace(t, labels=None if t.labels is None else index[t.labels], clip_label=int(index[t.clip_label]))
                    for t in dataset.trials)
-    dropped = f"labels of {', '.join(names.lost)} are left out: the heads do not know them" if names.lost else ""
+    dropped = ""
+    if names.source_only:
+        dropped = f"labels of {', '.join(names.source_only)} are left out: the heads do not know them"
     return replace(dataset, classes=tuple(classes), trials=trials,
                    notice="; ".join(filter(None, (dataset.notice, dropped))))
 
@@ -231,7 +233,7 @@ def _batches(trials: Sequence[Trial], store: EmbeddingStore, row_bytes: int) -> 
         size = 0
         for i in indices:
             # Annotations may be longer than the clip, and their extra rows take memory too.
-            need = row_bytes * max(store[trials[i].name].frames, len(trials[i].on_clock(0)))
+            need = row_bytes * max(store[trials[i].name].frames, len(trials[i].frame_labels(0)))
             if batch and size + need > MOST_BYTES:
                 yield batch
                 batch, size = [], 0
