@@ -18,7 +18,7 @@ from fercache.errors import BrokenOff, InputError, MissingExtra
 from fercache.extraction.distributed.processes import JobSpec, without_labels
 from fercache.extraction.distributed.shard import largest_first
 from fercache.extraction.job import ClipResult, ExtractionJob
-from fercache.extraction.resources import Nets, PipelineResources, in_flight, load_nets, open_resources
+from fercache.extraction.resources import PipelineResources, in_flight, load_nets, open_resources
 from fercache.runtime import devices
 from fercache.runtime.progress import ProgressBar, progress_bar
 
@@ -136,7 +136,6 @@ class Worker(NamedTuple):
     spec: JobSpec
     local_rank: int
     job: ExtractionJob
-    nets: Nets
     pipeline: PipelineResources
     threads: ExitStack
 
@@ -155,7 +154,7 @@ def worker_for(spec: JobSpec, local_rank: int) -> Worker:
             nets = load_nets(job.config, spec.cnn, spec.faces)
             pipeline = threads.enter_context(open_resources(nets, job.cancel, ProgressBar("extract", None, "frames"),
                                                             nets.in_flight))
-            _workers.append(Worker(spec, local_rank, job, nets, pipeline, threads))
+            _workers.append(Worker(spec, local_rank, job, pipeline, threads))
         return _workers[0]
 
 
@@ -179,7 +178,7 @@ def extract_logged(worker: Worker, trial: Trial) -> WorkerResult:
     logger.setLevel(logging.INFO)
     logger.addHandler(collector)
     try:
-        (result,) = worker.job.run_clips(worker.pipeline, worker.nets, [trial], concurrent=1)
+        (result,) = worker.job.run_clips(worker.pipeline, [trial], concurrent=1)
         return WorkerResult(result, collector.records)
     finally:
         logger.removeHandler(collector)

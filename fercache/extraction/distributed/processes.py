@@ -230,7 +230,7 @@ def _run_child(pipe: Connection[Any, Any], spec: JobSpec, local_rank: int, trial
         nets = load_nets(job.config, spec.cnn, spec.faces)
         concurrent = job.config.concurrent_clips or nets.in_flight
         with open_resources(nets, job.cancel, _ForwardedProgress(send), concurrent) as pipeline:
-            for result in job.run_clips(pipeline, nets, take(), concurrent):
+            for result in job.run_clips(pipeline, take(), concurrent):
                 send(result)
             if pipeline.profiler.line():
                 logger.info("process %d: %s", local_rank + 1, pipeline.profiler.line())
