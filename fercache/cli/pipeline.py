@@ -99,7 +99,7 @@ def train_heads_command(context: Context, store: Location | None, **typed: Any) 
     log.info("%s (%.0f s)", "nothing to do: trained before" if report.cached else f"{report.trained} heads trained",
              report.seconds)
     click.echo(report.logits_file)
-    return 1 if report.missing or any(problem.lost for problem in dataset.problems) else 0
+    return 1 if report.missing or any(problem.is_error for problem in dataset.problems) else 0
 
 
 @click.command("stack", cls=HeadedCommand)

@@ -413,8 +413,8 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     store = _open_or_create(path, settings, config, cnn)
     job = ExtractionJob(config, store, faces, cnn, cancel=CancelToken(stop))
     failures_at = Workspace(cache).failures(dataset.name, failures)
-    done = [ClipResult(clip=problem.where, state="failed", message=problem.what) for problem in dataset.problems
-            if problem.lost]
+    done = [ClipResult(clip=problem.where, state="failed", message=problem.message) for problem in dataset.problems
+            if problem.is_error]
     waiting = []
     for trial in dataset.trials:
         cached = job.cached(trial)
