@@ -17,12 +17,12 @@ from fercache.extraction.profiler import StageProfiler
 if TYPE_CHECKING:
     from fercache.runtime.devices import TorchThreadPool  # torch: seconds that a cached run saves
 
+# How long a batch that a clip waits for stays open for the crops of other clips.
 GRACE_S = 2.0
-"""How long a batch that a clip waits for stays open for the crops of other clips."""
+# How often a waiting thread checks for cancellation and for the time.
 TICK_S = 0.1
-"""How often a waiting thread checks for cancellation and for the time."""
+# Batches running or queued per pool thread; one more is being filled.
 BATCHES_AHEAD = 2
-"""Batches running or queued per pool thread; one more is being filled."""
 
 
 class BatchBackbone(Protocol):
@@ -73,6 +73,7 @@ class CrossClipBatcher:
     def __init__(self, net: BatchBackbone, torch_threads: TorchThreadPool, cancel: CancelToken,
                  profiler: StageProfiler) -> None:
         self.net, self.torch_threads, self.cancel, self.profiler = net, torch_threads, cancel, profiler
+        # Bounds the crops in memory: readers of clips wait in `put` when the CNN is the bottleneck.
         self.capacity = net.batch * (BATCHES_AHEAD * torch_threads.count + 1)
         self.padded = 0
         self._change = threading.Condition()

@@ -35,25 +35,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Crops (n, 160, 160, 3) -> identity vectors (n, D).
 EmbedFaces = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Crops (n, 160, 160, 3) -> identity vectors (n, D)."""
+# A frame's face, plain and then in each augmentation, each (160, 160, 3); empty without a face.
 AugmentedCrops = list[NDArray[np.uint8]]
-"""A frame's face, plain and then in each augmentation, each (160, 160, 3); empty without a face."""
 
 CROP_PX = 160
+# Crops for identity vectors in memory at once.
 IDENTITY_BATCH = 256
-"""Crops for identity vectors in memory at once."""
+# With people = "all", a person needs this many frames (half a second): shorter ones are mostly false detections.
 MIN_FRAMES = 12
-"""With people = "all", a person needs this many frames (half a second): shorter ones are mostly false detections."""
 NO_TRACK = -1
 NO_BOX = np.full(4, np.nan)
+# Frames per call of the detector. Fixed, as are the batches within: MTCNN's boxes move by up to 1e-4 px with the rest
+# of their batch, and a resumed run must end with the same bytes.
 DETECT_BLOCK = 64
-"""Frames per call of the detector. Fixed, as are the batches within: MTCNN's boxes move by up to 1e-4 px with the rest
-of their batch, and a resumed run must end with the same bytes."""
+# Frames, and crops, that are prepared ahead while the detector or the CNN is busy.
 FRAMES_AHEAD, FACES_AHEAD = 16, 256
-"""Frames, and crops, that are prepared ahead while the detector or the CNN is busy."""
+# Detection's part of the work on a frame, for the progress bar only.
 DETECT_FRACTION = 0.75
-"""Detection's part of the work on a frame, for the progress bar only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,9 +263,9 @@ class ClipJob:
         if not times:
             raise ClipError("holds no frame", where=self.source.path)
         # From the writer, which also has what an earlier run detected.
-        found = self.writer.detections()
-        borders = np.searchsorted(found[:, 0], np.arange(1, len(times)))
-        people = people_in(self.source, np.split(found[:, 1:], borders), cuts.rows, self.selection.embed_faces)
+        detections = self.writer.detections()
+        borders = np.searchsorted(detections[:, 0], np.arange(1, len(times)))
+        people = people_in(self.source, np.split(detections[:, 1:], borders), cuts.rows, self.selection.embed_faces)
         return [frame_table_of(np.array(times), person) for person in self.selection.of(people)]
 
     def _blocks(self, frames: Iterator[Frame]) -> Iterator[tuple[int, list[Frame]]]:
@@ -290,6 +290,7 @@ class ClipJob:
         images = [frame.image for frame in block]
         rows = [frame.index - 1 for frame in block]
         future = self.resources.torch_threads.submit(lambda: self._detect_block(rows, images))
+        # As a callback, so that the bytes are released after an error, too.
         future.add_done_callback(lambda _: self.resources.budget.release(size))
         return Block(stop, len(block), future)
 
@@ -297,15 +298,15 @@ class ClipJob:
         """Return the faces of a block, (n, 6): row, box, score. Runs in a pool thread."""
         with self.resources.profiler.busy("detect", len(rows)):
             faces = interpolation.interpolate_faces(images, self.resources, self.detect_every)
-        return np.concatenate([np.empty((0, 6)), *(np.column_stack([np.full(len(found), row), found])
-                                                   for row, found in zip(rows, faces, strict=True))])
+        return np.concatenate([np.empty((0, 6)), *(np.column_stack([np.full(len(boxes), row), boxes])
+                                                   for row, boxes in zip(rows, faces, strict=True))])
 
     def _store_detections(self, block: Block) -> None:
         """Make the detections of a block durable."""
         if block.future is not None:
-            found = block.future.result()
+            detections = block.future.result()
             with self.resources.profiler.busy("write", 0):
-                self.writer.keep_detections(block.stop, found)
+                self.writer.keep_detections(block.stop, detections)
         self.resources.advance(DETECT_FRACTION * block.frames)
 
     def _decoded(self, start: int) -> Iterator[Frame]:
@@ -328,6 +329,7 @@ class ClipJob:
         """Run the CNN over the boxes of a frame table, segment by segment."""
         boxes = frame_table[:, FRAME_COLUMNS.index("x1"):FRAME_COLUMNS.index("y2") + 1]
         start = self.writer.written
+        # Each frame counts as `views` crops in memory.
         with closing(prefetch(self._cropped(start, boxes), FACES_AHEAD // self.views)) as augmented:
             stop = self._embed(start, augmented, 1 - DETECT_FRACTION)
         if stop != len(frame_table):
@@ -337,6 +339,7 @@ class ClipJob:
     def _cropped(self, start: int, boxes: NDArray[np.float64]) -> Iterator[AugmentedCrops]:
         """Yield the crops of each frame from row `start` on."""
         for frame in self._decoded(start):
+            # A file that has grown since detection has more frames than boxes; `embed_boxes` reports it.
             yield self._augmented(frame, boxes[frame.index - 1] if frame.index <= len(boxes) else NO_BOX)
 
     def _augmented(self, frame: Frame, box: NDArray[np.float64]) -> AugmentedCrops:
@@ -365,6 +368,7 @@ class ClipJob:
 
     def _whole(self, times: list[float], boxes: list[NDArray[np.float64]], written: int) -> Iterator[AugmentedCrops]:
         """Yield the crops of each picture from row `written` on, and collect time and box of all pictures."""
+        # From the first picture on also in a resumed run: the frame table needs time and size of all of them.
         for frame in self._decoded(0):
             times.append(frame.time_s)
             boxes.append(NO_BOX if frame.image is None else whole_picture(frame.image))
@@ -382,7 +386,7 @@ class ClipJob:
         -----
         A segment is written after the next one was submitted, so that the cores stay busy meanwhile.
         """
-        before: Segment | None = None
+        before: Segment | None = None  # the one segment that is submitted and not written yet
         while True:
             segment = self._submit(start, augmented)
             if before is not None:

@@ -95,11 +95,12 @@ def write_failures(path: Path, failed: Sequence[ClipResult]) -> None:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["clip", "message"])
     rows.writerows((c.clip, c.message) for c in failed)
+    # Names of files need not be valid UTF-8.
     atomic_io.write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
-def source_unchanged(known: dict[str, Any], path: Path, kind: str, strict: bool = False) -> bool:
-    """Return whether the source at `path` is the one whose digest is `known`.
+def source_unchanged(stored: dict[str, Any], path: Path, kind: str, strict: bool = False) -> bool:
+    """Return whether the source at `path` is the one whose digest is `stored`.
 
     Parameters
     ----------
@@ -115,19 +116,19 @@ def source_unchanged(known: dict[str, Any], path: Path, kind: str, strict: bool 
     Without `strict`, only a change that keeps the size and the time stamp goes unnoticed.
     """
     # Equal size, time stamp and inode: no byte is read. Manifests without an inode go on to the samples.
-    if not strict and kind == "video" and file_stamp(path).items() <= known.items():
+    if not strict and kind == "video" and file_stamp(path).items() <= stored.items():
         return True
     now = media.source_digest(path, kind, strict)
-    if strict or not same_source(known, now) or known.get("mtime_ns") == now["mtime_ns"]:
-        return same_source(known, now)
+    if strict or not same_source(stored, now) or stored.get("mtime_ns") == now["mtime_ns"]:
+        return same_source(stored, now)
     # Equal samples and another time stamp: a copy, or a file changed in place. Only its whole hash decides.
-    return same_source(known, media.source_digest(path, kind, strict=True))
+    return same_source(stored, media.source_digest(path, kind, strict=True))
 
 
+# Most clips that are opened to estimate the number of frames: extraction must not wait for thousands.
 OPENED_FIRST = 16
-"""Most clips that are opened to estimate the number of frames: extraction must not wait for thousands."""
+# Seconds between two checks of clips that another process works on.
 POLL_S = 0.5
-"""Seconds between two checks of clips that another process works on."""
 
 
 @dataclass
@@ -198,6 +199,7 @@ class ExtractionJob:
         """Yield the result of each clip as it ends, with loaded nets and a running progress bar."""
         from fercache.extraction.resources import open_resources  # torch: seconds that a cached run saves
 
+        # A single clip runs in the calling thread.
         concurrent = min(len(trials), self.config.concurrent_clips or nets.in_flight)
         with open_resources(nets, self.cancel, bar, concurrent) as pipeline:
             yield from self.run_clips(pipeline, trials, concurrent)
@@ -290,6 +292,7 @@ class ExtractionJob:
         if self.name(trial) in self.store:
             log.warning("%s: the source file has changed or a person is missing from the store; extracting it again",
                         trial.name)
+        # The hash of every byte, by which a later run recognizes a copy of the file.
         commit = MultiPersonCommit(trial=trial, store=self.store, source=source.digest(strict=True),
                                    provenance=pipeline.provenance)
         selection = PersonSelection(people=people_of(self.store.settings), side=trial.side,
@@ -329,17 +332,17 @@ def _file_bytes(trial: Trial) -> int:
         return 0
 
 
+# Yields the result of each clip: `ExtractionJob.run_all` in this process, or an engine of `distributed`.
 Engine: TypeAlias = Callable[[ExtractionJob, Sequence[Trial]], Iterable[ClipResult]]
-"""Yields the result of each clip: `ExtractionJob.run_all` in this process, or an engine of `distributed`."""
 
+# Part of the fingerprint for everything that the code, not a setting, fixes.
 FORMAT = {"store": 1, "decoder": video.DECODER, "crop": "pil-bilinear-160"}
-"""Part of the fingerprint for everything that the code, not a setting, fixes."""
 
+# Version of the MTCNN driver, changed whenever its boxes change by more than float noise.
 DETECTOR_VERSION = "sums-1"
-"""Version of the MTCNN driver, changed whenever its boxes change by more than float noise."""
 
+# Settings that have no effect without a detector.
 DETECTION = ("detect_every", "detect_px", "min_face_px", "min_score", "margin", "people")
-"""Settings that have no effect without a detector."""
 
 
 def resolve_faces(dataset: Dataset, config: ExtractConfig) -> str:
@@ -361,7 +364,7 @@ def resolve_faces(dataset: Dataset, config: ExtractConfig) -> str:
 def settings_of(config: ExtractConfig, faces: str, cnn: files.Weights) -> dict[str, Any]:
     """Return everything that changes numbers in the store, as a JSON value; its digest is in the store's name."""
     chosen = {**config.settings(), "faces": faces, "weights": cnn.sha256, "backbone": cnn.name, "format": FORMAT}
-    if config.augmentations == 1:
+    if config.augmentations == 1:  # then it does not matter how augmentations are sampled
         del chosen["augmentations"]
     else:
         chosen["augmentation_version"] = augmentation.AUGMENTATION_VERSION
@@ -407,6 +410,7 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
         resolve_device(config.device)  # before anything is created
     cnn = weights.ensure_weights(config.weights, Workspace(cache).weights)
     settings = settings_of(config, faces, cnn)
+    # Before the store is created: a data set that contradicts --people must leave nothing behind.
     base.check_people(dataset, base.people_of(settings))
     path = store_path(features or cache, dataset.name, settings)
     log.info("store %s", path)
@@ -431,6 +435,7 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
             write_failures(failures_at, failed)
     report = ExtractReport(store=path, failures_at=failures_at, fingerprint=fingerprint_of(settings),
                            clips=tuple(sorted(done, key=lambda c: c.clip)), seconds=time.monotonic() - started)
+    # An interrupted run does not get here: the pointer stays at the store of the last run that ended by itself.
     write_json(workspace.Features(features or cache).pointer(dataset.name), {"store": path.name})
     job.record_rate(report, cache)
     if config.thumbnails:
@@ -479,8 +484,9 @@ def _open_or_create(path: Location, settings: dict[str, Any], config: ExtractCon
 
 def _detector_digest() -> str:
     """Return a digest of MTCNN's three nets in facenet-pytorch, without importing the package."""
-    spec = find_spec("facenet_pytorch")
+    spec = find_spec("facenet_pytorch")  # importing it would import torch
     if spec is None or spec.origin is None:
         raise InputError("facenet-pytorch is not installed", hint="pip install facenet-pytorch==2.5.3")
+    # MTCNN's three nets: pnet.pt, rnet.pt, onet.pt.
     files = sorted((Path(spec.origin).parent / "data").glob("?net.pt"))
     return fingerprint_of([DETECTOR_VERSION, *(wheels.file_sha256(path) for path in files)])

@@ -12,8 +12,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 PARTS = ("decode", "detect", "crop", "cnn", "write")
+# Rates are shown after this many seconds of work by all parts together: earlier ones are noise.
 MIN_WORK_S = 0.5
-"""Rates are shown after this many seconds of work by all parts together: earlier ones are noise."""
 
 
 class StageProfiler:

@@ -30,14 +30,14 @@ from fercache.runtime.progress import ProgressBar
 
 log = logging.getLogger(__name__)
 
+# Concurrent clips on a CPU, beyond one per core.
 MORE_CLIPS = 2
-"""Concurrent clips on a CPU, beyond one per core."""
+# Concurrent clips on a GPU: decoding and cropping need many cores.
 GPU_CLIPS = 12
-"""Concurrent clips on a GPU: decoding and cropping need many cores."""
+# Pictures of blocks under detection; a single block may be larger.
 BUDGET_BYTES = 1 << 30
-"""Pictures of blocks under detection; a single block may be larger."""
+# How often a thread that waits for memory checks for cancellation.
 TICK_S = 0.1
-"""How often a thread that waits for memory checks for cancellation."""
 
 
 def in_flight(device: str, threads: int) -> int:
@@ -110,6 +110,7 @@ def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
     if faces == "mtcnn":
         detector = Detector(min_face_px=config.min_face_px, min_score=config.min_score, detect_px=config.detect_px,
                             device=device)
+    # Of other weights nobody knows whether their embedding tells people apart.
     load_identity = partial(load, (EMBEDDING,)) if cnn.name in KNOWN_WEIGHTS else None
     if detector is not None and load_identity is None:
         log.info("%s weights have no known identity vector: people are distinguished by position only", cnn.name)

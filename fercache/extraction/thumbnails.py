@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 PX = 64
 EVERY_S = 1.0
+# Faces per clip; in a longer clip they are further apart.
 MAX_FACES = 600
-"""Faces per clip; in a longer clip they are further apart."""
 QUALITY = 75
 
 
@@ -86,7 +86,7 @@ def read_thumbnails(cache: Path, store: EmbeddingStore, clip: str) -> Thumbnails
         with np.load(path, allow_pickle=False) as file:
             parts = {name: file[name] for name in ("of", "row", "time_s", "ends", "jpeg")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+        return None  # a torn file counts as missing, so that it is written again
     if str(parts["of"]) != _boxes_digest(store, clip):
         return None
     data, ends = parts["jpeg"].tobytes(), parts["ends"].tolist()

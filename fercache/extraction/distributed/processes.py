@@ -34,8 +34,8 @@ from fercache.runtime.progress import ProgressBar, progress_bar
 from fercache.runtime.uri import Location
 from fercache.store.embedding_store import EmbeddingStore
 
+# Seconds that a child may take to stop its clips once the run has ended. Everything durable survives a hard exit.
 GRACE_S = 10.0
-"""Seconds that a child may take to stop its clips once the run has ended. Everything durable survives a hard exit."""
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
