@@ -193,7 +193,7 @@ class Block(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Rows from `start` on whose crops were given to the CNN."""
+    """Rows from `start` on whose crops were submitted to the CNN."""
 
     start: int
     rows: int
@@ -233,7 +233,7 @@ class ClipJob:
                 self.embed_crops()
                 return 1
             frame_table, count = self.writer.frame_table, 1
-            # A resumed clip has its frame table; that of several people may still lack the other people.
+            # A resumed clip has the frame table of its first person only.
             if frame_table is None or self.selection.several:
                 first, *others = self.detect()
                 self._write_others(others)

@@ -110,7 +110,7 @@ def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
     if faces == "mtcnn":
         detector = Detector(min_face_px=config.min_face_px, min_score=config.min_score, detect_px=config.detect_px,
                             device=device)
-    # Of other weights nobody knows whether their embedding tells people apart.
+    # Other weights may have an embedding that does not identify people.
     load_identity = partial(load, (EMBEDDING,)) if cnn.name in KNOWN_WEIGHTS else None
     if detector is not None and load_identity is None:
         log.info("%s weights have no known identity vector: people are distinguished by position only", cnn.name)
@@ -196,7 +196,7 @@ class PipelineResources:
 def open_resources(nets: Nets, cancel: CancelToken, bar: ProgressBar, clips: int) -> Iterator[PipelineResources]:
     """Yield the resources for these nets and `clips` concurrent clips; all threads end with the block."""
     gpu = nets.device != "cpu"
-    # Parts whose thread waits for a disk, a GPU or the net's own threads: its processor time says nothing about them.
+    # Parts whose thread waits for a disk, a GPU or the net's own threads: processor time would miss most of it.
     waiting = ["write", *["detect"] * gpu, *["cnn"] * (gpu or nets.backbone.own_threads)]
     with TorchThreadPool(nets.threads, nets.device) as threads:
         lanes = dict.fromkeys(PARTS, nets.threads) | {"detect": threads.count, "cnn": threads.count, "write": clips}

@@ -1,4 +1,4 @@
-"""Folders of face crops: ``00001.jpg`` is frame 1, whatever other files exist or are missing."""
+"""Folders of face crops: ``00001.jpg`` is frame 1 even if other files are missing."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class DaskCluster:
         InputError
             The scheduler cannot be reached, or a worker has another fercache or other files.
         BrokenOff
-            The scheduler has gone.
+            The scheduler has ended.
         """
         distributed = _distributed()  # before any clip is opened
         total = job.log_size(trials)

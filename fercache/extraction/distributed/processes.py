@@ -208,7 +208,7 @@ def _run_child(pipe: Connection[Any, Any], spec: JobSpec, local_rank: int, trial
     stopped, sending = Event(), Lock()
 
     def send(message: Any) -> None:
-        # Several clips send at once. Without a parent nobody reads: `_wait_for_end` stops this process then.
+        # Several clips send at once. Without a parent this fails, and `_wait_for_end` stops the process.
         with sending, suppress(OSError):
             pipe.send(message)
 
