@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -82,8 +81,8 @@ class Source(ABC):
         """
 
 
-def regular_file(path: Path) -> os.stat_result:
-    """Return the file's status.
+def file_stamp(path: Path) -> dict[str, int]:
+    """Return a file's ``size``, ``mtime_ns`` and ``inode``, without reading a byte of it.
 
     Raises
     ------
@@ -98,19 +97,13 @@ def regular_file(path: Path) -> os.stat_result:
         raise ClipError("neither a file nor a folder", where=path, hint="a clip is a video file or a folder of crops")
     if not status.st_size:
         raise ClipError("the file is empty", where=path, hint="copy or download it again")
-    return status
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
 
 
 def unreadable(path: Path, error: Exception) -> ClipError:
     """Return the error for a `path` that cannot be read."""
     reason = getattr(error, "strerror", None) or str(error)
     return ClipError(f"cannot be read ({reason})", where=path, hint="check the path and its permissions")
-
-
-def file_stamp(path: Path) -> dict[str, int]:
-    """Return a file's ``size``, ``mtime_ns`` and ``inode``, without reading a byte of it."""
-    status = regular_file(path)
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
 
 
 def file_digest(path: Path, strict: bool) -> dict[str, Any]:

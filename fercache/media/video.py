@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from fercache.errors import ClipError
-from fercache.media.source import MAX_PIXELS, Frame, Source, file_digest, regular_file, unreadable
+from fercache.media.source import MAX_PIXELS, Frame, Source, file_digest, file_stamp, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ class VideoSource(Source):
         ClipError
             Missing, empty, not a video, or a video of which no frame decodes.
         """
-        regular_file(path)
+        file_stamp(path)  # raises for anything but a regular file: FFmpeg would wait forever for a pipe
         # A file that was cut off after its header opens without an error and holds nothing that decodes.
         source = cls(path, damaged)
         if next(source._frames(0, 1), None) is None:
