@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,3 +158,9 @@ def test_a_run_starts_without_opening_every_clip(tmp_path: Path, monkeypatch: py
     assert abs(work.log_size(trials) - frames) < 1e-6 * frames, "the others are reckoned by their size"
     assert len(opened) <= 16
     assert work.log_size(trials[:3]) == 1 + 2 + 3
+
+
+def test_a_run_with_nothing_to_do_needs_no_torch() -> None:
+    """`fercache extract` imports the job first; torch would take seconds."""
+    code = "import sys, fercache.extraction.job, fercache.extraction.distributed; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
