@@ -12,6 +12,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # What the data set is: nothing = the embedded demo, or whatever stages/dataset.toml says.
 DATA_FLAGS := $(if $(DATA),--root "$(DATA)") $(if $(DATASET),--dataset "$(DATASET)")
 DEVICE_FLAG := $(if $(DEVICE),--device "$(DEVICE)")
+# Each process takes neighboring tests, which share fixtures of their module, and later takes over from slower ones.
+PYTEST := pytest -q -n auto --dist worksteal
 FERCACHE := $(BIN)/fercache --cache "$(CACHE)" --stages "$(STAGES)"
 
 .DEFAULT_GOAL := help
@@ -73,15 +75,15 @@ audit: $(VENV)/.ready  ## proof that nothing leaks: folds, provenance, shuffled 
 	@$(FERCACHE) audit $(DATA_FLAGS) $(ARGS)
 
 test: $(VENV)/.ready-dev  ## the quick suite
-	@$(BIN)/python -m pytest -q -n auto $(ARGS)
+	@$(BIN)/python -m $(PYTEST) $(ARGS)
 
 test-full: $(VENV)/.ready-dev  ## the suite with the stated volumes
-	@$(BIN)/python -m pytest -q -n auto --full $(ARGS)
+	@$(BIN)/python -m $(PYTEST) --full $(ARGS)
 
 ci: $(VENV)/.ready-dev  ## lint, types, tests: what CI runs
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -q -n auto $(ARGS)
+	@$(BIN)/python -m $(PYTEST) $(ARGS)
 
 bench: $(VENV)/.ready-dev  ## every benchmark, small
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done

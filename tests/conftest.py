@@ -37,8 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--full"):
         for item in items:
-            if item.get_closest_marker("full"):
-                item.add_marker(pytest.mark.skip(reason="the stated volume: make test-full runs it"))
+            if slow := item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason=f"{slow.args[0]} (make test-full)"))
 
 
 @pytest.hookimpl(hookwrapper=True)

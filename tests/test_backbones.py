@@ -124,7 +124,7 @@ def test_devices_that_are_not_there(name: str) -> None:
 def openvino(casia: files.Weights) -> Backbone:
     """Every tap in OpenVINO, which takes seconds to compile."""
     pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
-    return Backbone.load(casia, TAPS, backend="openvino")
+    return Backbone.load(casia, TAPS, batch=4, backend="openvino")
 
 
 def test_openvino_agrees_with_the_library(openvino: Backbone, crops: np.ndarray, eager: dict) -> None:
@@ -136,7 +136,7 @@ def test_openvino_in_bf16_agrees_with_the_library(casia: files.Weights, crops: n
                                                   full: bool) -> None:
     pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
     taps = TAPS if full else ("conv2d_4b", "repeat_1-3x3")
-    found = Backbone.load(casia, taps, precision="bf16", backend="openvino", native=True).embed32(crops)
+    found = Backbone.load(casia, taps, precision="bf16", batch=4, backend="openvino", native=True).embed32(crops)
     assert min(cosine(found[tap], eager[tap]) for tap in taps) >= 0.999
 
 
@@ -145,9 +145,9 @@ def test_openvino_gives_the_same_bytes_whatever_else_is_in_the_batch(openvino: B
     whole, part = openvino.embed32(crops), openvino.embed32(crops[3:5])
     assert all((whole[tap][3:5] == part[tap]).all() for tap in TAPS)
     taps = ["block8" if full else "repeat_1"]
-    more = Backbone.load(casia, taps, backend="openvino").embed32(crops)[taps[0]]
+    more = Backbone.load(casia, taps, batch=4, backend="openvino").embed32(crops)[taps[0]]
     use_threads(1)
-    assert (more == Backbone.load(casia, taps, backend="openvino").embed32(crops)[taps[0]]).all()
+    assert (more == Backbone.load(casia, taps, batch=4, backend="openvino").embed32(crops)[taps[0]]).all()
     use_threads(0)
 
 

@@ -181,7 +181,7 @@ def test_killed_at_each_durable_step(runner: Runner, prepared: Path, tmp_path: P
     kill_everywhere(runner, prepared, tmp_path, [rng.choice(steps) for steps in names.values()], unbroken)
 
 
-@pytest.mark.full
+@pytest.mark.slow("hundreds of kills; each step is killed once always")
 def test_killed_at_every_passage(runner: Runner, prepared: Path, tmp_path: Path,
                                  unbroken: tuple[dict[str, bytes], list[str]]) -> None:
     kill_everywhere(runner, prepared, tmp_path, unbroken[1], unbroken)
@@ -229,7 +229,7 @@ def test_killed_at_random_moments(prepared: Path, tmp_path: Path, number: signal
     kill_at_random(prepared, tmp_path, 4, number, unbroken)
 
 
-@pytest.mark.full
+@pytest.mark.slow("fifty kills; four of each signal run always")
 def test_killed_at_fifty_random_moments(prepared: Path, tmp_path: Path,
                                         unbroken: tuple[dict[str, bytes], list[str]]) -> None:
     kill_at_random(prepared, tmp_path, 50, signal.SIGKILL, unbroken)

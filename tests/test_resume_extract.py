@@ -181,7 +181,7 @@ def test_killed_again_and_again(runner: Runner, prepared: Path, unbroken: Unbrok
     check_whole(runner, folder, unbroken, tiny)
 
 
-@pytest.mark.full
+@pytest.mark.slow("a run and a rerun at each of more than twelve steps; six run always")
 @pytest.mark.timeout(3600)
 def test_killed_at_every_named_step(runner: Runner, prepared: Path,
                                     unbroken: Unbroken) -> None:
@@ -240,12 +240,11 @@ def test_stopped(runner: Runner, prepared: Path, number: signal.Signals, unbroke
     check_whole(runner, folder, unbroken_real)
 
 
-@pytest.mark.full
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_fifty_random_moments(runner: Runner, prepared: Path, number: signal.Signals,
-                              unbroken: Unbroken) -> None:
-    stop_at_random(runner, prepared, 50 if number == signal.SIGKILL else 10, number, unbroken)
+@pytest.mark.slow("seventy runs and reruns; one of each signal runs always")
+@pytest.mark.timeout(7200)
+def test_fifty_random_moments(runner: Runner, prepared: Path, unbroken_real: Unbroken) -> None:
+    for number, times in ((signal.SIGKILL, 50), (signal.SIGTERM, 10), (signal.SIGINT, 10)):
+        stop_at_random(runner, prepared, times, number, unbroken_real)
 
 
 def test_the_disk_fills_up(runner: Runner, prepared: Path, unbroken: Unbroken, tiny: Tiny) -> None:
@@ -303,11 +302,11 @@ def test_several_runs_share_the_work(runner: Runner, prepared: Path) -> None:
     share(runner, prepared, 3, "few")
 
 
-@pytest.mark.full
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("writers", [2, 4, 8])
-def test_sixty_clips_are_shared(runner: Runner, prepared: Path, writers: int) -> None:
-    share(runner, prepared, writers)
+@pytest.mark.slow("sixty clips and up to eight runs; twelve clips and three runs are always shared")
+@pytest.mark.timeout(7200)
+def test_sixty_clips_are_shared(runner: Runner, prepared: Path) -> None:
+    for writers in (2, 4, 8):
+        share(runner, prepared, writers)
 
 
 def test_a_run_waits_for_what_another_has_and_takes_over_from_the_dead(runner: Runner, prepared: Path) -> None:
