@@ -110,7 +110,7 @@ def test_real_trials_with_their_disagreements(tmp_path: Path, shared: Path) -> N
     verify(check(tmp_path / "s", tmp_path / "c"), lengths, made)
 
 
-@pytest.mark.full
+@pytest.mark.slow("2.65 million files; 60,000 run always")
 def test_all_real_trials_with_their_disagreements(tmp_path: Path, shared: Path) -> None:
     """2.65 million crops: 142 trials equal, 108 with more crops, 311 with fewer, 48,818 crops missing."""
     lengths = real_lengths(shared)

@@ -418,7 +418,7 @@ def test_nothing_that_is_read_is_written_over(tmp_path: Path, shares: dict[str, 
     assert "template gives the rows" in refused(tmp_path, frames=path)
 
 
-@pytest.mark.full
+@pytest.mark.slow("2.7 million rows")
 def test_the_real_names_and_lengths_of_561_trials(tmp_path: Path, shared: Path) -> None:
     """Predictions on the crops' clock against the videos' lengths: each disagreement told, with the right number."""
     with (shared / "data/affwild2_meta/sucv_ABAW2_length.csv").open() as file:

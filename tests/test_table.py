@@ -285,7 +285,7 @@ def test_codes_of_labels() -> None:
     assert got == [1, 2, None, 3, 0, 3, None, -1, None, None]
 
 
-@pytest.mark.full
+@pytest.mark.slow("2.8 million rows")
 def test_labels_by_frame_of_a_whole_set_take_seconds(tmp_path: Path) -> None:
     names = [f"clip{n}" for n in range(560)]
     values = np.random.default_rng(0).integers(-1, 7, (560, 5000))

@@ -273,7 +273,7 @@ def test_gc_takes_the_pictures_of_what_is_gone(recipes: tuple[Path, Path], home:
     assert "nothing to remove" in say("gc").stdout
 
 
-@pytest.mark.full
+@pytest.mark.slow("trains through all stages four times")
 def test_gc_after_the_three_stages(home: Path, weights_at: Path) -> None:
     """What the recipes make of a data set stays to the last file; a recipe that changes makes waste of what follows."""
     (home / "cache" / "weights").symlink_to(weights_at)
