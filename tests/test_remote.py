@@ -287,7 +287,7 @@ def test_wrong_places_are_said(bucket: str, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(StoreError, match=r"bucket|no embedding store") as said:
             make("s3://there-is-no-such-bucket/s.zarr")
         assert said.value.exit_code == 2 and "s3://there-is-no-such-bucket" in str(said.value)
-    with pytest.raises(InputError, match="no such kind of storage"):
+    with pytest.raises(InputError, match="kind of storage"):
         EmbeddingStore.open("nonsense://bucket/s.zarr")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(MissingExtra, match="gs://") as missing:

@@ -491,7 +491,7 @@ def _opened(path: Location, settings: dict[str, Any], config: ExtractConfig, cnn
 
     return EmbeddingStore.create(path, settings,
                                  augmentation.with_views(shapes_of(cnn, config.taps), config.augmentations),
-                                 mend=True)
+                                 repair=True)
 
 
 def _detector_digest() -> str:

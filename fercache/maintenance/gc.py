@@ -13,7 +13,7 @@ from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.integrity import unfinished
 from fercache.store.layout import META, decode_name, encode_name
-from fercache.store.local import TEMPORARY, LocalStoreFiles, StoreSize
+from fercache.store.local import LocalStoreFiles, StoreSize
 from fercache.store.locks import locked_clips, work_folder
 from fercache.workspace import LOCK_SUFFIX, MAPPED_FEATURES, STORE_SUFFIX, WORK_SUFFIX, Workspace
 
@@ -108,7 +108,7 @@ def _whole(path: Path) -> Unreferenced | None:
         if path.with_suffix(STORE_SUFFIX).exists():
             return None
         why = ORPHAN
-    elif path.name.startswith(TEMPORARY):
+    elif path.name.startswith(atomic_io.TEMPORARY):
         if time.time() - path.stat().st_mtime < SETTLED_S:
             return None
         why = TORN
