@@ -103,10 +103,10 @@ def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
         As `Backbone.load` raises.
     """
     from fercache.backbones.backbone import Backbone  # torch: seconds that a cached run saves
-    from fercache.runtime.devices import resolve_device, use_threads
+    from fercache.runtime.devices import resolve_device, set_torch_threads
 
     device, detector = resolve_device(config.device), None
-    threads = use_threads(config.threads)
+    threads = set_torch_threads(config.threads)
     tapped = partial(Backbone.load, cnn, precision=config.precision, device=device, backend=config.backend)
     backbone = tapped(config.taps)
     if faces == "mtcnn":

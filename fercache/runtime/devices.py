@@ -21,7 +21,7 @@ GPU_WORKERS = 3
 """Threads that keep one GPU busy: while one waits for results, the others have launched theirs."""
 
 
-def resolve_threads(device: str) -> None:
+def synchronize_device(device: str) -> None:
     """Return when what was given to a GPU is done, so that other streams may use it; at once on a CPU."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(torch.device(device))
@@ -49,7 +49,7 @@ def resolve_device(name: str) -> str:
     return f"cuda:{int(number or 0)}"
 
 
-def use_threads(threads: int) -> int:
+def set_torch_threads(threads: int) -> int:
     """Return how many CPU threads torch now uses: `threads`, or for 0 those this process may run on."""
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     return torch.get_num_threads()
