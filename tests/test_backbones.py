@@ -15,7 +15,7 @@ from fercache.backbones.taps import BLOCKS, tap_shapes
 from fercache.backbones.weights import files
 from fercache.errors import InputError, WeightsError
 from fercache.runtime import devices
-from fercache.runtime.devices import resolve_device, use_threads
+from fercache.runtime.devices import resolve_device, set_torch_threads
 
 TAPS = ("embedding", *(block + form for block in BLOCKS for form in ("", "-3x3", "-map")))
 
@@ -70,19 +70,20 @@ def test_bits_do_not_depend_on_the_batch_or_the_threads(casia: files.Weights, cr
     backbone = Backbone.load(casia, ["repeat_1", "mixed_6a-3x3"], batch=4)
     before = torch.get_num_threads()
     try:
-        use_threads(1)
+        set_torch_threads(1)
         alone = [backbone.embed32(crops[i:i + 1]) for i in range(len(crops))]
-        use_threads(2)
+        set_torch_threads(2)
         together = backbone.embed32(crops)
         assert torch.get_num_threads() == 2
     finally:
-        use_threads(before)
+        set_torch_threads(before)
     for tap, value in together.items():
         np.testing.assert_array_equal(value, np.concatenate([one[tap] for one in alone]))
 
 
 def test_net_is_run_only_as_deep_as_needed(casia: files.Weights) -> None:
-    assert [len(TappedInception(casia, [tap]).parts) for tap in ("conv2d_4b", "repeat_2", "embedding")] == [7, 10, 13]
+    parts = [TappedInception(load(casia), [tap]).parts for tap in ("conv2d_4b", "repeat_2", "embedding")]
+    assert [len(part) for part in parts] == [7, 10, 13]
 
 
 def test_no_crop_gives_no_rows(casia: files.Weights) -> None:
@@ -146,9 +147,9 @@ def test_openvino_gives_the_same_bytes_whatever_else_is_in_the_batch(openvino: B
     assert all((whole[tap][3:5] == part[tap]).all() for tap in TAPS)
     taps = ["block8" if full else "repeat_1"]
     more = Backbone.load(casia, taps, batch=4, backend="openvino").embed32(crops)[taps[0]]
-    use_threads(1)
+    set_torch_threads(1)
     assert (more == Backbone.load(casia, taps, batch=4, backend="openvino").embed32(crops)[taps[0]]).all()
-    use_threads(0)
+    set_torch_threads(0)
 
 
 def test_openvino_refuses_what_it_does_not_run(casia: files.Weights) -> None:

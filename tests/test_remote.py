@@ -294,7 +294,7 @@ def test_wrong_places_are_said(bucket: str, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(StoreError, match=r"bucket|no embedding store") as said:
             make("s3://there-is-no-such-bucket/s.zarr")
         assert said.value.exit_code == 2 and "s3://there-is-no-such-bucket" in str(said.value)
-    with pytest.raises(InputError, match="no such kind of storage"):
+    with pytest.raises(InputError, match="kind of storage"):
         EmbeddingStore.open("nonsense://bucket/s.zarr")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(MissingExtra, match="gs://") as missing:
@@ -308,7 +308,7 @@ def test_wrong_credentials_and_no_server_are_said(tmp_path: Path) -> None:
     with server(INITIAL_NO_AUTH_ACTION_COUNT="0") as endpoint:
         denied = info("s3://bucket/s.zarr", tmp_path, **settings(endpoint, key="nobody"))
     gone = info("s3://bucket/s.zarr", tmp_path, **settings(endpoint))
-    for done, said in ((denied, "access was denied"), (gone, "does not answer")):
+    for done, said in ((denied, "denied"), (gone, "request failed")):
         assert done.returncode == 2 and said in done.stderr and "credentials" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr and not done.stdout
 

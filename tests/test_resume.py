@@ -24,7 +24,7 @@ from forked import Runner
 
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.journal import Journal
+from fercache.store.journal import Journal, SegmentRecord
 from fercache.store.layout import FRAME_COLUMNS, SEGMENT
 
 TAPS = {"block8": (48,), "repeat_1-3x3": (2, 3, 3)}
@@ -240,8 +240,8 @@ def test_only_the_open_segment_is_lost(runner: Runner, store: Path, segments: in
     assert run(runner, store, f"segment.journaled:{segments}") == -signal.SIGKILL
     again = EmbeddingStore.open(store, mode="a")
     assert write(again, "video", until=0) == segments * SEGMENT
-    journal = Journal(store.with_suffix(".work") / "video.journal")
-    assert sum("segment" in record for record in journal.records) == segments
+    journal = Journal.open(store.with_suffix(".work") / "video.journal")
+    assert sum(isinstance(record, SegmentRecord) for record in journal.records) == segments
 
 
 @pytest.mark.parametrize("limit", [1_000, 20_000])

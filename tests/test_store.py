@@ -463,7 +463,7 @@ def test_a_store_of_an_older_format_is_refused_with_the_next_step(store: Embeddi
 def test_extract_replaces_the_clips_of_an_older_format(store: EmbeddingStore) -> None:
     put(store, "c", seed=1)
     as_format_1(store)
-    again = EmbeddingStore.create(store.path, SETTINGS, TAPS, mend=True)
+    again = EmbeddingStore.create(store.path, SETTINGS, TAPS, repair=True)
     assert list(again) == []
     put(again, "c", seed=2)
     np.testing.assert_array_equal(again["c"].read("block8"), features(300, 2)[1]["block8"])

@@ -479,7 +479,7 @@ def _open_or_create(path: Location, settings: dict[str, Any], config: ExtractCon
 
     return EmbeddingStore.create(path, settings,
                                  augmentation.with_views(shapes_of(cnn, config.taps), config.augmentations),
-                                 mend=True)
+                                 repair=True)
 
 
 def _detector_digest() -> str:

@@ -25,7 +25,7 @@ from fercache.extraction.batcher import CrossClipBatcher
 from fercache.extraction.cancellation import CancelToken
 from fercache.extraction.profiler import PARTS, StageProfiler
 from fercache.faces.detector import Detector
-from fercache.runtime.devices import TorchThreadPool, resolve_device, serially, use_threads
+from fercache.runtime.devices import TorchThreadPool, resolve_device, serially, set_torch_threads
 from fercache.runtime.progress import ProgressBar
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
         As `Backbone.load` raises.
     """
     device, detector = resolve_device(config.device), None
-    threads = use_threads(config.threads)
+    threads = set_torch_threads(config.threads)
     load = partial(Backbone.load, cnn, precision=config.precision, device=device, backend=config.backend)
     backbone = load(config.taps)
     if faces == "mtcnn":

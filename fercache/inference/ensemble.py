@@ -191,10 +191,10 @@ def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingSt
 def _predict_rows(trials: Sequence[Trial], store: EmbeddingStore, models: HeadEnsemble) -> dict[str, Any]:
     """Return the per-frame arrays of `OofLogits` (times, labels, logits) of all trials, in their order."""
     # These imports load torch, which takes seconds; a cached result does not need it.
-    from fercache.runtime.devices import resolve_device, use_threads
+    from fercache.runtime.devices import resolve_device, set_torch_threads
     from fercache.training.inference import load_trained, predict_new
 
-    use_threads(models.threads)
+    set_torch_threads(models.threads)
     device, heads = resolve_device(models.device), load_trained(models.folder)
     if heads.heads != models.logits_file.heads or heads.classes != models.logits_file.classes:
         raise InputError(f"holds the heads {', '.join(heads.heads)}; the stacker reads "
