@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 KNOWN = ("clip", "frame", "person", "label", "split", "group", "subject")
-TAKEN = ("auto", "mean", "chain", "smoothed-mean", "logistic", "geometric-mean", "stack")
+TAKEN = ("auto", "mean", "smoothed-mean", "logistic", "geometric-mean", "stack")
 LOGIT = "logit_"
 FLOOR = 1e-7
 OFF_ONE = 0.02

@@ -62,7 +62,7 @@ def test_heads_that_know_nothing_give_chance(tmp_path: Path) -> None:
 
 
 def test_every_column_is_scored_on_both_sets_of_rows(result: stack.StackResult) -> None:
-    assert list(scores(result)) == ["frame", "gru", "transformer", "mean", "chain", "smoothed-mean", "logistic",
+    assert list(scores(result)) == ["frame", "gru", "transformer", "mean", "smoothed-mean", "logistic",
                                     "geometric-mean",
                                     "stack"]
     for split in ("train", "validation"):
@@ -285,8 +285,8 @@ def test_any_number_of_heads_gives_few_features(heads: int, causal: bool) -> Non
                     logits={h: np.zeros((simulate(groups=2, frames=60).label.size, 8), np.float32) for h in names})
     made = features.feature_columns(book, causal)
     assert made.build(ClipView.of(book, 0, causal)).shape[1] == len(made.names) <= 160
-    smoothed = made.smoothed(ClipView.of(book, 0, causal))
-    assert smoothed.shape[1:] == (heads, len(made.widths), 8)
+    smoothed = made.smoothed(ClipView.of(book, 0, causal), made.widths)
+    assert smoothed.shape[1:] == (len(made.widths), 8)
 
 
 def test_rows_are_thinned_in_time() -> None:
@@ -304,7 +304,7 @@ def test_large_books_are_thinned_to_a_stated_number(monkeypatch: pytest.MonkeyPa
 
 def test_leaves_grow_with_the_rows_of_a_case() -> None:
     few, many = (features.TrainingSample(rows=np.arange(n), x=np.zeros((n, 1), np.float32),
-                               smoothed=np.zeros((n, 1, 1, 2), np.float32), label=np.zeros(n, int),
+                               smoothed=np.zeros((n, 1, 2), np.float32), label=np.zeros(n, int),
                                fold=np.zeros(n, int), group=np.zeros(n, int), block_id=np.arange(n) % 10, classes=2)
                  for n in (100, 1000))
     plan = models.TreesPlan(seed=0, threads=1, balance=0.75)

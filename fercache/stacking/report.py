@@ -17,7 +17,7 @@ from fercache import __version__, metrics
 from fercache.config import StackConfig
 from fercache.oof import OofLogits
 from fercache.results import missing_faces
-from fercache.stacking import calibration, chain, features
+from fercache.stacking import calibration, features
 from fercache.stacking.candidates import DESCRIPTIONS, FinalCandidate, leaky_heads
 from fercache.stacking.nested_cv import LEARNED, NestedResult, Probs
 
@@ -155,8 +155,6 @@ def _importances(run: StackRun) -> list[tuple[str, float]]:
     if -1 not in run.nested.fold_models:
         return []
     names = features.feature_columns(run.oof, run.config.causal).names
-    if run.nested.fold_models[-1].chain:
-        names = [*names, *chain.names(run.oof.classes)]
     named = zip(names, run.nested.fold_models[-1].trees.gains().tolist(), strict=True)
     return [(name, round(gain, 6)) for name, gain in sorted(named, key=lambda pair: -pair[1]) if gain > 0]
 

@@ -75,7 +75,7 @@ class StackInference:
         return ppm[inputs.rows_of_clips(whole, self.oof)] if self.metrics["level"] == "clip" else ppm
 
 
-FORMAT = 6
+FORMAT = 7
 """Incremented whenever the code changes the output of a run, so that old cached runs are not reused."""
 
 
