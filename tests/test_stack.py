@@ -79,7 +79,7 @@ def test_the_report_says_what_went_in(result: stack.StackResult) -> None:
     assert said["logits"]["fingerprint"] == result.oof.fingerprint and said["fingerprint"]
     assert said["metric"] == "macro_f1" and said["notice"] == "simulated" and "nearest" in said["gap_policy"]
     assert sum(gain for _, gain in said["importances"]) == pytest.approx(1, abs=1e-3)
-    assert {member["fold"] for member in said["learnt"]} == {-1, 0, 1, 2, 3, 4}
+    assert {member["fold"] for member in said["fold_models"]} == {-1, 0, 1, 2, 3, 4}
 
 
 def test_the_table_fits_eighty_columns(result: stack.StackResult) -> None:
@@ -196,7 +196,7 @@ def test_a_stacker_that_loses_is_told(tmp_path: Path) -> None:
         found = stack.run_stack(simulate(groups=6, frames=60, skill=0.2, seed=seed), CONFIG, tmp_path)
         said = scores(found)
         ahead = [name for name, score in said.items() if score > said["stack"]]
-        assert [line.split(": ")[1].split()[0] for line in found.report["told"]] == ahead
+        assert [line.split(": ")[1].split()[0] for line in found.report["warnings"]] == ahead
         screen = Console(width=80, file=io.StringIO(), record=True)
         screen.print(stack.table(found))
         assert screen.export_text().count("the stacker loses") == len(ahead)
@@ -223,7 +223,7 @@ def test_clips_without_a_face_and_folds_without_one(tmp_path: Path) -> None:
     book = simulate(groups=2, frames=60)
     blind = replace(book, valid=book.valid & (book.per_row(np.arange(2)) == 0))
     found = stack.run_stack(blind, CONFIG, tmp_path)
-    assert list(scores(found)) == ["frame", "gru", "transformer", "mean"] and "nothing" in found.report["learnt"]
+    assert list(scores(found)) == ["frame", "gru", "transformer", "mean"] and "nothing" in found.report["fold_models"]
     mean = sum(np.exp(v) / np.exp(v).sum(1, keepdims=True) for v in blind.logits.values()) / 3
     last = blind.rows(1)
     np.testing.assert_allclose(found.ppm[last] / 1e6, mean[last], atol=2e-6)

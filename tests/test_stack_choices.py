@@ -118,7 +118,7 @@ def test_a_refit_learns_from_validation_and_shows_no_score_for_it(tmp_path: Path
     said = refit.report["splits"]["validation"]["all_frames"]
     assert set(said) == {"frame", "gru", "transformer", "mean"} and refit.report["refit"]["stacker"]
     assert "stack" in plain.report["splits"]["validation"]["all_frames"] and not plain.report["refit"]["stacker"]
-    last = [run.report["learnt"][-1] for run in (plain, refit)]
+    last = [run.report["fold_models"][-1] for run in (plain, refit)]
     assert [one["groups"] for one in last] == [8, 14]
     assert plain.report["splits"]["train"]["all_frames"] == refit.report["splits"]["train"]["all_frames"]
     assert "no score" in refit.report["refit"]["why"] or "score would say nothing" in refit.report["refit"]["why"]
@@ -141,7 +141,7 @@ def test_scores_of_refitted_heads_are_out_of_fold_and_say_so(tmp_path: Path) -> 
     assert said["predicted"].startswith("out of fold") and said["title"] == "validation, out of fold"
     assert set(said["all_frames"]) == set(found.report["order"])
     assert found.report["refit"]["heads"] and found.report["refit"]["stacker"]
-    assert "out of fold" in found.report["refit"]["why"] and found.report["learnt"][-1]["groups"] == 14
+    assert "out of fold" in found.report["refit"]["why"] and found.report["fold_models"][-1]["groups"] == 14
     screen = Console(width=80, file=io.StringIO(), record=True)
     screen.print(stack.table(found))
     assert "validation, out of fold:" in screen.export_text()

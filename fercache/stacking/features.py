@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from fercache.oof import OofLogits
 from fercache.results.smoothing import (
@@ -51,9 +52,7 @@ POOLED = ("mean", "spread", "most", "least")
 
 def log_softmax(logits: NDArray[np.floating]) -> Floats:
     """Return log-probabilities, ``(..., C)``, not below log `FLOOR`."""
-    shifted = logits.astype(float) - logits.max(-1, keepdims=True)
-    log_probs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return np.asarray(np.maximum(log_probs, np.log(FLOOR)))
+    return np.asarray(np.maximum(special.log_softmax(logits.astype(float), axis=-1), np.log(FLOOR)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,26 @@ ROWS_PER_CALL = 65_536
 """Trials are collected up to this many rows, because each call of LightGBM has a fixed cost."""
 LEARNED = ("smoothed-mean", "logistic", "geometric-mean", "stack")
 """The learned columns, from the simplest to the most flexible."""
+RECORD_VERSION = 1
+
+
+class FoldRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What was chosen in fitting one fold: in `metrics.json`, and for all folds in a file of its own.
+
+    Attributes
+    ----------
+    fold : the fold that was left out; -1 for none.
+    groups, rows : numbers of what the models learned from.
+    rounds, validation_groups : trees, and the groups on whose rows their number was chosen (0: a fixed number).
+    """
+
+    version: int = RECORD_VERSION
+    fold: int
+    groups: int
+    rows: int
+    smoothed_mean: SmoothedMean
+    rounds: int
+    validation_groups: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +71,10 @@ class FoldModel:
     trees: TreesModel
     linear: LinearModel
 
-    def json(self) -> dict[str, Any]:
-        """Return the fitted choices as a JSON value."""
-        return {"fold": self.fold, "groups": self.groups, "rows": self.rows,
-                "smoothed_mean": msgspec.to_builtins(self.smoothed_mean),
-                "rounds": self.trees.rounds, "watched_groups": self.trees.val_groups}
+    def record(self) -> FoldRecord:
+        """Return what was chosen in the fit."""
+        return FoldRecord(fold=self.fold, groups=self.groups, rows=self.rows, smoothed_mean=self.smoothed_mean,
+                          rounds=self.trees.rounds, validation_groups=self.trees.val_groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +179,7 @@ def _mean_log(one: Probs, other: Probs) -> Probs:
 METRICS = "metrics.json"
 """Written last: a run without this file is incomplete."""
 FINAL = "final.npy"
+FOLD_RECORD = "fold-model-all.json"
 ALL = -1
 """The key of the model that is fitted on all folds and predicts new clips."""
 LINEAR = ("mean", "scale", "weights", "bias")
@@ -184,7 +204,7 @@ def save_stack(folder: Path, ppm: NDArray[np.int32], fold_models: dict[int, Fold
     if ALL in fold_models:
         with atomic_io.replacing(folder / "linear-all.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, **{name: getattr(fold_models[ALL].linear, name) for name in LINEAR})
-        atomic_io.write_json(folder / "member-all.json", fold_models[ALL].json())
+        atomic_io.write_json(folder / FOLD_RECORD, msgspec.to_builtins(fold_models[ALL].record()))
     with atomic_io.replacing(folder / FINAL) as temporary, temporary.open("wb") as file:
         np.save(file, ppm, allow_pickle=False)
     # Last: after a crash before this line, `load_stack` returns None and the run is repeated.
@@ -212,17 +232,16 @@ def load_fold_model(folder: Path) -> FoldModel:
         The run has none (too few groups), or its files are damaged.
     """
     try:
-        outputs = atomic_io.read_json(folder / "member-all.json")
-        trees = TreesModel(booster=lightgbm.Booster(model_file=str(folder / f"trees-{_name(ALL)}.txt")),
-                      rounds=outputs["rounds"], val_groups=outputs["watched_groups"])
+        record = msgspec.convert(atomic_io.read_json(folder / FOLD_RECORD), FoldRecord)
+        booster = lightgbm.Booster(model_file=str(folder / f"trees-{_name(ALL)}.txt"))
         with np.load(folder / "linear-all.npz", allow_pickle=False) as file:
             linear = LinearModel(**{name: file[name] for name in LINEAR})
-        base = msgspec.convert(outputs["smoothed_mean"], SmoothedMean)
     except (OSError, KeyError, ValueError, msgspec.ValidationError, lightgbm.basic.LightGBMError) as error:
         raise StoreError(f"the model of all folds is missing or damaged ({error})", where=folder,
                          hint="run `fercache stack`") from error
-    return FoldModel(fold=ALL, groups=outputs["groups"], rows=outputs["rows"], smoothed_mean=base, trees=trees,
-                     linear=linear)
+    trees = TreesModel(booster=booster, rounds=record.rounds, val_groups=record.validation_groups)
+    return FoldModel(fold=ALL, groups=record.groups, rows=record.rows, smoothed_mean=record.smoothed_mean,
+                     trees=trees, linear=linear)
 
 
 def _name(fold: int) -> str:

@@ -25,10 +25,6 @@ EDGE = 0.003
 RIDGE = 1.0
 ROWS_A_SAMPLE = 4.0
 """A block of a clip counts as this many independent rows against the ridge, whatever its number of frames."""
-BALANCE = {"accuracy": 0.0, "war": 0.0, "uar": 1.0}
-"""A row weighs one over its class's share to this power, by metric."""
-BALANCE_F1 = 0.75
-"""Macro F1 out of fold of the smoothed mean on five sets of real faces: .238 at .5, .266 at .75, .258 at 1."""
 
 
 class SmoothedMean(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +53,7 @@ def fit_smoothed_mean(sample: TrainingSample, widths_s: Sequence[float], metric:
     ----------
     widths_s : the half-widths of ``sample.smoothed``, ascending.
     """
-    balance, figure = BALANCE.get(metric, BALANCE_F1), metrics.official(metric)
+    balance, figure = metrics.METRICS[metric].balance, metrics.official(metric)
     best, best_score = SmoothedMean(width_s=0.0, bias=(), balance=balance), -np.inf
     for width_s, means in zip(widths_s, sample.smoothed.swapaxes(0, 1).astype(float), strict=True):
         model = SmoothedMean(width_s=width_s, bias=tuple(_fit_bias(means, sample, balance).tolist()), balance=balance)
