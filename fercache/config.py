@@ -10,6 +10,7 @@ from typing import Any
 from fercache.backbones.registry import DEFAULT_WEIGHTS, KNOWN_WEIGHTS
 from fercache.errors import InputError
 from fercache.heads.registry import HEADS
+from fercache.metrics import METRICS
 
 MAX_THREADS = 256
 PRECISIONS = ("float32", "bf16", "fp16")
@@ -216,7 +217,7 @@ class StackConfig(Config):
     force: bool = option(False, "Learn from imported logits even if they were declared in-sample.")
     level: str = option("frame", "clip: one prediction per clip, from its pooled frames.", choices=("frame", "clip"))
     metric: str = option("", "Metric to select by.  [default: the data set's own]",
-                         choices=("", "macro_f1", "abaw2", "accuracy", "war", "uar"))
+                         choices=("", *METRICS))
     causal: bool = option(False, "Use no frame later than the one that is predicted.")
     refit: str = option("none", "all: learn from the validation split too, for a submission; it is then not scored.",
                         choices=("none", "all"))

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 KNOWN = ("clip", "frame", "person", "label", "split", "group", "subject")
-TAKEN = ("auto", "mean", "chain", "smoothed-mean", "logistic", "geometric-mean", "stack")
+TAKEN = ("auto", "mean", "smoothed-mean", "logistic", "geometric-mean", "stack")
 LOGIT = "logit_"
 MIN_PROB = 1e-7
 SUM_TOLERANCE = 0.02

@@ -20,8 +20,6 @@ from fercache.data.base import Dataset, Trial
 from fercache.errors import InputError
 from fercache.results import io
 
-FIGURES = {"macro_f1": "macro F1", "accuracy": "accuracy (WAR)", "uar": "mean recall (UAR)",
-           "abaw2": ".67 F1 + .33 acc"}
 SHOWN = 10
 Counts = NDArray[np.int64]
 
@@ -158,9 +156,10 @@ def _scores(report: dict[str, Any], whole: dict[str, Any], shared: dict[str, Any
     made.add_column("all classes", justify="right")
     if report["never"]:
         made.add_column(f"the {len(shared['f1'])} shared ones", justify="right")
-    for key, heading in FIGURES.items():
+    for key in metrics.DISTINCT:
         style = "bold green" if key == report["metric"] else ""
-        made.add_row(heading, *(_figure(one, key) for one in (whole, shared)[:1 + bool(report["never"])]), style=style)
+        values = [_figure(one, key) for one in (whole, shared)[:1 + bool(report["never"])]]
+        made.add_row(metrics.METRICS[key].title, *values, style=style)
     return made
 
 
