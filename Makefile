@@ -97,7 +97,7 @@ hooks: $(VENV)/.ready-dev  ## run lint and types before each git commit
 
 docs: $(VENV)/.ready-docs  ## the documentation as a site in build/docs, its reference made from the code
 	@$(BIN)/python docs/generate_reference.py
-	@$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
+	@$(BIN)/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --quiet docs build/docs
 	@echo build/docs/index.html
 
 bench: $(VENV)/.ready-dev  ## every benchmark, small

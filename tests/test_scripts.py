@@ -16,7 +16,7 @@ from PIL import Image
 from fercache.store.embedding_store import EmbeddingStore
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "docs" / "extraction.md").read_text(encoding="utf-8")
+README = (ROOT / "docs" / "guide" / "clusters.md").read_text(encoding="utf-8")
 
 
 def block(language: str, word: str) -> str:
