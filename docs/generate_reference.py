@@ -38,7 +38,8 @@ def cell(text: str) -> str:
     """Return text for a cell of a Markdown table."""
     # Outside of code spans, < would start an HTML tag and * emphasis.
     parts = " ".join(text.split()).replace("|", "\\|").split("`")
-    parts[::2] = [part.replace("<", "\\<").replace("*", "\\*") for part in parts[::2]]
+    parts[::2] = [re.sub(r"(?<!\w)--[a-z][a-z-]*", r"`\g<0>`", part.replace("<", "\\<").replace("*", "\\*"))
+                  for part in parts[::2]]
     return "`".join(parts)
 
 
