@@ -149,9 +149,11 @@ def test_nets_that_several_threads_ask_for_at_once_are_made_once(monkeypatch: py
     built: list[int] = []
 
     class Slow:
-        def __init__(self, smallest: int, device: str) -> None:
+        @classmethod
+        def load(cls, smallest: int, device: str) -> object:
             built.append(smallest)
             time.sleep(.05)
+            return cls()
 
     monkeypatch.setattr(detector_module, "Mtcnn", Slow)
     one, start = Detector(min_face_px=40), threading.Barrier(8)
