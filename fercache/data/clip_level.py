@@ -232,7 +232,7 @@ def _trials(wanted: Mapping[str, ClipEntry], version: FolderVersion) -> tuple[li
         paths = version.clips.get(name, [])
         if len(paths) != 1:
             what = (f"several clips have its name: {shorten_list(paths)}" if paths
-                    else "listed, but there is no clip of it")
+                    else "listed, but it has no clip")
             lost.append(Issue(where=name, message=what, kind="no-clip",
                                 hint="it is left out; get its clip, or keep one of them"))
             continue
@@ -389,7 +389,7 @@ class ListedSet(ClipLevelSet):
             for path in sorted((*each.texts, *each.tables)):
                 below = path.relative_to(each.root).as_posix()
                 match = pattern.search(f"/{below}") if pattern is not None else None
-                # Published folds lie in folders below the root, whose own name must not select all of them.
+                # Published folds are in folders below the root, whose own name must not select all of them.
                 searched = below if pattern is not None and "fold" in pattern.groupindex else str(path)
                 if match is None or edition.casefold() not in searched.casefold():
                     continue
@@ -572,7 +572,7 @@ class EmotionFolderSet(ClipLevelSet):
                 folder = path.relative_to(each.root).parent
                 split = afew_split_of(folder)
                 if split is not None:
-                    # Where test clips lie in folders of emotions, these are not to be used as labels.
+                    # Test clips may be in folders of emotions too, but test labels must not be used.
                     places[stem_of(path)].add((split, UNKNOWN if split == "test" else _emotion_of(folder.name)))
         entries, problems = [], []
         for name, copies in sorted(places.items()):

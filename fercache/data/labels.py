@@ -227,7 +227,7 @@ def read(path: Path) -> LabelFile:
     except OSError as error:
         raise LabelError(f"cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise LabelError("is no text in UTF-8") from error
+        raise LabelError("is not text in UTF-8") from error
     if not text:
         raise LabelError("is empty")
     lines = text.split("\n")
