@@ -322,4 +322,4 @@ def _fit(content: LabelFile, classes: tuple[str, ...], known: tuple[tuple[str, .
 
 def _dropped(name: str, path: Path, what: str) -> Issue:
     return Issue(where=name, message=f"its labels were dropped: {path.name} {what}",
-                   hint=f"correct {path}; until then the clip is predicted without labels")
+                 hint=f"correct {path}; until then the clip is predicted without labels")
