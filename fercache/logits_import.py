@@ -93,7 +93,7 @@ def import_logits(name: str, config: LogitsConfig, dataset: str, cache: Path) ->
 
     Parameters
     ----------
-    name : name of the source; it stands beside those of the heads.
+    name : name of the source among those of the heads.
     dataset : the data set's name in the cache.
 
     Raises

@@ -153,4 +153,4 @@ def test_the_command(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["all"]["accuracy"] == 1 and found["all"]["frames"] == 35
     done = subprocess.run([*words, "--map", "Fear"], cwd=tmp_path, text=True, capture_output=True, check=False)
-    assert done.returncode == 2 and "what becomes what" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "not a pair" in done.stderr and "Traceback" not in done.stderr

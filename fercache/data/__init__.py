@@ -110,11 +110,11 @@ def _read(config: DatasetConfig, cache: Path) -> Dataset:
         if not fits or config.dataset in fits:
             raise
         raise InputError(error.what, where=error.where,
-                         hint=f"it looks like {fits[0]}: --dataset {fits[0]}; {error.hint}") from error
+                         hint=f"the folder has the layout of {fits[0]}: --dataset {fits[0]}; {error.hint}") from error
 
 
 def _fits(found: Scan) -> list[str]:
-    """Return the layouts that a folder looks like."""
+    """Return the layouts that match a folder."""
     return [name for name, reader in READERS.items() if reader.matches_layout(found)]
 
 
@@ -133,7 +133,7 @@ def _layout(config: DatasetConfig) -> str:
     if fits[:2] == ["affwild2", "mtl"]:  # the organizers' folder holds both tracks; most users want expressions
         log.info("note: %s holds the multi-task table too; --dataset mtl reads it", root)
     elif len(fits) > 1:
-        raise InputError(f"it looks like several sets: {', '.join(fits)}", where=root,
+        raise InputError(f"it matches several sets: {', '.join(fits)}", where=root,
                          hint="choose one with --dataset, or give the folder of one of them")
     if not fits and any(found.clips()):
         fits = ["table"]

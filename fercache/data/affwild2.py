@@ -153,7 +153,7 @@ def _annotations(track: Path) -> tuple[dict[str, Path], dict[str, Split], list[I
         for path in sorted((track / folder).glob("[!.]*.txt")):
             if path.stem in files:
                 problems.append(Issue(where=path.stem, message="annotated in Train_Set and in Validation_Set",
-                                        hint=f"the training one is used; remove one: {files[path.stem]}, {path}"))
+                                      hint=f"the training one is used; remove one: {files[path.stem]}, {path}"))
                 continue
             files[path.stem], splits[path.stem] = path, split
     return files, splits, problems
@@ -218,10 +218,10 @@ def _trials(names: Iterable[str], clips: ClipFiles, splits: Mapping[str, Split],
 def _lost(name: str, paths: list[Path], kind: Kind) -> Issue:
     if paths:
         return Issue(where=name, message=f"several clips have its name: {shorten_list(paths)}", hint="keep one of them",
-                       kind="no-clip")
+                     kind="no-clip")
     what = "no folder of crops has its name" if kind == "crops" else "no video has its name"
     return Issue(where=name, message=f"{what}, though it is annotated",
-                   hint="it is left out; get its clip, or remove its annotation", kind="no-clip")
+                 hint="it is left out; get its clip, or remove its annotation", kind="no-clip")
 
 
 def _noted(names: Iterable[str], what: str, hint: str) -> list[Issue]:

@@ -145,7 +145,7 @@ class Dataset:
     def digest(self) -> str:
         """Return the sha256 (hex) over what training reads: classes, trials, groups, splits, labels; no paths."""
         state = hashlib.sha256(repr((self.classes, self.metric)).encode())
-        # No paths: a data set that was moved, or lies elsewhere on another machine, trains the same heads.
+        # No paths: a data set that was moved, or has another path on another machine, trains the same heads.
         for trial in self.trials:
             state.update(repr((trial.name, trial.parent, trial.group, trial.split, trial.subject, trial.clip_label,
                                trial.side)).encode())
@@ -160,7 +160,7 @@ def cache_name(layout: str, path: Path, chosen: str = "") -> str:
     Raises
     ------
     InputError
-        `chosen` is no plain folder name.
+        `chosen` is not a plain folder name.
     """
     if chosen:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", chosen):

@@ -140,10 +140,17 @@ class ClipLevelSet(ABC):
         if extra:
             problems.append(Issue(where=shorten_list(extra), message=f"{len(extra)} clips are in no list",
                                   hint="they are left out", severity="note"))
+        others = [f"{other.name or '.'} ({other.covers(wanted)} {other.kind})" for other in versions
+                  if other is not version and other.covers(wanted)]
+        if others:
+            problems.append(Issue(where=version.name or ".", severity="note",
+                                  hint="choose with --source crops or --source video, or --clips DIR",
+                                  message=f"read as {version.kind} ({version.covers(wanted)} of {len(wanted)} clips); "
+                                          f"also there, unused: {shorten_list(others)}"))
         return Dataset(name=cache_name(self.name, found[0].root, config.name), layout=self.name, classes=self.classes,
                        metric=self.metric, trials=tuple(trials), folds=listing.folds, fold=listing.fold,
                        notice=listing.notice, whole_frames=self.whole_frames and version.kind == "crops",
-                       problems=(*problems, *listing.problems, *_unused_versions(versions, version, wanted), *lost))
+                       problems=(*problems, *listing.problems, *lost))
 
     def labels_missing(self, what: str, found: Sequence[Scan]) -> InputError:
         """Return the error for a folder without this set's labels."""
@@ -154,7 +161,7 @@ class ClipLevelSet(ABC):
         """Return the issue for a clip whose label is not a class of the set."""
         return Issue(where=clip, message=f"its label was dropped: {label[:SHOWN]!r} is none of "
                                         f"{shorten_list(self.classes, 12)}",
-                       hint=f"correct {where}; until then the clip is predicted without a label")
+                     hint=f"correct {where}; until then the clip is predicted without a label")
 
 
 # Shared by all sets: places, versions of the clips, names, labels.
@@ -212,19 +219,6 @@ def choose_version(versions: Sequence[FolderVersion], wanted: Collection[str], s
     return min([version for version in versions if source in ("auto", version.kind)] or versions, key=rank)
 
 
-def _unused_versions(versions: Sequence[FolderVersion], chosen: FolderVersion, wanted: Collection[str]
-                     ) -> list[Issue]:
-    """Return a note if other versions have clips of the set too."""
-    others = [f"{version.name or '.'} ({version.covers(wanted)} {version.kind})" for version in versions
-              if version is not chosen and version.covers(wanted)]
-    if not others:
-        return []
-    return [Issue(where=chosen.name or ".", severity="note",
-                    hint="choose with --source crops or --source video, or --clips DIR",
-                    message=f"read as {chosen.kind} ({chosen.covers(wanted)} of {len(wanted)} clips); also there, "
-                         f"unused: {shorten_list(others)}")]
-
-
 def _trials(wanted: Mapping[str, ClipEntry], version: FolderVersion) -> tuple[list[Trial], list[Issue]]:
     """Return a trial for each entry with exactly one clip, and an issue for each other entry."""
     trials, lost = [], []
@@ -232,9 +226,9 @@ def _trials(wanted: Mapping[str, ClipEntry], version: FolderVersion) -> tuple[li
         paths = version.clips.get(name, [])
         if len(paths) != 1:
             what = (f"several clips have its name: {shorten_list(paths)}" if paths
-                    else "listed, but there is no clip of it")
+                    else "listed, but it has no clip")
             lost.append(Issue(where=name, message=what, kind="no-clip",
-                                hint="it is left out; get its clip, or keep one of them"))
+                              hint="it is left out; get its clip, or keep one of them"))
             continue
         # A set that names no film and no person has each clip as a group of its own, which its notice points out.
         trials.append(Trial(name=name, path=paths[0], kind=version.kind, parent=name, group=entry.group or name,
@@ -366,12 +360,12 @@ class ListedSet(ClipLevelSet):
                     new[name] = ClipEntry(name=name, label=UNKNOWN if code is None else code, split=split,
                                           stated=line.stated, fold=test_fold.get(name, 0))
                 problems += [Issue(where=name, message="in the training list and in the test list",
-                                     hint=f"it is used for training only; correct {path}")
+                                   hint=f"it is used for training only; correct {path}")
                              for name in new if name in entries]
                 entries = new | entries  # training first: a clip in both lists never counts as unseen
             elif published:
                 problems.append(Issue(where=f"fold {fold}", message=f"its {split} list is missing",
-                                        hint="download it again"))
+                                      hint="download it again"))
         return Listing(entries.values(), problems, folds=len(numbers) if published else 0, fold=fold,
                        notice=self._notice(fold, len(numbers)))
 
@@ -389,7 +383,7 @@ class ListedSet(ClipLevelSet):
             for path in sorted((*each.texts, *each.tables)):
                 below = path.relative_to(each.root).as_posix()
                 match = pattern.search(f"/{below}") if pattern is not None else None
-                # Published folds lie in folders below the root, whose own name must not select all of them.
+                # Published folds are in folders below the root, whose own name must not select all of them.
                 searched = below if pattern is not None and "fold" in pattern.groupindex else str(path)
                 if match is None or edition.casefold() not in searched.casefold():
                     continue
@@ -492,7 +486,7 @@ class NamedSet(ClipLevelSet):
         if not matches:
             raise self.labels_missing("no clip with a name", found)
         problems = [Issue(where=name, hint="correct the clip's name; until then it is predicted without a label",
-                            message=f"its label was dropped: {match['emotion']!r} is none of "
+                          message=f"its label was dropped: {match['emotion']!r} is none of "
                                  f"{shorten_list(self.codes, 12)}")
                     for name, match in matches.items() if match["emotion"] not in self.codes]
         entries = [ClipEntry(name=name, group=match["actor"], subject=match["actor"],
@@ -504,7 +498,7 @@ class NamedSet(ClipLevelSet):
         copies = [name for name in matches if first[name[self.same_after:]] != name]
         if copies:
             problems.append(Issue(where=shorten_list(copies), severity="note", hint="those with sound (01-) are read",
-                                    message=f"{len(copies)} clips exist twice, with and without sound"))
+                                  message=f"{len(copies)} clips exist twice, with and without sound"))
         return Listing([entry for entry in entries if entry.name not in set(copies)], problems, ignored=copies)
 
 
@@ -572,7 +566,7 @@ class EmotionFolderSet(ClipLevelSet):
                 folder = path.relative_to(each.root).parent
                 split = afew_split_of(folder)
                 if split is not None:
-                    # Where test clips lie in folders of emotions, these are not to be used as labels.
+                    # Test clips may be in folders of emotions too, but test labels must not be used.
                     places[stem_of(path)].add((split, UNKNOWN if split == "test" else _emotion_of(folder.name)))
         entries, problems = [], []
         for name, copies in sorted(places.items()):
@@ -583,8 +577,8 @@ class EmotionFolderSet(ClipLevelSet):
                 entries.append(ClipEntry(name=name, split=labelled[0][0], label=labelled[0][1], group=group))
             else:
                 problems.append(Issue(where=name, message="is in several parts or under several emotions" if labelled
-                                        else "is in no folder of an emotion",
-                                        hint="it is left out; keep one copy, in the folder of its emotion"))
+                                      else "is in no folder of an emotion",
+                                      hint="it is left out; keep one copy, in the folder of its emotion"))
         if not any(entry.label != UNKNOWN for entry in entries):
             raise self.labels_missing("no clip in a folder of its emotion", found)
         return Listing(entries, problems)
@@ -641,7 +635,7 @@ class LabelFileSet(ClipLevelSet):
         bare = sum(entry.label == UNKNOWN for entry in entries)
         if bare:
             problems.append(Issue(where=self.name, message=f"{bare} sequences have no label", severity="note",
-                                    hint="they are predicted, never trained on or scored"))
+                                  hint="they are predicted, never trained on or scored"))
         return Listing(entries, problems, folds=CKPLUS_FOLDS, fold=config.fold)
 
     def _labels(self, files: Sequence[Path]) -> tuple[dict[str, int], list[Issue]]:

@@ -227,7 +227,7 @@ def read(path: Path) -> LabelFile:
     except OSError as error:
         raise LabelError(f"cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise LabelError("is no text in UTF-8") from error
+        raise LabelError("is not text in UTF-8") from error
     if not text:
         raise LabelError("is empty")
     lines = text.split("\n")
@@ -322,4 +322,4 @@ def _fit(content: LabelFile, classes: tuple[str, ...], known: tuple[tuple[str, .
 
 def _dropped(name: str, path: Path, what: str) -> Issue:
     return Issue(where=name, message=f"its labels were dropped: {path.name} {what}",
-                   hint=f"correct {path}; until then the clip is predicted without labels")
+                 hint=f"correct {path}; until then the clip is predicted without labels")

@@ -82,7 +82,7 @@ def _visit(folder: Path, left: int, found: Scan, crop: Callable[[str], bool]) ->
         names, below = _list(folder, crop)
     except OSError as error:
         found.problems.append(Issue(where=str(folder), message=f"the folder cannot be read ({error.strerror})",
-                                      hint="check its permissions"))
+                                    hint="check its permissions"))
         return
     suffixes = {name: _suffix(name) for name in names}
     videos = [name for name, suffix in suffixes.items() if suffix in VIDEOS]

@@ -49,7 +49,7 @@ def read_frame_labels(path: Path, clips: Collection[str], chosen: tuple[str, ...
     Raises
     ------
     InputError
-        It is no such table, or its labels are numbers and no class names are given.
+        It is not such a table, or its labels are numbers and no class names are given.
 
     Notes
     -----

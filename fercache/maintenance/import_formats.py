@@ -253,7 +253,7 @@ def _npz(path: Path, name: str) -> Iterator[IncomingClip]:
     with _file_errors(path), zipfile.ZipFile(path) as file, tempfile.TemporaryDirectory() as folder:
         members = [member for member in file.infolist() if member.filename != CLIP_NAME]
         if not members or not all(member.filename.endswith(".npy") for member in members):
-            raise ClipError(f"is no npz ({', '.join(m.filename for m in members[:3]) or 'nothing'} in it)",
+            raise ClipError(f"is not an npz ({', '.join(m.filename for m in members[:3]) or 'nothing'} in it)",
                             hint="save arrays of numbers with np.savez; a pickle is never loaded")
         size, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
         if size > free // 2:  # a few kilobytes may unpack to terabytes
@@ -286,13 +286,13 @@ def hdf5_entries(path: Path) -> ClipEntries:
     Raises
     ------
     InputError
-        It is no HDF5 file, or is cut off.
+        It is not an HDF5 file, or is cut off.
     """
     try:
         with h5py.File(path, "r") as file:
             found = list(_find_clips(file, "", 0, set()))
     except UNREADABLE as error:
-        raise InputError(f"is no readable HDF5 file ({str(error)[:200]})", where=path,
+        raise InputError(f"is not a readable HDF5 file ({str(error)[:200]})", where=path,
                          hint="the file is cut off, damaged, or of another kind") from error
     for key, name in found:
         yield name, _hdf5(path, key, name)
@@ -332,7 +332,7 @@ def _find_clips(group: Any, key: str, depth: int, seen: set[Any]) -> Iterator[tu
 
 
 def _items(group: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what lies in a group itself; links into other places and other files are left out."""
+    """Yield the members of a group, except links to other places and other files."""
     for name in group:
         # A soft or external link could read any file that the user may read, and put it into the store.
         if isinstance(group.get(name, getlink=True), h5py.HardLink):
@@ -406,7 +406,7 @@ def table_entries(path: Path) -> ClipEntries:
     Raises
     ------
     InputError
-        It is no such table.
+        It is not such a table.
 
     Notes
     -----

@@ -63,7 +63,7 @@ def import_features(path: Path, name: str, folder: Location, *, fps: float = 30.
     Values become float16. The fingerprint covers the bytes of what is imported: other features are another store.
     """
     if NAME.fullmatch(name) is None:
-        raise InputError(f"{name!r} is no name for a store", hint="letters, digits, and _ . - inside; at most 64")
+        raise InputError(f"{name!r} cannot name a store", hint="letters, digits, and _ . - inside; at most 64")
     kind = kind_of(path)
     settings = {"backbone": name, "imported": kind, "content": _content_digest(path), "format": FORMAT, "fps": fps}
     place = folder / f"{name}-{fingerprint_of(settings)[:12]}.zarr"
