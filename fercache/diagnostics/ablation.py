@@ -250,6 +250,7 @@ def run_ablation(dataset: Dataset, store: EmbeddingStore, base: TrainConfig, con
     InputError
         The default cannot be trained, or a row names a key or value that `train-heads` does not have.
     """
+    # A change without effect would train the default again, under another name.
     rows = {name: changed for name, changed in parse_rows(config.rows or offered_rows(base), base).items()
             if not has_no_effect(changed, base)}
     started = time.monotonic()

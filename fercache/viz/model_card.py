@@ -36,6 +36,7 @@ def write_card(preds: Path, cache: Path) -> str:
     if not facts.metrics:
         raise InputError("the metrics of the predictions are missing", where=io.metrics_path(preds),
                          hint="run `fercache stack --out preds.csv`, and name that file with --preds")
+    # `predict` writes this key; its metrics record no training, which is what a card describes.
     if "predict" in facts.metrics:
         raise InputError("these are predictions of new clips, not of the training data", where=preds,
                          hint="name the predictions of `fercache stack` on the training data with --preds")

@@ -117,6 +117,7 @@ class OverlayCanvas:
     def of(cls, size: tuple[int, int], series: ClipSeries, classes: tuple[str, ...]) -> OverlayCanvas:
         """Return the canvas of a clip whose first frame has this (height, width)."""
         scale = max(1, -(-MIN_WIDTH_PX // size[1]))
+        # The usual video codecs store color for blocks of 2 x 2 pixels, so both sides must be even.
         height, width = (side * scale + side * scale % 2 for side in size)
         line = max(13, min(width // 42, 40)) // 2 * 2
         return cls(scale=scale, height=height, width=width, line=line, series=series, classes=classes,
@@ -166,6 +167,7 @@ class OverlayCanvas:
         left = max(0, min(x1, self.width - wide))
         top = y1 - high if y1 >= high else y1
         pen.rectangle((left, top, left + wide, top + high), fill=colour)
+        # Dark text on light colors, light text on dark ones.
         ink = (0, 0, 0) if sum(colour) > 330 else (255, 255, 255)
         pen.text((left + self.line / 2, top + high / 2), text, fill=ink, font=font, anchor="lm")
 

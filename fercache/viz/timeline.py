@@ -100,6 +100,7 @@ def _png(name: str, classes: Sequence[str], series: ClipSeries, faces: list[tupl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    # Not through pyplot, which holds every figure until it is closed and may look for a display.
     figure = Figure(figsize=(11, 5.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     strip, truth, prediction, lines = figure.subplots(4, 1, height_ratios=[2.2, .5, .5, 4])

@@ -74,6 +74,7 @@ def _code(text: str) -> Any:
 
 def _json(value: Any) -> str:
     """Return JSON that cannot end its script element, whatever the names of clips contain."""
+    # A name such as "</script>" would end the element; in JSON these letters can be written as escapes.
     text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -159,6 +160,7 @@ def make_report(preds: Path, out: Path, cache: Path, *, check: Path | None = Non
     found = walk_predictions(preds, facts.oof, facts.imported)
     parts = [sections.run_section(facts, found), sections.health_section(facts, found),
              *sections.report_sections(facts, found)]
+    # Written piece by piece: the page can have 30 MB.
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(report_html(facts, found, parts))
     return ReportResult(path=out, bytes=out.stat().st_size, clips=len(found.clips), frames=found.frames,

@@ -128,6 +128,7 @@ def scores(name: str, split: Mapping[str, Any], figure_name: str, title: str, fi
     error = {"type": "data", "symmetric": False, "array": [high - v for (_, high), v in zip(spans, value, strict=True)],
              "arrayminus": [v - low for (low, _), v in zip(spans, value, strict=True)]}
     colours = [ORANGE if column == final else BLUE for column, _ in rows]
+    # The final column has its own symbol too, for readers who cannot see the color.
     dots = go.Scatter(x=value, y=[plain(column) for column, _ in rows], mode="markers", error_x=error,
                       marker={"size": 11, "color": colours, "symbol": [MARKS[c == ORANGE] for c in colours]},
                       hovertemplate="%{y}: %{x:.4f}<extra></extra>")
@@ -161,12 +162,13 @@ def per_class(name: str, f1: Mapping[str, float], support: Mapping[str, int]) ->
     """Return the F1 of each class as bars, with its number of frames."""
     import plotly.graph_objects as go
 
-    names = list(f1)[::-1]
+    names = list(f1)[::-1]  # plotly draws the first category at the bottom
     bars = go.Bar(x=[f1[c] for c in names], y=[plain(c) for c in names], orientation="h", marker={"color": BLUE},
                   text=[f"{f1[c]:.3f} · {support[c]:,} frames" for c in names], textposition="outside",
                   cliponaxis=False, hovertemplate="%{y}: F1 %{x:.4f}<extra></extra>")
     return figure(name, [bars], "Beside each bar are the F1 and the number of annotated frames of the class; the F1 of "
                   "a class with few frames is uncertain.",
+                  # The range leaves room for the text beside the longest bar.
                   x={"title": "F1 (0 to 1)", "range": [0, 1.32], "tickvals": [0, .2, .4, .6, .8, 1]},
                   y={"title": "class", "type": "category"}, height=FRAME_PX + ROW_PX * len(names), showlegend=False)
 
@@ -197,6 +199,7 @@ def curve(name: str, width_s: ArrayLike, score: ArrayLike, metric: str, frames: 
     import plotly.graph_objects as go
 
     x = np.asarray(width_s, float)
+    # Equal steps on the axis: on a linear one the small widths would lie on top of each other.
     line = go.Scatter(x=np.arange(len(x)), y=np.asarray(score, float), mode="lines+markers", line={"color": BLUE},
                       marker={"size": 8}, customdata=x, hovertemplate="±%{customdata} s: %{y:.4f}<extra></extra>")
     return figure(name, [line], "Score of the mean of the heads, averaged over so many seconds before and after each "

@@ -62,6 +62,7 @@ def _interval_cell(scores: dict[str, Any], name: str) -> TableCell:
 def _paired_table(split: str, paired: dict[str, Any], facts: RunInfo) -> Block:
     rows = []
     for pair, record in paired.items():
+        # Every pair is recorded in both directions: the stack's and the final column's rows are enough.
         if pair.split(" - ")[0] not in ("stack", facts.final):
             continue
         span = record.get("interval")
@@ -308,6 +309,7 @@ def _checked(facts: RunInfo) -> Block:
     rows = list(records(facts.check, "issues"))
     if not rows:
         return NoteBlock(text="`fercache check` found no issues.")
+    # `where` only summarizes `details`.
     head = list(dict.fromkeys(key for row in rows for key in row if key != "where"))
     more = f" The first {MAX_ROWS} of {len(rows)}." if len(rows) > MAX_ROWS else ""
     return TableBlock(name="table-check", head=head, caption=f"Issues that `fercache check` found.{more}",

@@ -105,6 +105,7 @@ def thin_series(series: ClipSeries, heads: dict[str, NDArray[np.integer]], most:
     heads : name -> (T,) predicted class of each head.
     """
     frames, classes = series.probs.shape
+    # Intervals differ by at most one frame in length.
     border = np.linspace(0, frames, min(frames, most) + 1).astype(np.int64)
     start, number = border[:-1], np.diff(border)
     strips = {"truth": series.label, "prediction": series.label_pred, **heads}
@@ -123,6 +124,7 @@ def bytes_a_point(classes: int, strips: int) -> int:
 def points(lengths: Sequence[int], bytes_each: int, budget: int, most: int, least: int) -> int:
     """Return the largest number of points per clip, in `least` to `most`, with which all clips fit `budget` bytes."""
     frames = np.array(lengths, np.int64)
+    # Binary search: the size of the page grows with the number of points.
     low, high = least, most
     while low < high:
         middle = (low + high + 1) // 2
@@ -272,8 +274,10 @@ def _clip(found: PredictionsWalk, name: str, rows: ClipSeries, reader: OofReader
     _count(found, split, rows)
     if found.curve is not None and trial is not None:
         found.curve.add(trial)
+    # A few per clip, so that one bad clip does not fill the list.
     for mistake in heapq.nlargest(MISTAKES_A_CLIP, _mistakes(name, split, rows), key=lambda m: m.prob):
         found.mistakes.append(mistake)
+    # Pruned now and then, so that memory does not grow with the number of clips.
     if len(found.mistakes) > 100 * MISTAKES:
         found.mistakes = heapq.nlargest(MISTAKES, found.mistakes, key=lambda m: m.prob)
     heads: dict[str, Any] = {head: values.argmax(1) for head, values in trial.logits.items()} if trial else {}
