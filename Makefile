@@ -12,6 +12,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # What the data set is: nothing = the embedded demo, or whatever stages/dataset.toml says.
 DATA_FLAGS := $(if $(DATA),--root "$(DATA)") $(if $(DATASET),--dataset "$(DATASET)")
 DEVICE_FLAG := $(if $(DEVICE),--device "$(DEVICE)")
+# Each process takes neighboring tests, which share fixtures of their module, and later takes over from slower ones.
+PYTEST := pytest -q -n auto --dist worksteal
 FERCACHE := $(BIN)/fercache --cache "$(CACHE)" --stages "$(STAGES)"
 
 .DEFAULT_GOAL := help
@@ -77,10 +79,10 @@ audit: $(VENV)/.ready  ## proof that nothing leaks: folds, provenance, shuffled 
 	@$(FERCACHE) audit $(DATA_FLAGS) $(ARGS)
 
 test: $(VENV)/.ready-dev  ## the quick suite
-	@$(BIN)/python -m pytest -q -n auto $(ARGS)
+	@$(BIN)/python -m $(PYTEST) $(ARGS)
 
 test-full: $(VENV)/.ready-dev  ## the suite with the stated volumes
-	@$(BIN)/python -m pytest -q -n auto --full $(ARGS)
+	@$(BIN)/python -m $(PYTEST) --full $(ARGS)
 
 lint: $(VENV)/.ready-dev  ## style of the code (ruff)
 	@$(BIN)/ruff check .
@@ -89,7 +91,7 @@ types: $(VENV)/.ready-dev  ## types of the code (mypy --strict)
 	@$(BIN)/mypy
 
 ci: lint types  ## lint, types, tests: what CI runs
-	@$(BIN)/python -m pytest -q -n auto $(ARGS)
+	@$(BIN)/python -m $(PYTEST) $(ARGS)
 
 hooks: $(VENV)/.ready-dev  ## run lint and types before each git commit
 	@$(PIP) pre-commit

@@ -1,4 +1,4 @@
-"""Recipes, data only: `stages/<command>.toml` says how, `stages/dataset.toml` says where the clips are."""
+"""Recipes: `stages/<command>.toml` has the options of a command, `stages/dataset.toml` the location of the clips."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ CHOOSES_DATA = ("root", "clips")
 
 
 def load_recipe(stages: Path, command: str) -> dict[str, Any]:
-    """Return what the recipe of `command` says, ``{}`` where there is none.
+    """Return the keys of the recipe of `command`; ``{}`` if there is none.
 
     Parameters
     ----------
-    stages : folder of recipes; `dataset.toml` is looked for there, then in the default folder ``stages``.
+    stages : folder of recipes; `dataset.toml` is searched there, then in the default folder ``stages``.
 
     Raises
     ------
     InputError
-        The file is no TOML, too large, or names a key that the command does not have.
+        The file is not TOML, is too large, or has a key that the command does not have.
     """
     path = stages / f"{command}.toml"
     if command == "dataset" and not path.is_file():
@@ -98,18 +98,18 @@ def split_names(value: Any) -> tuple[str, ...]:
 
 
 def recipe_path(stages: Path, command: str) -> str:
-    """Return how the log names the recipe of `command`."""
+    """Return the name of the recipe of `command` for the log."""
     path = stages / f"{command}.toml"
     return str(path) if path.is_file() else "built-in defaults"
 
 
 def check_folder(stages: Path, chosen: bool) -> None:
-    """Refuse a folder of recipes that was `chosen` by the user and is not there.
+    """Refuse a folder of recipes that the user chose and that does not exist.
 
     Raises
     ------
     InputError
-        No such folder.
+        There is no such folder.
     """
     if chosen and not stages.is_dir():
         raise InputError("no such folder of recipes", where=stages, hint="check --stages")
@@ -117,7 +117,7 @@ def check_folder(stages: Path, chosen: bool) -> None:
 
 def _parse(path: Path) -> Mapping[str, Any]:
     if path.stat().st_size > LIMIT_BYTES:
-        raise InputError(f"larger than {LIMIT_BYTES} bytes", where=path, hint="this is no recipe")
+        raise InputError(f"larger than {LIMIT_BYTES} bytes", where=path, hint="this is not a recipe")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -125,8 +125,8 @@ def _parse(path: Path) -> Mapping[str, Any]:
 
 
 def _checked(path: Path, key: str, value: Any) -> Any:
-    """Return a recipe's value if it is a plain one or a list of plain ones."""
-    plain = (str, int, float, bool)
-    if isinstance(value, plain) or (isinstance(value, list) and all(isinstance(v, plain) for v in value)):
+    """Return a recipe's value if it is a scalar or a list of scalars."""
+    scalar = (str, int, float, bool)
+    if isinstance(value, scalar) or (isinstance(value, list) and all(isinstance(v, scalar) for v in value)):
         return value
-    raise InputError(f"{key} must be a text, a number, true/false or a list of those", where=path)
+    raise InputError(f"{key} must be text, a number, true/false or a list of those", where=path)

@@ -176,7 +176,7 @@ def test_labels_are_dealt_to_other_groups() -> None:
     assert {int(t.labels[0]) for t in made.trials if t.labels is not None} == {0, 1, 2, 3}
 
 
-@pytest.mark.full
+@pytest.mark.slow("trains heads; the probe and the stacker run always")
 def test_real_heads_know_nothing_of_shuffled_labels(book: OofLogits, tmp_path: Path) -> None:
     """--full: the frame head is trained again on labels that were dealt out, and is at chance out of fold."""
     trials = tuple(Trial(name=name, path=Path("x"), kind="video", parent=name, group=name, split="train",

@@ -110,7 +110,7 @@ def test_real_trials_with_their_disagreements(tmp_path: Path, shared: Path) -> N
     verify(check(tmp_path / "s", tmp_path / "c"), lengths, made)
 
 
-@pytest.mark.full
+@pytest.mark.slow("2.65 million files; 60,000 run always")
 def test_all_real_trials_with_their_disagreements(tmp_path: Path, shared: Path) -> None:
     """2.65 million crops: 142 trials equal, 108 with more crops, 311 with fewer, 48,818 crops missing."""
     lengths = real_lengths(shared)
@@ -179,7 +179,7 @@ def test_pictures_that_are_empty_damaged_or_none(tmp_path: Path) -> None:
     found = kinds(report)
     assert found["empty-pictures"] == ("a (2)", 1, True) and found["other-files"] == ("b (1)", 1, False)
     unreadable = {one.where: one.message for one in report.issues if one.kind == "unreadable"}
-    assert set(unreadable) == {"zero", "b/00009.jpg"} and "frames count from 1" in unreadable["zero"]
+    assert set(unreadable) == {"zero", "b/00009.jpg"} and "start at 1" in unreadable["zero"]
     assert report.splits["train"].no_crop == 7  # the empty pictures are there, the folder that is refused has none
 
 

@@ -278,7 +278,7 @@ def measured(preds: Path) -> tuple[int, int, int, int, float]:
     return int(clips), int(frames), int(size), int(peak), float(seconds)
 
 
-@pytest.mark.full
+@pytest.mark.slow("2.8 million frames")
 def test_560_clips_and_2_8_million_frames(tmp_path: Path) -> None:
     """Under 30 MB, opened in seconds, made in bounded memory; what Chromium needs is measured where there is one."""
     small = measured(large(tmp_path / "small", 20, 500))

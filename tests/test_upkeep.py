@@ -70,14 +70,14 @@ def test_verify_of_a_damaged_root_says_who_mends_it(home: Path) -> None:
     assert "zarr.json" in said and "fercache extract" in said
     assert "holds no embedding store" in say("verify", "--store", "cache/none.zarr", code=2).output
     taps = dict(TAPS)
-    mended = EmbeddingStore.create(home / STORE, {"backbone": "casia", "detector": {"min_px": 40}}, taps, mend=True)
+    mended = EmbeddingStore.create(home / STORE, {"backbone": "casia", "detector": {"min_px": 40}}, taps, repair=True)
     assert sorted(mended) == sorted(CLIPS), "the clips stay"
     say("verify", "--store", STORE)
 
 
 def test_a_root_of_other_settings_takes_no_clip_over(home: Path) -> None:
     (home / STORE / "zarr.json").write_text("{}")
-    assert list(EmbeddingStore.create(home / STORE, {"backbone": "else"}, dict(TAPS), mend=True)) == []
+    assert list(EmbeddingStore.create(home / STORE, {"backbone": "else"}, dict(TAPS), repair=True)) == []
 
 
 def test_names_that_a_terminal_cannot_take(home: Path) -> None:
@@ -273,7 +273,7 @@ def test_gc_takes_the_pictures_of_what_is_gone(recipes: tuple[Path, Path], home:
     assert "nothing to remove" in say("gc").stdout
 
 
-@pytest.mark.full
+@pytest.mark.slow("trains through all stages four times")
 def test_gc_after_the_three_stages(home: Path, weights_at: Path) -> None:
     """What the recipes make of a data set stays to the last file; a recipe that changes makes waste of what follows."""
     (home / "cache" / "weights").symlink_to(weights_at)

@@ -154,7 +154,9 @@ def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     index = np.array([*names.to, UNKNOWN], np.int16)  # the last entry maps -1 (not annotated) to itself
     trials = tuple(replace(t, labels=None if t.labels is None else index[t.labels], clip_label=int(index[t.clip_label]))
                    for t in dataset.trials)
-    dropped = f"labels of {', '.join(names.lost)} are left out: the heads do not know them" if names.lost else ""
+    dropped = ""
+    if names.source_only:
+        dropped = f"labels of {', '.join(names.source_only)} are left out: the heads do not know them"
     return replace(dataset, classes=tuple(classes), trials=trials,
                    notice="; ".join(filter(None, (dataset.notice, dropped))))
 
@@ -189,10 +191,10 @@ def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingSt
 def _predict_rows(trials: Sequence[Trial], store: EmbeddingStore, models: HeadEnsemble) -> dict[str, Any]:
     """Return the per-frame arrays of `OofLogits` (times, labels, logits) of all trials, in their order."""
     # These imports load torch, which takes seconds; a cached result does not need it.
-    from fercache.runtime.devices import resolve_device, use_threads
+    from fercache.runtime.devices import resolve_device, set_torch_threads
     from fercache.training.inference import load_trained, predict_new
 
-    use_threads(models.threads)
+    set_torch_threads(models.threads)
     device, heads = resolve_device(models.device), load_trained(models.folder)
     if heads.heads != models.logits_file.heads or heads.classes != models.logits_file.classes:
         raise InputError(f"holds the heads {', '.join(heads.heads)}; the stacker reads "
@@ -231,7 +233,7 @@ def _batches(trials: Sequence[Trial], store: EmbeddingStore, row_bytes: int) -> 
         size = 0
         for i in indices:
             # Annotations may be longer than the clip, and their extra rows take memory too.
-            need = row_bytes * max(store[trials[i].name].frames, len(trials[i].on_clock(0)))
+            need = row_bytes * max(store[trials[i].name].frames, len(trials[i].frame_labels(0)))
             if batch and size + need > MOST_BYTES:
                 yield batch
                 batch, size = [], 0

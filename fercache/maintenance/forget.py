@@ -17,7 +17,7 @@ from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore, is_root, settings_of_any_version
 from fercache.store.layout import META, decode_name, encode_name
-from fercache.store.local import TEMPORARY, LocalStoreFiles
+from fercache.store.local import LocalStoreFiles
 from fercache.store.locks import work_folder
 from fercache.workspace import CURRENT, FEATURES, HEADS, LOGITS, STACK, Workspace
 
@@ -29,14 +29,15 @@ def datasets_of(cache: Path) -> list[str]:
     workspace = Workspace(cache)
     folders = {path.name for stage in workspace.user_folders() for path in (cache / stage).iterdir() if path.is_dir()}
     return sorted(folders | {path.stem for path in workspace.indexes.glob("*.json")
-                             if not path.name.startswith(TEMPORARY)})
+                             if not path.name.startswith(atomic_io.TEMPORARY)})
 
 
 def index_files(cache: Path, dataset: str) -> list[Path]:
     """Return the index of a data set's clips, and copies of it that a killed `check` left; none where there is none."""
     name = Workspace(cache).index(dataset).name
     return sorted(path for path in Workspace(cache).indexes.glob("*.json")
-                  if path.name == name or (path.name.startswith(TEMPORARY) and path.name.endswith(f"-{name}")))
+                  if path.name == name
+                  or (path.name.startswith(atomic_io.TEMPORARY) and path.name.endswith(f"-{name}")))
 
 
 def find_references(cache: Path, clip: str, dataset: str | None = None) -> tuple[Path, ...]:

@@ -31,7 +31,7 @@ from fercache.stacking import inputs, stack
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.integrity import unfinished
 from fercache.store.layout import META, decode_name, encode_name
-from fercache.store.local import TEMPORARY, LocalStoreFiles, StoreSize
+from fercache.store.local import LocalStoreFiles, StoreSize
 from fercache.store.locks import locked_clips, work_folder
 from fercache.store.multi_store import join_stores
 from fercache.training import train
@@ -141,7 +141,7 @@ def _whole(path: Path) -> Unreferenced | None:
         if path.with_suffix(STORE_SUFFIX).exists():
             return None
         why = ORPHAN
-    elif path.name.startswith(TEMPORARY):
+    elif path.name.startswith(atomic_io.TEMPORARY):
         if time.time() - path.stat().st_mtime < SETTLED_S:
             return None
         why = TORN

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from fercache import metrics
 from fercache.data.folds import MIN_GROUPS_TO_CHOOSE
@@ -16,7 +17,6 @@ from fercache.heads import registry as head_registry
 from fercache.oof import OofLogits
 from fercache.results import missing_faces
 from fercache.stacking.nested_cv import NestedResult, Probs
-from fercache.stacking.smoothed_mean import softmax
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +59,7 @@ def drop_lookahead_heads(oof: OofLogits) -> OofLogits:
 
 
 DESCRIPTIONS = {"mean": "plain mean of the heads' probabilities",
-        "chain": "the heads' log-probabilities as evidence for a Markov chain of the classes",
-        "smoothed-mean": "the heads' log-probabilities, each smoothed over time, and `chain`, with a weight each and a "
-                         "bias a class",
+        "smoothed-mean": "mean of the heads' log-probabilities, smoothed over time, with a bias for each class",
         "logistic": "logistic regression on the stacker's features",
         "geometric-mean": "geometric mean of `smoothed-mean` and `logistic`",
         "stack": "LightGBM on the stacker's features, starting from `smoothed-mean`"}
@@ -150,8 +148,10 @@ def gather_candidates(oof: OofLogits, nested: NestedResult, filler: GapFiller | 
         The policy is "temporal-heads" and there is no temporal head.
     """
     filler = filler or GapFiller.of(oof)
-    heads = {head: filler.head_sources.apply(
-        softmax(oof.logits[head] * ~filler.before_first_face[:, None]).astype(np.float32)) for head in oof.heads}
+    # Logits of 0 are uniform probabilities.
+    logits = {head: oof.logits[head] * ~filler.before_first_face[:, None] for head in oof.heads}
+    heads = {head: filler.head_sources.apply(softmax(values, axis=1).astype(np.float32))
+             for head, values in logits.items()}
     values = {**heads, "mean": _mean(heads), **nested.columns}
     filled = {name: filler.sources.apply(values) for name, values in values.items()}
     if filler.policy in missing_faces.COPIED:

@@ -57,7 +57,7 @@ class StackInference:
         causal, nested = bool(run_metrics["causal"]), NestedResult(fold_models={}, columns={})
         oof = inputs.aggregate_clips(oof) if run_metrics["level"] == "clip" else oof
         oof = candidates.drop_lookahead_heads(oof) if causal else oof
-        if isinstance(run_metrics["learnt"], list):
+        if isinstance(run_metrics["fold_models"], list):
             nested = nested_cv.predict_new(oof, nested_cv.load_fold_model(folder), causal)
         filler = GapFiller.of(oof, run_metrics["config"].get("missing_faces", "nearest"), causal=causal)
         columns = candidates.gather_candidates(oof, nested, filler)
@@ -76,7 +76,7 @@ class StackInference:
         return ppm[inputs.rows_of_clips(whole, self.oof)] if self.metrics["level"] == "clip" else ppm
 
 
-FORMAT = 6
+FORMAT = 7
 """Incremented whenever the code changes the output of a run, so that old cached runs are not reused."""
 
 

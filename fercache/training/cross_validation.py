@@ -21,7 +21,7 @@ from fercache.data.base import Dataset, Trial
 from fercache.errors import InputError
 from fercache.heads.registry import HEADS, HeadSettings
 from fercache.runtime import atomic_io
-from fercache.runtime.devices import resolve_device, use_threads
+from fercache.runtime.devices import resolve_device, set_torch_threads
 from fercache.runtime.fork_pool import ForkPool, ReportProgress
 from fercache.runtime.progress import ProgressBar, format_duration, progress_bar
 from fercache.store.multi_store import ReadableStore
@@ -149,7 +149,7 @@ class CrossValidatedTraining:
         self.weights_folder = weights_folder
         self.dataset, self.trials, self.store, self.config, self.folder = dataset, trials, store, config, folder
         self.device = resolve_device(config.device)
-        self.pool = ForkPool(self.device, use_threads(config.threads))
+        self.pool = ForkPool(self.device, set_torch_threads(config.threads))
         # On a GPU some layers have no deterministic kernel: a warning there, an error on the CPU.
         torch.use_deterministic_algorithms(True, warn_only=self.device != "cpu")
         self.features: FrameDataset = load_features(store, trials, config.taps,

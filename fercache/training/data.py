@@ -319,7 +319,7 @@ def _read_frame_table(dataset: FrameDataset, clip: ClipArrays, trial: Trial, i: 
     time_s[start:end] = frame_table["time_s"]
     step = (time_s[end - 1] - time_s[start]) / (clip.frames - 1) if clip.frames > 1 else 1 / 30
     time_s[end:stop] = time_s[end - 1] + step * np.arange(1, stop - end + 1)
-    dataset.label[start:stop] = trial.on_clock(clip.frames)
+    dataset.label[start:stop] = trial.frame_labels(clip.frames)
 
 
 def _read_values(values: NDArray[np.float16], dataset: FrameDataset, clip: ClipArrays, i: int, normalize: bool) -> None:

@@ -17,7 +17,6 @@ from fercache.viz import run_info
 from fercache.viz.run_info import STAGES, RunInfo
 from fercache.workspace import Workspace
 
-SHOWN = {"macro_f1": "macro F1", "accuracy": "accuracy", "uar": "UAR", "abaw2": ".67 F1 + .33 accuracy"}
 TERMS = {"demo": "the demo's clips come from packages under MIT and BSD licences; its labels are fercache's own",
         "affwild2": "Aff-Wild2 is for research only, under the agreement that its authors have signed by each user"}
 UNKNOWN_SET = "unknown to fercache: add the terms of this data set before you share the card"
@@ -93,7 +92,8 @@ def _scores(facts: RunInfo, cache: Path) -> Iterator[str]:
     for split, scores in _scored(facts):
         one = scores["all_frames"][facts.final]
         yield f"\n{split.capitalize()}, every annotated frame, column {_text(facts.final)}:\n"
-        rows = [(title, f"{one[name]:.4f}", _span((one["intervals"] or {}).get(name))) for name, title in SHOWN.items()]
+        rows = [(metrics.METRICS[name].title, f"{one[name]:.4f}", _span((one["intervals"] or {}).get(name)))
+                for name in metrics.DISTINCT]
         yield from _table(("figure", "value", "95 % interval"), rows)
         if one.get("why_none"):
             yield f"\nNo interval: {_text(one['why_none'])}."

@@ -15,9 +15,6 @@ from fercache.viz.report.walk import ALL, BINS, WIDTHS_S, PredictionsWalk
 from fercache.viz.run_info import STAGES, RunInfo
 
 TITLES = {"train": "train, out of fold", "validation": "validation", "test": "test", ALL: "all annotated frames"}
-FIGURES = {"macro_f1": "macro F1", "accuracy": "accuracy", "uar": "UAR", "abaw2": ".67 F1 + .33 accuracy",
-           "war": "WAR (accuracy)"}
-SHOWN = ("macro_f1", "accuracy", "uar", "abaw2")
 NO_METRICS = ("There are no metrics beside the predictions.",
               "`fercache stack --out preds.csv` writes preds.metrics.json; keep the two together.")
 NO_LOGITS = ("The logits behind these predictions are not in this cache.",
@@ -34,7 +31,7 @@ def scored(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
             blocks.append(NoteBlock(text=f"{_title(split)}: no score; {record['predicted']}."))
             continue
         blocks.append(NoteBlock(text=f"{_title(split)}: predicted {record['predicted']}."))
-        blocks.append(figures.scores(f"scores-{split}", record["all_frames"], metric, FIGURES.get(metric, metric),
+        blocks.append(figures.scores(f"scores-{split}", record["all_frames"], metric, metrics.METRICS[metric].title,
                                      facts.final))
         blocks.append(_score_table(split, record, facts))
         blocks.append(_paired_table(split, record.get("paired", {}), facts))
@@ -42,13 +39,13 @@ def scored(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
 
 
 def _score_table(split: str, record: dict[str, Any], facts: RunInfo) -> TableBlock:
-    rows = [[TableCell(text=column, strong=column == facts.final), *(_interval_cell(scores, name) for name in SHOWN),
-             *cells(scores["frames"], scores["groups"])]
+    rows = [[TableCell(text=column, strong=column == facts.final),
+             *(_interval_cell(scores, name) for name in metrics.DISTINCT), *cells(scores["frames"], scores["groups"])]
             for column, scores in sorted(record["all_frames"].items(), key=lambda item: -item[1]["macro_f1"])]
     why = next((scores["why_none"] for scores in record["all_frames"].values() if scores.get("why_none")), "")
     ends = f" No interval: {why}." if why else " In brackets: 95 % interval by bootstrap over groups."
     return TableBlock(name=f"table-scores-{split}", rows=rows,
-                      head=["column", *(FIGURES[name] for name in SHOWN), "frames", "groups"],
+                      head=["column", *(metrics.METRICS[name].title for name in metrics.DISTINCT), "frames", "groups"],
                       caption=f"{_title(split)}: all annotated frames count, also those without a face; preds.csv "
                               f"holds the column in bold.{ends}")
 
@@ -143,7 +140,7 @@ def smoothed(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
     elif not walk.curve.counts.any():
         blocks.append(missing_note("No annotated frame is out of fold.", "Train on a data set with labels first."))
     else:
-        name = FIGURES.get(walk.curve.metric, walk.curve.metric)
+        name = metrics.METRICS[walk.curve.metric].title
         blocks.append(figures.curve("smoothing-curve", WIDTHS_S, walk.curve.scores(), name,
                                     int(walk.curve.counts[0].sum())))
     return ReportSection(name="smoothing", title="Smoothing", blocks=blocks)

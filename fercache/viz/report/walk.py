@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from fercache import metrics
 from fercache.oof import OofReader, TrialLogits
@@ -37,7 +38,7 @@ class SmoothingCurve:
         """Count one trial; one without a label, a face or a fold is skipped."""
         if trial.fold < 0 or not (trial.label >= 0).any() or not trial.valid.any():
             return
-        mean = np.mean([_log_softmax(values) for values in trial.logits.values()], axis=0)
+        mean = np.mean([log_softmax(values.astype(float), axis=1) for values in trial.logits.values()], axis=0)
         label = trial.label.astype(np.int64)
         for i, width_s in enumerate(WIDTHS_S):
             smooth = smoothing.moving_mean(mean, trial.valid, smoothing.window_reach(trial.time_s, width_s, width_s))
@@ -46,11 +47,6 @@ class SmoothingCurve:
     def scores(self) -> NDArray[np.float64]:
         """Return the data set's own metric at each half-width, ``(len(WIDTHS_S),)``."""
         return np.asarray(metrics.official(self.metric)(self.counts), float)
-
-
-def _log_softmax(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = values.astype(float) - values.max(1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
 
 
 # Many frames are drawn with few points: the smallest and the largest value of each interval, so no peak is lost.
