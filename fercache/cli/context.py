@@ -118,7 +118,7 @@ def config_options(kind: type[Config], default: str = "") -> Callable[[F], F]:
     hints = typing.get_type_hints(kind)
 
     def add(function: F) -> F:
-        for entry in reversed(dataclasses.fields(kind)):
+        for entry in reversed(dataclasses.fields(kind)):  # click adds options from the last to the first
             flag = "--" + entry.name.replace("_", "-")
             if hints[entry.name] is bool:
                 function = click.option(f"{flag}/--no-{flag[2:]}", entry.name, default=None, cls=ConfigOption,
@@ -133,11 +133,12 @@ def config_options(kind: type[Config], default: str = "") -> Callable[[F], F]:
 
 def _type(hint: Any, entry: dataclasses.Field[Any]) -> click.ParamType[Any]:
     """Return click's type for a field."""
-    if isinstance(hint, types.GenericAlias):
+    if isinstance(hint, types.GenericAlias):  # tuple[str, ...], the only generic type of the configurations
         return CommaList()
     if entry.metadata["choices"]:
         return click.Choice(entry.metadata["choices"])
     if entry.name == "dataset":
+        # Imported here, so that commands without a data set do not load its readers.
         from fercache.data import DATASETS
 
         return click.Choice(DATASETS)

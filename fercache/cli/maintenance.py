@@ -160,7 +160,7 @@ def _confirmed() -> bool:
     """Return whether the user confirms; False without a terminal."""
     try:
         return click.confirm("remove all of this?", err=True)
-    except click.Abort:
+    except click.Abort:  # Ctrl-C, or no terminal to ask at
         click.echo(err=True)
         return False
 
@@ -204,6 +204,7 @@ def first_lines(lines: Sequence[str]) -> list[str]:
 
 def printable(text: str) -> str:
     """Return text that is safe to print: names of clips may hold control characters or invalid Unicode."""
+    # Control characters first: an escape sequence in a file name could rewrite the terminal.
     safe = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
     return safe.encode("utf-8", "backslashreplace").decode()
 

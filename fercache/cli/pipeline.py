@@ -48,7 +48,7 @@ LAUNCH_FLAGS = ("engine", "scheduler", "workers", "shard", "time_limit")
 @location_options
 def extract_command(context: Context, **typed: Any) -> int:
     """Stage one: run the face CNN once over every frame of every clip and store its features."""
-    began_s = time.time()
+    began_s = time.time()  # before the imports, which take seconds: a time limit counts from the start
     from fercache import run_log
     from fercache.extraction import distributed
 
@@ -187,6 +187,7 @@ def predict_command(context: Context, paths: tuple[Path, ...], out: Path, heads:
     models = select_models(context.cache, heads, stack, _recipe_dataset(context))
     job = predict.PredictJob(
         dataset=_dataset(context, paths, typed, models), models=models, out=out, store=store, force=force,
+        # All other settings of extraction are those that the heads were trained on.
         defaults=recipe.make_config(ExtractConfig, "extract", context.stages,
                                     _only(typed, "device", "threads", "weights")),
         overrides=_only(typed, *(entry.name for entry in fields(ExtractConfig))), timelines=timelines, overlay=overlay,

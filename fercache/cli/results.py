@@ -57,7 +57,7 @@ def overlay_command(context: Context, clip: str, preds: Path, store: Path | None
 
     dataset = context.dataset(typed)
     held = EmbeddingStore.open(store or job.current_store(context.features, dataset.name))
-    dataset = base.stored_trials(dataset, held)
+    dataset = base.stored_trials(dataset, held)  # a store holds one trial per person of a clip
     trial = next((trial for trial in dataset.trials if trial.name == clip), None)
     rows = next((rows for name, rows in io.each_clip(preds) if name == clip), None)
     if trial is None or rows is None:
