@@ -173,19 +173,20 @@ def test_normalization_is_fitted_on_training_rows_only(pair: Any) -> None:
 
 
 @pytest.mark.parametrize("changed", [{}, {"normalize": "clip", "temporal_input": "features"}], ids=str)
-def test_shuffled_labels_give_chance(tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_shuffled_labels_give_chance(tmp_path: Path, changed: dict[str, Any], full: bool) -> None:
     """Real training on more clips: the 95 % interval of the accuracy over groups contains one in three.
 
     Members that were trained on a trial are right more often on it, so a leaking fold would be seen.
     """
-    pair = small_sets.dataset(tmp_path, groups=24, frames=240, validation=0, shuffled=True)
+    groups, frames = (24, 240) if full else (24, 120)
+    pair = small_sets.dataset(tmp_path, groups=groups, frames=frames, validation=0, shuffled=True)
     oof = run(pair, tmp_path, epochs=8, **changed)
     assert set(oof.heads) == {"frame", "gru", "transformer"}
-    groups = np.repeat(np.arange(24), 240)
+    group = np.repeat(np.arange(groups), frames)
 
     def interval(log_probs: np.ndarray) -> tuple[float, float]:
-        matrices = metrics.confusions(oof.label, log_probs.argmax(1), groups, 3, 24)
-        low, high = metrics.Resampler(24, 1000, 0).intervals(matrices, ("accuracy",))["accuracy"]
+        matrices = metrics.confusions(oof.label, log_probs.argmax(1), group, 3, groups)
+        low, high = metrics.Resampler(groups, 1000, 0).intervals(matrices, ("accuracy",))["accuracy"]
         return low, high
 
     for head, log_probs in oof.logits.items():
@@ -230,20 +231,27 @@ def test_a_handful_of_groups_still_trains(tmp_path: Path, groups: int) -> None:
     assert oof.epochs_fixed and all(np.isfinite(v).all() and v.any(1).all() for v in oof.logits.values())
 
 
+SHORT = replace(CONFIG, heads=("gru",), folds=2, epochs=5, patience=0)
+
+
+@pytest.fixture(scope="module")
+def short(pair: tuple[Dataset, EmbeddingStore], tmp_path_factory: pytest.TempPathFactory) -> OofLogits:
+    """The logits of the settings of which each test below changes one."""
+    return OofLogits.load(train.train_heads(*pair, SHORT, tmp_path_factory.mktemp("short")).logits_file)
+
+
 @pytest.mark.parametrize("changed", [
     {"loss": "plain"}, {"loss": "balanced"}, {"loss": "focal"}, {"loss": "adjusted"}, {"ema": .9}, {"mixup": .4},
     {"noise": .2}, {"time_mask_s": .3}, {"label_smoothing": 0.0}, {"normalize": "clip"}, {"temporal_input": "features"},
     {"ensemble": 1}, {"window_s": 2.0}, {"step_s": .2}, {"precision": "bf16"}, {"level": "clip"}, {"dropout": .1},
     {"lr": 5e-4}, {"patience": 1}], ids=str)
-def test_each_setting_changes_logits_and_fingerprint(pair: Any, changed: dict[str, Any],
-                                                              tmp_path: Path) -> None:
-    short = replace(CONFIG, heads=("gru",), folds=2, epochs=5, patience=0)
-    assert replace(short, **changed).fingerprint() != short.fingerprint()
-    one, other = (train.train_heads(*pair, c, tmp_path) for c in (short, replace(short, **changed)))
-    logits = OofLogits.load(other.logits_file).logits["gru"]
+def test_each_setting_changes_logits_and_fingerprint(pair: Any, changed: dict[str, Any], short: OofLogits,
+                                                     tmp_path: Path) -> None:
+    assert replace(SHORT, **changed).fingerprint() != SHORT.fingerprint()
+    logits = OofLogits.load(train.train_heads(*pair, replace(SHORT, **changed), tmp_path).logits_file).logits["gru"]
     assert np.isfinite(logits).all()
     if changed not in ({"patience": 1},):
-        assert not np.array_equal(OofLogits.load(one.logits_file).logits["gru"], logits)
+        assert not np.array_equal(short.logits["gru"], logits)
 
 
 def test_paper_heads_train_with_plain_settings(pair: Any, tmp_path: Path) -> None:
