@@ -14,7 +14,7 @@ from fercache.backbones.taps import TapSlice, row_layout
 from fercache.errors import InputError
 from fercache.heads.base import build_head
 from fercache.heads.frame import FinetuneTail
-from fercache.heads.registry import HEADS, LOOKAHEAD_HEADS
+from fercache.heads.registry import HEADS
 from fercache.heads.temporal import positions
 from fercache.training.data import FrameDataset
 from fercache.training.fit import FitTask, Loss, class_weights, fit
@@ -234,4 +234,4 @@ def test_registered_rules_match_the_nets() -> None:
         later[:, 11:] += 3
         with torch.inference_mode():
             changed = not torch.allclose(head(x, seen, time_s)[:, :10], head(later, seen, time_s)[:, :10], atol=1e-6)
-        assert changed == (name in LOOKAHEAD_HEADS), name
+        assert changed == HEADS[name].lookahead, name

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +15,10 @@ import click
 from fercache.backbones.registry import KNOWN_WEIGHTS
 from fercache.cli.context import LOCATION, Context, HeadedCommand, config_options, location_options, make_config
 from fercache.config import AblationConfig, DatasetConfig, ExtractConfig, StackConfig, TrainConfig
-from fercache.errors import FercacheError, InputError, StoreError, WeightsError
-from fercache.runtime import atomic_io
+from fercache.errors import InputError, StoreError, WeightsError
 from fercache.runtime.progress import format_bytes
 from fercache.runtime.uri import Location
-from fercache.workspace import HEADS, LOGITS, METRICS, STACK, Workspace, heads_of
+from fercache.workspace import Workspace
 
 if TYPE_CHECKING:
     from fercache.data.base import Dataset
@@ -147,7 +145,7 @@ def gc_command(context: Context, everything: bool, yes: bool, as_json: bool, **t
     if as_json:
         listed = [{"path": item.path, "clip": item.clip or None, "why": item.reason, "bytes": item.size.bytes,
                    "files": item.size.files} for item in unreferenced]
-        click.echo(_dump({"waste": listed, "removed": yes,
+        click.echo(_dump({"unreferenced": listed, "removed": yes,
                           "left_alone": [] if everything else others}))
     else:
         click.echo("\n".join(_gc_lines(context.cache, unreferenced)))
@@ -352,7 +350,7 @@ class LiveArtifacts:
 
     Attributes
     ----------
-    keep : stores, books, folders of heads and of stack runs.
+    keep : stores, logits files, folders of heads and of stack runs.
     clips : store -> the clips that its data set names.
     datasets : data sets that a recipe (or a flag) names.
     """
@@ -376,15 +374,20 @@ def live_artifacts(context: Context, typed: dict[str, Any]) -> LiveArtifacts:
     """
     from fercache import data
     from fercache.data import base
+    from fercache.diagnostics import ablation
+    from fercache.maintenance import gc
 
     found = LiveArtifacts()
     for stages in recipe_folders(context.stages):
         config = make_config(DatasetConfig, "dataset", stages, typed)
+        usual = make_config(TrainConfig, "train-heads", stages, {})
+        stack = make_config(StackConfig, "stack", stages, {})
+        trainings = (usual, *ablation.trained_default(usual, make_config(AblationConfig, "ablation", stages, {})))
         if config.dataset == "logits":  # such a data set has no clips and no store, only imported logits
             name = data.logits_name(config)
             found.datasets.add(name)
             found.keep.update([context.workspace.imported_logits(name),
-                               *stack_runs(context.cache, name, None, stages)])
+                               *gc.live_results(context.cache, name, None, trainings, stack)])
             continue
         dataset = data.load_dataset(config, context.cache)
         found.datasets.add(dataset.name)
@@ -396,7 +399,7 @@ def live_artifacts(context: Context, typed: dict[str, Any]) -> LiveArtifacts:
                 stored = base.stored_trials(dataset, store)
                 names = {trial.name for trial in stored.trials} | {problem.where for problem in dataset.problems}
                 found.clips[path] = found.clips.get(path, set()) | names
-                found.keep.update(_learnt(context.cache, dataset, store, stages))
+                found.keep |= gc.live_results(context.cache, dataset.name, store, trainings, stack)
     return found
 
 
@@ -438,92 +441,4 @@ def _opened(path: Path) -> EmbeddingStore | None:
     try:
         return EmbeddingStore.open(path)
     except StoreError:  # absent, or its root is damaged and `extract` will rewrite it
-        return None
-
-
-def _learnt(cache: Path, dataset: Dataset, store: EmbeddingStore, stages: Path) -> Iterator[Path]:
-    """Yield the logits, heads and stack runs that the recipes would compute from a store today."""
-    from fercache.diagnostics import ablation
-
-    usual = make_config(TrainConfig, "train-heads", stages, {})
-    trains = TrainingSettings(cache, dataset, store)
-    try:
-        logits_file = trains.logits_file(usual)
-    except FercacheError as error:
-        log.warning("%s; keeping all logits and heads of %s", error.what, dataset.name)
-        yield from (path for stage in (LOGITS, HEADS, STACK) for path in (cache / stage / dataset.name).glob("*"))
-        return
-    yield from (logits_file, heads_of(logits_file))
-    for config in ablation.trained_default(usual, make_config(AblationConfig, "ablation", stages, {})):
-        with suppress(FercacheError):  # this store cannot train the row, so the row has no logits
-            tried = trains.logits_file(config)
-            yield from (tried, heads_of(tried))
-    if logits_file.is_file():
-        yield from stack_runs(cache, dataset.name, logits_file, stages)
-
-
-class TrainingSettings:
-    """Paths of the logits and heads of training settings; reads each store's settings once."""
-
-    def __init__(self, cache: Path, dataset: Dataset, store: EmbeddingStore) -> None:
-        from fercache.data import base
-
-        dataset = base.stored_trials(dataset, store)
-        self.cache, self.dataset, self.store = cache, dataset, store
-        self.trials = [trial for trial in dataset.trials if trial.name in store]
-        self.settings_by_join: dict[tuple[str, ...], dict[str, Any]] = {}
-
-    def logits_file(self, config: TrainConfig) -> Path:
-        """Return the path of the logits of these settings.
-
-        Raises
-        ------
-        FercacheError
-            The store lacks a tap, or a joined store is missing.
-        """
-        from fercache.config import fingerprint_of
-        from fercache.store.multi_store import join_stores
-        from fercache.training import train
-
-        joined, taps = join_stores(self.store, config.join, config.taps)
-        config = replace(config, taps=taps)
-        if config.join not in self.settings_by_join:
-            record = train.settings_of(self.dataset, self.trials, joined, config)
-            self.settings_by_join[config.join] = {key: record[key] for key in record.keys() - config.settings().keys()}
-        digest = fingerprint_of({**self.settings_by_join[config.join], **config.settings()})
-        return Workspace(self.cache).logits_file(self.dataset.name, digest)
-
-
-def stack_runs(cache: Path, dataset: str, logits_file: Path | None, stages: Path) -> Iterator[Path]:
-    """Yield the recipe's stack runs of a logits file (None: imported logits only), with and without imported logits.
-
-    Notes
-    -----
-    A finished run records its imported logits; it live if the recipe would compute the same run with them.
-    """
-    from fercache import logits_import
-    from fercache.stacking import inputs, stack
-
-    folder, usual = Workspace(cache).stack_runs(dataset), make_config(StackConfig, "stack", stages, {})
-    asked = {(usual.logits, usual.force)} | {record for path in folder.glob("*") if (record := _logits_of(path))}
-    for logits, force in sorted(asked):
-        config = replace(usual, logits=logits, force=force)
-        try:
-            names = logits if logits_file or logits else tuple(logits_import.imported_names(cache, dataset))
-            loaded = inputs.load_logits(cache, dataset, logits_file, names)
-        except FercacheError as error:
-            if logits != usual.logits:
-                continue  # its logits are gone, or another recipe wrote it: nothing needs this run
-            log.warning("%s: %s; keeping every stack run of %s", error.where, error.what, dataset)
-            yield from folder.glob("*")
-        else:
-            yield Workspace(cache).stack_run(dataset, stack.fingerprint(loaded, config))
-
-
-def _logits_of(run: Path) -> tuple[tuple[str, ...], bool] | None:
-    """Return the imported logits of a finished stack run, and its `force` flag; None: unknown."""
-    try:
-        record = atomic_io.read_json(run / METRICS)["config"]
-        return tuple(record["logits"]), bool(record["force"])
-    except (FercacheError, OSError, KeyError, TypeError):
         return None

@@ -407,10 +407,10 @@ def _check_head_fold(oof: OofLogits, head: str, fold: int) -> tuple[list[str], l
     fold_groups = {g for g, f in zip(oof.group, oof.fold.tolist(), strict=True) if f == fold}
     found, fine = [], []
     for record in records:
-        if "trained_on" not in record:
+        if "train_groups" not in record:
             found.append(f"{head}, fold {fold}: the record lacks the training groups of the model")
             continue
-        trained_on = {*record["trained_on"], *record.get("watched", [])}
+        trained_on = {*record["train_groups"], *record.get("val_groups", [])}
         seen = fold_groups & trained_on
         if not seen:
             fine.append(f"{head}, fold {fold}: predicts {len(fold_groups)} groups, "

@@ -194,12 +194,13 @@ def _predict_rows(trials: Sequence[Trial], store: EmbeddingStore, models: HeadEn
 
     use_threads(models.threads)
     device, heads = resolve_device(models.device), load_trained(models.folder)
-    if heads.heads != models.logits_file.heads or heads.classes != models.logits_file.classes:
-        raise InputError(f"holds the heads {', '.join(heads.heads)}; the stacker reads "
+    requested = heads.record.requested.heads
+    if requested != models.logits_file.heads or heads.record.classes != models.logits_file.classes:
+        raise InputError(f"holds the heads {', '.join(requested)}; the stacker reads "
                          f"{', '.join(models.logits_file.heads)}", where=models.folder,
                          hint="to predict new clips, stack the logits of trained heads only")
     parts: dict[int, dict[str, Any]] = {}
-    for batch in _batches(trials, store, 2 * sum(prod(part.shape) for part in heads.layout)):
+    for batch in _batches(trials, store, 2 * sum(prod(part.shape) for part in heads.record.taps)):
         features = heads.load_features(store, [trials[i] for i in batch])
         predicted = predict_new(heads, features, device)
         for i, start, stop in zip(batch, features.offsets[:-1], features.offsets[1:], strict=True):
@@ -209,7 +210,7 @@ def _predict_rows(trials: Sequence[Trial], store: EmbeddingStore, models: HeadEn
         log.info("%d of %d clips predicted", len(parts), len(trials))
     ordered = [parts[i] for i in range(len(trials))]  # batches follow the frame rate, not the order of the trials
     return {"offsets": np.concatenate([[0], np.cumsum([len(part["label"]) for part in ordered])]).astype(np.int64),
-            "logits": {head: np.concatenate([part["logits"][head] for part in ordered]) for head in heads.heads},
+            "logits": {head: np.concatenate([part["logits"][head] for part in ordered]) for head in requested},
             **{name: np.concatenate([part[name] for part in ordered]) for name in FRAME_ARRAYS}}
 
 

@@ -25,10 +25,11 @@ from fercache.extraction.job import ClipResult
 from fercache.inference import ensemble
 from fercache.inference.ensemble import SelectedModels
 from fercache.oof import OofLogits
-from fercache.runtime import atomic_io
 from fercache.stacking import stack
 from fercache.stacking.stack import StackResult
 from fercache.store.embedding_store import EmbeddingStore
+from fercache.training import checkpoints
+from fercache.training.checkpoints import HeadRecord
 from fercache.workspace import FAILURES, Workspace
 
 log = logging.getLogger(__name__)
@@ -231,7 +232,10 @@ def predict_dataset(request: PredictJob, cache: Path) -> PredictReport:
     Features and logits are cached like those of any data set, so a second run computes neither.
     """
     dataset = ensemble.labelled_as(request.dataset, request.models.logits_file.classes)
-    heads = _head_metadata(request.models.heads)
+    files = checkpoints.record_files(request.models.heads)
+    if not files:
+        raise InputError("no trained heads", where=request.models.heads, hint="run `fercache train-heads` again")
+    heads = checkpoints.load_record(files[0])
     store, failed, extracted, forced = _features(request, dataset, heads, cache)
     dataset = stored_trials(dataset, store)
     trials = [trial for trial in dataset.trials if trial.name in store]
@@ -255,18 +259,10 @@ def predict_dataset(request: PredictJob, cache: Path) -> PredictReport:
                          training_clips=tuple(sorted(seen)))
 
 
-def _head_metadata(folder: Path) -> dict[str, Any]:
-    """Return the JSON metadata of one trained head; the store and the taps in it are the same for all heads."""
-    for path in sorted(folder.glob("[!.]*-fold*.json")):
-        record: dict[str, Any] = atomic_io.read_json(path)
-        return record
-    raise InputError("no trained heads", where=folder, hint="run `fercache train-heads` again")
-
-
-def _features(request: PredictJob, dataset: Dataset, heads: dict[str, Any],
+def _features(request: PredictJob, dataset: Dataset, heads: HeadRecord,
               cache: Path) -> tuple[EmbeddingStore, list[ClipResult], int, tuple[str, ...]]:
     """Return the store, the clips missing in it, the number of computed clips, and the differences that were forced."""
-    wanted, taps = heads["store"], [part["tap"] for part in heads["taps"]]
+    wanted, taps = heads.store, [part.tap for part in heads.taps]
     if request.store is not None:
         store = EmbeddingStore.open(request.store)
         forced = ensemble.check_match(wanted, store.settings, taps=taps, stored_taps=list(store.taps),

@@ -7,15 +7,29 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from fercache.errors import StoreError
+from fercache.config import StackConfig, TrainConfig, fingerprint_of
+from fercache.errors import FercacheError, StoreError
+from fercache.oof import open_oof
 from fercache.runtime import atomic_io
+from fercache.stacking import inputs
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.integrity import unfinished
 from fercache.store.layout import META, decode_name, encode_name
 from fercache.store.local import TEMPORARY, LocalStoreFiles, StoreSize
 from fercache.store.locks import locked_clips, work_folder
-from fercache.workspace import LOCK_SUFFIX, MAPPED_FEATURES, STORE_SUFFIX, WORK_SUFFIX, Workspace
+from fercache.store.multi_store import BETWEEN
+from fercache.training import checkpoints, train
+from fercache.workspace import (
+    LOCK_SUFFIX,
+    MAPPED_FEATURES,
+    METRICS,
+    STORE_SUFFIX,
+    WORK_SUFFIX,
+    Workspace,
+    logits_file_of,
+)
 
 UNNAMED, LOST, UNKNOWN = "no recipe names it", "left half done, and cannot go on", "not in the data set"
 TORN, ORPHAN, OF_CLIP = "left by a run that was killed", "of a store that is gone", "of a clip that is gone"
@@ -24,6 +38,95 @@ PICTURES = ".npz"
 SETTLED_S = 3600.0
 """Age from which a temporary file is abandoned: writing one file never takes this long."""
 
+# Parents: logits record their store, the digest of its content and the settings of their training; logits of new clips
+# record the heads that predicted them; heads bear the name of their logits; a stack run records its logits. A result is
+# live if its parents are, and if a recipe has its settings. Where a record cannot be read, the result stays.
+
+def live_results(cache: Path, dataset: str, store: EmbeddingStore | None, trainings: Iterable[TrainConfig],
+                 stack: StackConfig) -> set[Path]:
+    """Return the logits, heads and stack runs of a data set that descend from live inputs by a recipe's settings.
+
+    Parameters
+    ----------
+    store : a store that the recipe names; None for a data set of imported logits only.
+    trainings, stack : settings of the recipe; `trainings` includes those of its ablation.
+    """
+    workspace = Workspace(cache)
+    # Imported logits are roots because no recipe can make them again; the current ones because later stages read them.
+    live = set(workspace.imported_logits(dataset).glob("*.h5"))
+    if (current := workspace.current_logits_file_or_none(dataset)) is not None:
+        live.add(current)
+    if store is not None:
+        digest = store.digest()
+        wanted = {_training_key(config.settings() | {"format": train.FORMAT}) for config in trainings}
+        live = _live_logits(workspace, dataset, store.path.name, digest, wanted, live)
+        live |= {heads for heads in workspace.heads(dataset, "").glob("*")
+                 if workspace.logits_file(dataset, heads.name) in live or _is_resumable(heads, digest)}
+    return live | {run for run in workspace.stack_runs(dataset).glob("*") if _is_live_run(run, cache, stack, live)}
+
+
+def _live_logits(workspace: Workspace, dataset: str, store: str, digest: str, wanted: Collection[str],
+                 roots: set[Path]) -> set[Path]:
+    live = set(roots)
+    parents: dict[Path, Path] = {}
+    for path in workspace.logits(dataset).glob("[!.]*.h5"):
+        try:
+            with open_oof(path) as reader:
+                provenance = reader.provenance
+            if provenance["store"] != store:
+                continue
+            settings = provenance.get("settings")
+            if settings is None:
+                parents[path] = workspace.logits_file(provenance["trained_on"], provenance["heads"])
+            elif _training_key(settings) in wanted and _same_content(settings["taps"], settings["store"], digest):
+                live.add(path)
+        except (StoreError, KeyError, TypeError, AttributeError):
+            live.add(path)
+    return live | {path for path, parent in parents.items() if parent in live}
+
+
+def _training_key(settings: Mapping[str, Any]) -> str:
+    """Return a digest of a training's settings without its data and without the taps of joined stores."""
+    own = {key: value for key, value in settings.items() if key not in train.DATA_KEYS}
+    return fingerprint_of(own | {"taps": [tap for tap in settings["taps"] if BETWEEN not in tap]})
+
+
+def _same_content(taps: Iterable[str], recorded: str, digest: str) -> bool:
+    """Return whether a training read this content of the store; the digest of joined stores is another, and passes."""
+    return recorded == digest or any(BETWEEN in tap for tap in taps)
+
+
+def _is_resumable(heads: Path, digest: str) -> bool:
+    """Return whether `train-heads` can go on with an unfinished training: it read this content of the store."""
+    if logits_file_of(heads).is_file():
+        return False
+    try:
+        return any(_same_content((tap.tap for tap in record.taps), record.store_digest, digest)
+                   for record in map(checkpoints.load_record, checkpoints.record_files(heads)[:1]))
+    except FercacheError:
+        return False  # `train-heads` refuses such a folder
+
+
+def _is_live_run(run: Path, cache: Path, stack: StackConfig, live: set[Path]) -> bool:
+    """Return whether a stack run has the recipe's settings, except for other imported logits, and live parents."""
+    if not (run / METRICS).is_file():
+        return False  # unfinished runs start again
+    try:
+        record = atomic_io.read_json(run / METRICS)
+        config, logits = record["config"], record["logits"]
+        if config != stack.settings() | {"logits": config["logits"], "force": config["force"]}:
+            return False
+        # Imported logits were merged in the order in which they were named, or sorted where all were taken.
+        merged = [key.removeprefix(inputs.IMPORTED) for key in sorted(logits["provenance"])
+                  if key.startswith(inputs.IMPORTED)]
+        names = [name for name in config["logits"] if name in merged] or merged
+        parents = inputs.find_logits_files(cache, run.parent.name, logits["fingerprint"], names)
+        return bool(parents) and live.issuperset(parents)
+    except (FercacheError, KeyError, TypeError, AttributeError):
+        return True
+
+
+# Unreferenced parts of the cache, and their removal.
 
 @dataclass(frozen=True, kw_only=True)
 class Unreferenced:
