@@ -30,8 +30,8 @@ FORBIDDEN = frozenset((
     "said", "says", "say", "speak", "speaks", "spoken", "voice", "heard", "told", "tell", "page", "plant", "crew",
     "mixer", "brake", "gauge", "sheet", "judge", "care", "waste", "doubt", "whom", "looks", "shares"))
 
-HEAVY = ("av", "h5py", "lightgbm", "matplotlib", "onnxruntime", "openvino", "plotly", "pyarrow", "sklearn",
-         "tensorboard", "torch", "torchvision", "zarr")
+HEAVY = ("av", "h5py", "lightgbm", "matplotlib", "onnxruntime", "openvino", "plotly", "pyarrow", "sklearn", "torch",
+         "torchvision", "zarr")
 
 
 def part_of(module: str) -> str:

@@ -60,7 +60,7 @@ def test_verify_says_whole_or_what_is_harmed(home: Path) -> None:
     assert str(STORE / "a" / "block8" / "c.0.0") in said and "NOT whole: 1 clips damaged" in said
     assert "--repair" in said and harmed.exists()
     told = json.loads(say("verify", "--store", STORE, "--json", code=1).stdout)
-    assert [fault["clip"] for fault in told["faults"]] == ["a"] and not told["dropped"]
+    assert [issue["details"] for issue in told["issues"]] == [["a"]] and not told["dropped"]
     assert "dropped a" in say("verify", "--store", STORE, "--repair", code=1).stdout
     assert "whole: every byte" in say("verify", "--store", STORE).stdout
     assert sorted(EmbeddingStore.open(STORE)) == sorted(CLIPS.keys() - {"a"})

@@ -10,7 +10,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -258,8 +258,8 @@ class Context:
         log.info("data set %s: %d clips", found.name, len(found.trials))
         if found.notice:
             log.info("note: %s", found.notice)
-        for problem, names in base.grouped(found.problems) if report_issues else ():
-            log.warning("%s", replace(problem, where=base.shorten_list(names)))
+        for issue in base.group_issues(found.problems) if report_issues else ():
+            log.warning("%s", issue)
         return found
 
 

@@ -17,14 +17,14 @@ from fercache.workspace import Features
 log = logging.getLogger("fercache")
 
 
-FORMATS = ("h5", "npz", "parquet", "npy")
+FORMATS = ("h5", "npz", "parquet")
 
 
 @click.command("export", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @click.option("--store", type=LOCATION, help="Embedding store, a path or URL.  [default: the last one extracted]")
 @click.option("--to", type=click.Choice(FORMATS), required=True,
-              help="h5 and parquet write one file, npz and npy a folder.")
+              help="h5 and parquet write one file, npz writes a folder.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File or folder; must not be there yet.")
 @click.option("--only", type=CommaList(), default=(), help="Clips to export.  [default: all]")
 @click.option("--taps", type=CommaList(), default=(), help="Taps to export.  [default: all]")

@@ -56,21 +56,21 @@ def verify_command(context: Context, store: Location | None, repair: bool, as_js
 
 
 def _verified(report: VerifyReport) -> dict[str, Any]:
-    faults = [{"clip": f.clip, "file": f.where, "what": f.what, "stray": f.stray} for f in report.faults]
     return {"store": report.store, "whole": report.whole, "clips": report.clips, "frames": report.frames,
-            "unfinished": report.unfinished, "faults": faults, "dropped": report.dropped, "cleared": report.cleared}
+            "unfinished": report.unfinished, "issues": [asdict(issue) for issue in report.issues],
+            "dropped": report.dropped, "cleared": report.cleared}
 
 
 def _verify_text(report: VerifyReport, repair: bool) -> str:
     lines = [shown(f"{report.store}: {report.clips} clips read, {report.frames} frames whole")]
-    lines += some([f"  {f.where}\n    {f.what}" for f in report.faults])
+    lines += some([f"  {issue.where}\n    {issue.message}" for issue in report.issues])
     if report.unfinished:
         lines.append(f"{len(report.unfinished)} clips are unfinished; readers do not see them")
     if repair:
         lines += some([f"dropped {clip}" for clip in report.dropped]) + some([f"cleared {p}" for p in report.cleared])
     if report.whole:
         return "\n".join([*lines, "whole: every byte is the one that was written"])
-    harmed = len({f.folder for f in report.faults if not f.stray})
+    harmed = len({issue.details for issue in report.issues if issue.is_error})
     lines.append(f"NOT whole: {harmed} clips damaged" if report.clips else "NOT whole")
     lines.append("next: " + ("`fercache extract` computes the dropped clips again" if report.dropped else
                              "`fercache extract`" if not report.clips else "`fercache verify --repair`"))

@@ -101,7 +101,7 @@ def read_demo(config: DatasetConfig, cache: Path) -> Dataset:
     stems = {Path(name).stem: name for name in PEOPLE}
     classes, labels, problems = read_all({stem: ANNOTATIONS / f"{stem}.txt" for stem in stems}, (SEVEN,))
     if problems:
-        raise InputError(problems[0].what, where=ANNOTATIONS, hint="install fercache again")
+        raise InputError(problems[0].message, where=ANNOTATIONS, hint="install fercache again")
     trials = [Trial(name=stem, path=Workspace(cache).clips / stems[stem], kind="video", parent=stem, split="train",
                     group=PEOPLE[stems[stem]], subject=PEOPLE[stems[stem]], labels=labels[stem])
               for stem in sorted(stems)]

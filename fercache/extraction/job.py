@@ -421,13 +421,15 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     store = _opened(path, settings, config, cnn)
     job = ExtractionJob(config, store, faces, cnn, cancel=CancelToken(stop))
     failures_at = Workspace(cache).failures(dataset.name, failures)
-    done = [_failed(problem) for problem in dataset.problems if problem.lost]
+    done = [_failed(problem) for problem in dataset.problems if problem.is_error]
     waiting = []
     for trial in dataset.trials:
         cached = job.cached(trial)
         done.append(cached) if cached else waiting.append(trial)
     try:
-        if waiting:
+        if job.cancel.is_cancelled:  # no net is loaded, and no process started, for nothing
+            done += map(job.pending, waiting)
+        elif waiting:
             done += engine(job, waiting)
     finally:  # the failures of a stopped run are listed too
         failed = [c for c in sorted(done, key=lambda c: c.clip) if c.state == "failed"]
@@ -471,8 +473,8 @@ def _check_device(name: str) -> None:
         resolve_device(name)
 
 
-def _failed(problem: base.Problem) -> ClipResult:
-    return ClipResult(clip=problem.where, state="failed", message=problem.what)
+def _failed(problem: base.Issue) -> ClipResult:
+    return ClipResult(clip=problem.where, state="failed", message=problem.message)
 
 
 def _opened(path: Location, settings: dict[str, Any], config: ExtractConfig, cnn: files.Weights) -> EmbeddingStore:

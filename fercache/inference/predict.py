@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fercache.backbones import weights
 from fercache.config import ExtractConfig, StackConfig
-from fercache.data.base import Dataset, Kind, Problem, Trial, people_stored, stored_trials
+from fercache.data.base import Dataset, Issue, Kind, Trial, people_stored, stored_trials
 from fercache.data.scan import kind_at, scan, unnamable
 from fercache.errors import ClipError, FercacheError, InputError, StoreError
 from fercache.extraction import job
@@ -56,14 +56,14 @@ def clips_dataset(paths: Sequence[Path]) -> Dataset:
     clips is recorded as a problem; the others are used.
     """
     clips: dict[Path, Kind] = {}
-    problems: list[Problem] = []
+    problems: list[Issue] = []
     for path in paths:
         new_clips, new_problems = _scan_path(path)
         clips.update(new_clips)
         problems += new_problems
     if not clips:
-        first = problems[0] if problems else Problem(where="predict", what="no clip was named")
-        raise InputError(first.what, where=first.where,
+        first = problems[0] if problems else Issue(where="predict", message="no clip was named")
+        raise InputError(first.message, where=first.where,
                          hint=first.hint or "name video files, folders of crops, or folders of clips")
     trials = [Trial(name=str(path), path=path, kind=kind, parent=str(path), group=str(path), split="test")
               for path, kind in clips.items()]
@@ -101,21 +101,21 @@ def _name_options(trial: Trial) -> Iterator[str]:
         yield trial.name
 
 
-def _scan_path(path: Path) -> tuple[dict[Path, Kind], list[Problem]]:
+def _scan_path(path: Path) -> tuple[dict[Path, Kind], list[Issue]]:
     """Return the clips at a path, and its problems."""
     kind = kind_at(path)
     if kind is None:
-        return {}, [Problem(where=str(path), what=MISSING_PATH, hint="check the path")]
+        return {}, [Issue(where=str(path), message=MISSING_PATH, hint="check the path")]
     if kind == "video":
         return {path.resolve(): kind}, []
     try:
         scanned = scan(path.resolve())
     except InputError as error:
-        return {}, [Problem(where=str(path), what=error.what, hint=error.hint)]
+        return {}, [Issue(where=str(path), message=error.what, hint=error.hint)]
     problems = [*scanned.problems, *unnamable(scanned)]
     clips = dict(scanned.clips())
     if not clips:
-        problems.append(Problem(where=str(path), what="no clip in this folder",
+        problems.append(Issue(where=str(path), message="no clip in this folder",
                                 hint="a clip is a video file or a folder of pictures 00001.jpg, 00002.jpg .."))
     return clips, problems
 
@@ -269,7 +269,7 @@ def _features(request: PredictJob, dataset: Dataset, heads: HeadRecord,
                                       where=request.models.heads, force=request.force)
         lost = [ClipResult(clip=t.name, state="failed", message=f"not in the store {request.store}")
                 for t in dataset.trials if not people_stored(t, store)]
-        lost += [ClipResult(clip=p.where, state="failed", message=p.what) for p in dataset.problems if p.lost]
+        lost += [ClipResult(clip=p.where, state="failed", message=p.message) for p in dataset.problems if p.is_error]
         return store, lost, 0, forced
     config = ensemble.extract_config_of(wanted, request.defaults, request.overrides)
     cnn = weights.ensure_weights(config.weights, Workspace(cache).weights)

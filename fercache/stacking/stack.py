@@ -171,8 +171,6 @@ def write_stack(result: StackResult, out: Path) -> list[Path]:
     ------
     InputError
         The ending is unknown, or `out` cannot be written.
-    MissingExtra
-        `out` ends in .parquet and pyarrow is not installed.
     """
     metrics_file = io.metrics_path(out)
     io.write_predictions(result.oof, result.ppm, out)
