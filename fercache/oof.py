@@ -20,6 +20,9 @@ from fercache.runtime.atomic_io import replacing
 FORMAT = 1
 ROWS = ("index", "time_s", "valid", "label")
 TRIALS = ("trials", "group", "split")
+JSON_FIELDS = ("dataset", "classes", "metric", "notice", "heads", "provenance", "fingerprint", "epochs_fixed", "clip",
+               "declared")
+"""Fields of `OofLogits` that one data set of the file, ``about``, holds as JSON."""
 OUT_OF_FOLD, HELD_OUT, IN_SAMPLE = "out-of-fold", "held-out", "in-sample"
 
 
@@ -38,11 +41,12 @@ class OofLogits:
     label : (R,) int16, -1 where not annotated.
     logits : head -> (R, C) float32. Rows of a trial with a fold are out of fold: by the models that saw nothing of
         its group. The others are the mean over the folds' models of log-probabilities.
-    provenance : JSON value: what made it.
+    provenance : JSON value with the parents: store, settings and head records of a training; or the fingerprint of the
+        heads that predicted new clips; or the table of an import.
     epochs_fixed : whether there were too few groups to choose the number of epochs.
     clip : (N,) the clip of each trial where that is not the trial itself (several people of one clip), else empty.
     declared : head -> `OUT_OF_FOLD`, `HELD_OUT` or `IN_SAMPLE`, for heads that were imported; ours are out of fold.
-    pooled : head -> (R, S, C) float32, where a row is a whole clip: statistics of its frames. Never written.
+    pooled : head -> (R, S, C) float32, where a row is a whole clip: statistics of its frames. Not saved.
     """
 
     dataset: str
@@ -75,8 +79,9 @@ class OofLogits:
     @property
     def leaky_heads(self) -> tuple[str, ...]:
         """The heads that were fitted on rows of the folds: their predictions of these rows are not out of fold."""
-        held = any(f >= 0 for f in self.fold)
-        return tuple(head for head in self.heads if held and self.declared.get(head) == IN_SAMPLE)
+        # Without folds nothing is learned from these rows, so nothing can leak.
+        has_folds = any(fold >= 0 for fold in self.fold)
+        return tuple(head for head in self.heads if has_folds and self.declared.get(head) == IN_SAMPLE)
 
     def rows(self, trial: int) -> slice:
         """Return the rows of the trial with that index."""
@@ -88,9 +93,7 @@ class OofLogits:
 
     def save(self, path: Path) -> None:
         """Write the logits to `path` atomically."""
-        record = {name: getattr(self, name)
-                  for name in ("dataset", "classes", "metric", "notice", "heads", "provenance",
-                                                       "fingerprint", "epochs_fixed", "clip", "declared")}
+        record = {name: getattr(self, name) for name in JSON_FIELDS}
         with replacing(path) as temporary, h5py.File(temporary, "w") as file:
             file.attrs["format"] = FORMAT
             file.create_dataset("about", data=json.dumps(record, sort_keys=True), dtype=h5py.string_dtype())
@@ -113,6 +116,7 @@ class OofLogits:
         """
         try:
             with h5py.File(path, "r") as file:
+                # Before anything is read: a damaged header must not make h5py allocate terabytes.
                 _check_size(file, path.stat().st_size)
                 record = _read_head(file)
                 return cls(**record, **{name: file[f"frame/{name}"][:] for name in ROWS},
@@ -134,6 +138,7 @@ def _read_head(file: h5py.File) -> dict[str, Any]:
     if file.attrs.get("format") != FORMAT:
         raise ValueError(f"format {file.attrs.get('format')!r}, this fercache reads {FORMAT}")
     record = json.loads(file["about"][()])
+    # JSON has no tuples.
     record |= {name: tuple(record[name]) for name in ("classes", "heads", "clip") if name in record}
     record |= {name: tuple(file[f"trial/{name}"].asstr()[:]) for name in TRIALS}
     return {**record, "fold": file["trial/fold"][:], "offsets": file["trial/offsets"][:]}

@@ -1,6 +1,6 @@
 """Choose trained models, predict logits of new trials with them, and check that the features match.
 
-Everything here works on stored features; `predict.py` runs stage one.
+These functions work on stored features; `predict.py` runs stage one.
 """
 
 from __future__ import annotations
@@ -65,7 +65,14 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
     if stack is not None and heads is None:
         metrics = _metrics(stack)
         heads = Workspace(cache).logits_file(str(metrics["dataset"]), str(metrics["logits"]["fingerprint"]))
-    path = logits_file_of(heads) if heads is not None else _current(cache, dataset)
+    if heads is not None:
+        path = logits_file_of(heads)
+    else:
+        trained = Workspace(cache).trained_datasets()
+        if not trained:
+            raise InputError("no heads were trained yet", where=cache / LOGITS,
+                             hint="run `fercache extract`, `fercache train-heads`, `fercache stack` on labelled clips")
+        path = Workspace(cache).current_logits_file(dataset if dataset in trained else trained[-1])
     if not path.is_file():
         raise InputError("no trained heads", where=path, hint="run `fercache train-heads`, or name others with --heads")
     oof, folder = OofLogits.load(path), heads_of(path)
@@ -76,16 +83,6 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
                          hint=f"name a run of the heads {folder}, or leave --stack out")
     log.info("heads %s, stack %s, trained on %s", folder, run.name, oof.dataset)
     return SelectedModels(logits_file=oof, heads=folder, stack=run)
-
-
-def _current(cache: Path, dataset: str) -> Path:
-    """Return the current logits of the data set, or of the last training in this cache if it has none."""
-    workspace = Workspace(cache)
-    trained = workspace.trained_datasets()
-    if not trained:
-        raise InputError("no heads were trained yet", where=cache / LOGITS,
-                         hint="run `fercache extract`, `fercache train-heads` and `fercache stack` on labelled clips")
-    return workspace.current_logits_file(dataset if dataset in trained else trained[-1])
 
 
 def _newest_stack(folder: Path, fingerprint: str) -> Path:
@@ -119,16 +116,6 @@ UNKNOWN = -1
 FRAME_ARRAYS = ("index", "time_s", "valid", "label")
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeadEnsemble:
-    """Trained heads: their folder, their out-of-fold logits, and the device and CPU threads to run them with."""
-
-    folder: Path
-    logits_file: OofLogits
-    device: str
-    threads: int
-
-
 def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     """Return the data set with labels as indices into the heads' `classes`, matched by name.
 
@@ -159,8 +146,8 @@ def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
                    notice="; ".join(filter(None, (dataset.notice, dropped))))
 
 
-def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore, models: HeadEnsemble,
-                   folder: Path) -> tuple[OofLogits, bool]:
+def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore, models: SelectedModels,
+                   folder: Path, *, device: str, threads: int) -> tuple[OofLogits, bool]:
     """Return the heads' logits of `trials`, all outside the folds, and whether they came from the cache.
 
     Parameters
@@ -174,7 +161,7 @@ def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingSt
     path = folder / f"{fingerprint[:12]}.h5"
     if path.is_file():
         return OofLogits.load(path), True
-    rows, trained = _predict_rows(trials, store, models), models.logits_file
+    rows, trained = _predict_rows(trials, store, models, device, threads), models.logits_file
     provenance = {"heads": trained.fingerprint, "trained_on": trained.dataset, "store": store.path.name,
                   "features": features}
     oof = OofLogits(dataset=dataset.name, classes=trained.classes, heads=trained.heads, notice=dataset.notice,
@@ -186,18 +173,19 @@ def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingSt
     return oof, False
 
 
-def _predict_rows(trials: Sequence[Trial], store: EmbeddingStore, models: HeadEnsemble) -> dict[str, Any]:
+def _predict_rows(trials: Sequence[Trial], store: EmbeddingStore, models: SelectedModels, device: str,
+                  threads: int) -> dict[str, Any]:
     """Return the per-frame arrays of `OofLogits` (times, labels, logits) of all trials, in their order."""
     # These imports load torch, which takes seconds; a cached result does not need it.
     from fercache.runtime.devices import resolve_device, use_threads
     from fercache.training.inference import load_trained, predict_new
 
-    use_threads(models.threads)
-    device, heads = resolve_device(models.device), load_trained(models.folder)
+    use_threads(threads)
+    device, heads = resolve_device(device), load_trained(models.heads)
     requested = heads.record.requested.heads
     if requested != models.logits_file.heads or heads.record.classes != models.logits_file.classes:
         raise InputError(f"holds the heads {', '.join(requested)}; the stacker reads "
-                         f"{', '.join(models.logits_file.heads)}", where=models.folder,
+                         f"{', '.join(models.logits_file.heads)}", where=models.heads,
                          hint="to predict new clips, stack the logits of trained heads only")
     parts: dict[int, dict[str, Any]] = {}
     for batch in _batches(trials, store, 2 * sum(prod(part.shape) for part in heads.record.taps)):

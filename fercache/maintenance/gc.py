@@ -31,10 +31,8 @@ from fercache.workspace import (
     logits_file_of,
 )
 
-UNNAMED, LOST, UNKNOWN = "no recipe names it", "left half done, and cannot go on", "not in the data set"
+UNNAMED, LOST, UNKNOWN = "no recipe names it", "unfinished, and cannot be resumed", "not in the data set"
 TORN, ORPHAN, OF_CLIP = "left by a run that was killed", "of a store that is gone", "of a clip that is gone"
-PICTURES = ".npz"
-"""Ending of a clip's thumbnails."""
 SETTLED_S = 3600.0
 """Age from which a temporary file is abandoned: writing one file never takes this long."""
 
@@ -134,9 +132,9 @@ class Unreferenced:
 
     Attributes
     ----------
-    path : a store, a book, a folder of heads or of a stack run; or the store that holds `folder`.
+    path : a store, a file of logits, a folder of heads or of a stack run; or the store that holds `folder`.
     folder : of one clip in the store at `path`; empty for all of `path`.
-    clip : its name, as far as it is known.
+    clip : the clip's name, or its folder where that is a hash of the name.
     """
 
     path: Path
@@ -146,35 +144,36 @@ class Unreferenced:
     clip: str = ""
 
 
-def find_unreferenced(cache: Path, keep: Iterable[Path], clips: Mapping[Path, Collection[str]]) -> tuple[Unreferenced,
-                                                                                                         ...]:
-    """Return what can go, sorted by path; nothing is touched.
+def find_unreferenced(cache: Path, keep: Iterable[Path],
+                      clips: Mapping[Path, Collection[str]]) -> tuple[Unreferenced, ...]:
+    """Return what can be removed, sorted by path; removes nothing.
 
     Parameters
     ----------
-    keep : stores, books, folders of heads and of stack runs that a recipe names.
+    keep : stores, logits, folders of heads and of stack runs that are live.
     clips : store -> the clips that its data set names; a store that is not in it keeps all its clips.
 
     Notes
     -----
-    What a live process is writing is never in the list.
+    The list never holds files that a live process is writing.
     """
-    kept = {path.resolve() for path in keep} | {path.resolve() for path in clips}
+    # Resolved, because a data set's folder may be a link to another disk.
+    live = {path.resolve() for path in keep} | {path.resolve() for path in clips}
     found = [item for path in Workspace(cache).results()
-             if path.resolve() not in kept and (item := _whole(path)) is not None]
+             if path.resolve() not in live and (item := _unreferenced_result(path)) is not None]
     for path, named in clips.items():
-        found += _clips(path, named)
-    found += _pictures(cache, found)
+        found += _unreferenced_clips(path, named)
+    found += _unreferenced_thumbnails(cache, found)
     return tuple(sorted(found, key=lambda unreferenced: (unreferenced.path, unreferenced.folder)))
 
 
 def remove_unreferenced(unreferenced: Iterable[Unreferenced]) -> StoreSize:
-    """Remove what `find_unreferenced` listed; return the freed size.
+    """Remove the items that `find_unreferenced` listed, and return the freed size.
 
     Raises
     ------
     StoreError
-        Somebody began to write it meanwhile.
+        Another process has begun to write one of them.
     """
     freed = []
     for item in unreferenced:
@@ -189,76 +188,78 @@ def remove_unreferenced(unreferenced: Iterable[Unreferenced]) -> StoreSize:
     return StoreSize(sum(size.bytes for size in freed), sum(size.files for size in freed))
 
 
-def _pictures(cache: Path, unreferenced: Sequence[Unreferenced]) -> list[Unreferenced]:
-    """Return the pictures of stores and clips that are gone, or that go."""
+def _unreferenced_thumbnails(cache: Path, unreferenced: Sequence[Unreferenced]) -> list[Unreferenced]:
+    """Return the thumbnails of stores and clips that are gone or unreferenced."""
     going = {(item.path.resolve(), item.folder) for item in unreferenced}
     found = []
     for folder, store in Workspace(cache).thumbnail_folders():
         if not store.exists() or (store.resolve(), "") in going:
             found.append(Unreferenced(path=folder, reason=ORPHAN, size=LocalStoreFiles(folder).size()))
             continue
-        for path in sorted(folder.glob(f"*{PICTURES}")):
-            clip = path.name.removesuffix(PICTURES)
+        for path in sorted(folder.glob("*.npz")):
+            clip = path.name.removesuffix(".npz")
             if (store.resolve(), clip) in going or not (store / clip).exists():
                 found.append(Unreferenced(path=path, reason=OF_CLIP, size=StoreSize(path.stat().st_size, 1)))
     return found
 
 
-def _whole(path: Path) -> Unreferenced | None:
-    """Return why a result that no recipe names can go; None where it belongs to something that stays or is at work."""
-    why = UNNAMED
+def _unreferenced_result(path: Path) -> Unreferenced | None:
+    """Return a result that is not live, with the reason; None if it belongs to a store that stays, or is in use."""
+    reason = UNNAMED
     if path.suffix == WORK_SUFFIX:
         if path.with_suffix(STORE_SUFFIX).exists():
             return None
-        why = ORPHAN
+        reason = ORPHAN
     elif path.name.startswith(TEMPORARY):
         if time.time() - path.stat().st_mtime < SETTLED_S:
             return None
-        why = TORN
-    if _at_work(path):
+        reason = TORN
+    if _in_use(path):
         return None
-    linked = path.is_symlink()
-    size = LocalStoreFiles(path).size() if path.is_dir() and not linked else StoreSize(path.lstat().st_size, 1)
-    return Unreferenced(path=path, reason=why, size=size)
+    # Only the link is removed, so only the link is measured.
+    measured = path.is_dir() and not path.is_symlink()
+    size = LocalStoreFiles(path).size() if measured else StoreSize(path.lstat().st_size, 1)
+    return Unreferenced(path=path, reason=reason, size=size)
 
 
-def _at_work(path: Path) -> bool:
-    """Return whether a live process is making or reading a result: it holds a clip's claim, or a lock of the result."""
+def _in_use(path: Path) -> bool:
+    """Return whether a live process writes or maps a result: it holds the lock of a clip, or that of the result."""
     if path.suffix in (STORE_SUFFIX, WORK_SUFFIX):
         return bool(locked_clips(path.with_suffix(STORE_SUFFIX)))
-    if path.match(MAPPED_FEATURES):  # any training of the data set may map them: which one, their name does not say
-        return any(_held(lock) for folder in (path.parent, path) for lock in folder.glob(f"*{LOCK_SUFFIX}"))
-    return _held(path.with_suffix(LOCK_SUFFIX))
+    if path.match(MAPPED_FEATURES):  # their name does not show which training of the data set maps them
+        return any(_is_locked(lock) for folder in (path.parent, path) for lock in folder.glob(f"*{LOCK_SUFFIX}"))
+    return _is_locked(path.with_suffix(LOCK_SUFFIX))
 
 
-def _held(lock: Path) -> bool:
+def _is_locked(lock: Path) -> bool:
     if not lock.is_file():
         return False
     with atomic_io.lock(lock) as free:
         return not free
 
 
-def _clips(path: Path, named: Collection[str]) -> Iterator[Unreferenced]:
-    """Yield clips that the data set does not name, and half-done ones that nobody can go on with."""
+def _unreferenced_clips(path: Path, named: Collection[str]) -> Iterator[Unreferenced]:
+    """Yield clips that the data set does not name, and unfinished ones that no run can resume."""
     store, folders = EmbeddingStore.open(path), {encode_name(clip) for clip in named}
     live = locked_clips(path)
-    open_ends = unfinished(store)
-    for folder in sorted({*store.files.folders(), *open_ends} - live):
-        lost = not open_ends.get(folder, True)
+    resumable = unfinished(store)
+    for folder in sorted({*store.files.folders(), *resumable} - live):
+        lost = not resumable.get(folder, True)
         if folder not in folders or lost:
-            yield Unreferenced(path=path, folder=folder, clip=decode_name(folder) or folder, reason=LOST if lost
-                               else UNKNOWN,
-                        size=store.files.size(folder))
+            yield Unreferenced(path=path, folder=folder, clip=decode_name(folder) or folder,
+                               reason=LOST if lost else UNKNOWN, size=store.files.size(folder))
 
 
 def _remove(path: Path) -> None:
-    """Remove a result; a store's root first, so that nobody opens a half-removed store. Of a link, only the link."""
-    if _at_work(path):
+    """Remove a result; of a link, only the link."""
+    # Checked again: a process may have begun while the user read the list.
+    if _in_use(path):
         raise StoreError("is being written by another process", where=path, hint="wait for it to end")
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
     else:
         if path.suffix == STORE_SUFFIX:
+            # The root goes first: without it no process can open a half-removed store.
             LocalStoreFiles(path).remove(META)
             shutil.rmtree(work_folder(path), ignore_errors=True)
         shutil.rmtree(path)

@@ -123,7 +123,7 @@ class Splits:
         """Return the trials that a fold's members are never trained on: those held out, and those of no fold."""
         return [int(i) for i in np.flatnonzero((self.fold < 0) | (self.fold == k))]
 
-    def of(self, k: int, member: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def member_trials(self, k: int, member: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the training trials of a member, and its validation trials (none where the epochs are fixed)."""
         inside = np.flatnonzero(self._part[k] >= 0)
         if self.parts(k) < MIN_VAL_PARTS:
@@ -258,7 +258,7 @@ class CrossValidatedTraining:
 
     def _task(self, key: RunKey) -> FitTask:
         """Return the training task: trials of the other folds, with one part of their groups for validation."""
-        train, validation = self.splits.of(key.fold, key.member)
+        train, validation = self.splits.member_trials(key.fold, key.member)
         settings = self.settings[key.head]
         # Seeds of all runs differ, and depend on nothing but the run: a resumed training gives the same heads.
         return FitTask(head=key.head, settings=settings, classes=len(self.dataset.classes), train=train,

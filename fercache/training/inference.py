@@ -16,9 +16,10 @@ from fercache.data.base import Trial
 from fercache.errors import InputError
 from fercache.heads.base import Head
 from fercache.heads.registry import FRAME, HeadSettings
+from fercache.store.multi_store import ReadableStore
 from fercache.training import checkpoints
 from fercache.training.checkpoints import HeadRecord, RunKey, TrainedHead
-from fercache.training.data import FeatureSource, FrameDataset, WindowSampler, load_features
+from fercache.training.data import FrameDataset, WindowSampler, load_features
 
 # Temporal heads read out-of-fold log-probabilities of the frame head. A net is overconfident on frames that it was
 # trained on, and a temporal head that trains on such values learns to trust single frames. So each member of the frame
@@ -154,7 +155,7 @@ class HeadFolder:
         """The taps to load, in order."""
         return tuple(part.tap for part in self.record.taps)
 
-    def load_features(self, store: FeatureSource, trials: Sequence[Trial]) -> FrameDataset:
+    def load_features(self, store: ReadableStore, trials: Sequence[Trial]) -> FrameDataset:
         """Return the features of new trials, read in the same way as those that the heads were trained on."""
         return load_features(store, trials, self.taps, normalize=self.record.normalize)
 

@@ -77,6 +77,7 @@ def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cac
     cached = logits_file.is_file()
     if not cached:
         with atomic_io.lock(heads.with_suffix(".lock"), wait=True):
+            # Under the lock no other process writes these files, so leftovers are those of killed runs.
             atomic_io.remove_temporary(heads)
             atomic_io.remove_temporary(logits_file.parent, logits_file.name)
             # Checked again: another process may have finished the same run while this one waited for the lock.
