@@ -76,23 +76,20 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
     if not path.is_file():
         raise InputError("no trained heads", where=path, hint="run `fercache train-heads`, or name others with --heads")
     oof, folder = OofLogits.load(path), heads_of(path)
-    run = stack or _newest_stack(Workspace.holding(path).stack_runs(oof.dataset), oof.fingerprint)
+    if stack is None:
+        runs = [(file.stat().st_mtime_ns, file.parent)
+                for file in Workspace.holding(path).stack_runs(oof.dataset).glob(f"*/{METRICS}")
+                if atomic_io.read_json(file).get("logits", {}).get("fingerprint") == oof.fingerprint]
+        if not runs:
+            raise InputError("these heads have no stacker yet", where=Workspace.holding(path).stack_runs(oof.dataset),
+                             hint="run `fercache stack` on the data set they were trained on")
+        stack = max(runs)[1]
     # A stacker knows its inputs by column only: with other heads it would predict without an error, but wrongly.
-    if _metrics(run)["logits"]["fingerprint"] != oof.fingerprint:
-        raise InputError("this stack run was trained on the logits of other heads", where=run,
+    if _metrics(stack)["logits"]["fingerprint"] != oof.fingerprint:
+        raise InputError("this stack run was trained on the logits of other heads", where=stack,
                          hint=f"name a run of the heads {folder}, or leave --stack out")
-    log.info("heads %s, stack %s, trained on %s", folder, run.name, oof.dataset)
-    return SelectedModels(logits_file=oof, heads=folder, stack=run)
-
-
-def _newest_stack(folder: Path, fingerprint: str) -> Path:
-    """Return the newest finished stack run on the logits with this fingerprint."""
-    runs = [(path.stat().st_mtime_ns, path.parent) for path in folder.glob(f"*/{METRICS}")
-            if atomic_io.read_json(path).get("logits", {}).get("fingerprint") == fingerprint]
-    if not runs:
-        raise InputError("these heads have no stacker yet", where=folder,
-                         hint="run `fercache stack` on the data set they were trained on")
-    return max(runs)[1]
+    log.info("heads %s, stack %s, trained on %s", folder, stack.name, oof.dataset)
+    return SelectedModels(logits_file=oof, heads=folder, stack=stack)
 
 
 def _metrics(folder: Path) -> dict[str, Any]:

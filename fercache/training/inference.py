@@ -78,13 +78,9 @@ def _distances(x: NDArray[np.float16], rows: NDArray[np.int64]) -> NDArray[np.fl
 def make_sampler(features: FrameDataset, trials: Sequence[int], settings: HeadSettings,
                  device: str = "cpu") -> WindowSampler:
     """Return the windows that a head of these settings reads, at the data set's median frame rate."""
-    step = max(1, round(settings.step_s / features.frame_s())) if settings.window_s else 1
-    return WindowSampler(features, trials, window_frames(settings, features, step), device, step)
-
-
-def window_frames(settings: HeadSettings, features: FrameDataset, step: int = 1) -> int:
-    """Return the number of frames, `step` apart, in a window."""
-    return max(1, round(settings.window_s / features.frame_s() / step))
+    frame_s = features.frame_s()
+    step = max(1, round(settings.step_s / frame_s)) if settings.window_s else 1
+    return WindowSampler(features, trials, max(1, round(settings.window_s / frame_s / step)), device, step)
 
 
 @torch.inference_mode()
