@@ -100,7 +100,7 @@ def test_an_audit_retrains_the_backbones_blocks_from_the_caches_weights(home: Pa
         done = call(home, "audit", "--full", "--out", tmp_path / "audit.json")
     finally:
         recipe.unlink()
-    checks = {check["check"] for check in json.loads((tmp_path / "audit.json").read_text())["checks"]}
+    checks = {check["where"] for check in json.loads((tmp_path / "audit.json").read_text())["checks"]}
     assert done.exit_code in (0, 1) and "shuffled labels, heads" in checks, done.output
 
 
