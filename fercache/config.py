@@ -9,7 +9,7 @@ from typing import Any
 
 from fercache.backbones.registry import DEFAULT_WEIGHTS, KNOWN_WEIGHTS
 from fercache.errors import InputError
-from fercache.heads.registry import HEADS
+from fercache.heads.registry import DEFAULT_HEADS, HEADS
 from fercache.metrics import METRICS
 
 MAX_THREADS = 256
@@ -141,7 +141,7 @@ class ExtractConfig(Config):
 class TrainConfig(Config):
     """Stage two, a (`stages/train-heads.toml`)."""
 
-    heads: tuple[str, ...] = option(("frame", "gru", "transformer"), "Heads to train.", choices=tuple(HEADS))
+    heads: tuple[str, ...] = option(DEFAULT_HEADS, "Heads to train.", choices=tuple(HEADS))
     taps: tuple[str, ...] = option(("block8", "repeat_2", "repeat_1-3x3"), "Taps that the heads read.")
     join: tuple[str, ...] = option((),
                                    "Stores of other features to join (`fercache import`): NAME or path. All their "

@@ -23,8 +23,8 @@ CONFIG = AuditConfig(threads=1, shuffles=4)
 def recorded(book: OofLogits, seen_too: str = "") -> OofLogits:
     """Return the book with the record that honest training leaves; `seen_too`: a head that was trained on all."""
     names = np.array(book.group)
-    records = [{"head": head, "fold": fold, "watched": [],
-                "trained_on": sorted(set(names[(book.fold >= 0) & ((book.fold != fold) | (head == seen_too))]))}
+    records = [{"head": head, "fold": fold, "val_groups": [],
+                "train_groups": sorted(set(names[(book.fold >= 0) & ((book.fold != fold) | (head == seen_too))]))}
                for head in book.heads for fold in range(int(book.fold.max()) + 1)]
     return replace(book, provenance={"heads": records, "settings": {}})
 

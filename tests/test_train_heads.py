@@ -134,22 +134,23 @@ def test_no_model_predicts_its_training_groups(pair: Any, oof: OofLogits, cache:
     fold = dict(zip(oof.trials, oof.fold.tolist(), strict=True))
     for path in heads_folder(cache).glob("*-fold*.json"):
         record = atomic_io.read_json(path)
-        train, validation = set(record["trained_on"]), set(record["watched"])
+        train, validation = set(record["train_groups"]), set(record["val_groups"])
         held_out = {group[name] for name, k in fold.items() if k in (record["fold"], -1)}
         assert train and validation and not train & validation and not (train | validation) & held_out
 
 
 def test_oof_features_of_a_trial_come_from_a_member_not_trained_on_it(pair: Any, tmp_path: Path) -> None:
-    training = CrossValidatedTraining(*pair[:1], pair[0].trials, pair[1], replace(CONFIG, heads=("gru",), epochs=2),
-                                      tmp_path / "a", tmp_path / "weights")
+    training = CrossValidatedTraining.prepare(
+        *pair[:1], pair[0].trials, pair[1], replace(CONFIG, heads=("gru",), epochs=2), tmp_path / "a",
+        tmp_path / "weights")
     assert training.run().keys() == {"gru"}
     for fold in range(training.splits.k):
         members = [checkpoints.load_checkpoint(path)
                    for path in sorted((tmp_path / "a").glob(f"frame-fold{fold}-*.json"))]
         assert len(members) == CONFIG.ensemble
         for i, trial in enumerate(pair[0].trials):
-            untrained = [m for m in members if trial.group not in m.record["trained_on"]]
-            inside = trial.group in {g for m in members for g in m.record["trained_on"]}
+            untrained = [m for m in members if trial.group not in m.record.train_groups]
+            inside = trial.group in {g for m in members for g in m.record.train_groups}
             assert len(untrained) == (1 if inside else len(members))
             rows = training.features.rows(i)
             log_probs = mean_log_probs(untrained, training.features, [i], "cpu")[rows]
@@ -200,7 +201,8 @@ def test_shuffled_labels_give_chance(tmp_path: Path, changed: dict[str, Any], fu
 
 def test_trained_heads_predict_new_trials_as_the_logits_file_does(pair: Any, oof: OofLogits, cache: Path) -> None:
     trained = load_trained(heads_folder(cache))
-    assert trained.heads == CONFIG.heads and trained.classes == small_sets.CLASSES and trained.taps == CONFIG.taps
+    assert trained.record.requested.heads == CONFIG.heads and trained.taps == CONFIG.taps
+    assert trained.record.classes == small_sets.CLASSES
     new = [t for t in pair[0].trials if t.split == "validation"]
     predicted = predict_new(trained, trained.load_features(pair[1], new))
     rows = oof.per_row(oof.fold) < 0
@@ -271,13 +273,13 @@ def test_a_refit_trains_on_validation_too_under_another_name(pair: Any, oof: Oof
     assert (refit.fold[split != "test"] >= 0).all() and (refit.fold[split == "test"] == -1).all()
     for record in refit.provenance["heads"]:
         held_out = {g for g, f in zip(refit.group, refit.fold.tolist(), strict=True) if f == record["fold"]}
-        used = {*record["trained_on"], *record["watched"]}
+        used = {*record["train_groups"], *record["val_groups"]}
         assert held_out and not held_out & used and used == set(refit.group) - held_out - {last.group}
     assert all(logits[refit.rows(len(refit.trials) - 1)].any() for logits in refit.logits.values())
     settings = refit.provenance["settings"]
     assert settings["refit"] == "all" and "refit" not in oof.provenance["settings"]
     assert "refit" not in CONFIG.settings() and replace(CONFIG, refit="none").fingerprint() == CONFIG.fingerprint()
-    assert load_trained(report.heads).folds == 3 and report.heads.name == refit.fingerprint[:12]
+    assert load_trained(report.heads).record.requested.folds == 3 and report.heads.name == refit.fingerprint[:12]
     assert Workspace(tmp_path).current_logits_file(dataset.name) == report.logits_file, "the default of later stages"
 
 

@@ -178,7 +178,7 @@ def test_the_papers_protocol_as_its_recipes_have_it(home: Path, tmp_path: Path) 
     assert book.heads == ("paper-frame", "paper-gru", "paper-transformer")
     for record in book.provenance["heads"]:
         said = record["settings"]
-        assert [part["tap"] for part in record["reads"]] == ["block8"] and record["member"] == 0
+        assert [part["tap"] for part in record["input_taps"]] == ["block8"] and record["member"] == 0
         assert (said["loss"], said["label_smoothing"], said["temporal_input"]) == ("plain", 0, False)
         if record["head"] != "paper-frame":
             assert (said["window_s"], said["width"], said["lr"], said["batch"]) == (.3, 768, 1e-3, 96)

@@ -342,8 +342,8 @@ def check_provenance(oof: OofLogits) -> Issue:
             predicted = {group for group, f in zip(oof.group, oof.fold.tolist(), strict=True) if f == fold}
             for record in records:
                 # The groups that chose the best epoch count too: the model was selected on their labels.
-                trained_on = {*record.get("trained_on", []), *record.get("watched", [])}
-                if "trained_on" not in record:
+                trained_on = {*record.get("train_groups", []), *record.get("val_groups", [])}
+                if "train_groups" not in record:
                     leaks.append(f"{head}, fold {fold}: the record lacks the training groups of the model")
                 elif seen := predicted & trained_on:
                     leaks.append(f"{head}, fold {fold}: its model saw {len(seen)} of the {len(predicted)} groups "
