@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -77,17 +78,24 @@ class Runner:
         return json.loads(self.process.stdout.readline())
 
     def start(self, *words: object, cwd: Path, kill_at: str = "", small: bool = True, user: int = 0,
-              file_bytes: int = 0, memory: int = 0) -> Run:
-        """Begin `fercache WORDS` in `cwd`."""
+              file_bytes: int = 0, memory: int = 0, tiny: Sequence[str] = ()) -> Run:
+        """Begin `fercache WORDS` in `cwd`, with this process's environment; `tiny` nets are those of `tiny_nets`."""
         self.count += 1
         log = self.folder / f"run{self.count}"
         pid = self.ask({"words": [str(word) for word in words], "cwd": str(cwd), "log": str(log), "kill_at": kill_at,
-                        "small": small, "user": user, "file_bytes": file_bytes, "memory": memory})
+                        "small": small, "user": user, "file_bytes": file_bytes, "memory": memory, "tiny": list(tiny),
+                        "environment": dict(os.environ)})
         return Run(self, pid, log)
 
     def run(self, *words: object, cwd: Path, **how: Any) -> Run:
         """Return the finished run of `fercache WORDS`."""
         return self.start(*words, cwd=cwd, **how).wait()
+
+    def typed(self, *words: object, cwd: Path, **how: Any) -> subprocess.CompletedProcess[str]:
+        """Return the finished run of `fercache WORDS` with the constants that users have."""
+        run = self.run(*words, cwd=cwd, small=False, **how)
+        assert run.code is not None
+        return subprocess.CompletedProcess(words, run.code, run.out(), run.err())
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -100,6 +108,7 @@ class Runner:
 def main() -> None:
     """Answer orders, a line of JSON each."""
     import h5py  # noqa: F401
+    import tiny_nets  # noqa: F401
     import torch  # noqa: F401
 
     import fercache.backbones.backbone
@@ -125,12 +134,17 @@ def main() -> None:
 
 def be(order: dict[str, Any]) -> NoReturn:
     """Be the process that was asked for."""
+    import tiny_nets
+
     from fercache import cli
     from fercache.runtime import atomic_io
 
     code = 70
     try:
+        os.environ.clear()
+        os.environ.update(order["environment"])
         limit(order, atomic_io)
+        tiny_nets.install(order["tiny"])
         os.chdir(order["cwd"])
         cli.main(order["words"])
         code = 0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import Runner
 from numpy.typing import NDArray
 from PIL import Image
 from videos import cut, joined, make_video, set_matrix
@@ -20,12 +19,6 @@ from fercache.faces.tracklets import iou
 
 Pictures = list[NDArray[np.uint8]]
 NAMES = ("with space", "back\\slash", "ünïcödé 表情", "CON", "zarr.json")
-
-
-def run(*words: object, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """Return what `fercache` said and how it ended."""
-    return subprocess.run([sys.executable, "-m", "fercache", *map(str, words)], cwd=cwd, text=True,
-                          capture_output=True, check=False, env={**os.environ, **more}, timeout=600)
 
 
 def said_clearly(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -78,14 +71,14 @@ def fill(clips: Path, faces: Pictures) -> None:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, face_frames: Pictures, cache: Path) -> Done:
+def done(tmp_path_factory: pytest.TempPathFactory, face_frames: Pictures, cache: Path, runner: Runner) -> Done:
     """Two runs over the same folder."""
     work = tmp_path_factory.mktemp("horrors")
     fill(work / "clips", face_frames)
     (work / "cache").mkdir()
     (work / "cache" / "weights").symlink_to(cache / "weights")
     words = ("extract", "--clips", "clips", "--taps", "block8", "--threads", 1)
-    return Done(work, run(*words, cwd=work), run(*words, cwd=work))
+    return Done(work, runner.typed(*words, cwd=work), runner.typed(*words, cwd=work))
 
 
 BROKEN = {"text", "empty", "truncated", "noframes"}
@@ -146,7 +139,8 @@ def test_a_change_of_resolution_keeps_every_frame(done: Done) -> None:
     (("stack", "--clips", "clips"), 2, "no heads were trained"),
     (("explode",), 2, "explode"),
 ])
-def test_wrong_usage_does_nothing(tmp_path: Path, cache: Path, words: tuple[str, ...], code: int, said: str) -> None:
+def test_wrong_usage_does_nothing(runner: Runner, tmp_path: Path, cache: Path, words: tuple[str, ...], code: int,
+                                  said: str) -> None:
     (tmp_path / "void").mkdir()
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "x.mp4").write_text("no video")
@@ -154,21 +148,21 @@ def test_wrong_usage_does_nothing(tmp_path: Path, cache: Path, words: tuple[str,
     (tmp_path / "typo" / "extract.toml").write_text('precison = "bf16"\n')
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "weights").symlink_to(cache / "weights")
-    said_clearly(run(*words, cwd=tmp_path), code, said)
+    said_clearly(runner.typed(*words, cwd=tmp_path), code, said)
     assert not list((tmp_path / "cache").glob("features/*/*.zarr")), "something was made"
 
 
-def test_no_permission_to_write(tmp_path: Path, cache: Path) -> None:
+def test_no_permission_to_write(runner: Runner, tmp_path: Path, cache: Path) -> None:
     """A file where a folder should be refuses root too, whom permissions do not stop."""
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "x.mp4").write_text("no video")
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "weights").symlink_to(cache / "weights")
     (tmp_path / "cache" / "features").write_text("in the way")
-    said_clearly(run("extract", "--clips", "clips", cwd=tmp_path), 2, "cannot write")
+    said_clearly(runner.typed("extract", "--clips", "clips", cwd=tmp_path), 2, "cannot write")
 
 
-def test_annotations_that_do_not_fit(tmp_path: Path, face_frames: Pictures, cache: Path) -> None:
+def test_annotations_that_do_not_fit(runner: Runner, tmp_path: Path, face_frames: Pictures, cache: Path) -> None:
     """Longer, shorter, absent, a label out of range: told by name; numbers stay with their frames; the rest is done."""
     said = {"longer": [0, 1] * 7, "shorter": [0, 1, 0, 1, 0], "wrong": [0, 7] * 5, "fits": [1, 0] * 5, "absent": None}
     (tmp_path / "labels").mkdir()
@@ -181,11 +175,11 @@ def test_annotations_that_do_not_fit(tmp_path: Path, face_frames: Pictures, cach
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "weights").symlink_to(cache / "weights")
     data = ("--clips", "clips", "--labels", "labels")
-    extracted = run("extract", *data, "--taps", "block8", cwd=tmp_path)
+    extracted = runner.typed("extract", *data, "--taps", "block8", cwd=tmp_path)
     said_clearly(extracted, 1, "wrong: its labels were dropped", "label 7", "absent: 1 clips without a label file",
                  "5 clips computed")
-    said_clearly(run("train-heads", *data, "--taps", "block8", "--heads", "frame", cwd=tmp_path), 1, "wrong")
-    said_clearly(run("stack", *data, cwd=tmp_path), 0)
+    said_clearly(runner.typed("train-heads", *data, "--taps", "block8", "--heads", "frame", cwd=tmp_path), 1, "wrong")
+    said_clearly(runner.typed("stack", *data, cwd=tmp_path), 0)
     with (tmp_path / "preds.csv").open() as file:
         rows = list(csv.DictReader(file))
     labels_of = {clip: [int(r["label"] or -1) for r in rows if r["clip"] == clip] for clip in said}

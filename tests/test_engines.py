@@ -28,7 +28,9 @@ from fercache.config import DatasetConfig, ExtractConfig
 from fercache.data import base
 from fercache.errors import InputError
 from fercache.extraction import job
-from fercache.extraction.distributed import LaunchOptions, LaunchPlan, worker
+from fercache.extraction.distributed import LaunchPlan
+from fercache.extraction.distributed import dask as dask_engine
+from fercache.extraction.distributed.processes import JobSpec, without_labels
 from fercache.extraction.job import ExtractReport
 from fercache.store.embedding_store import EmbeddingStore
 
@@ -166,6 +168,14 @@ def group_of(pid: int) -> list[int]:
     return found
 
 
+def check_nobody_is_left(pid: int) -> None:
+    """Fail unless every process of a group ends soon; Python's resource tracker ends just after the parent."""
+    ends = time.monotonic() + 60
+    while group_of(pid) and time.monotonic() < ends:
+        time.sleep(.1)
+    assert not group_of(pid)
+
+
 @pytest.mark.parametrize("number, at", [(signal.SIGINT, "group"), (signal.SIGTERM, "parent"),
                                         (signal.SIGKILL, "parent")])
 def test_workers_stop_and_go_on(home: Path, alone: dict[str, str], number: signal.Signals, at: str) -> None:
@@ -177,16 +187,28 @@ def test_workers_stop_and_go_on(home: Path, alone: dict[str, str], number: signa
     _, err = run.communicate(timeout=120)
     assert run.returncode == (-9 if number == signal.SIGKILL else 130), err
     assert "Traceback" not in err and (number == signal.SIGKILL or "stopped; everything committed is kept" in err), err
-    ends = time.monotonic() + 60
-    while group_of(run.pid) and time.monotonic() < ends:
-        time.sleep(.1)
-    assert not group_of(run.pid), "no process is left"
+    check_nobody_is_left(run.pid)
     if number == signal.SIGINT:
         again = start(home, *FLAGS[:-2], 2, "--clips", "videos", "--workers", 2)
         _, err = again.communicate(timeout=240)
         assert again.returncode == 1 and "1 failed" in err and "broken" in err, err
         assert err.count("3584 bytes per frame") == 1 and "Traceback" not in err
         assert digest_in(home) == alone["videos"] and listed(home).keys() == {"failures.csv"}
+
+
+def test_a_killed_worker_ends_the_run_with_3_and_loses_nothing(home: Path, alone: dict[str, str],
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = (*FLAGS[:-2], 2, "--clips", "crops", "--workers", 2)  # a thread each, as in `alone`
+    with monkeypatch.context() as patch:
+        patch.setenv("FERCACHE_KILL_AT", "frame_table.written:2")
+        run = start(home, *flags)
+        _, err = run.communicate(timeout=240)
+    assert run.returncode == 3 and "killed" in err and "Traceback" not in err, err
+    check_nobody_is_left(run.pid)
+    again = start(home, *flags)
+    _, err = again.communicate(timeout=240)
+    assert again.returncode == 0 and "0 failed" in err, err
+    assert digest_in(home) == alone["crops"]
 
 
 def test_time_is_up_for_workers_too(home: Path) -> None:
@@ -196,7 +218,7 @@ def test_time_is_up_for_workers_too(home: Path) -> None:
 
 
 def typed(**flags: str) -> LaunchPlan:
-    return LaunchOptions(**flags).plan({}, began_s=time.time())
+    return LaunchPlan.from_flags({}, time.time(), **flags)
 
 
 @pytest.mark.parametrize("flags, says", [
@@ -218,54 +240,50 @@ def test_torchrun_seats(monkeypatch: pytest.MonkeyPatch) -> None:
     from fercache.runtime import devices
 
     environ = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-    assert LaunchOptions(shard="auto").plan(environ, 0).local_rank == (1, 4)
-    assert LaunchOptions(shard="6/8").plan(environ, 0).local_rank == (0, 1)
+    assert LaunchPlan.from_flags(environ, 0, shard="auto").local_rank == (1, 4)
+    assert LaunchPlan.from_flags(environ, 0, shard="6/8").local_rank == (0, 1)
     assert devices.assign_gpu("auto", 8, 1, 4) == ("auto", 2) and devices.assign_gpu("cpu", 2, 3, 4) == ("cpu", 1)
     monkeypatch.setattr(devices, "gpus", lambda: 3)
     assert [devices.assign_gpu("auto", 8, i, 4)[0] for i in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
     assert devices.assign_gpu("cuda:2", 8, 0, 4)[0] == "cuda:2" and devices.assign_gpu("cpu", 8, 0, 4)[0] == "cpu"
 
 
-def order_at(home: Path) -> tuple[worker.JobSpec, base.Dataset]:
-    """Return the order of a store that is there and empty."""
+def spec_at(home: Path) -> tuple[JobSpec, base.Dataset]:
+    """Return the specification of a job on an empty store."""
     dataset = crops_of(home)
-    made: list[worker.JobSpec] = []
+    specs: list[JobSpec] = []
 
     def engine(work: job.ExtractionJob, trials: Any) -> list[job.ClipResult]:
-        made.append(worker.job_spec(work, trials, float("inf"), 1))
+        specs.append(JobSpec.from_job(work, trials, float("inf"), 1))
         return []
     job.extract_dataset(dataset, CONFIG, home / "cache", engine=engine)
-    return made[0], dataset
+    return specs[0], dataset
 
 
 def test_a_process_that_cannot_do_it_says_why(home: Path, tmp_path: Path) -> None:
-    order, dataset = order_at(home)
-    trials = worker.without_labels(dataset.trials)
+    spec, dataset = spec_at(home)
+    trials = without_labels(dataset.trials)
     assert all(trial.path.is_absolute() and trial.labels is None for trial in trials)
-    assert order.store.is_absolute() and order.cnn.path.is_absolute()  # type: ignore[union-attr]
-    for wrong, says in ((replace(order, version="0.0"), "the run has 0.0"),
-                        (replace(order, known_sources=(tmp_path / "elsewhere",)), "elsewhere does not exist"),
-                        (replace(order, store=tmp_path / "other.zarr"), "other.zarr does not exist"),
-                        (replace(order, cnn=replace(order.cnn, path=tmp_path / "w")), "/w does not exist")):
+    assert spec.store.is_absolute() and spec.cnn.path.is_absolute()  # type: ignore[union-attr]
+    for wrong, says in ((replace(spec, version="0.0"), "the run has 0.0"),
+                        (replace(spec, source=tmp_path / "elsewhere"), "elsewhere does not exist"),
+                        (replace(spec, store=tmp_path / "other.zarr"), "other.zarr does not exist"),
+                        (replace(spec, cnn=replace(spec.cnn, path=tmp_path / "w")), "/w does not exist")):
         with pytest.raises(InputError, match=says) as error:
-            worker.Worker(wrong, 0).run(trials[0])
+            dask_engine.worker_for(wrong, 0)
         assert "every" in str(error.value)
 
 
-def test_what_a_process_logs_is_told_once_and_by_the_run(home: Path, caplog: pytest.LogCaptureFixture) -> None:
-    order, dataset = order_at(home)
-    broken = replace(dataset.trials[0], path=home / "crops" / "gone")
-    hand = worker.worker_for(order, 0)
-    assert worker.worker_for(order, 0) is hand, "nets are loaded once"
-    done = hand.run(broken)
-    assert [clip.state for clip in done.clips] == ["failed"]
+def test_a_dask_worker_returns_its_log(home: Path) -> None:
+    spec, dataset = spec_at(home)
+    worker = dask_engine.worker_for(spec, 0)
+    assert dask_engine.worker_for(spec, 0) is worker, "nets are loaded once"
+    done = dask_engine.extract_logged(worker, replace(dataset.trials[0], path=home / "crops" / "gone"))
+    assert done.clip.state == "failed"
     assert [level for level, _ in done.log_records] == [logging.ERROR] and "gone" in done.log_records[0][1]
-    caplog.clear()
-    done.replay_log()
-    assert [record.levelname for record in caplog.records] == ["ERROR"]
-    late = worker.worker_for(replace(order, ends_s=time.time()), 0)
-    assert late is not hand
-    left = [clip for trial in dataset.trials for clip in late.run(trial).clips]
+    late = dask_engine.worker_for(replace(spec, ends_s=time.time()), 0)
+    assert late is not worker
+    left = [dask_engine.extract_logged(late, trial).clip for trial in dataset.trials]
     assert [(clip.state, clip.frames) for clip in left] == [("left", 2 + i) for i in range(CROPS)]
 
 

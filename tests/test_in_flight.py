@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_nets
 from numpy.typing import NDArray
 from PIL import Image
 from videos import cut, make_video
@@ -71,24 +73,58 @@ def store_of(report: ExtractReport) -> EmbeddingStore:
     return EmbeddingStore.open(report.store)
 
 
+ALONE, TOGETHER = (1, 1), ((4, 1), (4, 2), (9, 2))
+"""Clips at once and threads: of the run to compare with, and of the others."""
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny nets: what a number of clips or threads may change lies around the nets, not in them."""
+    tiny_nets.install(replace=monkeypatch.setattr)
+
+
+def digests(clips: Path, folder: Path, weights_at: Path, together: Sequence[tuple[int, int]],
+            **how: object) -> set[str]:
+    """Return the digests of the stores of several runs: one if they agree."""
+    return {store_of(run(clips, folder / f"{flight}-{threads}", weights_at, concurrent_clips=flight, threads=threads,
+                         **how)).digest() for flight, threads in (ALONE, *together)}
+
+
 @pytest.mark.parametrize("views", [1, 3])
-def test_crops_in_any_number_of_clips_and_threads(crops: Path, tmp_path: Path, weights_at: Path, views: int) -> None:
-    digests = {(flight, threads): store_of(run(crops, tmp_path / f"{flight}-{threads}", weights_at,
-                                               concurrent_clips=flight,
-                                               threads=threads, augmentations=views)).digest()
-               for flight, threads in ((1, 1), (4, 1), (4, 2), (9, 2))}
-    assert len(set(digests.values())) == 1, digests
+def test_crops_in_any_number_of_clips_and_threads(crops: Path, tmp_path: Path, weights_at: Path, tiny: None,
+                                                  views: int) -> None:
+    assert len(digests(crops, tmp_path, weights_at, TOGETHER, augmentations=views)) == 1
 
 
-def test_videos_in_any_number_of_clips_and_threads(videos: Path, tmp_path: Path, weights_at: Path) -> None:
+def test_crops_with_the_real_cnn(crops: Path, tmp_path: Path, weights_at: Path, full: bool) -> None:
+    """The real CNN too gives the same bits in whatever batches the clips meet."""
+    if full:
+        assert len(digests(crops, tmp_path, weights_at, TOGETHER, augmentations=3)) == 1
+        return
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in "0135":
+        (few / name).symlink_to(crops / name)
+    assert len(digests(few, tmp_path, weights_at, TOGETHER[1:2], augmentations=2)) == 1
+
+
+@pytest.mark.parametrize("nets", ["tiny", "real"])
+def test_videos_in_any_number_of_clips_and_threads(videos: Path, tmp_path: Path, weights_at: Path, full: bool,
+                                                   monkeypatch: pytest.MonkeyPatch, nets: str) -> None:
+    if nets == "tiny":
+        tiny_nets.install(replace=monkeypatch.setattr)
+    together = ((4, 1), (4, 2)) if full or nets == "tiny" else ((4, 2),)
     reports = {(flight, threads): run(videos, tmp_path / f"{flight}-{threads}", weights_at, concurrent_clips=flight,
-                                      threads=threads) for flight, threads in ((1, 1), (4, 1), (4, 2))}
+                                      threads=threads) for flight, threads in (ALONE, *together)}
     assert len({store_of(report).digest() for report in reports.values()}) == 1
     for report in reports.values():
         assert [c.clip for c in report.failures()] == ["torn"] and report.count("computed") == 5
         assert sorted(store_of(report)) == ["a", "b", "c", "d", "empty"]
+        seen = {name: store_of(report)[name].frame_table["valid"] for name in ("a", "empty")}
+        assert seen["a"].all() and not seen["empty"].any()
 
 
+@pytest.mark.usefixtures("tiny")
 def test_clips_are_really_at_work_at_once(crops: Path, tmp_path: Path, weights_at: Path,
                                           monkeypatch: pytest.MonkeyPatch) -> None:
     """Two clips meet within their jobs: one at a time would wait for ever."""
@@ -104,6 +140,7 @@ def test_clips_are_really_at_work_at_once(crops: Path, tmp_path: Path, weights_a
     assert run(crops, tmp_path / "home", weights_at, concurrent_clips=2).count("computed") == 9
 
 
+@pytest.mark.usefixtures("tiny")
 def test_an_error_that_is_no_clips_ends_the_run_and_loses_nothing(crops: Path, tmp_path: Path, weights_at: Path,
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     whole = store_of(run(crops, tmp_path / "whole", weights_at)).digest()
@@ -124,6 +161,7 @@ def test_an_error_that_is_no_clips_ends_the_run_and_loses_nothing(crops: Path, t
     assert report.count("cached") >= 3 and store_of(report).digest() == whole
 
 
+@pytest.mark.usefixtures("tiny")
 def test_a_damaged_store_ends_the_run_in_any_thread(crops: Path, tmp_path: Path, weights_at: Path,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     def damaged(self: clip.ClipJob) -> int:
@@ -135,6 +173,7 @@ def test_a_damaged_store_ends_the_run_in_any_thread(crops: Path, tmp_path: Path,
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("crew", "clip", "ahead"))]
 
 
+@pytest.mark.usefixtures("tiny")
 def test_the_log_names_the_bottleneck(videos: Path, tmp_path: Path, weights_at: Path,
                                       caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fercache.extraction.profiler.MIN_WORK_S", 0.0)

@@ -7,11 +7,14 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from forked import Runner
 
 from fercache import open_store
 from fercache.data import demo
@@ -21,9 +24,13 @@ CLIPS = ("single_face.mp4", "carphone_pristine.mp4")
 
 
 def typed(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Return what `fercache` said; the command must have ended well."""
-    done = subprocess.run([sys.executable, "-m", "fercache", *map(str, words)], cwd=cwd, text=True,
-                          capture_output=True, check=False, timeout=1800)
+    """Return the finished process of `fercache WORDS`, which must have ended well."""
+    return well(subprocess.run([sys.executable, "-m", "fercache", *map(str, words)], cwd=cwd, text=True,
+                               capture_output=True, check=False, timeout=1800))
+
+
+def well(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """Return a process that ended well."""
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -36,9 +43,9 @@ class Walk:
     home: Path
     data: tuple[str, ...]
 
-    def three(self, cache: str = "cache", out: str = "preds.csv") -> list[str]:
-        """Run the three commands and return what each said on stderr."""
-        return [typed("--cache", cache, *words, *self.data, cwd=self.home).stderr for words in (
+    def three(self, cache: str = "cache", out: str = "preds.csv", run: Callable[..., Any] = typed) -> list[str]:
+        """Run the three commands and return what each wrote to stderr."""
+        return [well(run("--cache", cache, *words, *self.data, cwd=self.home)).stderr for words in (
             ("extract", "--taps", "block8,repeat_1-3x3"),
             ("train-heads", "--taps", "block8,repeat_1-3x3"),
             ("stack", "--out", out))]
@@ -94,30 +101,30 @@ def test_the_metrics_file_names_all_that_went_in(walk: Walk) -> None:
     assert open_store(str(store)).digest() in text
 
 
-def test_a_second_run_computes_nothing_in_any_stage(walk: Walk) -> None:
+def test_a_second_run_computes_nothing_in_any_stage(walk: Walk, runner: Runner) -> None:
     before = {p: p.stat().st_mtime_ns for p in (walk.home / "cache").rglob("*.*") if p.suffix != ".lock"
               and p.name != "current.json" and "weights" not in p.parts}
-    first, second, third = walk.three(out="again.csv")
+    first, second, third = walk.three(out="again.csv", run=runner.typed)
     assert "0 clips computed" in first and "3 cached" in first
     assert "nothing to do" in second and "nothing to do" in third
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert (walk.home / "again.csv").read_bytes() == (walk.home / "preds.csv").read_bytes()
 
 
-def test_stage_two_again_gives_the_same_bytes(walk: Walk) -> None:
+def test_stage_two_again_gives_the_same_bytes(walk: Walk, runner: Runner) -> None:
     """From the same store, in a cache where nothing was trained."""
     (walk.home / "other").mkdir()
     for part in ("features", "weights"):
         (walk.home / "other" / part).symlink_to((walk.home / "cache" / part).resolve())
-    said = walk.three(cache="other", out="other.csv")
+    said = walk.three(cache="other", out="other.csv", run=runner.typed)
     assert "heads trained" in said[1] and "computed" in said[2]
     assert (walk.home / "other.csv").read_bytes() == (walk.home / "preds.csv").read_bytes()
 
 
-def test_stage_one_again_gives_the_same_bytes(walk: Walk) -> None:
+def test_stage_one_again_gives_the_same_bytes(walk: Walk, runner: Runner) -> None:
     (walk.home / "fresh").mkdir()
     (walk.home / "fresh" / "weights").symlink_to((walk.home / "cache" / "weights").resolve())
-    typed("--cache", "fresh", "extract", "--taps", "block8,repeat_1-3x3", *walk.data, cwd=walk.home)
+    well(runner.typed("--cache", "fresh", "extract", "--taps", "block8,repeat_1-3x3", *walk.data, cwd=walk.home))
     stores = [open_store(str(next((walk.home / name / "features").glob("*/*.zarr"))))
               for name in ("cache", "fresh")]
     assert stores[0].digest() == stores[1].digest()

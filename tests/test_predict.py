@@ -23,6 +23,7 @@ from fercache.errors import InputError
 from fercache.inference import ensemble, predict
 
 TAP = "conv2d_4b"
+pytestmark = pytest.mark.usefixtures("tiny_cnn")
 
 
 def call(cache: Path, *words: object) -> Result:
@@ -38,7 +39,7 @@ def set_flags(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def home(linked: Path) -> Path:
+def home(linked: Path, tiny_cnn: None) -> Path:
     """A folder with a set of crops, and a cache in which its heads and their stacker are trained."""
     write_set(linked / "set", train=8, test=2, frames=24)
     flags = set_flags(linked / "set")

@@ -31,6 +31,7 @@ from fercache.stacking import features, models, smoothed_mean
 from fercache.stacking.features import ClipView, FeatureColumns, TrainingSample, draw_sample
 from fercache.stacking.models import LinearModel, TreesModel
 from fercache.stacking.smoothed_mean import SmoothedMean
+from fercache.workspace import METRICS
 
 Probs = NDArray[np.float32]
 
@@ -176,7 +177,6 @@ def _mean_log(one: Probs, other: Probs) -> Probs:
 
 # What a stack run leaves in the cache: final predictions, metrics, and the learnt models as text.
 
-METRICS = "metrics.json"
 """Written last: a run without this file is incomplete."""
 FINAL = "final.npy"
 FOLD_RECORD = "fold-model-all.json"
