@@ -89,7 +89,7 @@ class RegisteredMetric(NamedTuple):
 # Macro F1 out of fold of the smoothed mean on five sets of real faces: .238 at .5, .266 at .75, .258 at 1.
 METRICS = {
     "macro_f1": RegisteredMetric(macro_f1, "macro F1", balance=0.75),
-    "accuracy": RegisteredMetric(accuracy, "accuracy", balance=0.0),
+    "accuracy": RegisteredMetric(accuracy, "accuracy (WAR)", balance=0.0),
     "uar": RegisteredMetric(uar, "UAR", balance=1.0),
     "abaw2": RegisteredMetric(abaw2, ".67 F1 + .33 acc", balance=0.75),
     "war": RegisteredMetric(accuracy, "WAR", balance=0.0, alias=True),

@@ -23,7 +23,7 @@ ORDER = ("errors", "heads.registry", "backbones.registry", "metrics", "config", 
 """Folders and modules of the package, in the order of the pipeline: each imports only what stands before it.
 
 The registries of heads and backbones have names and settings only, without a net, so that the configuration can offer
-them.
+them. So has `metrics`: the choices of --metric are those that it registers.
 """
 
 FORBIDDEN = frozenset((

@@ -155,7 +155,7 @@ def test_intervals_by_class_are_those_of_the_same_bootstrap(preds: Path) -> None
     for name, (low, high) in spans["train"].items():
         assert low <= scores["f1"][name] <= high
     matrices = model_card._by_group(held)["train"]
-    again = metrics.Resampler(groups, 100, 0).intervals(matrices, ["macro_f1"])
+    again = metrics.Resampler(groups, 100, 0).intervals(matrices)
     assert again is not None and again["macro_f1"] == pytest.approx(scores["intervals"]["macro_f1"])
     drawn = metrics.f1_per_class(metrics.Resampler(groups, 100, 0).draw(matrices))
     assert dict(spans["train"]) == {name: pytest.approx(tuple(np.quantile(drawn[:, i], [.025, .975])))

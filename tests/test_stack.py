@@ -242,6 +242,15 @@ def test_clips_of_one_frame_and_of_none(tmp_path: Path) -> None:
     assert found.ppm.shape == (len(rows), 7)
 
 
+def test_a_run_of_another_version_is_refused_with_the_next_step(tmp_path: Path) -> None:
+    oof = simulate(groups=2, frames=60)
+    found = stack.run_stack(oof, CONFIG, tmp_path)
+    path = found.folder / "metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": stack.FORMAT - 1}))
+    with pytest.raises(StoreError, match="fercache stack"):
+        stack.predict_new(found.folder, oof)
+
+
 def test_new_clips_are_spoken_of_as_the_run_would(result: stack.StackResult) -> None:
     book = result.oof
     new = replace(book, fold=np.full_like(book.fold, -1), label=np.full_like(book.label, -1))

@@ -74,7 +74,7 @@ def test_a_causal_run_leaves_out_heads_that_look_ahead(tmp_path: Path) -> None:
     assert found.oof.heads == ("frame",) and found.report["causal"]
     paper = simulate(groups=6, frames=60, heads=("paper-frame", "paper-gru", "paper-transformer"))
     assert stack.run_stack(paper, replace(CONFIG, causal=True), tmp_path).oof.heads == ("paper-frame",)
-    with pytest.raises(InputError, match="look at later frames"):
+    with pytest.raises(InputError, match=r"--causal.*gru"):
         stack.run_stack(simulate(groups=6, frames=60, heads=("gru",)), replace(CONFIG, causal=True), tmp_path)
 
 
@@ -121,7 +121,7 @@ def test_a_refit_learns_from_validation_and_shows_no_score_for_it(tmp_path: Path
     last = [run.report["fold_models"][-1] for run in (plain, refit)]
     assert [one["groups"] for one in last] == [8, 14]
     assert plain.report["splits"]["train"]["all_frames"] == refit.report["splits"]["train"]["all_frames"]
-    assert "no score" in refit.report["refit"]["why"] or "score would say nothing" in refit.report["refit"]["why"]
+    assert "no score" in refit.report["refit"]["why"]
     stack.table(refit)
 
 

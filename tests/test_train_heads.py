@@ -187,7 +187,7 @@ def test_shuffled_labels_give_chance(tmp_path: Path, changed: dict[str, Any], fu
 
     def interval(log_probs: np.ndarray) -> tuple[float, float]:
         matrices = metrics.confusions(oof.label, log_probs.argmax(1), group, 3, groups)
-        low, high = metrics.Resampler(groups, 1000, 0).intervals(matrices, ("accuracy",))["accuracy"]
+        low, high = metrics.Resampler(groups, 1000, 0).intervals(matrices)["accuracy"]
         return low, high
 
     for head, log_probs in oof.logits.items():

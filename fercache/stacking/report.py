@@ -25,10 +25,10 @@ from fercache.stacking.nested_cv import LEARNED, NestedResult, Probs
 OUT_OF_FOLD = "out of fold: by models that saw nothing of the frame's group"
 HELD_OUT = "by models of the training groups only"
 SPLITS = ("train", "validation", "test")
-FEW_LEARNT = "nothing could be learnt: without one of the folds no labelled frame with a face is left"
+FEW_LEARNT = "nothing was learned: without one of the folds, no labeled frame has a face"
 OUT_OF_FOLD_TOO = ("the heads were refitted on train and validation (refit = all): folds go over both, and every score "
                    "is out of fold")
-REFITTED = "fitted on this split too (refit = all): a score would say nothing, and none is shown"
+REFITTED = "fitted on this split too (refit = all), so it has no score"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,9 @@ Floats = NDArray[np.float64]
 
 EDGE = 0.003
 """A wider window must score this much more than a narrower one; less is noise."""
-RIDGE = 1.0
+RIDGE = 4.0
+"""Pulls each bias towards 0. Macro F1 out of fold on ten simulated groups of four seconds with strong heads: .737 at 1,
+.800 at 4, .820 at 12; plain mean .795."""
 ROWS_A_SAMPLE = 4.0
 """A block of a clip counts as this many independent rows against the ridge, whatever its number of frames."""
 
