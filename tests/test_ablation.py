@@ -70,7 +70,7 @@ def test_figures_are_paired_over_groups() -> None:
 
 
 @pytest.fixture(scope="module")
-def home(linked: Path) -> Path:
+def home(linked: Path, tiny_cnn: None) -> Path:
     """A folder with a set of nine clips and its features."""
     (linked / "recipes").mkdir()
     write_set(linked / "set", train=9, test=2, frames=24)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_nets
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -376,8 +377,9 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert cli(tmp_path / "nowhere", tmp_path / "c")[0] == 2
 
 
-def test_extract_measures_what_check_then_tells(tmp_path: Path, cache: Path) -> None:
-    """220 crops through the real CNN, once."""
+def test_extract_measures_what_check_then_tells(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """220 crops through a CNN, once."""
+    tiny_nets.install(["cnn"], monkeypatch.setattr)
     root, own = tmp_path / "s", tmp_path / "c"
     crops(root / "cropped_aligned/a", range(1, 221))
     annotate(root, "a", [i % 7 for i in range(220)])
