@@ -1,4 +1,4 @@
-# fercache: `make demo` shows it work; `make extract`, `make train-heads`, `make stack` are the three steps.
+# fercache: `make demo` runs everything on six clips; `make extract`, `make train-heads`, `make stack` are the stages.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,21 +9,23 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-# What the data set is: nothing = the embedded demo, or whatever stages/dataset.toml says.
+# The data set; without these flags, the one in stages/dataset.toml.
 DATA_FLAGS := $(if $(DATA),--root "$(DATA)") $(if $(DATASET),--dataset "$(DATASET)")
 DEVICE_FLAG := $(if $(DEVICE),--device "$(DEVICE)")
+# Each process takes neighboring tests, which share fixtures of their module, and later takes over from slower ones.
+PYTEST := pytest -q -n auto --dist worksteal
 FERCACHE := $(BIN)/fercache --cache "$(CACHE)" --stages "$(STAGES)"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check extract train-heads stack all ablation audit test test-full lint types ci hooks docs bench clean
 
-help:  ## show this
+help:  ## show this list
 	@echo "make TARGET [DATA=folder] [DATASET=affwild2|mtl|dfew|...|table|demo] [CACHE=cache] [STAGES=stages] [DEVICE=cpu|cuda] [OUT=preds.csv] [ARGS=...]"
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fercache needs Python 3.11 or newer: $$($(PYTHON) --version) found; try 'make PYTHON=python3.12 ...'"; exit 2; }
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "could not make $(VENV); on Debian and Ubuntu: apt install python3-venv"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "could not create $(VENV); on Debian and Ubuntu: apt install python3-venv"; exit 2; }
 	@touch $@
 
 $(VENV)/.ready: $(VENV)/.made setup.cfg pyproject.toml constraints.txt
@@ -39,19 +41,19 @@ $(VENV)/.ready-docs: $(VENV)/.ready
 	@$(PIP) --editable '.[docs]'
 	@touch $@
 
-setup: $(VENV)/.ready  ## make .venv and install fercache into it
+setup: $(VENV)/.ready  ## create .venv and install fercache into it
 	@$(BIN)/fercache --version
 
-demo: $(VENV)/.ready  ## the three steps on the embedded demo, with pictures at the end
+demo: $(VENV)/.ready  ## all stages on the embedded demo, then a picture per clip
 	@$(FERCACHE) extract --dataset demo $(DEVICE_FLAG)
 	@$(FERCACHE) train-heads --dataset demo $(DEVICE_FLAG)
 	@$(FERCACHE) stack --dataset demo --out "$(OUT)"
 	@$(FERCACHE) timeline --dataset demo --preds "$(OUT)" --out timelines
 
-extract: $(VENV)/.ready  ## stage one: clips -> the embedding store
+extract: $(VENV)/.ready  ## stage one: clips -> store of features
 	@$(FERCACHE) extract $(DATA_FLAGS) $(DEVICE_FLAG) $(ARGS)
 
-check: $(VENV)/.ready  ## the data set against its clips, before hours are spent
+check: $(VENV)/.ready  ## compare the data set with its clips before extraction
 	@$(FERCACHE) check $(DATA_FLAGS) $(ARGS)
 
 train-heads: $(VENV)/.ready  ## stage two: store -> out-of-fold logits and heads
@@ -60,27 +62,27 @@ train-heads: $(VENV)/.ready  ## stage two: store -> out-of-fold logits and heads
 stack: $(VENV)/.ready  ## logits -> final predictions in OUT
 	@$(FERCACHE) stack $(DATA_FLAGS) --out "$(OUT)" $(ARGS)
 
-# A step that ends with 1 has done all but the clips that failed: the next one works on the rest.
+# Exit code 1: some clips failed and the rest is complete, so the next stage can run on the rest.
 GOES_ON := || { code=$$?; failed=1; [ $$code -eq 1 ] || exit $$code; }
 
-all: $(VENV)/.ready  ## the three, one after the other; clips that fail stop nothing, and are told at the end
+all: $(VENV)/.ready  ## all stages; clips that fail do not stop it, and make it end with an error
 	@failed=0; \
 	$(FERCACHE) extract $(DATA_FLAGS) $(DEVICE_FLAG) $(ARGS) $(GOES_ON); \
 	$(FERCACHE) train-heads $(DATA_FLAGS) $(DEVICE_FLAG) $(ARGS) $(GOES_ON); \
 	$(FERCACHE) stack $(DATA_FLAGS) --out "$(OUT)" $(ARGS) $(GOES_ON); \
 	[ $$failed -eq 0 ] || { echo "some clips failed (see above); the rest is complete"; exit 1; }
 
-ablation: $(VENV)/.ready  ## what each choice of stage two is worth: a table
+ablation: $(VENV)/.ready  ## a table of what each training choice is worth
 	@$(FERCACHE) ablation $(DATA_FLAGS) $(DEVICE_FLAG) $(ARGS)
 
-audit: $(VENV)/.ready  ## proof that nothing leaks: folds, provenance, shuffled labels, copies
+audit: $(VENV)/.ready  ## tests for leakage: folds, provenance, shuffled labels, copies
 	@$(FERCACHE) audit $(DATA_FLAGS) $(ARGS)
 
-test: $(VENV)/.ready-dev  ## the quick suite
-	@$(BIN)/python -m pytest -q -n auto $(ARGS)
+test: $(VENV)/.ready-dev  ## the tests
+	@$(BIN)/python -m $(PYTEST) $(ARGS)
 
-test-full: $(VENV)/.ready-dev  ## the suite with the stated volumes
-	@$(BIN)/python -m pytest -q -n auto --full $(ARGS)
+test-full: $(VENV)/.ready-dev  ## the tests at their full volumes
+	@$(BIN)/python -m $(PYTEST) --full $(ARGS)
 
 lint: $(VENV)/.ready-dev  ## style of the code (ruff)
 	@$(BIN)/ruff check .
@@ -89,20 +91,20 @@ types: $(VENV)/.ready-dev  ## types of the code (mypy --strict)
 	@$(BIN)/mypy
 
 ci: lint types  ## lint, types, tests: what CI runs
-	@$(BIN)/python -m pytest -q -n auto $(ARGS)
+	@$(BIN)/python -m $(PYTEST) $(ARGS)
 
 hooks: $(VENV)/.ready-dev  ## run lint and types before each git commit
 	@$(PIP) pre-commit
 	@$(BIN)/pre-commit install
 
-docs: $(VENV)/.ready-docs  ## the documentation as a site in build/docs, its reference made from the code
+docs: $(VENV)/.ready-docs  ## the documentation as a site in build/docs; generates the reference from the code
 	@$(BIN)/python docs/generate_reference.py
-	@$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
+	@$(BIN)/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --quiet docs build/docs
 	@echo build/docs/index.html
 
-bench: $(VENV)/.ready-dev  ## every benchmark, small
+bench: $(VENV)/.ready-dev  ## every benchmark, at a small size
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
-clean:  ## remove what tools left; never touches the cache
+clean:  ## remove .venv and files of tools; never touches the cache
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -13,6 +13,9 @@ exclude_patterns = ["_build"]
 # Anchors like those of GitHub, so that one link works on both.
 myst_heading_anchors = 4
 
+# Smart quotes would turn the -- of a flag into a dash.
+smartquotes = False
+
 html_theme = "alabaster"
 html_title = f"fercache {__version__}"
 html_static_path = ["static"]

@@ -38,7 +38,8 @@ def cell(text: str) -> str:
     """Return text for a cell of a Markdown table."""
     # Outside of code spans, < would start an HTML tag and * emphasis.
     parts = " ".join(text.split()).replace("|", "\\|").split("`")
-    parts[::2] = [part.replace("<", "\\<").replace("*", "\\*") for part in parts[::2]]
+    parts[::2] = [re.sub(r"(?<!\w)--[a-z][a-z-]*", r"`\g<0>`", part.replace("<", "\\<").replace("*", "\\*"))
+                  for part in parts[::2]]
     return "`".join(parts)
 
 
@@ -75,7 +76,7 @@ class MarkdownFormatter(click.HelpFormatter):
 
     def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
         """Write options as a table."""
-        entries = [(code(flag), cell(text)) for flag, text in rows if flag != "--help"]
+        entries = [(code(flag), cell(text)) for flag, text in rows if not flag.endswith("--help")]
         if entries:
             self.write(table(("option", "effect"), entries) + "\n\n")
 
@@ -193,7 +194,7 @@ def recipes_page() -> str:
 
 # Recipe keys
 
-A recipe is a TOML file with the settings of one command: `stages/COMMAND.toml`. `stages/dataset.toml` names the clips
+A recipe is a TOML file with the settings of one command: `stages/<command>.toml`. `stages/dataset.toml` names the clips
 and labels for all commands. `--stages FOLDER` reads another folder of recipes. Each key is also a flag: the key
 `detect_every` is the flag `--detect-every`. A flag overrides the recipe, and the recipe overrides the default. An
 unknown key is an error.

@@ -1,4 +1,4 @@
-"""What can be chosen, once: frozen dataclasses that make the options, the recipe keys and the fingerprints."""
+"""All options: frozen dataclasses, from which command-line options, recipe keys and fingerprints follow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from fercache.backbones.registry import DEFAULT_WEIGHTS, KNOWN_WEIGHTS
 from fercache.errors import InputError
-from fercache.heads.registry import HEADS
+from fercache.heads.registry import DEFAULT_HEADS, HEADS
+from fercache.metrics import METRICS
 
 MAX_THREADS = 256
 PRECISIONS = ("float32", "bf16", "fp16")
@@ -36,35 +37,34 @@ def fingerprint_of(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A set of choices, checked when it is made."""
+    """A set of options, checked when it is created."""
 
     def __post_init__(self) -> None:
         for entry in fields(self):
             _check(type(self).__name__, entry.name, getattr(self, entry.name), entry.metadata)
 
     def settings(self) -> dict[str, Any]:
-        """Return the choices that change numbers, as JSON values."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.metadata.get("numbers", True)}
+        """Return the options that change numbers, as JSON values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("numbers", True)}
+        # Lists, as JSON returns them: settings are compared with those read from a store.
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def fingerprint(self, **more: Any) -> str:
-        """Return the sha256 (hex) over every choice that changes numbers, and over `more` (JSON values)."""
+        """Return the sha256 (hex) over every option that changes numbers, and over `more` (JSON values)."""
         return fingerprint_of({**self.settings(), **more})
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _check(owner: str, name: str, value: Any, meta: Any) -> None:
     """Refuse a value outside the field's choices or bounds."""
     choices, low, high = (meta.get(key) for key in ("choices", "low", "high"))
-    for one in value if isinstance(value, tuple) else (value,):
-        if choices and one not in choices:
-            raise InputError(f"{name} = {one!r} is not one of {', '.join(choices)}", where=owner)
-        if low is not None and not low <= one:
-            raise InputError(f"{name} = {one!r} is below {low}", where=owner)
-        if high is not None and not one <= high:
-            raise InputError(f"{name} = {one!r} is above {high}", where=owner)
+    for item in value if isinstance(value, tuple) else (value,):
+        if choices and item not in choices:
+            raise InputError(f"{name} = {item!r} is not one of {', '.join(choices)}", where=owner)
+        # Negated comparisons, so that NaN is refused too.
+        if low is not None and not low <= item:
+            raise InputError(f"{name} = {item!r} is below {low}", where=owner)
+        if high is not None and not item <= high:
+            raise InputError(f"{name} = {item!r} is above {high}", where=owner)
 
 
 def default_of(entry: Any) -> Any:
@@ -141,7 +141,7 @@ class ExtractConfig(Config):
 class TrainConfig(Config):
     """Stage two, a (`stages/train-heads.toml`)."""
 
-    heads: tuple[str, ...] = option(("frame", "gru", "transformer"), "Heads to train.", choices=tuple(HEADS))
+    heads: tuple[str, ...] = option(DEFAULT_HEADS, "Heads to train.", choices=tuple(HEADS))
     taps: tuple[str, ...] = option(("block8", "repeat_2", "repeat_1-3x3"), "Taps that the heads read.")
     join: tuple[str, ...] = option((),
                                    "Stores of other features to join (`fercache import`): NAME or path. All their "
@@ -217,7 +217,7 @@ class StackConfig(Config):
     force: bool = option(False, "Learn from imported logits even if they were declared in-sample.")
     level: str = option("frame", "clip: one prediction per clip, from its pooled frames.", choices=("frame", "clip"))
     metric: str = option("", "Metric to select by.  [default: the data set's own]",
-                         choices=("", "macro_f1", "abaw2", "accuracy", "war", "uar"))
+                         choices=("", *METRICS))
     causal: bool = option(False, "Use no frame later than the one that is predicted.")
     refit: str = option("none", "all: learn from the validation split too, for a submission; it is then not scored.",
                         choices=("none", "all"))

@@ -1,15 +1,15 @@
-"""The errors a user can meet: each says what happened, where, and what to do next."""
+"""The errors that users see: what is wrong, where, and what to do next."""
 
 from __future__ import annotations
 
 
 class FercacheError(Exception):
-    """What went wrong, where, and the next thing to try.
+    """What is wrong, where, and what to do next.
 
     Parameters
     ----------
     what : one sentence without a full stop.
-    where : file, clip or key it happened at.
+    where : the file, clip or key.
     hint : what the user can do next.
     """
 
@@ -31,27 +31,27 @@ class InputError(FercacheError, ValueError):
 
 
 class ClipError(FercacheError):
-    """One clip cannot be read or processed; it is recorded and the rest goes on."""
+    """One clip cannot be read or processed; it is recorded, and the run goes on with the others."""
 
 
 class WeightsError(FercacheError):
-    """Weights are missing, altered or not what they say they are; nothing was left behind."""
+    """Weights are missing, altered, or those of another net; no partial file remains."""
 
     exit_code = 2
 
 
 class StoreError(FercacheError):
-    """A store cannot be opened, is damaged, or was made by other settings."""
+    """A store cannot be opened, is damaged, or has other settings."""
 
     exit_code = 2
 
 
 class NotInStore(StoreError, KeyError):
-    """The store holds no committed clip (or tap) of that name."""
+    """The store has no committed clip (or tap) of that name."""
 
 
 class BrokenOff(FercacheError):
-    """The run could not go on (a process of it was killed ...); what is committed stays, the same command goes on."""
+    """The run ended early, for example since one of its processes was killed; the same command resumes it."""
 
     exit_code = 3
 

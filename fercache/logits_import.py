@@ -1,4 +1,4 @@
-"""Logits from elsewhere: any model's table of predictions, declared out of fold or not, kept as a book of its own."""
+"""Logits of any other model: a table of predictions, declared out of fold or not, becomes an `OofLogits` file."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 KNOWN = ("clip", "frame", "person", "label", "split", "group", "subject")
-TAKEN = ("auto", "mean", "chain", "smoothed-mean", "logistic", "geometric-mean", "stack")
+TAKEN = ("auto", "mean", "smoothed-mean", "logistic", "geometric-mean", "stack")
 LOGIT = "logit_"
-FLOOR = 1e-7
-OFF_ONE = 0.02
-"""Probabilities may miss a sum of 1 by so much (rounding); they are scaled to 1."""
+MIN_PROB = 1e-7
+SUM_TOLERANCE = 0.02
+"""Probabilities may miss a sum of 1 by this much (rounding); they are scaled to 1."""
 
 
 @dataclass
 class _Person:
-    """The rows of one person of one clip, as they come."""
+    """The rows of one person of one clip, in the order of the table; arrays take a tenth of the memory of lists."""
 
     clip: str
-    split: str = ""
-    group: str = ""
+    split: str
+    group: str
     frames: array[int] = field(default_factory=lambda: array("q"))
     labels: array[int] = field(default_factory=lambda: array("i"))
     values: array[float] = field(default_factory=lambda: array("f"))
@@ -48,22 +48,22 @@ class _Person:
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """Where the columns of a table are."""
+    """Where the columns of a table are; `position` holds those of KNOWN, `values` those of the classes."""
 
     path: Path
-    at: dict[str, int]
+    position: dict[str, int]
     classes: tuple[str, ...]
     values: tuple[int, ...]
     logits: bool
 
     @property
-    def frames(self) -> bool:
-        """Whether a row is a frame; else a whole clip."""
-        return "frame" in self.at
+    def by_frame(self) -> bool:
+        """Whether a row is a frame; else a row is a whole clip."""
+        return "frame" in self.position
 
 
 def path_of(cache: Path, dataset: str, name: str) -> Path:
-    """Return where imported logits lie."""
+    """Return the path of imported logits."""
     return Workspace(cache).imported_logits(dataset) / f"{name}.h5"
 
 
@@ -78,151 +78,154 @@ def load(cache: Path, dataset: str, wanted: Sequence[str]) -> list[OofLogits]:
     Raises
     ------
     InputError
-        There is none of that name.
+        There are none of that name.
     """
     for name in wanted:
         if not path_of(cache, dataset, name).is_file():
             raise InputError(f"no imported logits {name!r}", where=f"data set {dataset}",
                              hint=f"there are: {shorten_list(imported_names(cache, dataset)) or 'none'}; import them "
-                                  f"with "
-                                  f"`fercache logits import {name} --table FILE`")
+                                  f"with `fercache logits import {name} --table FILE`")
     return [OofLogits.load(path_of(cache, dataset, name)) for name in wanted]
 
 
 def import_logits(name: str, config: LogitsConfig, dataset: str, cache: Path) -> tuple[Path, OofLogits]:
-    """Return where the logits of a table were put, and the book they make.
+    """Import a table of predictions; return the file that was written and its content.
 
     Parameters
     ----------
-    name : what the source is called among the heads.
+    name : name of the source among those of the heads.
     dataset : the data set's name in the cache.
 
     Raises
     ------
     InputError
-        The table is not a table of predictions, or says two things of one frame.
+        The table is not a table of predictions, or it contradicts itself about a frame or a clip.
 
     Notes
     -----
-    What a table declares of itself is taken at its word here and tested by `fercache audit`.
+    The table's own declaration (out of fold or not) is trusted here; `fercache audit` tests it.
     """
+    # The name becomes a file name and a column of reports, beside the names of heads and candidates.
     if not name.isidentifier() or name in TAKEN:
         raise InputError(f"{name!r} cannot name a source", where="logits import",
                          hint=f"use letters, digits and underscores; {', '.join(TAKEN)} are taken")
     table = Path(config.table)
-    layout = _layout([word.strip() for word in tables.read_header(table)], table)
-    people = _collect(layout, config)
+    layout = _layout([column.strip() for column in tables.read_header(table)], table)
+    people: dict[str, _Person] = {}
+    for line, values in tables.read_rows(table):
+        if not any(values):
+            continue
+        try:
+            _add_row(people, values, layout, config.only)
+        except ValueError as error:
+            raise InputError(f"line {line}: {error}", where=table, hint="fix the table") from error
     if not people:
-        raise InputError("the table has no row that is wanted", where=table, hint="check it, and --only")
-    book = _book(name, people, layout, config, dataset)
+        raise InputError("the table has no rows to import", where=table, hint="check it, and --only")
+    logits = _assemble(name, people, layout, config, dataset)
     path = path_of(cache, dataset, name)
-    book.save(path)
-    log.info("%s: %d rows of %d clips, declared %s", name, int(book.valid.sum()), len(set(book.clips)),
+    logits.save(path)
+    log.info("%s: %d rows of %d clips, declared %s", name, int(logits.valid.sum()), len(set(logits.clips)),
              config.provenance)
-    return path, book
+    return path, logits
 
 
 def _layout(header: Sequence[str], path: Path) -> _Layout:
     """Return where a table's columns are; the values' columns share one prefix (``p_``, ``logit_`` or another)."""
-    at = {word.casefold(): i for i, word in enumerate(header) if word.casefold() in KNOWN}
-    rest = [(i, word) for i, word in enumerate(header) if word.casefold() not in KNOWN]
-    prefixes = {word.split("_", 1)[0] + "_" for _, word in rest}
-    if "clip" not in at or len(rest) < 2 or len(prefixes) != 1 or not all("_" in word for _, word in rest):
+    position = {column.casefold(): i for i, column in enumerate(header) if column.casefold() in KNOWN}
+    rest = [(i, column) for i, column in enumerate(header) if column.casefold() not in KNOWN]
+    prefixes = {column.split("_", 1)[0] + "_" for _, column in rest}
+    # A column that is neither known nor a class could be a misspelled `label`, so it is refused and not ignored.
+    if "clip" not in position or len(rest) < 2 or len(prefixes) != 1 or not all("_" in column for _, column in rest):
         raise InputError(f"not a table of predictions (columns: {shorten_list(header, 12)})", where=path,
                          hint="columns: clip[,frame][,person][,label][,split][,group], then p_CLASS or logit_CLASS for "
                               "each class")
     prefix = prefixes.pop()
-    classes = tuple(word.removeprefix(prefix) for _, word in rest)
+    classes = tuple(column.removeprefix(prefix) for _, column in rest)
     if len(set(classes)) < len(classes) or not all(classes):
         raise InputError("a class appears twice, or has no name", where=path, hint="fix the header")
-    return _Layout(path=path, at=at, classes=classes, values=tuple(i for i, _ in rest), logits=prefix == LOGIT)
+    return _Layout(path=path, position=position, classes=classes, values=tuple(i for i, _ in rest),
+                   logits=prefix == LOGIT)
 
 
-def _collect(layout: _Layout, config: LogitsConfig) -> dict[str, _Person]:
-    """Return trial name -> its rows."""
-    people: dict[str, _Person] = {}
-    for line, values in tables.read_rows(layout.path):
-        if not any(values):
-            continue
-        try:
-            _take(people, values, layout, config)
-        except ValueError as error:
-            raise InputError(f"line {line}: {error}", where=layout.path, hint="fix the table") from error
-    return people
-
-
-def _take(people: dict[str, _Person], values: Sequence[str], layout: _Layout, config: LogitsConfig) -> None:
-    """Put one row where it belongs."""
-    word = {key: values[i].strip() for key, i in layout.at.items()}
-    split = SPLITS.get(word.get("split", "").casefold() or "train")
+def _add_row(people: dict[str, _Person], values: Sequence[str], layout: _Layout, only: str) -> None:
+    """Add one row to its person; a row of another split than `only` is left out."""
+    cells = {column: values[i].strip() for column, i in layout.position.items()}
+    split = SPLITS.get(cells.get("split", "").casefold() or "train")
     if split is None:
-        raise ValueError(f"split {word['split']!r} is none of train, validation, test")
-    if config.only and split != config.only:
+        raise ValueError(f"split {cells['split']!r} is none of train, validation, test")
+    if only and split != only:
         return
-    clip, person = word["clip"], word.get("person", "")
+    clip, number = cells["clip"], cells.get("person", "")
     if not clip or not printable(clip):
         raise ValueError("no usable clip")
-    name = f"{clip}#{person}" if person else clip
-    entry = _Person(clip=clip, split="train" if config.only else split,
-                   group=word.get("group", "") or word.get("subject", "") or clip)
-    mine = people.setdefault(name, entry)
-    for what, first, now in (("split", mine.split, entry.split), ("group", mine.group, entry.group)):
+    name = f"{clip}#{number}" if number else clip
+    # What `only` selects is all there is, so it is the training data, whatever its split is called.
+    row = _Person(clip=clip, split="train" if only else split,
+                  group=cells.get("group", "") or cells.get("subject", "") or clip)
+    person = people.setdefault(name, row)
+    for what, first, now in (("split", person.split, row.split), ("group", person.group, row.group)):
         if now != first:  # to take either would train on what is held out, or hold out what is trained on
             raise ValueError(f"{name} has {what} {now!r} here and {first!r} in a row before; "
                              f"a clip has one {what}, the same in every row")
-    frame = int(word["frame"]) if layout.frames else 1
-    label = tables.code(word.get("label", ""), layout.classes)
+    frame = int(cells["frame"]) if layout.by_frame else 1
+    label = tables.code(cells.get("label", ""), layout.classes)
     if not 1 <= frame <= MOST_FRAMES:
         raise ValueError(f"frame {frame}: frames count from 1")
     if label is None:
-        raise ValueError(f"label {word['label']!r} is none of {', '.join(layout.classes)}")
-    mine.frames.append(frame)
-    mine.labels.append(label)
-    mine.values.extend(float(values[i]) for i in layout.values)
+        raise ValueError(f"label {cells['label']!r} is none of {', '.join(layout.classes)}")
+    person.frames.append(frame)
+    person.labels.append(label)
+    person.values.extend(float(values[i]) for i in layout.values)
 
 
-def _book(name: str, people: dict[str, _Person], layout: _Layout, config: LogitsConfig, dataset: str) -> OofLogits:
-    """Return the book of a table."""
+def _assemble(name: str, people: dict[str, _Person], layout: _Layout, config: LogitsConfig, dataset: str) -> OofLogits:
+    """Return the logits of a table, with folds by group."""
     trials = sorted(people)
-    parts = [_clock(trial, people[trial], layout) for trial in trials]
-    lengths = np.array([len(part["index"]) for part in parts], np.int64)
-    label = np.concatenate([part["label"] for part in parts])
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    parts = [_without_gaps(trial, people[trial], layout) for trial in trials]
+    index, valid, label, logits = (np.concatenate([part[key] for part in parts])
+                                   for key in ("index", "valid", "label", "logits"))
+    offsets = np.concatenate([[0], np.cumsum([len(part["index"]) for part in parts])])
     group, split = tuple(people[t].group for t in trials), tuple(people[t].split for t in trials)
-    index = np.concatenate([part["index"] for part in parts])
     provenance = {"format": FORMAT, "source": name, "table": layout.path.name, "declared": config.provenance,
-            "level": "frame" if layout.frames else "clip", "only": config.only, "settings": {}}
-    logits = np.concatenate([part["logits"] for part in parts])
+                  "level": "frame" if layout.by_frame else "clip", "only": config.only, "settings": {}}
     fold, fixed = _folds(group, split, label, offsets, len(layout.classes), config)
+    # Another table under the same name must be another source for `stack`, hence a digest of its values.
+    digest = hashlib.sha256(b"".join(values.tobytes() for values in (logits, label, index))).hexdigest()
     return OofLogits(dataset=dataset, classes=layout.classes, metric="macro_f1", notice="", heads=(name,),
                      trials=tuple(trials), group=group, split=split, fold=fold, offsets=offsets, index=index,
                      time_s=np.concatenate([(part["index"] - part["index"][0]) / config.fps for part in parts]),
-                     valid=np.concatenate([part["valid"] for part in parts]), label=label, logits={name: logits},
-                     provenance=provenance, fingerprint=fingerprint_of([provenance, config.settings(),
-                                                                  _digest(logits, label, index)]),
+                     valid=valid, label=label, logits={name: logits}, provenance=provenance,
+                     fingerprint=fingerprint_of([provenance, config.settings(), digest]),
                      epochs_fixed=fixed, clip=tuple(people[t].clip for t in trials),
                      declared={name: config.provenance})
 
 
-def _digest(*arrays: NDArray[Any]) -> str:
-    """Return a digest of arrays."""
-    state = hashlib.sha256()
-    for values in arrays:
-        state.update(np.ascontiguousarray(values).tobytes())
-    return state.hexdigest()
-
-
-def _clock(trial: str, person: _Person, layout: _Layout) -> dict[str, NDArray[Any]]:
-    """Return one trial's rows on a clock without holes, from its first frame to its last."""
+def _without_gaps(trial: str, person: _Person, layout: _Layout) -> dict[str, NDArray[Any]]:
+    """Return one row for each frame from a trial's first to its last; frames without a row get uniform probabilities.
+    """
+    where = f"{layout.path}, {trial}"
     frames = np.array(person.frames, np.int64)
     values = np.array(person.values, np.float32).reshape(len(frames), len(layout.classes))
     if len(np.unique(frames)) < len(frames):
-        raise InputError("a frame appears twice", where=f"{layout.path}, {trial}",
-                         hint="one row a frame; tell several people apart with a column `person`")
+        raise InputError("a frame appears twice", where=where,
+                         hint="one row a frame; distinguish several people by a column `person`")
+    if not np.isfinite(values).all():
+        raise InputError("a value is not a number", where=where, hint="fix the table")
+    if layout.logits:
+        shifted = values - values.max(1, keepdims=True)  # exp must not overflow
+        log_probs = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    else:
+        total = values.sum(1, keepdims=True)
+        if (values < 0).any() or np.abs(total - 1).max() > SUM_TOLERANCE:
+            worst = float(total[np.abs(total - 1).argmax(), 0])
+            raise InputError(f"no probabilities: they sum to {worst:.3f}, or one is below 0", where=where,
+                             hint="call the columns logit_CLASS if they are logits")
+        log_probs = np.log(np.maximum(values / total, MIN_PROB))
+    # Smoothing over time needs a row for each frame; `valid` marks those that the table has.
     index = np.arange(frames.min(), frames.max() + 1)
     place = frames - index[0]
     logits = np.full((len(index), len(layout.classes)), -np.log(len(layout.classes)), np.float32)
-    logits[place] = _log_probabilities(values, trial, layout)
+    logits[place] = log_probs
     valid = np.zeros(len(index), bool)
     valid[place] = True
     label = np.full(len(index), UNKNOWN, np.int16)
@@ -230,25 +233,11 @@ def _clock(trial: str, person: _Person, layout: _Layout) -> dict[str, NDArray[An
     return {"index": index.astype(np.int32), "valid": valid, "label": label, "logits": logits}
 
 
-def _log_probabilities(values: NDArray[np.float32], trial: str, layout: _Layout) -> NDArray[np.float32]:
-    """Return log-probabilities, ``(n, C)``."""
-    where = f"{layout.path}, {trial}"
-    if not np.isfinite(values).all():
-        raise InputError("a value is not a number", where=where, hint="fix the table")
-    if layout.logits:
-        shifted = values - values.max(1, keepdims=True)
-        return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)), np.float32)
-    total = values.sum(1, keepdims=True)
-    if (values < 0).any() or np.abs(total - 1).max() > OFF_ONE:
-        raise InputError(f"no probabilities: they sum to {float(total[np.abs(total - 1).argmax(), 0]):.3f}, or one is "
-                         "below 0", where=where, hint="call the columns logit_CLASS if they are logits")
-    return np.asarray(np.log(np.maximum(values / total, FLOOR)), np.float32)
-
-
 def _folds(group: Sequence[str], split: Sequence[str], label: NDArray[np.int16], offsets: NDArray[np.int64],
            classes: int, config: LogitsConfig) -> tuple[NDArray[np.int16], bool]:
     """Return the fold of each trial, ``(N,)``, and whether there are too few groups to choose anything by."""
-    training = np.array([one == "train" for one in split])
+    # Validation and test trials get fold -1: nothing is trained on them.
+    training = np.array(split) == "train"
     counts = np.array([np.bincount(label[a:b][label[a:b] >= 0], minlength=classes)
                        for a, b in pairwise(offsets)]) * training[:, None]
     labelled = {g for g, n in zip(group, counts.sum(1), strict=True) if n}

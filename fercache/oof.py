@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from fercache.runtime.atomic_io import replacing
 FORMAT = 1
 ROWS = ("index", "time_s", "valid", "label")
 TRIALS = ("trials", "group", "split")
+JSON_FIELDS = ("dataset", "classes", "metric", "notice", "heads", "provenance", "fingerprint", "epochs_fixed", "clip",
+               "declared")
+"""Fields of `OofLogits` that one data set of the file, ``about``, holds as JSON."""
 OUT_OF_FOLD, HELD_OUT, IN_SAMPLE = "out-of-fold", "held-out", "in-sample"
 
 
@@ -37,11 +41,12 @@ class OofLogits:
     label : (R,) int16, -1 where not annotated.
     logits : head -> (R, C) float32. Rows of a trial with a fold are out of fold: by the models that saw nothing of
         its group. The others are the mean over the folds' models of log-probabilities.
-    provenance : JSON value: what made it.
+    provenance : JSON value with the parents: store, settings and head records of a training; or the fingerprint of the
+        heads that predicted new clips; or the table of an import.
     epochs_fixed : whether there were too few groups to choose the number of epochs.
     clip : (N,) the clip of each trial where that is not the trial itself (several people of one clip), else empty.
     declared : head -> `OUT_OF_FOLD`, `HELD_OUT` or `IN_SAMPLE`, for heads that were imported; ours are out of fold.
-    pooled : head -> (R, S, C) float32, where a row is a whole clip: statistics of its frames. Never written.
+    pooled : head -> (R, S, C) float32, where a row is a whole clip: statistics of its frames. Not saved.
     """
 
     dataset: str
@@ -74,8 +79,9 @@ class OofLogits:
     @property
     def leaky_heads(self) -> tuple[str, ...]:
         """The heads that were fitted on rows of the folds: their predictions of these rows are not out of fold."""
-        held = any(f >= 0 for f in self.fold)
-        return tuple(head for head in self.heads if held and self.declared.get(head) == IN_SAMPLE)
+        # Without folds nothing is learned from these rows, so nothing can leak.
+        has_folds = any(fold >= 0 for fold in self.fold)
+        return tuple(head for head in self.heads if has_folds and self.declared.get(head) == IN_SAMPLE)
 
     def rows(self, trial: int) -> slice:
         """Return the rows of the trial with that index."""
@@ -87,9 +93,7 @@ class OofLogits:
 
     def save(self, path: Path) -> None:
         """Write the logits to `path` atomically."""
-        record = {name: getattr(self, name)
-                  for name in ("dataset", "classes", "metric", "notice", "heads", "provenance",
-                                                       "fingerprint", "epochs_fixed", "clip", "declared")}
+        record = {name: getattr(self, name) for name in JSON_FIELDS}
         with replacing(path) as temporary, h5py.File(temporary, "w") as file:
             file.attrs["format"] = FORMAT
             file.create_dataset("about", data=json.dumps(record, sort_keys=True), dtype=h5py.string_dtype())
@@ -108,35 +112,36 @@ class OofLogits:
         Raises
         ------
         StoreError
-            The file is absent, torn, or no book of logits.
+            The file is absent, damaged, or of another format.
         """
         try:
             with h5py.File(path, "r") as file:
+                # Before anything is read: a damaged header must not make h5py allocate terabytes.
                 _check_size(file, path.stat().st_size)
-                return cls(**_read(file))
+                record = _read_head(file)
+                return cls(**record, **{name: file[f"frame/{name}"][:] for name in ROWS},
+                           logits={head: file[f"logits/{head}"][:] for head in record["heads"]})
         except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise StoreError(f"no readable book of logits ({error})", where=path,
-                             hint="run `fercache train-heads` (remove the file first if it is damaged)") from error
+            raise _unreadable(path, error) from error
 
 
-def _check_size(file: h5py.File, most: int) -> None:
+def _check_size(file: h5py.File, limit_bytes: int) -> None:
     """Raise ValueError for data larger than the file: HDF5 may state any shape for data that was never written."""
     def check(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.nbytes > most:
-            raise ValueError(f"{name} is said to be larger than the file")
+        if isinstance(item, h5py.Dataset) and item.nbytes > limit_bytes:
+            raise ValueError(f"the header of {name} states more bytes than the file has")
     file.visititems(check)
 
 
-def _read(file: h5py.File) -> dict[str, Any]:
-    """Return the fields of `OofLogits` from an open file."""
+def _read_head(file: h5py.File) -> dict[str, Any]:
+    """Return the fields of `OofLogits` that have no row per frame."""
     if file.attrs.get("format") != FORMAT:
         raise ValueError(f"format {file.attrs.get('format')!r}, this fercache reads {FORMAT}")
     record = json.loads(file["about"][()])
+    # JSON has no tuples.
     record |= {name: tuple(record[name]) for name in ("classes", "heads", "clip") if name in record}
     record |= {name: tuple(file[f"trial/{name}"].asstr()[:]) for name in TRIALS}
-    record |= {name: file[f"frame/{name}"][:] for name in ROWS}
-    return {**record, "fold": file["trial/fold"][:], "offsets": file["trial/offsets"][:],
-            "logits": {head: file[f"logits/{head}"][:] for head in record["heads"]}}
+    return {**record, "fold": file["trial/fold"][:], "offsets": file["trial/offsets"][:]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,17 +157,32 @@ class TrialLogits:
     logits: dict[str, NDArray[np.float32]]
 
 
+@dataclass(frozen=True, kw_only=True)
 class OofReader:
-    """A file of logits of any size, read trial by trial: only the frames of one trial are in memory."""
+    """Logits of any size, read trial by trial: of an open file only the frames of one trial are in memory.
 
-    def __init__(self, file: h5py.File) -> None:
-        self._file: Mapping[str, Any] = file
-        about = json.loads(file["about"][()])
-        self.heads, self.classes = tuple(about["heads"]), tuple(about["classes"])
-        self.metric, self.notice, self.fingerprint = about["metric"], about["notice"], about["fingerprint"]
-        self.trials, self.group, self.split = (tuple(file[f"trial/{name}"].asstr()[:]) for name in TRIALS)
-        self.fold, self._offsets = file["trial/fold"][:], file["trial/offsets"][:]
-        self._place = {name: i for i, name in enumerate(self.trials)}
+    Attributes
+    ----------
+    arrays : ``frame/NAME`` and ``logits/HEAD`` -> array, or data set of an open file; the other fields are those of
+        `OofLogits`.
+    """
+
+    arrays: Mapping[str, Any]
+    classes: tuple[str, ...]
+    metric: str
+    notice: str
+    heads: tuple[str, ...]
+    trials: tuple[str, ...]
+    group: tuple[str, ...]
+    split: tuple[str, ...]
+    fold: NDArray[np.int16]
+    offsets: NDArray[np.int64]
+    fingerprint: str
+    provenance: dict[str, Any]
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.trials)}
 
     def __contains__(self, trial: str) -> bool:
         return trial in self._place
@@ -174,23 +194,20 @@ class OofReader:
     def trial(self, trial: str) -> TrialLogits:
         """Return the logits of one trial."""
         i = self._place[trial]
-        rows = slice(int(self._offsets[i]), int(self._offsets[i + 1]))
+        rows = slice(int(self.offsets[i]), int(self.offsets[i + 1]))
         return TrialLogits(split=self.split[i], group=self.group[i], fold=int(self.fold[i]),
-                    **{name: self._file[f"frame/{name}"][rows] for name in ("time_s", "valid", "label")},
-                    logits={head: self._file[f"logits/{head}"][rows] for head in self.heads})
+                           **{name: self.arrays[f"frame/{name}"][rows] for name in ("time_s", "valid", "label")},
+                           logits={head: self.arrays[f"logits/{head}"][rows] for head in self.heads})
 
 
-class LoadedOofReader(OofReader):
-    """The same for logits that are in memory, as those of several files that were merged are."""
+READER_FIELDS = tuple(entry.name for entry in fields(OofReader) if entry.name != "arrays")
 
-    def __init__(self, oof: OofLogits) -> None:  # not the base's, which reads the same fields from a file
-        self._file = {**{f"frame/{name}": getattr(oof, name) for name in ROWS},
-                      **{f"logits/{head}": values for head, values in oof.logits.items()}}
-        self.heads, self.classes = oof.heads, oof.classes
-        self.metric, self.notice, self.fingerprint = oof.metric, oof.notice, oof.fingerprint
-        self.trials, self.group, self.split = oof.trials, oof.group, oof.split
-        self.fold, self._offsets = oof.fold, oof.offsets
-        self._place = {name: i for i, name in enumerate(self.trials)}
+
+def loaded_reader(oof: OofLogits) -> OofReader:
+    """Return a reader of logits in memory, such as those of several files that were merged."""
+    arrays = {f"frame/{name}": getattr(oof, name) for name in ROWS}
+    return OofReader(arrays=arrays | {f"logits/{head}": values for head, values in oof.logits.items()},
+                     **{name: getattr(oof, name) for name in READER_FIELDS})
 
 
 @contextmanager
@@ -200,22 +217,22 @@ def open_oof(path: Path) -> Iterator[OofReader]:
     Raises
     ------
     StoreError
-        The file is absent, torn, or no book of logits.
+        The file is absent, damaged, or of another format.
     """
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise _not_oof_logits(path, error) from error
+        raise _unreadable(path, error) from error
     with file:
         try:
-            if file.attrs.get("format") != FORMAT:
-                raise ValueError(f"format {file.attrs.get('format')!r}, this fercache reads {FORMAT}")
-            book = OofReader(file)
-        except (KeyError, ValueError, TypeError) as error:
-            raise _not_oof_logits(path, error) from error
-        yield book
+            record = _read_head(file)
+            reader = OofReader(arrays=file, **{name: record[name] for name in READER_FIELDS})
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise _unreadable(path, error) from error
+        # Outside the try block: an error of the caller's own code must not be reported as a damaged file.
+        yield reader
 
 
-def _not_oof_logits(path: Path, error: Exception) -> StoreError:
-    return StoreError(f"no readable book of logits ({error})", where=path,
+def _unreadable(path: Path, error: Exception) -> StoreError:
+    return StoreError(f"not a readable file of logits ({error})", where=path,
                       hint="run `fercache train-heads` (remove the file first if it is damaged)")

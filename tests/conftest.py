@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import threadpoolctl
 from forked import Runner
 from numpy.typing import NDArray
 
@@ -19,8 +20,11 @@ from fercache.data import demo
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a background shell starts is deaf to it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Before torch and LightGBM load OpenMP. Its threads spin while they wait, and parallel test processes share the cores:
-# two files of tests took 12 s of processor time instead of 16 to 21.
+# Parallel test processes share the cores, and threads that spin while they wait cost more than they give: a stack run
+# takes half the processor time with one BLAS thread, and two files of tests took 12 s instead of 16 to 21 with OpenMP
+# threads that sleep. numpy is loaded already; the variables reach torch, LightGBM and the processes that tests start.
+threadpoolctl.threadpool_limits(1, user_api="blas")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,8 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--full"):
         for item in items:
-            if item.get_closest_marker("full"):
-                item.add_marker(pytest.mark.skip(reason="the stated volume: make test-full runs it"))
+            if slow := item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason=f"{slow.args[0]} (make test-full)"))
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -6,6 +6,7 @@ to it through `Runner`. A run is a process like any other: it can be killed, lim
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -78,12 +79,20 @@ class Runner:
         return json.loads(self.process.stdout.readline())
 
     def start(self, *words: object, cwd: Path, kill_at: str = "", small: bool = True, user: int = 0,
-              file_bytes: int = 0, memory: int = 0, tiny: Sequence[str] = ()) -> Run:
-        """Begin `fercache WORDS` in `cwd`, with this process's environment; `tiny` nets are those of `tiny_nets`."""
+              file_bytes: int = 0, memory: int = 0, tiny: Sequence[str] = (),
+              program: str = "fercache.cli") -> Run:
+        """Begin `fercache WORDS` in `cwd`, with this process's environment.
+
+        Parameters
+        ----------
+        tiny : nets that are those of `tiny_nets`.
+        program : the module whose `main` is called with the words.
+        """
         self.count += 1
         log = self.folder / f"run{self.count}"
         pid = self.ask({"words": [str(word) for word in words], "cwd": str(cwd), "log": str(log), "kill_at": kill_at,
                         "small": small, "user": user, "file_bytes": file_bytes, "memory": memory, "tiny": list(tiny),
+                        "program": program,
                         "environment": dict(os.environ)})
         return Run(self, pid, log)
 
@@ -136,7 +145,6 @@ def be(order: dict[str, Any]) -> NoReturn:
     """Be the process that was asked for."""
     import tiny_nets
 
-    from fercache import cli
     from fercache.runtime import atomic_io
 
     code = 70
@@ -146,8 +154,7 @@ def be(order: dict[str, Any]) -> NoReturn:
         limit(order, atomic_io)
         tiny_nets.install(order["tiny"])
         os.chdir(order["cwd"])
-        cli.main(order["words"])
-        code = 0
+        code = importlib.import_module(order["program"]).main(order["words"]) or 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:  # noqa: BLE001 - what the interpreter would do

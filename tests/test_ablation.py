@@ -48,8 +48,8 @@ def test_rows_that_leave_every_head_as_it_is_are_not_trained() -> None:
     for changed, left in (({"window_s": 8.0}, True), ({"label_smoothing": 0.05}, True), ({"loss": "weighted"}, False),
                           ({"loss": "focal"}, False), ({"window_s": 2.0}, False), ({"taps": ("block8",)}, False),
                           ({"ensemble": 1}, False)):
-        assert ablation.idle(changed, BASE) == left, changed
-    assert ablation.idle({"window_s": 2.0}, replace(BASE, heads=("frame",))), "a frame has no window"
+        assert ablation.has_no_effect(changed, BASE) == left, changed
+    assert ablation.has_no_effect({"window_s": 2.0}, replace(BASE, heads=("frame",))), "a frame has no window"
 
 
 def test_figures_are_paired_over_groups() -> None:
@@ -70,7 +70,7 @@ def test_figures_are_paired_over_groups() -> None:
 
 
 @pytest.fixture(scope="module")
-def home(linked: Path) -> Path:
+def home(linked: Path, tiny_cnn: None) -> Path:
     """A folder with a set of nine clips and its features."""
     (linked / "recipes").mkdir()
     write_set(linked / "set", train=9, test=2, frames=24)
@@ -99,7 +99,7 @@ def test_the_table(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert done.exit_code == 0, done.output
     assert pointer.read_bytes() == before, "the current heads are still the user's"
     assert max(len(line) for line in done.stdout.splitlines()[:-1]) <= 80
-    assert "does not hold block8" in " ".join(done.stdout.split()) and "on test (shown, never used" in done.stdout
+    assert "lacks block8" in " ".join(done.stdout.split()) and "on test (shown, never used" in done.stdout
     with (tmp_path / "t.csv").open() as handle:
         lines = list(csv.DictReader(handle))
     assert [(row["row"], row["column"]) for row in lines] == [

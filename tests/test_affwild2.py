@@ -142,7 +142,7 @@ def test_the_test_list_makes_test_trials_unless_they_are_annotated(tmp_path: Pat
 
 @pytest.mark.parametrize(("labels", "classes", "says"), [
     ([0, 7], SEVEN, "frame 2 has label 7"), ([0, -5], SEVEN, "frame 2 has label -5"), (["x"], SEVEN, "line 2 is 'x'"),
-    ([0], EIGHT, "another one than most files"), ([0], SEVEN[::-1], "header unknown"), ([], ("",), "is empty"),
+    ([0], EIGHT, "differs from that of most files"), ([0], SEVEN[::-1], "header unknown"), ([], ("",), "is empty"),
 ])
 def test_a_bad_annotation_file_costs_its_own_labels_only(tmp_path: Path, labels: list[object], classes: tuple[str, ...],
                                                          says: str) -> None:
@@ -226,7 +226,7 @@ def test_the_real_names_and_lengths_of_561_trials(tmp_path: Path, shared: Path) 
     assert all(pairs[parent] == 2 for parent in ("10-60-1280x720", "video59", "video2"))
     sides = Counter(t.side for t in dataset.trials)
     assert sides["left"] == sides["right"] == sum(count == 2 for count in pairs.values())
-    crops_over = [rows[t.name][1] - len(t.on_clock(rows[t.name][1])) for t in dataset.trials]
+    crops_over = [rows[t.name][1] - len(t.frame_labels(rows[t.name][1])) for t in dataset.trials]
     assert max(crops_over) == 0  # the clock holds every crop, also the one past the annotation
     differences = [frames - crops for frames, crops in rows.values()]
     assert (sum(d == 0 for d in differences), sum(d < 0 for d in differences), sum(d > 0 for d in differences)) == (
@@ -245,7 +245,7 @@ def test_streams_are_read_without_one_wrong_label(tmp_path: Path, shared: Path) 
     for trial in dataset.trials:
         truth = np.loadtxt(tmp_path / f"s/truth/{trial.name}.txt", int, skiprows=1)
         highest = max(int(path.stem) for path in trial.path.iterdir())
-        clock = trial.on_clock(highest)
+        clock = trial.frame_labels(highest)
         assert trial.labels is not None and len(clock) == max(highest, len(trial.labels))
         known = clock >= 0
         assert np.array_equal(clock[known], truth[np.flatnonzero(known)])

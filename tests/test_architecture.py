@@ -17,13 +17,13 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "fercache"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-ORDER = ("errors", "heads.registry", "backbones.registry", "config", "runtime", "workspace", "metrics", "run_log",
+ORDER = ("errors", "heads.registry", "backbones.registry", "metrics", "config", "runtime", "workspace", "run_log",
          "media", "data", "recipe", "backbones", "faces", "store", "oof", "results", "heads", "logits_import",
-         "extraction", "training", "stacking", "maintenance", "diagnostics", "viz", "inference", "cli", "__main__")
+         "extraction", "training", "stacking", "diagnostics", "maintenance", "viz", "inference", "cli", "__main__")
 """Folders and modules of the package, in the order of the pipeline: each imports only what stands before it.
 
 The registries of heads and backbones have names and settings only, without a net, so that the configuration can offer
-them.
+them. So has `metrics`: the choices of --metric are those that it registers.
 """
 
 FORBIDDEN = frozenset((

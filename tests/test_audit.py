@@ -23,8 +23,8 @@ CONFIG = AuditConfig(threads=1, shuffles=4)
 def recorded(book: OofLogits, seen_too: str = "") -> OofLogits:
     """Return the book with the record that honest training leaves; `seen_too`: a head that was trained on all."""
     names = np.array(book.group)
-    records = [{"head": head, "fold": fold, "watched": [],
-                "trained_on": sorted(set(names[(book.fold >= 0) & ((book.fold != fold) | (head == seen_too))]))}
+    records = [{"head": head, "fold": fold, "val_groups": [],
+                "train_groups": sorted(set(names[(book.fold >= 0) & ((book.fold != fold) | (head == seen_too))]))}
                for head in book.heads for fold in range(int(book.fold.max()) + 1)]
     return replace(book, provenance={"heads": records, "settings": {}})
 
@@ -40,8 +40,8 @@ def book() -> OofLogits:
 
 def test_an_honest_book_passes(book: OofLogits) -> None:
     findings = list(audit.run_audit(audit.AuditSubject(oof=book), CONFIG))
-    assert not audit.any_failed(findings), findings
-    assert {"groups and folds", "who predicted what", "shuffled labels, stacker"} <= set(states(findings))
+    assert not any(found.is_error for found in findings), findings
+    assert {"groups and folds", "training groups", "shuffled labels, stacker"} <= set(states(findings))
 
 
 def test_a_group_in_two_folds(book: OofLogits) -> None:
@@ -74,7 +74,7 @@ def test_a_head_trained_on_all_whose_record_lies(book: OofLogits) -> None:
 
 def test_labels_as_a_head(book: OofLogits) -> None:
     told = (9 * np.eye(7)[book.label]).astype(np.float32)
-    found = audit.truth(replace(book, logits={**book.logits, "gru": told}))
+    found = audit.check_perfect(replace(book, logits={**book.logits, "gru": told}))
     assert found.is_error and found.details[0].startswith("gru:")
 
 
@@ -92,18 +92,18 @@ def sample_of(book: OofLogits, width: int = 40) -> audit.ProbeSample:
 
 def test_labels_as_a_feature(book: OofLogits) -> None:
     honest = sample_of(book)
-    assert audit.labels_as_features(honest).severity == "ok"
+    assert audit.check_features(honest).severity == "ok"
     x = honest.x.copy()
     x[:, 7] = honest.label == 4
-    found = audit.labels_as_features(replace(honest, x=x))
+    found = audit.check_features(replace(honest, x=x))
     assert found.is_error and found.details == ("tap[7] alone separates class 4 from all others (area 1.0000)",)
 
 
 def test_shuffled_labels_give_chance_and_a_leak_does_not(book: OofLogits) -> None:
     honest = sample_of(book)
-    assert audit.probe_shuffled_labels(honest, CONFIG).severity == "ok"
+    assert audit.check_probe(honest, CONFIG).severity == "ok"
     fold = np.arange(len(honest.fold)) % 5  # every group in every fold
-    assert audit.probe_shuffled_labels(replace(honest, fold=fold), CONFIG).is_error
+    assert audit.check_probe(replace(honest, fold=fold), CONFIG).is_error
 
 
 def test_a_stacker_with_groups_in_every_fold_is_caught() -> None:
@@ -160,7 +160,7 @@ def test_near_duplicates_are_listed(book: OofLogits, tmp_path: Path, copied: boo
 def test_the_whole_audit_of_a_store_of_noise(book: OofLogits, tmp_path: Path) -> None:
     subject = audit.AuditSubject(oof=book, store=store_of(book, tmp_path / "noise.zarr"))
     findings = list(audit.run_audit(subject, CONFIG))
-    assert not audit.any_failed(findings), findings
+    assert not any(found.is_error for found in findings), findings
     assert {"labels as features", "shuffled labels, probe", "near-duplicate frames"} <= set(states(findings))
     audit.write_audit(findings, tmp_path / "audit.json")
     assert json.loads((tmp_path / "audit.json").read_text())["leaks"] is False
@@ -176,7 +176,7 @@ def test_labels_are_dealt_to_other_groups() -> None:
     assert {int(t.labels[0]) for t in made.trials if t.labels is not None} == {0, 1, 2, 3}
 
 
-@pytest.mark.full
+@pytest.mark.slow("trains heads; the probe and the stacker run always")
 def test_real_heads_know_nothing_of_shuffled_labels(book: OofLogits, tmp_path: Path) -> None:
     """--full: the frame head is trained again on labels that were dealt out, and is at chance out of fold."""
     trials = tuple(Trial(name=name, path=Path("x"), kind="video", parent=name, group=name, split="train",

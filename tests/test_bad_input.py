@@ -78,7 +78,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, face_frames: Pictures, cache:
     (work / "cache").mkdir()
     (work / "cache" / "weights").symlink_to(cache / "weights")
     words = ("extract", "--clips", "clips", "--taps", "block8", "--threads", 1)
-    return Done(work, runner.typed(*words, cwd=work), runner.typed(*words, cwd=work))
+    return Done(work, *(runner.typed(*words, cwd=work, tiny=("cnn",)) for _ in range(2)))
 
 
 BROKEN = {"text", "empty", "truncated", "noframes"}
@@ -175,10 +175,11 @@ def test_annotations_that_do_not_fit(runner: Runner, tmp_path: Path, face_frames
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "weights").symlink_to(cache / "weights")
     data = ("--clips", "clips", "--labels", "labels")
-    extracted = runner.typed("extract", *data, "--taps", "block8", cwd=tmp_path)
+    extracted = runner.typed("extract", *data, "--taps", "block8", cwd=tmp_path, tiny=("cnn",))
     said_clearly(extracted, 1, "wrong: its labels were dropped", "label 7", "absent: 1 clips without a label file",
                  "5 clips computed")
-    said_clearly(runner.typed("train-heads", *data, "--taps", "block8", "--heads", "frame", cwd=tmp_path), 1, "wrong")
+    quick = ("--taps", "block8", "--heads", "frame", "--ensemble", "1", "--epochs", "2")
+    said_clearly(runner.typed("train-heads", *data, *quick, cwd=tmp_path), 1, "wrong")
     said_clearly(runner.typed("stack", *data, cwd=tmp_path), 0)
     with (tmp_path / "preds.csv").open() as file:
         rows = list(csv.DictReader(file))

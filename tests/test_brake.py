@@ -18,6 +18,7 @@ from fercache.extraction import job
 from fercache.extraction.job import ExtractReport
 from fercache.store.embedding_store import EmbeddingStore
 
+pytestmark = pytest.mark.usefixtures("tiny_cnn")
 CONFIG = ExtractConfig(taps=("block8",), detect_every=5, threads=1)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_nets
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,8 +91,8 @@ def verify(report: CheckReport, lengths: Mapping[str, Lengths], made: Made) -> N
     assert by_name["annotation lines against video frames"].equal == len(lengths)
     bare = sum(len(gone) for gone in made.missing.values())
     labelled = sum(made.labels[name][n - 1] >= 0 for name, gone in made.missing.items() for n in gone)
-    assert sum(split.bare for split in report.splits.values()) == bare == expected(lengths)[3]
-    assert sum(split.bare_labelled for split in report.splits.values()) == labelled
+    assert sum(split.no_crop for split in report.splits.values()) == bare == expected(lengths)[3]
+    assert sum(split.no_crop_labelled for split in report.splits.values()) == labelled
     assert sum(split.frames for split in report.splits.values()) == sum(max(one) for one in lengths.values())
     every = np.concatenate([np.array(labels) for labels in made.labels.values()])
     counts = np.sum([list(split.counts.values()) for split in report.splits.values()], axis=0)
@@ -110,7 +111,7 @@ def test_real_trials_with_their_disagreements(tmp_path: Path, shared: Path) -> N
     verify(check(tmp_path / "s", tmp_path / "c"), lengths, made)
 
 
-@pytest.mark.full
+@pytest.mark.slow("2.65 million files; 60,000 run always")
 def test_all_real_trials_with_their_disagreements(tmp_path: Path, shared: Path) -> None:
     """2.65 million crops: 142 trials equal, 108 with more crops, 311 with fewer, 48,818 crops missing."""
     lengths = real_lengths(shared)
@@ -179,8 +180,8 @@ def test_pictures_that_are_empty_damaged_or_none(tmp_path: Path) -> None:
     found = kinds(report)
     assert found["empty-pictures"] == ("a (2)", 1, True) and found["other-files"] == ("b (1)", 1, False)
     unreadable = {one.where: one.message for one in report.issues if one.kind == "unreadable"}
-    assert set(unreadable) == {"zero", "b/00009.jpg"} and "frames count from 1" in unreadable["zero"]
-    assert report.splits["train"].bare == 7  # the empty pictures are there, the folder that is refused has none
+    assert set(unreadable) == {"zero", "b/00009.jpg"} and "start at 1" in unreadable["zero"]
+    assert report.splits["train"].no_crop == 7  # the empty pictures are there, the folder that is refused has none
 
 
 def test_videos_that_do_not_open(tmp_path: Path) -> None:
@@ -313,7 +314,7 @@ def test_what_was_read_before_a_stop_is_kept(tmp_path: Path, monkeypatch: pytest
         index.refresh(clips)
     again = ClipIndex.load(tmp_path / "c", "x")
     again.refresh(clips)
-    assert (again.read, again.kept) == (1, 2)
+    assert (again.read, again.reused) == (1, 2)
 
 
 def test_bytes_are_those_that_the_store_takes(tmp_path: Path) -> None:
@@ -372,12 +373,13 @@ def test_the_command_line(tmp_path: Path) -> None:
     said = json.loads(text)
     assert code == 1 and said["lost"] and said["lengths"][0]["differences"][0]["trial"] == "c"
     assert said["issues"][0]["details"] == ["gone"] and [one["rows"] for one in said["clips"]] == [7, 9, 12]
-    assert said["cost"]["frames"] == 25 and said["splits"]["train"]["bare_labelled"] == 9
+    assert said["cost"]["frames"] == 25 and said["splits"]["train"]["no_crop_labelled"] == 9
     assert cli(tmp_path / "nowhere", tmp_path / "c")[0] == 2
 
 
-def test_extract_measures_what_check_then_tells(tmp_path: Path, cache: Path) -> None:
-    """220 crops through the real CNN, once."""
+def test_extract_measures_what_check_then_tells(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """220 crops through a CNN, once."""
+    tiny_nets.install(["cnn"], monkeypatch.setattr)
     root, own = tmp_path / "s", tmp_path / "c"
     crops(root / "cropped_aligned/a", range(1, 221))
     annotate(root, "a", [i % 7 for i in range(220)])

@@ -14,7 +14,6 @@ import pytest
 import fercache
 from fercache import recipe
 from fercache.cli import main
-from fercache.cli.context import make_config
 from fercache.config import Config, DatasetConfig, ExtractConfig, StackConfig, TrainConfig
 from fercache.errors import InputError
 
@@ -54,12 +53,12 @@ def test_the_delivered_recipes_are_the_defaults(command: str) -> None:
     said = recipe.load_recipe(root / "stages", command)
     assert said, "the recipe is not there"
     kind = recipe.RECIPES[command]
-    assert make_config(kind, command, root / "stages", {}).fingerprint() == kind().fingerprint()
+    assert recipe.make_config(kind, command, root / "stages", {}).fingerprint() == kind().fingerprint()
 
 
 def test_precedence(tmp_path: Path) -> None:
     (tmp_path / "extract.toml").write_text('min_face_px = 33\ncrop_fps = 25\ntaps = ["block8"]\n')
-    made = make_config(ExtractConfig, "extract", tmp_path, {"crop_fps": 50.0, "precision": None})
+    made = recipe.make_config(ExtractConfig, "extract", tmp_path, {"crop_fps": 50.0, "precision": None})
     assert (made.min_face_px, made.crop_fps, made.taps, made.precision) == (33, 50.0, ("block8",), "float32")
 
 
@@ -72,16 +71,16 @@ def test_a_wrong_recipe_is_refused(tmp_path: Path, text: str, said: str) -> None
     (tmp_path / "extract.toml").write_text(text)
     with pytest.raises(InputError, match=said):
         try:
-            make_config(ExtractConfig, "extract", tmp_path, {})
+            recipe.make_config(ExtractConfig, "extract", tmp_path, {})
         except InputError as error:
             raise InputError(str(error)) from error
 
 
 def test_a_typed_data_set_puts_the_recipe_aside(tmp_path: Path) -> None:
     (tmp_path / "dataset.toml").write_text('dataset = "affwild2"\nroot = "/data"\nedition = "6th"\n')
-    made = make_config(DatasetConfig, "dataset", tmp_path, {"clips": "x.csv"})
+    made = recipe.make_config(DatasetConfig, "dataset", tmp_path, {"clips": "x.csv"})
     assert (made.root, made.edition, made.clips) == ("", "", "x.csv")
-    assert make_config(DatasetConfig, "dataset", tmp_path, {"name": "n"}).root == "/data"
+    assert recipe.make_config(DatasetConfig, "dataset", tmp_path, {"name": "n"}).root == "/data"
 
 
 def test_every_flag_that_a_hint_names_is_there_and_works_as_typed() -> None:

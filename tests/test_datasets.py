@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fercache.config import DatasetConfig
 from fercache.data import load_dataset
-from fercache.data.base import SEVEN, Trial, cache_name, on_clock, shorten_list
+from fercache.data.base import SEVEN, Trial, cache_name, shorten_list
 from fercache.data.labels import LabelError, check_range, read, read_all
 from fercache.data.scan import PEEK, scan
 from fercache.errors import InputError
@@ -30,16 +30,16 @@ def text(folder: Path, name: str, content: str | bytes) -> Path:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(-1, 6), max_size=30), st.integers(0, 40))
-def test_the_clock_holds_every_frame_and_every_label_at_its_number(values: list[int], frames: int) -> None:
-    clock = on_clock(np.array(values, np.int16), frames)
-    assert clock.dtype == np.int16 and len(clock) == max(frames, len(values))
-    assert clock[: len(values)].tolist() == values and (clock[len(values):] == -1).all()
+def test_every_frame_has_a_row_and_every_label_keeps_its_number(values: list[int], frames: int) -> None:
+    labels = Trial(name="a", path=Path("a"), kind="video", parent="a", group="a", split="train", clip_label=3,
+                   labels=np.array(values, np.int16)).frame_labels(frames)
+    assert labels.dtype == np.int16 and len(labels) == max(frames, len(values))
+    assert labels[: len(values)].tolist() == values and (labels[len(values):] == -1).all()
 
 
-def test_a_clip_label_fills_the_clock_and_frame_labels_go_before_it() -> None:
+def test_a_clip_label_is_the_label_of_each_frame() -> None:
     trial = Trial(name="a", path=Path("a"), kind="video", parent="a", group="a", split="train", clip_label=3)
-    assert trial.labelled and trial.on_clock(4).tolist() == [3, 3, 3, 3]
-    assert on_clock(None, 2).tolist() == [-1, -1]
+    assert trial.labelled and trial.frame_labels(4).tolist() == [3, 3, 3, 3]
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\n\n\n", ""])
@@ -55,7 +55,7 @@ def test_a_trailing_comma_in_the_header_is_forgiven(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "says"), [
-    ("", "is empty"), ("\n \n", "is empty"), (b"\xff\xfe\x00\x01", "no text"),
+    ("", "is empty"), ("\n \n", "is empty"), (b"\xff\xfe\x00\x01", "not text"),
     (HEADER + "\n0\nhappy\n", "line 3 is 'happy'"), (HEADER + "\n0\n\n1\n", "line 3 is ''"),
     (HEADER + "\n0\n1.5\n", "line 3"), (HEADER + "\n0\n1 2\n", "line 3"), (HEADER + "\n99999999999\n", "line 2"),
     ("0\n--1\n", "line 2"), ("0\n٣\n", "line 2"), (HEADER + "\n" + "9" * 5000 + "\n", "line 2"),
@@ -145,7 +145,7 @@ def test_the_order_of_files_on_disk_does_not_matter(names: list[str]) -> None:
 @pytest.mark.parametrize("dataset", ["affwild2", "table"])
 def test_no_such_folder_an_empty_one_and_a_file_are_input_errors(tmp_path: Path, dataset: str) -> None:
     for place in (tmp_path / "nowhere", tmp_path / ("x" * 5000), tmp_path):
-        with pytest.raises(InputError, match=r"no such folder|folder is empty|cannot be read") as caught:
+        with pytest.raises(InputError, match=r"(?i)no such f|folder is empty|cannot be read|too long") as caught:
             load_dataset(DatasetConfig(dataset=dataset, root=str(place)), tmp_path)
         assert caught.value.exit_code == 2 and caught.value.hint
 

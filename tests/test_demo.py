@@ -35,7 +35,7 @@ def test_the_demo_is_what_is_read_where_nothing_is_said(tmp_path: Path) -> None:
 def test_three_people_are_three_groups_and_share_two_classes(tmp_path: Path) -> None:
     counts: dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]] = defaultdict(lambda: np.zeros(8, np.int64))
     for trial in load_dataset(DatasetConfig(), tmp_path).trials:
-        counts[trial.group] += np.bincount(trial.on_clock(0) + 1, minlength=8)
+        counts[trial.group] += np.bincount(trial.frame_labels(0) + 1, minlength=8)
     assert len(counts) == 3 and all((count[1:] > 0).sum() >= 2 for count in counts.values())
     assert (np.sum([count[1:] > 0 for count in counts.values()], axis=0) >= 2).sum() >= 2
     readme = (ANNOTATIONS / "README.md").read_text()
@@ -44,7 +44,7 @@ def test_three_people_are_three_groups_and_share_two_classes(tmp_path: Path) -> 
 
 
 def test_one_recording_has_one_labelling(tmp_path: Path) -> None:
-    labels = {t.name: t.on_clock(0) for t in load_dataset(DatasetConfig(), tmp_path).trials}
+    labels = {t.name: t.frame_labels(0) for t in load_dataset(DatasetConfig(), tmp_path).trials}
     assert np.array_equal(labels["face_noface"][:72], labels["single_face"])
     assert np.array_equal(labels["noface_face"][96:168], labels["single_face"])
     assert (labels["face_noface"][72:] == -1).all() and (labels["no_face"] == -1).all()

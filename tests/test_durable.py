@@ -87,7 +87,7 @@ def test_a_folder_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
         (temporary / "a").write_bytes(b"whole")
         assert not path.exists()
     assert [entry.name for entry in path.parent.iterdir()] == ["folder"] and (path / "a").read_bytes() == b"whole"
-    with pytest.raises(InputError, match="there already"), atomic_io.making_folder(path):
+    with pytest.raises(InputError, match="already exists"), atomic_io.making_folder(path):
         pass
     (path / "a").unlink()
     with atomic_io.making_folder(path) as temporary:  # an empty folder is no loss

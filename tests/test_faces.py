@@ -21,7 +21,7 @@ from fercache.data import demo
 from fercache.faces import detector as detector_module
 from fercache.faces.crops import crop_face, whole_picture
 from fercache.faces.detector import Detector
-from fercache.runtime.devices import use_threads
+from fercache.runtime.devices import set_torch_threads
 
 PUBLISHED = "casia_webface_distances.csv"
 
@@ -118,10 +118,10 @@ def test_boxes_do_not_depend_on_the_threads(detector: Detector, photos: dict[str
     found = []
     try:
         for threads in (1, 2):
-            use_threads(threads)
+            set_torch_threads(threads)
             found.append(detector.detect(pictures))
     finally:
-        use_threads(before)
+        set_torch_threads(before)
     for one, two in zip(*found, strict=True):
         np.testing.assert_array_equal(one, two)
 
@@ -149,9 +149,11 @@ def test_nets_that_several_threads_ask_for_at_once_are_made_once(monkeypatch: py
     built: list[int] = []
 
     class Slow:
-        def __init__(self, smallest: int, device: str) -> None:
+        @classmethod
+        def load(cls, smallest: int, device: str) -> object:
             built.append(smallest)
             time.sleep(.05)
+            return cls()
 
     monkeypatch.setattr(detector_module, "Mtcnn", Slow)
     one, start = Detector(min_face_px=40), threading.Barrier(8)

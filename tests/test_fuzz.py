@@ -140,8 +140,9 @@ def cases(seeds: Path, folder: Path, times: int) -> Iterator[tuple[Path, bool]]:
             yield made, inner
 
 
-@pytest.mark.parametrize("times", [90, pytest.param(1000, marks=pytest.mark.full)])
-def test_mutated_clips(seeds: Path, tmp_path: Path, times: int) -> None:
+@pytest.mark.timeout(3600)
+def test_mutated_clips(seeds: Path, tmp_path: Path, full: bool) -> None:
+    times = 1000 if full else 90
     found: list[Look] = []
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(look, (str(seeds / "h264.mp4"),)).rows == FRAMES
@@ -158,10 +159,11 @@ def test_mutated_clips(seeds: Path, tmp_path: Path, times: int) -> None:
           f"peak {max(s.peak_mb for s in found):.0f} MB")
 
 
-@pytest.mark.parametrize("times", [9, pytest.param(150, marks=pytest.mark.full)])
+@pytest.mark.timeout(3600)
 def test_mutated_clips_at_the_command_line(seeds: Path, tmp_path: Path, weights_at: Path, runner: Runner,
-                                           times: int) -> None:
+                                           full: bool) -> None:
     """Each is in the store or in failures.csv, and the run says so."""
+    times, tiny = (150, ()) if full else (9, ("cnn",))
     for kind in (False, True):
         work = tmp_path / f"work{kind}"
         (work / "clips").mkdir(parents=True)
@@ -173,7 +175,7 @@ def test_mutated_clips_at_the_command_line(seeds: Path, tmp_path: Path, weights_
             if path.is_dir() != kind:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         run = runner.run("extract", "--clips", "clips", "--faces", "cropped", "--taps", "block8", "--threads", 1,
-                         cwd=work)
+                         cwd=work, tiny=tiny)
         assert run.code in (0, 1) and "Traceback" not in run.err(), run.err()
         failed = (work / run.out().strip()).parent / "failures.csv"
         listed = failed.read_text().count("\n") if failed.exists() else 0
@@ -221,8 +223,8 @@ def change(path: Path, rng: random.Random) -> None:
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("times", [24, pytest.param(1000, marks=pytest.mark.full)])
-def test_mutated_cache_files_at_the_command_line(whole: Path, tmp_path: Path, runner: Runner, times: int) -> None:
+def test_mutated_cache_files_at_the_command_line(whole: Path, tmp_path: Path, runner: Runner, full: bool) -> None:
+    times = 1000 if full else 24
     rng, codes = random.Random(4), Counter[int | None]()
     files = sorted(path.relative_to(whole) for stage in COMMANDS for path in (whole / "cache" / stage).rglob("*")
                    if path.is_file() and path.suffix in (".json", ".csv", ".h5", ".journal"))

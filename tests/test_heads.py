@@ -14,11 +14,11 @@ from fercache.backbones.taps import TapSlice, row_layout
 from fercache.errors import InputError
 from fercache.heads.base import build_head
 from fercache.heads.frame import FinetuneTail
-from fercache.heads.registry import HEADS, LOOKAHEAD_HEADS
+from fercache.heads.registry import HEADS
 from fercache.heads.temporal import positions
 from fercache.training.data import FrameDataset
 from fercache.training.fit import FitTask, Loss, class_weights, fit
-from fercache.training.inference import predict_head, window_frames
+from fercache.training.inference import make_sampler, predict_head
 
 SHAPES = {"block8": (12,), "repeat_1-3x3": (4, 3, 3)}
 LAYOUT = row_layout(SHAPES, tuple(SHAPES), "test")
@@ -163,8 +163,8 @@ def test_every_frame_gets_a_prediction(name: str) -> None:
 
 
 def test_windows_are_in_seconds() -> None:
-    assert window_frames(replace(DEFAULTS["gru"], window_s=2), features()) == 60
-    assert window_frames(DEFAULTS["frame"], features()) == 1
+    assert make_sampler(features(), [0], replace(DEFAULTS["gru"], window_s=2, step_s=0)).window == 60
+    assert make_sampler(features(), [0], DEFAULTS["frame"]).window == 1
 
 
 def test_class_weights() -> None:
@@ -234,4 +234,4 @@ def test_registered_rules_match_the_nets() -> None:
         later[:, 11:] += 3
         with torch.inference_mode():
             changed = not torch.allclose(head(x, seen, time_s)[:, :10], head(later, seen, time_s)[:, :10], atol=1e-6)
-        assert changed == (name in LOOKAHEAD_HEADS), name
+        assert changed == HEADS[name].lookahead, name

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from books import CLASSES, simulate
 from click.testing import CliRunner
+from scipy.special import softmax
 
 from fercache import logits_import
 from fercache.cli import main
@@ -19,14 +20,13 @@ from fercache.config import LogitsConfig, StackConfig
 from fercache.errors import InputError
 from fercache.oof import OofLogits
 from fercache.stacking import inputs, stack
-from fercache.stacking.smoothed_mean import softmax
 
 CONFIG = StackConfig(threads=1, bootstrap=50)
 
 
 def table_of(book: OofLogits, path: Path, head: str, prefix: str = "p_", **columns: Any) -> Path:
     """Write what a head says of a book as a table; `columns`: name -> value by row."""
-    said = book.logits[head] if prefix == "logit_" else softmax(book.logits[head])
+    said = book.logits[head] if prefix == "logit_" else softmax(book.logits[head], axis=-1)
     clip = np.repeat(book.trials, np.diff(book.offsets))
     with path.open("w", newline="") as file:
         out = csv.writer(file)
@@ -51,8 +51,9 @@ def test_a_table_is_the_head_it_was_written_from(tmp_path: Path, prefix: str) ->
     assert made.classes == CLASSES and made.declared == {"other": "held-out"}
     joined = inputs.merge_logits(book, [made])
     seen = book.valid
-    np.testing.assert_allclose(softmax(joined.logits["other"][seen]), softmax(book.logits["gru"][seen]), atol=1e-5)
-    even = softmax(joined.logits["other"][~seen])
+    np.testing.assert_allclose(softmax(joined.logits["other"][seen], axis=-1),
+                               softmax(book.logits["gru"][seen], axis=-1), atol=1e-5)
+    even = softmax(joined.logits["other"][~seen], axis=-1)
     np.testing.assert_allclose(even, 1 / 7, atol=1e-6)
     assert [made.fold[i] >= 0 for i in range(6)] == [True] * 4 + [False] * 2
 
@@ -125,7 +126,7 @@ def clip_table(path: Path, people: int = 2) -> Path:
             label = clip % 3
             for person in range(people):
                 for frame in range(1 + 7 * person, 1 + 7 * person + int(rng.integers(1, 12))):
-                    p = softmax((np.eye(3)[label] + rng.normal(0, 1, 3))[None])[0]
+                    p = softmax((np.eye(3)[label] + rng.normal(0, 1, 3))[None], axis=-1)[0]
                     out.writerow(["val" if clip > 25 else "train", f"c{clip:02d}", person, frame, label, *p])
     return path
 
@@ -138,8 +139,8 @@ def test_clip_level_pools_frames_and_people(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["clip"] for row in rows] == [f"c{i:02d}" for i in range(40)]
     mine = np.isin(np.repeat(made.clips, np.diff(made.offsets)), ["c07"]) & made.valid
-    mean = softmax(made.logits["other"][mine]).mean(0)
-    said = softmax(found.oof.logits["other"])[7]
+    mean = softmax(made.logits["other"][mine], axis=-1).mean(0)
+    said = softmax(found.oof.logits["other"], axis=-1)[7]
     np.testing.assert_allclose(said, mean, atol=1e-5)
     one = found.report["splits"]["validation"]["all_frames"]["mean"]
     assert one["frames"] == one["groups"] == 14 and {"war", "uar"} <= set(one)

@@ -267,7 +267,7 @@ def test_interpolated_boxes_overlap_exact_ones(shared: Path, name: str) -> None:
     assert overlap_of(shared / "data/videos" / name, 128) >= .90
 
 
-@pytest.mark.full
+@pytest.mark.slow("16 clips in full length; 128 frames of four run always")
 @pytest.mark.timeout(3600)
 def test_interpolated_boxes_overlap_exact_ones_on_all_real_clips(shared: Path) -> None:
     found = {path.name: overlap_of(path) for path in sorted((shared / "data/videos").iterdir())}

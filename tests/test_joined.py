@@ -38,7 +38,7 @@ def test_rows_meet_by_frame_number(tmp_path: Path, caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.WARNING):
         store, taps = join_stores(base, ["effnet"], ["block8"])
     assert taps == ("block8", "effnet/features") and store.taps == {"block8": (6,), "effnet/features": (4,)}
-    assert "1 of 3 clips are not in it and get zeros: w" in caplog.text and "990 frames of 1 clips" in caplog.text
+    assert "1 of 3 clips, which get zeros: w" in caplog.text and "990 frames of 1 clips" in caplog.text
     wanted = np.zeros((40, 4), np.float16)
     wanted[FRAMES[:5] - 1] = ROWS[:5]
     np.testing.assert_array_equal(store["v"].read("effnet/features"), wanted)

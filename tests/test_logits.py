@@ -48,10 +48,10 @@ def test_a_torn_file_is_told(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "b.h5"
     book().save(path)
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(StoreError, match="no readable book"):
+    with pytest.raises(StoreError, match="readable file of logits"):
         OofLogits.load(path)
 
 
 def test_an_absent_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="no readable book"):
+    with pytest.raises(StoreError, match="readable file of logits"):
         OofLogits.load(tmp_path / "none.h5")

@@ -24,7 +24,7 @@ def test_every_face_of_a_batch_is_the_librarys(cache: Path, name: str) -> None:
     frames = media.open_source(demo.fetch_demo_clips(cache / "clips") / name, "video").frames()
     pictures = np.stack([frame.image for frame in islice(frames, 0, 64, 16) if frame.image is not None])
     boxes, scores = facenet.MTCNN(min_face_size=20, keep_all=True).eval().detect(pictures)
-    for found, box, score in zip(Mtcnn(20).detect(pictures), boxes, scores, strict=True):
+    for found, box, score in zip(Mtcnn.load(20).detect(pictures), boxes, scores, strict=True):
         wanted = np.empty((0, 5)) if box is None else np.column_stack([box, score]).astype(np.float64)
         assert found.shape == wanted.shape
         np.testing.assert_allclose(found, wanted, atol=NOISE_PX)
@@ -34,8 +34,8 @@ def test_every_face_of_a_batch_is_the_librarys(cache: Path, name: str) -> None:
 def test_noise_of_any_size_is_gone_through(size: tuple[int, int]) -> None:
     """Noise has many candidates, also such that lie outside the picture, over which the library trips."""
     noise = np.random.default_rng(0).integers(0, 256, (4, *size, 3), dtype=np.uint8)
-    assert all(len(found) <= 2 for found in Mtcnn(12).detect(noise))
-    assert [len(found) for found in Mtcnn(12).detect(np.zeros_like(noise))] == [0] * 4
+    assert all(len(found) <= 2 for found in Mtcnn.load(12).detect(noise))
+    assert [len(found) for found in Mtcnn.load(12).detect(np.zeros_like(noise))] == [0] * 4
 
 
 @pytest.mark.parametrize("size", [(7, 5), (64, 33), (1, 1)])
@@ -81,9 +81,9 @@ def test_what_an_earlier_batch_left_changes_nothing() -> None:
 
 def test_small_chunks_give_the_same_boxes(face_frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = np.stack(face_frames[:6])
-    usual = Mtcnn(20).detect(pictures)
+    usual = Mtcnn.load(20).detect(pictures)
     monkeypatch.setattr(detector_module, "FIRST_PIXELS", 1)
     monkeypatch.setattr(detector_module, "CANDIDATES", (3, 1))
     monkeypatch.setattr(detector_module, "MAX_CANDIDATES", 7)
-    for chunked, faces in zip(Mtcnn(20).detect(pictures), usual, strict=True):
+    for chunked, faces in zip(Mtcnn.load(20).detect(pictures), usual, strict=True):
         np.testing.assert_allclose(chunked, faces, atol=1e-3)

@@ -132,14 +132,20 @@ def test_left_and_right_by_setting(heads: list[list[Picture]], cache: Path, tmp_
         ("two.mp4_left", -1), ("two.mp4_right", -1)]
 
 
-def test_a_face_that_leaves_and_comes_back(cache: Path, tmp_path: Path) -> None:
-    """`face_noface.mov`, `noface_face.mov`, and the two one after the other: one person, with nothing in between."""
+def test_a_face_that_leaves_and_comes_back(cache: Path, tmp_path: Path, full: bool) -> None:
+    """`face_noface.mov` and `noface_face.mov` one after the other are one person, with nothing in between.
+
+    `make test-full` takes each of them in full length too.
+    """
     clips = demo.fetch_demo_clips(cache / "clips")
     frames = [f.image for name in ("face_noface.mov", "noface_face.mov")
-              for f in media.open_source(clips / name, "video").frames() if f.image is not None]
-    both = make_video(tmp_path / "both.mp4", frames[::3])
-    _, store = extracted([clips / "face_noface.mov", clips / "noface_face.mov", both], tmp_path, cache)
-    for name, there in (("face_noface.mov", range(72)), ("noface_face.mov", range(96, 168))):
+              for f in media.open_source(clips / name, "video").frames() if f.image is not None][::3]
+    if not full:  # a quarter of the pixels to search
+        frames = [np.asarray(Image.fromarray(image).resize((480, 270))) for image in frames]
+    both = make_video(tmp_path / "both.mp4", frames)
+    parts = {"face_noface.mov": range(72), "noface_face.mov": range(96, 168)} if full else {}
+    _, store = extracted([*(clips / name for name in parts), both], tmp_path, cache)
+    for name, there in parts.items():
         np.testing.assert_array_equal(np.flatnonzero(store[name].frame_table["valid"]), there)
     valid, track = store["both.mp4"].frame_table["valid"] > 0, store["both.mp4"].frame_table["track"]
     assert valid[:24].all() and valid[-24:].all() and not valid[24:-24].any()
@@ -156,7 +162,7 @@ def test_no_face_is_one_person_without_a_frame(cache: Path, tmp_path: Path) -> N
 def test_people_of_a_clip_are_there_together_or_not_at_all(heads: list[list[Picture]], cache: Path,
                                                            tmp_path: Path) -> None:
     """A lost one makes all be done again; a changed source takes those away that are no more."""
-    places = [[(0, 300, 40), (1, 40, 50)]] * 20
+    places = [[(0, 300, 40), (1, 40, 50)]] * 12
     clip = make_video(tmp_path / "clip.mp4", scene(heads, places))
     dataset, store = extracted([clip], tmp_path, cache, people="all")
     whole, names = store.digest(), list(store)

@@ -130,7 +130,7 @@ def test_stage_one_again_gives_the_same_bytes(walk: Walk, runner: Runner) -> Non
     assert stores[0].digest() == stores[1].digest()
 
 
-@pytest.mark.full
+@pytest.mark.slow("40 clips of 200 frames through all stages")
 def test_temporal_heads_and_stack_on_streams(tmp_path: Path, shared: Path, cache: Path) -> None:
     """The stated streams of real faces: 40 trials of about 200 frames, seed 11, through the command line.
 

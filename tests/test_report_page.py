@@ -130,7 +130,7 @@ def test_a_timeline_zooms_under_the_mouse(driver: Any) -> None:
 def test_the_timeline_draws_what_was_told(driver: Any, preds: Path) -> None:
     from fercache.results import io
 
-    classes, clips = io.read_clips(preds)
+    classes, clips = io.classes(preds), dict(io.each_clip(preds))
     driver.execute_script("document.querySelector('#list button').click()")
     drawn = driver.execute_script("""return document.getElementById('timeline').data
         .filter((one) => one.mode === 'lines' && one.name !== 'no face').map((one) => [one.name, [...one.y]])""")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -15,15 +14,17 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from forked import Runner
 
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.journal import Journal
+from fercache.store.journal import Journal, SegmentRecord
 from fercache.store.layout import FRAME_COLUMNS, SEGMENT
 
 TAPS = {"block8": (48,), "repeat_1-3x3": (2, 3, 3)}
@@ -32,6 +33,7 @@ SOURCE = {"size": 10, "mtime_ns": 1, "sha256": "ab"}
 PROVENANCE = {"device": "cpu", "threads": 2}
 FRAMES = {"video": 2500, "crops": 1100, "short": 40, "changed": 300, "elsewhere": 1500}
 BATCH = 600
+NOBODY = 65534
 
 
 def clock_of(clip: str) -> np.ndarray:
@@ -131,10 +133,11 @@ def start(path: Path, **environment: str) -> subprocess.Popen[str]:
                             stderr=subprocess.PIPE)
 
 
-def run(path: Path, **environment: str) -> int:
-    process = start(path, **environment)
-    process.communicate(timeout=120)
-    return process.returncode
+def run(runner: Runner, path: Path, kill_at: str = "", **how: Any) -> int:
+    """Return how the writer ends in a forked process; it may be killed at a durable step."""
+    code = runner.run(path, cwd=path.parent, kill_at=kill_at, small=False, program="test_resume", **how).code
+    assert code is not None
+    return code
 
 
 def check_resumed(path: Path, unbroken: tuple[dict[str, bytes], list[str]]) -> None:
@@ -158,37 +161,37 @@ def test_there_are_many_named_steps(unbroken: tuple[dict[str, bytes], list[str]]
     assert len({step.split(":")[0] for step in unbroken[1]}) >= 18
 
 
-def kill_everywhere(prepared: Path, folder: Path, steps: list[str],
+def kill_everywhere(runner: Runner, prepared: Path, folder: Path, steps: list[str],
                     unbroken: tuple[dict[str, bytes], list[str]]) -> None:
     for step in steps:
         shutil.copytree(prepared, folder / step)
         path = folder / step / "s.zarr"
-        assert run(path, FERCACHE_KILL_AT=step) == -signal.SIGKILL, step
+        assert run(runner, path, step) == -signal.SIGKILL, step
         check_resumed(path, unbroken)
         shutil.rmtree(folder / step)
 
 
-def test_killed_at_each_durable_step(prepared: Path, tmp_path: Path,
+def test_killed_at_each_durable_step(runner: Runner, prepared: Path, tmp_path: Path,
                                      unbroken: tuple[dict[str, bytes], list[str]]) -> None:
     """Each name once, at a passage drawn by chance from a fixed seed."""
     names: dict[str, list[str]] = {}
     for step in unbroken[1]:
         names.setdefault(step.split(":")[0], []).append(step)
     rng = random.Random(3)
-    kill_everywhere(prepared, tmp_path, [rng.choice(steps) for steps in names.values()], unbroken)
+    kill_everywhere(runner, prepared, tmp_path, [rng.choice(steps) for steps in names.values()], unbroken)
 
 
-@pytest.mark.full
-def test_killed_at_every_passage(prepared: Path, tmp_path: Path,
+@pytest.mark.slow("hundreds of kills; each step is killed once always")
+def test_killed_at_every_passage(runner: Runner, prepared: Path, tmp_path: Path,
                                  unbroken: tuple[dict[str, bytes], list[str]]) -> None:
-    kill_everywhere(prepared, tmp_path, unbroken[1], unbroken)
+    kill_everywhere(runner, prepared, tmp_path, unbroken[1], unbroken)
 
 
-def test_killed_again_and_again(store: Path, unbroken: tuple[dict[str, bytes], list[str]]) -> None:
+def test_killed_again_and_again(runner: Runner, store: Path, unbroken: tuple[dict[str, bytes], list[str]]) -> None:
     """Every start dies at its fourth chunk, or at its second journal line: it gets there all the same."""
     for _ in range(60):
         for step in ("chunk.torn:30", "segment.journaled:2"):
-            code = run(store, FERCACHE_KILL_AT=step)
+            code = run(runner, store, step)
             assert code in (0, -signal.SIGKILL)
         if code == 0:
             break
@@ -226,28 +229,30 @@ def test_killed_at_random_moments(prepared: Path, tmp_path: Path, number: signal
     kill_at_random(prepared, tmp_path, 4, number, unbroken)
 
 
-@pytest.mark.full
+@pytest.mark.slow("fifty kills; four of each signal run always")
 def test_killed_at_fifty_random_moments(prepared: Path, tmp_path: Path,
                                         unbroken: tuple[dict[str, bytes], list[str]]) -> None:
     kill_at_random(prepared, tmp_path, 50, signal.SIGKILL, unbroken)
 
 
 @pytest.mark.parametrize("segments", [1, 2])
-def test_only_the_open_segment_is_lost(store: Path, segments: int) -> None:
-    assert run(store, FERCACHE_KILL_AT=f"segment.journaled:{segments}") == -signal.SIGKILL
+def test_only_the_open_segment_is_lost(runner: Runner, store: Path, segments: int) -> None:
+    assert run(runner, store, f"segment.journaled:{segments}") == -signal.SIGKILL
     again = EmbeddingStore.open(store, mode="a")
     assert write(again, "video", until=0) == segments * SEGMENT
-    journal = Journal(store.with_suffix(".work") / "video.journal")
-    assert sum("segment" in record for record in journal.records) == segments
+    journal = Journal.open(store.with_suffix(".work") / "video.journal")
+    assert sum(isinstance(record, SegmentRecord) for record in journal.records) == segments
 
 
 @pytest.mark.parametrize("limit", [1_000, 20_000])
-def test_files_hit_a_size_limit(store: Path, limit: int, unbroken: tuple[dict[str, bytes], list[str]]) -> None:
-    assert run(store, TEST_FILE_LIMIT=str(limit)) == 1
+def test_files_hit_a_size_limit(runner: Runner, store: Path, limit: int,
+                                unbroken: tuple[dict[str, bytes], list[str]]) -> None:
+    assert run(runner, store, file_bytes=limit) == 1
     check_resumed(store, unbroken)
 
 
-def test_the_disk_fills_up(prepared: Path, unbroken: tuple[dict[str, bytes], list[str]], tmp_path: Path) -> None:
+def test_the_disk_fills_up(runner: Runner, prepared: Path, unbroken: tuple[dict[str, bytes], list[str]],
+                           tmp_path: Path) -> None:
     mounted = tmp_path / "small"
     mounted.mkdir()
     try:
@@ -260,7 +265,7 @@ def test_the_disk_fills_up(prepared: Path, unbroken: tuple[dict[str, bytes], lis
         path = mounted / "s" / "s.zarr"
         for size in (1250, 1300, 1350):
             subprocess.run(["mount", "-o", f"remount,size={size}k", str(mounted)], check=True)
-            assert run(path) == 1, "the disk was meant to be too small"
+            assert run(runner, path) == 1, "the disk was meant to be too small"
             list(EmbeddingStore.open(path).values())
         subprocess.run(["mount", "-o", "remount,size=50m", str(mounted)], check=True)
         check_resumed(path, unbroken)
@@ -277,10 +282,11 @@ def open_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_permission_taken_away(prepared: Path, open_folder: Path, unbroken: tuple[dict[str, bytes], list[str]]) -> None:
+def test_permission_taken_away(runner: Runner, prepared: Path, open_folder: Path,
+                               unbroken: tuple[dict[str, bytes], list[str]]) -> None:
     shutil.copytree(prepared, open_folder / "s")
     path = open_folder / "s" / "s.zarr"
-    assert run(path, FERCACHE_KILL_AT="segment.journaled:1") == -signal.SIGKILL
+    assert run(runner, path, "segment.journaled:1") == -signal.SIGKILL
     everything = [path, *path.rglob("*")]
     modes = {p: p.stat().st_mode for p in everything}
     try:
@@ -289,7 +295,7 @@ def test_permission_taken_away(prepared: Path, open_folder: Path, unbroken: tupl
         path.with_suffix(".work").chmod(0o777)
         for p in path.with_suffix(".work").iterdir():
             p.chmod(0o666)
-        assert run(path, TEST_AS_NOBODY="1" if os.geteuid() == 0 else "") == 1
+        assert run(runner, path, user=NOBODY if os.geteuid() == 0 else 0) == 1
     finally:
         for p, mode in modes.items():
             if p.exists():
@@ -297,16 +303,12 @@ def test_permission_taken_away(prepared: Path, open_folder: Path, unbroken: tupl
     check_resumed(path, unbroken)
 
 
-def main() -> int:
+def main(words: Sequence[str]) -> int:
     """Be the writer: print a line when work begins; 130 when stopped by a signal, 1 when the disk says no."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if limit := os.environ.get("TEST_FILE_LIMIT"):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
-    if os.environ.get("TEST_AS_NOBODY"):
-        os.setuid(65534)
     try:
         print("begin", flush=True)
-        work(Path(sys.argv[1]))
+        work(Path(words[0]))
     except KeyboardInterrupt:
         return 130
     except OSError:
@@ -315,4 +317,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

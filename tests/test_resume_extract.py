@@ -33,6 +33,8 @@ EXTRACT = ("extract", "--clips", "clips", "--taps", "block8,repeat_1-3x3", "--th
 CROPPED = ("extract", "--taps", "block8", "--threads", 1, "--clips")
 NOBODY = 65534
 CLIPS, FEW = 60, 12
+Tiny = tuple[str, ...]
+Unbroken = tuple[dict[str, bytes], list[str]]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,37 +106,53 @@ def ended(run: Run, code: int, *words: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def unbroken(runner: Runner, prepared: Path) -> tuple[dict[str, bytes], list[str]]:
-    """The arrays of a run that nothing disturbs, and the durable steps that it passed."""
-    folder = fresh(prepared, "unbroken")
-    run = runner.run(*EXTRACT, cwd=folder)
+def tiny(full: bool) -> Tiny:
+    """The nets that are tiny where a run dies at a step, and no clock decides; `make test-full` takes the real CNN."""
+    return () if full else ("cnn",)
+
+
+def disturbed_by_nothing(runner: Runner, folder: Path, tiny: Tiny = ()) -> Unbroken:
+    """Return the arrays of a run in `folder`, and the durable steps that it passed."""
+    run = runner.run(*EXTRACT, cwd=folder, tiny=tiny)
     ended(run, 0, "2 clips computed (25 frames")
     store = store_of(folder)
     assert store["long"].frame_table["valid"].all() and not np.array_equal(store["long"]["block8"][0], np.zeros(1792))
     return arrays(store), run.steps()
 
 
-def test_people_of_a_clip_killed_between_them(runner: Runner, prepared: Path,
+@pytest.fixture(scope="module")
+def unbroken(runner: Runner, prepared: Path, tiny: Tiny) -> Unbroken:
+    """What a run leaves that nothing disturbs, with the nets of `tiny`."""
+    return disturbed_by_nothing(runner, fresh(prepared, "unbroken"), tiny)
+
+
+@pytest.fixture(scope="module")
+def unbroken_real(runner: Runner, prepared: Path) -> Unbroken:
+    """The same with the real nets."""
+    return disturbed_by_nothing(runner, fresh(prepared, "unbroken-real"))
+
+
+def test_people_of_a_clip_killed_between_them(runner: Runner, prepared: Path, tiny: Tiny,
                                               pictures: list[NDArray[np.uint8]]) -> None:
     """Two people: before detection is over, within the second, between the two, within the first. `#1` means both."""
     (prepared / "pair").mkdir()
     make_video(prepared / "pair" / "two.mp4", [np.concatenate([one, one[:, ::-1]], axis=1) for one in pictures[:16]])
     words = [*(word if word != "clips" else str(prepared / "pair") for word in EXTRACT), "--people", "all"]
     whole, folder = fresh(prepared, "pair-whole"), fresh(prepared, "pair-killed")
-    ended(runner.run(*words, cwd=whole), 0, "1 clips computed")
+    ended(runner.run(*words, cwd=whole, tiny=tiny), 0, "1 clips computed")
     assert list(store_of(whole)) == ["two#1", "two#2"]
     for step in ("detections.kept:2", "frame_table.journaled:1", "segment.journaled:1", "commit.unmarked:1",
                  "commit.marked:1", "frame_table.written:1", "segment.journaled:1", "commit.unmarked:1"):
-        assert runner.run(*words, cwd=folder, kill_at=step).code == -signal.SIGKILL, step
+        assert runner.run(*words, cwd=folder, kill_at=step, tiny=tiny).code == -signal.SIGKILL, step
         assert "two#1" not in store_of(folder)
-    ended(runner.run(*words, cwd=folder), 0, "1 clips computed")
+    ended(runner.run(*words, cwd=folder, tiny=tiny), 0, "1 clips computed")
     assert arrays(store_of(folder)) == arrays(store_of(whole))
-    assert runner.run(*words, cwd=folder).err().count("0 clips computed") == 1
+    assert runner.run(*words, cwd=folder, tiny=tiny).err().count("0 clips computed") == 1
 
 
-def check_whole(runner: Runner, folder: Path, unbroken: tuple[dict[str, bytes], list[str]]) -> None:
+def check_whole(runner: Runner, folder: Path, unbroken: Unbroken, tiny: Tiny = ()) -> None:
     """Run again: 0 differences."""
-    ended(runner.run(*EXTRACT, cwd=folder), 0, "0 failed")
+    ended(runner.run(*EXTRACT, cwd=folder, tiny=tiny), 0, "0 failed")
     found = arrays(store_of(folder))
     assert found.keys() == unbroken[0].keys()
     assert [key for key in found if found[key] != unbroken[0][key]] == []
@@ -151,22 +169,22 @@ def passages(steps: list[str]) -> list[str]:
     return found
 
 
-def test_killed_again_and_again(runner: Runner, prepared: Path, unbroken: tuple[dict[str, bytes], list[str]]) -> None:
+def test_killed_again_and_again(runner: Runner, prepared: Path, unbroken: Unbroken, tiny: Tiny) -> None:
     """Within detection, within a segment, before the mark, and after it: one store, each time by the next run."""
     folder = fresh(prepared, "again")
     assert len(set(unbroken[1])) >= 12
     for step in ("replace.written:1", "detections.kept:2", "chunk.torn:5", "segment.journaled:1", "commit.unmarked:1",
                  "commit.marked:1"):
-        assert runner.run(*EXTRACT, cwd=folder, kill_at=step).code == -signal.SIGKILL, step
+        assert runner.run(*EXTRACT, cwd=folder, kill_at=step, tiny=tiny).code == -signal.SIGKILL, step
         if list((folder / "cache" / "features").glob("*/*.zarr/zarr.json")):
             assert not set(store_of(folder)) - {"long", "short"}
-    check_whole(runner, folder, unbroken)
+    check_whole(runner, folder, unbroken, tiny)
 
 
-@pytest.mark.full
+@pytest.mark.slow("a run and a rerun at each of more than twelve steps; six run always")
 @pytest.mark.timeout(3600)
 def test_killed_at_every_named_step(runner: Runner, prepared: Path,
-                                    unbroken: tuple[dict[str, bytes], list[str]]) -> None:
+                                    unbroken: Unbroken) -> None:
     """Each name once, at a passage drawn by chance from a fixed seed."""
     rng = random.Random(11)
     names: dict[str, list[str]] = {}
@@ -189,7 +207,7 @@ def alive(run: Run) -> bool:
 
 
 def stop_at_random(runner: Runner, prepared: Path, times: int, number: signal.Signals,
-                   unbroken: tuple[dict[str, bytes], list[str]]) -> None:
+                   unbroken: Unbroken) -> None:
     """Send a signal at moments spread over the whole of a run, by what it has done and not by the clock."""
     rng = random.Random(int(number))
     codes: Counter[int | None] = Counter()
@@ -212,26 +230,24 @@ def stop_at_random(runner: Runner, prepared: Path, times: int, number: signal.Si
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped(runner: Runner, prepared: Path, number: signal.Signals,
-                 unbroken: tuple[dict[str, bytes], list[str]]) -> None:
+def test_stopped(runner: Runner, prepared: Path, number: signal.Signals, unbroken_real: Unbroken) -> None:
     folder = fresh(prepared, f"stopped-{number.name}")
     run = runner.start(*EXTRACT, cwd=folder)
     while "detections.kept" not in run.steps():
         time.sleep(.01)
     run.kill(number)
     ended(run.wait(), 130, "stopped; everything committed is kept")
-    check_whole(runner, folder, unbroken)
+    check_whole(runner, folder, unbroken_real)
 
 
-@pytest.mark.full
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_fifty_random_moments(runner: Runner, prepared: Path, number: signal.Signals,
-                              unbroken: tuple[dict[str, bytes], list[str]]) -> None:
-    stop_at_random(runner, prepared, 50 if number == signal.SIGKILL else 10, number, unbroken)
+@pytest.mark.slow("seventy runs and reruns; one of each signal runs always")
+@pytest.mark.timeout(7200)
+def test_fifty_random_moments(runner: Runner, prepared: Path, unbroken_real: Unbroken) -> None:
+    for number, times in ((signal.SIGKILL, 50), (signal.SIGTERM, 10), (signal.SIGINT, 10)):
+        stop_at_random(runner, prepared, times, number, unbroken_real)
 
 
-def test_the_disk_fills_up(runner: Runner, prepared: Path, unbroken: tuple[dict[str, bytes], list[str]]) -> None:
+def test_the_disk_fills_up(runner: Runner, prepared: Path, unbroken: Unbroken, tiny: Tiny) -> None:
     """A small file system; where none may be mounted, a limit on the size of files, which the system tells alike."""
     folder = fresh(prepared, "full")
     features = folder / "cache" / "features"
@@ -240,35 +256,36 @@ def test_the_disk_fills_up(runner: Runner, prepared: Path, unbroken: tuple[dict[
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(features)], check=True,
                        capture_output=True)
     except (OSError, subprocess.CalledProcessError):
-        ended(runner.run(*EXTRACT, cwd=folder, file_bytes=20_000), 3, "File too large", "free disk space")
-        check_whole(runner, folder, unbroken)
+        ended(runner.run(*EXTRACT, cwd=folder, tiny=tiny, file_bytes=20_000), 3, "File too large", "free disk space")
+        check_whole(runner, folder, unbroken, tiny)
         return
     try:
-        ended(runner.run(*EXTRACT, cwd=folder), 3, "No space left on device", "free disk space")
+        ended(runner.run(*EXTRACT, cwd=folder, tiny=tiny), 3, "No space left on device", "free disk space")
         list(store_of(folder).values())
         subprocess.run(["mount", "-o", "remount,size=50m", str(features)], check=True)
-        check_whole(runner, folder, unbroken)
+        check_whole(runner, folder, unbroken, tiny)
     finally:
         subprocess.run(["umount", str(features)], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_permission_taken_away(runner: Runner, prepared: Path, unbroken: tuple[dict[str, bytes], list[str]]) -> None:
+def test_permission_taken_away(runner: Runner, prepared: Path, unbroken: Unbroken, tiny: Tiny) -> None:
     """The store is another user's, who let nobody write: told, and nothing of it lost."""
     folder = fresh(prepared, "permission")
-    assert runner.run(*EXTRACT, cwd=folder, kill_at="segment.journaled:1").code == -signal.SIGKILL
-    denied = runner.run(*EXTRACT, cwd=folder, user=NOBODY)
+    assert runner.run(*EXTRACT, cwd=folder, tiny=tiny, kill_at="segment.journaled:1").code == -signal.SIGKILL
+    denied = runner.run(*EXTRACT, cwd=folder, tiny=tiny, user=NOBODY)
     ended(denied, denied.code or 0, "ermission", "next:")
     assert denied.code in (2, 3)
-    check_whole(runner, folder, unbroken)
+    check_whole(runner, folder, unbroken, tiny)
 
 
-def share(runner: Runner, prepared: Path, writers: int, crops: str = "crops") -> None:
+def share(runner: Runner, prepared: Path, writers: int, crops: str = "crops", tiny: Tiny = ()) -> None:
     """Let several runs do one store, kill one of them in the middle, and count what each did."""
     clips = len(list((prepared / crops).iterdir()))
     alone, folder = fresh(prepared, f"alone{writers}"), fresh(prepared, f"share{writers}")
-    ended(runner.run(*CROPPED, crops, cwd=alone), 0, f"{clips} clips computed")
-    runs = [runner.start(*CROPPED, crops, cwd=folder, kill_at="chunk.torn:6" if i == 0 else "") for i in range(writers)]
+    ended(runner.run(*CROPPED, crops, cwd=alone, tiny=tiny), 0, f"{clips} clips computed")
+    runs = [runner.start(*CROPPED, crops, cwd=folder, kill_at="chunk.torn:6" if i == 0 else "", tiny=tiny)
+            for i in range(writers)]
     assert runs[0].wait().code == -signal.SIGKILL
     for run in runs[1:]:
         ended(run.wait(), 0, "0 failed")
@@ -285,11 +302,11 @@ def test_several_runs_share_the_work(runner: Runner, prepared: Path) -> None:
     share(runner, prepared, 3, "few")
 
 
-@pytest.mark.full
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("writers", [2, 4, 8])
-def test_sixty_clips_are_shared(runner: Runner, prepared: Path, writers: int) -> None:
-    share(runner, prepared, writers)
+@pytest.mark.slow("sixty clips and up to eight runs; twelve clips and three runs are always shared")
+@pytest.mark.timeout(7200)
+def test_sixty_clips_are_shared(runner: Runner, prepared: Path) -> None:
+    for writers in (2, 4, 8):
+        share(runner, prepared, writers)
 
 
 def test_a_run_waits_for_what_another_has_and_takes_over_from_the_dead(runner: Runner, prepared: Path) -> None:

@@ -25,6 +25,7 @@ from fercache.runtime import atomic_io
 from fercache.stacking import nested_cv
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.local import LocalStoreFiles
+from fercache.store.manifest import StoreRoot
 
 PACKAGE = Path(__file__).resolve().parents[1] / "fercache"
 MODULES = {"cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "imp", "code"}
@@ -236,7 +237,8 @@ def test_case_twins_never_overwrite_each_other(tmp_path: Path) -> None:
             writer.commit()
 
     put(made, "Clip")
-    blind = EmbeddingStore(BlindToCase(made.path), "a")
+    blind = EmbeddingStore(BlindToCase(made.path), "a", StoreRoot(settings=made.settings, fingerprint=made.fingerprint,
+                                                                   taps=made.taps))
     with pytest.raises(ClipError, match="only in case"):
         put(blind, "clip")
     assert list(EmbeddingStore.open(made.path)) == ["Clip"] and made["Clip"]["block8"][0, 0] == 1

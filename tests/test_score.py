@@ -60,7 +60,7 @@ def test_the_figures_are_scikit_learns(tmp_path: Path) -> None:
 
 
 def test_seven_classes_on_a_set_of_eight(tmp_path: Path) -> None:
-    """Other is never said: its F1 is 0 in the full figure, and the shared one leaves its rows out."""
+    """Other is never predicted: its F1 is 0 in the full figure, and the shared one leaves its rows out."""
     made, labels = draw(LENGTHS, SEVEN), labelled(8)
     given = PredictionsFile(write(tmp_path / "preds.csv", made, SEVEN))
     found = score.score_file(dataset(EIGHT, [trial(name, labels=values) for name, values in labels.items()]), given,
@@ -133,7 +133,7 @@ def test_the_table_fits_eighty_columns(tmp_path: Path) -> None:
     screen.print(score.score_table_lines(found))
     text = screen.export_text()
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
-    for word in ("macro F1", "UAR", "WAR", "the 7 shared ones", "never said: Other", "Happiness", "12 groups"):
+    for word in ("macro F1", "UAR", "WAR", "the 7 shared ones", "never predicted: Other", "Happiness", "12 groups"):
         assert word in text
 
 
@@ -153,4 +153,4 @@ def test_the_command(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["all"]["accuracy"] == 1 and found["all"]["frames"] == 35
     done = subprocess.run([*words, "--map", "Fear"], cwd=tmp_path, text=True, capture_output=True, check=False)
-    assert done.returncode == 2 and "what becomes what" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "not a pair" in done.stderr and "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""The README's scripts for clusters: Slurm's is run with Slurm's variables, dask-jobqueue's up to `sbatch`."""
+"""The documentation's scripts for clusters: Slurm's is run with Slurm's variables, dask-jobqueue's up to `sbatch`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from PIL import Image
 from fercache.store.embedding_store import EmbeddingStore
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "docs" / "extraction.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "guide" / "clusters.md").read_text(encoding="utf-8")
 
 
 def block(language: str, word: str) -> str:
-    """Return the one block of code of the README in a language that holds a word."""
-    (found,) = [text for text in re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S) if word in text]
+    """Return the one block of code of the page in a language that holds a word."""
+    (found,) = [text for text in re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.M | re.S) if word in text]
     return found
 
 

@@ -212,7 +212,7 @@ def test_the_contract(tmp_path: Path, name: str) -> None:
     assert metrics.official(dataset.metric) and len(set(dataset.classes)) == len(dataset.classes) >= 6
     assert not [p for p in dataset.problems if p.is_error], dataset.problems
     for trial in dataset.trials:
-        clock = trial.on_clock(5)
+        clock = trial.frame_labels(5)
         assert trial.path.exists() and trial.group and trial.parent
         assert clock.min() >= -1 and clock.max() < len(dataset.classes)
 
@@ -223,7 +223,7 @@ def test_a_wrong_guess_is_explained(tmp_path: Path, name: str) -> None:
     wrong = "dfew" if name != "dfew" else "mafw"
     with pytest.raises(InputError) as caught:
         read(root, wrong)
-    assert f"it looks like {name}: --dataset {name}" in caught.value.hint and "found there" in caught.value.hint
+    assert f"--dataset {name}" in caught.value.hint and "found there" in caught.value.hint
 
 
 def test_two_sets_in_one_folder_are_not_guessed(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_ravdess_reads_each_performance_once(tmp_path: Path) -> None:
     assert len(dataset.trials) == 17 and sum(t.name.startswith("02-") for t in dataset.trials) == 1
     assert label_of(dataset)["01-01-08-01-02-01-12"] == "Surprised"
     assert {t.group for t in dataset.trials} == {"01", "12"}
-    assert ["16 clips are there twice" in p.message for p in dataset.problems] == [True]
+    assert ["16 clips exist twice" in p.message for p in dataset.problems] == [True]
 
 
 def test_afew_parts_emotions_films_and_faces_of_a_folder_without_emotion(tmp_path: Path) -> None:
@@ -413,5 +413,5 @@ def test_labels_in_every_usual_spelling() -> None:
 @pytest.mark.parametrize("text", ["a,b,c\n1,2,3\n", "alone\n", ",3\n"])
 def test_a_list_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "l.csv").write_text(text)
-    with pytest.raises(InputError, match="no clip and label"):
+    with pytest.raises(InputError, match="not a clip and a label"):
         read_list(tmp_path / "l.csv")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,10 +97,9 @@ def test_size_head_and_tail_are_always_seen(source: Sized, change: Callable[[Pat
     assert not source_unchanged(known, path, kind)
 
 
+@pytest.mark.parametrize("source", ["crops"], indirect=True)
 def test_pictures_that_come_go_or_are_renamed(source: Sized) -> None:
     path, kind = source
-    if kind != "crops":
-        pytest.skip("of folders")
     known = media.source_digest(path, kind, strict=True)
     (path / "00003.png").rename(path / "00004.png")
     assert not source_unchanged(known, path, kind)
@@ -156,3 +157,9 @@ def test_a_run_starts_without_opening_every_clip(tmp_path: Path, monkeypatch: py
     assert abs(work.log_size(trials) - frames) < 1e-6 * frames, "the others are reckoned by their size"
     assert len(opened) <= 16
     assert work.log_size(trials[:3]) == 1 + 2 + 3
+
+
+def test_a_run_with_nothing_to_do_needs_no_torch() -> None:
+    """`fercache extract` imports the job first; torch would take seconds."""
+    code = "import sys, fercache.extraction.job, fercache.extraction.distributed; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

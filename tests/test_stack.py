@@ -50,11 +50,11 @@ def test_the_stack_beats_the_mean_and_every_head(result: stack.StackResult) -> N
         assert said["stack"] > max(said[name] for name in ("frame", "gru", "transformer", "mean")) + 0.01
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("skill", [0.0, 0.5, 3.0])
-def test_the_stack_is_not_below_the_mean_by_more_than_noise(tmp_path: Path, skill: float, seed: int) -> None:
-    said = scores(stack.run_stack(simulate(groups=10, frames=120, skill=skill, seed=seed), CONFIG, tmp_path))
-    assert said["stack"] > said["mean"] - (0.03 if skill else 0.05), "noise itself is wider where nothing is known"
+def test_the_stack_is_not_below_the_mean_by_more_than_noise(tmp_path: Path, skill: float, full: bool) -> None:
+    for seed in (1, 2, 3) if full else (1,):
+        said = scores(stack.run_stack(simulate(groups=10, frames=120, skill=skill, seed=seed), CONFIG, tmp_path))
+        assert said["stack"] > said["mean"] - (0.03 if skill else 0.05), "noise itself is wider where nothing is known"
 
 
 def test_heads_that_know_nothing_give_chance(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_heads_that_know_nothing_give_chance(tmp_path: Path) -> None:
 
 
 def test_every_column_is_scored_on_both_sets_of_rows(result: stack.StackResult) -> None:
-    assert list(scores(result)) == ["frame", "gru", "transformer", "mean", "chain", "smoothed-mean", "logistic",
+    assert list(scores(result)) == ["frame", "gru", "transformer", "mean", "smoothed-mean", "logistic",
                                     "geometric-mean",
                                     "stack"]
     for split in ("train", "validation"):
@@ -80,7 +80,7 @@ def test_the_report_says_what_went_in(result: stack.StackResult) -> None:
     assert said["logits"]["fingerprint"] == result.oof.fingerprint and said["fingerprint"]
     assert said["metric"] == "macro_f1" and said["notice"] == "simulated" and "nearest" in said["gap_policy"]
     assert sum(gain for _, gain in said["importances"]) == pytest.approx(1, abs=1e-3)
-    assert {member["fold"] for member in said["learnt"]} == {-1, 0, 1, 2, 3, 4}
+    assert {member["fold"] for member in said["fold_models"]} == {-1, 0, 1, 2, 3, 4}
 
 
 def test_the_table_fits_eighty_columns(result: stack.StackResult) -> None:
@@ -190,7 +190,7 @@ def test_a_stacker_that_loses_is_told(tmp_path: Path) -> None:
         found = stack.run_stack(simulate(groups=6, frames=60, skill=0.2, seed=seed), CONFIG, tmp_path)
         said = scores(found)
         ahead = [name for name, score in said.items() if score > said["stack"]]
-        assert [line.split(": ")[1].split()[0] for line in found.report["told"]] == ahead
+        assert [line.split(": ")[1].split()[0] for line in found.report["warnings"]] == ahead
         screen = Console(width=80, file=io.StringIO(), record=True)
         screen.print(stack.table(found))
         assert screen.export_text().count("the stacker loses") == len(ahead)
@@ -217,7 +217,7 @@ def test_clips_without_a_face_and_folds_without_one(tmp_path: Path) -> None:
     book = simulate(groups=2, frames=60)
     blind = replace(book, valid=book.valid & (book.per_row(np.arange(2)) == 0))
     found = stack.run_stack(blind, CONFIG, tmp_path)
-    assert list(scores(found)) == ["frame", "gru", "transformer", "mean"] and "nothing" in found.report["learnt"]
+    assert list(scores(found)) == ["frame", "gru", "transformer", "mean"] and "nothing" in found.report["fold_models"]
     mean = sum(np.exp(v) / np.exp(v).sum(1, keepdims=True) for v in blind.logits.values()) / 3
     last = blind.rows(1)
     np.testing.assert_allclose(found.ppm[last] / 1e6, mean[last], atol=2e-6)
@@ -240,6 +240,15 @@ def test_clips_of_one_frame_and_of_none(tmp_path: Path) -> None:
     found = stack.run_stack(replace(book, **cut, **one, offsets=offsets, fold=np.append(book.fold, -1).astype(np.int16),
                               logits={head: values[rows] for head, values in book.logits.items()}), CONFIG, tmp_path)
     assert found.ppm.shape == (len(rows), 7)
+
+
+def test_a_run_of_another_version_is_refused_with_the_next_step(tmp_path: Path) -> None:
+    oof = simulate(groups=2, frames=60)
+    found = stack.run_stack(oof, CONFIG, tmp_path)
+    path = found.folder / "metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": stack.FORMAT - 1}))
+    with pytest.raises(StoreError, match="fercache stack"):
+        stack.predict_new(found.folder, oof)
 
 
 def test_new_clips_are_spoken_of_as_the_run_would(result: stack.StackResult) -> None:
@@ -279,8 +288,8 @@ def test_any_number_of_heads_gives_few_features(heads: int, causal: bool) -> Non
                     logits={h: np.zeros((simulate(groups=2, frames=60).label.size, 8), np.float32) for h in names})
     made = features.feature_columns(book, causal)
     assert made.build(ClipView.of(book, 0, causal)).shape[1] == len(made.names) <= 160
-    smoothed = made.smoothed(ClipView.of(book, 0, causal))
-    assert smoothed.shape[1:] == (heads, len(made.widths), 8)
+    smoothed = made.smoothed(ClipView.of(book, 0, causal), made.widths)
+    assert smoothed.shape[1:] == (len(made.widths), 8)
 
 
 def test_rows_are_thinned_in_time() -> None:
@@ -298,7 +307,7 @@ def test_large_books_are_thinned_to_a_stated_number(monkeypatch: pytest.MonkeyPa
 
 def test_leaves_grow_with_the_rows_of_a_case() -> None:
     few, many = (features.TrainingSample(rows=np.arange(n), x=np.zeros((n, 1), np.float32),
-                               smoothed=np.zeros((n, 1, 1, 2), np.float32), label=np.zeros(n, int),
+                               smoothed=np.zeros((n, 1, 2), np.float32), label=np.zeros(n, int),
                                fold=np.zeros(n, int), group=np.zeros(n, int), block_id=np.arange(n) % 10, classes=2)
                  for n in (100, 1000))
     plan = models.TreesPlan(seed=0, threads=1, balance=0.75)

@@ -385,8 +385,7 @@ def use(path: Path) -> None:
         assert str(error)
 
 
-@pytest.mark.parametrize("times", [150, pytest.param(1000, marks=pytest.mark.full)])
-def test_metadata_that_was_meddled_with(tmp_path: Path, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metadata_that_was_meddled_with(tmp_path: Path, full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """No traceback, no hang, nothing but what was written: whatever the metadata files say."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # no power is lost here, and the disk's patience is minutes
     store = EmbeddingStore.create(tmp_path / "s" / "s.zarr", SETTINGS, TAPS)
@@ -396,7 +395,7 @@ def test_metadata_that_was_meddled_with(tmp_path: Path, times: int, monkeypatch:
     rng = random.Random(7)
     names = ["s.zarr/zarr.json", "s.zarr/a/zarr.json", "s.zarr/a/zarr.json", "s.zarr/a/frame_table/zarr.json",
              "s.work/b.journal"]
-    for i in range(times):
+    for i in range(1000 if full else 150):
         folder = tmp_path / str(i)
         shutil.copytree(tmp_path / "s", folder)
         path = folder / rng.choice(names)
@@ -464,7 +463,7 @@ def test_a_store_of_an_older_format_is_refused_with_the_next_step(store: Embeddi
 def test_extract_replaces_the_clips_of_an_older_format(store: EmbeddingStore) -> None:
     put(store, "c", seed=1)
     as_format_1(store)
-    again = EmbeddingStore.create(store.path, SETTINGS, TAPS, mend=True)
+    again = EmbeddingStore.create(store.path, SETTINGS, TAPS, repair=True)
     assert list(again) == []
     put(again, "c", seed=2)
     np.testing.assert_array_equal(again["c"].read("block8"), features(300, 2)[1]["block8"])

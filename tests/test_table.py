@@ -50,7 +50,7 @@ def test_a_table_with_every_column(tmp_path: Path) -> None:
     assert got == [("one", "video", "train", "ann", "film1", "one", 0), ("two", "crops", "validation", "ann", "ann",
                                                                         "two", 1)]
     assert dataset.classes == ("happy", "sad") and dataset.metric == "macro_f1" and not dataset.problems
-    assert dataset.trials[0].on_clock(3).tolist() == [0, 0, 0]
+    assert dataset.trials[0].frame_labels(3).tolist() == [0, 0, 0]
 
 
 def test_the_smallest_table_is_unlabelled_and_each_clip_its_own_group(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_row_without_its_clip_is_told_and_the_rest_is_read(tmp_path: Path) -> 
     ("clip,path\na\n", "line 2 has 1 values for 2 columns"),
     ("clip,path\na,a.mp4,x\n", "line 2 has 3"), ("clip,path\n,a.mp4\n", "line 2 has no usable clip"),
     ("clip,path\na,\n", "line 2 has no usable path"), ("clip,path\na,\0\n", "no usable path"),
-    ("clip,path\na,a.mp4\na,b.mp4\n", "'a' stands in line 2 and again in line 3"),
+    ("clip,path\na,a.mp4\na,b.mp4\n", "'a' is in line 2 and again in line 3"),
     ("clip,path,split\na,a.mp4,eval\n", "line 2 has split 'eval'"), ('clip,path\n"a,b\n', "line 2 has 1"),
     ("clip,path,label\na,a.mp4,3\n", "'3' is a number"), ("clip,path\na," + "x" * 5000 + "\n", "no such file"),
     ("clip,path,label\n" + "".join(f"a{n},a.mp4,w{n}\n" for n in range(201)), "201 different labels"),
@@ -214,7 +214,7 @@ def test_parquet_gives_what_csv_gives(tmp_path: Path) -> None:
     labels = {"clip": ["a", "a", "b"], "frame": [1, 2, 1], "label": [0.0, None, 1.0]}
     parquet.write_table(pa.table(labels), tmp_path / "l.parquet")
     dataset = read(tmp_path / "t.parquet", tmp_path / "l.parquet", classes=("x", "y"))
-    assert [t.on_clock(2).tolist() for t in dataset.trials] == [[0, -1], [1, -1]]
+    assert [t.frame_labels(2).tolist() for t in dataset.trials] == [[0, -1], [1, -1]]
     text(tmp_path, "bad.parquet", "nonsense")
     with pytest.raises(InputError, match="parquet"):
         read(tmp_path / "bad.parquet")
@@ -285,7 +285,7 @@ def test_codes_of_labels() -> None:
     assert got == [1, 2, None, 3, 0, 3, None, -1, None, None]
 
 
-@pytest.mark.full
+@pytest.mark.slow("2.8 million rows")
 def test_labels_by_frame_of_a_whole_set_take_seconds(tmp_path: Path) -> None:
     names = [f"clip{n}" for n in range(560)]
     values = np.random.default_rng(0).integers(-1, 7, (560, 5000))

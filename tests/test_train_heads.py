@@ -134,22 +134,23 @@ def test_no_model_predicts_its_training_groups(pair: Any, oof: OofLogits, cache:
     fold = dict(zip(oof.trials, oof.fold.tolist(), strict=True))
     for path in heads_folder(cache).glob("*-fold*.json"):
         record = atomic_io.read_json(path)
-        train, validation = set(record["trained_on"]), set(record["watched"])
+        train, validation = set(record["train_groups"]), set(record["val_groups"])
         held_out = {group[name] for name, k in fold.items() if k in (record["fold"], -1)}
         assert train and validation and not train & validation and not (train | validation) & held_out
 
 
 def test_oof_features_of_a_trial_come_from_a_member_not_trained_on_it(pair: Any, tmp_path: Path) -> None:
-    training = CrossValidatedTraining(*pair[:1], pair[0].trials, pair[1], replace(CONFIG, heads=("gru",), epochs=2),
-                                      tmp_path / "a", tmp_path / "weights")
+    training = CrossValidatedTraining.prepare(
+        *pair[:1], pair[0].trials, pair[1], replace(CONFIG, heads=("gru",), epochs=2), tmp_path / "a",
+        tmp_path / "weights")
     assert training.run().keys() == {"gru"}
     for fold in range(training.splits.k):
         members = [checkpoints.load_checkpoint(path)
                    for path in sorted((tmp_path / "a").glob(f"frame-fold{fold}-*.json"))]
         assert len(members) == CONFIG.ensemble
         for i, trial in enumerate(pair[0].trials):
-            untrained = [m for m in members if trial.group not in m.record["trained_on"]]
-            inside = trial.group in {g for m in members for g in m.record["trained_on"]}
+            untrained = [m for m in members if trial.group not in m.record.train_groups]
+            inside = trial.group in {g for m in members for g in m.record.train_groups}
             assert len(untrained) == (1 if inside else len(members))
             rows = training.features.rows(i)
             log_probs = mean_log_probs(untrained, training.features, [i], "cpu")[rows]
@@ -173,19 +174,20 @@ def test_normalization_is_fitted_on_training_rows_only(pair: Any) -> None:
 
 
 @pytest.mark.parametrize("changed", [{}, {"normalize": "clip", "temporal_input": "features"}], ids=str)
-def test_shuffled_labels_give_chance(tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_shuffled_labels_give_chance(tmp_path: Path, changed: dict[str, Any], full: bool) -> None:
     """Real training on more clips: the 95 % interval of the accuracy over groups contains one in three.
 
     Members that were trained on a trial are right more often on it, so a leaking fold would be seen.
     """
-    pair = small_sets.dataset(tmp_path, groups=24, frames=240, validation=0, shuffled=True)
+    groups, frames = (24, 240) if full else (24, 120)
+    pair = small_sets.dataset(tmp_path, groups=groups, frames=frames, validation=0, shuffled=True)
     oof = run(pair, tmp_path, epochs=8, **changed)
     assert set(oof.heads) == {"frame", "gru", "transformer"}
-    groups = np.repeat(np.arange(24), 240)
+    group = np.repeat(np.arange(groups), frames)
 
     def interval(log_probs: np.ndarray) -> tuple[float, float]:
-        matrices = metrics.confusions(oof.label, log_probs.argmax(1), groups, 3, 24)
-        low, high = metrics.Resampler(24, 1000, 0).intervals(matrices, ("accuracy",))["accuracy"]
+        matrices = metrics.confusions(oof.label, log_probs.argmax(1), group, 3, groups)
+        low, high = metrics.Resampler(groups, 1000, 0).intervals(matrices)["accuracy"]
         return low, high
 
     for head, log_probs in oof.logits.items():
@@ -199,7 +201,8 @@ def test_shuffled_labels_give_chance(tmp_path: Path, changed: dict[str, Any]) ->
 
 def test_trained_heads_predict_new_trials_as_the_logits_file_does(pair: Any, oof: OofLogits, cache: Path) -> None:
     trained = load_trained(heads_folder(cache))
-    assert trained.heads == CONFIG.heads and trained.classes == small_sets.CLASSES and trained.taps == CONFIG.taps
+    assert trained.record.requested.heads == CONFIG.heads and trained.taps == CONFIG.taps
+    assert trained.record.classes == small_sets.CLASSES
     new = [t for t in pair[0].trials if t.split == "validation"]
     predicted = predict_new(trained, trained.load_features(pair[1], new))
     rows = oof.per_row(oof.fold) < 0
@@ -230,20 +233,27 @@ def test_a_handful_of_groups_still_trains(tmp_path: Path, groups: int) -> None:
     assert oof.epochs_fixed and all(np.isfinite(v).all() and v.any(1).all() for v in oof.logits.values())
 
 
+SHORT = replace(CONFIG, heads=("gru",), folds=2, epochs=5, patience=0)
+
+
+@pytest.fixture(scope="module")
+def short(pair: tuple[Dataset, EmbeddingStore], tmp_path_factory: pytest.TempPathFactory) -> OofLogits:
+    """The logits of the settings of which each test below changes one."""
+    return OofLogits.load(train.train_heads(*pair, SHORT, tmp_path_factory.mktemp("short")).logits_file)
+
+
 @pytest.mark.parametrize("changed", [
     {"loss": "plain"}, {"loss": "balanced"}, {"loss": "focal"}, {"loss": "adjusted"}, {"ema": .9}, {"mixup": .4},
     {"noise": .2}, {"time_mask_s": .3}, {"label_smoothing": 0.0}, {"normalize": "clip"}, {"temporal_input": "features"},
     {"ensemble": 1}, {"window_s": 2.0}, {"step_s": .2}, {"precision": "bf16"}, {"level": "clip"}, {"dropout": .1},
     {"lr": 5e-4}, {"patience": 1}], ids=str)
-def test_each_setting_changes_logits_and_fingerprint(pair: Any, changed: dict[str, Any],
-                                                              tmp_path: Path) -> None:
-    short = replace(CONFIG, heads=("gru",), folds=2, epochs=5, patience=0)
-    assert replace(short, **changed).fingerprint() != short.fingerprint()
-    one, other = (train.train_heads(*pair, c, tmp_path) for c in (short, replace(short, **changed)))
-    logits = OofLogits.load(other.logits_file).logits["gru"]
+def test_each_setting_changes_logits_and_fingerprint(pair: Any, changed: dict[str, Any], short: OofLogits,
+                                                     tmp_path: Path) -> None:
+    assert replace(SHORT, **changed).fingerprint() != SHORT.fingerprint()
+    logits = OofLogits.load(train.train_heads(*pair, replace(SHORT, **changed), tmp_path).logits_file).logits["gru"]
     assert np.isfinite(logits).all()
     if changed not in ({"patience": 1},):
-        assert not np.array_equal(OofLogits.load(one.logits_file).logits["gru"], logits)
+        assert not np.array_equal(short.logits["gru"], logits)
 
 
 def test_paper_heads_train_with_plain_settings(pair: Any, tmp_path: Path) -> None:
@@ -263,13 +273,13 @@ def test_a_refit_trains_on_validation_too_under_another_name(pair: Any, oof: Oof
     assert (refit.fold[split != "test"] >= 0).all() and (refit.fold[split == "test"] == -1).all()
     for record in refit.provenance["heads"]:
         held_out = {g for g, f in zip(refit.group, refit.fold.tolist(), strict=True) if f == record["fold"]}
-        used = {*record["trained_on"], *record["watched"]}
+        used = {*record["train_groups"], *record["val_groups"]}
         assert held_out and not held_out & used and used == set(refit.group) - held_out - {last.group}
     assert all(logits[refit.rows(len(refit.trials) - 1)].any() for logits in refit.logits.values())
     settings = refit.provenance["settings"]
     assert settings["refit"] == "all" and "refit" not in oof.provenance["settings"]
     assert "refit" not in CONFIG.settings() and replace(CONFIG, refit="none").fingerprint() == CONFIG.fingerprint()
-    assert load_trained(report.heads).folds == 3 and report.heads.name == refit.fingerprint[:12]
+    assert load_trained(report.heads).record.requested.folds == 3 and report.heads.name == refit.fingerprint[:12]
     assert Workspace(tmp_path).current_logits_file(dataset.name) == report.logits_file, "the default of later stages"
 
 

@@ -100,7 +100,7 @@ def test_an_audit_retrains_the_backbones_blocks_from_the_caches_weights(home: Pa
         done = call(home, "audit", "--full", "--out", tmp_path / "audit.json")
     finally:
         recipe.unlink()
-    checks = {check["check"] for check in json.loads((tmp_path / "audit.json").read_text())["checks"]}
+    checks = {check["where"] for check in json.loads((tmp_path / "audit.json").read_text())["checks"]}
     assert done.exit_code in (0, 1) and "shuffled labels, heads" in checks, done.output
 
 
@@ -152,9 +152,9 @@ def test_info_tells_the_cost_before_anything_is_extracted(home: Path, tmp_path: 
     typed = words(home, "info", "--json")
     ahead = CliRunner().invoke(main, [*places, *typed[typed.index("info"):]], catch_exceptions=False)
     said = json.loads(ahead.stdout)
-    assert said["store"] is None and said["ahead"]["frames"] == 9 * 24
-    assert said["ahead"]["bytes_a_frame"] == 2 * (256 + 9 * 256) + 9 * 8
-    assert said["ahead"]["bytes"] == 9 * 24 * said["ahead"]["bytes_a_frame"]
+    assert said["store"] is None and said["cost"]["frames"] == 9 * 24
+    assert said["cost"]["bytes_a_frame"] == 2 * (256 + 9 * 256) + 9 * 8
+    assert said["cost"]["bytes"] == 9 * 24 * said["cost"]["bytes_a_frame"]
     told = CliRunner().invoke(main, [*places, *typed[typed.index("info"):-1]], catch_exceptions=False).stdout
     assert "nothing was extracted yet" in told and "5,192 bytes a frame" in told and "fercache check" in told
     held = json.loads(call(home, "info", "--json").stdout)
@@ -178,7 +178,7 @@ def test_the_papers_protocol_as_its_recipes_have_it(home: Path, tmp_path: Path) 
     assert book.heads == ("paper-frame", "paper-gru", "paper-transformer")
     for record in book.provenance["heads"]:
         said = record["settings"]
-        assert [part["tap"] for part in record["reads"]] == ["block8"] and record["member"] == 0
+        assert [part["tap"] for part in record["input_taps"]] == ["block8"] and record["member"] == 0
         assert (said["loss"], said["label_smoothing"], said["temporal_input"]) == ("plain", 0, False)
         if record["head"] != "paper-frame":
             assert (said["window_s"], said["width"], said["lr"], said["batch"]) == (.3, 768, 1e-3, 96)

@@ -6,6 +6,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +18,14 @@ from test_care import CLIPS, TAPS, book, flip, make, put
 
 from fercache import logits_import
 from fercache.backbones import weights
-from fercache.cli import main, maintenance
-from fercache.config import DatasetConfig, ExtractConfig, StackConfig, TrainConfig
+from fercache.cli import main
+from fercache.config import DatasetConfig, ExtractConfig, StackConfig, TrainConfig, fingerprint_of
 from fercache.data import load_dataset
 from fercache.extraction import job
 from fercache.stacking import inputs, stack
 from fercache.store.embedding_store import EmbeddingStore
+from fercache.training import train
+from fercache.workspace import Workspace
 
 
 def say(*words: object, text: str = "", code: int = 0) -> Result:
@@ -69,14 +72,14 @@ def test_verify_of_a_damaged_root_says_who_mends_it(home: Path) -> None:
     assert "zarr.json" in said and "fercache extract" in said
     assert "holds no embedding store" in say("verify", "--store", "cache/none.zarr", code=2).output
     taps = dict(TAPS)
-    mended = EmbeddingStore.create(home / STORE, {"backbone": "casia", "detector": {"min_px": 40}}, taps, mend=True)
+    mended = EmbeddingStore.create(home / STORE, {"backbone": "casia", "detector": {"min_px": 40}}, taps, repair=True)
     assert sorted(mended) == sorted(CLIPS), "the clips stay"
     say("verify", "--store", STORE)
 
 
 def test_a_root_of_other_settings_takes_no_clip_over(home: Path) -> None:
     (home / STORE / "zarr.json").write_text("{}")
-    assert list(EmbeddingStore.create(home / STORE, {"backbone": "else"}, dict(TAPS), mend=True)) == []
+    assert list(EmbeddingStore.create(home / STORE, {"backbone": "else"}, dict(TAPS), repair=True)) == []
 
 
 def test_names_that_a_terminal_cannot_take(home: Path) -> None:
@@ -104,10 +107,10 @@ def test_diff_exits_like_diff(home: Path) -> None:
 def test_forget_proves_it(home: Path) -> None:
     assert "2 data sets hold a clip" in say("forget", "a", code=2).output
     said = say("forget", "a", "--name", "mine").stdout
-    assert f"removed {STORE / 'a'}" in said and "removed cache/logits/mine" in said and "no trace is left" in said
+    assert f"removed {STORE / 'a'}" in said and "removed cache/logits/mine" in said and "no reference is left" in said
     assert "a" not in EmbeddingStore.open(STORE) and (home / "cache/logits/theirs/b1.h5").exists()
     told = json.loads(say("forget", "a", "--json").stdout)
-    assert told["datasets"] == ["theirs"] and told["forgotten"] is True and told["traces"] == []
+    assert told["datasets"] == ["theirs"] and told["forgotten"] is True and told["references"] == []
     assert "no clip 'a'" in say("forget", "a", code=2).output
     assert "no clip 'a'" in say("forget", "a", "--name", "mine", code=2).output
 
@@ -168,7 +171,7 @@ def test_gc_lists_asks_and_removes(recipes: tuple[Path, Path], home: Path) -> No
     assert "imported" not in said.stdout, "features from elsewhere are not made by a recipe, nor can it make them anew"
     assert "clip a\n" not in said.stdout and "features/theirs" not in said.stdout
     told = json.loads(say("gc", "--json").stdout)
-    assert len(told["waste"]) == 3 and told["left_alone"] == ["mine", "theirs"] and not told["removed"]
+    assert len(told["unreferenced"]) == 3 and told["skipped"] == ["mine", "theirs"] and not told["removed"]
     say("gc")  # nobody to ask: nothing happens
     assert other.exists() and "left" in EmbeddingStore.open(mine)
     say("gc", text="y\n")
@@ -203,23 +206,26 @@ def test_gc_of_a_link_leaves_what_it_leads_to(recipes: tuple[Path, Path], home: 
     assert not link.is_symlink() and list(EmbeddingStore.open(kept.path)) == ["a"]
 
 
-def learnt(home: Path, path: Path) -> maintenance.TrainingSettings:
-    """Return where what is learnt from the recipes' store lies."""
+def trained(home: Path, path: Path, config: TrainConfig, **changed: Any) -> Path:
+    """Write logits that record the recipes' store and these settings as their parents; return their path."""
     dataset = load_dataset(DatasetConfig(dataset="table", clips="clips", name="named"), home / "cache")
-    return maintenance.TrainingSettings(home / "cache", dataset, EmbeddingStore.open(home / path))
+    store = EmbeddingStore.open(home / path)
+    settings = train.settings_of(dataset, [t for t in dataset.trials if t.name in store], store, config) | changed
+    written = Workspace(home / "cache").logits_file("named", fingerprint_of(settings))
+    simulate(groups=4, frames=60, dataset="named", provenance={"settings": settings, "store": path.name}).save(written)
+    return written
 
 
 def waste() -> set[str]:
     """Return what gc would remove of the set that the recipes name."""
-    return {str(Path(item["path"]).relative_to("cache")) for item in json.loads(say("gc", "--json").stdout)["waste"]
-            if not item["clip"]}
+    listed = json.loads(say("gc", "--json").stdout)["unreferenced"]
+    return {str(Path(item["path"]).relative_to("cache")) for item in listed if not item["clip"]}
 
 
 def test_gc_knows_stack_runs_with_imported_logits(recipes: tuple[Path, Path], home: Path) -> None:
     """A run with --logits stays as long as its logits do; imported logits stay, whatever the recipes say."""
-    cache, path = home / "cache", learnt(home, recipes[0]).logits_file(TrainConfig())
+    cache, path = home / "cache", trained(home, recipes[0], TrainConfig())
     (home / "stages" / "stack.toml").write_text("bootstrap = 0\n")
-    simulate(groups=4, frames=60, dataset="named").save(path)
     far = simulate(groups=4, frames=60, dataset="named", heads=("far",), provenance={"level": "frame"})
     far.save(logits_import.path_of(cache, "named", "far"))
     for logits, seed in (((), 0), (("far",), 0), (("far",), 1)):
@@ -248,16 +254,39 @@ def test_gc_knows_runs_of_imported_logits_alone(home: Path) -> None:
 
 
 def test_gc_knows_the_books_of_an_ablation(recipes: tuple[Path, Path], home: Path) -> None:
-    trains = learnt(home, recipes[0])
     (home / "stages" / "train-heads.toml").write_text('taps = ["block8"]\n')
     (home / "stages" / "ablation.toml").write_text('rows = ["loss=focal", "taps=nothing"]\nrepeats = 2\n')
     usual = TrainConfig(taps=("block8",))
     named_ = [replace(usual, seed=1), replace(usual, loss="focal"), replace(usual, loss="focal", seed=1),
               replace(usual, folds=3)]
-    for config in (*named_, replace(usual, loss="focal", seed=2)):
-        book(trains.logits_file(config), "a")
-    other = trains.logits_file(replace(usual, loss="focal", seed=2))
+    for config in named_:
+        trained(home, recipes[0], config)
+    other = trained(home, recipes[0], replace(usual, loss="focal", seed=2))
     assert waste() == {str(recipes[1].relative_to("cache")), f"logits/named/{other.name}"}
+
+
+def test_gc_walks_from_stores_to_heads_and_predictions(recipes: tuple[Path, Path], home: Path) -> None:
+    """Logits and heads of other content of the store, or of a store that no recipe names, go with what they predicted.
+    """
+    space = Workspace(home / "cache")
+    (home / "stages" / "train-heads.toml").write_text('taps = ["block8"]\n')
+    usual = TrainConfig(taps=("block8",))
+    live, old = trained(home, recipes[0], usual), trained(home, recipes[0], usual, store="0" * 64)
+    other = trained(home, recipes[1], usual)
+    predicted = {}
+    for path in (live, old, other):
+        heads = space.heads("named", path.stem)
+        heads.mkdir(parents=True)
+        (heads / "frame-fold0-0.json").write_text("{}")
+        predicted[path] = space.logits_file("named", f"new{path.stem}")
+        simulate(groups=4, frames=60, dataset="named", provenance={
+            "heads": path.stem, "trained_on": "named", "store": recipes[0].name}).save(predicted[path])
+    (space.logits("named") / "damaged.h5").write_bytes(b"x")
+    gone = {str(path.relative_to(space.root)) for path in (
+        old, other, space.heads("named", old.stem), space.heads("named", other.stem), predicted[old], predicted[other])}
+    assert waste() == {str(recipes[1].relative_to("cache")), *gone}
+    space.set_current_logits_file(old)  # later stages read these by default
+    assert not waste() & {str(path.relative_to(space.root)) for path in (old, space.heads("named", old.stem))}
 
 
 def test_gc_takes_the_pictures_of_what_is_gone(recipes: tuple[Path, Path], home: Path) -> None:
@@ -272,7 +301,7 @@ def test_gc_takes_the_pictures_of_what_is_gone(recipes: tuple[Path, Path], home:
     assert "nothing to remove" in say("gc").stdout
 
 
-@pytest.mark.full
+@pytest.mark.slow("trains through all stages four times")
 def test_gc_after_the_three_stages(home: Path, weights_at: Path) -> None:
     """What the recipes make of a data set stays to the last file; a recipe that changes makes waste of what follows."""
     (home / "cache" / "weights").symlink_to(weights_at)
@@ -299,7 +328,8 @@ def test_gc_after_the_three_stages(home: Path, weights_at: Path) -> None:
                 assert runner.run(*words, cwd=home).code == 0, words
         run = runner.run("gc", "--json", cwd=home)
         assert run.code == 0, run.err()
-        return {str(Path(item["path"]).relative_to("cache")).split("/")[0] for item in json.loads(run.out())["waste"]}
+        items = json.loads(run.out())["unreferenced"]
+        return {str(Path(item["path"]).relative_to("cache")).split("/")[0] for item in items}
 
     assert waste("extract", "train-heads", "stack") == set()
     (home / "stages" / "stack.toml").write_text("bootstrap = 20\n")

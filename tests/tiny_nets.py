@@ -28,9 +28,14 @@ def whole_numbers(generator: torch.Generator, *shape: int) -> torch.Tensor:
 
 
 class TinyNet(torch.nn.Module):
-    """Energies of random filters, projected to the shape of each tap; constructed as `InceptionNet` is."""
+    """Energies of random filters, projected to the shape of each tap; loaded as `InceptionNet` is."""
 
-    def __init__(self, source: object, taps: Sequence[str], **settings: object) -> None:
+    @classmethod
+    def load(cls, source: object, taps: Sequence[str], **settings: object) -> TinyNet:
+        """Return the net; its numbers do not depend on the weights."""
+        return cls(taps)
+
+    def __init__(self, taps: Sequence[str]) -> None:
         super().__init__()
         self.shapes = tap_shapes(taps)
         # One set of numbers per block, so that a tap does not depend on which others are asked for.
@@ -71,10 +76,15 @@ class TinyNet(torch.nn.Module):
 
 
 class TinyDetector:
-    """One face where the picture's contrast is; constructed as `Mtcnn` is."""
+    """One face where the picture's contrast is; loaded as `Mtcnn` is."""
 
-    def __init__(self, min_face_px: int, device: str = "cpu") -> None:
+    def __init__(self, min_face_px: int) -> None:
         self.min_face_px = min_face_px
+
+    @classmethod
+    def load(cls, min_face_px: int, device: str = "cpu") -> TinyDetector:
+        """Return the detector, the same on every device."""
+        return cls(min_face_px)
 
     def detect(self, pictures: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
         """Return the faces of each picture of (B, H, W, 3): (n, 5) with x1, y1, x2, y2 in pixels and the score."""

@@ -42,7 +42,7 @@ def shapes_of(weights: Weights, taps: Sequence[str]) -> dict[str, tuple[int, ...
     InputError
         Unknown tap; the message lists the known ones.
     """
-    return OnnxNet(weights, taps, "cpu", 1).shapes if weights.name == "onnx" else tap_shapes(taps)
+    return OnnxNet.load(weights, taps, "cpu", 1).shapes if weights.name == "onnx" else tap_shapes(taps)
 
 
 class Backbone:
@@ -90,7 +90,7 @@ class Backbone:
         device = resolve_device(device)
         size = batch or BATCHES[torch.device(device).type]
         if weights.name == "onnx":
-            return cls(OnnxNet(weights, taps, device, size), device, size)
+            return cls(OnnxNet.load(weights, taps, device, size), device, size)
         if precision == "bf16" and device == "cpu" and not native and not bf16_pays():
             log.info("bf16 is slower than float32 on this CPU: using float32, which is also more accurate")
             precision = "float32"
@@ -100,9 +100,9 @@ class Backbone:
                                  hint="choose --backend torch or --device cpu")
             from fercache.backbones.onnx import OpenVinoNet  # an optional extra
 
-            return cls(OpenVinoNet(weights, taps, precision=precision, batch=size, threads=torch.get_num_threads()),
-                       device, size, precision)
-        return cls(InceptionNet(weights, taps, precision=precision, device=torch.device(device)), device, size,
+            net = OpenVinoNet.load(weights, taps, precision=precision, batch=size, threads=torch.get_num_threads())
+            return cls(net, device, size, precision)
+        return cls(InceptionNet.load(weights, taps, precision=precision, device=torch.device(device)), device, size,
                    precision)
 
     def embed(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float16]]:

@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fercache.backbones import facenet
 from fercache.backbones.taps import BLOCKS, EMBEDDING, GRID, block_of, tap_shapes
 from fercache.backbones.weights import files
-from fercache.runtime.devices import resolve_threads
+from fercache.runtime.devices import synchronize_device
 
 STEM = ("conv2d_1a", "conv2d_2a", "conv2d_2b", "maxpool_3a", "conv2d_3b", "conv2d_4a")
 STEPS = (*STEM, *BLOCKS)
@@ -30,10 +30,9 @@ class TappedInception(nn.Module):
     outputs : tap -> (block, form), in the order in which `forward` returns them.
     """
 
-    def __init__(self, source: files.Weights, taps: Sequence[str]) -> None:
+    def __init__(self, net: facenet.InceptionResnetV1, taps: Sequence[str]) -> None:
         super().__init__()
         self.outputs = {tap: block_of(tap) for tap in taps}
-        net = load(source)
         blocks = [STEPS.index(block) for block, _ in self.outputs.values() if block != EMBEDDING]
         depth = len(STEPS) if EMBEDDING in taps else 1 + max(blocks)
         self.names = STEPS[:depth]
@@ -74,11 +73,18 @@ class InceptionNet:
     equals the library's eager net up to rounding (cosine above .99999).
     """
 
-    def __init__(self, source: files.Weights, taps: Sequence[str], *, precision: str, device: torch.device) -> None:
-        self.shapes = tap_shapes(taps)
-        self.device = device
-        self.net = TappedInception(source, taps).eval().prepare(device, TYPES[precision])
-        resolve_threads(str(device))
+    def __init__(self, net: TappedInception, device: torch.device) -> None:
+        self.shapes = tap_shapes(list(net.outputs))
+        self.device, self.net = device, net
+
+    @classmethod
+    def load(cls, source: files.Weights, taps: Sequence[str], *, precision: str, device: torch.device) -> InceptionNet:
+        """Return the net with these weights on a device."""
+        tap_shapes(taps)  # refuses unknown taps before the weights are read
+        net = TappedInception(load(source), taps).eval().prepare(device, TYPES[precision])
+        # Other threads run the net in streams of their own, which do not wait for the copies made here.
+        synchronize_device(str(device))
+        return cls(net, device)
 
     @torch.inference_mode()
     def __call__(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fercache.backbones.inception import TappedInception
+from fercache.backbones.inception import TappedInception, load
 from fercache.backbones.taps import CROP_PX, tap_shapes
 from fercache.backbones.weights import files
 from fercache.backbones.weights.files import Weights
@@ -32,20 +32,35 @@ class OnnxNet:
     with a fixed batch size runs with that size.
     """
 
-    def __init__(self, weights: Weights, taps: Sequence[str], device: str, batch: int) -> None:
-        runtime = _runtime()
-        self.session = _open(runtime, weights, device)
-        self.batch = batch
-        self.input = self.session.get_inputs()[0]
-        names = [output.name for output in self.session.get_outputs()]
+    def __init__(self, session: Any, taps: Sequence[str]) -> None:
+        self.session, self.taps = session, list(taps)
+        self.input = session.get_inputs()[0]
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    @classmethod
+    def load(cls, weights: Weights, taps: Sequence[str], device: str, batch: int) -> OnnxNet:
+        """Return the model, after a trial run with one batch.
+
+        Raises
+        ------
+        InputError
+            A tap is not an output of the model.
+        MissingExtra
+            onnxruntime is not installed.
+        WeightsError
+            The file is not an ONNX model, or its input is not a batch of pictures.
+        """
+        session = _open(_runtime(), weights, device)
+        names = [output.name for output in session.get_outputs()]
         unknown = [tap for tap in taps if tap not in names]
         if unknown or not taps or len(set(taps)) != len(taps):
             what = f"{unknown[0]!r} is no output of the model" if unknown else "taps must be named, each once"
             raise InputError(what, where=weights.path, hint=f"choose with --taps from its outputs: {', '.join(names)}")
-        self.taps = list(taps)
+        net = cls(session, taps)
         # A trial run: the shapes that a model declares may contain free dimensions.
-        outputs = self(np.zeros((batch, CROP_PX, CROP_PX, 3), np.uint8))
-        self.shapes = {tap: outputs[tap].shape[1:] for tap in taps}
+        outputs = net(np.zeros((batch, CROP_PX, CROP_PX, 3), np.uint8))
+        net.shapes = {tap: outputs[tap].shape[1:] for tap in taps}
+        return net
 
     def __call__(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Return {tap: (B, ...) float32} of crops (B, 160, 160, 3) uint8."""
@@ -131,23 +146,37 @@ class OpenVinoNet:
 
     own_threads = True
 
-    def __init__(self, source: files.Weights, taps: Sequence[str], *, precision: str, batch: int,
-                 threads: int) -> None:
-        if precision not in PRECISIONS:
-            raise InputError(f"OpenVINO runs {' or '.join(PRECISIONS)}, not {precision}", where="precision",
-                             hint="choose one of those, or --backend torch")
-        runtime = _openvino_runtime()
-        self.shapes = tap_shapes(taps)
-        shape = (batch, CROP_PX, CROP_PX, 3)
-        model = runtime.convert_model(TappedInception(source, taps).eval(), input=list(shape),
-                                      example_input=torch.zeros(shape, dtype=torch.uint8))
-        compiled = runtime.Core().compile_model(model, "CPU", {
-            "INFERENCE_PRECISION_HINT": PRECISIONS[precision], "NUM_STREAMS": threads,
-            "INFERENCE_NUM_THREADS": threads})
+    def __init__(self, compiled: Any, shapes: dict[str, tuple[int, ...]], threads: int) -> None:
+        self.shapes = shapes
         # A request must not be used by two threads at once, so each call borrows one.
         self.free: SimpleQueue[Any] = SimpleQueue()
         for _ in range(threads):
             self.free.put(compiled.create_infer_request())
+
+    @classmethod
+    def load(cls, source: files.Weights, taps: Sequence[str], *, precision: str, batch: int,
+             threads: int) -> OpenVinoNet:
+        """Return the net with these weights, compiled for `threads` calls at the same time.
+
+        Raises
+        ------
+        InputError
+            OpenVINO does not run this precision.
+        MissingExtra
+            openvino is not installed.
+        """
+        if precision not in PRECISIONS:
+            raise InputError(f"OpenVINO runs {' or '.join(PRECISIONS)}, not {precision}", where="precision",
+                             hint="choose one of those, or --backend torch")
+        runtime = _openvino_runtime()
+        shapes = tap_shapes(taps)
+        shape = (batch, CROP_PX, CROP_PX, 3)
+        model = runtime.convert_model(TappedInception(load(source), taps).eval(), input=list(shape),
+                                      example_input=torch.zeros(shape, dtype=torch.uint8))
+        compiled = runtime.Core().compile_model(model, "CPU", {
+            "INFERENCE_PRECISION_HINT": PRECISIONS[precision], "NUM_STREAMS": threads,
+            "INFERENCE_NUM_THREADS": threads})
+        return cls(compiled, shapes, threads)
 
     def __call__(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Return {tap: (B, ...) float32} of crops (B, 160, 160, 3) uint8; up to `threads` calls run at once."""

@@ -84,6 +84,7 @@ class LazyGroup(click.Group):
                 formatter.write_dl([(name, entry.summary) for name, entry in commands.items()])
 
 
+# click wraps help at 80 columns, on wider terminals too, unless max_content_width allows more.
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--cache", type=LOCATION, default=None, help="Folder for everything that is generated. With a URL "
               "(s3://, gs://) only the features go there.  [default: cache]")
@@ -100,7 +101,7 @@ def main(ctx: click.Context, cache: Location | None, local_cache: Path | None, s
 
     \b
     fercache extract                  stage one: clips -> features
-    fercache train-heads              stage two: features -> out-of-fold logits and heads
+    fercache train-heads              stage two: features -> heads and their logits
     fercache stack --out preds.csv    stage two: logits -> final predictions
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

@@ -1,4 +1,4 @@
-"""What all commands share: options made from the configuration, cache and recipes, errors and exit codes."""
+"""Shared by all commands: options made from the configuration, cache and recipes, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from fercache import recipe
-from fercache.config import Config, DatasetConfig
+from fercache.config import Config, DatasetConfig, ExtractConfig, TrainConfig
 from fercache.errors import BrokenOff, FercacheError, InputError
 from fercache.runtime.uri import Location, Url, as_location
 from fercache.workspace import Workspace
@@ -29,11 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fercache")
 
 
-C = TypeVar("C", bound=Config)
 F = TypeVar("F", bound=Callable[..., Any])
-
-CHOOSES_DATA = ("root", "clips")
-"""Flags that name a data set: when one is typed, the recipe's data set is put aside as a whole."""
 
 
 class CommaList(click.ParamType[tuple[str, ...]]):
@@ -43,9 +39,7 @@ class CommaList(click.ParamType[tuple[str, ...]]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         """Return the names."""
-        if isinstance(value, str):
-            return tuple(word.strip() for word in value.split(",") if word.strip())
-        return tuple(str(word) for word in value)
+        return recipe.split_names(value)
 
 
 class LocationType(click.ParamType[Location]):
@@ -64,19 +58,34 @@ class LocationType(click.ParamType[Location]):
 LOCATION = LocationType()
 
 
-HEADINGS: dict[str, tuple[str, ...]] = {
-    "Data set": tuple(entry.name for entry in dataclasses.fields(DatasetConfig)),
-    "Faces": ("faces", "detect_every", "detect_px", "min_face_px", "min_score", "margin", "people"),
-    "Sources": ("on_truncated", "crop_fps", "verify_sources", "thumbnails"),
-    "Training": ("loss", "label_smoothing", "epochs", "patience", "width", "dropout", "lr", "ema", "mixup", "noise",
-                 "time_mask_s", "window_s", "step_s", "precision"),
-    "Machine": ("device", "threads", "concurrent_clips", "memory", "workers", "engine", "scheduler", "shard",
-                "time_limit", "cache", "local_cache", "stages"),
+HEADINGS: dict[str, tuple[type[Config] | None, tuple[str, ...]]] = {
+    "Options": (None, ()),
+    "Data set": (DatasetConfig, tuple(entry.name for entry in dataclasses.fields(DatasetConfig))),
+    "Faces": (ExtractConfig, ("faces", "detect_every", "detect_px", "min_face_px", "min_score", "margin", "people")),
+    "Sources": (ExtractConfig, ("on_truncated", "crop_fps", "verify_sources", "thumbnails")),
+    "Training": (TrainConfig, ("loss", "label_smoothing", "epochs", "patience", "width", "dropout", "lr", "ema",
+                               "mixup", "noise", "time_mask_s", "window_s", "step_s", "precision")),
+    "Machine": (None, ("device", "threads", "concurrent_clips", "memory", "workers", "engine", "scheduler", "shard",
+                       "time_limit", "cache", "local_cache", "stages")),
 }
-"""Heading in a command's help -> the options below it; all others come first, without a heading of their own."""
+"""Heading in a command's help -> the options below it, and the configuration that they belong to (None: any)."""
 
-EXPLAINS_DATA = ("extract", "check")
-"""Commands whose help explains every data set option; the help of the others points to the first."""
+EXPLAINED_ONCE = {"Data set": "Which clips and labels to read", "Faces": "How faces are found",
+                  "Sources": "How clips are read"}
+"""Headings whose options the help of `extract` explains, and a summary for the help of all other commands."""
+
+
+def _heading(name: str | None, kind: type[Config] | None) -> str:
+    return next((heading for heading, (owner, names) in HEADINGS.items() if name in names and owner in (None, kind)),
+                "Options")
+
+
+class ConfigOption(click.Option):
+    """An option made from a field of the configuration `kind`."""
+
+    def __init__(self, *args: Any, kind: type[Config], **settings: Any) -> None:
+        self.kind = kind
+        super().__init__(*args, **settings)
 
 
 class HeadedCommand(click.Command):
@@ -84,17 +93,16 @@ class HeadedCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, a section for each heading that has any."""
-        sections: dict[str, list[tuple[str, str]]] = {"Options": [], **{heading: [] for heading in HEADINGS}}
+        sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record is not None:
-                # The encoder's `precision` belongs to the CNN, the heads' to training: only train-heads has the latter.
-                heading = next((h for h, names in HEADINGS.items() if param.name in names), "Options")
-                sections["Options" if heading == "Training" and self.name == "extract" else heading].append(record)
-        if len(sections["Data set"]) > 1 and self.name not in EXPLAINS_DATA:
-            flags = " ".join(flag.split()[0] for flag, _ in sections["Data set"])
-            sections["Data set"] = [(flags, f"Which clips and labels: see `fercache {EXPLAINS_DATA[0]} --help`.")]
+            # Arguments are in the usage line and in the command's text; click gives them a record without help.
+            if record is not None and isinstance(param, click.Option):
+                sections[_heading(param.name, getattr(param, "kind", None))].append(record)
         for heading, records in sections.items():
+            if records and heading in EXPLAINED_ONCE and self.name != "extract":
+                flags = " ".join(flag.split()[0] for flag, _ in records)
+                records = [(flags, f"{EXPLAINED_ONCE[heading]}: see `fercache extract --help`.")]
             if records:
                 with formatter.section(heading):
                     formatter.write_dl(records)
@@ -110,25 +118,27 @@ def config_options(kind: type[Config], default: str = "") -> Callable[[F], F]:
     hints = typing.get_type_hints(kind)
 
     def add(function: F) -> F:
-        for entry in reversed(dataclasses.fields(kind)):
+        for entry in reversed(dataclasses.fields(kind)):  # click adds options from the last to the first
             flag = "--" + entry.name.replace("_", "-")
             if hints[entry.name] is bool:
-                function = click.option(f"{flag}/--no-{flag[2:]}", entry.name, default=None,
-                                        help=str(entry.metadata["help"]), show_default=False)(function)
+                function = click.option(f"{flag}/--no-{flag[2:]}", entry.name, default=None, cls=ConfigOption,
+                                        kind=kind, help=str(entry.metadata["help"]), show_default=False)(function)
                 continue
             function = click.option(flag, entry.name, type=_type(hints[entry.name], entry), default=None,
-                                    help=_help(entry, default), show_default=False)(function)
+                                    cls=ConfigOption, kind=kind, help=_help(entry, default),
+                                    show_default=False)(function)
         return function
     return add
 
 
 def _type(hint: Any, entry: dataclasses.Field[Any]) -> click.ParamType[Any]:
     """Return click's type for a field."""
-    if isinstance(hint, types.GenericAlias):
+    if isinstance(hint, types.GenericAlias):  # tuple[str, ...], the only generic type of the configurations
         return CommaList()
     if entry.metadata["choices"]:
         return click.Choice(entry.metadata["choices"])
     if entry.name == "dataset":
+        # Imported here, so that commands without a data set do not load its readers.
         from fercache.data import DATASETS
 
         return click.Choice(DATASETS)
@@ -142,52 +152,18 @@ def _help(entry: dataclasses.Field[Any], instead: str) -> str:
     return f"{entry.metadata['help']}  [default: {default}]" if default != "" else str(entry.metadata["help"])
 
 
-def make_config(kind: type[C], command: str, stages: Path, typed: dict[str, Any]) -> C:
-    """Return the configuration: what was `typed` beats the recipe of `command`, which beats the default.
-
-    Raises
-    ------
-    InputError
-        A recipe names an unknown key, or a value is out of its choices or bounds.
-    """
-    typed = {name: typed[name] for name in (f.name for f in dataclasses.fields(kind)) if typed.get(name) is not None}
-    values = recipe.load_recipe(stages, command)
-    if kind is DatasetConfig and (typed.get("dataset") == "demo" or any(name in typed for name in CHOOSES_DATA)):
-        values = {}  # half a recipe's data set and half the user's would be a third that nobody meant
-    hints = typing.get_type_hints(kind)
-    return kind(**{name: _typed(kind, name, hints[name], value) for name, value in {**values, **typed}.items()})
-
-
-def _typed(kind: type[Config], name: str, hint: Any, value: Any) -> Any:
-    """Return a recipe's value as the field's type.
-
-    Raises
-    ------
-    InputError
-        It is of another type.
-    """
-    if isinstance(hint, types.GenericAlias):
-        return CommaList().convert(value, None, None)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise InputError(f"{name} = {value!r} is not of type {hint.__name__}", where=kind.__name__,
-                         hint="fix the recipe")
-    return value
-
-
 STOPPED = 130
 """Exit code of a command that the user stopped, as shells use it for Ctrl-C."""
 
 
 @dataclass
 class Context:
-    """Where the cache and the recipes are.
+    """Paths of the cache and the recipes.
 
     Attributes
     ----------
     cache : the folder of everything that is generated.
-    remote : where the features are instead, when ``--cache`` is a URL.
+    remote : URL of the features if ``--cache`` is a URL.
     """
 
     cache: Path = Path("cache")
@@ -210,21 +186,21 @@ class Context:
         folder = local or (cache if isinstance(cache, Path) else None) or self.cache
         return Context(folder, stages or self.stages, remote)
 
-    def config(self, kind: type[C], command: str, typed: dict[str, Any]) -> C:
+    def config(self, kind: type[recipe.C], command: str, typed: dict[str, Any]) -> recipe.C:
         """Return the configuration of a command from flags, recipe and defaults, and log which recipe it is."""
-        config = make_config(kind, command, self.stages, typed)
+        config = recipe.make_config(kind, command, self.stages, typed)
         log.info("%s: %s, fingerprint %s", command, recipe.recipe_path(self.stages, command), config.fingerprint()[:12])
         return config
 
     def is_logits(self, typed: dict[str, Any]) -> bool:
         """Return whether the data set consists of imported logits alone."""
-        return make_config(DatasetConfig, "dataset", self.stages, typed).dataset == "logits"
+        return recipe.make_config(DatasetConfig, "dataset", self.stages, typed).dataset == "logits"
 
     def dataset_name(self, typed: dict[str, Any]) -> str:
         """Return the name in the cache of the data set that flags or `dataset.toml` name; imported logits are one."""
         from fercache import data
 
-        config = make_config(DatasetConfig, "dataset", self.stages, typed)
+        config = recipe.make_config(DatasetConfig, "dataset", self.stages, typed)
         return data.logits_name(config) if config.dataset == "logits" else self.dataset(typed).name
 
     def load_logits(self, typed: dict[str, Any], path: Path | None, names: tuple[str, ...]) -> OofLogits:
@@ -242,6 +218,9 @@ class Context:
         trained = path or self.workspace.current_logits_file_or_none(dataset)
         if not names and self.is_logits(typed):
             names = tuple(logits_import.imported_names(self.cache, dataset))
+            if not trained and not names:
+                raise InputError("no logits were imported yet", where=self.workspace.imported_logits(dataset),
+                                 hint="run `fercache logits import` first")
         if not trained and not names:
             self.workspace.current_logits_file(dataset)  # raises, naming the command that is missing
         return inputs.load_logits(self.cache, dataset, trained, names)
@@ -251,7 +230,7 @@ class Context:
         from fercache import data
         from fercache.data import base, demo
 
-        config = make_config(DatasetConfig, "dataset", self.stages, typed)
+        config = recipe.make_config(DatasetConfig, "dataset", self.stages, typed)
         if config.dataset == "demo" and not (config.root or config.clips):
             demo.fetch_demo_clips(self.workspace.clips)
         found = data.load_dataset(config, self.cache)
@@ -264,7 +243,7 @@ class Context:
 
 
 def location_options(function: F) -> F:
-    """Give a command --cache and --stages, and turn every expected error into a message and an exit code."""
+    """Give a command --cache, --local-cache and --stages, and turn expected errors into a message and an exit code."""
     @click.option("--cache", type=LOCATION, default=None,
                   help="Folder for everything that is generated, or a URL for the features.")
     @click.option("--local-cache", type=click.Path(path_type=Path), default=None, help="See `fercache --help`.")
@@ -279,6 +258,7 @@ def location_options(function: F) -> F:
 
 def end_command(function: Callable[..., Any], context: Context, typed: dict[str, Any]) -> None:
     """Run a command and exit with its code."""
+    # Slurm and kill send SIGTERM: it ends a run as cleanly as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = function(context, **typed)
@@ -288,7 +268,7 @@ def end_command(function: Callable[..., Any], context: Context, typed: dict[str,
     except KeyboardInterrupt:
         print_error("stopped; everything committed is kept, run the same command again to continue")
         code = STOPPED
-    except OSError as error:  # disk full, permission lost, file system gone: not a fault of the program
+    except OSError as error:  # disk full, permission lost, file system gone: not a bug of the program
         print_error(f"{error.filename or 'the file system'}: {error.strerror or error}\n"
                     "  next: free disk space or fix permissions, then run the same command again; "
                     "everything committed is kept")

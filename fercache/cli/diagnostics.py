@@ -10,21 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fercache.cli.context import Context, HeadedCommand, config_options, location_options
+from fercache.cli.context import CommaList, Context, HeadedCommand, config_options, location_options
 from fercache.config import AblationConfig, AuditConfig, DatasetConfig, ExtractConfig, TrainConfig
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from fercache.data.base import Issue
-    from fercache.diagnostics.ablation import AblationFigure, AblationRow, AblationTable
+    from fercache.diagnostics.ablation import AblationRow, AblationTable
 
 log = logging.getLogger("fercache")
 
 
 # The command audit.
 
-SHOWN = 5
+MAX_DETAILS = 5
 SEVERITY_STYLES = {"ok": ("ok", "green"), "warning": ("look", "yellow"), "error": ("FAIL", "red"),
                    "skipped": ("skipped", "blue")}
 """Printed word and color of a severity."""
@@ -33,15 +32,17 @@ SEVERITY_STYLES = {"ok": ("ok", "green"), "warning": ("look", "yellow"), "error"
 @click.command("audit", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @config_options(AuditConfig)
-@click.option("--logits-file", type=click.Path(path_type=Path), help="Book of logits.  [default: the last one trained]")
-@click.option("--logits", default="", help="Imported logits to look at too, with commas between them.")
+@click.option("--logits-file", type=click.Path(path_type=Path),
+              help="Out-of-fold logits.  [default: of the last training]")
+@click.option("--logits", type=CommaList(), default=(),
+              help="Imported logits to check too.  [default: all]")
 @click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("audit.json"), show_default=True,
-              help="Every finding with all its lines.")
+              help="JSON file for all results with all details.")
 @location_options
-def audit_command(context: Context, logits_file: Path | None, logits: str, store: Path | None, out: Path,
+def audit_command(context: Context, logits_file: Path | None, logits: tuple[str, ...], store: Path | None, out: Path,
                   **typed: Any) -> int:
-    """Prove that no group crosses folds and that shuffled labels give chance; exit code 1 where something leaks."""
+    """Check that no group crosses folds and that shuffled labels give chance; the exit code is 1 if something leaks."""
     from fercache import logits_import
     from fercache.diagnostics import audit
     from fercache.extraction import job
@@ -49,8 +50,7 @@ def audit_command(context: Context, logits_file: Path | None, logits: str, store
 
     config = context.config(AuditConfig, "audit", typed)
     name = context.dataset_name(typed)
-    names = tuple(word.strip() for word in logits.split(",")
-                  if word.strip()) or tuple(logits_import.imported_names(context.cache, name))
+    names = logits or tuple(logits_import.imported_names(context.cache, name))
     alone = context.is_logits(typed)
     path = None if alone else store or job.current_store(context.features, name)
     with tempfile.TemporaryDirectory() as scratch:
@@ -58,23 +58,19 @@ def audit_command(context: Context, logits_file: Path | None, logits: str, store
             oof=context.load_logits(typed, logits_file, names), store=EmbeddingStore.open(path) if path else None,
             dataset=None if alone else context.dataset(typed), scratch=Path(scratch), weights=context.workspace.weights,
             training=context.config(TrainConfig, "train-heads", {}) if config.full else TrainConfig())
-        findings = []
-        for found in audit.run_audit(subject, config):
-            findings.append(found)
-            _show(found)
-    audit.write_audit(findings, out)
+        results = []
+        for result in audit.run_audit(subject, config):
+            results.append(result)
+            # Printed at once: a check can take minutes.
+            word, color = SEVERITY_STYLES[result.severity]
+            click.echo(click.style(f"{word:8}", fg=color, bold=True) + f"{result.where}: {result.message}")
+            for line in result.details[:MAX_DETAILS]:
+                click.echo(f"          {line}")
+            if len(result.details) > MAX_DETAILS:
+                click.echo(f"          and {len(result.details) - MAX_DETAILS} more, see --out")
+    audit.write_audit(results, out)
     click.echo(out)
-    return 1 if audit.any_failed(findings) else 0
-
-
-def _show(found: Issue) -> None:
-    """Print one finding, its first lines below it."""
-    word, color = SEVERITY_STYLES[found.severity]
-    click.echo(click.style(f"{word:8}", fg=color, bold=True) + f"{found.where}: {found.message}")
-    for line in found.details[:SHOWN]:
-        click.echo(f"          {line}")
-    if len(found.details) > SHOWN:
-        click.echo(f"          and {len(found.details) - SHOWN} more, see --out")
+    return 1 if any(result.is_error for result in results) else 0
 
 
 # The commands check and ablation.
@@ -82,16 +78,15 @@ def _show(found: Issue) -> None:
 @click.command("check", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @config_options(ExtractConfig)
-@click.option("--fresh", is_flag=True, help="Read every folder again, whatever an earlier check found.")
+@click.option("--fresh", is_flag=True, help="Read every folder again, not only the changed ones.")
 @click.option("--rate", type=click.FloatRange(min=0), default=0.0,
-              help="Frames a second to assume for the time of extraction.  [default: as measured here]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, every clip that differs in it.")
+              help="Frames a second to assume for the time of extraction.  [default: as measured]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with every clip that differs.")
 @location_options
 def check_command(context: Context, fresh: bool, rate: float, as_json: bool, **typed: Any) -> int:
-    """The data set against its clips: every mismatch, and what extraction will cost. No CNN is run.
+    """Compare a data set with its clips, and print every mismatch and the cost of extraction; no CNN is run.
 
-    \b
-    Exit code 0: nothing wrong; 1: something loses data or spoils a score; 2: wrong usage.
+    The exit code is 1 if an issue loses data or spoils a score.
     """
     from fercache.diagnostics import check
 
@@ -107,14 +102,14 @@ def check_command(context: Context, fresh: bool, rate: float, as_json: bool, **t
 @config_options(AblationConfig)
 @config_options(TrainConfig)
 @click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
-@click.option("--quick", is_flag=True, help="A first look: one seed, three folds.")
+@click.option("--quick", is_flag=True, help="Use one seed and three folds.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("ablation.csv"), show_default=True,
-              help="Table: NAME.csv, and NAME.json beside it.")
+              help="File of the table, NAME.csv; NAME.json is written beside it.")
 @location_options
 def ablation_command(context: Context, store: Path | None, quick: bool, out: Path, **typed: Any) -> int:
-    """What each choice of stage two is worth on a store: taps, switches and heads, paired with the default.
+    """Train the heads with one change of the recipe at a time, and compare each with the default.
 
-    Everything is out of fold on the training groups. Rows that were trained before are not trained again.
+    All scores are out of fold on the training groups. Rows that were trained before are not trained again.
     """
     from rich.console import Console
 
@@ -131,28 +126,30 @@ def ablation_command(context: Context, store: Path | None, quick: bool, out: Pat
     log.info("store %s", path)
     table = ablation.run_ablation(dataset, EmbeddingStore.open(path), base, config, context.cache)
     ablation.write_ablation(table, out)
-    Console().print(_shown(table))
+    Console().print(_screen(table))
     click.echo(out)
     return 1 if any(row.failed for row in table.rows) else 0
 
 
-def _shown(table: AblationTable) -> RenderableType:
+def _screen(table: AblationTable) -> RenderableType:
     """Return the table for 80 columns."""
     from rich import box
     from rich.console import Group
-    from rich.table import Table as Drawn
+    from rich.table import Table
     from rich.text import Text
 
     columns = list(table.rows[0].figures)
     title = f"macro F1 out of fold: {table.frames:,} frames of {table.groups} groups, {table.seeds} seed(s)"
-    drawn = Drawn(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
-                  pad_edge=False, caption_justify="left", caption=_caption(table))
-    drawn.add_column("", overflow="fold")
+    caption = (f"no intervals: {table.why_none}" if table.why_none else
+               "* and brackets: paired difference from the default, 95 % by bootstrap over groups; * leaves 0 out")
+    screen = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
+                   pad_edge=False, caption_justify="left", caption=caption)
+    screen.add_column("", overflow="fold")
     for name in (*(name[:8] for name in columns), "mean - default"):
-        drawn.add_column(name, justify="right", no_wrap=True)
+        screen.add_column(name, justify="right", no_wrap=True)
     for row in table.rows:
-        drawn.add_row(*_line(row, columns), style="bold" if row is table.rows[0] else "")
-    parts: list[RenderableType] = [drawn]
+        screen.add_row(*_line(row, columns), style="bold" if row is table.rows[0] else "")
+    parts: list[RenderableType] = [screen]
     for split, scores in table.reported.items():
         scores_text = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
         parts.append(Text(f"the default on {split} (shown, never used to choose): {scores_text}"))
@@ -161,26 +158,15 @@ def _shown(table: AblationTable) -> RenderableType:
     return Group(*parts)
 
 
-def _caption(table: AblationTable) -> str:
-    return (f"no intervals: {table.why_none}" if table.why_none else
-            "* and brackets: paired difference from the default, 95 % by bootstrap over groups; * leaves 0 out")
-
-
 def _line(row: AblationRow, columns: list[str]) -> list[str]:
     """Return the cells of a row."""
     if row.skipped:
         return [f"{row.name} ({row.skipped})", *[""] * (len(columns) + 1)]
-    return [row.name, *(_score(row.figures.get(name)) for name in columns), _difference(row)]
-
-
-def _score(figure: AblationFigure | None) -> str:
-    return "" if figure is None else f"{figure.macro_f1:.3f}{'*' if figure.sure else ' '}"
-
-
-def _difference(row: AblationRow) -> str:
-    """Return the difference of the heads' mean from the default's, with its interval."""
-    figure = row.figures.get("mean")
-    if figure is None or not row.changed:
-        return ""
-    span = figure.difference_interval
-    return f"{figure.difference:+.3f}" + (f" [{span[0]:+.3f} {span[1]:+.3f}]" if span else "")
+    figures = [row.figures.get(name) for name in columns]
+    cells = ["" if figure is None else f"{figure.macro_f1:.3f}{'*' if figure.sure else ' '}" for figure in figures]
+    mean = row.figures.get("mean")
+    difference = ""
+    if mean is not None and row.changed:
+        span = mean.difference_interval
+        difference = f"{mean.difference:+.3f}" + (f" [{span[0]:+.3f} {span[1]:+.3f}]" if span else "")
+    return [row.name, *cells, difference]

@@ -25,14 +25,14 @@ FORMATS = ("h5", "npz", "parquet")
 @click.option("--store", type=LOCATION, help="Embedding store, a path or URL.  [default: the last one extracted]")
 @click.option("--to", type=click.Choice(FORMATS), required=True,
               help="h5 and parquet write one file, npz writes a folder.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File or folder; must not be there yet.")
+@click.option("--out", type=click.Path(path_type=Path), required=True,
+              help="File or folder to write; it must not exist.")
 @click.option("--only", type=CommaList(), default=(), help="Clips to export.  [default: all]")
 @click.option("--taps", type=CommaList(), default=(), help="Taps to export.  [default: all]")
 @location_options
 def export_command(context: Context, store: Location | None, to: str, out: Path, only: tuple[str, ...],
-                   taps: tuple[str, ...],
-           **typed: Any) -> int:
-    """Write features and clock of a store as files that other tools read, bit for bit."""
+                   taps: tuple[str, ...], **typed: Any) -> int:
+    """Write a store's features and frame tables, unchanged, as files that other tools read."""
     from fercache.extraction import job
     from fercache.maintenance import export
     from fercache.store.embedding_store import EmbeddingStore
@@ -49,11 +49,11 @@ def export_command(context: Context, store: Location | None, to: str, out: Path,
 @click.option("--as", "as_", required=True, metavar="NAME",
               help="Name of the store; `train-heads --join NAME` uses it.")
 @click.option("--fps", type=click.FloatRange(1e-3, 1e6), default=30.0, show_default=True,
-              help="Frames a second, where the file holds no clock.")
+              help="Frames a second, if the file has no times.")
 @config_options(DatasetConfig)
 @location_options
 def import_command(context: Context, path: Path, as_: str, fps: float, **typed: Any) -> int:
-    """Make a store of features that were made elsewhere, beside the extracted ones, on the same frame clock.
+    """Make a store of features from another tool, with the same frame numbers as the extracted ones.
 
     PATH is an HDF5 file (file[clip]['00001'], or file[clip] of one row a frame), a folder of one .npz or .npy a clip,
     a .csv or .parquet table with columns clip and frame, or what `fercache export` wrote. Frames count from 1; frames
@@ -65,9 +65,9 @@ def import_command(context: Context, path: Path, as_: str, fps: float, **typed: 
     report = importer.import_features(path, as_, Features(context.features).folder(dataset.name), fps=fps)
     log.info("%d clips imported (%d frames), %d cached, %d failed", len(report.clips), report.frames,
              len(report.cached), len(report.failed))
-    strange = {*report.clips, *report.cached} - {trial.name for trial in dataset.trials}
-    if strange:
-        log.warning("%d clips are not in the data set: %s", len(strange), ", ".join(sorted(strange)[:3]))
+    extra = {*report.clips, *report.cached} - {trial.name for trial in dataset.trials}
+    if extra:
+        log.warning("%d clips are not in the data set: %s", len(extra), ", ".join(sorted(extra)[:3]))
     click.echo(report.store)
     return 1 if report.failed else 0
 
@@ -76,7 +76,7 @@ def import_command(context: Context, path: Path, as_: str, fps: float, **typed: 
 
 @click.group()
 def logits_group() -> None:
-    """Logits from elsewhere: any model's predictions as one more head of the stack."""
+    """Import predictions of any other model as one more head of the stack."""
 
 
 @logits_group.command("import", cls=HeadedCommand)
@@ -85,18 +85,17 @@ def logits_group() -> None:
 @config_options(LogitsConfig)
 @location_options
 def logits_import_command(context: Context, logits_name: str, **typed: Any) -> int:
-    """Keep the predictions of a table as NAME, for `fercache stack --logits NAME`.
+    """Import the predictions in a table as NAME, for `fercache stack --logits NAME`.
 
-    \b
-    A row is a frame (clip,frame[,person]) or a whole clip (clip); then p_CLASS or logit_CLASS for each class.
-    With --dataset logits --name SET the tables are all there is: label, split and group come from their columns.
+    A row is a frame (clip,frame[,person]) or a whole clip (clip), with a column p_CLASS or logit_CLASS for each class.
+    With --dataset logits --name SET there are no clips: label, split and group are columns of the tables.
     """
     from fercache import logits_import
 
     config = context.config(LogitsConfig, "logits-import", typed)
     if not config.table or not config.provenance:
-        raise InputError("say where the predictions are, and who made them", where="logits import",
-                         hint="--table FILE --provenance out-of-fold|held-out|in-sample")
+        raise InputError("the table or its provenance is missing", where="logits import",
+                         hint="add --table FILE --provenance out-of-fold|held-out|in-sample")
     path, _ = logits_import.import_logits(logits_name, config, context.dataset_name(typed), context.cache)
     click.echo(path)
     return 0

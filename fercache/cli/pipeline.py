@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fercache.cli.context import LOCATION, Context, HeadedCommand, config_options, location_options, make_config
+from fercache import recipe
+from fercache.cli.context import LOCATION, Context, HeadedCommand, config_options, location_options
 from fercache.config import DatasetConfig, ExtractConfig, StackConfig, TrainConfig
 from fercache.errors import InputError
 from fercache.runtime.uri import Location
@@ -47,7 +48,7 @@ LAUNCH_FLAGS = ("engine", "scheduler", "workers", "shard", "time_limit")
 @location_options
 def extract_command(context: Context, **typed: Any) -> int:
     """Stage one: run the face CNN once over every frame of every clip and store its features."""
-    began_s = time.time()
+    began_s = time.time()  # before the imports, which take seconds: a time limit counts from the start
     from fercache import run_log
     from fercache.extraction import distributed
 
@@ -186,9 +187,11 @@ def predict_command(context: Context, paths: tuple[Path, ...], out: Path, heads:
     models = select_models(context.cache, heads, stack, _recipe_dataset(context))
     job = predict.PredictJob(
         dataset=_dataset(context, paths, typed, models), models=models, out=out, store=store, force=force,
-        defaults=make_config(ExtractConfig, "extract", context.stages, _only(typed, "device", "threads", "weights")),
+        # All other settings of extraction are those that the heads were trained on.
+        defaults=recipe.make_config(ExtractConfig, "extract", context.stages,
+                                    _only(typed, "device", "threads", "weights")),
         overrides=_only(typed, *(entry.name for entry in fields(ExtractConfig))), timelines=timelines, overlay=overlay,
-        stack=make_config(StackConfig, "stack", context.stages, {}))
+        stack=recipe.make_config(StackConfig, "stack", context.stages, {}))
     report = predict.predict_dataset(job, context.cache)
     _print_summary(report)
     for failed in report.failed:
@@ -215,7 +218,7 @@ def _recipe_dataset(context: Context) -> str:
     """Return the recipe's data set by its name in the cache, "" for the demo or if the data set cannot be read."""
     from fercache import data
 
-    config = make_config(DatasetConfig, "dataset", context.stages, {})
+    config = recipe.make_config(DatasetConfig, "dataset", context.stages, {})
     if config.dataset == "demo" and not (config.root or config.clips):
         return ""
     try:

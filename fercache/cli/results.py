@@ -1,4 +1,4 @@
-"""The commands that show: report, overlay, card, doctor."""
+"""Commands that present results: report, overlay, card, doctor, submit, score."""
 
 from __future__ import annotations
 
@@ -18,36 +18,37 @@ log = logging.getLogger("fercache")
 
 
 FILE = click.Path(path_type=Path)
-preds_option = click.option("--preds", type=FILE, default=Path("preds.csv"), show_default=True,
-                            help="Predictions that `stack` wrote, .csv or .csv.gz.")
+PREDS = click.option("--preds", type=FILE, default=Path("preds.csv"), show_default=True,
+                     help="Predictions of `fercache stack`: .csv, .csv.gz or .parquet.")
 
 
 @click.command("report", cls=HeadedCommand)
-@preds_option
-@click.option("--out", type=FILE, default=Path("report.html"), show_default=True, help="The page.")
-@click.option("--check", type=FILE, help="What `fercache check --json` printed.")
-@click.option("--ablation", type=FILE, help="What `fercache ablation` wrote, .json or .csv.")
+@PREDS
+@click.option("--out", type=FILE, default=Path("report.html"), show_default=True, help="HTML file to write.")
+@click.option("--check", type=FILE, help="File with the output of `fercache check --json`.")
+@click.option("--ablation", type=FILE, help="Table of `fercache ablation`, .json or .csv.")
 @location_options
 def report_command(context: Context, preds: Path, out: Path, check: Path | None, ablation: Path | None) -> int:
-    """One page to look at: the run, the scores, and every clip over time; it needs no network."""
+    """Build one HTML page about a run: settings, scores, and every clip over time. It needs no network."""
     from fercache.viz import report
 
     made = report.make_report(preds, out, context.cache, check=check, ablation=ablation)
     log.info("%d clips, %d frames, %.1f MB; %s", made.clips, made.frames, made.bytes / 1e6,
-             "holds pictures of faces" if made.pictures else "holds no picture of a face")
+             "with pictures of faces" if made.pictures else "without pictures of faces")
     click.echo(made.path)
     return 0
 
 
 @click.command("overlay", cls=HeadedCommand)
 @config_options(DatasetConfig)
-@click.option("--clip", required=True, help="Name of the clip, as it stands in the predictions.")
-@preds_option
+@click.option("--clip", required=True, help="Name of the clip in the predictions.")
+@PREDS
 @click.option("--store", type=FILE, help="Embedding store.  [default: the last one extracted]")
-@click.option("--out", type=FILE, default=Path("overlay.mp4"), show_default=True, help="Ends in .mp4, .mov or .mkv.")
+@click.option("--out", type=FILE, default=Path("overlay.mp4"), show_default=True,
+              help="Video to write: .mp4, .mov or .mkv.")
 @location_options
 def overlay_command(context: Context, clip: str, preds: Path, store: Path | None, out: Path, **typed: Any) -> int:
-    """The clip again with box, expression, probability bars and a running timeline; its sound is kept."""
+    """Write a clip with box, expression, probability bars and a running timeline drawn in; its sound is kept."""
     from fercache.data import base
     from fercache.extraction import job
     from fercache.results import io
@@ -56,7 +57,7 @@ def overlay_command(context: Context, clip: str, preds: Path, store: Path | None
 
     dataset = context.dataset(typed)
     held = EmbeddingStore.open(store or job.current_store(context.features, dataset.name))
-    dataset = base.stored_trials(dataset, held)
+    dataset = base.stored_trials(dataset, held)  # a store holds one trial per person of a clip
     trial = next((trial for trial in dataset.trials if trial.name == clip), None)
     rows = next((rows for name, rows in io.each_clip(preds) if name == clip), None)
     if trial is None or rows is None:
@@ -71,11 +72,11 @@ def overlay_command(context: Context, clip: str, preds: Path, store: Path | None
 
 
 @click.command("card", cls=HeadedCommand)
-@preds_option
+@PREDS
 @click.option("--out", type=FILE, help="File of the card.  [default: print it]")
 @location_options
 def card_command(context: Context, preds: Path, out: Path | None) -> int:
-    """A model card in Markdown, from what the runs recorded."""
+    """Write a model card in Markdown from the records of the runs."""
     from fercache.runtime import atomic_io
     from fercache.viz import model_card
 
@@ -92,7 +93,7 @@ def card_command(context: Context, preds: Path, out: Path | None) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @location_options
 def doctor_command(context: Context, as_json: bool) -> int:
-    """What is installed, which device and weights are at hand, and what to type next."""
+    """Show installed packages, device, weights and cache contents, and the next command to run."""
     from rich.console import Console
 
     from fercache.diagnostics import doctor
@@ -106,25 +107,21 @@ def doctor_command(context: Context, as_json: bool) -> int:
     return 1 if any(line.state == doctor.MISSING for line in lines) else 0
 
 
-# The commands that leave the house: submit (the organisers' format) and score (another set's labels).
-
-PREDS = click.option("--preds", type=click.Path(path_type=Path), default=Path("preds.csv"), show_default=True,
-                     help="Predictions: .csv, .csv.gz or .parquet.")
-
-
 @click.command("submit", cls=HeadedCommand)
 @config_options(SubmitConfig)
-@click.option("--template", type=click.Path(path_type=Path), required=True,
-              help="The organisers' file: the rows to be filled, or the test list.")
+@click.option("--template", type=FILE, required=True,
+              help="The organizers' file: the rows to fill, or the test list.")
 @PREDS
-@click.option("--out", type=click.Path(path_type=Path), required=True,
+@click.option("--out", type=FILE, required=True,
               help="File to write; for a test list (ABAW1 to 3) a new folder.")
-@click.option("--frames", type=click.Path(path_type=Path), help="For a test list: table clip,frames of true lengths.")
-@click.option("--videos", type=click.Path(path_type=Path), help="For a test list: folder of the videos, for lengths.")
+@click.option("--frames", type=FILE,
+              help="For a test list: table clip,frames with the lengths of the videos.")
+@click.option("--videos", type=FILE,
+              help="For a test list: folder of the videos, to read their lengths.")
 @location_options
 def submit_command(context: Context, template: Path, preds: Path, out: Path, frames: Path | None, videos: Path | None,
-           **typed: Any) -> int:
-    """Write predictions in the organisers' format, row for row as their template asks."""
+                   **typed: Any) -> int:
+    """Write predictions in the organizers' format, with the rows of their template."""
     from fercache.results import submit
 
     config = context.config(SubmitConfig, "submit", typed)
@@ -143,7 +140,7 @@ def submit_command(context: Context, template: Path, preds: Path, out: Path, fra
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @location_options
 def score_command(context: Context, preds: Path, as_json: bool, **typed: Any) -> int:
-    """Score predictions on a set's labels, also where the set has other classes."""
+    """Score predictions on a data set's labels, which may have other class names."""
     from rich.console import Console
 
     from fercache.results import score

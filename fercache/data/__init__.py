@@ -21,11 +21,11 @@ from fercache.errors import InputError
 log = logging.getLogger(__name__)
 
 DEPTH = 5
-"""Folders down to which a layout is recognised (lists are deeper down than clips)."""
+"""Folders down to which a layout is recognized (lists are deeper down than clips)."""
 
 
 class Reader(NamedTuple):
-    """One layout: how it is read, and how its folder is recognised."""
+    """One layout: the function that reads it, and the one that recognizes its folder."""
 
     read: Callable[[DatasetConfig], Dataset]
     matches_layout: Callable[[Scan], bool]
@@ -57,20 +57,22 @@ def load_dataset(config: DatasetConfig, cache: Path) -> Dataset:
     Raises
     ------
     InputError
-        There is no such data set, folder or table, it is empty, its layout is not the one named, or it has no such
-        fold; the hint says what is there.
+        There is no such data set, folder or table, it is empty, it has another layout, or it has no such fold; the
+        hint lists what is there.
 
     Notes
     -----
     Problems of single clips are in the result's `problems`; the other clips are read. No crop folder is listed to its
-    end and no video opened: 561 trials with 2.8 million labels take about a second.
+    end and no video is opened: 561 trials with 2.8 million labels take about a second.
     """
     check_name(config)
+    # Imported logits have rows and labels but no clips, so nothing that reads pictures can use them.
     if config.dataset == "logits":
         raise InputError("a data set of imported logits has no clips", where="dataset",
                          hint="use it with `stack` and `audit`; name clips for anything else")
     config = replace(config, dataset=_layout(config))
     dataset = _read(config, cache)
+    # A fold that is silently ignored would give a score that looks like the published one.
     if config.fold and not dataset.folds:
         raise InputError(f"{dataset.layout} publishes no folds, so there is no fold {config.fold}", where="fold",
                          hint="leave --fold out; stage two makes folds by group (--folds)")
@@ -96,7 +98,7 @@ def logits_name(config: DatasetConfig) -> str:
 
 
 def _read(config: DatasetConfig, cache: Path) -> Dataset:
-    """Return the data set; an error about a wrong layout names the layout that the folder has."""
+    """Return the data set; an error about a wrong layout names the layout of the folder."""
     if config.dataset == "table":
         return table.read_clip_table(config)
     if config.dataset == "demo":
@@ -108,27 +110,21 @@ def _read(config: DatasetConfig, cache: Path) -> Dataset:
     except InputError as error:
         try:
             fits = _fits(scan(Path(config.root), DEPTH)) if config.root else []
-        except InputError:  # the folder cannot be read: the first error says so already
+        except InputError:  # the folder cannot be read, which is what the first error is about
             fits = []
         if not fits or config.dataset in fits:
             raise
         raise InputError(error.what, where=error.where,
-                         hint=f"it looks like {fits[0]}: --dataset {fits[0]}; {error.hint}") from error
+                         hint=f"the folder has the layout of {fits[0]}: --dataset {fits[0]}; {error.hint}") from error
 
 
 def _fits(found: Scan) -> list[str]:
-    """Return the layouts that a folder looks like."""
+    """Return the layouts that match a folder."""
     return [name for name, reader in READERS.items() if reader.matches_layout(found)]
 
 
 def _layout(config: DatasetConfig) -> str:
-    """Return the layout to read, recognised from the folder where only a place is given; the log says so.
-
-    Raises
-    ------
-    InputError
-        No layout fits, or several do.
-    """
+    """Return the layout to read, recognized from the folder if only a place is given."""
     if config.dataset != "demo" or not (config.root or config.clips or config.labels):
         return config.dataset
     if config.clips:
@@ -140,15 +136,16 @@ def _layout(config: DatasetConfig) -> str:
         return "fer2013"
     found = scan(root, DEPTH)
     fits = _fits(found)
+    # Nothing is guessed: reading another layout than the user meant gives other labels without an error.
     if fits[:2] == ["affwild2", "mtl"]:  # the organizers' folder holds both tracks; most users want expressions
         log.info("note: %s holds the multi-task table too; --dataset mtl reads it", root)
     elif len(fits) > 1:
-        raise InputError(f"it looks like several sets: {', '.join(fits)}", where=root,
+        raise InputError(f"it matches several sets: {', '.join(fits)}", where=root,
                          hint="choose one with --dataset, or give the folder of one of them")
     if not fits and any(found.clips()):
         fits = ["table"]
     if not fits:
         raise InputError("unknown layout", where=root,
                          hint=f"--dataset {', '.join(READERS)} or table; {describe(found)}")
-    log.info("%s: read as %s (recognised by its folders; --dataset overrides)", root, fits[0])
+    log.info("%s: read as %s (recognized by its folders; --dataset overrides)", root, fits[0])
     return fits[0]

@@ -24,29 +24,24 @@ SIDES = ("left", "right")
 
 @dataclass(frozen=True)
 class ClipFiles:
-    """Where a trial's pictures may be: crop folders by trial name, or videos by file stem, never both kinds.
+    """The clips that are read: crop folders by trial name, or videos by file stem, never both kinds.
 
     Attributes
     ----------
-    videos : the videos by file stem, also where crops are read: they count a trial's frames.
+    videos : the videos by file stem, also if crops are read: `check` compares frame counts.
     """
 
     kind: Kind
     by_name: dict[str, list[Path]]
     videos: dict[str, list[Path]]
 
-    def of(self, trial: str) -> list[Path]:
+    def candidates(self, trial: str) -> list[Path]:
         """Return the clips that could be this trial's."""
-        return self.by_name.get(trial, []) if self.kind == "crops" else self.videos_of(trial)
+        return self.by_name.get(trial, []) if self.kind == "crops" else self.video_candidates(trial)
 
-    def videos_of(self, trial: str) -> list[Path]:
-        """Return the videos that could be this trial's: of its own name, or its parent's."""
+    def video_candidates(self, trial: str) -> list[Path]:
+        """Return the videos that could be this trial's: those with its own name, or its parent's."""
         return self.videos.get(trial) or self.videos.get(parent_of(trial), [])
-
-    def source_of(self, trial: str) -> Path | None:
-        """Return the video that a trial's crops were cut from, None where it is not there or not one."""
-        videos = self.videos_of(trial) if self.kind == "crops" else []
-        return videos[0] if len(videos) == 1 else None
 
 
 def read(config: DatasetConfig) -> Dataset:
@@ -55,41 +50,44 @@ def read(config: DatasetConfig) -> Dataset:
     Raises
     ------
     InputError
-        There is no such folder, it is empty, holds no annotation folder, several of them, or no clip at all.
+        There is no such folder, it is empty, or it holds no annotation folder, several of them, or no clip at all.
     """
     found = [scan(Path(place)) for place in dict.fromkeys((config.root, config.clips, config.labels)) if place]
     if not found:
-        raise InputError("Aff-Wild2 needs the folder that it lies in", where="dataset affwild2", hint="give --root DIR")
+        raise InputError("Aff-Wild2 needs the folder of the data set", where="dataset affwild2", hint="give --root DIR")
     problems = [problem for each in found for problem in (*each.problems, *unnamable(each))]
+    # Seven and eight classes are two challenges (ABAW1 and 2; ABAW3 and later); the files' headers decide.
     files, splits, twice = _annotations(_edition(found, config.edition))
     tests = _test_list(found)
     classes, labels, bad = read_all(files, (SEVEN, EIGHT))
     if files and not classes:
         raise InputError("not one annotation file can be used", where=bad[0].where,
-                         hint=f"the first says: {bad[0].message}")
+                         hint=f"the first one: {bad[0].message}")
     trials, noted = assemble(found, labels, splits, config.source, tests)
     return Dataset(name=cache_name("affwild2", found[0].root, config.name), layout="affwild2", classes=classes,
                    trials=trials, metric="abaw2" if classes == SEVEN else "macro_f1",
                    problems=(*problems, *twice, *bad, *noted))
 
 
-def assemble(found: list[Scan], labels: Mapping[str, Labels], splits: Mapping[str, Split], take: str,
+def assemble(found: list[Scan], labels: Mapping[str, Labels], splits: Mapping[str, Split], source: str,
              tests: Iterable[str] = ()) -> tuple[tuple[Trial, ...], list[Issue]]:
-    """Return the trials with their clips, and what is wrong with single ones.
+    """Return the trials with their clips, and an issue for each trial without exactly one clip.
 
     Parameters
     ----------
-    splits : of the annotated trials; `tests` names those of the test list.
-    take : "crops", "video", or "auto": crops where there are any.
+    splits : splits of the annotated trials; `tests` names those of the test list.
+    source : "crops", "video", or "auto": crops if there are any.
 
     Raises
     ------
     InputError
         No clip belongs to any trial.
     """
-    wanted: dict[str, Split] = {**dict.fromkeys(tests, "test"), **splits}
-    clips = _clips(found, wanted, take)
-    extra = [name for name in clips.by_name if name not in wanted and not _is_parent(name, clips.kind, wanted)]
+    wanted: dict[str, Split] = {**dict.fromkeys(tests, "test"), **splits}  # an annotated trial is never a test trial
+    clips = _clips(found, wanted, source)
+    # The video of `_left` and `_right` trials has neither's name.
+    extra = [name for name in clips.by_name if name not in wanted and not (
+        clips.kind == "video" and any(f"{name}_{side}" in wanted for side in SIDES))]
     trials, lost = _trials([*wanted, *extra], clips, splits, labels)
     if not trials:
         raise InputError(f"no clip belongs to the {len(wanted)} annotated trials", where=found[0].root,
@@ -112,7 +110,7 @@ def side_of(trial: str, names: Iterable[str]) -> str:
     Notes
     -----
     Three pairs are asymmetric (``video59`` and ``video59_right``): the trial without a side is then the other person.
-    `names` must support fast membership tests.
+    `names` should be a set.
     """
     for side, other in (SIDES, SIDES[::-1]):
         if trial.endswith(f"_{side}") or f"{trial}_{other}" in names:
@@ -126,9 +124,9 @@ def matches_layout(found: Scan) -> bool:
 
 
 def _tracks(found: Scan) -> list[Path]:
-    """Return the folders that hold Train_Set or Validation_Set of an expression track, whatever follows "Expr"."""
-    homes = {path.parent for path in found.folders if path.name in SPLITS}
-    return sorted(home for home in homes if "expr" in home.name.casefold() or home == found.root)
+    """Return the folders with Train_Set or Validation_Set of an expression track; editions differ in their names."""
+    parents = {path.parent for path in found.folders if path.name in SPLITS}
+    return sorted(path for path in parents if "expr" in path.name.casefold() or path == found.root)
 
 
 def _edition(found: list[Scan], edition: str) -> Path:
@@ -136,7 +134,7 @@ def _edition(found: list[Scan], edition: str) -> Path:
     tracks = sorted({track for each in found for track in _tracks(each)})
     if not tracks:
         raise InputError("no annotations of Aff-Wild2's expression track", where=found[0].root, hint=(
-            f"expected is {' or '.join(TRACKS)} with Train_Set and Validation_Set, at most 4 folders down; "
+            f"expected: {' or '.join(TRACKS)} with Train_Set and Validation_Set, at most 4 folders down; "
             f"{describe(found[0])}. For other data use a table: --clips TABLE"))
     chosen = [track for track in tracks if edition.casefold() in str(track).casefold()]
     if len(chosen) != 1:
@@ -147,92 +145,87 @@ def _edition(found: list[Scan], edition: str) -> Path:
 
 
 def _annotations(track: Path) -> tuple[dict[str, Path], dict[str, Split], list[Issue]]:
-    """Return trial to annotation file, trial to split, and a problem for each trial of two splits."""
+    """Return trial -> annotation file, trial -> split, and an issue for each trial in both splits."""
     files: dict[str, Path] = {}
     splits: dict[str, Split] = {}
     problems: list[Issue] = []
-    for folder, split in SPLITS.items():
+    for folder, split in SPLITS.items():  # training first: a trial in both splits must not count as unseen
         for path in sorted((track / folder).glob("[!.]*.txt")):
             if path.stem in files:
                 problems.append(Issue(where=path.stem, message="annotated in Train_Set and in Validation_Set",
-                                        hint=f"the training one is used; remove one: {files[path.stem]}, {path}"))
+                                      hint=f"the training one is used; remove one: {files[path.stem]}, {path}"))
                 continue
             files[path.stem], splits[path.stem] = path, split
     return files, splits, problems
 
 
 def _test_list(found: list[Scan]) -> list[str]:
-    """Return the trials of the organisers' test list: one a line, no header."""
+    """Return the trials of the organizers' test list: one a line, no header."""
     lists = sorted({path for each in found for path in each.texts if "test_set" in path.name.casefold()})
-    ours = [path for path in lists if "expr" in path.name.casefold()] or lists
     names: dict[str, None] = {}
-    for path in ours:
+    for path in [path for path in lists if "expr" in path.name.casefold()] or lists:
         try:
-            names |= dict.fromkeys(path.read_text("utf-8-sig", errors="replace").split("\n"))
+            # A name that is not UTF-8 matches no clip, which is reported; the other names remain usable.
+            lines = path.read_text("utf-8-sig", errors="replace").split("\n")
         except OSError as error:
             raise InputError(f"the test list cannot be read ({error.strerror})", where=path,
                              hint="check its permissions") from error
-    return list(dict.fromkeys(name.strip() for name in names if name.strip()))
+        names |= dict.fromkeys(line.strip() for line in lines if line.strip())
+    return list(names)
 
 
-def _clips(found: list[Scan], wanted: Mapping[str, object], take: str) -> ClipFiles:
-    """Return the crops of the flavour that covers most trials, or the videos where there are no crops (or `take` says).
-
-    Notes
-    -----
-    One kind only: features of two crop policies in one store cost nearly half of the score (.384 to .214, ABAW3).
+def _clips(found: list[Scan], wanted: Mapping[str, object], source: str) -> ClipFiles:
+    """Return the crops, aligned or not, that cover most trials; or the videos if there are no crops or `source` asks.
     """
-    flavours: dict[bool, dict[str, list[Path]]] = {True: defaultdict(list), False: defaultdict(list)}
-    for path, home in sorted({(path, path.parent.relative_to(each.root)) for each in found for path in each.crops
-                              if path != each.root}):
-        flavours["aligned" in str(home).casefold()][path.name].append(path)
-    aligned = max((True, False), key=lambda flavour: sum(name in wanted for name in flavours[flavour]))
+    # One kind only: features of two crop policies in one store cost nearly half of the score (.384 to .214, ABAW3).
+    crops: dict[bool, dict[str, list[Path]]] = {True: defaultdict(list), False: defaultdict(list)}
+    for path, parent in sorted({(path, path.parent.relative_to(each.root)) for each in found for path in each.crops
+                                if path != each.root}):
+        crops["aligned" in str(parent).casefold()][path.name].append(path)
+    aligned = max((True, False), key=lambda kind: sum(name in wanted for name in crops[kind]))
     videos: dict[str, list[Path]] = defaultdict(list)
     for path in sorted({path for each in found for path in each.videos}):
         videos[path.stem].append(path)
-    cropped = any(name in wanted for name in flavours[aligned]) or not videos
-    if take == "crops" or (cropped and take == "auto"):
-        return ClipFiles("crops", dict(flavours[aligned]), dict(videos))
+    has_crops = any(name in wanted for name in crops[aligned]) or not videos
+    if source == "crops" or (has_crops and source == "auto"):
+        return ClipFiles("crops", dict(crops[aligned]), dict(videos))
     return ClipFiles("video", dict(videos), dict(videos))
-
-
-def _is_parent(clip: str, kind: Kind, wanted: Mapping[str, object]) -> bool:
-    """Return whether a clip is the video of a `_left` or `_right` trial."""
-    return kind == "video" and any(f"{clip}_{side}" in wanted for side in SIDES)
 
 
 def _trials(names: Iterable[str], clips: ClipFiles, splits: Mapping[str, Split], labels: Mapping[str, Labels]
             ) -> tuple[list[Trial], list[Issue]]:
-    """Return the trials that have exactly one clip, and a problem for each other one."""
+    """Return the trials that have exactly one clip, and an issue for each of the others."""
     trials: list[Trial] = []
     problems: list[Issue] = []
-    untried: list[str] = []
+    absent: list[str] = []
     known = set(names)
     for name in sorted(known):
-        paths = clips.of(name)
-        if not paths and name not in splits:
-            untried.append(name)
+        paths = clips.candidates(name)
+        if not paths and name not in splits:  # no label is lost, so one note for all of them is enough
+            absent.append(name)
             continue
         if len(paths) != 1:
             problems.append(_lost(name, paths, clips.kind))
             continue
+        # The group is the parent video: its two people are in the same scene, often in the same frames.
+        videos = clips.video_candidates(name) if clips.kind == "crops" else []
         trials.append(Trial(name=name, path=paths[0], kind=clips.kind, parent=parent_of(name), group=parent_of(name),
                             split=splits.get(name, "test"), labels=labels.get(name), side=side_of(name, known),
-                            video=clips.source_of(name)))
-    return trials, [*problems, *_noted(untried, "trials of the test list have no clip", "they are left out")]
+                            video=videos[0] if len(videos) == 1 else None))
+    return trials, [*problems, *_noted(absent, "trials of the test list have no clip", "they are left out")]
 
 
 def _lost(name: str, paths: list[Path], kind: Kind) -> Issue:
     if paths:
         return Issue(where=name, message=f"several clips have its name: {shorten_list(paths)}", hint="keep one of them",
-                       kind="no-clip")
+                     kind="no-clip")
     what = "no folder of crops has its name" if kind == "crops" else "no video has its name"
     return Issue(where=name, message=f"{what}, though it is annotated",
-                   hint="it is left out; get its clip, or remove its annotation", kind="no-clip")
+                 hint="it is left out; get its clip, or remove its annotation", kind="no-clip")
 
 
 def _noted(names: Iterable[str], what: str, hint: str) -> list[Issue]:
-    """Return one note about all these trials, none where there are none."""
-    every = sorted(names)
-    note = Issue(where=shorten_list(every), message=f"{len(every)} {what}", hint=hint, severity="note")
-    return [note] if every else []
+    """Return one note about all these trials, or none without trials."""
+    listed = sorted(names)
+    note = Issue(where=shorten_list(listed), message=f"{len(listed)} {what}", hint=hint, severity="note")
+    return [note] if listed else []

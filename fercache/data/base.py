@@ -1,10 +1,10 @@
-"""What every data set is, once read: trials with their clip, parent video, group, split and labels by frame number."""
+"""What a data set is once it is read: trials with clip, parent video, group, split and labels by frame number."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -66,13 +66,13 @@ class Trial:
     name : unique in its data set; what users see.
     path : video file, or folder of numbered crops.
     parent : the video that it comes from; two people of one video are two trials of one parent.
-    group : trials of one group never stand on both sides of a fold.
-    labels : (L,) int16, element i is frame i + 1, -1 where nobody annotated it; None where there are none.
-    clip_label : one label for every frame of the clip (used where `labels` is None), -1 for none.
+    group : trials of one group are never on both sides of a fold.
+    labels : (L,) int16, element i is frame i + 1, -1 if not annotated; None without labels by frame.
+    clip_label : one label for every frame of the clip (used if `labels` is None), -1 for none.
     side : "left" or "right" where a video shows two annotated people and this trial is one of them, else "".
-    fold : the published fold whose test list holds it, from 1; 0 where the set publishes none.
-    video : the source video where `path` is a folder of crops and the video is there too.
-    stated : frames that the set's own list states for it, 0 where none are stated; never trusted, only compared.
+    fold : the published fold whose test list holds it, from 1; 0 if the set publishes none.
+    video : the source video if `path` is a folder of crops and the video is present too.
+    stated : number of frames in the set's own list, 0 for none; it is only compared, since lists are often wrong.
     """
 
     name: str
@@ -91,14 +91,20 @@ class Trial:
 
     @property
     def labelled(self) -> bool:
-        """Whether a frame of it has a label."""
+        """Whether at least one frame has a label."""
         return self.clip_label >= 0 or (self.labels is not None and bool((self.labels >= 0).any()))
 
-    def on_clock(self, frames: int) -> Labels:
-        """Return the label of every frame, (max(frames, L),) int16, -1 where there is none."""
+    def frame_labels(self, frames: int) -> Labels:
+        """Return the label of every frame, (max(frames, L),) int16, -1 for none.
+
+        Notes
+        -----
+        Labels belong to frame numbers, never to positions among the files present: a clip that is longer than its
+        annotation ends in -1, and an annotation that is longer than its clip adds rows.
+        """
         if self.labels is None:
             return np.full(frames, self.clip_label, np.int16)
-        return on_clock(self.labels, frames)
+        return np.pad(self.labels, (0, max(frames - len(self.labels), 0)), constant_values=UNKNOWN)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,11 +113,11 @@ class Dataset:
 
     Parameters
     ----------
-    name : folder of it in the cache.
-    classes : class names; a label is an index into them. Empty where nothing is labelled.
+    name : name of its folders in the cache.
+    classes : class names; a label is an index into them. Empty if nothing is labelled.
     metric : the official one, by its name in `fercache.metrics`: "abaw2" (.67 macro F1 + .33 accuracy), "macro_f1",
         "uar" (mean recall) or "accuracy".
-    folds : how many folds the set publishes, 0 for none; `fold` is the one whose split was read.
+    folds : number of folds that the set publishes, 0 for none; `fold` is the one whose split was read.
     whole_frames : whether its folders of pictures hold whole frames, not crops of faces.
     notice : what a reader of its results must know.
     problems : what is wrong with single clips.
@@ -130,7 +136,7 @@ class Dataset:
 
     @property
     def faces(self) -> str:
-        """How faces are found where nobody says: "cropped", "mtcnn", or "" where trials are of both kinds."""
+        """How faces are found by default: "cropped", "mtcnn", or "" if there are trials of both kinds."""
         kinds = {trial.kind for trial in self.trials}
         if len(kinds) > 1:
             return ""
@@ -142,28 +148,15 @@ class Dataset:
         return all(trial.kind != "photos" for trial in self.trials)
 
     def digest(self) -> str:
-        """Return the sha256 (hex) over what training sees: classes, trials, groups, splits, labels; no paths."""
+        """Return the sha256 (hex) over what training reads: classes, trials, groups, splits, labels; no paths."""
         state = hashlib.sha256(repr((self.classes, self.metric)).encode())
+        # No paths: a data set that was moved, or has another path on another machine, trains the same heads.
         for trial in self.trials:
             state.update(repr((trial.name, trial.parent, trial.group, trial.split, trial.subject, trial.clip_label,
                                trial.side)).encode())
             if trial.labels is not None:
-                state.update(trial.labels.astype("<i2").tobytes())
+                state.update(trial.labels.astype("<i2").tobytes())  # the same bytes on every processor
         return state.hexdigest()
-
-
-def on_clock(labels: Labels | None, frames: int) -> Labels:
-    """Return the label of every frame of the clock, (max(frames, L),) int16.
-
-    Notes
-    -----
-    Labels belong to frame numbers, never to positions among the files at hand: a clip that is longer than its
-    annotation ends in -1, and an annotation that is longer than its clip makes the clock longer.
-    """
-    given = np.empty(0, np.int16) if labels is None else labels
-    clock = np.full(max(frames, len(given)), UNKNOWN, np.int16)
-    clock[: len(given)] = given
-    return clock
 
 
 def cache_name(layout: str, path: Path, chosen: str = "") -> str:
@@ -172,13 +165,14 @@ def cache_name(layout: str, path: Path, chosen: str = "") -> str:
     Raises
     ------
     InputError
-        `chosen` is no plain folder name.
+        `chosen` is not a plain folder name.
     """
     if chosen:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", chosen):
             raise InputError(f"{chosen!r} cannot name a folder of the cache", where="name",
                              hint="use up to 100 letters, digits, dots, dashes and underscores")
         return chosen
+    # Two folders of one name must not share a cache, so the full path is part of the name, as a digest.
     full = path.resolve()
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", full.stem if full.is_file() else full.name)[:40]
     return f"{layout}-{plain}-{hashlib.sha256(str(full).encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
@@ -186,9 +180,9 @@ def cache_name(layout: str, path: Path, chosen: str = "") -> str:
 
 def shorten_list(names: Iterable[object], most: int = 5) -> str:
     """Return up to `most` names as text, and how many more there are."""
-    all_of: Sequence[str] = [str(name) for name in names]
-    more = f" and {len(all_of) - most} more" if len(all_of) > most else ""
-    return ", ".join(all_of[:most]) + more
+    texts = [str(name) for name in names]
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
 
 
 def group_issues(issues: Iterable[Issue]) -> list[Issue]:
@@ -203,28 +197,28 @@ def printable(name: str) -> bool:
     """Return whether a file's name is valid text (Linux allows any bytes; tables and stores do not)."""
     try:
         name.encode()
-    except UnicodeEncodeError:
+    except UnicodeEncodeError:  # Python decodes such bytes of a file name to lone surrogates
         return False
     return True
 
 
-# Which trials a store holds of a data set: a clip as it is, or one a person of it.
+# Trials in a store: a clip as it is, or one trial for each person of it.
 
 SIDES = "left", "right"
 PEOPLE_COUNT = "people"
-"""In the mark of the first person of a clip: how many there are."""
+"""Key in the manifest of a clip's first person: the number of people."""
 
 
 class HasProvenance(Protocol):
-    """What a store keeps of a committed clip."""
+    """The manifest of a committed clip."""
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """How it was made; of the first person of several, how many there are."""
+        """The settings that the features were computed with, and PEOPLE_COUNT for the first of several people."""
 
 
 class HasManifests(Protocol):
-    """An embedding store, as far as it is asked here."""
+    """The part of an embedding store that is used here (this layer cannot import the store)."""
 
     settings: dict[str, Any]
 
@@ -232,20 +226,20 @@ class HasManifests(Protocol):
         """Return whether a clip is committed."""
 
     def manifest(self, clip: str) -> HasProvenance:
-        """Return what was committed."""
+        """Return the manifest of a committed clip."""
 
 
 def people_of(settings: Mapping[str, Any]) -> str:
-    """Return whom the rows of a store with these settings are of: main, all or left/right."""
+    """Return which people a store with these settings holds: main, all or left/right."""
     return str(settings.get("people", "main"))
 
 
 def person_name(trial: Trial, people: str, number: int = 1) -> str:
-    """Return what a person of a clip is called in a store: the first, who is committed last, has number 1.
+    """Return the name of a person of a clip in a store; people count from 1, and number 1 is committed last.
 
     Notes
     -----
-    A trial that is one of two people by its own name stays what it is.
+    A trial that is one of two people already (`side`) keeps its name.
     """
     if people == "main" or trial.side:
         return trial.name
@@ -253,7 +247,7 @@ def person_name(trial: Trial, people: str, number: int = 1) -> str:
 
 
 def check_people(dataset: Dataset, people: str) -> None:
-    """Refuse a data set in which a clip has the name of another one's person.
+    """Refuse a data set in which one clip has the name that a person of another clip gets.
 
     Raises
     ------
@@ -261,6 +255,7 @@ def check_people(dataset: Dataset, people: str) -> None:
         There is such a clip.
     """
     ends = {"all": r"#\d+", "left/right": f"_({'|'.join(SIDES)})"}.get(people)
+    # `a_left` may be a clip of its own beside the video `a`, whose left person would get the same name in the store.
     several = {trial.name for trial in dataset.trials if not trial.side}
     for trial in dataset.trials if ends else ():
         found = re.fullmatch(f"(.*){ends}", trial.name, re.DOTALL)
@@ -270,8 +265,9 @@ def check_people(dataset: Dataset, people: str) -> None:
 
 
 def people_stored(trial: Trial, store: HasManifests) -> int:
-    """Return how many people of a clip a store holds; 0 where it does not hold all of them."""
+    """Return the number of people of a clip in a store; 0 unless all of them are there."""
     people = people_of(store.settings)
+    # The first person is committed last, with the number of people: a clip that was interrupted counts as absent.
     first = person_name(trial, people)
     if first not in store:
         return 0
@@ -282,24 +278,25 @@ def people_stored(trial: Trial, store: HasManifests) -> int:
 
 
 def stored_trials(dataset: Dataset, store: HasManifests) -> Dataset:
-    """Return the data set with each clip replaced by its people, where the store holds one trial a person.
+    """Return the data set with each clip replaced by its people, if the store holds one trial for each person.
 
     Notes
     -----
-    They share parent, group, subject and split. The clip's labels belong to its main person, `CLIP#1`; of two called
-    left and right nobody knows whose they are, so neither has them. Clips that are not in the store stay as they are.
+    They share parent, group, subject and split. The clip's labels belong to its main person, `CLIP#1`. Of two people
+    called left and right it is not known who was labelled, so neither has labels. Clips that are not in the store are
+    left unchanged.
     """
-    if people_of(store.settings) == "main":
-        return dataset
-    trials = (one for trial in dataset.trials for one in _people(trial, store))
-    return replace(dataset, trials=tuple(sorted(trials, key=lambda trial: trial.name)))
-
-
-def _people(trial: Trial, store: HasManifests) -> list[Trial]:
-    """Return the trials that stand for one of the data set."""
     people = people_of(store.settings)
-    if trial.name in store:
-        return [trial]
-    named = [replace(trial, name=person_name(trial, people, k)) for k in range(1, people_stored(trial, store) + 1)]
-    whose = 1 if people == "all" else 0
-    return [*named[:whose], *(replace(one, labels=None, clip_label=UNKNOWN) for one in named[whose:])] or [trial]
+    if people == "main":
+        return dataset
+    trials: list[Trial] = []
+    for trial in dataset.trials:
+        count = 0 if trial.name in store else people_stored(trial, store)
+        for number in range(1, count + 1):
+            person = replace(trial, name=person_name(trial, people, number))
+            # Labels of the wrong person would train and score silently.
+            trials.append(person if people == "all" and number == 1
+                          else replace(person, labels=None, clip_label=UNKNOWN))
+        if not count:
+            trials.append(trial)
+    return replace(dataset, trials=tuple(sorted(trials, key=lambda trial: trial.name)))

@@ -1,10 +1,10 @@
-"""The data sets with one label a clip, as specifications: where a set's labels are, and how its clips are named.
+"""The data sets with one label a clip, as specifications of where a set's labels are and how its clips are named.
 
 Notes
 -----
-Each set is one instance of a `ClipLevelSet`. Sets whose labels come from the same kind of place share a class:
-`ListedSet` (lists of clips and labels), `NamedSet` (the label is in the clip's name), `EmotionFolderSet` (the label is
-a folder's name) and `LabelFileSet` (a file a sequence). All share the choice of one version of the clips.
+Each set is one instance of `ClipLevelSet`. Its subclasses differ in where the labels are: `ListedSet` (lists of clips
+and labels), `NamedSet` (in the clip's name), `EmotionFolderSet` (in a folder's name) and `LabelFileSet` (a file a
+sequence). They share the choice of one version of the clips.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ LIMIT_BYTES = 64 << 20
 SHOWN = 60
 SPLITS: tuple[Split, ...] = ("train", "test")
 SPELLINGS = {"joy": "happiness", "calmness": "calm"}
-"""Labels that participants' lists write, beside the spellings of `canonical_class_name`."""
+"""Labels in participants' lists, in addition to the spellings of `canonical_class_name`."""
 
 Key = Callable[[PurePath], tuple[str, str] | None]
-"""(version, clip) of a clip's path below the root; None where the path is no clip of the set."""
+"""Returns (version, clip) for a clip's path below the root; None if the path is not a clip of the set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipEntry:
-    """One clip as a set lists it; `label` is an index into the classes, -1 for none."""
+    """One clip in a set's list; `label` is an index into the classes, -1 for none."""
 
     name: str
     label: int
@@ -49,12 +49,12 @@ class ClipEntry:
 
 
 class Listing(NamedTuple):
-    """The clips that a set lists.
+    """The clips in a set's lists.
 
     Attributes
     ----------
-    ignored : clips that belong to the set and are left out on purpose; they are not reported as unlisted.
-    folds, fold : how many folds the set publishes, and the one that was read.
+    ignored : clips of the set that are left out on purpose; they are not reported as unlisted.
+    folds, fold : number of folds that the set publishes, and the one that was read.
     """
 
     entries: Iterable[ClipEntry]
@@ -66,7 +66,7 @@ class Listing(NamedTuple):
 
 
 class ListLine(NamedTuple):
-    """A line of a list: clip and label as written, and the stated number of frames (0 for none)."""
+    """A line of a list: clip and label as text, and the number of frames in the line (0 for none)."""
 
     clip: str
     label: str
@@ -82,13 +82,13 @@ class FolderVersion:
     clips: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
 
     def covers(self, wanted: Collection[str]) -> int:
-        """Return how many of the wanted clips this version has."""
+        """Return the number of wanted clips in this version."""
         return sum(name in wanted for name in self.clips)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipLevelSet(ABC):
-    """What distinguishes one set from another.
+    """One data set with a label a clip.
 
     Parameters
     ----------
@@ -118,31 +118,39 @@ class ClipLevelSet(ABC):
         """
 
     def read(self, config: DatasetConfig) -> Dataset:
-        """Return the data set: one trial for each listed clip that is there exactly once.
+        """Return the data set: one trial for each listed clip that exists exactly once.
 
         Raises
         ------
         InputError
-            No folder is named, it holds no labels of this set, there is no such fold, or not one clip is there.
+            No folder is named, it holds no labels of this set, there is no such fold, or not one clip exists.
         """
         found = scan_places(config, self.name)
         listing = self.list_clips(found, config)
         wanted = {entry.name: entry for entry in listing.entries}
         problems = [problem for each in found for problem in (*each.problems, *unnamable(each))]
         versions = find_versions(found, self.key)
+        # Without any clip an empty version makes each listed clip an issue, and the error below names the folder.
         version = choose_version(versions, wanted, config.source) if versions else FolderVersion("", "video")
         trials, lost = _trials(wanted, version)
         if not trials:
-            raise InputError(f"none of the {len(wanted)} clips of {self.name} is there", where=found[0].root,
+            raise InputError(f"none of the {len(wanted)} clips of {self.name} exists", where=found[0].root,
                              hint=f"put the clips below it, or give --clips DIR; {describe(found[0])}")
         extra = sorted(set(version.clips) - set(wanted) - set(listing.ignored))
         if extra:
             problems.append(Issue(where=shorten_list(extra), message=f"{len(extra)} clips are in no list",
                                   hint="they are left out", severity="note"))
+        others = [f"{other.name or '.'} ({other.covers(wanted)} {other.kind})" for other in versions
+                  if other is not version and other.covers(wanted)]
+        if others:
+            problems.append(Issue(where=version.name or ".", severity="note",
+                                  hint="choose with --source crops or --source video, or --clips DIR",
+                                  message=f"read as {version.kind} ({version.covers(wanted)} of {len(wanted)} clips); "
+                                          f"also there, unused: {shorten_list(others)}"))
         return Dataset(name=cache_name(self.name, found[0].root, config.name), layout=self.name, classes=self.classes,
                        metric=self.metric, trials=tuple(trials), folds=listing.folds, fold=listing.fold,
                        notice=listing.notice, whole_frames=self.whole_frames and version.kind == "crops",
-                       problems=(*problems, *listing.problems, *_unused_versions(versions, version, wanted), *lost))
+                       problems=(*problems, *listing.problems, *lost))
 
     def labels_missing(self, what: str, found: Sequence[Scan]) -> InputError:
         """Return the error for a folder without this set's labels."""
@@ -150,17 +158,17 @@ class ClipLevelSet(ABC):
                           hint=f"expected: {self.expected}; {describe(found[0])}")
 
     def wrong_label(self, clip: str, label: str, where: Path) -> Issue:
-        """Return the problem of a clip whose label is not a class of the set."""
+        """Return the issue for a clip whose label is not a class of the set."""
         return Issue(where=clip, message=f"its label was dropped: {label[:SHOWN]!r} is none of "
                                         f"{shorten_list(self.classes, 12)}",
-                       hint=f"correct {where}; the clip is predicted without a label meanwhile")
+                     hint=f"correct {where}; until then the clip is predicted without a label")
 
 
-# What the sets share: places, versions of the clips, names, labels.
+# Shared by all sets: places, versions of the clips, names, labels.
 
 
 def scan_places(config: DatasetConfig, layout: str) -> list[Scan]:
-    """Return what is under --root, --clips and --labels; where --clips is given, no other clips count.
+    """Return the contents of --root, --clips and --labels; with --clips, clips in the other two are ignored.
 
     Raises
     ------
@@ -172,6 +180,7 @@ def scan_places(config: DatasetConfig, layout: str) -> list[Scan]:
         raise InputError(f"{layout} needs the folder of the data set", where=f"dataset {layout}",
                          hint="give --root DIR")
     found = [scan(Path(place), DEPTH, prefixed=True) for place in places]
+    # --clips chooses one of several versions below --root; the lists there are still read.
     for each in found:
         if config.clips and each.root != Path(config.clips):
             each.crops.clear()
@@ -194,13 +203,13 @@ def find_versions(found: Iterable[Scan], key: Key) -> list[FolderVersion]:
 
 
 def choose_version(versions: Sequence[FolderVersion], wanted: Collection[str], source: str) -> FolderVersion:
-    """Return the version that covers most of the wanted clips.
+    """Return the version that has most of the wanted clips.
 
     Notes
     -----
-    Of equals: pictures before videos, all frames before a choice of 16 (``clip_224x224_16f`` has lost its timestamps),
-    faces before others, then by name. Versions are never mixed: features of two crop policies in one store cost nearly
-    half of the score.
+    Among equals: pictures before videos, all frames before 16 selected ones (``clip_224x224_16f`` has lost its
+    timestamps), faces before others, then by name. Versions are never mixed: features of two crop policies in one store
+    cost nearly half of the score.
     """
     def rank(version: FolderVersion) -> tuple[int, bool, bool, bool, str]:
         low = version.name.casefold()
@@ -210,30 +219,18 @@ def choose_version(versions: Sequence[FolderVersion], wanted: Collection[str], s
     return min([version for version in versions if source in ("auto", version.kind)] or versions, key=rank)
 
 
-def _unused_versions(versions: Sequence[FolderVersion], chosen: FolderVersion, wanted: Collection[str]
-                     ) -> list[Issue]:
-    """Return a note where a set is there in several versions."""
-    others = [f"{version.name or '.'} ({version.covers(wanted)} {version.kind})" for version in versions
-              if version is not chosen and version.covers(wanted)]
-    if not others:
-        return []
-    return [Issue(where=chosen.name or ".", severity="note",
-                    hint="choose with --source crops or --source video, or --clips DIR",
-                    message=f"read as {chosen.kind} ({chosen.covers(wanted)} of {len(wanted)} clips); also there, "
-                         f"unused: {shorten_list(others)}")]
-
-
 def _trials(wanted: Mapping[str, ClipEntry], version: FolderVersion) -> tuple[list[Trial], list[Issue]]:
-    """Return a trial for each entry with exactly one clip, and a problem for each other entry."""
+    """Return a trial for each entry with exactly one clip, and an issue for each other entry."""
     trials, lost = [], []
     for name, entry in sorted(wanted.items()):
         paths = version.clips.get(name, [])
         if len(paths) != 1:
             what = (f"several clips have its name: {shorten_list(paths)}" if paths
-                    else "listed, but there is no clip of it")
+                    else "listed, but it has no clip")
             lost.append(Issue(where=name, message=what, kind="no-clip",
-                                hint="it is left out; get its clip, or keep one of them"))
+                              hint="it is left out; get its clip, or keep one of them"))
             continue
+        # A set that names no film and no person has each clip as a group of its own, which its notice points out.
         trials.append(Trial(name=name, path=paths[0], kind=version.kind, parent=name, group=entry.group or name,
                             split=entry.split, subject=entry.subject, clip_label=entry.label, fold=entry.fold,
                             stated=entry.stated))
@@ -250,8 +247,8 @@ def stem_key(pattern: str, *, without: str = "", digits: int = 0) -> Key:
 
     Parameters
     ----------
-    without : regular expression of folders that only divide a version into pieces, and are no part of its name.
-    digits : length to which numbers are padded with zeros, 0 to leave names as they are.
+    without : regular expression of folders that only divide a version into parts and do not belong to its name.
+    digits : length to which numbers are padded with zeros, 0 for no padding.
     """
     def key(path: PurePath) -> tuple[str, str] | None:
         stem = stem_of(path)
@@ -263,11 +260,12 @@ def stem_key(pattern: str, *, without: str = "", digits: int = 0) -> Key:
 
 
 def code_of(label: str, classes: Sequence[str], first: int = 0) -> int | None:
-    """Return the index of a label: a class name in any usual spelling, or a number that counts from `first`."""
+    """Return the index of a label, a class name in any usual spelling or a number from `first` on; None for others."""
     if label.isascii() and label.isdigit():
         code = int(label[:9]) - first
         return code if 0 <= code < len(classes) else None
     names = [canonical_class_name(name) for name in classes]
+    # Participants' lists use words that no class of any set has.
     plain = canonical_class_name(label)
     plain = SPELLINGS.get(plain, plain)
     return names.index(plain) if plain in names else None
@@ -286,11 +284,11 @@ def read_list(path: Path) -> list[ListLine]:
 
     Notes
     -----
-    A first line is a header where its last field is "label"; anything else is data.
+    The first line is a header if its last field is "label", "emotion" or "annotation".
     """
     try:
         if path.stat().st_size > LIMIT_BYTES:
-            raise InputError(f"larger than {LIMIT_BYTES >> 20} MB", where=path, hint="this is no list of clips")
+            raise InputError(f"larger than {LIMIT_BYTES >> 20} MB", where=path, hint="this is not a list of clips")
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the list cannot be read ({getattr(error, 'strerror', None) or error})", where=path,
@@ -300,13 +298,13 @@ def read_list(path: Path) -> list[ListLine]:
 
 
 def _parse_line(path: Path, number: int, line: str) -> ListLine:
-    """Return one line of a list; paths in it may hold blanks, so fields count from the end."""
-    parts = line.split(",") if "," in line else line.rsplit(None, 2)
+    """Return one line of a list."""
+    parts = line.split(",") if "," in line else line.rsplit(None, 2)  # from the end: paths may hold blanks
     if len(parts) == 3 and ("," in line or not (parts[1].isascii() and parts[1].isdigit())):
         parts = [] if "," in line else line.rsplit(None, 1)
     parts = [part.strip() for part in parts]
     if len(parts) not in (2, 3) or not parts[0]:
-        raise InputError(f"line {number} is {line[:SHOWN]!r}: no clip and label", where=path,
+        raise InputError(f"line {number} is {line[:SHOWN]!r}, not a clip and a label", where=path,
                          hint="download the list again")
     return ListLine(parts[0], parts[-1], int(parts[1][:9]) if len(parts) == 3 else 0)
 
@@ -318,10 +316,10 @@ class ListedSet(ClipLevelSet):
     Parameters
     ----------
     official, common : regular expressions of the lists' paths below the root (groups ``split`` and, for published
-        folds, ``fold``): the set's own lists, and those that participants pass on (``path frames label``, numbers
-        from 0).
+        folds, ``fold``): the set's own lists, and those that participants share (``path frames label``, numbers from
+        0).
     first : the number of the first class in the official lists.
-    parts : how many last parts of a clip's path in a list make its name.
+    parts : number of the last parts of a clip's path in a list that make its name.
     """
 
     official: re.Pattern[str]
@@ -346,6 +344,7 @@ class ListedSet(ClipLevelSet):
             raise InputError(f"fold {fold} has no lists", where=f"dataset {self.name}",
                              hint=f"--fold is one of {', '.join(map(str, numbers))}")
         fold = fold if published else 0
+        # The lists of all folds are read, because a clip's own fold is the one whose test list holds it.
         rows = {key: [(self._name_of(line.clip), line) for line in read_list(path)] for key, path in lists.items()}
         test_fold = {name: number for (number, split), named in sorted(rows.items()) if split == "test" and number
                      for name, _ in named}
@@ -356,35 +355,35 @@ class ListedSet(ClipLevelSet):
                 path, new = lists[fold, split], {}
                 for name, line in rows[fold, split]:
                     code = code_of(line.label, self.classes, first)
-                    if code is None:
+                    if code is None:  # the clip stays, without a label: its features may be wanted
                         problems.append(self.wrong_label(name, line.label, path))
                     new[name] = ClipEntry(name=name, label=UNKNOWN if code is None else code, split=split,
                                           stated=line.stated, fold=test_fold.get(name, 0))
                 problems += [Issue(where=name, message="in the training list and in the test list",
-                                     hint=f"it is used for training only; correct {path}")
+                                   hint=f"it is used for training only; correct {path}")
                              for name in new if name in entries]
                 entries = new | entries  # training first: a clip in both lists never counts as unseen
             elif published:
                 problems.append(Issue(where=f"fold {fold}", message=f"its {split} list is missing",
-                                        hint="download it again"))
+                                      hint="download it again"))
         return Listing(entries.values(), problems, folds=len(numbers) if published else 0, fold=fold,
                        notice=self._notice(fold, len(numbers)))
 
     def _lists(self, found: Iterable[Scan], pattern: re.Pattern[str] | None, edition: str
                ) -> dict[tuple[int, Split], Path]:
-        """Return (fold, split) to list; where several fit, the first by the alphabet for published folds.
+        """Return (fold, split) -> list; of several lists of a published fold, the first in alphabetical order.
 
         Raises
         ------
         InputError
-            Several lists of one split, of a set without folds.
+            A set without folds has several lists of one split.
         """
         lists: dict[tuple[int, Split], Path] = {}
         for each in found if pattern is not None else ():
             for path in sorted((*each.texts, *each.tables)):
                 below = path.relative_to(each.root).as_posix()
                 match = pattern.search(f"/{below}") if pattern is not None else None
-                # Published folds lie in folders below the root, whose own name must not select all of them.
+                # Published folds are in folders below the root, whose own name must not select all of them.
                 searched = below if pattern is not None and "fold" in pattern.groupindex else str(path)
                 if match is None or edition.casefold() not in searched.casefold():
                     continue
@@ -397,15 +396,15 @@ class ListedSet(ClipLevelSet):
         return lists
 
     def _name_of(self, clip: str) -> str:
-        """Return a clip's name from its path in a list, which may come from Windows."""
-        path = PurePath(clip.replace("\\", "/"))
+        """Return a clip's name from its path in a list."""
+        path = PurePath(clip.replace("\\", "/"))  # some lists were written on Windows
         if self.parts > 1:
             return "/".join(path.parts[-self.parts:])
         number = self.digits and path.stem.isascii() and path.stem.isdigit()
         return f"{int(path.stem):0{self.digits}d}" if number else path.stem
 
     def _notice(self, fold: int, folds: int) -> str:
-        """Return what a reader of the results must know."""
+        """Return a note for readers of the results."""
         which = (f"published fold {fold} of {folds}: papers report the mean of all five (--fold chooses); "
                  if fold else "")
         return (f"{self.name}: {which}the set does not name the film, video or person of a clip, so folds by group are "
@@ -432,9 +431,9 @@ MAFW = ListedSet(
 """MAFW: 9,172 single-labelled clips, eleven classes, five published folds.
 
 Lists: ``Train & Test Set/single/no_caption/set_{1..5}/{train,test}.txt`` with lines ``00001.mp4 anger``; and
-participants' ``MAFW_set_1_train.txt``, whose frame counts do not match the files: `check` compares them, nothing uses
-them. The lists with captions and of compound labels are not read. The order of the classes is that of the set's
-columns, as three participants' repositories have it."""
+participants' ``MAFW_set_1_train.txt``, whose frame counts do not match the files: `check` compares them, nothing else
+uses them. The lists with captions and with compound labels are not read. The classes are in the order of the set's
+columns, as in three participants' repositories."""
 
 
 def _ferv39k_key(path: PurePath) -> tuple[str, str] | None:
@@ -451,26 +450,26 @@ FERV39K = ListedSet(
 """FERV39k: 38,935 clips of 22 scenes, seven classes, one published split.
 
 Lists: ``4_setups/All_scenes/{train,test}_All.csv``, separated by a blank, no header: ``Action/Happy/0267 Happy``
-(31,088 and 7,847 lines). Labels are words, so the lists fix no order of classes; the alphabet's is used, as most
-loaders do. Clips: ``2_ClipsforFaceCrop/<Scene>/<Label>/<clip>/`` with pictures, or videos of that path."""
+(31,088 and 7,847 lines). Labels are words, so the lists define no order of classes; it is alphabetical, as in most
+loaders. Clips: ``2_ClipsforFaceCrop/<Scene>/<Label>/<clip>/`` with pictures, or videos of that path."""
 
 
-# Sets of actors: the clip's name holds actor and emotion, and no split is published, so the folds hold whole actors.
+# Sets of actors: the clip's name has actor and emotion, and no split is published, so actors are the groups of folds.
 
 MIN_NAMED_SHARE = 0.5
-"""Share of a folder's clips that must have a set's form of name, for the set to be recognised."""
+"""Fraction of a folder's clips whose names must match a set's pattern for the set to be recognized."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedSet(ClipLevelSet):
-    """A set whose clips name their actor and emotion; all of them are training data.
+    """A set with actor and emotion in the names of its clips; all of them are training data.
 
     Parameters
     ----------
-    pattern : of a clip's name, with the groups ``emotion`` and ``actor``.
-    codes : what stands for an emotion in a name, in the order of the classes.
-    same_after : where clips with equal names from this character on are one performance, only the first by the
-        alphabet is read; 0: every clip is its own.
+    pattern : regular expression of a clip's name, with the groups ``emotion`` and ``actor``.
+    codes : codes of the emotions in names, in the order of the classes.
+    same_after : clips with equal names from this character on are one performance, and only the first in alphabetical
+        order is read; 0: all clips are read.
     """
 
     pattern: re.Pattern[str]
@@ -486,19 +485,20 @@ class NamedSet(ClipLevelSet):
         matches = {name: match for name in names if (match := self.pattern.fullmatch(name))}
         if not matches:
             raise self.labels_missing("no clip with a name", found)
-        problems = [Issue(where=name, hint="correct the clip's name; it is predicted without a label meanwhile",
-                            message=f"its label was dropped: {match['emotion']!r} is none of "
+        problems = [Issue(where=name, hint="correct the clip's name; until then it is predicted without a label",
+                          message=f"its label was dropped: {match['emotion']!r} is none of "
                                  f"{shorten_list(self.codes, 12)}")
                     for name, match in matches.items() if match["emotion"] not in self.codes]
         entries = [ClipEntry(name=name, group=match["actor"], subject=match["actor"],
                              label=self.codes.index(match["emotion"]) if match["emotion"] in self.codes else UNKNOWN,
                              split="train" if match["emotion"] in self.codes else "test")
                    for name, match in matches.items()]
+        # The dictionary keeps the last of equal keys, so the reversed order keeps the first name.
         first = {name[self.same_after:]: name for name in reversed(matches)}
         copies = [name for name in matches if first[name[self.same_after:]] != name]
         if copies:
             problems.append(Issue(where=shorten_list(copies), severity="note", hint="those with sound (01-) are read",
-                                    message=f"{len(copies)} clips are there twice, with and without sound"))
+                                  message=f"{len(copies)} clips exist twice, with and without sound"))
         return Listing([entry for entry in entries if entry.name not in set(copies)], problems, ignored=copies)
 
 
@@ -528,22 +528,22 @@ AFEW_PART = re.compile(r"(?P<part>train|training|val|valid|validation|test)"
                        re.IGNORECASE)
 AFEW_SPLITS: dict[str, Split] = {"tr": "train", "va": "validation", "te": "test"}
 MIN_EMOTIONS = 3
-"""Emotions that both the training and the validation part must have, for the set to be recognised."""
+"""Emotions that both the training and the validation part must have for the set to be recognized."""
 
 
 def afew_split_of(path: PurePath) -> Split | None:
-    """Return the part of the set that a path is in."""
+    """Return the split of a path, None outside of all splits."""
     parts = [match["part"][:2].casefold() for part in path.parts if (match := AFEW_PART.fullmatch(part))]
     return AFEW_SPLITS[parts[-1]] if parts else None
 
 
 def _emotion_of(folder: str) -> int | None:
-    """Return the class that a folder is named after; a number is a film or a clip, never a class."""
+    """Return the class in a folder's name; a number is a film or a clip, never a class."""
     return None if folder.isdigit() else code_of(folder, SETS["afew"])
 
 
 def _afew_key(path: PurePath) -> tuple[str, str] | None:
-    """Return the version (the folders but for the part of the set and the emotion) and the clip."""
+    """Return the version (the folders other than split and emotion) and the clip."""
     if afew_split_of(path.parent) is None:
         return None
     folders = [re.sub(r"_?(train|val|test)\w*$", "", part, flags=re.IGNORECASE) for part in path.parent.parts
@@ -552,7 +552,7 @@ def _afew_key(path: PurePath) -> tuple[str, str] | None:
 
 
 class EmotionFolderSet(ClipLevelSet):
-    """A set with a folder an emotion in each part; test clips have no label, wherever they are."""
+    """A set with a folder for each emotion in each split; test clips have no label, even in such a folder."""
 
     def matches_layout(self, found: Scan) -> bool:
         emotions = {(afew_split_of(path.relative_to(found.root)), path.name) for path in found.folders
@@ -566,6 +566,7 @@ class EmotionFolderSet(ClipLevelSet):
                 folder = path.relative_to(each.root).parent
                 split = afew_split_of(folder)
                 if split is not None:
+                    # Test clips may be in folders of emotions too, but test labels must not be used.
                     places[stem_of(path)].add((split, UNKNOWN if split == "test" else _emotion_of(folder.name)))
         entries, problems = [], []
         for name, copies in sorted(places.items()):
@@ -576,8 +577,8 @@ class EmotionFolderSet(ClipLevelSet):
                 entries.append(ClipEntry(name=name, split=labelled[0][0], label=labelled[0][1], group=group))
             else:
                 problems.append(Issue(where=name, message="is in several parts or under several emotions" if labelled
-                                        else "is in no folder of an emotion",
-                                        hint="it is left out; keep one copy, in the folder of its emotion"))
+                                      else "is in no folder of an emotion",
+                                      hint="it is left out; keep one copy, in the folder of its emotion"))
         if not any(entry.label != UNKNOWN for entry in entries):
             raise self.labels_missing("no clip in a folder of its emotion", found)
         return Listing(entries, problems)
@@ -588,9 +589,9 @@ AFEW = EmotionFolderSet(name="afew", classes=SETS["afew"], key=_afew_key, metric
 """AFEW (EmotiW): film clips, seven classes, accuracy on the published validation split.
 
 ``{Train,Val,Test}_AFEW/<Emotion>/<clip>.avi`` (also ``train``, ``validation``, ..), frames of a clip in a folder of its
-name, or the set's own faces, ``AlignedFaces_LBPTOP_Points/Faces/<clip>/``, which take their emotion from the video of
-that name. The first three digits of a clip's name are taken for the film, so clips of one film share a fold (from
-memory, no document was at hand: if they mean something else the folds are only coarser)."""
+name, or the set's own faces, ``AlignedFaces_LBPTOP_Points/Faces/<clip>/``, which get their emotion from the video of
+that name. The first three digits of a clip's name are assumed to be the film, so clips of one film share a fold (no
+document confirms it; if they mean something else, the folds are only coarser)."""
 
 
 # CK+: a label file a sequence.
@@ -621,6 +622,7 @@ class LabelFileSet(ClipLevelSet):
                              hint=f"--fold is 1 to {CKPLUS_FOLDS}")
         codes, problems = self._labels(files)
         names = {key[1] for each in found for path in each.crops if (key := self.key(path.relative_to(each.root)))}
+        # Only labelled subjects are counted, as in the papers; otherwise the folds would differ from theirs.
         subjects = sorted({name[:4] for name, code in codes.items() if code != UNKNOWN})
         folds = {subject: 1 + place % CKPLUS_FOLDS for place, subject in enumerate(subjects)}
         entries = []
@@ -633,16 +635,17 @@ class LabelFileSet(ClipLevelSet):
         bare = sum(entry.label == UNKNOWN for entry in entries)
         if bare:
             problems.append(Issue(where=self.name, message=f"{bare} sequences have no label", severity="note",
-                                    hint="they are predicted, never trained on or scored"))
+                                  hint="they are predicted, never trained on or scored"))
         return Listing(entries, problems, folds=CKPLUS_FOLDS, fold=config.fold)
 
     def _labels(self, files: Sequence[Path]) -> tuple[dict[str, int], list[Issue]]:
-        """Return sequence to class, and a problem for each label file that cannot be used."""
+        """Return sequence -> class, and an issue for each label file that cannot be used."""
         codes: dict[str, int] = {}
         problems: list[Issue] = []
         for path in files:
             name = path.name[:8].upper()
             try:
+                # A label is one number; a file that is not a label file may be of any size.
                 text = path.read_bytes()[:LABEL_FILE_BYTES].decode("ascii").strip()
                 number = float(text)
             except (OSError, ValueError) as error:
@@ -653,16 +656,16 @@ class LabelFileSet(ClipLevelSet):
                 problems.append(self.wrong_label(name, text, path))
             elif codes.setdefault(name, int(number) - 1) != int(number) - 1:
                 problems.append(Issue(where=name, message="has several label files that disagree", hint=f"see {path}"))
-                codes[name] = UNKNOWN
+                codes[name] = UNKNOWN  # neither of them can be trusted
         return codes, problems
 
 
 CKPLUS = LabelFileSet(name="ckplus", classes=SETS["ckplus"], key=_ckplus_key, metric="accuracy", whole_frames=True,
                       expected="Emotion/S005/001/S005_001_00000011_emotion.txt")
-"""CK+: 593 posed sequences of 123 subjects, 327 of them labelled, from neutral to the height of an emotion.
+"""CK+: 593 posed sequences of 123 subjects, 327 of them labelled, from neutral to the peak of an emotion.
 
 ``cohn-kanade-images/S005/001/S005_001_00000001.png`` .. and ``Emotion/S005/001/S005_001_00000011_emotion.txt``, which
 holds one number, ``3.0000000e+00``, for the whole sequence: 1 Anger to 7 Surprise (0, Neutral, is in the set's key and
-in no file). The set publishes no split. The field reports ten folds by subject, usually (from memory: no list is
-published) with the labelled subjects in the order of their numbers and every tenth one in a fold; these are
-`Trial.fold`. Without `fold` every labelled sequence is training data. The pictures are whole frames."""
+in no file). The set publishes no split. Papers report ten folds by subject, usually (no list is published) with the
+labelled subjects in the order of their numbers and every tenth one in a fold; these are `Trial.fold`. Without `fold`
+every labelled sequence is training data. The pictures are whole frames."""

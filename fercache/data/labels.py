@@ -1,4 +1,4 @@
-"""From one set's classes to another's, by name: what has no counterpart is told, never guessed."""
+"""Class names, the mapping from one set's classes to another's, and label text files; nothing is ever guessed."""
 
 from __future__ import annotations
 
@@ -57,16 +57,16 @@ _ALIASES = {
 _CANONICAL = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}
 
 NOTHING = -1
-MIN_SHARED = 1e-9
-"""A row with less than this on classes that have a counterpart gets even odds over them."""
+MIN_MAPPED = 1e-9
+"""A row with a smaller sum over classes that have a counterpart gets uniform probabilities over them."""
 
 
 def canonical_class_name(name: str) -> str:
-    """Return the one spelling of a class: ``Happy``, ``HAP`` and ``happiness`` are all ``happiness``.
+    """Return the canonical spelling of a class: ``Happy``, ``HAP`` and ``happiness`` are all ``happiness``.
 
     Notes
     -----
-    A name that is not known is its own spelling, letter case and blanks aside: it maps to itself and nothing else.
+    An unknown name is its own canonical spelling, in lower case and without blanks around it.
     """
     plain = name.strip().casefold()
     return _CANONICAL.get(plain, plain)
@@ -74,12 +74,12 @@ def canonical_class_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class LabelMap:
-    """How the classes of one set become those of another.
+    """The mapping from the classes of one set to those of another.
 
     Attributes
     ----------
     source, target : class names, each in its set's own order.
-    to : for each source class the index of its target class, -1 where it has none.
+    to : for each source class the index of its target class, -1 for none.
     """
 
     source: tuple[str, ...]
@@ -87,18 +87,18 @@ class LabelMap:
     to: tuple[int, ...]
 
     @property
-    def lost(self) -> tuple[str, ...]:
-        """The source classes without a counterpart: what they were given is taken away."""
+    def source_only(self) -> tuple[str, ...]:
+        """The source classes without a counterpart; their probabilities and labels are dropped."""
         return tuple(name for name, place in zip(self.source, self.to, strict=True) if place == NOTHING)
 
     @property
-    def never(self) -> tuple[str, ...]:
-        """The target classes that no source class becomes: they are never said."""
+    def target_only(self) -> tuple[str, ...]:
+        """The target classes without a counterpart; they are never predicted."""
         return tuple(name for place, name in enumerate(self.target) if place not in self.to)
 
     @property
-    def whole(self) -> bool:
-        """Whether each class has exactly one counterpart, both ways: another order or spelling, nothing more."""
+    def one_to_one(self) -> bool:
+        """Whether each class has exactly one counterpart, in both directions: only order and spelling differ."""
         return sorted(self.to) == list(range(len(self.target)))
 
     def probs(self, given: NDArray[Any]) -> Floats:
@@ -106,64 +106,70 @@ class LabelMap:
 
         Notes
         -----
-        Classes that become the same one are added up; what lost classes had is taken away, and the rest is scaled so
-        that each row sums to 1 again. A row that had everything on lost classes gets even odds over the classes that
-        can be said.
+        Classes with the same counterpart are added up. The probabilities of classes without a counterpart are dropped,
+        and the rest is scaled so that each row sums to 1. A row without a rest gets uniform probabilities over the
+        classes that have a counterpart.
         """
-        mapped = np.zeros((len(given), len(self.target)))
+        mapped = np.zeros((len(given), len(self.target)))  # (R, C_target)
         for place, values in zip(self.to, np.asarray(given, float).T, strict=True):
             if place != NOTHING:
                 mapped[:, place] += values
         total = mapped.sum(1)
-        mapped[total < MIN_SHARED] = np.isin(np.arange(len(self.target)), self.to)
+        mapped[total < MIN_MAPPED] = np.isin(np.arange(len(self.target)), self.to)
         return np.asarray(mapped / mapped.sum(1, keepdims=True))
 
     def labels(self, given: NDArray[Any]) -> NDArray[np.int64]:
-        """Return labels in the target's numbers, ``(R,)``, -1 where there is none or the class has no counterpart."""
-        table = np.array([*self.to, NOTHING])  # the last one is for labels of -1
+        """Return labels in the target's numbers, ``(R,)``, -1 for none and for classes without a counterpart."""
+        table = np.array([*self.to, NOTHING])  # a label of -1 selects the last one
         return np.asarray(table[np.asarray(given)], np.int64)
 
     def describe(self) -> str:
-        """Return the map in words: what becomes what, and what has no counterpart."""
+        """Return the mapping as text: renamed classes, and those without a counterpart."""
         renamed = [f"{name} -> {self.target[place]}" for name, place in zip(self.source, self.to, strict=True)
                    if place != NOTHING and name != self.target[place]]
         parts = [", ".join(renamed) or "names as they are"]
-        if self.lost:
-            parts.append(f"no counterpart for {', '.join(self.lost)} (taken out, the rest scaled to sum to 1)")
-        if self.never:
-            parts.append(f"never said: {', '.join(self.never)}")
+        if self.source_only:
+            parts.append(f"no counterpart for {', '.join(self.source_only)} (dropped, the rest scaled to sum to 1)")
+        if self.target_only:
+            parts.append(f"never predicted: {', '.join(self.target_only)}")
         return "; ".join(parts)
 
 
 def map_class_names(source: Sequence[str], target: Sequence[str], also: Mapping[str, str] | None = None) -> LabelMap:
-    """Return how the classes of `source` become those of `target`: the same name, or another spelling of it.
+    """Return the mapping of the classes of `source` to those of `target`, by name in any usual spelling.
 
     Parameters
     ----------
-    also : source class -> target class, for what names alone do not say (``{"Calm": "Neutral"}``); goes before names.
+    also : source class -> target class, for classes that names do not match (``{"Calm": "Neutral"}``); it overrides
+        names.
 
     Raises
     ------
     InputError
-        A set has two classes of one meaning, `also` names a class that is not there, or nothing has a counterpart.
+        A set has two classes of one meaning, `also` names an unknown class, or no class has a counterpart.
     """
-    places = _places(target)
-    own = _places(source)
-    chosen = {_known(a, own, source): _known(b, places, target) for a, b in (also or {}).items()}
-    to = tuple(chosen.get(place, places.get(canonical_class_name(name), NOTHING)) for place, name in enumerate(source))
+    target_index, source_index = _index_by_name(target), _index_by_name(source)
+    chosen: dict[int, int] = {}
+    for pair in (also or {}).items():
+        for name, index, classes in zip(pair, (source_index, target_index), (source, target), strict=True):
+            if canonical_class_name(name) not in index:
+                raise InputError(f"no class {name!r}", where="--map", hint=f"there are {', '.join(classes)}")
+        chosen[source_index[canonical_class_name(pair[0])]] = target_index[canonical_class_name(pair[1])]
+    to = tuple(chosen.get(i, target_index.get(canonical_class_name(name), NOTHING)) for i, name in enumerate(source))
+    # With no class in common every row would get uniform probabilities, and the score would look like a real one.
     if set(to) == {NOTHING}:
         raise InputError(f"no class of {', '.join(source)} is one of {', '.join(target)}", where="label map",
-                         hint="say what becomes what with --map A=B,C=D")
+                         hint="name the counterparts with --map A=B,C=D")
     return LabelMap(tuple(source), tuple(target), to)
 
 
 def parse(text: str) -> dict[str, str]:
-    """Return what ``A=B,C=D`` says as a dictionary; ``names`` and an empty text say nothing more than names do.
+    """Return ``A=B,C=D`` as a dictionary; ``names`` and an empty text give an empty one.
 
     Raises
     ------
     InputError
-        A part of it is no pair, or a class is named twice.
+        A part of it is not a pair, or a class is named twice.
     """
     pairs: dict[str, str] = {}
     for part in (part.strip() for part in text.split(",")):
@@ -171,33 +177,21 @@ def parse(text: str) -> dict[str, str]:
             continue
         left, sign, right = (piece.strip() for piece in part.partition("="))
         if not (left and sign and right) or left in pairs:
-            raise InputError(f"{part!r} does not say once what becomes what", where="--map",
+            raise InputError(f"{part!r} is not a pair CLASS=CLASS, or names a class again", where="--map",
                              hint="write --map names, or pairs like --map Calm=Neutral,Contempt=Other")
         pairs[left] = right
     return pairs
 
 
-def _places(classes: Sequence[str]) -> dict[str, int]:
-    """Return canonical name -> index.
-
-    Raises
-    ------
-    InputError
-        Two of them mean the same.
-    """
-    places: dict[str, int] = {}
-    for place, name in enumerate(classes):
-        twin = places.setdefault(canonical_class_name(name), place)
-        if twin != place:
+def _index_by_name(classes: Sequence[str]) -> dict[str, int]:
+    """Return canonical name -> index; refuse two classes of one meaning."""
+    index: dict[str, int] = {}
+    for i, name in enumerate(classes):
+        twin = index.setdefault(canonical_class_name(name), i)
+        if twin != i:
             raise InputError(f"{classes[twin]} and {name} mean the same class", where="label map",
                              hint="rename one of them")
-    return places
-
-
-def _known(name: str, places: Mapping[str, int], classes: Sequence[str]) -> int:
-    if canonical_class_name(name) not in places:
-        raise InputError(f"no class {name!r}", where="--map", hint=f"there are {', '.join(classes)}")
-    return places[canonical_class_name(name)]
+    return index
 
 
 # Labels in text files: a header with the class names, then one integer a frame (Aff-Wild2's form).
@@ -208,14 +202,14 @@ _SHOWN = 30
 
 
 class LabelFile(NamedTuple):
-    """A label file as read: `header` is empty where it has none; `labels` (L,) int16."""
+    """The content of a label file: `header` is empty if it has none; `labels` (L,) int16."""
 
     header: tuple[str, ...]
     labels: Labels
 
 
 class LabelError(ValueError):
-    """What is wrong with a label file; always caught and turned into the trial's Issue."""
+    """A label file cannot be used; always caught and turned into the trial's Issue."""
 
 
 def read(path: Path) -> LabelFile:
@@ -224,47 +218,32 @@ def read(path: Path) -> LabelFile:
     Raises
     ------
     LabelError
-        It cannot be read, is no text, has no lines, or a line is no whole number.
-
-    Notes
-    -----
-    Few distinct lines make up a file, so each is parsed once and the rest is a look-up: .1 s a million frames.
+        It cannot be read, is not UTF-8, has no lines, or a line is not a whole number.
     """
-    lines = _lines(path)
+    try:
+        if path.stat().st_size > LIMIT_BYTES:  # any *.txt may be taken for labels, a log of gigabytes too
+            raise LabelError(f"larger than {LIMIT_BYTES >> 20} MB")
+        text = path.read_text(encoding="utf-8-sig").rstrip()
+    except OSError as error:
+        raise LabelError(f"cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise LabelError("is not text in UTF-8") from error
+    if not text:
+        raise LabelError("is empty")
+    lines = text.split("\n")
     header = () if _is_number(lines[0]) else tuple(name.strip() for name in lines.pop(0).rstrip(", \t").split(","))
+    # A file has few distinct lines, so each is parsed once and the rest is a lookup: .1 s for a million frames.
     values: dict[str, int] = {}
     for line in set(lines):
-        values[line] = _value(line)
+        number = int(line.strip()[:_SHOWN]) if _is_number(line) else WRONG
+        values[line] = number if abs(number) < -WRONG else WRONG
+    # A label that does not fit int16 becomes WRONG as well, so that nothing wraps around to a class.
     labels = np.fromiter(map(values.__getitem__, lines), np.int16, len(lines))
     wrong = np.flatnonzero(labels == WRONG)
     if len(wrong):
         at, line = int(wrong[0]), lines[int(wrong[0])]
-        raise LabelError(f"line {at + 1 + bool(header)} is {line[:_SHOWN]!r}, no label")
+        raise LabelError(f"line {at + 1 + bool(header)} is {line[:_SHOWN]!r}, not a label")
     return LabelFile(header, labels)
-
-
-def _lines(path: Path) -> list[str]:
-    """Return the lines of a text file, without blank ones at its end."""
-    try:
-        if path.stat().st_size > LIMIT_BYTES:
-            raise LabelError(f"larger than {LIMIT_BYTES >> 20} MB")
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise LabelError(f"cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise LabelError("is no text in UTF-8") from error
-    lines = text.rstrip().split("\n") if text.strip() else []
-    if not lines:
-        raise LabelError("is empty")
-    return lines
-
-
-def _value(line: str) -> int:
-    """Return the whole number in a line, WRONG where there is none that could be a label."""
-    if not _is_number(line):
-        return WRONG
-    number = int(line.strip()[:_SHOWN])
-    return number if abs(number) < -WRONG else WRONG
 
 
 def _is_number(line: str) -> bool:
@@ -278,7 +257,7 @@ def check_range(labels: Labels, classes: int) -> None:
     Raises
     ------
     LabelError
-        A label is out of range; says which frame.
+        A label is out of range; the error names the frame.
     """
     wrong = np.flatnonzero((labels < UNKNOWN) | (labels >= classes))
     if len(wrong):
@@ -286,20 +265,20 @@ def check_range(labels: Labels, classes: int) -> None:
 
 
 def canonical(header: tuple[str, ...], known: Iterable[tuple[str, ...]]) -> tuple[str, ...] | None:
-    """Return the class list among `known` that `header` spells (letter case aside), None where there is none."""
+    """Return the class list among `known` that equals `header` (except for letter case), None if there is none."""
     folded = tuple(name.casefold() for name in header)
     return next((names for names in known if folded == tuple(name.casefold() for name in names)), None)
 
 
 def read_all(files: Mapping[str, Path], known: Iterable[tuple[str, ...]], *, bare: bool = False
              ) -> tuple[tuple[str, ...], dict[str, Labels], list[Issue]]:
-    """Return the classes, the labels of each trial, and a problem for each file that had to be dropped.
+    """Return the classes, the labels of each trial, and an issue for each file that had to be dropped.
 
     Parameters
     ----------
-    files : trial name to text file.
-    known : class lists that a header may spell. The one most files carry is the set's; other files are problems.
-    bare : whether a file without header has the classes that are known first.
+    files : trial name -> text file.
+    known : class lists that a header may hold. The most frequent one is the set's; files with another are dropped.
+    bare : whether a file without a header has the first class list of `known`.
 
     Notes
     -----
@@ -316,6 +295,7 @@ def read_all(files: Mapping[str, Path], known: Iterable[tuple[str, ...]], *, bar
             continue
         found = canonical(read_files[name].header, known)
         headers.update([found] if found else [])
+    # One file with another header must not change the classes of the whole set, so the majority decides.
     classes = max(headers, key=lambda names: (headers[names], len(names)), default=())
     labels: dict[str, Labels] = {}
     for name, content in read_files.items():
@@ -333,12 +313,13 @@ def _fit(content: LabelFile, classes: tuple[str, ...], known: tuple[tuple[str, .
         raise LabelError("has no header with the class names")
     if canonical(content.header, known) is None:
         raise LabelError(f"header unknown: {header!r}")
+    # The same names in another order mean other numbers.
     if canonical(content.header, (classes,)) is None:
-        raise LabelError(f"header {header!r} is another one than most files have ({','.join(classes)})")
+        raise LabelError(f"header {header!r} differs from that of most files ({','.join(classes)})")
     check_range(content.labels, len(classes))
     return content.labels
 
 
 def _dropped(name: str, path: Path, what: str) -> Issue:
     return Issue(where=name, message=f"its labels were dropped: {path.name} {what}",
-                   hint=f"correct {path}; the clip is predicted without labels meanwhile")
+                 hint=f"correct {path}; until then the clip is predicted without labels")

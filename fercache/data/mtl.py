@@ -5,9 +5,9 @@ Notes
 ``MTL_Challenge/{train,validation}_set.txt`` (ABAW3), or ``training_set_annotations.txt`` and
 ``validation_set_annotations.txt`` (ABAW4 and ABAW7), with the header ``image,valence,arousal,expression,aus``: rows are
 ``<trial>/00001.jpg,.1,.2,4,0,..``, the last twelve fields the action units, so that a row has more fields than the
-header. Invalid are -5 (valence, arousal), -1 (expression) and -1 (units); a picture stands there for any one of the
-tasks, so many rows have no expression. The challenge's own metric sums three tasks; of the expression alone it is macro
-F1 over eight classes.
+header. Invalid are -5 (valence, arousal), -1 (expression) and -1 (units); a picture is listed if one of the tasks has a
+label for it, so many rows have no expression. The challenge's own metric is a sum over three tasks; its part for the
+expression is macro F1 over eight classes.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ def read(config: DatasetConfig) -> Dataset:
     places = dict.fromkeys((config.root, config.clips, config.labels))
     found = [scan(Path(place)) for place in places if place]
     if not found:
-        raise InputError("mtl needs the folder that it lies in", where="dataset mtl", hint="give --root DIR")
+        raise InputError("mtl needs the folder of the data set", where="dataset mtl", hint="give --root DIR")
     problems = [problem for each in found for problem in (*each.problems, *unnamable(each))]
     labels: dict[str, Labels] = {}
     splits: dict[str, Split] = {}
     for split, path in _tables(found, config.edition).items():
         rows, wrong = _rows(path)
-        problems += [*wrong, *(Issue(where=trial, message="stands in both tables", hint="the training one is used")
+        problems += [*wrong, *(Issue(where=trial, message="is in both tables", hint="the training one is used")
                                for trial in sorted(set(rows) & set(labels)))]
-        labels = rows | labels
+        labels = rows | labels  # the training table comes first and wins: its trials must not count as unseen
         splits = dict.fromkeys(rows, split) | splits
     trials, noted = affwild2.assemble(found, labels, splits, config.source)
     return Dataset(name=cache_name("mtl", found[0].root, config.name), layout="mtl", classes=EIGHT, metric="macro_f1",
@@ -68,7 +68,7 @@ def _is_table(path: Path) -> bool:
         return False
     try:
         with path.open(encoding="utf-8-sig") as handle:
-            first = handle.readline(4096)
+            first = handle.readline(4096)  # a file without line ends may be of any size
     except (OSError, UnicodeDecodeError):
         return False
     return tuple(name.strip().casefold() for name in first.split(","))[: len(HEADER)] == HEADER
@@ -93,11 +93,12 @@ def _tables(found: Iterable[Scan], edition: str) -> dict[Split, Path]:
 
 
 def _rows(path: Path) -> tuple[dict[str, Labels], list[Issue]]:
-    """Return the labels of each trial by frame number, and a problem for each trial with a row that is none.
+    """Return the labels of each trial by frame number, and an issue for each trial with a malformed row.
 
     Notes
     -----
-    Rows may stand in any order. A wrong row costs its own trial.
+    Rows may be in any order. A malformed row costs the labels of its own trial. Rows have more fields than the header,
+    which the table layer refuses, so they are split here.
     """
     rows: dict[str, dict[int, int]] = defaultdict(dict)
     wrong: dict[str, str] = {}
@@ -105,6 +106,7 @@ def _rows(path: Path) -> tuple[dict[str, Labels], list[Issue]]:
         next(handle, "")
         for line, text in enumerate(handle, 2):
             fields = text.split(",")
+            # The frame number is in the name of the picture; the order of rows means nothing.
             match = IMAGE.fullmatch(fields[0].strip())
             if not text.strip():
                 continue
@@ -114,17 +116,15 @@ def _rows(path: Path) -> tuple[dict[str, Labels], list[Issue]]:
             if label is None or not 0 < frame <= MOST_FRAMES or rows[trial].setdefault(frame, label) != label:
                 wrong.setdefault(trial, f"its labels were dropped: line {line} is {text.strip()[: clip_level.SHOWN]!r}")
     problems = [Issue(where=trial, message=what, hint=f"correct {path}") for trial, what in sorted(wrong.items())]
-    return {trial: _array(frames if trial not in wrong else {}) for trial, frames in rows.items()}, problems
+    labels: dict[str, Labels] = {}
+    for trial, frames in rows.items():
+        known = frames if trial not in wrong else {}
+        labels[trial] = np.full(max(known, default=0), UNKNOWN, np.int16)
+        labels[trial][np.array(list(known), np.int64) - 1] = list(known.values())
+    return labels, problems
 
 
 def _label(word: str) -> int | None:
-    """Return a label, None for what is none; tables that pandas wrote have ``4.0``."""
-    digits = word.strip().removesuffix(".0")
-    known = digits.removeprefix("-").isascii() and digits.removeprefix("-").isdigit() and len(digits) < 4
-    return int(digits) if known and UNKNOWN <= int(digits) < len(EIGHT) else None
-
-
-def _array(frames: dict[int, int]) -> Labels:
-    labels = np.full(max(frames, default=0), UNKNOWN, np.int16)
-    labels[np.array(list(frames), np.int64) - 1] = list(frames.values())
-    return labels
+    """Return a label, None if it is malformed; tables that pandas wrote have ``4.0``."""
+    match = re.fullmatch(r"(-?[0-9]{1,2})(\.0)?", word.strip())
+    return int(match[1]) if match and UNKNOWN <= int(match[1]) < len(EIGHT) else None

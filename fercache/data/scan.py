@@ -1,4 +1,4 @@
-"""What lies in a folder: videos, folders of numbered crops, and other folders and texts, a few levels down."""
+"""The contents of a folder: videos, folders of numbered crops, other folders and texts, a few levels down."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ VIDEOS = frozenset((".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".m
                     ".ts", ".webm", ".wmv"))
 PICTURES = frozenset((".jpg", ".jpeg", ".png"))
 DEPTH = 4
-PEEK = 512  # entries of a folder after which numbered pictures alone decide what it is
+PEEK = 512
+"""Entries of a folder after which numbered pictures alone decide that it is a clip."""
 
 
 @dataclass
 class Scan:
-    """What was found, each list sorted: the same whatever order the disk gives its files in."""
+    """The paths under `root`, each list sorted, so that the order of a file system does not matter."""
 
     root: Path
     videos: list[Path] = field(default_factory=list)
@@ -41,11 +42,11 @@ class Scan:
 
 
 def scan(root: Path, depth: int = DEPTH, *, prefixed: bool = False) -> Scan:
-    """Return what lies under `root`, at most `depth` folders down.
+    """Return what is under `root`, at most `depth` folders down.
 
     Parameters
     ----------
-    prefixed : whether pictures named by a prefix and a number (``S005_001_00000011.png``) make a clip too.
+    prefixed : whether a folder of pictures with a prefix and a number (``S005_001_00000011.png``) is a clip too.
 
     Raises
     ------
@@ -54,8 +55,8 @@ def scan(root: Path, depth: int = DEPTH, *, prefixed: bool = False) -> Scan:
 
     Notes
     -----
-    The files of a crop folder are not listed, only its first 512 entries (Aff-Wild2 has 2.9 million crops). A folder
-    that holds numbered pictures beside videos or folders is no clip.
+    Only the first 512 entries of a crop folder are listed (Aff-Wild2 has 2.9 million crops). A folder that holds
+    numbered pictures beside videos or folders is not a clip.
     """
     kind = kind_at(root)
     if kind != "crops":
@@ -63,6 +64,7 @@ def scan(root: Path, depth: int = DEPTH, *, prefixed: bool = False) -> Scan:
                          hint="check the path (relative paths start at the current folder)")
     found = Scan(root)
     _visit(root, depth, found, is_prefixed if prefixed else is_crop)
+    # A folder below the root that cannot be read is an issue; without the root itself nothing can be read.
     unreadable = [problem for problem in found.problems if problem.where == str(root)]
     if unreadable:
         raise InputError(unreadable[0].message, where=root, hint=unreadable[0].hint)
@@ -75,12 +77,12 @@ def scan(root: Path, depth: int = DEPTH, *, prefixed: bool = False) -> Scan:
 
 
 def _visit(folder: Path, left: int, found: Scan, crop: Callable[[str], bool]) -> None:
-    """Sort the entries of `folder` into `found` and go down."""
+    """Sort the entries of `folder` into `found`, and those of the folders below it."""
     try:
         names, below = _list(folder, crop)
     except OSError as error:
         found.problems.append(Issue(where=str(folder), message=f"the folder cannot be read ({error.strerror})",
-                                      hint="check its permissions"))
+                                    hint="check its permissions"))
         return
     suffixes = {name: _suffix(name) for name in names}
     videos = [name for name, suffix in suffixes.items() if suffix in VIDEOS]
@@ -99,14 +101,16 @@ def _visit(folder: Path, left: int, found: Scan, crop: Callable[[str], bool]) ->
 
 
 def _list(folder: Path, crop: Callable[[str], bool]) -> tuple[list[str], list[str]]:
-    """Return the names of files and of folders in `folder`; of a large folder of crops only the first ones."""
+    """Return the names of files and of folders in `folder`; only the first ones of a large folder of crops."""
     names: list[str] = []
     below: list[str] = []
     with os.scandir(folder) as entries:
+        # The listing goes on after the first part only if that part did not decide what the folder is.
         for part in (islice(entries, PEEK), entries):
             for entry in part:
-                if entry.name.startswith((".", "@", "__MACOSX")):  # hidden, and what Macs and file servers leave
+                if entry.name.startswith((".", "@", "__MACOSX")):  # hidden files, and remains of Macs and file servers
                     continue
+                # A name that looks like a crop is not asked whether it is a folder: that may cost a call each.
                 (names if crop(entry.name) or not entry.is_dir() else below).append(entry.name)
             if not below and any(map(crop, names)):
                 break
@@ -114,10 +118,10 @@ def _list(folder: Path, crop: Callable[[str], bool]) -> tuple[list[str], list[st
 
 
 def kind_at(path: Path) -> Kind | None:
-    """Return "crops" for a folder, "video" for a file, None where there is nothing that can be reached."""
+    """Return "crops" for a folder, "video" for a file, None if it does not exist or cannot be accessed."""
     try:
         return "crops" if path.is_dir() else "video" if path.exists() else None
-    except OSError:  # a name that is too long, or a folder on the way that may not be entered
+    except OSError:  # the name is too long, or a folder above it may not be entered
         return None
 
 
@@ -135,12 +139,13 @@ def is_prefixed(name: str) -> bool:
 
 
 def _suffix(name: str) -> str:
-    """Return a file's ending, ``.jpg``; by hand, since it is asked of very many names."""
+    """Return a file's ending, ``.jpg``."""
+    # Path.suffix is too slow for millions of names.
     return name[name.rfind("."):].lower() if "." in name else ""
 
 
 def unnamable(found: Scan) -> Iterator[Issue]:
-    """Yield a problem for each clip whose name is no text, and take it out of `found`."""
+    """Yield an issue for each clip whose name is not valid UTF-8, and remove it from `found`."""
     for paths in (found.videos, found.crops):
         for path in [path for path in paths if not printable(str(path.relative_to(found.root)))]:
             paths.remove(path)
@@ -148,7 +153,7 @@ def unnamable(found: Scan) -> Iterator[Issue]:
 
 
 def describe(found: Scan) -> str:
-    """Return what lies in a folder, in words."""
+    """Return the contents of a folder as text, for an error message."""
     endings = Counter(path.suffix.lower() for path in found.videos)
     parts = [f"{count} *{ending}" for ending, count in sorted(endings.items())]
     if found.crops:

@@ -80,15 +80,15 @@ def parse_rows(rows: Sequence[str], base: TrainConfig) -> dict[str, dict[str, An
     return changes
 
 
-def idle(changed: dict[str, Any], base: TrainConfig) -> bool:
+def has_no_effect(changed: dict[str, Any], base: TrainConfig) -> bool:
     """Return whether a change affects no head: it repeats a head's own setting, or sets what no head uses."""
     from fercache.training.cross_validation import UNSET, UNSET_TEMPORAL, settings_for
 
     if not changed.keys() <= UNSET.keys() | UNSET_TEMPORAL.keys():
         return False
-    usual, other = ([settings_for(head, config, "cpu", oof_input=oof_input, few_groups=False) for head in base.heads
-                     for oof_input in (True, False)] for config in (base, replace(base, **changed)))
-    return usual == other
+    default, other = ([settings_for(head, config, "cpu", oof_input=oof_input, few_groups=False) for head in base.heads
+                       for oof_input in (True, False)] for config in (base, replace(base, **changed)))
+    return default == other
 
 
 def _pair(text: str, row: str) -> tuple[str, Any]:
@@ -99,19 +99,14 @@ def _pair(text: str, row: str) -> tuple[str, Any]:
         similar = difflib.get_close_matches(key, hints, 1)
         raise InputError(f"{text!r} changes no key of train-heads", where=f"row {row}",
                          hint=f"did you mean {similar[0]}=..?" if similar else f"known keys: {', '.join(hints)}")
+    hint = hints[key]
+    if typing.get_origin(hint) is tuple:
+        return key, tuple(value.split("+"))
     try:
-        return key, _value(hints[key], value)
+        # index raises ValueError for any other word, as int and float do
+        return key, bool(("false", "true").index(value.casefold())) if hint is bool else hint(value)
     except ValueError as error:
         raise InputError(f"{key} cannot be {value!r}", where=f"row {row}", hint="a row is key=value") from error
-
-
-def _value(hint: Any, text: str) -> Any:
-    """Return a text as a value of the field's type."""
-    if typing.get_origin(hint) is tuple:
-        return tuple(text.split("+"))
-    if hint is bool:
-        return bool(("false", "true").index(text.casefold()))  # ValueError for any other word
-    return hint(text)
 
 
 # Out-of-fold scores of a setting, one per seed, and the paired difference from the default.
@@ -173,24 +168,20 @@ def fold_confusions(oof: OofLogits, split: str = "") -> dict[str, metrics.Counts
                                      int(group.max(initial=-1)) + 1) for name, probs in by_candidate.items()}
 
 
-def figure_of(ours: Sequence[metrics.Counts], usual: Sequence[metrics.Counts],
+def figure_of(matrices: Sequence[metrics.Counts], default: Sequence[metrics.Counts],
               sampler: metrics.Resampler) -> AblationFigure:
     """Return a column's figures from its matrices and the default's, one (G, C, C) array per seed."""
-    scores = np.array([float(metrics.macro_f1(m.sum(0))) for m in ours])
-    theirs = np.mean([float(metrics.macro_f1(m.sum(0))) for m in usual])
-    # Both use the same draws of groups, so the difference is paired and its interval is narrower.
-    drawn, other = (_drawn(m, sampler) for m in (ours, usual))
+    scores = np.array([float(metrics.macro_f1(counts.sum(0))) for counts in matrices])
+    default_score = np.mean([float(metrics.macro_f1(counts.sum(0))) for counts in default])
+    interval = difference_interval = None
+    if not sampler.why_none:
+        # Both use the same draws of groups, so the difference is paired and its interval is narrower.
+        drawn, drawn_default = (np.mean([metrics.macro_f1(sampler.draw(counts)) for counts in per_seed], axis=0)
+                                for per_seed in (matrices, default))
+        interval, difference_interval = _span(drawn), _span(drawn - drawn_default)
     return AblationFigure(macro_f1=float(scores.mean()), spread=float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
-                  interval=_span(drawn) if len(drawn) else None,
-                  difference=float(scores.mean() - theirs),
-                  difference_interval=_span(drawn - other) if len(drawn) else None)
-
-
-def _drawn(matrices: Sequence[metrics.Counts], sampler: metrics.Resampler) -> Values:
-    """Return the macro F1 of each draw of groups, averaged over seeds; empty if there are too few groups."""
-    if sampler.why_none:
-        return np.empty(0)
-    return np.asarray(np.mean([metrics.macro_f1(sampler.draw(m)) for m in matrices], axis=0))
+                          interval=interval, difference=float(scores.mean() - default_score),
+                          difference_interval=difference_interval)
 
 
 def reported(oofs: Sequence[OofLogits]) -> dict[str, dict[str, float]]:
@@ -259,29 +250,30 @@ def run_ablation(dataset: Dataset, store: EmbeddingStore, base: TrainConfig, con
     InputError
         The default cannot be trained, or a row names a key or value that `train-heads` does not have.
     """
+    # A change without effect would train the default again, under another name.
     rows = {name: changed for name, changed in parse_rows(config.rows or offered_rows(base), base).items()
-            if not idle(changed, base)}
+            if not has_no_effect(changed, base)}
     started = time.monotonic()
-    usual = scored(dataset, store, base, config.repeats, cache)
+    default = scored(dataset, store, base, config.repeats, cache)
     log.info("the default took %.0f s; each of the %d rows takes about as long as an untrained default",
              time.monotonic() - started, len(rows))
-    first = next(iter(usual.matrices.values()))[0]
-    ablation = _AblationRun(dataset=dataset, store=store, base=base, repeats=config.repeats, cache=cache, usual=usual,
-                   sampler=metrics.Resampler(len(first), config.bootstrap, base.seed))
-    table_rows = [ablation.row(DEFAULT, {}, base, usual)]
-    for place, (name, changed) in enumerate(rows.items(), 2):
-        log.info("row %d of %d: %s", place, len(rows) + 1, name)
+    first = next(iter(default.matrices.values()))[0]
+    ablation = _AblationRun(dataset=dataset, store=store, base=base, repeats=config.repeats, cache=cache,
+                            default=default, sampler=metrics.Resampler(len(first), config.bootstrap, base.seed))
+    table_rows = [ablation.row(DEFAULT, {}, base, default)]
+    for number, (name, changed) in enumerate(rows.items(), 2):
+        log.info("row %d of %d: %s", number, len(rows) + 1, name)
         table_rows.append(ablation.try_row(name, changed))
     return AblationTable(dataset=dataset.name, notice=dataset.notice, store=store.path.name, groups=len(first),
-                 frames=int(first.sum()), seeds=config.repeats, rows=tuple(table_rows), reported=reported(usual.oofs),
-                 why_none=ablation.sampler.why_none)
+                         frames=int(first.sum()), seeds=config.repeats, rows=tuple(table_rows),
+                         reported=reported(default.oofs), why_none=ablation.sampler.why_none)
 
 
 def trained_default(base: TrainConfig, config: AblationConfig) -> Iterator[TrainConfig]:
     """Yield the settings of every training run behind this table and behind its `--quick` version."""
-    for usual, table in ((base, config), quick_config(base, config)):
-        for changed in [{}, *parse_rows(table.rows or offered_rows(usual), usual).values()]:
-            row = replace(usual, **changed)
+    for default, table in ((base, config), quick_config(base, config)):
+        for changed in [{}, *parse_rows(table.rows or offered_rows(default), default).values()]:
+            row = replace(default, **changed)
             yield from (replace(row, seed=row.seed + repeat) for repeat in range(table.repeats))
 
 
@@ -292,49 +284,46 @@ def quick_config(base: TrainConfig, config: AblationConfig) -> tuple[TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class _AblationRun:
-    """What all rows share: data, settings, and the scores of the default (`usual`)."""
+    """Data and settings of all rows, and the scores of the default."""
 
     dataset: Dataset
     store: EmbeddingStore
     base: TrainConfig
     repeats: int
     cache: Path
-    usual: AblationScores
+    default: AblationScores
     sampler: metrics.Resampler
 
     def try_row(self, name: str, changed: dict[str, Any]) -> AblationRow:
         """Return the row of a change; a row that cannot be trained records the reason, so the other rows still run."""
         config = replace(self.base, **changed)
-        lacking = [tap for tap in config.taps if tap not in self.store.taps]
+        missing = [tap for tap in config.taps if tap not in self.store.taps]
         if changed.keys() == {"augmentations"} and not any(tap_views(tap) in self.store.taps for tap in config.taps):
-            lacking = ["augmentations"]
-        if lacking:
-            return _none(name, changed, f"the store does not hold {', '.join(lacking)}", failed=False)
+            missing = ["augmentations"]
+        empty = AblationRow(name=name, changed=changed, figures={}, bytes_a_frame=0, logits_files=(),
+                            skipped=f"the store lacks {', '.join(missing)}")
+        if missing:
+            return empty
         try:
             return self.row(name, changed, config, scored(self.dataset, self.store, config, self.repeats, self.cache))
         except FercacheError as error:
             log.error("%s: %s", name, error)
-            return _none(name, changed, error.what, failed=True)
+            return replace(empty, skipped=error.what, failed=True)
 
     def row(self, name: str, changed: dict[str, Any], config: TrainConfig, scores: AblationScores) -> AblationRow:
         """Return the row with the scores of a change."""
-        figures = {column: figure_of(matrices, self.usual.matrices.get(column, matrices), self.sampler)
+        figures = {column: figure_of(matrices, self.default.matrices.get(column, matrices), self.sampler)
                    for column, matrices in scores.matrices.items()}
         read = [*config.taps, *(tap_views(tap) for tap in config.taps if config.augmentations == "draw")]
         return AblationRow(name=name, changed=changed, figures=figures,
-                           logits_files=tuple(b.fingerprint[:12] for b in scores.oofs),
-                   bytes_a_frame=2 * sum(prod(self.store.taps[name]) for name in read if name in self.store.taps))
-
-
-def _none(name: str, changed: dict[str, Any], why: str, failed: bool) -> AblationRow:
-    return AblationRow(name=name, changed=changed, figures={}, bytes_a_frame=0, logits_files=(), skipped=why,
-                       failed=failed)
+                           logits_files=tuple(oof.fingerprint[:12] for oof in scores.oofs),
+                           bytes_a_frame=2 * sum(prod(self.store.taps[tap]) for tap in read if tap in self.store.taps))
 
 
 # The table as files: a CSV with one line per row and column, and a JSON file with everything.
 
-def write_ablation(table: AblationTable, out: Path) -> list[Path]:
-    """Write the table to `out` (.csv) and to a JSON file beside it; return both paths.
+def write_ablation(table: AblationTable, out: Path) -> None:
+    """Write the table to `out` (.csv) and to a JSON file beside it.
 
     Raises
     ------
@@ -348,11 +337,14 @@ def write_ablation(table: AblationTable, out: Path) -> list[Path]:
                     "difference_high", "bytes_a_frame", "seeds", "skipped"])
     for row in table.rows:
         for column, figure in row.figures.items() or [("", None)]:
-            lines.writerow([row.name, column, *_cells(figure), row.bytes_a_frame or "", table.seeds, row.skipped])
+            numbers: list[float | None] = [None] * 7
+            if figure is not None:
+                numbers = [figure.macro_f1, figure.spread, *(figure.interval or (None, None)), figure.difference,
+                           *(figure.difference_interval or (None, None))]
+            cells = ["" if number is None else f"{number:.6f}" for number in numbers]
+            lines.writerow([row.name, column, *cells, row.bytes_a_frame or "", table.seeds, row.skipped])
     atomic_io.write_bytes(out, text.getvalue().encode())
-    beside = out.with_suffix(".json")
-    atomic_io.write_json(beside, asdict(table))
-    return [out, beside]
+    atomic_io.write_json(out.with_suffix(".json"), asdict(table))
 
 
 def check_out(out: Path) -> None:
@@ -365,12 +357,3 @@ def check_out(out: Path) -> None:
     """
     if out.suffix != ".csv":
         raise InputError("unknown file type", where=out, hint="end --out in .csv; the JSON is written beside it")
-
-
-def _cells(figure: AblationFigure | None) -> list[str]:
-    """Return the seven numbers of a CSV line with six decimals; empty texts for a row without figures."""
-    if figure is None:
-        return [""] * 7
-    spans = [figure.interval or ("", ""), figure.difference_interval or ("", "")]
-    values = (figure.macro_f1, figure.spread, *spans[0], figure.difference, *spans[1])
-    return [value if isinstance(value, str) else f"{value:.6f}" for value in values]

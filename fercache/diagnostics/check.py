@@ -55,43 +55,35 @@ def estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConfi
     ----------
     rate : assumed frames per second; 0: use the measured rate.
     """
-    lengths = [table.stored for table in tables if table.stored]
-    shapes = _shapes(config)
-    row = None if shapes is None else 2 * sum(map(prod, shapes)) + 8 * len(FRAME_COLUMNS)
-    total = None if shapes is None else sum(_bytes(frames, shapes) for frames in lengths)
-    seconds, basis = _time(sum(lengths), faces, config, cache, rate)
-    return ExtractionCost(faces=faces, clips=len(lengths), frames=sum(lengths), unknown=len(tables) - len(lengths),
-                bytes_a_frame=row, bytes=total, seconds=seconds, basis=basis)
-
-
-def _shapes(config: ExtractConfig) -> list[tuple[int, ...]] | None:
-    """Return the stored shapes of a frame, with augmentations; None for a model with its own taps."""
     from fercache.backbones.taps import tap_shapes  # imports torch, which takes seconds: only where it is needed
 
+    lengths = [table.stored for table in tables if table.stored]
+    frames = sum(lengths)
+    row: int | None = None
+    total: int | None = None
     try:
-        return list(augmentation.with_views(tap_shapes(config.taps), config.augmentations).values())
+        shapes = augmentation.with_views(tap_shapes(config.taps), config.augmentations).values()
     except InputError:
-        if config.weights.startswith("onnx:"):
-            return None
-        raise
-
-
-def _bytes(frames: int, shapes: Sequence[tuple[int, ...]]) -> int:
-    """Return the bytes of one clip's chunks."""
-    grids = [*(Grid((frames, *shape), "float16") for shape in shapes), Grid((frames, len(FRAME_COLUMNS)), "float64")]
-    return sum(grid.count * grid.chunk_bytes for grid in grids)
-
-
-def _time(frames: int, faces: str, config: ExtractConfig, cache: Path, rate: float) -> tuple[float | None, str]:
-    if rate > 0:
-        return frames / rate, f"assuming {rate:g} frames/s (--rate)"
-    measured = run_log.latest_rate(cache, faces, config.weights, config.augmentations) if faces else None
-    if measured is None:
-        return None, ("no rate was measured in this cache yet: the first `fercache extract` of "
-                      f"{run_log.MIN_FRAMES} frames or more does, or assume one with --rate")
-    return frames / measured.per_second, (
-        f"at {measured.per_second:.1f} frames/s, measured here over {measured.frames:,} frames ({measured.faces}, "
-        f"{measured.backbone}, {measured.precision}, {measured.device}, {measured.threads} threads)")
+        if not config.weights.startswith("onnx:"):  # an ONNX model has taps of its own, known once it is opened
+            raise
+    else:
+        row = 2 * sum(map(prod, shapes)) + 8 * len(FRAME_COLUMNS)
+        # The last chunk of a clip is as long as the others, so a clip takes more than its frames.
+        grids = [grid for length in lengths for grid in (*(Grid((length, *shape), "float16") for shape in shapes),
+                                                         Grid((length, len(FRAME_COLUMNS)), "float64"))]
+        total = sum(grid.count * grid.chunk_bytes for grid in grids)
+    measured = run_log.latest_rate(cache, faces, config.weights, config.augmentations) if faces and not rate else None
+    if rate:
+        seconds, basis = frames / rate, f"assuming {rate:g} frames/s (--rate)"
+    elif measured:
+        seconds, basis = frames / measured.per_second, (
+            f"at {measured.per_second:.1f} frames/s, measured here over {measured.frames:,} frames ({measured.faces}, "
+            f"{measured.backbone}, {measured.precision}, {measured.device}, {measured.threads} threads)")
+    else:
+        seconds, basis = None, ("no rate was measured in this cache yet: `fercache extract` measures it with "
+                                f"{run_log.MIN_FRAMES} frames or more; --rate assumes one")
+    return ExtractionCost(faces=faces, clips=len(lengths), frames=frames, unknown=len(tables) - len(lengths),
+                          bytes_a_frame=row, bytes=total, seconds=seconds, basis=basis)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +93,7 @@ class SplitCount:
     Attributes
     ----------
     frames : rows of the frame tables; `labelled` of them have a label.
-    bare, bare_labelled : rows without a crop, and how many of these have a label.
+    no_crop, no_crop_labelled : rows without a crop, and how many of these have a label.
     counts : class -> labelled frames (of a set with one label a clip: clips).
     """
 
@@ -110,15 +102,15 @@ class SplitCount:
     groups: int
     frames: int
     labelled: int
-    bare: int
-    bare_labelled: int
+    no_crop: int
+    no_crop_labelled: int
     counts: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipCount:
-    """Lengths of one trial: `rows` of its frame table, number of `pictures`, annotation `lines`, stated frames of its
-    `video`, and rows without a crop (`bare`), some of them labelled."""
+    """Lengths of one trial: `rows` of its frame table, `pictures`, annotation `lines`, frames in the header of
+    its `video`, and rows without a crop (`no_crop`), some of them labelled."""
 
     name: str
     kind: str
@@ -128,13 +120,19 @@ class ClipCount:
     pictures: int
     lines: int
     video: int
-    bare: int
-    bare_labelled: int
+    no_crop: int
+    no_crop_labelled: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """Result of a check; `by_clip`: the classes are counted in clips, not in frames."""
+    """Result of a check.
+
+    Attributes
+    ----------
+    by_clip : the classes are counted in clips, not in frames.
+    clips_read, clips_known : clips whose files were read, and whose facts an earlier check had read.
+    """
 
     dataset: str
     layout: str
@@ -177,13 +175,16 @@ def check_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, *, fresh
     """
     started = time.monotonic()
     index, tables = _index_and_tables(dataset, cache, fresh)
-    compared = check_issues.compare_lengths(tables)
+    by_clip = all(trial.labels is None for trial in dataset.trials)
+    by_split = {split: [table for table in tables if table.trial.split == split]
+                for split in ("train", "validation", "test")}
     return CheckReport(dataset=dataset.name, layout=dataset.layout, metric=dataset.metric, folds=dataset.folds,
-                  fold=dataset.fold, by_clip=_by_clip(dataset), splits=_splits(dataset, tables),
-                  clips=tuple(_clip(table) for table in tables), lengths=compared,
-                  issues=tuple(check_issues.find_issues(dataset, tables, index.facts)),
-                  cost=estimate_cost(tables, _faces(dataset, config), config, cache, rate), clips_read=index.read,
-                  clips_known=index.kept, seconds=time.monotonic() - started)
+                       fold=dataset.fold, by_clip=by_clip,
+                       splits={split: _count(own, dataset.classes, by_clip) for split, own in by_split.items() if own},
+                       clips=tuple(_clip(table) for table in tables), lengths=check_issues.compare_lengths(tables),
+                       issues=tuple(check_issues.find_issues(dataset, tables, index.facts)),
+                       cost=estimate_cost(tables, _faces(dataset, config), config, cache, rate), clips_read=index.read,
+                       clips_known=index.reused, seconds=time.monotonic() - started)
 
 
 def predict_cost(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractionCost:
@@ -212,88 +213,74 @@ def frame_table_of(trial: Trial, facts: Mapping[str, ClipFacts]) -> FrameTable:
 
 
 def _clip(table: FrameTable) -> ClipCount:
-    bare, labelled = table.without_crop()
+    no_crop, labelled = table.without_crop()
     trial = table.trial
     return ClipCount(name=trial.name, kind=trial.kind, split=trial.split, group=trial.group, rows=table.rows,
-                     pictures=table.pictures, lines=table.lines, video=table.video, bare=bare, bare_labelled=labelled)
-
-
-def _by_clip(dataset: Dataset) -> bool:
-    return all(trial.labels is None for trial in dataset.trials)
-
-
-def _splits(dataset: Dataset, tables: Sequence[FrameTable]) -> dict[str, SplitCount]:
-    """Return the counts of each split that occurs."""
-    counted = {}
-    for split in ("train", "validation", "test"):
-        own = [table for table in tables if table.trial.split == split]
-        if own:
-            counted[split] = _count(own, dataset.classes, _by_clip(dataset))
-    return counted
+                     pictures=table.pictures, lines=table.lines, video=table.video, no_crop=no_crop,
+                     no_crop_labelled=labelled)
 
 
 def _count(tables: Sequence[FrameTable], classes: Sequence[str], by_clip: bool) -> SplitCount:
-    bare = [table.without_crop() for table in tables]
+    no_crop = [table.without_crop() for table in tables]
     frames = np.concatenate([table.labelled() for table in tables])
     clips = np.array([table.trial.clip_label for table in tables if table.trial.clip_label >= 0], np.int64)
     counts = np.bincount(clips if by_clip else frames, minlength=len(classes))
     return SplitCount(trials=len(tables), labelled_trials=sum(table.trial.labelled for table in tables),
                       groups=len({table.trial.group for table in tables}), frames=sum(table.rows for table in tables),
-                      labelled=len(frames), bare=sum(rows for rows, _ in bare),
-                      bare_labelled=sum(labelled for _, labelled in bare),
+                      labelled=len(frames), no_crop=sum(rows for rows, _ in no_crop),
+                      no_crop_labelled=sum(labelled for _, labelled in no_crop),
                       counts=dict(zip(classes, counts.tolist(), strict=True)))
 
 
 # The report as text for a terminal of 80 columns.
 
 WIDTH = 80
-MOST = 5
+MAX_DIFFERENCES = 5
 
 
 def report_lines(report: CheckReport) -> Iterator[str]:
     """Yield the lines of the report."""
     fold = f", fold {report.fold or 'none chosen'} of {report.folds}" if report.folds else ""
     yield f"{report.dataset}: {report.layout}{fold}, metric {report.metric}"
-    yield from _split_lines(report)
-    for compared in report.lengths:
-        yield from _lengths(compared)
-    yield ""
-    yield from cost_lines(report.cost)
-    yield ""
-    for issue in report.issues:
-        yield from _issue_lines(issue)
-    lost = sum(issue.is_error for issue in report.issues)
-    notes = len(report.issues) - lost
-    yield (f"{lost} found that lose data or spoil a score, {notes} good to know" if report.issues
-           else "nothing wrong found")
-    yield (f"{report.clips_read} clips read, {report.clips_known} known from an earlier check, "
-           f"{report.seconds:.1f} s")
-
-
-def _split_lines(report: CheckReport) -> Iterator[str]:
-    """Yield the table of splits and the table of classes."""
     yield ""
     yield f"{'':12}{'clips':>8}{'labelled':>9}{'groups':>8}{'frames':>12}{'labelled':>11}{'no crop':>9}{'labelled':>10}"
     for name, split in report.splits.items():
         yield (f"{name:12}{split.trials:>8,}{split.labelled_trials:>9,}{split.groups:>8,}{split.frames:>12,}"
-               f"{split.labelled:>11,}{split.bare:>9,}{split.bare_labelled:>10,}")
+               f"{split.labelled:>11,}{split.no_crop:>9,}{split.no_crop_labelled:>10,}")
     yield ""
     unit = "clips" if report.by_clip else "frames"
     yield f"{unit + ' of':16}" + "".join(f"{name:>12}" for name in report.splits)
     for label in next(iter(report.splits.values())).counts:
         yield f"  {label[:13]:14}" + "".join(f"{split.counts[label]:>12,}" for split in report.splits.values())
+    for compared in report.lengths:
+        yield from _length_lines(compared)
+    yield ""
+    yield from cost_lines(report.cost)
+    yield ""
+    for issue in report.issues:
+        # Without breaks at hyphens: a wrapped file name could not be copied.
+        yield from textwrap.wrap(f"{'LOST' if issue.is_error else 'note'}  {issue.message}: {issue.where}", WIDTH,
+                                 subsequent_indent="      ", break_on_hyphens=False)
+        if issue.hint:
+            yield from textwrap.wrap(f"next: {issue.hint}", WIDTH, initial_indent="      ", subsequent_indent="      ",
+                                     break_on_hyphens=False)
+    lost = sum(issue.is_error for issue in report.issues)
+    yield (f"{lost} issues that lose data or spoil a score, {len(report.issues) - lost} notes" if report.issues
+           else "no issues found")
+    yield (f"{report.clips_read} clips read, {report.clips_known} unchanged since an earlier check, "
+           f"{report.seconds:.1f} s")
 
 
-def _lengths(compared: LengthComparison) -> Iterator[str]:
+def _length_lines(compared: LengthComparison) -> Iterator[str]:
     yield ""
     yield f"{compared.name}: {compared.trials:,} trials"
     yield (f"  {compared.equal:,} equal, {compared.more:,} more (by {compared.extra:,} in all), "
            f"{compared.fewer:,} fewer ({compared.missing:,} missing)")
-    for one in compared.differences[:MOST]:
+    for one in compared.differences[:MAX_DIFFERENCES]:
         sign = f"{one.missing:,} missing" if one.missing > 0 else f"{-one.missing:,} too many"
         yield f"    {one.trial[:40]:40} {one.there:>7,} of {one.expected:>7,}  {sign}"
-    if len(compared.differences) > MOST:
-        yield f"    and {len(compared.differences) - MOST:,} more (--json lists all)"
+    if len(compared.differences) > MAX_DIFFERENCES:
+        yield f"    and {len(compared.differences) - MAX_DIFFERENCES:,} more (--json lists all)"
 
 
 def cost_lines(cost: ExtractionCost) -> Iterator[str]:
@@ -308,12 +295,3 @@ def cost_lines(cost: ExtractionCost) -> Iterator[str]:
         yield "  disk: not known before the model is opened"
     time = "not known" if cost.seconds is None else format_duration(cost.seconds)
     yield from textwrap.wrap(f"time: {time}; {cost.basis}", WIDTH, initial_indent="  ", subsequent_indent="        ")
-
-
-def _issue_lines(issue: Issue) -> Iterator[str]:
-    label = "LOST" if issue.is_error else "note"
-    yield from textwrap.wrap(f"{label}  {issue.message}: {issue.where}", WIDTH, subsequent_indent="      ",
-                             break_on_hyphens=False)
-    if issue.hint:
-        yield from textwrap.wrap(f"next: {issue.hint}", WIDTH, initial_indent="      ", subsequent_indent="      ",
-                                 break_on_hyphens=False)

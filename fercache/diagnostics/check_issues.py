@@ -8,11 +8,12 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace as replace_fields
 
 from fercache import media
 from fercache.data.base import Dataset, Issue, Severity, Trial, group_issues, shorten_list
@@ -27,28 +28,29 @@ from fercache.workspace import Workspace
 log = logging.getLogger(__name__)
 
 
-# Facts of each clip, read once and stored in the cache: crop numbers, sizes, stated video frames.
+# The index: what was read of each clip's files, cached between checks.
 
 VERSION = 1
 ENDINGS = frozenset(("jpg", "jpeg", "png"))
 SETTLED_NS = 2_000_000_000
-"""A folder changed within two seconds before it was read may have changed again within the clock's grain: not kept."""
+"""A folder that changed this short before it was read may have changed again within the clock's resolution: the next
+check reads it again."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClipFacts:
-    """What is known of one clip.
+class ClipFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What was read of one clip.
 
     Attributes
     ----------
-    mtime_ns, taken_ns : when folder or file was last changed, and when it was read.
-    bytes : of all its pictures, or of the video.
-    runs : numbers of its pictures as ``1-250,252``, empty of a video.
-    pictures : files with a frame number in their names.
-    other : files that are no numbered picture.
-    empty : pictures of no bytes; `damaged` names some pictures that cannot be decoded.
-    frames : that a video states, 0 for none.
-    problem : why nothing of it can be read, empty where all is well.
+    mtime_ns, taken_ns : when the folder or file was last changed, and when it was read.
+    bytes : size of the video, or of all pictures.
+    runs : frame numbers of the pictures, such as ``1-250,252``; "" for a video.
+    pictures : number of pictures with a frame number in their names.
+    other : number of other files.
+    empty : number of empty pictures.
+    damaged : pictures that were tried and do not decode.
+    frames : length in the header of the video, 0 if it has none.
+    problem : why the clip cannot be read, or "".
     """
 
     mtime_ns: int
@@ -63,35 +65,38 @@ class ClipFacts:
     problem: str = ""
 
     def numbers(self) -> IndexRanges:
-        """Return the runs as (R, 2) numbers."""
+        """Return the first and last number of each run, (R, 2)."""
         pairs = [run.split("-") for run in self.runs.split(",") if run]
         return np.array([(int(pair[0]), int(pair[-1])) for pair in pairs], np.int64).reshape(-1, 2)
 
 
+class _IndexFile(msgspec.Struct, frozen=True):
+    version: int
+    clips: dict[str, ClipFacts]
+
+
 @dataclass
 class ClipIndex:
-    """Facts by path; `read` and `kept` count what this run had to read and what an earlier one had found."""
+    """Facts by path; this run `read` so many clips, and `reused` what an earlier run had read of others."""
 
     path: Path
     facts: dict[str, ClipFacts] = field(default_factory=dict)
     read: int = 0
-    kept: int = 0
+    reused: int = 0
 
     @classmethod
     def load(cls, cache: Path, dataset: str) -> ClipIndex:
-        """Return what earlier runs found; nothing where there is no index, or one that is not ours."""
+        """Return the index of earlier runs; an empty one if there is no file, or another version's."""
         path = Workspace(cache).index(dataset)
         try:
-            held = atomic_io.read_json(path, limit_bytes=1 << 30)
-            if held["version"] != VERSION:
-                return cls(path)
-            return cls(path, {name: _facts(entry) for name, entry in held["clips"].items()})
-        except (OSError, InputError, KeyError, TypeError, AttributeError) as error:
+            stored = msgspec.convert(atomic_io.read_json(path, limit_bytes=1 << 30), _IndexFile)
+        except (OSError, InputError, msgspec.ValidationError) as error:
             log.debug("%s: no index (%s)", path, error)
             return cls(path)
+        return cls(path, stored.clips if stored.version == VERSION else {})
 
     def refresh(self, clips: Iterable[tuple[Path, str]], fresh: bool = False) -> None:
-        """Bring the facts of these clips, (path, kind), up to date, and keep them.
+        """Bring the facts of these clips, (path, kind), up to date, and write the index.
 
         Parameters
         ----------
@@ -99,8 +104,8 @@ class ClipIndex:
 
         Notes
         -----
-        A folder is read again when its time of change differs: files came, went or were renamed. A picture that was
-        overwritten in place does not show there; `fresh` is for that. Stopped half-way, what was read is kept.
+        A folder is read again if its modification time differs: files were added, removed or renamed. A picture that
+        was overwritten in place does not change it; `fresh` finds that.
         """
         wanted = dict(clips)
         known, self.facts = self.facts, {}
@@ -110,108 +115,75 @@ class ClipIndex:
                     self.facts[str(path)] = self._one(path, kind, None if fresh else known.get(str(path)))
                     bar.advance()
         finally:
+            # Written after an interruption too, so that the next check goes on from there. Removed clips leave it.
             if self.read:
-                others = {name: one for name, one in known.items() if name not in self.facts and Path(name).exists()}
-                self._write({**others, **self.facts})
+                others = {name: facts for name, facts in known.items()
+                          if name not in self.facts and Path(name).exists()}
+                index = _IndexFile(VERSION, {**others, **self.facts})
+                atomic_io.write_json(self.path, msgspec.to_builtins(index))
 
-    def _one(self, path: Path, kind: str, held: ClipFacts | None) -> ClipFacts:
+    def _one(self, path: Path, kind: str, known: ClipFacts | None) -> ClipFacts:
         try:
             changed_ns = path.stat().st_mtime_ns
         except OSError as error:
             self.read += 1
             return ClipFacts(mtime_ns=0, taken_ns=0, problem=f"cannot be read ({error.strerror})")
-        if held and held.mtime_ns == changed_ns < held.taken_ns - SETTLED_NS:
-            self.kept += 1
-            return held
+        if known and known.mtime_ns == changed_ns < known.taken_ns - SETTLED_NS:
+            self.reused += 1
+            return known
         self.read += 1
         blank = ClipFacts(mtime_ns=changed_ns, taken_ns=time.time_ns())
-        return _video(path, blank) if kind == "video" else _folder(path, blank)
-
-    def _write(self, facts: dict[str, ClipFacts]) -> None:
-        clips = {name: _plain(one) for name, one in facts.items()}
-        atomic_io.write_json(self.path, {"version": VERSION, "clips": clips})
-
-
-def _plain(facts: ClipFacts) -> dict[str, Any]:
-    """Return the facts as JSON, what is nothing left out."""
-    return {name: value for name, value in asdict(facts).items() if value}
-
-
-def _facts(entry: dict[str, Any]) -> ClipFacts:
-    return ClipFacts(**{**entry, "damaged": tuple(entry.get("damaged", ()))})
+        try:
+            if kind == "crops":
+                return _read_folder(path, blank)
+            frames = media.open_source(path, "video").length() or 0  # a ClipError if the first frame does not decode
+            return replace_fields(blank, bytes=path.stat().st_size, frames=frames)
+        except ClipError as error:
+            return replace_fields(blank, problem=error.what)
+        except (OSError, ValueError) as error:
+            return replace_fields(blank, problem=f"cannot be read ({getattr(error, 'strerror', None) or error})")
 
 
-def _folder(path: Path, blank: ClipFacts) -> ClipFacts:
+def _read_folder(path: Path, blank: ClipFacts) -> ClipFacts:
     """Return the facts of a folder of crops: one pass over its names and sizes, its first and last picture decoded."""
-    names: list[str] = []
+    sizes: dict[int, int] = {}
+    names: dict[int, str] = {}
     others: list[str] = []
-    sizes: list[int] = []
+    files = 0
+    with os.scandir(path) as entries:
+        for entry in entries:
+            files += 1
+            stem, _, ending = entry.name.rpartition(".")
+            if stem.isdigit() and stem.isascii() and ending in ENDINGS:
+                names[int(stem)] = entry.name
+                sizes[int(stem)] = entry.stat().st_size
+            else:
+                others.append(entry.name)
+    # Unusual names (a prefix, capitals, a number twice, number 0) follow the rules of the reader, which takes longer.
+    if not names or min(names) < 1 or len(names) + len(others) < files or any(map(NAME.fullmatch, others)):
+        names = pictures.numbered(path)
+        sizes = {number: (path / name).stat().st_size for number, name in names.items()}
+    runs = ranges_of(np.fromiter(names, np.int64, len(names)))
+    # Empty files are counted on their own, so only the others are decoded.
+    ends = sorted({names[number] for number in (min(names), max(names)) if sizes[number]})
+    return replace_fields(
+        blank, bytes=sum(sizes.values()), pictures=len(names), other=files - len(names),
+        runs=",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs.tolist()),
+        empty=list(sizes.values()).count(0), damaged=tuple(name for name in ends if not _decodes(path / name)))
+
+
+def _decodes(path: Path) -> bool:
     try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                stem, _, ending = entry.name.rpartition(".")
-                if stem.isdigit() and stem.isascii() and ending in ENDINGS:
-                    names.append(entry.name)
-                    sizes.append(entry.stat().st_size)
-                else:
-                    others.append(entry.name)
-    except (OSError, ValueError) as error:
-        return replace(blank, problem=f"cannot be read ({getattr(error, 'strerror', None) or error})")
-    numbers = np.array([int(name[:name.index(".")]) for name in names], np.int64)
-    if not names or numbers.min() < 1 or any(NAME.fullmatch(name) for name in others):
-        return _by_reader(path, blank, len(names) + len(others))
-    found, size = ranges_of(numbers), np.array(sizes, np.int64)
-    ends = {names[int(numbers.argmin())], names[int(numbers.argmax())]}
-    return replace(blank, bytes=int(size.sum()), runs=_text(found), pictures=len(names), other=len(others),
-                 empty=int((size == 0).sum()), damaged=_damaged(path, ends))
-
-
-def _by_reader(path: Path, blank: ClipFacts, files: int) -> ClipFacts:
-    """Return the facts of a folder with unusual names (a prefix, capitals, none at all) by the reader's own rules."""
-    try:
-        held = pictures.numbered(path)
-        sizes = [(path / name).stat().st_size for name in held.values()]
-        found = ranges_of(np.fromiter(held, np.int64, len(held)))
-        return replace(blank, bytes=sum(sizes), runs=_text(found), pictures=len(held), empty=sizes.count(0),
-                     other=files - len(held), damaged=_damaged(path, {held[min(held)], held[max(held)]}))
-    except ClipError as error:
-        return replace(blank, problem=error.what)
-    except OSError as error:
-        return replace(blank, problem=f"cannot be read ({error.strerror})")
-
-
-def _damaged(path: Path, names: Iterable[str]) -> tuple[str, ...]:
-    """Return which of these pictures cannot be decoded; empty files are counted elsewhere."""
-    try:
-        there = sorted(name for name in names if (path / name).stat().st_size)
-        return tuple(name for name in there if read_picture(path / name) is None)
-    except (ClipError, OSError):
-        return tuple(sorted(names))
-
-
-def _text(runs: IndexRanges) -> str:
-    return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs.tolist())
-
-
-def _video(path: Path, blank: ClipFacts) -> ClipFacts:
-    """Return the facts of a video: its size, and the frames that its header states once its first frame decodes."""
-    try:
-        size = path.stat().st_size
-        return replace(blank, bytes=size, frames=media.open_source(path, "video").length() or 0)
-    except ClipError as error:
-        return replace(blank, problem=error.what)
-    except OSError as error:
-        return replace(blank, problem=f"cannot be read ({error.strerror})")
+        return read_picture(path) is not None
+    except ClipError:
+        return False
 
 
 # Pairwise comparison of lengths: crops, video frames and annotation lines.
 
-Pair = tuple[int, int]
-
-
 @dataclass(frozen=True, kw_only=True)
 class LengthDifference:
-    """One trial whose two lengths differ: what should be there, and what is."""
+    """One trial whose two lengths differ: the expected one, and the one that is there."""
 
     trial: str
     expected: int
@@ -219,7 +191,7 @@ class LengthDifference:
 
     @property
     def missing(self) -> int:
-        """How many are missing; negative where there are too many."""
+        """How many are missing; negative if there are too many."""
         return self.expected - self.there
 
 
@@ -229,10 +201,10 @@ class LengthComparison:
 
     Attributes
     ----------
-    name : what is compared, ``crops against video frames``.
-    trials, equal, more, fewer : how many have both, as many, more, or fewer of the first than of the second.
-    missing, extra : frames short over all trials with fewer, and frames over over all with more.
-    differences : every trial that differs, the largest first.
+    name : what is compared, such as ``crops against video frames``.
+    trials, equal, more, fewer : number of trials that have both, and with as many, more or fewer of the first.
+    missing, extra : frames too few, over all trials with fewer, and frames too many, over all with more.
+    differences : every trial that differs, the largest difference first.
     """
 
     name: str
@@ -245,53 +217,32 @@ class LengthComparison:
     differences: tuple[LengthDifference, ...]
 
 
-def compare_lengths_of(name: str, clocks: Sequence[FrameTable],
-                       pair: Callable[[FrameTable], Pair | None]) -> LengthComparison | None:
-    """Return how two lengths, (there, expected), agree over the trials; None where no trial has both."""
-    both = [(clock.trial.name, *lengths) for clock in clocks if (lengths := pair(clock)) is not None]
-    if not both:
-        return None
-    found = [LengthDifference(trial=trial, expected=expected, there=there) for trial, there, expected in both]
-    short = [one.missing for one in found if one.missing > 0]
-    over = [-one.missing for one in found if one.missing < 0]
-    return LengthComparison(name=name, trials=len(found), equal=len(found) - len(short) - len(over), more=len(over),
-                      fewer=len(short), missing=sum(short), extra=sum(over),
-                      differences=tuple(sorted((one for one in found if one.missing),
-                                               key=lambda one: (-abs(one.missing), one.trial))))
+PAIRS: dict[str, Callable[[FrameTable], tuple[int, int]]] = {
+    "crops against video frames": lambda table: (0 if table.crops is None else table.pictures, table.video),
+    "crops against annotation lines": lambda table: (0 if table.crops is None else table.pictures, table.lines),
+    "annotation lines against video frames": lambda table: (table.lines, table.video),
+    "frames against the list's count": lambda table: (table.pictures, table.trial.stated)}
+"""Name of a comparison -> length that is there and expected length; 0 is an unknown length."""
 
 
-def crops_video(clock: FrameTable) -> Pair | None:
-    """Return crops there and frames that the video states."""
-    return (clock.pictures, clock.video) if clock.crops is not None and clock.video else None
+def compare_lengths(tables: Sequence[FrameTable]) -> tuple[LengthComparison, ...]:
+    """Return every comparison for which a trial has both lengths."""
+    compared = []
+    for name, lengths in PAIRS.items():
+        both = [LengthDifference(trial=table.trial.name, there=lengths(table)[0], expected=lengths(table)[1])
+                for table in tables if all(lengths(table))]
+        short = [one.missing for one in both if one.missing > 0]
+        over = [-one.missing for one in both if one.missing < 0]
+        if both:
+            compared.append(LengthComparison(
+                name=name, trials=len(both), equal=len(both) - len(short) - len(over), more=len(over),
+                fewer=len(short), missing=sum(short), extra=sum(over),
+                differences=tuple(sorted((one for one in both if one.missing),
+                                         key=lambda one: (-abs(one.missing), one.trial)))))
+    return tuple(compared)
 
 
-def crops_lines(clock: FrameTable) -> Pair | None:
-    """Return crops there and annotation lines."""
-    return (clock.pictures, clock.lines) if clock.crops is not None and clock.lines else None
-
-
-def lines_video(clock: FrameTable) -> Pair | None:
-    """Return annotation lines and frames that the video states."""
-    return (clock.lines, clock.video) if clock.lines and clock.video else None
-
-
-def there_stated(clock: FrameTable) -> Pair | None:
-    """Return frames there and frames that the set's list states."""
-    return (clock.pictures, clock.trial.stated) if clock.trial.stated and clock.pictures else None
-
-
-PAIRS: dict[str, Callable[[FrameTable], Pair | None]] = {
-    "crops against video frames": crops_video, "crops against annotation lines": crops_lines,
-    "annotation lines against video frames": lines_video, "frames against the list's count": there_stated}
-
-
-def compare_lengths(clocks: Sequence[FrameTable]) -> tuple[LengthComparison, ...]:
-    """Return every comparison that can be made."""
-    made = (compare_lengths_of(name, clocks, pair) for name, pair in PAIRS.items())
-    return tuple(one for one in made if one is not None)
-
-
-# Clips whose content is the same under two names.
+# Clips with the same content under two names.
 
 SAMPLES = 8
 """Pictures of a folder that are compared byte by byte, spread from first to last."""
@@ -302,50 +253,41 @@ def find_duplicate_clips(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]
 
     Notes
     -----
-    Cheap first: only clips of the same kind, the same bytes and (of crops) the same numbers are opened at all; then the
-    sampled hash that the store uses, of a folder that of 8 of its pictures. Clips of no bytes are left out, and so are
-    two trials of one file (two people of a video).
+    Only clips of the same kind, size and (of crops) frame numbers are opened at all. Videos are compared by the
+    sampled hash that the store uses, folders by 8 of their pictures. Empty clips are left out, and so are two trials
+    of one file (two people of a video).
     """
-    alike: dict[tuple[str, int, str], list[Trial]] = defaultdict(list)
+    similar: dict[tuple[str, int, str], list[Trial]] = defaultdict(list)
     for trial in trials:
-        known = facts[str(trial.path)]
-        if known.bytes and not known.problem:
-            alike[trial.kind, known.bytes, known.runs].append(trial)
-    found: list[list[Trial]] = []
-    for group in alike.values():
-        if len({trial.path for trial in group}) > 1:
-            found += _same(group, facts)
-    return sorted(found, key=lambda group: group[0].name)
+        clip = facts[str(trial.path)]
+        if clip.bytes and not clip.problem:
+            similar[trial.kind, clip.bytes, clip.runs].append(trial)
+    by_hash: dict[tuple[str, str], list[Trial]] = defaultdict(list)
+    for group in similar.values():
+        if len({trial.path for trial in group}) < 2:
+            continue
+        for trial in group:
+            try:
+                by_hash[trial.kind, _sampled_hash(trial, facts[str(trial.path)])].append(trial)
+            except (OSError, ClipError):
+                continue  # reported as unreadable by others
+    return sorted((sorted(same, key=lambda trial: trial.name) for same in by_hash.values()
+                   if len({trial.path for trial in same}) > 1), key=lambda same: same[0].name)
 
 
-def _same(group: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> Iterator[list[Trial]]:
-    """Yield those of a group that are the same by hash."""
-    by_hash: dict[str, list[Trial]] = defaultdict(list)
-    for trial in group:
-        try:
-            by_hash[_hash(trial, facts[str(trial.path)])].append(trial)
-        except (OSError, ClipError):
-            continue  # told as unreadable elsewhere
-    for same in by_hash.values():
-        if len({trial.path for trial in same}) > 1:
-            yield sorted(same, key=lambda trial: trial.name)
-
-
-def _hash(trial: Trial, known: ClipFacts) -> str:
+def _sampled_hash(trial: Trial, clip: ClipFacts) -> str:
     if trial.kind == "video":
         return str(media.source_digest(trial.path, "video")["sha256"])
     names = pictures.numbered(trial.path)
     numbers = sorted(names)
-    state = hashlib.sha256(known.runs.encode())
-    for place in sorted({(len(numbers) - 1) * i // (SAMPLES - 1) for i in range(SAMPLES)}):
-        state.update(hashlib.sha256(_bytes(trial.path / names[numbers[place]])).digest())
+    state = hashlib.sha256(f"{clip.bytes} {clip.runs}".encode())
+    for position in sorted({(len(numbers) - 1) * i // (SAMPLES - 1) for i in range(SAMPLES)}):
+        with (trial.path / names[numbers[position]]).open("rb") as file:
+            state.update(hashlib.sha256(file.read(MAX_BYTES)).digest())
     return state.hexdigest()
 
 
-def _bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(MAX_BYTES)
-
+# All issues of a data set.
 
 def find_issues(dataset: Dataset, tables: Sequence[FrameTable], facts: Mapping[str, ClipFacts]) -> list[Issue]:
     """Return all issues of a data set, errors first."""

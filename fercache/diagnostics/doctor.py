@@ -17,24 +17,24 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fercache.workspace import FEATURES, LOGITS, METRICS, STACK, STORE_SUFFIX, Workspace
+from fercache.workspace import CURRENT, FEATURES, LOGITS, METRICS, STACK, STORE_SUFFIX, Workspace
 
-NEEDED = ("torch", "facenet-pytorch", "av", "zarr", "h5py", "lightgbm", "scikit-learn", "plotly", "matplotlib")
-OF_DEVELOPERS = "dev"
-"""The extra that nobody needs who uses the package only."""
+REQUIRED = ("torch", "facenet-pytorch", "av", "zarr", "h5py", "lightgbm", "scikit-learn", "plotly", "matplotlib")
+DEVELOPER_EXTRA = "dev"
+"""Users of the package do not need this extra, so it is not listed."""
 GPU_FILES = ("/dev/nvidiactl", "/dev/dxg")
-LITTLE_DISK_GB = 20.0
+MIN_DISK_GB = 20.0
 OK, MISSING, WARN, OFF = "ok", "missing", "look", "-"
 STYLES = {OK: "green", MISSING: "red", WARN: "yellow", OFF: "dim"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorLine:
-    """One line of the screen: what was looked at, how it stands, and what was found.
+    """One line of the screen: the checked thing, its state, and details.
 
     Attributes
     ----------
-    state : ok, missing, look (works, but look at it), or - (may be missing).
+    state : ok, missing, look (it works, but may be wrong), or - (optional and absent).
     """
 
     what: str
@@ -43,14 +43,14 @@ class DoctorLine:
 
 
 def inspect_machine(cache: Path) -> list[DoctorLine]:
-    """Return a line for each thing that was looked at; nothing that is missing or broken stops it."""
-    parts: tuple[Callable[[], Iterator[DoctorLine]], ...] = (
-        _python, _packages, _device, _machine, lambda: _weights(cache), lambda: _held(cache))
+    """Return a line for each check; a check that fails adds a line, and the others still run."""
+    checks: tuple[Callable[[], Iterator[DoctorLine]], ...] = (
+        _python, _packages, _device, _machine, lambda: _weights(cache), lambda: _cache(cache))
     lines: list[DoctorLine] = []
-    for part in parts:
+    for check in checks:
         try:
-            lines += part()
-        except Exception as error:  # noqa: BLE001  # whatever is broken here is what the screen is for
+            lines += check()
+        except Exception as error:  # noqa: BLE001  # a broken installation raises anything, and doctor must report it
             lines.append(DoctorLine(what="trouble", state=WARN, found=f"{type(error).__name__}: {error}"))
     return lines
 
@@ -63,17 +63,22 @@ def _python() -> Iterator[DoctorLine]:
 
 
 def _packages() -> Iterator[DoctorLine]:
-    found = {name: _version(name) for name in NEEDED}
-    lost = [name for name, number in found.items() if not number]
-    yield DoctorLine(what="packages", state=MISSING if lost else OK,
-               found=", ".join(f"{name} {number}" for name, number in found.items() if number)
-                     + (f"; missing: {', '.join(lost)}" if lost else ""))
-    for extra, names in _extras().items():
-        numbers = {name: _version(name) for name in names}
-        whole = all(numbers.values())
-        yield DoctorLine(what=f"extra {extra}", state=OK if whole else OFF,
-                   found=", ".join(f"{name} {number}" for name, number in numbers.items()) if whole
-                   else f"not installed: pip install 'fercache[{extra}]'")
+    versions = {name: _version(name) for name in REQUIRED}
+    missing = [name for name, number in versions.items() if not number]
+    yield DoctorLine(what="packages", state=MISSING if missing else OK,
+                     found=", ".join(f"{name} {number}" for name, number in versions.items() if number)
+                           + (f"; missing: {', '.join(missing)}" if missing else ""))
+    extras: dict[str, list[str]] = {}
+    for line in requires("fercache") or []:
+        package, extra_name = re.match(r"[\w.-]+", line), re.search(r"\bextra\s*==\s*[\"']([^\"']+)", line)
+        if package and extra_name and extra_name[1] != DEVELOPER_EXTRA:
+            extras.setdefault(extra_name[1], []).append(package[0])
+    for extra, names in sorted(extras.items()):
+        versions = {name: _version(name) for name in names}
+        complete = all(versions.values())
+        yield DoctorLine(what=f"extra {extra}", state=OK if complete else OFF,
+                         found=", ".join(f"{name} {number}" for name, number in versions.items()) if complete
+                         else f"not installed: pip install 'fercache[{extra}]'")
 
 
 def _version(name: str) -> str:
@@ -83,27 +88,18 @@ def _version(name: str) -> str:
         return ""
 
 
-def _extras() -> dict[str, list[str]]:
-    """Return the extras that the installed package declares, each with the packages that it brings."""
-    found: dict[str, list[str]] = {}
-    for line in requires("fercache") or []:
-        needed, extra = re.match(r"[\w.-]+", line), re.search(r"\bextra\s*==\s*[\"']([^\"']+)", line)
-        if needed and extra and extra[1] != OF_DEVELOPERS:
-            found.setdefault(extra[1], []).append(needed[0])
-    return dict(sorted(found.items()))
-
-
 def _device() -> Iterator[DoctorLine]:
-    """Yield the device that works; torch is imported only where a GPU may be there."""
+    """Yield the device that `auto` chooses."""
+    # Without a driver there is no GPU to find, and importing torch takes seconds.
     if not any(Path(name).exists() for name in GPU_FILES) and shutil.which("nvidia-smi") is None:
-        yield DoctorLine(what="device", state=OK, found="cpu (no NVIDIA driver here)")
+        yield DoctorLine(what="device", state=OK, found="cpu (no NVIDIA driver)")
         return
     from fercache.runtime.devices import resolve_device
 
-    found = resolve_device("auto")
-    yield DoctorLine(what="device", state=WARN if found == "cpu" else OK,
-               found=found + (f": a driver is there, but torch {_version('torch')} finds no GPU (is it the CPU build?)"
-                              if found == "cpu" else ""))
+    device = resolve_device("auto")
+    hint = f": an NVIDIA driver is installed, but torch {_version('torch')} finds no GPU (is it the CPU build?)"
+    yield DoctorLine(what="device", state=WARN if device == "cpu" else OK,
+                     found=device + (hint if device == "cpu" else ""))
 
 
 def _machine() -> Iterator[DoctorLine]:
@@ -114,40 +110,36 @@ def _machine() -> Iterator[DoctorLine]:
 
 
 def _weights(cache: Path) -> Iterator[DoctorLine]:
-    from fercache.backbones import weights  # in here, so that a broken installation costs this line alone
+    from fercache.backbones import weights  # imported here, so that a broken installation costs this line alone
 
     for row in weights.list_weights(Workspace(cache).weights):
-        here = "here" if row.path else f"not here ({row.download_mb} MB to pull)"
-        yield DoctorLine(what="weights", state=OK if row.path else OFF, found=f"{row.name}: {here}; {row.terms}")
+        state = "downloaded" if row.path else f"not downloaded ({row.download_mb} MB)"
+        yield DoctorLine(what="weights", state=OK if row.path else OFF, found=f"{row.name}: {state}; {row.terms}")
 
 
-def _held(cache: Path) -> Iterator[DoctorLine]:
+def _cache(cache: Path) -> Iterator[DoctorLine]:
     """Yield the contents of the cache and the free disk space."""
-    stores, books = sorted(cache.glob(f"{FEATURES}/*/*{STORE_SUFFIX}")), sorted(cache.glob(f"{LOGITS}/*/*.h5"))
-    stacks = sorted(cache.glob(f"{STACK}/*/*/{METRICS}"))
+    counts = {name: len(list(cache.glob(pattern)))
+              for name, pattern in (("stores", f"{FEATURES}/*/*{STORE_SUFFIX}"), ("logits files", f"{LOGITS}/*/*.h5"),
+                                    ("stack runs", f"{STACK}/*/*/{METRICS}"))}
     yield DoctorLine(what="cache", state=OK,
-                     found=f"{cache}: {_many(len(stores), 'store')}, {_many(len(books), 'logits file')}, "
-                           f"{_many(len(stacks), 'stack run')}")
-    there = next(path for path in (cache.absolute(), *cache.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free / 1e9
-    yield DoctorLine(what="disk", state=OK if free >= LITTLE_DISK_GB else WARN,
-               found=f"{free:,.0f} GB free (11 kB per frame, 1.2 GB per hour of video)")
-
-
-def _many(number: int, name: str) -> str:
-    return f"{number} {name}{'' if number == 1 else 's'}"
+                     found=f"{cache}: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
+    # The cache need not exist yet: its disk is that of the nearest folder above it.
+    existing = next(path for path in (cache.absolute(), *cache.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free / 1e9
+    yield DoctorLine(what="disk", state=OK if free >= MIN_DISK_GB else WARN,
+                     found=f"{free:,.0f} GB free (11 kB per frame, 1.2 GB per hour of video)")
 
 
 def next_step(cache: Path, lines: list[DoctorLine], preds: Path = Path("preds.csv")) -> str:
-    """Return what to type next."""
+    """Return the next command to run."""
     if any(line.what == "packages" and line.state == MISSING for line in lines):
         return "make setup"
-    steps = ((any(cache.glob("features/*/current.json")), "fercache extract"),
-             (any(cache.glob("logits/*/*.h5")), "fercache train-heads"),
-             (preds.is_file(), f"fercache stack --out {preds}"))
-    if not steps[0][0]:
+    if not any(cache.glob(f"{FEATURES}/*/{CURRENT}")):
         return "make demo (six short clips, to see it work), or name your data in stages/dataset.toml: fercache extract"
-    return next((command for done, command in steps if not done), "fercache report --out report.html")
+    if not any(cache.glob(f"{LOGITS}/*/*.h5")):
+        return "fercache train-heads"
+    return "fercache report --out report.html" if preds.is_file() else f"fercache stack --out {preds}"
 
 
 def doctor_screen(lines: list[DoctorLine], step: str) -> RenderableType:

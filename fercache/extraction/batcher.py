@@ -6,23 +6,23 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fercache.extraction.cancellation import CancelToken
 from fercache.extraction.profiler import StageProfiler
-from fercache.runtime.devices import TorchThreadPool
 
+if TYPE_CHECKING:
+    from fercache.runtime.devices import TorchThreadPool  # torch: seconds that a cached run saves
+
+# How long a batch that a clip waits for stays open for the crops of other clips.
 GRACE_S = 2.0
-"""How long a batch that a clip waits for stays open for the crops of other clips."""
+# How often a waiting thread checks for cancellation and for the time.
 TICK_S = 0.1
-"""How often a waiting thread checks for cancellation and for the time."""
+# Batches running or queued per pool thread; one more is being filled.
 BATCHES_AHEAD = 2
-"""Batches running or queued per worker; one more is being filled."""
-
-Crop = NDArray[np.uint8]
 
 
 class BatchBackbone(Protocol):
@@ -42,7 +42,7 @@ class FeatureBuffer:
     ----------
     values : {tap: (n, V, ...) float16} of n frames in V views; zeros for rows without a crop.
     open : crops submitted and not computed yet.
-    error : the first exception of one of them.
+    error : the first exception of a batch with one of them.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], rows: int, views: int) -> None:
@@ -54,7 +54,7 @@ class FeatureBuffer:
 class _QueuedCrop(NamedTuple):
     """A crop, and the row and view that its values belong to."""
 
-    crop: Crop
+    crop: NDArray[np.uint8]
     buffer: FeatureBuffer
     row: int
     view: int
@@ -65,14 +65,15 @@ class CrossClipBatcher:
 
     Notes
     -----
-    Batches have one size and run in pool threads. A batch is padded only if a clip waits for its crops and no other
-    clip is open, or none has filled it within GRACE_S. A crop's values do not depend on the rest of its batch, so the
-    stored features do not depend on how clips were mixed.
+    Batches have one size and run in pool threads. A batch is padded only if a clip waits for its crops and all other
+    clips wait too, or if it is not full within GRACE_S. A crop's values do not depend on the rest of its batch, so the
+    stored features do not depend on which clips ran together.
     """
 
     def __init__(self, net: BatchBackbone, torch_threads: TorchThreadPool, cancel: CancelToken,
                  profiler: StageProfiler) -> None:
         self.net, self.torch_threads, self.cancel, self.profiler = net, torch_threads, cancel, profiler
+        # Bounds the crops in memory: readers of clips wait in `put` when the CNN is the bottleneck.
         self.capacity = net.batch * (BATCHES_AHEAD * torch_threads.count + 1)
         self.padded = 0
         self._change = threading.Condition()
@@ -82,14 +83,14 @@ class CrossClipBatcher:
 
     @contextmanager
     def clip(self) -> Iterator[None]:
-        """Count one more clip as open: it may bring crops, so partial batches wait for it."""
+        """Count one more clip as open: it may add crops, so partial batches wait for it."""
         self._count(clips=1)
         try:
             yield
         finally:
             self._count(clips=-1)
 
-    def put(self, crop: Crop, buffer: FeatureBuffer, row: int, view: int = 0) -> None:
+    def put(self, crop: NDArray[np.uint8], buffer: FeatureBuffer, row: int, view: int = 0) -> None:
         """Queue one crop (160, 160, 3); its values will be in that row and view of the buffer.
 
         Notes
@@ -125,7 +126,9 @@ class CrossClipBatcher:
         try:
             with self._change:
                 while buffer.open and buffer.error is None:
-                    if self._is_due(buffer):
+                    # The partial batch is due if no clip can add to it, or if it has waited long enough.
+                    due = self._waiting >= self._clips or time.monotonic() - self._since_s > GRACE_S
+                    if due and any(crop.buffer is buffer for crop in self._queue):
                         self.padded += self.net.batch - len(self._queue)
                         self._launch()
                     self._pause()
@@ -145,11 +148,6 @@ class CrossClipBatcher:
         self.cancel.check()
         self._change.wait(TICK_S)
 
-    def _is_due(self, buffer: FeatureBuffer) -> bool:
-        """Return whether the partial batch holds crops of the buffer and has waited long enough."""
-        alone = self._waiting >= self._clips or time.monotonic() - self._since_s > GRACE_S
-        return alone and any(crop.buffer is buffer for crop in self._queue)
-
     def _launch(self) -> None:
         """Submit the queued crops as one batch."""
         batch, self._queue = self._queue, []
@@ -161,7 +159,12 @@ class CrossClipBatcher:
         error: BaseException | None = None
         try:
             self.cancel.check()
-            self._fill(batch)
+            with self.profiler.busy("cnn", len(batch)):
+                features = self.net.embed_batch(np.stack([crop.crop for crop in batch]))
+            # Outside the lock: batches of other threads write to other rows.
+            for tap, values in features.items():
+                for crop, value in zip(batch, values, strict=True):
+                    crop.buffer.values[tap][crop.row, crop.view] = value
         except BaseException as raised:  # noqa: BLE001 - raised again in the thread of each clip that has a crop in it
             error = raised
         with self._change:
@@ -170,10 +173,3 @@ class CrossClipBatcher:
                 crop.buffer.open -= 1
                 crop.buffer.error = crop.buffer.error or error
             self._change.notify_all()
-
-    def _fill(self, batch: list[_QueuedCrop]) -> None:
-        with self.profiler.busy("cnn", len(batch)):
-            features = self.net.embed_batch(np.stack([crop.crop for crop in batch]))
-        for tap, values in features.items():
-            for crop, value in zip(batch, values, strict=True):
-                crop.buffer.values[tap][crop.row, crop.view] = value

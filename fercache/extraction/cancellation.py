@@ -10,7 +10,7 @@ from fercache.errors import InputError
 
 
 class Cancelled(Exception):
-    """The run was cancelled. What is durable of the clip is kept for the next run."""
+    """The run was cancelled; the next run continues from the durable part of the clip."""
 
 
 def never_cancelled() -> bool:
@@ -23,7 +23,7 @@ class CancelToken:
 
     Parameters
     ----------
-    stop : returns whether the run should end now. It is called often and by several threads, so it must be quick.
+    stop : returns whether the run should end now. Several threads call it often, so it must be quick.
     """
 
     def __init__(self, stop: Callable[[], bool] = never_cancelled) -> None:
@@ -31,7 +31,7 @@ class CancelToken:
         self._cancelled = False
 
     def cancel(self) -> None:
-        """Cancel from within, as after an interrupt."""
+        """Cancel, for instance after an interrupt."""
         self._cancelled = True
 
     @property
@@ -47,53 +47,41 @@ class CancelToken:
 
 
 UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
-HINT = "seconds (5400), 90m, 1h30m, or as in Slurm: minutes:seconds, hours:minutes:seconds, days-hours:minutes"
-
-_SLURM = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+HINT = "use seconds (5400), 90m, 1h30m, or as in Slurm: minutes:seconds, hours:minutes:seconds, days-hours:minutes"
+SLURM = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 def parse_time_limit(text: str) -> float:
-    """Return the seconds that `text` stands for.
+    """Return the seconds of a length of time.
 
     Raises
     ------
     InputError
-        It is not a length of time, or it is zero.
+        `text` is not a length of time, or it is zero.
 
     Notes
     -----
-    Colons are read as Slurm reads them: ``10:30`` is ten and a half minutes, ``1-12`` a day and a half. A bare number
-    is seconds, as for `timeout` (Slurm would take minutes).
+    Colons are read as in Slurm: ``10:30`` is ten and a half minutes, ``1-12`` a day and a half. A number alone is
+    seconds, as for `timeout` (in Slurm it would be minutes).
     """
-    found = _units(text.strip().lower())
-    if found is None:
-        found = _clock(text.strip())
-    if not found:
+    text = text.strip()
+    seconds = 0.0
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        seconds = float(text)
+    elif re.fullmatch(r"(\d+(\.\d+)?[dhms])+", text.lower()):
+        seconds = sum(float(number) * UNITS[unit]
+                      for number, _, unit in re.findall(r"(\d+(\.\d+)?)([dhms])", text.lower()))
+    elif slurm := SLURM.fullmatch(text):
+        days, parts = slurm[1], [int(part) for part in slurm.groups()[1:] if part is not None]
+        if days is None and len(parts) == 2:  # minutes:seconds
+            parts = [0, *parts]
+        hours, minutes, rest = (*parts, 0, 0)[:3]
+        seconds = int(days or 0) * UNITS["d"] + hours * 3600 + minutes * 60 + rest
+    if not seconds:
         raise InputError(f"{text!r} is not a length of time", where="--time-limit", hint=HINT)
-    return found
+    return seconds
 
 
 def over(ends_s: float) -> bool:
     """Return whether the time `ends_s`, in seconds since 1970, has passed."""
     return time.time() >= ends_s
-
-
-def _units(text: str) -> float | None:
-    """Return the seconds of ``1h30m`` or of a bare number; None for anything else."""
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text)
-    if not re.fullmatch(r"(\d+(\.\d+)?[dhms])+", text):
-        return None
-    return sum(float(number) * UNITS[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)([dhms])", text))
-
-
-def _clock(text: str) -> float | None:
-    """Return the seconds of Slurm's ``[days-]hours:minutes:seconds`` and its short forms; None for anything else."""
-    found = _SLURM.fullmatch(text)
-    if found is None:
-        return None
-    days, parts = found[1], [int(part) for part in found.groups()[1:] if part is not None]
-    if days is None and len(parts) == 2:  # minutes:seconds
-        parts = [0, *parts]
-    hours, minutes, rest = (*parts, 0, 0)[:3]
-    return int(days or 0) * 86400.0 + hours * 3600 + minutes * 60 + rest

@@ -1,4 +1,4 @@
-"""One clip from its source to features: detection over the whole clip first, then crops and CNN in segments."""
+"""One clip from its source to features: first detection over the whole clip, then crops and CNN in segments."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,11 @@ from fercache.backbones.taps import tap_views
 from fercache.data.base import PEOPLE_COUNT, SIDES, Trial, people_of, people_stored, person_name
 from fercache.errors import ClipError
 from fercache.extraction.batcher import FeatureBuffer
-from fercache.extraction.resources import PipelineResources
 from fercache.faces import interpolation
 from fercache.faces.augmentation import apply_augmentation, augmented_taps, sample_augmentation
 from fercache.faces.crops import crop_face, whole_picture
 from fercache.faces.identity import Person, build_persons, crops_to_embed, left_and_right, mean_vector
-from fercache.faces.tracklets import Tracklets, link_tracklets
+from fercache.faces.tracklets import link_tracklets
 from fercache.media.source import Frame, Source
 from fercache.runtime.prefetch import prefetch
 from fercache.store.embedding_store import EmbeddingStore
@@ -31,7 +30,30 @@ from fercache.store.layout import FRAME_COLUMNS, SEGMENT, encode_name
 from fercache.store.locks import locked_clips
 from fercache.store.writer import ClipWriter
 
+if TYPE_CHECKING:
+    from fercache.extraction.resources import PipelineResources  # torch: seconds that a cached run saves
+
 log = logging.getLogger(__name__)
+
+# Crops (n, 160, 160, 3) -> identity vectors (n, D).
+EmbedFaces = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+# A frame's face, plain and then in each augmentation, each (160, 160, 3); empty without a face.
+AugmentedCrops = list[NDArray[np.uint8]]
+
+CROP_PX = 160
+# Crops for identity vectors in memory at once.
+IDENTITY_BATCH = 256
+# With people = "all", a person needs this many frames (half a second): shorter ones are mostly false detections.
+MIN_FRAMES = 12
+NO_TRACK = -1
+NO_BOX = np.full(4, np.nan)
+# Frames per call of the detector. Fixed, as are the batches within: MTCNN's boxes move by up to 1e-4 px with the rest
+# of their batch, and a resumed run must end with the same bytes.
+DETECT_BLOCK = 64
+# Frames, and crops, that are prepared ahead while the detector or the CNN is busy.
+FRAMES_AHEAD, FACES_AHEAD = 16, 256
+# Detection's part of the work on a frame, for the progress bar only.
+DETECT_FRACTION = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +71,7 @@ class MultiPersonCommit:
     provenance: dict[str, Any]
 
     def name(self, number: int = 1) -> str:
-        """Return the name of the person with that number, from 1."""
+        """Return the name in the store of the person with that number, from 1."""
         return person_name(self.trial, people_of(self.store.settings), number)
 
     @contextmanager
@@ -58,50 +80,34 @@ class MultiPersonCommit:
 
         Notes
         -----
-        A clip that starts from scratch first removes the other people of an earlier run, highest number first.
+        A clip that starts from scratch first removes the other people of an earlier run.
         """
-        several = self.name() != self.trial.name
-        known = self._stated() if several else 0
-        if known and not people_stored(self.trial,
-                                       self.store) and encode_name(self.name()) not in locked_clips(self.store.path):
+        several, stored = self.name() != self.trial.name, 0
+        if several and self.name() in self.store:
+            stored = int(self.store.manifest(self.name()).provenance.get(PEOPLE_COUNT, 0))
+        if (stored and not people_stored(self.trial, self.store)
+                and encode_name(self.name()) not in locked_clips(self.store.path)):
             self.store.remove(self.name())  # one of the other people is missing: extract all again
         with self.store.writer(self.name(), source=self.source, provenance=self.provenance) as writer:
             if several and writer is not None and not writer.detected:
-                self._clear(known)
+                self._remove_others(stored)
             yield writer
 
-    @contextmanager
-    def open_others(self, number: int) -> Iterator[ClipWriter | None]:
-        """Yield the writer of another person, or None if that person is committed."""
-        with self.store.writer(self.name(number), source=self.source, provenance=self.provenance) as writer:
-            yield writer
+    def open_other(self, number: int) -> AbstractContextManager[ClipWriter | None]:
+        """Return a context with the writer of another person, or with None if that person is committed."""
+        return self.store.writer(self.name(number), source=self.source, provenance=self.provenance)
 
-    def _stated(self) -> int:
-        """Return how many people the first one's manifest states, or 0 without a manifest."""
-        return int(self.store.manifest(self.name()).provenance.get(PEOPLE_COUNT, 0)) if self.name() in self.store else 0
-
-    def _clear(self, known: int) -> None:
-        """Remove every other person, highest number first: they were committed in the order of their numbers."""
-        last = len(SIDES) if people_of(self.store.settings) == "left/right" else max(known, 1)
-        while people_of(self.store.settings) == "all" and self.name(last + 1) in self.store:
+    def _remove_others(self, stored: int) -> None:
+        """Remove every other person of an earlier run, in which the first one's manifest stated `stored` people."""
+        people = people_of(self.store.settings)
+        last = len(SIDES) if people == "left/right" else max(stored, 1)
+        # A killed run may have committed more people than any manifest states.
+        while people == "all" and self.name(last + 1) in self.store:
             last += 1
+        # Highest number first: after a kill the numbers are still without a gap, and the loop above finds the rest.
         for number in range(last, 1, -1):
             if self.name(number) in self.store:
                 self.store.remove(self.name(number))
-
-
-EmbedFaces = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Crops (n, 160, 160, 3) -> identity vectors (n, D)."""
-
-IDENTITY_CROP_PX = 160
-IDENTITY_BATCH = 256
-"""Crops in memory at once."""
-MIN_FRAMES = 12
-"""With people = "all", a person needs so many frames (half a second): shorter ones are mostly false detections."""
-
-
-def _nobody(number: int) -> AbstractContextManager[ClipWriter | None]:
-    return nullcontext()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,14 +118,14 @@ class PersonSelection:
     ----------
     people : main, all or left/right.
     side : left or right if the clip's name asks for one of two people; it overrides `people`.
-    embed_faces : gives identity vectors; None for a net without them.
-    open_others : gives the writer of the person with a number from 2, or None if that person is committed.
+    embed_faces : returns identity vectors; None for a net without them.
+    open_other : opens the writer of the person with a number from 2, or None if that person is committed.
     """
 
-    people: str = "main"
-    side: str = ""
-    embed_faces: EmbedFaces | None = None
-    open_others: Callable[[int], AbstractContextManager[ClipWriter | None]] = _nobody
+    people: str
+    side: str
+    embed_faces: EmbedFaces | None
+    open_other: Callable[[int], AbstractContextManager[ClipWriter | None]]
 
     @property
     def several(self) -> bool:
@@ -133,7 +139,7 @@ class PersonSelection:
         if self.people == "left/right":
             return list(left_and_right(people))
         if self.people == "all":
-            return [people[0], *(one for one in people[1:] if one.seen.sum() >= MIN_FRAMES)]
+            return [people[0], *(person for person in people[1:] if person.seen.sum() >= MIN_FRAMES)]
         return [people[0]]
 
 
@@ -145,7 +151,7 @@ def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: S
     ----------
     detections : faces of each frame, (n, 5): x1, y1, x2, y2 in pixels and the score.
     cuts : first row of each new shot.
-    embed_faces : gives identity vectors; None for a net without them: then position alone decides.
+    embed_faces : returns identity vectors; None for a net without them: then position alone decides.
 
     Raises
     ------
@@ -155,53 +161,27 @@ def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: S
     Notes
     -----
     A clip with one face at a time and no interruption is not read again. Any other clip is, up to the last frame that
-    is embedded. The result depends on the detections alone, so a clip resumed after a kill ends with the same people.
+    is embedded. The result depends on the detections only, so a clip resumed after a kill ends with the same people.
     """
     tracklets = link_tracklets(detections, cuts)
     if embed_faces is None:
         return build_persons(tracklets)
-    return build_persons(tracklets, _vectors(source, tracklets, embed_faces))
-
-
-def _vectors(source: Source, tracklets: Tracklets, embed_faces: EmbedFaces) -> dict[int, NDArray[np.float64]]:
-    """Return the identity vector of each tracklet that was embedded."""
-    vectors_by_batch: list[NDArray[np.float32]] = []
-    seen: list[int] = []
-    crops = _crops(source, tracklets, crops_to_embed(tracklets))
-    while block := list(islice(crops, IDENTITY_BATCH)):
-        seen += [int(tracklets.tracklet[face]) for face, _ in block]
-        vectors_by_batch.append(embed_faces(np.stack([one for _, one in block])))
-    if not seen:
-        return {}
-    log.debug("%s: %d faces of %d tracklets embedded for identity", source.path, len(seen), tracklets.count)
-    vectors, tracklet = np.concatenate(vectors_by_batch), np.array(seen)
-    return {int(one): mean_vector(vectors[tracklet == one]) for one in np.unique(tracklet)}
-
-
-def _crops(source: Source, tracklets: Tracklets, faces: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Yield each of these faces of `tracklets` with its crop (160, 160, 3); without faces nothing is read."""
     by_row: dict[int, list[int]] = {}
-    for face in faces.tolist():
+    for face in crops_to_embed(tracklets).tolist():
         by_row.setdefault(int(tracklets.frame[face]), []).append(face)
-    for frame in source.pick(list(by_row)) if by_row else ():
-        if frame.image is not None:
-            for face in by_row[frame.index - 1]:
-                yield face, crop_face(frame.image, tracklets.faces[face], IDENTITY_CROP_PX)
-
-
-AugmentedCrops = list[NDArray[np.uint8]]
-"""A frame's face, plain and then in each augmentation, each (160, 160, 3); empty without a face."""
-
-CROP_PX = 160
-NO_TRACK = -1
-NO_BOX = np.full(4, np.nan)
-DETECT_BLOCK = 64
-"""Frames given to the detector at once. Fixed, as are the batches within: MTCNN's boxes move by up to 1e-4 px with the
-rest of their batch, and a resumed run must end with the same bytes."""
-FRAMES_AHEAD, FACES_AHEAD = 16, 256
-"""Frames, and crops, that are prepared ahead while the detector or the CNN is busy."""
-DETECT_FRACTION = 0.75
-"""Detection's part of the work on a frame, for the progress bar only."""
+    frames = source.pick(list(by_row)) if by_row else iter(())
+    crops = ((face, crop_face(frame.image, tracklets.faces[face], CROP_PX)) for frame in frames
+             if frame.image is not None for face in by_row[frame.index - 1])
+    batches: list[NDArray[np.float32]] = []
+    rows: list[int] = []
+    while batch := list(islice(crops, IDENTITY_BATCH)):
+        rows += [int(tracklets.tracklet[face]) for face, _ in batch]
+        batches.append(embed_faces(np.stack([crop for _, crop in batch])))
+    if not rows:
+        return build_persons(tracklets, {})
+    log.debug("%s: %d faces of %d tracklets embedded for identity", source.path, len(rows), tracklets.count)
+    vectors, tracklet = np.concatenate(batches), np.array(rows)
+    return build_persons(tracklets, {int(i): mean_vector(vectors[tracklet == i]) for i in np.unique(tracklet)})
 
 
 class Block(NamedTuple):
@@ -213,7 +193,7 @@ class Block(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Rows from `start` on whose crops were given to the CNN."""
+    """Rows from `start` on whose crops were submitted to the CNN."""
 
     start: int
     rows: int
@@ -233,10 +213,10 @@ class ClipJob:
     source: Source
     writer: ClipWriter
     resources: PipelineResources
-    selection: PersonSelection = field(default_factory=PersonSelection)
-    detect_every: int = 1
-    margin: float = 0.0
-    views: int = 1
+    selection: PersonSelection
+    detect_every: int
+    margin: float
+    views: int
 
     def run(self) -> int:
         """Write everything but the manifest of the first person, and return the number of people.
@@ -253,6 +233,7 @@ class ClipJob:
                 self.embed_crops()
                 return 1
             frame_table, count = self.writer.frame_table, 1
+            # A resumed clip has the frame table of its first person only.
             if frame_table is None or self.selection.several:
                 first, *others = self.detect()
                 self._write_others(others)
@@ -274,23 +255,25 @@ class ClipJob:
                 for frame in block:
                     cuts.see(frame.index - 1, frame.image)
                 under_way.append(self._start_detection(size, block))
+                # Stored in the order of the frames: a resumed run continues after the last stored row.
                 while len(under_way) > self.resources.torch_threads.count:
                     self._store_detections(under_way.popleft())
         while under_way:
             self._store_detections(under_way.popleft())
         if not times:
             raise ClipError("holds no frame", where=self.source.path)
-        found = self.writer.detections()
-        border = np.searchsorted(found[:, 0], np.arange(1, len(times)))
-        people = people_in(self.source, np.split(found[:, 1:], border), cuts.rows, self.selection.embed_faces)
-        return [frame_table_of(np.array(times), one) for one in self.selection.of(people)]
+        # From the writer, which also has what an earlier run detected.
+        detections = self.writer.detections()
+        borders = np.searchsorted(detections[:, 0], np.arange(1, len(times)))
+        people = people_in(self.source, np.split(detections[:, 1:], borders), cuts.rows, self.selection.embed_faces)
+        return [frame_table_of(np.array(times), person) for person in self.selection.of(people)]
 
     def _blocks(self, frames: Iterator[Frame]) -> Iterator[tuple[int, list[Frame]]]:
         """Yield the frames in blocks, each with the bytes that it takes from the memory budget."""
         for first in frames:
             size = DETECT_BLOCK * (0 if first.image is None else first.image.nbytes)
             self.resources.cancel.check()
-            self.resources.budget.acquire(size)
+            self.resources.budget.acquire(size)  # before the rest of the block is decoded
             try:
                 block = [first, *islice(frames, DETECT_BLOCK - 1)]
             except BaseException:
@@ -307,6 +290,7 @@ class ClipJob:
         images = [frame.image for frame in block]
         rows = [frame.index - 1 for frame in block]
         future = self.resources.torch_threads.submit(lambda: self._detect_block(rows, images))
+        # As a callback, so that the bytes are released after an error, too.
         future.add_done_callback(lambda _: self.resources.budget.release(size))
         return Block(stop, len(block), future)
 
@@ -314,15 +298,15 @@ class ClipJob:
         """Return the faces of a block, (n, 6): row, box, score. Runs in a pool thread."""
         with self.resources.profiler.busy("detect", len(rows)):
             faces = interpolation.interpolate_faces(images, self.resources, self.detect_every)
-        return np.concatenate([np.empty((0, 6)), *(np.column_stack([np.full(len(found), row), found])
-                                                   for row, found in zip(rows, faces, strict=True))])
+        return np.concatenate([np.empty((0, 6)), *(np.column_stack([np.full(len(boxes), row), boxes])
+                                                   for row, boxes in zip(rows, faces, strict=True))])
 
     def _store_detections(self, block: Block) -> None:
         """Make the detections of a block durable."""
         if block.future is not None:
-            found = block.future.result()
+            detections = block.future.result()
             with self.resources.profiler.busy("write", 0):
-                self.writer.keep_detections(block.stop, found)
+                self.writer.keep_detections(block.stop, detections)
         self.resources.advance(DETECT_FRACTION * block.frames)
 
     def _decoded(self, start: int) -> Iterator[Frame]:
@@ -334,7 +318,7 @@ class ClipJob:
         if frame_tables and self.resources.bar.total:
             self.resources.bar.grow(self.resources.bar.total + (1 - DETECT_FRACTION) * sum(map(len, frame_tables)))
         for number, frame_table in enumerate(frame_tables, 2):
-            with self.selection.open_others(number) as writer:
+            with self.selection.open_other(number) as writer:
                 if writer is not None:
                     if writer.frame_table is None:
                         writer.set_frame_table(frame_table)
@@ -345,15 +329,17 @@ class ClipJob:
         """Run the CNN over the boxes of a frame table, segment by segment."""
         boxes = frame_table[:, FRAME_COLUMNS.index("x1"):FRAME_COLUMNS.index("y2") + 1]
         start = self.writer.written
+        # Each frame counts as `views` crops in memory.
         with closing(prefetch(self._cropped(start, boxes), FACES_AHEAD // self.views)) as augmented:
             stop = self._embed(start, augmented, 1 - DETECT_FRACTION)
         if stop != len(frame_table):
-            raise ClipError(f"gave {stop} frames where detection had seen {len(frame_table)}", where=self.source.path,
-                            hint="the file changed while it was read; run again")
+            raise ClipError(f"has {stop} frames now, and had {len(frame_table)} during detection",
+                            where=self.source.path, hint="the file changed while it was read; run again")
 
     def _cropped(self, start: int, boxes: NDArray[np.float64]) -> Iterator[AugmentedCrops]:
         """Yield the crops of each frame from row `start` on."""
         for frame in self._decoded(start):
+            # A file that has grown since detection has more frames than boxes; `embed_boxes` reports it.
             yield self._augmented(frame, boxes[frame.index - 1] if frame.index <= len(boxes) else NO_BOX)
 
     def _augmented(self, frame: Frame, box: NDArray[np.float64]) -> AugmentedCrops:
@@ -382,6 +368,7 @@ class ClipJob:
 
     def _whole(self, times: list[float], boxes: list[NDArray[np.float64]], written: int) -> Iterator[AugmentedCrops]:
         """Yield the crops of each picture from row `written` on, and collect time and box of all pictures."""
+        # From the first picture on also in a resumed run: the frame table needs time and size of all of them.
         for frame in self._decoded(0):
             times.append(frame.time_s)
             boxes.append(NO_BOX if frame.image is None else whole_picture(frame.image))
@@ -399,7 +386,7 @@ class ClipJob:
         -----
         A segment is written after the next one was submitted, so that the cores stay busy meanwhile.
         """
-        before: Segment | None = None
+        before: Segment | None = None  # the one segment that is submitted and not written yet
         while True:
             segment = self._submit(start, augmented)
             if before is not None:
@@ -413,29 +400,25 @@ class ClipJob:
         self.resources.cancel.check()
         batcher, rows = self.resources.batcher, 0
         buffer = FeatureBuffer(batcher.net.shapes, SEGMENT, self.views)
-        for row, embed_faces in enumerate(islice(augmented, SEGMENT)):
+        for row, crops in enumerate(islice(augmented, SEGMENT)):
             rows = row + 1
-            for view, one in enumerate(embed_faces):
-                batcher.put(one, buffer, row, view)
+            for view, crop in enumerate(crops):
+                batcher.put(crop, buffer, row, view)
         return Segment(start, rows, buffer)
 
     def _write(self, segment: Segment, fraction: float) -> None:
-        """Wait for a segment's last crop and write the segment."""
-        self.resources.batcher.wait(segment.buffer)
-        values = self._arrays(segment)
+        """Wait for a segment's last crop and write the segment: each tap, and beside it that of the augmentations."""
+        batcher = self.resources.batcher
+        batcher.wait(segment.buffer)
+        values: dict[str, NDArray[np.float16]] = {}
+        for tap in batcher.net.shapes:
+            rows = segment.buffer.values[tap][:segment.rows]
+            values[tap] = rows[:, 0]
+            if self.views > 1 and tap in augmented_taps(batcher.net.shapes):
+                values[tap_views(tap)] = rows[:, 1:]
         with self.resources.profiler.busy("write", segment.rows):
             self.writer.write(segment.start, values)
         self.resources.advance(fraction * segment.rows)
-
-    def _arrays(self, segment: Segment) -> dict[str, NDArray[np.float16]]:
-        """Return {array: (n, ...) float16}: each tap, and beside it the tap of the augmentations."""
-        shapes, out = self.resources.batcher.net.shapes, {}
-        for tap in shapes:
-            values = segment.buffer.values[tap][:segment.rows]
-            out[tap] = values[:, 0]
-            if self.views > 1 and tap in augmented_taps(shapes):
-                out[tap_views(tap)] = values[:, 1:]
-        return out
 
 
 def frame_table_of(time_s: NDArray[np.float64], person: Person) -> NDArray[np.float64]:

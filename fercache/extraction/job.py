@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fercache import media, run_log, workspace
 from fercache.backbones import weights
@@ -22,9 +22,9 @@ from fercache.config import ExtractConfig, fingerprint_of
 from fercache.data import base
 from fercache.data.base import PEOPLE_COUNT, Dataset, Trial, people_of, people_stored, person_name
 from fercache.errors import ClipError, InputError, StoreError
-from fercache.extraction import resources, thumbnails
+from fercache.extraction import thumbnails
 from fercache.extraction.cancellation import Cancelled, CancelToken, never_cancelled
-from fercache.extraction.clip import MultiPersonCommit
+from fercache.extraction.clip import ClipJob, MultiPersonCommit, PersonSelection
 from fercache.faces import augmentation, interpolation, tracklets
 from fercache.media import video
 from fercache.media.source import Source, file_stamp
@@ -46,9 +46,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ClipResult:
-    """The result of one clip: `state` is computed, cached (also by another process meanwhile), failed, or left.
+    """The result of one clip.
 
-    A clip is left if the run was cancelled first; the next run continues it.
+    Attributes
+    ----------
+    state : computed, cached (also by another process meanwhile), failed, or left: the run was cancelled first, and the
+        next one continues the clip.
+    frames, faces : frames, and frames with a face; for a clip that was left, an estimate of its frames.
+    message : why it failed.
     """
 
     clip: str
@@ -73,7 +78,7 @@ class ExtractReport:
         return sum(c.state == state for c in self.clips)
 
     def frames(self, state: str) -> int:
-        """Return the number of frames of the clips that ended in `state`; for clips that were left, an estimate."""
+        """Return the number of frames of the clips that ended in `state`."""
         return sum(c.frames for c in self.clips if c.state == state)
 
     def failures(self) -> list[ClipResult]:
@@ -82,7 +87,7 @@ class ExtractReport:
 
 
 def write_failures(path: Path, failed: Sequence[ClipResult]) -> None:
-    """Write `failures.csv` (clip, message), or remove an old one if nothing failed."""
+    """Write the list of failed clips (CSV: clip, message), or remove an old one if nothing failed."""
     if not failed:
         path.unlink(missing_ok=True)
         return
@@ -90,84 +95,12 @@ def write_failures(path: Path, failed: Sequence[ClipResult]) -> None:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["clip", "message"])
     rows.writerows((c.clip, c.message) for c in failed)
+    # Names of files need not be valid UTF-8.
     atomic_io.write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
-T = TypeVar("T")
-
-POLL_S = 0.5
-"""Seconds between two checks of clips that another process works on."""
-
-
-def run_shared(trials: Iterable[Trial], attempt: Callable[[Trial], T | None], is_locked: Callable[[Trial], bool],
-            leave: Callable[[Trial], T], cancel: CancelToken, concurrent: int = 1) -> Iterator[T]:
-    """Yield the result of `attempt` for each trial as it ends; trials that another process works on come later.
-
-    Parameters
-    ----------
-    trials : the next one is taken when a thread is free.
-    attempt : returns None if another process took the trial first.
-    is_locked : whether a live process works on the trial.
-    leave : replaces `attempt` once the run is cancelled.
-    concurrent : trials at once, each in its own thread.
-
-    Notes
-    -----
-    After exit code 0 a user starts the next stage. So a run ends only when the clips of other processes are done too. A
-    clip whose process died is attempted again, and so is a clip that failed there.
-    """
-    def turn(trial: Trial) -> T | None:
-        if cancel.is_cancelled:
-            return leave(trial)
-        return None if is_locked(trial) else attempt(trial)
-
-    waiting, logged = trials, False
-    while True:
-        taken = []
-        for trial, result in run_threads(turn, waiting, concurrent, cancel):
-            if result is None:
-                taken.append(trial)
-            else:
-                yield result
-        if not taken:
-            return
-        if not logged:
-            log.info("waiting for clips of another process: %s%s", taken[0].name,
-                     f" and {len(taken) - 1} more" if len(taken) > 1 else "")
-            logged = True
-        while not cancel.is_cancelled and all(is_locked(trial) for trial in taken):
-            time.sleep(POLL_S)
-        waiting = taken
-
-
-def run_threads(turn: Callable[[Trial], T | None], trials: Iterable[Trial], concurrent: int, cancel: CancelToken
-                 ) -> Iterator[tuple[Trial, T | None]]:
-    """Yield each trial with the result of `turn` as it ends; in the calling thread if only one runs at a time.
-
-    Notes
-    -----
-    An exception of one trial, or an interrupt, is raised here after all others were cancelled and have ended.
-    """
-    if concurrent == 1:
-        yield from ((trial, turn(trial)) for trial in trials)
-        return
-    pool, remaining = ThreadPoolExecutor(concurrent, "clip"), iter(trials)
-    try:
-        futures = {pool.submit(turn, trial): trial for trial in islice(remaining, concurrent)}
-        while futures:
-            for future in wait(futures, return_when=FIRST_COMPLETED).done:
-                trial = futures.pop(future)
-                futures |= {pool.submit(turn, following): following for following in islice(remaining, 1)}
-                yield trial, future.result()
-    except BaseException:
-        cancel.cancel()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def source_unchanged(known: dict[str, Any], path: Path, kind: str, strict: bool = False) -> bool:
-    """Return whether the source at `path` is the one whose digest is `known`.
+def source_unchanged(stored: dict[str, Any], path: Path, kind: str, strict: bool = False) -> bool:
+    """Return whether the source at `path` is the one whose digest is `stored`.
 
     Parameters
     ----------
@@ -176,42 +109,37 @@ def source_unchanged(known: dict[str, Any], path: Path, kind: str, strict: bool 
     Raises
     ------
     ClipError
-        The source is gone or cannot be read.
+        The source is missing or cannot be read.
 
     Notes
     -----
-    Each step is as cheap as what it can miss is unlikely. A file of the same size, time stamp and inode is the same,
-    and no byte of it is read. Else another size, another name in a folder or another sample of a file is another
-    source. Equal samples and an equal time stamp: the same one. Equal samples and another time stamp (a copy, or
-    something written in place): every byte is compared with the hash that is kept with each clip. So without `strict`
-    only a change is missed that keeps the size and the time stamp, which takes intent. Marks of version 0.1 have no
-    inode: there the samples are read.
+    Without `strict`, only a change that keeps the size and the time stamp goes unnoticed.
     """
-    if not strict and kind == "video" and file_stamp(path).items() <= known.items():
+    # Equal size, time stamp and inode: no byte is read. Manifests without an inode go on to the samples.
+    if not strict and kind == "video" and file_stamp(path).items() <= stored.items():
         return True
     now = media.source_digest(path, kind, strict)
-    if strict or not same_source(known, now) or known.get("mtime_ns") == now["mtime_ns"]:
-        return same_source(known, now)
-    return same_source(known, media.source_digest(path, kind, strict=True))
+    if strict or not same_source(stored, now) or stored.get("mtime_ns") == now["mtime_ns"]:
+        return same_source(stored, now)
+    # Equal samples and another time stamp: a copy, or a file changed in place. Only its whole hash decides.
+    return same_source(stored, media.source_digest(path, kind, strict=True))
 
 
+# Most clips that are opened to estimate the number of frames: extraction must not wait for thousands.
 OPENED_FIRST = 16
-"""Most clips that are opened to learn how many frames are to come: the first one must not wait for thousands."""
+# Seconds between two checks of clips that another process works on.
+POLL_S = 0.5
 
-
-def _bytes(trial: Trial) -> int:
-    """Return the size of a clip's file, 0 for a folder and for what is gone."""
-    try:
-        return file_stamp(trial.path)["size"] if trial.kind == "video" else 0
-    except ClipError:  # it is recorded when its turn comes
-        return 0
-
-
-# One run over the clips of a data set: what is cached, what is to do, and what becomes of each.
 
 @dataclass
 class ExtractionJob:
-    """One run over the clips of a data set."""
+    """One run over the clips of a data set.
+
+    Attributes
+    ----------
+    faces : mtcnn or cropped.
+    nets : of the last `run_all`.
+    """
 
     config: ExtractConfig
     store: EmbeddingStore
@@ -242,43 +170,112 @@ class ExtractionJob:
         return media.open_source(trial.path, trial.kind, crop_fps=self.config.crop_fps,
                                  damaged=self.config.on_truncated)
 
+    def log_size(self, trials: Sequence[Trial]) -> float:
+        """Log the size of the features to come, and return the number of frames that the files state.
+
+        Notes
+        -----
+        Of many clips only a sample is opened; the others count by their bytes, folders by their number.
+        """
+        sample = trials[::max(1, -(-len(trials) // OPENED_FIRST))]
+        frames: float = sum(map(self._stated_frames, sample))
+        if len(sample) < len(trials):
+            part, whole = (sum(map(_file_bytes, some)) for some in (sample, trials))
+            frames *= whole / part if part else len(trials) / len(sample)
+        row = 2 * sum(prod(shape) for shape in self.store.taps.values())  # float16
+        views = f" in {self.config.augmentations} views" if self.config.augmentations > 1 else ""
+        log.info("%d bytes per frame%s, %.2f GB for about %d frames", row, views, row * frames / 1e9, frames)
+        return frames
+
     def run_all(self, trials: Sequence[Trial]) -> Iterator[ClipResult]:
         """Yield the result of each clip; a bad clip does not stop the others."""
-        nets = self.nets = resources.load_nets(self.config, self.cnn, self.faces)
+        from fercache.extraction.resources import load_nets  # torch: seconds that a cached run saves
+
+        nets = self.nets = load_nets(self.config, self.cnn, self.faces)
         with progress_bar("extract", self.log_size(trials)) as bar:
             yield from self.run_with_nets(trials, nets, bar)
 
-    def log_size(self, trials: Sequence[Trial]) -> float:
-        """Return the frames to come, as far as the files say; the log tells what they will take."""
-        total, row = self._total(trials), 2 * sum(prod(shape) for shape in self.store.taps.values())
-        views = f" in {self.config.augmentations} views" if self.config.augmentations > 1 else ""
-        log.info("%d bytes per frame%s, %.2f GB for about %d frames", row, views, row * total / 1e9, total)
-        return total
-
     def run_with_nets(self, trials: Sequence[Trial], nets: Nets, bar: ProgressBar) -> Iterator[ClipResult]:
         """Yield the result of each clip as it ends, with loaded nets and a running progress bar."""
-        from fercache.extraction.resources import open_resources
+        from fercache.extraction.resources import open_resources  # torch: seconds that a cached run saves
 
+        # A single clip runs in the calling thread.
         concurrent = min(len(trials), self.config.concurrent_clips or nets.in_flight)
         with open_resources(nets, self.cancel, bar, concurrent) as pipeline:
-            yield from self.run_clips(pipeline, nets, trials, concurrent)
+            yield from self.run_clips(pipeline, trials, concurrent)
             if pipeline.profiler.line():
                 log.info("%s", pipeline.profiler.line())
 
-    def run_clips(self, pipeline: PipelineResources, nets: Nets, trials: Iterable[Trial],
-                  concurrent: int) -> Iterator[ClipResult]:
-        """Yield the result of each clip as it ends, with open resources, `concurrent` clips at once."""
-        provenance = resources.provenance_of(nets, self.config.backend)
-        return run_shared(trials, lambda trial: self.try_clip(trial, pipeline, provenance),
-                          lambda trial: encode_name(self.name(trial)) in locked_clips(self.store.path),
-                          self.pending, self.cancel, concurrent)
+    def run_clips(self, pipeline: PipelineResources, trials: Iterable[Trial], concurrent: int) -> Iterator[ClipResult]:
+        """Yield the result of each clip as it ends, with open resources, `concurrent` clips at once.
 
-    def try_clip(self, trial: Trial, pipeline: PipelineResources, provenance: dict[str, Any]) -> ClipResult | None:
+        Parameters
+        ----------
+        trials : the next one is taken when a thread is free.
+
+        Notes
+        -----
+        After exit code 0 a user starts the next stage. So a run ends only when the clips that other processes work on
+        are done too. A clip whose process died is tried again, and so is a clip that failed there.
+        """
+        def is_locked(trial: Trial) -> bool:
+            return encode_name(self.name(trial)) in locked_clips(self.store.path)
+
+        def turn(trial: Trial) -> ClipResult | None:
+            if self.cancel.is_cancelled:
+                return self.pending(trial)
+            return None if is_locked(trial) else self.try_clip(trial, pipeline)
+
+        logged = False
+        while True:
+            elsewhere = []
+            for trial, result in self._in_threads(turn, trials, concurrent):
+                if result is None:
+                    elsewhere.append(trial)
+                else:
+                    yield result
+            if not elsewhere:
+                return
+            if not logged:
+                log.info("waiting for clips of another process: %s%s", elsewhere[0].name,
+                         f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else "")
+                logged = True
+            while not self.cancel.is_cancelled and all(map(is_locked, elsewhere)):
+                time.sleep(POLL_S)
+            trials = elsewhere
+
+    def _in_threads(self, turn: Callable[[Trial], ClipResult | None], trials: Iterable[Trial], concurrent: int
+                    ) -> Iterator[tuple[Trial, ClipResult | None]]:
+        """Yield each trial with the result of `turn` as it ends; in the calling thread if only one runs at a time.
+
+        Notes
+        -----
+        An exception of one trial, or an interrupt, is raised here after all others were cancelled and have ended.
+        """
+        if concurrent == 1:
+            yield from ((trial, turn(trial)) for trial in trials)
+            return
+        pool, remaining = ThreadPoolExecutor(concurrent, "clip"), iter(trials)
+        try:
+            futures = {pool.submit(turn, trial): trial for trial in islice(remaining, concurrent)}
+            while futures:
+                for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                    trial = futures.pop(future)
+                    # Before the result is used: the thread need not wait for that.
+                    futures |= {pool.submit(turn, following): following for following in islice(remaining, 1)}
+                    yield trial, future.result()
+        except BaseException:
+            self.cancel.cancel()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def try_clip(self, trial: Trial, pipeline: PipelineResources) -> ClipResult | None:
         """Return the result of a clip, or None if another process works on it."""
         pipeline.bar.note(trial.name)
         try:
             # Another process may have committed the clip since the run began.
-            return self.cached(trial) or self.extract_clip(trial, pipeline, provenance)
+            return self.cached(trial) or self.extract_clip(trial, pipeline)
         except Cancelled:
             return self.pending(trial)
         except ClipError as error:
@@ -287,21 +284,19 @@ class ExtractionJob:
 
     def pending(self, trial: Trial) -> ClipResult:
         """Return the result of a clip that is left to the next run, with an estimate of its frames."""
-        return ClipResult(clip=trial.name, state="left", frames=self._length(trial))
+        return ClipResult(clip=trial.name, state="left", frames=self._stated_frames(trial))
 
-    def extract_clip(self, trial: Trial, pipeline: PipelineResources, provenance: dict[str, Any]) -> ClipResult | None:
+    def extract_clip(self, trial: Trial, pipeline: PipelineResources) -> ClipResult | None:
         """Extract and commit one clip; return None if another process took it first."""
-        from fercache.extraction.clip import ClipJob, PersonSelection
-
         source = self.source(trial)
         if self.name(trial) in self.store:
             log.warning("%s: the source file has changed or a person is missing from the store; extracting it again",
                         trial.name)
+        # The hash of every byte, by which a later run recognizes a copy of the file.
         commit = MultiPersonCommit(trial=trial, store=self.store, source=source.digest(strict=True),
-                                   provenance=provenance)
+                                   provenance=pipeline.provenance)
         selection = PersonSelection(people=people_of(self.store.settings), side=trial.side,
-                                    embed_faces=pipeline.embed_faces,
-                               open_others=commit.open_others)
+                                    embed_faces=pipeline.embed_faces, open_other=commit.open_other)
         with commit.open_first() as writer:
             if writer is None:
                 return None
@@ -319,38 +314,35 @@ class ExtractionJob:
             run_log.record_rate(cache, run_log.ExtractionRate(
                 faces=self.faces, backbone=self.config.weights, precision=self.config.precision,
                 views=self.config.augmentations, device=self.nets.device, threads=self.nets.threads,
-                seconds=report.seconds, when_s=run_log.now_s(),
-                frames=sum(c.frames for c in report.clips if c.state == "computed")))
+                seconds=report.seconds, when_s=run_log.now_s(), frames=report.frames("computed")))
 
-    def _total(self, trials: Sequence[Trial]) -> float:
-        """Return the frames to come: some files state them, the others go by size (folders by number)."""
-        step = -(-len(trials) // OPENED_FIRST)
-        seen = trials[::step] if step > 1 else trials
-        frames = sum(map(self._length, seen))
-        if len(seen) == len(trials):
-            return frames
-        part, whole = sum(map(_bytes, seen)), sum(map(_bytes, trials))
-        return frames * (whole / part if part else len(trials) / len(seen))
-
-    def _length(self, trial: Trial) -> int:
-        """Return the frames that a clip's file states, 0 where it states none."""
+    def _stated_frames(self, trial: Trial) -> int:
+        """Return the frames that a clip's file states, 0 if it states none."""
         try:
             return self.source(trial).length() or 0
-        except ClipError:  # it is recorded when its turn comes
+        except ClipError:  # recorded when the clip is extracted
             return 0
 
 
+def _file_bytes(trial: Trial) -> int:
+    """Return the size of a clip's file, 0 for a folder and a missing file."""
+    try:
+        return file_stamp(trial.path)["size"] if trial.kind == "video" else 0
+    except ClipError:  # recorded when the clip is extracted
+        return 0
+
+
+# Yields the result of each clip: `ExtractionJob.run_all` in this process, or an engine of `distributed`.
 Engine: TypeAlias = Callable[[ExtractionJob, Sequence[Trial]], Iterable[ClipResult]]
-"""Yields the result of each clip: `ExtractionJob.run_all` in this process, or an engine of `distributed`."""
 
+# Part of the fingerprint for everything that the code, not a setting, fixes.
 FORMAT = {"store": 1, "decoder": video.DECODER, "crop": "pil-bilinear-160"}
-"""What the code fixes of the numbers; a change here is a new fingerprint."""
 
+# Version of the MTCNN driver, changed whenever its boxes change by more than float noise.
 DETECTOR_VERSION = "sums-1"
-"""Version of the MTCNN driver, changed whenever its boxes change by more than float noise."""
 
+# Settings that have no effect without a detector.
 DETECTION = ("detect_every", "detect_px", "min_face_px", "min_score", "margin", "people")
-"""Settings that have no effect without a detector."""
 
 
 def resolve_faces(dataset: Dataset, config: ExtractConfig) -> str:
@@ -372,7 +364,7 @@ def resolve_faces(dataset: Dataset, config: ExtractConfig) -> str:
 def settings_of(config: ExtractConfig, faces: str, cnn: files.Weights) -> dict[str, Any]:
     """Return everything that changes numbers in the store, as a JSON value; its digest is in the store's name."""
     chosen = {**config.settings(), "faces": faces, "weights": cnn.sha256, "backbone": cnn.name, "format": FORMAT}
-    if config.augmentations == 1:
+    if config.augmentations == 1:  # then it does not matter how augmentations are sampled
         del chosen["augmentations"]
     else:
         chosen["augmentation_version"] = augmentation.AUGMENTATION_VERSION
@@ -390,11 +382,11 @@ def store_path(cache: Location, dataset: str, settings: dict[str, Any]) -> Locat
 def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, features: Location | None = None, *,
                     engine: Engine = ExtractionJob.run_all, failures: str = workspace.FAILURES,
                     stop: Callable[[], bool] = never_cancelled) -> ExtractReport:
-    """Bring the store of `dataset` up to date and return the results; stored clips are left alone.
+    """Bring the store of `dataset` up to date and return the results; stored clips are not computed again.
 
     Parameters
     ----------
-    features : where the features go instead of `cache`, such as a URL.
+    features : where the features go instead of below `cache`, such as a URL.
     engine : extracts the clips that are not stored yet; by default in this process.
     failures : file name of the list of failed clips.
     stop : called often, by several threads. Once it returns True, each clip ends at its next block or segment, and the
@@ -403,25 +395,30 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     Raises
     ------
     InputError, WeightsError, StoreError
-        No clip could be extracted at all. An error in a single clip goes into the report instead.
+        No clip can be extracted at all. An error in a single clip goes into the report instead.
 
     Notes
     -----
-    Several runs on one store share the work. Each waits for the clips of the others and ends when every clip is done; a
-    clip whose process died is taken over.
+    Several runs on one store divide the clips. Each waits for those of the others and ends when every clip is done; it
+    takes over a clip whose process died.
     """
     started = time.monotonic()
     faces = resolve_faces(dataset, config)
-    _check_device(config.device)
+    if config.device not in ("auto", "cpu"):  # those two always exist
+        from fercache.runtime.devices import resolve_device  # torch: seconds that a cached run saves
+
+        resolve_device(config.device)  # before anything is created
     cnn = weights.ensure_weights(config.weights, Workspace(cache).weights)
     settings = settings_of(config, faces, cnn)
+    # Before the store is created: a data set that contradicts --people must leave nothing behind.
     base.check_people(dataset, base.people_of(settings))
     path = store_path(features or cache, dataset.name, settings)
     log.info("store %s", path)
-    store = _opened(path, settings, config, cnn)
+    store = _open_or_create(path, settings, config, cnn)
     job = ExtractionJob(config, store, faces, cnn, cancel=CancelToken(stop))
     failures_at = Workspace(cache).failures(dataset.name, failures)
-    done = [_failed(problem) for problem in dataset.problems if problem.is_error]
+    done = [ClipResult(clip=problem.where, state="failed", message=problem.message) for problem in dataset.problems
+            if problem.is_error]
     waiting = []
     for trial in dataset.trials:
         cached = job.cached(trial)
@@ -431,12 +428,14 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
             done += map(job.pending, waiting)
         elif waiting:
             done += engine(job, waiting)
-    finally:  # the failures of a stopped run are listed too
+    finally:  # also if the run was interrupted
         failed = [c for c in sorted(done, key=lambda c: c.clip) if c.state == "failed"]
+        # A run that ended early without a failure proves nothing about the clips in an older list.
         if failed or sum(c.state != "left" for c in done) >= len(dataset.trials):
             write_failures(failures_at, failed)
     report = ExtractReport(store=path, failures_at=failures_at, fingerprint=fingerprint_of(settings),
                            clips=tuple(sorted(done, key=lambda c: c.clip)), seconds=time.monotonic() - started)
+    # An interrupted run does not get here: the pointer stays at the store of the last run that ended by itself.
     write_json(workspace.Features(features or cache).pointer(dataset.name), {"store": path.name})
     job.record_rate(report, cache)
     if config.thumbnails:
@@ -465,19 +464,8 @@ def current_store_or_none(cache: Location, dataset: str) -> Location | None:
     return None if read_json(workspace.Features(cache).pointer(dataset)) is None else current_store(cache, dataset)
 
 
-def _check_device(name: str) -> None:
-    """Raise InputError for a missing device before anything is created; "auto" and "cpu" always exist."""
-    if name not in ("auto", "cpu"):
-        from fercache.runtime.devices import resolve_device  # torch: seconds that a cached run saves
-
-        resolve_device(name)
-
-
-def _failed(problem: base.Issue) -> ClipResult:
-    return ClipResult(clip=problem.where, state="failed", message=problem.message)
-
-
-def _opened(path: Location, settings: dict[str, Any], config: ExtractConfig, cnn: files.Weights) -> EmbeddingStore:
+def _open_or_create(path: Location, settings: dict[str, Any], config: ExtractConfig,
+                    cnn: files.Weights) -> EmbeddingStore:
     """Return the store at `path`; create it if it does not exist."""
     if EmbeddingStore.exists(path):
         try:
@@ -491,13 +479,14 @@ def _opened(path: Location, settings: dict[str, Any], config: ExtractConfig, cnn
 
     return EmbeddingStore.create(path, settings,
                                  augmentation.with_views(shapes_of(cnn, config.taps), config.augmentations),
-                                 mend=True)
+                                 repair=True)
 
 
 def _detector_digest() -> str:
     """Return a digest of MTCNN's three nets in facenet-pytorch, without importing the package."""
-    spec = find_spec("facenet_pytorch")
+    spec = find_spec("facenet_pytorch")  # importing it would import torch
     if spec is None or spec.origin is None:
         raise InputError("facenet-pytorch is not installed", hint="pip install facenet-pytorch==2.5.3")
+    # MTCNN's three nets: pnet.pt, rnet.pt, onet.pt.
     files = sorted((Path(spec.origin).parent / "data").glob("?net.pt"))
     return fingerprint_of([DETECTOR_VERSION, *(wheels.file_sha256(path) for path in files)])

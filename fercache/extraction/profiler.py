@@ -1,4 +1,4 @@
-"""Measures what each part of stage one costs, and which one is the bottleneck."""
+"""Measures the rate of each part of stage one, and finds the bottleneck."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 PARTS = ("decode", "detect", "crop", "cnn", "write")
+# Rates are shown after this many seconds of work by all parts together: earlier ones are noise.
 MIN_WORK_S = 0.5
-"""Rates are shown after so many seconds of work by all parts together: earlier ones are noise."""
 
 
 class StageProfiler:
@@ -43,7 +43,7 @@ class StageProfiler:
 
     @contextmanager
     def busy(self, part: str, frames: int) -> Iterator[None]:
-        """Measure the block as work on so many frames."""
+        """Measure the block as work on `frames` frames."""
         clock = self._clocks.get(part, time.thread_time)
         started = clock()
         yield
@@ -54,6 +54,7 @@ class StageProfiler:
         iterator, clock = iter(items), self._clocks.get(part, time.thread_time)
         while True:
             started = clock()
+            # A slice, not `next`: the work after the last item counts too, without an item.
             item = list(islice(iterator, 1))
             self.add(part, len(item), clock() - started)
             if not item:
@@ -67,13 +68,13 @@ class StageProfiler:
                     for part in PARTS if self._seconds[part] > 0}
 
     def slowest(self) -> str:
-        """Return the part that takes the most time, or "" before any work."""
+        """Return the part that takes the most time, "" before any work."""
         with self._lock:
             spent = {part: self._seconds[part] / self._lanes[part] for part in PARTS if self._seconds[part] > 0}
         return max(spent, key=lambda part: spent[part], default="")
 
     def line(self) -> str:
-        """Return all rates and the bottleneck as text, or "" after too little work."""
+        """Return all rates and the bottleneck as text, "" after too little work."""
         if sum(self._seconds.values()) < MIN_WORK_S:
             return ""
         rates = ", ".join(f"{part} {rate:.3g}/s" if rate < 100 else f"{part} {rate:.0f}/s"

@@ -8,14 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fercache.backbones.backbone import Backbone
 from fercache.backbones.registry import KNOWN_WEIGHTS
 from fercache.backbones.taps import EMBEDDING
 from fercache.backbones.weights.files import Weights
@@ -24,23 +25,19 @@ from fercache.extraction.batcher import CrossClipBatcher
 from fercache.extraction.cancellation import CancelToken
 from fercache.extraction.profiler import PARTS, StageProfiler
 from fercache.faces.detector import Detector
-from fercache.runtime.devices import TorchThreadPool, serially
+from fercache.runtime.devices import TorchThreadPool, resolve_device, serially, set_torch_threads
 from fercache.runtime.progress import ProgressBar
-
-if TYPE_CHECKING:
-    from fercache.backbones.backbone import Backbone
 
 log = logging.getLogger(__name__)
 
-
-_loading = threading.Lock()
-
+# Concurrent clips on a CPU, beyond one per core.
 MORE_CLIPS = 2
-"""Concurrent clips on a CPU, beyond one per core."""
+# Concurrent clips on a GPU: decoding and cropping need many cores.
 GPU_CLIPS = 12
-"""Concurrent clips on a GPU: decoding and cropping need many cores."""
-
-
+# Pictures of blocks under detection; a single block may be larger.
+BUDGET_BYTES = 1 << 30
+# How often a thread that waits for memory checks for cancellation.
+TICK_S = 0.1
 
 
 def in_flight(device: str, threads: int) -> int:
@@ -55,6 +52,7 @@ class Nets:
     Attributes
     ----------
     load_identity : loads a net with identity vectors if `backbone` has none; None if there is no such net.
+    provenance : everything that float noise depends on: equal provenance gives equal bytes.
     """
 
     backbone: Backbone
@@ -62,6 +60,8 @@ class Nets:
     device: str
     threads: int
     load_identity: Callable[[], Backbone] | None
+    provenance: dict[str, Any]
+    _loading: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     @property
     def in_flight(self) -> int:
@@ -83,7 +83,8 @@ class Nets:
         run : computes the batches, like `TorchThreadPool.run`.
         """
         def embed(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-            with _loading:
+            # `cached_property` has no lock, and several clips may ask for the net at once.
+            with self._loading:
                 net = self.identity
             assert net is not None
             return net.embed32(crops, run)[EMBEDDING]
@@ -91,7 +92,7 @@ class Nets:
 
 
 def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
-    """Return detector and CNN.
+    """Return detector and CNN, after setting the number of torch's threads.
 
     Parameters
     ----------
@@ -102,34 +103,24 @@ def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
     InputError, MissingExtra, WeightsError
         As `Backbone.load` raises.
     """
-    from fercache.backbones.backbone import Backbone  # torch: seconds that a cached run saves
-    from fercache.runtime.devices import resolve_device, use_threads
-
     device, detector = resolve_device(config.device), None
-    threads = use_threads(config.threads)
-    tapped = partial(Backbone.load, cnn, precision=config.precision, device=device, backend=config.backend)
-    backbone = tapped(config.taps)
+    threads = set_torch_threads(config.threads)
+    load = partial(Backbone.load, cnn, precision=config.precision, device=device, backend=config.backend)
+    backbone = load(config.taps)
     if faces == "mtcnn":
-        from fercache.faces.detector import Detector
-
         detector = Detector(min_face_px=config.min_face_px, min_score=config.min_score, detect_px=config.detect_px,
                             device=device)
-    load_identity = partial(tapped, (EMBEDDING,)) if cnn.name in KNOWN_WEIGHTS else None
+    # Other weights may have an embedding that does not identify people.
+    load_identity = partial(load, (EMBEDDING,)) if cnn.name in KNOWN_WEIGHTS else None
     if detector is not None and load_identity is None:
-        log.info("%s weights have no known identity vector: people are told apart by position only", cnn.name)
-    return Nets(backbone=backbone, detector=detector, device=device, threads=threads, load_identity=load_identity)
-
-
-def provenance_of(nets: Nets, backend: str) -> dict[str, Any]:
-    """Return everything that float noise depends on: equal provenance gives equal bytes."""
-    names = ["torch", "facenet-pytorch", "numpy", "av", "pillow"]
-    if backend != "torch":
-        names.append(backend)
-    return {"device": nets.device, "threads": nets.threads, "machine": platform.machine(), "backend": backend,
-            "arithmetic": nets.backbone.arithmetic, "versions": {name: version(name) for name in names}}
-
-
-TICK_S = 0.1
+        log.info("%s weights have no known identity vector: people are distinguished by position only", cnn.name)
+    packages = ["torch", "facenet-pytorch", "numpy", "av", "pillow"]
+    if config.backend not in packages:
+        packages.append(config.backend)
+    provenance = {"device": device, "threads": threads, "machine": platform.machine(), "backend": config.backend,
+                  "arithmetic": backbone.arithmetic, "versions": {name: version(name) for name in packages}}
+    return Nets(backbone=backbone, detector=detector, device=device, threads=threads, load_identity=load_identity,
+                provenance=provenance)
 
 
 class MemoryBudget:
@@ -137,8 +128,8 @@ class MemoryBudget:
 
     Notes
     -----
-    A request above the limit is granted when nothing else is in use, so no thread waits forever. A thread that holds
-    bytes must not acquire more.
+    A request above the limit is granted when nothing else is in use, so no thread waits forever. A thread must release
+    its bytes before it acquires more.
     """
 
     def __init__(self, limit_bytes: int, cancel: CancelToken) -> None:
@@ -167,14 +158,11 @@ class MemoryBudget:
             self._change.notify_all()
 
 
-BUDGET_BYTES = 1 << 30
-"""Pictures of blocks under detection; a single block may be larger."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class PipelineResources:
     """What all clips share; `detector` is None if the pictures are face crops."""
 
+    provenance: dict[str, Any]
     torch_threads: TorchThreadPool
     batcher: CrossClipBatcher
     budget: MemoryBudget
@@ -206,16 +194,17 @@ class PipelineResources:
 
 @contextmanager
 def open_resources(nets: Nets, cancel: CancelToken, bar: ProgressBar, clips: int) -> Iterator[PipelineResources]:
-    """Yield the resources for these nets and so many concurrent clips; all threads end with the block."""
+    """Yield the resources for these nets and `clips` concurrent clips; all threads end with the block."""
     gpu = nets.device != "cpu"
-    elsewhere = {"detect": gpu, "cnn": gpu or nets.backbone.own_threads}  # the calling thread waits
+    # Parts whose thread waits for a disk, a GPU or the net's own threads: processor time would miss most of it.
+    waiting = ["write", *["detect"] * gpu, *["cnn"] * (gpu or nets.backbone.own_threads)]
     with TorchThreadPool(nets.threads, nets.device) as threads:
         lanes = dict.fromkeys(PARTS, nets.threads) | {"detect": threads.count, "cnn": threads.count, "write": clips}
-        clocks = dict.fromkeys(("write", *(part for part, waits in elsewhere.items() if waits)), time.perf_counter)
-        profiler = StageProfiler(lanes, clocks)
+        profiler = StageProfiler(lanes, dict.fromkeys(waiting, time.perf_counter))
         try:
             yield PipelineResources(
-                torch_threads=threads, batcher=CrossClipBatcher(nets.backbone, threads, cancel, profiler),
+                provenance=nets.provenance, torch_threads=threads,
+                batcher=CrossClipBatcher(nets.backbone, threads, cancel, profiler),
                 budget=MemoryBudget(BUDGET_BYTES, cancel), profiler=profiler, cancel=cancel, bar=bar,
                 detector=nets.detector, embed_faces=nets.identity_net(threads.run))
         except BaseException:

@@ -25,11 +25,10 @@ from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-
 PX = 64
 EVERY_S = 1.0
+# Faces per clip; in a longer clip they are further apart.
 MAX_FACES = 600
-"""Faces per clip; in a longer clip they are further apart."""
 QUALITY = 75
 
 
@@ -58,15 +57,20 @@ def write_thumbnails(trials: Sequence[Trial], store: EmbeddingStore, cache: Path
 
     Notes
     -----
-    Frames are decoded again and cropped by the stored boxes: no CNN or detector runs, and no feature changes. A clip
-    whose source is missing is skipped with a warning.
+    Frames are decoded again and cropped by the stored boxes, without CNN and detector. A clip whose source is missing
+    is skipped with a warning.
     """
     written = 0
     for trial in trials:
         if trial.name not in store or read_thumbnails(cache, store, trial.name) is not None:
             continue
         try:
-            _write(thumbnails_path(cache, store, trial.name), store[trial.name], _faces(trial, store[trial.name]))
+            faces = _faces(trial, store[trial.name])
+            ends = np.cumsum([len(picture) for picture in faces.jpeg], dtype=np.int64)
+            with (atomic_io.replacing(thumbnails_path(cache, store, trial.name)) as temporary,
+                  temporary.open("wb") as file):
+                np.savez(file, of=np.array(_boxes_digest(store, trial.name)), row=faces.row, time_s=faces.time_s,
+                         ends=ends, jpeg=np.frombuffer(b"".join(faces.jpeg), np.uint8))
             written += 1
         except ClipError as error:
             log.warning("%s: no thumbnails (%s)", trial.name, error.what)
@@ -82,8 +86,8 @@ def read_thumbnails(cache: Path, store: EmbeddingStore, clip: str) -> Thumbnails
         with np.load(path, allow_pickle=False) as file:
             parts = {name: file[name] for name in ("of", "row", "time_s", "ends", "jpeg")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-    if str(parts["of"]) != store.manifest(clip).arrays[FRAME_TABLE].digest:
+        return None  # a torn file counts as missing, so that it is written again
+    if str(parts["of"]) != _boxes_digest(store, clip):
         return None
     data, ends = parts["jpeg"].tobytes(), parts["ends"].tolist()
     return Thumbnails(row=parts["row"], time_s=parts["time_s"],
@@ -95,8 +99,12 @@ def any_stored(cache: Path, store: EmbeddingStore) -> bool:
     return any(Workspace(cache).thumbnails(store.path).glob("*.npz"))
 
 
+def _boxes_digest(store: EmbeddingStore, clip: str) -> str:
+    return store.manifest(clip).arrays[FRAME_TABLE].digest
+
+
 def _faces(trial: Trial, clip: Clip) -> Thumbnails:
-    """Return a clip's faces, about one every EVERY_S seconds.
+    """Return the first face of every EVERY_S seconds of a clip; in a very long clip they are further apart.
 
     Raises
     ------
@@ -104,32 +112,16 @@ def _faces(trial: Trial, clip: Clip) -> Thumbnails:
         The source cannot be read.
     """
     table = clip.frame_table
-    rows = _rows(table["time_s"], table["valid"] > 0)
+    time_s, rows = table["time_s"], np.flatnonzero(table["valid"] > 0)
+    if len(rows):
+        step_s = max(EVERY_S, float(time_s[-1]) / MAX_FACES)
+        rows = rows[np.unique((time_s[rows] / step_s).astype(np.int64), return_index=True)[1]]
     boxes = np.column_stack([table[side] for side in ("x1", "y1", "x2", "y2")])
-    frames = media.open_source(trial.path, trial.kind, damaged="keep").pick(rows.tolist())
-    faces = [(f.index - 1, _jpeg(crop_face(f.image, boxes[f.index - 1], PX))) for f in frames if f.image is not None]
+    faces: list[tuple[int, bytes]] = []
+    for frame in media.open_source(trial.path, trial.kind, damaged="keep").pick(rows.tolist()):
+        if frame.image is not None:
+            out = io.BytesIO()
+            Image.fromarray(crop_face(frame.image, boxes[frame.index - 1], PX)).save(out, "JPEG", quality=QUALITY)
+            faces.append((frame.index - 1, out.getvalue()))
     row = np.array([row for row, _ in faces], np.int64)
-    return Thumbnails(row=row, time_s=table["time_s"][row], jpeg=tuple(picture for _, picture in faces))
-
-
-def _rows(time_s: NDArray[np.float64], seen: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the first row with a face of every EVERY_S seconds (more in a very long clip)."""
-    rows = np.flatnonzero(seen)
-    if not len(rows):
-        return rows
-    step_s = max(EVERY_S, float(time_s[-1]) / MAX_FACES)
-    return np.asarray(rows[np.unique((time_s[rows] / step_s).astype(np.int64), return_index=True)[1]])
-
-
-def _jpeg(face: NDArray[np.uint8]) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(face).save(out, "JPEG", quality=QUALITY)
-    return out.getvalue()
-
-
-def _write(path: Path, clip: Clip, faces: Thumbnails) -> None:
-    ends = np.cumsum([len(picture) for picture in faces.jpeg], dtype=np.int64)
-    with atomic_io.replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, of=np.array(clip.manifest.arrays[FRAME_TABLE].digest), row=faces.row, time_s=faces.time_s,
-                 ends=ends,
-                 jpeg=np.frombuffer(b"".join(faces.jpeg), np.uint8))
+    return Thumbnails(row=row, time_s=time_s[row], jpeg=tuple(picture for _, picture in faces))

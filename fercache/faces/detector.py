@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fercache.backbones import facenet
 from fercache.faces.crops import reduced
-from fercache.runtime.devices import map_threads, resolve_threads
+from fercache.runtime.devices import map_threads, synchronize_device
 
 CELL_PX, STRIDE_PX = 12, 2
 """Receptive field and stride of the first net."""
@@ -48,14 +48,20 @@ class Mtcnn:
     On the CPU it runs with the caller's threads. For bit-equal boxes, keep the number of threads and the batches fixed.
     """
 
-    def __init__(self, min_face_px: int, device: str = "cpu") -> None:
+    def __init__(self, nets: Sequence[torch.nn.Module], min_face_px: int, device: torch.device) -> None:
+        self.first, self.second, self.third = nets
         self.first_scale = CELL_PX / min_face_px
-        self.device = torch.device(device)
-        nets = facenet.MTCNN(device=self.device).eval().requires_grad_(False)
-        self.first, self.second, self.third = (net.to(memory_format=torch.channels_last)
-                                               for net in (nets.pnet, nets.rnet, nets.onet))
-        self.first.pool1 = HalvingPool()  # torch's pooling is slow on channels-last tensors
-        resolve_threads(device)
+        self.device = device
+
+    @classmethod
+    def load(cls, min_face_px: int, device: str = "cpu") -> Mtcnn:
+        """Return the detector with facenet-pytorch's weights, which come with that package."""
+        library = facenet.MTCNN(device=torch.device(device)).eval().requires_grad_(False)
+        library.pnet.pool1 = HalvingPool()  # torch's pooling is slow on channels-last tensors
+        nets = [net.to(memory_format=torch.channels_last) for net in (library.pnet, library.rnet, library.onet)]
+        # Other threads run the nets in streams of their own, which do not wait for the copies made here.
+        synchronize_device(device)
+        return cls(nets, min_face_px, torch.device(device))
 
     @torch.inference_mode()
     def detect(self, pictures: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
@@ -295,7 +301,7 @@ class Detector:
         self.min_face_px, self.min_score, self.batch, self.detect_px = min_face_px, min_score, batch, detect_px
         self.device = device
         self.nets: dict[int, Mtcnn] = {}
-        self._making = threading.Lock()  # batches run in parallel, and two may need a net first
+        self._loading = threading.Lock()  # batches run in parallel, and two may need a net first
 
     def detect(self, images: Sequence[NDArray[np.uint8]], run: Callable[..., list[Any]] = map_threads
                ) -> list[NDArray[np.float64]]:
@@ -322,11 +328,11 @@ class Detector:
         return detected
 
     def net(self, scale: float = 1.0) -> Mtcnn:
-        """Return the MTCNN for pictures of that scale, made on first use."""
+        """Return the MTCNN for pictures of that scale, loaded on first use."""
         smallest = self._smallest(scale)
-        with self._making:
+        with self._loading:
             if smallest not in self.nets:
-                self.nets[smallest] = Mtcnn(smallest, self.device)
+                self.nets[smallest] = Mtcnn.load(smallest, self.device)
             return self.nets[smallest]
 
     def _scale(self, image: NDArray[np.uint8]) -> float:

@@ -49,7 +49,7 @@ class FinetuneTail(nn.Module):
         for name in TAIL_BLOCKS[TAIL_BLOCKS.index(block) + 1:]:
             self.blocks.add_module(name, getattr(net, name))
         self.narrow = nn.Linear(TAIL_CHANNELS, width)
-        self.train()
+        self.train()  # torch starts modules in training mode without calling train(), which spares BatchNorm
 
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Take the blocks' pretrained weights from those of the whole net, by name."""

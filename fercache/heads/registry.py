@@ -72,6 +72,7 @@ class HeadSpec:
     lookahead : whether a prediction depends on later frames; a causal stack leaves such heads out.
     pools_clips : whether the head supports `HeadSettings.clip_level`.
     finetunes : whether the head supports `HeadSettings.finetune_tap`.
+    default : whether it is trained where the recipe names no heads.
     """
 
     net: str
@@ -81,22 +82,27 @@ class HeadSpec:
     lookahead: bool  # no default: a new head that forgets it would leak the future into a causal stack
     pools_clips: bool = False
     finetunes: bool = False
+    default: bool = False
 
 
 # Rows of features are hundreds of times as wide as rows of logits: they need a wider net and overfit sooner.
 _ON_FEATURES = {"width": 192, "dropout": 0.5, "lr": 1e-3}
 
+FRAME = "frame"
+"""The head whose out-of-fold logits temporal heads read."""
+
 # The order is the order of --help. The paper heads use the settings of Mao, Fan and Peng 2021 (arXiv 2107.05160).
 HEADS: dict[str, HeadSpec] = {
-    "frame": HeadSpec(
-        net="frame:FrameHead", lookahead=False, finetunes=True,
+    FRAME: HeadSpec(
+        net="frame:FrameHead", lookahead=False, finetunes=True, default=True,
         settings=HeadSettings(width=256, window_s=0, step_s=0.2, batch=128, epochs=20, patience=6)),
     "gru": HeadSpec(
-        net="temporal:GRUHead", temporal=True, lookahead=True, pools_clips=True, on_features=_ON_FEATURES,
+        net="temporal:GRUHead", temporal=True, lookahead=True, pools_clips=True, on_features=_ON_FEATURES, default=True,
         settings=HeadSettings(width=48, dropout=0.3, temporal_input=True, window_s=8, step_s=0.1, lr=2e-3, patience=8,
                               loss="balanced")),
     "transformer": HeadSpec(
         net="temporal:TransformerHead", temporal=True, lookahead=True, pools_clips=True, on_features=_ON_FEATURES,
+        default=True,
         settings=HeadSettings(width=64, depth=2, dropout=0.3, temporal_input=True, window_s=8, step_s=0.1, lr=2e-3,
                               patience=8, loss="balanced")),
     "paper-frame": HeadSpec(
@@ -114,5 +120,5 @@ HEADS: dict[str, HeadSpec] = {
                               label_smoothing=0)),
 }
 
+DEFAULT_HEADS = tuple(name for name, spec in HEADS.items() if spec.default)
 TEMPORAL_HEADS = tuple(name for name, spec in HEADS.items() if spec.temporal)
-LOOKAHEAD_HEADS = tuple(name for name, spec in HEADS.items() if spec.lookahead)

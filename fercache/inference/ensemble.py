@@ -1,6 +1,6 @@
 """Choose trained models, predict logits of new trials with them, and check that the features match.
 
-Everything here works on stored features; `predict.py` runs stage one.
+These functions work on stored features; `predict.py` runs stage one.
 """
 
 from __future__ import annotations
@@ -65,37 +65,31 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
     if stack is not None and heads is None:
         metrics = _metrics(stack)
         heads = Workspace(cache).logits_file(str(metrics["dataset"]), str(metrics["logits"]["fingerprint"]))
-    path = logits_file_of(heads) if heads is not None else _current(cache, dataset)
+    if heads is not None:
+        path = logits_file_of(heads)
+    else:
+        trained = Workspace(cache).trained_datasets()
+        if not trained:
+            raise InputError("no heads were trained yet", where=cache / LOGITS,
+                             hint="run `fercache extract`, `fercache train-heads`, `fercache stack` on labelled clips")
+        path = Workspace(cache).current_logits_file(dataset if dataset in trained else trained[-1])
     if not path.is_file():
         raise InputError("no trained heads", where=path, hint="run `fercache train-heads`, or name others with --heads")
     oof, folder = OofLogits.load(path), heads_of(path)
-    run = stack or _newest_stack(Workspace.holding(path).stack_runs(oof.dataset), oof.fingerprint)
+    if stack is None:
+        runs = [(file.stat().st_mtime_ns, file.parent)
+                for file in Workspace.holding(path).stack_runs(oof.dataset).glob(f"*/{METRICS}")
+                if atomic_io.read_json(file).get("logits", {}).get("fingerprint") == oof.fingerprint]
+        if not runs:
+            raise InputError("these heads have no stacker yet", where=Workspace.holding(path).stack_runs(oof.dataset),
+                             hint="run `fercache stack` on the data set they were trained on")
+        stack = max(runs)[1]
     # A stacker knows its inputs by column only: with other heads it would predict without an error, but wrongly.
-    if _metrics(run)["logits"]["fingerprint"] != oof.fingerprint:
-        raise InputError("this stack run was trained on the logits of other heads", where=run,
+    if _metrics(stack)["logits"]["fingerprint"] != oof.fingerprint:
+        raise InputError("this stack run was trained on the logits of other heads", where=stack,
                          hint=f"name a run of the heads {folder}, or leave --stack out")
-    log.info("heads %s, stack %s, trained on %s", folder, run.name, oof.dataset)
-    return SelectedModels(logits_file=oof, heads=folder, stack=run)
-
-
-def _current(cache: Path, dataset: str) -> Path:
-    """Return the current logits of the data set, or of the last training in this cache if it has none."""
-    workspace = Workspace(cache)
-    trained = workspace.trained_datasets()
-    if not trained:
-        raise InputError("no heads were trained yet", where=cache / LOGITS,
-                         hint="run `fercache extract`, `fercache train-heads` and `fercache stack` on labelled clips")
-    return workspace.current_logits_file(dataset if dataset in trained else trained[-1])
-
-
-def _newest_stack(folder: Path, fingerprint: str) -> Path:
-    """Return the newest finished stack run on the logits with this fingerprint."""
-    runs = [(path.stat().st_mtime_ns, path.parent) for path in folder.glob(f"*/{METRICS}")
-            if atomic_io.read_json(path).get("logits", {}).get("fingerprint") == fingerprint]
-    if not runs:
-        raise InputError("these heads have no stacker yet", where=folder,
-                         hint="run `fercache stack` on the data set they were trained on")
-    return max(runs)[1]
+    log.info("heads %s, stack %s, trained on %s", folder, stack.name, oof.dataset)
+    return SelectedModels(logits_file=oof, heads=folder, stack=stack)
 
 
 def _metrics(folder: Path) -> dict[str, Any]:
@@ -117,16 +111,6 @@ RATE_DIGITS = 6
 """Decimals to which the frame interval of clips (seconds) must agree for one batch: equal intervals, equal windows."""
 UNKNOWN = -1
 FRAME_ARRAYS = ("index", "time_s", "valid", "label")
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadEnsemble:
-    """Trained heads: their folder, their out-of-fold logits, and the device and CPU threads to run them with."""
-
-    folder: Path
-    logits_file: OofLogits
-    device: str
-    threads: int
 
 
 def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
@@ -154,13 +138,15 @@ def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     index = np.array([*names.to, UNKNOWN], np.int16)  # the last entry maps -1 (not annotated) to itself
     trials = tuple(replace(t, labels=None if t.labels is None else index[t.labels], clip_label=int(index[t.clip_label]))
                    for t in dataset.trials)
-    dropped = f"labels of {', '.join(names.lost)} are left out: the heads do not know them" if names.lost else ""
+    dropped = ""
+    if names.source_only:
+        dropped = f"labels of {', '.join(names.source_only)} are left out: the heads do not know them"
     return replace(dataset, classes=tuple(classes), trials=trials,
                    notice="; ".join(filter(None, (dataset.notice, dropped))))
 
 
-def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore, models: HeadEnsemble,
-                   folder: Path) -> tuple[OofLogits, bool]:
+def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore, models: SelectedModels,
+                   folder: Path, *, device: str, threads: int) -> tuple[OofLogits, bool]:
     """Return the heads' logits of `trials`, all outside the folds, and whether they came from the cache.
 
     Parameters
@@ -174,7 +160,7 @@ def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingSt
     path = folder / f"{fingerprint[:12]}.h5"
     if path.is_file():
         return OofLogits.load(path), True
-    rows, trained = _predict_rows(trials, store, models), models.logits_file
+    rows, trained = _predict_rows(trials, store, models, device, threads), models.logits_file
     provenance = {"heads": trained.fingerprint, "trained_on": trained.dataset, "store": store.path.name,
                   "features": features}
     oof = OofLogits(dataset=dataset.name, classes=trained.classes, heads=trained.heads, notice=dataset.notice,
@@ -186,20 +172,22 @@ def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingSt
     return oof, False
 
 
-def _predict_rows(trials: Sequence[Trial], store: EmbeddingStore, models: HeadEnsemble) -> dict[str, Any]:
+def _predict_rows(trials: Sequence[Trial], store: EmbeddingStore, models: SelectedModels, device: str,
+                  threads: int) -> dict[str, Any]:
     """Return the per-frame arrays of `OofLogits` (times, labels, logits) of all trials, in their order."""
     # These imports load torch, which takes seconds; a cached result does not need it.
-    from fercache.runtime.devices import resolve_device, use_threads
+    from fercache.runtime.devices import resolve_device, set_torch_threads
     from fercache.training.inference import load_trained, predict_new
 
-    use_threads(models.threads)
-    device, heads = resolve_device(models.device), load_trained(models.folder)
-    if heads.heads != models.logits_file.heads or heads.classes != models.logits_file.classes:
-        raise InputError(f"holds the heads {', '.join(heads.heads)}; the stacker reads "
-                         f"{', '.join(models.logits_file.heads)}", where=models.folder,
+    set_torch_threads(threads)
+    device, heads = resolve_device(device), load_trained(models.heads)
+    requested = heads.record.requested.heads
+    if requested != models.logits_file.heads or heads.record.classes != models.logits_file.classes:
+        raise InputError(f"holds the heads {', '.join(requested)}; the stacker reads "
+                         f"{', '.join(models.logits_file.heads)}", where=models.heads,
                          hint="to predict new clips, stack the logits of trained heads only")
     parts: dict[int, dict[str, Any]] = {}
-    for batch in _batches(trials, store, 2 * sum(prod(part.shape) for part in heads.layout)):
+    for batch in _batches(trials, store, 2 * sum(prod(part.shape) for part in heads.record.taps)):
         features = heads.load_features(store, [trials[i] for i in batch])
         predicted = predict_new(heads, features, device)
         for i, start, stop in zip(batch, features.offsets[:-1], features.offsets[1:], strict=True):
@@ -209,7 +197,7 @@ def _predict_rows(trials: Sequence[Trial], store: EmbeddingStore, models: HeadEn
         log.info("%d of %d clips predicted", len(parts), len(trials))
     ordered = [parts[i] for i in range(len(trials))]  # batches follow the frame rate, not the order of the trials
     return {"offsets": np.concatenate([[0], np.cumsum([len(part["label"]) for part in ordered])]).astype(np.int64),
-            "logits": {head: np.concatenate([part["logits"][head] for part in ordered]) for head in heads.heads},
+            "logits": {head: np.concatenate([part["logits"][head] for part in ordered]) for head in requested},
             **{name: np.concatenate([part[name] for part in ordered]) for name in FRAME_ARRAYS}}
 
 
@@ -231,7 +219,7 @@ def _batches(trials: Sequence[Trial], store: EmbeddingStore, row_bytes: int) -> 
         size = 0
         for i in indices:
             # Annotations may be longer than the clip, and their extra rows take memory too.
-            need = row_bytes * max(store[trials[i].name].frames, len(trials[i].on_clock(0)))
+            need = row_bytes * max(store[trials[i].name].frames, len(trials[i].frame_labels(0)))
             if batch and size + need > MOST_BYTES:
                 yield batch
                 batch, size = [], 0

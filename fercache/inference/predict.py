@@ -25,10 +25,11 @@ from fercache.extraction.job import ClipResult
 from fercache.inference import ensemble
 from fercache.inference.ensemble import SelectedModels
 from fercache.oof import OofLogits
-from fercache.runtime import atomic_io
 from fercache.stacking import stack
 from fercache.stacking.stack import StackResult
 from fercache.store.embedding_store import EmbeddingStore
+from fercache.training import checkpoints
+from fercache.training.checkpoints import HeadRecord
 from fercache.workspace import FAILURES, Workspace
 
 log = logging.getLogger(__name__)
@@ -82,12 +83,6 @@ def display_names(dataset: Dataset) -> dict[str, str]:
     return names
 
 
-def with_display_names(dataset: Dataset) -> Dataset:
-    """Return the data set with the trial names of the predictions."""
-    names = display_names(dataset)
-    return replace(dataset, trials=tuple(replace(trial, name=names[trial.name]) for trial in dataset.trials))
-
-
 def _name_options(trial: Trial) -> Iterator[str]:
     """Yield names for a clip, or for one person of it, each longer than the one before, the full path last."""
     person = trial.name.removeprefix(str(trial.path))
@@ -137,7 +132,13 @@ def training_sources(trials: Sequence[Trial], store: EmbeddingStore, oof: OofLog
     in the clip's manifest, so a renamed file is recognized as long as the store of the heads exists.
     """
     groups = {group for group, fold in zip(oof.group, oof.fold, strict=True) if fold >= 0}
-    sources = _sources(oof, features / str(oof.provenance.get("store", "")))
+    sources: set[Any] = set()
+    try:
+        trained_store = EmbeddingStore.open(features / str(oof.provenance.get("store", "")))
+        sources |= {trained_store.manifest(trial).source.get("sha256")
+                    for trial, fold in zip(oof.trials, oof.fold, strict=True) if fold >= 0 and trial in trained_store}
+    except StoreError:
+        log.debug("the store of the heads is gone: only groups are compared")
     return frozenset(trial.name for trial in trials
                      if (dataset == oof.dataset and trial.group in groups)
                      or store.manifest(trial.name).source.get("sha256", "") in sources)
@@ -147,16 +148,6 @@ def without_labels(oof: OofLogits, names: frozenset[str]) -> OofLogits:
     """Return the logits without the labels of these trials."""
     unseen: NDArray[np.bool_] = oof.per_row(np.array([trial not in names for trial in oof.trials], bool))
     return replace(oof, label=np.where(unseen, oof.label, -1).astype(np.int16))
-
-
-def _sources(oof: OofLogits, path: Path) -> frozenset[str]:
-    """Return the digests of the source files of the training trials; empty if the store of the heads is gone."""
-    try:
-        store = EmbeddingStore.open(path)
-    except StoreError:
-        return frozenset()
-    trained = [trial for trial, fold in zip(oof.trials, oof.fold, strict=True) if fold >= 0 and trial in store]
-    return frozenset(str(store.manifest(trial).source.get("sha256")) for trial in trained) - {"None"}
 
 
 # The command: what it takes, what it returns, and its steps.
@@ -231,7 +222,10 @@ def predict_dataset(request: PredictJob, cache: Path) -> PredictReport:
     Features and logits are cached like those of any data set, so a second run computes neither.
     """
     dataset = ensemble.labelled_as(request.dataset, request.models.logits_file.classes)
-    heads = _head_metadata(request.models.heads)
+    files = checkpoints.record_files(request.models.heads)
+    if not files:
+        raise InputError("no trained heads", where=request.models.heads, hint="run `fercache train-heads` again")
+    heads = checkpoints.load_record(files[0])
     store, failed, extracted, forced = _features(request, dataset, heads, cache)
     dataset = stored_trials(dataset, store)
     trials = [trial for trial in dataset.trials if trial.name in store]
@@ -239,15 +233,21 @@ def predict_dataset(request: PredictJob, cache: Path) -> PredictReport:
     if not trials:
         raise FercacheError(f"no clip could be predicted: {failed[0].message if failed else 'the set is empty'}",
                             where=failed[0].clip if failed else dataset.name, hint=f"see {request.out / FAILURES}")
-    models = ensemble.HeadEnsemble(folder=request.models.heads, logits_file=request.models.logits_file,
-                                   device=request.defaults.device, threads=request.defaults.threads)
-    oof, cached = ensemble.predict_logits(dataset, trials, store, models, Workspace(cache).logits(dataset.name))
+    oof, cached = ensemble.predict_logits(dataset, trials, store, request.models,
+                                          Workspace(cache).logits(dataset.name), device=request.defaults.device,
+                                          threads=request.defaults.threads)
     seen = training_sources(trials, store, request.models.logits_file, dataset.name,
                             Workspace.holding(request.models.heads).features(request.models.logits_file.dataset))
     result = _evaluate(request, dataset, oof, seen, forced)
     paths = stack.write_stack(result, request.out / PREDS)
     if request.timelines:
-        paths += _draw(request, dataset, trials, store)
+        from fercache.viz import timeline  # loads matplotlib: half a second
+
+        names = display_names(dataset)
+        renamed = replace(dataset, trials=tuple(replace(trial, name=names[trial.name]) for trial in dataset.trials))
+        paths += timeline.draw_timelines(request.out / PREDS, renamed,
+                                         {names[trial.name]: store[trial.name] for trial in trials},
+                                         request.out / TIMELINES)
     if request.overlay:
         annotated, lost = _annotate(request, dataset, store)
         paths, failed = paths + annotated, failed + lost
@@ -255,18 +255,10 @@ def predict_dataset(request: PredictJob, cache: Path) -> PredictReport:
                          training_clips=tuple(sorted(seen)))
 
 
-def _head_metadata(folder: Path) -> dict[str, Any]:
-    """Return the JSON metadata of one trained head; the store and the taps in it are the same for all heads."""
-    for path in sorted(folder.glob("[!.]*-fold*.json")):
-        record: dict[str, Any] = atomic_io.read_json(path)
-        return record
-    raise InputError("no trained heads", where=folder, hint="run `fercache train-heads` again")
-
-
-def _features(request: PredictJob, dataset: Dataset, heads: dict[str, Any],
+def _features(request: PredictJob, dataset: Dataset, heads: HeadRecord,
               cache: Path) -> tuple[EmbeddingStore, list[ClipResult], int, tuple[str, ...]]:
     """Return the store, the clips missing in it, the number of computed clips, and the differences that were forced."""
-    wanted, taps = heads["store"], [part["tap"] for part in heads["taps"]]
+    wanted, taps = heads.store, [part.tap for part in heads.taps]
     if request.store is not None:
         store = EmbeddingStore.open(request.store)
         forced = ensemble.check_match(wanted, store.settings, taps=taps, stored_taps=list(store.taps),
@@ -306,15 +298,6 @@ def _evaluate(request: PredictJob, dataset: Dataset, oof: OofLogits, seen: froze
               "known": sorted(names[trial] for trial in seen)}
     return replace(result, oof=replace(oof, trials=tuple(names[trial] for trial in oof.trials)),
                    report={**result.report, "notice": "; ".join(filter(None, notices)), "predict": record})
-
-
-def _draw(request: PredictJob, dataset: Dataset, trials: list[Trial], store: EmbeddingStore) -> list[Path]:
-    """Draw the timelines and return their paths."""
-    from fercache.viz import timeline  # loads matplotlib: half a second
-
-    names = display_names(dataset)
-    clips = {names[trial.name]: store[trial.name] for trial in trials}
-    return timeline.draw_timelines(request.out / PREDS, with_display_names(dataset), clips, request.out / TIMELINES)
 
 
 def _annotate(request: PredictJob, dataset: Dataset, store: EmbeddingStore) -> tuple[list[Path], list[ClipResult]]:

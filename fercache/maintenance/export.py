@@ -80,6 +80,7 @@ def _segments(clip: Clip, array: str) -> Iterator[NDArray[Any]]:
 
 
 def _write_h5(store: EmbeddingStore, clips: Iterator[Clip], taps: list[str], out: Path) -> None:
+    # "/" in a name would make groups and a zero byte would end it: names are encoded, and attributes have them plain.
     with atomic_io.replacing(out) as temporary, h5py.File(temporary, "w") as file:
         file.attrs[OURS] = json.dumps({"settings": store.settings, "fingerprint": store.fingerprint})
         for clip in clips:
@@ -112,6 +113,7 @@ def _write_npz(_: EmbeddingStore, clips: Iterator[Clip], taps: list[str], out: P
 
 
 def _write_parquet(store: EmbeddingStore, clips: Iterator[Clip], taps: list[str], out: Path) -> None:
+    # A tap may have the name of a column of the frame table, such as "score".
     columns = {tap: tap if tap not in NOT_FEATURES else f"{tap}_" for tap in taps}
     sizes = {tap: int(np.prod(store.taps[tap])) for tap in taps}
     record = {"taps": {columns[tap]: {"tap": tap, "shape": list(store.taps[tap])} for tap in taps},
@@ -122,7 +124,7 @@ def _write_parquet(store: EmbeddingStore, clips: Iterator[Clip], taps: list[str]
                        metadata={TAPS: json.dumps(record).encode()})
     with atomic_io.replacing(out) as temporary, parquet.ParquetWriter(temporary, schema) as file:
         for clip in clips:
-            try:
+            try:  # names of files may be any bytes, parquet's strings are UTF-8
                 clip.name.encode()
             except UnicodeEncodeError as error:
                 raise InputError(f"the clip {clip.name!r} has a name that is not text, which parquet cannot hold",

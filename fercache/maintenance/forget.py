@@ -6,106 +6,83 @@ import csv
 import gzip
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 from fercache.data.base import people_of
 from fercache.errors import InputError, StoreError
-from fercache.oof import OofLogits
+from fercache.oof import OofLogits, open_oof
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore, is_root, settings_of_any_version
 from fercache.store.layout import META, decode_name, encode_name
-from fercache.store.local import TEMPORARY, LocalStoreFiles
+from fercache.store.local import LocalStoreFiles
 from fercache.store.locks import work_folder
 from fercache.workspace import CURRENT, FEATURES, HEADS, LOGITS, STACK, Workspace
 
-LEARNT = (LOGITS, HEADS, STACK)
+TRAINED_STAGES = (STACK, HEADS, LOGITS)
+"""In the order of removal: logits name the clip, so `forget` still finds it if it was killed before they went."""
 
 
-def datasets_of(cache: Path) -> list[str]:
+def find_references(cache: Path, clip: str, dataset: str | None = None) -> tuple[Path, ...]:
+    """Return every path of the cache that still holds or names a clip.
+
+    Notes
+    -----
+    Compares the names of files and folders in every stage, and searches logits, JSON files and tables. A file that
+    cannot be read may name the clip, so it counts.
+    """
+    names = [dataset] if dataset is not None else _datasets(cache)
+    return tuple(sorted({path for name in names for path in _references(cache, clip, name)}))
+
+
+def _datasets(cache: Path) -> list[str]:
     """Return the names of the data sets that have files in any stage."""
     workspace = Workspace(cache)
     folders = {path.name for stage in workspace.user_folders() for path in (cache / stage).iterdir() if path.is_dir()}
     return sorted(folders | {path.stem for path in workspace.indexes.glob("*.json")
-                             if not path.name.startswith(TEMPORARY)})
+                             if not path.name.startswith(atomic_io.TEMPORARY)})
 
 
-def index_files(cache: Path, dataset: str) -> list[Path]:
-    """Return the index of a data set's clips, and copies of it that a killed `check` left; none where there is none."""
-    name = Workspace(cache).index(dataset).name
-    return sorted(path for path in Workspace(cache).indexes.glob("*.json")
-                  if path.name == name or (path.name.startswith(TEMPORARY) and path.name.endswith(f"-{name}")))
+def _references(cache: Path, clip: str, dataset: str) -> list[Path]:
+    found = _in_features(Workspace(cache).features(dataset), clip)
+    for stage in Workspace(cache).user_folders():
+        if stage != FEATURES:
+            found += _in_stage(cache / stage / dataset, clip)
+    return found + [path for path in _index_files(cache, dataset) if _indexes(path, clip)]
 
 
-def find_references(cache: Path, clip: str, dataset: str | None = None) -> tuple[Path, ...]:
-    """Return every place of the cache that still holds or names a clip.
-
-    Notes
-    -----
-    Looks at names of files and folders in every stage (features, journals, claims, pictures, models), and into books,
-    JSON files and tables. What cannot be read may name it, and counts.
-    """
-    names = [dataset] if dataset is not None else datasets_of(cache)
-    return tuple(sorted({path for name in names for path in _references(cache, clip, name)}))
-
-
-def in_features(folder: Path, clip: str) -> list[Path]:
-    """Return where a data set's features name a clip: its folders, journals, claims, and tables beside the stores."""
+def _in_features(folder: Path, clip: str) -> list[Path]:
+    """Return the paths in a data set's features that name a clip: folders, journals, locks, tables beside stores."""
     name = encode_name(clip)
-    found = [path / name for path in stores_of(folder) if (path / name).exists() or (path / name).is_symlink()]
-    for work in {*folder.glob("*.work"), *map(work_folder, stores_of(folder))}:
-        found += [p for p in (work / f"{name}.journal", work / f"{name}.claim") if p.exists()]
+    # is_symlink finds links whose target is gone: their own name still holds the clip's.
+    found = [path / name for path in _stores(folder) if (path / name).exists() or (path / name).is_symlink()]
+    # Work folders may outlive their store, and the store of a link works beside the link's target.
+    for work in {*folder.glob("*.work"), *map(work_folder, _stores(folder))}:
+        found += [path for path in (work / f"{name}.journal", work / f"{name}.claim") if path.exists()]
     return found + [path for path in folder.glob("*") if path.is_file() and path.name != CURRENT
                     and _mentions(path, clip)]
 
 
-def elsewhere(folder: Path, clip: str) -> list[Path]:
-    """Return the files under a folder that a clip's name is in: in their own name, in a folder's, or inside."""
+def _in_stage(folder: Path, clip: str) -> list[Path]:
+    """Return the files below a folder that name a clip: by their own name, by that of a folder, or in their content."""
     names = {clip, encode_name(clip)}
-    found = []
-    for path in sorted(folder.rglob("*")):
-        is_named = any(part in names or any(part.startswith(f"{name}.") for name in names)
-                   for part in path.relative_to(folder).parts)
-        if path.is_file() and (is_named or _mentions(path, clip)):
-            found.append(path)
-    return found
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and (
+        any(part in names or any(part.startswith(f"{name}.") for name in names)
+            for part in path.relative_to(folder).parts) or _mentions(path, clip))]
 
 
-def people_in(folder: Path, clip: str) -> set[str]:
-    """Return the names of the people of a clip, `CLIP#1` and so on, in the stores of a data set."""
-    names: set[str] = set()
-    for path in stores_of(folder):
-        try:
-            settings = settings_of_any_version(path)
-        except StoreError:
-            continue
-        ends = r"#\d+" if people_of(settings) == "all" else "_(left|right)"
-        if people_of(settings) != "main":
-            files = LocalStoreFiles(path)
-            held = {decode_name(one) or "" for one in files.folders()}
-            if is_root(files.get(META) or b"", path):  # long names are hashed; only manifests spell them out
-                held |= {*EmbeddingStore.open(path)}
-            names |= {name for name in held if re.fullmatch(re.escape(clip) + ends, name)}
-    return names
-
-
-def stores_of(folder: Path) -> list[Path]:
-    """Return the stores of a data set."""
-    return sorted(path for path in folder.glob("*.zarr") if path.is_dir())
-
-
-def _references(cache: Path, clip: str, dataset: str) -> list[Path]:
-    found = in_features(Workspace(cache).features(dataset), clip)
-    for stage in Workspace(cache).user_folders():
-        if stage != FEATURES:
-            found += elsewhere(cache / stage / dataset, clip)
-    return found + [path for path in index_files(cache, dataset) if _indexes(path, clip)]
+def _index_files(cache: Path, dataset: str) -> list[Path]:
+    """Return the index of a data set's clips, and the temporary copies that a killed `check` left."""
+    name = Workspace(cache).index(dataset).name
+    return sorted(path for path in Workspace(cache).indexes.glob("*.json")
+                  if path.name == name
+                  or (path.name.startswith(atomic_io.TEMPORARY) and path.name.endswith(f"-{name}")))
 
 
 def _indexes(path: Path, clip: str) -> bool:
-    """Return whether an index holds the path of a file or folder of the clip's name; a torn index may, and counts."""
+    """Return whether an index holds the path of a file or folder with the clip's name; a damaged index counts."""
     try:
         return any(f"/{name}".endswith(f"/{clip}")
                    for text in _texts(atomic_io.read_json(path, limit_bytes=1 << 30))
@@ -115,7 +92,7 @@ def _indexes(path: Path, clip: str) -> bool:
 
 
 def _mentions(path: Path, clip: str) -> bool:
-    """Return whether a book, a JSON file or a table names a clip; what cannot be read may, and counts."""
+    """Return whether logits, a JSON file or a table name a clip; a file that cannot be read counts."""
     name = path.name.lower()
     try:
         if name.endswith(".h5"):
@@ -123,30 +100,49 @@ def _mentions(path: Path, clip: str) -> bool:
         if name.endswith(".json"):
             return clip in _texts(atomic_io.read_json(path))
         if name.endswith((".csv", ".csv.gz")):
-            return _in_table(path, clip)
+            opened = gzip.open if name.endswith(".gz") else open
+            # surrogateescape: a name that is not valid UTF-8 must still compare equal.
+            with opened(path, "rt", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                return any(clip in row for row in csv.reader(file))
     except (StoreError, InputError, csv.Error, EOFError, OSError):
         return True
     return False
 
 
-def _in_table(path: Path, clip: str) -> bool:
-    """Return whether a field of a table, which may be packed, is the clip's name."""
-    opened = gzip.open if path.name.endswith(".gz") else open
-    with opened(path, "rt", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return any(clip in row for row in csv.reader(file))
-
-
 def _texts(value: Any) -> Iterator[str]:
     """Yield every text in a JSON value."""
+    # A stack of its own: recursion would fail on deeply nested JSON.
     waiting = [value]
     while waiting:
-        held = waiting.pop()
-        if isinstance(held, str):
-            yield held
-        elif isinstance(held, list):
-            waiting += held
-        elif isinstance(held, dict):
-            waiting += [*held.keys(), *held.values()]
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, list):
+            waiting += item
+        elif isinstance(item, dict):
+            waiting += [*item.keys(), *item.values()]
+
+
+def people_in(folder: Path, clip: str) -> set[str]:
+    """Return the names of the people of a clip, such as ``CLIP#1``, in the stores of a data set."""
+    names: set[str] = set()
+    for path in _stores(folder):
+        try:
+            people = people_of(settings_of_any_version(path))
+        except StoreError:
+            continue
+        if people != "main":
+            files = LocalStoreFiles(path)
+            stored = {decode_name(name) or "" for name in files.folders()}
+            if is_root(files.get(META) or b"", path):
+                stored |= {*EmbeddingStore.open(path)}  # folders of long names are hashes; only manifests hold the name
+            pattern = re.escape(clip) + (r"#\d+" if people == "all" else "_(left|right)")
+            names |= {name for name in stored if re.fullmatch(pattern, name)}
+    return names
+
+
+def _stores(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.zarr") if path.is_dir())
 
 
 # Remove one clip: its features and everything trained on it; then check that no reference is left.
@@ -159,7 +155,7 @@ class ForgetReport:
     ----------
     datasets : data sets that held the clip.
     removed : removed files and folders.
-    references : places of the cache that still name the clip; empty on success.
+    references : paths of the cache that still name the clip; empty on success.
     """
 
     clip: str
@@ -170,7 +166,7 @@ class ForgetReport:
 
 def datasets_with_clip(cache: Path, clip: str) -> list[str]:
     """Return the data sets that hold a clip of this name, or people of it."""
-    return [name for name in datasets_of(cache)
+    return [name for name in _datasets(cache)
             if find_references(cache, clip, name) or people_in(Workspace(cache).features(name), clip)]
 
 
@@ -184,16 +180,16 @@ def forget_clip(cache: Path, clip: str, dataset: str | None = None) -> ForgetRep
     Raises
     ------
     InputError
-        The cache does not know the clip.
+        The clip is not in the cache.
     StoreError
         A process is writing the clip.
 
     Notes
     -----
-    A clip's people (`CLIP#1` and so on) go with it. Books of logits, heads and stack runs of a data set that holds the
-    clip were learnt with it (or cannot be shown not to have been): they go too and are made again by `train-heads` and
-    `stack`. Of any other stage (pictures, predictions) goes what names it, and the data set's index of clips goes
-    whole. The clip's own video, and what was written outside the cache, are the user's to remove.
+    Also removes the clip's people (`CLIP#1` and so on), and all logits, heads and stack runs of each data set that
+    holds the clip: they were trained on it, or nothing proves that they were not. Logits that those heads predicted for
+    other data sets go too. In other stages, files that name the clip are removed, and the data set's index of clips.
+    The clip's own video and files outside the cache stay.
     """
     found = [name for name in datasets_with_clip(cache, clip) if dataset in (None, name)]
     if not found:
@@ -209,21 +205,22 @@ def forget_clip(cache: Path, clip: str, dataset: str | None = None) -> ForgetRep
                         references=tuple(sorted(left | {*find_references(cache, clip, dataset)})))
 
 
-def _forget(cache: Path, clip: str, name: str) -> list[Path]:
+def _forget(cache: Path, clip: str, dataset: str) -> list[Path]:
     """Remove a clip from every stage of one data set."""
-    removed = _forget_features(Workspace(cache).features(name), clip)
-    for stage in LEARNT:
-        removed += _forget_learnt(cache / stage / name)
-    for stage in set(Workspace(cache).user_folders()) - {FEATURES, *LEARNT}:
-        removed += _unlink(elsewhere(cache / stage / name, clip))
-    # A table may name a clip unlike its file, so no entry can be picked out; the next `check` makes the index anew.
-    return removed + _unlink(index_files(cache, name))
+    removed = _forget_features(Workspace(cache).features(dataset), clip)
+    # Before the heads go: after a kill in between, the next run must still find what they predicted.
+    removed += _unlink(_predicted_by(cache, dataset))
+    removed += [folder for stage in TRAINED_STAGES if _remove_folder(folder := cache / stage / dataset)]
+    for stage in set(Workspace(cache).user_folders()) - {FEATURES, *TRAINED_STAGES}:
+        removed += _unlink(_in_stage(cache / stage / dataset, clip))
+    # A table may name a clip unlike its file, so no entry can be picked out; the next `check` makes the index again.
+    return removed + _unlink(_index_files(cache, dataset))
 
 
 def _forget_features(folder: Path, clip: str) -> list[Path]:
-    """Remove a clip from the stores of a data set and from the tables beside them."""
-    found = in_features(folder, clip)
-    for path in stores_of(folder):
+    """Remove a clip from the stores of a data set, and the tables beside them that name it."""
+    found = _in_features(folder, clip)
+    for path in _stores(folder):
         files = LocalStoreFiles(path)
         if is_root(files.get(META) or b"", path):
             EmbeddingStore.open(path, mode="a").remove(clip)
@@ -233,20 +230,36 @@ def _forget_features(folder: Path, clip: str) -> list[Path]:
     return found
 
 
-def _forget_learnt(folder: Path) -> list[Path]:
-    """Remove a stage's results that were trained on the data set."""
+def _predicted_by(cache: Path, dataset: str) -> list[Path]:
+    """Return the logits of other data sets whose recorded parents are heads of this one."""
+    found = []
+    for path in sorted(cache.glob(f"{LOGITS}/*/[!.]*.h5")):
+        if path.parent.name == dataset:
+            continue  # goes with its folder
+        try:
+            with open_oof(path) as reader:
+                if reader.provenance.get("trained_on") == dataset:
+                    found.append(path)
+        except StoreError:
+            continue  # a damaged file of another data set is for `fercache gc` to report
+    return found
+
+
+def _remove_folder(folder: Path) -> bool:
+    """Remove a stage's results of a data set; of a link, its target too. Return whether there were any."""
     if not folder.is_dir():
-        return []
+        return False
     shutil.rmtree(folder.resolve())
     if folder.is_symlink():
         folder.unlink()
     atomic_io.fsync(folder.parent)
-    return [folder]
+    return True
 
 
-def _unlink(paths: list[Path]) -> list[Path]:
-    for path in paths:
+def _unlink(paths: Iterable[Path]) -> list[Path]:
+    removed = list(paths)
+    for path in removed:
         path.unlink(missing_ok=True)
         if path.parent.is_dir():
             atomic_io.fsync(path.parent)
-    return paths
+    return removed

@@ -128,6 +128,7 @@ class IncomingClip:
         length = int(self.frames[-1])
         for first in range(start, length, SEGMENT):
             stop = min(first + SEGMENT, length)
+            # Rows of the file that fall into this segment; frames are ascending, so they are one slice.
             low, high = np.searchsorted(self.frames, [first + 1, stop + 1])
             segment = {tap: np.zeros((stop - first, *shape), np.float16) for tap, shape in self.taps.items()}
             for tap, rows in segment.items() if high > low else ():
@@ -151,7 +152,7 @@ def to_half(values: NDArray[Any], tap: str, frames: NDArray[np.int64], name: str
     """
     if values.dtype.kind not in "fiu":
         raise ClipError(f"{tap!r} holds {values.dtype}, not numbers", where=name)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # checked below, with the frame in the error
         halves = values.astype(np.float16)
     bad = ~np.isfinite(halves).reshape(len(halves), -1).all(axis=1)
     if bad.any():
@@ -180,6 +181,7 @@ def clip_from_arrays(arrays: dict[str, Any], name: str) -> IncomingClip:
     key = next((key for key in FRAME_KEYS if key in arrays), None)
     if table is None and key is not None and len(arrays) > 1:
         index = arrays.pop(key)
+    # A header may claim any shape; these arrays are the only ones that are read whole.
     if index is not None and index.size > LARGEST_INDEX:
         raise ClipError(f"an array of shape {index.shape} is too large for frame numbers", where=name)
     lengths = {array.shape[:1] for array in arrays.values()} | ({index.shape[:1]} if index is not None else set())
@@ -251,7 +253,7 @@ def _npz(path: Path, name: str) -> Iterator[IncomingClip]:
     with _file_errors(path), zipfile.ZipFile(path) as file, tempfile.TemporaryDirectory() as folder:
         members = [member for member in file.infolist() if member.filename != CLIP_NAME]
         if not members or not all(member.filename.endswith(".npy") for member in members):
-            raise ClipError(f"is no npz ({', '.join(m.filename for m in members[:3]) or 'nothing'} in it)",
+            raise ClipError(f"is not an npz ({', '.join(m.filename for m in members[:3]) or 'nothing'} in it)",
                             hint="save arrays of numbers with np.savez; a pickle is never loaded")
         size, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
         if size > free // 2:  # a few kilobytes may unpack to terabytes
@@ -284,13 +286,13 @@ def hdf5_entries(path: Path) -> ClipEntries:
     Raises
     ------
     InputError
-        It is no HDF5 file, or is cut off.
+        It is not an HDF5 file, or is cut off.
     """
     try:
         with h5py.File(path, "r") as file:
             found = list(_find_clips(file, "", 0, set()))
     except UNREADABLE as error:
-        raise InputError(f"is no readable HDF5 file ({str(error)[:200]})", where=path,
+        raise InputError(f"is not a readable HDF5 file ({str(error)[:200]})", where=path,
                          hint="the file is cut off, damaged, or of another kind") from error
     for key, name in found:
         yield name, _hdf5(path, key, name)
@@ -304,6 +306,7 @@ def _hdf5(path: Path, key: str, name: str) -> Iterator[IncomingClip]:
             yield clip_from_arrays({FEATURES: _checked(item, name)}, name)
             return
         datasets = {key: _checked(one, name) for key, one in _items(item) if isinstance(one, h5py.Dataset)}
+        # Exported taps may have numbers for names, so the attribute decides.
         if OURS not in item.attrs and any(key.partition(".")[0].isdigit() for key in datasets):
             yield _clip_of_frames(datasets, name)
             return
@@ -329,8 +332,9 @@ def _find_clips(group: Any, key: str, depth: int, seen: set[Any]) -> Iterator[tu
 
 
 def _items(group: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what lies in a group itself; links into other places and other files are left out."""
+    """Yield the members of a group, except links to other places and other files."""
     for name in group:
+        # A soft or external link could read any file that the user may read, and put it into the store.
         if isinstance(group.get(name, getlink=True), h5py.HardLink):
             yield name, group[name]
 
@@ -402,7 +406,7 @@ def table_entries(path: Path) -> ClipEntries:
     Raises
     ------
     InputError
-        It is no such table.
+        It is not such a table.
 
     Notes
     -----
@@ -464,9 +468,10 @@ def _table_clip(clip: str, pieces: Iterable[tuple[str, int, Any]], columns: list
                 if rows.shape[1:] != shapes[tap]:
                     raise ClipError(f"has lists of {rows.shape[1]} and {shapes[tap][0]} values", where=clip,
                                     hint="lists of one length")
+                # float16 is what the store holds, and a quarter of float64 on disk.
                 files[tap].write(to_half(rows, tap, frames[-1], clip).tobytes())
         for file in files.values():
-            file.flush()
+            file.flush()  # the map reads the file, not Python's buffer
         yield IncomingClip(
             frames=np.concatenate(frames), frame_table=np.concatenate(frame_tables) if frame_tables else None,
             arrays={tap: np.memmap(file, np.float16, "r", shape=(sum(map(len, frames)), *shapes[tap]))
@@ -487,6 +492,7 @@ def _cells(column: Any) -> NDArray[Any]:
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
     if len(lengths) != 1 or not lengths[0]:
         raise ValueError(f"lists of {sorted(map(str, lengths))[:3]} values")
+    # `flatten` respects the slice, `values` would return the whole batch.
     values = column.flatten().to_numpy(zero_copy_only=False)
     if values.dtype.kind not in "fiu":
         raise ValueError(f"a column of {column.type}")

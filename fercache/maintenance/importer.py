@@ -63,12 +63,13 @@ def import_features(path: Path, name: str, folder: Location, *, fps: float = 30.
     Values become float16. The fingerprint covers the bytes of what is imported: other features are another store.
     """
     if NAME.fullmatch(name) is None:
-        raise InputError(f"{name!r} is no name for a store", hint="letters, digits, and _ . - inside; at most 64")
+        raise InputError(f"{name!r} cannot name a store", hint="letters, digits, and _ . - inside; at most 64")
     kind = kind_of(path)
     settings = {"backbone": name, "imported": kind, "content": _content_digest(path), "format": FORMAT, "fps": fps}
     place = folder / f"{name}-{fingerprint_of(settings)[:12]}.zarr"
     running = _Import(place, settings, ImportReport(store=place), fps)
     report = running.report
+    # The name has the fingerprint of the content, so a second import of the same file goes on in the same store.
     existed = files_at(place).get("zarr.json") is not None
     try:
         with progress_bar("import", 0, "clips") as bar:
@@ -118,6 +119,7 @@ class _Import:
                 self.store.remove(name)
 
     def _write(self, name: str, clip: IncomingClip) -> None:
+        # The first clip decides the taps; a store has one shape for each.
         store = self.store = self.store or EmbeddingStore.create(self.place, self.settings, clip.taps)
         self.report.taps = store.taps
         if clip.taps != store.taps:
@@ -125,7 +127,7 @@ class _Import:
                             hint="import features of one shape at a time")
         provenance = {"imported": self.settings["imported"], "fercache": __version__}
         with store.writer(name, source={"content": self.settings["content"]}, provenance=provenance) as writer:
-            if writer is None:
+            if writer is None:  # committed by an earlier import
                 self.report.cached.append(name)
                 return
             writer.set_frame_table(clip.full_frame_table(self.fps))
@@ -153,6 +155,7 @@ def kind_of(path: Path) -> str:
         suffix = kinds.pop()
     else:
         suffix = path.suffix.lower()
+    # A pickle may have any ending, .npy included.
     if suffix in PICKLES or (path.is_file() and _is_pickle(path)):
         raise InputError("is a pickle, which can run code when it is loaded, and is never loaded", where=path,
                          hint="in the tool that wrote it: np.savez('features/<clip>.npz', features=np.stack(rows), "

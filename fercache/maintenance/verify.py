@@ -27,13 +27,13 @@ ABSENT = "(absent)"
 
 @dataclass(frozen=True, kw_only=True)
 class ClipDiff:
-    """A clip that both stores hold and that is not the same in both.
+    """A clip that differs between two stores that both have it.
 
     Attributes
     ----------
-    frames : in the one and in the other.
+    frames : in the first and in the second store.
     arrays : those whose bytes differ.
-    provenance : what differs of device, versions and threads: key -> one and other.
+    provenance : differences in device, versions and threads: key -> values in the first and in the second.
     """
 
     clip: str
@@ -44,7 +44,7 @@ class ClipDiff:
 
 @dataclass(frozen=True, kw_only=True)
 class DiffReport:
-    """What `diff` found; `settings` and `taps` are key -> value in the one and in the other."""
+    """The differences of two stores; `settings` and `taps` are key -> values in the first and in the second."""
 
     stores: tuple[Location, Location]
     settings: dict[str, tuple[Any, Any]]
@@ -72,45 +72,45 @@ def diff_stores(first: Location, second: Location) -> DiffReport:
     left, right = set(one), set(other)
     found = [_diff_clip(one.manifest(clip), other.manifest(clip)) for clip in sorted(left & right)]
     differ = tuple(entry for entry in found if entry is not None)
-    return DiffReport(stores=(one.path, other.path), settings=_values(one.settings, other.settings),
-                      taps=_values(one.taps, other.taps), only_first=tuple(sorted(left - right)),
+    return DiffReport(stores=(one.path, other.path), settings=_differences(one.settings, other.settings),
+                      taps=_differences(one.taps, other.taps), only_first=tuple(sorted(left - right)),
                       only_second=tuple(sorted(right - left)), differ=differ, same=len(found) - len(differ))
 
 
 def _diff_clip(one: ClipManifest, other: ClipManifest) -> ClipDiff | None:
-    digests = [{name: array.digest for name, array in mark.arrays.items()} for mark in (one, other)]
-    arrays = tuple(_values(*digests))
+    digests = [{name: array.digest for name, array in manifest.arrays.items()} for manifest in (one, other)]
+    arrays = tuple(_differences(*digests))
     if one.frames == other.frames and not arrays:
         return None
     return ClipDiff(clip=one.clip, frames=(one.frames, other.frames), arrays=arrays,
-                    provenance=_values(one.provenance, other.provenance))
+                    provenance=_differences(one.provenance, other.provenance))
 
 
-def _values(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return what differs, with keys of dictionaries in dictionaries joined by dots."""
+def _differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the values that differ; keys of nested dictionaries are joined by dots."""
     left, right = _flat(one), _flat(other)
     return {key: (left.get(key, ABSENT), right.get(key, ABSENT)) for key in sorted(left.keys() | right.keys())
             if left.get(key, ABSENT) != right.get(key, ABSENT)}
 
 
 def _flat(value: dict[str, Any], head: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, inner in value.items():
-        found |= _flat(inner, f"{head}{key}.") if isinstance(inner, dict) and inner else {f"{head}{key}": inner}
-    return found
+        flat |= _flat(inner, f"{head}{key}.") if isinstance(inner, dict) and inner else {f"{head}{key}": inner}
+    return flat
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What `verify` found.
+    """The result of `verify_store`.
 
     Attributes
     ----------
     clips : committed clips that were read.
-    frames : of those that are whole.
-    unfinished : names of folders of clips on their way or given up; no reader sees them.
+    frames : of those that are intact.
+    unfinished : folders of clips that are being written or were abandoned; no reader sees them.
     issues : the damage and the stray files.
-    dropped : clips that a repair removed: the next `extract` does them again.
+    dropped : clips that a repair removed: the next `extract` computes them again.
     cleared : stray files that a repair removed.
     """
 
@@ -124,21 +124,21 @@ class VerifyReport:
 
     @property
     def whole(self) -> bool:
-        """Whether what a reader sees is what was written."""
+        """Whether a reader gets the bytes that were written."""
         return not any(issue.is_error for issue in self.issues)
 
 
 def verify_store(path: Location, *, repair: bool = False) -> VerifyReport:
-    """Return what is wrong with a store, after reading every byte of it.
+    """Return the issues of a store, after reading every byte of it.
 
     Parameters
     ----------
-    repair : drop the clips that are harmed, and files that are none of the store's.
+    repair : remove damaged clips, and files that do not belong to the store.
 
     Raises
     ------
     StoreError
-        There is no store, or a harmed clip is just being written.
+        There is no store, or another process is writing a damaged clip.
 
     Notes
     -----
@@ -180,15 +180,15 @@ def verify_store(path: Location, *, repair: bool = False) -> VerifyReport:
 
 
 def _clear(issues: list[Issue]) -> tuple[Location, ...]:
-    """Remove stray files; return those that were there."""
-    gone: list[Location] = []
+    """Remove stray files and return them."""
+    removed: list[Location] = []
     for place in [as_location(issue.where) for issue in issues if issue.kind == STRAY]:
         if isinstance(place, Url):
             files_at(place.parent).remove_tree(place.name)
             files_at(place.parent).remove(place.name)
-            gone.append(place)
+            removed.append(place)
         elif place.exists() or place.is_symlink():
-            gone.append(place)
+            removed.append(place)
             # A link is removed, never what it leads to: that is not the store's.
             folder = place.is_dir() and not place.is_symlink()
             try:
@@ -196,4 +196,4 @@ def _clear(issues: list[Issue]) -> tuple[Location, ...]:
             except OSError as error:
                 raise StoreError(f"cannot be removed ({error.strerror})", where=place,
                                  hint="check the permissions of the store") from error
-    return tuple(gone)
+    return tuple(removed)

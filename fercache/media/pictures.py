@@ -1,4 +1,4 @@
-"""Folders of face crops: ``00001.jpg`` is frame 1, whatever other files exist or are missing."""
+"""Folders of face crops: ``00001.jpg`` is frame 1 even if other files are missing."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 NAME = re.compile(r"(?P<prefix>(?:.*[_-])?)(?P<number>[0-9]+)\.(?P<ending>jpg|jpeg|png)", re.IGNORECASE | re.DOTALL)
 MAX_NUMBER = 10_000_000  # 92 hours at 30 frames per second: a larger number is a date or an id, not a frame number
 MAX_BYTES = 256 << 20
+# What PIL's decoders raise on damaged files.
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError,
           NotImplementedError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What PIL's decoders raise on damaged files."""
 
 
 class PictureFolder(Source):
@@ -96,25 +96,25 @@ def numbered(path: Path) -> dict[int, str]:
     elif len(prefixes) > 1:
         raise ClipError(f"pictures of several clips in one folder: {prefixes[0]}.., {prefixes[1]}..", where=path,
                         hint="give each clip its own folder")
-    found: dict[int, str] = {}
+    names: dict[int, str] = {}
     duplicates: list[tuple[str, str]] = []
     for name, parts in sorted(parsed, key=lambda one: _preference(one[0])):
-        first = found.setdefault(int(parts["number"]), name)
+        first = names.setdefault(int(parts["number"]), name)
         if first != name:
             duplicates.append((name, first))
-    if not found:
+    if not names:
         raise ClipError("no picture is named by its frame number in this folder", where=path,
                         hint="name crops 00001.jpg, 00002.jpg, ... (.jpg, .jpeg or .png)")
-    if 0 in found:
-        raise ClipError(f"{found[0]}: frame numbers start at 1", where=path,
+    if 0 in names:
+        raise ClipError(f"{names[0]}: frame numbers start at 1", where=path,
                         hint="rename the pictures so that the first frame of the video is 00001")
-    if max(found) > MAX_NUMBER:
-        raise ClipError(f"{found[max(found)]} is not named by a frame number", where=path,
+    if max(names) > MAX_NUMBER:
+        raise ClipError(f"{names[max(names)]} is not named by a frame number", where=path,
                         hint="name crops by frame number: 00001.jpg, 00002.jpg, ...")
     if duplicates:
         log.warning("%s: %d pictures have the frame number of another one; %s is ignored, %s is read", path,
                     len(duplicates), *duplicates[0])
-    return found
+    return names
 
 
 def _preference(name: str) -> tuple[int, int, str]:
@@ -174,5 +174,5 @@ def folder_digest(path: Path, names: dict[int, str], strict: bool) -> dict[str, 
     except OSError as error:
         raise unreadable(path, error) from error
     # The time stamps of six pictures already add up to more than 63 bits.
-    found = {"size": total, "mtime_ns": times % (1 << 63), "sha256": hashes[0].hexdigest()}
-    return found | ({"sha256_strict": hashes[1].hexdigest()} if strict else {})
+    digest = {"size": total, "mtime_ns": times % (1 << 63), "sha256": hashes[0].hexdigest()}
+    return digest | ({"sha256_strict": hashes[1].hexdigest()} if strict else {})

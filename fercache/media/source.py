@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -15,12 +14,12 @@ from numpy.typing import NDArray
 
 from fercache.errors import ClipError
 
+# Largest picture: 8192 x 8192, 200 MB as RGB. A damaged header may state any size.
 MAX_PIXELS = 1 << 26
-"""Largest picture: 8192 x 8192, 200 MB as RGB. A damaged header may state any size."""
+# Files up to this size are always hashed whole.
 WHOLE_BYTES = 8 << 20
-"""Files up to this size are always hashed whole."""
+# What is hashed of a larger file unless `strict`.
 SAMPLES, SAMPLE_BYTES = 64, 64 << 10
-"""What is hashed of a larger file unless `strict`."""
 
 
 class Frame(NamedTuple):
@@ -82,8 +81,8 @@ class Source(ABC):
         """
 
 
-def regular_file(path: Path) -> os.stat_result:
-    """Return the file's status.
+def file_stamp(path: Path) -> dict[str, int]:
+    """Return a file's ``size``, ``mtime_ns`` and ``inode``, without reading a byte of it.
 
     Raises
     ------
@@ -98,7 +97,7 @@ def regular_file(path: Path) -> os.stat_result:
         raise ClipError("neither a file nor a folder", where=path, hint="a clip is a video file or a folder of crops")
     if not status.st_size:
         raise ClipError("the file is empty", where=path, hint="copy or download it again")
-    return status
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
 
 
 def unreadable(path: Path, error: Exception) -> ClipError:
@@ -107,22 +106,16 @@ def unreadable(path: Path, error: Exception) -> ClipError:
     return ClipError(f"cannot be read ({reason})", where=path, hint="check the path and its permissions")
 
 
-def file_stamp(path: Path) -> dict[str, int]:
-    """Return a file's ``size``, ``mtime_ns`` and ``inode``, without reading a byte of it."""
-    status = regular_file(path)
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
-
-
 def file_digest(path: Path, strict: bool) -> dict[str, Any]:
     """Return a file's stamp and hashes, as `Source.digest` describes them."""
     stamp = file_stamp(path)
     try:
-        found: dict[str, Any] = {**stamp, "sha256": _sampled(path, stamp["size"])}
+        digest: dict[str, Any] = {**stamp, "sha256": _sampled(path, stamp["size"])}
         if strict:
-            found["sha256_strict"] = whole_hash(path)
+            digest["sha256_strict"] = whole_hash(path)
     except OSError as error:
         raise unreadable(path, error) from error
-    return found
+    return digest
 
 
 def whole_hash(path: Path) -> str:
@@ -135,9 +128,10 @@ def _sampled(path: Path, size: int) -> str:
     """Return the hash of a small file, or of the size of a large one and of samples from start to end."""
     if size <= WHOLE_BYTES:
         return whole_hash(path)
-    found = hashlib.sha256(f"sampled {size}".encode())
+    # The size is hashed too: between the samples, bytes may be added or removed.
+    digest = hashlib.sha256(f"sampled {size}".encode())
     with path.open("rb") as file:
         for i in range(SAMPLES):
             file.seek((size - SAMPLE_BYTES) * i // (SAMPLES - 1))
-            found.update(file.read(SAMPLE_BYTES))
-    return found.hexdigest()
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()

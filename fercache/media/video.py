@@ -21,14 +21,14 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from fercache.errors import ClipError
-from fercache.media.source import MAX_PIXELS, Frame, Source, file_digest, regular_file, unreadable
+from fercache.media.source import MAX_PIXELS, Frame, Source, file_digest, file_stamp, unreadable
 
 log = logging.getLogger(__name__)
 
+# A time stamp that jumps back this far starts a new part of a joined recording.
 RESTART_S = 1.0
-"""A time stamp that jumps back this far starts a new part of a joined recording."""
+# Packets that wait for their frame; decoders reorder over 16 frames at most.
 MAX_WAITING = 128
-"""Packets that wait for their frame; decoders reorder over 16 frames at most."""
 
 
 class TimestampClock:
@@ -104,7 +104,7 @@ class PacketQueue:
             self.part, self.newest = self.part + 1, None
         self.newest = stamp if self.newest is None else max(stamp, self.newest)
         heappush(self.waiting, (self.part, stamp))
-        if len(self.waiting) > MAX_WAITING:
+        if len(self.waiting) > MAX_WAITING:  # a packet that waits this long yields no frame
             self.refused.discard(heappop(self.waiting))
 
     def refuse(self, stamp: int | None) -> None:
@@ -141,10 +141,10 @@ class PacketQueue:
         return stamps
 
 
+# Formats whose header states a real duration, not an estimate from the size.
 TIMED = ("matroska", "webm", "flv", "asf")
-"""Formats whose header states a real duration, not an estimate from the size."""
+# Formats whose index lists every packet.
 EXACT = ("mov", "mp4")
-"""Formats whose index lists every packet."""
 SLACK = 0.02
 
 
@@ -172,6 +172,7 @@ class TruncationCheck:
     def add(self, packet: Packet[VideoStream]) -> None:
         """Count a packet."""
         self.packets += 1
+        # Only the last packet's flag counts, and only an error after the last packet: reading went on after others.
         self.truncated = packet.is_corrupt
         self.failed = ""
         if packet.pts is not None:
@@ -189,16 +190,17 @@ class TruncationCheck:
         return f"the last of {self.packets} frames is truncated" if self.truncated else ""
 
 
+# Part of the fingerprint: increase it when the same file yields other pixels or rows.
 DECODER = "pyav-1"
-"""Part of the fingerprint: increase it when the same file yields other pixels or rows."""
 FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc",
            "av1", "obu", "ivf", "flv", "asf", "ogg", "mxf", "nut", "dv", "gif", "mjpeg", "rm", "vc1", "yuv4mpegpipe")
+# A playlist or script must not make FFmpeg open other files or URLs.
 CONTAINER_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)}
 TICK_S = Fraction(1, 90_000)
 ONE_FRAME_PER_PACKET = ("h264", "hevc", "mjpeg", "vp9", "av1", "libdav1d")
 READ_TIMEOUT_S = 120.0
+# In a row, before reading stops.
 MAX_BAD_READS, MAX_BAD_PACKETS = 64, 20_000
-"""In a row, before reading stops."""
 
 
 class VideoSource(Source):
@@ -230,7 +232,8 @@ class VideoSource(Source):
         ClipError
             Missing, empty, not a video, or a video of which no frame decodes.
         """
-        regular_file(path)
+        file_stamp(path)  # raises for anything but a regular file: FFmpeg would wait forever for a pipe
+        # A file that was cut off after its header opens without an error and holds nothing that decodes.
         source = cls(path, damaged)
         if next(source._frames(0, 1), None) is None:
             raise ClipError("a video without a frame that can be decoded", where=path,
@@ -259,6 +262,7 @@ class VideoSource(Source):
             step_s = 1 / float(stream.average_rate or stream.guessed_rate or 25)
             # One converter per video: creating one per frame takes up to 0.5 ms.
             clock, converter = TimestampClock(stream.time_base or TICK_S, step_s), VideoReformatter()
+            # Rows are counted, so decoding always starts at the first packet; skipped rows cost no conversion.
             for row, (stamp, picture) in enumerate(_decoded(container, stream, ending)):
                 time_s = clock.at(stamp)
                 if row >= start:
@@ -300,6 +304,7 @@ def upright(image: NDArray[np.uint8], matrix: Sequence[int] | None) -> NDArray[n
     if abs(b) + abs(c) > abs(a) + abs(d):
         image = image.transpose(1, 0, 2)
         a, d = c, b
+    # Contiguous at the end: torch accepts no negative strides.
     rows, columns = slice(None, None, -1 if d < 0 else 1), slice(None, None, -1 if a < 0 else 1)
     return np.ascontiguousarray(image[rows, columns])
 
@@ -351,6 +356,7 @@ def _open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         # neighbors. Several clips at once use the cores instead.
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
+        # FFmpeg then refuses larger pictures before it allocates them.
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         yield container, stream
 
@@ -379,7 +385,7 @@ def _decoded(container: InputContainer, stream: VideoStream, ending: TruncationC
         if bad > MAX_BAD_PACKETS:
             ending.failed = f"none of {bad} packets in a row decodes"
             return
-        for picture in (found for found in pictures if not queue.is_late(found.pts)):
+        for picture in (one for one in pictures if not queue.is_late(one.pts)):
             queue.one_frame_per_packet &= not picture.interlaced_frame  # the two fields may come as two packets
             yield from ((stamp, None) for stamp in queue.lost_before(picture.pts))
             yield picture.pts, picture

@@ -19,10 +19,10 @@ from fercache.media.video import TICK_S, open_container
 log = logging.getLogger(__name__)
 
 ENDINGS = (".mp4", ".mov", ".mkv")
+# No B frames: they would be reordered, and the times in the file would differ from the given ones.
 OPTIONS = {"preset": "veryfast", "crf": "20", "bf": "0"}
-"""No B frames: they would be reordered, and the times in the file would differ from the given ones."""
+# A coarser time base of the source is not copied: frame times are rounded to it.
 MAX_TICK_S = Fraction(1, 500)
-"""A coarser time base of the source is not copied: frame times are rounded to it."""
 
 
 class VideoWriter:
@@ -86,6 +86,7 @@ def open_writer(path: Path, size: tuple[int, int], *, like: Path | None = None,
     with ExitStack() as stack:
         source: Any = stack.enter_context(open_container(like)) if like is not None else None
         out = stack.enter_context(av.open(str(path), "w"))
+        # The usual broadcast rates have this denominator, such as 30000/1001.
         rate, tick = Fraction(fps).limit_denominator(1001), TICK_S
         if source is not None and source.streams.video:
             video = source.streams.video[0]
@@ -129,6 +130,7 @@ class _SoundCopier:
         """Return the next packet that holds sound, None at the end."""
         packet, self._pending = self._pending, None
         try:
+            # PyAV ends with an empty packet without a time stamp.
             while packet is None or packet.dts is None or not packet.size:
                 packet = next(self._packets)
         except (StopIteration, av.FFmpegError) as error:

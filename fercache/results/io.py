@@ -1,7 +1,6 @@
 """Prediction tables (`.csv`, `.csv.gz`, `.parquet`, one row per frame): reading and writing.
 
 `PredictionsFile` reads one clip at a time, so memory stays flat. `write_predictions` writes what a stack predicts.
-`ClipSeries` holds the rows of a clip for plots.
 """
 
 from __future__ import annotations
@@ -41,23 +40,45 @@ REWRITE_HINT = "the file is cut off or edited; write it again with `fercache sta
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipPredictions:
-    """All rows of one clip, ascending by frame.
+class ClipSeries:
+    """The rows of one clip in `preds.csv`, as plots need them.
 
     Attributes
     ----------
-    name : the trial's name.
-    frame : (T,) int64, from 1; time_s : (T,) float64; valid : (T,) bool; label : (T,) int64, -1 unknown.
+    time_s : (T,) float64; valid : (T,) bool; label : (T,) int64, -1 unknown.
     label_pred : (T,) int64, the predicted class; probs : (T, C) float64, probabilities.
     """
 
-    name: str
-    frame: NDArray[np.int64]
     time_s: NDArray[np.float64]
     valid: NDArray[np.bool_]
     label: NDArray[np.int64]
     label_pred: NDArray[np.int64]
     probs: NDArray[np.float64]
+
+    def digest(self, more: Sequence[Any]) -> str:
+        """Return the sha256 (hex) over all rows and over `more` (JSON values)."""
+        rows = [hashlib.sha256(np.ascontiguousarray(column).data).hexdigest()
+                for column in (self.time_s, self.valid, self.label, self.label_pred, self.probs)]
+        return fingerprint_of([rows, list(more)])
+
+    @property
+    def wrong(self) -> NDArray[np.bool_]:
+        """The annotated rows whose predicted class differs from the label, ``(T,)``."""
+        return np.asarray((self.label >= 0) & (self.label != self.label_pred))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipPredictions(ClipSeries):
+    """All rows of one clip, ascending by frame.
+
+    Attributes
+    ----------
+    name : the trial's name.
+    frame : (T,) int64, from 1.
+    """
+
+    name: str
+    frame: NDArray[np.int64]
 
     def pooled(self, probs: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the mean of ``(T, C)`` over the frames with a face, ``(C,)``; over all frames if there is none."""
@@ -137,13 +158,14 @@ class PredictionsFile:
     def lengths(self) -> dict[str, int]:
         """Return the number of rows of each clip. Only the clip column is read."""
         counts = Counter[str]()
-        for name, _, batch in tables.read_pieces(self.path, ["clip"]):
-            counts[name] += len(batch)
+        for name, _, piece in tables.read_pieces(self.path, ["clip"]):
+            counts[name] += len(piece)
         return dict(counts)
 
 
 def _parse(batch: Any, classes: Sequence[str]) -> dict[str, Any]:
     """Return the fields of `ClipPredictions`, except the name, from rows of a table."""
+    # `valid` is 0 or 1 in a CSV and boolean in parquet; an empty label means that nobody annotated the frame.
     valid = tables.to_text(batch.column("valid"))
     return {"frame": tables.to_ints(batch.column("frame")), "time_s": tables.to_floats(batch.column("time_s")),
             "valid": np.array([value in ("1", "True", "true") for value in valid], bool),
@@ -154,7 +176,7 @@ def _parse(batch: Any, classes: Sequence[str]) -> dict[str, Any]:
 
 def _first_problem(clip: ClipPredictions, classes: int) -> tuple[int, str] | None:
     """Return the first damaged row of a clip (from 0) and its problem; None if all rows are valid."""
-    deviation = np.abs(clip.probs.sum(1) - 1)
+    deviation = np.abs(clip.probs.sum(1) - 1)  # NaN for a NaN, hence the negated comparison below
     checks = ((np.diff(clip.frame, prepend=0) < 1, "its frame is not above the row before (frames count from 1)"),
               ((clip.label_pred < 0) | (clip.label_pred >= classes), f"its prediction is not in 0 to {classes - 1}"),
               ((clip.label < -1) | (clip.label >= classes), f"its label is not in 0 to {classes - 1}"),
@@ -163,33 +185,6 @@ def _first_problem(clip: ClipPredictions, classes: int) -> tuple[int, str] | Non
         if rows.any():
             return int(np.argmax(rows)), problem
     return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipSeries:
-    """The rows of one clip in `preds.csv`, as plots need them.
-
-    Attributes
-    ----------
-    time_s, valid : (T,); label : (T,) int, -1 unknown; label_pred : (T,) int; probs : (T, C).
-    """
-
-    time_s: NDArray[np.float64]
-    valid: NDArray[np.bool_]
-    label: NDArray[np.int64]
-    label_pred: NDArray[np.int64]
-    probs: NDArray[np.float64]
-
-    def digest(self, more: Sequence[Any]) -> str:
-        """Return the sha256 (hex) over all rows and over `more` (JSON values)."""
-        rows = [hashlib.sha256(np.ascontiguousarray(column).data).hexdigest()
-                for column in (self.time_s, self.valid, self.label, self.label_pred, self.probs)]
-        return fingerprint_of([rows, list(more)])
-
-    @property
-    def wrong(self) -> NDArray[np.bool_]:
-        """The annotated rows whose predicted class differs from the label, ``(T,)``."""
-        return np.asarray((self.label >= 0) & (self.label != self.label_pred))
 
 
 def metrics_path(preds: Path) -> Path:
@@ -210,32 +205,14 @@ def file_name(clip: str, ending: str) -> str:
 
 
 def classes(preds: Path) -> tuple[str, ...]:
-    """Return the class names of a prediction table.
-
-    Raises
-    ------
-    InputError
-        `preds` is absent or not a prediction table.
-    """
+    """Return the class names of a prediction table; raises as `PredictionsFile` does."""
     return PredictionsFile(preds).classes
 
 
 def each_clip(preds: Path) -> Iterator[tuple[str, ClipSeries]]:
-    """Yield each clip of a table with its rows.
-
-    Raises
-    ------
-    InputError
-        `preds` is absent or not a prediction table, a row is damaged, or the rows of a clip are not adjacent.
-    """
+    """Yield each clip of a table with its rows; raises as `PredictionsFile` and `PredictionsFile.clips` do."""
     for clip in PredictionsFile(preds).clips():
-        yield clip.name, ClipSeries(time_s=clip.time_s, valid=clip.valid, label=clip.label, label_pred=clip.label_pred,
-                                    probs=clip.probs)
-
-
-def read_clips(preds: Path) -> tuple[tuple[str, ...], dict[str, ClipSeries]]:
-    """Return the class names and the rows of every clip; the whole table is in memory."""
-    return classes(preds), dict(each_clip(preds))
+        yield clip.name, clip
 
 
 def write_predictions(oof: OofLogits, ppm: NDArray[np.int32], path: Path) -> None:
@@ -253,7 +230,7 @@ def write_predictions(oof: OofLogits, ppm: NDArray[np.int32], path: Path) -> Non
     ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
     if ending is None:
         raise InputError("unknown file format", where=path, hint=f"end --out in {', '.join(ENDINGS)}")
-    with replacing(path) as temporary:
+    with replacing(path) as temporary:  # atomic: a reader never meets half a table
         if ending == ".parquet":
             _write_parquet(oof, ppm, temporary)
         else:
@@ -266,6 +243,7 @@ def _write_csv(oof: OofLogits, ppm: NDArray[np.int32], file: BinaryIO, compress:
     out: Any = gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0) if compress else file
     out.write(_line([*COLUMNS, *(f"{PROB_PREFIX}{name}" for name in oof.classes)]).encode())
     row_format = ",%d,%.6f,%d,%s,%d" + ",%.6f" * len(oof.classes) + "\n"
+    # pyarrow writes the shortest digits of a float and quotes every text; the bytes of this file must not change.
     for trial in _trials_by_name(oof):
         rows = oof.rows(trial)
         label = ["" if value < 0 else value for value in oof.label[rows].tolist()]

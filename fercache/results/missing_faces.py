@@ -72,7 +72,7 @@ def gap_sources(time_s: Floats, seen: Mask, policy: str, *, causal: bool = False
         The policy is "linear" and `causal` is true.
     """
     if causal and policy == "linear":
-        raise InputError("linear interpolation looks at the later face", where="gaps = linear",
+        raise InputError("linear interpolation uses a later frame", where="missing_faces = linear",
                          hint="choose --missing-faces nearest with --causal")
     row = np.arange(len(seen), dtype=np.int64)
     found = np.flatnonzero(seen)

@@ -20,8 +20,6 @@ from fercache.data.base import Dataset, Trial
 from fercache.errors import InputError
 from fercache.results import io
 
-FIGURES = {"macro_f1": "macro F1", "accuracy": "accuracy (WAR)", "uar": "mean recall (UAR)",
-           "abaw2": ".67 F1 + .33 acc"}
 SHOWN = 10
 Counts = NDArray[np.int64]
 
@@ -76,11 +74,11 @@ def score_file(dataset: Dataset, given: io.PredictionsFile, config: ScoreConfig)
         raise InputError(f"none of the {len(trials):,} labelled trials of {dataset.name} has a prediction",
                          where=given.path, hint="check --preds, --split and the data set")
     lost = [name for name in trials if name not in tally.scored]
-    shared = [place for place, name in enumerate(dataset.classes) if name not in names.never]
+    shared = [place for place, name in enumerate(dataset.classes) if name not in names.target_only]
     return {"predictions": str(given.path), "dataset": dataset.name, "split": config.split, "level": level,
             "rule": io.POOLED if level == "clip" else "every labelled frame", "metric": dataset.metric,
             "notice": dataset.notice, "classes": list(dataset.classes), "map": names.describe(),
-            "lost": list(names.lost), "never": list(names.never), "unscored_frames": tally.unscored,
+            "lost": list(names.source_only), "never": list(names.target_only), "unscored_frames": tally.unscored,
             "trials": len(tally.scored), "trials_without_prediction": lost, "config": config.settings(),
             "all": _figures(tally.matrices(range(len(dataset.classes))), dataset, range(len(dataset.classes)), config),
             "shared": _figures(tally.matrices(shared), dataset, shared, config)}
@@ -101,7 +99,7 @@ def _matched(given: io.PredictionsFile, trials: dict[str, Trial]) -> Iterator[tu
 
 def _count(tally: _Tally, trial: Trial, clip: io.ClipPredictions, names: labels.LabelMap, level: str) -> None:
     """Count one trial, by frame or as one clip."""
-    clock = trial.on_clock(int(clip.frame[-1]))
+    clock = trial.frame_labels(int(clip.frame[-1]))
     if level == "clip":
         if trial.clip_label < 0:
             raise InputError("it has labels by frame, none for the whole clip", where=trial.name,
@@ -111,7 +109,7 @@ def _count(tally: _Tally, trial: Trial, clip: io.ClipPredictions, names: labels.
         return
     label = clock[clip.frame - 1]
     tally.unscored += int((clock >= 0).sum() - (label >= 0).sum())
-    predicted = names.probs(clip.probs).argmax(1) if names.lost else names.labels(clip.label_pred)
+    predicted = names.probs(clip.probs).argmax(1) if names.source_only else names.labels(clip.label_pred)
     tally.add(trial, label, predicted)
 
 
@@ -158,9 +156,10 @@ def _scores(report: dict[str, Any], whole: dict[str, Any], shared: dict[str, Any
     made.add_column("all classes", justify="right")
     if report["never"]:
         made.add_column(f"the {len(shared['f1'])} shared ones", justify="right")
-    for key, heading in FIGURES.items():
+    for key in metrics.DISTINCT:
         style = "bold green" if key == report["metric"] else ""
-        made.add_row(heading, *(_figure(one, key) for one in (whole, shared)[:1 + bool(report["never"])]), style=style)
+        values = [_figure(one, key) for one in (whole, shared)[:1 + bool(report["never"])]]
+        made.add_row(metrics.METRICS[key].title, *values, style=style)
     return made
 
 

@@ -1,4 +1,7 @@
-"""Files that are whole or absent: temporary sibling, fsync, replace, fsync of the folder. No other room replaces."""
+"""Files that are complete or absent: temporary sibling, fsync, rename, fsync of the folder.
+
+No other module replaces a file.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ from typing import Any
 from fercache.errors import InputError
 
 KILL_AT = os.environ.get("FERCACHE_KILL_AT", "")
-"""``NAME:COUNT``: where `step` kills this process; set by the tests that pull the plug, otherwise empty."""
+"""``NAME:COUNT``: where `durable_step` kills this process; set by tests of crash safety, otherwise empty."""
 TEMPORARY = ".tmp-"
-"""What the name of a temporary sibling begins with."""
+"""Prefix of the name of a temporary sibling."""
 _steps: Counter[str] = Counter()
-LONGEST_ENDING = 100
-"""Bytes of a name's end that its temporary sibling keeps; file systems end at 255 bytes, not letters."""
+SUFFIX_BYTES = 100
+"""Bytes of a name's end that its temporary sibling keeps; file systems allow 255 bytes, not letters."""
 _umask_lock = threading.Lock()
 _UMASK_LINE = re.compile(r"^Umask:\s*([0-7]+)", re.MULTILINE)
 
@@ -36,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises
     ------
     InputError
-        The folder cannot be made or written.
+        The folder cannot be created or written.
 
     Notes
     -----
@@ -52,7 +55,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp lets only the owner read
+        # Before the rename: otherwise a power loss may leave the new name with no content.
         fsync(temporary)
         durable_step("replace.written")
         temporary.replace(path)
@@ -69,15 +73,15 @@ def making_folder(path: Path) -> Iterator[Path]:
     Raises
     ------
     InputError
-        There is something at `path` already (an empty folder may be), or nothing can be written beside it.
+        `path` exists and is not an empty folder, or nothing can be written beside it.
 
     Notes
     -----
-    After a crash at any moment there is no folder `path`, or the whole one: a folder that holds something cannot be
-    replaced in one step, so it never is.
+    After a crash at any moment the folder `path` is absent or complete. A folder with content cannot be replaced in one
+    step, so it is refused.
     """
     if path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None):
-        raise InputError("this is there already", where=path, hint="remove it, or choose another folder with --out")
+        raise InputError("this already exists", where=path, hint="remove it, or choose another folder with --out")
     make_folder(path.parent)
     try:
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=TEMPORARY, suffix="-" + _ending(path.name)))
@@ -94,8 +98,8 @@ def making_folder(path: Path) -> Iterator[Path]:
 
 
 def _ending(name: str) -> str:
-    """Return the end of a name, without the letter that the limit would cut in two."""
-    return os.fsdecode(os.fsencode(name)[-LONGEST_ENDING:].lstrip(bytes(range(0x80, 0xC0))))
+    """Return the end of a name, without a UTF-8 character that the limit would split."""
+    return os.fsdecode(os.fsencode(name)[-SUFFIX_BYTES:].lstrip(bytes(range(0x80, 0xC0))))
 
 
 def remove_temporary(folder: Path, name: str = "*") -> None:
@@ -103,20 +107,20 @@ def remove_temporary(folder: Path, name: str = "*") -> None:
 
     Notes
     -----
-    For those who hold a lock by which nobody else writes such files.
+    The caller must hold a lock that excludes other writers of these files.
     """
     for left in folder.glob(f"{TEMPORARY}*-{name}"):
         left.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, whole or not at all."""
+    """Write `data` to `path`, completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Put `value` at `path` as JSON with sorted keys, whole or not at all."""
+    """Write `value` to `path` as JSON with sorted keys, completely or not at all."""
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
@@ -126,10 +130,10 @@ def read_json(path: Path, limit_bytes: int = 64 << 20) -> Any:
     Raises
     ------
     InputError
-        The file is larger than `limit_bytes` or is no JSON.
+        The file is larger than `limit_bytes` or is not JSON.
     """
     if path.stat().st_size > limit_bytes:
-        raise InputError(f"larger than {limit_bytes} bytes", where=path, hint="this is no file of fercache's")
+        raise InputError(f"larger than {limit_bytes} bytes", where=path, hint="fercache did not write this file")
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -137,26 +141,27 @@ def read_json(path: Path, limit_bytes: int = 64 << 20) -> Any:
 
 
 def read_pointer(path: Path, key: str) -> Path:
-    """Return the neighbour of the JSON file at `path` whose name stands there under `key`.
+    """Return the sibling of the JSON file at `path` whose name the file has under `key`.
 
     Raises
     ------
     InputError
-        No name of a neighbour stands there.
+        The file has no valid name there.
     """
     return path.parent / sibling_name(read_json(path, limit_bytes=1 << 20), key, path)
 
 
 def sibling_name(record: Any, key: str, path: object) -> str:
-    """Return the name of a neighbour that a JSON value, read at `path`, holds under `key`; refuse what is none."""
+    """Return the name of a sibling that a JSON value, read from `path`, has under `key`; refuse anything else."""
+    # The name must not lead out of the folder.
     name = record.get(key) if isinstance(record, dict) else None
     if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or not name.isprintable():
-        raise InputError(f"says no {key}", where=path, hint="remove it and run again")
+        raise InputError(f"has no {key}", where=path, hint="remove it and run again")
     return name
 
 
 def make_folder(path: Path) -> None:
-    """Make `path` and its parents.
+    """Create the folder `path` and its parents.
 
     Raises
     ------
@@ -170,7 +175,7 @@ def make_folder(path: Path) -> None:
 
 
 def not_writable(path: Path, error: OSError) -> InputError:
-    """Return the error that says why nothing can be written at `path`."""
+    """Return the error for a path that cannot be written."""
     return InputError(f"cannot write here ({error.strerror})", where=path,
                       hint="check the path and its permissions, or choose another folder with --cache or --out")
 
@@ -193,12 +198,12 @@ def fsync_all(paths: Iterable[Path]) -> None:
 
 @contextmanager
 def lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Yield True while this process alone holds `path`, False at once if another one does (and `wait` is off).
+    """Yield True while this process alone holds the lock `path`; False at once if another one does, unless `wait`.
 
     Notes
     -----
-    A BSD lock: the kernel drops it when its holder dies, so a dead writer's claim is free for the next, on one machine
-    and on network file systems that carry such locks (NFS version 4).
+    A BSD lock: the kernel releases it when its holder dies, so no lock outlives a killed writer. This holds on one
+    machine, and on network file systems that support such locks (NFS version 4).
     """
     make_folder(path.parent)
     with path.open("a") as handle:
@@ -211,7 +216,7 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def durable_step(name: str) -> None:
-    """Note that the durable step `name` was reached: free, unless KILL_AT has the process killed at just this one."""
+    """Mark a point between two durable writes, where tests of crash safety can kill the process (see KILL_AT)."""
     if KILL_AT:
         _steps[name] += 1
         if f"{name}:{_steps[name]}" == KILL_AT:
@@ -219,8 +224,9 @@ def durable_step(name: str) -> None:
 
 
 def _umask() -> int:
-    """Return the process's umask; read where the system tells it, since setting it, if only for a moment, would give
-    what other threads create meanwhile the wrong modes."""
+    """Return the process's umask."""
+    # Python can only read the umask by setting it, and files that other threads create meanwhile would get wrong modes.
+    # Linux reports it in /proc.
     try:
         return int(_UMASK_LINE.search(Path("/proc/self/status").read_text())[1], 8)  # type: ignore[index]
     except (OSError, TypeError):

@@ -1,4 +1,4 @@
-"""Which device and how many CPU cores work, so that the results do not depend on the number of cores."""
+"""Devices and threads: computation whose results do not depend on the number of cores."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ GPU_WORKERS = 3
 """Threads that keep one GPU busy: while one waits for results, the others have launched theirs."""
 
 
-def resolve_threads(device: str) -> None:
-    """Return when what was given to a GPU is done, so that other streams may use it; at once on a CPU."""
+def synchronize_device(device: str) -> None:
+    """Return when a GPU has finished its queued work, so that other streams may use the results; at once on a CPU."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(torch.device(device))
 
 
 def resolve_device(name: str) -> str:
-    """Return cpu, or cuda:N: what `name` (auto, cpu, cuda or cuda:N) means on this machine.
+    """Return cpu or cuda:N for the device `name`: auto, cpu, cuda or cuda:N.
 
     Raises
     ------
     InputError
-        No such device here.
+        This machine has no such device.
     """
     if name == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
@@ -41,22 +41,22 @@ def resolve_device(name: str) -> str:
     if name == "cpu":
         return name
     if kind != "cuda" or (":" in name and not number.isdecimal()):
-        raise InputError(f"no device is called {name!r}", where="device", hint="auto, cpu, cuda or cuda:N")
+        raise InputError(f"unknown device {name!r}", where="device", hint="use auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if int(number or 0) >= count:
-        raise InputError(f"{name} is not there ({count} CUDA devices are)", where="device",
+        raise InputError(f"{name} does not exist ({count} CUDA devices found)", where="device",
                          hint="use --device auto, or install the CUDA build of torch")
     return f"cuda:{int(number or 0)}"
 
 
-def use_threads(threads: int) -> int:
-    """Return how many CPU threads torch now uses: `threads`, or for 0 those this process may run on."""
+def set_torch_threads(threads: int) -> int:
+    """Set the number of torch's CPU threads, for 0 to the cores of this process, and return it."""
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     return torch.get_num_threads()
 
 
 def gpus() -> int:
-    """Return how many CUDA devices this process sees."""
+    """Return the number of CUDA devices that this process sees."""
     return torch.cuda.device_count()
 
 
@@ -65,8 +65,8 @@ def assign_gpu(device: str, threads: int, number: int, of: int) -> tuple[str, in
 
     Parameters
     ----------
-    device, threads : what is meant for all of them: auto and cuda are dealt out among the GPUs, a device with a number
-        is everybody's; threads (0: all cores) are divided.
+    device, threads : for all of them: auto and cuda are distributed over the GPUs, a device with a number is shared by
+        all; threads (0: all cores) are divided.
     """
     if device in ("auto", "cuda") and gpus():
         device = f"cuda:{number % gpus()}"
@@ -78,7 +78,7 @@ def bf16_pays(flags: str | None = None) -> bool:
 
     Parameters
     ----------
-    flags : what the system says of the processor; by default that of this machine.
+    flags : the content of /proc/cpuinfo; the default is that of this machine.
 
     Notes
     -----
@@ -93,7 +93,7 @@ def bf16_pays(flags: str | None = None) -> bool:
 
 @cache
 def _processor() -> str:
-    """Return what Linux says of the processor, "" elsewhere."""
+    """Return the content of /proc/cpuinfo, "" where there is none."""
     try:
         return Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -105,9 +105,9 @@ def map_threads(task: Callable[[Item], Result], items: Sequence[Item], device: s
 
     Notes
     -----
-    On the CPU each task runs with one thread of its own: the result does not depend on the number of threads (within
-    one operation it would), and on busy machines it is two to three times the rate, since no core waits for another at
-    the end of every operation. On a GPU the tasks run one after the other.
+    On the CPU each task runs in one thread, so its result does not depend on the number of threads, as it would with
+    several threads within one operation. On busy machines this is also two to three times as fast, since no core waits
+    for another at the end of every operation. On a GPU the tasks run one after the other.
     """
     if torch.device(device).type != "cpu":
         return [task(item) for item in items]
@@ -126,32 +126,33 @@ def map_threads(task: Callable[[Item], Result], items: Sequence[Item], device: s
 
 
 def serially(task: Callable[[Item], Result], items: Sequence[Item], device: str = "cpu") -> list[Result]:
-    """Return ``[task(item) for item in items]``: stands in for `spread` where the caller has one thread already."""
+    """Return ``[task(item) for item in items]``, computed in the calling thread; replaces `map_threads` in a pool."""
     return [task(item) for item in items]
 
 
 class TorchThreadPool:
-    """Threads that compute, each with one thread of torch: as many as `threads`, or a few for a GPU.
+    """A pool of `threads` threads, or a few for a GPU, that each compute with one thread of torch.
 
     Notes
     -----
-    A task's result does not depend on how many there are, nor on what runs beside it. On a GPU each has a stream of its
-    own, so that the copies of one overlap with the work of another. Inside the ``with`` block the entering thread and
+    A task's result does not depend on the number of threads or on other tasks. On a GPU each thread has a stream of its
+    own, so the copies of one overlap with the computation of another. Inside the ``with`` block the entering thread and
     every new one have one thread of torch too.
     """
 
     def __init__(self, threads: int, device: str = "cpu") -> None:
         gpu = torch.device(device).type != "cpu"
         self.count = GPU_WORKERS if gpu else threads
-        self._pool = ThreadPoolExecutor(self.count, "crew", _one_thread, (device if gpu else "",))
+        self._pool = ThreadPoolExecutor(self.count, "fercache-torch", _one_thread, (device if gpu else "",))
 
     def submit(self, task: Callable[[], Result]) -> Future[Result]:
-        """Return the promise of what `task` returns; tasks begin in the order in which they are given."""
+        """Return the future of what `task` returns; tasks start in the order of their submission."""
         return self._pool.submit(task)
 
     def run(self, task: Callable[[Item], Result], items: Sequence[Item], device: str = "cpu") -> list[Result]:
-        """Return ``[task(item) for item in items]``, as `spread` does; not to be called from within a task."""
-        return [promise.result() for promise in [self._pool.submit(task, item) for item in items]]
+        """Return ``[task(item) for item in items]``, as `map_threads` does; a task must not call this."""
+        # A task that waits for tasks of the same pool would occupy the thread that they need.
+        return [future.result() for future in [self._pool.submit(task, item) for item in items]]
 
     def __enter__(self) -> TorchThreadPool:
         self._before = torch.get_num_threads()
@@ -160,7 +161,7 @@ class TorchThreadPool:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        """Wait for the tasks that run, and forget the others."""
+        """Wait for the running tasks and cancel the others."""
         self._pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self._before)
 

@@ -1,4 +1,4 @@
-"""Work side by side in forked processes that share the features, with one meter over all of it."""
+"""Jobs in parallel in forked processes that share the features, with one progress bar."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from fercache.runtime.progress import ProgressBar
 ForkJob = TypeVar("ForkJob")
 ForkResult = TypeVar("ForkResult")
 ReportProgress = Callable[[float], None]
-LOOK_EVERY_S = 1.0
+POLL_S = 1.0
 
 
 class ForkPool:
-    """Runs ``task(job, tell)`` for many jobs: on a CPU in forked processes with a thread each, on a GPU in turn.
+    """Runs ``task(job, report)`` for many jobs: on a CPU in forked processes of one thread, on a GPU one by one.
 
     Notes
     -----
-    Forked workers share the features, which only the parent has read; one thread each makes the result independent of
-    the number of cores, and is two to three times the rate of many threads on the small matrices of a head. Ctrl-C, or
-    an error of one job, ends them all at once: what a job had made durable stays. Workers whose parent was killed end
-    by themselves.
+    Forked workers share the features that the parent has read. With one thread each, the result does not depend on the
+    number of cores, and the small matrices of a head run two to three times as fast as with many threads. Ctrl-C, or an
+    error in one job, ends all workers at once; what a job wrote durably stays. Workers whose parent was killed end
+    themselves.
     """
 
     def __init__(self, device: str, threads: int) -> None:
@@ -42,12 +42,12 @@ class ForkPool:
 
     def run(self, task: Callable[[ForkJob, ReportProgress], ForkResult], jobs: Sequence[ForkJob],
             bar: ProgressBar) -> list[ForkResult]:
-        """Return ``task(job, tell)`` of each job in order; `tell(amount)` counts units of work on the meter.
+        """Return ``task(job, report)`` of each job in order; `report(amount)` counts units of work on the bar.
 
         Raises
         ------
         BrokenOff
-            A worker was killed, for want of memory most likely; what it had finished stays.
+            A worker was killed, most likely for lack of memory; what it had finished stays.
         """
         if not jobs:
             return []
@@ -64,7 +64,8 @@ class ForkPool:
         context = get_context("fork")
         done: Synchronized[float] = context.Value("d", 0.0)
         others = active_children()
-        gc.collect()  # what is thrown away, such as a decoder with threads, can only be taken apart in this process
+        # Collect before the fork: garbage with threads, such as a decoder, can only be freed in this process.
+        gc.collect()
         workers = ProcessPoolExecutor(min(self.at_once, len(jobs)), context, _begin, (task, jobs, done, os.getpid()))
         waiting: list[Future[Any]] = []
         try:
@@ -72,8 +73,8 @@ class ForkPool:
             _watch(waiting, done, bar)
             return [future.result() for future in waiting]
         except BrokenProcessPool as error:
-            raise BrokenOff("a training process was killed", hint="there may be too little memory: choose fewer "
-                            "taps or --threads 1, and run again; finished heads are kept") from error
+            raise BrokenOff("a training process was killed", hint="memory may be too small: choose fewer "
+                            "taps or --threads 1, and run again; finished heads stay") from error
         finally:
             if not all(future.done() for future in waiting):
                 _end(others)
@@ -81,19 +82,20 @@ class ForkPool:
 
 
 def _end(others: Sequence[Any]) -> None:
-    """End the workers, that is, all children but `others`: a fit can take many minutes more."""
+    """Kill the workers, that is, all children but `others`: a fit may take many more minutes."""
     for child in active_children():
         if child not in others:
             child.kill()
 
 
 _state: dict[str, Any] = {}
-"""What a worker works on; it came with the fork, nothing is sent."""
+"""Task and jobs of a worker, which the fork copies: they need no pickling."""
 
 
 def _begin(task: Any, jobs: Any, done: Any, parent: int) -> None:
-    """Make a worker of a forked process: the parent alone hears Ctrl-C, says what ends, and clears up what was its."""
-    gc.freeze()
+    """Initialize a worker after the fork."""
+    gc.freeze()  # objects of the parent are never collected here: only the parent may finalize them
+    # Ctrl-C reaches the whole process group; only the parent handles it, and kills the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -101,9 +103,9 @@ def _begin(task: Any, jobs: Any, done: Any, parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent is gone."""
+    """End this process when its parent has died."""
     while os.getppid() == parent:
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(POLL_S)
     os._exit(1)
 
 
@@ -115,12 +117,12 @@ def _work(i: int) -> Any:
 
 
 def _watch(waiting: Sequence[Future[Any]], done: Synchronized[float], bar: ProgressBar) -> None:
-    """Move the meter until all is done, or one has failed."""
+    """Advance the bar until all jobs are done, or one has failed."""
     shown = 0.0
     left = set(waiting)
     while left:
-        finished, left = wait(left, LOOK_EVERY_S)
-        now = done.get_obj().value  # without the lock, which a killed worker may hold for good
+        finished, left = wait(left, POLL_S)
+        now = done.get_obj().value  # without the lock, which a killed worker may never release
         bar.advance(now - shown)
         shown = now
         for future in finished:

@@ -1,4 +1,4 @@
-"""Work that is done ahead, in a thread of its own, while its results are used."""
+"""An iterator whose next items are computed in a thread while the current one is used."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import TypeVar
 T = TypeVar("T")
 
 TICK_S = 0.1
-"""How soon a thread that nobody listens to any more notices."""
+"""How often the thread checks whether the consumer has stopped."""
 
 
 class _End:
-    """Stands in the queue behind the last item: how the work ended."""
+    """The last entry of the queue: the error that ended the iteration, if any."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
 def prefetch(items: Iterable[T], most: int) -> Generator[T, None, None]:
-    """Yield the items in order; up to `most` of them are made while the one before is being used.
+    """Yield the items in order; a thread computes up to `most` of them ahead.
 
     Notes
     -----
-    What the making raises is raised here, behind the items made before it. When the caller stops early, so does the
-    thread, and it has ended when this generator is closed.
+    An error of the iterable is raised here, after the items before it. When the caller stops early, the thread stops
+    too; it has ended when this generator is closed.
     """
     queue: Queue[T | _End] = Queue(most)
     stop = Event()
-    thread = Thread(target=_make, args=(items, queue, stop), name="ahead", daemon=True)
+    thread = Thread(target=_make, args=(items, queue, stop), name="fercache-prefetch", daemon=True)
     thread.start()
     try:
         while not isinstance(item := _next(queue, thread), _End):
@@ -43,7 +43,7 @@ def prefetch(items: Iterable[T], most: int) -> Generator[T, None, None]:
 
 
 def _make(items: Iterable[T], queue: Queue[T | _End], stop: Event) -> None:
-    """Put the items into the queue, and then how that ended."""
+    """Put the items into the queue, and then an `_End`."""
     end = _End(None)
     try:
         for item in items:
@@ -55,7 +55,7 @@ def _make(items: Iterable[T], queue: Queue[T | _End], stop: Event) -> None:
 
 
 def _put(queue: Queue[T | _End], item: T | _End, stop: Event) -> bool:
-    """Put an item as soon as there is room; return False where nobody will take it any more."""
+    """Put an item as soon as the queue has room; return False if the consumer has stopped."""
     while not stop.is_set():
         try:
             queue.put(item, timeout=TICK_S)
@@ -66,10 +66,10 @@ def _put(queue: Queue[T | _End], item: T | _End, stop: Event) -> bool:
 
 
 def _next(queue: Queue[T | _End], thread: Thread) -> T | _End:
-    """Return the next item; an error where the thread has died without a word, rather than wait for ever."""
+    """Return the next item, or an error if the thread has died without an `_End`: never wait forever."""
     while True:
         try:
             return queue.get(timeout=10 * TICK_S)
         except Empty:
             if not thread.is_alive() and queue.empty():
-                return _End(RuntimeError("the thread that works ahead has died"))
+                return _End(RuntimeError("the prefetching thread has died"))

@@ -1,4 +1,4 @@
-"""How far long work has come: rich bars on a terminal, plain lines elsewhere; always on stderr."""
+"""Progress of long work: rich bars on a terminal, plain lines elsewhere; always on stderr."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def format_duration(seconds: float) -> str:
 
 
 class ProgressBar:
-    """One piece of long work: `advance` it, `note` what it is at.
+    """The progress of one task: count its units with `advance`, name the current one with `note`.
 
     Parameters
     ----------
-    title : what is being done.
-    total : units of work, None where it is not known yet.
+    title : name of the task.
+    total : units of work, None if it is not known yet.
     unit : name of a unit ("frames").
     """
 
@@ -49,38 +49,38 @@ class ProgressBar:
         self._lock = threading.RLock()
 
     def advance(self, amount: float = 1) -> None:
-        """Count `amount` units as done; several threads may."""
+        """Count `amount` units as done; thread-safe."""
         with self._lock:
             self.done += amount
             self.show()
 
     def note(self, text: str) -> None:
-        """Say what is being worked on."""
+        """Show the current unit."""
         with self._lock:
             self.text = text
             self.show()
 
     def grow(self, total: float) -> None:
-        """Learn the amount of work."""
+        """Set the total."""
         self.total = total
         self.show()
 
     def rate(self) -> float:
-        """Return units a second since the start."""
+        """Return units per second since the start."""
         return self.done / max(time.monotonic() - self.started, 1e-9)
 
     def left(self) -> str:
-        """Return the time left at the mean rate so far, in words; nothing where that is not known."""
+        """Return the time left at the mean rate so far, as text; "" if it is not known."""
         if not self.total or not self.done:
             return ""
         return f"{format_duration(max(self.total - self.done, 0) / self.rate())} left"
 
     def show(self) -> None:
-        """Draw the present state."""
+        """Draw the current state."""
 
 
 class _PlainBar(ProgressBar):
-    """A line now and then, for logs."""
+    """A line every PLAIN_EVERY_S, for logs."""
 
     shown = 0.0
 
@@ -98,7 +98,7 @@ class _PlainBar(ProgressBar):
 
 
 class _RateColumn(ProgressColumn):
-    """Units a second."""
+    """Units per second."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed or 0:.0f} {task.fields['unit']}/s", style="cyan")
@@ -117,7 +117,7 @@ class _RichBar(ProgressBar):
 
 @contextmanager
 def progress_bar(title: str, total: float | None = None, unit: str = "frames") -> Iterator[ProgressBar]:
-    """Yield a Meter that shows itself on stderr until the block ends."""
+    """Yield a progress bar that is shown on stderr until the block ends."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _PlainBar(title, total, unit)

@@ -1,4 +1,4 @@
-"""Where something lies: a path of this machine, or a URL that fsspec opens."""
+"""Locations: paths of this machine, and URLs that fsspec opens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOCAL = ("file", "local")
 
 @dataclass(frozen=True, order=True)
 class Url:
-    """A place beyond this machine's disk, such as ``s3://bucket/folder``; has what Path has of names, and no files."""
+    """A URL such as ``s3://bucket/folder``, with the part of Path's interface that concerns names."""
 
     text: str
 
@@ -27,12 +27,12 @@ class Url:
 
     @property
     def name(self) -> str:
-        """What stands after the last slash."""
+        """The part after the last slash."""
         return self.text.rpartition("/")[2]
 
     @property
     def parent(self) -> Url:
-        """What stands before the last slash."""
+        """The part before the last slash."""
         return Url(self.text.rpartition("/")[0])
 
 
@@ -40,7 +40,7 @@ Location: TypeAlias = Path | Url
 
 
 def as_location(place: str | Path | Url) -> Location:
-    """Return the path or the URL that is meant; ``file://`` URLs are paths.
+    """Return a path or a URL; ``file://`` URLs become paths.
 
     Raises
     ------
@@ -49,13 +49,13 @@ def as_location(place: str | Path | Url) -> Location:
 
     Notes
     -----
-    A Path made of a URL has lost one of its slashes: it counts as the URL, unless there is such a folder.
+    A Path made from a URL has lost one of its slashes. It counts as the URL, unless such a folder exists.
     """
     if isinstance(place, Url):
         return place
     text = str(place)
     if "::" in text and "://" in text:
-        raise InputError("chained URLs are not opened", where=text, hint="give one URL, such as s3://bucket/folder")
+        raise InputError("chained URLs are not supported", where=text, hint="use one URL, such as s3://bucket/folder")
     found = _URL.fullmatch(text)
     if found is None or (not found[2] and (isinstance(place, str) or (Path(text).parts[0:1] and _is_folder(text)))):
         return Path(place)
@@ -66,5 +66,5 @@ def as_location(place: str | Path | Url) -> Location:
 
 
 def _is_folder(text: str) -> bool:
-    """Return whether the first part of a path is a folder that is there."""
+    """Return whether the first part of a path is an existing folder."""
     return Path(Path(text).parts[0]).is_dir()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from fercache.data.folds import MIN_GROUPS_TO_CHOOSE
 from fercache.oof import OofLogits
@@ -24,8 +25,7 @@ def apply_temperature(probabilities: Probs, temperature: NDArray[np.float64] | f
     if np.all(np.asarray(temperature) == 1):
         return probabilities
     log_probs = np.log(np.maximum(probabilities.astype(float), TINY)) / temperature
-    e = np.exp(log_probs - log_probs.max(1, keepdims=True))
-    return np.asarray(e / e.sum(1, keepdims=True), np.float32)
+    return np.asarray(softmax(log_probs, axis=1), np.float32)
 
 
 def fit_temperature(probabilities: Probs, label: NDArray[Any]) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from fercache import metrics
 from fercache.data.folds import MIN_GROUPS_TO_CHOOSE
@@ -16,7 +17,6 @@ from fercache.heads import registry as head_registry
 from fercache.oof import OofLogits
 from fercache.results import missing_faces
 from fercache.stacking.nested_cv import NestedResult, Probs
-from fercache.stacking.smoothed_mean import softmax
 
 log = logging.getLogger(__name__)
 
@@ -42,26 +42,24 @@ def drop_lookahead_heads(oof: OofLogits) -> OofLogits:
         No head is left, or the rows are whole clips.
     """
     if oof.pooled:
-        raise InputError("a clip's prediction looks at the whole clip", where="stack",
+        raise InputError("--causal needs one prediction per frame, not per clip", where="stack",
                          hint="drop --causal, or choose --level frame")
     causal_heads = tuple(head for head in oof.heads if not uses_later_frames(head, oof))
     if not causal_heads:
-        raise InputError(f"--causal: {', '.join(oof.heads)} look at later frames, and there is no other head",
+        raise InputError(f"--causal: every head uses later frames: {', '.join(oof.heads)}",
                          where="stack", hint="train the head `frame`, or import logits of a causal model")
     settings = oof.provenance.get("settings", {})
     if set(causal_heads) - set(oof.declared) and isinstance(settings, dict) and settings.get("normalize") == "clip":
-        raise InputError("--causal: the heads' features were standardised over whole clips, later frames included",
+        raise InputError("--causal: the heads' features were normalized over whole clips, including later frames",
                          where="stack", hint="train heads with another --normalize")
     if len(causal_heads) < len(oof.heads):
-        log.info("causal: without %s, which look at later frames",
+        log.info("causal: leaving out %s, which use later frames",
                  ", ".join(head for head in oof.heads if head not in causal_heads))
     return replace(oof, heads=causal_heads, logits={head: oof.logits[head] for head in causal_heads})
 
 
 DESCRIPTIONS = {"mean": "plain mean of the heads' probabilities",
-        "chain": "the heads' log-probabilities as evidence for a Markov chain of the classes",
-        "smoothed-mean": "the heads' log-probabilities, each smoothed over time, and `chain`, with a weight each and a "
-                         "bias a class",
+        "smoothed-mean": "mean of the heads' log-probabilities, smoothed over time, with a bias for each class",
         "logistic": "logistic regression on the stacker's features",
         "geometric-mean": "geometric mean of `smoothed-mean` and `logistic`",
         "stack": "LightGBM on the stacker's features, starting from `smoothed-mean`"}
@@ -150,8 +148,10 @@ def gather_candidates(oof: OofLogits, nested: NestedResult, filler: GapFiller | 
         The policy is "temporal-heads" and there is no temporal head.
     """
     filler = filler or GapFiller.of(oof)
-    heads = {head: filler.head_sources.apply(
-        softmax(oof.logits[head] * ~filler.before_first_face[:, None]).astype(np.float32)) for head in oof.heads}
+    # Logits of 0 are uniform probabilities.
+    logits = {head: oof.logits[head] * ~filler.before_first_face[:, None] for head in oof.heads}
+    heads = {head: filler.head_sources.apply(softmax(values, axis=1).astype(np.float32))
+             for head, values in logits.items()}
     values = {**heads, "mean": _mean(heads), **nested.columns}
     filled = {name: filler.sources.apply(values) for name, values in values.items()}
     if filler.policy in missing_faces.COPIED:
@@ -191,7 +191,7 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
         if requested not in columns:
             raise InputError(f"no candidate {requested!r}", where="stack",
                              hint=f"this run gives {', '.join(columns)}")
-        return FinalCandidate(name=requested, why="asked for")
+        return FinalCandidate(name=requested, why="selected with --select")
     scored = (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
     groups = len({g for g, f in zip(oof.group, oof.fold, strict=True) if f >= 0})
     eligible = [name for name in columns if name not in leaky_heads(oof, columns)]
@@ -213,7 +213,7 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
 def leaky_heads(oof: OofLogits, columns: Iterable[str]) -> dict[str, str]:
     """Return column -> reason, for each column whose training rows are not out of fold."""
     leaky = oof.leaky_heads
-    return {name: f"declared in-sample: {name if name in leaky else 'learnt with ' + ', '.join(leaky)}"
+    return {name: f"declared in-sample: {name if name in leaky else 'learned with ' + ', '.join(leaky)}"
             for name in columns if leaky and (name in leaky or name not in oof.heads)}
 
 

@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from fercache.oof import OofLogits
 from fercache.results.smoothing import (
@@ -51,9 +52,7 @@ POOLED = ("mean", "spread", "most", "least")
 
 def log_softmax(logits: NDArray[np.floating]) -> Floats:
     """Return log-probabilities, ``(..., C)``, not below log `FLOOR`."""
-    shifted = logits.astype(float) - logits.max(-1, keepdims=True)
-    log_probs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return np.asarray(np.maximum(log_probs, np.log(FLOOR)))
+    return np.asarray(np.maximum(special.log_softmax(logits.astype(float), axis=-1), np.log(FLOOR)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,14 +177,13 @@ class FeatureColumns:
                     _slope(pooled, view), np.stack(view.seen, 1), _faces(view)]
         return np.concatenate(channels, 1).astype(np.float32)
 
-    def smoothed(self, view: ClipView) -> Singles:
-        """Return each head's moving mean of each width at the frames that count, ``(M, H, W, C)``."""
-        m, h, c = view.log_probs.shape
+    def smoothed(self, view: ClipView, widths_s: Sequence[float]) -> Singles:
+        """Return moving means of the heads' mean log-probabilities at the frames that count, ``(M, W, C)``."""
         if view.pooled is not None:
-            return view.pooled[:, :, :1].astype(np.float32)
-        sums = view.sums(view.log_probs.reshape(m, h * c))
-        means = [view.log_probs, *(sums.mean(view.reach(width)).reshape(m, h, c) for width in self.widths[1:])]
-        return np.stack(means, 2).astype(np.float32)
+            return np.asarray(view.pooled[:, :, 0].mean(1)[:, None], np.float32)
+        mean = view.log_probs.mean(1)
+        sums = view.sums(mean)
+        return np.stack([sums.mean(view.reach(width)) if width else mean for width in widths_s], 1).astype(np.float32)
 
     def _now_and_near(self, view: ClipView) -> list[Floats]:
         """Return each head's log-probabilities and their moving mean, ``(M, C)`` each."""
@@ -274,7 +272,7 @@ class TrainingSample:
     ----------
     rows : (n,) rows of the logits.
     x : (n, F) float32 features.
-    smoothed : (n, H, W, C) float32, each head's moving mean of each width.
+    smoothed : (n, W, C) float32, the moving mean of each width of the heads' mean log-probabilities.
     label, fold, group, block_id : (n,) integers; rows of a clip in the same `BLOCK_S` seconds share a block.
     classes : C.
     """
@@ -319,7 +317,7 @@ def draw_sample(oof: OofLogits, columns: FeatureColumns, refit: bool, bar: Progr
     built = [_features(oof, i, selected, columns, bar) for i in range(len(oof.trials)) if selected[oof.rows(i)].any()]
     rows = np.flatnonzero(selected)
     _, group = np.unique(np.array(oof.group, object).astype(str), return_inverse=True)
-    shape = (0, len(oof.heads), len(columns.widths), len(oof.classes))
+    shape = (0, len(columns.widths), len(oof.classes))
     _, block = np.unique(np.stack([trial[rows], oof.time_s[rows] // BLOCK_S]), axis=1, return_inverse=True)
     x = np.concatenate([np.zeros((0, len(columns.names)), np.float32), *(x for x, _ in built)])
     return TrainingSample(rows=rows, x=x,
@@ -359,4 +357,4 @@ def _features(oof: OofLogits, trial: int, selected: NDArray[np.bool_], columns: 
     bar.advance()
     view = ClipView.of(oof, trial, columns.causal)
     here = selected[oof.rows(trial)][view.counts]
-    return columns.build(view)[here], columns.smoothed(view)[here]
+    return columns.build(view)[here], columns.smoothed(view, columns.widths)[here]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fercache import logits_import
 from fercache.config import fingerprint_of
 from fercache.errors import InputError, StoreError
-from fercache.oof import IN_SAMPLE, LoadedOofReader, OofLogits, OofReader, open_oof
+from fercache.oof import IN_SAMPLE, OofLogits, OofReader, loaded_reader, open_oof
 from fercache.stacking.features import FLOOR, log_softmax
 from fercache.workspace import Workspace
 
@@ -106,7 +106,7 @@ def open_merged(path: Path, imported: Sequence[Path]) -> Iterator[OofReader]:
     Merged logits are held in memory, as the stack held them; without imported ones only the trial at hand is.
     """
     if imported:
-        yield LoadedOofReader(merge_logits(OofLogits.load(path), [OofLogits.load(one) for one in imported]))
+        yield loaded_reader(merge_logits(OofLogits.load(path), [OofLogits.load(one) for one in imported]))
         return
     with open_oof(path) as reader:
         yield reader

@@ -17,32 +17,53 @@ from pathlib import Path
 from typing import Any
 
 import lightgbm
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from fercache.config import StackConfig
 from fercache.errors import StoreError
 from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
 from fercache.runtime.progress import ProgressBar, progress_bar
-from fercache.stacking import chain, features, models, smoothed_mean
-from fercache.stacking.chain import Chain, Clips
+from fercache.stacking import features, models, smoothed_mean
 from fercache.stacking.features import ClipView, FeatureColumns, TrainingSample, draw_sample
 from fercache.stacking.models import LinearModel, TreesModel
-from fercache.stacking.smoothed_mean import SmoothedMean, softmax
+from fercache.stacking.smoothed_mean import SmoothedMean
 from fercache.workspace import METRICS
 
 Probs = NDArray[np.float32]
 
 ROWS_PER_CALL = 65_536
 """Trials are collected up to this many rows, because each call of LightGBM has a fixed cost."""
-LEARNED = ("chain", "smoothed-mean", "logistic", "geometric-mean", "stack")
+LEARNED = ("smoothed-mean", "logistic", "geometric-mean", "stack")
 """The learned columns, from the simplest to the most flexible."""
+RECORD_VERSION = 1
+
+
+class FoldRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What was chosen in fitting one fold: in `metrics.json`, and for all folds in a file of its own.
+
+    Attributes
+    ----------
+    fold : the fold that was left out; -1 for none.
+    groups, rows : numbers of what the models learned from.
+    rounds, validation_groups : trees, and the groups on whose rows their number was chosen (0: a fixed number).
+    """
+
+    version: int = RECORD_VERSION
+    fold: int
+    groups: int
+    rows: int
+    smoothed_mean: SmoothedMean
+    rounds: int
+    validation_groups: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldModel:
-    """The models fitted without one fold (-1: on all folds), and their groups and rows; at clip level without chain."""
+    """The models fitted without one fold (-1: on all folds), and their groups and rows."""
 
     fold: int
     groups: int
@@ -50,13 +71,11 @@ class FoldModel:
     smoothed_mean: SmoothedMean
     trees: TreesModel
     linear: LinearModel
-    chain: Chain | None = None
 
-    def json(self) -> dict[str, Any]:
-        """Return the fitted choices as a JSON value."""
-        return {"fold": self.fold, "groups": self.groups, "rows": self.rows, "base": self.smoothed_mean.json(),
-                "chain": self.chain.json() if self.chain else None,
-                "rounds": self.trees.rounds, "watched_groups": self.trees.val_groups}
+    def record(self) -> FoldRecord:
+        """Return what was chosen in the fit."""
+        return FoldRecord(fold=self.fold, groups=self.groups, rows=self.rows, smoothed_mean=self.smoothed_mean,
+                          rounds=self.trees.rounds, validation_groups=self.trees.val_groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +96,9 @@ def run_nested_cv(oof: OofLogits, config: StackConfig) -> NestedResult:
         sample = draw_sample(oof, columns, config.refit == "all", bar)
         if not all(len(sample.without(fold).rows) for fold in range(max(k, 1))):
             return NestedResult(fold_models={}, columns={})
-        clips = Clips.of(oof, sample.rows, config.causal) if columns.level == "frame" else None
-        fold_models = {fold: _fit_fold(sample.without(fold), columns, fold, config, oof, clips, bar)
-                   for fold in [*range(k), -1]}
+        metric = config.metric or oof.metric
+        fold_models = {fold: _fit_fold(sample.without(fold), columns, metric, fold, config, bar)
+                       for fold in [*range(k), -1]}
         inference = _Inference(oof, columns, fold_models, config.threads, bar)
         return NestedResult(fold_models=fold_models, columns=inference.columns())
 
@@ -92,22 +111,15 @@ def predict_new(oof: OofLogits, fold_model: FoldModel, causal: bool) -> NestedRe
         return NestedResult(fold_models=fold_models, columns=_Inference(oof, columns, fold_models, 0, bar).columns())
 
 
-def _fit_fold(sample: TrainingSample, columns: FeatureColumns, fold: int, config: StackConfig, oof: OofLogits,
-            clips: Clips | None,
-            bar: ProgressBar) -> FoldModel:
-    """Fit the models of one fold: the chain first, because the other models use its output as a feature."""
-    bar.note("without fold " + str(fold) if fold >= 0 else "all folds")
-    fitted_chain = None
-    if clips:
-        trials = np.unique(oof.per_row(np.arange(len(oof.trials)))[sample.rows]).tolist()
-        fitted_chain = clips.fit(trials)
-        sample = clips.joined(sample, fitted_chain, trials)
-    base_model = smoothed_mean.fit_smoothed_mean(sample, columns.widths, config.metric or oof.metric)
-    plan = models.TreesPlan(seed=config.seed, threads=config.threads, balance=base_model.balance)
+def _fit_fold(sample: TrainingSample, columns: FeatureColumns, metric: str, fold: int, config: StackConfig,
+              bar: ProgressBar) -> FoldModel:
+    bar.note(f"without fold {fold}" if fold >= 0 else "all folds")
+    base = smoothed_mean.fit_smoothed_mean(sample, columns.widths, metric)
+    start = base.log_probs(sample.smoothed[:, columns.widths.index(base.width_s)])
+    plan = models.TreesPlan(seed=config.seed, threads=config.threads, balance=base.balance)
     fold_model = FoldModel(fold=fold, groups=len(np.unique(sample.group)), rows=len(sample.rows),
-                           smoothed_mean=base_model, chain=fitted_chain,
-                           trees=models.fit_trees(sample, base_model.log_probs(sample.smoothed), plan),
-                           linear=models.fit_linear(sample, base_model.balance))
+                           smoothed_mean=base, trees=models.fit_trees(sample, start, plan),
+                           linear=models.fit_linear(sample, base.balance))
     bar.advance()
     return fold_model
 
@@ -117,21 +129,20 @@ class _Inference:
 
     Attributes
     ----------
-    names : the columns.
-    start, correction, logistic, chain : (R, C) float32; gaps hold the values of the nearest frame with a face.
+    start, correction, logistic : (R, C) float32; gaps hold the values of the nearest frame with a face.
     """
 
     def __init__(self, oof: OofLogits, features_: FeatureColumns, fold_models: dict[int, FoldModel], threads: int,
                  bar: ProgressBar) -> None:
         self.oof, self.features = oof, features_
         shape = (len(oof.label), len(oof.classes))
-        self.start, self.correction, self.logistic, self.chain = (np.zeros(shape, np.float32) for _ in range(4))
-        self.names = tuple(name for name in LEARNED if name != chain.NAME or features_.level == "frame")
+        self.start, self.correction, self.logistic = (np.zeros(shape, np.float32) for _ in range(3))
         for fold, fold_model in fold_models.items():
             waiting: list[tuple[int, ClipView, Probs, Probs]] = []
             for trial in np.flatnonzero((oof.fold == fold) & (np.diff(oof.offsets) > 0)).tolist():
                 view = ClipView.of(oof, trial, features_.causal)
-                waiting.append((trial, view, features_.build(view), features_.smoothed(view)))
+                smoothed = features_.smoothed(view, (fold_model.smoothed_mean.width_s,))[:, 0]
+                waiting.append((trial, view, features_.build(view), smoothed))
                 if sum(len(x) for _, _, x, _ in waiting) >= ROWS_PER_CALL:
                     self._fill(fold_model, waiting, threads)
                     waiting = []
@@ -143,13 +154,9 @@ class _Inference:
         if not waiting:
             return
         x, smoothed = (np.concatenate([one[part] for one in waiting]) for part in (2, 3))
-        outputs: dict[str, NDArray[Any]] = {}
-        if fold_model.chain:
-            chain_inputs = [chain.chain_input(view) for _, view, _, _ in waiting]
-            outputs["chain"] = np.concatenate(fold_model.chain.predict(chain_inputs, self.features.causal))
-            x, smoothed = chain.beside(x, smoothed, outputs["chain"])
-        outputs |= {"start": fold_model.smoothed_mean.log_probs(smoothed), "logistic": fold_model.linear.logits(x),
-                 "correction": fold_model.trees.correction(x, threads)}
+        outputs: dict[str, NDArray[Any]]
+        outputs = {"start": fold_model.smoothed_mean.log_probs(smoothed), "logistic": fold_model.linear.logits(x),
+                   "correction": fold_model.trees.correction(x, threads)}
         ends = np.cumsum([len(one) for _, _, one, _ in waiting])
         for (trial, view, one, _), end in zip(waiting, ends.tolist(), strict=True):
             for name, values in outputs.items():
@@ -158,9 +165,9 @@ class _Inference:
 
     def columns(self) -> dict[str, Probs]:
         """Return the probabilities of the learned columns."""
-        logits = {"chain": self.chain, "smoothed-mean": self.start, "logistic": self.logistic,
+        logits = {"smoothed-mean": self.start, "logistic": self.logistic,
                   "geometric-mean": _mean_log(self.start, self.logistic), "stack": self.start + self.correction}
-        return {name: softmax(logits[name]).astype(np.float32) for name in self.names}
+        return {name: softmax(logits[name], axis=1).astype(np.float32) for name in LEARNED}
 
 
 def _mean_log(one: Probs, other: Probs) -> Probs:
@@ -170,8 +177,8 @@ def _mean_log(one: Probs, other: Probs) -> Probs:
 
 # What a stack run leaves in the cache: final predictions, metrics, and the learnt models as text.
 
-"""Written last: a run without this file is incomplete."""
 FINAL = "final.npy"
+FOLD_RECORD = "fold-model-all.json"
 ALL = -1
 """The key of the model that is fitted on all folds and predicts new clips."""
 LINEAR = ("mean", "scale", "weights", "bias")
@@ -196,7 +203,7 @@ def save_stack(folder: Path, ppm: NDArray[np.int32], fold_models: dict[int, Fold
     if ALL in fold_models:
         with atomic_io.replacing(folder / "linear-all.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, **{name: getattr(fold_models[ALL].linear, name) for name in LINEAR})
-        atomic_io.write_json(folder / "member-all.json", fold_models[ALL].json())
+        atomic_io.write_json(folder / FOLD_RECORD, msgspec.to_builtins(fold_models[ALL].record()))
     with atomic_io.replacing(folder / FINAL) as temporary, temporary.open("wb") as file:
         np.save(file, ppm, allow_pickle=False)
     # Last: after a crash before this line, `load_stack` returns None and the run is repeated.
@@ -224,18 +231,16 @@ def load_fold_model(folder: Path) -> FoldModel:
         The run has none (too few groups), or its files are damaged.
     """
     try:
-        outputs = atomic_io.read_json(folder / "member-all.json")
-        trees = TreesModel(booster=lightgbm.Booster(model_file=str(folder / f"trees-{_name(ALL)}.txt")),
-                      rounds=outputs["rounds"], val_groups=outputs["watched_groups"])
+        record = msgspec.convert(atomic_io.read_json(folder / FOLD_RECORD), FoldRecord)
+        booster = lightgbm.Booster(model_file=str(folder / f"trees-{_name(ALL)}.txt"))
         with np.load(folder / "linear-all.npz", allow_pickle=False) as file:
             linear = LinearModel(**{name: file[name] for name in LINEAR})
-        base = SmoothedMean.of(outputs["base"])
-        fitted_chain = Chain.of(outputs["chain"]) if outputs["chain"] else None
-    except (OSError, KeyError, ValueError, lightgbm.basic.LightGBMError) as error:
+    except (OSError, KeyError, ValueError, msgspec.ValidationError, lightgbm.basic.LightGBMError) as error:
         raise StoreError(f"the model of all folds is missing or damaged ({error})", where=folder,
                          hint="run `fercache stack`") from error
-    return FoldModel(fold=ALL, groups=outputs["groups"], rows=outputs["rows"], smoothed_mean=base, trees=trees,
-                     linear=linear, chain=fitted_chain)
+    trees = TreesModel(booster=booster, rounds=record.rounds, val_groups=record.validation_groups)
+    return FoldModel(fold=ALL, groups=record.groups, rows=record.rows, smoothed_mean=record.smoothed_mean,
+                     trees=trees, linear=linear)
 
 
 def _name(fold: int) -> str:

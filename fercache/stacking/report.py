@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from rich import box
@@ -17,17 +18,17 @@ from fercache import __version__, metrics
 from fercache.config import StackConfig
 from fercache.oof import OofLogits
 from fercache.results import missing_faces
-from fercache.stacking import calibration, chain, features
+from fercache.stacking import calibration, features
 from fercache.stacking.candidates import DESCRIPTIONS, FinalCandidate, leaky_heads
 from fercache.stacking.nested_cv import LEARNED, NestedResult, Probs
 
 OUT_OF_FOLD = "out of fold: by models that saw nothing of the frame's group"
 HELD_OUT = "by models of the training groups only"
 SPLITS = ("train", "validation", "test")
-FEW_LEARNT = "nothing could be learnt: without one of the folds no labelled frame with a face is left"
+FEW_LEARNT = "nothing was learned: without one of the folds, no labeled frame has a face"
 OUT_OF_FOLD_TOO = ("the heads were refitted on train and validation (refit = all): folds go over both, and every score "
                    "is out of fold")
-REFITTED = "fitted on this split too (refit = all): a score would say nothing, and none is shown"
+REFITTED = "fitted on this split too (refit = all), so it has no score"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +57,15 @@ def build_report(run: StackRun) -> dict[str, Any]:
             "metric": run.metric, "level": config.level, "causal": config.causal, "refit": _refit(run),
             "final": {"column": run.final.name, "why": run.final.why, "temperature": run.temperatures[-1]},
             "temperatures": {str(fold): t for fold, t in run.temperatures.items()},
-            "told": _losing(splits["train"], run.metric), "flags": [f"{name}: {why}" for name, why in leaky.items()],
+            "warnings": _losing(splits["train"], run.metric),
+            "flags": [f"{name}: {why}" for name, why in leaky.items()],
             "order": list(run.columns), "columns": {name: DESCRIPTIONS.get(name, "head") for name in run.columns},
             "gap_policy": missing_faces.describe_policy(config.missing_faces),
             "frames_without_face": int((~oof.valid).sum()),
             "splits": {split: value for split, value in splits.items() if value}, "folds": _folds(oof),
             "declared": oof.declared,
-            "learnt": [member.json() for member in run.nested.fold_models.values()] or FEW_LEARNT,
+            "fold_models": (msgspec.to_builtins([model.record() for model in run.nested.fold_models.values()])
+                            or FEW_LEARNT),
             "importances": _importances(run), "frames": len(oof.label), "trials": len(oof.trials),
             "config": config.settings(), "logits": {"fingerprint": oof.fingerprint, "provenance": oof.provenance}}
 
@@ -155,8 +158,6 @@ def _importances(run: StackRun) -> list[tuple[str, float]]:
     if -1 not in run.nested.fold_models:
         return []
     names = features.feature_columns(run.oof, run.config.causal).names
-    if run.nested.fold_models[-1].chain:
-        names = [*names, *chain.names(run.oof.classes)]
     named = zip(names, run.nested.fold_models[-1].trees.gains().tolist(), strict=True)
     return [(name, round(gain, 6)) for name, gain in sorted(named, key=lambda pair: -pair[1]) if gain > 0]
 
@@ -164,7 +165,8 @@ def _importances(run: StackRun) -> list[tuple[str, float]]:
 # The table of scores for the terminal.
 
 TITLES = {"train": "train, out of fold", "validation": "validation", "test": "test"}
-FIGURES = {"macro_f1": "macro F1", "accuracy": "accuracy", "abaw2": ".67 F1 + .33 acc"}
+SHOWN = ("macro_f1", "accuracy", "abaw2")
+"""A fourth column with an interval does not fit 80 characters."""
 CLASS_WIDTH = 7
 
 
@@ -181,7 +183,7 @@ def score_table(report: dict[str, Any]) -> RenderableType:
     parts += [_gain(report, split, title) for split, title in TITLES.items()
               if report["splits"].get(split, {}).get("paired")]
     parts.append(Text.assemble(("final: ", "bold"), (final["column"], "bold green"), f"  ({final['why']})"))
-    parts += [Text(line, "yellow") for line in report.get("told", ())]
+    parts += [Text(line, "yellow") for line in report["warnings"]]
     parts += [Text(f"FLAG  {flag}", "bold red") for flag in report["flags"]]
     parts.append(Text.assemble(("gaps: ", "bold"), report["config"]["missing_faces"], (
         f"  (of {report['frames']:,} frames {report['frames_without_face']:,} have no face)", "dim")))
@@ -200,11 +202,12 @@ def _scores(report: dict[str, Any], split: str, title: str) -> Table:
                  caption=note or "brackets: 95 % by bootstrap over groups", caption_justify="left",
                  padding=(0, 1, 0, 0), pad_edge=False)
     grid.add_column("")
-    for heading in (*FIGURES.values(), "UAR" if report["level"] == "clip" else "with face"):
+    last = metrics.METRICS["uar"].title if report["level"] == "clip" else "with face"
+    for heading in (*(metrics.METRICS[name].title for name in SHOWN), last):
         grid.add_column(heading, justify="right")
     for name, scores in _ordered(report, rows):
         style = "bold green" if name == report["final"]["column"] else ""
-        grid.add_row(name, *(_figure(scores, key) for key in FIGURES),
+        grid.add_row(name, *(_figure(scores, key) for key in SHOWN),
                      f"{scores['uar'] if report['level'] == 'clip' else seen[name]['macro_f1']:.3f}", style=style)
     return grid
 

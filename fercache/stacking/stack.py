@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.console import RenderableType
 
 from fercache.config import StackConfig
-from fercache.errors import InputError
+from fercache.errors import InputError, StoreError
 from fercache.oof import OofLogits
 from fercache.results import io
 from fercache.runtime import atomic_io
@@ -52,12 +52,15 @@ class StackInference:
         Raises
         ------
         StoreError
-            The run's models are absent or damaged.
+            The run's models are absent or damaged, or another version wrote them.
         """
+        if run_metrics.get("version") != FORMAT:
+            raise StoreError(f"the run has format {run_metrics.get('version', 'unknown')}; this version reads {FORMAT}",
+                             where=folder, hint="run `fercache stack` again")
         causal, nested = bool(run_metrics["causal"]), NestedResult(fold_models={}, columns={})
         oof = inputs.aggregate_clips(oof) if run_metrics["level"] == "clip" else oof
         oof = candidates.drop_lookahead_heads(oof) if causal else oof
-        if isinstance(run_metrics["learnt"], list):
+        if isinstance(run_metrics["fold_models"], list):
             nested = nested_cv.predict_new(oof, nested_cv.load_fold_model(folder), causal)
         filler = GapFiller.of(oof, run_metrics["config"].get("missing_faces", "nearest"), causal=causal)
         columns = candidates.gather_candidates(oof, nested, filler)
@@ -76,7 +79,7 @@ class StackInference:
         return ppm[inputs.rows_of_clips(whole, self.oof)] if self.metrics["level"] == "clip" else ppm
 
 
-FORMAT = 6
+FORMAT = 7
 """Incremented whenever the code changes the output of a run, so that old cached runs are not reused."""
 
 
@@ -159,7 +162,7 @@ def _compute(oof: OofLogits, config: StackConfig, run_folder: Path,
     ppm = candidates.to_ppm(filler.refill(tempered))
     run = report.StackRun(oof=oof, config=config, nested=nested, columns=by_candidate, final=final,
                             temperatures=temperatures)
-    record = {**report.build_report(run), "fingerprint": fingerprint_}
+    record = {**report.build_report(run), "version": FORMAT, "fingerprint": fingerprint_}
     nested_cv.save_stack(run_folder, ppm, nested.fold_models, record)
     return ppm, record
 
@@ -221,7 +224,7 @@ def evaluate(folder: Path, oof: OofLogits, config: StackConfig) -> StackResult:
     run = report.StackRun(oof=ready, config=_as_trained(run_metrics, config), nested=inference.nested,
                        columns=inference.columns, final=final,
                        temperatures=dict.fromkeys([*range(int(ready.fold.max(initial=-1)) + 1), -1], temperature))
-    record = {**report.build_report(run), "fingerprint": run_metrics["fingerprint"]}
+    record = {**report.build_report(run), "version": FORMAT, "fingerprint": run_metrics["fingerprint"]}
     return StackResult(oof=oof, ppm=inference.probs_ppm(oof), report=record, folder=folder, cached=False,
                        seconds=time.monotonic() - started)
 

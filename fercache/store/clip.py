@@ -1,4 +1,4 @@
-"""Reading one clip: arrays that are whole, or an error; never zeros for what is missing."""
+"""Reading one clip: whole arrays or an error, never zeros in place of missing chunks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.errors import InputError, NotInStore
-from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, encode_name
+from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, Grid, encode_name
 from fercache.store.local import StoreFiles
 from fercache.store.manifest import ClipManifest, damaged
 
@@ -20,13 +20,13 @@ class Tap:
 
     Notes
     -----
-    Reads the chunks' files straight into memory: past Zarr's own cost of about a millisecond a chunk, and past its
-    rule that a missing chunk is the fill value. `zarr` is the same array for tools that want one.
+    Reads the chunks' files straight into memory. Zarr itself would cost about a millisecond per chunk, and would return
+    the fill value for a missing one. The property `zarr` is the same array for other tools.
     """
 
-    def __init__(self, files: StoreFiles, key: str, mark: ClipManifest, name: str) -> None:
+    def __init__(self, files: StoreFiles, key: str, grid: Grid) -> None:
         self.files, self.key = files, key
-        self.grid = mark.arrays[name].grid
+        self.grid = grid
         self.shape, self.ndim = self.grid.shape, len(self.grid.shape)
         self.dtype = np.dtype(self.grid.dtype)
         self._checked = False
@@ -38,7 +38,7 @@ class Tap:
         return f"<Tap {self.key} {self.shape} {self.dtype}>"
 
     def __getitem__(self, index: Any) -> Any:
-        """Return what NumPy would return for the whole array; of the files only the rows asked for are read."""
+        """Return what NumPy would return for the whole array; a row or a slice reads only the chunks it needs."""
         first, rest = (index[0], index[1:]) if isinstance(index, tuple) and index else (index, ())
         if isinstance(first, int | np.integer):
             row = range(len(self))[int(first)]
@@ -61,26 +61,20 @@ class Tap:
         StoreError
             A chunk's file is missing or torn.
         InputError
-            Rows that the clip does not have, or `out` has another shape or type.
+            The clip does not have these rows, or `out` has another shape or type.
         """
-        if not 0 <= start <= max(start, stop) <= len(self):  # the last chunk is padded: past the end lie zeros
+        if not 0 <= start <= max(start, stop) <= len(self):  # the last chunk is padded: past the end there are zeros
             raise InputError(f"rows {start} to {stop} of {len(self)}", where=self.key)
-        # far away files are whole, and a missing one is found when read
+        # One listing finds torn files before any row is read. Remote objects are never torn, and a missing one fails
+        # when it is read, so the round trip is saved.
         if not (self._checked or self.files.is_remote):
             self.check()
         shape = (max(stop - start, 0), *self.shape[1:])
         if out is not None and (out.shape != shape or out.dtype != self.dtype):
             raise InputError(f"{out.dtype} {out.shape} cannot take {self.dtype} {shape}", where=self.key)
         direct = out is not None and out.flags.c_contiguous and out.dtype.isnative and sys.byteorder == "little"
-        made = out if out is not None and direct else np.empty(shape, self.dtype.newbyteorder("<"))
-        self._fill(made.reshape(-1).view(np.uint8).data, start, stop)
-        if out is None or direct:
-            return made
-        out[...] = made
-        return out
-
-    def _fill(self, view: memoryview, start: int, stop: int) -> None:
-        """Read rows `start` to `stop` into `view`."""
+        rows = out if out is not None and direct else np.empty(shape, self.dtype.newbyteorder("<"))
+        view = rows.reshape(-1).view(np.uint8).data
         size, grid = self.grid.row_bytes, self.grid
         parts = []
         for chunk in range(start // grid.rows, -(-stop // grid.rows) if stop > start else start // grid.rows):
@@ -90,14 +84,18 @@ class Tap:
         failed = self.files.fill_all(parts)
         if failed is not None:
             raise damaged("a chunk is missing or torn", f"{self.files.root}/{failed}")
+        if out is None or direct:
+            return rows
+        out[...] = rows
+        return out
 
     def check(self) -> None:
-        """Refuse an array of which a chunk's file is missing or has another length.
+        """Check that the file of every chunk exists and has its full length.
 
         Raises
         ------
         StoreError
-            Where that is so.
+            A chunk is missing or torn.
         """
         sizes = self.files.sizes(self.key)
         for key in self.grid.files():
@@ -108,7 +106,7 @@ class Tap:
     @property
     def zarr(self) -> Any:
         """The array as Zarr opens it, read-only, after `check`."""
-        import zarr  # half a second, for those who want Zarr's own array
+        import zarr  # takes half a second, and fercache itself reads without it
 
         self.check()
         place = self.files.root / self.key
@@ -122,7 +120,7 @@ class Clip(Mapping[str, Tap]):
     ----------
     name : of the clip.
     frames : T.
-    mark : what was committed.
+    manifest : what was committed.
     """
 
     def __init__(self, files: StoreFiles, manifest: ClipManifest) -> None:
@@ -141,19 +139,21 @@ class Clip(Mapping[str, Tap]):
     def __getitem__(self, tap: str) -> Tap:
         if tap not in self.manifest.arrays:
             raise NotInStore(f"no tap {tap!r}", where=self.name, hint=f"it has {', '.join(self)}")
-        return Tap(self.files, f"{encode_name(self.name)}/{encode_name(tap)}", self.manifest, tap)
+        return Tap(self.files, f"{encode_name(self.name)}/{encode_name(tap)}",
+                   self.manifest.arrays[tap].grid)
 
     @property
     def frame_table(self) -> NDArray[np.void]:
-        """The clock, ``(T,)`` with named columns: ``clip.clock["time_s"]`` is ``(T,) float64``."""
+        """The frame table, ``(T,)`` with named columns: ``clip.frame_table["time_s"]`` is ``(T,) float64``."""
         rows = self[FRAME_TABLE].rows(0, self.frames)
         return rows.view([(name, "<f8") for name in FRAME_COLUMNS])[:, 0]
 
     def read(self, tap: str, out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
-        """Return the whole of a tap, ``(T, ...) float16``, at the rate of the disk.
+        """Return a whole tap, ``(T, ...) float16``.
 
         Parameters
         ----------
-        out : where to put it, of the same shape, instead of a new array; without gaps it is read into directly.
+        out : array of the same shape to read into, instead of a new one; the files are read straight into a contiguous
+            one.
         """
         return self[tap].rows(0, self.frames, out)

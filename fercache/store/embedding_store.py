@@ -1,4 +1,4 @@
-"""The embedding store: clip name -> features on the frame clock, each clip complete or absent."""
+"""The embedding store: clip name -> features of every frame; each clip is complete or absent."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from fercache.runtime import atomic_io
 from fercache.runtime.uri import Location
 from fercache.store.clip import Clip
 from fercache.store.journal import Journal
-from fercache.store.layout import FRAME_TABLE, META, VERSION, encode_name
-from fercache.store.local import TEMPORARY, FileStamp, StoreFiles, StoreSize
+from fercache.store.layout import FRAME_TABLE, META, encode_name
+from fercache.store.local import FileStamp, StoreFiles, StoreSize
 from fercache.store.locks import hold_lease, lock_gate, work_folder
 from fercache.store.manifest import (
     EXTRACT_AGAIN_HINT,
     ClipManifest,
+    StoreRoot,
     damaged,
-    plain,
+    normalize_json,
     read_manifest,
+    read_record,
     same_source,
     verify_checksum,
     with_checksum,
@@ -33,30 +35,34 @@ from fercache.store.writer import ClipWriter, WriterJob, check_case_collision
 log = logging.getLogger(__name__)
 
 
-# The root of a store: what every clip in it was made by.
-
-REBUILD_HINT = "run `fercache extract` with the settings it was made by: it writes the root anew and keeps the clips"
+JOURNAL_SUFFIX = ".journal"
+REBUILD_HINT = "run `fercache extract` with the same settings: it writes the root anew and keeps the clips"
 
 
 def root_document(settings: dict[str, Any], taps: dict[str, tuple[int, ...]]) -> bytes:
     """Return the `zarr.json` of a store's root."""
-    return with_checksum({"version": VERSION, "settings": settings, "fingerprint": fingerprint_of(settings),
-                   "taps": {name: list(shape) for name, shape in taps.items()}})
+    return with_checksum(StoreRoot(settings=settings, fingerprint=fingerprint_of(settings), taps=taps))
 
 
-def read_root(data: bytes, where: Location) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """Return settings and taps from the root's `zarr.json`."""
+def read_root(data: bytes, where: Location) -> StoreRoot:
+    """Return the record in the root's `zarr.json`.
+
+    Raises
+    ------
+    StoreError
+        It is damaged, or its format has another version.
+    """
     try:
-        body = verify_checksum(data, where / META)
-        taps = {name: tuple(int(n) for n in shape) for name, shape in body["taps"].items()}
-        check_taps(taps)
-        return dict(body["settings"]), taps
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise StoreError("is no embedding store of fercache's", where=where / META,
+        root = read_record(data, where / META, StoreRoot)
+        check_taps(root.taps)
+    except InputError as error:
+        raise StoreError(f"is not an embedding store of fercache ({error.what})", where=where / META,
                          hint=REBUILD_HINT) from error
     except StoreError as error:
-        hint = error.hint if error.hint == EXTRACT_AGAIN_HINT else REBUILD_HINT  # no clip of another format is kept
+        # A store of another format keeps its hint: none of its clips can be kept.
+        hint = error.hint if error.hint == EXTRACT_AGAIN_HINT else REBUILD_HINT
         raise StoreError(error.what, where=where / META, hint=hint) from error
+    return root
 
 
 def settings_of_any_version(path: Location) -> dict[str, Any]:
@@ -83,20 +89,17 @@ def is_root(data: bytes, where: Location) -> bool:
 
 
 def check_taps(taps: dict[str, tuple[int, ...]]) -> None:
-    """Refuse taps that no array can be made for."""
+    """Refuse taps that cannot be stored as arrays."""
     if not taps:
         raise InputError("a store needs at least one tap")
     for name, shape in taps.items():
         if name == FRAME_TABLE or not shape or min(shape) < 1:
             raise InputError(f"tap {name!r} of shape {shape} cannot be stored",
-                             hint=f"shapes are positive, and {FRAME_TABLE!r} is the clock's name")
-
-
-JOURNAL = ".journal"
+                             hint=f"shapes are positive, and {FRAME_TABLE!r} is the name of the frame table")
 
 
 class EmbeddingStore(Mapping[str, Clip]):
-    """Features of one setting, clip by clip. Make one with `open` or `create`.
+    """The features of all clips, computed with the same settings; open it with `open` or `create`.
 
     Attributes
     ----------
@@ -107,18 +110,14 @@ class EmbeddingStore(Mapping[str, Clip]):
 
     Notes
     -----
-    Any number of processes, and of machines on a remote store, may read and write at once. A clip whose mark is
-    damaged, or was made for another store, counts as absent (the log says so): the next `extract` does it again.
+    Any number of processes, and of machines on a remote store, may read and write at once. A clip whose manifest is
+    damaged or belongs to another store counts as absent, with a warning: the next `extract` computes it again.
     """
 
-    def __init__(self, files: StoreFiles, mode: str) -> None:
+    def __init__(self, files: StoreFiles, mode: str, root: StoreRoot) -> None:
         self.files, self.mode, self.path = files, mode, files.root
-        data = files.get(META)
-        if data is None:
-            raise StoreError("holds no embedding store", where=self.path,
-                             hint="check the path, or run `fercache extract`")
-        self.settings, self.taps = read_root(data, self.path)
-        self.fingerprint = fingerprint_of(self.settings)
+        self.settings, self.taps = root.settings, root.taps
+        self.fingerprint = fingerprint_of(root.settings)
         self._manifests: dict[str, tuple[FileStamp, ClipManifest | None]] = {}
         self._digest: str | None = None
 
@@ -128,53 +127,61 @@ class EmbeddingStore(Mapping[str, Clip]):
 
         Parameters
         ----------
-        mode : ``"r"`` to read, ``"a"`` to write too. Of a remote store opened to read, marks are read once.
+        mode : ``"r"`` to read, ``"a"`` to write too. ``"r"`` reads each manifest of a remote store only once.
 
         Raises
         ------
         StoreError
-            There is none, or its root is damaged.
+            There is no store, or its root is damaged.
         """
         if mode not in ("r", "a"):
             raise InputError(f"mode {mode!r} is neither 'r' nor 'a'", where=path)
-        return cls(files_at(path), mode)
+        return cls._open(files_at(path), mode)
+
+    @classmethod
+    def _open(cls, files: StoreFiles, mode: str) -> EmbeddingStore:
+        data = files.get(META)
+        if data is None:
+            raise StoreError("holds no embedding store", where=files.root,
+                             hint="check the path, or run `fercache extract`")
+        return cls(files, mode, read_root(data, files.root))
 
     @classmethod
     def exists(cls, path: str | Location) -> bool:
-        """Return whether a store's root was written at `path`: a folder alone is what a killed `create` leaves."""
+        """Return whether there is a store's root at `path`; a killed `create` may leave a folder without one."""
         return files_at(path).get(META) is not None
 
     @classmethod
     def create(cls, path: str | Location, settings: dict[str, Any], taps: dict[str, tuple[int, ...]], *,
-               mend: bool = False) -> EmbeddingStore:
-        """Return the store at `path`, open for writing; it is made if there is none.
+               repair: bool = False) -> EmbeddingStore:
+        """Return the store at `path`, open for writing; a missing one is created.
 
         Parameters
         ----------
-        mend : write a damaged root anew. What it said is known, and no clip of other settings passes for one of these
-            (each mark names the fingerprint it was made for).
+        repair : write a damaged root anew. That is safe: the settings are given, and each manifest has the fingerprint
+            of its settings, so a clip of other settings counts as absent.
 
         Raises
         ------
         StoreError
             The store there has other settings or taps.
         InputError
-            The settings are no JSON, or a tap has no shape.
+            The settings cannot be written as JSON, or a tap has no shape.
         """
-        files, settings = files_at(path), plain(settings, "settings")
+        files, settings = files_at(path), normalize_json(settings, "settings")
         check_taps(taps)
         with lock_gate(work_folder(files.root)):
-            held = files.get(META)
-            if held is None or (mend and not is_root(held, files.root)):
+            root = files.get(META)
+            if root is None or (repair and not is_root(root, files.root)):
                 files.replace(META, root_document(settings, taps))
         atomic_io.durable_step("store.created")
-        store = cls(files, "a")
+        store = cls._open(files, "a")
         store.sweep()
         if (store.settings, store.taps) != (settings, taps):
             differ = [key for key in sorted({*settings, *store.settings})
                       if settings.get(key) != store.settings.get(key)]
-            raise StoreError(f"was made with other {', '.join(differ) or 'taps'}", where=path,
-                             hint="another setting is another store: choose another path")
+            raise StoreError(f"was created with other {', '.join(differ) or 'taps'}", where=path,
+                             hint="a store has one setting: choose another path")
         return store
 
     def __repr__(self) -> str:
@@ -182,8 +189,8 @@ class EmbeddingStore(Mapping[str, Clip]):
 
     def __iter__(self) -> Iterator[str]:
         """Yield the names of the committed clips, sorted."""
-        found = list(self.files.in_parallel(self._manifest, self.files.folders()))
-        return iter(sorted(mark.clip for mark in found if mark is not None))
+        manifests = list(self.files.in_parallel(self._manifest, self.files.folders()))
+        return iter(sorted(manifest.clip for manifest in manifests if manifest is not None))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -195,53 +202,55 @@ class EmbeddingStore(Mapping[str, Clip]):
         return Clip(self.files, self.manifest(clip))
 
     def manifest(self, clip: str) -> ClipManifest:
-        """Return what was committed of a clip.
+        """Return the manifest of a committed clip.
 
         Raises
         ------
         NotInStore
-            Nothing was, or its mark is damaged.
+            The clip is not committed, or its manifest is damaged.
         """
-        mark = self._manifest(encode_name(clip))
-        if mark is None:
+        manifest = self._manifest(encode_name(clip))
+        if manifest is None:
             raise NotInStore(f"no clip {clip!r}", where=self.path, hint="run `fercache extract`, or check the name")
-        return mark
+        return manifest
 
     def _manifest(self, folder: str) -> ClipManifest | None:
-        """Return the mark in a folder, None where there is none that can be trusted."""
-        key, held = f"{folder}/{META}", self._manifests.get(folder)
-        if held is not None and self.files.is_remote and self.mode == "r":
-            return held[1]
+        """Return the manifest in a folder, None if there is no intact one."""
+        key, cached = f"{folder}/{META}", self._manifests.get(folder)
+        # A reader of a remote store would pay a request per clip to notice that another process replaced it.
+        if cached is not None and self.files.is_remote and self.mode == "r":
+            return cached[1]
         stamp = self.files.stat(key)
         if stamp is None:
             return None
-        if held is not None and held[0] == stamp:
-            return held[1]
+        if cached is not None and cached[0] == stamp:
+            return cached[1]
         try:
-            mark = self.read_manifest(folder)
+            manifest = self.read_manifest(folder)
         except StoreError as error:
             log.warning("%s", error)
-            mark = None
-        self._manifests[folder] = stamp, mark
-        return mark
+            manifest = None
+        self._manifests[folder] = stamp, manifest
+        return manifest
 
     def read_manifest(self, folder: str) -> ClipManifest | None:
-        """Return the mark in a folder, None where the clip is not committed.
+        """Return the manifest in a folder, None if the clip is not committed.
 
         Raises
         ------
         StoreError
-            The mark is damaged, or belongs to another clip or store.
+            The manifest is damaged, or belongs to another clip or store.
         """
-        where = self.path / folder
         data = self.files.get(f"{folder}/{META}")
         if data is None:
             return None
-        mark = read_manifest(data, where)
-        shapes = {name: array.shape[1:] for name, array in mark.arrays.items() if name != FRAME_TABLE}
-        if encode_name(mark.clip) != folder or mark.fingerprint != self.fingerprint or shapes != self.taps:
-            raise damaged(f"is a foreign clip ({mark.clip!r} of a store {mark.fingerprint[:12]})", where)
-        return mark
+        manifest = read_manifest(data, self.path / folder)
+        shapes = {name: array.shape[1:] for name, array in manifest.arrays.items() if name != FRAME_TABLE}
+        # A folder copied from another store, or renamed, is intact in itself, but its features are not this clip's.
+        if encode_name(manifest.clip) != folder or manifest.fingerprint != self.fingerprint or shapes != self.taps:
+            raise damaged(f"belongs to the clip {manifest.clip!r} of the store {manifest.fingerprint[:12]}",
+                          self.path / folder)
+        return manifest
 
     def document(self) -> bytes:
         """Return the `zarr.json` of the store's root."""
@@ -252,16 +261,20 @@ class EmbeddingStore(Mapping[str, Clip]):
 
         Notes
         -----
-        Sorted by clip, so the order of work is not in it; nor are provenance, source or time stamps. Of a far store
-        that is open to read it is asked once, as the marks are: forked processes need not ask at all.
+        It does not depend on the order of work, provenance, source or time stamps.
         """
+        # Once for a reader of a remote store, as its manifests: forked processes then need no request at all.
         if self._digest is None or self.mode == "a" or not self.files.is_remote:
             self._digest = fingerprint_of([self.manifest(clip).identity() for clip in self])
         return self._digest
 
     def prefetch(self, names: Sequence[str], taps: Sequence[str]) -> EmbeddingStore | PrefetchingStore:
-        """Return the store for a reader who takes these taps of whole clips, in this order: read ahead if it is far."""
-        return PrefetchingStore(self, names, taps) if self.files.is_remote else self
+        """Return the store for a reader of these taps of whole clips in this order; a remote one is read ahead."""
+        if not self.files.is_remote:
+            return self
+        clips = list(dict.fromkeys(names))
+        manifests = self.files.in_parallel(self.manifest, clips)
+        return PrefetchingStore(self, dict(zip(clips, manifests, strict=True)), taps)
 
     def size(self) -> StoreSize:
         """Return bytes and number of files on disk."""
@@ -269,11 +282,11 @@ class EmbeddingStore(Mapping[str, Clip]):
 
     @contextmanager
     def writer(self, clip: str, *, source: dict[str, Any], provenance: dict[str, Any]) -> Iterator[ClipWriter | None]:
-        """Yield a writer for a clip, or None where another live writer holds it or has just committed it.
+        """Yield a writer for a clip, or None if another live process is writing it or has just committed it.
 
         Parameters
         ----------
-        source : what tells the source from others; a committed clip of another source is done again.
+        source : identifies the source file; a committed clip of another source is computed again.
         provenance : what float noise depends on.
 
         Raises
@@ -281,19 +294,21 @@ class EmbeddingStore(Mapping[str, Clip]):
         StoreError
             The store is open for reading only.
         ClipError
-            The file system takes the clip's name for that of another clip.
+            The file system ignores case, and the clip's name differs from another one's in case only.
 
         Notes
         -----
-        What a dead writer left is taken over if source and provenance are equal (time stamps apart), else discarded.
-        What this one leaves without `commit` waits for the next.
+        The work of a dead writer is resumed if source and provenance are equal (except time stamps), and discarded
+        otherwise. The next writer resumes what this one leaves without `commit`.
         """
         self._check_writable()
-        job = WriterJob(clip=clip, fingerprint=self.fingerprint, taps=self.taps, source=plain(source, "source"),
-                  provenance=plain(provenance, "provenance"))
+        job = WriterJob(clip=clip, fingerprint=self.fingerprint, taps=self.taps,
+                        source=normalize_json(source, "source"),
+                        provenance=normalize_json(provenance, "provenance"))
         with hold_lease(self.files, job.folder) as mine:
-            held = self._manifest(job.folder) if mine else None
-            if held is not None and same_source(held.source, job.source):
+            # Under the lock: another process may have committed the clip since the caller found it absent.
+            committed = self._manifest(job.folder) if mine else None
+            if committed is not None and same_source(committed.source, job.source):
                 self._journal(job.folder).remove()
                 mine = False
             if not mine:
@@ -302,10 +317,10 @@ class EmbeddingStore(Mapping[str, Clip]):
             if self.files.stat(f"{job.folder}/{META}") is not None:
                 check_case_collision(self.files, job)
                 self._discard(job.folder)
-            yield ClipWriter(self.files, self._journal(job.folder), job)
+            yield ClipWriter.open(self.files, self._journal(job.folder), job)
 
     def remove(self, clip: str) -> None:
-        """Remove a clip, committed or half done; nothing happens where there is none.
+        """Remove a clip, committed or unfinished; do nothing if it is absent.
 
         Raises
         ------
@@ -316,7 +331,7 @@ class EmbeddingStore(Mapping[str, Clip]):
         self.remove_folder(encode_name(clip))
 
     def remove_folder(self, folder: str) -> None:
-        """Remove what is in a clip's folder, whatever it is."""
+        """Remove a clip's folder, whatever it contains."""
         with hold_lease(self.files, folder) as mine:
             if not mine:
                 raise StoreError("is being written by another process", where=self.path / folder,
@@ -324,20 +339,21 @@ class EmbeddingStore(Mapping[str, Clip]):
             self._discard(folder)
 
     def sweep(self) -> None:
-        """Remove what was left by writers killed between a clip's commit and its journal's end, or at the root."""
+        """Remove journals of committed clips and temporary files of the root, which killed writers left."""
         with lock_gate(self.work):
             for name in self.files.sizes(""):
-                if name.startswith(TEMPORARY):
+                if name.startswith(atomic_io.TEMPORARY):
                     self.files.remove(name)
-        for path in self.work.glob("*" + JOURNAL):
-            folder = path.name.removesuffix(JOURNAL)
+        for path in self.work.glob("*" + JOURNAL_SUFFIX):
+            folder = path.name.removesuffix(JOURNAL_SUFFIX)
             if self._manifest(folder) is not None:
                 with hold_lease(self.files, folder) as mine:
                     if mine:
                         path.unlink(missing_ok=True)
 
     def _discard(self, folder: str) -> None:
-        """Take a clip out of the store: the mark first, so that it is absent from the first moment on."""
+        """Remove a clip from the store."""
+        # The manifest first: a crash in between leaves an absent clip, never one with missing chunks.
         self.files.remove(f"{folder}/{META}")
         atomic_io.durable_step("discard.unmarked")
         self._journal(folder).remove()
@@ -347,11 +363,11 @@ class EmbeddingStore(Mapping[str, Clip]):
 
     @property
     def work(self) -> Path:
-        """The local folder of claims and journals."""
+        """The local folder with locks and journals."""
         return work_folder(self.path)
 
     def _journal(self, folder: str) -> Journal:
-        return Journal(self.work / (folder + JOURNAL))
+        return Journal.open(self.work / (folder + JOURNAL_SUFFIX))
 
     def _check_writable(self) -> None:
         if self.mode != "a":

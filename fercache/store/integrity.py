@@ -1,4 +1,4 @@
-"""Every file of a store against what its marks say of it."""
+"""Checks of every file of a store against its manifests."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from fercache.data.base import Issue
 from fercache.errors import StoreError
 from fercache.runtime.uri import Location
-from fercache.store.embedding_store import JOURNAL, EmbeddingStore
+from fercache.store.embedding_store import JOURNAL_SUFFIX, EmbeddingStore
 from fercache.store.layout import META, array_document, decode_name, encode_name
 from fercache.store.manifest import ArrayManifest, ClipManifest
-from fercache.store.remote import FLIGHTS
+from fercache.store.remote import CONCURRENT_REQUESTS
 
 READERS = 4
 """Chunks that are read and hashed at the same time."""
@@ -43,30 +43,30 @@ def check_clip(store: EmbeddingStore, folder: str) -> list[Issue] | None:
     Reads every byte: the manifest has the length and the sha256 of each chunk.
     """
     try:
-        mark = store.read_manifest(folder)
+        manifest = store.read_manifest(folder)
     except StoreError as error:
         return [_damage(store.path / folder / META, error.what, decode_name(folder) or folder)]
-    if mark is None:
+    if manifest is None:
         return None
-    found = [] if store.files.get(f"{folder}/{META}") == mark.document() else [
-        _damage(store.path / folder / META, "the clip's manifest was altered", mark.clip)]
-    for name, array in mark.arrays.items():
-        found += _check_array(store, folder, mark, name, array)
+    found = [] if store.files.get(f"{folder}/{META}") == manifest.document() else [
+        _damage(store.path / folder / META, "the clip's manifest was altered", manifest.clip)]
+    for name, array in manifest.arrays.items():
+        found += _check_array(store, folder, manifest, name, array)
     return found + [Issue(kind=STRAY, where=str(path), message="not a file of the clip", severity="note",
-                          details=(mark.clip,)) for path in _strays(store, folder, mark)]
+                          details=(manifest.clip,)) for path in _strays(store, folder, manifest)]
 
 
-def _check_array(store: EmbeddingStore, folder: str, mark: ClipManifest, name: str,
+def _check_array(store: EmbeddingStore, folder: str, manifest: ClipManifest, name: str,
                  array: ArrayManifest) -> list[Issue]:
     key = f"{folder}/{encode_name(name)}"
     found = []
     if store.files.get(f"{key}/{META}") != array_document(name, array.grid):
-        found.append(_damage(store.path / key / META, "the array's metadata was altered", mark.clip))
+        found.append(_damage(store.path / key / META, "the array's metadata was altered", manifest.clip))
     keys = [f"{key}/{file}" for file in array.grid.files()]
-    with ThreadPoolExecutor(FLIGHTS if store.files.is_remote else READERS) as pool:
+    with ThreadPoolExecutor(CONCURRENT_REQUESTS if store.files.is_remote else READERS) as pool:
         messages = pool.map(lambda key, digest: _check_chunk(store, key, array.grid.chunk_bytes, digest), keys,
                             array.chunks)
-        return found + [_damage(store.path / key, message, mark.clip)
+        return found + [_damage(store.path / key, message, manifest.clip)
                         for key, message in zip(keys, messages, strict=True) if message]
 
 
@@ -83,15 +83,15 @@ def _check_chunk(store: EmbeddingStore, key: str, size: int, digest: str) -> str
     return ""
 
 
-def _strays(store: EmbeddingStore, folder: str, mark: ClipManifest) -> Iterator[Location]:
-    """Yield files and folders of a clip that are none of its own."""
-    held = {encode_name(name): array for name, array in mark.arrays.items()}
+def _strays(store: EmbeddingStore, folder: str, manifest: ClipManifest) -> Iterator[Location]:
+    """Yield files and folders of a clip that are not its own."""
+    arrays = {encode_name(name): array for name, array in manifest.arrays.items()}
     yield from (store.path / folder / name for name in sorted(store.files.sizes(folder)) if name != META)
     for name in store.files.folders(folder):
-        if name not in held:
+        if name not in arrays:
             yield store.path / folder / name
             continue
-        files = {*held[name].grid.files(), META}
+        files = {*arrays[name].grid.files(), META}
         yield from (store.path / folder / name / file for file in sorted(store.files.sizes(f"{folder}/{name}"))
                     if file not in files)
 
@@ -99,5 +99,5 @@ def _strays(store: EmbeddingStore, folder: str, mark: ClipManifest) -> Iterator[
 def unfinished(store: EmbeddingStore) -> dict[str, bool]:
     """Return the folders of clips that are not committed, and whether work on them can go on (a journal is there)."""
     found = {folder: False for folder in store.files.folders() if store.files.stat(f"{folder}/{META}") is None}
-    journals = [path.name.removesuffix(JOURNAL) for path in store.work.glob("*" + JOURNAL)]
+    journals = [path.name.removesuffix(JOURNAL_SUFFIX) for path in store.work.glob("*" + JOURNAL_SUFFIX)]
     return found | {folder: True for folder in journals if store.files.stat(f"{folder}/{META}") is None}

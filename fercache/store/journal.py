@@ -1,8 +1,7 @@
-"""What a journal says of a clip on its way."""
+"""The journal of a clip that is being written: records that survive a crash, and what they add up to."""
 
 from __future__ import annotations
 
-import base64
 import json
 import zlib
 from collections.abc import Iterable, Sequence
@@ -10,13 +9,54 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from fercache.runtime import atomic_io
-from fercache.store.manifest import LARGEST
+from fercache.store.layout import FRAME_TABLE, VERSION
+from fercache.store.manifest import MAX_METADATA_BYTES
 
 DETECTION_COLUMNS = 6
+MAX_JOURNAL_BYTES = 16 * MAX_METADATA_BYTES
+
+
+class BeginRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The first record: all that the clip's bytes depend on. `begin` is the clip's name."""
+
+    begin: str
+    version: int = VERSION
+    fingerprint: str
+    taps: dict[str, tuple[int, ...]]
+    source: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+class DetectionRecord(msgspec.Struct, frozen=True):
+    """Detections of the rows up to `detected`: (n, 6) float64, little endian, which JSON holds as base64."""
+
+    detected: int
+    rows: bytes
+
+
+class FrameTableRecord(msgspec.Struct, frozen=True):
+    """Start and stop of the frame table, and the sha256 of each of its chunks."""
+
+    frame_table: tuple[int, int]
+    chunks: dict[str, tuple[str, ...]]
+
+
+class SegmentRecord(msgspec.Struct, frozen=True):
+    """Start and stop of a segment, and the sha256 of each chunk of every tap."""
+
+    segment: tuple[int, int]
+    chunks: dict[str, tuple[str, ...]]
+
+
+JournalRecord = BeginRecord | DetectionRecord | FrameTableRecord | SegmentRecord
+RECORD_TYPES: dict[str, type[JournalRecord]] = {
+    "begin": BeginRecord, "detected": DetectionRecord, "frame_table": FrameTableRecord, "segment": SegmentRecord}
+"""A key that only this type of record has -> the type."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +65,11 @@ class RowRange:
 
     start: int
     stop: int
-    chunks: dict[str, list[str]]
+    chunks: dict[str, tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise ValueError((self.start, self.stop))
 
 
 @dataclass
@@ -34,9 +78,9 @@ class JournalState:
 
     Attributes
     ----------
-    detected, detections : rows that were looked at, and what was found, ``(n, 6)`` each.
-    clock : the run that is the clock, where it was set.
-    segments : runs of features, one after the other.
+    detected, detections : rows in which faces were detected, and the faces, ``(n, 6)`` each.
+    frame_table : its rows, if it was set.
+    segments : rows of features, in order.
     """
 
     detected: int = 0
@@ -45,85 +89,63 @@ class JournalState:
     segments: list[RowRange] = field(default_factory=list)
 
 
-def detection_record(stop: int, rows: NDArray[np.float64]) -> dict[str, Any]:
-    """Return the record of detections up to row `stop`."""
-    return {"detected": stop, "rows": base64.b64encode(rows.astype("<f8").tobytes()).decode()}
-
-
-def range_record(kind: str, run: RowRange) -> dict[str, Any]:
-    """Return the record of a clock or of a segment."""
-    return {kind: [run.start, run.stop], "chunks": run.chunks}
-
-
-def read_journal_state(records: Iterable[dict[str, Any]], taps: Sequence[str], clock: str) -> JournalState | None:
-    """Return the sum of the records after the first; None where they are not what a writer of `taps` writes."""
-    past = JournalState()
+def read_journal_state(records: Iterable[JournalRecord], taps: Sequence[str]) -> JournalState | None:
+    """Return the sum of the records after the first; None if a writer of `taps` does not write such records."""
+    state = JournalState()
     try:
         for record in records:
-            _add(past, record, taps, clock)
-    except (KeyError, TypeError, ValueError):
+            match record:
+                case DetectionRecord():
+                    rows = np.frombuffer(record.rows, "<f8").reshape(-1, DETECTION_COLUMNS)
+                    state.detections.append(rows.astype(np.float64))
+                    state.detected = record.detected
+                case FrameTableRecord():
+                    state.frame_table = RowRange(*record.frame_table, {FRAME_TABLE: record.chunks[FRAME_TABLE]})
+                case SegmentRecord():
+                    added = RowRange(*record.segment, {tap: record.chunks[tap] for tap in taps})
+                    # A resumed writer that found a damaged segment wrote it again, and all those after it.
+                    state.segments = [*(part for part in state.segments if part.start < added.start), added]
+                case BeginRecord():
+                    return None
+    except (KeyError, ValueError):
         return None
-    return past
-
-
-def _add(past: JournalState, record: dict[str, Any], taps: Sequence[str], clock: str) -> None:
-    if "detected" in record:
-        rows = np.frombuffer(base64.b64decode(record["rows"]), "<f8").reshape(-1, DETECTION_COLUMNS)
-        past.detections.append(rows.astype(np.float64))
-        past.detected = int(record["detected"])
-    elif "frame_table" in record:
-        past.frame_table = _run(record["frame_table"], {clock: record["chunks"][clock]})
-    else:
-        run = _run(record["segment"], {tap: record["chunks"][tap] for tap in taps})
-        # a segment written again makes those after it void
-        past.segments = [held for held in past.segments if held.start < run.start]
-        past.segments.append(run)
-
-
-def _run(span: list[int], chunks: dict[str, list[str]]) -> RowRange:
-    start, stop = (int(row) for row in span)
-    if not 0 <= start < stop:
-        raise ValueError(span)
-    return RowRange(start, stop, {name: [str(digest) for digest in digests] for name, digests in chunks.items()})
-
-
-# What is durable of a clip on its way: lines appended, each with its checksum, read up to the first torn one.
-
-LONGEST_JOURNAL = 16 * LARGEST
+    return state
 
 
 class Journal:
-    """An append-only file of JSON records.
+    """An append-only file of JSON records, a line and a checksum each; open it with `Journal.open`.
 
     Notes
     -----
-    A crash tears at most the last line, and a torn or altered line ends the reading. What a record says of other files
-    is checked against their digests when it is read, so that both can be synced in one turn.
+    A crash tears at most the last line, and reading ends at the first torn or altered one. The digests of chunks that a
+    record holds are compared with the files when a writer resumes, so journal and chunks can be synced together, in any
+    order.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.end = 0
-        self.records = self._read()
+        self.records: list[JournalRecord] = []
 
-    def _read(self) -> list[dict[str, Any]]:
-        """Return the records up to the first line that is not whole."""
-        if not self.path.is_file() or self.path.stat().st_size > LONGEST_JOURNAL:
-            return []
-        found = []
-        for line in self.path.read_bytes().splitlines(keepends=True):
-            record = _parse(line)
-            if record is None:
-                break
-            found.append(record)
-            self.end += len(line)
-        return found
+    @classmethod
+    def open(cls, path: Path) -> Journal:
+        """Return the journal at `path` with its records up to the first line that is not intact."""
+        journal = cls(path)
+        if path.is_file() and path.stat().st_size <= MAX_JOURNAL_BYTES:
+            for line in path.read_bytes().splitlines(keepends=True):
+                record = _parse(line)
+                if record is None:
+                    break
+                journal.records.append(record)
+                journal.end += len(line)
+        return journal
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Add a record; `sync` makes it last, or a sync of `path` among other files."""
-        text = json.dumps(record, separators=(",", ":")).encode()
+    def append(self, record: JournalRecord) -> None:
+        """Add a record; it is durable after `sync`, or after a sync of `path` among other files."""
+        text = json.dumps(msgspec.to_builtins(record), separators=(",", ":")).encode()
         atomic_io.make_folder(self.path.parent)
         with self.path.open("ab") as file:
+            # Cut off a torn line first: a record behind it would never be read.
             file.truncate(self.end)
             self.end += file.write(b"%08x %s\n" % (zlib.crc32(text), text))
         self.records.append(record)
@@ -133,18 +155,21 @@ class Journal:
         atomic_io.fsync_all([self.path])
 
     def remove(self) -> None:
-        """Forget everything; a journal that a crash brings back is harmless, since files are checked against it."""
+        """Delete the file and all records."""
         self.records, self.end = [], 0
+        # Not synced: a journal that a crash brings back is harmless, since files are compared with its digests.
         self.path.unlink(missing_ok=True)
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """Return the record of one line, None where the line is torn or altered."""
+def _parse(line: bytes) -> JournalRecord | None:
+    """Return the record of one line, None if the line is torn or altered."""
     checksum, _, text = line.partition(b" ")
     if not text.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text[:-1]):
         return None
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
+        # The standard library parses: see `parse_json`.
+        value = json.loads(text)
+        kind = next((kind for key, kind in RECORD_TYPES.items() if key in value), None)
+        return None if kind is None else msgspec.convert(value, kind)
+    except (ValueError, TypeError, RecursionError):
         return None
-    return record if isinstance(record, dict) else None

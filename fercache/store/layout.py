@@ -1,4 +1,4 @@
-"""How arrays lie in files: Zarr 3 documents, the grid of chunks, the columns of the clock."""
+"""The files of a store: Zarr 3 documents, the grid of chunks, the columns of the frame table, names of folders."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from urllib.parse import unquote_to_bytes
 VERSION = 2
 """Format of stores: 1 was fercache 0.1 (its frame table was the array "clock"); 2 names it "frame_table"."""
 SEGMENT = 1024
-"""Frames between two durable points of a clip's features."""
+"""Frames between two durable points of a clip's features; a multiple of CHUNK, so two segments never share a chunk."""
 CHUNK = 256
-"""Most rows of a chunk; a clip that is shorter has chunks of its own length, since an edge chunk is padded."""
+"""Most rows of a chunk. A shorter clip has chunks of its own length, since Zarr pads the last chunk."""
 FRAME_COLUMNS = ("index", "time_s", "valid", "x1", "y1", "x2", "y2", "score", "track")
-"""Columns of the clock: frame from 1, seconds from 0, 1 where a face was followed, its box in pixels, score, track."""
+"""Columns of the frame table: frame from 1, seconds from 0, 1 if it has a face, its box in pixels, score, track."""
 FRAME_TABLE = "frame_table"
 META = "zarr.json"
 DTYPES = {"float16": 2, "float64": 8}
@@ -31,7 +31,7 @@ def chunk_rows(frames: int) -> int:
 
 @dataclass(frozen=True)
 class Grid:
-    """The chunks of one array: whole rows, one after the other.
+    """The chunks of one array: blocks of whole rows.
 
     Attributes
     ----------
@@ -81,11 +81,11 @@ def array_document(name: str, grid: Grid) -> bytes:
 
     Notes
     -----
-    After the Zarr 3 core specification: regular grid, bytes codec, no compression (it saves 8 % and halves the
-    rate). Keys are joined by dots, so that a chunk is a file and not a folder. What is missing reads as NaN in other
-    tools, never as zeros.
+    Follows the Zarr 3 core specification: regular grid, bytes codec, no compression (it saves 8 % and halves the rate).
     """
     columns = {"columns": list(FRAME_COLUMNS)} if name == FRAME_TABLE else {}
+    # The separator is a dot, so that a chunk is a file and not a tree of folders. The fill value is
+    # NaN: other tools must not read a missing chunk as zeros, which are valid features.
     return _document({
         "zarr_format": 3, "node_type": "array", "shape": list(grid.shape), "data_type": grid.dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [grid.rows, *grid.shape[1:]]}},
@@ -98,18 +98,18 @@ def _document(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-# Names of clips and taps as names of folders: reversible, and safe on every file system and in Zarr.
+# Folder names of clips and taps: reversible, and valid on every file system and in Zarr.
 
-KEPT = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
-LONGEST = 180
-"""Longest folder name that spells its name out; file systems end at 255 bytes."""
-HEAD = 100
-HASHED = "%%"
-"""Stands between the head of a long name and its sha256; in a spelled-out name no % follows a %."""
-EMPTY = "%"
+UNESCAPED = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
+MAX_NAME_BYTES = 180
+"""Longest folder name that spells out the whole name; file systems allow 255 bytes."""
+PREFIX_BYTES = 100
+HASH_SEPARATOR = "%%"
+"""Separates the start of a long name from its sha256; in other folder names no % follows a %."""
+EMPTY_NAME = "%"
 
 _SPECIAL = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)|zarr\.json$|\.|__", re.IGNORECASE)
-"""Names that Windows, Zarr or a shell's listing gives a meaning; their first character is escaped."""
+"""Names with a meaning to Windows, Zarr or a shell's listing; their first character is escaped."""
 
 
 def encode_name(name: str) -> str:
@@ -117,22 +117,22 @@ def encode_name(name: str) -> str:
 
     Notes
     -----
-    Names over LONGEST bytes end in their sha256 instead; what they stand for is in the clip's mark.
+    A longer name than MAX_NAME_BYTES ends in its sha256; the clip's manifest has the whole name.
     """
     raw = name.encode("utf-8", "surrogatepass")
-    kept = "".join(chr(byte) if byte in KEPT else f"%{byte:02X}" for byte in raw)
-    if _SPECIAL.match(kept):
-        kept = f"%{raw[0]:02X}{kept[1:]}"
-    if kept.endswith("."):
-        kept = f"{kept[:-1]}%2E"
-    if len(kept) > LONGEST:
-        return f"{kept[:HEAD]}{HASHED}{hashlib.sha256(raw).hexdigest()}"
-    return kept or EMPTY
+    escaped = "".join(chr(byte) if byte in UNESCAPED else f"%{byte:02X}" for byte in raw)
+    if _SPECIAL.match(escaped):
+        escaped = f"%{raw[0]:02X}{escaped[1:]}"
+    if escaped.endswith("."):  # Windows drops a dot at the end
+        escaped = f"{escaped[:-1]}%2E"
+    if len(escaped) > MAX_NAME_BYTES:
+        return f"{escaped[:PREFIX_BYTES]}{HASH_SEPARATOR}{hashlib.sha256(raw).hexdigest()}"
+    return escaped or EMPTY_NAME
 
 
 def decode_name(folder: str) -> str | None:
-    """Return the name that `folder` spells out; None for a hashed one and for what `encode` never makes."""
-    if folder == EMPTY:
+    """Return the name that `folder` spells out; None for a hashed one and for one that `encode_name` never returns."""
+    if folder == EMPTY_NAME:
         return ""
     try:
         name = unquote_to_bytes(folder).decode("utf-8", "surrogatepass")

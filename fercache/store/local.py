@@ -1,4 +1,4 @@
-"""The files of a store: the one place that knows it lies on a local disk (fsync, direct reads into arrays)."""
+"""The files of a store on a local disk (fsync, direct reads into arrays), and the interface of any place for files."""
 
 from __future__ import annotations
 
@@ -14,24 +14,20 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from fercache.runtime import atomic_io
 from fercache.runtime.uri import Location
-from fercache.store.manifest import LARGEST
+from fercache.store.manifest import MAX_METADATA_BYTES
 
-TEMPORARY = ".tmp-"
-"""What durable's temporary siblings begin with."""
-
-SYNCS = 8
-"""Files that are synced at the same time."""
+CONCURRENT_SYNCS = 8
 
 
 class StoreSize(NamedTuple):
-    """What a store takes on disk."""
+    """Bytes and number of files on disk."""
 
     bytes: int
     files: int
 
 
 class FileStamp(NamedTuple):
-    """What changes when a file is replaced."""
+    """Values of which one changes when a file is replaced."""
 
     mtime_ns: int
     bytes: int
@@ -43,11 +39,11 @@ U = TypeVar("U")
 
 
 class StoreFiles(Protocol):
-    """What a store asks of the place it lies in; `LocalFiles` says what each of it means.
+    """The operations on files that a store needs; `LocalStoreFiles` documents each.
 
     Attributes
     ----------
-    far : each call travels: many are worth being under way at once, and a file appears whole or not at all.
+    is_remote : a call is a network request, so callers send many at once, and a file appears whole or not at all.
     """
 
     @property
@@ -79,15 +75,15 @@ class LocalStoreFiles:
 
     @property
     def is_remote(self) -> bool:
-        """Not far."""
+        """False."""
         return False
 
     def in_parallel(self, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-        """Yield ``function(item)`` in the order of the items, one after the other: there is nothing to wait for."""
+        """Yield ``function(item)`` in the order of the items, one after the other: no call waits for a network."""
         return map(function, items)
 
     def stat(self, key: str) -> FileStamp | None:
-        """Return the stamp of a file, None where there is none."""
+        """Return the stamp of a file, None if it is absent."""
         try:
             status = (self.root / key).stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -95,10 +91,10 @@ class LocalStoreFiles:
         return FileStamp(status.st_mtime_ns, status.st_size, status.st_ino)
 
     def get(self, key: str) -> bytes | None:
-        """Return the bytes of a small file (at most LARGEST + 1 of them), None where there is none."""
+        """Return the bytes of a small file (at most MAX_METADATA_BYTES + 1 of them), None if it is absent."""
         try:
             with (self.root / key).open("rb") as file:
-                return file.read(LARGEST + 1)
+                return file.read(MAX_METADATA_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
@@ -107,14 +103,14 @@ class LocalStoreFiles:
 
         Notes
         -----
-        Straight into place. Tried, in processor time on a kernel 6.18, warm: a raw memory map is copied at 9.4 GB/s,
-        this reads 6.1, through a buffer that the cache holds 4.3 to 4.6, a map of each file 5.1 to 5.3 (and a map ends
-        the process by a signal where the disk fails).
+        Reads straight into the views. Measured in processor time, warm, on Linux 6.18: 6.1 GB/s; through a buffer that
+        fits the CPU cache 4.3 to 4.6; a memory map of each file 5.1 to 5.3. A map would also end the process with a
+        signal if the disk fails.
         """
         return next((key for key, view, offset in parts if not self.fill(key, view, offset)), None)
 
     def fill(self, key: str, view: memoryview, offset: int = 0) -> bool:
-        """Fill `view` from a file's bytes at `offset`; return whether the file is there and long enough."""
+        """Fill `view` from a file's bytes at `offset`; return whether the file exists and is long enough."""
         try:
             handle = os.open(f"{self.root}/{key}", os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
@@ -127,7 +123,7 @@ class LocalStoreFiles:
             os.close(handle)
 
     def sizes(self, key: str) -> dict[str, int]:
-        """Return name -> bytes of all but the folders directly in a folder (links too); nothing without a folder."""
+        """Return name -> bytes of all but the folders directly in a folder (links too); empty if there is no folder."""
         return {entry.name: _bytes_of(entry) for entry in self._entries(key)
                 if not entry.is_dir(follow_symlinks=False)}
 
@@ -136,13 +132,14 @@ class LocalStoreFiles:
         return sorted(entry.name for entry in self._entries(key) if entry.is_dir(follow_symlinks=False))
 
     def make_folders(self, keys: Iterable[str]) -> None:
-        """Make folders; `settle` makes them last."""
+        """Make folders; they are durable after `fsync`."""
         for key in keys:
             atomic_io.make_folder(self.root / key)
 
     def write(self, key: str, data: memoryview) -> None:
-        """Write a file that nothing relies on yet; `settle` makes it last."""
+        """Write a file that nothing relies on yet; it is durable after `fsync`."""
         with (self.root / key).open("wb", buffering=0) as file:
+            # In two halves, so that a test can kill the process between them and leave a torn file.
             half = len(data) // 2
             _write_all(file.fileno(), data[:half])
             atomic_io.durable_step("chunk.torn")
@@ -153,47 +150,47 @@ class LocalStoreFiles:
 
         Parameters
         ----------
-        others : files elsewhere, for the same turn.
+        others : files elsewhere to sync together with these.
 
         Notes
         -----
-        Asked for all at once, so that the file system answers many with one turn of its journal (16 files: 2 ms, one
-        after the other 60 ms).
+        Files are synced in parallel, so that one commit of the file system's journal serves many of them (16 files:
+        2 ms, one by one 60 ms).
         """
-        with self.fsyncing() as settle:
+        with self.fsyncing() as start_sync:
             for path in {*others, *(self.root / key for key in keys)}:
-                settle(path)
+                start_sync(path)
 
     @contextmanager
     def fsyncing(self) -> Iterator[Callable[[Location], None]]:
-        """Yield a function that begins to sync a file; when the block ends all of them, and their folders, are synced.
-        """
-        with ThreadPoolExecutor(SYNCS) as pool:
-            turns, folders = [], set()
+        """Yield a function that starts to sync a file; at the end of the block all files and folders are synced."""
+        with ThreadPoolExecutor(CONCURRENT_SYNCS) as pool:
+            pending, folders = [], set()
 
-            def settle(place: Location) -> None:
+            def start_sync(place: Location) -> None:
                 path = Path(str(place))
-                turns.append(pool.submit(atomic_io.fsync, path))
+                pending.append(pool.submit(atomic_io.fsync, path))
                 folders.add(path.parent)
 
-            yield settle
-            turns += [pool.submit(atomic_io.fsync, folder) for folder in folders]
-            for turn in turns:
-                turn.result()
+            yield start_sync
+            # A new name is durable only after its folder is synced.
+            pending += [pool.submit(atomic_io.fsync, folder) for folder in folders]
+            for sync in pending:
+                sync.result()
 
     def replace(self, key: str, data: bytes) -> None:
-        """Put `data` at `key`, whole or not at all."""
+        """Write `data` to `key`, completely or not at all."""
         atomic_io.write_bytes(self.root / key, data)
 
     def remove(self, key: str) -> None:
-        """Remove one file for good; nothing happens where there is none."""
+        """Remove one file durably; do nothing if it is absent."""
         path = self.root / key
         if path.exists():
             path.unlink()
             atomic_io.fsync(path.parent)
 
     def remove_tree(self, key: str) -> None:
-        """Remove a folder and all that is in it; nothing happens where there is none."""
+        """Remove a folder and its content; do nothing if it is absent."""
         path = self.root / key
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -201,9 +198,9 @@ class LocalStoreFiles:
 
     def size(self, key: str = "") -> StoreSize:
         """Return bytes and number of all files under a folder."""
-        found = [os.lstat(os.path.join(folder, name)).st_size  # noqa: PTH118 - a million short strings
+        sizes = [os.lstat(os.path.join(folder, name)).st_size  # noqa: PTH118 - a Path for each of a million files is slow
                  for folder, _, names in os.walk(self.root / key) for name in names]
-        return StoreSize(sum(found), len(found))
+        return StoreSize(sum(sizes), len(sizes))
 
     def _entries(self, key: str) -> Iterator[os.DirEntry[str]]:
         try:
@@ -214,26 +211,26 @@ class LocalStoreFiles:
 
 
 def _bytes_of(entry: os.DirEntry[str]) -> int:
-    """Return the bytes that a reader finds behind an entry; none behind a link that leads nowhere or to a folder."""
+    """Return the bytes that a reader gets from an entry; 0 for a broken link or a link to a folder."""
     try:
         status = entry.stat()
-    except OSError:  # gone meanwhile, or a link that leads nowhere
+    except OSError:  # removed meanwhile, or a broken link
         return 0
     return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
 def _read_all(handle: int, view: memoryview, offset: int) -> bool:
-    """Fill `view` from `offset` on; return False where the file ends before."""
+    """Fill `view` from `offset` on; return False if the file ends before."""
     done = 0
     while done < len(view):
-        got = os.preadv(handle, [view[done:]], offset + done)
-        if not got:
+        count = os.preadv(handle, [view[done:]], offset + done)
+        if not count:
             return False
-        done += got
+        done += count
     return True
 
 
 def _write_all(handle: int, data: memoryview) -> None:
-    """Write all of `data` (one call writes at most 2 GB)."""
-    while data:
+    """Write all of `data`."""
+    while data:  # one call writes at most 2 GB
         data = data[os.write(handle, data):]

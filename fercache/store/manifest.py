@@ -1,27 +1,32 @@
-"""The commit mark of a clip and the root of a store: JSON that carries its own digest and is distrusted when read."""
+"""The metadata that fercache writes into a store: JSON records with a checksum, which readers verify.
+
+`ClipManifest` describes one committed clip, and `StoreRoot` the store. Each is an attribute of its Zarr group.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from fercache.config import fingerprint_of
 from fercache.errors import InputError, StoreError
 from fercache.store.layout import DTYPES, FRAME_COLUMNS, FRAME_TABLE, VERSION, Grid, group_document
 
-OURS = "fercache"
-"""The attribute of a Zarr group that holds what is said here."""
-LARGEST = 64 << 20
-"""Bytes of the largest metadata file that is read."""
+ATTRIBUTE = "fercache"
+"""The attribute of a Zarr group that holds the record."""
+MAX_METADATA_BYTES = 64 << 20
+"""Larger metadata files are not read."""
 RECOMPUTE_HINT = "run `fercache verify --repair`, then `fercache extract`"
 EXTRACT_AGAIN_HINT = "run `fercache extract` again: it computes the clips anew, since no format is converted"
 
+RecordType = TypeVar("RecordType", bound=msgspec.Struct)
 
-@dataclass(frozen=True)
-class ArrayManifest:
-    """One array of a clip: what it is and the sha256 of each chunk's file; `digest` covers all of that."""
+
+class ArrayManifest(msgspec.Struct, frozen=True):
+    """One array of a clip: shape, type, and the sha256 of each chunk's file; `digest` covers all of them."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -30,27 +35,27 @@ class ArrayManifest:
 
     @property
     def grid(self) -> Grid:
-        """How the array lies in files."""
+        """The chunks of the array."""
         return Grid(self.shape, self.dtype)
 
 
 def array_manifest(grid: Grid, chunks: Iterable[str]) -> ArrayManifest:
-    """Return the mark of an array whose chunks have these digests."""
-    held = tuple(chunks)
-    return ArrayManifest(grid.shape, grid.dtype, fingerprint_of([list(grid.shape), grid.dtype, list(held)]), held)
+    """Return the manifest of an array whose chunks have these digests."""
+    digests = tuple(chunks)
+    return ArrayManifest(grid.shape, grid.dtype, fingerprint_of([list(grid.shape), grid.dtype, list(digests)]),
+                         digests)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClipManifest:
-    """What a committed clip is.
+class ClipManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The record of a committed clip.
 
     Attributes
     ----------
-    clip : its name, also where the folder's name is a hash.
-    fingerprint : of the store it was made for.
+    clip : name, which a hashed folder name does not spell out.
+    fingerprint : of the store that the clip was computed for.
     frames : T.
-    arrays : the clock and every tap.
-    source : what told the source from others (size, hash).
+    arrays : the frame table and every tap.
+    source : size, digest and so on, which identify the source file.
     provenance : device, versions, threads: what float noise depends on.
     """
 
@@ -60,62 +65,63 @@ class ClipManifest:
     arrays: dict[str, ArrayManifest]
     source: dict[str, Any]
     provenance: dict[str, Any]
+    version: int = VERSION
 
     def document(self) -> bytes:
         """Return the `zarr.json` of the clip's group."""
-        return with_checksum({**asdict(self), "version": VERSION})
+        return with_checksum(self)
 
     def identity(self) -> list[Any]:
         """Return what the store's digest covers: not the source, not the provenance."""
         return [self.clip, self.frames, sorted((name, array.digest) for name, array in self.arrays.items())]
 
 
+class StoreRoot(msgspec.Struct, frozen=True, kw_only=True):
+    """The record of a store.
+
+    Attributes
+    ----------
+    settings : everything that changes numbers; `fingerprint` is its digest.
+    taps : tap -> shape of one frame.
+    """
+
+    settings: dict[str, Any]
+    fingerprint: str
+    taps: dict[str, tuple[int, ...]]
+    version: int = VERSION
+
+
 def read_manifest(data: bytes, where: object) -> ClipManifest:
-    """Return the mark that a clip's `zarr.json` holds.
+    """Return the manifest in a clip's `zarr.json`.
 
     Raises
     ------
     StoreError
-        It is not what `Mark.document` wrote.
+        `ClipManifest.document` did not write this, or the format has another version.
     """
-    body = verify_checksum(data, where)
+    manifest = read_record(data, where, ClipManifest)
     try:
-        arrays = {name: _read_array(value) for name, value in body["arrays"].items()}
-        mark = ClipManifest(clip=body["clip"], fingerprint=body["fingerprint"], frames=body["frames"], arrays=arrays,
-                    source=body["source"], provenance=body["provenance"])
-        _check(mark)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        raise damaged("the commit mark is not one of fercache's", where) from error
-    return mark
+        for array in manifest.arrays.values():
+            # Chunks are read from files, so a manifest whose numbers disagree would surface as wrong features.
+            if (min(array.shape) < 1 or array.dtype not in DTYPES or len(array.chunks) != array.grid.count
+                    or array_manifest(array.grid, array.chunks) != array or array.shape[0] != manifest.frames):
+                raise ValueError(array.shape)
+        if manifest.arrays[FRAME_TABLE].shape != (manifest.frames, len(FRAME_COLUMNS)):
+            raise ValueError(manifest.frames)
+    # OverflowError: a shape may hold an integer of any size.
+    except (KeyError, ValueError, OverflowError) as error:
+        raise damaged("the clip's manifest was not written by fercache", where) from error
+    return manifest
 
 
-def _read_array(value: dict[str, Any]) -> ArrayManifest:
-    grid = Grid(tuple(int(n) for n in value["shape"]), value["dtype"])
-    made = array_manifest(grid, value["chunks"])
-    if min(grid.shape) < 1 or grid.dtype not in DTYPES or len(made.chunks) != grid.count:
-        raise ValueError(value["shape"])
-    if made.digest != value["digest"] or not all(isinstance(chunk, str) for chunk in made.chunks):
-        raise ValueError(value["digest"])
-    return made
-
-
-def _check(mark: ClipManifest) -> None:
-    kinds = (mark.clip, str), (mark.fingerprint, str), (mark.source, dict), (mark.provenance, dict)
-    if not all(isinstance(value, kind) for value, kind in kinds):
-        raise TypeError(mark.clip)
-    if mark.arrays[FRAME_TABLE].shape != (mark.frames, len(FRAME_COLUMNS)):
-        raise ValueError(mark.frames)
-    if any(array.shape[0] != mark.frames for array in mark.arrays.values()):
-        raise ValueError(mark.frames)
-
-
-def with_checksum(body: dict[str, Any]) -> bytes:
-    """Return a group's `zarr.json` with `body` and the digest of `body` among its attributes."""
-    return group_document({OURS: {**body, "seal": fingerprint_of(body)}})
+def with_checksum(record: msgspec.Struct | dict[str, Any]) -> bytes:
+    """Return a group's `zarr.json` with `record`, and the digest of `record`, among its attributes."""
+    body = msgspec.to_builtins(record)
+    return group_document({ATTRIBUTE: {**body, "seal": fingerprint_of(body)}})
 
 
 def verify_checksum(data: bytes, where: object, *, any_version: bool = False) -> dict[str, Any]:
-    """Return the body that `with_checksum` wrote.
+    """Return the JSON object that `with_checksum` wrote.
 
     Parameters
     ----------
@@ -124,15 +130,15 @@ def verify_checksum(data: bytes, where: object, *, any_version: bool = False) ->
     Raises
     ------
     StoreError
-        A byte of it has changed, it is something else, or its format has another version.
+        A byte of it changed, fercache did not write it, or its format has another version.
     """
     try:
-        body: dict[str, Any] = dict(parse(data)["attributes"][OURS])
-        whole = body.pop("seal") == fingerprint_of(body)
+        body: dict[str, Any] = dict(parse_json(data)["attributes"][ATTRIBUTE])
+        intact = body.pop("seal") == fingerprint_of(body)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise damaged("is no metadata of fercache's", where) from error
-    if not whole:
-        raise damaged("metadata was altered", where)
+        raise damaged("fercache did not write this metadata", where) from error
+    if not intact:
+        raise damaged("the metadata was altered", where)
     # After the checksum: a flipped bit in the version is damage, not an older store.
     if body.get("version") != VERSION and not any_version:
         raise StoreError(f"has store format {body.get('version')!r}, and this fercache reads format {VERSION}",
@@ -140,35 +146,65 @@ def verify_checksum(data: bytes, where: object, *, any_version: bool = False) ->
     return body
 
 
+def read_record(data: bytes, where: object, kind: type[RecordType]) -> RecordType:
+    """Return the record that `with_checksum` wrote.
+
+    Raises
+    ------
+    StoreError
+        As `verify_checksum`, or it is a record of another kind.
+    """
+    try:
+        return msgspec.convert(verify_checksum(data, where), kind)
+    # A ValidationError, or a UnicodeEncodeError where a lone surrogate is in the wrong place: both are ValueErrors.
+    except ValueError as error:
+        raise damaged(f"the metadata was not written by fercache ({_printable(error)})", where) from error
+
+
+def _printable(error: Exception) -> str:
+    return str(error).encode(errors="backslashreplace").decode()
+
+
 def damaged(what: str, where: object) -> StoreError:
-    """Return the error that says how to mend a clip."""
+    """Return the error of a damaged clip, with the command that computes it again."""
     return StoreError(what, where=where, hint=RECOMPUTE_HINT)
 
 
-def parse(data: bytes) -> Any:
-    """Return a JSON value; ValueError or RecursionError where it is none (or larger than LARGEST)."""
-    if len(data) > LARGEST:
-        raise ValueError(f"larger than {LARGEST} bytes")
+def parse_json(data: bytes) -> Any:
+    """Return a JSON value; raise ValueError or RecursionError if `data` is not JSON or too large.
+
+    Notes
+    -----
+    The standard library parses, since clip names may hold lone surrogates (bytes of a file name that are not UTF-8),
+    which `msgspec.json` refuses.
+    """
+    if len(data) > MAX_METADATA_BYTES:
+        raise ValueError(f"larger than {MAX_METADATA_BYTES} bytes")
     return json.loads(data)
 
 
-def plain(value: dict[str, Any], what: str) -> dict[str, Any]:
-    """Return `value` as JSON gives it back (tuples become lists).
+def normalize_json(value: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return `value` as it will be read back from JSON (tuples become lists).
 
     Raises
     ------
     InputError
-        It is not JSON.
+        It cannot be written as JSON.
     """
     try:
-        made: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
+        normalized: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise InputError(f"{what} is no JSON value ({error})",
-                         hint="give numbers, text, lists and dictionaries") from error
-    return made
+        raise InputError(f"{name} cannot be written as JSON ({error})",
+                         hint="use numbers, text, lists and dictionaries") from error
+    return normalized
 
 
-def same_source(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Return whether two digests of a source agree in what both say, time stamp and inode apart (a copy's differ)."""
-    both = (one.keys() & other.keys()) - {"mtime_ns", "inode"}
-    return one == other or (bool(both) and all(one[key] == other[key] for key in both))
+def same_source(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Return whether two digests of a source agree in all keys that both have, except time stamp and inode.
+
+    Notes
+    -----
+    A copy of a file has another time stamp and inode, and must not be computed again.
+    """
+    shared = (first.keys() & second.keys()) - {"mtime_ns", "inode"}
+    return first == second or (bool(shared) and all(first[key] == second[key] for key in shared))

@@ -1,4 +1,8 @@
-"""Writing one clip so that it can be killed at any moment and go on with the same bytes."""
+"""Writing one clip: killed at any moment, the next writer resumes and ends with the same bytes.
+
+The order of durable steps is: folders, journal, chunks with their digests in the journal, array metadata, and at last
+the manifest, which makes the clip visible.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,21 +19,24 @@ from fercache.errors import ClipError, InputError
 from fercache.runtime import atomic_io
 from fercache.store.journal import (
     DETECTION_COLUMNS,
+    BeginRecord,
+    DetectionRecord,
+    FrameTableRecord,
     Journal,
+    JournalRecord,
     JournalState,
     RowRange,
-    detection_record,
-    range_record,
+    SegmentRecord,
     read_journal_state,
 )
-from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, META, SEGMENT, VERSION, Grid, array_document, encode_name
-from fercache.store.local import TEMPORARY, StoreFiles
+from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, META, SEGMENT, Grid, array_document, encode_name
+from fercache.store.local import StoreFiles
 from fercache.store.manifest import ClipManifest, array_manifest, same_source
 
 
 @dataclass(frozen=True, kw_only=True)
 class WriterJob:
-    """What is to be written: where, which arrays, and what the result depends on."""
+    """The clip to write: its arrays, and what the result depends on."""
 
     clip: str
     fingerprint: str
@@ -51,38 +59,38 @@ class WriterJob:
         return f"{self.folder}/{encode_name(array)}/{name}".rstrip("/")
 
     def grid(self, array: str, frames: int) -> Grid:
-        """Return how an array of so many frames lies in files."""
+        """Return the chunks of an array of so many frames."""
         if array == FRAME_TABLE:
             return Grid((frames, len(FRAME_COLUMNS)), "float64")
         return Grid((frames, *self.taps[array]), "float16")
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> BeginRecord:
         """Return the journal's first record."""
-        return {"begin": self.clip, "version": VERSION, "fingerprint": self.fingerprint,
-                "taps": {name: list(shape) for name, shape in self.taps.items()},
-                "source": self.source, "provenance": self.provenance}
+        return BeginRecord(begin=self.clip, fingerprint=self.fingerprint, taps=self.taps, source=self.source,
+                           provenance=self.provenance)
 
-    def journal_state(self, records: list[dict[str, Any]]) -> JournalState | None:
-        """Return what was done by a job that gives the same bytes as this one; None where another one was at it."""
-        mine, other = self.record(), dict(records[0]) if records else {}
-        source = other.pop("source", None)
-        if not isinstance(source, dict) or not same_source(mine.pop("source"), source) or mine != other:
+    def journal_state(self, records: list[JournalRecord]) -> JournalState | None:
+        """Return the work of an earlier writer if it gives the same bytes as this job, else None."""
+        first = records[0] if records else None
+        # Everything but the source must be equal: other versions or threads may give other bytes.
+        if (not isinstance(first, BeginRecord) or not same_source(self.source, first.source)
+                or msgspec.structs.replace(first, source=self.source) != self.record()):
             return None
-        return read_journal_state(records[1:], list(self.taps), FRAME_TABLE)
+        return read_journal_state(records[1:], list(self.taps))
 
 
 class ClipWriter:
-    """One clip on its way: detections, clock and segments are durable when the call that gives them returns.
+    """A clip that is being written: detections, frame table and segments are durable when their call returns.
 
     Attributes
     ----------
-    detected : rows whose detections are kept, also by an earlier run.
-    written : rows whose features are on disk and were found unharmed.
+    detected : rows whose detections are in the journal, those of an earlier run included.
+    written : rows whose features are on disk and intact.
 
     Notes
     -----
-    Feature files are written in place, and the journal says what they hold; a file that no record vouches for, or that
-    differs from its record, is written again. The mark comes last, when all else has reached the disk.
+    Chunks are written in place, and the journal has their digests. A chunk that has no record, or differs
+    from it, is written again. The manifest is written last, after everything else has reached the disk.
     """
 
     def __init__(self, files: StoreFiles, journal: Journal, job: WriterJob) -> None:
@@ -91,64 +99,67 @@ class ClipWriter:
         self._detections: list[NDArray[np.float64]] = []
         self._frame_table: NDArray[np.float64] | None = None
         self._chunks: dict[str, list[str]] = {name: [] for name in job.arrays}
-        past = job.journal_state(journal.records)
-        if past is None:
-            self._begin()
+
+    @classmethod
+    def open(cls, files: StoreFiles, journal: Journal, job: WriterJob) -> ClipWriter:
+        """Return a writer that goes on where an earlier one of the same job ended, or starts anew."""
+        writer = cls(files, journal, job)
+        state = job.journal_state(journal.records)
+        if state is None:
+            writer._begin()
         else:
-            self._resume(past)
+            writer._resume(state)
+        return writer
 
     def _begin(self) -> None:
-        """Start from nothing, also where other work on the clip was left."""
+        """Start anew, and discard what other writers left of the clip."""
+        # The journal goes first: it must never vouch for chunks of the folder that comes after.
         self.journal.remove()
         atomic_io.durable_step("begin.journal-gone")
         self.files.remove_tree(self.job.folder)
         atomic_io.durable_step("begin.folder-gone")
-        self._make_folders()
+        self.files.make_folders(map(self.job.key, self.job.arrays))
         atomic_io.durable_step("begin.folders")
         self.journal.append(self.job.record())
         atomic_io.durable_step("begin.journaled")
 
-    def _make_folders(self) -> None:
-        self.files.make_folders(self.job.key(name) for name in self.job.arrays)
-
-    def _resume(self, past: JournalState) -> None:
-        """Take over what was done, as far as the files agree with the journal."""
+    def _resume(self, state: JournalState) -> None:
+        """Take over the work of an earlier writer as far as the files agree with the journal."""
         for name in self.files.sizes(self.job.folder):
-            if name.startswith(TEMPORARY):
+            if name.startswith(atomic_io.TEMPORARY):
                 self.files.remove(f"{self.job.folder}/{name}")
-        self._make_folders()
-        self.detected, self._detections = past.detected, past.detections
-        clock = None if past.frame_table is None else self._is_intact(past.frame_table)
-        if clock is not None:
-            data = b"".join(clock)[:self.job.grid(FRAME_TABLE,
-                                                  1).row_bytes * past.frame_table.stop] if past.frame_table else b""
-            self._frame_table = np.frombuffer(data, "<f8").reshape(-1, len(FRAME_COLUMNS)).astype(np.float64)
-        for segment in past.segments:
-            if segment.start != self.written or self._is_intact(segment) is None:
+        # A power loss may have kept the journal and lost the folders.
+        self.files.make_folders(map(self.job.key, self.job.arrays))
+        self.detected, self._detections = state.detected, state.detections
+        if state.frame_table is not None and (chunks := self._read_intact(state.frame_table)) is not None:
+            rows = np.frombuffer(b"".join(chunks), "<f8").reshape(-1, len(FRAME_COLUMNS))
+            self._frame_table = rows[:state.frame_table.stop].astype(np.float64)  # drops the padding
+        for segment in state.segments:
+            if segment.start != self.written or self._read_intact(segment) is None:
                 break
             self.written = segment.stop
         atomic_io.durable_step("resume.read")
 
-    def _is_intact(self, run: RowRange) -> list[bytearray] | None:
-        """Count a run's chunks as written and return their bytes; None where one is missing or has changed."""
-        found = []
-        for name, digests in run.chunks.items():
-            grid = self.job.grid(name, run.stop)
-            chunks = _chunks_of(grid, run.start, run.stop)
+    def _read_intact(self, rows: RowRange) -> list[bytearray] | None:
+        """Return the bytes of the chunks, which count as written; None if one is missing or has changed."""
+        contents = []
+        for name, digests in rows.chunks.items():
+            grid = self.job.grid(name, rows.stop)
+            chunks = _chunks_of(grid, rows.start, rows.stop)
             if len(chunks) != len(digests):
                 return None
             for chunk, digest in zip(chunks, digests, strict=True):
                 data = bytearray(grid.chunk_bytes)
-                whole = self.files.fill(self.job.key(name, grid.file(chunk)), memoryview(data))
-                if not whole or hashlib.sha256(data).hexdigest() != digest:
+                complete = self.files.fill(self.job.key(name, grid.file(chunk)), memoryview(data))
+                if not complete or hashlib.sha256(data).hexdigest() != digest:
                     return None
-                found.append(data)
-        for name, digests in run.chunks.items():
+                contents.append(data)
+        for name, digests in rows.chunks.items():
             self._chunks[name] += digests
-        return found
+        return contents
 
     def keep_detections(self, stop: int, rows: NDArray[np.float64]) -> None:
-        """Keep what was detected in the frames from `detected` up to row `stop`.
+        """Log the detections of the rows from `detected` up to `stop` in the journal.
 
         Parameters
         ----------
@@ -157,43 +168,43 @@ class ClipWriter:
         if stop <= self.detected or rows.ndim != 2 or rows.shape[1] != DETECTION_COLUMNS:
             raise InputError(f"detections {rows.shape} up to row {stop} do not follow row {self.detected}",
                              where=self.job.clip)
-        self.journal.append(detection_record(stop, rows))
+        self.journal.append(DetectionRecord(stop, rows.astype("<f8").tobytes()))
         self.journal.sync()
         atomic_io.durable_step("detections.kept")
         self._detections.append(rows.astype(np.float64))
         self.detected = stop
 
     def detections(self) -> NDArray[np.float64]:
-        """Return all that was kept, ``(M, 6)``: row from 0, x1, y1, x2, y2, score."""
+        """Return all detections so far, ``(M, 6)``: row from 0, x1, y1, x2, y2, score."""
         return np.concatenate([np.empty((0, DETECTION_COLUMNS)), *self._detections])
 
     @property
     def frame_table(self) -> NDArray[np.float64] | None:
-        """The clock, ``(T, 9)``, if it was set."""
+        """The frame table, ``(T, 9)``, if it was set."""
         return None if self._frame_table is None else self._frame_table.copy()
 
-    def set_frame_table(self, clock: NDArray[np.float64]) -> None:
-        """Store the clock, ``(T, 9)`` with the columns of CLOCK; from here on the clip's length is known."""
-        if clock.ndim != 2 or clock.shape[1] != len(FRAME_COLUMNS) or len(clock) < max(self.written, 1):
-            raise InputError(f"a clock of shape {clock.shape} does not fit {self.written} written frames",
-                             where=self.job.clip, hint=f"give one row a frame with columns {', '.join(FRAME_COLUMNS)}")
+    def set_frame_table(self, table: NDArray[np.float64]) -> None:
+        """Store the frame table, ``(T, 9)`` with the columns FRAME_COLUMNS; it fixes the clip's length."""
+        if table.ndim != 2 or table.shape[1] != len(FRAME_COLUMNS) or len(table) < max(self.written, 1):
+            raise InputError(f"a frame table of shape {table.shape} does not fit {self.written} written frames",
+                             where=self.job.clip, hint=f"use one row per frame with columns {', '.join(FRAME_COLUMNS)}")
         self._chunks[FRAME_TABLE] = []
-        self._put("frame_table", 0, {FRAME_TABLE: np.ascontiguousarray(clock, "<f8")})
-        self._frame_table = clock.astype(np.float64)
+        self._put("frame_table", 0, {FRAME_TABLE: np.ascontiguousarray(table, "<f8")})
+        self._frame_table = table.astype(np.float64)
 
     def write(self, start: int, values: dict[str, NDArray[np.float16]]) -> None:
         """Write one segment: rows `start` to ``start + n`` of every tap, ``(n, ...) float16`` each.
 
         Notes
         -----
-        Segments follow each other and are SEGMENT rows long, the last one at most.
+        Segments are written in order and have SEGMENT rows; the last one may have fewer.
         """
         rows = self._check(start, values)
         self._put("segment", start, {tap: np.ascontiguousarray(value, "<f2") for tap, value in values.items()})
         self.written = start + rows
 
     def _check(self, start: int, values: dict[str, NDArray[np.float16]]) -> int:
-        """Return the rows of a segment; refuse one that does not fit."""
+        """Return the number of rows of a segment; refuse one that does not fit."""
         if values.keys() != self.job.taps.keys():
             raise InputError(f"got taps {sorted(values)}, the store holds {sorted(self.job.taps)}", where=self.job.clip)
         shapes = {tap: value.shape[1:] for tap, value in values.items()}
@@ -209,74 +220,79 @@ class ClipWriter:
         return rows
 
     def _put(self, kind: str, start: int, values: dict[str, NDArray[Any]]) -> None:
-        """Write rows of some arrays from `start` on, note them in the journal, and sync all of that."""
+        """Write rows of some arrays from `start` on and log them in the journal; both are durable on return."""
         digests: dict[str, list[str]] = {name: [] for name in values}
-        with self.files.fsyncing() as settle:
+        stop = start + max(map(len, values.values()))
+        with self.files.fsyncing() as start_sync:
             for name, value in values.items():
-                grid = self.job.grid(name, start + len(value))
-                chunks = _chunks_of(grid, start, start + len(value))
+                # Fewer than CHUNK rows can only be a whole clip, so the chunk length that follows from `stop` is right.
+                grid = self.job.grid(name, stop)
+                chunks = _chunks_of(grid, start, stop)
                 for chunk, data in zip(chunks, _blocks(value, grid), strict=True):
                     key = self.job.key(name, grid.file(chunk))
                     self.files.write(key, data)
-                    settle(self.files.root / key)
+                    start_sync(self.files.root / key)
                     digests[name].append(hashlib.sha256(data).hexdigest())
                     atomic_io.durable_step("chunk.written")
             atomic_io.durable_step(f"{kind}.written")
-            self.journal.append(range_record(kind, RowRange(start, start + len(value), digests)))
+            logged = {name: tuple(hashes) for name, hashes in digests.items()}
+            self.journal.append(FrameTableRecord((start, stop), logged) if kind == "frame_table"
+                                else SegmentRecord((start, stop), logged))
             atomic_io.durable_step(f"{kind}.journaled")
-            settle(self.journal.path)
+            # One sync for chunks and journal: a record whose chunk a crash loses fails its digest on resuming.
+            start_sync(self.journal.path)
         atomic_io.durable_step(f"{kind}.synced")
-        for name, made in digests.items():
-            self._chunks[name] += made
+        for name, hashes in digests.items():
+            self._chunks[name] += hashes
 
     def commit(self, **more: Any) -> ClipManifest:
-        """Make the clip part of the store and return its mark.
+        """Make the clip part of the store and return its manifest.
 
         Parameters
         ----------
-        more : JSON values that the mark's provenance states beside the job's own.
+        more : JSON values to add to the manifest's provenance.
 
         Raises
         ------
         InputError
-            Clock or frames are missing.
+            The frame table or some frames are missing.
         """
         if self._frame_table is None or self.written != len(self._frame_table):
             length = "unknown" if self._frame_table is None else len(self._frame_table)
             raise InputError(f"{self.written} frames are written, its length is {length}", where=self.job.clip,
-                             hint="set the clock and write every frame before the commit")
+                             hint="set the frame table and write every frame before the commit")
         arrays = {name: array_manifest(self.job.grid(name, self.written), self._chunks[name])
                   for name in self.job.arrays}
-        mark = ClipManifest(clip=self.job.clip, fingerprint=self.job.fingerprint, frames=self.written, arrays=arrays,
-                    source=self.job.source, provenance={**self.job.provenance, **more})
+        manifest = ClipManifest(clip=self.job.clip, fingerprint=self.job.fingerprint, frames=self.written,
+                                arrays=arrays, source=self.job.source,
+                                provenance={**self.job.provenance, **more})
         for name, array in arrays.items():
-            self._finish(name, array.grid)
+            # An interrupted run may have left files that no manifest covers, such as chunks of a longer clip.
+            for stray in self.files.sizes(self.job.key(name)).keys() - {*array.grid.files(), META}:
+                self.files.remove(self.job.key(name, stray))
+            self.files.write(self.job.key(name, META), memoryview(array_document(name, array.grid)))
+            atomic_io.durable_step("commit.array")
         self.files.fsync([self.job.folder, *map(self.job.key, arrays), *(self.job.key(n, META) for n in arrays)])
         atomic_io.durable_step("commit.unmarked")
-        self.files.replace(f"{self.job.folder}/{META}", mark.document())
+        # The manifest makes the clip visible, so everything that it describes was synced above.
+        self.files.replace(f"{self.job.folder}/{META}", manifest.document())
         atomic_io.durable_step("commit.marked")
         self.journal.remove()
         atomic_io.durable_step("commit.journal-gone")
-        return mark
-
-    def _finish(self, name: str, grid: Grid) -> None:
-        """Write an array's metadata, and remove what an interrupted run left beside its chunks."""
-        for stray in self.files.sizes(self.job.key(name)).keys() - {*grid.files(), META}:
-            self.files.remove(self.job.key(name, stray))
-        self.files.write(self.job.key(name, META), memoryview(array_document(name, grid)))
-        atomic_io.durable_step("commit.array")
+        return manifest
 
 
 def check_case_collision(files: StoreFiles, job: WriterJob) -> None:
-    """Refuse a clip where the file system, blind to case, shows another one's folder under its name.
+    """Refuse a clip if the file system ignores case and shows another clip's folder under its name.
 
     Raises
     ------
     ClipError
-        Where that is so.
+        The names of two clips differ in case only.
     """
+    # A listing has the exact name of the folder; on such a file system, opening it by name works in any case.
     if job.folder not in files.folders():
-        raise ClipError("its name differs from another clip's only in case, which this file system does not tell",
+        raise ClipError("its name differs from another clip's only in case, which this file system ignores",
                         where=job.clip, hint="rename one of them, or put the cache on another file system")
 
 

@@ -1,21 +1,72 @@
-"""A trained head on disk: its weights, and the JSON that describes it and marks it as complete."""
+"""A trained head on disk: its weights, and the JSON record that describes it and marks it as complete."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import msgspec
 
 from fercache.backbones.taps import TapSlice
 from fercache.errors import StoreError
-from fercache.heads.base import Head, build_head
 from fercache.heads.registry import HeadSettings
 from fercache.runtime import atomic_io
 
+if TYPE_CHECKING:
+    from fercache.heads.base import Head
+
+VERSION = 1
+"""Of `HeadRecord` on disk."""
 RETRAIN_HINT = "run `fercache train-heads` again: finished heads are kept, missing ones are trained"
+
+
+class RequestedHeads(msgspec.Struct, frozen=True, kw_only=True):
+    """The training run that a head belongs to.
+
+    Attributes
+    ----------
+    heads : heads that the recipe names; needs : the same, and the frame head where temporal heads read its output.
+    folds, ensemble : trainings of each head: folds, and members per fold.
+    """
+
+    heads: tuple[str, ...]
+    needs: tuple[str, ...]
+    folds: int
+    ensemble: int
+
+
+class HeadRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The JSON beside a head's weights.
+
+    Attributes
+    ----------
+    taps : the taps that were loaded; input_taps : the values that the head itself reads (log-probabilities of the frame
+        head, for some temporal heads).
+    normalize : how features are read; frame_s : median seconds between frames.
+    train_groups, val_groups : groups of the training trials, and of those that chose the epoch.
+    store, store_digest : settings of the embedding store, and the digest of its content.
+    epoch : the epoch of the weights; val_macro_f1 : its macro F1 on the validation trials, None without any.
+    """
+
+    head: str
+    fold: int
+    member: int
+    seed: int
+    requested: RequestedHeads
+    classes: tuple[str, ...]
+    settings: HeadSettings
+    taps: tuple[TapSlice, ...]
+    input_taps: tuple[TapSlice, ...]
+    normalize: str
+    frame_s: float
+    train_groups: tuple[str, ...]
+    val_groups: tuple[str, ...]
+    store: dict[str, Any]
+    store_digest: str
+    epoch: int
+    val_macro_f1: float | None
+    version: int = VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,41 +84,68 @@ class RunKey:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedHead:
-    """A loaded head with its settings and the content of its JSON."""
+    """A loaded head and its record."""
 
     head: Head
-    settings: HeadSettings
-    record: dict[str, Any]
+    record: HeadRecord
 
 
-def save_checkpoint(head: Head, record: dict[str, Any], path: Path) -> None:
-    """Write a head's weights, then the JSON at `path`."""
+def save_checkpoint(head: Head, record: HeadRecord, path: Path) -> None:
+    """Write a head's weights, then its record at `path`."""
+    # Imported here because torch takes seconds to load, and records are read without it.
+    from safetensors.torch import save_file
+
     with atomic_io.replacing(path.with_suffix(".safetensors")) as temporary:
         save_file({n: v.detach().cpu().contiguous() for n, v in head.state_dict().items()}, temporary)
     # The JSON is last: a kill between the two leaves weights that the next run trains again.
-    atomic_io.write_json(path, record)
+    atomic_io.write_json(path, msgspec.to_builtins(record))
 
 
-def load_checkpoint(path: Path, device: str = "cpu") -> TrainedHead:
-    """Return the head whose JSON is at `path`, ready to predict.
+def load_record(path: Path) -> HeadRecord:
+    """Return the record of a head.
 
     Raises
     ------
     StoreError
-        Its weights are missing or damaged.
+        It is damaged, or another version of fercache wrote it.
     """
-    record = atomic_io.read_json(path)
-    settings = HeadSettings(**record["settings"])
-    net = build_head(record["head"], layout_of(record["reads"]), len(record["classes"]), settings)
+    content = atomic_io.read_json(path)
+    version = content.get("version") if isinstance(content, dict) else None
+    try:
+        if version != VERSION:
+            raise msgspec.ValidationError(f"version {version!r}, this fercache reads {VERSION}")
+        return msgspec.convert(content, HeadRecord)
+    except msgspec.ValidationError as error:
+        raise StoreError(f"not a readable head record ({error})", where=path,
+                         hint=f"remove the folder {path.parent} and the logits of the same name, and {RETRAIN_HINT}"
+                         ) from error
+
+
+def record_files(folder: Path) -> list[Path]:
+    """Return the records in a folder of heads; the heads of one training differ in head, fold and member only."""
+    # A leading dot marks the temporary file of a writer that was killed.
+    return sorted(folder.glob("[!.]*-fold*.json"))
+
+
+def load_checkpoint(path: Path, device: str = "cpu") -> TrainedHead:
+    """Return the head whose record is at `path`, ready to predict.
+
+    Raises
+    ------
+    StoreError
+        Its record or its weights are missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from fercache.heads.base import build_head
+
+    record = load_record(path)
+    net = build_head(record.head, record.input_taps, len(record.classes), record.settings)
     weights = path.with_suffix(".safetensors")
     try:
         net.load_state_dict(load_file(weights))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise StoreError(f"a head's weights are not readable ({str(error).partition(chr(10))[0]})", where=weights,
                          hint=f"remove {path.name} beside it and {RETRAIN_HINT}") from error
-    return TrainedHead(head=net.to(device).eval(), settings=settings, record=record)
-
-
-def layout_of(taps: list[dict[str, Any]]) -> tuple[TapSlice, ...]:
-    """Return the taps that a head's JSON names."""
-    return tuple(TapSlice(**{**part, "shape": tuple(part["shape"])}) for part in taps)
+    return TrainedHead(head=net.to(device).eval(), record=record)

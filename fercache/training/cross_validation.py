@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,14 +19,13 @@ from fercache.config import TrainConfig
 from fercache.data import folds
 from fercache.data.base import Dataset, Trial
 from fercache.errors import InputError
-from fercache.heads.registry import HEADS, HeadSettings
-from fercache.runtime import atomic_io
-from fercache.runtime.devices import resolve_device, use_threads
+from fercache.heads.registry import FRAME, HEADS, HeadSettings
+from fercache.runtime.devices import resolve_device, set_torch_threads
 from fercache.runtime.fork_pool import ForkPool, ReportProgress
 from fercache.runtime.progress import ProgressBar, format_duration, progress_bar
 from fercache.store.multi_store import ReadableStore
 from fercache.training import checkpoints, inference
-from fercache.training.checkpoints import RunKey
+from fercache.training.checkpoints import HeadRecord, RequestedHeads, RunKey
 from fercache.training.data import FrameDataset, load_features
 from fercache.training.fit import FitTask, estimate_s, fit
 from fercache.training.inference import mean_log_probs
@@ -124,7 +123,7 @@ class Splits:
         """Return the trials that a fold's members are never trained on: those held out, and those of no fold."""
         return [int(i) for i in np.flatnonzero((self.fold < 0) | (self.fold == k))]
 
-    def of(self, k: int, member: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def member_trials(self, k: int, member: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the training trials of a member, and its validation trials (none where the epochs are fixed)."""
         inside = np.flatnonzero(self._part[k] >= 0)
         if self.parts(k) < MIN_VAL_PARTS:
@@ -136,39 +135,44 @@ class Splits:
 
 
 class CrossValidatedTraining:
-    """The heads of one data set: assigns folds, reads features, and trains each head of each fold that is missing.
+    """The heads of one data set: assigns folds, and trains each head of each fold that is missing.
 
     Attributes
     ----------
-    records : the JSON of each head.
+    records : the record of each head.
     trained : number of heads trained by this run; the others were finished before.
     """
 
     def __init__(self, dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, config: TrainConfig,
-                 folder: Path, weights_folder: Path) -> None:
+                 folder: Path, weights_folder: Path, features: FrameDataset, pool: ForkPool) -> None:
         self.weights_folder = weights_folder
         self.dataset, self.trials, self.store, self.config, self.folder = dataset, trials, store, config, folder
-        self.device = resolve_device(config.device)
-        self.pool = ForkPool(self.device, use_threads(config.threads))
-        # On a GPU some layers have no deterministic kernel: a warning there, an error on the CPU.
-        torch.use_deterministic_algorithms(True, warn_only=self.device != "cpu")
-        self.features: FrameDataset = load_features(store, trials, config.taps,
-                                                    augmentations=config.augmentations == "draw",
-                                                    normalize=config.normalize, memory=config.memory,
-                                                    mmap_dir=folder.parent / FEATURES)
+        self.features, self.pool, self.device = features, pool, pool.device
         self.splits = Splits(trials, self.features.counts(len(dataset.classes)), config)
         oof_input = config.temporal_input == "oof-logits" and config.ensemble > 1 and self.splits.partitioned
         self.settings: dict[str, HeadSettings] = {
             head: settings_for(head, config, self.device, oof_input=oof_input, few_groups=self.splits.epochs_fixed)
-            for head in {*config.heads, "frame"}}
+            for head in {*config.heads, FRAME}}
         self._check_finetune_tap()
         first = [head for head in config.heads if not self.settings[head].temporal_input]
         self.second_stage = [head for head in config.heads if self.settings[head].temporal_input]
-        self.first_stage = ["frame", *first] if self.second_stage and "frame" not in first else first
+        self.first_stage = [FRAME, *first] if self.second_stage and FRAME not in first else first
         self.oof_features: dict[int, FrameDataset] = {}
-        self.records: list[dict[str, Any]] = []
+        self.records: list[HeadRecord] = []
         self.trained = 0
         self.cost_s: dict[str, float] = {}
+
+    @classmethod
+    def prepare(cls, dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, config: TrainConfig,
+                folder: Path, weights_folder: Path) -> Self:
+        """Set torch's threads and determinism, read the features, and return the training."""
+        device = resolve_device(config.device)
+        pool = ForkPool(device, set_torch_threads(config.threads))
+        # On a GPU some layers have no deterministic kernel: a warning there, an error on the CPU.
+        torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
+        features = load_features(store, trials, config.taps, augmentations=config.augmentations == "draw",
+                                 normalize=config.normalize, memory=config.memory, mmap_dir=folder.parent / FEATURES)
+        return cls(dataset, trials, store, config, folder, weights_folder, features, pool)
 
     def _check_finetune_tap(self) -> None:
         """Refuse a finetune_tap that no head uses: it would be ignored silently."""
@@ -196,7 +200,7 @@ class CrossValidatedTraining:
                 self.pool.run(self._fit_and_save, [key for key in self._missing() if key.head in heads], bar)
                 for head in heads:
                     log_probs[head] = self._predictions(head, bar)
-        self.records = [atomic_io.read_json(key.path(self.folder)) for key in self._keys()]
+        self.records = [checkpoints.load_record(key.path(self.folder)) for key in self._keys()]
         return {head: log_probs[head] for head in self.config.heads}
 
     def _cost_s(self, head: str) -> float:
@@ -222,7 +226,7 @@ class CrossValidatedTraining:
     def _predictions(self, head: str, bar: ProgressBar) -> NDArray[np.float32]:
         """Return a head's log-probabilities, (R, C); those of the frame head also become the temporal heads' input."""
         by_fold = self.pool.run(lambda k, report: self._predict_fold(head, k), range(self.splits.k), bar)
-        if head == "frame" and self.second_stage:
+        if head == FRAME and self.second_stage:
             self.oof_features = {k: inference.oof_features(log_probs, self.features)
                                  for k, log_probs in enumerate(by_fold)}
         result = np.zeros_like(by_fold[0])
@@ -242,7 +246,7 @@ class CrossValidatedTraining:
         members = [checkpoints.load_checkpoint(key.path(self.folder), self.device) for key in self._keys()
                    if (key.head, key.fold) == (head, k)]
         log_probs = mean_log_probs(members, self._input(head, k), self.splits.outside(k), self.device)
-        if head != "frame" or not self.second_stage:
+        if head != FRAME or not self.second_stage:
             return log_probs
         for part in range(self.splits.parts(k)):
             untrained = [member for m, member in enumerate(members) if m % self.splits.parts(k) == part]
@@ -254,7 +258,7 @@ class CrossValidatedTraining:
 
     def _task(self, key: RunKey) -> FitTask:
         """Return the training task: trials of the other folds, with one part of their groups for validation."""
-        train, validation = self.splits.of(key.fold, key.member)
+        train, validation = self.splits.member_trials(key.fold, key.member)
         settings = self.settings[key.head]
         # Seeds of all runs differ, and depend on nothing but the run: a resumed training gives the same heads.
         return FitTask(head=key.head, settings=settings, classes=len(self.dataset.classes), train=train,
@@ -281,19 +285,15 @@ class CrossValidatedTraining:
 
         fitted = fit(task, features, advance)
         report(remaining_s)  # of a training that stopped early
-        score = fitted.validation_f1 if isfinite(fitted.validation_f1) else None
-        checkpoints.save_checkpoint(fitted.head, self._record(key, task, features) | {
-            "epoch": fitted.epoch, "watched_macro_f1": score}, key.path(self.folder))
-
-    def _record(self, key: RunKey, task: FitTask, features: FrameDataset) -> dict[str, Any]:
-        """Return the JSON beside a head's weights."""
-        requested = {"heads": list(self.config.heads), "needs": [*self.first_stage, *self.second_stage],
-                     "folds": self.splits.k, "ensemble": self.config.ensemble}
-        return {"head": key.head, "fold": key.fold, "member": key.member, "seed": task.seed, "asked": requested,
-                "classes": list(self.dataset.classes), "settings": asdict(task.settings),
-                "taps": [asdict(tap) for tap in self.features.layout], "reads": [asdict(tap)
-                                                                                 for tap in features.layout],
-                "normalize": self.config.normalize, "frame_s": self.features.frame_s(),
-                "trained_on": sorted({self.trials[i].group for i in task.train}),
-                "watched": sorted({self.trials[i].group for i in task.val_trials}),
-                "store": self.store.settings, "store_digest": self.store.digest()}
+        record = HeadRecord(
+            head=key.head, fold=key.fold, member=key.member, seed=task.seed, epoch=fitted.epoch,
+            # JSON has no NaN.
+            val_macro_f1=fitted.validation_f1 if isfinite(fitted.validation_f1) else None,
+            requested=RequestedHeads(heads=self.config.heads, needs=(*self.first_stage, *self.second_stage),
+                                     folds=self.splits.k, ensemble=self.config.ensemble),
+            classes=tuple(self.dataset.classes), settings=task.settings, taps=self.features.layout,
+            input_taps=features.layout, normalize=self.config.normalize, frame_s=self.features.frame_s(),
+            train_groups=tuple(sorted({self.trials[i].group for i in task.train})),
+            val_groups=tuple(sorted({self.trials[i].group for i in task.val_trials})),
+            store=dict(self.store.settings), store_digest=self.store.digest())
+        checkpoints.save_checkpoint(fitted.head, record, key.path(self.folder))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from fercache.data.base import Trial
 from fercache.errors import InputError
 from fercache.runtime import atomic_io
 from fercache.runtime.progress import progress_bar
-from fercache.runtime.uri import Location
+from fercache.store.multi_store import ReadableClip, ReadableStore
 
 log = logging.getLogger(__name__)
 
@@ -171,43 +170,7 @@ MAX_MEMORY_SHARE = 0.9
 """Share of the free memory that features may take."""
 
 
-class ClipArrays(Protocol):
-    """The part of a committed clip that is read here."""
-
-    @property
-    def frames(self) -> int:
-        """T"""
-
-    @property
-    def frame_table(self) -> NDArray[np.void]:
-        """(T,) with named columns, `valid` and `time_s` among them"""
-
-    def read(self, tap: str) -> NDArray[np.float16]:
-        """Return a tap's rows, (T, ...) float16."""
-
-
-class FeatureSource(Protocol):
-    """A source of features: one embedding store, or several joined."""
-
-    @property
-    def path(self) -> Location:
-        """Location of the store"""
-
-    @property
-    def taps(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of a row of each tap"""
-
-    def __getitem__(self, clip: str) -> Any:
-        """Return a clip, which satisfies `ClipArrays`."""
-
-    def digest(self) -> str:
-        """Return a digest that changes with the content."""
-
-    def prefetch(self, names: Sequence[str], taps: Sequence[str]) -> FeatureSource:
-        """Return the same source for a reader that takes clips in this order: a remote store is read ahead."""
-
-
-def load_features(store: FeatureSource, trials: Sequence[Trial], taps: Sequence[str], *, augmentations: bool = False,
+def load_features(store: ReadableStore, trials: Sequence[Trial], taps: Sequence[str], *, augmentations: bool = False,
                   normalize: str = "train", memory: str = "ram", mmap_dir: Path | None = None) -> FrameDataset:
     """Return the features of `trials`, read once; a trial is as long as the longer of its clip and its annotation.
 
@@ -292,24 +255,21 @@ def _open_mapped(folder: Path, name: str, shape: tuple[int, ...],
             # Checked again: another process may have written the file while this one waited for the lock.
             if not path.is_file():
                 atomic_io.remove_temporary(folder, path.name)
-                _write_mapped(path, shape, fill)
+                # Checked first: writing to a mapping on a full disk kills the process (SIGBUS) without a message.
+                size, free = int(np.prod(shape)) * 2, shutil.disk_usage(folder).free
+                if size > free:
+                    raise InputError(
+                        f"the features need {size / 2**30:.1f} GB of disk, {free / 2**30:.1f} GB are free",
+                        where=folder, hint="choose fewer taps with --taps, or another --cache")
+                with atomic_io.replacing(path) as temporary:
+                    values = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+                    fill(values)
+                    values.flush()
+                    del values  # closes the mapping before the file gets its name
     return np.asanyarray(np.lib.format.open_memmap(path, "r"))
 
 
-def _write_mapped(path: Path, shape: tuple[int, ...], fill: Callable[[NDArray[np.float16]], None]) -> None:
-    # Checked first: writing to a mapping on a full disk kills the process (SIGBUS) without a message.
-    size, free = int(np.prod(shape)) * 2, shutil.disk_usage(path.parent).free
-    if size > free:
-        raise InputError(f"the features need {size / 2**30:.1f} GB of disk, {free / 2**30:.1f} GB are free",
-                         where=path.parent, hint="choose fewer taps with --taps, or another --cache")
-    with atomic_io.replacing(path) as temporary:
-        values = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
-        fill(values)
-        values.flush()
-        del values
-
-
-def _read_frame_table(dataset: FrameDataset, clip: ClipArrays, trial: Trial, i: int) -> None:
+def _read_frame_table(dataset: FrameDataset, clip: ReadableClip, trial: Trial, i: int) -> None:
     """Fill a trial's time and labels; where the annotation is longer than the clip, time goes on at the same pace."""
     start, stop = int(dataset.offsets[i]), int(dataset.offsets[i + 1])
     end = start + clip.frames
@@ -319,10 +279,11 @@ def _read_frame_table(dataset: FrameDataset, clip: ClipArrays, trial: Trial, i: 
     time_s[start:end] = frame_table["time_s"]
     step = (time_s[end - 1] - time_s[start]) / (clip.frames - 1) if clip.frames > 1 else 1 / 30
     time_s[end:stop] = time_s[end - 1] + step * np.arange(1, stop - end + 1)
-    dataset.label[start:stop] = trial.on_clock(clip.frames)
+    dataset.label[start:stop] = trial.frame_labels(clip.frames)
 
 
-def _read_values(values: NDArray[np.float16], dataset: FrameDataset, clip: ClipArrays, i: int, normalize: bool) -> None:
+def _read_values(values: NDArray[np.float16], dataset: FrameDataset, clip: ReadableClip, i: int,
+                 normalize: bool) -> None:
     """Read one trial's rows of every augmentation into `values`, ``(V, R, D)``; optionally normalize the clip."""
     start = int(dataset.offsets[i])
     rows = slice(start, start + clip.frames)

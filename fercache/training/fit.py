@@ -134,6 +134,7 @@ def fit(task: FitTask, features: FrameDataset, report: Callable[[float], None] =
     AdamW with warm-up and cosine decay (or plain SGD). The result is the epoch with the best macro F1 on the validation
     trials; with an average of the weights, the averaged head is the one that is validated and returned.
     """
+    # Before the head is built: its random initial weights must depend on the seed only.
     torch.manual_seed(task.seed)
     rng = np.random.default_rng(task.seed)
     head = _new_head(task, features)
@@ -238,6 +239,7 @@ class _Trainer:
         weight = weight.to(seen.device)
         x = weight[:, None, None] * batch.x + (1 - weight)[:, None, None] * batch.x[other]
         both = seen & seen[other]
+        # Where one of the two has no face its features are zeros, so such a mixture has no label.
         label = torch.where(both, batch.label[other], -1)
         batch.label[~both] = -1
         return self.head(x, both, batch.time_s), (label, weight)

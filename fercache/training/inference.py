@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +15,11 @@ from fercache.backbones.taps import TapSlice
 from fercache.data.base import Trial
 from fercache.errors import InputError
 from fercache.heads.base import Head
-from fercache.heads.registry import HeadSettings
-from fercache.runtime import atomic_io
+from fercache.heads.registry import FRAME, HeadSettings
+from fercache.store.multi_store import ReadableStore
 from fercache.training import checkpoints
-from fercache.training.checkpoints import RunKey, TrainedHead
-from fercache.training.data import FeatureSource, FrameDataset, WindowSampler, load_features
+from fercache.training.checkpoints import HeadRecord, RunKey, TrainedHead
+from fercache.training.data import FrameDataset, WindowSampler, load_features
 
 # Temporal heads read out-of-fold log-probabilities of the frame head. A net is overconfident on frames that it was
 # trained on, and a temporal head that trains on such values learns to trust single frames. So each member of the frame
@@ -79,13 +78,9 @@ def _distances(x: NDArray[np.float16], rows: NDArray[np.int64]) -> NDArray[np.fl
 def make_sampler(features: FrameDataset, trials: Sequence[int], settings: HeadSettings,
                  device: str = "cpu") -> WindowSampler:
     """Return the windows that a head of these settings reads, at the data set's median frame rate."""
-    step = max(1, round(settings.step_s / features.frame_s())) if settings.window_s else 1
-    return WindowSampler(features, trials, window_frames(settings, features, step), device, step)
-
-
-def window_frames(settings: HeadSettings, features: FrameDataset, step: int = 1) -> int:
-    """Return the number of frames, `step` apart, in a window."""
-    return max(1, round(settings.window_s / features.frame_s() / step))
+    frame_s = features.frame_s()
+    step = max(1, round(settings.step_s / frame_s)) if settings.window_s else 1
+    return WindowSampler(features, trials, max(1, round(settings.window_s / frame_s / step)), device, step)
 
 
 @torch.inference_mode()
@@ -146,36 +141,19 @@ def _fill(log_probs: NDArray[np.float32], features: FrameDataset, trial: int) ->
 
 @dataclass(frozen=True, kw_only=True)
 class HeadFolder:
-    """The content of a folder of trained heads.
-
-    Attributes
-    ----------
-    heads : the requested heads, in order; `record` is the JSON of one checkpoint.
-    layout : the taps that make up a row of features; `normalize` is how they must be read.
-    store : settings of the embedding store that they were trained on.
-    folds, ensemble : trainings of each head: folds, and members per fold.
-    needs : the heads that are run: the frame head too where temporal heads read its log-probabilities.
-    """
+    """A complete folder of trained heads, and the record of one of them: taps, classes and store are those of all."""
 
     folder: Path
-    heads: tuple[str, ...]
-    classes: tuple[str, ...]
-    layout: tuple[TapSlice, ...]
-    normalize: str
-    store: dict[str, Any]
-    folds: int
-    ensemble: int
-    needs: tuple[str, ...]
-    record: dict[str, Any]
+    record: HeadRecord
 
     @property
     def taps(self) -> tuple[str, ...]:
         """The taps to load, in order."""
-        return tuple(part.tap for part in self.layout)
+        return tuple(part.tap for part in self.record.taps)
 
-    def load_features(self, store: FeatureSource, trials: Sequence[Trial]) -> FrameDataset:
+    def load_features(self, store: ReadableStore, trials: Sequence[Trial]) -> FrameDataset:
         """Return the features of new trials, read in the same way as those that the heads were trained on."""
-        return load_features(store, trials, self.taps, normalize=self.normalize)
+        return load_features(store, trials, self.taps, normalize=self.record.normalize)
 
 
 def load_trained(folder: Path) -> HeadFolder:
@@ -186,21 +164,18 @@ def load_trained(folder: Path) -> HeadFolder:
     InputError
         There are no trained heads, or some of the requested ones are missing.
     """
-    files = sorted(folder.glob("[!.]*-fold*.json"))
+    files = checkpoints.record_files(folder)
     if not files:
         raise InputError("no trained heads", where=folder, hint="run `fercache train-heads` first")
-    record = atomic_io.read_json(files[0])
-    requested = record["asked"]
-    keys = [RunKey(head=h, fold=k, member=m) for h in requested["needs"] for k in range(requested["folds"])
-            for m in range(requested["ensemble"])]
+    record = checkpoints.load_record(files[0])
+    requested = record.requested
+    keys = [RunKey(head=h, fold=k, member=m) for h in requested.needs for k in range(requested.folds)
+            for m in range(requested.ensemble)]
     missing = [key.path(folder).name for key in keys if not key.path(folder).is_file()]
     if missing:
         raise InputError(f"the training was not finished ({missing[0]} and {len(missing) - 1} more are missing)",
                          where=folder, hint=checkpoints.RETRAIN_HINT)
-    return HeadFolder(folder=folder, heads=tuple(requested["heads"]), needs=tuple(requested["needs"]),
-                      folds=requested["folds"], ensemble=requested["ensemble"], classes=tuple(record["classes"]),
-                      layout=checkpoints.layout_of(record["taps"]), normalize=record["normalize"],
-                      store=record["store"], record=record)
+    return HeadFolder(folder=folder, record=record)
 
 
 def predict_new(heads: HeadFolder | Path, features: FrameDataset,
@@ -218,31 +193,32 @@ def predict_new(heads: HeadFolder | Path, features: FrameDataset,
         The features are other taps than those that the heads were trained on.
     """
     trained = heads if isinstance(heads, HeadFolder) else load_trained(heads)
-    if features.layout != trained.layout:
+    record, requested = trained.record, trained.record.requested
+    if features.layout != record.taps:
         loaded = ", ".join(part.tap for part in features.layout)
         raise InputError(f"the heads were trained on {', '.join(trained.taps)}, the features are {loaded}",
                          where=trained.folder, hint="load the taps that the heads were trained on")
-    total = {head: np.zeros((len(features.label), len(trained.classes)), np.float32) for head in trained.heads}
-    for fold in range(trained.folds):
+    total = {head: np.zeros((len(features.label), len(record.classes)), np.float32) for head in requested.heads}
+    for fold in range(requested.folds):
         oof: FrameDataset | None = None
         # The frame head comes first: temporal heads of the same fold read its log-probabilities.
-        for head in sorted(trained.needs, key=lambda name: name != "frame"):
+        for head in sorted(requested.needs, key=lambda name: name != FRAME):
             members = [checkpoints.load_checkpoint(RunKey(head=head, fold=fold, member=m).path(trained.folder), device)
-                       for m in range(trained.ensemble)]
-            inputs = oof if members[0].settings.temporal_input and oof is not None else features
+                       for m in range(requested.ensemble)]
+            inputs = oof if members[0].record.settings.temporal_input and oof is not None else features
             log_probs = mean_log_probs(members, inputs, range(len(features.offsets) - 1), device)
-            if head == "frame" and len(trained.needs) > 1:
+            if head == FRAME and len(requested.needs) > 1:
                 oof = oof_features(log_probs, features)
             if head in total:
-                total[head] += log_probs / trained.folds
+                total[head] += log_probs / requested.folds
     return total
 
 
 def mean_log_probs(members: Sequence[TrainedHead], features: FrameDataset, trials: Sequence[int],
                    device: str) -> NDArray[np.float32]:
     """Return (R, C): the members' mean log-probabilities of the trials' rows, 0 elsewhere."""
-    total = np.zeros((len(features.label), len(members[0].record["classes"])), np.float32)
+    total = np.zeros((len(features.label), len(members[0].record.classes)), np.float32)
     for member in members:
-        for trial, log_probs in predict_head(member.head, member.settings, features, trials, device).items():
+        for trial, log_probs in predict_head(member.head, member.record.settings, features, trials, device).items():
             total[features.rows(trial)] += log_probs / len(members)
     return total

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fercache.config import TrainConfig, fingerprint_of
 from fercache.data.base import Dataset, Trial, stored_trials
 from fercache.errors import InputError
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = 3
 """Raised whenever the code changes the result of a training run."""
+DATA_KEYS = ("store", "features", "dataset", "trials", "classes")
+"""Keys of `settings_of` that describe the data; the others are settings of the training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,7 @@ def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cac
     cached = logits_file.is_file()
     if not cached:
         with atomic_io.lock(heads.with_suffix(".lock"), wait=True):
+            # Under the lock no other process writes these files, so leftovers are those of killed runs.
             atomic_io.remove_temporary(heads)
             atomic_io.remove_temporary(logits_file.parent, logits_file.name)
             # Checked again: another process may have finished the same run while this one waited for the lock.
@@ -136,13 +141,14 @@ def _train(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, conf
         raise InputError("no labelled frame in the training split", where="the data set",
                          hint="name labels with --labels (or a `label` column), or read what `fercache extract` logs "
                               "about the annotations")
-    training = CrossValidatedTraining(dataset, trials, store, config, heads, weights)
+    training = CrossValidatedTraining.prepare(dataset, trials, store, config, heads, weights)
     logits = training.run()
     features = training.features
     OofLogits(dataset=dataset.name, classes=dataset.classes, metric=dataset.metric, notice=dataset.notice,
               heads=config.heads, trials=tuple(t.name for t in trials), group=tuple(t.group for t in trials),
               split=tuple(t.split for t in trials), fold=training.splits.fold, offsets=features.offsets,
               index=features.index, time_s=features.time_s, valid=features.valid, label=features.label,
-              logits=logits, provenance={"settings": settings, "store": store.path.name, "heads": training.records},
+              logits=logits, provenance={"settings": settings, "store": store.path.name,
+                                         "heads": msgspec.to_builtins(training.records)},
               fingerprint=fingerprint_of(settings), epochs_fixed=training.splits.epochs_fixed).save(logits_file)
     return training.trained

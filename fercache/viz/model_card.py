@@ -1,4 +1,4 @@
-"""A model card in Markdown, made from what the runs recorded; what was not recorded is said to be unknown."""
+"""A model card in Markdown from the records of the runs; parts without a record are marked as unknown."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from fercache.viz import run_info
 from fercache.viz.run_info import STAGES, RunInfo
 from fercache.workspace import Workspace
 
-SHOWN = {"macro_f1": "macro F1", "accuracy": "accuracy", "uar": "UAR", "abaw2": ".67 F1 + .33 accuracy"}
-SETS = {"demo": "the demo's clips come from packages under MIT and BSD licences; its labels are fercache's own",
+TERMS = {"demo": "the demo's clips come from packages under MIT and BSD licences; its labels are fercache's own",
         "affwild2": "Aff-Wild2 is for research only, under the agreement that its authors have signed by each user"}
-UNKNOWN_SET = "fercache does not know the terms of this set: write them here before you pass the card on"
-UNKNOWN_WEIGHTS = "not recorded in this cache: write them here before you pass the card on"
+UNKNOWN_SET = "unknown to fercache: add the terms of this data set before you share the card"
+UNKNOWN_WEIGHTS = "not recorded in this cache: add them before you share the card"
 
 
 def write_card(preds: Path, cache: Path) -> str:
@@ -30,16 +29,17 @@ def write_card(preds: Path, cache: Path) -> str:
     Raises
     ------
     InputError
-        No metrics lie beside the predictions.
+        There are no metrics beside the predictions.
     """
     facts = run_info.gather_run_info(preds, cache)
     if not facts.metrics:
-        raise InputError("no metrics lie beside the predictions", where=io.metrics_path(preds),
-                         hint="run `fercache stack --out preds.csv`, and give the card that file")
+        raise InputError("the metrics of the predictions are missing", where=io.metrics_path(preds),
+                         hint="run `fercache stack --out preds.csv`, and name that file with --preds")
+    # `predict` writes this key; its metrics record no training, which is what a card describes.
     if "predict" in facts.metrics:
-        raise InputError("these are predictions of new clips, by models that were trained before", where=preds,
-                         hint="give the card what `fercache stack` wrote of the set that they were trained on")
-    parts = (_head, _data, _made, _scores, _classes, _limits, _terms, _cost, _prints)
+        raise InputError("these are predictions of new clips, not of the training data", where=preds,
+                         hint="name the predictions of `fercache stack` on the training data with --preds")
+    parts = (_head, _data, _method, _scores, _classes, _limits, _terms, _cost, _fingerprints)
     return "\n\n".join("\n".join(part(facts, cache)) for part in parts) + "\n"
 
 
@@ -47,10 +47,9 @@ def _head(facts: RunInfo, cache: Path) -> Iterator[str]:
     recorded = facts.metrics
     yield f"# Model card: facial expression, trained on {_text(recorded['dataset'])}"
     yield ""
-    yield (f"Tells one of {len(facts.classes)} expressions for every frame of a clip of one person: "
-           f"{', '.join(map(_text, facts.classes))}. Made by fercache {_text(recorded.get('fercache', '?'))}, written "
-           f"by "
-           f"fercache {__version__} from what the runs recorded.")
+    yield (f"Predicts one of {len(facts.classes)} expressions for every frame of a clip of one person: "
+           f"{', '.join(map(_text, facts.classes))}. Trained with fercache {_text(recorded.get('fercache', '?'))}; "
+           f"card written by fercache {__version__} from the records of the runs.")
     if recorded.get("notice"):
         yield f"\n**Note on the data:** {_text(recorded['notice'])}."
 
@@ -68,16 +67,16 @@ def _data(facts: RunInfo, cache: Path) -> Iterator[str]:
 
 
 def _scored(facts: RunInfo) -> list[tuple[str, dict[str, Any]]]:
-    """Return the splits on which the final column has a score (one that was learnt from has none)."""
+    """Return the splits on which the final column has a score (a split that it was trained on has none)."""
     return [(split, scores) for split, scores in facts.splits.items() if facts.final in scores["all_frames"]]
 
 
-def _made(facts: RunInfo, cache: Path) -> Iterator[str]:
+def _method(facts: RunInfo, cache: Path) -> Iterator[str]:
     recorded = facts.metrics
     heads = [head for head in recorded["logits"]["provenance"].get("heads", []) if isinstance(head, dict)]
     folds = {head.get("fold") for head in heads} - {None, -1}
     settings = facts.store.settings if facts.store is not None else {}
-    yield "## How it was made\n"
+    yield "## Method\n"
     yield (f"- Features: backbone {_text(settings.get('backbone', 'not in this cache'))}, "
            f"taps {_text(', '.join(settings.get('taps', [])) or 'not in this cache')}, "
            f"faces by {_text(settings.get('faces', 'not in this cache'))}; the CNN is frozen.")
@@ -93,7 +92,8 @@ def _scores(facts: RunInfo, cache: Path) -> Iterator[str]:
     for split, scores in _scored(facts):
         one = scores["all_frames"][facts.final]
         yield f"\n{split.capitalize()}, every annotated frame, column {_text(facts.final)}:\n"
-        rows = [(title, f"{one[name]:.4f}", _span((one["intervals"] or {}).get(name))) for name, title in SHOWN.items()]
+        rows = [(metrics.METRICS[name].title, f"{one[name]:.4f}", _span((one["intervals"] or {}).get(name)))
+                for name in metrics.DISTINCT]
         yield from _table(("figure", "value", "95 % interval"), rows)
         if one.get("why_none"):
             yield f"\nNo interval: {_text(one['why_none'])}."
@@ -109,7 +109,7 @@ def _classes(facts: RunInfo, cache: Path) -> Iterator[str]:
                 for name in facts.classes]
         yield from _table(("class", "F1", "95 % interval", "annotated frames"), rows)
     if facts.oof is None:
-        yield "\nNo interval a class: the book of logits, which knows the groups, is not in this cache."
+        yield "\nNo intervals: the logits file, which holds the groups, is not in this cache."
 
 
 def spans_by_class(facts: RunInfo) -> dict[str, dict[str, tuple[float, float]]]:
@@ -129,13 +129,15 @@ def _by_group(facts: RunInfo) -> dict[str, metrics.Counts]:
     counts: dict[str, dict[str, metrics.Counts]] = {}
     if facts.oof is None:
         return {}
-    with inputs.open_merged(facts.oof, facts.imported) as book:
+    with inputs.open_merged(facts.oof, facts.imported) as reader:
         for name, rows in io.each_clip(facts.preds):
-            if name in book and (rows.label >= 0).any():
-                split, group = book.place(name)
-                held = counts.setdefault(split, {})
-                held[group] = held.get(group, 0) + metrics.confusion(rows.label, rows.label_pred, len(facts.classes))
-    return {split: np.stack([held[group] for group in sorted(held)]) for split, held in counts.items()}
+            if name in reader and (rows.label >= 0).any():
+                split, group = reader.place(name)
+                groups = counts.setdefault(split, {})
+                groups[group] = groups.get(group, 0) + metrics.confusion(rows.label, rows.label_pred,
+                                                                         len(facts.classes))
+    # Sorted, so that a bootstrap with the seed of `stack` draws the groups that `stack` drew.
+    return {split: np.stack([groups[group] for group in sorted(groups)]) for split, groups in counts.items()}
 
 
 def _limits(facts: RunInfo, cache: Path) -> Iterator[str]:
@@ -144,19 +146,19 @@ def _limits(facts: RunInfo, cache: Path) -> Iterator[str]:
         one = scores["all_frames"][facts.final]
         empty = [name for name in facts.classes if not one["support"][name]]
         if empty:
-            yield f"- {split.capitalize()} has no annotated frame of {_text(', '.join(empty))}: nothing is known there."
+            yield f"- {split.capitalize()} has no annotated frame of {_text(', '.join(empty))}: its score is unknown."
         if one["groups"] < metrics.MIN_GROUPS_FOR_INTERVAL:
-            yield f"- {split.capitalize()} has {one['groups']} groups only: too few to tell one method from another."
-    yield "- One person a clip is followed; where no face is seen the prediction is that of a neighbouring frame."
-    yield "- It tells what annotators would call the face's expression, not what a person feels."
-    yield "- How it does on other people, cameras, ages or skin tones than those in the data was not measured."
+            yield f"- {split.capitalize()} has {one['groups']} groups only: too few to compare methods."
+    yield "- One person per clip is tracked. A frame without a face gets the prediction of a neighboring frame."
+    yield "- It predicts how annotators would label the expression of a face, not what a person feels."
+    yield "- Its accuracy on people, cameras, ages or skin tones other than those in the data was not measured."
 
 
 def _terms(facts: RunInfo, cache: Path) -> Iterator[str]:
     backbone = str(facts.store.settings.get("backbone", "")) if facts.store is not None else ""
     known = {row.name: row.terms for row in weights.list_weights(Workspace(cache).weights)}
     name = str(facts.metrics["dataset"])
-    terms = next((text for kind, text in SETS.items() if name == kind or name.startswith(kind + "-")), UNKNOWN_SET)
+    terms = next((text for kind, text in TERMS.items() if name == kind or name.startswith(kind + "-")), UNKNOWN_SET)
     yield "## Terms\n"
     yield f"- Weights of the CNN ({_text(backbone or 'unknown')}): {_text(known.get(backbone, UNKNOWN_WEIGHTS))}."
     yield "- Weights of the face detector (MTCNN): they come with facenet-pytorch, MIT licence."
@@ -167,12 +169,12 @@ def _terms(facts: RunInfo, cache: Path) -> Iterator[str]:
 def _cost(facts: RunInfo, cache: Path) -> Iterator[str]:
     yield "## Time and energy\n"
     rows = [(stage, int(took["runs"]), f"{took['seconds']:,.1f} s")
-            for stage in STAGES if (took := facts.took.get(stage, {})).get("runs")]
+            for stage in STAGES if (took := facts.durations.get(stage, {})).get("runs")]
     yield from _table(("stage", "runs", "wall time"), rows) if rows else ["Time: not recorded."]
     yield "\nEnergy: not measured."
 
 
-def _prints(facts: RunInfo, cache: Path) -> Iterator[str]:
+def _fingerprints(facts: RunInfo, cache: Path) -> Iterator[str]:
     yield "## Fingerprints\n"
     yield f"- Features: `{facts.store.fingerprint if facts.store is not None else 'not in this cache'}`"
     yield f"- Logits: `{facts.metrics['logits']['fingerprint']}`"

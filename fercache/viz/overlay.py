@@ -1,7 +1,8 @@
-"""The clip again with what was told of it: box, expression, probability bars and a running timeline, sound kept."""
+"""Write a clip with its predictions drawn in: box, expression, probability bars, a running timeline; sound is kept."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,10 +17,10 @@ from fercache.errors import ClipError, InputError
 from fercache.media.writer import open_writer
 from fercache.results.io import ClipSeries
 from fercache.runtime import atomic_io
-from fercache.viz.timeline import COLOURS
+from fercache.viz.timeline import COLORS
 
-NARROWEST_PX = 480
-"""A narrower clip is drawn larger by a whole factor, so that the text can be read."""
+MIN_WIDTH_PX = 480
+"""A narrower clip is enlarged by a whole factor, so that the text is readable."""
 PANEL, INK, SOFT, GRID = (24, 27, 31), (236, 238, 240), (150, 156, 163), (58, 63, 70)
 NO_FACE = (96, 100, 105)
 
@@ -28,22 +29,21 @@ Colour = tuple[int, int, int]
 
 
 def render_overlay(source: Path, kind: str, series: ClipSeries, boxes: NDArray[np.float64], classes: Sequence[str],
-                   out: Path, *,
-           fps: float = 30.0) -> int:
-    """Return how many frames were written to `out`: as many as the source has.
+                   out: Path, *, fps: float = 30.0) -> int:
+    """Write the source with its predictions to `out`; return the number of frames, that of the source.
 
     Parameters
     ----------
     source, kind : the clip, as `media.open_source` takes it.
-    told : its T rows; more than there are frames only where an annotation is longer than the clip.
-    boxes : (T, 4) x1, y1, x2, y2 in pixels of the upright frame; NaN where no face was seen.
+    series : its T rows; more rows than frames are allowed for an annotation that is longer than the clip.
+    boxes : (T, 4) x1, y1, x2, y2 in pixels of the upright frame; NaN where no face was found.
     out : .mp4, .mov or .mkv; times, rate and sound are those of the source.
-    fps : of a folder of crops, which has no clock of its own.
+    fps : frame rate of a folder of crops, which holds no times.
 
     Raises
     ------
     ClipError
-        The source cannot be read, or has another number of frames than was told of.
+        The source cannot be read, or its number of frames differs from the predictions.
     InputError
         The ending of `out` is unknown, or boxes and rows do not fit.
     """
@@ -55,10 +55,10 @@ def render_overlay(source: Path, kind: str, series: ClipSeries, boxes: NDArray[n
     written, last = 0, first.image
     with (atomic_io.replacing(out) as temporary,
           open_writer(temporary, canvas.size, like=source if kind == "video" else None, fps=fps) as video):
-        for frame in (f for part in ((first,), frames) for f in part):
+        for frame in itertools.chain((first,), frames):
             if written == len(boxes):
                 raise _other_clip(source, len(boxes), "more")
-            last = frame.image if frame.image is not None else last
+            last = frame.image if frame.image is not None else last  # a damaged frame repeats the one before
             video.add(canvas.draw(last, written, boxes[written]), frame.time_s)
             written += 1
         if series.valid[written:].any():  # rows past the end that have no face: annotations longer than the video
@@ -66,17 +66,17 @@ def render_overlay(source: Path, kind: str, series: ClipSeries, boxes: NDArray[n
     return written
 
 
-def boxes_of(clock: NDArray[np.void], rows: int) -> NDArray[np.float64]:
-    """Return the boxes of a clip's clock, ``(rows, 4)``; NaN where no face was seen and past the clock's end."""
+def boxes_of(frame_table: NDArray[np.void], rows: int) -> NDArray[np.float64]:
+    """Return the boxes of a frame table, ``(rows, 4)``; NaN where no face was found, and past the table's end."""
     boxes = np.full((rows, 4), np.nan)
-    held = np.column_stack([clock[side] for side in ("x1", "y1", "x2", "y2")])[:rows]
-    boxes[:len(held)] = np.where((clock["valid"] > 0)[:rows, None], held, np.nan)
+    stored = np.column_stack([frame_table[side] for side in ("x1", "y1", "x2", "y2")])[:rows]
+    boxes[:len(stored)] = np.where((frame_table["valid"] > 0)[:rows, None], stored, np.nan)
     return boxes
 
 
 def _other_clip(source: Path, rows: int, found: str) -> ClipError:
-    return ClipError(f"has {found} frames where {rows} were told of", where=source,
-                     hint="is it the clip that was extracted? run `fercache extract` and `fercache stack` again")
+    return ClipError(f"has {found} frames, but the predictions have {rows} rows", where=source,
+                     hint="check that this is the extracted clip, or run `fercache extract` and `fercache stack` again")
 
 
 def _size(image: Picture | None) -> tuple[int, int]:
@@ -89,20 +89,20 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def rgb(place: int) -> Colour:
-    """Return the colour of a class; black, the eighth of the palette, is white here: the panel is dark."""
-    text = COLOURS[place % len(COLOURS)].lstrip("#")
+    """Return the color of a class; black, the eighth of the palette, becomes white on the dark panel."""
+    text = COLORS[place % len(COLORS)].lstrip("#")
     found = (int(text[:2], 16), int(text[2:4], 16), int(text[4:], 16))
     return (255, 255, 255) if found == (0, 0, 0) else found
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverlayCanvas:
-    """What stays the same from frame to frame.
+    """The parts of the picture that are the same in every frame.
 
     Attributes
     ----------
-    height, width : of the picture, already enlarged by `scale`; the panel stands below it.
-    strip : (H', W', 3) the whole timeline, over which a line runs.
+    height, width : size of the picture, enlarged by `scale`; the panel is below it.
+    strip : (H', W', 3) the timeline of the whole clip, over which a line runs.
     """
 
     scale: int
@@ -116,7 +116,8 @@ class OverlayCanvas:
     @classmethod
     def of(cls, size: tuple[int, int], series: ClipSeries, classes: tuple[str, ...]) -> OverlayCanvas:
         """Return the canvas of a clip whose first frame has this (height, width)."""
-        scale = max(1, -(-NARROWEST_PX // size[1]))
+        scale = max(1, -(-MIN_WIDTH_PX // size[1]))
+        # The usual video codecs store color for blocks of 2 x 2 pixels, so both sides must be even.
         height, width = (side * scale + side * scale % 2 for side in size)
         line = max(13, min(width // 42, 40)) // 2 * 2
         return cls(scale=scale, height=height, width=width, line=line, series=series, classes=classes,
@@ -141,7 +142,7 @@ class OverlayCanvas:
 
         Parameters
         ----------
-        box : (4,) in pixels of `image`; NaN where no face was seen.
+        box : (4,) in pixels of `image`; NaN if no face was found.
         """
         picture = Image.new("RGB", (self.width, self.size[0]), PANEL)
         if image is not None:
@@ -156,7 +157,7 @@ class OverlayCanvas:
         return np.asarray(picture)
 
     def _box(self, pen: ImageDraw.ImageDraw, row: int, box: NDArray[np.float64]) -> None:
-        """Draw the box in the colour of what is told, with its name above (below, at the picture's top)."""
+        """Draw the box in the color of the predicted class, with its name above (inside, at the picture's top)."""
         predicted = int(self.series.label_pred[row])
         colour, thick = rgb(predicted), max(2, self.line // 6)
         x1, y1, x2, y2 = np.clip(box, 0, [self.width - 1, self.height - 1] * 2).tolist()
@@ -166,6 +167,7 @@ class OverlayCanvas:
         left = max(0, min(x1, self.width - wide))
         top = y1 - high if y1 >= high else y1
         pen.rectangle((left, top, left + wide, top + high), fill=colour)
+        # Dark text on light colors, light text on dark ones.
         ink = (0, 0, 0) if sum(colour) > 330 else (255, 255, 255)
         pen.text((left + self.line / 2, top + high / 2), text, fill=ink, font=font, anchor="lm")
 

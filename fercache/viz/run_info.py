@@ -1,4 +1,4 @@
-"""What the runs recorded, gathered in one place; each part is None or empty where nothing was recorded."""
+"""The records of the runs behind a table of predictions; a part without a record is None or empty."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ STAGES = ("extract", "train-heads", "stack")
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """What is known of the run behind a table of predictions.
+    """The records of the runs behind a table of predictions.
 
     Attributes
     ----------
-    metrics : ``preds.metrics.json``; empty where it is not there.
-    store, book : of the features and logits that the predictions go back to; None where they are not in this cache.
+    metrics : ``preds.metrics.json``; empty if there is no such file.
+    store, oof : the features and the logits file behind the predictions; None if they are not in this cache.
     imported : files of the imported logits that the stack merged with those at `oof`.
-    took : stage -> seconds, frames and runs that went into its result.
-    check, ablation : JSON values that those commands wrote; None where they were not given or found.
-    failures : (clip, what happened) of the last `extract`.
+    durations : stage -> seconds, frames and runs behind its result.
+    check, ablation : JSON values that those commands wrote; None if not given.
+    failures : (clip, error) of the last `extract`.
     """
 
     preds: Path
@@ -39,19 +39,19 @@ class RunInfo:
     store: EmbeddingStore | None
     oof: Path | None
     imported: tuple[Path, ...] = ()
-    took: dict[str, dict[str, float]] = field(default_factory=dict)
+    durations: dict[str, dict[str, float]] = field(default_factory=dict)
     check: Any = None
     ablation: Any = None
     failures: tuple[tuple[str, str], ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes' names, in order."""
+        """Names of the classes, in order."""
         return tuple(self.metrics.get("classes", ()))
 
     @property
     def final(self) -> str:
-        """The name of the column that the predictions are."""
+        """Name of the column that the predictions are from."""
         return str(self.metrics.get("final", {}).get("column", ""))
 
     @property
@@ -61,40 +61,41 @@ class RunInfo:
 
     @property
     def faces_kept(self) -> bool:
-        """Whether stage one kept any picture of a face."""
+        """Whether stage one stored any picture of a face."""
         return self.store is not None and thumbnails.any_stored(self.cache, self.store)
 
 
 def gather_run_info(preds: Path, cache: Path, check: Path | None = None, ablation: Path | None = None) -> RunInfo:
-    """Return what the runs behind `preds` recorded.
+    """Return the records of the runs behind `preds`.
 
     Parameters
     ----------
-    check : what ``fercache check --json`` printed, kept in a file.
-    ablation : what ``fercache ablation`` wrote as JSON or CSV.
+    check : file with the output of ``fercache check --json``.
+    ablation : table of ``fercache ablation``, JSON or CSV.
 
     Raises
     ------
     InputError
-        A file that was named is absent or not readable.
+        A named file is missing or unreadable.
     """
     metrics = _metrics(preds)
     dataset, logits = str(metrics.get("dataset", "")), metrics.get("logits", {})
     store = _store(Workspace(cache).features(dataset) / str(logits.get("provenance", {}).get("store", "")))
-    print_, provenance = str(logits.get("fingerprint", "")), logits.get("provenance", {})
-    book, imported = Workspace(cache).logits_file(dataset, print_), list[Path]()
-    if print_ and not book.is_file():
-        # the order of the names is the order of merging; a run on imported logits alone took all of them, sorted
+    fingerprint, provenance = str(logits.get("fingerprint", "")), logits.get("provenance", {})
+    oof, imported = Workspace(cache).logits_file(dataset, fingerprint), list[Path]()
+    if fingerprint and not oof.is_file():
+        # The fingerprint depends on the order of merging, which is that of --logits. A run on imported logits alone
+        # merged all of them, sorted.
         names = metrics.get("config", {}).get("logits") or sorted(
             key.removeprefix(inputs.IMPORTED) for key in provenance if key.startswith(inputs.IMPORTED))
         merged = [name for name in names if f"{inputs.IMPORTED}{name}" in provenance]
-        book, *imported = inputs.find_logits_files(cache, dataset, print_, merged) or (book,)
-    made = {"extract": store.path.name if store else "", "train-heads": book.name,
+        oof, *imported = inputs.find_logits_files(cache, dataset, fingerprint, merged) or (oof,)
+    results = {"extract": store.path.name if store else "", "train-heads": oof.name,
             "stack": str(metrics.get("fingerprint", ""))[:12]}
-    noted = run_log.recorded_runs(cache, dataset) if dataset else []
-    return RunInfo(preds=preds, cache=cache, metrics=metrics, store=store, oof=book if book.is_file() else None,
+    runs = run_log.recorded_runs(cache, dataset) if dataset else []
+    return RunInfo(preds=preds, cache=cache, metrics=metrics, store=store, oof=oof if oof.is_file() else None,
                  imported=tuple(imported),
-                 took={stage: run_log.total_seconds(noted, stage, made[stage]) for stage in STAGES},
+                 durations={stage: run_log.total_seconds(runs, stage, results[stage]) for stage in STAGES},
                  check=_table(check), ablation=_table(ablation),
                  failures=_failures(Workspace(cache).features(dataset)) if store else ())
 
@@ -103,14 +104,14 @@ def _metrics(preds: Path) -> dict[str, Any]:
     path = io.metrics_path(preds)
     value = atomic_io.read_json(path) if path.is_file() else {}
     if not isinstance(value, dict):
-        raise InputError("no metrics of fercache's", where=path, hint="run `fercache stack` again")
+        raise InputError("this is no metrics file of fercache", where=path, hint="run `fercache stack` again")
     return value
 
 
 def _store(path: Path) -> EmbeddingStore | None:
     try:
         return EmbeddingStore.open(path) if path.suffix == ".zarr" and path.is_dir() else None
-    except FercacheError:  # damaged: `fercache verify` says so; the page says that it is not there
+    except FercacheError:  # a damaged store must not stop the report of the rest
         return None
 
 
@@ -130,7 +131,7 @@ def _table(path: Path | None) -> Any:
 
 
 def _failures(folder: Path) -> tuple[tuple[str, str], ...]:
-    """Return what the lists of failures in a folder say: one of a whole run, or one for each part."""
+    """Return the failures listed in a folder, in one file for a whole run or one for each part of it."""
     found: dict[str, str] = {}
     for path in sorted(folder.glob(FAILURES_OF_ANY_PART)):
         with path.open(newline="", encoding="utf-8", errors="replace") as file:

@@ -1,4 +1,4 @@
-"""A picture a clip: the face, the truth, the prediction and the probabilities over time."""
+"""One picture per clip: faces, labels, predictions and probabilities over time."""
 
 from __future__ import annotations
 
@@ -25,59 +25,57 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# One colour a class, wherever classes are drawn.
-
-COLOURS = ("#999999", "#d55e00", "#009e73", "#56b4e9", "#f0e442", "#0072b2", "#cc79a7", "#000000")
-"""Okabe and Ito's palette, which colour-blind readers can tell apart; one colour a class, in order."""
+COLORS = ("#999999", "#d55e00", "#009e73", "#56b4e9", "#f0e442", "#0072b2", "#cc79a7", "#000000")
+"""Okabe and Ito's palette, which color-blind readers can distinguish; one color per class, in order."""
 
 
 FORMAT = 1
-"""Raised whenever the code changes how a picture looks."""
-OURS = "fercache"
-"""The PNG text that says what a picture was drawn of."""
+"""Increment this when the code changes how a picture looks: pictures of an older format are drawn again."""
+DIGEST_KEY = "fercache"
+"""PNG text entry with the digest of the rows that a picture shows."""
 GAP = "#ffffff"
 FACES = 12
 FACE_PX = 96
 MOST_POINTS = 2000
-"""Points of time drawn; a longer clip is drawn as the mean of equal stretches, and says so."""
+"""Points of time drawn; of a longer clip, means over equal intervals are drawn, and the axis label says so."""
 
 
 def draw_timelines(preds: Path, dataset: Dataset, store: Mapping[str, Clip], folder: Path) -> list[Path]:
-    """Return the paths of one PNG a clip of `preds`, drawn into `folder`.
+    """Return the paths of one PNG per clip of `preds`, drawn into `folder`.
 
     Parameters
     ----------
-    dataset : the trials of the store (`datasets.present`).
+    dataset : the trials of the store (`data.base.stored_trials`).
 
     Raises
     ------
     InputError
-        `preds` is absent or no table of predictions.
+        `preds` is missing or not a table of predictions.
 
     Notes
     -----
-    Faces are decoded again through the stored boxes; no picture is kept anywhere else. A picture that was drawn of the
-    same rows is left as it is.
+    Faces are decoded again from the source through the stored boxes. A picture that shows the same rows is not drawn
+    again.
     """
     classes = classes_of(preds)
     trials = {trial.name: trial for trial in dataset.trials}
-    made = []
+    paths = []
     for name, series in each_clip(preds):
         clip = store[name] if name in trials and name in store else None
         path = folder / file_name(name, ".png")
-        drawn_of = series.digest([FORMAT, name, classes, clip.manifest.arrays[FRAME_TABLE].digest if clip else ""])
-        if _drawn_of(path) != drawn_of:
+        digest = series.digest([FORMAT, name, classes, clip.manifest.arrays[FRAME_TABLE].digest if clip else ""])
+        if _drawn_digest(path) != digest:
             faces = _faces(trials[name], clip) if clip is not None else []
-            atomic_io.write_bytes(path, _png(name, classes, series, faces, drawn_of))
-        made.append(path)
-    return made
+            atomic_io.write_bytes(path, _png(name, classes, series, faces, digest))
+        paths.append(path)
+    return paths
 
 
-def _drawn_of(path: Path) -> str:
-    """Return the digest of what a picture was drawn of, as it stands in the picture; "" where there is none."""
+def _drawn_digest(path: Path) -> str:
+    """Return the digest in a picture's texts, or ""."""
     try:
         with Image.open(path, formats=("PNG",)) as picture:
-            return str(picture.info.get(OURS, ""))
+            return str(picture.info.get(DIGEST_KEY, ""))
     except (OSError, SyntaxError, ValueError):
         return ""
 
@@ -96,28 +94,26 @@ def _faces(trial: Trial, clip: Clip) -> list[tuple[float, NDArray[np.uint8]]]:
 
 
 def _png(name: str, classes: Sequence[str], series: ClipSeries, faces: list[tuple[float, NDArray[np.uint8]]],
-         drawn_of: str) -> bytes:
-    """Return the picture of one clip, with `drawn_of` among its texts."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second that a picture drawn before saves
+         digest: str) -> bytes:
+    """Return the picture of one clip, with `digest` among its texts."""
+    # Imported here: matplotlib takes a second to load, which a run with nothing to draw saves.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    # Not through pyplot, which holds every figure until it is closed and may look for a display.
     figure = Figure(figsize=(11, 5.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     strip, truth, prediction, lines = figure.subplots(4, 1, height_ratios=[2.2, .5, .5, 4])
-    figure.suptitle(f"{_safe(name)}: {len(series.time_s)} frames, {int(series.valid.sum())} with a face", fontsize=11)
+    safe_name = name.replace("$", r"\$")  # a dollar sign would start a formula
+    figure.suptitle(f"{safe_name}: {len(series.time_s)} frames, {int(series.valid.sum())} with a face", fontsize=11)
     step = max(1, -(-len(series.time_s) // MOST_POINTS))
     _strip(strip, faces)
     _bar(truth, series, np.where(series.label < 0, len(classes), series.label), "truth", len(classes))
     _bar(prediction, series, series.label_pred, "prediction", len(classes))
     _lines(lines, classes, series, step)
     out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None, OURS: drawn_of})
+    figure.savefig(out, format="png", metadata={"Software": None, DIGEST_KEY: digest})
     return out.getvalue()
-
-
-def _safe(name: str) -> str:
-    """Return a clip's name as plain text: a dollar sign would start a formula."""
-    return name.replace("$", r"\$")
 
 
 def _strip(axes: Axes, faces: list[tuple[float, NDArray[np.uint8]]]) -> None:
@@ -129,11 +125,11 @@ def _strip(axes: Axes, faces: list[tuple[float, NDArray[np.uint8]]]) -> None:
         inset.set_title(f"{time_s:.1f} s", fontsize=8, pad=2)
         inset.axis("off")
     if not faces:
-        axes.text(.5, .5, "no face was seen in this clip", ha="center", va="center", transform=axes.transAxes)
+        axes.text(.5, .5, "no face was found in this clip", ha="center", va="center", transform=axes.transAxes)
 
 
 def _bar(axes: Axes, series: ClipSeries, value: NDArray[np.int64], title: str, classes: int) -> None:
-    """Draw one class a frame as a coloured strip; white where it is unknown."""
+    """Draw the class of each frame as a colored strip; unknown ones are white."""
     from matplotlib.colors import ListedColormap
 
     colours = ListedColormap([*_palette(classes), GAP])
@@ -145,7 +141,7 @@ def _bar(axes: Axes, series: ClipSeries, value: NDArray[np.int64], title: str, c
 
 
 def _lines(axes: Axes, classes: Sequence[str], series: ClipSeries, step: int) -> None:
-    """Draw the probabilities over time; stretches without a face are hatched."""
+    """Draw the probabilities over time; intervals without a face are hatched."""
     from matplotlib.patches import Patch
 
     starts = np.arange(0, len(series.time_s), step)
@@ -154,8 +150,7 @@ def _lines(axes: Axes, classes: Sequence[str], series: ClipSeries, step: int) ->
     for place, label in enumerate(classes):
         axes.plot(series.time_s[starts], means[:, place], color=colours[place], lw=1.8, label=label)
     axes.fill_between(series.time_s, 0, 1, where=~series.valid, facecolor="none", edgecolor="#bbbbbb", hatch="///",
-                      lw=0,
-                      step="mid")
+                      lw=0, step="mid")
     axes.set(xlim=_span(series), ylim=(0, 1), ylabel="probability", xlabel="time in seconds" + (
         f" (lines: means of {step} frames)" if step > 1 else ""))
     handles: list[Any] = [*axes.get_lines(), Patch(facecolor="none", edgecolor="#bbbbbb", hatch="///", label="no face")]
@@ -169,4 +164,4 @@ def _span(series: ClipSeries) -> tuple[float, float]:
 
 
 def _palette(classes: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(classes)]
+    return [COLORS[i % len(COLORS)] for i in range(classes)]

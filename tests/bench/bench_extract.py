@@ -84,7 +84,7 @@ class Row:
             done = list(work.run_with_nets(trials, self.loaded, ProgressBar("", None, "frames")))
             self.seconds += time.perf_counter() - started
             return done
-        devices.use_threads(self.config.threads)
+        devices.set_torch_threads(self.config.threads)
         watched = _Watched(logging.INFO)
         logger = logging.getLogger("fercache.extraction.job")
         logger.addHandler(watched)
@@ -160,7 +160,7 @@ class Forward:
 
     def run(self, faces: np.ndarray) -> None:
         parts = [faces[i:i + self.net.batch] for i in range(0, len(faces), self.net.batch)]
-        with devices.TorchThreadPool(devices.use_threads(0)) as crew:
+        with devices.TorchThreadPool(devices.set_torch_threads(0)) as crew:
             crew.run(self.net.embed_batch, parts[:crew.count])
             started = time.perf_counter()
             crew.run(self.net.embed_batch, parts)
@@ -237,7 +237,7 @@ def videos(clips: Path, home: Path, cnn: files.Weights, args: argparse.Namespace
     dataset = replace(dataset, trials=dataset.trials[:args.clips or None])
     for part in parts_of(dataset, args.rounds):
         for loop in loops:
-            devices.use_threads(0)
+            devices.set_torch_threads(0)
             loop.run([trial.path for trial in part.trials], "video")
         for row in (exact, *rows):
             row.run(part)
@@ -288,7 +288,7 @@ def crops(folder: Path, home: Path, cnn: files.Weights, args: argparse.Namespace
     dataset = data.load_dataset(DatasetConfig(clips=str(folder), dataset="table"), home)
     faces = faces_of(dataset)
     for part in parts_of(dataset, args.rounds):
-        devices.use_threads(0)
+        devices.set_torch_threads(0)
         loop.run([trial.path for trial in part.trials], "crops")
         for row, forward in zip(rows, bare, strict=True):
             forward.run(faces)
@@ -314,7 +314,7 @@ def native(cnn: files.Weights) -> None:
     made = []
     for backend in ["torch"] + (["openvino"] if find_spec("openvino") else []):
         for precision in ("float32", "bf16"):
-            devices.use_threads(0)
+            devices.set_torch_threads(0)
             made.append(Forward(f"{backend} {precision}", Backbone.load(cnn, TAPS, precision=precision, native=True,
                                                                          backend=backend)))
     for _ in range(3):

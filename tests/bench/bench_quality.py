@@ -145,7 +145,7 @@ def report(scored: Scored, said: Said) -> None:
     found = {name: scored.matrices(values) for name, values in said.items()}
     print(f"\n{len(scored.label)} labelled frames of {scored.groups} groups")
     for name, matrices in found.items():
-        low, high = (draws.intervals(matrices, ("macro_f1",)) or {"macro_f1": (np.nan, np.nan)})["macro_f1"]
+        low, high = (draws.intervals(matrices) or {"macro_f1": (np.nan, np.nan)})["macro_f1"]
         total = matrices.sum(0)
         print(f"{name:28} macro F1 {float(metrics.macro_f1(total)):.4f} [{low:.4f}, {high:.4f}]  "
               f"accuracy {float(metrics.accuracy(total)):.4f}")

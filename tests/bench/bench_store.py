@@ -181,9 +181,9 @@ def cnn_fps(width: int, folder: Path) -> float:
     from fercache.backbones import weights
     from fercache.backbones.backbone import Backbone
     from fercache.backbones.taps import CROP_PX
-    from fercache.runtime.devices import resolve_device, use_threads
+    from fercache.runtime.devices import resolve_device, set_torch_threads
 
-    use_threads(0)
+    set_torch_threads(0)
     backbone = Backbone.load(weights.ensure_weights("casia-webface", folder), CNN_TAPS.get(width, CNN_TAPS[2688]),
                              device=resolve_device("auto"))
     crops = np.random.default_rng(2).integers(0, 256, (CNN_FRAMES, CROP_PX, CROP_PX, 3), np.uint8)

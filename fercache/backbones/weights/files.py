@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from fercache.errors import InputError, WeightsError
+from fercache.errors import WeightsError
 from fercache.runtime import atomic_io
 
 State = dict[str, NDArray[Any]]
@@ -41,17 +42,29 @@ class Weights:
     terms: str
 
 
+class WeightsRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The JSON file beside stored weights; `path` is the name of the safetensors file, `size` its bytes."""
+
+    name: str
+    path: str
+    sha256: str
+    source: str
+    terms: str
+    size: int
+    version: int = 1
+
+
 def is_stored(name: str, folder: Path, stem: str = "") -> Weights | None:
     """Return the weights that `store_weights` wrote to `folder`; None if they are missing or incomplete."""
     path, metadata = folder / f"{stem or name}.safetensors", folder / f"{stem or name}.json"
     if not metadata.is_file() or not path.is_file():
         return None
     try:
-        record = atomic_io.read_json(metadata)
-        if record["size"] != path.stat().st_size:
+        record = msgspec.convert(atomic_io.read_json(metadata), WeightsRecord)
+        if record.size != path.stat().st_size:
             return None
-        return Weights(name=name, path=path, sha256=record["sha256"], source=record["source"], terms=record["terms"])
-    except (InputError, KeyError, TypeError):  # damaged or not ours: treat it as missing, so that it is written again
+        return Weights(name=name, path=path, sha256=record.sha256, source=record.source, terms=record.terms)
+    except ValueError:  # damaged, or not JSON: treat it as missing, so that it is written again
         return None
 
 
@@ -69,8 +82,9 @@ def store_weights(name: str, state: Mapping[str, NDArray[Any]], folder: Path, *,
     atomic_io.write_bytes(path, safetensors.numpy.save(state, metadata={"format": "pt"}))
     stored = Weights(name=name, path=path, sha256=_digest(state), source=source, terms=terms)
     # Last: `is_stored` trusts the metadata only if the tensors were written before it.
-    metadata = {**asdict(stored), "path": path.name, "size": path.stat().st_size}
-    atomic_io.write_json(path.with_suffix(".json"), metadata)
+    record = WeightsRecord(name=name, path=path.name, sha256=stored.sha256, source=source, terms=terms,
+                           size=path.stat().st_size)
+    atomic_io.write_json(path.with_suffix(".json"), msgspec.to_builtins(record))
     return stored
 
 

@@ -97,6 +97,7 @@ class LaunchPlan:
             config = replace(config, device=device, threads=threads)
         report = job.extract_dataset(dataset, config, cache, features, engine=self._engine(), failures=failures,
                                      stop=partial(cancellation.over, self.ends_s))
+        # A complete run over all clips replaces what the shards reported.
         if self.shard is None and not report.count("left"):
             forget_lists(report.failures_at.parent)
         return report

@@ -1,4 +1,4 @@
-"""A Dask cluster, of one machine or many: one task per clip; clips of a dead worker go to other workers."""
+"""`--engine dask`: one task per clip, on one machine or many; clips of a dead worker go to other workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fercache.errors import BrokenOff, InputError, MissingExtra
 from fercache.extraction.distributed.processes import JobSpec, without_labels
 from fercache.extraction.distributed.shard import largest_first
 from fercache.extraction.job import ClipResult, ExtractionJob
-from fercache.extraction.resources import Nets, PipelineResources, in_flight, load_nets, open_resources
+from fercache.extraction.resources import PipelineResources, in_flight, load_nets, open_resources
 from fercache.runtime import devices
 from fercache.runtime.progress import ProgressBar, progress_bar
 
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 
 CONNECT_S = 20.0
+# How often a clip is submitted again after an error of the worker, such as a full disk.
 RETRIES = 2
-"""How often a clip is submitted again after an error of the worker, such as a full disk."""
+# Address of Dask's dashboard: any free port, reachable from this machine only.
 DASHBOARD = "127.0.0.1:0"
-"""Address of Dask's dashboard: any free port, reachable from this machine only."""
 VERSIONED = ("torch", "numpy", "av", "pillow", "facenet-pytorch")
 
 
@@ -46,7 +46,7 @@ class DaskCluster:
     Notes
     -----
     The workers write the store themselves: they must see clips, weights and store under the same paths, or the store at
-    the same URL. Locks on clips keep them apart, as with any number of runs.
+    the same URL. Locks on clips keep them apart, like any two runs.
     """
 
     scheduler: str
@@ -63,18 +63,19 @@ class DaskCluster:
         InputError
             The scheduler cannot be reached, or a worker has another fercache or other files.
         BrokenOff
-            The scheduler has gone.
+            The scheduler has ended.
         """
         distributed = _distributed()  # before any clip is opened
         total = job.log_size(trials)
         spec = JobSpec.from_job(job, trials, self.ends_s, 1 if self.scheduler else self.workers)
         with self._client(distributed, job.config) as client, progress_bar("extract", total) as bar:
             _compare_versions(client)
+            # pure=False: Dask must not take a clip for the same call of an earlier run and return its old result.
             futures = {client.submit(_extract, spec, trial, pure=False, retries=RETRIES): trial.name
                        for trial in largest_first(without_labels(trials))}
             try:
                 yield from _results(futures, bar)
-            finally:
+            finally:  # what no worker has begun; running clips end and are committed
                 client.cancel([future for future in futures if not future.done()])
 
     @contextmanager
@@ -85,6 +86,7 @@ class DaskCluster:
             if not self.scheduler:
                 device, threads = devices.assign_gpu(config.device, config.threads, 0, self.workers)
                 clips = config.concurrent_clips or in_flight(devices.resolve_device(device), threads)
+                # memory_limit=0: by default Dask pauses and restarts workers whose memory grows.
                 address = stack.enter_context(distributed.LocalCluster(
                     n_workers=self.workers, threads_per_worker=clips, processes=True, memory_limit=0,
                     dashboard_address=DASHBOARD, silence_logs=logging.CRITICAL))
@@ -106,14 +108,14 @@ def _compare_versions(client: Any) -> None:
         A worker lacks fercache.
     """
     try:
-        found: dict[str, dict[str, str]] = client.run(versions)
+        by_worker: dict[str, dict[str, str]] = client.run(versions)
     except ImportError as error:
         raise InputError(f"the workers lack fercache ({error})", where=client.scheduler.address,
                          hint="install the same fercache in their environment") from error
-    log.info("%s", f"{len(found)} workers" if found else "waiting for the first worker")
-    mine = versions()
-    for worker, theirs in found.items():
-        other = [f"{name} {theirs[name]} ({mine[name]} here)" for name in mine if theirs[name] != mine[name]]
+    log.info("%s", f"{len(by_worker)} workers" if by_worker else "waiting for the first worker")
+    here = versions()
+    for worker, theirs in by_worker.items():
+        other = [f"{name} {theirs[name]} ({here[name]} here)" for name in here if theirs[name] != here[name]]
         if other:
             log.warning("%s has %s: its features differ from this machine's by float noise", worker, ", ".join(other))
 
@@ -136,7 +138,6 @@ class Worker(NamedTuple):
     spec: JobSpec
     local_rank: int
     job: ExtractionJob
-    nets: Nets
     pipeline: PipelineResources
     threads: ExitStack
 
@@ -147,6 +148,7 @@ _workers_lock = Lock()
 
 def worker_for(spec: JobSpec, local_rank: int) -> Worker:
     """Return this process's worker for a job; the threads of another job end."""
+    # The lock also covers loading: the first clips of a worker start at once, each in a thread.
     with _workers_lock:
         if not _workers or _workers[0][:2] != (spec, local_rank):
             while _workers:
@@ -155,7 +157,7 @@ def worker_for(spec: JobSpec, local_rank: int) -> Worker:
             nets = load_nets(job.config, spec.cnn, spec.faces)
             pipeline = threads.enter_context(open_resources(nets, job.cancel, ProgressBar("extract", None, "frames"),
                                                             nets.in_flight))
-            _workers.append(Worker(spec, local_rank, job, nets, pipeline, threads))
+            _workers.append(Worker(spec, local_rank, job, pipeline, threads))
         return _workers[0]
 
 
@@ -163,7 +165,7 @@ def _extract(spec: JobSpec, trial: Trial) -> WorkerResult:
     """Extract a clip on a Dask worker; a worker runs several clips at once, each in a thread."""
     from distributed import get_worker
 
-    name = get_worker().name
+    name = get_worker().name  # a number for workers of a LocalCluster, else what the user or Slurm chose
     return extract_logged(worker_for(spec, name % spec.local_ranks if isinstance(name, int) else 0), trial)
 
 
@@ -179,7 +181,7 @@ def extract_logged(worker: Worker, trial: Trial) -> WorkerResult:
     logger.setLevel(logging.INFO)
     logger.addHandler(collector)
     try:
-        (result,) = worker.job.run_clips(worker.pipeline, worker.nets, [trial], concurrent=1)
+        (result,) = worker.job.run_clips(worker.pipeline, [trial], concurrent=1)
         return WorkerResult(result, collector.records)
     finally:
         logger.removeHandler(collector)
@@ -205,12 +207,13 @@ def _results(futures: dict[Any, str], bar: ProgressBar) -> Iterator[ClipResult]:
         try:
             done: WorkerResult = future.result()
         except distributed.KilledWorker as error:
-            died = f"its worker died, {error.allowed_failures + 1} times"
-            log.error("%s: %s", futures[future], died)
-            yield ClipResult(clip=futures[future], state="failed", message=died)
+            # A clip that kills every worker, such as one too large for the memory, must not end the run.
+            message = f"its worker died, {error.allowed_failures + 1} times"
+            log.error("%s: %s", futures[future], message)
+            yield ClipResult(clip=futures[future], state="failed", message=message)
             continue
         except CancelledError as error:
-            raise BrokenOff("the scheduler has gone", hint="start it and run again; committed clips are kept"
+            raise BrokenOff("the scheduler has ended", hint="start it and run again; committed clips are kept"
                             ) from error
         for level, text in done.log_records:
             logging.getLogger("fercache").log(level, "%s", text)
@@ -219,7 +222,7 @@ def _results(futures: dict[Any, str], bar: ProgressBar) -> Iterator[ClipResult]:
 
 
 def _distributed() -> Any:
-    """Import and return Dask's scheduler library, with its log reduced to errors."""
+    """Import and return `distributed`, with its log reduced to errors."""
     try:
         import distributed
     except ImportError as error:

@@ -34,8 +34,8 @@ from fercache.runtime.progress import ProgressBar, progress_bar
 from fercache.runtime.uri import Location
 from fercache.store.embedding_store import EmbeddingStore
 
+# Seconds that a child may take to stop its clips once the run has ended. Everything durable survives a hard exit.
 GRACE_S = 10.0
-"""Seconds that a child may take to stop its clips once the run has ended. Everything durable survives a hard exit."""
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
@@ -208,7 +208,7 @@ def _run_child(pipe: Connection[Any, Any], spec: JobSpec, local_rank: int, trial
     stopped, sending = Event(), Lock()
 
     def send(message: Any) -> None:
-        # Several clips send at once. Without a parent nobody reads: `_wait_for_end` stops this process then.
+        # Several clips send at once. Without a parent this fails, and `_wait_for_end` stops the process.
         with sending, suppress(OSError):
             pipe.send(message)
 
@@ -230,7 +230,7 @@ def _run_child(pipe: Connection[Any, Any], spec: JobSpec, local_rank: int, trial
         nets = load_nets(job.config, spec.cnn, spec.faces)
         concurrent = job.config.concurrent_clips or nets.in_flight
         with open_resources(nets, job.cancel, _ForwardedProgress(send), concurrent) as pipeline:
-            for result in job.run_clips(pipeline, nets, take(), concurrent):
+            for result in job.run_clips(pipeline, take(), concurrent):
                 send(result)
             if pipeline.profiler.line():
                 logger.info("process %d: %s", local_rank + 1, pipeline.profiler.line())

@@ -13,11 +13,10 @@ from fercache.errors import InputError
 
 ARRAY = "SLURM_ARRAY_TASK_"
 WHERE = "--shard"
-HINT = ("name the part and the number of parts, from 1: --shard 2/8; or use --shard auto in a Slurm array "
-        "(--array=1-8) or under torchrun")
+HINT = "use --shard I/N, from 1/N to N/N, or --shard auto in a Slurm array (--array=1-8) or under torchrun"
 
+# Bytes of a video that count as one frame. It decides the order of clips only, never a result.
 FRAME_BYTES = 10_000
-"""Bytes of a video that count as one frame. It decides the order of clips only, never a result."""
 
 
 def estimate_work(trial: Trial) -> int:
@@ -25,7 +24,7 @@ def estimate_work(trial: Trial) -> int:
 
     Notes
     -----
-    Opens no file, and is equal on every machine that sees the same files and lists.
+    It opens no file, and is equal on every machine that sees the same files and lists.
     """
     if trial.stated:
         return trial.stated
@@ -42,15 +41,16 @@ def estimate_work(trial: Trial) -> int:
 
 def bundles(trials: Sequence[Trial]) -> list[tuple[int, list[Trial]]]:
     """Return (frames, trials) for each source, the largest first: the people of one video stay together."""
-    found: dict[str, list[Trial]] = {}
+    by_path: dict[str, list[Trial]] = {}
     for trial in trials:
-        found.setdefault(str(trial.path), []).append(trial)
-    sized = [(sum(estimate_work(trial) for trial in together), together) for together in found.values()]
+        by_path.setdefault(str(trial.path), []).append(trial)
+    sized = [(sum(estimate_work(trial) for trial in together), together) for together in by_path.values()]
+    # Ties are broken by name: all machines must find one order, however they list the clips.
     return sorted(sized, key=lambda bundle: (-bundle[0], min(trial.name for trial in bundle[1])))
 
 
 def largest_first(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials, those of large sources first: a long clip that starts last would run alone."""
+    """Return the trials, large sources first: a long clip that starts last would run alone at the end."""
     return [trial for _, together in bundles(trials) for trial in together]
 
 
@@ -80,21 +80,21 @@ class Shard:
 
         Notes
         -----
-        Sources go to the part with the least work so far, largest source first. Every machine that sees the same files
-        finds the same split, each trial is in one part, and the people of one video are in the same part.
+        Each source goes to the part with the least work so far, the largest source first. Every machine that sees the
+        same files finds the same split, each trial is in one part, and the people of one video are in the same part.
         """
         loads = [(0, i) for i in range(self.of)]
-        mine: set[str] = set()
+        names: set[str] = set()
         for size, together in bundles(trials):
             load, number = min(loads)
-            loads[number] = load + max(size, 1), number
+            loads[number] = load + max(size, 1), number  # sources of unknown size are spread too
             if number == self.number - 1:
-                mine.update(trial.name for trial in together)
-        return [trial for trial in trials if trial.name in mine]
+                names.update(trial.name for trial in together)
+        return [trial for trial in trials if trial.name in names]
 
 
 def read_shard(text: str, environ: Mapping[str, str]) -> Shard:
-    """Return the part that `text` (``2/8`` or ``auto``) names.
+    """Return the part for the flag's text, ``2/8`` or ``auto``.
 
     Parameters
     ----------
@@ -103,14 +103,20 @@ def read_shard(text: str, environ: Mapping[str, str]) -> Shard:
     Raises
     ------
     InputError
-        The text is neither, there is no such part, or the environment does not tell.
+        The text is neither, the part does not exist, or the environment lacks the variables.
     """
     if text == "auto":
-        return _shard_from_environ(environ)
-    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
-    if found is None:
+        outer, inner = _slurm(environ), _torchrun(environ)
+        if outer is not None and inner is not None:  # torchrun in each task of an array
+            return Shard((outer.number - 1) * inner.of + inner.number, outer.of * inner.of)
+        shard = outer or inner
+        if shard is None:
+            raise InputError("no Slurm array and no torchrun in the environment", where=f"{WHERE} auto", hint=HINT)
+        return shard
+    parts = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if parts is None:
         raise InputError(f"{text!r} is not a part", where=WHERE, hint=HINT)
-    return Shard(int(found[1]), int(found[2]))
+    return Shard(int(parts[1]), int(parts[2]))
 
 
 def forget_lists(folder: Path) -> None:
@@ -127,18 +133,6 @@ def local_rank(environ: Mapping[str, str]) -> tuple[int, int]:
     return number, max(number + 1, _whole(environ, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in environ else 1)
 
 
-def _shard_from_environ(environ: Mapping[str, str]) -> Shard:
-    """Return the part that the environment names: the array's outside, torchrun's inside."""
-    outer, inner = _slurm(environ), _torchrun(environ)
-    if outer is None or inner is None:
-        shard = outer or inner
-        if shard is None:
-            raise InputError("no Slurm array and no torchrun found in the environment", where=f"{WHERE} auto",
-                             hint=HINT)
-        return shard
-    return Shard((outer.number - 1) * inner.of + inner.number, outer.of * inner.of)
-
-
 def _slurm(environ: Mapping[str, str]) -> Shard | None:
     """Return the part of a task in a Slurm array; None outside of arrays."""
     if ARRAY + "ID" not in environ:
@@ -146,10 +140,10 @@ def _slurm(environ: Mapping[str, str]) -> Shard | None:
     number, count, first = (_whole(environ, ARRAY + name) for name in ("ID", "COUNT", "MIN"))
     step = _whole(environ, ARRAY + "STEP") if environ.get(ARRAY + "STEP") else 1
     last = _whole(environ, ARRAY + "MAX") if environ.get(ARRAY + "MAX") else first + (count - 1) * step
+    # In an array with holes, no task would extract the clips of the missing parts.
     if step < 1 or (number - first) % step or last != first + (count - 1) * step:
-        raise InputError(f"task {number} of an array of {count} from {first} to {last} is not part of a regular array",
-                         where=f"{WHERE} auto", hint="use an array without holes, such as --array=1-8, "
-                                                     "or pass --shard I/N")
+        raise InputError(f"task {number} is not part of a regular array of {count} tasks from {first} to {last}",
+                         where=f"{WHERE} auto", hint="use an array without holes, such as --array=1-8, or --shard I/N")
     return Shard((number - first) // step + 1, count)
 
 

@@ -96,7 +96,7 @@ def choose_classes(wanted: str, form: Form, given: tuple[str, ...], path: Path) 
     if form != "list":
         return fitting[0]
     same = [classes for classes in fitting if len(classes) == len(given)
-            and labels.map_class_names(given, classes).whole]
+            and labels.map_class_names(given, classes).one_to_one]
     if not same:
         raise InputError(f"a test list does not say its classes, and the predictions have {', '.join(given)}",
                          where=path, hint="name the edition: --edition abaw2 (7 classes) or abaw3 (8 classes)")
@@ -174,7 +174,7 @@ def _names(given: io.PredictionsFile, wanted: tuple[str, ...], config: SubmitCon
         Classes differ, and no map is asked for.
     """
     found = labels.map_class_names(given.classes, wanted, labels.parse(config.map))
-    if not found.whole and not config.map:
+    if not found.one_to_one and not config.map:
         raise InputError(f"the predictions have {len(given.classes)} classes, {len(wanted)} are wanted: "
                          f"{found.describe()}", where=given.path,
                          hint="--map names goes by the names all the same, --map A=B says what becomes what")

@@ -112,7 +112,7 @@ class ClassTranslator:
 
     def class_indices(self, clip: io.ClipPredictions) -> NDArray[np.int64]:
         """Return the predicted class, ``(T,)``: as the file says where each class has a counterpart."""
-        return self.probs(clip).argmax(1) if self.names.lost else self.names.labels(clip.label_pred)
+        return self.probs(clip).argmax(1) if self.names.source_only else self.names.labels(clip.label_pred)
 
     def at(self, clip: io.ClipPredictions, wanted: Frames, policy: str) -> NDArray[np.int64]:
         """Return the class of each wanted frame, ``(n,)``; frames that are not predicted are filled by `policy`.

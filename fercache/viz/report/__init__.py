@@ -1,6 +1,6 @@
-"""One page to look at: whether the cache is whole, which head is right where, and why the score is what it is.
+"""The report: one HTML page about a run, with data health, scores, and every clip over time.
 
-Open this file first; `sections.py` holds what the page shows, `figures.py` how it is drawn.
+Open this file first; `sections.py` holds the content of the page, `figures.py` draws it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from fercache.viz.report.figures import FigureBlock, ReportSection
 from fercache.viz.report.sections import TITLES
 from fercache.viz.report.walk import STEPS, UNKNOWN, ClipDrawn, PredictionsWalk, walk_predictions
 from fercache.viz.run_info import RunInfo
-from fercache.viz.timeline import COLOURS
+from fercache.viz.timeline import COLORS
 
-# The page: one HTML file that holds its style, its script, the plotting library and its data, and asks for nothing.
+# The page is one file with its style, script, plotting library and data: it needs no network.
 
 FACE_BUDGET = 6_000_000
-"""Bytes of the page that pictures of faces may take."""
-FACES, FACES_LEAST = 48, 4
-"""Pictures of a clip at most, and as few as that where there are many clips."""
+"""Bytes of the page for pictures of faces."""
+MAX_FACES, MIN_FACES = 48, 4
+"""Pictures per clip: the most, and the fewest if there are many clips."""
 
 
 def report_html(facts: RunInfo, walk: PredictionsWalk, sections: Sequence[ReportSection]) -> Iterator[str]:
@@ -40,7 +40,7 @@ def report_html(facts: RunInfo, walk: PredictionsWalk, sections: Sequence[Report
     faces = _Faces(facts, len(walk.clips))
     mistakes = [{**asdict(m), "face": faces.near(m.clip, (m.start_s + m.end_s) / 2)} for m in walk.mistakes]
     clips = [_clip(clip, faces) for clip in walk.clips]
-    data = {"classes": walk.classes, "colours": [COLOURS[i % len(COLOURS)] for i in range(len(walk.classes))],
+    data = {"classes": walk.classes, "colours": [COLORS[i % len(COLORS)] for i in range(len(walk.classes))],
             "steps": STEPS, "unknown": UNKNOWN, "splits": TITLES, "clips": clips, "mistakes": mistakes,
             "figures": {block.name: json.loads(block.json) for section in sections for block in section.blocks
                         if isinstance(block, FigureBlock)}}
@@ -49,7 +49,7 @@ def report_html(facts: RunInfo, walk: PredictionsWalk, sections: Sequence[Report
     environment.filters["code"] = _code
     yield from environment.from_string(_part("page.html")).generate(
         title=facts.metrics.get("dataset") or facts.preds.name, facts=facts, walk=walk, sections=sections,
-        pictures=faces.given, style=_safe(_part("page.css")), script=_safe(_part("page.js")),
+        pictures=faces.count, style=_safe(_part("page.css")), script=_safe(_part("page.js")),
         library=_safe(get_plotlyjs()), data=_safe(_json(data)))
 
 
@@ -58,14 +58,14 @@ def _part(name: str) -> str:
 
 
 def _safe(text: str) -> Any:
-    """Return text that is ours, or was made safe, and goes into the page as it stands."""
+    """Return text that is put into the page without escaping: our own, or already escaped."""
     from markupsafe import Markup
 
     return Markup(text)
 
 
 def _code(text: str) -> Any:
-    """Return text in which what stands between backticks is set as code; all of it is escaped."""
+    """Return escaped text in which the parts between backticks are code elements."""
     from markupsafe import escape
 
     parts = [escape(part) for part in text.split("`")]
@@ -73,18 +73,19 @@ def _code(text: str) -> Any:
 
 
 def _json(value: Any) -> str:
-    """Return JSON that cannot end the script element it stands in, whatever a clip is called."""
+    """Return JSON that cannot end its script element, whatever the names of clips contain."""
+    # A name such as "</script>" would end the element; in JSON these letters can be written as escapes.
     text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 class _Faces:
-    """The pictures of faces that the page may hold: those that stage one kept, as many as there is room for."""
+    """The stored pictures of faces, as many as the budget of the page allows."""
 
     def __init__(self, facts: RunInfo, clips: int) -> None:
         self.cache, self.store = facts.cache, facts.store if facts.faces_kept else None
-        self.room, self.given = FACE_BUDGET, 0
-        self.most = max(FACES_LEAST, min(FACES, FACE_BUDGET // (2400 * max(clips, 1))))
+        self.bytes_left, self.count = FACE_BUDGET, 0
+        self.most = max(MIN_FACES, min(MAX_FACES, FACE_BUDGET // (2400 * max(clips, 1))))
 
     def of(self, clip: str) -> list[tuple[float, str]]:
         """Return the times and pictures of one clip, evenly spread."""
@@ -110,9 +111,9 @@ class _Faces:
 
     def _give(self, held: Thumbnails, place: int) -> tuple[float, str] | None:
         text = base64.b64encode(held.jpeg[place]).decode()
-        if len(text) > self.room:
+        if len(text) > self.bytes_left:
             return None
-        self.room, self.given = self.room - len(text), self.given + 1
+        self.bytes_left, self.count = self.bytes_left - len(text), self.count + 1
         return round(float(held.time_s[place]), 3), text
 
 
@@ -128,7 +129,7 @@ def _clip(clip: ClipDrawn, faces: _Faces) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportResult:
-    """What a page holds."""
+    """Path and contents of a report."""
 
     path: Path
     bytes: int
@@ -139,26 +140,27 @@ class ReportResult:
 
 def make_report(preds: Path, out: Path, cache: Path, *, check: Path | None = None,
                 ablation: Path | None = None) -> ReportResult:
-    """Return what was put into the page at `out`, one HTML file that needs nothing else and asks no network.
+    """Write the report to `out`, one HTML file that needs no other file and no network; return its contents.
 
     Parameters
     ----------
-    preds : predictions that `stack` or `predict` wrote, .csv or .csv.gz; their metrics lie beside them.
-    check, ablation : files of those commands; without them the page says how to get them.
+    preds : predictions of `stack` or `predict`, with their metrics beside them.
+    check, ablation : files of those commands; without them the page explains how to get them.
 
     Raises
     ------
     InputError
-        A file is absent or not readable.
+        A file is missing or unreadable.
 
     Notes
     -----
-    Reads one clip at a time: memory holds what is drawn, never all frames.
+    Reads one clip at a time: memory holds the drawn points, never all frames.
     """
     facts = run_info.gather_run_info(preds, cache, check, ablation)
     found = walk_predictions(preds, facts.oof, facts.imported)
     parts = [sections.run_section(facts, found), sections.health_section(facts, found),
              *sections.report_sections(facts, found)]
+    # Written piece by piece: the page can have 30 MB.
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(report_html(facts, found, parts))
     return ReportResult(path=out, bytes=out.stat().st_size, clips=len(found.clips), frames=found.frames,

@@ -1,4 +1,4 @@
-"""The figures: plotly makes them, in colours that colour-blind readers can tell apart; the page themes them."""
+"""The figures, made with plotly in colors that color-blind readers can distinguish; the page sets their theme."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# What a section of the page is made of: figures, tables, and a sentence where something is missing.
+# Parts of a section: figures, tables and notes.
 
 @dataclass(frozen=True, kw_only=True)
 class TableCell:
-    """One cell of a table; `value` is the number behind the text, as it was recorded."""
+    """One cell of a table; `value` is the recorded number behind the text."""
 
     text: str
     value: float | int | None = None
@@ -23,7 +23,7 @@ class TableCell:
 
 @dataclass(frozen=True, kw_only=True)
 class TableBlock:
-    """A table; `says` is the sentence that says how to read it, `name` finds it in the page."""
+    """A table; `caption` explains how to read it, `name` is its id in the page."""
 
     name: str
     head: Sequence[str]
@@ -34,7 +34,7 @@ class TableBlock:
 
 @dataclass(frozen=True, kw_only=True)
 class FigureBlock:
-    """A figure of the plotting library as JSON; `says` is the sentence that says how to read it."""
+    """A plotly figure as JSON; `caption` explains how to read it."""
 
     name: str
     json: str
@@ -45,7 +45,7 @@ class FigureBlock:
 
 @dataclass(frozen=True, kw_only=True)
 class NoteBlock:
-    """A sentence; where something is missing, what to do to have it."""
+    """A sentence; if something is `missing`, it explains how to get it."""
 
     text: str
     missing: bool = False
@@ -66,21 +66,19 @@ class ReportSection:
 
 def cells(*values: Any) -> list[TableCell]:
     """Return a cell for each value: numbers keep their value, None is a dash."""
-    return [_cell(value) for value in values]
-
-
-def _cell(value: Any) -> TableCell:
-    if isinstance(value, TableCell):
-        return value
-    if value is None:
-        return TableCell(text="–")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return TableCell(text=str(value))
-    return TableCell(text=f"{value:,}" if isinstance(value, int) else f"{value:.4f}", value=value)
+    row = []
+    for value in values:
+        if isinstance(value, TableCell):
+            row.append(value)
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            row.append(TableCell(text="–" if value is None else str(value)))
+        else:
+            row.append(TableCell(text=f"{value:,}" if isinstance(value, int) else f"{value:.4f}", value=value))
+    return row
 
 
 def missing_note(what: str, how: str) -> NoteBlock:
-    """Return the sentence for something that was not recorded."""
+    """Return the note about a missing record, and how to get it."""
     return NoteBlock(text=f"{what} {how}", missing=True)
 
 
@@ -89,12 +87,12 @@ LIGHT_BLUE, PINK = "#56b4e9", "#cc79a7"
 SERIES = (BLUE, ORANGE, GREEN, PINK, LIGHT_BLUE, GREY)
 MARKS = ("circle", "diamond", "square", "triangle-up", "x", "star")
 SCALE = "Cividis"
-"""Made for readers with and without colour vision (Nunez, Anderton and Renslow 2018)."""
+"""Readable with and without color vision (Nunez, Anderton and Renslow 2018)."""
 ROW_PX, FRAME_PX = 24, 150
 
 
 def plain(text: str) -> str:
-    """Return text that the plotting library, which knows some tags, shows as it stands."""
+    """Return text that plotly, which interprets some HTML tags, shows unchanged."""
     return escape(text, quote=False)
 
 
@@ -108,12 +106,12 @@ def figure(name: str, traces: Sequence[Any], caption: str, *, x: Mapping[str, An
     """
     import plotly.graph_objects as go
 
-    made = go.Figure(traces)
+    drawing = go.Figure(traces)
     legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
-    made.update_layout(template="none", height=height, margin={"l": 8, "r": 8, "t": 30, "b": 8}, legend=legend,
+    drawing.update_layout(template="none", height=height, margin={"l": 8, "r": 8, "t": 30, "b": 8}, legend=legend,
                        xaxis={"automargin": True, "zeroline": False, **_titled(x)},
                        yaxis={"automargin": True, "zeroline": False, **_titled(y)}, **layout)
-    return FigureBlock(name=name, json=str(made.to_json()), caption=caption, height=height)
+    return FigureBlock(name=name, json=str(drawing.to_json()), caption=caption, height=height)
 
 
 def _titled(axis: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +119,7 @@ def _titled(axis: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scores(name: str, split: Mapping[str, Any], figure_name: str, title: str, final: str) -> FigureBlock:
-    """Return every column's score as a dot with its interval, the best on top."""
+    """Return each column's score as a dot with its interval, the best on top."""
     import plotly.graph_objects as go
 
     rows = sorted(split.items(), key=lambda item: item[1][figure_name])
@@ -130,17 +128,18 @@ def scores(name: str, split: Mapping[str, Any], figure_name: str, title: str, fi
     error = {"type": "data", "symmetric": False, "array": [high - v for (_, high), v in zip(spans, value, strict=True)],
              "arrayminus": [v - low for (low, _), v in zip(spans, value, strict=True)]}
     colours = [ORANGE if column == final else BLUE for column, _ in rows]
+    # The final column has its own symbol too, for readers who cannot see the color.
     dots = go.Scatter(x=value, y=[plain(column) for column, _ in rows], mode="markers", error_x=error,
                       marker={"size": 11, "color": colours, "symbol": [MARKS[c == ORANGE] for c in colours]},
                       hovertemplate="%{y}: %{x:.4f}<extra></extra>")
-    return figure(name, [dots], f"Each dot is a column's {title}, further right is better; the orange diamond is what "
-                  "preds.csv holds; a line is the 95 % interval by bootstrap over groups (none: too few groups).",
+    return figure(name, [dots], f"Each dot is the {title} of a column; the orange diamond is the column in preds.csv. "
+                  "Lines are 95 % intervals by bootstrap over groups (none: too few groups).",
                   x={"title": f"{title} (0 to 1)"}, y={"title": "column", "type": "category"},
                   height=FRAME_PX + ROW_PX * len(rows), showlegend=False)
 
 
 def confusion(name: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> FigureBlock:
-    """Return a confusion matrix: of each true class, the share that is told for each class."""
+    """Return a confusion matrix: the fraction of each true class that is predicted as each class."""
     import plotly.graph_objects as go
 
     support = matrix.sum(1, keepdims=True)
@@ -148,52 +147,51 @@ def confusion(name: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> F
     names = [plain(label) for label in classes]
     text = [["" if np.isnan(s) else f"{100 * s:.0f}" for s in row] for row in share]
     heat = go.Heatmap(z=share, x=names, y=names, text=text, customdata=matrix, texttemplate="%{text}", zmin=0, zmax=1,
-                      colorscale=SCALE, xgap=1, ygap=1, colorbar={"title": {"text": "share of row"}, "thickness": 12},
-                      hovertemplate="truth %{y}, told %{x}: %{customdata} frames, %{z:.1%} of the row<extra></extra>")
-    return figure(name, [heat], "Each row is one true class and adds up to 100: the cell says how many per cent of its "
-                  "frames were told as the column's class, so the diagonal is what was right (an empty row has no "
-                  "annotated frame).",
-                  x={"title": "told (class)", "type": "category", "tickangle": -40, "constrain": "domain"},
+                      colorscale=SCALE, xgap=1, ygap=1,
+                      colorbar={"title": {"text": "fraction of row"}, "thickness": 12},
+                      hovertemplate="truth %{y}, predicted %{x}: %{customdata} frames, %{z:.1%} of the row"
+                                    "<extra></extra>")
+    return figure(name, [heat], "Each row is a true class: a cell is the percentage of its frames that were predicted "
+                  "as the column's class. The diagonal is correct; an empty row has no annotated frames.",
+                  x={"title": "prediction (class)", "type": "category", "tickangle": -40, "constrain": "domain"},
                   y={"title": "truth (class)", "type": "category", "autorange": "reversed"},
                   height=max(360, 170 + 40 * len(classes)))
 
 
 def per_class(name: str, f1: Mapping[str, float], support: Mapping[str, int]) -> FigureBlock:
-    """Return the F1 of each class as bars, with how many frames it is measured on."""
+    """Return the F1 of each class as bars, with its number of frames."""
     import plotly.graph_objects as go
 
-    names = list(f1)[::-1]
+    names = list(f1)[::-1]  # plotly draws the first category at the bottom
     bars = go.Bar(x=[f1[c] for c in names], y=[plain(c) for c in names], orientation="h", marker={"color": BLUE},
                   text=[f"{f1[c]:.3f} · {support[c]:,} frames" for c in names], textposition="outside",
                   cliponaxis=False, hovertemplate="%{y}: F1 %{x:.4f}<extra></extra>")
-    return figure(name, [bars], "Longer is better; beside each bar its F1 and the number of annotated frames of the "
-                  "class: a class with few frames has an F1 that says little.",
+    return figure(name, [bars], "Beside each bar are the F1 and the number of annotated frames of the class; the F1 of "
+                  "a class with few frames is uncertain.",
+                  # The range leaves room for the text beside the longest bar.
                   x={"title": "F1 (0 to 1)", "range": [0, 1.32], "tickvals": [0, .2, .4, .6, .8, 1]},
                   y={"title": "class", "type": "category"}, height=FRAME_PX + ROW_PX * len(names), showlegend=False)
 
 
 def reliability(name: str, bins: Mapping[str, NDArray[np.float64]], titles: Mapping[str, str]) -> FigureBlock:
-    """Return how often the prediction is right against the probability it was given."""
+    """Return the accuracy against the predicted probability."""
     import plotly.graph_objects as go
 
     traces: list[Any] = [go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line={"dash": "dot", "color": GREY},
-                                    name="as sure as right", hoverinfo="skip")]
+                                    name="perfectly calibrated", hoverinfo="skip")]
     for i, (split, (number, share, hit)) in enumerate(bins.items()):
-        held = number > 0
-        traces.append(go.Scatter(x=share[held] / number[held], y=hit[held] / number[held], mode="lines+markers",
-                                 name=titles.get(split, split), customdata=number[held],
+        filled = number > 0
+        sizes = [round(6 + 10 * float(part) ** .5, 1) for part in number[filled] / number.max()]
+        traces.append(go.Scatter(x=share[filled] / number[filled], y=hit[filled] / number[filled],
+                                 mode="lines+markers", name=titles.get(split, split), customdata=number[filled],
                                  line={"color": SERIES[i % len(SERIES)]},
-                                 marker={"symbol": MARKS[i % len(MARKS)], "size": _sizes(number[held])},
-                                 hovertemplate="probability %{x:.2f}: right in %{y:.1%} of %{customdata:,} frames"
+                                 marker={"symbol": MARKS[i % len(MARKS)], "size": sizes},
+                                 hovertemplate="probability %{x:.2f}: correct in %{y:.1%} of %{customdata:,} frames"
                                                "<extra></extra>"))
-    return figure(name, traces, "A point below the dotted line is too sure of itself, one above it not sure enough; "
+    return figure(name, traces, "Points below the dotted line are overconfident, points above it underconfident; "
                   "larger points stand for more frames.",
-                  x={"title": "probability of the told class (0 to 1)", "range": [0, 1.02]},
-                  y={"title": "share of frames that are right", "range": [0, 1.02]})
-
-
-def _sizes(number: NDArray[np.float64]) -> list[float]:
-    return [round(6 + 10 * float(share) ** .5, 1) for share in number / number.max()]
+                  x={"title": "probability of the predicted class (0 to 1)", "range": [0, 1.02]},
+                  y={"title": "fraction of correct frames", "range": [0, 1.02]})
 
 
 def curve(name: str, width_s: ArrayLike, score: ArrayLike, metric: str, frames: int) -> FigureBlock:
@@ -201,11 +199,11 @@ def curve(name: str, width_s: ArrayLike, score: ArrayLike, metric: str, frames: 
     import plotly.graph_objects as go
 
     x = np.asarray(width_s, float)
+    # Equal steps on the axis: on a linear one the small widths would lie on top of each other.
     line = go.Scatter(x=np.arange(len(x)), y=np.asarray(score, float), mode="lines+markers", line={"color": BLUE},
                       marker={"size": 8}, customdata=x, hovertemplate="±%{customdata} s: %{y:.4f}<extra></extra>")
-    return figure(name, [line], "The plain mean of the heads, averaged over so many seconds before and after each "
-                  f"frame: where the curve is highest, that much smoothing helps most (out-of-fold frames only, "
-                  f"{frames:,} of them).",
+    return figure(name, [line], "Score of the mean of the heads, averaged over so many seconds before and after each "
+                  f"frame ({frames:,} out-of-fold frames).",
                   x={"title": "half-width of smoothing (seconds)", "tickvals": list(range(len(x))),
                      "ticktext": [f"{v:g}" for v in x]},
                   y={"title": f"{metric} (0 to 1)"}, height=320, showlegend=False)
@@ -224,7 +222,7 @@ def bars(name: str, rows: Sequence[tuple[str, float]], unit: str, caption: str) 
 
 
 def differences(name: str, rows: Sequence[tuple[str, float, Any, Any]], column: str) -> FigureBlock:
-    """Return how much each variant of an ablation gains or loses against the default, with its interval."""
+    """Return the difference of each variant of an ablation from the default, with its interval."""
     import plotly.graph_objects as go
 
     shown = list(rows)[::-1]
@@ -234,14 +232,14 @@ def differences(name: str, rows: Sequence[tuple[str, float, Any, Any]], column: 
     dots = go.Scatter(x=value, y=[plain(label) for label, *_ in shown], mode="markers",
                       marker={"size": 10, "color": BLUE}, hovertemplate="%{y}: %{x:+.4f}<extra></extra>",
                       error_x={"type": "data", "symmetric": False, "array": high, "arrayminus": low})
-    return figure(name, [dots], f"Right of zero a change makes the column `{column}` better, left of it worse; a line "
-                  "is the paired 95 % interval (none: too few groups): where it crosses zero it may be chance.",
+    return figure(name, [dots], f"Right of zero a change improves the column `{column}`. Lines are paired 95 % "
+                  "intervals (none: too few groups); a difference whose line crosses zero may be chance.",
                   x={"title": "difference of macro F1 from the default", "zeroline": True},
                   y={"title": "variant", "type": "category"}, height=FRAME_PX + ROW_PX * len(rows), showlegend=False)
 
 
 def seen(name: str, share: Sequence[float]) -> FigureBlock:
-    """Return how the clips spread over the share of frames in which a face was seen."""
+    """Return a histogram of clips over the fraction of their frames with a face."""
     import plotly.graph_objects as go
 
     counts, edges = np.histogram(np.asarray(share, float), bins=20, range=(0, 1))
@@ -249,7 +247,7 @@ def seen(name: str, share: Sequence[float]) -> FigureBlock:
                   customdata=np.stack([edges[:-1], edges[1:]], 1),
                   hovertemplate="%{y} clips with a face in %{customdata[0]:.0%} to %{customdata[1]:.0%} of their frames"
                                 "<extra></extra>")
-    return figure(name, [made], "Each bar counts the clips in whose frames a face was seen that often: bars far to the "
-                  "left are clips to look at, since nothing can be learnt from them.",
-                  x={"title": "share of a clip's frames with a face", "tickformat": ".0%", "range": [-.01, 1.01]},
+    return figure(name, [made], "Number of clips by the fraction of their frames with a face. Check clips far to the "
+                  "left: no model can learn from them.",
+                  x={"title": "fraction of a clip's frames with a face", "tickformat": ".0%", "range": [-.01, 1.01]},
                   y={"title": "clips (number)", "rangemode": "tozero"}, height=280, showlegend=False)

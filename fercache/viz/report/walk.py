@@ -1,4 +1,4 @@
-"""One walk over the predictions, clip by clip: what is counted, what is drawn, and the mistakes that stand out."""
+"""One pass over the predictions, clip by clip: counts, thinned timelines, and the most confident mistakes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from fercache import metrics
 from fercache.oof import OofReader, TrialLogits
@@ -20,24 +21,24 @@ from fercache.results import io, smoothing
 from fercache.results.io import ClipSeries, PredictionsFile
 from fercache.stacking import inputs
 
-# How the score depends on the half-width of smoothing, of the heads' mean, on out-of-fold frames only.
+# Score of the heads' mean against the half-width of smoothing, on out-of-fold frames only.
 
 WIDTHS_S = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0)
-"""Half-widths that are tried, in seconds."""
+"""Half-widths to try, in seconds."""
 
 
 class SmoothingCurve:
-    """Confusion matrices by half-width, added up trial by trial; only trials that a fold held out count."""
+    """Confusion matrices by half-width, summed over the trials of the folds."""
 
     def __init__(self, classes: Sequence[str], metric: str) -> None:
         self.metric = metric
         self.counts = np.zeros((len(WIDTHS_S), len(classes), len(classes)), np.int64)
 
     def add(self, trial: TrialLogits) -> None:
-        """Count one trial; one without a label, without a face or without a fold counts nothing."""
+        """Count one trial; one without a label, a face or a fold is skipped."""
         if trial.fold < 0 or not (trial.label >= 0).any() or not trial.valid.any():
             return
-        mean = np.mean([_log_softmax(values) for values in trial.logits.values()], axis=0)
+        mean = np.mean([log_softmax(values.astype(float), axis=1) for values in trial.logits.values()], axis=0)
         label = trial.label.astype(np.int64)
         for i, width_s in enumerate(WIDTHS_S):
             smooth = smoothing.moving_mean(mean, trial.valid, smoothing.window_reach(trial.time_s, width_s, width_s))
@@ -48,32 +49,28 @@ class SmoothingCurve:
         return np.asarray(metrics.official(self.metric)(self.counts), float)
 
 
-def _log_softmax(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = values.astype(float) - values.max(1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
-
-
-# Drawing many frames with few points, honestly: of each stretch the smallest and the largest value are kept.
+# Many frames are drawn with few points: the smallest and the largest value of each interval, so no peak is lost.
 
 STEPS = 250
-"""A probability is drawn in so many steps: one byte, and half a step (.002) is less than a pixel."""
+"""Steps of a drawn probability: it fits one byte, and half a step (.002) is less than a pixel."""
 UNKNOWN = 255
 BYTES_FIXED = 6
-"""Bytes a point beside lines and strips: the time, the shares of wrong frames and of frames without a face."""
+"""Bytes per point beside lines and strips: time, and fractions of wrong frames and of frames without a face."""
 
 Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThinnedSeries:
-    """A clip as it is drawn: N points, each standing for a stretch of one or more frames.
+    """A drawn clip: N points, each for an interval of one or more frames.
 
     Attributes
     ----------
-    time_s : (N + 1,) float32, where each stretch begins, and where the last one ends.
-    low, high : (N, C) smallest and largest probability in each stretch, in 1 / STEPS; equal where it is one frame.
-    strips : name -> (N,) the class that most frames of the stretch have, UNKNOWN where that is none.
-    wrong, gap : (N,) share of frames told wrong, and without a face, in 1 / STEPS, rounded up: none is lost.
+    time_s : (N + 1,) float32, start of each interval, and end of the last one.
+    low, high : (N, C) smallest and largest probability in each interval, in 1 / STEPS.
+    strips : name -> (N,) most frequent class of each interval, UNKNOWN if most frames have no label.
+    wrong, gap : (N,) fraction of wrong frames, and of frames without a face, in 1 / STEPS, rounded up so that a single
+        frame shows.
     """
 
     frames: int
@@ -101,9 +98,10 @@ def thin_series(series: ClipSeries, heads: dict[str, NDArray[np.integer]], most:
 
     Parameters
     ----------
-    heads : name -> (T,) the class that each head says.
+    heads : name -> (T,) predicted class of each head.
     """
     frames, classes = series.probs.shape
+    # Intervals differ by at most one frame in length.
     border = np.linspace(0, frames, min(frames, most) + 1).astype(np.int64)
     start, number = border[:-1], np.diff(border)
     strips = {"truth": series.label, "prediction": series.label_pred, **heads}
@@ -115,14 +113,14 @@ def thin_series(series: ClipSeries, heads: dict[str, NDArray[np.integer]], most:
 
 
 def bytes_a_point(classes: int, strips: int) -> int:
-    """Return how many bytes one point of a thinned clip takes, before base64."""
+    """Return the bytes of one point of a thinned clip, before base64."""
     return BYTES_FIXED + 2 * classes + strips
 
 
 def points(lengths: Sequence[int], bytes_each: int, budget: int, most: int, least: int) -> int:
-    """Return the largest number of points a clip, between `least` and `most`, with which all clips fit `budget` bytes.
-    """
+    """Return the largest number of points per clip, in `least` to `most`, with which all clips fit `budget` bytes."""
     frames = np.array(lengths, np.int64)
+    # Binary search: the size of the page grows with the number of points.
     low, high = least, most
     while low < high:
         middle = (low + high + 1) // 2
@@ -132,7 +130,7 @@ def points(lengths: Sequence[int], bytes_each: int, budget: int, most: int, leas
 
 
 def _end(time_s: NDArray[np.float64]) -> float:
-    """Return where the last frame ends: as long after it as the usual frame is long."""
+    """Return the end of the last frame, which takes as long as the median frame."""
     step_s = float(np.median(np.diff(time_s))) if len(time_s) > 1 else 0.04
     return float(time_s[-1]) + step_s
 
@@ -146,7 +144,7 @@ def _share(mask: NDArray[np.bool_], start: NDArray[np.int64], number: NDArray[np
 
 
 def _most(values: NDArray[np.integer], start: NDArray[np.int64], classes: int) -> Bytes:
-    """Return the class that is most frequent in each stretch, of equals the first."""
+    """Return the most frequent class in each interval; the first of equal ones."""
     if len(start) == len(values):
         return np.asarray(np.where(values < 0, UNKNOWN, values), np.uint8)
     each = np.where(values < 0, classes, values)[:, None] == np.arange(classes + 1)
@@ -155,20 +153,20 @@ def _most(values: NDArray[np.integer], start: NDArray[np.int64], classes: int) -
 
 
 BUDGET = 14_000_000
-"""Bytes of the page that timelines may take; with the plotting library (4.8 MB) and pictures it stays under 30 MB."""
+"""Bytes of the page for timelines; with plotly (4.8 MB) and pictures the page stays under 30 MB."""
 MOST_POINTS, LEAST_POINTS = 4000, 24
 BINS = 15
 MISTAKES = 24
 MISTAKES_A_CLIP = 2
 SHORTEST = 5
-"""Frames of the shortest mistake that is shown: shorter ones are a border placed a few frames off."""
+"""Frames of the shortest shown mistake: a shorter one is a border that is a few frames off."""
 ALL = "all"
-"""Where the split of a clip is not known."""
+"""Name of the split of clips whose split is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """A stretch of a clip in which one class is told for another."""
+    """An interval of a clip in which one class is predicted for another."""
 
     clip: str
     start_s: float
@@ -182,7 +180,7 @@ class Mistake:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipDrawn:
-    """One clip of the list: figures about it, and its timeline."""
+    """One clip of the list: its counts and its timeline."""
 
     name: str
     split: str
@@ -196,18 +194,18 @@ class ClipDrawn:
     drawn: ThinnedSeries | None
 
     def rank(self) -> tuple[float, int, str]:
-        """Return the order of the list: the most wrong first, clips without a label last."""
+        """Return the sort key of the list: the most wrong first, clips without labels last."""
         return (-self.wrong / self.labelled if self.labelled else 1.0, -self.wrong, self.name)
 
 
 @dataclass
 class PredictionsWalk:
-    """What was found.
+    """Results of the pass.
 
     Attributes
     ----------
     matrix : split -> (C, C) counts; bins : split -> (3, BINS) frames, sum of probabilities, hits by probability.
-    curve : score of the heads' mean against the half-width of smoothing; None without a book of logits.
+    curve : score of the heads' mean against the half-width of smoothing; None without a logits file.
     """
 
     classes: tuple[str, ...]
@@ -226,54 +224,56 @@ class PredictionsWalk:
 
     @property
     def undrawn(self) -> int:
-        """How many clips have no timeline."""
+        """Number of clips without a timeline."""
         return sum(clip.drawn is None for clip in self.clips)
 
 
-def walk_predictions(preds: Path, book: Path | None, imported: Sequence[Path] = ()) -> PredictionsWalk:
-    """Return what one pass over `preds` (after one that counts rows) and its book of logits finds.
+def walk_predictions(preds: Path, logits_file: Path | None, imported: Sequence[Path] = ()) -> PredictionsWalk:
+    """Return the results of one pass over `preds` and its logits file, after one that counts rows.
 
     Parameters
     ----------
-    imported : files of imported logits that the stack merged with the book.
+    imported : files of imported logits that the stack merged with it.
 
     Raises
     ------
     InputError
-        `preds` is absent or no table of predictions.
+        `preds` is missing or not a table of predictions.
     """
     lengths = PredictionsFile(preds).lengths()
     with ExitStack() as stack:
-        pages = stack.enter_context(inputs.open_merged(book, imported)) if book is not None else None
-        found = PredictionsWalk(classes=io.classes(preds), heads=pages.heads if pages else ())
+        reader = stack.enter_context(inputs.open_merged(logits_file, imported)) if logits_file else None
+        found = PredictionsWalk(classes=io.classes(preds), heads=reader.heads if reader else ())
         each = bytes_a_point(len(found.classes), 2 + len(found.heads))
         found.most = points(list(lengths.values()), each, BUDGET, MOST_POINTS, LEAST_POINTS)
-        found.curve = SmoothingCurve(found.classes, pages.metric) if pages else None
-        found.clips = [_clip(found, name, rows, pages) for name, rows in io.each_clip(preds)]
+        found.curve = SmoothingCurve(found.classes, reader.metric) if reader else None
+        found.clips = [_clip(found, name, rows, reader) for name, rows in io.each_clip(preds)]
     found.clips = list(_affordable(sorted(found.clips, key=ClipDrawn.rank), each))
     found.mistakes = sorted(found.mistakes, key=lambda m: (-m.prob, m.clip, m.start_s))[:MISTAKES]
     return found
 
 
 def _affordable(clips: Iterable[ClipDrawn], bytes_each: int) -> Iterator[ClipDrawn]:
-    """Yield the clips, in their order; where even the fewest points are too many, the last ones lose their timeline."""
-    room = BUDGET * 3 / 4
+    """Yield the clips in order; if they exceed the budget even with the fewest points, the last lose their timeline."""
+    bytes_left = BUDGET * 3 / 4  # base64 makes four bytes of three
     for clip in clips:
-        room -= len(clip.drawn.wrong) * bytes_each if clip.drawn else 0
-        yield clip if room >= 0 else replace(clip, drawn=None)
+        bytes_left -= len(clip.drawn.wrong) * bytes_each if clip.drawn else 0
+        yield clip if bytes_left >= 0 else replace(clip, drawn=None)
 
 
-def _clip(found: PredictionsWalk, name: str, rows: ClipSeries, pages: OofReader | None) -> ClipDrawn:
+def _clip(found: PredictionsWalk, name: str, rows: ClipSeries, reader: OofReader | None) -> ClipDrawn:
     """Count one clip and return its line of the list."""
-    trial = pages.trial(name) if pages is not None and name in pages else None
+    trial = reader.trial(name) if reader is not None and name in reader else None
     if trial is not None and len(trial.label) != len(rows.label):  # the table is of another run
         trial = None
     split, group = (trial.split, trial.group) if trial else (ALL, "")
     _count(found, split, rows)
     if found.curve is not None and trial is not None:
         found.curve.add(trial)
+    # A few per clip, so that one bad clip does not fill the list.
     for mistake in heapq.nlargest(MISTAKES_A_CLIP, _mistakes(name, split, rows), key=lambda m: m.prob):
         found.mistakes.append(mistake)
+    # Pruned now and then, so that memory does not grow with the number of clips.
     if len(found.mistakes) > 100 * MISTAKES:
         found.mistakes = heapq.nlargest(MISTAKES, found.mistakes, key=lambda m: m.prob)
     heads: dict[str, Any] = {head: values.argmax(1) for head, values in trial.logits.items()} if trial else {}
@@ -305,7 +305,7 @@ def _usual(rows: ClipSeries, wrong: NDArray[np.bool_]) -> tuple[int, int, int] |
 
 
 def _mistakes(name: str, split: str, rows: ClipSeries) -> Iterator[Mistake]:
-    """Yield the stretches of at least SHORTEST frames in which one class is told for another."""
+    """Yield the intervals of at least SHORTEST frames in which one class is predicted for another."""
     pair = np.where(rows.wrong, rows.label * len(rows.probs[0]) + rows.label_pred, -1)
     border = np.flatnonzero(np.diff(pair, prepend=-2, append=-2))
     for start, stop in zip(border[:-1].tolist(), border[1:].tolist(), strict=True):
