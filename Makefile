@@ -17,7 +17,7 @@ PYTEST := pytest -q -n auto --dist worksteal
 FERCACHE := $(BIN)/fercache --cache "$(CACHE)" --stages "$(STAGES)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check extract train-heads stack all ablation audit test test-full ci bench clean
+.PHONY: help setup demo check extract train-heads stack all ablation audit test test-full lint types ci hooks docs bench clean
 
 help:  ## show this
 	@echo "make TARGET [DATA=folder] [DATASET=affwild2|mtl|dfew|...|table|demo] [CACHE=cache] [STAGES=stages] [DEVICE=cpu|cuda] [OUT=preds.csv] [ARGS=...]"
@@ -35,6 +35,10 @@ $(VENV)/.ready: $(VENV)/.made setup.cfg pyproject.toml constraints.txt
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.ready-docs: $(VENV)/.ready
+	@$(PIP) --editable '.[docs]'
 	@touch $@
 
 setup: $(VENV)/.ready  ## make .venv and install fercache into it
@@ -80,10 +84,23 @@ test: $(VENV)/.ready-dev  ## the quick suite
 test-full: $(VENV)/.ready-dev  ## the suite with the stated volumes
 	@$(BIN)/python -m $(PYTEST) --full $(ARGS)
 
-ci: $(VENV)/.ready-dev  ## lint, types, tests: what CI runs
+lint: $(VENV)/.ready-dev  ## style of the code (ruff)
 	@$(BIN)/ruff check .
+
+types: $(VENV)/.ready-dev  ## types of the code (mypy --strict)
 	@$(BIN)/mypy
+
+ci: lint types  ## lint, types, tests: what CI runs
 	@$(BIN)/python -m $(PYTEST) $(ARGS)
+
+hooks: $(VENV)/.ready-dev  ## run lint and types before each git commit
+	@$(PIP) pre-commit
+	@$(BIN)/pre-commit install
+
+docs: $(VENV)/.ready-docs  ## the documentation as a site in build/docs, its reference made from the code
+	@$(BIN)/python docs/generate_reference.py
+	@$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
+	@echo build/docs/index.html
 
 bench: $(VENV)/.ready-dev  ## every benchmark, small
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,7 @@ from fercache.data.base import UNKNOWN, printable, shorten_list
 from fercache.data.table import MOST_FRAMES, SPLITS
 from fercache.errors import InputError
 from fercache.oof import OofLogits
+from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -61,19 +62,14 @@ class _Layout:
         return "frame" in self.at
 
 
-def folder_of(cache: Path, dataset: str) -> Path:
-    """Return the folder of a data set's imported logits."""
-    return cache / "logits" / dataset / "imported"
-
-
 def path_of(cache: Path, dataset: str, name: str) -> Path:
     """Return where imported logits lie."""
-    return folder_of(cache, dataset) / f"{name}.h5"
+    return Workspace(cache).imported_logits(dataset) / f"{name}.h5"
 
 
 def imported_names(cache: Path, dataset: str) -> list[str]:
     """Return the names of all imported logits of a data set."""
-    return sorted(path.stem for path in folder_of(cache, dataset).glob("*.h5"))
+    return sorted(path.stem for path in Workspace(cache).imported_logits(dataset).glob("*.h5"))
 
 
 def load(cache: Path, dataset: str, wanted: Sequence[str]) -> list[OofLogits]:
@@ -114,9 +110,8 @@ def import_logits(name: str, config: LogitsConfig, dataset: str, cache: Path) ->
         raise InputError(f"{name!r} cannot name a source", where="logits import",
                          hint=f"use letters, digits and underscores; {', '.join(TAKEN)} are taken")
     table = Path(config.table)
-    with tables.open_table(table) as lines:
-        layout = _layout([word.strip() for word in next(lines, ())], table)
-        people = _collect(lines, layout, config)
+    layout = _layout([word.strip() for word in tables.read_header(table)], table)
+    people = _collect(layout, config)
     if not people:
         raise InputError("the table has no row that is wanted", where=table, hint="check it, and --only")
     book = _book(name, people, layout, config, dataset)
@@ -143,15 +138,15 @@ def _layout(header: Sequence[str], path: Path) -> _Layout:
     return _Layout(path=path, at=at, classes=classes, values=tuple(i for i, _ in rest), logits=prefix == LOGIT)
 
 
-def _collect(lines: Iterator[Sequence[str]], layout: _Layout, config: LogitsConfig) -> dict[str, _Person]:
+def _collect(layout: _Layout, config: LogitsConfig) -> dict[str, _Person]:
     """Return trial name -> its rows."""
     people: dict[str, _Person] = {}
-    for line, values in enumerate(lines, 2):
+    for line, values in tables.read_rows(layout.path):
         if not any(values):
             continue
         try:
             _take(people, values, layout, config)
-        except (ValueError, IndexError) as error:
+        except ValueError as error:
             raise InputError(f"line {line}: {error}", where=layout.path, hint="fix the table") from error
     return people
 

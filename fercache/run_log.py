@@ -12,6 +12,7 @@ import msgspec
 from fercache import __version__
 from fercache.errors import FercacheError
 from fercache.runtime import atomic_io
+from fercache.workspace import Workspace
 
 VERSION = 1
 MIN_FRAMES = 200
@@ -75,11 +76,6 @@ class RunLog(msgspec.Struct, frozen=True, kw_only=True):
     rates: tuple[ExtractionRate, ...] = ()
 
 
-def log_path(cache: Path) -> Path:
-    """Return the path of the log below a cache."""
-    return cache / "run_log.json"
-
-
 def load_run_log(cache: Path) -> RunLog:
     """Return the log; an empty one where the file is absent, damaged, or of another version.
 
@@ -88,7 +84,7 @@ def load_run_log(cache: Path) -> RunLog:
     The log only informs. An unreadable one must not stop a stage or a report, so it is replaced by the next run.
     """
     try:
-        run_log = msgspec.convert(atomic_io.read_json(log_path(cache)), RunLog)
+        run_log = msgspec.convert(atomic_io.read_json(Workspace(cache).run_log), RunLog)
     except (FercacheError, OSError, msgspec.ValidationError):
         return RunLog()
     return run_log if run_log.version == VERSION else RunLog()
@@ -146,7 +142,7 @@ def total_seconds(runs: Sequence[LoggedRun], stage: str, artifact: str) -> dict[
 
 
 def _update(cache: Path, change: Callable[[RunLog], RunLog]) -> None:
-    path = log_path(cache)
+    path = Workspace(cache).run_log
     # Read and write under one lock: two stages that end at the same time must both be logged.
     with atomic_io.lock(path.with_suffix(".lock"), wait=True):
         atomic_io.write_json(path, msgspec.to_builtins(change(load_run_log(cache))))

@@ -26,7 +26,7 @@ def finish(home: Path, *, groups: int = 12, validation: int = 3, frames: int = 9
         {"head": head, "fold": int(fold)} for head in book.heads for fold in np.unique(book.fold[book.fold >= 0])]})
     cache = home / "cache"
     book.save(cache / "logits" / book.dataset / f"{book.fingerprint[:12]}.h5")
-    result = stack.run_stack(book, StackConfig(threads=1, bootstrap=100), cache / "stack")
+    result = stack.run_stack(book, StackConfig(threads=1, bootstrap=100), cache)
     stack.write_stack(result, home / "preds.csv")
     store = EmbeddingStore.create(cache / "features" / book.dataset / STORE,
                                   {"backbone": "casia-webface", "taps": ["x"], "faces": "mtcnn"}, {"x": (2,)})

@@ -101,7 +101,7 @@ def test_crops_go_before_videos_and_kinds_are_not_mixed(tmp_path: Path) -> None:
     crop(tmp_path, "a")
     dataset = read(tmp_path)
     assert [(t.name, t.kind) for t in dataset.trials] == [("a", "crops")]
-    assert [(p.where, p.lost) for p in dataset.problems] == [("b", True)]
+    assert [(p.where, p.is_error) for p in dataset.problems] == [("b", True)]
 
 
 def test_aligned_crops_go_before_plain_ones(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_clips_without_annotation_and_annotations_without_clip_are_told(tmp_path
         crop(tmp_path, name)
     dataset = read(tmp_path)
     assert [(t.name, t.split, t.labelled) for t in dataset.trials] == [("a", "train", True), ("extra", "test", False)]
-    assert [(p.where, p.lost) for p in dataset.problems] == [("gone", True), ("extra", False)]
+    assert [(p.where, p.is_error) for p in dataset.problems] == [("gone", True), ("extra", False)]
 
 
 def test_the_test_list_makes_test_trials_unless_they_are_annotated(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_the_test_list_makes_test_trials_unless_they_are_annotated(tmp_path: Pat
         crop(tmp_path, name)
     dataset = read(tmp_path)
     assert [(t.name, t.split) for t in dataset.trials] == [("a", "validation"), ("t", "test")]
-    assert [(p.where, p.lost) for p in dataset.problems] == [("gone, lost", False)]
+    assert [(p.where, p.is_error) for p in dataset.problems] == [("gone, lost", False)]
 
 
 @pytest.mark.parametrize(("labels", "classes", "says"), [
@@ -152,7 +152,7 @@ def test_a_bad_annotation_file_costs_its_own_labels_only(tmp_path: Path, labels:
     annotate(tmp_path / "EXPR_Set", "Train_Set", "bad", labels, classes)
     dataset = read(tmp_path)
     assert [t.labelled for t in dataset.trials] == [True, True, False] and dataset.classes == SEVEN
-    assert [(p.where, p.lost) for p in dataset.problems] == [("bad", True)] and says in dataset.problems[0].what
+    assert [(p.where, p.is_error) for p in dataset.problems] == [("bad", True)] and says in dataset.problems[0].message
 
 
 def test_one_trial_in_two_splits_and_one_name_on_two_clips_are_told(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_one_trial_in_two_splits_and_one_name_on_two_clips_are_told(tmp_path: Pa
         video(tmp_path, stem)
     dataset = read(tmp_path)
     assert [(t.name, t.split) for t in dataset.trials] == [("both", "train")]
-    assert {(p.where, p.lost) for p in dataset.problems} == {("both", True), ("twin", True)}
+    assert {(p.where, p.is_error) for p in dataset.problems} == {("both", True), ("twin", True)}
 
 
 def test_nothing_usable_is_an_input_error(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_odd_names_are_kept_and_impossible_ones_told(tmp_path: Path) -> None:
         pass
     dataset = read(tmp_path)
     assert [t.name for t in dataset.trials] == sorted(odd)
-    assert ["not valid UTF-8" in p.what for p in dataset.problems] == [True]
+    assert ["not valid UTF-8" in p.message for p in dataset.problems] == [True]
 
 
 def test_the_real_names_and_lengths_of_561_trials(tmp_path: Path, shared: Path) -> None:

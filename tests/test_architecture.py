@@ -17,9 +17,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "fercache"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-ORDER = ("errors", "heads.registry", "backbones.registry", "config", "runtime", "metrics", "run_log", "media", "data",
-         "recipe", "backbones", "faces", "store", "oof", "results", "heads", "logits_import", "extraction", "training",
-         "stacking", "maintenance", "diagnostics", "viz", "inference", "cli", "__main__")
+ORDER = ("errors", "heads.registry", "backbones.registry", "config", "runtime", "workspace", "metrics", "run_log",
+         "media", "data", "recipe", "backbones", "faces", "store", "oof", "results", "heads", "logits_import",
+         "extraction", "training", "stacking", "maintenance", "diagnostics", "viz", "inference", "cli", "__main__")
 """Folders and modules of the package, in the order of the pipeline: each imports only what stands before it.
 
 The registries of heads and backbones have names and settings only, without a net, so that the configuration can offer
@@ -30,8 +30,8 @@ FORBIDDEN = frozenset((
     "said", "says", "say", "speak", "speaks", "spoken", "voice", "heard", "told", "tell", "page", "plant", "crew",
     "mixer", "brake", "gauge", "sheet", "judge", "care", "waste", "doubt", "whom", "looks", "shares"))
 
-HEAVY = ("av", "h5py", "lightgbm", "matplotlib", "onnxruntime", "openvino", "plotly", "pyarrow", "sklearn",
-         "tensorboard", "torch", "torchvision", "zarr")
+HEAVY = ("av", "h5py", "lightgbm", "matplotlib", "onnxruntime", "openvino", "plotly", "pyarrow", "sklearn", "torch",
+         "torchvision", "zarr")
 
 
 def part_of(module: str) -> str:
@@ -133,3 +133,11 @@ def test_help_is_quick() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert min(once() for _ in range(3)) < 0.6
+
+
+def test_only_the_workspace_knows_the_layout_of_the_cache() -> None:
+    """A folder or pointer of `cache/` is joined to a path nowhere else."""
+    joined = re.compile(r"""/ f?"(features|logits|heads|stack|index|thumbs|weights|clips|imported|current\.json)\b""")
+    named = [f"{module_of(path)}: {line.strip()}" for path in FILES if path.name != "workspace.py"
+             for line in path.read_text().splitlines() if joined.search(line)]
+    assert not named

@@ -11,7 +11,7 @@ import pytest
 from books import simulate
 
 from fercache.config import AuditConfig, TrainConfig
-from fercache.data.base import Dataset, Trial
+from fercache.data.base import Dataset, Issue, Trial
 from fercache.diagnostics import audit
 from fercache.oof import OofLogits
 from fercache.store.embedding_store import EmbeddingStore
@@ -29,8 +29,8 @@ def recorded(book: OofLogits, seen_too: str = "") -> OofLogits:
     return replace(book, provenance={"heads": records, "settings": {}})
 
 
-def states(findings: list[audit.AuditFinding]) -> dict[str, str]:
-    return {found.check: found.state for found in findings}
+def states(findings: list[Issue]) -> dict[str, str]:
+    return {found.where: found.severity for found in findings}
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +48,19 @@ def test_a_group_in_two_folds(book: OofLogits) -> None:
     group = ("video00000", *book.group[:1], *book.group[2:])
     assert book.fold[0] != book.fold[1]
     found = audit.check_folds(replace(book, group=group))
-    assert found.state == "FAIL" and "video00000" in found.lines[0]
+    assert found.is_error and "video00000" in found.details[0]
 
 
 def test_a_group_in_two_splits(book: OofLogits) -> None:
     found = audit.check_splits(replace(book, group=(*book.group[:-1], book.group[0])))
-    assert found.state == "FAIL" and "train, validation" in found.lines[0]
+    assert found.is_error and "train, validation" in found.details[0]
 
 
 def test_a_head_trained_on_all_by_its_record(book: OofLogits) -> None:
     found = audit.check_provenance(recorded(book, "gru"))
-    assert found.state == "FAIL" and len(found.lines) == 5 and all(line.startswith("gru, fold") for line in found.lines)
+    assert found.is_error and len(found.details) == 5 and all(line.startswith("gru, fold") for line in found.details)
     gone = replace(book, provenance={"heads": [], "settings": {}})
-    assert "no record" in audit.check_provenance(gone).lines[0]
+    assert "no record" in audit.check_provenance(gone).details[0]
 
 
 def test_a_head_trained_on_all_whose_record_lies(book: OofLogits) -> None:
@@ -68,14 +68,14 @@ def test_a_head_trained_on_all_whose_record_lies(book: OofLogits) -> None:
     inside = (book.per_row(book.fold) >= 0)[:, None]
     known = np.where(inside, book.logits["gru"] + 3 * np.eye(7)[book.label], book.logits["gru"]).astype(np.float32)
     found = audit.check_memorized(replace(book, logits={**book.logits, "gru": known}), 0)
-    assert found.state == "FAIL" and len(found.lines) == 1 and found.lines[0].startswith("gru:")
-    assert audit.check_memorized(book, 0).state == "ok"
+    assert found.is_error and len(found.details) == 1 and found.details[0].startswith("gru:")
+    assert audit.check_memorized(book, 0).severity == "ok"
 
 
 def test_labels_as_a_head(book: OofLogits) -> None:
     told = (9 * np.eye(7)[book.label]).astype(np.float32)
     found = audit.truth(replace(book, logits={**book.logits, "gru": told}))
-    assert found.state == "FAIL" and found.lines[0].startswith("gru:")
+    assert found.is_error and found.details[0].startswith("gru:")
 
 
 def sample_of(book: OofLogits, width: int = 40) -> audit.ProbeSample:
@@ -92,18 +92,18 @@ def sample_of(book: OofLogits, width: int = 40) -> audit.ProbeSample:
 
 def test_labels_as_a_feature(book: OofLogits) -> None:
     honest = sample_of(book)
-    assert audit.labels_as_features(honest).state == "ok"
+    assert audit.labels_as_features(honest).severity == "ok"
     x = honest.x.copy()
     x[:, 7] = honest.label == 4
     found = audit.labels_as_features(replace(honest, x=x))
-    assert found.state == "FAIL" and found.lines == ("tap[7] alone separates class 4 from all others (area 1.0000)",)
+    assert found.is_error and found.details == ("tap[7] alone separates class 4 from all others (area 1.0000)",)
 
 
 def test_shuffled_labels_give_chance_and_a_leak_does_not(book: OofLogits) -> None:
     honest = sample_of(book)
-    assert audit.probe_shuffled_labels(honest, CONFIG).state == "ok"
+    assert audit.probe_shuffled_labels(honest, CONFIG).severity == "ok"
     fold = np.arange(len(honest.fold)) % 5  # every group in every fold
-    assert audit.probe_shuffled_labels(replace(honest, fold=fold), CONFIG).state == "FAIL"
+    assert audit.probe_shuffled_labels(replace(honest, fold=fold), CONFIG).is_error
 
 
 def test_a_stacker_with_groups_in_every_fold_is_caught() -> None:
@@ -115,13 +115,13 @@ def test_a_stacker_with_groups_in_every_fold_is_caught() -> None:
     said = {"frame": honest.per_row(np.arange(14)).astype(int)}
     logits = {"frame": own[said["frame"]].astype(np.float32)}
     honest = replace(honest, label=label, logits=logits)
-    assert audit.check_stacker(honest, CONFIG).state == "ok"
+    assert audit.check_stacker(honest, CONFIG).severity == "ok"
     halves = np.sort(np.r_[honest.offsets, (honest.offsets[:-1] + honest.offsets[1:]) // 2])
     twice = replace(honest, offsets=halves, trials=tuple(f"t{i:02d}" for i in range(28)),
                     group=tuple(f"g{i // 2:02d}" for i in range(28)), split=("train",) * 28,
                     fold=(np.arange(28) % 2).astype(np.int16))
     found = audit.check_stacker(twice, CONFIG)
-    assert found.state == "FAIL" and found.lines
+    assert found.is_error and found.details
 
 
 def store_of(book: OofLogits, path: Path, copied: bool = False) -> EmbeddingStore:
@@ -152,9 +152,9 @@ def test_near_duplicates_are_listed(book: OofLogits, tmp_path: Path, copied: boo
     watched = replace(book, valid=seen)
     store = store_of(watched, tmp_path / "noise.zarr", copied)
     found = audit.check_copies(watched, store, 0.999)
-    assert found.state == ("look" if copied else "ok")
+    assert found.severity == ("warning" if copied else "ok")
     wanted = [f"{book.trials[0]} frame 5 and {book.trials[3]} frame 5: cosine 1.0000"] if copied else []
-    assert [line for line in found.lines if "frame 5 and" in line] == wanted
+    assert [line for line in found.details if "frame 5 and" in line] == wanted
 
 
 def test_the_whole_audit_of_a_store_of_noise(book: OofLogits, tmp_path: Path) -> None:

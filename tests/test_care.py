@@ -16,6 +16,7 @@ from fercache.maintenance import forget, gc, verify
 from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.integrity import STRAY
 from fercache.store.layout import FRAME_COLUMNS, SEGMENT, encode_name
 
 TAPS = {"block8": (4,), "grid": (1, 2, 2)}
@@ -49,7 +50,7 @@ def store(tmp_path: Path) -> EmbeddingStore:
 
 def test_a_whole_store_has_no_fault(store: EmbeddingStore) -> None:
     report = verify.verify_store(store.path)
-    assert report.whole and not report.faults and report.clips == 3 and report.frames == sum(CLIPS.values())
+    assert report.whole and not report.issues and report.clips == 3 and report.frames == sum(CLIPS.values())
 
 
 def flip(path: Path, rng: random.Random) -> None:
@@ -67,7 +68,7 @@ def test_every_flipped_bit_is_found(store: EmbeddingStore) -> None:
         held = path.read_bytes()
         flip(path, rng)
         try:
-            found = [fault.where for fault in verify.verify_store(store.path).faults]
+            found = [Path(issue.where) for issue in verify.verify_store(store.path).issues]
         except StoreError as error:  # the root: nothing can be said of its clips
             found = [error.where]
         assert found == [path], path
@@ -91,15 +92,15 @@ def test_repair_drops_the_harmed_and_nothing_else(store: EmbeddingStore, tmp_pat
     (store.path / "a" / "notes.txt").write_text("mine")
     (store.path / ".tmp-x").write_text("left")
     found = verify.verify_store(store.path)
-    assert not found.whole and {f.folder for f in found.faults if not f.stray} == {
+    assert not found.whole and {f.details[0] for f in found.issues if f.is_error} == {
         "missing", "torn", "flipped", "unmarked", "alien", "twin"}
-    assert len([f for f in found.faults if f.stray]) == 2 and found.frames == sum(CLIPS.values())
-    assert all(str(fault.where) in str(fault) for fault in found.faults)
+    assert len([f for f in found.issues if f.kind == STRAY]) == 2 and found.frames == sum(CLIPS.values())
+    assert all(issue.where in str(issue) for issue in found.issues)
     report = verify.verify_store(store.path, repair=True)
     assert set(report.dropped) == {"missing", "torn", "flipped", "unmarked", "alien", "twin"}
     assert len(report.cleared) == 2
     again = verify.verify_store(store.path)
-    assert again.whole and not again.faults and list(EmbeddingStore.open(store.path)) == sorted(CLIPS)
+    assert again.whole and not again.issues and list(EmbeddingStore.open(store.path)) == sorted(CLIPS)
 
 
 def test_swapped_folders_are_found(store: EmbeddingStore, tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_swapped_folders_are_found(store: EmbeddingStore, tmp_path: Path) -> Non
     for path, one, other, harmed in ((store.path, "p", "q", {"p", "q"}), (taps.path, "c/one", "c/other", {"c"}),
                                      (store.path, "p/block8/c.0.0", "p/block8/c.1.0", {"p"})):
         swap(path / one, path / other)
-        assert {fault.folder for fault in verify.verify_store(path).faults} == harmed
+        assert {issue.details[0] for issue in verify.verify_store(path).issues} == harmed
         swap(path / one, path / other)
         assert verify.verify_store(path).whole
 

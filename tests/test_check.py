@@ -26,6 +26,7 @@ from fercache.diagnostics.check import CheckReport, check_dataset
 from fercache.diagnostics.check_issues import ClipIndex
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS
+from fercache.workspace import Workspace
 from tests.trees import Lengths, Made, annotate, crops, picture, real_lengths, real_tree, stub_video
 from tests.videos import cut, numbered_video
 
@@ -36,7 +37,7 @@ def check(root: Path, cache: Path, *, fresh: bool = False, rate: float = 0.0, **
 
 
 def kinds(report: CheckReport) -> dict[str, tuple[str, int, bool]]:
-    return {one.kind: (one.where, sum(one.amounts) or len(one.names), one.lost) for one in report.issues}
+    return {one.kind: (one.where, len(one.details), one.is_error) for one in report.issues}
 
 
 def aged(root: Path) -> None:
@@ -177,8 +178,8 @@ def test_pictures_that_are_empty_damaged_or_none(tmp_path: Path) -> None:
     (root / "cropped_aligned/zero/00000.jpg").write_bytes(picture())
     report = check(root, tmp_path / "c")
     found = kinds(report)
-    assert found["empty-pictures"] == ("a (2)", 2, True) and found["other-files"] == ("b (1)", 1, False)
-    unreadable = {one.where: one.what for one in report.issues if one.kind == "unreadable"}
+    assert found["empty-pictures"] == ("a (2)", 1, True) and found["other-files"] == ("b (1)", 1, False)
+    unreadable = {one.where: one.message for one in report.issues if one.kind == "unreadable"}
     assert set(unreadable) == {"zero", "b/00009.jpg"} and "frames count from 1" in unreadable["zero"]
     assert report.splits["train"].bare == 7  # the empty pictures are there, the folder that is refused has none
 
@@ -201,7 +202,7 @@ def test_what_is_said_of_many_clips_is_said_once_and_names_them_all(tmp_path: Pa
     for i in range(9):
         annotate(root, f"gone{i}", [0])
     found = [one for one in check(root, tmp_path / "c").issues if one.kind == "no-clip"]
-    assert [one.names for one in found] == [tuple(f"gone{i}" for i in range(9))] and "and 4 more" in found[0].where
+    assert [one.details for one in found] == [tuple(f"gone{i}" for i in range(9))] and "and 4 more" in found[0].where
 
 
 def test_twins_across_groups_are_a_leak_and_within_one_a_note(tmp_path: Path) -> None:
@@ -209,7 +210,7 @@ def test_twins_across_groups_are_a_leak_and_within_one_a_note(tmp_path: Path) ->
     for name, tag in (("a", "same"), ("b", "same"), ("c", "else"), ("v_left", "pair"), ("v_right", "pair")):
         crops(root / "cropped_aligned" / name, (1, 2, 4), tag)
         annotate(root, name, range(7), "Validation_Set" if name == "b" else "Train_Set")
-    twins = [(one.where, one.lost) for one in check(root, tmp_path / "c").issues if one.kind == "twins"]
+    twins = [(one.where, one.is_error) for one in check(root, tmp_path / "c").issues if one.kind == "twins"]
     assert twins == [("a (train), b (validation)", True), ("v_left (train), v_right (train)", False)]
 
 
@@ -237,7 +238,7 @@ def test_labels_past_the_clip_and_classes_never_seen(tmp_path: Path) -> None:
     crops(root / "cropped_aligned/a", (1, 2))
     annotate(root, "a", [0, 1, 2, 3])
     found = kinds(check(root, tmp_path / "c"))
-    assert found["labels-past-the-clip"] == ("a (2)", 2, False)
+    assert found["labels-past-the-clip"] == ("a (2)", 1, False)
     assert found["no-class"][0] == "Happiness, Sadness, Surprise"
 
 
@@ -347,7 +348,7 @@ def test_time_is_measured_assumed_or_not_told(tmp_path: Path) -> None:
     measured = check(root, tmp_path / "c").cost
     assert measured.seconds == 0.5 and "60.0 frames/s, measured here over 600 frames (cropped" in measured.basis
     assert len(run_log.load_run_log(tmp_path / "c").rates) == 2
-    run_log.log_path(tmp_path / "c").write_text('{"rates": [{"faces": 1}]}')
+    Workspace(tmp_path / "c").run_log.write_text('{"rates": [{"faces": 1}]}')
     assert run_log.load_run_log(tmp_path / "c").rates == ()
 
 
@@ -371,7 +372,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     code, text = cli(root, tmp_path / "c", "--json")
     said = json.loads(text)
     assert code == 1 and said["lost"] and said["lengths"][0]["differences"][0]["trial"] == "c"
-    assert said["issues"][0]["names"] == ["gone"] and [one["rows"] for one in said["clips"]] == [7, 9, 12]
+    assert said["issues"][0]["details"] == ["gone"] and [one["rows"] for one in said["clips"]] == [7, 9, 12]
     assert said["cost"]["frames"] == 25 and said["splits"]["train"]["bare_labelled"] == 9
     assert cli(tmp_path / "nowhere", tmp_path / "c")[0] == 2
 

@@ -79,8 +79,8 @@ def test_one_bad_file_costs_only_its_own_labels(tmp_path: Path) -> None:
     classes, labels, problems = read_all(files, (SEVEN,))
     assert classes == SEVEN and set(labels) == {"good", "alone"}
     assert [problem.where for problem in problems] == ["gone", "range", "swapped", "word"]
-    assert all(problem.lost and str(tmp_path) in problem.hint for problem in problems)
-    assert "header unknown" in problems[2].what and "No such file" in problems[0].what
+    assert all(problem.is_error and str(tmp_path) in problem.hint for problem in problems)
+    assert "header unknown" in problems[2].message and "No such file" in problems[0].message
 
 
 def test_a_large_folder_of_crops_is_not_listed(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_an_unreadable_folder_is_told_and_the_rest_is_read(tmp_path: Path) -> No
     (tmp_path / "closed").chmod(0)
     dataset = load_dataset(DatasetConfig(clips=str(tmp_path)), tmp_path)
     (tmp_path / "closed").chmod(0o700)
-    assert [trial.name for trial in dataset.trials] == ["b"] and "Permission" in dataset.problems[0].what
+    assert [trial.name for trial in dataset.trials] == ["b"] and "Permission" in dataset.problems[0].message
 
 
 def test_a_root_without_a_layout_is_read_as_what_lies_there_or_explained(tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ from fercache.config import DatasetConfig, ExtractConfig
 from fercache.data import base
 from fercache.errors import InputError
 from fercache.extraction import job
-from fercache.extraction.distributed import LaunchOptions, LaunchPlan, worker
+from fercache.extraction.distributed import LaunchPlan
+from fercache.extraction.distributed import dask as dask_engine
+from fercache.extraction.distributed.processes import JobSpec, without_labels
 from fercache.extraction.job import ExtractReport
 from fercache.store.embedding_store import EmbeddingStore
 
@@ -72,12 +74,15 @@ def crops_of(home: Path) -> base.Dataset:
 
 
 @pytest.fixture(scope="module")
-def alone(prepared: Path, weights_at: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The digest of what one process makes of the videos."""
+def alone(prepared: Path, weights_at: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The digests of what one process makes of the crops, and of the videos."""
     cache = tmp_path_factory.mktemp("alone")
     (cache / "weights").symlink_to(weights_at)
-    dataset = data.load_dataset(DatasetConfig(clips=str(prepared / "videos"), dataset="table"), cache)
-    return EmbeddingStore.open(job.extract_dataset(dataset, CONFIG, cache).store).digest()
+    found = {}
+    for name in ("crops", "videos"):
+        dataset = data.load_dataset(DatasetConfig(clips=str(prepared / name), dataset="table"), cache)
+        found[name] = EmbeddingStore.open(job.extract_dataset(dataset, CONFIG, cache).store).digest()
+    return found
 
 
 def digest_in(home: Path) -> str:
@@ -90,12 +95,12 @@ def listed(home: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in (home / "cache" / "features").glob("*/failures*.csv")}
 
 
-def test_four_parts_at_once(runner: Runner, home: Path, alone: str) -> None:
+def test_four_parts_at_once(runner: Runner, home: Path, alone: dict[str, str]) -> None:
     """One store; the part that has the broken video says so, with its list and its exit code, and no other."""
     runs = [runner.start(*FLAGS, "videos", "--shard", f"{i}/4", cwd=home, small=False) for i in range(1, 5)]
     codes = [run.wait().code for run in runs]
     assert sorted(codes) == [0, 0, 0, 1], [run.err() for run in runs]
-    assert digest_in(home) == alone
+    assert digest_in(home) == alone["videos"]
     held = codes.index(1) + 1
     assert listed(home).keys() == {f"failures-{held}-of-4.csv"} and "broken" in "".join(listed(home).values())
     assert "part 1 of 4: 1 of 4 clips" in runs[0].err() and not any("Traceback" in run.err() for run in runs)
@@ -165,9 +170,17 @@ def group_of(pid: int) -> list[int]:
     return found
 
 
+def check_nobody_is_left(pid: int) -> None:
+    """Fail unless every process of a group ends soon; Python's resource tracker ends just after the parent."""
+    ends = time.monotonic() + 60
+    while group_of(pid) and time.monotonic() < ends:
+        time.sleep(.1)
+    assert not group_of(pid)
+
+
 @pytest.mark.parametrize("number, at", [(signal.SIGINT, "group"), (signal.SIGTERM, "parent"),
                                         (signal.SIGKILL, "parent")])
-def test_workers_stop_and_go_on(home: Path, alone: str, number: signal.Signals, at: str) -> None:
+def test_workers_stop_and_go_on(home: Path, alone: dict[str, str], number: signal.Signals, at: str) -> None:
     """Ctrl-C reaches all, SIGTERM the parent alone, and a killed parent leaves nobody behind; then it is done."""
     run = start(home, *FLAGS, "videos", "--workers", 2)
     while not list((home / "cache" / "features").glob("*/*.work/*.claim")) and run.poll() is None:
@@ -176,16 +189,28 @@ def test_workers_stop_and_go_on(home: Path, alone: str, number: signal.Signals, 
     _, err = run.communicate(timeout=120)
     assert run.returncode == (-9 if number == signal.SIGKILL else 130), err
     assert "Traceback" not in err and (number == signal.SIGKILL or "stopped; everything committed is kept" in err), err
-    ends = time.monotonic() + 60
-    while group_of(run.pid) and time.monotonic() < ends:
-        time.sleep(.1)
-    assert not group_of(run.pid), "no process is left"
+    check_nobody_is_left(run.pid)
     if number == signal.SIGINT:
         again = start(home, *FLAGS[:-2], 2, "--clips", "videos", "--workers", 2)
         _, err = again.communicate(timeout=240)
         assert again.returncode == 1 and "1 failed" in err and "broken" in err, err
         assert err.count("512 bytes per frame") == 1 and "Traceback" not in err
-        assert digest_in(home) == alone and listed(home).keys() == {"failures.csv"}
+        assert digest_in(home) == alone["videos"] and listed(home).keys() == {"failures.csv"}
+
+
+def test_a_killed_worker_ends_the_run_with_3_and_loses_nothing(home: Path, alone: dict[str, str],
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = (*FLAGS[:-2], 2, "--clips", "crops", "--workers", 2)  # a thread each, as in `alone`
+    with monkeypatch.context() as patch:
+        patch.setenv("FERCACHE_KILL_AT", "frame_table.written:2")
+        run = start(home, *flags)
+        _, err = run.communicate(timeout=240)
+    assert run.returncode == 3 and "killed" in err and "Traceback" not in err, err
+    check_nobody_is_left(run.pid)
+    again = start(home, *flags)
+    _, err = again.communicate(timeout=240)
+    assert again.returncode == 0 and "0 failed" in err, err
+    assert digest_in(home) == alone["crops"]
 
 
 def test_time_is_up_for_workers_too(home: Path) -> None:
@@ -195,7 +220,7 @@ def test_time_is_up_for_workers_too(home: Path) -> None:
 
 
 def typed(**flags: str) -> LaunchPlan:
-    return LaunchOptions(**flags).plan({}, began_s=time.time())
+    return LaunchPlan.from_flags({}, time.time(), **flags)
 
 
 @pytest.mark.parametrize("flags, says", [
@@ -217,54 +242,50 @@ def test_torchrun_seats(monkeypatch: pytest.MonkeyPatch) -> None:
     from fercache.runtime import devices
 
     environ = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-    assert LaunchOptions(shard="auto").plan(environ, 0).local_rank == (1, 4)
-    assert LaunchOptions(shard="6/8").plan(environ, 0).local_rank == (0, 1)
+    assert LaunchPlan.from_flags(environ, 0, shard="auto").local_rank == (1, 4)
+    assert LaunchPlan.from_flags(environ, 0, shard="6/8").local_rank == (0, 1)
     assert devices.assign_gpu("auto", 8, 1, 4) == ("auto", 2) and devices.assign_gpu("cpu", 2, 3, 4) == ("cpu", 1)
     monkeypatch.setattr(devices, "gpus", lambda: 3)
     assert [devices.assign_gpu("auto", 8, i, 4)[0] for i in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
     assert devices.assign_gpu("cuda:2", 8, 0, 4)[0] == "cuda:2" and devices.assign_gpu("cpu", 8, 0, 4)[0] == "cpu"
 
 
-def order_at(home: Path) -> tuple[worker.JobSpec, base.Dataset]:
-    """Return the order of a store that is there and empty."""
+def spec_at(home: Path) -> tuple[JobSpec, base.Dataset]:
+    """Return the specification of a job on an empty store."""
     dataset = crops_of(home)
-    made: list[worker.JobSpec] = []
+    specs: list[JobSpec] = []
 
     def engine(work: job.ExtractionJob, trials: Any) -> list[job.ClipResult]:
-        made.append(worker.job_spec(work, trials, float("inf"), 1))
+        specs.append(JobSpec.from_job(work, trials, float("inf"), 1))
         return []
     job.extract_dataset(dataset, CONFIG, home / "cache", engine=engine)
-    return made[0], dataset
+    return specs[0], dataset
 
 
 def test_a_process_that_cannot_do_it_says_why(home: Path, tmp_path: Path) -> None:
-    order, dataset = order_at(home)
-    trials = worker.without_labels(dataset.trials)
+    spec, dataset = spec_at(home)
+    trials = without_labels(dataset.trials)
     assert all(trial.path.is_absolute() and trial.labels is None for trial in trials)
-    assert order.store.is_absolute() and order.cnn.path.is_absolute()  # type: ignore[union-attr]
-    for wrong, says in ((replace(order, version="0.0"), "the run has 0.0"),
-                        (replace(order, known_sources=(tmp_path / "elsewhere",)), "elsewhere does not exist"),
-                        (replace(order, store=tmp_path / "other.zarr"), "other.zarr does not exist"),
-                        (replace(order, cnn=replace(order.cnn, path=tmp_path / "w")), "/w does not exist")):
+    assert spec.store.is_absolute() and spec.cnn.path.is_absolute()  # type: ignore[union-attr]
+    for wrong, says in ((replace(spec, version="0.0"), "the run has 0.0"),
+                        (replace(spec, source=tmp_path / "elsewhere"), "elsewhere does not exist"),
+                        (replace(spec, store=tmp_path / "other.zarr"), "other.zarr does not exist"),
+                        (replace(spec, cnn=replace(spec.cnn, path=tmp_path / "w")), "/w does not exist")):
         with pytest.raises(InputError, match=says) as error:
-            worker.Worker(wrong, 0).run(trials[0])
+            dask_engine.worker_for(wrong, 0)
         assert "every" in str(error.value)
 
 
-def test_what_a_process_logs_is_told_once_and_by_the_run(home: Path, caplog: pytest.LogCaptureFixture) -> None:
-    order, dataset = order_at(home)
-    broken = replace(dataset.trials[0], path=home / "crops" / "gone")
-    hand = worker.worker_for(order, 0)
-    assert worker.worker_for(order, 0) is hand, "nets are loaded once"
-    done = hand.run(broken)
-    assert [clip.state for clip in done.clips] == ["failed"]
+def test_a_dask_worker_returns_its_log(home: Path) -> None:
+    spec, dataset = spec_at(home)
+    worker = dask_engine.worker_for(spec, 0)
+    assert dask_engine.worker_for(spec, 0) is worker, "nets are loaded once"
+    done = dask_engine.extract_logged(worker, replace(dataset.trials[0], path=home / "crops" / "gone"))
+    assert done.clip.state == "failed"
     assert [level for level, _ in done.log_records] == [logging.ERROR] and "gone" in done.log_records[0][1]
-    caplog.clear()
-    done.replay_log()
-    assert [record.levelname for record in caplog.records] == ["ERROR"]
-    late = worker.worker_for(replace(order, ends_s=time.time()), 0)
-    assert late is not hand
-    left = [clip for trial in dataset.trials for clip in late.run(trial).clips]
+    late = dask_engine.worker_for(replace(spec, ends_s=time.time()), 0)
+    assert late is not worker
+    left = [dask_engine.extract_logged(late, trial).clip for trial in dataset.trials]
     assert [(clip.state, clip.frames) for clip in left] == [("left", 2 + i) for i in range(CROPS)]
 
 
@@ -309,7 +330,7 @@ def kill_the_busy_one(work: Path, pids: set[int], killed: list[int]) -> None:
 
 
 def test_a_dask_worker_is_killed_in_the_middle(home: Path, cluster: Any, distributed: Any,
-                                               alone: str) -> None:
+                                               alone: dict[str, str]) -> None:
     """The others, and its successor, do what it had: each clip is done, once, and the store is the same."""
     dataset = data.load_dataset(DatasetConfig(clips=str(home / "videos"), dataset="table"), home / "cache")
     with distributed.Client(cluster) as client:
@@ -327,7 +348,7 @@ def test_a_dask_worker_is_killed_in_the_middle(home: Path, cluster: Any, distrib
         assert killed[0] not in client.run(os.getpid).values()
     assert {c.clip: c.state for c in report.clips} == {"a": "computed", "b": "computed", "c": "computed",
                                                        "broken": "failed"}
-    assert digest_in(home) == alone
+    assert digest_in(home) == alone["videos"]
     assert not list(work.glob("*.journal"))
 
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from books import simulate
 from predsfile import EIGHT, SEVEN, draw, write
+from pyarrow import parquet, table
 
 from fercache.config import StackConfig
-from fercache.errors import InputError, MissingExtra
+from fercache.data import tables
+from fercache.errors import InputError
 from fercache.results import io
 from fercache.stacking import stack
 
@@ -37,7 +39,7 @@ def test_written_table_is_read(tmp_path: Path, ending: str) -> None:
 def test_batch_size_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "p.csv", draw(LENGTHS))
     whole = list(io.PredictionsFile(path).clips())
-    monkeypatch.setattr(io, "ROWS_PER_BATCH", 7)
+    monkeypatch.setattr(tables, "BLOCK_BYTES", 300)
     for one, other in zip(whole, io.PredictionsFile(path).clips(), strict=True):
         np.testing.assert_array_equal(one.probs, other.probs)
         np.testing.assert_array_equal(one.frame, other.frame)
@@ -56,15 +58,8 @@ def test_what_the_stack_writes_is_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.concatenate([clip.probs for clip in clips]), found.ppm / 1e6, atol=1e-9)
 
 
-def test_parquet_or_what_to_install(tmp_path: Path) -> None:
+def test_parquet_of_other_types_is_read(tmp_path: Path) -> None:
     path = tmp_path / "preds.parquet"
-    try:
-        from pyarrow import parquet, table
-    except ImportError:
-        path.write_bytes(b"PAR1")
-        with pytest.raises(MissingExtra, match="parquet"):
-            io.PredictionsFile(path)
-        return
     made = draw({"a": 40}, SEVEN)["a"]
     parquet.write_table(table({"clip": ["a"] * 40, "frame": np.arange(1, 41, dtype=np.int32), "time_s": np.arange(40.),
                                "valid": np.arange(40) > 3, "label": [None] * 40, "prediction": made.argmax(1),
@@ -81,7 +76,7 @@ def test_parquet_or_what_to_install(tmp_path: Path) -> None:
     ("a,7,", "a,x,", "clip 'a', from line 2"),
     ("a,1,", "a,0,", "line 2: its frame"), ("a,7,", "z,7,", "line 9: clip 'a' is in two places"),
     ("a,7,0.200000,1,,", "a,7,0.200000,1,8,", "line 8: its label"), ("a,7,0.200000,1,,", "a,7,0.200000,1,,1", "line 8"),
-    ("a,7,0.200000,1,,", "a,7,0.200000,1,", "line 8 has 13 values"), ("a,3,", '"a,3,', "not readable"),
+    ("a,7,0.200000,1,,", "a,7,0.200000,1,", "line 8 has 13 values"), ("a,3,", '"a,3,', "line 4 has 1 values"),
 ])
 def test_damage_is_refused_with_its_line(tmp_path: Path, old: str, new: str, problem: str) -> None:
     path = write(tmp_path / "p.csv", draw({"a": 30}))
@@ -101,7 +96,7 @@ def test_nan_probability_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "data", "problem"), [
-    ("gone.csv", None, "predictions not found"), ("p.txt", b"x", "unknown file format"), ("p.csv", b"", "missing"),
+    ("gone.csv", None, "predictions not found"), ("p.txt", b"x", "unknown file format"), ("p.csv", b"", "not readable"),
     ("p.csv", b"\xff\xfe\0", "not readable"), ("p.csv.gz", b"no gzip", "not readable")])
 def test_unreadable_file_is_refused(tmp_path: Path, name: str, data: bytes | None, problem: str) -> None:
     if data is not None:

@@ -175,7 +175,7 @@ def check_killed(runner: Runner, url: str, step: str, unbroken: str, folder: Pat
     store = EmbeddingStore.open(url)
     assert store.digest() == unbroken and set(store) == set(test_resume.FRAMES)
     report = verify.verify_store(url)
-    assert report.whole and not report.faults and report.clips == len(test_resume.FRAMES)
+    assert report.whole and not report.issues and report.clips == len(test_resume.FRAMES)
     assert not locked_clips(as_location(url)), "a dead process's claim counts as alive"
 
 
@@ -209,10 +209,10 @@ def test_verify_finds_and_repairs(bucket: str) -> None:  # noqa: F811
     with pytest.raises(StoreError, match="missing or torn"):
         EmbeddingStore.open(url)["c3"]["block8"][:]
     report = verify.verify_store(url)
-    assert {fault.clip for fault in report.faults if not fault.stray} == {"c1", "c2", "c3"}
+    assert {issue.details[0] for issue in report.issues if issue.is_error} == {"c1", "c2", "c3"}
     assert verify.verify_store(url, repair=True).dropped == ("c1", "c2", "c3")
     after = verify.verify_store(url)
-    assert after.whole and not after.faults and after.clips == 2
+    assert after.whole and not after.issues and after.clips == 2
     assert list(EmbeddingStore.open(url)) == ["c0", "c4"]
 
 

@@ -212,7 +212,7 @@ def test_without_metrics_book_and_store_the_page_says_how_to_get_them(preds: Pat
 
 def test_check_and_ablation_are_shown_when_given(preds: Path, tmp_path: Path) -> None:
     (tmp_path / "check.json").write_text(json.dumps({"clips": [{"name": "x"}] * 9, "issues": [
-        {"kind": "short", "names": ["<i>a</i>", *"bcdefghi"], "what": "too short", "lost": True}]}))
+        {"kind": "short", "details": ["<i>a</i>", *"bcdefghi"], "message": "too short", "severity": "error"}]}))
     (tmp_path / "ablation.csv").write_text("row,column,macro_f1,low,high,difference,difference_low,difference_high\n"
                                            "all,stack,0.5125,.4,.6,,,\nno gru,stack,0.4,.3,.5,-0.1125,-.2,.1\n"
                                            "no gru,mean,0.3,.2,.4,-0.05,,\n")

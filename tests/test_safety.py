@@ -270,9 +270,9 @@ def test_a_link_into_another_store_is_found(tmp_path: Path) -> None:
     (one.path / "c").symlink_to(other.path / "c")
     (one.path / "gone").symlink_to(tmp_path / "nowhere")
     assert list(one) == []
-    assert {fault.where.name for fault in verify.verify_store(one.path).faults} == {"c", "gone"}
+    assert {Path(issue.where).name for issue in verify.verify_store(one.path).issues} == {"c", "gone"}
     assert len(verify.verify_store(one.path, repair=True).cleared) == 2
-    assert not verify.verify_store(one.path).faults and list(other) == ["c"], "what a link leads to is not the store's"
+    assert not verify.verify_store(one.path).issues and list(other) == ["c"], "what a link leads to is not the store's"
 
 
 def test_two_names_of_one_store_share_its_claims(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_the_contract(tmp_path: Path, name: str) -> None:
     dataset = read(put(tmp_path, SETS[name]()), name)
     assert [t.name for t in dataset.trials] == sorted({t.name for t in dataset.trials}) and dataset.trials
     assert metrics.official(dataset.metric) and len(set(dataset.classes)) == len(dataset.classes) >= 6
-    assert not [p for p in dataset.problems if p.lost], dataset.problems
+    assert not [p for p in dataset.problems if p.is_error], dataset.problems
     for trial in dataset.trials:
         clock = trial.on_clock(5)
         assert trial.path.exists() and trial.group and trial.parent
@@ -264,7 +264,7 @@ def test_dfew_reads_all_frames_before_sixteen_and_says_what_else_is_there(tmp_pa
     root = put(tmp_path, tree)
     dataset = read(root)
     assert {t.path.parent.parent.name for t in dataset.trials} == {"clip_224x224"}
-    assert ["clip_224x224_16f (7 crops), Clip/original (7 video)" in p.what for p in dataset.problems] == [True]
+    assert ["clip_224x224_16f (7 crops), Clip/original (7 video)" in p.message for p in dataset.problems] == [True]
     assert {t.path.suffix for t in read(root, source="video").trials} == {".mp4"}
     chosen = read(root, "dfew", clips=str(root / "Clip/clip_224x224_16f"))
     assert {t.path.parent.name for t in chosen.trials} == {"clip_224x224_16f"} and len(chosen.trials) == 7
@@ -300,7 +300,7 @@ def test_cremad_actors_are_groups(tmp_path: Path) -> None:
     dataset = read(put(tmp_path, cremad() | {"VideoFlash/1001_DFA_ZZZ_XX.flv": "", "VideoFlash/readme.flv": ""}))
     assert label_of(dataset)["1091_TAI_HAP_XX"] == "Happy" and len(label_of(dataset)) == 12
     assert {(t.subject, t.group) for t in dataset.trials} == {("1001", "1001"), ("1091", "1091")}
-    assert [(p.where, p.lost) for p in dataset.problems] == [("1001_DFA_ZZZ_XX", True)]
+    assert [(p.where, p.is_error) for p in dataset.problems] == [("1001_DFA_ZZZ_XX", True)]
     assert [t.split for t in dataset.trials if not t.labelled] == ["test"]
 
 
@@ -309,7 +309,7 @@ def test_ravdess_reads_each_performance_once(tmp_path: Path) -> None:
     assert len(dataset.trials) == 17 and sum(t.name.startswith("02-") for t in dataset.trials) == 1
     assert label_of(dataset)["01-01-08-01-02-01-12"] == "Surprised"
     assert {t.group for t in dataset.trials} == {"01", "12"}
-    assert ["16 clips are there twice" in p.what for p in dataset.problems] == [True]
+    assert ["16 clips are there twice" in p.message for p in dataset.problems] == [True]
 
 
 def test_afew_parts_emotions_films_and_faces_of_a_folder_without_emotion(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_afew_parts_emotions_films_and_faces_of_a_folder_without_emotion(tmp_pat
 
 def test_afew_a_clip_under_two_emotions_is_told(tmp_path: Path) -> None:
     dataset = read(put(tmp_path, afew() | {"Train_AFEW/Sad/000000000.avi": ""}))
-    assert [(p.where, p.lost) for p in dataset.problems if p.lost] == [("000000000", True)]
+    assert [(p.where, p.is_error) for p in dataset.problems if p.is_error] == [("000000000", True)]
 
 
 def test_ckplus_sequences_subjects_and_ten_folds(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_ckplus_sequences_subjects_and_ten_folds(tmp_path: Path) -> None:
 def test_a_bad_label_file_of_ckplus_costs_its_sequence_only(tmp_path: Path, text: str) -> None:
     tree = ckplus() | {"Emotion/S005/002/S005_002_00000003_emotion.txt": text}
     dataset = read(put(tmp_path, tree))
-    assert [(p.where, p.lost) for p in dataset.problems if p.lost] == [("S005_002", True)]
+    assert [(p.where, p.is_error) for p in dataset.problems if p.is_error] == [("S005_002", True)]
     assert len(label_of(dataset)) == 4
 
 
@@ -367,7 +367,7 @@ def test_a_bad_row_of_mtl_costs_its_trial_only(tmp_path: Path, row: str) -> None
     tree = mtl()
     tree["MTL_Challenge/train_set.txt"] += row + "\n"
     dataset = read(put(tmp_path, tree))
-    assert [(p.where, p.lost) for p in dataset.problems] == [("video1", True)]
+    assert [(p.where, p.is_error) for p in dataset.problems] == [("video1", True)]
     assert [t.labelled for t in dataset.trials] == [True, False]
 
 
@@ -391,7 +391,7 @@ def test_affwild2_crops_videos_or_both(tmp_path: Path) -> None:
 def test_a_listed_clip_that_is_not_there_is_told_and_the_rest_is_read(tmp_path: Path) -> None:
     tree = {k: v for k, v in ferv39k().items() if "War/" not in k}
     dataset = read(put(tmp_path, tree | frames("2_ClipsforFaceCrop/War/Sad/0009")))
-    assert [(p.where, p.lost) for p in dataset.problems] == [("War/Sad/0009", False), ("War/Fear/0001", True)]
+    assert [(p.where, p.is_error) for p in dataset.problems] == [("War/Sad/0009", False), ("War/Fear/0001", True)]
     assert len(dataset.trials) == 3
 
 

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fercache.data.base import Dataset, Problem, Trial
+from fercache.data.base import Dataset, Issue, Trial
 from fercache.errors import InputError
 from fercache.extraction import cancellation
-from fercache.extraction.distributed.shard import Shard, read_shard
-from fercache.extraction.distributed.worker import estimate_work, largest_first
+from fercache.extraction.distributed.shard import Shard, estimate_work, largest_first, read_shard
 
 
 def trial(name: str, path: str = "", **more: object) -> Trial:
@@ -66,7 +65,7 @@ def test_size_is_stated_or_labels_or_pictures_or_bytes(tmp_path: Path) -> None:
 
 def test_one_part_tells_of_what_is_lost() -> None:
     whole = Dataset(name="x", layout="table", classes=(), trials=tuple(trial(name) for name in "abcd"),
-                    problems=(Problem(where="e", what="no clip"),))
+                    problems=(Issue(where="e", message="no clip"),))
     parts = [Shard(i, 2).of_dataset(whole) for i in (1, 2)]
     assert [len(part.problems) for part in parts] == [1, 0]
     assert [Shard(i, 2).failures for i in (1, 2)] == ["failures-1-of-2.csv", "failures-2-of-2.csv"]

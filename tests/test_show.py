@@ -27,6 +27,7 @@ from fercache.extraction import thumbnails
 from fercache.stacking import inputs, stack
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.viz import model_card, report, run_info
+from fercache.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_runs_are_noted_and_a_damaged_note_stops_nothing(tmp_path: Path) -> None
                                                                                            "frames": 100.0}
     assert run_log.total_seconds(run_log.recorded_runs(tmp_path, "d"), "extract", "t")["runs"] == 0
     for text in ("{", "[]", '{"version": 1, "runs": 3}', '{"version": 9, "runs": []}'):
-        run_log.log_path(tmp_path).write_text(text)
+        Workspace(tmp_path).run_log.write_text(text)
         assert run_log.recorded_runs(tmp_path, "d") == []
     run_log.record_run(tmp_path, "d", "stack", "x", 1.0)
     assert len(run_log.recorded_runs(tmp_path, "d")) == 1
@@ -176,7 +177,7 @@ def test_report_and_card_find_the_logits_of_a_stack_with_imported_ones(tmp_path:
         simulate(groups=2, frames=30, seed=5, fingerprint="of another run").save(trained.parent / "of another.h5")
     merged = inputs.load_logits(cache, own.dataset, trained, names)
     config = StackConfig(threads=1, bootstrap=20, logits=names, select="mean")
-    stack.write_stack(stack.run_stack(merged, config, cache / "stack"), tmp_path / "preds.csv")
+    stack.write_stack(stack.run_stack(merged, config, cache), tmp_path / "preds.csv")
     facts = run_info.gather_run_info(tmp_path / "preds.csv", cache)
     found = report.walk_predictions(facts.preds, facts.oof, facts.imported)
     assert found.heads == merged.heads and found.curve is not None

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from books import CLASSES, FPS, simulate
+from pyarrow import parquet
 from rich.console import Console
 
 from fercache.config import StackConfig
 from fercache.data import folds
-from fercache.errors import InputError, MissingExtra, StoreError
+from fercache.errors import InputError, StoreError
 from fercache.oof import OofLogits
 from fercache.results.smoothing import nearest_row
 from fercache.stacking import candidates, features, models, stack
@@ -122,15 +123,8 @@ def test_endings(result: stack.StackResult, tmp_path: Path) -> None:
     assert not (tmp_path / "preds.metrics.json").exists()
 
 
-def test_parquet_or_what_to_install(result: stack.StackResult, tmp_path: Path) -> None:
+def test_parquet_holds_every_row(result: stack.StackResult, tmp_path: Path) -> None:
     out = tmp_path / "preds.parquet"
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        with pytest.raises(MissingExtra, match="pip install"):
-            stack.write_stack(result, out)
-        assert not out.exists()
-        return
     stack.write_stack(result, out)
     table = parquet.read_table(out)
     assert table.num_rows == len(result.oof.label) and table.column_names[0] == "clip"

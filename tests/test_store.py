@@ -467,7 +467,7 @@ def test_extract_replaces_the_clips_of_an_older_format(store: EmbeddingStore) ->
     assert list(again) == []
     put(again, "c", seed=2)
     np.testing.assert_array_equal(again["c"].read("block8"), features(300, 2)[1]["block8"])
-    assert not verify.verify_store(store.path).faults
+    assert not verify.verify_store(store.path).issues
 
 
 def test_forget_finds_the_people_of_a_clip_in_an_older_store(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ class StoreModel(RuleBasedStateMachine):
         """`verify` names the harmed clips and no other; a repair drops just those."""
         flipped = {encode_name(name) for name in self.flipped()}
         report = verify.verify_store(self.store.path, repair=repair)
-        harmed = {fault.folder for fault in report.faults}
+        harmed = {encode_name(issue.details[0]) for issue in report.issues}
         sure = {encode_name(name) for name in self.harmed}
         assert sure <= harmed <= sure | {encode_name(name) for name in self.silent}
         assert flipped <= harmed

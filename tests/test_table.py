@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
+import os
+import signal
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from fercache.config import DatasetConfig
 from fercache.data import load_dataset, table, tables
@@ -69,17 +74,17 @@ def test_a_row_without_its_clip_is_told_and_the_rest_is_read(tmp_path: Path) -> 
     (tmp_path / "b.mp4").unlink()
     dataset = read(table)
     assert [t.name for t in dataset.trials] == ["a", "c"]
-    assert [(p.where, p.lost) for p in dataset.problems] == [("b", True)] and "line 3" in dataset.problems[0].hint
+    assert [(p.where, p.is_error) for p in dataset.problems] == [("b", True)] and "line 3" in dataset.problems[0].hint
 
 
 @pytest.mark.parametrize(("content", "says"), [
-    ("", "column 'clip' is missing"), ("clip\na\n", "'path' is missing"), ("clip,path,lable\n", "'lable' is unknown"),
+    ("", "not readable as a table"), ("clip\na\n", "'path' is missing"), ("clip,path,lable\n", "'lable' is unknown"),
     ("clip,path,path\n", "'path' appears twice"), ("clip,path\n", "no rows"),
     ("clip,path\na\n", "line 2 has 1 values for 2 columns"),
     ("clip,path\na,a.mp4,x\n", "line 2 has 3"), ("clip,path\n,a.mp4\n", "line 2 has no usable clip"),
-    ("clip,path\na,\n", "line 2 has no usable path"), ("clip,path\na,\0\n", "no usable path|not a table"),
+    ("clip,path\na,\n", "line 2 has no usable path"), ("clip,path\na,\0\n", "no usable path"),
     ("clip,path\na,a.mp4\na,b.mp4\n", "'a' stands in line 2 and again in line 3"),
-    ("clip,path,split\na,a.mp4,eval\n", "line 2 has split 'eval'"), ('clip,path\n"a,b\n', "not a table"),
+    ("clip,path,split\na,a.mp4,eval\n", "line 2 has split 'eval'"), ('clip,path\n"a,b\n', "line 2 has 1"),
     ("clip,path,label\na,a.mp4,3\n", "'3' is a number"), ("clip,path\na," + "x" * 5000 + "\n", "no such file"),
     ("clip,path,label\n" + "".join(f"a{n},a.mp4,w{n}\n" for n in range(201)), "201 different labels"),
 ])
@@ -92,7 +97,7 @@ def test_a_table_that_is_none_is_refused(tmp_path: Path, content: str, says: str
 
 def test_a_table_that_is_no_text_or_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"clip,path\n\xff\xfe,a\n")
-    for name, says in (("t.csv", "not a table"), ("gone.csv", "cannot be read"), ("x" * 5000, "cannot be read")):
+    for name, says in (("t.csv", "UTF8"), ("gone.csv", "No such file"), ("x" * 5000, "too long")):
         with pytest.raises(InputError, match=says):
             read(tmp_path / name)
     with pytest.raises(InputError, match="no clips are given"):
@@ -105,7 +110,7 @@ def test_labels_as_names_numbers_and_nonsense(tmp_path: Path) -> None:
     table = text(tmp_path, "t.csv", "clip,path,label\n" + "".join(f"{n},v.mp4,{w}\n" for n, w in words.items()))
     dataset = read(table, classes=tuple(HEADER.split(",")))
     assert [(t.name, t.clip_label) for t in dataset.trials] == [*zip("abcdefg", (1, 2, -1, -1, 1, -1, -1), strict=True)]
-    assert [p.where for p in dataset.problems] == ["f", "g"] and all(p.lost for p in dataset.problems)
+    assert [p.where for p in dataset.problems] == ["f", "g"] and all(p.is_error for p in dataset.problems)
 
 
 def test_labels_by_frame_in_any_order_with_gaps(tmp_path: Path) -> None:
@@ -115,7 +120,7 @@ def test_labels_by_frame_in_any_order_with_gaps(tmp_path: Path) -> None:
     found = {t.name: None if t.labels is None else t.labels.tolist() for t in dataset.trials}
     assert found == {"a": [0, -1, -1, -1, 1], "b": [0, -1], "c": None}
     assert [t.split for t in dataset.trials] == ["train", "train", "test"]
-    assert [(p.where, p.lost) for p in dataset.problems] == [("c", False)]
+    assert [(p.where, p.is_error) for p in dataset.problems] == [("c", False)]
 
 
 @pytest.mark.parametrize(("line", "where", "says"), [
@@ -127,14 +132,14 @@ def test_labels_by_frame_in_any_order_with_gaps(tmp_path: Path) -> None:
 def test_a_bad_frame_row_costs_the_labels_of_its_clip(tmp_path: Path, line: str, where: str, says: str) -> None:
     labels = text(tmp_path, "l.csv", f"clip,frame,label\na,1,happy\nb,1,sad\n{line}\n")
     dataset = read(simple(tmp_path, "ab"), labels)
-    assert [(p.where, p.lost) for p in dataset.problems] == [(where, True)] and says in dataset.problems[0].what
+    assert [(p.where, p.is_error) for p in dataset.problems] == [(where, True)] and says in dataset.problems[0].message
     assert dataset.trials[1].labelled and dataset.trials[0].labelled == (where == "z")
 
 
 def test_a_number_that_is_no_class_costs_the_labels_of_its_clip(tmp_path: Path) -> None:
     labels = text(tmp_path, "l.csv", "clip,frame,label\na,1,0\nb,1,7\n")
     dataset = read(simple(tmp_path, "ab"), labels, classes=("x", "y"))
-    assert [t.labelled for t in dataset.trials] == [True, False] and "'7' is none" in dataset.problems[0].what
+    assert [t.labelled for t in dataset.trials] == [True, False] and "'7' is none" in dataset.problems[0].message
 
 
 def test_labels_given_twice_are_refused(tmp_path: Path) -> None:
@@ -150,7 +155,7 @@ def test_text_files_name_the_classes(tmp_path: Path) -> None:
     dataset = read(simple(tmp_path), tmp_path / "labels")
     assert dataset.classes == ("Neutral", "Anger", "Disgust")
     assert [t.labelled for t in dataset.trials] == [True, False, False]
-    assert [(p.where, p.lost) for p in dataset.problems] == [("b", True), ("extra", True), ("c", False)]
+    assert [(p.where, p.is_error) for p in dataset.problems] == [("b", True), ("extra", True), ("c", False)]
 
 
 def test_text_files_without_header_need_class_names(tmp_path: Path) -> None:
@@ -204,17 +209,74 @@ def test_odd_names_come_through(tmp_path: Path) -> None:
 
 
 def test_parquet_gives_what_csv_gives(tmp_path: Path) -> None:
-    arrow = pytest.importorskip("pyarrow", reason="optional: pip install 'fercache[parquet]'")
-    parquet = pytest.importorskip("pyarrow.parquet")
     simple(tmp_path)
-    parquet.write_table(arrow.table({"clip": ["a", "b"], "path": ["a.mp4", "b.mp4"]}), tmp_path / "t.parquet")
+    parquet.write_table(pa.table({"clip": ["a", "b"], "path": ["a.mp4", "b.mp4"]}), tmp_path / "t.parquet")
     labels = {"clip": ["a", "a", "b"], "frame": [1, 2, 1], "label": [0.0, None, 1.0]}
-    parquet.write_table(arrow.table(labels), tmp_path / "l.parquet")
+    parquet.write_table(pa.table(labels), tmp_path / "l.parquet")
     dataset = read(tmp_path / "t.parquet", tmp_path / "l.parquet", classes=("x", "y"))
     assert [t.on_clock(2).tolist() for t in dataset.trials] == [[0, -1], [1, -1]]
     text(tmp_path, "bad.parquet", "nonsense")
     with pytest.raises(InputError, match="parquet"):
         read(tmp_path / "bad.parquet")
+
+
+@pytest.mark.parametrize(("content", "line"), [
+    (b"clip,path\na,a.mp4\n\n  \n\xe9,a.mp4\n", "Row #5"), (b"clip,path\na,a.mp4\n\nb\n", "line 4 has 1 values"),
+    (b"clip,path\r\na,a.mp4\r\nb,c,d\r\n", "line 3 has 3 values"), (b"clip,path,clip\na,a.mp4,b\n", "'clip' appears"),
+    (b"\xef\xbb\xbf", "not readable"), (b"\xe9clip,path\na,a.mp4\n", "not readable"), (b"\0" * 99, "not readable")])
+def test_a_damaged_table_is_refused_with_file_and_line(tmp_path: Path, content: bytes, line: str) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(InputError, match=line) as caught:
+        list(tables.named_rows(tmp_path / "t.csv", ("clip", "path")))
+    assert str(tmp_path / "t.csv") in str(caught.value) and caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.parquet"])
+def test_a_table_is_read_again_in_a_forked_child(tmp_path: Path, name: str) -> None:
+    """Training forks: a table library whose threads do not survive that would hang the child."""
+    path = tmp_path / name
+    names = [f"clip{n}" for n in range(3000)]
+    if name.endswith(".parquet"):
+        parquet.write_table(pa.table({"clip": names, "path": names}), path)
+    else:
+        with (gzip.open if name.endswith(".gz") else open)(path, "wt") as out:
+            out.write("clip,path\n" + "".join(f"{one},{one}\n" for one in names))
+
+    def rows() -> list[str]:
+        return [row["clip"] for _, row in tables.named_rows(path, ("clip", "path"))]
+
+    assert rows() == names
+    for _ in range(4):
+        child = os.fork()
+        if not child:
+            signal.alarm(60)  # the default action ends a child that hangs
+            os._exit(0 if rows() == names else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert rows() == names
+
+
+@pytest.mark.parametrize("block", [64, 1000, 1 << 20])
+def test_blocks_of_a_table_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    rows = [(f"c{n // 7}", str(n), 'a "b", c\n' if n % 5 == 0 else "ü") for n in range(200)]
+    buffer = io.StringIO()
+    csv.writer(buffer).writerows([("clip", "frame", "text"), *rows])
+    path = text(tmp_path, "t.csv", buffer.getvalue())
+    monkeypatch.setattr(tables, "BLOCK_BYTES", block)
+    assert list(tables.read_rows(path)) == list(enumerate(rows, 2))
+    pieces = list(tables.read_pieces(path, ["clip", "frame"]))
+    assert [line + offset for _, line, piece in pieces for offset in range(len(piece))] == list(range(2, 202))
+    assert all(set(tables.to_text(piece.column("clip"))) == {clip} for clip, _, piece in pieces)
+    frames = [tables.to_ints(piece.column("frame")) for _, _, piece in pieces]
+    assert np.concatenate(frames).tolist() == list(range(200))
+
+
+def test_cells_as_numbers() -> None:
+    got = tables.to_floats(pa.array([" 1", "-2.5e-1", "", "nan", "1_000"]), missing=-1)
+    np.testing.assert_array_equal(got, [1, -.25, -1, np.nan, 1000])
+    assert tables.to_ints(pa.array([3.0, None, 2**53]), missing=-1).tolist() == [3, -1, 2**53]
+    for wrong in ("x", "1.5", "inf", "", "1e99"):
+        with pytest.raises(ValueError, match=wrong or "''"):
+            tables.to_ints(pa.array(["1", wrong]))
 
 
 def test_codes_of_labels() -> None:

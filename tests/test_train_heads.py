@@ -26,6 +26,7 @@ from fercache.training import checkpoints, train
 from fercache.training.cross_validation import CrossValidatedTraining
 from fercache.training.data import load_features
 from fercache.training.inference import load_trained, mean_log_probs, predict_new
+from fercache.workspace import Workspace
 
 CONFIG = TrainConfig(taps=tuple(small_sets.TAPS), folds=3, ensemble=2, epochs=12, lr=1e-2, width=16, window_s=1.0,
                      threads=2)
@@ -277,7 +278,7 @@ def test_a_refit_trains_on_validation_too_under_another_name(pair: Any, oof: Oof
     assert settings["refit"] == "all" and "refit" not in oof.provenance["settings"]
     assert "refit" not in CONFIG.settings() and replace(CONFIG, refit="none").fingerprint() == CONFIG.fingerprint()
     assert load_trained(report.heads).folds == 3 and report.heads.name == refit.fingerprint[:12]
-    assert train.current_logits_file(tmp_path, dataset.name) == report.logits_file, "the default of later stages"
+    assert Workspace(tmp_path).current_logits_file(dataset.name) == report.logits_file, "the default of later stages"
 
 
 def test_clip_level_heads_learn_a_set_with_one_label_a_clip(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_verify_says_whole_or_what_is_harmed(home: Path) -> None:
     assert str(STORE / "a" / "block8" / "c.0.0") in said and "NOT whole: 1 clips damaged" in said
     assert "--repair" in said and harmed.exists()
     told = json.loads(say("verify", "--store", STORE, "--json", code=1).stdout)
-    assert [fault["clip"] for fault in told["faults"]] == ["a"] and not told["dropped"]
+    assert [issue["details"] for issue in told["issues"]] == [["a"]] and not told["dropped"]
     assert "dropped a" in say("verify", "--store", STORE, "--repair", code=1).stdout
     assert "whole: every byte" in say("verify", "--store", STORE).stdout
     assert sorted(EmbeddingStore.open(STORE)) == sorted(CLIPS.keys() - {"a"})
@@ -224,8 +224,7 @@ def test_gc_knows_stack_runs_with_imported_logits(recipes: tuple[Path, Path], ho
     far.save(logits_import.path_of(cache, "named", "far"))
     for logits, seed in (((), 0), (("far",), 0), (("far",), 1)):
         run = stack.run_stack(inputs.load_logits(cache, "named", path, logits),
-                        StackConfig(bootstrap=0, seed=seed, logits=logits),
-                        cache / "stack")
+                        StackConfig(bootstrap=0, seed=seed, logits=logits), cache)
     found = waste()
     assert {name for name in found if name.startswith("stack")} == {f"stack/named/{run.folder.name}"}, "another seed's"
     assert not any(name.startswith("logits") for name in found)
@@ -243,7 +242,7 @@ def test_gc_knows_runs_of_imported_logits_alone(home: Path) -> None:
             logits_import.path_of(cache, "films", name))
     for logits in ((), ("one",)):
         stack.run_stack(inputs.load_logits(cache, "films", None, logits or ("one", "two")),
-                  StackConfig(bootstrap=0, logits=logits), cache / "stack")
+                  StackConfig(bootstrap=0, logits=logits), cache)
     (cache / "stack" / "films" / ("0" * 12)).mkdir()
     assert waste() == {f"stack/films/{'0' * 12}"}
 

@@ -10,7 +10,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -20,6 +20,7 @@ from fercache import recipe
 from fercache.config import Config, DatasetConfig
 from fercache.errors import BrokenOff, FercacheError, InputError
 from fercache.runtime.uri import Location, Url, as_location
+from fercache.workspace import Workspace
 
 if TYPE_CHECKING:
     from fercache.data.base import Dataset
@@ -194,6 +195,11 @@ class Context:
     remote: Url | None = None
 
     @property
+    def workspace(self) -> Workspace:
+        """The paths below the cache folder."""
+        return Workspace(self.cache)
+
+    @property
     def features(self) -> Location:
         """Where features are: the cache folder, or the URL."""
         return self.remote or self.cache
@@ -231,14 +237,13 @@ class Context:
         """
         from fercache import logits_import
         from fercache.stacking import inputs
-        from fercache.training import train
 
         dataset = self.dataset_name(typed)
-        trained = path or train.current_logits_file_or_none(self.cache, dataset)
+        trained = path or self.workspace.current_logits_file_or_none(dataset)
         if not names and self.is_logits(typed):
             names = tuple(logits_import.imported_names(self.cache, dataset))
         if not trained and not names:
-            train.current_logits_file(self.cache, dataset)  # raises, naming the command that is missing
+            self.workspace.current_logits_file(dataset)  # raises, naming the command that is missing
         return inputs.load_logits(self.cache, dataset, trained, names)
 
     def dataset(self, typed: dict[str, Any], report_issues: bool = True) -> Dataset:
@@ -248,13 +253,13 @@ class Context:
 
         config = make_config(DatasetConfig, "dataset", self.stages, typed)
         if config.dataset == "demo" and not (config.root or config.clips):
-            demo.fetch_demo_clips(self.cache / "clips")
+            demo.fetch_demo_clips(self.workspace.clips)
         found = data.load_dataset(config, self.cache)
         log.info("data set %s: %d clips", found.name, len(found.trials))
         if found.notice:
             log.info("note: %s", found.notice)
-        for problem, names in base.grouped(found.problems) if report_issues else ():
-            log.warning("%s", replace(problem, where=base.shorten_list(names)))
+        for issue in base.group_issues(found.problems) if report_issues else ():
+            log.warning("%s", issue)
         return found
 
 

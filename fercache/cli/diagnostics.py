@@ -16,6 +16,7 @@ from fercache.config import AblationConfig, AuditConfig, DatasetConfig, ExtractC
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from fercache.data.base import Issue
     from fercache.diagnostics.ablation import AblationFigure, AblationRow, AblationTable
 
 log = logging.getLogger("fercache")
@@ -24,7 +25,9 @@ log = logging.getLogger("fercache")
 # The command audit.
 
 SHOWN = 5
-COLOURS = {"ok": "green", "look": "yellow", "FAIL": "red", "skipped": "blue"}
+SEVERITY_STYLES = {"ok": ("ok", "green"), "warning": ("look", "yellow"), "error": ("FAIL", "red"),
+                   "skipped": ("skipped", "blue")}
+"""Printed word and color of a severity."""
 
 
 @click.command("audit", cls=HeadedCommand)
@@ -53,7 +56,7 @@ def audit_command(context: Context, logits_file: Path | None, logits: str, store
     with tempfile.TemporaryDirectory() as scratch:
         subject = audit.AuditSubject(
             oof=context.load_logits(typed, logits_file, names), store=EmbeddingStore.open(path) if path else None,
-            dataset=None if alone else context.dataset(typed), scratch=Path(scratch), weights=context.cache / "weights",
+            dataset=None if alone else context.dataset(typed), scratch=Path(scratch), weights=context.workspace.weights,
             training=context.config(TrainConfig, "train-heads", {}) if config.full else TrainConfig())
         findings = []
         for found in audit.run_audit(subject, config):
@@ -64,13 +67,14 @@ def audit_command(context: Context, logits_file: Path | None, logits: str, store
     return 1 if audit.any_failed(findings) else 0
 
 
-def _show(found: Any) -> None:
+def _show(found: Issue) -> None:
     """Print one finding, its first lines below it."""
-    click.echo(click.style(f"{found.state:8}", fg=COLOURS[found.state], bold=True) + f"{found.check}: {found.message}")
-    for line in found.lines[:SHOWN]:
+    word, color = SEVERITY_STYLES[found.severity]
+    click.echo(click.style(f"{word:8}", fg=color, bold=True) + f"{found.where}: {found.message}")
+    for line in found.details[:SHOWN]:
         click.echo(f"          {line}")
-    if len(found.lines) > SHOWN:
-        click.echo(f"          and {len(found.lines) - SHOWN} more, see --out")
+    if len(found.details) > SHOWN:
+        click.echo(f"          and {len(found.details) - SHOWN} more, see --out")
 
 
 # The commands check and ablation.

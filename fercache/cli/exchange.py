@@ -12,18 +12,19 @@ from fercache.cli.context import LOCATION, CommaList, Context, HeadedCommand, co
 from fercache.config import DatasetConfig, LogitsConfig
 from fercache.errors import InputError
 from fercache.runtime.uri import Location
+from fercache.workspace import Features
 
 log = logging.getLogger("fercache")
 
 
-FORMATS = ("h5", "npz", "parquet", "npy")
+FORMATS = ("h5", "npz", "parquet")
 
 
 @click.command("export", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @click.option("--store", type=LOCATION, help="Embedding store, a path or URL.  [default: the last one extracted]")
 @click.option("--to", type=click.Choice(FORMATS), required=True,
-              help="h5 and parquet write one file, npz and npy a folder.")
+              help="h5 and parquet write one file, npz writes a folder.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File or folder; must not be there yet.")
 @click.option("--only", type=CommaList(), default=(), help="Clips to export.  [default: all]")
 @click.option("--taps", type=CommaList(), default=(), help="Taps to export.  [default: all]")
@@ -61,7 +62,7 @@ def import_command(context: Context, path: Path, as_: str, fps: float, **typed: 
     from fercache.maintenance import importer
 
     dataset = context.dataset(typed)
-    report = importer.import_features(path, as_, context.features / "features" / dataset.name, fps=fps)
+    report = importer.import_features(path, as_, Features(context.features).folder(dataset.name), fps=fps)
     log.info("%d clips imported (%d frames), %d cached, %d failed", len(report.clips), report.frames,
              len(report.cached), len(report.failed))
     strange = {*report.clips, *report.cached} - {trial.name for trial in dataset.trials}

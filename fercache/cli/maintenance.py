@@ -20,6 +20,7 @@ from fercache.errors import FercacheError, InputError, StoreError, WeightsError
 from fercache.runtime import atomic_io
 from fercache.runtime.progress import format_bytes
 from fercache.runtime.uri import Location
+from fercache.workspace import HEADS, LOGITS, METRICS, STACK, Workspace, heads_of
 
 if TYPE_CHECKING:
     from fercache.data.base import Dataset
@@ -57,21 +58,21 @@ def verify_command(context: Context, store: Location | None, repair: bool, as_js
 
 
 def _verified(report: VerifyReport) -> dict[str, Any]:
-    faults = [{"clip": f.clip, "file": f.where, "what": f.what, "stray": f.stray} for f in report.faults]
     return {"store": report.store, "whole": report.whole, "clips": report.clips, "frames": report.frames,
-            "unfinished": report.unfinished, "faults": faults, "dropped": report.dropped, "cleared": report.cleared}
+            "unfinished": report.unfinished, "issues": [asdict(issue) for issue in report.issues],
+            "dropped": report.dropped, "cleared": report.cleared}
 
 
 def _verify_text(report: VerifyReport, repair: bool) -> str:
     lines = [shown(f"{report.store}: {report.clips} clips read, {report.frames} frames whole")]
-    lines += some([f"  {f.where}\n    {f.what}" for f in report.faults])
+    lines += some([f"  {issue.where}\n    {issue.message}" for issue in report.issues])
     if report.unfinished:
         lines.append(f"{len(report.unfinished)} clips are unfinished; readers do not see them")
     if repair:
         lines += some([f"dropped {clip}" for clip in report.dropped]) + some([f"cleared {p}" for p in report.cleared])
     if report.whole:
         return "\n".join([*lines, "whole: every byte is the one that was written"])
-    harmed = len({f.folder for f in report.faults if not f.stray})
+    harmed = len({issue.details for issue in report.issues if issue.is_error})
     lines.append(f"NOT whole: {harmed} clips damaged" if report.clips else "NOT whole")
     lines.append("next: " + ("`fercache extract` computes the dropped clips again" if report.dropped else
                              "`fercache extract`" if not report.clips else "`fercache verify --repair`"))
@@ -249,7 +250,7 @@ def weights_list(context: Context) -> int:
     """List the known weights and their paths."""
     from fercache.backbones import weights
 
-    for row in weights.list_weights(context.cache / "weights"):
+    for row in weights.list_weights(context.workspace.weights):
         click.echo(f"{row.name}: {row.path or f'not here ({row.download_mb} MB to pull)'}")
         click.echo(f"  {row.source}; {row.terms}")
     return 0
@@ -262,7 +263,7 @@ def weights_pull(context: Context, name: str) -> int:
     """Download the weights NAME, check their digest and store them as safetensors."""
     from fercache.backbones import weights
 
-    click.echo(weights.download_weights(name, context.cache / "weights").path)
+    click.echo(weights.download_weights(name, context.workspace.weights).path)
     return 0
 
 
@@ -373,7 +374,7 @@ def live_artifacts(context: Context, typed: dict[str, Any]) -> LiveArtifacts:
     InputError
         A recipe or its data set cannot be read, so it is unknown which artifacts it needs.
     """
-    from fercache import data, logits_import
+    from fercache import data
     from fercache.data import base
 
     found = LiveArtifacts()
@@ -382,12 +383,12 @@ def live_artifacts(context: Context, typed: dict[str, Any]) -> LiveArtifacts:
         if config.dataset == "logits":  # such a data set has no clips and no store, only imported logits
             name = data.logits_name(config)
             found.datasets.add(name)
-            found.keep.update([logits_import.folder_of(context.cache, name),
+            found.keep.update([context.workspace.imported_logits(name),
                                *stack_runs(context.cache, name, None, stages)])
             continue
         dataset = data.load_dataset(config, context.cache)
         found.datasets.add(dataset.name)
-        found.keep.add(logits_import.folder_of(context.cache, dataset.name))
+        found.keep.add(context.workspace.imported_logits(dataset.name))
         for path in _stores(context.cache, dataset, stages):
             found.keep.add(path)
             store = _opened(path)
@@ -410,10 +411,10 @@ def _stores(cache: Path, dataset: Dataset, stages: Path) -> Iterator[Path]:
     from fercache.backbones import weights
     from fercache.extraction import job
 
-    folder = cache / "features" / dataset.name
+    folder = Workspace(cache).features(dataset.name)
     config = make_config(ExtractConfig, "extract", stages, {})
     try:
-        cnn = weights.resolve_weights(config.weights, cache / "weights")
+        cnn = weights.resolve_weights(config.weights, Workspace(cache).weights)
     except WeightsError as error:
         log.warning("%s; keeping every store that may use these weights", error.what)
         yield from folder.glob(f"{config.weights}-*.zarr" if config.weights in KNOWN_WEIGHTS else "*.zarr")
@@ -450,13 +451,13 @@ def _learnt(cache: Path, dataset: Dataset, store: EmbeddingStore, stages: Path) 
         logits_file = trains.logits_file(usual)
     except FercacheError as error:
         log.warning("%s; keeping all logits and heads of %s", error.what, dataset.name)
-        yield from (path for stage in ("logits", "heads", "stack") for path in (cache / stage / dataset.name).glob("*"))
+        yield from (path for stage in (LOGITS, HEADS, STACK) for path in (cache / stage / dataset.name).glob("*"))
         return
-    yield from (logits_file, trains.heads(logits_file))
+    yield from (logits_file, heads_of(logits_file))
     for config in ablation.trained_default(usual, make_config(AblationConfig, "ablation", stages, {})):
         with suppress(FercacheError):  # this store cannot train the row, so the row has no logits
             tried = trains.logits_file(config)
-            yield from (tried, trains.heads(tried))
+            yield from (tried, heads_of(tried))
     if logits_file.is_file():
         yield from stack_runs(cache, dataset.name, logits_file, stages)
 
@@ -489,12 +490,8 @@ class TrainingSettings:
         if config.join not in self.settings_by_join:
             record = train.settings_of(self.dataset, self.trials, joined, config)
             self.settings_by_join[config.join] = {key: record[key] for key in record.keys() - config.settings().keys()}
-        digest = fingerprint_of({**self.settings_by_join[config.join], **config.settings()})[:12]
-        return self.cache / "logits" / self.dataset.name / f"{digest}.h5"
-
-    def heads(self, logits_file: Path) -> Path:
-        """Return the folder of the heads behind a logits file."""
-        return self.cache / "heads" / self.dataset.name / logits_file.stem
+        digest = fingerprint_of({**self.settings_by_join[config.join], **config.settings()})
+        return Workspace(self.cache).logits_file(self.dataset.name, digest)
 
 
 def stack_runs(cache: Path, dataset: str, logits_file: Path | None, stages: Path) -> Iterator[Path]:
@@ -507,7 +504,7 @@ def stack_runs(cache: Path, dataset: str, logits_file: Path | None, stages: Path
     from fercache import logits_import
     from fercache.stacking import inputs, stack
 
-    folder, usual = cache / "stack" / dataset, make_config(StackConfig, "stack", stages, {})
+    folder, usual = Workspace(cache).stack_runs(dataset), make_config(StackConfig, "stack", stages, {})
     asked = {(usual.logits, usual.force)} | {record for path in folder.glob("*") if (record := _logits_of(path))}
     for logits, force in sorted(asked):
         config = replace(usual, logits=logits, force=force)
@@ -520,13 +517,13 @@ def stack_runs(cache: Path, dataset: str, logits_file: Path | None, stages: Path
             log.warning("%s: %s; keeping every stack run of %s", error.where, error.what, dataset)
             yield from folder.glob("*")
         else:
-            yield folder / stack.fingerprint(loaded, config)[:12]
+            yield Workspace(cache).stack_run(dataset, stack.fingerprint(loaded, config))
 
 
 def _logits_of(run: Path) -> tuple[tuple[str, ...], bool] | None:
     """Return the imported logits of a finished stack run, and its `force` flag; None: unknown."""
     try:
-        record = atomic_io.read_json(run / "metrics.json")["config"]
+        record = atomic_io.read_json(run / METRICS)["config"]
         return tuple(record["logits"]), bool(record["force"])
     except (FercacheError, OSError, KeyError, TypeError):
         return None

@@ -28,7 +28,7 @@ log = logging.getLogger("fercache")
 
 
 ENGINES = ("here", "dask")
-FLAGS = ("engine", "scheduler", "workers", "shard", "time_limit")
+LAUNCH_FLAGS = ("engine", "scheduler", "workers", "shard", "time_limit")
 
 
 @click.command("extract", cls=HeadedCommand)
@@ -51,7 +51,7 @@ def extract_command(context: Context, **typed: Any) -> int:
     from fercache import run_log
     from fercache.extraction import distributed
 
-    plan = distributed.LaunchOptions(**{name: typed.pop(name) for name in FLAGS}).plan(os.environ, began_s)
+    plan = distributed.LaunchPlan.from_flags(os.environ, began_s, **{name: typed.pop(name) for name in LAUNCH_FLAGS})
     config = context.config(ExtractConfig, "extract", typed)
     dataset = context.dataset(typed, report_issues=plan.is_coordinator)  # once, not by every shard
     report = plan.run(dataset, config, context.cache, context.remote)
@@ -99,7 +99,7 @@ def train_heads_command(context: Context, store: Location | None, **typed: Any) 
     log.info("%s (%.0f s)", "nothing to do: trained before" if report.cached else f"{report.trained} heads trained",
              report.seconds)
     click.echo(report.logits_file)
-    return 1 if report.missing or any(problem.lost for problem in dataset.problems) else 0
+    return 1 if report.missing or any(problem.is_error for problem in dataset.problems) else 0
 
 
 @click.command("stack", cls=HeadedCommand)
@@ -118,7 +118,7 @@ def stack_command(context: Context, logits_file: Path | None, out: Path, **typed
     from fercache.stacking import stack
 
     config = context.config(StackConfig, "stack", typed)
-    result = stack.run_stack(context.load_logits(typed, logits_file, config.logits), config, context.cache / "stack")
+    result = stack.run_stack(context.load_logits(typed, logits_file, config.logits), config, context.cache)
     stack.write_stack(result, out)
     if not result.cached:
         run_log.record_run(context.cache, result.oof.dataset, "stack", result.folder.name, result.seconds,

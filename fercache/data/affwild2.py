@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fercache.config import DatasetConfig
-from fercache.data.base import EIGHT, SEVEN, Dataset, Kind, Labels, Problem, Split, Trial, cache_name, shorten_list
+from fercache.data.base import EIGHT, SEVEN, Dataset, Issue, Kind, Labels, Split, Trial, cache_name, shorten_list
 from fercache.data.labels import read_all
 from fercache.data.scan import Scan, describe, scan, unnamable
 from fercache.errors import InputError
@@ -66,7 +66,7 @@ def read(config: DatasetConfig) -> Dataset:
     classes, labels, bad = read_all(files, (SEVEN, EIGHT))
     if files and not classes:
         raise InputError("not one annotation file can be used", where=bad[0].where,
-                         hint=f"the first says: {bad[0].what}")
+                         hint=f"the first says: {bad[0].message}")
     trials, noted = assemble(found, labels, splits, config.source, tests)
     return Dataset(name=cache_name("affwild2", found[0].root, config.name), layout="affwild2", classes=classes,
                    trials=trials, metric="abaw2" if classes == SEVEN else "macro_f1",
@@ -74,7 +74,7 @@ def read(config: DatasetConfig) -> Dataset:
 
 
 def assemble(found: list[Scan], labels: Mapping[str, Labels], splits: Mapping[str, Split], take: str,
-             tests: Iterable[str] = ()) -> tuple[tuple[Trial, ...], list[Problem]]:
+             tests: Iterable[str] = ()) -> tuple[tuple[Trial, ...], list[Issue]]:
     """Return the trials with their clips, and what is wrong with single ones.
 
     Parameters
@@ -146,15 +146,15 @@ def _edition(found: list[Scan], edition: str) -> Path:
     return chosen[0]
 
 
-def _annotations(track: Path) -> tuple[dict[str, Path], dict[str, Split], list[Problem]]:
+def _annotations(track: Path) -> tuple[dict[str, Path], dict[str, Split], list[Issue]]:
     """Return trial to annotation file, trial to split, and a problem for each trial of two splits."""
     files: dict[str, Path] = {}
     splits: dict[str, Split] = {}
-    problems: list[Problem] = []
+    problems: list[Issue] = []
     for folder, split in SPLITS.items():
         for path in sorted((track / folder).glob("[!.]*.txt")):
             if path.stem in files:
-                problems.append(Problem(where=path.stem, what="annotated in Train_Set and in Validation_Set",
+                problems.append(Issue(where=path.stem, message="annotated in Train_Set and in Validation_Set",
                                         hint=f"the training one is used; remove one: {files[path.stem]}, {path}"))
                 continue
             files[path.stem], splits[path.stem] = path, split
@@ -202,10 +202,10 @@ def _is_parent(clip: str, kind: Kind, wanted: Mapping[str, object]) -> bool:
 
 
 def _trials(names: Iterable[str], clips: ClipFiles, splits: Mapping[str, Split], labels: Mapping[str, Labels]
-            ) -> tuple[list[Trial], list[Problem]]:
+            ) -> tuple[list[Trial], list[Issue]]:
     """Return the trials that have exactly one clip, and a problem for each other one."""
     trials: list[Trial] = []
-    problems: list[Problem] = []
+    problems: list[Issue] = []
     untried: list[str] = []
     known = set(names)
     for name in sorted(known):
@@ -222,16 +222,17 @@ def _trials(names: Iterable[str], clips: ClipFiles, splits: Mapping[str, Split],
     return trials, [*problems, *_noted(untried, "trials of the test list have no clip", "they are left out")]
 
 
-def _lost(name: str, paths: list[Path], kind: Kind) -> Problem:
+def _lost(name: str, paths: list[Path], kind: Kind) -> Issue:
     if paths:
-        return Problem(where=name, what=f"several clips have its name: {shorten_list(paths)}", hint="keep one of them",
+        return Issue(where=name, message=f"several clips have its name: {shorten_list(paths)}", hint="keep one of them",
                        kind="no-clip")
     what = "no folder of crops has its name" if kind == "crops" else "no video has its name"
-    return Problem(where=name, what=f"{what}, though it is annotated",
+    return Issue(where=name, message=f"{what}, though it is annotated",
                    hint="it is left out; get its clip, or remove its annotation", kind="no-clip")
 
 
-def _noted(names: Iterable[str], what: str, hint: str) -> list[Problem]:
+def _noted(names: Iterable[str], what: str, hint: str) -> list[Issue]:
     """Return one note about all these trials, none where there are none."""
     every = sorted(names)
-    return [Problem(where=shorten_list(every), what=f"{len(every)} {what}", hint=hint, lost=False)] if every else []
+    note = Issue(where=shorten_list(every), message=f"{len(every)} {what}", hint=hint, severity="note")
+    return [note] if every else []

@@ -23,27 +23,38 @@ SEVEN = ("Neutral", "Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surpris
 EIGHT = (*SEVEN, "Other")
 
 
+Severity = Literal["ok", "skipped", "note", "warning", "error"]
+
+
 @dataclass(frozen=True, kw_only=True)
-class Problem:
-    """Something wrong with one clip (or a group of them) that does not stop the rest.
+class Issue:
+    """One result of reading a data set, of `check`, `audit` or `verify`; it does not stop the rest.
 
     Parameters
     ----------
-    where : clip or file it happened at.
-    what : what is wrong, without a full stop.
+    kind : a word for programs, such as "no-clip", "leak" or "stray".
+    where : clip, file or part that it is about.
+    message : what is wrong, without a full stop.
     hint : what the user can do.
-    lost : whether a clip or its labels drop out because of it, so that a run which meets it ends with exit code 1.
-    kind : "no-clip" where something is labelled or listed and there is no clip (or not one clip) of it, else "".
+    severity : "error": data are lost or a score is wrong, and the command ends with exit code 1; "warning": a person
+        should look at it; "note": harmless; "ok" and "skipped": a check that found nothing or was not made.
+    details : all clips, files or findings, where `where` and `message` only summarize them.
     """
 
-    where: str
-    what: str
-    hint: str = ""
-    lost: bool = True
     kind: str = ""
+    where: str
+    message: str
+    hint: str = ""
+    severity: Severity = "error"
+    details: tuple[str, ...] = ()
+
+    @property
+    def is_error(self) -> bool:
+        """Whether data are lost or a score is wrong because of it."""
+        return self.severity == "error"
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" + (f"\n  next: {self.hint}" if self.hint else "")
+        return f"{self.where}: {self.message}" + (f"\n  next: {self.hint}" if self.hint else "")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,7 +126,7 @@ class Dataset:
     fold: int = 0
     whole_frames: bool = False
     notice: str = ""
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[Issue, ...] = ()
 
     @property
     def faces(self) -> str:
@@ -175,15 +186,12 @@ def shorten_list(names: Iterable[object], most: int = 5) -> str:
     return ", ".join(all_of[:most]) + more
 
 
-def grouped(problems: Iterable[Problem]) -> list[tuple[Problem, tuple[str, ...]]]:
-    """Return the problems in their order, those that say the same as one, with the names of all that it is about."""
-    names: dict[tuple[object, ...], list[str]] = {}
-    first: dict[tuple[object, ...], Problem] = {}
-    for problem in problems:
-        key = (problem.what, problem.hint, problem.lost, problem.kind)
-        first.setdefault(key, problem)
-        names.setdefault(key, []).append(problem.where)
-    return [(problem, tuple(names[key])) for key, problem in first.items()]
+def group_issues(issues: Iterable[Issue]) -> list[Issue]:
+    """Return the issues in their order, equal ones merged; `details` names everything that a merged one is about."""
+    names: dict[Issue, list[str]] = {}
+    for issue in issues:
+        names.setdefault(replace(issue, where=""), []).append(issue.where)
+    return [replace(issue, where=shorten_list(places), details=tuple(places)) for issue, places in names.items()]
 
 
 def printable(name: str) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from fercache.config import DatasetConfig
-from fercache.data.base import UNKNOWN, Dataset, Kind, Problem, Split, Trial, cache_name, shorten_list
+from fercache.data.base import UNKNOWN, Dataset, Issue, Kind, Split, Trial, cache_name, shorten_list
 from fercache.data.labels import SETS, canonical_class_name
 from fercache.data.scan import Scan, describe, scan, unnamable
 from fercache.errors import InputError
@@ -58,7 +58,7 @@ class Listing(NamedTuple):
     """
 
     entries: Iterable[ClipEntry]
-    problems: list[Problem]
+    problems: list[Issue]
     ignored: Collection[str] = ()
     folds: int = 0
     fold: int = 0
@@ -137,8 +137,8 @@ class ClipLevelSet(ABC):
                              hint=f"put the clips below it, or give --clips DIR; {describe(found[0])}")
         extra = sorted(set(version.clips) - set(wanted) - set(listing.ignored))
         if extra:
-            problems.append(Problem(where=shorten_list(extra), what=f"{len(extra)} clips are in no list", lost=False,
-                                    hint="they are left out"))
+            problems.append(Issue(where=shorten_list(extra), message=f"{len(extra)} clips are in no list",
+                                  hint="they are left out", severity="note"))
         return Dataset(name=cache_name(self.name, found[0].root, config.name), layout=self.name, classes=self.classes,
                        metric=self.metric, trials=tuple(trials), folds=listing.folds, fold=listing.fold,
                        notice=listing.notice, whole_frames=self.whole_frames and version.kind == "crops",
@@ -149,9 +149,9 @@ class ClipLevelSet(ABC):
         return InputError(f"{what} of {self.name}", where=found[0].root,
                           hint=f"expected: {self.expected}; {describe(found[0])}")
 
-    def wrong_label(self, clip: str, label: str, where: Path) -> Problem:
+    def wrong_label(self, clip: str, label: str, where: Path) -> Issue:
         """Return the problem of a clip whose label is not a class of the set."""
-        return Problem(where=clip, what=f"its label was dropped: {label[:SHOWN]!r} is none of "
+        return Issue(where=clip, message=f"its label was dropped: {label[:SHOWN]!r} is none of "
                                         f"{shorten_list(self.classes, 12)}",
                        hint=f"correct {where}; the clip is predicted without a label meanwhile")
 
@@ -211,19 +211,19 @@ def choose_version(versions: Sequence[FolderVersion], wanted: Collection[str], s
 
 
 def _unused_versions(versions: Sequence[FolderVersion], chosen: FolderVersion, wanted: Collection[str]
-                     ) -> list[Problem]:
+                     ) -> list[Issue]:
     """Return a note where a set is there in several versions."""
     others = [f"{version.name or '.'} ({version.covers(wanted)} {version.kind})" for version in versions
               if version is not chosen and version.covers(wanted)]
     if not others:
         return []
-    return [Problem(where=chosen.name or ".", lost=False,
+    return [Issue(where=chosen.name or ".", severity="note",
                     hint="choose with --source crops or --source video, or --clips DIR",
-                    what=f"read as {chosen.kind} ({chosen.covers(wanted)} of {len(wanted)} clips); also there, "
+                    message=f"read as {chosen.kind} ({chosen.covers(wanted)} of {len(wanted)} clips); also there, "
                          f"unused: {shorten_list(others)}")]
 
 
-def _trials(wanted: Mapping[str, ClipEntry], version: FolderVersion) -> tuple[list[Trial], list[Problem]]:
+def _trials(wanted: Mapping[str, ClipEntry], version: FolderVersion) -> tuple[list[Trial], list[Issue]]:
     """Return a trial for each entry with exactly one clip, and a problem for each other entry."""
     trials, lost = [], []
     for name, entry in sorted(wanted.items()):
@@ -231,7 +231,7 @@ def _trials(wanted: Mapping[str, ClipEntry], version: FolderVersion) -> tuple[li
         if len(paths) != 1:
             what = (f"several clips have its name: {shorten_list(paths)}" if paths
                     else "listed, but there is no clip of it")
-            lost.append(Problem(where=name, what=what, kind="no-clip",
+            lost.append(Issue(where=name, message=what, kind="no-clip",
                                 hint="it is left out; get its clip, or keep one of them"))
             continue
         trials.append(Trial(name=name, path=paths[0], kind=version.kind, parent=name, group=entry.group or name,
@@ -350,7 +350,7 @@ class ListedSet(ClipLevelSet):
         test_fold = {name: number for (number, split), named in sorted(rows.items()) if split == "test" and number
                      for name, _ in named}
         entries: dict[str, ClipEntry] = {}
-        problems: list[Problem] = []
+        problems: list[Issue] = []
         for split in SPLITS:
             if (fold, split) in lists:
                 path, new = lists[fold, split], {}
@@ -360,12 +360,12 @@ class ListedSet(ClipLevelSet):
                         problems.append(self.wrong_label(name, line.label, path))
                     new[name] = ClipEntry(name=name, label=UNKNOWN if code is None else code, split=split,
                                           stated=line.stated, fold=test_fold.get(name, 0))
-                problems += [Problem(where=name, what="in the training list and in the test list",
+                problems += [Issue(where=name, message="in the training list and in the test list",
                                      hint=f"it is used for training only; correct {path}")
                              for name in new if name in entries]
                 entries = new | entries  # training first: a clip in both lists never counts as unseen
             elif published:
-                problems.append(Problem(where=f"fold {fold}", what=f"its {split} list is missing",
+                problems.append(Issue(where=f"fold {fold}", message=f"its {split} list is missing",
                                         hint="download it again"))
         return Listing(entries.values(), problems, folds=len(numbers) if published else 0, fold=fold,
                        notice=self._notice(fold, len(numbers)))
@@ -486,8 +486,8 @@ class NamedSet(ClipLevelSet):
         matches = {name: match for name in names if (match := self.pattern.fullmatch(name))}
         if not matches:
             raise self.labels_missing("no clip with a name", found)
-        problems = [Problem(where=name, hint="correct the clip's name; it is predicted without a label meanwhile",
-                            what=f"its label was dropped: {match['emotion']!r} is none of "
+        problems = [Issue(where=name, hint="correct the clip's name; it is predicted without a label meanwhile",
+                            message=f"its label was dropped: {match['emotion']!r} is none of "
                                  f"{shorten_list(self.codes, 12)}")
                     for name, match in matches.items() if match["emotion"] not in self.codes]
         entries = [ClipEntry(name=name, group=match["actor"], subject=match["actor"],
@@ -497,8 +497,8 @@ class NamedSet(ClipLevelSet):
         first = {name[self.same_after:]: name for name in reversed(matches)}
         copies = [name for name in matches if first[name[self.same_after:]] != name]
         if copies:
-            problems.append(Problem(where=shorten_list(copies), lost=False, hint="those with sound (01-) are read",
-                                    what=f"{len(copies)} clips are there twice, with and without sound"))
+            problems.append(Issue(where=shorten_list(copies), severity="note", hint="those with sound (01-) are read",
+                                    message=f"{len(copies)} clips are there twice, with and without sound"))
         return Listing([entry for entry in entries if entry.name not in set(copies)], problems, ignored=copies)
 
 
@@ -575,7 +575,7 @@ class EmotionFolderSet(ClipLevelSet):
                 group = f"film{name[:3]}" if re.match(r"\d{9}", name) else name
                 entries.append(ClipEntry(name=name, split=labelled[0][0], label=labelled[0][1], group=group))
             else:
-                problems.append(Problem(where=name, what="is in several parts or under several emotions" if labelled
+                problems.append(Issue(where=name, message="is in several parts or under several emotions" if labelled
                                         else "is in no folder of an emotion",
                                         hint="it is left out; keep one copy, in the folder of its emotion"))
         if not any(entry.label != UNKNOWN for entry in entries):
@@ -632,27 +632,27 @@ class LabelFileSet(ClipLevelSet):
                                      subject=subject, fold=fold))
         bare = sum(entry.label == UNKNOWN for entry in entries)
         if bare:
-            problems.append(Problem(where=self.name, what=f"{bare} sequences have no label", lost=False,
+            problems.append(Issue(where=self.name, message=f"{bare} sequences have no label", severity="note",
                                     hint="they are predicted, never trained on or scored"))
         return Listing(entries, problems, folds=CKPLUS_FOLDS, fold=config.fold)
 
-    def _labels(self, files: Sequence[Path]) -> tuple[dict[str, int], list[Problem]]:
+    def _labels(self, files: Sequence[Path]) -> tuple[dict[str, int], list[Issue]]:
         """Return sequence to class, and a problem for each label file that cannot be used."""
         codes: dict[str, int] = {}
-        problems: list[Problem] = []
+        problems: list[Issue] = []
         for path in files:
             name = path.name[:8].upper()
             try:
                 text = path.read_bytes()[:LABEL_FILE_BYTES].decode("ascii").strip()
                 number = float(text)
             except (OSError, ValueError) as error:
-                problems.append(Problem(where=name, what=f"its label was dropped: {path.name} cannot be read ({error})",
-                                        hint="download it again"))
+                problems.append(Issue(where=name, hint="download it again",
+                                      message=f"its label was dropped: {path.name} cannot be read ({error})"))
                 continue
             if number not in range(1, len(self.classes) + 1):
                 problems.append(self.wrong_label(name, text, path))
             elif codes.setdefault(name, int(number) - 1) != int(number) - 1:
-                problems.append(Problem(where=name, what="has several label files that disagree", hint=f"see {path}"))
+                problems.append(Issue(where=name, message="has several label files that disagree", hint=f"see {path}"))
                 codes[name] = UNKNOWN
         return codes, problems
 

@@ -11,6 +11,7 @@ from fercache.data.base import SEVEN, Dataset, Trial
 from fercache.data.labels import read_all
 from fercache.errors import InputError
 from fercache.runtime import atomic_io, wheels
+from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +101,8 @@ def read_demo(config: DatasetConfig, cache: Path) -> Dataset:
     stems = {Path(name).stem: name for name in PEOPLE}
     classes, labels, problems = read_all({stem: ANNOTATIONS / f"{stem}.txt" for stem in stems}, (SEVEN,))
     if problems:
-        raise InputError(problems[0].what, where=ANNOTATIONS, hint="install fercache again")
-    trials = [Trial(name=stem, path=cache / "clips" / stems[stem], kind="video", parent=stem, split="train",
+        raise InputError(problems[0].message, where=ANNOTATIONS, hint="install fercache again")
+    trials = [Trial(name=stem, path=Workspace(cache).clips / stems[stem], kind="video", parent=stem, split="train",
                     group=PEOPLE[stems[stem]], subject=PEOPLE[stems[stem]], labels=labels[stem])
               for stem in sorted(stems)]
     return Dataset(name=config.name or "demo", layout="demo", classes=classes, trials=tuple(trials), metric="abaw2",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.data.base import UNKNOWN, Labels, Problem
+from fercache.data.base import UNKNOWN, Issue, Labels
 from fercache.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -215,7 +215,7 @@ class LabelFile(NamedTuple):
 
 
 class LabelError(ValueError):
-    """What is wrong with a label file; always caught and turned into the trial's Problem."""
+    """What is wrong with a label file; always caught and turned into the trial's Issue."""
 
 
 def read(path: Path) -> LabelFile:
@@ -292,7 +292,7 @@ def canonical(header: tuple[str, ...], known: Iterable[tuple[str, ...]]) -> tupl
 
 
 def read_all(files: Mapping[str, Path], known: Iterable[tuple[str, ...]], *, bare: bool = False
-             ) -> tuple[tuple[str, ...], dict[str, Labels], list[Problem]]:
+             ) -> tuple[tuple[str, ...], dict[str, Labels], list[Issue]]:
     """Return the classes, the labels of each trial, and a problem for each file that had to be dropped.
 
     Parameters
@@ -306,7 +306,7 @@ def read_all(files: Mapping[str, Path], known: Iterable[tuple[str, ...]], *, bar
     Class orders are never guessed: the same names in another order are another header.
     """
     known, read_files, headers = tuple(known), {}, Counter[tuple[str, ...]]()
-    problems: list[Problem] = []
+    problems: list[Issue] = []
     for name, path in sorted(files.items()):
         try:
             content = read(path)
@@ -339,6 +339,6 @@ def _fit(content: LabelFile, classes: tuple[str, ...], known: tuple[tuple[str, .
     return content.labels
 
 
-def _dropped(name: str, path: Path, what: str) -> Problem:
-    return Problem(where=name, what=f"its labels were dropped: {path.name} {what}",
+def _dropped(name: str, path: Path, what: str) -> Issue:
+    return Issue(where=name, message=f"its labels were dropped: {path.name} {what}",
                    hint=f"correct {path}; the clip is predicted without labels meanwhile")

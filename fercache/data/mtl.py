@@ -21,7 +21,7 @@ import numpy as np
 
 from fercache.config import DatasetConfig
 from fercache.data import affwild2, clip_level
-from fercache.data.base import EIGHT, UNKNOWN, Dataset, Labels, Problem, Split, cache_name, shorten_list
+from fercache.data.base import EIGHT, UNKNOWN, Dataset, Issue, Labels, Split, cache_name, shorten_list
 from fercache.data.scan import Scan, describe, scan, unnamable
 from fercache.errors import InputError
 
@@ -54,7 +54,7 @@ def read(config: DatasetConfig) -> Dataset:
     splits: dict[str, Split] = {}
     for split, path in _tables(found, config.edition).items():
         rows, wrong = _rows(path)
-        problems += [*wrong, *(Problem(where=trial, what="stands in both tables", hint="the training one is used")
+        problems += [*wrong, *(Issue(where=trial, message="stands in both tables", hint="the training one is used")
                                for trial in sorted(set(rows) & set(labels)))]
         labels = rows | labels
         splits = dict.fromkeys(rows, split) | splits
@@ -92,7 +92,7 @@ def _tables(found: Iterable[Scan], edition: str) -> dict[Split, Path]:
     return {split: paths[0] for split, paths in sorted(tables.items())}
 
 
-def _rows(path: Path) -> tuple[dict[str, Labels], list[Problem]]:
+def _rows(path: Path) -> tuple[dict[str, Labels], list[Issue]]:
     """Return the labels of each trial by frame number, and a problem for each trial with a row that is none.
 
     Notes
@@ -113,7 +113,7 @@ def _rows(path: Path) -> tuple[dict[str, Labels], list[Problem]]:
             frame = int(match["frame"]) if match else 0
             if label is None or not 0 < frame <= MOST_FRAMES or rows[trial].setdefault(frame, label) != label:
                 wrong.setdefault(trial, f"its labels were dropped: line {line} is {text.strip()[: clip_level.SHOWN]!r}")
-    problems = [Problem(where=trial, what=what, hint=f"correct {path}") for trial, what in sorted(wrong.items())]
+    problems = [Issue(where=trial, message=what, hint=f"correct {path}") for trial, what in sorted(wrong.items())]
     return {trial: _array(frames if trial not in wrong else {}) for trial, frames in rows.items()}, problems
 
 

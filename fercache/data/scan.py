@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from fercache.data.base import Kind, Problem, printable, shorten_list
+from fercache.data.base import Issue, Kind, printable, shorten_list
 from fercache.errors import InputError
 
 VIDEOS = frozenset((".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv",
@@ -30,7 +30,7 @@ class Scan:
     folders: list[Path] = field(default_factory=list)
     texts: list[Path] = field(default_factory=list)
     tables: list[Path] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Issue] = field(default_factory=list)
 
     def clips(self) -> Iterator[tuple[Path, Kind]]:
         """Yield every clip and its kind."""
@@ -65,7 +65,7 @@ def scan(root: Path, depth: int = DEPTH, *, prefixed: bool = False) -> Scan:
     _visit(root, depth, found, is_prefixed if prefixed else is_crop)
     unreadable = [problem for problem in found.problems if problem.where == str(root)]
     if unreadable:
-        raise InputError(unreadable[0].what, where=root, hint=unreadable[0].hint)
+        raise InputError(unreadable[0].message, where=root, hint=unreadable[0].hint)
     if root in found.empty:
         raise InputError("the folder is empty", where=root, hint="put clips there, or name another folder")
     for paths in (found.videos, found.crops, found.empty, found.folders, found.texts, found.tables):
@@ -79,7 +79,7 @@ def _visit(folder: Path, left: int, found: Scan, crop: Callable[[str], bool]) ->
     try:
         names, below = _list(folder, crop)
     except OSError as error:
-        found.problems.append(Problem(where=str(folder), what=f"the folder cannot be read ({error.strerror})",
+        found.problems.append(Issue(where=str(folder), message=f"the folder cannot be read ({error.strerror})",
                                       hint="check its permissions"))
         return
     suffixes = {name: _suffix(name) for name in names}
@@ -139,12 +139,12 @@ def _suffix(name: str) -> str:
     return name[name.rfind("."):].lower() if "." in name else ""
 
 
-def unnamable(found: Scan) -> Iterator[Problem]:
+def unnamable(found: Scan) -> Iterator[Issue]:
     """Yield a problem for each clip whose name is no text, and take it out of `found`."""
     for paths in (found.videos, found.crops):
         for path in [path for path in paths if not printable(str(path.relative_to(found.root)))]:
             paths.remove(path)
-            yield Problem(where=ascii(path.name), what="the file's name is not valid UTF-8", hint="rename it")
+            yield Issue(where=ascii(path.name), message="the file's name is not valid UTF-8", hint="rename it")
 
 
 def describe(found: Scan) -> str:

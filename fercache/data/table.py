@@ -15,9 +15,9 @@ from fercache.data import tables
 from fercache.data.base import (
     UNKNOWN,
     Dataset,
+    Issue,
     Kind,
     Labels,
-    Problem,
     Split,
     Trial,
     cache_name,
@@ -37,7 +37,7 @@ _NO_FRAME = -1
 
 
 def read_frame_labels(path: Path, clips: Collection[str], chosen: tuple[str, ...] = ()
-         ) -> tuple[tuple[str, ...], dict[str, Labels], list[Problem]]:
+         ) -> tuple[tuple[str, ...], dict[str, Labels], list[Issue]]:
     """Return the classes, (L,) int16 labels by clip, and what had to be dropped.
 
     Parameters
@@ -58,17 +58,17 @@ def read_frame_labels(path: Path, clips: Collection[str], chosen: tuple[str, ...
     classes = tables.class_list(words, chosen, path)
     meaning = [tables.code(word, classes) for word in words]
     labels: dict[str, Labels] = {}
-    problems: list[Problem] = []
+    problems: list[Issue] = []
     for clip in sorted(frames):
         try:
             if clip not in clips:
                 raise ValueError("there is no clip of that name")
             labels[clip] = _one_frame(np.array(frames[clip]), np.array(codes[clip]), words, meaning)
         except ValueError as error:
-            problems.append(Problem(where=clip, what=f"its labels were dropped: {error}", hint=f"correct {path}"))
+            problems.append(Issue(where=clip, message=f"its labels were dropped: {error}", hint=f"correct {path}"))
     bare = sorted(set(clips) - set(frames))
     if bare:
-        problems.append(Problem(where=shorten_list(bare), what=f"{len(bare)} clips without labels", lost=False,
+        problems.append(Issue(where=shorten_list(bare), message=f"{len(bare)} clips without labels", severity="note",
                                 hint="they are predicted, never trained on or scored"))
     return classes, labels, problems
 
@@ -78,20 +78,16 @@ def _collect_frames(path: Path) -> tuple[dict[str, array[int]], dict[str, array[
     frames: dict[str, array[int]] = defaultdict(lambda: array("q"))
     codes: dict[str, array[int]] = defaultdict(lambda: array("i"))
     words: dict[str, int] = {}
-    with tables.open_table(path) as lines:
-        order = tables.columns(next(lines, ()), path, FRAME_COLUMNS)
-        clip_at, frame_at, label_at = (order.index(name) for name in FRAME_COLUMNS)
-        for line, values in enumerate(lines, 2):
-            if not values:
-                continue
-            if len(values) != len(FRAME_COLUMNS):
-                raise InputError(f"line {line} has {len(values)} values for 3 columns", where=path,
-                                 hint="put quotes round values that hold a comma")
-            frame = values[frame_at].strip()
-            whole = frame.isascii() and frame.isdigit() and len(frame) < 10
-            clip = values[clip_at].strip()
-            frames[clip].append(int(frame) if whole else _NO_FRAME)
-            codes[clip].append(words.setdefault(values[label_at].strip(), len(words)))
+    order = tables.check_columns(tables.read_header(path), path, FRAME_COLUMNS)
+    clip_at, frame_at, label_at = (order.index(name) for name in FRAME_COLUMNS)
+    for _, values in tables.read_rows(path):
+        if not any(values):
+            continue
+        frame = values[frame_at].strip()
+        whole = frame.isascii() and frame.isdigit() and len(frame) < 10
+        clip = values[clip_at].strip()
+        frames[clip].append(int(frame) if whole else _NO_FRAME)
+        codes[clip].append(words.setdefault(values[label_at].strip(), len(words)))
     return frames, codes, list(words)
 
 
@@ -128,7 +124,7 @@ class Labelling:
     classes: tuple[str, ...] = ()
     frames: Mapping[str, Labels] | None = None
     clips: Mapping[str, int] | None = None
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[Issue, ...] = ()
 
 
 def read_clip_table(config: DatasetConfig) -> Dataset:
@@ -146,7 +142,7 @@ def read_clip_table(config: DatasetConfig) -> Dataset:
     base = Path(config.root) if config.root and config.clips else place.parent
     trials, problems, words = _of_folder(place) if kind_at(place) == "crops" else _of_table(place, base)
     if not trials:
-        raise InputError(f"not one clip of it can be used: {problems[0].what if problems else 'it has no rows'}",
+        raise InputError(f"not one clip of it can be used: {problems[0].message if problems else 'it has no rows'}",
                          where=place, hint=problems[0].hint if problems else "add a row for each clip")
     labelling = _labelling(config, [trial.name for trial in trials], words)
     labelled = sorted((_label(trial, labelling) for trial in trials), key=lambda trial: trial.name)
@@ -154,7 +150,7 @@ def read_clip_table(config: DatasetConfig) -> Dataset:
                    trials=tuple(labelled), problems=(*problems, *labelling.problems))
 
 
-def _of_folder(place: Path) -> tuple[list[Trial], list[Problem], dict[str, str]]:
+def _of_folder(place: Path) -> tuple[list[Trial], list[Issue], dict[str, str]]:
     """Return a trial for each clip under a folder, named by its relative path, each a group of its own; no labels."""
     found = scan(place)
     problems = [*found.problems, *unnamable(found)]
@@ -184,10 +180,10 @@ def _trial(name: str, path: Path, kind: Kind) -> Trial:
     return Trial(name=name, path=path, kind=kind, parent=name, group=name, split="train")
 
 
-def _of_table(path: Path, base: Path) -> tuple[list[Trial], list[Problem], dict[str, str]]:
+def _of_table(path: Path, base: Path) -> tuple[list[Trial], list[Issue], dict[str, str]]:
     """Return the trials of a table, a problem for each row without its clip, and the label word of each trial."""
     trials: list[Trial] = []
-    problems: list[Problem] = []
+    problems: list[Issue] = []
     words: dict[str, str] = {}
     lines: dict[str, int] = {}
     for line, row in tables.named_rows(path, REQUIRED, OPTIONAL):
@@ -198,7 +194,7 @@ def _of_table(path: Path, base: Path) -> tuple[list[Trial], list[Problem], dict[
         lines[name] = line
         trial = _of_row(row, path, base, line)
         if kind_at(trial.path) is None:
-            problems.append(Problem(where=name, what=f"no such file or folder: {trial.path}", kind="no-clip",
+            problems.append(Issue(where=name, message=f"no such file or folder: {trial.path}", kind="no-clip",
                                     hint=f"correct line {line} of {path} (relative paths start at {base})"))
             continue
         trials.append(trial)
@@ -238,12 +234,12 @@ def _of_words(words: Mapping[str, str], config: DatasetConfig) -> Labelling:
     """Return the clip labels that the table's own column gives, names or numbers."""
     classes = tables.class_list(words.values(), config.classes, Path(config.clips))
     codes: dict[str, int] = {}
-    problems: list[Problem] = []
+    problems: list[Issue] = []
     for name, word in words.items():
         code = tables.code(word, classes)
         if code is None:
-            problems.append(Problem(where=name,
-                                    what=f"its label was dropped: {word!r} is none of {shorten_list(classes, 12)}",
+            problems.append(Issue(where=name,
+                                    message=f"its label was dropped: {word!r} is none of {shorten_list(classes, 12)}",
                                     hint="correct the table; the clip is predicted without a label meanwhile"))
         elif code != UNKNOWN:
             codes[name] = code
@@ -262,10 +258,10 @@ def _of_texts(folder: Path, names: Sequence[str], classes: tuple[str, ...]) -> L
     found, labels, problems = read_all({name: files[key] for name, key in keys.items() if key in files}, known,
                                        bare=bool(classes))
     if not found:
-        first = problems[0].what if problems else f"none is named after a clip (clips: {shorten_list(names)})"
+        first = problems[0].message if problems else f"none is named after a clip (clips: {shorten_list(names)})"
         raise InputError(f"no label file of {len(files)} can be used; {first}", where=folder,
                          hint="see the formats in the README; --classes gives the order of the class names")
-    problems += [Problem(where=key, what="labelled, but there is no clip of that name", hint=f"see {files[key]}",
+    problems += [Issue(where=key, message="labelled, but there is no clip of that name", hint=f"see {files[key]}",
                          kind="no-clip")
                  for key in sorted(set(files) - set(keys.values()))]
     return Labelling(classes=found, frames=labels, problems=(*problems, *_without(names, labels, problems)))
@@ -275,11 +271,11 @@ def _last(name: str) -> str:
     return name.rsplit("/", 1)[-1]
 
 
-def _without(names: Iterable[str], labels: Mapping[str, Labels], problems: Iterable[Problem]) -> list[Problem]:
+def _without(names: Iterable[str], labels: Mapping[str, Labels], problems: Iterable[Issue]) -> list[Issue]:
     """Return one note about all clips that have no label file."""
     bare = sorted(set(names) - set(labels) - {problem.where for problem in problems})
-    return [Problem(where=shorten_list(bare), what=f"{len(bare)} clips without a label file",
-                    hint="they are predicted, never trained on or scored", lost=False)] if bare else []
+    return [Issue(where=shorten_list(bare), message=f"{len(bare)} clips without a label file",
+                    hint="they are predicted, never trained on or scored", severity="note")] if bare else []
 
 
 def _label(trial: Trial, labelling: Labelling) -> Trial:

@@ -1,111 +1,224 @@
-"""Tables that users bring (.csv, .parquet): rows by column name, and labels as words or numbers."""
+"""The table layer: CSV and parquet files through pyarrow, as batches of columns, rows of text or pieces of one clip.
+
+Below it: labels of tables as words or numbers.
+"""
 
 from __future__ import annotations
 
-import csv
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pyarrow import csv, parquet
 
 from fercache.data.base import UNKNOWN
 from fercache.data.labels import LabelError
 from fercache.data.labels import read as read_labels
-from fercache.errors import InputError, MissingExtra
+from fercache.errors import InputError
 
-# The door of pyarrow for those who read tables: a parquet file's rows as text, like those of a CSV.
-
-ROWS_A_BATCH = 16_384
-
-
-def table_rows(path: Path) -> Iterator[Sequence[str]]:
-    """Yield the rows of a parquet file as text, the header first; a batch of rows is in memory at a time.
-
-    Raises
-    ------
-    InputError
-        It is no parquet file, or a damaged one.
-    MissingExtra
-        pyarrow is not installed.
-    """
-    try:
-        from pyarrow import ArrowException, parquet  # optional extra: only those who bring such tables need it
-    except ImportError as error:
-        raise MissingExtra("reading .parquet needs pyarrow", where=path,
-                           hint="pip install 'fercache[parquet]', or give the table as .csv") from error
-    try:
-        with parquet.ParquetFile(path) as table:
-            yield list(table.schema_arrow.names)
-            for batch in table.iter_batches(ROWS_A_BATCH):
-                yield from zip(*([_text(value) for value in column.to_pylist()] for column in batch.columns),
-                               strict=True)
-    except ArrowException as error:
-        raise InputError(f"not readable as parquet ({error})", where=path, hint="write it again") from error
-
-
-def _text(value: Any) -> str:
-    """Return a cell as text; whole numbers that a gap made floating lose their point."""
-    if value is None:
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
+# pyarrow refuses a line that is longer than a block; 131,072 features a line, the most that `import` takes, need 3 MB.
+BLOCK_BYTES = 8 << 20
+PARQUET_ROWS = 1024
+# Python objects take ten times the memory of columns, so rows of text are made from this many lines at a time.
+TEXT_ROWS = 16_384
+MAX_EXACT_INT = 2**53
 
 MOST_CLASSES = 200
 NOTHING = frozenset(("", "-1", "nan", "none", "null"))
 
 
-@contextmanager
-def open_table(path: Path) -> Iterator[Iterator[Sequence[str]]]:
-    """Yield the rows of a table, the header first, every value as text.
+def read_header(path: Path) -> list[str]:
+    """Return the column names of a table.
 
     Raises
     ------
     InputError
-        There is no such file, it is no table, or it is no text in UTF-8.
-    MissingExtra
-        A parquet file without pyarrow.
+        There is no such file, or it is not a table.
     """
+    with _table_errors(path):
+        if _is_parquet(path):
+            return list(parquet.read_schema(path).names)
+        with pa.input_stream(str(path)) as file, _open_csv(file) as reader:
+            return list(reader.schema.names)
+
+
+def read_batches(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, Any]]:
+    """Yield (line of the first row, `pyarrow.RecordBatch`); the columns of a CSV are text, others have their own types.
+
+    Parameters
+    ----------
+    path : .csv, .csv.gz or .parquet. The header is line 1.
+    columns : the columns to read; all if none is named.
+
+    Raises
+    ------
+    InputError
+        There is no such file, it is not a table or is damaged, or a row has another number of values than the header.
+
+    Notes
+    -----
+    One block of the file is in memory at a time.
+    """
+    line = 2
+    with _table_errors(path):
+        if _is_parquet(path):
+            with parquet.ParquetFile(path) as table:
+                for batch in table.iter_batches(PARQUET_ROWS, columns=list(columns) or None):
+                    yield line, batch
+                    line += len(batch)
+            return
+        names = read_header(path)
+        ragged: list[csv.InvalidRow] = []
+        with pa.input_stream(str(path)) as file:
+            try:
+                with _open_csv(file, names, columns, ragged) as reader:
+                    for batch in reader:
+                        yield line, batch
+                        line += len(batch)
+            except pa.ArrowInvalid as error:
+                if not ragged:
+                    raise
+                row = ragged[0]
+                counts = f"{row.actual_columns} values for {row.expected_columns} columns"
+                raise InputError(f"line {row.number} has {counts}",
+                                 where=path, hint="put quotes around values that hold a comma, and close each quote; "
+                                                  "or the file is cut off") from error
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield (line, values as text) for each row of a table, without the header; raises as `read_batches` does."""
+    for first, batch in read_batches(path):
+        for start in range(0, len(batch), TEXT_ROWS):
+            texts = [to_text(column) for column in batch.slice(start, TEXT_ROWS).columns]
+            yield from enumerate(zip(*texts, strict=True), first + start)
+
+
+def read_pieces(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, int, Any]]:
+    """Yield (clip, line, `pyarrow.RecordBatch`), cut where another clip begins; raises as `read_batches` does."""
+    for line, batch in read_batches(path, columns):
+        clips = to_text(batch.column("clip"))
+        cuts = [0, *(i for i in range(1, len(clips)) if clips[i] != clips[i - 1]), len(clips)]
+        for start, stop in pairwise(cuts):
+            if stop > start:  # a file may hold an empty batch
+                yield clips[start], line + start, batch.slice(start, stop - start)
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+def _open_csv(file: Any, names: Sequence[str] = (), columns: Sequence[str] = (),
+              ragged: list[csv.InvalidRow] | None = None) -> csv.CSVStreamingReader:
+    """Return a reader of all columns as text; rows of another length than the header go to `ragged` and end it."""
+    def on_ragged(row: csv.InvalidRow) -> str:
+        if not row.text.strip() or ragged is None:
+            return "skip"
+        ragged.append(row)
+        return "error"
+
+    # With several threads pyarrow gives no row numbers. It counts empty lines only where it does not ignore them.
+    return csv.open_csv(file, csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
+                        csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False,
+                                         invalid_row_handler=on_ragged),
+                        csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False,
+                                           include_columns=list(columns)))
+
+
+@contextmanager
+def _table_errors(path: Path) -> Iterator[None]:
+    """Turn an error of pyarrow or of the file system into an InputError that names the file."""
     try:
-        if path.suffix.lower() == ".parquet":
-            yield table_rows(path)
-        else:
-            with path.open(newline="", encoding="utf-8-sig") as handle:
-                yield csv.reader(handle, strict=True)
-    except OSError as error:
-        raise InputError(f"the table cannot be read ({error.strerror or error})", where=path,
-                         hint="check the path; a table is .csv or .parquet") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"not a table of comma separated values in UTF-8 ({error})", where=path,
-                         hint="a table is .csv or .parquet, its first line the column names") from error
+        yield
+    except InputError:  # it is a ValueError too
+        raise
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        cause = os.strerror(number) if number else str(error)[:200]
+        raise InputError(f"not readable as a table ({cause})", where=path,
+                         hint="check the path; a table is .csv (UTF-8, with commas) or .parquet, its first line the "
+                              "column names; if it was one, the file is cut off or damaged") from error
+
+
+# The cells of a column.
+
+
+def to_text(column: Any) -> list[str]:
+    """Return a column as text; a missing value is "", and whole floating-point numbers lose their point."""
+    if pa.types.is_string(column.type) and not column.null_count:
+        return list(column.to_pylist())
+    # pandas turns whole numbers with a gap into floating-point ones.
+    return ["" if value is None else str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+            for value in column.to_pylist()]
+
+
+def to_floats(column: Any, missing: float = np.nan) -> NDArray[np.float64]:
+    """Return a column of numbers, or of text that spells numbers, ``(n,)``; empty cells become `missing`.
+
+    Raises
+    ------
+    ValueError
+        A cell is not a number; the error quotes it.
+    """
+    if pa.types.is_string(column.type):
+        column = pc.utf8_trim_whitespace(column)
+        column = pc.if_else(pc.equal(column, ""), None, column)
+    try:
+        values = column.cast(pa.float64())
+    except pa.ArrowException:
+        values = pa.array([None if value is None else float(value) for value in column.to_pylist()], pa.float64())
+    return np.asarray(values.fill_null(missing).to_numpy(zero_copy_only=False), np.float64)
+
+
+def to_ints(column: Any, missing: float = np.nan) -> NDArray[np.int64]:
+    """Return a column of whole numbers, ``(n,)``; empty cells become `missing`.
+
+    Raises
+    ------
+    ValueError
+        A cell is not a whole number; the error quotes it.
+    """
+    values = to_floats(column, missing)
+    whole = (np.floor(values) == values) & (np.abs(values) <= MAX_EXACT_INT)
+    if not whole.all():
+        raise ValueError(f"{to_text(column)[int(np.argmin(whole))][:40]!r} is not a whole number")
+    return values.astype(np.int64)
+
+
+# Tables of clips and labels: columns by name, labels as words or numbers.
 
 
 def named_rows(path: Path, required: Sequence[str],
                optional: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, {column: text}) for each row of a table, blank lines left out.
+    """Yield (line number, {column: text}) for each row of a table, without blank lines.
 
     Raises
     ------
     InputError
-        A column is missing, unknown or double, or a row has another number of values than the header.
+        A column is missing, unknown or duplicate, or `read_batches` refuses the table.
     """
-    with open_table(path) as lines:
-        header = columns(next(lines, ()), path, required, optional)
-        for line, values in enumerate(lines, 2):
-            if any(value.strip() for value in values):
-                if len(values) != len(header):
-                    raise InputError(f"line {line} has {len(values)} values for {len(header)} columns", where=path,
-                                     hint="put quotes round values that hold a comma")
-                yield line, {name: value.strip() for name, value in zip(header, values, strict=True)}
+    names = check_columns(read_header(path), path, required, optional)
+    for line, values in read_rows(path):
+        row = {name: value.strip() for name, value in zip(names, values, strict=True)}
+        if any(row.values()):
+            yield line, row
 
 
-def columns(header: Sequence[str], path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> list[str]:
-    """Return the column names of a table, checked.
+def check_columns(header: Sequence[str], path: Path, required: Sequence[str],
+                  optional: Sequence[str] = ()) -> list[str]:
+    """Return the column names of a table in lower case, without blanks around them.
 
     Raises
     ------
     InputError
-        A column is missing, unknown or double.
+        A column is missing, unknown or duplicate.
     """
     names = [name.strip().casefold() for name in header]
     expected = f"the columns are {','.join(required)}" + "".join(f"[,{name}]" for name in optional)
@@ -118,12 +231,12 @@ def columns(header: Sequence[str], path: Path, required: Sequence[str], optional
 
 
 def class_list(words: Iterable[str], chosen: tuple[str, ...], path: Path) -> tuple[str, ...]:
-    """Return the class names: those chosen, or the words that occur, in alphabetical order.
+    """Return the class names: those chosen, or the labels that occur, in alphabetical order.
 
     Raises
     ------
     InputError
-        The labels are numbers, and nothing says what they mean; or too many differ to be classes.
+        The labels are numbers without class names, or there are too many different labels for classes.
     """
     if chosen:
         return chosen
@@ -133,13 +246,13 @@ def class_list(words: Iterable[str], chosen: tuple[str, ...], path: Path) -> tup
         raise InputError(f"label {numbers[0]!r} is a number, and the classes have no names", where=path,
                          hint="name them in order, from 0 on: --classes Neutral,Anger,..")
     if len(found) > MOST_CLASSES:
-        raise InputError(f"{len(found)} different labels, {found[0]!r} for one: are these classes?", where=path,
+        raise InputError(f"{len(found)} different labels, for example {found[0]!r}: are these classes?", where=path,
                          hint="check the column label, or name the classes with --classes")
     return tuple(found)
 
 
 def code(word: str, classes: Sequence[str]) -> int | None:
-    """Return the index of a label (a class name, or a number), -1 for none, None where it is no class."""
+    """Return the index of a label (a class name or a number), -1 for no label, None if it is not a class."""
     if word.casefold() in NOTHING:
         return UNKNOWN
     if word in classes:
@@ -151,11 +264,11 @@ def code(word: str, classes: Sequence[str]) -> int | None:
 
 
 def headers(files: Iterable[Path]) -> list[tuple[str, ...]]:
-    """Return the headers that text files of labels carry, the most frequent first."""
+    """Return the headers of label text files, the most frequent first."""
     found = Counter[tuple[str, ...]]()
     for path in files:
         try:
             found[read_labels(path).header] += 1
         except LabelError:
-            continue  # read again, and told, with the trial that it belongs to
+            continue  # `read_all` reads the file again and reports it with its clip
     return sorted((header for header in found if header), key=lambda header: (-found[header], header))

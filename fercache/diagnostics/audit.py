@@ -1,11 +1,11 @@
 """Leakage audit: check that no model was scored on groups or labels that it was trained on.
 
-Each check returns one `AuditFinding` that lists what it examined and every problem.
+Each check returns one `Issue`, of severity "ok" too; its `details` list every leak, or what was examined.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fercache import metrics
 from fercache.config import AuditConfig, StackConfig, TrainConfig
-from fercache.data.base import Dataset, Trial
+from fercache.data.base import Dataset, Issue, Severity, Trial
 from fercache.errors import InputError
 from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
@@ -23,44 +23,26 @@ from fercache.stacking import stack
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import train
 
-# The result of one check.
 
-OK, LOOK, FAILED, SKIPPED = "ok", "look", "FAIL", "skipped"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditFinding:
-    """The result of one check: its state, a one-sentence summary, and one line per problem.
-
-    Attributes
-    ----------
-    state : ok; look (suspicious, a person should decide); FAIL (a leak); skipped.
-    """
-
-    check: str
-    state: str
-    message: str
-    lines: tuple[str, ...] = ()
-
-    def json(self) -> dict[str, Any]:
-        """Return it as a JSON value."""
-        return {**asdict(self), "lines": list(self.lines)}
+def _result(check: str, severity: Severity, message: str, details: Iterable[str] = ()) -> Issue:
+    """Return the result of a check; "warning" asks a person to look, "error" is a leak."""
+    return Issue(kind="audit", where=check, severity=severity, message=message, details=tuple(details))
 
 
 # No group is on two sides of a split or fold.
 
-def check_splits(oof: OofLogits) -> AuditFinding:
+def check_splits(oof: OofLogits) -> Issue:
     """Return which groups are in the training split and in another one."""
     sides: dict[str, set[str]] = {}
     for group, split in zip(oof.group, oof.split, strict=True):
         sides.setdefault(group, set()).add(split)
     crossed = sorted(g for g, found in sides.items() if "train" in found and len(found) > 1)
-    return AuditFinding(check="groups and splits", state=FAILED if crossed else OK,
-                   message=f"{len(crossed)} of {len(sides)} groups are in train and in another split",
-                   lines=tuple(f"group {g!r} is in {', '.join(sorted(sides[g]))}" for g in crossed))
+    return _result("groups and splits", "error" if crossed else "ok",
+                   f"{len(crossed)} of {len(sides)} groups are in train and in another split",
+                   (f"group {g!r} is in {', '.join(sorted(sides[g]))}" for g in crossed))
 
 
-def check_folds(oof: OofLogits) -> AuditFinding:
+def check_folds(oof: OofLogits) -> Issue:
     """Return which groups and clips are in several folds, so that one fold trains on what another one scores."""
     lines = []
     for what, names in (("group", oof.group), ("clip", oof.clips)):
@@ -71,8 +53,8 @@ def check_folds(oof: OofLogits) -> AuditFinding:
         lines += [f"{what} {name!r} is in folds {', '.join(map(str, sorted(f)))}"
                   for name, f in sorted(folds_of.items()) if len(f) > 1]
     k = int(oof.fold.max(initial=-1)) + 1
-    return AuditFinding(check="groups and folds", state=FAILED if lines else OK,
-                   message=f"{len(lines)} groups or clips are in two of {k} folds", lines=tuple(lines))
+    return _result("groups and folds", "error" if lines else "ok",
+                   f"{len(lines)} groups or clips are in two of {k} folds", lines)
 
 
 # Shuffled labels: a small probe on the cached vectors, and the stacker itself, must both score at chance.
@@ -141,7 +123,7 @@ def read_vectors(oof: OofLogits, store: EmbeddingStore, tap: str, rows: NDArray[
     return np.concatenate(found).astype(np.float32)
 
 
-def labels_as_features(sample: ProbeSample) -> AuditFinding:
+def labels_as_features(sample: ProbeSample) -> Issue:
     """Return which single features separate a class so well that they must be a copy of the label."""
     lines = []
     for c in range(sample.classes):
@@ -154,9 +136,9 @@ def labels_as_features(sample: ProbeSample) -> AuditFinding:
         lines += [f"{sample.names[i][0]}[{sample.names[i][1]}] alone separates class {c} from all others (area "
                   f"{max(area[i], 1 - area[i]):.4f})"
                   for i in np.flatnonzero(np.abs(area - 0.5) >= CHANCE_MARGIN - 0.5)[:10]]
-    return AuditFinding(check="labels as features", state=FAILED if lines else OK, lines=tuple(lines),
-                   message=f"{len(lines)} of {sample.x.shape[1]} cached features are copies of a label "
-                        f"({len(sample.x)} frames)")
+    return _result("labels as features", "error" if lines else "ok",
+                   f"{len(lines)} of {sample.x.shape[1]} cached features are copies of a label "
+                   f"({len(sample.x)} frames)", lines)
 
 
 def _areas(x: NDArray[np.float32], positive: NDArray[np.bool_], block: int = 512) -> NDArray[np.float64]:
@@ -172,12 +154,12 @@ def _areas(x: NDArray[np.float32], positive: NDArray[np.bool_], block: int = 512
     return np.concatenate(found)
 
 
-def probe_shuffled_labels(sample: ProbeSample, config: AuditConfig) -> AuditFinding:
+def probe_shuffled_labels(sample: ProbeSample, config: AuditConfig) -> Issue:
     """Return whether a ridge classifier on the cached vectors predicts labels that were shuffled by group."""
     check = "shuffled labels, probe"
     folds = np.unique(sample.fold)
     if len(folds) < 2 or len(np.unique(sample.group)) < FEWEST_GROUPS:
-        return AuditFinding(check=check, state=SKIPPED, message="fewer than two folds of labelled frames in the store")
+        return _result(check, "skipped", "fewer than two folds of labelled frames in the store")
     predict_labels = _ridge(sample)
     rng = np.random.default_rng(config.seed)
     real = metrics.confusion(sample.label, predict_labels(sample.label), sample.classes)
@@ -185,10 +167,10 @@ def probe_shuffled_labels(sample: ProbeSample, config: AuditConfig) -> AuditFind
     extra = [above_chance(metrics.confusion(label, predict_labels(label), sample.classes)) for label in shuffled]
     predicted = (f"accuracy above chance {_mean(extra)} on {len(extra)} shuffles; on the real labels "
             f"{above_chance(real):+.3f} (macro F1 {float(metrics.macro_f1(real)):.3f})")
-    return AuditFinding(check=check, state=FAILED if probe_leaks(extra) else OK, message=predicted)
+    return _result(check, "error" if probe_leaks(extra) else "ok", predicted)
 
 
-def check_stacker(oof: OofLogits, config: AuditConfig) -> AuditFinding:
+def check_stacker(oof: OofLogits, config: AuditConfig) -> Issue:
     """Return whether the stacker predicts labels that were shuffled by group."""
     rng = np.random.default_rng(config.seed)
     extra: dict[str, list[float]] = {}
@@ -202,10 +184,10 @@ def check_stacker(oof: OofLogits, config: AuditConfig) -> AuditFinding:
             matrix = metrics.confusion(label[rows], p[rows].argmax(1), len(oof.classes))
             extra.setdefault(name, []).append(above_chance(matrix))
     bad = [name for name, values in extra.items() if probe_leaks(values)]
-    return AuditFinding(check="shuffled labels, stacker", state=FAILED if bad else OK if extra else SKIPPED,
-                   message="accuracy above chance: " + (", ".join(f"{n} {_mean(v)}" for n, v in extra.items()) or
-                                                    "the stacker could not be trained"),
-                   lines=tuple(f"{name} predicts labels that were shuffled at random" for name in bad))
+    return _result("shuffled labels, stacker", "error" if bad else "ok" if extra else "skipped",
+                   "accuracy above chance: " + (", ".join(f"{n} {_mean(v)}" for n, v in extra.items()) or
+                                                "the stacker could not be trained"),
+                   (f"{name} predicts labels that were shuffled at random" for name in bad))
 
 
 def shuffle_labels(label: NDArray[Any], group: NDArray[np.int64], rng: np.random.Generator) -> NDArray[Any]:
@@ -276,7 +258,7 @@ FIRST = ("embedding", "block8")
 """Preferred taps for the comparison; if the store has none of them, its first tap is used."""
 
 
-def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> AuditFinding:
+def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> Issue:
     """Return pairs of frames of two groups with nearly parallel cached vectors; compares one frame per second.
 
     Parameters
@@ -287,7 +269,7 @@ def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> Audit
     tap = next((name for name in FIRST if name in store.taps), next(iter(store.taps), ""))
     rows, trial = seconds(oof, np.ones(len(oof.label), bool), store)
     if len(rows) < 2 or not tap:
-        return AuditFinding(check=check, state=SKIPPED, message="fewer than two frames with a face in the store")
+        return _result(check, "skipped", "fewer than two frames with a face in the store")
     x = read_vectors(oof, store, tap, rows, trial)
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
     _, group = np.unique(np.array(oof.group, object).astype(str), return_inverse=True)
@@ -295,9 +277,9 @@ def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> Audit
     lines = [f"{_frame(oof, rows[i], trial[i])} and {_frame(oof, rows[j], trial[j])}: cosine {cosine:.4f}"
              for cosine, i, j in pairs[:MOST_LINES]]
     more = f", {MOST_LINES} listed" if len(pairs) > MOST_LINES else ""
-    return AuditFinding(check=check, state=LOOK if pairs else OK, lines=tuple(lines),
-                   message=f"{len(pairs)} pairs of two groups at a cosine of {similar} or more{more}, among "
-                        f"{len(rows)} frames ({tap}, one per second)")
+    return _result(check, "warning" if pairs else "ok",
+                   f"{len(pairs)} pairs of two groups at a cosine of {similar} or more{more}, among "
+                   f"{len(rows)} frames ({tap}, one per second)", lines)
 
 
 def _frame(oof: OofLogits, row: np.int64, trial: np.int64) -> str:
@@ -324,13 +306,13 @@ SHUFFLE_DRAWS = 1000
 
 
 def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConfig, scratch: Path,
-                    seed: int, weights: Path | None = None) -> AuditFinding:
+                    seed: int, weights: Path | None = None) -> Issue:
     """Return whether heads that are trained on labels shuffled by group predict them out of fold."""
     groups = len({trial.group for trial in dataset.trials if trial.split == "train" and trial.labelled})
     if groups < metrics.MIN_GROUPS_FOR_INTERVAL:
-        return AuditFinding(check="shuffled labels, heads", state=SKIPPED, lines=(),
-                            message=f"{groups} groups with labels: with fewer than {metrics.MIN_GROUPS_FOR_INTERVAL} "
-                                    "there is no interval to compare with chance")
+        return _result("shuffled labels, heads", "skipped",
+                       f"{groups} groups with labels: with fewer than {metrics.MIN_GROUPS_FOR_INTERVAL} "
+                       "there is no interval to compare with chance")
     made = train.train_heads(shuffled_dataset(dataset, seed), store, replace(training, refit="none"), scratch,
                              weights=weights)
     oof = OofLogits.load(made.logits_file)
@@ -345,9 +327,9 @@ def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConf
         text = f"{head}: accuracy above chance {above_chance(counts.sum(0)):+.3f}, at least {low:+.3f} (95 %)"
         bad += [text] if low > 0 and above_chance(counts.sum(0)) > ABOVE_CHANCE else []
         lines.append(text)
-    return AuditFinding(check="shuffled labels, heads", state=FAILED if bad else OK, lines=tuple(bad or lines),
-                   message=f"{len(bad)} of {len(oof.heads)} heads predict labels that were shuffled by group "
-                        f"({made.trained} trained)")
+    return _result("shuffled labels, heads", "error" if bad else "ok",
+                   f"{len(bad)} of {len(oof.heads)} heads predict labels that were shuffled by group "
+                   f"({made.trained} trained)", bad or lines)
 
 
 def shuffled_dataset(dataset: Dataset, seed: int) -> Dataset:
@@ -379,7 +361,7 @@ PERFECT = 0.99
 MEMORY_DRAWS = 1000
 
 
-def check_provenance(oof: OofLogits) -> AuditFinding:
+def check_provenance(oof: OofLogits) -> Issue:
     """Return, for each head and fold, whether the predicting model was trained on a group of the fold."""
     bad: list[str] = []
     fine: list[str] = []
@@ -395,8 +377,7 @@ def check_provenance(oof: OofLogits) -> AuditFinding:
             fine += right
     own = sum(head not in oof.declared for head in oof.heads)
     predicted = f"{own * k} recorded models, {len(oof.heads) - own} declared sources"
-    return AuditFinding(check="who predicted what", state=FAILED if bad else OK, message=predicted,
-                        lines=tuple(bad or fine))
+    return _result("who predicted what", "error" if bad else "ok", predicted, bad or fine)
 
 
 def _check_head_fold(oof: OofLogits, head: str, fold: int) -> tuple[list[str], list[str]]:
@@ -427,7 +408,7 @@ def _records(oof: OofLogits) -> list[dict[str, Any]]:
     return [r for r in records if isinstance(r, dict)] if isinstance(records, list) else []
 
 
-def check_memorized(oof: OofLogits, seed: int) -> AuditFinding:
+def check_memorized(oof: OofLogits, seed: int) -> Issue:
     """Return which heads are so much more accurate on training rows than elsewhere that they memorized them."""
     check = "memory of training rows"
     held = (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
@@ -435,7 +416,7 @@ def check_memorized(oof: OofLogits, seed: int) -> AuditFinding:
     trial = oof.per_row(np.arange(len(oof.trials)))
     few = min(len(set(np.array(oof.group)[np.unique(trial[rows])])) for rows in (held, other))
     if few < metrics.MIN_GROUPS_FOR_INTERVAL:
-        return AuditFinding(check=check, state=SKIPPED, message=f"{few} labelled groups outside (or inside) the folds; "
+        return _result(check, "skipped", f"{few} labelled groups outside (or inside) the folds; "
                        f"{metrics.MIN_GROUPS_FOR_INTERVAL} are needed on both sides to compare")
     lines, bad = [], []
     for head in oof.heads:
@@ -445,9 +426,9 @@ def check_memorized(oof: OofLogits, seed: int) -> AuditFinding:
                 f"{float(metrics.accuracy(outside.sum(0))):.3f} of the others")
         bad += [text + f"; the gap is at least {gap:.3f} (95 %)"] if gap > MARGIN else []
         lines.append(text)
-    return AuditFinding(check=check, state=FAILED if bad else OK, lines=tuple(bad or lines),
-                   message=f"{len(bad)} of {len(oof.heads)} heads are more accurate on training rows than a model "
-                        "that never saw them")
+    return _result(check, "error" if bad else "ok",
+                   f"{len(bad)} of {len(oof.heads)} heads are more accurate on training rows than a model "
+                   "that never saw them", bad or lines)
 
 
 def _low(inside: metrics.Counts, outside: metrics.Counts, seed: int) -> float:
@@ -457,7 +438,7 @@ def _low(inside: metrics.Counts, outside: metrics.Counts, seed: int) -> float:
     return float(np.quantile(drawn[0] - drawn[1], 0.025))
 
 
-def truth(oof: OofLogits) -> AuditFinding:
+def truth(oof: OofLogits) -> Issue:
     """Return which heads are so accurate out of fold that they must be computed from the labels."""
     rows = (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
     lines = []
@@ -466,8 +447,8 @@ def truth(oof: OofLogits) -> AuditFinding:
         right = float(metrics.accuracy(matrix))
         if right >= PERFECT and (matrix.sum(1) > 0).sum() > 1:
             lines.append(f"{head}: right on {right:.4f} of the out-of-fold rows: it is computed from the labels")
-    return AuditFinding(check="heads made of labels", state=FAILED if lines else OK, lines=tuple(lines),
-                   message=f"{len(lines)} of {len(oof.heads)} heads are nearly always right out of fold")
+    return _result("heads made of labels", "error" if lines else "ok",
+                   f"{len(lines)} of {len(oof.heads)} heads are nearly always right out of fold", lines)
 
 
 def _by_group(oof: OofLogits, head: str, rows: NDArray[np.bool_]) -> metrics.Counts:
@@ -496,7 +477,7 @@ class AuditSubject:
     weights: Path | None = None
 
 
-def run_audit(subject: AuditSubject, config: AuditConfig) -> Iterator[AuditFinding]:
+def run_audit(subject: AuditSubject, config: AuditConfig) -> Iterator[Issue]:
     """Yield the finding of each check as soon as it ends.
 
     Raises
@@ -524,12 +505,11 @@ def run_audit(subject: AuditSubject, config: AuditConfig) -> Iterator[AuditFindi
                               subject.weights)
 
 
-def any_failed(findings: list[AuditFinding]) -> bool:
+def any_failed(findings: list[Issue]) -> bool:
     """Return whether a check found a leak."""
-    return any(finding.state == FAILED for finding in findings)
+    return any(finding.is_error for finding in findings)
 
 
-def write_audit(findings: list[AuditFinding], path: Path) -> None:
+def write_audit(findings: list[Issue], path: Path) -> None:
     """Write all findings with all their lines to `path` as JSON."""
-    value: list[dict[str, Any]] = [finding.json() for finding in findings]
-    atomic_io.write_json(path, {"leaks": any_failed(findings), "checks": value})
+    atomic_io.write_json(path, {"leaks": any_failed(findings), "checks": [asdict(finding) for finding in findings]})

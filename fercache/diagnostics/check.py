@@ -14,10 +14,10 @@ import numpy as np
 
 from fercache import run_log
 from fercache.config import ExtractConfig
-from fercache.data.base import Dataset, Trial
+from fercache.data.base import Dataset, Issue, Trial
 from fercache.data.frame_table import FrameTable
 from fercache.diagnostics import check_issues
-from fercache.diagnostics.check_issues import CheckFinding, ClipFacts, ClipIndex, LengthComparison
+from fercache.diagnostics.check_issues import ClipFacts, ClipIndex, LengthComparison
 from fercache.errors import InputError
 from fercache.faces import augmentation
 from fercache.runtime.progress import format_bytes, format_duration
@@ -145,7 +145,7 @@ class CheckReport:
     splits: dict[str, SplitCount]
     clips: tuple[ClipCount, ...]
     lengths: tuple[LengthComparison, ...]
-    issues: tuple[CheckFinding, ...]
+    issues: tuple[Issue, ...]
     cost: ExtractionCost
     clips_read: int
     clips_known: int
@@ -154,7 +154,7 @@ class CheckReport:
     @property
     def lost(self) -> bool:
         """Whether an issue loses data or spoils a score."""
-        return any(issue.lost for issue in self.issues)
+        return any(issue.is_error for issue in self.issues)
 
     def json(self) -> dict[str, Any]:
         """Return the report as a JSON value."""
@@ -181,7 +181,7 @@ def check_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, *, fresh
     return CheckReport(dataset=dataset.name, layout=dataset.layout, metric=dataset.metric, folds=dataset.folds,
                   fold=dataset.fold, by_clip=_by_clip(dataset), splits=_splits(dataset, tables),
                   clips=tuple(_clip(table) for table in tables), lengths=compared,
-                  issues=tuple(check_issues.find_issues(dataset, tables, index.facts, compared)),
+                  issues=tuple(check_issues.find_issues(dataset, tables, index.facts)),
                   cost=estimate_cost(tables, _faces(dataset, config), config, cache, rate), clips_read=index.read,
                   clips_known=index.kept, seconds=time.monotonic() - started)
 
@@ -260,9 +260,9 @@ def report_lines(report: CheckReport) -> Iterator[str]:
     yield ""
     yield from cost_lines(report.cost)
     yield ""
-    for finding in report.issues:
-        yield from _finding(finding)
-    lost = sum(issue.lost for issue in report.issues)
+    for issue in report.issues:
+        yield from _issue_lines(issue)
+    lost = sum(issue.is_error for issue in report.issues)
     notes = len(report.issues) - lost
     yield (f"{lost} found that lose data or spoil a score, {notes} good to know" if report.issues
            else "nothing wrong found")
@@ -310,10 +310,10 @@ def cost_lines(cost: ExtractionCost) -> Iterator[str]:
     yield from textwrap.wrap(f"time: {time}; {cost.basis}", WIDTH, initial_indent="  ", subsequent_indent="        ")
 
 
-def _finding(finding: CheckFinding) -> Iterator[str]:
-    label = "LOST" if finding.lost else "note"
-    yield from textwrap.wrap(f"{label}  {finding.what}: {finding.where}", WIDTH, subsequent_indent="      ",
+def _issue_lines(issue: Issue) -> Iterator[str]:
+    label = "LOST" if issue.is_error else "note"
+    yield from textwrap.wrap(f"{label}  {issue.message}: {issue.where}", WIDTH, subsequent_indent="      ",
                              break_on_hyphens=False)
-    if finding.hint:
-        yield from textwrap.wrap(f"next: {finding.hint}", WIDTH, initial_indent="      ", subsequent_indent="      ",
+    if issue.hint:
+        yield from textwrap.wrap(f"next: {issue.hint}", WIDTH, initial_indent="      ", subsequent_indent="      ",
                                  break_on_hyphens=False)

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from fercache import media
-from fercache.data.base import Dataset, Trial, grouped, shorten_list
+from fercache.data.base import Dataset, Issue, Severity, Trial, group_issues, shorten_list
 from fercache.data.frame_table import FrameTable, IndexRanges, ranges_of
 from fercache.errors import ClipError, InputError
 from fercache.media import pictures
 from fercache.media.pictures import MAX_BYTES, NAME, read_picture
 from fercache.runtime import atomic_io
 from fercache.runtime.progress import progress_bar
+from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class ClipIndex:
     @classmethod
     def load(cls, cache: Path, dataset: str) -> ClipIndex:
         """Return what earlier runs found; nothing where there is no index, or one that is not ours."""
-        path = cache / "index" / f"{dataset}.json"
+        path = Workspace(cache).index(dataset)
         try:
             held = atomic_io.read_json(path, limit_bytes=1 << 30)
             if held["version"] != VERSION:
@@ -346,143 +347,84 @@ def _bytes(path: Path) -> bytes:
         return file.read(MAX_BYTES)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CheckFinding:
-    """One thing that was found.
-
-    Attributes
-    ----------
-    kind : a word for programs: ``no-label``, ``no-clip``, ``unreadable``, ``empty-pictures``, ``twins``, ``leak``, ..
-    names : every clip, file, group or class that it is about.
-    amounts : how much of it there is at each of them, where that is counted, else empty.
-    lost : whether data drops out, or a score is spoilt, because of it.
-    """
-
-    kind: str
-    names: tuple[str, ...]
-    what: str
-    hint: str
-    lost: bool
-    amounts: tuple[int, ...] = ()
-
-    @property
-    def where(self) -> str:
-        """The names in words, a few of them, the largest amounts first."""
-        if not self.amounts:
-            return shorten_list(self.names)
-        ordered = sorted(zip(self.names, self.amounts, strict=True), key=lambda pair: (-pair[1], pair[0]))
-        return shorten_list(f"{name} ({amount:,})" for name, amount in ordered)
-
-
-def find_issues(dataset: Dataset, clocks: Sequence[FrameTable], facts: Mapping[str, ClipFacts],
-           compared: Sequence[LengthComparison]) -> Iterator[CheckFinding]:
-    """Yield everything, what loses data first."""
-    found = [*_read(dataset), *_unlabelled(dataset), *_pictures(dataset.trials, facts), *_videos(dataset.trials, facts),
-             *_twins(find_duplicate_clips(dataset.trials, facts)), *_leaks(dataset.trials), *_classes(dataset, clocks),
-             *_beyond(clocks), *_odd(dataset.trials, facts)]
-    yield from sorted(found, key=lambda one: not one.lost)
-
-
-def _counted(kind: str, amounts: Mapping[str, int], what: str, hint: str, lost: bool = False) -> Iterator[CheckFinding]:
-    """Yield a finding with its amounts, nothing where there are none."""
-    if amounts:
-        yield CheckFinding(kind=kind, names=tuple(amounts), amounts=tuple(amounts.values()), what=what, hint=hint,
-                           lost=lost)
-
-
-def _read(dataset: Dataset) -> Iterator[CheckFinding]:
-    """Yield what the reader of the set found."""
-    for problem, names in grouped(dataset.problems):
-        yield CheckFinding(kind=problem.kind or "reader", names=names, what=problem.what, hint=problem.hint,
-                      lost=problem.lost)
-
-
-def _unlabelled(dataset: Dataset) -> Iterator[CheckFinding]:
-    """Yield the clips of the labelled splits that have no label at all, and those annotated as -1 throughout."""
-    bare = [trial for trial in dataset.trials if trial.split != "test" and not trial.labelled]
-    without = tuple(trial.name for trial in bare if trial.labels is None)
-    minus = tuple(trial.name for trial in bare if trial.labels is not None)
-    if without:
-        yield CheckFinding(kind="no-label", names=without,
-                           what=f"{len(without)} clips of labelled splits have no label",
-                      hint="nothing is learnt from them; get their annotation", lost=True)
-    if minus:
-        yield CheckFinding(kind="all-minus-one", names=minus, what=f"{len(minus)} annotations are -1 in every frame",
-                      hint="nothing is learnt from these clips", lost=False)
-
-
-def _pictures(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> Iterator[CheckFinding]:
-    """Yield folders that cannot be read, empty files among pictures, and pictures that do not decode."""
-    own = {trial.name: facts[str(trial.path)] for trial in trials if trial.kind == "crops"}
-    for name, known in own.items():
-        if known.problem:
-            yield CheckFinding(kind="unreadable", names=(name,), what=known.problem, lost=True,
-                          hint="its clip is lost until it is mended")
-    empty = {name: known.empty for name, known in own.items() if known.empty}
-    yield from _counted("empty-pictures", empty, f"{sum(empty.values()):,} pictures of no bytes in {len(empty)} "
-                        "folders", "copy them again; their rows have no face meanwhile", lost=True)
-    damaged = tuple(f"{name}/{one}" for name, known in own.items() for one in known.damaged)
-    if damaged:
-        yield CheckFinding(kind="unreadable", names=damaged, lost=True,
-                      what=f"{len(damaged)} first or last pictures of a folder do not decode",
-                      hint="copy the folders again (the pictures between were not looked at)")
-
-
-def _videos(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> Iterator[CheckFinding]:
-    """Yield videos that do not open."""
-    for trial in trials:
-        known = facts[str(trial.path)]
-        if trial.kind == "video" and known.problem:
-            yield CheckFinding(kind="unreadable", names=(trial.name,), what=known.problem, hint=f"see {trial.path}",
-                          lost=True)
-    beside = tuple(sorted({str(trial.video) for trial in trials if trial.video and facts[str(trial.video)].problem}))
-    if beside:
-        yield CheckFinding(kind="unreadable-video", names=beside, hint="their frames are not counted", lost=False,
-                      what=f"{len(beside)} videos beside the crops do not open")
-
-
-def _twins(groups: Sequence[Sequence[Trial]]) -> Iterator[CheckFinding]:
-    """Yield clips of one content; across groups or splits they are on both sides of a fold."""
-    for group in groups:
-        apart = len({trial.group for trial in group}) > 1 or len({trial.split for trial in group}) > 1
-        yield CheckFinding(kind="twins", names=tuple(f"{trial.name} ({trial.split})" for trial in group), lost=apart,
-                      what="the same content under several names" + (", in several groups or splits" if apart else ""),
-                      hint="keep one of them, or give them one group")
-
-
-def _leaks(trials: Sequence[Trial]) -> Iterator[CheckFinding]:
-    """Yield groups that are in several labelled splits."""
+def find_issues(dataset: Dataset, tables: Sequence[FrameTable], facts: Mapping[str, ClipFacts]) -> list[Issue]:
+    """Return all issues of a data set, errors first."""
+    trials = dataset.trials
+    found = [*(replace(issue, kind=issue.kind or "reader") for issue in group_issues(dataset.problems)),
+             *_label_issues(dataset, tables), *_picture_issues(trials, facts), *_video_issues(trials, facts)]
+    for same in find_duplicate_clips(trials, facts):
+        # Copies in one group and split are on one side of every fold, so they cannot leak.
+        leaks = len({trial.group for trial in same}) > 1 or len({trial.split for trial in same}) > 1
+        found += _about("twins", [f"{trial.name} ({trial.split})" for trial in same],
+                        "the same content under several names" + (", in several groups or splits" if leaks else ""),
+                        "keep one of them, or put them in one group", "error" if leaks else "note")
     splits: dict[str, set[str]] = defaultdict(set)
     for trial in trials:
         if trial.labelled:
             splits[trial.group].add(trial.split)
-    both = tuple(sorted(group for group, held in splits.items() if len(held) > 1))
-    if both:
-        yield CheckFinding(kind="leak", names=both, what=f"{len(both)} groups stand in several splits", lost=True,
-                      hint="what is learnt of them is scored on them; check group and split")
+    both = sorted(group for group, names in splits.items() if len(names) > 1)
+    found += _about("leak", both, f"{len(both)} groups are in several splits",
+                    "a model would be scored on groups that it was trained on; check group and split", "error")
+    return sorted(found, key=lambda issue: not issue.is_error)
 
 
-def _classes(dataset: Dataset, clocks: Sequence[FrameTable]) -> Iterator[CheckFinding]:
-    """Yield classes that the training split does not show."""
-    training = [clock for clock in clocks if clock.trial.split == "train"]
-    seen = {code for clock in training for code in (*set(clock.labelled().tolist()), clock.trial.clip_label)}
-    absent = tuple(name for code, name in enumerate(dataset.classes) if code not in seen)
-    if absent and training:
-        yield CheckFinding(kind="no-class", names=absent, what=f"{len(absent)} classes are never seen in training",
-                      hint="they cannot be learnt; a mean over all classes counts them as 0", lost=False)
+def _about(kind: str, names: Sequence[str], message: str, hint: str, severity: Severity = "note") -> Iterator[Issue]:
+    """Yield an issue about these clips (or files, groups, classes); nothing if there are none."""
+    if names:
+        yield Issue(kind=kind, where=shorten_list(names), message=message, hint=hint, severity=severity,
+                    details=tuple(names))
 
 
-def _beyond(clocks: Sequence[FrameTable]) -> Iterator[CheckFinding]:
-    """Yield labels that lie past everything that can be seen."""
-    past = {clock.trial.name: clock.lines - clock.stored for clock in clocks
-            if clock.stored and clock.lines > clock.stored}
-    yield from _counted("labels-past-the-clip", past, f"{len(past)} annotations are longer than their clip, by "
-                        f"{sum(past.values()):,} frames in all", "these frames keep their row, without a face")
+def _counted(amounts: Mapping[str, int]) -> list[str]:
+    """Return each name with its amount, the largest first."""
+    return [f"{name} ({amount:,})" for name, amount in sorted(amounts.items(), key=lambda pair: (-pair[1], pair[0]))]
 
 
-def _odd(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> Iterator[CheckFinding]:
-    """Yield files in folders of crops that are no numbered picture."""
-    odd = {trial.name: facts[str(trial.path)].other for trial in trials
-           if trial.kind == "crops" and facts[str(trial.path)].other}
-    yield from _counted("other-files", odd, f"{sum(odd.values()):,} files in {len(odd)} folders are no numbered "
-                        "picture", "they are ignored")
+def _label_issues(dataset: Dataset, tables: Sequence[FrameTable]) -> Iterator[Issue]:
+    """Yield clips without labels, classes that the training split lacks, and labels past the end of their clip."""
+    unlabelled = [trial for trial in dataset.trials if trial.split != "test" and not trial.labelled]
+    without = [trial.name for trial in unlabelled if trial.labels is None]
+    yield from _about("no-label", without, f"{len(without)} clips of labelled splits have no label",
+                      "no model learns from them; get their annotation", "error")
+    minus = [trial.name for trial in unlabelled if trial.labels is not None]
+    yield from _about("all-minus-one", minus, f"{len(minus)} annotations are -1 in every frame",
+                      "no model learns from these clips")
+    training = [table for table in tables if table.trial.split == "train"]
+    seen = {code for table in training for code in (*set(table.labelled().tolist()), table.trial.clip_label)}
+    if training:
+        absent = [name for code, name in enumerate(dataset.classes) if code not in seen]
+        yield from _about("no-class", absent, f"{len(absent)} classes have no training label",
+                          "no model can learn them; a mean over all classes counts them as 0")
+    past = {table.trial.name: table.lines - table.stored for table in tables if table.lines > table.stored > 0}
+    yield from _about("labels-past-the-clip", _counted(past), f"{len(past)} annotations are longer than their clip, by "
+                      f"{sum(past.values()):,} frames in all", "these frames have a row without a face")
+
+
+def _picture_issues(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> Iterator[Issue]:
+    """Yield folders that cannot be read, and empty, undecodable and unnumbered files in the others."""
+    folders = {trial.name: facts[str(trial.path)] for trial in trials if trial.kind == "crops"}
+    for name, folder in folders.items():
+        if folder.problem:
+            yield Issue(kind="unreadable", where=name, message=folder.problem, details=(name,),
+                        hint="repair the folder: its clip is lost")
+    empty = {name: folder.empty for name, folder in folders.items() if folder.empty}
+    yield from _about("empty-pictures", _counted(empty), f"{sum(empty.values()):,} empty picture files in {len(empty)} "
+                      "folders", "copy them again; until then their rows have no face", "error")
+    damaged = [f"{name}/{file}" for name, folder in folders.items() for file in folder.damaged]
+    yield from _about("unreadable", damaged, f"{len(damaged)} first or last pictures of a folder do not decode",
+                      "copy the folders again (the pictures in between were not checked)", "error")
+    other = {name: folder.other for name, folder in folders.items() if folder.other}
+    yield from _about("other-files", _counted(other), f"{sum(other.values()):,} files in {len(other)} folders are not "
+                      "numbered pictures", "they are ignored")
+
+
+def _video_issues(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> Iterator[Issue]:
+    """Yield videos that do not open."""
+    for trial in trials:
+        problem = facts[str(trial.path)].problem
+        if trial.kind == "video" and problem:
+            yield Issue(kind="unreadable", where=trial.name, message=problem, hint=f"see {trial.path}",
+                        details=(trial.name,))
+    beside = sorted({str(trial.video) for trial in trials if trial.video and facts[str(trial.video)].problem})
+    yield from _about("unreadable-video", beside, f"{len(beside)} videos of folders of crops do not open",
+                      "their frames are not counted")

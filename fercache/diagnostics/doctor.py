@@ -17,6 +17,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fercache.workspace import FEATURES, LOGITS, METRICS, STACK, STORE_SUFFIX, Workspace
+
 NEEDED = ("torch", "facenet-pytorch", "av", "zarr", "h5py", "lightgbm", "scikit-learn", "plotly", "matplotlib")
 OF_DEVELOPERS = "dev"
 """The extra that nobody needs who uses the package only."""
@@ -114,15 +116,15 @@ def _machine() -> Iterator[DoctorLine]:
 def _weights(cache: Path) -> Iterator[DoctorLine]:
     from fercache.backbones import weights  # in here, so that a broken installation costs this line alone
 
-    for row in weights.list_weights(cache / "weights"):
+    for row in weights.list_weights(Workspace(cache).weights):
         here = "here" if row.path else f"not here ({row.download_mb} MB to pull)"
         yield DoctorLine(what="weights", state=OK if row.path else OFF, found=f"{row.name}: {here}; {row.terms}")
 
 
 def _held(cache: Path) -> Iterator[DoctorLine]:
     """Yield the contents of the cache and the free disk space."""
-    stores, books = sorted(cache.glob("features/*/*.zarr")), sorted(cache.glob("logits/*/*.h5"))
-    stacks = sorted(cache.glob("stack/*/*/metrics.json"))
+    stores, books = sorted(cache.glob(f"{FEATURES}/*/*{STORE_SUFFIX}")), sorted(cache.glob(f"{LOGITS}/*/*.h5"))
+    stacks = sorted(cache.glob(f"{STACK}/*/*/{METRICS}"))
     yield DoctorLine(what="cache", state=OK,
                      found=f"{cache}: {_many(len(stores), 'store')}, {_many(len(books), 'logits file')}, "
                            f"{_many(len(stacks), 'stack run')}")

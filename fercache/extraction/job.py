@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from fercache import media, run_log
+from fercache import media, run_log, workspace
 from fercache.backbones import weights
 from fercache.backbones.weights import files
 from fercache.config import ExtractConfig, fingerprint_of
@@ -36,6 +36,7 @@ from fercache.store.layout import encode_name
 from fercache.store.locks import locked_clips
 from fercache.store.manifest import same_source
 from fercache.store.remote import read_json, write_json
+from fercache.workspace import Workspace
 
 if TYPE_CHECKING:
     from fercache.extraction.resources import Nets, PipelineResources
@@ -342,8 +343,6 @@ class ExtractionJob:
 Engine: TypeAlias = Callable[[ExtractionJob, Sequence[Trial]], Iterable[ClipResult]]
 """Yields the result of each clip: `ExtractionJob.run_all` in this process, or an engine of `distributed`."""
 
-FAILURES = "failures.csv"
-
 FORMAT = {"store": 1, "decoder": video.DECODER, "crop": "pil-bilinear-160"}
 """What the code fixes of the numbers; a change here is a new fingerprint."""
 
@@ -385,11 +384,11 @@ def settings_of(config: ExtractConfig, faces: str, cnn: files.Weights) -> dict[s
 
 def store_path(cache: Location, dataset: str, settings: dict[str, Any]) -> Location:
     """Return the path of the store of these settings."""
-    return cache / "features" / dataset / f"{settings['backbone']}-{fingerprint_of(settings)[:12]}.zarr"
+    return workspace.Features(cache).store(dataset, settings["backbone"], fingerprint_of(settings))
 
 
 def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, features: Location | None = None, *,
-                    engine: Engine = ExtractionJob.run_all, failures: str = FAILURES,
+                    engine: Engine = ExtractionJob.run_all, failures: str = workspace.FAILURES,
                     stop: Callable[[], bool] = never_cancelled) -> ExtractReport:
     """Bring the store of `dataset` up to date and return the results; stored clips are left alone.
 
@@ -414,21 +413,23 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     started = time.monotonic()
     faces = resolve_faces(dataset, config)
     _check_device(config.device)
-    cnn = weights.ensure_weights(config.weights, cache / "weights")
+    cnn = weights.ensure_weights(config.weights, Workspace(cache).weights)
     settings = settings_of(config, faces, cnn)
     base.check_people(dataset, base.people_of(settings))
     path = store_path(features or cache, dataset.name, settings)
     log.info("store %s", path)
     store = _opened(path, settings, config, cnn)
     job = ExtractionJob(config, store, faces, cnn, cancel=CancelToken(stop))
-    failures_at = cache / "features" / dataset.name / failures
-    done = [_failed(problem) for problem in dataset.problems if problem.lost]
+    failures_at = Workspace(cache).failures(dataset.name, failures)
+    done = [_failed(problem) for problem in dataset.problems if problem.is_error]
     waiting = []
     for trial in dataset.trials:
         cached = job.cached(trial)
         done.append(cached) if cached else waiting.append(trial)
     try:
-        if waiting:
+        if job.cancel.is_cancelled:  # no net is loaded, and no process started, for nothing
+            done += map(job.pending, waiting)
+        elif waiting:
             done += engine(job, waiting)
     finally:  # the failures of a stopped run are listed too
         failed = [c for c in sorted(done, key=lambda c: c.clip) if c.state == "failed"]
@@ -436,11 +437,11 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
             write_failures(failures_at, failed)
     report = ExtractReport(store=path, failures_at=failures_at, fingerprint=fingerprint_of(settings),
                            clips=tuple(sorted(done, key=lambda c: c.clip)), seconds=time.monotonic() - started)
-    write_json(path.parent / "current.json", {"store": path.name})
+    write_json(workspace.Features(features or cache).pointer(dataset.name), {"store": path.name})
     job.record_rate(report, cache)
     if config.thumbnails:
         written = thumbnails.write_thumbnails(base.stored_trials(dataset, store).trials, store, cache)
-        log.info("thumbnails: faces of %d clips written to %s", written, thumbnails.thumbnails_folder(cache, store))
+        log.info("thumbnails: faces of %d clips written to %s", written, Workspace(cache).thumbnails(store.path))
     return report
 
 
@@ -452,16 +453,16 @@ def current_store(cache: Location, dataset: str) -> Location:
     InputError
         Nothing was extracted yet.
     """
-    pointer = cache / "features" / dataset / "current.json"
+    pointer = workspace.Features(cache).pointer(dataset)
     record = read_json(pointer)
     if record is None:
         raise InputError("nothing was extracted yet", where=pointer.parent, hint="run `fercache extract` first")
-    return pointer.parent / atomic_io.sibling_name(record, "store", pointer)
+    return pointer.parent / workspace.store_name(record, pointer)
 
 
 def current_store_or_none(cache: Location, dataset: str) -> Location | None:
     """Return the store of the last `extract` of this data set, or None."""
-    return None if read_json(cache / "features" / dataset / "current.json") is None else current_store(cache, dataset)
+    return None if read_json(workspace.Features(cache).pointer(dataset)) is None else current_store(cache, dataset)
 
 
 def _check_device(name: str) -> None:
@@ -472,8 +473,8 @@ def _check_device(name: str) -> None:
         resolve_device(name)
 
 
-def _failed(problem: base.Problem) -> ClipResult:
-    return ClipResult(clip=problem.where, state="failed", message=problem.what)
+def _failed(problem: base.Issue) -> ClipResult:
+    return ClipResult(clip=problem.where, state="failed", message=problem.message)
 
 
 def _opened(path: Location, settings: dict[str, Any], config: ExtractConfig, cnn: files.Weights) -> EmbeddingStore:

@@ -21,6 +21,7 @@ from fercache.runtime import atomic_io
 from fercache.store.clip import Clip
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_TABLE, encode_name
+from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +48,9 @@ class Thumbnails:
     jpeg: tuple[bytes, ...]
 
 
-def thumbnails_folder(cache: Path, store: EmbeddingStore) -> Path:
-    """Return the folder of the thumbnails of a store's clips: ``CACHE/thumbs/<dataset>/<name of the store>``."""
-    return cache / "thumbs" / store.path.parent.name / store.path.name.removesuffix(".zarr")
-
-
 def thumbnails_path(cache: Path, store: EmbeddingStore, clip: str) -> Path:
     """Return the file of the thumbnails of one clip."""
-    return thumbnails_folder(cache, store) / f"{encode_name(clip)}.npz"
+    return Workspace(cache).thumbnails(store.path) / f"{encode_name(clip)}.npz"
 
 
 def write_thumbnails(trials: Sequence[Trial], store: EmbeddingStore, cache: Path) -> int:
@@ -96,7 +92,7 @@ def read_thumbnails(cache: Path, store: EmbeddingStore, clip: str) -> Thumbnails
 
 def any_stored(cache: Path, store: EmbeddingStore) -> bool:
     """Return whether any clip of a store has thumbnails."""
-    return any(thumbnails_folder(cache, store).glob("*.npz"))
+    return any(Workspace(cache).thumbnails(store.path).glob("*.npz"))
 
 
 def _faces(trial: Trial, clip: Clip) -> Thumbnails:

@@ -22,16 +22,12 @@ from fercache.errors import InputError
 from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.training import train
+from fercache.workspace import LOGITS, METRICS, Workspace, heads_of, logits_file_of
 
 log = logging.getLogger(__name__)
 
 
 # Model selection: the heads and the stacker that the user named, or the current ones.
-
-METRICS = "metrics.json"
-"""File that `stack` writes last, so that a folder without it is an unfinished run."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class SelectedModels:
@@ -68,12 +64,12 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
     """
     if stack is not None and heads is None:
         metrics = _metrics(stack)
-        heads = cache / "logits" / str(metrics["dataset"]) / f"{str(metrics['logits']['fingerprint'])[:12]}.h5"
-    path = _logits_file(heads) if heads is not None else _current(cache, dataset)
+        heads = Workspace(cache).logits_file(str(metrics["dataset"]), str(metrics["logits"]["fingerprint"]))
+    path = logits_file_of(heads) if heads is not None else _current(cache, dataset)
     if not path.is_file():
         raise InputError("no trained heads", where=path, hint="run `fercache train-heads`, or name others with --heads")
-    oof, folder = OofLogits.load(path), path.parents[2] / "heads" / path.parent.name / path.stem
-    run = stack or _newest_stack(path.parents[2] / "stack" / oof.dataset, oof.fingerprint)
+    oof, folder = OofLogits.load(path), heads_of(path)
+    run = stack or _newest_stack(Workspace.holding(path).stack_runs(oof.dataset), oof.fingerprint)
     # A stacker knows its inputs by column only: with other heads it would predict without an error, but wrongly.
     if _metrics(run)["logits"]["fingerprint"] != oof.fingerprint:
         raise InputError("this stack run was trained on the logits of other heads", where=run,
@@ -82,22 +78,14 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
     return SelectedModels(logits_file=oof, heads=folder, stack=run)
 
 
-def _logits_file(heads: Path) -> Path:
-    """Return the file of logits that belongs to a folder of heads; a path of such a file is returned unchanged."""
-    if heads.suffix == ".h5":
-        return heads
-    full = heads.resolve()
-    return full.parents[2] / "logits" / full.parent.name / f"{full.name}.h5" if len(full.parents) > 2 else full
-
-
 def _current(cache: Path, dataset: str) -> Path:
     """Return the current logits of the data set, or of the last training in this cache if it has none."""
-    pointers = sorted(cache.glob("logits/*/current.json"), key=lambda path: path.stat().st_mtime_ns)
-    if not pointers:
-        raise InputError("no heads were trained yet", where=cache / "logits",
+    workspace = Workspace(cache)
+    trained = workspace.trained_datasets()
+    if not trained:
+        raise InputError("no heads were trained yet", where=cache / LOGITS,
                          hint="run `fercache extract`, `fercache train-heads` and `fercache stack` on labelled clips")
-    own = [path for path in pointers if path.parent.name == dataset]
-    return train.current_logits_file(cache, (own or pointers)[-1].parent.name)
+    return workspace.current_logits_file(dataset if dataset in trained else trained[-1])
 
 
 def _newest_stack(folder: Path, fingerprint: str) -> Path:

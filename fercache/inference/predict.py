@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fercache.backbones import weights
 from fercache.config import ExtractConfig, StackConfig
-from fercache.data.base import Dataset, Kind, Problem, Trial, people_stored, stored_trials
+from fercache.data.base import Dataset, Issue, Kind, Trial, people_stored, stored_trials
 from fercache.data.scan import kind_at, scan, unnamable
 from fercache.errors import ClipError, FercacheError, InputError, StoreError
 from fercache.extraction import job
@@ -29,6 +29,7 @@ from fercache.runtime import atomic_io
 from fercache.stacking import stack
 from fercache.stacking.stack import StackResult
 from fercache.store.embedding_store import EmbeddingStore
+from fercache.workspace import FAILURES, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +55,14 @@ def clips_dataset(paths: Sequence[Path]) -> Dataset:
     clips is recorded as a problem; the others are used.
     """
     clips: dict[Path, Kind] = {}
-    problems: list[Problem] = []
+    problems: list[Issue] = []
     for path in paths:
         new_clips, new_problems = _scan_path(path)
         clips.update(new_clips)
         problems += new_problems
     if not clips:
-        first = problems[0] if problems else Problem(where="predict", what="no clip was named")
-        raise InputError(first.what, where=first.where,
+        first = problems[0] if problems else Issue(where="predict", message="no clip was named")
+        raise InputError(first.message, where=first.where,
                          hint=first.hint or "name video files, folders of crops, or folders of clips")
     trials = [Trial(name=str(path), path=path, kind=kind, parent=str(path), group=str(path), split="test")
               for path, kind in clips.items()]
@@ -99,21 +100,21 @@ def _name_options(trial: Trial) -> Iterator[str]:
         yield trial.name
 
 
-def _scan_path(path: Path) -> tuple[dict[Path, Kind], list[Problem]]:
+def _scan_path(path: Path) -> tuple[dict[Path, Kind], list[Issue]]:
     """Return the clips at a path, and its problems."""
     kind = kind_at(path)
     if kind is None:
-        return {}, [Problem(where=str(path), what=MISSING_PATH, hint="check the path")]
+        return {}, [Issue(where=str(path), message=MISSING_PATH, hint="check the path")]
     if kind == "video":
         return {path.resolve(): kind}, []
     try:
         scanned = scan(path.resolve())
     except InputError as error:
-        return {}, [Problem(where=str(path), what=error.what, hint=error.hint)]
+        return {}, [Issue(where=str(path), message=error.what, hint=error.hint)]
     problems = [*scanned.problems, *unnamable(scanned)]
     clips = dict(scanned.clips())
     if not clips:
-        problems.append(Problem(where=str(path), what="no clip in this folder",
+        problems.append(Issue(where=str(path), message="no clip in this folder",
                                 hint="a clip is a video file or a folder of pictures 00001.jpg, 00002.jpg .."))
     return clips, problems
 
@@ -160,7 +161,7 @@ def _sources(oof: OofLogits, path: Path) -> frozenset[str]:
 
 # The command: what it takes, what it returns, and its steps.
 
-PREDS, TIMELINES, OVERLAYS, FAILURES = "preds.csv", "timelines", "overlays", "failures.csv"
+PREDS, TIMELINES, OVERLAYS = "preds.csv", "timelines", "overlays"
 BY_MODELS = "by the mean over the folds' models, which saw none of these groups"
 
 
@@ -240,9 +241,9 @@ def predict_dataset(request: PredictJob, cache: Path) -> PredictReport:
                             where=failed[0].clip if failed else dataset.name, hint=f"see {request.out / FAILURES}")
     models = ensemble.HeadEnsemble(folder=request.models.heads, logits_file=request.models.logits_file,
                                    device=request.defaults.device, threads=request.defaults.threads)
-    oof, cached = ensemble.predict_logits(dataset, trials, store, models, cache / "logits" / dataset.name)
+    oof, cached = ensemble.predict_logits(dataset, trials, store, models, Workspace(cache).logits(dataset.name))
     seen = training_sources(trials, store, request.models.logits_file, dataset.name,
-                            request.models.heads.parents[2] / "features" / request.models.logits_file.dataset)
+                            Workspace.holding(request.models.heads).features(request.models.logits_file.dataset))
     result = _evaluate(request, dataset, oof, seen, forced)
     paths = stack.write_stack(result, request.out / PREDS)
     if request.timelines:
@@ -272,10 +273,10 @@ def _features(request: PredictJob, dataset: Dataset, heads: dict[str, Any],
                                       where=request.models.heads, force=request.force)
         lost = [ClipResult(clip=t.name, state="failed", message=f"not in the store {request.store}")
                 for t in dataset.trials if not people_stored(t, store)]
-        lost += [ClipResult(clip=p.where, state="failed", message=p.what) for p in dataset.problems if p.lost]
+        lost += [ClipResult(clip=p.where, state="failed", message=p.message) for p in dataset.problems if p.is_error]
         return store, lost, 0, forced
     config = ensemble.extract_config_of(wanted, request.defaults, request.overrides)
-    cnn = weights.ensure_weights(config.weights, cache / "weights")
+    cnn = weights.ensure_weights(config.weights, Workspace(cache).weights)
     have = job.settings_of(config, job.resolve_faces(dataset, config), cnn)
     # Check the settings before the extraction, which may take hours.
     forced = ensemble.check_match(wanted, have, taps=taps, stored_taps=config.taps, where=request.models.heads,

@@ -19,32 +19,24 @@ from fercache.store.embedding_store import EmbeddingStore, is_root, settings_of_
 from fercache.store.layout import META, decode_name, encode_name
 from fercache.store.local import TEMPORARY, LocalStoreFiles
 from fercache.store.locks import work_folder
+from fercache.workspace import CURRENT, FEATURES, HEADS, LOGITS, STACK, Workspace
 
-FEATURES, LEARNT = "features", ("logits", "heads", "stack")
-APART = ("weights", "clips")
-"""Folders of the cache that hold nothing made from a user's clips: the CNN, and the demo's own videos."""
-POINTER = "current.json"
-INDEX = "index"
-"""Folder of the cache where `check` keeps what it read of each clip, by the clip's path: one JSON file a data set."""
+LEARNT = (LOGITS, HEADS, STACK)
 
 
 def datasets_of(cache: Path) -> list[str]:
     """Return the names of the data sets that have files in any stage."""
-    folders = {path.name for stage in stages_of(cache) for path in (cache / stage).iterdir() if path.is_dir()}
-    return sorted(folders | {path.stem for path in (cache / INDEX).glob("*.json")
+    workspace = Workspace(cache)
+    folders = {path.name for stage in workspace.user_folders() for path in (cache / stage).iterdir() if path.is_dir()}
+    return sorted(folders | {path.stem for path in workspace.indexes.glob("*.json")
                              if not path.name.startswith(TEMPORARY)})
 
 
 def index_files(cache: Path, dataset: str) -> list[Path]:
     """Return the index of a data set's clips, and copies of it that a killed `check` left; none where there is none."""
-    name = f"{dataset}.json"
-    return sorted(path for path in (cache / INDEX).glob("*.json")
+    name = Workspace(cache).index(dataset).name
+    return sorted(path for path in Workspace(cache).indexes.glob("*.json")
                   if path.name == name or (path.name.startswith(TEMPORARY) and path.name.endswith(f"-{name}")))
-
-
-def stages_of(cache: Path) -> list[str]:
-    """Return the folders of the cache that may hold what was made from clips."""
-    return sorted(path.name for path in cache.glob("*") if path.is_dir() and path.name not in APART)
 
 
 def find_references(cache: Path, clip: str, dataset: str | None = None) -> tuple[Path, ...]:
@@ -65,7 +57,7 @@ def in_features(folder: Path, clip: str) -> list[Path]:
     found = [path / name for path in stores_of(folder) if (path / name).exists() or (path / name).is_symlink()]
     for work in {*folder.glob("*.work"), *map(work_folder, stores_of(folder))}:
         found += [p for p in (work / f"{name}.journal", work / f"{name}.claim") if p.exists()]
-    return found + [path for path in folder.glob("*") if path.is_file() and path.name != POINTER
+    return found + [path for path in folder.glob("*") if path.is_file() and path.name != CURRENT
                     and _mentions(path, clip)]
 
 
@@ -105,8 +97,8 @@ def stores_of(folder: Path) -> list[Path]:
 
 
 def _references(cache: Path, clip: str, dataset: str) -> list[Path]:
-    found = in_features(cache / FEATURES / dataset, clip)
-    for stage in stages_of(cache):
+    found = in_features(Workspace(cache).features(dataset), clip)
+    for stage in Workspace(cache).user_folders():
         if stage != FEATURES:
             found += elsewhere(cache / stage / dataset, clip)
     return found + [path for path in index_files(cache, dataset) if _indexes(path, clip)]
@@ -179,7 +171,7 @@ class ForgetReport:
 def datasets_with_clip(cache: Path, clip: str) -> list[str]:
     """Return the data sets that hold a clip of this name, or people of it."""
     return [name for name in datasets_of(cache)
-            if find_references(cache, clip, name) or people_in(cache / FEATURES / name, clip)]
+            if find_references(cache, clip, name) or people_in(Workspace(cache).features(name), clip)]
 
 
 def forget_clip(cache: Path, clip: str, dataset: str | None = None) -> ForgetReport:
@@ -210,7 +202,7 @@ def forget_clip(cache: Path, clip: str, dataset: str | None = None) -> ForgetRep
     removed: list[Path] = []
     left: set[Path] = set()
     for name in found:
-        for one in (clip, *sorted(people_in(cache / FEATURES / name, clip))):
+        for one in (clip, *sorted(people_in(Workspace(cache).features(name), clip))):
             removed += _forget(cache, one, name)
             left |= {*find_references(cache, one, name)}
     return ForgetReport(clip=clip, datasets=tuple(found), removed=tuple(removed),
@@ -219,10 +211,10 @@ def forget_clip(cache: Path, clip: str, dataset: str | None = None) -> ForgetRep
 
 def _forget(cache: Path, clip: str, name: str) -> list[Path]:
     """Remove a clip from every stage of one data set."""
-    removed = _forget_features(cache / FEATURES / name, clip)
+    removed = _forget_features(Workspace(cache).features(name), clip)
     for stage in LEARNT:
         removed += _forget_learnt(cache / stage / name)
-    for stage in set(stages_of(cache)) - {FEATURES, *LEARNT}:
+    for stage in set(Workspace(cache).user_folders()) - {FEATURES, *LEARNT}:
         removed += _unlink(elsewhere(cache / stage / name, clip))
     # A table may name a clip unlike its file, so no entry can be picked out; the next `check` makes the index anew.
     return removed + _unlink(index_files(cache, name))

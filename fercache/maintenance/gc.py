@@ -15,14 +15,8 @@ from fercache.store.integrity import unfinished
 from fercache.store.layout import META, decode_name, encode_name
 from fercache.store.local import TEMPORARY, LocalStoreFiles, StoreSize
 from fercache.store.locks import locked_clips, work_folder
+from fercache.workspace import LOCK_SUFFIX, MAPPED_FEATURES, STORE_SUFFIX, WORK_SUFFIX, Workspace
 
-STAGES = ("features", "logits", "heads", "stack")
-"""Folders of the cache that hold one folder a data set, and in it what a stage made."""
-STORE, WORK, LOCK = ".zarr", ".work", ".lock"
-MAPPED = "heads/*/features"
-"""Features that trainings of a data set map from disk; a training holds the lock of its heads beside them."""
-NEVER_REMOVED = ("current.json", "failures*.csv")
-"""Files beside the results that point to them or tell of them."""
 UNNAMED, LOST, UNKNOWN = "no recipe names it", "left half done, and cannot go on", "not in the data set"
 TORN, ORPHAN, OF_CLIP = "left by a run that was killed", "of a store that is gone", "of a clip that is gone"
 PICTURES = ".npz"
@@ -63,7 +57,8 @@ def find_unreferenced(cache: Path, keep: Iterable[Path], clips: Mapping[Path, Co
     What a live process is writing is never in the list.
     """
     kept = {path.resolve() for path in keep} | {path.resolve() for path in clips}
-    found = [item for path in _results(cache) if path.resolve() not in kept and (item := _whole(path)) is not None]
+    found = [item for path in Workspace(cache).results()
+             if path.resolve() not in kept and (item := _whole(path)) is not None]
     for path, named in clips.items():
         found += _clips(path, named)
     found += _pictures(cache, found)
@@ -91,20 +86,11 @@ def remove_unreferenced(unreferenced: Iterable[Unreferenced]) -> StoreSize:
     return StoreSize(sum(size.bytes for size in freed), sum(size.files for size in freed))
 
 
-def _results(cache: Path) -> Iterator[Path]:
-    """Yield what the stages made."""
-    for stage in STAGES:
-        for path in sorted(cache.glob(f"{stage}/*/*")):
-            if not any(path.match(kept) for kept in NEVER_REMOVED) and path.suffix != LOCK:
-                yield path
-
-
 def _pictures(cache: Path, unreferenced: Sequence[Unreferenced]) -> list[Unreferenced]:
     """Return the pictures of stores and clips that are gone, or that go."""
     going = {(item.path.resolve(), item.folder) for item in unreferenced}
     found = []
-    for folder in sorted(path for path in cache.glob("thumbs/*/*") if path.is_dir()):
-        store = cache / "features" / folder.parent.name / f"{folder.name}{STORE}"
+    for folder, store in Workspace(cache).thumbnail_folders():
         if not store.exists() or (store.resolve(), "") in going:
             found.append(Unreferenced(path=folder, reason=ORPHAN, size=LocalStoreFiles(folder).size()))
             continue
@@ -118,8 +104,8 @@ def _pictures(cache: Path, unreferenced: Sequence[Unreferenced]) -> list[Unrefer
 def _whole(path: Path) -> Unreferenced | None:
     """Return why a result that no recipe names can go; None where it belongs to something that stays or is at work."""
     why = UNNAMED
-    if path.suffix == WORK:
-        if path.with_suffix(STORE).exists():
+    if path.suffix == WORK_SUFFIX:
+        if path.with_suffix(STORE_SUFFIX).exists():
             return None
         why = ORPHAN
     elif path.name.startswith(TEMPORARY):
@@ -135,11 +121,11 @@ def _whole(path: Path) -> Unreferenced | None:
 
 def _at_work(path: Path) -> bool:
     """Return whether a live process is making or reading a result: it holds a clip's claim, or a lock of the result."""
-    if path.suffix in (STORE, WORK):
-        return bool(locked_clips(path.with_suffix(STORE)))
-    if path.match(MAPPED):  # any training of the data set may map them: which one, their name does not say
-        return any(_held(lock) for folder in (path.parent, path) for lock in folder.glob(f"*{LOCK}"))
-    return _held(path.with_suffix(LOCK))
+    if path.suffix in (STORE_SUFFIX, WORK_SUFFIX):
+        return bool(locked_clips(path.with_suffix(STORE_SUFFIX)))
+    if path.match(MAPPED_FEATURES):  # any training of the data set may map them: which one, their name does not say
+        return any(_held(lock) for folder in (path.parent, path) for lock in folder.glob(f"*{LOCK_SUFFIX}"))
+    return _held(path.with_suffix(LOCK_SUFFIX))
 
 
 def _held(lock: Path) -> bool:
@@ -169,7 +155,7 @@ def _remove(path: Path) -> None:
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
     else:
-        if path.suffix == STORE:
+        if path.suffix == STORE_SUFFIX:
             LocalStoreFiles(path).remove(META)
             shutil.rmtree(work_folder(path), ignore_errors=True)
         shutil.rmtree(path)

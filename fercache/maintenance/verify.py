@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from fercache.data.base import Issue
 from fercache.errors import StoreError
 from fercache.runtime.progress import progress_bar
-from fercache.runtime.uri import Location, Url
+from fercache.runtime.uri import Location, Url, as_location
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.integrity import StoreFault, check_clip, check_root, unfinished
+from fercache.store.integrity import STRAY, check_clip, check_root, unfinished
 from fercache.store.layout import META
 from fercache.store.manifest import ClipManifest
 from fercache.store.remote import files_at
@@ -109,7 +109,7 @@ class VerifyReport:
     clips : committed clips that were read.
     frames : of those that are whole.
     unfinished : names of folders of clips on their way or given up; no reader sees them.
-    faults : what is wrong.
+    issues : the damage and the stray files.
     dropped : clips that a repair removed: the next `extract` does them again.
     cleared : stray files that a repair removed.
     """
@@ -118,14 +118,14 @@ class VerifyReport:
     clips: int
     frames: int
     unfinished: tuple[str, ...]
-    faults: tuple[StoreFault, ...]
+    issues: tuple[Issue, ...]
     dropped: tuple[str, ...] = ()
     cleared: tuple[Location, ...] = ()
 
     @property
     def whole(self) -> bool:
         """Whether what a reader sees is what was written."""
-        return all(fault.stray for fault in self.faults)
+        return not any(issue.is_error for issue in self.issues)
 
 
 def verify_store(path: Location, *, repair: bool = False) -> VerifyReport:
@@ -142,7 +142,7 @@ def verify_store(path: Location, *, repair: bool = False) -> VerifyReport:
 
     Notes
     -----
-    An unreadable root is the only fault reported: without it no clip can be checked. `extract` rewrites it.
+    An unreadable root is the only issue reported: without it no clip can be checked. `extract` rewrites it.
     Finds any changed bit of arrays and metadata, a missing chunk, a torn file, a clip of another store. Others may
     read and write meanwhile.
     """
@@ -151,59 +151,49 @@ def verify_store(path: Location, *, repair: bool = False) -> VerifyReport:
     except StoreError as error:
         if not EmbeddingStore.exists(path):
             raise
-        root = StoreFault(folder="", clip="", where=path / META, what=f"{error.what}; {error.hint}")
-        return VerifyReport(store=path, clips=0, frames=0, unfinished=(), faults=(root,))
-    faults = check_root(store)
+        root = Issue(kind="damage", where=str(path / META), message=f"{error.what}; {error.hint}")
+        return VerifyReport(store=path, clips=0, frames=0, unfinished=(), issues=(root,))
+    issues = check_root(store)
+    damaged: dict[str, str] = {}
     folders = store.files.folders()
     clips = frames = 0
     with progress_bar("verify", len(folders), "clips") as bar:
         for folder in folders:
-            found = _settled(store, folder)
+            # Another process may have replaced the clip during the first reading: only a second one proves damage.
+            found = check_clip(store, folder) and check_clip(store, folder)
             bar.advance()
             if found is None:
                 continue
             clips += 1
-            faults += found
-            frames += 0 if any(not fault.stray for fault in found) else _frames(store, folder)
-    dropped = _drop(store, faults) if repair else ()
-    return VerifyReport(store=store.path, clips=clips, frames=frames, unfinished=tuple(sorted(unfinished(store))),
-                        faults=tuple(faults), dropped=dropped, cleared=_clear(faults) if repair else ())
-
-
-def _frames(store: EmbeddingStore, folder: str) -> int:
-    mark = store.read_manifest(folder)
-    return 0 if mark is None else mark.frames
-
-
-def _settled(store: EmbeddingStore, folder: str) -> list[StoreFault] | None:
-    """Return a clip's faults; check twice, since another process may have just replaced it."""
-    found = check_clip(store, folder)
-    return check_clip(store, folder) if found else found
-
-
-def _drop(store: EmbeddingStore, faults: list[StoreFault]) -> tuple[str, ...]:
-    """Remove the harmed clips; return their names."""
-    harmed = {fault.folder: fault.clip for fault in faults if not fault.stray and fault.folder}
-    for folder, clip in harmed.items():
+            issues += found
+            if any(issue.is_error for issue in found):
+                damaged[folder] = found[0].details[0]
+            elif (manifest := store.read_manifest(folder)) is not None:
+                frames += manifest.frames
+    for folder, clip in damaged.items() if repair else ():
         log.warning("%s: dropped; the next extract computes it again", clip)
         store.remove_folder(folder)
-    return tuple(sorted(harmed.values()))
+    return VerifyReport(store=store.path, clips=clips, frames=frames, unfinished=tuple(sorted(unfinished(store))),
+                        issues=tuple(issues),
+                        dropped=tuple(sorted(damaged.values())) if repair else (),
+                        cleared=_clear(issues) if repair else ())
 
 
-def _clear(faults: list[StoreFault]) -> tuple[Location, ...]:
+def _clear(issues: list[Issue]) -> tuple[Location, ...]:
     """Remove stray files; return those that were there."""
     gone: list[Location] = []
-    for fault in faults:
-        if fault.stray and isinstance(fault.where, Url):
-            files_at(fault.where.parent).remove_tree(fault.where.name)
-            files_at(fault.where.parent).remove(fault.where.name)
-            gone.append(fault.where)
-        elif fault.stray and isinstance(fault.where, Path) and (fault.where.exists() or fault.where.is_symlink()):
-            gone.append(fault.where)
-            folder = fault.where.is_dir() and not fault.where.is_symlink()  # what a link leads to is not the store's
+    for place in [as_location(issue.where) for issue in issues if issue.kind == STRAY]:
+        if isinstance(place, Url):
+            files_at(place.parent).remove_tree(place.name)
+            files_at(place.parent).remove(place.name)
+            gone.append(place)
+        elif place.exists() or place.is_symlink():
+            gone.append(place)
+            # A link is removed, never what it leads to: that is not the store's.
+            folder = place.is_dir() and not place.is_symlink()
             try:
-                shutil.rmtree(fault.where) if folder else fault.where.unlink()
+                shutil.rmtree(place) if folder else place.unlink()
             except OSError as error:
-                raise StoreError(f"cannot be removed ({error.strerror})", where=fault.where,
+                raise StoreError(f"cannot be removed ({error.strerror})", where=place,
                                  hint="check the permissions of the store") from error
     return tuple(gone)

@@ -1,4 +1,4 @@
-"""Frames out of clips: a video file or a folder of crops, one row a source frame, in constant memory.
+"""Frames of clips: a video file or a folder of face crops, one row per source frame, in constant memory.
 
 Open this file first: it opens any clip. `video.py` and `pictures.py` hold the two kinds of sources.
 """
@@ -17,33 +17,33 @@ KINDS = ("video", "crops")
 
 
 def kind_of(path: Path) -> str:
-    """Return what a clip is: ``"crops"`` for a folder, ``"video"`` for anything else (there or not)."""
+    """Return the kind of a clip: ``"crops"`` for a folder, ``"video"`` for anything else, also if it is missing."""
     return "crops" if path.is_dir() else "video"
 
 
 def open_source(path: Path, kind: str, *, crop_fps: float = 30.0, damaged: str = "fail") -> Source:
-    """Return the clip at `path`, ready to be read.
+    """Return the clip at `path`, after a check that it can be read.
 
     Parameters
     ----------
     kind : ``"video"`` or ``"crops"``.
-    crop_fps : frames a second of a folder of crops.
-    damaged : ``"fail"`` or ``"keep"``: what becomes of a video that ends early.
+    crop_fps : frames per second of a folder of crops.
+    damaged : ``"fail"`` or ``"keep"``: what to do with a video that ends early.
 
     Raises
     ------
     ClipError
-        Absent, empty, not a video, a video without a frame, a folder without a picture.
+        Missing, empty, not a video, a video without a frame, a folder without a picture.
     InputError
-        No such kind.
+        Unknown kind.
     """
     if kind == "video":
-        return VideoSource(path, damaged)
+        return VideoSource.open(path, damaged)
     if kind == "crops":
-        return PictureFolder(path, crop_fps)
-    raise InputError(f"{kind!r} is no kind of clip: {', '.join(KINDS)}", where=path)
+        return PictureFolder(path, numbered(path), crop_fps)
+    raise InputError(f"unknown kind of clip {kind!r}; choose one of: {', '.join(KINDS)}", where=path)
 
 
 def source_digest(path: Path, kind: str, strict: bool = False) -> dict[str, Any]:
-    """Return what `Source.digest` returns, without decoding anything: for clips that may be done already."""
+    """Return the same as `Source.digest` without decoding anything, for clips that may be cached."""
     return file_digest(path, strict) if kind == "video" else folder_digest(path, numbered(path), strict)

@@ -1,4 +1,4 @@
-"""Folders of crops: ``00001.jpg`` is frame 1, whatever else is or is not there."""
+"""Folders of face crops: ``00001.jpg`` is frame 1, whatever other files exist or are missing."""
 
 from __future__ import annotations
 
@@ -23,18 +23,16 @@ from fercache.media.source import MAX_PIXELS, Frame, Source, unreadable, whole_h
 
 log = logging.getLogger(__name__)
 
+# PIL warns about odd metadata; only the pixels matter here. Set once at import: `catch_warnings` changes the filters of
+# the whole process, and several threads read pictures.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-# PIL warns of odd metadata; the pixels are what counts. Once and here: `catch_warnings` changes the filters of the
-# whole process, and pictures are read in several threads.
-
 
 NAME = re.compile(r"(?P<prefix>(?:.*[_-])?)(?P<number>[0-9]+)\.(?P<ending>jpg|jpeg|png)", re.IGNORECASE | re.DOTALL)
-MAX_NUMBER = 10_000_000  # 92 hours at 30 frames a second: beyond it a name is a date or an id, not a frame number
+MAX_NUMBER = 10_000_000  # 92 hours at 30 frames per second: a larger number is a date or an id, not a frame number
 MAX_BYTES = 256 << 20
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError,
           NotImplementedError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError)
-
-
+"""What PIL's decoders raise on damaged files."""
 
 
 class PictureFolder(Source):
@@ -42,29 +40,15 @@ class PictureFolder(Source):
 
     Parameters
     ----------
-    path : the folder.
-    fps : frames a second; a folder has no clock of its own.
-
-    Raises
-    ------
-    ClipError
-        Absent, no numbered picture in it, a picture numbered 0, or a number beyond ten million.
-
-    Notes
-    -----
-    The number in the name is the frame, with any count of leading zeros; a missing number is a row without a picture.
-    Where two names carry one number (``00001.jpg`` and ``1.png``) the one with more leading zeros is read, then .jpg
-    before .jpeg before .png, then the first by the alphabet, and the log says so. Anything else in the folder is
-    ignored. Where no name is a plain number, names of one prefix are read by the number after it
-    (``S005_001_00000011.png``, as CK+ has them).
+    names : file name of each frame number, as `numbered` returns it.
+    fps : frames per second; the files state no time.
     """
 
     kind = "crops"
 
-    def __init__(self, path: Path, fps: float = 30.0) -> None:
-        self.path, self.fps = path, fps
-        self.names = numbered(path)
-        self.highest = max(self.names)
+    def __init__(self, path: Path, names: dict[int, str], fps: float = 30.0) -> None:
+        self.path, self.names, self.fps = path, names, fps
+        self.highest = max(names)
 
     def frames(self, start: int = 0) -> Iterator[Frame]:
         return (self._frame(row) for row in range(start, self.highest))
@@ -80,83 +64,77 @@ class PictureFolder(Source):
 
     def _frame(self, row: int) -> Frame:
         name = self.names.get(row + 1)
-        if name is None:
-            return Frame(row + 1, row / self.fps, None)
-        image = read_picture(self.path / name)
-        return Frame(row + 1, row / self.fps, image, image is None)
+        image = read_picture(self.path / name) if name is not None else None
+        return Frame(row + 1, row / self.fps, image, name is not None and image is None)
 
 
 def numbered(path: Path) -> dict[int, str]:
-    """Return the names of a folder's pictures by frame number, as `CropSource` says."""
-    found: dict[int, str] = {}
-    twice: list[str] = []
-    try:
-        with os.scandir(path) as entries:
-            names = [entry.name for entry in entries if NAME.fullmatch(entry.name) and entry.is_file()]
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
-    for name in sorted(_of_one_prefix(path, names), key=_preference):
-        if found.setdefault(number_of(name), name) != name:
-            twice.append(name)
-    _check(path, found)
-    if twice:
-        log.warning("%s: %d numbers stand twice; %s is not read, %s is", path, len(twice), twice[0],
-                    found[number_of(twice[0])])
-    return found
-
-
-def number_of(name: str) -> int:
-    """Return the frame number in a picture's name, 0 where it has none."""
-    parts = NAME.fullmatch(name)
-    return int(parts["number"]) if parts else 0
-
-
-def _of_one_prefix(path: Path, names: Sequence[str]) -> list[str]:
-    """Return the names that are plain numbers; where there is none, those that share the one prefix there is.
+    """Return the names of a folder's pictures by frame number.
 
     Raises
     ------
     ClipError
-        Several prefixes: pictures of several clips in one folder.
+        Missing, no numbered picture, pictures of several clips, a number 0, or a number above ten million.
+
+    Notes
+    -----
+    The number in the name is the frame number, with any count of leading zeros; a missing number is a row without a
+    picture. If two names have the same number (``00001.jpg`` and ``1.png``), the one with more leading zeros is read,
+    then .jpg before .jpeg before .png, then the first in alphabetical order, and a warning is logged. All other files
+    are ignored. If no name is a plain number, names that share one prefix are read by the number after it
+    (``S005_001_00000011.png``, as in CK+).
     """
-    prefixes = {name: parts["prefix"] for name in names if (parts := NAME.fullmatch(name))}
-    plain = [name for name, prefix in prefixes.items() if not prefix]
-    several = sorted(set(prefixes.values()))
-    if not plain and len(several) > 1:
-        raise ClipError(f"pictures of several clips in one folder: {several[0]}.., {several[1]}..", where=path,
-                        hint="give each clip a folder of its own")
-    return plain or list(prefixes)
+    try:
+        with os.scandir(path) as entries:
+            parsed = [(entry.name, parts) for entry in entries
+                      if (parts := NAME.fullmatch(entry.name)) and entry.is_file()]
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+    prefixes = sorted({parts["prefix"] for _, parts in parsed})
+    if "" in prefixes:
+        parsed = [(name, parts) for name, parts in parsed if not parts["prefix"]]
+    elif len(prefixes) > 1:
+        raise ClipError(f"pictures of several clips in one folder: {prefixes[0]}.., {prefixes[1]}..", where=path,
+                        hint="give each clip its own folder")
+    found: dict[int, str] = {}
+    duplicates: list[tuple[str, str]] = []
+    for name, parts in sorted(parsed, key=lambda one: _preference(one[0])):
+        first = found.setdefault(int(parts["number"]), name)
+        if first != name:
+            duplicates.append((name, first))
+    if not found:
+        raise ClipError("no picture is named by its frame number in this folder", where=path,
+                        hint="name crops 00001.jpg, 00002.jpg, ... (.jpg, .jpeg or .png)")
+    if 0 in found:
+        raise ClipError(f"{found[0]}: frame numbers start at 1", where=path,
+                        hint="rename the pictures so that the first frame of the video is 00001")
+    if max(found) > MAX_NUMBER:
+        raise ClipError(f"{found[max(found)]} is not named by a frame number", where=path,
+                        hint="name crops by frame number: 00001.jpg, 00002.jpg, ...")
+    if duplicates:
+        log.warning("%s: %d pictures have the frame number of another one; %s is ignored, %s is read", path,
+                    len(duplicates), *duplicates[0])
+    return found
 
 
 def _preference(name: str) -> tuple[int, int, str]:
+    """Return the sort key that puts first the name to read among those of one frame number."""
     stem, _, ending = name.rpartition(".")
     return -len(stem), ("jpg", "jpeg", "png").index(ending.lower()), name
 
 
-def _check(path: Path, found: dict[int, str]) -> None:
-    if not found:
-        raise ClipError("no picture named by its frame number in this folder", where=path,
-                        hint="crops are named 00001.jpg, 00002.jpg, ... (.jpg, .jpeg or .png)")
-    if 0 in found:
-        raise ClipError(f"{found[0]}: frames count from 1", where=path,
-                        hint="rename the pictures so that the first frame of the video is 00001")
-    if max(found) > MAX_NUMBER:
-        raise ClipError(f"{found[max(found)]} is no frame number", where=path,
-                        hint="crops are named by frame number: 00001.jpg, 00002.jpg, ...")
-
-
 def read_picture(path: Path) -> NDArray[np.uint8] | None:
-    """Return a JPEG or PNG file as (H, W, 3) uint8 RGB, upright; None where it cannot be decoded.
+    """Return a JPEG or PNG file as (H, W, 3) uint8 RGB, upright, or None if it cannot be decoded.
 
     Raises
     ------
     ClipError
-        The file cannot be read at all: a fault of the disk or of permissions, not of the picture.
+        The file cannot be read at all: a problem of the disk or of permissions, not of the picture.
 
     Notes
     -----
-    The pixels are those of PIL's ``convert("RGB")``, after the turn that an EXIF orientation asks for. Alpha is
-    dropped, grey is repeated, CMYK is converted without a colour profile, 16-bit grey keeps its high byte.
+    The pixels are those of PIL's ``convert("RGB")``, after the rotation that EXIF asks for. Alpha is dropped, gray is
+    repeated, CMYK is converted without a color profile, 16-bit gray keeps its high byte.
     """
     try:
         with path.open("rb") as file:
@@ -164,28 +142,24 @@ def read_picture(path: Path) -> NDArray[np.uint8] | None:
     except OSError as error:
         raise unreadable(path, error) from error
     try:
-        return _rgb(data)
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            # Checked before the pixels are allocated: a damaged header may state any size.
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels")
+            image.load()
+            if image.mode.startswith("I"):  # PIL's own conversion clips 16-bit gray at 255
+                return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except DAMAGE as error:
         log.info("%s: not decodable (%s)", path, "neither JPEG nor PNG" if isinstance(error, UnidentifiedImageError)
                  else error)
         return None
 
 
-def _rgb(data: bytes) -> NDArray[np.uint8]:
-    """Return an encoded picture as (H, W, 3) uint8 RGB; raises one of DAMAGE."""
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
-    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels")
-        image.load()
-        if image.mode.startswith("I"):
-            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-
-
 def folder_digest(path: Path, names: dict[int, str], strict: bool) -> dict[str, Any]:
-    """Return a folder's ``size``, ``mtime_ns`` and hashes over its pictures, as `Source.digest` says."""
+    """Return a folder's ``size``, ``mtime_ns`` and hashes over its pictures, as `Source.digest` describes them."""
     total, times, hashes = 0, 0, [hashlib.sha256() for _ in range(1 + strict)]
     try:
         for number in sorted(names):
@@ -199,5 +173,6 @@ def folder_digest(path: Path, names: dict[int, str], strict: bool) -> dict[str, 
                 hashes[1].update(f"{line} {whole_hash(picture)}\n".encode())
     except OSError as error:
         raise unreadable(path, error) from error
+    # The time stamps of six pictures already add up to more than 63 bits.
     found = {"size": total, "mtime_ns": times % (1 << 63), "sha256": hashes[0].hexdigest()}
     return found | ({"sha256_strict": hashes[1].hexdigest()} if strict else {})

@@ -1,4 +1,4 @@
-"""What every source of frames offers, and the cheap hash that tells one file from another."""
+"""The interface of every source of frames, and the digests that identify a source file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,37 +15,40 @@ from numpy.typing import NDArray
 
 from fercache.errors import ClipError
 
-MAX_PIXELS = 1 << 26  # of one picture: 8192 x 8192, 200 MB as RGB; a damaged header may claim anything
-WHOLE_BYTES = 8 << 20  # files up to this size are hashed whole even when nobody asks for it
+MAX_PIXELS = 1 << 26
+"""Largest picture: 8192 x 8192, 200 MB as RGB. A damaged header may state any size."""
+WHOLE_BYTES = 8 << 20
+"""Files up to this size are always hashed whole."""
 SAMPLES, SAMPLE_BYTES = 64, 64 << 10
+"""What is hashed of a larger file unless `strict`."""
 
 
 class Frame(NamedTuple):
-    """One row of a clip's frame clock.
+    """One row of a clip's frame table.
 
     Attributes
     ----------
     index : frame number, from 1.
     time_s : seconds since the first frame, strictly increasing.
-    image : (H, W, 3) uint8 RGB, upright; None where the source has no picture here or it cannot be decoded.
-    damaged : whether the source is damaged here; the picture, if there is one, was patched up by the decoder.
+    image : (H, W, 3) uint8 RGB, upright; None if the source has no picture here or it cannot be decoded.
+    damaged : whether the source is damaged here; if there is a picture, the decoder concealed the error.
     """
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a frame
+    index: int  # type: ignore[assignment]  # hides tuple.index
     time_s: float
     image: NDArray[np.uint8] | None
     damaged: bool = False
 
 
 class Source(ABC):
-    """A clip that can be read frame by frame, as often as one likes, in constant memory."""
+    """A clip that can be read frame by frame, any number of times, in constant memory."""
 
     kind: str
     path: Path
 
     @abstractmethod
     def frames(self, start: int = 0) -> Iterator[Frame]:
-        """Yield every frame from row `start` (from 0) on, in the order of presentation.
+        """Yield every frame from row `start` (from 0) on, in presentation order.
 
         Raises
         ------
@@ -56,15 +58,15 @@ class Source(ABC):
 
     @abstractmethod
     def length(self) -> int | None:
-        """Return the stated number of frames; it may be wrong, and None where nothing is stated."""
+        """Return the number of frames that the file states, which may be wrong; None if it states none."""
 
     @abstractmethod
     def pick(self, rows: Sequence[int]) -> Iterator[Frame]:
-        """Yield the frames of these rows (from 0), ascending, each once; rows past the end are left out."""
+        """Yield the frames of these rows (from 0), ascending, each once; rows past the end are omitted."""
 
     @abstractmethod
     def digest(self, strict: bool = False) -> dict[str, Any]:
-        """Return what tells this source from another: ``size``, ``mtime_ns``, ``sha256`` (hex); ``inode`` of a file.
+        """Return what identifies this source: ``size``, ``mtime_ns``, ``sha256`` (hex), and ``inode`` of a file.
 
         Parameters
         ----------
@@ -72,11 +74,11 @@ class Source(ABC):
 
         Notes
         -----
-        Compare ``size`` and the hashes, not ``mtime_ns`` and ``inode``: a copy has others. ``sha256`` covers a file
-        up to 8 MiB whole; of a larger one its size and 64 samples of 64 KiB, evenly from the first byte to the last (4
-        MiB in all: between two samples a change of equal length is not seen). Of a folder, the names and sizes of its
-        pictures and no byte of them; its ``mtime_ns`` is the sum of theirs, which any picture written anew moves.
-        `unchanged` says how the three are used together.
+        Compare ``size`` and the hashes, not ``mtime_ns`` and ``inode``, which differ in a copy. ``sha256`` covers every
+        byte of a file up to 8 MiB; of a larger one its size and 64 samples of 64 KiB, evenly spaced from the first byte
+        to the last (between two samples, a change that keeps the size goes unnoticed). Of a folder it covers the names
+        and sizes of the pictures, not their bytes; its ``mtime_ns`` is the sum of theirs, so that rewriting any picture
+        changes it. `extraction.job.source_unchanged` combines them.
         """
 
 
@@ -86,7 +88,7 @@ def regular_file(path: Path) -> os.stat_result:
     Raises
     ------
     ClipError
-        It is absent, unreachable, empty, or no regular file (to open a pipe would wait for ever).
+        It is missing, unreachable, empty, or not a regular file (opening a pipe would wait forever).
     """
     try:
         status = path.stat()
@@ -100,19 +102,19 @@ def regular_file(path: Path) -> os.stat_result:
 
 
 def unreadable(path: Path, error: Exception) -> ClipError:
-    """Return the error that says why `path` cannot be read."""
+    """Return the error for a `path` that cannot be read."""
     reason = getattr(error, "strerror", None) or str(error)
     return ClipError(f"cannot be read ({reason})", where=path, hint="check the path and its permissions")
 
 
 def file_stamp(path: Path) -> dict[str, int]:
-    """Return a file's ``size``, ``mtime_ns`` and ``inode``: what is known of it before a byte is read."""
+    """Return a file's ``size``, ``mtime_ns`` and ``inode``, without reading a byte of it."""
     status = regular_file(path)
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
 
 
 def file_digest(path: Path, strict: bool) -> dict[str, Any]:
-    """Return a file's stamp and hashes, as `Source.digest` says."""
+    """Return a file's stamp and hashes, as `Source.digest` describes them."""
     stamp = file_stamp(path)
     try:
         found: dict[str, Any] = {**stamp, "sha256": _sampled(path, stamp["size"])}
@@ -130,7 +132,7 @@ def whole_hash(path: Path) -> str:
 
 
 def _sampled(path: Path, size: int) -> str:
-    """Return the hash of the file if it is small, else of its size and of samples spread from head to tail."""
+    """Return the hash of a small file, or of the size of a large one and of samples from start to end."""
     if size <= WHOLE_BYTES:
         return whole_hash(path)
     found = hashlib.sha256(f"sampled {size}".encode())
@@ -139,10 +141,3 @@ def _sampled(path: Path, size: int) -> str:
             file.seek((size - SAMPLE_BYTES) * i // (SAMPLES - 1))
             found.update(file.read(SAMPLE_BYTES))
     return found.hexdigest()
-
-
-def only(frames: Iterator[Frame], rows: Sequence[int]) -> Iterator[Frame]:
-    """Yield the frames of these rows, and stop reading after the last of them."""
-    wanted = set(rows)
-    stop = max(wanted, default=-1) + 1
-    return (frame for frame in islice(frames, stop) if frame.index - 1 in wanted)

@@ -1,4 +1,4 @@
-"""Video files through PyAV: every frame a row on the clock, in the order of presentation."""
+"""Video files, decoded with PyAV: every frame is a row of the frame table, in presentation order."""
 
 from __future__ import annotations
 
@@ -15,26 +15,24 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
-from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from fercache.errors import ClipError
-from fercache.media.source import MAX_PIXELS, Frame, Source, file_digest, only, regular_file, unreadable
+from fercache.media.source import MAX_PIXELS, Frame, Source, file_digest, regular_file, unreadable
 
 log = logging.getLogger(__name__)
 
-
-# The frame clock of a video: one row a source frame, also where the decoder gave no picture.
-
 RESTART_S = 1.0
-MAX_WAITING = 128  # packets; decoders reorder over 16 frames at most
+"""A time stamp that jumps back this far starts a new part of a joined recording."""
+MAX_WAITING = 128
+"""Packets that wait for their frame; decoders reorder over 16 frames at most."""
 
 
 class TimestampClock:
-    """Time stamps turned into seconds since the first frame, strictly increasing.
+    """Converts time stamps to seconds since the first frame, strictly increasing.
 
     Parameters
     ----------
@@ -43,9 +41,9 @@ class TimestampClock:
 
     Notes
     -----
-    A stamp that jumps back by a second or more starts a new part (joined recordings): the clock goes on from where it
-    is. A smaller step back, or a stamp given twice, is a muxer's slip: that frame alone moves, to one tick after the
-    frame before it.
+    If a stamp jumps back by a second or more, a new part starts (joined recordings), and time continues from the last
+    frame. A smaller step back or a repeated stamp is an error of the muxer: only that frame moves, to one tick after
+    the frame before it.
     """
 
     def __init__(self, tick_s: Fraction, step_s: float) -> None:
@@ -55,55 +53,54 @@ class TimestampClock:
         self.shift_s = 0.0
 
     def at(self, stamp: int | None) -> float:
-        """Return the time in seconds of the next frame in the order of presentation."""
+        """Return the time in seconds of the next frame in presentation order."""
         if self.last_s is None:
             self.origin, self.last_s = stamp or 0, 0.0
             return 0.0
-        self.last_s = self._after(self.last_s, stamp)
-        return self.last_s
-
-    def _after(self, last_s: float, stamp: int | None) -> float:
         if stamp is None:
-            return last_s + self.step_s
+            self.last_s += self.step_s
+            return self.last_s
         time_s = float((stamp - self.origin) * self.tick_s) + self.shift_s
-        if time_s > last_s:
-            return time_s
-        if last_s - time_s < RESTART_S:
-            return last_s + min(float(self.tick_s), self.step_s)
-        self.origin, self.shift_s = stamp, last_s + self.step_s
-        return self.shift_s
+        if time_s <= self.last_s:
+            if self.last_s - time_s < RESTART_S:
+                time_s = self.last_s + min(float(self.tick_s), self.step_s)
+            else:
+                self.origin, self.shift_s = stamp, self.last_s + self.step_s
+                time_s = self.shift_s
+        self.last_s = time_s
+        return time_s
 
 
 class PacketQueue:
-    """The packets sent to the decoder whose frames are still to come, in the order of presentation.
+    """The packets sent to the decoder whose frames are not decoded yet, in presentation order.
 
     Parameters
     ----------
-    silent : whether a packet that yields no frame, and no error either, is a lost frame (codecs of one frame a packet).
+    one_frame_per_packet : whether a packet without a frame and without an error is a lost frame too.
 
     Notes
     -----
-    Frames come out in the order of presentation, so a packet stamped before the frame at hand has no frame any more:
-    it is lost if the decoder refused it, or if `silent` says so. Packets before the first frame are never lost frames
-    (a recording that starts between two key frames). A frame that comes after it was given up is `late`: its row is
-    there already. Without time stamps the place of a lost frame is not known; it is
-    put where the decoder stood, at most a reordering depth away.
+    Frames come out in presentation order, so a packet stamped before the current frame yields no frame any more: it is
+    lost if the decoder refused it, or if every packet has a frame. Packets before the first frame are never lost frames
+    (a recording that starts between two key frames). A frame that comes after it was counted as lost is `late`: its row
+    exists already. Without time stamps the position of a lost frame is unknown; it is put at the decoder's position, at
+    most a reordering depth away.
     """
 
-    def __init__(self, silent: bool) -> None:
-        self.silent, self.begun = silent, False
+    def __init__(self, one_frame_per_packet: bool) -> None:
+        self.one_frame_per_packet, self.started = one_frame_per_packet, False
         self.waiting: list[tuple[int, int]] = []  # heap of (part, stamp)
         self.refused: set[tuple[int, int]] = set()
-        self.given: deque[int] = deque(maxlen=MAX_WAITING)
+        self.lost: deque[int] = deque(maxlen=MAX_WAITING)  # stamps
         self.part, self.unstamped = 0, 0
         self.newest: int | None = None
 
-    def sent(self, stamp: int | None, restart_ticks: float) -> None:
-        """Remember a packet by its time stamp; one that jumps back by `restart_ticks` begins another part."""
+    def add(self, stamp: int | None, restart_ticks: float) -> None:
+        """Add a packet by its time stamp; if that jumps back by `restart_ticks`, a new part starts."""
         if stamp is None:
             return
         if self.newest is not None and stamp < self.newest - restart_ticks:
-            self.given.clear()
+            self.lost.clear()
             self.part, self.newest = self.part + 1, None
         self.newest = stamp if self.newest is None else max(stamp, self.newest)
         heappush(self.waiting, (self.part, stamp))
@@ -111,45 +108,43 @@ class PacketQueue:
             self.refused.discard(heappop(self.waiting))
 
     def refuse(self, stamp: int | None) -> None:
-        """Remember that the decoder refused the packet that was sent last."""
+        """Record that the decoder refused the last packet."""
         if stamp is not None:
             self.refused.add((self.part, stamp))
         else:
-            self.unstamped += self.begun
+            self.unstamped += self.started
 
-    def late(self, stamp: int | None) -> bool:
-        """Return whether this frame was given up as lost before it came: a damaged stream upset the order."""
-        return stamp in self.given
+    def is_late(self, stamp: int | None) -> bool:
+        """Return whether this frame was counted as lost before it came: a damaged stream changes the order."""
+        return stamp in self.lost
 
-    def shown(self, stamp: int | None) -> list[int | None]:
-        """Return the stamps of the lost frames that come before this frame, which is presented now."""
-        due: list[int | None] = [None] * self.unstamped
-        self.unstamped = 0
-        own = next((key for key in sorted(self.waiting) if key[1] == stamp), None)
-        while own is not None and self.waiting and self.waiting[0] <= own:
-            due += self._given_up(heappop(self.waiting), own)
-        self.begun = True
-        return due
+    def lost_before(self, stamp: int | None) -> list[int | None]:
+        """Return the stamps of the lost frames before this frame, which is presented now."""
+        key = next((key for key in sorted(self.waiting) if key[1] == stamp), None)
+        stamps = self._pop_lost(key) if key is not None else []
+        unstamped, self.unstamped, self.started = self.unstamped, 0, True
+        return [None] * unstamped + stamps
 
-    def rest(self) -> list[int | None]:
+    def lost_at_end(self) -> list[int | None]:
         """Return the stamps of the lost frames after the last frame."""
-        due: list[int | None] = [None] * self.unstamped
-        while self.waiting:
-            due += self._given_up(heappop(self.waiting), None)
-        return due
+        return [None] * self.unstamped + self._pop_lost(None)
 
-    def _given_up(self, key: tuple[int, int], own: tuple[int, int] | None) -> list[int]:
-        lost = key != own and self.begun and (self.silent or key in self.refused)
-        self.refused.discard(key)
-        if lost:
-            self.given.append(key[1])
-        return [key[1]] if lost else []
+    def _pop_lost(self, last: tuple[int, int] | None) -> list[int | None]:
+        """Remove the packets up to `last`, all of them for None, and return the stamps of lost frames before it."""
+        stamps: list[int | None] = []
+        while self.waiting and (last is None or self.waiting[0] <= last):
+            key = heappop(self.waiting)
+            if key != last and self.started and (self.one_frame_per_packet or key in self.refused):
+                self.lost.append(key[1])
+                stamps.append(key[1])
+            self.refused.discard(key)
+        return stamps
 
 
-# Whether a video file ends where it says it does.
-
-TIMED = ("matroska", "webm", "flv", "asf")  # formats whose header states a real duration, not a guess from the size
-EXACT = ("mov", "mp4")  # formats whose index names every packet
+TIMED = ("matroska", "webm", "flv", "asf")
+"""Formats whose header states a real duration, not an estimate from the size."""
+EXACT = ("mov", "mp4")
+"""Formats whose index lists every packet."""
 SLACK = 0.02
 
 
@@ -158,13 +153,12 @@ class TruncationCheck:
 
     Notes
     -----
-    A file ends early if (1) reading stopped with an error, not at the end of the file; or (2) the last packet was cut
-    short; or (3) the index states more packets than there are (MP4 and MOV name each one, so one missing is enough;
-    elsewhere, as in AVI, the header's count may be off, so 2 % and at least 2); or (4) a Matroska, WebM, FLV or ASF
-    file stops more than 2 % of its stated duration, and at least 1 s, before the end (a quarter of a second where there
-    is no sound that may be longer). Packets are counted, not pictures: an edit
-    list may hide frames, and a packet that does not decode is there all the same. A transport stream or a raw stream
-    states nothing; of these (1) and (2) alone can be seen.
+    A file ends early if (1) reading stopped with an error before the end of the file; or (2) the last packet is
+    truncated; or (3) packets are missing from the stated number (MP4 and MOV list each packet, so one is enough;
+    elsewhere, as in AVI, the header's count may be wrong by 2 % and at least 2); or (4) a Matroska, WebM, FLV or ASF
+    file stops more than 2 % of its stated duration, and at least 1 s, before its end (0.25 s if it has no sound, which
+    may be longer). Packets are counted, not pictures: an edit list may hide frames, and a packet that does not decode
+    still exists. A transport stream or a raw stream states nothing, so only (1) and (2) apply.
     """
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
@@ -173,39 +167,38 @@ class TruncationCheck:
         self.stated_s = (container.duration or 0) / 1e6 if names.intersection(TIMED) else 0.0
         self.least_s = 0.25 if len(container.streams) == 1 else 1.0
         self.tick_s = float(stream.time_base or 0)
-        self.packets, self.end_s, self.cut, self.failed = 0, 0.0, False, ""
+        self.packets, self.end_s, self.truncated, self.failed = 0, 0.0, False, ""
 
-    def saw(self, packet: Packet[VideoStream]) -> None:
+    def add(self, packet: Packet[VideoStream]) -> None:
         """Count a packet."""
         self.packets += 1
-        self.cut = packet.is_corrupt
+        self.truncated = packet.is_corrupt
         self.failed = ""
         if packet.pts is not None:
             self.end_s = max(self.end_s, (packet.pts + (packet.duration or 0)) * self.tick_s)
 
-    def early(self) -> str:
-        """Return what is missing, empty for nothing."""
+    def missing(self) -> str:
+        """Return what is missing as text, empty for nothing."""
         slack = 0 if self.exact else max(2, int(SLACK * self.stated))
         if self.packets < self.stated - slack:
-            return f"{self.packets} of {self.stated} stated frames are there"
+            return f"has {self.packets} of {self.stated} stated frames"
         if self.end_s < self.stated_s - max(self.least_s, SLACK * self.stated_s):
-            return f"{self.end_s:.1f} of {self.stated_s:.1f} stated seconds are there"
+            return f"has {self.end_s:.1f} of {self.stated_s:.1f} stated seconds"
         if self.failed:
             return f"reading stopped after {self.packets} frames ({self.failed})"
-        return f"the last of {self.packets} frames is cut short" if self.cut else ""
+        return f"the last of {self.packets} frames is truncated" if self.truncated else ""
 
 
-DECODER = "pyav-1"  # goes into the fingerprint: raise it when the same file gives other pixels or rows
+DECODER = "pyav-1"
+"""Part of the fingerprint: increase it when the same file yields other pixels or rows."""
 FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc",
            "av1", "obu", "ivf", "flv", "asf", "ogg", "mxf", "nut", "dv", "gif", "mjpeg", "rm", "vc1", "yuv4mpegpipe")
 CONTAINER_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)}
 TICK_S = Fraction(1, 90_000)
-ONE_FRAME_A_PACKET = ("h264", "hevc", "mjpeg", "vp9", "av1", "libdav1d")
+ONE_FRAME_PER_PACKET = ("h264", "hevc", "mjpeg", "vp9", "av1", "libdav1d")
 READ_TIMEOUT_S = 120.0
-MAX_BAD_READS = 64  # in a row
-MAX_BAD_PACKETS = 20_000  # in a row
-
-
+MAX_BAD_READS, MAX_BAD_PACKETS = 64, 20_000
+"""In a row, before reading stops."""
 
 
 class VideoSource(Source):
@@ -213,23 +206,13 @@ class VideoSource(Source):
 
     Parameters
     ----------
-    path : the file.
-    damaged : what to do at the end of a file that ends early: ``"fail"`` or ``"keep"`` what decoded.
-
-    Raises
-    ------
-    ClipError
-        Absent, empty, no video, or a video without a single frame that decodes.
+    damaged : what to do with a file that ends early (see `TruncationCheck`): ``"fail"``, or ``"keep"`` what decoded.
 
     Notes
     -----
-    Rows are the frames that a player presents: what an edit list cuts off is no row. A packet that the decoder refuses
-    has a row without a picture, so that the frames after it keep their numbers; refused packets before the first frame
-    that decodes have none (a recording that starts between two key frames). `ending.Ending` says what "early" is.
-
-    One decoder thread, always. Measured on FFmpeg 8.1 with 40 damaged spots: with frame or slice threads the patched-up
-    pixels of H.264 and HEVC differ from run to run, and a refused packet can no longer be told from its neighbours.
-    Work on several clips at once instead.
+    Rows are the frames that a player presents: frames that an edit list hides have no row. A packet that the decoder
+    refuses has a row without a picture, so that the frames after it keep their numbers; refused packets before the
+    first frame that decodes have none (a recording that starts between two key frames).
     """
 
     kind = "video"
@@ -237,17 +220,30 @@ class VideoSource(Source):
     def __init__(self, path: Path, damaged: str = "fail") -> None:
         self.path, self.damaged = path, damaged
         self.stated = 0
+
+    @classmethod
+    def open(cls, path: Path, damaged: str = "fail") -> VideoSource:
+        """Return the video at `path`, after decoding its first frame.
+
+        Raises
+        ------
+        ClipError
+            Missing, empty, not a video, or a video of which no frame decodes.
+        """
         regular_file(path)
-        if next(self._frames(0, 1), None) is None:
+        source = cls(path, damaged)
+        if next(source._frames(0, 1), None) is None:
             raise ClipError("a video without a frame that can be decoded", where=path,
                             hint="play the file to see if it is intact; copy or download it again")
+        return source
 
     def frames(self, start: int = 0) -> Iterator[Frame]:
         return self._frames(start, None)
 
     def pick(self, rows: Sequence[int]) -> Iterator[Frame]:
         wanted = set(rows)
-        return only(self._frames(0, None, wanted), rows)
+        frames = self._frames(0, max(wanted) + 1, wanted) if wanted else iter(())
+        return (frame for frame in frames if frame.index - 1 in wanted)
 
     def length(self) -> int | None:
         return self.stated or None
@@ -256,28 +252,30 @@ class VideoSource(Source):
         return file_digest(self.path, strict)
 
     def _frames(self, start: int, stop: int | None, wanted: set[int] | None = None) -> Iterator[Frame]:
-        """Yield the rows `start` to `stop`; of `wanted` rows only, if given, the picture is made."""
-        with _opened(self.path) as (container, stream):
+        """Yield the rows `start` to `stop`; pictures are converted for `wanted` rows only, if given."""
+        with _open_stream(self.path) as (container, stream):
             self.stated = stream.frames
             ending = TruncationCheck(container, stream)
-            clock, converter = TimestampClock(stream.time_base or TICK_S, _step_s(stream)), VideoReformatter()
+            step_s = 1 / float(stream.average_rate or stream.guessed_rate or 25)
+            # One converter per video: creating one per frame takes up to 0.5 ms.
+            clock, converter = TimestampClock(stream.time_base or TICK_S, step_s), VideoReformatter()
             for row, (stamp, picture) in enumerate(_decoded(container, stream, ending)):
                 time_s = clock.at(stamp)
                 if row >= start:
-                    asked = wanted is None or row in wanted
-                    image = self._rgb(picture, converter) if picture is not None and asked else None
+                    needed = wanted is None or row in wanted
+                    image = self._rgb(picture, converter) if picture is not None and needed else None
                     yield Frame(row + 1, time_s, image, picture is None or bool(picture.is_corrupt))
                 if stop is not None and row + 1 >= stop:
                     return
-        early = ending.early()
-        if early and self.damaged == "fail":
-            raise ClipError(f"the video ends early: {early}", where=self.path,
-                            hint='copy or download it again, or keep what decodes with damaged = "keep"')
-        if early:
-            log.warning("%s: ends early: %s; kept what decoded", self.path, early)
+        missing = ending.missing()
+        if missing and self.damaged == "fail":
+            raise ClipError(f"the video ends early: {missing}", where=self.path,
+                            hint="copy or download it again, or keep what decodes with --on-truncated keep")
+        if missing:
+            log.warning("%s: ends early: %s; what decoded is kept", self.path, missing)
 
     def _rgb(self, picture: VideoFrame, converter: VideoReformatter) -> NDArray[np.uint8]:
-        """Return the picture as (H, W, 3) uint8 RGB, upright; a converter of its own for each costs up to .5 ms."""
+        """Return the picture as (H, W, 3) uint8 RGB, upright."""
         if picture.width * picture.height > MAX_PIXELS:
             raise ClipError(f"a frame of {picture.width} x {picture.height} pixels", where=self.path,
                             hint=f"frames up to {MAX_PIXELS >> 20} megapixels are read")
@@ -289,12 +287,12 @@ class VideoSource(Source):
 
 
 def upright(image: NDArray[np.uint8], matrix: Sequence[int] | None) -> NDArray[np.uint8]:
-    """Return the picture as a display matrix wants it shown: turned by a multiple of 90 degrees, mirrored, or both.
+    """Return the picture as it is displayed: rotated by a multiple of 90 degrees, mirrored, or both.
 
     Parameters
     ----------
-    matrix : the 9 numbers of ISO 14496-12's matrix (a, b, u, c, d, v, x, y, w), None for none. A stored pixel (p, q)
-        is shown at (a p + c q + x, b p + d q + y).
+    matrix : display matrix of ISO 14496-12 (a, b, u, c, d, v, x, y, w), None for none. A stored pixel (p, q) is
+        displayed at (a p + c q + x, b p + d q + y).
     """
     if matrix is None:
         return image
@@ -307,98 +305,99 @@ def upright(image: NDArray[np.uint8], matrix: Sequence[int] | None) -> NDArray[n
 
 
 def _display_matrix(picture: VideoFrame) -> tuple[int, ...] | None:
-    """Return a frame's display matrix, None where it has none."""
-    sides: Any = picture.side_data  # PyAV's own annotation knows only some kinds
+    """Return a frame's display matrix, None without one."""
+    side_data: Any = picture.side_data  # PyAV's annotation lists only some kinds
     try:
-        data = sides["DISPLAYMATRIX"]
+        data = side_data["DISPLAYMATRIX"]
     except KeyError:
         return None
     return tuple(int(value) for value in np.frombuffer(data, dtype=np.int32, count=9))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Yield the open container and the stream to decode."""
+def open_container(path: Path) -> Iterator[InputContainer]:
+    """Yield the open container of a video file.
+
+    Raises
+    ------
+    ClipError
+        FFmpeg cannot open the file.
+    """
     try:
+        # The prefix keeps FFmpeg from taking a part of the path for a protocol.
         container = av.open(f"file:{path.absolute()}", container_options=CONTAINER_OPTIONS, timeout=READ_TIMEOUT_S,
                             metadata_errors="replace")
     except (av.FFmpegError, ValueError, MemoryError) as error:
         raise ClipError(f"not a video that can be opened ({_reason(error)})", where=path,
-                        hint="play the file to see if it is intact; a download that was cut off must be repeated"
-                        ) from error
+                        hint="play the file to see if it is intact; repeat an incomplete download") from error
     with container:
-        stream = _stream(container, path)
+        yield container
+
+
+@contextmanager
+def _open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Yield the open container and its first video stream that is not a cover picture."""
+    with open_container(path) as container:
+        streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        if not streams:
+            raise ClipError("no video stream in this file", where=path, hint="a clip needs pictures, not only sound")
+        # Without a known decoder a stream has no codec context.
+        stream = next((s for s in streams if getattr(s, "codec_context", None) is not None), None)
+        if stream is None:
+            raise ClipError("no decoder for the video in this file", where=path,
+                            hint="convert it, for instance to H.264 in MP4")
+        # One decoder thread, always. Measured on FFmpeg 8.1 with 40 damaged spots: with frame or slice threads the
+        # concealed pixels of H.264 and HEVC differ from run to run, and a refused packet cannot be told from its
+        # neighbors. Several clips at once use the cores instead.
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         yield container, stream
 
 
-def _stream(container: InputContainer, path: Path) -> VideoStream:
-    """Return the first video stream that is no cover picture."""
-    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    if not streams:
-        raise ClipError("no video stream in this file", where=path, hint="a clip needs pictures, not sound alone")
-    known = [s for s in streams if getattr(s, "codec_context", None) is not None]  # None where no decoder is known
-    if not known:
-        raise ClipError("no decoder for the video in this file", where=path,
-                        hint="convert it, for instance to H.264 in MP4")
-    return known[0]
-
-
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _step_s(stream: VideoStream) -> float:
-    """Return the usual time between two frames in seconds."""
-    rate = stream.average_rate or stream.guessed_rate or 25
-    return 1 / float(rate)
-
-
 def _decoded(container: InputContainer, stream: VideoStream, ending: TruncationCheck
              ) -> Iterator[tuple[int | None, VideoFrame | None]]:
-    """Yield (time stamp, picture) a frame in the order of presentation; the picture of a lost frame is None."""
+    """Yield (time stamp, picture) of each frame in presentation order; the picture of a lost frame is None."""
     codec, bad = stream.codec_context, 0
-    expected = PacketQueue(codec.name in ONE_FRAME_A_PACKET)
+    queue = PacketQueue(codec.name in ONE_FRAME_PER_PACKET)
     restart_ticks = RESTART_S / float(stream.time_base or TICK_S)
     for packet in _packets(container, stream, ending):
-        if packet is not None and not packet.is_discard:
-            expected.sent(packet.pts, restart_ticks)
-        pictures = _pictures(codec, packet, expected)
+        counts = packet is not None and not packet.is_discard
+        if counts:
+            queue.add(packet.pts, restart_ticks)
+        try:
+            pictures = codec.decode(packet)
+        except (av.FFmpegError, ValueError, MemoryError):
+            pictures = []
+            if counts:
+                queue.refuse(packet.pts)
         bad = 0 if pictures else bad + 1
         if bad > MAX_BAD_PACKETS:
-            ending.failed = f"nothing decodes any more after {bad} packets"
+            ending.failed = f"none of {bad} packets in a row decodes"
             return
-        for picture in (found for found in pictures if not expected.late(found.pts)):
-            expected.silent &= not picture.interlaced_frame  # the two fields of a frame may come as two packets
-            yield from ((stamp, None) for stamp in expected.shown(picture.pts))
+        for picture in (found for found in pictures if not queue.is_late(found.pts)):
+            queue.one_frame_per_packet &= not picture.interlaced_frame  # the two fields may come as two packets
+            yield from ((stamp, None) for stamp in queue.lost_before(picture.pts))
             yield picture.pts, picture
-    yield from ((stamp, None) for stamp in expected.rest())
-
-
-def _pictures(codec: VideoCodecContext, packet: Any, expected: PacketQueue) -> list[VideoFrame]:
-    """Return what the decoder gives for a packet (None: what it still holds), nothing if it refuses the packet."""
-    try:
-        return codec.decode(packet)
-    except (av.FFmpegError, ValueError, MemoryError):
-        if packet is not None and not packet.is_discard:
-            expected.refuse(packet.pts)
-        return []
+    yield from ((stamp, None) for stamp in queue.lost_at_end())
 
 
 def _packets(container: InputContainer, stream: VideoStream, ending: TruncationCheck) -> Iterator[Any]:
-    """Yield the stream's packets, then None, which flushes the decoder; unreadable spots are stepped over."""
+    """Yield the stream's packets, then None, which flushes the decoder; unreadable parts are skipped."""
     bad = 0
     while bad < MAX_BAD_READS:
         try:
             for packet in container.demux(stream):
-                if packet.size:  # one of size 0 would flush the decoder before the end
+                if packet.size:  # an empty packet would flush the decoder before the end
                     bad = 0
-                    ending.saw(packet)
+                    ending.add(packet)
                     yield packet
             break
-        except IndexError:  # PyAV trips over a stream that began late; asked again, it does not
+        except IndexError:  # PyAV raises this once for a stream that starts late; the next call continues
             bad += 1
         except (av.FFmpegError, ValueError, MemoryError) as error:
             bad += 1

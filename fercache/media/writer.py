@@ -1,4 +1,4 @@
-"""Writing a video again with other pictures: the frames' own times, and the sound as it was."""
+"""Writes a video with new pictures, and keeps the frame times and the sound of the source."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.errors import ClipError, InputError
-from fercache.media.video import CONTAINER_OPTIONS, READ_TIMEOUT_S
+from fercache.errors import InputError
+from fercache.media.video import TICK_S, open_container
 
 log = logging.getLogger(__name__)
 
-
 ENDINGS = (".mp4", ".mov", ".mkv")
 OPTIONS = {"preset": "veryfast", "crf": "20", "bf": "0"}
-"""No B frames: they would only be reordered, and the times in the file stay those that were given."""
-TICK_S = Fraction(1, 90_000)
+"""No B frames: they would be reordered, and the times in the file would differ from the given ones."""
+MAX_TICK_S = Fraction(1, 500)
+"""A coarser time base of the source is not copied: frame times are rounded to it."""
 
 
 class VideoWriter:
-    """An open video file that takes pictures one by one; make it with `writing`."""
+    """An open video file that takes pictures one by one; `open_writer` opens it."""
 
-    def __init__(self, out: Any, stream: Any, sound: _Sound | None) -> None:
+    def __init__(self, out: Any, stream: Any, sound: _SoundCopier | None) -> None:
         self._out, self._stream, self._sound = out, stream, sound
 
     def add(self, picture: NDArray[np.uint8], time_s: float) -> None:
@@ -37,10 +37,10 @@ class VideoWriter:
         Raises
         ------
         InputError
-            Its size is another than was stated.
+            Its size is not that of the video.
         """
         if picture.shape[:2] != (self._stream.height, self._stream.width):
-            raise InputError(f"a picture of {picture.shape[1]} x {picture.shape[0]} in a video of "
+            raise InputError(f"a picture of {picture.shape[1]} x {picture.shape[0]} pixels in a video of "
                              f"{self._stream.width} x {self._stream.height}")
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
         frame.time_base = self._stream.codec_context.time_base
@@ -50,7 +50,7 @@ class VideoWriter:
         self._out.mux(self._stream.encode(frame))
 
     def close(self) -> None:
-        """Write what is still held back."""
+        """Write the frames in the encoder and the rest of the sound."""
         self._out.mux(self._stream.encode(None))
         if self._sound is not None:
             self._sound.copy(None)
@@ -65,107 +65,83 @@ def open_writer(path: Path, size: tuple[int, int], *, like: Path | None = None,
     ----------
     path : ends in .mp4, .mov or .mkv.
     size : (height, width) of the pictures, both even.
-    like : the video whose clock, rate and sound are kept.
-    fps : nominal rate where there is no such video.
+    like : the video whose time base, frame rate and sound are copied.
+    fps : nominal frame rate if there is no such video.
 
     Raises
     ------
     InputError
-        The ending is another, or the size is odd.
+        The file name ends differently, or the size is odd.
     ClipError
         `like` cannot be read.
 
     Notes
     -----
-    The sound is copied packet by packet where the format can hold it, else encoded again as AAC.
+    The sound is copied packet by packet if the format can hold it, otherwise re-encoded as AAC.
     """
     if path.suffix.lower() not in ENDINGS:
-        raise InputError("unknown kind of video", where=path, hint=f"end --out in {', '.join(ENDINGS)}")
+        raise InputError("unknown video format", where=path, hint=f"end the name in {', '.join(ENDINGS)}")
     if size[0] % 2 or size[1] % 2:
-        raise InputError(f"{size[1]} x {size[0]}: H.264 needs even sides", where=path)
+        raise InputError(f"{size[1]} x {size[0]} pixels: H.264 needs an even width and height", where=path)
     with ExitStack() as stack:
-        source = stack.enter_context(_opened(like)) if like is not None else None
+        source: Any = stack.enter_context(open_container(like)) if like is not None else None
         out = stack.enter_context(av.open(str(path), "w"))
-        rate, tick = _clock(source, fps)
+        rate, tick = Fraction(fps).limit_denominator(1001), TICK_S
+        if source is not None and source.streams.video:
+            video = source.streams.video[0]
+            rate = Fraction(video.average_rate or video.guessed_rate or 25)
+            if video.time_base and video.time_base <= MAX_TICK_S:
+                tick = Fraction(video.time_base)
         stream: Any = out.add_stream("libx264", rate=rate, options=OPTIONS)
         stream.height, stream.width = size
         stream.pix_fmt, stream.codec_context.time_base, stream.time_base = "yuv420p", tick, tick
-        writer = VideoWriter(out, stream, _Sound.of(source, out))
+        # Without a known decoder a stream has no codec context: its sound is omitted.
+        audible = source is not None and source.streams.audio and source.streams.audio[0].codec_context is not None
+        writer = VideoWriter(out, stream, _SoundCopier(source, out) if audible else None)
         yield writer
         writer.close()
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        container = av.open(f"file:{path.absolute()}", container_options=CONTAINER_OPTIONS, timeout=READ_TIMEOUT_S,
-                            metadata_errors="replace")
-    except (av.FFmpegError, ValueError, MemoryError) as error:
-        raise ClipError(f"not a video that can be opened ({error})", where=path) from error
-    with container:
-        yield container
-
-
-def _clock(source: Any, fps: float) -> tuple[Fraction, Fraction]:
-    """Return the rate and the tick of the source, or of `fps`."""
-    if source is None or not source.streams.video:
-        return Fraction(fps).limit_denominator(1001), TICK_S
-    stream = source.streams.video[0]
-    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    tick = stream.time_base or TICK_S
-    return Fraction(rate), Fraction(tick) if tick <= Fraction(1, 500) else TICK_S
-
-
-class _Sound:
-    """The sound of a video, copied into another one as far as its pictures have come."""
+class _SoundCopier:
+    """Copies the sound of a video into another one, as far as its pictures are written."""
 
     def __init__(self, source: Any, out: Any) -> None:
         self._from = source.streams.audio[0]
         picture = source.streams.video[0] if source.streams.video else None
         self._origin_s = float((picture.start_time or 0) * picture.time_base) if picture is not None else 0.0
-        self._out, self._again = out, self._from.codec_context.name not in out.supported_codecs
-        self._to = (out.add_stream("aac", rate=self._from.rate) if self._again
+        self._out, self._reencodes = out, self._from.codec_context.name not in out.supported_codecs
+        self._to = (out.add_stream("aac", rate=self._from.rate) if self._reencodes
                     else out.add_stream_from_template(self._from))
         self._packets = source.demux(self._from)
-        self._held: Any = None
-
-    @classmethod
-    def of(cls, source: Any, out: Any) -> _Sound | None:
-        """Return the sound of `source`, None where it has none, or none that can be decoded."""
-        if source is None or not source.streams.audio or source.streams.audio[0].codec_context is None:
-            return None
-        return cls(source, out)
+        self._pending: Any = None
 
     def copy(self, until_s: float | None) -> None:
-        """Write the packets that begin up to `until_s` seconds after the first picture; None: all that are left."""
+        """Write the packets that begin up to `until_s` seconds after the first picture; None: all remaining ones."""
         while (packet := self._next()) is not None:
-            if until_s is not None and self._at(packet) > until_s:
-                self._held = packet
+            if until_s is not None and float(packet.dts * packet.time_base) - self._origin_s > until_s:
+                self._pending = packet
                 return
             self._write(packet)
-        if until_s is None and self._again:
+        if until_s is None and self._reencodes:
             self._out.mux(self._to.encode(None))
 
     def _next(self) -> Any:
-        """Return the next packet with sound in it, None at the end."""
-        packet, self._held = self._held, None
+        """Return the next packet that holds sound, None at the end."""
+        packet, self._pending = self._pending, None
         try:
             while packet is None or packet.dts is None or not packet.size:
                 packet = next(self._packets)
         except (StopIteration, av.FFmpegError) as error:
             if not isinstance(error, StopIteration):
-                log.warning("the sound breaks off: %s", error)
+                log.warning("the sound ends early: %s", error)
             return None
         return packet
 
-    def _at(self, packet: Any) -> float:
-        return float(packet.dts * packet.time_base) - self._origin_s
-
     def _write(self, packet: Any) -> None:
-        """Write a packet, moved so that the first picture is at 0."""
+        """Write a packet, shifted so that the first picture is at time 0."""
         shift = round(self._origin_s / packet.time_base)
         try:
-            if self._again:
+            if self._reencodes:
                 for frame in packet.decode():
                     frame.pts = None if frame.pts is None else frame.pts - shift
                     self._out.mux(self._to.encode(frame))
@@ -175,4 +151,4 @@ class _Sound:
             packet.dts -= shift
             self._out.mux(packet)
         except av.FFmpegError as error:
-            log.warning("a piece of sound is left out: %s", error)
+            log.warning("a packet of sound is omitted: %s", error)

@@ -11,21 +11,22 @@ import gzip
 import hashlib
 import io
 import re
-import zlib
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import parquet
 
 from fercache.config import fingerprint_of
 from fercache.data import tables
-from fercache.errors import InputError, MissingExtra
+from fercache.errors import InputError
 from fercache.oof import OofLogits
 from fercache.runtime.atomic_io import replacing
 
@@ -36,8 +37,6 @@ ENDINGS = (".csv", ".csv.gz", ".parquet")
 SUM_TOLERANCE = 1e-3
 """The probabilities of a row sum to 1 within this."""
 POOLED = "a clip's class is that of the mean probability over its frames with a face (over all frames if it has none)"
-# Text takes ten times the memory of numbers, so rows are converted in batches of this many.
-ROWS_PER_BATCH = 16_384
 REWRITE_HINT = "the file is cut off or edited; write it again with `fercache stack`"
 
 
@@ -85,8 +84,6 @@ class PredictionsFile:
     ------
     InputError
         The file is absent, not a table, or lacks columns.
-    MissingExtra
-        The file is parquet and pyarrow is not installed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,7 +92,7 @@ class PredictionsFile:
             raise InputError("predictions not found", where=path, hint="run `fercache stack --out preds.csv` first")
         if not path.name.endswith(ENDINGS):
             raise InputError("unknown file format", where=path, hint=f"predictions end in {', '.join(ENDINGS)}")
-        header = next(self._rows(), [])
+        header = tables.read_header(path)
         missing = [name for name in COLUMNS if name not in header]
         probs = [name for name in header if name.startswith(PROB_PREFIX)]
         if missing or len(probs) < 2 or len(set(header)) != len(header):
@@ -104,8 +101,6 @@ class PredictionsFile:
             raise InputError(f"not a prediction table: {what}", where=path,
                              hint="use a file that `fercache stack` wrote")
         self.classes = tuple(name[len(PROB_PREFIX):] for name in probs)
-        self._pick = itemgetter(*(header.index(name) for name in (*COLUMNS, *probs)))
-        self._width = len(header)
 
     def clips(self) -> Iterator[ClipPredictions]:
         """Yield each clip with all its rows.
@@ -116,67 +111,45 @@ class PredictionsFile:
             A row is damaged, the rows of a clip are not adjacent, or its frames do not ascend.
         """
         done: set[str] = set()
-        rows = self._rows()
-        next(rows)
-        start = 2
+        columns = [*COLUMNS, *(PROB_PREFIX + name for name in self.classes)]
         # A second run of rows under one name would be read as another clip and silently replace the first.
-        for name, clip_rows in groupby(self._select_columns(rows), key=itemgetter(0)):
+        for name, pieces in groupby(tables.read_pieces(self.path, columns), key=itemgetter(0)):
+            start = 0
+            parts: list[dict[str, Any]] = []
+            for _, line, batch in pieces:
+                start = start or line
+                try:
+                    parts.append(_parse(batch, self.classes))
+                except ValueError as error:
+                    raise InputError(f"clip {name!r}, from line {line} on: {error}", where=self.path,
+                                     hint=REWRITE_HINT) from error
             if name in done:
                 raise InputError(f"line {start}: clip {name!r} is in two places", where=self.path,
                                  hint="sort the rows by clip and frame")
             done.add(name)
-            clip = self._clip(name, clip_rows, start)
+            clip = ClipPredictions(name=name, **{key: np.concatenate([part[key] for part in parts])
+                                                 for key in parts[0]})
+            problem = _first_problem(clip, len(self.classes))
+            if problem:
+                raise InputError(f"line {start + problem[0]}: {problem[1]}", where=self.path, hint=REWRITE_HINT)
             yield clip
-            start += len(clip.frame)
 
     def lengths(self) -> dict[str, int]:
         """Return the number of rows of each clip. Only the clip column is read."""
-        rows = self._rows()
-        clip = next(rows).index("clip")
-        return dict(Counter(row[clip] for row in rows if len(row) > clip))
-
-    def _select_columns(self, rows: Iterator[Sequence[str]]) -> Iterator[tuple[str, ...]]:
-        """Yield the required columns of each row, in order; raise on rows of another length."""
-        for line, row in enumerate(rows, 2):
-            if len(row) != self._width:
-                raise InputError(f"line {line} has {len(row)} values for {self._width} columns", where=self.path,
-                                 hint=REWRITE_HINT)
-            yield cast("tuple[str, ...]", self._pick(row))
-
-    def _clip(self, name: str, rows: Iterator[tuple[str, ...]], start: int) -> ClipPredictions:
-        """Return the rows of one clip as arrays."""
-        try:
-            parts = [_parse(batch) for batch in iter(lambda: list(islice(rows, ROWS_PER_BATCH)), [])]
-        except ValueError as error:
-            raise InputError(f"clip {name!r}, from line {start} on: {error}", where=self.path,
-                             hint=REWRITE_HINT) from error
-        clip = ClipPredictions(name=name, **{key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
-        problem = _first_problem(clip, len(self.classes))
-        if problem:
-            raise InputError(f"line {start + problem[0]}: {problem[1]}", where=self.path, hint=REWRITE_HINT)
-        return clip
-
-    def _rows(self) -> Iterator[Sequence[str]]:
-        """Yield every row as text, the header first."""
-        try:
-            if self.path.name.endswith(".parquet"):
-                yield from tables.table_rows(self.path)
-                return
-            compressed = self.path.name.endswith(".gz")
-            with cast("IO[str]", gzip.open(self.path, "rt", encoding="utf-8", newline="")) if compressed else (
-                    self.path.open(encoding="utf-8", newline="")) as file:
-                yield from csv.reader(file, strict=True)
-        except (UnicodeDecodeError, EOFError, OSError, csv.Error, zlib.error) as error:
-            raise InputError(f"not readable ({error})", where=self.path, hint=REWRITE_HINT) from error
+        counts = Counter[str]()
+        for name, _, batch in tables.read_pieces(self.path, ["clip"]):
+            counts[name] += len(batch)
+        return dict(counts)
 
 
-def _parse(rows: Sequence[tuple[str, ...]]) -> dict[str, Any]:
-    """Return the fields of `ClipPredictions`, except the name, from rows of text."""
-    columns = list(zip(*rows, strict=True))
-    return {"frame": np.array(columns[1], np.int64), "time_s": np.array(columns[2], np.float64),
-            "valid": np.array([value in ("1", "True", "true") for value in columns[3]]),
-            "label": np.array([int(value or -1) for value in columns[4]]),
-            "label_pred": np.array(columns[5], np.int64), "probs": np.array(columns[6:], np.float64).T}
+def _parse(batch: Any, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of `ClipPredictions`, except the name, from rows of a table."""
+    valid = tables.to_text(batch.column("valid"))
+    return {"frame": tables.to_ints(batch.column("frame")), "time_s": tables.to_floats(batch.column("time_s")),
+            "valid": np.array([value in ("1", "True", "true") for value in valid], bool),
+            "label": tables.to_ints(batch.column("label"), missing=-1),
+            "label_pred": tables.to_ints(batch.column("prediction")),
+            "probs": np.column_stack([tables.to_floats(batch.column(PROB_PREFIX + name)) for name in classes])}
 
 
 def _first_problem(clip: ClipPredictions, classes: int) -> tuple[int, str] | None:
@@ -276,14 +249,10 @@ def write_predictions(oof: OofLogits, ppm: NDArray[np.int32], path: Path) -> Non
     ------
     InputError
         The ending is unknown, or `path` cannot be written.
-    MissingExtra
-        `path` ends in .parquet and pyarrow is not installed.
     """
     ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
     if ending is None:
         raise InputError("unknown file format", where=path, hint=f"end --out in {', '.join(ENDINGS)}")
-    if ending == ".parquet":
-        _pyarrow(path)  # before the temporary file: the error names `path`, and the folder stays as it was
     with replacing(path) as temporary:
         if ending == ".parquet":
             _write_parquet(oof, ppm, temporary)
@@ -321,23 +290,12 @@ def _line(fields: Sequence[str]) -> str:
 
 
 def _write_parquet(oof: OofLogits, ppm: NDArray[np.int32], path: Path) -> None:
-    pyarrow = _pyarrow(path)
-    from pyarrow import parquet  # an extra: the line above raises MissingExtra without it
-
     trials = _trials_by_name(oof)
     rows = np.concatenate([np.arange(oof.offsets[i], oof.offsets[i + 1]) for i in trials])
     names = np.repeat([oof.trials[i] for i in trials], np.diff(oof.offsets)[trials])
     label = oof.label[rows]
     columns = {"clip": names, "frame": oof.index[rows], "time_s": oof.time_s[rows], "valid": oof.valid[rows],
-            "label": pyarrow.array(label, mask=label < 0), "prediction": ppm[rows].argmax(1).astype(np.int16)}
+            "label": pa.array(label, mask=label < 0), "prediction": ppm[rows].argmax(1).astype(np.int16)}
     probs = {f"{PROB_PREFIX}{name}": ppm[rows, c] / 1e6 for c, name in enumerate(oof.classes)}
-    parquet.write_table(pyarrow.table({**columns, **probs}), path)
+    parquet.write_table(pa.table({**columns, **probs}), path)
 
-
-def _pyarrow(path: Path) -> Any:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise MissingExtra("parquet files need pyarrow", where=path,
-                           hint="pip install 'fercache[parquet]', or end --out in .csv or .csv.gz") from error
-    return pyarrow

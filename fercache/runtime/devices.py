@@ -136,15 +136,13 @@ class TorchThreadPool:
     Notes
     -----
     A task's result does not depend on how many there are, nor on what runs beside it. On a GPU each has a stream of its
-    own, so that the copies of one overlap with the work of another. As long as there is a crew, the thread that made it
-    and every new one have one thread of torch too.
+    own, so that the copies of one overlap with the work of another. Inside the ``with`` block the entering thread and
+    every new one have one thread of torch too.
     """
 
     def __init__(self, threads: int, device: str = "cpu") -> None:
         gpu = torch.device(device).type != "cpu"
         self.count = GPU_WORKERS if gpu else threads
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(1)
         self._pool = ThreadPoolExecutor(self.count, "crew", _one_thread, (device if gpu else "",))
 
     def submit(self, task: Callable[[], Result]) -> Future[Result]:
@@ -156,6 +154,8 @@ class TorchThreadPool:
         return [promise.result() for promise in [self._pool.submit(task, item) for item in items]]
 
     def __enter__(self) -> TorchThreadPool:
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(1)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,

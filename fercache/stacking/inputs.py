@@ -17,6 +17,7 @@ from fercache.config import fingerprint_of
 from fercache.errors import InputError, StoreError
 from fercache.oof import IN_SAMPLE, LoadedOofReader, OofLogits, OofReader, open_oof
 from fercache.stacking.features import FLOOR, log_softmax
+from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,8 @@ def find_logits_files(cache: Path, dataset: str, fingerprint: str, names: Sequen
     the parts were merged with. Empty where a part is not in the cache, or is no longer what it was.
     """
     sources = [logits_import.path_of(cache, dataset, name) for name in names]
-    for first in sorted((cache / "logits" / dataset).glob("*.h5")) + sorted(
-            logits_import.folder_of(cache, dataset).glob("*.h5")):
+    for first in sorted(Workspace(cache).logits(dataset).glob("*.h5")) + sorted(
+            Workspace(cache).imported_logits(dataset).glob("*.h5")):
         try:
             prints = []
             for path in (first, *sources):

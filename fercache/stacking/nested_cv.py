@@ -30,6 +30,7 @@ from fercache.stacking.chain import Chain, Clips
 from fercache.stacking.features import ClipView, FeatureColumns, TrainingSample, draw_sample
 from fercache.stacking.models import LinearModel, TreesModel
 from fercache.stacking.smoothed_mean import SmoothedMean, softmax
+from fercache.workspace import METRICS
 
 Probs = NDArray[np.float32]
 
@@ -169,7 +170,6 @@ def _mean_log(one: Probs, other: Probs) -> Probs:
 
 # What a stack run leaves in the cache: final predictions, metrics, and the learnt models as text.
 
-METRICS = "metrics.json"
 """Written last: a run without this file is incomplete."""
 FINAL = "final.npy"
 ALL = -1

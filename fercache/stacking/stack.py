@@ -21,6 +21,7 @@ from fercache.stacking import calibration, candidates, inputs, nested_cv, report
 from fercache.stacking.candidates import GapFiller
 from fercache.stacking.nested_cv import NestedResult, Probs
 from fercache.stacking.report import score_table as _table
+from fercache.workspace import METRICS, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -104,12 +105,8 @@ class StackResult:
         return nested_cv.final_column(self.report)
 
 
-def run_stack(oof: OofLogits, config: StackConfig, folder: Path) -> StackResult:
+def run_stack(oof: OofLogits, config: StackConfig, cache: Path) -> StackResult:
     """Fit and predict with every candidate, or load the result of an equal earlier run.
-
-    Parameters
-    ----------
-    folder : the folder of all stack runs (``cache/stack``).
 
     Raises
     ------
@@ -122,7 +119,7 @@ def run_stack(oof: OofLogits, config: StackConfig, folder: Path) -> StackResult:
                          hint="run `fercache train-heads` on a data set with labels")
     fingerprint_ = fingerprint(oof, config)
     oof = _ready(oof, config)
-    run_folder = folder / oof.dataset / fingerprint_[:12]
+    run_folder = Workspace(cache).stack_run(oof.dataset, fingerprint_)
     # The lock makes two equal runs at the same time compute once; the second one loads.
     with atomic_io.lock(run_folder.with_suffix(".lock"), wait=True):
         earlier = nested_cv.load_stack(run_folder, (len(oof.label), len(oof.classes)))
@@ -174,8 +171,6 @@ def write_stack(result: StackResult, out: Path) -> list[Path]:
     ------
     InputError
         The ending is unknown, or `out` cannot be written.
-    MissingExtra
-        `out` ends in .parquet and pyarrow is not installed.
     """
     metrics_file = io.metrics_path(out)
     io.write_predictions(result.oof, result.ppm, out)
@@ -196,7 +191,7 @@ def predict_new(folder: Path, oof: OofLogits) -> NDArray[np.int32]:
     StoreError
         The run's models are absent or damaged.
     """
-    run_metrics = atomic_io.read_json(folder / nested_cv.METRICS)
+    run_metrics = atomic_io.read_json(folder / METRICS)
     return StackInference.of(folder, run_metrics, oof).probs_ppm(oof)
 
 
@@ -217,7 +212,7 @@ def evaluate(folder: Path, oof: OofLogits, config: StackConfig) -> StackResult:
     The learned columns come from the model of all folds; a run on too few groups has none.
     """
     started = time.monotonic()
-    run_metrics = atomic_io.read_json(folder / nested_cv.METRICS)
+    run_metrics = atomic_io.read_json(folder / METRICS)
     final = candidates.FinalCandidate(name=nested_cv.final_column(run_metrics),
                              why=f"as in the run {folder.name}: {run_metrics['final']['why']}")
     inference = StackInference.of(folder, run_metrics, oof)

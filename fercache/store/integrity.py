@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
+from fercache.data.base import Issue
 from fercache.errors import StoreError
 from fercache.runtime.uri import Location
 from fercache.store.embedding_store import JOURNAL, EmbeddingStore
@@ -18,75 +18,60 @@ READERS = 4
 """Chunks that are read and hashed at the same time."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoreFault:
-    """Something in a store that is not as it was written.
-
-    Attributes
-    ----------
-    folder : of the clip; empty for the store's root.
-    clip : its name, as far as it is known.
-    where : the file.
-    stray : a file that no reader sees: it can go, and the clip can stay.
-    """
-
-    folder: str
-    clip: str
-    where: Location
-    what: str
-    stray: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
+STRAY = "stray"
+"""Kind of an issue about a file that no reader opens: it can be deleted, and the clip stays."""
 
 
-def check_root(store: EmbeddingStore) -> list[StoreFault]:
-    """Return what is wrong with a store's own metadata, and what lies beside it."""
+def _damage(path: Location, message: str, *clip: str) -> Issue:
+    return Issue(kind="damage", where=str(path), message=message, details=clip)
+
+
+def check_root(store: EmbeddingStore) -> list[Issue]:
+    """Return the issues of a store's own metadata, and the stray files beside it."""
     found = []
     if store.files.get(META) != store.document():
-        found.append(StoreFault(folder="", clip="", where=store.path / META, what="the store's metadata was altered"))
-    return found + [StoreFault(folder="", clip="", where=store.path / name, what="no file of the store's", stray=True)
+        found.append(_damage(store.path / META, "the store's metadata was altered"))
+    return found + [Issue(kind=STRAY, where=str(store.path / name), message="not a file of the store", severity="note")
                     for name in sorted(store.files.sizes("")) if name != META]
 
 
-def check_clip(store: EmbeddingStore, folder: str) -> list[StoreFault] | None:
-    """Return what is wrong with the clip in a folder; None where no clip was committed there.
+def check_clip(store: EmbeddingStore, folder: str) -> list[Issue] | None:
+    """Return the issues of the clip in a folder, its name in their `details`; None where no clip was committed there.
 
     Notes
     -----
-    Reads every byte. Two numbers a chunk tell on it: its file's length, its sha256.
+    Reads every byte: the manifest has the length and the sha256 of each chunk.
     """
-    where = store.path / folder
     try:
         mark = store.read_manifest(folder)
     except StoreError as error:
-        return [StoreFault(folder=folder, clip=decode_name(folder) or folder, where=where / META, what=error.what)]
+        return [_damage(store.path / folder / META, error.what, decode_name(folder) or folder)]
     if mark is None:
         return None
-    found = [StoreFault(folder=folder, clip=mark.clip, where=where / META, what="the commit mark was altered")
-             ] if store.files.get(f"{folder}/{META}") != mark.document() else []
+    found = [] if store.files.get(f"{folder}/{META}") == mark.document() else [
+        _damage(store.path / folder / META, "the clip's manifest was altered", mark.clip)]
     for name, array in mark.arrays.items():
         found += _check_array(store, folder, mark, name, array)
-    return found + [StoreFault(folder=folder, clip=mark.clip, where=path, what="no file of the clip's", stray=True)
-                    for path in _strays(store, folder, mark)]
+    return found + [Issue(kind=STRAY, where=str(path), message="not a file of the clip", severity="note",
+                          details=(mark.clip,)) for path in _strays(store, folder, mark)]
 
 
 def _check_array(store: EmbeddingStore, folder: str, mark: ClipManifest, name: str,
-                 array: ArrayManifest) -> list[StoreFault]:
+                 array: ArrayManifest) -> list[Issue]:
     key = f"{folder}/{encode_name(name)}"
     found = []
     if store.files.get(f"{key}/{META}") != array_document(name, array.grid):
-        found.append(("the array's metadata was altered", f"{key}/{META}"))
+        found.append(_damage(store.path / key / META, "the array's metadata was altered", mark.clip))
     keys = [f"{key}/{file}" for file in array.grid.files()]
     with ThreadPoolExecutor(FLIGHTS if store.files.is_remote else READERS) as pool:
-        problems = pool.map(lambda key, digest: _check_chunk(store, key, array.grid.chunk_bytes, digest), keys,
-                        array.chunks)
-        found += [(what, key) for key, what in zip(keys, problems, strict=True) if what]
-    return [StoreFault(folder=folder, clip=mark.clip, where=store.path / key, what=what) for what, key in found]
+        messages = pool.map(lambda key, digest: _check_chunk(store, key, array.grid.chunk_bytes, digest), keys,
+                            array.chunks)
+        return found + [_damage(store.path / key, message, mark.clip)
+                        for key, message in zip(keys, messages, strict=True) if message]
 
 
 def _check_chunk(store: EmbeddingStore, key: str, size: int, digest: str) -> str:
-    """Return what is wrong with a chunk, nothing where nothing is."""
+    """Return what is wrong with a chunk, or ""."""
     stamp = store.files.stat(key)
     if stamp is None:
         return "a chunk is missing"

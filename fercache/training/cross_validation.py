@@ -30,6 +30,7 @@ from fercache.training.checkpoints import RunKey
 from fercache.training.data import FrameDataset, load_features
 from fercache.training.fit import FitTask, estimate_s, fit
 from fercache.training.inference import mean_log_probs
+from fercache.workspace import FEATURES
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ class CrossValidatedTraining:
         self.features: FrameDataset = load_features(store, trials, config.taps,
                                                     augmentations=config.augmentations == "draw",
                                                     normalize=config.normalize, memory=config.memory,
-                                                    mmap_dir=folder.parent / "features")
+                                                    mmap_dir=folder.parent / FEATURES)
         self.splits = Splits(trials, self.features.counts(len(dataset.classes)), config)
         oof_input = config.temporal_input == "oof-logits" and config.ensemble > 1 and self.splits.partitioned
         self.settings: dict[str, HeadSettings] = {

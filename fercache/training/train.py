@@ -16,6 +16,7 @@ from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.multi_store import ReadableStore, join_stores
+from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +66,9 @@ def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cac
     missing = tuple(t.name for t in dataset.trials if t.name not in store)
     check_splits(trials)
     settings = settings_of(dataset, trials, store, config)
-    name = fingerprint_of(settings)[:12]
-    logits_file, heads = cache / "logits" / dataset.name / f"{name}.h5", cache / "heads" / dataset.name / name
+    name = fingerprint_of(settings)
+    workspace = Workspace(cache)
+    logits_file, heads = workspace.logits_file(dataset.name, name), workspace.heads(dataset.name, name)
     trained = 0
     cached = logits_file.is_file()
     if not cached:
@@ -76,30 +78,11 @@ def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cac
             # Checked again: another process may have finished the same run while this one waited for the lock.
             if not logits_file.is_file():
                 trained = _train(dataset, trials, store, config, settings, logits_file, heads,
-                                 weights or cache / "weights")
+                                 weights or workspace.weights)
     if make_current:
-        atomic_io.write_json(logits_file.parent / "current.json", {"logits_file": logits_file.name})
+        workspace.set_current_logits_file(logits_file)
     return TrainReport(logits_file=logits_file, heads=heads, cached=cached, trained=trained, missing=missing,
                        seconds=time.monotonic() - started)
-
-
-def current_logits_file(cache: Path, dataset: str) -> Path:
-    """Return the logits file of the last `train-heads` of this data set.
-
-    Raises
-    ------
-    InputError
-        No heads were trained yet.
-    """
-    pointer = cache / "logits" / dataset / "current.json"
-    if not pointer.is_file():
-        raise InputError("no heads were trained yet", where=pointer.parent, hint="run `fercache train-heads` first")
-    return atomic_io.read_pointer(pointer, "logits_file")
-
-
-def current_logits_file_or_none(cache: Path, dataset: str) -> Path | None:
-    """Return the logits file of the last `train-heads` of this data set; None if there is none."""
-    return current_logits_file(cache, dataset) if (cache / "logits" / dataset / "current.json").is_file() else None
 
 
 def check_splits(trials: Sequence[Trial]) -> None:

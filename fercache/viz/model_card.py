@@ -15,6 +15,7 @@ from fercache.results import io
 from fercache.stacking import inputs
 from fercache.viz import run_info
 from fercache.viz.run_info import STAGES, RunInfo
+from fercache.workspace import Workspace
 
 SHOWN = {"macro_f1": "macro F1", "accuracy": "accuracy", "uar": "UAR", "abaw2": ".67 F1 + .33 accuracy"}
 SETS = {"demo": "the demo's clips come from packages under MIT and BSD licences; its labels are fercache's own",
@@ -153,7 +154,7 @@ def _limits(facts: RunInfo, cache: Path) -> Iterator[str]:
 
 def _terms(facts: RunInfo, cache: Path) -> Iterator[str]:
     backbone = str(facts.store.settings.get("backbone", "")) if facts.store is not None else ""
-    known = {row.name: row.terms for row in weights.list_weights(cache / "weights")}
+    known = {row.name: row.terms for row in weights.list_weights(Workspace(cache).weights)}
     name = str(facts.metrics["dataset"])
     terms = next((text for kind, text in SETS.items() if name == kind or name.startswith(kind + "-")), UNKNOWN_SET)
     yield "## Terms\n"

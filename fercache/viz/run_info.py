@@ -14,6 +14,7 @@ from fercache.results import io
 from fercache.runtime import atomic_io
 from fercache.stacking import inputs
 from fercache.store.embedding_store import EmbeddingStore
+from fercache.workspace import FAILURES_OF_ANY_PART, Workspace
 
 STAGES = ("extract", "train-heads", "stack")
 
@@ -79,9 +80,9 @@ def gather_run_info(preds: Path, cache: Path, check: Path | None = None, ablatio
     """
     metrics = _metrics(preds)
     dataset, logits = str(metrics.get("dataset", "")), metrics.get("logits", {})
-    store = _store(cache / "features" / dataset / str(logits.get("provenance", {}).get("store", "")))
+    store = _store(Workspace(cache).features(dataset) / str(logits.get("provenance", {}).get("store", "")))
     print_, provenance = str(logits.get("fingerprint", "")), logits.get("provenance", {})
-    book, imported = cache / "logits" / dataset / f"{print_[:12]}.h5", list[Path]()
+    book, imported = Workspace(cache).logits_file(dataset, print_), list[Path]()
     if print_ and not book.is_file():
         # the order of the names is the order of merging; a run on imported logits alone took all of them, sorted
         names = metrics.get("config", {}).get("logits") or sorted(
@@ -95,7 +96,7 @@ def gather_run_info(preds: Path, cache: Path, check: Path | None = None, ablatio
                  imported=tuple(imported),
                  took={stage: run_log.total_seconds(noted, stage, made[stage]) for stage in STAGES},
                  check=_table(check), ablation=_table(ablation),
-                 failures=_failures(cache / "features" / dataset) if store else ())
+                 failures=_failures(Workspace(cache).features(dataset)) if store else ())
 
 
 def _metrics(preds: Path) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def _table(path: Path | None) -> Any:
 def _failures(folder: Path) -> tuple[tuple[str, str], ...]:
     """Return what the lists of failures in a folder say: one of a whole run, or one for each part."""
     found: dict[str, str] = {}
-    for path in sorted(folder.glob("failures*.csv")):
+    for path in sorted(folder.glob(FAILURES_OF_ANY_PART)):
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             found |= {row[0]: row[1] for row in list(csv.reader(file))[1:] if len(row) == 2}
     return tuple(found.items())

@@ -23,7 +23,8 @@ from fercache.extraction import job
 from fercache.oof import OofLogits
 from fercache.stacking import candidates, nested_cv, stack
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.training import inference, train
+from fercache.training import inference
+from fercache.workspace import Workspace
 
 DRAWS = 2000
 
@@ -64,7 +65,7 @@ def main() -> None:
     given = parser.parse_args()
     cache = Path(given.cache)
     name = data.load_dataset(DatasetConfig(dataset="affwild2", root=given.root), cache).name
-    path = train.current_logits_file(cache, name)
+    path = Workspace(cache).current_logits_file(name)
     book = OofLogits.load(path)
     with tempfile.TemporaryDirectory() as folder:
         run = stack.run_stack(book, StackConfig(threads=1, metric="macro_f1"), Path(folder))

@@ -228,14 +228,7 @@ def read_graph(path: Path) -> dict[str, NDArray[Any]]:
     BatchNorm: its torch layer gets that bias, weight 1, mean 0 and variance 1 - eps. Such layers must never run in
     train mode.
     """
-    # Imported here: tensorboard takes seconds to load, and only a conversion needs its protobuf.
-    from tensorboard.compat.proto.graph_pb2 import GraphDef
-    from tensorboard.util.tensor_util import make_ndarray
-
-    graph = GraphDef()
-    graph.ParseFromString(path.read_bytes())
-    constants = {node.name.removeprefix(ROOT): make_ndarray(node.attr["value"].tensor)
-                 for node in graph.node if node.op == "Const" and node.name.startswith(ROOT)}
+    constants = {name.removeprefix(ROOT): value for name, value in _constants(path) if name.startswith(ROOT)}
     # The bottleneck is the one layer whose BatchNorm is not folded.
     norm = [constants[f"Bottleneck/BatchNorm/{name}"] for name in ("Const", "beta", "moving_mean", "moving_variance")]
     state = {"last_linear.weight": constants["Bottleneck/weights"].T, **dict(_batch_norm("last_bn", *norm))}
@@ -249,6 +242,56 @@ def read_graph(path: Path) -> dict[str, NDArray[Any]]:
             target = _torch_name(branch, layer.rpartition("/")[2], f".{position}" if len(members) > 1 else "")
             state.update(_convolution(target, layer, constants))
     return state
+
+
+def _constants(path: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Yield name and value of each float32 constant of a serialized TensorFlow GraphDef.
+
+    Notes
+    -----
+    Field numbers are from TensorFlow's graph.proto, node_def.proto, attr_value.proto and tensor.proto.
+    """
+    for number, node in _protobuf_fields(memoryview(path.read_bytes())):
+        if number != 1:  # GraphDef.node
+            continue
+        fields = list(_protobuf_fields(node))
+        name = bytes(dict(fields)[1]).decode()
+        for number, attribute in fields:
+            entry = dict(_protobuf_fields(attribute)) if number == 5 else {}  # NodeDef.attr: a map, key 1 and value 2
+            tensor = dict(_protobuf_fields(entry[2])).get(8) if entry.get(1) == b"value" else None
+            values = dict(_protobuf_fields(tensor)) if tensor is not None else {}
+            if values.get(1) != 1:  # TensorProto.dtype: 1 is float32
+                continue
+            shape = [dict(_protobuf_fields(size)).get(1, 0) for field, size in _protobuf_fields(values.get(2, b""))
+                     if field == 2]
+            data = np.frombuffer(values.get(4) or values.get(5, b""), "<f4")
+            # A constant of equal elements has one float_val (5) in place of tensor_content (4); resize repeats it.
+            yield name, np.resize(data, shape)
+
+
+def _protobuf_fields(data: memoryview | bytes) -> Iterator[tuple[int, Any]]:
+    """Yield number and value of each field of a protobuf message: an int, or the bytes of a string or message."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(data):
+        number, wire_type = divmod(varint(), 8)
+        if wire_type == 0:
+            yield number, varint()
+            continue
+        size = varint() if wire_type == 2 else {1: 8, 5: 4}[wire_type]
+        yield number, data[at:at + size]
+        at += size
 
 
 def _torch_name(branch: str, layer: str, position: str) -> str:

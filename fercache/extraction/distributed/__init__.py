@@ -1,7 +1,6 @@
 """Stage one in shards, in several processes of this machine, or on a Dask cluster: all fill one store.
 
-Open this file first: `LaunchPlan` chooses among `shard.py`, `processes.py` and `dask.py`. `worker.py` runs in each
-worker process.
+Open this file first: `LaunchPlan` chooses among `shard.py`, `processes.py` and `dask.py`.
 """
 
 from __future__ import annotations
@@ -17,14 +16,12 @@ from fercache.config import ExtractConfig
 from fercache.data.base import Dataset
 from fercache.errors import InputError
 from fercache.extraction import cancellation, job
-from fercache.extraction.cancellation import over
-from fercache.extraction.distributed import shard
-from fercache.extraction.distributed.shard import Shard
+from fercache.extraction.distributed.shard import Shard, forget_lists, local_rank, read_shard
 from fercache.extraction.job import Engine, ExtractionJob, ExtractReport
 from fercache.runtime.uri import Location
+from fercache.workspace import FAILURES
 
 log = logging.getLogger(__name__)
-
 
 MAX_WORKERS = 256
 
@@ -49,6 +46,36 @@ class LaunchPlan:
     ends_s: float = inf
     local_rank: tuple[int, int] = (0, 1)
 
+    @classmethod
+    def from_flags(cls, environ: Mapping[str, str], began_s: float, *, engine: str = "here", scheduler: str = "",
+                   workers: str = "0", shard: str = "", time_limit: str = "") -> LaunchPlan:
+        """Return the plan for the flags of `fercache extract`.
+
+        Parameters
+        ----------
+        environ : environment variables, for ``--shard auto``.
+        began_s : start of the time limit, in seconds since 1970.
+        engine, scheduler, workers, shard, time_limit : the flags as typed.
+
+        Raises
+        ------
+        InputError
+            A flag cannot be read, or contradicts another one.
+        """
+        dask = engine == "dask"
+        if scheduler and not dask:
+            raise InputError("only Dask has a scheduler", where="--scheduler", hint="add --engine dask")
+        if scheduler and workers != "0":
+            raise InputError("a running scheduler has its own workers", where="--workers",
+                             hint="leave out --workers or --scheduler")
+        if workers != "auto" and not (workers.isdecimal() and int(workers) <= MAX_WORKERS):
+            raise InputError(f"{workers!r} is not a number of processes", where="--workers",
+                             hint=f"a number up to {MAX_WORKERS}, or auto: as many as there are GPUs")
+        return cls(shard=read_shard(shard, environ) if shard else None,
+                   workers=None if workers == "auto" else int(workers), dask=dask, scheduler=scheduler,
+                   ends_s=began_s + cancellation.parse_time_limit(time_limit) if time_limit else inf,
+                   local_rank=local_rank(environ) if shard == "auto" else (0, 1))
+
     @property
     def is_coordinator(self) -> bool:
         """Whether this run, and no other shard, reports the problems of the data set."""
@@ -58,7 +85,7 @@ class LaunchPlan:
         """Extract, and return and raise as `job.extract_dataset` does."""
         # Decided for the whole set, so that all shards agree whatever clips they hold.
         config = replace(config, faces=job.resolve_faces(dataset, config))
-        failures = job.FAILURES
+        failures = FAILURES
         if self.shard is not None:
             whole, dataset, failures = dataset, self.shard.of_dataset(dataset), self.shard.failures
             log.info("part %d of %d: %d of %d clips", self.shard.number, self.shard.of, len(dataset.trials),
@@ -69,9 +96,9 @@ class LaunchPlan:
             device, threads = devices.assign_gpu(config.device, config.threads, *self.local_rank)
             config = replace(config, device=device, threads=threads)
         report = job.extract_dataset(dataset, config, cache, features, engine=self._engine(), failures=failures,
-                                     stop=partial(over, self.ends_s))
+                                     stop=partial(cancellation.over, self.ends_s))
         if self.shard is None and not report.count("left"):
-            shard.forget_lists(report.failures_at.parent)
+            forget_lists(report.failures_at.parent)
         return report
 
     def _engine(self) -> Engine:
@@ -90,48 +117,3 @@ class LaunchPlan:
 
             return ProcessPool(workers, self.ends_s)
         return ExtractionJob.run_all
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaunchOptions:
-    """The flags of `fercache extract` about launching, as typed."""
-
-    engine: str = "here"
-    scheduler: str = ""
-    workers: str = "0"
-    shard: str = ""
-    time_limit: str = ""
-
-    def plan(self, environ: Mapping[str, str], began_s: float) -> LaunchPlan:
-        """Return the launch plan.
-
-        Parameters
-        ----------
-        environ : environment variables, for ``--shard auto``.
-        began_s : start of the time limit, in seconds since 1970.
-
-        Raises
-        ------
-        InputError
-            A flag cannot be read, or contradicts another one.
-        """
-        dask = self.engine == "dask"
-        if self.scheduler and not dask:
-            raise InputError("only Dask has a scheduler", where="--scheduler", hint="add --engine dask")
-        if self.scheduler and self.workers != "0":
-            raise InputError("a running scheduler has its own workers", where="--workers",
-                             hint="leave out --workers or --scheduler")
-        return LaunchPlan(shard=shard.read_shard(self.shard, environ) if self.shard else None,
-                          workers=_workers(self.workers), dask=dask, scheduler=self.scheduler,
-                          ends_s=began_s + cancellation.parse_time_limit(self.time_limit) if self.time_limit else inf,
-                          local_rank=shard.local_rank(environ) if self.shard == "auto" else (0, 1))
-
-
-def _workers(text: str) -> int | None:
-    """Return the number of processes, None for auto."""
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) > MAX_WORKERS:
-        raise InputError(f"{text!r} is not a number of processes", where="--workers",
-                         hint=f"a number up to {MAX_WORKERS}, or auto: as many as there are GPUs")
-    return int(text)

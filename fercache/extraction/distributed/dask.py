@@ -5,26 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import inf
-from typing import Any
+from threading import Lock, get_ident
+from typing import Any, NamedTuple
 
-from fercache import __version__
 from fercache.config import ExtractConfig
 from fercache.data.base import Trial
 from fercache.errors import BrokenOff, InputError, MissingExtra
-from fercache.extraction.distributed.worker import (
-    JobSpec,
-    WorkerResult,
-    job_spec,
-    largest_first,
-    without_labels,
-    worker_for,
-)
+from fercache.extraction.distributed.processes import JobSpec, without_labels
+from fercache.extraction.distributed.shard import largest_first
 from fercache.extraction.job import ClipResult, ExtractionJob
-from fercache.extraction.resources import in_flight
+from fercache.extraction.resources import Nets, PipelineResources, in_flight, load_nets, open_resources
+from fercache.runtime import devices
 from fercache.runtime.progress import ProgressBar, progress_bar
 
 log = logging.getLogger(__name__)
@@ -36,7 +31,6 @@ RETRIES = 2
 DASHBOARD = "127.0.0.1:0"
 """Address of Dask's dashboard: any free port, reachable from this machine only."""
 VERSIONED = ("torch", "numpy", "av", "pillow", "facenet-pytorch")
-"""Packages whose versions float noise depends on."""
 
 
 @dataclass(frozen=True)
@@ -71,55 +65,46 @@ class DaskCluster:
         BrokenOff
             The scheduler has gone.
         """
-        _distributed()
+        distributed = _distributed()  # before any clip is opened
         total = job.log_size(trials)
-        spec = job_spec(job, trials, self.ends_s, 1 if self.scheduler else self.workers)
-        with self._client(job.config) as client, progress_bar("extract", total) as bar:
-            _check_versions(client, spec)
-            futures = {client.submit(_perform, spec, trial, pure=False, retries=RETRIES): trial.name
-                     for trial in largest_first(without_labels(trials))}
+        spec = JobSpec.from_job(job, trials, self.ends_s, 1 if self.scheduler else self.workers)
+        with self._client(distributed, job.config) as client, progress_bar("extract", total) as bar:
+            _compare_versions(client)
+            futures = {client.submit(_extract, spec, trial, pure=False, retries=RETRIES): trial.name
+                       for trial in largest_first(without_labels(trials))}
             try:
                 yield from _results(futures, bar)
             finally:
                 client.cancel([future for future in futures if not future.done()])
 
     @contextmanager
-    def _client(self, config: ExtractConfig) -> Iterator[Any]:
+    def _client(self, distributed: Any, config: ExtractConfig) -> Iterator[Any]:
         """Yield a client of the scheduler, or of newly started local workers."""
-        distributed = _distributed()
-        if self.scheduler:
-            with _connected(distributed, self.scheduler) as client:
-                yield client
-            return
-        with (distributed.LocalCluster(n_workers=self.workers, threads_per_worker=self._concurrent_clips(config),
-                                       processes=True, memory_limit=0, dashboard_address=DASHBOARD,
-                                       silence_logs=logging.CRITICAL) as cluster,
-              distributed.Client(cluster) as client):
-            yield client
-
-    def _concurrent_clips(self, config: ExtractConfig) -> int:
-        """Return how many clips a worker on this machine runs at once."""
-        from fercache.runtime import devices  # torch
-
-        device, threads = devices.assign_gpu(config.device, config.threads, 0, self.workers)
-        return config.concurrent_clips or in_flight(devices.resolve_device(device), threads)
+        with ExitStack() as stack:
+            address: Any = self.scheduler
+            if not self.scheduler:
+                device, threads = devices.assign_gpu(config.device, config.threads, 0, self.workers)
+                clips = config.concurrent_clips or in_flight(devices.resolve_device(device), threads)
+                address = stack.enter_context(distributed.LocalCluster(
+                    n_workers=self.workers, threads_per_worker=clips, processes=True, memory_limit=0,
+                    dashboard_address=DASHBOARD, silence_logs=logging.CRITICAL))
+            try:
+                client = distributed.Client(address, timeout=CONNECT_S)
+            except (OSError, ValueError) as error:
+                raise InputError(f"no scheduler answers ({error})", where=address,
+                                 hint="start one with `dask scheduler`, or leave --scheduler out to start workers on "
+                                      "this machine") from error
+            yield stack.enter_context(client)
 
 
-@contextmanager
-def _connected(distributed: Any, address: str) -> Iterator[Any]:
-    """Yield a client of a running scheduler."""
-    try:
-        client = distributed.Client(address, timeout=CONNECT_S)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no scheduler answers ({error})", where=address,
-                         hint="start one with `dask scheduler`, or leave --scheduler out to start workers on this "
-                              "machine") from error
-    with client:
-        yield client
+def _compare_versions(client: Any) -> None:
+    """Warn about workers whose numeric packages have other versions than here.
 
-
-def _check_versions(client: Any, spec: JobSpec) -> None:
-    """Raise InputError for workers with another fercache; warn about other versions of numeric packages."""
+    Raises
+    ------
+    InputError
+        A worker lacks fercache.
+    """
     try:
         found: dict[str, dict[str, str]] = client.run(versions)
     except ImportError as error:
@@ -128,25 +113,89 @@ def _check_versions(client: Any, spec: JobSpec) -> None:
     log.info("%s", f"{len(found)} workers" if found else "waiting for the first worker")
     mine = versions()
     for worker, theirs in found.items():
-        if theirs["fercache"] != spec.version:
-            raise InputError(f"has fercache {theirs['fercache']}, this is {spec.version}", where=worker,
-                             hint="install the same version everywhere")
-        other = [f"{name} {theirs[name]} ({mine[name]} here)" for name in VERSIONED if theirs[name] != mine[name]]
+        other = [f"{name} {theirs[name]} ({mine[name]} here)" for name in mine if theirs[name] != mine[name]]
         if other:
             log.warning("%s has %s: its features differ from this machine's by float noise", worker, ", ".join(other))
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a worker's results depend on."""
-    return {"fercache": __version__, **{name: version(name) for name in VERSIONED}}
+    """Return the versions of the packages that float noise depends on."""
+    return {name: version(name) for name in VERSIONED}
 
 
-def _perform(spec: JobSpec, trial: Trial) -> WorkerResult:
-    """Extract a clip on a worker and return the result."""
+class WorkerResult(NamedTuple):
+    """The result of a clip, and what was logged meanwhile: (logging level, text)."""
+
+    clip: ClipResult
+    log_records: list[tuple[int, str]]
+
+
+class Worker(NamedTuple):
+    """One job in a worker process, with the nets and threads that all its clips share."""
+
+    spec: JobSpec
+    local_rank: int
+    job: ExtractionJob
+    nets: Nets
+    pipeline: PipelineResources
+    threads: ExitStack
+
+
+_workers: list[Worker] = []
+_workers_lock = Lock()
+
+
+def worker_for(spec: JobSpec, local_rank: int) -> Worker:
+    """Return this process's worker for a job; the threads of another job end."""
+    with _workers_lock:
+        if not _workers or _workers[0][:2] != (spec, local_rank):
+            while _workers:
+                _workers.pop().threads.close()
+            job, threads = spec.open_job(local_rank), ExitStack()
+            nets = load_nets(job.config, spec.cnn, spec.faces)
+            pipeline = threads.enter_context(open_resources(nets, job.cancel, ProgressBar("extract", None, "frames"),
+                                                            nets.in_flight))
+            _workers.append(Worker(spec, local_rank, job, nets, pipeline, threads))
+        return _workers[0]
+
+
+def _extract(spec: JobSpec, trial: Trial) -> WorkerResult:
+    """Extract a clip on a Dask worker; a worker runs several clips at once, each in a thread."""
     from distributed import get_worker
 
     name = get_worker().name
-    return worker_for(spec, name % spec.local_ranks if isinstance(name, int) else 0).run(trial)
+    return extract_logged(worker_for(spec, name % spec.local_ranks if isinstance(name, int) else 0), trial)
+
+
+def extract_logged(worker: Worker, trial: Trial) -> WorkerResult:
+    """Extract a clip and return the result with what this thread logged.
+
+    Raises
+    ------
+    StoreError, OSError
+        The store cannot be written.
+    """
+    logger, collector = logging.getLogger("fercache"), _ThreadLog()
+    logger.setLevel(logging.INFO)
+    logger.addHandler(collector)
+    try:
+        (result,) = worker.job.run_clips(worker.pipeline, worker.nets, [trial], concurrent=1)
+        return WorkerResult(result, collector.records)
+    finally:
+        logger.removeHandler(collector)
+
+
+class _ThreadLog(logging.Handler):
+    """Collects what its own thread logs."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.thread = get_ident()
+        self.records: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self.thread:
+            self.records.append((record.levelno, record.getMessage()))
 
 
 def _results(futures: dict[Any, str], bar: ProgressBar) -> Iterator[ClipResult]:
@@ -163,9 +212,10 @@ def _results(futures: dict[Any, str], bar: ProgressBar) -> Iterator[ClipResult]:
         except CancelledError as error:
             raise BrokenOff("the scheduler has gone", hint="start it and run again; committed clips are kept"
                             ) from error
-        done.replay_log()
-        bar.advance(sum(clip.frames for clip in done.clips if clip.state != "left"))
-        yield from done.clips
+        for level, text in done.log_records:
+            logging.getLogger("fercache").log(level, "%s", text)
+        bar.advance(done.clip.frames if done.clip.state != "left" else 0)
+        yield done.clip
 
 
 def _distributed() -> Any:

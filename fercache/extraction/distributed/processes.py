@@ -1,227 +1,248 @@
-"""Several processes of one machine, each with its own nets and its own device, and one meter over all of them."""
+"""`--workers N`: child processes on this machine, each an ordinary extraction job on the same store."""
 
 from __future__ import annotations
 
 import logging
 import os
+import platform
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from math import inf
-from multiprocessing import get_context, parent_process
-from multiprocessing.context import SpawnContext
-from multiprocessing.queues import Queue, SimpleQueue
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from multiprocessing.sharedctypes import Synchronized
-from multiprocessing.synchronize import Event
-from threading import Thread
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import Any
 
+from fercache import __version__
+from fercache.backbones.weights.files import Weights
+from fercache.config import ExtractConfig
 from fercache.data.base import Trial
-from fercache.errors import BrokenOff
-from fercache.extraction.distributed.worker import JobSpec, job_spec, largest_first, open_job, without_labels
+from fercache.errors import BrokenOff, InputError
+from fercache.extraction.cancellation import CancelToken, never_cancelled, over
+from fercache.extraction.distributed.shard import largest_first
 from fercache.extraction.job import ClipResult, ExtractionJob
-from fercache.extraction.resources import load_nets
+from fercache.extraction.resources import load_nets, open_resources
+from fercache.runtime import devices
 from fercache.runtime.progress import ProgressBar, progress_bar
+from fercache.runtime.uri import Location
+from fercache.store.embedding_store import EmbeddingStore
 
-LOOK_EVERY_S = 0.5
 GRACE_S = 10.0
-"""What a worker whose run has died may take to put down its clips."""
-INTERRUPTS = {signal.SIGINT}
+"""Seconds that a child may take to stop its clips once the run has ended. Everything durable survives a hard exit."""
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSpec:
+    """What another process needs to run clips of a job.
+
+    Attributes
+    ----------
+    config : settings; the `local_ranks` processes of a machine divide its devices and threads.
+    cnn, store : with absolute paths.
+    source : a clip that the launching process can read, if any: other machines must see the same files.
+    ends_s : when clips stop at their next block or segment, in seconds since 1970.
+    version : of the launching fercache.
+    """
+
+    config: ExtractConfig
+    faces: str
+    cnn: Weights
+    store: Location
+    source: Path | None
+    ends_s: float = inf
+    local_ranks: int = 1
+    version: str = __version__
+
+    @classmethod
+    def from_job(cls, job: ExtractionJob, trials: Sequence[Trial], ends_s: float, local_ranks: int) -> JobSpec:
+        """Return the specification of a job for processes of which `local_ranks` share a machine."""
+        store = job.store.path
+        return cls(config=job.config, faces=job.faces, cnn=replace(job.cnn, path=job.cnn.path.absolute()),
+                   store=store.absolute() if isinstance(store, Path) else store,
+                   source=next((trial.path.absolute() for trial in trials if trial.path.exists()), None),
+                   ends_s=ends_s, local_ranks=local_ranks)
+
+    def open_job(self, local_rank: int, stop: Callable[[], bool] = never_cancelled) -> ExtractionJob:
+        """Return the job with this process's device and threads.
+
+        Parameters
+        ----------
+        local_rank : number of this process on its machine, from 0.
+        stop : returns whether to end before the time limit.
+
+        Raises
+        ------
+        InputError
+            This process has another fercache, or does not see the files.
+        """
+        here = platform.node()
+        if self.version != __version__:
+            raise InputError(f"this worker has fercache {__version__}, the run has {self.version}", where=here,
+                             hint="install the same version everywhere")
+        exist = {self.store: EmbeddingStore.exists(self.store), self.cnn.path: self.cnn.path.exists()}
+        if self.source is not None:
+            exist[self.source] = self.source.exists()
+        for path, exists in exist.items():
+            if not exists:
+                raise InputError(f"{path} does not exist", where=here, hint="every worker must see the clips and the "
+                                 "cache under the same paths (or give --cache a URL)")
+        device, threads = devices.assign_gpu(self.config.device, self.config.threads, local_rank, self.local_ranks)
+        return ExtractionJob(replace(self.config, device=device, threads=threads),
+                             EmbeddingStore.open(self.store, mode="a"), self.faces, self.cnn,
+                             cancel=CancelToken(lambda: stop() or over(self.ends_s)))
+
+
+def without_labels(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials as other processes need them: absolute paths, no labels."""
+    return [replace(trial, path=trial.path.absolute(), labels=None, video=None) for trial in trials]
 
 
 @dataclass(frozen=True)
 class ProcessPool:
-    """An engine of `workers` processes on this machine, up to the moment `ends_s` (seconds since 1970).
+    """An engine of `workers` child processes, up to the moment `ends_s` (seconds since 1970).
 
     Notes
     -----
-    The processes begin anew (CUDA does not survive a fork). Each has several clips at work, as a run alone has, and
-    takes the next one, large ones first, when it is through with one. The clips' claims keep them apart from each other
-    and from any other run.
+    Each child runs several clips at once, as a single process does, and takes the next clip when one ends, large ones
+    first. The locks on clips keep the children apart from other runs. A child sends results, progress and log records
+    through a pipe of its own; the end of that pipe stops it, whether the run was interrupted, failed or was killed.
     """
 
     workers: int
     ends_s: float = inf
 
     def __call__(self, job: ExtractionJob, trials: Sequence[Trial]) -> Iterator[ClipResult]:
-        """Yield what becomes of each clip.
+        """Yield the result of each clip.
 
         Raises
         ------
         BrokenOff
-            A worker was killed, for want of memory most likely; what is committed stays.
+            A child was killed, most likely for lack of memory; committed clips are kept.
+        Exception
+            An error of a child that is not about one clip, such as a full disk.
         """
-        total, spec = job.log_size(trials), job_spec(job, trials, self.ends_s, self.workers)
-        channels = _Channels.queues(get_context("spawn"))
-        with progress_bar("extract", total) as bar, _executor(self.workers, channels) as executor:
-            yield from channels.monitor(_start(executor, self.workers, spec, without_labels(trials), channels), bar)
+        total, spec = job.log_size(trials), JobSpec.from_job(job, trials, self.ends_s, self.workers)
+        context = get_context("spawn")  # CUDA does not survive a fork
+        queue, taken = largest_first(without_labels(trials)), context.Value("i", 0)
+        children: dict[Connection[Any, Any], SpawnProcess] = {}
+        try:
+            # Children inherit this mask: Ctrl-C and SIGTERM may reach the whole group, but only the parent acts on
+            # them, also while the children still import torch.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+            try:
+                for local_rank in range(self.workers):
+                    pipe, theirs = context.Pipe()
+                    child = context.Process(target=_run_child, args=(theirs, spec, local_rank, queue, taken))
+                    child.start()
+                    theirs.close()  # or the pipe would not end with the child
+                    children[pipe] = child
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            with progress_bar("extract", total) as bar:
+                yield from _results(children, bar)
+        finally:
+            for pipe in children:
+                pipe.close()
+            for child in children.values():
+                child.join()
 
 
-@dataclass(frozen=True)
-class _Channels:
-    """What a run and its workers share.
-
-    Attributes
-    ----------
-    seats : how many workers have begun.
-    moved : frames that all of them are through with.
-    over : tells them to put down what they have.
-    trials : what is still to do; behind the last one a None for each worker.
-    said : what became of clips, and what is logged as (level, text).
-    """
-
-    local_ranks: Synchronized[int]
-    moved: Synchronized[float]
-    over: Event
-    trials: Queue[Trial | None]
-    messages: SimpleQueue[ClipResult | tuple[int, str]]
-
-    @classmethod
-    def queues(cls, context: SpawnContext) -> _Channels:
-        """Return new ones."""
-        return cls(context.Value("i", 0), context.Value("d", 0.0), context.Event(), context.Queue(),
-                   context.SimpleQueue())
-
-    def incoming(self) -> Iterator[Trial]:
-        """Yield the clips that this worker takes."""
-        while (trial := self.trials.get()) is not None:
-            yield trial
-
-    def monitor(self, waiting: set[Future[None]], bar: ProgressBar) -> Iterator[ClipResult]:
-        """Yield what is done as it is done, log what is logged, and move the meter, until every worker has ended."""
-        shown = 0.0
-        while waiting:
-            ended, waiting = wait(waiting, LOOK_EVERY_S, FIRST_COMPLETED)
-            moved = self.moved.value
-            if moved > shown:
-                bar.advance(moved - shown)
-            shown = moved
-            yield from self._handle()
-            for future in ended:
-                future.result()
-
-    def _handle(self) -> Iterator[ClipResult]:
-        while not self.messages.empty():
-            message = self.messages.get()
+def _results(children: dict[Connection[Any, Any], SpawnProcess], bar: ProgressBar) -> Iterator[ClipResult]:
+    """Yield the children's results until all of them have ended, log their records and advance the progress bar."""
+    running = set(children)
+    while running:
+        for pipe in wait(running):
+            assert isinstance(pipe, Connection)
+            try:
+                message = pipe.recv()
+            except (EOFError, OSError) as error:  # OSError if it was killed while it sent something
+                running.remove(pipe)
+                children[pipe].join()
+                if children[pipe].exitcode:
+                    raise BrokenOff("a worker process was killed", hint="there may be too little memory: choose fewer "
+                                    "--workers and run again; committed clips are kept") from error
+                continue
             if isinstance(message, ClipResult):
                 yield message
+            elif isinstance(message, float):
+                bar.advance(message)
+            elif isinstance(message, BaseException):
+                raise message
             else:
                 logging.getLogger("fercache").log(message[0], "%s", message[1])
 
 
-@contextmanager
-def _executor(workers: int, channels: _Channels) -> Iterator[ProcessPoolExecutor]:
-    """Yield worker processes; whatever ends the block ends them too."""
-    executor = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (channels,))
-    try:
-        yield executor
-    except BrokenProcessPool as error:
-        raise BrokenOff("a worker was killed", hint="there may be too little memory: choose fewer --workers and run "
-                        "again; what is committed stays") from error
-    finally:
-        channels.over.set()
-        channels.trials.cancel_join_thread()
-        executor.shutdown(cancel_futures=True)
+class _ForwardedProgress(ProgressBar):
+    """A progress bar that is shown by the parent."""
 
-
-def _start(executor: ProcessPoolExecutor, workers: int, spec: JobSpec, trials: Sequence[Trial], channels: _Channels
-           ) -> set[Future[None]]:
-    """Return the promises of workers that have been started on the trials.
-
-    Notes
-    -----
-    A Ctrl-C meanwhile comes after it, and to the workers when they have taken their seats.
-    """
-    for trial in (*largest_first(trials), *[None] * workers):
-        channels.trials.put(trial)
-    signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
-    try:
-        return {executor.submit(_serve, spec) for _ in range(workers)}
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
-
-
-@dataclass
-class _ChildProcess:
-    """What a worker process knows of itself."""
-
-    channels: _Channels
-    local_rank: int
-    busy: bool = False
-
-
-_child_process: list[_ChildProcess] = []
-
-
-class _Count(ProgressBar):
-    """A meter that the run's own meter follows."""
+    def __init__(self, send: Callable[[Any], None]) -> None:
+        super().__init__("extract", None, "frames")
+        self._send = send
 
     def advance(self, amount: float = 1) -> None:
-        moved = _child_process[0].channels.moved
-        with moved.get_lock():
-            moved.value += amount
+        self._send(float(amount))
 
 
-class _LogForwarder(logging.Handler):
-    """Hands what is logged to the run."""
+class _ForwardedLog(logging.Handler):
+    """Sends log records to the parent."""
+
+    def __init__(self, send: Callable[[Any], None]) -> None:
+        super().__init__()
+        self._send = send
 
     def emit(self, record: logging.LogRecord) -> None:
-        _child_process[0].channels.messages.put((record.levelno, record.getMessage()))
+        self._send((record.levelno, record.getMessage()))
 
 
-def _begin(channels: _Channels) -> None:
-    """Take a seat, and listen for the end of the run."""
-    with channels.local_ranks.get_lock():
-        _child_process.append(_ChildProcess(channels, channels.local_ranks.value))
-        channels.local_ranks.value += 1
-    logging.getLogger("fercache").addHandler(_LogForwarder())
-    logging.getLogger("fercache").setLevel(logging.INFO)
-    signal.signal(signal.SIGINT, _stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
-    Thread(target=_listen, daemon=True).start()
+def _run_child(pipe: Connection[Any, Any], spec: JobSpec, local_rank: int, trials: Sequence[Trial],
+               taken: Synchronized[int]) -> None:
+    """Extract clips until none is left or the parent has ended."""
+    stopped, sending = Event(), Lock()
 
+    def send(message: Any) -> None:
+        # Several clips send at once. Without a parent nobody reads: `_wait_for_end` stops this process then.
+        with sending, suppress(OSError):
+            pipe.send(message)
 
-def _stop(number: int, frame: object) -> None:
-    """Stop what is being worked on; a worker that waits is ended by the run."""
-    if _child_process[0].busy:
-        raise KeyboardInterrupt
+    def take() -> Iterator[Trial]:
+        # One counter for all children, so that a bad clip is tried, and reported, once and not by each of them.
+        while not stopped.is_set():
+            with taken.get_lock():
+                number, taken.value = taken.value, taken.value + 1
+            if number >= len(trials):
+                return
+            yield trials[number]
 
-
-def _listen() -> None:
-    """Put down the clips when the run is over, and end where the run has died."""
-    child, parent = _child_process[0], parent_process()
-    while not child.channels.over.wait(LOOK_EVERY_S) and parent is not None and parent.is_alive():
-        continue
-    if child.busy:
-        os.kill(os.getpid(), signal.SIGINT)
-    if not child.channels.over.is_set():
-        ends = time.monotonic() + GRACE_S
-        while child.busy and time.monotonic() < ends:
-            time.sleep(LOOK_EVERY_S)
-        os._exit(1)
-
-
-def _serve(spec: JobSpec) -> None:
-    """Do clip after clip, until none is left."""
-    from fercache.extraction.resources import open_resources
-
-    child = _child_process[0]
-    child.busy = True
+    Thread(target=_wait_for_end, args=(pipe, stopped), daemon=True).start()
+    logger = logging.getLogger("fercache")
+    logger.addHandler(_ForwardedLog(send))
+    logger.setLevel(logging.INFO)
     try:
-        job = open_job(spec, child.local_rank, child.channels.over.is_set)
-        if job.cancel.is_cancelled:  # before nets are loaded for nothing
-            for trial in child.channels.incoming():
-                child.channels.messages.put(job.pending(trial))
-            return
+        job = spec.open_job(local_rank, stopped.is_set)
         nets = load_nets(job.config, spec.cnn, spec.faces)
         concurrent = job.config.concurrent_clips or nets.in_flight
-        with open_resources(nets, job.cancel, _Count("", None, ""), concurrent) as resources:
-            for result in job.run_clips(resources, nets, child.channels.incoming(), concurrent):
-                child.channels.messages.put(result)
-            if resources.profiler.line():
-                logging.getLogger("fercache").info("process %d: %s", child.local_rank + 1, resources.profiler.line())
-    finally:
-        child.busy = False
+        with open_resources(nets, job.cancel, _ForwardedProgress(send), concurrent) as pipeline:
+            for result in job.run_clips(pipeline, nets, take(), concurrent):
+                send(result)
+            if pipeline.profiler.line():
+                logger.info("process %d: %s", local_rank + 1, pipeline.profiler.line())
+    except Exception as error:  # noqa: BLE001 - raised again in the parent
+        error.add_note(traceback.format_exc())  # a pickled exception loses its traceback
+        send(error)
+
+
+def _wait_for_end(pipe: Connection[Any, Any], stopped: Event) -> None:
+    """Cancel the clips when the parent closes the pipe or dies, and exit if they do not end soon."""
+    with suppress(EOFError, OSError):
+        pipe.recv()  # the parent sends nothing: this returns at the pipe's end only
+    stopped.set()
+    time.sleep(GRACE_S)
+    os._exit(1)

@@ -322,7 +322,7 @@ def _checked(facts: RunInfo) -> Block:
     rows = list(records(facts.check, "issues"))
     if not rows:
         return NoteBlock(text="`fercache check` found nothing wrong.")
-    head = list(dict.fromkeys(key for row in rows for key in row if key != "amounts"))
+    head = list(dict.fromkeys(key for row in rows for key in row if key != "where"))
     more = f" The first {MOST_ROWS} of {len(rows)}." if len(rows) > MOST_ROWS else ""
     return TableBlock(name="table-check", head=head, caption=f"What `fercache check` found, a line a mismatch.{more}",
                  rows=[cells(*(_flat(row.get(key)) for key in head)) for row in rows[:MOST_ROWS]])
