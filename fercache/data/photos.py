@@ -114,7 +114,7 @@ def read_photos(config: DatasetConfig, cache: Path) -> Dataset:
 
     Notes
     -----
-    With ``source = "crops"`` every picture is a face, and some hundred are one clip. Otherwise faces are looked for: then
+    With ``source = "crops"`` every picture is a face, and some hundred are one clip. Otherwise faces are detected: then
     each photo is a clip of its own, because the main face of one photo says nothing about that of the next.
     """
     root = _root(config, "photos")
@@ -266,7 +266,7 @@ def _clips(copies: Iterable[Sequence[Photo]], one_each: bool) -> Iterator[tuple[
 def _link(folder: Path, photos: Sequence[Photo]) -> None:
     """Make the numbered files of a clip, unless they are there."""
     folder.mkdir(parents=True, exist_ok=True)
-    present = {name.partition(".")[0] for name in os.listdir(folder)}
+    present = {path.stem for path in folder.iterdir()}
     for number, photo in enumerate(photos, 1):
         stem = f"{number:05d}"
         if stem in present:
