@@ -161,7 +161,8 @@ MAX_CLASSES_SHOWN = 3
 @click.argument("paths", nargs=-1, metavar="[CLIP]...", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for preds.csv and timelines.")
 @click.option("--heads", type=click.Path(path_type=Path),
-              help="Trained heads: their folder in cache/heads, or their logits file.  [default: the last trained]")
+              help="Trained heads: their folder in cache/heads, their logits file, or starter for the shipped ones.  "
+                   "[default: the last trained, else starter]")
 @click.option("--stack", type=click.Path(path_type=Path),
               help="A stack run of these heads: its folder in cache/stack.  [default: the last one]")
 @click.option("--store", type=click.Path(path_type=Path), help="Use the features of this store and extract nothing.")

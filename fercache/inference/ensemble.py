@@ -19,10 +19,11 @@ from fercache.config import ExtractConfig, fingerprint_of
 from fercache.data import labels
 from fercache.data.base import Dataset, Trial
 from fercache.errors import InputError
+from fercache.inference import starter
 from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.workspace import LOGITS, METRICS, Workspace, heads_of, logits_file_of
+from fercache.workspace import METRICS, Workspace, heads_of, logits_file_of
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +37,12 @@ class SelectedModels:
     Attributes
     ----------
     logits_file : the out-of-fold logits; they list the heads and the trials that these were trained on.
-    heads, stack : folders of the heads and of the stack run.
+    heads, stack : folders of the heads and of the stack run; the starter heads have no stacker.
     """
 
     logits_file: OofLogits
     heads: Path
-    stack: Path
+    stack: Path | None
 
 
 def select_models(cache: Path, heads: Path | None = None, stack: Path | None = None,
@@ -50,10 +51,10 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
 
     Parameters
     ----------
-    heads : folder of heads, or their file of out-of-fold logits.
+    heads : folder of heads, their file of out-of-fold logits, or "starter" for the shipped heads.
     stack : folder of a stack run of these heads.
     dataset : data set whose current heads are used if neither folder is given. If it is empty or has no heads, the
-        data set that was trained last in this cache is used.
+        data set that was trained last in this cache is used; before any training, the shipped starter heads.
 
     Raises
     ------
@@ -62,16 +63,18 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
     StoreError
         The file of logits is damaged.
     """
+    trained = Workspace(cache).trained_datasets()
+    if stack is None and (heads == Path(starter.STARTER) or (heads is None and not trained)):
+        card = starter.load_card()
+        log.info("%sthe starter heads predict; %s", "" if heads else "no heads were trained in this cache yet, so ",
+                 card.terms)
+        return SelectedModels(logits_file=starter.starter_logits(card), heads=starter.FOLDER, stack=None)
     if stack is not None and heads is None:
         metrics = _metrics(stack)
         heads = Workspace(cache).logits_file(str(metrics["dataset"]), str(metrics["logits"]["fingerprint"]))
     if heads is not None:
         path = logits_file_of(heads)
     else:
-        trained = Workspace(cache).trained_datasets()
-        if not trained:
-            raise InputError("no heads were trained yet", where=cache / LOGITS,
-                             hint="run `fercache extract`, `fercache train-heads`, `fercache stack` on labelled clips")
         path = Workspace(cache).current_logits_file(dataset if dataset in trained else trained[-1])
     if not path.is_file():
         raise InputError("no trained heads", where=path, hint="run `fercache train-heads`, or name others with --heads")

@@ -22,7 +22,7 @@ from fercache.data.scan import kind_at, scan, unnamable
 from fercache.errors import ClipError, FercacheError, InputError, StoreError
 from fercache.extraction import job
 from fercache.extraction.job import ClipResult
-from fercache.inference import ensemble
+from fercache.inference import ensemble, starter
 from fercache.inference.ensemble import SelectedModels
 from fercache.oof import OofLogits
 from fercache.stacking import stack
@@ -284,7 +284,10 @@ def _evaluate(request: PredictJob, dataset: Dataset, oof: OofLogits, seen: froze
     """Return predictions and scores, with display names."""
     from fercache.stacking.stack import evaluate  # LightGBM
 
-    result = evaluate(request.models.stack, without_labels(oof, seen), request.stack)
+    if request.models.stack is None:
+        result = starter.evaluate_starter(without_labels(oof, seen), request.stack)
+    else:
+        result = evaluate(request.models.stack, without_labels(oof, seen), request.stack)
     names = display_names(dataset)
     for split, scores in result.report["splits"].items():
         scores |= {"predicted": BY_MODELS, "title": f"{split}, new to the heads"}
@@ -292,7 +295,7 @@ def _evaluate(request: PredictJob, dataset: Dataset, oof: OofLogits, seen: froze
     if seen:
         notices.append(f"{len(seen)} of these clips are not scored: the heads were trained on them")
     paths = {names[trial.name]: str(trial.path) for trial in dataset.trials}
-    record = {"heads": str(request.models.heads), "stack": str(request.models.stack),
+    record = {"heads": str(request.models.heads), "stack": str(request.models.stack or ""),
               "trained_on": request.models.logits_file.dataset,
               "clips": {names[trial]: paths[names[trial]] for trial in oof.trials}, "forced": list(forced),
               "known": sorted(names[trial] for trial in seen)}

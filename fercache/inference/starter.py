@@ -1,0 +1,189 @@
+"""Starter heads: shipped with fercache, so that `predict` works before anything was trained.
+
+They are heads as `train-heads` makes them (recipe: ``stages/starter``), with weights in float16 and a card that names
+their data, terms and measured scores. `pack_starter` makes the folder from a training run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from fercache import heads as heads_package
+from fercache.config import StackConfig, fingerprint_of
+from fercache.errors import InputError
+from fercache.media.source import whole_hash
+from fercache.oof import OofLogits
+from fercache.results.smoothing import moving_mean, window_reach
+from fercache.runtime import atomic_io
+from fercache.stacking import calibration, candidates, nested_cv, report
+from fercache.stacking.stack import FORMAT, StackResult
+from fercache.training import checkpoints
+from fercache.workspace import heads_of
+
+STARTER = "starter"
+"""Name of the starter heads on the command line."""
+
+FOLDER = Path(heads_package.__file__).parent / "starter"
+CARD = "card.json"
+SMOOTHED = "smoothed"
+SMOOTHING_S = 0.5
+"""Half the width of the moving mean: an expression lasts longer than a second, the error of a frame does not."""
+
+FEATURES = ("backbone", "weights")
+"""Settings of the features that must match. The heads learnt from given crops and read detected faces too."""
+
+TERMS = ("research only: the heads were trained on FER2013, and the features come from a CNN that was trained on "
+         "CASIA-WebFace")
+
+
+class StarterCard(msgspec.Struct, frozen=True, kw_only=True):
+    """What a user must know of the starter heads.
+
+    Attributes
+    ----------
+    data : the photos that the heads were trained on; terms : what they may be used for.
+    temperature : divides the logarithms of the probabilities; fitted on photos that the heads did not see.
+    scores : split -> {"frames", "accuracy", "macro_f1"}, of single photos.
+    """
+
+    data: str
+    classes: tuple[str, ...]
+    terms: str
+    temperature: float
+    scores: dict[str, dict[str, float]]
+    version: int = 1
+
+
+def load_card(folder: Path = FOLDER) -> StarterCard:
+    """Return the card of the starter heads.
+
+    Raises
+    ------
+    InputError
+        The folder holds no starter heads: the installation is damaged.
+    """
+    path = folder / CARD
+    try:
+        return msgspec.convert(atomic_io.read_json(path), StarterCard)
+    except (OSError, msgspec.ValidationError) as error:
+        raise InputError(f"no starter heads ({error})", where=path, hint="install fercache again") from error
+
+
+def starter_logits(card: StarterCard) -> OofLogits:
+    """Return logits without a row, which describe the starter heads as those of a training describe trained heads."""
+    empty = np.empty(0, np.int64)
+    return OofLogits(
+        dataset=STARTER, classes=card.classes, metric="macro_f1", notice=card.terms, heads=("frame",), trials=(),
+        group=(), split=(), fold=empty.astype(np.int16), offsets=np.zeros(1, np.int64), index=empty.astype(np.int32),
+        time_s=empty.astype(float), valid=empty.astype(bool), label=empty.astype(np.int16),
+        logits={"frame": np.empty((0, len(card.classes)), np.float32)}, provenance={},
+        fingerprint=_digest(FOLDER))
+
+
+def _digest(folder: Path) -> str:
+    """Return a hash of all files of the starter: predictions that are cached for other starter heads do not fit."""
+    return fingerprint_of([[path.name, whole_hash(path)] for path in sorted(folder.iterdir()) if path.is_file()])
+
+
+def evaluate_starter(oof: OofLogits, config: StackConfig) -> StackResult:
+    """Return the starter's predictions of new trials, smoothed over time, with scores where there are labels.
+
+    Parameters
+    ----------
+    oof : the starter heads' logits of the trials.
+    config : the policy for frames without a face, and the bootstrap.
+    """
+    started = time.monotonic()
+    temperature = load_card().temperature
+    tempered = replace(oof, logits={head: values / np.float32(temperature) for head, values in oof.logits.items()})
+    # Smoothing needs no temporal head, so the policies that need one fall back to the nearest face.
+    policy = config.missing_faces if config.missing_faces in ("none", "nearest", "linear") else "nearest"
+    filler = candidates.GapFiller.of(tempered, policy)
+    nothing = nested_cv.NestedResult(fold_models={}, columns={})
+    columns = candidates.gather_candidates(tempered, nothing, filler)
+    columns = {"frame": columns["frame"], SMOOTHED: smooth(columns["frame"], oof)}
+    final = candidates.FinalCandidate(name=SMOOTHED, why="the starter's predictions, averaged over a second")
+    run = report.StackRun(oof=oof, config=replace(config, missing_faces=policy), nested=nothing, columns=columns,
+                          final=final, temperatures={-1: 1.0})
+    record = report.build_report(run) | {"version": FORMAT, "fingerprint": oof.fingerprint}
+    record["columns"][SMOOTHED] = final.why
+    return StackResult(oof=oof, ppm=candidates.to_ppm(filler.refill(columns[SMOOTHED])), report=record, folder=FOLDER,
+                       cached=False, seconds=time.monotonic() - started)
+
+
+def smooth(probs: NDArray[np.float32], oof: OofLogits) -> NDArray[np.float32]:
+    """Return the mean of probabilities ``(R, C)`` over a second around each frame, over frames with a face."""
+    smoothed = np.array(probs)
+    for trial in range(len(oof.trials)):
+        rows = oof.rows(trial)
+        if oof.valid[rows].any():
+            window = window_reach(oof.time_s[rows], SMOOTHING_S, SMOOTHING_S)
+            smoothed[rows] = moving_mean(probs[rows], oof.valid[rows], window)
+    return smoothed
+
+
+def pack_starter(logits_file: Path, out: Path, data: str) -> StarterCard:
+    """Write trained frame heads as starter heads: float16 weights, records without names of groups, and the card.
+
+    Parameters
+    ----------
+    logits_file : the out-of-fold logits of the heads; they must have held-out rows with labels.
+    data : one sentence about the training data, for the card.
+
+    Raises
+    ------
+    InputError
+        There are other heads than the frame head, or nothing is held out.
+    """
+    from safetensors.numpy import load_file, save_file
+    from sklearn.metrics import f1_score
+
+    oof = OofLogits.load(logits_file)
+    split, rows = oof.per_row(np.array(oof.split)), oof.label >= 0
+    held_out = rows & (split == "validation")
+    if oof.heads != ("frame",) or not held_out.any():
+        raise InputError("starter heads are frame heads with a labelled validation split", where=logits_file,
+                         hint="use the recipes in stages/starter")
+    out.mkdir(parents=True, exist_ok=True)
+    for path in checkpoints.record_files(heads_of(logits_file)):
+        record = checkpoints.load_record(path)
+        kept = {name: record.store[name] for name in FEATURES}
+        # Names of training groups mean nothing to a user and would be most of the file.
+        record = msgspec.structs.replace(record, store=kept, train_groups=(), val_groups=())
+        weights = load_file(path.with_suffix(".safetensors"))
+        with atomic_io.replacing((out / path.name).with_suffix(".safetensors")) as temporary:
+            save_file({name: values.astype(np.float16) for name, values in weights.items()}, temporary)
+        atomic_io.write_json(out / path.name, msgspec.to_builtins(record))
+    probs = candidates.gather_candidates(oof, nested_cv.NestedResult(fold_models={}, columns={}))["frame"]
+    temperature = calibration.fit_temperature(probs[held_out], oof.label[held_out])
+    scores = {}
+    for name in ("train", "validation", "test"):
+        chosen = rows & (split == name)
+        if chosen.any():
+            label, predicted = oof.label[chosen], probs[chosen].argmax(1)
+            scores[name] = {"frames": float(chosen.sum()), "accuracy": round(float((label == predicted).mean()), 4),
+                            "macro_f1": round(float(f1_score(label, predicted, average="macro")), 4)}
+    card = StarterCard(data=data, classes=oof.classes, terms=TERMS, temperature=round(temperature, 4), scores=scores)
+    atomic_io.write_json(out / CARD, msgspec.to_builtins(card))
+    return card
+
+
+def main() -> None:
+    """Pack heads: ``python -m fercache.inference.starter LOGITS_FILE OUT --data "..."``; see `make starter`."""
+    parser = argparse.ArgumentParser(description="Pack trained frame heads as starter heads.")
+    parser.add_argument("logits_file", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", default="FER2013's 28,709 training photos")
+    options = parser.parse_args()
+    print(pack_starter(options.logits_file, options.out, options.data))
+
+
+if __name__ == "__main__":
+    main()
