@@ -17,7 +17,7 @@ PYTEST := pytest -q -n auto --dist worksteal
 FERCACHE := $(BIN)/fercache --cache "$(CACHE)" --stages "$(STAGES)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check extract train-heads stack all ablation audit test test-full lint types ci hooks docs bench clean
+.PHONY: help setup demo starter check extract train-heads stack all ablation audit test test-full lint types ci hooks docs bench clean
 
 help:  ## show this list
 	@echo "make TARGET [DATA=folder] [DATASET=affwild2|mtl|dfew|...|table|demo] [CACHE=cache] [STAGES=stages] [DEVICE=cpu|cuda] [OUT=preds.csv] [ARGS=...]"
@@ -49,6 +49,11 @@ demo: $(VENV)/.ready  ## all stages on the embedded demo, then a picture per cli
 	@$(FERCACHE) train-heads --dataset demo $(DEVICE_FLAG)
 	@$(FERCACHE) stack --dataset demo --out "$(OUT)"
 	@$(FERCACHE) timeline --dataset demo --preds "$(OUT)" --out timelines
+
+starter: $(VENV)/.ready  ## make the shipped starter heads again from FER2013=folder, as downloaded
+	@$(BIN)/fercache --cache "$(CACHE)" --stages stages/starter extract --dataset fer2013 --root "$(FER2013)" $(DEVICE_FLAG)
+	@logits=$$($(BIN)/fercache --cache "$(CACHE)" --stages stages/starter train-heads --dataset fer2013 --root "$(FER2013)" $(DEVICE_FLAG)) \
+	  && $(BIN)/python -m fercache.inference.starter "$$logits" fercache/heads/starter
 
 extract: $(VENV)/.ready  ## stage one: clips -> store of features
 	@$(FERCACHE) extract $(DATA_FLAGS) $(DEVICE_FLAG) $(ARGS)

@@ -44,7 +44,7 @@ Kaggle's folder form calls both test parts together "test"; there the file names
 
 FER_PLUS_CLASSES = {"neutral": "Neutral", "happiness": "Happiness", "surprise": "Surprise", "sadness": "Sadness",
                     "anger": "Anger", "disgust": "Disgust", "fear": "Fear", "contempt": "", "unknown": "", "NF": ""}
-"""Vote columns of FER+ (Barsoum et al. 2016, arXiv 1608.01041); a majority for a class without a name gives no label."""
+"""Vote columns of FER+ (Barsoum et al. 2016, arXiv 1608.01041); a majority for a class without a name is no label."""
 
 TABLE_NAMES = ("fer2013.csv", "icml_face_data.csv")
 FER_PLUS_NAME = "fer2013new.csv"
@@ -131,9 +131,12 @@ def read_photos(config: DatasetConfig, cache: Path) -> Dataset:
                     one_each=config.source != "crops")
 
 
-def is_fer2013_table(root: Path) -> bool:
-    """Return whether a path is a table of FER2013, or a folder with one."""
-    return root.name in TABLE_NAMES if root.is_file() else any((root / name).is_file() for name in TABLE_NAMES)
+def looks_like_fer2013(root: Path) -> bool:
+    """Return whether a path is a table of FER2013, a folder with one, or its folder form, by the names of its files."""
+    if root.is_file():
+        return root.name in TABLE_NAMES
+    folder_form = next((root / "train" / "angry").glob("Training_*.*"), None)
+    return folder_form is not None or any((root / name).is_file() for name in TABLE_NAMES)
 
 
 def _root(config: DatasetConfig, layout: str) -> Path:

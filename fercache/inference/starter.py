@@ -33,8 +33,9 @@ STARTER = "starter"
 FOLDER = Path(heads_package.__file__).parent / "starter"
 CARD = "card.json"
 SMOOTHED = "smoothed"
-SMOOTHING_S = 0.5
-"""Half the width of the moving mean: an expression lasts longer than a second, the error of a frame does not."""
+SMOOTHING_S = 0.25
+"""Half the width of the moving mean. Expressions last half a second to four seconds (Ekman 2003, Emotions Revealed), so
+a window of half a second does not erase one; the errors of single frames are shorter."""
 
 FEATURES = ("backbone", "weights")
 """Settings of the features that must match. The heads learnt from given crops and read detected faces too."""
@@ -109,7 +110,7 @@ def evaluate_starter(oof: OofLogits, config: StackConfig) -> StackResult:
     nothing = nested_cv.NestedResult(fold_models={}, columns={})
     columns = candidates.gather_candidates(tempered, nothing, filler)
     columns = {"frame": columns["frame"], SMOOTHED: smooth(columns["frame"], oof)}
-    final = candidates.FinalCandidate(name=SMOOTHED, why="the starter's predictions, averaged over a second")
+    final = candidates.FinalCandidate(name=SMOOTHED, why="the starter's predictions, averaged over half a second")
     run = report.StackRun(oof=oof, config=replace(config, missing_faces=policy), nested=nothing, columns=columns,
                           final=final, temperatures={-1: 1.0})
     record = report.build_report(run) | {"version": FORMAT, "fingerprint": oof.fingerprint}
@@ -119,7 +120,7 @@ def evaluate_starter(oof: OofLogits, config: StackConfig) -> StackResult:
 
 
 def smooth(probs: NDArray[np.float32], oof: OofLogits) -> NDArray[np.float32]:
-    """Return the mean of probabilities ``(R, C)`` over a second around each frame, over frames with a face."""
+    """Return the mean of probabilities ``(R, C)`` over half a second around each frame, over frames with a face."""
     smoothed = np.array(probs)
     for trial in range(len(oof.trials)):
         rows = oof.rows(trial)
