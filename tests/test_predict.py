@@ -250,8 +250,9 @@ def test_wrong_calls_are_told(home: Path, tmp_path: Path) -> None:
                         ([*flags, "--classes", "Boredom,Contempt,Anxiety"], "which the heads do not know")):
         done = call(home / "cache", "predict", *words, "--out", tmp_path / "out")
         assert done.exit_code == 2 and said in done.stderr, (words, done.stderr)
-    empty = call(tmp_path / "empty", "predict", tmp_path / "other" / "crops", "--out", tmp_path / "out")
-    assert empty.exit_code == 2 and "no heads were trained yet" in empty.stderr
+    absent = call(tmp_path / "empty", "predict", tmp_path / "other" / "crops", "--heads", tmp_path / "no", "--out",
+                  tmp_path / "out")
+    assert absent.exit_code == 2 and "no trained heads" in absent.stderr
 
 
 def test_gaps_are_filled_as_the_run_fills_them(home: Path, tmp_path: Path) -> None:

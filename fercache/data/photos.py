@@ -293,7 +293,7 @@ def _issues(copies: Iterable[Sequence[Photo]], root: Path) -> Iterator[Issue]:
     for split, number in sorted(across.items()):
         yield Issue(kind="copies", where=str(root), severity="note",
                     message=f"{number} {split} photos are copies of photos in another split",
-                    hint=f"they are the clips {split}-copies-*; `fercache score` also scores without them")
+                    hint=f"they are the clips {split}-copies-*: leave these out for a score without copies")
     twice = [same[0].name for same in copies if len({photo.label for photo in same} - {UNKNOWN}) > 1]
     if twice:
         yield Issue(kind="two-labels", where=str(root), severity="note",

@@ -27,6 +27,9 @@ from fercache.workspace import METRICS, Workspace, heads_of, logits_file_of
 
 log = logging.getLogger(__name__)
 
+DEMO = "demo"
+"""Name of the demo in the cache."""
+
 
 # Model selection: the heads and the stacker that the user named, or the current ones.
 
@@ -54,7 +57,7 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
     heads : folder of heads, their file of out-of-fold logits, or "starter" for the shipped heads.
     stack : folder of a stack run of these heads.
     dataset : data set whose current heads are used if neither folder is given. If it is empty or has no heads, the
-        data set that was trained last in this cache is used; before any training, the shipped starter heads.
+        data set that was trained last in this cache is used; before any training but the demo's, the shipped starter heads.
 
     Raises
     ------
@@ -63,7 +66,8 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
     StoreError
         The file of logits is damaged.
     """
-    trained = Workspace(cache).trained_datasets()
+    # Heads that learned from the three people of the demo must not take the place of the starter heads.
+    trained = [name for name in Workspace(cache).trained_datasets() if name != DEMO or dataset == DEMO]
     if stack is None and (heads == Path(starter.STARTER) or (heads is None and not trained)):
         card = starter.load_card()
         log.info("%sthe starter heads predict; %s", "" if heads else "no heads were trained in this cache yet, so ",

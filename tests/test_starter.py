@@ -1,0 +1,90 @@
+"""The starter heads: what is shipped, when they predict, and what they predict."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from books import simulate
+from click.testing import CliRunner
+from safetensors.numpy import load_file
+
+from fercache.backbones.registry import DEFAULT_WEIGHTS
+from fercache.cli import main
+from fercache.config import StackConfig
+from fercache.data import demo
+from fercache.data.base import SEVEN
+from fercache.errors import InputError
+from fercache.inference import starter
+from fercache.inference.ensemble import select_models
+from fercache.training import checkpoints
+
+MAX_BYTES = 6_000_000
+
+
+def test_the_shipped_heads_are_small_complete_and_have_a_card() -> None:
+    files = [path for path in starter.FOLDER.iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= MAX_BYTES
+    card = starter.load_card()
+    assert card.classes == SEVEN and "research" in card.terms and card.scores["validation"]["accuracy"] > 0.55
+    records = checkpoints.record_files(starter.FOLDER)
+    requested = checkpoints.load_record(records[0]).requested
+    assert len(records) == requested.folds * requested.ensemble
+    for path in records:
+        trained = checkpoints.load_checkpoint(path)
+        assert trained.record.classes == SEVEN and set(trained.record.store) == {"backbone", "weights"}
+        assert trained.record.store["backbone"] == DEFAULT_WEIGHTS
+        stored = load_file(path.with_suffix(".safetensors"))
+        assert all(values.dtype == np.float16 and np.isfinite(values).all() for values in stored.values())
+
+
+def test_they_predict_only_where_nothing_was_trained_or_by_name(tmp_path: Path) -> None:
+    assert select_models(tmp_path).heads == starter.FOLDER and select_models(tmp_path).stack is None
+    book = simulate(groups=4, frames=30)
+    pointer = tmp_path / "logits" / book.dataset
+    pointer.mkdir(parents=True)
+    book.save(pointer / "0123456789ab.h5")
+    (pointer / "current.json").write_text(json.dumps({"logits_file": "0123456789ab.h5"}))
+    with pytest.raises(InputError, match="no stacker"):
+        select_models(tmp_path)  # heads of the user's own come first, even if they are not ready
+    assert select_models(tmp_path, heads=Path("starter")).heads == starter.FOLDER
+
+
+def test_predictions_are_smoothed_over_half_a_second_and_stay_probabilities() -> None:
+    oof = simulate(groups=3, frames=200, heads=("frame",), skill=1.0)
+    result = starter.evaluate_starter(oof, StackConfig(bootstrap=0))
+    assert (result.ppm.sum(1) == 1_000_000).all() and result.final == starter.SMOOTHED
+    lone = np.full((200, 3), 0.05, np.float32)
+    lone[:, 0] = 0.9
+    lone[100] = (0.05, 0.9, 0.05)  # one frame of another class does not survive
+    lone[150:, :2] = lone[150:, 1::-1]  # a change that stays does
+    rows = oof.rows(0)
+    probs = np.tile(lone, (len(oof.trials), 1))[:len(oof.label)]
+    smoothed = starter.smooth(probs, oof)[rows]
+    assert smoothed[100].argmax() == 0 and smoothed[170].argmax() == 1
+    assert np.allclose(smoothed.sum(1), 1, atol=1e-5)
+
+
+def test_a_clip_is_predicted_in_an_empty_cache_with_one_command(linked: Path, cache: Path, tmp_path: Path) -> None:
+    """The laughing woman of the demo is happy in most frames, though nothing was trained here."""
+    clip = demo.fetch_demo_clips(cache / "clips") / "WolfgangLanger_Pexels.mp4"
+    done = CliRunner().invoke(main, ["--cache", str(linked / "cache"), "--stages", str(linked), "predict",
+                                     str(clip), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    with (tmp_path / "out" / "preds.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(row["prediction"] == "Happiness" for row in rows) > len(rows) / 2
+    metrics = json.loads((tmp_path / "out" / "preds.metrics.json").read_text())
+    assert "research" in metrics["notice"] or "FER2013" in metrics["notice"]
+    assert list((tmp_path / "out" / "timelines").glob("*.png"))
+
+
+def test_other_heads_are_not_packed(tmp_path: Path) -> None:
+    path = tmp_path / "cache" / "logits" / "d" / "0123456789ab.h5"
+    path.parent.mkdir(parents=True)
+    simulate(groups=3, frames=20).save(path)
+    with pytest.raises(InputError, match="frame heads"):
+        starter.pack_starter(path, tmp_path / "out", "photos")
