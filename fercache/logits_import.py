@@ -100,11 +100,9 @@ def import_logits(name: str, config: LogitsConfig, dataset: str, cache: Path) ->
     ------
     InputError
         The table is not a table of predictions, or it contradicts itself about a frame or a clip.
-
-    Notes
-    -----
-    The table's own declaration (out of fold or not) is trusted here; `fercache audit` tests it.
     """
+    # The table's own declaration (out of fold or not) is trusted here; `fercache audit` tests it.
+
     # The name becomes a file name and a column of reports, beside the names of heads and candidates.
     if not name.isidentifier() or name in TAKEN:
         raise InputError(f"{name!r} cannot name a source", where="logits import",

@@ -28,47 +28,36 @@ OUT_OF_FOLD, HELD_OUT, IN_SAMPLE = "out-of-fold", "held-out", "in-sample"
 
 @dataclass(frozen=True, kw_only=True)
 class OofLogits:
-    """Logits of all heads, row by row; a row is a frame of a trial's frame table.
-
-    Attributes
-    ----------
-    trials, group, split : (N,) names; `split` is train, validation or test.
-    fold : (N,) int16, the fold that holds the trial out; -1 if no fold does.
-    offsets : (N + 1,) int64; the rows of trial i are ``offsets[i]:offsets[i + 1]``.
-    index : (R,) int32, frame numbers from 1.
-    time_s : (R,) float64, from 0 in each trial.
-    valid : (R,) bool, whether a face was seen.
-    label : (R,) int16, -1 where not annotated.
-    logits : head -> (R, C) float32. Rows of a trial with a fold are out of fold: by the models that saw nothing of
-        its group. The others are the mean over the folds' models of log-probabilities.
-    provenance : JSON value with the parents: store, settings and head records of a training; or the fingerprint of the
-        heads that predicted new clips; or the table of an import.
-    epochs_fixed : whether there were too few groups to choose the number of epochs.
-    clip : (N,) the clip of each trial where that is not the trial itself (several people of one clip), else empty.
-    declared : head -> `OUT_OF_FOLD`, `HELD_OUT` or `IN_SAMPLE`, for heads that were imported; ours are out of fold.
-    pooled : head -> (R, S, C) float32, where a row is a whole clip: statistics of its frames. Not saved.
-    """
+    """Logits of all heads, row by row; a row is a frame of a trial's frame table."""
 
     dataset: str
     classes: tuple[str, ...]
     metric: str
     notice: str
     heads: tuple[str, ...]
+    # `trials`, `group`, `split`: (N,) names; `split` is train, validation or test.
     trials: tuple[str, ...]
     group: tuple[str, ...]
     split: tuple[str, ...]
-    fold: NDArray[np.int16]
-    offsets: NDArray[np.int64]
-    index: NDArray[np.int32]
-    time_s: NDArray[np.float64]
-    valid: NDArray[np.bool_]
-    label: NDArray[np.int16]
+    fold: NDArray[np.int16]  # (N,) int16, the fold that holds the trial out; -1 if no fold does
+    offsets: NDArray[np.int64]  # (N + 1,) int64; the rows of trial i are ``offsets[i]:offsets[i + 1]``
+    index: NDArray[np.int32]  # (R,) int32, frame numbers from 1
+    time_s: NDArray[np.float64]  # (R,) float64, from 0 in each trial
+    valid: NDArray[np.bool_]  # (R,) bool, whether a face was seen
+    label: NDArray[np.int16]  # (R,) int16, -1 where not annotated
+    # Head -> (R, C) float32. Rows of a trial with a fold are out of fold: by the models that saw nothing of its group.
+    # The others are the mean over the folds' models of log-probabilities.
     logits: dict[str, NDArray[np.float32]]
+    # JSON value with the parents: store, settings and head records of a training; or the fingerprint of the heads that
+    # predicted new clips; or the table of an import.
     provenance: dict[str, Any]
     fingerprint: str
-    epochs_fixed: bool = False
+    epochs_fixed: bool = False  # whether there were too few groups to choose the number of epochs
+    # (N,) the clip of each trial where that is not the trial itself (several people of one clip), else empty.
     clip: tuple[str, ...] = ()
+    # Head -> `OUT_OF_FOLD`, `HELD_OUT` or `IN_SAMPLE`, for heads that were imported; ours are out of fold.
     declared: dict[str, str] = field(default_factory=dict)
+    # Head -> (R, S, C) float32, where a row is a whole clip: statistics of its frames. Not saved.
     pooled: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
@@ -159,14 +148,10 @@ class TrialLogits:
 
 @dataclass(frozen=True, kw_only=True)
 class OofReader:
-    """Logits of any size, read trial by trial: of an open file only the frames of one trial are in memory.
+    """Logits of any size, read trial by trial: of an open file only the frames of one trial are in memory."""
 
-    Attributes
-    ----------
-    arrays : ``frame/NAME`` and ``logits/HEAD`` -> array, or data set of an open file; the other fields are those of
-        `OofLogits`.
-    """
-
+    # ``frame/NAME`` and ``logits/HEAD`` -> array, or data set of an open file; the other fields are those of
+    # `OofLogits`.
     arrays: Mapping[str, Any]
     classes: tuple[str, ...]
     metric: str

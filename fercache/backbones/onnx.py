@@ -23,14 +23,10 @@ MAP_DIMENSIONS = 4
 
 
 class OnnxNet:
-    """An ONNX model whose named outputs are the taps; `shapes` are those of the taps that a call returns.
-
-    Notes
-    -----
-    The model has one float32 input, (B, 3, H, W) or (B, H, W, 3) RGB, scaled as (x - 127.5) / 128. Crops are resized if
-    it fixes another size than 160. Outputs with four dimensions, (B, C, h, w), are averaged over positions. A model
-    with a fixed batch size runs with that size.
-    """
+    """An ONNX model whose named outputs are the taps; `shapes` are those of the taps that a call returns."""
+    # The model has one float32 input, (B, 3, H, W) or (B, H, W, 3) RGB, scaled as (x - 127.5) / 128. Crops are resized
+    # if it fixes another size than 160. Outputs with four dimensions, (B, C, h, w), are averaged over positions. A
+    # model with a fixed batch size runs with that size.
 
     def __init__(self, session: Any, taps: Sequence[str]) -> None:
         self.session, self.taps = session, list(taps)
@@ -102,13 +98,7 @@ def _runtime() -> ModuleType:
 
 
 def _open(runtime: ModuleType, weights: Weights, device: str) -> Any:
-    """Return a session on the model.
-
-    Raises
-    ------
-    WeightsError
-        The file is no ONNX model, or its input is no batch of pictures.
-    """
+    """Return a session on the model."""
     # onnxruntime's exceptions have no common base class.
     members = vars(runtime.capi.onnxruntime_pybind11_state).values()
     errors: tuple[type[Exception], ...] = (
@@ -136,13 +126,9 @@ PRECISIONS = {"float32": "f32", "bf16": "bf16"}
 
 
 class OpenVinoNet:
-    """facenet-pytorch's InceptionResnetV1, converted from torch; `shapes` are those of the taps that a call returns.
-
-    Notes
-    -----
-    Each stream runs one batch in one thread: batches run in parallel, and their number does not change the values. In
-    float32, every tap agrees with torch to a cosine of .99999; bf16 agrees with float32 to .999.
-    """
+    """facenet-pytorch's InceptionResnetV1, converted from torch; `shapes` are those of the taps that a call returns."""
+    # Each stream runs one batch in one thread: batches run in parallel, and their number does not change the values. In
+    # float32, every tap agrees with torch to a cosine of .99999; bf16 agrees with float32 to .999.
 
     own_threads = True
 

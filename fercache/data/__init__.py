@@ -77,13 +77,7 @@ def load_dataset(config: DatasetConfig, cache: Path) -> Dataset:
 
 
 def check_name(config: DatasetConfig) -> None:
-    """Refuse a data set that is not registered.
-
-    Raises
-    ------
-    InputError
-        There is no such data set.
-    """
+    """Refuse a data set that is not registered."""
     if config.dataset not in DATASETS:
         raise InputError(f"dataset = {config.dataset!r} is not one of {', '.join(DATASETS)}", where="dataset",
                          hint="correct --dataset or stages/dataset.toml")

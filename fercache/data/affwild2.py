@@ -24,16 +24,11 @@ SIDES = ("left", "right")
 
 @dataclass(frozen=True)
 class ClipFiles:
-    """The clips that are read: crop folders by trial name, or videos by file stem, never both kinds.
-
-    Attributes
-    ----------
-    videos : the videos by file stem, also if crops are read: `check` compares frame counts.
-    """
+    """The clips that are read: crop folders by trial name, or videos by file stem, never both kinds."""
 
     kind: Kind
     by_name: dict[str, list[Path]]
-    videos: dict[str, list[Path]]
+    videos: dict[str, list[Path]]  # the videos by file stem, also if crops are read: `check` compares frame counts
 
     def candidates(self, trial: str) -> list[Path]:
         """Return the clips that could be this trial's."""
@@ -105,13 +100,9 @@ def parent_of(trial: str) -> str:
 
 
 def side_of(trial: str, names: Iterable[str]) -> str:
-    """Return "left" or "right" where the trial is one of two people of a video, else "".
-
-    Notes
-    -----
-    Three pairs are asymmetric (``video59`` and ``video59_right``): the trial without a side is then the other person.
-    `names` should be a set.
-    """
+    """Return "left" or "right" where the trial is one of two people of a video, else ""."""
+    # Three pairs are asymmetric (``video59`` and ``video59_right``): the trial without a side is then the other person.
+    # `names` should be a set.
     for side, other in (SIDES, SIDES[::-1]):
         if trial.endswith(f"_{side}") or f"{trial}_{other}" in names:
             return side

@@ -49,17 +49,12 @@ class ClipEntry:
 
 
 class Listing(NamedTuple):
-    """The clips in a set's lists.
-
-    Attributes
-    ----------
-    ignored : clips of the set that are left out on purpose; they are not reported as unlisted.
-    folds, fold : number of folds that the set publishes, and the one that was read.
-    """
+    """The clips in a set's lists."""
 
     entries: Iterable[ClipEntry]
     problems: list[Issue]
-    ignored: Collection[str] = ()
+    ignored: Collection[str] = ()  # clips of the set that are left out on purpose; they are not reported as unlisted
+    # `folds`, `fold`: number of folds that the set publishes, and the one that was read.
     folds: int = 0
     fold: int = 0
     notice: str = ""
@@ -88,20 +83,14 @@ class FolderVersion:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipLevelSet(ABC):
-    """One data set with a label a clip.
-
-    Parameters
-    ----------
-    expected : the files or names that an error message asks for.
-    whole_frames : whether folders of pictures hold whole frames, not crops of faces.
-    """
+    """One data set with a label a clip."""
 
     name: str
     classes: tuple[str, ...]
     key: Key
-    expected: str
+    expected: str  # the files or names that an error message asks for
     metric: str = "uar"
-    whole_frames: bool = False
+    whole_frames: bool = False  # whether folders of pictures hold whole frames, not crops of faces
 
     @abstractmethod
     def matches_layout(self, found: Scan) -> bool:
@@ -168,13 +157,7 @@ class ClipLevelSet(ABC):
 
 
 def scan_places(config: DatasetConfig, layout: str) -> list[Scan]:
-    """Return the contents of --root, --clips and --labels; with --clips, clips in the other two are ignored.
-
-    Raises
-    ------
-    InputError
-        No place is given, or there is no such folder.
-    """
+    """Return the contents of --root, --clips and --labels; with --clips, clips in the other two are ignored."""
     places = [place for place in dict.fromkeys((config.root, config.clips, config.labels)) if place]
     if not places:
         raise InputError(f"{layout} needs the folder of the data set", where=f"dataset {layout}",
@@ -203,14 +186,10 @@ def find_versions(found: Iterable[Scan], key: Key) -> list[FolderVersion]:
 
 
 def choose_version(versions: Sequence[FolderVersion], wanted: Collection[str], source: str) -> FolderVersion:
-    """Return the version that has most of the wanted clips.
-
-    Notes
-    -----
-    Among equals: pictures before videos, all frames before 16 selected ones (``clip_224x224_16f`` has lost its
-    timestamps), faces before others, then by name. Versions are never mixed: features of two crop policies in one store
-    cost nearly half of the score.
-    """
+    """Return the version that has most of the wanted clips."""
+    # Among equals: pictures before videos, all frames before 16 selected ones (``clip_224x224_16f`` has lost its
+    # timestamps), faces before others, then by name. Versions are never mixed: features of two crop policies in one
+    # store cost nearly half of the score.
     def rank(version: FolderVersion) -> tuple[int, bool, bool, bool, str]:
         low = version.name.casefold()
         return (-version.covers(wanted), version.kind == "video", bool(re.search(r"(?<!\d)16f", low)),
@@ -275,17 +254,8 @@ def code_of(label: str, classes: Sequence[str], first: int = 0) -> int | None:
 
 
 def read_list(path: Path) -> list[ListLine]:
-    """Return the lines of a list: ``clip,label``, ``clip label`` or ``clip frames label``, with or without a header.
-
-    Raises
-    ------
-    InputError
-        The file cannot be read, or a line has no second field.
-
-    Notes
-    -----
-    The first line is a header if its last field is "label", "emotion" or "annotation".
-    """
+    """Return the lines of a list: ``clip,label``, ``clip label`` or ``clip frames label``, with or without a header."""
+    # The first line is a header if its last field is "label", "emotion" or "annotation".
     try:
         if path.stat().st_size > LIMIT_BYTES:
             raise InputError(f"larger than {LIMIT_BYTES >> 20} MB", where=path, hint="this is not a list of clips")
@@ -311,21 +281,14 @@ def _parse_line(path: Path, number: int, line: str) -> ListLine:
 
 @dataclass(frozen=True, kw_only=True)
 class ListedSet(ClipLevelSet):
-    """A set with lists of clips and labels.
+    """A set with lists of clips and labels."""
 
-    Parameters
-    ----------
-    official, common : regular expressions of the lists' paths below the root (groups ``split`` and, for published
-        folds, ``fold``): the set's own lists, and those that participants share (``path frames label``, numbers from
-        0).
-    first : the number of the first class in the official lists.
-    parts : number of the last parts of a clip's path in a list that make its name.
-    """
-
+    # `official`, `common`: regular expressions of the lists' paths below the root (groups ``split`` and, for published
+    # folds, ``fold``): the set's own lists, and those that participants share (``path frames label``, numbers from 0).
     official: re.Pattern[str]
     common: re.Pattern[str] | None = None
-    first: int = 0
-    parts: int = 1
+    first: int = 0  # the number of the first class in the official lists
+    parts: int = 1  # number of the last parts of a clip's path in a list that make its name
     digits: int = 0
 
     def matches_layout(self, found: Scan) -> bool:
@@ -371,13 +334,7 @@ class ListedSet(ClipLevelSet):
 
     def _lists(self, found: Iterable[Scan], pattern: re.Pattern[str] | None, edition: str
                ) -> dict[tuple[int, Split], Path]:
-        """Return (fold, split) -> list; of several lists of a published fold, the first in alphabetical order.
-
-        Raises
-        ------
-        InputError
-            A set without folds has several lists of one split.
-        """
+        """Return (fold, split) -> list; of several lists of a published fold, the first in alphabetical order."""
         lists: dict[tuple[int, Split], Path] = {}
         for each in found if pattern is not None else ():
             for path in sorted((*each.texts, *each.tables)):
@@ -462,18 +419,12 @@ MIN_NAMED_SHARE = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class NamedSet(ClipLevelSet):
-    """A set with actor and emotion in the names of its clips; all of them are training data.
+    """A set with actor and emotion in the names of its clips; all of them are training data."""
 
-    Parameters
-    ----------
-    pattern : regular expression of a clip's name, with the groups ``emotion`` and ``actor``.
-    codes : codes of the emotions in names, in the order of the classes.
-    same_after : clips with equal names from this character on are one performance, and only the first in alphabetical
-        order is read; 0: all clips are read.
-    """
-
-    pattern: re.Pattern[str]
-    codes: tuple[str, ...]
+    pattern: re.Pattern[str]  # regular expression of a clip's name, with the groups ``emotion`` and ``actor``
+    codes: tuple[str, ...]  # codes of the emotions in names, in the order of the classes
+    # Clips with equal names from this character on are one performance, and only the first in alphabetical order is
+    # read; 0: all clips are read.
     same_after: int = 0
 
     def matches_layout(self, found: Scan) -> bool:

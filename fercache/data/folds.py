@@ -27,13 +27,10 @@ def assign_folds(groups: Sequence[str], counts: NDArray[np.int64], k: int, seed:
     ------
     InputError
         Fewer than two groups have labels.
-
-    Notes
-    -----
-    Greedy stratification: groups in falling order of labelled frames (ties in random order), each to the fold where it
-    keeps the class distributions of the folds most alike (the criterion of scikit-learn's StratifiedGroupKFold: the
-    mean over classes of the folds' standard deviation), then to the fold with the fewest frames.
     """
+    # Greedy stratification: groups in falling order of labelled frames (ties in random order), each to the fold where
+    # it keeps the class distributions of the folds most alike (the criterion of scikit-learn's StratifiedGroupKFold:
+    # the mean over classes of the folds' standard deviation), then to the fold with the fewest frames.
     names = sorted({g for g, n in zip(groups, counts.sum(1), strict=True) if n})
     if len(names) < 2:
         raise InputError(f"{len(names)} group(s) with labels; folds need two", where="the data set",

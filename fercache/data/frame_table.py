@@ -51,19 +51,12 @@ def present_frames(runs: IndexRanges, rows: int) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrameTable:
-    """The rows of one trial.
-
-    Attributes
-    ----------
-    crops : numbers of its pictures, None if the trial is a video.
-    lines : number of labels by frame in its annotation, 0 for none.
-    video : number of frames in its video's header, 0 without a video or without that number.
-    """
+    """The rows of one trial."""
 
     trial: Trial
-    crops: IndexRanges | None
-    lines: int
-    video: int
+    crops: IndexRanges | None  # numbers of its pictures, None if the trial is a video
+    lines: int  # number of labels by frame in its annotation, 0 for none
+    video: int  # number of frames in its video's header, 0 without a video or without that number
 
     @property
     def highest(self) -> int:

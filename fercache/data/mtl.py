@@ -93,13 +93,9 @@ def _tables(found: Iterable[Scan], edition: str) -> dict[Split, Path]:
 
 
 def _rows(path: Path) -> tuple[dict[str, Labels], list[Issue]]:
-    """Return the labels of each trial by frame number, and an issue for each trial with a malformed row.
-
-    Notes
-    -----
-    Rows may be in any order. A malformed row costs the labels of its own trial. Rows have more fields than the header,
-    which the table layer refuses, so they are split here.
-    """
+    """Return the labels of each trial by frame number, and an issue for each trial with a malformed row."""
+    # Rows may be in any order. A malformed row costs the labels of its own trial. Rows have more fields than the
+    # header, which the table layer refuses, so they are split here.
     rows: dict[str, dict[int, int]] = defaultdict(dict)
     wrong: dict[str, str] = {}
     with path.open(encoding="utf-8-sig", errors="replace") as handle:

@@ -45,16 +45,10 @@ def read_frame_labels(path: Path, clips: Collection[str], chosen: tuple[str, ...
     ----------
     clips : names of the clips of the data set.
     chosen : class names in order, if the user names them.
-
-    Raises
-    ------
-    InputError
-        It is not such a table, or its labels are numbers and no class names are given.
-
-    Notes
-    -----
-    Rows may be in any order. Two different labels for one frame are an issue of that clip; the same label twice is not.
     """
+    # Rows may be in any order. Two different labels for one frame are an issue of that clip; the same label twice is
+    # not.
+
     # A large set has millions of rows: 12 bytes a row, with the distinct labels as indices into `words`.
     frames: dict[str, array[int]] = defaultdict(lambda: array("q"))
     codes: dict[str, array[int]] = defaultdict(lambda: array("i"))

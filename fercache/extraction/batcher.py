@@ -61,14 +61,10 @@ class _QueuedCrop(NamedTuple):
 
 
 class CrossClipBatcher:
-    """Collects the crops of all clips into full batches.
-
-    Notes
-    -----
-    Batches have one size and run in pool threads. A batch is padded only if a clip waits for its crops and all other
-    clips wait too, or if it is not full within GRACE_S. A crop's values do not depend on the rest of its batch, so the
-    stored features do not depend on which clips ran together.
-    """
+    """Collects the crops of all clips into full batches."""
+    # Batches have one size and run in pool threads. A batch is padded only if a clip waits for its crops and all other
+    # clips wait too, or if it is not full within GRACE_S. A crop's values do not depend on the rest of its batch, so
+    # the stored features do not depend on which clips ran together.
 
     def __init__(self, net: BatchBackbone, torch_threads: TorchThreadPool, cancel: CancelToken,
                  profiler: StageProfiler) -> None:
@@ -93,15 +89,12 @@ class CrossClipBatcher:
     def put(self, crop: NDArray[np.uint8], buffer: FeatureBuffer, row: int, view: int = 0) -> None:
         """Queue one crop (160, 160, 3); its values will be in that row and view of the buffer.
 
-        Notes
-        -----
-        Blocks while `capacity` crops of all clips together are queued or running.
-
         Raises
         ------
         Cancelled
             The run was cancelled.
         """
+        # Blocks while `capacity` crops of all clips together are queued or running.
         with self._change:
             while self._running + len(self._queue) >= self.capacity:
                 self._pause()

@@ -38,23 +38,15 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How a view differs from the plain crop.
+    """How a view differs from the plain crop."""
 
-    Attributes
-    ----------
-    mirrored : left and right are swapped, as the last step.
-    right, down : shift of the view from the box's center, as fractions of its sides.
-    zoom : side of the region shown over that of the box.
-    angle : rotation of the camera in radians.
-    light : factor on every pixel value.
-    """
-
-    mirrored: bool = False
+    mirrored: bool = False  # left and right are swapped, as the last step
+    # `right`, `down`: shift of the view from the box's center, as fractions of its sides.
     right: float = 0.0
     down: float = 0.0
-    zoom: float = 1.0
-    angle: float = 0.0
-    light: float = 1.0
+    zoom: float = 1.0  # side of the region shown over that of the box
+    angle: float = 0.0  # rotation of the camera in radians
+    light: float = 1.0  # factor on every pixel value
 
     @property
     def is_plain(self) -> bool:

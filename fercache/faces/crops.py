@@ -16,12 +16,9 @@ def crop_face(image: NDArray[np.uint8], box: NDArray[np.float64], size: int = 16
     image : (H, W, 3).
     box : x1, y1, x2, y2 in pixels.
     margin : border around the box, as a fraction of its longer side, half of it on each side.
-
-    Notes
-    -----
-    Equals facenet-pytorch's `extract_face` on PIL pictures: corners truncated to whole pixels inside the picture, then
-    a bilinear resize that ignores the aspect ratio. Its published distances were measured with such crops.
     """
+    # Equals facenet-pytorch's `extract_face` on PIL pictures: corners truncated to whole pixels inside the picture,
+    # then a bilinear resize that ignores the aspect ratio. Its published distances were measured with such crops.
     height, width = image.shape[:2]
     border = margin * max(box[2] - box[0], box[3] - box[1]) / 2
     left, top = int(max(box[0] - border, 0)), int(max(box[1] - border, 0))

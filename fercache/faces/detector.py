@@ -41,12 +41,9 @@ _scratch_memory = threading.local()
 
 
 class Mtcnn:
-    """MTCNN for faces of at least `min_face_px`.
-
-    Notes
-    -----
-    On the CPU it runs with the caller's threads. For bit-equal boxes, keep the number of threads and the batches fixed.
-    """
+    """MTCNN for faces of at least `min_face_px`."""
+    # On the CPU it runs with the caller's threads. For bit-equal boxes, keep the number of threads and the batches
+    # fixed.
 
     def __init__(self, nets: Sequence[torch.nn.Module], min_face_px: int, device: torch.device) -> None:
         self.first, self.second, self.third = nets
@@ -65,12 +62,8 @@ class Mtcnn:
 
     @torch.inference_mode()
     def detect(self, pictures: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
-        """Return the faces of each picture of (B, H, W, 3): (n, 5) with x1, y1, x2, y2 in pixels and the score.
-
-        Notes
-        -----
-        As facenet-pytorch's ``MTCNN(keep_all=True, select_largest=True)``: the largest face comes first.
-        """
+        """Return the faces of each picture of (B, H, W, 3): (n, 5) with x1, y1, x2, y2 in pixels and the score."""
+        # As facenet-pytorch's ``MTCNN(keep_all=True, select_largest=True)``: the largest face comes first.
         sums = IntegralImage(pictures, self.device)
         place, boxes = self._proposed(sums)
         place, boxes = self._refined(sums, place, boxes)
@@ -147,13 +140,9 @@ class HalvingPool(torch.nn.Module):
 
 
 class IntegralImage:
-    """Sums of all pixels above and to the left of each pixel; they give the mean over any rectangle in four reads.
-
-    Notes
-    -----
-    Sums are stored in 32 bits and may wrap around; differences over rectangles up to eight million pixels do not. A
-    fourth, empty channel makes a pixel one unit of 16 bytes, which one read returns.
-    """
+    """Sums of all pixels above and to the left of each pixel; they give the mean over any rectangle in four reads."""
+    # Sums are stored in 32 bits and may wrap around; differences over rectangles up to eight million pixels do not. A
+    # fourth, empty channel makes a pixel one unit of 16 bytes, which one read returns.
 
     def __init__(self, pictures: NDArray[np.uint8], device: torch.device) -> None:
         count, self.height, self.width, _ = pictures.shape
@@ -205,12 +194,8 @@ class IntegralImage:
 
 
 def _scratch(shape: tuple[int, int, int, int]) -> NDArray[np.int32]:
-    """Return this thread's own array of that shape, zero at the upper and the left edge and in the last channel.
-
-    Notes
-    -----
-    Allocating this much memory for each batch would take longer than the sums. A smaller batch uses a part of it.
-    """
+    """Return this thread's own array of that shape, zero at the upper and the left edge and in the last channel."""
+    # Allocating this much memory for each batch would take longer than the sums. A smaller batch uses a part of it.
     array: NDArray[np.int32] | None = getattr(_scratch_memory, "array", None)
     if array is None or array.shape[1:] != shape[1:] or len(array) < shape[0]:
         array = np.zeros(shape, np.int32)
@@ -289,12 +274,9 @@ class Detector:
     Parameters
     ----------
     detect_px : longer side to which larger pictures are scaled down before detection; 0 never scales.
-
-    Notes
-    -----
-    Boxes depend by up to 1e-4 px on the other pictures of the batch (callers fix the batches) and on the number of
-    threads (here each batch has one thread, and batches run in parallel). So boxes and scores are rounded.
     """
+    # Boxes depend by up to 1e-4 px on the other pictures of the batch (callers fix the batches) and on the number of
+    # threads (here each batch has one thread, and batches run in parallel). So boxes and scores are rounded.
 
     def __init__(self, min_face_px: int = 40, min_score: float = 0.9, device: str = "cpu", batch: int = BATCH,
                  detect_px: int = 0) -> None:

@@ -49,14 +49,11 @@ def interpolate_faces(images: Sequence[Picture | None], detector: FaceDetector, 
     ----------
     images : consecutive frames.
     every : interval of the frames that the detector always sees, besides the last one; 1 means every frame.
-
-    Notes
-    -----
-    Between two detected frames, a face is interpolated linearly if it is in both, overlaps itself by SURE_IOU, scores
-    SURE_SCORE in both, and the pixels in the moved box never jump. For any other face the detector runs on the frame in
-    the middle (or on the frame of the jump), and both halves are treated the same way. The detector also sees both
-    sides of a shot boundary, so nothing is interpolated across it.
     """
+    # Between two detected frames, a face is interpolated linearly if it is in both, overlaps itself by SURE_IOU, scores
+    # SURE_SCORE in both, and the pixels in the moved box never jump. For any other face the detector runs on the frame
+    # in the middle (or on the frame of the jump), and both halves are treated the same way. The detector also sees both
+    # sides of a shot boundary, so nothing is interpolated across it.
     rows = [row for row, image in enumerate(images) if image is not None]
     faces = [np.empty((0, 5)) for _ in images]
     block = _Block([image for image in images if image is not None], detector)

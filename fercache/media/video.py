@@ -38,13 +38,10 @@ class TimestampClock:
     ----------
     tick_s : the stream's time base.
     step_s : usual time between two frames, for frames without a time stamp.
-
-    Notes
-    -----
-    If a stamp jumps back by a second or more, a new part starts (joined recordings), and time continues from the last
-    frame. A smaller step back or a repeated stamp is an error of the muxer: only that frame moves, to one tick after
-    the frame before it.
     """
+    # If a stamp jumps back by a second or more, a new part starts (joined recordings), and time continues from the last
+    # frame. A smaller step back or a repeated stamp is an error of the muxer: only that frame moves, to one tick after
+    # the frame before it.
 
     def __init__(self, tick_s: Fraction, step_s: float) -> None:
         self.tick_s, self.step_s = tick_s, step_s
@@ -77,15 +74,12 @@ class PacketQueue:
     Parameters
     ----------
     one_frame_per_packet : whether a packet without a frame and without an error is a lost frame too.
-
-    Notes
-    -----
-    Frames come out in presentation order, so a packet stamped before the current frame yields no frame any more: it is
-    lost if the decoder refused it, or if every packet has a frame. Packets before the first frame are never lost frames
-    (a recording that starts between two key frames). A frame that comes after it was counted as lost is `late`: its row
-    exists already. Without time stamps the position of a lost frame is unknown; it is put at the decoder's position, at
-    most a reordering depth away.
     """
+    # Frames come out in presentation order, so a packet stamped before the current frame yields no frame any more: it
+    # is lost if the decoder refused it, or if every packet has a frame. Packets before the first frame are never lost
+    # frames (a recording that starts between two key frames). A frame that comes after it was counted as lost is
+    # `late`: its row exists already. Without time stamps the position of a lost frame is unknown; it is put at the
+    # decoder's position, at most a reordering depth away.
 
     def __init__(self, one_frame_per_packet: bool) -> None:
         self.one_frame_per_packet, self.started = one_frame_per_packet, False
@@ -149,17 +143,13 @@ SLACK = 0.02
 
 
 class TruncationCheck:
-    """Counts a video stream's packets and compares the end with what the file states.
-
-    Notes
-    -----
-    A file ends early if (1) reading stopped with an error before the end of the file; or (2) the last packet is
-    truncated; or (3) packets are missing from the stated number (MP4 and MOV list each packet, so one is enough;
-    elsewhere, as in AVI, the header's count may be wrong by 2 % and at least 2); or (4) a Matroska, WebM, FLV or ASF
-    file stops more than 2 % of its stated duration, and at least 1 s, before its end (0.25 s if it has no sound, which
-    may be longer). Packets are counted, not pictures: an edit list may hide frames, and a packet that does not decode
-    still exists. A transport stream or a raw stream states nothing, so only (1) and (2) apply.
-    """
+    """Counts a video stream's packets and compares the end with what the file states."""
+    # A file ends early if (1) reading stopped with an error before the end of the file; or (2) the last packet is
+    # truncated; or (3) packets are missing from the stated number (MP4 and MOV list each packet, so one is enough;
+    # elsewhere, as in AVI, the header's count may be wrong by 2 % and at least 2); or (4) a Matroska, WebM, FLV or ASF
+    # file stops more than 2 % of its stated duration, and at least 1 s, before its end (0.25 s if it has no sound,
+    # which may be longer). Packets are counted, not pictures: an edit list may hide frames, and a packet that does not
+    # decode still exists. A transport stream or a raw stream states nothing, so only (1) and (2) apply.
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         names = set(container.format.name.split(","))
@@ -209,13 +199,10 @@ class VideoSource(Source):
     Parameters
     ----------
     damaged : what to do with a file that ends early (see `TruncationCheck`): ``"fail"``, or ``"keep"`` what decoded.
-
-    Notes
-    -----
-    Rows are the frames that a player presents: frames that an edit list hides have no row. A packet that the decoder
-    refuses has a row without a picture, so that the frames after it keep their numbers; refused packets before the
-    first frame that decodes have none (a recording that starts between two key frames).
     """
+    # Rows are the frames that a player presents: frames that an edit list hides have no row. A packet that the decoder
+    # refuses has a row without a picture, so that the frames after it keep their numbers; refused packets before the
+    # first frame that decodes have none (a recording that starts between two key frames).
 
     kind = "video"
 

@@ -46,11 +46,8 @@ def as_location(place: str | Path | Url) -> Location:
     ------
     InputError
         A chained URL (``zip::s3://...``).
-
-    Notes
-    -----
-    A Path made from a URL has lost one of its slashes. It counts as the URL, unless such a folder exists.
     """
+    # A Path made from a URL has lost one of its slashes. It counts as the URL, unless such a folder exists.
     if isinstance(place, Url):
         return place
     text = str(place)

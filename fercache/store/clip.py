@@ -16,13 +16,9 @@ from fercache.store.manifest import ClipManifest, damaged
 
 
 class Tap:
-    """One array of a clip, ``(T, ...)``: index it like NumPy, whose arrays it returns.
-
-    Notes
-    -----
-    Reads the chunks' files straight into memory. Zarr itself would cost about a millisecond per chunk, and would return
-    the fill value for a missing one. The property `zarr` is the same array for other tools.
-    """
+    """One array of a clip, ``(T, ...)``: index it like NumPy, whose arrays it returns."""
+    # Reads the chunks' files straight into memory. Zarr itself would cost about a millisecond per chunk, and would
+    # return the fill value for a missing one. The property `zarr` is the same array for other tools.
 
     def __init__(self, files: StoreFiles, key: str, grid: Grid) -> None:
         self.files, self.key = files, key

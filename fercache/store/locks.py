@@ -106,14 +106,10 @@ class RemoteLease:
         self._thread = threading.Thread(target=self._send_heartbeats, daemon=True)
 
     def take(self) -> bool:
-        """Return whether the clip is this machine's now.
-
-        Notes
-        -----
-        Each machine writes its own lease first and lists the leases afterwards; a machine that sees no other one alive
-        has the clip. Of two that both wrote, the one that lists later sees the other's lease. So this needs a listing
-        that is never stale (S3, GCS and MinIO promise that), and no conditional write.
-        """
+        """Return whether the clip is this machine's now."""
+        # Each machine writes its own lease first and lists the leases afterwards; a machine that sees no other one
+        # alive has the clip. Of two that both wrote, the one that lists later sees the other's lease. So this needs a
+        # listing that is never stale (S3, GCS and MinIO promise that), and no conditional write.
         for _ in range(MAX_TRIES):
             if self._others_alive():
                 return False

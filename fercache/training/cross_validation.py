@@ -237,12 +237,9 @@ class CrossValidatedTraining:
 
     def _predict_fold(self, head: str, k: int) -> NDArray[np.float32]:
         """Return (R, C): log-probabilities by a fold's members of trials that they were not trained on, 0 for others.
-
-        Notes
-        -----
-        Outside the fold's training trials it is the members' mean. Inside, only the frame head predicts, and each part
-        is predicted by the members that have it as validation part.
         """
+        # Outside the fold's training trials it is the members' mean. Inside, only the frame head predicts, and each
+        # part is predicted by the members that have it as validation part.
         members = [checkpoints.load_checkpoint(key.path(self.folder), self.device) for key in self._keys()
                    if (key.head, key.fold) == (head, k)]
         log_probs = mean_log_probs(members, self._input(head, k), self.splits.outside(k), self.device)

@@ -30,20 +30,13 @@ DATA_KEYS = ("store", "features", "dataset", "trials", "classes")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """The result of `train_heads`.
+    """The result of `train_heads`."""
 
-    Attributes
-    ----------
-    logits_file, heads : path of the out-of-fold logits, and folder of the heads.
-    cached : whether the same run was finished before; trained : number of heads trained now.
-    missing : trials of the data set that are not in the store.
-    """
-
-    logits_file: Path
-    heads: Path
-    cached: bool
-    trained: int
-    missing: tuple[str, ...]
+    logits_file: Path  # the out-of-fold logits
+    heads: Path  # folder of the heads
+    cached: bool  # whether the same run was finished before
+    trained: int  # number of heads trained now
+    missing: tuple[str, ...]  # trials of the data set that are not in the store
     seconds: float
 
 
