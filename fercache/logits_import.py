@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.config import LogitsConfig, fingerprint_of
-from fercache.data import folds, tables
+from fercache.data import tables
 from fercache.data.base import UNKNOWN, printable, shorten_list
 from fercache.data.table import MOST_FRAMES, SPLITS
 from fercache.errors import InputError
-from fercache.oof import OofLogits
+from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits, assign_folds
 from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -241,6 +241,6 @@ def _folds(group: Sequence[str], split: Sequence[str], label: NDArray[np.int16],
     labelled = {g for g, n in zip(group, counts.sum(1), strict=True) if n}
     if len(labelled) < 2:
         return np.full(len(group), -1, np.int16), True
-    fold = folds.assign_folds([g if t else "" for g, t in zip(group, training, strict=True)], counts, config.folds,
+    fold = assign_folds([g if t else "" for g, t in zip(group, training, strict=True)], counts, config.folds,
                         config.seed)
-    return np.where(training, fold, -1).astype(np.int16), len(labelled) < folds.MIN_GROUPS_TO_CHOOSE
+    return np.where(training, fold, -1).astype(np.int16), len(labelled) < MIN_GROUPS_TO_CHOOSE

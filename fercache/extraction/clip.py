@@ -19,8 +19,7 @@ from fercache.data.base import PEOPLE_COUNT, SIDES, Trial, people_of, people_sto
 from fercache.errors import ClipError
 from fercache.extraction.batcher import FeatureBuffer
 from fercache.faces import interpolation
-from fercache.faces.augmentation import apply_augmentation, augmented_taps, sample_augmentation
-from fercache.faces.crops import crop_face, whole_picture
+from fercache.faces.crops import apply_augmentation, augmented_taps, crop_face, sample_augmentation, whole_picture
 from fercache.faces.identity import Person, build_persons, crops_to_embed, left_and_right, mean_vector
 from fercache.faces.tracklets import link_tracklets
 from fercache.media.source import Frame, Source

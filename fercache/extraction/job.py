@@ -25,7 +25,7 @@ from fercache.errors import ClipError, InputError, StoreError
 from fercache.extraction import thumbnails
 from fercache.extraction.cancellation import Cancelled, CancelToken, never_cancelled
 from fercache.extraction.clip import ClipJob, MultiPersonCommit, PersonSelection
-from fercache.faces import augmentation, interpolation, tracklets
+from fercache.faces import crops, interpolation, tracklets
 from fercache.media import video
 from fercache.media.source import Source, file_stamp
 from fercache.runtime import atomic_io, wheels
@@ -343,7 +343,7 @@ def settings_of(config: ExtractConfig, faces: str, cnn: files.Weights) -> dict[s
     if config.augmentations == 1:  # then it does not matter how augmentations are sampled
         del chosen["augmentations"]
     else:
-        chosen["augmentation_version"] = augmentation.AUGMENTATION_VERSION
+        chosen["augmentation_version"] = crops.AUGMENTATION_VERSION
     if faces == "cropped":  # a setting without effect must not make another store
         return {k: v for k, v in chosen.items() if k not in DETECTION}
     return {**chosen, "detector": _detector_digest(), "people_version": tracklets.PEOPLE_VERSION,
@@ -453,9 +453,8 @@ def _open_or_create(path: Location, settings: dict[str, Any], config: ExtractCon
             return store
     from fercache.backbones.backbone import shapes_of  # torch: seconds that a cached run saves
 
-    return EmbeddingStore.create(path, settings,
-                                 augmentation.with_views(shapes_of(cnn, config.taps), config.augmentations),
-                                 repair=True)
+    taps = crops.with_views(shapes_of(cnn, config.taps), config.augmentations)
+    return EmbeddingStore.create(path, settings, taps, repair=True)
 
 
 def _detector_digest() -> str:

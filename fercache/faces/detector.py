@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from fercache.backbones import facenet
-from fercache.faces.crops import reduced
 from fercache.runtime.devices import map_threads, synchronize_device
 
 CELL_PX, STRIDE_PX = 12, 2
@@ -296,7 +296,7 @@ class Detector:
         """
         detected = [np.empty((0, 5)) for _ in images]
         scale = [self._scale(image) for image in images]
-        inputs = [image if factor == 1 else reduced(image, factor) for image, factor in zip(images, scale, strict=True)]
+        inputs = [image if by == 1 else _reduced(image, by) for image, by in zip(images, scale, strict=True)]
         by_size: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):
             by_size.setdefault((image.shape[0], image.shape[1]), []).append(i)
@@ -341,6 +341,13 @@ class Detector:
         score = faces[:, 4].round(SCORE_DIGITS)
         has_area = (boxes[:, 2] - boxes[:, 0] >= 1) & (boxes[:, 3] - boxes[:, 1] >= 1)
         return np.column_stack([boxes, score])[has_area & (score >= self.min_score)]
+
+
+def _reduced(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
+    """Return a picture (H, W, 3) scaled down by `scale`, with pixels averaged."""
+    height, width = image.shape[:2]
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
 
 
 def _enlarged(faces: NDArray[np.float64], by: float) -> NDArray[np.float64]:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from fercache.backbones import weights
 from fercache.backbones.weights import files
 from fercache.config import TrainConfig
-from fercache.data import folds
 from fercache.data.base import Dataset, Trial
 from fercache.errors import InputError
 from fercache.heads.registry import FRAME, HEADS, HeadSettings
+from fercache.oof import MIN_GROUPS_TO_CHOOSE, assign_folds, inner_groups
 from fercache.runtime.devices import resolve_device, set_torch_threads
 from fercache.runtime.fork_pool import ForkPool, ReportProgress
 from fercache.runtime.progress import ProgressBar, format_duration, progress_bar
@@ -87,11 +87,11 @@ class Splits:
         training = np.array([t.split in config.learns_from for t in trials])
         counts = counts * training[:, None]
         self.groups = [t.group if trains else "" for t, trains in zip(trials, training, strict=True)]
-        self.fold = np.where(training, folds.assign_folds(self.groups, counts, config.folds, config.seed), -1
+        self.fold = np.where(training, assign_folds(self.groups, counts, config.folds, config.seed), -1
                              ).astype(np.int16)
         self.k = int(self.fold.max()) + 1
         training_groups = {g for g, f in zip(self.groups, self.fold, strict=True) if f >= 0}
-        self.epochs_fixed = len(training_groups) < folds.MIN_GROUPS_TO_CHOOSE
+        self.epochs_fixed = len(training_groups) < MIN_GROUPS_TO_CHOOSE
         self._part = [self._assign_parts(k, counts, config) for k in range(self.k)]
         self.partitioned = all(self.parts(k) >= MIN_VAL_PARTS for k in range(self.k))
 
@@ -103,12 +103,12 @@ class Splits:
         part = np.full(len(self.fold), -1, np.int16)
         if config.ensemble == 1:
             # A single member needs one validation part only; most groups are left to train on.
-            validation = folds.inner_groups(names, VAL_FRACTION, seed)
+            validation = inner_groups(names, VAL_FRACTION, seed)
             part[inside] = [0 if name in validation else 1 for name in names]
         elif len(set(names)) < MIN_VAL_PARTS:
             part[inside] = 0
         else:
-            part[inside] = folds.assign_folds(names, counts[inside], config.ensemble, seed)
+            part[inside] = assign_folds(names, counts[inside], config.ensemble, seed)
         return part
 
     def parts(self, k: int) -> int:
