@@ -199,8 +199,7 @@ def _assemble(name: str, people: dict[str, _Person], layout: _Layout, config: Lo
 
 
 def _without_gaps(trial: str, person: _Person, layout: _Layout) -> dict[str, NDArray[Any]]:
-    """Return one row for each frame from a trial's first to its last; frames without a row get uniform probabilities.
-    """
+    """Return one row for each frame from a trial's first to its last; frames without one get uniform probabilities."""
     where = f"{layout.path}, {trial}"
     frames = np.array(person.frames, np.int64)
     values = np.array(person.values, np.float32).reshape(len(frames), len(layout.classes))

@@ -46,7 +46,12 @@ class OnnxNet:
         WeightsError
             The file is not an ONNX model, or its input is not a batch of pictures.
         """
-        session = _open(_runtime(), weights, device)
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingExtra("onnx: weights need onnxruntime, which is not installed",
+                               hint="pip install 'fercache[onnx]'") from error
+        session = _open(onnxruntime, weights, device)
         names = [output.name for output in session.get_outputs()]
         unknown = [tap for tap in taps if tap not in names]
         if unknown or not taps or len(set(taps)) != len(taps):
@@ -84,17 +89,6 @@ class OnnxNet:
         if size != [CROP_PX, CROP_PX]:
             x = torch.nn.functional.interpolate(x, size=size, mode="bilinear", antialias=True)
         return np.ascontiguousarray((x.permute(0, 2, 3, 1) if channels_last else x).numpy())
-
-
-def _runtime() -> ModuleType:
-    """Return onnxruntime."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtra("onnx: weights need onnxruntime, which is not installed",
-                           hint="pip install 'fercache[onnx]'") from error
-    module: ModuleType = onnxruntime
-    return module
 
 
 def _open(runtime: ModuleType, weights: Weights, device: str) -> Any:

@@ -166,8 +166,7 @@ def _test_list(found: list[Scan]) -> list[str]:
 
 
 def _clips(found: list[Scan], wanted: Mapping[str, object], source: str) -> ClipFiles:
-    """Return the crops, aligned or not, that cover most trials; or the videos if there are no crops or `source` asks.
-    """
+    """Return the crops, aligned or not, that cover most trials; the videos if there are no crops or `source` asks."""
     # One kind only: features of two crop policies in one store cost nearly half of the score (.384 to .214, ABAW3).
     crops: dict[bool, dict[str, list[Path]]] = {True: defaultdict(list), False: defaultdict(list)}
     for path, parent in sorted({(path, path.parent.relative_to(each.root)) for each in found for path in each.crops

@@ -1,10 +1,6 @@
 """The data sets with one label a clip, as specifications of where a set's labels are and how its clips are named.
 
-Notes
------
-Each set is one instance of `ClipLevelSet`. Its subclasses differ in where the labels are: `ListedSet` (lists of clips
-and labels), `NamedSet` (in the clip's name), `EmotionFolderSet` (in a folder's name) and `LabelFileSet` (a file a
-sequence). They share the choice of one version of the clips.
+Each set is one instance of a subclass of `ClipLevelSet`; the subclasses differ in where the labels are.
 """
 
 from __future__ import annotations
@@ -329,8 +325,11 @@ class ListedSet(ClipLevelSet):
             elif published:
                 problems.append(Issue(where=f"fold {fold}", message=f"its {split} list is missing",
                                       hint="download it again"))
+        which = (f"published fold {fold} of {len(numbers)}: papers report the mean of all five (--fold chooses); "
+                 if fold else "")
         return Listing(entries.values(), problems, folds=len(numbers) if published else 0, fold=fold,
-                       notice=self._notice(fold, len(numbers)))
+                       notice=self.name + ": " + which + "the set does not name the film, video or person of a clip, "
+                       "so folds by group are folds by clip")
 
     def _lists(self, found: Iterable[Scan], pattern: re.Pattern[str] | None, edition: str
                ) -> dict[tuple[int, Split], Path]:
@@ -359,13 +358,6 @@ class ListedSet(ClipLevelSet):
             return "/".join(path.parts[-self.parts:])
         number = self.digits and path.stem.isascii() and path.stem.isdigit()
         return f"{int(path.stem):0{self.digits}d}" if number else path.stem
-
-    def _notice(self, fold: int, folds: int) -> str:
-        """Return a note for readers of the results."""
-        which = (f"published fold {fold} of {folds}: papers report the mean of all five (--fold chooses); "
-                 if fold else "")
-        return (f"{self.name}: {which}the set does not name the film, video or person of a clip, so folds by group are "
-                "folds by clip")
 
 
 DFEW = ListedSet(
@@ -475,8 +467,7 @@ RAVDESS = NamedSet(
 # AFEW: the folder's name is the label.
 
 AFEW_PART = re.compile(r"(?P<part>train|training|val|valid|validation|test)"
-                       r"(_?(afew|vid|set|faces|distribute|\d{2,4}))*",
-                       re.IGNORECASE)
+                       r"(_?(afew|vid|set|faces|distribute|\d{2,4}))*", re.IGNORECASE)
 AFEW_SPLITS: dict[str, Split] = {"tr": "train", "va": "validation", "te": "test"}
 MIN_EMOTIONS = 3
 """Emotions that both the training and the validation part must have for the set to be recognized."""

@@ -351,12 +351,7 @@ class ClipJob:
                 yield self._augmented(frame, boxes[-1])
 
     def _embed(self, start: int, augmented: Iterator[AugmentedCrops], fraction: float) -> int:
-        """Embed and write frames from row `start` on, and return the row after the last.
-
-        Parameters
-        ----------
-        fraction : this step's part of the work on a frame, for the progress bar.
-        """
+        """Embed and write frames from row `start` on, and return the row after the last."""
         # A segment is written after the next one was submitted, so that the cores stay busy meanwhile.
         before: Segment | None = None  # the one segment that is submitted and not written yet
         while True:

@@ -71,12 +71,7 @@ class Nets:
         return self.load_identity() if self.load_identity is not None else None
 
     def identity_net(self, run: Callable[..., list[Any]]) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:
-        """Return a function from crops (n, 160, 160, 3) to identity vectors (n, D), or None without such a net.
-
-        Parameters
-        ----------
-        run : computes the batches, like `TorchThreadPool.run`.
-        """
+        """Return a function from crops (n, 160, 160, 3) to identity vectors (n, D), or None without such a net."""
         def embed(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
             # `cached_property` has no lock, and several clips may ask for the net at once.
             with self._loading:

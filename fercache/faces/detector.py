@@ -295,7 +295,7 @@ class Detector:
         run : computes the batches, as `devices.map_threads` does.
         """
         detected = [np.empty((0, 5)) for _ in images]
-        scale = [self._scale(image) for image in images]
+        scale = [min(1.0, self.detect_px / max(image.shape[:2])) if self.detect_px else 1.0 for image in images]
         inputs = [image if by == 1 else _reduced(image, by) for image, by in zip(images, scale, strict=True)]
         by_size: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):
@@ -306,7 +306,9 @@ class Detector:
                       batches, self.device)
         for batch, results_of_batch in zip(batches, results, strict=True):
             for i, faces in zip(batch, results_of_batch, strict=True):
-                detected[i] = self._filtered(_enlarged(faces, 1 / scale[i]), images[i].shape[:2])
+                # Back to pixels of the original picture.
+                boxes = (faces[:, :4] - TRUNCATED_PX) * (1 / scale[i]) + TRUNCATED_PX
+                detected[i] = self._filtered(np.column_stack([boxes, faces[:, 4]]), images[i].shape[:2])
         return detected
 
     def net(self, scale: float = 1.0) -> Mtcnn:
@@ -316,10 +318,6 @@ class Detector:
             if smallest not in self.nets:
                 self.nets[smallest] = Mtcnn.load(smallest, self.device)
             return self.nets[smallest]
-
-    def _scale(self, image: NDArray[np.uint8]) -> float:
-        """Return the factor by which a picture is scaled down before detection."""
-        return min(1.0, self.detect_px / max(image.shape[:2])) if self.detect_px else 1.0
 
     def _smallest(self, scale: float) -> int:
         """Return the smallest face to detect, in pixels of MTCNN's input; its first net needs 12."""
@@ -348,8 +346,3 @@ def _reduced(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
     height, width = image.shape[:2]
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
-
-
-def _enlarged(faces: NDArray[np.float64], by: float) -> NDArray[np.float64]:
-    """Return faces (n, 5) detected in a scaled picture, in pixels of the original."""
-    return np.column_stack([(faces[:, :4] - TRUNCATED_PX) * by + TRUNCATED_PX, faces[:, 4]])

@@ -49,12 +49,7 @@ def mean_vector(vectors: Floats) -> Floats:
 
 
 def cluster_tracklets(tracklets: Tracklets, vectors: Mapping[int, Floats]) -> list[Ints]:
-    """Return the tracklets of each person, the heaviest person (area x score) first.
-
-    Parameters
-    ----------
-    vectors : tracklet -> its identity vector (D,) of length 1, for those that were embedded.
-    """
+    """Return the tracklets of each person, the heaviest first; `vectors`: tracklet -> (D,) of length 1, if embedded."""
     # Agglomerative clustering: the pair whose cosine exceeds its threshold most is joined first, its mean vector stands
     # for both, and so on. Two tracklets that share a frame are never joined. A tracklet without a vector is joined to
     # the one that it continues by overlap.
@@ -82,7 +77,7 @@ class _Clusters:
 
     label: Ints  # (S,) the tracklet that represents each tracklet's person
     together: Bools  # (S, S) whether two single tracklets share a frame
-    # (V,) the tracklets with a vector. The attributes below have a row for each of them; a joined person uses the row
+    # (V,) the tracklets with a vector. The fields below have a row for each of them; a joined person uses the row
     # of one of its tracklets.
     embedded: Ints
     # `vector`, `count`: (V, D) and (V,) mean vector, and the number of tracklets that it averages.
@@ -160,12 +155,7 @@ def group_by_position(tracklets: Tracklets) -> list[Ints]:
 
 
 def choose_person(frame: Ints, faces: Floats, track: Ints) -> Ints:
-    """Return the numbers of the main person's tracks.
-
-    Parameters
-    ----------
-    frame, faces, track : of every face, in the order of the frames: row (M,), box and score (M, 5), track number (M,).
-    """
+    """Return the numbers of the main person's tracks; arguments of every face: row (M,), face (M, 5), track (M,)."""
     count = int(track.max()) + 1
     order = np.argsort(track, kind="stable")
     edges = np.searchsorted(track[order], np.arange(count + 1))

@@ -73,18 +73,12 @@ class UncertainSpan(NamedTuple):
 
 
 class _Block:
-    """Consecutive pictures with their faces.
-
-    Attributes
-    ----------
-    detected : row -> the faces that the detector returned.
-    interpolated_faces : row -> the faces that were interpolated, in parts (n, 5).
-    """
+    """Consecutive pictures with their faces."""
 
     def __init__(self, images: list[Picture], detector: FaceDetector) -> None:
         self.images, self.detector = images, detector
-        self.detected: dict[int, Floats] = {}
-        self.interpolated_faces: dict[int, list[Floats]] = defaultdict(list)
+        self.detected: dict[int, Floats] = {}  # row -> faces (n, 5)
+        self.interpolated_faces: dict[int, list[Floats]] = defaultdict(list)  # row -> faces in parts (n, 5)
 
     def interpolated(self, every: int) -> list[Floats]:
         """Return the faces of each picture."""

@@ -32,19 +32,14 @@ MAX_WAITING = 128
 
 
 class TimestampClock:
-    """Converts time stamps to seconds since the first frame, strictly increasing.
-
-    Parameters
-    ----------
-    tick_s : the stream's time base.
-    step_s : usual time between two frames, for frames without a time stamp.
-    """
+    """Converts time stamps to seconds since the first frame, strictly increasing."""
     # If a stamp jumps back by a second or more, a new part starts (joined recordings), and time continues from the last
     # frame. A smaller step back or a repeated stamp is an error of the muxer: only that frame moves, to one tick after
     # the frame before it.
 
     def __init__(self, tick_s: Fraction, step_s: float) -> None:
-        self.tick_s, self.step_s = tick_s, step_s
+        self.tick_s = tick_s  # the stream's time base
+        self.step_s = step_s  # usual time between two frames, for frames without a time stamp
         self.last_s: float | None = None
         self.origin = 0  # ticks
         self.shift_s = 0.0
@@ -69,12 +64,7 @@ class TimestampClock:
 
 
 class PacketQueue:
-    """The packets sent to the decoder whose frames are not decoded yet, in presentation order.
-
-    Parameters
-    ----------
-    one_frame_per_packet : whether a packet without a frame and without an error is a lost frame too.
-    """
+    """The packets sent to the decoder whose frames are not decoded yet, in presentation order."""
     # Frames come out in presentation order, so a packet stamped before the current frame yields no frame any more: it
     # is lost if the decoder refused it, or if every packet has a frame. Packets before the first frame are never lost
     # frames (a recording that starts between two key frames). A frame that comes after it was counted as lost is
@@ -82,6 +72,7 @@ class PacketQueue:
     # decoder's position, at most a reordering depth away.
 
     def __init__(self, one_frame_per_packet: bool) -> None:
+        # Then a packet without a frame and without an error is a lost frame too.
         self.one_frame_per_packet, self.started = one_frame_per_packet, False
         self.waiting: list[tuple[int, int]] = []  # heap of (part, stamp)
         self.refused: set[tuple[int, int]] = set()

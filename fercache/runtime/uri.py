@@ -54,14 +54,9 @@ def as_location(place: str | Path | Url) -> Location:
     if "::" in text and "://" in text:
         raise InputError("chained URLs are not supported", where=text, hint="use one URL, such as s3://bucket/folder")
     found = _URL.fullmatch(text)
-    if found is None or (not found[2] and (isinstance(place, str) or (Path(text).parts[0:1] and _is_folder(text)))):
+    if found is None or (not found[2] and (isinstance(place, str) or Path(Path(text).parts[0]).is_dir())):
         return Path(place)
     scheme, rest = found[1].lower(), found[3]
     if scheme in LOCAL:
         return Path("/" + rest.lstrip("/"))
     return Url(f"{scheme}://{rest.rstrip('/')}")
-
-
-def _is_folder(text: str) -> bool:
-    """Return whether the first part of a path is an existing folder."""
-    return Path(Path(text).parts[0]).is_dir()

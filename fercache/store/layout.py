@@ -24,11 +24,6 @@ DTYPES = {"float16": 2, "float64": 8}
 """Element types that a store holds, always little endian, and their bytes."""
 
 
-def chunk_rows(frames: int) -> int:
-    """Return the rows of a chunk of a clip of `frames` frames, or of its first segment."""
-    return min(frames, CHUNK)
-
-
 @dataclass(frozen=True)
 class Grid:
     """The chunks of one array: blocks of whole rows."""
@@ -39,7 +34,7 @@ class Grid:
     @property
     def rows(self) -> int:
         """Rows of a chunk."""
-        return chunk_rows(self.shape[0])
+        return min(self.shape[0], CHUNK)
 
     @property
     def count(self) -> int:

@@ -142,11 +142,8 @@ def read_record(data: bytes, where: object, kind: type[RecordType]) -> RecordTyp
         return msgspec.convert(verify_checksum(data, where), kind)
     # A ValidationError, or a UnicodeEncodeError where a lone surrogate is in the wrong place: both are ValueErrors.
     except ValueError as error:
-        raise damaged(f"the metadata was not written by fercache ({_printable(error)})", where) from error
-
-
-def _printable(error: Exception) -> str:
-    return str(error).encode(errors="backslashreplace").decode()
+        reason = str(error).encode(errors="backslashreplace").decode()
+        raise damaged(f"the metadata was not written by fercache ({reason})", where) from error
 
 
 def damaged(what: str, where: object) -> StoreError:

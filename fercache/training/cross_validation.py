@@ -72,27 +72,20 @@ VAL_FRACTION = 0.2
 
 
 class Splits:
-    """Folds by group, and within each fold a partition of its training groups, also by group.
-
-    Attributes
-    ----------
-    fold : (N,) int16, the fold that holds each trial out, -1 in none.
-    k : number of folds.
-    epochs_fixed : whether there are too few groups to choose an epoch by.
-    partitioned : whether the training groups of every fold have several parts, so that each part can be predicted by
-        members that were not trained on it.
-    """
+    """Folds by group, and within each fold a partition of its training groups, also by group."""
 
     def __init__(self, trials: Sequence[Trial], counts: NDArray[np.int64], config: TrainConfig) -> None:
         training = np.array([t.split in config.learns_from for t in trials])
         counts = counts * training[:, None]
         self.groups = [t.group if trains else "" for t, trains in zip(trials, training, strict=True)]
+        # (N,) the fold that holds each trial out, -1 in none.
         self.fold = np.where(training, assign_folds(self.groups, counts, config.folds, config.seed), -1
                              ).astype(np.int16)
-        self.k = int(self.fold.max()) + 1
+        self.k = int(self.fold.max()) + 1  # number of folds
         training_groups = {g for g, f in zip(self.groups, self.fold, strict=True) if f >= 0}
         self.epochs_fixed = len(training_groups) < MIN_GROUPS_TO_CHOOSE
         self._part = [self._assign_parts(k, counts, config) for k in range(self.k)]
+        # With several parts in every fold, each part can be predicted by members that were not trained on it.
         self.partitioned = all(self.parts(k) >= MIN_VAL_PARTS for k in range(self.k))
 
     def _assign_parts(self, k: int, counts: NDArray[np.int64], config: TrainConfig) -> NDArray[np.int16]:
@@ -236,8 +229,7 @@ class CrossValidatedTraining:
         return result
 
     def _predict_fold(self, head: str, k: int) -> NDArray[np.float32]:
-        """Return (R, C): log-probabilities by a fold's members of trials that they were not trained on, 0 for others.
-        """
+        """Return (R, C): log-probabilities by a fold's members of trials not trained on, 0 for others."""
         # Outside the fold's training trials it is the members' mean. Inside, only the frame head predicts, and each
         # part is predicted by the members that have it as validation part.
         members = [checkpoints.load_checkpoint(key.path(self.folder), self.device) for key in self._keys()

@@ -70,16 +70,11 @@ def window_starts(length: int, window: int, stride: int) -> NDArray[np.int64]:
 class Batch:
     """One batch of windows: the input of a head and its target labels."""
 
-    x: Tensor
-    """(B, W, D) float32"""
-    seen: Tensor
-    """(B, W) bool: a face was seen in this frame"""
-    time_s: Tensor
-    """(B, W) float32, seconds since the window's first frame"""
-    label: Tensor
-    """(B, W) int64, -1 unknown or padding"""
-    rows: NDArray[np.int64]
-    """(B, W) rows of the features, -1 padding"""
+    x: Tensor  # (B, W, D) float32
+    seen: Tensor  # (B, W) bool: a face was seen in this frame
+    time_s: Tensor  # (B, W) float32, seconds since the window's first frame
+    label: Tensor  # (B, W) int64, -1 unknown or padding
+    rows: NDArray[np.int64]  # (B, W) rows of the features, -1 padding
 
 
 class WindowSampler:

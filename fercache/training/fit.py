@@ -48,12 +48,8 @@ class Loss:
         self.weight = class_weights(label, classes, POWER.get(kind, 0.0)).to(device)
 
     def __call__(self, logits: Tensor, label: Tensor, mixed_in: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Return the loss; 0 where nothing is labelled.
-
-        Parameters
-        ----------
-        mixed_in : for mixed windows, the labels of the other window, and the weight of the first one, ``(B,)``.
-        """
+        """Return the loss; 0 where nothing is labelled."""
+        # `mixed_in`: for mixed windows, the labels of the other window, and the weight of the first one, ``(B,)``.
         if mixed_in is None:
             return self._mean(logits, label, None)
         other, weight = mixed_in

@@ -47,8 +47,7 @@ def oof_features(log_probs: NDArray[np.float32], features: FrameDataset, *, with
 
 
 def frame_change(features: FrameDataset) -> NDArray[np.float32]:
-    """Return the distance of each frame to the previous one with a face, ``(R,)``: log2, relative to the clip's median.
-    """
+    """Return each frame's distance to the previous one with a face, ``(R,)``: log2, relative to the clip's median."""
     # Large values mark cuts and moving faces, where an expression may begin or end. Frames without a face, and the
     # first one of a clip, get 0.
     change = np.zeros(len(features.valid), np.float32)
