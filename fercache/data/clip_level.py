@@ -200,8 +200,7 @@ def _trials(wanted: Mapping[str, ClipEntry], version: FolderVersion) -> tuple[li
     for name, entry in sorted(wanted.items()):
         paths = version.clips.get(name, [])
         if len(paths) != 1:
-            what = (f"several clips have its name: {shorten_list(paths)}" if paths
-                    else "listed, but it has no clip")
+            what = (f"several clips have its name: {shorten_list(paths)}" if paths else "listed, but it has no clip")
             lost.append(Issue(where=name, message=what, kind="no-clip",
                               hint="it is left out; get its clip, or keep one of them"))
             continue

@@ -1,7 +1,5 @@
 """The frame table of a trial: crops, video frames and annotation lines are matched by their number.
 
-Notes
------
 The rule, for every set: **there is one row for each number up to the highest of the three.** Crop ``00007.jpg``, the
 seventh frame of the video and the seventh label are one row, whatever else is missing. A number without a crop is a row
 without a face; a label past the last crop keeps its row; a crop past the last label has no label. Rows are never

@@ -1,7 +1,5 @@
 """Aff-Wild2's multi-task table (ABAW's MTL challenge): one row a picture, the expression one of its columns.
 
-Notes
------
 ``MTL_Challenge/{train,validation}_set.txt`` (ABAW3), or ``training_set_annotations.txt`` and
 ``validation_set_annotations.txt`` (ABAW4 and ABAW7), with the header ``image,valence,arousal,expression,aus``: rows are
 ``<trial>/00001.jpg,.1,.2,4,0,..``, the last twelve fields the action units, so that a row has more fields than the

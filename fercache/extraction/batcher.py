@@ -36,19 +36,13 @@ class BatchBackbone(Protocol):
 
 
 class FeatureBuffer:
-    """Values of one segment, filled in as the CNN computes them.
-
-    Attributes
-    ----------
-    values : {tap: (n, V, ...) float16} of n frames in V views; zeros for rows without a crop.
-    open : crops submitted and not computed yet.
-    error : the first exception of a batch with one of them.
-    """
+    """Values of one segment, filled in as the CNN computes them."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], rows: int, views: int) -> None:
+        # (n, V, ...) of n frames in V views; zeros for rows without a crop.
         self.values = {tap: np.zeros((rows, views, *shape), np.float16) for tap, shape in shapes.items()}
-        self.open = 0
-        self.error: BaseException | None = None
+        self.open = 0  # crops submitted and not computed yet
+        self.error: BaseException | None = None  # the first exception of a batch with one of them
 
 
 class _QueuedCrop(NamedTuple):

@@ -37,7 +37,7 @@ class Thumbnails:
     """The thumbnails of one clip."""
 
     row: NDArray[np.int64]  # (K,) rows of the frame table, from 0
-    time_s: NDArray[np.float64]
+    time_s: NDArray[np.float64]  # (K,)
     jpeg: tuple[bytes, ...]  # K pictures of PX x PX, as JPEG files
 
 

@@ -135,8 +135,7 @@ class Clip(Mapping[str, Tap]):
     def __getitem__(self, tap: str) -> Tap:
         if tap not in self.manifest.arrays:
             raise NotInStore(f"no tap {tap!r}", where=self.name, hint=f"it has {', '.join(self)}")
-        return Tap(self.files, f"{encode_name(self.name)}/{encode_name(tap)}",
-                   self.manifest.arrays[tap].grid)
+        return Tap(self.files, f"{encode_name(self.name)}/{encode_name(tap)}", self.manifest.arrays[tap].grid)
 
     @property
     def frame_table(self) -> NDArray[np.void]:

@@ -120,8 +120,7 @@ class LocalStoreFiles:
 
     def sizes(self, key: str) -> dict[str, int]:
         """Return name -> bytes of all but the folders directly in a folder (links too); empty if there is no folder."""
-        return {entry.name: _bytes_of(entry) for entry in self._entries(key)
-                if not entry.is_dir(follow_symlinks=False)}
+        return {entry.name: _bytes_of(entry) for entry in self._entries(key) if not entry.is_dir(follow_symlinks=False)}
 
     def folders(self, key: str = "") -> list[str]:
         """Return the names of the folders directly in a folder, sorted."""

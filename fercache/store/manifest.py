@@ -42,8 +42,7 @@ class ArrayManifest(msgspec.Struct, frozen=True):
 def array_manifest(grid: Grid, chunks: Iterable[str]) -> ArrayManifest:
     """Return the manifest of an array whose chunks have these digests."""
     digests = tuple(chunks)
-    return ArrayManifest(grid.shape, grid.dtype, fingerprint_of([list(grid.shape), grid.dtype, list(digests)]),
-                         digests)
+    return ArrayManifest(grid.shape, grid.dtype, fingerprint_of([list(grid.shape), grid.dtype, list(digests)]), digests)
 
 
 class ClipManifest(msgspec.Struct, frozen=True, kw_only=True):

@@ -100,8 +100,7 @@ def check_splits(trials: Sequence[Trial]) -> None:
                          where="the data set", hint="put all clips of a group (person, parent video) into one split")
 
 
-def settings_of(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore,
-                config: TrainConfig) -> dict[str, Any]:
+def settings_of(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, config: TrainConfig) -> dict[str, Any]:
     """Return everything that changes the logits, as a JSON value; its digest names the logits file and the heads."""
     return {**config.settings(), "store": store.digest(), "features": fingerprint_of(store.settings), "format": FORMAT,
             "dataset": dataset.digest(), "trials": fingerprint_of([t.name for t in trials]),

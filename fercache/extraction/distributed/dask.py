@@ -154,13 +154,7 @@ def _extract(spec: JobSpec, trial: Trial) -> WorkerResult:
 
 
 def extract_logged(worker: Worker, trial: Trial) -> WorkerResult:
-    """Extract a clip and return the result with what this thread logged.
-
-    Raises
-    ------
-    StoreError, OSError
-        The store cannot be written.
-    """
+    """Extract a clip and return the result with what this thread logged."""
     logger, collector = logging.getLogger("fercache"), _ThreadLog()
     logger.setLevel(logging.INFO)
     logger.addHandler(collector)
