@@ -235,7 +235,7 @@ def _read_label_folder(folder: Path, names: Sequence[str], classes: tuple[str, .
     if not found:
         first = problems[0].message if problems else f"none is named after a clip (clips: {shorten_list(names)})"
         raise InputError(f"no label file of {len(files)} can be used; {first}", where=folder,
-                         hint="see the formats in the documentation; --classes gives the order of the class names")
+                         hint="docs/guide/own-data.md has the formats; --classes gives the order of the class names")
     extra = [Issue(where=key, message="labelled, but there is no clip of that name", hint=f"see {files[key]}",
                    kind="no-clip") for key in sorted(set(files) - set(keys.values()))]
     bare = sorted(set(names) - set(labels) - {problem.where for problem in problems})
