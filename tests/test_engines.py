@@ -74,12 +74,15 @@ def crops_of(home: Path) -> base.Dataset:
 
 
 @pytest.fixture(scope="module")
-def alone(prepared: Path, weights_at: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The digest of what one process makes of the videos."""
+def alone(prepared: Path, weights_at: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The digests of what one process makes of the crops, and of the videos."""
     cache = tmp_path_factory.mktemp("alone")
     (cache / "weights").symlink_to(weights_at)
-    dataset = data.load_dataset(DatasetConfig(clips=str(prepared / "videos"), dataset="table"), cache)
-    return EmbeddingStore.open(job.extract_dataset(dataset, CONFIG, cache).store).digest()
+    found = {}
+    for name in ("crops", "videos"):
+        dataset = data.load_dataset(DatasetConfig(clips=str(prepared / name), dataset="table"), cache)
+        found[name] = EmbeddingStore.open(job.extract_dataset(dataset, CONFIG, cache).store).digest()
+    return found
 
 
 def digest_in(home: Path) -> str:
@@ -92,12 +95,12 @@ def listed(home: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in (home / "cache" / "features").glob("*/failures*.csv")}
 
 
-def test_four_parts_at_once(runner: Runner, home: Path, alone: str) -> None:
+def test_four_parts_at_once(runner: Runner, home: Path, alone: dict[str, str]) -> None:
     """One store; the part that has the broken video says so, with its list and its exit code, and no other."""
     runs = [runner.start(*FLAGS, "videos", "--shard", f"{i}/4", cwd=home, small=False) for i in range(1, 5)]
     codes = [run.wait().code for run in runs]
     assert sorted(codes) == [0, 0, 0, 1], [run.err() for run in runs]
-    assert digest_in(home) == alone
+    assert digest_in(home) == alone["videos"]
     held = codes.index(1) + 1
     assert listed(home).keys() == {f"failures-{held}-of-4.csv"} and "broken" in "".join(listed(home).values())
     assert "part 1 of 4: 1 of 4 clips" in runs[0].err() and not any("Traceback" in run.err() for run in runs)
@@ -177,7 +180,7 @@ def check_nobody_is_left(pid: int) -> None:
 
 @pytest.mark.parametrize("number, at", [(signal.SIGINT, "group"), (signal.SIGTERM, "parent"),
                                         (signal.SIGKILL, "parent")])
-def test_workers_stop_and_go_on(home: Path, alone: str, number: signal.Signals, at: str) -> None:
+def test_workers_stop_and_go_on(home: Path, alone: dict[str, str], number: signal.Signals, at: str) -> None:
     """Ctrl-C reaches all, SIGTERM the parent alone, and a killed parent leaves nobody behind; then it is done."""
     run = start(home, *FLAGS, "videos", "--workers", 2)
     while not list((home / "cache" / "features").glob("*/*.work/*.claim")) and run.poll() is None:
@@ -192,7 +195,7 @@ def test_workers_stop_and_go_on(home: Path, alone: str, number: signal.Signals, 
         _, err = again.communicate(timeout=240)
         assert again.returncode == 1 and "1 failed" in err and "broken" in err, err
         assert err.count("512 bytes per frame") == 1 and "Traceback" not in err
-        assert digest_in(home) == alone and listed(home).keys() == {"failures.csv"}
+        assert digest_in(home) == alone["videos"] and listed(home).keys() == {"failures.csv"}
 
 
 def test_a_killed_worker_ends_the_run_with_3_and_loses_nothing(home: Path, alone: dict[str, str],
@@ -327,7 +330,7 @@ def kill_the_busy_one(work: Path, pids: set[int], killed: list[int]) -> None:
 
 
 def test_a_dask_worker_is_killed_in_the_middle(home: Path, cluster: Any, distributed: Any,
-                                               alone: str) -> None:
+                                               alone: dict[str, str]) -> None:
     """The others, and its successor, do what it had: each clip is done, once, and the store is the same."""
     dataset = data.load_dataset(DatasetConfig(clips=str(home / "videos"), dataset="table"), home / "cache")
     with distributed.Client(cluster) as client:
@@ -345,7 +348,7 @@ def test_a_dask_worker_is_killed_in_the_middle(home: Path, cluster: Any, distrib
         assert killed[0] not in client.run(os.getpid).values()
     assert {c.clip: c.state for c in report.clips} == {"a": "computed", "b": "computed", "c": "computed",
                                                        "broken": "failed"}
-    assert digest_in(home) == alone
+    assert digest_in(home) == alone["videos"]
     assert not list(work.glob("*.journal"))
 
 

@@ -324,7 +324,7 @@ def test_ids_cannot_leave_the_cache(tmp_path: Path, name: str) -> None:
 
 def test_a_long_clip_needs_little_memory(tmp_path: Path, full: bool) -> None:
     """A clip of 123 MB (full: 614 MB) goes out as each format and back in, in far less memory than it takes."""
-    frames, limit_mb = (150_000, 200) if full else (30_000, 100)
+    frames, limit_mb = (150_000, 200) if full else (30_000, 115)
     code = f"""
 import re, threading, time, numpy as np
 from pathlib import Path

@@ -255,7 +255,7 @@ def _unreferenced_clips(path: Path, named: Collection[str]) -> Iterator[Unrefere
     for folder in sorted({*store.files.folders(), *resumable} - live):
         lost = not resumable.get(folder, True)
         if folder not in folders or lost:
-            yield Unreferenced(path=path, folder=folder, clip=decode_name(folder) or folder,
+            yield Unreferenced(path=path, folder=folder, clip=folder if (name := decode_name(folder)) is None else name,
                                reason=LOST if lost else UNKNOWN, size=store.files.size(folder))
 
 

@@ -41,7 +41,8 @@ def check_clip(store: EmbeddingStore, folder: str) -> list[Issue] | None:
     try:
         manifest = store.read_manifest(folder)
     except StoreError as error:
-        return [_damage(store.path / folder / META, error.what, decode_name(folder) or folder)]
+        name = decode_name(folder)
+        return [_damage(store.path / folder / META, error.what, folder if name is None else name)]
     if manifest is None:
         return None
     found = [] if store.files.get(f"{folder}/{META}") == manifest.document() else [
