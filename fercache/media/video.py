@@ -196,6 +196,9 @@ FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", 
            "av1", "obu", "ivf", "flv", "asf", "ogg", "mxf", "nut", "dv", "gif", "mjpeg", "rm", "vc1", "yuv4mpegpipe")
 # A playlist or script must not make FFmpeg open other files or URLs.
 CONTAINER_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)}
+# Metadata that is not UTF-8 must not make a clip unreadable. PyAV before 19 raises unless this keyword says otherwise;
+# PyAV 19 has no such keyword and never raises (it decodes with `surrogateescape`). Nothing here reads metadata.
+METADATA_OPTIONS: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 TICK_S = Fraction(1, 90_000)
 ONE_FRAME_PER_PACKET = ("h264", "hevc", "mjpeg", "vp9", "av1", "libdav1d")
 READ_TIMEOUT_S = 120.0
@@ -331,7 +334,7 @@ def open_container(path: Path) -> Iterator[InputContainer]:
     try:
         # The prefix keeps FFmpeg from taking a part of the path for a protocol.
         container = av.open(f"file:{path.absolute()}", container_options=CONTAINER_OPTIONS, timeout=READ_TIMEOUT_S,
-                            metadata_errors="replace")
+                            **METADATA_OPTIONS)
     except (av.FFmpegError, ValueError, MemoryError) as error:
         raise ClipError(f"not a video that can be opened ({_reason(error)})", where=path,
                         hint="play the file to see if it is intact; repeat an incomplete download") from error
