@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from queue import SimpleQueue
 from types import ModuleType
@@ -120,7 +121,7 @@ PRECISIONS = {"float32": "f32", "bf16": "bf16"}
 
 
 class OpenVinoNet:
-    """facenet-pytorch's InceptionResnetV1, converted from torch; `shapes` are those of the taps that a call returns."""
+    """facenet-pytorch's InceptionResnetV1, exported from torch; `shapes` are those of the taps that a call returns."""
     # Each stream runs one batch in one thread: batches run in parallel, and their number does not change the values. In
     # float32, every tap agrees with torch to a cosine of .99999; bf16 agrees with float32 to .999.
 
@@ -151,8 +152,14 @@ class OpenVinoNet:
         runtime = _openvino_runtime()
         shapes = tap_shapes(taps)
         shape = (batch, CROP_PX, CROP_PX, 3)
-        model = runtime.convert_model(TappedInception(load(source), taps).eval(), input=list(shape),
-                                      example_input=torch.zeros(shape, dtype=torch.uint8))
+        # Given a module, OpenVINO runs torch.jit.trace, which torch 2.14 deprecates: give it an exported program.
+        program = torch.export.export(TappedInception(load(source), taps).eval(),
+                                      (torch.zeros(shape, dtype=torch.uint8),), strict=False)
+        with warnings.catch_warnings():
+            # While OpenVINO decomposes the program, torch 2.13 warns of a deprecated class that torch itself uses.
+            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+            # With the shape given again: an exported program alone leaves the outputs' shapes dynamic.
+            model = runtime.convert_model(program, input=list(shape))
         compiled = runtime.Core().compile_model(model, "CPU", {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision], "NUM_STREAMS": threads,
             "INFERENCE_NUM_THREADS": threads})

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from fractions import Fraction
 from heapq import heappop, heappush
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
+from av import VideoCodecContext
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
@@ -177,9 +178,18 @@ FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", 
            "av1", "obu", "ivf", "flv", "asf", "ogg", "mxf", "nut", "dv", "gif", "mjpeg", "rm", "vc1", "yuv4mpegpipe")
 # A playlist or script must not make FFmpeg open other files or URLs.
 CONTAINER_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)}
+# Metadata that is not UTF-8 must not make a clip unreadable. PyAV before 19 raises unless this keyword says otherwise;
+# PyAV 19 has no such keyword and never raises (it decodes with `surrogateescape`). Nothing here reads metadata.
+METADATA_OPTIONS: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 TICK_S = Fraction(1, 90_000)
 ONE_FRAME_PER_PACKET = ("h264", "hevc", "mjpeg", "vp9", "av1", "libdav1d")
 READ_TIMEOUT_S = 120.0
+# FFmpeg refuses larger pictures before it allocates them.
+DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
+# FFmpeg's MJPEG decoder leaves what it cannot decode as it was in the buffer, which may be an earlier frame, and
+# reports no error. So it decodes strictly, and what it refuses is decoded again, leniently, as a damaged frame. Without
+# a scan there are no pixels at all, and even the strict decoder returns the buffer: such a frame has no picture.
+MJPEG, START_OF_SCAN = "mjpeg", b"\xff\xda"
 # In a row, before reading stops.
 MAX_BAD_READS, MAX_BAD_PACKETS = 64, 20_000
 
@@ -241,12 +251,12 @@ class VideoSource(Source):
             # One converter per video: creating one per frame takes up to 0.5 ms.
             clock, converter = TimestampClock(stream.time_base or TICK_S, step_s), VideoReformatter()
             # Rows are counted, so decoding always starts at the first packet; skipped rows cost no conversion.
-            for row, (stamp, picture) in enumerate(_decoded(container, stream, ending)):
+            for row, (stamp, picture, concealed) in enumerate(_decoded(container, stream, ending)):
                 time_s = clock.at(stamp)
                 if row >= start:
                     needed = wanted is None or row in wanted
                     image = self._rgb(picture, converter) if picture is not None and needed else None
-                    yield Frame(row + 1, time_s, image, picture is None or bool(picture.is_corrupt))
+                    yield Frame(row + 1, time_s, image, picture is None or concealed or bool(picture.is_corrupt))
                 if stop is not None and row + 1 >= stop:
                     return
         missing = ending.missing()
@@ -309,7 +319,7 @@ def open_container(path: Path) -> Iterator[InputContainer]:
     try:
         # The prefix keeps FFmpeg from taking a part of the path for a protocol.
         container = av.open(f"file:{path.absolute()}", container_options=CONTAINER_OPTIONS, timeout=READ_TIMEOUT_S,
-                            metadata_errors="replace")
+                            **METADATA_OPTIONS)
     except (av.FFmpegError, ValueError, MemoryError) as error:
         raise ClipError(f"not a video that can be opened ({_reason(error)})", where=path,
                         hint="play the file to see if it is intact; repeat an incomplete download") from error
@@ -334,9 +344,17 @@ def _open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         # neighbors. Several clips at once use the cores instead.
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
-        # FFmpeg then refuses larger pictures before it allocates them.
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        strict = {"err_detect": "explode"} if stream.codec_context.name == MJPEG else {}
+        stream.codec_context.options = DECODER_OPTIONS | strict
         yield container, stream
+
+
+def _lenient_decoder(codec: VideoCodecContext) -> VideoCodecContext:
+    """Return a decoder that conceals the errors which the stream's own MJPEG decoder refuses."""
+    decoder = cast(VideoCodecContext, VideoCodecContext.create(codec.name, "r"))  # annotated as the base class
+    decoder.extradata, decoder.thread_type, decoder.thread_count = codec.extradata, "NONE", 1
+    decoder.options = dict(DECODER_OPTIONS)
+    return decoder
 
 
 def _reason(error: Exception) -> str:
@@ -344,20 +362,26 @@ def _reason(error: Exception) -> str:
 
 
 def _decoded(container: InputContainer, stream: VideoStream, ending: TruncationCheck
-             ) -> Iterator[tuple[int | None, VideoFrame | None]]:
-    """Yield (time stamp, picture) of each frame in presentation order; the picture of a lost frame is None."""
+             ) -> Iterator[tuple[int | None, VideoFrame | None, bool]]:
+    """Yield (time stamp, picture, whether errors are concealed) of each frame in presentation order.
+
+    The picture of a lost frame is None.
+    """
     codec, bad = stream.codec_context, 0
+    lenient = _lenient_decoder(codec) if codec.name == MJPEG else None
     queue = PacketQueue(codec.name in ONE_FRAME_PER_PACKET)
     restart_ticks = RESTART_S / float(stream.time_base or TICK_S)
     for packet in _packets(container, stream, ending):
-        counts = packet is not None and not packet.is_discard
+        counts, concealed = packet is not None and not packet.is_discard, False
+        no_scan = packet is not None and codec.name == MJPEG and START_OF_SCAN not in bytes(packet)
         if counts:
             queue.add(packet.pts, restart_ticks)
         try:
             pictures = codec.decode(packet)
         except (av.FFmpegError, ValueError, MemoryError):
-            pictures = []
-            if counts:
+            pictures = _decode_leniently(lenient, packet)
+            concealed = bool(pictures)
+            if counts and not pictures:
                 queue.refuse(packet.pts)
         bad = 0 if pictures else bad + 1
         if bad > MAX_BAD_PACKETS:
@@ -365,9 +389,17 @@ def _decoded(container: InputContainer, stream: VideoStream, ending: TruncationC
             return
         for picture in (one for one in pictures if not queue.is_late(one.pts)):
             queue.one_frame_per_packet &= not picture.interlaced_frame  # the two fields may come as two packets
-            yield from ((stamp, None) for stamp in queue.lost_before(picture.pts))
-            yield picture.pts, picture
-    yield from ((stamp, None) for stamp in queue.lost_at_end())
+            yield from ((stamp, None, False) for stamp in queue.lost_before(picture.pts))
+            yield picture.pts, None if no_scan else picture, concealed
+    yield from ((stamp, None, False) for stamp in queue.lost_at_end())
+
+
+def _decode_leniently(decoder: VideoCodecContext | None, packet: Packet[VideoStream]) -> list[VideoFrame]:
+    """Return the pictures of a refused packet with errors concealed; none without a decoder, or if it refuses too."""
+    try:
+        return decoder.decode(packet) if decoder is not None else []
+    except (av.FFmpegError, ValueError, MemoryError):
+        return []
 
 
 def _packets(container: InputContainer, stream: VideoStream, ending: TruncationCheck) -> Iterator[Any]:
