@@ -50,9 +50,8 @@ The words are translated on the way in; the other names are translated back, so 
 CLASSES = ("Neutral", "Happiness", "Surprise")
 TAP = "conv2d_4b"
 CANDIDATES = ("frame", "gru", "mean")  # `predict` follows the last one
-"""Final columns to compare. The learned ones are left out: 0.2 has no chain and one width for all classes on purpose, so
-they differ. For the same reason the demo (without --quick) differs since 0.2: boxes between two detections are
-interpolated without regions of interest."""
+"""Final columns to compare. The learned ones are left out: on purpose, 0.2 has no chain and one width for all classes.
+The demo (without --quick) differs on purpose too: its boxes are interpolated without regions of interest."""
 Arrays = dict[str, np.ndarray]
 
 
