@@ -8,6 +8,8 @@ OUT ?= preds.csv
 ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+NEWEST := .venv-newest
+NEWEST_PIP := $(NEWEST)/bin/python -m pip --disable-pip-version-check install --quiet
 
 # The data set; without these flags, the one in stages/dataset.toml.
 DATA_FLAGS := $(if $(DATA),--root "$(DATA)") $(if $(DATASET),--dataset "$(DATASET)")
@@ -17,14 +19,14 @@ PYTEST := pytest -q -n auto --dist worksteal
 FERCACHE := $(BIN)/fercache --cache "$(CACHE)" --stages "$(STAGES)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo starter check extract train-heads stack all ablation audit test test-full lint types ci hooks docs bench clean
+.PHONY: help setup demo starter check extract train-heads stack all ablation audit test test-full test-newest dist lint types ci hooks docs bench clean
 
 help:  ## show this list
 	@echo "make TARGET [DATA=folder] [DATASET=affwild2|mtl|dfew|...|table|demo] [CACHE=cache] [STAGES=stages] [DEVICE=cpu|cuda] [OUT=preds.csv] [ARGS=...]"
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 $(VENV)/.made:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fercache needs Python 3.11 or newer: $$($(PYTHON) --version) found; try 'make PYTHON=python3.12 ...'"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fercache needs Python 3.11 or newer: $$($(PYTHON) --version) found; try 'make PYTHON=python3.13 ...'"; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "could not create $(VENV); on Debian and Ubuntu: apt install python3-venv"; exit 2; }
 	@touch $@
 
@@ -90,6 +92,25 @@ test: $(VENV)/.ready-dev  ## the tests
 test-full: $(VENV)/.ready-dev  ## the tests at their full volumes
 	@$(BIN)/python -m $(PYTEST) --full $(ARGS)
 
+# A new environment each time: one that exists keeps the versions it has. The editable install writes no build folder,
+# whose old modules a later wheel would contain. First without extras, since some of them hold numpy back.
+test-newest:  ## the tests on the newest packages, in .venv-newest: first without extras, then with them
+	@rm -rf $(NEWEST)
+	@$(MAKE) --no-print-directory VENV=$(NEWEST) $(NEWEST)/.made
+	@echo "installing the newest packages into $(NEWEST) (torch is large; minutes)"
+	@$(NEWEST_PIP) --editable . hypothesis pytest pytest-timeout pytest-xdist
+	@$(NEWEST)/bin/python -m $(PYTEST) $(ARGS)
+	@$(NEWEST_PIP) --editable '.[dev]'
+	@$(NEWEST)/bin/python -m pip check
+	@$(NEWEST)/bin/python -m $(PYTEST) $(ARGS)
+
+dist: $(VENV)/.ready  ## build the sdist and the wheel in dist/, and check them
+	@rm -rf build dist
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet build twine
+	@$(BIN)/python -m build
+	@$(BIN)/python -m twine check --strict dist/*
+	@size=$$(stat --format=%s dist/*.whl); [ $$size -lt 12000000 ] || { echo "the wheel has $$size bytes; at most 12 MB are allowed"; exit 1; }
+
 lint: $(VENV)/.ready-dev  ## style of the code (ruff)
 	@$(BIN)/ruff check .
 
@@ -112,5 +133,5 @@ bench: $(VENV)/.ready-dev  ## every benchmark, at a small size
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
 clean:  ## remove .venv and files of tools; never touches the cache
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(NEWEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -104,8 +104,8 @@ def command_section(command: click.Command, name: str, parent: click.Context) ->
 def commands_page() -> str:
     """Return the page of all commands."""
     root = click.Context(main, info_name="fercache")
-    overview = [(f"[`fercache {name}`](#fercache-{name})", cell(entry.summary))
-                for commands in COMMANDS.values() for name, entry in commands.items()]
+    overview = [(f"[`fercache {name}`](#fercache-{name})", cell(summary))
+                for commands in COMMANDS.values() for name, summary in commands.items()]
     text = f"""{NOTICE}
 
 # Commands

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fercache.backbones.registry import DEFAULT_WEIGHTS, KNOWN_WEIGHTS
@@ -67,28 +67,22 @@ def _check(owner: str, name: str, value: Any, meta: Any) -> None:
             raise InputError(f"{name} = {item!r} is above {high}", where=owner)
 
 
-def default_of(entry: Any) -> Any:
-    """Return a dataclass field's default."""
-    return None if entry.default is MISSING else entry.default
-
-
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig(Config):
     """Where the clips and labels are (`stages/dataset.toml`)."""
 
     # Its choices are the readers of fercache.data, which imports this module; the command line adds them.
-    dataset: str = option("demo",
-                          "Layout of the data set. With --root alone it is recognized from the folders. logits: "
-                          "imported logits only.")
+    dataset: str = option("demo", "Layout of the data set. With --root alone it is recognized from the folders. "
+                          "logits: imported logits only.")
     root: str = option("", "Folder of the data set.", numbers=False)
     clips: str = option("", "Table clip,path[,label][,subject][,group][,split], or a folder of clips.", numbers=False)
     labels: str = option("", "Per-frame labels: a table clip,frame,label or a folder of text files.", numbers=False)
     classes: tuple[str, ...] = option((), "Class names in order, for labels that are numbers.")
     edition: str = option("", "Part of the path of the annotations to use if there are several, such as 6th_ABAW.")
-    fold: int = option(0, "Published fold whose test list is held out, from 1 (0: the first, or none).",
-                       low=0, high=100)
+    fold: int = option(0, "Published fold whose test list is held out, from 1 (0: the first, or none).", low=0,
+                       high=100)
     source: str = option("auto", "What to read if a set has both pictures and videos; auto prefers crops.",
-                       choices=("auto", "crops", "video"))
+                         choices=("auto", "crops", "video"))
     name: str = option("", "Name of this data set in the cache (default: made from the layout and the path).",
                        numbers=False)
 
@@ -98,43 +92,34 @@ class ExtractConfig(Config):
     """Stage one (`stages/extract.toml`)."""
 
     weights: str = option(DEFAULT_WEIGHTS, f"{', '.join(KNOWN_WEIGHTS)}, PATH (.safetensors, .pt) or onnx:PATH.")
-    taps: tuple[str, ...] = option(("embedding", "block8", "repeat_2", "repeat_1-3x3"),
-                                   "Values of the CNN to store: BLOCK (mean), BLOCK-3x3 (grid) or BLOCK-map.")
+    taps: tuple[str, ...] = option(("embedding", "block8", "repeat_2", "repeat_1-3x3"), "Values of the CNN to store: "
+                                   "BLOCK (mean), BLOCK-3x3 (grid) or BLOCK-map.")
     precision: str = option("float32", "Arithmetic of the CNN.", choices=PRECISIONS)
     backend: str = option("torch", "What runs the CNN on a CPU: torch, or openvino (extra `openvino`, faster).",
                           choices=("torch", "openvino"), numbers=False)
-    faces: str = option("auto",
-                        "mtcnn detects faces; cropped takes each picture as a face; auto decides by the kind of "
-                        "clip.",
-                        choices=("auto", "mtcnn", "cropped"))
-    detect_every: int = option(5, "Detect faces in every Nth frame and interpolate boxes between; uncertain frames "
-                               "are detected too (1: every frame).", low=1, high=64)
-    detect_px: int = option(0, "Reduce pictures to this longer side for detection (0: full size).", low=0,
-                            high=16384)
+    faces: str = option("auto", "mtcnn detects faces; cropped takes each picture as a face; auto decides by the kind "
+                        "of clip.", choices=("auto", "mtcnn", "cropped"))
+    detect_every: int = option(5, "Detect faces in every Nth frame and interpolate boxes between; uncertain frames are "
+                               "detected too (1: every frame).", low=1, high=64)
+    detect_px: int = option(0, "Reduce pictures to this longer side for detection (0: full size).", low=0, high=16384)
     min_face_px: int = option(40, "Smallest face to detect, in pixels of the frame.", low=10, high=4096)
     min_score: float = option(0.9, "Drop detections with a lower score.", low=0, high=1)
     margin: float = option(0.0, "Margin around a box, as a fraction of its longer side.", low=0, high=2)
-    people: str = option("main",
-                         "People to extract: the main person of a clip; all, as CLIP#1 (the main person), CLIP#2, "
-                         "...; or the two people, as CLIP_left and CLIP_right.",
+    people: str = option("main", "People to extract: the main person of a clip; all, as CLIP#1 (the main person), "
+                         "CLIP#2, ...; or the two people, as CLIP_left and CLIP_right.",
                          choices=("main", "all", "left/right"))
     augmentations: int = option(1, "Crops of each face: the plain one, its mirror image, then shifted, rotated and "
-                                "relit ones.",
-                        low=1, high=64)
-    on_truncated: str = option("fail",
-                               "A video that ends before its stated length: fail the clip, or keep the frames "
-                               "that decode.",
-                          choices=("fail", "keep"))
+                                "relit ones.", low=1, high=64)
+    on_truncated: str = option("fail", "A video that ends before its stated length: fail the clip, or keep the frames "
+                               "that decode.", choices=("fail", "keep"))
     crop_fps: float = option(30.0, "Frame rate of folders of crops, which hold no times.", low=1e-3, high=1e6)
     thumbnails: bool = option(False, "Store a small picture of the face about every second, for the report.",
                               numbers=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", numbers=False)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
     concurrent_clips: int = option(0, "Clips to extract at once (0: threads + 2 on a CPU, 12 on a GPU).", numbers=False,
-                                   low=0,
-                            high=256)
-    verify_sources: bool = option(False, "Compare every byte of each source file with what was stored.",
-                                  numbers=False)
+                                   low=0, high=256)
+    verify_sources: bool = option(False, "Compare every byte of each source file with what was stored.", numbers=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,24 +128,19 @@ class TrainConfig(Config):
 
     heads: tuple[str, ...] = option(DEFAULT_HEADS, "Heads to train.", choices=tuple(HEADS))
     taps: tuple[str, ...] = option(("block8", "repeat_2", "repeat_1-3x3"), "Taps that the heads read.")
-    join: tuple[str, ...] = option((),
-                                   "Stores of other features to join (`fercache import`): NAME or path. All their "
+    join: tuple[str, ...] = option((), "Stores of other features to join (`fercache import`): NAME or path. All their "
                                    "taps are read, or those that --taps names as NAME/tap.", numbers=False)
     normalize: str = option("train", "Normalize features by mean and spread of the training rows, or of each clip.",
-                              choices=("train", "clip"))
-    augmentations: str = option("draw",
-                                "Draw one of the stored augmentations of a crop in each step, or use the plain "
-                                "crop only.",
-                        choices=("draw", "off"))
-    temporal_input: str = option("oof-logits",
-                                 "What temporal heads read: out-of-fold logits of the frame head, or the "
+                            choices=("train", "clip"))
+    augmentations: str = option("draw", "Draw one of the stored augmentations of a crop in each step, or use the plain "
+                                "crop only.", choices=("draw", "off"))
+    temporal_input: str = option("oof-logits", "What temporal heads read: out-of-fold logits of the frame head, or the "
                                  "features.", choices=("oof-logits", "features"))
     ensemble: int = option(4, "Trainings per head and fold, each with other validation groups; their mean is used.",
                            low=1, high=20)
     loss: str = option("", "Loss (default: the head's own).", choices=("", *LOSSES))
     label_smoothing: float = option(-1.0, "Fraction of the target spread over all classes (-1: the head's own).",
-                                    low=-1,
-                                    high=1)
+                                    low=-1, high=1)
     window_s: float = option(0.0, "Seconds that a window of a temporal head covers (0: the head's own).", low=0,
                              high=3600)
     step_s: float = option(-1.0, "Seconds between the frames of a window (-1: the head's own, 0: every frame).", low=-1,
@@ -175,22 +155,17 @@ class TrainConfig(Config):
     mixup: float = option(-1.0, "Alpha of mixup over windows (-1: the head's own, 0: none).", low=-1, high=10)
     noise: float = option(-1.0, "Noise added to normalized features (-1: the head's own, 0: none).", low=-1, high=10)
     time_mask_s: float = option(-1.0, "Longest stretch masked in windows of temporal heads during training (-1: the "
-                                "head's own).",
-                                low=-1,
-                           high=60)
+                                "head's own).", low=-1, high=60)
     level: str = option("frame", "One prediction per frame or per clip (attention pooling in the temporal heads).",
                         choices=("frame", "clip"))
-    finetune_tap: str = option("",
-                               "Map tap from which the frame head fine-tunes the backbone's last blocks, such as "
+    finetune_tap: str = option("", "Map tap from which the frame head fine-tunes the backbone's last blocks, such as "
                                "mixed_7a-map.")
     precision: str = option("auto", "Arithmetic of training; auto: bf16 on a GPU, float32 on a CPU.",
                             choices=("auto", "float32", "bf16"))
     memory: str = option("auto", "Hold features in RAM, memory-map them from a file in the cache, or decide by free "
-                         "memory.",
-                         choices=("auto", "ram", "map"), numbers=False)
-    refit: str = option("none",
-                        "all: train on the validation split too, for a submission; its predictions are then out "
-                        "of fold.", choices=("none", "all"))
+                         "memory.", choices=("auto", "ram", "map"), numbers=False)
+    refit: str = option("none", "all: train on the validation split too, for a submission; its predictions are then "
+                        "out of fold.", choices=("none", "all"))
     folds: int = option(5, "Folds by group (fewer if there are fewer groups).", low=2, high=100)
     seed: int = option(0, "Random seed.", low=0, high=2**31 - 1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", numbers=False)
@@ -202,8 +177,8 @@ class TrainConfig(Config):
         return ("train", "validation") if self.refit == "all" else ("train",)
 
     def settings(self) -> dict[str, Any]:
-        """Return the choices that change numbers; without a refit the key is left out, so that names do not change.
-        """
+        """Return the choices that change numbers."""
+        # Without a refit the key is left out, so that the names of older runs do not change.
         return {name: value for name, value in super().settings().items() if (name, value) != ("refit", "none")}
 
 
@@ -216,15 +191,13 @@ class StackConfig(Config):
     logits: tuple[str, ...] = option((), "Imported logits to use beside the heads (see `fercache logits import`).")
     force: bool = option(False, "Learn from imported logits even if they were declared in-sample.")
     level: str = option("frame", "clip: one prediction per clip, from its pooled frames.", choices=("frame", "clip"))
-    metric: str = option("", "Metric to select by.  [default: the data set's own]",
-                         choices=("", *METRICS))
+    metric: str = option("", "Metric to select by.  [default: the data set's own]", choices=("", *METRICS))
     causal: bool = option(False, "Use no frame later than the one that is predicted.")
     refit: str = option("none", "all: learn from the validation split too, for a submission; it is then not scored.",
                         choices=("none", "all"))
-    missing_faces: str = option("nearest",
-                                "Frames without a face: leave them unfilled, copy the nearest face's prediction, "
-                                "interpolate, or leave them to the temporal heads.",
-                       choices=("none", "nearest", "linear", "temporal-heads"))
+    missing_faces: str = option("nearest", "Frames without a face: leave them unfilled, copy the nearest face's "
+                                "prediction, interpolate, or leave them to the temporal heads.",
+                                choices=("none", "nearest", "linear", "temporal-heads"))
     seed: int = option(0, "Random seed.", low=0, high=2**31 - 1)
     bootstrap: int = option(1000, "Bootstrap samples over groups.", low=0, high=1_000_000)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
@@ -251,8 +224,8 @@ class AuditConfig(Config):
 
     full: bool = option(False, "Retrain the real heads on shuffled labels (as long as train-heads takes).")
     shuffles: int = option(5, "Number of shuffles of the labels for the probe.", low=2, high=1000)
-    similar: float = option(0.995, "Cosine from which frames of two groups are listed as near duplicates.",
-                            low=0.5, high=1)
+    similar: float = option(0.995, "Cosine from which frames of two groups are listed as near duplicates.", low=0.5,
+                            high=1)
     seed: int = option(0, "Random seed.", low=0, high=2**31 - 1)
     threads: int = option(0, "CPU threads (0: all cores).", numbers=False, low=0, high=MAX_THREADS)
 
@@ -263,11 +236,10 @@ class SubmitConfig(Config):
 
     edition: str = option("auto", "Edition of the template; auto recognizes it from the first line and the classes.",
                           choices=("auto", "abaw1", "abaw2", "abaw3", "abaw5", "abaw6", "abaw8", "dfew", "ferv39k"))
-    map: str = option("", "For other class names: `names` (map equal names and accept the rest) or A=B,C=D. Without "
-                      "it other classes are refused.")
-    rows: str = option("strict",
-                       "strict: refuse missing or extra rows; template: write the organizers' rows, fill or drop "
-                       "ours, and report it.", choices=("strict", "template"))
+    map: str = option("", "For other class names: `names` (map equal names and accept the rest) or A=B,C=D. Without it "
+                      "other classes are refused.")
+    rows: str = option("strict", "strict: refuse missing or extra rows; template: write the organizers' rows, fill or "
+                       "drop ours, and report it.", choices=("strict", "template"))
     missing_faces: str = option("nearest", "How to fill rows that the predictions lack.", choices=("nearest", "linear"))
 
 
@@ -287,8 +259,7 @@ class ScoreConfig(Config):
 class AblationConfig(Config):
     """What the table of choices tries (`stages/ablation.toml`)."""
 
-    rows: tuple[str, ...] = option((),
-                                   "Changes to try: KEY=VALUE of train-heads, lists joined by +, several changes "
+    rows: tuple[str, ...] = option((), "Changes to try: KEY=VALUE of train-heads, lists joined by +, several changes "
                                    "by ; (default: taps and every switch).")
     repeats: int = option(3, "Seeds per row.", low=1, high=100)
     bootstrap: int = option(1000, "Bootstrap samples over groups.", low=0, high=1_000_000)

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.config import LogitsConfig, fingerprint_of
-from fercache.data import folds, tables
+from fercache.data import tables
 from fercache.data.base import UNKNOWN, printable, shorten_list
 from fercache.data.table import MOST_FRAMES, SPLITS
 from fercache.errors import InputError
-from fercache.oof import OofLogits
+from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits, assign_folds
 from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -100,11 +100,9 @@ def import_logits(name: str, config: LogitsConfig, dataset: str, cache: Path) ->
     ------
     InputError
         The table is not a table of predictions, or it contradicts itself about a frame or a clip.
-
-    Notes
-    -----
-    The table's own declaration (out of fold or not) is trusted here; `fercache audit` tests it.
     """
+    # The table's own declaration (out of fold or not) is trusted here; `fercache audit` tests it.
+
     # The name becomes a file name and a column of reports, beside the names of heads and candidates.
     if not name.isidentifier() or name in TAKEN:
         raise InputError(f"{name!r} cannot name a source", where="logits import",
@@ -201,8 +199,7 @@ def _assemble(name: str, people: dict[str, _Person], layout: _Layout, config: Lo
 
 
 def _without_gaps(trial: str, person: _Person, layout: _Layout) -> dict[str, NDArray[Any]]:
-    """Return one row for each frame from a trial's first to its last; frames without a row get uniform probabilities.
-    """
+    """Return one row for each frame from a trial's first to its last; frames without one get uniform probabilities."""
     where = f"{layout.path}, {trial}"
     frames = np.array(person.frames, np.int64)
     values = np.array(person.values, np.float32).reshape(len(frames), len(layout.classes))
@@ -243,6 +240,6 @@ def _folds(group: Sequence[str], split: Sequence[str], label: NDArray[np.int16],
     labelled = {g for g, n in zip(group, counts.sum(1), strict=True) if n}
     if len(labelled) < 2:
         return np.full(len(group), -1, np.int16), True
-    fold = folds.assign_folds([g if t else "" for g, t in zip(group, training, strict=True)], counts, config.folds,
+    fold = assign_folds([g if t else "" for g, t in zip(group, training, strict=True)], counts, config.folds,
                         config.seed)
-    return np.where(training, fold, -1).astype(np.int16), len(labelled) < folds.MIN_GROUPS_TO_CHOOSE
+    return np.where(training, fold, -1).astype(np.int16), len(labelled) < MIN_GROUPS_TO_CHOOSE

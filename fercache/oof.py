@@ -1,9 +1,9 @@
-"""Out-of-fold logits: the prediction of every head for every frame, and the fold it comes from. One HDF5 file."""
+"""Folds by group, and out-of-fold logits: every head's prediction for every frame, and its fold. One HDF5 file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.errors import StoreError
+from fercache.errors import InputError, StoreError
 from fercache.runtime.atomic_io import replacing
 
 FORMAT = 1
@@ -24,51 +24,101 @@ JSON_FIELDS = ("dataset", "classes", "metric", "notice", "heads", "provenance", 
                "declared")
 """Fields of `OofLogits` that one data set of the file, ``about``, holds as JSON."""
 OUT_OF_FOLD, HELD_OUT, IN_SAMPLE = "out-of-fold", "held-out", "in-sample"
+MIN_GROUPS_TO_CHOOSE = 4
+"""With fewer groups nothing is selected by held-out score: epochs are fixed and the plain mean is final."""
+
+
+def assign_folds(groups: Sequence[str], counts: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int16]:
+    """Return the fold of each trial, ``(N,)``; all trials of a group are in the same fold.
+
+    Parameters
+    ----------
+    groups : (N,) the group (parent video or subject) of each trial.
+    counts : (N, C) labelled frames of each class. A trial without any is in its group's fold; a group without any gets
+        fold -1.
+    k : number of folds; fewer if there are fewer labelled groups.
+
+    Raises
+    ------
+    InputError
+        Fewer than two groups have labels.
+    """
+    # Greedy stratification: groups in falling order of labelled frames (ties in random order), each to the fold where
+    # it keeps the class distributions of the folds most alike (the criterion of scikit-learn's StratifiedGroupKFold:
+    # the mean over classes of the folds' standard deviation), then to the fold with the fewest frames.
+    names = sorted({g for g, n in zip(groups, counts.sum(1), strict=True) if n})
+    if len(names) < 2:
+        raise InputError(f"{len(names)} group(s) with labels; folds need two", where="the data set",
+                         hint="label clips of at least two people, or name the people with `subject` or `group`")
+    k = min(k, len(names))
+    position = {name: i for i, name in enumerate(names)}
+    member = np.array([position.get(g, -1) for g in groups])
+    totals = np.zeros((len(names), counts.shape[1]))  # (G, C)
+    np.add.at(totals, member[member >= 0], counts[member >= 0])
+    fraction = totals / np.maximum(totals.sum(0), 1)
+    # The stable sort keeps the random order among groups of equal size.
+    order = np.random.default_rng(seed).permutation(len(totals))
+    order = order[np.argsort(-totals[order].sum(1), kind="stable")]
+    in_fold = np.zeros((k, totals.shape[1]))
+    fold = np.zeros(len(totals), np.int16)
+    size = np.zeros(k, int)
+    for place, g in enumerate(order):
+        # The last groups go to folds that are still empty, so that no fold is without a group.
+        allowed = size == 0 if len(order) - place <= (size == 0).sum() else np.ones(k, bool)
+        costs = [(np.std(in_fold + fraction[g] * (np.arange(k) == f)[:, None], axis=0).mean(), in_fold[f].sum(), f)
+                 for f in np.flatnonzero(allowed)]
+        fold[g] = min(costs)[2]
+        in_fold[fold[g]] += fraction[g]
+        size[fold[g]] += 1
+    return np.where(member >= 0, fold[member], -1).astype(np.int16)
+
+
+def inner_groups(groups: Sequence[str], share: float, seed: int) -> set[str]:
+    """Return the validation groups among a fold's training groups, to choose epochs by; empty if there are too few.
+
+    Parameters
+    ----------
+    share : fraction of the groups, at least one group.
+    """
+    names = sorted(set(groups))
+    if len(names) < MIN_GROUPS_TO_CHOOSE - 1:
+        return set()
+    count = max(1, round(share * len(names)))
+    return set(np.random.default_rng(seed).permutation(np.array(names, object))[:count].tolist())
 
 
 @dataclass(frozen=True, kw_only=True)
 class OofLogits:
-    """Logits of all heads, row by row; a row is a frame of a trial's frame table.
-
-    Attributes
-    ----------
-    trials, group, split : (N,) names; `split` is train, validation or test.
-    fold : (N,) int16, the fold that holds the trial out; -1 if no fold does.
-    offsets : (N + 1,) int64; the rows of trial i are ``offsets[i]:offsets[i + 1]``.
-    index : (R,) int32, frame numbers from 1.
-    time_s : (R,) float64, from 0 in each trial.
-    valid : (R,) bool, whether a face was seen.
-    label : (R,) int16, -1 where not annotated.
-    logits : head -> (R, C) float32. Rows of a trial with a fold are out of fold: by the models that saw nothing of
-        its group. The others are the mean over the folds' models of log-probabilities.
-    provenance : JSON value with the parents: store, settings and head records of a training; or the fingerprint of the
-        heads that predicted new clips; or the table of an import.
-    epochs_fixed : whether there were too few groups to choose the number of epochs.
-    clip : (N,) the clip of each trial where that is not the trial itself (several people of one clip), else empty.
-    declared : head -> `OUT_OF_FOLD`, `HELD_OUT` or `IN_SAMPLE`, for heads that were imported; ours are out of fold.
-    pooled : head -> (R, S, C) float32, where a row is a whole clip: statistics of its frames. Not saved.
-    """
+    """Logits of all heads, row by row; a row is a frame of a trial's frame table."""
 
     dataset: str
     classes: tuple[str, ...]
     metric: str
     notice: str
     heads: tuple[str, ...]
+    # `trials`, `group`, `split`: (N,) names; `split` is train, validation or test.
     trials: tuple[str, ...]
     group: tuple[str, ...]
     split: tuple[str, ...]
-    fold: NDArray[np.int16]
-    offsets: NDArray[np.int64]
-    index: NDArray[np.int32]
-    time_s: NDArray[np.float64]
-    valid: NDArray[np.bool_]
-    label: NDArray[np.int16]
+    fold: NDArray[np.int16]  # (N,) int16, the fold that holds the trial out; -1 if no fold does
+    offsets: NDArray[np.int64]  # (N + 1,) int64; the rows of trial i are ``offsets[i]:offsets[i + 1]``
+    index: NDArray[np.int32]  # (R,) int32, frame numbers from 1
+    time_s: NDArray[np.float64]  # (R,) float64, from 0 in each trial
+    valid: NDArray[np.bool_]  # (R,) bool, whether a face was seen
+    label: NDArray[np.int16]  # (R,) int16, -1 where not annotated
+    # Head -> (R, C) float32. Rows of a trial with a fold are out of fold: by the models that saw nothing of its group.
+    # The others are the mean over the folds' models of log-probabilities.
     logits: dict[str, NDArray[np.float32]]
+    # JSON value with the parents: store, settings and head records of a training; or the fingerprint of the heads that
+    # predicted new clips; or the table of an import.
     provenance: dict[str, Any]
     fingerprint: str
-    epochs_fixed: bool = False
+    epochs_fixed: bool = False  # whether there were too few groups to choose the number of epochs
+    # (N,) the clip of each trial where that is not the trial itself (several people of one clip), else empty.
     clip: tuple[str, ...] = ()
+    # Head -> `OUT_OF_FOLD`, `HELD_OUT` or `IN_SAMPLE`, for heads that were imported; ours are out of fold.
     declared: dict[str, str] = field(default_factory=dict)
+    # Head -> (R, S, C) float32, where a row is a whole clip: statistics of its frames. Not saved.
     pooled: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
@@ -159,14 +209,10 @@ class TrialLogits:
 
 @dataclass(frozen=True, kw_only=True)
 class OofReader:
-    """Logits of any size, read trial by trial: of an open file only the frames of one trial are in memory.
+    """Logits of any size, read trial by trial: of an open file only the frames of one trial are in memory."""
 
-    Attributes
-    ----------
-    arrays : ``frame/NAME`` and ``logits/HEAD`` -> array, or data set of an open file; the other fields are those of
-        `OofLogits`.
-    """
-
+    # ``frame/NAME`` and ``logits/HEAD`` -> array, or data set of an open file; the other fields are those of
+    # `OofLogits`.
     arrays: Mapping[str, Any]
     classes: tuple[str, ...]
     metric: str

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.data import folds
-from fercache.oof import OofLogits
+from fercache.oof import OofLogits, assign_folds
 
 CLASSES = ("Neutral", "Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise")
 PRIOR = np.array([0.40, 0.10, 0.05, 0.08, 0.16, 0.12, 0.09])
@@ -42,7 +41,7 @@ def simulate(*, groups: int = 20, frames: int = 240, validation: int = 0, heads:
     counts[groups:] = 0
     book = OofLogits(dataset="simulated", classes=CLASSES, metric="macro_f1", notice="simulated", heads=heads,
                      trials=names, group=names, split=("train",) * groups + ("validation",) * validation,
-                     fold=folds.assign_folds(names, counts, 5,
+                     fold=assign_folds(names, counts, 5,
                                              0), offsets=offsets, index=index, time_s=(index - 1) / FPS,
                      valid=valid, label=label.astype(np.int16), logits=said, provenance={"simulated": seed},
                      fingerprint=hashlib.sha256(repr((groups, frames, validation, skill, seed)).encode()).hexdigest())

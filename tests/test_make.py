@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,16 @@ def test_clips_that_fail_do_not_stop_the_walk(tmp_path: Path, codes: tuple[int, 
     assert (code, len(calls)) == (ends, steps), said
     assert says in said and (says or not said)
     assert all("--root a b" in call for call in calls)
+
+
+def test_the_wheel_holds_every_file_of_the_package() -> None:
+    """Whatever is no module must match a pattern of `package_data`, or an installed package lacks it."""
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    package = ROOT / "fercache"
+    patterns = setup["options.package_data"]["fercache"].split()
+    packed = {path for pattern in patterns for path in package.glob(pattern)}
+    files = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert package / "viz" / "report" / "page.html" in packed
+    assert not files - packed
+    assert not [path for path in package.rglob("*.py") if not (path.parent / "__init__.py").exists()]

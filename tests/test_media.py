@@ -17,7 +17,7 @@ from fercache import media
 from fercache.errors import ClipError, InputError
 from fercache.media import pictures, source
 from fercache.media.video import upright
-from tests.videos import cut, joined, make_video, number_in, numbered_video, picture, set_matrix, spoil
+from tests.videos import cut, joined, make_video, number_in, numbered_video, packets_of, picture, set_matrix, spoil
 
 FASTSTART = {"movflags": "faststart"}
 
@@ -211,6 +211,31 @@ def test_odd_names(tmp_path: Path, name: str | bytes, monkeypatch: pytest.Monkey
     path = Path(os.fsdecode(name))
     path.write_bytes(data)
     assert shown(rows(path)) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["mp4", "mkv", "avi"])
+def test_metadata_that_is_not_utf8_is_ignored(tmp_path: Path, name: str) -> None:
+    path, title = numbered_video(tmp_path / f"clip.{name}", 3, title="some title"), b"\xff\xfe\xe9 raw \xff\xc0"
+    data = path.read_bytes()
+    assert data.count(b"some title") == 1 and len(title) == len(b"some title")
+    path.write_bytes(data.replace(b"some title", title))
+    assert shown(rows(path)) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("offset", "value", "has_picture"), [
+    pytest.param(1, 0xFE, False, id="no-scan"), pytest.param(5, 0x81, True, id="scan-of-unknown-component")])
+def test_a_damaged_mjpeg_frame_never_shows_an_earlier_frame(tmp_path: Path, offset: int, value: int,
+                                                            has_picture: bool) -> None:
+    path = numbered_video(tmp_path / "clip.mov", 12, codec="mjpeg", pix_fmt="yuvj420p")
+    start, size, _ = packets_of(path)[6]
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\xff\xda", start, start + size) + offset] = value
+    path.write_bytes(data)
+    found = rows(path)
+    assert [frame.index for frame in found if frame.damaged] == [7]
+    assert (found[6].image is not None) == has_picture
+    assert shown(found[:6] + found[7:]) == [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12]
+    assert shown(found[6:7]) != [5]
 
 
 def test_colours_follow_the_streams_own_matrix(tmp_path: Path) -> None:

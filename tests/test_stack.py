@@ -17,9 +17,8 @@ from pyarrow import parquet
 from rich.console import Console
 
 from fercache.config import StackConfig
-from fercache.data import folds
 from fercache.errors import InputError, StoreError
-from fercache.oof import OofLogits
+from fercache.oof import OofLogits, assign_folds
 from fercache.results.smoothing import nearest_row
 from fercache.stacking import candidates, features, models, stack
 from fercache.stacking.features import ClipView
@@ -346,7 +345,7 @@ def real_posteriors(path: Path) -> OofLogits:
     return OofLogits(dataset="afew", classes=CLASSES, metric="macro_f1", notice="", heads=("video",),
                      trials=tuple(f"{clip}#{who}" for _, clip, who in keys), group=group,
                      split=tuple("train" if t else "validation" for t in train),
-                     fold=np.where(train, folds.assign_folds(group, counts, 5, 0), -1).astype(np.int16),
+                     fold=np.where(train, assign_folds(group, counts, 5, 0), -1).astype(np.int16),
                      offsets=np.concatenate([[0], np.cumsum(lengths)]), index=index,
                      time_s=np.concatenate([(i - i[0]) / 25 for i, _, _ in parts]),
                      valid=np.concatenate([v for _, v, _ in parts]), label=np.repeat(label, lengths).astype(np.int16),

@@ -20,9 +20,18 @@ from fercache.config import DatasetConfig, ExtractConfig
 from fercache.data import load_dataset
 from fercache.errors import InputError
 from fercache.extraction import job
-from fercache.faces import augmentation
-from fercache.faces.augmentation import Augmentation, apply_augmentation, sample_augmentation
-from fercache.faces.crops import crop_face, whole_picture
+from fercache.faces.crops import (
+    ANGLE,
+    LIGHT,
+    SHIFT,
+    ZOOM,
+    Augmentation,
+    apply_augmentation,
+    crop_face,
+    sample_augmentation,
+    whole_picture,
+    with_views,
+)
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.writer import ClipWriter
 
@@ -42,7 +51,7 @@ def seen(image: np.ndarray, box: np.ndarray, chosen: Augmentation, margin: float
 
 
 def test_a_look_follows_from_clip_frame_and_view_alone() -> None:
-    code = "from fercache.faces.augmentation import sample_augmentation; " \
+    code = "from fercache.faces.crops import sample_augmentation; " \
            "print([sample_augmentation('a/ü', f, v) for f in (1, 2) for v in (1, 2, 3)])"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     mine = [sample_augmentation("a/ü", frame, view) for frame in (1, 2) for view in (1, 2, 3)]
@@ -53,11 +62,11 @@ def test_a_look_follows_from_clip_frame_and_view_alone() -> None:
 
 def test_looks_stay_within_their_bounds_and_use_them() -> None:
     augmentations = [sample_augmentation("clip", frame, 2) for frame in range(1, 2001)]
-    for values, most in (([a.right for a in augmentations], augmentation.SHIFT),
-                         ([a.down for a in augmentations], augmentation.SHIFT),
-                         ([math.log(a.zoom) for a in augmentations], augmentation.ZOOM),
-                         ([a.angle for a in augmentations], augmentation.ANGLE),
-                         ([a.light - 1 for a in augmentations], augmentation.LIGHT)):
+    for values, most in (([a.right for a in augmentations], SHIFT),
+                         ([a.down for a in augmentations], SHIFT),
+                         ([math.log(a.zoom) for a in augmentations], ZOOM),
+                         ([a.angle for a in augmentations], ANGLE),
+                         ([a.light - 1 for a in augmentations], LIGHT)):
         assert max(map(abs, values)) <= most and max(values) > .95 * most and min(values) < -.95 * most
         assert abs(np.mean(values)) < .05 * most
     assert [sample_augmentation("clip", 1, view).mirrored for view in range(1, 6)] == [True, False, True, False, True]
@@ -113,12 +122,12 @@ def test_a_given_crop_repeats_its_edge() -> None:
 
 
 def test_what_is_stored() -> None:
-    assert augmentation.with_views({"embedding": (512,), "block8": (8,)}, 1) == {"embedding": (512,), "block8": (8,)}
-    assert augmentation.with_views({"embedding": (512,), "g": (8, 3, 3)}, 4)["g_views"] == (3, 8, 3, 3)
-    assert "embedding_views" not in augmentation.with_views({"embedding": (512,), "g": (8, 3, 3)}, 4)
+    assert with_views({"embedding": (512,), "block8": (8,)}, 1) == {"embedding": (512,), "block8": (8,)}
+    assert with_views({"embedding": (512,), "g": (8, 3, 3)}, 4)["g_views"] == (3, 8, 3, 3)
+    assert "embedding_views" not in with_views({"embedding": (512,), "g": (8, 3, 3)}, 4)
     for taps in ({"embedding": (512,)}, {"a": (3,), "a_views": (3,)}):
         with pytest.raises(InputError, match="cannot be stored"):
-            augmentation.with_views(taps, 2)
+            with_views(taps, 2)
 
 
 @pytest.fixture(scope="module")

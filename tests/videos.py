@@ -31,9 +31,11 @@ def number_in(image: NDArray[np.uint8]) -> int:
 
 def make_video(path: Path, images: Sequence[NDArray[np.uint8]], *, codec: str = "libx264", pix_fmt: str = "yuv420p",
                times: Sequence[int] | None = None, rate: int = 25, options: dict[str, str] | None = None,
-               container_options: dict[str, str] | None = None, stated: str | None = None) -> Path:
+               container_options: dict[str, str] | None = None, stated: str | None = None, title: str = "") -> Path:
     """Write pictures as a video; `times` are time stamps in ticks of 1 / 1000 s (default: constant rate)."""
     with av.open(str(path), "w", format=stated, container_options=container_options or {}) as out:
+        if title:
+            out.metadata["title"] = title
         stream = out.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = pix_fmt

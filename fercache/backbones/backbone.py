@@ -52,12 +52,9 @@ class Backbone:
     ----------
     arithmetic : precision in which the convolutions run.
     own_threads : whether the net computes in threads of its own, while the calling thread waits.
-
-    Notes
-    -----
-    All batches have one fixed size, and the last one is padded. So a crop's values are bit-equal for any batch mates
-    and any number of threads, which a shorter last batch would not give.
     """
+    # All batches have one fixed size, and the last one is padded. So a crop's values are bit-equal for any batch mates
+    # and any number of threads, which a shorter last batch would not give.
 
     def __init__(self, net: Net, device: str, batch: int, arithmetic: str = "float32") -> None:
         self.net, self.device, self.batch, self.arithmetic = net, device, batch, arithmetic

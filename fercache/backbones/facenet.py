@@ -27,23 +27,15 @@ UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, Lookup
 
 
 def to_tensor(picture: NDArray[Any]) -> torch.Tensor:
-    """Return a picture (H, W, C) as a tensor (C, H, W); uint8 is divided by 255, float is left as it is.
-
-    Notes
-    -----
-    torchvision's rule for arrays. facenet-pytorch passes float32 in 0..255 and relies on getting it unchanged.
-    """
+    """Return a picture (H, W, C) as a tensor (C, H, W); uint8 is divided by 255, float is left as it is."""
+    # torchvision's rule for arrays. facenet-pytorch passes float32 in 0..255 and relies on getting it unchanged.
     tensor = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(picture).transpose(2, 0, 1)))
     return tensor.to(torch.get_default_dtype()).div(255) if tensor.dtype == torch.uint8 else tensor
 
 
 def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-    """Return the indices, best score first, of boxes (n, 4) that no better box suppresses by its overlap.
-
-    Notes
-    -----
-    torchvision's rule: greedy, float32, and a box without area overlaps nothing. Memory grows with n, not its square.
-    """
+    """Return the indices, best score first, of boxes (n, 4) that no better box suppresses by its overlap."""
+    # torchvision's rule: greedy, float32, and a box without area overlaps nothing. Memory grows with n, not its square.
     order = scores.argsort(descending=True, stable=True)
     ranked = boxes[order].detach().cpu().numpy().astype(np.float32)
     area = (ranked[:, 2] - ranked[:, 0]) * (ranked[:, 3] - ranked[:, 1])
@@ -71,13 +63,9 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, i
 
 @contextmanager
 def torchvision_or_replacement() -> Iterator[bool]:
-    """Yield whether torchvision imports; if not, two functions replace it until the block ends.
-
-    Notes
-    -----
-    torchvision refuses to import next to a torch that it was not built for (RuntimeError). It is no dependency of ours,
-    since facenet-pytorch needs only two of its functions.
-    """
+    """Yield whether torchvision imports; if not, two functions replace it until the block ends."""
+    # torchvision refuses to import next to a torch that it was not built for (RuntimeError). It is no dependency of
+    # ours, since facenet-pytorch needs only two of its functions.
     try:
         importlib.import_module("torchvision.ops.boxes")
         yield True

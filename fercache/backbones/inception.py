@@ -65,13 +65,9 @@ class TappedInception(nn.Module):
 
 
 class InceptionNet:
-    """facenet-pytorch's InceptionResnetV1 in torch; `shapes` are those of the taps that a call returns.
-
-    Notes
-    -----
-    The convolutions run in `precision`; means and the identity vector are computed in float32. In float32, every tap
-    equals the library's eager net up to rounding (cosine above .99999).
-    """
+    """facenet-pytorch's InceptionResnetV1 in torch; `shapes` are those of the taps that a call returns."""
+    # The convolutions run in `precision`; means and the identity vector are computed in float32. In float32, every tap
+    # equals the library's eager net up to rounding (cosine above .99999).
 
     def __init__(self, net: TappedInception, device: torch.device) -> None:
         self.shapes = tap_shapes(list(net.outputs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from queue import SimpleQueue
 from types import ModuleType
@@ -23,14 +24,10 @@ MAP_DIMENSIONS = 4
 
 
 class OnnxNet:
-    """An ONNX model whose named outputs are the taps; `shapes` are those of the taps that a call returns.
-
-    Notes
-    -----
-    The model has one float32 input, (B, 3, H, W) or (B, H, W, 3) RGB, scaled as (x - 127.5) / 128. Crops are resized if
-    it fixes another size than 160. Outputs with four dimensions, (B, C, h, w), are averaged over positions. A model
-    with a fixed batch size runs with that size.
-    """
+    """An ONNX model whose named outputs are the taps; `shapes` are those of the taps that a call returns."""
+    # The model has one float32 input, (B, 3, H, W) or (B, H, W, 3) RGB, scaled as (x - 127.5) / 128. Crops are resized
+    # if it fixes another size than 160. Outputs with four dimensions, (B, C, h, w), are averaged over positions. A
+    # model with a fixed batch size runs with that size.
 
     def __init__(self, session: Any, taps: Sequence[str]) -> None:
         self.session, self.taps = session, list(taps)
@@ -50,7 +47,12 @@ class OnnxNet:
         WeightsError
             The file is not an ONNX model, or its input is not a batch of pictures.
         """
-        session = _open(_runtime(), weights, device)
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingExtra("onnx: weights need onnxruntime, which is not installed",
+                               hint="pip install 'fercache[onnx]'") from error
+        session = _open(onnxruntime, weights, device)
         names = [output.name for output in session.get_outputs()]
         unknown = [tap for tap in taps if tap not in names]
         if unknown or not taps or len(set(taps)) != len(taps):
@@ -90,25 +92,8 @@ class OnnxNet:
         return np.ascontiguousarray((x.permute(0, 2, 3, 1) if channels_last else x).numpy())
 
 
-def _runtime() -> ModuleType:
-    """Return onnxruntime."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtra("onnx: weights need onnxruntime, which is not installed",
-                           hint="pip install 'fercache[onnx]'") from error
-    module: ModuleType = onnxruntime
-    return module
-
-
 def _open(runtime: ModuleType, weights: Weights, device: str) -> Any:
-    """Return a session on the model.
-
-    Raises
-    ------
-    WeightsError
-        The file is no ONNX model, or its input is no batch of pictures.
-    """
+    """Return a session on the model."""
     # onnxruntime's exceptions have no common base class.
     members = vars(runtime.capi.onnxruntime_pybind11_state).values()
     errors: tuple[type[Exception], ...] = (
@@ -136,13 +121,9 @@ PRECISIONS = {"float32": "f32", "bf16": "bf16"}
 
 
 class OpenVinoNet:
-    """facenet-pytorch's InceptionResnetV1, converted from torch; `shapes` are those of the taps that a call returns.
-
-    Notes
-    -----
-    Each stream runs one batch in one thread: batches run in parallel, and their number does not change the values. In
-    float32, every tap agrees with torch to a cosine of .99999; bf16 agrees with float32 to .999.
-    """
+    """facenet-pytorch's InceptionResnetV1, exported from torch; `shapes` are those of the taps that a call returns."""
+    # Each stream runs one batch in one thread: batches run in parallel, and their number does not change the values. In
+    # float32, every tap agrees with torch to a cosine of .99999; bf16 agrees with float32 to .999.
 
     own_threads = True
 
@@ -171,8 +152,14 @@ class OpenVinoNet:
         runtime = _openvino_runtime()
         shapes = tap_shapes(taps)
         shape = (batch, CROP_PX, CROP_PX, 3)
-        model = runtime.convert_model(TappedInception(load(source), taps).eval(), input=list(shape),
-                                      example_input=torch.zeros(shape, dtype=torch.uint8))
+        # Given a module, OpenVINO runs torch.jit.trace, which torch 2.14 deprecates: give it an exported program.
+        program = torch.export.export(TappedInception(load(source), taps).eval(),
+                                      (torch.zeros(shape, dtype=torch.uint8),), strict=False)
+        with warnings.catch_warnings():
+            # While OpenVINO decomposes the program, torch 2.13 warns of a deprecated class that torch itself uses.
+            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+            # With the shape given again: an exported program alone leaves the outputs' shapes dynamic.
+            model = runtime.convert_model(program, input=list(shape))
         compiled = runtime.Core().compile_model(model, "CPU", {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision], "NUM_STREAMS": threads,
             "INFERENCE_NUM_THREADS": threads})

@@ -29,19 +29,13 @@ class LibraryRelease:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownWeights:
-    """Weights that can be downloaded by name.
+    """Weights that can be downloaded by name."""
 
-    Attributes
-    ----------
-    origin : where the tensors come from.
-    source, terms : origin and permitted use, as users read them.
-    download_mb : size of the download.
-    """
-
-    origin: GraphInWheel | LibraryRelease
+    origin: GraphInWheel | LibraryRelease  # where the tensors come from
+    # `source`, `terms`: origin and permitted use, as users read them.
     source: str
     terms: str
-    download_mb: int
+    download_mb: int  # size of the download
 
 
 KNOWN_WEIGHTS = {

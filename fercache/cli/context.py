@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from fercache.oof import OofLogits
 
 log = logging.getLogger("fercache")
-
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -55,8 +53,13 @@ class LocationType(click.ParamType[Location]):
             self.fail(str(error), param, ctx)
 
 
-LOCATION = LocationType()
-
+LOCATION, FILE = LocationType(), click.Path(path_type=Path)
+STORE = click.option("--store", type=LOCATION, help="Embedding store.  [default: the last one extracted]")
+LOCAL_STORE = click.option("--store", type=FILE, help="Embedding store.  [default: the last one extracted]")
+LOGITS_FILE = click.option("--logits-file", type=FILE, help="Out-of-fold logits.  [default: of the last training]")
+PREDS = click.option("--preds", type=FILE, default=Path("preds.csv"), show_default=True,
+                     help="Predictions of `fercache stack`: .csv, .csv.gz or .parquet.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 HEADINGS: dict[str, tuple[type[Config] | None, tuple[str, ...]]] = {
     "Options": (None, ()),
@@ -246,8 +249,8 @@ def location_options(function: F) -> F:
     """Give a command --cache, --local-cache and --stages, and turn expected errors into a message and an exit code."""
     @click.option("--cache", type=LOCATION, default=None,
                   help="Folder for everything that is generated, or a URL for the features.")
-    @click.option("--local-cache", type=click.Path(path_type=Path), default=None, help="See `fercache --help`.")
-    @click.option("--stages", type=click.Path(path_type=Path), default=None, help="Folder of recipes.")
+    @click.option("--local-cache", type=FILE, default=None, help="See `fercache --help`.")
+    @click.option("--stages", type=FILE, default=None, help="Folder of recipes.")
     @functools.wraps(function)
     def command(cache: Location | None, local_cache: Path | None, stages: Path | None, **typed: Any) -> None:
         context = (click.get_current_context().find_object(Context) or Context()).moved(cache, local_cache, stages)

@@ -1,17 +1,32 @@
-"""Commands that check data and results: audit, check, ablation."""
+"""Commands that check data and present results, from `check` to `doctor`."""
 
 from __future__ import annotations
 
 import json
 import logging
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fercache.cli.context import CommaList, Context, HeadedCommand, config_options, location_options
-from fercache.config import AblationConfig, AuditConfig, DatasetConfig, ExtractConfig, TrainConfig
+from fercache.cli.context import (
+    FILE,
+    JSON,
+    LOCAL_STORE,
+    LOGITS_FILE,
+    PREDS,
+    STORE,
+    CommaList,
+    Context,
+    HeadedCommand,
+    config_options,
+    location_options,
+)
+from fercache.config import AblationConfig, AuditConfig, DatasetConfig, ExtractConfig, ScoreConfig, TrainConfig
+from fercache.errors import InputError
+from fercache.runtime.uri import Location
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,8 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fercache")
 
-
-# The command audit.
 
 MAX_DETAILS = 5
 SEVERITY_STYLES = {"ok": ("ok", "green"), "warning": ("look", "yellow"), "error": ("FAIL", "red"),
@@ -32,12 +45,10 @@ SEVERITY_STYLES = {"ok": ("ok", "green"), "warning": ("look", "yellow"), "error"
 @click.command("audit", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @config_options(AuditConfig)
-@click.option("--logits-file", type=click.Path(path_type=Path),
-              help="Out-of-fold logits.  [default: of the last training]")
-@click.option("--logits", type=CommaList(), default=(),
-              help="Imported logits to check too.  [default: all]")
-@click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("audit.json"), show_default=True,
+@LOGITS_FILE
+@click.option("--logits", type=CommaList(), default=(), help="Imported logits to check too.  [default: all]")
+@LOCAL_STORE
+@click.option("--out", type=FILE, default=Path("audit.json"), show_default=True,
               help="JSON file for all results with all details.")
 @location_options
 def audit_command(context: Context, logits_file: Path | None, logits: tuple[str, ...], store: Path | None, out: Path,
@@ -73,8 +84,6 @@ def audit_command(context: Context, logits_file: Path | None, logits: tuple[str,
     return 1 if any(result.is_error for result in results) else 0
 
 
-# The commands check and ablation.
-
 @click.command("check", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @config_options(ExtractConfig)
@@ -101,9 +110,9 @@ def check_command(context: Context, fresh: bool, rate: float, as_json: bool, **t
 @config_options(DatasetConfig)
 @config_options(AblationConfig)
 @config_options(TrainConfig)
-@click.option("--store", type=click.Path(path_type=Path), help="Embedding store.  [default: the last one extracted]")
+@LOCAL_STORE
 @click.option("--quick", is_flag=True, help="Use one seed and three folds.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("ablation.csv"), show_default=True,
+@click.option("--out", type=FILE, default=Path("ablation.csv"), show_default=True,
               help="File of the table, NAME.csv; NAME.json is written beside it.")
 @location_options
 def ablation_command(context: Context, store: Path | None, quick: bool, out: Path, **typed: Any) -> int:
@@ -170,3 +179,132 @@ def _line(row: AblationRow, columns: list[str]) -> list[str]:
         span = mean.difference_interval
         difference = f"{mean.difference:+.3f}" + (f" [{span[0]:+.3f} {span[1]:+.3f}]" if span else "")
     return [row.name, *cells, difference]
+
+
+@click.command("timeline", cls=HeadedCommand)
+@config_options(DatasetConfig)
+@PREDS
+@STORE
+@click.option("--out", type=FILE, default=Path("timelines"), show_default=True, help="Folder for the pictures.")
+@location_options
+def timeline_command(context: Context, preds: Path, store: Location | None, out: Path, **typed: Any) -> int:
+    """Draw one picture per clip: faces, labels, predictions and probabilities over time."""
+    from fercache.data import base
+    from fercache.extraction import job
+    from fercache.store.embedding_store import EmbeddingStore
+    from fercache.viz import timeline
+
+    dataset = context.dataset(typed)
+    features = EmbeddingStore.open(store or job.current_store(context.features, dataset.name))
+    for path in timeline.draw_timelines(preds, base.stored_trials(dataset, features), features, out):
+        click.echo(path)
+    return 0
+
+
+@click.command("report", cls=HeadedCommand)
+@PREDS
+@click.option("--out", type=FILE, default=Path("report.html"), show_default=True, help="HTML file to write.")
+@click.option("--check", type=FILE, help="File with the output of `fercache check --json`.")
+@click.option("--ablation", type=FILE, help="Table of `fercache ablation`, .json or .csv.")
+@location_options
+def report_command(context: Context, preds: Path, out: Path, check: Path | None, ablation: Path | None) -> int:
+    """Build one HTML page about a run: settings, scores, and every clip over time. It needs no network."""
+    from fercache.viz import report
+
+    made = report.make_report(preds, out, context.cache, check=check, ablation=ablation)
+    log.info("%d clips, %d frames, %.1f MB; %s", made.clips, made.frames, made.bytes / 1e6,
+             "with pictures of faces" if made.pictures else "without pictures of faces")
+    click.echo(made.path)
+    return 0
+
+
+@click.command("overlay", cls=HeadedCommand)
+@config_options(DatasetConfig)
+@click.option("--clip", required=True, help="Name of the clip in the predictions.")
+@PREDS
+@LOCAL_STORE
+@click.option("--out", type=FILE, default=Path("overlay.mp4"), show_default=True,
+              help="Video to write: .mp4, .mov or .mkv.")
+@location_options
+def overlay_command(context: Context, clip: str, preds: Path, store: Path | None, out: Path, **typed: Any) -> int:
+    """Write a clip with box, expression, probability bars and a running timeline drawn in; its sound is kept."""
+    from fercache.data import base
+    from fercache.extraction import job
+    from fercache.results import io
+    from fercache.store.embedding_store import EmbeddingStore
+    from fercache.viz import overlay
+
+    dataset = context.dataset(typed)
+    held = EmbeddingStore.open(store or job.current_store(context.features, dataset.name))
+    dataset = base.stored_trials(dataset, held)  # a store holds one trial per person of a clip
+    trial = next((trial for trial in dataset.trials if trial.name == clip), None)
+    rows = next((rows for name, rows in io.each_clip(preds) if name == clip), None)
+    if trial is None or rows is None:
+        raise InputError(f"no clip {clip!r}", where=preds if rows is None else dataset.name,
+                         hint="the names are in the first column of the predictions")
+    frames = overlay.render_overlay(trial.path, trial.kind, rows,
+                                    overlay.boxes_of(held[clip].frame_table, len(rows.time_s)),
+                         io.classes(preds), out, fps=float(held.settings.get("crop_fps", 30.0)))
+    log.info("%d frames", frames)
+    click.echo(out)
+    return 0
+
+
+@click.command("card", cls=HeadedCommand)
+@PREDS
+@click.option("--out", type=FILE, help="File of the card.  [default: print it]")
+@location_options
+def card_command(context: Context, preds: Path, out: Path | None) -> int:
+    """Write a model card in Markdown from the records of the runs."""
+    from fercache.runtime import atomic_io
+    from fercache.viz import model_card
+
+    text = model_card.write_card(preds, context.cache)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        atomic_io.write_bytes(out, text.encode())
+        click.echo(out)
+    return 0
+
+
+@click.command("doctor", cls=HeadedCommand)
+@JSON
+@location_options
+def doctor_command(context: Context, as_json: bool) -> int:
+    """Show installed packages, device, weights and cache contents, and the next command to run."""
+    from rich.console import Console
+
+    from fercache.diagnostics import doctor
+
+    lines = doctor.inspect_machine(context.cache)
+    step = doctor.next_step(context.cache, lines)
+    if as_json:
+        click.echo(json.dumps({"lines": [asdict(line) for line in lines], "next": step}, indent=1))
+    else:
+        Console().print(doctor.doctor_screen(lines, step))
+    return 1 if any(line.state == doctor.MISSING for line in lines) else 0
+
+
+@click.command("score", cls=HeadedCommand)
+@config_options(DatasetConfig)
+@config_options(ScoreConfig)
+@PREDS
+@JSON
+@location_options
+def score_command(context: Context, preds: Path, as_json: bool, **typed: Any) -> int:
+    """Score predictions on a data set's labels, which may have other class names."""
+    from rich.console import Console
+
+    from fercache.results import score
+    from fercache.results.io import PredictionsFile
+
+    config = context.config(ScoreConfig, "score", typed)
+    report = score.score_file(context.dataset(typed), PredictionsFile(preds), config)
+    if as_json:
+        click.echo(json.dumps(report, indent=1))
+    else:
+        Console().print(score.score_table_lines(report))
+    for warning in score.score_warnings(report):
+        log.warning("%s", warning)
+    return 1 if score.score_warnings(report) else 0

@@ -1,4 +1,4 @@
-"""Commands that inspect and maintain the cache: verify, diff, gc, forget, weights, info."""
+"""Commands that inspect and maintain the cache, and exchange its data with other tools."""
 
 from __future__ import annotations
 
@@ -12,11 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fercache.cli.context import LOCATION, Context, HeadedCommand, config_options, location_options
-from fercache.config import DatasetConfig, ExtractConfig
+from fercache.cli.context import (
+    FILE,
+    JSON,
+    STORE,
+    CommaList,
+    Context,
+    HeadedCommand,
+    config_options,
+    location_options,
+)
+from fercache.config import DatasetConfig, ExtractConfig, LogitsConfig
 from fercache.errors import InputError
 from fercache.runtime.progress import format_bytes
 from fercache.runtime.uri import Location, Url
+from fercache.workspace import Features
 
 if TYPE_CHECKING:
     from fercache.data.base import Dataset
@@ -25,11 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fercache")
 
-
 MAX_LINES = 20
 """Most lines of one kind in the printed text; --json prints all of them."""
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-STORE = click.option("--store", type=LOCATION, help="Embedding store.  [default: the last one extracted]")
 
 
 @click.command("verify", cls=HeadedCommand)
@@ -70,8 +77,8 @@ def _verify_text(report: VerifyReport, repair: bool) -> str:
 
 
 @click.command("diff", cls=HeadedCommand)
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
+@click.argument("first", type=FILE)
+@click.argument("second", type=FILE)
 @JSON
 @location_options
 def diff_command(context: Context, first: Path, second: Path, as_json: bool) -> int:
@@ -214,14 +221,12 @@ def _json(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=1, default=lambda part: str(part) if isinstance(part, Path | Url) else vars(part))
 
 
-# The commands weights and info.
-
 @click.group()
-def weights_group() -> None:
+def weights_command() -> None:
     """List or download pretrained CNNs."""
 
 
-@weights_group.command("list", cls=HeadedCommand)
+@weights_command.command("list", cls=HeadedCommand)
 @location_options
 def weights_list(context: Context) -> int:
     """List the known weights and their paths."""
@@ -233,7 +238,7 @@ def weights_list(context: Context) -> int:
     return 0
 
 
-@weights_group.command("pull", cls=HeadedCommand)
+@weights_command.command("pull", cls=HeadedCommand)
 @click.argument("name")
 @location_options
 def weights_pull(context: Context, name: str) -> int:
@@ -310,3 +315,81 @@ def _print_summary(summary: dict[str, Any]) -> None:
             text = "\n".join(f"{tap} {' x '.join(map(str, shape))}" for tap, shape in value.items())
         table.add_row(Text(key.replace("_", " ")), Text(text))  # as Text: rich would read brackets as markup
     Console().print(table)
+
+
+@click.command("export", cls=HeadedCommand)
+@config_options(DatasetConfig)
+@STORE
+@click.option("--to", type=click.Choice(("h5", "npz", "parquet")), required=True,
+              help="h5 and parquet write one file, npz writes a folder.")
+@click.option("--out", type=FILE, required=True, help="File or folder to write; it must not exist.")
+@click.option("--only", type=CommaList(), default=(), help="Clips to export.  [default: all]")
+@click.option("--taps", type=CommaList(), default=(), help="Taps to export.  [default: all]")
+@location_options
+def export_command(context: Context, store: Location | None, to: str, out: Path, only: tuple[str, ...],
+                   taps: tuple[str, ...], **typed: Any) -> int:
+    """Write a store's features and frame tables, unchanged, as files that other tools read."""
+    from fercache.extraction import job
+    from fercache.maintenance import export
+    from fercache.store.embedding_store import EmbeddingStore
+
+    path = store or job.current_store(context.features, context.dataset(typed).name)
+    report = export.export_store(EmbeddingStore.open(path), to, out, clips=only, taps=taps)
+    log.info("%d clips, %d frames written", report.clips, report.frames)
+    click.echo(report.out)
+    return 0
+
+
+@click.command("import", cls=HeadedCommand)
+@click.argument("path", type=FILE)
+@click.option("--as", "as_", required=True, metavar="NAME",
+              help="Name of the store; `train-heads --join NAME` uses it.")
+@click.option("--fps", type=click.FloatRange(1e-3, 1e6), default=30.0, show_default=True,
+              help="Frames a second, if the file has no times.")
+@config_options(DatasetConfig)
+@location_options
+def import_command(context: Context, path: Path, as_: str, fps: float, **typed: Any) -> int:
+    """Make a store of features from another tool, with the same frame numbers as the extracted ones.
+
+    PATH is an HDF5 file (file[clip]['00001'], or file[clip] of one row a frame), a folder of one .npz or .npy a clip,
+    a .csv or .parquet table with columns clip and frame, or what `fercache export` wrote. Frames count from 1; frames
+    that are not given get zeros. Values are kept as float16. A pickle is never loaded.
+    """
+    from fercache.maintenance import importer
+
+    dataset = context.dataset(typed)
+    report = importer.import_features(path, as_, Features(context.features).folder(dataset.name), fps=fps)
+    log.info("%d clips imported (%d frames), %d cached, %d failed", len(report.clips), report.frames,
+             len(report.cached), len(report.failed))
+    extra = {*report.clips, *report.cached} - {trial.name for trial in dataset.trials}
+    if extra:
+        log.warning("%d clips are not in the data set: %s", len(extra), ", ".join(sorted(extra)[:3]))
+    click.echo(report.store)
+    return 1 if report.failed else 0
+
+
+@click.group()
+def logits_command() -> None:
+    """Import predictions of any other model as one more head of the stack."""
+
+
+@logits_command.command("import", cls=HeadedCommand)
+@click.argument("logits_name", metavar="NAME")
+@config_options(DatasetConfig)
+@config_options(LogitsConfig)
+@location_options
+def logits_import_command(context: Context, logits_name: str, **typed: Any) -> int:
+    """Import the predictions in a table as NAME, for `fercache stack --logits NAME`.
+
+    A row is a frame (clip,frame[,person]) or a whole clip (clip), with a column p_CLASS or logit_CLASS for each class.
+    With --dataset logits --name SET there are no clips: label, split and group are columns of the tables.
+    """
+    from fercache import logits_import
+
+    config = context.config(LogitsConfig, "logits-import", typed)
+    if not config.table or not config.provenance:
+        raise InputError("the table or its provenance is missing", where="logits import",
+                         hint="add --table FILE --provenance out-of-fold|held-out|in-sample")
+    path, _ = logits_import.import_logits(logits_name, config, context.dataset_name(typed), context.cache)
+    click.echo(path)
+    return 0

@@ -1,4 +1,4 @@
-"""Commands of the pipeline: extract, train-heads, stack, timeline, predict."""
+"""Commands of the pipeline: extract, train-heads, stack, predict, submit."""
 
 from __future__ import annotations
 
@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fercache import recipe
-from fercache.cli.context import LOCATION, Context, HeadedCommand, config_options, location_options
-from fercache.config import DatasetConfig, ExtractConfig, StackConfig, TrainConfig
+from fercache.cli.context import (
+    FILE,
+    LOGITS_FILE,
+    PREDS,
+    STORE,
+    Context,
+    HeadedCommand,
+    config_options,
+    location_options,
+)
+from fercache.config import DatasetConfig, ExtractConfig, StackConfig, SubmitConfig, TrainConfig
 from fercache.errors import InputError
 from fercache.runtime.uri import Location
 
@@ -26,7 +35,6 @@ if TYPE_CHECKING:
     from fercache.inference.predict import PredictReport
 
 log = logging.getLogger("fercache")
-
 
 ENGINES = ("here", "dask")
 LAUNCH_FLAGS = ("engine", "scheduler", "workers", "shard", "time_limit")
@@ -78,7 +86,7 @@ def _log_summary(report: ExtractReport) -> None:
 @click.command("train-heads", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @config_options(TrainConfig)
-@click.option("--store", type=LOCATION, help="Embedding store.  [default: the last one extracted]")
+@STORE
 @location_options
 def train_heads_command(context: Context, store: Location | None, **typed: Any) -> int:
     """Stage two: train every head on every fold, and store the heads and their out-of-fold logits."""
@@ -106,9 +114,8 @@ def train_heads_command(context: Context, store: Location | None, **typed: Any) 
 @click.command("stack", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @config_options(StackConfig)
-@click.option("--logits-file", type=click.Path(path_type=Path),
-              help="Out-of-fold logits.  [default: of the last training]")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("preds.csv"), show_default=True,
+@LOGITS_FILE
+@click.option("--out", type=FILE, default=Path("preds.csv"), show_default=True,
               help="File of predictions: .csv, .csv.gz or .parquet. NAME.metrics.json is written beside it.")
 @location_options
 def stack_command(context: Context, logits_file: Path | None, out: Path, **typed: Any) -> int:
@@ -129,28 +136,6 @@ def stack_command(context: Context, logits_file: Path | None, out: Path, **typed
     return 0
 
 
-@click.command("timeline", cls=HeadedCommand)
-@config_options(DatasetConfig)
-@click.option("--preds", type=click.Path(path_type=Path), default=Path("preds.csv"), show_default=True,
-              help="Predictions of `fercache stack`.")
-@click.option("--store", type=LOCATION, help="Embedding store.  [default: the last one extracted]")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("timelines"), show_default=True,
-              help="Folder for the pictures.")
-@location_options
-def timeline_command(context: Context, preds: Path, store: Location | None, out: Path, **typed: Any) -> int:
-    """Draw one picture per clip: faces, labels, predictions and probabilities over time."""
-    from fercache.data import base
-    from fercache.extraction import job
-    from fercache.store.embedding_store import EmbeddingStore
-    from fercache.viz import timeline
-
-    dataset = context.dataset(typed)
-    features = EmbeddingStore.open(store or job.current_store(context.features, dataset.name))
-    for path in timeline.draw_timelines(preds, base.stored_trials(dataset, features), features, out):
-        click.echo(path)
-    return 0
-
-
 NAMES_A_SET = ("dataset", "root", "clips")
 MAX_CLIPS_SHOWN = 40
 """Clips listed on the screen; the table of predictions holds all of them."""
@@ -158,14 +143,14 @@ MAX_CLASSES_SHOWN = 3
 
 
 @click.command("predict", cls=HeadedCommand)
-@click.argument("paths", nargs=-1, metavar="[CLIP]...", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for preds.csv and timelines.")
-@click.option("--heads", type=click.Path(path_type=Path),
+@click.argument("paths", nargs=-1, metavar="[CLIP]...", type=FILE)
+@click.option("--out", type=FILE, required=True, help="Folder for preds.csv and timelines.")
+@click.option("--heads", type=FILE,
               help="Trained heads: their folder in cache/heads, their logits file, or starter for the shipped ones.  "
                    "[default: the last trained, else starter]")
-@click.option("--stack", type=click.Path(path_type=Path),
+@click.option("--stack", type=FILE,
               help="A stack run of these heads: its folder in cache/stack.  [default: the last one]")
-@click.option("--store", type=click.Path(path_type=Path), help="Use the features of this store and extract nothing.")
+@click.option("--store", type=FILE, help="Use the features of this store and extract nothing.")
 @click.option("--force", is_flag=True, help="Predict even if the features differ from those that the heads were "
                                             "trained on.")
 @click.option("--timelines/--no-timelines", default=True, show_default=True, help="Draw one picture per clip.")
@@ -269,3 +254,25 @@ def _clips(report: PredictReport) -> Table:
     if len(clips.trials) > MAX_CLIPS_SHOWN:
         table.caption = f"and {len(clips.trials) - MAX_CLIPS_SHOWN} more"
     return table
+
+
+@click.command("submit", cls=HeadedCommand)
+@config_options(SubmitConfig)
+@click.option("--template", type=FILE, required=True, help="The organizers' file: the rows to fill, or the test list.")
+@PREDS
+@click.option("--out", type=FILE, required=True, help="File to write; for a test list (ABAW1 to 3) a new folder.")
+@click.option("--frames", type=FILE, help="For a test list: table clip,frames with the lengths of the videos.")
+@click.option("--videos", type=FILE, help="For a test list: folder of the videos, to read their lengths.")
+@location_options
+def submit_command(context: Context, template: Path, preds: Path, out: Path, frames: Path | None, videos: Path | None,
+                   **typed: Any) -> int:
+    """Write predictions in the organizers' format, with the rows of their template."""
+    from fercache.results import submit
+
+    config = context.config(SubmitConfig, "submit", typed)
+    made = submit.write_submission(submit.SubmissionPaths(template, preds, out, frames, videos), config)
+    for note in made.notes:
+        log.info("%s", note)
+    log.info("%d rows of %d trials written", made.rows, made.trials)
+    click.echo(made.out)
+    return 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fercache.config import DatasetConfig
-from fercache.data import affwild2, clip_level, demo, mtl, photos, table
+from fercache.data import affwild2, clip_level, demo, photos, table
 from fercache.data.base import Dataset
 from fercache.data.scan import Scan, describe, scan
 from fercache.errors import InputError
@@ -33,7 +33,7 @@ class Reader(NamedTuple):
 
 READERS = {
     "affwild2": Reader(affwild2.read, affwild2.matches_layout),
-    "mtl": Reader(mtl.read, mtl.matches_layout),
+    "mtl": Reader(affwild2.read_mtl, affwild2.matches_mtl),
     **{spec.name: Reader(spec.read, spec.matches_layout)
        for spec in (clip_level.DFEW, clip_level.FERV39K, clip_level.MAFW, clip_level.CKPLUS, clip_level.CREMAD,
                     clip_level.RAVDESS, clip_level.AFEW)},
@@ -65,7 +65,9 @@ def load_dataset(config: DatasetConfig, cache: Path) -> Dataset:
     Problems of single clips are in the result's `problems`; the other clips are read. No crop folder is listed to its
     end and no video is opened: 561 trials with 2.8 million labels take about a second.
     """
-    check_name(config)
+    if config.dataset not in DATASETS:
+        raise InputError(f"dataset = {config.dataset!r} is not one of {', '.join(DATASETS)}", where="dataset",
+                         hint="correct --dataset or stages/dataset.toml")
     # Imported logits have rows and labels but no clips, so nothing that reads pictures can use them.
     if config.dataset == "logits":
         raise InputError("a data set of imported logits has no clips", where="dataset",
@@ -77,19 +79,6 @@ def load_dataset(config: DatasetConfig, cache: Path) -> Dataset:
         raise InputError(f"{dataset.layout} publishes no folds, so there is no fold {config.fold}", where="fold",
                          hint="leave --fold out; stage two makes folds by group (--folds)")
     return dataset
-
-
-def check_name(config: DatasetConfig) -> None:
-    """Refuse a data set that is not registered.
-
-    Raises
-    ------
-    InputError
-        There is no such data set.
-    """
-    if config.dataset not in DATASETS:
-        raise InputError(f"dataset = {config.dataset!r} is not one of {', '.join(DATASETS)}", where="dataset",
-                         hint="correct --dataset or stages/dataset.toml")
 
 
 def logits_name(config: DatasetConfig) -> str:

@@ -28,25 +28,16 @@ Severity = Literal["ok", "skipped", "note", "warning", "error"]
 
 @dataclass(frozen=True, kw_only=True)
 class Issue:
-    """One result of reading a data set, of `check`, `audit` or `verify`; it does not stop the rest.
+    """One result of reading a data set, of `check`, `audit` or `verify`; it does not stop the rest."""
 
-    Parameters
-    ----------
-    kind : a word for programs, such as "no-clip", "leak" or "stray".
-    where : clip, file or part that it is about.
-    message : what is wrong, without a full stop.
-    hint : what the user can do.
-    severity : "error": data are lost or a score is wrong, and the command ends with exit code 1; "warning": a person
-        should look at it; "note": harmless; "ok" and "skipped": a check that found nothing or was not made.
-    details : all clips, files or findings, where `where` and `message` only summarize them.
-    """
-
-    kind: str = ""
-    where: str
-    message: str
-    hint: str = ""
+    kind: str = ""  # a word for programs, such as "no-clip", "leak" or "stray"
+    where: str  # clip, file or part that it is about
+    message: str  # what is wrong, without a full stop
+    hint: str = ""  # what the user can do
+    # "error": data are lost or a score is wrong, and the command ends with exit code 1; "warning": a person should look
+    # at it; "note": harmless; "ok" and "skipped": a check that found nothing or was not made.
     severity: Severity = "error"
-    details: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()  # all clips, files or findings, where `where` and `message` only summarize them
 
     @property
     def is_error(self) -> bool:
@@ -59,34 +50,22 @@ class Issue:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trial:
-    """One person of one clip.
+    """One person of one clip."""
 
-    Parameters
-    ----------
-    name : unique in its data set; what users see.
-    path : video file, or folder of numbered crops.
-    parent : the video that it comes from; two people of one video are two trials of one parent.
-    group : trials of one group are never on both sides of a fold.
-    labels : (L,) int16, element i is frame i + 1, -1 if not annotated; None without labels by frame.
-    clip_label : one label for every frame of the clip (used if `labels` is None), -1 for none.
-    side : "left" or "right" where a video shows two annotated people and this trial is one of them, else "".
-    fold : the published fold whose test list holds it, from 1; 0 if the set publishes none.
-    video : the source video if `path` is a folder of crops and the video is present too.
-    stated : number of frames in the set's own list, 0 for none; it is only compared, since lists are often wrong.
-    """
-
-    name: str
-    path: Path
+    name: str  # unique in its data set; what users see
+    path: Path  # video file, or folder of numbered crops
     kind: Kind
-    parent: str
-    group: str
+    parent: str  # the video that it comes from; two people of one video are two trials of one parent
+    group: str  # trials of one group are never on both sides of a fold
     split: Split
     subject: str = ""
+    # (L,) int16, element i is frame i + 1, -1 if not annotated; None without labels by frame.
     labels: Labels | None = None
-    clip_label: int = UNKNOWN
-    side: str = ""
-    fold: int = 0
-    video: Path | None = None
+    clip_label: int = UNKNOWN  # one label for every frame of the clip (used if `labels` is None), -1 for none
+    side: str = ""  # "left" or "right" where a video shows two annotated people and this trial is one of them, else ""
+    fold: int = 0  # the published fold whose test list holds it, from 1; 0 if the set publishes none
+    video: Path | None = None  # the source video if `path` is a folder of crops and the video is present too
+    # Number of frames in the set's own list, 0 for none; it is only compared, since lists are often wrong.
     stated: int = 0
 
     @property
@@ -109,30 +88,21 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """All trials of a data set, sorted by name.
+    """All trials of a data set, sorted by name."""
 
-    Parameters
-    ----------
-    name : name of its folders in the cache.
-    classes : class names; a label is an index into them. Empty if nothing is labelled.
-    metric : the official one, by its name in `fercache.metrics`: "abaw2" (.67 macro F1 + .33 accuracy), "macro_f1",
-        "uar" (mean recall) or "accuracy".
-    folds : number of folds that the set publishes, 0 for none; `fold` is the one whose split was read.
-    whole_frames : whether its folders of pictures hold whole frames, not crops of faces.
-    notice : what a reader of its results must know.
-    problems : what is wrong with single clips.
-    """
-
-    name: str
+    name: str  # name of its folders in the cache
     layout: str
+    # Class names; a label is an index into them. Empty if nothing is labelled.
     classes: tuple[str, ...]
     trials: tuple[Trial, ...]
+    # The official one, by its name in `fercache.metrics`: "abaw2" (.67 macro F1 + .33 accuracy), "macro_f1", "uar"
+    # (mean recall) or "accuracy".
     metric: str = "macro_f1"
-    folds: int = 0
+    folds: int = 0  # number of folds that the set publishes, 0 for none; `fold` is the one whose split was read
     fold: int = 0
-    whole_frames: bool = False
-    notice: str = ""
-    problems: tuple[Issue, ...] = ()
+    whole_frames: bool = False  # whether its folders of pictures hold whole frames, not crops of faces
+    notice: str = ""  # what a reader of its results must know
+    problems: tuple[Issue, ...] = ()  # what is wrong with single clips
 
     @property
     def faces(self) -> str:
@@ -235,12 +205,8 @@ def people_of(settings: Mapping[str, Any]) -> str:
 
 
 def person_name(trial: Trial, people: str, number: int = 1) -> str:
-    """Return the name of a person of a clip in a store; people count from 1, and number 1 is committed last.
-
-    Notes
-    -----
-    A trial that is one of two people already (`side`) keeps its name.
-    """
+    """Return the name of a person of a clip in a store; people count from 1, and number 1 is committed last."""
+    # A trial that is one of two people already (`side`) keeps its name.
     if people == "main" or trial.side:
         return trial.name
     return f"{trial.name}#{number}" if people == "all" else f"{trial.name}_{SIDES[number - 1]}"
@@ -278,14 +244,10 @@ def people_stored(trial: Trial, store: HasManifests) -> int:
 
 
 def stored_trials(dataset: Dataset, store: HasManifests) -> Dataset:
-    """Return the data set with each clip replaced by its people, if the store holds one trial for each person.
-
-    Notes
-    -----
-    They share parent, group, subject and split. The clip's labels belong to its main person, `CLIP#1`. Of two people
-    called left and right it is not known who was labelled, so neither has labels. Clips that are not in the store are
-    left unchanged.
-    """
+    """Return the data set with each clip replaced by its people, if the store holds one trial for each person."""
+    # They share parent, group, subject and split. The clip's labels belong to its main person, `CLIP#1`. Of two people
+    # called left and right it is not known who was labelled, so neither has labels. Clips that are not in the store are
+    # left unchanged.
     people = people_of(store.settings)
     if people == "main":
         return dataset

@@ -1,10 +1,6 @@
 """The data sets with one label a clip, as specifications of where a set's labels are and how its clips are named.
 
-Notes
------
-Each set is one instance of `ClipLevelSet`. Its subclasses differ in where the labels are: `ListedSet` (lists of clips
-and labels), `NamedSet` (in the clip's name), `EmotionFolderSet` (in a folder's name) and `LabelFileSet` (a file a
-sequence). They share the choice of one version of the clips.
+Each set is one instance of a subclass of `ClipLevelSet`; the subclasses differ in where the labels are.
 """
 
 from __future__ import annotations
@@ -49,17 +45,12 @@ class ClipEntry:
 
 
 class Listing(NamedTuple):
-    """The clips in a set's lists.
-
-    Attributes
-    ----------
-    ignored : clips of the set that are left out on purpose; they are not reported as unlisted.
-    folds, fold : number of folds that the set publishes, and the one that was read.
-    """
+    """The clips in a set's lists."""
 
     entries: Iterable[ClipEntry]
     problems: list[Issue]
-    ignored: Collection[str] = ()
+    ignored: Collection[str] = ()  # clips of the set that are left out on purpose; they are not reported as unlisted
+    # `folds`, `fold`: number of folds that the set publishes, and the one that was read.
     folds: int = 0
     fold: int = 0
     notice: str = ""
@@ -88,20 +79,14 @@ class FolderVersion:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipLevelSet(ABC):
-    """One data set with a label a clip.
-
-    Parameters
-    ----------
-    expected : the files or names that an error message asks for.
-    whole_frames : whether folders of pictures hold whole frames, not crops of faces.
-    """
+    """One data set with a label a clip."""
 
     name: str
     classes: tuple[str, ...]
     key: Key
-    expected: str
+    expected: str  # the files or names that an error message asks for
     metric: str = "uar"
-    whole_frames: bool = False
+    whole_frames: bool = False  # whether folders of pictures hold whole frames, not crops of faces
 
     @abstractmethod
     def matches_layout(self, found: Scan) -> bool:
@@ -168,13 +153,7 @@ class ClipLevelSet(ABC):
 
 
 def scan_places(config: DatasetConfig, layout: str) -> list[Scan]:
-    """Return the contents of --root, --clips and --labels; with --clips, clips in the other two are ignored.
-
-    Raises
-    ------
-    InputError
-        No place is given, or there is no such folder.
-    """
+    """Return the contents of --root, --clips and --labels; with --clips, clips in the other two are ignored."""
     places = [place for place in dict.fromkeys((config.root, config.clips, config.labels)) if place]
     if not places:
         raise InputError(f"{layout} needs the folder of the data set", where=f"dataset {layout}",
@@ -203,14 +182,10 @@ def find_versions(found: Iterable[Scan], key: Key) -> list[FolderVersion]:
 
 
 def choose_version(versions: Sequence[FolderVersion], wanted: Collection[str], source: str) -> FolderVersion:
-    """Return the version that has most of the wanted clips.
-
-    Notes
-    -----
-    Among equals: pictures before videos, all frames before 16 selected ones (``clip_224x224_16f`` has lost its
-    timestamps), faces before others, then by name. Versions are never mixed: features of two crop policies in one store
-    cost nearly half of the score.
-    """
+    """Return the version that has most of the wanted clips."""
+    # Among equals: pictures before videos, all frames before 16 selected ones (``clip_224x224_16f`` has lost its
+    # timestamps), faces before others, then by name. Versions are never mixed: features of two crop policies in one
+    # store cost nearly half of the score.
     def rank(version: FolderVersion) -> tuple[int, bool, bool, bool, str]:
         low = version.name.casefold()
         return (-version.covers(wanted), version.kind == "video", bool(re.search(r"(?<!\d)16f", low)),
@@ -225,8 +200,7 @@ def _trials(wanted: Mapping[str, ClipEntry], version: FolderVersion) -> tuple[li
     for name, entry in sorted(wanted.items()):
         paths = version.clips.get(name, [])
         if len(paths) != 1:
-            what = (f"several clips have its name: {shorten_list(paths)}" if paths
-                    else "listed, but it has no clip")
+            what = (f"several clips have its name: {shorten_list(paths)}" if paths else "listed, but it has no clip")
             lost.append(Issue(where=name, message=what, kind="no-clip",
                               hint="it is left out; get its clip, or keep one of them"))
             continue
@@ -275,17 +249,8 @@ def code_of(label: str, classes: Sequence[str], first: int = 0) -> int | None:
 
 
 def read_list(path: Path) -> list[ListLine]:
-    """Return the lines of a list: ``clip,label``, ``clip label`` or ``clip frames label``, with or without a header.
-
-    Raises
-    ------
-    InputError
-        The file cannot be read, or a line has no second field.
-
-    Notes
-    -----
-    The first line is a header if its last field is "label", "emotion" or "annotation".
-    """
+    """Return the lines of a list: ``clip,label``, ``clip label`` or ``clip frames label``, with or without a header."""
+    # The first line is a header if its last field is "label", "emotion" or "annotation".
     try:
         if path.stat().st_size > LIMIT_BYTES:
             raise InputError(f"larger than {LIMIT_BYTES >> 20} MB", where=path, hint="this is not a list of clips")
@@ -311,21 +276,14 @@ def _parse_line(path: Path, number: int, line: str) -> ListLine:
 
 @dataclass(frozen=True, kw_only=True)
 class ListedSet(ClipLevelSet):
-    """A set with lists of clips and labels.
+    """A set with lists of clips and labels."""
 
-    Parameters
-    ----------
-    official, common : regular expressions of the lists' paths below the root (groups ``split`` and, for published
-        folds, ``fold``): the set's own lists, and those that participants share (``path frames label``, numbers from
-        0).
-    first : the number of the first class in the official lists.
-    parts : number of the last parts of a clip's path in a list that make its name.
-    """
-
+    # `official`, `common`: regular expressions of the lists' paths below the root (groups ``split`` and, for published
+    # folds, ``fold``): the set's own lists, and those that participants share (``path frames label``, numbers from 0).
     official: re.Pattern[str]
     common: re.Pattern[str] | None = None
-    first: int = 0
-    parts: int = 1
+    first: int = 0  # the number of the first class in the official lists
+    parts: int = 1  # number of the last parts of a clip's path in a list that make its name
     digits: int = 0
 
     def matches_layout(self, found: Scan) -> bool:
@@ -366,18 +324,15 @@ class ListedSet(ClipLevelSet):
             elif published:
                 problems.append(Issue(where=f"fold {fold}", message=f"its {split} list is missing",
                                       hint="download it again"))
+        which = (f"published fold {fold} of {len(numbers)}: papers report the mean of all five (--fold chooses); "
+                 if fold else "")
         return Listing(entries.values(), problems, folds=len(numbers) if published else 0, fold=fold,
-                       notice=self._notice(fold, len(numbers)))
+                       notice=self.name + ": " + which + "the set does not name the film, video or person of a clip, "
+                       "so folds by group are folds by clip")
 
     def _lists(self, found: Iterable[Scan], pattern: re.Pattern[str] | None, edition: str
                ) -> dict[tuple[int, Split], Path]:
-        """Return (fold, split) -> list; of several lists of a published fold, the first in alphabetical order.
-
-        Raises
-        ------
-        InputError
-            A set without folds has several lists of one split.
-        """
+        """Return (fold, split) -> list; of several lists of a published fold, the first in alphabetical order."""
         lists: dict[tuple[int, Split], Path] = {}
         for each in found if pattern is not None else ():
             for path in sorted((*each.texts, *each.tables)):
@@ -402,13 +357,6 @@ class ListedSet(ClipLevelSet):
             return "/".join(path.parts[-self.parts:])
         number = self.digits and path.stem.isascii() and path.stem.isdigit()
         return f"{int(path.stem):0{self.digits}d}" if number else path.stem
-
-    def _notice(self, fold: int, folds: int) -> str:
-        """Return a note for readers of the results."""
-        which = (f"published fold {fold} of {folds}: papers report the mean of all five (--fold chooses); "
-                 if fold else "")
-        return (f"{self.name}: {which}the set does not name the film, video or person of a clip, so folds by group are "
-                "folds by clip")
 
 
 DFEW = ListedSet(
@@ -462,18 +410,12 @@ MIN_NAMED_SHARE = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class NamedSet(ClipLevelSet):
-    """A set with actor and emotion in the names of its clips; all of them are training data.
+    """A set with actor and emotion in the names of its clips; all of them are training data."""
 
-    Parameters
-    ----------
-    pattern : regular expression of a clip's name, with the groups ``emotion`` and ``actor``.
-    codes : codes of the emotions in names, in the order of the classes.
-    same_after : clips with equal names from this character on are one performance, and only the first in alphabetical
-        order is read; 0: all clips are read.
-    """
-
-    pattern: re.Pattern[str]
-    codes: tuple[str, ...]
+    pattern: re.Pattern[str]  # regular expression of a clip's name, with the groups ``emotion`` and ``actor``
+    codes: tuple[str, ...]  # codes of the emotions in names, in the order of the classes
+    # Clips with equal names from this character on are one performance, and only the first in alphabetical order is
+    # read; 0: all clips are read.
     same_after: int = 0
 
     def matches_layout(self, found: Scan) -> bool:
@@ -524,8 +466,7 @@ RAVDESS = NamedSet(
 # AFEW: the folder's name is the label.
 
 AFEW_PART = re.compile(r"(?P<part>train|training|val|valid|validation|test)"
-                       r"(_?(afew|vid|set|faces|distribute|\d{2,4}))*",
-                       re.IGNORECASE)
+                       r"(_?(afew|vid|set|faces|distribute|\d{2,4}))*", re.IGNORECASE)
 AFEW_SPLITS: dict[str, Split] = {"tr": "train", "va": "validation", "te": "test"}
 MIN_EMOTIONS = 3
 """Emotions that both the training and the validation part must have for the set to be recognized."""

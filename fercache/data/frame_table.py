@@ -1,7 +1,5 @@
 """The frame table of a trial: crops, video frames and annotation lines are matched by their number.
 
-Notes
------
 The rule, for every set: **there is one row for each number up to the highest of the three.** Crop ``00007.jpg``, the
 seventh frame of the video and the seventh label are one row, whatever else is missing. A number without a crop is a row
 without a face; a label past the last crop keeps its row; a crop past the last label has no label. Rows are never
@@ -51,19 +49,12 @@ def present_frames(runs: IndexRanges, rows: int) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrameTable:
-    """The rows of one trial.
-
-    Attributes
-    ----------
-    crops : numbers of its pictures, None if the trial is a video.
-    lines : number of labels by frame in its annotation, 0 for none.
-    video : number of frames in its video's header, 0 without a video or without that number.
-    """
+    """The rows of one trial."""
 
     trial: Trial
-    crops: IndexRanges | None
-    lines: int
-    video: int
+    crops: IndexRanges | None  # numbers of its pictures, None if the trial is a video
+    lines: int  # number of labels by frame in its annotation, 0 for none
+    video: int  # number of frames in its video's header, 0 without a video or without that number
 
     @property
     def highest(self) -> int:

@@ -62,29 +62,20 @@ MIN_MAPPED = 1e-9
 
 
 def canonical_class_name(name: str) -> str:
-    """Return the canonical spelling of a class: ``Happy``, ``HAP`` and ``happiness`` are all ``happiness``.
-
-    Notes
-    -----
-    An unknown name is its own canonical spelling, in lower case and without blanks around it.
-    """
+    """Return the canonical spelling of a class: ``Happy``, ``HAP`` and ``happiness`` are all ``happiness``."""
+    # An unknown name is its own canonical spelling, in lower case and without blanks around it.
     plain = name.strip().casefold()
     return _CANONICAL.get(plain, plain)
 
 
 @dataclass(frozen=True)
 class LabelMap:
-    """The mapping from the classes of one set to those of another.
+    """The mapping from the classes of one set to those of another."""
 
-    Attributes
-    ----------
-    source, target : class names, each in its set's own order.
-    to : for each source class the index of its target class, -1 for none.
-    """
-
+    # `source`, `target`: class names, each in its set's own order.
     source: tuple[str, ...]
     target: tuple[str, ...]
-    to: tuple[int, ...]
+    to: tuple[int, ...]  # for each source class the index of its target class, -1 for none
 
     @property
     def source_only(self) -> tuple[str, ...]:
@@ -252,13 +243,7 @@ def _is_number(line: str) -> bool:
 
 
 def check_range(labels: Labels, classes: int) -> None:
-    """Refuse labels that are neither -1 nor an index into `classes`.
-
-    Raises
-    ------
-    LabelError
-        A label is out of range; the error names the frame.
-    """
+    """Refuse labels that are neither -1 nor an index into `classes`."""
     wrong = np.flatnonzero((labels < UNKNOWN) | (labels >= classes))
     if len(wrong):
         raise LabelError(f"frame {wrong[0] + 1} has label {labels[wrong[0]]}, which is not -1 or 0 to {classes - 1}")
@@ -279,11 +264,8 @@ def read_all(files: Mapping[str, Path], known: Iterable[tuple[str, ...]], *, bar
     files : trial name -> text file.
     known : class lists that a header may hold. The most frequent one is the set's; files with another are dropped.
     bare : whether a file without a header has the first class list of `known`.
-
-    Notes
-    -----
-    Class orders are never guessed: the same names in another order are another header.
     """
+    # Class orders are never guessed: the same names in another order are another header.
     known, read_files, headers = tuple(known), {}, Counter[tuple[str, ...]]()
     problems: list[Issue] = []
     for name, path in sorted(files.items()):

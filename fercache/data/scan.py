@@ -52,12 +52,9 @@ def scan(root: Path, depth: int = DEPTH, *, prefixed: bool = False) -> Scan:
     ------
     InputError
         There is no such folder, it cannot be read, or it is empty.
-
-    Notes
-    -----
-    Only the first 512 entries of a crop folder are listed (Aff-Wild2 has 2.9 million crops). A folder that holds
-    numbered pictures beside videos or folders is not a clip.
     """
+    # Only the first 512 entries of a crop folder are listed (Aff-Wild2 has 2.9 million crops). A folder that holds
+    # numbered pictures beside videos or folders is not a clip.
     kind = kind_at(root)
     if kind != "crops":
         raise InputError("this is a file, not a folder" if kind else "no such folder", where=root,

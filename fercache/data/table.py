@@ -45,16 +45,10 @@ def read_frame_labels(path: Path, clips: Collection[str], chosen: tuple[str, ...
     ----------
     clips : names of the clips of the data set.
     chosen : class names in order, if the user names them.
-
-    Raises
-    ------
-    InputError
-        It is not such a table, or its labels are numbers and no class names are given.
-
-    Notes
-    -----
-    Rows may be in any order. Two different labels for one frame are an issue of that clip; the same label twice is not.
     """
+    # Rows may be in any order. Two different labels for one frame are an issue of that clip; the same label twice is
+    # not.
+
     # A large set has millions of rows: 12 bytes a row, with the distinct labels as indices into `words`.
     frames: dict[str, array[int]] = defaultdict(lambda: array("q"))
     codes: dict[str, array[int]] = defaultdict(lambda: array("i"))
@@ -241,7 +235,7 @@ def _read_label_folder(folder: Path, names: Sequence[str], classes: tuple[str, .
     if not found:
         first = problems[0].message if problems else f"none is named after a clip (clips: {shorten_list(names)})"
         raise InputError(f"no label file of {len(files)} can be used; {first}", where=folder,
-                         hint="see the formats in the documentation; --classes gives the order of the class names")
+                         hint="docs/guide/own-data.md has the formats; --classes gives the order of the class names")
     extra = [Issue(where=key, message="labelled, but there is no clip of that name", hint=f"see {files[key]}",
                    kind="no-clip") for key in sorted(set(files) - set(keys.values()))]
     bare = sorted(set(names) - set(labels) - {problem.where for problem in problems})

@@ -57,16 +57,8 @@ def read_batches(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int,
     ----------
     path : .csv, .csv.gz or .parquet. The header is line 1.
     columns : the columns to read; all if none is named.
-
-    Raises
-    ------
-    InputError
-        There is no such file, it is not a table or is damaged, or a row has another number of values than the header.
-
-    Notes
-    -----
-    One block of the file is in memory at a time.
     """
+    # One block of the file is in memory at a time.
     line = 2
     with _table_errors(path):
         if _is_parquet(path):

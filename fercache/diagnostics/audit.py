@@ -139,8 +139,7 @@ def check_features(sample: ProbeSample) -> Issue:
     leaks = []
     for c in range(sample.classes):
         # With so few rows or groups, a feature can rank a class perfectly by accident.
-        if (min(positives[c], negatives[c]) < MIN_ROWS
-                or len(np.unique(sample.group[is_class[:, c]])) < MIN_GROUPS):
+        if (min(positives[c], negatives[c]) < MIN_ROWS or len(np.unique(sample.group[is_class[:, c]])) < MIN_GROUPS):
             continue
         leaks += [f"{sample.names[i][0]}[{sample.names[i][1]}] alone separates class {c} from all others (area "
                   f"{max(area[c, i], 1 - area[c, i]):.4f})"

@@ -19,7 +19,7 @@ from fercache.data.frame_table import FrameTable
 from fercache.diagnostics import check_issues
 from fercache.diagnostics.check_issues import ClipFacts, ClipIndex, LengthComparison
 from fercache.errors import InputError
-from fercache.faces import augmentation
+from fercache.faces import crops
 from fercache.runtime.progress import format_bytes, format_duration
 from fercache.store.layout import FRAME_COLUMNS, Grid
 
@@ -62,7 +62,7 @@ def estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConfi
     row: int | None = None
     total: int | None = None
     try:
-        shapes = augmentation.with_views(tap_shapes(config.taps), config.augmentations).values()
+        shapes = crops.with_views(tap_shapes(config.taps), config.augmentations).values()
     except InputError:
         if not config.weights.startswith("onnx:"):  # an ONNX model has taps of its own, known once it is opened
             raise

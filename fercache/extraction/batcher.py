@@ -36,19 +36,13 @@ class BatchBackbone(Protocol):
 
 
 class FeatureBuffer:
-    """Values of one segment, filled in as the CNN computes them.
-
-    Attributes
-    ----------
-    values : {tap: (n, V, ...) float16} of n frames in V views; zeros for rows without a crop.
-    open : crops submitted and not computed yet.
-    error : the first exception of a batch with one of them.
-    """
+    """Values of one segment, filled in as the CNN computes them."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], rows: int, views: int) -> None:
+        # (n, V, ...) of n frames in V views; zeros for rows without a crop.
         self.values = {tap: np.zeros((rows, views, *shape), np.float16) for tap, shape in shapes.items()}
-        self.open = 0
-        self.error: BaseException | None = None
+        self.open = 0  # crops submitted and not computed yet
+        self.error: BaseException | None = None  # the first exception of a batch with one of them
 
 
 class _QueuedCrop(NamedTuple):
@@ -61,14 +55,10 @@ class _QueuedCrop(NamedTuple):
 
 
 class CrossClipBatcher:
-    """Collects the crops of all clips into full batches.
-
-    Notes
-    -----
-    Batches have one size and run in pool threads. A batch is padded only if a clip waits for its crops and all other
-    clips wait too, or if it is not full within GRACE_S. A crop's values do not depend on the rest of its batch, so the
-    stored features do not depend on which clips ran together.
-    """
+    """Collects the crops of all clips into full batches."""
+    # Batches have one size and run in pool threads. A batch is padded only if a clip waits for its crops and all other
+    # clips wait too, or if it is not full within GRACE_S. A crop's values do not depend on the rest of its batch, so
+    # the stored features do not depend on which clips ran together.
 
     def __init__(self, net: BatchBackbone, torch_threads: TorchThreadPool, cancel: CancelToken,
                  profiler: StageProfiler) -> None:
@@ -93,15 +83,12 @@ class CrossClipBatcher:
     def put(self, crop: NDArray[np.uint8], buffer: FeatureBuffer, row: int, view: int = 0) -> None:
         """Queue one crop (160, 160, 3); its values will be in that row and view of the buffer.
 
-        Notes
-        -----
-        Blocks while `capacity` crops of all clips together are queued or running.
-
         Raises
         ------
         Cancelled
             The run was cancelled.
         """
+        # Blocks while `capacity` crops of all clips together are queued or running.
         with self._change:
             while self._running + len(self._queue) >= self.capacity:
                 self._pause()

@@ -19,8 +19,7 @@ from fercache.data.base import PEOPLE_COUNT, SIDES, Trial, people_of, people_sto
 from fercache.errors import ClipError
 from fercache.extraction.batcher import FeatureBuffer
 from fercache.faces import interpolation
-from fercache.faces.augmentation import apply_augmentation, augmented_taps, sample_augmentation
-from fercache.faces.crops import crop_face, whole_picture
+from fercache.faces.crops import apply_augmentation, augmented_taps, crop_face, sample_augmentation, whole_picture
 from fercache.faces.identity import Person, build_persons, crops_to_embed, left_and_right, mean_vector
 from fercache.faces.tracklets import link_tracklets
 from fercache.media.source import Frame, Source
@@ -58,15 +57,11 @@ DETECT_FRACTION = 0.75
 
 @dataclass(frozen=True, kw_only=True)
 class MultiPersonCommit:
-    """The people of one clip in the store, committed together: the first one's manifest is written last.
-
-    Attributes
-    ----------
-    source, provenance : as `EmbeddingStore.writer` takes them.
-    """
+    """The people of one clip in the store, committed together: the first one's manifest is written last."""
 
     trial: Trial
     store: EmbeddingStore
+    # `source`, `provenance`: as `EmbeddingStore.writer` takes them.
     source: dict[str, Any]
     provenance: dict[str, Any]
 
@@ -76,12 +71,8 @@ class MultiPersonCommit:
 
     @contextmanager
     def open_first(self) -> Iterator[ClipWriter | None]:
-        """Yield the writer of the first person, or None if another process has the clip or has just committed it.
-
-        Notes
-        -----
-        A clip that starts from scratch first removes the other people of an earlier run.
-        """
+        """Yield the writer of the first person, or None if another process has the clip or has just committed it."""
+        # A clip that starts from scratch first removes the other people of an earlier run.
         several, stored = self.name() != self.trial.name, 0
         if several and self.name() in self.store:
             stored = int(self.store.manifest(self.name()).provenance.get(PEOPLE_COUNT, 0))
@@ -112,19 +103,12 @@ class MultiPersonCommit:
 
 @dataclass(frozen=True, kw_only=True)
 class PersonSelection:
-    """Which people of a clip are written.
+    """Which people of a clip are written."""
 
-    Attributes
-    ----------
-    people : main, all or left/right.
-    side : left or right if the clip's name asks for one of two people; it overrides `people`.
-    embed_faces : returns identity vectors; None for a net without them.
-    open_other : opens the writer of the person with a number from 2, or None if that person is committed.
-    """
-
-    people: str
-    side: str
-    embed_faces: EmbedFaces | None
+    people: str  # main, all or left/right
+    side: str  # left or right if the clip's name asks for one of two people; it overrides `people`
+    embed_faces: EmbedFaces | None  # returns identity vectors; None for a net without them
+    # Opens the writer of the person with a number from 2, or None if that person is committed.
     open_other: Callable[[int], AbstractContextManager[ClipWriter | None]]
 
     @property
@@ -157,12 +141,9 @@ def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: S
     ------
     ClipError
         The source cannot be read again.
-
-    Notes
-    -----
-    A clip with one face at a time and no interruption is not read again. Any other clip is, up to the last frame that
-    is embedded. The result depends on the detections only, so a clip resumed after a kill ends with the same people.
     """
+    # A clip with one face at a time and no interruption is not read again. Any other clip is, up to the last frame that
+    # is embedded. The result depends on the detections only, so a clip resumed after a kill ends with the same people.
     tracklets = link_tracklets(detections, cuts)
     if embed_faces is None:
         return build_persons(tracklets)
@@ -202,21 +183,15 @@ class Segment(NamedTuple):
 
 @dataclass
 class ClipJob:
-    """One clip from its frames to its features.
-
-    Attributes
-    ----------
-    writer : of the person whose commit completes the clip; all others are written before.
-    views : crops of each face: the plain one and its augmentations.
-    """
+    """One clip from its frames to its features."""
 
     source: Source
-    writer: ClipWriter
+    writer: ClipWriter  # of the person whose commit completes the clip; all others are written before
     resources: PipelineResources
     selection: PersonSelection
     detect_every: int
     margin: float
-    views: int
+    views: int  # crops of each face: the plain one and its augmentations
 
     def run(self) -> int:
         """Write everything but the manifest of the first person, and return the number of people.
@@ -376,16 +351,8 @@ class ClipJob:
                 yield self._augmented(frame, boxes[-1])
 
     def _embed(self, start: int, augmented: Iterator[AugmentedCrops], fraction: float) -> int:
-        """Embed and write frames from row `start` on, and return the row after the last.
-
-        Parameters
-        ----------
-        fraction : this step's part of the work on a frame, for the progress bar.
-
-        Notes
-        -----
-        A segment is written after the next one was submitted, so that the cores stay busy meanwhile.
-        """
+        """Embed and write frames from row `start` on, and return the row after the last."""
+        # A segment is written after the next one was submitted, so that the cores stay busy meanwhile.
         before: Segment | None = None  # the one segment that is submitted and not written yet
         while True:
             segment = self._submit(start, augmented)

@@ -25,7 +25,7 @@ from fercache.errors import ClipError, InputError, StoreError
 from fercache.extraction import thumbnails
 from fercache.extraction.cancellation import Cancelled, CancelToken, never_cancelled
 from fercache.extraction.clip import ClipJob, MultiPersonCommit, PersonSelection
-from fercache.faces import augmentation, interpolation, tracklets
+from fercache.faces import crops, interpolation, tracklets
 from fercache.media import video
 from fercache.media.source import Source, file_stamp
 from fercache.runtime import atomic_io, wheels
@@ -46,21 +46,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ClipResult:
-    """The result of one clip.
-
-    Attributes
-    ----------
-    state : computed, cached (also by another process meanwhile), failed, or left: the run was cancelled first, and the
-        next one continues the clip.
-    frames, faces : frames, and frames with a face; for a clip that was left, an estimate of its frames.
-    message : why it failed.
-    """
+    """The result of one clip."""
 
     clip: str
+    # Computed, cached (also by another process meanwhile), failed, or left: the run was cancelled first, and the next
+    # one continues the clip.
     state: str
+    # `frames`, `faces`: frames, and frames with a face; for a clip that was left, an estimate of its frames.
     frames: int = 0
     faces: int = 0
-    message: str = ""
+    message: str = ""  # why it failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +105,9 @@ def source_unchanged(stored: dict[str, Any], path: Path, kind: str, strict: bool
     ------
     ClipError
         The source is missing or cannot be read.
-
-    Notes
-    -----
-    Without `strict`, only a change that keeps the size and the time stamp goes unnoticed.
     """
+    # Without `strict`, only a change that keeps the size and the time stamp goes unnoticed.
+
     # Equal size, time stamp and inode: no byte is read. Manifests without an inode go on to the samples.
     if not strict and kind == "video" and file_stamp(path).items() <= stored.items():
         return True
@@ -133,19 +126,13 @@ POLL_S = 0.5
 
 @dataclass
 class ExtractionJob:
-    """One run over the clips of a data set.
-
-    Attributes
-    ----------
-    faces : mtcnn or cropped.
-    nets : of the last `run_all`.
-    """
+    """One run over the clips of a data set."""
 
     config: ExtractConfig
     store: EmbeddingStore
-    faces: str
+    faces: str  # mtcnn or cropped
     cnn: files.Weights
-    nets: Nets | None = None
+    nets: Nets | None = None  # of the last `run_all`
     cancel: CancelToken = field(default_factory=CancelToken)
 
     def cached(self, trial: Trial) -> ClipResult | None:
@@ -171,12 +158,8 @@ class ExtractionJob:
                                  damaged=self.config.on_truncated)
 
     def log_size(self, trials: Sequence[Trial]) -> float:
-        """Log the size of the features to come, and return the number of frames that the files state.
-
-        Notes
-        -----
-        Of many clips only a sample is opened; the others count by their bytes, folders by their number.
-        """
+        """Log the size of the features to come, and return the number of frames that the files state."""
+        # Of many clips only a sample is opened; the others count by their bytes, folders by their number.
         sample = trials[::max(1, -(-len(trials) // OPENED_FIRST))]
         frames: float = sum(map(self._stated_frames, sample))
         if len(sample) < len(trials):
@@ -212,12 +195,9 @@ class ExtractionJob:
         Parameters
         ----------
         trials : the next one is taken when a thread is free.
-
-        Notes
-        -----
-        After exit code 0 a user starts the next stage. So a run ends only when the clips that other processes work on
-        are done too. A clip whose process died is tried again, and so is a clip that failed there.
         """
+        # After exit code 0 a user starts the next stage. So a run ends only when the clips that other processes work on
+        # are done too. A clip whose process died is tried again, and so is a clip that failed there.
         def is_locked(trial: Trial) -> bool:
             return encode_name(self.name(trial)) in locked_clips(self.store.path)
 
@@ -246,12 +226,8 @@ class ExtractionJob:
 
     def _in_threads(self, turn: Callable[[Trial], ClipResult | None], trials: Iterable[Trial], concurrent: int
                     ) -> Iterator[tuple[Trial, ClipResult | None]]:
-        """Yield each trial with the result of `turn` as it ends; in the calling thread if only one runs at a time.
-
-        Notes
-        -----
-        An exception of one trial, or an interrupt, is raised here after all others were cancelled and have ended.
-        """
+        """Yield each trial with the result of `turn` as it ends; in the calling thread if only one runs at a time."""
+        # An exception of one trial, or an interrupt, is raised here after all others were cancelled and have ended.
         if concurrent == 1:
             yield from ((trial, turn(trial)) for trial in trials)
             return
@@ -367,7 +343,7 @@ def settings_of(config: ExtractConfig, faces: str, cnn: files.Weights) -> dict[s
     if config.augmentations == 1:  # then it does not matter how augmentations are sampled
         del chosen["augmentations"]
     else:
-        chosen["augmentation_version"] = augmentation.AUGMENTATION_VERSION
+        chosen["augmentation_version"] = crops.AUGMENTATION_VERSION
     if faces == "cropped":  # a setting without effect must not make another store
         return {k: v for k, v in chosen.items() if k not in DETECTION}
     return {**chosen, "detector": _detector_digest(), "people_version": tracklets.PEOPLE_VERSION,
@@ -477,9 +453,8 @@ def _open_or_create(path: Location, settings: dict[str, Any], config: ExtractCon
             return store
     from fercache.backbones.backbone import shapes_of  # torch: seconds that a cached run saves
 
-    return EmbeddingStore.create(path, settings,
-                                 augmentation.with_views(shapes_of(cnn, config.taps), config.augmentations),
-                                 repair=True)
+    taps = crops.with_views(shapes_of(cnn, config.taps), config.augmentations)
+    return EmbeddingStore.create(path, settings, taps, repair=True)
 
 
 def _detector_digest() -> str:

@@ -23,12 +23,9 @@ class StageProfiler:
     ----------
     lanes : how many of each part can run at once.
     clocks : part -> clock for its work; by default the thread's processor time, so that waiting does not count.
-
-    Notes
-    -----
-    On a CPU all parts share the cores. A part's rate is what it would reach with all cores to itself, and the part with
-    the most processor time is the bottleneck.
     """
+    # On a CPU all parts share the cores. A part's rate is what it would reach with all cores to itself, and the part
+    # with the most processor time is the bottleneck.
 
     def __init__(self, lanes: dict[str, int], clocks: dict[str, Callable[[], float]] | None = None) -> None:
         self._lanes, self._clocks = lanes, clocks or {}

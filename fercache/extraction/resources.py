@@ -47,20 +47,15 @@ def in_flight(device: str, threads: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Nets:
-    """The nets of a run and their device; `detector` is None if the pictures are face crops.
-
-    Attributes
-    ----------
-    load_identity : loads a net with identity vectors if `backbone` has none; None if there is no such net.
-    provenance : everything that float noise depends on: equal provenance gives equal bytes.
-    """
+    """The nets of a run and their device; `detector` is None if the pictures are face crops."""
 
     backbone: Backbone
     detector: Detector | None
     device: str
     threads: int
+    # Loads a net with identity vectors if `backbone` has none; None if there is no such net.
     load_identity: Callable[[], Backbone] | None
-    provenance: dict[str, Any]
+    provenance: dict[str, Any]  # everything that float noise depends on: equal provenance gives equal bytes
     _loading: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     @property
@@ -76,12 +71,7 @@ class Nets:
         return self.load_identity() if self.load_identity is not None else None
 
     def identity_net(self, run: Callable[..., list[Any]]) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:
-        """Return a function from crops (n, 160, 160, 3) to identity vectors (n, D), or None without such a net.
-
-        Parameters
-        ----------
-        run : computes the batches, like `TorchThreadPool.run`.
-        """
+        """Return a function from crops (n, 160, 160, 3) to identity vectors (n, D), or None without such a net."""
         def embed(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
             # `cached_property` has no lock, and several clips may ask for the net at once.
             with self._loading:
@@ -124,13 +114,9 @@ def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
 
 
 class MemoryBudget:
-    """A limit on bytes in memory that many threads share.
-
-    Notes
-    -----
-    A request above the limit is granted when nothing else is in use, so no thread waits forever. A thread must release
-    its bytes before it acquires more.
-    """
+    """A limit on bytes in memory that many threads share."""
+    # A request above the limit is granted when nothing else is in use, so no thread waits forever. A thread must
+    # release its bytes before it acquires more.
 
     def __init__(self, limit_bytes: int, cancel: CancelToken) -> None:
         self.limit_bytes, self.cancel = limit_bytes, cancel

@@ -34,17 +34,11 @@ QUALITY = 75
 
 @dataclass(frozen=True, kw_only=True)
 class Thumbnails:
-    """The thumbnails of one clip.
+    """The thumbnails of one clip."""
 
-    Attributes
-    ----------
-    row : (K,) rows of the frame table, from 0; time_s : (K,).
-    jpeg : K pictures of PX x PX, as JPEG files.
-    """
-
-    row: NDArray[np.int64]
-    time_s: NDArray[np.float64]
-    jpeg: tuple[bytes, ...]
+    row: NDArray[np.int64]  # (K,) rows of the frame table, from 0
+    time_s: NDArray[np.float64]  # (K,)
+    jpeg: tuple[bytes, ...]  # K pictures of PX x PX, as JPEG files
 
 
 def thumbnails_path(cache: Path, store: EmbeddingStore, clip: str) -> Path:
@@ -53,13 +47,9 @@ def thumbnails_path(cache: Path, store: EmbeddingStore, clip: str) -> Path:
 
 
 def write_thumbnails(trials: Sequence[Trial], store: EmbeddingStore, cache: Path) -> int:
-    """Write thumbnails of every stored clip that has none yet; return the number of clips written.
-
-    Notes
-    -----
-    Frames are decoded again and cropped by the stored boxes, without CNN and detector. A clip whose source is missing
-    is skipped with a warning.
-    """
+    """Write thumbnails of every stored clip that has none yet; return the number of clips written."""
+    # Frames are decoded again and cropped by the stored boxes, without CNN and detector. A clip whose source is missing
+    # is skipped with a warning.
     written = 0
     for trial in trials:
         if trial.name not in store or read_thumbnails(cache, store, trial.name) is not None:
@@ -104,13 +94,7 @@ def _boxes_digest(store: EmbeddingStore, clip: str) -> str:
 
 
 def _faces(trial: Trial, clip: Clip) -> Thumbnails:
-    """Return the first face of every EVERY_S seconds of a clip; in a very long clip they are further apart.
-
-    Raises
-    ------
-    ClipError
-        The source cannot be read.
-    """
+    """Return the first face of every EVERY_S seconds of a clip; in a very long clip they are further apart."""
     table = clip.frame_table
     time_s, rows = table["time_s"], np.flatnonzero(table["valid"] > 0)
     if len(rows):

@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from fercache.backbones import facenet
-from fercache.faces.crops import reduced
 from fercache.runtime.devices import map_threads, synchronize_device
 
 CELL_PX, STRIDE_PX = 12, 2
@@ -41,12 +41,9 @@ _scratch_memory = threading.local()
 
 
 class Mtcnn:
-    """MTCNN for faces of at least `min_face_px`.
-
-    Notes
-    -----
-    On the CPU it runs with the caller's threads. For bit-equal boxes, keep the number of threads and the batches fixed.
-    """
+    """MTCNN for faces of at least `min_face_px`."""
+    # On the CPU it runs with the caller's threads. For bit-equal boxes, keep the number of threads and the batches
+    # fixed.
 
     def __init__(self, nets: Sequence[torch.nn.Module], min_face_px: int, device: torch.device) -> None:
         self.first, self.second, self.third = nets
@@ -65,12 +62,8 @@ class Mtcnn:
 
     @torch.inference_mode()
     def detect(self, pictures: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
-        """Return the faces of each picture of (B, H, W, 3): (n, 5) with x1, y1, x2, y2 in pixels and the score.
-
-        Notes
-        -----
-        As facenet-pytorch's ``MTCNN(keep_all=True, select_largest=True)``: the largest face comes first.
-        """
+        """Return the faces of each picture of (B, H, W, 3): (n, 5) with x1, y1, x2, y2 in pixels and the score."""
+        # As facenet-pytorch's ``MTCNN(keep_all=True, select_largest=True)``: the largest face comes first.
         sums = IntegralImage(pictures, self.device)
         place, boxes = self._proposed(sums)
         place, boxes = self._refined(sums, place, boxes)
@@ -147,13 +140,9 @@ class HalvingPool(torch.nn.Module):
 
 
 class IntegralImage:
-    """Sums of all pixels above and to the left of each pixel; they give the mean over any rectangle in four reads.
-
-    Notes
-    -----
-    Sums are stored in 32 bits and may wrap around; differences over rectangles up to eight million pixels do not. A
-    fourth, empty channel makes a pixel one unit of 16 bytes, which one read returns.
-    """
+    """Sums of all pixels above and to the left of each pixel; they give the mean over any rectangle in four reads."""
+    # Sums are stored in 32 bits and may wrap around; differences over rectangles up to eight million pixels do not. A
+    # fourth, empty channel makes a pixel one unit of 16 bytes, which one read returns.
 
     def __init__(self, pictures: NDArray[np.uint8], device: torch.device) -> None:
         count, self.height, self.width, _ = pictures.shape
@@ -205,12 +194,8 @@ class IntegralImage:
 
 
 def _scratch(shape: tuple[int, int, int, int]) -> NDArray[np.int32]:
-    """Return this thread's own array of that shape, zero at the upper and the left edge and in the last channel.
-
-    Notes
-    -----
-    Allocating this much memory for each batch would take longer than the sums. A smaller batch uses a part of it.
-    """
+    """Return this thread's own array of that shape, zero at the upper and the left edge and in the last channel."""
+    # Allocating this much memory for each batch would take longer than the sums. A smaller batch uses a part of it.
     array: NDArray[np.int32] | None = getattr(_scratch_memory, "array", None)
     if array is None or array.shape[1:] != shape[1:] or len(array) < shape[0]:
         array = np.zeros(shape, np.int32)
@@ -289,12 +274,9 @@ class Detector:
     Parameters
     ----------
     detect_px : longer side to which larger pictures are scaled down before detection; 0 never scales.
-
-    Notes
-    -----
-    Boxes depend by up to 1e-4 px on the other pictures of the batch (callers fix the batches) and on the number of
-    threads (here each batch has one thread, and batches run in parallel). So boxes and scores are rounded.
     """
+    # Boxes depend by up to 1e-4 px on the other pictures of the batch (callers fix the batches) and on the number of
+    # threads (here each batch has one thread, and batches run in parallel). So boxes and scores are rounded.
 
     def __init__(self, min_face_px: int = 40, min_score: float = 0.9, device: str = "cpu", batch: int = BATCH,
                  detect_px: int = 0) -> None:
@@ -313,8 +295,8 @@ class Detector:
         run : computes the batches, as `devices.map_threads` does.
         """
         detected = [np.empty((0, 5)) for _ in images]
-        scale = [self._scale(image) for image in images]
-        inputs = [image if factor == 1 else reduced(image, factor) for image, factor in zip(images, scale, strict=True)]
+        scale = [min(1.0, self.detect_px / max(image.shape[:2])) if self.detect_px else 1.0 for image in images]
+        inputs = [image if by == 1 else _reduced(image, by) for image, by in zip(images, scale, strict=True)]
         by_size: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):
             by_size.setdefault((image.shape[0], image.shape[1]), []).append(i)
@@ -324,7 +306,9 @@ class Detector:
                       batches, self.device)
         for batch, results_of_batch in zip(batches, results, strict=True):
             for i, faces in zip(batch, results_of_batch, strict=True):
-                detected[i] = self._filtered(_enlarged(faces, 1 / scale[i]), images[i].shape[:2])
+                # Back to pixels of the original picture.
+                boxes = (faces[:, :4] - TRUNCATED_PX) * (1 / scale[i]) + TRUNCATED_PX
+                detected[i] = self._filtered(np.column_stack([boxes, faces[:, 4]]), images[i].shape[:2])
         return detected
 
     def net(self, scale: float = 1.0) -> Mtcnn:
@@ -334,10 +318,6 @@ class Detector:
             if smallest not in self.nets:
                 self.nets[smallest] = Mtcnn.load(smallest, self.device)
             return self.nets[smallest]
-
-    def _scale(self, image: NDArray[np.uint8]) -> float:
-        """Return the factor by which a picture is scaled down before detection."""
-        return min(1.0, self.detect_px / max(image.shape[:2])) if self.detect_px else 1.0
 
     def _smallest(self, scale: float) -> int:
         """Return the smallest face to detect, in pixels of MTCNN's input; its first net needs 12."""
@@ -361,6 +341,8 @@ class Detector:
         return np.column_stack([boxes, score])[has_area & (score >= self.min_score)]
 
 
-def _enlarged(faces: NDArray[np.float64], by: float) -> NDArray[np.float64]:
-    """Return faces (n, 5) detected in a scaled picture, in pixels of the original."""
-    return np.column_stack([(faces[:, :4] - TRUNCATED_PX) * by + TRUNCATED_PX, faces[:, 4]])
+def _reduced(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
+    """Return a picture (H, W, 3) scaled down by `scale`, with pixels averaged."""
+    height, width = image.shape[:2]
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))

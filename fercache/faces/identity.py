@@ -25,13 +25,9 @@ MAX_TRACKLETS = 3000
 
 
 def crops_to_embed(tracklets: Tracklets) -> Ints:
-    """Return which faces to embed, (K,) indices of `tracklets.faces` in the order of their frames.
-
-    Notes
-    -----
-    None where fewer than two tracklets qualify. Up to MAX_CROPS a tracklet: it is cut into that many parts, and each
-    part gives the face with the largest area x score.
-    """
+    """Return which faces to embed, (K,) indices of `tracklets.faces` in the order of their frames."""
+    # None where fewer than two tracklets qualify. Up to MAX_CROPS a tracklet: it is cut into that many parts, and each
+    # part gives the face with the largest area x score.
     sizes, competes = tracklets.sizes(), np.zeros(tracklets.count, bool)
     competes[tracklets.competitors.ravel()] = True
     wanted = np.flatnonzero((sizes >= MIN_CROPS) | competes)
@@ -53,18 +49,10 @@ def mean_vector(vectors: Floats) -> Floats:
 
 
 def cluster_tracklets(tracklets: Tracklets, vectors: Mapping[int, Floats]) -> list[Ints]:
-    """Return the tracklets of each person, the heaviest person (area x score) first.
-
-    Parameters
-    ----------
-    vectors : tracklet -> its identity vector (D,) of length 1, for those that were embedded.
-
-    Notes
-    -----
-    Agglomerative clustering: the pair whose cosine exceeds its threshold most is joined first, its mean vector stands
-    for both, and so on. Two tracklets that share a frame are never joined. A tracklet without a vector is joined to the
-    one that it continues by overlap.
-    """
+    """Return the tracklets of each person, the heaviest first; `vectors`: tracklet -> (D,) of length 1, if embedded."""
+    # Agglomerative clustering: the pair whose cosine exceeds its threshold most is joined first, its mean vector stands
+    # for both, and so on. Two tracklets that share a frame are never joined. A tracklet without a vector is joined to
+    # the one that it continues by overlap.
     clusters = _Clusters.of(tracklets, vectors)
     while (pair := clusters.best_pair()) is not None:
         clusters.join(*pair)
@@ -85,28 +73,19 @@ def heaviest_first(label: Ints, weight: Floats) -> list[Ints]:
 
 @dataclass
 class _Clusters:
-    """Tracklets while they are joined.
+    """Tracklets while they are joined."""
 
-    Attributes
-    ----------
-    label : (S,) the tracklet that represents each tracklet's person.
-    together : (S, S) whether two single tracklets share a frame.
-    embedded : (V,) the tracklets with a vector. The attributes below have a row for each of them; a joined person uses
-        the row of one of its tracklets.
-    vector, count : (V, D) and (V,) mean vector, and the number of tracklets that it averages.
-    threshold : (V, V) least cosine to join the two.
-    disjoint : (V, V) whether the two must stay apart, because they share a frame or because the row is used up.
-    excess : (V, V) cosine minus threshold; -inf where `disjoint`.
-    """
-
-    label: Ints
-    together: Bools
+    label: Ints  # (S,) the tracklet that represents each tracklet's person
+    together: Bools  # (S, S) whether two single tracklets share a frame
+    # (V,) the tracklets with a vector. The fields below have a row for each of them; a joined person uses the row
+    # of one of its tracklets.
     embedded: Ints
+    # `vector`, `count`: (V, D) and (V,) mean vector, and the number of tracklets that it averages.
     vector: Floats
     count: Floats
-    threshold: Floats
-    disjoint: Bools
-    excess: Floats
+    threshold: Floats  # (V, V) least cosine to join the two
+    disjoint: Bools  # (V, V) whether the two must stay apart, because they share a frame or because the row is used up
+    excess: Floats  # (V, V) cosine minus threshold; -inf where `disjoint`
 
     @classmethod
     def of(cls, tracklets: Tracklets, vectors: Mapping[int, Floats]) -> _Clusters:
@@ -155,15 +134,11 @@ MIN_RETURN_AREA = 0.2
 
 
 def group_by_position(tracklets: Tracklets) -> list[Ints]:
-    """Return the tracklets of each person, the heaviest person (area x score) first.
-
-    Notes
-    -----
-    Linked tracklets form one track. While a person is absent, another track may be the same person again, unless it was
-    on screen together with one of their tracks, or begins closer to such a track. Position alone cannot confirm this,
-    so the rule prefers frames without a person to frames of the wrong person. It starts with the heaviest track, then
-    again with the heaviest of the remaining tracks.
-    """
+    """Return the tracklets of each person, the heaviest person (area x score) first."""
+    # Linked tracklets form one track. While a person is absent, another track may be the same person again, unless it
+    # was on screen together with one of their tracks, or begins closer to such a track. Position alone cannot confirm
+    # this, so the rule prefers frames without a person to frames of the wrong person. It starts with the heaviest
+    # track, then again with the heaviest of the remaining tracks.
     label = np.arange(tracklets.count)
     for before, after in tracklets.links:  # sorted, so `before` already has its final label
         label[after] = label[before]
@@ -180,12 +155,7 @@ def group_by_position(tracklets: Tracklets) -> list[Ints]:
 
 
 def choose_person(frame: Ints, faces: Floats, track: Ints) -> Ints:
-    """Return the numbers of the main person's tracks.
-
-    Parameters
-    ----------
-    frame, faces, track : of every face, in the order of the frames: row (M,), box and score (M, 5), track number (M,).
-    """
+    """Return the numbers of the main person's tracks; arguments of every face: row (M,), face (M, 5), track (M,)."""
     count = int(track.max()) + 1
     order = np.argsort(track, kind="stable")
     edges = np.searchsorted(track[order], np.arange(count + 1))
@@ -238,18 +208,11 @@ class _Tracks:
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
-    """One person of a clip of T frames.
+    """One person of a clip of T frames."""
 
-    Attributes
-    ----------
-    boxes : (T, 4) x1, y1, x2, y2 in pixels, NaN in frames without the person.
-    score : (T,) the detector's score, NaN there.
-    track : (T,) number of the box's tracklet, -1 there.
-    """
-
-    boxes: Floats
-    score: Floats
-    track: Ints
+    boxes: Floats  # (T, 4) x1, y1, x2, y2 in pixels, NaN in frames without the person
+    score: Floats  # (T,) the detector's score, NaN there
+    track: Ints  # (T,) number of the box's tracklet, -1 there
 
     @property
     def seen(self) -> Bools:
@@ -264,11 +227,8 @@ def build_persons(tracklets: Tracklets, vectors: Mapping[int, Floats] | None = N
     ----------
     vectors : identity vectors (D,) of the embedded tracklets; None where the CNN has no identity vector, so that
         position alone decides.
-
-    Notes
-    -----
-    A clip without a face has one person, who is in no frame, so that it still has a frame table.
     """
+    # A clip without a face has one person, who is in no frame, so that it still has a frame table.
     people = group_by_position(tracklets) if vectors is None else cluster_tracklets(tracklets, vectors)
     return [_person_of(tracklets, members) for members in people or [np.empty(0, np.int64)]]
 
@@ -290,11 +250,8 @@ def left_and_right(people: Sequence[Person]) -> tuple[Person, Person]:
     Parameters
     ----------
     people : at least one, the main person first.
-
-    Notes
-    -----
-    Compares the first two by their mean position in the frames that show both, or in all frames if none does.
     """
+    # Compares the first two by their mean position in the frames that show both, or in all frames if none does.
     if len(people) < 2:
         return people[0], people[0]
     first, second = people[:2]

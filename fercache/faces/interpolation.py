@@ -49,14 +49,11 @@ def interpolate_faces(images: Sequence[Picture | None], detector: FaceDetector, 
     ----------
     images : consecutive frames.
     every : interval of the frames that the detector always sees, besides the last one; 1 means every frame.
-
-    Notes
-    -----
-    Between two detected frames, a face is interpolated linearly if it is in both, overlaps itself by SURE_IOU, scores
-    SURE_SCORE in both, and the pixels in the moved box never jump. For any other face the detector runs on the frame in
-    the middle (or on the frame of the jump), and both halves are treated the same way. The detector also sees both
-    sides of a shot boundary, so nothing is interpolated across it.
     """
+    # Between two detected frames, a face is interpolated linearly if it is in both, overlaps itself by SURE_IOU, scores
+    # SURE_SCORE in both, and the pixels in the moved box never jump. For any other face the detector runs on the frame
+    # in the middle (or on the frame of the jump), and both halves are treated the same way. The detector also sees both
+    # sides of a shot boundary, so nothing is interpolated across it.
     rows = [row for row, image in enumerate(images) if image is not None]
     faces = [np.empty((0, 5)) for _ in images]
     block = _Block([image for image in images if image is not None], detector)
@@ -76,18 +73,12 @@ class UncertainSpan(NamedTuple):
 
 
 class _Block:
-    """Consecutive pictures with their faces.
-
-    Attributes
-    ----------
-    detected : row -> the faces that the detector returned.
-    interpolated_faces : row -> the faces that were interpolated, in parts (n, 5).
-    """
+    """Consecutive pictures with their faces."""
 
     def __init__(self, images: list[Picture], detector: FaceDetector) -> None:
         self.images, self.detector = images, detector
-        self.detected: dict[int, Floats] = {}
-        self.interpolated_faces: dict[int, list[Floats]] = defaultdict(list)
+        self.detected: dict[int, Floats] = {}  # row -> faces (n, 5)
+        self.interpolated_faces: dict[int, list[Floats]] = defaultdict(list)  # row -> faces in parts (n, 5)
 
     def interpolated(self, every: int) -> list[Floats]:
         """Return the faces of each picture."""

@@ -77,22 +77,15 @@ NEAR = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Tracklets:
-    """The faces of a clip and the S tracklets that they form; a tracklet is one face as far as position decides.
+    """The faces of a clip and the S tracklets that they form; a tracklet is one face as far as position decides."""
 
-    Attributes
-    ----------
-    frames : T.
-    frame, faces, tracklet : of each face: its row (M,), box and score (M, 5), the number of its tracklet (M,).
-    links : (E, 2) tracklets; the second continues the first by the largest overlap, but a competitor exists.
-    competitors : (E', 2) tracklets that may continue each other by position; includes `links`.
-    """
-
-    frames: int
+    frames: int  # T
+    # `frame`, `faces`, `tracklet`: of each face: its row (M,), box and score (M, 5), the number of its tracklet (M,).
     frame: Ints
     faces: Floats
     tracklet: Ints
-    links: Ints
-    competitors: Ints
+    links: Ints  # (E, 2) tracklets; the second continues the first by the largest overlap, but a competitor exists
+    competitors: Ints  # (E', 2) tracklets that may continue each other by position; includes `links`
 
     @property
     def count(self) -> int:
@@ -130,14 +123,11 @@ def link_tracklets(detections: Sequence[Floats], cuts: Collection[int] = ()) -> 
     ----------
     detections : faces of each frame, (n, 5): x1, y1, x2, y2, score.
     cuts : first row of each new scene; no tracklet crosses one.
-
-    Notes
-    -----
-    Greedy: of the tracklets seen within the last MAX_GAP frames and the faces of a frame, the pair with the largest
-    overlap is linked first. Where another face or tracklet overlaps by COMPETITOR_IOU of that, a new tracklet begins;
-    another one begins when the competitor is gone. So the frames in which two people may be swapped form a tracklet of
-    their own.
     """
+    # Greedy: of the tracklets seen within the last MAX_GAP frames and the faces of a frame, the pair with the largest
+    # overlap is linked first. Where another face or tracklet overlaps by COMPETITOR_IOU of that, a new tracklet begins;
+    # another one begins when the competitor is gone. So the frames in which two people may be swapped form a tracklet
+    # of their own.
     linker, breaks = _Linker(), set(cuts)
     numbers = []
     for t, faces in enumerate(detections):
@@ -157,17 +147,13 @@ def link_tracklets(detections: Sequence[Floats], cuts: Collection[int] = ()) -> 
 
 @dataclass
 class _Linker:
-    """The live tracklets: those that a face of the next frame may continue.
+    """The live tracklets: those that a face of the next frame may continue."""
 
-    Attributes
-    ----------
-    boxes, last_rows, ids : last box, its row and the number of each live tracklet.
-    ambiguous : ambiguous live tracklet -> the tracklets that it may continue.
-    """
-
+    # `boxes`, `last_rows`, `ids`: last box, its row and the number of each live tracklet.
     boxes: Floats = field(default_factory=lambda: np.empty((0, 4)))
     last_rows: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     ids: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    # Ambiguous live tracklet -> the tracklets that it may continue.
     ambiguous: dict[int, set[int]] = field(default_factory=dict)
     begun: int = 0
     links: set[tuple[int, int]] = field(default_factory=set)

@@ -63,12 +63,8 @@ class Head(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """One vector per window, repeated for each of its frames: the rows' mean, weighted by attention.
-
-    Notes
-    -----
-    Ilse, Tomczak and Welling 2018 (arXiv 1802.04712), without their gates.
-    """
+    """One vector per window, repeated for each of its frames: the rows' mean, weighted by attention."""
+    # Ilse, Tomczak and Welling 2018 (arXiv 1802.04712), without their gates.
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -27,14 +27,10 @@ def _wrong_tap(tap: str) -> InputError:
 
 
 class FinetuneTail(nn.Module):
-    """The blocks of InceptionResnetV1 after a cached map, a mean over positions, and a linear layer: ``(B, width)``.
-
-    Notes
-    -----
-    BatchNorm always stays in eval mode: its statistics are those of the faces that the net was trained on, and in
-    casia-webface it is folded into the convolutions. The blocks read the maps as cached, not normalized, because they
-    were trained on such maps.
-    """
+    """The blocks of InceptionResnetV1 after a cached map, a mean over positions, and a linear layer: ``(B, width)``."""
+    # BatchNorm always stays in eval mode: its statistics are those of the faces that the net was trained on, and in
+    # casia-webface it is folded into the convolutions. The blocks read the maps as cached, not normalized, because they
+    # were trained on such maps.
 
     cached_maps: Tensor | None = None
 

@@ -51,12 +51,8 @@ class PaperGRUHead(_PaperHead):
 
 
 class PaperTransformerHead(_PaperHead):
-    """CNN-Transformer: linear to 768, sinusoidal positions, dropout, two pre-norm blocks of 12 heads, norm, linear.
-
-    Notes
-    -----
-    Their code counts positions along the batch by mistake; here positions run along time.
-    """
+    """CNN-Transformer: linear to 768, sinusoidal positions, dropout, two pre-norm blocks of 12 heads, norm, linear."""
+    # Their code counts positions along the batch by mistake; here positions run along time.
 
     def __init__(self, taps: Sequence[TapSlice], classes: int, settings: HeadSettings) -> None:
         super().__init__(taps[-1].stop)

@@ -13,76 +13,51 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSettings:
-    """What a head is built and trained with; stored in the JSON beside its weights.
+    """What a head is built and trained with; stored in the JSON beside its weights."""
 
-    Attributes
-    ----------
-    width, depth, dropout : of the net; `dropout` applies to a row of CNN features before its projection.
-    temporal_input : whether the head reads out-of-fold logits of the frame head instead of features.
-    window_s : seconds that a window covers (0: a single frame).
-    step_s : seconds between the frames of a window (0: every frame); for a frame-level head, seconds between the frames
-        of one training epoch. Every frame is predicted all the same.
-    batch : windows per step; lr : peak of the learning rate; epochs : maximum number of epochs; patience : epochs
-        without gain on the validation groups after which training stops (0: never).
-    optimizer : adamw (warm-up, then cosine) or sgd (momentum .9, constant rate).
-    loss : plain; weighted, balanced (class weights, one over the square root of the class's share, or over the share);
-        focal (weighted, gamma 2); adjusted (the logarithm of the class shares is added to the logits in training).
-    label_smoothing : share of the target that is spread over all classes; ema : decay of the average
-        of weights (0: none).
-    noise : standard deviation of noise on normalized features; mixup : alpha of the beta distribution that mixes two
-        windows; time_mask_s : longest stretch, in seconds, that is masked in each window of a temporal head.
-    precision : float32 or bf16 (autocast).
-    clip_level : one prediction per clip; windows are pooled by attention.
-    finetune_tap : spatial tap from which the backbone's own pretrained blocks are trained, "" for none.
-    """
-
+    # `width`, `depth`, `dropout`: of the net; `dropout` applies to a row of CNN features before its projection.
     width: int = 256
     depth: int = 1
     dropout: float = 0.5
-    temporal_input: bool = False
-    window_s: float = 4.0
+    temporal_input: bool = False  # whether the head reads out-of-fold logits of the frame head instead of features
+    window_s: float = 4.0  # seconds that a window covers (0: a single frame)
+    # Seconds between the frames of a window (0: every frame); for a frame-level head, seconds between the frames of one
+    # training epoch. Every frame is predicted all the same.
     step_s: float = 0.0
-    batch: int = 16
-    lr: float = 1e-3
+    batch: int = 16  # windows per step
+    lr: float = 1e-3  # peak of the learning rate
     weight_decay: float = 0.02
-    epochs: int = 30
-    patience: int = 0
-    optimizer: str = "adamw"
+    epochs: int = 30  # the most
+    patience: int = 0  # epochs without gain on the validation groups after which training stops (0: never)
+    optimizer: str = "adamw"  # adamw (warm-up, then cosine) or sgd (momentum .9, constant rate)
+    # Plain; weighted, balanced (class weights, one over the square root of the class's share, or over the share); focal
+    # (weighted, gamma 2); adjusted (the logarithm of the class shares is added to the logits in training).
     loss: str = "weighted"
-    label_smoothing: float = 0.05
-    ema: float = 0.0
-    noise: float = 0.0
-    mixup: float = 0.0
-    time_mask_s: float = 0.0
-    precision: str = "float32"
-    clip_level: bool = False
-    finetune_tap: str = ""
+    label_smoothing: float = 0.05  # share of the target that is spread over all classes
+    ema: float = 0.0  # decay of the average of weights (0: none)
+    noise: float = 0.0  # standard deviation of noise on normalized features
+    mixup: float = 0.0  # alpha of the beta distribution that mixes two windows
+    time_mask_s: float = 0.0  # longest stretch that is masked in each window of a temporal head
+    precision: str = "float32"  # float32 or bf16 (autocast)
+    clip_level: bool = False  # one prediction per clip; windows are pooled by attention
+    finetune_tap: str = ""  # spatial tap from which the backbone's own pretrained blocks are trained, "" for none
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSpec:
-    """One registered head.
+    """One registered head."""
 
-    Attributes
-    ----------
-    net : ``module:Class`` below `fercache.heads`, imported when a head is built.
-    settings : used where the recipe sets nothing.
-    on_features : settings that differ where a temporal head reads features instead of out-of-fold logits.
-    temporal : whether the head predicts frames without a face from their neighbours.
-    lookahead : whether a prediction depends on later frames; a causal stack leaves such heads out.
-    pools_clips : whether the head supports `HeadSettings.clip_level`.
-    finetunes : whether the head supports `HeadSettings.finetune_tap`.
-    default : whether it is trained where the recipe names no heads.
-    """
-
-    net: str
-    settings: HeadSettings
+    net: str  # ``module:Class`` below `fercache.heads`, imported when a head is built
+    settings: HeadSettings  # used where the recipe sets nothing
+    # Settings that differ where a temporal head reads features instead of out-of-fold logits.
     on_features: Mapping[str, Any] = field(default_factory=dict)
-    temporal: bool = False
-    lookahead: bool  # no default: a new head that forgets it would leak the future into a causal stack
-    pools_clips: bool = False
-    finetunes: bool = False
-    default: bool = False
+    temporal: bool = False  # whether the head predicts frames without a face from their neighbours
+    # Whether a prediction depends on later frames; a causal stack leaves such heads out. Without a default, because a
+    # new head that forgets it would leak the future into a causal stack.
+    lookahead: bool
+    pools_clips: bool = False  # whether the head supports `HeadSettings.clip_level`
+    finetunes: bool = False  # whether the head supports `HeadSettings.finetune_tap`
+    default: bool = False  # whether it is trained where the recipe names no heads
 
 
 # Rows of features are hundreds of times as wide as rows of logits: they need a wider net and overfit sooner.

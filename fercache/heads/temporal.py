@@ -24,14 +24,10 @@ TICK_S = 1e-3
 
 
 class TemporalHead(Head):
-    """Rows projected, mixed over time by a subclass, and a prediction for every frame (or one for the window).
-
-    Notes
-    -----
-    The last layer reads the mixed and the single row. On out-of-fold logits (log-probabilities of single frames) it
-    starts at zero and is added to their `Smoothing`: an untrained head is a moving average, and training learns where
-    that average is wrong.
-    """
+    """Rows projected, mixed over time by a subclass, and a prediction for every frame (or one for the window)."""
+    # The last layer reads the mixed and the single row. On out-of-fold logits (log-probabilities of single frames) it
+    # starts at zero and is added to their `Smoothing`: an untrained head is a moving average, and training learns where
+    # that average is wrong.
 
     def __init__(self, taps: Sequence[TapSlice], classes: int, settings: HeadSettings, mixed: int) -> None:
         size = taps[-1].stop
@@ -112,12 +108,8 @@ class TransformerHead(TemporalHead):
 
 
 class _Block(nn.Module):
-    """Pre-norm attention whose scores decay with distance, at a learned rate per attention head, then an MLP.
-
-    Notes
-    -----
-    The decay is that of ALiBi (Press, Smith and Lewis 2022), here over seconds and in both directions.
-    """
+    """Pre-norm attention whose scores decay with distance, at a learned rate per attention head, then an MLP."""
+    # The decay is that of ALiBi (Press, Smith and Lewis 2022), here over seconds and in both directions.
 
     def __init__(self, settings: HeadSettings) -> None:
         super().__init__()
@@ -141,12 +133,8 @@ class _Block(nn.Module):
 
 
 def positions(time_s: Tensor, width: int) -> Tensor:
-    """Return sinusoids of real time, ``(B, W, width)``, with periods from .1 to 100 seconds.
-
-    Notes
-    -----
-    Vaswani et al. 2017, with seconds as positions, so that clips of different frame rates get the same positions.
-    """
+    """Return sinusoids of real time, ``(B, W, width)``, with periods from .1 to 100 seconds."""
+    # Vaswani et al. 2017, with seconds as positions, so that clips of different frame rates get the same positions.
     periods = torch.logspace(-1, 2, width // 2, device=time_s.device)
     angle = time_s[..., None] * (2 * math.pi / periods)
     return F.pad(torch.cat([angle.sin(), angle.cos()], -1), (0, width % 2))

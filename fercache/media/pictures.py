@@ -75,15 +75,12 @@ def numbered(path: Path) -> dict[int, str]:
     ------
     ClipError
         Missing, no numbered picture, pictures of several clips, a number 0, or a number above ten million.
-
-    Notes
-    -----
-    The number in the name is the frame number, with any count of leading zeros; a missing number is a row without a
-    picture. If two names have the same number (``00001.jpg`` and ``1.png``), the one with more leading zeros is read,
-    then .jpg before .jpeg before .png, then the first in alphabetical order, and a warning is logged. All other files
-    are ignored. If no name is a plain number, names that share one prefix are read by the number after it
-    (``S005_001_00000011.png``, as in CK+).
     """
+    # The number in the name is the frame number, with any count of leading zeros; a missing number is a row without a
+    # picture. If two names have the same number (``00001.jpg`` and ``1.png``), the one with more leading zeros is read,
+    # then .jpg before .jpeg before .png, then the first in alphabetical order, and a warning is logged. All other files
+    # are ignored. If no name is a plain number, names that share one prefix are read by the number after it
+    # (``S005_001_00000011.png``, as in CK+).
     try:
         with os.scandir(path) as entries:
             parsed = [(entry.name, parts) for entry in entries
@@ -130,12 +127,9 @@ def read_picture(path: Path) -> NDArray[np.uint8] | None:
     ------
     ClipError
         The file cannot be read at all: a problem of the disk or of permissions, not of the picture.
-
-    Notes
-    -----
-    The pixels are those of PIL's ``convert("RGB")``, after the rotation that EXIF asks for. Alpha is dropped, gray is
-    repeated, CMYK is converted without a color profile, 16-bit gray keeps its high byte.
     """
+    # The pixels are those of PIL's ``convert("RGB")``, after the rotation that EXIF asks for. Alpha is dropped, gray is
+    # repeated, CMYK is converted without a color profile, 16-bit gray keeps its high byte.
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

@@ -23,20 +23,13 @@ SAMPLES, SAMPLE_BYTES = 64, 64 << 10
 
 
 class Frame(NamedTuple):
-    """One row of a clip's frame table.
+    """One row of a clip's frame table."""
 
-    Attributes
-    ----------
-    index : frame number, from 1.
-    time_s : seconds since the first frame, strictly increasing.
-    image : (H, W, 3) uint8 RGB, upright; None if the source has no picture here or it cannot be decoded.
-    damaged : whether the source is damaged here; if there is a picture, the decoder concealed the error.
-    """
-
-    index: int  # type: ignore[assignment]  # hides tuple.index
-    time_s: float
+    index: int  # type: ignore[assignment]  # frame number, from 1; hides tuple.index
+    time_s: float  # seconds since the first frame, strictly increasing
+    # (H, W, 3) RGB, upright; None if the source has no picture here or it cannot be decoded.
     image: NDArray[np.uint8] | None
-    damaged: bool = False
+    damaged: bool = False  # whether the source is damaged here; if there is a picture, the decoder concealed the error
 
 
 class Source(ABC):

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from fractions import Fraction
 from heapq import heappop, heappush
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
+from av import VideoCodecContext
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
@@ -32,22 +33,14 @@ MAX_WAITING = 128
 
 
 class TimestampClock:
-    """Converts time stamps to seconds since the first frame, strictly increasing.
-
-    Parameters
-    ----------
-    tick_s : the stream's time base.
-    step_s : usual time between two frames, for frames without a time stamp.
-
-    Notes
-    -----
-    If a stamp jumps back by a second or more, a new part starts (joined recordings), and time continues from the last
-    frame. A smaller step back or a repeated stamp is an error of the muxer: only that frame moves, to one tick after
-    the frame before it.
-    """
+    """Converts time stamps to seconds since the first frame, strictly increasing."""
+    # If a stamp jumps back by a second or more, a new part starts (joined recordings), and time continues from the last
+    # frame. A smaller step back or a repeated stamp is an error of the muxer: only that frame moves, to one tick after
+    # the frame before it.
 
     def __init__(self, tick_s: Fraction, step_s: float) -> None:
-        self.tick_s, self.step_s = tick_s, step_s
+        self.tick_s = tick_s  # the stream's time base
+        self.step_s = step_s  # usual time between two frames, for frames without a time stamp
         self.last_s: float | None = None
         self.origin = 0  # ticks
         self.shift_s = 0.0
@@ -72,22 +65,15 @@ class TimestampClock:
 
 
 class PacketQueue:
-    """The packets sent to the decoder whose frames are not decoded yet, in presentation order.
-
-    Parameters
-    ----------
-    one_frame_per_packet : whether a packet without a frame and without an error is a lost frame too.
-
-    Notes
-    -----
-    Frames come out in presentation order, so a packet stamped before the current frame yields no frame any more: it is
-    lost if the decoder refused it, or if every packet has a frame. Packets before the first frame are never lost frames
-    (a recording that starts between two key frames). A frame that comes after it was counted as lost is `late`: its row
-    exists already. Without time stamps the position of a lost frame is unknown; it is put at the decoder's position, at
-    most a reordering depth away.
-    """
+    """The packets sent to the decoder whose frames are not decoded yet, in presentation order."""
+    # Frames come out in presentation order, so a packet stamped before the current frame yields no frame any more: it
+    # is lost if the decoder refused it, or if every packet has a frame. Packets before the first frame are never lost
+    # frames (a recording that starts between two key frames). A frame that comes after it was counted as lost is
+    # `late`: its row exists already. Without time stamps the position of a lost frame is unknown; it is put at the
+    # decoder's position, at most a reordering depth away.
 
     def __init__(self, one_frame_per_packet: bool) -> None:
+        # Then a packet without a frame and without an error is a lost frame too.
         self.one_frame_per_packet, self.started = one_frame_per_packet, False
         self.waiting: list[tuple[int, int]] = []  # heap of (part, stamp)
         self.refused: set[tuple[int, int]] = set()
@@ -149,17 +135,13 @@ SLACK = 0.02
 
 
 class TruncationCheck:
-    """Counts a video stream's packets and compares the end with what the file states.
-
-    Notes
-    -----
-    A file ends early if (1) reading stopped with an error before the end of the file; or (2) the last packet is
-    truncated; or (3) packets are missing from the stated number (MP4 and MOV list each packet, so one is enough;
-    elsewhere, as in AVI, the header's count may be wrong by 2 % and at least 2); or (4) a Matroska, WebM, FLV or ASF
-    file stops more than 2 % of its stated duration, and at least 1 s, before its end (0.25 s if it has no sound, which
-    may be longer). Packets are counted, not pictures: an edit list may hide frames, and a packet that does not decode
-    still exists. A transport stream or a raw stream states nothing, so only (1) and (2) apply.
-    """
+    """Counts a video stream's packets and compares the end with what the file states."""
+    # A file ends early if (1) reading stopped with an error before the end of the file; or (2) the last packet is
+    # truncated; or (3) packets are missing from the stated number (MP4 and MOV list each packet, so one is enough;
+    # elsewhere, as in AVI, the header's count may be wrong by 2 % and at least 2); or (4) a Matroska, WebM, FLV or ASF
+    # file stops more than 2 % of its stated duration, and at least 1 s, before its end (0.25 s if it has no sound,
+    # which may be longer). Packets are counted, not pictures: an edit list may hide frames, and a packet that does not
+    # decode still exists. A transport stream or a raw stream states nothing, so only (1) and (2) apply.
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         names = set(container.format.name.split(","))
@@ -196,9 +178,18 @@ FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", 
            "av1", "obu", "ivf", "flv", "asf", "ogg", "mxf", "nut", "dv", "gif", "mjpeg", "rm", "vc1", "yuv4mpegpipe")
 # A playlist or script must not make FFmpeg open other files or URLs.
 CONTAINER_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)}
+# Metadata that is not UTF-8 must not make a clip unreadable. PyAV before 19 raises unless this keyword says otherwise;
+# PyAV 19 has no such keyword and never raises (it decodes with `surrogateescape`). Nothing here reads metadata.
+METADATA_OPTIONS: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 TICK_S = Fraction(1, 90_000)
 ONE_FRAME_PER_PACKET = ("h264", "hevc", "mjpeg", "vp9", "av1", "libdav1d")
 READ_TIMEOUT_S = 120.0
+# FFmpeg refuses larger pictures before it allocates them.
+DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
+# FFmpeg's MJPEG decoder leaves what it cannot decode as it was in the buffer, which may be an earlier frame, and
+# reports no error. So it decodes strictly, and what it refuses is decoded again, leniently, as a damaged frame. Without
+# a scan there are no pixels at all, and even the strict decoder returns the buffer: such a frame has no picture.
+MJPEG, START_OF_SCAN = "mjpeg", b"\xff\xda"
 # In a row, before reading stops.
 MAX_BAD_READS, MAX_BAD_PACKETS = 64, 20_000
 
@@ -209,13 +200,10 @@ class VideoSource(Source):
     Parameters
     ----------
     damaged : what to do with a file that ends early (see `TruncationCheck`): ``"fail"``, or ``"keep"`` what decoded.
-
-    Notes
-    -----
-    Rows are the frames that a player presents: frames that an edit list hides have no row. A packet that the decoder
-    refuses has a row without a picture, so that the frames after it keep their numbers; refused packets before the
-    first frame that decodes have none (a recording that starts between two key frames).
     """
+    # Rows are the frames that a player presents: frames that an edit list hides have no row. A packet that the decoder
+    # refuses has a row without a picture, so that the frames after it keep their numbers; refused packets before the
+    # first frame that decodes have none (a recording that starts between two key frames).
 
     kind = "video"
 
@@ -263,12 +251,12 @@ class VideoSource(Source):
             # One converter per video: creating one per frame takes up to 0.5 ms.
             clock, converter = TimestampClock(stream.time_base or TICK_S, step_s), VideoReformatter()
             # Rows are counted, so decoding always starts at the first packet; skipped rows cost no conversion.
-            for row, (stamp, picture) in enumerate(_decoded(container, stream, ending)):
+            for row, (stamp, picture, concealed) in enumerate(_decoded(container, stream, ending)):
                 time_s = clock.at(stamp)
                 if row >= start:
                     needed = wanted is None or row in wanted
                     image = self._rgb(picture, converter) if picture is not None and needed else None
-                    yield Frame(row + 1, time_s, image, picture is None or bool(picture.is_corrupt))
+                    yield Frame(row + 1, time_s, image, picture is None or concealed or bool(picture.is_corrupt))
                 if stop is not None and row + 1 >= stop:
                     return
         missing = ending.missing()
@@ -331,7 +319,7 @@ def open_container(path: Path) -> Iterator[InputContainer]:
     try:
         # The prefix keeps FFmpeg from taking a part of the path for a protocol.
         container = av.open(f"file:{path.absolute()}", container_options=CONTAINER_OPTIONS, timeout=READ_TIMEOUT_S,
-                            metadata_errors="replace")
+                            **METADATA_OPTIONS)
     except (av.FFmpegError, ValueError, MemoryError) as error:
         raise ClipError(f"not a video that can be opened ({_reason(error)})", where=path,
                         hint="play the file to see if it is intact; repeat an incomplete download") from error
@@ -356,9 +344,17 @@ def _open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         # neighbors. Several clips at once use the cores instead.
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
-        # FFmpeg then refuses larger pictures before it allocates them.
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        strict = {"err_detect": "explode"} if stream.codec_context.name == MJPEG else {}
+        stream.codec_context.options = DECODER_OPTIONS | strict
         yield container, stream
+
+
+def _lenient_decoder(codec: VideoCodecContext) -> VideoCodecContext:
+    """Return a decoder that conceals the errors which the stream's own MJPEG decoder refuses."""
+    decoder = cast(VideoCodecContext, VideoCodecContext.create(codec.name, "r"))  # annotated as the base class
+    decoder.extradata, decoder.thread_type, decoder.thread_count = codec.extradata, "NONE", 1
+    decoder.options = dict(DECODER_OPTIONS)
+    return decoder
 
 
 def _reason(error: Exception) -> str:
@@ -366,20 +362,26 @@ def _reason(error: Exception) -> str:
 
 
 def _decoded(container: InputContainer, stream: VideoStream, ending: TruncationCheck
-             ) -> Iterator[tuple[int | None, VideoFrame | None]]:
-    """Yield (time stamp, picture) of each frame in presentation order; the picture of a lost frame is None."""
+             ) -> Iterator[tuple[int | None, VideoFrame | None, bool]]:
+    """Yield (time stamp, picture, whether errors are concealed) of each frame in presentation order.
+
+    The picture of a lost frame is None.
+    """
     codec, bad = stream.codec_context, 0
+    lenient = _lenient_decoder(codec) if codec.name == MJPEG else None
     queue = PacketQueue(codec.name in ONE_FRAME_PER_PACKET)
     restart_ticks = RESTART_S / float(stream.time_base or TICK_S)
     for packet in _packets(container, stream, ending):
-        counts = packet is not None and not packet.is_discard
+        counts, concealed = packet is not None and not packet.is_discard, False
+        no_scan = packet is not None and codec.name == MJPEG and START_OF_SCAN not in bytes(packet)
         if counts:
             queue.add(packet.pts, restart_ticks)
         try:
             pictures = codec.decode(packet)
         except (av.FFmpegError, ValueError, MemoryError):
-            pictures = []
-            if counts:
+            pictures = _decode_leniently(lenient, packet)
+            concealed = bool(pictures)
+            if counts and not pictures:
                 queue.refuse(packet.pts)
         bad = 0 if pictures else bad + 1
         if bad > MAX_BAD_PACKETS:
@@ -387,9 +389,17 @@ def _decoded(container: InputContainer, stream: VideoStream, ending: TruncationC
             return
         for picture in (one for one in pictures if not queue.is_late(one.pts)):
             queue.one_frame_per_packet &= not picture.interlaced_frame  # the two fields may come as two packets
-            yield from ((stamp, None) for stamp in queue.lost_before(picture.pts))
-            yield picture.pts, picture
-    yield from ((stamp, None) for stamp in queue.lost_at_end())
+            yield from ((stamp, None, False) for stamp in queue.lost_before(picture.pts))
+            yield picture.pts, None if no_scan else picture, concealed
+    yield from ((stamp, None, False) for stamp in queue.lost_at_end())
+
+
+def _decode_leniently(decoder: VideoCodecContext | None, packet: Packet[VideoStream]) -> list[VideoFrame]:
+    """Return the pictures of a refused packet with errors concealed; none without a decoder, or if it refuses too."""
+    try:
+        return decoder.decode(packet) if decoder is not None else []
+    except (av.FFmpegError, ValueError, MemoryError):
+        return []
 
 
 def _packets(container: InputContainer, stream: VideoStream, ending: TruncationCheck) -> Iterator[Any]:

@@ -74,11 +74,8 @@ def open_writer(path: Path, size: tuple[int, int], *, like: Path | None = None,
         The file name ends differently, or the size is odd.
     ClipError
         `like` cannot be read.
-
-    Notes
-    -----
-    The sound is copied packet by packet if the format can hold it, otherwise re-encoded as AAC.
     """
+    # The sound is copied packet by packet if the format can hold it, otherwise re-encoded as AAC.
     if path.suffix.lower() not in ENDINGS:
         raise InputError("unknown video format", where=path, hint=f"end the name in {', '.join(ENDINGS)}")
     if size[0] % 2 or size[1] % 2:

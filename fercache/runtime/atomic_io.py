@@ -40,12 +40,9 @@ def replacing(path: Path) -> Iterator[Path]:
     ------
     InputError
         The folder cannot be created or written.
-
-    Notes
-    -----
-    After a crash at any moment `path` holds its old bytes or its new ones. The sibling keeps `path`'s suffixes, so
-    that writers which choose a format by the ending work on it.
     """
+    # After a crash at any moment `path` holds its old bytes or its new ones. The sibling keeps `path`'s suffixes, so
+    # that writers which choose a format by the ending work on it.
     make_folder(path.parent)
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY, suffix="-" + _ending(path.name))
@@ -74,12 +71,9 @@ def making_folder(path: Path) -> Iterator[Path]:
     ------
     InputError
         `path` exists and is not an empty folder, or nothing can be written beside it.
-
-    Notes
-    -----
-    After a crash at any moment the folder `path` is absent or complete. A folder with content cannot be replaced in one
-    step, so it is refused.
     """
+    # After a crash at any moment the folder `path` is absent or complete. A folder with content cannot be replaced in
+    # one step, so it is refused.
     if path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None):
         raise InputError("this already exists", where=path, hint="remove it, or choose another folder with --out")
     make_folder(path.parent)
@@ -103,12 +97,8 @@ def _ending(name: str) -> str:
 
 
 def remove_temporary(folder: Path, name: str = "*") -> None:
-    """Remove the temporary siblings of `name` (a pattern) that killed writers left in a folder.
-
-    Notes
-    -----
-    The caller must hold a lock that excludes other writers of these files.
-    """
+    """Remove the temporary siblings of `name` (a pattern) that killed writers left in a folder."""
+    # The caller must hold a lock that excludes other writers of these files.
     for left in folder.glob(f"{TEMPORARY}*-{name}"):
         left.unlink(missing_ok=True)
 
@@ -198,13 +188,9 @@ def fsync_all(paths: Iterable[Path]) -> None:
 
 @contextmanager
 def lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Yield True while this process alone holds the lock `path`; False at once if another one does, unless `wait`.
-
-    Notes
-    -----
-    A BSD lock: the kernel releases it when its holder dies, so no lock outlives a killed writer. This holds on one
-    machine, and on network file systems that support such locks (NFS version 4).
-    """
+    """Yield True while this process alone holds the lock `path`; False at once if another one does, unless `wait`."""
+    # A BSD lock: the kernel releases it when its holder dies, so no lock outlives a killed writer. This holds on one
+    # machine, and on network file systems that support such locks (NFS version 4).
     make_folder(path.parent)
     with path.open("a") as handle:
         try:

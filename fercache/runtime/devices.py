@@ -79,13 +79,10 @@ def bf16_pays(flags: str | None = None) -> bool:
     Parameters
     ----------
     flags : the content of /proc/cpuinfo; the default is that of this machine.
-
-    Notes
-    -----
-    Intel's matrix units (AMX), AMD's avx512_bf16 and Arm's bf16 do. Intel's avx512_bf16 alone does half of float32's
-    multiplications a cycle: measured .64 of float32's rate with torch and .58 with OpenVINO. Without any of them bf16
-    is emulated.
     """
+    # Intel's matrix units (AMX), AMD's avx512_bf16 and Arm's bf16 do. Intel's avx512_bf16 alone does half of float32's
+    # multiplications a cycle: measured .64 of float32's rate with torch and .58 with OpenVINO. Without any of them bf16
+    # is emulated.
     cpu_flags = _processor() if flags is None else flags
     words = set(cpu_flags.split())
     return "amx_bf16" in words or ("avx512_bf16" in words and "AuthenticAMD" in words) or "bf16" in words
@@ -101,14 +98,10 @@ def _processor() -> str:
 
 
 def map_threads(task: Callable[[Item], Result], items: Sequence[Item], device: str = "cpu") -> list[Result]:
-    """Return ``[task(item) for item in items]``, computed on as many cores as torch uses.
-
-    Notes
-    -----
-    On the CPU each task runs in one thread, so its result does not depend on the number of threads, as it would with
-    several threads within one operation. On busy machines this is also two to three times as fast, since no core waits
-    for another at the end of every operation. On a GPU the tasks run one after the other.
-    """
+    """Return ``[task(item) for item in items]``, computed on as many cores as torch uses."""
+    # On the CPU each task runs in one thread, so its result does not depend on the number of threads, as it would with
+    # several threads within one operation. On busy machines this is also two to three times as fast, since no core
+    # waits for another at the end of every operation. On a GPU the tasks run one after the other.
     if torch.device(device).type != "cpu":
         return [task(item) for item in items]
     threads = torch.get_num_threads()
@@ -131,14 +124,10 @@ def serially(task: Callable[[Item], Result], items: Sequence[Item], device: str 
 
 
 class TorchThreadPool:
-    """A pool of `threads` threads, or a few for a GPU, that each compute with one thread of torch.
-
-    Notes
-    -----
-    A task's result does not depend on the number of threads or on other tasks. On a GPU each thread has a stream of its
-    own, so the copies of one overlap with the computation of another. Inside the ``with`` block the entering thread and
-    every new one have one thread of torch too.
-    """
+    """A pool of `threads` threads, or a few for a GPU, that each compute with one thread of torch."""
+    # A task's result does not depend on the number of threads or on other tasks. On a GPU each thread has a stream of
+    # its own, so the copies of one overlap with the computation of another. Inside the ``with`` block the entering
+    # thread and every new one have one thread of torch too.
 
     def __init__(self, threads: int, device: str = "cpu") -> None:
         gpu = torch.device(device).type != "cpu"

@@ -26,15 +26,11 @@ POLL_S = 1.0
 
 
 class ForkPool:
-    """Runs ``task(job, report)`` for many jobs: on a CPU in forked processes of one thread, on a GPU one by one.
-
-    Notes
-    -----
-    Forked workers share the features that the parent has read. With one thread each, the result does not depend on the
-    number of cores, and the small matrices of a head run two to three times as fast as with many threads. Ctrl-C, or an
-    error in one job, ends all workers at once; what a job wrote durably stays. Workers whose parent was killed end
-    themselves.
-    """
+    """Runs ``task(job, report)`` for many jobs: on a CPU in forked processes of one thread, on a GPU one by one."""
+    # Forked workers share the features that the parent has read. With one thread each, the result does not depend on
+    # the number of cores, and the small matrices of a head run two to three times as fast as with many threads. Ctrl-C,
+    # or an error in one job, ends all workers at once; what a job wrote durably stays. Workers whose parent was killed
+    # end themselves.
 
     def __init__(self, device: str, threads: int) -> None:
         self.device, self.threads = device, threads

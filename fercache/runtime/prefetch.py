@@ -21,13 +21,9 @@ class _End:
 
 
 def prefetch(items: Iterable[T], most: int) -> Generator[T, None, None]:
-    """Yield the items in order; a thread computes up to `most` of them ahead.
-
-    Notes
-    -----
-    An error of the iterable is raised here, after the items before it. When the caller stops early, the thread stops
-    too; it has ended when this generator is closed.
-    """
+    """Yield the items in order; a thread computes up to `most` of them ahead."""
+    # An error of the iterable is raised here, after the items before it. When the caller stops early, the thread stops
+    # too; it has ended when this generator is closed.
     queue: Queue[T | _End] = Queue(most)
     stop = Event()
     thread = Thread(target=_make, args=(items, queue, stop), name="fercache-prefetch", daemon=True)

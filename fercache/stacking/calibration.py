@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from fercache.data.folds import MIN_GROUPS_TO_CHOOSE
-from fercache.oof import OofLogits
+from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits
 
 Probs = NDArray[np.float32]
 

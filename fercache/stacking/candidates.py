@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from fercache import metrics
-from fercache.data.folds import MIN_GROUPS_TO_CHOOSE
 from fercache.errors import InputError
 from fercache.heads import registry as head_registry
-from fercache.oof import OofLogits
+from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits
 from fercache.results import missing_faces
 from fercache.stacking.nested_cv import NestedResult, Probs
 

@@ -197,8 +197,7 @@ class FeatureColumns:
 
 def feature_columns(oof: OofLogits, causal: bool) -> FeatureColumns:
     """Return the features for these logits."""
-    return FeatureColumns(heads=oof.heads, classes=oof.classes, level="clip" if oof.pooled else "frame",
-                          causal=causal)
+    return FeatureColumns(heads=oof.heads, classes=oof.classes, level="clip" if oof.pooled else "frame", causal=causal)
 
 
 def _around(pooled: Floats, view: ClipView) -> list[Floats]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from fercache.data import folds
+from fercache.oof import inner_groups
 from fercache.stacking.features import TrainingSample
 
 Floats = NDArray[np.float64]
@@ -121,7 +121,7 @@ def fit_trees(sample: TrainingSample, start: Floats, plan: TreesPlan) -> TreesMo
 
 def _rounds(sample: TrainingSample, start: Floats, plan: TreesPlan) -> tuple[int, int]:
     """Return the best number of rounds on validation groups, and the number of those groups (0: none, fixed rounds)."""
-    val_names = sorted(folds.inner_groups([str(g) for g in np.unique(sample.group)], VAL_FRACTION, plan.seed))
+    val_names = sorted(inner_groups([str(g) for g in np.unique(sample.group)], VAL_FRACTION, plan.seed))
     is_val = np.isin(sample.group, np.array(val_names, int))
     if not val_names or not is_val.any() or is_val.all():
         return FEW_GROUPS_ROUNDS, 0

@@ -149,8 +149,7 @@ def _by_group(oof: OofLogits, rows: NDArray[np.bool_], predicted: NDArray[np.int
     """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``."""
     names = oof.per_row(np.unique(np.array(oof.group), return_inverse=True)[1])[rows]
     _, group = np.unique(names, return_inverse=True)
-    return metrics.confusions(oof.label[rows], predicted[rows], group, len(oof.classes),
-                              int(group.max(initial=-1)) + 1)
+    return metrics.confusions(oof.label[rows], predicted[rows], group, len(oof.classes), int(group.max(initial=-1)) + 1)
 
 
 def _importances(run: StackRun) -> list[tuple[str, float]]:

@@ -16,13 +16,9 @@ from fercache.store.manifest import ClipManifest, damaged
 
 
 class Tap:
-    """One array of a clip, ``(T, ...)``: index it like NumPy, whose arrays it returns.
-
-    Notes
-    -----
-    Reads the chunks' files straight into memory. Zarr itself would cost about a millisecond per chunk, and would return
-    the fill value for a missing one. The property `zarr` is the same array for other tools.
-    """
+    """One array of a clip, ``(T, ...)``: index it like NumPy, whose arrays it returns."""
+    # Reads the chunks' files straight into memory. Zarr itself would cost about a millisecond per chunk, and would
+    # return the fill value for a missing one. The property `zarr` is the same array for other tools.
 
     def __init__(self, files: StoreFiles, key: str, grid: Grid) -> None:
         self.files, self.key = files, key
@@ -139,8 +135,7 @@ class Clip(Mapping[str, Tap]):
     def __getitem__(self, tap: str) -> Tap:
         if tap not in self.manifest.arrays:
             raise NotInStore(f"no tap {tap!r}", where=self.name, hint=f"it has {', '.join(self)}")
-        return Tap(self.files, f"{encode_name(self.name)}/{encode_name(tap)}",
-                   self.manifest.arrays[tap].grid)
+        return Tap(self.files, f"{encode_name(self.name)}/{encode_name(tap)}", self.manifest.arrays[tap].grid)
 
     @property
     def frame_table(self) -> NDArray[np.void]:

@@ -45,13 +45,7 @@ def root_document(settings: dict[str, Any], taps: dict[str, tuple[int, ...]]) ->
 
 
 def read_root(data: bytes, where: Location) -> StoreRoot:
-    """Return the record in the root's `zarr.json`.
-
-    Raises
-    ------
-    StoreError
-        It is damaged, or its format has another version.
-    """
+    """Return the record in the root's `zarr.json`."""
     try:
         root = read_record(data, where / META, StoreRoot)
         check_taps(root.taps)

@@ -36,12 +36,8 @@ def check_root(store: EmbeddingStore) -> list[Issue]:
 
 
 def check_clip(store: EmbeddingStore, folder: str) -> list[Issue] | None:
-    """Return the issues of the clip in a folder, its name in their `details`; None where no clip was committed there.
-
-    Notes
-    -----
-    Reads every byte: the manifest has the length and the sha256 of each chunk.
-    """
+    """Return the issues of the clip in a folder, its name in their `details`; None where no clip was committed."""
+    # Reads every byte: the manifest has the length and the sha256 of each chunk.
     try:
         manifest = store.read_manifest(folder)
     except StoreError as error:

@@ -74,19 +74,13 @@ class RowRange:
 
 @dataclass
 class JournalState:
-    """The sum of a journal's records.
+    """The sum of a journal's records."""
 
-    Attributes
-    ----------
-    detected, detections : rows in which faces were detected, and the faces, ``(n, 6)`` each.
-    frame_table : its rows, if it was set.
-    segments : rows of features, in order.
-    """
-
+    # `detected`, `detections`: rows in which faces were detected, and the faces, ``(n, 6)`` each.
     detected: int = 0
     detections: list[NDArray[np.float64]] = field(default_factory=list)
-    frame_table: RowRange | None = None
-    segments: list[RowRange] = field(default_factory=list)
+    frame_table: RowRange | None = None  # its rows, if it was set
+    segments: list[RowRange] = field(default_factory=list)  # rows of features, in order
 
 
 def read_journal_state(records: Iterable[JournalRecord], taps: Sequence[str]) -> JournalState | None:
@@ -113,14 +107,10 @@ def read_journal_state(records: Iterable[JournalRecord], taps: Sequence[str]) ->
 
 
 class Journal:
-    """An append-only file of JSON records, a line and a checksum each; open it with `Journal.open`.
-
-    Notes
-    -----
-    A crash tears at most the last line, and reading ends at the first torn or altered one. The digests of chunks that a
-    record holds are compared with the files when a writer resumes, so journal and chunks can be synced together, in any
-    order.
-    """
+    """An append-only file of JSON records, a line and a checksum each; open it with `Journal.open`."""
+    # A crash tears at most the last line, and reading ends at the first torn or altered one. The digests of chunks that
+    # a record holds are compared with the files when a writer resumes, so journal and chunks can be synced together, in
+    # any order.
 
     def __init__(self, path: Path) -> None:
         self.path = path

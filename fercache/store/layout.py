@@ -24,28 +24,17 @@ DTYPES = {"float16": 2, "float64": 8}
 """Element types that a store holds, always little endian, and their bytes."""
 
 
-def chunk_rows(frames: int) -> int:
-    """Return the rows of a chunk of a clip of `frames` frames, or of its first segment."""
-    return min(frames, CHUNK)
-
-
 @dataclass(frozen=True)
 class Grid:
-    """The chunks of one array: blocks of whole rows.
+    """The chunks of one array: blocks of whole rows."""
 
-    Attributes
-    ----------
-    shape : (T, ...) of the array.
-    dtype : one of DTYPES.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
+    shape: tuple[int, ...]  # (T, ...) of the array
+    dtype: str  # one of DTYPES
 
     @property
     def rows(self) -> int:
         """Rows of a chunk."""
-        return chunk_rows(self.shape[0])
+        return min(self.shape[0], CHUNK)
 
     @property
     def count(self) -> int:
@@ -77,12 +66,9 @@ def group_document(attributes: dict[str, Any]) -> bytes:
 
 
 def array_document(name: str, grid: Grid) -> bytes:
-    """Return the `zarr.json` of an array.
-
-    Notes
-    -----
-    Follows the Zarr 3 core specification: regular grid, bytes codec, no compression (it saves 8 % and halves the rate).
-    """
+    """Return the `zarr.json` of an array."""
+    # Follows the Zarr 3 core specification: regular grid, bytes codec, no compression (it saves 8 % and halves the
+    # rate).
     columns = {"columns": list(FRAME_COLUMNS)} if name == FRAME_TABLE else {}
     # The separator is a dot, so that a chunk is a file and not a tree of folders. The fill value is
     # NaN: other tools must not read a missing chunk as zeros, which are valid features.
@@ -113,12 +99,8 @@ _SPECIAL = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)|zarr\.json$|\.|__", 
 
 
 def encode_name(name: str) -> str:
-    """Return the folder name of `name`: percent-encoded UTF-8, different for every name, never a path.
-
-    Notes
-    -----
-    A longer name than MAX_NAME_BYTES ends in its sha256; the clip's manifest has the whole name.
-    """
+    """Return the folder name of `name`: percent-encoded UTF-8, different for every name, never a path."""
+    # A longer name than MAX_NAME_BYTES ends in its sha256; the clip's manifest has the whole name.
     raw = name.encode("utf-8", "surrogatepass")
     escaped = "".join(chr(byte) if byte in UNESCAPED else f"%{byte:02X}" for byte in raw)
     if _SPECIAL.match(escaped):

@@ -106,14 +106,10 @@ class RemoteLease:
         self._thread = threading.Thread(target=self._send_heartbeats, daemon=True)
 
     def take(self) -> bool:
-        """Return whether the clip is this machine's now.
-
-        Notes
-        -----
-        Each machine writes its own lease first and lists the leases afterwards; a machine that sees no other one alive
-        has the clip. Of two that both wrote, the one that lists later sees the other's lease. So this needs a listing
-        that is never stale (S3, GCS and MinIO promise that), and no conditional write.
-        """
+        """Return whether the clip is this machine's now."""
+        # Each machine writes its own lease first and lists the leases afterwards; a machine that sees no other one
+        # alive has the clip. Of two that both wrote, the one that lists later sees the other's lease. So this needs a
+        # listing that is never stale (S3, GCS and MinIO promise that), and no conditional write.
         for _ in range(MAX_TRIES):
             if self._others_alive():
                 return False
@@ -183,14 +179,8 @@ class RemoteLease:
 
 @contextmanager
 def remote_lease(files: RemoteStoreFiles, claims: RemoteStoreFiles, work: Path, folder: str) -> Iterator[bool]:
-    """Yield True while this machine alone may change the clip in `folder`; False at once if another one may.
-
-    Parameters
-    ----------
-    files : of the store; every write into `folder` checks the lease first.
-    claims : of the URL with the leases.
-    work : the local folder with the locks by which the processes of this machine exclude each other before.
-    """
+    """Yield True while this machine alone may change the clip in `folder`; False at once if another one may."""
+    # The processes of this machine have excluded each other before, by the locks in `work`.
     lease = RemoteLease(claims, folder, owner_id(work))
     if not lease.take():
         yield False
@@ -205,12 +195,8 @@ def remote_lease(files: RemoteStoreFiles, claims: RemoteStoreFiles, work: Path, 
 
 
 def live_leases(claims: RemoteStoreFiles, work: Path) -> set[str]:
-    """Return the folders of the clips that other living machines have leases on.
-
-    Parameters
-    ----------
-    work : of this machine, whose leases are left out: its file locks are more exact.
-    """
+    """Return the folders of the clips that other living machines have leases on."""
+    # The leases of this machine are left out: its file locks are more exact.
     owner = owner_id(work) if (work / OWNER_FILE).is_file() else ""
 
     def is_live(folder: str) -> bool:

@@ -42,29 +42,18 @@ class ArrayManifest(msgspec.Struct, frozen=True):
 def array_manifest(grid: Grid, chunks: Iterable[str]) -> ArrayManifest:
     """Return the manifest of an array whose chunks have these digests."""
     digests = tuple(chunks)
-    return ArrayManifest(grid.shape, grid.dtype, fingerprint_of([list(grid.shape), grid.dtype, list(digests)]),
-                         digests)
+    return ArrayManifest(grid.shape, grid.dtype, fingerprint_of([list(grid.shape), grid.dtype, list(digests)]), digests)
 
 
 class ClipManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The record of a committed clip.
+    """The record of a committed clip."""
 
-    Attributes
-    ----------
-    clip : name, which a hashed folder name does not spell out.
-    fingerprint : of the store that the clip was computed for.
-    frames : T.
-    arrays : the frame table and every tap.
-    source : size, digest and so on, which identify the source file.
-    provenance : device, versions, threads: what float noise depends on.
-    """
-
-    clip: str
-    fingerprint: str
-    frames: int
-    arrays: dict[str, ArrayManifest]
-    source: dict[str, Any]
-    provenance: dict[str, Any]
+    clip: str  # name, which a hashed folder name does not spell out
+    fingerprint: str  # of the store that the clip was computed for
+    frames: int  # T
+    arrays: dict[str, ArrayManifest]  # the frame table and every tap
+    source: dict[str, Any]  # size, digest and so on, which identify the source file
+    provenance: dict[str, Any]  # device, versions, threads: what float noise depends on
     version: int = VERSION
 
     def document(self) -> bytes:
@@ -77,17 +66,11 @@ class ClipManifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreRoot(msgspec.Struct, frozen=True, kw_only=True):
-    """The record of a store.
+    """The record of a store."""
 
-    Attributes
-    ----------
-    settings : everything that changes numbers; `fingerprint` is its digest.
-    taps : tap -> shape of one frame.
-    """
-
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # everything that changes numbers; `fingerprint` is its digest
     fingerprint: str
-    taps: dict[str, tuple[int, ...]]
+    taps: dict[str, tuple[int, ...]]  # tap -> shape of one frame
     version: int = VERSION
 
 
@@ -158,11 +141,8 @@ def read_record(data: bytes, where: object, kind: type[RecordType]) -> RecordTyp
         return msgspec.convert(verify_checksum(data, where), kind)
     # A ValidationError, or a UnicodeEncodeError where a lone surrogate is in the wrong place: both are ValueErrors.
     except ValueError as error:
-        raise damaged(f"the metadata was not written by fercache ({_printable(error)})", where) from error
-
-
-def _printable(error: Exception) -> str:
-    return str(error).encode(errors="backslashreplace").decode()
+        reason = str(error).encode(errors="backslashreplace").decode()
+        raise damaged(f"the metadata was not written by fercache ({reason})", where) from error
 
 
 def damaged(what: str, where: object) -> StoreError:
@@ -171,13 +151,9 @@ def damaged(what: str, where: object) -> StoreError:
 
 
 def parse_json(data: bytes) -> Any:
-    """Return a JSON value; raise ValueError or RecursionError if `data` is not JSON or too large.
-
-    Notes
-    -----
-    The standard library parses, since clip names may hold lone surrogates (bytes of a file name that are not UTF-8),
-    which `msgspec.json` refuses.
-    """
+    """Return a JSON value; raise ValueError or RecursionError if `data` is not JSON or too large."""
+    # The standard library parses, since clip names may hold lone surrogates (bytes of a file name that are not UTF-8),
+    # which `msgspec.json` refuses.
     if len(data) > MAX_METADATA_BYTES:
         raise ValueError(f"larger than {MAX_METADATA_BYTES} bytes")
     return json.loads(data)
@@ -200,11 +176,7 @@ def normalize_json(value: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def same_source(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Return whether two digests of a source agree in all keys that both have, except time stamp and inode.
-
-    Notes
-    -----
-    A copy of a file has another time stamp and inode, and must not be computed again.
-    """
+    """Return whether two digests of a source agree in all keys that both have, except time stamp and inode."""
+    # A copy of a file has another time stamp and inode, and must not be computed again.
     shared = (first.keys() & second.keys()) - {"mtime_ns", "inode"}
     return first == second or (bool(shared) and all(first[key] == second[key] for key in shared))

@@ -50,13 +50,9 @@ class ReadableStore(Protocol):
 
 
 class MultiStoreView:
-    """A store and its siblings as one store, with the clips and the frame tables of the first.
-
-    Notes
-    -----
-    Rows are matched by frame number. A frame that a sibling lacks gets zeros, like a frame without a face. Frames that
-    the first store lacks are left out.
-    """
+    """A store and its siblings as one store, with the clips and the frame tables of the first."""
+    # Rows are matched by frame number. A frame that a sibling lacks gets zeros, like a frame without a face. Frames
+    # that the first store lacks are left out.
 
     def __init__(self, base: ReadableStore, others: dict[str, ReadableStore]) -> None:
         self.base, self.others = base, others

@@ -63,12 +63,8 @@ class PrefetchQueue(Generic[T]):
 
 
 class PrefetchingStore:
-    """A remote store for a reader of whole clips, which are read ahead; open it with `EmbeddingStore.prefetch`.
-
-    Notes
-    -----
-    Another order than that of the manifests works too, without reading ahead.
-    """
+    """A remote store for a reader of whole clips, which are read ahead; open it with `EmbeddingStore.prefetch`."""
+    # Another order than that of the manifests works too, without reading ahead.
 
     def __init__(self, store: EmbeddingStore, manifests: dict[str, ClipManifest], taps: Sequence[str]) -> None:
         self.store, self.wanted, self._manifests = store, tuple(taps), manifests
@@ -135,13 +131,9 @@ U = TypeVar("U")
 
 
 class RemoteStoreFiles:
-    """Files under a URL, by keys; see `fercache.store.local.LocalStoreFiles` for what each method does.
-
-    Notes
-    -----
-    An object appears whole or not at all, so nothing is renamed. Uploads run in parallel until `fsync`. Nothing is
-    cached. The first request connects.
-    """
+    """Files under a URL, by keys; see `fercache.store.local.LocalStoreFiles` for what each method does."""
+    # An object appears whole or not at all, so nothing is renamed. Uploads run in parallel until `fsync`. Nothing is
+    # cached. The first request connects.
 
     is_remote = True
 
@@ -153,15 +145,7 @@ class RemoteStoreFiles:
         self._uploads: list[Future[None]] = []
 
     def connect(self) -> tuple[int, Any, ThreadPoolExecutor]:
-        """Return process, file system and threads; connect on first use.
-
-        Raises
-        ------
-        InputError
-            Unknown protocol.
-        MissingExtra
-            The package for this protocol is not installed.
-        """
+        """Return process, file system and threads; connect on first use."""
         # A forked process inherits sockets and locks of threads that it does not have, so it connects anew.
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = os.getpid(), _connect(self.root), ThreadPoolExecutor(CONCURRENT_REQUESTS, "fercache-remote")

@@ -86,12 +86,9 @@ class ClipWriter:
     ----------
     detected : rows whose detections are in the journal, those of an earlier run included.
     written : rows whose features are on disk and intact.
-
-    Notes
-    -----
-    Chunks are written in place, and the journal has their digests. A chunk that has no record, or differs
-    from it, is written again. The manifest is written last, after everything else has reached the disk.
     """
+    # Chunks are written in place, and the journal has their digests. A chunk that has no record, or differs from it, is
+    # written again. The manifest is written last, after everything else has reached the disk.
 
     def __init__(self, files: StoreFiles, journal: Journal, job: WriterJob) -> None:
         self.files, self.journal, self.job = files, journal, job
@@ -193,12 +190,8 @@ class ClipWriter:
         self._frame_table = table.astype(np.float64)
 
     def write(self, start: int, values: dict[str, NDArray[np.float16]]) -> None:
-        """Write one segment: rows `start` to ``start + n`` of every tap, ``(n, ...) float16`` each.
-
-        Notes
-        -----
-        Segments are written in order and have SEGMENT rows; the last one may have fewer.
-        """
+        """Write one segment: rows `start` to ``start + n`` of every tap, ``(n, ...) float16`` each."""
+        # Segments are written in order and have SEGMENT rows; the last one may have fewer.
         rows = self._check(start, values)
         self._put("segment", start, {tap: np.ascontiguousarray(value, "<f2") for tap, value in values.items()})
         self.written = start + rows

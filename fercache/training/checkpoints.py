@@ -22,32 +22,16 @@ RETRAIN_HINT = "run `fercache train-heads` again: finished heads are kept, missi
 
 
 class RequestedHeads(msgspec.Struct, frozen=True, kw_only=True):
-    """The training run that a head belongs to.
+    """The training run that a head belongs to."""
 
-    Attributes
-    ----------
-    heads : heads that the recipe names; needs : the same, and the frame head where temporal heads read its output.
-    folds, ensemble : trainings of each head: folds, and members per fold.
-    """
-
-    heads: tuple[str, ...]
-    needs: tuple[str, ...]
+    heads: tuple[str, ...]  # those that the recipe names
+    needs: tuple[str, ...]  # the same, and the frame head where temporal heads read its output
     folds: int
-    ensemble: int
+    ensemble: int  # members per fold
 
 
 class HeadRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The JSON beside a head's weights.
-
-    Attributes
-    ----------
-    taps : the taps that were loaded; input_taps : the values that the head itself reads (log-probabilities of the frame
-        head, for some temporal heads).
-    normalize : how features are read; frame_s : median seconds between frames.
-    train_groups, val_groups : groups of the training trials, and of those that chose the epoch.
-    store, store_digest : settings of the embedding store, and the digest of its content.
-    epoch : the epoch of the weights; val_macro_f1 : its macro F1 on the validation trials, None without any.
-    """
+    """The JSON beside a head's weights."""
 
     head: str
     fold: int
@@ -56,16 +40,16 @@ class HeadRecord(msgspec.Struct, frozen=True, kw_only=True):
     requested: RequestedHeads
     classes: tuple[str, ...]
     settings: HeadSettings
-    taps: tuple[TapSlice, ...]
-    input_taps: tuple[TapSlice, ...]
-    normalize: str
-    frame_s: float
+    taps: tuple[TapSlice, ...]  # those that were loaded
+    input_taps: tuple[TapSlice, ...]  # those that the head itself reads (for some heads the frame head's output)
+    normalize: str  # how features are read
+    frame_s: float  # median seconds between frames
     train_groups: tuple[str, ...]
-    val_groups: tuple[str, ...]
-    store: dict[str, Any]
-    store_digest: str
-    epoch: int
-    val_macro_f1: float | None
+    val_groups: tuple[str, ...]  # groups of the trials that chose the epoch
+    store: dict[str, Any]  # settings of the embedding store
+    store_digest: str  # digest of its content
+    epoch: int  # the epoch of the weights
+    val_macro_f1: float | None  # its macro F1 on the validation trials, None without any
     version: int = VERSION
 
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from fercache.backbones import weights
 from fercache.backbones.weights import files
 from fercache.config import TrainConfig
-from fercache.data import folds
 from fercache.data.base import Dataset, Trial
 from fercache.errors import InputError
 from fercache.heads.registry import FRAME, HEADS, HeadSettings
+from fercache.oof import MIN_GROUPS_TO_CHOOSE, assign_folds, inner_groups
 from fercache.runtime.devices import resolve_device, set_torch_threads
 from fercache.runtime.fork_pool import ForkPool, ReportProgress
 from fercache.runtime.progress import ProgressBar, format_duration, progress_bar
@@ -72,27 +72,20 @@ VAL_FRACTION = 0.2
 
 
 class Splits:
-    """Folds by group, and within each fold a partition of its training groups, also by group.
-
-    Attributes
-    ----------
-    fold : (N,) int16, the fold that holds each trial out, -1 in none.
-    k : number of folds.
-    epochs_fixed : whether there are too few groups to choose an epoch by.
-    partitioned : whether the training groups of every fold have several parts, so that each part can be predicted by
-        members that were not trained on it.
-    """
+    """Folds by group, and within each fold a partition of its training groups, also by group."""
 
     def __init__(self, trials: Sequence[Trial], counts: NDArray[np.int64], config: TrainConfig) -> None:
         training = np.array([t.split in config.learns_from for t in trials])
         counts = counts * training[:, None]
         self.groups = [t.group if trains else "" for t, trains in zip(trials, training, strict=True)]
-        self.fold = np.where(training, folds.assign_folds(self.groups, counts, config.folds, config.seed), -1
+        # (N,) the fold that holds each trial out, -1 in none.
+        self.fold = np.where(training, assign_folds(self.groups, counts, config.folds, config.seed), -1
                              ).astype(np.int16)
-        self.k = int(self.fold.max()) + 1
+        self.k = int(self.fold.max()) + 1  # number of folds
         training_groups = {g for g, f in zip(self.groups, self.fold, strict=True) if f >= 0}
-        self.epochs_fixed = len(training_groups) < folds.MIN_GROUPS_TO_CHOOSE
+        self.epochs_fixed = len(training_groups) < MIN_GROUPS_TO_CHOOSE
         self._part = [self._assign_parts(k, counts, config) for k in range(self.k)]
+        # With several parts in every fold, each part can be predicted by members that were not trained on it.
         self.partitioned = all(self.parts(k) >= MIN_VAL_PARTS for k in range(self.k))
 
     def _assign_parts(self, k: int, counts: NDArray[np.int64], config: TrainConfig) -> NDArray[np.int16]:
@@ -103,12 +96,12 @@ class Splits:
         part = np.full(len(self.fold), -1, np.int16)
         if config.ensemble == 1:
             # A single member needs one validation part only; most groups are left to train on.
-            validation = folds.inner_groups(names, VAL_FRACTION, seed)
+            validation = inner_groups(names, VAL_FRACTION, seed)
             part[inside] = [0 if name in validation else 1 for name in names]
         elif len(set(names)) < MIN_VAL_PARTS:
             part[inside] = 0
         else:
-            part[inside] = folds.assign_folds(names, counts[inside], config.ensemble, seed)
+            part[inside] = assign_folds(names, counts[inside], config.ensemble, seed)
         return part
 
     def parts(self, k: int) -> int:
@@ -236,13 +229,9 @@ class CrossValidatedTraining:
         return result
 
     def _predict_fold(self, head: str, k: int) -> NDArray[np.float32]:
-        """Return (R, C): log-probabilities by a fold's members of trials that they were not trained on, 0 for others.
-
-        Notes
-        -----
-        Outside the fold's training trials it is the members' mean. Inside, only the frame head predicts, and each part
-        is predicted by the members that have it as validation part.
-        """
+        """Return (R, C): log-probabilities by a fold's members of trials not trained on, 0 for others."""
+        # Outside the fold's training trials it is the members' mean. Inside, only the frame head predicts, and each
+        # part is predicted by the members that have it as validation part.
         members = [checkpoints.load_checkpoint(key.path(self.folder), self.device) for key in self._keys()
                    if (key.head, key.fold) == (head, k)]
         log_probs = mean_log_probs(members, self._input(head, k), self.splits.outside(k), self.device)

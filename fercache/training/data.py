@@ -26,24 +26,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class FrameDataset:
-    """Every frame of every trial, one row per frame.
+    """Every frame of every trial, one row per frame."""
 
-    Attributes
-    ----------
-    layout : the taps that make up the D values of a row.
-    x : (R, D) float16, zeros where no face was seen.
-    offsets : (N + 1,) int64; the rows of trial i are ``offsets[i]:offsets[i + 1]``.
-    index : (R,) int32, frames from 1; time_s : (R,) float64; valid : (R,) bool; label : (R,) int16, -1 unknown.
-    augmentations : (V - 1, R, D) float16, other augmentations of the same frames (mirrored and so on); none by default.
-    """
-
-    layout: tuple[TapSlice, ...]
-    x: NDArray[np.float16]
-    offsets: NDArray[np.int64]
-    index: NDArray[np.int32]
-    time_s: NDArray[np.float64]
-    valid: NDArray[np.bool_]
-    label: NDArray[np.int16]
+    layout: tuple[TapSlice, ...]  # the taps that make up the D values of a row
+    x: NDArray[np.float16]  # (R, D) float16, zeros where no face was seen
+    offsets: NDArray[np.int64]  # (N + 1,) int64; the rows of trial i are ``offsets[i]:offsets[i + 1]``
+    index: NDArray[np.int32]  # (R,) frame numbers from 1
+    time_s: NDArray[np.float64]  # (R,)
+    valid: NDArray[np.bool_]  # (R,) whether a face was seen
+    label: NDArray[np.int16]  # (R,) -1 where not annotated
+    # (V - 1, R, D) float16, other augmentations of the same frames (mirrored and so on); none by default.
     augmentations: NDArray[np.float16] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float16))
 
     def rows(self, trial: int) -> NDArray[np.int64]:
@@ -78,16 +70,11 @@ def window_starts(length: int, window: int, stride: int) -> NDArray[np.int64]:
 class Batch:
     """One batch of windows: the input of a head and its target labels."""
 
-    x: Tensor
-    """(B, W, D) float32"""
-    seen: Tensor
-    """(B, W) bool: a face was seen in this frame"""
-    time_s: Tensor
-    """(B, W) float32, seconds since the window's first frame"""
-    label: Tensor
-    """(B, W) int64, -1 unknown or padding"""
-    rows: NDArray[np.int64]
-    """(B, W) rows of the features, -1 padding"""
+    x: Tensor  # (B, W, D) float32
+    seen: Tensor  # (B, W) bool: a face was seen in this frame
+    time_s: Tensor  # (B, W) float32, seconds since the window's first frame
+    label: Tensor  # (B, W) int64, -1 unknown or padding
+    rows: NDArray[np.int64]  # (B, W) rows of the features, -1 padding
 
 
 class WindowSampler:
@@ -219,13 +206,7 @@ def load_features(store: ReadableStore, trials: Sequence[Trial], taps: Sequence[
 
 
 def _fits_into_ram(size: int, memory: str, mmap_dir: Path | None) -> bool:
-    """Return whether `size` bytes of features are read into RAM.
-
-    Raises
-    ------
-    InputError
-        They do not fit, and must not be mapped.
-    """
+    """Return whether `size` bytes of features are read into RAM."""
     free = free_memory()
     if memory == "ram" or (memory == "auto" and size <= MAX_MEMORY_SHARE * free):
         if size > MAX_MEMORY_SHARE * free:
@@ -297,13 +278,9 @@ def _read_values(values: NDArray[np.float16], dataset: FrameDataset, clip: Reada
 
 
 def normalize_clip(x: NDArray[np.float16], seen: NDArray[np.bool_]) -> None:
-    """Subtract a clip's mean over frames with a face from ``(V, T, D)`` and divide by the spread, in place.
-
-    Notes
-    -----
-    This removes a person's appearance at rest and keeps the changes. All augmentations use the mean and spread of the
-    plain crop. A spread counts as at least a fifth of the clip's median spread, so that constant values stay small.
-    """
+    """Subtract a clip's mean over frames with a face from ``(V, T, D)`` and divide by the spread, in place."""
+    # This removes a person's appearance at rest and keeps the changes. All augmentations use the mean and spread of the
+    # plain crop. A spread counts as at least a fifth of the clip's median spread, so that constant values stay small.
     if not seen.any():
         return
     plain = x[0, seen].astype(np.float32)

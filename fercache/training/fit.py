@@ -48,12 +48,8 @@ class Loss:
         self.weight = class_weights(label, classes, POWER.get(kind, 0.0)).to(device)
 
     def __call__(self, logits: Tensor, label: Tensor, mixed_in: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Return the loss; 0 where nothing is labelled.
-
-        Parameters
-        ----------
-        mixed_in : for mixed windows, the labels of the other window, and the weight of the first one, ``(B,)``.
-        """
+        """Return the loss; 0 where nothing is labelled."""
+        # `mixed_in`: for mixed windows, the labels of the other window, and the weight of the first one, ``(B,)``.
         if mixed_in is None:
             return self._mean(logits, label, None)
         other, weight = mixed_in
@@ -74,12 +70,8 @@ class Loss:
 
 
 def class_weights(label: NDArray[np.int16], classes: int, power: float = 0.5) -> Tensor:
-    """Return ``(C,)`` weights, the class's share to the power of ``-power``; 0 for a class without labels.
-
-    Notes
-    -----
-    Their mean over the labels is 1, so that the learning rate means the same for every loss.
-    """
+    """Return ``(C,)`` weights, the class's share to the power of ``-power``; 0 for a class without labels."""
+    # Their mean over the labels is 1, so that the learning rate means the same for every loss.
     count = np.bincount(label[label >= 0], minlength=classes).astype(np.float64)
     weight = np.where(count > 0, np.maximum(count, 1) ** -power, 0)
     return torch.from_numpy(weight / max((weight * count).sum() / max(count.sum(), 1), 1e-12)).float()
@@ -96,12 +88,7 @@ TIMED_TRIALS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class FitTask:
-    """One head to train: the training trials, the validation trials (none: all epochs are run), and the seed.
-
-    Attributes
-    ----------
-    tensors : weights of the whole backbone, for a head that fine-tunes the backbone's last blocks.
-    """
+    """One head to train: the training trials, the validation trials (none: all epochs are run), and the seed."""
 
     head: str
     settings: HeadSettings
@@ -110,6 +97,7 @@ class FitTask:
     val_trials: tuple[int, ...]
     seed: int
     device: str
+    # Weights of the whole backbone, for a head that fine-tunes the backbone's last blocks.
     tensors: dict[str, NDArray[np.float32]] | None = None
 
 
@@ -128,12 +116,10 @@ def fit(task: FitTask, features: FrameDataset, report: Callable[[float], None] =
     Parameters
     ----------
     report : is called with each further share of the work that is done.
-
-    Notes
-    -----
-    AdamW with warm-up and cosine decay (or plain SGD). The result is the epoch with the best macro F1 on the validation
-    trials; with an average of the weights, the averaged head is the one that is validated and returned.
     """
+    # AdamW with warm-up and cosine decay (or plain SGD). The result is the epoch with the best macro F1 on the
+    # validation trials; with an average of the weights, the averaged head is the one that is validated and returned.
+
     # Before the head is built: its random initial weights must depend on the seed only.
     torch.manual_seed(task.seed)
     rng = np.random.default_rng(task.seed)
@@ -251,13 +237,9 @@ def _rate_factor(share: float) -> float:
 
 
 def _epoch_starts(sampler: WindowSampler, settings: HeadSettings, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return an epoch's windows in random order: half overlapping, newly shifted; or single labelled frames.
-
-    Notes
-    -----
-    Neighbouring frames are near copies, so a frame-level head gains nothing from all of them in one epoch: it reads one
-    every `step_s` seconds, from another first frame in each epoch.
-    """
+    """Return an epoch's windows in random order: half overlapping, newly shifted; or single labelled frames."""
+    # Neighbouring frames are near copies, so a frame-level head gains nothing from all of them in one epoch: it reads
+    # one every `step_s` seconds, from another first frame in each epoch.
     if sampler.window == 1:
         apart = max(1, round(settings.step_s / sampler.features.frame_s()))
         starts = sampler.starts(1)[int(rng.integers(apart))::apart]
@@ -293,12 +275,8 @@ def validation_f1(head: Head, task: FitTask, features: FrameDataset) -> float:
 
 
 def estimate_s(task: FitTask, features: FrameDataset) -> float:
-    """Return about how many seconds `fit` takes without early stopping, from a few timed steps that are thrown away.
-
-    Notes
-    -----
-    The prediction of a few validation trials is timed too.
-    """
+    """Return about how many seconds `fit` takes without early stopping, from a few timed steps that are thrown away."""
+    # The prediction of a few validation trials is timed too.
     torch.manual_seed(task.seed)
     rng = np.random.default_rng(task.seed)
     trainer = _Trainer(task, features, _new_head(task, features))

@@ -47,13 +47,9 @@ def oof_features(log_probs: NDArray[np.float32], features: FrameDataset, *, with
 
 
 def frame_change(features: FrameDataset) -> NDArray[np.float32]:
-    """Return the distance of each frame to the previous one with a face, ``(R,)``: log2, relative to the clip's median.
-
-    Notes
-    -----
-    Large values mark cuts and moving faces, where an expression may begin or end. Frames without a face, and the first
-    one of a clip, get 0.
-    """
+    """Return each frame's distance to the previous one with a face, ``(R,)``: log2, relative to the clip's median."""
+    # Large values mark cuts and moving faces, where an expression may begin or end. Frames without a face, and the
+    # first one of a clip, get 0.
     change = np.zeros(len(features.valid), np.float32)
     for trial in range(len(features.offsets) - 1):
         rows = features.rows(trial)
@@ -91,13 +87,10 @@ def predict_head(head: Head, settings: HeadSettings, features: FrameDataset, tri
     Parameters
     ----------
     subsample : predict only frames `step_s` apart, the others stay 0: enough to choose an epoch by.
-
-    Notes
-    -----
-    Windows overlap by half and are averaged with weights that fall towards their ends, where context is one-sided. A
-    frame-level head cannot predict a frame without a face: such frames get the values of the nearest frame with one. A
-    clip-level head predicts the same for every frame.
     """
+    # Windows overlap by half and are averaged with weights that fall towards their ends, where context is one-sided. A
+    # frame-level head cannot predict a frame without a face: such frames get the values of the nearest frame with one.
+    # A clip-level head predicts the same for every frame.
     head.eval()
     sampler = make_sampler(features, trials, settings, device)
     window = sampler.window

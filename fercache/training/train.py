@@ -31,20 +31,13 @@ DATA_KEYS = ("store", "features", "dataset", "trials", "classes")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """The result of `train_heads`.
+    """The result of `train_heads`."""
 
-    Attributes
-    ----------
-    logits_file, heads : path of the out-of-fold logits, and folder of the heads.
-    cached : whether the same run was finished before; trained : number of heads trained now.
-    missing : trials of the data set that are not in the store.
-    """
-
-    logits_file: Path
-    heads: Path
-    cached: bool
-    trained: int
-    missing: tuple[str, ...]
+    logits_file: Path  # the out-of-fold logits
+    heads: Path  # folder of the heads
+    cached: bool  # whether the same run was finished before
+    trained: int  # number of heads trained now
+    missing: tuple[str, ...]  # trials of the data set that are not in the store
     seconds: float
 
 
@@ -123,8 +116,7 @@ def check_clock(dataset: Dataset, heads: Sequence[str]) -> None:
                          where=dataset.name, hint="use --heads frame")
 
 
-def settings_of(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore,
-                config: TrainConfig) -> dict[str, Any]:
+def settings_of(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, config: TrainConfig) -> dict[str, Any]:
     """Return everything that changes the logits, as a JSON value; its digest names the logits file and the heads."""
     return {**config.settings(), "store": store.digest(), "features": fingerprint_of(store.settings), "format": FORMAT,
             "dataset": dataset.digest(), "trials": fingerprint_of([t.name for t in trials]),

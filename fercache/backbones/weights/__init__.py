@@ -27,13 +27,7 @@ log = logging.getLogger(__name__)
 # Weights that can be downloaded by name.
 
 def fetch_tensors(name: str, folder: Path) -> State:
-    """Return the tensors of the known weights `name` from their origin; `folder` may have a file placed by hand.
-
-    Raises
-    ------
-    WeightsError
-        The download failed, was truncated or has another digest; the error names a file to place by hand, if any.
-    """
+    """Return the tensors of the known weights `name` from their origin; `folder` may have a file placed by hand."""
     origin = KNOWN_WEIGHTS[name].origin
     with tempfile.TemporaryDirectory(prefix="fercache-weights-") as temporary:
         if isinstance(origin, LibraryRelease):
@@ -69,13 +63,7 @@ TERMS = "your own file"
 
 
 def resolve_own(name: str, folder: Path) -> Weights:
-    """Return the weights at the path `name`; a state dict is converted into `folder` on first use.
-
-    Raises
-    ------
-    WeightsError
-        Missing file, unknown ending, or weights of another net.
-    """
+    """Return the weights at the path `name`; a state dict is converted into `folder` on first use."""
     path = Path(name.removeprefix(ONNX_PREFIX)).expanduser()
     if not path.is_file():
         raise WeightsError("no such file, and no known weights have this name", where=name,
@@ -127,12 +115,9 @@ def resolve_weights(name: str, folder: Path) -> Weights:
     ------
     WeightsError
         The weights are missing, or belong to another net.
-
-    Notes
-    -----
-    Reads the JSON metadata and compares the file's size only, without torch. The digest of the tensors is checked
-    whenever they are loaded.
     """
+    # Reads the JSON metadata and compares the file's size only, without torch. The digest of the tensors is checked
+    # whenever they are loaded.
     if name not in KNOWN_WEIGHTS:
         return resolve_own(name, folder)
     stored = is_stored(name, folder)
@@ -162,11 +147,8 @@ def download_weights(name: str, folder: Path) -> Weights:
         Unknown name, or the download failed, was truncated or has another digest; no file remains.
     InputError
         The folder cannot be written.
-
-    Notes
-    -----
-    Of two processes that need the same weights, one downloads and the other waits.
     """
+    # Of two processes that need the same weights, one downloads and the other waits.
     if name not in KNOWN_WEIGHTS:
         raise WeightsError(f"no known weights are called {name!r}", hint=f"known are {', '.join(KNOWN_WEIGHTS)}")
     stored = is_stored(name, folder)
@@ -220,14 +202,10 @@ BLOCKS = (("Repeat/block35_", "repeat_1."), ("Repeat_1/block17_", "repeat_2."), 
 
 
 def read_graph(path: Path) -> dict[str, NDArray[Any]]:
-    """Return facenet-pytorch's state dict from the graph at `path`, in which all BatchNorms but the last are folded.
-
-    Notes
-    -----
-    Kernels are (h, w, in, out) in TensorFlow and (out, in, h, w) in torch. The graph has only the bias of a folded
-    BatchNorm: its torch layer gets that bias, weight 1, mean 0 and variance 1 - eps. Such layers must never run in
-    train mode.
-    """
+    """Return facenet-pytorch's state dict from the graph at `path`, in which all BatchNorms but the last are folded."""
+    # Kernels are (h, w, in, out) in TensorFlow and (out, in, h, w) in torch. The graph has only the bias of a folded
+    # BatchNorm: its torch layer gets that bias, weight 1, mean 0 and variance 1 - eps. Such layers must never run in
+    # train mode.
     constants = {name.removeprefix(ROOT): value for name, value in _constants(path) if name.startswith(ROOT)}
     # The bottleneck is the one layer whose BatchNorm is not folded.
     norm = [constants[f"Bottleneck/BatchNorm/{name}"] for name in ("Const", "beta", "moving_mean", "moving_variance")]
@@ -245,12 +223,8 @@ def read_graph(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _constants(path: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Yield name and value of each float32 constant of a serialized TensorFlow GraphDef.
-
-    Notes
-    -----
-    Field numbers are from TensorFlow's graph.proto, node_def.proto, attr_value.proto and tensor.proto.
-    """
+    """Yield name and value of each float32 constant of a serialized TensorFlow GraphDef."""
+    # Field numbers are from TensorFlow's graph.proto, node_def.proto, attr_value.proto and tensor.proto.
     for number, node in _protobuf_fields(memoryview(path.read_bytes())):
         if number != 1:  # GraphDef.node
             continue

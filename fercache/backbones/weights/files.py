@@ -24,20 +24,14 @@ COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Weights that are on disk.
+    """Weights that are on disk."""
 
-    Parameters
-    ----------
-    name : a key of KNOWN_WEIGHTS, custom or onnx.
-    path : safetensors, or an ONNX model.
-    sha256 : digest of the tensors' names, types, shapes and values, which does not depend on the file format they came
-        in; for an ONNX model, digest of the file.
-    source, terms : origin, and permitted use.
-    """
-
-    name: str
-    path: Path
+    name: str  # a key of KNOWN_WEIGHTS, custom or onnx
+    path: Path  # safetensors, or an ONNX model
+    # Digest of the tensors' names, types, shapes and values, which does not depend on the file format they came in; for
+    # an ONNX model, digest of the file.
     sha256: str
+    # `source`, `terms`: origin, and permitted use.
     source: str
     terms: str
 

@@ -28,22 +28,14 @@ MAX_WORKERS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
-    """How stage one is launched.
+    """How stage one is launched."""
 
-    Attributes
-    ----------
-    shard : the part to extract, None for all clips.
-    workers : processes; 0 and 1 are this one alone, None (and 0 for Dask) is one per GPU.
-    dask : whether Dask schedules the clips, and scheduler : its address; without one it runs on this machine.
-    ends_s : when to stop, in seconds since 1970.
-    local_rank : number of this process on its machine and how many there are, if torchrun started it.
-    """
-
-    shard: Shard | None = None
-    workers: int | None = 0
-    dask: bool = False
-    scheduler: str = ""
-    ends_s: float = inf
+    shard: Shard | None = None  # the part to extract, None for all clips
+    workers: int | None = 0  # processes; 0 and 1 are this one alone, None (and 0 for Dask) is one per GPU
+    dask: bool = False  # whether Dask schedules the clips
+    scheduler: str = ""  # its address; without one it runs on this machine
+    ends_s: float = inf  # when to stop, in seconds since 1970
+    # Number of this process on its machine and how many there are, if torchrun started it.
     local_rank: tuple[int, int] = (0, 1)
 
     @classmethod

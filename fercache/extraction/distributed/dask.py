@@ -35,23 +35,13 @@ VERSIONED = ("torch", "numpy", "av", "pillow", "facenet-pytorch")
 
 @dataclass(frozen=True)
 class DaskCluster:
-    """An engine that runs the clips on Dask workers.
+    """An engine that runs the clips on Dask workers."""
+    # The workers write the store themselves: they must see clips, weights and store under the same paths, or the store
+    # at the same URL. Locks on clips keep them apart, like any two runs.
 
-    Parameters
-    ----------
-    scheduler : address of a running scheduler; without it workers are started on this machine.
-    workers : how many to start then.
-    ends_s : when to stop, in seconds since 1970.
-
-    Notes
-    -----
-    The workers write the store themselves: they must see clips, weights and store under the same paths, or the store at
-    the same URL. Locks on clips keep them apart, like any two runs.
-    """
-
-    scheduler: str
-    workers: int
-    ends_s: float = inf
+    scheduler: str  # address of a running scheduler; without it workers are started on this machine
+    workers: int  # how many to start then
+    ends_s: float = inf  # when to stop, in seconds since 1970
 
     def __call__(self, job: ExtractionJob, trials: Sequence[Trial]) -> Iterator[ClipResult]:
         """Yield the result of each clip. A clip whose worker died repeatedly counts as failed.
@@ -100,13 +90,7 @@ class DaskCluster:
 
 
 def _compare_versions(client: Any) -> None:
-    """Warn about workers whose numeric packages have other versions than here.
-
-    Raises
-    ------
-    InputError
-        A worker lacks fercache.
-    """
+    """Warn about workers whose numeric packages have other versions than here."""
     try:
         by_worker: dict[str, dict[str, str]] = client.run(versions)
     except ImportError as error:
@@ -170,13 +154,7 @@ def _extract(spec: JobSpec, trial: Trial) -> WorkerResult:
 
 
 def extract_logged(worker: Worker, trial: Trial) -> WorkerResult:
-    """Extract a clip and return the result with what this thread logged.
-
-    Raises
-    ------
-    StoreError, OSError
-        The store cannot be written.
-    """
+    """Extract a clip and return the result with what this thread logged."""
     logger, collector = logging.getLogger("fercache"), _ThreadLog()
     logger.setLevel(logging.INFO)
     logger.addHandler(collector)

@@ -41,25 +41,17 @@ STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 @dataclass(frozen=True, kw_only=True)
 class JobSpec:
-    """What another process needs to run clips of a job.
+    """What another process needs to run clips of a job."""
 
-    Attributes
-    ----------
-    config : settings; the `local_ranks` processes of a machine divide its devices and threads.
-    cnn, store : with absolute paths.
-    source : a clip that the launching process can read, if any: other machines must see the same files.
-    ends_s : when clips stop at their next block or segment, in seconds since 1970.
-    version : of the launching fercache.
-    """
-
-    config: ExtractConfig
+    config: ExtractConfig  # settings; the `local_ranks` processes of a machine divide its devices and threads
     faces: str
+    # `cnn`, `store`: with absolute paths.
     cnn: Weights
     store: Location
-    source: Path | None
-    ends_s: float = inf
+    source: Path | None  # a clip that the launching process can read, if any: other machines must see the same files
+    ends_s: float = inf  # when clips stop at their next block or segment, in seconds since 1970
     local_ranks: int = 1
-    version: str = __version__
+    version: str = __version__  # of the launching fercache
 
     @classmethod
     def from_job(cls, job: ExtractionJob, trials: Sequence[Trial], ends_s: float, local_ranks: int) -> JobSpec:
@@ -107,14 +99,10 @@ def without_labels(trials: Sequence[Trial]) -> list[Trial]:
 
 @dataclass(frozen=True)
 class ProcessPool:
-    """An engine of `workers` child processes, up to the moment `ends_s` (seconds since 1970).
-
-    Notes
-    -----
-    Each child runs several clips at once, as a single process does, and takes the next clip when one ends, large ones
-    first. The locks on clips keep the children apart from other runs. A child sends results, progress and log records
-    through a pipe of its own; the end of that pipe stops it, whether the run was interrupted, failed or was killed.
-    """
+    """An engine of `workers` child processes, up to the moment `ends_s` (seconds since 1970)."""
+    # Each child runs several clips at once, as a single process does, and takes the next clip when one ends, large ones
+    # first. The locks on clips keep the children apart from other runs. A child sends results, progress and log records
+    # through a pipe of its own; the end of that pipe stops it, whether the run was interrupted, failed or was killed.
 
     workers: int
     ends_s: float = inf

@@ -20,12 +20,8 @@ FRAME_BYTES = 10_000
 
 
 def estimate_work(trial: Trial) -> int:
-    """Return an estimate of a clip's frames, from its list, its labels, its pictures, or its bytes.
-
-    Notes
-    -----
-    It opens no file, and is equal on every machine that sees the same files and lists.
-    """
+    """Return an estimate of a clip's frames, from its list, its labels, its pictures, or its bytes."""
+    # It opens no file, and is equal on every machine that sees the same files and lists.
     if trial.stated:
         return trial.stated
     if trial.labels is not None and len(trial.labels):
@@ -76,13 +72,9 @@ class Shard:
                        problems=dataset.problems if self.number == 1 else ())
 
     def select(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Return this part's trials in their order.
-
-        Notes
-        -----
-        Each source goes to the part with the least work so far, the largest source first. Every machine that sees the
-        same files finds the same split, each trial is in one part, and the people of one video are in the same part.
-        """
+        """Return this part's trials in their order."""
+        # Each source goes to the part with the least work so far, the largest source first. Every machine that sees the
+        # same files finds the same split, each trial is in one part, and the people of one video are in the same part.
         loads = [(0, i) for i in range(self.of)]
         names: set[str] = set()
         for size, together in bundles(trials):
