@@ -227,7 +227,8 @@ def streams(sides: list[Side], folder: Path) -> Iterator[bool]:
         side.recipe("train-heads", members=2, epochs=4, seed=3)
         paths.append([side.run("extract", *data, "--taps", TAP),
                       side.run("train-heads", *data, "--taps", TAP, "--heads", heads, "--folds", 3),
-                      side.run("stack", *data, "--bootstrap", 50, "--seed", 3, "--final", "mean", "--out", "streams.csv")])
+                      side.run("stack", *data, "--bootstrap", 50, "--seed", 3, "--final", "mean", "--out",
+                                "streams.csv")])
         candidates.append([side.run("stack", *data, "--bootstrap", 0, "--seed", 3, "--final", name, "--out",
                                     f"streams-{name}.csv") for name in CANDIDATES])
         submissions.append(side.run("submit", "--template", folder / "template.txt", "--preds", "streams.csv", "--map",
