@@ -57,7 +57,7 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
     heads : folder of heads, their file of out-of-fold logits, or "starter" for the shipped heads.
     stack : folder of a stack run of these heads.
     dataset : data set whose current heads are used if neither folder is given. If it is empty or has no heads, the
-        data set that was trained last in this cache is used; before any training but the demo's, the shipped starter heads.
+        data set that was trained last in this cache is used; before any training but the demo's, the starter heads.
 
     Raises
     ------
