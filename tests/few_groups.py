@@ -21,7 +21,7 @@ def draw(groups: int, *, seed: int, classes: int = 2, frames: int = 12, labels: 
     Parameters
     ----------
     labels : constant in a group, constant in half a group, or free (another one every quarter of a second).
-    balanced : whether all classes are equally frequent; else the first class has half of the labels.
+    balanced : whether all classes are equally frequent; else the first class has .7 of the labels.
     pull : how strongly a head repeats the logarithm of the class shares of its fold's training part; 0 is no bias.
     skill : the logit that the right class has above the others.
     noise : standard deviation of the logits between groups, and of a frame around its group; half is common to heads.
@@ -30,7 +30,7 @@ def draw(groups: int, *, seed: int, classes: int = 2, frames: int = 12, labels: 
     rng = np.random.default_rng([groups, seed, classes])
     names = tuple(f"g{i:03d}" for i in range(groups))
     parts = {"group": 1, "half": 2, "free": max(frames // 3, 1)}[labels]
-    share = np.full(classes, 1 / classes) if balanced else np.r_[0.5, np.full(classes - 1, 0.5 / (classes - 1))]
+    share = np.full(classes, 1 / classes) if balanced else np.r_[0.7, np.full(classes - 1, 0.3 / (classes - 1))]
     # An even sequence of quantiles, shuffled, has the stated shares in every draw.
     exact = np.searchsorted(np.cumsum(share), (np.arange(groups * parts) + 0.5) / (groups * parts))
     by_part = rng.permutation(np.minimum(exact, classes - 1)).reshape(groups, parts)

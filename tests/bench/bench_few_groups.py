@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=2)
     parser.add_argument("--skill", type=float, default=0.0)
     parser.add_argument("--experts", action="store_true", help="each head knows other classes")
-    parser.add_argument("--unbalanced", action="store_true", help="the first class has half of the labels")
+    parser.add_argument("--unbalanced", action="store_true", help="the first class has .7 of the labels")
     parser.add_argument("--correct", action="store_true", help="take the folds' class shares off the logits")
     given = parser.parse_args()
     print(f"{'groups labels pull':22}{'head':>6}" + "".join(f"{name:>22}" for name in LEARNED))
