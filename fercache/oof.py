@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,17 @@ class OofLogits:
     def rows(self, trial: int) -> slice:
         """Return the rows of the trial with that index."""
         return slice(int(self.offsets[trial]), int(self.offsets[trial + 1]))
+
+    def subset(self, trials: NDArray[np.int64]) -> OofLogits:
+        """Return the logits of some trials, given by their indices."""
+        rows = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in trials.tolist()])
+        names: dict[str, Any] = {name: tuple(getattr(self, name)[i] for i in trials.tolist())
+                                 for name in (*TRIALS, "clip") if getattr(self, name)}
+        lengths = np.diff(self.offsets)[trials]
+        return replace(self, **names, fold=self.fold[trials], offsets=np.concatenate([[0], np.cumsum(lengths)]),
+                       **{name: getattr(self, name)[rows] for name in ROWS},
+                       logits={head: values[rows] for head, values in self.logits.items()},
+                       pooled={head: values[rows] for head, values in self.pooled.items()})
 
     def per_row(self, per_trial: Any) -> NDArray[Any]:
         """Repeat one value per trial, ``(N,)``, to one per row, ``(R,)``."""

@@ -391,3 +391,24 @@ def test_extract_measures_what_check_then_tells(tmp_path: Path, cache: Path, mon
     assert cost.seconds is not None and cost.seconds > 0 and "measured here over 220 frames (cropped" in cost.basis
     assert CliRunner().invoke(main, words).exit_code == 0  # nothing to do: no measurement
     assert len(run_log.load_run_log(own).rates) == 1
+
+
+def test_one_class_only_ends_with_exit_code_2(tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    for name in ("a", "b"):
+        crops(root / "cropped_aligned" / name, range(1, 4))
+        annotate(root, name, [2, 2, 2])
+    found = kinds(check(root, tmp_path / "c"))
+    assert found["one-class"] == ("Disgust", 1, True) and found["constant-labels"][1] == 2
+    ran = CliRunner().invoke(main, ["check", "--dataset", "affwild2", "--root", str(root), "--cache",
+                                    str(tmp_path / "c")])
+    assert ran.exit_code == 2 and "Disgust" in ran.output
+
+
+def test_a_class_of_one_group_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    for name, labels in (("a", [0, 1, 1]), ("b", [1, 0, 3])):
+        crops(root / "cropped_aligned" / name, range(1, 4))
+        annotate(root, name, labels)
+    found = kinds(check(root, tmp_path / "c"))
+    assert found["class-in-one-group"] == ("Fear", 1, False) and "constant-labels" not in found

@@ -95,7 +95,7 @@ def audit_command(context: Context, logits_file: Path | None, logits: tuple[str,
 def check_command(context: Context, fresh: bool, rate: float, as_json: bool, **typed: Any) -> int:
     """Compare a data set with its clips, and print every mismatch and the cost of extraction; no CNN is run.
 
-    The exit code is 1 if an issue loses data or spoils a score.
+    The exit code is 1 if an issue loses data or spoils a score, and 2 if all training labels are of one class.
     """
     from fercache.diagnostics import check
 
@@ -103,7 +103,8 @@ def check_command(context: Context, fresh: bool, rate: float, as_json: bool, **t
     report = check.check_dataset(context.dataset(typed, report_issues=False), config, context.cache, fresh=fresh,
                                  rate=rate)
     click.echo(json.dumps(report.json(), indent=1) if as_json else "\n".join(check.report_lines(report)))
-    return 1 if report.lost else 0
+    # One class is an error of the input: no head can be trained, as `train-heads` says too.
+    return 2 if any(issue.kind == "one-class" for issue in report.issues) else 1 if report.lost else 0
 
 
 @click.command("ablation", cls=HeadedCommand)

@@ -201,6 +201,15 @@ def check_stacker(oof: OofLogits, config: AuditConfig) -> Issue:
                    (f"{name} predicts labels that were shuffled at random" for name in leaks))
 
 
+def check_contradictions(oof: OofLogits, config: AuditConfig) -> Issue:
+    """Return which learned candidates contradict their heads, or the models that predict new clips."""
+    rejected, best = stack.find_contradictions(oof, StackConfig(seed=config.seed, threads=config.threads))
+    # A candidate that is never final does no harm, unless its score is the highest of the table.
+    return _result("candidates against heads", "error" if best in rejected else "warning" if rejected else "ok",
+                   f"{len(rejected)} candidates of the stacker contradict their heads or the models of new clips; the "
+                   f"best score is that of {best}", (f"{name}: {why}" for name, why in rejected.items()))
+
+
 def shuffle_labels(label: NDArray[Any], group: NDArray[np.int64], rng: np.random.Generator) -> NDArray[Any]:
     """Return labels in which each group has those of another group, repeated or cut to length, ``(n,)``."""
     order = rng.permutation(np.unique(group))
@@ -434,6 +443,7 @@ def run_audit(subject: AuditSubject, config: AuditConfig) -> Iterator[Issue]:
     yield check_memorized(subject.oof, config.seed)
     yield check_perfect(subject.oof)
     yield check_stacker(subject.oof, config)
+    yield check_contradictions(subject.oof, config)
     if subject.store is None:
         return
     sample = draw_probe(subject.oof, subject.store)

@@ -16,7 +16,7 @@ import numpy as np
 from msgspec.structs import replace as replace_fields
 
 from fercache import media
-from fercache.data.base import Dataset, Issue, Severity, Trial, group_issues, shorten_list
+from fercache.data.base import UNKNOWN, Dataset, Issue, Severity, Trial, group_issues, shorten_list
 from fercache.data.frame_table import FrameTable, IndexRanges, ranges_of
 from fercache.errors import ClipError, InputError
 from fercache.media import pictures
@@ -337,6 +337,24 @@ def _label_issues(dataset: Dataset, tables: Sequence[FrameTable]) -> Iterator[Is
         absent = [name for code, name in enumerate(dataset.classes) if code not in seen]
         yield from _about("no-class", absent, f"{len(absent)} classes have no training label",
                           "no model can learn them; a mean over all classes counts them as 0")
+    groups: dict[int, set[str]] = defaultdict(set)
+    changes, constant = False, []
+    for table in training:
+        codes = {*table.labelled().tolist(), table.trial.clip_label} - {UNKNOWN}
+        for code in codes:
+            groups[code].add(table.trial.group)
+        if table.rows > 1 and codes:
+            changes |= len(codes) > 1
+            constant.append(table.trial.name)
+    if len(groups) == 1:
+        yield from _about("one-class", [dataset.classes[code] for code in groups], "all training labels are of one "
+                          "class", "`fercache train-heads` needs labels of two classes at least", "error")
+    single = [dataset.classes[code] for code in sorted(groups) if len(groups[code]) == 1 < len(groups)]
+    yield from _about("class-in-one-group", single, f"{len(single)} classes occur in one group only",
+                      "where that group is held out, no model has seen the class; label clips of other groups")
+    if constant and not changes and any(table.trial.labels is not None for table in training):
+        yield from _about("constant-labels", constant, f"the label is the same in every frame of all {len(constant)} "
+                          "labeled clips", "for one prediction per clip: --level clip (train-heads and stack)")
     past = {table.trial.name: table.lines - table.stored for table in tables if table.lines > table.stored > 0}
     yield from _about("labels-past-the-clip", _counted(past), f"{len(past)} annotations are longer than their clip, by "
                       f"{sum(past.values()):,} frames in all", "these frames have a row without a face")

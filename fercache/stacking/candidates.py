@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,8 @@ from fercache.errors import InputError
 from fercache.heads import registry as head_registry
 from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits
 from fercache.results import missing_faces
-from fercache.stacking.nested_cv import NestedResult, Probs
+from fercache.stacking.features import FLOOR, POOLED, log_softmax
+from fercache.stacking.nested_cv import ALL, NestedResult, Probs, predict_new
 
 log = logging.getLogger(__name__)
 
@@ -174,8 +176,13 @@ def _mean(heads: dict[str, Probs]) -> Probs:
     return np.asarray(sum(heads.values(), np.zeros(first.shape, np.float32)) / len(heads), np.float32)
 
 
-def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metric: str) -> FinalCandidate:
+def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metric: str,
+                 rejected: Mapping[str, str] | None = None) -> FinalCandidate:
     """Return the requested candidate, or with "auto" the one with the best out-of-fold score.
+
+    Parameters
+    ----------
+    rejected : candidates that "auto" skips, such as those of `find_contradictions`.
 
     Raises
     ------
@@ -191,9 +198,9 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
             raise InputError(f"no candidate {requested!r}", where="stack",
                              hint=f"this run gives {', '.join(columns)}")
         return FinalCandidate(name=requested, why="selected with --select")
-    scored = (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
     groups = len({g for g, f in zip(oof.group, oof.fold, strict=True) if f >= 0})
-    eligible = [name for name in columns if name not in leaky_heads(oof, columns)]
+    skipped = {*leaky_heads(oof, columns), *(rejected or {})}
+    eligible = [name for name in columns if name not in skipped]
     if not eligible:
         raise InputError("every candidate has a source that was fitted on the training rows; none can be chosen",
                          where="stack", hint="name one with --select, or leave the in-sample source out of --logits")
@@ -202,11 +209,93 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
         return FinalCandidate(name="mean" if "mean" in eligible else eligible[0],
                      why=f"{groups} groups: with fewer than {MIN_GROUPS_TO_CHOOSE} nothing is chosen by score, and the "
                          "plain mean is final")
-    figure = metrics.official(metric)
-    scores = {name: float(figure(metrics.confusion(oof.label[scored], columns[name][scored].argmax(1),
-                                                   len(oof.classes)))) for name in eligible}
+    scores = score_out_of_fold(oof, {name: columns[name] for name in eligible}, metric)
     best = max(scores, key=lambda name: scores[name])
     return FinalCandidate(name=best, why=f"best {metric} out of fold ({scores[best]:.4f}) on the training groups")
+
+
+def score_out_of_fold(oof: OofLogits, columns: Mapping[str, Probs], metric: str) -> dict[str, float]:
+    """Return column -> its score on the labeled rows of the folds."""
+    figure, scored = metrics.official(metric), (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
+    return {name: float(figure(metrics.confusion(oof.label[scored], values[scored].argmax(1), len(oof.classes))))
+            for name, values in columns.items()}
+
+
+# A candidate that contradicts its heads, or the models that will predict new clips.
+
+MOST_ROWS_COMPARED = 60_000
+"""The comparison with predictions as for new clips takes whole clips up to this many rows."""
+MOST_LOST = 0.1
+"""Predicted as new clips are, the training rows may score this much less than out of fold."""
+
+
+def find_contradictions(oof: OofLogits, nested: NestedResult, columns: Mapping[str, Probs], metric: str, *,
+                        causal: bool = False) -> dict[str, str]:
+    """Return learned candidate -> reason, for each one whose out-of-fold predictions new clips will not repeat.
+
+    Notes
+    -----
+    First test: the candidate's log-probabilities and the mean of its heads' must not have a negative correlation over
+    the training rows. Second test: new clips are predicted by the mean over the folds' heads, in which the lean of the
+    single folds cancels. The training rows are predicted in the same way: each fold's mean log-probabilities are
+    replaced by the mean over all folds, and the stacker of all folds is used. A candidate is rejected if its
+    predictions change more often than those of its heads, and it scores less than out of fold by more than `MOST_LOST`.
+    Changes alone prove nothing: on few groups the stackers of two folds differ, also where heads complement each other.
+    """
+    if ALL not in nested.fold_models:
+        return {}
+    inside = np.flatnonzero((oof.fold >= 0) & (np.diff(oof.offsets) > 0))
+    every = -(-int(np.diff(oof.offsets)[inside].sum()) // MOST_ROWS_COMPARED)
+    part = oof.subset(inside[::max(every, 1)])
+    rows = np.concatenate([np.arange(oof.offsets[i], oof.offsets[i + 1]) for i in inside[::max(every, 1)].tolist()])
+    as_new = _without_fold_means(part)
+    predicted = predict_new(as_new, nested.fold_models[ALL], causal).columns
+    seen = part.valid & (part.label >= 0)
+    agreement = {head: _agreement(part.logits[head][seen], as_new.logits[head][seen]) for head in part.heads}
+    least = min(agreement.values())
+    votes = _centered(sum(log_softmax(part.logits[head][seen]) for head in part.heads))
+    rejected, figure = {}, metrics.official(metric)
+    for name, values in predicted.items():
+        own = columns[name][rows][seen]
+        mine = _agreement(own, values[seen])
+        then, now = (float(figure(metrics.confusion(part.label[seen], probs.argmax(1), len(oof.classes))))
+                     for probs in (values[seen], own))
+        if float((_centered(np.log(np.maximum(own, FLOOR))) * votes).sum()) < 0:
+            rejected[name] = "contradicts its heads: it is likely where they are unlikely"
+        elif mine < least and then < now - MOST_LOST:
+            rejected[name] = (f"new clips will not repeat its score: predicted as new clips are, the training rows "
+                              f"have {then:.3f} {metric}, out of fold {now:.3f}; {mine:.0%} of the predictions are "
+                              f"the same (heads: at least {least:.0%})")
+    return rejected
+
+
+def _without_fold_means(oof: OofLogits) -> OofLogits:
+    """Return the logits as new clips, with the mean log-probabilities of each fold replaced by those of all folds."""
+    fold = oof.per_row(oof.fold)
+    logits, pooled = {}, {}
+    for head in oof.heads:
+        values = log_softmax(oof.logits[head])
+        means = {k: values[(fold == k) & oof.valid].mean(0) for k in np.unique(fold[oof.valid]).tolist()}
+        shift = np.zeros(values.shape)
+        for k, mean in means.items():
+            shift[fold == k] = np.mean(list(means.values()), axis=0) - mean
+        logits[head] = (values + shift).astype(np.float32)
+        if oof.pooled:
+            # Statistics of a clip: all but the spread, which is the second one, move with the level.
+            moves = np.array([what != "spread" for what in POOLED], float)
+            pooled[head] = (oof.pooled[head] + moves[:, None] * shift[:, None]).astype(np.float32)
+    return replace(oof, logits=logits, pooled=pooled, fold=np.full_like(oof.fold, -1))
+
+
+def _agreement(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
+    return float((one.argmax(1) == other.argmax(1)).mean())
+
+
+def _centered(log_probs: Any) -> NDArray[np.float64]:
+    """Return log-probabilities, ``(n, C)``, minus their means over the classes and over the rows."""
+    values = np.asarray(log_probs, float)
+    values = values - values.mean(1, keepdims=True)
+    return np.asarray(values - values.mean(0))
 
 
 def leaky_heads(oof: OofLogits, columns: Iterable[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ clip has none). The other frames take the prediction of the nearest frame with a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,6 +47,8 @@ FAR_S = 10.0
 FLOOR = 1e-6
 """Lower limit of probabilities before the logarithm: a single overconfident head must not dominate a mean."""
 MOST_COLUMNS = 152
+UNSIGNED = re.compile(r":spread\b")
+"""Channels with a value a class that is no vote for the class."""
 POOLED = ("mean", "spread", "most", "least")
 """The statistics of a clip's log-probabilities that clip-level features use."""
 
@@ -148,6 +151,31 @@ class FeatureColumns:
                     *([] if self.causal else [f"all:{SIDE_S:.2g} s after"]), f"all:{LAG_S:.2g} s ago", "all:clip",
                     f"all:spread {SPREAD_S:.2g} s", f"all:most {MOST_S:.2g} s"]
         return [f"{channel}:{name}" for channel in channels for name in self.classes] + self._plain()
+
+    @cached_property
+    def votes(self) -> NDArray[np.int64]:
+        """The class that each feature votes for, ``(F,)``; -1 for features such as spreads and entropies."""
+        return np.array([self.classes.index(end) if end in self.classes and not UNSIGNED.search(channel) else -1
+                         for channel, _, end in (name.rpartition(":") for name in self.names)], np.int64)
+
+    @cached_property
+    def anchors(self) -> NDArray[np.int64]:
+        """The feature that holds the level of each vote's source (a head, or all heads), ``(F,)``; -1 if it is no vote.
+
+        Notes
+        -----
+        The difference of a vote from its anchor is a contrast within the clip: what shifts all log-probabilities of a
+        clip, such as the class shares of a fold, is not in it.
+        """
+        found = np.full(len(self.names), -1, np.int64)
+        place = {name: i for i, name in enumerate(self.names)}
+        for i in np.flatnonzero(self.votes >= 0).tolist():
+            source, _, name = self.names[i].split(":")
+            level = "clip" if source == "all" else f"mean {HEAD_WIDTH_S:.2g} s"
+            # At clip level there is no such feature: each statistic is its own anchor. Free contrasts of maximum and
+            # mean cost `geometric-mean` .010 macro F1 on the validation clips of AFEW.
+            found[i] = place.get(f"{source}:{level}:{name}", i)
+        return found
 
     def _own(self) -> list[str]:
         """Return the channels of single heads; above `MOST_COLUMNS` without the smoothed ones, then none."""

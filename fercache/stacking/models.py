@@ -1,4 +1,4 @@
-"""The stacker's models: logistic regression (scikit-learn), and trees (LightGBM) that correct the smoothed mean."""
+"""The stacker's models: logistic regression with bounds, and trees (LightGBM) that correct the smoothed mean."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from dataclasses import dataclass
 import lightgbm
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
+from scipy.optimize import Bounds, minimize
+from scipy.special import log_softmax
 
 from fercache.oof import inner_groups
-from fercache.stacking.features import TrainingSample
+from fercache.stacking.features import FeatureColumns, TrainingSample
 
 Floats = NDArray[np.float64]
 
 STRENGTH = 0.03
-"""scikit-learn's C per effective row: many near copies of a frame must not outweigh the penalty."""
+"""Weight of the loss per effective row, against half of the squared weights: many near copies of a frame must not
+outweigh the penalty."""
 MOST_STEPS = 500
 MOST_ROWS = 50_000
 FLOOR = 1e-6
@@ -35,24 +37,52 @@ class LinearModel:
         return np.asarray((x - self.mean) / self.scale @ self.weights.T + self.bias)
 
 
-def fit_linear(sample: TrainingSample, balance: float) -> LinearModel:
-    """Return multinomial logistic regression fitted to a sample; above `MOST_ROWS` rows to an even subsample."""
+def fit_linear(sample: TrainingSample, balance: float, columns: FeatureColumns) -> LinearModel:
+    """Return multinomial logistic regression fitted to a sample; above `MOST_ROWS` rows to an even subsample.
+
+    Notes
+    -----
+    A higher level of a head's log-probability of a class never lowers that class. On few groups the heads of a fold
+    lean away from the labels that the fold holds out. Free weights turn that into a score that new clips do not have
+    (``docs/results/few-groups.md``). Contrasts within a clip do not have the lean, so their weights are free.
+    """
     every = -(-len(sample.rows) // MOST_ROWS)
     part = sample.where(np.arange(len(sample.rows)) % every == 0) if every > 1 else sample
-    x = part.x.astype(float)
-    mean, scale = x.mean(0), x.std(0) + 0.1
-    bias, weights = np.full(part.classes, np.log(FLOOR)), np.zeros((part.classes, x.shape[1]))
+    x, votes, n_features = part.x.astype(float), columns.votes, part.x.shape[1]
+    bias, weights = np.full(part.classes, np.log(FLOOR)), np.zeros((part.classes, n_features))
+    center, unit = x.mean(0), np.ones(n_features)
     seen_classes = np.unique(part.label)
-    if len(seen_classes) == 1:  # scikit-learn raises if there is only one class
+    if len(seen_classes) == 1:
         bias[seen_classes] = 0.0
-        return LinearModel(mean=mean, scale=scale, weights=weights, bias=bias)
-    model = LogisticRegression(C=STRENGTH * part.effective_n() / len(x), max_iter=MOST_STEPS)
-    model.fit((x - mean) / scale, part.label, sample_weight=part.weights(balance))
-    # With two classes scikit-learn returns one row; half of it with each sign gives the same probabilities.
-    binary = len(seen_classes) == 2
-    weights[seen_classes] = np.concatenate([-model.coef_, model.coef_]) / 2 if binary else model.coef_
-    bias[seen_classes] = np.concatenate([-model.intercept_, model.intercept_]) / 2 if binary else model.intercept_
-    return LinearModel(mean=mean, scale=scale, weights=weights, bias=bias)
+        return LinearModel(mean=center, scale=unit, weights=weights, bias=bias)
+    contrast = np.flatnonzero((columns.anchors >= 0) & (columns.anchors != np.arange(n_features)))
+    x -= center
+    x[:, contrast] -= x[:, columns.anchors[contrast]]  # no anchor is a contrast itself
+    scale = x.std(0) + 0.1
+    x /= scale
+    row_weight = part.weights(balance) * STRENGTH * part.effective_n() / len(x)
+    k, target = len(seen_classes), part.label[:, None] == seen_classes
+
+    def loss(values: Floats) -> tuple[float, Floats]:
+        w, b = values[:-k].reshape(k, n_features), values[-k:]
+        log_probs = log_softmax(x @ w.T + b, axis=1)
+        error = (np.exp(log_probs) - target) * row_weight[:, None]
+        value = (w**2).sum() / 2 - (row_weight * log_probs[target]).sum()
+        return float(value), np.concatenate([(error.T @ x + w).ravel(), error.sum(0)])
+
+    bound = votes >= 0
+    bound[contrast] = False
+    own, free = votes == seen_classes[:, None], np.full(k, np.inf)
+    low, high = np.where(bound & own, 0.0, -np.inf), np.where(bound & ~own, 0.0, np.inf)
+    found = minimize(loss, np.zeros(k * n_features + k), jac=True, method="L-BFGS-B",
+                     bounds=Bounds(np.r_[low.ravel(), -free], np.r_[high.ravel(), free]),
+                     options={"maxiter": MOST_STEPS, "gtol": 1e-5}).x
+    # Back to weights of the features themselves, so that prediction needs no contrasts.
+    fitted = found[:-k].reshape(k, n_features) / scale
+    for f in contrast.tolist():
+        fitted[:, columns.anchors[f]] -= fitted[:, f]
+    weights[seen_classes], bias[seen_classes] = fitted, found[-k:]
+    return LinearModel(mean=center, scale=unit, weights=weights, bias=bias)
 
 
 LEAVES = 4

@@ -119,7 +119,7 @@ def _fit_fold(sample: TrainingSample, columns: FeatureColumns, metric: str, fold
     plan = models.TreesPlan(seed=config.seed, threads=config.threads, balance=base.balance)
     fold_model = FoldModel(fold=fold, groups=len(np.unique(sample.group)), rows=len(sample.rows),
                            smoothed_mean=base, trees=models.fit_trees(sample, start, plan),
-                           linear=models.fit_linear(sample, base.balance))
+                           linear=models.fit_linear(sample, base.balance, columns))
     bar.advance()
     return fold_model
 

@@ -33,7 +33,7 @@ REFITTED = "fitted on this split too (refit = all), so it has no score"
 
 @dataclass(frozen=True, kw_only=True)
 class StackRun:
-    """The results that a report describes: every column, the final one, and its temperature by fold."""
+    """The results that a report describes: all columns, the final one, its temperatures, and the rejected ones."""
 
     oof: OofLogits
     config: StackConfig
@@ -41,6 +41,7 @@ class StackRun:
     columns: dict[str, Probs]
     final: FinalCandidate
     temperatures: dict[int, float]
+    rejected: dict[str, str]
 
     @property
     def metric(self) -> str:
@@ -58,7 +59,8 @@ def build_report(run: StackRun) -> dict[str, Any]:
             "final": {"column": run.final.name, "why": run.final.why, "temperature": run.temperatures[-1]},
             "temperatures": {str(fold): t for fold, t in run.temperatures.items()},
             "warnings": _losing(splits["train"], run.metric),
-            "flags": [f"{name}: {why}" for name, why in leaky.items()],
+            "flags": [f"{name}: {why}" for name, why in (*leaky.items(), *run.rejected.items())],
+            "rejected": run.rejected,
             "order": list(run.columns), "columns": {name: DESCRIPTIONS.get(name, "head") for name in run.columns},
             "gap_policy": missing_faces.describe_policy(config.missing_faces),
             "frames_without_face": int((~oof.valid).sum()),

@@ -79,7 +79,7 @@ class StackInference:
         return ppm[inputs.rows_of_clips(whole, self.oof)] if self.metrics["level"] == "clip" else ppm
 
 
-FORMAT = 7
+FORMAT = 8
 """Incremented whenever the code changes the output of a run, so that old cached runs are not reused."""
 
 
@@ -143,6 +143,14 @@ def oof_columns(oof: OofLogits, config: StackConfig) -> dict[str, NDArray[np.flo
     return nested_cv.run_nested_cv(oof, config).columns
 
 
+def find_contradictions(oof: OofLogits, config: StackConfig) -> tuple[dict[str, str], str]:
+    """Return the candidates that are never final, with the reason, and the candidate with the best score of all."""
+    nested = nested_cv.run_nested_cv(oof, config)
+    columns, metric = candidates.gather_candidates(oof, nested), config.metric or oof.metric
+    scores = candidates.score_out_of_fold(oof, columns, metric)
+    return candidates.find_contradictions(oof, nested, columns, metric), max(scores, key=lambda name: scores[name])
+
+
 def _ready(oof: OofLogits, config: StackConfig) -> OofLogits:
     """Return the logits as the stacker reads them: checked, aggregated to clips, without lookahead heads."""
     inputs.refuse_in_sample(oof, config.force)
@@ -156,12 +164,14 @@ def _compute(oof: OofLogits, config: StackConfig, run_folder: Path,
     nested = nested_cv.run_nested_cv(oof, config)
     filler = candidates.GapFiller.of(oof, config.missing_faces, causal=config.causal)
     by_candidate = candidates.gather_candidates(oof, nested, filler)
-    final = candidates.choose_final(oof, by_candidate, config.select, config.metric or oof.metric)
+    metric = config.metric or oof.metric
+    rejected = candidates.find_contradictions(oof, nested, by_candidate, metric, causal=config.causal)
+    final = candidates.choose_final(oof, by_candidate, config.select, metric, rejected)
     temperatures = calibration.temperature_by_fold(oof, by_candidate[final.name])
     tempered = calibration.apply_by_fold(oof, by_candidate[final.name], temperatures)
     ppm = candidates.to_ppm(filler.refill(tempered))
     run = report.StackRun(oof=oof, config=config, nested=nested, columns=by_candidate, final=final,
-                            temperatures=temperatures)
+                            temperatures=temperatures, rejected=rejected)
     record = {**report.build_report(run), "version": FORMAT, "fingerprint": fingerprint_}
     nested_cv.save_stack(run_folder, ppm, nested.fold_models, record)
     return ppm, record
@@ -223,7 +233,8 @@ def evaluate(folder: Path, oof: OofLogits, config: StackConfig) -> StackResult:
     temperature = float(run_metrics["final"]["temperature"])
     run = report.StackRun(oof=ready, config=_as_trained(run_metrics, config), nested=inference.nested,
                        columns=inference.columns, final=final,
-                       temperatures=dict.fromkeys([*range(int(ready.fold.max(initial=-1)) + 1), -1], temperature))
+                       temperatures=dict.fromkeys([*range(int(ready.fold.max(initial=-1)) + 1), -1], temperature),
+                       rejected=run_metrics["rejected"])
     record = {**report.build_report(run), "version": FORMAT, "fingerprint": run_metrics["fingerprint"]}
     return StackResult(oof=oof, ppm=inference.probs_ppm(oof), report=record, folder=folder, cached=False,
                        seconds=time.monotonic() - started)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from fercache.config import TrainConfig, fingerprint_of
 from fercache.data.base import Dataset, Trial, stored_trials
@@ -116,6 +117,29 @@ def check_clock(dataset: Dataset, heads: Sequence[str]) -> None:
                          where=dataset.name, hint="use --heads frame")
 
 
+def check_classes(dataset: Dataset, trials: Sequence[Trial]) -> None:
+    """Refuse training labels of one class only, and log the classes that occur in one group only.
+
+    Raises
+    ------
+    InputError
+        All labels are of one class.
+    """
+    groups: dict[int, set[str]] = {}
+    for trial in trials:
+        codes = [trial.clip_label] if trial.labels is None else np.unique(trial.labels).tolist()
+        for code in codes:
+            if code >= 0:
+                groups.setdefault(code, set()).add(trial.group)
+    if len(groups) == 1:
+        raise InputError(f"all training labels are of one class, {dataset.classes[next(iter(groups))]}",
+                         where="the data set", hint="label clips of another class too: there is nothing to tell apart")
+    single = [dataset.classes[code] for code in sorted(groups) if len(groups[code]) == 1]
+    if single:
+        log.warning("only one group has labels of %s: where it is held out, no model has seen the class",
+                    ", ".join(single))
+
+
 def settings_of(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, config: TrainConfig) -> dict[str, Any]:
     """Return everything that changes the logits, as a JSON value; its digest names the logits file and the heads."""
     return {**config.settings(), "store": store.digest(), "features": fingerprint_of(store.settings), "format": FORMAT,
@@ -133,6 +157,7 @@ def _train(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, conf
         raise InputError("no labelled frame in the training split", where="the data set",
                          hint="name labels with --labels (or a `label` column), or read what `fercache extract` logs "
                               "about the annotations")
+    check_classes(dataset, [t for t in trials if t.split in config.learns_from])
     training = CrossValidatedTraining.prepare(dataset, trials, store, config, heads, weights)
     logits = training.run()
     features = training.features

@@ -1,0 +1,66 @@
+"""Simulated logits of few groups, whose heads have the bias of leave-group-out: each fold lacks its own labels."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fercache.oof import OofLogits, assign_folds
+
+HEADS = ("frame", "gru", "transformer")
+LABELS = ("group", "half", "free")
+
+
+def draw(groups: int, *, seed: int, classes: int = 2, frames: int = 12, labels: str = "group", balanced: bool = True,
+         pull: float = 1.0, skill: float = 0.0, noise: float = 0.15, experts: bool = False) -> OofLogits:
+    """Return logits of one clip a group.
+
+    Parameters
+    ----------
+    labels : constant in a group, constant in half a group, or free (another one every quarter of a second).
+    balanced : whether all classes are equally frequent; else the first class has .7 of the labels.
+    pull : how strongly a head repeats the logarithm of the class shares of its fold's training part; 0 is no bias.
+    skill : the logit that the right class has above the others.
+    noise : standard deviation of the logits between groups, and of a frame around its group; half is common to heads.
+    experts : each head knows other classes, so that together they know all of them.
+    """
+    rng = np.random.default_rng([groups, seed, classes])
+    names = tuple(f"g{i:03d}" for i in range(groups))
+    parts = {"group": 1, "half": 2, "free": max(frames // 3, 1)}[labels]
+    share = np.full(classes, 1 / classes) if balanced else np.r_[0.7, np.full(classes - 1, 0.3 / (classes - 1))]
+    # An even sequence of quantiles, shuffled, has the stated shares in every draw.
+    exact = np.searchsorted(np.cumsum(share), (np.arange(groups * parts) + 0.5) / (groups * parts))
+    by_part = rng.permutation(np.minimum(exact, classes - 1)).reshape(groups, parts)
+    label = np.repeat(by_part, -(-frames // parts), axis=1).reshape(groups, -1)[:, :frames]
+    counts = np.stack([np.bincount(row, minlength=classes) for row in label])
+    fold = assign_folds(names, counts, 5, 0)
+    row_fold, row_label = np.repeat(fold, frames), label.ravel()
+    shared = _noise(groups, frames, classes, rng)
+    logits = {}
+    for number, head in enumerate(HEADS):
+        known = np.arange(classes) % len(HEADS) == number if experts else np.ones(classes, bool)
+        values = noise * (shared + _noise(groups, frames, classes, rng)) / np.sqrt(2)
+        values += skill * np.eye(classes)[row_label] * known[row_label][:, None]
+        values += pull * log_shares(counts, fold)[row_fold]
+        logits[head] = values.astype(np.float32)
+    index = np.tile(np.arange(1, frames + 1), groups).astype(np.int32)
+    key = repr((groups, seed, classes, frames, labels, balanced, pull, skill, noise, experts))
+    return OofLogits(dataset="few", classes=tuple("abcdefgh"[:classes]), metric="macro_f1", notice="", heads=HEADS,
+                     trials=names, group=names, split=("train",) * groups, fold=fold,
+                     offsets=np.arange(groups + 1) * frames, index=index, time_s=(index - 1) / 30,
+                     valid=np.ones(groups * frames, bool), label=row_label.astype(np.int16), logits=logits,
+                     provenance={}, fingerprint=hashlib.sha256(key.encode()).hexdigest())
+
+
+def log_shares(counts: NDArray[np.int64], fold: NDArray[np.int16]) -> NDArray[np.float64]:
+    """Return the log class shares, ``(folds, C)``, of what the heads of each fold are trained on."""
+    rest = np.stack([counts[fold != k].sum(0) for k in range(int(fold.max()) + 1)]) + 0.5
+    return np.asarray(np.log(rest / rest.sum(1, keepdims=True)))
+
+
+def _noise(groups: int, frames: int, classes: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return noise, ``(groups * frames, C)``: one draw a group, and one a frame."""
+    between = np.repeat(rng.normal(size=(groups, classes)), frames, axis=0)
+    return np.asarray(between + rng.normal(size=(groups * frames, classes)))
