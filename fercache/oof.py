@@ -140,7 +140,7 @@ class OofLogits:
     def subset(self, trials: NDArray[np.int64]) -> OofLogits:
         """Return the logits of some trials, given by their indices."""
         rows = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in trials.tolist()])
-        names: dict[str, Any] = {name: tuple(getattr(self, name)[i] for i in trials.tolist())
+        names: dict[str, Any] = {name: tuple(np.array(getattr(self, name), object)[trials].tolist())
                                  for name in (*TRIALS, "clip") if getattr(self, name)}
         lengths = np.diff(self.offsets)[trials]
         return replace(self, **names, fold=self.fold[trials], offsets=np.concatenate([[0], np.cumsum(lengths)]),

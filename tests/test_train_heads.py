@@ -302,3 +302,15 @@ def test_clip_level_heads_learn_a_set_with_one_label_a_clip(tmp_path: Path) -> N
         logits = oof.logits[head].reshape(18, 60, 3)
         assert (logits == logits[:, :1]).all(), "the same for every frame"
         assert (logits[:, 0].argmax(1) == np.arange(18) % 3).mean() > .7, head
+
+
+def test_one_class_is_refused_before_any_training(pair: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset, store = pair
+    one = replace(dataset, trials=tuple(replace(t, labels=None, clip_label=1) for t in dataset.trials))
+    with pytest.raises(InputError, match=dataset.classes[1]):
+        train.train_heads(one, store, CONFIG, tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    trials = [t for t in dataset.trials if t.split == "train"]
+    train.check_classes(dataset, [replace(trials[0], labels=None, clip_label=2),
+                                  *(replace(t, labels=None, clip_label=1) for t in trials[1:])])
+    assert dataset.classes[2] in caplog.text
