@@ -121,7 +121,7 @@ def _layout(config: DatasetConfig) -> str:
     if not config.root:
         raise InputError("labels are given without clips", where=config.labels, hint="give --clips too")
     root = Path(config.root)
-    if photos.looks_like_fer2013(root):
+    if photos.is_fer2013(root):
         return "fer2013"
     found = scan(root, DEPTH)
     fits = _fits(found)

@@ -131,7 +131,7 @@ def read_photos(config: DatasetConfig, cache: Path) -> Dataset:
                     one_each=config.source != "crops")
 
 
-def looks_like_fer2013(root: Path) -> bool:
+def is_fer2013(root: Path) -> bool:
     """Return whether a path is a table of FER2013, a folder with one, or its folder form, by the names of its files."""
     if root.is_file():
         return root.name in TABLE_NAMES
