@@ -112,7 +112,8 @@ def evaluate_starter(oof: OofLogits, config: StackConfig) -> StackResult:
     columns = {"frame": columns["frame"], SMOOTHED: smooth(columns["frame"], oof)}
     final = candidates.FinalCandidate(name=SMOOTHED, why="the starter's predictions, averaged over half a second")
     run = report.StackRun(oof=oof, config=replace(config, missing_faces=policy), nested=nothing, columns=columns,
-                          final=final, temperatures={-1: 1.0}, rejected={})
+                          final=final, rejected={},
+                          temperatures=dict.fromkeys([*range(int(oof.fold.max(initial=-1)) + 1), -1], 1.0))
     record = report.build_report(run) | {"version": FORMAT, "fingerprint": oof.fingerprint}
     record["columns"][SMOOTHED] = final.why
     return StackResult(oof=oof, ppm=candidates.to_ppm(filler.refill(columns[SMOOTHED])), report=record, folder=FOLDER,
