@@ -129,6 +129,16 @@ def test_reading_again_keeps_the_clips_and_their_digests(tmp_path: Path) -> None
     assert job.source_unchanged(media.source_digest(trial.path, trial.kind), again.trials[0].path, trial.kind, False)
 
 
+def test_a_photo_that_is_added_moves_no_label_to_another_photo(tmp_path: Path) -> None:
+    rows = [(i % 7, i, "Training") for i in range(40)]
+    load(table(tmp_path / "fer", rows), tmp_path / "cache")
+    more = [(6, 100, "Training"), *rows, (2, 101, "PublicTest")]
+    found = load(table(tmp_path / "fer", more), tmp_path / "cache")
+    order = ("Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Neutral")
+    assert {(name, picture) for _, name, picture in photos_of(found)} == {
+        (order[code], pixels(number).tobytes()) for code, number, _ in more}
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("a,b\n1,2\n", "not a table"), ("emotion,pixels,Usage\n9,1 2,Training\n", "line 2"),
     ("emotion,pixels,Usage\n1,1 2 3,Training\n", "3 pixels")])

@@ -226,9 +226,13 @@ def _dataset(layout: str, root: Path, classes: Sequence[str], photos: Sequence[P
     """Return the photos as clips; the photos of a clip are linked, by number, in one folder of the cache."""
     name = cache_name(layout, root, config.name)
     copies: dict[bytes, list[Photo]] = defaultdict(list)
+    content = hashlib.sha256()
     for photo in photos:
-        copies[photo.digest()].append(photo)
-    folder = Workspace(cache).photos(name)
+        digest = photo.digest()
+        copies[digest].append(photo)
+        content.update(repr((photo.name, photo.split, digest)).encode())
+    # Other photos make other clips, which must not meet the links of the clips before.
+    folder = Workspace(cache).photos(name) / content.hexdigest()[:12]
     trials = []
     for clip, chosen in _clips(copies.values(), one_each):
         _link(folder / clip, chosen)
