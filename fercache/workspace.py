@@ -9,7 +9,7 @@
     cache/heads/<dataset>/<fp12>/                     the trained heads behind the logits of the same name
     cache/stack/<dataset>/<fp12>/                     stack runs
     cache/index/<dataset>.json                        facts that `check` read from the clips
-    cache/photos/<dataset>/<clip>/                    links to the photos of a clip, for data sets of still photos
+    cache/photos/<dataset>/<fp12>/<clip>/             links to the photos of a clip, for data sets of still photos
     cache/weights/, cache/clips/                      downloads: pretrained CNNs, the demo's videos
     cache/run_log.json                                runs and their durations
 
