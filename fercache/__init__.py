@@ -1,18 +1,20 @@
-"""fercache: run a face CNN once over every frame, keep what it saw, train expression models on it all day.
+"""fercache: run a face CNN once over every frame, store its features, and train expression models on them all day.
 
-The walk
+Pipeline
 --------
-video or folder of crops -> ``media`` (frames on a clock) -> ``faces`` / ``people`` (one box a frame) ->
-``backbones`` (several taps in one pass) -> ``store`` (Zarr, one group a clip)
+video or folder of crops -> ``media`` (one row per frame) -> ``faces`` (one box per frame) -> ``backbones`` (several
+taps in one pass) -> ``store`` (Zarr, one group per clip); ``extraction`` runs all of it
     | files only |
-``windows`` (the store in RAM, once) -> ``heads`` -> ``train_heads`` (out of fold by group) -> ``logits`` (HDF5)
+``training`` (``heads`` on stored features, out of fold by group) -> ``oof`` (logits in HDF5)
     | files only |
-``stack`` (LightGBM on out-of-fold logits) -> ``preds.csv``
+``stacking`` (LightGBM on out-of-fold logits) -> ``results`` (``preds.csv``)
 
-Axis letters, everywhere
-------------------------
+``inference`` runs new clips through the whole pipeline. ``workspace`` defines every path below ``cache/``.
+
+Axis letters
+------------
 N clips, T frames of a clip, W window length, D feature size, C classes, B batch, K folds, V views, R rows (frames of
-many clips in a row). Units stand in names: ``_s`` seconds, ``_px`` pixels, ``fps`` frames a second. Boxes are
+many clips in a row). Names end in units: ``_s`` seconds, ``_px`` pixels; ``fps`` is frames per second. Boxes are
 ``x1, y1, x2, y2`` in pixels of the upright decoded frame. Pictures are ``(H, W, 3) uint8`` RGB. Frames count from 1,
 times from 0. A label of -1 means "not annotated".
 """
