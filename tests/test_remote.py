@@ -128,6 +128,7 @@ def web(tmp_path: Path) -> Iterator[str]:
 
 
 def test_http_reads(web: str, tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp", reason="the extra `http` is not installed")
     put(EmbeddingStore.create(tmp_path / "s.zarr", SETTINGS, TAPS), "c", 700)
     store = open_store(f"{web}/s.zarr")
     np.testing.assert_array_equal(store["c"]["block8"][10:300], features(700)[1]["block8"][10:300])
