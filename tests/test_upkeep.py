@@ -348,3 +348,12 @@ def test_far_features_are_not_looked_past(tmp_path: Path, words: tuple[str, ...]
     """A proof that no trace is left, which did not look where the features are, would be none."""
     done = CliRunner().invoke(main, ["--cache", "memory://bucket", "--local-cache", str(tmp_path), *words])
     assert done.exit_code == 2 and "local features only" in done.output
+
+
+def test_gc_reads_every_delivered_folder_of_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No delivered recipe may name a data set that a user has not got: `gc` reads all of them."""
+    monkeypatch.chdir(tmp_path)
+    stages = Path(__file__).resolve().parent.parent / "stages"
+    assert {path.parent.name for path in stages.glob("*/*.toml")} == {"mao2021", "starter"}
+    found = json.loads(say("--cache", "cache", "--stages", stages, "gc", "--json").stdout)
+    assert found["unreferenced"] == []
