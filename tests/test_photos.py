@@ -139,6 +139,30 @@ def test_a_photo_that_is_added_moves_no_label_to_another_photo(tmp_path: Path) -
         (order[code], pixels(number).tobytes()) for code, number, _ in more}
 
 
+def test_a_folder_of_photos_can_move(tmp_path: Path) -> None:
+    """Links name full paths: they are made again, and lead to the same photos."""
+    photo = tmp_path / "here" / "train" / "angry" / "Training_1.png"
+    photo.parent.mkdir(parents=True)
+    Image.fromarray(pixels(1)).save(photo)
+    first = photos_of(load(tmp_path / "here", tmp_path / "cache", name="mine"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert photos_of(load(tmp_path / "there", tmp_path / "cache", name="mine")) == first != []
+
+
+@pytest.mark.parametrize("left", ["no file", "a torn file under another name"])
+def test_a_killed_reading_leaves_no_torn_photo(tmp_path: Path, left: str) -> None:
+    """A clip is linked as a whole: a folder without files, and what a killed writer left beside it, change nothing."""
+    root = table(tmp_path / "fer", [(i % 7, i, "Training") for i in range(9)])
+    found = load(root, tmp_path / "cache")
+    whole, folder = photos_of(found), found.trials[0].path
+    for path in folder.iterdir():
+        path.unlink()
+    if left != "no file":
+        (folder.parent / ".tmp-1-train-00000").mkdir()
+        (folder.parent / ".tmp-1-train-00000" / "00001.png").write_bytes(b"torn")
+    assert photos_of(load(root, tmp_path / "cache")) == whole
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("a,b\n1,2\n", "not a table"), ("emotion,pixels,Usage\n9,1 2,Training\n", "line 2"),
     ("emotion,pixels,Usage\n1,1 2 3,Training\n", "3 pixels")])

@@ -139,7 +139,7 @@ def map_class_names(source: Sequence[str], target: Sequence[str], also: Mapping[
     InputError
         A set has two classes of one meaning, `also` names an unknown class, or no class has a counterpart.
     """
-    target_index, source_index = _index_by_name(target), _index_by_name(source)
+    target_index, source_index = index_by_name(target), index_by_name(source)
     chosen: dict[int, int] = {}
     for pair in (also or {}).items():
         for name, index, classes in zip(pair, (source_index, target_index), (source, target), strict=True):
@@ -174,8 +174,14 @@ def parse(text: str) -> dict[str, str]:
     return pairs
 
 
-def _index_by_name(classes: Sequence[str]) -> dict[str, int]:
-    """Return canonical name -> index; refuse two classes of one meaning."""
+def index_by_name(classes: Sequence[str]) -> dict[str, int]:
+    """Return canonical name -> index.
+
+    Raises
+    ------
+    InputError
+        Two classes have one meaning.
+    """
     index: dict[str, int] = {}
     for i, name in enumerate(classes):
         twin = index.setdefault(canonical_class_name(name), i)

@@ -7,9 +7,7 @@ fold has a photo on one side and its copy on the other.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
 import os
 import random
@@ -23,11 +21,13 @@ import numpy as np
 from PIL import Image
 
 from fercache.config import DatasetConfig
+from fercache.data import tables
 from fercache.data.base import SEVEN, UNKNOWN, Dataset, Issue, Split, Trial, cache_name, shorten_list
-from fercache.data.labels import SETS, canonical_class_name
+from fercache.data.labels import SETS, canonical_class_name, index_by_name, map_class_names
 from fercache.data.scan import PICTURES
 from fercache.errors import InputError
-from fercache.workspace import Workspace
+from fercache.runtime import atomic_io
+from fercache.workspace import LOCK_SUFFIX, Workspace, short
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def read_fer2013(config: DatasetConfig, cache: Path) -> Dataset:
     if table is not None:
         photos = list(_table_photos(table, _fer_plus_labels(table.with_name(FER_PLUS_NAME))))
     else:
-        photos = [photo for photo in _folder_photos(root, SEVEN, FER2013_SPLITS) if photo.label >= 0]
+        photos = [photo for photo in _folder_photos(root, _pictures(root), SEVEN) if photo.label >= 0]
     if not photos:
         raise InputError("no photo of FER2013 is here", where=root,
                          hint="name the folder that holds fer2013.csv, or train/<class>/*.jpg and test/<class>/*.jpg")
@@ -118,15 +118,16 @@ def read_photos(config: DatasetConfig, cache: Path) -> Dataset:
     each photo is a clip of its own, because the main face of one photo says nothing about that of the next.
     """
     root = _root(config, "photos")
-    names = sorted({path.parent.name for path in _pictures(root)})
-    seven = _places(SEVEN)
+    pictures = list(_pictures(root))
+    names = sorted({path.parent.name for path in pictures})
+    seven = index_by_name(SEVEN)
     common = {SEVEN[seven[name]] for name in map(canonical_class_name, names) if name in seven}
     classes = config.classes or (*(name for name in SEVEN if name in common),
                                  *(name for name in names if canonical_class_name(name) not in seven))
     if len(classes) < 2:
         raise InputError(f"photos of {len(classes)} classes", where=root,
                          hint="put the photos of each class into a folder of its own: happy/1.jpg, sad/2.jpg")
-    photos = list(_folder_photos(root, classes, FER2013_SPLITS))
+    photos = list(_folder_photos(root, pictures, classes))
     return _dataset("photos", root, classes, photos, config, cache, metric="macro_f1",
                     one_each=config.source != "crops")
 
@@ -148,11 +149,6 @@ def _root(config: DatasetConfig, layout: str) -> Path:
     return root
 
 
-def _places(classes: Sequence[str]) -> dict[str, int]:
-    """Return the index of each class by its canonical name."""
-    return {canonical_class_name(name): place for place, name in enumerate(classes)}
-
-
 def _pictures(root: Path) -> Iterator[Path]:
     """Yield every picture below a folder, in alphabetical order of paths."""
     for folder, folders, names in os.walk(root):
@@ -161,62 +157,61 @@ def _pictures(root: Path) -> Iterator[Path]:
                     if Path(name).suffix.lower() in PICTURES and not name.startswith("."))
 
 
-def _folder_photos(root: Path, classes: Sequence[str], splits: dict[str, Split]) -> Iterator[Photo]:
+def _folder_photos(root: Path, pictures: Iterable[Path], classes: Sequence[str]) -> Iterator[Photo]:
     """Yield the photos of folders by class; a file's name or a folder above the class names the split."""
-    places = _places(classes)
-    for path in _pictures(root):
+    places = index_by_name(classes)
+    for path in pictures:
         label = places.get(canonical_class_name(path.parent.name), UNKNOWN)
         above = [part.lower() for part in path.relative_to(root).parts[:-2]]
         # The name counts first: Kaggle's folder form puts PublicTest and PrivateTest into one folder "test".
         hints = [path.name.partition("_")[0].lower(), *reversed(above)]
-        split: Split = next((splits[word] for word in hints if word in splits), "train")
+        split: Split = next((FER2013_SPLITS[word] for word in hints if word in FER2013_SPLITS), "train")
         yield Photo(name=str(path.relative_to(root)), label=label, split=split, file=path)
 
 
 def _table_photos(table: Path, votes: Sequence[int] | None) -> Iterator[Photo]:
     """Yield the photos of ``fer2013.csv`` or ``icml_face_data.csv``, whose column names may have spaces around them."""
-    places = _places(SEVEN)
-    codes = {number: places[canonical_class_name(name)] for number, name in enumerate(SETS["fer2013"])}
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
-        header = [name.strip().lower() for name in next(rows, [])]
-        if not {"emotion", "pixels", "usage"} <= {*header}:
-            raise InputError("not a table of FER2013", where=table, hint="its columns are emotion, pixels and Usage")
-        emotion, pixels, usage = (header.index(name) for name in ("emotion", "pixels", "usage"))
-        for number, row in enumerate(rows):
-            where = f"{table}, line {number + 2}"
-            try:
-                data = np.array(row[pixels].split(), np.int64)
-                label = codes[int(row[emotion])]
-                split = FER2013_SPLITS[row[usage].strip().lower()]
-            except (LookupError, ValueError) as error:
-                raise InputError(f"not a row of FER2013 ({error})", where=where,
-                                 hint="download the table again") from error
-            if data.shape != (SIDE_PX**2,) or data.min() < 0 or data.max() > 255:
-                raise InputError(f"{len(data)} pixels; {SIDE_PX**2} numbers from 0 to 255 are expected", where=where,
-                                 hint="download the table again")
-            if votes is not None and number >= len(votes):
-                raise InputError(f"{len(votes)} rows of votes, fewer than photos", where=table.with_name(FER_PLUS_NAME),
-                                 hint="both tables describe the same 35,887 photos in the same order")
-            yield Photo(name=f"row {number + 1}", label=label if votes is None else votes[number], split=split,
-                        data=data.astype(np.uint8).tobytes())
+    codes = map_class_names(SETS["fer2013"], SEVEN).to
+    header = [name.strip().lower() for name in tables.read_header(table)]
+    if not {"emotion", "pixels", "usage"} <= {*header}:
+        raise InputError("not a table of FER2013", where=table, hint="its columns are emotion, pixels and Usage")
+    emotion, pixels, usage = (header.index(name) for name in ("emotion", "pixels", "usage"))
+    for number, (line, row) in enumerate(tables.read_rows(table)):
+        where = f"{table}, line {line}"
+        try:
+            data = np.array(row[pixels].split(), np.int64)
+            label = codes[int(row[emotion])]
+            split = FER2013_SPLITS[row[usage].strip().lower()]
+        except (LookupError, ValueError) as error:
+            raise InputError(f"not a row of FER2013 ({error})", where=where, hint="download the table again") from error
+        if data.shape != (SIDE_PX**2,) or data.min() < 0 or data.max() > 255:
+            raise InputError(f"{len(data)} pixels; {SIDE_PX**2} numbers from 0 to 255 are expected", where=where,
+                             hint="download the table again")
+        if votes is not None and number >= len(votes):
+            raise InputError(f"{len(votes)} rows of votes, fewer than photos", where=table.with_name(FER_PLUS_NAME),
+                             hint="both tables describe the same 35,887 photos in the same order")
+        yield Photo(name=f"row {number + 1}", label=label if votes is None else votes[number], split=split,
+                    data=data.astype(np.uint8).tobytes())
 
 
 def _fer_plus_labels(path: Path) -> list[int] | None:
     """Return the label of each row by the majority of its votes, -1 without one; None where there are no votes."""
     if not path.is_file():
         return None
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        missing = [name for name in FER_PLUS_CLASSES if name not in (rows.fieldnames or ())]
-        if missing:
-            raise InputError(f"no column {missing[0]!r}", where=path, hint="use FER+'s own fer2013new.csv")
-        labels = []
-        for row in rows:
-            votes = {name: int(row[name] or 0) for name in FER_PLUS_CLASSES}
-            best = max(votes, key=lambda name: votes[name])
-            alone = list(votes.values()).count(votes[best]) == 1
-            labels.append(SEVEN.index(FER_PLUS_CLASSES[best]) if alone and FER_PLUS_CLASSES[best] else UNKNOWN)
+    header = tables.read_header(path)
+    missing = [name for name in FER_PLUS_CLASSES if name not in header]
+    if missing:
+        raise InputError(f"no column {missing[0]!r}", where=path, hint="use FER+'s own fer2013new.csv")
+    labels = []
+    for line, row in tables.read_rows(path):
+        try:
+            votes = {name: int(row[header.index(name)] or 0) for name in FER_PLUS_CLASSES}
+        except ValueError as error:
+            raise InputError(f"not a number of votes ({error})", where=f"{path}, line {line}",
+                             hint="use FER+'s own fer2013new.csv") from error
+        best = max(votes, key=lambda name: votes[name])
+        alone = list(votes.values()).count(votes[best]) == 1
+        labels.append(SEVEN.index(FER_PLUS_CLASSES[best]) if alone and FER_PLUS_CLASSES[best] else UNKNOWN)
     log.info("%s: labels by the majority of the votes; %d photos have none", path, labels.count(UNKNOWN))
     return labels
 
@@ -226,18 +221,19 @@ def _dataset(layout: str, root: Path, classes: Sequence[str], photos: Sequence[P
     """Return the photos as clips; the photos of a clip are linked, by number, in one folder of the cache."""
     name = cache_name(layout, root, config.name)
     copies: dict[bytes, list[Photo]] = defaultdict(list)
-    content = hashlib.sha256()
+    # Links hold full paths: the photos of a folder that was moved need other links.
+    content = hashlib.sha256(os.fsencode(root.resolve()))
     for photo in photos:
         digest = photo.digest()
         copies[digest].append(photo)
         content.update(repr((photo.name, photo.split, digest)).encode())
     # Other photos make other clips, which must not meet the links of the clips before.
-    folder = Workspace(cache).photos(name) / content.hexdigest()[:12]
-    trials = []
-    for clip, chosen in _clips(copies.values(), one_each):
-        _link(folder / clip, chosen)
-        trials.append(Trial(name=clip, path=folder / clip, kind="crops" if one_each else "photos", parent=clip,
-                            group=clip, split=chosen[0].split, labels=np.array([p.label for p in chosen], np.int16)))
+    folder = Workspace(cache).photos(name) / short(content.hexdigest())
+    clips = list(_clips(copies.values(), one_each))
+    _link(folder, clips)
+    trials = [Trial(name=clip, path=folder / clip, kind="crops" if one_each else "photos", parent=clip, group=clip,
+                    split=chosen[0].split, labels=np.array([photo.label for photo in chosen], np.int16))
+              for clip, chosen in clips]
     return Dataset(name=name, layout=layout, classes=tuple(classes), trials=tuple(sorted(trials, key=lambda t: t.name)),
                    metric=metric, whole_frames=one_each, problems=tuple(_issues(copies.values(), root)))
 
@@ -270,24 +266,33 @@ def _clips(copies: Iterable[Sequence[Photo]], one_each: bool) -> Iterator[tuple[
             yield f"{part}-{number:05d}", clip
 
 
-def _link(folder: Path, photos: Sequence[Photo]) -> None:
-    """Make the numbered files of a clip, unless they are there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    present = {path.stem for path in folder.iterdir()}
-    for number, photo in enumerate(photos, 1):
-        stem = f"{number:05d}"
-        if stem in present:
-            continue
-        if photo.file is None:
-            picture = io.BytesIO()
-            Image.frombytes("L", (SIDE_PX, SIDE_PX), photo.data).save(picture, "PNG")
-            (folder / f"{stem}.png").write_bytes(picture.getvalue())
-        else:
-            path = folder / f"{stem}{photo.file.suffix.lower()}"
-            try:
-                path.symlink_to(photo.file.resolve())
-            except OSError:  # a file system without links
-                shutil.copyfile(photo.file, path)
+def _link(folder: Path, clips: Sequence[tuple[str, list[Photo]]]) -> None:
+    """Make a folder with the numbered files of each clip; a clip's folder that has a file is complete."""
+    # Most commands find all of them, also where the cache cannot be written: only then is there something to lock.
+    if all(_has_files(folder / clip) for clip, _ in clips):
+        return
+    with atomic_io.lock(folder.with_suffix(LOCK_SUFFIX), wait=True):
+        for clip, photos in clips:
+            if _has_files(folder / clip):
+                continue
+            with atomic_io.making_folder(folder / clip) as temporary:
+                for number, photo in enumerate(photos, 1):
+                    _write_photo(photo, temporary, f"{number:05d}")
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _write_photo(photo: Photo, folder: Path, stem: str) -> None:
+    if photo.file is None:
+        Image.frombytes("L", (SIDE_PX, SIDE_PX), photo.data).save(folder / f"{stem}.png")
+        return
+    path = folder / f"{stem}{photo.file.suffix.lower()}"
+    try:
+        path.symlink_to(photo.file.resolve())
+    except OSError:  # a file system without links
+        shutil.copyfile(photo.file, path)
 
 
 def _issues(copies: Iterable[Sequence[Photo]], root: Path) -> Iterator[Issue]:
