@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -137,9 +137,13 @@ class OofLogits:
         """Return the rows of the trial with that index."""
         return slice(int(self.offsets[trial]), int(self.offsets[trial + 1]))
 
+    def rows_of(self, trials: Iterable[int]) -> NDArray[np.int64]:
+        """Return the rows of several trials, at least one, given by their indices, in that order."""
+        return np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in trials])
+
     def subset(self, trials: NDArray[np.int64]) -> OofLogits:
         """Return the logits of some trials, given by their indices."""
-        rows = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in trials.tolist()])
+        rows = self.rows_of(trials)
         names: dict[str, Any] = {name: tuple(np.array(getattr(self, name), object)[trials].tolist())
                                  for name in (*TRIALS, "clip") if getattr(self, name)}
         lengths = np.diff(self.offsets)[trials]

@@ -269,7 +269,7 @@ def _line(fields: Sequence[str]) -> str:
 
 def _write_parquet(oof: OofLogits, ppm: NDArray[np.int32], path: Path) -> None:
     trials = _trials_by_name(oof)
-    rows = np.concatenate([np.arange(oof.offsets[i], oof.offsets[i + 1]) for i in trials])
+    rows = oof.rows_of(trials)
     names = np.repeat([oof.trials[i] for i in trials], np.diff(oof.offsets)[trials])
     label = oof.label[rows]
     columns = {"clip": names, "frame": oof.index[rows], "time_s": oof.time_s[rows], "valid": oof.valid[rows],

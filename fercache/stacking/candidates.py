@@ -245,27 +245,26 @@ def find_contradictions(oof: OofLogits, nested: NestedResult, columns: Mapping[s
     if ALL not in nested.fold_models:
         return {}
     inside = np.flatnonzero((oof.fold >= 0) & (np.diff(oof.offsets) > 0))
-    every = -(-int(np.diff(oof.offsets)[inside].sum()) // MOST_ROWS_COMPARED)
-    part = oof.subset(inside[::max(every, 1)])
-    rows = np.concatenate([np.arange(oof.offsets[i], oof.offsets[i + 1]) for i in inside[::max(every, 1)].tolist()])
+    every = max(1, -(-int(np.diff(oof.offsets)[inside].sum()) // MOST_ROWS_COMPARED))
+    trials = inside[::every]
+    part, rows = oof.subset(trials), oof.rows_of(trials)
     as_new = _without_fold_means(part)
     predicted = predict_new(as_new, nested.fold_models[ALL], causal).columns
     seen = part.valid & (part.label >= 0)
-    agreement = {head: _agreement(part.logits[head][seen], as_new.logits[head][seen]) for head in part.heads}
-    least = min(agreement.values())
-    votes = _centered(sum(log_softmax(part.logits[head][seen]) for head in part.heads))
+    heads_agree = min(_agreement(part.logits[head][seen], as_new.logits[head][seen]) for head in part.heads)
+    heads_log_probs = _centered(sum(log_softmax(part.logits[head][seen]) for head in part.heads))
     rejected, figure = {}, metrics.official(metric)
     for name, values in predicted.items():
-        own = columns[name][rows][seen]
-        mine = _agreement(own, values[seen])
-        then, now = (float(figure(metrics.confusion(part.label[seen], probs.argmax(1), len(oof.classes))))
-                     for probs in (values[seen], own))
-        if float((_centered(np.log(np.maximum(own, FLOOR))) * votes).sum()) < 0:
+        new_probs, oof_probs = values[seen], columns[name][rows][seen]
+        agrees = _agreement(oof_probs, new_probs)
+        new_score, oof_score = (float(figure(metrics.confusion(part.label[seen], probs.argmax(1), len(oof.classes))))
+                                for probs in (new_probs, oof_probs))
+        if float((_centered(np.log(np.maximum(oof_probs, FLOOR))) * heads_log_probs).sum()) < 0:
             rejected[name] = "contradicts its heads: it is likely where they are unlikely"
-        elif mine < least and then < now - MOST_LOST:
+        elif agrees < heads_agree and new_score < oof_score - MOST_LOST:
             rejected[name] = (f"new clips will not repeat its score: predicted as new clips are, the training rows "
-                              f"have {then:.3f} {metric}, out of fold {now:.3f}; {mine:.0%} of the predictions are "
-                              f"the same (heads: at least {least:.0%})")
+                              f"have {new_score:.3f} {metric}, out of fold {oof_score:.3f}; {agrees:.0%} of the "
+                              f"predictions are the same (heads: at least {heads_agree:.0%})")
     return rejected
 
 

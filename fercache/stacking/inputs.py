@@ -221,13 +221,13 @@ def _one_side(oof: OofLogits, name: str, trials: list[int]) -> int:
 
 def _rows(oof: OofLogits, trials: list[int]) -> NDArray[np.int64]:
     """Return the rows of a clip with a face, or all its rows if there is none."""
-    rows = np.concatenate([np.arange(oof.offsets[i], oof.offsets[i + 1]) for i in trials])
+    rows = oof.rows_of(trials)
     seen = rows[oof.valid[rows]]
     return seen if len(seen) else rows
 
 
 def _label(oof: OofLogits, name: str, trials: list[int]) -> int:
-    rows = np.concatenate([np.arange(oof.offsets[i], oof.offsets[i + 1]) for i in trials])
+    rows = oof.rows_of(trials)
     label_values = np.unique(oof.label[rows][oof.label[rows] >= 0])
     if len(label_values) > 1:
         raise InputError("the label changes within the clip", where=name,

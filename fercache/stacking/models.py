@@ -11,7 +11,7 @@ from scipy.optimize import Bounds, minimize
 from scipy.special import log_softmax
 
 from fercache.oof import inner_groups
-from fercache.stacking.features import FeatureColumns, TrainingSample
+from fercache.stacking.features import FLOOR, FeatureColumns, TrainingSample
 
 Floats = NDArray[np.float64]
 
@@ -20,7 +20,6 @@ STRENGTH = 0.03
 outweigh the penalty."""
 MOST_STEPS = 500
 MOST_ROWS = 50_000
-FLOOR = 1e-6
 MANY_GROUPS = 60
 """From this many groups on, weights have no bounds. The lean of the folds is gone (at 80 and 160 groups no candidate
 wins, see ``docs/results/few-groups.md``), and bounds cost .014 macro F1 out of fold on AFEW's 367 training clips."""
