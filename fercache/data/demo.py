@@ -77,6 +77,8 @@ PEOPLE = {
 NOTICE = ("embedded demo: three people, labelled by eye in one pass, are no benchmark "
           "(Sadness, Fear and Surprise appear in one person each, so folds by person cannot learn them)")
 ANNOTATIONS = Path(__file__).parent / "demo_annotations"
+DEMO = "demo"
+"""Name of the demo: what `--dataset` takes, and its folder in the cache."""
 
 
 def read_demo(config: DatasetConfig, cache: Path) -> Dataset:
@@ -96,5 +98,5 @@ def read_demo(config: DatasetConfig, cache: Path) -> Dataset:
     trials = [Trial(name=stem, path=Workspace(cache).clips / stems[stem], kind="video", parent=stem, split="train",
                     group=PEOPLE[stems[stem]], subject=PEOPLE[stems[stem]], labels=labels[stem])
               for stem in sorted(stems)]
-    return Dataset(name=config.name or "demo", layout="demo", classes=classes, trials=tuple(trials), metric="abaw2",
+    return Dataset(name=config.name or DEMO, layout=DEMO, classes=classes, trials=tuple(trials), metric="abaw2",
                    notice=NOTICE)

@@ -18,6 +18,7 @@ from fercache.backbones.registry import KNOWN_WEIGHTS
 from fercache.config import ExtractConfig, fingerprint_of
 from fercache.data import labels
 from fercache.data.base import Dataset, Trial
+from fercache.data.demo import DEMO
 from fercache.errors import InputError
 from fercache.inference import starter
 from fercache.oof import OofLogits
@@ -26,9 +27,6 @@ from fercache.store.embedding_store import EmbeddingStore
 from fercache.workspace import METRICS, Workspace, heads_of, logits_file_of
 
 log = logging.getLogger(__name__)
-
-DEMO = "demo"
-"""Name of the demo in the cache."""
 
 
 # Model selection: the heads and the stacker that the user named, or the current ones.
@@ -153,18 +151,13 @@ def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
 
 
 def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore, models: SelectedModels,
-                   folder: Path, *, device: str, threads: int) -> tuple[OofLogits, bool]:
-    """Return the heads' logits of `trials`, all outside the folds, and whether they came from the cache.
-
-    Parameters
-    ----------
-    folder : folder of the cached logits.
-    """
+                   cache: Path, *, device: str, threads: int) -> tuple[OofLogits, bool]:
+    """Return the heads' logits of `trials`, all outside the folds, and whether they came from the cache."""
     features = fingerprint_of([store.manifest(trial.name).identity() for trial in trials])
     fingerprint = fingerprint_of({"heads": models.logits_file.fingerprint, "features": features,
                                   "settings": store.settings, "dataset": dataset.digest(),
                                   "trials": [t.name for t in trials], "format": FORMAT})
-    path = folder / f"{fingerprint[:12]}.h5"
+    path = Workspace(cache).logits_file(dataset.name, fingerprint)
     if path.is_file():
         return OofLogits.load(path), True
     rows, trained = _predict_rows(trials, store, models, device, threads), models.logits_file

@@ -233,9 +233,8 @@ def predict_dataset(request: PredictJob, cache: Path) -> PredictReport:
     if not trials:
         raise FercacheError(f"no clip could be predicted: {failed[0].message if failed else 'the set is empty'}",
                             where=failed[0].clip if failed else dataset.name, hint=f"see {request.out / FAILURES}")
-    oof, cached = ensemble.predict_logits(dataset, trials, store, request.models,
-                                          Workspace(cache).logits(dataset.name), device=request.defaults.device,
-                                          threads=request.defaults.threads)
+    oof, cached = ensemble.predict_logits(dataset, trials, store, request.models, cache,
+                                          device=request.defaults.device, threads=request.defaults.threads)
     seen = training_sources(trials, store, request.models.logits_file, dataset.name,
                             Workspace.holding(request.models.heads).features(request.models.logits_file.dataset))
     result = _evaluate(request, dataset, oof, seen, forced)

@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache import heads as heads_package
+from fercache import metrics
 from fercache.config import StackConfig, fingerprint_of
 from fercache.errors import InputError
+from fercache.heads.registry import FRAME
 from fercache.media.source import whole_hash
 from fercache.oof import OofLogits
 from fercache.results.smoothing import moving_mean, window_reach
@@ -39,6 +41,9 @@ a window of half a second does not erase one; the errors of single frames are sh
 
 FEATURES = ("backbone", "weights")
 """Settings of the features that must match. The heads learnt from given crops and read detected faces too."""
+
+NOTHING_LEARNED = nested_cv.NestedResult(fold_models={}, columns={})
+"""No stacker: the candidates are the heads."""
 
 TERMS = ("research only: the heads were trained on FER2013, and the features come from a CNN that was trained on "
          "CASIA-WebFace")
@@ -81,10 +86,10 @@ def starter_logits(card: StarterCard) -> OofLogits:
     """Return logits without a row, which describe the starter heads as those of a training describe trained heads."""
     empty = np.empty(0, np.int64)
     return OofLogits(
-        dataset=STARTER, classes=card.classes, metric="macro_f1", notice=card.terms, heads=("frame",), trials=(),
+        dataset=STARTER, classes=card.classes, metric="macro_f1", notice=card.terms, heads=(FRAME,), trials=(),
         group=(), split=(), fold=empty.astype(np.int16), offsets=np.zeros(1, np.int64), index=empty.astype(np.int32),
         time_s=empty.astype(float), valid=empty.astype(bool), label=empty.astype(np.int16),
-        logits={"frame": np.empty((0, len(card.classes)), np.float32)}, provenance={},
+        logits={FRAME: np.empty((0, len(card.classes)), np.float32)}, provenance={},
         fingerprint=_digest(FOLDER))
 
 
@@ -102,17 +107,15 @@ def evaluate_starter(oof: OofLogits, config: StackConfig) -> StackResult:
     config : the policy for frames without a face, and the bootstrap.
     """
     started = time.monotonic()
-    temperature = load_card().temperature
-    tempered = replace(oof, logits={head: values / np.float32(temperature) for head, values in oof.logits.items()})
-    # Smoothing needs no temporal head, so the policies that need one fall back to the nearest face.
-    policy = config.missing_faces if config.missing_faces in ("none", "nearest", "linear") else "nearest"
-    filler = candidates.GapFiller.of(tempered, policy)
-    nothing = nested_cv.NestedResult(fold_models={}, columns={})
-    columns = candidates.gather_candidates(tempered, nothing, filler)
-    columns = {"frame": columns["frame"], SMOOTHED: smooth(columns["frame"], oof)}
+    # The starter has no temporal head: a policy that needs one falls back to the nearest face.
+    policy = "nearest" if config.missing_faces == "temporal-heads" else config.missing_faces
+    filler = candidates.GapFiller.of(oof, policy)
+    probs = candidates.gather_candidates(oof, NOTHING_LEARNED, filler)[FRAME]
+    probs = filler.refill(calibration.apply_temperature(probs, load_card().temperature))
+    columns = {FRAME: probs, SMOOTHED: smooth(probs, oof)}
     final = candidates.FinalCandidate(name=SMOOTHED, why="the starter's predictions, averaged over half a second")
-    run = report.StackRun(oof=oof, config=replace(config, missing_faces=policy), nested=nothing, columns=columns,
-                          final=final, rejected={},
+    run = report.StackRun(oof=oof, config=replace(config, missing_faces=policy), nested=NOTHING_LEARNED,
+                          columns=columns, final=final, rejected={},
                           temperatures=dict.fromkeys([*range(int(oof.fold.max(initial=-1)) + 1), -1], 1.0))
     record = report.build_report(run) | {"version": FORMAT, "fingerprint": oof.fingerprint}
     record["columns"][SMOOTHED] = final.why
@@ -145,12 +148,11 @@ def pack_starter(logits_file: Path, out: Path, data: str) -> StarterCard:
         There are other heads than the frame head, or nothing is held out.
     """
     from safetensors.numpy import load_file, save_file
-    from sklearn.metrics import f1_score
 
     oof = OofLogits.load(logits_file)
     split, rows = oof.per_row(np.array(oof.split)), oof.label >= 0
     held_out = rows & (split == "validation")
-    if oof.heads != ("frame",) or not held_out.any():
+    if oof.heads != (FRAME,) or not held_out.any():
         raise InputError("starter heads are frame heads with a labelled validation split", where=logits_file,
                          hint="use the recipes in stages/starter")
     out.mkdir(parents=True, exist_ok=True)
@@ -163,15 +165,16 @@ def pack_starter(logits_file: Path, out: Path, data: str) -> StarterCard:
         with atomic_io.replacing((out / path.name).with_suffix(".safetensors")) as temporary:
             save_file({name: values.astype(np.float16) for name, values in weights.items()}, temporary)
         atomic_io.write_json(out / path.name, msgspec.to_builtins(record))
-    probs = candidates.gather_candidates(oof, nested_cv.NestedResult(fold_models={}, columns={}))["frame"]
+    probs = candidates.gather_candidates(oof, NOTHING_LEARNED)[FRAME]
     temperature = calibration.fit_temperature(probs[held_out], oof.label[held_out])
     scores = {}
-    for name in ("train", "validation", "test"):
+    for name in report.SPLITS:
         chosen = rows & (split == name)
         if chosen.any():
-            label, predicted = oof.label[chosen], probs[chosen].argmax(1)
-            scores[name] = {"frames": float(chosen.sum()), "accuracy": round(float((label == predicted).mean()), 4),
-                            "macro_f1": round(float(f1_score(label, predicted, average="macro")), 4)}
+            matrix = metrics.confusion(oof.label[chosen], probs[chosen].argmax(1), len(oof.classes))
+            scores[name] = {"frames": float(chosen.sum()),
+                            **{metric: round(float(metrics.official(metric)(matrix)), 4)
+                               for metric in ("accuracy", "macro_f1")}}
     card = StarterCard(data=data, classes=oof.classes, terms=TERMS, temperature=round(temperature, 4), scores=scores)
     atomic_io.write_json(out / CARD, msgspec.to_builtins(card))
     return card
