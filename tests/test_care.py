@@ -17,7 +17,7 @@ from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.integrity import STRAY
-from fercache.store.layout import FRAME_COLUMNS, SEGMENT, encode_name
+from fercache.store.layout import FRAME_COLUMNS, META, SEGMENT, encode_name
 
 TAPS = {"block8": (4,), "grid": (1, 2, 2)}
 SETTINGS = {"backbone": "casia", "detector": {"min_px": 40}}
@@ -74,6 +74,13 @@ def test_every_flipped_bit_is_found(store: EmbeddingStore) -> None:
         assert found == [path], path
         path.write_bytes(held)
     assert verify.verify_store(store.path).whole
+
+
+def test_a_damaged_manifest_names_its_clip_also_where_the_name_is_empty(tmp_path: Path) -> None:
+    store = make(tmp_path / "s.zarr", {"": 5, "a": 5})
+    flip(store.path / encode_name("") / META, random.Random(0))
+    (issue,) = verify.verify_store(store.path).issues
+    assert issue.details == ("",)
 
 
 def test_repair_drops_the_harmed_and_nothing_else(store: EmbeddingStore, tmp_path: Path) -> None:

@@ -52,6 +52,13 @@ def test_a_candidate_that_bets_against_its_heads_is_refused_and_named(unbounded:
     assert any(flag.startswith("logistic: ") for flag in result.report["flags"])
 
 
+def test_a_candidate_that_new_clips_will_not_repeat_is_refused() -> None:
+    """Predicted as new clips are, the training rows of this draw have .25 macro F1, and .65 out of fold."""
+    final, _, rejected, _ = final_and_scores(draw(6, seed=0, pull=0.0))
+    assert {"smoothed-mean", "stack"} <= rejected.keys() and rejected["stack"].startswith("new clips")
+    assert final not in rejected
+
+
 def test_audit_fails_where_the_best_score_is_a_bet_against_the_heads(unbounded: None) -> None:
     found = audit.check_contradictions(draw(6, seed=0), AuditConfig(threads=1))
     assert found.is_error and any(line.startswith("logistic") for line in found.details)

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_sets
 from numpy.typing import NDArray
 from PIL import Image
 
 from fercache import data, media
-from fercache.config import DatasetConfig
+from fercache.config import DatasetConfig, TrainConfig
 from fercache.data.base import SEVEN, UNKNOWN, Dataset
 from fercache.errors import InputError
 from fercache.extraction import job
-from fercache.training.train import check_clock
+from fercache.training.train import check_clock, train_heads
 
 KAGGLE = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 
@@ -119,6 +120,14 @@ def test_windows_never_join_two_photos_and_temporal_heads_refuse_them(tmp_path: 
     with pytest.raises(InputError, match="gru"):
         check_clock(found, ("frame", "gru"))
     check_clock(replace(found, trials=(replace(trial, kind="crops"),)), ("gru",))
+
+
+def test_train_heads_refuses_temporal_heads_for_photos(tmp_path: Path) -> None:
+    found, store = small_sets.dataset(tmp_path / "store", groups=3, validation=0)
+    photos = replace(found, trials=tuple(replace(trial, kind="photos") for trial in found.trials))
+    with pytest.raises(InputError, match="gru"):
+        train_heads(photos, store, TrainConfig(heads=("frame", "gru"), taps=tuple(small_sets.TAPS)), tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_reading_again_keeps_the_clips_and_their_digests(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from books import simulate
 from click.testing import CliRunner
 from safetensors.numpy import load_file
+from scipy.special import softmax
 
 from fercache.backbones.registry import DEFAULT_WEIGHTS
 from fercache.cli import main
@@ -21,6 +23,7 @@ from fercache.errors import InputError
 from fercache.inference import starter
 from fercache.inference.ensemble import select_models
 from fercache.training import checkpoints
+from fercache.workspace import Workspace
 
 MAX_BYTES = 6_000_000
 
@@ -51,6 +54,26 @@ def test_they_predict_only_where_nothing_was_trained_or_by_name(tmp_path: Path) 
     with pytest.raises(InputError, match="no stacker"):
         select_models(tmp_path)  # heads of the user's own come first, even if they are not ready
     assert select_models(tmp_path, heads=Path("starter")).heads == starter.FOLDER
+
+
+def test_heads_of_the_demo_do_not_take_the_place_of_the_starter(tmp_path: Path) -> None:
+    book = simulate(groups=4, frames=30, dataset="demo")
+    path = tmp_path / "logits" / "demo" / "0123456789ab.h5"
+    path.parent.mkdir(parents=True)
+    book.save(path)
+    Workspace(tmp_path).set_current_logits_file(path)
+    assert select_models(tmp_path).heads == starter.FOLDER
+    with pytest.raises(InputError, match="no stacker"):
+        select_models(tmp_path, dataset="demo")  # whoever asks for the demo's own heads gets them
+
+
+def test_probabilities_have_the_temperature_of_the_card() -> None:
+    oof = simulate(groups=2, frames=60, heads=("frame",))
+    logits = np.tile(np.array([2.0, 1.0, -1.0], np.float32), (len(oof.label), 1))
+    result = starter.evaluate_starter(replace(oof, logits={"frame": logits}), StackConfig(bootstrap=0))
+    temperature = starter.load_card().temperature
+    assert temperature != 1
+    np.testing.assert_allclose(result.ppm / 1e6, softmax(logits / temperature, axis=1), atol=2e-6)
 
 
 def test_predictions_are_smoothed_over_half_a_second_and_stay_probabilities() -> None:
