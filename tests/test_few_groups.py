@@ -100,9 +100,9 @@ def test_a_higher_level_of_a_head_never_lowers_its_class() -> None:
     columns = features.feature_columns(oof, causal=False)
     for head in (*HEADS, "all"):
         for c, name in enumerate(oof.classes):
-            votes = [i for i, one in enumerate(columns.names)
-                     if one.startswith(f"{head}:") and one.endswith(f":{name}") and columns.votes[i] == c]
-            effect = (fold_model.linear.weights[:, votes] / fold_model.linear.scale[votes]).sum(1)
+            own = [i for i, one in enumerate(columns.names)
+                   if one.startswith(f"{head}:") and one.endswith(f":{name}") and columns.class_of[i] == c]
+            effect = (fold_model.linear.weights[:, own] / fold_model.linear.scale[own]).sum(1)
             assert effect[c] >= -1e-9 and np.delete(effect, c).max() <= 1e-9
 
 

@@ -1,7 +1,7 @@
 """Data sets of still photos: FER2013 as it is downloaded, and folders with one folder of photos a class.
 
-Photos have no clock. Some hundred of them are stored as one clip of kind "photos", whose frames stand an hour apart, so
-that no window in seconds ever joins two photos. Copies of a photo always stand in one clip, and a clip is a group: no
+Photos have no clock. Some hundred of them are stored as one clip of kind "photos", whose frames are an hour apart, so
+that no window in seconds ever joins two photos. Copies of a photo are always in one clip, and a clip is a group: no
 fold has a photo on one side and its copy on the other.
 """
 
@@ -244,7 +244,7 @@ def _clips(copies: Iterable[Sequence[Photo]], one_each: bool) -> Iterator[tuple[
     Notes
     -----
     Photos are shuffled with a fixed seed, so that each clip has all classes. Held-out photos that are copies of photos
-    in another split stand in clips of their own, "test-copies-0000": scores can be computed without them.
+    in another split are in clips of their own, "test-copies-0000": scores can be computed without them.
     """
     parts: dict[str, list[list[Photo]]] = defaultdict(list)
     for same in copies:

@@ -16,7 +16,7 @@ from fercache.media.video import VideoSource
 KINDS = ("video", "crops", "photos")
 
 PHOTO_FPS = 1 / 3600
-"""Photos of a clip stand an hour apart, so that no window in seconds joins two of them."""
+"""Photos of a clip are an hour apart, so that no window in seconds joins two of them."""
 
 
 def kind_of(path: Path) -> str:

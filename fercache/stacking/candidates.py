@@ -236,7 +236,7 @@ def find_contradictions(oof: OofLogits, nested: NestedResult, columns: Mapping[s
     Notes
     -----
     First test: the candidate's log-probabilities and the mean of its heads' must not have a negative correlation over
-    the training rows. Second test: new clips are predicted by the mean over the folds' heads, in which the lean of the
+    the training rows. Second test: new clips are predicted by the mean over the folds' heads, in which the bias of the
     single folds cancels. The training rows are predicted in the same way: each fold's mean log-probabilities are
     replaced by the mean over all folds, and the stacker of all folds is used. A candidate is rejected if its
     predictions change more often than those of its heads, and it scores less than out of fold by more than `MOST_LOST`.

@@ -153,23 +153,23 @@ class FeatureColumns:
         return [f"{channel}:{name}" for channel in channels for name in self.classes] + self._plain()
 
     @cached_property
-    def votes(self) -> NDArray[np.int64]:
-        """The class that each feature votes for, ``(F,)``; -1 for features such as spreads and entropies."""
+    def class_of(self) -> NDArray[np.int64]:
+        """The class whose probability a feature describes, ``(F,)``; -1 for features such as spreads and entropies."""
         return np.array([self.classes.index(end) if end in self.classes and not UNSIGNED.search(channel) else -1
                          for channel, _, end in (name.rpartition(":") for name in self.names)], np.int64)
 
     @cached_property
     def anchors(self) -> NDArray[np.int64]:
-        """The feature that holds the level of each vote's source (a head, or all heads), ``(F,)``; -1 if it is no vote.
+        """The feature with the level of the same class and head (or all heads), ``(F,)``; -1 for a feature of no class.
 
         Notes
         -----
-        The difference of a vote from its anchor is a contrast within the clip: what shifts all log-probabilities of a
-        clip, such as the class shares of a fold, is not in it.
+        The difference between a feature and its anchor is a contrast within the clip: what shifts all log-probabilities
+        of a clip, such as the class shares of a fold, is not in it.
         """
         found = np.full(len(self.names), -1, np.int64)
         place = {name: i for i, name in enumerate(self.names)}
-        for i in np.flatnonzero(self.votes >= 0).tolist():
+        for i in np.flatnonzero(self.class_of >= 0).tolist():
             source, _, name = self.names[i].split(":")
             level = "clip" if source == "all" else f"mean {HEAD_WIDTH_S:.2g} s"
             # At clip level there is no such feature: each statistic is its own anchor.

@@ -21,7 +21,7 @@ outweigh the penalty."""
 MOST_STEPS = 500
 MOST_ROWS = 50_000
 MANY_GROUPS = 60
-"""From this many groups on, weights have no bounds. The lean of the folds is gone (at 80 and 160 groups no candidate
+"""From this many groups on, weights have no bounds. The bias of the folds is gone (at 80 and 160 groups no candidate
 wins, see ``docs/results/few-groups.md``), and bounds cost .014 macro F1 out of fold on AFEW's 367 training clips."""
 
 
@@ -44,14 +44,14 @@ def fit_linear(sample: TrainingSample, balance: float, columns: FeatureColumns) 
 
     Notes
     -----
-    With fewer than `MANY_GROUPS` groups, a higher level of a head's log-probability of a class never lowers that class.
-    The heads of a fold lean away from the labels that the fold holds out, and free weights turn that into a score that
-    new clips do not have (``docs/results/few-groups.md``). Contrasts within a clip do not have the lean, so their
-    weights are free.
+    With fewer than `MANY_GROUPS` groups, a higher level of a head's log-probability of a class never lowers that
+    class. The heads of a fold are biased against the labels that the fold holds out, and free weights turn that into
+    a score that new clips do not have (``docs/results/few-groups.md``). Contrasts within a clip do not have this
+    bias, so their weights are free.
     """
     every = -(-len(sample.rows) // MOST_ROWS)
     part = sample.where(np.arange(len(sample.rows)) % every == 0) if every > 1 else sample
-    x, votes, n_features = part.x.astype(float), columns.votes, part.x.shape[1]
+    x, class_of, n_features = part.x.astype(float), columns.class_of, part.x.shape[1]
     bias, weights = np.full(part.classes, np.log(FLOOR)), np.zeros((part.classes, n_features))
     center, unit = x.mean(0), np.ones(n_features)
     seen_classes = np.unique(part.label)
@@ -74,9 +74,9 @@ def fit_linear(sample: TrainingSample, balance: float, columns: FeatureColumns) 
         value = (w**2).sum() / 2 - (row_weight * log_probs[target]).sum()
         return float(value), np.concatenate([(error.T @ x + w).ravel(), error.sum(0)])
 
-    bound = few & (votes >= 0)
+    bound = few & (class_of >= 0)
     bound[contrast] = False
-    own, free = votes == seen_classes[:, None], np.full(k, np.inf)
+    own, free = class_of == seen_classes[:, None], np.full(k, np.inf)
     low, high = np.where(bound & own, 0.0, -np.inf), np.where(bound & ~own, 0.0, np.inf)
     found = minimize(loss, np.zeros(k * n_features + k), jac=True, method="L-BFGS-B",
                      bounds=Bounds(np.r_[low.ravel(), -free], np.r_[high.ravel(), free]),
