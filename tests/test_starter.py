@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_sets
 from books import simulate
 from click.testing import CliRunner
 from safetensors.numpy import load_file
@@ -16,13 +18,15 @@ from scipy.special import softmax
 
 from fercache.backbones.registry import DEFAULT_WEIGHTS
 from fercache.cli import main
-from fercache.config import StackConfig
+from fercache.config import StackConfig, TrainConfig
 from fercache.data import demo
 from fercache.data.base import SEVEN
 from fercache.errors import InputError
 from fercache.inference import starter
 from fercache.inference.ensemble import select_models
+from fercache.oof import OofLogits
 from fercache.training import checkpoints
+from fercache.training.train import train_heads
 from fercache.workspace import Workspace
 
 MAX_BYTES = 6_000_000
@@ -108,4 +112,19 @@ def test_other_heads_are_not_packed(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     simulate(groups=3, frames=20).save(path)
     with pytest.raises(InputError, match="frame heads"):
-        starter.pack_starter(path, tmp_path / "out", "photos")
+        starter.pack_starter(path, tmp_path / "out")
+
+
+def test_packed_heads_replace_those_before_and_the_card_counts_the_photos(tmp_path: Path) -> None:
+    found, store = small_sets.dataset(tmp_path / "store", groups=6, frames=60, validation=2)
+    store.settings |= dict.fromkeys(starter.FEATURES, "none")
+    config = TrainConfig(heads=("frame",), taps=tuple(small_sets.TAPS), folds=3, ensemble=1, epochs=2)
+    logits_file = train_heads(found, store, config, tmp_path / "cache").logits_file
+    out = tmp_path / "out"
+    shutil.copytree(starter.FOLDER, out)
+    card = starter.pack_starter(logits_file, out)
+    assert len(checkpoints.record_files(out)) == 3 and len(list(out.glob("*.safetensors"))) == 3
+    photos = int(card.scores["train"]["frames"])
+    assert f" {photos:,} " in card.data and starter.load_card(out) == card
+    oof = OofLogits.load(logits_file)
+    assert photos == int(((oof.label >= 0) & oof.per_row(np.array(oof.split) == "train")).sum())

@@ -134,13 +134,12 @@ def smooth(probs: NDArray[np.float32], oof: OofLogits) -> NDArray[np.float32]:
     return smoothed
 
 
-def pack_starter(logits_file: Path, out: Path, data: str) -> StarterCard:
+def pack_starter(logits_file: Path, out: Path) -> StarterCard:
     """Write trained frame heads as starter heads: float16 weights, records without names of groups, and the card.
 
     Parameters
     ----------
     logits_file : the out-of-fold logits of the heads; they must have held-out rows with labels.
-    data : one sentence about the training data, for the card.
 
     Raises
     ------
@@ -156,6 +155,9 @@ def pack_starter(logits_file: Path, out: Path, data: str) -> StarterCard:
         raise InputError("starter heads are frame heads with a labelled validation split", where=logits_file,
                          hint="use the recipes in stages/starter")
     out.mkdir(parents=True, exist_ok=True)
+    for path in checkpoints.record_files(out):  # a training with more folds left more heads
+        path.unlink()
+        path.with_suffix(".safetensors").unlink(missing_ok=True)
     for path in checkpoints.record_files(heads_of(logits_file)):
         record = checkpoints.load_record(path)
         kept = {name: record.store[name] for name in FEATURES}
@@ -175,19 +177,19 @@ def pack_starter(logits_file: Path, out: Path, data: str) -> StarterCard:
             scores[name] = {"frames": float(chosen.sum()),
                             **{metric: round(float(metrics.official(metric)(matrix)), 4)
                                for metric in ("accuracy", "macro_f1")}}
+    data = f"FER2013's {int(scores['train']['frames']):,} training photos"
     card = StarterCard(data=data, classes=oof.classes, terms=TERMS, temperature=round(temperature, 4), scores=scores)
     atomic_io.write_json(out / CARD, msgspec.to_builtins(card))
     return card
 
 
 def main() -> None:
-    """Pack heads: ``python -m fercache.inference.starter LOGITS_FILE OUT --data "..."``; see `make starter`."""
+    """Pack heads: ``python -m fercache.inference.starter LOGITS_FILE OUT``; see `make starter`."""
     parser = argparse.ArgumentParser(description="Pack trained frame heads as starter heads.")
     parser.add_argument("logits_file", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", default="FER2013's 28,709 training photos")
     options = parser.parse_args()
-    print(pack_starter(options.logits_file, options.out, options.data))
+    print(pack_starter(options.logits_file, options.out))
 
 
 if __name__ == "__main__":
