@@ -2,7 +2,7 @@
 
 Notes
 -----
-Absent classes count as the organisers of ABAW count them: F1 is taken over the full class list, and a class that is
+Absent classes count as the organizers of ABAW count them: F1 is taken over the full class list, and a class that is
 neither annotated nor predicted has an F1 of 0 (scikit-learn's ``f1_score(labels=all, zero_division=0)``).
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from fercache.errors import InputError
 
 MIN_GROUPS_FOR_INTERVAL = 8
-"""With fewer groups a bootstrap over groups is not reliable, so no interval is given."""
+"""With fewer groups a bootstrap over groups is not reliable, so there is no interval."""
 LEVEL = 0.95
 
 Counts = NDArray[np.int64]
@@ -33,6 +33,7 @@ def confusion(label: NDArray[Any], predicted: NDArray[Any], classes: int) -> Cou
 def confusions(label: NDArray[Any], predicted: NDArray[Any], group: NDArray[Any], classes: int, groups: int) -> Counts:
     """Return one confusion matrix per group, ``(G, C, C)``; `group` is ``(R,)`` in 0..G-1, labels -1 do not count."""
     known = label >= 0
+    # One bincount over (group, label, prediction) instead of a loop over groups.
     cell = (group[known].astype(np.int64) * classes + label[known]) * classes + predicted[known]
     return np.bincount(cell, minlength=groups * classes * classes).reshape(groups, classes, classes)
 
@@ -155,12 +156,13 @@ class Resampler:
 
     Parameters
     ----------
-    groups : how many groups there are.
-    draws : how many times to draw them.
+    groups, draws : number of groups, and of bootstrap samples.
     """
 
     def __init__(self, groups: int, draws: int, seed: int) -> None:
-        self.why_none = _why_none(groups, draws)
+        self.why_none = "" if draws else "no bootstrap was requested"
+        if draws and groups < MIN_GROUPS_FOR_INTERVAL:
+            self.why_none = f"{groups} groups; an interval over groups needs at least {MIN_GROUPS_FOR_INTERVAL}"
         rng = np.random.default_rng(seed)
         share = np.full(max(groups, 1), 1 / max(groups, 1))
         drawn = np.zeros((0, groups)) if self.why_none else rng.multinomial(groups, share, size=draws)
@@ -181,8 +183,7 @@ class Resampler:
         return {name: _percentiles(METRICS[name].function(drawn)) for name in DISTINCT}
 
     def difference(self, ours: Counts, theirs: Counts, metric: Metric) -> dict[str, Any]:
-        """Return how much more `ours` scores than `theirs`, and the paired 95 % interval of it (None: too few groups).
-        """
+        """Return the score of `ours` minus that of `theirs`, with its paired 95 % interval (None: too few groups)."""
         gain = float(metric(ours.sum(0)) - metric(theirs.sum(0)))
         if self.why_none:
             return {"difference": gain, "interval": None, "why_none": self.why_none}
@@ -190,7 +191,7 @@ class Resampler:
                 "why_none": ""}
 
     def pairs(self, matrices: dict[str, Counts], metric: str) -> dict[str, Any]:
-        """Return for any two columns, ``"a - b"``, how much more a scores, with its paired interval.
+        """Return for any two columns, ``"a - b"``, the difference of their scores with its paired interval.
 
         Parameters
         ----------
@@ -198,6 +199,7 @@ class Resampler:
         metric : the data set's own metric; macro F1 (first), accuracy and UAR are compared besides.
         """
         figures = {"macro_f1": macro_f1, "official": official(metric), "accuracy": accuracy, "uar": uar}
+        # Each column is drawn once, with the draws of all others, so that every difference is paired.
         draws = {} if self.why_none else {name: self.draw(m) for name, m in matrices.items()}
         drawn = {name: {f: figure(d) for f, figure in figures.items()} for name, d in draws.items()}
         once = {name: {f: float(figure(m.sum(0))) for f, figure in figures.items()} for name, m in matrices.items()}
@@ -208,13 +210,6 @@ class Resampler:
 
         return {f"{a} - {b}": {**one(a, b, "macro_f1"), **{f: one(a, b, f) for f in list(figures)[1:]}}
                 for a in matrices for b in matrices if a != b}
-
-
-def _why_none(groups: int, draws: int) -> str:
-    if not draws:
-        return "no bootstrap was asked for"
-    few = groups < MIN_GROUPS_FOR_INTERVAL
-    return f"{groups} groups; an interval over groups needs at least {MIN_GROUPS_FOR_INTERVAL}" if few else ""
 
 
 def _percentiles(values: Values) -> tuple[float, float]:

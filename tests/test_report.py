@@ -26,15 +26,15 @@ from fercache.results import io
 from fercache.results.io import ClipSeries
 from fercache.stacking import candidates
 from fercache.viz import report
-from fercache.viz.report.walk import (
+from fercache.viz.report.collect import (
     STEPS,
     UNKNOWN,
     WIDTHS_S,
     SmoothingCurve,
     bytes_a_point,
+    collect_report_data,
     points,
     thin_series,
-    walk_predictions,
 )
 
 
@@ -104,9 +104,9 @@ def test_points_fit_the_budget(lengths: list[int], each: int, budget: int) -> No
     assert most == 4000 or sum(min(n, most + 1) for n in lengths) * each * 4 / 3 > budget
 
 
-def test_the_walk_counts_what_stack_counted(preds: Path) -> None:
+def test_the_report_counts_what_stack_counted(preds: Path) -> None:
     said = json.loads((preds.parent / "preds.metrics.json").read_text())
-    found = walk_predictions(preds, book_of(preds))
+    found = collect_report_data(preds, book_of(preds))
     assert set(found.matrix) == set(said["splits"]) == {"train", "validation"}
     for split, matrix in found.matrix.items():
         scores = said["splits"][split]["all_frames"][said["final"]["column"]]
@@ -119,7 +119,7 @@ def test_the_walk_counts_what_stack_counted(preds: Path) -> None:
 
 
 def test_the_confident_mistakes_are_mistakes_and_the_surest(preds: Path) -> None:
-    found = walk_predictions(preds, book_of(preds))
+    found = collect_report_data(preds, book_of(preds))
     clips = dict(io.each_clip(preds))
     shares = [mistake.prob for mistake in found.mistakes]
     assert shares and shares == sorted(shares, reverse=True)
@@ -152,7 +152,7 @@ def test_the_curve_without_smoothing_is_the_plain_mean_and_smoothing_helps() -> 
 
 def test_clips_out_of_fold_only_are_in_the_curve(preds: Path) -> None:
     said = json.loads((preds.parent / "preds.metrics.json").read_text())
-    found = walk_predictions(preds, book_of(preds))
+    found = collect_report_data(preds, book_of(preds))
     assert found.curve is not None
     frames = said["splits"]["train"]["all_frames"]["mean"]["frames"]
     assert int(found.curve.counts[0].sum()) == frames, "validation frames choose nothing and are not shown here"
@@ -205,7 +205,7 @@ def test_without_metrics_book_and_store_the_page_says_how_to_get_them(preds: Pat
     made = report.make_report(tmp_path / "alone.csv", tmp_path / "r.html", tmp_path / "cache")
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     for words in ("no metrics beside", "logits behind these predictions are not", "fercache check --json",
-                  "No ablation was given", "This page holds no picture of a face"):
+                  "No ablation was given", "no picture of a face"):
         assert words in page, words
     assert not made.pictures and set(data_of(page)["clips"][0]["strips"]) == {"truth", "prediction"}
 

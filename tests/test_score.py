@@ -120,7 +120,7 @@ def test_splits_and_what_has_no_prediction(tmp_path: Path) -> None:
         score.score_file(data, given, replace(CONFIG, split="test"))
     with pytest.raises(InputError, match="none of the 1 labelled"):
         score.score_file(dataset(SEVEN, [trial("x", labels=labels["v01"])]), given, CONFIG)
-    with pytest.raises(InputError, match="labels by frame"):
+    with pytest.raises(InputError, match="--level frame"):
         score.score_file(data, given, replace(CONFIG, level="clip"))
 
 

@@ -123,6 +123,7 @@ def config_options(kind: type[Config], default: str = "") -> Callable[[F], F]:
     def add(function: F) -> F:
         for entry in reversed(dataclasses.fields(kind)):  # click adds options from the last to the first
             flag = "--" + entry.name.replace("_", "-")
+            # No defaults in click: None means that the flag was not given, and the recipe decides.
             if hints[entry.name] is bool:
                 function = click.option(f"{flag}/--no-{flag[2:]}", entry.name, default=None, cls=ConfigOption,
                                         kind=kind, help=str(entry.metadata["help"]), show_default=False)(function)
@@ -155,8 +156,8 @@ def _help(entry: dataclasses.Field[Any], instead: str) -> str:
     return f"{entry.metadata['help']}  [default: {default}]" if default != "" else str(entry.metadata["help"])
 
 
+# Shells use this exit code for Ctrl-C.
 STOPPED = 130
-"""Exit code of a command that the user stopped, as shells use it for Ctrl-C."""
 
 
 @dataclass
@@ -219,6 +220,7 @@ class Context:
 
         dataset = self.dataset_name(typed)
         trained = path or self.workspace.current_logits_file_or_none(dataset)
+        # Without heads, no names mean all imported logits: there is nothing else to stack.
         if not names and self.is_logits(typed):
             names = tuple(logits_import.imported_names(self.cache, dataset))
             if not trained and not names:

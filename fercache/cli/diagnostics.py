@@ -26,6 +26,7 @@ from fercache.cli.context import (
 )
 from fercache.config import AblationConfig, AuditConfig, DatasetConfig, ExtractConfig, ScoreConfig, TrainConfig
 from fercache.errors import InputError
+from fercache.runtime.progress import format_bytes
 from fercache.runtime.uri import Location
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def audit_command(context: Context, logits_file: Path | None, logits: tuple[str,
     config = context.config(AuditConfig, "audit", typed)
     name = context.dataset_name(typed)
     names = logits or tuple(logits_import.imported_names(context.cache, name))
-    alone = context.is_logits(typed)
+    alone = context.is_logits(typed)  # such a data set has no clips and no store to audit
     path = None if alone else store or job.current_store(context.features, name)
     with tempfile.TemporaryDirectory() as scratch:
         subject = audit.AuditSubject(
@@ -100,6 +101,7 @@ def check_command(context: Context, fresh: bool, rate: float, as_json: bool, **t
     from fercache.diagnostics import check
 
     config = context.config(ExtractConfig, "extract", typed)
+    # The report lists the issues itself, so the log does not.
     report = check.check_dataset(context.dataset(typed, report_issues=False), config, context.cache, fresh=fresh,
                                  rate=rate)
     click.echo(json.dumps(report.json(), indent=1) if as_json else "\n".join(check.report_lines(report)))
@@ -127,7 +129,7 @@ def ablation_command(context: Context, store: Path | None, quick: bool, out: Pat
     from fercache.extraction import job
     from fercache.store.embedding_store import EmbeddingStore
 
-    ablation.check_out(out)
+    ablation.check_out(out)  # before the training, which takes hours
     base, config = context.config(TrainConfig, "train-heads", typed), context.config(AblationConfig, "ablation", typed)
     if quick:
         base, config = ablation.quick_config(base, config)
@@ -138,6 +140,7 @@ def ablation_command(context: Context, store: Path | None, quick: bool, out: Pat
     ablation.write_ablation(table, out)
     Console().print(_screen(table))
     click.echo(out)
+    # A skipped row lacks a tap in the store, which is no failure.
     return 1 if any(row.failed for row in table.rows) else 0
 
 
@@ -212,10 +215,10 @@ def report_command(context: Context, preds: Path, out: Path, check: Path | None,
     """Build one HTML page about a run: settings, scores, and every clip over time. It needs no network."""
     from fercache.viz import report
 
-    made = report.make_report(preds, out, context.cache, check=check, ablation=ablation)
-    log.info("%d clips, %d frames, %.1f MB; %s", made.clips, made.frames, made.bytes / 1e6,
-             "with pictures of faces" if made.pictures else "without pictures of faces")
-    click.echo(made.path)
+    result = report.make_report(preds, out, context.cache, check=check, ablation=ablation)
+    log.info("%d clips, %d frames, %s; %s", result.clips, result.frames, format_bytes(result.bytes),
+             "with pictures of faces" if result.pictures else "without pictures of faces")
+    click.echo(result.path)
     return 0
 
 
@@ -236,16 +239,16 @@ def overlay_command(context: Context, clip: str, preds: Path, store: Path | None
     from fercache.viz import overlay
 
     dataset = context.dataset(typed)
-    held = EmbeddingStore.open(store or job.current_store(context.features, dataset.name))
-    dataset = base.stored_trials(dataset, held)  # a store holds one trial per person of a clip
+    features = EmbeddingStore.open(store or job.current_store(context.features, dataset.name))
+    dataset = base.stored_trials(dataset, features)  # a store holds one trial per person of a clip
     trial = next((trial for trial in dataset.trials if trial.name == clip), None)
     rows = next((rows for name, rows in io.each_clip(preds) if name == clip), None)
     if trial is None or rows is None:
         raise InputError(f"no clip {clip!r}", where=preds if rows is None else dataset.name,
                          hint="the names are in the first column of the predictions")
     frames = overlay.render_overlay(trial.path, trial.kind, rows,
-                                    overlay.boxes_of(held[clip].frame_table, len(rows.time_s)),
-                         io.classes(preds), out, fps=float(held.settings.get("crop_fps", 30.0)))
+                                    overlay.boxes_of(features[clip].frame_table, len(rows.time_s)),
+                                    io.classes(preds), out, fps=float(features.settings.get("crop_fps", 30.0)))
     log.info("%d frames", frames)
     click.echo(out)
     return 0
@@ -306,6 +309,7 @@ def score_command(context: Context, preds: Path, as_json: bool, **typed: Any) ->
         click.echo(json.dumps(report, indent=1))
     else:
         Console().print(score.score_table_lines(report))
+    # On stderr too, so that --json does not hide what could not be scored.
     for warning in score.score_warnings(report):
         log.warning("%s", warning)
     return 1 if score.score_warnings(report) else 0

@@ -144,6 +144,7 @@ def gc_command(context: Context, everything: bool, yes: bool, as_json: bool, **t
         click.echo("\n".join(_gc_lines(context.cache, unreferenced)))
     if others and not everything:
         log.info("skipped, no recipe here names the data set: %s (use --all to include it)", ", ".join(others))
+    # --json is for scripts: a question in its output could not be parsed.
     if unreferenced and (yes or (not as_json and _confirmed())):
         freed = gc.remove_unreferenced(unreferenced)
         log.info("removed %d files, %s", freed.files, format_bytes(freed.bytes))
@@ -199,6 +200,7 @@ def forget_command(context: Context, clip: str, name: str | None, everywhere: bo
         click.echo("\n".join(map(printable, [
             *(f"removed {path}" for path in report.removed), *(f"STILL NAMED in {path}" for path in report.references),
             f"{clip}: " + ("not forgotten" if report.references else "no reference is left")])))
+    # `forget` cannot edit the user's own files, so the next extraction would bring the clip back.
     log.info("remove the clip from the data set before the next extract, or it is extracted again")
     return 1 if report.references else 0
 
@@ -264,7 +266,7 @@ def info_command(context: Context, store: Location | None, with_clips: bool, as_
     from fercache.extraction import job
     from fercache.store.embedding_store import EmbeddingStore
 
-    dataset = None if store else context.dataset(typed)
+    dataset = None if store else context.dataset(typed)  # a named store needs no data set
     if dataset is not None and job.current_store_or_none(context.features, dataset.name) is None:
         return _print_cost(context, dataset, as_json)
     path = store or job.current_store(context.features, dataset.name if dataset else "")
@@ -361,6 +363,7 @@ def import_command(context: Context, path: Path, as_: str, fps: float, **typed: 
     report = importer.import_features(path, as_, Features(context.features).folder(dataset.name), fps=fps)
     log.info("%d clips imported (%d frames), %d cached, %d failed", len(report.clips), report.frames,
              len(report.cached), len(report.failed))
+    # Names that differ from the data set's are imported, but no training will find them.
     extra = {*report.clips, *report.cached} - {trial.name for trial in dataset.trials}
     if extra:
         log.warning("%d clips are not in the data set: %s", len(extra), ", ".join(sorted(extra)[:3]))

@@ -64,9 +64,10 @@ def extract_command(context: Context, **typed: Any) -> int:
     config = context.config(ExtractConfig, "extract", typed)
     dataset = context.dataset(typed, report_issues=plan.is_coordinator)  # once, not by every shard
     report = plan.run(dataset, config, context.cache, context.remote)
+    # A run that found everything in the cache took no time: it would spoil the measured rate.
     if report.count("computed"):
         run_log.record_run(context.cache, dataset.name, "extract", report.store.name, report.seconds,
-                  frames=report.frames("computed"))
+                           frames=report.frames("computed"))
     _log_summary(report)
     click.echo(report.store)
     return 1 if report.failures() else 0
@@ -99,6 +100,7 @@ def train_heads_command(context: Context, store: Location | None, **typed: Any) 
     dataset = context.dataset(typed)
     path = store or job.current_store(context.features, dataset.name)
     log.info("store %s", path)
+    # Heads go to the local cache, even if the features are at a URL.
     report = train.train_heads(dataset, EmbeddingStore.open(path), config, context.cache)
     if not report.cached:
         run_log.record_run(context.cache, dataset.name, "train-heads", report.logits_file.name, report.seconds,
@@ -130,13 +132,12 @@ def stack_command(context: Context, logits_file: Path | None, out: Path, **typed
     stack.write_stack(result, out)
     if not result.cached:
         run_log.record_run(context.cache, result.oof.dataset, "stack", result.folder.name, result.seconds,
-                  frames=len(result.oof.label))
+                           frames=len(result.oof.label))
     Console().print(stack.table(result))
     click.echo(out)
     return 0
 
 
-NAMES_A_SET = ("dataset", "root", "clips")
 MAX_CLIPS_SHOWN = 40
 """Clips listed on the screen; the table of predictions holds all of them."""
 MAX_CLASSES_SHOWN = 3
@@ -169,7 +170,10 @@ def predict_command(context: Context, paths: tuple[Path, ...], out: Path, heads:
     from fercache.inference import predict
     from fercache.inference.ensemble import select_models
 
-    _check(paths, typed)
+    if bool(paths) == (named := any(typed[name] for name in ("dataset", "root", "clips"))):
+        raise InputError("clips are named both as arguments and as a data set" if named else "no clip is named",
+                         where="predict", hint="give CLIP... (videos, folders) or a data set: --dataset NAME --root "
+                                               "DIR, or --clips TABLE")
     models = select_models(context.cache, heads, stack, _recipe_dataset(context))
     job = predict.PredictJob(
         dataset=_dataset(context, paths, typed, models), models=models, out=out, store=store, force=force,
@@ -184,16 +188,6 @@ def predict_command(context: Context, paths: tuple[Path, ...], out: Path, heads:
         log.error("%s: %s", failed.clip, failed.message)
     click.echo(out / predict.PREDS)
     return 1 if report.failed else 0
-
-
-def _check(paths: tuple[Path, ...], typed: dict[str, Any]) -> None:
-    """Raise InputError unless either clips or a data set are named."""
-    named = any(typed[name] for name in NAMES_A_SET)
-    if bool(paths) == named:
-        raise InputError("clips are named both as arguments and as a data set" if named else "no clip is named",
-                         where="predict",
-                         hint="give CLIP... (videos, folders) or a data set: --dataset NAME --root DIR, or --clips "
-                              "TABLE")
 
 
 def _only(typed: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -231,7 +225,7 @@ def _print_summary(report: PredictReport) -> None:
 
     from fercache.stacking import stack
 
-    if not report.result.report["splits"]:
+    if not report.result.report["splits"]:  # no labels, so there are no scores to show
         Console().print(_clips(report))
     Console().print(stack.table(report.result))
 
@@ -270,9 +264,9 @@ def submit_command(context: Context, template: Path, preds: Path, out: Path, fra
     from fercache.results import submit
 
     config = context.config(SubmitConfig, "submit", typed)
-    made = submit.write_submission(submit.SubmissionPaths(template, preds, out, frames, videos), config)
-    for note in made.notes:
+    written = submit.write_submission(submit.SubmissionPaths(template, preds, out, frames, videos), config)
+    for note in written.notes:
         log.info("%s", note)
-    log.info("%d rows of %d trials written", made.rows, made.trials)
-    click.echo(made.out)
+    log.info("%d rows of %d trials written", written.rows, written.trials)
+    click.echo(written.out)
     return 0

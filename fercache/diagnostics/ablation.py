@@ -36,9 +36,6 @@ from fercache.training import train
 
 log = logging.getLogger(__name__)
 
-
-# Which changes of the recipe are tried: rows as data, ``key=value``.
-
 ROWS = ("taps=embedding", "taps=block8", "taps=repeat_2", "taps=block8+repeat_2", "taps=block8+repeat_2+repeat_1-3x3")
 """Changes that are always tried. `offered_rows` adds every other choice of each switch that has a list of choices."""
 STEPS = {"window_s": ("1", "2", "4", "8", "16"), "step_s": ("0", "0.1", "0.3"), "ensemble": ("1",),
@@ -107,11 +104,6 @@ def _pair(text: str, row: str) -> tuple[str, Any]:
         return key, bool(("false", "true").index(value.casefold())) if hint is bool else hint(value)
     except ValueError as error:
         raise InputError(f"{key} cannot be {value!r}", where=f"row {row}", hint="a row is key=value") from error
-
-
-# Out-of-fold scores of a setting, one per seed, and the paired difference from the default.
-
-Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,13 +187,11 @@ def reported(oofs: Sequence[OofLogits]) -> dict[str, dict[str, float]]:
     return by_split
 
 
-def _span(draws: Values) -> tuple[float, float]:
+def _span(draws: NDArray[np.float64]) -> tuple[float, float]:
     """Return the ends of the 95 % percentile interval of the draws."""
     low, high = np.quantile(draws, [(1 - metrics.LEVEL) / 2, (1 + metrics.LEVEL) / 2])
     return float(low), float(high)
 
-
-# The table: its rows, and the data that they were scored on.
 
 @dataclass(frozen=True, kw_only=True)
 class AblationRow:
@@ -320,8 +310,6 @@ class _AblationRun:
                            bytes_a_frame=2 * sum(prod(self.store.taps[tap]) for tap in read if tap in self.store.taps))
 
 
-# The table as files: a CSV with one line per row and column, and a JSON file with everything.
-
 def write_ablation(table: AblationTable, out: Path) -> None:
     """Write the table to `out` (.csv) and to a JSON file beside it.
 
@@ -348,12 +336,6 @@ def write_ablation(table: AblationTable, out: Path) -> None:
 
 
 def check_out(out: Path) -> None:
-    """Refuse a path that no table can be written to, before the training starts.
-
-    Raises
-    ------
-    InputError
-        `out` does not end in .csv.
-    """
+    """Raise InputError if `out` does not end in .csv, before the training starts."""
     if out.suffix != ".csv":
         raise InputError("unknown file type", where=out, hint="end --out in .csv; the JSON is written beside it")

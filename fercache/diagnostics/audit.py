@@ -32,8 +32,6 @@ def _result(check: str, severity: Severity, message: str, details: Iterable[str]
     return Issue(kind="audit", where=check, severity=severity, message=message, details=tuple(details))
 
 
-# Groups, clips, splits and folds.
-
 def check_splits(oof: OofLogits) -> Issue:
     """Return which groups are in the training split and in another one."""
     splits: dict[str, set[str]] = {}
@@ -61,19 +59,19 @@ def check_folds(oof: OofLogits) -> Issue:
 
 # Shuffled labels: a small probe on the cached vectors, and the stacker itself, must both score at chance.
 
+# Rows of the probe: its linear system grows with their square.
 MAX_ROWS = 3000
-"""Rows of the probe: its linear system grows with their square."""
 RIDGE = 0.3
 """Ridge strength as a fraction of the mean variance of a feature times the number of features."""
+# A leak needs this much accuracy above independent predictions with the same class frequencies, and also more than
+# three standard errors over the shuffles.
 ABOVE_CHANCE = 0.03
-"""A leak needs this much accuracy above independent predictions with the same class frequencies, and also more than
-three standard errors over the shuffles."""
 STACK_SHUFFLES = 2
 COPY_AREA = 0.999
 """A single feature with this area under the ROC curve for a class is a copy of the label."""
 MIN_ROWS, MIN_GROUPS = 10, 3
+# Features that are ranked at once: ranks take eight bytes a value, and taps have up to tens of thousands of values.
 COLUMNS = 512
-"""Features that are ranked at once: ranks take eight bytes a value, and taps have up to tens of thousands of values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,8 +272,6 @@ def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> Issue
                    (f"{frame[i]} and {frame[j]}: cosine {-cosine:.4f}" for cosine, i, j in pairs[:MAX_LINES]))
 
 
-# Retrain the real heads on shuffled labels: out of fold they must score at chance.
-
 DRAWS = 1000
 """Bootstrap samples of groups for an interval."""
 
@@ -325,10 +321,8 @@ def shuffled_dataset(dataset: Dataset, seed: int) -> Dataset:
                    trials=tuple(shuffled.get(trial.name, trial) for trial in dataset.trials))
 
 
-# Provenance of the out-of-fold rows: the recorded training groups, and signs of memorization in the rows.
-
+# Accuracy on training rows may exceed that on other rows by this much, since splits differ in difficulty.
 MARGIN = 0.1
-"""Accuracy on training rows may exceed that on other rows by this much, since splits differ in difficulty."""
 PERFECT = 0.99
 
 

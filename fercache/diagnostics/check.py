@@ -23,7 +23,6 @@ from fercache.faces import crops
 from fercache.runtime.progress import format_bytes, format_duration
 from fercache.store.layout import FRAME_COLUMNS, Grid
 
-# Cost of extraction: bytes from the store's layout, time from a measured or assumed rate.
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionCost:
@@ -175,6 +174,7 @@ def check_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, *, fresh
     """
     started = time.monotonic()
     index, tables = _index_and_tables(dataset, cache, fresh)
+    # Clip-level sets have one label per clip: their classes are counted in clips.
     by_clip = all(trial.labels is None for trial in dataset.trials)
     by_split = {split: [table for table in tables if table.trial.split == split]
                 for split in ("train", "validation", "test")}
@@ -231,8 +231,6 @@ def _count(tables: Sequence[FrameTable], classes: Sequence[str], by_clip: bool) 
                       no_crop_labelled=sum(labelled for _, labelled in no_crop),
                       counts=dict(zip(classes, counts.tolist(), strict=True)))
 
-
-# The report as text for a terminal of 80 columns.
 
 WIDTH = 80
 MAX_DIFFERENCES = 5

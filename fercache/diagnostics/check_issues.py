@@ -27,14 +27,11 @@ from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-
-# The index: what was read of each clip's files, cached between checks.
-
 VERSION = 1
 ENDINGS = frozenset(("jpg", "jpeg", "png"))
+# A folder that changed this short before it was read may have changed again within the clock's resolution: the next
+# check reads it again.
 SETTLED_NS = 2_000_000_000
-"""A folder that changed this short before it was read may have changed again within the clock's resolution: the next
-check reads it again."""
 
 
 class ClipFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -179,8 +176,6 @@ def _decodes(path: Path) -> bool:
         return False
 
 
-# Pairwise comparison of lengths: crops, video frames and annotation lines.
-
 @dataclass(frozen=True, kw_only=True)
 class LengthDifference:
     """One trial whose two lengths differ: the expected one, and the one that is there."""
@@ -242,8 +237,6 @@ def compare_lengths(tables: Sequence[FrameTable]) -> tuple[LengthComparison, ...
     return tuple(compared)
 
 
-# Clips with the same content under two names.
-
 SAMPLES = 8
 """Pictures of a folder that are compared byte by byte, spread from first to last."""
 
@@ -286,8 +279,6 @@ def _sampled_hash(trial: Trial, clip: ClipFacts) -> str:
             state.update(hashlib.sha256(file.read(MAX_BYTES)).digest())
     return state.hexdigest()
 
-
-# All issues of a data set.
 
 def find_issues(dataset: Dataset, tables: Sequence[FrameTable], facts: Mapping[str, ClipFacts]) -> list[Issue]:
     """Return all issues of a data set, errors first."""

@@ -17,13 +17,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fercache.runtime.progress import format_bytes
 from fercache.workspace import CURRENT, FEATURES, LOGITS, METRICS, STACK, STORE_SUFFIX, Workspace
 
 REQUIRED = ("torch", "facenet-pytorch", "av", "zarr", "h5py", "lightgbm", "scikit-learn", "plotly", "matplotlib")
+# Users of the package do not need this extra, so it is not listed.
 DEVELOPER_EXTRA = "dev"
-"""Users of the package do not need this extra, so it is not listed."""
 GPU_FILES = ("/dev/nvidiactl", "/dev/dxg")
-MIN_DISK_GB = 20.0
+# About 17 hours of video, at 1.2 GB an hour.
+MIN_DISK_BYTES = 20e9
 OK, MISSING, WARN, OFF = "ok", "missing", "look", "-"
 STYLES = {OK: "green", MISSING: "red", WARN: "yellow", OFF: "dim"}
 
@@ -103,10 +105,10 @@ def _device() -> Iterator[DoctorLine]:
 
 
 def _machine() -> Iterator[DoctorLine]:
-    cores = len(os.sched_getaffinity(0))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 1e9
-    yield DoctorLine(what="machine", state=OK, found=f"{cores} cores, {memory:.0f} GB of memory ({free:.0f} GB unused)")
+    cores = len(os.sched_getaffinity(0))  # not cpu_count: a container or Slurm may allow fewer
+    memory, free = (format_bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf(f"SC_{pages}_PAGES")) for pages in
+                    ("PHYS", "AVPHYS"))
+    yield DoctorLine(what="machine", state=OK, found=f"{cores} cores, {memory} of memory ({free} unused)")
 
 
 def _weights(cache: Path) -> Iterator[DoctorLine]:
@@ -126,9 +128,9 @@ def _cache(cache: Path) -> Iterator[DoctorLine]:
                      found=f"{cache}: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
     # The cache need not exist yet: its disk is that of the nearest folder above it.
     existing = next(path for path in (cache.absolute(), *cache.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free / 1e9
-    yield DoctorLine(what="disk", state=OK if free >= MIN_DISK_GB else WARN,
-                     found=f"{free:,.0f} GB free (11 kB per frame, 1.2 GB per hour of video)")
+    free = shutil.disk_usage(existing).free
+    yield DoctorLine(what="disk", state=OK if free >= MIN_DISK_BYTES else WARN,
+                     found=f"{format_bytes(free)} free (11 kB per frame, 1.2 GB per hour of video)")
 
 
 def next_step(cache: Path, lines: list[DoctorLine], preds: Path = Path("preds.csv")) -> str:

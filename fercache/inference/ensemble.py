@@ -29,8 +29,6 @@ from fercache.workspace import METRICS, Workspace, heads_of, logits_file_of
 log = logging.getLogger(__name__)
 
 
-# Model selection: the heads and the stacker that the user named, or the current ones.
-
 @dataclass(frozen=True, kw_only=True)
 class SelectedModels:
     """A trained set of heads and the stacker that was trained on their out-of-fold logits.
@@ -106,14 +104,12 @@ def _metrics(folder: Path) -> dict[str, Any]:
     return metrics
 
 
-# Prediction with the selected heads.
-
 FORMAT = 1
 """Part of the fingerprint; increased whenever the code changes the logits of new trials."""
+# Bytes of features in memory at once, so that memory does not grow with the number of trials.
 MOST_BYTES = 256 << 20
-"""Bytes of features in memory at once, so that memory does not grow with the number of trials."""
+# Decimals to which the frame interval of clips (seconds) must agree for one batch: equal intervals, equal windows.
 RATE_DIGITS = 6
-"""Decimals to which the frame interval of clips (seconds) must agree for one batch: equal intervals, equal windows."""
 UNKNOWN = -1
 FRAME_ARRAYS = ("index", "time_s", "valid", "label")
 
@@ -202,13 +198,9 @@ def _predict_rows(trials: Sequence[Trial], store: EmbeddingStore, models: Select
 
 
 def _batches(trials: Sequence[Trial], store: EmbeddingStore, row_bytes: int) -> Iterator[list[int]]:
-    """Yield indices of trials of one frame rate, as many as fit into `MOST_BYTES`.
-
-    Notes
-    -----
-    The length of a window in frames follows from the median rate of the loaded features. With one rate per batch,
-    the predictions of a clip do not depend on the other clips in it.
-    """
+    """Yield indices of trials of one frame rate, as many as fit into `MOST_BYTES`."""
+    # The length of a window in frames follows from the median rate of the loaded features. With one rate per batch,
+    # the predictions of a clip do not depend on the other clips in it.
     by_rate: dict[float, list[int]] = {}
     for i, trial in enumerate(trials):
         steps = np.diff(store[trial.name].frame_table["time_s"])

@@ -34,9 +34,6 @@ from fercache.workspace import FAILURES, Workspace
 
 log = logging.getLogger(__name__)
 
-
-# Clips on the command line as a data set: a video, a folder of crops, or a folder of clips.
-
 NAME = "predict"
 """Name of the data set, and so of its folder in the cache, of all clips given on the command line."""
 MISSING_PATH = "no such file or folder"
@@ -149,8 +146,6 @@ def without_labels(oof: OofLogits, names: frozenset[str]) -> OofLogits:
     unseen: NDArray[np.bool_] = oof.per_row(np.array([trial not in names for trial in oof.trials], bool))
     return replace(oof, label=np.where(unseen, oof.label, -1).astype(np.int16))
 
-
-# The command: what it takes, what it returns, and its steps.
 
 PREDS, TIMELINES, OVERLAYS = "preds.csv", "timelines", "overlays"
 BY_MODELS = "by the mean over the folds' models, which saw none of these groups"

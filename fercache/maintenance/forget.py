@@ -21,8 +21,8 @@ from fercache.store.local import LocalStoreFiles
 from fercache.store.locks import work_folder
 from fercache.workspace import CURRENT, FEATURES, HEADS, LOGITS, STACK, Workspace
 
+# In the order of removal: logits name the clip, so `forget` still finds it if it was killed before they went.
 TRAINED_STAGES = (STACK, HEADS, LOGITS)
-"""In the order of removal: logits name the clip, so `forget` still finds it if it was killed before they went."""
 
 
 def find_references(cache: Path, clip: str, dataset: str | None = None) -> tuple[Path, ...]:
@@ -144,8 +144,6 @@ def people_in(folder: Path, clip: str) -> set[str]:
 def _stores(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.zarr") if path.is_dir())
 
-
-# Remove one clip: its features and everything trained on it; then check that no reference is left.
 
 @dataclass(frozen=True, kw_only=True)
 class ForgetReport:

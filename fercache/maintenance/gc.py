@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 
 UNNAMED, LOST, UNKNOWN = "no recipe names it", "unfinished, and cannot be resumed", "not in the data set"
 TORN, ORPHAN, OF_CLIP = "left by a run that was killed", "of a store that is gone", "of a clip that is gone"
+# Age from which a temporary file is abandoned: writing one file never takes this long.
 SETTLED_S = 3600.0
-"""Age from which a temporary file is abandoned: writing one file never takes this long."""
 
 # Parents: logits record their store, the digest of its content and the settings of their training; logits of new clips
 # record the heads that predicted them; heads bear the name of their logits; a stack run records its logits. A result is
@@ -132,8 +132,6 @@ def _is_live_run(run: Path, cache: Path, stack: StackConfig, live: set[Path]) ->
     except (FercacheError, KeyError, TypeError, AttributeError):
         return True
 
-
-# Unreferenced parts of the cache, and their removal.
 
 @dataclass(frozen=True, kw_only=True)
 class Unreferenced:
@@ -274,8 +272,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     atomic_io.fsync(path.parent)
 
-
-# Artifacts that the recipes and their data sets still need: `gc` must not remove them.
 
 @dataclass
 class LiveArtifacts:

@@ -25,15 +25,15 @@ from pyarrow import parquet
 
 from fercache.data import tables
 from fercache.errors import ClipError, InputError
+from fercache.runtime.progress import format_bytes
 from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, SEGMENT
 
 WIDEST = 1 << 17
 """Most values of one frame of one tap."""
 LONGEST = 5_000_000
 """Most frames of a clip: 46 hours at 30 frames a second."""
+# Most frames of a clip per row in the file, beyond SPARSE_FROM frames: a typo in a frame number must not fill the disk.
 SPARSEST = 1000
-"""Most frames of a clip per row in the file, beyond SPARSE_FROM frames: a typo in a frame number must not fill the
-disk."""
 SPARSE_FROM = 200_000
 LARGEST_INDEX = WIDEST * 256
 """Most values of an array of frame numbers, or of a frame table; these are read whole."""
@@ -217,8 +217,6 @@ def stem_of(root: Path, path: Path) -> str:
     return path.stem if root == path else path.relative_to(root).with_suffix("").as_posix()
 
 
-# npy and npz: numpy maps the arrays into memory, which needs no memory for a long clip and refuses Python objects.
-
 CLIP_NAME = "clip.json"
 """Member of an exported npz with the clip's name."""
 
@@ -229,6 +227,7 @@ def npy_entries(root: Path, paths: Iterable[Path]) -> ClipEntries:
         yield stem_of(root, path), _npy(path, stem_of(root, path))
 
 
+# numpy maps the arrays into memory, which needs no memory for a long clip and refuses Python objects.
 @contextmanager
 def _npy(path: Path, name: str) -> Iterator[IncomingClip]:
     with _file_errors(path):
@@ -257,7 +256,7 @@ def _npz(path: Path, name: str) -> Iterator[IncomingClip]:
                             hint="save arrays of numbers with np.savez; a pickle is never loaded")
         size, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
         if size > free // 2:  # a few kilobytes may unpack to terabytes
-            raise ClipError(f"unpacks to {size >> 20} MB, and {free >> 20} MB are free for temporary files",
+            raise ClipError(f"unpacks to {format_bytes(size)}, and {format_bytes(free)} are free for temporary files",
                             hint="set TMPDIR to a larger disk")
         arrays: dict[str, Any] = {}
         for i, member in enumerate(members):
@@ -273,15 +272,13 @@ def _npz(path: Path, name: str) -> Iterator[IncomingClip]:
         yield clip_from_arrays(arrays, name)
 
 
-# HDF5: what `export` wrote, ``file[trial]['00001'] -> vector``, ``file[trial] -> (T, D)``; no link is followed.
-
+# The attribute that holds names as JSON: HDF5's own texts end at a zero byte.
 OURS = "fercache"
-"""The attribute that holds names as JSON: HDF5's own texts end at a zero byte."""
 DEEPEST = 8
 
 
 def hdf5_entries(path: Path) -> ClipEntries:
-    """Yield the clips of a file.
+    """Yield the clips of a file: from `export`, ``file[clip]['00001'] -> vector``, or ``file[clip] -> (T, D)``.
 
     Raises
     ------
@@ -389,8 +386,6 @@ def _clip_of_frames(datasets: dict[str, Any], name: str) -> IncomingClip:
     stacked = StackedFrames([datasets[numbered[frame]] for frame in frames], (len(frames), *shape))
     return IncomingClip(frames=np.array(frames, np.int64), arrays={FEATURES: stacked})
 
-
-# Tables of one row a frame (CSV, parquet), read once from the front; a clip's rows wait in temporary files.
 
 NOT_FEATURES = ("clip", "frame", *FRAME_COLUMNS, "valid", "label", "prediction", "split", "group", "subject", "fold")
 """Columns that are never taken for features: a label among them would be learned from itself."""

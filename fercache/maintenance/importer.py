@@ -24,9 +24,8 @@ from fercache.store.remote import files_at
 
 log = logging.getLogger(__name__)
 
-
 FORMAT = 1
-"""Raised whenever the same file would give other numbers."""
+"""Increment this when the same file would give other numbers."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 PICKLES = (".pkl", ".pickle", ".p", ".pt", ".pth", ".joblib", ".dill")
 ENDINGS = {".h5": "h5", ".hdf5": "h5", ".hdf": "h5", ".npz": "npz", ".npy": "npy", ".csv": "csv", ".parquet": "parquet"}

@@ -19,9 +19,6 @@ from fercache.store.remote import files_at
 
 log = logging.getLogger(__name__)
 
-
-# Differences of two stores: settings, taps, clips.
-
 ABSENT = "(absent)"
 
 

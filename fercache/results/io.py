@@ -193,8 +193,8 @@ def metrics_path(preds: Path) -> Path:
     return preds.with_name(preds.name.removesuffix(ending) + ".metrics.json")
 
 
+# Bytes of a clip's name in a file name: digest and ending follow, and file systems allow 255 in all.
 LONGEST_NAME = 220
-"""Bytes of a clip's name in a file name. Digest and ending follow, and file systems allow 255 in all."""
 
 
 def file_name(clip: str, ending: str) -> str:
@@ -244,7 +244,7 @@ def _write_csv(oof: OofLogits, ppm: NDArray[np.int32], file: BinaryIO, compress:
     out.write(_line([*COLUMNS, *(f"{PROB_PREFIX}{name}" for name in oof.classes)]).encode())
     row_format = ",%d,%.6f,%d,%s,%d" + ",%.6f" * len(oof.classes) + "\n"
     # pyarrow writes the shortest digits of a float and quotes every text; the bytes of this file must not change.
-    for trial in _trials_by_name(oof):
+    for trial in sorted(range(len(oof.trials)), key=lambda i: oof.trials[i]):
         rows = oof.rows(trial)
         label = ["" if value < 0 else value for value in oof.label[rows].tolist()]
         # A percent sign in a clip's name would be read as part of the format.
@@ -256,10 +256,6 @@ def _write_csv(oof: OofLogits, ppm: NDArray[np.int32], file: BinaryIO, compress:
         out.close()
 
 
-def _trials_by_name(oof: OofLogits) -> list[int]:
-    return sorted(range(len(oof.trials)), key=lambda i: oof.trials[i])
-
-
 def _line(fields: Sequence[str]) -> str:
     """Return one line of CSV, quoted where necessary."""
     text = io.StringIO()
@@ -268,7 +264,7 @@ def _line(fields: Sequence[str]) -> str:
 
 
 def _write_parquet(oof: OofLogits, ppm: NDArray[np.int32], path: Path) -> None:
-    trials = _trials_by_name(oof)
+    trials = sorted(range(len(oof.trials)), key=lambda i: oof.trials[i])
     rows = oof.rows_of(trials)
     names = np.repeat([oof.trials[i] for i in trials], np.diff(oof.offsets)[trials])
     label = oof.label[rows]

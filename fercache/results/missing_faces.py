@@ -38,9 +38,7 @@ TEMPORAL = head_registry.TEMPORAL_HEADS
 class GapSources:
     """The source rows of each prediction: ``(1 - weight) * before + weight * after``, all ``(T,)``.
 
-    Attributes
-    ----------
-    before, after : rows; weight : of the row after, 0 to 1. A row with a face is its own source, with weight 0.
+    A row with a face is its own source, with weight 0.
     """
 
     before: Rows
@@ -50,6 +48,7 @@ class GapSources:
     def apply(self, probs: NDArray[Any]) -> NDArray[Any]:
         """Return `probs`, ``(T, C)``, with its gaps filled; the type stays."""
         filled = probs[self.before]
+        # Only the mixed rows are computed: the others keep every bit, and the type.
         mixed = np.flatnonzero(self.weight > 0)
         late = self.weight[mixed, None]
         filled[mixed] = (1 - late) * probs[self.before[mixed]] + late * probs[self.after[mixed]]
@@ -57,7 +56,7 @@ class GapSources:
 
 
 def gap_sources(time_s: Floats, seen: Mask, policy: str, *, causal: bool = False) -> GapSources:
-    """Return the source rows of one clip's predictions; each row is its own source if no row was seen.
+    """Return the source rows of one clip's predictions; each row is its own source if no row has a face.
 
     Parameters
     ----------

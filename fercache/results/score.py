@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,7 @@ class _Tally:
         return np.asarray(part[part.sum((1, 2)) > 0])
 
 
-def score_file(dataset: Dataset, given: io.PredictionsFile, config: ScoreConfig) -> dict[str, Any]:
+def score_file(dataset: Dataset, preds: io.PredictionsFile, config: ScoreConfig) -> dict[str, Any]:
     """Return every figure as a JSON value.
 
     Raises
@@ -58,24 +58,27 @@ def score_file(dataset: Dataset, given: io.PredictionsFile, config: ScoreConfig)
 
     Notes
     -----
-    ``all`` counts every class of the set, also those that the predictions cannot say (their F1 is 0); ``shared`` only
-    rows of classes that they can say, and the mean over those.
+    ``all`` counts every class of the set; those that the predictions lack have an F1 of 0. ``shared`` counts only the
+    classes that both have, and rows of these.
     """
     trials = {t.name: t for t in dataset.trials if t.labelled and config.split in ("all", t.split)}
     if not trials:
         raise InputError(f"no labelled trial in the split {config.split}", where=dataset.name,
                          hint="choose another --split or data set")
-    names = labels.map_class_names(given.classes, dataset.classes, labels.parse(config.map))
-    level = _level(list(trials.values()), config.level)
+    names = labels.map_class_names(preds.classes, dataset.classes, labels.parse(config.map))
+    only_clips = all(trial.labels is None for trial in trials.values())
+    level = config.level if config.level != "auto" else "clip" if only_clips else "frame"
     tally = _Tally(len(dataset.classes))
-    for trial, clip in _matched(given, trials):
-        _count(tally, trial, clip, names, level)
+    for clip in preds.clips():
+        name = io.match_clip(clip.name, trials)
+        if name in trials:
+            _count(tally, trials[name], clip, names, level)
     if not tally.scored:
         raise InputError(f"none of the {len(trials):,} labelled trials of {dataset.name} has a prediction",
-                         where=given.path, hint="check --preds, --split and the data set")
+                         where=preds.path, hint="check --preds, --split and the data set")
     lost = [name for name in trials if name not in tally.scored]
-    shared = [place for place, name in enumerate(dataset.classes) if name not in names.target_only]
-    return {"predictions": str(given.path), "dataset": dataset.name, "split": config.split, "level": level,
+    shared = [i for i, name in enumerate(dataset.classes) if name not in names.target_only]
+    return {"predictions": str(preds.path), "dataset": dataset.name, "split": config.split, "level": level,
             "rule": io.POOLED if level == "clip" else "every labelled frame", "metric": dataset.metric,
             "notice": dataset.notice, "classes": list(dataset.classes), "map": names.describe(),
             "lost": list(names.source_only), "never": list(names.target_only), "unscored_frames": tally.unscored,
@@ -84,38 +87,26 @@ def score_file(dataset: Dataset, given: io.PredictionsFile, config: ScoreConfig)
             "shared": _figures(tally.matrices(shared), dataset, shared, config)}
 
 
-def _level(trials: Sequence[Trial], wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
-    return "clip" if all(trial.labels is None for trial in trials) else "frame"
-
-
-def _matched(given: io.PredictionsFile, trials: dict[str, Trial]) -> Iterator[tuple[Trial, io.ClipPredictions]]:
-    for clip in given.clips():
-        name = io.match_clip(clip.name, trials)
-        if name in trials:
-            yield trials[name], clip
-
-
 def _count(tally: _Tally, trial: Trial, clip: io.ClipPredictions, names: labels.LabelMap, level: str) -> None:
     """Count one trial, by frame or as one clip."""
-    clock = trial.frame_labels(int(clip.frame[-1]))
+    labels_by_frame = trial.frame_labels(int(clip.frame[-1]))
     if level == "clip":
         if trial.clip_label < 0:
-            raise InputError("it has labels by frame, none for the whole clip", where=trial.name,
+            raise InputError("it has frame labels but no clip label", where=trial.name,
                              hint="score it with --level frame")
         pooled = clip.pooled(names.probs(clip.probs)).argmax()
         tally.add(trial, np.array([trial.clip_label]), np.array([pooled]))
         return
-    label = clock[clip.frame - 1]
-    tally.unscored += int((clock >= 0).sum() - (label >= 0).sum())
+    label = labels_by_frame[clip.frame - 1]
+    tally.unscored += int((labels_by_frame >= 0).sum() - (label >= 0).sum())
+    # The file's own prediction counts; if some class has no counterpart, the best of the others.
     predicted = names.probs(clip.probs).argmax(1) if names.source_only else names.labels(clip.label_pred)
     tally.add(trial, label, predicted)
 
 
 def _figures(matrices: Counts, dataset: Dataset, keep: Sequence[int], config: ScoreConfig) -> dict[str, Any]:
     """Return the scores over the classes to `keep`, with the recall of each."""
-    classes = [dataset.classes[place] for place in keep]
+    classes = [dataset.classes[i] for i in keep]
     sampler = metrics.Resampler(len(matrices), config.bootstrap, config.seed)
     total = matrices.sum(0)
     recall = np.diag(total) / np.maximum(total.sum(1), 1)
@@ -150,17 +141,17 @@ def score_warnings(report: dict[str, Any]) -> list[str]:
 
 def _scores(report: dict[str, Any], whole: dict[str, Any], shared: dict[str, Any]) -> Table:
     why_none = whole["why_none"]
-    made = Table(caption=f"no intervals: {why_none}" if why_none else "brackets: 95 % by bootstrap over groups",
+    table = Table(caption=f"no intervals: {why_none}" if why_none else "brackets: 95 % by bootstrap over groups",
                  box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False)
-    made.add_column("")
-    made.add_column("all classes", justify="right")
+    table.add_column("")
+    table.add_column("all classes", justify="right")
     if report["never"]:
-        made.add_column(f"the {len(shared['f1'])} shared ones", justify="right")
+        table.add_column(f"the {len(shared['f1'])} shared ones", justify="right")
     for key in metrics.DISTINCT:
         style = "bold green" if key == report["metric"] else ""
         values = [_figure(one, key) for one in (whole, shared)[:1 + bool(report["never"])]]
-        made.add_row(metrics.METRICS[key].title, *values, style=style)
-    return made
+        table.add_row(metrics.METRICS[key].title, *values, style=style)
+    return table
 
 
 def _figure(scores: dict[str, Any], key: str) -> str:
@@ -169,10 +160,10 @@ def _figure(scores: dict[str, Any], key: str) -> str:
 
 
 def _classes(report: dict[str, Any], whole: dict[str, Any]) -> Table:
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("class", "F1", "recall", "clips" if report["level"] == "clip" else "frames"):
-        made.add_column(heading, justify="left" if heading == "class" else "right")
+        table.add_column(heading, justify="left" if heading == "class" else "right")
     for name in report["classes"]:
-        made.add_row(name, f"{whole['f1'][name]:.3f}", f"{whole['recall'][name]:.3f}", f"{whole['support'][name]:,}",
+        table.add_row(name, f"{whole['f1'][name]:.3f}", f"{whole['recall'][name]:.3f}", f"{whole['support'][name]:,}",
                      style="dim" if name in report["never"] else "")
-    return made
+    return table

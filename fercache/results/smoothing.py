@@ -11,8 +11,8 @@ Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
+# Times are sums of rounded frame intervals: a frame this far outside a window still belongs to it.
 SLACK_S = 1e-6
-"""Clocks are sums of rounded frame times: a frame this far outside a window still belongs to it."""
 
 
 class WindowReach(NamedTuple):
@@ -44,14 +44,12 @@ class CumulativeSums:
     counts : (T,) which rows count.
     causal : sum about 0 instead of the mean, so that no bit of a row's sums depends on a later row.
 
-    Notes
-    -----
-    Sums are float64 about the mean of the rows that count, so that 50,000 rows lose no digit that matters.
     """
 
     def __init__(self, values: NDArray[Any], counts: Mask, *, causal: bool = False) -> None:
-        many = 0 if causal else int(counts.sum())
-        self.centre = values[counts].mean(0, dtype=float) if many else np.zeros(values.shape[1])
+        centered = not causal and counts.any()
+        # Sums are float64 about the mean of the rows that count, so that 50,000 rows lose no digit that matters.
+        self.centre = values[counts].mean(0, dtype=float) if centered else np.zeros(values.shape[1])
         self.offset = np.where(counts[:, None], values - self.centre, 0.0)
         self.total = _running(self.offset)
         self.number = np.concatenate([[0], np.cumsum(counts)])
@@ -59,19 +57,17 @@ class CumulativeSums:
     def mean(self, window: WindowReach) -> Floats:
         """Return the mean over each row's window, ``(T, D)``; a window without a row that counts has the clip's mean.
         """
-        return np.asarray(self.centre + self._mean_offset(window))
+        return np.asarray(self.centre + self._over(self.total, window))
 
     def spread(self, window: WindowReach) -> Floats:
         """Return the standard deviation over each row's window, ``(T, D)``; 0 where fewer than two rows count."""
         square = self._over(_running(self.offset**2), window)
-        return np.asarray(np.sqrt(np.maximum(square - self._mean_offset(window) ** 2, 0.0)))
+        # Rounding can make the difference of two equal squares negative.
+        return np.asarray(np.sqrt(np.maximum(square - self._over(self.total, window) ** 2, 0.0)))
 
     def share(self, window: WindowReach) -> Floats:
         """Return the share of each row's window that counts, ``(T,)``."""
         return np.asarray(self._number(window) / np.maximum(window.stop - window.start, 1))
-
-    def _mean_offset(self, window: WindowReach) -> Floats:
-        return self._over(self.total, window)
 
     def _over(self, running: Floats, window: WindowReach) -> Floats:
         return np.asarray((running[window.stop] - running[window.start]) / np.maximum(self._number(window), 1)[:, None])
@@ -90,12 +86,9 @@ def moving_mean(values: NDArray[Any], counts: Mask, window: WindowReach) -> Floa
     sums = CumulativeSums(values, counts)
     seen = sums._number(window) > 0
     found = sums.mean(window)
-    return found if seen.all() or not seen.any() else found[_nearest_row(seen)]
-
-
-def _nearest_row(seen: Mask) -> Rows:
-    """Return the nearest row that was seen, by position, ``(T,)``."""
-    return nearest_row(np.arange(len(seen), dtype=float), seen).row
+    if seen.all() or not seen.any():
+        return found
+    return np.asarray(found[nearest_row(np.arange(len(seen), dtype=float), seen).row])
 
 
 class NearestRow(NamedTuple):
@@ -133,11 +126,8 @@ def lagged(values: NDArray[Any], time_s: Floats, lag_s: float) -> NDArray[Any]:
 
 def highest(values: Floats, window: WindowReach) -> Floats:
     """Return the highest value over each row's window, ``(T, D)``; every window holds a row.
-
-    Notes
-    -----
-    Two windows of a power of two that overlap cover any window; T log T.
     """
+    # Two windows of a power of two that overlap cover any window, so T log T steps are enough.
     long = window.stop - window.start
     level = np.frexp(long.astype(float))[1] - 1
     found = np.empty_like(values)

@@ -13,14 +13,16 @@ from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits
 Probs = NDArray[np.float32]
 
 BINS = 15
-COLDEST, HOTTEST = 0.2, 5.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.2, 5.0
 MOST_ROWS = 100_000
 STEPS = 30
+# A probability of 0 has no logarithm.
 TINY = 1e-9
 
 
 def apply_temperature(probabilities: Probs, temperature: NDArray[np.float64] | float) -> Probs:
     """Return probabilities, ``(n, C)``, at a temperature (scalar or ``(n, 1)``); above 1 flattens them."""
+    # Unchanged to the last bit: logarithm and softmax would round.
     if np.all(np.asarray(temperature) == 1):
         return probabilities
     log_probs = np.log(np.maximum(probabilities.astype(float), TINY)) / temperature
@@ -43,12 +45,12 @@ def fit_temperature(probabilities: Probs, label: NDArray[Any]) -> float:
 
     def cost(log_t: float) -> float:
         scaled = log_probs / np.exp(log_t)
-        top = scaled.max(1)
+        top = scaled.max(1)  # subtracted before exp, which would overflow otherwise
         right = scaled[np.arange(len(truth)), truth]
         return float((top + np.log(np.exp(scaled - top[:, None]).sum(1)) - right).mean())
 
     # Temperatures multiply, so the search runs on a log scale: .5 and 2 are equally far from 1.
-    low, high, golden = np.log(COLDEST), np.log(HOTTEST), (np.sqrt(5) - 1) / 2
+    low, high, golden = np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE), (np.sqrt(5) - 1) / 2
     for _ in range(STEPS):
         a, b = high - golden * (high - low), low + golden * (high - low)
         low, high = (low, b) if cost(a) < cost(b) else (a, high)

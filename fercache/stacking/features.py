@@ -44,8 +44,8 @@ ENTROPY_S = (0.5, 5.0)
 SEEN_S = (0.5, 3.0)
 FAR_S = 10.0
 """Upper limit of the features that hold the seconds to the previous and next face."""
+# Lower limit of probabilities before the logarithm: a single overconfident head must not dominate a mean.
 FLOOR = 1e-6
-"""Lower limit of probabilities before the logarithm: a single overconfident head must not dominate a mean."""
 MOST_COLUMNS = 152
 UNSIGNED = re.compile(r":spread\b")
 """Channels with a value a class that is no vote for the class."""
@@ -93,8 +93,7 @@ class ClipView:
         seen = tuple(faces.share(_reach(time_s, width, causal))[counts] for width in SEEN_S)
         pooled = np.stack([oof.pooled[head][rows][counts] for head in oof.heads], 1) if oof.pooled else None
         return cls(counts=counts, filled=nearest_row(time_s, counts, causal=causal), log_probs=log_probs,
-                   time_s=time_s[counts],
-                   seen=seen, pooled=pooled, causal=causal)
+                   time_s=time_s[counts], seen=seen, pooled=pooled, causal=causal)
 
     def reach(self, width_s: float) -> WindowReach:
         """Return each row's window of that half-width."""
@@ -278,15 +277,14 @@ def total_columns(heads: Sequence[str], classes: Sequence[str]) -> int:
 
 # The training sample: rows that are labeled, out of fold and have a face, thinned because neighbors are near copies.
 
+# Rows closer than this carry the same information; one of them is enough.
 STEP_S = 0.1
-"""Rows closer than this carry the same information; one of them is enough."""
+# With more rows than this the step grows: further rows of a few hundred trials add no information.
 MOST = 60_000
-"""With more rows than this the step grows: further rows of a few hundred trials add no information."""
+# Rows of a clip within this time count as one effective row, because expressions last for seconds.
 BLOCK_S = 10.0
-"""Rows of a clip within this time count as one effective row, because expressions last for seconds."""
 REFITTED = -1
 """The fold number of validation rows, which no fold holds out and which only a refit uses."""
-
 PARTS = ("rows", "x", "smoothed", "label", "fold", "group", "block_id")
 
 
@@ -347,9 +345,9 @@ def draw_sample(oof: OofLogits, columns: FeatureColumns, refit: bool, bar: Progr
     _, block = np.unique(np.stack([trial[rows], oof.time_s[rows] // BLOCK_S]), axis=1, return_inverse=True)
     x = np.concatenate([np.zeros((0, len(columns.names)), np.float32), *(x for x, _ in built)])
     return TrainingSample(rows=rows, x=x,
-                  smoothed=np.concatenate([np.zeros(shape, np.float32), *(z for _, z in built)]),
-                  label=oof.label[rows].astype(np.int64), fold=oof.fold[trial[rows]].astype(np.int64),
-                  group=group[trial[rows]], block_id=block, classes=len(oof.classes))
+                          smoothed=np.concatenate([np.zeros(shape, np.float32), *(z for _, z in built)]),
+                          label=oof.label[rows].astype(np.int64), fold=oof.fold[trial[rows]].astype(np.int64),
+                          group=group[trial[rows]], block_id=block, classes=len(oof.classes))
 
 
 def thinned(oof: OofLogits, refit: bool = False) -> NDArray[np.bool_]:
@@ -357,6 +355,7 @@ def thinned(oof: OofLogits, refit: bool = False) -> NDArray[np.bool_]:
     learnable = oof.fold >= 0
     if refit:
         learnable = learnable | (np.array(oof.split) == "validation")
+    # Only frames with a face have features of their own; the others would add copies.
     usable = (oof.label >= 0) & oof.valid & oof.per_row(learnable)
     selected, step = _one_a_step(oof, usable, STEP_S), STEP_S
     while selected.sum() > MOST:
@@ -368,7 +367,7 @@ def thinned(oof: OofLogits, refit: bool = False) -> NDArray[np.bool_]:
 def _one_a_step(oof: OofLogits, usable: NDArray[np.bool_], step_s: float) -> NDArray[np.bool_]:
     """Return the first usable row of each step of each trial, as a mask ``(R,)``."""
     rows = np.flatnonzero(usable)
-    step = np.floor(oof.time_s[rows] / step_s + 1e-6)
+    step = np.floor(oof.time_s[rows] / step_s + 1e-6)  # a time just below a step by rounding belongs to the step
     trial = oof.per_row(np.arange(len(oof.trials)))[rows]
     new = np.ones(len(rows), bool)
     new[1:] = (np.diff(step) != 0) | (np.diff(trial) != 0)

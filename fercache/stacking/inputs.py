@@ -21,7 +21,6 @@ from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-
 CLIP_LEVEL = "clip"
 IMPORTED = "logits "
 """Prefix of an imported source's name in the provenance of merged logits."""
@@ -61,6 +60,7 @@ def load_logits(cache: Path, dataset: str, trained: Path | None, names: Sequence
     if not sources:
         raise InputError("neither heads nor imported logits", where=f"data set {dataset}",
                          hint="run `fercache train-heads`, or `fercache logits import`")
+    # A source by clip has no frames: with a source by frame first, its rows are spread over that one's frames.
     first = next((s for s in sources if s.provenance.get("level") != CLIP_LEVEL), sources[0])
     return merge_logits(first, [source for source in sources if source is not first])
 
@@ -78,6 +78,7 @@ def find_logits_files(cache: Path, dataset: str, fingerprint: str, names: Sequen
     the parts were merged with. Empty where a part is not in the cache, or is no longer what it was.
     """
     sources = [logits_import.path_of(cache, dataset, name) for name in names]
+    # Without heads of its own, a stack begins with imported logits, so these can be the first part too.
     for first in sorted(Workspace(cache).logits(dataset).glob("*.h5")) + sorted(
             Workspace(cache).imported_logits(dataset).glob("*.h5")):
         try:
@@ -87,7 +88,7 @@ def find_logits_files(cache: Path, dataset: str, fingerprint: str, names: Sequen
                     prints.append(reader.fingerprint)
         except StoreError:
             continue
-        if reduce(lambda clip_level, part: fingerprint_of([clip_level, part]), prints) == fingerprint:
+        if reduce(lambda merged, part: fingerprint_of([merged, part]), prints) == fingerprint:
             return (first, *sources)
     return ()
 
@@ -113,18 +114,12 @@ def open_merged(path: Path, imported: Sequence[Path]) -> Iterator[OofReader]:
 
 
 def refuse_in_sample(oof: OofLogits, force: bool) -> None:
-    """Raise if a source was fitted on the rows that the stacker learns from.
-
-    Raises
-    ------
-    InputError
-        There is such a source and `force` is False.
-    """
+    """Raise InputError if a source was fitted on the rows that the stacker learns from, unless `force` is true."""
     if oof.leaky_heads and not force:
         raise InputError(f"declared {IN_SAMPLE}: {', '.join(oof.leaky_heads)} saw the labels of the training rows, so "
                          "the stacker would learn from leaked labels", where="stack, logits",
                          hint="leave it out of --logits, or import out-of-fold logits of that model; --force learns "
-                              "from it all the same, keeps it out of `--select auto` and says so in the output")
+                              "from it nevertheless, excludes it from `--select auto` and flags it in the output")
 
 
 def _with(oof: OofLogits, source: OofLogits) -> OofLogits:
@@ -144,7 +139,7 @@ def _with(oof: OofLogits, source: OofLogits) -> OofLogits:
     if missing:
         log.warning("imported logits %s: %d of %d rows have no logits; using uniform probabilities", name, missing,
                     len(source_row))
-    even = np.float32(-np.log(len(oof.classes)))
+    even = np.float32(-np.log(len(oof.classes)))  # uniform probabilities: no opinion in the mean of the heads
     values = np.where((source_row >= 0)[:, None], log_probs[np.maximum(source_row, 0)], even).astype(np.float32)
     return replace(oof, heads=(*oof.heads, name), logits={**oof.logits, name: values},
                    declared={**oof.declared, **source.declared},
@@ -190,7 +185,7 @@ def aggregate_clips(oof: OofLogits) -> OofLogits:
         trials_of.setdefault(clip, []).append(trial)
     names = sorted(trials_of)
     firsts = np.array([_one_side(oof, name, trials_of[name]) for name in names], int)
-    rows = [_rows(oof, trials_of[name]) for name in names]
+    rows = [_rows_with_face(oof, trials_of[name]) for name in names]
     means, stats = {}, {}
     for head in oof.heads:
         aggregated = [_aggregate(oof.logits[head][own_rows]) for own_rows in rows]
@@ -212,6 +207,7 @@ def rows_of_clips(oof: OofLogits, clips: OofLogits) -> NDArray[np.int64]:
 
 def _one_side(oof: OofLogits, name: str, trials: list[int]) -> int:
     """Return the first trial of a clip; raise if its trials are in different groups, splits or folds."""
+    # One row cannot be on both sides of a fold: it would be trained on and scored.
     sides = {(oof.group[i], oof.split[i], int(oof.fold[i])) for i in trials}
     if len(sides) > 1:
         raise InputError("the people of one clip are in different groups, splits or folds", where=name,
@@ -219,7 +215,7 @@ def _one_side(oof: OofLogits, name: str, trials: list[int]) -> int:
     return trials[0]
 
 
-def _rows(oof: OofLogits, trials: list[int]) -> NDArray[np.int64]:
+def _rows_with_face(oof: OofLogits, trials: list[int]) -> NDArray[np.int64]:
     """Return the rows of a clip with a face, or all its rows if there is none."""
     rows = oof.rows_of(trials)
     seen = rows[oof.valid[rows]]

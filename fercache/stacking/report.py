@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,13 +112,16 @@ def _split(run: StackRun, split: str) -> dict[str, Any]:
     rows = (oof.label >= 0) & oof.per_row(np.array(oof.split) == split)
     if not rows.any():
         return {}
-    out_of_fold = bool((oof.per_row(oof.fold)[rows] >= 0).all())
+    out_of_fold, refitted = bool((oof.per_row(oof.fold)[rows] >= 0).all()), heads_refitted(oof)
+    # A column that was fitted on the validation rows has no honest score there.
     predicted = {name: values.argmax(1).astype(np.int16) for name, values in run.columns.items()
-            if out_of_fold or split != "validation" or not _fitted(run, name)}
+                 if out_of_fold or split != "validation"
+                 or not (refitted or (config.refit == "all" and name in LEARNED))}
     if not predicted:
         return {"predicted": REFITTED, "all_frames": {}, "frames_with_face": {}, "paired": {}, "calibration": {}}
     everywhere, seen = ({name: _by_group(oof, some, column) for name, column in predicted.items()}
                         for some in (rows, rows & oof.valid))
+    # The same draws for every column: their differences are paired.
     samplers = [metrics.Resampler(len(next(iter(m.values()))), config.bootstrap, config.seed) for m in
                 (everywhere, seen)]
     named = {"title": f"{split}, out of fold"} if out_of_fold and split != "train" else {}
@@ -128,11 +131,6 @@ def _split(run: StackRun, split: str) -> dict[str, Any]:
             "frames_with_face": {name: metrics.score_predictions(m, oof.classes, run.metric, samplers[1]).json()
                                  for name, m in seen.items()},
             "paired": samplers[0].pairs(everywhere, run.metric), "calibration": _calibration(run, rows, predicted)}
-
-
-def _fitted(run: StackRun, column: str) -> bool:
-    """Return whether a column was fitted on the validation rows."""
-    return heads_refitted(run.oof) or (run.config.refit == "all" and column in LEARNED)
 
 
 def _calibration(run: StackRun, rows: NDArray[np.bool_], names: Iterable[str]) -> dict[str, Any]:
@@ -155,7 +153,7 @@ def _by_group(oof: OofLogits, rows: NDArray[np.bool_], predicted: NDArray[np.int
 
 
 def _importances(run: StackRun) -> list[tuple[str, float]]:
-    """Return the share of gain of each feature that is used, in falling order, in the model of all folds."""
+    """Return each used feature's fraction of the gain, the largest first, in the model of all folds."""
     if -1 not in run.nested.fold_models:
         return []
     names = features.feature_columns(run.oof, run.config.causal).names
@@ -166,8 +164,8 @@ def _importances(run: StackRun) -> list[tuple[str, float]]:
 # The table of scores for the terminal.
 
 TITLES = {"train": "train, out of fold", "validation": "validation", "test": "test"}
+# A fourth column with an interval does not fit 80 characters.
 SHOWN = ("macro_f1", "accuracy", "abaw2")
-"""A fourth column with an interval does not fit 80 characters."""
 CLASS_WIDTH = 7
 
 
@@ -196,7 +194,7 @@ def score_table(report: dict[str, Any]) -> RenderableType:
 def _scores(report: dict[str, Any], split: str, title: str) -> Table:
     """Return a table of the scores of every column on one split, with intervals."""
     rows, seen = (report["splits"][split][name] for name in ("all_frames", "frames_with_face"))
-    any_ = next(iter(rows.values()))
+    any_ = next(iter(rows.values()))  # frames, groups and reason are the same for every column
     note = any_["why_none"] and f"no intervals: {any_['why_none']}"
     grid = Table(title=f"{title}: {any_['frames']:,} {report['level']}s of {any_['groups']} groups",
                  box=box.SIMPLE_HEAD, title_justify="left", title_style="bold",
@@ -221,6 +219,7 @@ def _ordered(report: dict[str, Any], rows: dict[str, Any]) -> list[tuple[str, An
 def _gain(report: dict[str, Any], split: str, title: str) -> Text:
     """Return the gain of the final column over the best head and the plain mean, with paired intervals."""
     predicted, final, metric = report["splits"][split], report["final"]["column"], report["metric"]
+    # Against the best single head and the plain mean: a stack that beats neither is not worth its cost.
     heads = [name for name, what in report["columns"].items() if what == "head"]
     best = max(heads, key=lambda name: float(predicted["all_frames"][name]["official"]))
     lines = []
@@ -251,14 +250,11 @@ def _classes(report: dict[str, Any], split: str) -> Table:
     support = next(iter(rows.values()))["support"]
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     grid.add_column("F1 by class")
-    for name in _shortened(report["classes"]):
-        grid.add_column(name, justify="right", no_wrap=True)
+    for name in report["classes"]:
+        short = name if len(name) <= CLASS_WIDTH else name[:CLASS_WIDTH - 1] + "."
+        grid.add_column(short, justify="right", no_wrap=True)
     for column, scores in _ordered(report, rows):
         style = "bold green" if column == report["final"]["column"] else ""
         grid.add_row(column, *(f"{scores['f1'][name]:.3f}" for name in report["classes"]), style=style)
     grid.add_row("frames", *(f"{support[name]}" for name in report["classes"]), style="dim")
     return grid
-
-
-def _shortened(classes: Sequence[str]) -> list[str]:
-    return [name if len(name) <= CLASS_WIDTH else name[:CLASS_WIDTH - 1] + "." for name in classes]

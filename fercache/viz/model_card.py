@@ -31,51 +31,50 @@ def write_card(preds: Path, cache: Path) -> str:
     InputError
         There are no metrics beside the predictions.
     """
-    facts = run_info.gather_run_info(preds, cache)
-    if not facts.metrics:
+    run = run_info.gather_run_info(preds, cache)
+    if not run.metrics:
         raise InputError("the metrics of the predictions are missing", where=io.metrics_path(preds),
                          hint="run `fercache stack --out preds.csv`, and name that file with --preds")
     # `predict` writes this key; its metrics record no training, which is what a card describes.
-    if "predict" in facts.metrics:
+    if "predict" in run.metrics:
         raise InputError("these are predictions of new clips, not of the training data", where=preds,
                          hint="name the predictions of `fercache stack` on the training data with --preds")
     parts = (_head, _data, _method, _scores, _classes, _limits, _terms, _cost, _fingerprints)
-    return "\n\n".join("\n".join(part(facts, cache)) for part in parts) + "\n"
+    return "\n\n".join("\n".join(part(run, cache)) for part in parts) + "\n"
 
 
-def _head(facts: RunInfo, cache: Path) -> Iterator[str]:
-    recorded = facts.metrics
-    yield f"# Model card: facial expression, trained on {_text(recorded['dataset'])}"
-    yield ""
-    yield (f"Predicts one of {len(facts.classes)} expressions for every frame of a clip of one person: "
-           f"{', '.join(map(_text, facts.classes))}. Trained with fercache {_text(recorded.get('fercache', '?'))}; "
+def _head(run: RunInfo, cache: Path) -> Iterator[str]:
+    recorded = run.metrics
+    yield f"# Model card: facial expression, trained on {_text(recorded['dataset'])}\n"
+    yield (f"Predicts one of {len(run.classes)} expressions for every frame of a clip of one person: "
+           f"{', '.join(map(_text, run.classes))}. Trained with fercache {_text(recorded.get('fercache', '?'))}; "
            f"card written by fercache {__version__} from the records of the runs.")
     if recorded.get("notice"):
         yield f"\n**Note on the data:** {_text(recorded['notice'])}."
 
 
-def _data(facts: RunInfo, cache: Path) -> Iterator[str]:
-    recorded = facts.metrics
+def _data(run: RunInfo, cache: Path) -> Iterator[str]:
+    recorded = run.metrics
     yield "## Data\n"
     yield f"- Data set: {_text(recorded['dataset'])}; {recorded['trials']:,} clips, {recorded['frames']:,} frames."
-    for split, scores in _scored(facts):
-        one = scores["all_frames"][facts.final]
-        seen = scores["frames_with_face"][facts.final]["frames"]
+    for split, scores in _scored(run):
+        one = scores["all_frames"][run.final]
+        seen = scores["frames_with_face"][run.final]["frames"]
         yield (f"- {split.capitalize()}: {one['frames']:,} annotated frames of {one['groups']:,} groups, a face in "
                f"{seen:,} of them. Predicted {scores['predicted']}.")
     yield f"- Frames without a face: {_text(recorded.get('gap_policy', 'not recorded'))}."
 
 
-def _scored(facts: RunInfo) -> list[tuple[str, dict[str, Any]]]:
+def _scored(run: RunInfo) -> list[tuple[str, dict[str, Any]]]:
     """Return the splits on which the final column has a score (a split that it was trained on has none)."""
-    return [(split, scores) for split, scores in facts.splits.items() if facts.final in scores["all_frames"]]
+    return [(split, scores) for split, scores in run.splits.items() if run.final in scores["all_frames"]]
 
 
-def _method(facts: RunInfo, cache: Path) -> Iterator[str]:
-    recorded = facts.metrics
+def _method(run: RunInfo, cache: Path) -> Iterator[str]:
+    recorded = run.metrics
     heads = [head for head in recorded["logits"]["provenance"].get("heads", []) if isinstance(head, dict)]
     folds = {head.get("fold") for head in heads} - {None, -1}
-    settings = facts.store.settings if facts.store is not None else {}
+    settings = run.store.settings if run.store is not None else {}
     yield "## Method\n"
     yield (f"- Features: backbone {_text(settings.get('backbone', 'not in this cache'))}, "
            f"taps {_text(', '.join(settings.get('taps', [])) or 'not in this cache')}, "
@@ -83,15 +82,15 @@ def _method(facts: RunInfo, cache: Path) -> Iterator[str]:
     names = ", ".join(dict.fromkeys(str(head["head"]) for head in heads))
     yield (f"- Heads: {_text(names)}; {len(folds)} folds of whole groups: no frame is predicted by a model that saw "
            "its group.")
-    yield f"- Final column: {_text(facts.final)} ({_text(recorded['columns'].get(facts.final, ''))}). " \
+    yield f"- Final column: {_text(run.final)} ({_text(recorded['columns'].get(run.final, ''))}). " \
           f"Why: {_text(recorded['final']['why'])}."
 
 
-def _scores(facts: RunInfo, cache: Path) -> Iterator[str]:
+def _scores(run: RunInfo, cache: Path) -> Iterator[str]:
     yield "## Scores"
-    for split, scores in _scored(facts):
-        one = scores["all_frames"][facts.final]
-        yield f"\n{split.capitalize()}, every annotated frame, column {_text(facts.final)}:\n"
+    for split, scores in _scored(run):
+        one = scores["all_frames"][run.final]
+        yield f"\n{split.capitalize()}, every annotated frame, column {_text(run.final)}:\n"
         rows = [(metrics.METRICS[name].title, f"{one[name]:.4f}", _span((one["intervals"] or {}).get(name)))
                 for name in metrics.DISTINCT]
         yield from _table(("figure", "value", "95 % interval"), rows)
@@ -99,52 +98,52 @@ def _scores(facts: RunInfo, cache: Path) -> Iterator[str]:
             yield f"\nNo interval: {_text(one['why_none'])}."
 
 
-def _classes(facts: RunInfo, cache: Path) -> Iterator[str]:
+def _classes(run: RunInfo, cache: Path) -> Iterator[str]:
     yield "## Scores by class"
-    spans = spans_by_class(facts)
-    for split, scores in _scored(facts):
-        one = scores["all_frames"][facts.final]
+    spans = spans_by_class(run)
+    for split, scores in _scored(run):
+        one = scores["all_frames"][run.final]
         yield f"\n{split.capitalize()}; intervals by bootstrap over groups, as above:\n"
         rows = [(name, f"{one['f1'][name]:.4f}", _span(spans.get(split, {}).get(name)), f"{one['support'][name]:,}")
-                for name in facts.classes]
+                for name in run.classes]
         yield from _table(("class", "F1", "95 % interval", "annotated frames"), rows)
-    if facts.oof is None:
+    if run.oof is None:
         yield "\nNo intervals: the logits file, which holds the groups, is not in this cache."
 
 
-def spans_by_class(facts: RunInfo) -> dict[str, dict[str, tuple[float, float]]]:
+def spans_by_class(run: RunInfo) -> dict[str, dict[str, tuple[float, float]]]:
     """Return split -> class -> 95 % interval of its F1, by the bootstrap over groups that the other intervals have."""
-    config, found = facts.metrics.get("config", {}), {}
-    for split, matrices in _by_group(facts).items():
+    config, found = run.metrics.get("config", {}), {}
+    for split, matrices in _by_group(run).items():
         sampler = metrics.Resampler(len(matrices), int(config.get("bootstrap", 0)), int(config.get("seed", 0)))
         if not sampler.why_none:
             ends = [(1 - metrics.LEVEL) / 2, (1 + metrics.LEVEL) / 2]
             low, high = np.quantile(metrics.f1_per_class(sampler.draw(matrices)), ends, axis=0)
-            found[split] = {name: (float(a), float(b)) for name, a, b in zip(facts.classes, low, high, strict=True)}
+            found[split] = {name: (float(a), float(b)) for name, a, b in zip(run.classes, low, high, strict=True)}
     return found
 
 
-def _by_group(facts: RunInfo) -> dict[str, metrics.Counts]:
+def _by_group(run: RunInfo) -> dict[str, metrics.Counts]:
     """Return split -> one confusion matrix a group, groups in order of name."""
     counts: dict[str, dict[str, metrics.Counts]] = {}
-    if facts.oof is None:
+    if run.oof is None:
         return {}
-    with inputs.open_merged(facts.oof, facts.imported) as reader:
-        for name, rows in io.each_clip(facts.preds):
+    with inputs.open_merged(run.oof, run.imported) as reader:
+        for name, rows in io.each_clip(run.preds):
             if name in reader and (rows.label >= 0).any():
                 split, group = reader.place(name)
                 groups = counts.setdefault(split, {})
                 groups[group] = groups.get(group, 0) + metrics.confusion(rows.label, rows.label_pred,
-                                                                         len(facts.classes))
+                                                                         len(run.classes))
     # Sorted, so that a bootstrap with the seed of `stack` draws the groups that `stack` drew.
     return {split: np.stack([groups[group] for group in sorted(groups)]) for split, groups in counts.items()}
 
 
-def _limits(facts: RunInfo, cache: Path) -> Iterator[str]:
+def _limits(run: RunInfo, cache: Path) -> Iterator[str]:
     yield "## Limits\n"
-    for split, scores in _scored(facts):
-        one = scores["all_frames"][facts.final]
-        empty = [name for name in facts.classes if not one["support"][name]]
+    for split, scores in _scored(run):
+        one = scores["all_frames"][run.final]
+        empty = [name for name in run.classes if not one["support"][name]]
         if empty:
             yield f"- {split.capitalize()} has no annotated frame of {_text(', '.join(empty))}: its score is unknown."
         if one["groups"] < metrics.MIN_GROUPS_FOR_INTERVAL:
@@ -154,10 +153,10 @@ def _limits(facts: RunInfo, cache: Path) -> Iterator[str]:
     yield "- Its accuracy on people, cameras, ages or skin tones other than those in the data was not measured."
 
 
-def _terms(facts: RunInfo, cache: Path) -> Iterator[str]:
-    backbone = str(facts.store.settings.get("backbone", "")) if facts.store is not None else ""
+def _terms(run: RunInfo, cache: Path) -> Iterator[str]:
+    backbone = str(run.store.settings.get("backbone", "")) if run.store is not None else ""
     known = {row.name: row.terms for row in weights.list_weights(Workspace(cache).weights)}
-    name = str(facts.metrics["dataset"])
+    name = str(run.metrics["dataset"])
     terms = next((text for kind, text in TERMS.items() if name == kind or name.startswith(kind + "-")), UNKNOWN_SET)
     yield "## Terms\n"
     yield f"- Weights of the CNN ({_text(backbone or 'unknown')}): {_text(known.get(backbone, UNKNOWN_WEIGHTS))}."
@@ -166,19 +165,20 @@ def _terms(facts: RunInfo, cache: Path) -> Iterator[str]:
     yield "- Embeddings and pictures of faces are personal data."
 
 
-def _cost(facts: RunInfo, cache: Path) -> Iterator[str]:
+def _cost(run: RunInfo, cache: Path) -> Iterator[str]:
     yield "## Time and energy\n"
+    # A stage without a record gets no row: "0 s" would be wrong.
     rows = [(stage, int(took["runs"]), f"{took['seconds']:,.1f} s")
-            for stage in STAGES if (took := facts.durations.get(stage, {})).get("runs")]
+            for stage in STAGES if (took := run.durations.get(stage, {})).get("runs")]
     yield from _table(("stage", "runs", "wall time"), rows) if rows else ["Time: not recorded."]
     yield "\nEnergy: not measured."
 
 
-def _fingerprints(facts: RunInfo, cache: Path) -> Iterator[str]:
+def _fingerprints(run: RunInfo, cache: Path) -> Iterator[str]:
     yield "## Fingerprints\n"
-    yield f"- Features: `{facts.store.fingerprint if facts.store is not None else 'not in this cache'}`"
-    yield f"- Logits: `{facts.metrics['logits']['fingerprint']}`"
-    yield f"- Stack: `{facts.metrics.get('fingerprint', 'not recorded')}`"
+    yield f"- Features: `{run.store.fingerprint if run.store is not None else 'not in this cache'}`"
+    yield f"- Logits: `{run.metrics['logits']['fingerprint']}`"
+    yield f"- Stack: `{run.metrics.get('fingerprint', 'not recorded')}`"
 
 
 def _span(span: Sequence[float] | None) -> str:
@@ -192,6 +192,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
 
 
 def _text(value: Any) -> str:
-    """Return text that Markdown and HTML show as it stands."""
+    """Return text that Markdown and HTML show unchanged."""
+    # & first: the escapes of the others contain it.
     text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
     return "".join("\\" + letter if letter in "\\`*_[]|" else letter for letter in text)

@@ -1,4 +1,4 @@
-"""Write a clip with its predictions drawn in: box, expression, probability bars, a running timeline; sound is kept."""
+"""Write a clip with its predictions drawn in: box, expression, probability bars, running timeline, original sound."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ PANEL, INK, SOFT, GRID = (24, 27, 31), (236, 238, 240), (150, 156, 163), (58, 63
 NO_FACE = (96, 100, 105)
 
 Picture = NDArray[np.uint8]
-Colour = tuple[int, int, int]
 
 
 def render_overlay(source: Path, kind: str, series: ClipSeries, boxes: NDArray[np.float64], classes: Sequence[str],
@@ -51,7 +50,9 @@ def render_overlay(source: Path, kind: str, series: ClipSeries, boxes: NDArray[n
         raise InputError(f"boxes {boxes.shape} for {len(series.time_s)} rows", where=source)
     frames = media.open_source(source, kind, crop_fps=fps, damaged="keep").frames()
     first = next(frames)
-    canvas = OverlayCanvas.of(_size(first.image), series, tuple(classes))
+    # A damaged first frame has no size to take.
+    size = (360, 640) if first.image is None else (first.image.shape[0], first.image.shape[1])
+    canvas = OverlayCanvas.of(size, series, tuple(classes))
     written, last = 0, first.image
     with (atomic_io.replacing(out) as temporary,
           open_writer(temporary, canvas.size, like=source if kind == "video" else None, fps=fps) as video):
@@ -79,20 +80,16 @@ def _other_clip(source: Path, rows: int, found: str) -> ClipError:
                      hint="check that this is the extracted clip, or run `fercache extract` and `fercache stack` again")
 
 
-def _size(image: Picture | None) -> tuple[int, int]:
-    return (360, 640) if image is None else (image.shape[0], image.shape[1])
-
-
+# A font is loaded for every text of every frame otherwise.
 @lru_cache(maxsize=8)
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
 
-def rgb(place: int) -> Colour:
+def rgb(index: int) -> tuple[int, int, int]:
     """Return the color of a class; black, the eighth of the palette, becomes white on the dark panel."""
-    text = COLORS[place % len(COLORS)].lstrip("#")
-    found = (int(text[:2], 16), int(text[2:4], 16), int(text[4:], 16))
-    return (255, 255, 255) if found == (0, 0, 0) else found
+    red, green, blue = bytes.fromhex(COLORS[index % len(COLORS)].lstrip("#"))
+    return (red, green, blue) if red or green or blue else (255, 255, 255)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,18 +121,15 @@ class OverlayCanvas:
                    strip=_strip(series, width - 2 * line, 3 * line))
 
     @property
-    def panel(self) -> int:
-        """Height of the panel: a line a class in two columns, then the timeline."""
-        return self._rows * (self.line + 4) + int(self.strip.shape[0]) + 3 * self.line
-
-    @property
     def _rows(self) -> int:
+        """Rows of bars: one bar per class, in two columns."""
         return -(-len(self.classes) // 2)
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the pictures that `draw` makes, both even."""
-        return (self.height + self.panel + self.panel % 2, self.width)
+        panel = self._rows * (self.line + 4) + int(self.strip.shape[0]) + 3 * self.line
+        return (self.height + panel + panel % 2, self.width)
 
     def draw(self, image: Picture | None, row: int, box: NDArray[np.float64]) -> Picture:
         """Return the picture of one row, (H, W, 3).
@@ -159,41 +153,40 @@ class OverlayCanvas:
     def _box(self, pen: ImageDraw.ImageDraw, row: int, box: NDArray[np.float64]) -> None:
         """Draw the box in the color of the predicted class, with its name above (inside, at the picture's top)."""
         predicted = int(self.series.label_pred[row])
-        colour, thick = rgb(predicted), max(2, self.line // 6)
+        color = rgb(predicted)
         x1, y1, x2, y2 = np.clip(box, 0, [self.width - 1, self.height - 1] * 2).tolist()
-        pen.rectangle((x1, y1, x2, y2), outline=colour, width=thick)
+        pen.rectangle((x1, y1, x2, y2), outline=color, width=max(2, self.line // 6))
         text, font = f"{self.classes[predicted]} {100 * self.series.probs[row, predicted]:.0f} %", _font(self.line)
         wide, high = pen.textlength(text, font=font) + self.line, round(1.5 * self.line)
         left = max(0, min(x1, self.width - wide))
         top = y1 - high if y1 >= high else y1
-        pen.rectangle((left, top, left + wide, top + high), fill=colour)
+        pen.rectangle((left, top, left + wide, top + high), fill=color)
         # Dark text on light colors, light text on dark ones.
-        ink = (0, 0, 0) if sum(colour) > 330 else (255, 255, 255)
+        ink = (0, 0, 0) if sum(color) > 330 else (255, 255, 255)
         pen.text((left + self.line / 2, top + high / 2), text, fill=ink, font=font, anchor="lm")
 
     def _bars(self, pen: ImageDraw.ImageDraw, row: int) -> None:
-        """Draw a probability bar a class; without a face they are grey, and it says so."""
+        """Draw a probability bar for each class; gray if the frame has no face."""
         step, wide, font = self.line + 4, self.width // 2, _font(max(11, self.line - 3))
         room = max(pen.textlength(name, font=font) for name in self.classes) + self.line
-        for place, name in enumerate(self.classes):
-            left = self.line + place // self._rows * wide
-            top = self.height + self.line // 2 + place % self._rows * step
-            end = left + room + max(0, wide - room - 4.5 * self.line) * self.series.probs[row, place]
-            colour = rgb(place) if self.series.valid[row] else NO_FACE
+        for i, name in enumerate(self.classes):
+            left = self.line + i // self._rows * wide
+            top = self.height + self.line // 2 + i % self._rows * step
+            end = left + room + max(0, wide - room - 4.5 * self.line) * self.series.probs[row, i]
+            color = rgb(i) if self.series.valid[row] else NO_FACE
             pen.text((left, top + step / 2), name, fill=INK, font=font, anchor="lm")
-            pen.rectangle((left + room, top + 3, max(end, left + room + 1), top + step - 3), fill=colour)
-            pen.text((end + self.line / 3, top + step / 2), f"{self.series.probs[row, place]:.2f}", fill=SOFT,
-                     font=font,
-                     anchor="lm")
+            pen.rectangle((left + room, top + 3, max(end, left + room + 1), top + step - 3), fill=color)
+            pen.text((end + self.line / 3, top + step / 2), f"{self.series.probs[row, i]:.2f}", fill=SOFT,
+                     font=font, anchor="lm")
 
     def _timeline(self, picture: Image.Image, pen: ImageDraw.ImageDraw, row: int) -> None:
-        """Draw the whole clip's probabilities, and a line where it is now."""
+        """Draw the whole clip's probabilities, and a line at the current time."""
         top = self.height + self.line + self._rows * (self.line + 4)
         picture.paste(Image.fromarray(self.strip), (self.line, top))
         time_s, high = self.series.time_s, self.strip.shape[0]
         x = self.line + round(float(time_s[row] / max(time_s[-1], 1e-9)) * (self.strip.shape[1] - 1))
         pen.line((x, top - 3, x, top + high + 3), fill=INK, width=max(1, self.line // 8))
-        seen = "" if self.series.valid[row] else "   no face: as told of the nearest frame with one"
+        seen = "" if self.series.valid[row] else "   no face"
         pen.text((self.line, top + high + self.line), f"{time_s[row]:.2f} s   frame {row + 1} of {len(time_s)}{seen}",
                  fill=SOFT, font=_font(max(11, self.line - 3)), anchor="lm")
 
@@ -203,7 +196,8 @@ def _strip(series: ClipSeries, width: int, height: int) -> Picture:
     row = np.searchsorted(series.time_s, np.linspace(0, max(series.time_s[-1], 1e-9), width), "right") - 1
     top = np.cumsum(series.probs[row], axis=1)  # (width, C)
     level = (np.arange(height)[::-1] + .5) / height
-    place = np.minimum((level[:, None, None] >= top[None]).sum(-1), top.shape[1] - 1)
-    colours = np.array([rgb(i) for i in range(top.shape[1])])
-    picture = colours[place] * np.where(series.valid[row], 1.0, .35)[None, :, None]
+    # The sum of a row may be below 1 by rounding: the uppermost pixels then belong to the last class.
+    index = np.minimum((level[:, None, None] >= top[None]).sum(-1), top.shape[1] - 1)
+    colors = np.array([rgb(i) for i in range(top.shape[1])])
+    picture = colors[index] * np.where(series.valid[row], 1.0, .35)[None, :, None]
     return np.asarray(picture, np.uint8)

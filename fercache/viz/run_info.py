@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class RunInfo:
         return dict(self.metrics.get("splits", {}))
 
     @property
-    def faces_kept(self) -> bool:
+    def faces_stored(self) -> bool:
         """Whether stage one stored any picture of a face."""
         return self.store is not None and thumbnails.any_stored(self.cache, self.store)
 
@@ -78,9 +79,15 @@ def gather_run_info(preds: Path, cache: Path, check: Path | None = None, ablatio
     InputError
         A named file is missing or unreadable.
     """
-    metrics = _metrics(preds)
+    path = io.metrics_path(preds)
+    metrics = atomic_io.read_json(path) if path.is_file() else {}
+    if not isinstance(metrics, dict):
+        raise InputError("this is no metrics file of fercache", where=path, hint="run `fercache stack` again")
     dataset, logits = str(metrics.get("dataset", "")), metrics.get("logits", {})
-    store = _store(Workspace(cache).features(dataset) / str(logits.get("provenance", {}).get("store", "")))
+    store, store_path = None, Workspace(cache).features(dataset) / str(logits.get("provenance", {}).get("store", ""))
+    # A damaged store must not stop the report of the rest.
+    with suppress(FercacheError):
+        store = EmbeddingStore.open(store_path) if store_path.suffix == ".zarr" and store_path.is_dir() else None
     fingerprint, provenance = str(logits.get("fingerprint", "")), logits.get("provenance", {})
     oof, imported = Workspace(cache).logits_file(dataset, fingerprint), list[Path]()
     if fingerprint and not oof.is_file():
@@ -93,26 +100,15 @@ def gather_run_info(preds: Path, cache: Path, check: Path | None = None, ablatio
     results = {"extract": store.path.name if store else "", "train-heads": oof.name,
             "stack": str(metrics.get("fingerprint", ""))[:12]}
     runs = run_log.recorded_runs(cache, dataset) if dataset else []
+    failures: dict[str, str] = {}
+    # One file for a whole run, or one for each part of it.
+    for path in sorted(Workspace(cache).features(dataset).glob(FAILURES_OF_ANY_PART)) if store else ():
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            failures |= {row[0]: row[1] for row in list(csv.reader(file))[1:] if len(row) == 2}
     return RunInfo(preds=preds, cache=cache, metrics=metrics, store=store, oof=oof if oof.is_file() else None,
-                 imported=tuple(imported),
-                 durations={stage: run_log.total_seconds(runs, stage, results[stage]) for stage in STAGES},
-                 check=_table(check), ablation=_table(ablation),
-                 failures=_failures(Workspace(cache).features(dataset)) if store else ())
-
-
-def _metrics(preds: Path) -> dict[str, Any]:
-    path = io.metrics_path(preds)
-    value = atomic_io.read_json(path) if path.is_file() else {}
-    if not isinstance(value, dict):
-        raise InputError("this is no metrics file of fercache", where=path, hint="run `fercache stack` again")
-    return value
-
-
-def _store(path: Path) -> EmbeddingStore | None:
-    try:
-        return EmbeddingStore.open(path) if path.suffix == ".zarr" and path.is_dir() else None
-    except FercacheError:  # a damaged store must not stop the report of the rest
-        return None
+                   imported=tuple(imported), check=_table(check), ablation=_table(ablation),
+                   durations={stage: run_log.total_seconds(runs, stage, results[stage]) for stage in STAGES},
+                   failures=tuple(failures.items()))
 
 
 def _table(path: Path | None) -> Any:
@@ -128,12 +124,3 @@ def _table(path: Path | None) -> Any:
             return list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"not readable ({error})", where=path) from error
-
-
-def _failures(folder: Path) -> tuple[tuple[str, str], ...]:
-    """Return the failures listed in a folder, in one file for a whole run or one for each part of it."""
-    found: dict[str, str] = {}
-    for path in sorted(folder.glob(FAILURES_OF_ANY_PART)):
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            found |= {row[0]: row[1] for row in list(csv.reader(file))[1:] if len(row) == 2}
-    return tuple(found.items())

@@ -24,13 +24,10 @@ from fercache.store.layout import FRAME_TABLE
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-
 COLORS = ("#999999", "#d55e00", "#009e73", "#56b4e9", "#f0e442", "#0072b2", "#cc79a7", "#000000")
 """Okabe and Ito's palette, which color-blind readers can distinguish; one color per class, in order."""
-
-
+# Increment this when the code changes how a picture looks: pictures of an older format are drawn again.
 FORMAT = 1
-"""Increment this when the code changes how a picture looks: pictures of an older format are drawn again."""
 DIGEST_KEY = "fercache"
 """PNG text entry with the digest of the rows that a picture shows."""
 GAP = "#ffffff"
@@ -119,8 +116,8 @@ def _png(name: str, classes: Sequence[str], series: ClipSeries, faces: list[tupl
 def _strip(axes: Axes, faces: list[tuple[float, NDArray[np.uint8]]]) -> None:
     """Draw the faces in a row, each over its time."""
     axes.axis("off")
-    for place, (time_s, face) in enumerate(faces):
-        inset = axes.inset_axes((place / FACES, 0, 1 / FACES, 1))
+    for i, (time_s, face) in enumerate(faces):
+        inset = axes.inset_axes((i / FACES, 0, 1 / FACES, 1))
         inset.imshow(face)
         inset.set_title(f"{time_s:.1f} s", fontsize=8, pad=2)
         inset.axis("off")
@@ -132,8 +129,9 @@ def _bar(axes: Axes, series: ClipSeries, value: NDArray[np.int64], title: str, c
     """Draw the class of each frame as a colored strip; unknown ones are white."""
     from matplotlib.colors import ListedColormap
 
-    colours = ListedColormap([*_palette(classes), GAP])
-    axes.imshow(value[None], aspect="auto", cmap=colours, vmin=0, vmax=classes, interpolation="nearest",
+    colors = ListedColormap([*_palette(classes), GAP])
+    # "nearest": a blend of two neighbors would show the color of a third class.
+    axes.imshow(value[None], aspect="auto", cmap=colors, vmin=0, vmax=classes, interpolation="nearest",
                 extent=(*_span(series), 0, 1))
     axes.set_yticks([])
     axes.set_xticks([])
@@ -146,9 +144,8 @@ def _lines(axes: Axes, classes: Sequence[str], series: ClipSeries, step: int) ->
 
     starts = np.arange(0, len(series.time_s), step)
     means = np.add.reduceat(series.probs, starts) / np.diff(np.append(starts, len(series.time_s)))[:, None]
-    colours = _palette(len(classes))
-    for place, label in enumerate(classes):
-        axes.plot(series.time_s[starts], means[:, place], color=colours[place], lw=1.8, label=label)
+    for i, (label, color) in enumerate(zip(classes, _palette(len(classes)), strict=True)):
+        axes.plot(series.time_s[starts], means[:, i], color=color, lw=1.8, label=label)
     axes.fill_between(series.time_s, 0, 1, where=~series.valid, facecolor="none", edgecolor="#bbbbbb", hatch="///",
                       lw=0, step="mid")
     axes.set(xlim=_span(series), ylim=(0, 1), ylabel="probability", xlabel="time in seconds" + (

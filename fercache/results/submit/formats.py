@@ -1,4 +1,4 @@
-"""The single file of ABAW5 and later: the organisers' rows in the organisers' order, our class behind each comma."""
+"""The organizers' formats: rows that they ask for, what the predictions lack, and files as their scripts read them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ from fercache.errors import InputError
 from fercache.results import io, missing_faces
 from fercache.runtime import atomic_io
 
-# Wanted rows against predicted rows: what is missing, what is too many, and what fills the rest.
-
 SHOWN = 10
 """Differences that are listed by name; the rest is counted."""
 
 Frames = NDArray[np.int64]
 FilledRows = Literal["nothing", "ends", "all"]
-"""Which differences of rows are filled or left out, and told, instead of refused: those past an end, or all."""
+"""Differences of rows that are filled or left out, and reported, instead of refused: those past an end, or all."""
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -38,7 +36,7 @@ def shortened(names: Sequence[str]) -> str:
 
 @dataclass
 class NameList:
-    """Names of which the first few are kept and all are counted."""
+    """Counts names and stores the first few."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
@@ -61,7 +59,7 @@ class RowDifference:
     ----------
     missing : wanted, and not predicted; extra : predicted, and not wanted.
     absent : wanted trials without any prediction.
-    told : a line for each trial whose rows differ.
+    trials : a line for each trial whose rows differ.
     """
 
     missing: NameList = field(default_factory=NameList)
@@ -69,32 +67,26 @@ class RowDifference:
     absent: list[str] = field(default_factory=list)
     trials: list[str] = field(default_factory=list)
 
-    def note(self, trial: str, ours: Frames, wanted: Frames, forgiven: FilledRows) -> None:
-        """Compare one trial's frames; what is forgiven is told and no longer counted."""
+    def note(self, trial: str, ours: Frames, wanted: Frames, allowed: FilledRows) -> None:
+        """Compare one trial's frames; allowed differences are reported but not counted."""
         missing, extra = np.setdiff1d(wanted, ours), np.setdiff1d(ours, wanted)
         if len(missing) or len(extra):
             self.trials.append(f"{trial}: {len(wanted):,} frames wanted, {len(ours):,} predicted: {len(missing):,} "
-                             f"filled, {len(extra):,} left out")
-        if forgiven != "all":
-            past = forgiven == "ends"
+                               f"filled, {len(extra):,} left out")
+        if allowed != "all":
+            past = allowed == "ends"
             self.missing.add(trial, missing[missing < ours[-1]] if past else missing)
             self.extra.add(trial, extra[extra < wanted[-1]] if past else extra)
 
     def check(self, source: str, hint: str) -> None:
-        """Refuse a difference.
-
-        Raises
-        ------
-        InputError
-            Rows or trials are missing or too many; lists the first of them.
-        """
+        """Raise InputError, with the first names, if rows or trials are missing or superfluous."""
         parts = []
         if self.absent:
-            parts.append(f"no prediction at all for {len(self.absent):,} trials: {shortened(self.absent)}")
+            parts.append(f"no prediction for {len(self.absent):,} trials: {shortened(self.absent)}")
         if self.missing.count:
             parts.append(f"{self.missing.count:,} rows are missing in the predictions: {self.missing}")
         if self.extra.count:
-            parts.append(f"{self.extra.count:,} predictions are too many: {self.extra}")
+            parts.append(f"{self.extra.count:,} predictions have no row in it: {self.extra}")
         if parts:
             raise InputError("predictions do not match it row for row\n  " + "\n  ".join(parts), where=source,
                              hint=hint)
@@ -110,30 +102,21 @@ class ClassTranslator:
         """Return probabilities of the wanted classes, ``(T, C)``."""
         return self.names.probs(clip.probs)
 
-    def class_indices(self, clip: io.ClipPredictions) -> NDArray[np.int64]:
-        """Return the predicted class, ``(T,)``: as the file says where each class has a counterpart."""
-        return self.probs(clip).argmax(1) if self.names.source_only else self.names.labels(clip.label_pred)
-
     def at(self, clip: io.ClipPredictions, wanted: Frames, policy: str) -> NDArray[np.int64]:
-        """Return the class of each wanted frame, ``(n,)``; frames that are not predicted are filled by `policy`.
-
-        Notes
-        -----
-        Between frames and past the end the clock is the frame number.
-        """
-        predicted = self.class_indices(clip)
+        """Return the class of each wanted frame, ``(n,)``; frames without a prediction are filled by `policy`."""
+        # The file's own prediction counts; if some class has no counterpart, the best of the others.
+        predicted = self.probs(clip).argmax(1) if self.names.source_only else self.names.labels(clip.label_pred)
         if np.array_equal(clip.frame, wanted):
             return predicted
         frames = np.union1d(clip.frame, wanted)
         own = np.isin(frames, clip.frame)
         probs = np.zeros((len(frames), len(self.names.target)))
         probs[own] = self.probs(clip)
+        # Frames that were not predicted have no times: the frame number stands in for them.
         found = missing_faces.fill_gaps(probs, frames.astype(float), own, policy).argmax(1)
         found[own] = predicted
         return np.asarray(found[np.searchsorted(frames, wanted)])
 
-
-# How many frames a trial has where the template does not say: a table, or the videos themselves.
 
 VIDEOS = (".mp4", ".avi")
 MOST_FRAMES_A_VIDEO = 10_000_000
@@ -149,18 +132,17 @@ def of_table(path: Path, trials: Iterable[str]) -> dict[str, int]:
 
     Notes
     -----
-    A row of the trial's own name goes before that of its video: ``video2_left`` is looked up as such, then as
-    ``video2``.
+    A row with the trial's own name takes precedence over one of its video: ``video2_left``, then ``video2``.
     """
     known: dict[str, int] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             for line, row in enumerate(csv.reader(file, strict=True), 1):
-                if line == 1:
-                    _check_header(row, path)
-                elif row:
-                    name, frames = _length_row(row, line, known, path)
-                    known[name] = frames
+                if line == 1 and [name.strip().casefold() for name in row] != ["clip", "frames"]:
+                    raise InputError(f"the columns are {','.join(row)[:80]}", where=path,
+                                     hint="they must be clip,frames")
+                if line > 1 and row:
+                    known[row[0]] = _length(row, line, known, path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"the table of lengths cannot be read ({error})", where=path, hint="check --frames") from error
     found = {trial: known.get(trial, known.get(parent_of(trial), 0)) for trial in trials}
@@ -169,40 +151,35 @@ def of_table(path: Path, trials: Iterable[str]) -> dict[str, int]:
 
 
 def of_videos(folder: Path, trials: Iterable[str]) -> dict[str, int]:
-    """Return trial -> frames that its video states (that decode, where it states nothing).
+    """Return trial -> number of frames in its video's header, or of those that decode if the header has none.
 
     Raises
     ------
     InputError
-        A trial's video is not there.
+        A trial has no video.
     ClipError
         A video cannot be opened.
     """
     files = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEOS}
     places = {trial: files.get(trial, files.get(parent_of(trial))) for trial in trials}
     _refuse_lost([trial for trial, path in places.items() if path is None], folder,
-                 f"a trial's video is named like it, without _left or _right, and ends in {' or '.join(VIDEOS)}")
-    counted = {path: _frame_counts(path) for path in dict.fromkeys(places.values()) if path is not None}
+                 f"name a trial's video like the trial, without _left or _right; it ends in {' or '.join(VIDEOS)}")
+    counted: dict[Path, int] = {}
+    for path in places.values():
+        # Two people of a video share its file, which is opened once.
+        if path is not None and path not in counted:
+            source = media.open_source(path, "video")
+            counted[path] = source.length() or sum(1 for _ in source.frames())
     return {trial: counted[path] for trial, path in places.items() if path is not None}
 
 
-def _frame_counts(path: Path) -> int:
-    source = media.open_source(path, "video")
-    return source.length() or sum(1 for _ in source.frames())
-
-
-def _check_header(row: list[str], path: Path) -> None:
-    if [name.strip().casefold() for name in row] != ["clip", "frames"]:
-        raise InputError(f"the columns are {','.join(row)[:80]}", where=path, hint="they must be clip,frames")
-
-
-def _length_row(row: list[str], line: int, known: dict[str, int], path: Path) -> tuple[str, int]:
-    """Return the clip that a row names, and its frames."""
+def _length(row: list[str], line: int, known: dict[str, int], path: Path) -> int:
+    """Return the frames of the clip that a row names."""
     number = row[1].strip() if len(row) == 2 else ""
     if not (number.isascii() and number.isdigit() and 0 < int(number[:9]) < MOST_FRAMES_A_VIDEO) or row[0] in known:
-        raise InputError(f"line {line} is no new clip with its number of frames: {','.join(row)[:80]}", where=path,
-                         hint="a row is <trial or video>,<frames>, each clip once")
-    return row[0], int(number)
+        raise InputError(f"line {line} is not a new clip with its number of frames: {','.join(row)[:80]}",
+                         where=path, hint="a row is <trial or video>,<frames>, each clip once")
+    return int(number)
 
 
 def _refuse_lost(lost: list[str], where: Path, hint: str) -> None:
@@ -210,8 +187,7 @@ def _refuse_lost(lost: list[str], where: Path, hint: str) -> None:
         raise InputError(f"no length for {len(lost)} trials: {shortened(lost)}", where=where, hint=hint)
 
 
-# The lines of an organisers' file, as bytes: what is copied into a submission is copied exactly.
-
+# Lines of the organizers' files are bytes, so that what is copied into a submission is copied exactly.
 BOM = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 LONGEST = 4096
@@ -222,16 +198,17 @@ def lines(path: Path, exact: bool) -> Iterator[bytes]:
 
     Parameters
     ----------
-    exact : refuse a byte order mark and carriage returns, which would end up in the submission; otherwise they are
-        taken off.
+    exact : refuse a byte order mark and carriage returns, which would end up in the submission, instead of removing
+        them.
 
     Raises
     ------
     InputError
-        The file is absent, unreadable, no text in UTF-8, not `exact` enough, or a line is empty.
+        The file is absent, unreadable, or not `exact`, or a line is empty.
     """
     try:
         with path.open("rb") as file:
+            # A limited length: a binary file without line ends must not be read into memory as one line.
             for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), 1):
                 yield _clean(line, number, path, exact)
     except OSError as error:
@@ -243,45 +220,33 @@ def _clean(line: bytes, number: int, path: Path, exact: bool) -> bytes:
     """Return a line without its end; see `lines`."""
     mark = number == 1 and line.startswith(BOM)
     if number == 1 and line.startswith(UTF16):
-        raise InputError("this is UTF-16, as spreadsheets save it", where=path, hint="take the organisers' own file")
+        raise InputError("this is UTF-16, as spreadsheets save it", where=path, hint=SINGLE_FILE_OWN)
     if exact and mark:
         raise InputError("begins with a byte order mark, which would end up in the submission", where=path,
-                         hint="take the organisers' own file, or remove it: sed -i '1s/^\\xef\\xbb\\xbf//' FILE")
+                         hint="use the organizers' own file, or remove the mark: sed -i '1s/^\\xef\\xbb\\xbf//' FILE")
     line = (line[len(BOM):] if mark else line).removesuffix(b"\n")
     if exact and b"\r" in line:
         raise InputError(f"line {number} ends in CR LF, which would end up in the submission", where=path,
-                         hint="take the organisers' own file, or mend it: sed -i 's/\\r$//' FILE")
+                         hint="use the organizers' own file, or fix it: sed -i 's/\\r$//' FILE")
     line = line if exact else line.rstrip()
     if not line.strip() or b"\0" in line or len(line) >= LONGEST - 1:
-        raise InputError(f"line {number} is empty or no text", where=path, hint="take the organisers' own file")
+        raise InputError(f"line {number} is empty or not text", where=path, hint=SINGLE_FILE_OWN)
     return line
 
 
 def text(line: bytes, number: int, path: Path) -> str:
-    """Return a line (or a part of it) as text.
-
-    Raises
-    ------
-    InputError
-        It is no UTF-8.
-    """
+    """Return a line (or a part of it) as text; raise InputError if it is not UTF-8."""
     try:
         return line.decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"line {number} is no text in UTF-8", where=path,
-                         hint="take the organisers' own file") from error
+        raise InputError(f"line {number} is not UTF-8 text", where=path, hint=SINGLE_FILE_OWN) from error
 
 
-# Result tables of the clip-level sets: the set's own test list, our class in the label's place.
-#
-# Notes
-# -----
-# Neither set has a server or an official result file that we know of: authors score with the test list at hand. So the
-# table written is the simplest that their own readers take.
-
-UNOFFICIAL = ("no official result file of this set is known to us: this is its own test list with our class in the "
-              "label's place")
-CLIP_TABLE_OWN = "take the set's own test list"
+# Result tables of the clip-level sets: neither has a server or an official result file that we know of. Authors score
+# with the test list, so the table has the form of that list, with the predicted class in place of the label.
+UNOFFICIAL = ("this set has no official result format that we know of: the file is its own test list with the "
+              "predicted class in place of the label")
+CLIP_TABLE_OWN = "use the set's own test list"
 
 
 def clip_table_names(path: Path, form: str) -> list[str]:
@@ -290,7 +255,7 @@ def clip_table_names(path: Path, form: str) -> list[str]:
     Raises
     ------
     InputError
-        A line is no row of such a list, or a clip stands twice.
+        A line is not a row of such a list, or a clip is listed twice.
     """
     seen: dict[str, int] = {}
     for number, line in enumerate(lines(path, exact=False), 1):
@@ -299,7 +264,8 @@ def clip_table_names(path: Path, form: str) -> list[str]:
         row = text(line, number, path)
         name, sign, label = row.partition("," if form == "dfew" else " ")
         if not (name and sign and label) or "," in label:
-            raise InputError(f"line {number} is {row[:80]!r}, no clip with its label", where=path, hint=CLIP_TABLE_OWN)
+            raise InputError(f"line {number} is {row[:80]!r}, not a clip with its label", where=path,
+                             hint=CLIP_TABLE_OWN)
         if name in seen:
             raise InputError(f"line {number}: clip {name!r} appears twice, first in line {seen[name]}",
                              where=path, hint=CLIP_TABLE_OWN)
@@ -308,7 +274,7 @@ def clip_table_names(path: Path, form: str) -> list[str]:
 
 
 def clip_table_key(name: str) -> str:
-    """Return how a clip is looked up: DFEW's numbers with and without leading zeros, and endings, are one clip."""
+    """Return the key of a clip: DFEW's numbers match with and without leading zeros and file endings."""
     stem = name.removesuffix(".mp4").removesuffix(".avi")
     return f"{int(stem):05d}" if stem.isascii() and stem.isdigit() else stem
 
@@ -329,24 +295,22 @@ def clip_table_answers(given: io.PredictionsFile, wanted: list[str], translator:
         if (name := name if name in keys else clip_table_key(name)) in keys:
             if name in found:
                 raise InputError(f"two clips of the predictions are {name!r}", where=given.path,
-                                 hint="keep one of them")
+                                 hint="remove one of them")
             found[name] = int(clip.pooled(translator.probs(clip)).argmax())
     lost = [name for name in wanted if clip_table_key(name) not in found]
     if lost:
         raise InputError(f"no prediction for {len(lost):,} of its {len(wanted):,} clips: {shortened(lost)}", where=path,
-                         hint="predict them first, or give the list of the right fold")
+                         hint="predict them first, or use the test list of the right fold")
     return {name: found[clip_table_key(name)] for name in wanted}
 
 
 def write_clip_table(predicted: Mapping[str, int], form: str, classes: tuple[str, ...], out: Path) -> None:
-    """Put the table at `out`, whole or not at all: numbers from 1 for DFEW, class names for FERV39k."""
-    made = ["video_name,label"] if form == "dfew" else []
-    made += [f"{name},{place + 1}" if form == "dfew" else f"{name} {classes[place]}" for name,
-             place in predicted.items()]
-    atomic_io.write_bytes(out, ("\n".join(made) + "\n").encode())
+    """Write the table to `out`, atomically: class numbers from 1 for DFEW, class names for FERV39k."""
+    rows = ["video_name,label"] if form == "dfew" else []
+    rows += [f"{name},{index + 1}" if form == "dfew" else f"{name} {classes[index]}"
+             for name, index in predicted.items()]
+    atomic_io.write_bytes(out, ("\n".join(rows) + "\n").encode())
 
-
-# The folder of ABAW1 to ABAW3: one text file a trial, a header, then one integer for every frame of the video.
 
 def folder_names(path: Path) -> list[str]:
     """Return the trials of a test list, in its order.
@@ -354,17 +318,17 @@ def folder_names(path: Path) -> list[str]:
     Raises
     ------
     InputError
-        A trial stands twice, or its name cannot be that of a file.
+        A trial is listed twice, or its name cannot be the name of a file.
     """
     seen: dict[str, int] = {}
     for number, line in enumerate(lines(path, exact=False), 1):
         name = text(line.strip(), number, path)
         if name in seen:
             raise InputError(f"line {number}: trial {name!r} appears twice, first in line {seen[name]}",
-                             where=path, hint="take the organisers' own list")
+                             where=path, hint="use the organizers' own list")
         if "/" in name or "\\" in name or name.startswith(".") or "," in name:
-            raise InputError(f"line {number}: {name[:80]!r} is no trial's name", where=path,
-                             hint="the list has one trial a line and nothing else")
+            raise InputError(f"line {number}: {name[:80]!r} is not the name of a trial", where=path,
+                             hint="the list has one trial per line and nothing else")
         seen[name] = number
     return list(seen)
 
@@ -373,21 +337,21 @@ MOST_NAME_BYTES = 255
 
 
 def write_folder(predicted: Mapping[str, NDArray[np.int64]], classes: tuple[str, ...], out: Path) -> None:
-    """Put ``<trial>.txt`` for every trial into the new folder `out`, all of them or none.
+    """Write ``<trial>.txt`` of every trial (header, then one integer per frame) to the new folder `out`, all or none.
 
     Parameters
     ----------
-    said : trial -> class of every frame, ``(n,)``.
+    predicted : trial -> class of every frame, ``(n,)``.
 
     Raises
     ------
     InputError
-        A trial's name is longer than a file's name can be.
+        The name of a trial is too long for a file.
     """
-    for trial in predicted:  # the organisers find a trial by its file's name: it cannot be cut
+    for trial in predicted:  # the organizers find a trial by the name of its file, so it cannot be shortened
         if len(f"{trial}.txt".encode()) > MOST_NAME_BYTES:
-            raise InputError(f"trial {trial!r} is too long to be a file's name ({len(trial.encode())} bytes)",
-                             where=out, hint=f"a file's name has at most {MOST_NAME_BYTES} bytes: ask the organisers, "
+            raise InputError(f"trial {trial!r} is too long for a file name ({len(trial.encode())} bytes)",
+                             where=out, hint=f"a file name has at most {MOST_NAME_BYTES} bytes: ask the organizers, "
                                              "or use a shorter name in the list and in the predictions")
     header = ",".join(classes).encode() + b"\n"
     endings = [b"%d\n" % place for place in range(len(classes))]
@@ -401,7 +365,7 @@ FIRST = "image_location"
 PICTURES = (b".jpg", b".jpeg", b".png")
 MOST_FRAMES = 10_000_000
 KNOWN = (labels.SETS["abaw8"], labels.SETS["abaw7"])
-SINGLE_FILE_OWN = "take the organisers' own file"
+SINGLE_FILE_OWN = "use the organizers' own file"
 ROWS_A_WRITE = 50_000
 
 
@@ -432,12 +396,12 @@ class Template:
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return sum(map(len, self.trials.values()))
 
 
 def classes_of(path: Path) -> tuple[str, ...]:
-    """Return the class list that a template's header names, spelled exactly so.
+    """Return the class list in a template's header.
 
     Raises
     ------
@@ -449,17 +413,17 @@ def classes_of(path: Path) -> tuple[str, ...]:
         if header == ",".join((FIRST, *classes)).encode():
             return classes
     raise InputError(f"unknown header {header[:120].decode(errors='replace')!r}", where=path,
-                     hint=f"expected is {','.join((FIRST, *KNOWN[0]))}")
+                     hint=f"expected: {','.join((FIRST, *KNOWN[0]))}")
 
 
 def read_template(path: Path) -> Template:
-    """Return the template at `path`, every row of it checked.
+    """Return the template at `path`, with every row checked.
 
     Raises
     ------
     InputError
-        Its header is unknown, a row is damaged or stands twice, frames of a trial do not ascend, or a trial's rows
-        stand in two places; says which line.
+        The header is unknown, a row is damaged or duplicate, the frames of a trial do not ascend, or its rows are not
+        adjacent; names the line.
     """
     classes, every = classes_of(path), lines(path, exact=True)
     header = next(every)
@@ -468,11 +432,11 @@ def read_template(path: Path) -> Template:
     for number, row in enumerate(_rows(every, len(classes), path), 2):
         if row.trial != before:
             if row.trial in trials:
-                raise _disorder(row, number, path, "its trial's other rows stand further up")
+                raise _disorder(row, number, path, "the trial's other rows are further up")
             frames = trials[row.trial] = array("q")
         elif row.frame <= frames[-1]:
             again = row.frame in frames
-            raise _disorder(row, number, path, "it appears twice" if again else "the frame before it is later")
+            raise _disorder(row, number, path, "it appears twice" if again else "the row before it has a later frame")
         frames.append(row.frame)
         before = row.trial
     if not trials:
@@ -482,17 +446,13 @@ def read_template(path: Path) -> Template:
 
 
 def write_single_file(template: Template, predicted: NDArray[np.int16], out: Path) -> None:
-    """Put the submission at `out`, whole or not at all.
+    """Write the submission to `out`, atomically; every line ends in one line feed.
 
     Parameters
     ----------
-    said : (R,) the class of each row, in the template's order.
-
-    Notes
-    -----
-    The template is read a second time, so that memory holds no copy of it. Header and locations are its own bytes; each
-    line, the last one too, ends in one line feed.
+    predicted : (R,) the class of each row, in the template's order.
     """
+    # The template is read a second time: header and locations are its own bytes, and memory has no copy of them.
     every = lines(template.path, exact=True)
     next(every)
     endings = [b",%d\n" % place for place in range(len(template.classes))]
@@ -513,7 +473,7 @@ def _rows(every: Iterator[bytes], classes: int, path: Path) -> Iterator[Template
         stem, dot, suffix = picture.rpartition(b".")
         whole = comma and slash and trial and dot + suffix in PICTURES and stem.isdigit() and ending in endings
         if not whole or b"," in location or not 0 < int(stem[:9]) < MOST_FRAMES:
-            raise InputError(f"line {number} is {line[:80].decode(errors='replace')!r}, no row of a template",
+            raise InputError(f"line {number} is {line[:80].decode(errors='replace')!r}, not a row of a template",
                              where=path, hint="a row is <trial>/00001.jpg, a comma, and a class number or nothing")
         yield TemplateRow(location, trial, int(stem))
 

@@ -1,6 +1,6 @@
 """The report: one HTML page about a run, with data health, scores, and every clip over time.
 
-Open this file first; `sections.py` holds the content of the page, `figures.py` draws it.
+Open this file first; `collect.py` reads the predictions, `sections.py` has the content of the page, `figures.py` draws.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ from fercache.extraction.thumbnails import Thumbnails
 from fercache.runtime.atomic_io import replacing
 from fercache.viz import run_info
 from fercache.viz.report import sections
+from fercache.viz.report.collect import STEPS, UNKNOWN, ClipSummary, ReportData, collect_report_data
 from fercache.viz.report.figures import FigureBlock, ReportSection
 from fercache.viz.report.sections import TITLES
-from fercache.viz.report.walk import STEPS, UNKNOWN, ClipDrawn, PredictionsWalk, walk_predictions
 from fercache.viz.run_info import RunInfo
 from fercache.viz.timeline import COLORS
-
-# The page is one file with its style, script, plotting library and data: it needs no network.
 
 FACE_BUDGET = 6_000_000
 """Bytes of the page for pictures of faces."""
@@ -32,23 +30,24 @@ MAX_FACES, MIN_FACES = 48, 4
 """Pictures per clip: the most, and the fewest if there are many clips."""
 
 
-def report_html(facts: RunInfo, walk: PredictionsWalk, sections: Sequence[ReportSection]) -> Iterator[str]:
+def report_html(run: RunInfo, report: ReportData, sections: Sequence[ReportSection]) -> Iterator[str]:
     """Yield the page, piece by piece."""
     import jinja2
     from plotly.offline import get_plotlyjs
 
-    faces = _Faces(facts, len(walk.clips))
-    mistakes = [{**asdict(m), "face": faces.near(m.clip, (m.start_s + m.end_s) / 2)} for m in walk.mistakes]
-    clips = [_clip(clip, faces) for clip in walk.clips]
-    data = {"classes": walk.classes, "colours": [COLORS[i % len(COLORS)] for i in range(len(walk.classes))],
+    faces = _Faces(run, len(report.clips))
+    mistakes = [{**asdict(m), "face": faces.nearest(m.clip, (m.start_s + m.end_s) / 2)} for m in report.mistakes]
+    clips = [_clip(clip, faces) for clip in report.clips]
+    data = {"classes": report.classes, "colors": [COLORS[i % len(COLORS)] for i in range(len(report.classes))],
             "steps": STEPS, "unknown": UNKNOWN, "splits": TITLES, "clips": clips, "mistakes": mistakes,
             "figures": {block.name: json.loads(block.json) for section in sections for block in section.blocks
                         if isinstance(block, FigureBlock)}}
+    # StrictUndefined: a name that the template misspells raises instead of leaving a hole in the page.
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                      undefined=jinja2.StrictUndefined)
     environment.filters["code"] = _code
     yield from environment.from_string(_part("page.html")).generate(
-        title=facts.metrics.get("dataset") or facts.preds.name, facts=facts, walk=walk, sections=sections,
+        title=run.metrics.get("dataset") or run.preds.name, run=run, report=report, sections=sections,
         pictures=faces.count, style=_safe(_part("page.css")), script=_safe(_part("page.js")),
         library=_safe(get_plotlyjs()), data=_safe(_json(data)))
 
@@ -68,8 +67,8 @@ def _code(text: str) -> Any:
     """Return escaped text in which the parts between backticks are code elements."""
     from markupsafe import escape
 
-    parts = [escape(part) for part in text.split("`")]
-    return _safe("".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)))
+    return _safe("".join(f"<code>{escape(part)}</code>" if i % 2 else escape(part)
+                         for i, part in enumerate(text.split("`"))))
 
 
 def _json(value: Any) -> str:
@@ -82,49 +81,50 @@ def _json(value: Any) -> str:
 class _Faces:
     """The stored pictures of faces, as many as the budget of the page allows."""
 
-    def __init__(self, facts: RunInfo, clips: int) -> None:
-        self.cache, self.store = facts.cache, facts.store if facts.faces_kept else None
+    # About 2,400 bytes a picture: with many clips each gets fewer, so that the last ones have some too.
+    def __init__(self, run: RunInfo, clips: int) -> None:
+        self.cache, self.store = run.cache, run.store if run.faces_stored else None
         self.bytes_left, self.count = FACE_BUDGET, 0
         self.most = max(MIN_FACES, min(MAX_FACES, FACE_BUDGET // (2400 * max(clips, 1))))
 
     def of(self, clip: str) -> list[tuple[float, str]]:
         """Return the times and pictures of one clip, evenly spread."""
-        held = self._held(clip)
-        if held is None or not held.jpeg:
+        stored = self._stored(clip)
+        if stored is None:
             return []
-        number = min(self.most, len(held.jpeg))
-        places = [round(i * (len(held.jpeg) - 1) / max(number - 1, 1)) for i in range(number)]
-        return [given for place in places if (given := self._give(held, place))]
+        number = min(self.most, len(stored.jpeg))
+        indices = [round(i * (len(stored.jpeg) - 1) / max(number - 1, 1)) for i in range(number)]
+        return [picture for i in indices if (picture := self._encode(stored, i))]
 
-    def near(self, clip: str, time_s: float) -> str:
-        """Return the picture nearest in time, empty where there is none."""
-        held = self._held(clip)
-        if held is None or not held.jpeg:
-            return ""
-        given = self._give(held, int(abs(held.time_s - time_s).argmin()))
-        return given[1] if given else ""
+    def nearest(self, clip: str, time_s: float) -> str:
+        """Return the picture nearest in time, empty if the clip has none."""
+        stored = self._stored(clip)
+        picture = self._encode(stored, int(abs(stored.time_s - time_s).argmin())) if stored is not None else None
+        return picture[1] if picture else ""
 
-    def _held(self, clip: str) -> Thumbnails | None:
+    def _stored(self, clip: str) -> Thumbnails | None:
         if self.store is None or clip not in self.store:
             return None
-        return thumbnails.read_thumbnails(self.cache, self.store, clip)
+        stored = thumbnails.read_thumbnails(self.cache, self.store, clip)
+        return stored if stored is not None and stored.jpeg else None
 
-    def _give(self, held: Thumbnails, place: int) -> tuple[float, str] | None:
-        text = base64.b64encode(held.jpeg[place]).decode()
+    def _encode(self, stored: Thumbnails, index: int) -> tuple[float, str] | None:
+        """Return time and base64 text of a picture; None if the budget is spent."""
+        text = base64.b64encode(stored.jpeg[index]).decode()
         if len(text) > self.bytes_left:
             return None
         self.bytes_left, self.count = self.bytes_left - len(text), self.count + 1
-        return round(float(held.time_s[place]), 3), text
+        return round(float(stored.time_s[index]), 3), text
 
 
-def _clip(clip: ClipDrawn, faces: _Faces) -> dict[str, Any]:
+def _clip(clip: ClipSummary, faces: _Faces) -> dict[str, Any]:
     """Return a clip as the script reads it."""
     drawn = clip.drawn
     timeline = {} if drawn is None else {"points": len(drawn.wrong), "whole": drawn.whole, "packed": drawn.packed(),
                                          "strips": list(drawn.strips), "faces": faces.of(clip.name)}
     return {"name": clip.name, "split": clip.split, "group": clip.group, "frames": clip.frames,
             "seconds": round(clip.seconds, 3), "seen": clip.seen, "labelled": clip.labelled, "wrong": clip.wrong,
-            "usual": clip.usual, **timeline}
+            "top_mistake": clip.top_mistake, **timeline}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,12 +156,11 @@ def make_report(preds: Path, out: Path, cache: Path, *, check: Path | None = Non
     -----
     Reads one clip at a time: memory holds the drawn points, never all frames.
     """
-    facts = run_info.gather_run_info(preds, cache, check, ablation)
-    found = walk_predictions(preds, facts.oof, facts.imported)
-    parts = [sections.run_section(facts, found), sections.health_section(facts, found),
-             *sections.report_sections(facts, found)]
+    run = run_info.gather_run_info(preds, cache, check, ablation)
+    found = collect_report_data(preds, run.oof, run.imported)
+    parts = [section(run, found) for section in sections.SECTIONS]
     # Written piece by piece: the page can have 30 MB.
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(report_html(facts, found, parts))
+        file.writelines(report_html(run, found, parts))
     return ReportResult(path=out, bytes=out.stat().st_size, clips=len(found.clips), frames=found.frames,
-                pictures=facts.faces_kept)
+                        pictures=run.faces_stored)

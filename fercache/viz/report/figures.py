@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# Parts of a section: figures, tables and notes.
 
 @dataclass(frozen=True, kw_only=True)
 class TableCell:
@@ -86,8 +85,8 @@ BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#8a8a8a"
 LIGHT_BLUE, PINK = "#56b4e9", "#cc79a7"
 SERIES = (BLUE, ORANGE, GREEN, PINK, LIGHT_BLUE, GREY)
 MARKS = ("circle", "diamond", "square", "triangle-up", "x", "star")
+# Readable with and without color vision (Nunez, Anderton and Renslow 2018).
 SCALE = "Cividis"
-"""Readable with and without color vision (Nunez, Anderton and Renslow 2018)."""
 ROW_PX, FRAME_PX = 24, 150
 
 
@@ -108,14 +107,11 @@ def figure(name: str, traces: Sequence[Any], caption: str, *, x: Mapping[str, An
 
     drawing = go.Figure(traces)
     legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
+    xaxis, yaxis = ({"automargin": True, "zeroline": False, **axis, "title": {"text": axis["title"], "standoff": 8}}
+                    for axis in (x, y))
     drawing.update_layout(template="none", height=height, margin={"l": 8, "r": 8, "t": 30, "b": 8}, legend=legend,
-                       xaxis={"automargin": True, "zeroline": False, **_titled(x)},
-                       yaxis={"automargin": True, "zeroline": False, **_titled(y)}, **layout)
+                          xaxis=xaxis, yaxis=yaxis, **layout)
     return FigureBlock(name=name, json=str(drawing.to_json()), caption=caption, height=height)
-
-
-def _titled(axis: Mapping[str, Any]) -> dict[str, Any]:
-    return {**axis, "title": {"text": axis["title"], "standoff": 8}}
 
 
 def scores(name: str, split: Mapping[str, Any], figure_name: str, title: str, final: str) -> FigureBlock:
@@ -181,6 +177,7 @@ def reliability(name: str, bins: Mapping[str, NDArray[np.float64]], titles: Mapp
                                     name="perfectly calibrated", hoverinfo="skip")]
     for i, (split, (number, share, hit)) in enumerate(bins.items()):
         filled = number > 0
+        # The square root makes the area of a point, not its width, grow with its frames.
         sizes = [round(6 + 10 * float(part) ** .5, 1) for part in number[filled] / number.max()]
         traces.append(go.Scatter(x=share[filled] / number[filled], y=hit[filled] / number[filled],
                                  mode="lines+markers", name=titles.get(split, split), customdata=number[filled],

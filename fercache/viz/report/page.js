@@ -1,4 +1,4 @@
-// What makes the page move: figures in the page's colours, the list of clips, one timeline at a time.
+// The interactive parts of the page: figures in the theme's colors, the list of clips, one timeline at a time.
 "use strict";
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -9,7 +9,7 @@
     modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]] };
   let current = null;
 
-  // Names come from files and may hold anything: only textContent shows them, and this the plotting library.
+  // Names come from files and may contain markup: show them through textContent, or escaped in the plotting library.
   const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const percent = (part, whole) => (whole ? (100 * part / whole).toFixed(1) + " %" : "–");
@@ -23,9 +23,9 @@
     return made;
   }
 
-  // Black is the eighth colour of the palette: on a dark page it is white.
-  function colour(place) {
-    const found = data.colours[place];
+  // Black is the eighth color of the palette: on a dark page it becomes white.
+  function color(place) {
+    const found = data.colors[place];
     return dark.matches && found === "#000000" ? "#ffffff" : found;
   }
 
@@ -39,7 +39,7 @@
       modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--link"), orientation: "v" } });
   }
 
-  // Figures are drawn when they come near the window, so that the page opens at once.
+  // Figures are drawn when they come near the window, so that the page opens quickly.
   function drawFigure(place) {
     const made = JSON.parse(JSON.stringify(data.figures[place.dataset.figure]));
     made.data.forEach((trace) => {
@@ -63,8 +63,8 @@
   const split = (clip) => data.splits[clip.split] || clip.split;
   data.clips.forEach((clip, rank) => {
     clip.rank = rank;
-    const usual = clip.usual ? data.classes[clip.usual[0]] + " " + data.classes[clip.usual[1]] : "";
-    clip.words = (clip.name + " " + split(clip) + " " + usual).toLowerCase();
+    const mistake = clip.top_mistake ? data.classes[clip.top_mistake[0]] + " " + data.classes[clip.top_mistake[1]] : "";
+    clip.words = (clip.name + " " + split(clip) + " " + mistake).toLowerCase();
   });
   const ORDERS = {
     share: (a, b) => a.rank - b.rank,
@@ -85,11 +85,11 @@
     button.type = "button";
     button.dataset.rank = clip.rank;
     button.append(element("span", clip.name));
-    const told = clip.labelled ? percent(clip.wrong, clip.labelled) + " of " + number(clip.labelled) + " wrong"
+    const text = clip.labelled ? percent(clip.wrong, clip.labelled) + " of " + number(clip.labelled) + " wrong"
       : "no label";
-    const usual = clip.usual ? ", mostly " + data.classes[clip.usual[0]] + " told as " + data.classes[clip.usual[1]]
+    const mistake = clip.top_mistake ? ", mostly " + data.classes[clip.top_mistake[0]] + " predicted as " + data.classes[clip.top_mistake[1]]
       : "";
-    button.append(element("small", told + usual));
+    button.append(element("small", text + mistake));
     const meter = element("span", undefined, "meter");
     const bar = element("i");
     bar.style.width = clip.labelled ? (100 * clip.wrong / clip.labelled) + "%" : "0";
@@ -129,7 +129,7 @@
     return clip.arrays;
   }
 
-  // Each stretch is drawn as its smallest and its largest value, so that no peak is lost.
+  // Each interval is drawn as its smallest and its largest value, so that no peak is lost.
   function lines(clip, arrays) {
     const n = clip.points, classes = data.classes.length, twice = clip.whole ? 1 : 2;
     const x = new Float32Array(n * twice);
@@ -140,7 +140,7 @@
         y[i * twice] = arrays.low[i * classes + c] / data.steps;
         if (twice === 2) y[i * 2 + 1] = arrays.high[i * classes + c] / data.steps;
       }
-      return { type: "scatter", mode: "lines", name: plain(name), x, y, line: { color: colour(c), width: 1.6,
+      return { type: "scatter", mode: "lines", name: plain(name), x, y, line: { color: color(c), width: 1.6,
         dash: c < 8 ? "solid" : "dash" }, hovertemplate: "%{y:.2f}" };
     });
   }
@@ -154,8 +154,8 @@
 
   function strips(clip, arrays) {
     const classes = data.classes.length, scale = [];
-    data.classes.forEach((_, c) => scale.push([c / classes, colour(c)], [(c + 1) / classes, colour(c)]));
-    const rows = clip.strips.map((_, place) => place); // numbers, not names: the library mixes up shared categories
+    data.classes.forEach((_, c) => scale.push([c / classes, color(c)], [(c + 1) / classes, color(c)]));
+    const rows = clip.strips.map((_, place) => place); // numbers, not names: plotly confuses equal category names
     const z = arrays.strips.map((row) => Array.from(row, (value) => (value === data.unknown ? null : value)));
     const text = z.map((row, place) => row.map((value) => plain(clip.strips[place]) + ": "
       + (value === null ? "unknown" : plain(data.classes[value]))));
@@ -200,10 +200,10 @@
   }
 
   function hovered(event) {
-    const held = current.faces || [];
+    const pictures = current.faces || [];
     const time = event.points[0].x;
-    if (!held.length) return;
-    const near = held.reduce((best, face) => (Math.abs(face[0] - time) < Math.abs(best[0] - time) ? face : best));
+    if (!pictures.length) return;
+    const near = pictures.reduce((best, face) => (Math.abs(face[0] - time) < Math.abs(best[0] - time) ? face : best));
     byId("hover-face").src = "data:image/jpeg;base64," + near[1];
     byId("hover-time").textContent = near[0].toFixed(1) + " s";
     byId("hover").hidden = false;
@@ -222,10 +222,10 @@
     faces(clip);
     if (!clip.packed) {
       Plotly.purge(byId("timeline"));
-      byId("thinned").textContent = "This clip has no timeline in this page.";
+      byId("thinned").textContent = "This clip has no timeline on this page.";
       return Promise.resolve();
     }
-    byId("thinned").textContent = clip.whole ? "Every frame is drawn; probabilities are drawn in steps of .004."
+    byId("thinned").textContent = clip.whole ? "Every frame is drawn; probabilities are rounded to steps of .004."
       : "Each point stands for about " + Math.round(clip.frames / clip.points) + " frames: their smallest and largest "
         + "probability are both drawn, a strip shows their most frequent class.";
     const made = timeline(clip);
@@ -244,7 +244,7 @@
   // ---- mistakes ------------------------------------------------------------------------------------------------
   function swatch(place) {
     const made = element("span", undefined, "swatch");
-    made.style.background = colour(place);
+    made.style.background = color(place);
     return made;
   }
 
@@ -257,11 +257,11 @@
       picture.alt = "";
       made.append(picture);
     }
-    const text = element("span"), told = element("b");
-    told.append(swatch(mistake.label_pred), data.classes[mistake.label_pred] + " " + Math.round(100 * mistake.prob) + " %");
+    const text = element("span"), predicted = element("b");
+    predicted.append(swatch(mistake.label_pred), data.classes[mistake.label_pred] + " " + Math.round(100 * mistake.prob) + " %");
     const truth = element("span");
     truth.append(swatch(mistake.truth), "annotated " + data.classes[mistake.truth]);
-    text.append(told, element("br"), truth, element("small", mistake.clip), element("small",
+    text.append(predicted, element("br"), truth, element("small", mistake.clip), element("small",
       mistake.start_s.toFixed(1) + " to " + mistake.end_s.toFixed(1) + " s, " + number(mistake.frames) + " frames, "
       + (data.splits[mistake.split] || mistake.split)));
     made.append(text);
@@ -276,8 +276,8 @@
 
   function gallery() {
     const found = data.mistakes.map(card);
-    byId("gallery").replaceChildren(...(found.length ? found : [element("p", "None: no annotated stretch of five "
-      + "frames or more is told wrong.", "note")]));
+    byId("gallery").replaceChildren(...(found.length ? found : [element("p", "None: no class is predicted for another "
+      + "in five or more annotated frames in a row.", "note")]));
   }
 
   byId("filter").addEventListener("input", list);

@@ -10,8 +10,8 @@ import numpy as np
 from fercache import __version__, metrics
 from fercache.runtime.progress import format_bytes
 from fercache.viz.report import figures
+from fercache.viz.report.collect import ALL, BINS, WIDTHS_S, ReportData
 from fercache.viz.report.figures import Block, NoteBlock, ReportSection, TableBlock, TableCell, cells, missing_note
-from fercache.viz.report.walk import ALL, BINS, WIDTHS_S, PredictionsWalk
 from fercache.viz.run_info import STAGES, RunInfo
 
 TITLES = {"train": "train, out of fold", "validation": "validation", "test": "test", ALL: "all annotated frames"}
@@ -22,25 +22,28 @@ NO_LOGITS = ("The logits behind these predictions are not in this cache.",
 IMPORTANCES = 25
 
 
-def scored(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
+def scored(run: RunInfo, data: ReportData) -> ReportSection:
     """Return the scores of each split as a figure and a table, with paired differences."""
-    blocks: list[Block] = [] if facts.splits else [missing_note(*NO_METRICS)]
-    for split, record in facts.splits.items():
-        metric = str(facts.metrics.get("metric", "macro_f1"))
+    blocks: list[Block] = [] if run.splits else [missing_note(*NO_METRICS)]
+    for split, record in run.splits.items():
+        metric = str(run.metrics.get("metric", "macro_f1"))
         if not record["all_frames"]:
             blocks.append(NoteBlock(text=f"{_title(split)}: no score; {record['predicted']}."))
             continue
         blocks.append(NoteBlock(text=f"{_title(split)}: predicted {record['predicted']}."))
         blocks.append(figures.scores(f"scores-{split}", record["all_frames"], metric, metrics.METRICS[metric].title,
-                                     facts.final))
-        blocks.append(_score_table(split, record, facts))
-        blocks.append(_paired_table(split, record.get("paired", {}), facts))
+                                     run.final))
+        blocks += [_score_table(split, record, run), _paired_table(split, record.get("paired", {}), run)]
     return ReportSection(name="scores", title="Scores", blocks=blocks)
 
 
-def _score_table(split: str, record: dict[str, Any], facts: RunInfo) -> TableBlock:
-    rows = [[TableCell(text=column, strong=column == facts.final),
-             *(_interval_cell(scores, name) for name in metrics.DISTINCT), *cells(scores["frames"], scores["groups"])]
+def _score_table(split: str, record: dict[str, Any], run: RunInfo) -> TableBlock:
+    def interval_cell(scores: dict[str, Any], name: str) -> TableCell:
+        span = (scores.get("intervals") or {}).get(name)
+        return TableCell(text=f"{scores[name]:.4f}" + (f" [{span[0]:.3f}, {span[1]:.3f}]" if span else ""),
+                         value=scores[name])
+    rows = [[TableCell(text=column, strong=column == run.final),
+             *(interval_cell(scores, name) for name in metrics.DISTINCT), *cells(scores["frames"], scores["groups"])]
             for column, scores in sorted(record["all_frames"].items(), key=lambda item: -item[1]["macro_f1"])]
     why = next((scores["why_none"] for scores in record["all_frames"].values() if scores.get("why_none")), "")
     ends = f" No interval: {why}." if why else " In brackets: 95 % interval by bootstrap over groups."
@@ -50,17 +53,11 @@ def _score_table(split: str, record: dict[str, Any], facts: RunInfo) -> TableBlo
                               f"holds the column in bold.{ends}")
 
 
-def _interval_cell(scores: dict[str, Any], name: str) -> TableCell:
-    span = (scores.get("intervals") or {}).get(name)
-    return TableCell(text=f"{scores[name]:.4f}" + (f" [{span[0]:.3f}, {span[1]:.3f}]" if span else ""),
-                     value=scores[name])
-
-
-def _paired_table(split: str, paired: dict[str, Any], facts: RunInfo) -> Block:
+def _paired_table(split: str, paired: dict[str, Any], run: RunInfo) -> Block:
     rows = []
     for pair, record in paired.items():
         # Every pair is recorded in both directions: the stack's and the final column's rows are enough.
-        if pair.split(" - ")[0] not in ("stack", facts.final):
+        if pair.split(" - ")[0] not in ("stack", run.final):
             continue
         span = record.get("interval")
         sure = bool(span) and (span[0] > 0 or span[1] < 0)
@@ -78,48 +75,48 @@ def _title(split: str) -> str:
     return TITLES.get(split, split).capitalize()
 
 
-def confusions(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
+def confusions(run: RunInfo, data: ReportData) -> ReportSection:
     """Return the confusion matrix of each split."""
     blocks: list[Block] = []
-    for split, matrix in walk.matrix.items():
+    for split, matrix in data.matrix.items():
         blocks.append(NoteBlock(text=f"{_title(split)}: {int(matrix.sum()):,} annotated frames, "
                                 f"macro F1 {float(metrics.macro_f1(matrix)):.4f}, "
                                 f"accuracy {float(metrics.accuracy(matrix)):.4f}."))
-        blocks.append(figures.confusion(f"confusion-{split}", matrix, walk.classes))
+        blocks.append(figures.confusion(f"confusion-{split}", matrix, data.classes))
     return ReportSection(name="confusions", title="Confusion matrix", blocks=blocks or [_unlabelled()])
 
 
-def per_class(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
+def per_class(run: RunInfo, data: ReportData) -> ReportSection:
     """Return the F1 of each class with its support."""
     blocks: list[Block] = []
-    for split, matrix in walk.matrix.items():
-        f1 = dict(zip(walk.classes, metrics.f1_per_class(matrix).tolist(), strict=True))
-        support = dict(zip(walk.classes, matrix.sum(1).tolist(), strict=True))
+    for split, matrix in data.matrix.items():
+        f1 = dict(zip(data.classes, metrics.f1_per_class(matrix).tolist(), strict=True))
+        support = dict(zip(data.classes, matrix.sum(1).tolist(), strict=True))
         blocks += [NoteBlock(text=f"{_title(split)}."), figures.per_class(f"f1-{split}", f1, support)]
     return ReportSection(name="f1", title="F1 per class", blocks=blocks or [_unlabelled()])
 
 
-def reliability(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
+def reliability(run: RunInfo, data: ReportData) -> ReportSection:
     """Return how well the probabilities agree with the accuracy."""
-    if not walk.bins:
+    if not data.bins:
         return ReportSection(name="reliability", title="Calibration", blocks=[_unlabelled()])
     errors = []
-    for split, (number, prob, hit) in walk.bins.items():
+    for split, (number, prob, hit) in data.bins.items():
         errors.append(f"{TITLES.get(split, split)} {float(np.abs(prob - hit).sum() / number.sum()):.4f}")
     note = NoteBlock(text=f"Expected calibration error ({BINS} equal bins): {'; '.join(errors)}. It is the mean "
                           "distance from the dotted line, weighted by frames: 0 is perfect.")
     return ReportSection(name="reliability", title="Calibration",
-                         blocks=[note, *_recorded(facts), figures.reliability("reliability-all", walk.bins, TITLES)])
+                         blocks=[note, *_recorded(run), figures.reliability("reliability-all", data.bins, TITLES)])
 
 
-def _recorded(facts: RunInfo) -> Iterator[Block]:
+def _recorded(run: RunInfo) -> Iterator[Block]:
     """Yield the calibration that `stack` recorded: of every column, and of the final one before its temperature."""
-    for split, scores in facts.splits.items():
-        held = scores.get("calibration") or {}
-        rows = [cells(TableCell(text=name, strong=name == facts.final), error)
-                for name, error in held.get("ece", {}).items()]
+    for split, scores in run.splits.items():
+        recorded = scores.get("calibration") or {}
+        rows = [cells(TableCell(text=name, strong=name == run.final), error)
+                for name, error in recorded.get("ece", {}).items()]
         if rows:
-            final = held.get("final", {})
+            final = recorded.get("final", {})
             change = (f" Of the final column, {final['before']['ece']:.4f} before its temperature and "
                       f"{final['after']['ece']:.4f} after." if final else "")
             yield TableBlock(name=f"table-calibration-{split}", head=["column", "expected calibration error"],
@@ -132,37 +129,38 @@ def _unlabelled() -> NoteBlock:
                         "Add labels to the data set (`--labels`) and run the three commands again.")
 
 
-def smoothed(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
+def smoothed(run: RunInfo, data: ReportData) -> ReportSection:
     """Return the score against the half-width of smoothing."""
     blocks: list[Block] = []
-    if walk.curve is None:
+    if data.curve is None:
         blocks.append(missing_note(*NO_LOGITS))
-    elif not walk.curve.counts.any():
+    elif not data.curve.counts.any():
         blocks.append(missing_note("No annotated frame is out of fold.", "Train on a data set with labels first."))
     else:
-        name = metrics.METRICS[walk.curve.metric].title
-        blocks.append(figures.curve("smoothing-curve", WIDTHS_S, walk.curve.scores(), name,
-                                    int(walk.curve.counts[0].sum())))
+        name = metrics.METRICS[data.curve.metric].title
+        blocks.append(figures.curve("smoothing-curve", WIDTHS_S, data.curve.scores(), name,
+                                    int(data.curve.counts[0].sum())))
     return ReportSection(name="smoothing", title="Smoothing", blocks=blocks)
 
 
-def ablation(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
+def ablation(run: RunInfo, data: ReportData) -> ReportSection:
     """Return the table that `fercache ablation` wrote."""
-    rows = [line for row in records(facts.ablation, "rows") for line in _lines(row)]
+    rows = [line for row in records(run.ablation, "rows") for line in _lines(row)]
     if not rows:
-        return ReportSection(name="ablation", title="Ablation", blocks=[missing_note(
-            "No ablation was given.", "Run `fercache ablation`, then `fercache report --ablation FILE` with its "
-            "table.")])
+        note = missing_note("No ablation was given.",
+                            "Run `fercache ablation`, then `fercache report --ablation FILE` with its table.")
+        return ReportSection(name="ablation", title="Ablation", blocks=[note])
     head = list(dict.fromkeys(key for row in rows for key in row if not isinstance(row[key], dict | list)))
     table = TableBlock(name="table-ablation", head=head, rows=[cells(*(row.get(key) for key in head)) for row in rows],
                        caption="One row per variant and column; differences are from the first variant.")
-    return ReportSection(name="ablation", title="Ablation", blocks=[*_differences(rows, facts), table])
+    return ReportSection(name="ablation", title="Ablation", blocks=[*_differences(rows, run), table])
 
 
 def _lines(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield a line for each column of a row of an ablation, from JSON (with nested figures) or CSV."""
     nested = row.get("figures")
     if not isinstance(nested, dict):
+        # The cells of a CSV are text: numbers are parsed, and an empty cell becomes None.
         yield {key: _number(value) for key, value in row.items()}
         return
     plain = {"row" if key == "name" else key: value for key, value in row.items()
@@ -180,10 +178,10 @@ def _number(value: Any) -> Any:
         return value or None
 
 
-def _differences(rows: Sequence[dict[str, Any]], facts: RunInfo) -> Iterator[Block]:
+def _differences(rows: Sequence[dict[str, Any]], run: RunInfo) -> Iterator[Block]:
     """Yield the figure of the differences from the default, of the first column that has them."""
     columns = [row.get("column") for row in rows]
-    shown = next((name for name in (facts.final, "stack", "mean") if name in columns), None)
+    shown = next((name for name in (run.final, "stack", "mean") if name in columns), None)
     found = [(str(row["row"]), float(row["difference"]), row.get("difference_low"), row.get("difference_high"))
              for row in rows
              if row.get("column") == shown and isinstance(row.get("difference"), float) and "row" in row]
@@ -191,9 +189,9 @@ def _differences(rows: Sequence[dict[str, Any]], facts: RunInfo) -> Iterator[Blo
         yield figures.differences("ablation-differences", found, shown)
 
 
-def importances(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
+def importances(run: RunInfo, data: ReportData) -> ReportSection:
     """Return how much the stacker uses each feature."""
-    found = [(str(name), float(gain)) for name, gain in facts.metrics.get("importances", [])]
+    found = [(str(name), float(gain)) for name, gain in run.metrics.get("importances", [])]
     caption = (f"Fraction of the total gain of LightGBM's trees by feature (the {min(IMPORTANCES, len(found))} largest "
                f"of {len(found)}). It shows what the stacker uses, not what is right.")
     block = figures.bars("importances-all", found[:IMPORTANCES], "fraction of total gain", caption) if found else (
@@ -208,50 +206,41 @@ def records(value: Any, key: str) -> Iterator[dict[str, Any]]:
     yield from (row for row in (rows if isinstance(rows, list) else ()) if isinstance(row, dict))
 
 
-def report_sections(facts: RunInfo, walk: PredictionsWalk) -> Sequence[ReportSection]:
-    """Return the sections between health and timelines, in order."""
-    return [section(facts, walk)
-            for section in (scored, confusions, per_class, reliability, smoothed, ablation, importances)]
-
-
-# The first two sections: the run and the health of its data.
-
 MAX_ROWS, MAX_NAMES = 200, 6
 
 
-def run_section(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
+def run_section(run: RunInfo, data: ReportData) -> ReportSection:
     """Return the data set, the groups and folds, the fingerprints, the versions, and the time that it took."""
-    record = facts.metrics
+    record = run.metrics
     if not record:
         return ReportSection(name="run", title="Run", blocks=[missing_note(*NO_METRICS)])
     heads = record.get("logits", {}).get("provenance", {}).get("heads", [])
     folds = {head.get("fold") for head in heads if isinstance(head, dict)} - {None, -1}
-    rows = [cells("data set", record.get("dataset")), cells("predictions", facts.preds.name),
-            cells("clips", len(walk.clips)), cells("frames", walk.frames),
-            cells("groups", len({clip.group for clip in walk.clips if clip.group}) or None),
-            cells("folds", len(folds) or None), cells("heads", ", ".join(walk.heads) or None),
-            cells("final column", f"{facts.final}: {record.get('final', {}).get('why', '')}"),
+    rows = [cells("data set", record.get("dataset")), cells("predictions", run.preds.name),
+            cells("clips", len(data.clips)), cells("frames", data.frames),
+            cells("groups", len({clip.group for clip in data.clips if clip.group}) or None),
+            cells("folds", len(folds) or None), cells("heads", ", ".join(data.heads) or None),
+            cells("final column", f"{run.final}: {record.get('final', {}).get('why', '')}"),
             cells("metric of the data set", record.get("metric")),
-            *(cells(name, value) for name, value in prints(facts)),
-            *(cells(name, value) for name, value in versions(facts))]
+            *(cells(name, value) for name, value in [*fingerprints(run), *versions(run)])]
     table = TableBlock(name="table-run", head=["name", "value"], rows=rows,
                        caption="Equal fingerprints mean equal settings and inputs.")
     notice = [NoteBlock(text=f"Note on the data: {record['notice']}.")] if record.get("notice") else []
-    return ReportSection(name="run", title="Run", blocks=[*notice, table, times(facts)])
+    return ReportSection(name="run", title="Run", blocks=[*notice, table, times(run)])
 
 
-def prints(facts: RunInfo) -> Iterator[tuple[str, str]]:
+def fingerprints(run: RunInfo) -> Iterator[tuple[str, str]]:
     """Yield the name and the fingerprint of the features, logits and stack behind the predictions."""
-    if facts.store is not None:
-        yield "fingerprint of the features", facts.store.fingerprint
-    yield "fingerprint of the logits", str(facts.metrics.get("logits", {}).get("fingerprint", ""))
-    yield "fingerprint of the stack", str(facts.metrics.get("fingerprint", ""))
+    if run.store is not None:
+        yield "fingerprint of the features", run.store.fingerprint
+    yield "fingerprint of the logits", str(run.metrics.get("logits", {}).get("fingerprint", ""))
+    yield "fingerprint of the stack", str(run.metrics.get("fingerprint", ""))
 
 
-def versions(facts: RunInfo) -> Iterator[tuple[str, str]]:
+def versions(run: RunInfo) -> Iterator[tuple[str, str]]:
     """Yield the versions and the device that computed the numbers."""
-    yield "fercache", f"{facts.metrics.get('fercache', '?')} (this page: {__version__})"
-    store = facts.store
+    yield "fercache", f"{run.metrics.get('fercache', '?')} (this page: {__version__})"
+    store = run.store
     manifest = next((store.manifest(clip) for clip in store), None) if store is not None else None
     if manifest is not None:
         provenance = manifest.provenance
@@ -259,51 +248,51 @@ def versions(facts: RunInfo) -> Iterator[tuple[str, str]]:
         yield "versions of stage one", ", ".join(f"{k} {v}" for k, v in dict(provenance.get("versions", {})).items())
 
 
-def times(facts: RunInfo) -> Block:
+def times(run: RunInfo) -> Block:
     """Return the recorded time of each stage."""
     rows = [cells(stage, int(took["runs"]), f"{took['seconds']:,.1f}", int(took["frames"]) or None,
                   f"{took['frames'] / took['seconds']:,.1f}" if took["frames"] and took["seconds"] else None)
-            for stage in STAGES if (took := facts.durations.get(stage, {})).get("runs")]
+            for stage in STAGES if (took := run.durations.get(stage, {})).get("runs")]
     if not rows:
         return missing_note("No run recorded its time.", "Run the three commands on an empty cache to measure it.")
     return TableBlock(name="table-times", head=["stage", "runs", "seconds", "frames", "frames/s"], rows=rows,
                       caption="Wall time of the runs that computed something and were not killed.")
 
 
-def health_section(facts: RunInfo, walk: PredictionsWalk) -> ReportSection:
+def health_section(run: RunInfo, data: ReportData) -> ReportSection:
     """Return whether the clips are complete, and how many frames have a face."""
-    share = [clip.seen / clip.frames for clip in walk.clips]
+    share = [clip.seen / clip.frames for clip in data.clips]
     blind = sum(value == 0 for value in share)
-    blocks: list[Block] = [NoteBlock(text=f"{len(share):,} clips, {walk.frames:,} frames, a face in "
-                                     f"{sum(c.seen for c in walk.clips) / max(walk.frames, 1):.1%} of them; "
+    blocks: list[Block] = [NoteBlock(text=f"{len(share):,} clips, {data.frames:,} frames, a face in "
+                                     f"{sum(c.seen for c in data.clips) / max(data.frames, 1):.1%} of them; "
                                      f"{blind:,} clips without any face.")]
-    blocks += [_stored(facts, walk), figures.seen("health-seen", share)]
-    if facts.failures:
+    blocks += [_stored(run, data), figures.seen("health-seen", share)]
+    if run.failures:
         blocks.append(TableBlock(name="table-failures", head=["clip", "error"],
-                                 rows=[cells(*row) for row in facts.failures[:MAX_ROWS]],
-                                 caption=f"{len(facts.failures)} clips failed in the last `fercache extract` and are "
+                                 rows=[cells(*row) for row in run.failures[:MAX_ROWS]],
+                                 caption=f"{len(run.failures)} clips failed in the last `fercache extract` and are "
                                          "missing in everything below."))
-    return ReportSection(name="health", title="Data health", blocks=[*blocks, _checked(facts)])
+    return ReportSection(name="health", title="Data health", blocks=[*blocks, _checked(run)])
 
 
-def _stored(facts: RunInfo, walk: PredictionsWalk) -> NoteBlock:
+def _stored(run: RunInfo, data: ReportData) -> NoteBlock:
     """Return whether the store has all clips of the predictions."""
-    if facts.store is None:
+    if run.store is None:
         return missing_note("The features behind these predictions are not in this cache.",
                             "Name the right cache with --cache.")
-    stored = set(facts.store)
-    lost = [clip.name for clip in walk.clips if clip.name not in stored]
-    complete = "it has every clip of the predictions" if not lost else (
-        f"it lacks {len(lost)} clips of the predictions, such as {lost[0]}")
-    return NoteBlock(text=f"Store {facts.store.path.name}: {len(stored):,} clips, "
-                          f"{format_bytes(facts.store.size().bytes)}; {complete}. `fercache verify` checks every byte.")
+    stored = set(run.store)
+    lost = [clip.name for clip in data.clips if clip.name not in stored]
+    complete = (f"it lacks {len(lost)} clips of the predictions, such as {lost[0]}" if lost
+                else "it has every clip of the predictions")
+    return NoteBlock(text=f"Store {run.store.path.name}: {len(stored):,} clips, "
+                          f"{format_bytes(run.store.size().bytes)}; {complete}. `fercache verify` checks every byte.")
 
 
-def _checked(facts: RunInfo) -> Block:
-    if facts.check is None:
+def _checked(run: RunInfo) -> Block:
+    if run.check is None:
         return missing_note("The issues of `fercache check` are not in this page.",
                             "Run `fercache check --json > check.json`, then `fercache report --check check.json`.")
-    rows = list(records(facts.check, "issues"))
+    rows = list(records(run.check, "issues"))
     if not rows:
         return NoteBlock(text="`fercache check` found no issues.")
     # `where` only summarizes `details`.
@@ -321,3 +310,7 @@ def _flat(value: Any) -> Any:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value) if isinstance(value, dict) else value
+
+
+SECTIONS = (run_section, health_section, scored, confusions, per_class, reliability, smoothed, ablation, importances)
+"""The sections in the order of the page; the timelines follow the third one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,8 +20,6 @@ from fercache.oof import OofReader, TrialLogits
 from fercache.results import io, smoothing
 from fercache.results.io import ClipSeries, PredictionsFile
 from fercache.stacking import inputs
-
-# Score of the heads' mean against the half-width of smoothing, on out-of-fold frames only.
 
 WIDTHS_S = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0)
 """Half-widths to try, in seconds."""
@@ -49,20 +47,18 @@ class SmoothingCurve:
         return np.asarray(metrics.official(self.metric)(self.counts), float)
 
 
-# Many frames are drawn with few points: the smallest and the largest value of each interval, so no peak is lost.
-
+# Steps of a drawn probability: it fits one byte, and half a step (.002) is less than a pixel.
 STEPS = 250
-"""Steps of a drawn probability: it fits one byte, and half a step (.002) is less than a pixel."""
 UNKNOWN = 255
+"""Class of an interval without labels in a strip."""
 BYTES_FIXED = 6
 """Bytes per point beside lines and strips: time, and fractions of wrong frames and of frames without a face."""
-
 Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThinnedSeries:
-    """A drawn clip: N points, each for an interval of one or more frames.
+    """A drawn clip: N points, each for an interval of one or more frames, so that no peak is lost.
 
     Attributes
     ----------
@@ -105,11 +101,14 @@ def thin_series(series: ClipSeries, heads: dict[str, NDArray[np.integer]], most:
     border = np.linspace(0, frames, min(frames, most) + 1).astype(np.int64)
     start, number = border[:-1], np.diff(border)
     strips = {"truth": series.label, "prediction": series.label_pred, **heads}
-    return ThinnedSeries(frames=frames, time_s=np.append(series.time_s[start], _end(series.time_s)).astype(np.float32),
-                low=_rounded(np.minimum.reduceat(series.probs, start)),
-                high=_rounded(np.maximum.reduceat(series.probs, start)),
-                strips={name: _most(values, start, classes) for name, values in strips.items()},
-                wrong=_share(series.wrong, start, number), gap=_share(~series.valid, start, number))
+    # The last frame takes as long as the median frame, so that it is as wide as the others.
+    time_s = series.time_s
+    end_s = time_s[-1] + (float(np.median(np.diff(time_s))) if len(time_s) > 1 else 0.04)
+    return ThinnedSeries(frames=frames, time_s=np.append(time_s[start], end_s).astype(np.float32),
+                         low=_rounded(np.minimum.reduceat(series.probs, start)),
+                         high=_rounded(np.maximum.reduceat(series.probs, start)),
+                         strips={name: _most_frequent(values, start, classes) for name, values in strips.items()},
+                         wrong=_fraction(series.wrong, start, number), gap=_fraction(~series.valid, start, number))
 
 
 def bytes_a_point(classes: int, strips: int) -> int:
@@ -129,24 +128,17 @@ def points(lengths: Sequence[int], bytes_each: int, budget: int, most: int, leas
     return low
 
 
-def _end(time_s: NDArray[np.float64]) -> float:
-    """Return the end of the last frame, which takes as long as the median frame."""
-    step_s = float(np.median(np.diff(time_s))) if len(time_s) > 1 else 0.04
-    return float(time_s[-1]) + step_s
-
-
 def _rounded(fractions: NDArray[np.float64]) -> Bytes:
     return np.asarray(np.clip(np.rint(fractions * STEPS), 0, STEPS), np.uint8)
 
 
-def _share(mask: NDArray[np.bool_], start: NDArray[np.int64], number: NDArray[np.int64]) -> Bytes:
+def _fraction(mask: NDArray[np.bool_], start: NDArray[np.int64], number: NDArray[np.int64]) -> Bytes:
+    # Rounded up, so that a single wrong frame of a long interval shows.
     return np.asarray(np.ceil(np.add.reduceat(mask.astype(np.int64), start) / number * STEPS), np.uint8)
 
 
-def _most(values: NDArray[np.integer], start: NDArray[np.int64], classes: int) -> Bytes:
+def _most_frequent(values: NDArray[np.integer], start: NDArray[np.int64], classes: int) -> Bytes:
     """Return the most frequent class in each interval; the first of equal ones."""
-    if len(start) == len(values):
-        return np.asarray(np.where(values < 0, UNKNOWN, values), np.uint8)
     each = np.where(values < 0, classes, values)[:, None] == np.arange(classes + 1)
     found = np.add.reduceat(each.astype(np.int32), start).argmax(1)
     return np.asarray(np.where(found == classes, UNKNOWN, found), np.uint8)
@@ -158,8 +150,8 @@ MOST_POINTS, LEAST_POINTS = 4000, 24
 BINS = 15
 MISTAKES = 24
 MISTAKES_A_CLIP = 2
+# Frames of the shortest shown mistake: a shorter one is a border that is a few frames off.
 SHORTEST = 5
-"""Frames of the shortest shown mistake: a shorter one is a border that is a few frames off."""
 ALL = "all"
 """Name of the split of clips whose split is unknown."""
 
@@ -179,8 +171,8 @@ class Mistake:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipDrawn:
-    """One clip of the list: its counts and its timeline."""
+class ClipSummary:
+    """One clip of the list: its counts, its most frequent mistake (truth, prediction, frames), and its timeline."""
 
     name: str
     split: str
@@ -190,7 +182,7 @@ class ClipDrawn:
     seen: int
     labelled: int
     wrong: int
-    usual: tuple[int, int, int] | None
+    top_mistake: tuple[int, int, int] | None
     drawn: ThinnedSeries | None
 
     def rank(self) -> tuple[float, int, str]:
@@ -199,8 +191,8 @@ class ClipDrawn:
 
 
 @dataclass
-class PredictionsWalk:
-    """Results of the pass.
+class ReportData:
+    """What one pass over the predictions collects.
 
     Attributes
     ----------
@@ -210,7 +202,7 @@ class PredictionsWalk:
 
     classes: tuple[str, ...]
     heads: tuple[str, ...] = ()
-    clips: list[ClipDrawn] = field(default_factory=list)
+    clips: list[ClipSummary] = field(default_factory=list)
     matrix: dict[str, metrics.Counts] = field(default_factory=dict)
     bins: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
@@ -228,7 +220,7 @@ class PredictionsWalk:
         return sum(clip.drawn is None for clip in self.clips)
 
 
-def walk_predictions(preds: Path, logits_file: Path | None, imported: Sequence[Path] = ()) -> PredictionsWalk:
+def collect_report_data(preds: Path, logits_file: Path | None, imported: Sequence[Path] = ()) -> ReportData:
     """Return the results of one pass over `preds` and its logits file, after one that counts rows.
 
     Parameters
@@ -243,25 +235,23 @@ def walk_predictions(preds: Path, logits_file: Path | None, imported: Sequence[P
     lengths = PredictionsFile(preds).lengths()
     with ExitStack() as stack:
         reader = stack.enter_context(inputs.open_merged(logits_file, imported)) if logits_file else None
-        found = PredictionsWalk(classes=io.classes(preds), heads=reader.heads if reader else ())
+        found = ReportData(classes=io.classes(preds), heads=reader.heads if reader else ())
         each = bytes_a_point(len(found.classes), 2 + len(found.heads))
         found.most = points(list(lengths.values()), each, BUDGET, MOST_POINTS, LEAST_POINTS)
         found.curve = SmoothingCurve(found.classes, reader.metric) if reader else None
         found.clips = [_clip(found, name, rows, reader) for name, rows in io.each_clip(preds)]
-    found.clips = list(_affordable(sorted(found.clips, key=ClipDrawn.rank), each))
+    found.clips.sort(key=ClipSummary.rank)
+    # With very many clips even the fewest points exceed the budget: the last in the list lose their timeline.
+    bytes_left = BUDGET * 3 / 4  # base64 makes four bytes of three
+    for i, clip in enumerate(found.clips):
+        bytes_left -= len(clip.drawn.wrong) * each if clip.drawn else 0
+        if bytes_left < 0:
+            found.clips[i] = replace(clip, drawn=None)
     found.mistakes = sorted(found.mistakes, key=lambda m: (-m.prob, m.clip, m.start_s))[:MISTAKES]
     return found
 
 
-def _affordable(clips: Iterable[ClipDrawn], bytes_each: int) -> Iterator[ClipDrawn]:
-    """Yield the clips in order; if they exceed the budget even with the fewest points, the last lose their timeline."""
-    bytes_left = BUDGET * 3 / 4  # base64 makes four bytes of three
-    for clip in clips:
-        bytes_left -= len(clip.drawn.wrong) * bytes_each if clip.drawn else 0
-        yield clip if bytes_left >= 0 else replace(clip, drawn=None)
-
-
-def _clip(found: PredictionsWalk, name: str, rows: ClipSeries, reader: OofReader | None) -> ClipDrawn:
+def _clip(found: ReportData, name: str, rows: ClipSeries, reader: OofReader | None) -> ClipSummary:
     """Count one clip and return its line of the list."""
     trial = reader.trial(name) if reader is not None and name in reader else None
     if trial is not None and len(trial.label) != len(rows.label):  # the table is of another run
@@ -271,19 +261,20 @@ def _clip(found: PredictionsWalk, name: str, rows: ClipSeries, reader: OofReader
     if found.curve is not None and trial is not None:
         found.curve.add(trial)
     # A few per clip, so that one bad clip does not fill the list.
-    for mistake in heapq.nlargest(MISTAKES_A_CLIP, _mistakes(name, split, rows), key=lambda m: m.prob):
-        found.mistakes.append(mistake)
+    found.mistakes += heapq.nlargest(MISTAKES_A_CLIP, _mistakes(name, split, rows), key=lambda m: m.prob)
     # Pruned now and then, so that memory does not grow with the number of clips.
     if len(found.mistakes) > 100 * MISTAKES:
         found.mistakes = heapq.nlargest(MISTAKES, found.mistakes, key=lambda m: m.prob)
     heads: dict[str, Any] = {head: values.argmax(1) for head, values in trial.logits.items()} if trial else {}
     wrong = rows.wrong
-    return ClipDrawn(name=name, split=split, group=group, frames=len(wrong), seconds=float(rows.time_s[-1]),
-                     seen=int(rows.valid.sum()), labelled=int((rows.label >= 0).sum()), wrong=int(wrong.sum()),
-                     usual=_usual(rows, wrong), drawn=thin_series(rows, heads, found.most))
+    pairs = Counter(zip(rows.label[wrong].tolist(), rows.label_pred[wrong].tolist(), strict=True)).most_common(1)
+    return ClipSummary(name=name, split=split, group=group, frames=len(wrong), seconds=float(rows.time_s[-1]),
+                       seen=int(rows.valid.sum()), labelled=int((rows.label >= 0).sum()), wrong=int(wrong.sum()),
+                       top_mistake=(*pairs[0][0], pairs[0][1]) if pairs else None,
+                       drawn=thin_series(rows, heads, found.most))
 
 
-def _count(found: PredictionsWalk, split: str, rows: ClipSeries) -> None:
+def _count(found: ReportData, split: str, rows: ClipSeries) -> None:
     """Add a clip's labelled frames to the confusion matrix and to the bins of probability."""
     known = rows.label >= 0
     if not known.any():
@@ -291,17 +282,11 @@ def _count(found: PredictionsWalk, split: str, rows: ClipSeries) -> None:
     classes = len(found.classes)
     counts = metrics.confusion(rows.label, rows.label_pred, classes)
     found.matrix[split] = found.matrix.get(split, np.zeros((classes, classes), np.int64)) + counts
-    share = rows.probs[known].max(1)
-    place = np.minimum((share * BINS).astype(np.int64), BINS - 1)
+    prob = rows.probs[known].max(1)
+    bin_index = np.minimum((prob * BINS).astype(np.int64), BINS - 1)
     hit = (rows.label == rows.label_pred)[known].astype(float)
-    more = np.stack([np.bincount(place, weights, BINS) for weights in (np.ones(len(share)), share, hit)])
+    more = np.stack([np.bincount(bin_index, weights, BINS) for weights in (np.ones(len(prob)), prob, hit)])
     found.bins[split] = found.bins.get(split, np.zeros((3, BINS))) + more
-
-
-def _usual(rows: ClipSeries, wrong: NDArray[np.bool_]) -> tuple[int, int, int] | None:
-    """Return the most frequent mistake of a clip: truth, prediction, frames."""
-    pairs = Counter(zip(rows.label[wrong].tolist(), rows.label_pred[wrong].tolist(), strict=True))
-    return (*pairs.most_common(1)[0][0], pairs.most_common(1)[0][1]) if pairs else None
 
 
 def _mistakes(name: str, split: str, rows: ClipSeries) -> Iterator[Mistake]:
