@@ -13,7 +13,7 @@ from fercache.heads.registry import DEFAULT_HEADS, HEADS
 from fercache.metrics import METRICS
 
 MAX_THREADS = 256
-PRECISIONS = ("float32", "bf16", "fp16")
+PRECISIONS = ("float32", "bf16", "fp16", "int8")
 LOSSES = ("plain", "weighted", "balanced", "focal", "adjusted")
 
 

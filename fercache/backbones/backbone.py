@@ -69,8 +69,8 @@ class Backbone:
         Parameters
         ----------
         taps : see `tap_shapes`; for an ONNX model, names of its outputs.
-        precision : float32, bf16 or fp16 for the convolutions. Means are taken and returned in float32. On a CPU where
-            bf16 is slower than float32, bf16 is computed in float32.
+        precision : float32, bf16, fp16 or int8 for the convolutions. Means are taken and returned in float32. On a CPU
+            where bf16 is slower than float32, bf16 is computed in float32. int8 needs the backend openvino.
         batch : crops per batch; the default depends on the device.
         backend : torch, or openvino (CPUs only).
         native : compute in `precision` even where float32 is faster.
@@ -78,7 +78,7 @@ class Backbone:
         Raises
         ------
         InputError
-            Unknown tap, missing device, or a device that the backend does not support.
+            Unknown tap, missing device, or a device or precision that the backend does not support.
         MissingExtra
             The backend is not installed.
         WeightsError
@@ -86,6 +86,9 @@ class Backbone:
         """
         device = resolve_device(device)
         size = batch or BATCHES[torch.device(device).type]
+        if precision == "int8" and (backend != "openvino" or weights.name == "onnx"):
+            raise InputError("int8 needs the backend openvino and weights of facenet-pytorch's net", where="precision",
+                             hint="add --backend openvino, or choose --precision float32")
         if weights.name == "onnx":
             return cls(OnnxNet.load(weights, taps, device, size), device, size)
         if precision == "bf16" and device == "cpu" and not native and not bf16_pays():

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.parametrize import register_parametrization
 
 from fercache.backbones import facenet
-from fercache.backbones.taps import BLOCKS, EMBEDDING, GRID, block_of, tap_shapes
+from fercache.backbones.registry import CALIBRATION
+from fercache.backbones.taps import BLOCKS, CROP_PX, EMBEDDING, GRID, block_of, tap_shapes
 from fercache.backbones.weights import files
 from fercache.runtime.devices import synchronize_device
 
@@ -121,3 +126,75 @@ def fold(part: nn.Module) -> nn.Module:
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
             module.conv, module.bn = fuse_conv_bn_eval(conv, norm), nn.Identity()
     return part
+
+
+# int8: kernels, and the inputs of all convolutions but the first, are rounded to 256 values each. torch simulates this
+# in float32; OpenVINO recognizes it and computes in int8.
+
+
+class Round(nn.Module):
+    """Rounds values to 256 evenly spaced ones that include 0, from `low` to `high`."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.step = max(high - low, 1e-6) / 255
+        self.zero = round(-low / self.step)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the rounded values, of the same shape."""
+        return torch.fake_quantize_per_tensor_affine(x, self.step, self.zero, 0, 255)
+
+
+class RoundKernels(nn.Module):
+    """Rounds kernels to 255 values, evenly spaced around 0, for each output channel."""
+
+    def __init__(self, kernels: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("steps", kernels.abs().amax(dim=(1, 2, 3)).clamp_min(1e-8) / 127)
+        self.register_buffer("zeros", torch.zeros(len(kernels), dtype=torch.int32))
+
+    def forward(self, kernels: torch.Tensor) -> torch.Tensor:
+        """Return the rounded kernels, of the same shape."""
+        return torch.fake_quantize_per_channel_affine(kernels, self.steps, self.zeros, 0, -127, 127)
+
+
+def quantize(net: TappedInception) -> TappedInception:
+    """Return a copy of the net that computes as int8 does, its ranges measured on the faces of CALIBRATION."""
+    extremes: dict[str, list[torch.Tensor]] = defaultdict(lambda: [torch.zeros(())])
+
+    def watch(name: str) -> nn.Module:
+        layer = nn.Identity()
+        layer.register_forward_hook(lambda _, __, x: extremes[name].extend(torch.aminmax(x)))
+        return layer
+
+    with Image.open(CALIBRATION) as sheet:
+        pixels = torch.from_numpy(np.array(sheet.convert("RGB")))
+    rows, columns = (side // CROP_PX for side in pixels.shape[:2])
+    watched = _after_each_layer(net, watch)
+    with torch.inference_mode():
+        for row in pixels.reshape(rows, CROP_PX, columns, CROP_PX, 3):
+            watched(row.transpose(0, 1))
+    rounded = _after_each_layer(net, lambda name: Round(float(min(extremes[name])), float(max(extremes[name]))))
+    for module in list(rounded.modules()):
+        if isinstance(module, nn.Conv2d):
+            # Rounded when used, not here: OpenVINO must see that the kernels are rounded.
+            register_parametrization(module, "weight", RoundKernels(module.weight))
+    return rounded
+
+
+def _after_each_layer(net: TappedInception, layer: Callable[[str], nn.Module]) -> TappedInception:
+    """Return a copy of the net with `layer(name)` after each layer that feeds a convolution."""
+    net = deepcopy(net)
+    for name, module in list(net.named_modules()):
+        if getattr(module, "noReLU", False):
+            continue  # no convolution follows the last block
+        if isinstance(getattr(module, "relu", None), nn.ReLU):
+            module.relu = nn.Sequential(module.relu, layer(f"{name}.relu"))
+        if isinstance(getattr(module, "conv2d", None), nn.Conv2d):
+            # The end of a residual block, x + scale * conv2d(...): with the scale in the kernels, the sum's two terms
+            # are rounded values, as OpenVINO's int8 sum needs them.
+            module.conv2d.weight.data *= module.scale
+            module.conv2d.bias.data *= module.scale
+            module.scale = 1.0
+            module.conv2d = nn.Sequential(module.conv2d, layer(f"{name}.conv2d"))
+    return net

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fercache import media, run_log, workspace
 from fercache.backbones import weights
+from fercache.backbones.registry import CALIBRATION_SHA256
 from fercache.backbones.weights import files
 from fercache.config import ExtractConfig, fingerprint_of
 from fercache.data import base
@@ -344,6 +345,8 @@ def settings_of(config: ExtractConfig, faces: str, cnn: files.Weights) -> dict[s
         del chosen["augmentations"]
     else:
         chosen["augmentation_version"] = crops.AUGMENTATION_VERSION
+    if config.precision == "int8":  # its ranges come from these faces
+        chosen["calibration"] = CALIBRATION_SHA256
     if faces == "cropped":  # a setting without effect must not make another store
         return {k: v for k, v in chosen.items() if k not in DETECTION}
     return {**chosen, "detector": _detector_digest(), "people_version": tracklets.PEOPLE_VERSION,
