@@ -21,10 +21,10 @@ times from 0. A label of -1 means "not annotated".
 Python API
 ----------
 The functions below do what the commands of the same names do; the commands call them. Keywords are the keys of the
-recipes (``docs/reference/recipes.md``): those of the data set (`dataset`, `root`, `clips`, ...) and those of the function.
-A keyword overrides the recipe in `stages`, and the recipe overrides the default. Every error is a `FercacheError`.
-Warnings go to `logging`, which prints them unless the program configures it otherwise; work that takes longer than ten
-seconds prints its progress on stderr. ``logging.getLogger("fercache").setLevel("INFO")`` shows more.
+recipes (``docs/reference/recipes.md``), those of the data set (`dataset`, `root`, `clips`, ...) included. A keyword
+overrides the recipe in `stages`, and the recipe overrides the default. Every error is a `FercacheError`. Warnings go to
+`logging`, which prints them unless the program configures it otherwise; work that takes longer than ten seconds prints
+its progress on stderr. ``logging.getLogger("fercache").setLevel("INFO")`` shows more.
 """
 
 from __future__ import annotations

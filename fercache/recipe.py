@@ -112,14 +112,16 @@ def make_config(kind: type[C], command: str, stages: Path, typed: Mapping[str, A
 
 def _as_type(kind: type[Config], name: str, hint: Any, value: Any) -> Any:
     """Return a value as the field's type: a number as a float, a list or a text with commas as names."""
-    if isinstance(hint, GenericAlias):
-        return split_names(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise InputError(f"{name} = {value!r} is not of type {hint.__name__}", where=kind.__name__,
+    if isinstance(hint, GenericAlias):
+        wanted, fits = "list of names", isinstance(value, str | list | tuple)
+    else:
+        wanted, fits = hint.__name__, isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    if not fits:
+        raise InputError(f"{name} = {value!r} is not of type {wanted}", where=kind.__name__,
                          hint="fix the recipe, or the argument of the call")
-    return value
+    return split_names(value) if isinstance(hint, GenericAlias) else value
 
 
 def split_names(value: Any) -> tuple[str, ...]:
