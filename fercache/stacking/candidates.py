@@ -17,7 +17,7 @@ from fercache.heads import registry as head_registry
 from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits
 from fercache.results import missing_faces
 from fercache.stacking.features import FLOOR, POOLED, log_softmax
-from fercache.stacking.nested_cv import ALL, NestedResult, Probs, predict_new
+from fercache.stacking.nested_cv import ALL, LEARNED, NestedResult, Probs, predict_new
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +192,8 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
     Notes
     -----
     Columns with an in-sample source have no out-of-fold score, so "auto" skips them. If the heads are not above chance
-    (`chance_p_value`), a better score of another candidate is luck or the bias of the folds, so the mean is final.
+    (`chance_p_value`), a learned candidate that scores higher has luck or the bias of the folds, so "auto" takes a head
+    or the mean.
     """
     if requested != "auto":
         if requested not in columns:
@@ -210,12 +211,16 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
         return FinalCandidate(name="mean" if "mean" in eligible else eligible[0],
                      why=f"{groups} groups: with fewer than {MIN_GROUPS_TO_CHOOSE} nothing is chosen by score, and the "
                          "plain mean is final")
-    if "mean" in eligible and (p := chance_p_value(oof)) >= MOST_P:
-        return FinalCandidate(name="mean", why=f"the heads are not above chance (p = {p:.3f}, labels permuted by "
-                                               "group), so nothing is chosen by score, and the plain mean is final")
+    p = chance_p_value(oof)
+    simple = [name for name in eligible if name not in LEARNED]
+    at_chance = p >= MOST_P and bool(simple)
+    eligible = simple if at_chance else eligible
     scores = score_out_of_fold(oof, {name: columns[name] for name in eligible}, metric)
     best = max(scores, key=lambda name: scores[name])
-    return FinalCandidate(name=best, why=f"best {metric} out of fold ({scores[best]:.4f}) on the training groups")
+    why = f"best {metric} out of fold ({scores[best]:.4f}) on the training groups"
+    if at_chance:
+        why += f", of heads and mean only: the heads are not above chance (p = {p:.3f}, labels permuted by group)"
+    return FinalCandidate(name=best, why=why)
 
 
 def score_out_of_fold(oof: OofLogits, columns: Mapping[str, Probs], metric: str) -> dict[str, float]:
