@@ -138,6 +138,9 @@ class TrainConfig(Config):
                                  "features.", choices=("oof-logits", "features"))
     ensemble: int = option(4, "Trainings per head and fold, each with other validation groups; their mean is used.",
                            low=1, high=20)
+    validation: str = option("groups", "groups: a part of each fold's training groups chooses the epoch, and is not "
+                             "trained on; none: train on all of them, for all epochs (temporal heads then read the "
+                             "features).", choices=("groups", "none"))
     loss: str = option("", "Loss (default: the head's own).", choices=("", *LOSSES))
     label_smoothing: float = option(-1.0, "Fraction of the target spread over all classes (-1: the head's own).",
                                     low=-1, high=1)
@@ -178,8 +181,9 @@ class TrainConfig(Config):
 
     def settings(self) -> dict[str, Any]:
         """Return the choices that change numbers."""
-        # Without a refit the key is left out, so that the names of older runs do not change.
-        return {name: value for name, value in super().settings().items() if (name, value) != ("refit", "none")}
+        # Later keys are left out at their defaults, so that the names of older runs do not change.
+        later = {"refit": "none", "validation": "groups"}
+        return {name: value for name, value in super().settings().items() if later.get(name) != value}
 
 
 @dataclass(frozen=True, kw_only=True)
