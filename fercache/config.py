@@ -138,6 +138,11 @@ class TrainConfig(Config):
                                  "features.", choices=("oof-logits", "features"))
     ensemble: int = option(4, "Trainings per head and fold, each with other validation groups; their mean is used.",
                            low=1, high=20)
+    init: str = option("auto", "Weights that the frame head begins with: starter, those of starter heads, then trained "
+                       "further; scratch, random ones; auto decides by the number of groups.",
+                       choices=("auto", "starter", "scratch"), numbers=False)
+    init_from: str = option("", "Folder of the starter heads to begin with (default: those that fercache ships).",
+                            numbers=False)
     loss: str = option("", "Loss (default: the head's own).", choices=("", *LOSSES))
     label_smoothing: float = option(-1.0, "Fraction of the target spread over all classes (-1: the head's own).",
                                     low=-1, high=1)
