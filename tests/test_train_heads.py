@@ -20,6 +20,7 @@ from fercache import metrics
 from fercache.config import TrainConfig
 from fercache.data.base import Dataset, Trial
 from fercache.data.photos import STREAMS_RECORD
+from fercache.diagnostics import audit
 from fercache.errors import InputError, StoreError
 from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
@@ -426,3 +427,6 @@ def test_fer2013_and_streams_of_its_photos_begin_with_random_weights(starter: Pa
     # A starter of one's own may have been trained on other photos: then it is named, not refused.
     named = train.starter_init(found, found.trials, store, replace(config, init="starter"))
     assert named and STREAMS_RECORD in named.shared
+    oof = run((found, store), tmp_path / "cache", **AS_IT_IS | {"init": "starter", "init_from": str(starter)})
+    issue = audit.check_starter(oof, None)
+    assert issue.severity == "warning" and STREAMS_RECORD in issue.message and "--init scratch" in issue.message
