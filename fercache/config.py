@@ -141,6 +141,11 @@ class TrainConfig(Config):
     validation: str = option("groups", "groups: a part of each fold's training groups chooses the epoch, and is not "
                              "trained on; none: train on all of them, for all epochs (temporal heads then read the "
                              "features).", choices=("groups", "none"))
+    init: str = option("auto", "Weights that the frame head begins with: starter, those of starter heads, then trained "
+                       "further; scratch, random ones; auto decides by the number of groups.",
+                       choices=("auto", "starter", "scratch"), numbers=False)
+    init_from: str = option("", "Folder of the starter heads to begin with (default: those that fercache ships).",
+                            numbers=False)
     loss: str = option("", "Loss (default: the head's own).", choices=("", *LOSSES))
     label_smoothing: float = option(-1.0, "Fraction of the target spread over all classes (-1: the head's own).",
                                     low=-1, high=1)

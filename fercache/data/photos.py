@@ -50,6 +50,8 @@ TABLE_NAMES = ("fer2013.csv", "icml_face_data.csv")
 FER_PLUS_NAME = "fer2013new.csv"
 COPIES = "-copies-"
 """Part of the name of a clip whose photos are copies of photos in another split."""
+STREAMS_RECORD = "made_of_fer2013.json"
+"""File in the folder of streams that are made of FER2013's photos."""
 SIDE_PX = 48
 """Width and height of FER2013's photos."""
 
@@ -140,6 +142,27 @@ def is_fer2013(root: Path) -> bool:
         return root.name in TABLE_NAMES
     folder_form = next((root / "train" / "angry").glob("Training_*.*"), None)
     return folder_form is not None or any((root / name).is_file() for name in TABLE_NAMES)
+
+
+def fer2013_pictures(dataset: Dataset) -> str:
+    """Return why a data set's pictures are FER2013's, "" if nothing shows that they are.
+
+    Notes
+    -----
+    Recognized are the reader `fer2013`, pictures (or links to pictures) with the names of FER2013's files, and streams
+    of its photos by the file that `tests/bench/make_streams.py` writes beside them.
+    """
+    if dataset.layout == "fer2013":
+        return f"{dataset.name} is FER2013"
+    for trial in dataset.trials[:1]:
+        record = next((folder / STREAMS_RECORD for folder in tuple(trial.path.parents)[:2]
+                       if (folder / STREAMS_RECORD).is_file()), None)
+        if record is not None:
+            return f"{dataset.name} is streams of FER2013's photos ({record})"
+        first = next(iter(sorted(trial.path.iterdir())), None) if trial.path.is_dir() else None
+        if first is not None and first.resolve().name.partition("_")[0] in {"Training", "PublicTest", "PrivateTest"}:
+            return f"{dataset.name} has pictures with the names of FER2013's ({first.resolve().name})"
+    return ""
 
 
 def _root(config: DatasetConfig, layout: str) -> Path:

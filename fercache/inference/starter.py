@@ -15,11 +15,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache import heads as heads_package
 from fercache import metrics
 from fercache.config import StackConfig, fingerprint_of
 from fercache.errors import InputError
-from fercache.heads.registry import FRAME
+from fercache.heads.registry import FRAME, STARTER_FOLDER
 from fercache.media.source import whole_hash
 from fercache.oof import OofLogits
 from fercache.results.smoothing import moving_mean, window_reach
@@ -32,7 +31,7 @@ from fercache.workspace import heads_of
 STARTER = "starter"
 """Name of the starter heads on the command line."""
 
-FOLDER = Path(heads_package.__file__).parent / "starter"
+FOLDER = STARTER_FOLDER
 CARD = "card.json"
 SMOOTHED = "smoothed"
 SMOOTHING_S = 0.25
