@@ -122,7 +122,7 @@ def test_predict_gives_rows_a_picture_and_files(home: dict[str, Any], tmp_path: 
         assert (tmp_path / "cli" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
-def test_predict_records_what_fails_and_writes_where_it_is_told(home: dict[str, Any], tmp_path: Path) -> None:
+def test_predict_records_what_fails_and_writes_to_out(home: dict[str, Any], tmp_path: Path) -> None:
     where = {name: home["where"][name] for name in ("cache", "stages")}
     clips = new_clips(tmp_path / "clips", "one")
     result = fercache.predict(clips / "one", tmp_path / "absent", out=tmp_path / "out", timelines=False, **where)
