@@ -86,6 +86,7 @@ def test_copies_stand_in_one_clip_and_held_out_copies_apart(tmp_path: Path) -> N
     shared = [clips for clips in where.values() if len(clips) > 1]
     assert len(shared) == 1 and {clip.split()[0] for clip in shared[0]} == {"train", "test"}, "only across splits"
     assert {t.name for t in found.trials if t.split == "test"} == {"test-00000", "test-copies-00000"}
+    assert [t.name for t in found.trials if t.copied] == ["test-copies-00000"]
     issue = next(issue for issue in found.problems if issue.kind == "copies")
     assert issue.message.startswith("1 test photos") and not issue.is_error
 

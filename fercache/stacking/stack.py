@@ -85,7 +85,7 @@ class StackInference:
         return ppm[inputs.rows_of_clips(whole, self.oof)] if self.metrics["level"] == "clip" else ppm
 
 
-FORMAT = 8
+FORMAT = 9
 """Incremented whenever the code changes the output of a run, so that old cached runs are not reused."""
 
 
@@ -194,12 +194,12 @@ def oof_columns(oof: OofLogits, config: StackConfig) -> dict[str, NDArray[np.flo
     return nested_cv.run_nested_cv(oof, config).columns
 
 
-def find_contradictions(oof: OofLogits, config: StackConfig) -> tuple[dict[str, str], str]:
-    """Return the candidates that are never final, with the reason, and the candidate with the best score of all."""
+def find_contradictions(oof: OofLogits, config: StackConfig) -> tuple[dict[str, str], dict[str, float]]:
+    """Return the candidates that are never final, with the reason, and the score of every candidate."""
     nested = nested_cv.run_nested_cv(oof, config)
     columns, metric = candidates.gather_candidates(oof, nested), config.metric or oof.metric
     scores = candidates.score_out_of_fold(oof, columns, metric)
-    return candidates.find_contradictions(oof, nested, columns, metric), max(scores, key=lambda name: scores[name])
+    return candidates.find_contradictions(oof, nested, columns, metric), scores
 
 
 def _ready(oof: OofLogits, config: StackConfig) -> OofLogits:
