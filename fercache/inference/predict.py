@@ -336,7 +336,8 @@ class Predictions:
     def __repr__(self) -> str:
         terms = "" if self.models.stack else f"; {self.models.logits_file.notice}"
         heads = starter.STARTER if self.models.stack is None else self.models.heads
-        return f"{len(self.clips)} clips predicted by heads {heads}{terms}\n{as_text(self.__rich__())}"
+        count = f"{len(self.clips)} clip{'s' * (len(self.clips) != 1)}"
+        return f"{count} predicted by heads {heads}{terms}\n{as_text(self.__rich__())}"
 
 
 def predict_dataset(request: PredictJob, cache: Path) -> Predictions:
