@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_sets
-from books import simulate
+from books import head_record, simulate
 
 from fercache.config import AuditConfig, TrainConfig
 from fercache.data.base import Dataset, Issue, Trial
 from fercache.diagnostics import audit
-from fercache.oof import OofLogits
+from fercache.oof import OofLogits, Provenance
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS
 from fercache.training import cross_validation
@@ -26,10 +26,10 @@ CONFIG = AuditConfig(threads=1, shuffles=4)
 def recorded(book: OofLogits, seen_too: str = "") -> OofLogits:
     """Return the book with the record that honest training leaves; `seen_too`: a head that was trained on all."""
     names = np.array(book.group)
-    records = [{"head": head, "fold": fold, "val_groups": [],
-                "train_groups": sorted(set(names[(book.fold >= 0) & ((book.fold != fold) | (head == seen_too))]))}
+    in_folds = book.fold >= 0
+    records = [head_record(head, fold, sorted(set(names[in_folds & ((book.fold != fold) | (head == seen_too))])))
                for head in book.heads for fold in range(int(book.fold.max()) + 1)]
-    return replace(book, provenance={"heads": records, "settings": {}})
+    return replace(book, provenance=Provenance(heads=tuple(records), settings={}))
 
 
 def states(findings: list[Issue]) -> dict[str, str]:
@@ -62,7 +62,7 @@ def test_a_group_in_two_splits(book: OofLogits) -> None:
 def test_a_head_trained_on_all_by_its_record(book: OofLogits) -> None:
     found = audit.check_provenance(recorded(book, "gru"))
     assert found.is_error and len(found.details) == 5 and all(line.startswith("gru, fold") for line in found.details)
-    gone = replace(book, provenance={"heads": [], "settings": {}})
+    gone = replace(book, provenance=Provenance(settings={}))
     assert "no record" in audit.check_provenance(gone).details[0]
 
 

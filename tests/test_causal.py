@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 from small_sets import TAPS, dataset, put
 
 from fercache.config import StackConfig, TrainConfig
@@ -15,8 +16,7 @@ from fercache.errors import InputError
 from fercache.heads import registry
 from fercache.oof import OofLogits
 from fercache.results import missing_faces
-from fercache.runtime import atomic_io
-from fercache.stacking import nested_cv, stack
+from fercache.stacking import nested_cv, run_metrics, stack
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import inference, train
 from fercache.workspace import METRICS, heads_of
@@ -67,9 +67,9 @@ def test_later_stored_rows_change_no_earlier_prediction(logits: tuple[OofLogits,
             stack.run_stack(training, config, tmp_path)
         return
     folder = stack.run_stack(training, config, tmp_path).folder
-    metrics = atomic_io.read_json(folder / METRICS)
+    metrics = run_metrics.read_metrics(folder / METRICS)
     for candidate in (head, "mean", *nested_cv.LEARNED):
-        run = {**metrics, "final": {**metrics["final"], "column": candidate}}
+        run = structs.replace(metrics, final=structs.replace(metrics.final, column=candidate))
         first, second = (stack.StackInference.of(folder, run, oof).probs_ppm(oof) for oof in (before, after))
         np.testing.assert_array_equal(first[:CUT], second[:CUT], err_msg=candidate)
         assert not np.array_equal(first[CUT:], second[CUT:]), candidate

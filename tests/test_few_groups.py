@@ -69,10 +69,10 @@ def test_heads_that_know_the_labels_are_above_chance_and_others_are_not() -> Non
 def test_a_candidate_that_bets_against_its_heads_is_refused_and_named(unbounded: None, tmp_path: Path) -> None:
     oof = draw(6, seed=0)
     result = stack.run_stack(oof, CONFIG, tmp_path)
-    scores = {name: one["macro_f1"] for name, one in result.report["splits"]["train"]["all_frames"].items()}
+    scores = {name: one.figures["macro_f1"] for name, one in result.report.splits["train"].all_frames.items()}
     assert scores["logistic"] > max(scores[head] for head in HEADS) + 0.25, "the effect itself"
-    assert result.final != "logistic" and "logistic" in result.report["rejected"]
-    assert any(flag.startswith("logistic: ") for flag in result.report["flags"])
+    assert result.final != "logistic" and "logistic" in result.report.rejected
+    assert any(flag.startswith("logistic: ") for flag in result.report.flags)
 
 
 def test_a_candidate_that_new_clips_will_not_repeat_is_refused() -> None:

@@ -225,7 +225,7 @@ def _print_summary(report: PredictReport) -> None:
 
     from fercache.stacking import stack
 
-    if not report.result.report["splits"]:  # no labels, so there are no scores to show
+    if not report.result.report.splits:  # no labels, so there are no scores to show
         Console().print(_clips(report))
     Console().print(stack.table(report.result))
 

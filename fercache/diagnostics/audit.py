@@ -93,7 +93,7 @@ def draw_probe(oof: OofLogits, store: EmbeddingStore) -> ProbeSample:
     rows, trial = one_row_per_second(oof, (oof.label >= 0) & (oof.per_row(oof.fold) >= 0), store)
     every = max(1, -(-len(rows) // MAX_ROWS))
     rows, trial = rows[::every], trial[::every]
-    wanted = oof.provenance.get("settings", {}).get("taps") or list(store.taps)
+    wanted = oof.provenance.setting("taps") or list(store.taps)
     taps = [tap for tap in wanted if tap in store.taps] or list(store.taps)
     x = np.concatenate([read_vectors(oof, store, tap, rows, trial) for tap in taps],
                        1) if len(rows) else np.zeros((0, 1))
@@ -366,17 +366,14 @@ def check_provenance(oof: OofLogits) -> Issue:
             (leaks if head in oof.leaky_heads else passed).append(f"{head}: declared {declared}")
     for head in recorded:
         for fold in range(folds):
-            records = [record for record in oof.provenance.get("heads", [])
-                       if record.get("head") == head and record.get("fold") == fold]
+            records = [record for record in oof.provenance.records if (record.head, record.fold) == (head, fold)]
             if not records:
                 leaks.append(f"{head}, fold {fold}: no record of the model that predicted it")
             predicted = {group for group, f in zip(oof.group, oof.fold.tolist(), strict=True) if f == fold}
             for record in records:
                 # The groups that chose the best epoch count too: the model was selected on their labels.
-                trained_on = {*record.get("train_groups", []), *record.get("val_groups", [])}
-                if "train_groups" not in record:
-                    leaks.append(f"{head}, fold {fold}: the record lacks the training groups of the model")
-                elif seen := predicted & trained_on:
+                trained_on = {*record.train_groups, *record.val_groups}
+                if seen := predicted & trained_on:
                     leaks.append(f"{head}, fold {fold}: its model saw {len(seen)} of the {len(predicted)} groups "
                                  f"that it predicts: {', '.join(sorted(seen)[:5])}")
                 else:

@@ -21,6 +21,7 @@ from fercache.runtime.uri import Location, Url
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.locks import work_folder
 from fercache.store.remote import files_at
+from fercache.workspace import store_name
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def import_features(path: Path, name: str, folder: Location, *, fps: float = 30.
         raise InputError(f"{name!r} cannot name a store", hint="letters, digits, and _ . - inside; at most 64")
     kind = kind_of(path)
     settings = {"backbone": name, "imported": kind, "content": _content_digest(path), "format": FORMAT, "fps": fps}
-    place = folder / f"{name}-{fingerprint_of(settings)[:12]}.zarr"
+    place = folder / store_name(name, fingerprint_of(settings))
     running = _Import(place, settings, ImportReport(store=place), fps)
     report = running.report
     # The name has the fingerprint of the content, so a second import of the same file goes on in the same store.
