@@ -30,7 +30,8 @@ def logits(tmp_path_factory: pytest.TempPathFactory) -> tuple[OofLogits, OofLogi
     """The logits of training, and those of a new clip before and after its later stored rows changed; of all heads."""
     root = tmp_path_factory.mktemp("causal")
     data, store = dataset(root, groups=5, frames=60, validation=0)
-    config = TrainConfig(heads=tuple(registry.HEADS), taps=tuple(TAPS), folds=2, epochs=1, ensemble=1, width=16, threads=1)
+    config = TrainConfig(heads=tuple(registry.HEADS), taps=tuple(TAPS), folds=2, epochs=1, ensemble=1, width=16,
+                         threads=1)
     trained = train.train_heads(data, store, config, root / "cache").logits_file
     rng = np.random.default_rng(0)
     x, valid = rng.normal(size=(90, 48)), np.arange(90) % 11 != 3
