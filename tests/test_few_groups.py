@@ -131,6 +131,14 @@ def test_a_higher_level_of_a_head_never_lowers_its_class() -> None:
             assert effect[c] >= -1e-9 and np.delete(effect, c).max() <= 1e-9
 
 
+def test_the_models_of_all_folds_have_bounds_or_none_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fold's model learns from fewer groups than that of all folds: the number of all groups decides."""
+    groups, fit = [], models.fit_linear
+    monkeypatch.setattr(models, "fit_linear", lambda *given: groups.append(given[-1]) or fit(*given))
+    nested_cv.run_nested_cv(draw(8, seed=0, frames=6), CONFIG)
+    assert groups == [8] * 6
+
+
 def test_a_subset_has_the_rows_of_its_trials() -> None:
     oof = replace(draw(5, seed=0), clip=("a", "b", "c", "d", "e"))
     part = oof.subset(np.array([1, 3]))
