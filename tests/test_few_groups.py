@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,8 +88,11 @@ def test_audit_fails_where_the_best_score_is_a_bet_against_the_heads(unbounded: 
     assert found.is_error and any(line.startswith("logistic") for line in found.details)
 
 
-def test_audit_passes_with_bounds() -> None:
-    assert not audit.check_contradictions(draw(6, seed=0), AuditConfig(threads=1)).is_error
+@pytest.mark.parametrize(("groups", "kind"), [
+    (6, {}), (16, {}), (16, {"pull": 0.0, "noise": 1.0}), (12, {"skill": 1.0, "noise": 0.5}),
+    (8, {"classes": 6, "frames": 30, "labels": "free", "skill": 2.5, "noise": 1.0, "experts": True})])
+def test_audit_passes_on_sound_logits(groups: int, kind: dict[str, Any]) -> None:
+    assert not audit.check_contradictions(draw(groups, seed=0, **kind), AuditConfig(threads=1)).is_error
 
 
 @pytest.mark.parametrize("groups", [6, 10, 16])

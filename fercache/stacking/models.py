@@ -22,7 +22,7 @@ MOST_STEPS = 500
 MOST_ROWS = 50_000
 MANY_GROUPS = 60
 """From this many groups on, weights have no bounds. In the simulation of ``docs/results/few-groups.md``, free weights
-are never .25 above the best head of noise from 20 groups on; the limit is three times that, as traces of bias remain."""
+are never .25 above the best head of noise from 20 groups on; the limit is three times that, as a trace remains."""
 
 
 @dataclass(frozen=True, kw_only=True)
