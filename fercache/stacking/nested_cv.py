@@ -77,7 +77,7 @@ def run_nested_cv(oof: OofLogits, config: StackConfig) -> NestedResult:
         if not all(len(sample.without(fold).rows) for fold in range(max(k, 1))):
             return NestedResult(fold_models={}, columns={})
         metric = config.metric or oof.metric
-        fold_models = {fold: _fit_fold(sample.without(fold), columns, metric, fold, config, bar)
+        fold_models = {fold: _fit_fold(sample, columns, metric, fold, config, bar)
                        for fold in [*range(k), -1]}
         inference = _Inference(oof, columns, fold_models, config.threads, bar)
         return NestedResult(fold_models=fold_models, columns=inference.columns())
@@ -91,15 +91,16 @@ def predict_new(oof: OofLogits, fold_model: FoldModel, causal: bool) -> NestedRe
         return NestedResult(fold_models=fold_models, columns=_Inference(oof, columns, fold_models, 0, bar).columns())
 
 
-def _fit_fold(sample: TrainingSample, columns: FeatureColumns, metric: str, fold: int, config: StackConfig,
+def _fit_fold(every: TrainingSample, columns: FeatureColumns, metric: str, fold: int, config: StackConfig,
               bar: ProgressBar) -> FoldModel:
     bar.note(f"without fold {fold}" if fold >= 0 else "all folds")
+    sample, groups = every.without(fold), len(np.unique(every.group[every.fold >= 0]))
     base = smoothed_mean.fit_smoothed_mean(sample, columns.widths, metric)
     start = base.log_probs(sample.smoothed[:, columns.widths.index(base.width_s)])
     plan = models.TreesPlan(seed=config.seed, threads=config.threads, balance=base.balance)
     fold_model = FoldModel(fold=fold, groups=len(np.unique(sample.group)), rows=len(sample.rows),
                            smoothed_mean=base, trees=models.fit_trees(sample, start, plan),
-                           linear=models.fit_linear(sample, base.balance, columns))
+                           linear=models.fit_linear(sample, base.balance, columns, groups))
     bar.advance()
     return fold_model
 
