@@ -158,7 +158,7 @@ def scan_places(config: DatasetConfig, layout: str) -> list[Scan]:
     if not places:
         raise InputError(f"{layout} needs the folder of the data set", where=f"dataset {layout}",
                          hint="give --root DIR")
-    found = [scan(Path(place), DEPTH, prefixed=True) for place in places]
+    found = [scan(Path(place), DEPTH) for place in places]
     # --clips chooses one of several versions below --root; the lists there are still read.
     for each in found:
         if config.clips and each.root != Path(config.clips):

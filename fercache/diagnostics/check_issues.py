@@ -20,7 +20,7 @@ from fercache.data.base import UNKNOWN, Dataset, Issue, Severity, Trial, group_i
 from fercache.data.frame_table import FrameTable, IndexRanges, ranges_of
 from fercache.errors import ClipError, InputError
 from fercache.media import pictures
-from fercache.media.pictures import MAX_BYTES, NAME, read_picture
+from fercache.media.pictures import ENDINGS, MAX_BYTES, NAME, read_picture
 from fercache.runtime import atomic_io
 from fercache.runtime.progress import progress_bar
 from fercache.workspace import Workspace
@@ -28,7 +28,6 @@ from fercache.workspace import Workspace
 log = logging.getLogger(__name__)
 
 VERSION = 1
-ENDINGS = frozenset(("jpg", "jpeg", "png"))
 # A folder that changed this short before it was read may have changed again within the clock's resolution: the next
 # check reads it again.
 SETTLED_NS = 2_000_000_000
