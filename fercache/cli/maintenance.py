@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fercache import recipe
 from fercache.cli.context import (
     FILE,
     JSON,
@@ -290,7 +291,7 @@ def _print_cost(context: Context, dataset: Dataset, as_json: bool) -> int:
     """Print the cost of extraction."""
     from fercache.diagnostics import check
 
-    cost = check.predict_cost(dataset, context.config(ExtractConfig, "extract", {}), context.cache)
+    cost = check.predict_cost(dataset, recipe.make_config(ExtractConfig, "extract", context.stages, {}), context.cache)
     if as_json:
         click.echo(json.dumps({"store": None, "cost": asdict(cost)}, indent=1))
     else:
@@ -359,7 +360,7 @@ def import_command(context: Context, path: Path, as_: str, fps: float, **typed: 
     """
     from fercache.maintenance import importer
 
-    dataset = context.dataset(typed)
+    dataset = context.dataset(typed, record=True)
     report = importer.import_features(path, as_, Features(context.features).folder(dataset.name), fps=fps)
     log.info("%d clips imported (%d frames), %d cached, %d failed", len(report.clips), report.frames,
              len(report.cached), len(report.failed))
@@ -393,6 +394,8 @@ def logits_import_command(context: Context, logits_name: str, **typed: Any) -> i
     if not config.table or not config.provenance:
         raise InputError("the table or its provenance is missing", where="logits import",
                          hint="add --table FILE --provenance out-of-fold|held-out|in-sample")
-    path, _ = logits_import.import_logits(logits_name, config, context.dataset_name(typed), context.cache)
+    name = context.dataset_name(typed)
+    path, _ = logits_import.import_logits(logits_name, config, name, context.cache, typed["first_frame"] or 1)
+    context.record(name, context.dataset_config(typed))
     click.echo(path)
     return 0

@@ -21,6 +21,7 @@ from fercache.cli.context import (
     HeadedCommand,
     config_options,
     location_options,
+    log_issues,
 )
 from fercache.config import DatasetConfig, ExtractConfig, StackConfig, SubmitConfig, TrainConfig
 from fercache.errors import InputError
@@ -62,7 +63,7 @@ def extract_command(context: Context, **typed: Any) -> int:
 
     plan = distributed.LaunchPlan.from_flags(os.environ, began_s, **{name: typed.pop(name) for name in LAUNCH_FLAGS})
     config = context.config(ExtractConfig, "extract", typed)
-    dataset = context.dataset(typed, report_issues=plan.is_coordinator)  # once, not by every shard
+    dataset = context.dataset(typed, report_issues=plan.is_coordinator, record=plan.is_coordinator)  # once, not by every shard
     report = plan.run(dataset, config, context.cache, context.remote)
     # A run that found everything in the cache took no time: it would spoil the measured rate.
     if report.count("computed"):
@@ -92,12 +93,13 @@ def _log_summary(report: ExtractReport) -> None:
 def train_heads_command(context: Context, store: Location | None, **typed: Any) -> int:
     """Stage two: train every head on every fold, and store the heads and their out-of-fold logits."""
     from fercache import run_log
+    from fercache.data.base import Issue
     from fercache.extraction import job
     from fercache.store.embedding_store import EmbeddingStore
     from fercache.training import train
 
     config = context.config(TrainConfig, "train-heads", typed)
-    dataset = context.dataset(typed)
+    dataset = context.dataset(typed, record=True)
     path = store or job.current_store(context.features, dataset.name)
     log.info("store %s", path)
     # Heads go to the local cache, even if the features are at a URL.
@@ -105,8 +107,8 @@ def train_heads_command(context: Context, store: Location | None, **typed: Any) 
     if not report.cached:
         run_log.record_run(context.cache, dataset.name, "train-heads", report.logits_file.name, report.seconds,
                            fits=report.trained)
-    for clip in report.missing:
-        log.warning("%s: not in the store, skipped (run `fercache extract`)", clip)
+    log_issues(Issue(where=clip, message="not in the store, skipped", hint="run `fercache extract`")
+               for clip in report.missing)
     log.info("%s (%.0f s)", "nothing to do: trained before" if report.cached else f"{report.trained} heads trained",
              report.seconds)
     click.echo(report.logits_file)
@@ -167,6 +169,7 @@ def predict_command(context: Context, paths: tuple[Path, ...], out: Path, heads:
     Features are extracted with the settings that the heads were trained on. If the data set has labels, the heads and
     the stack are scored as `fercache stack` scores them.
     """
+    from fercache.data.base import Issue
     from fercache.inference import predict
     from fercache.inference.ensemble import select_models
 
@@ -184,8 +187,7 @@ def predict_command(context: Context, paths: tuple[Path, ...], out: Path, heads:
         stack=recipe.make_config(StackConfig, "stack", context.stages, {}))
     report = predict.predict_dataset(job, context.cache)
     _print_summary(report)
-    for failed in report.failed:
-        log.error("%s: %s", failed.clip, failed.message)
+    log_issues(Issue(where=failed.clip, message=failed.message) for failed in report.failed)
     click.echo(out / predict.PREDS)
     return 1 if report.failed else 0
 
@@ -198,10 +200,10 @@ def _recipe_dataset(context: Context) -> str:
     """Return the recipe's data set by its name in the cache, "" for the demo or if the data set cannot be read."""
     from fercache import data
 
-    config = recipe.make_config(DatasetConfig, "dataset", context.stages, {})
-    if config.dataset == "demo" and not (config.root or config.clips):
-        return ""
     try:
+        config = context.dataset_config({})
+        if config.dataset in ("", "demo") and not (config.root or config.clips):
+            return ""
         return data.load_dataset(config, context.cache).name
     except InputError:  # predicting new clips does not need the old ones
         return ""
@@ -214,8 +216,7 @@ def _dataset(context: Context, paths: tuple[Path, ...], typed: dict[str, Any], m
     if not paths:
         return context.dataset({**typed, "classes": typed["classes"] or models.logits_file.classes})
     dataset = clips_dataset(paths)
-    for problem in dataset.problems:
-        log.warning("%s", problem)
+    log_issues(dataset.problems)
     return dataset
 
 

@@ -36,7 +36,7 @@ MAX_EXACT_INT = 2**53
 LONGEST_LINE = 1 << 22
 """Most characters of the first line that are searched for a delimiter."""
 SHOWN = 60
-NUMBER = re.compile(r"[+-]?[0-9]+(?:[.,][0-9]*)?(?:e[+-]?[0-9]+)?", re.IGNORECASE)
+NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:[.,][0-9]*)?|[.,][0-9]+)(?:e[+-]?[0-9]+)?", re.IGNORECASE)
 
 MOST_CLASSES = 200
 NOTHING = frozenset(("", "-1", "nan", "none", "null"))
@@ -221,6 +221,11 @@ def to_ints(column: Any, missing: float = np.nan) -> NDArray[np.int64]:
     if not whole.all():
         raise ValueError(f"{to_text(column)[int(np.argmin(whole))][:40]!r} is not a whole number")
     return values.astype(np.int64)
+
+
+def number(text: str) -> float | None:
+    """Return the number that a cell spells, with a decimal point or comma; None for anything else."""
+    return float(text.strip().replace(",", ".")) if NUMBER.fullmatch(text.strip()) else None
 
 
 # Tables of clips and labels: columns by name, labels as words or numbers.

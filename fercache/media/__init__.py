@@ -10,8 +10,11 @@ from typing import Any
 
 from fercache.errors import ClipError, InputError
 from fercache.media.pictures import PictureFolder, folder_digest, is_picture, numbered, read_picture
-from fercache.media.source import Source, check_content, file_digest
-from fercache.media.video import VideoSource
+from fercache.media.source import VIDEO_ENDINGS, Source, check_content, file_digest
+from fercache.media.video import VideoSource, packet_times
+
+__all__ = ["KINDS", "PHOTO_FPS", "VIDEO_ENDINGS", "is_clip_name", "is_picture", "kind_of", "numbered", "open_source", "packet_times",
+           "source_digest"]
 
 KINDS = ("video", "crops", "photos")
 
@@ -22,6 +25,11 @@ PHOTO_FPS = 1 / 3600
 def kind_of(path: Path) -> str:
     """Return the kind of a clip: ``"crops"`` for a folder, ``"video"`` for anything else, also if it is missing."""
     return "crops" if path.is_dir() else "video"
+
+
+def is_clip_name(name: str) -> bool:
+    """Return whether a file has the ending of a video or of a picture."""
+    return name[name.rfind("."):].lower() in VIDEO_ENDINGS or is_picture(name)
 
 
 def open_source(path: Path, kind: str, *, crop_fps: float = 30.0, damaged: str = "fail") -> Source:

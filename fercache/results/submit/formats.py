@@ -159,7 +159,7 @@ def of_videos(folder: Path, trials: Iterable[str]) -> dict[str, int]:
     ClipError
         A video cannot be opened.
     """
-    files = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEO_ENDINGS}
+    files = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in media.VIDEO_ENDINGS}
     places = {trial: files.get(trial, files.get(parent_of(trial))) for trial in trials}
     _refuse_lost([trial for trial, path in places.items() if path is None], folder,
                  f"name a trial's video like the trial, without _left or _right; it ends in .mp4, .avi or another ending of a video")
