@@ -209,7 +209,10 @@ class Context:
         if config.dataset or config.root or config.clips:
             return config
         used = [one for one in run_log.load_run_log(self.cache).datasets if one.options.get("dataset") != "demo"]
-        named = [one for one in used if one.name == config.name] or used
+        # A data set that was only checked does not count beside one with results.
+        results = [one for one in used if self.workspace.features(one.name).exists()
+                   or self.workspace.logits(one.name).exists()] or used
+        named = [one for one in used if one.name == config.name] or results
         if len(named) > 1:
             raise InputError(f"{len(named)} data sets were used in this cache, and none is named", where=self.cache,
                              hint="name one of them: " + "; ".join(f"--name {one.name} ({_flags(one.options)})"

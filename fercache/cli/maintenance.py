@@ -22,6 +22,7 @@ from fercache.cli.context import (
     HeadedCommand,
     config_options,
     location_options,
+    log_issues,
 )
 from fercache.config import DatasetConfig, ExtractConfig, LogitsConfig
 from fercache.errors import InputError
@@ -355,17 +356,22 @@ def import_command(context: Context, path: Path, as_: str, fps: float, **typed: 
     """Make a store of features from another tool, with the same frame numbers as the extracted ones.
 
     PATH is an HDF5 file (file[clip]['00001'], or file[clip] of one row a frame), a folder of one .npz or .npy a clip,
-    a .csv or .parquet table with columns clip and frame, or what `fercache export` wrote. Frames count from 1; frames
-    that are not given get zeros. Values are kept as float16. A pickle is never loaded.
+    a .csv or .parquet table with columns clip and frame (also of OpenFace or py-feat; a folder of .csv has one a clip),
+    or what `fercache export` wrote. Frames count from 1, or from --first-frame; frames that are not given get zeros.
+    Values are kept as float16. A pickle is never loaded.
     """
+    from fercache.data.base import Issue
     from fercache.maintenance import importer
 
     dataset = context.dataset(typed, record=True)
-    report = importer.import_features(path, as_, Features(context.features).folder(dataset.name), fps=fps)
+    report = importer.import_features(path, as_, Features(context.features).folder(dataset.name), fps=fps,
+                                      first_frame=typed["first_frame"])
+    log_issues(Issue(where=clip, message=message.removeprefix(f"{clip}: ")) for clip, message in report.failed.items())
     log.info("%d clips imported (%d frames), %d cached, %d failed", len(report.clips), report.frames,
              len(report.cached), len(report.failed))
     # Names that differ from the data set's are imported, but no training will find them.
-    extra = {*report.clips, *report.cached} - {trial.name for trial in dataset.trials}
+    extra = {clip for clip in (*report.clips, *report.cached)
+             if clip.partition("#")[0] not in {trial.name for trial in dataset.trials}}
     if extra:
         log.warning("%d clips are not in the data set: %s", len(extra), ", ".join(sorted(extra)[:3]))
     click.echo(report.store)

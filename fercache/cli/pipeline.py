@@ -63,7 +63,8 @@ def extract_command(context: Context, **typed: Any) -> int:
 
     plan = distributed.LaunchPlan.from_flags(os.environ, began_s, **{name: typed.pop(name) for name in LAUNCH_FLAGS})
     config = context.config(ExtractConfig, "extract", typed)
-    dataset = context.dataset(typed, report_issues=plan.is_coordinator, record=plan.is_coordinator)  # once, not by every shard
+    # Logged and recorded once, not by every shard.
+    dataset = context.dataset(typed, report_issues=plan.is_coordinator, record=plan.is_coordinator)
     report = plan.run(dataset, config, context.cache, context.remote)
     # A run that found everything in the cache took no time: it would spoil the measured rate.
     if report.count("computed"):

@@ -22,8 +22,8 @@ NAMED = 10
 LOW_NUMBER, SPARSEST = 10_000, 100
 """A number after a prefix is a frame number up to LOW_NUMBER, and SPARSEST more for each picture; others are dates."""
 LISTS = frozenset((".txt", ".csv", ".tsv", ".parquet"))
-FLAT = ("frames of a clip are numbered in a folder of their own: 00001.jpg, 00002.jpg, ..; photos are a data set with a "
-        "folder for each class (--dataset photos), or paths in a table (a picture is a clip of one frame)")
+FLAT = ("frames of a clip are numbered in a folder of their own: 00001.jpg, 00002.jpg, ..; photos are a data set with "
+        "a folder for each class (--dataset photos), or paths in a table (a picture is a clip of one frame)")
 
 
 @dataclass

@@ -60,7 +60,7 @@ def read_frame_labels(path: Path, clips: Collection[str], chosen: tuple[str, ...
     # A large set has millions of rows: 12 bytes a row, with the distinct labels as indices into `words`.
     header = tables.read_header(path)
     by_time = times_of is not None and "frame" not in map(str.casefold, header)
-    where = "time_s" if by_time else "frame"
+    where, first = ("time_s", 0) if by_time else ("frame", first_frame)
     order = tables.check_columns(header, path, ("clip", where, "label"), () if by_time else ("time_s",))
     clip_at, where_at, label_at = (order.index(name) for name in ("clip", where, "label"))
     values_of: dict[str, array[float]] = defaultdict(lambda: array("d" if by_time else "q"))
@@ -71,12 +71,10 @@ def read_frame_labels(path: Path, clips: Collection[str], chosen: tuple[str, ...
         if any(values):
             text, clip = values[where_at].strip(), values[clip_at].strip()
             number = tables.number(text) if by_time else whole_number(text)
-            if number is None or number < 0 or number > MOST_FRAMES:
-                wrong.setdefault(clip, f"line {line} has {where} {text!r}, which is not "
-                                       + ("a time in seconds" if by_time else "a frame number (1, 2, ..)"))
-            elif number < first_frame and not by_time:
-                wrong.setdefault(clip, f"it has a frame {number}: frames count from {first_frame}; add 1, or "
-                                       f"--first-frame {number}")
+            if number is None or not first <= number <= MOST_FRAMES:
+                wrong.setdefault(clip, f"frame 0: frames count from {first}; add 1, or --first-frame 0"
+                                 if number == 0 else f"line {line} has {where} {text!r}, which is not "
+                                 + ("a time in seconds" if by_time else f"a frame number ({first}, {first + 1}, ..)"))
             values_of[clip].append(number or 0)
             codes[clip].append(indices.setdefault(values[label_at], len(indices)))
     words = list(indices)
@@ -86,18 +84,15 @@ def read_frame_labels(path: Path, clips: Collection[str], chosen: tuple[str, ...
     problems = tables.merge_spellings(words)[1]
     for clip in sorted(values_of):
         try:
-            if clip not in clips:
-                raise ValueError("there is no clip of that name")
-            if clip in wrong:
-                raise ValueError(wrong[clip])
+            if clip not in clips or clip in wrong:
+                raise ValueError(wrong[clip] if clip in clips else "there is no clip of that name")
             own = np.array(codes[clip])
-            if unknown := [words[code] for code in np.unique(own) if meaning[code] is None]:
-                raise ValueError(f"label {unknown[0].strip()!r} is none of the classes")
+            unknown = {words[code].strip() for code in np.unique(own) if meaning[code] is None}
+            if unknown:
+                raise ValueError(f"label {min(unknown)!r} is none of the classes")
             own = np.array([UNKNOWN if code is None else code for code in meaning], np.int16)[own]
-            if times_of is not None and by_time:
-                labels[clip] = _labels_by_time(np.array(values_of[clip]), own, times_of(clip))
-            else:
-                labels[clip] = _labels_by_frame(np.array(values_of[clip]) - first_frame, own)
+            labels[clip] = (_labels_by_time(np.array(values_of[clip]), own, times_of(clip)) if times_of and by_time else
+                            _labels_by_frame(np.array(values_of[clip]) - first_frame, own))
         except (ValueError, ClipError) as error:
             problems.append(Issue(where=clip, message=f"its labels were dropped: {error}", hint=f"correct {path}"))
     bare = sorted(set(clips) - set(values_of))
@@ -265,9 +260,9 @@ def _read_labels(config: DatasetConfig, trials: Mapping[str, Trial], words: Mapp
 
 def _times_of(trial: Trial) -> NDArray[np.float64]:
     """Return the seconds of each frame of a clip, (T,), without decoding it."""
-    if trial.kind == "video" and not media.is_picture(trial.path.name):
-        return media.packet_times(trial.path)
-    return np.arange(max(media.numbered(trial.path))) / CROP_FPS
+    if trial.kind == "crops":
+        return np.arange(max(media.numbered(trial.path))) / CROP_FPS
+    return np.zeros(1) if media.is_picture(trial.path.name) else media.packet_times(trial.path)
 
 
 def _read_label_folder(folder: Path, names: Sequence[str], classes: tuple[str, ...]) -> Labelling:

@@ -119,8 +119,8 @@ def read_batches(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int,
                 row = ragged[0]
                 counts = f"{row.actual_columns} values for {row.expected_columns} columns"
                 raise InputError(f"line {row.number} has {counts}: {row.text.strip()[:SHOWN]!r}",
-                                 where=path, hint=f"put quotes around values that hold {dialect.delimiter!r}, and close "
-                                                  "each quote; or the file is cut off") from error
+                                 where=path, hint=f"put quotes around values that hold {dialect.delimiter!r}, and "
+                                                  "close each quote; or the file is cut off") from error
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -131,10 +131,15 @@ def read_rows(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
             yield from enumerate(zip(*texts, strict=True), first + start)
 
 
-def read_pieces(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, int, Any]]:
-    """Yield (clip, line, `pyarrow.RecordBatch`), cut where another clip begins; raises as `read_batches` does."""
+def read_pieces(path: Path, columns: Sequence[str] = (), key: str = "clip") -> Iterator[tuple[str, int, Any]]:
+    """Yield (clip, line, `pyarrow.RecordBatch`), cut where another clip begins; raises as `read_batches` does.
+
+    Parameters
+    ----------
+    key : column with the clips' names; "" for a table of one clip, which then is "".
+    """
     for line, batch in read_batches(path, columns):
-        clips = to_text(batch.column("clip"))
+        clips = to_text(batch.column(key)) if key else [""] * len(batch)
         cuts = [0, *(i for i in range(1, len(clips)) if clips[i] != clips[i - 1]), len(clips)]
         for start, stop in pairwise(cuts):
             if stop > start:  # a file may hold an empty batch
@@ -159,8 +164,8 @@ def _open_csv(file: Any, dialect: Dialect, columns: Sequence[str] = (),
                                               encoding="utf8" if dialect.encoding == "utf-8" else dialect.encoding),
                         csv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=True, ignore_empty_lines=False,
                                          invalid_row_handler=on_ragged),
-                        csv.ConvertOptions(column_types=dict.fromkeys(dialect.names, pa.string()), strings_can_be_null=False,
-                                           include_columns=list(columns)))
+                        csv.ConvertOptions(column_types=dict.fromkeys(dialect.names, pa.string()),
+                                           strings_can_be_null=False, include_columns=list(columns)))
 
 
 @contextmanager
@@ -174,8 +179,8 @@ def _table_errors(path: Path) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else None
         cause = os.strerror(number) if number else str(error)[:200]
         raise InputError(f"not readable as a table ({cause})", where=path,
-                         hint="check the path; a table is .csv (UTF-8; with commas, semicolons or tabs) or .parquet, its first line the "
-                              "column names; if it was one, the file is cut off or damaged") from error
+                         hint="check the path; a table is .csv (UTF-8; with commas, semicolons or tabs) or "
+                              ".parquet, its first line the column names; if it was one, the file is cut off or damaged") from error
 
 
 # The cells of a column.

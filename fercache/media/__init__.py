@@ -13,8 +13,8 @@ from fercache.media.pictures import PictureFolder, folder_digest, is_picture, nu
 from fercache.media.source import VIDEO_ENDINGS, Source, check_content, file_digest
 from fercache.media.video import VideoSource, packet_times
 
-__all__ = ["KINDS", "PHOTO_FPS", "VIDEO_ENDINGS", "is_clip_name", "is_picture", "kind_of", "numbered", "open_source", "packet_times",
-           "source_digest"]
+__all__ = ["KINDS", "PHOTO_FPS", "VIDEO_ENDINGS", "is_clip_name", "is_picture", "kind_of", "numbered", "open_source",
+           "packet_times", "source_digest"]
 
 KINDS = ("video", "crops", "photos")
 
@@ -57,8 +57,9 @@ def open_source(path: Path, kind: str, *, crop_fps: float = 30.0, damaged: str =
             return VideoSource.open(path, damaged)
         if read_picture(path) is None:
             raise ClipError("not a picture that can be opened", where=path, hint="copy or download it again")
+        return PictureFolder(path, {1: ""}, crop_fps)  # `path / ""` is the path itself
     names = numbered(path)
-    for number in {min(names), max(names)} if path.is_dir() else ():
+    for number in {min(names), max(names)}:
         # An empty picture is a row without a face, but a folder of Git LFS pointers is no clip.
         if (path / names[number]).stat().st_size:
             check_content(path / names[number])

@@ -87,8 +87,6 @@ def numbered(path: Path) -> dict[int, str]:
     # then the one whose ending comes first in ENDINGS, then the first in alphabetical order, and a warning is logged.
     # All other files are ignored. If no name is a plain number, names that share one prefix are read by the number
     # after it (``S005_001_00000011.png``, as in CK+; ``frame1.jpg``).
-    if path.is_file() and is_picture(path.name):
-        return {1: ""}  # a picture is a clip of one frame, whatever its name; `path / ""` is the path itself
     try:
         with os.scandir(path) as entries:
             parsed = [(entry.name, parts) for entry in entries
@@ -166,8 +164,8 @@ def read_picture(path: Path) -> NDArray[np.uint8] | None:
                 return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except DAMAGE as error:
-        log.info("%s: not decodable (%s)", path, f"none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError)
-                 else error)
+        log.info("%s: not decodable (%s)", path,
+                 f"none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else error)
         return None
 
 

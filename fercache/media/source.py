@@ -18,7 +18,7 @@ from fercache.errors import ClipError
 MAX_PIXELS = 1 << 26
 # Files up to this size are always hashed whole.
 WHOLE_BYTES = 8 << 20
-# Endings of video files in folders and tables: those of the containers that FFmpeg is allowed to open (`video.FORMATS`).
+# Endings of video files in folders and tables, of the containers that FFmpeg is allowed to open (`video.FORMATS`).
 VIDEO_ENDINGS = frozenset((
     ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265", ".hevc",
     ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mk3d", ".mkv", ".mod", ".mov", ".mp4", ".mpe",

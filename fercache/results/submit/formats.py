@@ -162,7 +162,7 @@ def of_videos(folder: Path, trials: Iterable[str]) -> dict[str, int]:
     files = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in media.VIDEO_ENDINGS}
     places = {trial: files.get(trial, files.get(parent_of(trial))) for trial in trials}
     _refuse_lost([trial for trial, path in places.items() if path is None], folder,
-                 f"name a trial's video like the trial, without _left or _right; it ends in .mp4, .avi or another ending of a video")
+                 "name a trial's video like the trial, without _left or _right, with an ending such as .mp4 or .avi")
     counted: dict[Path, int] = {}
     for path in places.values():
         # Two people of a video share its file, which is opened once.
