@@ -163,7 +163,7 @@ def test_whole_numbers_with_a_point_are_labels_and_frames(tmp_path: Path) -> Non
     labels = text(tmp_path, "l.csv", 'clip,frame,label\na,1.0,0.0\na,2,"1,0"\nb,1,-1.0\nb,2.,\n')
     dataset = read(clips, labels, classes=("x", "y"))
     assert [None if t.labels is None else t.labels.tolist() for t in dataset.trials] == [[0, 1], [-1, -1]]
-    with pytest.raises(InputError, match="'0.5' is a number"):
+    with pytest.raises(InputError, match=r"'0\.5' is a number"):
         read(clips, text(tmp_path, "l.csv", "clip,frame,label\na,1,0.5\n"))
     assert read_labels(text(tmp_path, "a.txt", "x;y\n1.0\n-1\n0,0\n")).labels.tolist() == [1, -1, 0]
 

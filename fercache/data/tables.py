@@ -180,7 +180,8 @@ def _table_errors(path: Path) -> Iterator[None]:
         cause = os.strerror(number) if number else str(error)[:200]
         raise InputError(f"not readable as a table ({cause})", where=path,
                          hint="check the path; a table is .csv (UTF-8; with commas, semicolons or tabs) or "
-                              ".parquet, its first line the column names; if it was one, the file is cut off or damaged") from error
+                              ".parquet, its first line the column names; if it was one, the file is cut off or "
+                              "damaged") from error
 
 
 # The cells of a column.
