@@ -446,6 +446,9 @@ class FeatureColumns:
     def of(cls, header: Sequence[str], exported: ColumnTaps, path: Path, fps: float,
            first_frame: int | None) -> FeatureColumns:
         """Return the columns of a table; raises InputError where it is no table of features."""
+        if exported and {"clip", "frame"} <= set(header):
+            return cls(clip="clip", person="", success="", frame="frame", unit_s=0.0, fps=fps, first_frame=1,
+                       features=list(exported), exported=exported)
         names = {name.casefold(): name for name in header}
         clip, frame, time, person, success = (
             next((names[name] for name in known if name in names), "")
@@ -464,8 +467,7 @@ class FeatureColumns:
         if first_frame is None:  # py-feat counts from 0
             first_frame = 0 if {"input", "facerectx"} & names.keys() else 1
         return cls(clip=clip, person=person, success=success, frame=frame or time, fps=fps, first_frame=first_frame,
-                   unit_s=0.0 if frame else TIME_NAMES[time.casefold()], features=list(exported) or features,
-                   exported=exported)
+                   unit_s=0.0 if frame else TIME_NAMES[time.casefold()], features=features, exported={})
 
     def frames(self, batch: Any) -> NDArray[np.int64]:
         """Return the frame number of each row, from 1; raises ValueError where a cell is none."""
@@ -476,7 +478,7 @@ class FeatureColumns:
     def clip_name(self, cell: str, path: Path) -> str:
         """Return a clip's name from a cell: other tools write the path of the video."""
         if self.clip.casefold() == "clip":
-            return cell.strip() if cell != cell.strip() else cell
+            return cell
         return PurePath(cell.strip().replace("\\", "/")).stem if self.clip else path.stem
 
     def without_face(self, batch: Any, cells: dict[str, NDArray[Any]]) -> NDArray[np.bool_]:
