@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import signal
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import click
 
-from fercache import recipe, run_log
+from fercache import recipe
 from fercache.config import Config, DatasetConfig, ExtractConfig, TrainConfig
 from fercache.errors import BrokenOff, FercacheError, InputError
-from fercache.runtime.uri import Location, Url, as_location
-from fercache.workspace import Workspace
+from fercache.recipe import Context
+from fercache.runtime.uri import Location, as_location
 
-if TYPE_CHECKING:
-    from fercache.data.base import Dataset, Issue
-    from fercache.oof import OofLogits
-
-log = logging.getLogger("fercache")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -158,153 +151,6 @@ def _help(entry: dataclasses.Field[Any], instead: str) -> str:
 
 # Shells use this exit code for Ctrl-C.
 STOPPED = 130
-
-
-@dataclass
-class Context:
-    """Paths of the cache and the recipes.
-
-    Attributes
-    ----------
-    cache : the folder of everything that is generated.
-    remote : URL of the features if ``--cache`` is a URL.
-    """
-
-    cache: Path = Path("cache")
-    stages: Path = Path("stages")
-    remote: Url | None = None
-    noted: bool = False  # whether the log names the data set of the last command
-
-    @property
-    def workspace(self) -> Workspace:
-        """The paths below the cache folder."""
-        return Workspace(self.cache)
-
-    @property
-    def features(self) -> Location:
-        """Where features are: the cache folder, or the URL."""
-        return self.remote or self.cache
-
-    def moved(self, cache: Location | None, local: Path | None, stages: Path | None) -> Context:
-        """Return the context with a command's own flags applied."""
-        remote = cache if isinstance(cache, Url) else self.remote if cache is None else None
-        folder = local or (cache if isinstance(cache, Path) else None) or self.cache
-        return Context(folder, stages or self.stages, remote)
-
-    def config(self, kind: type[recipe.C], command: str, typed: dict[str, Any]) -> recipe.C:
-        """Return the configuration of a command from flags, recipe and defaults, and log which recipe it is."""
-        config = recipe.make_config(kind, command, self.stages, typed)
-        log.info("%s: %s, fingerprint %s", command, recipe.recipe_path(self.stages, command), config.fingerprint()[:12])
-        return config
-
-    def dataset_config(self, typed: dict[str, Any]) -> DatasetConfig:
-        """Return the options of the data set that flags or `dataset.toml` name, else those of the one used last.
-
-        Raises
-        ------
-        InputError
-            None is named, and several were used in this cache.
-        """
-        config = recipe.make_config(DatasetConfig, "dataset", self.stages, typed)
-        if config.dataset or config.root or config.clips:
-            return config
-        used = [one for one in run_log.load_run_log(self.cache).datasets if one.options.get("dataset") != "demo"]
-        # A data set that was only checked does not count beside one with results.
-        results = [one for one in used if self.workspace.features(one.name).exists()
-                   or self.workspace.logits(one.name).exists()] or used
-        named = [one for one in used if one.name == config.name] or results
-        if len(named) > 1:
-            raise InputError(f"{len(named)} data sets were used in this cache, and none is named", where=self.cache,
-                             hint="name one of them: " + "; ".join(f"--name {one.name} ({_flags(one.options)})"
-                                                                   for one in named[::-1]))
-        if not named:
-            return config
-        # What is typed changes single options of the recorded data set, such as its labels.
-        options = {**named[0].options, **{key: value for key, value in typed.items() if value is not None}}
-        if not self.noted:
-            log.info("data set of the last command in this cache: %s", _flags(named[0].options))
-            self.noted = True
-        return recipe.make_config(DatasetConfig, "dataset", self.stages, options)
-
-    def is_logits(self, typed: dict[str, Any]) -> bool:
-        """Return whether the data set consists of imported logits alone."""
-        return self.dataset_config(typed).dataset == "logits"
-
-    def dataset_name(self, typed: dict[str, Any]) -> str:
-        """Return the name in the cache of the data set that flags or `dataset.toml` name; imported logits are one."""
-        from fercache import data
-
-        config = self.dataset_config(typed)
-        return data.logits_name(config) if config.dataset == "logits" else self.dataset(typed).name
-
-    def load_logits(self, typed: dict[str, Any], path: Path | None, names: tuple[str, ...]) -> OofLogits:
-        """Return out-of-fold logits from `path` or of the last training, with imported logits beside the heads.
-
-        Raises
-        ------
-        InputError
-            There are neither heads nor imported logits, or they do not belong to the same data set.
-        """
-        from fercache import logits_import
-        from fercache.stacking import inputs
-
-        dataset = self.dataset_name(typed)
-        trained = path or self.workspace.current_logits_file_or_none(dataset)
-        # Without heads, no names mean all imported logits: there is nothing else to stack.
-        if not names and self.is_logits(typed):
-            names = tuple(logits_import.imported_names(self.cache, dataset))
-            if not trained and not names:
-                raise InputError("no logits were imported yet", where=self.workspace.imported_logits(dataset),
-                                 hint="run `fercache logits import` first")
-        if not trained and not names:
-            self.workspace.current_logits_file(dataset)  # raises, naming the command that is missing
-        return inputs.load_logits(self.cache, dataset, trained, names)
-
-    def dataset(self, typed: dict[str, Any], report_issues: bool = True, record: bool = False) -> Dataset:
-        """Return the data set that flags or `dataset.toml` name; problems with its clips are logged once.
-
-        Parameters
-        ----------
-        record : remember it as the last one used in this cache.
-        """
-        from fercache import data
-        from fercache.data import demo
-
-        config = self.dataset_config(typed)
-        if config.dataset in ("", "demo") and not (config.root or config.clips or config.labels):
-            if not config.dataset:
-                log.info("no data set is named, and none was used in this cache: taking the demo")
-            demo.fetch_demo_clips(self.workspace.clips)
-        found = data.load_dataset(config, self.cache)
-        log.info("data set %s: %d clips", found.name, len(found.trials))
-        if found.notice:
-            log.info("note: %s", found.notice)
-        log_issues(found.problems if report_issues else ())
-        if record:
-            self.record(found.name, config)
-        return found
-
-    def record(self, name: str, config: DatasetConfig) -> None:
-        """Remember a data set, by its name in the cache, as the last one used."""
-        options = {entry.name: value for entry in dataclasses.fields(config)
-                   if (value := getattr(config, entry.name)) != entry.default}
-        options |= {key: str(Path(options[key]).resolve()) for key in ("root", "clips", "labels") if key in options}
-        options |= {key: list(value) for key, value in options.items() if isinstance(value, tuple)}
-        run_log.record_dataset(self.cache, name, options)
-
-
-def _flags(options: dict[str, Any]) -> str:
-    """Return options of a data set as flags."""
-    return " ".join(f"--{key.replace('_', '-')} {','.join(value) if isinstance(value, list) else value}"
-                    for key, value in options.items()) or "--dataset demo"
-
-
-def log_issues(issues: Iterable[Issue]) -> None:
-    """Log the issues, alike ones once."""
-    from fercache.data import base
-
-    for issue in base.group_issues(issues):
-        log.log(logging.INFO if issue.kind == "one-clip" else logging.WARNING, "%s", issue)
 
 
 def location_options(function: F) -> F:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fercache.backbones.taps import TapSlice
-from fercache.errors import StoreError
-from fercache.heads.registry import HeadSettings
+from fercache.errors import InputError, StoreError
+from fercache.heads.registry import FRAME, STARTER_FOLDER, HeadSettings
 from fercache.runtime import atomic_io
 
 if TYPE_CHECKING:
@@ -28,6 +28,15 @@ class RequestedHeads(msgspec.Struct, frozen=True, kw_only=True):
     needs: tuple[str, ...]  # the same, and the frame head where temporal heads read its output
     folds: int
     ensemble: int  # members per fold
+
+
+class StarterInit(msgspec.Struct, frozen=True, kw_only=True):
+    """The starter heads that a frame head began with."""
+
+    digest: str  # of their weights
+    data: str  # what they were trained on, from their card
+    classes: tuple[str, ...]  # classes that are theirs too; the others begin anew
+    shared: str  # why the pictures of this data set may be among the starter's, "" if nothing is known of that
 
 
 class HeadRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +59,8 @@ class HeadRecord(msgspec.Struct, frozen=True, kw_only=True):
     store_digest: str  # digest of its content
     epoch: int  # the epoch of the weights
     val_macro_f1: float | None  # its macro F1 on the validation trials, None without any
+    # Unset, and not written, for random initial weights.
+    init: StarterInit | msgspec.UnsetType = msgspec.UNSET
     version: int = VERSION
 
 
@@ -109,6 +120,22 @@ def record_files(folder: Path) -> list[Path]:
     """Return the records in a folder of heads; the heads of one training differ in head, fold and member only."""
     # A leading dot marks the temporary file of a writer that was killed.
     return sorted(folder.glob("[!.]*-fold*.json"))
+
+
+def starter_files(folder: str) -> list[Path]:
+    """Return the records of the frame heads in a folder of starter heads, "" for the one that is shipped.
+
+    Raises
+    ------
+    InputError
+        The folder holds no frame head.
+    """
+    place = Path(folder) if folder else STARTER_FOLDER
+    files = [path for path in record_files(place) if load_record(path).head == FRAME]
+    if not files:
+        raise InputError("no frame head to begin with", where=place,
+                         hint="name a folder of heads with --init-from, or use --init scratch")
+    return files
 
 
 def load_checkpoint(path: Path, device: str = "cpu") -> TrainedHead:
