@@ -362,9 +362,10 @@ def import_command(context: Context, path: Path, as_: str, fps: float, **typed: 
     from fercache.data.base import Issue
     from fercache.maintenance import importer
 
+    first_frame = typed.pop("first_frame")  # of the imported table, not of the data set's labels
     dataset = context.dataset(typed, record=True)
     report = importer.import_features(path, as_, Features(context.features).folder(dataset.name), fps=fps,
-                                      first_frame=typed["first_frame"])
+                                      first_frame=first_frame)
     log_issues(Issue(where=clip, message=message.removeprefix(f"{clip}: ")) for clip, message in report.failed.items())
     log.info("%d clips imported (%d frames), %d cached, %d failed", len(report.clips), report.frames,
              len(report.cached), len(report.failed))
@@ -399,8 +400,10 @@ def logits_import_command(context: Context, logits_name: str, **typed: Any) -> i
     if not config.table or not config.provenance:
         raise InputError("the table or its provenance is missing", where="logits import",
                          hint="add --table FILE --provenance out-of-fold|held-out|in-sample")
+    first_frame = typed.pop("first_frame")  # of the imported table, not of the data set's labels
     name = context.dataset_name(typed)
-    path, _ = logits_import.import_logits(logits_name, config, name, context.cache, typed["first_frame"] or 1)
+    path, _ = logits_import.import_logits(logits_name, config, name, context.cache,
+                                          1 if first_frame is None else first_frame)
     context.record(name, context.dataset_config(typed))
     click.echo(path)
     return 0

@@ -40,7 +40,7 @@ class PassedOver:
         self.endings.update(map(_suffix, names))
         # Only the first ones are stored: a folder may hold millions of photos.
         below = folder.relative_to(root)
-        self.names = sorted([*self.names, *((below / name).as_posix() for name in sorted(names)[:NAMED])])[:NAMED]
+        self.names = sorted([*self.names, *(printed((below / name).as_posix()) for name in sorted(names)[:NAMED])])[:NAMED]
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{count} {'*' + ending if ending else 'without an ending'}"
@@ -169,6 +169,11 @@ def _list(folder: Path) -> tuple[list[str], list[str]]:
             if not below and _are_frames(names):
                 break
     return names, below
+
+
+def printed(name: str) -> str:
+    """Return a file's name as text that can be printed."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def kind_at(path: Path) -> Kind | None:
