@@ -94,11 +94,14 @@ def test_photos_are_no_frames(tmp_path: Path) -> None:
 
 
 def test_what_is_passed_over_is_counted_and_named(home: Path) -> None:
+    (home / "clips").mkdir()
     make_video(home / "clips/a.mp4", [np.zeros((64, 64, 3), np.uint8)] * 3)
     for name in ("sound.wav", "deep/b.docx", "deep/photo.jpg", "list.txt"):
         text(home, f"clips/{name}")
-    for words in (("check", "--clips", "clips"), ("predict", "clips", "--out", "o", "--heads", "none")):
-        shown = " ".join(run(*words, code=None).output.split())
+    extracted = run("extract", "--clips", "clips", "--weights", "none.pt", code=2).output
+    predicted = "".join(map(str, clips_dataset([home / "clips"]).problems))
+    for output in (run("check", "--clips", "clips").output, extracted, predicted):
+        shown = " ".join(output.split())
         assert "2 files are no clips" in shown and "sound.wav" in shown and "deep/b.docx" in shown
         assert "1 pictures belong to no clip" in shown and "photo.jpg" in shown and "list.txt" not in shown
 
@@ -187,7 +190,7 @@ def test_frame_0_is_explained_and_the_flag_reads_it(tmp_path: Path) -> None:
 
 def test_labels_by_time_belong_to_the_nearest_frame(tmp_path: Path) -> None:
     (tmp_path / "v").mkdir()
-    make_video(tmp_path / "v/a.mp4", [np.zeros((64, 64, 3), np.uint8)] * 10, fps=10)
+    make_video(tmp_path / "v/a.mp4", [np.zeros((64, 64, 3), np.uint8)] * 10, rate=10)
     for number in range(1, 61):
         picture(tmp_path / f"v/b/{number:05d}.png")
     labels = text(tmp_path, "l.csv", 'clip;time_s;label\na;0;x\na;"0,19";y\na;0,22;x\na;0,9;y\nb;1;x\nb;1,9667;y\n')
@@ -267,7 +270,7 @@ def test_openface(tmp_path: Path, shared: Path) -> None:
     assert features(Path(str(report.store)), "v#2").tolist() == [[7, 8]]
     assert EmbeddingStore.open(report.store)["v"].frame_table["valid"].tolist() == [1, 0, 1]
     report = import_features(shared / "data/cases/openface2.csv", "of", tmp_path / "f")
-    assert report.clips == ["a"] and report.frames == 10 and report.taps == {"features": (2,)}
+    assert report.clips == ["a", "b"] and report.frames == 10 and report.taps == {"features": (2,)}
 
 
 def test_py_feat_counts_from_0_and_names_the_video(tmp_path: Path) -> None:
@@ -305,7 +308,8 @@ def table_of(folder: Path, name: str) -> Path:
 
 def test_commands_without_a_data_set_take_the_last_one(home: Path) -> None:
     stages = Path(__file__).resolve().parent.parent / "stages"
-    make_video(home / "v/a.mp4", [np.zeros((64, 64, 3), np.uint8)] * 3) if (home / "v").mkdir() is None else None
+    (home / "v").mkdir()
+    make_video(home / "v/a.mp4", [np.zeros((64, 64, 3), np.uint8)] * 3)
     text(home, "mine.csv", "clip,path\na,v/a.mp4\n")
     run("check", "--clips", "mine.csv")
     shown = run("--stages", stages, "train-heads", code=2).output

@@ -40,7 +40,8 @@ class PassedOver:
         self.endings.update(map(_suffix, names))
         # Only the first ones are stored: a folder may hold millions of photos.
         below = folder.relative_to(root)
-        self.names = sorted([*self.names, *(printed((below / name).as_posix()) for name in sorted(names)[:NAMED])])[:NAMED]
+        first = (printed((below / name).as_posix()) for name in sorted(names)[:NAMED])
+        self.names = sorted([*self.names, *first])[:NAMED]
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{count} {'*' + ending if ending else 'without an ending'}"
