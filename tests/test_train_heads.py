@@ -285,13 +285,12 @@ def test_a_refit_trains_on_validation_too_under_another_name(pair: Any, oof: Oof
     refit = OofLogits.load(report.logits_file)
     split = np.array(refit.split)
     assert (refit.fold[split != "test"] >= 0).all() and (refit.fold[split == "test"] == -1).all()
-    for record in refit.provenance["heads"]:
-        held_out = {g for g, f in zip(refit.group, refit.fold.tolist(), strict=True) if f == record["fold"]}
-        used = {*record["train_groups"], *record["val_groups"]}
+    for record in refit.provenance.records:
+        held_out = {g for g, f in zip(refit.group, refit.fold.tolist(), strict=True) if f == record.fold}
+        used = {*record.train_groups, *record.val_groups}
         assert held_out and not held_out & used and used == set(refit.group) - held_out - {last.group}
     assert all(logits[refit.rows(len(refit.trials) - 1)].any() for logits in refit.logits.values())
-    settings = refit.provenance["settings"]
-    assert settings["refit"] == "all" and "refit" not in oof.provenance["settings"]
+    assert refit.provenance.setting("refit") == "all" and oof.provenance.setting("refit") is None
     assert "refit" not in CONFIG.settings() and replace(CONFIG, refit="none").fingerprint() == CONFIG.fingerprint()
     assert load_trained(report.heads).record.requested.folds == 3 and report.heads.name == refit.fingerprint[:12]
     assert Workspace(tmp_path).current_logits_file(dataset.name) == report.logits_file, "the default of later stages"

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from fercache import data, recipe
 from fercache.backbones import weights
-from fercache.config import DatasetConfig, ExtractConfig, StackConfig
+from fercache.config import ExtractConfig, StackConfig
 from fercache.data.base import Dataset, Issue, Kind, Trial, people_stored, stored_trials
 from fercache.data.scan import kind_at, scan, unnamable
 from fercache.errors import ClipError, FercacheError, InputError, StoreError
@@ -416,17 +416,16 @@ def predict_clips(context: Context, paths: Sequence[Path], typed: Mapping[str, A
 def _dataset_of(paths: Sequence[Path]) -> Dataset:
     """Return the clips at `paths`, and log the problems."""
     dataset = clips_dataset(paths)
-    for problem in dataset.problems:
-        log.warning("%s", problem)
+    recipe.log_issues(dataset.problems)
     return dataset
 
 
 def _recipe_dataset(context: Context) -> str:
     """Return the recipe's data set by its name in the cache, "" for the demo or if the data set cannot be read."""
-    config = recipe.make_config(DatasetConfig, "dataset", context.stages, {})
-    if config.dataset == "demo" and not (config.root or config.clips):
-        return ""
     try:
+        config = context.dataset_config({})
+        if config.dataset in ("", "demo") and not (config.root or config.clips):
+            return ""
         return data.load_dataset(config, context.cache).name
     except InputError:  # predicting new clips does not need the old ones
         return ""
