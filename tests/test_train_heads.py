@@ -237,6 +237,17 @@ def test_a_handful_of_groups_still_trains(tmp_path: Path, groups: int) -> None:
     assert oof.epochs_fixed and all(np.isfinite(v).all() and v.any(1).all() for v in oof.logits.values())
 
 
+def test_without_validation_every_training_group_of_a_fold_is_trained_on(pair: Any, tmp_path: Path) -> None:
+    oof = run(pair, tmp_path, heads=("frame",), validation="none", ensemble=2, epochs=2, patience=1)
+    folds = dict(zip(oof.group, oof.fold.tolist(), strict=True))
+    records = [checkpoints.load_record(path) for path in checkpoints.record_files(heads_folder(tmp_path))]
+    assert len(records) == 2 * CONFIG.folds
+    for record in records:
+        assert set(record.train_groups) == {group for group, fold in folds.items() if fold not in (-1, record.fold)}
+        assert not record.val_groups and record.epoch == 2
+    assert "validation" not in TrainConfig().settings(), "the names of older runs do not change"
+
+
 SHORT = replace(CONFIG, heads=("gru",), folds=2, epochs=5, patience=0)
 
 

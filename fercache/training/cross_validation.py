@@ -106,7 +106,9 @@ class Splits:
         names = [self.groups[i] for i in inside]
         seed = config.seed * 1000 + k  # each fold draws its own parts
         part = np.full(len(self.fold), -1, np.int16)
-        if config.ensemble == 1:
+        if config.validation == "none":
+            part[inside] = 0
+        elif config.ensemble == 1:
             # A single member needs one validation part only; most groups are left to train on.
             validation = inner_groups(names, VAL_FRACTION, seed)
             part[inside] = [0 if name in validation else 1 for name in names]

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from fercache.config import TrainConfig, fingerprint_of
-from fercache.data.base import Dataset, Trial, stored_trials
+from fercache.data.base import Dataset, Issue, Trial, stored_trials
 from fercache.data.labels import canonical_class_name
 from fercache.data.photos import fer2013_pictures
 from fercache.errors import InputError
@@ -54,6 +54,7 @@ class TrainReport:
     cached: bool  # whether the same run was finished before
     trained: int  # number of heads trained now
     missing: tuple[str, ...]  # trials of the data set that are not in the store
+    problems: tuple[Issue, ...]  # what is wrong with single clips of the data set
     seconds: float
 
 
@@ -98,7 +99,7 @@ def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cac
     if make_current:
         workspace.set_current_logits_file(logits_file)
     return TrainReport(logits_file=logits_file, heads=heads, cached=cached, trained=trained, missing=missing,
-                       seconds=time.monotonic() - started)
+                       problems=dataset.problems, seconds=time.monotonic() - started)
 
 
 def check_splits(trials: Sequence[Trial]) -> None:
