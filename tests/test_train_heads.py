@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 import small_sets
+import torch
 
 from fercache import metrics
 from fercache.config import TrainConfig
@@ -26,7 +27,7 @@ from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import checkpoints, train
-from fercache.training.cross_validation import CrossValidatedTraining
+from fercache.training.cross_validation import CrossValidatedTraining, load_starter
 from fercache.training.data import load_features
 from fercache.training.inference import load_trained, mean_log_probs, predict_new
 from fercache.workspace import Workspace
@@ -388,16 +389,28 @@ def test_with_very_few_groups_the_starter_predicts_as_it_is(starter: Path, tmp_p
 
 def test_classes_and_taps_fit_by_name(starter: Path, tmp_path: Path) -> None:
     found, store = with_weights(small_sets.dataset(tmp_path / "set", groups=3, frames=60))
-    # "happy" is the spelling of no class here: it begins anew. The others change places.
-    mixed = replace(found, classes=("Sad", "Other", "Calm", "Glad"), trials=tuple(
-        replace(t, labels=np.array([2, 3, 0], np.int16)[t.labels]) for t in found.trials))
-    config: dict[str, Any] = AS_IT_IS | {"init_from": str(starter)}
-    plain = run((found, store), tmp_path / "a", **config)
-    other = run((mixed, store), tmp_path / "b", **config, taps=CONFIG.taps[::-1])
-    shared = other.logits["frame"][:, [2, 3, 0]]
-    assert np.allclose(np.diff(shared), np.diff(plain.logits["frame"]), atol=1e-4)
-    init = records_of(tmp_path / "b")[0].init
-    assert isinstance(init, checkpoints.StarterInit) and init.classes == ("Sad", "Calm", "Glad")
+    mixed = replace(found, classes=("sad", "Other", "Calm", "Glad"))
+    config = replace(CONFIG, **AS_IT_IS, init_from=str(starter), taps=CONFIG.taps[::-1])
+    init = train.starter_init(mixed, found.trials, store, config)
+    assert init and init.classes == ("sad", "Calm", "Glad")
+    [plain, *_], _ = load_starter(config, found.classes)
+    [other, *_], _ = load_starter(config, mixed.classes)
+    changed = [name for name in plain if plain[name].shape != other[name].shape]
+    assert len(changed) == 2, "weight and bias of the last layer"
+    for name, values in plain.items():
+        rows = other[name][[2, 3, 0]] if name in changed else other[name]
+        assert torch.equal(rows, values)
+    # "Other" must be trained, and taps are read in the starter's order.
+    oof = run((mixed, store), tmp_path / "cache", **AS_IT_IS | {"init_from": str(starter), "taps": CONFIG.taps[::-1]})
+    record = records_of(tmp_path / "cache")[0]
+    assert record.epoch > 0 and tuple(tap.tap for tap in record.taps) == CONFIG.taps
+    assert oof.logits["frame"].shape[1] == 4
+
+
+def test_heads_of_the_same_clips_are_no_starter(pair: Any, oof: OofLogits, cache: Path) -> None:
+    config = replace(CONFIG, init="starter", init_from=str(heads_folder(cache)))
+    with pytest.raises(InputError, match="same store"):
+        train.starter_init(pair[0], pair[0].trials, pair[1], config)
 
 
 @pytest.mark.parametrize(("changed", "message"), [

@@ -44,7 +44,7 @@ UNSET = {"loss": "", "label_smoothing": -1, "epochs": 0, "patience": -1, "width"
 STARTER_LR = 1e-4
 """Peak of the learning rate of a frame head that begins with starter weights: a tenth of the usual one."""
 FINETUNE_MIN_GROUPS = 5
-"""With fewer training groups, the starter's weights are used as they are."""
+"""With fewer training groups, the starter's weights are used as they are, unless a class is missing there."""
 UNSET_TEMPORAL = {"window_s": 0, "step_s": -1, "time_mask_s": -1}
 """The same for keys that apply to heads with windows only."""
 
@@ -184,7 +184,8 @@ class CrossValidatedTraining:
         self.settings: dict[str, HeadSettings] = {
             head: settings_for(head, config, self.device, oof_input=oof_input, few_groups=self.splits.epochs_fixed,
                                starter=starter if head == FRAME else None) for head in {*config.heads, FRAME}}
-        if init is not None and not config.epochs and len({*self.splits.groups} - {""}) < FINETUNE_MIN_GROUPS:
+        few = len({*self.splits.groups} - {""}) < FINETUNE_MIN_GROUPS
+        if init is not None and few and not config.epochs and init.classes == dataset.classes:
             self.settings[FRAME] = replace(self.settings[FRAME], epochs=0)
         self._check_finetune_tap()
         first = [head for head in config.heads if not self.settings[head].temporal_input]

@@ -178,11 +178,11 @@ def starter_init(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore
         return None
     files = checkpoints.starter_files(config.init_from)
     starter, folder = checkpoints.load_record(files[0]), files[0].parent
-    shared = fer2013_pictures(dataset)
     problem = _starter_problem(starter, dataset, store, config)
     if problem and config.init == "starter":
         raise InputError(f"the frame head cannot begin with the starter: {problem}", where=dataset.name,
                          hint="use --init scratch, or another starter with --init-from")
+    shared = fer2013_pictures(dataset)
     if problem or (config.init == "auto" and (shared or config.width not in {0, starter.settings.width})):
         return None
     card = folder / "card.json"
@@ -200,6 +200,7 @@ def _starter_problem(starter: HeadRecord, dataset: Dataset, store: ReadableStore
     problems = (
         (not reads_frame, "no head of the recipe is the frame head or reads its predictions"),
         (dataset.layout == "fer2013", "starter heads are trained on FER2013's photos, so scores would be too high"),
+        (starter.store_digest == store.digest(), "it was trained on clips of the same store: their scores would leak"),
         (config.finetune_tap, "finetune_tap replaces the net that the starter has"),
         (shapes != {tap: store.taps.get(tap) for tap in config.taps},
          f"it reads the taps {', '.join(shapes)}, and the recipe names {', '.join(config.taps)}"),
