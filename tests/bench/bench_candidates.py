@@ -7,7 +7,8 @@ TRAINED.h5 holds logits with folds, as `fercache train-heads` and `fercache logi
 learn from the rows of its folds. New groups are the rows of the split `validation` of TRAINED.h5 and of each NEW.h5:
 the logits of further data sets by the same heads, which `fercache predict` writes into the cache. Each set is scored
 alone, then all together. Version 0.1 comes from git and runs in a process of its own; its candidates that this checkout
-does not have are left out. `out of fold` compares the rows that both learned from.
+does not have are left out. `out of fold` compares the rows that both learned from. Without TRAINED.h5 the logits are
+simulated, which shows that the comparison works and nothing else.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from books import simulate
 from safety_net import RENAMED, ROOT, VERSION_0_1, old_name, unpack
 
 from fercache import metrics
@@ -95,14 +97,15 @@ def predictions(code: Path, imports: str, source: Path, options: argparse.Namesp
 def main() -> None:
     """Print a table for each set, for all of them together, and for the rows that were learned from."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("trained", type=Path, help="logits with folds")
+    parser.add_argument("trained", type=Path, nargs="?", help="logits with folds")
     parser.add_argument("new", type=Path, nargs="*", help="logits of other sets by the same heads")
     parser.add_argument("--level", choices=("frame", "clip"), default="frame")
     parser.add_argument("--metric", choices=sorted(metrics.METRICS), default="macro_f1")
     parser.add_argument("--ref", default=VERSION_0_1, help="the version to compare with [default: %(default)s]")
     parser.add_argument("--draws", type=int, default=2000, help="bootstrap samples of groups [default: %(default)s]")
     options = parser.parse_args()
-    sets = [OofLogits.load(path) for path in (options.trained, *options.new)]
+    sets = [OofLogits.load(options.trained) if options.trained else simulate(groups=20, validation=10)]
+    sets += [OofLogits.load(path) for path in options.new]
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder).resolve() / "logits.h5"
         join(sets[0], sets[1:]).save(source)
