@@ -7,8 +7,8 @@ TRAINED.h5 holds logits with folds, as `fercache train-heads` and `fercache logi
 learn from the rows of its folds. New groups are the rows of the split `validation` of TRAINED.h5 and of each NEW.h5:
 the logits of further data sets by the same heads, which `fercache predict` writes into the cache. Each set is scored
 alone, then all together. Version 0.1 comes from git and runs in a process of its own; its candidates that this checkout
-does not have are left out. `out of fold` compares the rows that both learned from. Without TRAINED.h5 the logits are
-simulated, which shows that the comparison works and nothing else.
+does not have are left out. "same bytes" means that all probabilities are equal. `out of fold` compares the rows that
+both learned from. Without TRAINED.h5 the logits are simulated, which shows that the comparison works, nothing else.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ logits = _ready(Logits.load(Path(source)), config)
 rows = np.diff(logits.offsets)
 np.savez(out, **{"row:label": logits.label, "row:group": np.repeat(np.array(logits.group), rows),
                  "row:fold": np.repeat(logits.fold, rows)},
-         **{name: probs.argmax(1) for name, probs in gather(logits, run(logits, config)).items()})
+         **gather(logits, run(logits, config)))
 """
-"""Saves the class that each candidate predicts for each row, rows of no fold by the model of all folds."""
+"""Saves the probabilities of each candidate for each row; rows of no fold are predicted by the model of all folds."""
 
 
 def join(trained: OofLogits, new: Sequence[OofLogits]) -> OofLogits:
@@ -127,12 +127,14 @@ def main() -> None:
               "| --- | --- | --- | --- |")
         sampler = metrics.Resampler(groups, options.draws, 0)
         for name in new:
-            theirs, ours = (metrics.confusions(rows["label"][scored], predicted[scored], group, n_classes, groups)
-                            for predicted in (old[old_of[name]], new[name]))
+            theirs, ours = (metrics.confusions(rows["label"][scored], probs[scored].argmax(1), group, n_classes, groups)
+                            for probs in (old[old_of[name]], new[name]))
             gain = sampler.difference(ours, theirs, figure)
             low, high = gain["interval"] or (np.nan, np.nan)
-            print(f"| `{name}` | {figure(theirs.sum(0)):.4f} | {figure(ours.sum(0)):.4f} "
-                  f"| {gain['difference']:+.4f} [{low:+.4f}, {high:+.4f}] |")
+            difference = f"{gain['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+            if np.array_equal(old[old_of[name]][inside], new[name][inside]):
+                difference = "same bytes"
+            print(f"| `{name}` | {figure(theirs.sum(0)):.4f} | {figure(ours.sum(0)):.4f} | {difference} |")
 
 
 if __name__ == "__main__":
