@@ -41,7 +41,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            _check(type(self).__name__, entry.name, getattr(self, entry.name), entry.metadata)
+            _check(entry.name, getattr(self, entry.name), entry.metadata)
 
     def settings(self) -> dict[str, Any]:
         """Return the options that change numbers, as JSON values."""
@@ -54,17 +54,18 @@ class Config:
         return fingerprint_of({**self.settings(), **more})
 
 
-def _check(owner: str, name: str, value: Any, meta: Any) -> None:
+def _check(name: str, value: Any, meta: Any) -> None:
     """Refuse a value outside the field's choices or bounds."""
     choices, low, high = (meta.get(key) for key in ("choices", "low", "high"))
+    flag = f"--{name.replace('_', '-')}"  # the recipe's key is the same word
     for item in value if isinstance(value, tuple) else (value,):
         if choices and item not in choices:
-            raise InputError(f"{name} = {item!r} is not one of {', '.join(choices)}", where=owner)
+            raise InputError(f"{item!r} is not one of {', '.join(choices)}", where=flag)
         # Negated comparisons, so that NaN is refused too.
         if low is not None and not low <= item:
-            raise InputError(f"{name} = {item!r} is below {low}", where=owner)
+            raise InputError(f"{item!r} is below {low}", where=flag)
         if high is not None and not item <= high:
-            raise InputError(f"{name} = {item!r} is above {high}", where=owner)
+            raise InputError(f"{item!r} is above {high}", where=flag)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +73,16 @@ class DatasetConfig(Config):
     """Where the clips and labels are (`stages/dataset.toml`)."""
 
     # Its choices are the readers of fercache.data, which imports this module; the command line adds them.
-    dataset: str = option("demo", "Layout of the data set. With --root alone it is recognized from the folders. "
-                          "logits: imported logits only.")
+    dataset: str = option("", "Layout of the data set. With --root alone it is recognized from the folders. "
+                          "logits: imported logits only.  [default: the data set used last in this cache, else demo]")
     root: str = option("", "Folder of the data set.", numbers=False)
-    clips: str = option("", "Table clip,path[,label][,subject][,group][,split], or a folder of clips.", numbers=False)
-    labels: str = option("", "Per-frame labels: a table clip,frame,label or a folder of text files.", numbers=False)
+    clips: str = option("", "Table clip,path[,label][,subject][,group][,split], a folder of clips, or one clip.",
+                        numbers=False)
+    labels: str = option("", "Per-frame labels: a table clip,frame,label (or clip,time_s,label) or a folder of text "
+                         "files.", numbers=False)
     classes: tuple[str, ...] = option((), "Class names in order, for labels that are numbers.")
     edition: str = option("", "Part of the path of the annotations to use if there are several, such as 6th_ABAW.")
+    first_frame: int = option(1, "Number of a clip's first frame in tables of labels and predictions.", low=0, high=1)
     fold: int = option(0, "Published fold whose test list is held out, from 1 (0: the first, or none).", low=0,
                        high=100)
     source: str = option("auto", "What to read if a set has both pictures and videos; auto prefers crops.",
@@ -138,6 +142,14 @@ class TrainConfig(Config):
                                  "features.", choices=("oof-logits", "features"))
     ensemble: int = option(4, "Trainings per head and fold, each with other validation groups; their mean is used.",
                            low=1, high=20)
+    validation: str = option("groups", "groups: a part of each fold's training groups chooses the epoch, and is not "
+                             "trained on; none: train on all of them, for all epochs (temporal heads then read the "
+                             "features).", choices=("groups", "none"))
+    init: str = option("auto", "Weights that the frame head begins with: starter, those of starter heads, then trained "
+                       "further; scratch, random ones; auto decides by the number of groups.",
+                       choices=("auto", "starter", "scratch"), numbers=False)
+    init_from: str = option("", "Folder of the starter heads to begin with (default: those that fercache ships).",
+                            numbers=False)
     loss: str = option("", "Loss (default: the head's own).", choices=("", *LOSSES))
     label_smoothing: float = option(-1.0, "Fraction of the target spread over all classes (-1: the head's own).",
                                     low=-1, high=1)
@@ -178,8 +190,9 @@ class TrainConfig(Config):
 
     def settings(self) -> dict[str, Any]:
         """Return the choices that change numbers."""
-        # Without a refit the key is left out, so that the names of older runs do not change.
-        return {name: value for name, value in super().settings().items() if (name, value) != ("refit", "none")}
+        # Later keys are left out at their defaults, so that the names of older runs do not change.
+        later = {"refit": "none", "validation": "groups"}
+        return {name: value for name, value in super().settings().items() if later.get(name) != value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +205,9 @@ class StackConfig(Config):
     force: bool = option(False, "Learn from imported logits even if they were declared in-sample.")
     level: str = option("frame", "clip: one prediction per clip, from its pooled frames.", choices=("frame", "clip"))
     metric: str = option("", "Metric to select by.  [default: the data set's own]", choices=("", *METRICS))
-    causal: bool = option(False, "Use no frame later than the one that is predicted.")
+    causal: bool = option(False, "Use no stored frame later than the one that is predicted. Extraction itself looks "
+                          "ahead: boxes between two detections (but for --detect-every 1), and which person is "
+                          "followed.")
     refit: str = option("none", "all: learn from the validation split too, for a submission; it is then not scored.",
                         choices=("none", "all"))
     missing_faces: str = option("nearest", "Frames without a face: leave them unfilled, copy the nearest face's "
@@ -222,7 +237,8 @@ class LogitsConfig(Config):
 class AuditConfig(Config):
     """Proof that nothing leaks (`fercache audit`)."""
 
-    full: bool = option(False, "Retrain the real heads on shuffled labels (as long as train-heads takes).")
+    full: bool = option(False, "Train the real heads and the stacker again on labels shuffled by group, which takes "
+                         "as long as train-heads (several times that with fewer than 24 groups).")
     shuffles: int = option(5, "Number of shuffles of the labels for the probe.", low=2, high=1000)
     similar: float = option(0.995, "Cosine from which frames of two groups are listed as near duplicates.", low=0.5,
                             high=1)
