@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fercache.backbones import weights
 from fercache.backbones.backbone import Backbone, shapes_of
 from fercache.backbones.inception import TappedInception, load
+from fercache.backbones.registry import CALIBRATION, CALIBRATION_SHA256
 from fercache.backbones.taps import BLOCKS, tap_shapes
 from fercache.backbones.weights import files
 from fercache.errors import InputError, WeightsError
 from fercache.runtime import devices
 from fercache.runtime.devices import resolve_device, set_torch_threads
+from fercache.runtime.wheels import file_sha256
 
 TAPS = ("embedding", *(block + form for block in BLOCKS for form in ("", "-3x3", "-map")))
 
@@ -150,6 +154,33 @@ def test_openvino_gives_the_same_bytes_whatever_else_is_in_the_batch(openvino: B
     set_torch_threads(1)
     assert (more == Backbone.load(casia, taps, batch=4, backend="openvino").embed32(crops)[taps[0]]).all()
     set_torch_threads(0)
+
+
+def test_the_faces_that_set_the_ranges_of_int8_are_those_that_the_fingerprint_names() -> None:
+    assert file_sha256(CALIBRATION) == CALIBRATION_SHA256
+
+
+def test_int8_is_close_and_computes_in_int8(casia: files.Weights, full: bool) -> None:
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    taps = ("embedding", "block8", "repeat_2", "repeat_1-3x3") if full else ("repeat_1-3x3",)
+    sheet = np.asarray(Image.open(CALIBRATION)).reshape(3, 160, 8, 160, 3).swapaxes(1, 2).reshape(24, 160, 160, 3)
+    faces = np.ascontiguousarray(np.roll(sheet[::3, :, ::-1], (9, 5), (1, 2)))  # not those of the calibration
+    net = Backbone.load(casia, taps, precision="int8", batch=4, backend="openvino")
+    found, exact = net.embed32(faces), Backbone.load(casia, taps, batch=4).embed32(faces)
+    assert {tap: cosine(found[tap], exact[tap]) for tap in taps if cosine(found[tap], exact[tap]) < 0.99} == {}
+    alone = net.embed32(faces[5:6])
+    assert all((alone[tap][0] == found[tap][5]).all() for tap in taps), "whatever else is in the batch"
+    compiled = net.net.free.get().get_compiled_model()  # type: ignore[attr-defined]
+    kernels = [op.get_rt_info()["runtimePrecision"].astype(str) for op in compiled.get_runtime_model().get_ops()
+               if op.get_rt_info()["layerType"].astype(str) == "Convolution"]
+    assert sum("8" in kernel for kernel in kernels) >= len(kernels) - 1 >= 5, "all but the first, which reads pixels"
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_int8_needs_openvino_and_the_net_whose_ranges_are_known(casia: files.Weights, backend: str) -> None:
+    weights_ = casia if backend == "torch" else replace(casia, name="onnx")
+    with pytest.raises(InputError, match="int8"):
+        Backbone.load(weights_, ["block8"], precision="int8", backend=backend)
 
 
 def test_openvino_refuses_what_it_does_not_run(casia: files.Weights) -> None:

@@ -148,6 +148,9 @@ class Round(nn.Module):
 class RoundKernels(nn.Module):
     """Rounds kernels to 255 values, evenly spaced around 0, for each output channel."""
 
+    steps: torch.Tensor
+    zeros: torch.Tensor
+
     def __init__(self, kernels: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("steps", kernels.abs().amax(dim=(1, 2, 3)).clamp_min(1e-8) / 127)
