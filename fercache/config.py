@@ -139,6 +139,14 @@ class TrainConfig(Config):
                                  "features.", choices=("oof-logits", "features"))
     ensemble: int = option(4, "Trainings per head and fold, each with other validation groups; their mean is used.",
                            low=1, high=20)
+    validation: str = option("groups", "groups: a part of each fold's training groups chooses the epoch, and is not "
+                             "trained on; none: train on all of them, for all epochs (temporal heads then read the "
+                             "features).", choices=("groups", "none"))
+    init: str = option("auto", "Weights that the frame head begins with: starter, those of starter heads, then trained "
+                       "further; scratch, random ones; auto decides by the number of groups.",
+                       choices=("auto", "starter", "scratch"), numbers=False)
+    init_from: str = option("", "Folder of the starter heads to begin with (default: those that fercache ships).",
+                            numbers=False)
     loss: str = option("", "Loss (default: the head's own).", choices=("", *LOSSES))
     label_smoothing: float = option(-1.0, "Fraction of the target spread over all classes (-1: the head's own).",
                                     low=-1, high=1)
@@ -179,8 +187,9 @@ class TrainConfig(Config):
 
     def settings(self) -> dict[str, Any]:
         """Return the choices that change numbers."""
-        # Without a refit the key is left out, so that the names of older runs do not change.
-        return {name: value for name, value in super().settings().items() if (name, value) != ("refit", "none")}
+        # Later keys are left out at their defaults, so that the names of older runs do not change.
+        later = {"refit": "none", "validation": "groups"}
+        return {name: value for name, value in super().settings().items() if later.get(name) != value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +202,9 @@ class StackConfig(Config):
     force: bool = option(False, "Learn from imported logits even if they were declared in-sample.")
     level: str = option("frame", "clip: one prediction per clip, from its pooled frames.", choices=("frame", "clip"))
     metric: str = option("", "Metric to select by.  [default: the data set's own]", choices=("", *METRICS))
-    causal: bool = option(False, "Use no frame later than the one that is predicted.")
+    causal: bool = option(False, "Use no stored frame later than the one that is predicted. Extraction itself looks "
+                          "ahead: boxes between two detections (but for --detect-every 1), and which person is "
+                          "followed.")
     refit: str = option("none", "all: learn from the validation split too, for a submission; it is then not scored.",
                         choices=("none", "all"))
     missing_faces: str = option("nearest", "Frames without a face: leave them unfilled, copy the nearest face's "
@@ -223,7 +234,8 @@ class LogitsConfig(Config):
 class AuditConfig(Config):
     """Proof that nothing leaks (`fercache audit`)."""
 
-    full: bool = option(False, "Retrain the real heads on shuffled labels (as long as train-heads takes).")
+    full: bool = option(False, "Train the real heads and the stacker again on labels shuffled by group, which takes "
+                         "as long as train-heads (several times that with fewer than 24 groups).")
     shuffles: int = option(5, "Number of shuffles of the labels for the probe.", low=2, high=1000)
     similar: float = option(0.995, "Cosine from which frames of two groups are listed as near duplicates.", low=0.5,
                             high=1)

@@ -8,7 +8,7 @@ neither annotated nor predicted has an F1 of 0 (scikit-learn's ``f1_score(labels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -240,3 +240,22 @@ def score_predictions(matrices: Counts, classes: Sequence[str], metric: str, res
                   f1=dict(zip(classes, f1_per_class(total).tolist(), strict=True)),
                   support=dict(zip(classes, total.sum(1).tolist(), strict=True)),
                   intervals=resampler.intervals(matrices), why_none=resampler.why_none, figures=figures)
+
+
+def permute_by_group(label: NDArray[Any], group: NDArray[np.int64], times: int, seed: int) -> Iterator[NDArray[Any]]:
+    """Yield labels, ``(n,)``, in which each group has the label sequence of a random group, repeated or cut to length.
+
+    Parameters
+    ----------
+    group : (n,) the group of each row. Rows of a group are permuted together: they are not exchangeable.
+    """
+    order = np.argsort(group, kind="stable")
+    sequence = label[order]
+    _, start, count = np.unique(group[order], return_index=True, return_counts=True)
+    of_row, rng = np.repeat(np.arange(len(start)), count), np.random.default_rng(seed)
+    place = np.arange(len(order)) - start[of_row]
+    for _ in range(times):
+        source = rng.permutation(len(start))[of_row]
+        permuted = np.empty_like(label)
+        permuted[order] = sequence[start[source] + place % count[source]]
+        yield permuted

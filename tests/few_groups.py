@@ -11,6 +11,9 @@ from fercache.oof import OofLogits, Provenance, assign_folds
 
 HEADS = ("frame", "gru", "transformer")
 LABELS = ("group", "half", "free")
+SETTINGS = tuple({"labels": labels, "balanced": balanced, "pull": pull}
+                 for labels in LABELS for pull in (1.0, 0.0) for balanced in (True, False))
+"""The kinds of labelings that must not give a score from nowhere, the hardest one first."""
 
 
 def draw(groups: int, *, seed: int, classes: int = 2, frames: int = 12, labels: str = "group", balanced: bool = True,
@@ -19,7 +22,7 @@ def draw(groups: int, *, seed: int, classes: int = 2, frames: int = 12, labels: 
 
     Parameters
     ----------
-    labels : constant in a group, constant in half a group, or free (another one every quarter of a second).
+    labels : constant in a group, constant in half a group, or free (another one every two frames).
     balanced : whether all classes are equally frequent; else the first class has .7 of the labels.
     pull : how strongly a head repeats the logarithm of the class shares of its fold's training part; 0 is no bias.
     skill : the logit that the right class has above the others.
@@ -28,7 +31,7 @@ def draw(groups: int, *, seed: int, classes: int = 2, frames: int = 12, labels: 
     """
     rng = np.random.default_rng([groups, seed, classes])
     names = tuple(f"g{i:03d}" for i in range(groups))
-    parts = {"group": 1, "half": 2, "free": max(frames // 3, 1)}[labels]
+    parts = {"group": 1, "half": 2, "free": max(frames // 2, 1)}[labels]
     share = np.full(classes, 1 / classes) if balanced else np.r_[0.7, np.full(classes - 1, 0.3 / (classes - 1))]
     # An even sequence of quantiles, shuffled, has the stated shares in every draw.
     exact = np.searchsorted(np.cumsum(share), (np.arange(groups * parts) + 0.5) / (groups * parts))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_sets
 from books import head_record, simulate
 
 from fercache.config import AuditConfig, TrainConfig
@@ -16,6 +18,7 @@ from fercache.diagnostics import audit
 from fercache.oof import OofLogits, Provenance
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS
+from fercache.training import cross_validation
 
 CONFIG = AuditConfig(threads=1, shuffles=4)
 
@@ -186,4 +189,38 @@ def test_real_heads_know_nothing_of_shuffled_labels(book: OofLogits, tmp_path: P
     subject = audit.AuditSubject(oof=book, store=store_of(book, tmp_path / "noise.zarr"), dataset=dataset,
                             training=training, scratch=tmp_path / "scratch")
     findings = list(audit.run_audit(subject, replace(CONFIG, full=True)))
-    assert states(findings)["shuffled labels, heads"] == "ok"
+    assert not any(found.is_error for found in findings), findings
+    assert states(findings)["shuffled labels, heads and stacker"] == "ok"
+
+
+def retrained(root: Path, groups: int, *, trials_of_group: int = 1, heads: tuple[str, ...] = ("frame",)) -> Issue:
+    """Return the check of heads trained on shuffled labels, which are constant in a group with a face of its own."""
+    rng = np.random.default_rng(0)
+    store = EmbeddingStore.create(root / "features.zarr", {"backbone": "noise"}, small_sets.TAPS)
+    trials = []
+    for group in range(groups):
+        own = rng.normal(size=48)
+        for number in range(trials_of_group):
+            name = f"g{group:02d}_{number}"
+            small_sets.put(store, name, own + 0.5 * rng.normal(size=(20, 48)), np.ones(20, bool))
+            trials.append(Trial(name=name, path=Path("x"), kind="video", parent=name, group=f"g{group:02d}",
+                                split="train", labels=np.full(20, group % 2, np.int16)))
+    dataset = Dataset(name="own", layout="table", classes=("a", "b"), trials=tuple(trials))
+    training = TrainConfig(heads=heads, taps=tuple(small_sets.TAPS), folds=5, ensemble=1, width=16, epochs=6, lr=1e-2,
+                           threads=1)
+    return audit.check_retrained(dataset, store, training, root / "scratch", CONFIG)
+
+
+def test_few_groups_whose_labels_are_constant_are_below_chance(tmp_path: Path) -> None:
+    """Each fold lacks the class that it holds out, so that heads point away from it."""
+    found = retrained(tmp_path, 6)
+    assert found.is_error and any(line.startswith("frame:") and "below chance" in line for line in found.details)
+
+
+def test_a_training_whose_folds_share_groups_is_above_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_trial(groups: Sequence[str], counts: np.ndarray, k: int, seed: int) -> np.ndarray:
+        return (np.arange(len(groups)) % k).astype(np.int16)
+
+    monkeypatch.setattr(cross_validation, "assign_folds", by_trial)
+    found = retrained(tmp_path, 24, trials_of_group=2)
+    assert found.is_error and any(line.startswith("frame:") and "above chance" in line for line in found.details)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from few_groups import HEADS, LABELS, draw
+from few_groups import HEADS, LABELS, SETTINGS, draw
+from forked import Runner
 from scipy.optimize import Bounds
 
 from fercache import metrics
@@ -37,10 +40,30 @@ def unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("groups", [6, 8, 12, 16])
 def test_no_final_candidate_is_far_above_its_heads(groups: int, full: bool) -> None:
-    for seed in range(50 if full else 2):
-        oof = draw(groups, seed=seed, frames=6, labels=LABELS[0 if seed % 2 == 0 else 1 + seed // 2 % 2])
-        final, scores, _, _ = final_and_scores(oof)
-        assert scores[final] <= max(scores[head] for head in HEADS) + 0.25, (seed, final, scores)
+    """50 random labelings, each of another kind than the one before; 50 of each kind with --full."""
+    for number in range(50 * (len(SETTINGS) if full else 1)):
+        seed, setting = number if not full else number // len(SETTINGS), SETTINGS[number % len(SETTINGS)]
+        final, scores, _, _ = final_and_scores(draw(groups, seed=seed, frames=6, **setting))
+        assert scores[final] <= max(scores[head] for head in HEADS) + 0.25, (seed, setting, final, scores)
+
+
+@pytest.mark.parametrize(("groups", "seed", "pull"), [(6, 19, 1.0), (8, 27, 0.0)])
+def test_nothing_learned_is_final_where_heads_are_at_chance(groups: int, seed: int, pull: float) -> None:
+    """In these draws `logistic` has the best score by .5 and .28, and nothing else is wrong with it."""
+    oof = draw(groups, seed=seed, frames=6, pull=pull)
+    columns = candidates.gather_candidates(oof, nested_cv.run_nested_cv(oof, CONFIG))
+    scores = candidates.score_out_of_fold(oof, columns, "macro_f1")
+    assert scores["logistic"] > max(scores[head] for head in HEADS) + 0.25
+    chosen = candidates.choose_final(oof, columns, "auto", "macro_f1")
+    assert chosen.name not in nested_cv.LEARNED
+    assert "chance" in chosen.why and f"{candidates.chance_p_value(oof):.3f}" in chosen.why
+
+
+def test_heads_that_know_the_labels_are_above_chance_and_others_are_not() -> None:
+    assert candidates.chance_p_value(draw(12, seed=0, skill=1.0, noise=0.5)) < 0.01
+    assert candidates.chance_p_value(draw(12, seed=0, pull=1.0)) > 0.05
+    p = [candidates.chance_p_value(draw(10, seed=seed, pull=0.0, labels="half")) for seed in range(40)]
+    assert np.mean(np.array(p) < 0.05) < 0.2 and 0.3 < np.mean(p) < 0.7, "uniform under the hypothesis"
 
 
 def test_a_candidate_that_bets_against_its_heads_is_refused_and_named(unbounded: None, tmp_path: Path) -> None:
@@ -68,15 +91,16 @@ def test_audit_passes_with_bounds() -> None:
     assert not audit.check_contradictions(draw(6, seed=0), AuditConfig(threads=1)).is_error
 
 
-def test_noise_scores_at_chance(full: bool) -> None:
-    """The final score, in the mean over draws, is within its interval of chance: labels permuted by group."""
+@pytest.mark.parametrize("groups", [6, 10, 16])
+@pytest.mark.parametrize("labels", LABELS)
+def test_noise_scores_at_chance(groups: int, labels: str, full: bool) -> None:
+    """The final score, in the mean over draws, is within the interval of chance of a draw: labels permuted by group."""
     finals, lows, highs = [], [], []
-    for seed in range(20 if full else 3):
-        oof = draw(10, seed=seed, frames=6, pull=0.0, noise=1.0)
+    for seed in range(40 if full else 5):
+        oof = draw(groups, seed=seed, frames=6, labels=labels, pull=seed % 2, noise=1.0)
         final, scores, _, predicted = final_and_scores(oof)
-        rng, label = np.random.default_rng(seed), oof.label.reshape(10, -1)
-        chance = [float(metrics.macro_f1(metrics.confusion(label[rng.permutation(10)].ravel(), predicted, 2)))
-                  for _ in range(200)]
+        chance = [float(metrics.macro_f1(metrics.confusion(label, predicted, 2)))
+                  for label in metrics.permute_by_group(oof.label, oof.per_row(np.arange(groups)), 200, seed)]
         finals.append(scores[final])
         lows.append(np.quantile(chance, 0.025))
         highs.append(np.quantile(chance, 0.975))
@@ -85,12 +109,13 @@ def test_noise_scores_at_chance(full: bool) -> None:
 
 @pytest.mark.parametrize("groups", [8, 16, 28])
 def test_experts_of_different_classes_are_still_combined(groups: int, full: bool) -> None:
-    wins, draws = 0, 20 if full else 1
+    wins, draws = 0, 20 if full else 2
     for seed in range(draws):
         oof = draw(groups, seed=seed, classes=6, frames=30, labels="free", pull=0.3, skill=2.5, noise=1.0,
                    experts=True)
         final, scores, _, _ = final_and_scores(oof)
-        wins += final in nested_cv.LEARNED and scores[final] > max(scores[head] for head in HEADS) + 0.02
+        simple = max(scores[name] for name in (*HEADS, "mean"))
+        wins += final in nested_cv.LEARNED and scores[final] > simple + 0.02
     assert wins >= draws / 2
 
 
@@ -112,3 +137,57 @@ def test_a_subset_has_the_rows_of_its_trials() -> None:
     assert part.trials == ("g001", "g003") and part.clips == ("b", "d")
     np.testing.assert_array_equal(part.logits["gru"], oof.logits["gru"].reshape(5, -1, 2)[[1, 3]].reshape(-1, 2))
     np.testing.assert_array_equal(part.label[part.rows(1)], oof.label[oof.rows(3)])
+
+
+def write_labeling(folder: Path, clips: list[Path], seed: int) -> list[str]:
+    """Write a random labeling of clips and return the flags that name it; every third one changes within each clip."""
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    label = rng.permutation(np.arange(len(clips)) % 2) if seed % 3 else rng.permutation(np.arange(len(clips)) % 3 > 0)
+    rows = [f"{path.stem},{path},{('happy', 'sad')[int(one)]}" for path, one in zip(clips, label, strict=True)]
+    flags = ["--dataset", "table", "--name", "labelings", "--clips", str(folder / "clips.csv")]
+    if seed % 3 != 2:
+        (folder / "clips.csv").write_text("\n".join(["clip,path,label", *rows]) + "\n")
+        return flags
+    (folder / "clips.csv").write_text("\n".join(["clip,path", *(row.rpartition(",")[0] for row in rows)]) + "\n")
+    frames = [f"{path.stem},{frame},{('happy', 'sad')[int(one) ^ (frame > 30)]}"
+              for path, one in zip(clips, label, strict=True) for frame in range(1, 49)]
+    (folder / "labels.csv").write_text("\n".join(["clip,frame,label", *frames]) + "\n")
+    return [*flags, "--labels", str(folder / "labels.csv")]
+
+
+def read_labels(path: Path) -> dict[tuple[str, str], str]:
+    """Return (clip, frame) -> predicted class of the predictions at `path`."""
+    with path.open(newline="") as file:
+        return {(row["clip"], row["frame"]): row["prediction"] for row in csv.DictReader(file)}
+
+
+@pytest.mark.slow("trains real heads for ten labelings of six real clips and two of twelve")
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize(("source", "clips", "draws"), [("cases/six/videos", 6, 10), ("videos", 12, 2)])
+def test_real_labelings_through_all_stages(source: str, clips: int, draws: int, linked: Path, shared: Path,
+                                           runner: Runner) -> None:
+    """No candidate wins from nowhere; new clips are predicted as out of fold at least as often as by the heads."""
+    videos = [path for path in (shared / "data" / source).iterdir() if path.stem != "no_face"]
+    videos = sorted(sorted(videos, key=lambda path: path.stat().st_size)[:clips])
+    for seed in range(draws):
+        home = linked / f"{clips}-{seed}"
+        flags = write_labeling(home, videos, seed)
+        for words in (["extract"], ["train-heads"], ["stack", "--bootstrap", "0", "--out", home / "preds.csv"],
+                      ["predict", "--no-timelines", "--out", home / "new"]):
+            done = runner.typed("--cache", linked / "cache", "--stages", home, *words, *flags, cwd=home)
+            assert done.returncode == 0, done.stderr
+        report = json.loads((home / "preds.metrics.json").read_text())
+        scores = {name: one["macro_f1"] for name, one in report["splits"]["train"]["all_frames"].items()}
+        final = report["final"]["column"]
+        best = max(scores[head] for head in HEADS)
+        oof_pred, new_pred = read_labels(home / "preds.csv"), read_labels(home / "new" / "preds.csv")
+        agrees = np.mean([new_pred[key] == one for key, one in oof_pred.items()])
+        # The two newest files: those of `train-heads`, and those of `predict`.
+        trained, new = (OofLogits.load(path) for path in sorted((linked / "cache/logits/labelings").glob("*.h5"),
+                                                                key=lambda path: path.stat().st_mtime)[-2:])
+        heads_agree = [np.mean(trained.logits[head].argmax(1) == new.logits[head].argmax(1)) for head in HEADS]
+        print(f"{clips} clips, labeling {seed}: best head {best:.3f}, final {final} {scores[final]:.3f}, highest score "
+              f"{max(scores.values()):.3f}, predict agrees {agrees:.3f}, heads {min(heads_agree):.3f}")
+        assert scores[final] <= best + 0.25, (seed, scores)
+        assert agrees >= min(heads_agree), seed

@@ -19,13 +19,13 @@ from fercache.cli.context import (
     PREDS,
     STORE,
     CommaList,
-    Context,
     HeadedCommand,
     config_options,
     location_options,
 )
 from fercache.config import AblationConfig, AuditConfig, DatasetConfig, ExtractConfig, ScoreConfig, TrainConfig
 from fercache.errors import InputError
+from fercache.recipe import Context
 from fercache.runtime.progress import format_bytes
 from fercache.runtime.uri import Location
 
@@ -58,6 +58,7 @@ def audit_command(context: Context, logits_file: Path | None, logits: tuple[str,
     from fercache import logits_import
     from fercache.diagnostics import audit
     from fercache.extraction import job
+    from fercache.stacking import inputs
     from fercache.store.embedding_store import EmbeddingStore
 
     config = context.config(AuditConfig, "audit", typed)
@@ -67,8 +68,9 @@ def audit_command(context: Context, logits_file: Path | None, logits: tuple[str,
     path = None if alone else store or job.current_store(context.features, name)
     with tempfile.TemporaryDirectory() as scratch:
         subject = audit.AuditSubject(
-            oof=context.load_logits(typed, logits_file, names), store=EmbeddingStore.open(path) if path else None,
-            dataset=None if alone else context.dataset(typed), scratch=Path(scratch), weights=context.workspace.weights,
+            oof=inputs.choose_logits(context, typed, logits_file, names),
+            store=EmbeddingStore.open(path) if path else None, dataset=None if alone else context.dataset(typed),
+            scratch=Path(scratch), weights=context.workspace.weights,
             training=context.config(TrainConfig, "train-heads", {}) if config.full else TrainConfig())
         results = []
         for result in audit.run_audit(subject, config):

@@ -17,13 +17,13 @@ from fercache.cli.context import (
     JSON,
     STORE,
     CommaList,
-    Context,
     HeadedCommand,
     config_options,
     location_options,
 )
 from fercache.config import DatasetConfig, ExtractConfig, LogitsConfig
 from fercache.errors import InputError
+from fercache.recipe import Context
 from fercache.runtime.progress import format_bytes
 from fercache.runtime.uri import Location, Url
 from fercache.workspace import Features

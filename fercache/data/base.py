@@ -67,6 +67,7 @@ class Trial:
     video: Path | None = None  # the source video if `path` is a folder of crops and the video is present too
     # Number of frames in the set's own list, 0 for none; it is only compared, since lists are often wrong.
     stated: int = 0
+    copied: bool = False  # whether its photos are copies of photos in another split
 
     @property
     def labelled(self) -> bool:

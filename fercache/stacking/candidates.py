@@ -17,7 +17,7 @@ from fercache.heads import registry as head_registry
 from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits
 from fercache.results import missing_faces
 from fercache.stacking.features import FLOOR, POOLED, log_softmax
-from fercache.stacking.nested_cv import ALL, NestedResult, Probs, predict_new
+from fercache.stacking.nested_cv import ALL, LEARNED, NestedResult, Probs, predict_new
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +190,9 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
 
     Notes
     -----
-    Columns with an in-sample source have no out-of-fold score, so "auto" skips them.
+    Columns with an in-sample source have no out-of-fold score, so "auto" skips them. If the heads are not above chance
+    (`chance_p_value`), a learned candidate that scores higher has luck or the bias of the folds, so "auto" takes a head
+    or the mean.
     """
     if requested != "auto":
         if requested not in columns:
@@ -208,9 +210,16 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
         return FinalCandidate(name="mean" if "mean" in eligible else eligible[0],
                      why=f"{groups} groups: with fewer than {MIN_GROUPS_TO_CHOOSE} nothing is chosen by score, and the "
                          "plain mean is final")
+    p = chance_p_value(oof)
+    simple = [name for name in eligible if name not in LEARNED]
+    at_chance = p >= MOST_P and bool(simple)
+    eligible = simple if at_chance else eligible
     scores = score_out_of_fold(oof, {name: columns[name] for name in eligible}, metric)
     best = max(scores, key=lambda name: scores[name])
-    return FinalCandidate(name=best, why=f"best {metric} out of fold ({scores[best]:.4f}) on the training groups")
+    why = f"best {metric} out of fold ({scores[best]:.4f}) on the training groups"
+    if at_chance:
+        why += f", of heads and mean only: the heads are not above chance (p = {p:.3f}, labels permuted by group)"
+    return FinalCandidate(name=best, why=why)
 
 
 def score_out_of_fold(oof: OofLogits, columns: Mapping[str, Probs], metric: str) -> dict[str, float]:
@@ -220,10 +229,40 @@ def score_out_of_fold(oof: OofLogits, columns: Mapping[str, Probs], metric: str)
             for name, values in columns.items()}
 
 
+PERMUTATIONS = 199
+MOST_P = 0.05
+"""Heads with a higher p value count as heads at chance."""
+
+
+def chance_p_value(oof: OofLogits) -> float:
+    """Return the p value of the hypothesis that the heads' out-of-fold log-probabilities do not depend on the labels.
+
+    Notes
+    -----
+    One-sided permutation test of the sum over labeled rows of the heads' mean log-probability of the label, centered
+    over rows. A permutation gives each group the label sequence of another group, repeated or cut to its length:
+    frames of a group are not exchangeable. Heads below chance have a p value near 1.
+    """
+    part = oof.subset(_spread_trials(oof))
+    rows = np.flatnonzero(part.valid & (part.label >= 0))
+    label, group = part.label[rows].astype(int), np.unique(part.per_row(part.group), return_inverse=True)[1][rows]
+    values, at = _centered(sum(log_softmax(part.logits[head][rows]) for head in part.heads)), np.arange(len(rows))
+    least = values[at, label].sum() - 1e-9 * len(rows)  # equal permutations differ by rounding
+    as_high = sum(values[at, permuted].sum() >= least
+                  for permuted in metrics.permute_by_group(label, group, PERMUTATIONS, seed=0))
+    return float(1 + as_high) / (PERMUTATIONS + 1)
+
+
+def _spread_trials(oof: OofLogits) -> NDArray[np.int64]:
+    """Return trials of the folds, evenly spread, with up to about `MOST_ROWS_COMPARED` rows."""
+    inside = np.flatnonzero((oof.fold >= 0) & (np.diff(oof.offsets) > 0))
+    return inside[::max(1, -(-int(np.diff(oof.offsets)[inside].sum()) // MOST_ROWS_COMPARED))]
+
+
 # A candidate that contradicts its heads, or the models that will predict new clips.
 
 MOST_ROWS_COMPARED = 60_000
-"""The comparison with predictions as for new clips takes whole clips up to this many rows."""
+"""Heads and candidates are compared on whole clips with about this many rows."""
 MOST_LOST = 0.1
 """Predicted as new clips are, the training rows may score this much less than out of fold."""
 
@@ -243,9 +282,7 @@ def find_contradictions(oof: OofLogits, nested: NestedResult, columns: Mapping[s
     """
     if ALL not in nested.fold_models:
         return {}
-    inside = np.flatnonzero((oof.fold >= 0) & (np.diff(oof.offsets) > 0))
-    every = max(1, -(-int(np.diff(oof.offsets)[inside].sum()) // MOST_ROWS_COMPARED))
-    trials = inside[::every]
+    trials = _spread_trials(oof)
     part, rows = oof.subset(trials), oof.rows_of(trials)
     as_new = _without_fold_means(part)
     predicted = predict_new(as_new, nested.fold_models[ALL], causal).columns
