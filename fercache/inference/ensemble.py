@@ -122,7 +122,7 @@ def _reads(file: Path, fingerprint: str, causal: bool) -> bool:
         return run.logits.fingerprint == fingerprint and (run.causal or not causal)
     except InputError as error:
         log.debug("%s", error)
-        return None
+        return False
 
 
 def _metrics(folder: Path) -> StackMetrics:
