@@ -73,13 +73,16 @@ class DatasetConfig(Config):
     """Where the clips and labels are (`stages/dataset.toml`)."""
 
     # Its choices are the readers of fercache.data, which imports this module; the command line adds them.
-    dataset: str = option("demo", "Layout of the data set. With --root alone it is recognized from the folders. "
-                          "logits: imported logits only.")
+    dataset: str = option("", "Layout of the data set. With --root alone it is recognized from the folders. "
+                          "logits: imported logits only.  [default: the data set used last in this cache, else demo]")
     root: str = option("", "Folder of the data set.", numbers=False)
-    clips: str = option("", "Table clip,path[,label][,subject][,group][,split], or a folder of clips.", numbers=False)
-    labels: str = option("", "Per-frame labels: a table clip,frame,label or a folder of text files.", numbers=False)
+    clips: str = option("", "Table clip,path[,label][,subject][,group][,split], a folder of clips, or one clip.",
+                        numbers=False)
+    labels: str = option("", "Per-frame labels: a table clip,frame,label (or clip,time_s,label) or a folder of text "
+                         "files.", numbers=False)
     classes: tuple[str, ...] = option((), "Class names in order, for labels that are numbers.")
     edition: str = option("", "Part of the path of the annotations to use if there are several, such as 6th_ABAW.")
+    first_frame: int = option(1, "Number of a clip's first frame in tables of labels and predictions.", low=0, high=1)
     fold: int = option(0, "Published fold whose test list is held out, from 1 (0: the first, or none).", low=0,
                        high=100)
     source: str = option("auto", "What to read if a set has both pictures and videos; auto prefers crops.",
@@ -139,6 +142,14 @@ class TrainConfig(Config):
                                  "features.", choices=("oof-logits", "features"))
     ensemble: int = option(4, "Trainings per head and fold, each with other validation groups; their mean is used.",
                            low=1, high=20)
+    validation: str = option("groups", "groups: a part of each fold's training groups chooses the epoch, and is not "
+                             "trained on; none: train on all of them, for all epochs (temporal heads then read the "
+                             "features).", choices=("groups", "none"))
+    init: str = option("auto", "Weights that the frame head begins with: starter, those of starter heads, then trained "
+                       "further; scratch, random ones; auto decides by the number of groups.",
+                       choices=("auto", "starter", "scratch"), numbers=False)
+    init_from: str = option("", "Folder of the starter heads to begin with (default: those that fercache ships).",
+                            numbers=False)
     loss: str = option("", "Loss (default: the head's own).", choices=("", *LOSSES))
     label_smoothing: float = option(-1.0, "Fraction of the target spread over all classes (-1: the head's own).",
                                     low=-1, high=1)
@@ -179,8 +190,9 @@ class TrainConfig(Config):
 
     def settings(self) -> dict[str, Any]:
         """Return the choices that change numbers."""
-        # Without a refit the key is left out, so that the names of older runs do not change.
-        return {name: value for name, value in super().settings().items() if (name, value) != ("refit", "none")}
+        # Later keys are left out at their defaults, so that the names of older runs do not change.
+        later = {"refit": "none", "validation": "groups"}
+        return {name: value for name, value in super().settings().items() if later.get(name) != value}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,6 +99,15 @@ class RequestedHeads(msgspec.Struct, frozen=True, kw_only=True):
     ensemble: int  # members per fold
 
 
+class StarterInit(msgspec.Struct, frozen=True, kw_only=True):
+    """The starter heads that a frame head began with."""
+
+    digest: str  # of their weights
+    data: str  # what they were trained on, from their card
+    classes: tuple[str, ...]  # classes that are theirs too; the others begin anew
+    shared: str  # why the pictures of this data set may be among the starter's, "" if nothing is known of that
+
+
 class HeadRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One trained head: the JSON beside its weights, and part of the provenance of its logits."""
 
@@ -119,6 +128,8 @@ class HeadRecord(msgspec.Struct, frozen=True, kw_only=True):
     store_digest: str  # digest of its content
     epoch: int  # the epoch of the weights
     val_macro_f1: float | None  # its macro F1 on the validation trials, None without any
+    # Unset, and not written, for random initial weights.
+    init: StarterInit | msgspec.UnsetType = msgspec.UNSET
     version: Literal[1] = 1
 
 

@@ -1,15 +1,22 @@
-"""Recipes: `stages/<command>.toml` has the options of a command, `stages/dataset.toml` the location of the clips."""
+"""Recipes: `stages/<command>.toml` has the options of a command, `stages/dataset.toml` the location of the clips.
+
+`Context` joins recipes, a cache folder, and what the user gave by flag or keyword; every command and every function of
+the Python API begins with one.
+"""
 
 from __future__ import annotations
 
 import difflib
+import logging
+import os
 import tomllib
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import GenericAlias
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
+from fercache import run_log
 from fercache.config import (
     AblationConfig,
     AuditConfig,
@@ -23,7 +30,13 @@ from fercache.config import (
     TrainConfig,
 )
 from fercache.errors import InputError
+from fercache.runtime.uri import Location, Url, as_location
+from fercache.workspace import Workspace
 
+if TYPE_CHECKING:
+    from fercache.data.base import Dataset, Issue
+
+log = logging.getLogger(__name__)
 C = TypeVar("C", bound=Config)
 
 LIMIT_BYTES = 1 << 20
@@ -53,13 +66,33 @@ def load_recipe(stages: Path, command: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     values = _parse(path)
-    known = [entry.name for entry in fields(RECIPES[command])]
-    for key in values:
+    _refuse_unknown(values, [RECIPES[command]], path)
+    return {key: _checked(path, key, value) for key, value in values.items()}
+
+
+def from_keywords(keywords: Mapping[str, Any], *kinds: type[Config]) -> dict[str, Any]:
+    """Return the keywords of a Python call as keys of the configurations `kinds`; None means not given.
+
+    Raises
+    ------
+    InputError
+        A keyword is no such key, or its value is of another type.
+    """
+    _refuse_unknown(keywords, kinds, "keyword arguments")
+    owners = {entry.name: kind for kind in kinds for entry in fields(kind)}
+    return {name: _as_type(owners[name], name, get_type_hints(owners[name])[name],
+                           os.fspath(value) if isinstance(value, os.PathLike) else value)
+            for name, value in keywords.items() if value is not None}
+
+
+def _refuse_unknown(keys: Mapping[str, Any], kinds: Sequence[type[Config]], where: object) -> None:
+    """Raise InputError if a key belongs to none of the configurations."""
+    known = [entry.name for kind in kinds for entry in fields(kind)]
+    for key in keys:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
-            raise InputError(f"unknown key {key!r}", where=path,
+            raise InputError(f"unknown key {key!r}", where=where,
                              hint=f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}")
-    return {key: _checked(path, key, value) for key, value in values.items()}
 
 
 def make_config(kind: type[C], command: str, stages: Path, typed: Mapping[str, Any]) -> C:
@@ -80,14 +113,16 @@ def make_config(kind: type[C], command: str, stages: Path, typed: Mapping[str, A
 
 def _as_type(kind: type[Config], name: str, hint: Any, value: Any) -> Any:
     """Return a value as the field's type: a number as a float, a list or a text with commas as names."""
-    if isinstance(hint, GenericAlias):
-        return split_names(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise InputError(f"{name} = {value!r} is not of type {hint.__name__}", where=kind.__name__,
-                         hint="fix the recipe")
-    return value
+    if isinstance(hint, GenericAlias):
+        wanted, fits = "list of names", isinstance(value, str | list | tuple)
+    else:
+        wanted, fits = hint.__name__, isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    if not fits:
+        raise InputError(f"{name} = {value!r} is not of type {wanted}", where=kind.__name__,
+                         hint="fix the recipe, or the argument of the call")
+    return split_names(value) if isinstance(hint, GenericAlias) else value
 
 
 def split_names(value: Any) -> tuple[str, ...]:
@@ -130,3 +165,151 @@ def _checked(path: Path, key: str, value: Any) -> Any:
     if isinstance(value, scalar) or (isinstance(value, list) and all(isinstance(v, scalar) for v in value)):
         return value
     raise InputError(f"{key} must be text, a number, true/false or a list of those", where=path)
+
+
+@dataclass
+class Context:
+    """Paths of the cache and the recipes, and what they name.
+
+    Attributes
+    ----------
+    cache : the folder of everything that is generated.
+    remote : URL of the features if ``--cache`` is a URL.
+    """
+
+    cache: Path = Path("cache")
+    stages: Path = Path("stages")
+    remote: Url | None = None
+    noted: bool = False  # whether the log names the data set of the last command
+
+    @classmethod
+    def of(cls, cache: str | os.PathLike[str] | Url, local_cache: str | os.PathLike[str] | None = None,
+           stages: str | os.PathLike[str] | None = None) -> Context:
+        """Return the context of a Python call; `local_cache` matters only if `cache` is a URL.
+
+        Raises
+        ------
+        InputError
+            A folder of recipes is given and does not exist.
+        """
+        folder = Path(stages) if stages is not None else None
+        if folder is not None:
+            check_folder(folder, True)
+        return cls().moved(as_location(cache if isinstance(cache, Url) else os.fspath(cache)),
+                           None if local_cache is None else Path(local_cache), folder)
+
+    @property
+    def places(self) -> dict[str, Any]:
+        """The arguments of `of` that give this context."""
+        return {"cache": self.features, "local_cache": self.cache,
+                "stages": self.stages if self.stages.is_dir() else None}
+
+    @property
+    def workspace(self) -> Workspace:
+        """The paths below the cache folder."""
+        return Workspace(self.cache)
+
+    @property
+    def features(self) -> Location:
+        """Where features are: the cache folder, or the URL."""
+        return self.remote or self.cache
+
+    def moved(self, cache: Location | None, local: Path | None, stages: Path | None) -> Context:
+        """Return the context with a command's own flags applied."""
+        remote = cache if isinstance(cache, Url) else self.remote if cache is None else None
+        folder = local or (cache if isinstance(cache, Path) else None) or self.cache
+        return Context(folder, stages or self.stages, remote)
+
+    def config(self, kind: type[C], command: str, typed: Mapping[str, Any]) -> C:
+        """Return the configuration of a command from flags, recipe and defaults, and log which recipe it is."""
+        config = make_config(kind, command, self.stages, typed)
+        log.info("%s: %s, fingerprint %s", command, recipe_path(self.stages, command), config.fingerprint()[:12])
+        return config
+
+    def dataset_config(self, typed: Mapping[str, Any]) -> DatasetConfig:
+        """Return the options of the data set that flags or `dataset.toml` name, else those of the one used last.
+
+        Raises
+        ------
+        InputError
+            None is named, and several were used in this cache.
+        """
+        config = make_config(DatasetConfig, "dataset", self.stages, typed)
+        if config.dataset or config.root or config.clips:
+            return config
+        used = [one for one in run_log.load_run_log(self.cache).datasets if one.options.get("dataset") != "demo"]
+        # A data set that was only checked does not count beside one with results.
+        results = [one for one in used if self.workspace.features(one.name).exists()
+                   or self.workspace.logits(one.name).exists()] or used
+        named = [one for one in used if one.name == config.name] or results
+        if len(named) > 1:
+            raise InputError(f"{len(named)} data sets were used in this cache, and none is named", where=self.cache,
+                             hint="name one of them: " + "; ".join(f"--name {one.name} ({_flags(one.options)})"
+                                                                   for one in named[::-1]))
+        if not named:
+            return config
+        # What is typed changes single options of the recorded data set, such as its labels.
+        options = {**named[0].options, **{key: value for key, value in typed.items() if value is not None}}
+        if not self.noted:
+            log.info("data set of the last command in this cache: %s", _flags(named[0].options))
+            self.noted = True
+        return make_config(DatasetConfig, "dataset", self.stages, options)
+
+    def is_logits(self, typed: Mapping[str, Any]) -> bool:
+        """Return whether the data set consists of imported logits alone."""
+        return self.dataset_config(typed).dataset == "logits"
+
+    def dataset_name(self, typed: Mapping[str, Any]) -> str:
+        """Return the name in the cache of the data set that flags or `dataset.toml` name; imported logits are one."""
+        from fercache import data
+
+        config = self.dataset_config(typed)
+        return data.logits_name(config) if config.dataset == "logits" else self.dataset(typed).name
+
+    def dataset(self, typed: Mapping[str, Any], report_issues: bool = True, record: bool = False) -> Dataset:
+        """Return the data set that flags or `dataset.toml` name; problems with its clips are logged once.
+
+        Parameters
+        ----------
+        record : remember it as the last one used in this cache.
+        """
+        from fercache import data
+        from fercache.data import demo
+
+        config = self.dataset_config(typed)
+        if config.dataset in ("", "demo") and not (config.root or config.clips or config.labels):
+            if not config.dataset:
+                log.info("no data set is named, and none was used in this cache: taking the demo")
+            demo.fetch_demo_clips(self.workspace.clips)
+        found = data.load_dataset(config, self.cache)
+        log.info("data set %s: %d clips", found.name, len(found.trials))
+        if found.notice:
+            log.info("note: %s", found.notice)
+        log_issues(found.problems if report_issues else ())
+        if record:
+            self.record(found.name, config)
+        return found
+
+    def record(self, name: str, config: DatasetConfig) -> None:
+        """Remember a data set, by its name in the cache, as the last one used."""
+        options = {entry.name: value for entry in fields(config)
+                   if (value := getattr(config, entry.name)) != entry.default}
+        options |= {key: str(Path(options[key]).resolve()) for key in ("root", "clips", "labels") if key in options}
+        options |= {key: list(value) for key, value in options.items() if isinstance(value, tuple)}
+        run_log.record_dataset(self.cache, name, options)
+
+
+def _flags(options: dict[str, Any]) -> str:
+    """Return options of a data set as flags."""
+    return " ".join(f"--{key.replace('_', '-')} {','.join(value) if isinstance(value, list) else value}"
+                    for key, value in options.items()) or "--dataset demo"
+
+
+def log_issues(issues: Iterable[Issue]) -> None:
+    """Log the issues, alike ones once."""
+    from fercache.data import base
+
+    for issue in base.group_issues(issues):
+        log.log(logging.INFO if issue.kind == "one-clip" else logging.WARNING, "%s", issue)
+
+

@@ -6,6 +6,7 @@ import datetime
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -68,12 +69,20 @@ class LoggedRun(msgspec.Struct, frozen=True, kw_only=True):
     fits: int = 0
 
 
+class UsedDataset(msgspec.Struct, frozen=True, kw_only=True):
+    """A data set that a command read: its name in the cache, and the options that name it, with full paths."""
+
+    name: str
+    options: dict[str, Any]
+
+
 class RunLog(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of the file: runs and rates, the oldest first."""
+    """The content of the file: runs, rates and data sets, the oldest first."""
 
     version: int = VERSION
     runs: tuple[LoggedRun, ...] = ()
     rates: tuple[ExtractionRate, ...] = ()
+    datasets: tuple[UsedDataset, ...] = ()
 
 
 def load_run_log(cache: Path) -> RunLog:
@@ -127,6 +136,19 @@ def record_run(cache: Path, dataset: str, stage: str, artifact: str, seconds: fl
         return msgspec.structs.replace(log, runs=(*others, *[*same, run][-MAX_RUNS:]))
 
     _update(cache, add)
+
+
+def record_dataset(cache: Path, name: str, options: dict[str, Any]) -> None:
+    """Log that a data set was used; it becomes the last one. Nothing is written if it is that already."""
+    used = UsedDataset(name=name, options=options)
+    if load_run_log(cache).datasets[-1:] != (used,):
+        forget_dataset(cache, name, used)
+
+
+def forget_dataset(cache: Path, name: str, *instead: UsedDataset) -> None:
+    """Remove a data set from the log of those used, and append others."""
+    _update(cache, lambda log: msgspec.structs.replace(
+        log, datasets=(*(used for used in log.datasets if used.name != name), *instead)))
 
 
 def recorded_runs(cache: Path, dataset: str) -> list[LoggedRun]:

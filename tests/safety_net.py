@@ -241,6 +241,15 @@ def streams(sides: list[Side], folder: Path) -> Iterator[bool]:
     yield compare_tables("predict", sides, predicted)
 
 
+def unpack(ref: str, folder: Path) -> Path:
+    """Write the package as it was at a commit into a new folder, and return the folder."""
+    folder.mkdir(parents=True)
+    archive = subprocess.run(["git", "-C", str(ROOT), "archive", ref, "fercache"], check=True,
+                             capture_output=True).stdout
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
+    return folder
+
+
 def write_template(path: Path) -> None:
     """Write an organisers' file of ABAW5's form for the three test trials."""
     rows = [f"s4-{trial:02d}/{frame:05d}.jpg,\n" for trial in (9, 10, 11) for frame in range(1, 37)]
@@ -257,11 +266,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="an empty folder to work in, kept afterwards")
     options = parser.parse_args()
     work = (options.keep or Path(tempfile.mkdtemp(prefix="fercache-net-"))).resolve()
-    old_code = work / "code-0.1"
-    old_code.mkdir(parents=True)
-    archive = subprocess.run(["git", "-C", str(ROOT), "archive", options.ref, "fercache"], check=True,
-                             capture_output=True).stdout
-    subprocess.run(["tar", "-x", "-C", str(old_code)], input=archive, check=True)
+    old_code = unpack(options.ref, work / "code-0.1")
     sides = [Side(old_code, work / "old", {}), Side(options.tree.resolve(), work / "new", RENAMED)]
     same = list(streams(sides, work)) + ([] if options.quick else list(demo(sides)))
     if all(same) and not options.keep:

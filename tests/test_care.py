@@ -244,6 +244,22 @@ def test_forget_removes_what_the_heads_predicted_for_other_data_sets(cache: Path
     assert files(cache / "logits") == {"other/b1.h5"}
 
 
+def test_gc_lists_links_to_photos_and_leaves_the_photos(cache: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "face.png"
+    photo.write_bytes(b"x" * 1000)
+    live, old = (cache / "photos" / "demo" / name for name in ("0123456789ab", "ba9876543210"))
+    for folder in (live, old):
+        (folder / "clip").mkdir(parents=True)
+        (folder / "clip" / "0.png").symlink_to(photo)
+    with EmbeddingStore.open(cache / "features" / "demo" / "casia-1.zarr", mode="a").writer("live", source={},
+                                                                                         provenance={}):
+        assert old not in {w.path for w in gc.find_unreferenced(cache, [live], {})}, "an extraction may read them"
+    listed = [w for w in gc.find_unreferenced(cache, [live], {}) if "photos" in w.path.parts]
+    assert [w.path for w in listed] == [old] and listed[0].size.bytes < 1000, "the links, not what they lead to"
+    gc.remove_unreferenced(listed)
+    assert photo.exists() and live.exists() and not old.exists()
+
+
 @pytest.mark.parametrize("lock", ["b2.lock", "features/x.lock"])
 def test_gc_leaves_the_mapped_features_of_a_training_that_runs(cache: Path, lock: str) -> None:
     """`train-heads` holds the lock of its heads all the time, and that of a mapped file while it writes it."""

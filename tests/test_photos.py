@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_sets
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from PIL import Image
 
 from fercache import data, media
+from fercache.cli import main
 from fercache.config import DatasetConfig, TrainConfig
+from fercache.data import photos as photos_module
 from fercache.data.base import SEVEN, UNKNOWN, Dataset
 from fercache.errors import InputError
 from fercache.extraction import job
@@ -86,6 +90,7 @@ def test_copies_stand_in_one_clip_and_held_out_copies_apart(tmp_path: Path) -> N
     shared = [clips for clips in where.values() if len(clips) > 1]
     assert len(shared) == 1 and {clip.split()[0] for clip in shared[0]} == {"train", "test"}, "only across splits"
     assert {t.name for t in found.trials if t.split == "test"} == {"test-00000", "test-copies-00000"}
+    assert [t.name for t in found.trials if t.copied] == ["test-copies-00000"]
     issue = next(issue for issue in found.problems if issue.kind == "copies")
     assert issue.message.startswith("1 test photos") and not issue.is_error
 
@@ -128,6 +133,34 @@ def test_train_heads_refuses_temporal_heads_for_photos(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="gru"):
         train_heads(photos, store, TrainConfig(heads=("frame", "gru"), taps=tuple(small_sets.TAPS)), tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+@pytest.mark.usefixtures("tiny_cnn")
+@pytest.mark.parametrize("form", ["table", "folders"])
+def test_heads_trained_on_training_are_scored_on_private_test_by_commands(
+        linked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """Extract, train-heads, stack and score read all three parts; the second figure leaves copies out."""
+    monkeypatch.setattr(photos_module, "PHOTOS_PER_CLIP", 12)
+    parts = [("Training", 48, 0), ("PublicTest", 14, 100), ("PrivateTest", 14, 200)]
+    rows = [(i % 7, first + i, usage) for usage, count, first in parts for i in range(count)]
+    rows += [(2, 2, "PrivateTest"), (3, 3, "PrivateTest")]  # copies of training photos
+    root = tmp_path / "fer"
+    if form == "table":
+        table(root, rows)
+    for emotion, number, usage in rows if form == "folders" else ():
+        folder = root / ("train" if usage == "Training" else "test") / KAGGLE[emotion]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(number)).save(folder / f"{usage}_{number}.png")
+    preds = str(tmp_path / "preds.csv")
+    for command in (["extract"], ["train-heads", "--heads", "frame", "--folds", "2", "--ensemble", "1", "--epochs", "1",
+                                  "--validation", "none", "--width", "8"],
+                    ["stack", "--select", "frame", "--bootstrap", "0", "--out", preds],
+                    ["score", "--preds", preds, "--split", "test", "--json"]):
+        done = CliRunner().invoke(main, ["--cache", str(linked / "cache"), "--stages", str(linked), *command,
+                                         "--dataset", "fer2013", "--root", str(root), "--name", form])
+        assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["all"]["frames"] == 16 and report["without_copies"]["frames"] == 14
 
 
 def test_reading_again_keeps_the_clips_and_their_digests(tmp_path: Path) -> None:

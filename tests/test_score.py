@@ -40,6 +40,26 @@ def labelled(classes: int, seed: int = 1) -> dict[str, np.ndarray]:
     return {name: rng.integers(-1, classes, many).astype(np.int16) for name, many in LENGTHS.items()}
 
 
+def test_a_second_figure_leaves_out_copies_of_photos_in_other_splits(tmp_path: Path) -> None:
+    made, labels = draw(LENGTHS, SEVEN), labelled(7)
+    preds = PredictionsFile(write(tmp_path / "preds.csv", made, SEVEN))
+    trials = [replace(trial(name, labels=values), group=name, copied=name > "v09") for name, values in labels.items()]
+    report = score.score_file(dataset(SEVEN, trials), preds, CONFIG)
+    truth = np.concatenate([labels[name] for name in labels if name <= "v09"])
+    predicted = np.concatenate([made[name].argmax(1) for name in labels if name <= "v09"])
+    second = report["without_copies"]
+    assert second["accuracy"] == pytest.approx((truth == predicted)[truth >= 0].mean()) != report["all"]["accuracy"]
+    assert second["intervals"]["macro_f1"][0] < second["macro_f1"]
+    copies = sum(int((labels[name] >= 0).sum()) for name in labels if name > "v09")
+    screen = Console(width=80, file=io.StringIO(), record=True)
+    screen.print(score.score_table_lines(report))
+    assert f"without {copies} copies" in screen.export_text()
+    unmarked = [replace(one, copied=False) for one in trials]
+    assert "without_copies" not in score.score_file(dataset(SEVEN, unmarked), preds, CONFIG)
+    every = [replace(one, copied=True) for one in trials]
+    assert "without_copies" not in score.score_file(dataset(SEVEN, every), preds, CONFIG)
+
+
 def test_the_figures_are_scikit_learns(tmp_path: Path) -> None:
     made, labels = draw(LENGTHS, SEVEN), labelled(7)
     given = PredictionsFile(write(tmp_path / "preds.csv", made, SEVEN))

@@ -299,7 +299,7 @@ def test_info_fits_80_columns(preds: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_doctor_lists_the_extras_that_the_package_declares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     declared = ["av>=14", 'aiohttp>=3.9; extra == "http"', 'not-there-yet>=1; extra == "future"',
                 'moto[s3]>=5 ; python_version >= "3.11" and extra == "two"', 'not-there-yet>=1; extra == "two"',
-                'pytest>=8; extra == "dev"']
+                'pytest>=8; extra == "dev"', 'mkdocs>=1; extra == "docs"']
     monkeypatch.setattr(doctor, "requires", lambda _: declared)
     lines = {line.what: line for line in doctor.inspect_machine(tmp_path) if line.what.startswith("extra")}
     assert list(lines) == ["extra future", "extra http", "extra two"], "not what developers need"

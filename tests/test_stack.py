@@ -18,9 +18,9 @@ from rich.console import Console
 
 from fercache.config import StackConfig
 from fercache.errors import InputError, StoreError
-from fercache.oof import OofLogits, Provenance, assign_folds
+from fercache.oof import OUT_OF_FOLD, OofLogits, Provenance, assign_folds
 from fercache.results.smoothing import nearest_row
-from fercache.stacking import candidates, features, models, stack
+from fercache.stacking import candidates, features, inputs, models, run_metrics, stack
 from fercache.stacking.features import ClipView
 
 CONFIG = StackConfig(threads=1, bootstrap=200)
@@ -169,6 +169,28 @@ def test_a_torn_run_is_done_again(tmp_path: Path) -> None:
     again = stack.run_stack(book, CONFIG, tmp_path)
     assert not again.cached
     np.testing.assert_array_equal(first.ppm, again.ppm)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"splits": 3}', '{"splits": {"train": {"all_frames": {"a": 1}}}}'])
+def test_damaged_metrics_name_the_file_and_the_next_step(tmp_path: Path, text: str) -> None:
+    first = stack.run_stack(simulate(groups=6, frames=60), CONFIG, tmp_path)
+    path = first.folder / "metrics.json"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        run_metrics.read_metrics(path)
+    assert caught.value.where == path and caught.value.hint
+    assert not stack.run_stack(simulate(groups=6, frames=60), CONFIG, tmp_path).cached
+
+
+def test_each_metric_and_each_merged_source_is_a_key_of_its_own_on_disk(tmp_path: Path) -> None:
+    own = simulate(groups=8, frames=60)
+    source = simulate(groups=8, frames=60, heads=("other",), declared={"other": OUT_OF_FOLD},
+                      provenance=Provenance(source="other", level="frame"))
+    result = stack.run_stack(inputs.merge_logits(own, [source]), CONFIG, tmp_path)
+    written = json.loads((result.folder / "metrics.json").read_text())
+    assert written["splits"]["train"]["all_frames"]["mean"]["macro_f1"] >= 0 and "predict" not in written
+    assert written["logits"]["provenance"]["logits other"] == {"source": "other", "level": "frame"}
+    assert run_metrics.read_metrics(result.folder / "metrics.json") == result.report
 
 
 @pytest.mark.parametrize(("groups", "chosen"), [(2, False), (3, False), (5, True), (8, True)])

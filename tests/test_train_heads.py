@@ -11,19 +11,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import small_sets
+import torch
 
 from fercache import metrics
 from fercache.config import TrainConfig
 from fercache.data.base import Dataset, Trial
+from fercache.data.photos import STREAMS_RECORD
+from fercache.diagnostics import audit
 from fercache.errors import InputError, StoreError
 from fercache.oof import OofLogits
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import checkpoints, train
-from fercache.training.cross_validation import CrossValidatedTraining
+from fercache.training.cross_validation import CrossValidatedTraining, load_starter
 from fercache.training.data import load_features
 from fercache.training.inference import load_trained, mean_log_probs, predict_new
 from fercache.workspace import Workspace
@@ -233,6 +237,17 @@ def test_a_handful_of_groups_still_trains(tmp_path: Path, groups: int) -> None:
     assert oof.epochs_fixed and all(np.isfinite(v).all() and v.any(1).all() for v in oof.logits.values())
 
 
+def test_without_validation_every_training_group_of_a_fold_is_trained_on(pair: Any, tmp_path: Path) -> None:
+    oof = run(pair, tmp_path, heads=("frame",), validation="none", ensemble=2, epochs=2, patience=1)
+    folds = dict(zip(oof.group, oof.fold.tolist(), strict=True))
+    records = [checkpoints.load_record(path) for path in checkpoints.record_files(heads_folder(tmp_path))]
+    assert len(records) == 2 * CONFIG.folds
+    for record in records:
+        assert set(record.train_groups) == {group for group, fold in folds.items() if fold not in (-1, record.fold)}
+        assert not record.val_groups and record.epoch == 2
+    assert "validation" not in TrainConfig().settings(), "the names of older runs do not change"
+
+
 SHORT = replace(CONFIG, heads=("gru",), folds=2, epochs=5, patience=0)
 
 
@@ -271,13 +286,12 @@ def test_a_refit_trains_on_validation_too_under_another_name(pair: Any, oof: Oof
     refit = OofLogits.load(report.logits_file)
     split = np.array(refit.split)
     assert (refit.fold[split != "test"] >= 0).all() and (refit.fold[split == "test"] == -1).all()
-    for record in refit.provenance["heads"]:
-        held_out = {g for g, f in zip(refit.group, refit.fold.tolist(), strict=True) if f == record["fold"]}
-        used = {*record["train_groups"], *record["val_groups"]}
+    for record in refit.provenance.records:
+        held_out = {g for g, f in zip(refit.group, refit.fold.tolist(), strict=True) if f == record.fold}
+        used = {*record.train_groups, *record.val_groups}
         assert held_out and not held_out & used and used == set(refit.group) - held_out - {last.group}
     assert all(logits[refit.rows(len(refit.trials) - 1)].any() for logits in refit.logits.values())
-    settings = refit.provenance["settings"]
-    assert settings["refit"] == "all" and "refit" not in oof.provenance["settings"]
+    assert refit.provenance.setting("refit") == "all" and oof.provenance.setting("refit") is None
     assert "refit" not in CONFIG.settings() and replace(CONFIG, refit="none").fingerprint() == CONFIG.fingerprint()
     assert load_trained(report.heads).record.requested.folds == 3 and report.heads.name == refit.fingerprint[:12]
     assert Workspace(tmp_path).current_logits_file(dataset.name) == report.logits_file, "the default of later stages"
@@ -314,3 +328,128 @@ def test_one_class_is_refused_before_any_training(pair: Any, tmp_path: Path, cap
     train.check_classes(dataset, [replace(trials[0], labels=None, clip_label=2),
                                   *(replace(t, labels=None, clip_label=1) for t in trials[1:])])
     assert dataset.classes[2] in caplog.text
+
+
+# Training that begins with starter weights. The starter here is a training on other clips of the small set.
+
+@pytest.fixture(scope="module")
+def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found, store = with_weights(small_sets.dataset(tmp_path_factory.mktemp("photos"), groups=12, seed=7))
+    config = replace(CONFIG, heads=("frame",), init="scratch", width=24)
+    return train.train_heads(found, store, config, tmp_path_factory.mktemp("cache")).heads
+
+
+def with_weights(pair: tuple[Dataset, EmbeddingStore]) -> tuple[Dataset, EmbeddingStore]:
+    pair[1].settings |= dict.fromkeys(train.STARTER_FEATURES, "none")
+    return pair
+
+
+AS_IT_IS = {"heads": ("frame",), "epochs": 0, "width": 0, "lr": 0.0, "ensemble": 1}
+
+
+def macro_f1(oof: OofLogits, head: str = "frame") -> float:
+    rows = (oof.label >= 0) & (oof.per_row(oof.fold) >= 0)
+    predicted = oof.logits[head][rows].argmax(1)
+    return float(metrics.macro_f1(metrics.confusion(oof.label[rows], predicted, len(oof.classes))))
+
+
+def records_of(cache: Path) -> list[checkpoints.HeadRecord]:
+    return [checkpoints.load_record(path) for path in checkpoints.record_files(heads_folder(cache))]
+
+
+def test_a_head_begins_with_the_starter_and_is_better_on_few_groups(starter: Path, tmp_path: Path) -> None:
+    few = with_weights(small_sets.dataset(tmp_path / "set", groups=6, frames=60))
+    begun = run(few, tmp_path / "a", init="starter", init_from=str(starter), epochs=0, lr=0.0)
+    scratch = run(few, tmp_path / "b", init="scratch", epochs=1)
+    assert macro_f1(begun) > macro_f1(scratch) + 0.1
+    for record in records_of(tmp_path / "a"):
+        init = record.init
+        assert (record.head == "frame") == isinstance(init, checkpoints.StarterInit)
+        if isinstance(init, checkpoints.StarterInit):
+            assert init.classes == small_sets.CLASSES and str(starter) in init.data
+            assert record.settings.width == 24, "the starter's, not the recipe's"
+    assert all(record.init is msgspec.UNSET for record in records_of(tmp_path / "b"))
+    again = run(few, tmp_path / "c", init="starter", init_from=str(starter), epochs=0, lr=0.0, threads=1)
+    for head in begun.heads:
+        assert np.array_equal(begun.logits[head], again.logits[head])
+
+
+def test_with_very_few_groups_the_starter_predicts_as_it_is(starter: Path, tmp_path: Path) -> None:
+    found, store = with_weights(small_sets.dataset(tmp_path / "set", groups=3, frames=60))
+    config: dict[str, Any] = AS_IT_IS | {"init_from": str(starter)}
+    oof = run((found, store), tmp_path, **config)
+    features = load_features(store, found.trials, CONFIG.taps)
+    files = checkpoints.record_files(starter)
+    for k in range(3):
+        expected = mean_log_probs([checkpoints.load_checkpoint(files[k])], features, range(len(found.trials)), "cpu")
+        rows = oof.per_row(oof.fold) == k
+        assert np.allclose(oof.logits["frame"][rows], expected[rows], atol=1e-5)
+    assert all(record.epoch == 0 for record in records_of(tmp_path))
+
+
+def test_classes_and_taps_fit_by_name(starter: Path, tmp_path: Path) -> None:
+    found, store = with_weights(small_sets.dataset(tmp_path / "set", groups=3, frames=60))
+    mixed = replace(found, classes=("sad", "Other", "Calm", "Glad"))
+    config = replace(CONFIG, **AS_IT_IS, init_from=str(starter), taps=CONFIG.taps[::-1])
+    init = train.starter_init(mixed, found.trials, store, config)
+    assert init and init.classes == ("sad", "Calm", "Glad")
+    [plain, *_], _ = load_starter(config, found.classes)
+    [other, *_], _ = load_starter(config, mixed.classes)
+    changed = [name for name in plain if plain[name].shape != other[name].shape]
+    assert len(changed) == 2, "weight and bias of the last layer"
+    for name, values in plain.items():
+        rows = other[name][[2, 3, 0]] if name in changed else other[name]
+        assert torch.equal(rows, values)
+    # "Other" must be trained, and taps are read in the starter's order.
+    oof = run((mixed, store), tmp_path / "cache", **AS_IT_IS | {"init_from": str(starter), "taps": CONFIG.taps[::-1]})
+    record = records_of(tmp_path / "cache")[0]
+    assert record.epoch > 0 and tuple(tap.tap for tap in record.taps) == CONFIG.taps
+    assert oof.logits["frame"].shape[1] == 4
+
+
+def test_heads_of_the_same_clips_are_no_starter(pair: Any, oof: OofLogits, cache: Path) -> None:
+    config = replace(CONFIG, init="starter", init_from=str(heads_folder(cache)))
+    with pytest.raises(InputError, match="same store"):
+        train.starter_init(pair[0], pair[0].trials, pair[1], config)
+
+
+@pytest.mark.parametrize(("changed", "message"), [
+    ({"taps": ("block8",)}, "repeat_1-3x3"), ({"normalize": "clip"}, "normalize"),
+    ({"heads": ("paper-frame",)}, "frame")])
+def test_a_starter_that_does_not_fit_is_refused_by_name_and_left_out_by_auto(
+        starter: Path, tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    found, store = with_weights(small_sets.dataset(tmp_path / "set", groups=3, frames=60))
+    config = replace(CONFIG, init_from=str(starter), width=0, **changed)
+    with pytest.raises(InputError, match=message):
+        train.starter_init(found, found.trials, store, replace(config, init="starter"))
+    assert train.starter_init(found, found.trials, store, config) is None
+
+
+def test_auto_begins_with_the_starter_on_few_groups_only(starter: Path, tmp_path: Path) -> None:
+    found, store = with_weights(small_sets.dataset(tmp_path / "set", groups=4, frames=60))
+    config = replace(CONFIG, init_from=str(starter), width=0)
+    init = train.starter_init(found, found.trials, store, config)
+    assert init and train.settings_of(found, found.trials, store, config)["init"][0] == init.digest
+    many = [replace(t, group=f"{t.name} {i}") for t in found.trials for i in range(train.STARTER_MAX_GROUPS)]
+    assert train.starter_init(found, many, store, config) is None
+    scratch = replace(config, init="scratch", init_from="nowhere")
+    assert train.settings_of(found, found.trials, store, scratch).keys() & {"init", "init_from"} == set()
+    with pytest.raises(InputError, match="init-from"):
+        train.starter_init(found, found.trials, store, replace(config, init_from=str(tmp_path)))
+
+
+def test_fer2013_and_streams_of_its_photos_begin_with_random_weights(starter: Path, tmp_path: Path) -> None:
+    found, store = with_weights(small_sets.dataset(tmp_path / "set", groups=4, frames=60))
+    config = replace(CONFIG, init_from=str(starter), width=0)
+    fer2013 = replace(found, layout="fer2013")
+    assert train.starter_init(fer2013, found.trials, store, config) is None
+    with pytest.raises(InputError, match="FER2013"):
+        train.starter_init(fer2013, found.trials, store, replace(config, init="starter"))
+    (tmp_path / "set" / STREAMS_RECORD).write_text("{}")
+    assert train.starter_init(found, found.trials, store, config) is None
+    # A starter of one's own may have been trained on other photos: then it is named, not refused.
+    named = train.starter_init(found, found.trials, store, replace(config, init="starter"))
+    assert named and STREAMS_RECORD in named.shared
+    oof = run((found, store), tmp_path / "cache", **AS_IT_IS | {"init": "starter", "init_from": str(starter)})
+    issue = audit.check_starter(oof, None)
+    assert issue.severity == "warning" and STREAMS_RECORD in issue.message and "--init scratch" in issue.message

@@ -13,8 +13,9 @@ from pathlib import Path
 import click
 
 from fercache import __version__, recipe
-from fercache.cli.context import FILE, LOCATION, Context
+from fercache.cli.context import FILE, LOCATION
 from fercache.errors import FercacheError
+from fercache.recipe import Context
 from fercache.runtime.uri import Location
 
 COMMANDS = {

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import signal
 import sys
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import click
 
 from fercache import recipe
 from fercache.config import Config, DatasetConfig, ExtractConfig, TrainConfig
 from fercache.errors import BrokenOff, FercacheError, InputError
-from fercache.runtime.uri import Location, Url, as_location
-from fercache.workspace import Workspace
+from fercache.recipe import Context
+from fercache.runtime.uri import Location, as_location
 
-if TYPE_CHECKING:
-    from fercache.data.base import Dataset
-    from fercache.oof import OofLogits
-
-log = logging.getLogger("fercache")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -158,93 +151,6 @@ def _help(entry: dataclasses.Field[Any], instead: str) -> str:
 
 # Shells use this exit code for Ctrl-C.
 STOPPED = 130
-
-
-@dataclass
-class Context:
-    """Paths of the cache and the recipes.
-
-    Attributes
-    ----------
-    cache : the folder of everything that is generated.
-    remote : URL of the features if ``--cache`` is a URL.
-    """
-
-    cache: Path = Path("cache")
-    stages: Path = Path("stages")
-    remote: Url | None = None
-
-    @property
-    def workspace(self) -> Workspace:
-        """The paths below the cache folder."""
-        return Workspace(self.cache)
-
-    @property
-    def features(self) -> Location:
-        """Where features are: the cache folder, or the URL."""
-        return self.remote or self.cache
-
-    def moved(self, cache: Location | None, local: Path | None, stages: Path | None) -> Context:
-        """Return the context with a command's own flags applied."""
-        remote = cache if isinstance(cache, Url) else self.remote if cache is None else None
-        folder = local or (cache if isinstance(cache, Path) else None) or self.cache
-        return Context(folder, stages or self.stages, remote)
-
-    def config(self, kind: type[recipe.C], command: str, typed: dict[str, Any]) -> recipe.C:
-        """Return the configuration of a command from flags, recipe and defaults, and log which recipe it is."""
-        config = recipe.make_config(kind, command, self.stages, typed)
-        log.info("%s: %s, fingerprint %s", command, recipe.recipe_path(self.stages, command), config.fingerprint()[:12])
-        return config
-
-    def is_logits(self, typed: dict[str, Any]) -> bool:
-        """Return whether the data set consists of imported logits alone."""
-        return recipe.make_config(DatasetConfig, "dataset", self.stages, typed).dataset == "logits"
-
-    def dataset_name(self, typed: dict[str, Any]) -> str:
-        """Return the name in the cache of the data set that flags or `dataset.toml` name; imported logits are one."""
-        from fercache import data
-
-        config = recipe.make_config(DatasetConfig, "dataset", self.stages, typed)
-        return data.logits_name(config) if config.dataset == "logits" else self.dataset(typed).name
-
-    def load_logits(self, typed: dict[str, Any], path: Path | None, names: tuple[str, ...]) -> OofLogits:
-        """Return out-of-fold logits from `path` or of the last training, with imported logits beside the heads.
-
-        Raises
-        ------
-        InputError
-            There are neither heads nor imported logits, or they do not belong to the same data set.
-        """
-        from fercache import logits_import
-        from fercache.stacking import inputs
-
-        dataset = self.dataset_name(typed)
-        trained = path or self.workspace.current_logits_file_or_none(dataset)
-        # Without heads, no names mean all imported logits: there is nothing else to stack.
-        if not names and self.is_logits(typed):
-            names = tuple(logits_import.imported_names(self.cache, dataset))
-            if not trained and not names:
-                raise InputError("no logits were imported yet", where=self.workspace.imported_logits(dataset),
-                                 hint="run `fercache logits import` first")
-        if not trained and not names:
-            self.workspace.current_logits_file(dataset)  # raises, naming the command that is missing
-        return inputs.load_logits(self.cache, dataset, trained, names)
-
-    def dataset(self, typed: dict[str, Any], report_issues: bool = True) -> Dataset:
-        """Return the data set that flags or `dataset.toml` name; problems with its clips are logged once."""
-        from fercache import data
-        from fercache.data import base, demo
-
-        config = recipe.make_config(DatasetConfig, "dataset", self.stages, typed)
-        if config.dataset == "demo" and not (config.root or config.clips):
-            demo.fetch_demo_clips(self.workspace.clips)
-        found = data.load_dataset(config, self.cache)
-        log.info("data set %s: %d clips", found.name, len(found.trials))
-        if found.notice:
-            log.info("note: %s", found.notice)
-        for issue in base.group_issues(found.problems) if report_issues else ():
-            log.warning("%s", issue)
-        return found
 
 
 def location_options(function: F) -> F:

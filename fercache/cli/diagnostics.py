@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fercache import recipe
 from fercache.cli.context import (
     FILE,
     JSON,
@@ -19,13 +20,13 @@ from fercache.cli.context import (
     PREDS,
     STORE,
     CommaList,
-    Context,
     HeadedCommand,
     config_options,
     location_options,
 )
 from fercache.config import AblationConfig, AuditConfig, DatasetConfig, ExtractConfig, ScoreConfig, TrainConfig
 from fercache.errors import InputError
+from fercache.recipe import Context
 from fercache.runtime.progress import format_bytes
 from fercache.runtime.uri import Location
 
@@ -58,6 +59,7 @@ def audit_command(context: Context, logits_file: Path | None, logits: tuple[str,
     from fercache import logits_import
     from fercache.diagnostics import audit
     from fercache.extraction import job
+    from fercache.stacking import inputs
     from fercache.store.embedding_store import EmbeddingStore
 
     config = context.config(AuditConfig, "audit", typed)
@@ -67,8 +69,9 @@ def audit_command(context: Context, logits_file: Path | None, logits: tuple[str,
     path = None if alone else store or job.current_store(context.features, name)
     with tempfile.TemporaryDirectory() as scratch:
         subject = audit.AuditSubject(
-            oof=context.load_logits(typed, logits_file, names), store=EmbeddingStore.open(path) if path else None,
-            dataset=None if alone else context.dataset(typed), scratch=Path(scratch), weights=context.workspace.weights,
+            oof=inputs.choose_logits(context, typed, logits_file, names),
+            store=EmbeddingStore.open(path) if path else None, dataset=None if alone else context.dataset(typed),
+            scratch=Path(scratch), weights=context.workspace.weights,
             training=context.config(TrainConfig, "train-heads", {}) if config.full else TrainConfig())
         results = []
         for result in audit.run_audit(subject, config):
@@ -100,10 +103,10 @@ def check_command(context: Context, fresh: bool, rate: float, as_json: bool, **t
     """
     from fercache.diagnostics import check
 
-    config = context.config(ExtractConfig, "extract", typed)
+    config = recipe.make_config(ExtractConfig, "extract", context.stages, typed)
     # The report lists the issues itself, so the log does not.
-    report = check.check_dataset(context.dataset(typed, report_issues=False), config, context.cache, fresh=fresh,
-                                 rate=rate)
+    dataset = context.dataset(typed, report_issues=False, record=True)
+    report = check.check_dataset(dataset, config, context.cache, fresh=fresh, rate=rate)
     click.echo(json.dumps(report.json(), indent=1) if as_json else "\n".join(check.report_lines(report)))
     # One class is an error of the input: no head can be trained, as `train-heads` says too.
     return 2 if any(issue.kind == "one-class" for issue in report.issues) else 1 if report.lost else 0

@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import logging
-import os
-import time
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fercache import recipe
+import fercache
 from fercache.cli.context import (
     FILE,
     LOGITS_FILE,
     PREDS,
     STORE,
-    Context,
     HeadedCommand,
     config_options,
     location_options,
 )
 from fercache.config import DatasetConfig, ExtractConfig, StackConfig, SubmitConfig, TrainConfig
-from fercache.errors import InputError
+from fercache.recipe import Context, log_issues
 from fercache.runtime.uri import Location
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from fercache.data.base import Dataset
     from fercache.extraction.job import ExtractReport
-    from fercache.inference.ensemble import SelectedModels
-    from fercache.inference.predict import PredictReport
 
 log = logging.getLogger("fercache")
 
 ENGINES = ("here", "dask")
-LAUNCH_FLAGS = ("engine", "scheduler", "workers", "shard", "time_limit")
 
 
 @click.command("extract", cls=HeadedCommand)
@@ -56,18 +46,7 @@ LAUNCH_FLAGS = ("engine", "scheduler", "workers", "shard", "time_limit")
 @location_options
 def extract_command(context: Context, **typed: Any) -> int:
     """Stage one: run the face CNN once over every frame of every clip and store its features."""
-    began_s = time.time()  # before the imports, which take seconds: a time limit counts from the start
-    from fercache import run_log
-    from fercache.extraction import distributed
-
-    plan = distributed.LaunchPlan.from_flags(os.environ, began_s, **{name: typed.pop(name) for name in LAUNCH_FLAGS})
-    config = context.config(ExtractConfig, "extract", typed)
-    dataset = context.dataset(typed, report_issues=plan.is_coordinator)  # once, not by every shard
-    report = plan.run(dataset, config, context.cache, context.remote)
-    # A run that found everything in the cache took no time: it would spoil the measured rate.
-    if report.count("computed"):
-        run_log.record_run(context.cache, dataset.name, "extract", report.store.name, report.seconds,
-                           frames=report.frames("computed"))
+    report = fercache.extract(**context.places, **typed)
     _log_summary(report)
     click.echo(report.store)
     return 1 if report.failures() else 0
@@ -91,26 +70,11 @@ def _log_summary(report: ExtractReport) -> None:
 @location_options
 def train_heads_command(context: Context, store: Location | None, **typed: Any) -> int:
     """Stage two: train every head on every fold, and store the heads and their out-of-fold logits."""
-    from fercache import run_log
-    from fercache.extraction import job
-    from fercache.store.embedding_store import EmbeddingStore
-    from fercache.training import train
-
-    config = context.config(TrainConfig, "train-heads", typed)
-    dataset = context.dataset(typed)
-    path = store or job.current_store(context.features, dataset.name)
-    log.info("store %s", path)
-    # Heads go to the local cache, even if the features are at a URL.
-    report = train.train_heads(dataset, EmbeddingStore.open(path), config, context.cache)
-    if not report.cached:
-        run_log.record_run(context.cache, dataset.name, "train-heads", report.logits_file.name, report.seconds,
-                           fits=report.trained)
-    for clip in report.missing:
-        log.warning("%s: not in the store, skipped (run `fercache extract`)", clip)
+    report = fercache.train_heads(store=store, **context.places, **typed)
     log.info("%s (%.0f s)", "nothing to do: trained before" if report.cached else f"{report.trained} heads trained",
              report.seconds)
     click.echo(report.logits_file)
-    return 1 if report.missing or any(problem.is_error for problem in dataset.problems) else 0
+    return 1 if report.missing or any(problem.is_error for problem in report.problems) else 0
 
 
 @click.command("stack", cls=HeadedCommand)
@@ -124,23 +88,9 @@ def stack_command(context: Context, logits_file: Path | None, out: Path, **typed
     """Stage two: combine the heads' out-of-fold logits into final predictions, and print all scores."""
     from rich.console import Console
 
-    from fercache import run_log
-    from fercache.stacking import stack
-
-    config = context.config(StackConfig, "stack", typed)
-    result = stack.run_stack(context.load_logits(typed, logits_file, config.logits), config, context.cache)
-    stack.write_stack(result, out)
-    if not result.cached:
-        run_log.record_run(context.cache, result.oof.dataset, "stack", result.folder.name, result.seconds,
-                           frames=len(result.oof.label))
-    Console().print(stack.table(result))
+    Console().print(fercache.stack(logits_file=logits_file, out=out, **context.places, **typed))
     click.echo(out)
     return 0
-
-
-MAX_CLIPS_SHOWN = 40
-"""Clips listed on the screen; the table of predictions holds all of them."""
-MAX_CLASSES_SHOWN = 3
 
 
 @click.command("predict", cls=HeadedCommand)
@@ -154,100 +104,29 @@ MAX_CLASSES_SHOWN = 3
 @click.option("--store", type=FILE, help="Use the features of this store and extract nothing.")
 @click.option("--force", is_flag=True, help="Predict even if the features differ from those that the heads were "
                                             "trained on.")
+@click.option("--causal/--no-causal", default=None, help="Use no frame later than the predicted one. With heads of "
+              "your own this takes a stack run made with --causal.  [default: as the recipe of stack]")
 @click.option("--timelines/--no-timelines", default=True, show_default=True, help="Draw one picture per clip.")
 @click.option("--overlay/--no-overlay", default=False, show_default=True,
               help="Also write each clip with predictions drawn in; its sound is kept.")
 @config_options(DatasetConfig)
 @config_options(ExtractConfig, default="as for the heads")
 @location_options
-def predict_command(context: Context, paths: tuple[Path, ...], out: Path, heads: Path | None, stack: Path | None,
-                    store: Path | None, force: bool, timelines: bool, overlay: bool, **typed: Any) -> int:
+def predict_command(context: Context, paths: tuple[Path, ...], out: Path, **typed: Any) -> int:
     """Predict new clips: CLIPs (videos, folders of crops, folders of clips) or a data set named by flags.
 
     Features are extracted with the settings that the heads were trained on. If the data set has labels, the heads and
     the stack are scored as `fercache stack` scores them.
     """
-    from fercache.inference import predict
-    from fercache.inference.ensemble import select_models
-
-    if bool(paths) == (named := any(typed[name] for name in ("dataset", "root", "clips"))):
-        raise InputError("clips are named both as arguments and as a data set" if named else "no clip is named",
-                         where="predict", hint="give CLIP... (videos, folders) or a data set: --dataset NAME --root "
-                                               "DIR, or --clips TABLE")
-    models = select_models(context.cache, heads, stack, _recipe_dataset(context))
-    job = predict.PredictJob(
-        dataset=_dataset(context, paths, typed, models), models=models, out=out, store=store, force=force,
-        # All other settings of extraction are those that the heads were trained on.
-        defaults=recipe.make_config(ExtractConfig, "extract", context.stages,
-                                    _only(typed, "device", "threads", "weights")),
-        overrides=_only(typed, *(entry.name for entry in fields(ExtractConfig))), timelines=timelines, overlay=overlay,
-        stack=recipe.make_config(StackConfig, "stack", context.stages, {}))
-    report = predict.predict_dataset(job, context.cache)
-    _print_summary(report)
-    for failed in report.failed:
-        log.error("%s: %s", failed.clip, failed.message)
-    click.echo(out / predict.PREDS)
-    return 1 if report.failed else 0
-
-
-def _only(typed: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: typed[name] for name in names if typed.get(name) is not None}
-
-
-def _recipe_dataset(context: Context) -> str:
-    """Return the recipe's data set by its name in the cache, "" for the demo or if the data set cannot be read."""
-    from fercache import data
-
-    config = recipe.make_config(DatasetConfig, "dataset", context.stages, {})
-    if config.dataset == "demo" and not (config.root or config.clips):
-        return ""
-    try:
-        return data.load_dataset(config, context.cache).name
-    except InputError:  # predicting new clips does not need the old ones
-        return ""
-
-
-def _dataset(context: Context, paths: tuple[Path, ...], typed: dict[str, Any], models: SelectedModels) -> Dataset:
-    """Return the clips to predict; labels that are numbers are indices of the heads' classes."""
-    from fercache.inference.predict import clips_dataset
-
-    if not paths:
-        return context.dataset({**typed, "classes": typed["classes"] or models.logits_file.classes})
-    dataset = clips_dataset(paths)
-    for problem in dataset.problems:
-        log.warning("%s", problem)
-    return dataset
-
-
-def _print_summary(report: PredictReport) -> None:
-    """Print the predictions per clip, or the scores if there are labels."""
     from rich.console import Console
 
-    from fercache.stacking import stack
+    from fercache.data.base import Issue
 
-    if not report.result.report.splits:  # no labels, so there are no scores to show
-        Console().print(_clips(report))
-    Console().print(stack.table(report.result))
-
-
-def _clips(report: PredictReport) -> Table:
-    """Return a table with a line per clip: its frames, and the most frequent predicted classes."""
-    import numpy as np
-    from rich import box
-    from rich.table import Table
-
-    clips, predicted = report.result.oof, report.result.ppm.argmax(1)
-    table = Table("clip", "frames", "with a face", "predicted", box=box.SIMPLE_HEAD, pad_edge=False)
-    for trial in range(min(len(clips.trials), MAX_CLIPS_SHOWN)):
-        rows = clips.rows(trial)
-        fraction = np.bincount(predicted[rows], minlength=len(clips.classes)) / max(len(predicted[rows]), 1)
-        # Under half a percent a class would be printed as 0 %.
-        top = [i for i in np.argsort(-fraction)[:MAX_CLASSES_SHOWN] if fraction[i] >= 0.005]
-        table.add_row(clips.trials[trial], f"{len(predicted[rows])}", f"{int(clips.valid[rows].sum())}",
-                      ", ".join(f"{clips.classes[i]} {fraction[i]:.0%}" for i in top))
-    if len(clips.trials) > MAX_CLIPS_SHOWN:
-        table.caption = f"and {len(clips.trials) - MAX_CLIPS_SHOWN} more"
-    return table
+    result = fercache.predict(*paths, out=out, **context.places, **typed)
+    Console().print(result)
+    log_issues(Issue(where=failed.clip, message=failed.message) for failed in result.failed)
+    click.echo(out / "preds.csv")
+    return 1 if result.failed else 0
 
 
 @click.command("submit", cls=HeadedCommand)

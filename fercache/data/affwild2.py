@@ -29,6 +29,7 @@ from fercache.data.clip_level import SHOWN
 from fercache.data.labels import read_all
 from fercache.data.scan import Scan, describe, scan, unnamable
 from fercache.errors import InputError
+from fercache.media.pictures import ENDINGS
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +248,7 @@ def _noted(names: Iterable[str], what: str, hint: str) -> list[Issue]:
 
 MTL_TABLE = re.compile(r"(?P<split>train|validation|val)(ing)?_set(_annotations?)?\.(txt|csv)", re.IGNORECASE)
 MTL_HEADER = ("image", "valence", "arousal", "expression")
-MTL_PICTURE = re.compile(r"(?:.*/)?(?P<trial>[^/]+)/(?P<frame>\d{1,8})\.(?:jpg|jpeg|png)", re.IGNORECASE)
+MTL_PICTURE = re.compile(rf"(?:.*/)?(?P<trial>[^/]+)/(?P<frame>\d{{1,8}})\.(?:{'|'.join(ENDINGS)})", re.IGNORECASE)
 MTL_COLUMN = MTL_HEADER.index("expression")
 MOST_FRAMES = 10_000_000
 

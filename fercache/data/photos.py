@@ -24,8 +24,8 @@ from fercache.config import DatasetConfig
 from fercache.data import tables
 from fercache.data.base import SEVEN, UNKNOWN, Dataset, Issue, Split, Trial, cache_name, shorten_list
 from fercache.data.labels import SETS, canonical_class_name, index_by_name, map_class_names
-from fercache.data.scan import PICTURES
 from fercache.errors import InputError
+from fercache.media.pictures import is_picture
 from fercache.runtime import atomic_io
 from fercache.workspace import LOCK_SUFFIX, Workspace, short
 
@@ -48,6 +48,10 @@ FER_PLUS_CLASSES = {"neutral": "Neutral", "happiness": "Happiness", "surprise": 
 
 TABLE_NAMES = ("fer2013.csv", "icml_face_data.csv")
 FER_PLUS_NAME = "fer2013new.csv"
+COPIES = "-copies-"
+"""Part of the name of a clip whose photos are copies of photos in another split."""
+STREAMS_RECORD = "made_of_fer2013.json"
+"""File in the folder of streams that are made of FER2013's photos."""
 SIDE_PX = 48
 """Width and height of FER2013's photos."""
 
@@ -140,6 +144,27 @@ def is_fer2013(root: Path) -> bool:
     return folder_form is not None or any((root / name).is_file() for name in TABLE_NAMES)
 
 
+def fer2013_pictures(dataset: Dataset) -> str:
+    """Return why a data set's pictures are FER2013's, "" if nothing shows that they are.
+
+    Notes
+    -----
+    Recognized are the reader `fer2013`, pictures (or links to pictures) with the names of FER2013's files, and streams
+    of its photos by the file that `tests/bench/make_streams.py` writes beside them.
+    """
+    if dataset.layout == "fer2013":
+        return f"{dataset.name} is FER2013"
+    for trial in dataset.trials[:1]:
+        record = next((folder / STREAMS_RECORD for folder in tuple(trial.path.parents)[:2]
+                       if (folder / STREAMS_RECORD).is_file()), None)
+        if record is not None:
+            return f"{dataset.name} is streams of FER2013's photos ({record})"
+        first = next(iter(sorted(trial.path.iterdir())), None) if trial.path.is_dir() else None
+        if first is not None and first.resolve().name.partition("_")[0] in {"Training", "PublicTest", "PrivateTest"}:
+            return f"{dataset.name} has pictures with the names of FER2013's ({first.resolve().name})"
+    return ""
+
+
 def _root(config: DatasetConfig, layout: str) -> Path:
     if not config.root:
         raise InputError("no folder is named", where=layout, hint="give --root FOLDER")
@@ -154,7 +179,7 @@ def _pictures(root: Path) -> Iterator[Path]:
     for folder, folders, names in os.walk(root):
         folders.sort()
         yield from (Path(folder, name) for name in sorted(names)
-                    if Path(name).suffix.lower() in PICTURES and not name.startswith("."))
+                    if is_picture(name) and not name.startswith("."))
 
 
 def _folder_photos(root: Path, pictures: Iterable[Path], classes: Sequence[str]) -> Iterator[Photo]:
@@ -232,7 +257,8 @@ def _dataset(layout: str, root: Path, classes: Sequence[str], photos: Sequence[P
     clips = list(_clips(copies.values(), one_each))
     _link(folder, clips)
     trials = [Trial(name=clip, path=folder / clip, kind="crops" if one_each else "photos", parent=clip, group=clip,
-                    split=chosen[0].split, labels=np.array([photo.label for photo in chosen], np.int16))
+                    split=chosen[0].split, labels=np.array([photo.label for photo in chosen], np.int16),
+                    copied=COPIES in clip)
               for clip, chosen in clips]
     return Dataset(name=name, layout=layout, classes=tuple(classes), trials=tuple(sorted(trials, key=lambda t: t.name)),
                    metric=metric, whole_frames=one_each, problems=tuple(_issues(copies.values(), root)))
@@ -251,8 +277,8 @@ def _clips(copies: Iterable[Sequence[Photo]], one_each: bool) -> Iterator[tuple[
         splits = {photo.split for photo in same}
         for split in splits:
             mine = [photo for photo in same if photo.split == split]
-            part = f"{split}-copies" if split != "train" and len(splits) > 1 else str(split)
-            parts[part].append(mine)
+            copied = split != "train" and len(splits) > 1
+            parts[f"{split}{COPIES}" if copied else f"{split}-"].append(mine)
     for part in sorted(parts):
         waiting = sorted(parts[part], key=lambda same: same[0].name)
         random.Random(0).shuffle(waiting)
@@ -260,10 +286,10 @@ def _clips(copies: Iterable[Sequence[Photo]], one_each: bool) -> Iterator[tuple[
         for same in waiting:
             clip += same
             if one_each or len(clip) >= PHOTOS_PER_CLIP:
-                yield f"{part}-{number:05d}", clip
+                yield f"{part}{number:05d}", clip
                 number, clip = number + 1, []
         if clip:
-            yield f"{part}-{number:05d}", clip
+            yield f"{part}{number:05d}", clip
 
 
 def _link(folder: Path, clips: Sequence[tuple[str, list[Photo]]]) -> None:
@@ -302,7 +328,7 @@ def _issues(copies: Iterable[Sequence[Photo]], root: Path) -> Iterator[Issue]:
     for split, number in sorted(across.items()):
         yield Issue(kind="copies", where=str(root), severity="note",
                     message=f"{number} {split} photos are copies of photos in another split",
-                    hint=f"they are the clips {split}-copies-*: leave these out for a score without copies")
+                    hint=f"they are the clips {split}{COPIES}*; `fercache score` also scores without them")
     twice = [same[0].name for same in copies if len({photo.label for photo in same} - {UNKNOWN}) > 1]
     if twice:
         yield Issue(kind="two-labels", where=str(root), severity="note",

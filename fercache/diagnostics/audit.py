@@ -18,9 +18,10 @@ from sklearn.linear_model import Ridge
 
 from fercache import metrics
 from fercache.config import AuditConfig, StackConfig, TrainConfig
+from fercache.data import photos
 from fercache.data.base import Dataset, Issue, Severity, Trial
 from fercache.errors import InputError
-from fercache.oof import OofLogits
+from fercache.oof import OofLogits, StarterInit
 from fercache.runtime import atomic_io
 from fercache.stacking import candidates, stack
 from fercache.store.embedding_store import EmbeddingStore
@@ -387,6 +388,20 @@ def check_provenance(oof: OofLogits) -> Issue:
                    leaks or passed)
 
 
+def check_starter(oof: OofLogits, dataset: Dataset | None) -> Issue:
+    """Return which heads begin with starter weights, and whether the starter may have seen this data set's pictures."""
+    check = "starter weights"
+    inits = [record.init for record in oof.provenance.records if isinstance(record.init, StarterInit)]
+    shared = (dataset and photos.fer2013_pictures(dataset)) or next((init.shared for init in inits), "")
+    if not inits:
+        return _result(check, "ok", f"no head begins with starter weights{f'; {shared}' if shared else ''}")
+    seen = ", ".join(sorted({init.data for init in inits}))
+    return _result(check, "warning" if shared else "ok",
+                   f"{len(inits)} heads begin with starter weights, trained on {seen}"
+                   + (f". {shared}: unless the starter saw other photos, train again with --init scratch" if shared
+                      else ""))
+
+
 def check_memorized(oof: OofLogits, seed: int) -> Issue:
     """Return which heads are so much more accurate on training rows than elsewhere that they memorized them."""
     check = "memorized training rows"
@@ -463,6 +478,7 @@ def run_audit(subject: AuditSubject, config: AuditConfig) -> Iterator[Issue]:
     yield check_splits(subject.oof)
     yield check_folds(subject.oof)
     yield check_provenance(subject.oof)
+    yield check_starter(subject.oof, subject.dataset)
     yield check_memorized(subject.oof, config.seed)
     yield check_perfect(subject.oof)
     yield check_stacker(subject.oof, config)

@@ -20,7 +20,7 @@ from fercache.data.base import UNKNOWN, Dataset, Issue, Severity, Trial, group_i
 from fercache.data.frame_table import FrameTable, IndexRanges, ranges_of
 from fercache.errors import ClipError, InputError
 from fercache.media import pictures
-from fercache.media.pictures import MAX_BYTES, NAME, read_picture
+from fercache.media.pictures import ENDINGS, MAX_BYTES, NAME, read_picture
 from fercache.runtime import atomic_io
 from fercache.runtime.progress import progress_bar
 from fercache.workspace import Workspace
@@ -28,7 +28,6 @@ from fercache.workspace import Workspace
 log = logging.getLogger(__name__)
 
 VERSION = 1
-ENDINGS = frozenset(("jpg", "jpeg", "png"))
 # A folder that changed this short before it was read may have changed again within the clock's resolution: the next
 # check reads it again.
 SETTLED_NS = 2_000_000_000
@@ -47,7 +46,7 @@ class ClipFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     empty : number of empty pictures.
     damaged : pictures that were tried and do not decode.
     frames : length in the header of the video, 0 if it has none.
-    problem : why the clip cannot be read, or "".
+    problem : why the clip cannot be read, or ""; `hint` : what to do about it.
     """
 
     mtime_ns: int
@@ -60,6 +59,7 @@ class ClipFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     damaged: tuple[str, ...] = ()
     frames: int = 0
     problem: str = ""
+    hint: str = ""
 
     def numbers(self) -> IndexRanges:
         """Return the first and last number of each run, (R, 2)."""
@@ -136,7 +136,7 @@ class ClipIndex:
             frames = media.open_source(path, "video").length() or 0  # a ClipError if the first frame does not decode
             return replace_fields(blank, bytes=path.stat().st_size, frames=frames)
         except ClipError as error:
-            return replace_fields(blank, problem=error.what)
+            return replace_fields(blank, problem=error.what, hint=error.hint)
         except (OSError, ValueError) as error:
             return replace_fields(blank, problem=f"cannot be read ({getattr(error, 'strerror', None) or error})")
 
@@ -371,11 +371,12 @@ def _picture_issues(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> 
 
 def _video_issues(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> Iterator[Issue]:
     """Yield videos that do not open."""
-    for trial in trials:
-        problem = facts[str(trial.path)].problem
-        if trial.kind == "video" and problem:
-            yield Issue(kind="unreadable", where=trial.name, message=problem, hint=f"see {trial.path}",
-                        details=(trial.name,))
+    broken = [(trial, facts[str(trial.path)]) for trial in trials if trial.kind == "video"]
+    yield from (replace(issue, message=f"{len(issue.details)} clips: {issue.message}" if len(issue.details) > 1
+                        else issue.message)
+                for issue in group_issues(Issue(kind="unreadable", where=trial.name, message=clip.problem,
+                                                hint=clip.hint or f"see {trial.path}")
+                                          for trial, clip in broken if clip.problem))
     beside = sorted({str(trial.video) for trial in trials if trial.video and facts[str(trial.video)].problem})
     yield from _about("unreadable-video", beside, f"{len(beside)} videos of folders of crops do not open",
                       "their frames are not counted")

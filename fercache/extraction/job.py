@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from fercache.extraction.cancellation import Cancelled, CancelToken, never_cance
 from fercache.extraction.clip import ClipJob, MultiPersonCommit, PersonSelection
 from fercache.faces import crops, interpolation, tracklets
 from fercache.media import video
-from fercache.media.source import Source, file_stamp
+from fercache.media.source import Source, check_content, file_stamp
 from fercache.runtime import atomic_io, wheels
 from fercache.runtime.progress import ProgressBar, progress_bar
 from fercache.runtime.uri import Location
@@ -134,6 +135,7 @@ class ExtractionJob:
     cnn: files.Weights
     nets: Nets | None = None  # of the last `run_all`
     cancel: CancelToken = field(default_factory=CancelToken)
+    failed: Counter[str] = field(default_factory=Counter)  # failures by `base.pattern_of` their message
 
     def cached(self, trial: Trial) -> ClipResult | None:
         """Return the clip's result if the store holds it and its source is unchanged."""
@@ -255,8 +257,17 @@ class ExtractionJob:
         except Cancelled:
             return self.pending(trial)
         except ClipError as error:
-            log.error("%s: %s", trial.name, error)
+            self.log_failure(trial.name, error)
             return ClipResult(clip=trial.name, state="failed", message=str(error))
+
+    def log_failure(self, clip: str, error: ClipError) -> None:
+        """Log why a clip failed; of many alike failures only the first ones, the list of failures has all."""
+        pattern = base.pattern_of(error.what)
+        self.failed[pattern] += 1
+        if self.failed[pattern] <= base.MAX_ALIKE:
+            log.error("%s: %s", clip, error)
+        elif self.failed[pattern] == base.MAX_ALIKE + 1:
+            log.error("more clips fail like this; from here on they are only listed in %s", workspace.FAILURES)
 
     def pending(self, trial: Trial) -> ClipResult:
         """Return the result of a clip that is left to the next run, with an estimate of its frames."""
@@ -298,6 +309,16 @@ class ExtractionJob:
             return self.source(trial).length() or 0
         except ClipError:  # recorded when the clip is extracted
             return 0
+
+
+def _content_error(trial: Trial) -> ClipError | None:
+    """Return the error of a file that is empty, a Git LFS pointer or a web page; None for all others."""
+    if trial.kind == "video" and trial.path.is_file():  # others are reported when they are opened
+        try:
+            check_content(trial.path)
+        except ClipError as error:
+            return error
+    return None
 
 
 def _file_bytes(trial: Trial) -> int:
@@ -399,6 +420,13 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     for trial in dataset.trials:
         cached = job.cached(trial)
         done.append(cached) if cached else waiting.append(trial)
+    # Before any work: thousands of files may be pointers or web pages, and one line about all of them is enough.
+    refused = {trial.name: error for trial in waiting if (error := _content_error(trial)) is not None}
+    waiting = [trial for trial in waiting if trial.name not in refused]
+    done += [ClipResult(clip=name, state="failed", message=str(error)) for name, error in refused.items()]
+    for issue in base.group_issues(base.Issue(where=name, message=error.what, hint=error.hint)
+                                   for name, error in refused.items()):
+        log.error("%s%s", f"{len(issue.details)} clips: " if len(issue.details) > 1 else "", issue)
     try:
         if job.cancel.is_cancelled:  # no net is loaded, and no process started, for nothing
             done += map(job.pending, waiting)

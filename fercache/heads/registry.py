@@ -7,7 +7,8 @@ To add a head, write its class in a module of `fercache/heads/` and register it 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 
@@ -43,6 +44,18 @@ class HeadSettings:
     finetune_tap: str = ""  # spatial tap from which the backbone's own pretrained blocks are trained, "" for none
 
 
+# Keys that belong to a training; all others give the net its shape, which starter weights need.
+_TRAINING_KEYS = frozenset((
+    "window_s", "step_s", "batch", "lr", "weight_decay", "epochs", "patience", "optimizer", "loss", "dropout",
+    "label_smoothing", "ema", "noise", "mixup", "time_mask_s", "precision"))
+
+
+def with_shape_of(settings: HeadSettings, other: HeadSettings) -> HeadSettings:
+    """Return the settings with the net of `other`: its width and everything else that shapes its weights."""
+    return replace(settings, **{entry.name: getattr(other, entry.name) for entry in fields(other)
+                                if entry.name not in _TRAINING_KEYS})
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadSpec:
     """One registered head."""
@@ -62,6 +75,9 @@ class HeadSpec:
 
 # Rows of features are hundreds of times as wide as rows of logits: they need a wider net and overfit sooner.
 _ON_FEATURES = {"width": 192, "dropout": 0.5, "lr": 1e-3}
+
+STARTER_FOLDER = Path(__file__).parent / "starter"
+"""The starter heads that are shipped: frame heads, their records, and a card with their data and terms."""
 
 FRAME = "frame"
 """The head whose out-of-fold logits temporal heads read."""

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
 
 from fercache.backbones.registry import KNOWN_WEIGHTS
 from fercache.config import ExtractConfig, fingerprint_of
@@ -44,8 +46,20 @@ class SelectedModels:
     stack: Path | None
 
 
-def select_models(cache: Path, heads: Path | None = None, stack: Path | None = None,
-                  dataset: str = "") -> SelectedModels:
+def find_heads(cache: Path, heads: Path | None = None, dataset: str = "") -> Path | None:
+    """Return the logits file of the heads to predict with, or None for the starter heads; `select_models` has the rule.
+    """
+    if heads is not None:
+        return None if heads == Path(starter.STARTER) else logits_file_of(heads)
+    # Heads that learned from the three people of the demo must not take the place of the starter heads.
+    trained = [name for name in Workspace(cache).trained_datasets() if name != DEMO or dataset == DEMO]
+    if not trained:
+        return None
+    return Workspace(cache).current_logits_file(dataset if dataset in trained else trained[-1])
+
+
+def select_models(cache: Path, heads: Path | None = None, stack: Path | None = None, dataset: str = "", *,
+                  causal: bool = False) -> SelectedModels:
     """Return the heads and the stacker to predict with.
 
     Parameters
@@ -54,51 +68,58 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
     stack : folder of a stack run of these heads.
     dataset : data set whose current heads are used if neither folder is given. If it is empty or has no heads, the
         data set that was trained last in this cache is used; before any training but the demo's, the starter heads.
+    causal : select a stack run that uses no later frame; the starter heads need none.
 
     Raises
     ------
     InputError
-        The models do not exist, or do not belong together.
+        The models do not exist, do not belong together, or use later frames in spite of `causal`.
     StoreError
         The file of logits is damaged.
     """
-    # Heads that learned from the three people of the demo must not take the place of the starter heads.
-    trained = [name for name in Workspace(cache).trained_datasets() if name != DEMO or dataset == DEMO]
-    if stack is None and (heads == Path(starter.STARTER) or (heads is None and not trained)):
+    if stack is not None and heads is None:
+        metrics = _metrics(stack)
+        heads = Workspace(cache).logits_file(metrics.dataset, metrics.logits.fingerprint)
+    path = find_heads(cache, heads, dataset)
+    if path is None:
+        if stack is not None:
+            raise InputError("the starter heads have no stacker", where=stack, hint="leave --stack or --heads out")
         card = starter.load_card()
         log.info("%sthe starter heads predict; %s", "" if heads else "no heads were trained in this cache yet, so ",
                  card.terms)
         return SelectedModels(logits_file=starter.starter_logits(card), heads=starter.FOLDER, stack=None)
-    if stack is not None and heads is None:
-        metrics = _metrics(stack)
-        heads = Workspace(cache).logits_file(metrics.dataset, metrics.logits.fingerprint)
-    if heads is not None:
-        path = logits_file_of(heads)
-    else:
-        path = Workspace(cache).current_logits_file(dataset if dataset in trained else trained[-1])
     if not path.is_file():
         raise InputError("no trained heads", where=path, hint="run `fercache train-heads`, or name others with --heads")
     oof, folder = OofLogits.load(path), heads_of(path)
     if stack is None:
         runs = [(file.stat().st_mtime_ns, file.parent)
                 for file in Workspace.holding(path).stack_runs(oof.dataset).glob(f"*/{METRICS}")
-                if _reads(file, oof.fingerprint)]
+                if _reads(file, oof.fingerprint, causal)]
         if not runs:
-            raise InputError("these heads have no stacker yet", where=Workspace.holding(path).stack_runs(oof.dataset),
-                             hint="run `fercache stack` on the data set they were trained on")
+            raise InputError(f"these heads have no {'causal ' * causal}stacker yet",
+                             where=Workspace.holding(path).stack_runs(oof.dataset),
+                             hint=f"run `fercache stack{' --causal' * causal}` on the data set they were trained on")
         stack = max(runs)[1]
+    metrics = _metrics(stack)
+    if causal and not metrics.causal:
+        raise InputError("this stack run uses later frames", where=stack,
+                         hint="run `fercache stack --causal`, or leave --causal out here and in the recipe of stack")
     # A stacker knows its inputs by column only: with other heads it would predict without an error, but wrongly.
-    if _metrics(stack).logits.fingerprint != oof.fingerprint:
+    if metrics.logits.fingerprint != oof.fingerprint:
         raise InputError("this stack run was trained on the logits of other heads", where=stack,
                          hint=f"name a run of the heads {folder}, or leave --stack out")
     log.info("heads %s, stack %s, trained on %s", folder, stack.name, oof.dataset)
     return SelectedModels(logits_file=oof, heads=folder, stack=stack)
 
 
-def _reads(file: Path, fingerprint: str) -> bool:
-    """Return whether a stack run read the logits of this fingerprint; False for a run of another version."""
+def _reads(file: Path, fingerprint: str, causal: bool) -> bool:
+    """Return whether a stack run read the logits of this fingerprint, and is causal if that is asked for.
+
+    False for a run of another version.
+    """
     try:
-        return read_metrics(file).logits.fingerprint == fingerprint
+        run = read_metrics(file)
+        return run.logits.fingerprint == fingerprint and (run.causal or not causal)
     except InputError as error:
         log.debug("%s", error)
         return False
@@ -110,6 +131,73 @@ def _metrics(folder: Path) -> StackMetrics:
         raise InputError("no finished stack run", where=folder,
                          hint="run `fercache stack`, or name a run in cache/stack with --stack")
     return read_metrics(folder / METRICS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedHeads:
+    """Trained heads that predict from stored features.
+
+    Attributes
+    ----------
+    folder : where they are.
+    heads, classes : names of the heads, and of the classes that they predict.
+    taps : tap -> shape of one frame; what they read.
+    settings : of the features that they were trained on.
+    """
+
+    folder: Path
+    heads: tuple[str, ...]
+    classes: tuple[str, ...]
+    taps: dict[str, tuple[int, ...]]
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def find(cls, cache: Path, heads: Path | None = None, dataset: str = "") -> LoadedHeads:
+        """Return the heads in a folder or behind a logits file, or those of a data set, or those trained last.
+
+        Raises
+        ------
+        InputError
+            There are no trained heads, or some are missing.
+        """
+        from fercache.training.inference import load_trained  # torch
+
+        if heads is None and dataset:
+            path: Path | None = Workspace(cache).current_logits_file(dataset)
+        else:
+            path = find_heads(cache, heads)
+        folder = starter.FOLDER if path is None else heads_of(path)
+        if path is not None and heads is not None and heads.is_dir():
+            folder = heads  # one that was copied out of a cache has no logits file
+        record = load_trained(folder).record
+        return cls(folder=folder, heads=record.requested.heads, classes=record.classes, settings=record.store,
+                   taps={part.tap: part.shape for part in record.taps})
+
+    def predict_proba(self, store: EmbeddingStore, clip: str, *, device: str = "auto",
+                      force: bool = False) -> dict[str, NDArray[np.float64]]:
+        """Return head -> probabilities of each frame of a stored clip, ``(T, C)``, the mean over the folds' models.
+
+        Parameters
+        ----------
+        force : predict even if the features were extracted with other settings than those of the heads.
+
+        Raises
+        ------
+        InputError
+            The store has other features than the heads were trained on.
+        NotInStore
+            The store has no such clip.
+        """
+        from fercache.runtime.devices import resolve_device  # torch
+        from fercache.training.inference import load_trained, predict_new
+
+        check_match(self.settings, store.settings, taps=list(self.taps), stored_taps=list(store.taps),
+                    where=self.folder, force=force)
+        store.manifest(clip)  # raises if the clip is not stored
+        trained = load_trained(self.folder)
+        trial = Trial(name=clip, path=Path(clip), kind="crops", parent=clip, group=clip, split="test")
+        log_probs = predict_new(trained, trained.load_features(store, [trial]), resolve_device(device))
+        return {head: softmax(values.astype(float), axis=1) for head, values in log_probs.items()}
 
 
 FORMAT = 1

@@ -1,6 +1,6 @@
 """Predict new clips: extract features with the settings of the heads' training data, run heads and stacker, write.
 
-`predict_dataset` is the main function; the functions above it name the clips and find those used in training.
+`predict_clips` is the main function; the functions above it name the clips and find those used in training.
 """
 
 from __future__ import annotations
@@ -8,14 +8,21 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
 
+from fercache import data, recipe
 from fercache.backbones import weights
 from fercache.config import ExtractConfig, StackConfig
 from fercache.data.base import Dataset, Issue, Kind, Trial, people_stored, stored_trials
@@ -26,12 +33,19 @@ from fercache.extraction.job import ClipResult
 from fercache.inference import ensemble, starter
 from fercache.inference.ensemble import SelectedModels
 from fercache.oof import HeadRecord, OofLogits
+from fercache.recipe import Context
+from fercache.results import io
 from fercache.stacking import stack
+from fercache.stacking.report import as_text
 from fercache.stacking.run_metrics import PredictRecord
 from fercache.stacking.stack import StackResult
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import checkpoints
 from fercache.workspace import FAILURES, Workspace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 log = logging.getLogger(__name__)
 
@@ -159,51 +173,175 @@ class PredictJob:
     Attributes
     ----------
     models : the heads and the stacker.
-    out : folder of the results.
     defaults : recipe of stage one: device, threads, custom weights.
     overrides : settings of stage one given by flag; they take precedence over those of the heads' store.
-    stack : number of bootstrap draws, for the scores.
+    stack : bootstrap draws for the scores; for the starter heads also gaps, and whether later frames may be used.
     store : existing features to use instead of extraction.
     force : predict even if the features differ from those that the heads were trained on.
-    timelines : draw a timeline of each clip.
-    overlay : write an annotated copy of each clip.
+    out : folder for the list of failed clips if no clip can be predicted.
     """
 
     dataset: Dataset
     models: SelectedModels
-    out: Path
     defaults: ExtractConfig
     overrides: Mapping[str, Any]
     stack: StackConfig
     store: Path | None = None
     force: bool = False
-    timelines: bool = True
-    overlay: bool = False
+    out: Path | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class PredictReport:
-    """Results of a run of `predict`.
+MAX_CLIPS_SHOWN = 40
+"""Clips listed on the screen; the table of predictions holds all of them."""
+MAX_CLASSES_SHOWN = 3
+
+
+@dataclass(kw_only=True, eq=False)
+class Predictions:
+    """Predictions of clips, one row per frame.
 
     Attributes
     ----------
     result : predictions, and scores where there are labels.
+    models : the heads and the stacker that predicted.
+    dataset, store : the clips, and their features; both have the full names of the trials.
     extracted : number of clips whose features were computed.
     cached : whether the logits came from the cache.
-    failed : clips without a prediction, without their labels or without an overlay, and why.
+    failed : clips without a prediction or, once saved, without an overlay, and why.
     training_clips : trials that the heads were trained on; they are not scored.
-    paths : all files that were written.
     """
 
     result: StackResult
+    models: SelectedModels
+    dataset: Dataset
+    store: EmbeddingStore
     extracted: int
     cached: bool
-    failed: tuple[ClipResult, ...]
+    failed: list[ClipResult]
     training_clips: tuple[str, ...]
-    paths: tuple[Path, ...]
+
+    @cached_property
+    def trials(self) -> dict[str, Trial]:
+        """Name in the predictions -> trial."""
+        names = display_names(self.dataset)
+        return {names[trial.name]: trial for trial in self.dataset.trials}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the columns ``p_CLASS``."""
+        return self.result.oof.classes
+
+    @property
+    def clips(self) -> tuple[str, ...]:
+        """The names of the predicted clips; of several people, one name each."""
+        return self.result.oof.trials
+
+    @property
+    def frame(self) -> DataFrame:
+        """One row per frame as a pandas DataFrame; see `StackResult.frame`."""
+        return self.result.frame
+
+    def to_arrow(self) -> pa.Table:
+        """Return one row per frame as a pyarrow table; see `StackResult.to_arrow`."""
+        return self.result.to_arrow()
+
+    def plot(self, clip: str = "") -> Figure:
+        """Return the timeline of a clip as a matplotlib figure: faces, labels, predictions and probabilities.
+
+        Parameters
+        ----------
+        clip : one of `clips`; not needed if there is only one.
+
+        Raises
+        ------
+        InputError
+            There is no such clip, or several and none is named.
+        """
+        from fercache.viz import timeline  # loads matplotlib: half a second
+
+        name = self.clips[0] if not clip and len(self.clips) == 1 else clip
+        if name not in self.clips:
+            raise InputError(f"no clip {clip!r} was predicted" if clip else "there are several clips", where="plot",
+                             hint=f"name one: {', '.join(self.clips[:MAX_CLIPS_SHOWN])}")
+        trial = self.trials[name]
+        return timeline.draw_clip(name, self.classes, self.result.series(name), trial, self.store[trial.name])
+
+    def save(self, path: str | PathLike[str], *, timelines: bool = True, overlay: bool = False) -> list[Path]:
+        """Write the predictions; return the paths of all files.
+
+        Parameters
+        ----------
+        path : a table (.csv, .csv.gz, .parquet), beside which the metrics are written; or a folder, which gets
+            preds.csv, preds.metrics.json, the list of failed clips and the pictures.
+        timelines : draw a timeline of each clip into the folder.
+        overlay : write a copy of each clip with its predictions drawn in; a clip that fails is added to `failed`.
+
+        Raises
+        ------
+        InputError
+            The place cannot be written.
+        """
+        path = Path(path)
+        if path.name.endswith(io.ENDINGS):
+            return self.result.save(path)
+        job.write_failures(path / FAILURES, self.failed)
+        paths = self.result.save(path / PREDS)
+        if timelines:
+            from fercache.viz import timeline  # loads matplotlib: half a second
+
+            renamed = tuple(replace(trial, name=name) for name, trial in self.trials.items())
+            features = {name: self.store[self.trials[name].name] for name in self.clips}
+            paths += timeline.draw_timelines(path / PREDS, replace(self.dataset, trials=renamed), features,
+                                             path / TIMELINES)
+        if overlay:
+            paths += self._annotate(path)
+        return paths
+
+    def _annotate(self, folder: Path) -> list[Path]:
+        """Write an annotated copy of each clip, and return the paths."""
+        from fercache.viz import overlay  # loads fonts and a video encoder, which few runs need
+
+        fps = float(self.store.settings.get("crop_fps", ExtractConfig().crop_fps))
+        written = []
+        for name in self.clips:
+            trial, rows = self.trials[name], self.result.series(name)
+            path = folder / OVERLAYS / io.file_name(name, ".mp4")
+            boxes = overlay.boxes_of(self.store[trial.name].frame_table, len(rows.time_s))
+            try:
+                overlay.render_overlay(trial.path, trial.kind, rows, boxes, self.classes, path, fps=fps)
+                written.append(path)
+            except ClipError as error:
+                self.failed.append(ClipResult(clip=name, state="failed", message=f"no overlay: {error}"))
+        return written
+
+    def __rich__(self) -> RenderableType:
+        shown = stack.table(self.result)
+        # Without labels there are no scores to show.
+        return shown if self.result.report.splits else Group(self._summary(), shown)
+
+    def _summary(self) -> Table:
+        """Return a table with a line per clip: its frames, and the most frequent predicted classes."""
+        oof, predicted = self.result.oof, self.result.ppm.argmax(1)
+        table = Table("clip", "frames", "with a face", "predicted", box=box.SIMPLE_HEAD, pad_edge=False)
+        for trial in range(min(len(oof.trials), MAX_CLIPS_SHOWN)):
+            rows = oof.rows(trial)
+            fraction = np.bincount(predicted[rows], minlength=len(oof.classes)) / max(len(predicted[rows]), 1)
+            # Under half a percent a class would be printed as 0 %.
+            top = [i for i in np.argsort(-fraction)[:MAX_CLASSES_SHOWN] if fraction[i] >= 0.005]
+            table.add_row(oof.trials[trial], f"{len(predicted[rows])}", f"{int(oof.valid[rows].sum())}",
+                          ", ".join(f"{oof.classes[i]} {fraction[i]:.0%}" for i in top))
+        if len(oof.trials) > MAX_CLIPS_SHOWN:
+            table.caption = f"and {len(oof.trials) - MAX_CLIPS_SHOWN} more"
+        return table
+
+    def __repr__(self) -> str:
+        terms = "" if self.models.stack else f"; {self.models.logits_file.notice}"
+        heads = starter.STARTER if self.models.stack is None else self.models.heads
+        count = f"{len(self.clips)} clip{'s' * (len(self.clips) != 1)}"
+        return f"{count} predicted by heads {heads}{terms}\n{as_text(self.__rich__())}"
 
 
-def predict_dataset(request: PredictJob, cache: Path) -> PredictReport:
+def predict_dataset(request: PredictJob, cache: Path) -> Predictions:
     """Predict all clips of a job; a clip that cannot be read is recorded, and the others are predicted.
 
     Raises
@@ -225,29 +363,72 @@ def predict_dataset(request: PredictJob, cache: Path) -> PredictReport:
     store, failed, extracted, forced = _features(request, dataset, heads, cache)
     dataset = stored_trials(dataset, store)
     trials = [trial for trial in dataset.trials if trial.name in store]
-    job.write_failures(request.out / FAILURES, failed)  # before the error below, whose hint names this file
     if not trials:
+        if request.out is not None:
+            job.write_failures(request.out / FAILURES, failed)  # the hint below names this file
         raise FercacheError(f"no clip could be predicted: {failed[0].message if failed else 'the set is empty'}",
-                            where=failed[0].clip if failed else dataset.name, hint=f"see {request.out / FAILURES}")
+                            where=failed[0].clip if failed else dataset.name,
+                            hint=f"see {request.out / FAILURES}" if request.out else "name other clips")
     oof, cached = ensemble.predict_logits(dataset, trials, store, request.models, cache,
                                           device=request.defaults.device, threads=request.defaults.threads)
     seen = training_sources(trials, store, request.models.logits_file, dataset.name,
                             Workspace.holding(request.models.heads).features(request.models.logits_file.dataset))
-    result = _evaluate(request, dataset, oof, seen, forced)
-    paths = stack.write_stack(result, request.out / PREDS)
-    if request.timelines:
-        from fercache.viz import timeline  # loads matplotlib: half a second
+    return Predictions(result=_evaluate(request, dataset, oof, seen, forced), models=request.models, dataset=dataset,
+                       store=store, extracted=extracted, cached=cached, failed=failed,
+                       training_clips=tuple(sorted(seen)))
 
-        names = display_names(dataset)
-        renamed = replace(dataset, trials=tuple(replace(trial, name=names[trial.name]) for trial in dataset.trials))
-        paths += timeline.draw_timelines(request.out / PREDS, renamed,
-                                         {names[trial.name]: store[trial.name] for trial in trials},
-                                         request.out / TIMELINES)
-    if request.overlay:
-        annotated, lost = _annotate(request, dataset, store)
-        paths, failed = paths + annotated, failed + lost
-    return PredictReport(result=result, extracted=extracted, cached=cached, failed=tuple(failed), paths=tuple(paths),
-                         training_clips=tuple(sorted(seen)))
+
+def predict_clips(context: Context, paths: Sequence[Path], typed: Mapping[str, Any], *, heads: Path | None = None,
+                  stack_run: Path | None = None, store: Path | None = None, force: bool = False,
+                  causal: bool | None = None, out: Path | None = None) -> Predictions:
+    """Predict the clips at `paths`, or the data set that `typed` names.
+
+    Parameters
+    ----------
+    typed : keys of a data set and of stage one that the user gave; the others are those of the heads' own features.
+    heads, stack_run : see `select_models`.
+    causal : use no later frame; by default as the recipe of `stack`.
+    store, force, out : see `PredictJob`.
+
+    Raises
+    ------
+    InputError, FercacheError
+        As `select_models` and `predict_dataset`; or clips are named both ways, or not at all.
+    """
+    if bool(paths) == (named := any(typed.get(name) for name in ("dataset", "root", "clips"))):
+        raise InputError("clips are named both as arguments and as a data set" if named else "no clip is named",
+                         where="predict", hint="give CLIP... (videos, folders) or a data set: --dataset NAME --root "
+                                               "DIR, or --clips TABLE")
+    config = recipe.make_config(StackConfig, "stack", context.stages, {"causal": causal})
+    models = ensemble.select_models(context.cache, heads, stack_run, _recipe_dataset(context), causal=config.causal)
+    # Labels that are numbers are indices of the heads' classes.
+    dataset = (_dataset_of(paths) if paths else
+               context.dataset({**typed, "classes": typed.get("classes") or models.logits_file.classes}))
+    # All other settings of extraction are those that the heads were trained on.
+    machine = {name: typed.get(name) for name in ("device", "threads", "weights")}
+    names = [entry.name for entry in fields(ExtractConfig)]
+    return predict_dataset(PredictJob(
+        dataset=dataset, models=models, out=out, store=store, force=force, stack=config,
+        defaults=recipe.make_config(ExtractConfig, "extract", context.stages, machine),
+        overrides={name: value for name, value in typed.items() if name in names}), context.cache)
+
+
+def _dataset_of(paths: Sequence[Path]) -> Dataset:
+    """Return the clips at `paths`, and log the problems."""
+    dataset = clips_dataset(paths)
+    recipe.log_issues(dataset.problems)
+    return dataset
+
+
+def _recipe_dataset(context: Context) -> str:
+    """Return the recipe's data set by its name in the cache, "" for the demo or if the data set cannot be read."""
+    try:
+        config = context.dataset_config({})
+        if config.dataset in ("", "demo") and not (config.root or config.clips):
+            return ""
+        return data.load_dataset(config, context.cache).name
+    except InputError:  # predicting new clips does not need the old ones
+        return ""
 
 
 def _features(request: PredictJob, dataset: Dataset, heads: HeadRecord,
@@ -297,24 +478,3 @@ def _evaluate(request: PredictJob, dataset: Dataset, oof: OofLogits, seen: froze
     return replace(result, oof=replace(oof, trials=tuple(names[trial] for trial in oof.trials)),
                    report=msgspec.structs.replace(result.report, splits=splits, predict=record,
                                                   notice="; ".join(filter(None, notices))))
-
-
-def _annotate(request: PredictJob, dataset: Dataset, store: EmbeddingStore) -> tuple[list[Path], list[ClipResult]]:
-    """Write an annotated copy of each clip; return the paths, and the clips that failed."""
-    from fercache.results import io
-    from fercache.viz import overlay  # loads fonts and a video encoder, which few runs need
-
-    names = display_names(dataset)
-    trials = {names[trial.name]: trial for trial in dataset.trials}
-    classes, fps = io.classes(request.out / PREDS), float(store.settings.get("crop_fps", request.defaults.crop_fps))
-    written: list[Path] = []
-    lost: list[ClipResult] = []
-    for name, rows in io.each_clip(request.out / PREDS):
-        trial, path = trials[name], request.out / OVERLAYS / io.file_name(name, ".mp4")
-        boxes = overlay.boxes_of(store[trial.name].frame_table, len(rows.time_s))
-        try:
-            overlay.render_overlay(trial.path, trial.kind, rows, boxes, classes, path, fps=fps)
-            written.append(path)
-        except ClipError as error:
-            lost.append(ClipResult(clip=name, state="failed", message=f"no overlay: {error}"))
-    return written, lost

@@ -15,11 +15,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache import heads as heads_package
 from fercache import metrics
 from fercache.config import StackConfig, fingerprint_of
 from fercache.errors import InputError
-from fercache.heads.registry import FRAME
+from fercache.heads.registry import FRAME, STARTER_FOLDER
 from fercache.media.source import whole_hash
 from fercache.oof import OofLogits, Provenance
 from fercache.results.smoothing import moving_mean, window_reach
@@ -32,7 +31,7 @@ from fercache.workspace import heads_of
 STARTER = "starter"
 """Name of the starter heads on the command line."""
 
-FOLDER = Path(heads_package.__file__).parent / "starter"
+FOLDER = STARTER_FOLDER
 CARD = "card.json"
 SMOOTHED = "smoothed"
 SMOOTHING_S = 0.25
@@ -104,15 +103,15 @@ def evaluate_starter(oof: OofLogits, config: StackConfig) -> StackResult:
     Parameters
     ----------
     oof : the starter heads' logits of the trials.
-    config : the policy for frames without a face, and the bootstrap.
+    config : the policy for frames without a face, whether later frames may be used, and the bootstrap.
     """
     started = time.monotonic()
     # The starter has no temporal head: a policy that needs one falls back to the nearest face.
     policy = "nearest" if config.missing_faces == "temporal-heads" else config.missing_faces
-    filler = candidates.GapFiller.of(oof, policy)
+    filler = candidates.GapFiller.of(oof, policy, causal=config.causal)
     probs = candidates.gather_candidates(oof, NOTHING_LEARNED, filler)[FRAME]
     probs = filler.refill(calibration.apply_temperature(probs, load_card().temperature))
-    columns = {FRAME: probs, SMOOTHED: smooth(probs, oof)}
+    columns = {FRAME: probs, SMOOTHED: smooth(probs, oof, causal=config.causal)}
     final = candidates.FinalCandidate(name=SMOOTHED, why="the starter's predictions, averaged over half a second")
     run = report.StackRun(oof=oof, config=replace(config, missing_faces=policy), nested=NOTHING_LEARNED,
                           columns=columns, final=final, rejected={},
@@ -123,14 +122,22 @@ def evaluate_starter(oof: OofLogits, config: StackConfig) -> StackResult:
                        cached=False, seconds=time.monotonic() - started)
 
 
-def smooth(probs: NDArray[np.float32], oof: OofLogits) -> NDArray[np.float32]:
-    """Return the mean of probabilities ``(R, C)`` over half a second around each frame, over frames with a face."""
+def smooth(probs: NDArray[np.float32], oof: OofLogits, *, causal: bool = False) -> NDArray[np.float32]:
+    """Return the mean of probabilities ``(R, C)`` over half a second around each frame, over frames with a face.
+
+    Parameters
+    ----------
+    causal : the half second ends with the frame; rows before the first face stay as they are.
+    """
+    behind_s, ahead_s = (2 * SMOOTHING_S, 0.0) if causal else (SMOOTHING_S, SMOOTHING_S)
     smoothed = np.array(probs)
     for trial in range(len(oof.trials)):
         rows = oof.rows(trial)
-        if oof.valid[rows].any():
-            window = window_reach(oof.time_s[rows], SMOOTHING_S, SMOOTHING_S)
-            smoothed[rows] = moving_mean(probs[rows], oof.valid[rows], window)
+        valid = oof.valid[rows]
+        if valid.any():
+            window = window_reach(oof.time_s[rows], behind_s, ahead_s)
+            known = np.logical_or.accumulate(valid) | (not causal)
+            smoothed[rows][known] = moving_mean(probs[rows], valid, window, causal=causal)[known]
     return smoothed
 
 

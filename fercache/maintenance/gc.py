@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fercache import data, recipe
+from fercache import data, recipe, run_log
 from fercache.backbones import weights
 from fercache.backbones.registry import KNOWN_WEIGHTS
 from fercache.config import AblationConfig, DatasetConfig, ExtractConfig, StackConfig, TrainConfig, fingerprint_of
 from fercache.data.base import Dataset, stored_trials
 from fercache.diagnostics import ablation
-from fercache.errors import FercacheError, StoreError, WeightsError
+from fercache.errors import FercacheError, InputError, StoreError, WeightsError
 from fercache.extraction import job
 from fercache.oof import open_oof
 from fercache.runtime import atomic_io
@@ -309,8 +309,8 @@ def live_artifacts(cache: Path, stages: Path, typed: Mapping[str, Any]) -> LiveA
     found = LiveArtifacts()
     # A folder below it, such as stages/mao2021, is another set of recipes.
     inner = [path for path in sorted(stages.glob("*")) if path.is_dir() and any(path.glob("*.toml"))]
-    for recipes in [stages, *inner]:
-        config = recipe.make_config(DatasetConfig, "dataset", recipes, typed)
+    for recipes, config in [(folder, config) for folder in [stages, *inner]
+                            for config in _dataset_configs(cache, folder, typed)]:
         usual = recipe.make_config(TrainConfig, "train-heads", recipes, {})
         stack = recipe.make_config(StackConfig, "stack", recipes, {})
         rows = ablation.trained_default(usual, recipe.make_config(AblationConfig, "ablation", recipes, {}))
@@ -321,7 +321,14 @@ def live_artifacts(cache: Path, stages: Path, typed: Mapping[str, Any]) -> LiveA
             found.keep.update([Workspace(cache).imported_logits(name),
                                *live_results(cache, name, None, trainings, stack)])
             continue
-        dataset = data.load_dataset(config, cache)
+        try:
+            dataset = data.load_dataset(config, cache)
+        except InputError as error:
+            if recipe.make_config(DatasetConfig, "dataset", recipes, typed) == config:
+                raise
+            # Its table or folder may have been deleted since; a recipe that names it would be an error.
+            log.warning("a data set that was used here cannot be read any more: %s", error)
+            continue
         found.datasets.add(dataset.name)
         found.keep.add(Workspace(cache).imported_logits(dataset.name))
         # A data set of photos reads its clips from a folder of links in the cache.
@@ -337,6 +344,16 @@ def live_artifacts(cache: Path, stages: Path, typed: Mapping[str, Any]) -> LiveA
                 found.clips[path] = found.clips.get(path, set()) | names
                 found.keep |= live_results(cache, dataset.name, store, trainings, stack)
     return found
+
+
+def _dataset_configs(cache: Path, recipes: Path, typed: Mapping[str, Any]) -> list[DatasetConfig]:
+    """Return the data set that flags or the recipes name; without one, the demo and all that were used here."""
+    config = recipe.make_config(DatasetConfig, "dataset", recipes, typed)
+    if config.dataset or config.root or config.clips:
+        return [config]
+    used = [recipe.make_config(DatasetConfig, "dataset", recipes, one.options)
+            for one in run_log.load_run_log(cache).datasets]
+    return list({repr(one): one for one in (config, *used)}.values())
 
 
 def _stores(cache: Path, dataset: Dataset, stages: Path) -> Iterator[Path]:

@@ -232,7 +232,7 @@ def write_predictions(oof: OofLogits, ppm: NDArray[np.int32], path: Path) -> Non
         raise InputError("unknown file format", where=path, hint=f"end --out in {', '.join(ENDINGS)}")
     with replacing(path) as temporary:  # atomic: a reader never meets half a table
         if ending == ".parquet":
-            _write_parquet(oof, ppm, temporary)
+            parquet.write_table(to_arrow(oof, ppm), temporary)
         else:
             with temporary.open("wb") as file:
                 _write_csv(oof, ppm, file, compress=ending == ".csv.gz")
@@ -263,7 +263,8 @@ def _line(fields: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def _write_parquet(oof: OofLogits, ppm: NDArray[np.int32], path: Path) -> None:
+def to_arrow(oof: OofLogits, ppm: NDArray[np.int32]) -> pa.Table:
+    """Return the rows that `write_predictions` writes to a parquet file."""
     trials = sorted(range(len(oof.trials)), key=lambda i: oof.trials[i])
     rows = oof.rows_of(trials)
     names = np.repeat([oof.trials[i] for i in trials], np.diff(oof.offsets)[trials])
@@ -271,5 +272,5 @@ def _write_parquet(oof: OofLogits, ppm: NDArray[np.int32], path: Path) -> None:
     columns = {"clip": names, "frame": oof.index[rows], "time_s": oof.time_s[rows], "valid": oof.valid[rows],
             "label": pa.array(label, mask=label < 0), "prediction": ppm[rows].argmax(1).astype(np.int16)}
     probs = {f"{PROB_PREFIX}{name}": ppm[rows, c] / 1e6 for c, name in enumerate(oof.classes)}
-    parquet.write_table(pa.table({**columns, **probs}), path)
+    return pa.table({**columns, **probs})
 

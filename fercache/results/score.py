@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,9 +40,10 @@ class _Tally:
         self.groups[trial.group] = self.groups.get(trial.group, empty) + metrics.confusion(label, predicted,
                                                                                            self.classes)
 
-    def matrices(self, keep: Sequence[int]) -> Counts:
+    def matrices(self, keep: Sequence[int], without: Collection[str] = ()) -> Counts:
         """Return a matrix for each group that has a labelled row of the classes to `keep`, ``(G, c, c)``."""
-        every = np.array(list(self.groups.values())).reshape(-1, self.classes, self.classes)
+        every = np.array([matrix for group, matrix in self.groups.items() if group not in without]
+                         ).reshape(-1, self.classes, self.classes)
         part = every[:, keep][:, :, keep]
         return np.asarray(part[part.sum((1, 2)) > 0])
 
@@ -59,7 +60,8 @@ def score_file(dataset: Dataset, preds: io.PredictionsFile, config: ScoreConfig)
     Notes
     -----
     ``all`` counts every class of the set; those that the predictions lack have an F1 of 0. ``shared`` counts only the
-    classes that both have, and rows of these.
+    classes that both have, and rows of these. ``without_copies`` is there if photos are copies of photos in another
+    split, and leaves these out.
     """
     trials = {t.name: t for t in dataset.trials if t.labelled and config.split in ("all", t.split)}
     if not trials:
@@ -78,13 +80,17 @@ def score_file(dataset: Dataset, preds: io.PredictionsFile, config: ScoreConfig)
                          where=preds.path, hint="check --preds, --split and the data set")
     lost = [name for name in trials if name not in tally.scored]
     shared = [i for i, name in enumerate(dataset.classes) if name not in names.target_only]
+    every = range(len(dataset.classes))
+    copied = {trials[name].group for name in tally.scored if trials[name].copied}
+    original = tally.matrices(every, copied)
+    second = {"without_copies": _figures(original, dataset, every, config)} if copied and len(original) else {}
     return {"predictions": str(preds.path), "dataset": dataset.name, "split": config.split, "level": level,
             "rule": io.POOLED if level == "clip" else "every labelled frame", "metric": dataset.metric,
             "notice": dataset.notice, "classes": list(dataset.classes), "map": names.describe(),
             "lost": list(names.source_only), "never": list(names.target_only), "unscored_frames": tally.unscored,
             "trials": len(tally.scored), "trials_without_prediction": lost, "config": config.settings(),
-            "all": _figures(tally.matrices(range(len(dataset.classes))), dataset, range(len(dataset.classes)), config),
-            "shared": _figures(tally.matrices(shared), dataset, shared, config)}
+            "all": _figures(tally.matrices(every), dataset, every, config),
+            "shared": _figures(tally.matrices(shared), dataset, shared, config)} | second
 
 
 def _count(tally: _Tally, trial: Trial, clip: io.ClipPredictions, names: labels.LabelMap, level: str) -> None:
@@ -147,10 +153,13 @@ def _scores(report: dict[str, Any], whole: dict[str, Any], shared: dict[str, Any
     table.add_column("all classes", justify="right")
     if report["never"]:
         table.add_column(f"the {len(shared['f1'])} shared ones", justify="right")
+    columns = [whole, shared][:1 + bool(report["never"])]
+    if "without_copies" in report:
+        columns.append(report["without_copies"])
+        table.add_column(f"without {whole['frames'] - columns[-1]['frames']:,} copies", justify="right")
     for key in metrics.DISTINCT:
         style = "bold green" if key == report["metric"] else ""
-        values = [_figure(one, key) for one in (whole, shared)[:1 + bool(report["never"])]]
-        table.add_row(metrics.METRICS[key].title, *values, style=style)
+        table.add_row(metrics.METRICS[key].title, *(_figure(one, key) for one in columns), style=style)
     return table
 
 

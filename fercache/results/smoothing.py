@@ -76,19 +76,24 @@ class CumulativeSums:
         return np.asarray(self.number[window.stop] - self.number[window.start])
 
 
-def moving_mean(values: NDArray[Any], counts: Mask, window: WindowReach) -> Floats:
+def moving_mean(values: NDArray[Any], counts: Mask, window: WindowReach, *, causal: bool = False) -> Floats:
     """Return the mean over each row's window of the rows that count, ``(T, D)``.
+
+    Parameters
+    ----------
+    causal : let no later row change a value, for windows that end with their row.
 
     Notes
     -----
-    Where no row of a window counts, the value is that of the nearest row whose window has one.
+    Where no row of a window counts, the value is that of the nearest row whose window has one. In a causal mean it is
+    the nearest one before; rows before the first that counts are 0.
     """
-    sums = CumulativeSums(values, counts)
+    sums = CumulativeSums(values, counts, causal=causal)
     seen = sums._number(window) > 0
     found = sums.mean(window)
     if seen.all() or not seen.any():
         return found
-    return np.asarray(found[nearest_row(np.arange(len(seen), dtype=float), seen).row])
+    return np.asarray(found[nearest_row(np.arange(len(seen), dtype=float), seen, causal=causal).row])
 
 
 class NearestRow(NamedTuple):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,6 +18,7 @@ from fercache import logits_import
 from fercache.config import fingerprint_of
 from fercache.errors import InputError, StoreError
 from fercache.oof import IN_SAMPLE, OofLogits, OofReader, loaded_reader, open_oof
+from fercache.recipe import Context
 from fercache.stacking.features import FLOOR, log_softmax
 from fercache.workspace import Workspace
 
@@ -62,6 +64,32 @@ def load_logits(cache: Path, dataset: str, trained: Path | None, names: Sequence
     # A source by clip has no frames: with a source by frame first, its rows are spread over that one's frames.
     first = next((s for s in sources if s.provenance.level != CLIP_LEVEL), sources[0])
     return merge_logits(first, [source for source in sources if source is not first])
+
+
+def choose_logits(context: Context, typed: Mapping[str, Any], path: Path | None, names: Sequence[str]) -> OofLogits:
+    """Return the logits at `path` or of the last training, with imported logits beside the heads.
+
+    Parameters
+    ----------
+    typed : keys that name the data set; the recipe has the others.
+    names : the imported logits to use.
+
+    Raises
+    ------
+    InputError
+        There are neither heads nor imported logits, or they do not belong to the same data set.
+    """
+    dataset = context.dataset_name(typed)
+    trained = path or context.workspace.current_logits_file_or_none(dataset)
+    # Without heads, no names mean all imported logits: there is nothing else to stack.
+    if not names and context.is_logits(typed):
+        names = tuple(logits_import.imported_names(context.cache, dataset))
+        if not trained and not names:
+            raise InputError("no logits were imported yet", where=context.workspace.imported_logits(dataset),
+                             hint="run `fercache logits import` first")
+    if not trained and not names:
+        context.workspace.current_logits_file(dataset)  # raises, naming the command that is missing
+    return load_logits(context.cache, dataset, trained, names)
 
 
 def find_logits_files(cache: Path, dataset: str, fingerprint: str, names: Sequence[str]) -> tuple[Path, ...]:

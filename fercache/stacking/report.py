@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -196,6 +197,13 @@ def score_table(report: StackMetrics) -> RenderableType:
     if report.notice:
         parts.append(Text(report.notice, "yellow"))
     return Group(*parts)
+
+
+def as_text(shown: RenderableType) -> str:
+    """Return what rich would print on a terminal of 80 columns, without colors."""
+    text = io.StringIO()
+    Console(file=text, width=80).print(shown)
+    return text.getvalue().rstrip()
 
 
 def _scores(report: StackMetrics, split: SplitMetrics, title: str) -> Table:

@@ -5,24 +5,31 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from rich.console import RenderableType
 
 from fercache.config import StackConfig
-from fercache.errors import InputError, StoreError
+from fercache.errors import InputError, MissingExtra, StoreError
 from fercache.oof import OofLogits
 from fercache.results import io
 from fercache.runtime import atomic_io
 from fercache.stacking import calibration, candidates, inputs, nested_cv, report
 from fercache.stacking.candidates import GapFiller
 from fercache.stacking.nested_cv import NestedResult, Probs
+from fercache.stacking.report import as_text
 from fercache.stacking.report import score_table as _table
 from fercache.stacking.run_metrics import FORMAT, StackMetrics, read_metrics, write_metrics
 from fercache.workspace import METRICS, Workspace
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +110,51 @@ class StackResult:
     def final(self) -> str:
         """The name of the final column."""
         return self.report.final.column
+
+    @property
+    def frame(self) -> DataFrame:
+        """The rows of `to_arrow` as a pandas DataFrame.
+
+        Raises
+        ------
+        MissingExtra
+            pandas is not installed.
+        """
+        try:
+            import pandas  # noqa: F401  (an extra: pyarrow, which fercache needs, converts to it)
+        except ImportError as error:
+            raise MissingExtra("a data frame needs pandas", where="frame", hint="run `pip install 'fercache[pandas]'`, "
+                               "or use to_arrow(), which returns the same rows as a pyarrow table") from error
+        return self.to_arrow().to_pandas()
+
+    def to_arrow(self) -> pa.Table:
+        """Return one row per frame: the columns of `preds.csv`, and `expression`, the name of the predicted class."""
+        rows = io.to_arrow(self.oof, self.ppm)
+        names = pa.DictionaryArray.from_arrays(rows["prediction"].combine_chunks(), pa.array(self.oof.classes))
+        return rows.add_column(rows.column_names.index("prediction") + 1, "expression", names)
+
+    def series(self, clip: str) -> io.ClipSeries:
+        """Return the rows of one clip, as plots need them."""
+        rows = self.oof.rows(self.oof.trials.index(clip))
+        return io.ClipSeries(time_s=self.oof.time_s[rows], valid=self.oof.valid[rows],
+                             label=self.oof.label[rows].astype(np.int64), label_pred=self.ppm[rows].argmax(1),
+                             probs=self.ppm[rows] / 1e6)
+
+    def save(self, path: str | PathLike[str]) -> list[Path]:
+        """Write the predictions to `path` (.csv, .csv.gz, .parquet) and the metrics beside it; return both paths.
+
+        Raises
+        ------
+        InputError
+            The ending is unknown, or `path` cannot be written.
+        """
+        return write_stack(self, Path(path))
+
+    def __rich__(self) -> RenderableType:
+        return table(self)
+
+    def __repr__(self) -> str:
+        return as_text(table(self))
 
 
 def run_stack(oof: OofLogits, config: StackConfig, cache: Path) -> StackResult:

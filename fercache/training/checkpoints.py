@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fercache.errors import InputError, StoreError
+from fercache.heads.registry import FRAME, STARTER_FOLDER
 from fercache.oof import HeadRecord
 from fercache.runtime import atomic_io
 
@@ -68,6 +69,22 @@ def record_files(folder: Path) -> list[Path]:
     """Return the records in a folder of heads; the heads of one training differ in head, fold and member only."""
     # A leading dot marks the temporary file of a writer that was killed.
     return sorted(folder.glob("[!.]*-fold*.json"))
+
+
+def starter_files(folder: str) -> list[Path]:
+    """Return the records of the frame heads in a folder of starter heads, "" for the one that is shipped.
+
+    Raises
+    ------
+    InputError
+        The folder holds no frame head.
+    """
+    place = Path(folder) if folder else STARTER_FOLDER
+    files = [path for path in record_files(place) if load_record(path).head == FRAME]
+    if not files:
+        raise InputError("no frame head to begin with", where=place,
+                         hint="name a folder of heads with --init-from, or use --init scratch")
+    return files
 
 
 def load_checkpoint(path: Path, device: str = "cpu") -> TrainedHead:

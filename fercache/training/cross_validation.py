@@ -9,6 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,9 +18,11 @@ from fercache.backbones import weights
 from fercache.backbones.weights import files
 from fercache.config import TrainConfig
 from fercache.data.base import Dataset, Trial
+from fercache.data.labels import canonical_class_name
 from fercache.errors import InputError
-from fercache.heads.registry import FRAME, HEADS, HeadSettings
-from fercache.oof import MIN_GROUPS_TO_CHOOSE, HeadRecord, RequestedHeads, assign_folds, inner_groups
+from fercache.heads.base import build_head
+from fercache.heads.registry import FRAME, HEADS, HeadSettings, with_shape_of
+from fercache.oof import MIN_GROUPS_TO_CHOOSE, HeadRecord, RequestedHeads, StarterInit, assign_folds, inner_groups
 from fercache.runtime.devices import resolve_device, set_torch_threads
 from fercache.runtime.fork_pool import ForkPool, ReportProgress
 from fercache.runtime.progress import ProgressBar, format_duration, progress_bar
@@ -38,17 +41,23 @@ FEW_GROUPS_EPOCHS = 0.5
 UNSET = {"loss": "", "label_smoothing": -1, "epochs": 0, "patience": -1, "width": 0, "dropout": -1, "lr": 0, "ema": -1,
          "mixup": -1, "noise": -1}
 """Recipe keys that apply to every head, and the value with which the recipe leaves the key to the head's default."""
+STARTER_LR = 1e-4
+"""Peak of the learning rate of a frame head that begins with starter weights: a tenth of the usual one."""
+FINETUNE_MIN_GROUPS = 5
+"""With fewer training groups, the starter's weights are used as they are, unless a class is missing there."""
 UNSET_TEMPORAL = {"window_s": 0, "step_s": -1, "time_mask_s": -1}
 """The same for keys that apply to heads with windows only."""
 
 
-def settings_for(head: str, config: TrainConfig, device: str, *, oof_input: bool, few_groups: bool) -> HeadSettings:
+def settings_for(head: str, config: TrainConfig, device: str, *, oof_input: bool, few_groups: bool,
+                 starter: HeadSettings | None = None) -> HeadSettings:
     """Return the settings to train a head with: those of the recipe, else the head's own.
 
     Parameters
     ----------
     oof_input : whether there are out-of-fold logits that temporal heads can read.
     few_groups : whether there are too few groups to choose the number of epochs.
+    starter : settings of the starter that the head begins with.
     """
     spec = HEADS[head]
     settings = spec.settings
@@ -56,6 +65,9 @@ def settings_for(head: str, config: TrainConfig, device: str, *, oof_input: bool
         settings = replace(settings, temporal_input=False, **spec.on_features)
     keys = UNSET | (UNSET_TEMPORAL if settings.window_s else {})
     changed: dict[str, Any] = {key: value for key, unset in keys.items() if (value := getattr(config, key)) != unset}
+    if starter is not None:
+        settings = replace(with_shape_of(settings, starter), lr=STARTER_LR, dropout=starter.dropout)
+        changed.pop("width", None)
     # bfloat16 is faster on GPUs only.
     precision = config.precision if config.precision != "auto" else "float32" if device == "cpu" else "bf16"
     settings = replace(settings, **changed, precision=precision)
@@ -94,7 +106,9 @@ class Splits:
         names = [self.groups[i] for i in inside]
         seed = config.seed * 1000 + k  # each fold draws its own parts
         part = np.full(len(self.fold), -1, np.int16)
-        if config.ensemble == 1:
+        if config.validation == "none":
+            part[inside] = 0
+        elif config.ensemble == 1:
             # A single member needs one validation part only; most groups are left to train on.
             validation = inner_groups(names, VAL_FRACTION, seed)
             part[inside] = [0 if name in validation else 1 for name in names]
@@ -127,6 +141,26 @@ class Splits:
         return train, () if self.epochs_fixed else validation
 
 
+def load_starter(config: TrainConfig, classes: Sequence[str]) -> tuple[list[dict[str, torch.Tensor]], HeadSettings]:
+    """Return the weights of each starter head for these classes, in float32, and the starter's settings."""
+    starters = []
+    for path in checkpoints.starter_files(config.init_from):
+        trained = checkpoints.load_checkpoint(path)
+        weights, theirs = trained.head.state_dict(), [canonical_class_name(name) for name in trained.record.classes]
+        torch.manual_seed(0)  # classes that the starter lacks begin at random weights, the same in every run
+        fresh, wider = (build_head(FRAME, trained.record.input_taps, n, trained.record.settings).state_dict()
+                        for n in (len(classes), len(theirs) + 1))
+        for name, values in weights.items():
+            if values.shape != wider[name].shape:  # a tensor with a row for each class
+                rows = fresh[name].clone()
+                for row, canonical in enumerate(map(canonical_class_name, classes)):
+                    if canonical in theirs:
+                        rows[row] = values[theirs.index(canonical)]
+                weights[name] = rows
+        starters.append(weights)
+    return starters, trained.record.settings
+
+
 class CrossValidatedTraining:
     """The heads of one data set: assigns folds, and trains each head of each fold that is missing.
 
@@ -137,15 +171,22 @@ class CrossValidatedTraining:
     """
 
     def __init__(self, dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, config: TrainConfig,
-                 folder: Path, weights_folder: Path, features: FrameDataset, pool: ForkPool) -> None:
+                 folder: Path, weights_folder: Path, features: FrameDataset, pool: ForkPool,
+                 init: StarterInit | None = None) -> None:
         self.weights_folder = weights_folder
         self.dataset, self.trials, self.store, self.config, self.folder = dataset, trials, store, config, folder
         self.features, self.pool, self.device = features, pool, pool.device
         self.splits = Splits(trials, self.features.counts(len(dataset.classes)), config)
+        self.init, starter = init, None
+        if init is not None:
+            self.starters, starter = load_starter(config, dataset.classes)
         oof_input = config.temporal_input == "oof-logits" and config.ensemble > 1 and self.splits.partitioned
         self.settings: dict[str, HeadSettings] = {
-            head: settings_for(head, config, self.device, oof_input=oof_input, few_groups=self.splits.epochs_fixed)
-            for head in {*config.heads, FRAME}}
+            head: settings_for(head, config, self.device, oof_input=oof_input, few_groups=self.splits.epochs_fixed,
+                               starter=starter if head == FRAME else None) for head in {*config.heads, FRAME}}
+        few = len({*self.splits.groups} - {""}) < FINETUNE_MIN_GROUPS
+        if init is not None and few and not config.epochs and init.classes == dataset.classes:
+            self.settings[FRAME] = replace(self.settings[FRAME], epochs=0)
         self._check_finetune_tap()
         first = [head for head in config.heads if not self.settings[head].temporal_input]
         self.second_stage = [head for head in config.heads if self.settings[head].temporal_input]
@@ -157,7 +198,7 @@ class CrossValidatedTraining:
 
     @classmethod
     def prepare(cls, dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, config: TrainConfig,
-                folder: Path, weights_folder: Path) -> Self:
+                folder: Path, weights_folder: Path, init: StarterInit | None = None) -> Self:
         """Set torch's threads and determinism, read the features, and return the training."""
         device = resolve_device(config.device)
         pool = ForkPool(device, set_torch_threads(config.threads))
@@ -165,7 +206,7 @@ class CrossValidatedTraining:
         torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
         features = load_features(store, trials, config.taps, augmentations=config.augmentations == "draw",
                                  normalize=config.normalize, memory=config.memory, mmap_dir=folder.parent / FEATURES)
-        return cls(dataset, trials, store, config, folder, weights_folder, features, pool)
+        return cls(dataset, trials, store, config, folder, weights_folder, features, pool, init)
 
     def _check_finetune_tap(self) -> None:
         """Refuse a finetune_tap that no head uses: it would be ignored silently."""
@@ -252,7 +293,14 @@ class CrossValidatedTraining:
         # Seeds of all runs differ, and depend on nothing but the run: a resumed training gives the same heads.
         return FitTask(head=key.head, settings=settings, classes=len(self.dataset.classes), train=train,
                        val_trials=validation, seed=(self.config.seed * 1000 + key.fold) * 100 + key.member,
-                       device=self.device, tensors=self._backbone_tensors() if settings.finetune_tap else None)
+                       device=self.device, tensors=self._backbone_tensors() if settings.finetune_tap else None,
+                       start=self._start(key))
+
+    def _start(self, key: RunKey) -> dict[str, torch.Tensor] | None:
+        """Return the starter weights that a head begins with; another starter head for each member of a fold."""
+        if self.init is None or key.head != FRAME:
+            return None
+        return self.starters[(key.fold * self.config.ensemble + key.member) % len(self.starters)]
 
     def _backbone_tensors(self) -> dict[str, NDArray[np.float32]]:
         """Return the weights of the backbone that the store was made with."""
@@ -284,5 +332,6 @@ class CrossValidatedTraining:
             input_taps=features.layout, normalize=self.config.normalize, frame_s=self.features.frame_s(),
             train_groups=tuple(sorted({self.trials[i].group for i in task.train})),
             val_groups=tuple(sorted({self.trials[i].group for i in task.val_trials})),
-            store=dict(self.store.settings), store_digest=self.store.digest())
+            store=dict(self.store.settings), store_digest=self.store.digest(),
+            init=self.init if self.init and key.head == FRAME else msgspec.UNSET)
         checkpoints.save_checkpoint(fitted.head, record, key.path(self.folder))

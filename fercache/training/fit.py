@@ -99,6 +99,7 @@ class FitTask:
     device: str
     # Weights of the whole backbone, for a head that fine-tunes the backbone's last blocks.
     tensors: dict[str, NDArray[np.float32]] | None = None
+    start: dict[str, Tensor] | None = None  # weights and statistics that the head begins with, by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,9 @@ def fit(task: FitTask, features: FrameDataset, report: Callable[[float], None] =
     rng = np.random.default_rng(task.seed)
     head = _new_head(task, features)
     trainer = _Trainer(task, features, head)
-    best = FitResult(head=head, epoch=0, validation_f1=-1.0)
+    # A head that begins with trained weights may be best before the first step.
+    score = validation_f1(head, task, features) if task.start and task.val_trials else -1.0
+    best = FitResult(head=copy.deepcopy(head).eval(), epoch=0, validation_f1=score)
     for epoch in range(1, task.settings.epochs + 1):
         trainer.epoch(rng, lambda share: report(share / task.settings.epochs))
         if task.val_trials:
@@ -143,7 +146,10 @@ def fit(task: FitTask, features: FrameDataset, report: Callable[[float], None] =
 def _new_head(task: FitTask, features: FrameDataset) -> Head:
     """Return the head before the first step: normalized by the training rows only, with pretrained backbone blocks."""
     head = build_head(task.head, features.layout, task.classes, task.settings).to(task.device)
-    head.standardise.fit(*_mean_and_std(features, _rows(features, task.train)))
+    if task.start:
+        head.load_state_dict(task.start)
+    else:
+        head.standardise.fit(*_mean_and_std(features, _rows(features, task.train)))
     for part in head.modules():
         if isinstance(part, FinetuneTail) and task.tensors is not None:
             part.load(task.tensors)

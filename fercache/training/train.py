@@ -12,21 +12,35 @@ from typing import Any
 import numpy as np
 
 from fercache.config import TrainConfig, fingerprint_of
-from fercache.data.base import Dataset, Trial, stored_trials
+from fercache.data.base import Dataset, Issue, Trial, stored_trials
+from fercache.data.labels import canonical_class_name
+from fercache.data.photos import fer2013_pictures
 from fercache.errors import InputError
-from fercache.heads.registry import TEMPORAL_HEADS
-from fercache.oof import OofLogits, Provenance
+from fercache.heads.registry import FRAME, HEADS, TEMPORAL_HEADS
+from fercache.media.source import whole_hash
+from fercache.oof import HeadRecord, OofLogits, Provenance, StarterInit
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.multi_store import ReadableStore, join_stores
+from fercache.training import checkpoints
 from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 FORMAT = 3
 """Raised whenever the code changes the result of a training run."""
-DATA_KEYS = ("store", "features", "dataset", "trials", "classes")
-"""Keys of `settings_of` that describe the data; the others are settings of the training."""
+DATA_KEYS = ("store", "features", "dataset", "trials", "classes", "init")
+"""Keys of `settings_of` that depend on the data; the others are settings of the training."""
+
+
+INIT_FORMAT = 1
+"""Raised whenever the code changes the result of a training that begins with starter weights."""
+STARTER_MAX_GROUPS = 28
+"""Most training groups with which `init = "auto"` begins with the starter: docs/results/heads.md has the scores."""
+STARTER_FEATURES = ("backbone", "weights")
+"""Settings of the store that must be the starter's. Heads that learnt from given crops read detected faces too."""
+MIN_CLASSES = 2
+"""Common classes without which starter weights are of no use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +52,7 @@ class TrainReport:
     cached: bool  # whether the same run was finished before
     trained: int  # number of heads trained now
     missing: tuple[str, ...]  # trials of the data set that are not in the store
+    problems: tuple[Issue, ...]  # what is wrong with single clips of the data set
     seconds: float
 
 
@@ -82,7 +97,7 @@ def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cac
     if make_current:
         workspace.set_current_logits_file(logits_file)
     return TrainReport(logits_file=logits_file, heads=heads, cached=cached, trained=trained, missing=missing,
-                       seconds=time.monotonic() - started)
+                       problems=dataset.problems, seconds=time.monotonic() - started)
 
 
 def check_splits(trials: Sequence[Trial]) -> None:
@@ -141,9 +156,65 @@ def check_classes(dataset: Dataset, trials: Sequence[Trial]) -> None:
 
 def settings_of(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, config: TrainConfig) -> dict[str, Any]:
     """Return everything that changes the logits, as a JSON value; its digest names the logits file and the heads."""
-    return {**config.settings(), "store": store.digest(), "features": fingerprint_of(store.settings), "format": FORMAT,
-            "dataset": dataset.digest(), "trials": fingerprint_of([t.name for t in trials]),
+    init = starter_init(dataset, trials, store, config)
+    # Without a starter the key is left out, so that the names of older runs do not change.
+    started = {"init": [init.digest, INIT_FORMAT]} if init else {}
+    return {**config.settings(), **started, "store": store.digest(), "features": fingerprint_of(store.settings),
+            "format": FORMAT, "dataset": dataset.digest(), "trials": fingerprint_of([t.name for t in trials]),
             "classes": list(dataset.classes)}
+
+
+def starter_init(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore,
+                 config: TrainConfig) -> StarterInit | None:
+    """Return the starter that the frame head begins with; None if it begins with random weights.
+
+    Raises
+    ------
+    InputError
+        The recipe asks for a starter, and the folder has none, it does not fit, or it was trained on this data set.
+    """
+    groups = len({t.group for t in trials if t.split in config.learns_from and t.labelled})
+    if config.init == "scratch" or (config.init == "auto" and groups > STARTER_MAX_GROUPS):
+        return None
+    files = checkpoints.starter_files(config.init_from)
+    starter, folder = checkpoints.load_record(files[0]), files[0].parent
+    problem = _starter_problem(starter, dataset, store, config)
+    if problem and config.init == "starter":
+        raise InputError(f"the frame head cannot begin with the starter: {problem}", where=dataset.name,
+                         hint="use --init scratch, or another starter with --init-from")
+    shared = fer2013_pictures(dataset)
+    if problem or (config.init == "auto" and (shared or config.width not in {0, starter.settings.width})):
+        return None
+    card = folder / "card.json"
+    data = str(atomic_io.read_json(card)["data"]) if card.is_file() else f"the training clips of {folder}"
+    return StarterInit(digest=fingerprint_of([whole_hash(path.with_suffix(".safetensors")) for path in files]),
+                       data=data, classes=_common_classes(starter, dataset), shared=shared)
+
+
+def _starter_problem(starter: HeadRecord, dataset: Dataset, store: ReadableStore, config: TrainConfig) -> str:
+    """Return why the frame head cannot begin with a starter, "" if it can."""
+    reads_frame = FRAME in config.heads or (config.temporal_input == "oof-logits" and
+                                            any(HEADS[head].settings.temporal_input for head in config.heads))
+    shapes = {tap.tap: tap.shape for tap in starter.input_taps}
+    common = _common_classes(starter, dataset)
+    problems = (
+        (not reads_frame, "no head of the recipe is the frame head or reads its predictions"),
+        (dataset.layout == "fer2013", "starter heads are trained on FER2013's photos, so scores would be too high"),
+        (starter.store_digest == store.digest(), "it was trained on clips of the same store: their scores would leak"),
+        (config.finetune_tap, "finetune_tap replaces the net that the starter has"),
+        (shapes != {tap: store.taps.get(tap) for tap in config.taps},
+         f"it reads the taps {', '.join(shapes)}, and the recipe names {', '.join(config.taps)}"),
+        (any(starter.store.get(key) != store.settings.get(key) for key in STARTER_FEATURES),
+         f"it reads features of {starter.store.get('backbone')}, and the store has those of other weights"),
+        (starter.normalize != config.normalize, f"it reads features with normalize = {starter.normalize!r}"),
+        (len(common) < MIN_CLASSES, f"of its classes ({', '.join(starter.classes)}) the data set has {len(common)}"))
+    return next((text for applies, text in problems if applies), "")
+
+
+def _common_classes(starter: HeadRecord, dataset: Dataset) -> tuple[str, ...]:
+    """Return the data set's classes that the starter has too, in whatever common spelling."""
+    theirs = {canonical_class_name(name) for name in starter.classes}
+    return tuple(name for name in dataset.classes if canonical_class_name(name) in theirs)
 
 
 def _train(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, config: TrainConfig,
@@ -157,7 +228,16 @@ def _train(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, conf
                          hint="name labels with --labels (or a `label` column), or read what `fercache extract` logs "
                               "about the annotations")
     check_classes(dataset, [t for t in trials if t.split in config.learns_from])
-    training = CrossValidatedTraining.prepare(dataset, trials, store, config, heads, weights)
+    init = starter_init(dataset, trials, store, config)
+    if init:
+        files = checkpoints.starter_files(config.init_from)
+        # In the order of the starter's input, whose weights belong to columns.
+        config = replace(config, taps=tuple(tap.tap for tap in checkpoints.load_record(files[0]).input_taps))
+        log.info("the frame head begins with starter weights (trained on %s)", init.data)
+        if init.shared:
+            log.warning("%s: out-of-fold scores are too high if the starter was trained on them; use --init scratch",
+                        init.shared)
+    training = CrossValidatedTraining.prepare(dataset, trials, store, config, heads, weights, init)
     logits = training.run()
     features = training.features
     OofLogits(dataset=dataset.name, classes=dataset.classes, metric=dataset.metric, notice=dataset.notice,

