@@ -23,7 +23,7 @@ from fercache.data.base import Dataset, Issue, Severity, Trial
 from fercache.errors import InputError
 from fercache.oof import OofLogits, StarterInit
 from fercache.runtime import atomic_io
-from fercache.stacking import stack
+from fercache.stacking import candidates, stack
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import train
 
@@ -69,7 +69,7 @@ RIDGE = 0.3
 ABOVE_CHANCE = 0.03
 STACK_SHUFFLES = 2
 ABOVE_HEADS = 0.1
-"""A candidate that contradicts its heads may have the best score by this much: with few groups, luck is worth more."""
+"""A candidate that contradicts its heads may have the best score by this much."""
 COPY_AREA = 0.999
 """A single feature with this area under the ROC curve for a class is a copy of the label."""
 MIN_ROWS, MIN_GROUPS = 10, 3
@@ -206,8 +206,11 @@ def check_contradictions(oof: OofLogits, config: AuditConfig) -> Issue:
     """Return which learned candidates contradict their heads, or the models that predict new clips."""
     rejected, scores = stack.find_contradictions(oof, StackConfig(seed=config.seed, threads=config.threads))
     best = max(scores, key=lambda name: scores[name])
-    # A candidate that is never final does no harm, unless the table shows it far above the heads.
+    # A candidate that is never final does no harm, unless the table shows it far above the heads. Where heads are at
+    # chance, neither above nor below, that is luck.
     far = best in rejected and scores[best] > max(scores[head] for head in oof.heads) + ABOVE_HEADS
+    p = candidates.chance_p_value(oof)
+    far = far and 2 * min(p, 1 - p + 1 / (candidates.PERMUTATIONS + 1)) < candidates.MOST_P
     return _result("candidates against heads", "error" if far else "warning" if rejected else "ok",
                    f"{len(rejected)} candidates of the stacker contradict their heads or the models of new clips; the "
                    f"best score is that of {best}", (f"{name}: {why}" for name, why in rejected.items()))
