@@ -44,6 +44,8 @@ RECIPES: dict[str, type[Config]] = {"dataset": DatasetConfig, "extract": Extract
                                     "stack": StackConfig, "submit": SubmitConfig, "score": ScoreConfig,
                                     "ablation": AblationConfig, "audit": AuditConfig, "logits-import": LogitsConfig}
 
+NOT_USED = {"demo", "predict"}
+"""Data sets in the cache that are no reason against the demo: the demo itself, and clips given to `predict`."""
 CHOOSES_DATA = ("root", "clips")
 """Keys that name a data set: if one is typed, the recipe's data set is ignored as a whole."""
 
@@ -247,6 +249,11 @@ class Context:
                              hint="name one of them: " + "; ".join(f"--name {one.name} ({_flags(one.options)})"
                                                                    for one in named[::-1]))
         if not named:
+            # An older version recorded no data sets.
+            others = sorted({path.parent.name for path in self.workspace.results()} - NOT_USED)
+            if others and not config.name:
+                raise InputError("no data set is named, and this cache holds results of " + ", ".join(others),
+                                 where=self.cache, hint="name its clips (--clips, --root) or --dataset demo")
             return config
         # What is typed changes single options of the recorded data set, such as its labels.
         options = {**named[0].options, **{key: value for key, value in typed.items() if value is not None}}

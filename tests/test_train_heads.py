@@ -23,7 +23,7 @@ from fercache.data.base import Dataset, Trial
 from fercache.data.photos import STREAMS_RECORD
 from fercache.diagnostics import audit
 from fercache.errors import InputError, StoreError
-from fercache.oof import OofLogits
+from fercache.oof import HeadRecord, OofLogits, StarterInit
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import checkpoints, train
@@ -353,7 +353,7 @@ def macro_f1(oof: OofLogits, head: str = "frame") -> float:
     return float(metrics.macro_f1(metrics.confusion(oof.label[rows], predicted, len(oof.classes))))
 
 
-def records_of(cache: Path) -> list[checkpoints.HeadRecord]:
+def records_of(cache: Path) -> list[HeadRecord]:
     return [checkpoints.load_record(path) for path in checkpoints.record_files(heads_folder(cache))]
 
 
@@ -364,8 +364,8 @@ def test_a_head_begins_with_the_starter_and_is_better_on_few_groups(starter: Pat
     assert macro_f1(begun) > macro_f1(scratch) + 0.1
     for record in records_of(tmp_path / "a"):
         init = record.init
-        assert (record.head == "frame") == isinstance(init, checkpoints.StarterInit)
-        if isinstance(init, checkpoints.StarterInit):
+        assert (record.head == "frame") == isinstance(init, StarterInit)
+        if isinstance(init, StarterInit):
             assert init.classes == small_sets.CLASSES and str(starter) in init.data
             assert record.settings.width == 24, "the starter's, not the recipe's"
     assert all(record.init is msgspec.UNSET for record in records_of(tmp_path / "b"))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from fercache.config import DatasetConfig
 from fercache.data.base import UNKNOWN, Dataset, Issue, Kind, Split, Trial, cache_name, shorten_list
 from fercache.data.labels import SETS, canonical_class_name, whole_number
-from fercache.data.scan import Scan, describe, scan, unnamable
+from fercache.data.scan import Scan, describe, scan
 from fercache.errors import InputError
 
 DEPTH = 6
@@ -113,7 +113,7 @@ class ClipLevelSet(ABC):
         found = scan_places(config, self.name)
         listing = self.list_clips(found, config)
         wanted = {entry.name: entry for entry in listing.entries}
-        problems = [problem for each in found for problem in (*each.problems, *unnamable(each))]
+        problems = [problem for each in found for problem in each.problems]
         versions = find_versions(found, self.key)
         # Without any clip an empty version makes each listed clip an issue, and the error below names the folder.
         version = choose_version(versions, wanted, config.source) if versions else FolderVersion("", "video")

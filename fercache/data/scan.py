@@ -99,7 +99,7 @@ def scan(root: Path, depth: int = DEPTH) -> Scan:
     for paths in (found.videos, found.crops, found.empty, found.folders, found.texts, found.tables):
         paths.sort()
     found.problems.sort(key=lambda problem: problem.where)
-    found.problems += _passed_over(found)
+    found.problems += [*_passed_over(found), *_unnamable(found)]
     return found
 
 
@@ -191,7 +191,7 @@ def _suffix(name: str) -> str:
     return name[name.rfind("."):].lower() if "." in name else ""
 
 
-def unnamable(found: Scan) -> Iterator[Issue]:
+def _unnamable(found: Scan) -> Iterator[Issue]:
     """Yield an issue for each clip whose name is not valid UTF-8, and remove it from `found`."""
     for paths in (found.videos, found.crops):
         for path in [path for path in paths if not printable(str(path.relative_to(found.root)))]:

@@ -27,7 +27,7 @@ from fercache.data.base import (
     shorten_list,
 )
 from fercache.data.labels import read_all, whole_number
-from fercache.data.scan import FLAT, describe, kind_at, scan, unnamable
+from fercache.data.scan import FLAT, describe, kind_at, scan
 from fercache.errors import ClipError, InputError
 
 NOT_TRAINED = "they are predicted, never trained on or scored"
@@ -181,7 +181,6 @@ def read_clip_table(config: DatasetConfig) -> Dataset:
 def _read_folder(place: Path) -> tuple[list[Trial], list[Issue], dict[str, str]]:
     """Return a trial for each clip in a folder, named by its relative path, each a group of its own; no labels."""
     found = scan(place)
-    problems = [*found.problems, *unnamable(found)]
 
     def short_name(path: Path, kind: Kind) -> str:
         below = path.relative_to(found.root)
@@ -200,7 +199,7 @@ def _read_folder(place: Path) -> tuple[list[Trial], list[Issue], dict[str, str]]
         short = short_name(path, kind)
         name = short if count[short] == 1 else path.relative_to(found.root).as_posix()
         trials.append(_trial(name, path, kind))
-    return trials, problems, {}
+    return trials, found.problems, {}
 
 
 def _trial(name: str, path: Path, kind: Kind) -> Trial:

@@ -16,7 +16,7 @@ import numpy as np
 from msgspec.structs import replace as replace_fields
 
 from fercache import media
-from fercache.data.base import UNKNOWN, Dataset, Issue, Severity, Trial, group_issues, shorten_list
+from fercache.data.base import MAX_ALIKE, UNKNOWN, Dataset, Issue, Severity, Trial, group_issues, shorten_list
 from fercache.data.frame_table import FrameTable, IndexRanges, ranges_of
 from fercache.errors import ClipError, InputError
 from fercache.media import pictures
@@ -285,12 +285,17 @@ def find_issues(dataset: Dataset, tables: Sequence[FrameTable], facts: Mapping[s
     trials = dataset.trials
     found = [*(replace(issue, kind=issue.kind or "reader") for issue in group_issues(dataset.problems)),
              *_label_issues(dataset, tables), *_picture_issues(trials, facts), *_video_issues(trials, facts)]
+    copies: dict[bool, list[list[str]]] = defaultdict(list)
     for same in find_duplicate_clips(trials, facts):
         # Copies in one group and split are on one side of every fold, so they cannot leak.
         leaks = len({trial.group for trial in same}) > 1 or len({trial.split for trial in same}) > 1
-        found += _about("twins", [f"{trial.name} ({trial.split})" for trial in same],
-                        "the same content under several names" + (", in several groups or splits" if leaks else ""),
-                        "keep one of them, or put them in one group", "error" if leaks else "note")
+        copies[leaks].append([f"{trial.name} ({trial.split})" for trial in same])
+    for leaks, sets in copies.items():
+        many = f"{len(sets)} times " if len(sets) > MAX_ALIKE else ""
+        for names in [[" = ".join(names) for names in sets]] if many else sets:
+            found += _about("twins", names, f"{many}the same content under several names"
+                            + (", in several groups or splits" if leaks else ""),
+                            "keep one of them, or put them in one group", "error" if leaks else "note")
     splits: dict[str, set[str]] = defaultdict(set)
     for trial in trials:
         if trial.labelled:
@@ -354,10 +359,9 @@ def _label_issues(dataset: Dataset, tables: Sequence[FrameTable]) -> Iterator[Is
 def _picture_issues(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> Iterator[Issue]:
     """Yield folders that cannot be read, and empty, undecodable and unnumbered files in the others."""
     folders = {trial.name: facts[str(trial.path)] for trial in trials if trial.kind == "crops"}
-    for name, folder in folders.items():
-        if folder.problem:
-            yield Issue(kind="unreadable", where=name, message=folder.problem, details=(name,),
-                        hint="repair the folder: its clip is lost")
+    yield from group_issues(Issue(kind="unreadable", where=name, message=folder.problem,
+                                  hint="repair the folder: its clip is lost")
+                            for name, folder in folders.items() if folder.problem)
     empty = {name: folder.empty for name, folder in folders.items() if folder.empty}
     yield from _about("empty-pictures", _counted(empty), f"{sum(empty.values()):,} empty picture files in {len(empty)} "
                       "folders", "copy them again; until then their rows have no face", "error")

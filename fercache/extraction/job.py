@@ -135,7 +135,7 @@ class ExtractionJob:
     cnn: files.Weights
     nets: Nets | None = None  # of the last `run_all`
     cancel: CancelToken = field(default_factory=CancelToken)
-    failed: Counter[str] = field(default_factory=Counter)  # failures by `base.pattern_of` their message
+    logged: Counter[str] = field(default_factory=Counter)  # problems by `base.pattern_of` their message
 
     def cached(self, trial: Trial) -> ClipResult | None:
         """Return the clip's result if the store holds it and its source is unchanged."""
@@ -145,8 +145,8 @@ class ExtractionJob:
         try:
             same = source_unchanged(manifest.source, trial.path, trial.kind, self.config.verify_sources)
         except ClipError as error:
-            log.warning("%s: the source is missing or unreadable (%s); keeping the stored features", trial.name,
-                        error.what)
+            self.log_alike(logging.WARNING, trial.name,
+                           f"the source is missing or unreadable ({error.what}); keeping the stored features")
             same = True
         return ClipResult(clip=trial.name, state="cached", frames=manifest.frames) if same else None
 
@@ -257,17 +257,18 @@ class ExtractionJob:
         except Cancelled:
             return self.pending(trial)
         except ClipError as error:
-            self.log_failure(trial.name, error)
+            self.log_alike(logging.ERROR, trial.name, error.what, f"{error}")
             return ClipResult(clip=trial.name, state="failed", message=str(error))
 
-    def log_failure(self, clip: str, error: ClipError) -> None:
-        """Log why a clip failed; of many alike failures only the first ones, the list of failures has all."""
-        pattern = base.pattern_of(error.what)
-        self.failed[pattern] += 1
-        if self.failed[pattern] <= base.MAX_ALIKE:
-            log.error("%s: %s", clip, error)
-        elif self.failed[pattern] == base.MAX_ALIKE + 1:
-            log.error("more clips fail like this; from here on they are only listed in %s", workspace.FAILURES)
+    def log_alike(self, level: int, clip: str, what: str, text: str = "") -> None:
+        """Log a problem of a clip; of many alike ones only the first (the list of failures has all that failed)."""
+        pattern = base.pattern_of(what)
+        self.logged[pattern] += 1
+        if self.logged[pattern] <= base.MAX_ALIKE:
+            log.log(level, "%s: %s", clip, text or what)
+        elif self.logged[pattern] == base.MAX_ALIKE + 1:
+            log.log(level, "more clips like this (%s) are not logged one by one; clips that fail are listed in %s",
+                    what, workspace.FAILURES)
 
     def pending(self, trial: Trial) -> ClipResult:
         """Return the result of a clip that is left to the next run, with an estimate of its frames."""
@@ -292,7 +293,7 @@ class ExtractionJob:
             manifest = writer.commit(**{PEOPLE_COUNT: count} if selection.several else {})
         faces = int(self.store[self.name(trial)].frame_table["valid"].sum())
         if not faces:
-            log.warning("%s: no face in any of its %d frames", trial.name, manifest.frames)
+            self.log_alike(logging.WARNING, trial.name, f"no face in any of its {manifest.frames} frames")
         return ClipResult(clip=trial.name, state="computed", frames=manifest.frames, faces=faces)
 
     def record_rate(self, report: ExtractReport, cache: Path) -> None:

@@ -26,7 +26,7 @@ from fercache import data, recipe
 from fercache.backbones import weights
 from fercache.config import ExtractConfig, StackConfig
 from fercache.data.base import Dataset, Issue, Kind, Trial, people_stored, stored_trials
-from fercache.data.scan import kind_at, scan, unnamable
+from fercache.data.scan import kind_at, scan
 from fercache.errors import ClipError, FercacheError, InputError, StoreError
 from fercache.extraction import job
 from fercache.extraction.job import ClipResult
@@ -118,7 +118,7 @@ def _scan_path(path: Path) -> tuple[dict[Path, Kind], list[Issue]]:
         scanned = scan(path.resolve())
     except InputError as error:
         return {}, [Issue(where=str(path), message=error.what, hint=error.hint)]
-    problems = [*scanned.problems, *unnamable(scanned)]
+    problems = list(scanned.problems)
     clips = dict(scanned.clips())
     if not clips:
         problems.append(Issue(where=str(path), message="no clip in this folder",
