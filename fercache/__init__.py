@@ -88,7 +88,8 @@ def extract(*, cache: AnyPath | Url = "cache", local_cache: AnyPath | None = Non
     plan = distributed.LaunchPlan.from_flags(os.environ, began_s, engine=engine, scheduler=scheduler,
                                              workers=str(workers), shard=shard, time_limit=time_limit)
     config = context.config(ExtractConfig, "extract", typed)
-    dataset = context.dataset(typed, report_issues=plan.is_coordinator)  # once, not by every shard
+    # Logged and recorded once, not by every shard.
+    dataset = context.dataset(typed, report_issues=plan.is_coordinator, record=plan.is_coordinator)
     report = plan.run(dataset, config, context.cache, context.remote)
     # A run that found everything in the cache took no time: it would spoil the measured rate.
     if report.count("computed"):
@@ -119,21 +120,22 @@ def train_heads(*, store: AnyPath | Url | None = None, cache: AnyPath | Url = "c
     """
     from fercache import run_log
     from fercache.config import DatasetConfig, TrainConfig
+    from fercache.data.base import Issue
     from fercache.extraction import job
-    from fercache.recipe import Context, from_keywords, log
+    from fercache.recipe import Context, from_keywords, log, log_issues
     from fercache.training import train
 
     context, typed = Context.of(cache, local_cache, stages), from_keywords(settings, DatasetConfig, TrainConfig)
     config = context.config(TrainConfig, "train-heads", typed)
-    dataset = context.dataset(typed)
+    dataset = context.dataset(typed, record=True)
     features = open_store(store or job.current_store(context.features, dataset.name))
     log.info("store %s", features.path)
     report = train.train_heads(dataset, features, config, context.cache)
     if not report.cached:
         run_log.record_run(context.cache, dataset.name, "train-heads", report.logits_file.name, report.seconds,
                            fits=report.trained)
-    for clip in report.missing:
-        log.warning("%s: not in the store, skipped (run `fercache extract`)", clip)
+    log_issues(Issue(where=clip, message="not in the store, skipped", hint="run `fercache extract`")
+               for clip in report.missing)
     return report
 
 

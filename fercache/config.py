@@ -41,7 +41,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            _check(type(self).__name__, entry.name, getattr(self, entry.name), entry.metadata)
+            _check(entry.name, getattr(self, entry.name), entry.metadata)
 
     def settings(self) -> dict[str, Any]:
         """Return the options that change numbers, as JSON values."""
@@ -54,17 +54,18 @@ class Config:
         return fingerprint_of({**self.settings(), **more})
 
 
-def _check(owner: str, name: str, value: Any, meta: Any) -> None:
+def _check(name: str, value: Any, meta: Any) -> None:
     """Refuse a value outside the field's choices or bounds."""
     choices, low, high = (meta.get(key) for key in ("choices", "low", "high"))
+    flag = f"--{name.replace('_', '-')}"  # the recipe's key is the same word
     for item in value if isinstance(value, tuple) else (value,):
         if choices and item not in choices:
-            raise InputError(f"{name} = {item!r} is not one of {', '.join(choices)}", where=owner)
+            raise InputError(f"{item!r} is not one of {', '.join(choices)}", where=flag)
         # Negated comparisons, so that NaN is refused too.
         if low is not None and not low <= item:
-            raise InputError(f"{name} = {item!r} is below {low}", where=owner)
+            raise InputError(f"{item!r} is below {low}", where=flag)
         if high is not None and not item <= high:
-            raise InputError(f"{name} = {item!r} is above {high}", where=owner)
+            raise InputError(f"{item!r} is above {high}", where=flag)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +73,16 @@ class DatasetConfig(Config):
     """Where the clips and labels are (`stages/dataset.toml`)."""
 
     # Its choices are the readers of fercache.data, which imports this module; the command line adds them.
-    dataset: str = option("demo", "Layout of the data set. With --root alone it is recognized from the folders. "
-                          "logits: imported logits only.")
+    dataset: str = option("", "Layout of the data set. With --root alone it is recognized from the folders. "
+                          "logits: imported logits only.  [default: the data set used last in this cache, else demo]")
     root: str = option("", "Folder of the data set.", numbers=False)
-    clips: str = option("", "Table clip,path[,label][,subject][,group][,split], or a folder of clips.", numbers=False)
-    labels: str = option("", "Per-frame labels: a table clip,frame,label or a folder of text files.", numbers=False)
+    clips: str = option("", "Table clip,path[,label][,subject][,group][,split], a folder of clips, or one clip.",
+                        numbers=False)
+    labels: str = option("", "Per-frame labels: a table clip,frame,label (or clip,time_s,label) or a folder of text "
+                         "files.", numbers=False)
     classes: tuple[str, ...] = option((), "Class names in order, for labels that are numbers.")
     edition: str = option("", "Part of the path of the annotations to use if there are several, such as 6th_ABAW.")
+    first_frame: int = option(1, "Number of a clip's first frame in tables of labels and predictions.", low=0, high=1)
     fold: int = option(0, "Published fold whose test list is held out, from 1 (0: the first, or none).", low=0,
                        high=100)
     source: str = option("auto", "What to read if a set has both pictures and videos; auto prefers crops.",

@@ -11,22 +11,24 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from fercache.config import LogitsConfig, fingerprint_of
 from fercache.data import tables
 from fercache.data.base import UNKNOWN, printable, shorten_list
+from fercache.data.labels import whole_number
 from fercache.data.table import MOST_FRAMES, SPLITS
 from fercache.errors import InputError
-from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits, assign_folds
+from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits, Provenance, assign_folds
 from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 
 FORMAT = 1
-KNOWN = ("clip", "frame", "person", "label", "split", "group", "subject")
+KNOWN = ("clip", "frame", "time_s", "person", "label", "split", "group", "subject")
 TAKEN = ("auto", "mean", "smoothed-mean", "logistic", "geometric-mean", "stack")
 LOGIT = "logit_"
 MIN_PROB = 1e-7
@@ -59,7 +61,7 @@ class _Layout:
     @property
     def by_frame(self) -> bool:
         """Whether a row is a frame; else a row is a whole clip."""
-        return "frame" in self.position
+        return "frame" in self.position or "time_s" in self.position
 
 
 def path_of(cache: Path, dataset: str, name: str) -> Path:
@@ -88,13 +90,15 @@ def load(cache: Path, dataset: str, wanted: Sequence[str]) -> list[OofLogits]:
     return [OofLogits.load(path_of(cache, dataset, name)) for name in wanted]
 
 
-def import_logits(name: str, config: LogitsConfig, dataset: str, cache: Path) -> tuple[Path, OofLogits]:
+def import_logits(name: str, config: LogitsConfig, dataset: str, cache: Path,
+                  first_frame: int = 1) -> tuple[Path, OofLogits]:
     """Import a table of predictions; return the file that was written and its content.
 
     Parameters
     ----------
     name : name of the source among those of the heads.
     dataset : the data set's name in the cache.
+    first_frame : number of a clip's first frame in the table.
 
     Raises
     ------
@@ -108,13 +112,13 @@ def import_logits(name: str, config: LogitsConfig, dataset: str, cache: Path) ->
         raise InputError(f"{name!r} cannot name a source", where="logits import",
                          hint=f"use letters, digits and underscores; {', '.join(TAKEN)} are taken")
     table = Path(config.table)
-    layout = _layout([column.strip() for column in tables.read_header(table)], table)
+    layout = _layout(tables.read_header(table), table)
     people: dict[str, _Person] = {}
     for line, values in tables.read_rows(table):
         if not any(values):
             continue
         try:
-            _add_row(people, values, layout, config.only)
+            _add_row(people, values, layout, config, first_frame)
         except ValueError as error:
             raise InputError(f"line {line}: {error}", where=table, hint="fix the table") from error
     if not people:
@@ -145,8 +149,10 @@ def _layout(header: Sequence[str], path: Path) -> _Layout:
                    logits=prefix == LOGIT)
 
 
-def _add_row(people: dict[str, _Person], values: Sequence[str], layout: _Layout, only: str) -> None:
-    """Add one row to its person; a row of another split than `only` is left out."""
+def _add_row(people: dict[str, _Person], values: Sequence[str], layout: _Layout, config: LogitsConfig,
+             first_frame: int) -> None:
+    """Add one row to its person; a row of another split than `config.only` is left out."""
+    only = config.only
     cells = {column: values[i].strip() for column, i in layout.position.items()}
     split = SPLITS.get(cells.get("split", "").casefold() or "train")
     if split is None:
@@ -165,15 +171,35 @@ def _add_row(people: dict[str, _Person], values: Sequence[str], layout: _Layout,
         if now != first:  # to take either would train on what is held out, or hold out what is trained on
             raise ValueError(f"{name} has {what} {now!r} here and {first!r} in a row before; "
                              f"a clip has one {what}, the same in every row")
-    frame = int(cells["frame"]) if layout.by_frame else 1
     label = tables.code(cells.get("label", ""), layout.classes)
-    if not 1 <= frame <= MOST_FRAMES:
-        raise ValueError(f"frame {frame}: frames count from 1")
     if label is None:
         raise ValueError(f"label {cells['label']!r} is none of {', '.join(layout.classes)}")
-    person.frames.append(frame)
+    person.frames.append(_frame_of(cells, config.fps, first_frame))
     person.labels.append(label)
-    person.values.extend(float(values[i]) for i in layout.values)
+    for i in layout.values:
+        value = tables.number(values[i])
+        if value is None:
+            raise ValueError(f"{values[i]!r} is not a number")
+        person.values.append(value)
+
+
+def _frame_of(cells: dict[str, str], fps: float, first_frame: int) -> int:
+    """Return a row's frame number, from 1; a time belongs to the nearest frame, and a row without both is a clip."""
+    if "frame" in cells:
+        frame = whole_number(cells["frame"])
+        if frame is None:
+            raise ValueError(f"frame {cells['frame']!r} is not a whole number")
+    elif "time_s" in cells:
+        time_s = tables.number(cells["time_s"])
+        if time_s is None or time_s < 0:
+            raise ValueError(f"time_s {cells['time_s']!r} is not a time in seconds")
+        frame = round(time_s * fps) + first_frame
+    else:
+        return 1
+    if not first_frame <= frame <= MOST_FRAMES:
+        raise ValueError(f"frame {frame}: frames count from {first_frame}; add 1, or --first-frame {frame}"
+                         if frame == 0 else f"frame {frame}: frames count from {first_frame}")
+    return frame + 1 - first_frame
 
 
 def _assemble(name: str, people: dict[str, _Person], layout: _Layout, config: LogitsConfig, dataset: str) -> OofLogits:
@@ -184,8 +210,8 @@ def _assemble(name: str, people: dict[str, _Person], layout: _Layout, config: Lo
                                    for key in ("index", "valid", "label", "logits"))
     offsets = np.concatenate([[0], np.cumsum([len(part["index"]) for part in parts])])
     group, split = tuple(people[t].group for t in trials), tuple(people[t].split for t in trials)
-    provenance = {"format": FORMAT, "source": name, "table": layout.path.name, "declared": config.provenance,
-                  "level": "frame" if layout.by_frame else "clip", "only": config.only, "settings": {}}
+    provenance = Provenance(format=FORMAT, source=name, table=layout.path.name, declared=config.provenance,
+                            level="frame" if layout.by_frame else "clip", only=config.only, settings={})
     fold, fixed = _folds(group, split, label, offsets, len(layout.classes), config)
     # Another table under the same name must be another source for `stack`, hence a digest of its values.
     digest = hashlib.sha256(b"".join(values.tobytes() for values in (logits, label, index))).hexdigest()
@@ -193,7 +219,7 @@ def _assemble(name: str, people: dict[str, _Person], layout: _Layout, config: Lo
                      trials=tuple(trials), group=group, split=split, fold=fold, offsets=offsets, index=index,
                      time_s=np.concatenate([(part["index"] - part["index"][0]) / config.fps for part in parts]),
                      valid=valid, label=label, logits={name: logits}, provenance=provenance,
-                     fingerprint=fingerprint_of([provenance, config.settings(), digest]),
+                     fingerprint=fingerprint_of([msgspec.to_builtins(provenance), config.settings(), digest]),
                      epochs_fixed=fixed, clip=tuple(people[t].clip for t in trials),
                      declared={name: config.provenance})
 

@@ -10,12 +10,13 @@ import difflib
 import logging
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
+from fercache import run_log
 from fercache.config import (
     AblationConfig,
     AuditConfig,
@@ -33,7 +34,7 @@ from fercache.runtime.uri import Location, Url, as_location
 from fercache.workspace import Workspace
 
 if TYPE_CHECKING:
-    from fercache.data.base import Dataset
+    from fercache.data.base import Dataset, Issue
 
 log = logging.getLogger(__name__)
 C = TypeVar("C", bound=Config)
@@ -43,6 +44,8 @@ RECIPES: dict[str, type[Config]] = {"dataset": DatasetConfig, "extract": Extract
                                     "stack": StackConfig, "submit": SubmitConfig, "score": ScoreConfig,
                                     "ablation": AblationConfig, "audit": AuditConfig, "logits-import": LogitsConfig}
 
+NOT_USED = {"demo", "predict"}
+"""Data sets in the cache that are no reason against the demo: the demo itself, and clips given to `predict`."""
 CHOOSES_DATA = ("root", "clips")
 """Keys that name a data set: if one is typed, the recipe's data set is ignored as a whole."""
 
@@ -179,6 +182,7 @@ class Context:
     cache: Path = Path("cache")
     stages: Path = Path("stages")
     remote: Url | None = None
+    noted: bool = False  # whether the log names the data set of the last command
 
     @classmethod
     def of(cls, cache: str | os.PathLike[str] | Url, local_cache: str | os.PathLike[str] | None = None,
@@ -224,29 +228,95 @@ class Context:
         log.info("%s: %s, fingerprint %s", command, recipe_path(self.stages, command), config.fingerprint()[:12])
         return config
 
+    def dataset_config(self, typed: Mapping[str, Any]) -> DatasetConfig:
+        """Return the options of the data set that flags or `dataset.toml` name, else those of the one used last.
+
+        Raises
+        ------
+        InputError
+            None is named, and several were used in this cache.
+        """
+        config = make_config(DatasetConfig, "dataset", self.stages, typed)
+        if config.dataset or config.root or config.clips:
+            return config
+        used = [one for one in run_log.load_run_log(self.cache).datasets if one.options.get("dataset") != "demo"]
+        # A data set that was only checked does not count beside one with results.
+        results = [one for one in used if self.workspace.features(one.name).exists()
+                   or self.workspace.logits(one.name).exists()] or used
+        named = [one for one in used if one.name == config.name] or results
+        if len(named) > 1:
+            raise InputError(f"{len(named)} data sets were used in this cache, and none is named", where=self.cache,
+                             hint="name one of them: " + "; ".join(f"--name {one.name} ({_flags(one.options)})"
+                                                                   for one in named[::-1]))
+        if not named:
+            # An older version recorded no data sets.
+            others = sorted({path.parent.name for path in self.workspace.results()} - NOT_USED)
+            if others and not config.name:
+                raise InputError("no data set is named, and this cache holds results of " + ", ".join(others),
+                                 where=self.cache, hint="name its clips (--clips, --root) or --dataset demo")
+            return config
+        # What is typed changes single options of the recorded data set, such as its labels.
+        options = {**named[0].options, **{key: value for key, value in typed.items() if value is not None}}
+        if not self.noted:
+            log.info("data set of the last command in this cache: %s", _flags(named[0].options))
+            self.noted = True
+        return make_config(DatasetConfig, "dataset", self.stages, options)
+
     def is_logits(self, typed: Mapping[str, Any]) -> bool:
         """Return whether the data set consists of imported logits alone."""
-        return make_config(DatasetConfig, "dataset", self.stages, typed).dataset == "logits"
+        return self.dataset_config(typed).dataset == "logits"
 
     def dataset_name(self, typed: Mapping[str, Any]) -> str:
         """Return the name in the cache of the data set that flags or `dataset.toml` name; imported logits are one."""
         from fercache import data
 
-        config = make_config(DatasetConfig, "dataset", self.stages, typed)
+        config = self.dataset_config(typed)
         return data.logits_name(config) if config.dataset == "logits" else self.dataset(typed).name
 
-    def dataset(self, typed: Mapping[str, Any], report_issues: bool = True) -> Dataset:
-        """Return the data set that flags or `dataset.toml` name; problems with its clips are logged once."""
-        from fercache import data
-        from fercache.data import base, demo
+    def dataset(self, typed: Mapping[str, Any], report_issues: bool = True, record: bool = False) -> Dataset:
+        """Return the data set that flags or `dataset.toml` name; problems with its clips are logged once.
 
-        config = make_config(DatasetConfig, "dataset", self.stages, typed)
-        if config.dataset == "demo" and not (config.root or config.clips):
+        Parameters
+        ----------
+        record : remember it as the last one used in this cache.
+        """
+        from fercache import data
+        from fercache.data import demo
+
+        config = self.dataset_config(typed)
+        if config.dataset in ("", "demo") and not (config.root or config.clips or config.labels):
+            if not config.dataset:
+                log.info("no data set is named, and none was used in this cache: taking the demo")
             demo.fetch_demo_clips(self.workspace.clips)
         found = data.load_dataset(config, self.cache)
         log.info("data set %s: %d clips", found.name, len(found.trials))
         if found.notice:
             log.info("note: %s", found.notice)
-        for issue in base.group_issues(found.problems) if report_issues else ():
-            log.warning("%s", issue)
+        log_issues(found.problems if report_issues else ())
+        if record:
+            self.record(found.name, config)
         return found
+
+    def record(self, name: str, config: DatasetConfig) -> None:
+        """Remember a data set, by its name in the cache, as the last one used."""
+        options = {entry.name: value for entry in fields(config)
+                   if (value := getattr(config, entry.name)) != entry.default}
+        options |= {key: str(Path(options[key]).resolve()) for key in ("root", "clips", "labels") if key in options}
+        options |= {key: list(value) for key, value in options.items() if isinstance(value, tuple)}
+        run_log.record_dataset(self.cache, name, options)
+
+
+def _flags(options: dict[str, Any]) -> str:
+    """Return options of a data set as flags."""
+    return " ".join(f"--{key.replace('_', '-')} {','.join(value) if isinstance(value, list) else value}"
+                    for key, value in options.items()) or "--dataset demo"
+
+
+def log_issues(issues: Iterable[Issue]) -> None:
+    """Log the issues, alike ones once."""
+    from fercache.data import base
+
+    for issue in base.group_issues(issues):
+        log.log(logging.INFO if issue.kind == "one-clip" else logging.WARNING, "%s", issue)
+
+

@@ -6,11 +6,12 @@ import datetime
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from fercache import __version__
-from fercache.errors import FercacheError
+from fercache.errors import InputError
 from fercache.runtime import atomic_io
 from fercache.workspace import Workspace
 
@@ -68,12 +69,20 @@ class LoggedRun(msgspec.Struct, frozen=True, kw_only=True):
     fits: int = 0
 
 
+class UsedDataset(msgspec.Struct, frozen=True, kw_only=True):
+    """A data set that a command read: its name in the cache, and the options that name it, with full paths."""
+
+    name: str
+    options: dict[str, Any]
+
+
 class RunLog(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of the file: runs and rates, the oldest first."""
+    """The content of the file: runs, rates and data sets, the oldest first."""
 
     version: int = VERSION
     runs: tuple[LoggedRun, ...] = ()
     rates: tuple[ExtractionRate, ...] = ()
+    datasets: tuple[UsedDataset, ...] = ()
 
 
 def load_run_log(cache: Path) -> RunLog:
@@ -84,8 +93,8 @@ def load_run_log(cache: Path) -> RunLog:
     The log only informs. An unreadable one must not stop a stage or a report, so it is replaced by the next run.
     """
     try:
-        run_log = msgspec.convert(atomic_io.read_json(Workspace(cache).run_log), RunLog)
-    except (FercacheError, OSError, msgspec.ValidationError):
+        run_log = atomic_io.read_record(Workspace(cache).run_log, RunLog)
+    except (InputError, OSError):
         return RunLog()
     return run_log if run_log.version == VERSION else RunLog()
 
@@ -129,6 +138,19 @@ def record_run(cache: Path, dataset: str, stage: str, artifact: str, seconds: fl
     _update(cache, add)
 
 
+def record_dataset(cache: Path, name: str, options: dict[str, Any]) -> None:
+    """Log that a data set was used; it becomes the last one. Nothing is written if it is that already."""
+    used = UsedDataset(name=name, options=options)
+    if load_run_log(cache).datasets[-1:] != (used,):
+        forget_dataset(cache, name, used)
+
+
+def forget_dataset(cache: Path, name: str, *instead: UsedDataset) -> None:
+    """Remove a data set from the log of those used, and append others."""
+    _update(cache, lambda log: msgspec.structs.replace(
+        log, datasets=(*(used for used in log.datasets if used.name != name), *instead)))
+
+
 def recorded_runs(cache: Path, dataset: str) -> list[LoggedRun]:
     """Return the logged runs over a data set, the oldest first; none where the log is not readable."""
     return [run for run in load_run_log(cache).runs if run.dataset == dataset]
@@ -145,4 +167,4 @@ def _update(cache: Path, change: Callable[[RunLog], RunLog]) -> None:
     path = Workspace(cache).run_log
     # Read and write under one lock: two stages that end at the same time must both be logged.
     with atomic_io.lock(path.with_suffix(".lock"), wait=True):
-        atomic_io.write_json(path, msgspec.to_builtins(change(load_run_log(cache))))
+        atomic_io.write_json(path, change(load_run_log(cache)))

@@ -169,7 +169,7 @@ def test_causal_predictions_take_a_causal_stack(home: dict[str, Any], tmp_path: 
     with pytest.raises(InputError, match="later frames"):
         fercache.predict(clips, causal=True, stack=home["stack"][0].folder, **where)
     fercache.stack(causal=True, bootstrap=20, **home["where"])
-    assert fercache.predict(clips, causal=True, **where).result.report["causal"]
+    assert fercache.predict(clips, causal=True, **where).result.report.causal
 
 
 @pytest.mark.parametrize("first_face", [0, 7])

@@ -110,7 +110,8 @@ def test_labels_as_names_numbers_and_nonsense(tmp_path: Path) -> None:
     table = text(tmp_path, "t.csv", "clip,path,label\n" + "".join(f"{n},v.mp4,{w}\n" for n, w in words.items()))
     dataset = read(table, classes=tuple(HEADER.split(",")))
     assert [(t.name, t.clip_label) for t in dataset.trials] == [*zip("abcdefg", (1, 2, -1, -1, 1, -1, -1), strict=True)]
-    assert [p.where for p in dataset.problems] == ["f", "g"] and all(p.is_error for p in dataset.problems)
+    assert [p.where for p in dataset.problems if p.is_error] == ["f", "g"]
+    assert "'anger', 'Anger'" in dataset.problems[0].message and not dataset.problems[0].is_error
 
 
 def test_labels_by_frame_in_any_order_with_gaps(tmp_path: Path) -> None:
@@ -124,9 +125,9 @@ def test_labels_by_frame_in_any_order_with_gaps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("line", "where", "says"), [
-    ("a,1,sad", "a", "frame 1 has two labels"), ("a,0,happy", "a", "row 2 of the clip has no frame number"),
-    ("a,x,happy", "a", "no frame number"), ("a,-3,happy", "a", "no frame number"), ("a,1.5,happy", "a", "no frame"),
-    ("a,99999999999999,happy", "a", "no frame number"), ("a,999999999,happy", "a", "no frame number"),
+    ("a,1,sad", "a", "frame 1 has two labels"), ("a,0,happy", "a", "--first-frame 0"),
+    ("a,x,happy", "a", "line 4 has frame 'x'"), ("a,-3,happy", "a", "frame '-3'"), ("a,1.5,happy", "a", "frame '1.5'"),
+    ("a,99999999999999,happy", "a", "frame '99999999999999'"), ("a,999999999,happy", "a", "frame '999999999'"),
     ("z,1,happy", "z", "no clip of that name"),
 ])
 def test_a_bad_frame_row_costs_the_labels_of_its_clip(tmp_path: Path, line: str, where: str, says: str) -> None:

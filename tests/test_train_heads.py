@@ -23,7 +23,7 @@ from fercache.data.base import Dataset, Trial
 from fercache.data.photos import STREAMS_RECORD
 from fercache.diagnostics import audit
 from fercache.errors import InputError, StoreError
-from fercache.oof import OofLogits
+from fercache.oof import HeadRecord, OofLogits, StarterInit
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import checkpoints, train
@@ -286,13 +286,12 @@ def test_a_refit_trains_on_validation_too_under_another_name(pair: Any, oof: Oof
     refit = OofLogits.load(report.logits_file)
     split = np.array(refit.split)
     assert (refit.fold[split != "test"] >= 0).all() and (refit.fold[split == "test"] == -1).all()
-    for record in refit.provenance["heads"]:
-        held_out = {g for g, f in zip(refit.group, refit.fold.tolist(), strict=True) if f == record["fold"]}
-        used = {*record["train_groups"], *record["val_groups"]}
+    for record in refit.provenance.records:
+        held_out = {g for g, f in zip(refit.group, refit.fold.tolist(), strict=True) if f == record.fold}
+        used = {*record.train_groups, *record.val_groups}
         assert held_out and not held_out & used and used == set(refit.group) - held_out - {last.group}
     assert all(logits[refit.rows(len(refit.trials) - 1)].any() for logits in refit.logits.values())
-    settings = refit.provenance["settings"]
-    assert settings["refit"] == "all" and "refit" not in oof.provenance["settings"]
+    assert refit.provenance.setting("refit") == "all" and oof.provenance.setting("refit") is None
     assert "refit" not in CONFIG.settings() and replace(CONFIG, refit="none").fingerprint() == CONFIG.fingerprint()
     assert load_trained(report.heads).record.requested.folds == 3 and report.heads.name == refit.fingerprint[:12]
     assert Workspace(tmp_path).current_logits_file(dataset.name) == report.logits_file, "the default of later stages"
@@ -354,7 +353,7 @@ def macro_f1(oof: OofLogits, head: str = "frame") -> float:
     return float(metrics.macro_f1(metrics.confusion(oof.label[rows], predicted, len(oof.classes))))
 
 
-def records_of(cache: Path) -> list[checkpoints.HeadRecord]:
+def records_of(cache: Path) -> list[HeadRecord]:
     return [checkpoints.load_record(path) for path in checkpoints.record_files(heads_folder(cache))]
 
 
@@ -365,8 +364,8 @@ def test_a_head_begins_with_the_starter_and_is_better_on_few_groups(starter: Pat
     assert macro_f1(begun) > macro_f1(scratch) + 0.1
     for record in records_of(tmp_path / "a"):
         init = record.init
-        assert (record.head == "frame") == isinstance(init, checkpoints.StarterInit)
-        if isinstance(init, checkpoints.StarterInit):
+        assert (record.head == "frame") == isinstance(init, StarterInit)
+        if isinstance(init, StarterInit):
             assert init.classes == small_sets.CLASSES and str(starter) in init.data
             assert record.settings.width == 24, "the starter's, not the recipe's"
     assert all(record.init is msgspec.UNSET for record in records_of(tmp_path / "b"))

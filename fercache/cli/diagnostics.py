@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fercache import recipe
 from fercache.cli.context import (
     FILE,
     JSON,
@@ -102,10 +103,10 @@ def check_command(context: Context, fresh: bool, rate: float, as_json: bool, **t
     """
     from fercache.diagnostics import check
 
-    config = context.config(ExtractConfig, "extract", typed)
+    config = recipe.make_config(ExtractConfig, "extract", context.stages, typed)
     # The report lists the issues itself, so the log does not.
-    report = check.check_dataset(context.dataset(typed, report_issues=False), config, context.cache, fresh=fresh,
-                                 rate=rate)
+    dataset = context.dataset(typed, report_issues=False, record=True)
+    report = check.check_dataset(dataset, config, context.cache, fresh=fresh, rate=rate)
     click.echo(json.dumps(report.json(), indent=1) if as_json else "\n".join(check.report_lines(report)))
     # One class is an error of the input: no head can be trained, as `train-heads` says too.
     return 2 if any(issue.kind == "one-class" for issue in report.issues) else 1 if report.lost else 0

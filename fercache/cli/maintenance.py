@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fercache import recipe
 from fercache.cli.context import (
     FILE,
     JSON,
@@ -23,7 +24,7 @@ from fercache.cli.context import (
 )
 from fercache.config import DatasetConfig, ExtractConfig, LogitsConfig
 from fercache.errors import InputError
-from fercache.recipe import Context
+from fercache.recipe import Context, log_issues
 from fercache.runtime.progress import format_bytes
 from fercache.runtime.uri import Location, Url
 from fercache.workspace import Features
@@ -290,7 +291,7 @@ def _print_cost(context: Context, dataset: Dataset, as_json: bool) -> int:
     """Print the cost of extraction."""
     from fercache.diagnostics import check
 
-    cost = check.predict_cost(dataset, context.config(ExtractConfig, "extract", {}), context.cache)
+    cost = check.predict_cost(dataset, recipe.make_config(ExtractConfig, "extract", context.stages, {}), context.cache)
     if as_json:
         click.echo(json.dumps({"store": None, "cost": asdict(cost)}, indent=1))
     else:
@@ -354,17 +355,23 @@ def import_command(context: Context, path: Path, as_: str, fps: float, **typed: 
     """Make a store of features from another tool, with the same frame numbers as the extracted ones.
 
     PATH is an HDF5 file (file[clip]['00001'], or file[clip] of one row a frame), a folder of one .npz or .npy a clip,
-    a .csv or .parquet table with columns clip and frame, or what `fercache export` wrote. Frames count from 1; frames
-    that are not given get zeros. Values are kept as float16. A pickle is never loaded.
+    a .csv or .parquet table with columns clip and frame (also of OpenFace or py-feat; a folder of .csv has one a clip),
+    or what `fercache export` wrote. Frames count from 1, or from --first-frame; frames that are not given get zeros.
+    Values are kept as float16. A pickle is never loaded.
     """
+    from fercache.data.base import Issue
     from fercache.maintenance import importer
 
-    dataset = context.dataset(typed)
-    report = importer.import_features(path, as_, Features(context.features).folder(dataset.name), fps=fps)
+    first_frame = typed.pop("first_frame")  # of the imported table, not of the data set's labels
+    dataset = context.dataset(typed, record=True)
+    report = importer.import_features(path, as_, Features(context.features).folder(dataset.name), fps=fps,
+                                      first_frame=first_frame)
+    log_issues(Issue(where=clip, message=message.removeprefix(f"{clip}: ")) for clip, message in report.failed.items())
     log.info("%d clips imported (%d frames), %d cached, %d failed", len(report.clips), report.frames,
              len(report.cached), len(report.failed))
     # Names that differ from the data set's are imported, but no training will find them.
-    extra = {*report.clips, *report.cached} - {trial.name for trial in dataset.trials}
+    extra = {clip for clip in (*report.clips, *report.cached)
+             if clip.partition("#")[0] not in {trial.name for trial in dataset.trials}}
     if extra:
         log.warning("%d clips are not in the data set: %s", len(extra), ", ".join(sorted(extra)[:3]))
     click.echo(report.store)
@@ -393,6 +400,10 @@ def logits_import_command(context: Context, logits_name: str, **typed: Any) -> i
     if not config.table or not config.provenance:
         raise InputError("the table or its provenance is missing", where="logits import",
                          hint="add --table FILE --provenance out-of-fold|held-out|in-sample")
-    path, _ = logits_import.import_logits(logits_name, config, context.dataset_name(typed), context.cache)
+    first_frame = typed.pop("first_frame")  # of the imported table, not of the data set's labels
+    name = context.dataset_name(typed)
+    path, _ = logits_import.import_logits(logits_name, config, name, context.cache,
+                                          1 if first_frame is None else first_frame)
+    context.record(name, context.dataset_config(typed))
     click.echo(path)
     return 0

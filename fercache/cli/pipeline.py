@@ -19,7 +19,7 @@ from fercache.cli.context import (
     location_options,
 )
 from fercache.config import DatasetConfig, ExtractConfig, StackConfig, SubmitConfig, TrainConfig
-from fercache.recipe import Context
+from fercache.recipe import Context, log_issues
 from fercache.runtime.uri import Location
 
 if TYPE_CHECKING:
@@ -120,10 +120,11 @@ def predict_command(context: Context, paths: tuple[Path, ...], out: Path, **type
     """
     from rich.console import Console
 
+    from fercache.data.base import Issue
+
     result = fercache.predict(*paths, out=out, **context.places, **typed)
     Console().print(result)
-    for failed in result.failed:
-        log.error("%s: %s", failed.clip, failed.message)
+    log_issues(Issue(where=failed.clip, message=failed.message) for failed in result.failed)
     click.echo(out / "preds.csv")
     return 1 if result.failed else 0
 

@@ -65,6 +65,7 @@ def load_dataset(config: DatasetConfig, cache: Path) -> Dataset:
     Problems of single clips are in the result's `problems`; the other clips are read. No crop folder is listed to its
     end and no video is opened: 561 trials with 2.8 million labels take about a second.
     """
+    config = replace(config, dataset=config.dataset or "demo")
     if config.dataset not in DATASETS:
         raise InputError(f"dataset = {config.dataset!r} is not one of {', '.join(DATASETS)}", where="dataset",
                          hint="correct --dataset or stages/dataset.toml")

@@ -27,8 +27,9 @@ from fercache.data.base import (
 )
 from fercache.data.clip_level import SHOWN
 from fercache.data.labels import read_all
-from fercache.data.scan import Scan, describe, scan, unnamable
+from fercache.data.scan import Scan, describe, scan
 from fercache.errors import InputError
+from fercache.media.pictures import ENDINGS
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def read(config: DatasetConfig) -> Dataset:
     found = [scan(Path(place)) for place in dict.fromkeys((config.root, config.clips, config.labels)) if place]
     if not found:
         raise InputError("Aff-Wild2 needs the folder of the data set", where="dataset affwild2", hint="give --root DIR")
-    problems = [problem for each in found for problem in (*each.problems, *unnamable(each))]
+    problems = [problem for each in found for problem in each.problems]
     # Seven and eight classes are two challenges (ABAW1 and 2; ABAW3 and later); the files' headers decide.
     files, splits, twice = _annotations(_edition(found, config.edition))
     tests = _test_list(found)
@@ -247,7 +248,7 @@ def _noted(names: Iterable[str], what: str, hint: str) -> list[Issue]:
 
 MTL_TABLE = re.compile(r"(?P<split>train|validation|val)(ing)?_set(_annotations?)?\.(txt|csv)", re.IGNORECASE)
 MTL_HEADER = ("image", "valence", "arousal", "expression")
-MTL_PICTURE = re.compile(r"(?:.*/)?(?P<trial>[^/]+)/(?P<frame>\d{1,8})\.(?:jpg|jpeg|png)", re.IGNORECASE)
+MTL_PICTURE = re.compile(rf"(?:.*/)?(?P<trial>[^/]+)/(?P<frame>\d{{1,8}})\.(?:{'|'.join(ENDINGS)})", re.IGNORECASE)
 MTL_COLUMN = MTL_HEADER.index("expression")
 MOST_FRAMES = 10_000_000
 
@@ -268,7 +269,7 @@ def read_mtl(config: DatasetConfig) -> Dataset:
     found = [scan(Path(place)) for place in dict.fromkeys((config.root, config.clips, config.labels)) if place]
     if not found:
         raise InputError("mtl needs the folder of the data set", where="dataset mtl", hint="give --root DIR")
-    problems = [problem for each in found for problem in (*each.problems, *unnamable(each))]
+    problems = [problem for each in found for problem in each.problems]
     labels: dict[str, Labels] = {}
     splits: dict[str, Split] = {}
     for split, path in _mtl_tables(found, config.edition).items():

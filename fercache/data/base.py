@@ -156,12 +156,38 @@ def shorten_list(names: Iterable[object], most: int = 5) -> str:
     return ", ".join(texts[:most]) + more
 
 
+MAX_ALIKE = 10
+"""Issues that differ in names, paths and numbers only are merged if there are more of them."""
+
+
+def pattern_of(message: str) -> str:
+    """Return a message without what differs from clip to clip: quoted words, paths and numbers."""
+    return re.sub(r"'[^']*'|\S*[/\\]\S*|\d+", "*", message)
+
+
 def group_issues(issues: Iterable[Issue]) -> list[Issue]:
-    """Return the issues in their order, equal ones merged; `details` names everything that a merged one is about."""
-    names: dict[Issue, list[str]] = {}
+    """Return the issues in their order, alike ones merged; `details` names everything that a merged one is about.
+
+    Equal issues are always merged, and issues that differ in names, paths and numbers if they are more than MAX_ALIKE:
+    then message and hint are those of the first.
+    """
+    equal: dict[Issue, list[str]] = {}
     for issue in issues:
-        names.setdefault(replace(issue, where=""), []).append(issue.where)
-    return [replace(issue, where=shorten_list(places), details=tuple(places)) for issue, places in names.items()]
+        equal.setdefault(replace(issue, where="", details=()), []).extend(issue.details or (issue.where,))
+    alike: dict[tuple[str, ...], list[Issue]] = {}
+    for issue, places in equal.items():
+        merged = replace(issue, where=shorten_list(places), details=tuple(places))
+        key = (issue.kind, issue.severity, pattern_of(issue.message), pattern_of(issue.hint))
+        alike.setdefault(key, []).append(merged)
+    grouped: list[Issue] = []
+    for same in alike.values():
+        if len(same) <= MAX_ALIKE:
+            grouped += same
+            continue
+        places = [place for issue in same for place in issue.details]
+        grouped.append(replace(same[0], where=shorten_list(places), details=tuple(places),
+                               message=f"{same[0].message} (the first of {len(places)} alike)"))
+    return grouped
 
 
 def printable(name: str) -> bool:

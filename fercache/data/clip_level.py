@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from fercache.config import DatasetConfig
 from fercache.data.base import UNKNOWN, Dataset, Issue, Kind, Split, Trial, cache_name, shorten_list
-from fercache.data.labels import SETS, canonical_class_name
-from fercache.data.scan import Scan, describe, scan, unnamable
+from fercache.data.labels import SETS, canonical_class_name, whole_number
+from fercache.data.scan import Scan, describe, scan
 from fercache.errors import InputError
 
 DEPTH = 6
@@ -113,7 +113,7 @@ class ClipLevelSet(ABC):
         found = scan_places(config, self.name)
         listing = self.list_clips(found, config)
         wanted = {entry.name: entry for entry in listing.entries}
-        problems = [problem for each in found for problem in (*each.problems, *unnamable(each))]
+        problems = [problem for each in found for problem in each.problems]
         versions = find_versions(found, self.key)
         # Without any clip an empty version makes each listed clip an issue, and the error below names the folder.
         version = choose_version(versions, wanted, config.source) if versions else FolderVersion("", "video")
@@ -158,7 +158,7 @@ def scan_places(config: DatasetConfig, layout: str) -> list[Scan]:
     if not places:
         raise InputError(f"{layout} needs the folder of the data set", where=f"dataset {layout}",
                          hint="give --root DIR")
-    found = [scan(Path(place), DEPTH, prefixed=True) for place in places]
+    found = [scan(Path(place), DEPTH) for place in places]
     # --clips chooses one of several versions below --root; the lists there are still read.
     for each in found:
         if config.clips and each.root != Path(config.clips):
@@ -235,9 +235,9 @@ def stem_key(pattern: str, *, without: str = "", digits: int = 0) -> Key:
 
 def code_of(label: str, classes: Sequence[str], first: int = 0) -> int | None:
     """Return the index of a label, a class name in any usual spelling or a number from `first` on; None for others."""
-    if label.isascii() and label.isdigit():
-        code = int(label[:9]) - first
-        return code if 0 <= code < len(classes) else None
+    number = whole_number(label)
+    if number is not None:
+        return number - first if 0 <= number - first < len(classes) else None
     names = [canonical_class_name(name) for name in classes]
     # Participants' lists use words that no class of any set has.
     plain = canonical_class_name(label)
@@ -264,9 +264,10 @@ def read_list(path: Path) -> list[ListLine]:
 
 def _parse_line(path: Path, number: int, line: str) -> ListLine:
     """Return one line of a list."""
-    parts = line.split(",") if "," in line else line.rsplit(None, 2)  # from the end: paths may hold blanks
-    if len(parts) == 3 and ("," in line or not (parts[1].isascii() and parts[1].isdigit())):
-        parts = [] if "," in line else line.rsplit(None, 1)
+    delimiter = next((one for one in ",;" if one in line), "")
+    parts = line.split(delimiter) if delimiter else line.rsplit(None, 2)  # from the end: paths may hold blanks
+    if len(parts) == 3 and (delimiter or not (parts[1].isascii() and parts[1].isdigit())):
+        parts = [] if delimiter else line.rsplit(None, 1)
     parts = [part.strip() for part in parts]
     if len(parts) not in (2, 3) or not parts[0]:
         raise InputError(f"line {number} is {line[:SHOWN]!r}, not a clip and a label", where=path,

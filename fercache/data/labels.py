@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -194,6 +195,8 @@ def index_by_name(classes: Sequence[str]) -> dict[str, int]:
 # Labels in text files: a header with the class names, then one integer a frame (Aff-Wild2's form).
 
 LIMIT_BYTES = 64 << 20
+# pandas and spreadsheets write whole numbers with a decimal point or comma; longer numbers are no labels or frames.
+WHOLE = re.compile(r"([+-]?[0-9]{1,15})(?:[.,]0*)?")
 WRONG = np.iinfo(np.int16).min
 _SHOWN = 30
 
@@ -207,6 +210,12 @@ class LabelFile(NamedTuple):
 
 class LabelError(ValueError):
     """A label file cannot be used; always caught and turned into the trial's Issue."""
+
+
+def whole_number(text: str) -> int | None:
+    """Return the whole number that a cell spells: ``3``, ``3.0`` and ``3,0`` are all 3; None for anything else."""
+    match = WHOLE.fullmatch(text.strip())
+    return int(match[1]) if match else None
 
 
 def read(path: Path) -> LabelFile:
@@ -228,12 +237,14 @@ def read(path: Path) -> LabelFile:
     if not text:
         raise LabelError("is empty")
     lines = text.split("\n")
-    header = () if _is_number(lines[0]) else tuple(name.strip() for name in lines.pop(0).rstrip(", \t").split(","))
+    header: tuple[str, ...] = ()
+    if whole_number(lines[0]) is None:
+        header = tuple(name.strip() for name in re.split("[,;\t]", lines.pop(0).rstrip(",; \t")))
     # A file has few distinct lines, so each is parsed once and the rest is a lookup: .1 s for a million frames.
     values: dict[str, int] = {}
     for line in set(lines):
-        number = int(line.strip()[:_SHOWN]) if _is_number(line) else WRONG
-        values[line] = number if abs(number) < -WRONG else WRONG
+        number = whole_number(line)
+        values[line] = number if number is not None and abs(number) < -WRONG else WRONG
     # A label that does not fit int16 becomes WRONG as well, so that nothing wraps around to a class.
     labels = np.fromiter(map(values.__getitem__, lines), np.int16, len(lines))
     wrong = np.flatnonzero(labels == WRONG)
@@ -241,11 +252,6 @@ def read(path: Path) -> LabelFile:
         at, line = int(wrong[0]), lines[int(wrong[0])]
         raise LabelError(f"line {at + 1 + bool(header)} is {line[:_SHOWN]!r}, not a label")
     return LabelFile(header, labels)
-
-
-def _is_number(line: str) -> bool:
-    digits = line.strip().removeprefix("-")
-    return digits.isascii() and digits.isdigit()
 
 
 def check_range(labels: Labels, classes: int) -> None:

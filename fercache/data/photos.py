@@ -24,8 +24,8 @@ from fercache.config import DatasetConfig
 from fercache.data import tables
 from fercache.data.base import SEVEN, UNKNOWN, Dataset, Issue, Split, Trial, cache_name, shorten_list
 from fercache.data.labels import SETS, canonical_class_name, index_by_name, map_class_names
-from fercache.data.scan import PICTURES
 from fercache.errors import InputError
+from fercache.media.pictures import is_picture
 from fercache.runtime import atomic_io
 from fercache.workspace import LOCK_SUFFIX, Workspace, short
 
@@ -179,7 +179,7 @@ def _pictures(root: Path) -> Iterator[Path]:
     for folder, folders, names in os.walk(root):
         folders.sort()
         yield from (Path(folder, name) for name in sorted(names)
-                    if Path(name).suffix.lower() in PICTURES and not name.startswith("."))
+                    if is_picture(name) and not name.startswith("."))
 
 
 def _folder_photos(root: Path, pictures: Iterable[Path], classes: Sequence[str]) -> Iterator[Photo]:

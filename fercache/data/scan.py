@@ -1,23 +1,53 @@
-"""The contents of a folder: videos, folders of numbered crops, other folders and texts, a few levels down."""
+"""The contents of a folder: videos, folders of numbered pictures, other folders, lists, and what is passed over."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from fercache.data.base import Issue, Kind, printable, shorten_list
 from fercache.errors import InputError
+from fercache.media.pictures import NAME, is_numbered, is_picture
+from fercache.media.source import VIDEO_ENDINGS
 
-VIDEOS = frozenset((".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv",
-                    ".ts", ".webm", ".wmv"))
-PICTURES = frozenset((".jpg", ".jpeg", ".png"))
 DEPTH = 4
 PEEK = 512
 """Entries of a folder after which numbered pictures alone decide that it is a clip."""
+NAMED = 10
+"""Most files named in a note about all of them."""
+LOW_NUMBER, SPARSEST = 10_000, 100
+"""A number after a prefix is a frame number up to LOW_NUMBER, and SPARSEST more for each picture; others are dates."""
+LISTS = frozenset((".txt", ".csv", ".tsv", ".parquet"))
+FLAT = ("frames of a clip are numbered in a folder of their own: 00001.jpg, 00002.jpg, ..; photos are a data set with "
+        "a folder for each class (--dataset photos), or paths in a table (a picture is a clip of one frame)")
+
+
+@dataclass
+class PassedOver:
+    """Files of one kind that belong to no clip: their number, and the first ones in alphabetical order."""
+
+    count: int = 0
+    endings: Counter[str] = field(default_factory=Counter)
+    names: list[str] = field(default_factory=list)
+
+    def add(self, root: Path, folder: Path, names: list[str]) -> None:
+        """Add the files of a folder."""
+        self.count += len(names)
+        self.endings.update(map(_suffix, names))
+        # Only the first ones are stored: a folder may hold millions of photos.
+        below = folder.relative_to(root)
+        first = (printed((below / name).as_posix()) for name in sorted(names)[:NAMED])
+        self.names = sorted([*self.names, *first])[:NAMED]
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{count} {'*' + ending if ending else 'without an ending'}"
+                          for ending, count in sorted(self.endings.items()))
+        more = f" and {self.count - len(self.names)} more" if self.count > len(self.names) else ""
+        return f"{kinds}: {', '.join(self.names)}{more}"
 
 
 @dataclass
@@ -32,6 +62,8 @@ class Scan:
     texts: list[Path] = field(default_factory=list)
     tables: list[Path] = field(default_factory=list)
     problems: list[Issue] = field(default_factory=list)
+    loose: PassedOver = field(default_factory=PassedOver)  # pictures that are no frames of a clip
+    other: PassedOver = field(default_factory=PassedOver)  # neither videos, pictures nor lists
 
     def clips(self) -> Iterator[tuple[Path, Kind]]:
         """Yield every clip and its kind."""
@@ -41,12 +73,8 @@ class Scan:
             yield path, "crops"
 
 
-def scan(root: Path, depth: int = DEPTH, *, prefixed: bool = False) -> Scan:
+def scan(root: Path, depth: int = DEPTH) -> Scan:
     """Return what is under `root`, at most `depth` folders down.
-
-    Parameters
-    ----------
-    prefixed : whether a folder of pictures with a prefix and a number (``S005_001_00000011.png``) is a clip too.
 
     Raises
     ------
@@ -54,13 +82,14 @@ def scan(root: Path, depth: int = DEPTH, *, prefixed: bool = False) -> Scan:
         There is no such folder, it cannot be read, or it is empty.
     """
     # Only the first 512 entries of a crop folder are listed (Aff-Wild2 has 2.9 million crops). A folder that holds
-    # numbered pictures beside videos or folders is not a clip.
+    # numbered pictures beside videos or folders is not a clip. Nor is one whose pictures have several prefixes, or
+    # numbers that are dates or times of day (``IMG_20240102_101010.jpg``): those are photos.
     kind = kind_at(root)
     if kind != "crops":
         raise InputError("this is a file, not a folder" if kind else "no such folder", where=root,
                          hint="check the path (relative paths start at the current folder)")
     found = Scan(root)
-    _visit(root, depth, found, is_prefixed if prefixed else is_crop)
+    _visit(root, depth, found)
     # A folder below the root that cannot be read is an issue; without the root itself nothing can be read.
     unreadable = [problem for problem in found.problems if problem.where == str(root)]
     if unreadable:
@@ -70,35 +99,64 @@ def scan(root: Path, depth: int = DEPTH, *, prefixed: bool = False) -> Scan:
     for paths in (found.videos, found.crops, found.empty, found.folders, found.texts, found.tables):
         paths.sort()
     found.problems.sort(key=lambda problem: problem.where)
+    found.problems += [*_passed_over(found), *_unnamable(found)]
     return found
 
 
-def _visit(folder: Path, left: int, found: Scan, crop: Callable[[str], bool]) -> None:
+def _passed_over(found: Scan) -> Iterator[Issue]:
+    """Yield a note about the files that belong to no clip, and about a folder of pictures that is taken as one clip."""
+    if found.loose.count:
+        yield Issue(kind="passed-over", where=str(found.root), severity="note", hint=FLAT,
+                    message=f"{found.loose.count} pictures belong to no clip and are passed over ({found.loose})")
+    if found.other.count:
+        yield Issue(kind="passed-over", where=str(found.root), severity="note",
+                    hint="a clip is a video file or a folder of numbered pictures; convert other files to MP4",
+                    message=f"{found.other.count} files are no clips and are passed over ({found.other})")
+    if found.crops == [found.root]:
+        yield Issue(kind="one-clip", where=str(found.root), severity="note", hint=FLAT,
+                    message="its numbered pictures are read as the frames of one clip")
+
+
+def _visit(folder: Path, left: int, found: Scan) -> None:
     """Sort the entries of `folder` into `found`, and those of the folders below it."""
     try:
-        names, below = _list(folder, crop)
+        names, below = _list(folder)
     except OSError as error:
         found.problems.append(Issue(where=str(folder), message=f"the folder cannot be read ({error.strerror})",
                                     hint="check its permissions"))
         return
     suffixes = {name: _suffix(name) for name in names}
-    videos = [name for name, suffix in suffixes.items() if suffix in VIDEOS]
-    if not below and not videos and any(map(crop, names)):
+    videos = [name for name, suffix in suffixes.items() if suffix in VIDEO_ENDINGS]
+    found.texts += [folder / name for name, suffix in suffixes.items() if suffix == ".txt"]
+    found.tables += [folder / name for name, suffix in suffixes.items() if suffix == ".csv"]
+    pictures = [name for name in names if is_picture(name)]
+    if not below and not videos and _are_frames(pictures):
         found.crops.append(folder)
         return
     if not names and not below:
         found.empty.append(folder)
     found.videos += [folder / name for name in videos]
-    found.texts += [folder / name for name, suffix in suffixes.items() if suffix == ".txt"]
-    found.tables += [folder / name for name, suffix in suffixes.items() if suffix == ".csv"]
+    found.loose.add(found.root, folder, pictures)
+    found.other.add(found.root, folder, [name for name, suffix in suffixes.items() if suffix not in VIDEO_ENDINGS
+                                         and suffix not in LISTS and not is_picture(name)])
     for name in below:
         found.folders.append(folder / name)
         if left > 0:
-            _visit(folder / name, left - 1, found, crop)
+            _visit(folder / name, left - 1, found)
 
 
-def _list(folder: Path, crop: Callable[[str], bool]) -> tuple[list[str], list[str]]:
-    """Return the names of files and of folders in `folder`; only the first ones of a large folder of crops."""
+def _are_frames(names: list[str]) -> bool:
+    """Return whether pictures are the frames of one clip: numbers alone, or one prefix with plausible numbers."""
+    matches = [match for name in names if is_numbered(name) and (match := NAME.fullmatch(name))]
+    prefixes = {match["prefix"] for match in matches}
+    if "" in prefixes:
+        return True
+    highest = max((int(match["number"]) for match in matches), default=0)
+    return len(prefixes) == 1 and highest <= LOW_NUMBER + SPARSEST * len(matches)
+
+
+def _list(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of files and of folders in `folder`; only the first ones of a large folder of pictures."""
     names: list[str] = []
     below: list[str] = []
     with os.scandir(folder) as entries:
@@ -108,10 +166,15 @@ def _list(folder: Path, crop: Callable[[str], bool]) -> tuple[list[str], list[st
                 if entry.name.startswith((".", "@", "__MACOSX")):  # hidden files, and remains of Macs and file servers
                     continue
                 # A name that looks like a crop is not asked whether it is a folder: that may cost a call each.
-                (names if crop(entry.name) or not entry.is_dir() else below).append(entry.name)
-            if not below and any(map(crop, names)):
+                (names if is_numbered(entry.name) or not entry.is_dir() else below).append(entry.name)
+            if not below and _are_frames(names):
                 break
     return names, below
+
+
+def printed(name: str) -> str:
+    """Return a file's name as text that can be printed."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def kind_at(path: Path) -> Kind | None:
@@ -122,26 +185,13 @@ def kind_at(path: Path) -> Kind | None:
         return None
 
 
-def is_crop(name: str) -> bool:
-    """Return whether a file is named as a numbered picture: ``00001.jpg``."""
-    stem = name[:name.rfind(".")]
-    return stem.isdigit() and stem.isascii() and _suffix(name) in PICTURES
-
-
-def is_prefixed(name: str) -> bool:
-    """Return whether a file is named as a numbered picture, with or without a prefix: ``S005_001_00000011.png``."""
-    stem = name[:name.rfind(".")]
-    number = stem if stem.isdigit() else stem[max(stem.rfind("_"), stem.rfind("-")) + 1:]
-    return number.isdigit() and number.isascii() and _suffix(name) in PICTURES
-
-
 def _suffix(name: str) -> str:
     """Return a file's ending, ``.jpg``."""
     # Path.suffix is too slow for millions of names.
     return name[name.rfind("."):].lower() if "." in name else ""
 
 
-def unnamable(found: Scan) -> Iterator[Issue]:
+def _unnamable(found: Scan) -> Iterator[Issue]:
     """Yield an issue for each clip whose name is not valid UTF-8, and remove it from `found`."""
     for paths in (found.videos, found.crops):
         for path in [path for path in paths if not printable(str(path.relative_to(found.root)))]:

@@ -1,15 +1,17 @@
-"""Any data: a table ``clip,path[,label][,subject][,group][,split]``, or just a folder of clips; labels beside it."""
+"""Any data: a table ``clip,path[,label][,subject][,group][,split]``, or just clips; labels beside it."""
 
 from __future__ import annotations
 
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fercache import media
 from fercache.config import DatasetConfig
 from fercache.data import tables
 from fercache.data.base import (
@@ -24,20 +26,24 @@ from fercache.data.base import (
     printable,
     shorten_list,
 )
-from fercache.data.labels import read_all
-from fercache.data.scan import describe, kind_at, scan, unnamable
-from fercache.errors import InputError
+from fercache.data.labels import read_all, whole_number
+from fercache.data.scan import FLAT, describe, kind_at, scan
+from fercache.errors import ClipError, InputError
 
 NOT_TRAINED = "they are predicted, never trained on or scored"
 
-# Labels by frame in one table: ``clip,frame,label``.
+# Labels by frame in one table: ``clip,frame,label`` or ``clip,time_s,label``.
 
-FRAME_COLUMNS = ("clip", "frame", "label")
 MOST_FRAMES = 10_000_000
 """Four days at 30 frames a second; a larger number is not a frame number."""
+TIME_SLACK_S = 0.5
+"""A label may lie this much after the end of its clip."""
+CROP_FPS = 30.0
+"""Rate of folders of pictures, which state none."""
 
 
-def read_frame_labels(path: Path, clips: Collection[str], chosen: tuple[str, ...] = ()
+def read_frame_labels(path: Path, clips: Collection[str], chosen: tuple[str, ...] = (), first_frame: int = 1,
+                      times_of: Callable[[str], NDArray[np.float64]] | None = None
                       ) -> tuple[tuple[str, ...], dict[str, Labels], list[Issue]]:
     """Return the classes, (L,) int16 labels by clip, and an issue for everything that was dropped.
 
@@ -45,58 +51,78 @@ def read_frame_labels(path: Path, clips: Collection[str], chosen: tuple[str, ...
     ----------
     clips : names of the clips of the data set.
     chosen : class names in order, if the user names them.
+    first_frame : number of a clip's first frame in the table.
+    times_of : returns the seconds of each frame of a clip, for a table with a column `time_s` in place of `frame`.
     """
     # Rows may be in any order. Two different labels for one frame are an issue of that clip; the same label twice is
     # not.
 
     # A large set has millions of rows: 12 bytes a row, with the distinct labels as indices into `words`.
-    frames: dict[str, array[int]] = defaultdict(lambda: array("q"))
+    header = tables.read_header(path)
+    by_time = times_of is not None and "frame" not in map(str.casefold, header)
+    where, first = ("time_s", 0) if by_time else ("frame", first_frame)
+    order = tables.check_columns(header, path, ("clip", where, "label"), () if by_time else ("time_s",))
+    clip_at, where_at, label_at = (order.index(name) for name in ("clip", where, "label"))
+    values_of: dict[str, array[float]] = defaultdict(lambda: array("d" if by_time else "q"))
     codes: dict[str, array[int]] = defaultdict(lambda: array("i"))
     indices: dict[str, int] = {}
-    order = tables.check_columns(tables.read_header(path), path, FRAME_COLUMNS)
-    clip_at, frame_at, label_at = (order.index(name) for name in FRAME_COLUMNS)
-    for _, values in tables.read_rows(path):
+    wrong: dict[str, str] = {}
+    for line, values in tables.read_rows(path):
         if any(values):
-            frame, clip = values[frame_at].strip(), values[clip_at].strip()
-            is_number = frame.isascii() and frame.isdigit() and len(frame) < 10
-            frames[clip].append(int(frame) if is_number else 0)
-            codes[clip].append(indices.setdefault(values[label_at].strip(), len(indices)))
+            text, clip = values[where_at].strip(), values[clip_at].strip()
+            number = tables.number(text) if by_time else whole_number(text)
+            if number is None or not first <= number <= MOST_FRAMES:
+                wrong.setdefault(clip, f"frame 0: frames count from {first}; add 1, or --first-frame 0"
+                                 if number == 0 else f"line {line} has {where} {text!r}, which is not "
+                                 + ("a time in seconds" if by_time else f"a frame number ({first}, {first + 1}, ..)"))
+            values_of[clip].append(number or 0)
+            codes[clip].append(indices.setdefault(values[label_at], len(indices)))
     words = list(indices)
     classes = tables.class_list(words, chosen, path)
     meaning = [tables.code(word, classes) for word in words]
     labels: dict[str, Labels] = {}
-    problems: list[Issue] = []
-    for clip in sorted(frames):
+    problems = tables.merge_spellings(words)[1]
+    for clip in sorted(values_of):
         try:
-            if clip not in clips:
-                raise ValueError("there is no clip of that name")
-            labels[clip] = _labels_of_clip(np.array(frames[clip]), np.array(codes[clip]), words, meaning)
-        except ValueError as error:
+            if clip not in clips or clip in wrong:
+                raise ValueError(wrong[clip] if clip in clips else "there is no clip of that name")
+            own = np.array(codes[clip])
+            unknown = {words[code].strip() for code in np.unique(own) if meaning[code] is None}
+            if unknown:
+                raise ValueError(f"label {min(unknown)!r} is none of the classes")
+            own = np.array([UNKNOWN if code is None else code for code in meaning], np.int16)[own]
+            labels[clip] = (_labels_by_time(np.array(values_of[clip]), own, times_of(clip)) if times_of and by_time else
+                            _labels_by_frame(np.array(values_of[clip]) - first_frame, own))
+        except (ValueError, ClipError) as error:
             problems.append(Issue(where=clip, message=f"its labels were dropped: {error}", hint=f"correct {path}"))
-    bare = sorted(set(clips) - set(frames))
+    bare = sorted(set(clips) - set(values_of))
     if bare:
         problems.append(Issue(where=shorten_list(bare), message=f"{len(bare)} clips without labels", severity="note",
                               hint=NOT_TRAINED))
     return classes, labels, problems
 
 
-def _labels_of_clip(frames: np.ndarray[tuple[int], np.dtype[np.int64]],
-                    codes: np.ndarray[tuple[int], np.dtype[np.int32]], words: list[str],
-                    meaning: list[int | None]) -> Labels:
-    """Return one clip's labels by frame; raises ValueError for a bad row."""
-    wrong = np.flatnonzero((frames < 1) | (frames > MOST_FRAMES))
-    if len(wrong):
-        raise ValueError(f"row {wrong[0] + 1} of the clip has no frame number (1, 2, ..)")
-    unknown = [words[code] for code in np.unique(codes) if meaning[code] is None]
-    if unknown:
-        raise ValueError(f"label {unknown[0]!r} is none of the classes")
-    values = np.array([UNKNOWN if code is None else code for code in meaning], np.int16)[codes]
+def _labels_by_frame(rows: NDArray[np.int64], values: Labels) -> Labels:
+    """Return the labels of each frame from those of some rows (from 0); raises ValueError where a frame has two."""
     # The last of several labels of a frame wins here; the comparison below finds the frames where they differ.
-    labels = np.full(int(frames.max()), UNKNOWN, np.int16)
-    labels[frames - 1] = values
-    twice = np.flatnonzero(labels[frames - 1] != values)
+    labels = np.full(int(rows.max()) + 1, UNKNOWN, np.int16)
+    labels[rows] = values
+    twice = np.flatnonzero(labels[rows] != values)
     if len(twice):
-        raise ValueError(f"frame {frames[twice[0]]} has two labels")
+        raise ValueError(f"frame {rows[twice[0]] + 1} has two labels")
+    return labels
+
+
+def _labels_by_time(at_s: NDArray[np.float64], values: Labels, frame_s: NDArray[np.float64]) -> Labels:
+    """Return the labels of each frame: each label belongs to the frame that is nearest in time."""
+    last = frame_s[-1] + (frame_s[-1] / max(len(frame_s) - 1, 1) or TIME_SLACK_S)
+    if at_s.max() > last + TIME_SLACK_S:
+        raise ValueError(f"it has time_s {at_s.max():g}, and its last frame is at {frame_s[-1]:g} s")
+    rows = np.searchsorted((frame_s[1:] + frame_s[:-1]) / 2, at_s)
+    # Of several labels of one frame the nearest wins: it is written last.
+    order = np.argsort(-np.abs(frame_s[rows] - at_s), kind="stable")
+    labels = np.full(int(rows.max()) + 1, UNKNOWN, np.int16)
+    labels[rows[order]] = values[order]
     return labels
 
 
@@ -133,11 +159,16 @@ def read_clip_table(config: DatasetConfig) -> Dataset:
     if not (config.clips or config.root):
         raise InputError("no clips are given", where="dataset table", hint="give --clips TABLE or --clips FOLDER")
     base = Path(config.root) if config.root and config.clips else place.parent
-    trials, problems, words = _read_folder(place) if kind_at(place) == "crops" else _read_table(place, base)
+    if kind_at(place) == "crops":
+        trials, problems, words = _read_folder(place)
+    elif media.is_clip_name(place.name):
+        trials, problems, words = [_trial(place.stem, place, "video")], [], {}
+    else:
+        trials, problems, words = _read_table(place, base)
     if not trials:
         raise InputError(f"not one clip of it can be used: {problems[0].message if problems else 'it has no rows'}",
                          where=place, hint=problems[0].hint if problems else "add a row for each clip")
-    labelling = _read_labels(config, [trial.name for trial in trials], words)
+    labelling = _read_labels(config, {trial.name: trial for trial in trials}, words)
     labelled = []
     for trial in sorted(trials, key=lambda trial: trial.name):
         trial = replace(trial, labels=labelling.frames.get(trial.name),
@@ -150,7 +181,6 @@ def read_clip_table(config: DatasetConfig) -> Dataset:
 def _read_folder(place: Path) -> tuple[list[Trial], list[Issue], dict[str, str]]:
     """Return a trial for each clip in a folder, named by its relative path, each a group of its own; no labels."""
     found = scan(place)
-    problems = [*found.problems, *unnamable(found)]
 
     def short_name(path: Path, kind: Kind) -> str:
         below = path.relative_to(found.root)
@@ -161,14 +191,19 @@ def _read_folder(place: Path) -> tuple[list[Trial], list[Issue], dict[str, str]]
     clips = list(found.clips())
     if not clips:
         raise InputError("no clip in this folder", where=place, hint=(
-            f"a clip is a video file or a folder of pictures 00001.jpg, 00002.jpg ..; {describe(found)}"))
+            f"a clip is a video file or a folder of pictures 00001.jpg, 00002.jpg ..; {describe(found)}"
+            + (f"; {FLAT}" if found.loose.count else "")))
     count = Counter(short_name(path, kind) for path, kind in clips)
     trials = []
     for path, kind in clips:
         short = short_name(path, kind)
         name = short if count[short] == 1 else path.relative_to(found.root).as_posix()
-        trials.append(Trial(name=name, path=path, kind=kind, parent=name, group=name, split="train"))
-    return trials, problems, {}
+        trials.append(_trial(name, path, kind))
+    return trials, found.problems, {}
+
+
+def _trial(name: str, path: Path, kind: Kind) -> Trial:
+    return Trial(name=name, path=path, kind=kind, parent=name, group=name, split="train")
 
 
 def _read_table(path: Path, base: Path) -> tuple[list[Trial], list[Issue], dict[str, str]]:
@@ -200,23 +235,33 @@ def _read_table(path: Path, base: Path) -> tuple[list[Trial], list[Issue], dict[
     return trials, problems, words
 
 
-def _read_labels(config: DatasetConfig, names: Sequence[str], words: Mapping[str, str]) -> Labelling:
+def _read_labels(config: DatasetConfig, trials: Mapping[str, Trial], words: Mapping[str, str]) -> Labelling:
     """Return the labels of --labels, or of the table's own column."""
     if config.labels:
         place = Path(config.labels)
-        if any(words.values()):
+        if any(map(str.strip, words.values())):
             raise InputError("the table has a column label, and --labels is given too", where=place,
                              hint="drop one of them")
         if kind_at(place) == "crops":  # that is, a folder
-            return _read_label_folder(place, names, config.classes)
-        classes, labels, problems = read_frame_labels(place, set(names), config.classes)
+            return _read_label_folder(place, list(trials), config.classes)
+        classes, labels, problems = read_frame_labels(place, set(trials), config.classes, config.first_frame,
+                                                      lambda name: _times_of(trials[name]))
         return Labelling(classes, labels, {}, problems)
     classes = tables.class_list(words.values(), config.classes, Path(config.clips))
     codes = {name: tables.code(word, classes) for name, word in words.items()}
     hint = "correct the table; until then the clip is predicted without a label"
     return Labelling(classes, {}, {name: code for name, code in codes.items() if code is not None}, [
-        Issue(where=name, message=f"its label was dropped: {words[name]!r} is none of {shorten_list(classes, 12)}",
-              hint=hint) for name, code in codes.items() if code is None])
+        *tables.merge_spellings(words.values())[1],
+        *(Issue(where=name, message=f"its label was dropped: {words[name].strip()!r} is none of "
+                                    f"{shorten_list(classes, 12)}", hint=hint)
+          for name, code in codes.items() if code is None)])
+
+
+def _times_of(trial: Trial) -> NDArray[np.float64]:
+    """Return the seconds of each frame of a clip, (T,), without decoding it."""
+    if trial.kind == "crops":
+        return np.arange(max(media.numbered(trial.path))) / CROP_FPS
+    return np.zeros(1) if media.is_picture(trial.path.name) else media.packet_times(trial.path)
 
 
 def _read_label_folder(folder: Path, names: Sequence[str], classes: tuple[str, ...]) -> Labelling:

@@ -1,17 +1,20 @@
 """The table layer: CSV and parquet files through pyarrow, as batches of columns, rows of text or pieces of one clip.
 
-Below it: labels of tables as words or numbers.
+A CSV may be separated by commas, semicolons or tabs, may have decimal commas, and may be UTF-8 or UTF-16 with a byte
+order mark. Below the layer: labels of tables as words or numbers.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +22,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import csv, parquet
 
-from fercache.data.base import UNKNOWN
-from fercache.data.labels import LabelError
+from fercache.data.base import UNKNOWN, Issue
+from fercache.data.labels import LabelError, whole_number
 from fercache.data.labels import read as read_labels
 from fercache.errors import InputError
 
@@ -30,13 +33,29 @@ PARQUET_ROWS = 1024
 # Python objects take ten times the memory of columns, so rows of text are made from this many lines at a time.
 TEXT_ROWS = 16_384
 MAX_EXACT_INT = 2**53
+LONGEST_LINE = 1 << 22
+"""Most characters of the first line that are searched for a delimiter."""
+SHOWN = 60
+NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:[.,][0-9]*)?|[.,][0-9]+)(?:e[+-]?[0-9]+)?", re.IGNORECASE)
 
 MOST_CLASSES = 200
 NOTHING = frozenset(("", "-1", "nan", "none", "null"))
+DELIMITERS = ",;\t"
+SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
+"""First line by which spreadsheets name the delimiter."""
+
+
+class Dialect(NamedTuple):
+    """How a CSV is written; `names` are the column names in the file, with blanks around them."""
+
+    delimiter: str
+    encoding: str
+    skipped: int  # lines before the header
+    names: list[str]
 
 
 def read_header(path: Path) -> list[str]:
-    """Return the column names of a table.
+    """Return the column names of a table, without blanks around them.
 
     Raises
     ------
@@ -46,8 +65,25 @@ def read_header(path: Path) -> list[str]:
     with _table_errors(path):
         if _is_parquet(path):
             return list(parquet.read_schema(path).names)
-        with pa.input_stream(str(path)) as file, _open_csv(file) as reader:
-            return list(reader.schema.names)
+        return [name.strip() for name in sniff(path).names]
+
+
+def sniff(path: Path) -> Dialect:
+    """Return how a CSV is written, from its first line."""
+    with pa.input_stream(str(path)) as file:
+        head = bytes(file.read(4))
+    encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+    with pa.input_stream(str(path)) as file, TextIOWrapper(file, "utf-8-sig" if encoding == "utf-8" else encoding,
+                                                           errors="replace") as text:
+        line = text.readline(LONGEST_LINE)
+        named = SEPARATOR_LINE.fullmatch(line)
+        if named:
+            line = text.readline(LONGEST_LINE)
+    bare = re.sub('"[^"]*"', "", line)
+    # Of equal counts the comma: a table of one column has no delimiter.
+    dialect = Dialect(named[1] if named else max(DELIMITERS, key=bare.count), encoding, int(bool(named)), [])
+    with pa.input_stream(str(path)) as file, _open_csv(file, dialect) as reader:
+        return dialect._replace(names=list(reader.schema.names))
 
 
 def read_batches(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, Any]]:
@@ -67,22 +103,24 @@ def read_batches(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int,
                     yield line, batch
                     line += len(batch)
             return
-        names = read_header(path)
+        dialect = sniff(path)
         ragged: list[csv.InvalidRow] = []
+        line += dialect.skipped
         with pa.input_stream(str(path)) as file:
             try:
-                with _open_csv(file, names, columns, ragged) as reader:
+                wanted = [name for name in dialect.names if name.strip() in columns]
+                with _open_csv(file, dialect, wanted, ragged) as reader:
                     for batch in reader:
-                        yield line, batch
+                        yield line, batch.rename_columns([name.strip() for name in batch.schema.names])
                         line += len(batch)
             except pa.ArrowInvalid as error:
                 if not ragged:
                     raise
                 row = ragged[0]
                 counts = f"{row.actual_columns} values for {row.expected_columns} columns"
-                raise InputError(f"line {row.number} has {counts}",
-                                 where=path, hint="put quotes around values that hold a comma, and close each quote; "
-                                                  "or the file is cut off") from error
+                raise InputError(f"line {row.number} has {counts}: {row.text.strip()[:SHOWN]!r}",
+                                 where=path, hint=f"put quotes around values that hold {dialect.delimiter!r}, and "
+                                                  "close each quote; or the file is cut off") from error
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -93,10 +131,15 @@ def read_rows(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
             yield from enumerate(zip(*texts, strict=True), first + start)
 
 
-def read_pieces(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, int, Any]]:
-    """Yield (clip, line, `pyarrow.RecordBatch`), cut where another clip begins; raises as `read_batches` does."""
+def read_pieces(path: Path, columns: Sequence[str] = (), key: str = "clip") -> Iterator[tuple[str, int, Any]]:
+    """Yield (clip, line, `pyarrow.RecordBatch`), cut where another clip begins; raises as `read_batches` does.
+
+    Parameters
+    ----------
+    key : column with the clips' names; "" for a table of one clip, which then is "".
+    """
     for line, batch in read_batches(path, columns):
-        clips = to_text(batch.column("clip"))
+        clips = to_text(batch.column(key)) if key else [""] * len(batch)
         cuts = [0, *(i for i in range(1, len(clips)) if clips[i] != clips[i - 1]), len(clips)]
         for start, stop in pairwise(cuts):
             if stop > start:  # a file may hold an empty batch
@@ -107,7 +150,7 @@ def _is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
 
 
-def _open_csv(file: Any, names: Sequence[str] = (), columns: Sequence[str] = (),
+def _open_csv(file: Any, dialect: Dialect, columns: Sequence[str] = (),
               ragged: list[csv.InvalidRow] | None = None) -> csv.CSVStreamingReader:
     """Return a reader of all columns as text; rows of another length than the header go to `ragged` and end it."""
     def on_ragged(row: csv.InvalidRow) -> str:
@@ -117,11 +160,12 @@ def _open_csv(file: Any, names: Sequence[str] = (), columns: Sequence[str] = (),
         return "error"
 
     # With several threads pyarrow gives no row numbers. It counts empty lines only where it does not ignore them.
-    return csv.open_csv(file, csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
-                        csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False,
+    return csv.open_csv(file, csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, skip_rows=dialect.skipped,
+                                              encoding="utf8" if dialect.encoding == "utf-8" else dialect.encoding),
+                        csv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=True, ignore_empty_lines=False,
                                          invalid_row_handler=on_ragged),
-                        csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False,
-                                           include_columns=list(columns)))
+                        csv.ConvertOptions(column_types=dict.fromkeys(dialect.names, pa.string()),
+                                           strings_can_be_null=False, include_columns=list(columns)))
 
 
 @contextmanager
@@ -135,8 +179,9 @@ def _table_errors(path: Path) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else None
         cause = os.strerror(number) if number else str(error)[:200]
         raise InputError(f"not readable as a table ({cause})", where=path,
-                         hint="check the path; a table is .csv (UTF-8, with commas) or .parquet, its first line the "
-                              "column names; if it was one, the file is cut off or damaged") from error
+                         hint="check the path; a table is .csv (UTF-8; with commas, semicolons or tabs) or "
+                              ".parquet, its first line the column names; if it was one, the file is cut off or "
+                              "damaged") from error
 
 
 # The cells of a column.
@@ -160,7 +205,7 @@ def to_floats(column: Any, missing: float = np.nan) -> NDArray[np.float64]:
         A cell is not a number; the error quotes it.
     """
     if pa.types.is_string(column.type):
-        column = pc.utf8_trim_whitespace(column)
+        column = pc.replace_substring(pc.utf8_trim_whitespace(column), ",", ".")  # decimal commas
         column = pc.if_else(pc.equal(column, ""), None, column)
     try:
         values = column.cast(pa.float64())
@@ -184,6 +229,11 @@ def to_ints(column: Any, missing: float = np.nan) -> NDArray[np.int64]:
     return values.astype(np.int64)
 
 
+def number(text: str) -> float | None:
+    """Return the number that a cell spells, with a decimal point or comma; None for anything else."""
+    return float(text.strip().replace(",", ".")) if NUMBER.fullmatch(text.strip()) else None
+
+
 # Tables of clips and labels: columns by name, labels as words or numbers.
 
 
@@ -198,8 +248,9 @@ def named_rows(path: Path, required: Sequence[str],
     """
     names = check_columns(read_header(path), path, required, optional)
     for line, values in read_rows(path):
-        row = {name: value.strip() for name, value in zip(names, values, strict=True)}
-        if any(row.values()):
+        # Labels keep outer spaces, which are reported.
+        row = {name: value if name == "label" else value.strip() for name, value in zip(names, values, strict=True)}
+        if any(map(str.strip, row.values())):
             yield line, row
 
 
@@ -222,6 +273,22 @@ def check_columns(header: Sequence[str], path: Path, required: Sequence[str],
     return names
 
 
+def merge_spellings(words: Iterable[str]) -> tuple[list[str], list[Issue]]:
+    """Return the labels that occur, in alphabetical order, and a note about those that are written in several ways.
+
+    Labels that differ in case or in outer spaces are one; of its spellings, the one in lower case counts.
+    """
+    spellings: dict[str, set[str]] = {}
+    for word in words:
+        if word.strip().casefold() not in NOTHING:
+            spellings.setdefault(word.strip().casefold(), set()).add(word)
+    issues = [Issue(kind="spelling", where="labels", severity="note", hint="write it in one way",
+                    message="one class is written in several ways: "
+                            + ", ".join(map(repr, sorted(same, key=str.swapcase))))
+              for same in spellings.values() if len(same) > 1]
+    return sorted(min((word.strip() for word in same), key=str.swapcase) for same in spellings.values()), issues
+
+
 def class_list(words: Iterable[str], chosen: tuple[str, ...], path: Path) -> tuple[str, ...]:
     """Return the class names: those chosen, or the labels that occur, in alphabetical order.
 
@@ -232,8 +299,8 @@ def class_list(words: Iterable[str], chosen: tuple[str, ...], path: Path) -> tup
     """
     if chosen:
         return chosen
-    found = sorted({word for word in words if word.casefold() not in NOTHING})
-    numbers = [word for word in found if word.lstrip("-").isdigit()]
+    found = [word for word in merge_spellings(words)[0] if whole_number(word) != UNKNOWN]
+    numbers = [word for word in found if NUMBER.fullmatch(word)]
     if numbers:
         raise InputError(f"label {numbers[0]!r} is a number, and the classes have no names", where=path,
                          hint="name them in order, from 0 on: --classes Neutral,Anger,..")
@@ -245,12 +312,14 @@ def class_list(words: Iterable[str], chosen: tuple[str, ...], path: Path) -> tup
 
 def code(word: str, classes: Sequence[str]) -> int | None:
     """Return the index of a label (a class name or a number), -1 for no label, None if it is not a class."""
-    if word.casefold() in NOTHING:
+    word = word.strip()
+    number = whole_number(word)
+    if word.casefold() in NOTHING or number == UNKNOWN:
         return UNKNOWN
     if word in classes:
         return classes.index(word)
-    if word.isascii() and word.isdigit():
-        return int(word[:9]) if int(word[:9]) < len(classes) else None
+    if number is not None:
+        return number if 0 <= number < len(classes) else None
     same = [index for index, name in enumerate(classes) if name.casefold() == word.casefold()]
     return same[0] if len(same) == 1 else None
 

@@ -16,11 +16,11 @@ import numpy as np
 from msgspec.structs import replace as replace_fields
 
 from fercache import media
-from fercache.data.base import UNKNOWN, Dataset, Issue, Severity, Trial, group_issues, shorten_list
+from fercache.data.base import MAX_ALIKE, UNKNOWN, Dataset, Issue, Severity, Trial, group_issues, shorten_list
 from fercache.data.frame_table import FrameTable, IndexRanges, ranges_of
 from fercache.errors import ClipError, InputError
 from fercache.media import pictures
-from fercache.media.pictures import MAX_BYTES, NAME, read_picture
+from fercache.media.pictures import ENDINGS, MAX_BYTES, NAME, read_picture
 from fercache.runtime import atomic_io
 from fercache.runtime.progress import progress_bar
 from fercache.workspace import Workspace
@@ -28,7 +28,6 @@ from fercache.workspace import Workspace
 log = logging.getLogger(__name__)
 
 VERSION = 1
-ENDINGS = frozenset(("jpg", "jpeg", "png"))
 # A folder that changed this short before it was read may have changed again within the clock's resolution: the next
 # check reads it again.
 SETTLED_NS = 2_000_000_000
@@ -47,7 +46,7 @@ class ClipFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     empty : number of empty pictures.
     damaged : pictures that were tried and do not decode.
     frames : length in the header of the video, 0 if it has none.
-    problem : why the clip cannot be read, or "".
+    problem : why the clip cannot be read, or ""; `hint` : what to do about it.
     """
 
     mtime_ns: int
@@ -60,6 +59,7 @@ class ClipFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     damaged: tuple[str, ...] = ()
     frames: int = 0
     problem: str = ""
+    hint: str = ""
 
     def numbers(self) -> IndexRanges:
         """Return the first and last number of each run, (R, 2)."""
@@ -86,8 +86,8 @@ class ClipIndex:
         """Return the index of earlier runs; an empty one if there is no file, or another version's."""
         path = Workspace(cache).index(dataset)
         try:
-            stored = msgspec.convert(atomic_io.read_json(path, limit_bytes=1 << 30), _IndexFile)
-        except (OSError, InputError, msgspec.ValidationError) as error:
+            stored = atomic_io.read_record(path, _IndexFile, limit_bytes=1 << 30)
+        except (OSError, InputError) as error:
             log.debug("%s: no index (%s)", path, error)
             return cls(path)
         return cls(path, stored.clips if stored.version == VERSION else {})
@@ -117,7 +117,7 @@ class ClipIndex:
                 others = {name: facts for name, facts in known.items()
                           if name not in self.facts and Path(name).exists()}
                 index = _IndexFile(VERSION, {**others, **self.facts})
-                atomic_io.write_json(self.path, msgspec.to_builtins(index))
+                atomic_io.write_json(self.path, index)
 
     def _one(self, path: Path, kind: str, known: ClipFacts | None) -> ClipFacts:
         try:
@@ -136,7 +136,7 @@ class ClipIndex:
             frames = media.open_source(path, "video").length() or 0  # a ClipError if the first frame does not decode
             return replace_fields(blank, bytes=path.stat().st_size, frames=frames)
         except ClipError as error:
-            return replace_fields(blank, problem=error.what)
+            return replace_fields(blank, problem=error.what, hint=error.hint)
         except (OSError, ValueError) as error:
             return replace_fields(blank, problem=f"cannot be read ({getattr(error, 'strerror', None) or error})")
 
@@ -285,12 +285,17 @@ def find_issues(dataset: Dataset, tables: Sequence[FrameTable], facts: Mapping[s
     trials = dataset.trials
     found = [*(replace(issue, kind=issue.kind or "reader") for issue in group_issues(dataset.problems)),
              *_label_issues(dataset, tables), *_picture_issues(trials, facts), *_video_issues(trials, facts)]
+    copies: dict[bool, list[list[str]]] = defaultdict(list)
     for same in find_duplicate_clips(trials, facts):
         # Copies in one group and split are on one side of every fold, so they cannot leak.
         leaks = len({trial.group for trial in same}) > 1 or len({trial.split for trial in same}) > 1
-        found += _about("twins", [f"{trial.name} ({trial.split})" for trial in same],
-                        "the same content under several names" + (", in several groups or splits" if leaks else ""),
-                        "keep one of them, or put them in one group", "error" if leaks else "note")
+        copies[leaks].append([f"{trial.name} ({trial.split})" for trial in same])
+    for leaks, sets in copies.items():
+        many = f"{len(sets)} times " if len(sets) > MAX_ALIKE else ""
+        for names in [[" = ".join(names) for names in sets]] if many else sets:
+            found += _about("twins", names, f"{many}the same content under several names"
+                            + (", in several groups or splits" if leaks else ""),
+                            "keep one of them, or put them in one group", "error" if leaks else "note")
     splits: dict[str, set[str]] = defaultdict(set)
     for trial in trials:
         if trial.labelled:
@@ -354,10 +359,9 @@ def _label_issues(dataset: Dataset, tables: Sequence[FrameTable]) -> Iterator[Is
 def _picture_issues(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> Iterator[Issue]:
     """Yield folders that cannot be read, and empty, undecodable and unnumbered files in the others."""
     folders = {trial.name: facts[str(trial.path)] for trial in trials if trial.kind == "crops"}
-    for name, folder in folders.items():
-        if folder.problem:
-            yield Issue(kind="unreadable", where=name, message=folder.problem, details=(name,),
-                        hint="repair the folder: its clip is lost")
+    yield from group_issues(Issue(kind="unreadable", where=name, message=folder.problem,
+                                  hint="repair the folder: its clip is lost")
+                            for name, folder in folders.items() if folder.problem)
     empty = {name: folder.empty for name, folder in folders.items() if folder.empty}
     yield from _about("empty-pictures", _counted(empty), f"{sum(empty.values()):,} empty picture files in {len(empty)} "
                       "folders", "copy them again; until then their rows have no face", "error")
@@ -371,11 +375,12 @@ def _picture_issues(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> 
 
 def _video_issues(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> Iterator[Issue]:
     """Yield videos that do not open."""
-    for trial in trials:
-        problem = facts[str(trial.path)].problem
-        if trial.kind == "video" and problem:
-            yield Issue(kind="unreadable", where=trial.name, message=problem, hint=f"see {trial.path}",
-                        details=(trial.name,))
+    broken = [(trial, facts[str(trial.path)]) for trial in trials if trial.kind == "video"]
+    yield from (replace(issue, message=f"{len(issue.details)} clips: {issue.message}" if len(issue.details) > 1
+                        else issue.message)
+                for issue in group_issues(Issue(kind="unreadable", where=trial.name, message=clip.problem,
+                                                hint=clip.hint or f"see {trial.path}")
+                                          for trial, clip in broken if clip.problem))
     beside = sorted({str(trial.video) for trial in trials if trial.video and facts[str(trial.video)].problem})
     yield from _about("unreadable-video", beside, f"{len(beside)} videos of folders of crops do not open",
                       "their frames are not counted")

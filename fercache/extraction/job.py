@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from fercache.extraction.cancellation import Cancelled, CancelToken, never_cance
 from fercache.extraction.clip import ClipJob, MultiPersonCommit, PersonSelection
 from fercache.faces import crops, interpolation, tracklets
 from fercache.media import video
-from fercache.media.source import Source, file_stamp
+from fercache.media.source import Source, check_content, file_stamp
 from fercache.runtime import atomic_io, wheels
 from fercache.runtime.progress import ProgressBar, progress_bar
 from fercache.runtime.uri import Location
@@ -35,7 +36,7 @@ from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import encode_name
 from fercache.store.locks import locked_clips
 from fercache.store.manifest import same_source
-from fercache.store.remote import read_json, write_json
+from fercache.store.remote import read_pointer, write_pointer
 from fercache.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ class ExtractionJob:
     cnn: files.Weights
     nets: Nets | None = None  # of the last `run_all`
     cancel: CancelToken = field(default_factory=CancelToken)
+    logged: Counter[str] = field(default_factory=Counter)  # problems by `base.pattern_of` their message
 
     def cached(self, trial: Trial) -> ClipResult | None:
         """Return the clip's result if the store holds it and its source is unchanged."""
@@ -143,8 +145,8 @@ class ExtractionJob:
         try:
             same = source_unchanged(manifest.source, trial.path, trial.kind, self.config.verify_sources)
         except ClipError as error:
-            log.warning("%s: the source is missing or unreadable (%s); keeping the stored features", trial.name,
-                        error.what)
+            self.log_alike(logging.WARNING, trial.name,
+                           f"the source is missing or unreadable ({error.what}); keeping the stored features")
             same = True
         return ClipResult(clip=trial.name, state="cached", frames=manifest.frames) if same else None
 
@@ -255,8 +257,18 @@ class ExtractionJob:
         except Cancelled:
             return self.pending(trial)
         except ClipError as error:
-            log.error("%s: %s", trial.name, error)
+            self.log_alike(logging.ERROR, trial.name, error.what, f"{error}")
             return ClipResult(clip=trial.name, state="failed", message=str(error))
+
+    def log_alike(self, level: int, clip: str, what: str, text: str = "") -> None:
+        """Log a problem of a clip; of many alike ones only the first (the list of failures has all that failed)."""
+        pattern = base.pattern_of(what)
+        self.logged[pattern] += 1
+        if self.logged[pattern] <= base.MAX_ALIKE:
+            log.log(level, "%s: %s", clip, text or what)
+        elif self.logged[pattern] == base.MAX_ALIKE + 1:
+            log.log(level, "more clips like this (%s) are not logged one by one; clips that fail are listed in %s",
+                    what, workspace.FAILURES)
 
     def pending(self, trial: Trial) -> ClipResult:
         """Return the result of a clip that is left to the next run, with an estimate of its frames."""
@@ -281,7 +293,7 @@ class ExtractionJob:
             manifest = writer.commit(**{PEOPLE_COUNT: count} if selection.several else {})
         faces = int(self.store[self.name(trial)].frame_table["valid"].sum())
         if not faces:
-            log.warning("%s: no face in any of its %d frames", trial.name, manifest.frames)
+            self.log_alike(logging.WARNING, trial.name, f"no face in any of its {manifest.frames} frames")
         return ClipResult(clip=trial.name, state="computed", frames=manifest.frames, faces=faces)
 
     def record_rate(self, report: ExtractReport, cache: Path) -> None:
@@ -298,6 +310,16 @@ class ExtractionJob:
             return self.source(trial).length() or 0
         except ClipError:  # recorded when the clip is extracted
             return 0
+
+
+def _content_error(trial: Trial) -> ClipError | None:
+    """Return the error of a file that is empty, a Git LFS pointer or a web page; None for all others."""
+    if trial.kind == "video" and trial.path.is_file():  # others are reported when they are opened
+        try:
+            check_content(trial.path)
+        except ClipError as error:
+            return error
+    return None
 
 
 def _file_bytes(trial: Trial) -> int:
@@ -399,6 +421,13 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     for trial in dataset.trials:
         cached = job.cached(trial)
         done.append(cached) if cached else waiting.append(trial)
+    # Before any work: thousands of files may be pointers or web pages, and one line about all of them is enough.
+    refused = {trial.name: error for trial in waiting if (error := _content_error(trial)) is not None}
+    waiting = [trial for trial in waiting if trial.name not in refused]
+    done += [ClipResult(clip=name, state="failed", message=str(error)) for name, error in refused.items()]
+    for issue in base.group_issues(base.Issue(where=name, message=error.what, hint=error.hint)
+                                   for name, error in refused.items()):
+        log.error("%s%s", f"{len(issue.details)} clips: " if len(issue.details) > 1 else "", issue)
     try:
         if job.cancel.is_cancelled:  # no net is loaded, and no process started, for nothing
             done += map(job.pending, waiting)
@@ -412,7 +441,7 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     report = ExtractReport(store=path, failures_at=failures_at, fingerprint=fingerprint_of(settings),
                            clips=tuple(sorted(done, key=lambda c: c.clip)), seconds=time.monotonic() - started)
     # An interrupted run does not get here: the pointer stays at the store of the last run that ended by itself.
-    write_json(workspace.Features(features or cache).pointer(dataset.name), {"store": path.name})
+    write_pointer(workspace.Features(features or cache).pointer(dataset.name), path)
     job.record_rate(report, cache)
     if config.thumbnails:
         written = thumbnails.write_thumbnails(base.stored_trials(dataset, store).trials, store, cache)
@@ -428,16 +457,16 @@ def current_store(cache: Location, dataset: str) -> Location:
     InputError
         Nothing was extracted yet.
     """
-    pointer = workspace.Features(cache).pointer(dataset)
-    record = read_json(pointer)
-    if record is None:
-        raise InputError("nothing was extracted yet", where=pointer.parent, hint="run `fercache extract` first")
-    return pointer.parent / workspace.store_name(record, pointer)
+    store = current_store_or_none(cache, dataset)
+    if store is None:
+        raise InputError("nothing was extracted yet", where=workspace.Features(cache).folder(dataset),
+                         hint="run `fercache extract` first")
+    return store
 
 
 def current_store_or_none(cache: Location, dataset: str) -> Location | None:
     """Return the store of the last `extract` of this data set, or None."""
-    return None if read_json(workspace.Features(cache).pointer(dataset)) is None else current_store(cache, dataset)
+    return read_pointer(workspace.Features(cache).pointer(dataset))
 
 
 def _open_or_create(path: Location, settings: dict[str, Any], config: ExtractConfig,

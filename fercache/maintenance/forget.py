@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from fercache import run_log
 from fercache.data.base import people_of
 from fercache.errors import InputError, StoreError
 from fercache.oof import OofLogits, open_oof
@@ -211,6 +212,9 @@ def _forget(cache: Path, clip: str, dataset: str) -> list[Path]:
     removed += [folder for stage in TRAINED_STAGES if _remove_folder(folder := cache / stage / dataset)]
     for stage in set(Workspace(cache).user_folders()) - {FEATURES, *TRAINED_STAGES}:
         removed += _unlink(_in_stage(cache / stage / dataset, clip))
+    for used in run_log.load_run_log(cache).datasets:
+        if used.name == dataset and PurePath(str(used.options.get("clips"))).stem == clip:  # the clip is the data set
+            run_log.forget_dataset(cache, dataset)
     # A table may name a clip unlike its file, so no entry can be picked out; the next `check` makes the index again.
     return removed + _unlink(_index_files(cache, dataset))
 
@@ -236,7 +240,7 @@ def _predicted_by(cache: Path, dataset: str) -> list[Path]:
             continue  # goes with its folder
         try:
             with open_oof(path) as reader:
-                if reader.provenance.get("trained_on") == dataset:
+                if reader.provenance.trained_on == dataset:
                     found.append(path)
         except StoreError:
             continue  # a damaged file of another data set is for `fercache gc` to report

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import h5py
@@ -27,6 +28,8 @@ from fercache.data import tables
 from fercache.errors import ClipError, InputError
 from fercache.runtime.progress import format_bytes
 from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, SEGMENT
+
+log = logging.getLogger(__name__)
 
 WIDEST = 1 << 17
 """Most values of one frame of one tap."""
@@ -79,7 +82,8 @@ class IncomingClip:
         if not len(frames):
             raise ClipError("holds no frame", where=name)
         if frames[0] < 1:
-            raise ClipError(f"has a frame {frames[0]}", where=name, hint="frames count from 1: add 1 to each")
+            raise ClipError(f"has a frame {frames[0]}", where=name,
+                            hint=f"frames count from 1: add 1 to each, or of a table --first-frame {frames[0]}")
         steps = np.diff(frames)
         if (steps <= 0).any():
             what = "twice" if (steps == 0).any() else "out of order"
@@ -275,6 +279,9 @@ def _npz(path: Path, name: str) -> Iterator[IncomingClip]:
 # The attribute that holds names as JSON: HDF5's own texts end at a zero byte.
 OURS = "fercache"
 DEEPEST = 8
+FILTERS = {307: "bzip2", 32001: "Blosc", 32004: "LZ4", 32008: "Bitshuffle", 32013: "ZFP", 32015: "Zstandard",
+           32017: "SZ", 32026: "Blosc2"}
+"""Names of registered HDF5 filters that h5py does not bring along."""
 
 
 def hdf5_entries(path: Path) -> ClipEntries:
@@ -353,10 +360,20 @@ def _checked(dataset: Any, name: str) -> Any:
     if dataset.dtype.kind not in "fiu":
         raise ClipError(f"{dataset.name!r} holds {dataset.dtype}, not numbers", where=name,
                         hint="save arrays of numbers; Python objects are never loaded")
+    missing = [code for code in _filters(dataset) if not h5py.h5z.filter_avail(code)]
+    if missing:
+        raise ClipError(f"{dataset.name!r} is compressed with {FILTERS.get(missing[0], f'HDF5 filter {missing[0]}')}, "
+                        "which is not installed", where=name, hint="pip install hdf5plugin")
     # HDF5 reads an array of any size that was declared and never written as zeros.
     if dataset.size and not dataset.id.get_storage_size():
         raise ClipError(f"{dataset.name!r} of shape {dataset.shape} was declared and never written", where=name)
     return dataset
+
+
+def _filters(dataset: Any) -> list[int]:
+    """Return the codes of the filters that a dataset was written with."""
+    plist = dataset.id.get_create_plist()
+    return [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
 
 
 @dataclass(frozen=True)
@@ -387,16 +404,98 @@ def _clip_of_frames(datasets: dict[str, Any], name: str) -> IncomingClip:
     return IncomingClip(frames=np.array(frames, np.int64), arrays={FEATURES: stacked})
 
 
-NOT_FEATURES = ("clip", "frame", *FRAME_COLUMNS, "valid", "label", "prediction", "split", "group", "subject", "fold")
+NOT_FEATURES = frozenset((*FRAME_COLUMNS, "valid", "label", "prediction", "split", "group", "subject", "fold",
+                          "success", "approx_time", "frameheight", "framewidth", "", "unnamed: 0"))
 """Columns that are never taken for features: a label among them would be learned from itself."""
+# What other tools call the columns (OpenFace 2, py-feat, scripts around MediaPipe), in lower case; the first one that
+# is there counts.
+CLIP_NAMES = ("clip", "input", "video", "video_name", "video_id", "filename", "file_name", "file")
+FRAME_NAMES = ("frame", "frame_number", "frame_num", "frame_no", "frame_idx", "frame_index", "frame_id")
+TIME_NAMES = {"time_s": 1.0, "timestamp": 1.0, "timestamp_s": 1.0, "time": 1.0, "timestamp_ms": 1e-3, "time_ms": 1e-3}
+"""Columns of times -> seconds of one unit."""
+PERSON_NAMES = ("person", "person_id", "face_id", "faceid", "face_idx", "face_index", "track_id", "identity")
+MOST_PEOPLE = 64
 TAPS = b"fercache"
 """Key of the parquet schema's metadata in which `export` describes its columns."""
 ColumnTaps = dict[str, tuple[str, tuple[int, ...]]]
 """Column -> tap and shape of its rows, as `export` wrote them; empty for tables made by other tools."""
 
 
-def table_entries(path: Path) -> ClipEntries:
+@dataclass(frozen=True, kw_only=True)
+class FeatureColumns:
+    """Where a table of features has what.
+
+    Attributes
+    ----------
+    clip, person, success : names of columns, "" where there is none; without `clip`, the file is one clip.
+    frame : column of frame numbers, or of times where `unit_s` is not 0.
+    first_frame : number of a clip's first frame.
+    """
+
+    clip: str
+    person: str
+    success: str
+    frame: str
+    unit_s: float
+    fps: float
+    first_frame: int
+    features: list[str]
+    exported: ColumnTaps
+
+    @classmethod
+    def of(cls, header: Sequence[str], exported: ColumnTaps, path: Path, fps: float,
+           first_frame: int | None) -> FeatureColumns:
+        """Return the columns of a table; raises InputError where it is no table of features."""
+        if exported and {"clip", "frame"} <= set(header):
+            return cls(clip="clip", person="", success="", frame="frame", unit_s=0.0, fps=fps, first_frame=1,
+                       features=list(exported), exported=exported)
+        names = {name.casefold(): name for name in header}
+        clip, frame, time, person, success = (
+            next((names[name] for name in known if name in names), "")
+            for known in (CLIP_NAMES, FRAME_NAMES, TIME_NAMES, PERSON_NAMES, ("success",)))
+        if not (frame or time) or len(names) < len(header):
+            raise InputError(f"has columns {', '.join(header[:6]) or 'none'}", where=path,
+                             hint="a table of features has columns clip, frame (or time_s) and one for each feature, "
+                                  "all different; without clip, the file is one clip")
+        used = {clip, frame, time, person}
+        # OpenFace's own columns of a row; another table's column of this name is a feature.
+        other = {"confidence"} if success else set()
+        features = [name for name in header if name not in used and name.casefold() not in NOT_FEATURES | other]
+        if not features or len(features) > WIDEST:
+            raise InputError(f"has {len(features)} columns of features", where=path,
+                             hint="one column for each feature, beside clip, frame, label, ...")
+        if first_frame is None:  # py-feat counts from 0
+            first_frame = 0 if {"input", "facerectx"} & names.keys() else 1
+        return cls(clip=clip, person=person, success=success, frame=frame or time, fps=fps, first_frame=first_frame,
+                   unit_s=0.0 if frame else TIME_NAMES[time.casefold()], features=features, exported={})
+
+    def frames(self, batch: Any) -> NDArray[np.int64]:
+        """Return the frame number of each row, from 1; raises ValueError where a cell is none."""
+        if self.unit_s:
+            return np.rint(tables.to_floats(batch.column(self.frame)) * self.unit_s * self.fps).astype(np.int64) + 1
+        return tables.to_ints(batch.column(self.frame)) + 1 - self.first_frame
+
+    def clip_name(self, cell: str, path: Path) -> str:
+        """Return a clip's name from a cell: other tools write the path of the video."""
+        if self.clip.casefold() == "clip":
+            return cell
+        return PurePath(cell.strip().replace("\\", "/")).stem if self.clip else path.stem
+
+    def without_face(self, batch: Any, cells: dict[str, NDArray[Any]]) -> NDArray[np.bool_]:
+        """Return which rows another tool wrote for a frame without a face: no success, or no feature at all."""
+        if self.clip.casefold() == "clip" and not (self.success or self.person):
+            return np.zeros(len(batch), bool)
+        empty: NDArray[np.bool_] = np.all([np.isnan(rows).all(axis=1) for rows in cells.values()], axis=0)
+        return empty | (tables.to_floats(batch.column(self.success), 1) == 0) if self.success else empty
+
+
+def table_entries(path: Path, fps: float = 30.0, first_frame: int | None = None) -> ClipEntries:
     """Yield the clips of a table with columns clip, frame and features: numbers, or lists of one length.
+
+    Parameters
+    ----------
+    fps : frames a second, for a table of times without frame numbers.
+    first_frame : number of a clip's first frame; None: 0 for a table of py-feat, else 1.
 
     Raises
     ------
@@ -405,16 +504,10 @@ def table_entries(path: Path) -> ClipEntries:
 
     Notes
     -----
-    Each clip has to be opened before the next one is asked for, since the table is read once.
+    Each clip has to be opened before the next one is asked for, since the table is read once. The person with the most
+    rows has the name of the clip, others are CLIP#2, CLIP#3, ...
     """
     header = tables.read_header(path)
-    if "clip" not in header or "frame" not in header or len(set(header)) < len(header):
-        raise InputError(f"has columns {', '.join(header[:6]) or 'none'}", where=path,
-                         hint="a table of features has columns clip, frame and one for each feature, all different")
-    columns = [name for name in header if name not in NOT_FEATURES]
-    if not columns or len(columns) > WIDEST:
-        raise InputError(f"has {len(columns)} columns of features", where=path,
-                         hint=f"one column for each feature, beside {', '.join(NOT_FEATURES[:4])}, ...")
     exported: ColumnTaps = {}
     if path.suffix.lower() == ".parquet":
         try:
@@ -423,54 +516,116 @@ def table_entries(path: Path) -> ClipEntries:
                         for name, one in record.items()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError("its description of the columns is damaged", where=path, hint="export again") from error
-    else:
+    columns = FeatureColumns.of(header, exported, path, fps, first_frame)
+    if path.suffix.lower() != ".parquet":
         with path.open("rb") as file:  # half a number reads as another number
             file.seek(-1, 2)
-            if file.read() not in (b"\n", b"\r"):
+            if file.read() not in (b"\n", b"\r", b"\0"):  # UTF-16 ends with a zero byte
                 raise InputError("does not end with the end of a line", where=path,
                                  hint="it may be cut off; if it is whole, add a line end")
-    for clip, pieces in groupby(tables.read_pieces(path), key=lambda piece: piece[0]):
-        yield clip, _table_clip(clip, pieces, list(exported) or columns, exported)
+    for clip, pieces in groupby(tables.read_pieces(path, key=columns.clip),
+                                key=lambda piece: columns.clip_name(piece[0], path)):
+        yield from _people_of(clip, pieces, columns)
 
 
-@contextmanager
-def _table_clip(clip: str, pieces: Iterable[tuple[str, int, Any]], columns: list[str],
-                exported: ColumnTaps) -> Iterator[IncomingClip]:
-    frames: list[NDArray[np.int64]] = []
-    frame_tables: list[NDArray[np.float64]] = []
-    files: dict[str, Any] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    with ExitStack() as stack:
-        for _, line, batch in pieces:
-            try:
-                frames.append(tables.to_ints(batch.column("frame")))
-                cells = {name: _cells(batch.column(name)) for name in columns}
-            except ValueError as error:
-                raise ClipError(f"from line {line} on: {error}", where=clip,
-                                hint="numbers, or lists of one length; leave out frames without features") from error
-            if exported:
-                frame_tables.append(np.column_stack([frames[-1], *(tables.to_floats(batch.column(name))
-                                                                   for name in FRAME_COLUMNS[1:])]))
-                arrays = {exported[name][0]: rows.reshape(len(rows), *exported[name][1])
-                          for name, rows in cells.items()}
-            elif all(rows.shape[1] == 1 for rows in cells.values()):
-                arrays = {FEATURES: np.concatenate(list(cells.values()), axis=1)}
-            else:
-                arrays = cells
-            for tap, rows in arrays.items():
-                if tap not in files:
-                    files[tap], shapes[tap] = stack.enter_context(tempfile.TemporaryFile()), rows.shape[1:]
-                if rows.shape[1:] != shapes[tap]:
-                    raise ClipError(f"has lists of {rows.shape[1]} and {shapes[tap][0]} values", where=clip,
-                                    hint="lists of one length")
-                # float16 is what the store holds, and a quarter of float64 on disk.
-                files[tap].write(to_half(rows, tap, frames[-1], clip).tobytes())
-        for file in files.values():
+class _PersonRows:
+    """The rows of one person of a clip: frame numbers, and a temporary file for each tap."""
+
+    def __init__(self) -> None:
+        self.frames: list[NDArray[np.int64]] = []
+        self.frame_tables: list[NDArray[np.float64]] = []
+        self.files: dict[str, Any] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def add(self, frames: NDArray[np.int64], arrays: dict[str, NDArray[Any]], clip: str, stack: ExitStack) -> None:
+        """Add rows; raises ClipError where they do not fit."""
+        self.frames.append(frames)
+        for tap, rows in arrays.items():
+            if tap not in self.files:
+                file = tempfile.TemporaryFile()  # noqa: SIM115 - the stack closes it
+                self.files[tap], self.shapes[tap] = stack.enter_context(file), rows.shape[1:]
+            if rows.shape[1:] != self.shapes[tap]:
+                raise ClipError(f"has lists of {rows.shape[1]} and {self.shapes[tap][0]} values", where=clip,
+                                hint="lists of one length")
+            # float16 is what the store holds, and a quarter of float64 on disk.
+            self.files[tap].write(to_half(rows, tap, frames, clip).tobytes())
+
+    @contextmanager
+    def open(self) -> Iterator[IncomingClip]:
+        """Yield the clip."""
+        for file in self.files.values():
             file.flush()  # the map reads the file, not Python's buffer
         yield IncomingClip(
-            frames=np.concatenate(frames), frame_table=np.concatenate(frame_tables) if frame_tables else None,
-            arrays={tap: np.memmap(file, np.float16, "r", shape=(sum(map(len, frames)), *shapes[tap]))
-                    for tap, file in files.items()})
+            frames=np.concatenate(self.frames),
+            frame_table=np.concatenate(self.frame_tables) if self.frame_tables else None,
+            arrays={tap: np.memmap(file, np.float16, "r", shape=(sum(map(len, self.frames)), *self.shapes[tap]))
+                    for tap, file in self.files.items()})
+
+
+class _Failing(AbstractContextManager[IncomingClip]):
+    """A clip that could not be read; opening it raises the error."""
+
+    def __init__(self, error: ClipError) -> None:
+        self.error = error
+
+    def __enter__(self) -> IncomingClip:
+        raise self.error
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _people_of(clip: str, pieces: Iterable[tuple[str, int, Any]], columns: FeatureColumns) -> ClipEntries:
+    """Yield the people of a clip of a table."""
+    with ExitStack() as stack:
+        people: dict[str, _PersonRows] = {}
+        try:
+            for _, line, batch in pieces:
+                _add_batch(people, clip, line, batch, columns, stack)
+            if not people:
+                raise ClipError("has no row with a face", where=clip)
+        except ClipError as error:
+            yield clip, _Failing(error)
+            return
+        ranked = sorted(people, key=lambda person: -sum(map(len, people[person].frames)))
+        names = {person: clip if i == 1 else f"{clip}#{i}" for i, person in enumerate(ranked, 1)}
+        if len(people) > 1:
+            log.info("%s: %s", clip, ", ".join(f"{columns.person} {person} is {name}"
+                                               for person, name in names.items()))
+        for person, name in names.items():
+            yield name, people[person].open()
+
+
+def _add_batch(people: dict[str, _PersonRows], clip: str, line: int, batch: Any, columns: FeatureColumns,
+               stack: ExitStack) -> None:
+    """Add the rows of a batch to its people."""
+    try:
+        numbers = columns.frames(batch)
+        cells = {name: _cells(batch.column(name)) for name in columns.features}
+    except ValueError as error:
+        raise ClipError(f"from line {line} on: {error}", where=clip,
+                        hint="numbers, or lists of one length; leave out frames without features") from error
+    seen = ~columns.without_face(batch, cells)
+    ids = np.array([cell.strip() for cell in tables.to_text(batch.column(columns.person))] if columns.person
+                   else [""] * len(batch))
+    for person in dict.fromkeys(ids[seen].tolist()):
+        if len(people) >= MOST_PEOPLE and person not in people:
+            raise ClipError(f"has more than {MOST_PEOPLE} people by {columns.person!r}", where=clip,
+                            hint="drop the column if it does not name people")
+        rows = seen & (ids == person)
+        own = {name: values[rows] for name, values in cells.items()}
+        if columns.exported:
+            arrays = {columns.exported[name][0]: values.reshape(len(values), *columns.exported[name][1])
+                      for name, values in own.items()}
+        elif all(values.shape[1] == 1 for values in own.values()):
+            arrays = {FEATURES: np.concatenate(list(own.values()), axis=1)}
+        else:
+            arrays = own
+        added = people.setdefault(person, _PersonRows())
+        added.add(numbers[rows], arrays, clip, stack)
+        if columns.exported:
+            added.frame_tables.append(np.column_stack([numbers, *(tables.to_floats(batch.column(name))
+                                                                  for name in FRAME_COLUMNS[1:])]))
 
 
 def _cells(column: Any) -> NDArray[Any]:

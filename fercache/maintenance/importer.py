@@ -21,6 +21,7 @@ from fercache.runtime.uri import Location, Url
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.locks import work_folder
 from fercache.store.remote import files_at
+from fercache.workspace import store_name
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ FORMAT = 1
 """Increment this when the same file would give other numbers."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 PICKLES = (".pkl", ".pickle", ".p", ".pt", ".pth", ".joblib", ".dill")
-ENDINGS = {".h5": "h5", ".hdf5": "h5", ".hdf": "h5", ".npz": "npz", ".npy": "npy", ".csv": "csv", ".parquet": "parquet"}
+ENDINGS = {".h5": "h5", ".hdf5": "h5", ".hdf": "h5", ".npz": "npz", ".npy": "npy", ".csv": "csv", ".tsv": "csv",
+           ".parquet": "parquet"}
 
 
 @dataclass(kw_only=True)
@@ -43,7 +45,8 @@ class ImportReport:
     frames: int = 0
 
 
-def import_features(path: Path, name: str, folder: Location, *, fps: float = 30.0) -> ImportReport:
+def import_features(path: Path, name: str, folder: Location, *, fps: float = 30.0,
+                    first_frame: int | None = None) -> ImportReport:
     """Return the result for each clip of a file or folder of features.
 
     Parameters
@@ -51,6 +54,7 @@ def import_features(path: Path, name: str, folder: Location, *, fps: float = 30.
     name : of the store, ``<name>-<fingerprint>.zarr``; `train-heads --join` takes it.
     folder : where stores of the data set are.
     fps : frames a second where the file has no frame table.
+    first_frame : number of a clip's first frame in a table; None: 0 for a table of py-feat, else 1.
 
     Raises
     ------
@@ -65,14 +69,16 @@ def import_features(path: Path, name: str, folder: Location, *, fps: float = 30.
         raise InputError(f"{name!r} cannot name a store", hint="letters, digits, and _ . - inside; at most 64")
     kind = kind_of(path)
     settings = {"backbone": name, "imported": kind, "content": _content_digest(path), "format": FORMAT, "fps": fps}
-    place = folder / f"{name}-{fingerprint_of(settings)[:12]}.zarr"
+    if first_frame is not None:
+        settings["first_frame"] = first_frame
+    place = folder / store_name(name, fingerprint_of(settings))
     running = _Import(place, settings, ImportReport(store=place), fps)
     report = running.report
     # The name has the fingerprint of the content, so a second import of the same file goes on in the same store.
     existed = files_at(place).get("zarr.json") is not None
     try:
         with progress_bar("import", 0, "clips") as bar:
-            for clip, opened in _entries(path, kind):
+            for clip, opened in _entries(path, kind, fps, first_frame):
                 bar.note(clip)
                 running.add(clip, opened)
     finally:
@@ -108,7 +114,6 @@ class _Import:
                 self._write(name, clip)
         except ClipError as error:
             message = str(error) if error.where == name else f"{name}: {error}"
-            log.error("%s", message)
             self.report.failed[name] = message
             # A clip that comes twice may be committed already, and either half of it would be wrong.
             for names in (self.report.clips, self.report.cached):
@@ -147,10 +152,10 @@ def kind_of(path: Path) -> str:
     if not path.exists():
         raise InputError("does not exist", where=path, hint="check the path")
     if path.is_dir():
-        kinds = {file.suffix.lower() for file in _files(path)} & {".npz", ".npy", *PICKLES}
+        kinds = {file.suffix.lower() for file in _files(path)} & {".npz", ".npy", ".csv", *PICKLES}
         if len(kinds) != 1:
             raise InputError(f"holds {' and '.join(sorted(kinds)) or 'no features'}", where=path,
-                             hint="a folder holds one .npz or one .npy a clip")
+                             hint="a folder holds one .npz, one .npy or one .csv a clip")
         suffix = kinds.pop()
     else:
         suffix = path.suffix.lower()
@@ -165,13 +170,13 @@ def kind_of(path: Path) -> str:
     return ENDINGS[suffix]
 
 
-def _entries(path: Path, kind: str) -> ClipEntries:
+def _entries(path: Path, kind: str, fps: float, first_frame: int | None) -> ClipEntries:
     """Return the clips of a path."""
     if kind == "h5":
         return import_formats.hdf5_entries(path)
+    paths = [path] if path.is_file() else [file for file in _files(path) if ENDINGS.get(file.suffix.lower()) == kind]
     if kind in ("csv", "parquet"):
-        return import_formats.table_entries(path)
-    paths = [path] if path.is_file() else [file for file in _files(path) if file.suffix.lower() == f".{kind}"]
+        return (entry for one in paths for entry in import_formats.table_entries(one, fps, first_frame))
     return import_formats.npz_entries(path, paths) if kind == "npz" else import_formats.npy_entries(path, paths)
 
 

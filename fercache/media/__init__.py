@@ -1,4 +1,4 @@
-"""Frames of clips: a video file or a folder of face crops, one row per source frame, in constant memory.
+"""Frames of clips: a video file, a picture or a folder of face crops, one row per source frame, in constant memory.
 
 Open this file first: it opens any clip. `video.py` and `pictures.py` hold the two kinds of sources.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fercache.errors import InputError
-from fercache.media.pictures import PictureFolder, folder_digest, numbered
-from fercache.media.source import Source, file_digest
-from fercache.media.video import VideoSource
+from fercache.errors import ClipError, InputError
+from fercache.media.pictures import PictureFolder, folder_digest, is_picture, numbered, read_picture
+from fercache.media.source import VIDEO_ENDINGS, Source, check_content, file_digest
+from fercache.media.video import VideoSource, packet_times
+
+__all__ = ["KINDS", "PHOTO_FPS", "VIDEO_ENDINGS", "is_clip_name", "is_picture", "kind_of", "numbered", "open_source",
+           "packet_times", "source_digest"]
 
 KINDS = ("video", "crops", "photos")
 
@@ -24,12 +27,18 @@ def kind_of(path: Path) -> str:
     return "crops" if path.is_dir() else "video"
 
 
+def is_clip_name(name: str) -> bool:
+    """Return whether a file has the ending of a video or of a picture."""
+    return name[name.rfind("."):].lower() in VIDEO_ENDINGS or is_picture(name)
+
+
 def open_source(path: Path, kind: str, *, crop_fps: float = 30.0, damaged: str = "fail") -> Source:
     """Return the clip at `path`, after a check that it can be read.
 
     Parameters
     ----------
-    kind : ``"video"``, ``"crops"`` (a folder of faces or frames by number) or ``"photos"`` (the same without a clock).
+    kind : ``"video"`` (also a single picture, a clip of one frame), ``"crops"`` (a folder of faces or frames by number)
+        or ``"photos"`` (the same without a clock).
     crop_fps : frames per second of a folder of crops.
     damaged : ``"fail"`` or ``"keep"``: what to do with a video that ends early.
 
@@ -40,11 +49,21 @@ def open_source(path: Path, kind: str, *, crop_fps: float = 30.0, damaged: str =
     InputError
         Unknown kind.
     """
+    if kind not in KINDS:
+        raise InputError(f"unknown kind of clip {kind!r}; choose one of: {', '.join(KINDS)}", where=path)
     if kind == "video":
-        return VideoSource.open(path, damaged)
-    if kind in ("crops", "photos"):
-        return PictureFolder(path, numbered(path), crop_fps if kind == "crops" else PHOTO_FPS)
-    raise InputError(f"unknown kind of clip {kind!r}; choose one of: {', '.join(KINDS)}", where=path)
+        check_content(path)
+        if not is_picture(path.name):
+            return VideoSource.open(path, damaged)
+        if read_picture(path) is None:
+            raise ClipError("not a picture that can be opened", where=path, hint="copy or download it again")
+        return PictureFolder(path, {1: ""}, crop_fps)  # `path / ""` is the path itself
+    names = numbered(path)
+    for number in {min(names), max(names)}:
+        # An empty picture is a row without a face, but a folder of Git LFS pointers is no clip.
+        if (path / names[number]).stat().st_size:
+            check_content(path / names[number])
+    return PictureFolder(path, names, PHOTO_FPS if kind == "photos" else crop_fps)
 
 
 def source_digest(path: Path, kind: str, strict: bool = False) -> dict[str, Any]:

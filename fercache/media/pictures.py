@@ -1,4 +1,4 @@
-"""Folders of face crops: ``00001.jpg`` is frame 1 even if other files are missing."""
+"""Pictures: folders of them, where ``00001.jpg`` is frame 1 even if other files are missing, and single ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fercache.errors import ClipError
-from fercache.media.source import MAX_PIXELS, Frame, Source, unreadable, whole_hash
+from fercache.media.source import MAX_PIXELS, Frame, Source, file_digest, unreadable, whole_hash
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,11 @@ log = logging.getLogger(__name__)
 # the whole process, and several threads read pictures.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-NAME = re.compile(r"(?P<prefix>(?:.*[_-])?)(?P<number>[0-9]+)\.(?P<ending>jpg|jpeg|png)", re.IGNORECASE | re.DOTALL)
+ENDINGS = ("jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff")
+"""Endings of pictures, without the dot: of two pictures of one number, the one whose ending comes first is read."""
+NAME = re.compile(rf"(?P<prefix>(?:.*[^0-9])?)(?P<number>[0-9]+)\.(?P<ending>{'|'.join(ENDINGS)})",
+                  re.IGNORECASE | re.DOTALL)
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 MAX_NUMBER = 10_000_000  # 92 hours at 30 frames per second: a larger number is a date or an id, not a frame number
 MAX_BYTES = 256 << 20
 # What PIL's decoders raise on damaged files.
@@ -36,7 +40,7 @@ DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, Ar
 
 
 class PictureFolder(Source):
-    """A folder of numbered pictures, ``.jpg``, ``.jpeg`` or ``.png``.
+    """A folder of numbered pictures, or a single picture.
 
     Parameters
     ----------
@@ -60,6 +64,8 @@ class PictureFolder(Source):
         return self.highest
 
     def digest(self, strict: bool = False) -> dict[str, Any]:
+        if self.path.is_file():
+            return file_digest(self.path, strict)
         return folder_digest(self.path, self.names, strict)
 
     def _frame(self, row: int) -> Frame:
@@ -78,9 +84,9 @@ def numbered(path: Path) -> dict[int, str]:
     """
     # The number in the name is the frame number, with any count of leading zeros; a missing number is a row without a
     # picture. If two names have the same number (``00001.jpg`` and ``1.png``), the one with more leading zeros is read,
-    # then .jpg before .jpeg before .png, then the first in alphabetical order, and a warning is logged. All other files
-    # are ignored. If no name is a plain number, names that share one prefix are read by the number after it
-    # (``S005_001_00000011.png``, as in CK+).
+    # then the one whose ending comes first in ENDINGS, then the first in alphabetical order, and a warning is logged.
+    # All other files are ignored. If no name is a plain number, names that share one prefix are read by the number
+    # after it (``S005_001_00000011.png``, as in CK+; ``frame1.jpg``).
     try:
         with os.scandir(path) as entries:
             parsed = [(entry.name, parts) for entry in entries
@@ -101,7 +107,7 @@ def numbered(path: Path) -> dict[int, str]:
             duplicates.append((name, first))
     if not names:
         raise ClipError("no picture is named by its frame number in this folder", where=path,
-                        hint="name crops 00001.jpg, 00002.jpg, ... (.jpg, .jpeg or .png)")
+                        hint=f"name crops 00001.jpg, 00002.jpg, ... (.{', .'.join(ENDINGS)})")
     if 0 in names:
         raise ClipError(f"{names[0]}: frame numbers start at 1", where=path,
                         hint="rename the pictures so that the first frame of the video is 00001")
@@ -117,11 +123,22 @@ def numbered(path: Path) -> dict[int, str]:
 def _preference(name: str) -> tuple[int, int, str]:
     """Return the sort key that puts first the name to read among those of one frame number."""
     stem, _, ending = name.rpartition(".")
-    return -len(stem), ("jpg", "jpeg", "png").index(ending.lower()), name
+    return -len(stem), ENDINGS.index(ending.lower()), name
+
+
+def is_picture(name: str) -> bool:
+    """Return whether a file has the ending of a picture."""
+    return name[name.rfind(".") + 1:].lower() in ENDINGS and "." in name
+
+
+def is_numbered(name: str) -> bool:
+    """Return whether a file is named as a numbered picture, with or without a prefix: what NAME matches, but faster."""
+    dot = name.rfind(".")
+    return dot > 0 and name[dot - 1] in "0123456789" and name[dot + 1:].lower() in ENDINGS
 
 
 def read_picture(path: Path) -> NDArray[np.uint8] | None:
-    """Return a JPEG or PNG file as (H, W, 3) uint8 RGB, upright, or None if it cannot be decoded.
+    """Return a picture file as (H, W, 3) uint8 RGB, upright, or None if it cannot be decoded.
 
     Raises
     ------
@@ -138,7 +155,7 @@ def read_picture(path: Path) -> NDArray[np.uint8] | None:
     try:
         if len(data) > MAX_BYTES:
             raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             # Checked before the pixels are allocated: a damaged header may state any size.
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels")
@@ -147,8 +164,8 @@ def read_picture(path: Path) -> NDArray[np.uint8] | None:
                 return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except DAMAGE as error:
-        log.info("%s: not decodable (%s)", path, "neither JPEG nor PNG" if isinstance(error, UnidentifiedImageError)
-                 else error)
+        log.info("%s: not decodable (%s)", path,
+                 f"none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else error)
         return None
 
 

@@ -18,6 +18,12 @@ from fercache.errors import ClipError
 MAX_PIXELS = 1 << 26
 # Files up to this size are always hashed whole.
 WHOLE_BYTES = 8 << 20
+# Endings of video files in folders and tables, of the containers that FFmpeg is allowed to open (`video.FORMATS`).
+VIDEO_ENDINGS = frozenset((
+    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265", ".hevc",
+    ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mk3d", ".mkv", ".mod", ".mov", ".mp4", ".mpe",
+    ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".obu", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".tod", ".ts",
+    ".vc1", ".vob", ".webm", ".wmv", ".y4m"))
 # What is hashed of a larger file unless `strict`.
 SAMPLES, SAMPLE_BYTES = 64, 64 << 10
 
@@ -91,6 +97,32 @@ def file_stamp(path: Path) -> dict[str, int]:
     if not status.st_size:
         raise ClipError("the file is empty", where=path, hint="copy or download it again")
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
+
+
+POINTER = b"version https://git-lfs.github.com/spec/"
+WEB_PAGE = (b"<!doctype html", b"<html", b"<head", b"<script", b"<!--")
+
+
+def check_content(path: Path) -> None:
+    """Refuse a file that is not what its name claims: empty, a Git LFS pointer, or a web page.
+
+    Raises
+    ------
+    ClipError
+        It is one of these, or cannot be read; message and hint are the same for all files of a kind.
+    """
+    file_stamp(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if head.startswith(POINTER):
+        raise ClipError("a Git LFS pointer, not the file itself", where=path,
+                        hint="run `git lfs pull` in the repository of the clips")
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(WEB_PAGE):
+        raise ClipError("a web page, not a video or a picture", where=path,
+                        hint="the server sent a page (a login, an error) in its place: download it again")
 
 
 def unreadable(path: Path, error: Exception) -> ClipError:

@@ -349,6 +349,23 @@ def _open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         yield container, stream
 
 
+def packet_times(path: Path) -> NDArray[np.float64]:
+    """Return the seconds of each frame of a video, (T,), from its packets' time stamps; nothing is decoded.
+
+    Raises
+    ------
+    ClipError
+        It is not a video, or its packets have no time stamps.
+    """
+    with _open_stream(path) as (container, stream):
+        stamps = sorted(packet.pts for packet in _packets(container, stream, TruncationCheck(container, stream))
+                        if packet is not None and packet.pts is not None and not packet.is_discard)
+        if not stamps:
+            raise ClipError("its frames have no time stamps", where=path, hint="give frame numbers, not times")
+        clock = TimestampClock(stream.time_base or TICK_S, 1 / 25)
+        return np.array([clock.at(stamp) for stamp in stamps])
+
+
 def _lenient_decoder(codec: VideoCodecContext) -> VideoCodecContext:
     """Return a decoder that conceals the errors which the stream's own MJPEG decoder refuses."""
     decoder = cast(VideoCodecContext, VideoCodecContext.create(codec.name, "r"))  # annotated as the base class

@@ -52,6 +52,8 @@ class ProgressBar:
         """Count `amount` units as done; thread-safe."""
         with self._lock:
             self.done += amount
+            if self.total and self.done > self.total:
+                self.total = None  # it was an estimate, too low: a header may state too few frames
             self.show()
 
     def note(self, text: str) -> None:

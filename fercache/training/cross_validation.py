@@ -22,13 +22,13 @@ from fercache.data.labels import canonical_class_name
 from fercache.errors import InputError
 from fercache.heads.base import build_head
 from fercache.heads.registry import FRAME, HEADS, HeadSettings, with_shape_of
-from fercache.oof import MIN_GROUPS_TO_CHOOSE, assign_folds, inner_groups
+from fercache.oof import MIN_GROUPS_TO_CHOOSE, HeadRecord, RequestedHeads, StarterInit, assign_folds, inner_groups
 from fercache.runtime.devices import resolve_device, set_torch_threads
 from fercache.runtime.fork_pool import ForkPool, ReportProgress
 from fercache.runtime.progress import ProgressBar, format_duration, progress_bar
 from fercache.store.multi_store import ReadableStore
 from fercache.training import checkpoints, inference
-from fercache.training.checkpoints import HeadRecord, RequestedHeads, RunKey, StarterInit
+from fercache.training.checkpoints import RunKey
 from fercache.training.data import FrameDataset, load_features
 from fercache.training.fit import FitTask, estimate_s, fit
 from fercache.training.inference import mean_log_probs

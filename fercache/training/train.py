@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from fercache.config import TrainConfig, fingerprint_of
@@ -19,12 +18,11 @@ from fercache.data.photos import fer2013_pictures
 from fercache.errors import InputError
 from fercache.heads.registry import FRAME, HEADS, TEMPORAL_HEADS
 from fercache.media.source import whole_hash
-from fercache.oof import OofLogits
+from fercache.oof import HeadRecord, OofLogits, Provenance, StarterInit
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.multi_store import ReadableStore, join_stores
 from fercache.training import checkpoints
-from fercache.training.checkpoints import HeadRecord, StarterInit
 from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -246,7 +244,7 @@ def _train(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, conf
               heads=config.heads, trials=tuple(t.name for t in trials), group=tuple(t.group for t in trials),
               split=tuple(t.split for t in trials), fold=training.splits.fold, offsets=features.offsets,
               index=features.index, time_s=features.time_s, valid=features.valid, label=features.label,
-              logits=logits, provenance={"settings": settings, "store": store.path.name,
-                                         "heads": msgspec.to_builtins(training.records)},
-              fingerprint=fingerprint_of(settings), epochs_fixed=training.splits.epochs_fixed).save(logits_file)
+              logits=logits, fingerprint=fingerprint_of(settings), epochs_fixed=training.splits.epochs_fixed,
+              provenance=Provenance(settings=settings, store=store.path.name,
+                                    heads=tuple(training.records))).save(logits_file)
     return training.trained

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fercache import media
 from fercache.errors import ClipError, InputError
+from fercache.media.pictures import is_picture
 from fercache.media.writer import open_writer
 from fercache.results.io import ClipSeries
 from fercache.runtime import atomic_io
@@ -55,7 +56,8 @@ def render_overlay(source: Path, kind: str, series: ClipSeries, boxes: NDArray[n
     canvas = OverlayCanvas.of(size, series, tuple(classes))
     written, last = 0, first.image
     with (atomic_io.replacing(out) as temporary,
-          open_writer(temporary, canvas.size, like=source if kind == "video" else None, fps=fps) as video):
+          open_writer(temporary, canvas.size, like=None if kind != "video" or is_picture(source.name) else source,
+                      fps=fps) as video):
         for frame in itertools.chain((first,), frames):
             if written == len(boxes):
                 raise _other_clip(source, len(boxes), "more")

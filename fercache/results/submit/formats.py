@@ -118,7 +118,6 @@ class ClassTranslator:
         return np.asarray(found[np.searchsorted(frames, wanted)])
 
 
-VIDEOS = (".mp4", ".avi")
 MOST_FRAMES_A_VIDEO = 10_000_000
 
 
@@ -160,10 +159,10 @@ def of_videos(folder: Path, trials: Iterable[str]) -> dict[str, int]:
     ClipError
         A video cannot be opened.
     """
-    files = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEOS}
+    files = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in media.VIDEO_ENDINGS}
     places = {trial: files.get(trial, files.get(parent_of(trial))) for trial in trials}
     _refuse_lost([trial for trial, path in places.items() if path is None], folder,
-                 f"name a trial's video like the trial, without _left or _right; it ends in {' or '.join(VIDEOS)}")
+                 "name a trial's video like the trial, without _left or _right, with an ending such as .mp4 or .avi")
     counted: dict[Path, int] = {}
     for path in places.values():
         # Two people of a video share its file, which is opened once.
