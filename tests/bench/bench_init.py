@@ -92,7 +92,7 @@ def main() -> None:
             gain = metrics.Resampler(len(ours), DRAWS, 0).difference(ours, theirs, metrics.macro_f1)
             print(f"{groups} groups x {len(parts)}, {head}, {name}: macro F1 "
                   f"{float(metrics.macro_f1(ours.sum(0))):.3f} (each {' '.join(f'{score:.3f}' for score in alone)}), "
-                  f"minus scratch {gain['difference']:+.3f} {gain['interval']}", flush=True)
+                  f"minus scratch {gain.difference:+.3f} {gain.interval}", flush=True)
 
 
 if __name__ == "__main__":
