@@ -41,7 +41,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            _check(type(self).__name__, entry.name, getattr(self, entry.name), entry.metadata)
+            _check(entry.name, getattr(self, entry.name), entry.metadata)
 
     def settings(self) -> dict[str, Any]:
         """Return the options that change numbers, as JSON values."""
@@ -54,17 +54,18 @@ class Config:
         return fingerprint_of({**self.settings(), **more})
 
 
-def _check(owner: str, name: str, value: Any, meta: Any) -> None:
+def _check(name: str, value: Any, meta: Any) -> None:
     """Refuse a value outside the field's choices or bounds."""
     choices, low, high = (meta.get(key) for key in ("choices", "low", "high"))
+    flag = f"--{name.replace('_', '-')}"  # the recipe's key is the same word
     for item in value if isinstance(value, tuple) else (value,):
         if choices and item not in choices:
-            raise InputError(f"{name} = {item!r} is not one of {', '.join(choices)}", where=owner)
+            raise InputError(f"{item!r} is not one of {', '.join(choices)}", where=flag)
         # Negated comparisons, so that NaN is refused too.
         if low is not None and not low <= item:
-            raise InputError(f"{name} = {item!r} is below {low}", where=owner)
+            raise InputError(f"{item!r} is below {low}", where=flag)
         if high is not None and not item <= high:
-            raise InputError(f"{name} = {item!r} is above {high}", where=owner)
+            raise InputError(f"{item!r} is above {high}", where=flag)
 
 
 @dataclass(frozen=True, kw_only=True)

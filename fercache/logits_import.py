@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +21,7 @@ from fercache.data.base import UNKNOWN, printable, shorten_list
 from fercache.data.labels import whole_number
 from fercache.data.table import MOST_FRAMES, SPLITS
 from fercache.errors import InputError
-from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits, assign_folds
+from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits, Provenance, assign_folds
 from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -209,8 +210,8 @@ def _assemble(name: str, people: dict[str, _Person], layout: _Layout, config: Lo
                                    for key in ("index", "valid", "label", "logits"))
     offsets = np.concatenate([[0], np.cumsum([len(part["index"]) for part in parts])])
     group, split = tuple(people[t].group for t in trials), tuple(people[t].split for t in trials)
-    provenance = {"format": FORMAT, "source": name, "table": layout.path.name, "declared": config.provenance,
-                  "level": "frame" if layout.by_frame else "clip", "only": config.only, "settings": {}}
+    provenance = Provenance(format=FORMAT, source=name, table=layout.path.name, declared=config.provenance,
+                            level="frame" if layout.by_frame else "clip", only=config.only, settings={})
     fold, fixed = _folds(group, split, label, offsets, len(layout.classes), config)
     # Another table under the same name must be another source for `stack`, hence a digest of its values.
     digest = hashlib.sha256(b"".join(values.tobytes() for values in (logits, label, index))).hexdigest()
@@ -218,7 +219,7 @@ def _assemble(name: str, people: dict[str, _Person], layout: _Layout, config: Lo
                      trials=tuple(trials), group=group, split=split, fold=fold, offsets=offsets, index=index,
                      time_s=np.concatenate([(part["index"] - part["index"][0]) / config.fps for part in parts]),
                      valid=valid, label=label, logits={name: logits}, provenance=provenance,
-                     fingerprint=fingerprint_of([provenance, config.settings(), digest]),
+                     fingerprint=fingerprint_of([msgspec.to_builtins(provenance), config.settings(), digest]),
                      epochs_fixed=fixed, clip=tuple(people[t].clip for t in trials),
                      declared={name: config.provenance})
 

@@ -9,9 +9,9 @@ neither annotated nor predicted has an F1 of 0 (scikit-learn's ``f1_score(labels
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -123,8 +123,7 @@ def _ratio(above: ArrayLike, below: ArrayLike) -> Values:
                                 where=bottom > 0))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scores:
+class Scores(msgspec.Struct, frozen=True, kw_only=True):
     """The scores of one candidate on one set of rows.
 
     Attributes
@@ -147,8 +146,24 @@ class Scores:
 
     def json(self) -> dict[str, Any]:
         """Return the scores as a JSON value; each metric is a key of its own."""
-        fields = asdict(self)
+        fields = msgspec.structs.asdict(self)
         return {**fields.pop("figures"), **fields}
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """A column's score minus another's, with its paired 95 % interval; None where `why_none` gives a reason."""
+
+    difference: float
+    interval: tuple[float, float] | None
+    why_none: str
+
+
+class PairedDifference(Difference, frozen=True, kw_only=True):
+    """The difference in macro F1, and in further metrics; `official` is the data set's own."""
+
+    official: Difference
+    accuracy: Difference
+    uar: Difference
 
 
 class Resampler:
@@ -182,15 +197,13 @@ class Resampler:
         drawn = self.draw(matrices)
         return {name: _percentiles(METRICS[name].function(drawn)) for name in DISTINCT}
 
-    def difference(self, ours: Counts, theirs: Counts, metric: Metric) -> dict[str, Any]:
-        """Return the score of `ours` minus that of `theirs`, with its paired 95 % interval (None: too few groups)."""
-        gain = float(metric(ours.sum(0)) - metric(theirs.sum(0)))
-        if self.why_none:
-            return {"difference": gain, "interval": None, "why_none": self.why_none}
-        return {"difference": gain, "interval": _percentiles(metric(self.draw(ours)) - metric(self.draw(theirs))),
-                "why_none": ""}
+    def difference(self, ours: Counts, theirs: Counts, metric: Metric) -> Difference:
+        """Return the score of `ours` minus that of `theirs`."""
+        span = None if self.why_none else _percentiles(metric(self.draw(ours)) - metric(self.draw(theirs)))
+        return Difference(difference=float(metric(ours.sum(0)) - metric(theirs.sum(0))), interval=span,
+                          why_none=self.why_none)
 
-    def pairs(self, matrices: dict[str, Counts], metric: str) -> dict[str, Any]:
+    def pairs(self, matrices: dict[str, Counts], metric: str) -> dict[str, PairedDifference]:
         """Return for any two columns, ``"a - b"``, the difference of their scores with its paired interval.
 
         Parameters
@@ -204,11 +217,13 @@ class Resampler:
         drawn = {name: {f: figure(d) for f, figure in figures.items()} for name, d in draws.items()}
         once = {name: {f: float(figure(m.sum(0))) for f, figure in figures.items()} for name, m in matrices.items()}
 
-        def one(a: str, b: str, f: str) -> dict[str, Any]:
+        def one(a: str, b: str, f: str) -> Difference:
             span = None if self.why_none else _percentiles(drawn[a][f] - drawn[b][f])
-            return {"difference": once[a][f] - once[b][f], "interval": span, "why_none": self.why_none}
+            return Difference(difference=once[a][f] - once[b][f], interval=span, why_none=self.why_none)
 
-        return {f"{a} - {b}": {**one(a, b, "macro_f1"), **{f: one(a, b, f) for f in list(figures)[1:]}}
+        return {f"{a} - {b}": PairedDifference(**msgspec.structs.asdict(one(a, b, "macro_f1")),
+                                               official=one(a, b, "official"), accuracy=one(a, b, "accuracy"),
+                                               uar=one(a, b, "uar"))
                 for a in matrices for b in matrices if a != b}
 
 

@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from fercache.backbones.taps import TapSlice
 from fercache.errors import InputError, StoreError
+from fercache.heads.registry import HeadSettings
 from fercache.runtime.atomic_io import replacing
 
 FORMAT = 1
@@ -87,6 +90,78 @@ def inner_groups(groups: Sequence[str], share: float, seed: int) -> set[str]:
     return set(np.random.default_rng(seed).permutation(np.array(names, object))[:count].tolist())
 
 
+class RequestedHeads(msgspec.Struct, frozen=True, kw_only=True):
+    """The training run that a head belongs to."""
+
+    heads: tuple[str, ...]  # those that the recipe names
+    needs: tuple[str, ...]  # the same, and the frame head where temporal heads read its output
+    folds: int
+    ensemble: int  # members per fold
+
+
+class StarterInit(msgspec.Struct, frozen=True, kw_only=True):
+    """The starter heads that a frame head began with."""
+
+    digest: str  # of their weights
+    data: str  # what they were trained on, from their card
+    classes: tuple[str, ...]  # classes that are theirs too; the others begin anew
+    shared: str  # why the pictures of this data set may be among the starter's, "" if nothing is known of that
+
+
+class HeadRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One trained head: the JSON beside its weights, and part of the provenance of its logits."""
+
+    head: str
+    fold: int
+    member: int
+    seed: int
+    requested: RequestedHeads
+    classes: tuple[str, ...]
+    settings: HeadSettings
+    taps: tuple[TapSlice, ...]  # those that were loaded
+    input_taps: tuple[TapSlice, ...]  # those that the head itself reads (for some heads the frame head's output)
+    normalize: str  # how features are read
+    frame_s: float  # median seconds between frames
+    train_groups: tuple[str, ...]
+    val_groups: tuple[str, ...]  # groups of the trials that chose the epoch
+    store: dict[str, Any]  # settings of the embedding store
+    store_digest: str  # digest of its content
+    epoch: int  # the epoch of the weights
+    val_macro_f1: float | None  # its macro F1 on the validation trials, None without any
+    # Unset, and not written, for random initial weights.
+    init: StarterInit | msgspec.UnsetType = msgspec.UNSET
+    version: Literal[1] = 1
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What logits come from: a training, trained heads that predicted new clips, or an imported table."""
+
+    # Of a training or of new clips.
+    store: str = ""  # name of the store of the features
+    heads: tuple[HeadRecord, ...] | str = ()  # those of a training; the fingerprint of those that predicted new clips
+    settings: dict[str, Any] | None = None  # what the fingerprint of a training covers; {} of an import
+    # Of new clips.
+    trained_on: str | None = None  # data set of the heads
+    features: str | None = None  # digest of the clips' features
+    # Of an import; None elsewhere.
+    format: int | None = None
+    source: str | None = None
+    table: str | None = None
+    declared: str | None = None
+    level: str | None = None  # frame or clip
+    only: str | None = None
+    merged: dict[str, Provenance] = {}  # the imported sources that were merged with these logits, by name
+
+    @property
+    def records(self) -> tuple[HeadRecord, ...]:
+        """The records of the heads that were trained with these logits."""
+        return () if isinstance(self.heads, str) else self.heads
+
+    def setting(self, name: str) -> Any:
+        """Return a setting of the training, None if there is none."""
+        return (self.settings or {}).get(name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OofLogits:
     """Logits of all heads, row by row; a row is a frame of a trial's frame table."""
@@ -109,9 +184,7 @@ class OofLogits:
     # Head -> (R, C) float32. Rows of a trial with a fold are out of fold: by the models that saw nothing of its group.
     # The others are the mean over the folds' models of log-probabilities.
     logits: dict[str, NDArray[np.float32]]
-    # JSON value with the parents: store, settings and head records of a training; or the fingerprint of the heads that
-    # predicted new clips; or the table of an import.
-    provenance: dict[str, Any]
+    provenance: Provenance
     fingerprint: str
     epochs_fixed: bool = False  # whether there were too few groups to choose the number of epochs
     # (N,) the clip of each trial where that is not the trial itself (several people of one clip), else empty.
@@ -158,7 +231,7 @@ class OofLogits:
 
     def save(self, path: Path) -> None:
         """Write the logits to `path` atomically."""
-        record = {name: getattr(self, name) for name in JSON_FIELDS}
+        record = msgspec.to_builtins({name: getattr(self, name) for name in JSON_FIELDS})
         with replacing(path) as temporary, h5py.File(temporary, "w") as file:
             file.attrs["format"] = FORMAT
             file.create_dataset("about", data=json.dumps(record, sort_keys=True), dtype=h5py.string_dtype())
@@ -205,6 +278,7 @@ def _read_head(file: h5py.File) -> dict[str, Any]:
     record = json.loads(file["about"][()])
     # JSON has no tuples.
     record |= {name: tuple(record[name]) for name in ("classes", "heads", "clip") if name in record}
+    record["provenance"] = msgspec.convert(record["provenance"], Provenance)
     record |= {name: tuple(file[f"trial/{name}"].asstr()[:]) for name in TRIALS}
     return {**record, "fold": file["trial/fold"][:], "offsets": file["trial/offsets"][:]}
 
@@ -239,7 +313,7 @@ class OofReader:
     fold: NDArray[np.int16]
     offsets: NDArray[np.int64]
     fingerprint: str
-    provenance: dict[str, Any]
+    provenance: Provenance
 
     @cached_property
     def _place(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from fercache import __version__
-from fercache.errors import FercacheError
+from fercache.errors import InputError
 from fercache.runtime import atomic_io
 from fercache.workspace import Workspace
 
@@ -93,8 +93,8 @@ def load_run_log(cache: Path) -> RunLog:
     The log only informs. An unreadable one must not stop a stage or a report, so it is replaced by the next run.
     """
     try:
-        run_log = msgspec.convert(atomic_io.read_json(Workspace(cache).run_log), RunLog)
-    except (FercacheError, OSError, msgspec.ValidationError):
+        run_log = atomic_io.read_record(Workspace(cache).run_log, RunLog)
+    except (InputError, OSError):
         return RunLog()
     return run_log if run_log.version == VERSION else RunLog()
 
@@ -167,4 +167,4 @@ def _update(cache: Path, change: Callable[[RunLog], RunLog]) -> None:
     path = Workspace(cache).run_log
     # Read and write under one lock: two stages that end at the same time must both be logged.
     with atomic_io.lock(path.with_suffix(".lock"), wait=True):
-        atomic_io.write_json(path, msgspec.to_builtins(change(load_run_log(cache))))
+        atomic_io.write_json(path, change(load_run_log(cache)))

@@ -21,13 +21,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+import msgspec
 
 from fercache.errors import InputError
 from fercache.runtime import atomic_io
 from fercache.runtime.uri import Location
 
-FEATURES, LOGITS, HEADS, STACK = "features", "logits", "heads", "stack"
+FEATURES, LOGITS, HEADS, STACK, PHOTOS = "features", "logits", "heads", "stack", "photos"
 STAGES = (FEATURES, LOGITS, HEADS, STACK)
 """Folders with the results of a stage: one folder a data set, in it one file or folder a result."""
 
@@ -47,9 +49,30 @@ MAPPED_FEATURES = f"{HEADS}/*/features"
 """Folders of features that trainings of a data set map into memory."""
 
 
+# A name that a pointer holds must not lead out of the folder.
+SiblingName = Annotated[str, msgspec.Meta(pattern=r"^(?!\.{1,2}$)[^/\x00-\x1f\x7f]+$")]
+
+
+class CurrentLogits(msgspec.Struct, frozen=True):
+    """The pointer to the logits of the last `train-heads`."""
+
+    logits_file: SiblingName
+
+
+class CurrentStore(msgspec.Struct, frozen=True):
+    """The pointer to the store of the last `extract`."""
+
+    store: SiblingName
+
+
 def short(fingerprint: str) -> str:
     """Return the part of a fingerprint that names files: its first twelve hex digits."""
     return fingerprint[:12]
+
+
+def store_name(backbone: str, fingerprint: str) -> str:
+    """Return the name of a store of a backbone, or of imported features, with settings of this fingerprint."""
+    return f"{backbone}-{short(fingerprint)}{STORE_SUFFIX}"
 
 
 @dataclass(frozen=True)
@@ -64,7 +87,7 @@ class Features:
 
     def store(self, dataset: str, backbone: str, fingerprint: str) -> Location:
         """Return the store of a backbone with settings of this fingerprint."""
-        return self.folder(dataset) / f"{backbone}-{short(fingerprint)}{STORE_SUFFIX}"
+        return self.folder(dataset) / store_name(backbone, fingerprint)
 
     def pointer(self, dataset: str) -> Location:
         """Return the file that names the store of the last `extract`."""
@@ -94,7 +117,7 @@ class Workspace:
 
     def photos(self, dataset: str) -> Path:
         """Return the folder of links to a data set's photos, one folder a clip."""
-        return self.root / "photos" / dataset
+        return self.root / PHOTOS / dataset
 
     @property
     def run_log(self) -> Path:
@@ -143,6 +166,10 @@ class Workspace:
         """Return the folder of the heads whose logits have this fingerprint."""
         return self.root / HEADS / dataset / short(fingerprint)
 
+    def all_heads(self, dataset: str) -> Iterator[Path]:
+        """Yield the folders of all trainings of a data set."""
+        return (self.root / HEADS / dataset).glob("*")
+
     def stack_runs(self, dataset: str) -> Path:
         """Return the folder of a data set's stack runs."""
         return self.root / STACK / dataset
@@ -153,7 +180,7 @@ class Workspace:
 
     def set_current_logits_file(self, path: Path) -> None:
         """Make `path` the data set's current logits, which later stages read by default."""
-        atomic_io.write_json(path.parent / CURRENT, {"logits_file": path.name})
+        atomic_io.write_json(path.parent / CURRENT, CurrentLogits(path.name))
 
     def current_logits_file(self, dataset: str) -> Path:
         """Return the logits file of the last `train-heads` of this data set.
@@ -166,7 +193,7 @@ class Workspace:
         pointer = self.logits(dataset) / CURRENT
         if not pointer.is_file():
             raise InputError("no heads were trained yet", where=pointer.parent, hint="run `fercache train-heads` first")
-        return atomic_io.read_pointer(pointer, "logits_file")
+        return pointer.parent / atomic_io.read_record(pointer, CurrentLogits, 1 << 20).logits_file
 
     def current_logits_file_or_none(self, dataset: str) -> Path | None:
         """Return the logits file of the last `train-heads` of this data set; None before the first."""
@@ -178,8 +205,8 @@ class Workspace:
         return [path.parent.name for path in pointers]
 
     def results(self) -> Iterator[Path]:
-        """Yield the results of all stages: stores, logits files, folders of heads and of stack runs."""
-        for stage in STAGES:
+        """Yield all results: stores, logits files, folders of heads, of stack runs, and of links to photos."""
+        for stage in (*STAGES, PHOTOS):
             for path in sorted(self.root.glob(f"{stage}/*/*")):
                 # Pointers and lists of failures describe results; a lock belongs to the result beside it.
                 if path.name != CURRENT and not path.match(FAILURES_OF_ANY_PART) and path.suffix != LOCK_SUFFIX:
@@ -203,8 +230,3 @@ def logits_file_of(heads: Path) -> Path:
 def heads_of(logits_file: Path) -> Path:
     """Return the folder of the heads behind a logits file."""
     return Workspace.holding(logits_file).heads(logits_file.parent.name, logits_file.stem)
-
-
-def store_name(record: Any, pointer: Location) -> str:
-    """Return the name of the store that the content of a pointer holds."""
-    return atomic_io.sibling_name(record, "store", pointer)

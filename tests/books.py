@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.oof import OofLogits, assign_folds
+from fercache.heads.registry import HeadSettings
+from fercache.oof import HeadRecord, OofLogits, Provenance, RequestedHeads, assign_folds
 
 CLASSES = ("Neutral", "Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise")
 PRIOR = np.array([0.40, 0.10, 0.05, 0.08, 0.16, 0.12, 0.09])
@@ -43,9 +45,17 @@ def simulate(*, groups: int = 20, frames: int = 240, validation: int = 0, heads:
                      trials=names, group=names, split=("train",) * groups + ("validation",) * validation,
                      fold=assign_folds(names, counts, 5,
                                              0), offsets=offsets, index=index, time_s=(index - 1) / FPS,
-                     valid=valid, label=label.astype(np.int16), logits=said, provenance={"simulated": seed},
+                     valid=valid, label=label.astype(np.int16), logits=said, provenance=Provenance(),
                      fingerprint=hashlib.sha256(repr((groups, frames, validation, skill, seed)).encode()).hexdigest())
     return replace(book, **more)
+
+
+def head_record(head: str, fold: int, train_groups: Sequence[str] = ()) -> HeadRecord:
+    """Return the record of a trained head."""
+    return HeadRecord(head=head, fold=fold, member=0, seed=0, classes=CLASSES, settings=HeadSettings(), taps=(),
+                      requested=RequestedHeads(heads=(head,), needs=(head,), folds=5, ensemble=1), input_taps=(),
+                      normalize="train", frame_s=.04, train_groups=tuple(train_groups), val_groups=(), store={},
+                      store_digest="", epoch=1, val_macro_f1=None)
 
 
 def _labels(frames: int, rng: np.random.Generator) -> NDArray[np.int64]:

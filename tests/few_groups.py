@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.oof import OofLogits, assign_folds
+from fercache.oof import OofLogits, Provenance, assign_folds
 
 HEADS = ("frame", "gru", "transformer")
 LABELS = ("group", "half", "free")
@@ -54,7 +54,7 @@ def draw(groups: int, *, seed: int, classes: int = 2, frames: int = 12, labels: 
                      trials=names, group=names, split=("train",) * groups, fold=fold,
                      offsets=np.arange(groups + 1) * frames, index=index, time_s=(index - 1) / 30,
                      valid=np.ones(groups * frames, bool), label=row_label.astype(np.int16), logits=logits,
-                     provenance={}, fingerprint=hashlib.sha256(key.encode()).hexdigest())
+                     provenance=Provenance(), fingerprint=hashlib.sha256(key.encode()).hexdigest())
 
 
 def log_shares(counts: NDArray[np.int64], fold: NDArray[np.int16]) -> NDArray[np.float64]:

@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from books import simulate
+from books import head_record, simulate
 
 from fercache import run_log
 from fercache.config import StackConfig
+from fercache.oof import Provenance
 from fercache.stacking import stack
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS
@@ -22,8 +23,8 @@ def finish(home: Path, *, groups: int = 12, validation: int = 3, frames: int = 9
     """Return the path of the predictions of a run made in `home`, whose cache is ``home/cache``."""
     book = simulate(groups=groups, validation=validation, frames=frames)
     names = (*ODD, *book.trials[len(ODD):])
-    book = replace(book, trials=names, provenance={"store": STORE, "heads": [
-        {"head": head, "fold": int(fold)} for head in book.heads for fold in np.unique(book.fold[book.fold >= 0])]})
+    book = replace(book, trials=names, provenance=Provenance(store=STORE, heads=tuple(
+        head_record(head, int(fold)) for head in book.heads for fold in np.unique(book.fold[book.fold >= 0]))))
     cache = home / "cache"
     book.save(cache / "logits" / book.dataset / f"{book.fingerprint[:12]}.h5")
     result = stack.run_stack(book, StackConfig(threads=1, bootstrap=100), cache)

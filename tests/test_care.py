@@ -13,7 +13,7 @@ import pytest
 from fercache.diagnostics.check_issues import ClipIndex
 from fercache.errors import InputError, StoreError
 from fercache.maintenance import forget, gc, verify
-from fercache.oof import OofLogits
+from fercache.oof import OofLogits, Provenance
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.integrity import STRAY
@@ -157,12 +157,12 @@ def test_diff_names_settings_and_clips(store: EmbeddingStore, tmp_path: Path) ->
     assert clip.provenance == {"device": ("cpu", "cuda")}
 
 
-def book(path: Path, *trials: str, provenance: dict[str, str] | None = None) -> None:
+def book(path: Path, *trials: str, **provenance: str) -> None:
     n = len(trials)
     OofLogits(dataset="demo", classes=("x", "y"), metric="macro_f1", notice="", heads=("frame",), trials=trials,
               group=trials, split=("train",) * n, fold=np.zeros(n, np.int16), offsets=np.arange(n + 1), fingerprint="f",
               index=np.ones(n, np.int32), time_s=np.zeros(n), valid=np.ones(n, bool), label=np.zeros(n, np.int16),
-              logits={"frame": np.zeros((n, 2), np.float32)}, provenance=provenance or {}).save(path)
+              logits={"frame": np.zeros((n, 2), np.float32)}, provenance=Provenance(**provenance)).save(path)
 
 
 @pytest.fixture
@@ -238,10 +238,26 @@ def test_forget_leaves_no_trace_and_nothing_of_others(cache: Path) -> None:
 
 
 def test_forget_removes_what_the_heads_predicted_for_other_data_sets(cache: Path) -> None:
-    book(cache / "logits" / "other" / "new.h5", "x", provenance={"trained_on": "demo", "heads": "f", "store": "s.zarr"})
+    book(cache / "logits" / "other" / "new.h5", "x", trained_on="demo", heads="f", store="s.zarr")
     report = forget.forget_clip(cache, "a", "demo")
     assert cache / "logits" / "other" / "new.h5" in report.removed and not report.references
     assert files(cache / "logits") == {"other/b1.h5"}
+
+
+def test_gc_lists_links_to_photos_and_leaves_the_photos(cache: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "face.png"
+    photo.write_bytes(b"x" * 1000)
+    live, old = (cache / "photos" / "demo" / name for name in ("0123456789ab", "ba9876543210"))
+    for folder in (live, old):
+        (folder / "clip").mkdir(parents=True)
+        (folder / "clip" / "0.png").symlink_to(photo)
+    with EmbeddingStore.open(cache / "features" / "demo" / "casia-1.zarr", mode="a").writer("live", source={},
+                                                                                         provenance={}):
+        assert old not in {w.path for w in gc.find_unreferenced(cache, [live], {})}, "an extraction may read them"
+    listed = [w for w in gc.find_unreferenced(cache, [live], {}) if "photos" in w.path.parts]
+    assert [w.path for w in listed] == [old] and listed[0].size.bytes < 1000, "the links, not what they lead to"
+    gc.remove_unreferenced(listed)
+    assert photo.exists() and live.exists() and not old.exists()
 
 
 @pytest.mark.parametrize("lock", ["b2.lock", "features/x.lock"])

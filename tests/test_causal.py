@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 from small_sets import TAPS, dataset, put
 
 from fercache.config import StackConfig, TrainConfig
@@ -15,8 +16,7 @@ from fercache.errors import InputError
 from fercache.heads import registry
 from fercache.oof import OofLogits
 from fercache.results import missing_faces
-from fercache.runtime import atomic_io
-from fercache.stacking import nested_cv, stack
+from fercache.stacking import nested_cv, run_metrics, stack
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import inference, train
 from fercache.workspace import METRICS, heads_of
@@ -30,7 +30,8 @@ def logits(tmp_path_factory: pytest.TempPathFactory) -> tuple[OofLogits, OofLogi
     """The logits of training, and those of a new clip before and after its later stored rows changed; of all heads."""
     root = tmp_path_factory.mktemp("causal")
     data, store = dataset(root, groups=5, frames=60, validation=0)
-    config = TrainConfig(heads=tuple(registry.HEADS), taps=tuple(TAPS), folds=2, epochs=1, ensemble=1, threads=1)
+    config = TrainConfig(heads=tuple(registry.HEADS), taps=tuple(TAPS), folds=2, epochs=1, ensemble=1, width=16,
+                         threads=1)
     trained = train.train_heads(data, store, config, root / "cache").logits_file
     rng = np.random.default_rng(0)
     x, valid = rng.normal(size=(90, 48)), np.arange(90) % 11 != 3
@@ -67,9 +68,9 @@ def test_later_stored_rows_change_no_earlier_prediction(logits: tuple[OofLogits,
             stack.run_stack(training, config, tmp_path)
         return
     folder = stack.run_stack(training, config, tmp_path).folder
-    metrics = atomic_io.read_json(folder / METRICS)
+    metrics = run_metrics.read_metrics(folder / METRICS)
     for candidate in (head, "mean", *nested_cv.LEARNED):
-        run = {**metrics, "final": {**metrics["final"], "column": candidate}}
+        run = structs.replace(metrics, final=structs.replace(metrics.final, column=candidate))
         first, second = (stack.StackInference.of(folder, run, oof).probs_ppm(oof) for oof in (before, after))
         np.testing.assert_array_equal(first[:CUT], second[:CUT], err_msg=candidate)
         assert not np.array_equal(first[CUT:], second[CUT:]), candidate

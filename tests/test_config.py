@@ -43,7 +43,7 @@ def test_the_fingerprint_covers_exactly_what_changes_numbers(kind: type[Config])
 
 def test_bounds_and_choices() -> None:
     for wrong in ({"precision": "auto"}, {"min_score": 2.0}, {"crop_fps": 0.0}, {"threads": -1}):
-        with pytest.raises(InputError, match=next(iter(wrong))):
+        with pytest.raises(InputError, match=next(iter(wrong)).replace("_", "-")):
             ExtractConfig(**wrong)  # type: ignore[arg-type]
 
 
@@ -106,3 +106,9 @@ def test_every_flag_that_a_hint_names_is_there_and_works_as_typed() -> None:
                 twice = {flag for flag in re.findall(r"(--[a-z-]+) \S+ \1\b", said) if not options.get(flag)}
                 wrong += [f"{path.name}:{node.value.lineno} {flag}" for flag in {*flags - options.keys(), *twice}]
     assert not wrong
+
+
+def test_a_value_out_of_bounds_names_its_flag() -> None:
+    with pytest.raises(InputError) as caught:
+        DatasetConfig(fold=-1)
+    assert "--fold" in str(caught.value) and "Config" not in str(caught.value)

@@ -150,8 +150,8 @@ def test_a_run_says_its_policy_and_new_clips_get_the_same(tmp_path: Path) -> Non
             for policy in ("nearest", "linear")}
     assert len({found.folder for found in runs.values()}) == 2
     for policy, found in runs.items():
-        assert found.report["gap_policy"].startswith(f"{policy}: ") and "face" in found.report["gap_policy"]
-        assert found.report["frames_without_face"] == int((~book.valid).sum())
+        assert found.report.gap_policy.startswith(f"{policy}: ") and "face" in found.report.gap_policy
+        assert found.report.frames_without_face == int((~book.valid).sum())
         new = replace(book, fold=np.full_like(book.fold, -1))
         held_out = book.per_row(np.array(book.split)) == "validation"
         assert np.abs(stack.predict_new(found.folder, new)[held_out] - found.ppm[held_out]).max() <= 2

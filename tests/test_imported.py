@@ -63,8 +63,8 @@ def test_a_book_of_its_own_is_stacked_without_any_extraction(tmp_path: Path) -> 
     rows = {"label": book.label, "split": book.per_row(np.array(book.split))}
     bring(table_of(book, tmp_path / "t.csv", "gru", **rows), tmp_path)
     found = stack.run_stack(logits_import.load(tmp_path, "d", ["other"])[0], CONFIG, tmp_path)
-    said = found.report["splits"]["validation"]["all_frames"]
-    assert said["smoothed-mean"]["macro_f1"] > said["other"]["macro_f1"]
+    said = found.report.splits["validation"].all_frames
+    assert said["smoothed-mean"].figures["macro_f1"] > said["other"].figures["macro_f1"]
 
 
 @pytest.mark.parametrize(("text", "says"), [
@@ -142,8 +142,8 @@ def test_clip_level_pools_frames_and_people(tmp_path: Path) -> None:
     mean = softmax(made.logits["other"][mine], axis=-1).mean(0)
     said = softmax(found.oof.logits["other"], axis=-1)[7]
     np.testing.assert_allclose(said, mean, atol=1e-5)
-    one = found.report["splits"]["validation"]["all_frames"]["mean"]
-    assert one["frames"] == one["groups"] == 14 and {"war", "uar"} <= set(one)
+    one = found.report.splits["validation"].all_frames["mean"]
+    assert one.frames == one.groups == 14 and {"war", "uar"} <= set(one.figures)
 
 
 def test_new_frames_get_what_a_clip_level_run_says_of_their_clip(tmp_path: Path) -> None:
@@ -193,9 +193,9 @@ def test_the_real_posteriors(shared: Path, tmp_path: Path) -> None:
         pytest.skip("no afew_posteriors in ../shared")
     made = bring(folder / "frames.csv", tmp_path, "video", fps=25.0)
     found = stack.run_stack(made, replace(CONFIG, level="clip", metric="accuracy", bootstrap=500), tmp_path)
-    said = found.report["splits"]["validation"]["all_frames"]
-    assert said["mean"]["groups"] == 194 and said["mean"]["accuracy"] == pytest.approx(.320, abs=.001)
-    assert said[found.final]["accuracy"] >= .36
+    said = found.report.splits["validation"].all_frames
+    assert said["mean"].groups == 194 and said["mean"].figures["accuracy"] == pytest.approx(.320, abs=.001)
+    assert said[found.final].figures["accuracy"] >= .36
     audio = bring(folder / "clips_audio.csv", tmp_path, "audio", provenance="in-sample")
     with pytest.raises(InputError, match="audio"):
         stack.run_stack(inputs.merge_logits(made, [audio]), CONFIG, tmp_path)

@@ -47,7 +47,7 @@ def test_the_final_column_is_not_chosen_on_the_reported_split(tmp_path: Path) ->
     book = simulate(groups=8, validation=4, frames=100)
     outside = book.per_row(book.fold) < 0
     one, two = (stack.run_stack(b, CONFIG, tmp_path) for b in (book, relabelled(book, outside)))
-    assert (one.final, one.report["final"]) == (two.final, two.report["final"])
+    assert (one.final, one.report.final) == (two.final, two.report.final)
 
 
 def test_shuffled_labels_give_chance(tmp_path: Path) -> None:
@@ -58,8 +58,8 @@ def test_shuffled_labels_give_chance(tmp_path: Path) -> None:
              for i, other in enumerate(order)]
     found = stack.run_stack(replace(book, label=np.concatenate(dealt)), CONFIG, tmp_path)
     for split in ("train", "validation"):
-        for name, one in found.report["splits"][split]["all_frames"].items():
-            assert one["macro_f1"] < 0.2, (split, name)
+        for name, one in found.report.splits[split].all_frames.items():
+            assert one.figures["macro_f1"] < 0.2, (split, name)
 
 
 def test_groups_watched_for_stopping_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:

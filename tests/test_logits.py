@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fercache.errors import StoreError
-from fercache.oof import OofLogits
+from fercache.oof import OofLogits, Provenance
 
 
 def book() -> OofLogits:
@@ -19,7 +19,8 @@ def book() -> OofLogits:
                      fold=np.array([0, 0, -1], np.int16), offsets=np.array([0, 2, 5, 6]),
                      index=np.array([1, 2, 1, 2, 3, 1], np.int32), time_s=rng.random(6), valid=rng.random(6) > .5,
                      label=np.array([0, 1, -1, 1, 0, -1], np.int16),
-                     logits={"gru": rng.normal(size=(6, 2)).astype(np.float32)}, provenance={"x": [1, "y"]},
+                     logits={"gru": rng.normal(size=(6, 2)).astype(np.float32)},
+                     provenance=Provenance(store="x", settings={"y": [1]}),
                      fingerprint="abc", epochs_fixed=True)
 
 

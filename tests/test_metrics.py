@@ -100,9 +100,9 @@ def test_a_paired_difference_is_narrower_than_the_two_intervals() -> None:
     better, worse = _groups(20, 0.6, 1), _groups(20, 0.4, 1)
     sampler = metrics.Resampler(20, 1000, 0)
     said = sampler.difference(better, worse, metrics.macro_f1)
-    assert said["interval"][0] > 0.05 and said["difference"] > 0.1
-    assert sampler.difference(better, better, metrics.macro_f1) == {"difference": 0.0, "interval": (0.0, 0.0),
-                                                                   "why_none": ""}
+    assert said.interval is not None and said.interval[0] > 0.05 and said.difference > 0.1
+    assert sampler.difference(better, better, metrics.macro_f1) == metrics.Difference(
+        difference=0.0, interval=(0.0, 0.0), why_none="")
 
 
 def test_no_rows_give_zeros_not_nan() -> None:

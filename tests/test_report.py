@@ -24,7 +24,7 @@ from fercache import metrics
 from fercache.errors import InputError
 from fercache.results import io
 from fercache.results.io import ClipSeries
-from fercache.stacking import candidates
+from fercache.stacking import candidates, run_metrics
 from fercache.viz import report
 from fercache.viz.report.collect import (
     STEPS,
@@ -254,12 +254,17 @@ def large(home: Path, clips: int, frames: int) -> Path:
     group = book.per_row(np.arange(clips))
     known = book.label >= 0
     matrices = metrics.confusions(book.label[known], said[known], group[known], 7, clips)
-    scores = metrics.score_predictions(matrices, book.classes, "macro_f1", metrics.Resampler(clips, 200, 0)).json()
-    (home / "preds.metrics.json").write_text(json.dumps({
-        "dataset": "simulated", "classes": list(book.classes), "metric": "macro_f1", "fercache": "x", "columns": {},
-        "final": {"column": "mean", "why": "simulated"}, "importances": [], "fingerprint": "0" * 64,
-        "splits": {"train": {"predicted": "", "all_frames": {"mean": scores}, "frames_with_face": {"mean": scores}}},
-        "logits": {"fingerprint": book.fingerprint, "provenance": {}}}))
+    scores = {"mean": metrics.score_predictions(matrices, book.classes, "macro_f1", metrics.Resampler(clips, 200, 0))}
+    split = run_metrics.SplitMetrics(predicted="", all_frames=scores, frames_with_face=scores, paired={},
+                                     calibration=run_metrics.Calibration())
+    run_metrics.write_metrics(home / "preds.metrics.json", run_metrics.StackMetrics(
+        version=run_metrics.FORMAT, fingerprint="0" * 64, fercache="x", dataset="simulated", notice="",
+        classes=book.classes, metric="macro_f1", level="frame", causal=False, temperatures={}, warnings=(), flags=(),
+        refit=run_metrics.RefitRecord(stacker=False, heads=False, why=""), rejected={}, order=("mean",), columns={},
+        final=run_metrics.FinalRecord(column="mean", why="simulated", temperature=1.0), gap_policy="",
+        frames_without_face=0, splits={"train": split}, folds=(), declared={}, fold_models="", importances=(),
+        frames=len(book.label), trials=clips, config={},
+        logits=run_metrics.LogitsRecord(fingerprint=book.fingerprint, provenance=book.provenance)))
     return home / "preds.csv"
 
 

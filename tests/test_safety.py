@@ -26,6 +26,7 @@ from fercache.stacking import nested_cv
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.local import LocalStoreFiles
 from fercache.store.manifest import StoreRoot
+from fercache.store.remote import read_pointer
 
 PACKAGE = Path(__file__).resolve().parents[1] / "fercache"
 MODULES = {"cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "imp", "code"}
@@ -175,7 +176,7 @@ def test_a_book_larger_than_its_file_is_not_read(tmp_path: Path) -> None:
 def test_a_pointer_stays_beside_itself(tmp_path: Path, said: str) -> None:
     (tmp_path / "current.json").write_text(said)
     with pytest.raises(InputError):
-        atomic_io.read_pointer(tmp_path / "current.json", "store")
+        read_pointer(tmp_path / "current.json")
 
 
 CLIPS = ("../up", "../../up", "/abs", "C:\\x", "CON", "nul.txt", "x" * 400, "é", "e\u0301", "Twin", "twin",

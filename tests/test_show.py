@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from books import simulate
@@ -24,7 +25,7 @@ from fercache.data.base import Trial
 from fercache.diagnostics import doctor
 from fercache.errors import InputError
 from fercache.extraction import thumbnails
-from fercache.stacking import inputs, stack
+from fercache.stacking import inputs, run_metrics, stack
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.viz import model_card, report, run_info
 from fercache.workspace import Workspace
@@ -148,15 +149,16 @@ def test_intervals_by_class_are_those_of_the_same_bootstrap(preds: Path) -> None
     held = run_info.gather_run_info(preds, preds.parent / "cache")
     spans = model_card.spans_by_class(held)
     assert set(spans) == {"train"}
-    scores = held.metrics["splits"]["train"]["all_frames"][held.final]
+    assert held.metrics is not None
+    scores = held.metrics.splits["train"].all_frames[held.final]
     assert held.oof is not None
     with oof.open_oof(held.oof) as book:
         groups = len({group for group, split in zip(book.group, book.split, strict=True) if split == "train"})
     for name, (low, high) in spans["train"].items():
-        assert low <= scores["f1"][name] <= high
+        assert low <= scores.f1[name] <= high
     matrices = model_card._by_group(held)["train"]
     again = metrics.Resampler(groups, 100, 0).intervals(matrices)
-    assert again is not None and again["macro_f1"] == pytest.approx(scores["intervals"]["macro_f1"])
+    assert again is not None and again["macro_f1"] == pytest.approx(scores.intervals["macro_f1"])
     drawn = metrics.f1_per_class(metrics.Resampler(groups, 100, 0).draw(matrices))
     assert dict(spans["train"]) == {name: pytest.approx(tuple(np.quantile(drawn[:, i], [.025, .975])))
                                     for i, name in enumerate(held.classes)}
@@ -183,7 +185,7 @@ def test_report_and_card_find_the_logits_of_a_stack_with_imported_ones(tmp_path:
     assert found.heads == merged.heads and found.curve is not None
     assert set(found.matrix) == {"train", "validation"} and {clip.split for clip in found.clips} == set(found.matrix)
     for split, matrix in found.matrix.items():
-        assert int(matrix.sum()) == facts.splits[split]["all_frames"]["mean"]["frames"]
+        assert int(matrix.sum()) == facts.splits[split].all_frames["mean"].frames
     report.make_report(facts.preds, tmp_path / "page.html", cache)
     assert "confusion-train" in (page := (tmp_path / "page.html").read_text()) and "confusion-all" not in page
     assert "is not in this cache" not in model_card.write_card(facts.preds, cache)
@@ -194,7 +196,9 @@ def test_a_card_needs_metrics(preds: Path, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_bytes(preds.read_bytes())
     with pytest.raises(InputError, match="metrics"):
         model_card.write_card(tmp_path / "p.csv", preds.parent / "cache")
-    (tmp_path / "p.metrics.json").write_text('{"predict": {}, "dataset": "predict"}')
+    found = run_metrics.read_metrics(preds.parent / "preds.metrics.json")
+    of_new_clips = run_metrics.PredictRecord(heads="h", stack="s", trained_on="d", clips={}, forced=(), known=())
+    run_metrics.write_metrics(tmp_path / "p.metrics.json", msgspec.structs.replace(found, predict=of_new_clips))
     with pytest.raises(InputError, match="new clips"):
         model_card.write_card(tmp_path / "p.csv", preds.parent / "cache")
     (tmp_path / "p.metrics.json").unlink()
@@ -295,7 +299,7 @@ def test_info_fits_80_columns(preds: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_doctor_lists_the_extras_that_the_package_declares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     declared = ["av>=14", 'aiohttp>=3.9; extra == "http"', 'not-there-yet>=1; extra == "future"',
                 'moto[s3]>=5 ; python_version >= "3.11" and extra == "two"', 'not-there-yet>=1; extra == "two"',
-                'pytest>=8; extra == "dev"']
+                'pytest>=8; extra == "dev"', 'mkdocs>=1; extra == "docs"']
     monkeypatch.setattr(doctor, "requires", lambda _: declared)
     lines = {line.what: line for line in doctor.inspect_machine(tmp_path) if line.what.startswith("extra")}
     assert list(lines) == ["extra future", "extra http", "extra two"], "not what developers need"

@@ -18,9 +18,9 @@ from rich.console import Console
 
 from fercache.config import StackConfig
 from fercache.errors import InputError, StoreError
-from fercache.oof import OofLogits, assign_folds
+from fercache.oof import OUT_OF_FOLD, OofLogits, Provenance, assign_folds
 from fercache.results.smoothing import nearest_row
-from fercache.stacking import candidates, features, models, stack
+from fercache.stacking import candidates, features, inputs, models, run_metrics, stack
 from fercache.stacking.features import ClipView
 
 CONFIG = StackConfig(threads=1, bootstrap=200)
@@ -34,7 +34,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> stack.StackResult:
 
 def scores(found: stack.StackResult, split: str = "train", rows: str = "all_frames") -> dict[str, Any]:
     """Return column -> macro F1."""
-    return {name: one["macro_f1"] for name, one in found.report["splits"][split][rows].items()}
+    return {name: one.figures["macro_f1"] for name, one in getattr(found.report.splits[split], rows).items()}
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -66,20 +66,20 @@ def test_every_column_is_scored_on_both_sets_of_rows(result: stack.StackResult) 
                                     "geometric-mean",
                                     "stack"]
     for split in ("train", "validation"):
-        everywhere, seen = (result.report["splits"][split][name] for name in ("all_frames", "frames_with_face"))
-        assert everywhere["stack"]["frames"] > seen["stack"]["frames"] > 0
-        assert everywhere["stack"]["intervals"]["macro_f1"][0] < everywhere["stack"]["macro_f1"]
-    assert "stack - mean" in result.report["splits"]["train"]["paired"]
+        everywhere, seen = (getattr(result.report.splits[split], name) for name in ("all_frames", "frames_with_face"))
+        assert everywhere["stack"].frames > seen["stack"].frames > 0
+        assert everywhere["stack"].intervals["macro_f1"][0] < everywhere["stack"].figures["macro_f1"]
+    assert "stack - mean" in result.report.splits["train"].paired
 
 
 def test_the_report_says_what_went_in(result: stack.StackResult) -> None:
     said = result.report
     best = max(scores(result), key=scores(result).__getitem__)
-    assert said["final"]["column"] == result.final == best and "out of fold" in said["final"]["why"]
-    assert said["logits"]["fingerprint"] == result.oof.fingerprint and said["fingerprint"]
-    assert said["metric"] == "macro_f1" and said["notice"] == "simulated" and "nearest" in said["gap_policy"]
-    assert sum(gain for _, gain in said["importances"]) == pytest.approx(1, abs=1e-3)
-    assert {member["fold"] for member in said["fold_models"]} == {-1, 0, 1, 2, 3, 4}
+    assert said.final.column == result.final == best and "out of fold" in said.final.why
+    assert said.logits.fingerprint == result.oof.fingerprint and said.fingerprint
+    assert said.metric == "macro_f1" and said.notice == "simulated" and "nearest" in said.gap_policy
+    assert sum(gain for _, gain in said.importances) == pytest.approx(1, abs=1e-3)
+    assert {member.fold for member in said.fold_models} == {-1, 0, 1, 2, 3, 4}
 
 
 def test_the_table_fits_eighty_columns(result: stack.StackResult) -> None:
@@ -154,7 +154,7 @@ def test_a_run_that_was_done_is_not_done_again(tmp_path: Path) -> None:
     book = simulate(groups=6, frames=60)
     first = stack.run_stack(book, CONFIG, tmp_path)
     again = stack.run_stack(book, CONFIG, tmp_path)
-    assert again.cached and again.report == json.loads(json.dumps(first.report))
+    assert again.cached and again.report == first.report
     np.testing.assert_array_equal(first.ppm, again.ppm)
     assert not stack.run_stack(book, replace(CONFIG, seed=1), tmp_path).cached
     other = {head: values + np.float32(0.1) * (values > 0) for head, values in book.logits.items()}
@@ -171,15 +171,37 @@ def test_a_torn_run_is_done_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first.ppm, again.ppm)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"splits": 3}', '{"splits": {"train": {"all_frames": {"a": 1}}}}'])
+def test_damaged_metrics_name_the_file_and_the_next_step(tmp_path: Path, text: str) -> None:
+    first = stack.run_stack(simulate(groups=6, frames=60), CONFIG, tmp_path)
+    path = first.folder / "metrics.json"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        run_metrics.read_metrics(path)
+    assert caught.value.where == path and caught.value.hint
+    assert not stack.run_stack(simulate(groups=6, frames=60), CONFIG, tmp_path).cached
+
+
+def test_each_metric_and_each_merged_source_is_a_key_of_its_own_on_disk(tmp_path: Path) -> None:
+    own = simulate(groups=8, frames=60)
+    source = simulate(groups=8, frames=60, heads=("other",), declared={"other": OUT_OF_FOLD},
+                      provenance=Provenance(source="other", level="frame"))
+    result = stack.run_stack(inputs.merge_logits(own, [source]), CONFIG, tmp_path)
+    written = json.loads((result.folder / "metrics.json").read_text())
+    assert written["splits"]["train"]["all_frames"]["mean"]["macro_f1"] >= 0 and "predict" not in written
+    assert written["logits"]["provenance"]["logits other"] == {"source": "other", "level": "frame"}
+    assert run_metrics.read_metrics(result.folder / "metrics.json") == result.report
+
+
 @pytest.mark.parametrize(("groups", "chosen"), [(2, False), (3, False), (5, True), (8, True)])
 def test_few_groups(tmp_path: Path, groups: int, chosen: bool) -> None:
     found = stack.run_stack(simulate(groups=groups, frames=90), CONFIG, tmp_path)
     if not chosen:
-        assert found.final == "mean" and f"{groups} groups" in found.report["final"]["why"]
+        assert found.final == "mean" and f"{groups} groups" in found.report.final.why
     else:
-        assert "out of fold" in found.report["final"]["why"]
-    one = found.report["splits"]["train"]["all_frames"]["mean"]
-    assert (one["intervals"] is None) == (groups < 8) and bool(one["why_none"]) == (groups < 8)
+        assert "out of fold" in found.report.final.why
+    one = found.report.splits["train"].all_frames["mean"]
+    assert (one.intervals is None) == (groups < 8) and bool(one.why_none) == (groups < 8)
 
 
 def test_a_stacker_that_loses_is_told(tmp_path: Path) -> None:
@@ -189,7 +211,7 @@ def test_a_stacker_that_loses_is_told(tmp_path: Path) -> None:
         found = stack.run_stack(simulate(groups=6, frames=60, skill=0.2, seed=seed), CONFIG, tmp_path)
         said = scores(found)
         ahead = [name for name, score in said.items() if score > said["stack"]]
-        assert [line.split(": ")[1].split()[0] for line in found.report["warnings"]] == ahead
+        assert [line.split(": ")[1].split()[0] for line in found.report.warnings] == ahead
         screen = Console(width=80, file=io.StringIO(), record=True)
         screen.print(stack.table(found))
         assert screen.export_text().count("the stacker loses") == len(ahead)
@@ -216,7 +238,7 @@ def test_clips_without_a_face_and_folds_without_one(tmp_path: Path) -> None:
     book = simulate(groups=2, frames=60)
     blind = replace(book, valid=book.valid & (book.per_row(np.arange(2)) == 0))
     found = stack.run_stack(blind, CONFIG, tmp_path)
-    assert list(scores(found)) == ["frame", "gru", "transformer", "mean"] and "nothing" in found.report["fold_models"]
+    assert list(scores(found)) == ["frame", "gru", "transformer", "mean"] and "nothing" in found.report.fold_models
     mean = sum(np.exp(v) / np.exp(v).sum(1, keepdims=True) for v in blind.logits.values()) / 3
     last = blind.rows(1)
     np.testing.assert_allclose(found.ppm[last] / 1e6, mean[last], atol=2e-6)
@@ -349,7 +371,8 @@ def real_posteriors(path: Path) -> OofLogits:
                      offsets=np.concatenate([[0], np.cumsum(lengths)]), index=index,
                      time_s=np.concatenate([(i - i[0]) / 25 for i, _, _ in parts]),
                      valid=np.concatenate([v for _, v, _ in parts]), label=np.repeat(label, lengths).astype(np.int16),
-                     logits={"video": np.concatenate([x for _, _, x in parts])}, provenance={}, fingerprint="real")
+                     logits={"video": np.concatenate([x for _, _, x in parts])},
+                     provenance=Provenance(), fingerprint="real")
 
 
 def test_real_posteriors(shared: Path, tmp_path: Path) -> None:
@@ -359,6 +382,6 @@ def test_real_posteriors(shared: Path, tmp_path: Path) -> None:
         pytest.skip("no afew_posteriors in ../shared")
     found = stack.run_stack(real_posteriors(path), CONFIG, tmp_path)
     for split in ("train", "validation"):
-        said = found.report["splits"][split]
-        assert said["all_frames"]["stack"]["macro_f1"] > said["all_frames"]["mean"]["macro_f1"] + 0.02
-        assert said["paired"][f"{found.final} - mean"]["interval"][0] > 0
+        said = found.report.splits[split]
+        assert said.all_frames["stack"].figures["macro_f1"] > said.all_frames["mean"].figures["macro_f1"] + 0.02
+        assert said.paired[f"{found.final} - mean"].interval[0] > 0

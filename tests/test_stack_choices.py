@@ -17,7 +17,7 @@ from fercache import metrics
 from fercache.config import StackConfig
 from fercache.errors import InputError
 from fercache.heads import registry
-from fercache.oof import OUT_OF_FOLD, OofLogits
+from fercache.oof import OUT_OF_FOLD, OofLogits, Provenance
 from fercache.stacking import calibration, features, nested_cv, smoothed_mean, stack
 
 CONFIG = StackConfig(threads=1, bootstrap=50)
@@ -71,7 +71,7 @@ def test_before_the_first_face_a_causal_run_knows_nothing(causal: stack.StackRes
 
 def test_a_causal_run_leaves_out_heads_that_look_ahead(tmp_path: Path) -> None:
     found = stack.run_stack(simulate(groups=6, frames=60), replace(CONFIG, causal=True), tmp_path)
-    assert found.oof.heads == ("frame",) and found.report["causal"]
+    assert found.oof.heads == ("frame",) and found.report.causal
     paper = simulate(groups=6, frames=60, heads=("paper-frame", "paper-gru", "paper-transformer"))
     assert stack.run_stack(paper, replace(CONFIG, causal=True), tmp_path).oof.heads == ("paper-frame",)
     with pytest.raises(InputError, match=r"--causal.*gru"):
@@ -115,33 +115,33 @@ def test_a_refit_learns_from_validation_and_shows_no_score_for_it(tmp_path: Path
     book = simulate(groups=8, validation=6, frames=90)
     plain, refit = (stack.run_stack(book, replace(CONFIG, refit=how, select="stack"), tmp_path)
                     for how in ("none", "all"))
-    said = refit.report["splits"]["validation"]["all_frames"]
-    assert set(said) == {"frame", "gru", "transformer", "mean"} and refit.report["refit"]["stacker"]
-    assert "stack" in plain.report["splits"]["validation"]["all_frames"] and not plain.report["refit"]["stacker"]
-    last = [run.report["fold_models"][-1] for run in (plain, refit)]
-    assert [one["groups"] for one in last] == [8, 14]
-    assert plain.report["splits"]["train"]["all_frames"] == refit.report["splits"]["train"]["all_frames"]
-    assert "no score" in refit.report["refit"]["why"]
+    said = refit.report.splits["validation"].all_frames
+    assert set(said) == {"frame", "gru", "transformer", "mean"} and refit.report.refit.stacker
+    assert "stack" in plain.report.splits["validation"].all_frames and not plain.report.refit.stacker
+    last = [run.report.fold_models[-1] for run in (plain, refit)]
+    assert [one.groups for one in last] == [8, 14]
+    assert plain.report.splits["train"].all_frames == refit.report.splits["train"].all_frames
+    assert "no score" in refit.report.refit.why
     stack.table(refit)
 
 
 def test_heads_that_were_refitted_show_no_score_either(tmp_path: Path) -> None:
-    book = simulate(groups=8, validation=6, frames=60, provenance={"settings": {"refit": "all"}})
+    book = simulate(groups=8, validation=6, frames=60, provenance=Provenance(settings={"refit": "all"}))
     found = stack.run_stack(book, CONFIG, tmp_path)
-    assert found.report["splits"]["validation"]["all_frames"] == {} and found.report["refit"]["heads"]
+    assert found.report.splits["validation"].all_frames == {} and found.report.refit.heads
     stack.table(found)
 
 
 def test_scores_of_refitted_heads_are_out_of_fold_and_say_so(tmp_path: Path) -> None:
     """Heads whose folds go over train and validation: the stack learns from both, and knows nothing of a row's fold."""
-    book = simulate(groups=14, frames=60, provenance={"settings": {"refit": "all"}})
+    book = simulate(groups=14, frames=60, provenance=Provenance(settings={"refit": "all"}))
     book = replace(book, split=("train",) * 8 + ("validation",) * 6)
     found = stack.run_stack(book, CONFIG, tmp_path)
-    said = found.report["splits"]["validation"]
-    assert said["predicted"].startswith("out of fold") and said["title"] == "validation, out of fold"
-    assert set(said["all_frames"]) == set(found.report["order"])
-    assert found.report["refit"]["heads"] and found.report["refit"]["stacker"]
-    assert "out of fold" in found.report["refit"]["why"] and found.report["fold_models"][-1]["groups"] == 14
+    said = found.report.splits["validation"]
+    assert said.predicted.startswith("out of fold") and said.title == "validation, out of fold"
+    assert set(said.all_frames) == set(found.report.order)
+    assert found.report.refit.heads and found.report.refit.stacker
+    assert "out of fold" in found.report.refit.why and found.report.fold_models[-1].groups == 14
     screen = Console(width=80, file=io.StringIO(), record=True)
     screen.print(stack.table(found))
     assert "validation, out of fold:" in screen.export_text()
@@ -149,16 +149,16 @@ def test_scores_of_refitted_heads_are_out_of_fold_and_say_so(tmp_path: Path) -> 
 
 def test_folds_are_written_down(tmp_path: Path) -> None:
     book = simulate(groups=8, frames=60)
-    folds = stack.run_stack(book, CONFIG, tmp_path).report["folds"]
-    assert sorted(g for fold in folds for g in fold["groups"]) == sorted(book.group)
-    assert sum(n for fold in folds for n in fold["labelled"].values()) == (book.label >= 0).sum()
+    folds = stack.run_stack(book, CONFIG, tmp_path).report.folds
+    assert sorted(g for fold in folds for g in fold.groups) == sorted(book.group)
+    assert sum(n for fold in folds for n in fold.labelled.values()) == (book.label >= 0).sum()
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "abaw2", "accuracy", "uar"])
 def test_what_is_chosen_by_is_the_metric_that_is_asked_for(tmp_path: Path, metric: str) -> None:
     found = stack.run_stack(simulate(groups=6, frames=60), replace(CONFIG, metric=metric), tmp_path)
-    one = found.report["splits"]["train"]["all_frames"][found.final]
-    assert found.report["metric"] == metric and one["official"] == pytest.approx(one[metric])
+    one = found.report.splits["train"].all_frames[found.final]
+    assert found.report.metric == metric and one.official == pytest.approx(one.figures[metric])
 
 
 def learn(book: OofLogits, metric: str = "macro_f1") -> smoothed_mean.SmoothedMean:
@@ -211,8 +211,8 @@ def test_a_temperature_is_found_and_is_nested(tmp_path: Path) -> None:
     after = calibration.temperature_by_fold(other, p)
     assert before[2] == after[2] and before[1] != after[1] and before[-1] != after[-1]
     found = stack.run_stack(book, replace(CONFIG, select="gru"), tmp_path)
-    said = found.report["splits"]["train"]["calibration"]["final"]
-    assert said["after"]["ece"] <= said["before"]["ece"] + .01
+    said = found.report.splits["train"].calibration.final
+    assert said is not None and said.after.ece <= said.before.ece + .01
 
 
 def test_reliability_is_the_gap_between_sure_and_right() -> None:
@@ -220,17 +220,17 @@ def test_reliability_is_the_gap_between_sure_and_right() -> None:
     p[:, 0], p[:, 1] = .9, .1
     label = np.r_[np.zeros(60, int), np.ones(40, int)]
     found = calibration.reliability(p, label)
-    assert found["ece"] == pytest.approx(.3, abs=1e-6) and found["bins"][0]["rows"] == 100
+    assert found.ece == pytest.approx(.3, abs=1e-6) and found.bins[0].rows == 100
 
 
 def test_any_two_columns_are_compared(tmp_path: Path) -> None:
     found = stack.run_stack(simulate(groups=8, frames=60), CONFIG, tmp_path)
-    pairs = found.report["splits"]["train"]["paired"]
-    names = list(found.report["columns"])
+    pairs = found.report.splits["train"].paired
+    names = list(found.report.columns)
     assert set(pairs) == {f"{a} - {b}" for a in names for b in names if a != b}
     one, other = pairs["stack - gru"], pairs["gru - stack"]
-    assert one["difference"] == -other["difference"] and one["interval"][0] == pytest.approx(-other["interval"][1])
-    assert {"official", "accuracy", "uar"} <= set(one)
+    assert one.difference == -other.difference and one.interval[0] == pytest.approx(-other.interval[1])
+    assert one.official.difference == -other.official.difference
 
 
 def test_every_edition_has_its_metric() -> None:

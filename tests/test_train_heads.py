@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 import small_sets
+import torch
 
 from fercache import metrics
 from fercache.config import TrainConfig
@@ -22,11 +23,11 @@ from fercache.data.base import Dataset, Trial
 from fercache.data.photos import STREAMS_RECORD
 from fercache.diagnostics import audit
 from fercache.errors import InputError, StoreError
-from fercache.oof import OofLogits
+from fercache.oof import HeadRecord, OofLogits, StarterInit
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import checkpoints, train
-from fercache.training.cross_validation import CrossValidatedTraining
+from fercache.training.cross_validation import CrossValidatedTraining, load_starter
 from fercache.training.data import load_features
 from fercache.training.inference import load_trained, mean_log_probs, predict_new
 from fercache.workspace import Workspace
@@ -285,13 +286,12 @@ def test_a_refit_trains_on_validation_too_under_another_name(pair: Any, oof: Oof
     refit = OofLogits.load(report.logits_file)
     split = np.array(refit.split)
     assert (refit.fold[split != "test"] >= 0).all() and (refit.fold[split == "test"] == -1).all()
-    for record in refit.provenance["heads"]:
-        held_out = {g for g, f in zip(refit.group, refit.fold.tolist(), strict=True) if f == record["fold"]}
-        used = {*record["train_groups"], *record["val_groups"]}
+    for record in refit.provenance.records:
+        held_out = {g for g, f in zip(refit.group, refit.fold.tolist(), strict=True) if f == record.fold}
+        used = {*record.train_groups, *record.val_groups}
         assert held_out and not held_out & used and used == set(refit.group) - held_out - {last.group}
     assert all(logits[refit.rows(len(refit.trials) - 1)].any() for logits in refit.logits.values())
-    settings = refit.provenance["settings"]
-    assert settings["refit"] == "all" and "refit" not in oof.provenance["settings"]
+    assert refit.provenance.setting("refit") == "all" and oof.provenance.setting("refit") is None
     assert "refit" not in CONFIG.settings() and replace(CONFIG, refit="none").fingerprint() == CONFIG.fingerprint()
     assert load_trained(report.heads).record.requested.folds == 3 and report.heads.name == refit.fingerprint[:12]
     assert Workspace(tmp_path).current_logits_file(dataset.name) == report.logits_file, "the default of later stages"
@@ -353,7 +353,7 @@ def macro_f1(oof: OofLogits, head: str = "frame") -> float:
     return float(metrics.macro_f1(metrics.confusion(oof.label[rows], predicted, len(oof.classes))))
 
 
-def records_of(cache: Path) -> list[checkpoints.HeadRecord]:
+def records_of(cache: Path) -> list[HeadRecord]:
     return [checkpoints.load_record(path) for path in checkpoints.record_files(heads_folder(cache))]
 
 
@@ -364,8 +364,8 @@ def test_a_head_begins_with_the_starter_and_is_better_on_few_groups(starter: Pat
     assert macro_f1(begun) > macro_f1(scratch) + 0.1
     for record in records_of(tmp_path / "a"):
         init = record.init
-        assert (record.head == "frame") == isinstance(init, checkpoints.StarterInit)
-        if isinstance(init, checkpoints.StarterInit):
+        assert (record.head == "frame") == isinstance(init, StarterInit)
+        if isinstance(init, StarterInit):
             assert init.classes == small_sets.CLASSES and str(starter) in init.data
             assert record.settings.width == 24, "the starter's, not the recipe's"
     assert all(record.init is msgspec.UNSET for record in records_of(tmp_path / "b"))
@@ -389,16 +389,28 @@ def test_with_very_few_groups_the_starter_predicts_as_it_is(starter: Path, tmp_p
 
 def test_classes_and_taps_fit_by_name(starter: Path, tmp_path: Path) -> None:
     found, store = with_weights(small_sets.dataset(tmp_path / "set", groups=3, frames=60))
-    # "happy" is the spelling of no class here: it begins anew. The others change places.
-    mixed = replace(found, classes=("Sad", "Other", "Calm", "Glad"), trials=tuple(
-        replace(t, labels=np.array([2, 3, 0], np.int16)[t.labels]) for t in found.trials))
-    config: dict[str, Any] = AS_IT_IS | {"init_from": str(starter)}
-    plain = run((found, store), tmp_path / "a", **config)
-    other = run((mixed, store), tmp_path / "b", **config, taps=CONFIG.taps[::-1])
-    shared = other.logits["frame"][:, [2, 3, 0]]
-    assert np.allclose(np.diff(shared), np.diff(plain.logits["frame"]), atol=1e-4)
-    init = records_of(tmp_path / "b")[0].init
-    assert isinstance(init, checkpoints.StarterInit) and init.classes == ("Sad", "Calm", "Glad")
+    mixed = replace(found, classes=("sad", "Other", "Calm", "Glad"))
+    config = replace(CONFIG, **AS_IT_IS, init_from=str(starter), taps=CONFIG.taps[::-1])
+    init = train.starter_init(mixed, found.trials, store, config)
+    assert init and init.classes == ("sad", "Calm", "Glad")
+    [plain, *_], _ = load_starter(config, found.classes)
+    [other, *_], _ = load_starter(config, mixed.classes)
+    changed = [name for name in plain if plain[name].shape != other[name].shape]
+    assert len(changed) == 2, "weight and bias of the last layer"
+    for name, values in plain.items():
+        rows = other[name][[2, 3, 0]] if name in changed else other[name]
+        assert torch.equal(rows, values)
+    # "Other" must be trained, and taps are read in the starter's order.
+    oof = run((mixed, store), tmp_path / "cache", **AS_IT_IS | {"init_from": str(starter), "taps": CONFIG.taps[::-1]})
+    record = records_of(tmp_path / "cache")[0]
+    assert record.epoch > 0 and tuple(tap.tap for tap in record.taps) == CONFIG.taps
+    assert oof.logits["frame"].shape[1] == 4
+
+
+def test_heads_of_the_same_clips_are_no_starter(pair: Any, oof: OofLogits, cache: Path) -> None:
+    config = replace(CONFIG, init="starter", init_from=str(heads_folder(cache)))
+    with pytest.raises(InputError, match="same store"):
+        train.starter_init(pair[0], pair[0].trials, pair[1], config)
 
 
 @pytest.mark.parametrize(("changed", "message"), [

@@ -176,11 +176,11 @@ def test_the_papers_protocol_as_its_recipes_have_it(home: Path, tmp_path: Path) 
     assert typed("stack", "--out", tmp_path / "preds.csv").exit_code == 0
     book = book_of(home)
     assert book.heads == ("paper-frame", "paper-gru", "paper-transformer")
-    for record in book.provenance["heads"]:
-        said = record["settings"]
-        assert [part["tap"] for part in record["input_taps"]] == ["block8"] and record["member"] == 0
-        assert (said["loss"], said["label_smoothing"], said["temporal_input"]) == ("plain", 0, False)
-        if record["head"] != "paper-frame":
-            assert (said["window_s"], said["width"], said["lr"], said["batch"]) == (.3, 768, 1e-3, 96)
+    for record in book.provenance.records:
+        settings = record.settings
+        assert [part.tap for part in record.input_taps] == ["block8"] and record.member == 0
+        assert (settings.loss, settings.label_smoothing, settings.temporal_input) == ("plain", 0, False)
+        if record.head != "paper-frame":
+            assert (settings.window_s, settings.width, settings.lr, settings.batch) == (.3, 768, 1e-3, 96)
     metrics = json.loads((tmp_path / "preds.metrics.json").read_text())
     assert metrics["final"]["column"] == "mean"

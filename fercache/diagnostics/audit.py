@@ -21,9 +21,9 @@ from fercache.config import AuditConfig, StackConfig, TrainConfig
 from fercache.data import photos
 from fercache.data.base import Dataset, Issue, Severity, Trial
 from fercache.errors import InputError
-from fercache.oof import OofLogits
+from fercache.oof import OofLogits, StarterInit
 from fercache.runtime import atomic_io
-from fercache.stacking import stack
+from fercache.stacking import candidates, stack
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import train
 
@@ -69,7 +69,7 @@ RIDGE = 0.3
 ABOVE_CHANCE = 0.03
 STACK_SHUFFLES = 2
 ABOVE_HEADS = 0.1
-"""A candidate that contradicts its heads may have the best score by this much: with few groups, luck is worth more."""
+"""A candidate that contradicts its heads may have the best score by this much."""
 COPY_AREA = 0.999
 """A single feature with this area under the ROC curve for a class is a copy of the label."""
 MIN_ROWS, MIN_GROUPS = 10, 3
@@ -94,7 +94,7 @@ def draw_probe(oof: OofLogits, store: EmbeddingStore) -> ProbeSample:
     rows, trial = one_row_per_second(oof, (oof.label >= 0) & (oof.per_row(oof.fold) >= 0), store)
     every = max(1, -(-len(rows) // MAX_ROWS))
     rows, trial = rows[::every], trial[::every]
-    wanted = oof.provenance.get("settings", {}).get("taps") or list(store.taps)
+    wanted = oof.provenance.setting("taps") or list(store.taps)
     taps = [tap for tap in wanted if tap in store.taps] or list(store.taps)
     x = np.concatenate([read_vectors(oof, store, tap, rows, trial) for tap in taps],
                        1) if len(rows) else np.zeros((0, 1))
@@ -206,8 +206,11 @@ def check_contradictions(oof: OofLogits, config: AuditConfig) -> Issue:
     """Return which learned candidates contradict their heads, or the models that predict new clips."""
     rejected, scores = stack.find_contradictions(oof, StackConfig(seed=config.seed, threads=config.threads))
     best = max(scores, key=lambda name: scores[name])
-    # A candidate that is never final does no harm, unless the table shows it far above the heads.
+    # A candidate that is never final does no harm, unless the table shows it far above the heads. Where heads are at
+    # chance, neither above nor below, that is luck.
     far = best in rejected and scores[best] > max(scores[head] for head in oof.heads) + ABOVE_HEADS
+    p = candidates.chance_p_value(oof)
+    far = far and 2 * min(p, 1 - p + 1 / (candidates.PERMUTATIONS + 1)) < candidates.MOST_P
     return _result("candidates against heads", "error" if far else "warning" if rejected else "ok",
                    f"{len(rejected)} candidates of the stacker contradict their heads or the models of new clips; the "
                    f"best score is that of {best}", (f"{name}: {why}" for name, why in rejected.items()))
@@ -367,17 +370,14 @@ def check_provenance(oof: OofLogits) -> Issue:
             (leaks if head in oof.leaky_heads else passed).append(f"{head}: declared {declared}")
     for head in recorded:
         for fold in range(folds):
-            records = [record for record in oof.provenance.get("heads", [])
-                       if record.get("head") == head and record.get("fold") == fold]
+            records = [record for record in oof.provenance.records if (record.head, record.fold) == (head, fold)]
             if not records:
                 leaks.append(f"{head}, fold {fold}: no record of the model that predicted it")
             predicted = {group for group, f in zip(oof.group, oof.fold.tolist(), strict=True) if f == fold}
             for record in records:
                 # The groups that chose the best epoch count too: the model was selected on their labels.
-                trained_on = {*record.get("train_groups", []), *record.get("val_groups", [])}
-                if "train_groups" not in record:
-                    leaks.append(f"{head}, fold {fold}: the record lacks the training groups of the model")
-                elif seen := predicted & trained_on:
+                trained_on = {*record.train_groups, *record.val_groups}
+                if seen := predicted & trained_on:
                     leaks.append(f"{head}, fold {fold}: its model saw {len(seen)} of the {len(predicted)} groups "
                                  f"that it predicts: {', '.join(sorted(seen)[:5])}")
                 else:
@@ -391,11 +391,11 @@ def check_provenance(oof: OofLogits) -> Issue:
 def check_starter(oof: OofLogits, dataset: Dataset | None) -> Issue:
     """Return which heads begin with starter weights, and whether the starter may have seen this data set's pictures."""
     check = "starter weights"
-    inits = [record["init"] for record in oof.provenance.get("heads", []) if record.get("init")]
-    shared = (dataset and photos.fer2013_pictures(dataset)) or next((init["shared"] for init in inits), "")
+    inits = [record.init for record in oof.provenance.records if isinstance(record.init, StarterInit)]
+    shared = (dataset and photos.fer2013_pictures(dataset)) or next((init.shared for init in inits), "")
     if not inits:
         return _result(check, "ok", f"no head begins with starter weights{f'; {shared}' if shared else ''}")
-    seen = ", ".join(sorted({init["data"] for init in inits}))
+    seen = ", ".join(sorted({init.data for init in inits}))
     return _result(check, "warning" if shared else "ok",
                    f"{len(inits)} heads begin with starter weights, trained on {seen}"
                    + (f". {shared}: unless the starter saw other photos, train again with --init scratch" if shared

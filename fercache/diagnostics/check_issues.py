@@ -86,8 +86,8 @@ class ClipIndex:
         """Return the index of earlier runs; an empty one if there is no file, or another version's."""
         path = Workspace(cache).index(dataset)
         try:
-            stored = msgspec.convert(atomic_io.read_json(path, limit_bytes=1 << 30), _IndexFile)
-        except (OSError, InputError, msgspec.ValidationError) as error:
+            stored = atomic_io.read_record(path, _IndexFile, limit_bytes=1 << 30)
+        except (OSError, InputError) as error:
             log.debug("%s: no index (%s)", path, error)
             return cls(path)
         return cls(path, stored.clips if stored.version == VERSION else {})
@@ -117,7 +117,7 @@ class ClipIndex:
                 others = {name: facts for name, facts in known.items()
                           if name not in self.facts and Path(name).exists()}
                 index = _IndexFile(VERSION, {**others, **self.facts})
-                atomic_io.write_json(self.path, msgspec.to_builtins(index))
+                atomic_io.write_json(self.path, index)
 
     def _one(self, path: Path, kind: str, known: ClipFacts | None) -> ClipFacts:
         try:

@@ -21,8 +21,8 @@ from fercache.runtime.progress import format_bytes
 from fercache.workspace import CURRENT, FEATURES, LOGITS, METRICS, STACK, STORE_SUFFIX, Workspace
 
 REQUIRED = ("torch", "facenet-pytorch", "av", "zarr", "h5py", "lightgbm", "scikit-learn", "plotly", "matplotlib")
-# Users of the package do not need this extra, so it is not listed.
-DEVELOPER_EXTRA = "dev"
+# Users of the package do not need these extras, so they are not listed.
+DEVELOPER_EXTRAS = ("dev", "docs")
 GPU_FILES = ("/dev/nvidiactl", "/dev/dxg")
 # About 17 hours of video, at 1.2 GB an hour.
 MIN_DISK_BYTES = 20e9
@@ -73,7 +73,7 @@ def _packages() -> Iterator[DoctorLine]:
     extras: dict[str, list[str]] = {}
     for line in requires("fercache") or []:
         package, extra_name = re.match(r"[\w.-]+", line), re.search(r"\bextra\s*==\s*[\"']([^\"']+)", line)
-        if package and extra_name and extra_name[1] != DEVELOPER_EXTRA:
+        if package and extra_name and extra_name[1] not in DEVELOPER_EXTRAS:
             extras.setdefault(extra_name[1], []).append(package[0])
     for extra, names in sorted(extras.items()):
         versions = {name: _version(name) for name in names}

@@ -36,7 +36,7 @@ from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import encode_name
 from fercache.store.locks import locked_clips
 from fercache.store.manifest import same_source
-from fercache.store.remote import read_json, write_json
+from fercache.store.remote import read_pointer, write_pointer
 from fercache.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -441,7 +441,7 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     report = ExtractReport(store=path, failures_at=failures_at, fingerprint=fingerprint_of(settings),
                            clips=tuple(sorted(done, key=lambda c: c.clip)), seconds=time.monotonic() - started)
     # An interrupted run does not get here: the pointer stays at the store of the last run that ended by itself.
-    write_json(workspace.Features(features or cache).pointer(dataset.name), {"store": path.name})
+    write_pointer(workspace.Features(features or cache).pointer(dataset.name), path)
     job.record_rate(report, cache)
     if config.thumbnails:
         written = thumbnails.write_thumbnails(base.stored_trials(dataset, store).trials, store, cache)
@@ -457,16 +457,16 @@ def current_store(cache: Location, dataset: str) -> Location:
     InputError
         Nothing was extracted yet.
     """
-    pointer = workspace.Features(cache).pointer(dataset)
-    record = read_json(pointer)
-    if record is None:
-        raise InputError("nothing was extracted yet", where=pointer.parent, hint="run `fercache extract` first")
-    return pointer.parent / workspace.store_name(record, pointer)
+    store = current_store_or_none(cache, dataset)
+    if store is None:
+        raise InputError("nothing was extracted yet", where=workspace.Features(cache).folder(dataset),
+                         hint="run `fercache extract` first")
+    return store
 
 
 def current_store_or_none(cache: Location, dataset: str) -> Location | None:
     """Return the store of the last `extract` of this data set, or None."""
-    return None if read_json(workspace.Features(cache).pointer(dataset)) is None else current_store(cache, dataset)
+    return read_pointer(workspace.Features(cache).pointer(dataset))
 
 
 def _open_or_create(path: Location, settings: dict[str, Any], config: ExtractConfig,

@@ -158,16 +158,12 @@ class ShotBoundaryDetector:
         """Compare the next picture with the last one; None is skipped. A change of resolution is a boundary too."""
         if image is None:
             return
-        grain, last = _grain(image), self._last
+        step = max(1, max(image.shape[:2]) // GRAIN_PX)
+        # A coarse gray picture: a grid of pixels of the green channel, which is most of the luminance.
+        grain, last = image[::step, ::step, 1].astype(np.float32), self._last
         if last is not None and (image.shape != self._shape or np.abs(grain - last).mean() > CUT):
             self.rows.append(row)
         self._last, self._shape = grain, image.shape
-
-
-def _grain(image: Picture) -> NDArray[np.float32]:
-    """Return a coarse gray picture: a grid of pixels of the green channel (most of the luminance)."""
-    step = max(1, max(image.shape[:2]) // GRAIN_PX)
-    return image[::step, ::step, 1].astype(np.float32)
 
 
 def _face_grid(image: Picture, faces: Floats) -> NDArray[np.float32]:

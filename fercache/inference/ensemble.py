@@ -23,8 +23,8 @@ from fercache.data.base import Dataset, Trial
 from fercache.data.demo import DEMO
 from fercache.errors import InputError
 from fercache.inference import starter
-from fercache.oof import OofLogits
-from fercache.runtime import atomic_io
+from fercache.oof import OofLogits, Provenance
+from fercache.stacking.run_metrics import StackMetrics, read_metrics
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.workspace import METRICS, Workspace, heads_of, logits_file_of
 
@@ -79,7 +79,7 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
     """
     if stack is not None and heads is None:
         metrics = _metrics(stack)
-        heads = Workspace(cache).logits_file(str(metrics["dataset"]), str(metrics["logits"]["fingerprint"]))
+        heads = Workspace(cache).logits_file(metrics.dataset, metrics.logits.fingerprint)
     path = find_heads(cache, heads, dataset)
     if path is None:
         if stack is not None:
@@ -94,32 +94,43 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
     if stack is None:
         runs = [(file.stat().st_mtime_ns, file.parent)
                 for file in Workspace.holding(path).stack_runs(oof.dataset).glob(f"*/{METRICS}")
-                if (run := atomic_io.read_json(file)).get("logits", {}).get("fingerprint") == oof.fingerprint
-                and (run.get("causal") or not causal)]
+                if _reads(file, oof.fingerprint, causal)]
         if not runs:
             raise InputError(f"these heads have no {'causal ' * causal}stacker yet",
                              where=Workspace.holding(path).stack_runs(oof.dataset),
                              hint=f"run `fercache stack{' --causal' * causal}` on the data set they were trained on")
         stack = max(runs)[1]
     metrics = _metrics(stack)
-    if causal and not metrics.get("causal"):
+    if causal and not metrics.causal:
         raise InputError("this stack run uses later frames", where=stack,
                          hint="run `fercache stack --causal`, or leave --causal out here and in the recipe of stack")
     # A stacker knows its inputs by column only: with other heads it would predict without an error, but wrongly.
-    if metrics["logits"]["fingerprint"] != oof.fingerprint:
+    if metrics.logits.fingerprint != oof.fingerprint:
         raise InputError("this stack run was trained on the logits of other heads", where=stack,
                          hint=f"name a run of the heads {folder}, or leave --stack out")
     log.info("heads %s, stack %s, trained on %s", folder, stack.name, oof.dataset)
     return SelectedModels(logits_file=oof, heads=folder, stack=stack)
 
 
-def _metrics(folder: Path) -> dict[str, Any]:
+def _reads(file: Path, fingerprint: str, causal: bool) -> bool:
+    """Return whether a stack run read the logits of this fingerprint, and is causal if that is asked for.
+
+    False for a run of another version.
+    """
+    try:
+        run = read_metrics(file)
+        return run.logits.fingerprint == fingerprint and (run.causal or not causal)
+    except InputError as error:
+        log.debug("%s", error)
+        return False
+
+
+def _metrics(folder: Path) -> StackMetrics:
     """Return the metrics of a finished stack run."""
     if not (folder / METRICS).is_file():
         raise InputError("no finished stack run", where=folder,
                          hint="run `fercache stack`, or name a run in cache/stack with --stack")
-    metrics: dict[str, Any] = atomic_io.read_json(folder / METRICS)
-    return metrics
+    return read_metrics(folder / METRICS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,8 +253,8 @@ def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingSt
     if path.is_file():
         return OofLogits.load(path), True
     rows, trained = _predict_rows(trials, store, models, device, threads), models.logits_file
-    provenance = {"heads": trained.fingerprint, "trained_on": trained.dataset, "store": store.path.name,
-                  "features": features}
+    provenance = Provenance(heads=trained.fingerprint, trained_on=trained.dataset, store=store.path.name,
+                            features=features)
     oof = OofLogits(dataset=dataset.name, classes=trained.classes, heads=trained.heads, notice=dataset.notice,
                     metric=trained.metric if dataset.layout == "clips" else dataset.metric,
                     trials=tuple(t.name for t in trials), group=tuple(t.group for t in trials),

@@ -14,6 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -31,15 +32,15 @@ from fercache.extraction import job
 from fercache.extraction.job import ClipResult
 from fercache.inference import ensemble, starter
 from fercache.inference.ensemble import SelectedModels
-from fercache.oof import OofLogits
+from fercache.oof import HeadRecord, OofLogits
 from fercache.recipe import Context
 from fercache.results import io
 from fercache.stacking import stack
 from fercache.stacking.report import as_text
+from fercache.stacking.run_metrics import PredictRecord
 from fercache.stacking.stack import StackResult
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import checkpoints
-from fercache.training.checkpoints import HeadRecord
 from fercache.workspace import FAILURES, Workspace
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def training_sources(trials: Sequence[Trial], store: EmbeddingStore, oof: OofLog
     groups = {group for group, fold in zip(oof.group, oof.fold, strict=True) if fold >= 0}
     sources: set[Any] = set()
     try:
-        trained_store = EmbeddingStore.open(features / str(oof.provenance.get("store", "")))
+        trained_store = EmbeddingStore.open(features / oof.provenance.store)
         sources |= {trained_store.manifest(trial).source.get("sha256")
                     for trial, fold in zip(oof.trials, oof.fold, strict=True) if fold >= 0 and trial in trained_store}
     except StoreError:
@@ -316,7 +317,7 @@ class Predictions:
     def __rich__(self) -> RenderableType:
         shown = stack.table(self.result)
         # Without labels there are no scores to show.
-        return shown if self.result.report["splits"] else Group(self._summary(), shown)
+        return shown if self.result.report.splits else Group(self._summary(), shown)
 
     def _summary(self) -> Table:
         """Return a table with a line per clip: its frames, and the most frequent predicted classes."""
@@ -336,7 +337,8 @@ class Predictions:
     def __repr__(self) -> str:
         terms = "" if self.models.stack else f"; {self.models.logits_file.notice}"
         heads = starter.STARTER if self.models.stack is None else self.models.heads
-        return f"{len(self.clips)} clips predicted by heads {heads}{terms}\n{as_text(self.__rich__())}"
+        count = f"{len(self.clips)} clip{'s' * (len(self.clips) != 1)}"
+        return f"{count} predicted by heads {heads}{terms}\n{as_text(self.__rich__())}"
 
 
 def predict_dataset(request: PredictJob, cache: Path) -> Predictions:
@@ -463,15 +465,16 @@ def _evaluate(request: PredictJob, dataset: Dataset, oof: OofLogits, seen: froze
     else:
         result = evaluate(request.models.stack, without_labels(oof, seen), request.stack)
     names = display_names(dataset)
-    for split, scores in result.report["splits"].items():
-        scores |= {"predicted": BY_MODELS, "title": f"{split}, new to the heads"}
+    splits = {split: msgspec.structs.replace(scores, predicted=BY_MODELS, title=f"{split}, new to the heads")
+              for split, scores in result.report.splits.items()}
     notices = [oof.notice, *(f"features differ from the heads' own (forced): {difference}" for difference in forced)]
     if seen:
         notices.append(f"{len(seen)} of these clips are not scored: the heads were trained on them")
     paths = {names[trial.name]: str(trial.path) for trial in dataset.trials}
-    record = {"heads": str(request.models.heads), "stack": str(request.models.stack or ""),
-              "trained_on": request.models.logits_file.dataset,
-              "clips": {names[trial]: paths[names[trial]] for trial in oof.trials}, "forced": list(forced),
-              "known": sorted(names[trial] for trial in seen)}
+    record = PredictRecord(heads=str(request.models.heads), stack=str(request.models.stack or ""),
+                           trained_on=request.models.logits_file.dataset, forced=forced,
+                           clips={names[trial]: paths[names[trial]] for trial in oof.trials},
+                           known=tuple(sorted(names[trial] for trial in seen)))
     return replace(result, oof=replace(oof, trials=tuple(names[trial] for trial in oof.trials)),
-                   report={**result.report, "notice": "; ".join(filter(None, notices)), "predict": record})
+                   report=msgspec.structs.replace(result.report, splits=splits, predict=record,
+                                                  notice="; ".join(filter(None, notices))))

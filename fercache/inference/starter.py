@@ -20,11 +20,11 @@ from fercache.config import StackConfig, fingerprint_of
 from fercache.errors import InputError
 from fercache.heads.registry import FRAME, STARTER_FOLDER
 from fercache.media.source import whole_hash
-from fercache.oof import OofLogits
+from fercache.oof import OofLogits, Provenance
 from fercache.results.smoothing import moving_mean, window_reach
 from fercache.runtime import atomic_io
 from fercache.stacking import calibration, candidates, nested_cv, report
-from fercache.stacking.stack import FORMAT, StackResult
+from fercache.stacking.stack import StackResult
 from fercache.training import checkpoints
 from fercache.workspace import heads_of
 
@@ -76,8 +76,8 @@ def load_card(folder: Path = FOLDER) -> StarterCard:
     """
     path = folder / CARD
     try:
-        return msgspec.convert(atomic_io.read_json(path), StarterCard)
-    except (OSError, msgspec.ValidationError) as error:
+        return atomic_io.read_record(path, StarterCard)
+    except (OSError, InputError) as error:
         raise InputError(f"no starter heads ({error})", where=path, hint="install fercache again") from error
 
 
@@ -88,7 +88,7 @@ def starter_logits(card: StarterCard) -> OofLogits:
         dataset=STARTER, classes=card.classes, metric="macro_f1", notice=card.terms, heads=(FRAME,), trials=(),
         group=(), split=(), fold=empty.astype(np.int16), offsets=np.zeros(1, np.int64), index=empty.astype(np.int32),
         time_s=empty.astype(float), valid=empty.astype(bool), label=empty.astype(np.int16),
-        logits={FRAME: np.empty((0, len(card.classes)), np.float32)}, provenance={},
+        logits={FRAME: np.empty((0, len(card.classes)), np.float32)}, provenance=Provenance(),
         fingerprint=_digest(FOLDER))
 
 
@@ -116,8 +116,8 @@ def evaluate_starter(oof: OofLogits, config: StackConfig) -> StackResult:
     run = report.StackRun(oof=oof, config=replace(config, missing_faces=policy), nested=NOTHING_LEARNED,
                           columns=columns, final=final, rejected={},
                           temperatures=dict.fromkeys([*range(int(oof.fold.max(initial=-1)) + 1), -1], 1.0))
-    record = report.build_report(run) | {"version": FORMAT, "fingerprint": oof.fingerprint}
-    record["columns"][SMOOTHED] = final.why
+    record = report.build_report(run, oof.fingerprint)
+    record.columns[SMOOTHED] = final.why
     return StackResult(oof=oof, ppm=candidates.to_ppm(filler.refill(columns[SMOOTHED])), report=record, folder=FOLDER,
                        cached=False, seconds=time.monotonic() - started)
 
@@ -173,7 +173,7 @@ def pack_starter(logits_file: Path, out: Path) -> StarterCard:
         weights = load_file(path.with_suffix(".safetensors"))
         with atomic_io.replacing((out / path.name).with_suffix(".safetensors")) as temporary:
             save_file({name: values.astype(np.float16) for name, values in weights.items()}, temporary)
-        atomic_io.write_json(out / path.name, msgspec.to_builtins(record))
+        atomic_io.write_json(out / path.name, record)
     probs = candidates.gather_candidates(oof, NOTHING_LEARNED)[FRAME]
     temperature = calibration.fit_temperature(probs[held_out], oof.label[held_out])
     scores = {}
@@ -186,7 +186,7 @@ def pack_starter(logits_file: Path, out: Path) -> StarterCard:
                                for metric in ("accuracy", "macro_f1")}}
     data = f"FER2013's {int(scores['train']['frames']):,} training photos"
     card = StarterCard(data=data, classes=oof.classes, terms=TERMS, temperature=round(temperature, 4), scores=scores)
-    atomic_io.write_json(out / CARD, msgspec.to_builtins(card))
+    atomic_io.write_json(out / CARD, card)
     return card
 
 

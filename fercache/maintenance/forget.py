@@ -240,7 +240,7 @@ def _predicted_by(cache: Path, dataset: str) -> list[Path]:
             continue  # goes with its folder
         try:
             with open_oof(path) as reader:
-                if reader.provenance.get("trained_on") == dataset:
+                if reader.provenance.trained_on == dataset:
                     found.append(path)
         except StoreError:
             continue  # a damaged file of another data set is for `fercache gc` to report

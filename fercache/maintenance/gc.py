@@ -21,6 +21,7 @@ from fercache.extraction import job
 from fercache.oof import open_oof
 from fercache.runtime import atomic_io
 from fercache.stacking import inputs
+from fercache.stacking.run_metrics import read_metrics
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.integrity import unfinished
 from fercache.store.layout import META, decode_name, encode_name
@@ -32,6 +33,7 @@ from fercache.workspace import (
     LOCK_SUFFIX,
     MAPPED_FEATURES,
     METRICS,
+    PHOTOS,
     STORE_SUFFIX,
     WORK_SUFFIX,
     Workspace,
@@ -67,7 +69,7 @@ def live_results(cache: Path, dataset: str, store: EmbeddingStore | None, traini
         digest = store.digest()
         wanted = {_training_key(config.settings() | {"format": train.FORMAT}) for config in trainings}
         live = _live_logits(workspace, dataset, store.path.name, digest, wanted, live)
-        live |= {heads for heads in workspace.heads(dataset, "").glob("*")
+        live |= {heads for heads in workspace.all_heads(dataset)
                  if workspace.logits_file(dataset, heads.name) in live or _is_resumable(heads, digest)}
     return live | {run for run in workspace.stack_runs(dataset).glob("*") if _is_live_run(run, cache, stack, live)}
 
@@ -80,14 +82,15 @@ def _live_logits(workspace: Workspace, dataset: str, store: str, digest: str, wa
         try:
             with open_oof(path) as reader:
                 provenance = reader.provenance
-            if provenance["store"] != store:
-                continue
-            settings = provenance.get("settings")
-            if settings is None:
-                parents[path] = workspace.logits_file(provenance["trained_on"], provenance["heads"])
-            elif _training_key(settings) in wanted and _same_content(settings["taps"], settings["store"], digest):
+            settings = provenance.settings
+            if provenance.trained_on is not None and isinstance(provenance.heads, str):
+                if provenance.store == store:
+                    parents[path] = workspace.logits_file(provenance.trained_on, provenance.heads)
+            elif not provenance.store or settings is None or (
+                    provenance.store == store and _training_key(settings) in wanted
+                    and _same_content(settings["taps"], settings["store"], digest)):
                 live.add(path)
-        except (StoreError, KeyError, TypeError, AttributeError):
+        except (StoreError, KeyError, TypeError):
             live.add(path)
     return live | {path for path, parent in parents.items() if parent in live}
 
@@ -119,17 +122,16 @@ def _is_live_run(run: Path, cache: Path, stack: StackConfig, live: set[Path]) ->
     if not (run / METRICS).is_file():
         return False  # unfinished runs start again
     try:
-        record = atomic_io.read_json(run / METRICS)
-        config, logits = record["config"], record["logits"]
+        record = read_metrics(run / METRICS)
+        config, logits = record.config, record.logits
         if config != stack.settings() | {"logits": config["logits"], "force": config["force"]}:
             return False
         # Imported logits were merged in the order in which they were named, or sorted where all were taken.
-        merged = [key.removeprefix(inputs.IMPORTED) for key in sorted(logits["provenance"])
-                  if key.startswith(inputs.IMPORTED)]
+        merged = sorted(logits.provenance.merged)
         names = [name for name in config["logits"] if name in merged] or merged
-        parents = inputs.find_logits_files(cache, run.parent.name, logits["fingerprint"], names)
+        parents = inputs.find_logits_files(cache, run.parent.name, logits.fingerprint, names)
         return bool(parents) and live.issuperset(parents)
-    except (FercacheError, KeyError, TypeError, AttributeError):
+    except (FercacheError, KeyError):
         return True
 
 
@@ -233,6 +235,9 @@ def _in_use(path: Path) -> bool:
     """Return whether a live process writes or maps a result: it holds the lock of a clip, or that of the result."""
     if path.suffix in (STORE_SUFFIX, WORK_SUFFIX):
         return bool(locked_clips(path.with_suffix(STORE_SUFFIX)))
+    if path.parent.parent.name == PHOTOS:  # an extraction that no recipe names may read through the links
+        stores = Workspace.holding(path).features(path.parent.name)
+        return any(locked_clips(store) for store in stores.glob(f"*{STORE_SUFFIX}"))
     if path.match(MAPPED_FEATURES):  # their name does not show which training of the data set maps them
         return any(_is_locked(lock) for folder in (path.parent, path) for lock in folder.glob(f"*{LOCK_SUFFIX}"))
     return _is_locked(path.with_suffix(LOCK_SUFFIX))
@@ -326,6 +331,9 @@ def live_artifacts(cache: Path, stages: Path, typed: Mapping[str, Any]) -> LiveA
             continue
         found.datasets.add(dataset.name)
         found.keep.add(Workspace(cache).imported_logits(dataset.name))
+        # A data set of photos reads its clips from a folder of links in the cache.
+        links = Workspace(cache).photos(dataset.name)
+        found.keep |= {trial.path.parent for trial in dataset.trials if trial.path.is_relative_to(links)}
         for path in _stores(cache, dataset, recipes):
             found.keep.add(path)
             store = _open_or_none(path)

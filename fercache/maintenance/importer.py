@@ -21,6 +21,7 @@ from fercache.runtime.uri import Location, Url
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.locks import work_folder
 from fercache.store.remote import files_at
+from fercache.workspace import store_name
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def import_features(path: Path, name: str, folder: Location, *, fps: float = 30.
     settings = {"backbone": name, "imported": kind, "content": _content_digest(path), "format": FORMAT, "fps": fps}
     if first_frame is not None:
         settings["first_frame"] = first_frame
-    place = folder / f"{name}-{fingerprint_of(settings)[:12]}.zarr"
+    place = folder / store_name(name, fingerprint_of(settings))
     running = _Import(place, settings, ImportReport(store=place), fps)
     report = running.report
     # The name has the fingerprint of the content, so a second import of the same file goes on in the same store.

@@ -17,7 +17,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from fercache.errors import InputError
 
@@ -30,6 +32,7 @@ SUFFIX_BYTES = 100
 """Bytes of a name's end that its temporary sibling keeps; file systems allow 255 bytes, not letters."""
 _umask_lock = threading.Lock()
 _UMASK_LINE = re.compile(r"^Umask:\s*([0-7]+)", re.MULTILINE)
+RecordType = TypeVar("RecordType", bound=msgspec.Struct)
 
 
 @contextmanager
@@ -110,8 +113,15 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as JSON with sorted keys, completely or not at all."""
-    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    """Write a record or a JSON value to `path` as JSON, completely or not at all."""
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return a record or a JSON value as JSON with sorted keys."""
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.to_builtins(value)
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: Path, limit_bytes: int = 64 << 20) -> Any:
@@ -130,24 +140,25 @@ def read_json(path: Path, limit_bytes: int = 64 << 20) -> Any:
         raise InputError(f"not readable as JSON ({error})", where=path, hint="remove it and run again") from error
 
 
-def read_pointer(path: Path, key: str) -> Path:
-    """Return the sibling of the JSON file at `path` whose name the file has under `key`.
+def read_record(path: Path, kind: type[RecordType], limit_bytes: int = 64 << 20) -> RecordType:
+    """Return the record that the JSON file at `path` holds.
 
     Raises
     ------
     InputError
-        The file has no valid name there.
+        The file is larger than `limit_bytes`, is not JSON, or holds something else.
     """
-    return path.parent / sibling_name(read_json(path, limit_bytes=1 << 20), key, path)
+    return convert_record(read_json(path, limit_bytes), kind, path)
 
 
-def sibling_name(record: Any, key: str, path: object) -> str:
-    """Return the name of a sibling that a JSON value, read from `path`, has under `key`; refuse anything else."""
-    # The name must not lead out of the folder.
-    name = record.get(key) if isinstance(record, dict) else None
-    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or not name.isprintable():
-        raise InputError(f"has no {key}", where=path, hint="remove it and run again")
-    return name
+def convert_record(value: Any, kind: type[RecordType], where: object) -> RecordType:
+    """Return the record that a JSON value, read from `where`, describes; raise InputError for anything else."""
+    try:
+        return msgspec.convert(value, kind)
+    # A ValidationError, or a UnicodeEncodeError for a lone surrogate: both are ValueErrors.
+    except ValueError as error:
+        raise InputError(f"damaged, or written by another version of fercache ({error})", where=where,
+                         hint="remove it and run again") from error
 
 
 def make_folder(path: Path) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits
+from fercache.stacking.run_metrics import Reliability, ReliabilityBin
 
 Probs = NDArray[np.float32]
 
@@ -80,7 +81,7 @@ def apply_by_fold(oof: OofLogits, probabilities: Probs, temperatures: dict[int, 
     return apply_temperature(probabilities, oof.per_row(per_trial)[:, None])
 
 
-def reliability(probabilities: Probs, label: NDArray[Any]) -> dict[str, Any]:
+def reliability(probabilities: Probs, label: NDArray[Any]) -> Reliability:
     """Return the expected calibration error, and the accuracy in each bin of confidence."""
     labeled = label >= 0
     confidence, right = probabilities[labeled].max(1), probabilities[labeled].argmax(1) == label[labeled]
@@ -89,6 +90,6 @@ def reliability(probabilities: Probs, label: NDArray[Any]) -> dict[str, Any]:
     mean = np.bincount(bin_index, confidence, BINS) / np.maximum(rows, 1)
     hits = np.bincount(bin_index, right, BINS) / np.maximum(rows, 1)
     error = float((rows * np.abs(mean - hits)).sum() / max(rows.sum(), 1))
-    bins = [{"rows": int(n), "confidence": round(float(c), 6), "accuracy": round(float(h), 6)}
-            for n, c, h in zip(rows, mean, hits, strict=True) if n]
-    return {"ece": round(error, 6), "bins": bins}
+    bins = tuple(ReliabilityBin(rows=int(n), confidence=round(float(c), 6), accuracy=round(float(h), 6))
+                 for n, c, h in zip(rows, mean, hits, strict=True) if n)
+    return Reliability(ece=round(error, 6), bins=bins)

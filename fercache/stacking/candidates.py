@@ -49,8 +49,7 @@ def drop_lookahead_heads(oof: OofLogits) -> OofLogits:
     if not causal_heads:
         raise InputError(f"--causal: every head uses later frames: {', '.join(oof.heads)}",
                          where="stack", hint="train the head `frame`, or import logits of a causal model")
-    settings = oof.provenance.get("settings", {})
-    if set(causal_heads) - set(oof.declared) and isinstance(settings, dict) and settings.get("normalize") == "clip":
+    if set(causal_heads) - set(oof.declared) and oof.provenance.setting("normalize") == "clip":
         raise InputError("--causal: the heads' features were normalized over whole clips, including later frames",
                          where="stack", hint="train heads with another --normalize")
     if len(causal_heads) < len(oof.heads):

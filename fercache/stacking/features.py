@@ -270,11 +270,6 @@ def _faces(view: ClipView) -> Floats:
     return before if view.causal else np.concatenate([before, np.append(gap, FAR_S)[:, None]], 1)
 
 
-def total_columns(heads: Sequence[str], classes: Sequence[str]) -> int:
-    """Return the number of features for these heads and classes."""
-    return len(FeatureColumns(heads=tuple(heads), classes=tuple(classes)).names)
-
-
 # The training sample: rows that are labeled, out of fold and have a face, thinned because neighbors are near copies.
 
 # Rows closer than this carry the same information; one of them is enough.

@@ -10,6 +10,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,8 +25,6 @@ from fercache.workspace import Workspace
 log = logging.getLogger(__name__)
 
 CLIP_LEVEL = "clip"
-IMPORTED = "logits "
-"""Prefix of an imported source's name in the provenance of merged logits."""
 
 
 def merge_logits(oof: OofLogits, sources: Sequence[OofLogits]) -> OofLogits:
@@ -63,7 +62,7 @@ def load_logits(cache: Path, dataset: str, trained: Path | None, names: Sequence
         raise InputError("neither heads nor imported logits", where=f"data set {dataset}",
                          hint="run `fercache train-heads`, or `fercache logits import`")
     # A source by clip has no frames: with a source by frame first, its rows are spread over that one's frames.
-    first = next((s for s in sources if s.provenance.get("level") != CLIP_LEVEL), sources[0])
+    first = next((s for s in sources if s.provenance.level != CLIP_LEVEL), sources[0])
     return merge_logits(first, [source for source in sources if source is not first])
 
 
@@ -172,13 +171,14 @@ def _with(oof: OofLogits, source: OofLogits) -> OofLogits:
     return replace(oof, heads=(*oof.heads, name), logits={**oof.logits, name: values},
                    declared={**oof.declared, **source.declared},
                    fingerprint=fingerprint_of([oof.fingerprint, source.fingerprint]),
-                   provenance={**oof.provenance, f"{IMPORTED}{name}": source.provenance})
+                   provenance=msgspec.structs.replace(oof.provenance, merged={**oof.provenance.merged,
+                                                                              name: source.provenance}))
 
 
 def _matched(oof: OofLogits, source: OofLogits) -> NDArray[np.int64]:
     """Return the row of `source` that matches each row, ``(R,)``; -1 without a match."""
     place = {trial: i for i, trial in enumerate(source.trials)}
-    clip_level = source.provenance.get("level") == CLIP_LEVEL
+    clip_level = source.provenance.level == CLIP_LEVEL
     source_row = np.full(len(oof.label), -1, np.int64)
     for trial, name in enumerate(oof.trials):
         source_trial = place.get(name, place.get(oof.clips[trial]))

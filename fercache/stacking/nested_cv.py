@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import lightgbm
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
@@ -30,6 +29,7 @@ from fercache.runtime.progress import ProgressBar, progress_bar
 from fercache.stacking import features, models, smoothed_mean
 from fercache.stacking.features import ClipView, FeatureColumns, TrainingSample, draw_sample
 from fercache.stacking.models import LinearModel, TreesModel
+from fercache.stacking.run_metrics import FoldRecord, StackMetrics, read_metrics, write_metrics
 from fercache.stacking.smoothed_mean import SmoothedMean
 from fercache.workspace import METRICS
 
@@ -39,26 +39,6 @@ ROWS_PER_CALL = 65_536
 """Trials are collected up to this many rows, because each call of LightGBM has a fixed cost."""
 LEARNED = ("smoothed-mean", "logistic", "geometric-mean", "stack")
 """The learned columns, from the simplest to the most flexible."""
-RECORD_VERSION = 1
-
-
-class FoldRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What was chosen in fitting one fold: in `metrics.json`, and for all folds in a file of its own.
-
-    Attributes
-    ----------
-    fold : the fold that was left out; -1 for none.
-    groups, rows : numbers of what the models learned from.
-    rounds, validation_groups : trees, and the groups on whose rows their number was chosen (0: a fixed number).
-    """
-
-    version: int = RECORD_VERSION
-    fold: int
-    groups: int
-    rows: int
-    smoothed_mean: SmoothedMean
-    rounds: int
-    validation_groups: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +77,7 @@ def run_nested_cv(oof: OofLogits, config: StackConfig) -> NestedResult:
         if not all(len(sample.without(fold).rows) for fold in range(max(k, 1))):
             return NestedResult(fold_models={}, columns={})
         metric = config.metric or oof.metric
-        fold_models = {fold: _fit_fold(sample.without(fold), columns, metric, fold, config, bar)
+        fold_models = {fold: _fit_fold(sample, columns, metric, fold, config, bar)
                        for fold in [*range(k), -1]}
         inference = _Inference(oof, columns, fold_models, config.threads, bar)
         return NestedResult(fold_models=fold_models, columns=inference.columns())
@@ -111,15 +91,16 @@ def predict_new(oof: OofLogits, fold_model: FoldModel, causal: bool) -> NestedRe
         return NestedResult(fold_models=fold_models, columns=_Inference(oof, columns, fold_models, 0, bar).columns())
 
 
-def _fit_fold(sample: TrainingSample, columns: FeatureColumns, metric: str, fold: int, config: StackConfig,
+def _fit_fold(every: TrainingSample, columns: FeatureColumns, metric: str, fold: int, config: StackConfig,
               bar: ProgressBar) -> FoldModel:
     bar.note(f"without fold {fold}" if fold >= 0 else "all folds")
+    sample, groups = every.without(fold), len(np.unique(every.group[every.fold >= 0]))
     base = smoothed_mean.fit_smoothed_mean(sample, columns.widths, metric)
     start = base.log_probs(sample.smoothed[:, columns.widths.index(base.width_s)])
     plan = models.TreesPlan(seed=config.seed, threads=config.threads, balance=base.balance)
     fold_model = FoldModel(fold=fold, groups=len(np.unique(sample.group)), rows=len(sample.rows),
                            smoothed_mean=base, trees=models.fit_trees(sample, start, plan),
-                           linear=models.fit_linear(sample, base.balance, columns))
+                           linear=models.fit_linear(sample, base.balance, columns, groups))
     bar.advance()
     return fold_model
 
@@ -196,30 +177,29 @@ def digest(oof: OofLogits) -> str:
     return state.hexdigest()
 
 
-def save_stack(folder: Path, ppm: NDArray[np.int32], fold_models: dict[int, FoldModel], report: dict[str, Any]) -> None:
+def save_stack(folder: Path, ppm: NDArray[np.int32], fold_models: dict[int, FoldModel], report: StackMetrics) -> None:
     """Write a finished run into `folder`."""
     for fold, fold_model in fold_models.items():
         atomic_io.write_bytes(folder / f"trees-{_name(fold)}.txt", fold_model.trees.text().encode())
     if ALL in fold_models:
         with atomic_io.replacing(folder / "linear-all.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, **{name: getattr(fold_models[ALL].linear, name) for name in LINEAR})
-        atomic_io.write_json(folder / FOLD_RECORD, msgspec.to_builtins(fold_models[ALL].record()))
+        atomic_io.write_json(folder / FOLD_RECORD, fold_models[ALL].record())
     with atomic_io.replacing(folder / FINAL) as temporary, temporary.open("wb") as file:
         np.save(file, ppm, allow_pickle=False)
     # Last: after a crash before this line, `load_stack` returns None and the run is repeated.
-    atomic_io.write_json(folder / METRICS, report)
+    write_metrics(folder / METRICS, report)
 
 
-def load_stack(folder: Path, shape: tuple[int, int]) -> tuple[NDArray[np.int32], dict[str, Any]] | None:
+def load_stack(folder: Path, shape: tuple[int, int]) -> tuple[NDArray[np.int32], StackMetrics] | None:
     """Return the predictions in parts per million and the metrics of a finished run; None if absent or damaged."""
     if not (folder / METRICS).is_file() or not (folder / FINAL).is_file():
         return None
     try:
-        ppm = np.load(folder / FINAL, allow_pickle=False)
-    except (ValueError, EOFError, OSError):
+        ppm, metrics = np.load(folder / FINAL, allow_pickle=False), read_metrics(folder / METRICS)
+    except (ValueError, EOFError, OSError):  # InputError of the metrics is a ValueError
         return None
-    intact = ppm.shape == shape and ppm.dtype == np.int32
-    return (ppm, atomic_io.read_json(folder / METRICS)) if intact else None
+    return (ppm, metrics) if ppm.shape == shape and ppm.dtype == np.int32 else None
 
 
 def load_fold_model(folder: Path) -> FoldModel:
@@ -231,11 +211,11 @@ def load_fold_model(folder: Path) -> FoldModel:
         The run has none (too few groups), or its files are damaged.
     """
     try:
-        record = msgspec.convert(atomic_io.read_json(folder / FOLD_RECORD), FoldRecord)
+        record = atomic_io.read_record(folder / FOLD_RECORD, FoldRecord)
         booster = lightgbm.Booster(model_file=str(folder / f"trees-{_name(ALL)}.txt"))
         with np.load(folder / "linear-all.npz", allow_pickle=False) as file:
             linear = LinearModel(**{name: file[name] for name in LINEAR})
-    except (OSError, KeyError, ValueError, msgspec.ValidationError, lightgbm.basic.LightGBMError) as error:
+    except (OSError, KeyError, ValueError, lightgbm.basic.LightGBMError) as error:
         raise StoreError(f"the model of all folds is missing or damaged ({error})", where=folder,
                          hint="run `fercache stack`") from error
     trees = TreesModel(booster=booster, rounds=record.rounds, val_groups=record.validation_groups)
@@ -245,8 +225,3 @@ def load_fold_model(folder: Path) -> FoldModel:
 
 def _name(fold: int) -> str:
     return "all" if fold == ALL else f"without{fold}"
-
-
-def final_column(report: dict[str, Any]) -> str:
-    """Return the name of the final column of a run."""
-    return str(report["final"]["column"])

@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from rich import box
@@ -17,11 +15,23 @@ from rich.text import Text
 
 from fercache import __version__, metrics
 from fercache.config import StackConfig
+from fercache.metrics import Scores
 from fercache.oof import OofLogits
 from fercache.results import missing_faces
 from fercache.stacking import calibration, features
 from fercache.stacking.candidates import DESCRIPTIONS, FinalCandidate, leaky_heads
 from fercache.stacking.nested_cv import LEARNED, NestedResult, Probs
+from fercache.stacking.run_metrics import (
+    FORMAT,
+    Calibration,
+    FinalRecord,
+    FoldGroups,
+    LogitsRecord,
+    RefitRecord,
+    SplitMetrics,
+    StackMetrics,
+    TemperedReliability,
+)
 
 OUT_OF_FOLD = "out of fold: by models that saw nothing of the frame's group"
 HELD_OUT = "by models of the training groups only"
@@ -50,100 +60,97 @@ class StackRun:
         return self.config.metric or self.oof.metric
 
 
-def build_report(run: StackRun) -> dict[str, Any]:
-    """Return all scores of all columns, and the inputs and settings of the run, as a JSON value."""
+def build_report(run: StackRun, fingerprint: str) -> StackMetrics:
+    """Return all scores of all columns, and the inputs and settings of the run with this fingerprint."""
     oof, config = run.oof, run.config
-    splits = {split: _split(run, split) for split in SPLITS}
+    splits = {split: scores for split in SPLITS if (scores := _split(run, split)) is not None}
     leaky = leaky_heads(oof, run.columns)
-    return {"fercache": __version__, "dataset": oof.dataset, "notice": oof.notice, "classes": list(oof.classes),
-            "metric": run.metric, "level": config.level, "causal": config.causal, "refit": _refit(run),
-            "final": {"column": run.final.name, "why": run.final.why, "temperature": run.temperatures[-1]},
-            "temperatures": {str(fold): t for fold, t in run.temperatures.items()},
-            "warnings": _losing(splits["train"], run.metric),
-            "flags": [f"{name}: {why}" for name, why in (*leaky.items(), *run.rejected.items())],
-            "rejected": run.rejected,
-            "order": list(run.columns), "columns": {name: DESCRIPTIONS.get(name, "head") for name in run.columns},
-            "gap_policy": missing_faces.describe_policy(config.missing_faces),
-            "frames_without_face": int((~oof.valid).sum()),
-            "splits": {split: value for split, value in splits.items() if value}, "folds": _folds(oof),
-            "declared": oof.declared,
-            "fold_models": (msgspec.to_builtins([model.record() for model in run.nested.fold_models.values()])
-                            or FEW_LEARNT),
-            "importances": _importances(run), "frames": len(oof.label), "trials": len(oof.trials),
-            "config": config.settings(), "logits": {"fingerprint": oof.fingerprint, "provenance": oof.provenance}}
+    return StackMetrics(
+        version=FORMAT, fingerprint=fingerprint, fercache=__version__, dataset=oof.dataset, notice=oof.notice,
+        classes=oof.classes, metric=run.metric, level=config.level, causal=config.causal, refit=_refit(run),
+        final=FinalRecord(column=run.final.name, why=run.final.why, temperature=run.temperatures[-1]),
+        temperatures={str(fold): t for fold, t in run.temperatures.items()},
+        warnings=_losing(splits["train"], run.metric) if "train" in splits else (),
+        flags=tuple(f"{name}: {why}" for name, why in (*leaky.items(), *run.rejected.items())), rejected=run.rejected,
+        order=tuple(run.columns), columns={name: DESCRIPTIONS.get(name, "head") for name in run.columns},
+        gap_policy=missing_faces.describe_policy(config.missing_faces), frames_without_face=int((~oof.valid).sum()),
+        splits=splits, folds=_folds(oof), declared=oof.declared,
+        fold_models=tuple(model.record() for model in run.nested.fold_models.values()) or FEW_LEARNT,
+        importances=_importances(run), frames=len(oof.label), trials=len(oof.trials), config=config.settings(),
+        logits=LogitsRecord(fingerprint=oof.fingerprint, provenance=oof.provenance))
 
 
-def _losing(train: dict[str, Any], metric: str) -> list[str]:
+def _losing(train: SplitMetrics, metric: str) -> tuple[str, ...]:
     """Return a sentence for each column with a higher out-of-fold score than the trees."""
-    scores = {name: float(one["official"]) for name, one in train.get("all_frames", {}).items()}
+    scores = {name: one.official for name, one in train.all_frames.items()}
     mine = scores.get("stack", float("inf"))
-    return [f"the stacker loses out of fold: {name} has {score:.4f} {metric}, stack {mine:.4f}"
-            for name, score in scores.items() if score > mine]
+    return tuple(f"the stacker loses out of fold: {name} has {score:.4f} {metric}, stack {mine:.4f}"
+                 for name, score in scores.items() if score > mine)
 
 
-def _folds(oof: OofLogits) -> list[dict[str, Any]]:
+def _folds(oof: OofLogits) -> tuple[FoldGroups, ...]:
     """Return the groups of each fold, and its number of labeled rows by class."""
     fold, found = oof.per_row(oof.fold), []
     for k in range(int(oof.fold.max()) + 1):
         label = oof.label[(fold == k) & (oof.label >= 0)]
-        groups = sorted({g for g, f in zip(oof.group, oof.fold, strict=True) if f == k})
+        groups = tuple(sorted({g for g, f in zip(oof.group, oof.fold, strict=True) if f == k}))
         count = np.bincount(label, minlength=len(oof.classes)).tolist()
-        found.append({"fold": k, "groups": groups, "labelled": dict(zip(oof.classes, count, strict=True))})
-    return found
+        found.append(FoldGroups(fold=k, groups=groups, labelled=dict(zip(oof.classes, count, strict=True))))
+    return tuple(found)
 
 
-def _refit(run: StackRun) -> dict[str, Any]:
+def _refit(run: StackRun) -> RefitRecord:
     """Return which parts were fitted on the validation split as well, and what that means for its scores."""
     heads = heads_refitted(run.oof)
     stacker = run.config.refit == "all"
     out_of_fold = heads and bool((run.oof.fold[np.array(run.oof.split) == "validation"] >= 0).any())
-    return {"stacker": stacker or out_of_fold, "heads": heads,
-            "why": OUT_OF_FOLD_TOO if out_of_fold else REFITTED if stacker or heads else ""}
+    return RefitRecord(stacker=stacker or out_of_fold, heads=heads,
+                       why=OUT_OF_FOLD_TOO if out_of_fold else REFITTED if stacker or heads else "")
 
 
 def heads_refitted(oof: OofLogits) -> bool:
     """Return whether the heads were trained on the validation split as well."""
-    settings = oof.provenance.get("settings", {})
-    return isinstance(settings, dict) and settings.get("refit", "none") == "all"
+    return bool(oof.provenance.setting("refit") == "all")
 
 
-def _split(run: StackRun, split: str) -> dict[str, Any]:
-    """Return the scores on one split; empty if it has no labeled frame."""
+def _split(run: StackRun, split: str) -> SplitMetrics | None:
+    """Return the scores on one split; None if it has no labeled frame."""
     oof, config = run.oof, run.config
     rows = (oof.label >= 0) & oof.per_row(np.array(oof.split) == split)
     if not rows.any():
-        return {}
+        return None
     out_of_fold, refitted = bool((oof.per_row(oof.fold)[rows] >= 0).all()), heads_refitted(oof)
     # A column that was fitted on the validation rows has no honest score there.
     predicted = {name: values.argmax(1).astype(np.int16) for name, values in run.columns.items()
                  if out_of_fold or split != "validation"
                  or not (refitted or (config.refit == "all" and name in LEARNED))}
     if not predicted:
-        return {"predicted": REFITTED, "all_frames": {}, "frames_with_face": {}, "paired": {}, "calibration": {}}
+        return SplitMetrics(predicted=REFITTED, all_frames={}, frames_with_face={}, paired={},
+                            calibration=Calibration())
     everywhere, seen = ({name: _by_group(oof, some, column) for name, column in predicted.items()}
                         for some in (rows, rows & oof.valid))
     # The same draws for every column: their differences are paired.
     samplers = [metrics.Resampler(len(next(iter(m.values()))), config.bootstrap, config.seed) for m in
                 (everywhere, seen)]
-    named = {"title": f"{split}, out of fold"} if out_of_fold and split != "train" else {}
-    return {"predicted": OUT_OF_FOLD if out_of_fold else HELD_OUT, **named,
-            "all_frames": {name: metrics.score_predictions(m, oof.classes, run.metric, samplers[0]).json()
-                           for name, m in everywhere.items()},
-            "frames_with_face": {name: metrics.score_predictions(m, oof.classes, run.metric, samplers[1]).json()
-                                 for name, m in seen.items()},
-            "paired": samplers[0].pairs(everywhere, run.metric), "calibration": _calibration(run, rows, predicted)}
+    return SplitMetrics(
+        predicted=OUT_OF_FOLD if out_of_fold else HELD_OUT,
+        title=f"{split}, out of fold" if out_of_fold and split != "train" else "",
+        all_frames={name: metrics.score_predictions(m, oof.classes, run.metric, samplers[0])
+                    for name, m in everywhere.items()},
+        frames_with_face={name: metrics.score_predictions(m, oof.classes, run.metric, samplers[1])
+                          for name, m in seen.items()},
+        paired=samplers[0].pairs(everywhere, run.metric), calibration=_calibration(run, rows, predicted))
 
 
-def _calibration(run: StackRun, rows: NDArray[np.bool_], names: Iterable[str]) -> dict[str, Any]:
+def _calibration(run: StackRun, rows: NDArray[np.bool_], names: Iterable[str]) -> Calibration:
     """Return the calibration error of each column, and the final one's reliability before and after its temperature."""
     label, final = run.oof.label[rows], run.final.name
-    found: dict[str, Any] = {"ece": {name: calibration.reliability(run.columns[name][rows], label)["ece"]
-                                     for name in names}}
-    if final in found["ece"]:
-        tempered = calibration.apply_by_fold(run.oof, run.columns[final], run.temperatures)[rows]
-        found["final"] = {"before": calibration.reliability(run.columns[final][rows], label),
-                          "after": calibration.reliability(tempered, label)}
-    return found
+    found = {name: calibration.reliability(run.columns[name][rows], label) for name in names}
+    if final not in found:
+        return Calibration(ece={name: one.ece for name, one in found.items()})
+    tempered = calibration.apply_by_fold(run.oof, run.columns[final], run.temperatures)[rows]
+    return Calibration(ece={name: one.ece for name, one in found.items()},
+                       final=TemperedReliability(before=found[final], after=calibration.reliability(tempered, label)))
 
 
 def _by_group(oof: OofLogits, rows: NDArray[np.bool_], predicted: NDArray[np.int16]) -> metrics.Counts:
@@ -153,13 +160,13 @@ def _by_group(oof: OofLogits, rows: NDArray[np.bool_], predicted: NDArray[np.int
     return metrics.confusions(oof.label[rows], predicted[rows], group, len(oof.classes), int(group.max(initial=-1)) + 1)
 
 
-def _importances(run: StackRun) -> list[tuple[str, float]]:
+def _importances(run: StackRun) -> tuple[tuple[str, float], ...]:
     """Return each used feature's fraction of the gain, the largest first, in the model of all folds."""
     if -1 not in run.nested.fold_models:
-        return []
+        return ()
     names = features.feature_columns(run.oof, run.config.causal).names
     named = zip(names, run.nested.fold_models[-1].trees.gains().tolist(), strict=True)
-    return [(name, round(gain, 6)) for name, gain in sorted(named, key=lambda pair: -pair[1]) if gain > 0]
+    return tuple((name, round(gain, 6)) for name, gain in sorted(named, key=lambda pair: -pair[1]) if gain > 0)
 
 
 # The table of scores for the terminal.
@@ -170,25 +177,25 @@ SHOWN = ("macro_f1", "accuracy", "abaw2")
 CLASS_WIDTH = 7
 
 
-def score_table(report: dict[str, Any]) -> RenderableType:
+def score_table(report: StackMetrics) -> RenderableType:
     """Return the metrics of a run as a rich table, at most 80 columns wide."""
-    final = report["final"]
+    final = report.final
     parts: list[RenderableType] = []
     for split, title in TITLES.items():
-        if report["splits"].get(split, {}).get("all_frames"):
-            title = report["splits"][split].get("title", title)  # `predict` sets its own title
-            parts += [_scores(report, split, title), _classes(report, split)]
-        elif split in report["splits"]:
-            parts.append(Text(f"{title}: {report['splits'][split]['predicted']}", "yellow"))
-    parts += [_gain(report, split, title) for split, title in TITLES.items()
-              if report["splits"].get(split, {}).get("paired")]
-    parts.append(Text.assemble(("final: ", "bold"), (final["column"], "bold green"), f"  ({final['why']})"))
-    parts += [Text(line, "yellow") for line in report["warnings"]]
-    parts += [Text(f"FLAG  {flag}", "bold red") for flag in report["flags"]]
-    parts.append(Text.assemble(("gaps: ", "bold"), report["config"]["missing_faces"], (
-        f"  (of {report['frames']:,} frames {report['frames_without_face']:,} have no face)", "dim")))
-    if report["notice"]:
-        parts.append(Text(report["notice"], "yellow"))
+        scores = report.splits.get(split)
+        if scores is not None and scores.all_frames:
+            parts += [_scores(report, scores, scores.title or title), _classes(report, scores)]
+        elif scores is not None:
+            parts.append(Text(f"{title}: {scores.predicted}", "yellow"))
+    parts += [_gain(report, report.splits[split], title) for split, title in TITLES.items()
+              if split in report.splits and report.splits[split].paired]
+    parts.append(Text.assemble(("final: ", "bold"), (final.column, "bold green"), f"  ({final.why})"))
+    parts += [Text(line, "yellow") for line in report.warnings]
+    parts += [Text(f"FLAG  {flag}", "bold red") for flag in report.flags]
+    parts.append(Text.assemble(("gaps: ", "bold"), report.config["missing_faces"], (
+        f"  (of {report.frames:,} frames {report.frames_without_face:,} have no face)", "dim")))
+    if report.notice:
+        parts.append(Text(report.notice, "yellow"))
     return Group(*parts)
 
 
@@ -199,70 +206,68 @@ def as_text(shown: RenderableType) -> str:
     return text.getvalue().rstrip()
 
 
-def _scores(report: dict[str, Any], split: str, title: str) -> Table:
+def _scores(report: StackMetrics, split: SplitMetrics, title: str) -> Table:
     """Return a table of the scores of every column on one split, with intervals."""
-    rows, seen = (report["splits"][split][name] for name in ("all_frames", "frames_with_face"))
-    any_ = next(iter(rows.values()))  # frames, groups and reason are the same for every column
-    note = any_["why_none"] and f"no intervals: {any_['why_none']}"
-    grid = Table(title=f"{title}: {any_['frames']:,} {report['level']}s of {any_['groups']} groups",
+    any_ = next(iter(split.all_frames.values()))  # frames, groups and reason are the same for every column
+    note = any_.why_none and f"no intervals: {any_.why_none}"
+    grid = Table(title=f"{title}: {any_.frames:,} {report.level}s of {any_.groups} groups",
                  box=box.SIMPLE_HEAD, title_justify="left", title_style="bold",
                  caption=note or "brackets: 95 % by bootstrap over groups", caption_justify="left",
                  padding=(0, 1, 0, 0), pad_edge=False)
     grid.add_column("")
-    last = metrics.METRICS["uar"].title if report["level"] == "clip" else "with face"
+    last = metrics.METRICS["uar"].title if report.level == "clip" else "with face"
     for heading in (*(metrics.METRICS[name].title for name in SHOWN), last):
         grid.add_column(heading, justify="right")
-    for name, scores in _ordered(report, rows):
-        style = "bold green" if name == report["final"]["column"] else ""
-        grid.add_row(name, *(_figure(scores, key) for key in SHOWN),
-                     f"{scores['uar'] if report['level'] == 'clip' else seen[name]['macro_f1']:.3f}", style=style)
+    for name, scores in _ordered(report, split.all_frames):
+        style = "bold green" if name == report.final.column else ""
+        value = scores.figures["uar"] if report.level == "clip" else split.frames_with_face[name].figures["macro_f1"]
+        grid.add_row(name, *(_figure(scores, key) for key in SHOWN), f"{value:.3f}", style=style)
     return grid
 
 
-def _ordered(report: dict[str, Any], rows: dict[str, Any]) -> list[tuple[str, Any]]:
+def _ordered(report: StackMetrics, rows: dict[str, Scores]) -> list[tuple[str, Scores]]:
     """Return (column, scores) in the columns' order, which a JSON file does not keep."""
-    return [(name, rows[name]) for name in report["order"] if name in rows]
+    return [(name, rows[name]) for name in report.order if name in rows]
 
 
-def _gain(report: dict[str, Any], split: str, title: str) -> Text:
+def _gain(report: StackMetrics, split: SplitMetrics, title: str) -> Text:
     """Return the gain of the final column over the best head and the plain mean, with paired intervals."""
-    predicted, final, metric = report["splits"][split], report["final"]["column"], report["metric"]
+    final = report.final.column
     # Against the best single head and the plain mean: a stack that beats neither is not worth its cost.
-    heads = [name for name, what in report["columns"].items() if what == "head"]
-    best = max(heads, key=lambda name: float(predicted["all_frames"][name]["official"]))
+    heads = [name for name, what in report.columns.items() if what == "head"]
+    best = max(heads, key=lambda name: split.all_frames[name].official)
     lines = []
     for other in dict.fromkeys([best, "mean"]):
-        pair = predicted["paired"].get(f"{final} - {other}")
+        pair = split.paired.get(f"{final} - {other}")
         if pair:
-            found = pair["official"]
-            title = predicted.get("title", title)
-            span = "[{:+.3f}, {:+.3f}]".format(*found["interval"]) if found["interval"] else "no interval"
-            lines.append(f"{title}: {final} - {other}  {found['difference']:+.3f} {metric} {span} paired")
+            found = pair.official
+            span = "[{:+.3f}, {:+.3f}]".format(*found.interval) if found.interval else "no interval"
+            lines.append(f"{split.title or title}: {final} - {other}  {found.difference:+.3f} {report.metric} {span} "
+                         "paired")
     return Text("\n".join(lines), "dim")
 
 
-def _figure(scores: dict[str, Any], key: str) -> Text:
+def _figure(scores: Scores, key: str) -> Text:
     """Return a figure and its interval."""
-    span = (scores["intervals"] or {}).get(key)
+    span = (scores.intervals or {}).get(key)
     around = Text(f" {_short(span[0])}-{_short(span[1])}", "dim") if span else Text()
-    return Text(f"{scores[key]:.3f}") + around
+    return Text(f"{scores.figures[key]:.3f}") + around
 
 
 def _short(value: float) -> str:
     return f"{value:.3f}".removeprefix("0")
 
 
-def _classes(report: dict[str, Any], split: str) -> Table:
+def _classes(report: StackMetrics, split: SplitMetrics) -> Table:
     """Return a table of the F1 and the number of frames of each class."""
-    rows = report["splits"][split]["all_frames"]
-    support = next(iter(rows.values()))["support"]
+    support = next(iter(split.all_frames.values())).support
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     grid.add_column("F1 by class")
-    for name in report["classes"]:
+    for name in report.classes:
         short = name if len(name) <= CLASS_WIDTH else name[:CLASS_WIDTH - 1] + "."
         grid.add_column(short, justify="right", no_wrap=True)
-    for column, scores in _ordered(report, rows):
-        style = "bold green" if column == report["final"]["column"] else ""
-        grid.add_row(column, *(f"{scores['f1'][name]:.3f}" for name in report["classes"]), style=style)
-    grid.add_row("frames", *(f"{support[name]}" for name in report["classes"]), style="dim")
+    for column, scores in _ordered(report, split.all_frames):
+        style = "bold green" if column == report.final.column else ""
+        grid.add_row(column, *(f"{scores.f1[name]:.3f}" for name in report.classes), style=style)
+    grid.add_row("frames", *(f"{support[name]}" for name in report.classes), style="dim")
     return grid

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from fercache.stacking.candidates import GapFiller
 from fercache.stacking.nested_cv import NestedResult, Probs
 from fercache.stacking.report import as_text
 from fercache.stacking.report import score_table as _table
+from fercache.stacking.run_metrics import FORMAT, StackMetrics, read_metrics, write_metrics
 from fercache.workspace import METRICS, Workspace
 
 if TYPE_CHECKING:
@@ -45,14 +47,14 @@ class StackInference:
     filler : how gaps are filled.
     """
 
-    metrics: dict[str, Any]
+    metrics: StackMetrics
     oof: OofLogits
     columns: dict[str, Probs]
     nested: NestedResult
     filler: GapFiller
 
     @classmethod
-    def of(cls, folder: Path, run_metrics: dict[str, Any], oof: OofLogits) -> StackInference:
+    def of(cls, folder: Path, run_metrics: StackMetrics, oof: OofLogits) -> StackInference:
         """Return the predictions of the run in `folder`, whose metrics are `run_metrics`.
 
         Raises
@@ -60,15 +62,15 @@ class StackInference:
         StoreError
             The run's models are absent or damaged, or another version wrote them.
         """
-        if run_metrics.get("version") != FORMAT:
-            raise StoreError(f"the run has format {run_metrics.get('version', 'unknown')}; this version reads {FORMAT}",
+        if run_metrics.version != FORMAT:
+            raise StoreError(f"the run has format {run_metrics.version}; this version reads {FORMAT}",
                              where=folder, hint="run `fercache stack` again")
-        causal, nested = bool(run_metrics["causal"]), NestedResult(fold_models={}, columns={})
-        oof = inputs.aggregate_clips(oof) if run_metrics["level"] == "clip" else oof
+        causal, nested = run_metrics.causal, NestedResult(fold_models={}, columns={})
+        oof = inputs.aggregate_clips(oof) if run_metrics.level == "clip" else oof
         oof = candidates.drop_lookahead_heads(oof) if causal else oof
-        if isinstance(run_metrics["fold_models"], list):
+        if isinstance(run_metrics.fold_models, tuple):
             nested = nested_cv.predict_new(oof, nested_cv.load_fold_model(folder), causal)
-        filler = GapFiller.of(oof, run_metrics["config"].get("missing_faces", "nearest"), causal=causal)
+        filler = GapFiller.of(oof, run_metrics.config["missing_faces"], causal=causal)
         columns = candidates.gather_candidates(oof, nested, filler)
         return cls(metrics=run_metrics, oof=oof, columns=columns, nested=nested, filler=filler)
 
@@ -79,14 +81,10 @@ class StackInference:
         -----
         At clip level every frame gets the prediction of its clip.
         """
-        tempered = calibration.apply_temperature(self.columns[nested_cv.final_column(self.metrics)],
-                                                 float(self.metrics["final"]["temperature"]))
+        tempered = calibration.apply_temperature(self.columns[self.metrics.final.column],
+                                                 self.metrics.final.temperature)
         ppm = candidates.to_ppm(self.filler.refill(tempered))
-        return ppm[inputs.rows_of_clips(whole, self.oof)] if self.metrics["level"] == "clip" else ppm
-
-
-FORMAT = 9
-"""Incremented whenever the code changes the output of a run, so that old cached runs are not reused."""
+        return ppm[inputs.rows_of_clips(whole, self.oof)] if self.metrics.level == "clip" else ppm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +101,7 @@ class StackResult:
 
     oof: OofLogits
     ppm: NDArray[np.int32]
-    report: dict[str, Any]
+    report: StackMetrics
     folder: Path
     cached: bool
     seconds: float
@@ -111,7 +109,7 @@ class StackResult:
     @property
     def final(self) -> str:
         """The name of the final column."""
-        return nested_cv.final_column(self.report)
+        return self.report.final.column
 
     @property
     def frame(self) -> DataFrame:
@@ -210,7 +208,7 @@ def _ready(oof: OofLogits, config: StackConfig) -> OofLogits:
 
 
 def _compute(oof: OofLogits, config: StackConfig, run_folder: Path,
-             fingerprint_: str) -> tuple[NDArray[np.int32], dict[str, Any]]:
+             fingerprint_: str) -> tuple[NDArray[np.int32], StackMetrics]:
     """Return the final predictions in parts per million and the metrics, and store them."""
     nested = nested_cv.run_nested_cv(oof, config)
     filler = candidates.GapFiller.of(oof, config.missing_faces, causal=config.causal)
@@ -223,7 +221,7 @@ def _compute(oof: OofLogits, config: StackConfig, run_folder: Path,
     ppm = candidates.to_ppm(filler.refill(tempered))
     run = report.StackRun(oof=oof, config=config, nested=nested, columns=by_candidate, final=final,
                             temperatures=temperatures, rejected=rejected)
-    record = {**report.build_report(run), "version": FORMAT, "fingerprint": fingerprint_}
+    record = report.build_report(run, fingerprint_)
     nested_cv.save_stack(run_folder, ppm, nested.fold_models, record)
     return ppm, record
 
@@ -238,7 +236,7 @@ def write_stack(result: StackResult, out: Path) -> list[Path]:
     """
     metrics_file = io.metrics_path(out)
     io.write_predictions(result.oof, result.ppm, out)
-    atomic_io.write_json(metrics_file, result.report)
+    write_metrics(metrics_file, result.report)
     return [out, metrics_file]
 
 
@@ -255,7 +253,7 @@ def predict_new(folder: Path, oof: OofLogits) -> NDArray[np.int32]:
     StoreError
         The run's models are absent or damaged.
     """
-    run_metrics = atomic_io.read_json(folder / METRICS)
+    run_metrics = read_metrics(folder / METRICS)
     return StackInference.of(folder, run_metrics, oof).probs_ppm(oof)
 
 
@@ -276,24 +274,21 @@ def evaluate(folder: Path, oof: OofLogits, config: StackConfig) -> StackResult:
     The learned columns come from the model of all folds; a run on too few groups has none.
     """
     started = time.monotonic()
-    run_metrics = atomic_io.read_json(folder / METRICS)
-    final = candidates.FinalCandidate(name=nested_cv.final_column(run_metrics),
-                             why=f"as in the run {folder.name}: {run_metrics['final']['why']}")
+    run_metrics = read_metrics(folder / METRICS)
+    final = candidates.FinalCandidate(name=run_metrics.final.column,
+                                      why=f"as in the run {folder.name}: {run_metrics.final.why}")
     inference = StackInference.of(folder, run_metrics, oof)
     ready = inference.oof
-    temperature = float(run_metrics["final"]["temperature"])
     run = report.StackRun(oof=ready, config=_as_trained(run_metrics, config), nested=inference.nested,
                        columns=inference.columns, final=final,
-                       temperatures=dict.fromkeys([*range(int(ready.fold.max(initial=-1)) + 1), -1], temperature),
-                       rejected=run_metrics["rejected"])
-    record = {**report.build_report(run), "version": FORMAT, "fingerprint": run_metrics["fingerprint"]}
-    return StackResult(oof=oof, ppm=inference.probs_ppm(oof), report=record, folder=folder, cached=False,
-                       seconds=time.monotonic() - started)
+                       temperatures=dict.fromkeys([*range(int(ready.fold.max(initial=-1)) + 1), -1],
+                                                  run_metrics.final.temperature),
+                       rejected=run_metrics.rejected)
+    return StackResult(oof=oof, ppm=inference.probs_ppm(oof), folder=folder, cached=False,
+                       report=report.build_report(run, run_metrics.fingerprint), seconds=time.monotonic() - started)
 
 
-def _as_trained(run_metrics: dict[str, Any], config: StackConfig) -> StackConfig:
+def _as_trained(run_metrics: StackMetrics, config: StackConfig) -> StackConfig:
     """Return the run's configuration with the bootstrap of `config`, and without refit: no model saw the new trials."""
-    field_names = {entry.name for entry in fields(StackConfig)}
-    chosen: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in run_metrics["config"].items()
-                              if name in field_names}
-    return replace(StackConfig(**chosen), bootstrap=config.bootstrap, seed=config.seed, refit="none")
+    return replace(msgspec.convert(run_metrics.config, StackConfig), bootstrap=config.bootstrap, seed=config.seed,
+                   refit="none")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -22,6 +21,7 @@ from fercache.store.clip import Clip
 from fercache.store.layout import FRAME_TABLE
 from fercache.store.local import FileStamp, LocalStoreFiles, StoreFiles, StoreSize
 from fercache.store.manifest import MAX_METADATA_BYTES, ClipManifest, parse_json
+from fercache.workspace import CurrentStore
 
 if TYPE_CHECKING:
     from fercache.store.embedding_store import EmbeddingStore
@@ -335,24 +335,25 @@ def files_at(place: str | Location) -> StoreFiles:
     return files
 
 
-def read_json(place: Location) -> Any:
-    """Return the JSON value at a path or URL, None if it is absent.
+def read_pointer(place: Location) -> Location | None:
+    """Return the store that the pointer at a path or URL names; None without a pointer.
 
     Raises
     ------
     InputError
-        It is not JSON.
+        The pointer is damaged.
     """
     data = files_at(place.parent).get(place.name)
     try:
-        return None if data is None else parse_json(data)
+        value = None if data is None else parse_json(data)
     except (ValueError, RecursionError) as error:
         raise InputError(f"not readable as JSON ({error})", where=place, hint="remove it and run again") from error
+    return None if data is None else place.parent / atomic_io.convert_record(value, CurrentStore, place).store
 
 
-def write_json(place: Location, value: Any) -> None:
-    """Write `value` to a path or URL as JSON, completely or not at all."""
-    files_at(place.parent).replace(place.name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+def write_pointer(place: Location, store: Location) -> None:
+    """Make the pointer at a path or URL name a store beside it, completely or not at all."""
+    files_at(place.parent).replace(place.name, atomic_io.json_bytes(CurrentStore(store.name)))
 
 
 def _connect(root: Url) -> Any:

@@ -4,64 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
-
-from fercache.backbones.taps import TapSlice
 from fercache.errors import InputError, StoreError
-from fercache.heads.registry import FRAME, STARTER_FOLDER, HeadSettings
+from fercache.heads.registry import FRAME, STARTER_FOLDER
+from fercache.oof import HeadRecord
 from fercache.runtime import atomic_io
 
 if TYPE_CHECKING:
     from fercache.heads.base import Head
 
-VERSION = 1
-"""Of `HeadRecord` on disk."""
 RETRAIN_HINT = "run `fercache train-heads` again: finished heads are kept, missing ones are trained"
-
-
-class RequestedHeads(msgspec.Struct, frozen=True, kw_only=True):
-    """The training run that a head belongs to."""
-
-    heads: tuple[str, ...]  # those that the recipe names
-    needs: tuple[str, ...]  # the same, and the frame head where temporal heads read its output
-    folds: int
-    ensemble: int  # members per fold
-
-
-class StarterInit(msgspec.Struct, frozen=True, kw_only=True):
-    """The starter heads that a frame head began with."""
-
-    digest: str  # of their weights
-    data: str  # what they were trained on, from their card
-    classes: tuple[str, ...]  # classes that are theirs too; the others begin anew
-    shared: str  # why the pictures of this data set may be among the starter's, "" if nothing is known of that
-
-
-class HeadRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The JSON beside a head's weights."""
-
-    head: str
-    fold: int
-    member: int
-    seed: int
-    requested: RequestedHeads
-    classes: tuple[str, ...]
-    settings: HeadSettings
-    taps: tuple[TapSlice, ...]  # those that were loaded
-    input_taps: tuple[TapSlice, ...]  # those that the head itself reads (for some heads the frame head's output)
-    normalize: str  # how features are read
-    frame_s: float  # median seconds between frames
-    train_groups: tuple[str, ...]
-    val_groups: tuple[str, ...]  # groups of the trials that chose the epoch
-    store: dict[str, Any]  # settings of the embedding store
-    store_digest: str  # digest of its content
-    epoch: int  # the epoch of the weights
-    val_macro_f1: float | None  # its macro F1 on the validation trials, None without any
-    # Unset, and not written, for random initial weights.
-    init: StarterInit | msgspec.UnsetType = msgspec.UNSET
-    version: int = VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +46,7 @@ def save_checkpoint(head: Head, record: HeadRecord, path: Path) -> None:
     with atomic_io.replacing(path.with_suffix(".safetensors")) as temporary:
         save_file({n: v.detach().cpu().contiguous() for n, v in head.state_dict().items()}, temporary)
     # The JSON is last: a kill between the two leaves weights that the next run trains again.
-    atomic_io.write_json(path, msgspec.to_builtins(record))
+    atomic_io.write_json(path, record)
 
 
 def load_record(path: Path) -> HeadRecord:
@@ -104,14 +57,10 @@ def load_record(path: Path) -> HeadRecord:
     StoreError
         It is damaged, or another version of fercache wrote it.
     """
-    content = atomic_io.read_json(path)
-    version = content.get("version") if isinstance(content, dict) else None
     try:
-        if version != VERSION:
-            raise msgspec.ValidationError(f"version {version!r}, this fercache reads {VERSION}")
-        return msgspec.convert(content, HeadRecord)
-    except msgspec.ValidationError as error:
-        raise StoreError(f"not a readable head record ({error})", where=path,
+        return atomic_io.read_record(path, HeadRecord)
+    except InputError as error:
+        raise StoreError(f"not a readable head record: {error.what}", where=path,
                          hint=f"remove the folder {path.parent} and the logits of the same name, and {RETRAIN_HINT}"
                          ) from error
 

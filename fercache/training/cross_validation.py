@@ -22,13 +22,13 @@ from fercache.data.labels import canonical_class_name
 from fercache.errors import InputError
 from fercache.heads.base import build_head
 from fercache.heads.registry import FRAME, HEADS, HeadSettings, with_shape_of
-from fercache.oof import MIN_GROUPS_TO_CHOOSE, assign_folds, inner_groups
+from fercache.oof import MIN_GROUPS_TO_CHOOSE, HeadRecord, RequestedHeads, StarterInit, assign_folds, inner_groups
 from fercache.runtime.devices import resolve_device, set_torch_threads
 from fercache.runtime.fork_pool import ForkPool, ReportProgress
 from fercache.runtime.progress import ProgressBar, format_duration, progress_bar
 from fercache.store.multi_store import ReadableStore
 from fercache.training import checkpoints, inference
-from fercache.training.checkpoints import HeadRecord, RequestedHeads, RunKey, StarterInit
+from fercache.training.checkpoints import RunKey
 from fercache.training.data import FrameDataset, load_features
 from fercache.training.fit import FitTask, estimate_s, fit
 from fercache.training.inference import mean_log_probs
@@ -44,7 +44,7 @@ UNSET = {"loss": "", "label_smoothing": -1, "epochs": 0, "patience": -1, "width"
 STARTER_LR = 1e-4
 """Peak of the learning rate of a frame head that begins with starter weights: a tenth of the usual one."""
 FINETUNE_MIN_GROUPS = 5
-"""With fewer training groups, the starter's weights are used as they are."""
+"""With fewer training groups, the starter's weights are used as they are, unless a class is missing there."""
 UNSET_TEMPORAL = {"window_s": 0, "step_s": -1, "time_mask_s": -1}
 """The same for keys that apply to heads with windows only."""
 
@@ -184,7 +184,8 @@ class CrossValidatedTraining:
         self.settings: dict[str, HeadSettings] = {
             head: settings_for(head, config, self.device, oof_input=oof_input, few_groups=self.splits.epochs_fixed,
                                starter=starter if head == FRAME else None) for head in {*config.heads, FRAME}}
-        if init is not None and not config.epochs and len({*self.splits.groups} - {""}) < FINETUNE_MIN_GROUPS:
+        few = len({*self.splits.groups} - {""}) < FINETUNE_MIN_GROUPS
+        if init is not None and few and not config.epochs and init.classes == dataset.classes:
             self.settings[FRAME] = replace(self.settings[FRAME], epochs=0)
         self._check_finetune_tap()
         first = [head for head in config.heads if not self.settings[head].temporal_input]

@@ -16,9 +16,10 @@ from fercache.data.base import Trial
 from fercache.errors import InputError
 from fercache.heads.base import Head
 from fercache.heads.registry import FRAME, HeadSettings
+from fercache.oof import HeadRecord
 from fercache.store.multi_store import ReadableStore
 from fercache.training import checkpoints
-from fercache.training.checkpoints import HeadRecord, RunKey, TrainedHead
+from fercache.training.checkpoints import RunKey, TrainedHead
 from fercache.training.data import FrameDataset, WindowSampler, load_features
 
 # Temporal heads read out-of-fold log-probabilities of the frame head. A net is overconfident on frames that it was

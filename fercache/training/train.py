@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from fercache.config import TrainConfig, fingerprint_of
@@ -19,12 +18,11 @@ from fercache.data.photos import fer2013_pictures
 from fercache.errors import InputError
 from fercache.heads.registry import FRAME, HEADS, TEMPORAL_HEADS
 from fercache.media.source import whole_hash
-from fercache.oof import OofLogits
+from fercache.oof import HeadRecord, OofLogits, Provenance, StarterInit
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.multi_store import ReadableStore, join_stores
 from fercache.training import checkpoints
-from fercache.training.checkpoints import HeadRecord, StarterInit
 from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -180,11 +178,11 @@ def starter_init(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore
         return None
     files = checkpoints.starter_files(config.init_from)
     starter, folder = checkpoints.load_record(files[0]), files[0].parent
-    shared = fer2013_pictures(dataset)
     problem = _starter_problem(starter, dataset, store, config)
     if problem and config.init == "starter":
         raise InputError(f"the frame head cannot begin with the starter: {problem}", where=dataset.name,
                          hint="use --init scratch, or another starter with --init-from")
+    shared = fer2013_pictures(dataset)
     if problem or (config.init == "auto" and (shared or config.width not in {0, starter.settings.width})):
         return None
     card = folder / "card.json"
@@ -202,6 +200,7 @@ def _starter_problem(starter: HeadRecord, dataset: Dataset, store: ReadableStore
     problems = (
         (not reads_frame, "no head of the recipe is the frame head or reads its predictions"),
         (dataset.layout == "fer2013", "starter heads are trained on FER2013's photos, so scores would be too high"),
+        (starter.store_digest == store.digest(), "it was trained on clips of the same store: their scores would leak"),
         (config.finetune_tap, "finetune_tap replaces the net that the starter has"),
         (shapes != {tap: store.taps.get(tap) for tap in config.taps},
          f"it reads the taps {', '.join(shapes)}, and the recipe names {', '.join(config.taps)}"),
@@ -245,7 +244,7 @@ def _train(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, conf
               heads=config.heads, trials=tuple(t.name for t in trials), group=tuple(t.group for t in trials),
               split=tuple(t.split for t in trials), fold=training.splits.fold, offsets=features.offsets,
               index=features.index, time_s=features.time_s, valid=features.valid, label=features.label,
-              logits=logits, provenance={"settings": settings, "store": store.path.name,
-                                         "heads": msgspec.to_builtins(training.records)},
-              fingerprint=fingerprint_of(settings), epochs_fixed=training.splits.epochs_fixed).save(logits_file)
+              logits=logits, fingerprint=fingerprint_of(settings), epochs_fixed=training.splits.epochs_fixed,
+              provenance=Provenance(settings=settings, store=store.path.name,
+                                    heads=tuple(training.records))).save(logits_file)
     return training.trained

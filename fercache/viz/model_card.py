@@ -13,6 +13,7 @@ from fercache.backbones import weights
 from fercache.errors import InputError
 from fercache.results import io
 from fercache.stacking import inputs
+from fercache.stacking.run_metrics import SplitMetrics, StackMetrics
 from fercache.viz import run_info
 from fercache.viz.run_info import STAGES, RunInfo
 from fercache.workspace import Workspace
@@ -32,79 +33,76 @@ def write_card(preds: Path, cache: Path) -> str:
         There are no metrics beside the predictions.
     """
     run = run_info.gather_run_info(preds, cache)
-    if not run.metrics:
+    if run.metrics is None:
         raise InputError("the metrics of the predictions are missing", where=io.metrics_path(preds),
                          hint="run `fercache stack --out preds.csv`, and name that file with --preds")
     # `predict` writes this key; its metrics record no training, which is what a card describes.
-    if "predict" in run.metrics:
+    if run.metrics.predict is not None:
         raise InputError("these are predictions of new clips, not of the training data", where=preds,
                          hint="name the predictions of `fercache stack` on the training data with --preds")
     parts = (_head, _data, _method, _scores, _classes, _limits, _terms, _cost, _fingerprints)
-    return "\n\n".join("\n".join(part(run, cache)) for part in parts) + "\n"
+    return "\n\n".join("\n".join(part(run, run.metrics, cache)) for part in parts) + "\n"
 
 
-def _head(run: RunInfo, cache: Path) -> Iterator[str]:
-    recorded = run.metrics
-    yield f"# Model card: facial expression, trained on {_text(recorded['dataset'])}\n"
+def _head(run: RunInfo, recorded: StackMetrics, cache: Path) -> Iterator[str]:
+    yield f"# Model card: facial expression, trained on {_text(recorded.dataset)}\n"
     yield (f"Predicts one of {len(run.classes)} expressions for every frame of a clip of one person: "
-           f"{', '.join(map(_text, run.classes))}. Trained with fercache {_text(recorded.get('fercache', '?'))}; "
+           f"{', '.join(map(_text, run.classes))}. Trained with fercache {_text(recorded.fercache)}; "
            f"card written by fercache {__version__} from the records of the runs.")
-    if recorded.get("notice"):
-        yield f"\n**Note on the data:** {_text(recorded['notice'])}."
+    if recorded.notice:
+        yield f"\n**Note on the data:** {_text(recorded.notice)}."
 
 
-def _data(run: RunInfo, cache: Path) -> Iterator[str]:
-    recorded = run.metrics
+def _data(run: RunInfo, recorded: StackMetrics, cache: Path) -> Iterator[str]:
     yield "## Data\n"
-    yield f"- Data set: {_text(recorded['dataset'])}; {recorded['trials']:,} clips, {recorded['frames']:,} frames."
+    yield f"- Data set: {_text(recorded.dataset)}; {recorded.trials:,} clips, {recorded.frames:,} frames."
     for split, scores in _scored(run):
-        one = scores["all_frames"][run.final]
-        seen = scores["frames_with_face"][run.final]["frames"]
-        yield (f"- {split.capitalize()}: {one['frames']:,} annotated frames of {one['groups']:,} groups, a face in "
-               f"{seen:,} of them. Predicted {scores['predicted']}.")
-    yield f"- Frames without a face: {_text(recorded.get('gap_policy', 'not recorded'))}."
+        one = scores.all_frames[run.final]
+        seen = scores.frames_with_face[run.final].frames
+        yield (f"- {split.capitalize()}: {one.frames:,} annotated frames of {one.groups:,} groups, a face in "
+               f"{seen:,} of them. Predicted {scores.predicted}.")
+    yield f"- Frames without a face: {_text(recorded.gap_policy)}."
 
 
-def _scored(run: RunInfo) -> list[tuple[str, dict[str, Any]]]:
+def _scored(run: RunInfo) -> list[tuple[str, SplitMetrics]]:
     """Return the splits on which the final column has a score (a split that it was trained on has none)."""
-    return [(split, scores) for split, scores in run.splits.items() if run.final in scores["all_frames"]]
+    return [(split, scores) for split, scores in run.splits.items() if run.final in scores.all_frames]
 
 
-def _method(run: RunInfo, cache: Path) -> Iterator[str]:
-    recorded = run.metrics
-    heads = [head for head in recorded["logits"]["provenance"].get("heads", []) if isinstance(head, dict)]
-    folds = {head.get("fold") for head in heads} - {None, -1}
+def _method(run: RunInfo, recorded: StackMetrics, cache: Path) -> Iterator[str]:
+    heads = recorded.logits.provenance.records
+    folds = {head.fold for head in heads} - {-1}
     settings = run.store.settings if run.store is not None else {}
     yield "## Method\n"
     yield (f"- Features: backbone {_text(settings.get('backbone', 'not in this cache'))}, "
            f"taps {_text(', '.join(settings.get('taps', [])) or 'not in this cache')}, "
            f"faces by {_text(settings.get('faces', 'not in this cache'))}; the CNN is frozen.")
-    names = ", ".join(dict.fromkeys(str(head["head"]) for head in heads))
+    names = ", ".join(dict.fromkeys(head.head for head in heads))
     yield (f"- Heads: {_text(names)}; {len(folds)} folds of whole groups: no frame is predicted by a model that saw "
            "its group.")
-    yield f"- Final column: {_text(run.final)} ({_text(recorded['columns'].get(run.final, ''))}). " \
-          f"Why: {_text(recorded['final']['why'])}."
+    yield f"- Final column: {_text(run.final)} ({_text(recorded.columns.get(run.final, ''))}). " \
+          f"Why: {_text(recorded.final.why)}."
 
 
-def _scores(run: RunInfo, cache: Path) -> Iterator[str]:
+def _scores(run: RunInfo, recorded: StackMetrics, cache: Path) -> Iterator[str]:
     yield "## Scores"
     for split, scores in _scored(run):
-        one = scores["all_frames"][run.final]
+        one = scores.all_frames[run.final]
         yield f"\n{split.capitalize()}, every annotated frame, column {_text(run.final)}:\n"
-        rows = [(metrics.METRICS[name].title, f"{one[name]:.4f}", _span((one["intervals"] or {}).get(name)))
+        rows = [(metrics.METRICS[name].title, f"{one.figures[name]:.4f}", _span((one.intervals or {}).get(name)))
                 for name in metrics.DISTINCT]
         yield from _table(("figure", "value", "95 % interval"), rows)
-        if one.get("why_none"):
-            yield f"\nNo interval: {_text(one['why_none'])}."
+        if one.why_none:
+            yield f"\nNo interval: {_text(one.why_none)}."
 
 
-def _classes(run: RunInfo, cache: Path) -> Iterator[str]:
+def _classes(run: RunInfo, recorded: StackMetrics, cache: Path) -> Iterator[str]:
     yield "## Scores by class"
     spans = spans_by_class(run)
     for split, scores in _scored(run):
-        one = scores["all_frames"][run.final]
+        one = scores.all_frames[run.final]
         yield f"\n{split.capitalize()}; intervals by bootstrap over groups, as above:\n"
-        rows = [(name, f"{one['f1'][name]:.4f}", _span(spans.get(split, {}).get(name)), f"{one['support'][name]:,}")
+        rows = [(name, f"{one.f1[name]:.4f}", _span(spans.get(split, {}).get(name)), f"{one.support[name]:,}")
                 for name in run.classes]
         yield from _table(("class", "F1", "95 % interval", "annotated frames"), rows)
     if run.oof is None:
@@ -113,7 +111,7 @@ def _classes(run: RunInfo, cache: Path) -> Iterator[str]:
 
 def spans_by_class(run: RunInfo) -> dict[str, dict[str, tuple[float, float]]]:
     """Return split -> class -> 95 % interval of its F1, by the bootstrap over groups that the other intervals have."""
-    config, found = run.metrics.get("config", {}), {}
+    config, found = run.metrics.config if run.metrics else {}, {}
     for split, matrices in _by_group(run).items():
         sampler = metrics.Resampler(len(matrices), int(config.get("bootstrap", 0)), int(config.get("seed", 0)))
         if not sampler.why_none:
@@ -139,24 +137,24 @@ def _by_group(run: RunInfo) -> dict[str, metrics.Counts]:
     return {split: np.stack([groups[group] for group in sorted(groups)]) for split, groups in counts.items()}
 
 
-def _limits(run: RunInfo, cache: Path) -> Iterator[str]:
+def _limits(run: RunInfo, recorded: StackMetrics, cache: Path) -> Iterator[str]:
     yield "## Limits\n"
     for split, scores in _scored(run):
-        one = scores["all_frames"][run.final]
-        empty = [name for name in run.classes if not one["support"][name]]
+        one = scores.all_frames[run.final]
+        empty = [name for name in run.classes if not one.support[name]]
         if empty:
             yield f"- {split.capitalize()} has no annotated frame of {_text(', '.join(empty))}: its score is unknown."
-        if one["groups"] < metrics.MIN_GROUPS_FOR_INTERVAL:
-            yield f"- {split.capitalize()} has {one['groups']} groups only: too few to compare methods."
+        if one.groups < metrics.MIN_GROUPS_FOR_INTERVAL:
+            yield f"- {split.capitalize()} has {one.groups} groups only: too few to compare methods."
     yield "- One person per clip is tracked. A frame without a face gets the prediction of a neighboring frame."
     yield "- It predicts how annotators would label the expression of a face, not what a person feels."
     yield "- Its accuracy on people, cameras, ages or skin tones other than those in the data was not measured."
 
 
-def _terms(run: RunInfo, cache: Path) -> Iterator[str]:
+def _terms(run: RunInfo, recorded: StackMetrics, cache: Path) -> Iterator[str]:
     backbone = str(run.store.settings.get("backbone", "")) if run.store is not None else ""
     known = {row.name: row.terms for row in weights.list_weights(Workspace(cache).weights)}
-    name = str(run.metrics["dataset"])
+    name = recorded.dataset
     terms = next((text for kind, text in TERMS.items() if name == kind or name.startswith(kind + "-")), UNKNOWN_SET)
     yield "## Terms\n"
     yield f"- Weights of the CNN ({_text(backbone or 'unknown')}): {_text(known.get(backbone, UNKNOWN_WEIGHTS))}."
@@ -165,7 +163,7 @@ def _terms(run: RunInfo, cache: Path) -> Iterator[str]:
     yield "- Embeddings and pictures of faces are personal data."
 
 
-def _cost(run: RunInfo, cache: Path) -> Iterator[str]:
+def _cost(run: RunInfo, recorded: StackMetrics, cache: Path) -> Iterator[str]:
     yield "## Time and energy\n"
     # A stage without a record gets no row: "0 s" would be wrong.
     rows = [(stage, int(took["runs"]), f"{took['seconds']:,.1f} s")
@@ -174,11 +172,11 @@ def _cost(run: RunInfo, cache: Path) -> Iterator[str]:
     yield "\nEnergy: not measured."
 
 
-def _fingerprints(run: RunInfo, cache: Path) -> Iterator[str]:
+def _fingerprints(run: RunInfo, recorded: StackMetrics, cache: Path) -> Iterator[str]:
     yield "## Fingerprints\n"
     yield f"- Features: `{run.store.fingerprint if run.store is not None else 'not in this cache'}`"
-    yield f"- Logits: `{run.metrics['logits']['fingerprint']}`"
-    yield f"- Stack: `{run.metrics.get('fingerprint', 'not recorded')}`"
+    yield f"- Logits: `{recorded.logits.fingerprint}`"
+    yield f"- Stack: `{recorded.fingerprint}`"
 
 
 def _span(span: Sequence[float] | None) -> str:

@@ -11,9 +11,11 @@ from typing import Any
 from fercache import run_log
 from fercache.errors import FercacheError, InputError
 from fercache.extraction import thumbnails
+from fercache.oof import Provenance
 from fercache.results import io
 from fercache.runtime import atomic_io
 from fercache.stacking import inputs
+from fercache.stacking.run_metrics import SplitMetrics, StackMetrics, read_metrics
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.workspace import FAILURES_OF_ANY_PART, Workspace
 
@@ -26,7 +28,7 @@ class RunInfo:
 
     Attributes
     ----------
-    metrics : ``preds.metrics.json``; empty if there is no such file.
+    metrics : ``preds.metrics.json``; None if there is no such file.
     store, oof : the features and the logits file behind the predictions; None if they are not in this cache.
     imported : files of the imported logits that the stack merged with those at `oof`.
     durations : stage -> seconds, frames and runs behind its result.
@@ -36,7 +38,7 @@ class RunInfo:
 
     preds: Path
     cache: Path
-    metrics: dict[str, Any]
+    metrics: StackMetrics | None
     store: EmbeddingStore | None
     oof: Path | None
     imported: tuple[Path, ...] = ()
@@ -48,17 +50,17 @@ class RunInfo:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in order."""
-        return tuple(self.metrics.get("classes", ()))
+        return self.metrics.classes if self.metrics else ()
 
     @property
     def final(self) -> str:
         """Name of the column that the predictions are from."""
-        return str(self.metrics.get("final", {}).get("column", ""))
+        return self.metrics.final.column if self.metrics else ""
 
     @property
-    def splits(self) -> dict[str, Any]:
+    def splits(self) -> dict[str, SplitMetrics]:
         """The scores by split."""
-        return dict(self.metrics.get("splits", {}))
+        return self.metrics.splits if self.metrics else {}
 
     @property
     def faces_stored(self) -> bool:
@@ -80,25 +82,22 @@ def gather_run_info(preds: Path, cache: Path, check: Path | None = None, ablatio
         A named file is missing or unreadable.
     """
     path = io.metrics_path(preds)
-    metrics = atomic_io.read_json(path) if path.is_file() else {}
-    if not isinstance(metrics, dict):
-        raise InputError("this is no metrics file of fercache", where=path, hint="run `fercache stack` again")
-    dataset, logits = str(metrics.get("dataset", "")), metrics.get("logits", {})
-    store, store_path = None, Workspace(cache).features(dataset) / str(logits.get("provenance", {}).get("store", ""))
+    metrics = read_metrics(path) if path.is_file() else None
+    dataset = metrics.dataset if metrics else ""
+    fingerprint, provenance = (metrics.logits.fingerprint, metrics.logits.provenance) if metrics else ("", Provenance())
+    store, store_path = None, Workspace(cache).features(dataset) / provenance.store
     # A damaged store must not stop the report of the rest.
     with suppress(FercacheError):
         store = EmbeddingStore.open(store_path) if store_path.suffix == ".zarr" and store_path.is_dir() else None
-    fingerprint, provenance = str(logits.get("fingerprint", "")), logits.get("provenance", {})
     oof, imported = Workspace(cache).logits_file(dataset, fingerprint), list[Path]()
-    if fingerprint and not oof.is_file():
+    if metrics and not oof.is_file():
         # The fingerprint depends on the order of merging, which is that of --logits. A run on imported logits alone
         # merged all of them, sorted.
-        names = metrics.get("config", {}).get("logits") or sorted(
-            key.removeprefix(inputs.IMPORTED) for key in provenance if key.startswith(inputs.IMPORTED))
-        merged = [name for name in names if f"{inputs.IMPORTED}{name}" in provenance]
+        names = metrics.config.get("logits") or sorted(provenance.merged)
+        merged = [name for name in names if name in provenance.merged]
         oof, *imported = inputs.find_logits_files(cache, dataset, fingerprint, merged) or (oof,)
     results = {"extract": store.path.name if store else "", "train-heads": oof.name,
-            "stack": str(metrics.get("fingerprint", ""))[:12]}
+               "stack": metrics.fingerprint[:12] if metrics else ""}
     runs = run_log.recorded_runs(cache, dataset) if dataset else []
     failures: dict[str, str] = {}
     # One file for a whole run, or one for each part of it.

@@ -184,9 +184,9 @@ def main() -> None:
     print(f"{trials} trials of about {frames} frames; scored: {found.groups} held-out groups, {found.frames} frames")
     print(f"face found: each frame looked at {found.found[0]:.3f}, every {args.detect_every}th {found.found[1]:.3f}; "
           f"mean IoU {found.overlap:.3f}; same prediction in {found.alike:.3f} of the frames")
-    ends = found.paired["interval"]
+    ends = found.paired.interval
     print(f"macro F1: exact boxes {found.scores[0]:.4f}, fast boxes {found.scores[1]:.4f}; fast - exact "
-          f"{found.paired['difference']:+.4f} " + (f"[{ends[0]:+.4f}, {ends[1]:+.4f}]" if ends else ""))
+          f"{found.paired.difference:+.4f} " + (f"[{ends[0]:+.4f}, {ends[1]:+.4f}]" if ends else ""))
     if not args.small and found.scores[0] - found.scores[1] > LOSS:
         sys.exit(f"more than {LOSS} macro F1 is lost")
 

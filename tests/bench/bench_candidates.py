@@ -7,7 +7,8 @@ TRAINED.h5 holds logits with folds, as `fercache train-heads` and `fercache logi
 learn from the rows of its folds. New groups are the rows of the split `validation` of TRAINED.h5 and of each NEW.h5:
 the logits of further data sets by the same heads, which `fercache predict` writes into the cache. Each set is scored
 alone, then all together. Version 0.1 comes from git and runs in a process of its own; its candidates that this checkout
-does not have are left out. `out of fold` compares the rows that both learned from.
+does not have are left out. "same bytes" means that all probabilities are equal. `out of fold` compares the rows that
+both learned from. Without TRAINED.h5 the logits are simulated, which shows that the comparison works, nothing else.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from books import simulate
 from safety_net import RENAMED, ROOT, VERSION_0_1, old_name, unpack
 
 from fercache import metrics
@@ -54,9 +56,9 @@ logits = _ready(Logits.load(Path(source)), config)
 rows = np.diff(logits.offsets)
 np.savez(out, **{"row:label": logits.label, "row:group": np.repeat(np.array(logits.group), rows),
                  "row:fold": np.repeat(logits.fold, rows)},
-         **{name: probs.argmax(1) for name, probs in gather(logits, run(logits, config)).items()})
+         **gather(logits, run(logits, config)))
 """
-"""Saves the class that each candidate predicts for each row, rows of no fold by the model of all folds."""
+"""Saves the probabilities of each candidate for each row; rows of no fold are predicted by the model of all folds."""
 
 
 def join(trained: OofLogits, new: Sequence[OofLogits]) -> OofLogits:
@@ -95,14 +97,15 @@ def predictions(code: Path, imports: str, source: Path, options: argparse.Namesp
 def main() -> None:
     """Print a table for each set, for all of them together, and for the rows that were learned from."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("trained", type=Path, help="logits with folds")
+    parser.add_argument("trained", type=Path, nargs="?", help="logits with folds")
     parser.add_argument("new", type=Path, nargs="*", help="logits of other sets by the same heads")
     parser.add_argument("--level", choices=("frame", "clip"), default="frame")
     parser.add_argument("--metric", choices=sorted(metrics.METRICS), default="macro_f1")
     parser.add_argument("--ref", default=VERSION_0_1, help="the version to compare with [default: %(default)s]")
     parser.add_argument("--draws", type=int, default=2000, help="bootstrap samples of groups [default: %(default)s]")
     options = parser.parse_args()
-    sets = [OofLogits.load(path) for path in (options.trained, *options.new)]
+    sets = [OofLogits.load(options.trained) if options.trained else simulate(groups=20, validation=10)]
+    sets += [OofLogits.load(path) for path in options.new]
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder).resolve() / "logits.h5"
         join(sets[0], sets[1:]).save(source)
@@ -124,12 +127,14 @@ def main() -> None:
               "| --- | --- | --- | --- |")
         sampler = metrics.Resampler(groups, options.draws, 0)
         for name in new:
-            theirs, ours = (metrics.confusions(rows["label"][scored], predicted[scored], group, n_classes, groups)
-                            for predicted in (old[old_of[name]], new[name]))
+            theirs, ours = (metrics.confusions(rows["label"][scored], probs[scored].argmax(1), group, n_classes, groups)
+                            for probs in (old[old_of[name]], new[name]))
             gain = sampler.difference(ours, theirs, figure)
-            low, high = gain["interval"] or (np.nan, np.nan)
-            print(f"| `{name}` | {figure(theirs.sum(0)):.4f} | {figure(ours.sum(0)):.4f} "
-                  f"| {gain['difference']:+.4f} [{low:+.4f}, {high:+.4f}] |")
+            low, high = gain.interval or (np.nan, np.nan)
+            difference = f"{gain.difference:+.4f} [{low:+.4f}, {high:+.4f}]"
+            if np.array_equal(old[old_of[name]][inside], new[name][inside]):
+                difference = "same bytes"
+            print(f"| `{name}` | {figure(theirs.sum(0)):.4f} | {figure(ours.sum(0)):.4f} | {difference} |")
 
 
 if __name__ == "__main__":

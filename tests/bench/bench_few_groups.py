@@ -24,7 +24,7 @@ from few_groups import LABELS, draw, log_shares
 from fercache import metrics
 from fercache.config import StackConfig
 from fercache.oof import OofLogits
-from fercache.stacking import candidates, nested_cv
+from fercache.stacking import candidates, models, nested_cv
 
 CONFIG = StackConfig(threads=1, bootstrap=0)
 LEARNED = ("mean", *nested_cv.LEARNED)
@@ -56,8 +56,11 @@ def main() -> None:
     parser.add_argument("--skill", type=float, default=0.0)
     parser.add_argument("--experts", action="store_true", help="each head knows other classes")
     parser.add_argument("--unbalanced", action="store_true", help="the first class has .7 of the labels")
+    parser.add_argument("--bounds-below", type=int, default=models.MANY_GROUPS,
+                        help="number of groups below which `logistic` has bounds (0: never)")
     parser.add_argument("--correct", action="store_true", help="take the folds' class shares off the logits")
     given = parser.parse_args()
+    models.MANY_GROUPS = given.bounds_below
     print(f"{'groups labels pull':22}{'head':>6}" + "".join(f"{name:>22}" for name in LEARNED))
     for groups, labels, pull in itertools.product(given.groups, given.labels, given.pull):
         rows = []

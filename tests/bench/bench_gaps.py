@@ -54,9 +54,9 @@ def main() -> None:
             sampler = metrics.Resampler(len(matrices["nearest"]), DRAWS, SEED)
             for policy, matrix in matrices.items():
                 gain = sampler.difference(matrix, matrices["nearest"], metrics.macro_f1)
-                low, high = gain["interval"] or (float("nan"),) * 2
+                low, high = gain.interval or (float("nan"),) * 2
                 print(f"{title:22} {name:12} {policy:8} macro F1 {metrics.macro_f1(matrix.sum(0)):.4f} accuracy "
-                      f"{metrics.accuracy(matrix.sum(0)):.4f}; macro F1 - nearest's: {gain['difference']:+.4f} "
+                      f"{metrics.accuracy(matrix.sum(0)):.4f}; macro F1 - nearest's: {gain.difference:+.4f} "
                       f"({low:+.4f} to {high:+.4f})")
 
 

@@ -154,7 +154,7 @@ def report(scored: Scored, said: Said) -> None:
     for ours, theirs in pairs:
         if ours in found and theirs in found:
             gain = draws.difference(found[ours], found[theirs], metrics.macro_f1)
-            print(f"{ours} - {theirs}: {gain['difference']:+.4f} {gain['interval']}")
+            print(f"{ours} - {theirs}: {gain.difference:+.4f} {gain.interval}")
 
 
 def main() -> None:

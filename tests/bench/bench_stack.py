@@ -52,7 +52,7 @@ def main() -> None:
         started = time.monotonic()
         assert stack.run_stack(book, StackConfig(threads=given.threads), Path(folder)).cached
         print(f"again, cached: {time.monotonic() - started:.1f} s")
-    scores = result.report["splits"]["validation"]["all_frames"]
+    scores = result.report.splits["validation"].all_frames
     print(", ".join(f"{name} {one['macro_f1']:.3f}" for name, one in scores.items()))
 
 

@@ -74,10 +74,10 @@ def main() -> None:
             parts[new] = said_of(spoken(cache, new, book, cache / "heads" / name / path.stem), run.folder)
             parts[f"{given.root} + {new}"] = {c: np.concatenate([m, parts[new][c]])
                                               for c, m in parts[given.root].items()}
-    inside = run.report["splits"]["train"]["all_frames"]
+    inside = run.report.splits["train"].all_frames
     print(f"final: {run.final} ({run.report['final']['why']})")
     print("out of fold", {c: round(one["macro_f1"], 4) for c, one in inside.items()})
-    heads = {c: inside[c]["macro_f1"] for c in book.heads}
+    heads = {c: inside[c].figures["macro_f1"] for c in book.heads}
     best = max(heads, key=lambda c: heads[c])
     for part, matrices in parts.items():
         print(part, len(next(iter(matrices.values()))), "groups",
@@ -86,7 +86,7 @@ def main() -> None:
         for ours in dict.fromkeys([run.final, "stack"]):
             for other in [*book.heads, "mean"]:
                 gain = sampler.difference(matrices[ours], matrices[other], metrics.macro_f1)
-                print(f"  {ours} - {other}: {gain['difference']:+.4f}", gain["interval"])
+                print(f"  {ours} - {other}: {gain.difference:+.4f}", gain.interval)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def is_stored(name: str, folder: Path, stem: str = "") -> Weights | None:
     if not metadata.is_file() or not path.is_file():
         return None
     try:
-        record = msgspec.convert(atomic_io.read_json(metadata), WeightsRecord)
+        record = atomic_io.read_record(metadata, WeightsRecord)
         if record.size != path.stat().st_size:
             return None
         return Weights(name=name, path=path, sha256=record.sha256, source=record.source, terms=record.terms)
@@ -78,7 +78,7 @@ def store_weights(name: str, state: Mapping[str, NDArray[Any]], folder: Path, *,
     # Last: `is_stored` trusts the metadata only if the tensors were written before it.
     record = WeightsRecord(name=name, path=path.name, sha256=stored.sha256, source=source, terms=terms,
                            size=path.stat().st_size)
-    atomic_io.write_json(path.with_suffix(".json"), msgspec.to_builtins(record))
+    atomic_io.write_json(path.with_suffix(".json"), record)
     return stored
 
 

@@ -47,7 +47,7 @@ def report_html(run: RunInfo, report: ReportData, sections: Sequence[ReportSecti
                                      undefined=jinja2.StrictUndefined)
     environment.filters["code"] = _code
     yield from environment.from_string(_part("page.html")).generate(
-        title=run.metrics.get("dataset") or run.preds.name, run=run, report=report, sections=sections,
+        title=run.metrics.dataset if run.metrics else run.preds.name, run=run, report=report, sections=sections,
         pictures=faces.count, style=_safe(_part("page.css")), script=_safe(_part("page.js")),
         library=_safe(get_plotlyjs()), data=_safe(_json(data)))
 

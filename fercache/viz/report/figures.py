@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fercache.metrics import Scores
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableCell:
@@ -114,13 +116,13 @@ def figure(name: str, traces: Sequence[Any], caption: str, *, x: Mapping[str, An
     return FigureBlock(name=name, json=str(drawing.to_json()), caption=caption, height=height)
 
 
-def scores(name: str, split: Mapping[str, Any], figure_name: str, title: str, final: str) -> FigureBlock:
+def scores(name: str, split: Mapping[str, Scores], figure_name: str, title: str, final: str) -> FigureBlock:
     """Return each column's score as a dot with its interval, the best on top."""
     import plotly.graph_objects as go
 
-    rows = sorted(split.items(), key=lambda item: item[1][figure_name])
-    value = [row[figure_name] for _, row in rows]
-    spans = [(row["intervals"] or {}).get(figure_name, (v, v)) for (_, row), v in zip(rows, value, strict=True)]
+    rows = sorted(split.items(), key=lambda item: item[1].figures[figure_name])
+    value = [row.figures[figure_name] for _, row in rows]
+    spans = [(row.intervals or {}).get(figure_name, (v, v)) for (_, row), v in zip(rows, value, strict=True)]
     error = {"type": "data", "symmetric": False, "array": [high - v for (_, high), v in zip(spans, value, strict=True)],
              "arrayminus": [v - low for (low, _), v in zip(spans, value, strict=True)]}
     colours = [ORANGE if column == final else BLUE for column, _ in rows]

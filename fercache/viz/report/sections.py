@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from fercache import __version__, metrics
+from fercache.metrics import PairedDifference, Scores
 from fercache.runtime.progress import format_bytes
+from fercache.stacking.run_metrics import SplitMetrics, StackMetrics
 from fercache.viz.report import figures
 from fercache.viz.report.collect import ALL, BINS, WIDTHS_S, ReportData
 from fercache.viz.report.figures import Block, NoteBlock, ReportSection, TableBlock, TableCell, cells, missing_note
@@ -26,26 +28,26 @@ def scored(run: RunInfo, data: ReportData) -> ReportSection:
     """Return the scores of each split as a figure and a table, with paired differences."""
     blocks: list[Block] = [] if run.splits else [missing_note(*NO_METRICS)]
     for split, record in run.splits.items():
-        metric = str(run.metrics.get("metric", "macro_f1"))
-        if not record["all_frames"]:
-            blocks.append(NoteBlock(text=f"{_title(split)}: no score; {record['predicted']}."))
+        metric = run.metrics.metric if run.metrics else "macro_f1"
+        if not record.all_frames:
+            blocks.append(NoteBlock(text=f"{_title(split)}: no score; {record.predicted}."))
             continue
-        blocks.append(NoteBlock(text=f"{_title(split)}: predicted {record['predicted']}."))
-        blocks.append(figures.scores(f"scores-{split}", record["all_frames"], metric, metrics.METRICS[metric].title,
+        blocks.append(NoteBlock(text=f"{_title(split)}: predicted {record.predicted}."))
+        blocks.append(figures.scores(f"scores-{split}", record.all_frames, metric, metrics.METRICS[metric].title,
                                      run.final))
-        blocks += [_score_table(split, record, run), _paired_table(split, record.get("paired", {}), run)]
+        blocks += [_score_table(split, record, run), _paired_table(split, record.paired, run)]
     return ReportSection(name="scores", title="Scores", blocks=blocks)
 
 
-def _score_table(split: str, record: dict[str, Any], run: RunInfo) -> TableBlock:
-    def interval_cell(scores: dict[str, Any], name: str) -> TableCell:
-        span = (scores.get("intervals") or {}).get(name)
-        return TableCell(text=f"{scores[name]:.4f}" + (f" [{span[0]:.3f}, {span[1]:.3f}]" if span else ""),
-                         value=scores[name])
+def _score_table(split: str, record: SplitMetrics, run: RunInfo) -> TableBlock:
+    def interval_cell(scores: Scores, name: str) -> TableCell:
+        span = (scores.intervals or {}).get(name)
+        return TableCell(text=f"{scores.figures[name]:.4f}" + (f" [{span[0]:.3f}, {span[1]:.3f}]" if span else ""),
+                         value=scores.figures[name])
     rows = [[TableCell(text=column, strong=column == run.final),
-             *(interval_cell(scores, name) for name in metrics.DISTINCT), *cells(scores["frames"], scores["groups"])]
-            for column, scores in sorted(record["all_frames"].items(), key=lambda item: -item[1]["macro_f1"])]
-    why = next((scores["why_none"] for scores in record["all_frames"].values() if scores.get("why_none")), "")
+             *(interval_cell(scores, name) for name in metrics.DISTINCT), *cells(scores.frames, scores.groups)]
+            for column, scores in sorted(record.all_frames.items(), key=lambda item: -item[1].figures["macro_f1"])]
+    why = next((scores.why_none for scores in record.all_frames.values() if scores.why_none), "")
     ends = f" No interval: {why}." if why else " In brackets: 95 % interval by bootstrap over groups."
     return TableBlock(name=f"table-scores-{split}", rows=rows,
                       head=["column", *(metrics.METRICS[name].title for name in metrics.DISTINCT), "frames", "groups"],
@@ -53,18 +55,18 @@ def _score_table(split: str, record: dict[str, Any], run: RunInfo) -> TableBlock
                               f"holds the column in bold.{ends}")
 
 
-def _paired_table(split: str, paired: dict[str, Any], run: RunInfo) -> Block:
+def _paired_table(split: str, paired: dict[str, PairedDifference], run: RunInfo) -> Block:
     rows = []
     for pair, record in paired.items():
         # Every pair is recorded in both directions: the stack's and the final column's rows are enough.
         if pair.split(" - ")[0] not in ("stack", run.final):
             continue
-        span = record.get("interval")
-        sure = bool(span) and (span[0] > 0 or span[1] < 0)
+        span = record.interval
+        sure = span is not None and (span[0] > 0 or span[1] < 0)
         rows.append([TableCell(text=pair, strong=sure),
-                     TableCell(text=f"{record['difference']:+.4f}", value=record["difference"]),
+                     TableCell(text=f"{record.difference:+.4f}", value=record.difference),
                      TableCell(text=f"[{span[0]:+.4f}, {span[1]:+.4f}]" if span else "none")])
-    why = next((record["why_none"] for record in paired.values() if record.get("why_none")), "")
+    why = next((record.why_none for record in paired.values() if record.why_none), "")
     return TableBlock(name=f"table-paired-{split}", head=["difference", "macro F1", "95 % interval"], rows=rows,
                       caption=f"{_title(split)}: macro F1 of the first column minus that of the second, on the same "
                               "draws of groups; " + (f"no interval: {why}." if why else
@@ -112,13 +114,13 @@ def reliability(run: RunInfo, data: ReportData) -> ReportSection:
 def _recorded(run: RunInfo) -> Iterator[Block]:
     """Yield the calibration that `stack` recorded: of every column, and of the final one before its temperature."""
     for split, scores in run.splits.items():
-        recorded = scores.get("calibration") or {}
+        recorded = scores.calibration
         rows = [cells(TableCell(text=name, strong=name == run.final), error)
-                for name, error in recorded.get("ece", {}).items()]
+                for name, error in recorded.ece.items()]
         if rows:
-            final = recorded.get("final", {})
-            change = (f" Of the final column, {final['before']['ece']:.4f} before its temperature and "
-                      f"{final['after']['ece']:.4f} after." if final else "")
+            final = recorded.final
+            change = (f" Of the final column, {final.before.ece:.4f} before its temperature and {final.after.ece:.4f} "
+                      "after." if final else "")
             yield TableBlock(name=f"table-calibration-{split}", head=["column", "expected calibration error"],
                              rows=rows,
                              caption=f"{_title(split)}, as `fercache stack` recorded it: smaller is better.{change}")
@@ -191,7 +193,7 @@ def _differences(rows: Sequence[dict[str, Any]], run: RunInfo) -> Iterator[Block
 
 def importances(run: RunInfo, data: ReportData) -> ReportSection:
     """Return how much the stacker uses each feature."""
-    found = [(str(name), float(gain)) for name, gain in run.metrics.get("importances", [])]
+    found = list(run.metrics.importances) if run.metrics else []
     caption = (f"Fraction of the total gain of LightGBM's trees by feature (the {min(IMPORTANCES, len(found))} largest "
                f"of {len(found)}). It shows what the stacker uses, not what is right.")
     block = figures.bars("importances-all", found[:IMPORTANCES], "fraction of total gain", caption) if found else (
@@ -212,34 +214,33 @@ MAX_ROWS, MAX_NAMES = 200, 6
 def run_section(run: RunInfo, data: ReportData) -> ReportSection:
     """Return the data set, the groups and folds, the fingerprints, the versions, and the time that it took."""
     record = run.metrics
-    if not record:
+    if record is None:
         return ReportSection(name="run", title="Run", blocks=[missing_note(*NO_METRICS)])
-    heads = record.get("logits", {}).get("provenance", {}).get("heads", [])
-    folds = {head.get("fold") for head in heads if isinstance(head, dict)} - {None, -1}
-    rows = [cells("data set", record.get("dataset")), cells("predictions", run.preds.name),
+    folds = {head.fold for head in record.logits.provenance.records} - {-1}
+    rows = [cells("data set", record.dataset), cells("predictions", run.preds.name),
             cells("clips", len(data.clips)), cells("frames", data.frames),
             cells("groups", len({clip.group for clip in data.clips if clip.group}) or None),
             cells("folds", len(folds) or None), cells("heads", ", ".join(data.heads) or None),
-            cells("final column", f"{run.final}: {record.get('final', {}).get('why', '')}"),
-            cells("metric of the data set", record.get("metric")),
-            *(cells(name, value) for name, value in [*fingerprints(run), *versions(run)])]
+            cells("final column", f"{run.final}: {record.final.why}"),
+            cells("metric of the data set", record.metric),
+            *(cells(name, value) for name, value in [*fingerprints(run, record), *versions(run, record)])]
     table = TableBlock(name="table-run", head=["name", "value"], rows=rows,
                        caption="Equal fingerprints mean equal settings and inputs.")
-    notice = [NoteBlock(text=f"Note on the data: {record['notice']}.")] if record.get("notice") else []
+    notice = [NoteBlock(text=f"Note on the data: {record.notice}.")] if record.notice else []
     return ReportSection(name="run", title="Run", blocks=[*notice, table, times(run)])
 
 
-def fingerprints(run: RunInfo) -> Iterator[tuple[str, str]]:
+def fingerprints(run: RunInfo, record: StackMetrics) -> Iterator[tuple[str, str]]:
     """Yield the name and the fingerprint of the features, logits and stack behind the predictions."""
     if run.store is not None:
         yield "fingerprint of the features", run.store.fingerprint
-    yield "fingerprint of the logits", str(run.metrics.get("logits", {}).get("fingerprint", ""))
-    yield "fingerprint of the stack", str(run.metrics.get("fingerprint", ""))
+    yield "fingerprint of the logits", record.logits.fingerprint
+    yield "fingerprint of the stack", record.fingerprint
 
 
-def versions(run: RunInfo) -> Iterator[tuple[str, str]]:
+def versions(run: RunInfo, record: StackMetrics) -> Iterator[tuple[str, str]]:
     """Yield the versions and the device that computed the numbers."""
-    yield "fercache", f"{run.metrics.get('fercache', '?')} (this page: {__version__})"
+    yield "fercache", f"{record.fercache} (this page: {__version__})"
     store = run.store
     manifest = next((store.manifest(clip) for clip in store), None) if store is not None else None
     if manifest is not None:
