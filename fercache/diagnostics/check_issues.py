@@ -21,13 +21,14 @@ from fercache.data.frame_table import FrameTable, IndexRanges, ranges_of
 from fercache.errors import ClipError, InputError
 from fercache.media import pictures
 from fercache.media.pictures import MAX_BYTES, NAME, read_picture
+from fercache.media.video import SEVERAL, TRAITS, VideoSource
 from fercache.runtime import atomic_io
 from fercache.runtime.progress import progress_bar
 from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 ENDINGS = frozenset(("jpg", "jpeg", "png"))
 # A folder that changed this short before it was read may have changed again within the clock's resolution: the next
 # check reads it again.
@@ -47,6 +48,7 @@ class ClipFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     empty : number of empty pictures.
     damaged : pictures that were tried and do not decode.
     frames : length in the header of the video, 0 if it has none.
+    traits : what is special about the picture of a video, by kind, such as ``HDR``.
     problem : why the clip cannot be read, or "".
     """
 
@@ -59,6 +61,7 @@ class ClipFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     empty: int = 0
     damaged: tuple[str, ...] = ()
     frames: int = 0
+    traits: tuple[str, ...] = ()
     problem: str = ""
 
     def numbers(self) -> IndexRanges:
@@ -133,8 +136,9 @@ class ClipIndex:
         try:
             if kind == "crops":
                 return _read_folder(path, blank)
-            frames = media.open_source(path, "video").length() or 0  # a ClipError if the first frame does not decode
-            return replace_fields(blank, bytes=path.stat().st_size, frames=frames)
+            video = VideoSource.open(path)  # a ClipError if the first frame does not decode
+            return replace_fields(blank, bytes=path.stat().st_size, frames=video.length() or 0,
+                                  traits=tuple(video.traits))
         except ClipError as error:
             return replace_fields(blank, problem=error.what)
         except (OSError, ValueError) as error:
@@ -370,12 +374,17 @@ def _picture_issues(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> 
 
 
 def _video_issues(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> Iterator[Issue]:
-    """Yield videos that do not open."""
+    """Yield videos that do not open, and those whose pictures are converted."""
     for trial in trials:
         problem = facts[str(trial.path)].problem
         if trial.kind == "video" and problem:
             yield Issue(kind="unreadable", where=trial.name, message=problem, hint=f"see {trial.path}",
                         details=(trial.name,))
+    for kind in TRAITS:
+        clips = [trial.name for trial in trials if kind in facts[str(trial.path)].traits]
+        yield from _about("picture", clips, f"{len(clips)} videos have {kind}",
+                          "the default stream is read, then the longest; see the log" if kind == SEVERAL else
+                          "they are converted when they are read")
     beside = sorted({str(trial.video) for trial in trials if trial.video and facts[str(trial.video)].problem})
     yield from _about("unreadable-video", beside, f"{len(beside)} videos of folders of crops do not open",
                       "their frames are not counted")
