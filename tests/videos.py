@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 BITS, CELL = 10, 8
+# FFmpeg's encoders of subtitles open with this only.
+ASS_HEADER = b"[Script Info]\nScriptType: v4.00+\n[V4+ Styles]\n[Events]\n"
 
 
 def picture(number: int, width: int = 128, height: int = 96) -> NDArray[np.uint8]:
@@ -134,4 +136,22 @@ def several_videos(path: Path, parts: Sequence[Path], default: int | None = None
             out.mux(packet)
         for source in sources:
             source.close()
+    return path
+
+
+def with_subtitles(path: Path, video: Path, until_s: float) -> Path:
+    """Copy a video and add a line of subtitles that ends at `until_s`."""
+    with av.open(str(video)) as source, av.open(str(path), "w") as out:
+        picture_stream = out.add_stream_from_template(source.streams.video[0])
+        words = out.add_stream("webvtt" if path.suffix == ".webm" else "subrip")
+        words.codec_context.subtitle_header = ASS_HEADER
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = picture_stream
+                out.mux(packet)
+        line = av.Packet(b"late")
+        line.stream, line.time_base = words, Fraction(1, 1000)
+        line.pts = line.dts = int(until_s * 1000) - 1000
+        line.duration = 1000
+        out.mux(line)
     return path

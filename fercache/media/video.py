@@ -151,7 +151,7 @@ class TruncationCheck:
         self.stated_s = (container.duration or 0) / 1e6
         # The sound may be longer by a packet or two.
         self.least_s = 0.25 if len(container.streams) == 1 else 1.0
-        self.indexed_at_open = self._last_indexed()
+        self.indexed_at_open = self._last_indexed() if self.is_avi else None
         self.packets, self.position, self.failed = 0, -1, ""
         self.truncated = self.picture_truncated = False
         self.end_s = self.picture_end_s = 0.0
@@ -414,7 +414,8 @@ def tone_table(transfer: int, primaries: int) -> NDArray[np.uint8]:
         light = scene * (scene @ LUMINANCE)[:, None] ** np.float32(0.2)
     else:
         root = signal ** np.float32(1 / 78.84375)
-        light = 10 * (np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)) ** np.float32(1 / 0.1593017578125)
+        ratio = np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)
+        light = 10 * ratio ** np.float32(1 / 0.1593017578125)
     light = light * PEAK_GAIN
     if primaries != BT709:
         light = light @ BT2020_TO_BT709.T
