@@ -104,7 +104,8 @@ def test_sound_that_the_format_cannot_hold_is_encoded_again(tmp_path: Path) -> N
 def test_a_cover_in_front_does_not_change_the_rate(tmp_path: Path) -> None:
     cover = make_video(tmp_path / "cover.mp4", [picture(3, 64, 64)])
     source = several_videos(tmp_path / "v.mkv", [cover, numbered_video(tmp_path / "plain.mp4", 30)])
-    assert overlay.render_overlay(source, "video", told_of(30), boxes_of(told_of(30)), CLASSES, tmp_path / "o.mp4") == 30
+    told = told_of(30)
+    assert overlay.render_overlay(source, "video", told, boxes_of(told), CLASSES, tmp_path / "o.mp4") == 30
     with av.open(str(tmp_path / "o.mp4")) as made:
         assert made.streams.video[0].average_rate == 25
 

@@ -244,7 +244,8 @@ HDR = (PQ, HLG)
 LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)  # of BT.2020's primaries
 BT2020_TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]],
                            np.float32)
-PEAK_GAIN = 1.0
+# The reference display of BT.2100, and the reference white of BT.2408.
+PEAK_NITS, WHITE_NITS = 1000, 203
 # Bits per channel that index the table: 2 million colors, 6 MB.
 TABLE_BITS = 7
 # Anamorphic lenses reach 2, PAL at half its width 2.8; more is a damaged header.
@@ -404,19 +405,24 @@ def tone_table(transfer: int, primaries: int) -> NDArray[np.uint8]:
 
     Notes
     -----
-    Transfer functions, OOTF (1,000 cd/m2) and luminance weights are those of ITU-R BT.2100, the matrix that of BT.2087,
-    and the inverse of BT.1886 encodes the result. TONE_NOTE
+    Transfer functions, OOTF and luminance weights are those of ITU-R BT.2100, the matrix that of BT.2087, and the
+    inverse of BT.1886 encodes the result. HLG is relative: BT.2100 gives the gamma of its OOTF on a display of 203
+    cd/m2. PQ is absolute: its luminance is compressed after Reinhard et al. 2002, equation 4, so that 1,000 cd/m2 is
+    white.
     """
     level = (np.arange(1 << TABLE_BITS, dtype=np.float32) + 0.5) / (1 << TABLE_BITS)
+    level[0] = 0  # black stays black
     signal = np.stack(np.meshgrid(level, level, level, indexing="ij"), axis=-1).reshape(-1, 3)
     if transfer == HLG:
         scene = np.where(signal <= 0.5, signal ** 2 / 3, (np.exp((signal - 0.55991073) / 0.17883277) + 0.28466892) / 12)
-        light = scene * (scene @ LUMINANCE)[:, None] ** np.float32(0.2)
+        gamma = np.float32(1.2 + 0.42 * np.log10(WHITE_NITS / PEAK_NITS))
+        light = scene * np.maximum(scene @ LUMINANCE, 1e-9)[:, None] ** (gamma - 1)
     else:
         root = signal ** np.float32(1 / 78.84375)
         ratio = np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)
-        light = 10 * ratio ** np.float32(1 / 0.1593017578125)
-    light = light * PEAK_GAIN
+        light = 10_000 / WHITE_NITS * ratio ** np.float32(1 / 0.1593017578125)
+        bright, peak = light @ LUMINANCE, PEAK_NITS / WHITE_NITS
+        light *= ((1 + bright / peak ** 2) / (1 + bright))[:, None]
     if primaries != BT709:
         light = light @ BT2020_TO_BT709.T
     return np.asarray(np.clip(light, 0, 1) ** (1 / 2.4) * 255 + 0.5).astype(np.uint8)
