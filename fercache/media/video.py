@@ -411,7 +411,7 @@ def tone_table(transfer: int, primaries: int) -> NDArray[np.uint8]:
     white.
     """
     level = (np.arange(1 << TABLE_BITS, dtype=np.float32) + 0.5) / (1 << TABLE_BITS)
-    level[0] = 0  # black stays black
+    level[0], level[-1] = 0, 1  # black and white stay what they are
     signal = np.stack(np.meshgrid(level, level, level, indexing="ij"), axis=-1).reshape(-1, 3)
     if transfer == HLG:
         scene = np.where(signal <= 0.5, signal ** 2 / 3, (np.exp((signal - 0.55991073) / 0.17883277) + 0.28466892) / 12)
