@@ -363,7 +363,8 @@ class PictureConverter:
         hdr = int(self.codec.color_trc) in HDR
         width, height = self.size(picture)
         # 16 bits where a table follows: 8 bits of an HDR signal would show as bands.
-        image = self.reformatter.reformat(picture, width, height, "rgb48le" if hdr else "rgb24").to_ndarray()
+        image: NDArray[Any] = self.reformatter.reformat(
+            picture, width, height, "rgb48le" if hdr else "rgb24").to_ndarray()
         if hdr:
             bins = image >> (16 - TABLE_BITS)
             index = bins[..., 0].astype(np.intp) << 2 * TABLE_BITS
@@ -413,6 +414,7 @@ def tone_table(transfer: int, primaries: int) -> NDArray[np.uint8]:
     level = (np.arange(1 << TABLE_BITS, dtype=np.float32) + 0.5) / (1 << TABLE_BITS)
     level[0], level[-1] = 0, 1  # black and white stay what they are
     signal = np.stack(np.meshgrid(level, level, level, indexing="ij"), axis=-1).reshape(-1, 3)
+    light: NDArray[Any]
     if transfer == HLG:
         scene = np.where(signal <= 0.5, signal ** 2 / 3, (np.exp((signal - 0.55991073) / 0.17883277) + 0.28466892) / 12)
         gamma = np.float32(1.2 + 0.42 * np.log10(WHITE_NITS / PEAK_NITS))
