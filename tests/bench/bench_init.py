@@ -25,9 +25,10 @@ from fercache.data.base import Dataset
 from fercache.extraction import job
 from fercache.oof import OofLogits
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.training import train
+from fercache.training import cross_validation, train
 
 DRAWS = 2000
+DEFAULT_MIN_GROUPS = cross_validation.FINETUNE_MIN_GROUPS
 
 
 def subsets(dataset: Dataset, store: EmbeddingStore, groups: int, at_most: int) -> list[Dataset]:
@@ -67,26 +68,31 @@ def main() -> None:
     dataset = data.load_dataset(DatasetConfig(dataset="affwild2", root=chosen.root, name=chosen.name), chosen.cache)
     store = EmbeddingStore.open(job.current_store(chosen.cache, dataset.name))
     base = TrainConfig(heads=tuple(chosen.heads), ensemble=chosen.ensemble, epochs=chosen.epochs, threads=1)
+    # In a cache of its own: that the starter is not trained further is no setting, so it changes no name.
+    as_it_is = chosen.cache / "as-it-is"
     settings = {"scratch": replace(base, init="scratch", epochs=0)} | {
         f"starter, lr {lr or 'default'}": replace(base, init="starter", init_from=chosen.starter, lr=lr)
-        for lr in chosen.lr}
+        for lr in chosen.lr} | {"starter as it is": replace(base, init="starter", init_from=chosen.starter, epochs=0)}
     for groups in chosen.groups:
         found: dict[tuple[str, str], list[metrics.Counts]] = {}
         for part in subsets(dataset, store, groups, chosen.subsets):
             for name, config in settings.items():
                 started = time.monotonic()
-                trained = train.train_heads(part, store, config, chosen.cache, make_current=False)
+                frozen = name == "starter as it is"
+                cross_validation.FINETUNE_MIN_GROUPS = len(part.trials) + 1 if frozen else DEFAULT_MIN_GROUPS
+                trained = train.train_heads(part, store, config, as_it_is if frozen else chosen.cache,
+                                            make_current=False)
                 oof = OofLogits.load(trained.logits_file)
                 print(f"# {name}: {time.monotonic() - started:.0f} s", flush=True)
-                for head in (*chosen.heads, "mean"):
+                for head in (*chosen.heads, *(["mean"] if len(chosen.heads) > 1 else [])):
                     found.setdefault((head, name), []).append(confusions(oof, head))
-        for (head, name), parts in found.items():
+        for (head, name), parts in sorted(found.items()):
             ours, theirs = np.concatenate(parts), np.concatenate(found[head, "scratch"])
             alone = [float(metrics.macro_f1(matrix.sum(0))) for matrix in parts]
             gain = metrics.Resampler(len(ours), DRAWS, 0).difference(ours, theirs, metrics.macro_f1)
             print(f"{groups} groups x {len(parts)}, {head}, {name}: macro F1 "
                   f"{float(metrics.macro_f1(ours.sum(0))):.3f} (each {' '.join(f'{score:.3f}' for score in alone)}), "
-                  f"minus scratch {gain['difference']:+.3f} {gain['interval']}", flush=True)
+                  f"minus scratch {gain.difference:+.3f} {gain.interval}", flush=True)
 
 
 if __name__ == "__main__":
