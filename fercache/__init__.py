@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from fercache.store.embedding_store import EmbeddingStore
     from fercache.training.train import TrainReport
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["__version__", "extract", "load_heads", "open_store", "predict", "stack", "train_heads"]
 
 AnyPath: TypeAlias = "str | PathLike[str]"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
+import struct
 import warnings
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,8 +19,21 @@ from PIL import Image
 from fercache import media
 from fercache.errors import ClipError, InputError
 from fercache.media import pictures, source
-from fercache.media.video import upright
-from tests.videos import cut, joined, make_video, number_in, numbered_video, packets_of, picture, set_matrix, spoil
+from fercache.media.video import HLG, PQ, choose_stream, open_container, tone_table, upright
+from tests.videos import (
+    cut,
+    joined,
+    make_video,
+    number_in,
+    numbered_video,
+    packets_of,
+    picture,
+    set_matrix,
+    several_videos,
+    spoil,
+    with_sound,
+    with_subtitles,
+)
 
 FASTSTART = {"movflags": "faststart"}
 
@@ -146,6 +162,120 @@ def test_truncated_fails_after_the_last_good_frame(tmp_path: Path, name: str, op
     assert "keep" in str(caught.value) and str(path) in str(caught.value)
     assert [number for number in shown(found) if number is not None][:20] == list(range(1, 21))
     assert len(rows(path, damaged="keep")) == len(found) < 100
+
+
+@pytest.mark.parametrize(("name", "codec", "sound"), [
+    ("a.mkv", "libx264", "libmp3lame"), ("a.webm", "libvpx", "libopus"), ("a.flv", "flv1", "libmp3lame"),
+    ("a.wmv", "wmv2", "libmp3lame"), ("a.avi", "mpeg4", "libmp3lame"), ("a.mp4", "libx264", "aac")])
+def test_sound_longer_than_the_picture_is_a_warning(tmp_path: Path, name: str, codec: str, sound: str,
+                                                    caplog: pytest.LogCaptureFixture) -> None:
+    assert shown(rows(with_sound(tmp_path / name, 30, 6.0, codec, sound))) == list(range(1, 31))
+    assert name in caplog.text and "picture ends at 1.2 s of 6.0 s" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.webm", "libvpx")])
+def test_subtitles_longer_than_the_picture_are_a_warning(tmp_path: Path, name: str, codec: str,
+                                                         caplog: pytest.LogCaptureFixture) -> None:
+    path = with_subtitles(tmp_path / name, numbered_video(tmp_path / f"plain-{name}", 30, codec=codec), 9.0)
+    assert shown(rows(path)) == list(range(1, 31))
+    assert "picture ends at 1.2 s of 9.0 s" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.flv", "flv1"), ("a.wmv", "wmv2")])
+def test_a_wrong_duration_in_the_header_is_a_warning(tmp_path: Path, name: str, codec: str,
+                                                     caplog: pytest.LogCaptureFixture) -> None:
+    path = numbered_video(tmp_path / name, 30, codec=codec)
+    data = bytearray(path.read_bytes())
+    if name == "a.flv":  # onMetaData: a key and a double
+        place = data.index(b"duration") + len(b"duration") + 1
+        data[place:place + 8] = struct.pack(">d", 8.0)
+    else:  # file properties: 16 bytes of id, 8 of size, 16 of id, 8 of size, 8 of date, 8 of packets, then 100 ns units
+        place = data.index(bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")) + 64
+        data[place:place + 8] = struct.pack("<Q", struct.unpack("<Q", data[place:place + 8])[0] + 70_000_000)
+    path.write_bytes(data)
+    assert shown(rows(path)) == list(range(1, 31))
+    assert "wrong duration in the header" in caplog.text
+
+
+def test_an_avi_header_that_counts_more_frames_than_the_index_is_a_warning(
+        tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = numbered_video(tmp_path / "a.avi", 30, codec="mpeg4")
+    data = bytearray(path.read_bytes())
+    place = data.index(b"strh") + 8 + 32  # the length of the stream
+    assert struct.unpack("<I", data[place:place + 4])[0] == 30
+    data[place:place + 4] = struct.pack("<I", 87)
+    path.write_bytes(data)
+    assert shown(rows(path)) == list(range(1, 31))
+    assert "header counts 87 frames" in caplog.text
+    path.write_bytes(data[:data.index(b"idx1")])  # without its index, the header is all that there is
+    with pytest.raises(ClipError, match="30 of 87"):
+        rows(path)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mov"])
+@pytest.mark.parametrize("default", [None, 0, 1])
+def test_a_thumbnail_in_front_is_not_the_video(tmp_path: Path, name: str, default: int | None,
+                                               caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    thumbnail = make_video(tmp_path / "thumbnail.mp4", [picture(7, 320, 240)])
+    path = several_videos(tmp_path / name, [thumbnail, numbered_video(tmp_path / "real.mp4", 30)], default)
+    assert shown(rows(path)) == list(range(1, 31))
+    assert "2 video streams" in caplog.text and str(path) in caplog.text
+
+
+def test_the_default_stream_goes_before_the_longest_and_that_before_the_largest(tmp_path: Path) -> None:
+    short, long_ = (numbered_video(tmp_path / f"{count}.mp4", count) for count in (20, 40))
+    large = make_video(tmp_path / "large.mp4", [picture(i + 1, 320, 240) for i in range(20)])
+    for parts, default, wanted in (([long_, short], 1, 1), ([short, long_], None, 1), ([short, large], None, 1),
+                                   ([long_, large], 0, 0), ([large, long_], 1, 1)):
+        path = several_videos(tmp_path / "several.mkv", parts, default)
+        with open_container(path) as container:
+            chosen = choose_stream(container, path)
+            assert chosen is not None and chosen.index == wanted
+
+
+def test_pixels_are_made_square(tmp_path: Path) -> None:
+    for pixel, shape in ((Fraction(64, 45), (96, 182)), (Fraction(15, 16), (102, 128)), (Fraction(1, 99), (96, 128))):
+        path = make_video(tmp_path / f"{pixel.numerator}.mp4", [picture(i + 1) for i in range(4)], pixel=pixel)
+        image = rows(path)[3].image
+        assert image is not None and image.shape[:2] == shape
+        assert list(media.open_source(path, "video").traits) == (["non-square pixels"] if pixel > .5 else [])  # type: ignore[attr-defined]
+    turned = set_matrix(make_video(tmp_path / "turned.mp4", [picture(1)] * 3, pixel=Fraction(2)), (0, 1, -1, 0))
+    image = rows(turned)[0].image
+    assert image is not None and image.shape[:2] == (256, 96)
+
+
+
+@pytest.mark.parametrize("name", ["sound.mov", "sound.mp4", "wave.mov"])
+def test_a_file_without_a_picture_is_called_that(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with av.open(str(path), "w", format="wav" if name == "wave.mov" else None) as out:
+        stream = out.add_stream("pcm_s16le" if name == "wave.mov" else "aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 44100
+        out.mux([*stream.encode(frame), *stream.encode(None)])
+    with pytest.raises(ClipError, match="no video stream in this file, only sound"):
+        media.open_source(path, "video")
+
+
+@pytest.mark.parametrize("transfer", [PQ, HLG])
+def test_hdr_is_tone_mapped(transfer: int) -> None:
+    """Grey stays grey, brighter stays brighter, and the picture uses the whole range of BT.709."""
+    grey = np.arange(128) * ((1 << 14) + (1 << 7) + 1)
+    mapped = tone_table(transfer, 9)[grey].astype(int)
+    assert np.ptp(mapped, axis=1).max() <= 1
+    assert (np.diff(mapped[:, 1]) >= 0).all()
+    assert mapped[0].max() <= 3 and mapped[-1].min() == 255
+
+
+def test_the_table_of_inputs_names_existing_tests() -> None:
+    """Each row of the page about inputs is a test."""
+    root = Path(__file__).parents[1]
+    table = (root / "docs/guide/inputs.md").read_text().partition("## Kinds of input")[2]
+    names = re.findall(r"`(test_\w+\.py)::(test_\w+)`", table)
+    assert len(names) == table.count("\n| ") - 2  # the head of the table and the line below it
+    for file, name in names:
+        assert f"\ndef {name}(" in (root / "tests" / file).read_text(), (file, name)
 
 
 def test_index_at_the_end_cut_off_is_not_a_video(tmp_path: Path) -> None:

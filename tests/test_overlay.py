@@ -11,7 +11,7 @@ import pytest
 from finished import put
 from numpy.typing import NDArray
 from PIL import Image
-from videos import number_in, numbered_video, picture, set_matrix
+from videos import make_video, number_in, numbered_video, picture, set_matrix, several_videos
 
 from fercache import media
 from fercache.errors import ClipError, InputError
@@ -99,6 +99,22 @@ def test_sound_that_the_format_cannot_hold_is_encoded_again(tmp_path: Path) -> N
     with av.open(str(tmp_path / "o.mp4")) as made:
         heard = np.concatenate([f.to_ndarray()[0] for f in made.decode(audio=0)])
     assert len(heard) / 48000 == pytest.approx(2, abs=.1) and np.abs(heard[9000:-9000]).max() > .1
+
+
+def test_a_cover_in_front_does_not_change_the_rate(tmp_path: Path) -> None:
+    cover = make_video(tmp_path / "cover.mp4", [picture(3, 64, 64)])
+    source = several_videos(tmp_path / "v.mkv", [cover, numbered_video(tmp_path / "plain.mp4", 30)])
+    told = told_of(30)
+    assert overlay.render_overlay(source, "video", told, boxes_of(told), CLASSES, tmp_path / "o.mp4") == 30
+    with av.open(str(tmp_path / "o.mp4")) as made:
+        assert made.streams.video[0].average_rate == 25
+
+
+def test_the_overlay_has_the_shape_of_square_pixels(tmp_path: Path) -> None:
+    source = make_video(tmp_path / "v.mp4", [picture(i + 1, 720, 576) for i in range(3)], pixel=Fraction(64, 45))
+    overlay.render_overlay(source, "video", told_of(3), boxes_of(told_of(3)), CLASSES, tmp_path / "o.mp4")
+    with av.open(str(tmp_path / "o.mp4")) as made:
+        assert made.streams.video[0].width == 1024
 
 
 def test_a_turned_video_is_upright(tmp_path: Path) -> None:

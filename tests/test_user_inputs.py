@@ -93,12 +93,12 @@ def test_photos_are_no_frames(tmp_path: Path) -> None:
     assert "5 pictures" in note.message and "people/bob_1.jpg" in note.message and "--dataset photos" in note.hint
 
 
-def test_what_is_passed_over_is_counted_and_named(home: Path) -> None:
+def test_what_is_passed_over_is_counted_and_named(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     (home / "clips").mkdir()
     make_video(home / "clips/a.mp4", [np.zeros((64, 64, 3), np.uint8)] * 3)
     for name in ("sound.wav", "deep/b.docx", "deep/photo.jpg", "list.txt"):
         text(home, f"clips/{name}")
-    extracted = run("extract", "--clips", "clips", "--weights", "none.pt", code=2).output
+    extracted = run("extract", "--clips", "clips", "--weights", "none.pt", code=2).output + caplog.text
     predicted = "".join(map(str, clips_dataset([home / "clips"]).problems))
     for output in (run("check", "--clips", "clips").output, extracted, predicted):
         shown = " ".join(output.split())

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 BITS, CELL = 10, 8
+# FFmpeg's encoders of subtitles open with this only.
+ASS_HEADER = b"[Script Info]\nScriptType: v4.00+\n[V4+ Styles]\n[Events]\n"
 
 
 def picture(number: int, width: int = 128, height: int = 96) -> NDArray[np.uint8]:
@@ -31,7 +33,8 @@ def number_in(image: NDArray[np.uint8]) -> int:
 
 def make_video(path: Path, images: Sequence[NDArray[np.uint8]], *, codec: str = "libx264", pix_fmt: str = "yuv420p",
                times: Sequence[int] | None = None, rate: int = 25, options: dict[str, str] | None = None,
-               container_options: dict[str, str] | None = None, stated: str | None = None, title: str = "") -> Path:
+               container_options: dict[str, str] | None = None, stated: str | None = None, title: str = "",
+               pixel: Fraction | None = None) -> Path:
     """Write pictures as a video; `times` are time stamps in ticks of 1 / 1000 s (default: constant rate)."""
     with av.open(str(path), "w", format=stated, container_options=container_options or {}) as out:
         if title:
@@ -39,6 +42,8 @@ def make_video(path: Path, images: Sequence[NDArray[np.uint8]], *, codec: str = 
         stream = out.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = pix_fmt
+        if pixel is not None:
+            stream.codec_context.sample_aspect_ratio = pixel
         base = Fraction(1, 1000) if times is not None else Fraction(1, rate)
         stream.codec_context.time_base = base
         for i, image in enumerate(images):
@@ -92,4 +97,61 @@ def cut(path: Path, share: float) -> Path:
     """Cut a file off after this share of its bytes."""
     data = path.read_bytes()
     path.write_bytes(data[:int(len(data) * share)])
+    return path
+
+
+def with_sound(path: Path, frames: int, sound_s: float, codec: str = "libx264", sound: str = "libmp3lame") -> Path:
+    """Write a numbered video of 25 frames per second beside a tone that may be longer."""
+    with av.open(str(path), "w") as out:
+        video, audio = out.add_stream(codec, rate=25), out.add_stream(sound, rate=48000)
+        video.height, video.width, video.pix_fmt = 96, 128, "yuv420p"
+        packets = []
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(i + 1), format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            packets += video.encode(frame)
+        packets += video.encode(None)
+        tone = (8000 * np.sin(np.arange(int(48000 * sound_s)) / 20)).astype(np.int16)
+        for start in range(0, len(tone), 1024):
+            part = av.AudioFrame.from_ndarray(tone[None, start:start + 1024], format="s16", layout="mono")
+            part.sample_rate, part.pts, part.time_base = 48000, start, Fraction(1, 48000)
+            packets += audio.encode(part)
+        packets += audio.encode(None)
+        for packet in sorted(packets, key=lambda one: float(one.dts * one.time_base)):
+            out.mux(packet)
+    return path
+
+
+def several_videos(path: Path, parts: Sequence[Path], default: int | None = None) -> Path:
+    """Copy the video streams of several files into one, each with its packets; `default` marks one of them."""
+    with av.open(str(path), "w") as out:
+        sources = [av.open(str(part)) for part in parts]
+        streams = [out.add_stream_from_template(source.streams.video[0]) for source in sources]
+        for number, stream in enumerate(streams):
+            stream.disposition = av.stream.Disposition.default if number == default else av.stream.Disposition(0)
+        packets = [(float(packet.dts * packet.time_base), number, packet) for number, source in enumerate(sources)
+                   for packet in source.demux(video=0) if packet.size]
+        for _, number, packet in sorted(packets, key=lambda one: one[:2]):
+            packet.stream = streams[number]
+            out.mux(packet)
+        for source in sources:
+            source.close()
+    return path
+
+
+def with_subtitles(path: Path, video: Path, until_s: float) -> Path:
+    """Copy a video and add a line of subtitles that ends at `until_s`."""
+    with av.open(str(video)) as source, av.open(str(path), "w") as out:
+        picture_stream = out.add_stream_from_template(source.streams.video[0])
+        words = out.add_stream("webvtt" if path.suffix == ".webm" else "subrip")
+        words.codec_context.subtitle_header = ASS_HEADER
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = picture_stream
+                out.mux(packet)
+        line = av.Packet(b"late")
+        line.stream, line.time_base = words, Fraction(1, 1000)
+        line.pts = line.dts = int(until_s * 1000) - 1000
+        line.duration = 1000
+        out.mux(line)
     return path

@@ -21,13 +21,14 @@ from fercache.data.frame_table import FrameTable, IndexRanges, ranges_of
 from fercache.errors import ClipError, InputError
 from fercache.media import pictures
 from fercache.media.pictures import ENDINGS, MAX_BYTES, NAME, read_picture
+from fercache.media.video import SEVERAL, TRAITS, VideoSource
 from fercache.runtime import atomic_io
 from fercache.runtime.progress import progress_bar
 from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 # A folder that changed this short before it was read may have changed again within the clock's resolution: the next
 # check reads it again.
 SETTLED_NS = 2_000_000_000
@@ -46,6 +47,7 @@ class ClipFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     empty : number of empty pictures.
     damaged : pictures that were tried and do not decode.
     frames : length in the header of the video, 0 if it has none.
+    traits : what is special about the picture of a video, by kind, such as ``HDR``.
     problem : why the clip cannot be read, or ""; `hint` : what to do about it.
     """
 
@@ -58,6 +60,7 @@ class ClipFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     empty: int = 0
     damaged: tuple[str, ...] = ()
     frames: int = 0
+    traits: tuple[str, ...] = ()
     problem: str = ""
     hint: str = ""
 
@@ -133,8 +136,9 @@ class ClipIndex:
         try:
             if kind == "crops":
                 return _read_folder(path, blank)
-            frames = media.open_source(path, "video").length() or 0  # a ClipError if the first frame does not decode
-            return replace_fields(blank, bytes=path.stat().st_size, frames=frames)
+            video = VideoSource.open(path)  # a ClipError if the first frame does not decode
+            return replace_fields(blank, bytes=path.stat().st_size, frames=video.length() or 0,
+                                  traits=tuple(video.traits))
         except ClipError as error:
             return replace_fields(blank, problem=error.what, hint=error.hint)
         except (OSError, ValueError) as error:
@@ -374,13 +378,18 @@ def _picture_issues(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> 
 
 
 def _video_issues(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> Iterator[Issue]:
-    """Yield videos that do not open."""
+    """Yield videos that do not open, and those whose pictures are converted."""
     broken = [(trial, facts[str(trial.path)]) for trial in trials if trial.kind == "video"]
     yield from (replace(issue, message=f"{len(issue.details)} clips: {issue.message}" if len(issue.details) > 1
                         else issue.message)
                 for issue in group_issues(Issue(kind="unreadable", where=trial.name, message=clip.problem,
                                                 hint=clip.hint or f"see {trial.path}")
                                           for trial, clip in broken if clip.problem))
+    for kind in TRAITS:
+        clips = [trial.name for trial in trials if kind in facts[str(trial.path)].traits]
+        yield from _about("picture", clips, f"{len(clips)} videos have {kind}",
+                          "the default stream is read, then the longest; see the log" if kind == SEVERAL else
+                          "they are converted when they are read")
     beside = sorted({str(trial.video) for trial in trials if trial.video and facts[str(trial.video)].problem})
     yield from _about("unreadable-video", beside, f"{len(beside)} videos of folders of crops do not open",
                       "their frames are not counted")

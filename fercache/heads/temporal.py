@@ -41,6 +41,8 @@ class TemporalHead(Head):
         self.smoothing = Smoothing(classes) if settings.temporal_input and not settings.clip_level else None
         if self.smoothing is not None:
             nn.init.zeros_(self.out[-1].weight)  # type: ignore[arg-type]
+            if not settings.epochs:
+                nn.init.zeros_(self.out[-1].bias)  # type: ignore[arg-type]  # nothing will train it
 
     def logits(self, x: Tensor, seen: Tensor, time_s: Tensor) -> Tensor:
         narrow = self.project(x)

@@ -422,7 +422,7 @@ ColumnTaps = dict[str, tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureColumns:
+class TableColumns:
     """Where a table of features has what.
 
     Attributes
@@ -444,7 +444,7 @@ class FeatureColumns:
 
     @classmethod
     def of(cls, header: Sequence[str], exported: ColumnTaps, path: Path, fps: float,
-           first_frame: int | None) -> FeatureColumns:
+           first_frame: int | None) -> TableColumns:
         """Return the columns of a table; raises InputError where it is no table of features."""
         if exported and {"clip", "frame"} <= set(header):
             return cls(clip="clip", person="", success="", frame="frame", unit_s=0.0, fps=fps, first_frame=1,
@@ -516,7 +516,7 @@ def table_entries(path: Path, fps: float = 30.0, first_frame: int | None = None)
                         for name, one in record.items()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError("its description of the columns is damaged", where=path, hint="export again") from error
-    columns = FeatureColumns.of(header, exported, path, fps, first_frame)
+    columns = TableColumns.of(header, exported, path, fps, first_frame)
     if path.suffix.lower() != ".parquet":
         with path.open("rb") as file:  # half a number reads as another number
             file.seek(-1, 2)
@@ -575,7 +575,7 @@ class _Failing(AbstractContextManager[IncomingClip]):
         pass
 
 
-def _people_of(clip: str, pieces: Iterable[tuple[str, int, Any]], columns: FeatureColumns) -> ClipEntries:
+def _people_of(clip: str, pieces: Iterable[tuple[str, int, Any]], columns: TableColumns) -> ClipEntries:
     """Yield the people of a clip of a table."""
     with ExitStack() as stack:
         people: dict[str, _PersonRows] = {}
@@ -596,7 +596,7 @@ def _people_of(clip: str, pieces: Iterable[tuple[str, int, Any]], columns: Featu
             yield name, people[person].open()
 
 
-def _add_batch(people: dict[str, _PersonRows], clip: str, line: int, batch: Any, columns: FeatureColumns,
+def _add_batch(people: dict[str, _PersonRows], clip: str, line: int, batch: Any, columns: TableColumns,
                stack: ExitStack) -> None:
     """Add the rows of a batch to its people."""
     try:

@@ -100,7 +100,7 @@ def file_stamp(path: Path) -> dict[str, int]:
 
 
 POINTER = b"version https://git-lfs.github.com/spec/"
-WEB_PAGE = (b"<!doctype html", b"<html", b"<head", b"<script", b"<!--")
+HTML = (b"<!doctype html", b"<html", b"<head", b"<script", b"<!--")
 
 
 def check_content(path: Path) -> None:
@@ -120,7 +120,7 @@ def check_content(path: Path) -> None:
     if head.startswith(POINTER):
         raise ClipError("a Git LFS pointer, not the file itself", where=path,
                         hint="run `git lfs pull` in the repository of the clips")
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(WEB_PAGE):
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(HTML):
         raise ClipError("a web page, not a video or a picture", where=path,
                         hint="the server sent a page (a login, an error) in its place: download it again")
 

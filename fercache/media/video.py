@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import lru_cache
 from heapq import heappop, heappush
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -127,55 +129,95 @@ class PacketQueue:
         return stamps
 
 
-# Formats whose header states a real duration, not an estimate from the size.
-TIMED = ("matroska", "webm", "flv", "asf")
-# Formats whose index lists every packet.
-EXACT = ("mov", "mp4")
+# Formats with an index of packets that FFmpeg reads before, or with, the packets themselves.
+INDEXED = ("mov", "mp4", "avi")
+# Formats in which a header's duration is only written when recording ends, by every muxer that writes one.
+DURATION_TRUSTED = ("matroska", "webm")
 SLACK = 0.02
+# Bytes before a packet's data, where an AVI's index points.
+AVI_CHUNK_HEADER = 8
 
 
 class TruncationCheck:
-    """Counts a video stream's packets and compares the end with what the file states."""
-    # A file ends early if (1) reading stopped with an error before the end of the file; or (2) the last packet is
-    # truncated; or (3) packets are missing from the stated number (MP4 and MOV list each packet, so one is enough;
-    # elsewhere, as in AVI, the header's count may be wrong by 2 % and at least 2); or (4) a Matroska, WebM, FLV or ASF
-    # file stops more than 2 % of its stated duration, and at least 1 s, before its end (0.25 s if it has no sound,
-    # which may be longer). Packets are counted, not pictures: an edit list may hide frames, and a packet that does not
-    # decode still exists. A transport stream or a raw stream states nothing, so only (1) and (2) apply.
+    """Follows a file's packets to its end, and compares that with what the file states."""
+    # Packets are compared, not pictures: an edit list may hide frames, and a packet that does not decode still exists.
+    # The docs page `guide/inputs.md` lists what is trusted in each container, and why.
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         names = set(container.format.name.split(","))
-        self.stated, self.exact = stream.frames, bool(names.intersection(EXACT))
-        self.stated_s = (container.duration or 0) / 1e6 if names.intersection(TIMED) else 0.0
+        self.stream, self.stated = stream, stream.frames
+        self.is_indexed, self.is_avi = bool(names.intersection(INDEXED)), "avi" in names
+        self.trusts_duration = bool(names.intersection(DURATION_TRUSTED))
+        self.stated_s = (container.duration or 0) / 1e6
+        # The sound may be longer by a packet or two.
         self.least_s = 0.25 if len(container.streams) == 1 else 1.0
-        self.tick_s = float(stream.time_base or 0)
-        self.packets, self.end_s, self.truncated, self.failed = 0, 0.0, False, ""
+        self.indexed_at_open = self._last_indexed() if self.is_avi else None
+        self.packets, self.position, self.failed = 0, -1, ""
+        self.truncated = self.picture_truncated = False
+        self.end_s = self.picture_end_s = 0.0
 
-    def add(self, packet: Packet[VideoStream]) -> None:
-        """Count a packet."""
-        self.packets += 1
+    def add(self, packet: Packet[Any]) -> None:
+        """Follow the next packet of any stream."""
         # Only the last packet's flag counts, and only an error after the last packet: reading went on after others.
-        self.truncated = packet.is_corrupt
-        self.failed = ""
+        self.truncated, self.failed = packet.is_corrupt, ""
         if packet.pts is not None:
-            self.end_s = max(self.end_s, (packet.pts + (packet.duration or 0)) * self.tick_s)
+            self.end_s = max(self.end_s, float((packet.pts + (packet.duration or 0)) * (packet.time_base or 0)))
+        if packet.stream_index != self.stream.index:
+            return
+        self.packets += 1
+        self.picture_end_s = max(self.picture_end_s, self.end_s)
+        if (position := packet.pos if packet.pos is not None else -1) >= self.position:
+            self.position, self.picture_truncated = position, packet.is_corrupt
 
     def missing(self) -> str:
         """Return what is missing as text, empty for nothing."""
-        slack = 0 if self.exact else max(2, int(SLACK * self.stated))
-        if self.packets < self.stated - slack:
+        indexed = self._last_indexed()
+        if indexed is not None:
+            if self.position < indexed:
+                return f"the index lists more frames than the {self.packets} that are in the file"
+            # An AVI that lost its index has only what was read up to here, and its header counts the rest.
+            lost = self.is_avi and self.position > (self.indexed_at_open or 0) + AVI_CHUNK_HEADER
+            if not self.picture_truncated and not (lost and self._fewer_than_stated()):
+                return ""
+        elif self.is_indexed and self._fewer_than_stated():
             return f"has {self.packets} of {self.stated} stated frames"
-        if self.end_s < self.stated_s - max(self.least_s, SLACK * self.stated_s):
-            return f"has {self.end_s:.1f} of {self.stated_s:.1f} stated seconds"
         if self.failed:
             return f"reading stopped after {self.packets} frames ({self.failed})"
-        return f"the last of {self.packets} frames is truncated" if self.truncated else ""
+        if self.truncated or self.picture_truncated:
+            return f"the last of {self.packets} frames is truncated"
+        if self.is_avi and self._fewer_than_stated():
+            return f"has {self.packets} of {self.stated} stated frames, and no index"
+        if self.trusts_duration and self._ends_before(self.end_s):
+            return f"has {self.end_s:.1f} of {self.stated_s:.1f} stated seconds"
+        return ""
+
+    def odd(self) -> str:
+        """Return how the header differs from a picture that is whole, as text, empty if it does not."""
+        if self.is_avi and self._fewer_than_stated():
+            return f"the header counts {self.stated} frames, the file has {self.packets}"
+        if self._ends_before(self.picture_end_s):
+            return (f"the picture ends at {self.picture_end_s:.1f} s of {self.stated_s:.1f} s (longer sound or "
+                    "subtitles, or a wrong duration in the header)")
+        return ""
+
+    def _fewer_than_stated(self) -> bool:
+        return self.packets < self.stated - (max(2, int(SLACK * self.stated)) if self.is_avi else 0)
+
+    def _ends_before(self, end_s: float) -> bool:
+        return end_s < self.stated_s - max(self.least_s, SLACK * self.stated_s)
+
+    def _last_indexed(self) -> int | None:
+        """Return the position in the file of the furthest packet of the picture that the index has."""
+        # PyAV has `index_entries` from version 17 on. A cut takes the furthest packet first, whatever their order.
+        entries = getattr(self.stream, "index_entries", ()) if self.is_indexed else ()
+        return max((entry.pos for entry in entries), default=None)
 
 
 # Part of the fingerprint: increase it when the same file yields other pixels or rows.
-DECODER = "pyav-1"
+DECODER = "pyav-2"
 FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc",
-           "av1", "obu", "ivf", "flv", "asf", "ogg", "mxf", "nut", "dv", "gif", "mjpeg", "rm", "vc1", "yuv4mpegpipe")
+           "av1", "obu", "ivf", "flv", "asf", "ogg", "mxf", "nut", "dv", "gif", "mjpeg", "rm", "vc1", "yuv4mpegpipe",
+           "wav", "mp3", "aac", "flac")  # sound alone is opened too, so that the error can name it
 # A playlist or script must not make FFmpeg open other files or URLs.
 CONTAINER_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)}
 # Metadata that is not UTF-8 must not make a clip unreadable. PyAV before 19 raises unless this keyword says otherwise;
@@ -184,12 +226,30 @@ METADATA_OPTIONS: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >
 TICK_S = Fraction(1, 90_000)
 ONE_FRAME_PER_PACKET = ("h264", "hevc", "mjpeg", "vp9", "av1", "libdav1d")
 READ_TIMEOUT_S = 120.0
+# AV_DISPOSITION_DEFAULT and AV_DISPOSITION_ATTACHED_PIC of FFmpeg; PyAV 14.0 has no names for them.
+DEFAULT, ATTACHED_PICTURE = 1, 1024
+# Packets that are counted to find the longest of several video streams in a file that states no number.
+MAX_COUNTED = 2000
 # FFmpeg refuses larger pictures before it allocates them.
 DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 # FFmpeg's MJPEG decoder leaves what it cannot decode as it was in the buffer, which may be an earlier frame, and
 # reports no error. So it decodes strictly, and what it refuses is decoded again, leniently, as a damaged frame. Without
 # a scan there are no pixels at all, and even the strict decoder returns the buffer: such a frame has no picture.
 MJPEG, START_OF_SCAN = "mjpeg", b"\xff\xda"
+# Kinds of `VideoSource.traits`.
+TRAITS = SEVERAL, NOT_SQUARE, IS_HDR = "several video streams", "non-square pixels", "HDR"
+# Values of ISO/IEC 23091-2: transfer functions of HDR, and the primaries of BT.709.
+PQ, HLG, BT709 = 16, 18, 1
+HDR = (PQ, HLG)
+LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)  # of BT.2020's primaries
+BT2020_TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]],
+                           np.float32)
+# The reference display of BT.2100, and the reference white of BT.2408.
+PEAK_NITS, WHITE_NITS = 1000, 203
+# Bits per channel that index the table: 2 million colors, 6 MB.
+TABLE_BITS = 7
+# Anamorphic lenses reach 2, PAL at half its width 2.8; more is a damaged header.
+WIDEST_PIXEL = 4
 # In a row, before reading stops.
 MAX_BAD_READS, MAX_BAD_PACKETS = 64, 20_000
 
@@ -210,6 +270,8 @@ class VideoSource(Source):
     def __init__(self, path: Path, damaged: str = "fail") -> None:
         self.path, self.damaged = path, damaged
         self.stated = 0
+        # What is special about the picture, by kind; known once a frame was read.
+        self.traits: dict[str, str] = {}
 
     @classmethod
     def open(cls, path: Path, damaged: str = "fail") -> VideoSource:
@@ -226,6 +288,8 @@ class VideoSource(Source):
         if next(source._frames(0, 1), None) is None:
             raise ClipError("a video without a frame that can be decoded", where=path,
                             hint="play the file to see if it is intact; copy or download it again")
+        for text in source.traits.values():
+            _log_once(f"{path}: {text}")
         return source
 
     def frames(self, start: int = 0) -> Iterator[Frame]:
@@ -248,34 +312,122 @@ class VideoSource(Source):
             self.stated = stream.frames
             ending = TruncationCheck(container, stream)
             step_s = 1 / float(stream.average_rate or stream.guessed_rate or 25)
-            # One converter per video: creating one per frame takes up to 0.5 ms.
-            clock, converter = TimestampClock(stream.time_base or TICK_S, step_s), VideoReformatter()
+            clock, converter = TimestampClock(stream.time_base or TICK_S, step_s), PictureConverter(stream)
             # Rows are counted, so decoding always starts at the first packet; skipped rows cost no conversion.
             for row, (stamp, picture, concealed) in enumerate(_decoded(container, stream, ending)):
                 time_s = clock.at(stamp)
+                if not row:
+                    self.traits = _traits(container, stream)
                 if row >= start:
                     needed = wanted is None or row in wanted
                     image = self._rgb(picture, converter) if picture is not None and needed else None
                     yield Frame(row + 1, time_s, image, picture is None or concealed or bool(picture.is_corrupt))
                 if stop is not None and row + 1 >= stop:
                     return
-        missing = ending.missing()
+            missing, odd = ending.missing(), ending.odd()  # before the container, and with it the index, is closed
         if missing and self.damaged == "fail":
             raise ClipError(f"the video ends early: {missing}", where=self.path,
                             hint="copy or download it again, or keep what decodes with --on-truncated keep")
         if missing:
             log.warning("%s: ends early: %s; what decoded is kept", self.path, missing)
+        elif odd:
+            log.warning("%s: %s; every frame of the picture is read", self.path, odd)
 
-    def _rgb(self, picture: VideoFrame, converter: VideoReformatter) -> NDArray[np.uint8]:
+    def _rgb(self, picture: VideoFrame, converter: PictureConverter) -> NDArray[np.uint8]:
         """Return the picture as (H, W, 3) uint8 RGB, upright."""
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ClipError(f"a frame of {picture.width} x {picture.height} pixels", where=self.path,
+        width, height = converter.size(picture)
+        if width * height > MAX_PIXELS:
+            raise ClipError(f"a frame of {width} x {height} pixels", where=self.path,
                             hint=f"frames up to {MAX_PIXELS >> 20} megapixels are read")
         try:
-            image = np.asarray(converter.reformat(picture, format="rgb24").to_ndarray(), dtype=np.uint8)
+            return upright(converter.rgb(picture), _display_matrix(picture))
         except (av.FFmpegError, ValueError, MemoryError) as error:
             raise unreadable(self.path, error) from error
-        return upright(image, _display_matrix(picture))
+
+
+class PictureConverter:
+    """Converts the pictures of one stream to BT.709 RGB with square pixels."""
+
+    def __init__(self, stream: VideoStream) -> None:
+        self.codec, self.pixel = stream.codec_context, _pixel_shape(stream)
+        # One per video: creating one per frame takes up to 0.5 ms.
+        self.reformatter = VideoReformatter()
+
+    def size(self, picture: VideoFrame) -> tuple[int, int]:
+        """Return the width and height with square pixels; the side that is too short is enlarged."""
+        return (round(picture.width * max(self.pixel, Fraction(1))),
+                round(picture.height / min(self.pixel, Fraction(1))))
+
+    def rgb(self, picture: VideoFrame) -> NDArray[np.uint8]:
+        """Return the picture as (H, W, 3) uint8 RGB."""
+        hdr = int(self.codec.color_trc) in HDR
+        width, height = self.size(picture)
+        # 16 bits where a table follows: 8 bits of an HDR signal would show as bands.
+        image: NDArray[Any] = self.reformatter.reformat(
+            picture, width, height, "rgb48le" if hdr else "rgb24").to_ndarray()
+        if hdr:
+            bins = image >> (16 - TABLE_BITS)
+            index = bins[..., 0].astype(np.intp) << 2 * TABLE_BITS
+            index |= bins[..., 1].astype(np.intp) << TABLE_BITS
+            image = tone_table(int(self.codec.color_trc), int(self.codec.color_primaries))[index | bins[..., 2]]
+        return np.asarray(image, dtype=np.uint8)
+
+
+def _traits(container: InputContainer, stream: VideoStream) -> dict[str, str]:
+    """Return what is done for a stream beyond decoding, kind -> text, once its first frame is decoded."""
+    pixel, codec = _pixel_shape(stream), stream.codec_context
+    videos = [s for s in container.streams.video if not _disposition(s) & ATTACHED_PICTURE]
+    traits = {}
+    if len(videos) > 1:
+        traits[SEVERAL] = (f"has {len(videos)} video streams; number {videos.index(stream) + 1} is read "
+                                           f"({codec.width} x {codec.height})")
+    if pixel != 1:
+        traits[NOT_SQUARE] = f"pixels of {pixel.numerator}:{pixel.denominator} are made square"
+    if int(codec.color_trc) in HDR:
+        traits[IS_HDR] = f"{'PQ' if int(codec.color_trc) == PQ else 'HLG'} (HDR) is tone-mapped to BT.709"
+    return traits
+
+
+@lru_cache(maxsize=4096)
+def _log_once(text: str) -> None:
+    """Log a line; a clip is opened several times."""
+    log.info("%s", text)
+
+
+def _pixel_shape(stream: VideoStream) -> Fraction:
+    """Return the width of a pixel over its height; 1 where the file states none or an absurd one."""
+    ratio = stream.sample_aspect_ratio
+    return Fraction(ratio) if ratio and WIDEST_PIXEL >= ratio >= 1 / WIDEST_PIXEL else Fraction(1)
+
+
+@lru_cache(maxsize=4)
+def tone_table(transfer: int, primaries: int) -> NDArray[np.uint8]:
+    """Return the BT.709 color of every HDR color, (2**21, 3), indexed by 7 bits each of R, G and B, R highest.
+
+    Notes
+    -----
+    Transfer functions, OOTF and luminance weights are those of ITU-R BT.2100, the matrix that of BT.2087, and the
+    inverse of BT.1886 encodes the result. HLG is relative: BT.2100 gives the gamma of its OOTF on a display of 203
+    cd/m2. PQ is absolute: its luminance is compressed after Reinhard et al. 2002, equation 4, so that 1,000 cd/m2 is
+    white.
+    """
+    level = (np.arange(1 << TABLE_BITS, dtype=np.float32) + 0.5) / (1 << TABLE_BITS)
+    level[0], level[-1] = 0, 1  # black and white stay what they are
+    signal = np.stack(np.meshgrid(level, level, level, indexing="ij"), axis=-1).reshape(-1, 3)
+    light: NDArray[Any]
+    if transfer == HLG:
+        scene = np.where(signal <= 0.5, signal ** 2 / 3, (np.exp((signal - 0.55991073) / 0.17883277) + 0.28466892) / 12)
+        gamma = np.float32(1.2 + 0.42 * np.log10(WHITE_NITS / PEAK_NITS))
+        light = scene * np.maximum(scene @ LUMINANCE, 1e-9)[:, None] ** (gamma - 1)
+    else:
+        root = signal ** np.float32(1 / 78.84375)
+        ratio = np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)
+        light = 10_000 / WHITE_NITS * ratio ** np.float32(1 / 0.1593017578125)
+        bright, peak = light @ LUMINANCE, PEAK_NITS / WHITE_NITS
+        light *= ((1 + bright / peak ** 2) / (1 + bright))[:, None]
+    if primaries != BT709:
+        light = light @ BT2020_TO_BT709.T
+    return np.asarray(np.clip(light, 0, 1) ** (1 / 2.4) * 255 + 0.5).astype(np.uint8)
 
 
 def upright(image: NDArray[np.uint8], matrix: Sequence[int] | None) -> NDArray[np.uint8]:
@@ -329,14 +481,14 @@ def open_container(path: Path) -> Iterator[InputContainer]:
 
 @contextmanager
 def _open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Yield the open container and its first video stream that is not a cover picture."""
+    """Yield the open container and the video stream that `choose_stream` chooses, ready to decode."""
     with open_container(path) as container:
-        streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-        if not streams:
-            raise ClipError("no video stream in this file", where=path, hint="a clip needs pictures, not only sound")
-        # Without a known decoder a stream has no codec context.
-        stream = next((s for s in streams if getattr(s, "codec_context", None) is not None), None)
+        stream = choose_stream(container, path)
         if stream is None:
+            raise ClipError("no video stream in this file, only sound or a cover picture", where=path,
+                            hint="a clip needs moving pictures; check the file or take it off the list")
+        # Without a known decoder a stream has no codec context.
+        if getattr(stream, "codec_context", None) is None:
             raise ClipError("no decoder for the video in this file", where=path,
                             hint="convert it, for instance to H.264 in MP4")
         # One decoder thread, always. Measured on FFmpeg 8.1 with 40 damaged spots: with frame or slice threads the
@@ -364,6 +516,36 @@ def packet_times(path: Path) -> NDArray[np.float64]:
             raise ClipError("its frames have no time stamps", where=path, hint="give frame numbers, not times")
         clock = TimestampClock(stream.time_base or TICK_S, 1 / 25)
         return np.array([clock.at(stamp) for stamp in stamps])
+
+
+def choose_stream(container: InputContainer, path: Path) -> VideoStream | None:
+    """Return the video stream to read, None without one: the default one, then that with the most frames, then pixels.
+
+    Notes
+    -----
+    A cover picture is never chosen, and a stream of a single picture (a thumbnail that is not marked) only if there is
+    no other.
+    """
+    streams = [s for s in container.streams.video if not _disposition(s) & ATTACHED_PICTURE]
+    decodable = [s for s in streams if getattr(s, "codec_context", None) is not None] or streams
+    if len(decodable) < 2:
+        return decodable[0] if decodable else None
+    frames = {s.index: s.frames for s in decodable}
+    if not all(frames.values()):  # Matroska and FLV count no frames
+        with open_container(path) as other:  # a pass of its own: not every format can be rewound
+            counts = Counter(packet.stream_index for packet in islice(other.demux(video=list(range(len(
+                other.streams.video)))), MAX_COUNTED) if packet.size)
+        frames = {index: counts[index] for index in frames}
+
+    def rank(s: VideoStream) -> tuple[bool, int, int, int]:
+        pixels = 0 if getattr(s, "codec_context", None) is None else s.codec_context.width * s.codec_context.height
+        return frames[s.index] > 1, _disposition(s) & DEFAULT, frames[s.index], pixels
+
+    return max(decodable, key=rank)
+
+
+def _disposition(stream: VideoStream) -> int:
+    return int(getattr(stream, "disposition", 0))  # PyAV 14.0 has none
 
 
 def _lenient_decoder(codec: VideoCodecContext) -> VideoCodecContext:
@@ -424,11 +606,13 @@ def _packets(container: InputContainer, stream: VideoStream, ending: TruncationC
     bad = 0
     while bad < MAX_BAD_READS:
         try:
-            for packet in container.demux(stream):
+            # All streams: in Matroska the longest of them decides where the file ends.
+            for packet in container.demux():
                 if packet.size:  # an empty packet would flush the decoder before the end
                     bad = 0
                     ending.add(packet)
-                    yield packet
+                    if packet.stream_index == stream.index:
+                        yield packet
             break
         except IndexError:  # PyAV raises this once for a stream that starts late; the next call continues
             bad += 1

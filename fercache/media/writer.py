@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.errors import InputError
-from fercache.media.video import TICK_S, open_container
+from fercache.media.video import TICK_S, choose_stream, open_container
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +84,8 @@ def open_writer(path: Path, size: tuple[int, int], *, like: Path | None = None,
         source: Any = stack.enter_context(open_container(like)) if like is not None else None
         out = stack.enter_context(av.open(str(path), "w"))
         # The usual broadcast rates have this denominator, such as 30000/1001.
-        rate, tick = Fraction(fps).limit_denominator(1001), TICK_S
-        if source is not None and source.streams.video:
-            video = source.streams.video[0]
+        rate, tick, video = Fraction(fps).limit_denominator(1001), TICK_S, None
+        if like is not None and (video := choose_stream(source, like)) is not None:
             rate = Fraction(video.average_rate or video.guessed_rate or 25)
             if video.time_base and video.time_base <= MAX_TICK_S:
                 tick = Fraction(video.time_base)
@@ -95,7 +94,7 @@ def open_writer(path: Path, size: tuple[int, int], *, like: Path | None = None,
         stream.pix_fmt, stream.codec_context.time_base, stream.time_base = "yuv420p", tick, tick
         # Without a known decoder a stream has no codec context: its sound is omitted.
         audible = source is not None and source.streams.audio and source.streams.audio[0].codec_context is not None
-        writer = VideoWriter(out, stream, _SoundCopier(source, out) if audible else None)
+        writer = VideoWriter(out, stream, _SoundCopier(source, out, video) if audible else None)
         yield writer
         writer.close()
 
@@ -103,9 +102,8 @@ def open_writer(path: Path, size: tuple[int, int], *, like: Path | None = None,
 class _SoundCopier:
     """Copies the sound of a video into another one, as far as its pictures are written."""
 
-    def __init__(self, source: Any, out: Any) -> None:
+    def __init__(self, source: Any, out: Any, picture: Any) -> None:
         self._from = source.streams.audio[0]
-        picture = source.streams.video[0] if source.streams.video else None
         self._origin_s = float((picture.start_time or 0) * picture.time_base) if picture is not None else 0.0
         self._out, self._reencodes = out, self._from.codec_context.name not in out.supported_codecs
         self._to = (out.add_stream("aac", rate=self._from.rate) if self._reencodes

@@ -130,8 +130,8 @@ def main() -> None:
             theirs, ours = (metrics.confusions(rows["label"][scored], probs[scored].argmax(1), group, n_classes, groups)
                             for probs in (old[old_of[name]], new[name]))
             gain = sampler.difference(ours, theirs, figure)
-            low, high = gain["interval"] or (np.nan, np.nan)
-            difference = f"{gain['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+            low, high = gain.interval or (np.nan, np.nan)
+            difference = f"{gain.difference:+.4f} [{low:+.4f}, {high:+.4f}]"
             if np.array_equal(old[old_of[name]][inside], new[name][inside]):
                 difference = "same bytes"
             print(f"| `{name}` | {figure(theirs.sum(0)):.4f} | {figure(ours.sum(0)):.4f} | {difference} |")
