@@ -70,7 +70,7 @@ def main() -> None:
     for precision, count in zip(PRECISIONS, counts, strict=True):
         total = count.sum(0)
         print(f"{precision}: accuracy {metrics.accuracy(total):.4f}, macro F1 {metrics.macro_f1(total):.4f}")
-    resampler = metrics.Resampler(np.arange(len(label)), draws=1000, seed=0)
+    resampler = metrics.Resampler(len(label), draws=1000, seed=0)
     difference = resampler.difference(counts[1], counts[0], metrics.macro_f1)
     print(f"int8 - float32: macro F1 {difference.difference:+.4f} {difference.interval}, same class on "
           f"{(predicted[0] == predicted[1]).mean():.3f} of {len(label)} photos, mean change of a probability "
