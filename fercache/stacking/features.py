@@ -40,6 +40,7 @@ WIDTHS_S = (1 / 6, 1 / 2, 1.5, 5.0, 15.0)
 CHAINS = tuple(Chain(dwell_s=dwell_s, evidence_hz=hz) for hz in (5.0, 10.0, 20.0) for dwell_s in (1.0, 4.0))
 """The Markov chains that smoothing chooses from. On out-of-fold rows of photo streams (164 groups) the best of them has
 .675 macro F1, the best moving mean .654, a head alone .657."""
+FEATURE_CHAIN = Chain(dwell_s=1.0, evidence_hz=10.0)
 HEAD_WIDTH_S = 1.0
 SIDE_S = 1.0
 LAG_S = 1 / 3
@@ -153,7 +154,7 @@ class FeatureColumns:
             return [f"{head}:{what}:{name}" for head in self.heads for what in POOLED for name in self.classes]
         channels = [*self._own(), *(f"all:mean {width:.2g} s" for width in WIDTHS_S), f"all:{SIDE_S:.2g} s before",
                     *([] if self.causal else [f"all:{SIDE_S:.2g} s after"]), f"all:{LAG_S:.2g} s ago", "all:clip",
-                    f"all:spread {SPREAD_S:.2g} s", f"all:most {MOST_S:.2g} s"]
+                    f"all:spread {SPREAD_S:.2g} s", f"all:most {MOST_S:.2g} s", "all:chain"]
         return [f"{channel}:{name}" for channel in channels for name in self.classes] + self._plain()
 
     @cached_property
@@ -184,7 +185,7 @@ class FeatureColumns:
         """Return the channels of single heads; above `MOST_COLUMNS` without the smoothed ones, then none."""
         now = [f"{head}:now" for head in self.heads]
         near = [f"{head}:mean {HEAD_WIDTH_S:.2g} s" for head in self.heads]
-        rest = (5 + 6) * len(self.classes) + len(self._plain())
+        rest = (5 + 7) * len(self.classes) + len(self._plain())
         for own in ([*now, *near], now):
             if len(own) * len(self.classes) + rest <= MOST_COLUMNS:
                 return own
@@ -246,7 +247,8 @@ def _around(pooled: Floats, view: ClipView) -> list[Floats]:
              *([] if view.causal else [sums.mean(window_reach(time_s, 0, SIDE_S))])]
     whole = sums.mean(window_reach(time_s, np.inf, 0 if view.causal else np.inf))
     return [*means, *sides, lagged(pooled, time_s, LAG_S), whole, sums.spread(view.reach(SPREAD_S)),
-            highest(pooled, view.reach(MOST_S))]
+            highest(pooled, view.reach(MOST_S)),
+            chain_posteriors(pooled, time_s, [FEATURE_CHAIN], causal=view.causal)[:, 0]]
 
 
 def _entropy(view: ClipView) -> Floats:
