@@ -175,9 +175,11 @@ class FeatureColumns:
         found = np.full(len(self.names), -1, np.int64)
         place = {name: i for i, name in enumerate(self.names)}
         for i in np.flatnonzero(self.class_of >= 0).tolist():
-            source, _, name = self.names[i].split(":")
+            source, statistic, name = self.names[i].split(":")
             level = "clip" if source == "all" else f"mean {HEAD_WIDTH_S:.2g} s"
-            # At clip level there is no such feature: each statistic is its own anchor.
+            # At clip level there is no such feature: each statistic is its own anchor. So is the posterior of a chain:
+            # it does not shift with the level of a clip, so its difference from it would contain it.
+            level = statistic if statistic == "chain" else level
             found[i] = place.get(f"{source}:{level}:{name}", i)
         return found
 
