@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fercache
 from fercache import media
 from fercache.errors import ClipError, InputError
 from fercache.media import pictures, source
-from fercache.media.video import HLG, PQ, choose_stream, open_container, tone_table, upright
+from fercache.media.video import HLG, PQ, choose_stream, open_container, tone_map, upright
 from tests.videos import (
     cut,
     joined,
@@ -263,11 +264,49 @@ def test_a_file_without_a_picture_is_called_that(tmp_path: Path, name: str) -> N
 @pytest.mark.parametrize("transfer", [PQ, HLG])
 def test_hdr_is_tone_mapped(transfer: int) -> None:
     """Grey stays grey, brighter stays brighter, and the picture uses the whole range of BT.709."""
-    grey = np.arange(128) * ((1 << 14) + (1 << 7) + 1)
-    mapped = tone_table(transfer, 9)[grey].astype(int)
+    grey = np.repeat(np.arange(0, 1 << 16, 5, np.uint16)[None, :, None], 3, axis=2)
+    mapped = tone_map(grey, transfer, 9)[0].astype(int)
     assert np.ptp(mapped, axis=1).max() <= 1
     assert (np.diff(mapped[:, 1]) >= 0).all()
-    assert mapped[0].max() <= 3 and mapped[-1].min() == 255
+    assert mapped[0].max() <= 1 and mapped[-1].min() == 255
+    # Signals of BT.2100: PQ of 26 cd/m2 is below the knee of BT.2390; HLG of a half is 1/12 of the scene's peak.
+    known, wanted = (0.38, (26 / 203) ** (1 / 2.4)) if transfer == PQ else (0.5, (1 / 12) ** (1.2 / 2.4))
+    assert abs(mapped[round(known * 65535 / 5), 1] - 255 * wanted) <= 1.5
+
+
+@pytest.mark.slow("stage one over four clips, 15 s")
+def test_hdr_and_non_square_pixels_give_the_features_of_the_plain_clips(tmp_path: Path, shared: Path, weights_at: Path
+                                                                        ) -> None:
+    """Through the whole of stage one, with each clip's own detection."""
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "weights").symlink_to(weights_at)
+    for name in ("hlg", "sdr", "pal169", "square"):
+        (tmp_path / "clips" / f"{name}.mp4").symlink_to(shared / "data/cases" / f"{name}.mp4")
+    store = fercache.open_store(fercache.extract(cache=tmp_path, clips=tmp_path / "clips", taps=("block8",)).store)
+    for one, other, least in (("hlg", "sdr", 0.97), ("pal169", "square", 0.99)):
+        a, b = (np.asarray(store[clip]["block8"][:], np.float64) for clip in (one, other))
+        cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        assert cosines.mean() >= least, (one, cosines.mean())  # .9702 and .9944 when this was written
+
+
+def timed_packets(path: Path) -> list[float]:
+    """Return the seconds of the frames that a player shows, sorted, from packets alone: independent of the reader."""
+    with av.open(str(path)) as container:
+        videos = container.streams.video
+        stream = max(videos, key=lambda one: (one.disposition & 1, one.frames))
+        stamps = [packet.pts * packet.time_base for packet in container.demux(stream)
+                  if packet.size and packet.pts is not None and not packet.is_discard]
+    return [float(stamp - min(stamps)) for stamp in sorted(stamps)]
+
+
+def test_times_and_counts_are_those_of_the_packets(shared: Path) -> None:
+    """What ffprobe would list: one row per packet shown, at its time stamp."""
+    real = [*(shared / "data/videos").iterdir(), *(shared / "data/cases").glob("*.*")]
+    clips = [path for path in real if path.suffix in (".mp4", ".mov", ".mkv", ".avi")]
+    assert len(clips) >= 20
+    for path in clips:
+        assert [frame.time_s for frame in media.open_source(path, "video").frames()] == pytest.approx(
+            timed_packets(path), abs=1e-6), path.name
 
 
 def test_the_table_of_inputs_names_existing_tests() -> None:

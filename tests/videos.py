@@ -152,7 +152,8 @@ def with_subtitles(path: Path, video: Path, until_s: float) -> Path:
     """Copy a video and add a line of subtitles that ends at `until_s`."""
     if path.suffix == ".flv":  # FFmpeg reads them but writes none: a script tag of one object with one text
         words = b"\x02\0\x0aonTextData\x08\0\0\0\x01\0\x04text\x02\0\x04late\0\0\x09"
-        tag = b"\x12" + struct.pack(">I", len(words))[1:] + struct.pack(">I", int(until_s * 1000))[1:] + bytes(4) + words
+        tag = b"\x12" + b"".join(struct.pack(">I", size)[1:] for size in (len(words), int(until_s * 1000)))
+        tag += bytes(4) + words
         path.write_bytes(video.read_bytes() + tag + struct.pack(">I", len(tag)))
         return set_flv_duration(path, until_s)
     codec = {".webm": "webvtt", ".mp4": "mov_text", ".mov": "mov_text"}.get(path.suffix, "subrip")
