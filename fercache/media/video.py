@@ -149,6 +149,7 @@ class TruncationCheck:
         self.is_indexed, self.is_avi = bool(names.intersection(INDEXED)), "avi" in names
         self.trusts_duration = bool(names.intersection(DURATION_TRUSTED))
         self.stated_s = (container.duration or 0) / 1e6
+        self.flv = Path(container.name.removeprefix("file:")) if "flv" in names else None
         # The sound may be longer by a packet or two.
         self.least_s = 0.25 if len(container.streams) == 1 else 1.0
         self.indexed_at_open = self._last_indexed() if self.is_avi else None
@@ -183,7 +184,10 @@ class TruncationCheck:
             return f"has {self.packets} of {self.stated} stated frames"
         if self.failed:
             return f"reading stopped after {self.packets} frames ({self.failed})"
-        if self.truncated or self.picture_truncated:
+        # FFmpeg parses MP3 in FLV anew, and with that the flag of a packet that was cut is lost. A file that reaches
+        # its duration is whole, whatever follows its last tag.
+        cut_flv = self.flv is not None and self.end_s < self.stated_s - 0.25 and not _ends_with_flv_tag(self.flv)
+        if self.truncated or self.picture_truncated or cut_flv:
             return f"the last of {self.packets} frames is truncated"
         if self.is_avi and self._fewer_than_stated():
             return f"has {self.packets} of {self.stated} stated frames, and no index"
@@ -211,6 +215,17 @@ class TruncationCheck:
         # PyAV has `index_entries` from version 17 on. A cut takes the furthest packet first, whatever their order.
         entries = getattr(self.stream, "index_entries", ()) if self.is_indexed else ()
         return max((entry.pos for entry in entries), default=None)
+
+
+def _ends_with_flv_tag(path: Path) -> bool:
+    """Return whether a file ends with a whole tag of FLV: 11 bytes of header, data, and the size of both."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4))
+        size = int.from_bytes(file.read(4), "big")
+        if not 11 <= size <= file.tell() - 4:
+            return False
+        file.seek(-4 - size, 2)
+        return int.from_bytes(file.read(4)[1:], "big") == size - 11
 
 
 # Part of the fingerprint: increase it when the same file yields other pixels or rows.
