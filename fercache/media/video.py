@@ -261,6 +261,7 @@ BT2020_TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.008
                            np.float32)
 # The reference display of BT.2100, and the reference white of BT.2408.
 PEAK_NITS, WHITE_NITS = 1000, 203
+ROOTS = 1 << 14
 # Anamorphic lenses reach 2, PAL at half its width 2.8; more is a damaged header.
 WIDEST_PIXEL = 4
 # In a row, before reading stops.
@@ -368,6 +369,8 @@ class PictureConverter:
 
     def size(self, picture: VideoFrame) -> tuple[int, int]:
         """Return the width and height with square pixels; the side that is too short is enlarged."""
+        if self.pixel == 1:  # most clips; the fractions below take 20 us a frame
+            return picture.width, picture.height
         return (round(picture.width * max(self.pixel, Fraction(1))),
                 round(picture.height / min(self.pixel, Fraction(1))))
 
@@ -417,17 +420,23 @@ def tone_map(signal: NDArray[np.uint16], transfer: int, primaries: int) -> NDArr
     the matrix is that of BT.2087, and the inverse of BT.1886 encodes the result. HLG is relative: its peak is white.
     PQ is absolute: the curve of BT.2390 compresses 0 to 1,000 cd/m2 to 0 to 203, which is white.
     """
-    light_of, gain_of = _hdr_curves(transfer)
+    # Tables indexed by fourth roots: powers of arrays take five times as long.
+    light_of, gain_of, color_of = _hdr_curves(transfer)
     light = light_of[signal.reshape(-1, 3)]
-    light *= np.interp(light @ LUMINANCE, light_of[::64], gain_of).astype(np.float32)[:, None]
+    light *= gain_of[_fourth_root(light @ LUMINANCE / light_of[-1])][:, None]
     if primaries != BT709:
         light = light @ BT2020_TO_BT709.T
-    return np.asarray(np.clip(light, 0, 1) ** np.float32(1 / 2.4) * 255 + 0.5, np.uint8).reshape(signal.shape)
+    return color_of[_fourth_root(light)].reshape(signal.shape)
+
+
+def _fourth_root(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Return the fourth roots of values, which are cut to 0 to 1, as parts of `ROOTS`."""
+    return np.asarray(np.sqrt(np.sqrt(np.clip(values, 0, 1))) * np.float32(ROOTS) + np.float32(0.5), np.uint16)
 
 
 @lru_cache(maxsize=2)
-def _hdr_curves(transfer: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the linear light of every signal, (65536,), and the gain of a luminance that is every 64th light."""
+def _hdr_curves(transfer: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
+    """Return the light of each signal, and by fourth roots the gain of each luminance and the color of each light."""
     signal = np.linspace(0, 1, 1 << 16)
     if transfer == HLG:
         light = np.where(signal <= 0.5, signal ** 2 / 3, (np.exp((signal - 0.55991073) / 0.17883277) + 0.28466892) / 12)
@@ -445,7 +454,9 @@ def _hdr_curves(transfer: int) -> tuple[NDArray[np.float32], NDArray[np.float32]
         curve = (2 * x**3 - 3 * x**2 + 1) * knee + (x**3 - 2 * x**2 + x) * (1 - knee) + (3 * x**2 - 2 * x**3) * top
         mapped = np.interp(np.where(part < knee, part, curve) * peak, signal, light)
         gain = mapped / np.maximum(light[::64], 1e-9)
-    return light.astype(np.float32), gain.astype(np.float32)
+    root = np.arange(ROOTS + 1) / ROOTS
+    gain = np.interp(root ** 4 * light[-1], light[::64], gain)
+    return light.astype(np.float32), gain.astype(np.float32), (root ** (4 / 2.4) * 255 + 0.5).astype(np.uint8)
 
 
 def upright(image: NDArray[np.uint8], matrix: Sequence[int] | None) -> NDArray[np.uint8]:
