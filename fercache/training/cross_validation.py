@@ -186,8 +186,8 @@ class CrossValidatedTraining:
                                starter=starter if head == FRAME else None) for head in {*config.heads, FRAME}}
         few = len({*self.splits.groups} - {""}) < FINETUNE_MIN_GROUPS
         if init is not None and few and not config.epochs and init.classes == dataset.classes:
-            # Temporal heads that read the frame head's logits begin as moving averages of them. Trained on so few groups,
-            # they would unlearn the classes that only the held-out group shows.
+            # Temporal heads that read the frame head's logits begin as moving averages of them. Trained on so few
+            # groups, they would unlearn the classes that only the held-out group shows.
             self.settings |= {head: replace(settings, epochs=0) for head, settings in self.settings.items()
                               if head == FRAME or settings.temporal_input}
         self._check_finetune_tap()

@@ -127,7 +127,8 @@ def fit(task: FitTask, features: FrameDataset, report: Callable[[float], None] =
     head = _new_head(task, features)
     trainer = _Trainer(task, features, head)
     # A head that begins with trained weights may be best before the first step.
-    score = validation_f1(head, task, features) if task.start and task.val_trials else -1.0
+    scored = task.val_trials and (task.start or not task.settings.epochs)
+    score = validation_f1(head, task, features) if scored else -1.0
     best = FitResult(head=copy.deepcopy(head).eval(), epoch=0, validation_f1=score)
     for epoch in range(1, task.settings.epochs + 1):
         trainer.epoch(rng, lambda share: report(share / task.settings.epochs))

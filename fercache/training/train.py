@@ -35,7 +35,7 @@ DATA_KEYS = ("store", "features", "dataset", "trials", "classes", "init")
 
 INIT_FORMAT = 1
 """Raised whenever the code changes the result of a training that begins with starter weights."""
-STARTER_MAX_GROUPS = 28
+STARTER_MAX_GROUPS = 164
 """Most training groups with which `init = "auto"` begins with the starter: docs/results/heads.md has the scores."""
 STARTER_FEATURES = ("backbone", "weights")
 """Settings of the store that must be the starter's. Heads that learnt from given crops read detected faces too."""
