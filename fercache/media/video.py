@@ -219,12 +219,13 @@ class TruncationCheck:
 
 def _ends_with_flv_tag(path: Path) -> bool:
     """Return whether a file ends with a whole tag of FLV: 11 bytes of header, data, and the size of both."""
+    total = path.stat().st_size
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4))
+        file.seek(max(0, total - 4))
         size = int.from_bytes(file.read(4), "big")
-        if not 11 <= size <= file.tell() - 4:
+        if not 11 <= size <= total - 4:
             return False
-        file.seek(-4 - size, 2)
+        file.seek(total - 4 - size)
         return int.from_bytes(file.read(4)[1:], "big") == size - 11
 
 
