@@ -155,20 +155,25 @@ class TruncationCheck:
         self.indexed_at_open = self._last_indexed() if self.is_avi else None
         self.packets, self.position, self.failed = 0, -1, ""
         self.truncated = self.picture_truncated = False
-        self.end_s = self.picture_end_s = 0.0
+        self.bases = [one.time_base or Fraction(0) for one in container.streams]
+        self.ends = [0] * len(self.bases)  # ticks: seconds of every packet take 5 us each
 
     def add(self, packet: Packet[Any]) -> None:
         """Follow the next packet of any stream."""
         # Only the last packet's flag counts, and only an error after the last packet: reading went on after others.
         self.truncated, self.failed = packet.is_corrupt, ""
-        if packet.pts is not None:
-            self.end_s = max(self.end_s, float((packet.pts + (packet.duration or 0)) * (packet.time_base or 0)))
+        if packet.pts is not None and packet.stream_index < len(self.ends):  # FLV adds streams while it is read
+            self.ends[packet.stream_index] = max(self.ends[packet.stream_index], packet.pts + (packet.duration or 0))
         if packet.stream_index != self.stream.index:
             return
         self.packets += 1
-        self.picture_end_s = max(self.picture_end_s, self.end_s)
         if (position := packet.pos if packet.pos is not None else -1) >= self.position:
             self.position, self.picture_truncated = position, packet.is_corrupt
+
+    @property
+    def end_s(self) -> float:
+        """The end of the longest stream so far."""
+        return max(float(end * base) for end, base in zip(self.ends, self.bases, strict=True))
 
     def missing(self) -> str:
         """Return what is missing as text, empty for nothing."""
@@ -199,8 +204,9 @@ class TruncationCheck:
         """Return how the header differs from a picture that is whole, as text, empty if it does not."""
         if self.is_avi and self._fewer_than_stated():
             return f"the header counts {self.stated} frames, the file has {self.packets}"
-        if self._ends_before(self.picture_end_s):
-            return (f"the picture ends at {self.picture_end_s:.1f} s of {self.stated_s:.1f} s (longer sound or "
+        picture_end_s = float(self.ends[self.stream.index] * self.bases[self.stream.index])
+        if self._ends_before(picture_end_s):
+            return (f"the picture ends at {picture_end_s:.1f} s of {self.stated_s:.1f} s (longer sound or "
                     "subtitles, or a wrong duration in the header)")
         return ""
 
