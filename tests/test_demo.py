@@ -43,11 +43,10 @@ def test_three_people_are_three_groups_and_share_two_classes(tmp_path: Path) -> 
         assert f"| {person} | {' | '.join(map(str, [*count[1:], count[0]]))} |" in readme
 
 
-def test_one_recording_has_one_labelling(tmp_path: Path) -> None:
+def test_each_recording_is_labeled_once(tmp_path: Path) -> None:
     labels = {t.name: t.frame_labels(0) for t in load_dataset(DatasetConfig(), tmp_path).trials}
-    assert np.array_equal(labels["face_noface"][:72], labels["single_face"])
-    assert np.array_equal(labels["noface_face"][96:168], labels["single_face"])
-    assert (labels["face_noface"][72:] == -1).all() and (labels["no_face"] == -1).all()
+    assert (labels["face_noface"][:72] >= 0).sum() == 69 and (labels["face_noface"][72:] == -1).all()
+    assert all((labels[name] == -1).all() for name in ("single_face", "noface_face", "no_face")), "the same recording"
 
 
 def test_a_lost_annotation_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

