@@ -163,8 +163,8 @@ def test_the_faces_that_set_the_ranges_of_int8_are_those_that_the_fingerprint_na
 def test_int8_is_close_and_computes_in_int8(casia: files.Weights, full: bool) -> None:
     pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
     taps = ("embedding", "block8", "repeat_2", "repeat_1-3x3") if full else ("repeat_1-3x3",)
-    sheet = np.asarray(Image.open(CALIBRATION)).reshape(3, 160, 8, 160, 3).swapaxes(1, 2).reshape(24, 160, 160, 3)
-    faces = np.ascontiguousarray(np.roll(sheet[::3, :, ::-1], (9, 5), (1, 2)))  # not those of the calibration
+    picture = np.asarray(Image.open(CALIBRATION)).reshape(3, 160, 8, 160, 3).swapaxes(1, 2).reshape(24, 160, 160, 3)
+    faces = np.ascontiguousarray(np.roll(picture[::3, :, ::-1], (9, 5), (1, 2)))  # not those of the calibration
     net = Backbone.load(casia, taps, precision="int8", batch=4, backend="openvino")
     found, exact = net.embed32(faces), Backbone.load(casia, taps, batch=4).embed32(faces)
     assert {tap: cosine(found[tap], exact[tap]) for tap in taps if cosine(found[tap], exact[tap]) < 0.99} == {}

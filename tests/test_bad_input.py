@@ -131,7 +131,7 @@ def test_a_change_of_resolution_keeps_every_frame(done: Done) -> None:
     (("extract", "--clips", "clips", "--weights", "none.pt"), 2, "none.pt"),
     (("extract", "--clips", "clips", "--taps", "block9"), 2, "block9"),
     (("extract", "--clips", "clips", "--device", "cuda:7"), 2, "cuda"),
-    (("extract", "--clips", "clips", "--min-score", "3"), 2, "min_score"),
+    (("extract", "--clips", "clips", "--min-score", "3"), 2, "--min-score"),
     (("extract", "--clips", "clips", "--precision", "int4"), 2, "int4"),
     (("--stages", "nowhere", "extract"), 2, "nowhere"),
     (("extract", "--stages", "typo", "--clips", "clips"), 2, "precison"),

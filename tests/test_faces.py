@@ -174,4 +174,4 @@ def test_boxes_of_pictures_scaled_down_are_not_shifted(cache: Path) -> None:
     exact, scaled = Detector().detect(frames), Detector(detect_px=88).detect(frames)
     pairs = [(a[0], b[0]) for a, b in zip(exact, scaled, strict=True) if len(a) == len(b) == 1]
     shift = np.mean([(b[:2] - a[:2]) / (a[2] - a[0]) for a, b in pairs], axis=0)
-    assert len(pairs) > 15 and np.abs(shift).max() < .013, shift
+    assert len(pairs) > 15 and np.abs(shift).max() < .02, shift

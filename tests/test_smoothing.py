@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fercache.results import smoothing
 from fercache.results.smoothing import CumulativeSums, highest, lagged, moving_mean, nearest_row, window_reach
 
 
@@ -106,3 +109,36 @@ def test_the_highest_of_every_window(values: list[float], behind: float, ahead: 
     window = window_reach(time_s, behind, ahead)
     wanted = [x[a:b].max() for a, b in zip(window.start, window.stop, strict=True)]
     assert highest(x, window)[:, 0].tolist() == wanted
+
+
+def every_sequence(log_probs: np.ndarray, time_s: np.ndarray, chain: smoothing.Chain) -> np.ndarray:
+    """Return the posteriors (T, C) of a chain, summed over all sequences of classes."""
+    rows, classes = log_probs.shape
+    gap = np.diff(time_s)
+    weight = np.minimum(1, np.append(1.0, gap * chain.evidence_hz))
+    total = np.zeros((rows, classes))
+    for path in itertools.product(range(classes), repeat=rows):
+        p = np.exp((weight * log_probs[np.arange(rows), path]).sum())
+        for t in range(1, rows):
+            keep = np.exp(-gap[t - 1] / chain.dwell_s)
+            p *= keep * (path[t] == path[t - 1]) + (1 - keep) / classes
+        total[np.arange(rows), path] += p
+    return total / total.sum(1, keepdims=True)
+
+
+def test_a_chain_gives_the_posteriors_over_all_sequences() -> None:
+    log_probs = np.log(np.random.default_rng(0).dirichlet(np.ones(3), 6))
+    time_s = np.array([0, .04, .08, 1.2, 1.24, 1.3])
+    chains = [smoothing.Chain(dwell_s=1, evidence_hz=10), smoothing.Chain(dwell_s=4, evidence_hz=20)]
+    found = np.exp(smoothing.chain_posteriors(log_probs, time_s, chains))
+    for i, chain in enumerate(chains):
+        assert found[:, i] == pytest.approx(every_sequence(log_probs, time_s, chain))
+    assert smoothing.chain_posteriors(log_probs[:0], time_s[:0], chains).shape == (0, 2, 3)
+
+
+def test_a_causal_chain_knows_no_later_row() -> None:
+    log_probs, time_s = np.log(np.random.default_rng(1).dirichlet(np.ones(4), 50)), np.arange(50) / 25
+    chain = [smoothing.Chain(dwell_s=1, evidence_hz=10)]
+    whole = smoothing.chain_posteriors(log_probs, time_s, chain, causal=True)
+    assert (whole[:20] == smoothing.chain_posteriors(log_probs[:20], time_s[:20], chain, causal=True)).all()
+    assert np.exp(whole[6, 0]) == pytest.approx(every_sequence(log_probs[:7], time_s[:7], chain[0])[-1])

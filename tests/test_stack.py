@@ -309,8 +309,8 @@ def test_any_number_of_heads_gives_few_features(heads: int, causal: bool) -> Non
                     logits={h: np.zeros((simulate(groups=2, frames=60).label.size, 8), np.float32) for h in names})
     made = features.feature_columns(book, causal)
     assert made.build(ClipView.of(book, 0, causal)).shape[1] == len(made.names) <= 160
-    smoothed = made.smoothed(ClipView.of(book, 0, causal), made.widths)
-    assert smoothed.shape[1:] == (len(made.widths), 8)
+    smoothed = made.smoothed(ClipView.of(book, 0, causal), made.smoothings)
+    assert smoothed.shape[1:] == (len(made.smoothings), 8)
 
 
 def test_rows_are_thinned_in_time() -> None:

@@ -167,16 +167,19 @@ def learn(book: OofLogits, metric: str = "macro_f1") -> smoothed_mean.SmoothedMe
 
     made = features.feature_columns(book, causal=False)
     with progress_bar("test", 1) as bar:
-        return smoothed_mean.fit_smoothed_mean(features.draw_sample(book, made, False, bar), made.widths, metric)
+        return smoothed_mean.fit_smoothed_mean(features.draw_sample(book, made, False, bar), made.smoothings, metric)
 
 
 def test_heads_that_flicker_are_smoothed_more_than_heads_that_do_not() -> None:
     oof = simulate(groups=20, frames=300, heads=("a", "b"), skill=2.0)
     rng = np.random.default_rng(1)
     clean = 2.5 * np.eye(7)[oof.label]
-    noisy, calm = (learn(replace(oof, logits={h: (clean + rng.normal(0, sd, clean.shape)).astype(np.float32)
-                                              for h in oof.heads})) for sd in (6, .8))
-    assert noisy.width_s > calm.width_s
+    books = [replace(oof, logits={h: (clean + rng.normal(0, sd, clean.shape)).astype(np.float32) for h in oof.heads})
+             for sd in (6, .8)]
+    made = features.feature_columns(oof, causal=False)
+    smoothed = made.smoothed(features.ClipView.of(books[0], 0), [learn(book).smoothing for book in books])
+    of_noisy, of_calm = (np.diff(smoothed.argmax(2), axis=0) != 0).sum(0)
+    assert of_noisy < of_calm, "changes of class in the same clip"
 
 
 def test_a_class_that_every_head_favors_gets_a_lower_bias() -> None:

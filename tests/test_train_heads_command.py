@@ -101,7 +101,7 @@ def test_an_audit_retrains_the_backbones_blocks_from_the_caches_weights(home: Pa
     finally:
         recipe.unlink()
     checks = {check["where"] for check in json.loads((tmp_path / "audit.json").read_text())["checks"]}
-    assert done.exit_code in (0, 1) and "shuffled labels, heads" in checks, done.output
+    assert done.exit_code in (0, 1) and "shuffled labels, heads and stacker" in checks, done.output
 
 
 def test_a_tail_on_a_tap_that_is_not_read_is_refused(home: Path) -> None:

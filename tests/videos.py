@@ -75,6 +75,15 @@ def set_matrix(path: Path, matrix: Sequence[int]) -> Path:
     return path
 
 
+def set_flv_duration(path: Path, seconds: float) -> Path:
+    """Patch the duration that the header of an FLV states."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"duration") + len(b"duration") + 1  # onMetaData: a key and a double
+    data[place:place + 8] = struct.pack(">d", seconds)
+    path.write_bytes(data)
+    return path
+
+
 def packets_of(path: Path) -> list[tuple[int, int, bool]]:
     """Return (position, size, is key frame) of each video packet."""
     with av.open(str(path)) as container:
@@ -141,15 +150,22 @@ def several_videos(path: Path, parts: Sequence[Path], default: int | None = None
 
 def with_subtitles(path: Path, video: Path, until_s: float) -> Path:
     """Copy a video and add a line of subtitles that ends at `until_s`."""
+    if path.suffix == ".flv":  # FFmpeg reads them but writes none: a script tag of one object with one text
+        words = b"\x02\0\x0aonTextData\x08\0\0\0\x01\0\x04text\x02\0\x04late\0\0\x09"
+        tag = b"\x12" + b"".join(struct.pack(">I", size)[1:] for size in (len(words), int(until_s * 1000)))
+        tag += bytes(4) + words
+        path.write_bytes(video.read_bytes() + tag + struct.pack(">I", len(tag)))
+        return set_flv_duration(path, until_s)
+    codec = {".webm": "webvtt", ".mp4": "mov_text", ".mov": "mov_text"}.get(path.suffix, "subrip")
     with av.open(str(video)) as source, av.open(str(path), "w") as out:
         picture_stream = out.add_stream_from_template(source.streams.video[0])
-        words = out.add_stream("webvtt" if path.suffix == ".webm" else "subrip")
+        words = out.add_stream(codec)
         words.codec_context.subtitle_header = ASS_HEADER
         for packet in source.demux(video=0):
             if packet.size:
                 packet.stream = picture_stream
                 out.mux(packet)
-        line = av.Packet(b"late")
+        line = av.Packet(b"\x00\x04late" if codec == "mov_text" else b"late")
         line.stream, line.time_base = words, Fraction(1, 1000)
         line.pts = line.dts = int(until_s * 1000) - 1000
         line.duration = 1000

@@ -170,8 +170,8 @@ def quantize(net: TappedInception) -> TappedInception:
         layer.register_forward_hook(lambda _, __, x: extremes[name].extend(torch.aminmax(x)))
         return layer
 
-    with Image.open(CALIBRATION) as sheet:
-        pixels = torch.from_numpy(np.array(sheet.convert("RGB")))
+    with Image.open(CALIBRATION) as picture:
+        pixels = torch.from_numpy(np.array(picture.convert("RGB")))
     rows, columns = (side // CROP_PX for side in pixels.shape[:2])
     watched = _after_each_layer(net, watch)
     with torch.inference_mode():

@@ -1,9 +1,11 @@
-"""Moving statistics over time windows in seconds, with masked rows, by cumulative sums (O(T) per width)."""
+"""Smoothing over time: moving statistics with masked rows, by cumulative sums, and a Markov chain of the classes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -142,6 +144,52 @@ def highest(values: Floats, window: WindowReach) -> Floats:
         found[here] = np.maximum(table[window.start[here]], table[window.stop[here] - 2**power])
         table = np.maximum(table[:-2**power], table[2**power:])
     return found
+
+
+class Chain(msgspec.Struct, frozen=True, kw_only=True):
+    """A Markov chain of the classes, which keeps its class and now and then draws a new one, each equally likely.
+
+    Attributes
+    ----------
+    dwell_s : mean seconds between two draws.
+    evidence_hz : frames a second that count as independent evidence. Neighbors are near copies, so this is less than
+        the frame rate.
+    """
+
+    dwell_s: float
+    evidence_hz: float
+
+
+def chain_posteriors(log_probs: Floats, time_s: Floats, chains: Sequence[Chain], *, causal: bool = False) -> Floats:
+    """Return log-probabilities of the classes under each chain, given all rows (`causal`: no later one), ``(T, V, C)``.
+
+    Parameters
+    ----------
+    log_probs : (T, C) of single frames.
+    time_s : (T,) rising. After a gap the chain knows less.
+
+    Notes
+    -----
+    The forward-backward algorithm (Rabiner 1989), all chains in one pass.
+    """
+    rows, classes = log_probs.shape
+    gap = np.diff(time_s, prepend=-np.inf)[:, None]
+    weight = np.minimum(1.0, gap * [chain.evidence_hz for chain in chains])
+    keep = np.exp(-gap / [chain.dwell_s for chain in chains])[..., None]
+    draw = (1 - keep) / classes
+    evidence = np.exp(weight[..., None] * (log_probs - log_probs.max(1, keepdims=True))[:, None])
+    before, after = np.empty_like(evidence), np.ones_like(evidence)
+    state = np.full(evidence.shape[1:], 1 / classes)
+    for t in range(rows):
+        state = (keep[t] * state + draw[t]) * evidence[t]
+        state /= state.sum(1, keepdims=True)
+        before[t] = state
+    for t in range(rows - 1, 0, -1) if not causal else ():
+        state = after[t] * evidence[t]
+        state = keep[t] * state + draw[t] * state.sum(1, keepdims=True)
+        after[t - 1] = state / state.sum(1, keepdims=True)
+    after *= before
+    return np.asarray(np.log(after / after.sum(2, keepdims=True)))
 
 
 def _running(values: Floats) -> Floats:

@@ -95,8 +95,8 @@ def _fit_fold(every: TrainingSample, columns: FeatureColumns, metric: str, fold:
               bar: ProgressBar) -> FoldModel:
     bar.note(f"without fold {fold}" if fold >= 0 else "all folds")
     sample, groups = every.without(fold), len(np.unique(every.group[every.fold >= 0]))
-    base = smoothed_mean.fit_smoothed_mean(sample, columns.widths, metric)
-    start = base.log_probs(sample.smoothed[:, columns.widths.index(base.width_s)])
+    base = smoothed_mean.fit_smoothed_mean(sample, columns.smoothings, metric)
+    start = base.log_probs(sample.smoothed[:, columns.smoothings.index(base.smoothing)])
     plan = models.TreesPlan(seed=config.seed, threads=config.threads, balance=base.balance)
     fold_model = FoldModel(fold=fold, groups=len(np.unique(sample.group)), rows=len(sample.rows),
                            smoothed_mean=base, trees=models.fit_trees(sample, start, plan),
@@ -122,7 +122,7 @@ class _Inference:
             waiting: list[tuple[int, ClipView, Probs, Probs]] = []
             for trial in np.flatnonzero((oof.fold == fold) & (np.diff(oof.offsets) > 0)).tolist():
                 view = ClipView.of(oof, trial, features_.causal)
-                smoothed = features_.smoothed(view, (fold_model.smoothed_mean.width_s,))[:, 0]
+                smoothed = features_.smoothed(view, (fold_model.smoothed_mean.smoothing,))[:, 0]
                 waiting.append((trial, view, features_.build(view), smoothed))
                 if sum(len(x) for _, _, x, _ in waiting) >= ROWS_PER_CALL:
                     self._fill(fold_model, waiting, threads)

@@ -2,7 +2,8 @@
 
 Notes
 -----
-One width and a bias for each class are fitted on out-of-fold rows; `nested_cv` decides which model predicts which rows.
+One way of smoothing and a bias for each class are fitted on out-of-fold rows; `nested_cv` decides which model predicts
+which rows.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from fercache import metrics
+from fercache.results.smoothing import Chain
 from fercache.stacking.features import TrainingSample
 
 Floats = NDArray[np.float64]
 
 EDGE = 0.003
-"""A wider window must score this much more than a narrower one; less is noise."""
+"""A way of smoothing must score this much more than those before it, such as a narrower window; less is noise."""
 RIDGE = 4.0
 """Pulls each bias towards 0. Macro F1 out of fold on ten simulated groups of four seconds with strong heads: .737 at 1,
 .800 at 4, .820 at 12; plain mean .795."""
@@ -30,35 +32,36 @@ ROWS_A_SAMPLE = 4.0
 
 
 class SmoothedMean(msgspec.Struct, frozen=True, kw_only=True):
-    """``moving mean of the heads' mean log-probabilities + bias``.
+    """``smoothed mean of the heads' log-probabilities + bias``.
 
     Attributes
     ----------
-    width_s : half-width of the moving mean in seconds; 0 is the frame itself.
+    smoothing : half-width of a moving mean in seconds (0 is the frame itself), or a Markov chain.
     bias : C numbers.
     balance : power of one over the class's share that the bias corrects for.
     """
 
-    width_s: float
+    smoothing: float | Chain
     bias: tuple[float, ...]
     balance: float
 
     def log_probs(self, smoothed: NDArray[np.float32]) -> Floats:
-        """Return log-probabilities (up to a constant a row), ``(n, C)``, from moving means of `width_s`, ``(n, C)``."""
+        """Return log-probabilities (up to a constant a row), ``(n, C)``, from smoothed ones, ``(n, C)``."""
         return np.asarray(smoothed.astype(float) + self.bias)
 
 
-def fit_smoothed_mean(sample: TrainingSample, widths_s: Sequence[float], metric: str) -> SmoothedMean:
-    """Return the model whose width scores best on the sample; a wider window must gain more than `EDGE`.
+def fit_smoothed_mean(sample: TrainingSample, smoothings: Sequence[float | Chain], metric: str) -> SmoothedMean:
+    """Return the model whose smoothing scores best on the sample; a later one must gain more than `EDGE`.
 
     Parameters
     ----------
-    widths_s : the half-widths of ``sample.smoothed``, ascending.
+    smoothings : the ways of ``sample.smoothed``, the simplest first.
     """
     balance, figure = metrics.METRICS[metric].balance, metrics.official(metric)
-    best, best_score = SmoothedMean(width_s=0.0, bias=(), balance=balance), -np.inf
-    for width_s, means in zip(widths_s, sample.smoothed.swapaxes(0, 1).astype(float), strict=True):
-        model = SmoothedMean(width_s=width_s, bias=tuple(_fit_bias(means, sample, balance).tolist()), balance=balance)
+    best, best_score = SmoothedMean(smoothing=0.0, bias=(), balance=balance), -np.inf
+    for smoothing, means in zip(smoothings, sample.smoothed.swapaxes(0, 1).astype(float), strict=True):
+        bias = _fit_bias(means, sample, balance)
+        model = SmoothedMean(smoothing=smoothing, bias=tuple(bias.tolist()), balance=balance)
         predicted = (means + model.bias).argmax(1)
         score = float(figure(metrics.confusion(sample.label, predicted, sample.classes)))
         if score > best_score + EDGE:

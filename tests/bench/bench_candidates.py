@@ -8,7 +8,9 @@ learn from the rows of its folds. New groups are the rows of the split `validati
 the logits of further data sets by the same heads, which `fercache predict` writes into the cache. Each set is scored
 alone, then all together. Version 0.1 comes from git and runs in a process of its own; its candidates that this checkout
 does not have are left out. "same bytes" means that all probabilities are equal. `out of fold` compares the rows that
-both learned from. Without TRAINED.h5 the logits are simulated, which shows that the comparison works, nothing else.
+both learned from. Below each table: the candidate that scores best out of fold, which `--select auto` makes final,
+minus the head that scores best on the rows of the table. Without TRAINED.h5 the logits are simulated, which shows that
+the comparison works, nothing else.
 """
 
 from __future__ import annotations
@@ -94,6 +96,13 @@ def predictions(code: Path, imports: str, source: Path, options: argparse.Namesp
         return dict(file)
 
 
+def paired(sampler: metrics.Resampler, ours: np.ndarray, theirs: np.ndarray, figure: metrics.Metric) -> str:
+    """Return the difference of two scores and its interval as text."""
+    gain = sampler.difference(ours, theirs, figure)
+    low, high = gain.interval or (np.nan, np.nan)
+    return f"{gain.difference:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
 def main() -> None:
     """Print a table for each set, for all of them together, and for the rows that were learned from."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -118,6 +127,9 @@ def main() -> None:
     parts = {one.dataset: (of_set == one.dataset) & (rows["fold"] < 0) for one in sets}
     parts |= {"all new groups": rows["fold"] < 0, "out of fold": rows["fold"] >= 0}
     figure, n_classes = metrics.METRICS[options.metric].function, len(sets[0].classes)
+    learned = (rows["fold"] >= 0) & (rows["label"] >= 0)
+    final = max(new, key=lambda name: figure(
+        metrics.confusion(rows["label"][learned], new[name][learned].argmax(1), n_classes)))
     for part, inside in parts.items():
         scored = inside & (rows["label"] >= 0)
         _, group = np.unique(rows["group"][scored], return_inverse=True)
@@ -125,16 +137,17 @@ def main() -> None:
         print(f"\n{part}: {groups} groups, {scored.sum()} rows\n")
         print(f"| candidate | {options.metric}, {options.ref} | this checkout | difference, paired 95 % |\n"
               "| --- | --- | --- | --- |")
-        sampler = metrics.Resampler(groups, options.draws, 0)
+        sampler, counts = metrics.Resampler(groups, options.draws, 0), {}
         for name in new:
             theirs, ours = (metrics.confusions(rows["label"][scored], probs[scored].argmax(1), group, n_classes, groups)
                             for probs in (old[old_of[name]], new[name]))
-            gain = sampler.difference(ours, theirs, figure)
-            low, high = gain.interval or (np.nan, np.nan)
-            difference = f"{gain.difference:+.4f} [{low:+.4f}, {high:+.4f}]"
+            counts[name] = ours
+            difference = paired(sampler, ours, theirs, figure)
             if np.array_equal(old[old_of[name]][inside], new[name][inside]):
                 difference = "same bytes"
             print(f"| `{name}` | {figure(theirs.sum(0)):.4f} | {figure(ours.sum(0)):.4f} | {difference} |")
+        best = max(sets[0].heads, key=lambda name: figure(counts[name].sum(0)))
+        print(f"\nfinal `{final}` - best head `{best}`: {paired(sampler, counts[final], counts[best], figure)}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ OUT/test_set_release.txt
     The names of the validation trials.
 OUT/truth/TRIAL.txt
     The label of every frame, annotated or not. Use it for scoring only.
-OUT/made_of_fer2013.json
+OUT/.made_of_fer2013.json
     Tells fercache that starter heads may have been trained on these photos.
 
 The photos
@@ -388,7 +388,7 @@ def write_streams(out: Path, pool: Pool, rng: np.random.Generator, *, trials: in
         split = "Validation_Set" if parent_of(name) in validation else "Train_Set"
         write_labels(out / "truth" / f"{name}.txt", labels)
         write_labels(out / "annotations/EXPR_Set" / split / f"{name}.txt", with_defects(labels, rng))
-    (out / "made_of_fer2013.json").write_text('{"made_of": "FER2013"}\n', encoding="utf-8")
+    (out / ".made_of_fer2013.json").write_text('{"made_of": "FER2013"}\n', encoding="utf-8")
     released = sorted(name for name in names if parent_of(name) in validation)
     (out / "test_set_release.txt").write_text("".join(f"{name}\n" for name in released), encoding="utf-8")
     unused = ", ".join(f"{CLASSES[label]} {len(photos)}" for label, photos in pool.items())
