@@ -61,8 +61,10 @@ def walk(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Walk:
     home = tmp_path_factory.mktemp("walk")
     clips = demo.fetch_demo_clips(cache / "clips")
     (home / "labels").mkdir()
-    for name in CLIPS:
-        shutil.copy(ANNOTATIONS / f"{Path(name).stem}.txt", home / "labels")
+    shutil.copy(ANNOTATIONS / "carphone_pristine.txt", home / "labels")
+    # The demo labels this recording in another clip, `face_noface`, which begins with the same frames.
+    lines = (ANNOTATIONS / "face_noface.txt").read_text().splitlines()[:1 + 72]
+    (home / "labels" / "single_face.txt").write_text("\n".join(lines) + "\n")
     lines = [f"{Path(name).stem},{clips / name},train" for name in CLIPS]
     (home / "clips.csv").write_text("\n".join(["clip,path,split", *lines, f"other,{clips / CLIPS[0]},test"]) + "\n")
     (home / "cache").mkdir()
@@ -79,7 +81,7 @@ def test_predictions_are_one_row_a_frame(walk: Walk) -> None:
     shares = np.array([[float(v) for k, v in r.items() if k.startswith("p_")] for r in rows])
     assert shares.shape == (264, 7) and np.abs(shares.sum(1) - 1).max() < 1e-9
     assert all(int(r["prediction"]) == share.argmax() for r, share in zip(rows, shares, strict=True))
-    labels = [int(line) for line in (ANNOTATIONS / "single_face.txt").read_text().splitlines()[1:]]
+    labels = [int(line) for line in (walk.home / "labels" / "single_face.txt").read_text().splitlines()[1:]]
     assert [int(r["label"] or -1) for r in rows[192:]] == labels
     assert not any(r["label"] for r in rows[120:192]), "the test clip has no label"
 
