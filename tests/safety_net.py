@@ -87,6 +87,8 @@ class Side:
 
     def recipe(self, command: str, **settings: object) -> None:
         """Write the recipe of a command."""
+        if self.renamed and command == "train-heads":
+            settings["init"] = "scratch"  # 0.1 knows no other beginning
         lines = [f"{self.name('keys', key)} = {value!r}\n" for key, value in settings.items()]
         (self.folder / "stages" / f"{self.name('words', command)}.toml").write_text("".join(lines))
 
