@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache import media
-from fercache.config import DatasetConfig
+from fercache.config import DatasetConfig, ExtractConfig
 from fercache.data import tables
 from fercache.data.base import (
     UNKNOWN,
@@ -38,8 +38,6 @@ MOST_FRAMES = 10_000_000
 """Four days at 30 frames a second; a larger number is not a frame number."""
 TIME_SLACK_S = 0.5
 """A label may lie this much after the end of its clip."""
-CROP_FPS = 30.0
-"""Rate of folders of pictures, which state none."""
 
 
 def read_frame_labels(path: Path, clips: Collection[str], chosen: tuple[str, ...] = (), first_frame: int = 1,
@@ -260,7 +258,8 @@ def _read_labels(config: DatasetConfig, trials: Mapping[str, Trial], words: Mapp
 def _times_of(trial: Trial) -> NDArray[np.float64]:
     """Return the seconds of each frame of a clip, (T,), without decoding it."""
     if trial.kind == "crops":
-        return np.arange(max(media.numbered(trial.path))) / CROP_FPS
+        # Folders of pictures state no rate.
+        return np.arange(max(media.numbered(trial.path))) / ExtractConfig().crop_fps
     return np.zeros(1) if media.is_picture(trial.path.name) else media.packet_times(trial.path)
 
 

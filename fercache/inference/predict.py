@@ -458,12 +458,10 @@ def _features(request: PredictJob, dataset: Dataset, heads: HeadRecord,
 def _evaluate(request: PredictJob, dataset: Dataset, oof: OofLogits, seen: frozenset[str],
               forced: tuple[str, ...]) -> StackResult:
     """Return predictions and scores, with display names."""
-    from fercache.stacking.stack import evaluate  # LightGBM
-
     if request.models.stack is None:
         result = starter.evaluate_starter(without_labels(oof, seen), request.stack)
     else:
-        result = evaluate(request.models.stack, without_labels(oof, seen), request.stack)
+        result = stack.evaluate(request.models.stack, without_labels(oof, seen), request.stack)
     names = display_names(dataset)
     splits = {split: msgspec.structs.replace(scores, predicted=BY_MODELS, title=f"{split}, new to the heads")
               for split, scores in result.report.splits.items()}

@@ -394,7 +394,7 @@ class PictureConverter:
 def _traits(container: InputContainer, stream: VideoStream) -> dict[str, str]:
     """Return what is done for a stream beyond decoding, kind -> text, once its first frame is decoded."""
     pixel, codec = _pixel_shape(stream), stream.codec_context
-    videos = [s for s in container.streams.video if not _disposition(s) & ATTACHED_PICTURE]
+    videos = _no_covers(container)
     traits = {}
     if len(videos) > 1:
         traits[SEVERAL] = (f"has {len(videos)} video streams; number {videos.index(stream) + 1} is read "
@@ -562,7 +562,7 @@ def choose_stream(container: InputContainer, path: Path) -> VideoStream | None:
     A cover picture is never chosen, and a stream of a single picture (a thumbnail that is not marked) only if there is
     no other.
     """
-    streams = [s for s in container.streams.video if not _disposition(s) & ATTACHED_PICTURE]
+    streams = _no_covers(container)
     decodable = [s for s in streams if getattr(s, "codec_context", None) is not None] or streams
     if len(decodable) < 2:
         return decodable[0] if decodable else None
@@ -578,6 +578,11 @@ def choose_stream(container: InputContainer, path: Path) -> VideoStream | None:
         return frames[s.index] > 1, _disposition(s) & DEFAULT, frames[s.index], pixels
 
     return max(decodable, key=rank)
+
+
+def _no_covers(container: InputContainer) -> list[VideoStream]:
+    """Return the video streams that are no cover pictures."""
+    return [s for s in container.streams.video if not _disposition(s) & ATTACHED_PICTURE]
 
 
 def _disposition(stream: VideoStream) -> int:

@@ -40,7 +40,8 @@ WIDTHS_S = (1 / 6, 1 / 2, 1.5, 5.0, 15.0)
 CHAINS = tuple(Chain(dwell_s=dwell_s, evidence_hz=hz) for hz in (5.0, 10.0, 20.0) for dwell_s in (1.0, 4.0))
 """The Markov chains that smoothing chooses from. On out-of-fold rows of photo streams (164 groups) the best of them has
 .675 macro F1, the best moving mean .654, a head alone .657."""
-FEATURE_CHAIN = Chain(dwell_s=1.0, evidence_hz=10.0)
+FEATURE_CHAIN = CHAINS.index(Chain(dwell_s=1.0, evidence_hz=10.0))
+"""The chain whose posteriors are features."""
 HEAD_WIDTH_S = 1.0
 SIDE_S = 1.0
 LAG_S = 1 / 3
@@ -104,6 +105,11 @@ class ClipView:
     def reach(self, width_s: float) -> WindowReach:
         """Return each row's window of that half-width."""
         return _reach(self.time_s, width_s, self.causal)
+
+    @cached_property
+    def posteriors(self) -> Floats:
+        """Log-probabilities under each of `CHAINS`, from the heads' mean, ``(M, V, C)``; one slow pass."""
+        return chain_posteriors(self.log_probs.mean(1), self.time_s, CHAINS, causal=self.causal)
 
     def sums(self, values: Floats) -> CumulativeSums:
         """Return the running sums of values of the frames that count, ``(M, D)``."""
@@ -217,14 +223,8 @@ class FeatureColumns:
             return np.asarray(view.pooled[:, :, 0].mean(1)[:, None], np.float32)
         mean = view.log_probs.mean(1)
         sums = view.sums(mean)
-        smoothed = np.empty((len(mean), len(smoothings), mean.shape[1]), np.float32)
-        chains = {i: one for i, one in enumerate(smoothings) if isinstance(one, Chain)}
-        if chains:
-            smoothed[:, list(chains)] = chain_posteriors(mean, view.time_s, list(chains.values()), causal=view.causal)
-        for i, one in enumerate(smoothings):
-            if not isinstance(one, Chain):
-                smoothed[:, i] = sums.mean(view.reach(one)) if one else mean
-        return smoothed
+        return np.stack([view.posteriors[:, CHAINS.index(one)] if isinstance(one, Chain) else
+                         sums.mean(view.reach(one)) if one else mean for one in smoothings], 1).astype(np.float32)
 
     def _now_and_near(self, view: ClipView) -> list[Floats]:
         """Return each head's log-probabilities and their moving mean, ``(M, C)`` each."""
@@ -250,7 +250,7 @@ def _around(pooled: Floats, view: ClipView) -> list[Floats]:
     whole = sums.mean(window_reach(time_s, np.inf, 0 if view.causal else np.inf))
     return [*means, *sides, lagged(pooled, time_s, LAG_S), whole, sums.spread(view.reach(SPREAD_S)),
             highest(pooled, view.reach(MOST_S)),
-            chain_posteriors(pooled, time_s, [FEATURE_CHAIN], causal=view.causal)[:, 0]]
+            view.posteriors[:, FEATURE_CHAIN]]
 
 
 def _entropy(view: ClipView) -> Floats:
