@@ -15,13 +15,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-
-import fercache
-from fercache import media
-from fercache.errors import ClipError, InputError
-from fercache.media import pictures, source
-from fercache.media.video import HLG, PQ, choose_stream, open_container, tone_map, upright
-from tests.videos import (
+from videos import (
     cut,
     joined,
     make_video,
@@ -36,6 +30,12 @@ from tests.videos import (
     with_sound,
     with_subtitles,
 )
+
+import fercache
+from fercache import media
+from fercache.errors import ClipError, InputError
+from fercache.media import pictures, source
+from fercache.media.video import HLG, PQ, choose_stream, open_container, tone_map, upright
 
 FASTSTART = {"movflags": "faststart"}
 
