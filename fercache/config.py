@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from fercache.backbones.card import FACENET
 from fercache.backbones.registry import DEFAULT_WEIGHTS, KNOWN_WEIGHTS
 from fercache.errors import InputError
 from fercache.heads.registry import DEFAULT_HEADS, HEADS
@@ -95,9 +96,11 @@ class DatasetConfig(Config):
 class ExtractConfig(Config):
     """Stage one (`stages/extract.toml`)."""
 
-    weights: str = option(DEFAULT_WEIGHTS, f"{', '.join(KNOWN_WEIGHTS)}, PATH (.safetensors, .pt) or onnx:PATH.")
-    taps: tuple[str, ...] = option(("embedding", "block8", "repeat_2", "repeat_1-3x3"), "Values of the CNN to store: "
-                                   "BLOCK (mean), BLOCK-3x3 (grid) or BLOCK-map.")
+    weights: str = option(DEFAULT_WEIGHTS, f"{', '.join(KNOWN_WEIGHTS)}, another NAME of `fercache weights list`, PATH "
+                          "(.safetensors, .pt), onnx:PATH, timm:NAME or hf:REPO.")
+    taps: tuple[str, ...] = option(FACENET.taps, "Values of the CNN to store: BLOCK (mean), BLOCK-3x3 (grid) or "
+                                   "BLOCK-map; of transformers also BLOCK-cls and BLOCK-tokens. The default is that of "
+                                   "the net's card.")
     precision: str = option("float32", "Arithmetic of the CNN.", choices=PRECISIONS)
     backend: str = option("torch", "What runs the CNN on a CPU: torch, or openvino (extra `openvino`, faster).",
                           choices=("torch", "openvino"), numbers=False)
@@ -108,7 +111,8 @@ class ExtractConfig(Config):
     detect_px: int = option(0, "Reduce pictures to this longer side for detection (0: full size).", low=0, high=16384)
     min_face_px: int = option(40, "Smallest face to detect, in pixels of the frame.", low=10, high=4096)
     min_score: float = option(0.9, "Drop detections with a lower score.", low=0, high=1)
-    margin: float = option(0.0, "Margin around a box, as a fraction of its longer side.", low=0, high=2)
+    margin: float = option(0.0, "Margin around a box, as a fraction of its longer side (0: that of the net's card).",
+                           low=0, high=2)
     people: str = option("main", "People to extract: the main person of a clip; all, as CLIP#1 (the main person), "
                          "CLIP#2, ...; or the two people, as CLIP_left and CLIP_right.",
                          choices=("main", "all", "left/right"))

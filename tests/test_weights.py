@@ -89,7 +89,7 @@ def test_missing_and_unknown_names_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as caught:
         weights.resolve_weights("casia-webface", tmp_path)
     assert "fercache weights pull casia-webface" in str(caught.value) and "87 MB" in str(caught.value)
-    with pytest.raises(WeightsError, match="no known weights are called 'resnet'"):
+    with pytest.raises(WeightsError, match="no known weights have this name"):
         weights.download_weights("resnet", tmp_path)
     with pytest.raises(WeightsError) as caught:
         weights.resolve_weights("resnet", tmp_path)

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from fercache import run_log
+from fercache.backbones import weights
 from fercache.config import ExtractConfig
 from fercache.data.base import Dataset, Issue, Trial
 from fercache.data.frame_table import FrameTable
 from fercache.diagnostics import check_issues
 from fercache.diagnostics.check_issues import ClipFacts, ClipIndex, LengthComparison
-from fercache.errors import InputError
 from fercache.faces import crops
 from fercache.runtime.progress import format_bytes, format_duration
 from fercache.store.layout import FRAME_COLUMNS, Grid
@@ -60,12 +60,8 @@ def estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConfi
     frames = sum(lengths)
     row: int | None = None
     total: int | None = None
-    try:
+    if weights.is_facenet(config.weights):  # others have taps of their own, known once the net is opened
         shapes = crops.with_views(tap_shapes(config.taps), config.augmentations).values()
-    except InputError:
-        if not config.weights.startswith("onnx:"):  # an ONNX model has taps of its own, known once it is opened
-            raise
-    else:
         row = 2 * sum(map(prod, shapes)) + 8 * len(FRAME_COLUMNS)
         # The last chunk of a clip is as long as the others, so a clip takes more than its frames.
         grids = [grid for length in lengths for grid in (*(Grid((length, *shape), "float16") for shape in shapes),

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fercache.backbones.card import Card
 from fercache.backbones.taps import tap_views
 from fercache.data.base import PEOPLE_COUNT, SIDES, Trial, people_of, people_stored, person_name
 from fercache.errors import ClipError
 from fercache.extraction.batcher import FeatureBuffer
 from fercache.faces import interpolation
-from fercache.faces.crops import apply_augmentation, augmented_taps, crop_face, sample_augmentation, whole_picture
+from fercache.faces.crops import augmented_taps, crops_of, sample_augmentation, whole_picture
 from fercache.faces.identity import Person, build_persons, crops_to_embed, left_and_right, mean_vector
 from fercache.faces.tracklets import link_tracklets
 from fercache.media.source import Frame, Source
@@ -34,12 +35,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Crops (n, 160, 160, 3) -> identity vectors (n, D).
+# Crops (n, S, S, 3) -> identity vectors (n, D).
 EmbedFaces = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-# A frame's face, plain and then in each augmentation, each (160, 160, 3); empty without a face.
+# A frame's face, plain and then in each augmentation, each (S, S, 3); empty without a face.
 AugmentedCrops = list[NDArray[np.uint8]]
 
-CROP_PX = 160
 # Crops for identity vectors in memory at once.
 IDENTITY_BATCH = 256
 # With people = "all", a person needs this many frames (half a second): shorter ones are mostly false detections.
@@ -128,7 +128,7 @@ class PersonSelection:
 
 
 def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: Sequence[int],
-              embed_faces: EmbedFaces | None) -> list[Person]:
+              embed_faces: EmbedFaces | None, card: Card) -> list[Person]:
     """Return the people of a clip, the main person first; a clip without faces has one person in no frame.
 
     Parameters
@@ -136,6 +136,7 @@ def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: S
     detections : faces of each frame, (n, 5): x1, y1, x2, y2 in pixels and the score.
     cuts : first row of each new shot.
     embed_faces : returns identity vectors; None for a net without them: then position alone decides.
+    card : how that net's crops are cut.
 
     Raises
     ------
@@ -151,7 +152,7 @@ def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: S
     for face in crops_to_embed(tracklets).tolist():
         by_row.setdefault(int(tracklets.frame[face]), []).append(face)
     frames = source.pick(list(by_row)) if by_row else iter(())
-    crops = ((face, crop_face(frame.image, tracklets.faces[face], CROP_PX)) for frame in frames
+    crops = ((face, crops_of(card, frame.image, tracklets.faces[face, :4])[0]) for frame in frames
              if frame.image is not None for face in by_row[frame.index - 1])
     batches: list[NDArray[np.float32]] = []
     rows: list[int] = []
@@ -189,6 +190,7 @@ class ClipJob:
     writer: ClipWriter  # of the person whose commit completes the clip; all others are written before
     resources: PipelineResources
     selection: PersonSelection
+    card: Card  # how crops are cut
     detect_every: int
     margin: float
     views: int  # crops of each face: the plain one and its augmentations
@@ -240,7 +242,8 @@ class ClipJob:
         # From the writer, which also has what an earlier run detected.
         detections = self.writer.detections()
         borders = np.searchsorted(detections[:, 0], np.arange(1, len(times)))
-        people = people_in(self.source, np.split(detections[:, 1:], borders), cuts.rows, self.selection.embed_faces)
+        people = people_in(self.source, np.split(detections[:, 1:], borders), cuts.rows, self.selection.embed_faces,
+                           self.card)
         return [frame_table_of(np.array(times), person) for person in self.selection.of(people)]
 
     def _blocks(self, frames: Iterator[Frame]) -> Iterator[tuple[int, list[Frame]]]:
@@ -322,11 +325,8 @@ class ClipJob:
         if frame.image is None or np.isnan(box[0]):
             return []
         with self.resources.profiler.busy("crop", 1):
-            plain = crop_face(frame.image, box, CROP_PX, self.margin)
-            name = self.writer.job.clip
-            return [plain, *(apply_augmentation(plain, frame.image, box, self.margin,
-                                                sample_augmentation(name, frame.index, view))
-                             for view in range(1, self.views))]
+            return crops_of(self.card, frame.image, box, margin=self.margin, augmentations=[
+                sample_augmentation(self.writer.job.clip, frame.index, view) for view in range(1, self.views)])
 
     def embed_crops(self) -> None:
         """Run the CNN over pictures that are face crops; the frame table is complete after the last one."""

@@ -17,8 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.backbones.backbone import Backbone
-from fercache.backbones.registry import KNOWN_WEIGHTS
-from fercache.backbones.taps import EMBEDDING
 from fercache.backbones.weights.files import Weights
 from fercache.config import ExtractConfig
 from fercache.extraction.batcher import CrossClipBatcher
@@ -66,18 +64,18 @@ class Nets:
     @cached_property
     def identity(self) -> Backbone | None:
         """The net that gives identity vectors: the backbone if it has that tap, else another copy of it."""
-        if EMBEDDING in self.backbone.shapes and self.load_identity is not None:
+        if self.backbone.card.identity in self.backbone.shapes and self.load_identity is not None:
             return self.backbone
         return self.load_identity() if self.load_identity is not None else None
 
     def identity_net(self, run: Callable[..., list[Any]]) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:
-        """Return a function from crops (n, 160, 160, 3) to identity vectors (n, D), or None without such a net."""
+        """Return a function from crops (n, S, S, 3) to identity vectors (n, D), or None without such a net."""
         def embed(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
             # `cached_property` has no lock, and several clips may ask for the net at once.
             with self._loading:
                 net = self.identity
             assert net is not None
-            return net.embed32(crops, run)[EMBEDDING]
+            return net.embed32(crops, run)[net.card.identity]
         return embed if self.load_identity is not None else None
 
 
@@ -101,12 +99,12 @@ def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
         detector = Detector(min_face_px=config.min_face_px, min_score=config.min_score, detect_px=config.detect_px,
                             device=device)
     # Other weights may have an embedding that does not identify people.
-    load_identity = partial(load, (EMBEDDING,)) if cnn.name in KNOWN_WEIGHTS else None
+    load_identity = partial(load, (cnn.card.identity,)) if cnn.card.identity else None
     if detector is not None and load_identity is None:
         log.info("%s weights have no known identity vector: people are distinguished by position only", cnn.name)
     packages = ["torch", "facenet-pytorch", "numpy", "av", "pillow"]
-    if config.backend not in packages:
-        packages.append(config.backend)
+    libraries = {"onnx": "onnxruntime", "timm": "timm", "hf": "transformers"}
+    packages += [name for name in (config.backend, libraries.get(cnn.net)) if name and name not in packages]
     provenance = {"device": device, "threads": threads, "machine": platform.machine(), "backend": config.backend,
                   "arithmetic": backbone.arithmetic, "versions": {name: version(name) for name in packages}}
     return Nets(backbone=backbone, detector=detector, device=device, threads=threads, load_identity=load_identity,
