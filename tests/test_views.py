@@ -24,6 +24,7 @@ from fercache.extraction import job
 from fercache.faces.crops import (
     ANGLE,
     LIGHT,
+    NO_POINTS,
     SHIFT,
     ZOOM,
     Augmentation,
@@ -49,8 +50,8 @@ def scene(height: int = 240, width: int = 320) -> np.ndarray:
 
 
 def seen(image: np.ndarray, box: np.ndarray, chosen: Augmentation, margin: float = 0.0) -> np.ndarray:
-    return apply_augmentation(crop_face(image, box, 160, margin), image, region_of(FACENET, image, box, None, margin),
-                              chosen).astype(float)
+    region = region_of(FACENET, image, box, NO_POINTS, margin)
+    return apply_augmentation(crop_face(image, box, 160, margin), image, region, chosen).astype(float)
 
 
 def test_a_look_follows_from_clip_frame_and_view_alone() -> None:
@@ -78,7 +79,7 @@ def test_looks_stay_within_their_bounds_and_use_them() -> None:
 def test_the_first_view_is_the_mirror_image() -> None:
     image, box = scene(), np.array([40, 30, 170, 200.0])
     plain = crop_face(image, box)
-    mirrored = apply_augmentation(plain, image, region_of(FACENET, image, box, None, 0),
+    mirrored = apply_augmentation(plain, image, region_of(FACENET, image, box, NO_POINTS, 0),
                                   sample_augmentation("any", 7, 1))
     np.testing.assert_array_equal(mirrored, plain[:, ::-1])
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -106,19 +105,21 @@ def import_library(name: str) -> Any:
     MissingExtra
         It is not installed.
     """
+    while True:
+        try:
+            importlib.import_module("torchvision")
+            break
+        except RuntimeError as error:
+            # torchvision refuses to import next to a torch that it was not built for, since operators are missing. Both
+            # libraries import it, and their nets do not call those.
+            missing = re.search(r"operator (torchvision::\w+) does not exist", str(error))
+            if missing is None:
+                raise
+            torch.library.define(missing[1], "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        except ImportError:  # transformers does without it
+            break
     try:
-        while True:
-            try:
-                return importlib.import_module(name)
-            except RuntimeError as error:
-                # torchvision refuses to import next to a torch that it was not built for, since operators are missing.
-                # timm imports it, and its nets do not call them.
-                missing = re.search(r"operator (torchvision::\w+) does not exist", str(error))
-                if missing is None:
-                    raise
-                torch.library.define(missing[1], "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-                for module in [module for module in sys.modules if module.partition(".")[0] in ("torchvision", name)]:
-                    del sys.modules[module]
+        return importlib.import_module(name)
     except ImportError as error:
         extra = "hf" if name == "transformers" else name
         raise MissingExtra(f"{extra}: weights need {error.name}, which is not installed",

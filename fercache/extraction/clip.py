@@ -20,7 +20,7 @@ from fercache.data.base import PEOPLE_COUNT, SIDES, Trial, people_of, people_sto
 from fercache.errors import ClipError
 from fercache.extraction.batcher import FeatureBuffer
 from fercache.faces import interpolation
-from fercache.faces.crops import augmented_taps, crops_of, sample_augmentation, whole_picture
+from fercache.faces.crops import NO_POINTS, augmented_taps, crops_of, sample_augmentation, whole_picture
 from fercache.faces.identity import Person, build_persons, crops_to_embed, left_and_right, mean_vector
 from fercache.faces.tracklets import link_tracklets
 from fercache.media.source import Frame, Source
@@ -133,7 +133,7 @@ def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: S
 
     Parameters
     ----------
-    detections : faces of each frame, (n, 5): x1, y1, x2, y2 in pixels and the score.
+    detections : faces of each frame, (n, 5): x1, y1, x2, y2 in pixels and the score; or (n, 15) with landmarks.
     cuts : first row of each new shot.
     embed_faces : returns identity vectors; None for a net without them: then position alone decides.
     card : how that net's crops are cut.
@@ -152,7 +152,8 @@ def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: S
     for face in crops_to_embed(tracklets).tolist():
         by_row.setdefault(int(tracklets.frame[face]), []).append(face)
     frames = source.pick(list(by_row)) if by_row else iter(())
-    crops = ((face, crops_of(card, frame.image, tracklets.faces[face, :4])[0]) for frame in frames
+    faces = tracklets.faces
+    crops = ((face, crops_of(card, frame.image, faces[face, :4], faces[face, 5:])[0]) for frame in frames
              if frame.image is not None for face in by_row[frame.index - 1])
     batches: list[NDArray[np.float32]] = []
     rows: list[int] = []
@@ -273,10 +274,11 @@ class ClipJob:
         return Block(stop, len(block), future)
 
     def _detect_block(self, rows: list[int], images: list[NDArray[np.uint8] | None]) -> NDArray[np.float64]:
-        """Return the faces of a block, (n, 6): row, box, score. Runs in a pool thread."""
+        """Return the faces of a block, (n, 6 or 16): row, box, score, landmarks. Runs in a pool thread."""
+        columns = self.resources.columns
         with self.resources.profiler.busy("detect", len(rows)):
-            faces = interpolation.interpolate_faces(images, self.resources, self.detect_every)
-        return np.concatenate([np.empty((0, 6)), *(np.column_stack([np.full(len(boxes), row), boxes])
+            faces = interpolation.interpolate_faces(images, self.resources, self.detect_every, columns)
+        return np.concatenate([np.empty((0, 1 + columns)), *(np.column_stack([np.full(len(boxes), row), boxes])
                                                    for row, boxes in zip(rows, faces, strict=True))])
 
     def _store_detections(self, block: Block) -> None:
@@ -306,26 +308,29 @@ class ClipJob:
     def embed_boxes(self, frame_table: NDArray[np.float64]) -> None:
         """Run the CNN over the boxes of a frame table, segment by segment."""
         boxes = frame_table[:, FRAME_COLUMNS.index("x1"):FRAME_COLUMNS.index("y2") + 1]
+        points = frame_table[:, len(FRAME_COLUMNS):]
         start = self.writer.written
         # Each frame counts as `views` crops in memory.
-        with closing(prefetch(self._cropped(start, boxes), FACES_AHEAD // self.views)) as augmented:
+        with closing(prefetch(self._cropped(start, boxes, points), FACES_AHEAD // self.views)) as augmented:
             stop = self._embed(start, augmented, 1 - DETECT_FRACTION)
         if stop != len(frame_table):
             raise ClipError(f"has {stop} frames now, and had {len(frame_table)} during detection",
                             where=self.source.path, hint="the file changed while it was read; run again")
 
-    def _cropped(self, start: int, boxes: NDArray[np.float64]) -> Iterator[AugmentedCrops]:
+    def _cropped(self, start: int, boxes: NDArray[np.float64], points: NDArray[np.float64]) -> Iterator[AugmentedCrops]:
         """Yield the crops of each frame from row `start` on."""
         for frame in self._decoded(start):
             # A file that has grown since detection has more frames than boxes; `embed_boxes` reports it.
-            yield self._augmented(frame, boxes[frame.index - 1] if frame.index <= len(boxes) else NO_BOX)
+            row = frame.index - 1
+            yield self._augmented(frame, boxes[row] if row < len(boxes) else NO_BOX, points[min(row, len(points) - 1)])
 
-    def _augmented(self, frame: Frame, box: NDArray[np.float64]) -> AugmentedCrops:
+    def _augmented(self, frame: Frame, box: NDArray[np.float64], points: NDArray[np.float64] = NO_POINTS
+                   ) -> AugmentedCrops:
         """Return the face in `box`, plain and in every augmentation."""
         if frame.image is None or np.isnan(box[0]):
             return []
         with self.resources.profiler.busy("crop", 1):
-            return crops_of(self.card, frame.image, box, margin=self.margin, augmentations=[
+            return crops_of(self.card, frame.image, box, points, margin=self.margin, augmentations=[
                 sample_augmentation(self.writer.job.clip, frame.index, view) for view in range(1, self.views)])
 
     def embed_crops(self) -> None:
@@ -389,6 +394,6 @@ class ClipJob:
 
 
 def frame_table_of(time_s: NDArray[np.float64], person: Person) -> NDArray[np.float64]:
-    """Return the frame table, ``(T, 9)`` float64, of frames 1 to T."""
-    return np.column_stack([np.arange(1, len(time_s) + 1), time_s, person.seen, person.boxes, person.score,
-                            person.track]).astype(np.float64)
+    """Return the frame table, ``(T, 9)`` float64, or ``(T, 19)`` with landmarks, of frames 1 to T."""
+    columns = [np.arange(1, len(time_s) + 1), time_s, person.seen, person.boxes, person.score, person.track]
+    return np.column_stack([*columns, person.points] if person.points.size else columns).astype(np.float64)

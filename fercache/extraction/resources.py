@@ -22,7 +22,7 @@ from fercache.config import ExtractConfig
 from fercache.extraction.batcher import CrossClipBatcher
 from fercache.extraction.cancellation import CancelToken
 from fercache.extraction.profiler import PARTS, StageProfiler
-from fercache.faces.detector import Detector
+from fercache.faces.detector import COLUMNS, Detector
 from fercache.runtime.devices import TorchThreadPool, resolve_device, serially, set_torch_threads
 from fercache.runtime.progress import ProgressBar
 
@@ -154,10 +154,11 @@ class PipelineResources:
     cancel: CancelToken
     bar: ProgressBar
     detector: Detector | None
+    columns: int  # of its faces: 5, or 15 with landmarks
     embed_faces: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None
 
     def detect(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float64]]:
-        """Return the faces of each picture, (n, 5), detected in the calling thread only.
+        """Return the faces of each picture, (n, 5), or (n, 15) with landmarks, detected in the calling thread only.
 
         Raises
         ------
@@ -166,7 +167,7 @@ class PipelineResources:
         """
         self.cancel.check()
         assert self.detector is not None
-        return self.detector.detect(pictures, serially)
+        return self.detector.detect(pictures, serially, landmarks=self.columns > 5)
 
     def advance(self, amount: float) -> None:
         """Advance the progress bar, and show the rate of each part on it."""
@@ -190,7 +191,8 @@ def open_resources(nets: Nets, cancel: CancelToken, bar: ProgressBar, clips: int
                 provenance=nets.provenance, torch_threads=threads,
                 batcher=CrossClipBatcher(nets.backbone, threads, cancel, profiler),
                 budget=MemoryBudget(BUDGET_BYTES, cancel), profiler=profiler, cancel=cancel, bar=bar,
-                detector=nets.detector, embed_faces=nets.identity_net(threads.run))
+                detector=nets.detector, columns=COLUMNS if nets.backbone.card.crop == "aligned" else 5,
+                embed_faces=nets.identity_net(threads.run))
         except BaseException:
             cancel.cancel()  # threads that still work would keep the block open
             raise

@@ -72,6 +72,7 @@ def whole_picture(image: Picture) -> NDArray[np.float64]:
 
 # Crops as a card asks for them.
 
+NO_POINTS = np.empty(0)
 TEMPLATES = {
     # Of ArcFace's training pictures, in a square of 112 pixels.
     "arcface112": np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655],
@@ -93,15 +94,15 @@ class Region:
     rotation: NDArray[np.float64] = field(default_factory=lambda: np.eye(2))  # (2, 2) crop's axes to frame's axes
 
 
-def region_of(card: Card, image: Picture, box: NDArray[np.float64], points: NDArray[np.float64] | None,
+def region_of(card: Card, image: Picture, box: NDArray[np.float64], points: NDArray[np.float64],
               margin: float) -> Region:
-    """Return the region of the plain crop; `points`: (10,) landmarks, x and y of each, which "aligned" needs."""
+    """Return the region of the plain crop; `points`: (10,) landmarks, x and y of each, or (0,) if there are none."""
     if card.crop == "box":
         border = margin * max(box[2] - box[0], box[3] - box[1]) / 2
         low = np.clip(box[:2] - border, 0, [image.shape[1] - 1, image.shape[0] - 1])
         high = np.clip(box[2:] + border, low + 1, [image.shape[1], image.shape[0]])
         return Region(center=(low + high) / 2, sides=high - low)
-    if card.crop == "aligned" and points is not None and np.isfinite(points).all():
+    if card.crop == "aligned" and points.size and np.isfinite(points).all():
         # The similarity z -> a z + b, in complex numbers, that moves the template to the landmarks (least squares).
         here = points[0::2] + 1j * points[1::2]
         there = TEMPLATES[card.template] @ np.array([1, 1j])
@@ -113,13 +114,13 @@ def region_of(card: Card, image: Picture, box: NDArray[np.float64], points: NDAr
     return Region(center=(box[:2] + box[2:]) / 2, sides=np.full(2, max(box[2:] - box[:2]) * (1 + margin)))
 
 
-def crops_of(card: Card, image: Picture, box: NDArray[np.float64], points: NDArray[np.float64] | None = None, *,
+def crops_of(card: Card, image: Picture, box: NDArray[np.float64], points: NDArray[np.float64] = NO_POINTS, *,
              margin: float = 0.0, augmentations: Sequence[Augmentation] = ()) -> list[Picture]:
     """Return the face in `box`, plain and then in each augmentation: (S, S, 3), or (K, S, S, 3) at several scales.
 
     Parameters
     ----------
-    points : (10,) landmarks; without them, a card that asks for alignment gets the square around the box.
+    points : (10,) landmarks, or (0,); without them, a card that asks for alignment gets the square around the box.
     margin : as for `crop_face`; 0: that of the card.
     """
     views: list[list[Picture]] = []
@@ -128,7 +129,7 @@ def crops_of(card: Card, image: Picture, box: NDArray[np.float64], points: NDArr
         region = region_of(card, image, box, points, border)
         if card.crop == "box":
             plain = crop_face(image, box, card.size, border, card)
-        elif card.crop == "square" or points is None:
+        elif card.crop == "square" or not points.size:
             plain = _square(image, region, card)
         else:
             plain = _cut(image, region, card.size, card)

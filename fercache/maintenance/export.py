@@ -22,7 +22,7 @@ from fercache.runtime import atomic_io
 from fercache.runtime.progress import progress_bar
 from fercache.store.clip import Clip
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, SEGMENT, encode_name
+from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, SEGMENT, encode_name, frame_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def _write_h5(store: EmbeddingStore, clips: Iterator[Clip], taps: list[str], out
                 dataset.attrs[OURS] = json.dumps({"name": array})
                 for i, rows in enumerate(_segments(clip, array)):
                     dataset[i * SEGMENT:i * SEGMENT + len(rows)] = rows
-            group[FRAME_TABLE].attrs["columns"] = list(FRAME_COLUMNS)
+            group[FRAME_TABLE].attrs["columns"] = list(frame_columns(clip[FRAME_TABLE].shape[1]))
 
 
 def _write_npz(_: EmbeddingStore, clips: Iterator[Clip], taps: list[str], out: Path) -> None:

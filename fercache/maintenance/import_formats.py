@@ -27,7 +27,7 @@ from pyarrow import parquet
 from fercache.data import tables
 from fercache.errors import ClipError, InputError
 from fercache.runtime.progress import format_bytes
-from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, SEGMENT
+from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, FRAME_WIDTHS, LANDMARK_COLUMNS, SEGMENT
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class IncomingClip:
 
     def _check_frame_table(self, table: NDArray[np.float64], name: str) -> None:
         """Refuse a frame table that does not count the frames."""
-        if table.shape != (len(self.frames), len(FRAME_COLUMNS)):
+        if table.shape not in [(len(self.frames), width) for width in FRAME_WIDTHS]:
             raise ClipError(f"a frame table of shape {table.shape} does not fit {len(self.frames)} frames", where=name)
         counted = np.arange(1, len(table) + 1)
         if not ((self.frames == counted) & (table[:, 0] == counted) & np.isfinite(table[:, 1])).all():
@@ -114,7 +114,7 @@ class IncomingClip:
     def full_frame_table(self, fps: float) -> NDArray[np.float64]:
         """Return the frame table, ``(T, 9)``: the file's, or `fps` frames a second, valid where the file has a row."""
         if self.frame_table is not None:
-            return self.frame_table
+            return self.frame_table[:, :len(FRAME_COLUMNS)]  # landmarks are of no use without the pictures
         count = int(self.frames[-1])
         valid = np.zeros(count, bool)
         valid[self.frames - 1] = True
@@ -404,8 +404,8 @@ def _clip_of_frames(datasets: dict[str, Any], name: str) -> IncomingClip:
     return IncomingClip(frames=np.array(frames, np.int64), arrays={FEATURES: stacked})
 
 
-NOT_FEATURES = frozenset((*FRAME_COLUMNS, "valid", "label", "prediction", "split", "group", "subject", "fold",
-                          "success", "approx_time", "frameheight", "framewidth", "", "unnamed: 0"))
+NOT_FEATURES = frozenset((*FRAME_COLUMNS, *LANDMARK_COLUMNS, "valid", "label", "prediction", "split", "group", "subject",
+                          "fold", "success", "approx_time", "frameheight", "framewidth", "", "unnamed: 0"))
 """Columns that are never taken for features: a label among them would be learned from itself."""
 # What other tools call the columns (OpenFace 2, py-feat, scripts around MediaPipe), in lower case; the first one that
 # is there counts.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.errors import InputError, NotInStore
-from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, Grid, encode_name
+from fercache.store.layout import FRAME_TABLE, Grid, encode_name, frame_columns
 from fercache.store.local import StoreFiles
 from fercache.store.manifest import ClipManifest, damaged
 
@@ -141,7 +141,7 @@ class Clip(Mapping[str, Tap]):
     def frame_table(self) -> NDArray[np.void]:
         """The frame table, ``(T,)`` with named columns: ``clip.frame_table["time_s"]`` is ``(T,) float64``."""
         rows = self[FRAME_TABLE].rows(0, self.frames)
-        return rows.view([(name, "<f8") for name in FRAME_COLUMNS])[:, 0]
+        return rows.view([(name, "<f8") for name in frame_columns(rows.shape[1])])[:, 0]
 
     def read(self, tap: str, out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
         """Return a whole tap, ``(T, ...) float16``.

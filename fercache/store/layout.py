@@ -18,6 +18,10 @@ CHUNK = 256
 """Most rows of a chunk. A shorter clip has chunks of its own length, since Zarr pads the last chunk."""
 FRAME_COLUMNS = ("index", "time_s", "valid", "x1", "y1", "x2", "y2", "score", "track")
 """Columns of the frame table: frame from 1, seconds from 0, 1 if it has a face, its box in pixels, score, track."""
+LANDMARK_COLUMNS = tuple(f"{point}_{axis}" for point in ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
+                         for axis in "xy")
+"""Further columns where crops are aligned: landmarks in pixels; left and right are those of the picture."""
+FRAME_WIDTHS = (len(FRAME_COLUMNS), len(FRAME_COLUMNS) + len(LANDMARK_COLUMNS))
 FRAME_TABLE = "frame_table"
 META = "zarr.json"
 DTYPES = {"float16": 2, "float64": 8}
@@ -65,11 +69,16 @@ def group_document(attributes: dict[str, Any]) -> bytes:
     return _document({"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
 
+def frame_columns(width: int) -> tuple[str, ...]:
+    """Return the names of a frame table's columns."""
+    return (*FRAME_COLUMNS, *LANDMARK_COLUMNS)[:width]
+
+
 def array_document(name: str, grid: Grid) -> bytes:
     """Return the `zarr.json` of an array."""
     # Follows the Zarr 3 core specification: regular grid, bytes codec, no compression (it saves 8 % and halves the
     # rate).
-    columns = {"columns": list(FRAME_COLUMNS)} if name == FRAME_TABLE else {}
+    columns = {"columns": list(frame_columns(grid.shape[1]))} if name == FRAME_TABLE else {}
     # The separator is a dot, so that a chunk is a file and not a tree of folders. The fill value is
     # NaN: other tools must not read a missing chunk as zeros, which are valid features.
     return _document({

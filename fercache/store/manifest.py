@@ -13,7 +13,7 @@ import msgspec
 
 from fercache.config import fingerprint_of
 from fercache.errors import InputError, StoreError
-from fercache.store.layout import DTYPES, FRAME_COLUMNS, FRAME_TABLE, VERSION, Grid, group_document
+from fercache.store.layout import DTYPES, FRAME_TABLE, FRAME_WIDTHS, VERSION, Grid, group_document
 
 ATTRIBUTE = "fercache"
 """The attribute of a Zarr group that holds the record."""
@@ -89,7 +89,7 @@ def read_manifest(data: bytes, where: object) -> ClipManifest:
             if (min(array.shape) < 1 or array.dtype not in DTYPES or len(array.chunks) != array.grid.count
                     or array_manifest(array.grid, array.chunks) != array or array.shape[0] != manifest.frames):
                 raise ValueError(array.shape)
-        if manifest.arrays[FRAME_TABLE].shape != (manifest.frames, len(FRAME_COLUMNS)):
+        if manifest.arrays[FRAME_TABLE].shape not in [(manifest.frames, width) for width in FRAME_WIDTHS]:
             raise ValueError(manifest.frames)
     # OverflowError: a shape may hold an integer of any size.
     except (KeyError, ValueError, OverflowError) as error:

@@ -29,7 +29,16 @@ from fercache.store.journal import (
     SegmentRecord,
     read_journal_state,
 )
-from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, META, SEGMENT, Grid, array_document, encode_name
+from fercache.store.layout import (
+    FRAME_TABLE,
+    FRAME_WIDTHS,
+    META,
+    SEGMENT,
+    Grid,
+    array_document,
+    encode_name,
+    frame_columns,
+)
 from fercache.store.local import StoreFiles
 from fercache.store.manifest import ClipManifest, array_manifest, same_source
 
@@ -43,6 +52,17 @@ class WriterJob:
     taps: dict[str, tuple[int, ...]]
     source: dict[str, Any]
     provenance: dict[str, Any]
+    landmarks: bool = False  # whether the frame table and the detections have them
+
+    @property
+    def columns(self) -> int:
+        """The number of columns of the frame table."""
+        return FRAME_WIDTHS[self.landmarks]
+
+    @property
+    def detection_columns(self) -> int:
+        """The number of columns of the detections."""
+        return DETECTION_COLUMNS + self.columns - FRAME_WIDTHS[0]
 
     @property
     def folder(self) -> str:
@@ -61,7 +81,7 @@ class WriterJob:
     def grid(self, array: str, frames: int) -> Grid:
         """Return the chunks of an array of so many frames."""
         if array == FRAME_TABLE:
-            return Grid((frames, len(FRAME_COLUMNS)), "float64")
+            return Grid((frames, self.columns), "float64")
         return Grid((frames, *self.taps[array]), "float16")
 
     def record(self) -> BeginRecord:
@@ -76,7 +96,7 @@ class WriterJob:
         if (not isinstance(first, BeginRecord) or not same_source(self.source, first.source)
                 or msgspec.structs.replace(first, source=self.source) != self.record()):
             return None
-        return read_journal_state(records[1:], list(self.taps))
+        return read_journal_state(records[1:], list(self.taps), self.detection_columns)
 
 
 class ClipWriter:
@@ -129,7 +149,7 @@ class ClipWriter:
         self.files.make_folders(map(self.job.key, self.job.arrays))
         self.detected, self._detections = state.detected, state.detections
         if state.frame_table is not None and (chunks := self._read_intact(state.frame_table)) is not None:
-            rows = np.frombuffer(b"".join(chunks), "<f8").reshape(-1, len(FRAME_COLUMNS))
+            rows = np.frombuffer(b"".join(chunks), "<f8").reshape(-1, self.job.columns)
             self._frame_table = rows[:state.frame_table.stop].astype(np.float64)  # drops the padding
         for segment in state.segments:
             if segment.start != self.written or self._read_intact(segment) is None:
@@ -160,9 +180,10 @@ class ClipWriter:
 
         Parameters
         ----------
-        rows : (n, 6) float64: row from 0, x1, y1, x2, y2, score; no row for a frame without a face.
+        rows : (n, 6) float64: row from 0, x1, y1, x2, y2, score; no row for a frame without a face. With landmarks
+            (n, 16): then x and y of each.
         """
-        if stop <= self.detected or rows.ndim != 2 or rows.shape[1] != DETECTION_COLUMNS:
+        if stop <= self.detected or rows.ndim != 2 or rows.shape[1] != self.job.detection_columns:
             raise InputError(f"detections {rows.shape} up to row {stop} do not follow row {self.detected}",
                              where=self.job.clip)
         self.journal.append(DetectionRecord(stop, rows.astype("<f8").tobytes()))
@@ -172,19 +193,20 @@ class ClipWriter:
         self.detected = stop
 
     def detections(self) -> NDArray[np.float64]:
-        """Return all detections so far, ``(M, 6)``: row from 0, x1, y1, x2, y2, score."""
-        return np.concatenate([np.empty((0, DETECTION_COLUMNS)), *self._detections])
+        """Return all detections so far, ``(M, 6 or 16)``, as `keep_detections` takes them."""
+        return np.concatenate([np.empty((0, self.job.detection_columns)), *self._detections])
 
     @property
     def frame_table(self) -> NDArray[np.float64] | None:
-        """The frame table, ``(T, 9)``, if it was set."""
+        """The frame table, ``(T, 9 or 19)``, if it was set."""
         return None if self._frame_table is None else self._frame_table.copy()
 
     def set_frame_table(self, table: NDArray[np.float64]) -> None:
-        """Store the frame table, ``(T, 9)`` with the columns FRAME_COLUMNS; it fixes the clip's length."""
-        if table.ndim != 2 or table.shape[1] != len(FRAME_COLUMNS) or len(table) < max(self.written, 1):
+        """Store the frame table, ``(T, 9)`` or ``(T, 19)``, see `frame_columns`; it fixes the clip's length."""
+        if table.ndim != 2 or table.shape[1] != self.job.columns or len(table) < max(self.written, 1):
             raise InputError(f"a frame table of shape {table.shape} does not fit {self.written} written frames",
-                             where=self.job.clip, hint=f"use one row per frame with columns {', '.join(FRAME_COLUMNS)}")
+                             where=self.job.clip, hint="use one row per frame with columns "
+                                  f"{', '.join(frame_columns(self.job.columns))}")
         self._chunks[FRAME_TABLE] = []
         self._put("frame_table", 0, {FRAME_TABLE: np.ascontiguousarray(table, "<f8")})
         self._frame_table = table.astype(np.float64)

