@@ -11,16 +11,22 @@ import pytest
 import torch
 from msgspec import structs
 from PIL import Image
+from test_backbones import onnx_model
 
+from fercache import media
 from fercache.backbones import weights
 from fercache.backbones.backbone import Backbone, shapes_of
 from fercache.backbones.card import FACENET, Card, parse_card, presets
 from fercache.backbones.library import import_library
 from fercache.backbones.registry import CALIBRATION
 from fercache.backbones.weights.files import Weights
+from fercache.config import DatasetConfig, ExtractConfig
+from fercache.data import demo, load_dataset
 from fercache.errors import InputError, MissingExtra, WeightsError
+from fercache.extraction import job
 from fercache.faces.crops import TEMPLATES, crop_face, crops_of, whole_picture
-from tests.test_backbones import onnx_model
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.layout import LANDMARK_COLUMNS
 
 SAME = 0.9999
 
@@ -210,3 +216,43 @@ def test_presets_are_cards_and_missing_files_say_what_to_do(tmp_path: Path) -> N
     with pytest.raises(WeightsError, match="not downloaded") as caught:
         weights.resolve_weights("emotieff-b0", tmp_path)
     assert str(tmp_path / "enet_b0_8_best_vgaf.onnx") in str(caught.value)
+
+
+def extracted(weights_name: str, clips: Path, place: Path, cancel_after: int = -1, **options: Any) -> EmbeddingStore:
+    """Return the store of a run of stage one; `cancel_after`: how often the run may ask whether it is cancelled."""
+    asked = iter(range(10**9))
+    dataset = load_dataset(DatasetConfig(clips=str(clips), name="set"), place)
+    report = job.extract_dataset(dataset, ExtractConfig(weights=weights_name, device="cpu", **options), place,
+                                 stop=lambda: -1 < cancel_after < next(asked))
+    assert not report.failures()
+    return EmbeddingStore.open(report.store)
+
+
+def test_aligned_crops_come_from_the_landmarks_of_the_frame_table(cache: Path, tmp_path: Path) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    (clips / "clip.mp4").symlink_to(demo.fetch_demo_clips(cache / "clips") / "single_face.mp4")
+    onnx_model(tmp_path / "net.onnx", ["n", 3, 112, 112])
+    (tmp_path / "net.toml").write_text('crop = "aligned"\ntemplate = "arcface112"\n')
+    name, taps = f"onnx:{tmp_path / 'net.onnx'}", {"taps": ("vector",), "detect_every": 8}
+    store = extracted(name, clips, tmp_path / "whole", **taps)
+    clip, table = store["clip"], store["clip"].frame_table
+    assert table.dtype.names[9:] == LANDMARK_COLUMNS
+    seen = np.flatnonzero(table["valid"] > 0)
+    assert len(seen) > 50
+    points = np.column_stack([table[column] for column in LANDMARK_COLUMNS])
+    assert np.isfinite(points[seen]).all() and ((table["left_eye_x"] < table["nose_x"])[seen]).all()
+    frames = {frame.index - 1: frame.image for frame in media.open_source(clips / "clip.mp4", "video").pick(seen[5:8])}
+    source = weights.resolve_weights(name, tmp_path)
+    for row, image in frames.items():
+        box = np.array([table[column][row] for column in ("x1", "y1", "x2", "y2")])
+        crop = crops_of(source.card, image, box, points[row])[0]
+        expected = Backbone.load(source, ["vector"]).embed(crop[None])["vector"][0]
+        np.testing.assert_array_equal(clip["vector"][row], expected)
+    stopped = extracted(name, clips, tmp_path / "killed", cancel_after=12, **taps)
+    assert "clip" not in stopped
+    assert extracted(name, clips, tmp_path / "killed", **taps).digest() == store.digest(), "resumed with equal bytes"
+    # Another card is another store; a default store has no landmarks.
+    (tmp_path / "net.toml").write_text("")
+    plain = extracted(name, clips, tmp_path / "whole", **taps)
+    assert plain.fingerprint != store.fingerprint and len(plain["clip"].frame_table.dtype.names) == 9

@@ -404,8 +404,8 @@ def _clip_of_frames(datasets: dict[str, Any], name: str) -> IncomingClip:
     return IncomingClip(frames=np.array(frames, np.int64), arrays={FEATURES: stacked})
 
 
-NOT_FEATURES = frozenset((*FRAME_COLUMNS, *LANDMARK_COLUMNS, "valid", "label", "prediction", "split", "group", "subject",
-                          "fold", "success", "approx_time", "frameheight", "framewidth", "", "unnamed: 0"))
+NOT_FEATURES = frozenset((*FRAME_COLUMNS, *LANDMARK_COLUMNS, "valid", "label", "prediction", "split", "group",
+                          "subject", "fold", "success", "approx_time", "frameheight", "framewidth", "", "unnamed: 0"))
 """Columns that are never taken for features: a label among them would be learned from itself."""
 # What other tools call the columns (OpenFace 2, py-feat, scripts around MediaPipe), in lower case; the first one that
 # is there counts.
