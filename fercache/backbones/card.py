@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from fercache.errors import InputError
+from fercache.runtime import atomic_io
 
 Rgb = tuple[float, float, float]
 PRESETS = Path(__file__).parent / "presets.toml"
@@ -91,6 +93,21 @@ def read_card(path: Path) -> dict[str, Any]:
         raise InputError(f"not TOML ({error})", where=path) from error
 
 
-def presets() -> dict[str, dict[str, Any]]:
-    """Return the keys of the card of each net that fercache knows by name."""
-    return read_card(PRESETS)
+def presets(with_nets: bool = True) -> dict[str, dict[str, Any]]:
+    """Return the keys of the card of each net that fercache knows by name.
+
+    Parameters
+    ----------
+    with_nets : leave out those that only add reference vectors to known weights.
+    """
+    return {name: keys for name, keys in read_card(PRESETS).items() if "net" in keys or not with_nets}
+
+
+def write_card(path: Path, keys: dict[str, Any]) -> None:
+    """Write a card as TOML."""
+    # Strings, numbers and lists are written alike in JSON and TOML.
+    tables = {name: value for name, value in keys.items() if isinstance(value, dict)}
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in keys.items() if name not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in table.items())]
+    atomic_io.write_bytes(path, ("\n".join(lines) + "\n").encode())

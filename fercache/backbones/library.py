@@ -77,10 +77,14 @@ class Tapped(nn.Module):
                  features: Callable[[torch.Tensor], dict[str, Node]]) -> None:
         super().__init__()
         self.net, self.outputs, self.features = net, list(taps), features
+        self.arithmetic = torch.float32
+        self.scale_by(card)
+
+    def scale_by(self, card: Card) -> None:
+        """Scale pixels as a card says."""
         self.bgr = card.channels == "bgr"
         self.register_buffer("mean", torch.tensor(card.mean) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(card.std) * 255, persistent=False)
-        self.arithmetic = torch.float32
 
     def prepare(self, device: torch.device, arithmetic: torch.dtype) -> Tapped:
         """Move the net to its device and precision, and return it; pixels are scaled and means taken in float32."""

@@ -84,6 +84,9 @@ TEMPLATES = {
 }
 """Where eyes, nose and corners of the mouth are, left before right, (5, 2), as fractions of the square's side."""
 
+TYPICAL_POINTS = np.array([[.28, .39], [.72, .39], [.50, .56], [.30, .75], [.70, .75]])
+"""The same points in MTCNN's box, measured on the faces of `CALIBRATION` and made symmetric."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
@@ -102,7 +105,9 @@ def region_of(card: Card, image: Picture, box: NDArray[np.float64], points: NDAr
         low = np.clip(box[:2] - border, 0, [image.shape[1] - 1, image.shape[0] - 1])
         high = np.clip(box[2:] + border, low + 1, [image.shape[1], image.shape[0]])
         return Region(center=(low + high) / 2, sides=high - low)
-    if card.crop == "aligned" and points.size and np.isfinite(points).all():
+    if card.crop == "aligned":
+        if not points.size or not np.isfinite(points).all():
+            points = (box[:2] + TYPICAL_POINTS * (box[2:] - box[:2])).ravel()
         # The similarity z -> a z + b, in complex numbers, that moves the template to the landmarks (least squares).
         here = points[0::2] + 1j * points[1::2]
         there = TEMPLATES[card.template] @ np.array([1, 1j])
@@ -120,7 +125,7 @@ def crops_of(card: Card, image: Picture, box: NDArray[np.float64], points: NDArr
 
     Parameters
     ----------
-    points : (10,) landmarks, or (0,); without them, a card that asks for alignment gets the square around the box.
+    points : (10,) landmarks, or (0,); without them, a card that asks for alignment gets those of a typical face.
     margin : as for `crop_face`; 0: that of the card.
     """
     views: list[list[Picture]] = []
@@ -129,7 +134,7 @@ def crops_of(card: Card, image: Picture, box: NDArray[np.float64], points: NDArr
         region = region_of(card, image, box, points, border)
         if card.crop == "box":
             plain = crop_face(image, box, card.size, border, card)
-        elif card.crop == "square" or not points.size:
+        elif card.crop == "square":
             plain = _square(image, region, card)
         else:
             plain = _cut(image, region, card.size, card)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,11 +20,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.backbones.card import FACENET, SUFFIX, parse_card, presets, read_card
+from fercache.backbones.card import FACENET, SUFFIX, Card, parse_card, presets, read_card, write_card
 from fercache.backbones.registry import KNOWN_WEIGHTS, PREFIXES, FileInWheel, LibraryRelease
 from fercache.backbones.taps import POOLED
 from fercache.backbones.weights.files import State, Weights, is_stored, read_safetensors, store_weights
-from fercache.errors import FercacheError, MissingExtra, WeightsError
+from fercache.errors import FercacheError, InputError, MissingExtra, WeightsError
 from fercache.runtime import atomic_io
 from fercache.runtime.wheels import fetch, file_sha256
 
@@ -87,6 +88,30 @@ IMAGENET_RGB = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 def cards(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the keys of the card of each net with a name of its own: presets, and those added to `folder`."""
     return presets() | {path.stem: read_card(path) for path in sorted(folder.glob(f"[!.]*{SUFFIX}"))}
+
+
+def add_card(name: str, net: str, keys: dict[str, Any], folder: Path) -> Path:
+    """Write a card to `folder`, so that --weights takes `name`; return its path.
+
+    Raises
+    ------
+    InputError
+        The name is taken or no file name, or a key has a value that is not allowed.
+    WeightsError
+        The net is not there.
+    """
+    if name in KNOWN_WEIGHTS or not re.fullmatch(r"[\w][\w.-]*", name) or Path(name).suffix in SUFFIXES:
+        raise InputError("no name for a card", where=name, hint="use letters, digits, - and _; not the name of known "
+                                                               f"weights ({', '.join(KNOWN_WEIGHTS)})")
+    kind, colon, rest = net.partition(":")
+    if not colon or kind not in PREFIXES:
+        raise InputError("must begin with onnx:, timm: or hf:", where="--net", hint=f"for example onnx:{net}")
+    if Path(rest).expanduser().exists():
+        net = f"{kind}:{Path(rest).expanduser().resolve()}"
+    resolve_named(name, {**keys, "net": net}, folder, download=False)
+    atomic_io.make_folder(folder)
+    write_card(folder / f"{name}{SUFFIX}", {"net": net, **keys})
+    return folder / f"{name}{SUFFIX}"
 
 
 def resolve_named(name: str, keys: dict[str, Any], folder: Path, download: bool) -> Weights:
@@ -258,6 +283,7 @@ class WeightsInfo:
     download_mb: int
     path: Path | None = None
     sha256: str | None = None
+    verified: bool = False  # whether there are vectors of its own library that `fercache weights check` compares
 
 
 def resolve_weights(name: str, folder: Path) -> Weights:
@@ -355,22 +381,28 @@ def by_sha256(sha256: str, folder: Path) -> Weights:
                             "or pass your own file once with `fercache extract --weights PATH`")
 
 
+def is_verified(name: str, card: Card) -> bool:
+    """Return whether there are vectors of the net's own library that `fercache weights check` compares."""
+    return bool(card.reference or presets(with_nets=False).get(name, {}).get("reference"))
+
+
 def list_weights(folder: Path) -> list[WeightsInfo]:
     """Return a row for each of KNOWN_WEIGHTS and each card."""
     rows = []
     for name, known in KNOWN_WEIGHTS.items():
         found = is_stored(name, folder)
         rows.append(WeightsInfo(name=name, source=known.source, terms=known.terms, download_mb=known.download_mb,
-                        path=found.path if found else None, sha256=found.sha256 if found else None))
+                        path=found.path if found else None, sha256=found.sha256 if found else None,
+                        verified=is_verified(name, known.card)))
     for name, keys in cards(folder).items():
         try:
             own = resolve_named(name, keys, folder, download=False)
         except FercacheError:
             rows.append(WeightsInfo(name=name, source=f"{keys.get('source', '')} ({keys.get('net')})",
-                                    terms=keys.get("terms", TERMS), download_mb=0))
+                                    terms=keys.get("terms", TERMS), download_mb=0, verified="reference" in keys))
         else:
             rows.append(WeightsInfo(name=name, source=own.source, terms=own.terms, download_mb=0, path=own.path,
-                                    sha256=own.sha256))
+                                    sha256=own.sha256, verified=is_verified(name, own.card)))
     return rows
 
 
