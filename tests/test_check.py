@@ -14,6 +14,8 @@ import tiny_nets
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from trees import Lengths, Made, annotate, crops, picture, real_lengths, real_tree, stub_video
+from videos import cut, numbered_video
 
 from fercache import run_log
 from fercache.backbones.taps import tap_shapes
@@ -27,8 +29,6 @@ from fercache.diagnostics.check_issues import ClipIndex
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS
 from fercache.workspace import Workspace
-from tests.trees import Lengths, Made, annotate, crops, picture, real_lengths, real_tree, stub_video
-from tests.videos import cut, numbered_video
 
 
 def check(root: Path, cache: Path, *, fresh: bool = False, rate: float = 0.0, **choices: object) -> CheckReport:
