@@ -18,12 +18,12 @@ from fercache.data.base import Dataset, stored_trials
 from fercache.diagnostics import ablation
 from fercache.errors import FercacheError, InputError, StoreError, WeightsError
 from fercache.extraction import job
+from fercache.maintenance.verify import unfinished
 from fercache.oof import open_oof
 from fercache.runtime import atomic_io
 from fercache.stacking import inputs
 from fercache.stacking.run_metrics import read_metrics
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.integrity import unfinished
 from fercache.store.layout import META, decode_name, encode_name
 from fercache.store.local import LocalStoreFiles, StoreSize
 from fercache.store.locks import locked_clips, work_folder
