@@ -25,8 +25,8 @@ from fercache.data import base
 from fercache.data.base import PEOPLE_COUNT, Dataset, Trial, people_of, people_stored, person_name
 from fercache.errors import ClipError, InputError, StoreError
 from fercache.extraction import thumbnails
-from fercache.extraction.cancellation import Cancelled, CancelToken, never_cancelled
 from fercache.extraction.clip import ClipJob, MultiPersonCommit, PersonSelection
+from fercache.extraction.run_control import Cancelled, CancelToken, never_cancelled
 from fercache.faces import crops, interpolation, tracklets
 from fercache.media import video
 from fercache.media.source import Source, check_content, file_stamp

@@ -192,7 +192,7 @@ class PaperTransformerHead(_PaperHead):
         super().__init__(taps[-1].stop)
         self.project = nn.Linear(taps[-1].stop, settings.width)
         self.drop = nn.Dropout(settings.dropout)
-        heads = math.gcd(settings.width, ATTENTION_HEADS)  # 12 at the paper's width; torch requires a divisor of any other
+        heads = math.gcd(settings.width, ATTENTION_HEADS)  # 12 at the paper's width; it must divide any other
         block = nn.TransformerEncoderLayer(settings.width, heads, 4 * settings.width, settings.dropout, "gelu",
                                            batch_first=True, norm_first=True)
         self.blocks = nn.TransformerEncoder(block, settings.depth, enable_nested_tensor=False)

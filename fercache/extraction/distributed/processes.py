@@ -25,10 +25,10 @@ from fercache.backbones.weights.files import Weights
 from fercache.config import ExtractConfig
 from fercache.data.base import Trial
 from fercache.errors import BrokenOff, InputError
-from fercache.extraction.cancellation import CancelToken, never_cancelled, over
 from fercache.extraction.distributed.shard import largest_first
 from fercache.extraction.job import ClipResult, ExtractionJob
 from fercache.extraction.resources import load_nets, open_resources
+from fercache.extraction.run_control import CancelToken, never_cancelled, over
 from fercache.runtime import devices
 from fercache.runtime.progress import ProgressBar, progress_bar
 from fercache.runtime.uri import Location
