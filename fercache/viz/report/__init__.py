@@ -16,12 +16,10 @@ from typing import Any
 from fercache.extraction import thumbnails
 from fercache.extraction.thumbnails import Thumbnails
 from fercache.runtime.atomic_io import replacing
-from fercache.viz import run_info
-from fercache.viz.report import sections
-from fercache.viz.report.collect import STEPS, UNKNOWN, ClipSummary, ReportData, collect_report_data
+from fercache.viz.report import collect, sections
+from fercache.viz.report.collect import STEPS, UNKNOWN, ClipSummary, ReportData, RunInfo
 from fercache.viz.report.figures import FigureBlock, ReportSection
 from fercache.viz.report.sections import TITLES
-from fercache.viz.run_info import RunInfo
 from fercache.viz.timeline import COLORS
 
 FACE_BUDGET = 6_000_000
@@ -156,8 +154,8 @@ def make_report(preds: Path, out: Path, cache: Path, *, check: Path | None = Non
     -----
     Reads one clip at a time: memory holds the drawn points, never all frames.
     """
-    run = run_info.gather_run_info(preds, cache, check, ablation)
-    found = collect_report_data(preds, run.oof, run.imported)
+    run = collect.gather_run_info(preds, cache, check, ablation)
+    found = collect.collect_report_data(preds, run.oof, run.imported)
     parts = [section(run, found) for section in sections.SECTIONS]
     # Written piece by piece: the page can have 30 MB.
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:

@@ -12,9 +12,8 @@ from fercache.metrics import PairedDifference, Scores
 from fercache.runtime.progress import format_bytes
 from fercache.stacking.run_metrics import SplitMetrics, StackMetrics
 from fercache.viz.report import figures
-from fercache.viz.report.collect import ALL, BINS, WIDTHS_S, ReportData
+from fercache.viz.report.collect import ALL, BINS, STAGES, WIDTHS_S, ReportData, RunInfo
 from fercache.viz.report.figures import Block, NoteBlock, ReportSection, TableBlock, TableCell, cells, missing_note
-from fercache.viz.run_info import STAGES, RunInfo
 
 TITLES = {"train": "train, out of fold", "validation": "validation", "test": "test", ALL: "all annotated frames"}
 NO_METRICS = ("There are no metrics beside the predictions.",
