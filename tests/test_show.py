@@ -182,7 +182,7 @@ def test_report_and_card_find_the_logits_of_a_stack_with_imported_ones(tmp_path:
     config = StackConfig(threads=1, bootstrap=20, logits=names, select="mean")
     stack.write_stack(stack.run_stack(merged, config, cache), tmp_path / "preds.csv")
     facts = collect.gather_run_info(tmp_path / "preds.csv", cache)
-    found = report.collect_report_data(facts.preds, facts.oof, facts.imported)
+    found = collect.collect_report_data(facts.preds, facts.oof, facts.imported)
     assert found.heads == merged.heads and found.curve is not None
     assert set(found.matrix) == {"train", "validation"} and {clip.split for clip in found.clips} == set(found.matrix)
     for split, matrix in found.matrix.items():

@@ -154,10 +154,8 @@ def fold_confusions(oof: OofLogits, split: str = "") -> dict[str, metrics.Counts
 
     rows = oof.label >= 0
     rows &= oof.per_row(np.array([s == split for s in oof.split]) if split else oof.fold >= 0)
-    _, group = np.unique(oof.per_row(np.unique(oof.group, return_inverse=True)[1])[rows], return_inverse=True)
     by_candidate = candidates.gather_candidates(oof, nested_cv.NestedResult(fold_models={}, columns={}))
-    return {name: metrics.confusions(oof.label[rows], probs[rows].argmax(1), group, len(oof.classes),
-                                     int(group.max(initial=-1)) + 1) for name, probs in by_candidate.items()}
+    return {name: oof.confusions(probs.argmax(1), rows) for name, probs in by_candidate.items()}
 
 
 def figure_of(matrices: Sequence[metrics.Counts], default: Sequence[metrics.Counts],

@@ -351,14 +351,13 @@ def draw_sample(oof: OofLogits, columns: FeatureColumns, refit: bool, bar: Progr
     trial = oof.per_row(np.arange(len(oof.trials)))
     built = [_features(oof, i, selected, columns, bar) for i in range(len(oof.trials)) if selected[oof.rows(i)].any()]
     rows = np.flatnonzero(selected)
-    _, group = np.unique(np.array(oof.group, object).astype(str), return_inverse=True)
     shape = (0, len(columns.smoothings), len(oof.classes))
     _, block = np.unique(np.stack([trial[rows], oof.time_s[rows] // BLOCK_S]), axis=1, return_inverse=True)
     x = np.concatenate([np.zeros((0, len(columns.names)), np.float32), *(x for x, _ in built)])
     return TrainingSample(rows=rows, x=x,
                           smoothed=np.concatenate([np.zeros(shape, np.float32), *(z for _, z in built)]),
                           label=oof.label[rows].astype(np.int64), fold=oof.fold[trial[rows]].astype(np.int64),
-                          group=group[trial[rows]], block_id=block, classes=len(oof.classes))
+                          group=oof.group_number[trial[rows]], block_id=block, classes=len(oof.classes))
 
 
 def thinned(oof: OofLogits, refit: bool = False) -> NDArray[np.bool_]:

@@ -73,7 +73,9 @@ def build_report(run: StackRun, fingerprint: str) -> StackMetrics:
         warnings=_losing(splits["train"], run.metric) if "train" in splits else (),
         flags=tuple(f"{name}: {why}" for name, why in (*leaky.items(), *run.rejected.items())), rejected=run.rejected,
         order=tuple(run.columns), columns={name: DESCRIPTIONS.get(name, "head") for name in run.columns},
-        gap_policy=missing_faces.describe_policy(config.missing_faces), frames_without_face=int((~oof.valid).sum()),
+        gap_policy=(f"{config.missing_faces}: {missing_faces.POLICIES[config.missing_faces]}; "
+                    f"{missing_faces.FACELESS_CLIP}"),
+        frames_without_face=int((~oof.valid).sum()),
         splits=splits, folds=_folds(oof), declared=oof.declared,
         fold_models=tuple(model.record() for model in run.nested.fold_models.values()) or FEW_LEARNT,
         importances=_importances(run), frames=len(oof.label), trials=len(oof.trials), config=config.settings(),
@@ -127,7 +129,7 @@ def _split(run: StackRun, split: str) -> SplitMetrics | None:
     if not predicted:
         return SplitMetrics(predicted=REFITTED, all_frames={}, frames_with_face={}, paired={},
                             calibration=Calibration())
-    everywhere, seen = ({name: _by_group(oof, some, column) for name, column in predicted.items()}
+    everywhere, seen = ({name: oof.confusions(column, some) for name, column in predicted.items()}
                         for some in (rows, rows & oof.valid))
     # The same draws for every column: their differences are paired.
     samplers = [metrics.Resampler(len(next(iter(m.values()))), config.bootstrap, config.seed) for m in
@@ -151,13 +153,6 @@ def _calibration(run: StackRun, rows: NDArray[np.bool_], names: Iterable[str]) -
     tempered = calibration.apply_by_fold(run.oof, run.columns[final], run.temperatures)[rows]
     return Calibration(ece={name: one.ece for name, one in found.items()},
                        final=TemperedReliability(before=found[final], after=calibration.reliability(tempered, label)))
-
-
-def _by_group(oof: OofLogits, rows: NDArray[np.bool_], predicted: NDArray[np.int16]) -> metrics.Counts:
-    """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``."""
-    names = oof.per_row(np.unique(np.array(oof.group), return_inverse=True)[1])[rows]
-    _, group = np.unique(names, return_inverse=True)
-    return metrics.confusions(oof.label[rows], predicted[rows], group, len(oof.classes), int(group.max(initial=-1)) + 1)
 
 
 def _importances(run: StackRun) -> tuple[tuple[str, float], ...]:

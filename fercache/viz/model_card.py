@@ -126,9 +126,9 @@ def _by_group(run: RunInfo) -> dict[str, metrics.Counts]:
     if run.oof is None:
         return {}
     with inputs.open_merged(run.oof, run.imported) as reader:
-        for name, rows in io.each_clip(run.preds):
-            if name in reader and (rows.label >= 0).any():
-                split, group = reader.place(name)
+        for rows in io.PredictionsFile(run.preds).clips():
+            if rows.name in reader and (rows.label >= 0).any():
+                split, group = reader.place(rows.name)
                 groups = counts.setdefault(split, {})
                 groups[group] = groups.get(group, 0) + metrics.confusion(rows.label, rows.label_pred,
                                                                          len(run.classes))

@@ -15,8 +15,7 @@ from fercache import media
 from fercache.data.base import Dataset, Trial
 from fercache.errors import ClipError
 from fercache.faces.crops import crop_face
-from fercache.results.io import ClipSeries, each_clip, file_name
-from fercache.results.io import classes as classes_of
+from fercache.results.io import ClipSeries, PredictionsFile, file_name
 from fercache.runtime import atomic_io
 from fercache.store.clip import Clip
 from fercache.store.layout import FRAME_TABLE
@@ -55,15 +54,16 @@ def draw_timelines(preds: Path, dataset: Dataset, store: Mapping[str, Clip], fol
     Faces are decoded again from the source through the stored boxes. A picture that shows the same rows is not drawn
     again.
     """
-    classes = classes_of(preds)
+    table = PredictionsFile(preds)
     trials = {trial.name: trial for trial in dataset.trials}
     paths = []
-    for name, series in each_clip(preds):
+    for series in table.clips():
+        name = series.name
         clip = store[name] if name in trials and name in store else None
         path = folder / file_name(name, ".png")
-        digest = series.digest([FORMAT, name, classes, clip.manifest.arrays[FRAME_TABLE].digest if clip else ""])
+        digest = series.digest([FORMAT, name, table.classes, clip.manifest.arrays[FRAME_TABLE].digest if clip else ""])
         if _drawn_digest(path) != digest:
-            figure = draw_clip(name, classes, series, trials.get(name), clip)
+            figure = draw_clip(name, table.classes, series, trials.get(name), clip)
             atomic_io.write_bytes(path, _png(figure, digest))
         paths.append(path)
     return paths

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache import media
-from fercache.data import labels
+from fercache.data import labels, tables
 from fercache.data.affwild2 import parent_of
 from fercache.errors import InputError
 from fercache.results import io, missing_faces
@@ -118,7 +117,7 @@ class ClassTranslator:
         return np.asarray(found[np.searchsorted(frames, wanted)])
 
 
-MOST_FRAMES_A_VIDEO = 10_000_000
+MOST_FRAMES = 10_000_000
 
 
 def of_table(path: Path, trials: Iterable[str]) -> dict[str, int]:
@@ -134,16 +133,12 @@ def of_table(path: Path, trials: Iterable[str]) -> dict[str, int]:
     A row with the trial's own name takes precedence over one of its video: ``video2_left``, then ``video2``.
     """
     known: dict[str, int] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            for line, row in enumerate(csv.reader(file, strict=True), 1):
-                if line == 1 and [name.strip().casefold() for name in row] != ["clip", "frames"]:
-                    raise InputError(f"the columns are {','.join(row)[:80]}", where=path,
-                                     hint="they must be clip,frames")
-                if line > 1 and row:
-                    known[row[0]] = _length(row, line, known, path)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"the table of lengths cannot be read ({error})", where=path, hint="check --frames") from error
+    for line, row in tables.named_rows(path, ("clip", "frames")):
+        clip, number = row["clip"], row["frames"]
+        if not (number.isascii() and number.isdigit() and 0 < int(number[:9]) < MOST_FRAMES) or clip in known:
+            raise InputError(f"line {line} is not a new clip with its number of frames: {clip},{number[:80]}",
+                             where=path, hint="a row is <trial or video>,<frames>, each clip once")
+        known[clip] = int(number)
     found = {trial: known.get(trial, known.get(parent_of(trial), 0)) for trial in trials}
     _refuse_lost([trial for trial, frames in found.items() if not frames], path, "add a row for each trial or video")
     return found
@@ -170,15 +165,6 @@ def of_videos(folder: Path, trials: Iterable[str]) -> dict[str, int]:
             source = media.open_source(path, "video")
             counted[path] = source.length() or sum(1 for _ in source.frames())
     return {trial: counted[path] for trial, path in places.items() if path is not None}
-
-
-def _length(row: list[str], line: int, known: dict[str, int], path: Path) -> int:
-    """Return the frames of the clip that a row names."""
-    number = row[1].strip() if len(row) == 2 else ""
-    if not (number.isascii() and number.isdigit() and 0 < int(number[:9]) < MOST_FRAMES_A_VIDEO) or row[0] in known:
-        raise InputError(f"line {line} is not a new clip with its number of frames: {','.join(row)[:80]}",
-                         where=path, hint="a row is <trial or video>,<frames>, each clip once")
-    return int(number)
 
 
 def _refuse_lost(lost: list[str], where: Path, hint: str) -> None:
@@ -265,11 +251,15 @@ def clip_table_names(path: Path, form: str) -> list[str]:
         if not (name and sign and label) or "," in label:
             raise InputError(f"line {number} is {row[:80]!r}, not a clip with its label", where=path,
                              hint=CLIP_TABLE_OWN)
-        if name in seen:
-            raise InputError(f"line {number}: clip {name!r} appears twice, first in line {seen[name]}",
-                             where=path, hint=CLIP_TABLE_OWN)
-        seen[name] = number
+        _add_name(seen, name, number, path)
     return list(seen)
+
+
+def _add_name(seen: dict[str, int], name: str, number: int, path: Path) -> None:
+    """Add the name in a line of a list; raise InputError where an earlier line has it."""
+    if seen.setdefault(name, number) != number:
+        raise InputError(f"line {number}: {name!r} appears twice, first in line {seen[name]}", where=path,
+                         hint="use the organizers' own list")
 
 
 def clip_table_key(name: str) -> str:
@@ -322,13 +312,10 @@ def folder_names(path: Path) -> list[str]:
     seen: dict[str, int] = {}
     for number, line in enumerate(lines(path, exact=False), 1):
         name = text(line.strip(), number, path)
-        if name in seen:
-            raise InputError(f"line {number}: trial {name!r} appears twice, first in line {seen[name]}",
-                             where=path, hint="use the organizers' own list")
+        _add_name(seen, name, number, path)
         if "/" in name or "\\" in name or name.startswith(".") or "," in name:
             raise InputError(f"line {number}: {name[:80]!r} is not the name of a trial", where=path,
                              hint="the list has one trial per line and nothing else")
-        seen[name] = number
     return list(seen)
 
 
@@ -362,7 +349,6 @@ def write_folder(predicted: Mapping[str, NDArray[np.int64]], classes: tuple[str,
 
 FIRST = "image_location"
 PICTURES = (b".jpg", b".jpeg", b".png")
-MOST_FRAMES = 10_000_000
 KNOWN = (labels.SETS["abaw8"], labels.SETS["abaw7"])
 SINGLE_FILE_OWN = "use the organizers' own file"
 ROWS_A_WRITE = 50_000

@@ -7,7 +7,7 @@ import csv
 import heapq
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from fercache.errors import FercacheError, InputError
 from fercache.extraction import thumbnails
 from fercache.oof import OofReader, Provenance, TrialLogits
 from fercache.results import io, smoothing
-from fercache.results.io import ClipSeries, PredictionsFile
+from fercache.results.io import ClipPredictions, ClipSeries, PredictionsFile
 from fercache.runtime import atomic_io
 from fercache.stacking import inputs
 from fercache.stacking.run_metrics import LogitsRecord, SplitMetrics, StackMetrics, read_metrics
@@ -165,7 +165,8 @@ STEPS = 250
 UNKNOWN = 255
 """Class of an interval without labels in a strip."""
 BYTES_FIXED = 6
-"""Bytes per point beside lines and strips: time, and fractions of wrong frames and of frames without a face."""
+"""Bytes per point, before base64, beside two lines a class and one strip for labels, predictions and each head: time,
+and fractions of wrong frames and of frames without a face."""
 Bytes = NDArray[np.uint8]
 
 
@@ -222,11 +223,6 @@ def thin_series(series: ClipSeries, heads: dict[str, NDArray[np.integer]], most:
                          high=_rounded(np.maximum.reduceat(series.probs, start)),
                          strips={name: _most_frequent(values, start, classes) for name, values in strips.items()},
                          wrong=_fraction(series.wrong, start, number), gap=_fraction(~series.valid, start, number))
-
-
-def bytes_a_point(classes: int, strips: int) -> int:
-    """Return the bytes of one point of a thinned clip, before base64."""
-    return BYTES_FIXED + 2 * classes + strips
 
 
 def points(lengths: Sequence[int], bytes_each: int, budget: int, most: int, least: int) -> int:
@@ -345,14 +341,14 @@ def collect_report_data(preds: Path, logits_file: Path | None, imported: Sequenc
     InputError
         `preds` is missing or not a table of predictions.
     """
-    lengths = PredictionsFile(preds).lengths()
-    with ExitStack() as stack:
-        reader = stack.enter_context(inputs.open_merged(logits_file, imported)) if logits_file else None
-        found = ReportData(classes=io.classes(preds), heads=reader.heads if reader else ())
-        each = bytes_a_point(len(found.classes), 2 + len(found.heads))
+    table = PredictionsFile(preds)
+    lengths = table.lengths()
+    with inputs.open_merged(logits_file, imported) if logits_file else nullcontext() as reader:
+        found = ReportData(classes=table.classes, heads=reader.heads if reader else ())
+        each = BYTES_FIXED + 2 * len(found.classes) + 2 + len(found.heads)
         found.most = points(list(lengths.values()), each, BUDGET, MOST_POINTS, LEAST_POINTS)
         found.curve = SmoothingCurve(found.classes, reader.metric) if reader else None
-        found.clips = [_clip(found, name, rows, reader) for name, rows in io.each_clip(preds)]
+        found.clips = [_clip(found, rows, reader) for rows in table.clips()]
     found.clips.sort(key=ClipSummary.rank)
     # With very many clips even the fewest points exceed the budget: the last in the list lose their timeline.
     bytes_left = BUDGET * 3 / 4  # base64 makes four bytes of three
@@ -364,8 +360,9 @@ def collect_report_data(preds: Path, logits_file: Path | None, imported: Sequenc
     return found
 
 
-def _clip(found: ReportData, name: str, rows: ClipSeries, reader: OofReader | None) -> ClipSummary:
+def _clip(found: ReportData, rows: ClipPredictions, reader: OofReader | None) -> ClipSummary:
     """Count one clip and return its line of the list."""
+    name = rows.name
     trial = reader.trial(name) if reader is not None and name in reader else None
     if trial is not None and len(trial.label) != len(rows.label):  # the table is of another run
         trial = None
