@@ -58,11 +58,6 @@ class _Layout:
     values: tuple[int, ...]
     logits: bool
 
-    @property
-    def by_frame(self) -> bool:
-        """Whether a row is a frame; else a row is a whole clip."""
-        return "frame" in self.position or "time_s" in self.position
-
 
 def path_of(cache: Path, dataset: str, name: str) -> Path:
     """Return the path of imported logits."""
@@ -211,7 +206,8 @@ def _assemble(name: str, people: dict[str, _Person], layout: _Layout, config: Lo
     offsets = np.concatenate([[0], np.cumsum([len(part["index"]) for part in parts])])
     group, split = tuple(people[t].group for t in trials), tuple(people[t].split for t in trials)
     provenance = Provenance(format=FORMAT, source=name, table=layout.path.name, declared=config.provenance,
-                            level="frame" if layout.by_frame else "clip", only=config.only, settings={})
+                            level="frame" if {"frame", "time_s"} & layout.position.keys() else "clip",
+                            only=config.only, settings={})
     fold, fixed = _folds(group, split, label, offsets, len(layout.classes), config)
     # Another table under the same name must be another source for `stack`, hence a digest of its values.
     digest = hashlib.sha256(b"".join(values.tobytes() for values in (logits, label, index))).hexdigest()

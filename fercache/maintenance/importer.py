@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import shutil
@@ -16,6 +15,7 @@ from fercache.config import fingerprint_of
 from fercache.errors import ClipError, InputError
 from fercache.maintenance import import_formats
 from fercache.maintenance.import_formats import ClipEntries, IncomingClip
+from fercache.runtime.atomic_io import file_sha256
 from fercache.runtime.progress import progress_bar
 from fercache.runtime.uri import Location, Url
 from fercache.store.embedding_store import EmbeddingStore
@@ -186,8 +186,7 @@ def _content_digest(path: Path) -> str:
     """Return the sha256 (hex) over the bytes of a file, or over names and bytes of a folder's files."""
     if path.is_dir():
         return fingerprint_of([[file.relative_to(path).as_posix(), _content_digest(file)] for file in _files(path)])
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def _files(folder: Path) -> list[Path]:

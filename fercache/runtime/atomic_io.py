@@ -6,6 +6,7 @@ No other module replaces a file.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -179,6 +180,12 @@ def not_writable(path: Path, error: OSError) -> InputError:
     """Return the error for a path that cannot be written."""
     return InputError(f"cannot write here ({error.strerror})", where=path,
                       hint="check the path and its permissions, or choose another folder with --cache or --out")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 (hex) of every byte of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fsync(path: Path) -> None:

@@ -72,16 +72,10 @@ class ForkPool:
             raise BrokenOff("a training process was killed", hint="memory may be too small: choose fewer "
                             "taps or --threads 1, and run again; finished heads stay") from error
         finally:
-            if not all(future.done() for future in waiting):
-                _end(others)
+            if not all(future.done() for future in waiting):  # a fit may take many more minutes
+                for child in set(active_children()).difference(others):
+                    child.kill()
             workers.shutdown(cancel_futures=True)
-
-
-def _end(others: Sequence[Any]) -> None:
-    """Kill the workers, that is, all children but `others`: a fit may take many more minutes."""
-    for child in active_children():
-        if child not in others:
-            child.kill()
 
 
 _state: dict[str, Any] = {}
