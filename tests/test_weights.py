@@ -22,6 +22,7 @@ from fercache.backbones.weights import files
 from fercache.backbones.weights.files import validated
 from fercache.config import ExtractConfig
 from fercache.errors import FercacheError, InputError, WeightsError
+from fercache.runtime import atomic_io
 
 CASIA_SHA256 = "f16bfbf81d7efffd7d3ac7d043a3a00ba03d2bb565a496147f3cef72f13586ab"
 

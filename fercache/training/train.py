@@ -187,7 +187,8 @@ def starter_init(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore
     card = folder / "card.json"
     data = str(atomic_io.read_json(card)["data"]) if card.is_file() else f"the training clips of {folder}"
     digests = [atomic_io.file_sha256(path.with_suffix(".safetensors")) for path in files]
-    return StarterInit(digest=fingerprint_of(digests), data=data, classes=_common_classes(starter, dataset), shared=shared)
+    return StarterInit(digest=fingerprint_of(digests), data=data, classes=_common_classes(starter, dataset),
+                       shared=shared)
 
 
 def _starter_problem(starter: HeadRecord, dataset: Dataset, store: ReadableStore, config: TrainConfig) -> str:
