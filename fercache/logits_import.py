@@ -146,7 +146,6 @@ def _layout(header: Sequence[str], path: Path) -> _Layout:
 
 def _add_row(people: dict[str, _Person], values: Sequence[str], layout: _Layout, config: LogitsConfig,
              first_frame: int) -> None:
-    """Add one row to its person; a row of another split than `config.only` is left out."""
     only = config.only
     cells = {column: values[i].strip() for column, i in layout.position.items()}
     split = SPLITS.get(cells.get("split", "").casefold() or "train")
@@ -198,7 +197,6 @@ def _frame_of(cells: dict[str, str], fps: float, first_frame: int) -> int:
 
 
 def _assemble(name: str, people: dict[str, _Person], layout: _Layout, config: LogitsConfig, dataset: str) -> OofLogits:
-    """Return the logits of a table, with folds by group."""
     trials = sorted(people)
     parts = [_without_gaps(trial, people[trial], layout) for trial in trials]
     index, valid, label, logits = (np.concatenate([part[key] for part in parts])

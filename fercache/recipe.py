@@ -88,7 +88,6 @@ def from_keywords(keywords: Mapping[str, Any], *kinds: type[Config]) -> dict[str
 
 
 def _refuse_unknown(keys: Mapping[str, Any], kinds: Sequence[type[Config]], where: object) -> None:
-    """Raise InputError if a key belongs to none of the configurations."""
     known = [entry.name for kind in kinds for entry in fields(kind)]
     for key in keys:
         if key not in known:
@@ -296,7 +295,6 @@ class Context:
 
 
 def _flags(options: dict[str, Any]) -> str:
-    """Return options of a data set as flags."""
     return " ".join(f"--{key.replace('_', '-')} {','.join(value) if isinstance(value, list) else value}"
                     for key, value in options.items()) or "--dataset demo"
 

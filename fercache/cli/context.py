@@ -126,7 +126,6 @@ def config_options(kind: type[Config], default: str = "") -> Callable[[F], F]:
 
 
 def _type(hint: Any, entry: dataclasses.Field[Any]) -> click.ParamType[Any]:
-    """Return click's type for a field."""
     if isinstance(hint, types.GenericAlias):  # tuple[str, ...], the only generic type of the configurations
         return CommaList()
     if entry.metadata["choices"]:

@@ -148,7 +148,6 @@ def ablation_command(context: Context, store: Path | None, quick: bool, out: Pat
 
 
 def _screen(table: AblationTable) -> RenderableType:
-    """Return the table for 80 columns."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -175,7 +174,6 @@ def _screen(table: AblationTable) -> RenderableType:
 
 
 def _line(row: AblationRow, columns: list[str]) -> list[str]:
-    """Return the cells of a row."""
     if row.skipped:
         return [f"{row.name} ({row.skipped})", *[""] * (len(columns) + 1)]
     figures = [row.figures.get(name) for name in columns]

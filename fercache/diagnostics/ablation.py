@@ -88,7 +88,6 @@ def has_no_effect(changed: dict[str, Any], base: TrainConfig) -> bool:
 
 
 def _pair(text: str, row: str) -> tuple[str, Any]:
-    """Return key and value of ``key=value``."""
     key, equals, value = text.partition("=")
     hints = typing.get_type_hints(TrainConfig)
     if not equals or key not in hints:

@@ -103,7 +103,6 @@ class IncomingClip:
             self._check_frame_table(self.frame_table, name)
 
     def _check_frame_table(self, table: NDArray[np.float64], name: str) -> None:
-        """Refuse a frame table that does not count the frames."""
         if table.shape != (len(self.frames), len(FRAME_COLUMNS)):
             raise ClipError(f"a frame table of shape {table.shape} does not fit {len(self.frames)} frames", where=name)
         counted = np.arange(1, len(table) + 1)
@@ -550,7 +549,6 @@ class _PersonRows:
 
 
 def _people_of(clip: str, pieces: Iterable[tuple[str, int, Any]], columns: TableColumns) -> ClipEntries:
-    """Yield the people of a clip of a table."""
     with ExitStack() as stack:
         people: dict[str, _PersonRows] = {}
         try:
@@ -572,7 +570,6 @@ def _people_of(clip: str, pieces: Iterable[tuple[str, int, Any]], columns: Table
 
 def _add_batch(people: dict[str, _PersonRows], clip: str, line: int, batch: Any, columns: TableColumns,
                stack: ExitStack) -> None:
-    """Add the rows of a batch to its people."""
     try:
         numbers = columns.frames(batch)
         cells = {name: _cells(batch.column(name)) for name in columns.features}

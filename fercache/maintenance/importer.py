@@ -173,7 +173,6 @@ def kind_of(path: Path) -> str:
 
 
 def _entries(path: Path, kind: str, fps: float, first_frame: int | None) -> ClipEntries:
-    """Return the clips of a path."""
     if kind == "h5":
         return import_formats.hdf5_entries(path)
     paths = [path] if path.is_file() else [file for file in _files(path) if ENDINGS.get(file.suffix.lower()) == kind]
@@ -201,7 +200,6 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _remove_empty_store(place: Location) -> None:
-    """Remove a store in which nothing was committed."""
     files_at(place).remove_tree("")
     if isinstance(place, Url):
         return

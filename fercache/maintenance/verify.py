@@ -73,7 +73,6 @@ def _check_array(store: EmbeddingStore, folder: str, manifest: ClipManifest, nam
 
 
 def _check_chunk(store: EmbeddingStore, key: str, size: int, digest: str) -> str:
-    """Return what is wrong with a chunk, or ""."""
     stamp = store.files.stat(key)
     if stamp is None:
         return "a chunk is missing"
@@ -263,7 +262,6 @@ def verify_store(path: Location, *, repair: bool = False) -> VerifyReport:
 
 
 def _clear(issues: list[Issue]) -> tuple[Location, ...]:
-    """Remove stray files and return them."""
     removed: list[Location] = []
     for place in [as_location(issue.where) for issue in issues if issue.kind == STRAY]:
         if isinstance(place, Url):

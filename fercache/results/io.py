@@ -246,7 +246,6 @@ def _write_csv(oof: OofLogits, ppm: NDArray[np.int32], file: BinaryIO, compress:
 
 
 def _line(fields: Sequence[str]) -> str:
-    """Return one line of CSV, quoted where necessary."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(fields)
     return text.getvalue()

@@ -94,7 +94,6 @@ def score_file(dataset: Dataset, preds: io.PredictionsFile, config: ScoreConfig)
 
 
 def _count(tally: _Tally, trial: Trial, clip: io.ClipPredictions, names: labels.LabelMap, level: str) -> None:
-    """Count one trial, by frame or as one clip."""
     labels_by_frame = trial.frame_labels(int(clip.frame[-1]))
     if level == "clip":
         if trial.clip_label < 0:

@@ -228,7 +228,6 @@ def durable_step(name: str) -> None:
 
 
 def _umask() -> int:
-    """Return the process's umask."""
     # Python can only read the umask by setting it, and files that other threads create meanwhile would get wrong modes.
     # Linux reports it in /proc.
     try:

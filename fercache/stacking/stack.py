@@ -209,7 +209,6 @@ def _ready(oof: OofLogits, config: StackConfig) -> OofLogits:
 
 def _compute(oof: OofLogits, config: StackConfig, run_folder: Path,
              fingerprint_: str) -> tuple[NDArray[np.int32], StackMetrics]:
-    """Return the final predictions in parts per million and the metrics, and store them."""
     nested = nested_cv.run_nested_cv(oof, config)
     filler = candidates.GapFiller.of(oof, config.missing_faces, causal=config.causal)
     by_candidate = candidates.gather_candidates(oof, nested, filler)

@@ -329,7 +329,6 @@ def write_pointer(place: Location, store: Location) -> None:
 
 
 def _connect(root: Url) -> Any:
-    """Return fsspec's file system of a URL; it reads credentials from the environment."""
     from fsspec.core import url_to_fs  # only remote stores need it
 
     scheme = str(root).partition("://")[0]

@@ -219,7 +219,6 @@ def _common_classes(starter: HeadRecord, dataset: Dataset) -> tuple[str, ...]:
 
 def _train(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, config: TrainConfig,
            settings: dict[str, Any], logits_file: Path, heads: Path, weights: Path) -> int:
-    """Train missing heads, write the logits file, and return the number of heads trained now."""
     # Imported here because torch takes seconds to load, which a cached run saves.
     from fercache.training.cross_validation import CrossValidatedTraining
 

@@ -70,7 +70,6 @@ def draw_timelines(preds: Path, dataset: Dataset, store: Mapping[str, Clip], fol
 
 
 def _drawn_digest(path: Path) -> str:
-    """Return the digest in a picture's texts, or ""."""
     try:
         with Image.open(path, formats=("PNG",)) as picture:
             return str(picture.info.get(DIGEST_KEY, ""))
@@ -121,14 +120,12 @@ def draw_clip(name: str, classes: Sequence[str], series: ClipSeries, trial: Tria
 
 
 def _png(figure: Figure, digest: str | None = None) -> bytes:
-    """Return the figure as PNG, with `digest` among its texts."""
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None, DIGEST_KEY: digest})
     return out.getvalue()
 
 
 def _strip(axes: Axes, faces: list[tuple[float, NDArray[np.uint8]]]) -> None:
-    """Draw the faces in a row, each over its time."""
     axes.axis("off")
     for i, (time_s, face) in enumerate(faces):
         inset = axes.inset_axes((i / FACES, 0, 1 / FACES, 1))

@@ -95,7 +95,6 @@ class LaunchPlan:
         return report
 
     def _engine(self) -> Engine:
-        """Return the engine that extracts the clips."""
         workers = self.workers
         if workers is None or (self.dask and not workers):
             from fercache.runtime import devices  # torch

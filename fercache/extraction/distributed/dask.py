@@ -188,7 +188,6 @@ def _results(futures: dict[Any, str], bar: ProgressBar) -> Iterator[ClipResult]:
 
 
 def _distributed() -> Any:
-    """Import and return `distributed`, with its log reduced to errors."""
     try:
         import distributed
     except ImportError as error:

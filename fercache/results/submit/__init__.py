@@ -226,7 +226,6 @@ def _answer(given: io.PredictionsFile, wanted: Mapping[str, Frames | None], tran
 
 
 def _report_difference(difference: RowDifference, config: SubmitConfig) -> tuple[str, ...]:
-    """Return the notes about rows that were filled or left out."""
     if not difference.trials:
         return ()
     shown = difference.trials[:20]

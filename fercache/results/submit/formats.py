@@ -450,7 +450,6 @@ def write_single_file(template: Template, predicted: NDArray[np.int16], out: Pat
 
 
 def _rows(every: Iterator[bytes], classes: int, path: Path) -> Iterator[TemplateRow]:
-    """Yield the rows after the header."""
     endings = {b"", *(b"%d" % place for place in range(-1, classes))}
     for number, line in enumerate(every, 2):
         location, comma, ending = line.rpartition(b",")

@@ -55,7 +55,6 @@ def _part(name: str) -> str:
 
 
 def _safe(text: str) -> Any:
-    """Return text that is put into the page without escaping: our own, or already escaped."""
     from markupsafe import Markup
 
     return Markup(text)
@@ -116,7 +115,6 @@ class _Faces:
 
 
 def _clip(clip: ClipSummary, faces: _Faces) -> dict[str, Any]:
-    """Return a clip as the script reads it."""
     drawn = clip.drawn
     timeline = {} if drawn is None else {"points": len(drawn.wrong), "whole": drawn.whole, "packed": drawn.packed(),
                                          "strips": list(drawn.strips), "faces": faces.of(clip.name)}

@@ -120,7 +120,6 @@ def gather_run_info(preds: Path, cache: Path, check: Path | None = None, ablatio
 
 
 def _table(path: Path | None) -> Any:
-    """Return a JSON file's value, or a CSV table's rows as dictionaries."""
     if path is None:
         return None
     if not path.is_file():
@@ -385,7 +384,6 @@ def _clip(found: ReportData, rows: ClipPredictions, reader: OofReader | None) ->
 
 
 def _count(found: ReportData, split: str, rows: ClipSeries) -> None:
-    """Add a clip's labelled frames to the confusion matrix and to the bins of probability."""
     known = rows.label >= 0
     if not known.any():
         return

@@ -276,7 +276,6 @@ def health_section(run: RunInfo, data: ReportData) -> ReportSection:
 
 
 def _stored(run: RunInfo, data: ReportData) -> NoteBlock:
-    """Return whether the store has all clips of the predictions."""
     if run.store is None:
         return missing_note("The features behind these predictions are not in this cache.",
                             "Name the right cache with --cache.")
