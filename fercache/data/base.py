@@ -152,7 +152,7 @@ def cache_name(layout: str, path: Path, chosen: str = "") -> str:
 def shorten_list(names: Iterable[object], most: int = 5) -> str:
     """Return up to `most` names as text, and how many more there are."""
     texts = [str(name) for name in names]
-    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more
 
 

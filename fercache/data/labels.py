@@ -115,6 +115,10 @@ class LabelMap:
         table = np.array([*self.to, NOTHING])  # a label of -1 selects the last one
         return np.asarray(table[np.asarray(given)], np.int64)
 
+    def predicted(self, probs: NDArray[Any], label_pred: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the class of each row, ``(R,)``: the predicted one, or the likeliest if a class has no counterpart."""
+        return self.probs(probs).argmax(1) if self.source_only else self.labels(label_pred)
+
     def describe(self) -> str:
         """Return the mapping as text: renamed classes, and those without a counterpart."""
         renamed = [f"{name} -> {self.target[place]}" for name, place in zip(self.source, self.to, strict=True)

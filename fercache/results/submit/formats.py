@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fercache import media
 from fercache.data import labels, tables
 from fercache.data.affwild2 import parent_of
+from fercache.data.base import shorten_list
 from fercache.errors import InputError
 from fercache.results import io, missing_faces
 from fercache.runtime import atomic_io
@@ -25,12 +26,6 @@ SHOWN = 10
 Frames = NDArray[np.int64]
 FilledRows = Literal["nothing", "ends", "all"]
 """Differences of rows that are filled or left out, and reported, instead of refused: those past an end, or all."""
-
-
-def shortened(names: Sequence[str]) -> str:
-    """Return the first names as text, and how many more there are."""
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 @dataclass
@@ -81,7 +76,7 @@ class RowDifference:
         """Raise InputError, with the first names, if rows or trials are missing or superfluous."""
         parts = []
         if self.absent:
-            parts.append(f"no prediction for {len(self.absent):,} trials: {shortened(self.absent)}")
+            parts.append(f"no prediction for {len(self.absent):,} trials: {shorten_list(self.absent, SHOWN)}")
         if self.missing.count:
             parts.append(f"{self.missing.count:,} rows are missing in the predictions: {self.missing}")
         if self.extra.count:
@@ -91,30 +86,19 @@ class RowDifference:
                              hint=hint)
 
 
-@dataclass(frozen=True)
-class ClassTranslator:
-    """The predictions of a file in the classes that are wanted."""
-
-    names: labels.LabelMap
-
-    def probs(self, clip: io.ClipPredictions) -> NDArray[np.float64]:
-        """Return probabilities of the wanted classes, ``(T, C)``."""
-        return self.names.probs(clip.probs)
-
-    def at(self, clip: io.ClipPredictions, wanted: Frames, policy: str) -> NDArray[np.int64]:
-        """Return the class of each wanted frame, ``(n,)``; frames without a prediction are filled by `policy`."""
-        # The file's own prediction counts; if some class has no counterpart, the best of the others.
-        predicted = self.probs(clip).argmax(1) if self.names.source_only else self.names.labels(clip.label_pred)
-        if np.array_equal(clip.frame, wanted):
-            return predicted
-        frames = np.union1d(clip.frame, wanted)
-        own = np.isin(frames, clip.frame)
-        probs = np.zeros((len(frames), len(self.names.target)))
-        probs[own] = self.probs(clip)
-        # Frames that were not predicted have no times: the frame number stands in for them.
-        found = missing_faces.fill_gaps(probs, frames.astype(float), own, policy).argmax(1)
-        found[own] = predicted
-        return np.asarray(found[np.searchsorted(frames, wanted)])
+def classes_at(clip: io.ClipPredictions, names: labels.LabelMap, wanted: Frames, policy: str) -> NDArray[np.int64]:
+    """Return the class of each wanted frame, ``(n,)``; frames without a prediction are filled by `policy`."""
+    predicted = names.predicted(clip.probs, clip.label_pred)
+    if np.array_equal(clip.frame, wanted):
+        return predicted
+    frames = np.union1d(clip.frame, wanted)
+    own = np.isin(frames, clip.frame)
+    probs = np.zeros((len(frames), len(names.target)))
+    probs[own] = names.probs(clip.probs)
+    # Frames that were not predicted have no times: the frame number stands in for them.
+    found = missing_faces.fill_gaps(probs, frames.astype(float), own, policy).argmax(1)
+    found[own] = predicted
+    return np.asarray(found[np.searchsorted(frames, wanted)])
 
 
 MOST_FRAMES = 10_000_000
@@ -169,7 +153,7 @@ def of_videos(folder: Path, trials: Iterable[str]) -> dict[str, int]:
 
 def _refuse_lost(lost: list[str], where: Path, hint: str) -> None:
     if lost:
-        raise InputError(f"no length for {len(lost)} trials: {shortened(lost)}", where=where, hint=hint)
+        raise InputError(f"no length for {len(lost)} trials: {shorten_list(lost, SHOWN)}", where=where, hint=hint)
 
 
 # Lines of the organizers' files are bytes, so that what is copied into a submission is copied exactly.
@@ -268,7 +252,7 @@ def clip_table_key(name: str) -> str:
     return f"{int(stem):05d}" if stem.isascii() and stem.isdigit() else stem
 
 
-def clip_table_answers(given: io.PredictionsFile, wanted: list[str], translator: ClassTranslator,
+def clip_table_answers(given: io.PredictionsFile, wanted: list[str], classes: labels.LabelMap,
                        path: Path) -> dict[str, int]:
     """Return name in the list -> class.
 
@@ -285,11 +269,11 @@ def clip_table_answers(given: io.PredictionsFile, wanted: list[str], translator:
             if name in found:
                 raise InputError(f"two clips of the predictions are {name!r}", where=given.path,
                                  hint="remove one of them")
-            found[name] = int(clip.pooled(translator.probs(clip)).argmax())
+            found[name] = int(clip.pooled(classes.probs(clip.probs)).argmax())
     lost = [name for name in wanted if clip_table_key(name) not in found]
     if lost:
-        raise InputError(f"no prediction for {len(lost):,} of its {len(wanted):,} clips: {shortened(lost)}", where=path,
-                         hint="predict them first, or use the test list of the right fold")
+        raise InputError(f"no prediction for {len(lost):,} of its {len(wanted):,} clips: {shorten_list(lost, SHOWN)}",
+                         where=path, hint="predict them first, or use the test list of the right fold")
     return {name: found[clip_table_key(name)] for name in wanted}
 
 
