@@ -85,7 +85,7 @@ class LocalStoreFiles:
     def stat(self, key: str) -> FileStamp | None:
         """Return the stamp of a file, None if it is absent."""
         try:
-            status = (self.root / key).stat()
+            status = os.stat(f"{self.root}/{key}")  # noqa: PTH116 - a Path for each of 39,000 clips is slow
         except (FileNotFoundError, NotADirectoryError):
             return None
         return FileStamp(status.st_mtime_ns, status.st_size, status.st_ino)
