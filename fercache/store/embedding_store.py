@@ -42,6 +42,8 @@ JOURNAL_SUFFIX = ".journal"
 INDEX = "manifests.index"
 """File in a local store's work folder: the manifests that were read, so that the next process reads one file, not one
 per clip."""
+INDEX_AFTER = 8
+"""Manifests that are read one by one first: a reader of a clip or two need not read the index of thousands."""
 DIGEST_BYTES = hashlib.sha256().digest_size
 REBUILD_HINT = "run `fercache extract` with the same settings: it writes the root anew and keeps the clips"
 
@@ -208,7 +210,6 @@ class EmbeddingStore(Mapping[str, Clip]):
 
     def __iter__(self) -> Iterator[str]:
         """Yield the names of the committed clips, sorted."""
-        self.load_index()
         manifests = list(self.files.in_parallel(self._manifest, self.files.folders()))
         return iter(sorted(manifest.clip for manifest in manifests if manifest is not None))
 
@@ -245,6 +246,9 @@ class EmbeddingStore(Mapping[str, Clip]):
             return None
         if cached is not None and cached[0] == stamp:
             return cached[1]
+        if self._indexed is None and len(self._manifests) >= INDEX_AFTER:
+            self._load_index()
+            return self._manifest(folder)
         try:
             manifest = self.read_manifest(folder)
         except StoreError as error:
@@ -272,18 +276,18 @@ class EmbeddingStore(Mapping[str, Clip]):
                           self.path / folder)
         return manifest
 
-    def load_index(self) -> None:
+    def _load_index(self) -> None:
         """Take the manifests from the index; each counts only while the stamp of its file is the same."""
-        if self._indexed is not None or self.files.is_remote:
-            return
         self._indexed = {}
         with suppress(OSError, StoreError):  # without an index the manifests themselves are read
-            self._indexed = {**read_index(self.work / INDEX)}
-            self._manifests = self._indexed | self._manifests
+            if not self.files.is_remote:
+                self._indexed = {**read_index(self.work / INDEX)}
+                self._manifests = self._indexed | self._manifests
 
     def write_index(self) -> None:
         """Write the index anew if it lacks a committed clip."""
-        self.load_index()
+        if self._indexed is None:
+            self._load_index()
         if self.files.is_remote or self._manifests == self._indexed:
             return
         committed = {folder: self._manifests[folder] for folder in self.files.folders() if self._manifest(folder)}
