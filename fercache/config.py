@@ -7,8 +7,7 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from fercache.backbones.card import FACENET
-from fercache.backbones.registry import DEFAULT_WEIGHTS, KNOWN_WEIGHTS
+from fercache.backbones.registry import DEFAULT_WEIGHTS, FACENET, KNOWN_WEIGHTS
 from fercache.errors import InputError
 from fercache.heads.registry import DEFAULT_HEADS, HEADS
 from fercache.metrics import METRICS

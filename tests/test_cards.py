@@ -17,13 +17,12 @@ from test_backbones import onnx_model
 from fercache import media
 from fercache.backbones import weights
 from fercache.backbones.backbone import Backbone, shapes_of
-from fercache.backbones.card import FACENET, Card, parse_card, presets
-from fercache.backbones.check import TOLERANCE, check_weights
 from fercache.backbones.library import import_library
-from fercache.backbones.registry import CALIBRATION
+from fercache.backbones.registry import CALIBRATION, FACENET, Card, parse_card, presets
 from fercache.backbones.weights.files import Weights
 from fercache.config import DatasetConfig, ExtractConfig
 from fercache.data import demo, load_dataset
+from fercache.diagnostics.check_weights import TOLERANCE, check_weights
 from fercache.errors import InputError, MissingExtra, WeightsError
 from fercache.extraction import job
 from fercache.faces.crops import TEMPLATES, crop_face, crops_of, whole_picture

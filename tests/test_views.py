@@ -16,7 +16,7 @@ from videos import make_video
 from fercache import media
 from fercache.backbones import weights
 from fercache.backbones.backbone import Backbone
-from fercache.backbones.card import FACENET
+from fercache.backbones.registry import FACENET
 from fercache.config import DatasetConfig, ExtractConfig
 from fercache.data import load_dataset
 from fercache.errors import InputError

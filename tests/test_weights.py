@@ -17,8 +17,7 @@ import safetensors.numpy
 import torch
 
 from fercache.backbones import facenet, weights
-from fercache.backbones.card import presets
-from fercache.backbones.registry import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, KnownWeights, LibraryRelease
+from fercache.backbones.registry import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, KnownWeights, LibraryRelease, presets
 from fercache.backbones.weights import files
 from fercache.backbones.weights.files import validated
 from fercache.config import ExtractConfig

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fercache.backbones.card import FACENET, Card
 from fercache.backbones.inception import InceptionNet, TorchNet
 from fercache.backbones.onnx import OnnxNet, OpenVinoNet, load_module
+from fercache.backbones.registry import FACENET, Card
 from fercache.backbones.taps import tap_shapes
 from fercache.backbones.weights.files import Weights
 from fercache.errors import InputError

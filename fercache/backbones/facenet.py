@@ -107,13 +107,10 @@ def library_nms_by_smaller(boxes: torch.Tensor, scores: torch.Tensor, idxs: torc
     return selected
 
 
-def expected_shapes(net: str = "facenet") -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor of InceptionResnetV1 without its classifier, or of dlib's net."""
-    from fercache.backbones.dlib import DlibNet  # imports this module's neighbors
-
+def expected_shapes() -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every tensor of InceptionResnetV1, without its classifier."""
     with torch.device("meta"):  # shapes only: allocates and initializes nothing
-        module = DlibNet() if net == "dlib" else InceptionResnetV1()
-        return {name: tuple(value.shape) for name, value in module.state_dict().items()}
+        return {name: tuple(value.shape) for name, value in InceptionResnetV1().state_dict().items()}
 
 
 def read_checkpoint(path: Path) -> dict[str, NDArray[Any]]:

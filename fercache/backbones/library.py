@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from fercache.backbones.card import Card
+from fercache.backbones.registry import Card
 from fercache.backbones.taps import GRID, POOLED, split_tap
 from fercache.backbones.weights.files import Weights
 from fercache.errors import FercacheError, InputError, MissingExtra, WeightsError

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fercache.backbones.card import Card
 from fercache.backbones.dlib import load_dlib
 from fercache.backbones.inception import TappedInception, load, quantize
 from fercache.backbones.library import Node, in_form, load_library_net, nodes_of
+from fercache.backbones.registry import Card
 from fercache.backbones.taps import POOLED, split_tap, tap_shapes
 from fercache.backbones.weights import protobuf_fields
 from fercache.backbones.weights.files import Weights

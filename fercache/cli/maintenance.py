@@ -316,7 +316,8 @@ def weights_check(context: Context, name: str, pictures: Path | None) -> int:
     A difference is relative to that between the faces. Without reference vectors in its card (`weights add
     --reference`), a net is not verified. Exit code 1: the vectors differ.
     """
-    from fercache.backbones import check, weights
+    from fercache.backbones import weights
+    from fercache.diagnostics import check_weights as check
 
     if pictures is not None:
         for path in check.write_pictures(pictures):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fercache.backbones.card import FACENET, Card
+from fercache.backbones.registry import FACENET, Card
 from fercache.backbones.taps import EMBEDDING, tap_views
 from fercache.errors import InputError
 

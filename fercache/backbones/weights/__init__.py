@@ -6,6 +6,7 @@ Open this file first; `files.py` reads and writes the stored files.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 import re
@@ -20,8 +21,18 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.backbones.card import FACENET, SUFFIX, Card, parse_card, presets, read_card, write_card
-from fercache.backbones.registry import KNOWN_WEIGHTS, PREFIXES, FileInWheel, LibraryRelease
+from fercache.backbones.registry import (
+    FACENET,
+    KNOWN_WEIGHTS,
+    PREFIXES,
+    SUFFIX,
+    Card,
+    FileInWheel,
+    LibraryRelease,
+    parse_card,
+    presets,
+    read_card,
+)
 from fercache.backbones.taps import POOLED
 from fercache.backbones.weights.files import State, Weights, is_stored, read_safetensors, store_weights
 from fercache.errors import FercacheError, InputError, MissingExtra, WeightsError
@@ -89,6 +100,16 @@ IMAGENET_RGB = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 def cards(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the keys of the card of each net with a name of its own: presets, and those added to `folder`."""
     return presets() | {path.stem: read_card(path) for path in sorted(folder.glob(f"[!.]*{SUFFIX}"))}
+
+
+def write_card(path: Path, keys: dict[str, Any]) -> None:
+    """Write a card as TOML."""
+    # Strings, numbers and lists are written alike in JSON and TOML.
+    tables = {name: value for name, value in keys.items() if isinstance(value, dict)}
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in keys.items() if name not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in table.items())]
+    atomic_io.write_bytes(path, ("\n".join(lines) + "\n").encode())
 
 
 def add_card(name: str, net: str, keys: dict[str, Any], folder: Path) -> Path:

@@ -14,8 +14,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from fercache.backbones.card import FACENET, Card
-from fercache.backbones.registry import KNOWN_WEIGHTS
+from fercache.backbones.registry import FACENET, KNOWN_WEIGHTS, Card
 from fercache.errors import WeightsError
 from fercache.runtime import atomic_io
 
@@ -87,7 +86,8 @@ def store_weights(name: str, state: Mapping[str, NDArray[Any]], folder: Path, *,
     WeightsError
         The tensors are not those of the net.
     """
-    state = validated(state, name)
+    # The file of another net was checked when it was read.
+    state = validated(state, name) if name not in KNOWN_WEIGHTS or KNOWN_WEIGHTS[name].net == "facenet" else dict(state)
     path = folder / f"{stem or name}.safetensors"
     atomic_io.write_bytes(path, safetensors.numpy.save(state, metadata={"format": "pt"}))
     stored = _weights(name, path, _digest(state), source, terms)
@@ -129,7 +129,7 @@ def read_safetensors(path: Path) -> State:
 
 
 def validated(state: Mapping[str, NDArray[Any]], where: object) -> State:
-    """Return the tensors as float32 without a classifier, if they are exactly those of the net `where` names.
+    """Return the tensors as float32 without a classifier, if they are exactly those of InceptionResnetV1.
 
     Raises
     ------
@@ -138,8 +138,7 @@ def validated(state: Mapping[str, NDArray[Any]], where: object) -> State:
     """
     from fercache.backbones.facenet import expected_shapes  # torch takes seconds to import; only a conversion needs it
 
-    known = KNOWN_WEIGHTS.get(str(where))
-    shapes = expected_shapes(known.net if known else "facenet")
+    shapes = expected_shapes()
     # The TensorFlow graph has no BatchNorm counters, and inference does not use them.
     counters = {name: np.zeros((), np.int64) for name in shapes if name.endswith(COUNTER)}
     own = {**counters, **{name: value for name, value in state.items() if not name.startswith(CLASSIFIER)}}

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fercache.backbones.backbone import Backbone
-from fercache.backbones.card import Card, Rgb, presets
 from fercache.backbones.onnx import OnnxNet
-from fercache.backbones.registry import CALIBRATION
+from fercache.backbones.registry import CALIBRATION, Card, Rgb, presets
 from fercache.backbones.weights import CLIP_RGB, IMAGENET_RGB, RESAMPLING
 from fercache.backbones.weights.files import Weights
 from fercache.errors import FercacheError, InputError
