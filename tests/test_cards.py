@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from msgspec import structs
 from PIL import Image
 from test_backbones import onnx_model
@@ -20,6 +21,7 @@ from fercache.backbones.backbone import Backbone, shapes_of
 from fercache.backbones.library import import_library
 from fercache.backbones.registry import CALIBRATION, FACENET, Card, parse_card, presets
 from fercache.backbones.weights.files import Weights
+from fercache.cli import main
 from fercache.config import DatasetConfig, ExtractConfig
 from fercache.data import demo, load_dataset
 from fercache.diagnostics.check_weights import TOLERANCE, check_weights
@@ -261,6 +263,7 @@ def test_aligned_crops_come_from_the_landmarks_of_the_frame_table(cache: Path, t
     # Another card is another store; a default store has no landmarks.
     (tmp_path / "net.toml").write_text("")
     plain = extracted(name, clips, tmp_path / "whole", **taps)
+    assert weights.verification_of(store.settings, tmp_path) == "onnx (not verified)"
     assert plain.fingerprint != store.fingerprint and len(plain["clip"].frame_table.dtype.names) == 9
 
 
@@ -285,3 +288,34 @@ def test_a_wrong_card_is_noticed_and_its_mistake_named(wrong: dict[str, Any], dl
     assert not result.verified and result.error > 2 * TOLERANCE, result
     named = {"template": "crop", "std": "mean"}.get(next(iter(wrong)), next(iter(wrong)))
     assert result.best <= TOLERANCE and [text.split()[0].strip(":") for text in result.mistakes] == [named]
+
+
+def test_a_net_of_the_users_is_added_and_checked(tmp_path: Path, faces: list[np.ndarray]) -> None:
+    kernel = onnx_model(tmp_path / "net.onnx", ["n", 3, 112, 112])
+
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(main, ["weights", *words, "--cache", str(tmp_path / "cache")])
+
+    added = ["add", "mine", "--net", f"onnx:{tmp_path / 'net.onnx'}", "--mean", "0.485,0.456,0.406", "--std", "0.25",
+             "--taps", "vector", "--source", "a test"]
+    assert run(*added).exit_code == 0
+    shown = run("check", "mine", "--pictures", str(tmp_path / "pictures"))
+    assert shown.exit_code == 0 and "not verified" in shown.output
+    assert "mine: " in run("list").output
+    rows = (tmp_path / "pictures" / "faces.csv").read_text().splitlines()
+    assert len(rows) == 5 and len(rows[1].split(",")) == 15
+    # The net's own library: BGR, on pictures scaled to 112 pixels.
+    pictures = [np.asarray(Image.open(tmp_path / "pictures" / f"face{i}.png").resize((112, 112), 2))
+                for i in range(1, 5)]
+    pixels = torch.from_numpy((np.stack(pictures)[..., ::-1] / 255 - [0.485, 0.456, 0.406]) / 0.25).float()
+    vectors = torch.nn.functional.conv2d(pixels.permute(0, 3, 1, 2), torch.from_numpy(kernel), stride=16).mean((2, 3))
+    np.save(tmp_path / "vectors.npy", vectors.numpy())
+    assert run(*added, "--reference", str(tmp_path / "vectors.npy")).exit_code == 0
+    wrong = run("check", "mine")
+    assert wrong.exit_code == 1 and "it fits with channels: bgr" in wrong.output
+    assert run(*added, "--reference", str(tmp_path / "vectors.npy"), "--channels", "bgr").exit_code == 0
+    right = run("check", "mine")
+    assert right.exit_code == 0 and "mine: verified" in right.output
+    assert weights.is_verified("mine", tmp_path / "cache" / "weights")
+    assert run("add", "casia-webface", "--net", "onnx:x").exit_code == 2
+    assert run(*added, "--size", "3").exit_code == 2

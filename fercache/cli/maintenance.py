@@ -348,6 +348,7 @@ def info_command(context: Context, store: Location | None, with_clips: bool, as_
 
     If nothing was extracted yet, print the bytes and the time that `extract` will need.
     """
+    from fercache.backbones import weights
     from fercache.config import fingerprint_of
     from fercache.extraction import job
     from fercache.store.embedding_store import EmbeddingStore
@@ -359,7 +360,9 @@ def info_command(context: Context, store: Location | None, with_clips: bool, as_
     opened = EmbeddingStore.open(path)
     frames = {clip: opened.manifest(clip).frames for clip in opened}
     size = opened.size()
-    summary = {"store": str(path), "clips": len(frames), "frames": sum(frames.values()), "bytes": size.bytes,
+    backbone = weights.verification_of(opened.settings, context.workspace.weights)
+    summary = {"store": str(path), **({"backbone": backbone} if backbone else {}), "clips": len(frames),
+               "frames": sum(frames.values()), "bytes": size.bytes,
                "files": size.files, "taps": {tap: list(shape) for tap, shape in opened.taps.items()},
                "bytes_a_frame": 2 * sum(prod(shape) for shape in opened.taps.values()),
                "fingerprint": fingerprint_of(opened.settings), "digest": opened.digest()}

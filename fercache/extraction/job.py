@@ -445,6 +445,9 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     base.check_people(dataset, base.people_of(settings))
     path = store_path(features or cache, dataset.name, settings)
     log.info("store %s", path)
+    if "card" in settings and not weights.is_verified(cnn.name, Workspace(cache).weights):
+        log.warning("the input of %s is not verified: its card has no vectors of the net's own library "
+                    "(see `fercache weights check`)", cnn.name)
     store = _open_or_create(path, settings, config, cnn)
     job = ExtractionJob(config, store, faces, cnn, cancel=CancelToken(stop))
     failures_at = Workspace(cache).failures(dataset.name, failures)

@@ -11,7 +11,7 @@ import logging
 import math
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,6 @@ from fercache.backbones.registry import (
     KNOWN_WEIGHTS,
     PREFIXES,
     SUFFIX,
-    Card,
     FileInWheel,
     LibraryRelease,
     parse_card,
@@ -403,9 +402,23 @@ def by_sha256(sha256: str, folder: Path) -> Weights:
                             "or pass your own file once with `fercache extract --weights PATH`")
 
 
-def is_verified(name: str, card: Card) -> bool:
-    """Return whether there are vectors of the net's own library that `fercache weights check` compares."""
-    return bool(card.reference or presets(with_nets=False).get(name, {}).get("reference"))
+def is_verified(name: str, folder: Path) -> bool:
+    """Return whether there are vectors of the net's own library that `fercache weights check` compares.
+
+    Parameters
+    ----------
+    name : of known weights, of a card, or ``backbone`` of a store's settings.
+    """
+    # The tests compare facenet-pytorch's net with that library.
+    known = KNOWN_WEIGHTS.get(name)
+    return name == "custom" or (known is not None and known.net == "facenet") or any(
+        keys.get(name, {}).get("reference") for keys in (presets(with_nets=False), cards(folder)))
+
+
+def verification_of(settings: Mapping[str, Any], folder: Path) -> str:
+    """Return the backbone of a store for a report, and that it is not verified if so."""
+    name = str(settings.get("backbone", ""))
+    return name if "card" not in settings or is_verified(name, folder) else f"{name} (not verified)"
 
 
 def list_weights(folder: Path) -> list[WeightsInfo]:
@@ -415,16 +428,16 @@ def list_weights(folder: Path) -> list[WeightsInfo]:
         found = is_stored(name, folder)
         rows.append(WeightsInfo(name=name, source=known.source, terms=known.terms, download_mb=known.download_mb,
                         path=found.path if found else None, sha256=found.sha256 if found else None,
-                        verified=is_verified(name, known.card)))
+                        verified=is_verified(name, folder)))
     for name, keys in cards(folder).items():
         try:
             own = resolve_named(name, keys, folder, download=False)
         except FercacheError:
             rows.append(WeightsInfo(name=name, source=f"{keys.get('source', '')} ({keys.get('net')})",
-                                    terms=keys.get("terms", TERMS), download_mb=0, verified="reference" in keys))
+                                    terms=keys.get("terms", TERMS), download_mb=0, verified=is_verified(name, folder)))
         else:
             rows.append(WeightsInfo(name=name, source=own.source, terms=own.terms, download_mb=0, path=own.path,
-                                    sha256=own.sha256, verified=is_verified(name, own.card)))
+                                    sha256=own.sha256, verified=is_verified(name, folder)))
     return rows
 
 
