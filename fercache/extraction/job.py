@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import islice
 from math import prod
@@ -169,6 +169,7 @@ class ExtractionJob:
             part, whole = (sum(map(_file_bytes, some)) for some in (sample, trials))
             frames *= whole / part if part else len(trials) / len(sample)
         row = 2 * sum(prod(shape) for shape in self.store.taps.values())  # float16
+        row = round(row * interpolation.embedded_share(self.config.embed_every))
         views = f" in {self.config.augmentations} views" if self.config.augmentations > 1 else ""
         log.info("%d bytes per frame%s, %.2f GB for about %d frames", row, views, row * frames / 1e9, frames)
         return frames
@@ -290,7 +291,8 @@ class ExtractionJob:
             if writer is None:
                 return None
             count = ClipJob(source, writer, pipeline, selection=selection, detect_every=self.config.detect_every,
-                            margin=self.config.margin, views=self.config.augmentations).run()
+                            margin=self.config.margin, views=self.config.augmentations,
+                            embed_every=self.config.embed_every).run()
             manifest = writer.commit(**{PEOPLE_COUNT: count} if selection.several else {})
         faces = int(self.store[self.name(trial)].frame_table["valid"].sum())
         if not faces:
@@ -367,6 +369,8 @@ def settings_of(config: ExtractConfig, faces: str, cnn: files.Weights) -> dict[s
         del chosen["augmentations"]
     else:
         chosen["augmentation_version"] = crops.AUGMENTATION_VERSION
+    if config.embed_every == "auto":
+        chosen["embed_version"] = interpolation.EMBED_VERSION
     if config.precision == "int8":  # its ranges come from these faces
         chosen["calibration"] = CALIBRATION_SHA256
     if faces == "cropped":  # a setting without effect must not make another store
@@ -404,6 +408,9 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     takes over a clip whose process died.
     """
     started = time.monotonic()
+    if config.embed_every != "1" and not dataset.has_clock:
+        log.info("--embed-every has no effect on still photos")
+        config = replace(config, embed_every="1")
     faces = resolve_faces(dataset, config)
     if config.device not in ("auto", "cpu"):  # those two always exist
         from fercache.runtime.devices import resolve_device  # torch: seconds that a cached run saves
