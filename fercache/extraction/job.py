@@ -20,7 +20,7 @@ from fercache import media, run_log, workspace
 from fercache.backbones import weights
 from fercache.backbones.registry import CALIBRATION_SHA256
 from fercache.backbones.weights import files
-from fercache.config import ExtractConfig, fingerprint_of
+from fercache.config import FAST, FAST_TIME, ExtractConfig, fingerprint_of
 from fercache.data import base
 from fercache.data.base import PEOPLE_COUNT, Dataset, Trial, people_of, people_stored, person_name
 from fercache.errors import ClipError, InputError, StoreError
@@ -124,6 +124,8 @@ def source_unchanged(stored: dict[str, Any], path: Path, kind: str, strict: bool
 OPENED_FIRST = 16
 # Seconds between two checks of clips that another process works on.
 POLL_S = 0.5
+# Features from which a run that embeds every frame in float32 names the faster way.
+OFFER_FAST_BYTES = 1e9
 
 
 @dataclass
@@ -172,6 +174,10 @@ class ExtractionJob:
         row = round(row * interpolation.embedded_share(self.config.embed_every))
         views = f" in {self.config.augmentations} views" if self.config.augmentations > 1 else ""
         log.info("%d bytes per frame%s, %.2f GB for about %d frames", row, views, row * frames / 1e9, frames)
+        if (row * frames > OFFER_FAST_BYTES and (self.config.precision, self.config.embed_every) == ("float32", "1")
+                and find_spec("openvino")):
+            log.info("--fast stores about %.2f GB and takes about %.0f %% of the time; it is a little less exact",
+                     row * frames / 1e9 * interpolation.embedded_share(FAST["embed_every"]), 100 * FAST_TIME)
         return frames
 
     def run_all(self, trials: Sequence[Trial]) -> Iterator[ClipResult]:
@@ -304,8 +310,9 @@ class ExtractionJob:
         if self.nets is not None:
             run_log.record_rate(cache, run_log.ExtractionRate(
                 faces=self.faces, backbone=self.config.weights, precision=self.config.precision,
-                views=self.config.augmentations, device=self.nets.device, threads=self.nets.threads,
-                seconds=report.seconds, when_s=run_log.now_s(), frames=report.frames("computed")))
+                views=self.config.augmentations, embed_every=self.config.embed_every, device=self.nets.device,
+                threads=self.nets.threads, seconds=report.seconds, when_s=run_log.now_s(),
+                frames=report.frames("computed")))
 
     def _stated_frames(self, trial: Trial) -> int:
         """Return the frames that a clip's file states, 0 if it states none."""
