@@ -74,7 +74,6 @@ def export_store(store: EmbeddingStore, to: str, out: Path, *, clips: Sequence[s
 
 
 def _segments(clip: Clip, array: str) -> Iterator[NDArray[Any]]:
-    """Yield an array in segments; of the frame table the columns of a store in which every frame is embedded."""
     tap = clip[array]  # once: it may read the frame table to interpolate between embedded frames
     for start in range(0, clip.frames, SEGMENT):
         rows = tap.rows(start, min(start + SEGMENT, clip.frames))

@@ -349,16 +349,20 @@ def draw_sample(oof: OofLogits, columns: FeatureColumns, refit: bool, bar: Progr
     """
     selected = thinned(oof, refit)
     trial = oof.per_row(np.arange(len(oof.trials)))
-    built = [_features(oof, i, selected, columns, bar) for i in range(len(oof.trials)) if selected[oof.rows(i)].any()]
+    x = [np.zeros((0, len(columns.names)), np.float32)]
+    smoothed = [np.zeros((0, len(columns.smoothings), len(oof.classes)), np.float32)]
+    for i in range(len(oof.trials)):
+        if selected[oof.rows(i)].any():
+            bar.advance()
+            view = ClipView.of(oof, i, columns.causal)
+            here = selected[oof.rows(i)][view.counts]
+            x.append(columns.build(view)[here])
+            smoothed.append(columns.smoothed(view, columns.smoothings)[here])
     rows = np.flatnonzero(selected)
-    _, group = np.unique(np.array(oof.group, object).astype(str), return_inverse=True)
-    shape = (0, len(columns.smoothings), len(oof.classes))
     _, block = np.unique(np.stack([trial[rows], oof.time_s[rows] // BLOCK_S]), axis=1, return_inverse=True)
-    x = np.concatenate([np.zeros((0, len(columns.names)), np.float32), *(x for x, _ in built)])
-    return TrainingSample(rows=rows, x=x,
-                          smoothed=np.concatenate([np.zeros(shape, np.float32), *(z for _, z in built)]),
+    return TrainingSample(rows=rows, x=np.concatenate(x), smoothed=np.concatenate(smoothed),
                           label=oof.label[rows].astype(np.int64), fold=oof.fold[trial[rows]].astype(np.int64),
-                          group=group[trial[rows]], block_id=block, classes=len(oof.classes))
+                          group=oof.group_number[trial[rows]], block_id=block, classes=len(oof.classes))
 
 
 def thinned(oof: OofLogits, refit: bool = False) -> NDArray[np.bool_]:
@@ -385,12 +389,3 @@ def _one_a_step(oof: OofLogits, usable: NDArray[np.bool_], step_s: float) -> NDA
     selected = np.zeros(len(usable), bool)
     selected[rows[new]] = True
     return selected
-
-
-def _features(oof: OofLogits, trial: int, selected: NDArray[np.bool_], columns: FeatureColumns,
-              bar: ProgressBar) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return features and smoothed log-probabilities of the chosen rows of one trial."""
-    bar.advance()
-    view = ClipView.of(oof, trial, columns.causal)
-    here = selected[oof.rows(trial)][view.counts]
-    return columns.build(view)[here], columns.smoothed(view, columns.smoothings)[here]
