@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from videos import make_video
 
+import fercache
 from fercache import data
 from fercache.backbones import backbone
 from fercache.config import DatasetConfig, ExtractConfig
 from fercache.errors import InputError, StoreError
-from fercache.extraction import job
+from fercache.extraction import job, resources
 from fercache.extraction.clip import with_embedded
 from fercache.faces.interpolation import EMBED_S, Face, select_frames
 from fercache.maintenance.export import export_store
@@ -232,3 +233,31 @@ def test_export_writes_every_frame(clips: dict[str, Path], tmp_path: Path, weigh
     for name, tap in itertools.product(store, store.taps):
         np.testing.assert_array_equal(back[name].read(tap), store[name].read(tap))
         assert back[name].frame_table.dtype.names == FRAME_COLUMNS
+
+
+@pytest.mark.usefixtures("_small")
+def test_predict_causal_uses_no_later_picture(clips: dict[str, Path], tmp_path: Path, weights_at: Path) -> None:
+    """Two clips differ from frame 21 on, which is embedded, and so are frames 16 and 26."""
+    faces = [Image.open(path) for path in sorted((clips["crops"] / "all").iterdir())[:26]]
+    for name, shift in (("a", 0), ("b", 6)):
+        (tmp_path / name).mkdir()
+        for number, face in enumerate(faces, 1):
+            face.rotate(shift if number > 20 else 0).save(tmp_path / name / f"{number:05d}.png")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "weights").symlink_to(weights_at)
+    for causal, same in ((True, True), (False, False)):
+        result = fercache.predict(tmp_path / "a", tmp_path / "b", heads="starter", causal=causal, embed_every=5,
+                                  threads=1, cache=tmp_path / "cache")
+        assert not result.failed
+        probs = result.frame.filter(like="p_").to_numpy().reshape(2, 26, -1)
+        assert np.array_equal(probs[0, 15:20], probs[1, 15:20]) == same and (probs[0, 20:] != probs[1, 20:]).any()
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize(("installed", "precision", "backend"), [(False, "float32", "torch"), (True, "fp16", "torch")])
+def test_backend_auto_takes_what_there_is(clips: dict[str, Path], tmp_path: Path, weights_at: Path, installed: bool,
+                                          precision: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "find_spec", lambda name: installed)
+    store = extract(clips["crops"], tmp_path / "a", weights_at, backend="auto", precision=precision)
+    assert {store.manifest(name).provenance["backend"] for name in store} == {backend}
+    assert "backend" not in store.settings

@@ -292,12 +292,13 @@ def test_permission_taken_away(runner: Runner, prepared: Path, unbroken: Unbroke
     check_whole(runner, folder, unbroken, tiny)
 
 
-def share(runner: Runner, prepared: Path, writers: int, crops: str = "crops", tiny: Tiny = ()) -> None:
+def share(runner: Runner, prepared: Path, writers: int, crops: str = "crops", tiny: Tiny = (),
+          every: str = "1") -> None:
     """Let several runs do one store, kill one of them in the middle, and count what each did."""
-    clips = len(list((prepared / crops).iterdir()))
-    alone, folder = fresh(prepared, f"alone{writers}"), fresh(prepared, f"share{writers}")
-    ended(runner.run(*CROPPED, crops, cwd=alone, tiny=tiny), 0, f"{clips} clips computed")
-    runs = [runner.start(*CROPPED, crops, cwd=folder, kill_at="chunk.torn:6" if i == 0 else "", tiny=tiny)
+    clips, words = len(list((prepared / crops).iterdir())), (*CROPPED, crops, "--embed-every", every)
+    alone, folder = fresh(prepared, f"alone{writers}-{every}"), fresh(prepared, f"share{writers}-{every}")
+    ended(runner.run(*words, cwd=alone, tiny=tiny), 0, f"{clips} clips computed")
+    runs = [runner.start(*words, cwd=folder, kill_at="chunk.torn:6" if i == 0 else "", tiny=tiny)
             for i in range(writers)]
     assert runs[0].wait().code == -signal.SIGKILL
     for run in runs[1:]:
@@ -313,6 +314,10 @@ def share(runner: Runner, prepared: Path, writers: int, crops: str = "crops", ti
 
 def test_several_runs_share_the_work(runner: Runner, prepared: Path) -> None:
     share(runner, prepared, 3, "few")
+
+
+def test_several_runs_share_the_work_with_some_frames_embedded(runner: Runner, prepared: Path) -> None:
+    share(runner, prepared, 3, "few", ("cnn",), "auto")
 
 
 @pytest.mark.slow("sixty clips and up to eight runs; twelve clips and three runs are always shared")

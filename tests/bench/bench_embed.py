@@ -7,9 +7,12 @@ Real clips, without labels: the starter heads' probabilities, averaged over a se
 on every frame: the share of frames that keep their class, and the mean change of a probability, in all and in the worst
 clip. Labelled streams: photos of FER2013 pasted into the frames of a real clip with head motion (see bench_boxes.py).
 The starter heads, and heads trained on streams of `--train` with the same setting, are scored on streams of `--test`;
-differences are paired over streams, with 95 % intervals. CPU seconds are those of the whole process, so other jobs
-disturb them less than the time. `--home` keeps the stores, so that a second run only scores. `--sweep` prints what
-chooses the threshold of `auto`: real clips and streams of `--train`, fixed intervals beside thresholds.
+differences are paired over streams, with 95 % intervals. Stores of some frames are made of the rows of a store with
+every frame, which are the same values (tests/test_embed_every.py). `--home` keeps the extracted stores.
+
+`--cost` extracts the clips with each setting instead, and prints CPU seconds of the whole process, which other jobs
+disturb less than the time. `--sweep` prints what chooses the threshold of `auto`: real clips and streams of `--train`,
+fixed intervals beside thresholds.
 """
 
 from __future__ import annotations
@@ -50,12 +53,12 @@ DRAWS, HALF_S = 2000, 0.5
 CACHE: dict[tuple[str, str], list[interpolation.Face]] = {}
 
 
-def smoothed(store: EmbeddingStore, heads: LoadedHeads, clip: str) -> NDArray[np.float64]:
-    """Return the starter's probabilities of a clip's frames with a face, averaged over a second, (n, C)."""
+def smoothed(store: EmbeddingStore, heads: LoadedHeads, clip: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the starter's probabilities of a clip, averaged over a second, (T, C), and which frames have a face."""
     table = store[clip].frame_table
     seen = table["valid"] > 0
     probs = heads.predict_proba(store, clip, device="cpu", force=True)["frame"].astype(np.float32)
-    return moving_mean(probs, seen, window_reach(table["time_s"], HALF_S, HALF_S))[seen]
+    return moving_mean(probs, seen, window_reach(table["time_s"], HALF_S, HALF_S)), seen
 
 
 ClipLoss = tuple[str, int, float, float]
@@ -65,8 +68,9 @@ ClipLoss = tuple[str, int, float, float]
 def compare(full: EmbeddingStore, other: EmbeddingStore, heads: LoadedHeads) -> tuple[list[ClipLoss], float, float]:
     """Return the loss of each clip with a face, and over all frames the share with the same class and the change."""
     rows, same, change = [], [], []
-    for clip in full:
-        a, b = (smoothed(store, heads, clip) for store in (full, other))
+    for clip in sorted(set(full) & set(other)):  # identity vectors in int8 may make another person of a few frames
+        (a, seen), (b, also) = (smoothed(store, heads, clip) for store in (full, other))
+        a, b = a[seen & also], b[seen & also]
         if len(a):
             same.append(a.argmax(1) == b.argmax(1))
             change.append(np.abs(a - b).mean(1))
@@ -81,14 +85,24 @@ def stored_rows(store: EmbeddingStore) -> float:
             / sum(store.manifest(clip).frames for clip in store))
 
 
-def extracted(dataset: Dataset, home: Path, setting: dict[str, str]) -> tuple[EmbeddingStore, float]:
-    """Return the store of a setting, and the CPU seconds that it took; 0 if it was there."""
-    started = time.process_time()
+def extracted(dataset: Dataset, home: Path, setting: dict[str, str]) -> EmbeddingStore:
+    """Return the store of a setting, which stage one makes unless it is there."""
     labelled = any(trial.labels is not None for trial in dataset.trials)  # of streams, which show one person
     report = job.extract_dataset(dataset, replace(BASE, **setting, people="main" if labelled else "all"), home)
     assert not report.failures(), report.failures()
-    computed = report.count("computed") == len(report.clips)
-    return EmbeddingStore.open(report.store), (time.process_time() - started) * computed
+    return EmbeddingStore.open(report.store)
+
+
+def cost(videos: Dataset, home: Path) -> None:
+    """Print the cost of each setting, each in a cache of its own."""
+    for name, setting in SETTINGS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "weights").symlink_to((home / "weights").resolve())
+            started = time.process_time()
+            store = extracted(videos, Path(folder), setting)
+            spent, frames = time.process_time() - started, sum(store.manifest(clip).frames for clip in store)
+            print(f"{name:16} {1000 * spent / frames:6.1f} CPU ms a frame, loading included; "
+                  f"{store.size().bytes / frames:.0f} bytes a frame; {frames} frames", flush=True)
 
 
 def main() -> None:
@@ -99,9 +113,10 @@ def main() -> None:
     parser.add_argument("--test", type=Path, help="photos to score on")
     parser.add_argument("--background", type=Path, help="a video clip without a face")
     parser.add_argument("--home", type=Path, help="keeps streams and stores")
-    parser.add_argument("--trials", type=int, default=30)
-    parser.add_argument("--frames", type=int, default=120)
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--cost", action="store_true")
     args = parser.parse_args()
     if args.videos is None:
         print("nothing measured: name clips with --videos")
@@ -115,10 +130,13 @@ def main() -> None:
         videos = data.load_dataset(DatasetConfig(clips=str(args.videos), dataset="table"), home)
         streams = [streams_of(home / name, images, args, name, seed) for name, images, seed in
                    (("train", args.train, 5), ("test", args.test, 6)) if images is not None]
-        if args.sweep:
+        if args.cost:
+            cost(videos, home)
+        elif args.sweep:
             sweep([videos, *streams[:1]], home)
         else:
-            score(videos, streams, home)
+            with tempfile.TemporaryDirectory() as made:
+                score(videos, streams, home, Path(made))
 
 
 def streams_of(folder: Path, images: Path, args: argparse.Namespace, name: str, seed: int) -> Dataset:
@@ -134,13 +152,16 @@ def streams_of(folder: Path, images: Path, args: argparse.Namespace, name: str, 
     return Dataset(name=name, layout="table", classes=bench_boxes.make_streams.CLASSES, trials=trials)
 
 
-def score(videos: Dataset, streams: Sequence[Dataset], home: Path) -> None:
-    """Print cost and loss of every setting."""
-    heads, stores, spent = LoadedHeads.find(home, Path("starter")), {}, {}
+def score(videos: Dataset, streams: Sequence[Dataset], home: Path, folder: Path) -> None:
+    """Print the loss of every setting; stores of some frames go to `folder`."""
+    heads, stores = LoadedHeads.find(home, Path("starter")), {}
     for name, setting in SETTINGS.items():
+        precision, every = {"precision": setting.get("precision", "float32")}, setting.get("embed_every", "1")
         for dataset in (videos, *streams):
-            stores[name, dataset is videos or dataset.name], seconds = extracted(dataset, home, setting)
-            spent[name] = spent.get(name, 0.0) + seconds * (dataset is videos)
+            store = extracted(dataset, home, precision)
+            if every != "1":
+                store = subset(dataset, store, every, folder / f"{dataset.name}-{name}-0.zarr")
+            stores[name, dataset is videos or dataset.name] = store
     full = stores["float32", True]
     frames = sum(full.manifest(clip).frames for clip in full)
     print(f"real clips: {len(videos.trials)}, {len(full)} people, {frames} frames")
@@ -148,8 +169,8 @@ def score(videos: Dataset, streams: Sequence[Dataset], home: Path) -> None:
         store = stores[name, True]
         rows, same, change = compare(full, store, heads)
         worst = min(rows, key=lambda row: row[2])
-        print(f"{name:16} {1000 * spent[name] / frames:6.1f} CPU ms a frame, {stored_rows(store):.3f} of the rows; "
-              f"same class {same:.4f}, change {change:.4f}; least clip {worst[2]:.3f} ({worst[0]}, {worst[1]} frames)")
+        print(f"{name:16} {stored_rows(store):.3f} of the rows; same class {same:.4f}, change {change:.4f}; "
+              f"least clip {worst[2]:.3f} ({worst[0]}, {worst[1]} frames)")
         for row in rows:
             print(f"    {row[0]:28} {row[1]:5} frames  same class {row[2]:.3f}  change {row[3]:.4f}")
     if len(streams) == 2:
@@ -189,15 +210,15 @@ def labelled(streams: Sequence[Dataset], stores: dict[str, list[EmbeddingStore]]
 
 def faces_of(dataset: Dataset, store: EmbeddingStore, clip: str) -> list[interpolation.Face]:
     """Return the faces of a clip, with their small pictures."""
-    if (dataset.name, clip) not in CACHE:
+    if (str(store.path), clip) not in CACHE:
         trial = next(trial for trial in stored_trials(dataset, store).trials if trial.name == clip)
         table = store[clip].frame_table.view((np.float64, len(FRAME_COLUMNS)))
         track = table[:, FRAME_COLUMNS.index("track")].astype(int)
-        CACHE[dataset.name, clip] = [
+        CACHE[str(store.path), clip] = [
             interpolation.Face(row, table[row, 1], int(track[row]), [], interpolation.small_gray(
                 crop_face(frame.image, table[row, BOX], CROP_PX)) if track[row] >= 0 else None)
             for row, frame in enumerate(media.open_source(trial.path, trial.kind).frames())]
-    return CACHE[dataset.name, clip]
+    return CACHE[str(store.path), clip]
 
 
 def subset(dataset: Dataset, store: EmbeddingStore, every: str, path: Path) -> EmbeddingStore:
@@ -220,7 +241,7 @@ def sweep(datasets: Sequence[Dataset], home: Path) -> None:
     """Print cost and loss of fixed intervals and of thresholds of `auto`."""
     heads = LoadedHeads.find(home, Path("starter"))
     for dataset in datasets:
-        store, _ = extracted(dataset, home, {})
+        store = extracted(dataset, home, {})
         for name, every in selections():
             with tempfile.TemporaryDirectory() as folder:
                 made = subset(dataset, store, every, Path(folder) / "s.zarr")
