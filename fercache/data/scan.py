@@ -97,7 +97,7 @@ def scan(root: Path, depth: int = DEPTH) -> Scan:
     if root in found.empty:
         raise InputError("the folder is empty", where=root, hint="put clips there, or name another folder")
     for paths in (found.videos, found.crops, found.empty, found.folders, found.texts, found.tables):
-        paths.sort(key=lambda path: str(path).split(os.sep))  # the order of paths, which compare ten times as slowly
+        paths.sort(key=lambda path: path.parts)  # the order of paths, which compare ten times as slowly
     found.problems.sort(key=lambda problem: problem.where)
     found.problems += [*_passed_over(found), *_unnamable(found)]
     return found

@@ -285,10 +285,10 @@ class EmbeddingStore(Mapping[str, Clip]):
                 self._manifests = self._indexed | self._manifests
 
     def write_index(self) -> None:
-        """Write the index anew if it lacks a committed clip."""
+        """Write the index anew if this process read manifests that it lacks."""
         if self._indexed is None:
             self._load_index()
-        if self.files.is_remote or self._manifests == self._indexed:
+        if self.files.is_remote or (self._indexed and self._manifests == self._indexed):
             return
         committed = {folder: self._manifests[folder] for folder in self.files.folders() if self._manifest(folder)}
         # A name that is no valid text cannot be encoded, and a full or read-only disk must not fail a finished run.
