@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from fercache.config import DatasetConfig
 from fercache.data.base import Issue, Kind, printable, shorten_list
 from fercache.errors import InputError
 from fercache.media.pictures import NAME, is_numbered, is_picture
@@ -103,6 +104,15 @@ def scan(root: Path, depth: int = DEPTH) -> Scan:
     return found
 
 
+def scan_places(config: DatasetConfig, layout: str, depth: int = DEPTH) -> list[Scan]:
+    """Return the contents of --root, --clips and --labels; raise InputError if none is named."""
+    places = [Path(place) for place in dict.fromkeys((config.root, config.clips, config.labels)) if place]
+    if not places:
+        raise InputError(f"{layout} needs the folder of the data set", where=f"dataset {layout}",
+                         hint="give --root DIR")
+    return [scan(place, depth) for place in places]
+
+
 def _passed_over(found: Scan) -> Iterator[Issue]:
     """Yield a note about the files that belong to no clip, and about a folder of pictures that is taken as one clip."""
     if found.loose.count:
@@ -186,7 +196,6 @@ def kind_at(path: Path) -> Kind | None:
 
 
 def _suffix(name: str) -> str:
-    """Return a file's ending, ``.jpg``."""
     # Path.suffix is too slow for millions of names.
     return name[name.rfind("."):].lower() if "." in name else ""
 

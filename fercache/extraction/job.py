@@ -25,12 +25,12 @@ from fercache.data import base
 from fercache.data.base import PEOPLE_COUNT, Dataset, Trial, people_of, people_stored, person_name
 from fercache.errors import ClipError, InputError, StoreError
 from fercache.extraction import thumbnails
-from fercache.extraction.cancellation import Cancelled, CancelToken, never_cancelled
 from fercache.extraction.clip import ClipJob, MultiPersonCommit, PersonSelection
+from fercache.extraction.run_control import Cancelled, CancelToken, never_cancelled
 from fercache.faces import crops, interpolation, tracklets
 from fercache.media import video
 from fercache.media.source import Source, check_content, file_stamp
-from fercache.runtime import atomic_io, wheels
+from fercache.runtime import atomic_io
 from fercache.runtime.progress import ProgressBar, progress_bar
 from fercache.runtime.uri import Location
 from fercache.store.embedding_store import EmbeddingStore
@@ -305,7 +305,7 @@ class ExtractionJob:
             run_log.record_rate(cache, run_log.ExtractionRate(
                 faces=self.faces, backbone=self.config.weights, precision=self.config.precision,
                 views=self.config.augmentations, device=self.nets.device, threads=self.nets.threads,
-                seconds=report.seconds, when_s=run_log.now_s(), frames=report.frames("computed")))
+                seconds=report.seconds, when_s=time.time(), frames=report.frames("computed")))
 
     def _stated_frames(self, trial: Trial) -> int:
         """Return the frames that a clip's file states, 0 if it states none."""
@@ -511,4 +511,4 @@ def _detector_digest() -> str:
         raise InputError("facenet-pytorch is not installed", hint="pip install facenet-pytorch==2.5.3")
     # MTCNN's three nets: pnet.pt, rnet.pt, onet.pt.
     files = sorted((Path(spec.origin).parent / "data").glob("?net.pt"))
-    return fingerprint_of([DETECTOR_VERSION, *(wheels.file_sha256(path) for path in files)])
+    return fingerprint_of([DETECTOR_VERSION, *(atomic_io.file_sha256(path) for path in files)])

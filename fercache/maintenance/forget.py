@@ -39,7 +39,6 @@ def find_references(cache: Path, clip: str, dataset: str | None = None) -> tuple
 
 
 def _datasets(cache: Path) -> list[str]:
-    """Return the names of the data sets that have files in any stage."""
     workspace = Workspace(cache)
     folders = {path.name for stage in workspace.user_folders() for path in (cache / stage).iterdir() if path.is_dir()}
     return sorted(folders | {path.stem for path in workspace.indexes.glob("*.json")
@@ -114,7 +113,6 @@ def _mentions(path: Path, clip: str) -> bool:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield every text in a JSON value."""
     # A stack of its own: recursion would fail on deeply nested JSON.
     waiting = [value]
     while waiting:
@@ -208,7 +206,6 @@ def forget_clip(cache: Path, clip: str, dataset: str | None = None) -> ForgetRep
 
 
 def _forget(cache: Path, clip: str, dataset: str) -> list[Path]:
-    """Remove a clip from every stage of one data set."""
     removed = _forget_features(Workspace(cache).features(dataset), clip)
     # Before the heads go: after a kill in between, the next run must still find what they predicted.
     removed += _unlink(_predicted_by(cache, dataset))

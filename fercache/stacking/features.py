@@ -364,21 +364,19 @@ def draw_sample(oof: OofLogits, columns: FeatureColumns, refit: bool, bar: Progr
     """
     selected = thinned(oof, refit)
     trial = oof.per_row(np.arange(len(oof.trials)))
+    x = [np.zeros((0, len(columns.names)), np.float32)]
+    smoothed = [np.zeros((0, len(columns.smoothings), len(oof.classes)), np.float32)]
     trials = [i for i in range(len(oof.trials)) if selected[oof.rows(i)].any()]
-    built = []
     for i, view in zip(trials, ClipView.each(oof, trials, columns.causal), strict=True):
         here = selected[oof.rows(i)][view.counts]
-        built.append((columns.build(view)[here], columns.smoothed(view, columns.smoothings)[here]))
+        x.append(columns.build(view)[here])
+        smoothed.append(columns.smoothed(view, columns.smoothings)[here])
         bar.advance()
     rows = np.flatnonzero(selected)
-    _, group = np.unique(np.array(oof.group, object).astype(str), return_inverse=True)
-    shape = (0, len(columns.smoothings), len(oof.classes))
     _, block = np.unique(np.stack([trial[rows], oof.time_s[rows] // BLOCK_S]), axis=1, return_inverse=True)
-    x = np.concatenate([np.zeros((0, len(columns.names)), np.float32), *(x for x, _ in built)])
-    return TrainingSample(rows=rows, x=x,
-                          smoothed=np.concatenate([np.zeros(shape, np.float32), *(z for _, z in built)]),
+    return TrainingSample(rows=rows, x=np.concatenate(x), smoothed=np.concatenate(smoothed),
                           label=oof.label[rows].astype(np.int64), fold=oof.fold[trial[rows]].astype(np.int64),
-                          group=group[trial[rows]], block_id=block, classes=len(oof.classes))
+                          group=oof.group_number[trial[rows]], block_id=block, classes=len(oof.classes))
 
 
 def thinned(oof: OofLogits, refit: bool = False) -> NDArray[np.bool_]:

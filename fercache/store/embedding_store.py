@@ -396,7 +396,6 @@ class EmbeddingStore(Mapping[str, Clip]):
                         path.unlink(missing_ok=True)
 
     def _discard(self, folder: str) -> None:
-        """Remove a clip from the store."""
         (self.work / INDEX).unlink(missing_ok=True)  # it may name the clip
         # The manifest first: a crash in between leaves an absent clip, never one with missing chunks.
         self.files.remove(f"{folder}/{META}")

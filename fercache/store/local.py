@@ -226,6 +226,5 @@ def _read_all(handle: int, view: memoryview, offset: int) -> bool:
 
 
 def _write_all(handle: int, data: memoryview) -> None:
-    """Write all of `data`."""
     while data:  # one call writes at most 2 GB
         data = data[os.write(handle, data):]
