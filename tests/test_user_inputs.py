@@ -280,6 +280,29 @@ def test_a_run_without_work_opens_no_clip_and_few_manifests(home: Path, tiny_cnn
     assert len(read) == INDEX_AFTER
 
 
+def test_the_bytes_of_copied_clips_are_compared_once(home: Path, tiny_cnn: None, weights_at: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "cache").mkdir()
+    (home / "cache/weights").symlink_to(weights_at)
+    picture(home / "a.png")
+    for number in range(3):
+        picture(home / f"b/{number + 1:05d}.png", number)
+    table = text(home, "clips.csv", "clip,path\na,a.png\nb,b\n")
+    dataset = load_dataset(DatasetConfig(clips=str(table)), home / "cache")
+    config = ExtractConfig(taps=("block8",), faces="cropped")
+    assert job.extract_dataset(dataset, config, home / "cache").count("computed") == 2
+    for path in (home / "a.png", home / "b/00002.png"):
+        os.utime(path, ns=(1, 1))
+    hashed: list[str] = []
+    for module in (media_source, media.pictures):
+        plain = module.file_sha256
+        monkeypatch.setattr(module, "file_sha256", lambda path, plain=plain: hashed.append(path.name) or plain(path))
+    assert job.extract_dataset(dataset, config, home / "cache").count("cached") == 2
+    assert {*hashed} == {"a.png", "00001.png", "00002.png", "00003.png"}
+    hashed.clear()
+    assert job.extract_dataset(dataset, config, home / "cache").count("cached") == 2 and not hashed
+
+
 def test_a_folder_of_pointers_in_place_of_pictures_is_no_clip(tmp_path: Path) -> None:
     text(tmp_path, "a/1.jpg", POINTER)
     with pytest.raises(ClipError, match="LFS"):

@@ -284,6 +284,14 @@ class EmbeddingStore(Mapping[str, Clip]):
                 self._indexed = {**read_index(self.work / INDEX)}
                 self._manifests = self._indexed | self._manifests
 
+    def accept_stamp(self, clip: str, stamp: dict[str, int]) -> None:
+        """Use the time stamp of a copy of a clip's source, so that the index saves comparing its bytes again."""
+        folder = encode_name(clip)
+        file, manifest = self._manifests[folder]
+        if manifest is not None and not stamp.items() <= manifest.source.items():
+            changed = msgspec.structs.replace(manifest, source={**manifest.source, **stamp})
+            self._manifests[folder] = file, changed
+
     def write_index(self) -> None:
         """Write the index anew if this process read manifests that it lacks."""
         if self._indexed is None:
