@@ -438,6 +438,7 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     done = [ClipResult(clip=problem.where, state="failed", message=problem.message) for problem in dataset.problems
             if problem.is_error]
     waiting = []
+    store.load_index()
     for trial in dataset.trials:
         cached = job.cached(trial)
         done.append(cached) if cached else waiting.append(trial)

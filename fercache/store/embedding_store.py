@@ -247,7 +247,7 @@ class EmbeddingStore(Mapping[str, Clip]):
         if cached is not None and cached[0] == stamp:
             return cached[1]
         if self._indexed is None and len(self._manifests) >= INDEX_AFTER:
-            self._load_index()
+            self.load_index()
             return self._manifest(folder)
         try:
             manifest = self.read_manifest(folder)
@@ -276,8 +276,10 @@ class EmbeddingStore(Mapping[str, Clip]):
                           self.path / folder)
         return manifest
 
-    def _load_index(self) -> None:
+    def load_index(self) -> None:
         """Take the manifests from the index; each counts only while the stamp of its file is the same."""
+        if self._indexed is not None:
+            return
         self._indexed = {}
         with suppress(OSError, StoreError):  # without an index the manifests themselves are read
             if not self.files.is_remote:
@@ -294,8 +296,7 @@ class EmbeddingStore(Mapping[str, Clip]):
 
     def write_index(self) -> None:
         """Write the index anew if this process read manifests that it lacks."""
-        if self._indexed is None:
-            self._load_index()
+        self.load_index()
         if self.files.is_remote or (self._indexed and self._manifests == self._indexed):
             return
         committed = {folder: self._manifests[folder] for folder in self.files.folders() if self._manifest(folder)}
