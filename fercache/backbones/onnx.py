@@ -93,7 +93,6 @@ class OnnxNet:
 
 
 def _open(runtime: ModuleType, weights: Weights, device: str) -> Any:
-    """Return a session on the model."""
     # onnxruntime's exceptions have no common base class.
     members = vars(runtime.capi.onnxruntime_pybind11_state).values()
     errors: tuple[type[Exception], ...] = (
