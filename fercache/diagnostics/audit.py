@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -440,53 +440,40 @@ def check_perfect(oof: OofLogits) -> Issue:
                    f"{len(leaks)} of {len(oof.heads)} heads are nearly always right out of fold", leaks)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuditSubject:
-    """What is audited: logits, and if available the store and the data set behind them.
+def run_audit(oof: OofLogits, config: AuditConfig, store: EmbeddingStore | None = None, dataset: Dataset | None = None,
+              training: TrainConfig | None = None, scratch: Path | None = None,
+              weights: Path | None = None) -> Iterator[Issue]:
+    """Yield the result of each check of logits, and of the store and the data set behind them, as soon as it ends.
 
-    Attributes
+    Parameters
     ----------
-    training : how `--full` trains the heads again.
-    scratch : a folder that `--full` may fill.
+    training, scratch : how `--full` trains the heads again, and a folder that it may fill.
     weights : the folder of CNN weights; `scratch` has none, and fine-tuning needs them.
-    """
-
-    oof: OofLogits
-    store: EmbeddingStore | None = None
-    dataset: Dataset | None = None
-    training: TrainConfig = field(default_factory=TrainConfig)
-    scratch: Path | None = None
-    weights: Path | None = None
-
-
-def run_audit(subject: AuditSubject, config: AuditConfig) -> Iterator[Issue]:
-    """Yield the result of each check as soon as it ends.
 
     Raises
     ------
     InputError
         `--full` needs a data set, and there is none.
     """
-    yield check_splits(subject.oof)
-    yield check_folds(subject.oof)
-    yield check_provenance(subject.oof)
-    yield check_starter(subject.oof, subject.dataset)
-    yield check_memorized(subject.oof, config.seed)
-    yield check_perfect(subject.oof)
-    yield check_stacker(subject.oof, config)
-    yield check_contradictions(subject.oof, config)
-    if subject.store is None:
+    yield check_splits(oof)
+    yield check_folds(oof)
+    yield check_provenance(oof)
+    yield check_starter(oof, dataset)
+    yield check_memorized(oof, config.seed)
+    yield check_perfect(oof)
+    yield check_stacker(oof, config)
+    yield check_contradictions(oof, config)
+    if store is None:
         return
-    sample = draw_probe(subject.oof, subject.store)
+    sample = draw_probe(oof, store)
     yield check_features(sample)
     yield check_probe(sample, config)
-    yield check_copies(subject.oof, subject.store, config.similar)
+    yield check_copies(oof, store, config.similar)
     if config.full:
-        if subject.dataset is None or subject.scratch is None:
+        if dataset is None or scratch is None:
             raise InputError("there is no data set to train heads on", where="audit --full",
                              hint="name it with --dataset and --root or --clips")
-        yield check_retrained(subject.dataset, subject.store, subject.training, subject.scratch, config,
-                              subject.weights)
+        yield check_retrained(dataset, store, training or TrainConfig(), scratch, config, weights)
 
 
 def write_audit(results: Sequence[Issue], path: Path) -> None:

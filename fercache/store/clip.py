@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fercache.errors import InputError, NotInStore
 from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, Grid, encode_name
-from fercache.store.local import StoreFiles
 from fercache.store.manifest import ClipManifest, damaged
+
+if TYPE_CHECKING:
+    from fercache.store.remote import StoreFiles
 
 
 class Tap:
