@@ -23,8 +23,7 @@ from fercache.runtime import atomic_io
 from fercache.stacking import calibration, candidates, inputs, nested_cv, report
 from fercache.stacking.candidates import GapFiller
 from fercache.stacking.nested_cv import NestedResult, Probs
-from fercache.stacking.report import as_text
-from fercache.stacking.report import score_table as _table
+from fercache.stacking.report import as_text, score_table
 from fercache.stacking.run_metrics import FORMAT, StackMetrics, read_metrics, write_metrics
 from fercache.workspace import METRICS, Workspace
 
@@ -54,14 +53,15 @@ class StackInference:
     filler: GapFiller
 
     @classmethod
-    def of(cls, folder: Path, run_metrics: StackMetrics, oof: OofLogits) -> StackInference:
-        """Return the predictions of the run in `folder`, whose metrics are `run_metrics`.
+    def of(cls, folder: Path, oof: OofLogits) -> StackInference:
+        """Return the predictions of the run in `folder`.
 
         Raises
         ------
         StoreError
             The run's models are absent or damaged, or another version wrote them.
         """
+        run_metrics = read_metrics(folder / METRICS)
         if run_metrics.version != FORMAT:
             raise StoreError(f"the run has format {run_metrics.version}; this version reads {FORMAT}",
                              where=folder, hint="run `fercache stack` again")
@@ -148,13 +148,16 @@ class StackResult:
         InputError
             The ending is unknown, or `path` cannot be written.
         """
-        return write_stack(self, Path(path))
+        out = Path(path)
+        io.write_predictions(self.oof, self.ppm, out)
+        write_metrics(io.metrics_path(out), self.report)
+        return [out, io.metrics_path(out)]
 
     def __rich__(self) -> RenderableType:
-        return table(self)
+        return score_table(self.report)
 
     def __repr__(self) -> str:
-        return as_text(table(self))
+        return as_text(score_table(self.report))
 
 
 def run_stack(oof: OofLogits, config: StackConfig, cache: Path) -> StackResult:
@@ -169,22 +172,17 @@ def run_stack(oof: OofLogits, config: StackConfig, cache: Path) -> StackResult:
     if not ((oof.per_row(oof.fold) >= 0) & (oof.label >= 0)).any():
         raise InputError("no labeled out-of-fold rows to learn from", where=oof.dataset,
                          hint="run `fercache train-heads` on a data set with labels")
-    fingerprint_ = fingerprint(oof, config)
+    fingerprint = config.fingerprint(book=nested_cv.digest(oof), format=FORMAT)
     oof = _ready(oof, config)
-    run_folder = Workspace(cache).stack_run(oof.dataset, fingerprint_)
+    run_folder = Workspace(cache).stack_run(oof.dataset, fingerprint)
     # The lock makes two equal runs at the same time compute once; the second one loads.
     with atomic_io.lock(run_folder.with_suffix(".lock"), wait=True):
         earlier = nested_cv.load_stack(run_folder, (len(oof.label), len(oof.classes)))
-        ppm, record = earlier or _compute(oof, config, run_folder, fingerprint_)
-    log.info("stack %s: %s (%.0f s)", fingerprint_[:12], "nothing to do, done before" if earlier else "computed",
+        ppm, record = earlier or _compute(oof, config, run_folder, fingerprint)
+    log.info("stack %s: %s (%.0f s)", fingerprint[:12], "nothing to do, done before" if earlier else "computed",
              time.monotonic() - started)
     return StackResult(oof=oof, ppm=ppm, report=record, folder=run_folder, cached=earlier is not None,
                        seconds=time.monotonic() - started)
-
-
-def fingerprint(oof: OofLogits, config: StackConfig) -> str:
-    """Return the sha256 (hex) of everything that changes a run's numbers; its first 12 digits name the folder."""
-    return config.fingerprint(book=nested_cv.digest(oof), format=FORMAT)
 
 
 def oof_columns(oof: OofLogits, config: StackConfig) -> dict[str, NDArray[np.float32]]:
@@ -208,7 +206,7 @@ def _ready(oof: OofLogits, config: StackConfig) -> OofLogits:
 
 
 def _compute(oof: OofLogits, config: StackConfig, run_folder: Path,
-             fingerprint_: str) -> tuple[NDArray[np.int32], StackMetrics]:
+             fingerprint: str) -> tuple[NDArray[np.int32], StackMetrics]:
     nested = nested_cv.run_nested_cv(oof, config)
     filler = candidates.GapFiller.of(oof, config.missing_faces, causal=config.causal)
     by_candidate = candidates.gather_candidates(oof, nested, filler)
@@ -220,40 +218,9 @@ def _compute(oof: OofLogits, config: StackConfig, run_folder: Path,
     ppm = candidates.to_ppm(filler.refill(tempered))
     run = report.StackRun(oof=oof, config=config, nested=nested, columns=by_candidate, final=final,
                             temperatures=temperatures, rejected=rejected)
-    record = report.build_report(run, fingerprint_)
+    record = report.build_report(run, fingerprint)
     nested_cv.save_stack(run_folder, ppm, nested.fold_models, record)
     return ppm, record
-
-
-def write_stack(result: StackResult, out: Path) -> list[Path]:
-    """Write the predictions to `out` (.csv, .csv.gz, .parquet) and the metrics beside it; return both paths.
-
-    Raises
-    ------
-    InputError
-        The ending is unknown, or `out` cannot be written.
-    """
-    metrics_file = io.metrics_path(out)
-    io.write_predictions(result.oof, result.ppm, out)
-    write_metrics(metrics_file, result.report)
-    return [out, metrics_file]
-
-
-def table(result: StackResult) -> RenderableType:
-    """Return the scores of every candidate as a rich table, at most 80 columns wide."""
-    return _table(result.report)
-
-
-def predict_new(folder: Path, oof: OofLogits) -> NDArray[np.int32]:
-    """Return the final predictions of the run in `folder` for new trials, ``(R, C)`` in parts per million.
-
-    Raises
-    ------
-    StoreError
-        The run's models are absent or damaged.
-    """
-    run_metrics = read_metrics(folder / METRICS)
-    return StackInference.of(folder, run_metrics, oof).probs_ppm(oof)
 
 
 def evaluate(folder: Path, oof: OofLogits, config: StackConfig) -> StackResult:
@@ -273,11 +240,10 @@ def evaluate(folder: Path, oof: OofLogits, config: StackConfig) -> StackResult:
     The learned columns come from the model of all folds; a run on too few groups has none.
     """
     started = time.monotonic()
-    run_metrics = read_metrics(folder / METRICS)
+    inference = StackInference.of(folder, oof)
+    run_metrics, ready = inference.metrics, inference.oof
     final = candidates.FinalCandidate(name=run_metrics.final.column,
                                       why=f"as in the run {folder.name}: {run_metrics.final.why}")
-    inference = StackInference.of(folder, run_metrics, oof)
-    ready = inference.oof
     # Without refit: no model saw the new trials.
     trained = replace(msgspec.convert(run_metrics.config, StackConfig), bootstrap=config.bootstrap, seed=config.seed,
                       refit="none")
