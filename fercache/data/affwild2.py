@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -30,9 +29,6 @@ from fercache.data.labels import read_all
 from fercache.data.scan import Scan, describe, scan_places
 from fercache.errors import InputError
 from fercache.media.pictures import ENDINGS
-
-log = logging.getLogger(__name__)
-
 
 TRACKS = ("EXPR_Set", "EXPR_Classification_Challenge", "EXPR_Recognition_Challenge")
 SPLITS: dict[str, Split] = {"Train_Set": "train", "Validation_Set": "validation"}

@@ -45,14 +45,9 @@ class ExtractionCost:
     basis: str
 
 
-def estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConfig, cache: Path,
+def _estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConfig, cache: Path,
                   rate: float) -> ExtractionCost:
-    """Return the cost of extracting these trials with the settings of `config`.
-
-    Parameters
-    ----------
-    rate : assumed frames per second; 0: use the measured rate.
-    """
+    """Return the cost of extracting these trials; `rate`: assumed frames per second, 0 for the measured rate."""
     from fercache.backbones.taps import tap_shapes  # imports torch, which takes seconds: only where it is needed
 
     lengths = [table.stored for table in tables if table.stored]
@@ -182,13 +177,13 @@ def check_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, *, fresh
                        splits={split: _count(own, dataset.classes, by_clip) for split, own in by_split.items() if own},
                        clips=tuple(_clip(table) for table in tables), lengths=check_issues.compare_lengths(tables),
                        issues=tuple(check_issues.find_issues(dataset, tables, index.facts)),
-                       cost=estimate_cost(tables, _faces(dataset, config), config, cache, rate), clips_read=index.read,
+                       cost=_estimate_cost(tables, _faces(dataset, config), config, cache, rate), clips_read=index.read,
                        clips_known=index.reused, seconds=time.monotonic() - started)
 
 
 def predict_cost(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractionCost:
     """Return the cost of extracting a data set; updates the index, as `check_dataset` does."""
-    return estimate_cost(_index_and_tables(dataset, cache, fresh=False)[1], _faces(dataset, config), config, cache, 0.0)
+    return _estimate_cost(_index_and_tables(dataset, cache, False)[1], _faces(dataset, config), config, cache, 0.0)
 
 
 def _index_and_tables(dataset: Dataset, cache: Path, fresh: bool) -> tuple[ClipIndex, list[FrameTable]]:
