@@ -146,14 +146,10 @@ class _Inference:
 
     def columns(self) -> dict[str, Probs]:
         """Return the probabilities of the learned columns."""
+        mean_log = (features.log_softmax(self.start) + features.log_softmax(self.logistic)) / 2
         logits = {"smoothed-mean": self.start, "logistic": self.logistic,
-                  "geometric-mean": _mean_log(self.start, self.logistic), "stack": self.start + self.correction}
+                  "geometric-mean": mean_log.astype(np.float32), "stack": self.start + self.correction}
         return {name: softmax(logits[name], axis=1).astype(np.float32) for name in LEARNED}
-
-
-def _mean_log(one: Probs, other: Probs) -> Probs:
-    """Return the mean of two columns' log-probabilities, ``(R, C)``: a geometric mean of probabilities."""
-    return np.asarray((features.log_softmax(one) + features.log_softmax(other)) / 2, np.float32)
 
 
 # What a stack run leaves in the cache: final predictions, metrics, and the learnt models as text.

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fercache import media
 from fercache.data.base import Dataset, Trial
 from fercache.errors import ClipError
-from fercache.faces.crops import crop_face
+from fercache.extraction.thumbnails import stored_faces
 from fercache.results.io import ClipSeries, PredictionsFile, file_name
 from fercache.runtime import atomic_io
 from fercache.store.clip import Clip
@@ -81,11 +80,9 @@ def _faces(trial: Trial, clip: Clip) -> list[tuple[float, NDArray[np.uint8]]]:
     """Return up to FACES pictures, (96, 96, 3), with their times; spread evenly over the frames with a face."""
     seen = np.flatnonzero(clip.frame_table["valid"] > 0)
     rows = seen[np.linspace(0, len(seen) - 1, min(FACES, len(seen))).round().astype(int)] if len(seen) else seen
-    boxes = np.column_stack([clip.frame_table[side] for side in ("x1", "y1", "x2", "y2")])
     try:
-        frames = media.open_source(trial.path, trial.kind, damaged="keep").pick(rows.tolist())
-        return [(float(clip.frame_table["time_s"][f.index - 1]), crop_face(f.image, boxes[f.index - 1], FACE_PX))
-                for f in frames if f.image is not None]
+        return [(float(clip.frame_table["time_s"][row]), face)
+                for row, face in stored_faces(trial, clip, rows, FACE_PX)]
     except ClipError:  # the source has gone; the timeline is drawn without faces
         return []
 

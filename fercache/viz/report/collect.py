@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from fercache import metrics, run_log
+from fercache.data import tables
 from fercache.errors import FercacheError, InputError
 from fercache.extraction import thumbnails
 from fercache.oof import OofReader, Provenance, TrialLogits
@@ -126,11 +127,8 @@ def _table(path: Path | None) -> Any:
         raise InputError("no such file", where=path)
     if path.suffix != ".csv":
         return atomic_io.read_json(path)
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"not readable ({error})", where=path) from error
+    header = tables.read_header(path)
+    return [dict(zip(header, row, strict=True)) for _, row in tables.read_rows(path)]
 
 
 WIDTHS_S = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0)
