@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -131,17 +132,13 @@ def test_the_confident_mistakes_are_mistakes_and_the_surest(preds: Path) -> None
 
 
 def test_the_curve_without_smoothing_is_the_plain_mean_and_smoothing_helps() -> None:
-    from fercache.oof import TrialLogits
-
     book = simulate(groups=6, frames=400)
     curve = SmoothingCurve(book.classes, "macro_f1")
     said = []
     for i in range(len(book.trials)):
         rows = book.rows(i)
         logits = {head: values[rows] for head, values in book.logits.items()}
-        curve.add(TrialLogits(split="train", group="g", fold=0, time_s=book.time_s[rows],
-                              valid=np.ones(rows.stop - rows.start,
-                  bool), label=book.label[rows], logits=logits))
+        curve.add(replace(book, valid=np.ones_like(book.valid)), i)
         p = [values - np.log(np.exp(values).sum(1, keepdims=True)) for values in logits.values()]
         said.append(np.mean(p, axis=0).argmax(1))
     plain = metrics.confusion(book.label, np.concatenate(said), 7)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fercache import logits_import
 from fercache.config import fingerprint_of
 from fercache.errors import InputError, StoreError
-from fercache.oof import IN_SAMPLE, OofLogits, OofReader, loaded_reader, open_oof
+from fercache.oof import IN_SAMPLE, OofLogits, open_oof
 from fercache.recipe import Context
 from fercache.stacking.features import FLOOR, log_softmax
 from fercache.workspace import Workspace
@@ -121,7 +121,7 @@ def find_logits_files(cache: Path, dataset: str, fingerprint: str, names: Sequen
 
 
 @contextmanager
-def open_merged(path: Path, imported: Sequence[Path]) -> Iterator[OofReader]:
+def open_merged(path: Path, imported: Sequence[Path]) -> Iterator[OofLogits]:
     """Yield the logits at `path`, merged with imported ones, to be read trial by trial.
 
     Raises
@@ -134,7 +134,7 @@ def open_merged(path: Path, imported: Sequence[Path]) -> Iterator[OofReader]:
     Merged logits are held in memory, as the stack held them; without imported ones only the trial at hand is.
     """
     if imported:
-        yield loaded_reader(merge_logits(OofLogits.load(path), [OofLogits.load(one) for one in imported]))
+        yield merge_logits(OofLogits.load(path), [OofLogits.load(one) for one in imported])
         return
     with open_oof(path) as reader:
         yield reader
