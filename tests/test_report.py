@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from fercache import metrics
 from fercache.errors import InputError
 from fercache.results import io
-from fercache.results.io import ClipSeries
+from fercache.results.io import ClipPredictions
 from fercache.stacking import candidates, run_metrics
 from fercache.viz import report
 from fercache.viz.report.collect import (
@@ -63,12 +63,12 @@ def book_of(preds: Path) -> Path:
     return next((preds.parent / "cache/logits").rglob("*.h5"))
 
 
-def told_of(seed: int, frames: int, classes: int = 4) -> ClipSeries:
+def told_of(seed: int, frames: int, classes: int = 4) -> ClipPredictions:
     rng = np.random.default_rng(seed)
     shares = rng.dirichlet(np.full(classes, .3), frames)
-    return ClipSeries(time_s=np.arange(frames) / 30, valid=rng.random(frames) > .1,
-                    label=rng.integers(-1, classes, frames),
-                label_pred=shares.argmax(1), probs=shares)
+    return ClipPredictions(name="clip", frame=np.arange(1, frames + 1), time_s=np.arange(frames) / 30,
+                           valid=rng.random(frames) > .1, label=rng.integers(-1, classes, frames),
+                           label_pred=shares.argmax(1), probs=shares)
 
 
 @settings(max_examples=60, deadline=None)

@@ -101,29 +101,14 @@ class SplitCount:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipCount:
-    """Lengths of one trial: `rows` of its frame table, `pictures`, annotation `lines`, frames in the header of
-    its `video`, and rows without a crop (`no_crop`), some of them labelled."""
-
-    name: str
-    kind: str
-    split: str
-    group: str
-    rows: int
-    pictures: int
-    lines: int
-    video: int
-    no_crop: int
-    no_crop_labelled: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class CheckReport:
     """Result of a check.
 
     Attributes
     ----------
     by_clip : the classes are counted in clips, not in frames.
+    clips : of each trial its name and so on, the `rows` of its frame table, `pictures`, annotation `lines`, frames in
+        the header of its `video`, and rows without a crop, some of them labelled.
     clips_read, clips_known : clips whose files were read, and whose facts an earlier check had read.
     """
 
@@ -134,7 +119,7 @@ class CheckReport:
     fold: int
     by_clip: bool
     splits: dict[str, SplitCount]
-    clips: tuple[ClipCount, ...]
+    clips: tuple[dict[str, Any], ...]
     lengths: tuple[LengthComparison, ...]
     issues: tuple[Issue, ...]
     cost: ExtractionCost
@@ -206,12 +191,10 @@ def frame_table_of(trial: Trial, facts: Mapping[str, ClipFacts]) -> FrameTable:
                       lines=0 if trial.labels is None else len(trial.labels), video=video.frames if video else 0)
 
 
-def _clip(table: FrameTable) -> ClipCount:
-    no_crop, labelled = table.without_crop()
-    trial = table.trial
-    return ClipCount(name=trial.name, kind=trial.kind, split=trial.split, group=trial.group, rows=table.rows,
-                     pictures=table.pictures, lines=table.lines, video=table.video, no_crop=no_crop,
-                     no_crop_labelled=labelled)
+def _clip(table: FrameTable) -> dict[str, Any]:
+    return {key: getattr(table.trial, key) for key in ("name", "kind", "split", "group")} | {
+        key: getattr(table, key) for key in ("rows", "pictures", "lines", "video")} | dict(
+        zip(("no_crop", "no_crop_labelled"), table.without_crop(), strict=True))
 
 
 def _count(tables: Sequence[FrameTable], classes: Sequence[str], by_clip: bool) -> SplitCount:

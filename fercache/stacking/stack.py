@@ -133,12 +133,12 @@ class StackResult:
         names = pa.DictionaryArray.from_arrays(rows["prediction"].combine_chunks(), pa.array(self.oof.classes))
         return rows.add_column(rows.column_names.index("prediction") + 1, "expression", names)
 
-    def series(self, clip: str) -> io.ClipSeries:
+    def series(self, clip: str) -> io.ClipPredictions:
         """Return the rows of one clip, as plots need them."""
         rows = self.oof.rows(self.oof.trials.index(clip))
-        return io.ClipSeries(time_s=self.oof.time_s[rows], valid=self.oof.valid[rows],
-                             label=self.oof.label[rows].astype(np.int64), label_pred=self.ppm[rows].argmax(1),
-                             probs=self.ppm[rows] / 1e6)
+        return io.ClipPredictions(name=clip, frame=self.oof.index[rows].astype(np.int64), time_s=self.oof.time_s[rows],
+                                  valid=self.oof.valid[rows], label=self.oof.label[rows].astype(np.int64),
+                                  label_pred=self.ppm[rows].argmax(1), probs=self.ppm[rows] / 1e6)
 
     def save(self, path: str | PathLike[str]) -> list[Path]:
         """Write the predictions to `path` (.csv, .csv.gz, .parquet) and the metrics beside it; return both paths.

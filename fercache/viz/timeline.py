@@ -14,7 +14,7 @@ from PIL import Image
 from fercache.data.base import Dataset, Trial
 from fercache.errors import ClipError
 from fercache.extraction.thumbnails import stored_faces
-from fercache.results.io import ClipSeries, PredictionsFile, file_name
+from fercache.results.io import ClipPredictions, PredictionsFile, file_name
 from fercache.runtime import atomic_io
 from fercache.store.clip import Clip
 from fercache.store.layout import FRAME_TABLE
@@ -87,7 +87,8 @@ def _faces(trial: Trial, clip: Clip) -> list[tuple[float, NDArray[np.uint8]]]:
         return []
 
 
-def draw_clip(name: str, classes: Sequence[str], series: ClipSeries, trial: Trial | None, clip: Clip | None) -> Figure:
+def draw_clip(name: str, classes: Sequence[str], series: ClipPredictions, trial: Trial | None,
+              clip: Clip | None) -> Figure:
     """Return the timeline of one clip.
 
     Parameters
@@ -133,7 +134,7 @@ def _strip(axes: Axes, faces: list[tuple[float, NDArray[np.uint8]]]) -> None:
         axes.text(.5, .5, "no face was found in this clip", ha="center", va="center", transform=axes.transAxes)
 
 
-def _bar(axes: Axes, series: ClipSeries, value: NDArray[np.int64], title: str, classes: int) -> None:
+def _bar(axes: Axes, series: ClipPredictions, value: NDArray[np.int64], title: str, classes: int) -> None:
     """Draw the class of each frame as a colored strip; unknown ones are white."""
     from matplotlib.colors import ListedColormap
 
@@ -146,7 +147,7 @@ def _bar(axes: Axes, series: ClipSeries, value: NDArray[np.int64], title: str, c
     axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
 
 
-def _lines(axes: Axes, classes: Sequence[str], series: ClipSeries, step: int) -> None:
+def _lines(axes: Axes, classes: Sequence[str], series: ClipPredictions, step: int) -> None:
     """Draw the probabilities over time; intervals without a face are hatched."""
     from matplotlib.patches import Patch
 
@@ -163,7 +164,7 @@ def _lines(axes: Axes, classes: Sequence[str], series: ClipSeries, step: int) ->
                 frameon=False)
 
 
-def _span(series: ClipSeries) -> tuple[float, float]:
+def _span(series: ClipPredictions) -> tuple[float, float]:
     """Return the first and last second of the picture; a single frame gets some room."""
     return float(series.time_s[0]), float(max(series.time_s[-1], series.time_s[0] + .04))
 

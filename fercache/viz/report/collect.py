@@ -22,7 +22,7 @@ from fercache.errors import FercacheError, InputError
 from fercache.extraction import thumbnails
 from fercache.oof import OofLogits, Provenance
 from fercache.results import io, smoothing
-from fercache.results.io import ClipPredictions, ClipSeries, PredictionsFile
+from fercache.results.io import ClipPredictions, PredictionsFile
 from fercache.runtime import atomic_io
 from fercache.stacking import inputs
 from fercache.stacking.run_metrics import LogitsRecord, SplitMetrics, StackMetrics, read_metrics
@@ -201,7 +201,7 @@ class ThinnedSeries:
         return base64.b64encode(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).decode()
 
 
-def thin_series(series: ClipSeries, heads: dict[str, NDArray[np.integer]], most: int) -> ThinnedSeries:
+def thin_series(series: ClipPredictions, heads: dict[str, NDArray[np.integer]], most: int) -> ThinnedSeries:
     """Return a clip drawn with at most `most` points.
 
     Parameters
@@ -382,7 +382,7 @@ def _clip(found: ReportData, rows: ClipPredictions, oof: OofLogits | None, trial
                        drawn=thin_series(rows, heads, found.most))
 
 
-def _count(found: ReportData, split: str, rows: ClipSeries) -> None:
+def _count(found: ReportData, split: str, rows: ClipPredictions) -> None:
     known = rows.label >= 0
     if not known.any():
         return
@@ -396,7 +396,7 @@ def _count(found: ReportData, split: str, rows: ClipSeries) -> None:
     found.bins[split] = found.bins.get(split, np.zeros((3, BINS))) + more
 
 
-def _mistakes(name: str, split: str, rows: ClipSeries) -> Iterator[Mistake]:
+def _mistakes(name: str, split: str, rows: ClipPredictions) -> Iterator[Mistake]:
     """Yield the intervals of at least SHORTEST frames in which one class is predicted for another."""
     pair = np.where(rows.wrong, rows.label * len(rows.probs[0]) + rows.label_pred, -1)
     border = np.flatnonzero(np.diff(pair, prepend=-2, append=-2))
