@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fercache.runtime.prefetch import prefetch
+from fercache.extraction.run_control import prefetch
 
 
 def counted(count: int, made: list[int], fail_at: int = -1) -> Iterator[int]:
