@@ -268,15 +268,12 @@ class OofLogits:
         StoreError
             The file is absent, damaged, or of another format.
         """
-        try:
-            with h5py.File(path, "r") as file:
-                # Before anything is read: a damaged header must not make h5py allocate terabytes.
-                _check_size(file, path.stat().st_size)
-                record = _read_head(file)
-                return cls(**record, **{name: file[f"frame/{name}"][:] for name in ROWS},
-                           logits={head: file[f"logits/{head}"][:] for head in record["heads"]})
-        except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise _unreadable(path, error) from error
+        with open_oof(path) as oof:
+            try:
+                return replace(oof, **{name: getattr(oof, name)[:] for name in ROWS},
+                               logits={head: values[:] for head, values in oof.logits.items()})
+            except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+                raise _unreadable(path, error) from error
 
 
 def _check_size(file: h5py.File, limit_bytes: int) -> None:
@@ -314,6 +311,8 @@ def open_oof(path: Path) -> Iterator[OofLogits]:
         raise _unreadable(path, error) from error
     with file:
         try:
+            # Before anything is read: a damaged header must not make h5py allocate terabytes.
+            _check_size(file, path.stat().st_size)
             record = _read_head(file)
             oof = OofLogits(**record, **{name: file[f"frame/{name}"] for name in ROWS},
                             logits={head: file[f"logits/{head}"] for head in record["heads"]})

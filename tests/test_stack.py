@@ -331,8 +331,7 @@ def test_leaves_grow_with_the_rows_of_a_case() -> None:
                                smoothed=np.zeros((n, 1, 2), np.float32), label=np.zeros(n, int),
                                fold=np.zeros(n, int), group=np.zeros(n, int), block_id=np.arange(n) % 10, classes=2)
                  for n in (100, 1000))
-    plan = models.TreesPlan(seed=0, threads=1, balance=0.75)
-    small, large = (models._settings(one, plan)["min_data_in_leaf"] for one in (few, many))
+    small, large = (models._settings(one, StackConfig(threads=1))["min_data_in_leaf"] for one in (few, many))
     assert (small, large) == (20, 200)
 
 

@@ -23,7 +23,7 @@ from fercache.data.base import Dataset, Issue, Severity, Trial
 from fercache.errors import InputError
 from fercache.oof import OofLogits, StarterInit
 from fercache.runtime import atomic_io
-from fercache.stacking import candidates, stack
+from fercache.stacking import candidates, nested_cv, stack
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import train
 
@@ -191,7 +191,8 @@ def check_stacker(oof: OofLogits, config: AuditConfig) -> Issue:
     for seed in range(STACK_SHUFFLES):
         label = oof.label.copy()
         label[rows] = shuffle_labels(oof.label[rows], group[rows], rng)
-        columns = stack.oof_columns(replace(oof, label=label), StackConfig(seed=seed, threads=config.threads))
+        columns = nested_cv.run_nested_cv(
+            replace(oof, label=label), StackConfig(seed=seed, threads=config.threads)).columns
         for name, probs in columns.items():
             matrix = metrics.confusion(label[rows], probs[rows].argmax(1), len(oof.classes))
             extra.setdefault(name, []).append(float(above_chance(matrix)))
@@ -312,7 +313,8 @@ def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConf
         rows = np.flatnonzero((oof.per_row(oof.fold) >= 0) & (oof.label >= 0))
         rows = rows[::max(1, len(rows) // MAX_PERMUTED_ROWS)]
         group = oof.per_row(oof.group_number)[rows]
-        columns = {**oof.logits, **stack.oof_columns(oof, StackConfig(seed=seed, threads=config.threads))}
+        columns = {**oof.logits,
+                   **nested_cv.run_nested_cv(oof, StackConfig(seed=seed, threads=config.threads)).columns}
         labels = [oof.label[rows], *metrics.permute_by_group(oof.label[rows], group, PERMUTATIONS, seed)]
         for name, values in columns.items():
             matrices = np.stack([metrics.confusion(label, values[rows].argmax(1), len(oof.classes))

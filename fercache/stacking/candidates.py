@@ -134,7 +134,7 @@ def gather_candidates(oof: OofLogits, nested: NestedResult, filler: GapFiller | 
 
     Parameters
     ----------
-    filling : fills frames without a face; by default from the nearest frame that has one. In a causal run, heads and
+    filler : fills frames without a face; by default from the nearest frame that has one. In a causal run, heads and
         mean are uniform before the first face.
 
     Raises

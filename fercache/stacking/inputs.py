@@ -239,12 +239,6 @@ def aggregate_clips(oof: OofLogits) -> OofLogits:
                    label=np.array(label, np.int16), logits=means, pooled=stats)
 
 
-def rows_of_clips(oof: OofLogits, clips: OofLogits) -> NDArray[np.int64]:
-    """Return the row of `clips` that holds the clip of each row, ``(R,)``."""
-    place = {name: i for i, name in enumerate(clips.trials)}
-    return np.asarray(oof.per_row(np.array([place[name] for name in oof.clips], np.int64)))
-
-
 def _aggregate(logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the log of the mean probability, ``(C,)``, and the statistics, ``(S, C)``, of a clip's frames."""
     if not len(logits):

@@ -84,7 +84,10 @@ class StackInference:
         tempered = calibration.apply_temperature(self.columns[self.metrics.final.column],
                                                  self.metrics.final.temperature)
         ppm = candidates.to_ppm(self.filler.refill(tempered))
-        return ppm[inputs.rows_of_clips(whole, self.oof)] if self.metrics.level == "clip" else ppm
+        if self.metrics.level != "clip":
+            return ppm
+        place = {name: i for i, name in enumerate(self.oof.trials)}
+        return np.asarray(ppm[whole.per_row([place[name] for name in whole.clips])])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,11 +186,6 @@ def run_stack(oof: OofLogits, config: StackConfig, cache: Path) -> StackResult:
              time.monotonic() - started)
     return StackResult(oof=oof, ppm=ppm, report=record, folder=run_folder, cached=earlier is not None,
                        seconds=time.monotonic() - started)
-
-
-def oof_columns(oof: OofLogits, config: StackConfig) -> dict[str, NDArray[np.float32]]:
-    """Return the learned columns, ``(R, C)`` each, without storing them; empty if there is nothing to learn from."""
-    return nested_cv.run_nested_cv(oof, config).columns
 
 
 def find_contradictions(oof: OofLogits, config: StackConfig) -> tuple[dict[str, str], dict[str, float]]:
