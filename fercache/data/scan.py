@@ -98,7 +98,7 @@ def scan(root: Path, depth: int = DEPTH) -> Scan:
     if root in found.empty:
         raise InputError("the folder is empty", where=root, hint="put clips there, or name another folder")
     for paths in (found.videos, found.crops, found.empty, found.folders, found.texts, found.tables):
-        paths.sort()
+        paths.sort(key=lambda path: path.parts)  # the order of paths, which compare ten times as slowly
     found.problems.sort(key=lambda problem: problem.where)
     found.problems += [*_passed_over(found), *_unnamable(found)]
     return found
@@ -203,7 +203,8 @@ def _suffix(name: str) -> str:
 def _unnamable(found: Scan) -> Iterator[Issue]:
     """Yield an issue for each clip whose name is not valid UTF-8, and remove it from `found`."""
     for paths in (found.videos, found.crops):
-        for path in [path for path in paths if not printable(str(path.relative_to(found.root)))]:
+        for path in [path for path in paths
+                     if not printable(str(path)) and not printable(str(path.relative_to(found.root)))]:
             paths.remove(path)
             yield Issue(where=ascii(path.name), message="the file's name is not valid UTF-8", hint="rename it")
 

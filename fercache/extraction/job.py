@@ -122,6 +122,8 @@ def source_unchanged(stored: dict[str, Any], path: Path, kind: str, strict: bool
 
 # Most clips that are opened to estimate the number of frames: extraction must not wait for thousands.
 OPENED_FIRST = 16
+# Smaller files may be Git LFS pointers (some 130 bytes) or web pages.
+SUSPICIOUS_BYTES = 64 << 10
 # Seconds between two checks of clips that another process works on.
 POLL_S = 0.5
 
@@ -163,7 +165,7 @@ class ExtractionJob:
     def log_size(self, trials: Sequence[Trial]) -> float:
         """Log the size of the features to come, and return the number of frames that the files state."""
         # Of many clips only a sample is opened; the others count by their bytes, folders by their number.
-        sample = trials[::max(1, -(-len(trials) // OPENED_FIRST))]
+        sample = _sample(trials)
         frames: float = sum(map(self._stated_frames, sample))
         if len(sample) < len(trials):
             part, whole = (sum(map(_file_bytes, some)) for some in (sample, trials))
@@ -313,14 +315,27 @@ class ExtractionJob:
             return 0
 
 
-def _content_error(trial: Trial) -> ClipError | None:
-    """Return the error of a file that is empty, a Git LFS pointer or a web page; None for all others."""
-    if trial.kind == "video" and trial.path.is_file():  # others are reported when they are opened
-        try:
-            check_content(trial.path)
-        except ClipError as error:
-            return error
-    return None
+def _refuse_content(trials: Sequence[Trial]) -> dict[str, ClipError]:
+    """Return the errors of files that are empty, Git LFS pointers or web pages, by clip."""
+    # Before any work: thousands of files may be such, and one line about all of them is enough. But the first clip must
+    # not wait until all were opened: the small ones and a sample are, and the rest only if the sample is bad. What is
+    # missed here is refused when it is opened.
+    def errors(some: Iterable[Trial]) -> Iterator[tuple[str, ClipError]]:
+        for trial in some:
+            if trial.kind == "video" and trial.path.is_file():  # others are reported when they are opened
+                try:
+                    check_content(trial.path)
+                except ClipError as error:
+                    yield trial.name, error
+
+    if any(errors(_sample(trials))):
+        return dict(errors(trials))
+    return dict(errors(trial for trial in trials if _file_bytes(trial) <= SUSPICIOUS_BYTES))
+
+
+def _sample(trials: Sequence[Trial]) -> Sequence[Trial]:
+    """Return up to OPENED_FIRST of the trials, evenly spread."""
+    return trials[::max(1, -(-len(trials) // OPENED_FIRST))]
 
 
 def _file_bytes(trial: Trial) -> int:
@@ -424,8 +439,7 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     for trial in dataset.trials:
         cached = job.cached(trial)
         done.append(cached) if cached else waiting.append(trial)
-    # Before any work: thousands of files may be pointers or web pages, and one line about all of them is enough.
-    refused = {trial.name: error for trial in waiting if (error := _content_error(trial)) is not None}
+    refused = _refuse_content(waiting)
     waiting = [trial for trial in waiting if trial.name not in refused]
     done += [ClipResult(clip=name, state="failed", message=str(error)) for name, error in refused.items()]
     for issue in base.group_issues(base.Issue(where=name, message=error.what, hint=error.hint)
@@ -443,6 +457,7 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
             write_failures(failures_at, failed)
     report = ExtractReport(store=path, failures_at=failures_at, fingerprint=fingerprint_of(settings),
                            clips=tuple(sorted(done, key=lambda c: c.clip)), seconds=time.monotonic() - started)
+    store.write_index()
     # An interrupted run does not get here: the pointer stays at the store of the last run that ended by itself.
     write_pointer(workspace.Features(features or cache).pointer(dataset.name), path)
     job.record_rate(report, cache)

@@ -111,8 +111,7 @@ def _predict(oof: OofLogits, columns: FeatureColumns, fold_models: dict[int, Fol
     for fold, fold_model in fold_models.items():
         waiting: list[tuple[int, ClipView, Probs, Probs]] = []
         trials = np.flatnonzero((oof.fold == fold) & (np.diff(oof.offsets) > 0)).tolist()
-        for trial in trials:
-            view = ClipView.of(oof, trial, columns.causal)
+        for trial, view in zip(trials, ClipView.each(oof, trials, columns.causal), strict=True):
             smoothed = columns.smoothed(view, (fold_model.smoothed_mean.smoothing,))[:, 0]
             waiting.append((trial, view, columns.build(view), smoothed))
             if trial == trials[-1] or sum(len(x) for _, _, x, _ in waiting) >= ROWS_PER_CALL:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from fercache.runtime import atomic_io
 from fercache.runtime.uri import Location, Url, as_location
 from fercache.store.clip import Clip
 from fercache.store.layout import FRAME_TABLE
-from fercache.store.local import FileStamp, LocalStoreFiles, StoreSize
+from fercache.store.local import READERS, FileStamp, LocalStoreFiles, StoreSize
 from fercache.store.manifest import MAX_METADATA_BYTES, ClipManifest, parse_json
 from fercache.workspace import CurrentStore
 
@@ -46,20 +47,24 @@ class PrefetchQueue(Generic[T]):
         self.names, self.read, self.size = list(self.order), read, size
         self.pending: dict[str, Future[T]] = {}
         self.pool = ThreadPoolExecutor(PREFETCH_CLIPS, "fercache-prefetch")
+        self.lock = threading.Lock()
 
     def take(self, clip: str) -> T:
         """Return the value of a clip; drop those of the clips before it, and start to read those after it."""
         position = self.order[clip]
-        for other in [name for name in self.pending if self.order[name] < position]:
-            self.pending.pop(other).cancel()
-        ahead_bytes = 0
-        for name in self.names[position:position + PREFETCH_CLIPS]:
-            ahead_bytes += self.size(name)
-            if name != clip and ahead_bytes > PREFETCH_BYTES:
-                break
-            if name not in self.pending:
-                self.pending[name] = self.pool.submit(self.read, name)
-        return self.pending[clip].result()
+        with self.lock:
+            # A few threads take clips about in their order: those just before this one may be wanted yet.
+            for other in [name for name in self.pending if self.order[name] < position - READERS]:
+                self.pending.pop(other).cancel()
+            ahead_bytes = 0
+            for name in self.names[position:position + PREFETCH_CLIPS]:
+                ahead_bytes += self.size(name)
+                if name != clip and ahead_bytes > PREFETCH_BYTES:
+                    break
+                if name not in self.pending:
+                    self.pending[name] = self.pool.submit(self.read, name)
+            value = self.pending[clip]
+        return value.result()
 
 
 class PrefetchingStore:
@@ -197,7 +202,7 @@ class RemoteStoreFiles:
         data = bytearray(min(stamp.bytes, MAX_METADATA_BYTES + 1))
         return bytes(data) if self.fill(key, memoryview(data)) else None
 
-    def fill_all(self, parts: Iterable[tuple[str, memoryview, int]]) -> str | None:
+    def fill_all(self, parts: Iterable[tuple[str, memoryview, int]], size: int) -> str | None:
         """Fill many views at once; return the key of the first that failed, None if none did."""
         views = list(parts)
         done = list(self.connect()[2].map(lambda part: self.fill(*part), views))
