@@ -18,7 +18,7 @@ from fercache.runtime.uri import Location
 from fercache.store.clip import Clip
 from fercache.store.journal import Journal
 from fercache.store.layout import FRAME_TABLE, META, encode_name
-from fercache.store.local import FileStamp, StoreFiles, StoreSize
+from fercache.store.local import FileStamp, StoreSize
 from fercache.store.locks import hold_lease, lock_gate, work_folder
 from fercache.store.manifest import (
     EXTRACT_AGAIN_HINT,
@@ -32,7 +32,7 @@ from fercache.store.manifest import (
     verify_checksum,
     with_checksum,
 )
-from fercache.store.remote import PrefetchingStore, files_at
+from fercache.store.remote import PrefetchingStore, StoreFiles, files_at
 from fercache.store.writer import ClipWriter, WriterJob, check_case_collision
 
 log = logging.getLogger(__name__)
