@@ -175,7 +175,7 @@ class OpenVinoSession:
     # Each stream runs one batch in one thread: batches run in parallel, and their number does not change the values.
 
     def __init__(self, model: Any, precision: str, threads: int) -> None:
-        compiled = _openvino().Core().compile_model(model, "CPU", {
+        compiled = openvino_runtime().Core().compile_model(model, "CPU", {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision], "NUM_STREAMS": threads,
             "INFERENCE_NUM_THREADS": threads})
         self.compiled = compiled
@@ -221,7 +221,7 @@ class OpenVinoNet:
         MissingExtra
             openvino is not installed.
         """
-        runtime = _openvino()
+        runtime = openvino_runtime()
         net, shapes = load_module(source, taps)
         shape = (batch, source.card.size, source.card.size, 3)
         # Given a module, OpenVINO runs torch.jit.trace, which torch 2.14 deprecates: give it an exported program.
@@ -254,7 +254,7 @@ def load_module(weights: Weights, taps: Sequence[str]) -> tuple[torch.nn.Module,
 def _openvino_session(data: bytes, batch: int, precision: str, weights: Weights) -> OpenVinoSession:
     """Return OpenVINO's session on an ONNX model, for batches of that size."""
     try:
-        model = _openvino().Core().read_model(data)
+        model = openvino_runtime().Core().read_model(data)
         shape = model.inputs[0].get_partial_shape()
         size = weights.card.size
         last = shape[3].is_static and shape[3].get_length() == 3
@@ -267,8 +267,14 @@ def _openvino_session(data: bytes, batch: int, precision: str, weights: Weights)
                            hint="choose --backend torch, which runs it in onnxruntime") from error
 
 
-def _openvino() -> ModuleType:
-    """Return openvino."""
+def openvino_runtime() -> ModuleType:
+    """Return openvino.
+
+    Raises
+    ------
+    MissingExtra
+        It is not installed.
+    """
     try:
         import openvino
     except ImportError as error:

@@ -27,7 +27,7 @@ from pyarrow import parquet
 from fercache.data import tables
 from fercache.errors import ClipError, InputError
 from fercache.runtime.progress import format_bytes
-from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, FRAME_WIDTHS, LANDMARK_COLUMNS, SEGMENT
+from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, SEGMENT
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class IncomingClip:
             self._check_frame_table(self.frame_table, name)
 
     def _check_frame_table(self, table: NDArray[np.float64], name: str) -> None:
-        if table.shape not in [(len(self.frames), width) for width in FRAME_WIDTHS]:
+        if table.shape != (len(self.frames), len(FRAME_COLUMNS)):
             raise ClipError(f"a frame table of shape {table.shape} does not fit {len(self.frames)} frames", where=name)
         counted = np.arange(1, len(table) + 1)
         if not ((self.frames == counted) & (table[:, 0] == counted) & np.isfinite(table[:, 1])).all():
@@ -113,7 +113,7 @@ class IncomingClip:
     def full_frame_table(self, fps: float) -> NDArray[np.float64]:
         """Return the frame table, ``(T, 9)``: the file's, or `fps` frames a second, valid where the file has a row."""
         if self.frame_table is not None:
-            return self.frame_table[:, :len(FRAME_COLUMNS)]  # landmarks are of no use without the pictures
+            return self.frame_table
         count = int(self.frames[-1])
         valid = np.zeros(count, bool)
         valid[self.frames - 1] = True
@@ -136,7 +136,7 @@ class IncomingClip:
             segment = {tap: np.zeros((stop - first, *shape), np.float16) for tap, shape in self.taps.items()}
             for tap, rows in segment.items() if high > low else ():
                 frames = self.frames[low:high]
-                rows[frames - 1 - first] = to_half(np.asarray(self.arrays[tap][low:high]).reshape(
+                rows[frames - 1 - first] = _to_half(np.asarray(self.arrays[tap][low:high]).reshape(
                     len(frames), *rows.shape[1:]), tap, frames, name)
             yield segment
 
@@ -145,14 +145,8 @@ ClipEntries = Iterator[tuple[str, AbstractContextManager[IncomingClip] | ClipErr
 """(name, clip to be opened, which may raise a ClipError), or the error of a clip that could not be read."""
 
 
-def to_half(values: NDArray[Any], tap: str, frames: NDArray[np.int64], name: str) -> NDArray[np.float16]:
-    """Return rows as float16.
-
-    Raises
-    ------
-    ClipError
-        They are not numbers, NaN, infinite, or beyond what float16 can hold.
-    """
+def _to_half(values: NDArray[Any], tap: str, frames: NDArray[np.int64], name: str) -> NDArray[np.float16]:
+    """Return rows as float16; raises ClipError where they are not numbers, NaN, infinite, or beyond float16."""
     if values.dtype.kind not in "fiu":
         raise ClipError(f"{tap!r} holds {values.dtype}, not numbers", where=name)
     with np.errstate(over="ignore", invalid="ignore"):  # checked below, with the frame in the error
@@ -167,18 +161,8 @@ def to_half(values: NDArray[Any], tap: str, frames: NDArray[np.int64], name: str
     return halves
 
 
-def clip_from_arrays(arrays: dict[str, Any], name: str) -> IncomingClip:
-    """Return the clip of one array a tap, with a frame table or frame numbers among them or neither.
-
-    Parameters
-    ----------
-    arrays : numpy arrays or HDF5 datasets; these are read later, by segments.
-
-    Raises
-    ------
-    ClipError
-        The arrays have different lengths, or the frame numbers are not whole numbers.
-    """
+def _clip_from_arrays(arrays: dict[str, Any], name: str) -> IncomingClip:
+    """Return the clip of one array a tap (HDF5 datasets are read later), with a frame table, numbers, or neither."""
     table = arrays.pop(FRAME_TABLE, None)
     index = table
     key = next((key for key in FRAME_KEYS if key in arrays), None)
@@ -223,7 +207,7 @@ CLIP_NAME = "clip.json"
 @contextmanager
 def _npy(path: Path, name: str) -> Iterator[IncomingClip]:
     with _file_errors(path):
-        yield clip_from_arrays({FEATURES: npy.open_memmap(path, mode="r")}, name)
+        yield _clip_from_arrays({FEATURES: npy.open_memmap(path, mode="r")}, name)
 
 
 def array_entries(root: Path, paths: Iterable[Path]) -> ClipEntries:
@@ -264,7 +248,7 @@ def _npz(path: Path, name: str) -> Iterator[IncomingClip]:
             if tap in arrays:
                 raise ClipError(f"holds {tap!r} twice")
             arrays[tap] = npy.open_memmap(Path(folder, str(i)), mode="r")
-        yield clip_from_arrays(arrays, name)
+        yield _clip_from_arrays(arrays, name)
 
 
 # The attribute that holds names as JSON: HDF5's own texts end at a zero byte.
@@ -298,14 +282,14 @@ def _hdf5(path: Path, key: str, name: str) -> Iterator[IncomingClip]:
     with _file_errors(path), h5py.File(path, "r") as file:
         item = file[key]
         if isinstance(item, h5py.Dataset):
-            yield clip_from_arrays({FEATURES: _checked(item, name)}, name)
+            yield _clip_from_arrays({FEATURES: _checked(item, name)}, name)
             return
         datasets = {key: _checked(one, name) for key, one in _items(item) if isinstance(one, h5py.Dataset)}
         # Exported taps may have numbers for names, so the attribute decides.
         if OURS not in item.attrs and any(key.partition(".")[0].isdigit() for key in datasets):
             yield _clip_of_frames(datasets, name)
             return
-        yield clip_from_arrays({_own_name(one, key): one for key, one in datasets.items()}, name)
+        yield _clip_from_arrays({_own_name(one, key): one for key, one in datasets.items()}, name)
 
 
 def _find_clips(group: Any, key: str, depth: int, seen: set[Any]) -> Iterator[tuple[str, str]]:
@@ -390,8 +374,8 @@ def _clip_of_frames(datasets: dict[str, Any], name: str) -> IncomingClip:
     return IncomingClip(frames=np.array(frames, np.int64), arrays={FEATURES: stacked})
 
 
-NOT_FEATURES = frozenset((*FRAME_COLUMNS, *LANDMARK_COLUMNS, "valid", "label", "prediction", "split", "group",
-                          "subject", "fold", "success", "approx_time", "frameheight", "framewidth", "", "unnamed: 0"))
+NOT_FEATURES = frozenset((*FRAME_COLUMNS, "valid", "label", "prediction", "split", "group", "subject", "fold",
+                          "success", "approx_time", "frameheight", "framewidth", "", "unnamed: 0"))
 """Columns that are never taken for features: a label among them would be learned from itself."""
 # What other tools call the columns (OpenFace 2, py-feat, scripts around MediaPipe), in lower case; the first one that
 # is there counts.
@@ -534,7 +518,7 @@ class _PersonRows:
                 raise ClipError(f"has lists of {rows.shape[1]} and {self.shapes[tap][0]} values", where=clip,
                                 hint="lists of one length")
             # float16 is what the store holds, and a quarter of float64 on disk.
-            self.files[tap].write(to_half(rows, tap, frames, clip).tobytes())
+            self.files[tap].write(_to_half(rows, tap, frames, clip).tobytes())
 
     @contextmanager
     def open(self) -> Iterator[IncomingClip]:

