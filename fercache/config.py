@@ -146,7 +146,8 @@ class TrainConfig(Config):
     """Stage two, a (`stages/train-heads.toml`)."""
 
     heads: tuple[str, ...] = option(DEFAULT_HEADS, "Heads to train.", choices=tuple(HEADS))
-    taps: tuple[str, ...] = option(("block8", "repeat_2", "repeat_1-3x3"), "Taps that the heads read.")
+    taps: tuple[str, ...] = option(("block8", "repeat_2", "repeat_1-3x3"), "Taps that the heads read "
+                                   "(of nets other than facenet-pytorch's by default all but the identity vector).")
     join: tuple[str, ...] = option((), "Stores of other features to join (`fercache import`): NAME or path. All their "
                                    "taps are read, or those that --taps names as NAME/tap.", numbers=False)
     normalize: str = option("train", "Normalize features by mean and spread of the training rows, or of each clip.",

@@ -22,7 +22,7 @@ from fercache.backbones.library import import_library
 from fercache.backbones.registry import CALIBRATION, FACENET, Card, parse_card, presets
 from fercache.backbones.weights.files import Weights
 from fercache.cli import main
-from fercache.config import DatasetConfig, ExtractConfig
+from fercache.config import DatasetConfig, ExtractConfig, TrainConfig
 from fercache.data import demo, load_dataset
 from fercache.diagnostics.check_weights import TOLERANCE, check_weights
 from fercache.errors import InputError, MissingExtra, WeightsError
@@ -30,6 +30,7 @@ from fercache.extraction import job
 from fercache.faces.crops import TEMPLATES, crop_face, crops_of, whole_picture
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import LANDMARK_COLUMNS
+from fercache.training.train import taps_to_read
 
 SAME = 0.9999
 
@@ -319,3 +320,11 @@ def test_a_net_of_the_users_is_added_and_checked(tmp_path: Path, faces: list[np.
     assert weights.is_verified("mine", tmp_path / "cache" / "weights")
     assert run("add", "casia-webface", "--net", "onnx:x").exit_code == 2
     assert run(*added, "--size", "3").exit_code == 2
+
+
+def test_heads_read_the_taps_of_another_net_by_default() -> None:
+    settings = {"card": {}, "taps": ["embedding", "level0", "level1"]}
+    assert taps_to_read(TrainConfig(), settings) == ("level0", "level1")
+    assert taps_to_read(TrainConfig(taps=("level0",)), settings) == ("level0",)
+    assert taps_to_read(TrainConfig(), {"card": {}, "taps": ["embedding"]}) == ("embedding",)
+    assert taps_to_read(TrainConfig(), {"taps": ["block8"]}) == TrainConfig().taps
