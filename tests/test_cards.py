@@ -157,10 +157,11 @@ def test_onnx_by_its_card(faces: list[np.ndarray], tmp_path: Path) -> None:
                                           torch.from_numpy(kernel), stride=16)
     for backend in ("torch", "openvino"):
         pytest.importorskip(backend)
-        found = Backbone.load(source, ["vector", "map-map", "mean", "map-3x3"], batch=3, backend=backend).embed32(crops)
+        taps = ["vector", "map-map", "mean", "map-3x3", "output"]
+        found = Backbone.load(source, taps, batch=3, backend=backend).embed32(crops)
         for tap, value in (("vector", expected.mean((2, 3))), ("mean", expected.mean((2, 3))), ("map-map", expected)):
             assert cosine(found[tap], value) > SAME, (backend, tap)
-        assert found["map-3x3"].shape == (3, 4, 3, 3)
+        assert found["map-3x3"].shape == (3, 4, 3, 3) and cosine(found["output"], expected.mean((2, 3))) > SAME
     with pytest.raises(InputError, match="float32"):
         Backbone.load(source, ["vector"], precision="fp16")
     (tmp_path / "net.toml").write_text("size = 96\n")

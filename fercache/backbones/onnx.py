@@ -22,6 +22,7 @@ from fercache.backbones.weights import protobuf_fields
 from fercache.backbones.weights.files import Weights
 from fercache.errors import InputError, MissingExtra, WeightsError
 
+OUTPUT = "output"
 NOT_ONNX = "export it again, with its file of external data beside it"
 
 
@@ -45,7 +46,7 @@ class OnnxNet:
         Parameters
         ----------
         taps : its outputs or inner values, each also as NAME-3x3, NAME-map, NAME-cls and NAME-tokens. ``pooled`` is
-            what its last fully connected layer reads, unless an output has that name.
+            what its last fully connected layer reads, ``output`` its first output, unless a value has that name.
         backend : torch means onnxruntime here.
 
         Raises
@@ -65,8 +66,8 @@ class OnnxNet:
             outputs, inner, last = _values(data)
         except (KeyError, IndexError, ValueError) as error:
             raise WeightsError("not readable as an ONNX model", where=weights.path, hint=NOT_ONNX) from error
-        nodes = {tap: last if node == POOLED and POOLED not in outputs else node
-                 for tap in taps for node in (tap if tap in outputs else split_tap(tap)[0],)}
+        named = {POOLED: last, OUTPUT: outputs[0]} | {name: name for name in (*inner, *outputs)}
+        nodes = {tap: named.get(node, node) for tap in taps for node in (tap if tap in named else split_tap(tap)[0],)}
         unknown = [tap for tap, node in nodes.items() if node not in outputs and node not in inner]
         if unknown or not taps or len(set(taps)) != len(taps):
             what = f"{unknown[0]!r} is no output of the model" if unknown else "taps must be named, each once"
