@@ -24,8 +24,9 @@ from rich.table import Table
 
 from fercache import data, recipe
 from fercache.backbones import weights
+from fercache.backbones.registry import KNOWN_WEIGHTS
 from fercache.config import ExtractConfig, StackConfig
-from fercache.data.base import Dataset, Issue, Kind, Trial, people_stored, stored_trials
+from fercache.data.base import Dataset, Issue, Kind, Trial, people_of, people_stored, person_name, stored_trials
 from fercache.data.scan import kind_at, scan
 from fercache.errors import ClipError, FercacheError, InputError, StoreError
 from fercache.extraction import job
@@ -40,6 +41,7 @@ from fercache.stacking.report import as_text
 from fercache.stacking.run_metrics import PredictRecord
 from fercache.stacking.stack import StackResult
 from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.multi_store import JOINED, SEPARATOR, MultiStoreView, ReadableStore
 from fercache.training import checkpoints
 from fercache.workspace import FAILURES, Workspace
 
@@ -360,17 +362,18 @@ def predict_dataset(request: PredictJob, cache: Path) -> Predictions:
     if not files:
         raise InputError("no trained heads", where=request.models.heads, hint="run `fercache train-heads` again")
     heads = checkpoints.load_record(files[0])
-    store, failed, extracted, forced = _features(request, dataset, heads, cache)
+    store, others, failed, extracted, forced = _features(request, dataset, heads, cache)
     dataset = stored_trials(dataset, store)
-    trials = [trial for trial in dataset.trials if trial.name in store]
+    trials = [trial for trial in dataset.trials if all(trial.name in place for place in (store, *others.values()))]
     if not trials:
         if request.out is not None:
             job.write_failures(request.out / FAILURES, failed)  # the hint below names this file
         raise FercacheError(f"no clip could be predicted: {failed[0].message if failed else 'the set is empty'}",
                             where=failed[0].clip if failed else dataset.name,
                             hint=f"see {request.out / FAILURES}" if request.out else "name other clips")
-    oof, cached = ensemble.predict_logits(dataset, trials, store, request.models, cache,
-                                          device=request.defaults.device, threads=request.defaults.threads)
+    oof, cached = ensemble.predict_logits(dataset, trials, MultiStoreView(store, others) if others else store,
+                                          request.models, cache, device=request.defaults.device,
+                                          threads=request.defaults.threads)
     seen = training_sources(trials, store, request.models.logits_file, dataset.name,
                             Workspace.holding(request.models.heads).features(request.models.logits_file.dataset))
     return Predictions(result=_evaluate(request, dataset, oof, seen, forced), models=request.models, dataset=dataset,
@@ -431,28 +434,60 @@ def _recipe_dataset(context: Context) -> str:
         return ""
 
 
-def _features(request: PredictJob, dataset: Dataset, heads: HeadRecord,
-              cache: Path) -> tuple[EmbeddingStore, list[ClipResult], int, tuple[str, ...]]:
-    """Return the store, the clips missing in it, the number of computed clips, and the differences that were forced."""
-    wanted, taps = heads.store, [part.tap for part in heads.taps]
+def _features(request: PredictJob, dataset: Dataset, heads: HeadRecord, cache: Path
+              ) -> tuple[EmbeddingStore, dict[str, ReadableStore], list[ClipResult], int, tuple[str, ...]]:
+    """Return the store, those to join with it, the clips missing in any, the number of computed clips, differences."""
+    wanted, taps, where = heads.store, [part.tap for part in heads.taps], request.models.heads
+    clips, lost, computed = [trial.name for trial in dataset.trials], list[ClipResult](), 0
     if request.store is not None:
         store = EmbeddingStore.open(request.store)
-        forced = ensemble.check_match(wanted, store.settings, taps=taps, stored_taps=list(store.taps),
-                                      where=request.models.heads, force=request.force)
-        lost = [ClipResult(clip=t.name, state="failed", message=f"not in the store {request.store}")
-                for t in dataset.trials if not people_stored(t, store)]
+        others = ensemble.find_joined(store.path, wanted, clips)
+        joined = MultiStoreView(store, others) if others else store
+        forced = ensemble.check_match(wanted, joined.settings, taps=taps, stored_taps=list(joined.taps), where=where,
+                                      force=request.force)
         lost += [ClipResult(clip=p.where, state="failed", message=p.message) for p in dataset.problems if p.is_error]
-        return store, lost, 0, forced
-    config = ensemble.extract_config_of(wanted, request.defaults, request.overrides)
-    cnn = weights.ensure_weights(config.weights, Workspace(cache).weights)
-    have = job.settings_of(config, job.resolve_faces(dataset, config), cnn)
-    # Check the settings before the extraction, which may take hours.
-    forced = ensemble.check_match(wanted, have, taps=taps, stored_taps=config.taps, where=request.models.heads,
-                                  force=request.force)
-    report = job.extract_dataset(dataset, config, cache)
-    lost = [clip for clip in report.clips if clip.state in ("failed", "busy")]
-    log.info("%d clips computed, %d cached, %d failed", report.count("computed"), report.count("cached"), len(lost))
-    return EmbeddingStore.open(report.store), lost, report.count("computed"), forced
+    else:
+        recorded = {**wanted.get(JOINED, {}), "": wanted}  # "": the store that the others are joined with
+        configs = {label: _config_of(request, settings, Workspace(cache).weights, joined=bool(label))
+                   for label, settings in recorded.items() if ensemble.IMPORTED not in settings}
+        have = recorded | {label: job.settings_of(config, job.resolve_faces(dataset, config),
+                                                  weights.ensure_weights(config.weights, Workspace(cache).weights))
+                           for label, config in configs.items()}
+        stored = [tap for tap in taps if tap.partition(SEPARATOR)[0] in recorded.keys() - configs.keys()]  # imported
+        stored += [f"{label}{SEPARATOR}{tap}" if label else tap for label, one in configs.items() for tap in one.taps]
+        # Check everything before the extraction, which may take hours.
+        base = have.pop("")
+        forced = ensemble.check_match(wanted, {**base, JOINED: have}, taps=taps, stored_taps=stored, where=where,
+                                      force=request.force)
+        imported = {label: settings for label, settings in have.items() if label not in configs}
+        ensemble.find_joined(job.store_path(cache, dataset.name, base), {JOINED: imported}, clips)
+        for label, config in configs.items():  # the store itself is last, so that it becomes the current one
+            report = job.extract_dataset(dataset, config, cache)
+            lost += [clip for clip in report.clips if clip.state in ("failed", "busy")]
+            computed = report.count("computed")
+            log.info("%s%d clips computed, %d cached, %d failed", f"{label}: " if label else "", computed,
+                     report.count("cached"), report.count("failed"))
+        store = EmbeddingStore.open(report.store)
+        others = ensemble.find_joined(store.path, wanted, clips)
+    for trial in dataset.trials:
+        people = range(1, people_stored(trial, store) + 1)
+        names = {person_name(trial, people_of(store.settings), number) for number in people}
+        absent = [place.path for place in (store, *others.values()) if not names or not all(n in place for n in names)]
+        lost += [ClipResult(clip=trial.name, state="failed", message=f"not in the store {path}") for path in absent[:1]]
+    # The first message of a clip is the reason why it is in no store.
+    return store, others, list({clip.clip: clip for clip in reversed(lost)}.values())[::-1], computed, forced
+
+
+def _config_of(request: PredictJob, settings: Mapping[str, Any], folder: Path, *, joined: bool) -> ExtractConfig:
+    """Return the settings of stage one that make a store like the one of these settings."""
+    overrides = request.overrides
+    if joined:  # flags that change numbers are for the store that the others are joined with
+        free = {*ensemble.FREE, *(entry.name for entry in fields(ExtractConfig) if not entry.metadata["numbers"])}
+        overrides = {name: value for name, value in overrides.items() if name in free - {"taps", "augmentations"}}
+    config = ensemble.extract_config_of(settings, request.defaults, overrides)
+    if joined and settings["backbone"] not in KNOWN_WEIGHTS:
+        config = replace(config, weights=str(weights.by_sha256(settings["weights"], folder).path))
+    return config
 
 
 def _evaluate(request: PredictJob, dataset: Dataset, oof: OofLogits, seen: frozenset[str],

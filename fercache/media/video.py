@@ -554,6 +554,19 @@ def packet_times(path: Path) -> NDArray[np.float64]:
         return np.array([clock.at(stamp) for stamp in stamps])
 
 
+def first_picture_s(path: Path) -> float:
+    """Return the time stamp of a video's first frame in seconds of the container's clock, which its sound shares.
+
+    Raises
+    ------
+    ClipError
+        It is not a video.
+    """
+    with _open_stream(path) as (container, stream):
+        stamp = next((stamp for stamp, *_ in _decoded(container, stream, TruncationCheck(container, stream))), None)
+        return float((stamp or 0) * (stream.time_base or TICK_S))
+
+
 def choose_stream(container: InputContainer, path: Path) -> VideoStream | None:
     """Return the video stream to read, None without one: the default one, then that with the most frames, then pixels.
 
