@@ -95,7 +95,13 @@ class DatasetConfig(Config):
 class ExtractConfig(Config):
     """Stage one (`stages/extract.toml`)."""
 
-    weights: str = option(DEFAULT_WEIGHTS, f"{', '.join(KNOWN_WEIGHTS)}, PATH (.safetensors, .pt) or onnx:PATH.")
+    # `modality` and its window are no part of `settings`: stores of sound have settings of their own.
+    modality: str = option("picture", "What to extract: picture, or audio: sound around each frame, in a store of its "
+                           "own, which `train-heads --join` reads.", choices=("picture", "audio"), numbers=False)
+    weights: str = option(DEFAULT_WEIGHTS, f"{', '.join(KNOWN_WEIGHTS)}, PATH (.safetensors, .pt) or onnx:PATH; of "
+                          "sound: logmel, egemaps (extra `opensmile`), hf:FOLDER or hf:REPOSITORY (extra "
+                          "`transformers`).")
+    audio_window_s: float = option(1.0, "Seconds of sound around each frame.", numbers=False, low=0.05, high=60)
     taps: tuple[str, ...] = option(("embedding", "block8", "repeat_2", "repeat_1-3x3"), "Values of the CNN to store: "
                                    "BLOCK (mean), BLOCK-3x3 (grid) or BLOCK-map.")
     precision: str = option("float32", "Arithmetic of the CNN.", choices=PRECISIONS)

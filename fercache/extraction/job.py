@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from fercache import media, run_log, workspace
 from fercache.backbones import weights
@@ -41,7 +41,7 @@ from fercache.store.remote import read_pointer, write_pointer
 from fercache.workspace import Workspace
 
 if TYPE_CHECKING:
-    from fercache.extraction.resources import Nets, PipelineResources
+    from fercache.extraction.resources import Nets
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +120,13 @@ def source_unchanged(stored: dict[str, Any], path: Path, kind: str, strict: bool
     return same_source(stored, media.source_digest(path, kind, strict=True))
 
 
+class HasBar(Protocol):
+    """The resources of a run: `PipelineResources` for pictures, `SoundResources` for sound."""
+
+    @property
+    def bar(self) -> ProgressBar: ...
+
+
 # Most clips that are opened to estimate the number of frames: extraction must not wait for thousands.
 OPENED_FIRST = 16
 # Seconds between two checks of clips that another process works on.
@@ -173,6 +180,33 @@ class ExtractionJob:
         log.info("%d bytes per frame%s, %.2f GB for about %d frames", row, views, row * frames / 1e9, frames)
         return frames
 
+    def run(self, dataset: Dataset, engine: Engine, failures_at: Path) -> tuple[ClipResult, ...]:
+        """Return the result of each clip, by name, and write those that failed to `failures_at`."""
+        done = [ClipResult(clip=problem.where, state="failed", message=problem.message) for problem in dataset.problems
+                if problem.is_error]
+        waiting = []
+        for trial in dataset.trials:
+            cached = self.cached(trial)
+            done.append(cached) if cached else waiting.append(trial)
+        # Before any work: thousands of files may be pointers or web pages, and one line about all of them is enough.
+        refused = {trial.name: error for trial in waiting if (error := _content_error(trial)) is not None}
+        waiting = [trial for trial in waiting if trial.name not in refused]
+        done += [ClipResult(clip=name, state="failed", message=str(error)) for name, error in refused.items()]
+        for issue in base.group_issues(base.Issue(where=name, message=error.what, hint=error.hint)
+                                       for name, error in refused.items()):
+            log.error("%s%s", f"{len(issue.details)} clips: " if len(issue.details) > 1 else "", issue)
+        try:
+            if self.cancel.is_cancelled:  # no net is loaded, and no process started, for nothing
+                done += map(self.pending, waiting)
+            elif waiting:
+                done += engine(self, waiting)
+        finally:  # also if the run was interrupted
+            failed = [c for c in sorted(done, key=lambda c: c.clip) if c.state == "failed"]
+            # A run that ended early without a failure proves nothing about the clips in an older list.
+            if failed or sum(c.state != "left" for c in done) >= len(dataset.trials):
+                write_failures(failures_at, failed)
+        return tuple(sorted(done, key=lambda c: c.clip))
+
     def run_all(self, trials: Sequence[Trial]) -> Iterator[ClipResult]:
         """Yield the result of each clip; a bad clip does not stop the others."""
         from fercache.extraction.resources import load_nets  # torch: seconds that a cached run saves
@@ -192,7 +226,7 @@ class ExtractionJob:
             if pipeline.profiler.line():
                 log.info("%s", pipeline.profiler.line())
 
-    def run_clips(self, pipeline: PipelineResources, trials: Iterable[Trial], concurrent: int) -> Iterator[ClipResult]:
+    def run_clips(self, pipeline: HasBar, trials: Iterable[Trial], concurrent: int) -> Iterator[ClipResult]:
         """Yield the result of each clip as it ends, with open resources, `concurrent` clips at once.
 
         Parameters
@@ -249,7 +283,7 @@ class ExtractionJob:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def try_clip(self, trial: Trial, pipeline: PipelineResources) -> ClipResult | None:
+    def try_clip(self, trial: Trial, pipeline: HasBar) -> ClipResult | None:
         """Return the result of a clip, or None if another process works on it."""
         pipeline.bar.note(trial.name)
         try:
@@ -275,8 +309,9 @@ class ExtractionJob:
         """Return the result of a clip that is left to the next run, with an estimate of its frames."""
         return ClipResult(clip=trial.name, state="left", frames=self._stated_frames(trial))
 
-    def extract_clip(self, trial: Trial, pipeline: PipelineResources) -> ClipResult | None:
-        """Extract and commit one clip; return None if another process took it first."""
+    def extract_clip(self, trial: Trial, pipeline: Any) -> ClipResult | None:
+        """Extract and commit one clip with the resources that `run_clips` got; None if another process took it first.
+        """
         source = self.source(trial)
         if self.name(trial) in self.store:
             log.warning("%s: the source file has changed or a person is missing from the store; extracting it again",
@@ -418,31 +453,9 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     store = _open_or_create(path, settings, config, cnn)
     job = ExtractionJob(config, store, faces, cnn, cancel=CancelToken(stop))
     failures_at = Workspace(cache).failures(dataset.name, failures)
-    done = [ClipResult(clip=problem.where, state="failed", message=problem.message) for problem in dataset.problems
-            if problem.is_error]
-    waiting = []
-    for trial in dataset.trials:
-        cached = job.cached(trial)
-        done.append(cached) if cached else waiting.append(trial)
-    # Before any work: thousands of files may be pointers or web pages, and one line about all of them is enough.
-    refused = {trial.name: error for trial in waiting if (error := _content_error(trial)) is not None}
-    waiting = [trial for trial in waiting if trial.name not in refused]
-    done += [ClipResult(clip=name, state="failed", message=str(error)) for name, error in refused.items()]
-    for issue in base.group_issues(base.Issue(where=name, message=error.what, hint=error.hint)
-                                   for name, error in refused.items()):
-        log.error("%s%s", f"{len(issue.details)} clips: " if len(issue.details) > 1 else "", issue)
-    try:
-        if job.cancel.is_cancelled:  # no net is loaded, and no process started, for nothing
-            done += map(job.pending, waiting)
-        elif waiting:
-            done += engine(job, waiting)
-    finally:  # also if the run was interrupted
-        failed = [c for c in sorted(done, key=lambda c: c.clip) if c.state == "failed"]
-        # A run that ended early without a failure proves nothing about the clips in an older list.
-        if failed or sum(c.state != "left" for c in done) >= len(dataset.trials):
-            write_failures(failures_at, failed)
+    done = job.run(dataset, engine, failures_at)
     report = ExtractReport(store=path, failures_at=failures_at, fingerprint=fingerprint_of(settings),
-                           clips=tuple(sorted(done, key=lambda c: c.clip)), seconds=time.monotonic() - started)
+                           clips=done, seconds=time.monotonic() - started)
     # An interrupted run does not get here: the pointer stays at the store of the last run that ended by itself.
     write_pointer(workspace.Features(features or cache).pointer(dataset.name), path)
     job.record_rate(report, cache)

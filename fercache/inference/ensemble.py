@@ -350,7 +350,7 @@ def extract_config_of(wanted: Mapping[str, Any], defaults: ExtractConfig,
                 if name in numbers and name not in NOT_COPIED}
     if wanted.get("backbone") in KNOWN_WEIGHTS:
         settings["weights"] = wanted["backbone"]
-    return replace(defaults, **{**settings, "faces": "auto", "augmentations": 1, **overrides})
+    return replace(defaults, **{**settings, "faces": "auto", "augmentations": 1, **overrides, "modality": "picture"})
 
 
 def find_joined(base: Location, wanted: Mapping[str, Any], clips: Sequence[str]) -> dict[str, ReadableStore]:

@@ -25,11 +25,12 @@ from rich.table import Table
 from fercache import data, recipe
 from fercache.backbones import weights
 from fercache.backbones.registry import KNOWN_WEIGHTS
+from fercache.backbones.taps import AUDIO
 from fercache.config import ExtractConfig, StackConfig
 from fercache.data.base import Dataset, Issue, Kind, Trial, people_of, people_stored, person_name, stored_trials
 from fercache.data.scan import kind_at, scan
 from fercache.errors import ClipError, FercacheError, InputError, StoreError
-from fercache.extraction import job
+from fercache.extraction import job, sound
 from fercache.extraction.job import ClipResult
 from fercache.inference import ensemble, starter
 from fercache.inference.ensemble import SelectedModels
@@ -402,6 +403,10 @@ def predict_clips(context: Context, paths: Sequence[Path], typed: Mapping[str, A
         raise InputError("clips are named both as arguments and as a data set" if named else "no clip is named",
                          where="predict", hint="give CLIP... (videos, folders) or a data set: --dataset NAME --root "
                                                "DIR, or --clips TABLE")
+    for name in ("modality", "audio_window_s"):
+        if typed.get(name) is not None:
+            raise InputError("predict reads sound as the heads do", where=f"--{name.replace('_', '-')}",
+                             hint="leave it out: it belongs to `fercache extract`")
     config = recipe.make_config(StackConfig, "stack", context.stages, {"causal": causal})
     models = ensemble.select_models(context.cache, heads, stack_run, _recipe_dataset(context), causal=config.causal)
     # Labels that are numbers are indices of the heads' classes.
@@ -447,28 +452,31 @@ def _features(request: PredictJob, dataset: Dataset, heads: HeadRecord, cache: P
                                       force=request.force)
         lost += [ClipResult(clip=p.where, state="failed", message=p.message) for p in dataset.problems if p.is_error]
     else:
-        recorded = {**wanted.get(JOINED, {}), "": wanted}  # "": the store that the others are joined with
-        configs = {label: _config_of(request, settings, Workspace(cache).weights, joined=bool(label))
+        # "": the store that the others are joined with. It comes after other pictures, so that it becomes the current
+        # one, and before sound, whose rows are its frames.
+        recorded = dict(sorted([("", wanted), *wanted.get(JOINED, {}).items()],
+                               key=lambda one: (_is_sound(one[1]), not one[0])))
+        configs = {label: _config_of(request, settings, cache, joined=bool(label))
                    for label, settings in recorded.items() if ensemble.IMPORTED not in settings}
-        have = recorded | {label: job.settings_of(config, job.resolve_faces(dataset, config),
-                                                  weights.ensure_weights(config.weights, Workspace(cache).weights))
-                           for label, config in configs.items()}
+        have = recorded | {label: _settings_of(dataset, config, cache) for label, config in configs.items()}
         stored = [tap for tap in taps if tap.partition(SEPARATOR)[0] in recorded.keys() - configs.keys()]  # imported
         stored += [f"{label}{SEPARATOR}{tap}" if label else tap for label, one in configs.items() for tap in one.taps]
         # Check everything before the extraction, which may take hours.
         base = have.pop("")
         forced = ensemble.check_match(wanted, {**base, JOINED: have}, taps=taps, stored_taps=stored, where=where,
                                       force=request.force)
+        path = job.store_path(cache, dataset.name, base)
         imported = {label: settings for label, settings in have.items() if label not in configs}
-        ensemble.find_joined(job.store_path(cache, dataset.name, base), {JOINED: imported}, clips)
-        for label, config in configs.items():  # the store itself is last, so that it becomes the current one
-            report = job.extract_dataset(dataset, config, cache)
+        ensemble.find_joined(path, {JOINED: imported}, clips)
+        for label, config in configs.items():
+            report = (sound.extract_sound(dataset, config, cache, pictures=path if label else None)
+                      if config.modality == "audio" else job.extract_dataset(dataset, config, cache))
             lost += [clip for clip in report.clips if clip.state in ("failed", "busy")]
-            computed = report.count("computed")
-            log.info("%s%d clips computed, %d cached, %d failed", f"{label}: " if label else "", computed,
-                     report.count("cached"), report.count("failed"))
-        store = EmbeddingStore.open(report.store)
-        others = ensemble.find_joined(store.path, wanted, clips)
+            computed = computed if label else report.count("computed")
+            log.info("%s%d clips computed, %d cached, %d failed", f"{label}: " if label else "",
+                     report.count("computed"), report.count("cached"), report.count("failed"))
+        store = EmbeddingStore.open(path)
+        others = ensemble.find_joined(path, wanted, clips)
     for trial in dataset.trials:
         people = range(1, people_stored(trial, store) + 1)
         names = {person_name(trial, people_of(store.settings), number) for number in people}
@@ -478,16 +486,30 @@ def _features(request: PredictJob, dataset: Dataset, heads: HeadRecord, cache: P
     return store, others, list({clip.clip: clip for clip in reversed(lost)}.values())[::-1], computed, forced
 
 
-def _config_of(request: PredictJob, settings: Mapping[str, Any], folder: Path, *, joined: bool) -> ExtractConfig:
+def _is_sound(settings: Mapping[str, Any]) -> bool:
+    return settings.get("modality") == AUDIO
+
+
+def _config_of(request: PredictJob, settings: Mapping[str, Any], cache: Path, *, joined: bool) -> ExtractConfig:
     """Return the settings of stage one that make a store like the one of these settings."""
     overrides = request.overrides
-    if joined:  # flags that change numbers are for the store that the others are joined with
+    if joined or _is_sound(settings):  # flags that change numbers are for pictures, and for the store that is joined to
         free = {*ensemble.FREE, *(entry.name for entry in fields(ExtractConfig) if not entry.metadata["numbers"])}
         overrides = {name: value for name, value in overrides.items() if name in free - {"taps", "augmentations"}}
+    if _is_sound(settings):
+        return sound.config_of(settings, cache, replace(request.defaults, **overrides))
     config = ensemble.extract_config_of(settings, request.defaults, overrides)
     if joined and settings["backbone"] not in KNOWN_WEIGHTS:
-        config = replace(config, weights=str(weights.by_sha256(settings["weights"], folder).path))
+        config = replace(config, weights=str(weights.by_sha256(settings["weights"], Workspace(cache).weights).path))
     return config
+
+
+def _settings_of(dataset: Dataset, config: ExtractConfig, cache: Path) -> dict[str, Any]:
+    """Return the settings of the store that this configuration makes."""
+    if config.modality == "audio":
+        return sound.settings_of(config, sound.resolve_sound(config, cache))
+    cnn = weights.ensure_weights(config.weights, Workspace(cache).weights)
+    return job.settings_of(config, job.resolve_faces(dataset, config), cnn)
 
 
 def _evaluate(request: PredictJob, dataset: Dataset, oof: OofLogits, seen: frozenset[str],

@@ -74,12 +74,13 @@ def _blocks(container: InputContainer, stream: AudioStream, origin_s: float) -> 
     def resampled(frame: AudioFrame | None) -> Iterator[tuple[int, NDArray[np.int16]]]:
         nonlocal written
         for out in resampler.resample(frame) if resampler is not None else ():
-            block = out.to_ndarray().reshape(-1)
+            block = out.to_ndarray().reshape(-1).astype(np.int16, copy=False)
             yield written, block
             written += len(block)
 
     for frame in _frames(container, stream):
-        start_s = float(frame.pts * frame.time_base) + shift_s if frame.pts is not None else end_s
+        known = frame.pts is not None and frame.time_base is not None
+        start_s = float(frame.pts * frame.time_base) + shift_s if known else end_s  # type: ignore[operator]
         if end_s - start_s >= RESTART_S:  # a joined recording, whose time stamps begin again
             shift_s, start_s = shift_s + end_s - start_s, end_s
         own = frame.format.name, frame.layout.name, frame.sample_rate

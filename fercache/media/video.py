@@ -316,6 +316,9 @@ class VideoSource(Source):
     def frames(self, start: int = 0) -> Iterator[Frame]:
         return self._frames(start, None)
 
+    def times(self) -> NDArray[np.float64]:
+        return np.array([frame.time_s for frame in self._frames(0, None, set())])
+
     def pick(self, rows: Sequence[int]) -> Iterator[Frame]:
         wanted = set(rows)
         frames = self._frames(0, max(wanted) + 1, wanted) if wanted else iter(())

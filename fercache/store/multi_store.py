@@ -169,7 +169,7 @@ def join_stores(base: EmbeddingStore, names: Sequence[str], taps: Sequence[str])
         label = stem.rpartition("-")[0] or other.path.name
         if label in others:  # another recipe of the same net
             label = stem
-        if label in others or other.path == base.path:
+        if any(other.path == one.path for one in (base, *others.values())):
             raise InputError(f"{label} is joined twice", where=place, hint="name each store once")
         others[label] = other
         _report_unmatched(base, label, other)

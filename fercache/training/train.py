@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fercache.backbones.taps import is_audio
 from fercache.config import TrainConfig, fingerprint_of
 from fercache.data.base import Dataset, Issue, Trial, stored_trials
 from fercache.data.labels import canonical_class_name
@@ -202,7 +203,7 @@ def _starter_problem(starter: HeadRecord, dataset: Dataset, store: ReadableStore
         (dataset.layout == "fer2013", "starter heads are trained on FER2013's photos, so scores would be too high"),
         (starter.store_digest == store.digest(), "it was trained on clips of the same store: their scores would leak"),
         (config.finetune_tap, "finetune_tap replaces the net that the starter has"),
-        (shapes != {tap: store.taps.get(tap) for tap in config.taps},
+        (shapes != {tap: store.taps.get(tap) for tap in config.taps if not is_audio(tap)},  # the frame head reads none
          f"it reads the taps {', '.join(shapes)}, and the recipe names {', '.join(config.taps)}"),
         (any(starter.store.get(key) != store.settings.get(key) for key in STARTER_FEATURES),
          f"it reads features of {starter.store.get('backbone')}, and the store has those of other weights"),
@@ -232,7 +233,8 @@ def _train(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, conf
     if init:
         files = checkpoints.starter_files(config.init_from)
         # In the order of the starter's input, whose weights belong to columns.
-        config = replace(config, taps=tuple(tap.tap for tap in checkpoints.load_record(files[0]).input_taps))
+        config = replace(config, taps=(*(tap.tap for tap in checkpoints.load_record(files[0]).input_taps),
+                                       *filter(is_audio, config.taps)))
         log.info("the frame head begins with starter weights (trained on %s)", init.data)
         if init.shared:
             log.warning("%s: out-of-fold scores are too high if the starter was trained on them; use --init scratch",
