@@ -38,22 +38,22 @@ def make_video(path: Path, frames: int, sound: NDArray[np.int16] | None, *, fps:
         video = out.add_stream("mpeg4", rate=fps)
         video.width, video.height, video.pix_fmt = 128, 96, "yuv420p"
         video.codec_context.time_base = Fraction(1, fps)
-        heard = out.add_stream("pcm_s16le", rate=PER_S, layout="stereo") if sound is not None else None
+        audible = out.add_stream("pcm_s16le", rate=PER_S, layout="stereo") if sound is not None else None
         for i in range(frames):
             image = av.VideoFrame.from_ndarray(picture(i + 1), format="rgb24")
             image.pts, image.time_base = i + fps // 2, Fraction(1, fps)
             out.mux(video.encode(image))
         out.mux(video.encode(None))
         for start in range(0, len(sound) if sound is not None else 0, 960):
-            assert sound is not None and heard is not None
+            assert sound is not None and audible is not None
             block = np.ascontiguousarray(sound[start:start + 960]).reshape(1, -1)
             frame = av.AudioFrame.from_ndarray(block, format="s16", layout="stereo")
             frame.sample_rate, frame.time_base = PER_S, Fraction(1, PER_S)
             frame.pts = start + round((fps // 2 / fps + starts_s) * PER_S)
             if stops is None or not stops <= start < stops + PER_S:
-                out.mux(heard.encode(frame))
-        if heard is not None:
-            out.mux(heard.encode(None))
+                out.mux(audible.encode(frame))
+        if audible is not None:
+            out.mux(audible.encode(None))
     return path
 
 

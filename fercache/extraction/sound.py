@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -132,15 +133,16 @@ class HfSound:
     def __init__(self, folder: Path, taps: Sequence[str], device: str) -> None:
         try:
             import torch
-            from transformers import AutoFeatureExtractor, AutoModel
+
+            transformers: Any = import_module("transformers")  # some of its functions are typed, others not
         except ImportError as error:
             raise MissingExtra("hf: needs the package transformers, which is not installed",
                                hint="pip install 'fercache[transformers]'") from error
         from fercache.runtime.devices import resolve_device
 
         try:
-            self.prepare = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
-            model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            self.prepare = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+            model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError, KeyError) as error:
             raise WeightsError(f"not a model that transformers opens ({str(error).splitlines()[0]})", where=folder,
                                hint="a folder with config.json, preprocessor_config.json and .safetensors") from error
@@ -361,18 +363,18 @@ class SoundJob(ExtractionJob):
             if trial.kind == "video":
                 one = read_sound(trial.path, last_s + half_s)
             rows = WindowedRows(one, self.net, self.config.audio_window_s)
-            heard = rows.heard(at_s)
+            audible = rows.audible(at_s)
             if writer.frame_table is None:
                 empty = np.full((len(index), 5), np.nan)
-                writer.set_frame_table(np.column_stack([index, time_s, heard, empty, np.full(len(index), -1.0)]))
+                writer.set_frame_table(np.column_stack([index, time_s, audible, empty, np.full(len(index), -1.0)]))
             while writer.written < len(index):
                 self.cancel.check()
                 part = slice(writer.written, writer.written + SEGMENT)
-                writer.write(writer.written, rows.read(at_s[part], heard[part], self.store.taps))
+                writer.write(writer.written, rows.read(at_s[part], audible[part], self.store.taps))
             manifest = writer.commit()
-        if not heard.any():
+        if not audible.any():
             self.log_alike(logging.WARNING, trial.name, f"no sound in any of its {manifest.frames} frames")
-        return ClipResult(clip=trial.name, state="computed", frames=manifest.frames, faces=int(heard.sum()))
+        return ClipResult(clip=trial.name, state="computed", frames=manifest.frames, faces=int(audible.sum()))
 
     def _rows(self, trial: Trial) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Return number, time and place in the sound (both in seconds) of each row; NaN without a place."""
@@ -411,21 +413,21 @@ class WindowedRows:
                      (self.decoded, squares.reshape(-1, TICK).sum(1) * self.decoded)]
         self.block = lru_cache(maxsize=3)(self._block)
 
-    def heard(self, at_s: NDArray[np.float64]) -> NDArray[np.bool_]:
+    def audible(self, at_s: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return whether there is sound around each time, (T,)."""
         low, high = self._range(at_s, TICK, 0, len(self.decoded))
         decoded, energy = (values[high] - values[low] for values in self.sums)
         level = np.sqrt(energy / np.maximum(decoded * TICK, 1)) / 2**15
-        heard: NDArray[np.bool_] = ((decoded >= MIN_DECODED * 2 * self.half_s * RATE / TICK)
+        audible: NDArray[np.bool_] = ((decoded >= MIN_DECODED * 2 * self.half_s * RATE / TICK)
                                     & (level >= 10 ** (SILENCE_DB / 20)))
-        return heard
+        return audible
 
-    def read(self, at_s: NDArray[np.float64], heard: NDArray[np.bool_], shapes: dict[str, tuple[int, ...]]
+    def read(self, at_s: NDArray[np.float64], audible: NDArray[np.bool_], shapes: dict[str, tuple[int, ...]]
              ) -> dict[str, NDArray[np.float16]]:
-        """Return tap -> (n, D) of n frames: the mean over the window, and the spread; zeros where nothing is heard."""
+        """Return tap -> (n, D) of n frames: the mean over the window, and the spread; zeros where nothing is audible."""
         out = {tap: np.zeros((len(at_s), *shape), np.float16) for tap, shape in shapes.items()}
         for start in range(0, len(at_s), ROWS):
-            rows = start + np.flatnonzero(heard[start:start + ROWS])
+            rows = start + np.flatnonzero(audible[start:start + ROWS])
             if len(rows):
                 for tap, values in self._means(at_s[rows]).items():
                     out[tap][rows] = np.clip(values, -65504, 65504)  # float16 has no more

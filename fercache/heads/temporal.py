@@ -57,23 +57,23 @@ class TemporalHead(Head):
         """Return logits ``(B, W, C)``; a row whose columns of sound are all zeros has no sound."""
         if self.sound is None:
             return super().forward(x, seen, time_s)
-        heard = x[..., self.width:].any(-1)
+        audible = x[..., self.width:].any(-1)
         if self.training:
             drawn = torch.rand(len(x), 1, device=x.device)
             # The picture is dropped only where there is sound: a window with neither teaches nothing.
-            seen = seen & ~((drawn > 1 - DROP_PICTURE) & heard.any(1, keepdim=True))
-            heard = heard & (drawn >= DROP_SOUND)
+            seen = seen & ~((drawn > 1 - DROP_PICTURE) & audible.any(1, keepdim=True))
+            audible = audible & (drawn >= DROP_SOUND)
         known = torch.cat([mask[..., None].expand(-1, -1, columns) for mask, columns in
-                           ((seen, self.width), (heard, x.shape[-1] - self.width))], -1)
+                           ((seen, self.width), (audible, x.shape[-1] - self.width))], -1)
         x = self.standardise(x, known)
         if self.training and self.noise:
             x = x + self.noise * torch.randn_like(x) * known
-        return self.logits(x, seen, time_s, heard)
+        return self.logits(x, seen, time_s, audible)
 
-    def logits(self, x: Tensor, seen: Tensor, time_s: Tensor, heard: Tensor | None = None) -> Tensor:
+    def logits(self, x: Tensor, seen: Tensor, time_s: Tensor, audible: Tensor | None = None) -> Tensor:
         narrow, known = self.project(x[..., :self.width]), seen
-        if self.sound is not None and heard is not None:
-            narrow, known = self.sound(narrow, x[..., self.width:], seen, heard), seen | heard
+        if self.sound is not None and audible is not None:
+            narrow, known = self.sound(narrow, x[..., self.width:], seen, audible), seen | audible
         rows = torch.cat([self.mix(narrow, known, time_s), narrow * known[..., None]], -1)
         logits: Tensor = self.out(rows if self.pool is None else self.pool(rows, known))
         if self.smoothing is not None:
@@ -95,9 +95,9 @@ class SoundGate(nn.Module):
         self.project = nn.Sequential(nn.Dropout(dropout), nn.Linear(size, width), nn.LayerNorm(width), nn.GELU())
         self.gate = nn.Linear(2 * width, width)
 
-    def forward(self, narrow: Tensor, sound: Tensor, seen: Tensor, heard: Tensor) -> Tensor:
+    def forward(self, narrow: Tensor, sound: Tensor, seen: Tensor, audible: Tensor) -> Tensor:
         """Return ``(B, W, width)`` of the picture ``(B, W, width)`` and the sound ``(B, W, A)``."""
-        picture, sound = narrow * seen[..., None], self.project(sound) * heard[..., None]
+        picture, sound = narrow * seen[..., None], self.project(sound) * audible[..., None]
         gated: Tensor = picture + torch.sigmoid(self.gate(torch.cat([picture, sound], -1))) * sound
         return gated
 
