@@ -163,6 +163,9 @@ def test_a_kill_at_any_step_leaves_the_same_bytes(runner: Runner, tmp_path: Path
         assert runner.run(*words, cwd=folder, kill_at=step).code == -9, step
         assert runner.run(*words, cwd=folder).code == 0
         assert files(folder) == files(tmp_path / "whole"), step
+    (tmp_path / "both").mkdir()
+    both = [runner.start(*words, cwd=tmp_path / "both") for _ in range(2)]
+    assert [run.wait().code for run in both] == [0, 0] and files(tmp_path / "both") == files(tmp_path / "whole")
 
 
 def test_crops_have_the_sound_of_their_video(tmp_path: Path) -> None:

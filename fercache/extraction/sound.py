@@ -136,8 +136,8 @@ class HfSound:
 
             transformers: Any = import_module("transformers")  # some of its functions are typed, others not
         except ImportError as error:
-            raise MissingExtra("hf: needs the package transformers, which is not installed",
-                               hint="pip install 'fercache[transformers]'") from error
+            raise MissingExtra("hf: needs transformers, which is not installed",
+                               hint="pip install 'fercache[hf]'") from error
         from fercache.runtime.devices import resolve_device
 
         try:
@@ -222,8 +222,8 @@ def _download(repository: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise MissingExtra("hf: needs the package transformers, which is not installed",
-                           hint="pip install 'fercache[transformers]'") from error
+        raise MissingExtra("hf: needs transformers, which is not installed",
+                           hint="pip install 'fercache[hf]'") from error
     try:
         return Path(snapshot_download(repository, allow_patterns=["*config.json", "*.safetensors"]))
     except (OSError, ValueError) as error:
