@@ -28,11 +28,11 @@ from fercache.backbones.weights.files import Weights
 from fercache.config import ExtractConfig, fingerprint_of
 from fercache.data.base import Dataset, Trial, stored_trials
 from fercache.errors import InputError, MissingExtra, StoreError, WeightsError
-from fercache.extraction.cancellation import CancelToken, never_cancelled
 from fercache.extraction.job import ClipResult, ExtractionJob, ExtractReport, current_store_or_none
+from fercache.extraction.run_control import CancelToken, never_cancelled
 from fercache.media import sound
 from fercache.media.sound import RATE, Sound, read_sound
-from fercache.runtime import atomic_io, wheels
+from fercache.runtime import atomic_io
 from fercache.runtime.progress import ProgressBar, progress_bar
 from fercache.runtime.uri import Location
 from fercache.store.embedding_store import EmbeddingStore
@@ -209,7 +209,7 @@ def resolve_sound(config: ExtractConfig, cache: Path) -> Weights:
     if not any(path.suffix == ".safetensors" for path in files):
         raise WeightsError("holds no .safetensors", where=folder,
                            hint="save the model with transformers' save_pretrained; pickles are never loaded")
-    digest = fingerprint_of([[path.name, wheels.file_sha256(path)] for path in files])
+    digest = fingerprint_of([[path.name, atomic_io.file_sha256(path)] for path in files])
     pointer = Workspace(cache).weights / f"sound-{digest[:16]}.json"
     record = ModelFolder(source=str(folder.resolve()) if Path(source).expanduser().is_dir() else source)
     atomic_io.write_json(pointer, record)
@@ -289,29 +289,32 @@ def extract_sound(dataset: Dataset, config: ExtractConfig, cache: Path, features
     picture_store = _open_or_none(pictures or current_store_or_none(features or cache, dataset.name))
     if picture_store is not None:
         dataset = stored_trials(dataset, picture_store)
-    net = _net(source, settings["taps"], config)
-    shapes: dict[str, tuple[int, ...]] = {tap: (values.shape[1] * (1 + net.spread),)
-                                          for tap, values in net(np.zeros(RATE, np.float32)).items()}
     path = workspace.Features(features or cache).store(dataset.name, source.name, fingerprint_of(settings))
     log.info("store %s", path)
-    store = EmbeddingStore.create(path, settings, shapes, repair=True)
+    store = _open_or_none(path if EmbeddingStore.exists(path) else None, mode="a")
+    if store is None:  # a model is loaded only where it has work
+        one = _net(source, settings["taps"], config)
+        shapes: dict[str, tuple[int, ...]] = {tap: (values.shape[1] * (1 + one.spread),)
+                                              for tap, values in one(np.zeros(RATE, np.float32)).items()}
+        store = EmbeddingStore.create(path, settings, shapes, repair=True)
     # Crops have no sound; the video that they were cut from has it, by frame number.
     numbered = frozenset(trial.name for trial in dataset.trials if trial.kind != "video")
     trials = tuple(trial if trial.video is None else replace(trial, path=trial.video, kind="video")
                    for trial in dataset.trials)
-    job = SoundJob(config, store, "", source, cancel=CancelToken(stop), net=net, pictures=picture_store,
+    job = SoundJob(config, store, "", source, cancel=CancelToken(stop), pictures=picture_store,
                    crops={trial.name: trial.path for trial in dataset.trials if trial.name in numbered})
     failures_at = Workspace(cache).failures(dataset.name, failures.replace("failures", "failures-audio", 1))
     done = job.run(replace(dataset, trials=trials), lambda own, waiting: own.run_all(waiting), failures_at)
+    store.write_index()
     return ExtractReport(store=path, failures_at=failures_at, fingerprint=fingerprint_of(settings), clips=done,
                          seconds=time.monotonic() - started)
 
 
-def _open_or_none(place: Location | None) -> EmbeddingStore | None:
+def _open_or_none(place: Location | None, mode: str = "r") -> EmbeddingStore | None:
     try:
-        return None if place is None else EmbeddingStore.open(place)
+        return None if place is None else EmbeddingStore.open(place, mode=mode)
     except StoreError as error:
-        log.warning("%s; the frames are counted anew", error)
+        log.warning("%s", error)
         return None
 
 
@@ -333,13 +336,14 @@ class SoundResources:
 class SoundJob(ExtractionJob):
     """One run over the sound of a data set."""
 
-    net: SoundNet = field(default_factory=LogMel)
+    net: SoundNet | None = None  # loaded by `run_all`
     pictures: EmbeddingStore | None = None
     crops: dict[str, Path] = field(default_factory=dict)  # trials whose pictures are not those of the video -> folder
 
     def run_all(self, trials: Sequence[Trial]) -> Iterator[ClipResult]:
         """Yield the result of each clip; a bad clip does not stop the others."""
         packages, threads = ["numpy", "av"], self.config.threads or len(os.sched_getaffinity(0))
+        self.net = _net(self.cnn, self.store.settings["taps"], self.config)
         if isinstance(self.net, HfSound):
             packages += ["torch", "transformers"]
             self.net.torch.set_num_threads(1)  # clips use the cores: one each
@@ -362,6 +366,7 @@ class SoundJob(ExtractionJob):
             one = Sound(samples=np.zeros(0, np.int16), parts=())
             if trial.kind == "video":
                 one = read_sound(trial.path, last_s + half_s)
+            assert self.net is not None
             rows = WindowedRows(one, self.net, self.config.audio_window_s)
             audible = rows.audible(at_s)
             if writer.frame_table is None:
@@ -424,7 +429,7 @@ class WindowedRows:
 
     def read(self, at_s: NDArray[np.float64], audible: NDArray[np.bool_], shapes: dict[str, tuple[int, ...]]
              ) -> dict[str, NDArray[np.float16]]:
-        """Return tap -> (n, D) of n frames: the mean over the window, and the spread; zeros where nothing is audible."""
+        """Return tap -> (n, D) of n frames: mean over the window, and spread; zeros where nothing is audible."""
         out = {tap: np.zeros((len(at_s), *shape), np.float16) for tap, shape in shapes.items()}
         for start in range(0, len(at_s), ROWS):
             rows = start + np.flatnonzero(audible[start:start + ROWS])
