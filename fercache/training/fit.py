@@ -264,12 +264,14 @@ def _rows(features: FrameDataset, trials: tuple[int, ...]) -> NDArray[np.int64]:
 
 def _mean_and_std(features: FrameDataset, rows: NDArray[np.int64], max_rows: int = 20_000) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation, each ``(D,)``, over rows with a face, those of sound over rows with sound."""
+    parts = [(features.x, rows[features.valid[rows]])]
+    if features.audio.shape[1]:  # thinned first: whether a row has sound is read from its values
+        some = rows[:: max(1, len(rows) // max_rows)]
+        parts.append((features.audio, some[features.audio[some].any(1)]))
     moments = []
-    for part in (features, features.only_sound())[:1 + bool(features.audio.shape[1])]:
-        seen = rows[part.valid[rows]]
-        seen = seen[:: max(1, len(seen) // max_rows)]
-        x = torch.from_numpy(part.x[seen]).float()
-        moments.append((x.mean(0), x.std(0, correction=0)) if len(seen) else
+    for values, seen in parts:
+        x = torch.from_numpy(values[seen[:: max(1, len(seen) // max_rows)]]).float()
+        moments.append((x.mean(0), x.std(0, correction=0)) if len(x) else
                        (torch.zeros(x.shape[1]), torch.ones(x.shape[1])))
     return torch.cat([mean for mean, _ in moments]), torch.cat([std for _, std in moments])
 
