@@ -20,7 +20,9 @@ from fercache.data.table import read_clip_table
 from fercache.errors import InputError
 from fercache.heads.base import build_head
 from fercache.heads.registry import HEADS
-from fercache.oof import OofLogits
+from fercache.oof import OofLogits, without_sound
+from fercache.stacking import stack
+from fercache.stacking.run_metrics import read_metrics
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS
 from fercache.store.multi_store import join_stores
@@ -117,6 +119,17 @@ def test_new_clips_are_read_alike_and_need_no_sound(trained: dict[bool, OofLogit
     np.testing.assert_allclose(silenced["gru"][last], probs["gru"][last], atol=1e-6)
 
 
+def test_logits_without_sound_are_those_of_silent_clips(trained: dict[bool, OofLogits], base: EmbeddingStore) -> None:
+    """A second file holds what the heads predict out of fold if no clip has sound; the stack learns from it, too."""
+    folder = Path(str(base.path)).parents[2] / "logits" / "set"
+    mute = OofLogits.load(without_sound(folder / "x.h5", trained[True].provenance.settings or {})[1])
+    assert mute.heads == ("frame", "gru") and len(list(folder.glob("*.h5"))) == 3
+    assert mute.logits["frame"].tobytes() == trained[True].logits["frame"].tobytes()
+    last = trained[True].rows(PEOPLE - 1)
+    np.testing.assert_allclose(mute.logits["gru"][last], trained[True].logits["gru"][last], atol=1e-6)
+    assert np.abs(mute.logits["gru"] - trained[True].logits["gru"]).max() > .1
+
+
 def test_sound_is_kept_where_no_face_is_seen_and_zeros_stay_zeros(base: EmbeddingStore, dataset: Dataset) -> None:
     store = join_stores(base, ["logmel"], [])[0]
     features = load_features(store, dataset.trials, ("logmel/audio", "block8"), normalize="clip")
@@ -202,5 +215,15 @@ def test_the_whole_way_on_clips_with_sound(linked: Path, runner: Runner, tmp_pat
     assert stores.keys() == {"casia-webface", "logmel"}
     audible = {name: stores["logmel"][name].frame_table["valid"].any() for name in stores["logmel"]}
     assert audible == {str(tmp_path / "mute.mkv"): False, str(tmp_path / "new.mkv"): True}
+    # The clip without sound is predicted by the stack of clips without sound, in which there is no head `audio`.
+    oof = OofLogits.load(next((linked / "cache" / "logits" / "predict").glob("*.h5")))
+    runs = {"audio" in read_metrics(path).columns: path.parent for path in linked.glob("cache/stack/*/*/metrics.json")}
+    assert runs.keys() == {True, False}
+    for clip, folder in (("mute", runs[False]), ("new", runs[True])):
+        heads = oof.heads if clip == "new" else oof.heads[:2]
+        ppm = stack.predict_new(folder, replace(oof, heads=heads, logits={head: oof.logits[head] for head in heads}))
+        wanted = ppm[oof.rows(oof.trials.index(str(tmp_path / f"{clip}.mkv")))] / 1e6
+        written = [[float(row["p_calm"]), float(row["p_loud"])] for row in rows[clip]]
+        np.testing.assert_allclose(written, wanted, atol=1e-6)
     by_sound = [int(row["prediction"]) for row in rows["new"]]
     assert np.mean(np.array(by_sound) == label) > .7

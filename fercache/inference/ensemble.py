@@ -12,12 +12,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
 from fercache.backbones.registry import KNOWN_WEIGHTS
-from fercache.config import ExtractConfig, fingerprint_of
+from fercache.config import ExtractConfig, StackConfig, fingerprint_of
 from fercache.data import labels
 from fercache.data.base import Dataset, Trial
 from fercache.data.demo import DEMO
@@ -26,6 +27,7 @@ from fercache.inference import starter
 from fercache.oof import OofLogits, Provenance
 from fercache.runtime.uri import Location
 from fercache.stacking.run_metrics import StackMetrics, read_metrics
+from fercache.stacking.stack import run_without_sound
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.multi_store import JOINED, MultiStoreView, ReadableStore, clip_identity, siblings
 from fercache.workspace import METRICS, Workspace, heads_of, logits_file_of
@@ -112,6 +114,15 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
                          hint=f"name a run of the heads {folder}, or leave --stack out")
     log.info("heads %s, stack %s, trained on %s", folder, stack.name, oof.dataset)
     return SelectedModels(logits_file=oof, heads=folder, stack=stack)
+
+
+def find_mute_run(models: SelectedModels) -> Path | None:
+    """Return the folder of the stack run for clips without sound, made if it is missing; None if no head reads sound.
+    """
+    if models.stack is None:
+        return None
+    config = msgspec.convert(_metrics(models.stack).config, StackConfig)
+    return run_without_sound(models.logits_file, config, Workspace.holding(models.heads).root)
 
 
 def _reads(file: Path, fingerprint: str, causal: bool) -> bool:

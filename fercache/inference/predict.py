@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from os import PathLike
@@ -377,8 +377,11 @@ def predict_dataset(request: PredictJob, cache: Path) -> Predictions:
                                           threads=request.defaults.threads)
     seen = training_sources(trials, store, request.models.logits_file, dataset.name,
                             Workspace.holding(request.models.heads).features(request.models.logits_file.dataset))
-    return Predictions(result=_evaluate(request, dataset, oof, seen, forced), models=request.models, dataset=dataset,
-                       store=store, extracted=extracted, cached=cached, failed=failed,
+    of_sound = [other for other in others.values() if _is_sound(other.settings)]
+    silent = {trial.name for trial in trials
+              if of_sound and not any(other[trial.name].frame_table["valid"].any() for other in of_sound)}
+    return Predictions(result=_evaluate(request, dataset, oof, seen, forced, silent), models=request.models,
+                       dataset=dataset, store=store, extracted=extracted, cached=cached, failed=failed,
                        training_clips=tuple(sorted(seen)))
 
 
@@ -513,12 +516,14 @@ def _settings_of(dataset: Dataset, config: ExtractConfig, cache: Path) -> dict[s
 
 
 def _evaluate(request: PredictJob, dataset: Dataset, oof: OofLogits, seen: frozenset[str],
-              forced: tuple[str, ...]) -> StackResult:
+              forced: tuple[str, ...], silent: Collection[str]) -> StackResult:
     """Return predictions and scores, with display names."""
     if request.models.stack is None:
         result = starter.evaluate_starter(without_labels(oof, seen), request.stack)
     else:
-        result = stack.evaluate(request.models.stack, without_labels(oof, seen), request.stack)
+        mute = ensemble.find_mute_run(request.models) if silent else None
+        result = stack.evaluate(request.models.stack, without_labels(oof, seen), request.stack, mute=mute,
+                                silent=silent)
     names = display_names(dataset)
     splits = {split: msgspec.structs.replace(scores, predicted=BY_MODELS, title=f"{split}, new to the heads")
               for split, scores in result.report.splits.items()}

@@ -241,6 +241,18 @@ class CrossValidatedTraining:
         self.records = [checkpoints.load_record(key.path(self.folder)) for key in self._keys()]
         return {head: log_probs[head] for head in self.config.heads}
 
+    def run_without_sound(self, log_probs: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        """Return the same as `run` as if no clip had sound, for the stack of such clips; {} where no head reads any."""
+        heads = [head for head in self.config.heads if HEADS[head].sound != "only"]
+        if not heads or (len(heads) == len(self.config.heads) and not self.features.audio.shape[1]):
+            return {}
+        zeros = np.broadcast_to(np.float16(0), self.features.audio.shape)  # takes no memory
+        self.inputs = {head: replace(self.inputs[head], audio=zeros) if HEADS[head].sound else self.inputs[head]
+                       for head in heads}
+        self.oof_features = {k: replace(features, audio=zeros) for k, features in self.oof_features.items()}
+        with progress_bar("predict without sound", 0) as bar:
+            return {head: self._predictions(head, bar) if HEADS[head].sound else log_probs[head] for head in heads}
+
     def _cost_s(self, head: str) -> float:
         """Return about how long one training of the head takes on one core: its weight in the progress bar."""
         features = self.inputs[head]

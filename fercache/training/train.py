@@ -18,7 +18,7 @@ from fercache.data.labels import canonical_class_name
 from fercache.data.photos import fer2013_pictures
 from fercache.errors import InputError
 from fercache.heads.registry import FRAME, HEADS, TEMPORAL_HEADS
-from fercache.oof import HeadRecord, OofLogits, Provenance, StarterInit
+from fercache.oof import HeadRecord, OofLogits, Provenance, StarterInit, without_sound
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.multi_store import ReadableStore, join_stores
@@ -241,11 +241,16 @@ def _train(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, conf
     training = CrossValidatedTraining.prepare(dataset, trials, store, config, heads, weights, init)
     logits = training.run()
     features = training.features
-    OofLogits(dataset=dataset.name, classes=dataset.classes, metric=dataset.metric, notice=dataset.notice,
-              heads=config.heads, trials=tuple(t.name for t in trials), group=tuple(t.group for t in trials),
-              split=tuple(t.split for t in trials), fold=training.splits.fold, offsets=features.offsets,
-              index=features.index, time_s=features.time_s, valid=features.valid, label=features.label,
-              logits=logits, fingerprint=fingerprint_of(settings), epochs_fixed=training.splits.epochs_fixed,
-              provenance=Provenance(settings=settings, store=store.path.name,
-                                    heads=tuple(training.records))).save(logits_file)
+    oof = OofLogits(
+        dataset=dataset.name, classes=dataset.classes, metric=dataset.metric, notice=dataset.notice,
+        heads=config.heads, trials=tuple(t.name for t in trials), group=tuple(t.group for t in trials),
+        split=tuple(t.split for t in trials), fold=training.splits.fold, offsets=features.offsets,
+        index=features.index, time_s=features.time_s, valid=features.valid, label=features.label,
+        logits=logits, fingerprint=fingerprint_of(settings), epochs_fixed=training.splits.epochs_fixed,
+        provenance=Provenance(settings=settings, store=store.path.name, heads=tuple(training.records)))
+    mute = training.run_without_sound(logits)
+    if mute:
+        fingerprint, path = without_sound(logits_file, settings)
+        replace(oof, heads=tuple(mute), logits=mute, fingerprint=fingerprint).save(path)
+    oof.save(logits_file)
     return training.trained

@@ -98,7 +98,9 @@ def main() -> None:
         for what, store in ({"with their sound": audible, "without sound": silent} if one.join else {"": None}).items():
             view = pictures if store is None else MultiStoreView(pictures, {"made": store})
             new, _ = ensemble.predict_logits(dataset, scored, view, models, given.cache, device="cpu", threads=1)
-            report = stack.evaluate(result.folder, new, StackConfig(bootstrap=0, threads=1)).report
+            of_stack = StackConfig(bootstrap=0, threads=1)
+            quiet = {"mute": stack.run_without_sound(oof, of_stack, given.cache), "silent": new.trials}
+            report = stack.evaluate(result.folder, new, of_stack, **(quiet if store is silent else {})).report
             scores = {column: row.figures["macro_f1"] for column, row in report.splits["validation"].all_frames.items()}
             print(f"{title} {what}: final {report.final.column}; " + ", ".join(
                 f"{column} {score:.4f}" for column, score in scores.items()), flush=True)
