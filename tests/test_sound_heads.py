@@ -21,8 +21,8 @@ from fercache.errors import InputError
 from fercache.heads.base import build_head
 from fercache.heads.registry import HEADS
 from fercache.oof import OofLogits, without_sound
-from fercache.stacking import stack
 from fercache.stacking.run_metrics import read_metrics
+from fercache.stacking.stack import StackInference
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS
 from fercache.store.multi_store import join_stores
@@ -221,7 +221,8 @@ def test_the_whole_way_on_clips_with_sound(linked: Path, runner: Runner, tmp_pat
     assert runs.keys() == {True, False}
     for clip, folder in (("mute", runs[False]), ("new", runs[True])):
         heads = oof.heads if clip == "new" else oof.heads[:2]
-        ppm = stack.predict_new(folder, replace(oof, heads=heads, logits={head: oof.logits[head] for head in heads}))
+        own = replace(oof, heads=heads, logits={head: oof.logits[head] for head in heads})
+        ppm = StackInference.of(folder, own).probs_ppm(own)
         wanted = ppm[oof.rows(oof.trials.index(str(tmp_path / f"{clip}.mkv")))] / 1e6
         written = [[float(row["p_calm"]), float(row["p_loud"])] for row in rows[clip]]
         np.testing.assert_allclose(written, wanted, atol=1e-6)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from fercache.backbones.registry import KNOWN_WEIGHTS
-from fercache.config import ExtractConfig, StackConfig, fingerprint_of
+from fercache.config import PRECISIONS, ExtractConfig, StackConfig, fingerprint_of
 from fercache.data import labels
 from fercache.data.base import Dataset, Trial
 from fercache.data.demo import DEMO
@@ -261,7 +261,8 @@ def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingSt
     features = fingerprint_of([clip_identity(store, trial.name) for trial in trials])
     fingerprint = fingerprint_of({"heads": models.logits_file.fingerprint, "features": features,
                                   "settings": store.settings, "dataset": dataset.digest(),
-                                  "trials": [t.name for t in trials], "format": FORMAT})
+                                  "trials": [t.name for t in trials], "format": FORMAT,
+                                  **({"causal": True} if store.causal and "embed_every" in store.settings else {})})
     path = Workspace(cache).logits_file(dataset.name, fingerprint)
     if path.is_file():
         return OofLogits.load(path), True
@@ -331,8 +332,14 @@ def _batches(trials: Sequence[Trial], store: EmbeddingStore | MultiStoreView, ro
 
 # Matching features: heads are valid only for features that were extracted with the settings of their training data.
 
-FREE = ("augmentations", "augmentation_version", "taps", "crop_fps", "on_truncated", "people", "people_version")
-"""Settings that may differ: they do not change the features of a frame (taps have a check of their own)."""
+FREE = ("augmentations", "augmentation_version", "calibration", "taps", "crop_fps", "on_truncated", "people",
+        "people_version")
+"""Settings that may differ: they do not change the features of a frame, or others decide (taps have a check of their
+own, the calibration belongs to the precision)."""
+SMALL_LOSS = {"precision": PRECISIONS, "embed_every": ("1", "2", "3", "4", "5", "auto")}
+"""Values between which all heads lose little; docs/results/extract.md has the measured losses."""
+LATER = {"embed_every": "1"}
+"""Settings that a store holds only if they are not at their default."""
 NOT_COPIED = ("faces", "weights", "augmentations")
 """Settings that are not copied from the heads' store: the new clips or the user decide."""
 IMPORTED = "imported"
@@ -357,6 +364,8 @@ def extract_config_of(wanted: Mapping[str, Any], defaults: ExtractConfig,
     compares it later.
     """
     numbers = {entry.name for entry in fields(ExtractConfig) if entry.metadata["numbers"]}
+    # A complete record without a setting has it at its default, whatever the recipe of stage one holds.
+    wanted = {**LATER, **wanted} if "precision" in wanted else wanted
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in wanted.items()
                 if name in numbers and name not in NOT_COPIED}
     if wanted.get("backbone") in KNOWN_WEIGHTS:
@@ -364,13 +373,15 @@ def extract_config_of(wanted: Mapping[str, Any], defaults: ExtractConfig,
     return replace(defaults, **{**settings, "faces": "auto", "augmentations": 1, **overrides, "modality": "picture"})
 
 
-def find_joined(base: Location, wanted: Mapping[str, Any], clips: Sequence[str]) -> dict[str, ReadableStore]:
+def find_joined(base: Location, wanted: Mapping[str, Any], clips: Sequence[str], *,
+                causal: bool = False) -> dict[str, ReadableStore]:
     """Return label -> the store beside the one at `base` that was made like the one which the heads read as this label.
 
     Parameters
     ----------
     wanted : settings of the features that the heads were trained on.
-    clips : of several stores that fit, the one with the most of these clips is taken.
+    clips : of several stores that fit equally, the one with the most of these clips is taken.
+    causal : how they are opened.
 
     Raises
     ------
@@ -378,9 +389,12 @@ def find_joined(base: Location, wanted: Mapping[str, Any], clips: Sequence[str])
         No store fits; imported ones must be imported first.
     """
     others: dict[str, ReadableStore] = {}
-    beside = siblings(base) if wanted.get(JOINED) else []
+    beside = siblings(base, causal) if wanted.get(JOINED) else []
     for label, settings in wanted.get(JOINED, {}).items():
-        fits = [store for store in beside if not settings_differences(settings, store.settings)]
+        differ = [settings_differences(settings, store.settings) for store in beside]
+        fits = [(-len(accepted), sum(clip in store for clip in clips), place)
+                for place, (store, (refused, accepted)) in enumerate(zip(beside, differ, strict=True))
+                if not refused and set(settings.get("taps", ())) <= store.taps.keys()]
         if not fits and IMPORTED in settings:
             raise InputError(f"the heads read the imported features {label}, which these clips do not have",
                              where=base.parent,
@@ -389,7 +403,7 @@ def find_joined(base: Location, wanted: Mapping[str, Any], clips: Sequence[str])
         if not fits:
             raise InputError(f"the heads read {label} too, and no store beside {base.name} was made like it",
                              where=base.parent, hint="leave --store out: the store is then made for these clips")
-        others[label] = max(fits, key=lambda store: sum(clip in store for clip in clips))
+        others[label] = beside[max(fits)[2]]
     return others
 
 
@@ -413,28 +427,38 @@ def check_match(wanted: Mapping[str, Any], have: Mapping[str, Any], *, taps: Seq
     if missing:
         raise InputError(f"the heads read the tap {missing[0]}, the features have {', '.join(stored_taps)}",
                          where=where, hint="leave --taps out to use the taps of the heads; --force does not help here")
-    differ = settings_differences(wanted, have)
+    differ, small = settings_differences(wanted, have)
     if differ and not force:
         raise InputError("the heads were trained on other features: " + "; ".join(differ), where=where,
                          hint="train heads on features extracted like these, or predict nevertheless with --force "
                               "(on another crop policy heads fell from F1 .384 to .214 in a published case)")
     for difference in differ:
         log.warning("forced: %s", difference)
+    if small:
+        log.info("the heads accept these features, which cost them little: %s", "; ".join(small))
     return differ
 
 
-def settings_differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return a phrase for each setting that differs and changes the features of a frame."""
+def settings_differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return a phrase for each setting that differs and changes the features of a frame: refused ones, accepted ones.
+    """
     same_policy = wanted.get("faces") == have.get("faces")
     # Cropped and detected faces have different settings; only those that both have can be compared.
     names = wanted.keys() | have.keys() if same_policy else wanted.keys() & have.keys()
     names -= set(OF_IMPORT) if IMPORTED in wanted and IMPORTED in have else set()
-    own = tuple(f"{name} = {_short(wanted.get(name))} there, {_short(have.get(name))} here"
-                for name in sorted(names - {*FREE, JOINED}) if wanted.get(name) != have.get(name))
-    joined = have.get(JOINED, {})
-    return own + tuple(f"{label}: {difference}" for label, theirs in sorted(wanted.get(JOINED, {}).items())
-                       for difference in (settings_differences(theirs, joined[label]) if label in joined
-                                          else ("not joined here",)))
+    refused: list[str] = []
+    accepted: list[str] = []
+    for name in sorted(names - {*FREE, JOINED}):
+        there, here = (settings.get(name, LATER.get(name)) for settings in (wanted, have))
+        if there != here:
+            small = there in SMALL_LOSS.get(name, ()) and here in SMALL_LOSS.get(name, ())
+            (accepted if small else refused).append(f"{name} = {_short(there)} there, {_short(here)} here")
+    for label, theirs in sorted(wanted.get(JOINED, {}).items()):
+        joined = have.get(JOINED, {}).get(label)
+        of_label = settings_differences(theirs, joined) if joined is not None else (("not joined here",), ())
+        refused += [f"{label}: {difference}" for difference in of_label[0]]
+        accepted += [f"{label}: {difference}" for difference in of_label[1]]
+    return tuple(refused), tuple(accepted)
 
 
 def _short(value: Any) -> str:

@@ -318,7 +318,7 @@ class Predictions:
         return written
 
     def __rich__(self) -> RenderableType:
-        shown = stack.table(self.result)
+        shown = self.result.__rich__()
         # Without labels there are no scores to show.
         return shown if self.result.report.splits else Group(self._summary(), shown)
 
@@ -446,10 +446,11 @@ def _features(request: PredictJob, dataset: Dataset, heads: HeadRecord, cache: P
               ) -> tuple[EmbeddingStore, dict[str, ReadableStore], list[ClipResult], int, tuple[str, ...]]:
     """Return the store, those to join with it, the clips missing in any, the number of computed clips, differences."""
     wanted, taps, where = heads.store, [part.tap for part in heads.taps], request.models.heads
-    clips, lost, computed = [trial.name for trial in dataset.trials], list[ClipResult](), 0
+    clips, causal = [trial.name for trial in dataset.trials], request.stack.causal
+    lost, computed = list[ClipResult](), 0
     if request.store is not None:
-        store = EmbeddingStore.open(request.store)
-        others = ensemble.find_joined(store.path, wanted, clips)
+        store = EmbeddingStore.open(request.store, causal=causal)
+        others = ensemble.find_joined(store.path, wanted, clips, causal=causal)
         joined = MultiStoreView(store, others) if others else store
         forced = ensemble.check_match(wanted, joined.settings, taps=taps, stored_taps=list(joined.taps), where=where,
                                       force=request.force)
@@ -478,8 +479,8 @@ def _features(request: PredictJob, dataset: Dataset, heads: HeadRecord, cache: P
             computed = computed if label else report.count("computed")
             log.info("%s%d clips computed, %d cached, %d failed", f"{label}: " if label else "",
                      report.count("computed"), report.count("cached"), report.count("failed"))
-        store = EmbeddingStore.open(path)
-        others = ensemble.find_joined(path, wanted, clips)
+        store = EmbeddingStore.open(path, causal=causal)
+        others = ensemble.find_joined(path, wanted, clips, causal=causal)
     for trial in dataset.trials:
         people = range(1, people_stored(trial, store) + 1)
         names = {person_name(trial, people_of(store.settings), number) for number in people}

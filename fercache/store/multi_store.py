@@ -58,7 +58,7 @@ class MultiStoreView:
 
     def __init__(self, base: ReadableStore, others: dict[str, ReadableStore]) -> None:
         self.base, self.others = base, others
-        self.path = base.path
+        self.path, self.causal = base.path, isinstance(base, EmbeddingStore) and base.causal
         self._sources = {f"{name}{SEPARATOR}{tap}": (name, tap) for name, other in others.items() for tap in other.taps}
         self.taps = base.taps | {tap: others[name].taps[theirs] for tap, (name, theirs) in self._sources.items()}
         self.settings = {**base.settings, JOINED: {name: other.settings for name, other in sorted(others.items())}}
@@ -131,13 +131,13 @@ def clip_identity(store: EmbeddingStore | MultiStoreView, clip: str) -> list[Any
             if isinstance(part, EmbeddingStore | MultiStoreView) and clip in part]
 
 
-def siblings(base: Location) -> list[EmbeddingStore]:
+def siblings(base: Location, causal: bool = False) -> list[EmbeddingStore]:
     """Return the stores beside the one at `base` that can be read, itself excluded."""
     folder, found = base.parent, []
     for entry in files_at(folder).folders():
         if entry.endswith(".zarr") and entry != base.name:
             try:
-                found.append(EmbeddingStore.open(folder / entry))
+                found.append(EmbeddingStore.open(folder / entry, causal=causal))
             except StoreError as error:  # a killed `extract` leaves a folder without a root
                 log.debug("%s", error)
     return found
