@@ -12,6 +12,8 @@ from scipy.special import softmax
 from streams import write_clip, write_set
 from test_predict import call, set_flags, shares, table
 
+from fercache.errors import WeightsError
+from fercache.extraction import job
 from fercache.inference.ensemble import LoadedHeads, find_joined
 from fercache.oof import OofLogits
 from fercache.store.embedding_store import EmbeddingStore
@@ -125,3 +127,16 @@ def test_three_recipes_of_one_net_can_be_joined(tmp_path: Path) -> None:
         store_of(tmp_path / f"net-{number}.zarr", {"v": 4}, {"x": (1,)}, seed=number)
     view, taps = join_stores(base, ["net-2", "net-3"], ["x"])
     assert taps == ("x", "net/x", "net-3/x") and view.taps.keys() == set(taps)
+
+
+def test_weights_that_are_no_known_ones_are_found_by_their_digest(tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.onnx").write_bytes(b"x")
+    for digest, name, wanted in (("a" * 64, "onnx:net.onnx", f"onnx:{tmp_path / 'net.onnx'}"),
+                                 ("b" * 64, "net.onnx", str(tmp_path / "net.onnx")),
+                                 ("c" * 64, "hf:owner/net", "hf:owner/net")):
+        job.record_weights(tmp_path / "cache", digest, name)
+        assert job.recorded_weights(tmp_path / "cache", digest) == wanted
+    with pytest.raises(WeightsError, match="d" * 12):
+        job.recorded_weights(tmp_path / "cache", "d" * 64)

@@ -16,14 +16,16 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+import msgspec
+
 from fercache import media, run_log, workspace
 from fercache.backbones import weights
-from fercache.backbones.registry import CALIBRATION_SHA256
+from fercache.backbones.registry import CALIBRATION_SHA256, KNOWN_WEIGHTS
 from fercache.backbones.weights import files
 from fercache.config import FAST, FAST_TIME, ExtractConfig, fingerprint_of
 from fercache.data import base
 from fercache.data.base import PEOPLE_COUNT, Dataset, Trial, people_of, people_stored, person_name
-from fercache.errors import ClipError, InputError, StoreError
+from fercache.errors import ClipError, InputError, StoreError, WeightsError
 from fercache.extraction import thumbnails
 from fercache.extraction.clip import ClipJob, MultiPersonCommit, PersonSelection
 from fercache.extraction.run_control import Cancelled, CancelToken, never_cancelled
@@ -438,6 +440,37 @@ def settings_of(config: ExtractConfig, faces: str, cnn: files.Weights) -> dict[s
             "interpolation_version": interpolation.INTERPOLATION_VERSION}
 
 
+class WeightsSource(msgspec.Struct, frozen=True):
+    """The value of ``--weights`` by which weights were found, with an absolute path."""
+
+    weights: str
+
+
+def record_weights(cache: Path, sha256: str, name: str) -> None:
+    """Record where the weights of this digest are, for a `predict` that must find them without a flag."""
+    if name in KNOWN_WEIGHTS:
+        return
+    prefix, colon, rest = name.partition(":")
+    path = Path(rest if colon else name).expanduser()
+    found = f"{prefix}{colon}{path.resolve()}" if colon else f"{path.resolve()}"
+    atomic_io.write_json(Workspace(cache).weights_source(sha256), WeightsSource(found if path.exists() else name))
+
+
+def recorded_weights(cache: Path, sha256: str) -> str:
+    """Return the value of ``--weights`` for the weights of this digest.
+
+    Raises
+    ------
+    WeightsError
+        They were never used in this cache.
+    """
+    path = Workspace(cache).weights_source(sha256)
+    if not path.is_file():
+        raise WeightsError(f"it is not known where the weights with the sha256 {sha256[:12]} are", where=path.parent,
+                           hint="run `fercache extract --weights` with them once in this cache")
+    return atomic_io.read_record(path, WeightsSource).weights
+
+
 def store_path(cache: Location, dataset: str, settings: dict[str, Any]) -> Location:
     """Return the path of the store of these settings."""
     return workspace.Features(cache).store(dataset, settings["backbone"], fingerprint_of(settings))
@@ -476,6 +509,7 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
 
         resolve_device(config.device)  # before anything is created
     cnn = weights.ensure_weights(config.weights, Workspace(cache).weights)
+    record_weights(cache, cnn.sha256, config.weights)
     settings = settings_of(config, faces, cnn)
     # Before the store is created: a data set that contradicts --people must leave nothing behind.
     base.check_people(dataset, base.people_of(settings))

@@ -17,7 +17,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,7 +27,14 @@ from fercache.backbones.weights.files import Weights
 from fercache.config import ExtractConfig, fingerprint_of
 from fercache.data.base import Dataset, Trial, stored_trials
 from fercache.errors import InputError, MissingExtra, StoreError, WeightsError
-from fercache.extraction.job import ClipResult, ExtractionJob, ExtractReport, current_store_or_none
+from fercache.extraction.job import (
+    ClipResult,
+    ExtractionJob,
+    ExtractReport,
+    current_store_or_none,
+    record_weights,
+    recorded_weights,
+)
 from fercache.extraction.run_control import CancelToken, never_cancelled
 from fercache.media import sound
 from fercache.media.sound import RATE, Sound, read_sound
@@ -172,12 +178,6 @@ class HfSound:
                 for tap, layer in self.layers.items()}
 
 
-class ModelFolder(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a model was found, by which `predict` finds it again: a folder, or a repository's name."""
-
-    source: str
-
-
 def resolve_sound(config: ExtractConfig, cache: Path) -> Weights:
     """Return what identifies the source of sound features; a model is downloaded on first use.
 
@@ -210,9 +210,7 @@ def resolve_sound(config: ExtractConfig, cache: Path) -> Weights:
         raise WeightsError("holds no .safetensors", where=folder,
                            hint="save the model with transformers' save_pretrained; pickles are never loaded")
     digest = fingerprint_of([[path.name, atomic_io.file_sha256(path)] for path in files])
-    pointer = Workspace(cache).weights / f"sound-{digest[:16]}.json"
-    record = ModelFolder(source=str(folder.resolve()) if Path(source).expanduser().is_dir() else source)
-    atomic_io.write_json(pointer, record)
+    record_weights(cache, digest, name)
     label = re.sub(r"[^A-Za-z0-9_.]+", "-", Path(source).name).strip("-.") or "model"
     return Weights(name=label, path=folder, sha256=digest, source=source, terms="see the model's card")
 
@@ -254,11 +252,7 @@ def config_of(settings: Mapping[str, Any], cache: Path, defaults: ExtractConfig)
     """
     name = settings["backbone"]
     if name not in (LOGMEL, EGEMAPS):
-        pointer = Workspace(cache).weights / f"sound-{settings['weights'][:16]}.json"
-        if not pointer.is_file():
-            raise WeightsError("it is not known where this model is", where=name,
-                               hint=f"run `fercache extract --modality audio --weights {HF}FOLDER` once with it")
-        name = HF + atomic_io.read_record(pointer, ModelFolder).source
+        name = recorded_weights(cache, settings["weights"])
     return replace(defaults, modality="audio", weights=name, taps=tuple(settings["taps"]),
                    audio_window_s=settings["audio_window_s"])
 

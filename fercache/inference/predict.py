@@ -504,7 +504,7 @@ def _config_of(request: PredictJob, settings: Mapping[str, Any], cache: Path, *,
         return sound.config_of(settings, cache, replace(request.defaults, **overrides))
     config = ensemble.extract_config_of(settings, request.defaults, overrides)
     if joined and settings["backbone"] not in KNOWN_WEIGHTS:
-        config = replace(config, weights=str(weights.by_sha256(settings["weights"], Workspace(cache).weights).path))
+        config = replace(config, weights=job.recorded_weights(cache, settings["weights"]))
     return config
 
 
