@@ -60,6 +60,16 @@ class Source(ABC):
         """Return the number of frames that the file states, which may be wrong; None if it states none."""
 
     @abstractmethod
+    def times(self) -> NDArray[np.float64]:
+        """Return the time of every frame, (T,), without its picture.
+
+        Raises
+        ------
+        ClipError
+            As `frames` raises.
+        """
+
+    @abstractmethod
     def pick(self, rows: Sequence[int]) -> Iterator[Frame]:
         """Yield the frames of these rows (from 0), ascending, each once; rows past the end are omitted."""
 
