@@ -213,10 +213,11 @@ def line(name: str, rate: float, base: float, more: str = "") -> None:
 def variants(base: ExtractConfig) -> list[ExtractConfig]:
     """Return every backend and precision, bf16 only where it is another arithmetic than float32; and fewer passes."""
     backends = ["torch"] + (["openvino"] if find_spec("openvino") else [])
-    precisions = ["float32"] + (["bf16"] if devices.bf16_pays() else [])
-    every = [replace(base, backend=backend, precision=precision) for precision in precisions for backend in backends]
-    fewer = [replace(base, backend="openvino", precision=precision, embed_every=embedded) for precision, embedded in
-             (("float32", "3"), ("int8", "1"), ("int8", "3"), (FAST["precision"], FAST["embed_every"]))]
+    precisions = ["float32"] + (["bf16"] if devices.bf16_pays() else []) + ["int8"]
+    every = [replace(base, backend=backend, precision=precision) for precision in precisions for backend in backends
+             if precision != "int8" or backend == "openvino"]
+    fewer = [replace(base, backend="openvino", precision=precision, embed_every=embedded)
+             for precision, embedded in (("float32", "3"), ("int8", "3"), (FAST["precision"], FAST["embed_every"]))]
     return every + (fewer if find_spec("openvino") else [])
 
 
