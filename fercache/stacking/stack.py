@@ -54,13 +54,7 @@ class StackInference:
 
     @classmethod
     def of(cls, folder: Path, oof: OofLogits) -> StackInference:
-        """Return the predictions of the run in `folder`.
-
-        Raises
-        ------
-        StoreError
-            The run's models are absent or damaged, or another version wrote them.
-        """
+        """Return the predictions of the run in `folder`."""
         run_metrics = read_metrics(folder / METRICS)
         if run_metrics.version != FORMAT:
             raise StoreError(f"the run has format {run_metrics.version}; this version reads {FORMAT}",
@@ -227,11 +221,6 @@ def evaluate(folder: Path, oof: OofLogits, config: StackConfig) -> StackResult:
     Parameters
     ----------
     config : only its bootstrap draws and seed are used; the run determines everything else.
-
-    Raises
-    ------
-    StoreError
-        The run's models are damaged.
 
     Notes
     -----

@@ -151,13 +151,7 @@ class HeadFolder:
 
 
 def load_trained(folder: Path) -> HeadFolder:
-    """Return the description of a folder of trained heads.
-
-    Raises
-    ------
-    InputError
-        There are no trained heads, or some of the requested ones are missing.
-    """
+    """Return the description of a folder of trained heads; raises InputError if one of them is missing."""
     files = checkpoints.record_files(folder)
     if not files:
         raise InputError("no trained heads", where=folder, hint="run `fercache train-heads` first")
@@ -180,11 +174,6 @@ def predict_new(heads: HeadFolder | Path, features: FrameDataset,
     ----------
     heads : the result of `load_trained`, or the folder.
     features : of new trials, from `HeadFolder.load_features`.
-
-    Raises
-    ------
-    InputError
-        The features are other taps than those that the heads were trained on.
     """
     trained = heads if isinstance(heads, HeadFolder) else load_trained(heads)
     record, requested = trained.record, trained.record.requested
