@@ -284,8 +284,7 @@ def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> Issue
 DRAWS = 1000
 """Bootstrap samples of groups for an interval."""
 PERMUTATIONS = 999
-MOST_P = 0.05
-"""Divided by the number of tested columns, as all of them have to pass."""
+"""More than for the choice of a candidate: `candidates.MOST_P` is divided by the number of tested columns."""
 SHUFFLED_GROUPS = 24
 """At least this many groups are tested, by several shuffles if one has fewer: six groups alone have too few orders."""
 MAX_PERMUTED_ROWS = 20_000
@@ -327,7 +326,7 @@ def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConf
                   (1 + np.sum(np.array(chance) <= observed)) / (1 + len(chance))]
         p = min(1.0, 2 * min(beyond))
         lines.append(f"{name}: accuracy {observed:+.3f} from chance, p = {p:.3f}")
-        if p < MOST_P / len(extra) and abs(observed) > ABOVE_CHANCE:
+        if p < candidates.MOST_P / len(extra) and abs(observed) > ABOVE_CHANCE:
             side = ("above chance: labels leak" if observed > 0 else
                     "below chance: folds lack the labels that they hold out, so scores out of fold are too low")
             leaks.append(f"{lines[-1]}, {side}")
