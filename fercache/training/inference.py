@@ -166,16 +166,13 @@ def load_trained(folder: Path) -> HeadFolder:
     return HeadFolder(folder=folder, record=record)
 
 
-def predict_new(heads: HeadFolder | Path, features: FrameDataset,
-                device: str = "cpu") -> dict[str, NDArray[np.float32]]:
+def predict_new(trained: HeadFolder, features: FrameDataset, device: str = "cpu") -> dict[str, NDArray[np.float32]]:
     """Return head -> (R, C) log-probabilities of every row of `features`, the mean over the folds' models.
 
     Parameters
     ----------
-    heads : the result of `load_trained`, or the folder.
     features : of new trials, from `HeadFolder.load_features`.
     """
-    trained = heads if isinstance(heads, HeadFolder) else load_trained(heads)
     record, requested = trained.record, trained.record.requested
     if features.layout != record.taps:
         loaded = ", ".join(part.tap for part in features.layout)
