@@ -492,13 +492,7 @@ def _display_matrix(picture: VideoFrame) -> tuple[int, ...] | None:
 
 @contextmanager
 def open_container(path: Path) -> Iterator[InputContainer]:
-    """Yield the open container of a video file.
-
-    Raises
-    ------
-    ClipError
-        FFmpeg cannot open the file.
-    """
+    """Yield the open container of a video file."""
     try:
         # The prefix keeps FFmpeg from taking a part of the path for a protocol.
         container = av.open(f"file:{path.absolute()}", container_options=CONTAINER_OPTIONS, timeout=READ_TIMEOUT_S,
