@@ -298,9 +298,11 @@ def hdr_signal(nits: NDArray[np.float64], transfer: int) -> NDArray[np.float64]:
 
 def hdr_video(path: Path, greys: NDArray[np.uint8], white_nits: float, transfer: int, brightest: int = 0) -> Path:
     """Write gray pictures of an SDR video, ``(T, W)``, as 10-bit HDR whose white has this luminance."""
+    name, pixels = {".mkv": ("ffv1", "yuv420p10le"), ".mov": ("prores_ks", "yuv422p10le"),
+                    ".mp4": ("libx265", "yuv420p10le")}[path.suffix]
     with av.open(str(path), "w") as out:
-        stream = out.add_stream("ffv1" if path.suffix == ".mkv" else "libx265", rate=25)
-        stream.width, stream.height, stream.pix_fmt = greys.shape[1], 64, "yuv420p10le"
+        stream = out.add_stream(name, rate=25)
+        stream.width, stream.height, stream.pix_fmt = greys.shape[1], 64, pixels
         codec = stream.codec_context
         codec.color_trc, codec.color_primaries, codec.colorspace, codec.color_range = transfer, 9, 9, 1
         codec.options = {"x265-params": f"log-level=none:max-cll={brightest},{brightest}"} if brightest else {}
@@ -308,7 +310,7 @@ def hdr_video(path: Path, greys: NDArray[np.uint8], white_nits: float, transfer:
             signal = hdr_signal(white_nits * (grey / 255) ** 2.4, transfer)
             image = np.rint(np.broadcast_to(signal[None, :, None], (64, len(signal), 3)) * 65535).astype(np.uint16)
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb48le")
-            frame = frame.reformat(format="yuv420p10le", dst_colorspace=9, dst_color_range=1)
+            frame = frame.reformat(format=pixels, dst_colorspace=9, dst_color_range=1)
             frame.pts, frame.time_base = number, Fraction(1, 25)
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
@@ -320,7 +322,9 @@ def test_the_white_of_an_sdr_picture_in_hdr_is_found(transfer: int, white_nits: 
     """A video of SDR content comes out as it was, whichever white its maker chose; black pictures begin it."""
     greys = np.tile(np.linspace(0, 255, 128).astype(np.uint8), (40, 1))
     greys[:10] //= 8
-    path = hdr_video(tmp_path / "a.mkv", greys, white_nits, transfer)
+    # ProRes of this encoder names no transfer function in its pictures, only in the container.
+    path = hdr_video(tmp_path / ("a.mov" if (transfer, white_nits) == (HLG, 203) else "a.mkv"), greys, white_nits,
+                     transfer)
     for frame in rows(path)[::8]:
         assert frame.image is not None
         off = np.abs(frame.image[32].astype(int) - greys[frame.index - 1][:, None])

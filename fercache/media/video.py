@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from functools import cached_property, lru_cache
@@ -260,8 +260,8 @@ DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 MJPEG, START_OF_SCAN = "mjpeg", b"\xff\xda"
 # Kinds of `VideoSource.traits`.
 TRAITS = SEVERAL, NOT_SQUARE, IS_HDR = "several video streams", "non-square pixels", "HDR"
-# Values of ISO/IEC 23091-2: transfer functions of HDR, and the primaries of BT.709.
-PQ, HLG, BT709 = 16, 18, 1
+# Values of ISO/IEC 23091-2: transfer functions of HDR and none, and the primaries of BT.709.
+PQ, HLG, UNSPECIFIED, BT709 = 16, 18, 2, 1
 HDR = (PQ, HLG)
 LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)  # of BT.2020's primaries
 BT2020_TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]],
@@ -340,13 +340,12 @@ class VideoSource(Source):
             self.stated = stream.frames
             ending = TruncationCheck(container, stream)
             step_s = 1 / float(stream.average_rate or stream.guessed_rate or 25)
-            brightest = self._brightest_nits if int(stream.codec_context.color_trc) in HDR else 0.0
-            clock, converter = TimestampClock(stream.time_base or TICK_S, step_s), PictureConverter(stream, brightest)
+            clock, converter = TimestampClock(stream.time_base or TICK_S, step_s), PictureConverter(stream)
             # Rows are counted, so decoding always starts at the first packet; skipped rows cost no conversion.
             for row, (stamp, picture, concealed) in enumerate(_decoded(container, stream, ending)):
                 time_s = clock.at(stamp)
                 if not row:
-                    self.traits = _traits(container, stream)
+                    self.traits = _traits(container, stream, converter.transfer)
                 if row >= start:
                     needed = wanted is None or row in wanted
                     image = self._rgb(picture, converter) if picture is not None and needed else None
@@ -367,7 +366,7 @@ class VideoSource(Source):
         """The luminance of the brightest pixel: the stated one (MaxCLL), else that of pictures at a few places."""
         highest = 0.0
         with _open_stream(self.path) as (container, stream), suppress(av.FFmpegError, ValueError, MemoryError):
-            codec, reformatter = stream.codec_context, VideoReformatter()
+            converter = PictureConverter(stream)
             for place in range(PLACES):
                 if place:
                     container.seek((container.start_time or 0) + place * (container.duration or 0) // PLACES)
@@ -378,10 +377,10 @@ class VideoSource(Source):
                             return float(stated)
                     # Averages of several pixels, without the highest of them: compression overshoots at edges.
                     height = max(2, picture.height * SEARCHED_PX // picture.width)
-                    small = reformatter.reformat(picture, SEARCHED_PX, height, "rgb48le", interpolation="AREA"
-                                                 ).to_ndarray().max(axis=2)
+                    small = converter.reformatter.reformat(picture, SEARCHED_PX, height, "rgb48le", interpolation="AREA"
+                                                           ).to_ndarray().max(axis=2)
                     signal = int(np.quantile(small, BRIGHTEST))
-                    highest = max(highest, float(display_nits(int(codec.color_trc))[signal]))
+                    highest = max(highest, float(display_nits(converter.transfer)[signal]))
         return highest
 
     def _rgb(self, picture: VideoFrame, converter: PictureConverter) -> NDArray[np.uint8]:
@@ -391,7 +390,7 @@ class VideoSource(Source):
             raise ClipError(f"a frame of {width} x {height} pixels", where=self.path,
                             hint=f"frames up to {MAX_PIXELS >> 20} megapixels are read")
         try:
-            return upright(converter.rgb(picture), _display_matrix(picture))
+            return upright(converter.rgb(picture, lambda: self._brightest_nits), _display_matrix(picture))
         except (av.FFmpegError, ValueError, MemoryError) as error:
             raise unreadable(self.path, error) from error
 
@@ -399,10 +398,17 @@ class VideoSource(Source):
 class PictureConverter:
     """Converts the pictures of one stream to BT.709 RGB with square pixels."""
 
-    def __init__(self, stream: VideoStream, brightest_nits: float) -> None:
-        self.codec, self.pixel, self.brightest_nits = stream.codec_context, _pixel_shape(stream), brightest_nits
+    def __init__(self, stream: VideoStream) -> None:
+        self.codec, self.pixel = stream.codec_context, _pixel_shape(stream)
+        self.stated_transfer = int(self.codec.color_trc)
         # One per video: creating one per frame takes up to 0.5 ms.
         self.reformatter = VideoReformatter()
+
+    @property
+    def transfer(self) -> int:
+        """The transfer function, that of the container where the pictures name none (ProRes)."""
+        transfer = int(self.codec.color_trc)
+        return self.stated_transfer if transfer == UNSPECIFIED else transfer
 
     def size(self, picture: VideoFrame) -> tuple[int, int]:
         """Return the width and height with square pixels; the side that is too short is enlarged."""
@@ -411,18 +417,17 @@ class PictureConverter:
         return (round(picture.width * max(self.pixel, Fraction(1))),
                 round(picture.height / min(self.pixel, Fraction(1))))
 
-    def rgb(self, picture: VideoFrame) -> NDArray[np.uint8]:
-        """Return the picture as (H, W, 3) uint8 RGB."""
-        hdr = int(self.codec.color_trc) in HDR
+    def rgb(self, picture: VideoFrame, brightest_nits: Callable[[], float]) -> NDArray[np.uint8]:
+        """Return the picture as (H, W, 3) uint8 RGB; only HDR needs the luminance of the clip's brightest pixel."""
+        hdr = self.transfer in HDR
         width, height = self.size(picture)
         # 16 bits for HDR: 8 bits of its signal show as bands, and 7 bits cost .008 of the cosine of `block8`.
         image: NDArray[Any] = self.reformatter.reformat(
             picture, width, height, "rgb48le" if hdr else "rgb24").to_ndarray()
-        return tone_map(image, int(self.codec.color_trc), int(self.codec.color_primaries), self.brightest_nits
-                        ) if hdr else image
+        return tone_map(image, self.transfer, int(self.codec.color_primaries), brightest_nits()) if hdr else image
 
 
-def _traits(container: InputContainer, stream: VideoStream) -> dict[str, str]:
+def _traits(container: InputContainer, stream: VideoStream, transfer: int) -> dict[str, str]:
     """Return what is done for a stream beyond decoding, kind -> text, once its first frame is decoded."""
     pixel, codec = _pixel_shape(stream), stream.codec_context
     videos = _no_covers(container)
@@ -432,8 +437,8 @@ def _traits(container: InputContainer, stream: VideoStream) -> dict[str, str]:
                                            f"({codec.width} x {codec.height})")
     if pixel != 1:
         traits[NOT_SQUARE] = f"pixels of {pixel.numerator}:{pixel.denominator} are made square"
-    if int(codec.color_trc) in HDR:
-        traits[IS_HDR] = f"{'PQ' if int(codec.color_trc) == PQ else 'HLG'} (HDR) is tone-mapped to BT.709"
+    if transfer in HDR:
+        traits[IS_HDR] = f"{'PQ' if transfer == PQ else 'HLG'} (HDR) is tone-mapped to BT.709"
     return traits
 
 
