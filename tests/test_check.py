@@ -14,21 +14,20 @@ import tiny_nets
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from trees import Lengths, Made, annotate, crops, picture, real_lengths, real_tree, stub_video
+from videos import cut, numbered_video
 
 from fercache import run_log
 from fercache.backbones.taps import tap_shapes
 from fercache.cli import main
-from fercache.config import DatasetConfig, ExtractConfig
+from fercache.config import FAST_TIME, DatasetConfig, ExtractConfig
 from fercache.data import load_dataset
-from fercache.data.base import Trial
-from fercache.data.frame_table import FrameTable, count, present_frames, ranges_of
+from fercache.data.base import FrameTable, Trial, count_frames, present_frames, ranges_of
 from fercache.diagnostics.check import CheckReport, check_dataset
 from fercache.diagnostics.check_issues import ClipIndex
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS
 from fercache.workspace import Workspace
-from tests.trees import Lengths, Made, annotate, crops, picture, real_lengths, real_tree, stub_video
-from tests.videos import cut, numbered_video
 
 
 def check(root: Path, cache: Path, *, fresh: bool = False, rate: float = 0.0, **choices: object) -> CheckReport:
@@ -66,7 +65,7 @@ def test_the_clock_has_one_row_for_each_number_any_of_the_three_names(numbers: s
     clock = FrameTable(trial=trial_of(labels), crops=runs, lines=len(labels), video=video)
     rows = max([*numbers, len(labels), video])
     bare = [n for n in range(1, rows + 1) if n not in numbers]
-    assert clock.rows == rows and clock.pictures == count(runs) == len(numbers)
+    assert clock.rows == rows and clock.pictures == count_frames(runs) == len(numbers)
     assert clock.without_crop() == (len(bare), sum(n <= len(labels) and labels[n - 1] >= 0 for n in bare))
     assert np.flatnonzero(present_frames(runs, rows)).tolist() == [n - 1 for n in sorted(numbers)]
     assert clock.labelled().tolist() == [label for label in labels if label >= 0]
@@ -346,8 +345,14 @@ def test_time_is_measured_assumed_or_not_told(tmp_path: Path) -> None:
             faces=faces, backbone="casia-webface", precision="float32", threads=2,
                                                 device="cpu", frames=frames, seconds=10.0, when_s=0.0))
     measured = check(root, tmp_path / "c").cost
-    assert measured.seconds == 0.5 and "60.0 frames/s, measured here over 600 frames (cropped" in measured.basis
-    assert len(run_log.load_run_log(tmp_path / "c").rates) == 2
+    assert measured.fast is not None and measured.fast[1] == 0.5 * FAST_TIME
+    run_log.record_rate(tmp_path / "c", run_log.ExtractionRate(
+        faces="cropped", backbone="casia-webface", precision="int8", embed_every="auto", threads=2, device="cpu",
+        frames=600, seconds=2.0, when_s=0.0))
+    fast = check(root, tmp_path / "c").cost.fast
+    assert fast is not None and fast[1] == 0.1 and fast[0] and fast[0] < .5 * (measured.bytes or 0)
+    assert measured.seconds == 0.5 and all(fact in measured.basis for fact in ("60.0 frames/s", "600", "cropped"))
+    assert len(run_log.load_run_log(tmp_path / "c").rates) == 3
     Workspace(tmp_path / "c").run_log.write_text('{"rates": [{"faces": 1}]}')
     assert run_log.load_run_log(tmp_path / "c").rates == ()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -27,12 +26,9 @@ from fercache.data.base import (
 )
 from fercache.data.clip_level import SHOWN
 from fercache.data.labels import read_all
-from fercache.data.scan import Scan, describe, scan
+from fercache.data.scan import Scan, describe, scan_places
 from fercache.errors import InputError
 from fercache.media.pictures import ENDINGS
-
-log = logging.getLogger(__name__)
-
 
 TRACKS = ("EXPR_Set", "EXPR_Classification_Challenge", "EXPR_Recognition_Challenge")
 SPLITS: dict[str, Split] = {"Train_Set": "train", "Validation_Set": "validation"}
@@ -64,9 +60,7 @@ def read(config: DatasetConfig) -> Dataset:
     InputError
         There is no such folder, it is empty, or it holds no annotation folder, several of them, or no clip at all.
     """
-    found = [scan(Path(place)) for place in dict.fromkeys((config.root, config.clips, config.labels)) if place]
-    if not found:
-        raise InputError("Aff-Wild2 needs the folder of the data set", where="dataset affwild2", hint="give --root DIR")
+    found = scan_places(config, "affwild2")
     problems = [problem for each in found for problem in each.problems]
     # Seven and eight classes are two challenges (ABAW1 and 2; ABAW3 and later); the files' headers decide.
     files, splits, twice = _annotations(_edition(found, config.edition))
@@ -212,7 +206,10 @@ def _trials(names: Iterable[str], clips: ClipFiles, splits: Mapping[str, Split],
             absent.append(name)
             continue
         if len(paths) != 1:
-            problems.append(_lost(name, paths, clips.kind))
+            what = (f"several clips have its name: {shorten_list(paths)}" if paths else
+                    f"no {'folder of crops' if clips.kind == 'crops' else 'video'} has its name; it is annotated")
+            problems.append(Issue(where=name, message=what, kind="no-clip", hint="keep one of them" if paths else
+                                  "it is left out; get its clip, or remove its annotation"))
             continue
         # The group is the parent video: its two people are in the same scene, often in the same frames.
         videos = clips.video_candidates(name) if clips.kind == "crops" else []
@@ -220,15 +217,6 @@ def _trials(names: Iterable[str], clips: ClipFiles, splits: Mapping[str, Split],
                             split=splits.get(name, "test"), labels=labels.get(name), side=side_of(name, known),
                             video=videos[0] if len(videos) == 1 else None))
     return trials, [*problems, *_noted(absent, "trials of the test list have no clip", "they are left out")]
-
-
-def _lost(name: str, paths: list[Path], kind: Kind) -> Issue:
-    if paths:
-        return Issue(where=name, message=f"several clips have its name: {shorten_list(paths)}", hint="keep one of them",
-                     kind="no-clip")
-    what = "no folder of crops has its name" if kind == "crops" else "no video has its name"
-    return Issue(where=name, message=f"{what}, though it is annotated",
-                 hint="it is left out; get its clip, or remove its annotation", kind="no-clip")
 
 
 def _noted(names: Iterable[str], what: str, hint: str) -> list[Issue]:
@@ -266,9 +254,7 @@ def read_mtl(config: DatasetConfig) -> Dataset:
     InputError
         No tables, several of one name, or not one clip.
     """
-    found = [scan(Path(place)) for place in dict.fromkeys((config.root, config.clips, config.labels)) if place]
-    if not found:
-        raise InputError("mtl needs the folder of the data set", where="dataset mtl", hint="give --root DIR")
+    found = scan_places(config, "mtl")
     problems = [problem for each in found for problem in each.problems]
     labels: dict[str, Labels] = {}
     splits: dict[str, Split] = {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from fercache.data.base import Dataset, Issue, Severity, Trial
 from fercache.errors import InputError
 from fercache.oof import OofLogits, StarterInit
 from fercache.runtime import atomic_io
-from fercache.stacking import candidates, stack
+from fercache.stacking import candidates, nested_cv, stack
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import train
 
@@ -99,7 +99,7 @@ def draw_probe(oof: OofLogits, store: EmbeddingStore) -> ProbeSample:
     x = np.concatenate([read_vectors(oof, store, tap, rows, trial) for tap in taps],
                        1) if len(rows) else np.zeros((0, 1))
     return ProbeSample(x=x.astype(np.float32), label=oof.label[rows].astype(np.int64),
-                       group=np.unique(oof.group, return_inverse=True)[1][trial],
+                       group=oof.group_number[trial],
                        fold=oof.fold[trial].astype(np.int64), classes=len(oof.classes),
                        names=tuple((tap, i) for tap in taps for i in range(int(np.prod(store.taps[tap])))))
 
@@ -187,11 +187,12 @@ def check_stacker(oof: OofLogits, config: AuditConfig) -> Issue:
     rng = np.random.default_rng(config.seed)
     extra: dict[str, list[float]] = {}
     rows = (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
-    group = oof.per_row(np.unique(oof.group, return_inverse=True)[1])
+    group = oof.per_row(oof.group_number)
     for seed in range(STACK_SHUFFLES):
         label = oof.label.copy()
         label[rows] = shuffle_labels(oof.label[rows], group[rows], rng)
-        columns = stack.oof_columns(replace(oof, label=label), StackConfig(seed=seed, threads=config.threads))
+        columns = nested_cv.run_nested_cv(
+            replace(oof, label=label), StackConfig(seed=seed, threads=config.threads)).columns
         for name, probs in columns.items():
             matrix = metrics.confusion(label[rows], probs[rows].argmax(1), len(oof.classes))
             extra.setdefault(name, []).append(float(above_chance(matrix)))
@@ -261,7 +262,7 @@ def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> Issue
         return _result(check, "skipped", "fewer than two frames with a face in the store")
     x = read_vectors(oof, store, tap, rows, trial)
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
-    group = np.unique(oof.group, return_inverse=True)[1][trial]
+    group = oof.group_number[trial]
     pairs: list[tuple[float, int, int]] = []
     for a in range(0, len(x), BLOCK):  # in blocks: the full matrix of cosines would not fit in memory
         for b in range(a, len(x), BLOCK):
@@ -283,8 +284,7 @@ def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> Issue
 DRAWS = 1000
 """Bootstrap samples of groups for an interval."""
 PERMUTATIONS = 999
-MOST_P = 0.05
-"""Divided by the number of tested columns, as all of them have to pass."""
+"""More than for the choice of a candidate: `candidates.MOST_P` is divided by the number of tested columns."""
 SHUFFLED_GROUPS = 24
 """At least this many groups are tested, by several shuffles if one has fewer: six groups alone have too few orders."""
 MAX_PERMUTED_ROWS = 20_000
@@ -311,8 +311,9 @@ def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConf
         oof = OofLogits.load(trained.logits_file)
         rows = np.flatnonzero((oof.per_row(oof.fold) >= 0) & (oof.label >= 0))
         rows = rows[::max(1, len(rows) // MAX_PERMUTED_ROWS)]
-        group = np.unique(oof.per_row(oof.group), return_inverse=True)[1][rows]
-        columns = {**oof.logits, **stack.oof_columns(oof, StackConfig(seed=seed, threads=config.threads))}
+        group = oof.per_row(oof.group_number)[rows]
+        columns = {**oof.logits,
+                   **nested_cv.run_nested_cv(oof, StackConfig(seed=seed, threads=config.threads)).columns}
         labels = [oof.label[rows], *metrics.permute_by_group(oof.label[rows], group, PERMUTATIONS, seed)]
         for name, values in columns.items():
             matrices = np.stack([metrics.confusion(label, values[rows].argmax(1), len(oof.classes))
@@ -325,7 +326,7 @@ def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConf
                   (1 + np.sum(np.array(chance) <= observed)) / (1 + len(chance))]
         p = min(1.0, 2 * min(beyond))
         lines.append(f"{name}: accuracy {observed:+.3f} from chance, p = {p:.3f}")
-        if p < MOST_P / len(extra) and abs(observed) > ABOVE_CHANCE:
+        if p < candidates.MOST_P / len(extra) and abs(observed) > ABOVE_CHANCE:
             side = ("above chance: labels leak" if observed > 0 else
                     "below chance: folds lack the labels that they hold out, so scores out of fold are too low")
             leaks.append(f"{lines[-1]}, {side}")
@@ -407,14 +408,14 @@ def check_memorized(oof: OofLogits, seed: int) -> Issue:
     check = "memorized training rows"
     inside = (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
     outside = (oof.per_row(oof.fold) < 0) & (oof.label >= 0)
-    group = oof.per_row(np.unique(oof.group, return_inverse=True)[1])
+    group = oof.per_row(oof.group_number)
     fewest = min(len(np.unique(group[rows])) for rows in (inside, outside))
     if fewest < metrics.MIN_GROUPS_FOR_INTERVAL:
         return _result(check, "skipped", f"{fewest} labelled groups outside (or inside) the folds; "
                        f"{metrics.MIN_GROUPS_FOR_INTERVAL} are needed on both sides to compare")
     lines, leaks = [], []
     for head in oof.heads:
-        both = [_counts_by_group(oof, head, rows) for rows in (inside, outside)]
+        both = [oof.confusions(oof.logits[head].argmax(1), rows) for rows in (inside, outside)]
         # The two sides have different groups, so each is drawn with a seed of its own.
         drawn = [metrics.accuracy(metrics.Resampler(len(counts), DRAWS, seed + i).draw(counts))
                  for i, counts in enumerate(both)]
@@ -432,7 +433,7 @@ def check_perfect(oof: OofLogits) -> Issue:
     """Return which heads are so accurate out of fold that they must be computed from the labels."""
     leaks = []
     for head in oof.heads:
-        matrix = _counts_by_group(oof, head, (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)).sum(0)
+        matrix = oof.confusions(oof.logits[head].argmax(1), (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)).sum(0)
         right = float(metrics.accuracy(matrix))
         if right >= PERFECT and (matrix.sum(1) > 0).sum() > 1:
             leaks.append(f"{head}: right on {right:.4f} of the out-of-fold rows: it is computed from the labels")
@@ -440,61 +441,40 @@ def check_perfect(oof: OofLogits) -> Issue:
                    f"{len(leaks)} of {len(oof.heads)} heads are nearly always right out of fold", leaks)
 
 
-def _counts_by_group(oof: OofLogits, head: str, rows: NDArray[np.bool_]) -> metrics.Counts:
-    """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``."""
-    number = oof.per_row(np.unique(oof.group, return_inverse=True)[1])[rows]
-    _, group = np.unique(number, return_inverse=True)
-    predicted = oof.logits[head][rows].argmax(1)
-    return metrics.confusions(oof.label[rows], predicted, group, len(oof.classes), int(group.max(initial=-1)) + 1)
+def run_audit(oof: OofLogits, config: AuditConfig, store: EmbeddingStore | None = None, dataset: Dataset | None = None,
+              training: TrainConfig | None = None, scratch: Path | None = None,
+              weights: Path | None = None) -> Iterator[Issue]:
+    """Yield the result of each check of logits, and of the store and the data set behind them, as soon as it ends.
 
-
-@dataclass(frozen=True, kw_only=True)
-class AuditSubject:
-    """What is audited: logits, and if available the store and the data set behind them.
-
-    Attributes
+    Parameters
     ----------
-    training : how `--full` trains the heads again.
-    scratch : a folder that `--full` may fill.
+    training, scratch : how `--full` trains the heads again, and a folder that it may fill.
     weights : the folder of CNN weights; `scratch` has none, and fine-tuning needs them.
-    """
-
-    oof: OofLogits
-    store: EmbeddingStore | None = None
-    dataset: Dataset | None = None
-    training: TrainConfig = field(default_factory=TrainConfig)
-    scratch: Path | None = None
-    weights: Path | None = None
-
-
-def run_audit(subject: AuditSubject, config: AuditConfig) -> Iterator[Issue]:
-    """Yield the result of each check as soon as it ends.
 
     Raises
     ------
     InputError
         `--full` needs a data set, and there is none.
     """
-    yield check_splits(subject.oof)
-    yield check_folds(subject.oof)
-    yield check_provenance(subject.oof)
-    yield check_starter(subject.oof, subject.dataset)
-    yield check_memorized(subject.oof, config.seed)
-    yield check_perfect(subject.oof)
-    yield check_stacker(subject.oof, config)
-    yield check_contradictions(subject.oof, config)
-    if subject.store is None:
+    yield check_splits(oof)
+    yield check_folds(oof)
+    yield check_provenance(oof)
+    yield check_starter(oof, dataset)
+    yield check_memorized(oof, config.seed)
+    yield check_perfect(oof)
+    yield check_stacker(oof, config)
+    yield check_contradictions(oof, config)
+    if store is None:
         return
-    sample = draw_probe(subject.oof, subject.store)
+    sample = draw_probe(oof, store)
     yield check_features(sample)
     yield check_probe(sample, config)
-    yield check_copies(subject.oof, subject.store, config.similar)
+    yield check_copies(oof, store, config.similar)
     if config.full:
-        if subject.dataset is None or subject.scratch is None:
+        if dataset is None or scratch is None:
             raise InputError("there is no data set to train heads on", where="audit --full",
                              hint="name it with --dataset and --root or --clips")
-        yield check_retrained(subject.dataset, subject.store, subject.training, subject.scratch, config,
-                              subject.weights)
+        yield check_retrained(dataset, store, training or TrainConfig(), scratch, config, weights)
 
 
 def write_audit(results: Sequence[Issue], path: Path) -> None:

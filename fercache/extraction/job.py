@@ -9,28 +9,30 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from msgspec import structs
+
 from fercache import media, run_log, workspace
 from fercache.backbones import weights
 from fercache.backbones.registry import CALIBRATION_SHA256
 from fercache.backbones.weights import files
-from fercache.config import ExtractConfig, fingerprint_of
+from fercache.config import FAST, FAST_TIME, ExtractConfig, fingerprint_of
 from fercache.data import base
 from fercache.data.base import PEOPLE_COUNT, Dataset, Trial, people_of, people_stored, person_name
 from fercache.errors import ClipError, InputError, StoreError
 from fercache.extraction import thumbnails
-from fercache.extraction.cancellation import Cancelled, CancelToken, never_cancelled
 from fercache.extraction.clip import ClipJob, MultiPersonCommit, PersonSelection
+from fercache.extraction.run_control import Cancelled, CancelToken, never_cancelled
 from fercache.faces import crops, interpolation, tracklets
 from fercache.media import video
 from fercache.media.source import Source, check_content, file_stamp
-from fercache.runtime import atomic_io, wheels
+from fercache.runtime import atomic_io
 from fercache.runtime.progress import ProgressBar, progress_bar
 from fercache.runtime.uri import Location
 from fercache.store.embedding_store import EmbeddingStore
@@ -96,8 +98,8 @@ def write_failures(path: Path, failed: Sequence[ClipResult]) -> None:
     atomic_io.write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
-def source_unchanged(stored: dict[str, Any], path: Path, kind: str, strict: bool = False) -> bool:
-    """Return whether the source at `path` is the one whose digest is `stored`.
+def unchanged_stamp(stored: dict[str, Any], path: Path, kind: str, strict: bool = False) -> dict[str, int] | None:
+    """Return the time stamp (and inode) of the source at `path` if it is the one whose digest is `stored`, else None.
 
     Parameters
     ----------
@@ -111,19 +113,23 @@ def source_unchanged(stored: dict[str, Any], path: Path, kind: str, strict: bool
     # Without `strict`, only a change that keeps the size and the time stamp goes unnoticed.
 
     # Equal size, time stamp and inode: no byte is read. Manifests without an inode go on to the samples.
-    if not strict and kind == "video" and file_stamp(path).items() <= stored.items():
-        return True
+    if not strict and kind == "video" and (stamp := file_stamp(path)).items() <= stored.items():
+        return stamp
     now = media.source_digest(path, kind, strict)
-    if strict or not same_source(stored, now) or stored.get("mtime_ns") == now["mtime_ns"]:
-        return same_source(stored, now)
-    # Equal samples and another time stamp: a copy, or a file changed in place. Only its whole hash decides.
-    return same_source(stored, media.source_digest(path, kind, strict=True))
+    if not strict and same_source(stored, now) and stored.get("mtime_ns") != now["mtime_ns"]:
+        # Equal samples and another time stamp: a copy, or a file changed in place. Only its whole hash decides.
+        now = media.source_digest(path, kind, strict=True)
+    return {key: now[key] for key in ("mtime_ns", "inode") if key in now} if same_source(stored, now) else None
 
 
 # Most clips that are opened to estimate the number of frames: extraction must not wait for thousands.
 OPENED_FIRST = 16
+# Smaller files may be Git LFS pointers (some 130 bytes) or web pages.
+SUSPICIOUS_BYTES = 64 << 10
 # Seconds between two checks of clips that another process works on.
 POLL_S = 0.5
+# Features from which a run that embeds every frame in float32 names the faster way.
+OFFER_FAST_BYTES = 1e9
 
 
 @dataclass
@@ -144,12 +150,14 @@ class ExtractionJob:
             return None
         manifest = self.store.manifest(self.name(trial))
         try:
-            same = source_unchanged(manifest.source, trial.path, trial.kind, self.config.verify_sources)
+            stamp = unchanged_stamp(manifest.source, trial.path, trial.kind, self.config.verify_sources)
+            if stamp is None:
+                return None
+            self.store.accept_stamp(self.name(trial), stamp)
         except ClipError as error:
             self.log_alike(logging.WARNING, trial.name,
                            f"the source is missing or unreadable ({error.what}); keeping the stored features")
-            same = True
-        return ClipResult(clip=trial.name, state="cached", frames=manifest.frames) if same else None
+        return ClipResult(clip=trial.name, state="cached", frames=manifest.frames)
 
     def name(self, trial: Trial) -> str:
         """Return the clip's name in the store."""
@@ -163,14 +171,19 @@ class ExtractionJob:
     def log_size(self, trials: Sequence[Trial]) -> float:
         """Log the size of the features to come, and return the number of frames that the files state."""
         # Of many clips only a sample is opened; the others count by their bytes, folders by their number.
-        sample = trials[::max(1, -(-len(trials) // OPENED_FIRST))]
+        sample = _sample(trials)
         frames: float = sum(map(self._stated_frames, sample))
         if len(sample) < len(trials):
             part, whole = (sum(map(_file_bytes, some)) for some in (sample, trials))
             frames *= whole / part if part else len(trials) / len(sample)
         row = 2 * sum(prod(shape) for shape in self.store.taps.values())  # float16
+        row = round(row * interpolation.embedded_share(self.config.embed_every))
         views = f" in {self.config.augmentations} views" if self.config.augmentations > 1 else ""
         log.info("%d bytes per frame%s, %.2f GB for about %d frames", row, views, row * frames / 1e9, frames)
+        if (row * frames > OFFER_FAST_BYTES and (self.config.precision, self.config.embed_every) == ("float32", "1")
+                and find_spec("openvino")):
+            log.info("--fast stores about %.2f GB and takes about %.0f %% of the time; it is a little less exact",
+                     row * frames / 1e9 * interpolation.embedded_share(FAST["embed_every"]), 100 * FAST_TIME)
         return frames
 
     def run_all(self, trials: Sequence[Trial]) -> Iterator[ClipResult]:
@@ -289,8 +302,12 @@ class ExtractionJob:
         with commit.open_first() as writer:
             if writer is None:
                 return None
-            count = ClipJob(source, writer, pipeline, selection=selection, detect_every=self.config.detect_every,
-                            margin=self.config.margin, views=self.config.augmentations).run()
+            # Around a picture that is a crop there is nothing.
+            margin, card = ((self.config.margin, self.cnn.card) if self.faces == "mtcnn"
+                            else (0.0, structs.replace(self.cnn.card, margin=0.0)))
+            count = ClipJob(source, writer, pipeline, selection=selection, card=card, margin=margin,
+                            detect_every=self.config.detect_every, views=self.config.augmentations,
+                            embed_every=self.config.embed_every).run()
             manifest = writer.commit(**{PEOPLE_COUNT: count} if selection.several else {})
         faces = int(self.store[self.name(trial)].frame_table["valid"].sum())
         if not faces:
@@ -302,8 +319,9 @@ class ExtractionJob:
         if self.nets is not None:
             run_log.record_rate(cache, run_log.ExtractionRate(
                 faces=self.faces, backbone=self.config.weights, precision=self.config.precision,
-                views=self.config.augmentations, device=self.nets.device, threads=self.nets.threads,
-                seconds=report.seconds, when_s=run_log.now_s(), frames=report.frames("computed")))
+                views=self.config.augmentations, embed_every=self.config.embed_every, device=self.nets.device,
+                threads=self.nets.threads, seconds=report.seconds, when_s=time.time(),
+                frames=report.frames("computed")))
 
     def _stated_frames(self, trial: Trial) -> int:
         """Return the frames that a clip's file states, 0 if it states none."""
@@ -313,14 +331,27 @@ class ExtractionJob:
             return 0
 
 
-def _content_error(trial: Trial) -> ClipError | None:
-    """Return the error of a file that is empty, a Git LFS pointer or a web page; None for all others."""
-    if trial.kind == "video" and trial.path.is_file():  # others are reported when they are opened
-        try:
-            check_content(trial.path)
-        except ClipError as error:
-            return error
-    return None
+def _refuse_content(trials: Sequence[Trial]) -> dict[str, ClipError]:
+    """Return the errors of files that are empty, Git LFS pointers or web pages, by clip."""
+    # Before any work: thousands of files may be such, and one line about all of them is enough. But the first clip must
+    # not wait until all were opened: the small ones and a sample are, and the rest only if the sample is bad. What is
+    # missed here is refused when it is opened.
+    def errors(some: Iterable[Trial]) -> Iterator[tuple[str, ClipError]]:
+        for trial in some:
+            if trial.kind == "video" and trial.path.is_file():  # others are reported when they are opened
+                try:
+                    check_content(trial.path)
+                except ClipError as error:
+                    yield trial.name, error
+
+    if any(errors(_sample(trials))):
+        return dict(errors(trials))
+    return dict(errors(trial for trial in trials if _file_bytes(trial) <= SUSPICIOUS_BYTES))
+
+
+def _sample(trials: Sequence[Trial]) -> Sequence[Trial]:
+    """Return up to OPENED_FIRST of the trials, evenly spread."""
+    return trials[::max(1, -(-len(trials) // OPENED_FIRST))]
 
 
 def _file_bytes(trial: Trial) -> int:
@@ -360,13 +391,24 @@ def resolve_faces(dataset: Dataset, config: ExtractConfig) -> str:
     return dataset.faces
 
 
+def with_card_taps(config: ExtractConfig, cnn: files.Weights) -> ExtractConfig:
+    """Return the settings with the taps of the card in place of the default ones, which are facenet-pytorch's."""
+    own = cnn.net != "facenet" and cnn.card.taps and config.taps == ExtractConfig().taps
+    return replace(config, taps=cnn.card.taps) if own else config
+
+
 def settings_of(config: ExtractConfig, faces: str, cnn: files.Weights) -> dict[str, Any]:
     """Return everything that changes numbers in the store, as a JSON value; its digest is in the store's name."""
+    config = with_card_taps(config, cnn)
     chosen = {**config.settings(), "faces": faces, "weights": cnn.sha256, "backbone": cnn.name, "format": FORMAT}
+    if cnn.net != "facenet":
+        chosen["card"] = cnn.card.settings()
     if config.augmentations == 1:  # then it does not matter how augmentations are sampled
         del chosen["augmentations"]
     else:
         chosen["augmentation_version"] = crops.AUGMENTATION_VERSION
+    if config.embed_every == "auto":
+        chosen["embed_version"] = interpolation.EMBED_VERSION
     if config.precision == "int8":  # its ranges come from these faces
         chosen["calibration"] = CALIBRATION_SHA256
     if faces == "cropped":  # a setting without effect must not make another store
@@ -404,28 +446,35 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     takes over a clip whose process died.
     """
     started = time.monotonic()
+    if config.embed_every != "1" and not dataset.has_clock:
+        log.info("--embed-every has no effect on still photos")
+        config = replace(config, embed_every="1")
     faces = resolve_faces(dataset, config)
     if config.device not in ("auto", "cpu"):  # those two always exist
         from fercache.runtime.devices import resolve_device  # torch: seconds that a cached run saves
 
         resolve_device(config.device)  # before anything is created
     cnn = weights.ensure_weights(config.weights, Workspace(cache).weights)
+    config = with_card_taps(config, cnn)
     settings = settings_of(config, faces, cnn)
     # Before the store is created: a data set that contradicts --people must leave nothing behind.
     base.check_people(dataset, base.people_of(settings))
     path = store_path(features or cache, dataset.name, settings)
     log.info("store %s", path)
+    if "card" in settings and not weights.is_verified(cnn.name, Workspace(cache).weights):
+        log.warning("the input of %s is not verified: its card has no vectors of the net's own library "
+                    "(see `fercache weights check`)", cnn.name)
     store = _open_or_create(path, settings, config, cnn)
     job = ExtractionJob(config, store, faces, cnn, cancel=CancelToken(stop))
     failures_at = Workspace(cache).failures(dataset.name, failures)
     done = [ClipResult(clip=problem.where, state="failed", message=problem.message) for problem in dataset.problems
             if problem.is_error]
     waiting = []
+    store.load_index()
     for trial in dataset.trials:
         cached = job.cached(trial)
         done.append(cached) if cached else waiting.append(trial)
-    # Before any work: thousands of files may be pointers or web pages, and one line about all of them is enough.
-    refused = {trial.name: error for trial in waiting if (error := _content_error(trial)) is not None}
+    refused = _refuse_content(waiting)
     waiting = [trial for trial in waiting if trial.name not in refused]
     done += [ClipResult(clip=name, state="failed", message=str(error)) for name, error in refused.items()]
     for issue in base.group_issues(base.Issue(where=name, message=error.what, hint=error.hint)
@@ -443,6 +492,7 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
             write_failures(failures_at, failed)
     report = ExtractReport(store=path, failures_at=failures_at, fingerprint=fingerprint_of(settings),
                            clips=tuple(sorted(done, key=lambda c: c.clip)), seconds=time.monotonic() - started)
+    store.write_index()
     # An interrupted run does not get here: the pointer stays at the store of the last run that ended by itself.
     write_pointer(workspace.Features(features or cache).pointer(dataset.name), path)
     job.record_rate(report, cache)
@@ -496,4 +546,4 @@ def _detector_digest() -> str:
         raise InputError("facenet-pytorch is not installed", hint="pip install facenet-pytorch==2.5.3")
     # MTCNN's three nets: pnet.pt, rnet.pt, onet.pt.
     files = sorted((Path(spec.origin).parent / "data").glob("?net.pt"))
-    return fingerprint_of([DETECTOR_VERSION, *(wheels.file_sha256(path) for path in files)])
+    return fingerprint_of([DETECTOR_VERSION, *(atomic_io.file_sha256(path) for path in files)])

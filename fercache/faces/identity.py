@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -213,6 +213,8 @@ class Person:
     boxes: Floats  # (T, 4) x1, y1, x2, y2 in pixels, NaN in frames without the person
     score: Floats  # (T,) the detector's score, NaN there
     track: Ints  # (T,) number of the box's tracklet, -1 there
+    # (T, 10) x and y of each landmark in pixels, NaN there; (T, 0) if they were not detected.
+    points: Floats = field(default_factory=lambda: np.empty((0, 0)))
 
     @property
     def seen(self) -> Bools:
@@ -229,19 +231,19 @@ def build_persons(tracklets: Tracklets, vectors: Mapping[int, Floats] | None = N
         position alone decides.
     """
     # A clip without a face has one person, who is in no frame, so that it still has a frame table.
-    people = group_by_position(tracklets) if vectors is None else cluster_tracklets(tracklets, vectors)
-    return [_person_of(tracklets, members) for members in people or [np.empty(0, np.int64)]]
-
-
-def _person_of(tracklets: Tracklets, members: Ints) -> Person:
-    """Return the person with the tracklets `members` (n,)."""
-    boxes, score = np.full((tracklets.frames, 4), np.nan), np.full(tracklets.frames, np.nan)
-    track = np.full(tracklets.frames, NONE, np.int64)
-    chosen = np.isin(tracklets.tracklet, members)
-    rows = tracklets.frame[chosen]
-    boxes[rows], score[rows] = tracklets.faces[chosen, :4], tracklets.faces[chosen, 4]
-    track[rows] = tracklets.tracklet[chosen]
-    return Person(boxes=boxes, score=score, track=track)
+    members_of = group_by_position(tracklets) if vectors is None else cluster_tracklets(tracklets, vectors)
+    people = []
+    for members in members_of or [np.empty(0, np.int64)]:
+        boxes, score = np.full((tracklets.frames, 4), np.nan), np.full(tracklets.frames, np.nan)
+        track = np.full(tracklets.frames, NONE, np.int64)
+        chosen = np.isin(tracklets.tracklet, members)
+        rows = tracklets.frame[chosen]
+        boxes[rows], score[rows] = tracklets.faces[chosen, :4], tracklets.faces[chosen, 4]
+        track[rows] = tracklets.tracklet[chosen]
+        points = np.full((tracklets.frames, tracklets.faces.shape[1] - 5), np.nan)
+        points[rows] = tracklets.faces[chosen, 5:]
+        people.append(Person(boxes=boxes, score=score, track=track, points=points))
+    return people
 
 
 def left_and_right(people: Sequence[Person]) -> tuple[Person, Person]:

@@ -1,17 +1,19 @@
 """Faces of every frame from a detector that runs on some frames only; boxes in between are interpolated.
 
-Where interpolation is uncertain, the detector runs on more frames, in the worst case on every frame.
+Where interpolation is uncertain, the detector runs on more frames, in the worst case on every frame. `select_frames`
+decides in the same spirit which faces the CNN embeds; the reader of a store interpolates between them.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from fercache.faces.tracklets import NONE, SAME_IOU, iou, match
 
@@ -42,21 +44,23 @@ class FaceDetector(Protocol):
         """Return the faces of each picture."""
 
 
-def interpolate_faces(images: Sequence[Picture | None], detector: FaceDetector, every: int) -> list[Floats]:
+def interpolate_faces(images: Sequence[Picture | None], detector: FaceDetector, every: int, columns: int = 5
+                      ) -> list[Floats]:
     """Return the faces of each picture, (n, 5): x1, y1, x2, y2 in pixels and the score; none for a missing picture.
 
     Parameters
     ----------
     images : consecutive frames.
     every : interval of the frames that the detector always sees, besides the last one; 1 means every frame.
+    columns : of the detector's faces: 5, or 15 with landmarks, which are interpolated as boxes are.
     """
     # Between two detected frames, a face is interpolated linearly if it is in both, overlaps itself by SURE_IOU, scores
     # SURE_SCORE in both, and the pixels in the moved box never jump. For any other face the detector runs on the frame
     # in the middle (or on the frame of the jump), and both halves are treated the same way. The detector also sees both
     # sides of a shot boundary, so nothing is interpolated across it.
     rows = [row for row, image in enumerate(images) if image is not None]
-    faces = [np.empty((0, 5)) for _ in images]
-    block = _Block([image for image in images if image is not None], detector)
+    faces = [np.empty((0, columns)) for _ in images]
+    block = _Block([image for image in images if image is not None], detector, columns)
     for row, faces_of_row in zip(rows, block.interpolated(every), strict=True):
         faces[row] = faces_of_row
     return faces
@@ -75,8 +79,8 @@ class UncertainSpan(NamedTuple):
 class _Block:
     """Consecutive pictures with their faces."""
 
-    def __init__(self, images: list[Picture], detector: FaceDetector) -> None:
-        self.images, self.detector = images, detector
+    def __init__(self, images: list[Picture], detector: FaceDetector, columns: int) -> None:
+        self.images, self.detector, self.columns = images, detector, columns
         self.detected: dict[int, Floats] = {}  # row -> faces (n, 5)
         self.interpolated_faces: dict[int, list[Floats]] = defaultdict(list)  # row -> faces in parts (n, 5)
 
@@ -103,7 +107,7 @@ class _Block:
 
     def _faces_of(self, row: int) -> Floats:
         """Return the interpolated faces of a picture, (n, 5)."""
-        return np.concatenate([np.empty((0, 5)), *self.interpolated_faces[row]])
+        return np.concatenate([np.empty((0, self.columns)), *self.interpolated_faces[row]])
 
     def _split(self, span: UncertainSpan) -> list[UncertainSpan]:
         """Return what remains uncertain on both sides of the row of `span`, which is now detected."""
@@ -188,7 +192,92 @@ def interpolate_boxes(first: Floats, last: Floats, start: int, stop: int) -> dic
     for i in range(start + 1, stop):
         fraction = (i - start) / (stop - start)
         faces = (1 - fraction) * first + fraction * last
-        faces[:, :4] = (faces[:, :4] * STEPS).round() / STEPS
-        faces[:, 4] = faces[:, 4].round(SCORE_DIGITS)
-        interpolated[i] = faces
+        rounded = (faces * STEPS).round() / STEPS
+        rounded[:, 4] = faces[:, 4].round(SCORE_DIGITS)
+        interpolated[i] = rounded
     return interpolated
+
+
+# Which frames the CNN embeds. A reader interpolates between two embedded frames, so both ends of every unbroken run of
+# one face are embedded: the first frame after a gap, a cut or another face, and the last one before it.
+
+EMBED_S = 0.2
+"""Most seconds between two embedded frames of a run with `auto`: an expression begins or ends within a few tenths."""
+EMBED_CHANGE = 3.0
+"""Mean gray value by which a small picture of the face may differ from the interpolated one before `auto` embeds."""
+EMBED_SHARE = 0.4
+"""Share of the frames that `auto` embeds, for estimates only."""
+EMBED_VERSION = 1
+"""Increased whenever other frames are embedded."""
+SMALL_PX = 16
+
+
+class Face(NamedTuple):
+    """The face of one frame; `track` is NONE and `crops` is empty without one."""
+
+    row: int
+    time_s: float
+    track: int
+    crops: list[Picture]  # (S, S, 3), plain and augmented
+    small: NDArray[np.float32] | None  # the small gray picture of the plain crop
+
+
+def small_gray(crop: Picture) -> NDArray[np.float32]:
+    """Return a crop (S, S, 3) as a small gray picture, (16, 16)."""
+    return np.asarray(Image.fromarray(crop).convert("L").reduce(len(crop) // SMALL_PX), np.float32)
+
+
+def embedded_share(every: str) -> float:
+    """Return about which part of the frames is embedded."""
+    return EMBED_SHARE if every == "auto" else 1 / int(every)
+
+
+def select_frames(faces: Iterable[Face], every: str) -> Iterator[Face]:
+    """Yield those of a clip's frames that are embedded, at least one.
+
+    Parameters
+    ----------
+    faces : every frame of the clip. The small pictures may be missing if `every` is a number and tracks end at cuts.
+    every : a number, or auto: a frame is embedded where the small pictures between it and the last embedded frame are
+        not what linear interpolation gives, and after EMBED_S.
+    """
+    first: Face | None = None  # of the clip, while no frame is embedded
+    last: Face | None = None  # the last embedded frame of the run
+    skipped: list[Face] = []  # the frames after it
+    for number, face in enumerate(faces):
+        first = face if not number else first
+        if last is not None and (face.track != last.track or _is_cut((skipped or [last])[-1], face)):
+            yield from skipped[-1:]
+            last, skipped = None, []
+        if face.track == NONE:
+            continue
+        first = None
+        if last is None or (every != "auto" and face.row - last.row >= int(every)):
+            yield face
+            last, skipped = face, []
+            continue
+        if skipped and every == "auto" and _changes(last, skipped, face):
+            yield skipped[-1]
+            last, skipped = skipped[-1], []
+        skipped.append(face)
+    yield from skipped[-1:]
+    if first is not None:  # no face at all, and a store has no empty arrays
+        yield first
+
+
+def _is_cut(before: Face, after: Face) -> bool:
+    """Return whether two crops in a row show a cut, which folders of crops do not mark."""
+    return (before.small is not None and after.small is not None
+            and float(np.abs(after.small - before.small).mean()) > CUT)
+
+
+def _changes(last: Face, skipped: Sequence[Face], face: Face) -> bool:
+    """Return whether the frames between two are not what interpolation between these gives."""
+    span_s = face.time_s - last.time_s
+    if span_s > EMBED_S + 1e-6:
+        return True
+    assert last.small is not None and face.small is not None
+    small = np.stack([one.small for one in skipped if one.small is not None])
+    fraction = np.array([(one.time_s - last.time_s) / span_s for one in skipped], np.float32)[:, None, None]
+    straight = last.small + fraction * (face.small - last.small)
+    return float(np.abs(small - straight).mean(axis=(1, 2)).max()) > EMBED_CHANGE

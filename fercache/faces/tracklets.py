@@ -80,7 +80,8 @@ class Tracklets:
     """The faces of a clip and the S tracklets that they form; a tracklet is one face as far as position decides."""
 
     frames: int  # T
-    # `frame`, `faces`, `tracklet`: of each face: its row (M,), box and score (M, 5), the number of its tracklet (M,).
+    # `frame`, `faces`, `tracklet`: of each face: its row (M,), box and score and perhaps landmarks (M, 5 or 15), the
+    # number of its tracklet (M,).
     frame: Ints
     faces: Floats
     tracklet: Ints
@@ -121,7 +122,7 @@ def link_tracklets(detections: Sequence[Floats], cuts: Collection[int] = ()) -> 
 
     Parameters
     ----------
-    detections : faces of each frame, (n, 5): x1, y1, x2, y2, score.
+    detections : faces of each frame, (n, 5): x1, y1, x2, y2, score; or (n, 15) with landmarks.
     cuts : first row of each new scene; no tracklet crosses one.
     """
     # Greedy: of the tracklets seen within the last MAX_GAP frames and the faces of a frame, the pair with the largest
@@ -132,7 +133,7 @@ def link_tracklets(detections: Sequence[Floats], cuts: Collection[int] = ()) -> 
     numbers = []
     for t, faces in enumerate(detections):
         if t in breaks:
-            linker.end_all()
+            linker.keep(np.zeros(len(linker.ids), bool))
         if len(faces):
             numbers.append(linker.assign(t, faces[:, :4]))
     counts = [len(faces) for faces in detections]
@@ -141,7 +142,8 @@ def link_tracklets(detections: Sequence[Floats], cuts: Collection[int] = ()) -> 
     # The empty arrays give clips without a face the right shape and type.
     return Tracklets(frames=len(detections), frame=np.repeat(np.arange(len(detections)), counts), links=links,
                      competitors=competitors,
-                     faces=np.concatenate([np.empty((0, 5)), *(faces for faces in detections if len(faces))]),
+                     faces=np.concatenate([np.empty((0, detections[0].shape[1] if len(detections) else 5)),
+                                           *(faces for faces in detections if len(faces))]),
                      tracklet=np.concatenate([np.empty(0, np.int64), *numbers]))
 
 
@@ -159,22 +161,19 @@ class _Linker:
     links: set[tuple[int, int]] = field(default_factory=set)
     competitors: set[tuple[int, int]] = field(default_factory=set)
 
-    def end_all(self) -> None:
-        """End every live tracklet."""
-        self._keep(np.zeros(len(self.ids), bool))
-
-    def _keep(self, which: Bools) -> None:
+    def keep(self, which: Bools) -> None:
+        """End all live tracklets but these."""
         self.boxes, self.last_rows, self.ids = self.boxes[which], self.last_rows[which], self.ids[which]
 
     def assign(self, t: int, boxes: Floats) -> Ints:
         """Return the tracklet (n,) of each face of frame `t`."""
-        self._keep(t - self.last_rows <= MAX_GAP + 1)
+        self.keep(t - self.last_rows <= MAX_GAP + 1)
         overlap = iou(self.boxes, boxes)
         place = matched(overlap)
         numbers = np.array([self._tracklet_of(overlap, place, j, boxes[j]) for j in range(len(boxes))], np.int64)
         unmatched = np.ones(len(self.ids), bool)
         unmatched[place[place != NONE]] = False
-        self._keep(unmatched)  # matched ones come back below, with their new box
+        self.keep(unmatched)  # matched ones come back below, with their new box
         self.boxes = np.concatenate([self.boxes, boxes])
         self.last_rows = np.concatenate([self.last_rows, np.full(len(boxes), t)])
         self.ids = np.concatenate([self.ids, numbers])

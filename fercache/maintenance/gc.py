@@ -18,12 +18,12 @@ from fercache.data.base import Dataset, stored_trials
 from fercache.diagnostics import ablation
 from fercache.errors import FercacheError, InputError, StoreError, WeightsError
 from fercache.extraction import job
+from fercache.maintenance.verify import unfinished
 from fercache.oof import open_oof
 from fercache.runtime import atomic_io
 from fercache.stacking import inputs
 from fercache.stacking.run_metrics import read_metrics
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.integrity import unfinished
 from fercache.store.layout import META, decode_name, encode_name
 from fercache.store.local import LocalStoreFiles, StoreSize
 from fercache.store.locks import locked_clips, work_folder
@@ -51,15 +51,9 @@ SETTLED_S = 3600.0
 # record the heads that predicted them; heads bear the name of their logits; a stack run records its logits. A result is
 # live if its parents are, and if a recipe has its settings. Where a record cannot be read, the result stays.
 
-def live_results(cache: Path, dataset: str, store: EmbeddingStore | None, trainings: Iterable[TrainConfig],
+def _live_results(cache: Path, dataset: str, store: EmbeddingStore | None, trainings: Iterable[TrainConfig],
                  stack: StackConfig) -> set[Path]:
-    """Return the logits, heads and stack runs of a data set that descend from live inputs by a recipe's settings.
-
-    Parameters
-    ----------
-    store : a store that the recipe names; None for a data set of imported logits only.
-    trainings, stack : settings of the recipe; `trainings` includes those of its ablation.
-    """
+    """Return the logits, heads and stack runs of a data set that descend from live inputs by a recipe's settings."""
     workspace = Workspace(cache)
     # Imported logits are roots because no recipe can make them again; the current ones because later stages read them.
     live = set(workspace.imported_logits(dataset).glob("*.h5"))
@@ -198,7 +192,6 @@ def remove_unreferenced(unreferenced: Iterable[Unreferenced]) -> StoreSize:
 
 
 def _unreferenced_thumbnails(cache: Path, unreferenced: Sequence[Unreferenced]) -> list[Unreferenced]:
-    """Return the thumbnails of stores and clips that are gone or unreferenced."""
     going = {(item.path.resolve(), item.folder) for item in unreferenced}
     found = []
     for folder, store in Workspace(cache).thumbnail_folders():
@@ -263,7 +256,6 @@ def _unreferenced_clips(path: Path, named: Collection[str]) -> Iterator[Unrefere
 
 
 def _remove(path: Path) -> None:
-    """Remove a result; of a link, only the link."""
     # Checked again: a process may have begun while the user read the list.
     if _in_use(path):
         raise StoreError("is being written by another process", where=path, hint="wait for it to end")
@@ -319,7 +311,7 @@ def live_artifacts(cache: Path, stages: Path, typed: Mapping[str, Any]) -> LiveA
             name = data.logits_name(config)
             found.datasets.add(name)
             found.keep.update([Workspace(cache).imported_logits(name),
-                               *live_results(cache, name, None, trainings, stack)])
+                               *_live_results(cache, name, None, trainings, stack)])
             continue
         try:
             dataset = data.load_dataset(config, cache)
@@ -342,7 +334,7 @@ def live_artifacts(cache: Path, stages: Path, typed: Mapping[str, Any]) -> LiveA
                 # A clip that cannot be read today is in the issues, not in the trials: its features stay.
                 names |= {issue.where for issue in dataset.problems}
                 found.clips[path] = found.clips.get(path, set()) | names
-                found.keep |= live_results(cache, dataset.name, store, trainings, stack)
+                found.keep |= _live_results(cache, dataset.name, store, trainings, stack)
     return found
 
 

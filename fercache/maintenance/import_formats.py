@@ -104,7 +104,6 @@ class IncomingClip:
             self._check_frame_table(self.frame_table, name)
 
     def _check_frame_table(self, table: NDArray[np.float64], name: str) -> None:
-        """Refuse a frame table that does not count the frames."""
         if table.shape != (len(self.frames), len(FRAME_COLUMNS)):
             raise ClipError(f"a frame table of shape {table.shape} does not fit {len(self.frames)} frames", where=name)
         counted = np.arange(1, len(table) + 1)
@@ -138,23 +137,17 @@ class IncomingClip:
             segment = {tap: np.zeros((stop - first, *shape), np.float16) for tap, shape in self.taps.items()}
             for tap, rows in segment.items() if high > low else ():
                 frames = self.frames[low:high]
-                rows[frames - 1 - first] = to_half(np.asarray(self.arrays[tap][low:high]).reshape(
+                rows[frames - 1 - first] = _to_half(np.asarray(self.arrays[tap][low:high]).reshape(
                     len(frames), *rows.shape[1:]), tap, frames, name)
             yield segment
 
 
-ClipEntries = Iterator[tuple[str, AbstractContextManager[IncomingClip]]]
-"""(name, clip to be opened); opening may raise a ClipError."""
+ClipEntries = Iterator[tuple[str, AbstractContextManager[IncomingClip] | ClipError]]
+"""(name, clip to be opened, which may raise a ClipError), or the error of a clip that could not be read."""
 
 
-def to_half(values: NDArray[Any], tap: str, frames: NDArray[np.int64], name: str) -> NDArray[np.float16]:
-    """Return rows as float16.
-
-    Raises
-    ------
-    ClipError
-        They are not numbers, NaN, infinite, or beyond what float16 can hold.
-    """
+def _to_half(values: NDArray[Any], tap: str, frames: NDArray[np.int64], name: str) -> NDArray[np.float16]:
+    """Return rows as float16; raises ClipError where they are not numbers, NaN, infinite, or beyond float16."""
     if values.dtype.kind not in "fiu":
         raise ClipError(f"{tap!r} holds {values.dtype}, not numbers", where=name)
     with np.errstate(over="ignore", invalid="ignore"):  # checked below, with the frame in the error
@@ -169,18 +162,8 @@ def to_half(values: NDArray[Any], tap: str, frames: NDArray[np.int64], name: str
     return halves
 
 
-def clip_from_arrays(arrays: dict[str, Any], name: str) -> IncomingClip:
-    """Return the clip of one array a tap, with a frame table or frame numbers among them or neither.
-
-    Parameters
-    ----------
-    arrays : numpy arrays or HDF5 datasets; these are read later, by segments.
-
-    Raises
-    ------
-    ClipError
-        The arrays have different lengths, or the frame numbers are not whole numbers.
-    """
+def _clip_from_arrays(arrays: dict[str, Any], name: str) -> IncomingClip:
+    """Return the clip of one array a tap (HDF5 datasets are read later), with a frame table, numbers, or neither."""
     table = arrays.pop(FRAME_TABLE, None)
     index = table
     key = next((key for key in FRAME_KEYS if key in arrays), None)
@@ -217,32 +200,24 @@ def _file_errors(path: Path) -> Iterator[None]:
             "are loaded and are never read: save plain arrays of numbers")) from error
 
 
-def stem_of(root: Path, path: Path) -> str:
-    """Return the clip's name from a file's path."""
-    return path.stem if root == path else path.relative_to(root).with_suffix("").as_posix()
-
-
 CLIP_NAME = "clip.json"
 """Member of an exported npz with the clip's name."""
-
-
-def npy_entries(root: Path, paths: Iterable[Path]) -> ClipEntries:
-    """Yield the clips of npy files, one each."""
-    for path in paths:
-        yield stem_of(root, path), _npy(path, stem_of(root, path))
 
 
 # numpy maps the arrays into memory, which needs no memory for a long clip and refuses Python objects.
 @contextmanager
 def _npy(path: Path, name: str) -> Iterator[IncomingClip]:
     with _file_errors(path):
-        yield clip_from_arrays({FEATURES: npy.open_memmap(path, mode="r")}, name)
+        yield _clip_from_arrays({FEATURES: npy.open_memmap(path, mode="r")}, name)
 
 
-def npz_entries(root: Path, paths: Iterable[Path]) -> ClipEntries:
-    """Yield the clips of npz files, one each, under the name in an exported file or the file's own."""
+def array_entries(root: Path, paths: Iterable[Path]) -> ClipEntries:
+    """Yield the clips of npy and npz files, one each, under the name in an exported file or the file's own."""
     for path in paths:
-        name = stem_of(root, path)
+        name = path.stem if root == path else path.relative_to(root).with_suffix("").as_posix()
+        if path.suffix.lower() == ".npy":
+            yield name, _npy(path, name)
+            continue
         try:
             with zipfile.ZipFile(path) as file, file.open(CLIP_NAME) as member:
                 stated = json.loads(member.read(1 << 16))
@@ -274,7 +249,7 @@ def _npz(path: Path, name: str) -> Iterator[IncomingClip]:
             if tap in arrays:
                 raise ClipError(f"holds {tap!r} twice")
             arrays[tap] = npy.open_memmap(Path(folder, str(i)), mode="r")
-        yield clip_from_arrays(arrays, name)
+        yield _clip_from_arrays(arrays, name)
 
 
 # The attribute that holds names as JSON: HDF5's own texts end at a zero byte.
@@ -308,14 +283,14 @@ def _hdf5(path: Path, key: str, name: str) -> Iterator[IncomingClip]:
     with _file_errors(path), h5py.File(path, "r") as file:
         item = file[key]
         if isinstance(item, h5py.Dataset):
-            yield clip_from_arrays({FEATURES: _checked(item, name)}, name)
+            yield _clip_from_arrays({FEATURES: _checked(item, name)}, name)
             return
         datasets = {key: _checked(one, name) for key, one in _items(item) if isinstance(one, h5py.Dataset)}
         # Exported taps may have numbers for names, so the attribute decides.
         if OURS not in item.attrs and any(key.partition(".")[0].isdigit() for key in datasets):
             yield _clip_of_frames(datasets, name)
             return
-        yield clip_from_arrays({_own_name(one, key): one for key, one in datasets.items()}, name)
+        yield _clip_from_arrays({_own_name(one, key): one for key, one in datasets.items()}, name)
 
 
 def _find_clips(group: Any, key: str, depth: int, seen: set[Any]) -> Iterator[tuple[str, str]]:
@@ -361,7 +336,8 @@ def _checked(dataset: Any, name: str) -> Any:
     if dataset.dtype.kind not in "fiu":
         raise ClipError(f"{dataset.name!r} holds {dataset.dtype}, not numbers", where=name,
                         hint="save arrays of numbers; Python objects are never loaded")
-    missing = [code for code in _filters(dataset) if not h5py.h5z.filter_avail(code)]
+    plist = dataset.id.get_create_plist()
+    missing = [code for i in range(plist.get_nfilters()) if not h5py.h5z.filter_avail(code := plist.get_filter(i)[0])]
     if missing:
         raise ClipError(f"{dataset.name!r} is compressed with {FILTERS.get(missing[0], f'HDF5 filter {missing[0]}')}, "
                         "which is not installed", where=name, hint="pip install hdf5plugin")
@@ -369,12 +345,6 @@ def _checked(dataset: Any, name: str) -> Any:
     if dataset.size and not dataset.id.get_storage_size():
         raise ClipError(f"{dataset.name!r} of shape {dataset.shape} was declared and never written", where=name)
     return dataset
-
-
-def _filters(dataset: Any) -> list[int]:
-    """Return the codes of the filters that a dataset was written with."""
-    plist = dataset.id.get_create_plist()
-    return [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
 
 
 @dataclass(frozen=True)
@@ -549,7 +519,7 @@ class _PersonRows:
                 raise ClipError(f"has lists of {rows.shape[1]} and {self.shapes[tap][0]} values", where=clip,
                                 hint="lists of one length")
             # float16 is what the store holds, and a quarter of float64 on disk.
-            self.files[tap].write(to_half(rows, tap, frames, clip).tobytes())
+            self.files[tap].write(_to_half(rows, tap, frames, clip).tobytes())
 
     @contextmanager
     def open(self) -> Iterator[IncomingClip]:
@@ -563,21 +533,7 @@ class _PersonRows:
                     for tap, file in self.files.items()})
 
 
-class _Failing(AbstractContextManager[IncomingClip]):
-    """A clip that could not be read; opening it raises the error."""
-
-    def __init__(self, error: ClipError) -> None:
-        self.error = error
-
-    def __enter__(self) -> IncomingClip:
-        raise self.error
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
 def _people_of(clip: str, pieces: Iterable[tuple[str, int, Any]], columns: TableColumns) -> ClipEntries:
-    """Yield the people of a clip of a table."""
     with ExitStack() as stack:
         people: dict[str, _PersonRows] = {}
         try:
@@ -586,7 +542,7 @@ def _people_of(clip: str, pieces: Iterable[tuple[str, int, Any]], columns: Table
             if not people:
                 raise ClipError("has no row with a face", where=clip)
         except ClipError as error:
-            yield clip, _Failing(error)
+            yield clip, error
             return
         ranked = sorted(people, key=lambda person: -sum(map(len, people[person].frames)))
         names = {person: clip if i == 1 else f"{clip}#{i}" for i, person in enumerate(ranked, 1)}
@@ -599,7 +555,6 @@ def _people_of(clip: str, pieces: Iterable[tuple[str, int, Any]], columns: Table
 
 def _add_batch(people: dict[str, _PersonRows], clip: str, line: int, batch: Any, columns: TableColumns,
                stack: ExitStack) -> None:
-    """Add the rows of a batch to its people."""
     try:
         numbers = columns.frames(batch)
         cells = {name: _cells(batch.column(name)) for name in columns.features}

@@ -40,15 +40,18 @@ REWRITE_HINT = "the file is cut off or edited; write it again with `fercache sta
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipSeries:
-    """The rows of one clip in `preds.csv`, as plots need them.
+class ClipPredictions:
+    """All rows of one clip in `preds.csv`, ascending by frame.
 
     Attributes
     ----------
-    time_s : (T,) float64; valid : (T,) bool; label : (T,) int64, -1 unknown.
+    name : the trial's name.
+    frame : (T,) int64, from 1; time_s : (T,) float64; valid : (T,) bool; label : (T,) int64, -1 unknown.
     label_pred : (T,) int64, the predicted class; probs : (T, C) float64, probabilities.
     """
 
+    name: str
+    frame: NDArray[np.int64]
     time_s: NDArray[np.float64]
     valid: NDArray[np.bool_]
     label: NDArray[np.int64]
@@ -65,20 +68,6 @@ class ClipSeries:
     def wrong(self) -> NDArray[np.bool_]:
         """The annotated rows whose predicted class differs from the label, ``(T,)``."""
         return np.asarray((self.label >= 0) & (self.label != self.label_pred))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipPredictions(ClipSeries):
-    """All rows of one clip, ascending by frame.
-
-    Attributes
-    ----------
-    name : the trial's name.
-    frame : (T,) int64, from 1.
-    """
-
-    name: str
-    frame: NDArray[np.int64]
 
     def pooled(self, probs: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the mean of ``(T, C)`` over the frames with a face, ``(C,)``; over all frames if there is none."""
@@ -204,17 +193,6 @@ def file_name(clip: str, ending: str) -> str:
     return f"{plain}{ending}" if plain == clip else f"{plain}-{fingerprint_of(clip)[:8]}{ending}"
 
 
-def classes(preds: Path) -> tuple[str, ...]:
-    """Return the class names of a prediction table; raises as `PredictionsFile` does."""
-    return PredictionsFile(preds).classes
-
-
-def each_clip(preds: Path) -> Iterator[tuple[str, ClipSeries]]:
-    """Yield each clip of a table with its rows; raises as `PredictionsFile` and `PredictionsFile.clips` do."""
-    for clip in PredictionsFile(preds).clips():
-        yield clip.name, clip
-
-
 def write_predictions(oof: OofLogits, ppm: NDArray[np.int32], path: Path) -> None:
     """Write the predictions to `path`, atomically; the ending of the name selects the format.
 
@@ -257,7 +235,6 @@ def _write_csv(oof: OofLogits, ppm: NDArray[np.int32], file: BinaryIO, compress:
 
 
 def _line(fields: Sequence[str]) -> str:
-    """Return one line of CSV, quoted where necessary."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(fields)
     return text.getvalue()

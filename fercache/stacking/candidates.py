@@ -22,14 +22,9 @@ from fercache.stacking.nested_cv import ALL, LEARNED, NestedResult, Probs, predi
 log = logging.getLogger(__name__)
 
 
-def uses_later_frames(head: str, oof: OofLogits) -> bool:
-    """Return whether a head's prediction of a frame depends on later frames.
-
-    Notes
-    -----
-    The user who imports logits decides that they are causal. A head that is neither registered nor imported is unknown,
-    and counts as one that uses later frames.
-    """
+def _uses_later_frames(head: str, oof: OofLogits) -> bool:
+    """Return whether a head's prediction of a frame depends on later frames."""
+    # The user who imports logits decides that they are causal; a head that is unknown counts as one that looks ahead.
     spec = head_registry.HEADS.get(head)
     return spec.lookahead if spec is not None else head not in oof.declared
 
@@ -45,7 +40,7 @@ def drop_lookahead_heads(oof: OofLogits) -> OofLogits:
     if oof.pooled:
         raise InputError("--causal needs one prediction per frame, not per clip", where="stack",
                          hint="drop --causal, or choose --level frame")
-    causal_heads = tuple(head for head in oof.heads if not uses_later_frames(head, oof))
+    causal_heads = tuple(head for head in oof.heads if not _uses_later_frames(head, oof))
     if not causal_heads:
         raise InputError(f"--causal: every head uses later frames: {', '.join(oof.heads)}",
                          where="stack", hint="train the head `frame`, or import logits of a causal model")
@@ -139,7 +134,7 @@ def gather_candidates(oof: OofLogits, nested: NestedResult, filler: GapFiller | 
 
     Parameters
     ----------
-    filling : fills frames without a face; by default from the nearest frame that has one. In a causal run, heads and
+    filler : fills frames without a face; by default from the nearest frame that has one. In a causal run, heads and
         mean are uniform before the first face.
 
     Raises
@@ -170,7 +165,6 @@ def gather_candidates(oof: OofLogits, nested: NestedResult, filler: GapFiller | 
 
 
 def _mean(heads: dict[str, Probs]) -> Probs:
-    """Return the plain mean of the heads' probabilities."""
     first = next(iter(heads.values()))
     return np.asarray(sum(heads.values(), np.zeros(first.shape, np.float32)) / len(heads), np.float32)
 
@@ -245,7 +239,7 @@ def chance_p_value(oof: OofLogits) -> float:
     """
     part = oof.subset(_spread_trials(oof))
     rows = np.flatnonzero(part.valid & (part.label >= 0))
-    label, group = part.label[rows].astype(int), np.unique(part.per_row(part.group), return_inverse=True)[1][rows]
+    label, group = part.label[rows].astype(int), part.per_row(part.group_number)[rows]
     values, at = _centered(sum(log_softmax(part.logits[head][rows]) for head in part.heads)), np.arange(len(rows))
     least = values[at, label].sum() - 1e-9 * len(rows)  # equal permutations differ by rounding
     as_high = sum(values[at, permuted].sum() >= least

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from fercache.config import fingerprint_of
 from fercache.errors import InputError, NotInStore, StoreError
@@ -15,7 +18,7 @@ from fercache.runtime.uri import Location
 from fercache.store.clip import Clip
 from fercache.store.journal import Journal
 from fercache.store.layout import FRAME_TABLE, META, encode_name
-from fercache.store.local import FileStamp, StoreFiles, StoreSize
+from fercache.store.local import FileStamp, StoreSize
 from fercache.store.locks import hold_lease, lock_gate, work_folder
 from fercache.store.manifest import (
     EXTRACT_AGAIN_HINT,
@@ -29,13 +32,19 @@ from fercache.store.manifest import (
     verify_checksum,
     with_checksum,
 )
-from fercache.store.remote import PrefetchingStore, files_at
+from fercache.store.remote import PrefetchingStore, StoreFiles, files_at
 from fercache.store.writer import ClipWriter, WriterJob, check_case_collision
 
 log = logging.getLogger(__name__)
 
 
 JOURNAL_SUFFIX = ".journal"
+INDEX = "manifests.index"
+"""File in a local store's work folder: the manifests that were read, so that the next process reads one file, not one
+per clip."""
+INDEX_AFTER = 8
+"""Manifests that are read one by one first: a reader of a clip or two need not read the index of thousands."""
+DIGEST_BYTES = hashlib.sha256().digest_size
 REBUILD_HINT = "run `fercache extract` with the same settings: it writes the root anew and keeps the clips"
 
 
@@ -92,6 +101,23 @@ def check_taps(taps: dict[str, tuple[int, ...]]) -> None:
                              hint=f"shapes are positive, and {FRAME_TABLE!r} is the name of the frame table")
 
 
+def read_index(path: Path) -> dict[str, tuple[FileStamp, ClipManifest]]:
+    """Return the manifests in an index by folder, each with the stamp that its file had.
+
+    Raises
+    ------
+    StoreError
+        The index is damaged or has another format.
+    """
+    data = path.read_bytes()
+    try:
+        if hashlib.sha256(data[DIGEST_BYTES:]).digest() == data[:DIGEST_BYTES]:
+            return msgspec.msgpack.decode(data[DIGEST_BYTES:], type=dict[str, tuple[FileStamp, ClipManifest]])
+    except ValueError:
+        pass
+    raise StoreError("is damaged or of another format", where=path, hint="remove it")
+
+
 class EmbeddingStore(Mapping[str, Clip]):
     """The features of all clips, computed with the same settings; open it with `open` or `create`.
 
@@ -101,6 +127,7 @@ class EmbeddingStore(Mapping[str, Clip]):
     settings : everything that changes numbers.
     taps : tap -> shape of one frame.
     mode : ``"r"`` or ``"a"``.
+    causal : whether a frame that is not embedded repeats the last one that is, instead of being interpolated.
 
     Notes
     -----
@@ -108,20 +135,22 @@ class EmbeddingStore(Mapping[str, Clip]):
     damaged or belongs to another store counts as absent, with a warning: the next `extract` computes it again.
     """
 
-    def __init__(self, files: StoreFiles, mode: str, root: StoreRoot) -> None:
-        self.files, self.mode, self.path = files, mode, files.root
+    def __init__(self, files: StoreFiles, mode: str, root: StoreRoot, causal: bool = False) -> None:
+        self.files, self.mode, self.causal, self.path = files, mode, causal, files.root
         self.settings, self.taps = root.settings, root.taps
         self.fingerprint = fingerprint_of(root.settings)
         self._manifests: dict[str, tuple[FileStamp, ClipManifest | None]] = {}
+        self._indexed: dict[str, tuple[FileStamp, ClipManifest | None]] | None = None  # what the index file holds
         self._digest: str | None = None
 
     @classmethod
-    def open(cls, path: str | Location, *, mode: str = "r") -> EmbeddingStore:
+    def open(cls, path: str | Location, *, mode: str = "r", causal: bool = False) -> EmbeddingStore:
         """Return the store at `path`, a folder or any URL that fsspec opens.
 
         Parameters
         ----------
         mode : ``"r"`` to read, ``"a"`` to write too. ``"r"`` reads each manifest of a remote store only once.
+        causal : use no later frame where ``embed_every`` left frames out: repeat the last embedded one.
 
         Raises
         ------
@@ -130,15 +159,15 @@ class EmbeddingStore(Mapping[str, Clip]):
         """
         if mode not in ("r", "a"):
             raise InputError(f"mode {mode!r} is neither 'r' nor 'a'", where=path)
-        return cls._open(files_at(path), mode)
+        return cls._open(files_at(path), mode, causal)
 
     @classmethod
-    def _open(cls, files: StoreFiles, mode: str) -> EmbeddingStore:
+    def _open(cls, files: StoreFiles, mode: str, causal: bool = False) -> EmbeddingStore:
         data = files.get(META)
         if data is None:
             raise StoreError("holds no embedding store", where=files.root,
                              hint="check the path, or run `fercache extract`")
-        return cls(files, mode, read_root(data, files.root))
+        return cls(files, mode, read_root(data, files.root), causal)
 
     @classmethod
     def exists(cls, path: str | Location) -> bool:
@@ -193,7 +222,7 @@ class EmbeddingStore(Mapping[str, Clip]):
         return isinstance(clip, str) and self._manifest(encode_name(clip)) is not None
 
     def __getitem__(self, clip: str) -> Clip:
-        return Clip(self.files, self.manifest(clip))
+        return Clip(self.files, self.manifest(clip), self.causal)
 
     def manifest(self, clip: str) -> ClipManifest:
         """Return the manifest of a committed clip.
@@ -219,6 +248,9 @@ class EmbeddingStore(Mapping[str, Clip]):
             return None
         if cached is not None and cached[0] == stamp:
             return cached[1]
+        if self._indexed is None and len(self._manifests) >= INDEX_AFTER:
+            self.load_index()
+            return self._manifest(folder)
         try:
             manifest = self.read_manifest(folder)
         except StoreError as error:
@@ -245,6 +277,35 @@ class EmbeddingStore(Mapping[str, Clip]):
             raise damaged(f"belongs to the clip {manifest.clip!r} of the store {manifest.fingerprint[:12]}",
                           self.path / folder)
         return manifest
+
+    def load_index(self) -> None:
+        """Take the manifests from the index; each counts only while the stamp of its file is the same."""
+        if self._indexed is not None:
+            return
+        self._indexed = {}
+        with suppress(OSError, StoreError):  # without an index the manifests themselves are read
+            if not self.files.is_remote:
+                self._indexed = {**read_index(self.work / INDEX)}
+                self._manifests = self._indexed | self._manifests
+
+    def accept_stamp(self, clip: str, stamp: dict[str, int]) -> None:
+        """Use the time stamp of a copy of a clip's source, so that the index saves comparing its bytes again."""
+        folder = encode_name(clip)
+        file, manifest = self._manifests[folder]
+        if manifest is not None and not stamp.items() <= manifest.source.items():
+            changed = msgspec.structs.replace(manifest, source={**manifest.source, **stamp})
+            self._manifests[folder] = file, changed
+
+    def write_index(self) -> None:
+        """Write the index anew if this process read manifests that it lacks."""
+        self.load_index()
+        if self.files.is_remote or (self._indexed and self._manifests == self._indexed):
+            return
+        committed = {folder: self._manifests[folder] for folder in self.files.folders() if self._manifest(folder)}
+        # A name that is no valid text cannot be encoded, and a full or read-only disk must not fail a finished run.
+        with suppress(ValueError, OverflowError, OSError, InputError):
+            data = msgspec.msgpack.encode(committed)
+            atomic_io.write_bytes(self.work / INDEX, hashlib.sha256(data).digest() + data)
 
     def document(self) -> bytes:
         """Return the `zarr.json` of the store's root."""
@@ -296,9 +357,11 @@ class EmbeddingStore(Mapping[str, Clip]):
         otherwise. The next writer resumes what this one leaves without `commit`.
         """
         self._check_writable()
-        job = WriterJob(clip=clip, fingerprint=self.fingerprint, taps=self.taps,
+        # Faces were detected, and their crops are aligned.
+        landmarks = (self.settings.get("card") or {}).get("crop") == "aligned" and "detector" in self.settings
+        job = WriterJob(clip=clip, fingerprint=self.fingerprint, taps=self.taps, landmarks=landmarks,
                         source=normalize_json(source, "source"),
-                        provenance=normalize_json(provenance, "provenance"))
+                        provenance=normalize_json(provenance, "provenance"), sparse="embed_every" in self.settings)
         with hold_lease(self.files, job.folder) as mine:
             # Under the lock: another process may have committed the clip since the caller found it absent.
             committed = self._manifest(job.folder) if mine else None
@@ -346,7 +409,7 @@ class EmbeddingStore(Mapping[str, Clip]):
                         path.unlink(missing_ok=True)
 
     def _discard(self, folder: str) -> None:
-        """Remove a clip from the store."""
+        (self.work / INDEX).unlink(missing_ok=True)  # it may name the clip
         # The manifest first: a crash in between leaves an absent clip, never one with missing chunks.
         self.files.remove(f"{folder}/{META}")
         atomic_io.durable_step("discard.unmarked")

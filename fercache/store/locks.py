@@ -23,9 +23,8 @@ import msgspec
 from fercache.errors import ClipError, StoreError
 from fercache.runtime import atomic_io
 from fercache.runtime.uri import Location, Url
-from fercache.store.local import StoreFiles
 from fercache.store.manifest import parse_json
-from fercache.store.remote import RemoteStoreFiles
+from fercache.store.remote import RemoteStoreFiles, StoreFiles
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +122,6 @@ class RemoteLease:
         return False
 
     def _others_alive(self) -> bool:
-        """Return whether another machine alive has a lease on the clip; remove the leases of dead ones."""
         for name in self.claims.sizes(self.folder):
             key = f"{self.folder}/{name}"
             if key == self.key:

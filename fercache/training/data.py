@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from fercache.data.base import Trial
 from fercache.errors import InputError
 from fercache.runtime import atomic_io
 from fercache.runtime.progress import progress_bar
+from fercache.store.local import READERS
 from fercache.store.multi_store import ReadableClip, ReadableStore
 
 log = logging.getLogger(__name__)
@@ -174,26 +177,30 @@ def load_features(store: ReadableStore, trials: Sequence[Trial], taps: Sequence[
         The store lacks one of the taps, or the features fit neither into memory nor onto the disk.
     """
     layout = row_layout(store.taps, taps, store.path)
-    lengths = [max(store[trial.name].frames, 0 if trial.labels is None else len(trial.labels)) for trial in trials]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     # An augmentation counts only where every one of the taps has it.
     others = min(store.taps[tap_views(tap)][0] if tap_views(tap) in store.taps else 0 for tap in taps)
-    rows, count = int(offsets[-1]), 1 + (others if augmentations else 0)
+    count = 1 + (others if augmentations else 0)
+    store = store.prefetch([trial.name for trial in trials],
+                           [name for part in layout
+                            for name in (part.tap, tap_views(part.tap))[:1 if count == 1 else 2]])
+    clips = [store[trial.name] for trial in trials]
+    lengths = [max(clip.frames, 0 if trial.labels is None else len(trial.labels))
+               for clip, trial in zip(clips, trials, strict=True)]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    rows = int(offsets[-1])
     shape = (count, rows, layout[-1].stop)
     dataset = FrameDataset(layout=layout, x=np.zeros((0, shape[2]), np.float16), offsets=offsets,
                            index=np.zeros(rows, np.int32), time_s=np.zeros(rows), valid=np.zeros(rows, bool),
                            label=np.full(rows, -1, np.int16))
-    store = store.prefetch([trial.name for trial in trials],
-                           [name for part in layout
-                            for name in (part.tap, tap_views(part.tap))[:1 if count == 1 else 2]])
-    for i, trial in enumerate(trials):
-        _read_frame_table(dataset, store[trial.name], trial, i)
+    _in_threads(lambda i: _read_frame_table(dataset, clips[i], trials[i], i), len(trials))
 
     def fill(values: NDArray[np.float16]) -> None:
         with progress_bar("read store", rows) as bar:
-            for i, trial in enumerate(trials):
-                _read_values(values, dataset, store[trial.name], i, normalize == "clip")
+            def read(i: int) -> None:
+                _read_values(values, dataset, clips[i], i, normalize == "clip")
                 bar.advance(lengths[i])
+
+            _in_threads(read, len(trials))
 
     if _fits_into_ram(int(np.prod(shape)) * 2, memory, mmap_dir):
         values = np.zeros(shape, np.float16)
@@ -250,6 +257,22 @@ def _open_mapped(folder: Path, name: str, shape: tuple[int, ...],
     return np.asanyarray(np.lib.format.open_memmap(path, "r"))
 
 
+def _in_threads(read: Callable[[int], None], count: int) -> None:
+    """Call `read` with each number below `count`, in a few threads that take the next number when they are free."""
+    numbers = iter(range(count))
+
+    def work() -> None:
+        for number in numbers:
+            read(number)
+
+    with ThreadPoolExecutor(READERS, "fercache-read") as pool:
+        try:
+            for done in [pool.submit(work) for _ in range(READERS)]:
+                done.result()
+        finally:
+            deque(numbers, 0)  # after an error the other threads find no further number
+
+
 def _read_frame_table(dataset: FrameDataset, clip: ReadableClip, trial: Trial, i: int) -> None:
     """Fill a trial's time and labels; where the annotation is longer than the clip, time goes on at the same pace."""
     start, stop = int(dataset.offsets[i]), int(dataset.offsets[i + 1])
@@ -269,7 +292,7 @@ def _read_values(values: NDArray[np.float16], dataset: FrameDataset, clip: Reada
     start = int(dataset.offsets[i])
     rows = slice(start, start + clip.frames)
     for part in dataset.layout:
-        values[0, rows, part.start:part.stop] = clip.read(part.tap).reshape(clip.frames, -1)
+        clip.read(part.tap, values[0, rows, part.start:part.stop].reshape(-1, *part.shape))
         if len(values) > 1:
             others = clip.read(tap_views(part.tap)).reshape(clip.frames, -1, part.stop - part.start)
             values[1:, rows, part.start:part.stop] = others[:, :len(values) - 1].swapaxes(0, 1)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fercache.backbones.taps import EMBEDDING
 from fercache.config import TrainConfig, fingerprint_of
 from fercache.data.base import Dataset, Issue, Trial, stored_trials
 from fercache.data.labels import canonical_class_name
 from fercache.data.photos import fer2013_pictures
 from fercache.errors import InputError
 from fercache.heads.registry import FRAME, HEADS, TEMPORAL_HEADS
-from fercache.media.source import whole_hash
 from fercache.oof import HeadRecord, OofLogits, Provenance, StarterInit
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
@@ -56,6 +56,18 @@ class TrainReport:
     seconds: float
 
 
+def taps_to_read(config: TrainConfig, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the taps of a store that heads read: the default ones are facenet-pytorch's, of any other net all are.
+
+    Parameters
+    ----------
+    settings : of the store. The identity vector is left out where there is another tap.
+    """
+    if "card" not in settings or config.taps != TrainConfig().taps:
+        return config.taps
+    return tuple(tap for tap in settings["taps"] if tap != EMBEDDING) or tuple(settings["taps"])
+
+
 def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cache: Path, *,
                 make_current: bool = True, weights: Path | None = None) -> TrainReport:
     """Train all heads and write their out-of-fold logits; a run that was finished before is not repeated.
@@ -72,7 +84,7 @@ def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cac
     """
     started = time.monotonic()
     # The joined store's settings, digest and taps include the stores that were joined.
-    store, taps = join_stores(base, config.join, config.taps)
+    store, taps = join_stores(base, config.join, taps_to_read(config, base.settings))
     config = replace(config, taps=taps)
     dataset = stored_trials(dataset, base)
     trials = [trial for trial in dataset.trials if trial.name in store]
@@ -187,8 +199,9 @@ def starter_init(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore
         return None
     card = folder / "card.json"
     data = str(atomic_io.read_json(card)["data"]) if card.is_file() else f"the training clips of {folder}"
-    return StarterInit(digest=fingerprint_of([whole_hash(path.with_suffix(".safetensors")) for path in files]),
-                       data=data, classes=_common_classes(starter, dataset), shared=shared)
+    digests = [atomic_io.file_sha256(path.with_suffix(".safetensors")) for path in files]
+    return StarterInit(digest=fingerprint_of(digests), data=data, classes=_common_classes(starter, dataset),
+                       shared=shared)
 
 
 def _starter_problem(starter: HeadRecord, dataset: Dataset, store: ReadableStore, config: TrainConfig) -> str:
@@ -219,7 +232,6 @@ def _common_classes(starter: HeadRecord, dataset: Dataset) -> tuple[str, ...]:
 
 def _train(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, config: TrainConfig,
            settings: dict[str, Any], logits_file: Path, heads: Path, weights: Path) -> int:
-    """Train missing heads, write the logits file, and return the number of heads trained now."""
     # Imported here because torch takes seconds to load, which a cached run saves.
     from fercache.training.cross_validation import CrossValidatedTraining
 

@@ -14,8 +14,7 @@ from fercache.errors import InputError
 from fercache.results import io
 from fercache.stacking import inputs
 from fercache.stacking.run_metrics import SplitMetrics, StackMetrics
-from fercache.viz import run_info
-from fercache.viz.run_info import STAGES, RunInfo
+from fercache.viz.report.collect import STAGES, RunInfo, gather_run_info
 from fercache.workspace import Workspace
 
 TERMS = {"demo": "the demo's clips come from packages under MIT and BSD licences; its labels are fercache's own",
@@ -32,7 +31,7 @@ def write_card(preds: Path, cache: Path) -> str:
     InputError
         There are no metrics beside the predictions.
     """
-    run = run_info.gather_run_info(preds, cache)
+    run = gather_run_info(preds, cache)
     if run.metrics is None:
         raise InputError("the metrics of the predictions are missing", where=io.metrics_path(preds),
                          hint="run `fercache stack --out preds.csv`, and name that file with --preds")
@@ -74,7 +73,8 @@ def _method(run: RunInfo, recorded: StackMetrics, cache: Path) -> Iterator[str]:
     folds = {head.fold for head in heads} - {-1}
     settings = run.store.settings if run.store is not None else {}
     yield "## Method\n"
-    yield (f"- Features: backbone {_text(settings.get('backbone', 'not in this cache'))}, "
+    yield (f"- Features: backbone "
+           f"{_text(weights.verification_of(settings, Workspace(cache).weights) or 'not in this cache')}, "
            f"taps {_text(', '.join(settings.get('taps', [])) or 'not in this cache')}, "
            f"faces by {_text(settings.get('faces', 'not in this cache'))}; the CNN is frozen.")
     names = ", ".join(dict.fromkeys(head.head for head in heads))
@@ -126,13 +126,14 @@ def _by_group(run: RunInfo) -> dict[str, metrics.Counts]:
     counts: dict[str, dict[str, metrics.Counts]] = {}
     if run.oof is None:
         return {}
-    with inputs.open_merged(run.oof, run.imported) as reader:
-        for name, rows in io.each_clip(run.preds):
-            if name in reader and (rows.label >= 0).any():
-                split, group = reader.place(name)
-                groups = counts.setdefault(split, {})
-                groups[group] = groups.get(group, 0) + metrics.confusion(rows.label, rows.label_pred,
-                                                                         len(run.classes))
+    with inputs.open_merged(run.oof, run.imported) as oof:
+        place = {name: i for i, name in enumerate(oof.trials)}
+        for rows in io.PredictionsFile(run.preds).clips():
+            if rows.name in place and (rows.label >= 0).any():
+                i = place[rows.name]
+                groups = counts.setdefault(oof.split[i], {})
+                groups[oof.group[i]] = groups.get(oof.group[i], 0) + metrics.confusion(rows.label, rows.label_pred,
+                                                                                       len(run.classes))
     # Sorted, so that a bootstrap with the seed of `stack` draws the groups that `stack` drew.
     return {split: np.stack([groups[group] for group in sorted(groups)]) for split, groups in counts.items()}
 
