@@ -33,7 +33,7 @@ from fercache import data, media, metrics
 from fercache.config import DatasetConfig, ExtractConfig, TrainConfig
 from fercache.data.base import Dataset, Trial, stored_trials
 from fercache.extraction import job
-from fercache.extraction.clip import BOX, CROP_PX, with_embedded
+from fercache.extraction.clip import BOX, with_embedded
 from fercache.faces import interpolation
 from fercache.faces.crops import crop_face
 from fercache.inference.ensemble import LoadedHeads
@@ -214,7 +214,7 @@ def faces_of(dataset: Dataset, store: EmbeddingStore, clip: str) -> list[interpo
         track = table[:, FRAME_COLUMNS.index("track")].astype(int)
         CACHE[str(store.path), clip] = [
             interpolation.Face(row, table[row, 1], int(track[row]), [], interpolation.small_gray(
-                crop_face(frame.image, table[row, BOX], CROP_PX)) if track[row] >= 0 else None)
+                crop_face(frame.image, table[row, BOX])) if track[row] >= 0 else None)
             for row, frame in enumerate(media.open_source(trial.path, trial.kind).frames())]
     return CACHE[str(store.path), clip]
 
