@@ -18,7 +18,7 @@ from fercache.cli.context import (
     config_options,
     location_options,
 )
-from fercache.config import DatasetConfig, ExtractConfig, StackConfig, SubmitConfig, TrainConfig
+from fercache.config import FAST, DatasetConfig, ExtractConfig, StackConfig, SubmitConfig, TrainConfig
 from fercache.recipe import Context, log_issues
 from fercache.runtime.uri import Location
 
@@ -33,6 +33,8 @@ ENGINES = ("here", "dask")
 @click.command("extract", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @config_options(ExtractConfig)
+@click.option("--fast", is_flag=True, help="As " + " ".join(
+    f"--{name.replace('_', '-')} {value}" for name, value in FAST.items()) + ". `fercache check` tells what it saves.")
 @click.option("--time-limit", metavar="TIME", default="", help="Stop cleanly after 3600 (seconds), 90m or 1:30:00. "
               "Run the same command again to continue.")
 @click.option("--workers", metavar="N|auto", default="0", help="Worker processes on this machine, each with its own "

@@ -5,20 +5,21 @@ from __future__ import annotations
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from math import prod
+from dataclasses import asdict, dataclass, replace
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fercache import run_log
-from fercache.config import ExtractConfig
+from fercache.config import FAST, FAST_TIME, ExtractConfig
 from fercache.data.base import Dataset, FrameTable, Issue, Trial
 from fercache.diagnostics import check_issues
 from fercache.diagnostics.check_issues import ClipFacts, ClipIndex, LengthComparison
 from fercache.errors import InputError
 from fercache.faces import crops
+from fercache.faces.interpolation import embedded_share
 from fercache.runtime.progress import format_bytes, format_duration
 from fercache.store.layout import FRAME_COLUMNS, Grid
 
@@ -33,6 +34,7 @@ class ExtractionCost:
     bytes_a_frame, bytes : taps and frame table; `bytes` includes the padding of each clip's last chunk. None if the
         CNN's outputs are not known without opening it.
     seconds : None if no rate is known; `basis` is the source of the rate, or why there is none.
+    fast : bytes and seconds of `fercache extract --fast`, None where they are not known or --fast is no choice.
     """
 
     faces: str
@@ -43,6 +45,7 @@ class ExtractionCost:
     bytes: int | None
     seconds: float | None
     basis: str
+    fast: tuple[int | None, float | None] | None = None
 
 
 def estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConfig, cache: Path,
@@ -65,12 +68,14 @@ def estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConfi
         if not config.weights.startswith("onnx:"):  # an ONNX model has taps of its own, known once it is opened
             raise
     else:
-        row = 2 * sum(map(prod, shapes)) + 8 * len(FRAME_COLUMNS)
+        share, columns = embedded_share(config.embed_every), len(FRAME_COLUMNS) + (config.embed_every != "1")
+        row = round(2 * sum(map(prod, shapes)) * share) + 8 * columns
         # The last chunk of a clip is as long as the others, so a clip takes more than its frames.
-        grids = [grid for length in lengths for grid in (*(Grid((length, *shape), "float16") for shape in shapes),
-                                                         Grid((length, len(FRAME_COLUMNS)), "float64"))]
+        grids = [grid for length in lengths
+                 for grid in (*(Grid((ceil(length * share), *shape), "float16") for shape in shapes),
+                              Grid((length, columns), "float64"))]
         total = sum(grid.count * grid.chunk_bytes for grid in grids)
-    measured = run_log.latest_rate(cache, faces, config.weights, config.augmentations) if faces and not rate else None
+    measured = run_log.latest_rate(cache, faces, config) if faces and not rate else None
     if rate:
         seconds, basis = frames / rate, f"assuming {rate:g} frames/s (--rate)"
     elif measured:
@@ -80,8 +85,12 @@ def estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConfi
     else:
         seconds, basis = None, ("no rate was measured in this cache yet: `fercache extract` measures it with "
                                 f"{run_log.MIN_FRAMES} frames or more; --rate assumes one")
+    fast = None
+    if (config.precision, config.embed_every, rate) == ("float32", "1", 0) and not config.weights.startswith("onnx:"):
+        quick = estimate_cost(tables, faces, replace(config, **FAST), cache, 0.0)
+        fast = quick.bytes, quick.seconds or (seconds and seconds * FAST_TIME)
     return ExtractionCost(faces=faces, clips=len(lengths), frames=frames, unknown=len(tables) - len(lengths),
-                          bytes_a_frame=row, bytes=total, seconds=seconds, basis=basis)
+                          bytes_a_frame=row, bytes=total, seconds=seconds, basis=basis, fast=fast)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,3 +301,6 @@ def cost_lines(cost: ExtractionCost) -> Iterator[str]:
         yield "  disk: not known before the model is opened"
     time = "not known" if cost.seconds is None else format_duration(cost.seconds)
     yield from textwrap.wrap(f"time: {time}; {cost.basis}", WIDTH, initial_indent="  ", subsequent_indent="        ")
+    if cost.fast and cost.fast[0] is not None:
+        seconds = f"{format_duration(cost.fast[1])}" if cost.fast[1] else f"about {FAST_TIME:.0%} of the time"
+        yield f"  extract --fast: {format_bytes(cost.fast[0])}, {seconds}; a little less exact"

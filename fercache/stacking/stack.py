@@ -204,6 +204,10 @@ def _ready(oof: OofLogits, config: StackConfig) -> OofLogits:
     """Return the logits as the stacker reads them: checked, aggregated to clips, without lookahead heads."""
     inputs.refuse_in_sample(oof, config.force)
     oof = inputs.aggregate_clips(oof) if config.level == "clip" else oof
+    if config.causal and any("embed_every" in record.store for record in oof.provenance.records):
+        log.warning("the heads were trained on features that are interpolated between embedded frames, so their logits "
+                    "use frames that are a few tenths of a second later; for a strictly causal stack, extract with "
+                    "--embed-every 1 and train again")
     return candidates.drop_lookahead_heads(oof) if config.causal else oof
 
 

@@ -127,6 +127,7 @@ class EmbeddingStore(Mapping[str, Clip]):
     settings : everything that changes numbers.
     taps : tap -> shape of one frame.
     mode : ``"r"`` or ``"a"``.
+    causal : whether a frame that is not embedded repeats the last one that is, instead of being interpolated.
 
     Notes
     -----
@@ -134,8 +135,8 @@ class EmbeddingStore(Mapping[str, Clip]):
     damaged or belongs to another store counts as absent, with a warning: the next `extract` computes it again.
     """
 
-    def __init__(self, files: StoreFiles, mode: str, root: StoreRoot) -> None:
-        self.files, self.mode, self.path = files, mode, files.root
+    def __init__(self, files: StoreFiles, mode: str, root: StoreRoot, causal: bool = False) -> None:
+        self.files, self.mode, self.causal, self.path = files, mode, causal, files.root
         self.settings, self.taps = root.settings, root.taps
         self.fingerprint = fingerprint_of(root.settings)
         self._manifests: dict[str, tuple[FileStamp, ClipManifest | None]] = {}
@@ -143,12 +144,13 @@ class EmbeddingStore(Mapping[str, Clip]):
         self._digest: str | None = None
 
     @classmethod
-    def open(cls, path: str | Location, *, mode: str = "r") -> EmbeddingStore:
+    def open(cls, path: str | Location, *, mode: str = "r", causal: bool = False) -> EmbeddingStore:
         """Return the store at `path`, a folder or any URL that fsspec opens.
 
         Parameters
         ----------
         mode : ``"r"`` to read, ``"a"`` to write too. ``"r"`` reads each manifest of a remote store only once.
+        causal : use no later frame where ``embed_every`` left frames out: repeat the last embedded one.
 
         Raises
         ------
@@ -157,15 +159,15 @@ class EmbeddingStore(Mapping[str, Clip]):
         """
         if mode not in ("r", "a"):
             raise InputError(f"mode {mode!r} is neither 'r' nor 'a'", where=path)
-        return cls._open(files_at(path), mode)
+        return cls._open(files_at(path), mode, causal)
 
     @classmethod
-    def _open(cls, files: StoreFiles, mode: str) -> EmbeddingStore:
+    def _open(cls, files: StoreFiles, mode: str, causal: bool = False) -> EmbeddingStore:
         data = files.get(META)
         if data is None:
             raise StoreError("holds no embedding store", where=files.root,
                              hint="check the path, or run `fercache extract`")
-        return cls(files, mode, read_root(data, files.root))
+        return cls(files, mode, read_root(data, files.root), causal)
 
     @classmethod
     def exists(cls, path: str | Location) -> bool:
@@ -220,7 +222,7 @@ class EmbeddingStore(Mapping[str, Clip]):
         return isinstance(clip, str) and self._manifest(encode_name(clip)) is not None
 
     def __getitem__(self, clip: str) -> Clip:
-        return Clip(self.files, self.manifest(clip))
+        return Clip(self.files, self.manifest(clip), self.causal)
 
     def manifest(self, clip: str) -> ClipManifest:
         """Return the manifest of a committed clip.
@@ -348,7 +350,7 @@ class EmbeddingStore(Mapping[str, Clip]):
         self._check_writable()
         job = WriterJob(clip=clip, fingerprint=self.fingerprint, taps=self.taps,
                         source=normalize_json(source, "source"),
-                        provenance=normalize_json(provenance, "provenance"))
+                        provenance=normalize_json(provenance, "provenance"), sparse="embed_every" in self.settings)
         with hold_lease(self.files, job.folder) as mine:
             # Under the lock: another process may have committed the clip since the caller found it absent.
             committed = self._manifest(job.folder) if mine else None

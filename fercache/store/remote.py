@@ -95,7 +95,7 @@ class PrefetchingStore:
         return self.store.prefetch(names, taps)
 
     def _clip(self, clip: str) -> Clip:
-        return Clip(self.store.files, self._manifests[clip])
+        return Clip(self.store.files, self._manifests[clip], self.store.causal)
 
     def _values(self, clip: str) -> Values:
         source = self._clip(clip)
