@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,15 @@ from fercache.data.base import PEOPLE_COUNT, SIDES, Trial, people_of, people_sto
 from fercache.errors import ClipError
 from fercache.extraction.batcher import FeatureBuffer
 from fercache.faces import interpolation
-from fercache.faces.crops import apply_augmentation, augmented_taps, crop_face, sample_augmentation, whole_picture
+from fercache.faces.crops import (
+    apply_augmentation,
+    augmented_taps,
+    crop_face,
+    face_region,
+    resize_face,
+    sample_augmentation,
+    whole_picture,
+)
 from fercache.faces.identity import Person, build_persons, crops_to_embed, left_and_right, mean_vector
 from fercache.faces.interpolation import Face, select_frames, small_gray
 from fercache.faces.tracklets import link_tracklets
@@ -39,6 +47,8 @@ log = logging.getLogger(__name__)
 EmbedFaces = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 # A frame's face, plain and then in each augmentation, each (160, 160, 3); empty without a face.
 AugmentedCrops = list[NDArray[np.uint8]]
+# (row, bytes of the box) -> the pixels of the face (h, w, 3).
+FaceRegions = dict[tuple[int, bytes], NDArray[np.uint8]]
 
 CROP_PX = 160
 # Crops for identity vectors in memory at once.
@@ -47,6 +57,8 @@ IDENTITY_BATCH = 256
 MIN_FRAMES = 12
 NO_TRACK = -1
 NO_BOX = np.full(4, np.nan)
+# Faces of a frame up to which their pixels are kept: of more, most belong to people who are not embedded.
+MOST_KEPT = 3
 # Columns of the frame table.
 BOX = slice(FRAME_COLUMNS.index("x1"), FRAME_COLUMNS.index("y2") + 1)
 TIME_TRACK = [FRAME_COLUMNS.index("time_s"), FRAME_COLUMNS.index("track")]
@@ -132,7 +144,7 @@ class PersonSelection:
 
 
 def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: Sequence[int],
-              embed_faces: EmbedFaces | None) -> list[Person]:
+              embed_faces: EmbedFaces | None, regions: FaceRegions) -> list[Person]:
     """Return the people of a clip, the main person first; a clip without faces has one person in no frame.
 
     Parameters
@@ -140,23 +152,28 @@ def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: S
     detections : faces of each frame, (n, 5): x1, y1, x2, y2 in pixels and the score.
     cuts : first row of each new shot.
     embed_faces : returns identity vectors; None for a net without them: then position alone decides.
+    regions : faces that need not be read again.
 
     Raises
     ------
     ClipError
         The source cannot be read again.
     """
-    # A clip with one face at a time and no interruption is not read again. Any other clip is, up to the last frame that
-    # is embedded. The result depends on the detections only, so a clip resumed after a kill ends with the same people.
+    # A clip with one face at a time and no interruption is not read again. Any other clip is, up to the last frame with
+    # a face that is embedded and not in `regions`. The result depends on the detections only, so a clip resumed after a
+    # kill ends with the same people.
     tracklets = link_tracklets(detections, cuts)
     if embed_faces is None:
         return build_persons(tracklets)
     by_row: dict[int, list[int]] = {}
+    known: list[tuple[int, NDArray[np.uint8]]] = []
     for face in crops_to_embed(tracklets).tolist():
-        by_row.setdefault(int(tracklets.frame[face]), []).append(face)
-    frames = source.pick(list(by_row)) if by_row else iter(())
-    crops = ((face, crop_face(frame.image, tracklets.faces[face], CROP_PX)) for frame in frames
-             if frame.image is not None for face in by_row[frame.index - 1])
+        row = int(tracklets.frame[face])
+        region = regions.get((row, tracklets.faces[face, :4].tobytes()))
+        known.append((face, region)) if region is not None else by_row.setdefault(row, []).append(face)
+    crops = chain(((face, resize_face(region, CROP_PX)) for face, region in known),
+                  ((face, crop_face(frame.image, tracklets.faces[face], CROP_PX)) for frame in source.pick(list(by_row))
+                   if frame.image is not None for face in by_row[frame.index - 1]))
     batches: list[NDArray[np.float32]] = []
     rows: list[int] = []
     while batch := list(islice(crops, IDENTITY_BATCH)):
@@ -174,7 +191,7 @@ class Block(NamedTuple):
 
     stop: int
     frames: int
-    future: Future[NDArray[np.float64]] | None
+    future: Future[tuple[NDArray[np.float64], FaceRegions]] | None
 
 
 class Segment(NamedTuple):
@@ -197,6 +214,8 @@ class ClipJob:
     margin: float
     views: int  # crops of each face: the plain one and its augmentations
     embed_every: str  # a number, or auto
+    # The faces that detection cut out, as far as memory allows, so that most frames are decoded once.
+    regions: FaceRegions = field(default_factory=dict)
 
     def run(self) -> int:
         """Write everything but the manifest of the first person, and return the number of people.
@@ -208,19 +227,23 @@ class ClipJob:
         Cancelled
             The run was cancelled; everything written so far is durable.
         """
-        with self.resources.batcher.clip():
-            if self.resources.detector is None:
-                self.embed_crops()
-                return 1
-            frame_table, people = self.writer.frame_table, 1
-            # A resumed clip has the frame table of its first person only.
-            if frame_table is None or self.selection.several:
-                first, *others = self.detect()
-                self._write_others(others)
-                people += len(others)
-                frame_table = first
-            self.embed_boxes(frame_table)
-            return people
+        try:
+            with self.resources.batcher.clip():
+                if self.resources.detector is None:
+                    self.embed_crops()
+                    return 1
+                frame_table, people = self.writer.frame_table, 1
+                # A resumed clip has the frame table of its first person only.
+                if frame_table is None or self.selection.several:
+                    first, *others = self.detect()
+                    self._write_others(others)
+                    people += len(others)
+                    frame_table = first
+                self.embed_boxes(frame_table)
+                return people
+        finally:
+            self.resources.faces.release(sum(region.nbytes for region in self.regions.values()))
+            self.regions.clear()
 
     def detect(self) -> list[NDArray[np.float64]]:
         """Detect the faces of every frame, and return the frame table of each selected person."""
@@ -243,7 +266,8 @@ class ClipJob:
         # From the writer, which also has what an earlier run detected.
         detections = self.writer.detections()
         borders = np.searchsorted(detections[:, 0], np.arange(1, len(times)))
-        people = people_in(self.source, np.split(detections[:, 1:], borders), cuts.rows, self.selection.embed_faces)
+        people = people_in(self.source, np.split(detections[:, 1:], borders), cuts.rows, self.selection.embed_faces,
+                           {} if self.margin else self.regions)
         return [frame_table_of(np.array(times), person) for person in self.selection.of(people)]
 
     def _blocks(self, frames: Iterator[Frame]) -> Iterator[tuple[int, list[Frame]]]:
@@ -272,17 +296,25 @@ class ClipJob:
         future.add_done_callback(lambda _: self.resources.budget.release(size))
         return Block(stop, len(block), future)
 
-    def _detect_block(self, rows: list[int], images: list[NDArray[np.uint8] | None]) -> NDArray[np.float64]:
-        """Return the faces of a block, (n, 6): row, box, score. Runs in a pool thread."""
+    def _detect_block(self, rows: list[int], images: list[NDArray[np.uint8] | None]
+                      ) -> tuple[NDArray[np.float64], FaceRegions]:
+        """Return the faces of a block, (n, 6): row, box, score; and their pixels. Runs in a pool thread."""
         with self.resources.profiler.busy("detect", len(rows)):
             faces = interpolation.interpolate_faces(images, self.resources, self.detect_every)
+        # Augmentations need the pixels around the face too.
+        regions = {(row, box.tobytes()): face_region(image, box, self.margin).copy()
+                   for row, image, boxes in zip(rows, images, faces, strict=True)
+                   if image is not None and len(boxes) <= MOST_KEPT and self.views == 1 for box in boxes[:, :4]}
         return np.concatenate([np.empty((0, 6)), *(np.column_stack([np.full(len(boxes), row), boxes])
-                                                   for row, boxes in zip(rows, faces, strict=True))])
+                                                   for row, boxes in zip(rows, faces, strict=True))]), regions
 
     def _store_detections(self, block: Block) -> None:
         """Make the detections of a block durable."""
         if block.future is not None:
-            detections = block.future.result()
+            detections, regions = block.future.result()
+            for key, region in regions.items():
+                if self.resources.faces.try_acquire(region.nbytes):
+                    self.regions[key] = region
             with self.resources.profiler.busy("write", 0):
                 self.writer.keep_detections(block.stop, detections)
         self.resources.advance(DETECT_FRACTION * block.frames)
@@ -305,7 +337,9 @@ class ClipJob:
         """Run the CNN over the boxes of a frame table, segment by segment, and store the table too."""
         table, fraction = frame_table[:, :len(FRAME_COLUMNS)], 1 - DETECT_FRACTION
         if self.embed_every == "auto":  # the pixels decide what is embedded, so the table is complete after the last
-            self.writer.set_frame_table(with_embedded(table, self._embed_selected(self._faces(table), fraction)))
+            faces = (self._face(frame, table[frame.index - 1, BOX], int(table[frame.index - 1, TIME_TRACK[1]]))
+                     for frame in self._frames_of(table, range(len(table))))
+            self.writer.set_frame_table(with_embedded(table, self._embed_selected(faces, fraction)))
             return
         every, start = self.embed_every == "1", self.writer.written
         rows = range(len(table)) if every else [face.row for face in select_frames(
@@ -313,30 +347,22 @@ class ClipJob:
             self.embed_every)]
         if self.writer.frame_table is None:
             self.writer.set_frame_table(table if every else with_embedded(table, rows))
-        frames = self._decoded(start) if every else self.resources.profiler.each("decode",
-                                                                                 self.source.pick(rows[start:]))
-        # A file that has grown since detection has more frames than boxes.
-        crops = (self._augmented(frame, table[frame.index - 1, BOX] if frame.index <= len(table) else NO_BOX)
-                 for frame in frames)
+        crops = (self._augmented(frame, table[frame.index - 1, BOX]) for frame in self._frames_of(table, rows[start:]))
         # Each frame counts as `views` crops in memory.
         with closing(prefetch(crops, FACES_AHEAD // self.views)) as augmented:
-            stop = self._embed(start, augmented, fraction, rows)
-        if stop != len(rows):
-            raise self._changed(stop, len(rows))
+            self._embed(start, augmented, fraction, rows)
 
-    def _changed(self, now: int, before: int) -> ClipError:
-        return ClipError(f"has {now} frames now, and had {before} during detection", where=self.source.path,
-                         hint="the file changed while it was read; run again")
-
-    def _faces(self, table: NDArray[np.float64]) -> Iterator[Face]:
-        """Yield the face of each frame."""
-        number = 0
-        for number, frame in enumerate(self._decoded(0), 1):
-            if number > len(table):
-                break
-            yield self._face(frame, table[number - 1, BOX], int(table[number - 1, FRAME_COLUMNS.index("track")]))
-        if number != len(table):
-            raise self._changed(number, len(table))
+    def _frames_of(self, table: NDArray[np.float64], rows: Sequence[int]) -> Iterator[Frame]:
+        """Yield the frames of these rows of a frame table; only those are decoded whose face is not cut out yet."""
+        wanted = {row for row in rows if not np.isnan(table[row, BOX.start])
+                  and (row, table[row, BOX].tobytes()) not in self.regions}
+        decoded = self.resources.profiler.each("decode", self.source.pick(sorted(wanted)))
+        for row in rows:
+            frame = next(decoded, None) if row in wanted else Frame(row + 1, float(table[row, TIME_TRACK[0]]), None)
+            if frame is None:
+                raise ClipError(f"ends before frame {row + 1}, and had {len(table)} frames during detection",
+                                where=self.source.path, hint="the file changed while it was read; run again")
+            yield frame
 
     def _face(self, frame: Frame, box: NDArray[np.float64], track: int) -> Face:
         """Return the face in `box`."""
@@ -361,6 +387,10 @@ class ClipJob:
 
     def _augmented(self, frame: Frame, box: NDArray[np.float64]) -> AugmentedCrops:
         """Return the face in `box`, plain and in every augmentation."""
+        region = self.regions.get((frame.index - 1, box.tobytes()))
+        if region is not None:
+            with self.resources.profiler.busy("crop", 1):
+                return [resize_face(region, CROP_PX)]
         if frame.image is None or np.isnan(box[0]):
             return []
         with self.resources.profiler.busy("crop", 1):

@@ -25,7 +25,7 @@ from fercache.config import ExtractConfig
 from fercache.extraction.batcher import CrossClipBatcher
 from fercache.extraction.run_control import PARTS, CancelToken, StageProfiler
 from fercache.faces.detector import Detector
-from fercache.runtime.devices import TorchThreadPool, resolve_device, serially, set_torch_threads
+from fercache.runtime.devices import TorchThreadPool, free_memory, resolve_device, serially, set_torch_threads
 from fercache.runtime.progress import ProgressBar
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ MORE_CLIPS = 2
 GPU_CLIPS = 12
 # Pictures of blocks under detection; a single block may be larger.
 BUDGET_BYTES = 1 << 30
+# Pixels of faces that are kept from detection to the CNN, at most; and as a fraction of the memory that is free.
+FACES_BYTES, FACES_SHARE = 1 << 30, 1 / 8
 # How often a thread that waits for memory checks for cancellation.
 TICK_S = 0.1
 
@@ -141,6 +143,13 @@ class MemoryBudget:
                 self._change.wait(TICK_S)
             self.in_use += size
 
+    def try_acquire(self, size: int) -> bool:
+        """Take `size` bytes if that many are free, and return whether they were."""
+        with self._change:
+            fits = self.in_use + size <= self.limit_bytes
+            self.in_use += size * fits
+        return fits
+
     def release(self, size: int) -> None:
         """Return bytes to the budget."""
         with self._change:
@@ -156,6 +165,7 @@ class PipelineResources:
     torch_threads: TorchThreadPool
     batcher: CrossClipBatcher
     budget: MemoryBudget
+    faces: MemoryBudget  # of faces that are kept until the CNN needs them
     profiler: StageProfiler
     cancel: CancelToken
     bar: ProgressBar
@@ -195,7 +205,9 @@ def open_resources(nets: Nets, cancel: CancelToken, bar: ProgressBar, clips: int
             yield PipelineResources(
                 provenance=nets.provenance, torch_threads=threads,
                 batcher=CrossClipBatcher(nets.backbone, threads, cancel, profiler),
-                budget=MemoryBudget(BUDGET_BYTES, cancel), profiler=profiler, cancel=cancel, bar=bar,
+                budget=MemoryBudget(BUDGET_BYTES, cancel),
+                faces=MemoryBudget(min(FACES_BYTES, int(FACES_SHARE * free_memory())), cancel), profiler=profiler,
+                cancel=cancel, bar=bar,
                 detector=nets.detector, embed_faces=nets.identity_net(threads.run))
         except BaseException:
             cancel.cancel()  # threads that still work would keep the block open

@@ -40,13 +40,23 @@ def crop_face(image: Picture, box: NDArray[np.float64], size: int = 160, margin:
     """
     # Equals facenet-pytorch's `extract_face` on PIL pictures: corners truncated to whole pixels inside the picture,
     # then a bilinear resize that ignores the aspect ratio. Its published distances were measured with such crops.
+    return resize_face(face_region(image, box, margin), size)
+
+
+def face_region(image: Picture, box: NDArray[np.float64], margin: float = 0.0) -> Picture:
+    """Return the pixels (h, w, 3) of the picture from which `crop_face` makes the crop, a view."""
     height, width = image.shape[:2]
     border = margin * max(box[2] - box[0], box[3] - box[1]) / 2
     left, top = int(max(box[0] - border, 0)), int(max(box[1] - border, 0))
     right, bottom = int(min(box[2] + border, width)), int(min(box[3] + border, height))
     left, top = min(left, width - 1), min(top, height - 1)  # at least one pixel, also of a box outside the picture
-    crop = np.ascontiguousarray(image[top:max(bottom, top + 1), left:max(right, left + 1)])
-    return np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BILINEAR))
+    return image[top:max(bottom, top + 1), left:max(right, left + 1)]
+
+
+def resize_face(region: Picture, size: int = 160) -> Picture:
+    """Return the pixels of a face (h, w, 3) as a square (size, size, 3)."""
+    region = np.ascontiguousarray(region)
+    return np.asarray(Image.fromarray(region).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def whole_picture(image: Picture) -> NDArray[np.float64]:

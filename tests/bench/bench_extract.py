@@ -4,9 +4,9 @@
 
 Prints a table of frames a second and ratios to facenet-pytorch as its examples use it (= 1). Both sides count decoding;
 neither counts the loading of nets. The loop sees every SHARE-th frame, the rest sees all. All rows are measured in turn
-on a few clips at a time, so that what else the machine does hits them alike. Overlaps are of the boxes with those of a
-detector that looks at each frame. Without --videos the clips of the demo are taken; without --crops, crops are cut
-from them.
+on a few clips at a time, so that what else the machine does hits them alike; where others use the cores too, compare
+processor times. Overlaps are of the boxes with those of a detector that looks at each frame. Without --videos the clips
+of the demo are taken; without --crops, crops are cut from them.
 """
 
 from __future__ import annotations
@@ -69,10 +69,12 @@ class Row:
     faces: str
     frames: int = 0
     seconds: float = 0.0
+    cpu_s: float = 0.0
     store: EmbeddingStore | None = None
     said: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.home /= self.name
         self.home.mkdir()
         (self.home / "weights").symlink_to((ROOT / "cache/weights").resolve())
         self.loaded = resources.load_nets(self.config, self.cnn, self.faces)
@@ -80,9 +82,10 @@ class Row:
     def run(self, dataset: Dataset) -> None:
         """Bring some clips through, from decoding to the commit mark."""
         def timed(work: ExtractionJob, trials: Sequence[Trial]) -> Iterable[ClipResult]:
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), time.process_time()
             done = list(work.run_with_nets(trials, self.loaded, ProgressBar("", None, "frames")))
             self.seconds += time.perf_counter() - started
+            self.cpu_s += time.process_time() - cpu
             return done
         devices.set_torch_threads(self.config.threads)
         watched = _Watched(logging.INFO)
@@ -98,6 +101,10 @@ class Row:
     def rate(self) -> float:
         return self.frames / self.seconds
 
+    @property
+    def cpu_ms(self) -> float:
+        return 1000 * self.cpu_s / self.frames
+
 
 @dataclass
 class Loop:
@@ -110,20 +117,24 @@ class Loop:
     seen: int = 0
     decode_s: float = 0.0
     rest_s: float = 0.0
+    decode_cpu_s: float = 0.0
+    rest_cpu_s: float = 0.0
 
     def run(self, clips: Iterable[Path], kind: str) -> None:
         for clip in clips:
             for frame in self._decoded(media.open_source(clip, kind).frames()):
                 if (frame.index - 1) % self.share == 0 and frame.image is not None:
-                    started = time.perf_counter()
+                    started, cpu = time.perf_counter(), time.process_time()
                     self.each(frame.image)
                     self.rest_s, self.seen = self.rest_s + time.perf_counter() - started, self.seen + 1
+                    self.rest_cpu_s += time.process_time() - cpu
 
     def _decoded(self, frames: Iterator[source.Frame]) -> Iterator[source.Frame]:
         while True:
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), time.process_time()
             frame = next(frames, None)
             self.decode_s += time.perf_counter() - started
+            self.decode_cpu_s += time.process_time() - cpu
             if frame is None:
                 return
             self.decoded += 1
@@ -132,6 +143,10 @@ class Loop:
     @property
     def rate(self) -> float:
         return 1 / (self.decode_s / self.decoded + self.rest_s / self.seen)
+
+    @property
+    def cpu_ms(self) -> float:
+        return 1000 * (self.decode_cpu_s / self.decoded + self.rest_cpu_s / self.seen)
 
 
 def of_frames(cnn: torch.nn.Module, mtcnn: torch.nn.Module) -> Callable[[np.ndarray], None]:
@@ -206,21 +221,25 @@ def _size(path: Path) -> int:
     return sum(f.stat().st_size for f in path.iterdir()) if path.is_dir() else path.stat().st_size
 
 
-def line(name: str, rate: float, base: float, more: str = "") -> None:
-    print(f"{name:46} {rate:8.1f} frames/s {rate / base:6.2f}x  {more}", flush=True)
+def line(row: Row | Loop, base: Loop, more: str = "") -> None:
+    print(f"{row.name:52} {row.rate:8.1f} frames/s {row.rate / base.rate:6.2f}x  processor time a frame "
+          f"{row.cpu_ms:6.1f} ms {base.cpu_ms / row.cpu_ms:6.2f}x  {more}", flush=True)
 
 
 def variants(base: ExtractConfig) -> list[ExtractConfig]:
     """Return every backend and precision; bf16 only where it is another arithmetic than float32."""
     backends = ["torch"] + (["openvino"] if find_spec("openvino") else [])
     precisions = ["float32"] + (["bf16"] if devices.bf16_pays() else []) + ["int8"]
-    return [replace(base, backend=backend, precision=precision) for precision in precisions for backend in backends
-            if precision != "int8" or backend == "openvino"]
+    every = [replace(base, backend=backend, precision=precision) for precision in precisions for backend in backends
+             if precision != "int8" or backend == "openvino"]
+    return every + [replace(config, embed_every="3") for config in every
+                    if config.backend == backends[-1] and config.precision != "bf16"]
 
 
 def named(config: ExtractConfig, what: str) -> str:
-    also = "" if devices.bf16_pays() else " (also bf16)"
-    return f"{what}, {config.backend}, {config.precision}{also}"
+    also = "" if devices.bf16_pays() or config.precision != "float32" else " (also bf16)"
+    fewer = "" if config.embed_every == "1" else f", CNN every {config.embed_every}rd"
+    return f"{what}, {config.backend}, {config.precision}{also}{fewer}"
 
 
 def videos(clips: Path, home: Path, cnn: files.Weights, args: argparse.Namespace) -> Row:
@@ -228,12 +247,10 @@ def videos(clips: Path, home: Path, cnn: files.Weights, args: argparse.Namespace
     net, base = load(cnn), ExtractConfig(taps=TAPS)
     loops = [Loop(f"naive loop, min_face_size={size}", of_frames(net, facenet.MTCNN(min_face_size=size)), args.share)
              for size in (20, 40)]
-    exact = Row("each frame looked at (CNN's stem only)", replace(base, detect_every=1, taps=("conv2d_4b",)),
-                home / "exact",
+    exact = Row("each frame looked at (CNN's stem only)", replace(base, detect_every=1, taps=("conv2d_4b",)), home,
                 cnn, "mtcnn")
-    rows = [Row(named(config, f"every {config.detect_every}th"), config, home / f"{config.backend}-{config.precision}",
-                cnn,
-                "mtcnn") for config in variants(base)]
+    rows = [Row(named(config, f"every {config.detect_every}th"), config, home, cnn, "mtcnn")
+            for config in variants(base)]
     dataset = data.load_dataset(DatasetConfig(clips=str(clips), dataset="table"), home)
     dataset = replace(dataset, trials=dataset.trials[:args.clips or None])
     for part in parts_of(dataset, args.rounds):
@@ -244,13 +261,13 @@ def videos(clips: Path, home: Path, cnn: files.Weights, args: argparse.Namespace
             row.run(part)
     print(f"\nraw videos: {len(dataset.trials)} clips, {exact.frames} frames; decoding counted everywhere")
     for loop in loops:
-        line(loop.name, loop.rate, loops[0].rate, f"decode {1000 * loop.decode_s / loop.decoded:.1f} ms, "
+        line(loop, loops[0], f"decode {1000 * loop.decode_s / loop.decoded:.1f} ms, "
              f"the rest {1000 * loop.rest_s / loop.seen:.1f} ms a frame")
     assert exact.store is not None and rows[0].store is not None
     found = overlaps(exact.store, rows[0].store)
-    line(exact.name, exact.rate, loops[0].rate, exact.said[-1])
+    line(exact, loops[0], exact.said[-1])
     for row in rows:
-        line(row.name, row.rate, loops[0].rate, row.said[-1])
+        line(row, loops[0], row.said[-1])
     print(f"boxes against each frame looked at: mean IoU {np.mean(list(found.values())):.3f}, least clip "
           f"{min(found.values()):.3f} ({min(found, key=lambda name: found[name])})")
     print("  " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
@@ -283,8 +300,7 @@ def crops(folder: Path, home: Path, cnn: files.Weights, args: argparse.Namespace
     """Measure folders of crops, and print the table."""
     net, base = load(cnn), ExtractConfig(taps=TAPS)
     loop = Loop("naive loop", lambda image: one(net, crop_face(image, whole_picture(image))), max(1, args.share // 2))
-    rows = [Row(named(config, "crops"), config, home / f"crops-{config.backend}-{config.precision}", cnn, "cropped")
-            for config in variants(base)]
+    rows = [Row(named(config, "crops"), config, home, cnn, "cropped") for config in variants(base)]
     bare = [Forward(row.name, row.loaded.backbone) for row in rows]
     dataset = data.load_dataset(DatasetConfig(clips=str(folder), dataset="table"), home)
     faces = faces_of(dataset)
@@ -295,10 +311,10 @@ def crops(folder: Path, home: Path, cnn: files.Weights, args: argparse.Namespace
             forward.run(faces)
             row.run(part)
     print(f"\ncrop folders: {len(dataset.trials)} clips, {rows[0].frames} pictures; decoding counted everywhere")
-    line(loop.name, loop.rate, loop.rate)
+    line(loop, loop)
     for row, forward in zip(rows, bare, strict=True):
         assert row.store is not None and rows[0].store is not None
-        line(row.name, row.rate, loop.rate, f"{row.rate / forward.rate:.2f} of the bare forward's {forward.rate:.1f}/s;"
+        line(row, loop, f"{row.rate / forward.rate:.2f} of the bare forward's {forward.rate:.1f}/s;"
              f" least cosine to float32 {cosine(rows[0].store, row.store):.6f}; {row.said[-1]}")
 
 
