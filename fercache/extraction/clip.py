@@ -354,8 +354,8 @@ class ClipJob:
 
     def _frames_of(self, table: NDArray[np.float64], rows: Sequence[int]) -> Iterator[Frame]:
         """Yield the frames of these rows of a frame table; only those are decoded whose face is not cut out yet."""
-        wanted = {row for row in rows if not np.isnan(table[row, BOX.start])
-                  and (row, table[row, BOX].tobytes()) not in self.regions}
+        seen = ~np.isnan(table[:, BOX.start])
+        wanted = {row for row in rows if seen[row] and (row, table[row, BOX].tobytes()) not in self.regions}
         decoded = self.resources.profiler.each("decode", self.source.pick(sorted(wanted)))
         for row in rows:
             frame = next(decoded, None) if row in wanted else Frame(row + 1, float(table[row, TIME_TRACK[0]]), None)

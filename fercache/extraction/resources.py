@@ -105,7 +105,7 @@ def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
     backbone = load(config.taps)
     if faces == "mtcnn":
         detector = Detector(min_face_px=config.min_face_px, min_score=config.min_score, detect_px=config.detect_px,
-                            device=device, backend=config.backend)
+                            device=device, backend=backend)
     # Other weights may have an embedding that does not identify people.
     load_identity = partial(load, (EMBEDDING,)) if cnn.name in KNOWN_WEIGHTS else None
     if detector is not None and load_identity is None:
