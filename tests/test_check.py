@@ -351,7 +351,7 @@ def test_time_is_measured_assumed_or_not_told(tmp_path: Path) -> None:
         frames=600, seconds=2.0, when_s=0.0))
     fast = check(root, tmp_path / "c").cost.fast
     assert fast is not None and fast[1] == 0.1 and fast[0] and fast[0] < .5 * (measured.bytes or 0)
-    assert measured.seconds == 0.5 and "60.0 frames/s, measured here over 600 frames (cropped" in measured.basis
+    assert measured.seconds == 0.5 and all(fact in measured.basis for fact in ("60.0 frames/s", "600", "cropped"))
     assert len(run_log.load_run_log(tmp_path / "c").rates) == 3
     Workspace(tmp_path / "c").run_log.write_text('{"rates": [{"faces": 1}]}')
     assert run_log.load_run_log(tmp_path / "c").rates == ()

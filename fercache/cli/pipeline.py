@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,9 +21,6 @@ from fercache.cli.context import (
 from fercache.config import FAST, DatasetConfig, ExtractConfig, StackConfig, SubmitConfig, TrainConfig
 from fercache.recipe import Context, log_issues
 from fercache.runtime.uri import Location
-
-if TYPE_CHECKING:
-    from fercache.extraction.job import ExtractReport
 
 log = logging.getLogger("fercache")
 
@@ -49,12 +46,6 @@ ENGINES = ("here", "dask")
 def extract_command(context: Context, **typed: Any) -> int:
     """Stage one: run the face CNN once over every frame of every clip and store its features."""
     report = fercache.extract(**context.places, **typed)
-    _log_summary(report)
-    click.echo(report.store)
-    return 1 if report.failures() else 0
-
-
-def _log_summary(report: ExtractReport) -> None:
     log.info("%d clips computed (%d frames in %.0f s), %d cached, %d failed", report.count("computed"),
              report.frames("computed"), report.seconds, report.count("cached"), report.count("failed"))
     if report.count("left"):
@@ -62,6 +53,8 @@ def _log_summary(report: ExtractReport) -> None:
                     report.count("left"), report.frames("left"))
     if report.failures():
         log.error("failed clips are listed in %s", report.failures_at)
+    click.echo(report.store)
+    return 1 if report.failures() else 0
 
 
 @click.command("train-heads", cls=HeadedCommand)

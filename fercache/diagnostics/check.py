@@ -48,14 +48,9 @@ class ExtractionCost:
     fast: tuple[int | None, float | None] | None = None
 
 
-def estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConfig, cache: Path,
+def _estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConfig, cache: Path,
                   rate: float) -> ExtractionCost:
-    """Return the cost of extracting these trials with the settings of `config`.
-
-    Parameters
-    ----------
-    rate : assumed frames per second; 0: use the measured rate.
-    """
+    """Return the cost of extracting these trials; `rate`: assumed frames per second, 0 for the measured rate."""
     from fercache.backbones.taps import tap_shapes  # imports torch, which takes seconds: only where it is needed
 
     lengths = [table.stored for table in tables if table.stored]
@@ -87,7 +82,7 @@ def estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConfi
                                 f"{run_log.MIN_FRAMES} frames or more; --rate assumes one")
     fast = None
     if (config.precision, config.embed_every, rate) == ("float32", "1", 0) and not config.weights.startswith("onnx:"):
-        quick = estimate_cost(tables, faces, replace(config, **FAST), cache, 0.0)
+        quick = _estimate_cost(tables, faces, replace(config, **FAST), cache, 0.0)
         fast = quick.bytes, quick.seconds or (seconds and seconds * FAST_TIME)
     return ExtractionCost(faces=faces, clips=len(lengths), frames=frames, unknown=len(tables) - len(lengths),
                           bytes_a_frame=row, bytes=total, seconds=seconds, basis=basis, fast=fast)
@@ -115,29 +110,14 @@ class SplitCount:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipCount:
-    """Lengths of one trial: `rows` of its frame table, `pictures`, annotation `lines`, frames in the header of
-    its `video`, and rows without a crop (`no_crop`), some of them labelled."""
-
-    name: str
-    kind: str
-    split: str
-    group: str
-    rows: int
-    pictures: int
-    lines: int
-    video: int
-    no_crop: int
-    no_crop_labelled: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class CheckReport:
     """Result of a check.
 
     Attributes
     ----------
     by_clip : the classes are counted in clips, not in frames.
+    clips : of each trial its name and so on, the `rows` of its frame table, `pictures`, annotation `lines`, frames in
+        the header of its `video`, and rows without a crop, some of them labelled.
     clips_read, clips_known : clips whose files were read, and whose facts an earlier check had read.
     """
 
@@ -148,7 +128,7 @@ class CheckReport:
     fold: int
     by_clip: bool
     splits: dict[str, SplitCount]
-    clips: tuple[ClipCount, ...]
+    clips: tuple[dict[str, Any], ...]
     lengths: tuple[LengthComparison, ...]
     issues: tuple[Issue, ...]
     cost: ExtractionCost
@@ -191,13 +171,13 @@ def check_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, *, fresh
                        splits={split: _count(own, dataset.classes, by_clip) for split, own in by_split.items() if own},
                        clips=tuple(_clip(table) for table in tables), lengths=check_issues.compare_lengths(tables),
                        issues=tuple(check_issues.find_issues(dataset, tables, index.facts)),
-                       cost=estimate_cost(tables, _faces(dataset, config), config, cache, rate), clips_read=index.read,
+                       cost=_estimate_cost(tables, _faces(dataset, config), config, cache, rate), clips_read=index.read,
                        clips_known=index.reused, seconds=time.monotonic() - started)
 
 
 def predict_cost(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractionCost:
     """Return the cost of extracting a data set; updates the index, as `check_dataset` does."""
-    return estimate_cost(_index_and_tables(dataset, cache, fresh=False)[1], _faces(dataset, config), config, cache, 0.0)
+    return _estimate_cost(_index_and_tables(dataset, cache, False)[1], _faces(dataset, config), config, cache, 0.0)
 
 
 def _index_and_tables(dataset: Dataset, cache: Path, fresh: bool) -> tuple[ClipIndex, list[FrameTable]]:
@@ -220,12 +200,10 @@ def frame_table_of(trial: Trial, facts: Mapping[str, ClipFacts]) -> FrameTable:
                       lines=0 if trial.labels is None else len(trial.labels), video=video.frames if video else 0)
 
 
-def _clip(table: FrameTable) -> ClipCount:
-    no_crop, labelled = table.without_crop()
-    trial = table.trial
-    return ClipCount(name=trial.name, kind=trial.kind, split=trial.split, group=trial.group, rows=table.rows,
-                     pictures=table.pictures, lines=table.lines, video=table.video, no_crop=no_crop,
-                     no_crop_labelled=labelled)
+def _clip(table: FrameTable) -> dict[str, Any]:
+    return {key: getattr(table.trial, key) for key in ("name", "kind", "split", "group")} | {
+        key: getattr(table, key) for key in ("rows", "pictures", "lines", "video")} | dict(
+        zip(("no_crop", "no_crop_labelled"), table.without_crop(), strict=True))
 
 
 def _count(tables: Sequence[FrameTable], classes: Sequence[str], by_clip: bool) -> SplitCount:

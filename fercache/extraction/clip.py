@@ -18,6 +18,7 @@ from fercache.backbones.taps import tap_views
 from fercache.data.base import PEOPLE_COUNT, SIDES, Trial, people_of, people_stored, person_name
 from fercache.errors import ClipError
 from fercache.extraction.batcher import FeatureBuffer
+from fercache.extraction.run_control import prefetch
 from fercache.faces import interpolation
 from fercache.faces.crops import (
     apply_augmentation,
@@ -32,7 +33,6 @@ from fercache.faces.identity import Person, build_persons, crops_to_embed, left_
 from fercache.faces.interpolation import Face, select_frames, small_gray
 from fercache.faces.tracklets import link_tracklets
 from fercache.media.source import Frame, Source
-from fercache.runtime.prefetch import prefetch
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS, SEGMENT, encode_name
 from fercache.store.locks import locked_clips

@@ -96,8 +96,8 @@ def write_failures(path: Path, failed: Sequence[ClipResult]) -> None:
     atomic_io.write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
-def source_unchanged(stored: dict[str, Any], path: Path, kind: str, strict: bool = False) -> bool:
-    """Return whether the source at `path` is the one whose digest is `stored`.
+def unchanged_stamp(stored: dict[str, Any], path: Path, kind: str, strict: bool = False) -> dict[str, int] | None:
+    """Return the time stamp (and inode) of the source at `path` if it is the one whose digest is `stored`, else None.
 
     Parameters
     ----------
@@ -111,13 +111,13 @@ def source_unchanged(stored: dict[str, Any], path: Path, kind: str, strict: bool
     # Without `strict`, only a change that keeps the size and the time stamp goes unnoticed.
 
     # Equal size, time stamp and inode: no byte is read. Manifests without an inode go on to the samples.
-    if not strict and kind == "video" and file_stamp(path).items() <= stored.items():
-        return True
+    if not strict and kind == "video" and (stamp := file_stamp(path)).items() <= stored.items():
+        return stamp
     now = media.source_digest(path, kind, strict)
-    if strict or not same_source(stored, now) or stored.get("mtime_ns") == now["mtime_ns"]:
-        return same_source(stored, now)
-    # Equal samples and another time stamp: a copy, or a file changed in place. Only its whole hash decides.
-    return same_source(stored, media.source_digest(path, kind, strict=True))
+    if not strict and same_source(stored, now) and stored.get("mtime_ns") != now["mtime_ns"]:
+        # Equal samples and another time stamp: a copy, or a file changed in place. Only its whole hash decides.
+        now = media.source_digest(path, kind, strict=True)
+    return {key: now[key] for key in ("mtime_ns", "inode") if key in now} if same_source(stored, now) else None
 
 
 # Most clips that are opened to estimate the number of frames: extraction must not wait for thousands.
@@ -148,12 +148,14 @@ class ExtractionJob:
             return None
         manifest = self.store.manifest(self.name(trial))
         try:
-            same = source_unchanged(manifest.source, trial.path, trial.kind, self.config.verify_sources)
+            stamp = unchanged_stamp(manifest.source, trial.path, trial.kind, self.config.verify_sources)
+            if stamp is None:
+                return None
+            self.store.accept_stamp(self.name(trial), stamp)
         except ClipError as error:
             self.log_alike(logging.WARNING, trial.name,
                            f"the source is missing or unreadable ({error.what}); keeping the stored features")
-            same = True
-        return ClipResult(clip=trial.name, state="cached", frames=manifest.frames) if same else None
+        return ClipResult(clip=trial.name, state="cached", frames=manifest.frames)
 
     def name(self, trial: Trial) -> str:
         """Return the clip's name in the store."""
@@ -450,6 +452,7 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     done = [ClipResult(clip=problem.where, state="failed", message=problem.message) for problem in dataset.problems
             if problem.is_error]
     waiting = []
+    store.load_index()
     for trial in dataset.trials:
         cached = job.cached(trial)
         done.append(cached) if cached else waiting.append(trial)

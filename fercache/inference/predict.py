@@ -315,7 +315,7 @@ class Predictions:
         return written
 
     def __rich__(self) -> RenderableType:
-        shown = stack.table(self.result)
+        shown = self.result.__rich__()
         # Without labels there are no scores to show.
         return shown if self.result.report.splits else Group(self._summary(), shown)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,9 @@ from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, SEGMENT, encode_name
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportReport:
-    """What `export` wrote."""
-
-    out: Path
-    clips: int
-    frames: int
-
-
 def export_store(store: EmbeddingStore, to: str, out: Path, *, clips: Sequence[str] = (),
-                 taps: Sequence[str] = ()) -> ExportReport:
-    """Write the clips of a store to `out`, a file (h5, parquet) or a folder (npz), and return their numbers.
+                 taps: Sequence[str] = ()) -> tuple[int, int]:
+    """Write the clips of a store to `out`, a file (h5, parquet) or a folder (npz); return how many clips and frames.
 
     Parameters
     ----------
@@ -70,7 +60,7 @@ def export_store(store: EmbeddingStore, to: str, out: Path, *, clips: Sequence[s
                 yield store[name]
                 bar.advance(store[name].frames)
         FORMATS[to](store, opened(), chosen, out)
-    return ExportReport(out=out, clips=len(named), frames=frames)
+    return len(named), frames
 
 
 def _segments(clip: Clip, array: str) -> Iterator[NDArray[Any]]:

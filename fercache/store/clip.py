@@ -6,15 +6,17 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fercache.errors import InputError, NotInStore
 from fercache.store.layout import EMBEDDED, FRAME_COLUMNS, FRAME_TABLE, SEGMENT, Grid, encode_name
-from fercache.store.local import StoreFiles
 from fercache.store.manifest import ClipManifest, damaged
+
+if TYPE_CHECKING:
+    from fercache.store.remote import StoreFiles
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from fercache.runtime.uri import Location
 from fercache.store.clip import Clip
 from fercache.store.journal import Journal
 from fercache.store.layout import FRAME_TABLE, META, encode_name
-from fercache.store.local import FileStamp, StoreFiles, StoreSize
+from fercache.store.local import FileStamp, StoreSize
 from fercache.store.locks import hold_lease, lock_gate, work_folder
 from fercache.store.manifest import (
     EXTRACT_AGAIN_HINT,
@@ -32,7 +32,7 @@ from fercache.store.manifest import (
     verify_checksum,
     with_checksum,
 )
-from fercache.store.remote import PrefetchingStore, files_at
+from fercache.store.remote import PrefetchingStore, StoreFiles, files_at
 from fercache.store.writer import ClipWriter, WriterJob, check_case_collision
 
 log = logging.getLogger(__name__)
@@ -249,7 +249,7 @@ class EmbeddingStore(Mapping[str, Clip]):
         if cached is not None and cached[0] == stamp:
             return cached[1]
         if self._indexed is None and len(self._manifests) >= INDEX_AFTER:
-            self._load_index()
+            self.load_index()
             return self._manifest(folder)
         try:
             manifest = self.read_manifest(folder)
@@ -278,19 +278,28 @@ class EmbeddingStore(Mapping[str, Clip]):
                           self.path / folder)
         return manifest
 
-    def _load_index(self) -> None:
+    def load_index(self) -> None:
         """Take the manifests from the index; each counts only while the stamp of its file is the same."""
+        if self._indexed is not None:
+            return
         self._indexed = {}
         with suppress(OSError, StoreError):  # without an index the manifests themselves are read
             if not self.files.is_remote:
                 self._indexed = {**read_index(self.work / INDEX)}
                 self._manifests = self._indexed | self._manifests
 
+    def accept_stamp(self, clip: str, stamp: dict[str, int]) -> None:
+        """Use the time stamp of a copy of a clip's source, so that the index saves comparing its bytes again."""
+        folder = encode_name(clip)
+        file, manifest = self._manifests[folder]
+        if manifest is not None and not stamp.items() <= manifest.source.items():
+            changed = msgspec.structs.replace(manifest, source={**manifest.source, **stamp})
+            self._manifests[folder] = file, changed
+
     def write_index(self) -> None:
-        """Write the index anew if it lacks a committed clip."""
-        if self._indexed is None:
-            self._load_index()
-        if self.files.is_remote or self._manifests == self._indexed:
+        """Write the index anew if this process read manifests that it lacks."""
+        self.load_index()
+        if self.files.is_remote or (self._indexed and self._manifests == self._indexed):
             return
         committed = {folder: self._manifests[folder] for folder in self.files.folders() if self._manifest(folder)}
         # A name that is no valid text cannot be encoded, and a full or read-only disk must not fail a finished run.

@@ -30,8 +30,8 @@ from fercache.store.journal import (
     read_journal_state,
 )
 from fercache.store.layout import EMBEDDED, FRAME_COLUMNS, FRAME_TABLE, META, SEGMENT, Grid, array_document, encode_name
-from fercache.store.local import StoreFiles
 from fercache.store.manifest import ClipManifest, array_manifest, same_source
+from fercache.store.remote import StoreFiles
 
 
 @dataclass(frozen=True, kw_only=True)
