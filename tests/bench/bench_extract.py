@@ -46,6 +46,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TAPS = ("embedding", "block8", "repeat_2", "repeat_1-3x3")
 CROP_CLIPS, CROPS_A_CLIP, CROP_SIDE = 8, 96, 112
 FORWARD = 64
+LOADED: dict[tuple[ExtractConfig, str], resources.Nets] = {}
 
 
 class _Watched(logging.Handler):
@@ -77,7 +78,8 @@ class Row:
         self.home /= self.name
         self.home.mkdir()
         (self.home / "weights").symlink_to((ROOT / "cache/weights").resolve())
-        self.loaded = resources.load_nets(self.config, self.cnn, self.faces)
+        key = replace(self.config, embed_every="1"), self.faces  # which frames are embedded is not the nets' matter
+        self.loaded = LOADED[key] = LOADED.get(key) or resources.load_nets(self.config, self.cnn, self.faces)
 
     def run(self, dataset: Dataset) -> None:
         """Bring some clips through, from decoding to the commit mark."""
@@ -242,38 +244,38 @@ def named(config: ExtractConfig, what: str) -> str:
     return f"{what}, {config.backend}, {config.precision}{also}{fewer}"
 
 
-def videos(clips: Path, home: Path, cnn: files.Weights, args: argparse.Namespace) -> Row:
-    """Measure raw videos, print the table, and return the row that looked at each frame."""
+def videos(clips: Path, home: Path, cnn: files.Weights, args: argparse.Namespace) -> list[Row]:
+    """Measure raw videos, print the table, and return the row that looked at each frame, if any."""
     net, base = load(cnn), ExtractConfig(taps=TAPS)
     loops = [Loop(f"naive loop, min_face_size={size}", of_frames(net, facenet.MTCNN(min_face_size=size)), args.share)
-             for size in (20, 40)]
-    exact = Row("each frame looked at (CNN's stem only)", replace(base, detect_every=1, taps=("conv2d_4b",)), home,
-                cnn, "mtcnn")
-    rows = [Row(named(config, f"every {config.detect_every}th"), config, home, cnn, "mtcnn")
-            for config in variants(base)]
+             for size in ((20,) if args.only else (20, 40))]
+    exact = [] if args.only else [Row("each frame looked at (CNN's stem only)", replace(
+        base, detect_every=1, taps=("conv2d_4b",)), home, cnn, "mtcnn")]
+    rows = [Row(name, config, home, cnn, "mtcnn") for config in variants(base)
+            if args.only in (name := named(config, f"every {config.detect_every}th"))]
     dataset = data.load_dataset(DatasetConfig(clips=str(clips), dataset="table"), home)
     dataset = replace(dataset, trials=dataset.trials[:args.clips or None])
     for part in parts_of(dataset, args.rounds):
         for loop in loops:
             devices.set_torch_threads(0)
             loop.run([trial.path for trial in part.trials], "video")
-        for row in (exact, *rows):
+        for row in (*exact, *rows):
             row.run(part)
-    print(f"\nraw videos: {len(dataset.trials)} clips, {exact.frames} frames; decoding counted everywhere")
+    print(f"\nraw videos: {len(dataset.trials)} clips, {rows[0].frames} frames; decoding counted everywhere")
     for loop in loops:
         line(loop, loops[0], f"decode {1000 * loop.decode_s / loop.decoded:.1f} ms, "
              f"the rest {1000 * loop.rest_s / loop.seen:.1f} ms a frame")
-    assert exact.store is not None and rows[0].store is not None
-    found = overlaps(exact.store, rows[0].store)
-    line(exact, loops[0], exact.said[-1])
-    for row in rows:
+    for row in (*exact, *rows):
         line(row, loops[0], row.said[-1])
-    print(f"boxes against each frame looked at: mean IoU {np.mean(list(found.values())):.3f}, least clip "
-          f"{min(found.values()):.3f} ({min(found, key=lambda name: found[name])})")
-    print("  " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     for row in rows[1:]:
-        assert row.store is not None
+        assert row.store is not None and rows[0].store is not None
         print(f"least cosine of any row and tap, {row.name} to {rows[0].name}: {cosine(rows[0].store, row.store):.6f}")
+    if exact:
+        assert exact[0].store is not None and rows[0].store is not None
+        found = overlaps(exact[0].store, rows[0].store)
+        print(f"boxes against each frame looked at: mean IoU {np.mean(list(found.values())):.3f}, least clip "
+              f"{min(found.values()):.3f} ({min(found, key=lambda name: found[name])})")
+        print("  " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     return exact
 
 
@@ -348,6 +350,7 @@ def main() -> None:
     parser.add_argument("--share", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clips", type=int, default=0, help="only so many videos")
+    parser.add_argument("--only", default="", help="raw videos only, and of the rows those whose name has this in it")
     args = parser.parse_args()
     for name in ("fercache", "openvino"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -356,9 +359,11 @@ def main() -> None:
     started, cnn = time.monotonic(), weights.ensure_weights("casia-webface", ROOT / "cache/weights")
     clips = args.videos or demo.fetch_demo_clips(ROOT / "cache/clips")
     with tempfile.TemporaryDirectory() as folder:
-        native(cnn)
+        if not args.only:
+            native(cnn)
         exact = videos(clips, Path(folder), cnn, args)
-        crops(args.crops or cut_crops(exact, clips, Path(folder) / "crops"), Path(folder), cnn, args)
+        if exact:
+            crops(args.crops or cut_crops(exact[0], clips, Path(folder) / "crops"), Path(folder), cnn, args)
     print(f"\n{time.monotonic() - started:.0f} s in all")
 
 
