@@ -228,7 +228,7 @@ def test_every_frame_is_the_default_and_changes_no_store(clips: dict[str, Path],
 def test_export_writes_every_frame(clips: dict[str, Path], tmp_path: Path, weights_at: Path, to: str) -> None:
     store = extract(clips["videos"], tmp_path / "home", weights_at, embed_every="3")
     out = tmp_path / ("out" if to == "npz" else f"out.{to}")
-    assert export_store(store, to, out).frames == sum(store[name].frames for name in store)
+    assert export_store(store, to, out)[1] == sum(store[name].frames for name in store)
     back = EmbeddingStore.open(import_features(out, "back", tmp_path / "imported").store)
     for name, tap in itertools.product(store, store.taps):
         np.testing.assert_array_equal(back[name].read(tap), store[name].read(tap))
