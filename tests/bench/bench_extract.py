@@ -5,8 +5,9 @@
 Prints a table of frames a second and ratios to facenet-pytorch as its examples use it (= 1). Both sides count decoding;
 neither counts the loading of nets. The loop sees every SHARE-th frame, the rest sees all. All rows are measured in turn
 on a few clips at a time, so that what else the machine does hits them alike; where others use the cores too, compare
-processor times. Overlaps are of the boxes with those of a detector that looks at each frame. Without --videos the clips
-of the demo are taken; without --crops, crops are cut from them.
+processor times on one core (taskset -c 0), since torch's threads spin while they wait. Overlaps are of the boxes with
+those of a detector that looks at each frame. Without --videos the clips of the demo are taken; without --crops, crops
+are cut from them.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TAPS = ("embedding", "block8", "repeat_2", "repeat_1-3x3")
 CROP_CLIPS, CROPS_A_CLIP, CROP_SIDE = 8, 96, 112
 FORWARD = 64
-LOADED: dict[tuple[ExtractConfig, str], resources.Nets] = {}
+LOADED: dict[ExtractConfig, resources.Nets] = {}
 
 
 class _Watched(logging.Handler):
@@ -78,8 +79,9 @@ class Row:
         self.home /= self.name
         self.home.mkdir()
         (self.home / "weights").symlink_to((ROOT / "cache/weights").resolve())
-        key = replace(self.config, embed_every="1"), self.faces  # which frames are embedded is not the nets' matter
-        self.loaded = LOADED[key] = LOADED.get(key) or resources.load_nets(self.config, self.cnn, self.faces)
+        key = replace(self.config, embed_every="1")  # the nets are the same whichever frames they run on
+        nets = LOADED[key] = LOADED.get(key) or resources.load_nets(self.config, self.cnn, "mtcnn")
+        self.loaded = nets if self.faces == "mtcnn" else replace(nets, detector=None)
 
     def run(self, dataset: Dataset) -> None:
         """Bring some clips through, from decoding to the commit mark."""
@@ -244,8 +246,8 @@ def named(config: ExtractConfig, what: str) -> str:
     return f"{what}, {config.backend}, {config.precision}{also}{fewer}"
 
 
-def videos(clips: Path, home: Path, cnn: files.Weights, args: argparse.Namespace) -> list[Row]:
-    """Measure raw videos, print the table, and return the row that looked at each frame, if any."""
+def videos(clips: Path, home: Path, cnn: files.Weights, args: argparse.Namespace) -> Row:
+    """Measure raw videos, print the table, and return the first row."""
     net, base = load(cnn), ExtractConfig(taps=TAPS)
     loops = [Loop(f"naive loop, min_face_size={size}", of_frames(net, facenet.MTCNN(min_face_size=size)), args.share)
              for size in ((20,) if args.only else (20, 40))]
@@ -276,7 +278,7 @@ def videos(clips: Path, home: Path, cnn: files.Weights, args: argparse.Namespace
         print(f"boxes against each frame looked at: mean IoU {np.mean(list(found.values())):.3f}, least clip "
               f"{min(found.values()):.3f} ({min(found, key=lambda name: found[name])})")
         print("  " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
-    return exact
+    return (exact or rows)[0]
 
 
 def cut_crops(exact: Row, clips: Path, folder: Path) -> Path:
@@ -302,7 +304,8 @@ def crops(folder: Path, home: Path, cnn: files.Weights, args: argparse.Namespace
     """Measure folders of crops, and print the table."""
     net, base = load(cnn), ExtractConfig(taps=TAPS)
     loop = Loop("naive loop", lambda image: one(net, crop_face(image, whole_picture(image))), max(1, args.share // 2))
-    rows = [Row(named(config, "crops"), config, home, cnn, "cropped") for config in variants(base)]
+    rows = [Row(name, config, home, cnn, "cropped") for config in variants(base)
+            if args.only in (name := named(config, "crops"))]
     bare = [Forward(row.name, row.loaded.backbone) for row in rows]
     dataset = data.load_dataset(DatasetConfig(clips=str(folder), dataset="table"), home)
     faces = faces_of(dataset)
@@ -350,7 +353,7 @@ def main() -> None:
     parser.add_argument("--share", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clips", type=int, default=0, help="only so many videos")
-    parser.add_argument("--only", default="", help="raw videos only, and of the rows those whose name has this in it")
+    parser.add_argument("--only", default="", help="only the rows whose name has this in it")
     args = parser.parse_args()
     for name in ("fercache", "openvino"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -361,9 +364,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if not args.only:
             native(cnn)
-        exact = videos(clips, Path(folder), cnn, args)
-        if exact:
-            crops(args.crops or cut_crops(exact[0], clips, Path(folder) / "crops"), Path(folder), cnn, args)
+        row = videos(clips, Path(folder), cnn, args)
+        crops(args.crops or cut_crops(row, clips, Path(folder) / "crops"), Path(folder), cnn, args)
     print(f"\n{time.monotonic() - started:.0f} s in all")
 
 
