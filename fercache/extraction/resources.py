@@ -196,11 +196,12 @@ class PipelineResources:
 def open_resources(nets: Nets, cancel: CancelToken, bar: ProgressBar, clips: int) -> Iterator[PipelineResources]:
     """Yield the resources for these nets and `clips` concurrent clips; all threads end with the block."""
     gpu = nets.device != "cpu"
-    # Parts whose thread waits for a disk, a GPU or the net's own threads: processor time would miss most of it.
-    waiting = ["write", *["detect"] * gpu, *["cnn"] * (gpu or nets.backbone.own_threads)]
+    # Parts whose thread waits for a disk or a GPU: processor time would miss most of it.
+    waiting = ["write", *["detect", "cnn"] * gpu]
     with TorchThreadPool(nets.threads, nets.device) as threads:
         lanes = dict.fromkeys(PARTS, nets.threads) | {"detect": threads.count, "cnn": threads.count, "write": clips}
-        profiler = StageProfiler(lanes, dict.fromkeys(waiting, time.perf_counter))
+        profiler = StageProfiler(lanes, dict.fromkeys(waiting, time.perf_counter),
+                                 "cnn" if nets.backbone.own_threads else "")
         try:
             yield PipelineResources(
                 provenance=nets.provenance, torch_threads=threads,
