@@ -14,27 +14,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fercache.backbones.registry import Card
 from fercache.backbones.taps import tap_views
 from fercache.data.base import PEOPLE_COUNT, SIDES, Trial, people_of, people_stored, person_name
 from fercache.errors import ClipError
 from fercache.extraction.batcher import FeatureBuffer
 from fercache.extraction.run_control import prefetch
 from fercache.faces import interpolation
-from fercache.faces.crops import (
-    apply_augmentation,
-    augmented_taps,
-    crop_face,
-    face_region,
-    resize_face,
-    sample_augmentation,
-    whole_picture,
-)
+from fercache.faces.crops import augmented_taps, crops_of, face_pixels, sample_augmentation, whole_picture
 from fercache.faces.identity import Person, build_persons, crops_to_embed, left_and_right, mean_vector
 from fercache.faces.interpolation import Face, select_frames, small_gray
 from fercache.faces.tracklets import link_tracklets
 from fercache.media.source import Frame, Source
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import FRAME_COLUMNS, SEGMENT, encode_name
+from fercache.store.layout import EMBEDDED, FRAME_COLUMNS, SEGMENT, encode_name, frame_columns
 from fercache.store.locks import locked_clips
 from fercache.store.writer import ClipWriter
 
@@ -43,14 +36,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Crops (n, 160, 160, 3) -> identity vectors (n, D).
+# Crops (n, S, S, 3) -> identity vectors (n, D).
 EmbedFaces = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-# A frame's face, plain and then in each augmentation, each (160, 160, 3); empty without a face.
+# A frame's face, plain and then in each augmentation, each (S, S, 3); empty without a face.
 AugmentedCrops = list[NDArray[np.uint8]]
 # (row, bytes of the box) -> the pixels of the face (h, w, 3).
-FaceRegions = dict[tuple[int, bytes], NDArray[np.uint8]]
+FacePixels = dict[tuple[int, bytes], NDArray[np.uint8]]
 
-CROP_PX = 160
 # Crops for identity vectors in memory at once.
 IDENTITY_BATCH = 256
 # With people = "all", a person needs this many frames (half a second): shorter ones are mostly false detections.
@@ -144,15 +136,16 @@ class PersonSelection:
 
 
 def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: Sequence[int],
-              embed_faces: EmbedFaces | None, regions: FaceRegions) -> list[Person]:
+              embed_faces: EmbedFaces | None, card: Card, pixels: FacePixels) -> list[Person]:
     """Return the people of a clip, the main person first; a clip without faces has one person in no frame.
 
     Parameters
     ----------
-    detections : faces of each frame, (n, 5): x1, y1, x2, y2 in pixels and the score.
+    detections : faces of each frame, (n, 5): x1, y1, x2, y2 in pixels and the score; or (n, 15) with landmarks.
     cuts : first row of each new shot.
     embed_faces : returns identity vectors; None for a net without them: then position alone decides.
-    regions : faces that need not be read again.
+    card : how that net's crops are cut.
+    pixels : faces that need not be read again.
 
     Raises
     ------
@@ -160,20 +153,21 @@ def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: S
         The source cannot be read again.
     """
     # A clip with one face at a time and no interruption is not read again. Any other clip is, up to the last frame with
-    # a face that is embedded and not in `regions`. The result depends on the detections only, so a clip resumed after a
+    # a face that is embedded and not in `pixels`. The result depends on the detections only, so a clip resumed after a
     # kill ends with the same people.
     tracklets = link_tracklets(detections, cuts)
     if embed_faces is None:
         return build_persons(tracklets)
-    by_row: dict[int, list[int]] = {}
+    faces, by_row = tracklets.faces, dict[int, list[int]]()
     known: list[tuple[int, NDArray[np.uint8]]] = []
     for face in crops_to_embed(tracklets).tolist():
         row = int(tracklets.frame[face])
-        region = regions.get((row, tracklets.faces[face, :4].tobytes()))
-        known.append((face, region)) if region is not None else by_row.setdefault(row, []).append(face)
-    crops = chain(((face, resize_face(region, CROP_PX)) for face, region in known),
-                  ((face, crop_face(frame.image, tracklets.faces[face], CROP_PX)) for frame in source.pick(list(by_row))
-                   if frame.image is not None for face in by_row[frame.index - 1]))
+        found = pixels.get((row, faces[face, :4].tobytes()))
+        known.append((face, found)) if found is not None else by_row.setdefault(row, []).append(face)
+    crops = chain(((face, crops_of(card, found, whole_picture(found))[0]) for face, found in known),
+                  ((face, crops_of(card, frame.image, faces[face, :4], faces[face, 5:])[0])
+                   for frame in source.pick(list(by_row)) if frame.image is not None
+                   for face in by_row[frame.index - 1]))
     batches: list[NDArray[np.float32]] = []
     rows: list[int] = []
     while batch := list(islice(crops, IDENTITY_BATCH)):
@@ -191,7 +185,7 @@ class Block(NamedTuple):
 
     stop: int
     frames: int
-    future: Future[tuple[NDArray[np.float64], FaceRegions]] | None
+    future: Future[tuple[NDArray[np.float64], FacePixels]] | None
 
 
 class Segment(NamedTuple):
@@ -210,12 +204,13 @@ class ClipJob:
     writer: ClipWriter  # of the person whose commit completes the clip; all others are written before
     resources: PipelineResources
     selection: PersonSelection
+    card: Card  # how crops are cut
     detect_every: int
     margin: float
     views: int  # crops of each face: the plain one and its augmentations
     embed_every: str  # a number, or auto
     # The faces that detection cut out, as far as memory allows, so that most frames are decoded once.
-    regions: FaceRegions = field(default_factory=dict)
+    pixels: FacePixels = field(default_factory=dict)
 
     def run(self) -> int:
         """Write everything but the manifest of the first person, and return the number of people.
@@ -242,8 +237,8 @@ class ClipJob:
                 self.embed_boxes(frame_table)
                 return people
         finally:
-            self.resources.faces.release(sum(region.nbytes for region in self.regions.values()))
-            self.regions.clear()
+            self.resources.faces.release(sum(pixels.nbytes for pixels in self.pixels.values()))
+            self.pixels.clear()
 
     def detect(self) -> list[NDArray[np.float64]]:
         """Detect the faces of every frame, and return the frame table of each selected person."""
@@ -267,7 +262,7 @@ class ClipJob:
         detections = self.writer.detections()
         borders = np.searchsorted(detections[:, 0], np.arange(1, len(times)))
         people = people_in(self.source, np.split(detections[:, 1:], borders), cuts.rows, self.selection.embed_faces,
-                           {} if self.margin else self.regions)
+                           self.card, {} if self.margin else self.pixels)
         return [frame_table_of(np.array(times), person) for person in self.selection.of(people)]
 
     def _blocks(self, frames: Iterator[Frame]) -> Iterator[tuple[int, list[Frame]]]:
@@ -297,24 +292,26 @@ class ClipJob:
         return Block(stop, len(block), future)
 
     def _detect_block(self, rows: list[int], images: list[NDArray[np.uint8] | None]
-                      ) -> tuple[NDArray[np.float64], FaceRegions]:
-        """Return the faces of a block, (n, 6): row, box, score; and their pixels. Runs in a pool thread."""
+                      ) -> tuple[NDArray[np.float64], FacePixels]:
+        """Return the faces of a block, (n, 6 or 16): row, box, score, landmarks; and pixels. Runs in a pool thread."""
+        columns, pixels = self.resources.columns, FacePixels()
         with self.resources.profiler.busy("detect", len(rows)):
-            faces = interpolation.interpolate_faces(images, self.resources, self.detect_every)
-        # Augmentations need the pixels around the face too.
-        regions = {(row, box.tobytes()): face_region(image, box, self.margin).copy()
-                   for row, image, boxes in zip(rows, images, faces, strict=True)
-                   if image is not None and len(boxes) <= MOST_KEPT and self.views == 1 for box in boxes[:, :4]}
-        return np.concatenate([np.empty((0, 6)), *(np.column_stack([np.full(len(boxes), row), boxes])
-                                                   for row, boxes in zip(rows, faces, strict=True))]), regions
+            faces = interpolation.interpolate_faces(images, self.resources, self.detect_every, columns)
+        for row, image, boxes in zip(rows, images, faces, strict=True):
+            # Augmentations need the pixels around the face too.
+            if image is not None and len(boxes) <= MOST_KEPT and self.views == 1:
+                for box in boxes[:, :4]:
+                    if (found := face_pixels(self.card, image, box, self.margin)) is not None:
+                        pixels[row, box.tobytes()] = found.copy()
+        return np.concatenate([np.empty((0, 1 + columns)), *(np.column_stack([np.full(len(boxes), row), boxes])
+                                                   for row, boxes in zip(rows, faces, strict=True))]), pixels
 
     def _store_detections(self, block: Block) -> None:
         """Make the detections of a block durable."""
         if block.future is not None:
-            detections, regions = block.future.result()
-            for key, region in regions.items():
-                if self.resources.faces.try_acquire(region.nbytes):
-                    self.regions[key] = region
+            detections, pixels = block.future.result()
+            self.pixels |= {key: found for key, found in pixels.items()
+                            if self.resources.faces.try_acquire(found.nbytes)}
             with self.resources.profiler.busy("write", 0):
                 self.writer.keep_detections(block.stop, detections)
         self.resources.advance(DETECT_FRACTION * block.frames)
@@ -335,10 +332,10 @@ class ClipJob:
 
     def embed_boxes(self, frame_table: NDArray[np.float64]) -> None:
         """Run the CNN over the boxes of a frame table, segment by segment, and store the table too."""
-        table, fraction = frame_table[:, :len(FRAME_COLUMNS)], 1 - DETECT_FRACTION
+        stored = frame_columns(frame_table.shape[1])
+        table, fraction = frame_table[:, :len(stored) - stored.count(EMBEDDED)], 1 - DETECT_FRACTION
         if self.embed_every == "auto":  # the pixels decide what is embedded, so the table is complete after the last
-            faces = (self._face(frame, table[frame.index - 1, BOX], int(table[frame.index - 1, TIME_TRACK[1]]))
-                     for frame in self._frames_of(table, range(len(table))))
+            faces = (self._face(frame, table[frame.index - 1]) for frame in self._frames_of(table, range(len(table))))
             self.writer.set_frame_table(with_embedded(table, self._embed_selected(faces, fraction)))
             return
         every, start = self.embed_every == "1", self.writer.written
@@ -347,7 +344,7 @@ class ClipJob:
             self.embed_every)]
         if self.writer.frame_table is None:
             self.writer.set_frame_table(table if every else with_embedded(table, rows))
-        crops = (self._augmented(frame, table[frame.index - 1, BOX]) for frame in self._frames_of(table, rows[start:]))
+        crops = (self._augmented(frame, table[frame.index - 1]) for frame in self._frames_of(table, rows[start:]))
         # Each frame counts as `views` crops in memory.
         with closing(prefetch(crops, FACES_AHEAD // self.views)) as augmented:
             self._embed(start, augmented, fraction, rows)
@@ -355,7 +352,7 @@ class ClipJob:
     def _frames_of(self, table: NDArray[np.float64], rows: Sequence[int]) -> Iterator[Frame]:
         """Yield the frames of these rows of a frame table; only those are decoded whose face is not cut out yet."""
         seen = ~np.isnan(table[:, BOX.start])
-        wanted = {row for row in rows if seen[row] and (row, table[row, BOX].tobytes()) not in self.regions}
+        wanted = {row for row in rows if seen[row] and (row, table[row, BOX].tobytes()) not in self.pixels}
         decoded = self.resources.profiler.each("decode", self.source.pick(sorted(wanted)))
         for row in rows:
             frame = next(decoded, None) if row in wanted else Frame(row + 1, float(table[row, TIME_TRACK[0]]), None)
@@ -364,11 +361,12 @@ class ClipJob:
                                 where=self.source.path, hint="the file changed while it was read; run again")
             yield frame
 
-    def _face(self, frame: Frame, box: NDArray[np.float64], track: int) -> Face:
-        """Return the face in `box`."""
-        crops = self._augmented(frame, box)
-        small = small_gray(crops[0]) if crops and self.embed_every != "1" else None
-        return Face(frame.index - 1, frame.time_s, track if crops else NO_TRACK, crops, small)
+    def _face(self, frame: Frame, row: NDArray[np.float64]) -> Face:
+        """Return the face of a row of the frame table."""
+        crops = self._augmented(frame, row)
+        # Of crops at several scales, (K, S, S, 3), the first.
+        small = small_gray(crops[0].reshape(-1, *crops[0].shape[-3:])[0]) if crops and self.embed_every != "1" else None
+        return Face(frame.index - 1, frame.time_s, int(row[TIME_TRACK[1]]) if crops else NO_TRACK, crops, small)
 
     def _embed_selected(self, faces: Iterable[Face], fraction: float) -> list[int]:
         """Embed the frames that are selected of all frames of the clip, and return their rows."""
@@ -385,20 +383,19 @@ class ClipJob:
             self._embed(written, augmented, fraction, rows)
         return rows
 
-    def _augmented(self, frame: Frame, box: NDArray[np.float64]) -> AugmentedCrops:
-        """Return the face in `box`, plain and in every augmentation."""
-        region = self.regions.get((frame.index - 1, box.tobytes()))
-        if region is not None:
+    def _augmented(self, frame: Frame, row: NDArray[np.float64]) -> AugmentedCrops:
+        """Return the face of a row of the frame table, plain and in every augmentation."""
+        pixels = self.pixels.get((frame.index - 1, row[BOX].tobytes()))
+        if pixels is not None:
             with self.resources.profiler.busy("crop", 1):
-                return [resize_face(region, CROP_PX)]
-        if frame.image is None or np.isnan(box[0]):
+                return crops_of(self.card, pixels, whole_picture(pixels), margin=self.margin)
+        if frame.image is None or np.isnan(row[BOX.start]):
             return []
         with self.resources.profiler.busy("crop", 1):
-            plain = crop_face(frame.image, box, CROP_PX, self.margin)
-            name = self.writer.job.clip
-            return [plain, *(apply_augmentation(plain, frame.image, box, self.margin,
-                                                sample_augmentation(name, frame.index, view))
-                             for view in range(1, self.views))]
+            augmentations = [sample_augmentation(self.writer.job.clip, frame.index, view)
+                             for view in range(1, self.views)]
+            return crops_of(self.card, frame.image, row[BOX], row[len(FRAME_COLUMNS):], margin=self.margin,
+                            augmentations=augmentations)
 
     def embed_crops(self) -> None:
         """Run the CNN over pictures that are face crops; the frame table is complete after the last one."""
@@ -417,7 +414,9 @@ class ClipJob:
         for frame in self._decoded(0):
             times.append(frame.time_s)
             boxes.append(NO_BOX if frame.image is None else whole_picture(frame.image))
-            yield self._face(frame, boxes[-1], 0)
+            row = np.zeros(len(FRAME_COLUMNS))
+            row[BOX] = boxes[-1]
+            yield self._face(frame, row)
 
     def _embed(self, start: int, augmented: Iterator[AugmentedCrops], fraction: float, rows: Sequence[int]) -> int:
         """Embed and write crops from row `start` of the arrays on, and return the row after the last.
@@ -469,6 +468,6 @@ def with_embedded(table: NDArray[np.float64], rows: Sequence[int]) -> NDArray[np
 
 
 def frame_table_of(time_s: NDArray[np.float64], person: Person) -> NDArray[np.float64]:
-    """Return the frame table, ``(T, 9)`` float64, of frames 1 to T."""
-    return np.column_stack([np.arange(1, len(time_s) + 1), time_s, person.seen, person.boxes, person.score,
-                            person.track]).astype(np.float64)
+    """Return the frame table, ``(T, 9)`` float64, or ``(T, 19)`` with landmarks, of frames 1 to T."""
+    columns = [np.arange(1, len(time_s) + 1), time_s, person.seen, person.boxes, person.score, person.track]
+    return np.column_stack([*columns, person.points] if person.points.size else columns).astype(np.float64)
