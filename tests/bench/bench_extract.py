@@ -31,7 +31,7 @@ from fercache.backbones import facenet, weights
 from fercache.backbones.backbone import Backbone
 from fercache.backbones.inception import load
 from fercache.backbones.weights import files
-from fercache.config import DatasetConfig, ExtractConfig
+from fercache.config import FAST, DatasetConfig, ExtractConfig
 from fercache.data import demo
 from fercache.data.base import Dataset, Trial
 from fercache.extraction import job, resources
@@ -231,18 +231,19 @@ def line(row: Row | Loop, base: Loop, more: str = "") -> None:
 
 
 def variants(base: ExtractConfig) -> list[ExtractConfig]:
-    """Return every backend and precision; bf16 only where it is another arithmetic than float32."""
+    """Return every backend and precision, bf16 only where it is another arithmetic than float32; and fewer passes."""
     backends = ["torch"] + (["openvino"] if find_spec("openvino") else [])
     precisions = ["float32"] + (["bf16"] if devices.bf16_pays() else []) + ["int8"]
     every = [replace(base, backend=backend, precision=precision) for precision in precisions for backend in backends
              if precision != "int8" or backend == "openvino"]
-    return every + [replace(config, embed_every="3") for config in every
-                    if config.backend == backends[-1] and config.precision != "bf16"]
+    fewer = [replace(base, backend="openvino", precision=precision, embed_every=embedded)
+             for precision, embedded in (("float32", "3"), ("int8", "3"), (FAST["precision"], FAST["embed_every"]))]
+    return every + (fewer if find_spec("openvino") else [])
 
 
 def named(config: ExtractConfig, what: str) -> str:
     also = "" if devices.bf16_pays() or config.precision != "float32" else " (also bf16)"
-    fewer = "" if config.embed_every == "1" else f", CNN every {config.embed_every}rd"
+    fewer = "" if config.embed_every == "1" else f", embed-every {config.embed_every}"
     return f"{what}, {config.backend}, {config.precision}{also}{fewer}"
 
 
