@@ -121,9 +121,9 @@ def check_content(path: Path) -> None:
         raise unreadable(path, error) from error
     if head.startswith(POINTER):
         raise ClipError("a Git LFS pointer, not the file itself", where=path,
-                        hint="run `git lfs pull` in the repository of the clips")
+                        hint="run `git lfs pull` in its repository")
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(HTML):
-        raise ClipError("a web page, not a video or a picture", where=path,
+        raise ClipError("a web page, not the file itself", where=path,
                         hint="the server sent a page (a login, an error) in its place: download it again")
 
 
