@@ -110,6 +110,19 @@ def test_timm_as_the_library_itself(name: str, taps: list[str], faces: list[np.n
         Backbone.load(source, ["nowhere"])
 
 
+def test_a_transformer_of_timm_at_another_size(faces: list[np.ndarray], tmp_path: Path) -> None:
+    timm_folder(tmp_path, "vit_tiny_patch16_224")
+    (tmp_path / "card.toml").write_text("size = 112\nresize = 112\n")
+    source = weights.resolve_weights(f"timm:{tmp_path}", tmp_path)
+    crops = crops_for(source, faces)
+    found = Backbone.load(source, ["pooled"], batch=3).embed32(crops)["pooled"]
+    net = library("timm").create_model("vit_tiny_patch16_224", pretrained=True, num_classes=0, img_size=112,
+                                       pretrained_cfg_overlay={"file": str(tmp_path / "model.safetensors")}).eval()
+    pixels = torch.from_numpy((crops / 255 - source.card.mean) / source.card.std).float().permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        assert crops.shape[1] == 112 and cosine(found, net(pixels)) > SAME
+
+
 @pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2"])
 def test_transformers_as_the_library_itself(kind: str, faces: list[np.ndarray], tmp_path: Path) -> None:
     transformers = library("transformers")
