@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -342,3 +344,20 @@ def test_heads_read_the_taps_of_another_net_by_default() -> None:
     assert taps_to_read(TrainConfig(taps=("level0",)), settings) == ("level0",)
     assert taps_to_read(TrainConfig(), {"card": {}, "taps": ["embedding"]}) == ("embedding",)
     assert taps_to_read(TrainConfig(), {"taps": ["block8"]}) == TrainConfig().taps
+
+
+def test_libraries_are_imported_with_their_extra_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = ("import sys; import fercache.backbones.backbone, fercache.extraction.resources; "
+            "assert not {'timm', 'transformers', 'huggingface_hub', 'onnxruntime', 'openvino'} & set(sys.modules)")
+    subprocess.run([sys.executable, "-c", code], check=True)
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18", "pretrained_cfg": {}}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingExtra, match="timm") as caught:
+        Backbone.load(weights.resolve_weights(f"timm:{tmp_path}", tmp_path), ["pooled"])
+    assert "fercache[timm]" in caught.value.hint
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingExtra, match="huggingface_hub"):
+        weights.ensure_weights("dinov2-s", tmp_path)
+    with pytest.raises(WeightsError, match="not a folder of a model"):
+        weights.resolve_weights(f"hf:{tmp_path}", tmp_path)
