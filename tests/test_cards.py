@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,15 @@ def library(name: str) -> Any:
         return pytest.skip(str(error.what))
 
 
+def check_backends(source: Weights, taps: list[str], crops: np.ndarray, found: dict[str, np.ndarray]) -> None:
+    """Compare OpenVINO and bf16 with torch in float32."""
+    for backend, precision, least in (("openvino", "float32", SAME), ("openvino", "bf16", .999), ("torch", "bf16", .999)):
+        if find_spec(backend) is not None:
+            net = Backbone.load(source, taps, batch=3, backend=backend, precision=precision, native=True)
+            cosines = {tap: cosine(value, found[tap]) for tap, value in net.embed32(crops).items()}
+            assert min(cosines.values()) > least, (backend, precision, cosines)
+
+
 def timm_folder(path: Path, name: str) -> Any:
     """Write a net of timm with random weights, as its hub has them, and return it."""
     timm = library("timm")
@@ -108,6 +118,7 @@ def test_timm_as_the_library_itself(name: str, taps: list[str], faces: list[np.n
             assert cosine(found["blocks.11-cls"], blocks[1][1][:, 0]) > SAME
             assert found["blocks.11-tokens"].shape == (3, 197, 192) and found["blocks.5-map"].shape == (3, 192, 14, 14)
             assert 2 * found["blocks.3"][0].size * 768 // 192 <= 1600, "of a ViT-B, which is four times as wide"
+    check_backends(source, taps, crops, found)
     with pytest.raises(InputError, match="unknown tap 'nowhere'"):
         Backbone.load(source, ["nowhere"])
 
@@ -144,6 +155,7 @@ def test_transformers_as_the_library_itself(kind: str, faces: list[np.ndarray], 
     source = weights.resolve_weights(f"hf:{tmp_path}", tmp_path)
     taps = ["pooled", "last-map", "blocks.1", *(["blocks.2-cls"] if kind != "siglip" else [])]
     found = Backbone.load(source, taps, batch=3).embed32(crops_for(source, faces))
+    check_backends(source, taps, crops_for(source, faces), found)
     # The library's own processors need torchvision; this is their rule for square pictures.
     side = given["size"].get("shortest_edge", 56)
     cut = (side - 56) // 2
@@ -192,6 +204,7 @@ def test_dlib_as_dlib_itself(faces: list[np.ndarray], dlib_net: Weights, tmp_pat
     found = Backbone.load(dlib_net, ["embedding", "level1-3x3"], batch=2).embed32(chips)
     theirs = [np.array(net.compute_face_descriptor(chip)) for chip in chips]
     np.testing.assert_allclose(found["embedding"], theirs, atol=1e-3)
+    check_backends(dlib_net, ["embedding", "level1-3x3"], chips, found)
     assert found["level1-3x3"].shape == (3, 256, 3, 3)
 
 

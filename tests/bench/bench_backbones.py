@@ -78,23 +78,24 @@ def people(photos: Path, videos: Path) -> None:
             print(f"{weight}, {crop}: AUC {roc_auc_score(same, (vectors @ vectors.T)[pairs]):.4f}")
 
 
-def photos_of(path: Path, count: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
+def photos_of(path: Path, count: int, rng: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray]:
     """Return some photos (48, 48, 3) of a file of FER2013 and their classes."""
     with zipfile.ZipFile(path) as file:
         names = sorted(name for name in file.namelist() if name.endswith(".jpg"))
         classes = sorted({name.split("/")[-2] for name in names})
-        chosen = [names[i] for i in np.random.default_rng(seed).permutation(len(names))[:count]]
+        chosen = [names[i] for i in rng.permutation(len(names))[:count]]
         return ([np.array(Image.open(io.BytesIO(file.read(name))).convert("RGB")) for name in chosen],
                 np.array([classes.index(name.split("/")[-2]) for name in chosen]))
 
 
 def fer(train: Path, validation: Path, counts: Sequence[int]) -> None:
     """Print accuracy and macro F1 of a logistic regression on the taps of whole photos."""
-    splits = [photos_of(path, count, 0) for path, count in zip((train, validation), counts, strict=True)]
+    rng = np.random.default_rng(0)
+    splits = [photos_of(path, count, rng) for path, count in zip((train, validation), counts, strict=True)]
     values: dict[str, list[np.ndarray]] = {}
     for weight in ("casia-webface", "dlib-resnet29"):
         source = weights.download_weights(weight, WEIGHTS)
-        net = Backbone.load(source, source.card.taps, batch=16)
+        net = Backbone.load(source, source.card.taps, batch=16, backend="openvino")
         for pictures, _ in splits:
             crops = np.stack([crops_of(source.card, picture, whole_picture(picture))[0] for picture in pictures])
             for tap, rows in net.embed(crops).items():
