@@ -76,7 +76,8 @@ def library(name: str) -> Any:
 
 def check_backends(source: Weights, taps: list[str], crops: np.ndarray, found: dict[str, np.ndarray]) -> None:
     """Compare OpenVINO and bf16 with torch in float32."""
-    for backend, precision, least in (("openvino", "float32", SAME), ("openvino", "bf16", .999), ("torch", "bf16", .999)):
+    for backend, precision, least in (("openvino", "float32", SAME), ("openvino", "bf16", .999),
+                                      ("torch", "bf16", .999)):
         if find_spec(backend) is not None:
             net = Backbone.load(source, taps, batch=3, backend=backend, precision=precision, native=True)
             cosines = {tap: cosine(value, found[tap]) for tap, value in net.embed32(crops).items()}
