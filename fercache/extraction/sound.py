@@ -234,7 +234,7 @@ def settings_of(config: ExtractConfig, source: Weights) -> dict[str, Any]:
     """Return everything that changes numbers in a store of sound, as a JSON value."""
     taps = [tap for tap in config.taps if is_audio(tap)] or [AUDIO]  # the recipe names taps of pictures
     # Of models only, block N is `audio-N`.
-    known = rf"{AUDIO}" if source.name in (LOGMEL, EGEMAPS) else rf"{AUDIO}(-\d+)?"
+    known = AUDIO if source.name in (LOGMEL, EGEMAPS) else rf"{AUDIO}(-\d+)?"
     wrong = [tap for tap in taps if not re.fullmatch(known, tap)]
     if wrong:
         raise InputError(f"has no tap {wrong[0]!r}", where=source.name, hint="leave --taps out")
@@ -292,11 +292,10 @@ def extract_sound(dataset: Dataset, config: ExtractConfig, cache: Path, features
                                               for tap, values in one(np.zeros(RATE, np.float32)).items()}
         store = EmbeddingStore.create(path, settings, shapes, repair=True)
     # Crops have no sound; the video that they were cut from has it, by frame number.
-    numbered = frozenset(trial.name for trial in dataset.trials if trial.kind != "video")
     trials = tuple(trial if trial.video is None else replace(trial, path=trial.video, kind="video")
                    for trial in dataset.trials)
     job = SoundJob(config, store, "", source, cancel=CancelToken(stop), pictures=picture_store,
-                   crops={trial.name: trial.path for trial in dataset.trials if trial.name in numbered})
+                   crops={trial.name: trial.path for trial in dataset.trials if trial.kind != "video"})
     failures_at = Workspace(cache).failures(dataset.name, failures.replace("failures", "failures-audio", 1))
     done = job.run(replace(dataset, trials=trials), lambda own, waiting: own.run_all(waiting), failures_at)
     store.write_index()
@@ -338,6 +337,8 @@ class SoundJob(ExtractionJob):
         """Yield the result of each clip; a bad clip does not stop the others."""
         packages, threads = ["numpy", "av"], self.config.threads or len(os.sched_getaffinity(0))
         self.net = _net(self.cnn, self.store.settings["taps"], self.config)
+        if isinstance(self.net, EGemaps):
+            packages.append("opensmile")
         if isinstance(self.net, HfSound):
             packages += ["torch", "transformers"]
             self.net.torch.set_num_threads(1)  # clips use the cores: one each
