@@ -14,6 +14,10 @@ EMBEDDING = "embedding"
 AUDIO = "audio"
 """Name of the taps of sound, alone or before a dash: heads read them beside those of the picture."""
 GRID = 3
+POOLED = "pooled"
+"""The last vector of a net of timm or transformers, before any classifier."""
+FORMS = ("3x3", "map", "cls", "tokens")
+"""Endings of taps: means over a 3 x 3 grid, all positions, the class token, all tokens; without one, the mean."""
 BLOCKS: dict[str, tuple[int, int, int]] = {
     "conv2d_4b": (256, 17, 17), "repeat_1": (256, 17, 17), "mixed_6a": (896, 8, 8), "repeat_2": (896, 8, 8),
     "mixed_7a": (1792, 3, 3), "repeat_3": (1792, 3, 3), "block8": (1792, 3, 3)}
@@ -48,6 +52,12 @@ def tap_shapes(taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
         else:
             shapes[tap] = forms[form]
     return shapes
+
+
+def split_tap(tap: str) -> tuple[str, str]:
+    """Return the node and the form ("", "3x3", "map", "cls" or "tokens") of a tap of any other net."""
+    node, _, form = tap.rpartition("-")
+    return (node, form) if node and form in FORMS else (tap, "")
 
 
 def block_of(tap: str) -> tuple[str, str]:

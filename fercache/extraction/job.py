@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
+from msgspec import structs
 
 from fercache import media, run_log, workspace
 from fercache.backbones import weights
@@ -337,8 +338,11 @@ class ExtractionJob:
         with commit.open_first() as writer:
             if writer is None:
                 return None
-            count = ClipJob(source, writer, pipeline, selection=selection, detect_every=self.config.detect_every,
-                            margin=self.config.margin, views=self.config.augmentations,
+            # Around a picture that is a crop there is nothing.
+            margin, card = ((self.config.margin, self.cnn.card) if self.faces == "mtcnn"
+                            else (0.0, structs.replace(self.cnn.card, margin=0.0)))
+            count = ClipJob(source, writer, pipeline, selection=selection, card=card, margin=margin,
+                            detect_every=self.config.detect_every, views=self.config.augmentations,
                             embed_every=self.config.embed_every).run()
             manifest = writer.commit(**{PEOPLE_COUNT: count} if selection.several else {})
         faces = int(self.store[self.name(trial)].frame_table["valid"].sum())
@@ -423,9 +427,18 @@ def resolve_faces(dataset: Dataset, config: ExtractConfig) -> str:
     return dataset.faces
 
 
+def with_card_taps(config: ExtractConfig, cnn: files.Weights) -> ExtractConfig:
+    """Return the settings with the taps of the card in place of the default ones, which are facenet-pytorch's."""
+    own = cnn.net != "facenet" and cnn.card.taps and config.taps == ExtractConfig().taps
+    return replace(config, taps=cnn.card.taps) if own else config
+
+
 def settings_of(config: ExtractConfig, faces: str, cnn: files.Weights) -> dict[str, Any]:
     """Return everything that changes numbers in the store, as a JSON value; its digest is in the store's name."""
+    config = with_card_taps(config, cnn)
     chosen = {**config.settings(), "faces": faces, "weights": cnn.sha256, "backbone": cnn.name, "format": FORMAT}
+    if cnn.net != "facenet":
+        chosen["card"] = cnn.card.settings()
     if config.augmentations == 1:  # then it does not matter how augmentations are sampled
         del chosen["augmentations"]
     else:
@@ -510,11 +523,15 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
         resolve_device(config.device)  # before anything is created
     cnn = weights.ensure_weights(config.weights, Workspace(cache).weights)
     record_weights(cache, cnn.sha256, config.weights)
+    config = with_card_taps(config, cnn)
     settings = settings_of(config, faces, cnn)
     # Before the store is created: a data set that contradicts --people must leave nothing behind.
     base.check_people(dataset, base.people_of(settings))
     path = store_path(features or cache, dataset.name, settings)
     log.info("store %s", path)
+    if "card" in settings and not weights.is_verified(cnn.name, Workspace(cache).weights):
+        log.warning("the input of %s is not verified: its card has no vectors of the net's own library "
+                    "(see `fercache weights check`)", cnn.name)
     store = _open_or_create(path, settings, config, cnn)
     job = ExtractionJob(config, store, faces, cnn, cancel=CancelToken(stop))
     failures_at = Workspace(cache).failures(dataset.name, failures)

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from fercache import media, workspace
 from fercache.backbones.registry import KNOWN_WEIGHTS
 from fercache.backbones.taps import AUDIO, is_audio
+from fercache.backbones.weights import hub_folder
 from fercache.backbones.weights.files import Weights
 from fercache.config import ExtractConfig, fingerprint_of
 from fercache.data.base import Dataset, Trial, stored_trials
@@ -137,15 +137,12 @@ class HfSound:
     offset, context_s, spread = 200, 2.0, False  # the first row is the center of 400 samples
 
     def __init__(self, folder: Path, taps: Sequence[str], device: str) -> None:
-        try:
-            import torch
+        import torch  # takes seconds, as what is imported below
 
-            transformers: Any = import_module("transformers")  # some of its functions are typed, others not
-        except ImportError as error:
-            raise MissingExtra("hf: needs transformers, which is not installed",
-                               hint="pip install 'fercache[hf]'") from error
+        from fercache.backbones.library import import_library
         from fercache.runtime.devices import resolve_device
 
+        transformers = import_library("transformers")
         try:
             self.prepare = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
             model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
@@ -204,7 +201,7 @@ def resolve_sound(config: ExtractConfig, cache: Path) -> Weights:
     source = name.removeprefix(HF)
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        folder = _download(source)
+        folder = hub_folder("hf", source, download=True)
     files = sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")])
     if not any(path.suffix == ".safetensors" for path in files):
         raise WeightsError("holds no .safetensors", where=folder,
@@ -213,21 +210,6 @@ def resolve_sound(config: ExtractConfig, cache: Path) -> Weights:
     record_weights(cache, digest, name)
     label = re.sub(r"[^A-Za-z0-9_.]+", "-", Path(source).name).strip("-.") or "model"
     return Weights(name=label, path=folder, sha256=digest, source=source, terms="see the model's card")
-
-
-def _download(repository: str) -> Path:
-    """Return the local folder of a repository of the Hugging Face hub."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise MissingExtra("hf: needs transformers, which is not installed",
-                           hint="pip install 'fercache[hf]'") from error
-    try:
-        return Path(snapshot_download(repository, allow_patterns=["*config.json", "*.safetensors"]))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"neither a folder nor a model that can be downloaded ({str(error).splitlines()[0]})",
-                           where=repository, hint="download it where the hub can be reached, and pass its folder"
-                           ) from error
 
 
 def settings_of(config: ExtractConfig, source: Weights) -> dict[str, Any]:

@@ -44,21 +44,23 @@ class FaceDetector(Protocol):
         """Return the faces of each picture."""
 
 
-def interpolate_faces(images: Sequence[Picture | None], detector: FaceDetector, every: int) -> list[Floats]:
+def interpolate_faces(images: Sequence[Picture | None], detector: FaceDetector, every: int, columns: int = 5
+                      ) -> list[Floats]:
     """Return the faces of each picture, (n, 5): x1, y1, x2, y2 in pixels and the score; none for a missing picture.
 
     Parameters
     ----------
     images : consecutive frames.
     every : interval of the frames that the detector always sees, besides the last one; 1 means every frame.
+    columns : of the detector's faces: 5, or 15 with landmarks, which are interpolated as boxes are.
     """
     # Between two detected frames, a face is interpolated linearly if it is in both, overlaps itself by SURE_IOU, scores
     # SURE_SCORE in both, and the pixels in the moved box never jump. For any other face the detector runs on the frame
     # in the middle (or on the frame of the jump), and both halves are treated the same way. The detector also sees both
     # sides of a shot boundary, so nothing is interpolated across it.
     rows = [row for row, image in enumerate(images) if image is not None]
-    faces = [np.empty((0, 5)) for _ in images]
-    block = _Block([image for image in images if image is not None], detector)
+    faces = [np.empty((0, columns)) for _ in images]
+    block = _Block([image for image in images if image is not None], detector, columns)
     for row, faces_of_row in zip(rows, block.interpolated(every), strict=True):
         faces[row] = faces_of_row
     return faces
@@ -77,8 +79,8 @@ class UncertainSpan(NamedTuple):
 class _Block:
     """Consecutive pictures with their faces."""
 
-    def __init__(self, images: list[Picture], detector: FaceDetector) -> None:
-        self.images, self.detector = images, detector
+    def __init__(self, images: list[Picture], detector: FaceDetector, columns: int) -> None:
+        self.images, self.detector, self.columns = images, detector, columns
         self.detected: dict[int, Floats] = {}  # row -> faces (n, 5)
         self.interpolated_faces: dict[int, list[Floats]] = defaultdict(list)  # row -> faces in parts (n, 5)
 
@@ -105,7 +107,7 @@ class _Block:
 
     def _faces_of(self, row: int) -> Floats:
         """Return the interpolated faces of a picture, (n, 5)."""
-        return np.concatenate([np.empty((0, 5)), *self.interpolated_faces[row]])
+        return np.concatenate([np.empty((0, self.columns)), *self.interpolated_faces[row]])
 
     def _split(self, span: UncertainSpan) -> list[UncertainSpan]:
         """Return what remains uncertain on both sides of the row of `span`, which is now detected."""
@@ -190,9 +192,9 @@ def interpolate_boxes(first: Floats, last: Floats, start: int, stop: int) -> dic
     for i in range(start + 1, stop):
         fraction = (i - start) / (stop - start)
         faces = (1 - fraction) * first + fraction * last
-        faces[:, :4] = (faces[:, :4] * STEPS).round() / STEPS
-        faces[:, 4] = faces[:, 4].round(SCORE_DIGITS)
-        interpolated[i] = faces
+        rounded = (faces * STEPS).round() / STEPS
+        rounded[:, 4] = faces[:, 4].round(SCORE_DIGITS)
+        interpolated[i] = rounded
     return interpolated
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from fercache.backbones.registry import KNOWN_WEIGHTS
+from fercache.backbones.registry import KNOWN_WEIGHTS, PREFIXES
 from fercache.config import PRECISIONS, ExtractConfig, StackConfig, fingerprint_of
 from fercache.data import labels
 from fercache.data.base import Dataset, Trial
@@ -368,7 +368,8 @@ def extract_config_of(wanted: Mapping[str, Any], defaults: ExtractConfig,
     wanted = {**LATER, **wanted} if "precision" in wanted else wanted
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in wanted.items()
                 if name in numbers and name not in NOT_COPIED}
-    if wanted.get("backbone") in KNOWN_WEIGHTS:
+    # Others are files and folders of this machine, which the user names.
+    if wanted.get("backbone") in KNOWN_WEIGHTS or ("card" in wanted and wanted.get("backbone") not in PREFIXES):
         settings["weights"] = wanted["backbone"]
     return replace(defaults, **{**settings, "faces": "auto", "augmentations": 1, **overrides, "modality": "picture"})
 

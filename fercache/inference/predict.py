@@ -24,7 +24,6 @@ from rich.table import Table
 
 from fercache import data, recipe
 from fercache.backbones import weights
-from fercache.backbones.registry import KNOWN_WEIGHTS
 from fercache.backbones.taps import AUDIO
 from fercache.config import ExtractConfig, StackConfig
 from fercache.data.base import Dataset, Issue, Kind, Trial, people_of, people_stored, person_name, stored_trials
@@ -503,7 +502,7 @@ def _config_of(request: PredictJob, settings: Mapping[str, Any], cache: Path, *,
     if _is_sound(settings):
         return sound.config_of(settings, cache, replace(request.defaults, **overrides))
     config = ensemble.extract_config_of(settings, request.defaults, overrides)
-    if joined and settings["backbone"] not in KNOWN_WEIGHTS:
+    if joined and config.weights != settings["backbone"]:
         config = replace(config, weights=job.recorded_weights(cache, settings["weights"]))
     return config
 

@@ -318,8 +318,8 @@ class CrossValidatedTraining:
     def _backbone_tensors(self) -> dict[str, NDArray[np.float32]]:
         """Return the weights of the backbone that the store was made with."""
         settings = self.store.settings
-        if settings.get("backbone") == "onnx" or "weights" not in settings:
-            raise InputError("features of an ONNX model, or imported features, have no blocks to train",
+        if "card" in settings or "weights" not in settings:
+            raise InputError("features of this net, or imported features, have no blocks to train",
                              where="finetune_tap", hint="leave --finetune-tap out")
         return files.read_tensors(weights.by_sha256(str(settings["weights"]), self.weights_folder))
 

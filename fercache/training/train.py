@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fercache.backbones.taps import is_audio
+from fercache.backbones.taps import AUDIO, EMBEDDING, is_audio
 from fercache.config import TrainConfig, fingerprint_of
 from fercache.data.base import Dataset, Issue, Trial, stored_trials
 from fercache.data.labels import canonical_class_name
@@ -56,6 +56,18 @@ class TrainReport:
     seconds: float
 
 
+def taps_to_read(config: TrainConfig, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the taps of a store that heads read: the default ones are facenet-pytorch's, of any other net all are.
+
+    Parameters
+    ----------
+    settings : of the store. The identity vector is left out where there is another tap.
+    """
+    if config.taps != TrainConfig().taps or not ("card" in settings or settings.get("modality") == AUDIO):
+        return config.taps
+    return tuple(tap for tap in settings["taps"] if tap != EMBEDDING) or tuple(settings["taps"])
+
+
 def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cache: Path, *,
                 make_current: bool = True, weights: Path | None = None) -> TrainReport:
     """Train all heads and write their out-of-fold logits; a run that was finished before is not repeated.
@@ -72,7 +84,7 @@ def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cac
     """
     started = time.monotonic()
     # The joined store's settings, digest and taps include the stores that were joined.
-    store, taps = join_stores(base, config.join, config.taps)
+    store, taps = join_stores(base, config.join, taps_to_read(config, base.settings))
     config = replace(config, taps=taps)
     dataset = stored_trials(dataset, base)
     trials = [trial for trial in dataset.trials if trial.name in store]

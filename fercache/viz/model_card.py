@@ -75,7 +75,8 @@ def _method(run: RunInfo, recorded: StackMetrics, cache: Path) -> Iterator[str]:
     folds = {head.fold for head in heads} - {-1}
     settings = run.store.settings if run.store is not None else {}
     yield "## Method\n"
-    yield (f"- Features: backbone {_text(settings.get('backbone', 'not in this cache'))}, "
+    yield (f"- Features: backbone "
+           f"{_text(weights.verification_of(settings, Workspace(cache).weights) or 'not in this cache')}, "
            f"taps {_text(', '.join(settings.get('taps', [])) or 'not in this cache')}, "
            f"faces by {_text(settings.get('faces', 'not in this cache'))}; the CNN is frozen.")
     for label, theirs in sorted(heads[0].store.get(JOINED, {}).items() if heads else ()):
