@@ -103,8 +103,8 @@ class ExtractConfig(Config):
     modality: str = option("picture", "What to extract: picture, or audio: sound around each frame, in a store of its "
                            "own, which `train-heads --join` reads.", choices=("picture", "audio"), numbers=False)
     weights: str = option(DEFAULT_WEIGHTS, f"{', '.join(KNOWN_WEIGHTS)}, another NAME of `fercache weights list`, PATH "
-                          "(.safetensors, .pt), onnx:PATH, timm:NAME or hf:REPO; of sound logmel, egemaps (extra "
-                          "`opensmile`; audEERING's licence: not for products) or hf:REPO.")
+                          "(.safetensors, .pt), onnx:PATH, timm:NAME or hf:REPO; of sound: logmel, egemaps (extra "
+                          "`opensmile`; audEERING's licence: not for products), hf:FOLDER or hf:REPO (extra `hf`).")
     audio_window_s: float = option(1.0, "Seconds of sound around each frame.", numbers=False, low=0.05, high=60)
     taps: tuple[str, ...] = option(FACENET.taps, "Values of the CNN to store: BLOCK (mean), BLOCK-3x3 (grid) or "
                                    "BLOCK-map; of transformers also BLOCK-cls and BLOCK-tokens. The default is that of "

@@ -522,8 +522,8 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
 
         resolve_device(config.device)  # before anything is created
     cnn = weights.ensure_weights(config.weights, Workspace(cache).weights)
-    record_weights(cache, cnn.sha256, config.weights)
     config = with_card_taps(config, cnn)
+    record_weights(cache, cnn.sha256, config.weights)
     settings = settings_of(config, faces, cnn)
     # Before the store is created: a data set that contradicts --people must leave nothing behind.
     base.check_people(dataset, base.people_of(settings))

@@ -173,6 +173,12 @@ def read_picture(path: Path) -> NDArray[np.uint8] | None:
         return None
 
 
+def count_pictures(path: Path) -> int:
+    """Return the number of pictures in a picture file that can be decoded; a phone's JPEG with previews has one."""
+    with Image.open(path, formats=FORMATS) as image:
+        return 1 if image.format in ("JPEG", "MPO") else int(getattr(image, "n_frames", 1))
+
+
 def folder_digest(path: Path, names: dict[int, str], strict: bool) -> dict[str, Any]:
     """Return a folder's ``size``, ``mtime_ns`` and hashes over its pictures, as `Source.digest` describes them."""
     total, times, hashes = 0, 0, [hashlib.sha256() for _ in range(1 + strict)]

@@ -56,13 +56,7 @@ class StackInference:
 
     @classmethod
     def of(cls, folder: Path, oof: OofLogits) -> StackInference:
-        """Return the predictions of the run in `folder`.
-
-        Raises
-        ------
-        StoreError
-            The run's models are absent or damaged, or another version wrote them.
-        """
+        """Return the predictions of the run in `folder`."""
         run_metrics = read_metrics(folder / METRICS)
         if run_metrics.version != FORMAT:
             raise StoreError(f"the run has format {run_metrics.version}; this version reads {FORMAT}",
@@ -250,11 +244,6 @@ def evaluate(folder: Path, oof: OofLogits, config: StackConfig, *, mute: Path | 
     ----------
     config : only its bootstrap draws and seed are used; the run determines everything else.
     mute, silent : folder of the run for clips without sound, and the trials that it predicts.
-
-    Raises
-    ------
-    StoreError
-        The run's models are damaged.
 
     Notes
     -----

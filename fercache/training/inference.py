@@ -174,13 +174,7 @@ class HeadFolder:
 
 
 def load_trained(folder: Path) -> HeadFolder:
-    """Return the description of a folder of trained heads.
-
-    Raises
-    ------
-    InputError
-        There are no trained heads, or some of the requested ones are missing.
-    """
+    """Return the description of a folder of trained heads; raises InputError if one of them is missing."""
     files = checkpoints.record_files(folder)
     if not files:
         raise InputError("no trained heads", where=folder, hint="run `fercache train-heads` first")
@@ -195,21 +189,13 @@ def load_trained(folder: Path) -> HeadFolder:
     return HeadFolder(folder=folder, record=record)
 
 
-def predict_new(heads: HeadFolder | Path, features: FrameDataset,
-                device: str = "cpu") -> dict[str, NDArray[np.float32]]:
+def predict_new(trained: HeadFolder, features: FrameDataset, device: str = "cpu") -> dict[str, NDArray[np.float32]]:
     """Return head -> (R, C) log-probabilities of every row of `features`, the mean over the folds' models.
 
     Parameters
     ----------
-    heads : the result of `load_trained`, or the folder.
     features : of new trials, from `HeadFolder.load_features`.
-
-    Raises
-    ------
-    InputError
-        The features are other taps than those that the heads were trained on.
     """
-    trained = heads if isinstance(heads, HeadFolder) else load_trained(heads)
     record, requested = trained.record, trained.record.requested
     if features.layout != record.taps:
         loaded = ", ".join(part.tap for part in features.layout)

@@ -113,13 +113,7 @@ def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cac
 
 
 def check_splits(trials: Sequence[Trial]) -> None:
-    """Refuse a group with trials both in the training split and in another one.
-
-    Raises
-    ------
-    InputError
-        A group is in train and in another split: scores on the other split would be leaked.
-    """
+    """Refuse a group with trials both in the training split and in another one."""
     sides: dict[str, set[str]] = {}
     for trial in trials:
         sides.setdefault(trial.group, set()).add(trial.split)
@@ -130,13 +124,7 @@ def check_splits(trials: Sequence[Trial]) -> None:
 
 
 def check_clock(dataset: Dataset, heads: Sequence[str]) -> None:
-    """Refuse temporal heads for a data set of still photos.
-
-    Raises
-    ------
-    InputError
-        A head of `heads` reads several frames, and the data set has a clip of photos.
-    """
+    """Refuse temporal heads for a data set of still photos."""
     temporal = [head for head in heads if head in TEMPORAL_HEADS]
     if temporal and not dataset.has_clock:
         raise InputError(f"photos do not follow each other in time, so {', '.join(temporal)} cannot read them",
@@ -144,13 +132,7 @@ def check_clock(dataset: Dataset, heads: Sequence[str]) -> None:
 
 
 def check_classes(dataset: Dataset, trials: Sequence[Trial]) -> None:
-    """Refuse training labels of one class only, and log the classes that occur in one group only.
-
-    Raises
-    ------
-    InputError
-        All labels are of one class.
-    """
+    """Refuse training labels of one class only, and log the classes that occur in one group only."""
     groups: dict[int, set[str]] = {}
     for trial in trials:
         codes = [trial.clip_label] if trial.labels is None else np.unique(trial.labels).tolist()
@@ -178,13 +160,7 @@ def settings_of(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore,
 
 def starter_init(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore,
                  config: TrainConfig) -> StarterInit | None:
-    """Return the starter that the frame head begins with; None if it begins with random weights.
-
-    Raises
-    ------
-    InputError
-        The recipe asks for a starter, and the folder has none, it does not fit, or it was trained on this data set.
-    """
+    """Return the starter that the frame head begins with; None if it begins with random weights."""
     groups = len({t.group for t in trials if t.split in config.learns_from and t.labelled})
     if config.init == "scratch" or (config.init == "auto" and groups > STARTER_MAX_GROUPS):
         return None
