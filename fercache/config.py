@@ -99,8 +99,13 @@ class DatasetConfig(Config):
 class ExtractConfig(Config):
     """Stage one (`stages/extract.toml`)."""
 
+    # `modality` and its window are no part of `settings`: stores of sound have settings of their own.
+    modality: str = option("picture", "What to extract: picture, or audio: sound around each frame, in a store of its "
+                           "own, which `train-heads --join` reads.", choices=("picture", "audio"), numbers=False)
     weights: str = option(DEFAULT_WEIGHTS, f"{', '.join(KNOWN_WEIGHTS)}, another NAME of `fercache weights list`, PATH "
-                          "(.safetensors, .pt), onnx:PATH, timm:NAME or hf:REPO.")
+                          "(.safetensors, .pt), onnx:PATH, timm:NAME or hf:REPO; of sound: logmel, egemaps (extra "
+                          "`opensmile`; audEERING's licence: not for products), hf:FOLDER or hf:REPO (extra `hf`).")
+    audio_window_s: float = option(1.0, "Seconds of sound around each frame.", numbers=False, low=0.05, high=60)
     taps: tuple[str, ...] = option(FACENET.taps, "Values of the CNN to store: BLOCK (mean), BLOCK-3x3 (grid) or "
                                    "BLOCK-map; of transformers also BLOCK-cls and BLOCK-tokens. The default is that of "
                                    "the net's card.")
@@ -148,8 +153,8 @@ class TrainConfig(Config):
     heads: tuple[str, ...] = option(DEFAULT_HEADS, "Heads to train.", choices=tuple(HEADS))
     taps: tuple[str, ...] = option(("block8", "repeat_2", "repeat_1-3x3"), "Taps that the heads read "
                                    "(of nets other than facenet-pytorch's by default all but the identity vector).")
-    join: tuple[str, ...] = option((), "Stores of other features to join (`fercache import`): NAME or path. All their "
-                                   "taps are read, or those that --taps names as NAME/tap.", numbers=False)
+    join: tuple[str, ...] = option((), "Other stores of the data set to join, extracted or imported: NAME or path. All "
+                                   "their taps are read, or those that --taps names as NAME/tap.", numbers=False)
     normalize: str = option("train", "Normalize features by mean and spread of the training rows, or of each clip.",
                             choices=("train", "clip"))
     augmentations: str = option("draw", "Draw one of the stored augmentations of a crop in each step, or use the plain "

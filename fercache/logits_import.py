@@ -70,13 +70,7 @@ def imported_names(cache: Path, dataset: str) -> list[str]:
 
 
 def load(cache: Path, dataset: str, wanted: Sequence[str]) -> list[OofLogits]:
-    """Return imported logits by name.
-
-    Raises
-    ------
-    InputError
-        There are none of that name.
-    """
+    """Return imported logits by name."""
     for name in wanted:
         if not path_of(cache, dataset, name).is_file():
             raise InputError(f"no imported logits {name!r}", where=f"data set {dataset}",

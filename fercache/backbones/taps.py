@@ -11,6 +11,8 @@ from fercache.errors import InputError
 CROP_PX = 160
 EMBEDDING = "embedding"
 """The net's last vector, which identifies a person."""
+AUDIO = "audio"
+"""Name of the taps of sound, alone or before a dash: heads read them beside those of the picture."""
 GRID = 3
 POOLED = "pooled"
 """The last vector of a net of timm or transformers, before any classifier."""
@@ -62,6 +64,11 @@ def block_of(tap: str) -> tuple[str, str]:
     """Return the block (or ``embedding``) and the form ("", "3x3" or "map") of a tap."""
     block, _, form = tap.partition("-")
     return block, form
+
+
+def is_audio(tap: str) -> bool:
+    """Return whether a tap, of a joined store too, holds features of sound; rows of zeros are frames without sound."""
+    return tap.rpartition("/")[2].partition("-")[0] == AUDIO
 
 
 def tap_views(tap: str) -> str:

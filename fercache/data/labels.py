@@ -160,13 +160,7 @@ def map_class_names(source: Sequence[str], target: Sequence[str], also: Mapping[
 
 
 def parse(text: str) -> dict[str, str]:
-    """Return ``A=B,C=D`` as a dictionary; ``names`` and an empty text give an empty one.
-
-    Raises
-    ------
-    InputError
-        A part of it is not a pair, or a class is named twice.
-    """
+    """Return ``A=B,C=D`` as a dictionary; ``names`` and an empty text give an empty one."""
     pairs: dict[str, str] = {}
     for part in (part.strip() for part in text.split(",")):
         if part in ("", "names"):
@@ -180,13 +174,7 @@ def parse(text: str) -> dict[str, str]:
 
 
 def index_by_name(classes: Sequence[str]) -> dict[str, int]:
-    """Return canonical name -> index.
-
-    Raises
-    ------
-    InputError
-        Two classes have one meaning.
-    """
+    """Return canonical name -> index."""
     index: dict[str, int] = {}
     for i, name in enumerate(classes):
         twin = index.setdefault(canonical_class_name(name), i)
@@ -226,13 +214,7 @@ def whole_number(text: str) -> int | None:
 
 
 def read(path: Path) -> LabelFile:
-    """Return the header and the labels of a text file.
-
-    Raises
-    ------
-    LabelError
-        It cannot be read, is not text, has no lines, or a line is not a whole number.
-    """
+    """Return the header and the labels of a text file."""
     try:
         if path.stat().st_size > LIMIT_BYTES:  # any *.txt may be taken for labels, a log of gigabytes too
             raise LabelError(f"larger than {LIMIT_BYTES >> 20} MB")

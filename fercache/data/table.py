@@ -145,14 +145,7 @@ class Labelling:
 
 
 def read_clip_table(config: DatasetConfig) -> Dataset:
-    """Return the trials of a table, or of a folder of videos and crop folders, with their labels.
-
-    Raises
-    ------
-    InputError
-        The table or folder is absent, empty or of another kind; a clip is named twice; labels are numbers and no class
-        names are given.
-    """
+    """Return the trials of a table, or of a folder of videos and crop folders, with their labels."""
     place = Path(config.clips or config.root)
     if not (config.clips or config.root):
         raise InputError("no clips are given", where="dataset table", hint="give --clips TABLE or --clips FOLDER")

@@ -1,7 +1,8 @@
 """The table layer: CSV and parquet files through pyarrow, as batches of columns, rows of text or pieces of one clip.
 
 A CSV may be separated by commas, semicolons or tabs, may have decimal commas, and may be UTF-8 or UTF-16 with a byte
-order mark. Below the layer: labels of tables as words or numbers.
+order mark. A table that is not what it should be is an InputError. Below the layer: labels of tables as words or
+numbers.
 """
 
 from __future__ import annotations
@@ -61,13 +62,7 @@ class Dialect(NamedTuple):
 
 
 def read_header(path: Path) -> list[str]:
-    """Return the column names of a table, without blanks around them.
-
-    Raises
-    ------
-    InputError
-        There is no such file, or it is not a table.
-    """
+    """Return the column names of a table, without blanks around them."""
     with _table_errors(path):
         if _is_parquet(path):
             return list(parquet.read_schema(path).names)
@@ -258,13 +253,7 @@ def number(text: str) -> float | None:
 
 def named_rows(path: Path, required: Sequence[str],
                optional: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, {column: text}) for each row of a table, without blank lines.
-
-    Raises
-    ------
-    InputError
-        A column is missing, unknown or duplicate, or `read_batches` refuses the table.
-    """
+    """Yield (line number, {column: text}) for each row of a table, without blank lines."""
     names = check_columns(read_header(path), path, required, optional)
     for line, values in read_rows(path):
         # Labels keep outer spaces, which are reported.
@@ -275,13 +264,7 @@ def named_rows(path: Path, required: Sequence[str],
 
 def check_columns(header: Sequence[str], path: Path, required: Sequence[str],
                   optional: Sequence[str] = ()) -> list[str]:
-    """Return the column names of a table in lower case, without blanks around them.
-
-    Raises
-    ------
-    InputError
-        A column is missing, unknown or duplicate.
-    """
+    """Return the column names of a table in lower case, without blanks around them."""
     names = [name.strip().casefold() for name in header]
     # Row numbers of pandas and a delimiter at the end of each line make columns without a name.
     named = [name for name in names if not is_unnamed(name)]
@@ -317,13 +300,7 @@ def merge_spellings(words: Iterable[str]) -> tuple[list[str], list[Issue]]:
 
 
 def class_list(words: Iterable[str], chosen: tuple[str, ...], path: Path) -> tuple[str, ...]:
-    """Return the class names: those chosen, or the labels that occur, in alphabetical order.
-
-    Raises
-    ------
-    InputError
-        The labels are numbers without class names, or there are too many different labels for classes.
-    """
+    """Return the class names: those chosen, or the labels that occur, in alphabetical order."""
     if chosen:
         return chosen
     found = [word for word in merge_spellings(words)[0] if whole_number(word) != UNKNOWN]

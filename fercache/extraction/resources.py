@@ -1,4 +1,7 @@
-"""What all clips of a run share: the nets, threads, batches, memory, profiler and progress bar."""
+"""What all clips of a run share: the nets, threads, batches, memory, profiler and progress bar.
+
+`acquire` and `detect` raise Cancelled when the run is cancelled.
+"""
 
 from __future__ import annotations
 
@@ -126,13 +129,7 @@ class MemoryBudget:
         self._change = threading.Condition()
 
     def acquire(self, size: int) -> None:
-        """Block until `size` bytes are free, and take them.
-
-        Raises
-        ------
-        Cancelled
-            The run was cancelled.
-        """
+        """Block until `size` bytes are free, and take them."""
         with self._change:
             while self.in_use and self.in_use + size > self.limit_bytes:
                 self.cancel.check()
@@ -162,13 +159,7 @@ class PipelineResources:
     embed_faces: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None
 
     def detect(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float64]]:
-        """Return the faces of each picture, (n, 5), or (n, 15) with landmarks, detected in the calling thread only.
-
-        Raises
-        ------
-        Cancelled
-            The run was cancelled.
-        """
+        """Return the faces of each picture, (n, 5), or (n, 15) with landmarks, detected in the calling thread only."""
         self.cancel.check()
         assert self.detector is not None
         return self.detector.detect(pictures, serially, landmarks=self.columns > 5)

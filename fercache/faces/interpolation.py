@@ -203,13 +203,15 @@ def interpolate_boxes(first: Floats, last: Floats, start: int, stop: int) -> dic
 
 EMBED_S = 0.2
 """Most seconds between two embedded frames of a run with `auto`: an expression begins or ends within a few tenths."""
-EMBED_CHANGE = 3.0
-"""Mean gray value by which a small picture of the face may differ from the interpolated one before `auto` embeds."""
+EMBED_CHANGE = 8.0
+"""Sum over skipped frames of the mean difference between the face's small picture and the interpolated one, from which
+`auto` embeds. The sum lost less than the largest difference at equal cost: docs/results/extract.md."""
 EMBED_SHARE = 0.4
 """Share of the frames that `auto` embeds, for estimates only."""
 EMBED_VERSION = 1
 """Increased whenever other frames are embedded."""
-SMALL_PX = 16
+SMALL_PX, SMALL_STD = 16, 50.0
+"""Side and standard deviation of the small pictures."""
 
 
 class Face(NamedTuple):
@@ -223,8 +225,9 @@ class Face(NamedTuple):
 
 
 def small_gray(crop: Picture) -> NDArray[np.float32]:
-    """Return a crop (S, S, 3) as a small gray picture, (16, 16)."""
-    return np.asarray(Image.fromarray(crop).convert("L").reduce(len(crop) // SMALL_PX), np.float32)
+    """Return a crop (S, S, 3) as a small gray picture, (16, 16), of fixed brightness and contrast."""
+    small = np.asarray(Image.fromarray(crop).convert("L").reduce(len(crop) // SMALL_PX), np.float32)
+    return np.asarray((small - small.mean()) * (SMALL_STD / (small.std() + 3)))
 
 
 def embedded_share(every: str) -> float:
@@ -280,4 +283,4 @@ def _changes(last: Face, skipped: Sequence[Face], face: Face) -> bool:
     small = np.stack([one.small for one in skipped if one.small is not None])
     fraction = np.array([(one.time_s - last.time_s) / span_s for one in skipped], np.float32)[:, None, None]
     straight = last.small + fraction * (face.small - last.small)
-    return float(np.abs(small - straight).mean(axis=(1, 2)).max()) > EMBED_CHANGE
+    return float(np.abs(small - straight).mean(axis=(1, 2)).sum()) > EMBED_CHANGE

@@ -585,13 +585,7 @@ def _add_batch(people: dict[str, _PersonRows], clip: str, line: int, batch: Any,
 
 
 def _cells(column: Any) -> NDArray[Any]:
-    """Return a column of numbers, ``(n, 1)``, or of lists of one length, ``(n, D)``.
-
-    Raises
-    ------
-    ValueError
-        It is another column, or the lists differ in length.
-    """
+    """Return a column of numbers, ``(n, 1)``, or of lists of one length, ``(n, D)``."""
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
             or pa.types.is_fixed_size_list(column.type)):
         return tables.to_floats(column)[:, None]

@@ -61,6 +61,9 @@ class PictureFolder(Source):
     def pick(self, rows: Sequence[int]) -> Iterator[Frame]:
         return (self._frame(row) for row in sorted(set(rows)) if 0 <= row < self.highest)
 
+    def times(self) -> NDArray[np.float64]:
+        return np.arange(self.highest) / self.fps
+
     def length(self) -> int | None:
         return self.highest
 

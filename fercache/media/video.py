@@ -315,6 +315,9 @@ class VideoSource(Source):
     def frames(self, start: int = 0) -> Iterator[Frame]:
         return self._frames(start, None)
 
+    def times(self) -> NDArray[np.float64]:
+        return np.array([frame.time_s for frame in self._frames(0, None, set())])
+
     def pick(self, rows: Sequence[int]) -> Iterator[Frame]:
         wanted = set(rows)
         frames = self._frames(0, max(wanted) + 1, wanted) if wanted else iter(())
@@ -543,13 +546,7 @@ def _display_matrix(picture: VideoFrame) -> tuple[int, ...] | None:
 
 @contextmanager
 def open_container(path: Path) -> Iterator[InputContainer]:
-    """Yield the open container of a video file.
-
-    Raises
-    ------
-    ClipError
-        FFmpeg cannot open the file.
-    """
+    """Yield the open container of a video file."""
     try:
         # The prefix keeps FFmpeg from taking a part of the path for a protocol.
         container = av.open(f"file:{path.absolute()}", container_options=CONTAINER_OPTIONS, timeout=READ_TIMEOUT_S,
@@ -598,6 +595,19 @@ def packet_times(path: Path) -> NDArray[np.float64]:
             raise ClipError("its frames have no time stamps", where=path, hint="give frame numbers, not times")
         clock = TimestampClock(stream.time_base or TICK_S, 1 / 25)
         return np.array([clock.at(stamp) for stamp in stamps])
+
+
+def first_picture_s(path: Path) -> float:
+    """Return the time stamp of a video's first frame in seconds of the container's clock, which its sound shares.
+
+    Raises
+    ------
+    ClipError
+        It is not a video.
+    """
+    with _open_stream(path) as (container, stream):
+        stamp = next((stamp for stamp, *_ in _decoded(container, stream, TruncationCheck(container, stream))), None)
+        return float((stamp or 0) * (stream.time_base or TICK_S))
 
 
 def choose_stream(container: InputContainer, path: Path) -> VideoStream | None:

@@ -1,6 +1,7 @@
 """The metadata that fercache writes into a store: JSON records with a checksum, which readers verify.
 
-`ClipManifest` describes one committed clip, and `StoreRoot` the store. Each is an attribute of its Zarr group.
+`ClipManifest` describes one committed clip, and `StoreRoot` the store. Each is an attribute of its Zarr group. Reading
+raises StoreError where a byte has changed, fercache did not write the record, or its format has another version.
 """
 
 from __future__ import annotations
@@ -85,13 +86,7 @@ class StoreRoot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_manifest(data: bytes, where: object) -> ClipManifest:
-    """Return the manifest in a clip's `zarr.json`.
-
-    Raises
-    ------
-    StoreError
-        `ClipManifest.document` did not write this, or the format has another version.
-    """
+    """Return the manifest in a clip's `zarr.json`."""
     manifest = read_record(data, where, ClipManifest)
     try:
         table = manifest.arrays[FRAME_TABLE].shape
@@ -147,13 +142,7 @@ def verify_checksum(data: bytes, where: object, *, any_version: bool = False) ->
 
 
 def read_record(data: bytes, where: object, kind: type[RecordType]) -> RecordType:
-    """Return the record that `with_checksum` wrote.
-
-    Raises
-    ------
-    StoreError
-        As `verify_checksum`, or it is a record of another kind.
-    """
+    """Return the record that `with_checksum` wrote."""
     try:
         return msgspec.convert(verify_checksum(data, where), kind)
     # A ValidationError, or a UnicodeEncodeError where a lone surrogate is in the wrong place: both are ValueErrors.
@@ -177,13 +166,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def normalize_json(value: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return `value` as it will be read back from JSON (tuples become lists).
-
-    Raises
-    ------
-    InputError
-        It cannot be written as JSON.
-    """
+    """Return `value` as it will be read back from JSON (tuples become lists)."""
     try:
         normalized: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:

@@ -311,13 +311,7 @@ class ClipWriter:
 
 
 def check_case_collision(files: StoreFiles, job: WriterJob) -> None:
-    """Refuse a clip if the file system ignores case and shows another clip's folder under its name.
-
-    Raises
-    ------
-    ClipError
-        The names of two clips differ in case only.
-    """
+    """Refuse a clip if the file system ignores case and shows another clip's folder under its name."""
     # A listing has the exact name of the folder; on such a file system, opening it by name works in any case.
     if job.folder not in files.folders():
         raise ClipError("its name differs from another clip's only in case, which this file system ignores",
