@@ -55,7 +55,6 @@ class Config:
 
 
 def _check(name: str, value: Any, meta: Any) -> None:
-    """Refuse a value outside the field's choices or bounds."""
     choices, low, high = (meta.get(key) for key in ("choices", "low", "high"))
     flag = f"--{name.replace('_', '-')}"  # the recipe's key is the same word
     for item in value if isinstance(value, tuple) else (value,):

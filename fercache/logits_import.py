@@ -58,11 +58,6 @@ class _Layout:
     values: tuple[int, ...]
     logits: bool
 
-    @property
-    def by_frame(self) -> bool:
-        """Whether a row is a frame; else a row is a whole clip."""
-        return "frame" in self.position or "time_s" in self.position
-
 
 def path_of(cache: Path, dataset: str, name: str) -> Path:
     """Return the path of imported logits."""
@@ -151,7 +146,6 @@ def _layout(header: Sequence[str], path: Path) -> _Layout:
 
 def _add_row(people: dict[str, _Person], values: Sequence[str], layout: _Layout, config: LogitsConfig,
              first_frame: int) -> None:
-    """Add one row to its person; a row of another split than `config.only` is left out."""
     only = config.only
     cells = {column: values[i].strip() for column, i in layout.position.items()}
     split = SPLITS.get(cells.get("split", "").casefold() or "train")
@@ -203,7 +197,6 @@ def _frame_of(cells: dict[str, str], fps: float, first_frame: int) -> int:
 
 
 def _assemble(name: str, people: dict[str, _Person], layout: _Layout, config: LogitsConfig, dataset: str) -> OofLogits:
-    """Return the logits of a table, with folds by group."""
     trials = sorted(people)
     parts = [_without_gaps(trial, people[trial], layout) for trial in trials]
     index, valid, label, logits = (np.concatenate([part[key] for part in parts])
@@ -211,7 +204,8 @@ def _assemble(name: str, people: dict[str, _Person], layout: _Layout, config: Lo
     offsets = np.concatenate([[0], np.cumsum([len(part["index"]) for part in parts])])
     group, split = tuple(people[t].group for t in trials), tuple(people[t].split for t in trials)
     provenance = Provenance(format=FORMAT, source=name, table=layout.path.name, declared=config.provenance,
-                            level="frame" if layout.by_frame else "clip", only=config.only, settings={})
+                            level="frame" if {"frame", "time_s"} & layout.position.keys() else "clip",
+                            only=config.only, settings={})
     fold, fixed = _folds(group, split, label, offsets, len(layout.classes), config)
     # Another table under the same name must be another source for `stack`, hence a digest of its values.
     digest = hashlib.sha256(b"".join(values.tobytes() for values in (logits, label, index))).hexdigest()

@@ -195,11 +195,11 @@ class Resampler:
         if self.why_none:
             return None
         drawn = self.draw(matrices)
-        return {name: _percentiles(METRICS[name].function(drawn)) for name in DISTINCT}
+        return {name: percentiles(METRICS[name].function(drawn)) for name in DISTINCT}
 
     def difference(self, ours: Counts, theirs: Counts, metric: Metric) -> Difference:
         """Return the score of `ours` minus that of `theirs`."""
-        span = None if self.why_none else _percentiles(metric(self.draw(ours)) - metric(self.draw(theirs)))
+        span = None if self.why_none else percentiles(metric(self.draw(ours)) - metric(self.draw(theirs)))
         return Difference(difference=float(metric(ours.sum(0)) - metric(theirs.sum(0))), interval=span,
                           why_none=self.why_none)
 
@@ -218,7 +218,7 @@ class Resampler:
         once = {name: {f: float(figure(m.sum(0))) for f, figure in figures.items()} for name, m in matrices.items()}
 
         def one(a: str, b: str, f: str) -> Difference:
-            span = None if self.why_none else _percentiles(drawn[a][f] - drawn[b][f])
+            span = None if self.why_none else percentiles(drawn[a][f] - drawn[b][f])
             return Difference(difference=once[a][f] - once[b][f], interval=span, why_none=self.why_none)
 
         return {f"{a} - {b}": PairedDifference(**msgspec.structs.asdict(one(a, b, "macro_f1")),
@@ -227,7 +227,8 @@ class Resampler:
                 for a in matrices for b in matrices if a != b}
 
 
-def _percentiles(values: Values) -> tuple[float, float]:
+def percentiles(values: Values) -> tuple[float, float]:
+    """Return the ends of the 95 % percentile interval of the draws."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 

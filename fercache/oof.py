@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from fercache import metrics
 from fercache.backbones.taps import TapSlice
 from fercache.errors import InputError, StoreError
 from fercache.heads.registry import HeadSettings
@@ -228,6 +229,22 @@ class OofLogits:
     def per_row(self, per_trial: Any) -> NDArray[Any]:
         """Repeat one value per trial, ``(N,)``, to one per row, ``(R,)``."""
         return np.repeat(np.asarray(per_trial), np.diff(self.offsets))
+
+    @property
+    def group_number(self) -> NDArray[np.int64]:
+        """The number of each trial's group, ``(N,)``, in the order of the groups' names."""
+        return np.unique(self.group, return_inverse=True)[1]
+
+    def confusions(self, predicted: NDArray[Any], rows: NDArray[np.bool_]) -> metrics.Counts:
+        """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``.
+
+        Parameters
+        ----------
+        predicted : (R,) classes.
+        """
+        _, group = np.unique(self.per_row(self.group_number)[rows], return_inverse=True)
+        return metrics.confusions(self.label[rows], predicted[rows], group, len(self.classes),
+                                  int(group.max(initial=-1)) + 1)
 
     def save(self, path: Path) -> None:
         """Write the logits to `path` atomically."""

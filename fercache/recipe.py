@@ -88,7 +88,6 @@ def from_keywords(keywords: Mapping[str, Any], *kinds: type[Config]) -> dict[str
 
 
 def _refuse_unknown(keys: Mapping[str, Any], kinds: Sequence[type[Config]], where: object) -> None:
-    """Raise InputError if a key belongs to none of the configurations."""
     known = [entry.name for kind in kinds for entry in fields(kind)]
     for key in keys:
         if key not in known:
@@ -134,21 +133,9 @@ def split_names(value: Any) -> tuple[str, ...]:
     return tuple(str(name) for name in value)
 
 
-def recipe_path(stages: Path, command: str) -> str:
-    """Return the name of the recipe of `command` for the log."""
-    path = stages / f"{command}.toml"
-    return str(path) if path.is_file() else "built-in defaults"
-
-
-def check_folder(stages: Path, chosen: bool) -> None:
-    """Refuse a folder of recipes that the user chose and that does not exist.
-
-    Raises
-    ------
-    InputError
-        There is no such folder.
-    """
-    if chosen and not stages.is_dir():
+def check_folder(stages: Path | None) -> None:
+    """Raise InputError if the folder of recipes that the user chose, if any, does not exist."""
+    if stages is not None and not stages.is_dir():
         raise InputError("no such folder of recipes", where=stages, hint="check --stages")
 
 
@@ -195,8 +182,7 @@ class Context:
             A folder of recipes is given and does not exist.
         """
         folder = Path(stages) if stages is not None else None
-        if folder is not None:
-            check_folder(folder, True)
+        check_folder(folder)
         return cls().moved(as_location(cache if isinstance(cache, Url) else os.fspath(cache)),
                            None if local_cache is None else Path(local_cache), folder)
 
@@ -225,7 +211,9 @@ class Context:
     def config(self, kind: type[C], command: str, typed: Mapping[str, Any]) -> C:
         """Return the configuration of a command from flags, recipe and defaults, and log which recipe it is."""
         config = make_config(kind, command, self.stages, typed)
-        log.info("%s: %s, fingerprint %s", command, recipe_path(self.stages, command), config.fingerprint()[:12])
+        path = self.stages / f"{command}.toml"
+        log.info("%s: %s, fingerprint %s", command, path if path.is_file() else "built-in defaults",
+                 config.fingerprint()[:12])
         return config
 
     def dataset_config(self, typed: Mapping[str, Any]) -> DatasetConfig:
@@ -307,7 +295,6 @@ class Context:
 
 
 def _flags(options: dict[str, Any]) -> str:
-    """Return options of a data set as flags."""
     return " ".join(f"--{key.replace('_', '-')} {','.join(value) if isinstance(value, list) else value}"
                     for key, value in options.items()) or "--dataset demo"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,11 +109,6 @@ def latest_rate(cache: Path, faces: str, backbone: str, views: int) -> Extractio
     matching = [rate for rate in load_run_log(cache).rates
                 if (rate.faces, rate.backbone, rate.views) == (faces, backbone, views)]
     return matching[-1] if matching else None
-
-
-def now_s() -> float:
-    """Return seconds since 1970."""
-    return time.time()
 
 
 def record_run(cache: Path, dataset: str, stage: str, artifact: str, seconds: float, *, frames: int = 0,

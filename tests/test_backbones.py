@@ -18,8 +18,8 @@ from fercache.backbones.taps import BLOCKS, tap_shapes
 from fercache.backbones.weights import files
 from fercache.errors import InputError, WeightsError
 from fercache.runtime import devices
+from fercache.runtime.atomic_io import file_sha256
 from fercache.runtime.devices import resolve_device, set_torch_threads
-from fercache.runtime.wheels import file_sha256
 
 TAPS = ("embedding", *(block + form for block in BLOCKS for form in ("", "-3x3", "-map")))
 

@@ -13,10 +13,10 @@ import pytest
 from fercache.diagnostics.check_issues import ClipIndex
 from fercache.errors import InputError, StoreError
 from fercache.maintenance import forget, gc, verify
+from fercache.maintenance.verify import STRAY
 from fercache.oof import OofLogits, Provenance
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.integrity import STRAY
 from fercache.store.layout import FRAME_COLUMNS, META, SEGMENT, encode_name
 
 TAPS = {"block8": (4,), "grid": (1, 2, 2)}

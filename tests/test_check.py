@@ -14,21 +14,20 @@ import tiny_nets
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from trees import Lengths, Made, annotate, crops, picture, real_lengths, real_tree, stub_video
+from videos import cut, numbered_video
 
 from fercache import run_log
 from fercache.backbones.taps import tap_shapes
 from fercache.cli import main
 from fercache.config import DatasetConfig, ExtractConfig
 from fercache.data import load_dataset
-from fercache.data.base import Trial
-from fercache.data.frame_table import FrameTable, count, present_frames, ranges_of
+from fercache.data.base import FrameTable, Trial, count_frames, present_frames, ranges_of
 from fercache.diagnostics.check import CheckReport, check_dataset
 from fercache.diagnostics.check_issues import ClipIndex
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS
 from fercache.workspace import Workspace
-from tests.trees import Lengths, Made, annotate, crops, picture, real_lengths, real_tree, stub_video
-from tests.videos import cut, numbered_video
 
 
 def check(root: Path, cache: Path, *, fresh: bool = False, rate: float = 0.0, **choices: object) -> CheckReport:
@@ -66,7 +65,7 @@ def test_the_clock_has_one_row_for_each_number_any_of_the_three_names(numbers: s
     clock = FrameTable(trial=trial_of(labels), crops=runs, lines=len(labels), video=video)
     rows = max([*numbers, len(labels), video])
     bare = [n for n in range(1, rows + 1) if n not in numbers]
-    assert clock.rows == rows and clock.pictures == count(runs) == len(numbers)
+    assert clock.rows == rows and clock.pictures == count_frames(runs) == len(numbers)
     assert clock.without_crop() == (len(bare), sum(n <= len(labels) and labels[n - 1] >= 0 for n in bare))
     assert np.flatnonzero(present_frames(runs, rows)).tolist() == [n - 1 for n in sorted(numbers)]
     assert clock.labelled().tolist() == [label for label in labels if label >= 0]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from fercache.extraction.profiler import PARTS, StageProfiler
 from fercache.extraction.resources import MemoryBudget
+from fercache.extraction.run_control import PARTS, StageProfiler
 
 
 class Clock:
@@ -67,7 +67,7 @@ def test_threads_count_together() -> None:
 
 
 def test_room_is_shared_and_the_largest_gets_in_alone() -> None:
-    from fercache.extraction.cancellation import CancelToken
+    from fercache.extraction.run_control import CancelToken
 
     room, order = MemoryBudget(100, CancelToken()), []
 

@@ -176,7 +176,7 @@ def test_a_damaged_store_ends_the_run_in_any_thread(crops: Path, tmp_path: Path,
 @pytest.mark.usefixtures("tiny")
 def test_the_log_names_the_bottleneck(videos: Path, tmp_path: Path, weights_at: Path,
                                       caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fercache.extraction.profiler.MIN_WORK_S", 0.0)
+    monkeypatch.setattr("fercache.extraction.run_control.MIN_WORK_S", 0.0)
     with caplog.at_level(logging.INFO):
         run(videos, tmp_path / "home", weights_at, detect_every=1)
     said = [record.getMessage() for record in caplog.records if "is the bottleneck" in record.getMessage()]

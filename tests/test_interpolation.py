@@ -233,7 +233,8 @@ class ReplayingDetector(Detector):
         super().__init__()
         self.recorded: dict[int, np.ndarray] = {}
 
-    def detect(self, images: Sequence[np.ndarray], run: Callable[..., list[Any]] = map_threads) -> Faces:
+    def detect(self, images: Sequence[np.ndarray], run: Callable[..., list[Any]] = map_threads, *,
+               landmarks: bool = False) -> Faces:
         return [self.recorded[id(image)] for image in images]
 
 

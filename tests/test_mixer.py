@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from fercache.extraction import batcher
 from fercache.extraction.batcher import CrossClipBatcher, FeatureBuffer
-from fercache.extraction.cancellation import Cancelled, CancelToken
-from fercache.extraction.profiler import StageProfiler
+from fercache.extraction.run_control import Cancelled, CancelToken, StageProfiler
 from fercache.runtime.devices import TorchThreadPool
 
 BATCH = 8

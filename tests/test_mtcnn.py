@@ -13,21 +13,34 @@ from fercache import media
 from fercache.backbones import facenet
 from fercache.data import demo
 from fercache.faces import detector as detector_module
-from fercache.faces.detector import HalvingPool, IntegralImage, Mtcnn
+from fercache.faces.detector import Detector, HalvingPool, IntegralImage, Mtcnn
 
 NOISE_PX = 5e-3
 """Most that a box may differ from the library's; .0002 was seen on sixteen clips."""
 
 
 @pytest.mark.parametrize("name", ["single_face.mp4", "no_face.mp4", "face_noface.mov", "carphone_pristine.mp4"])
-def test_every_face_of_a_batch_is_the_librarys(cache: Path, name: str) -> None:
+def test_every_face_and_landmark_of_a_batch_is_the_librarys(cache: Path, name: str) -> None:
     frames = media.open_source(demo.fetch_demo_clips(cache / "clips") / name, "video").frames()
     pictures = np.stack([frame.image for frame in islice(frames, 0, 64, 16) if frame.image is not None])
-    boxes, scores = facenet.MTCNN(min_face_size=20, keep_all=True).eval().detect(pictures)
-    for found, box, score in zip(Mtcnn.load(20).detect(pictures), boxes, scores, strict=True):
-        wanted = np.empty((0, 5)) if box is None else np.column_stack([box, score]).astype(np.float64)
+    library = facenet.MTCNN(min_face_size=20, keep_all=True).eval().detect(pictures, landmarks=True)
+    for found, box, score, points in zip(Mtcnn.load(20).detect(pictures), *library, strict=True):
+        wanted = np.empty((0, 15))
+        if box is not None:
+            wanted = np.column_stack([box, score, points.reshape(-1, 10)]).astype(np.float64)
         assert found.shape == wanted.shape
         np.testing.assert_allclose(found, wanted, atol=NOISE_PX)
+
+
+def test_landmarks_are_optional_and_scale_with_the_picture(face_frames: list[np.ndarray]) -> None:
+    faces = Detector().detect(face_frames[:1], landmarks=True)[0]
+    np.testing.assert_array_equal(faces[:, :5], Detector().detect(face_frames[:1])[0])
+    left_eye, right_eye, nose, left_mouth, right_mouth = faces[0, 5:].reshape(5, 2)
+    assert left_eye[0] < nose[0] < right_eye[0] and left_mouth[0] < right_mouth[0]
+    assert left_eye[1] < nose[1] < left_mouth[1]
+    large = np.repeat(np.repeat(face_frames[0], 2, axis=0), 2, axis=1)
+    reduced = Detector(detect_px=max(face_frames[0].shape)).detect([large], landmarks=True)[0]
+    np.testing.assert_allclose(reduced[0, 5:] / 2, faces[0, 5:], atol=0.1 * (faces[0, 2] - faces[0, 0]))
 
 
 @pytest.mark.parametrize("size", [(12, 12), (40, 500), (161, 97)])

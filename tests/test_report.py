@@ -27,11 +27,11 @@ from fercache.results.io import ClipSeries
 from fercache.stacking import candidates, run_metrics
 from fercache.viz import report
 from fercache.viz.report.collect import (
+    BYTES_FIXED,
     STEPS,
     UNKNOWN,
     WIDTHS_S,
     SmoothingCurve,
-    bytes_a_point,
     collect_report_data,
     points,
     thin_series,
@@ -91,7 +91,7 @@ def test_what_is_packed_can_be_unpacked() -> None:
     rows = told_of(1, 500)
     drawn = thin_series(rows, {}, 100)
     raw = base64.b64decode(drawn.packed())
-    assert len(raw) == 100 * bytes_a_point(4, 2) + 4
+    assert len(raw) == 100 * (BYTES_FIXED + 2 * 4 + 2) + 4
     assert np.array_equal(np.frombuffer(raw[:404], "<f4"), drawn.time_s)
     assert np.array_equal(np.frombuffer(raw[404:804], np.uint8).reshape(100, 4), drawn.low)
 
@@ -120,7 +120,7 @@ def test_the_report_counts_what_stack_counted(preds: Path) -> None:
 
 def test_the_confident_mistakes_are_mistakes_and_the_surest(preds: Path) -> None:
     found = collect_report_data(preds, book_of(preds))
-    clips = dict(io.each_clip(preds))
+    clips = {clip.name: clip for clip in io.PredictionsFile(preds).clips()}
     shares = [mistake.prob for mistake in found.mistakes]
     assert shares and shares == sorted(shares, reverse=True)
     for mistake in found.mistakes:

@@ -102,7 +102,8 @@ def test_the_filter_filters(driver: Any) -> None:
 def test_the_list_begins_with_the_most_wrong(driver: Any, preds: Path) -> None:
     from fercache.results import io
 
-    share = {name: rows.wrong.sum() / (rows.label >= 0).sum() for name, rows in io.each_clip(preds)}
+    share = {rows.name: rows.wrong.sum() / (rows.label >= 0).sum()
+             for rows in io.PredictionsFile(preds).clips()}
     listed = [share[name] for name in names(driver)]
     assert listed == sorted(listed, reverse=True) and len(listed) == len(share)
 
@@ -130,7 +131,7 @@ def test_a_timeline_zooms_under_the_mouse(driver: Any) -> None:
 def test_the_timeline_draws_what_was_told(driver: Any, preds: Path) -> None:
     from fercache.results import io
 
-    classes, clips = io.classes(preds), dict(io.each_clip(preds))
+    classes, clips = io.PredictionsFile(preds).classes, {clip.name: clip for clip in io.PredictionsFile(preds).clips()}
     driver.execute_script("document.querySelector('#list button').click()")
     drawn = driver.execute_script("""return document.getElementById('timeline').data
         .filter((one) => one.mode === 'lines' && one.name !== 'no face').map((one) => [one.name, [...one.y]])""")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fercache.data.base import Dataset, Issue, Trial
 from fercache.errors import InputError
-from fercache.extraction import cancellation
+from fercache.extraction import run_control
 from fercache.extraction.distributed.shard import Shard, estimate_work, largest_first, read_shard
 
 
@@ -122,10 +122,10 @@ def test_large_sources_come_first_and_their_people_together() -> None:
     ("1:30:00", 5400), ("10:30", 630), ("90:00", 5400), ("1-12", 129_600), ("1-12:30", 131_400),
     ("1-00:00:10", 86_410), (" 60 ", 60)])
 def test_lengths_of_time(text: str, seconds: float) -> None:
-    assert cancellation.parse_time_limit(text) == seconds
+    assert run_control.parse_time_limit(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "0m", "soon", "-5", "1:2:3:4", "m", "1-2-3", "5x", "1 h", "0:00"])
 def test_what_is_no_length_of_time(text: str) -> None:
     with pytest.raises(InputError, match="not a length of time"):
-        cancellation.parse_time_limit(text)
+        run_control.parse_time_limit(text)

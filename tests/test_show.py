@@ -27,7 +27,8 @@ from fercache.errors import InputError
 from fercache.extraction import thumbnails
 from fercache.stacking import inputs, run_metrics, stack
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.viz import model_card, report, run_info
+from fercache.viz import model_card, report
+from fercache.viz.report import collect
 from fercache.workspace import Workspace
 
 
@@ -99,7 +100,7 @@ def test_a_clip_without_a_face_or_a_source_is_passed_over(store: EmbeddingStore,
 
 
 def test_the_page_says_that_it_holds_faces(preds: Path) -> None:
-    held = run_info.gather_run_info(preds, preds.parent / "cache").store
+    held = collect.gather_run_info(preds, preds.parent / "cache").store
     assert held is not None
     names = [name for name in held if name.startswith("video")][:2]
     image = np.full((48, 48, 3), 99, np.uint8)
@@ -146,7 +147,7 @@ def test_the_card_says_what_was_recorded(preds: Path) -> None:
 
 
 def test_intervals_by_class_are_those_of_the_same_bootstrap(preds: Path) -> None:
-    held = run_info.gather_run_info(preds, preds.parent / "cache")
+    held = collect.gather_run_info(preds, preds.parent / "cache")
     spans = model_card.spans_by_class(held)
     assert set(spans) == {"train"}
     assert held.metrics is not None
@@ -180,8 +181,8 @@ def test_report_and_card_find_the_logits_of_a_stack_with_imported_ones(tmp_path:
     merged = inputs.load_logits(cache, own.dataset, trained, names)
     config = StackConfig(threads=1, bootstrap=20, logits=names, select="mean")
     stack.write_stack(stack.run_stack(merged, config, cache), tmp_path / "preds.csv")
-    facts = run_info.gather_run_info(tmp_path / "preds.csv", cache)
-    found = report.collect_report_data(facts.preds, facts.oof, facts.imported)
+    facts = collect.gather_run_info(tmp_path / "preds.csv", cache)
+    found = collect.collect_report_data(facts.preds, facts.oof, facts.imported)
     assert found.heads == merged.heads and found.curve is not None
     assert set(found.matrix) == {"train", "validation"} and {clip.split for clip in found.clips} == set(found.matrix)
     for split, matrix in found.matrix.items():

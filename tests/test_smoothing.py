@@ -130,15 +130,27 @@ def test_a_chain_gives_the_posteriors_over_all_sequences() -> None:
     log_probs = np.log(np.random.default_rng(0).dirichlet(np.ones(3), 6))
     time_s = np.array([0, .04, .08, 1.2, 1.24, 1.3])
     chains = [smoothing.Chain(dwell_s=1, evidence_hz=10), smoothing.Chain(dwell_s=4, evidence_hz=20)]
-    found = np.exp(smoothing.chain_posteriors(log_probs, time_s, chains))
+    found = np.exp(smoothing.chain_posteriors([log_probs], [time_s], chains)[0])
     for i, chain in enumerate(chains):
         assert found[:, i] == pytest.approx(every_sequence(log_probs, time_s, chain))
-    assert smoothing.chain_posteriors(log_probs[:0], time_s[:0], chains).shape == (0, 2, 3)
+    assert smoothing.chain_posteriors([log_probs[:0]], [time_s[:0]], chains)[0].shape == (0, 2, 3)
+    assert smoothing.chain_posteriors([], [], chains) == []
 
 
 def test_a_causal_chain_knows_no_later_row() -> None:
     log_probs, time_s = np.log(np.random.default_rng(1).dirichlet(np.ones(4), 50)), np.arange(50) / 25
     chain = [smoothing.Chain(dwell_s=1, evidence_hz=10)]
-    whole = smoothing.chain_posteriors(log_probs, time_s, chain, causal=True)
-    assert (whole[:20] == smoothing.chain_posteriors(log_probs[:20], time_s[:20], chain, causal=True)).all()
+    whole, part = smoothing.chain_posteriors([log_probs, log_probs[:20]], [time_s, time_s[:20]], chain, causal=True)
+    assert (whole[:20] == part).all()
     assert np.exp(whole[6, 0]) == pytest.approx(every_sequence(log_probs[:7], time_s[:7], chain[0])[-1])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_posteriors_of_a_clip_do_not_depend_on_the_others(causal: bool) -> None:
+    rng, chains = np.random.default_rng(2), [smoothing.Chain(dwell_s=1, evidence_hz=10)] * 2
+    clips = [np.log(rng.dirichlet(np.ones(8), n)).reshape(n, 8) for n in (3, 40, 0, 1, 40, 7)]
+    times = [np.cumsum(rng.choice([.04, 2], len(clip))) for clip in clips]
+    together = smoothing.chain_posteriors(clips, times, chains, causal=causal)
+    for clip, time_s, found in zip(clips, times, together, strict=True):
+        assert found.shape == (len(clip), 2, 8)
+        assert (found == smoothing.chain_posteriors([clip], [time_s], chains, causal=causal)[0]).all()

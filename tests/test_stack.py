@@ -301,6 +301,16 @@ def test_features_are_named_and_few() -> None:
         assert word in words
 
 
+def test_views_of_many_clips_equal_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "ROWS_AT_ONCE", 100)
+    book = simulate(groups=4, frames=60)
+    views = list(ClipView.each(book, [3, 0, 2]))
+    assert list(ClipView.each(book, [])) == []
+    for trial, view in zip([3, 0, 2], views, strict=True):
+        alone = ClipView.of(book, trial)
+        assert (view.log_probs == alone.log_probs).all() and (view.posteriors == alone.posteriors).all()
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("heads", [1, 3, 8, 20])
 def test_any_number_of_heads_gives_few_features(heads: int, causal: bool) -> None:

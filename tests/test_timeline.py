@@ -52,7 +52,8 @@ def test_a_picture_is_drawn_again_only_for_other_rows(tmp_path: Path) -> None:
 
 def test_rows_are_read_as_they_stand(tmp_path: Path) -> None:
     (tmp_path / "preds.csv").write_text(HEAD + ROWS)
-    classes, clips = io.classes(tmp_path / "preds.csv"), dict(io.each_clip(tmp_path / "preds.csv"))
+    table = io.PredictionsFile(tmp_path / "preds.csv")
+    classes, clips = table.classes, {clip.name: clip for clip in table.clips()}
     rows = clips["a $b$"]
     assert classes == ("Neutral", "Anger")
     assert rows.label[:6].tolist() == [-1] * 5 + [1]
@@ -65,12 +66,12 @@ def test_rows_are_read_as_they_stand(tmp_path: Path) -> None:
 def test_a_wrong_table_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "preds.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError):
-        list(io.each_clip(tmp_path / "preds.csv"))
+        list(io.PredictionsFile(tmp_path / "preds.csv").clips())
 
 
 def test_an_absent_table_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="predictions not found"):
-        list(io.each_clip(tmp_path / "preds.csv"))
+        list(io.PredictionsFile(tmp_path / "preds.csv").clips())
 
 
 def test_names_of_any_length_become_files_that_do_not_meet(tmp_path: Path) -> None:

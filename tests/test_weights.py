@@ -22,7 +22,7 @@ from fercache.backbones.weights import files
 from fercache.backbones.weights.files import validated
 from fercache.config import ExtractConfig
 from fercache.errors import FercacheError, InputError, WeightsError
-from fercache.runtime import wheels
+from fercache.runtime import atomic_io
 
 CASIA_SHA256 = "f16bfbf81d7efffd7d3ac7d043a3a00ba03d2bb565a496147f3cef72f13586ab"
 
@@ -144,7 +144,7 @@ def test_vggface2_placed_by_hand(net: facenet.InceptionResnetV1, tmp_path: Path,
     torch.save({**net.state_dict(), **classifier}, path)
     with pytest.raises(WeightsError, match="download failed"):  # another hash: not the release
         weights.download_weights("vggface2", path.parent)
-    release = LibraryRelease(sha256=wheels.file_sha256(path))  # the release itself cannot be downloaded here
+    release = LibraryRelease(sha256=atomic_io.file_sha256(path))  # the release itself cannot be downloaded here
     monkeypatch.setitem(weights.KNOWN_WEIGHTS, "vggface2", replace(weights.KNOWN_WEIGHTS["vggface2"], origin=release))
     found = weights.download_weights("vggface2", path.parent)
     assert not any(name.startswith("logits") for name in files.read_tensors(found))

@@ -87,20 +87,23 @@ class TinyDetector:
         return cls(min_face_px)
 
     def detect(self, pictures: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
-        """Return the faces of each picture of (B, H, W, 3): (n, 5) with x1, y1, x2, y2 in pixels and the score."""
+        """Return the faces of each picture of (B, H, W, 3): (n, 15) with the box in pixels, score and landmarks."""
         return [self.faces(picture.sum(axis=2, dtype=np.int64)) for picture in pictures]
 
     def faces(self, picture: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the face (1, 5) of a picture (H, W), or (0, 5) of one without contrast."""
+        """Return the face (1, 15) of a picture (H, W), or (0, 15) of one without contrast."""
         contrast = np.abs(picture - int(np.median(picture)))
         side = max(self.min_face_px, min(picture.shape) // 2)
         if contrast.max() < 100 or min(picture.shape) <= side:
-            return np.empty((0, 5))
+            return np.empty((0, 15))
         center = [int((contrast.sum(axis=1 - axis) * np.arange(size)).sum()) / int(contrast.sum())
                   for axis, size in enumerate(picture.shape)]
         y, x = (min(max(middle - side / 2, 0), size - side) for middle, size in zip(center, picture.shape, strict=True))
-        return np.array([[x, y, x + side, y + side, .99]])
+        return np.array([[x, y, x + side, y + side, .99, *((x, y) + side * EYES_NOSE_MOUTH).ravel()]])
 
+
+EYES_NOSE_MOUTH = np.array([[.3, .35], [.7, .35], [.5, .55], [.35, .75], [.65, .75]])
+"""Where the tiny detector's landmarks are, as fractions of its box."""
 
 SEAMS = {"cnn": (backbone, "InceptionNet", TinyNet), "detector": (detector, "Mtcnn", TinyDetector)}
 """Which name of fercache makes each net, and what takes its place."""

@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-
-from tests.videos import make_video
+from videos import make_video
 
 HEADER = "Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise\n"
 

@@ -93,7 +93,6 @@ class OnnxNet:
 
 
 def _open(runtime: ModuleType, weights: Weights, device: str) -> Any:
-    """Return a session on the model."""
     # onnxruntime's exceptions have no common base class.
     members = vars(runtime.capi.onnxruntime_pybind11_state).values()
     errors: tuple[type[Exception], ...] = (
@@ -178,7 +177,6 @@ class OpenVinoNet:
 
 
 def _openvino_runtime() -> ModuleType:
-    """Return openvino."""
     try:
         import openvino
     except ImportError as error:

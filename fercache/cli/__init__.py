@@ -101,7 +101,7 @@ def main(ctx: click.Context, cache: Location | None, local_cache: Path | None, s
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("fercache").setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     try:
-        recipe.check_folder(stages or Path("stages"), stages is not None)
+        recipe.check_folder(stages)
     except FercacheError as error:
         raise click.UsageError(str(error)) from error
     ctx.obj = Context().moved(cache, local_cache, stages)

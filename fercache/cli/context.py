@@ -71,11 +71,6 @@ EXPLAINED_ONCE = {"Data set": "Which clips and labels to read", "Faces": "How fa
 """Headings whose options the help of `extract` explains, and a summary for the help of all other commands."""
 
 
-def _heading(name: str | None, kind: type[Config] | None) -> str:
-    return next((heading for heading, (owner, names) in HEADINGS.items() if name in names and owner in (None, kind)),
-                "Options")
-
-
 class ConfigOption(click.Option):
     """An option made from a field of the configuration `kind`."""
 
@@ -94,7 +89,9 @@ class HeadedCommand(click.Command):
             record = param.get_help_record(ctx)
             # Arguments are in the usage line and in the command's text; click gives them a record without help.
             if record is not None and isinstance(param, click.Option):
-                sections[_heading(param.name, getattr(param, "kind", None))].append(record)
+                kind = getattr(param, "kind", None)
+                sections[next((heading for heading, (owner, names) in HEADINGS.items()
+                               if param.name in names and owner in (None, kind)), "Options")].append(record)
         for heading, records in sections.items():
             if records and heading in EXPLAINED_ONCE and self.name != "extract":
                 flags = " ".join(flag.split()[0] for flag, _ in records)
@@ -129,7 +126,6 @@ def config_options(kind: type[Config], default: str = "") -> Callable[[F], F]:
 
 
 def _type(hint: Any, entry: dataclasses.Field[Any]) -> click.ParamType[Any]:
-    """Return click's type for a field."""
     if isinstance(hint, types.GenericAlias):  # tuple[str, ...], the only generic type of the configurations
         return CommaList()
     if entry.metadata["choices"]:
@@ -162,7 +158,7 @@ def location_options(function: F) -> F:
     @functools.wraps(function)
     def command(cache: Location | None, local_cache: Path | None, stages: Path | None, **typed: Any) -> None:
         context = (click.get_current_context().find_object(Context) or Context()).moved(cache, local_cache, stages)
-        recipe.check_folder(context.stages, stages is not None)
+        recipe.check_folder(stages)
         end_command(function, context, typed)
     return cast(F, command)
 

@@ -148,7 +148,6 @@ def ablation_command(context: Context, store: Path | None, quick: bool, out: Pat
 
 
 def _screen(table: AblationTable) -> RenderableType:
-    """Return the table for 80 columns."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -175,7 +174,6 @@ def _screen(table: AblationTable) -> RenderableType:
 
 
 def _line(row: AblationRow, columns: list[str]) -> list[str]:
-    """Return the cells of a row."""
     if row.skipped:
         return [f"{row.name} ({row.skipped})", *[""] * (len(columns) + 1)]
     figures = [row.figures.get(name) for name in columns]
@@ -237,7 +235,7 @@ def overlay_command(context: Context, clip: str, preds: Path, store: Path | None
     """Write a clip with box, expression, probability bars and a running timeline drawn in; its sound is kept."""
     from fercache.data import base
     from fercache.extraction import job
-    from fercache.results import io
+    from fercache.results.io import PredictionsFile
     from fercache.store.embedding_store import EmbeddingStore
     from fercache.viz import overlay
 
@@ -245,13 +243,14 @@ def overlay_command(context: Context, clip: str, preds: Path, store: Path | None
     features = EmbeddingStore.open(store or job.current_store(context.features, dataset.name))
     dataset = base.stored_trials(dataset, features)  # a store holds one trial per person of a clip
     trial = next((trial for trial in dataset.trials if trial.name == clip), None)
-    rows = next((rows for name, rows in io.each_clip(preds) if name == clip), None)
+    table = PredictionsFile(preds)
+    rows = next((rows for rows in table.clips() if rows.name == clip), None)
     if trial is None or rows is None:
         raise InputError(f"no clip {clip!r}", where=preds if rows is None else dataset.name,
                          hint="the names are in the first column of the predictions")
     frames = overlay.render_overlay(trial.path, trial.kind, rows,
                                     overlay.boxes_of(features[clip].frame_table, len(rows.time_s)),
-                                    io.classes(preds), out, fps=float(features.settings.get("crop_fps", 30.0)))
+                                    table.classes, out, fps=float(features.settings.get("crop_fps", 30.0)))
     log.info("%d frames", frames)
     click.echo(out)
     return 0

@@ -288,7 +288,6 @@ def info_command(context: Context, store: Location | None, with_clips: bool, as_
 
 
 def _print_cost(context: Context, dataset: Dataset, as_json: bool) -> int:
-    """Print the cost of extraction."""
     from fercache.diagnostics import check
 
     cost = check.predict_cost(dataset, recipe.make_config(ExtractConfig, "extract", context.stages, {}), context.cache)
@@ -301,7 +300,6 @@ def _print_cost(context: Context, dataset: Dataset, as_json: bool) -> int:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    """Print a table for 80 columns and up; long values wrap."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

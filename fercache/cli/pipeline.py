@@ -53,7 +53,6 @@ def extract_command(context: Context, **typed: Any) -> int:
 
 
 def _log_summary(report: ExtractReport) -> None:
-    """Log what was computed, and what is left to do."""
     log.info("%d clips computed (%d frames in %.0f s), %d cached, %d failed", report.count("computed"),
              report.frames("computed"), report.seconds, report.count("cached"), report.count("failed"))
     if report.count("left"):

@@ -109,7 +109,6 @@ def _read(config: DatasetConfig, cache: Path) -> Dataset:
 
 
 def _fits(found: Scan) -> list[str]:
-    """Return the layouts that match a folder."""
     return [name for name, reader in READERS.items() if reader.matches_layout(found)]
 
 

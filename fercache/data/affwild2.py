@@ -27,7 +27,7 @@ from fercache.data.base import (
 )
 from fercache.data.clip_level import SHOWN
 from fercache.data.labels import read_all
-from fercache.data.scan import Scan, describe, scan
+from fercache.data.scan import Scan, describe, scan_places
 from fercache.errors import InputError
 from fercache.media.pictures import ENDINGS
 
@@ -64,9 +64,7 @@ def read(config: DatasetConfig) -> Dataset:
     InputError
         There is no such folder, it is empty, or it holds no annotation folder, several of them, or no clip at all.
     """
-    found = [scan(Path(place)) for place in dict.fromkeys((config.root, config.clips, config.labels)) if place]
-    if not found:
-        raise InputError("Aff-Wild2 needs the folder of the data set", where="dataset affwild2", hint="give --root DIR")
+    found = scan_places(config, "affwild2")
     problems = [problem for each in found for problem in each.problems]
     # Seven and eight classes are two challenges (ABAW1 and 2; ABAW3 and later); the files' headers decide.
     files, splits, twice = _annotations(_edition(found, config.edition))
@@ -266,9 +264,7 @@ def read_mtl(config: DatasetConfig) -> Dataset:
     InputError
         No tables, several of one name, or not one clip.
     """
-    found = [scan(Path(place)) for place in dict.fromkeys((config.root, config.clips, config.labels)) if place]
-    if not found:
-        raise InputError("mtl needs the folder of the data set", where="dataset mtl", hint="give --root DIR")
+    found = scan_places(config, "mtl")
     problems = [problem for each in found for problem in each.problems]
     labels: dict[str, Labels] = {}
     splits: dict[str, Split] = {}

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from fercache.config import DatasetConfig
 from fercache.data.base import UNKNOWN, Dataset, Issue, Kind, Split, Trial, cache_name, shorten_list
 from fercache.data.labels import SETS, canonical_class_name, whole_number
-from fercache.data.scan import Scan, describe, scan
+from fercache.data.scan import Scan, describe, scan_places
 from fercache.errors import InputError
 
 DEPTH = 6
@@ -110,7 +110,12 @@ class ClipLevelSet(ABC):
         InputError
             No folder is named, it holds no labels of this set, there is no such fold, or not one clip exists.
         """
-        found = scan_places(config, self.name)
+        found = scan_places(config, self.name, DEPTH)
+        # --clips chooses one of several versions below --root; the lists there are still read.
+        for each in found:
+            if config.clips and each.root != Path(config.clips):
+                each.crops.clear()
+                each.videos.clear()
         listing = self.list_clips(found, config)
         wanted = {entry.name: entry for entry in listing.entries}
         problems = [problem for each in found for problem in each.problems]
@@ -149,22 +154,7 @@ class ClipLevelSet(ABC):
                      hint=f"correct {where}; until then the clip is predicted without a label")
 
 
-# Shared by all sets: places, versions of the clips, names, labels.
-
-
-def scan_places(config: DatasetConfig, layout: str) -> list[Scan]:
-    """Return the contents of --root, --clips and --labels; with --clips, clips in the other two are ignored."""
-    places = [place for place in dict.fromkeys((config.root, config.clips, config.labels)) if place]
-    if not places:
-        raise InputError(f"{layout} needs the folder of the data set", where=f"dataset {layout}",
-                         hint="give --root DIR")
-    found = [scan(Path(place), DEPTH) for place in places]
-    # --clips chooses one of several versions below --root; the lists there are still read.
-    for each in found:
-        if config.clips and each.root != Path(config.clips):
-            each.crops.clear()
-            each.videos.clear()
-    return found
+# Shared by all sets: versions of the clips, names, labels.
 
 
 def find_versions(found: Iterable[Scan], key: Key) -> list[FolderVersion]:
@@ -263,7 +253,6 @@ def read_list(path: Path) -> list[ListLine]:
 
 
 def _parse_line(path: Path, number: int, line: str) -> ListLine:
-    """Return one line of a list."""
     delimiter = next((one for one in ",;" if one in line), "")
     parts = line.split(delimiter) if delimiter else line.rsplit(None, 2)  # from the end: paths may hold blanks
     if len(parts) == 3 and (delimiter or not (parts[1].isascii() and parts[1].isdigit())):
@@ -352,7 +341,6 @@ class ListedSet(ClipLevelSet):
         return lists
 
     def _name_of(self, clip: str) -> str:
-        """Return a clip's name from its path in a list."""
         path = PurePath(clip.replace("\\", "/"))  # some lists were written on Windows
         if self.parts > 1:
             return "/".join(path.parts[-self.parts:])

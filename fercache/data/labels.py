@@ -115,6 +115,10 @@ class LabelMap:
         table = np.array([*self.to, NOTHING])  # a label of -1 selects the last one
         return np.asarray(table[np.asarray(given)], np.int64)
 
+    def predicted(self, probs: NDArray[Any], label_pred: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the class of each row, ``(R,)``: the predicted one, or the likeliest if a class has no counterpart."""
+        return self.probs(probs).argmax(1) if self.source_only else self.labels(label_pred)
+
     def describe(self) -> str:
         """Return the mapping as text: renamed classes, and those without a counterpart."""
         renamed = [f"{name} -> {self.target[place]}" for name, place in zip(self.source, self.to, strict=True)
@@ -254,13 +258,6 @@ def read(path: Path) -> LabelFile:
     return LabelFile(header, labels)
 
 
-def check_range(labels: Labels, classes: int) -> None:
-    """Refuse labels that are neither -1 nor an index into `classes`."""
-    wrong = np.flatnonzero((labels < UNKNOWN) | (labels >= classes))
-    if len(wrong):
-        raise LabelError(f"frame {wrong[0] + 1} has label {labels[wrong[0]]}, which is not -1 or 0 to {classes - 1}")
-
-
 def canonical(header: tuple[str, ...], known: Iterable[tuple[str, ...]]) -> tuple[str, ...] | None:
     """Return the class list among `known` that equals `header` (except for letter case), None if there is none."""
     folded = tuple(name.casefold() for name in header)
@@ -310,7 +307,10 @@ def _fit(content: LabelFile, classes: tuple[str, ...], known: tuple[tuple[str, .
     # The same names in another order mean other numbers.
     if canonical(content.header, (classes,)) is None:
         raise LabelError(f"header {header!r} differs from that of most files ({','.join(classes)})")
-    check_range(content.labels, len(classes))
+    wrong = np.flatnonzero((content.labels < UNKNOWN) | (content.labels >= len(classes)))
+    if len(wrong):
+        raise LabelError(f"frame {wrong[0] + 1} has label {content.labels[wrong[0]]}, which is not -1 or 0 to "
+                         f"{len(classes) - 1}")
     return content.labels
 
 

@@ -175,7 +175,6 @@ def _root(config: DatasetConfig, layout: str) -> Path:
 
 
 def _pictures(root: Path) -> Iterator[Path]:
-    """Yield every picture below a folder, in alphabetical order of paths."""
     for folder, folders, names in os.walk(root):
         folders.sort()
         yield from (Path(folder, name) for name in sorted(names)

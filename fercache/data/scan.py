@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from fercache.config import DatasetConfig
 from fercache.data.base import Issue, Kind, printable, shorten_list
 from fercache.errors import InputError
 from fercache.media.pictures import NAME, is_numbered, is_picture
@@ -97,10 +98,19 @@ def scan(root: Path, depth: int = DEPTH) -> Scan:
     if root in found.empty:
         raise InputError("the folder is empty", where=root, hint="put clips there, or name another folder")
     for paths in (found.videos, found.crops, found.empty, found.folders, found.texts, found.tables):
-        paths.sort()
+        paths.sort(key=lambda path: path.parts)  # the order of paths, which compare ten times as slowly
     found.problems.sort(key=lambda problem: problem.where)
     found.problems += [*_passed_over(found), *_unnamable(found)]
     return found
+
+
+def scan_places(config: DatasetConfig, layout: str, depth: int = DEPTH) -> list[Scan]:
+    """Return the contents of --root, --clips and --labels; raise InputError if none is named."""
+    places = [Path(place) for place in dict.fromkeys((config.root, config.clips, config.labels)) if place]
+    if not places:
+        raise InputError(f"{layout} needs the folder of the data set", where=f"dataset {layout}",
+                         hint="give --root DIR")
+    return [scan(place, depth) for place in places]
 
 
 def _passed_over(found: Scan) -> Iterator[Issue]:
@@ -186,7 +196,6 @@ def kind_at(path: Path) -> Kind | None:
 
 
 def _suffix(name: str) -> str:
-    """Return a file's ending, ``.jpg``."""
     # Path.suffix is too slow for millions of names.
     return name[name.rfind("."):].lower() if "." in name else ""
 
@@ -194,7 +203,8 @@ def _suffix(name: str) -> str:
 def _unnamable(found: Scan) -> Iterator[Issue]:
     """Yield an issue for each clip whose name is not valid UTF-8, and remove it from `found`."""
     for paths in (found.videos, found.crops):
-        for path in [path for path in paths if not printable(str(path.relative_to(found.root)))]:
+        for path in [path for path in paths
+                     if not printable(str(path)) and not printable(str(path.relative_to(found.root)))]:
             paths.remove(path)
             yield Issue(where=ascii(path.name), message="the file's name is not valid UTF-8", hint="rename it")
 

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fercache import metrics
 from fercache.backbones.taps import tap_views
@@ -89,7 +88,6 @@ def has_no_effect(changed: dict[str, Any], base: TrainConfig) -> bool:
 
 
 def _pair(text: str, row: str) -> tuple[str, Any]:
-    """Return key and value of ``key=value``."""
     key, equals, value = text.partition("=")
     hints = typing.get_type_hints(TrainConfig)
     if not equals or key not in hints:
@@ -154,10 +152,8 @@ def fold_confusions(oof: OofLogits, split: str = "") -> dict[str, metrics.Counts
 
     rows = oof.label >= 0
     rows &= oof.per_row(np.array([s == split for s in oof.split]) if split else oof.fold >= 0)
-    _, group = np.unique(oof.per_row(np.unique(oof.group, return_inverse=True)[1])[rows], return_inverse=True)
     by_candidate = candidates.gather_candidates(oof, nested_cv.NestedResult(fold_models={}, columns={}))
-    return {name: metrics.confusions(oof.label[rows], probs[rows].argmax(1), group, len(oof.classes),
-                                     int(group.max(initial=-1)) + 1) for name, probs in by_candidate.items()}
+    return {name: oof.confusions(probs.argmax(1), rows) for name, probs in by_candidate.items()}
 
 
 def figure_of(matrices: Sequence[metrics.Counts], default: Sequence[metrics.Counts],
@@ -170,7 +166,7 @@ def figure_of(matrices: Sequence[metrics.Counts], default: Sequence[metrics.Coun
         # Both use the same draws of groups, so the difference is paired and its interval is narrower.
         drawn, drawn_default = (np.mean([metrics.macro_f1(sampler.draw(counts)) for counts in per_seed], axis=0)
                                 for per_seed in (matrices, default))
-        interval, difference_interval = _span(drawn), _span(drawn - drawn_default)
+        interval, difference_interval = metrics.percentiles(drawn), metrics.percentiles(drawn - drawn_default)
     return AblationFigure(macro_f1=float(scores.mean()), spread=float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
                           interval=interval, difference=float(scores.mean() - default_score),
                           difference_interval=difference_interval)
@@ -185,12 +181,6 @@ def reported(oofs: Sequence[OofLogits]) -> dict[str, dict[str, float]]:
             by_split[split] = {column: float(np.mean([metrics.macro_f1(one[column].sum(0)) for one in each]))
                                for column in each[0]}
     return by_split
-
-
-def _span(draws: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the ends of the 95 % percentile interval of the draws."""
-    low, high = np.quantile(draws, [(1 - metrics.LEVEL) / 2, (1 + metrics.LEVEL) / 2])
-    return float(low), float(high)
 
 
 @dataclass(frozen=True, kw_only=True)

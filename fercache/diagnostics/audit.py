@@ -99,7 +99,7 @@ def draw_probe(oof: OofLogits, store: EmbeddingStore) -> ProbeSample:
     x = np.concatenate([read_vectors(oof, store, tap, rows, trial) for tap in taps],
                        1) if len(rows) else np.zeros((0, 1))
     return ProbeSample(x=x.astype(np.float32), label=oof.label[rows].astype(np.int64),
-                       group=np.unique(oof.group, return_inverse=True)[1][trial],
+                       group=oof.group_number[trial],
                        fold=oof.fold[trial].astype(np.int64), classes=len(oof.classes),
                        names=tuple((tap, i) for tap in taps for i in range(int(np.prod(store.taps[tap])))))
 
@@ -187,7 +187,7 @@ def check_stacker(oof: OofLogits, config: AuditConfig) -> Issue:
     rng = np.random.default_rng(config.seed)
     extra: dict[str, list[float]] = {}
     rows = (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
-    group = oof.per_row(np.unique(oof.group, return_inverse=True)[1])
+    group = oof.per_row(oof.group_number)
     for seed in range(STACK_SHUFFLES):
         label = oof.label.copy()
         label[rows] = shuffle_labels(oof.label[rows], group[rows], rng)
@@ -261,7 +261,7 @@ def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> Issue
         return _result(check, "skipped", "fewer than two frames with a face in the store")
     x = read_vectors(oof, store, tap, rows, trial)
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
-    group = np.unique(oof.group, return_inverse=True)[1][trial]
+    group = oof.group_number[trial]
     pairs: list[tuple[float, int, int]] = []
     for a in range(0, len(x), BLOCK):  # in blocks: the full matrix of cosines would not fit in memory
         for b in range(a, len(x), BLOCK):
@@ -311,7 +311,7 @@ def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConf
         oof = OofLogits.load(trained.logits_file)
         rows = np.flatnonzero((oof.per_row(oof.fold) >= 0) & (oof.label >= 0))
         rows = rows[::max(1, len(rows) // MAX_PERMUTED_ROWS)]
-        group = np.unique(oof.per_row(oof.group), return_inverse=True)[1][rows]
+        group = oof.per_row(oof.group_number)[rows]
         columns = {**oof.logits, **stack.oof_columns(oof, StackConfig(seed=seed, threads=config.threads))}
         labels = [oof.label[rows], *metrics.permute_by_group(oof.label[rows], group, PERMUTATIONS, seed)]
         for name, values in columns.items():
@@ -407,14 +407,14 @@ def check_memorized(oof: OofLogits, seed: int) -> Issue:
     check = "memorized training rows"
     inside = (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
     outside = (oof.per_row(oof.fold) < 0) & (oof.label >= 0)
-    group = oof.per_row(np.unique(oof.group, return_inverse=True)[1])
+    group = oof.per_row(oof.group_number)
     fewest = min(len(np.unique(group[rows])) for rows in (inside, outside))
     if fewest < metrics.MIN_GROUPS_FOR_INTERVAL:
         return _result(check, "skipped", f"{fewest} labelled groups outside (or inside) the folds; "
                        f"{metrics.MIN_GROUPS_FOR_INTERVAL} are needed on both sides to compare")
     lines, leaks = [], []
     for head in oof.heads:
-        both = [_counts_by_group(oof, head, rows) for rows in (inside, outside)]
+        both = [oof.confusions(oof.logits[head].argmax(1), rows) for rows in (inside, outside)]
         # The two sides have different groups, so each is drawn with a seed of its own.
         drawn = [metrics.accuracy(metrics.Resampler(len(counts), DRAWS, seed + i).draw(counts))
                  for i, counts in enumerate(both)]
@@ -432,20 +432,12 @@ def check_perfect(oof: OofLogits) -> Issue:
     """Return which heads are so accurate out of fold that they must be computed from the labels."""
     leaks = []
     for head in oof.heads:
-        matrix = _counts_by_group(oof, head, (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)).sum(0)
+        matrix = oof.confusions(oof.logits[head].argmax(1), (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)).sum(0)
         right = float(metrics.accuracy(matrix))
         if right >= PERFECT and (matrix.sum(1) > 0).sum() > 1:
             leaks.append(f"{head}: right on {right:.4f} of the out-of-fold rows: it is computed from the labels")
     return _result("heads computed from labels", "error" if leaks else "ok",
                    f"{len(leaks)} of {len(oof.heads)} heads are nearly always right out of fold", leaks)
-
-
-def _counts_by_group(oof: OofLogits, head: str, rows: NDArray[np.bool_]) -> metrics.Counts:
-    """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``."""
-    number = oof.per_row(np.unique(oof.group, return_inverse=True)[1])[rows]
-    _, group = np.unique(number, return_inverse=True)
-    predicted = oof.logits[head][rows].argmax(1)
-    return metrics.confusions(oof.label[rows], predicted, group, len(oof.classes), int(group.max(initial=-1)) + 1)
 
 
 @dataclass(frozen=True, kw_only=True)

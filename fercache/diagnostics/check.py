@@ -14,8 +14,7 @@ import numpy as np
 
 from fercache import run_log
 from fercache.config import ExtractConfig
-from fercache.data.base import Dataset, Issue, Trial
-from fercache.data.frame_table import FrameTable
+from fercache.data.base import Dataset, FrameTable, Issue, Trial
 from fercache.diagnostics import check_issues
 from fercache.diagnostics.check_issues import ClipFacts, ClipIndex, LengthComparison
 from fercache.errors import InputError

@@ -16,8 +16,19 @@ import numpy as np
 from msgspec.structs import replace as replace_fields
 
 from fercache import media
-from fercache.data.base import MAX_ALIKE, UNKNOWN, Dataset, Issue, Severity, Trial, group_issues, shorten_list
-from fercache.data.frame_table import FrameTable, IndexRanges, ranges_of
+from fercache.data.base import (
+    MAX_ALIKE,
+    UNKNOWN,
+    Dataset,
+    FrameTable,
+    IndexRanges,
+    Issue,
+    Severity,
+    Trial,
+    group_issues,
+    ranges_of,
+    shorten_list,
+)
 from fercache.errors import ClipError, InputError
 from fercache.media import pictures
 from fercache.media.pictures import ENDINGS, MAX_BYTES, NAME, read_picture

@@ -91,7 +91,6 @@ def _version(name: str) -> str:
 
 
 def _device() -> Iterator[DoctorLine]:
-    """Yield the device that `auto` chooses."""
     # Without a driver there is no GPU to find, and importing torch takes seconds.
     if not any(Path(name).exists() for name in GPU_FILES) and shutil.which("nvidia-smi") is None:
         yield DoctorLine(what="device", state=OK, found="cpu (no NVIDIA driver)")
@@ -120,7 +119,6 @@ def _weights(cache: Path) -> Iterator[DoctorLine]:
 
 
 def _cache(cache: Path) -> Iterator[DoctorLine]:
-    """Yield the contents of the cache and the free disk space."""
     counts = {name: len(list(cache.glob(pattern)))
               for name, pattern in (("stores", f"{FEATURES}/*/*{STORE_SUFFIX}"), ("logits files", f"{LOGITS}/*/*.h5"),
                                     ("stack runs", f"{STACK}/*/*/{METRICS}"))}

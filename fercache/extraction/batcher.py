@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.extraction.cancellation import CancelToken
-from fercache.extraction.profiler import StageProfiler
+from fercache.extraction.run_control import CancelToken, StageProfiler
 
 if TYPE_CHECKING:
     from fercache.runtime.devices import TorchThreadPool  # torch: seconds that a cached run saves

@@ -25,12 +25,12 @@ from fercache.data import base
 from fercache.data.base import PEOPLE_COUNT, Dataset, Trial, people_of, people_stored, person_name
 from fercache.errors import ClipError, InputError, StoreError
 from fercache.extraction import thumbnails
-from fercache.extraction.cancellation import Cancelled, CancelToken, never_cancelled
 from fercache.extraction.clip import ClipJob, MultiPersonCommit, PersonSelection
+from fercache.extraction.run_control import Cancelled, CancelToken, never_cancelled
 from fercache.faces import crops, interpolation, tracklets
 from fercache.media import video
 from fercache.media.source import Source, check_content, file_stamp
-from fercache.runtime import atomic_io, wheels
+from fercache.runtime import atomic_io
 from fercache.runtime.progress import ProgressBar, progress_bar
 from fercache.runtime.uri import Location
 from fercache.store.embedding_store import EmbeddingStore
@@ -122,6 +122,8 @@ def source_unchanged(stored: dict[str, Any], path: Path, kind: str, strict: bool
 
 # Most clips that are opened to estimate the number of frames: extraction must not wait for thousands.
 OPENED_FIRST = 16
+# Smaller files may be Git LFS pointers (some 130 bytes) or web pages.
+SUSPICIOUS_BYTES = 64 << 10
 # Seconds between two checks of clips that another process works on.
 POLL_S = 0.5
 
@@ -163,7 +165,7 @@ class ExtractionJob:
     def log_size(self, trials: Sequence[Trial]) -> float:
         """Log the size of the features to come, and return the number of frames that the files state."""
         # Of many clips only a sample is opened; the others count by their bytes, folders by their number.
-        sample = trials[::max(1, -(-len(trials) // OPENED_FIRST))]
+        sample = _sample(trials)
         frames: float = sum(map(self._stated_frames, sample))
         if len(sample) < len(trials):
             part, whole = (sum(map(_file_bytes, some)) for some in (sample, trials))
@@ -303,7 +305,7 @@ class ExtractionJob:
             run_log.record_rate(cache, run_log.ExtractionRate(
                 faces=self.faces, backbone=self.config.weights, precision=self.config.precision,
                 views=self.config.augmentations, device=self.nets.device, threads=self.nets.threads,
-                seconds=report.seconds, when_s=run_log.now_s(), frames=report.frames("computed")))
+                seconds=report.seconds, when_s=time.time(), frames=report.frames("computed")))
 
     def _stated_frames(self, trial: Trial) -> int:
         """Return the frames that a clip's file states, 0 if it states none."""
@@ -313,14 +315,27 @@ class ExtractionJob:
             return 0
 
 
-def _content_error(trial: Trial) -> ClipError | None:
-    """Return the error of a file that is empty, a Git LFS pointer or a web page; None for all others."""
-    if trial.kind == "video" and trial.path.is_file():  # others are reported when they are opened
-        try:
-            check_content(trial.path)
-        except ClipError as error:
-            return error
-    return None
+def _refuse_content(trials: Sequence[Trial]) -> dict[str, ClipError]:
+    """Return the errors of files that are empty, Git LFS pointers or web pages, by clip."""
+    # Before any work: thousands of files may be such, and one line about all of them is enough. But the first clip must
+    # not wait until all were opened: the small ones and a sample are, and the rest only if the sample is bad. What is
+    # missed here is refused when it is opened.
+    def errors(some: Iterable[Trial]) -> Iterator[tuple[str, ClipError]]:
+        for trial in some:
+            if trial.kind == "video" and trial.path.is_file():  # others are reported when they are opened
+                try:
+                    check_content(trial.path)
+                except ClipError as error:
+                    yield trial.name, error
+
+    if any(errors(_sample(trials))):
+        return dict(errors(trials))
+    return dict(errors(trial for trial in trials if _file_bytes(trial) <= SUSPICIOUS_BYTES))
+
+
+def _sample(trials: Sequence[Trial]) -> Sequence[Trial]:
+    """Return up to OPENED_FIRST of the trials, evenly spread."""
+    return trials[::max(1, -(-len(trials) // OPENED_FIRST))]
 
 
 def _file_bytes(trial: Trial) -> int:
@@ -424,8 +439,7 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     for trial in dataset.trials:
         cached = job.cached(trial)
         done.append(cached) if cached else waiting.append(trial)
-    # Before any work: thousands of files may be pointers or web pages, and one line about all of them is enough.
-    refused = {trial.name: error for trial in waiting if (error := _content_error(trial)) is not None}
+    refused = _refuse_content(waiting)
     waiting = [trial for trial in waiting if trial.name not in refused]
     done += [ClipResult(clip=name, state="failed", message=str(error)) for name, error in refused.items()]
     for issue in base.group_issues(base.Issue(where=name, message=error.what, hint=error.hint)
@@ -443,6 +457,7 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
             write_failures(failures_at, failed)
     report = ExtractReport(store=path, failures_at=failures_at, fingerprint=fingerprint_of(settings),
                            clips=tuple(sorted(done, key=lambda c: c.clip)), seconds=time.monotonic() - started)
+    store.write_index()
     # An interrupted run does not get here: the pointer stays at the store of the last run that ended by itself.
     write_pointer(workspace.Features(features or cache).pointer(dataset.name), path)
     job.record_rate(report, cache)
@@ -496,4 +511,4 @@ def _detector_digest() -> str:
         raise InputError("facenet-pytorch is not installed", hint="pip install facenet-pytorch==2.5.3")
     # MTCNN's three nets: pnet.pt, rnet.pt, onet.pt.
     files = sorted((Path(spec.origin).parent / "data").glob("?net.pt"))
-    return fingerprint_of([DETECTOR_VERSION, *(wheels.file_sha256(path) for path in files)])
+    return fingerprint_of([DETECTOR_VERSION, *(atomic_io.file_sha256(path) for path in files)])

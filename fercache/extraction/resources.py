@@ -22,8 +22,7 @@ from fercache.backbones.taps import EMBEDDING
 from fercache.backbones.weights.files import Weights
 from fercache.config import ExtractConfig
 from fercache.extraction.batcher import CrossClipBatcher
-from fercache.extraction.cancellation import CancelToken
-from fercache.extraction.profiler import PARTS, StageProfiler
+from fercache.extraction.run_control import PARTS, CancelToken, StageProfiler
 from fercache.faces.detector import Detector
 from fercache.runtime.devices import TorchThreadPool, resolve_device, serially, set_torch_threads
 from fercache.runtime.progress import ProgressBar

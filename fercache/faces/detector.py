@@ -32,6 +32,10 @@ FIRST_PIXELS, CANDIDATES = 320_000, (64, 16)
 """Pixels per call of the first net, and candidates per call of the second and the third. With more, activations leave a
 core's cache, and a call takes up to twice the time."""
 CENTER, SCALE = 127.5, 0.0078125
+LANDMARKS = ("left eye", "right eye", "nose", "left corner of the mouth", "right corner of the mouth")
+"""Points of a face, in the order in which the third net returns them; left and right as in the picture."""
+COLUMNS = 5 + 2 * len(LANDMARKS)
+"""Numbers per face: x1, y1, x2, y2, the score, and x, y of each landmark."""
 MAX_CANDIDATES = 512
 """Candidates whose pixels are resampled at once, which bounds memory in a crowd."""
 
@@ -62,7 +66,7 @@ class Mtcnn:
 
     @torch.inference_mode()
     def detect(self, pictures: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
-        """Return the faces of each picture of (B, H, W, 3): (n, 5) with x1, y1, x2, y2 in pixels and the score."""
+        """Return the faces of each picture of (B, H, W, 3): (n, 15), box in pixels, score and LANDMARKS."""
         # As facenet-pytorch's ``MTCNN(keep_all=True, select_largest=True)``: the largest face comes first.
         sums = IntegralImage(pictures, self.device)
         place, boxes = self._proposed(sums)
@@ -99,20 +103,21 @@ class Mtcnn:
         return place, torch.cat([_square(cells[:, :4] + cells[:, 5:9] * size), cells[:, 4:5]], 1)
 
     def _refined(self, sums: IntegralImage, place: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the candidates, pictures (n,) and boxes (n, 5), that pass the second and the third net."""
+        """Return the candidates that pass the second and third net: picture (n,), and box, score, landmarks (n, 15)."""
         nets = zip((self.second, self.third), SIDES, THRESHOLDS[1:], CANDIDATES, strict=True)
         for net, side, threshold, step in nets:
             part, inside = sums.rectangles(boxes)
             place, boxes, part = place[inside], boxes[inside], tuple(edge[inside] for edge in part)
             if not len(boxes):
-                return place, boxes
+                return place, boxes.new_empty(0, COLUMNS)
             outputs = []
             for i in range(0, len(boxes), MAX_CANDIDATES):
                 chunk = slice(i, i + MAX_CANDIDATES)
                 crops = sums.crops(place[chunk], [edge[chunk] for edge in part], side)
                 outputs.append(_run_in_chunks(net, crops, step))
             # The third net also returns landmarks, in the middle: moves come first, scores last.
-            moves, score = torch.cat([o[0] for o in outputs]), torch.cat([o[-1] for o in outputs])[:, 1]
+            moves, *points, scores = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+            score = scores[:, 1]
             passed = score > threshold
             place, boxes, moves = place[passed], torch.cat([boxes[passed, :4], score[passed, None]], 1), moves[passed]
             if side == SIDES[0]:
@@ -120,9 +125,10 @@ class Mtcnn:
                 place, boxes = place[pick], _moved(boxes[pick], moves[pick])
                 boxes[:, :4] = _square(boxes[:, :4])
             else:
+                landmarks = _landmarks(boxes, points[0][passed])
                 boxes = _moved(boxes, moves)
                 pick = facenet.library_nms_by_smaller(boxes[:, :4], boxes[:, 4], place, 0.7)
-                place, boxes = place[pick], boxes[pick]
+                place, boxes = place[pick], torch.cat([boxes, landmarks], 1)[pick]
         return place, boxes
 
 
@@ -241,6 +247,12 @@ def _moved(boxes: Tensor, move: Tensor) -> Tensor:
     return torch.cat([boxes[:, :4] + move * size, boxes[:, 4:5]], 1)
 
 
+def _landmarks(boxes: Tensor, points: Tensor) -> Tensor:
+    """Return x, y of each landmark in pixels, (n, 10); `points`: fractions of a box, five x and then five y (n, 10)."""
+    low, size = boxes[:, None, :2], (boxes[:, 2:4] - boxes[:, :2] + 1)[:, None]
+    return (low + points.view(-1, 2, 5).transpose(1, 2) * size - 1).flatten(1)
+
+
 def _square(boxes: Tensor) -> Tensor:
     """Return boxes (n, 4) extended to squares around their center."""
     size = boxes[:, 2:4] - boxes[:, :2]
@@ -250,7 +262,7 @@ def _square(boxes: Tensor) -> Tensor:
 
 
 def _largest_first(faces: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the faces (n, 5) of a picture in the library's order, by area."""
+    """Return the faces (n, 15) of a picture in the library's order, by area."""
     area = (faces[:, 2] - faces[:, 0]) * (faces[:, 3] - faces[:, 1])
     return faces[np.argsort(area)[::-1]].astype(np.float64)
 
@@ -260,9 +272,10 @@ def _largest_first(faces: NDArray[np.float32]) -> NDArray[np.float64]:
 BATCH = 8
 BATCH_PIXELS = BATCH << 21
 """Pixels of the largest batch, which takes 16 bytes a pixel."""
-TRUNCATED_PX = np.array([1.5, 1.5, 0.5, 0.5])
-"""Bias of MTCNN's x1, y1, x2, y2, in pixels of its input. Its driver truncates candidates to whole pixels (half a pixel
-on average) and starts one pixel further left and up."""
+TRUNCATED_PX = np.array([1.5, 1.5, 0.5, 0.5, 0, *[0.5] * 2 * len(LANDMARKS)])
+"""Bias of MTCNN's x1, y1, x2, y2 and landmarks (the score between them has none), in pixels of its input. Its driver
+truncates candidates to whole pixels (half a pixel on average) and starts one pixel further left and up, for which it
+corrects the landmarks only."""
 BOX_STEPS = 16
 """Boxes are rounded to 1 / BOX_STEPS px, since MTCNN's noise between batches is at most 1e-4 px."""
 SCORE_DIGITS = 4
@@ -285,16 +298,18 @@ class Detector:
         self.nets: dict[int, Mtcnn] = {}
         self._loading = threading.Lock()  # batches run in parallel, and two may need a net first
 
-    def detect(self, images: Sequence[NDArray[np.uint8]], run: Callable[..., list[Any]] = map_threads
-               ) -> list[NDArray[np.float64]]:
+    def detect(self, images: Sequence[NDArray[np.uint8]], run: Callable[..., list[Any]] = map_threads, *,
+               landmarks: bool = False) -> list[NDArray[np.float64]]:
         """Return the faces of each picture, (n, 5): x1, y1, x2, y2 in pixels and the score; the largest first.
 
         Parameters
         ----------
         images : pictures (H, W, 3), of one size or of several.
         run : computes the batches, as `devices.map_threads` does.
+        landmarks : return (n, 15), with x and y of each of LANDMARKS after the score.
         """
-        detected = [np.empty((0, 5)) for _ in images]
+        columns = COLUMNS if landmarks else 5
+        detected = [np.empty((0, columns)) for _ in images]
         scale = [min(1.0, self.detect_px / max(image.shape[:2])) if self.detect_px else 1.0 for image in images]
         inputs = [image if by == 1 else _reduced(image, by) for image, by in zip(images, scale, strict=True)]
         by_size: dict[tuple[int, int], list[int]] = {}
@@ -307,8 +322,9 @@ class Detector:
         for batch, results_of_batch in zip(batches, results, strict=True):
             for i, faces in zip(batch, results_of_batch, strict=True):
                 # Back to pixels of the original picture.
-                boxes = (faces[:, :4] - TRUNCATED_PX) * (1 / scale[i]) + TRUNCATED_PX
-                detected[i] = self._filtered(np.column_stack([boxes, faces[:, 4]]), images[i].shape[:2])
+                scaled = (faces - TRUNCATED_PX) * (1 / scale[i]) + TRUNCATED_PX
+                scaled[:, 4] = faces[:, 4]
+                detected[i] = self._filtered(scaled, images[i].shape[:2])[:, :columns]
         return detected
 
     def net(self, scale: float = 1.0) -> Mtcnn:
@@ -331,14 +347,14 @@ class Detector:
         return [rows[start:start + step] for start in range(0, len(rows), step)]
 
     def _filtered(self, faces: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
-        """Return the faces with a sufficient score, rounded and clipped to the picture."""
+        """Return the faces with a sufficient score, rounded, and their boxes clipped to the picture."""
         height, width = shape
-        faces = faces[np.isfinite(faces).all(axis=1)]  # the rest cannot be rounded
-        boxes = (faces[:, :4] * BOX_STEPS).round() / BOX_STEPS
-        boxes = boxes.clip(0, [width, height, width, height])
-        score = faces[:, 4].round(SCORE_DIGITS)
-        has_area = (boxes[:, 2] - boxes[:, 0] >= 1) & (boxes[:, 3] - boxes[:, 1] >= 1)
-        return np.column_stack([boxes, score])[has_area & (score >= self.min_score)]
+        faces = faces[np.isfinite(faces[:, :5]).all(axis=1)]  # the rest cannot be rounded
+        rounded = (faces * BOX_STEPS).round() / BOX_STEPS
+        rounded[:, :4] = rounded[:, :4].clip(0, [width, height, width, height])
+        rounded[:, 4] = faces[:, 4].round(SCORE_DIGITS)
+        has_area = (rounded[:, 2] - rounded[:, 0] >= 1) & (rounded[:, 3] - rounded[:, 1] >= 1)
+        return rounded[has_area & (rounded[:, 4] >= self.min_score)]
 
 
 def _reduced(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:

@@ -229,19 +229,17 @@ def build_persons(tracklets: Tracklets, vectors: Mapping[int, Floats] | None = N
         position alone decides.
     """
     # A clip without a face has one person, who is in no frame, so that it still has a frame table.
-    people = group_by_position(tracklets) if vectors is None else cluster_tracklets(tracklets, vectors)
-    return [_person_of(tracklets, members) for members in people or [np.empty(0, np.int64)]]
-
-
-def _person_of(tracklets: Tracklets, members: Ints) -> Person:
-    """Return the person with the tracklets `members` (n,)."""
-    boxes, score = np.full((tracklets.frames, 4), np.nan), np.full(tracklets.frames, np.nan)
-    track = np.full(tracklets.frames, NONE, np.int64)
-    chosen = np.isin(tracklets.tracklet, members)
-    rows = tracklets.frame[chosen]
-    boxes[rows], score[rows] = tracklets.faces[chosen, :4], tracklets.faces[chosen, 4]
-    track[rows] = tracklets.tracklet[chosen]
-    return Person(boxes=boxes, score=score, track=track)
+    members_of = group_by_position(tracklets) if vectors is None else cluster_tracklets(tracklets, vectors)
+    people = []
+    for members in members_of or [np.empty(0, np.int64)]:
+        boxes, score = np.full((tracklets.frames, 4), np.nan), np.full(tracklets.frames, np.nan)
+        track = np.full(tracklets.frames, NONE, np.int64)
+        chosen = np.isin(tracklets.tracklet, members)
+        rows = tracklets.frame[chosen]
+        boxes[rows], score[rows] = tracklets.faces[chosen, :4], tracklets.faces[chosen, 4]
+        track[rows] = tracklets.tracklet[chosen]
+        people.append(Person(boxes=boxes, score=score, track=track))
+    return people
 
 
 def left_and_right(people: Sequence[Person]) -> tuple[Person, Person]:

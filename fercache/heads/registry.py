@@ -97,16 +97,16 @@ HEADS: dict[str, HeadSpec] = {
         settings=HeadSettings(width=64, depth=2, dropout=0.3, temporal_input=True, window_s=8, step_s=0.1, lr=2e-3,
                               patience=8, loss="balanced")),
     "paper-frame": HeadSpec(
-        net="paper:PaperFrameHead", lookahead=False,
+        net="temporal:PaperFrameHead", lookahead=False,
         settings=HeadSettings(width=0, dropout=0, window_s=0, batch=96, lr=5e-4, weight_decay=5e-4, epochs=10,
                               optimizer="sgd", loss="plain", label_smoothing=0)),
     # Bidirectional, over windows of .3 s: they use later frames too, although few of them.
     "paper-gru": HeadSpec(
-        net="paper:PaperGRUHead", temporal=True, lookahead=True,
+        net="temporal:PaperGRUHead", temporal=True, lookahead=True,
         settings=HeadSettings(width=768, dropout=0, window_s=0.3, batch=96, weight_decay=5e-4, epochs=10, loss="plain",
                               label_smoothing=0)),
     "paper-transformer": HeadSpec(
-        net="paper:PaperTransformerHead", temporal=True, lookahead=True,
+        net="temporal:PaperTransformerHead", temporal=True, lookahead=True,
         settings=HeadSettings(width=768, depth=2, window_s=0.3, batch=96, weight_decay=5e-4, epochs=10, loss="plain",
                               label_smoothing=0)),
 }

@@ -19,7 +19,6 @@ from fercache import metrics
 from fercache.config import StackConfig, fingerprint_of
 from fercache.errors import InputError
 from fercache.heads.registry import FRAME, STARTER_FOLDER
-from fercache.media.source import whole_hash
 from fercache.oof import OofLogits, Provenance
 from fercache.results.smoothing import moving_mean, window_reach
 from fercache.runtime import atomic_io
@@ -94,7 +93,8 @@ def starter_logits(card: StarterCard) -> OofLogits:
 
 def _digest(folder: Path) -> str:
     """Return a hash of all files of the starter: predictions that are cached for other starter heads do not fit."""
-    return fingerprint_of([[path.name, whole_hash(path)] for path in sorted(folder.iterdir()) if path.is_file()])
+    return fingerprint_of([[path.name, atomic_io.file_sha256(path)] for path in sorted(folder.iterdir())
+                           if path.is_file()])
 
 
 def evaluate_starter(oof: OofLogits, config: StackConfig) -> StackResult:

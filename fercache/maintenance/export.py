@@ -74,7 +74,6 @@ def export_store(store: EmbeddingStore, to: str, out: Path, *, clips: Sequence[s
 
 
 def _segments(clip: Clip, array: str) -> Iterator[NDArray[Any]]:
-    """Yield an array in segments."""
     for start in range(0, clip.frames, SEGMENT):
         yield clip[array].rows(start, min(start + SEGMENT, clip.frames))
 

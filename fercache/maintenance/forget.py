@@ -16,7 +16,7 @@ from fercache.data.base import people_of
 from fercache.errors import InputError, StoreError
 from fercache.oof import OofLogits, open_oof
 from fercache.runtime import atomic_io
-from fercache.store.embedding_store import EmbeddingStore, is_root, settings_of_any_version
+from fercache.store.embedding_store import INDEX, EmbeddingStore, is_root, read_index, settings_of_any_version
 from fercache.store.layout import META, decode_name, encode_name
 from fercache.store.local import LocalStoreFiles
 from fercache.store.locks import work_folder
@@ -39,7 +39,6 @@ def find_references(cache: Path, clip: str, dataset: str | None = None) -> tuple
 
 
 def _datasets(cache: Path) -> list[str]:
-    """Return the names of the data sets that have files in any stage."""
     workspace = Workspace(cache)
     folders = {path.name for stage in workspace.user_folders() for path in (cache / stage).iterdir() if path.is_dir()}
     return sorted(folders | {path.stem for path in workspace.indexes.glob("*.json")
@@ -62,6 +61,7 @@ def _in_features(folder: Path, clip: str) -> list[Path]:
     # Work folders may outlive their store, and the store of a link works beside the link's target.
     for work in {*folder.glob("*.work"), *map(work_folder, _stores(folder))}:
         found += [path for path in (work / f"{name}.journal", work / f"{name}.claim") if path.exists()]
+        found += [path for path in work.glob(f"*{INDEX}") if _mentions(path, clip)]
     return found + [path for path in folder.glob("*") if path.is_file() and path.name != CURRENT
                     and _mentions(path, clip)]
 
@@ -98,6 +98,8 @@ def _mentions(path: Path, clip: str) -> bool:
     try:
         if name.endswith(".h5"):
             return clip in OofLogits.load(path).trials
+        if name.endswith(INDEX):
+            return encode_name(clip) in read_index(path)
         if name.endswith(".json"):
             return clip in _texts(atomic_io.read_json(path))
         if name.endswith((".csv", ".csv.gz")):
@@ -111,7 +113,6 @@ def _mentions(path: Path, clip: str) -> bool:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield every text in a JSON value."""
     # A stack of its own: recursion would fail on deeply nested JSON.
     waiting = [value]
     while waiting:
@@ -205,7 +206,6 @@ def forget_clip(cache: Path, clip: str, dataset: str | None = None) -> ForgetRep
 
 
 def _forget(cache: Path, clip: str, dataset: str) -> list[Path]:
-    """Remove a clip from every stage of one data set."""
     removed = _forget_features(Workspace(cache).features(dataset), clip)
     # Before the heads go: after a kill in between, the next run must still find what they predicted.
     removed += _unlink(_predicted_by(cache, dataset))

@@ -18,12 +18,12 @@ from fercache.data.base import Dataset, stored_trials
 from fercache.diagnostics import ablation
 from fercache.errors import FercacheError, InputError, StoreError, WeightsError
 from fercache.extraction import job
+from fercache.maintenance.verify import unfinished
 from fercache.oof import open_oof
 from fercache.runtime import atomic_io
 from fercache.stacking import inputs
 from fercache.stacking.run_metrics import read_metrics
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.integrity import unfinished
 from fercache.store.layout import META, decode_name, encode_name
 from fercache.store.local import LocalStoreFiles, StoreSize
 from fercache.store.locks import locked_clips, work_folder
@@ -198,7 +198,6 @@ def remove_unreferenced(unreferenced: Iterable[Unreferenced]) -> StoreSize:
 
 
 def _unreferenced_thumbnails(cache: Path, unreferenced: Sequence[Unreferenced]) -> list[Unreferenced]:
-    """Return the thumbnails of stores and clips that are gone or unreferenced."""
     going = {(item.path.resolve(), item.folder) for item in unreferenced}
     found = []
     for folder, store in Workspace(cache).thumbnail_folders():
@@ -263,7 +262,6 @@ def _unreferenced_clips(path: Path, named: Collection[str]) -> Iterator[Unrefere
 
 
 def _remove(path: Path) -> None:
-    """Remove a result; of a link, only the link."""
     # Checked again: a process may have begun while the user read the list.
     if _in_use(path):
         raise StoreError("is being written by another process", where=path, hint="wait for it to end")

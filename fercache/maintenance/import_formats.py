@@ -103,7 +103,6 @@ class IncomingClip:
             self._check_frame_table(self.frame_table, name)
 
     def _check_frame_table(self, table: NDArray[np.float64], name: str) -> None:
-        """Refuse a frame table that does not count the frames."""
         if table.shape != (len(self.frames), len(FRAME_COLUMNS)):
             raise ClipError(f"a frame table of shape {table.shape} does not fit {len(self.frames)} frames", where=name)
         counted = np.arange(1, len(table) + 1)
@@ -142,8 +141,8 @@ class IncomingClip:
             yield segment
 
 
-ClipEntries = Iterator[tuple[str, AbstractContextManager[IncomingClip]]]
-"""(name, clip to be opened); opening may raise a ClipError."""
+ClipEntries = Iterator[tuple[str, AbstractContextManager[IncomingClip] | ClipError]]
+"""(name, clip to be opened, which may raise a ClipError), or the error of a clip that could not be read."""
 
 
 def to_half(values: NDArray[Any], tap: str, frames: NDArray[np.int64], name: str) -> NDArray[np.float16]:
@@ -216,19 +215,8 @@ def _file_errors(path: Path) -> Iterator[None]:
             "are loaded and are never read: save plain arrays of numbers")) from error
 
 
-def stem_of(root: Path, path: Path) -> str:
-    """Return the clip's name from a file's path."""
-    return path.stem if root == path else path.relative_to(root).with_suffix("").as_posix()
-
-
 CLIP_NAME = "clip.json"
 """Member of an exported npz with the clip's name."""
-
-
-def npy_entries(root: Path, paths: Iterable[Path]) -> ClipEntries:
-    """Yield the clips of npy files, one each."""
-    for path in paths:
-        yield stem_of(root, path), _npy(path, stem_of(root, path))
 
 
 # numpy maps the arrays into memory, which needs no memory for a long clip and refuses Python objects.
@@ -238,10 +226,13 @@ def _npy(path: Path, name: str) -> Iterator[IncomingClip]:
         yield clip_from_arrays({FEATURES: npy.open_memmap(path, mode="r")}, name)
 
 
-def npz_entries(root: Path, paths: Iterable[Path]) -> ClipEntries:
-    """Yield the clips of npz files, one each, under the name in an exported file or the file's own."""
+def array_entries(root: Path, paths: Iterable[Path]) -> ClipEntries:
+    """Yield the clips of npy and npz files, one each, under the name in an exported file or the file's own."""
     for path in paths:
-        name = stem_of(root, path)
+        name = path.stem if root == path else path.relative_to(root).with_suffix("").as_posix()
+        if path.suffix.lower() == ".npy":
+            yield name, _npy(path, name)
+            continue
         try:
             with zipfile.ZipFile(path) as file, file.open(CLIP_NAME) as member:
                 stated = json.loads(member.read(1 << 16))
@@ -360,7 +351,8 @@ def _checked(dataset: Any, name: str) -> Any:
     if dataset.dtype.kind not in "fiu":
         raise ClipError(f"{dataset.name!r} holds {dataset.dtype}, not numbers", where=name,
                         hint="save arrays of numbers; Python objects are never loaded")
-    missing = [code for code in _filters(dataset) if not h5py.h5z.filter_avail(code)]
+    plist = dataset.id.get_create_plist()
+    missing = [code for i in range(plist.get_nfilters()) if not h5py.h5z.filter_avail(code := plist.get_filter(i)[0])]
     if missing:
         raise ClipError(f"{dataset.name!r} is compressed with {FILTERS.get(missing[0], f'HDF5 filter {missing[0]}')}, "
                         "which is not installed", where=name, hint="pip install hdf5plugin")
@@ -368,12 +360,6 @@ def _checked(dataset: Any, name: str) -> Any:
     if dataset.size and not dataset.id.get_storage_size():
         raise ClipError(f"{dataset.name!r} of shape {dataset.shape} was declared and never written", where=name)
     return dataset
-
-
-def _filters(dataset: Any) -> list[int]:
-    """Return the codes of the filters that a dataset was written with."""
-    plist = dataset.id.get_create_plist()
-    return [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
 
 
 @dataclass(frozen=True)
@@ -562,21 +548,7 @@ class _PersonRows:
                     for tap, file in self.files.items()})
 
 
-class _Failing(AbstractContextManager[IncomingClip]):
-    """A clip that could not be read; opening it raises the error."""
-
-    def __init__(self, error: ClipError) -> None:
-        self.error = error
-
-    def __enter__(self) -> IncomingClip:
-        raise self.error
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
 def _people_of(clip: str, pieces: Iterable[tuple[str, int, Any]], columns: TableColumns) -> ClipEntries:
-    """Yield the people of a clip of a table."""
     with ExitStack() as stack:
         people: dict[str, _PersonRows] = {}
         try:
@@ -585,7 +557,7 @@ def _people_of(clip: str, pieces: Iterable[tuple[str, int, Any]], columns: Table
             if not people:
                 raise ClipError("has no row with a face", where=clip)
         except ClipError as error:
-            yield clip, _Failing(error)
+            yield clip, error
             return
         ranked = sorted(people, key=lambda person: -sum(map(len, people[person].frames)))
         names = {person: clip if i == 1 else f"{clip}#{i}" for i, person in enumerate(ranked, 1)}
@@ -598,7 +570,6 @@ def _people_of(clip: str, pieces: Iterable[tuple[str, int, Any]], columns: Table
 
 def _add_batch(people: dict[str, _PersonRows], clip: str, line: int, batch: Any, columns: TableColumns,
                stack: ExitStack) -> None:
-    """Add the rows of a batch to its people."""
     try:
         numbers = columns.frames(batch)
         cells = {name: _cells(batch.column(name)) for name in columns.features}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import re
-from contextlib import AbstractContextManager
+import shutil
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from fercache.config import fingerprint_of
 from fercache.errors import ClipError, InputError
 from fercache.maintenance import import_formats
 from fercache.maintenance.import_formats import ClipEntries, IncomingClip
+from fercache.runtime.atomic_io import file_sha256
 from fercache.runtime.progress import progress_bar
 from fercache.runtime.uri import Location, Url
 from fercache.store.embedding_store import EmbeddingStore
@@ -102,13 +102,15 @@ class _Import:
     store: EmbeddingStore | None = None
     seen: set[str] = field(default_factory=set)
 
-    def add(self, name: str, opened: AbstractContextManager[IncomingClip]) -> None:
+    def add(self, name: str, opened: AbstractContextManager[IncomingClip] | ClipError) -> None:
         """Import one clip; an error is recorded."""
         try:
             if name in self.seen:
                 raise ClipError("comes twice, with other clips between", where=name,
                                 hint="sort the table by clip and frame")
             self.seen.add(name)
+            if isinstance(opened, ClipError):
+                raise opened
             with opened as clip:
                 clip.check(name)
                 self._write(name, clip)
@@ -171,21 +173,19 @@ def kind_of(path: Path) -> str:
 
 
 def _entries(path: Path, kind: str, fps: float, first_frame: int | None) -> ClipEntries:
-    """Return the clips of a path."""
     if kind == "h5":
         return import_formats.hdf5_entries(path)
     paths = [path] if path.is_file() else [file for file in _files(path) if ENDINGS.get(file.suffix.lower()) == kind]
     if kind in ("csv", "parquet"):
         return (entry for one in paths for entry in import_formats.table_entries(one, fps, first_frame))
-    return import_formats.npz_entries(path, paths) if kind == "npz" else import_formats.npy_entries(path, paths)
+    return import_formats.array_entries(path, paths)
 
 
 def _content_digest(path: Path) -> str:
     """Return the sha256 (hex) over the bytes of a file, or over names and bytes of a folder's files."""
     if path.is_dir():
         return fingerprint_of([[file.relative_to(path).as_posix(), _content_digest(file)] for file in _files(path)])
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -200,14 +200,9 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _remove_empty_store(place: Location) -> None:
-    """Remove a store in which nothing was committed."""
     files_at(place).remove_tree("")
     if isinstance(place, Url):
         return
-    work = work_folder(place)
-    if work.is_dir():
-        for path in work.iterdir():
-            path.unlink()
-        work.rmdir()
-    if place.parent.is_dir() and not os.listdir(place.parent):  # noqa: PTH208 - is it empty
+    shutil.rmtree(work_folder(place), ignore_errors=True)
+    with suppress(OSError):  # other stores are in it
         place.parent.rmdir()

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fercache.errors import ClipError
-from fercache.media.source import MAX_PIXELS, Frame, Source, file_digest, unreadable, whole_hash
+from fercache.media.source import MAX_PIXELS, Frame, Source, file_digest, unreadable
+from fercache.runtime.atomic_io import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ def folder_digest(path: Path, names: dict[int, str], strict: bool) -> dict[str, 
             line = f"{names[number]} {size}"
             hashes[0].update(f"{line}\n".encode())
             if strict:
-                hashes[1].update(f"{line} {whole_hash(picture)}\n".encode())
+                hashes[1].update(f"{line} {file_sha256(picture)}\n".encode())
     except OSError as error:
         raise unreadable(path, error) from error
     # The time stamps of six pictures already add up to more than 63 bits.

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.errors import ClipError
+from fercache.runtime.atomic_io import file_sha256
 
 # Largest picture: 8192 x 8192, 200 MB as RGB. A damaged header may state any size.
 MAX_PIXELS = 1 << 26
@@ -137,22 +138,16 @@ def file_digest(path: Path, strict: bool) -> dict[str, Any]:
     try:
         digest: dict[str, Any] = {**stamp, "sha256": _sampled(path, stamp["size"])}
         if strict:
-            digest["sha256_strict"] = whole_hash(path)
+            digest["sha256_strict"] = file_sha256(path)
     except OSError as error:
         raise unreadable(path, error) from error
     return digest
 
 
-def whole_hash(path: Path) -> str:
-    """Return the sha256 (hex) of every byte of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _sampled(path: Path, size: int) -> str:
     """Return the hash of a small file, or of the size of a large one and of samples from start to end."""
     if size <= WHOLE_BYTES:
-        return whole_hash(path)
+        return file_sha256(path)
     # The size is hashed too: between the samples, bytes may be added or removed.
     digest = hashlib.sha256(f"sampled {size}".encode())
     with path.open("rb") as file:

@@ -135,7 +135,6 @@ class _SoundCopier:
         return packet
 
     def _write(self, packet: Any) -> None:
-        """Write a packet, shifted so that the first picture is at time 0."""
         shift = round(self._origin_s / packet.time_base)
         try:
             if self._reencodes:

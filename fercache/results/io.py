@@ -204,17 +204,6 @@ def file_name(clip: str, ending: str) -> str:
     return f"{plain}{ending}" if plain == clip else f"{plain}-{fingerprint_of(clip)[:8]}{ending}"
 
 
-def classes(preds: Path) -> tuple[str, ...]:
-    """Return the class names of a prediction table; raises as `PredictionsFile` does."""
-    return PredictionsFile(preds).classes
-
-
-def each_clip(preds: Path) -> Iterator[tuple[str, ClipSeries]]:
-    """Yield each clip of a table with its rows; raises as `PredictionsFile` and `PredictionsFile.clips` do."""
-    for clip in PredictionsFile(preds).clips():
-        yield clip.name, clip
-
-
 def write_predictions(oof: OofLogits, ppm: NDArray[np.int32], path: Path) -> None:
     """Write the predictions to `path`, atomically; the ending of the name selects the format.
 
@@ -257,7 +246,6 @@ def _write_csv(oof: OofLogits, ppm: NDArray[np.int32], file: BinaryIO, compress:
 
 
 def _line(fields: Sequence[str]) -> str:
-    """Return one line of CSV, quoted where necessary."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(fields)
     return text.getvalue()

@@ -97,8 +97,3 @@ def unfilled_heads(heads: Sequence[str], policy: str) -> list[str]:
     if policy in COPIED:
         return []
     return [head for head in heads if policy == "none" or head in TEMPORAL]
-
-
-def describe_policy(policy: str) -> str:
-    """Return the policy in words, its name first."""
-    return f"{policy}: {POLICIES[policy]}; {FACELESS_CLIP}"

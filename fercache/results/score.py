@@ -16,7 +16,7 @@ from rich.text import Text
 from fercache import metrics
 from fercache.config import ScoreConfig
 from fercache.data import labels
-from fercache.data.base import Dataset, Trial
+from fercache.data.base import Dataset, Trial, shorten_list
 from fercache.errors import InputError
 from fercache.results import io
 
@@ -94,7 +94,6 @@ def score_file(dataset: Dataset, preds: io.PredictionsFile, config: ScoreConfig)
 
 
 def _count(tally: _Tally, trial: Trial, clip: io.ClipPredictions, names: labels.LabelMap, level: str) -> None:
-    """Count one trial, by frame or as one clip."""
     labels_by_frame = trial.frame_labels(int(clip.frame[-1]))
     if level == "clip":
         if trial.clip_label < 0:
@@ -105,9 +104,7 @@ def _count(tally: _Tally, trial: Trial, clip: io.ClipPredictions, names: labels.
         return
     label = labels_by_frame[clip.frame - 1]
     tally.unscored += int((labels_by_frame >= 0).sum() - (label >= 0).sum())
-    # The file's own prediction counts; if some class has no counterpart, the best of the others.
-    predicted = names.probs(clip.probs).argmax(1) if names.source_only else names.labels(clip.label_pred)
-    tally.add(trial, label, predicted)
+    tally.add(trial, label, names.predicted(clip.probs, clip.label_pred))
 
 
 def _figures(matrices: Counts, dataset: Dataset, keep: Sequence[int], config: ScoreConfig) -> dict[str, Any]:
@@ -138,8 +135,7 @@ def score_warnings(report: dict[str, Any]) -> list[str]:
     lost = report["trials_without_prediction"]
     predicted = []
     if lost:
-        more = f" and {len(lost) - SHOWN:,} more" if len(lost) > SHOWN else ""
-        predicted.append(f"{len(lost):,} labelled trials have no prediction: {', '.join(lost[:SHOWN])}{more}")
+        predicted.append(f"{len(lost):,} labelled trials have no prediction: {shorten_list(lost, SHOWN)}")
     if report["unscored_frames"]:
         predicted.append(f"{report['unscored_frames']:,} labelled frames have no prediction")
     return predicted

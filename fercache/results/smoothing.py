@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import msgspec
@@ -160,36 +161,69 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
     evidence_hz: float
 
 
-def chain_posteriors(log_probs: Floats, time_s: Floats, chains: Sequence[Chain], *, causal: bool = False) -> Floats:
-    """Return log-probabilities of the classes under each chain, given all rows (`causal`: no later one), ``(T, V, C)``.
+def chain_posteriors(log_probs: Sequence[Floats], time_s: Sequence[Floats], chains: Sequence[Chain], *,
+                     causal: bool = False) -> list[Floats]:
+    """Return log-probabilities of the classes under each chain, given all rows of a clip (`causal`: no later one).
 
     Parameters
     ----------
-    log_probs : (T, C) of single frames.
-    time_s : (T,) rising. After a gap the chain knows less.
+    log_probs : (T, C) of single frames, for each clip.
+    time_s : (T,) rising, for each clip. After a gap the chain knows less.
+
+    Returns
+    -------
+    (T, V, C) for each clip, which does not depend on the other clips.
 
     Notes
     -----
-    The forward-backward algorithm (Rabiner 1989), all chains in one pass.
+    The forward-backward algorithm (Rabiner 1989), all clips and chains in one pass.
     """
-    rows, classes = log_probs.shape
+    # A step of one clip alone is a dozen tiny arrays, so step t is taken for all clips at once. The rows of a step are
+    # adjacent, the longest clip first: the clips that still run are then a prefix.
+    order = sorted(range(len(log_probs)), key=lambda i: -len(log_probs[i]))
+    lengths = np.array([len(log_probs[i]) for i in order], int)
+    count = (lengths[:, None] > np.arange(lengths.max(initial=0))).sum(0)
+    first = np.cumsum(count) - count
+    place = [first[:length] + rank for rank, length in enumerate(lengths)]
+    steps = [slice(start, start + n) for start, n in zip(first.tolist(), count.tolist(), strict=True)]
+    inputs = [_chain_inputs(log_probs[i], time_s[i], chains) for i in order]
+
+    def by_step(part: int, turn: int) -> Floats:
+        values = np.empty((int(count.sum()), *inputs[0][part].shape[1:]))
+        for rows, one in zip(place, inputs, strict=True):
+            values[rows] = one[part][::turn]
+        return values
+
+    if not inputs:
+        return []
+    (keep, draw, before), state = (by_step(part, 1) for part in range(3)), np.empty(0)
+    for t, step in enumerate(steps):
+        now = before[step]
+        prior = state[:len(now)] if t else np.full_like(now, 1 / now.shape[2])
+        state = (keep[step] * prior + draw[step]) * now
+        state /= state.sum(2, keepdims=True)
+        before[step] = state
+    keep, draw, evidence = (by_step(part, -1) for part in range(3))
+    after = np.ones_like(evidence)
+    for step, following in pairwise(steps) if not causal else ():
+        live = slice(step.start, step.start + following.stop - following.start)
+        state = after[live] * evidence[live]
+        state = keep[live] * state + draw[live] * state.sum(2, keepdims=True)
+        after[following] = state / state.sum(2, keepdims=True)
+    found: list[Floats] = [np.empty(0)] * len(order)
+    for i, rows in zip(order, place, strict=True):
+        both = after[rows][::-1] * before[rows]
+        found[i] = np.log(both / both.sum(2, keepdims=True))
+    return found
+
+
+def _chain_inputs(log_probs: Floats, time_s: Floats, chains: Sequence[Chain]) -> tuple[Floats, Floats, Floats]:
+    """Return the probabilities to keep the class and to draw each class, ``(T, V, 1)``, and evidence ``(T, V, C)``."""
     gap = np.diff(time_s, prepend=-np.inf)[:, None]
     weight = np.minimum(1.0, gap * [chain.evidence_hz for chain in chains])
     keep = np.exp(-gap / [chain.dwell_s for chain in chains])[..., None]
-    draw = (1 - keep) / classes
     evidence = np.exp(weight[..., None] * (log_probs - log_probs.max(1, keepdims=True))[:, None])
-    before, after = np.empty_like(evidence), np.ones_like(evidence)
-    state = np.full(evidence.shape[1:], 1 / classes)
-    for t in range(rows):
-        state = (keep[t] * state + draw[t]) * evidence[t]
-        state /= state.sum(1, keepdims=True)
-        before[t] = state
-    for t in range(rows - 1, 0, -1) if not causal else ():
-        state = after[t] * evidence[t]
-        state = keep[t] * state + draw[t] * state.sum(1, keepdims=True)
-        after[t - 1] = state / state.sum(1, keepdims=True)
-    after *= before
-    return np.asarray(np.log(after / after.sum(2, keepdims=True)))
+    return keep, (1 - keep) / log_probs.shape[1], evidence
 
 
 def _running(values: Floats) -> Floats:

@@ -6,6 +6,7 @@ No other module replaces a file.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -181,6 +182,12 @@ def not_writable(path: Path, error: OSError) -> InputError:
                       hint="check the path and its permissions, or choose another folder with --cache or --out")
 
 
+def file_sha256(path: Path) -> str:
+    """Return the sha256 (hex) of every byte of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def fsync(path: Path) -> None:
     """Return when the file or folder at `path` has reached the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -221,7 +228,6 @@ def durable_step(name: str) -> None:
 
 
 def _umask() -> int:
-    """Return the process's umask."""
     # Python can only read the umask by setting it, and files that other threads create meanwhile would get wrong modes.
     # Linux reports it in /proc.
     try:

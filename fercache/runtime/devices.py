@@ -90,7 +90,6 @@ def bf16_pays(flags: str | None = None) -> bool:
 
 @cache
 def _processor() -> str:
-    """Return the content of /proc/cpuinfo, "" where there is none."""
     try:
         return Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -72,16 +72,10 @@ class ForkPool:
             raise BrokenOff("a training process was killed", hint="memory may be too small: choose fewer "
                             "taps or --threads 1, and run again; finished heads stay") from error
         finally:
-            if not all(future.done() for future in waiting):
-                _end(others)
+            if not all(future.done() for future in waiting):  # a fit may take many more minutes
+                for child in set(active_children()).difference(others):
+                    child.kill()
             workers.shutdown(cancel_futures=True)
-
-
-def _end(others: Sequence[Any]) -> None:
-    """Kill the workers, that is, all children but `others`: a fit may take many more minutes."""
-    for child in active_children():
-        if child not in others:
-            child.kill()
 
 
 _state: dict[str, Any] = {}
@@ -89,7 +83,6 @@ _state: dict[str, Any] = {}
 
 
 def _begin(task: Any, jobs: Any, done: Any, parent: int) -> None:
-    """Initialize a worker after the fork."""
     gc.freeze()  # objects of the parent are never collected here: only the parent may finalize them
     # Ctrl-C reaches the whole process group; only the parent handles it, and kills the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -99,7 +92,6 @@ def _begin(task: Any, jobs: Any, done: Any, parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent has died."""
     while os.getppid() == parent:
         time.sleep(POLL_S)
     os._exit(1)

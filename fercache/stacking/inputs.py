@@ -212,8 +212,21 @@ def aggregate_clips(oof: OofLogits) -> OofLogits:
     for trial, clip in enumerate(oof.clips):
         trials_of.setdefault(clip, []).append(trial)
     names = sorted(trials_of)
-    firsts = np.array([_one_side(oof, name, trials_of[name]) for name in names], int)
-    rows = [_rows_with_face(oof, trials_of[name]) for name in names]
+    firsts = np.array([trials_of[name][0] for name in names], int)
+    rows, label = [], []
+    for name in names:
+        # One row cannot be on both sides of a fold: it would be trained on and scored.
+        if len({(oof.group[i], oof.split[i], int(oof.fold[i])) for i in trials_of[name]}) > 1:
+            raise InputError("the people of one clip are in different groups, splits or folds", where=name,
+                             hint="give them one group, or stack with --level frame")
+        every = oof.rows_of(trials_of[name])
+        values = np.unique(oof.label[every][oof.label[every] >= 0])
+        if len(values) > 1:
+            raise InputError("the label changes within the clip", where=name,
+                             hint="--level clip is for sets with one label a clip; stack with --level frame")
+        label.append(int(values[0]) if len(values) else -1)
+        seen = every[oof.valid[every]]
+        rows.append(seen if len(seen) else every)
     means, stats = {}, {}
     for head in oof.heads:
         aggregated = [_aggregate(oof.logits[head][own_rows]) for own_rows in rows]
@@ -223,40 +236,13 @@ def aggregate_clips(oof: OofLogits) -> OofLogits:
                    split=tuple(oof.split[i] for i in firsts), fold=oof.fold[firsts],
                    offsets=np.arange(len(names) + 1), index=np.ones(len(names), np.int32), time_s=np.zeros(len(names)),
                    valid=np.array([bool(oof.valid[own_rows].any()) for own_rows in rows]),
-                   label=np.array([_label(oof, name, trials_of[name]) for name in names], np.int16),
-                   logits=means, pooled=stats)
+                   label=np.array(label, np.int16), logits=means, pooled=stats)
 
 
 def rows_of_clips(oof: OofLogits, clips: OofLogits) -> NDArray[np.int64]:
     """Return the row of `clips` that holds the clip of each row, ``(R,)``."""
     place = {name: i for i, name in enumerate(clips.trials)}
     return np.asarray(oof.per_row(np.array([place[name] for name in oof.clips], np.int64)))
-
-
-def _one_side(oof: OofLogits, name: str, trials: list[int]) -> int:
-    """Return the first trial of a clip; raise if its trials are in different groups, splits or folds."""
-    # One row cannot be on both sides of a fold: it would be trained on and scored.
-    sides = {(oof.group[i], oof.split[i], int(oof.fold[i])) for i in trials}
-    if len(sides) > 1:
-        raise InputError("the people of one clip are in different groups, splits or folds", where=name,
-                         hint="give them one group, or stack with --level frame")
-    return trials[0]
-
-
-def _rows_with_face(oof: OofLogits, trials: list[int]) -> NDArray[np.int64]:
-    """Return the rows of a clip with a face, or all its rows if there is none."""
-    rows = oof.rows_of(trials)
-    seen = rows[oof.valid[rows]]
-    return seen if len(seen) else rows
-
-
-def _label(oof: OofLogits, name: str, trials: list[int]) -> int:
-    rows = oof.rows_of(trials)
-    label_values = np.unique(oof.label[rows][oof.label[rows] >= 0])
-    if len(label_values) > 1:
-        raise InputError("the label changes within the clip", where=name,
-                         hint="--level clip is for sets with one label a clip; stack with --level frame")
-    return int(label_values[0]) if len(label_values) else -1
 
 
 def _aggregate(logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -120,8 +120,8 @@ class _Inference:
         self.start, self.correction, self.logistic = (np.zeros(shape, np.float32) for _ in range(3))
         for fold, fold_model in fold_models.items():
             waiting: list[tuple[int, ClipView, Probs, Probs]] = []
-            for trial in np.flatnonzero((oof.fold == fold) & (np.diff(oof.offsets) > 0)).tolist():
-                view = ClipView.of(oof, trial, features_.causal)
+            trials = np.flatnonzero((oof.fold == fold) & (np.diff(oof.offsets) > 0)).tolist()
+            for trial, view in zip(trials, ClipView.each(oof, trials, features_.causal), strict=True):
                 smoothed = features_.smoothed(view, (fold_model.smoothed_mean.smoothing,))[:, 0]
                 waiting.append((trial, view, features_.build(view), smoothed))
                 if sum(len(x) for _, _, x, _ in waiting) >= ROWS_PER_CALL:

@@ -73,7 +73,9 @@ def build_report(run: StackRun, fingerprint: str) -> StackMetrics:
         warnings=_losing(splits["train"], run.metric) if "train" in splits else (),
         flags=tuple(f"{name}: {why}" for name, why in (*leaky.items(), *run.rejected.items())), rejected=run.rejected,
         order=tuple(run.columns), columns={name: DESCRIPTIONS.get(name, "head") for name in run.columns},
-        gap_policy=missing_faces.describe_policy(config.missing_faces), frames_without_face=int((~oof.valid).sum()),
+        gap_policy=(f"{config.missing_faces}: {missing_faces.POLICIES[config.missing_faces]}; "
+                    f"{missing_faces.FACELESS_CLIP}"),
+        frames_without_face=int((~oof.valid).sum()),
         splits=splits, folds=_folds(oof), declared=oof.declared,
         fold_models=tuple(model.record() for model in run.nested.fold_models.values()) or FEW_LEARNT,
         importances=_importances(run), frames=len(oof.label), trials=len(oof.trials), config=config.settings(),
@@ -81,7 +83,6 @@ def build_report(run: StackRun, fingerprint: str) -> StackMetrics:
 
 
 def _losing(train: SplitMetrics, metric: str) -> tuple[str, ...]:
-    """Return a sentence for each column with a higher out-of-fold score than the trees."""
     scores = {name: one.official for name, one in train.all_frames.items()}
     mine = scores.get("stack", float("inf"))
     return tuple(f"the stacker loses out of fold: {name} has {score:.4f} {metric}, stack {mine:.4f}"
@@ -89,7 +90,6 @@ def _losing(train: SplitMetrics, metric: str) -> tuple[str, ...]:
 
 
 def _folds(oof: OofLogits) -> tuple[FoldGroups, ...]:
-    """Return the groups of each fold, and its number of labeled rows by class."""
     fold, found = oof.per_row(oof.fold), []
     for k in range(int(oof.fold.max()) + 1):
         label = oof.label[(fold == k) & (oof.label >= 0)]
@@ -127,7 +127,7 @@ def _split(run: StackRun, split: str) -> SplitMetrics | None:
     if not predicted:
         return SplitMetrics(predicted=REFITTED, all_frames={}, frames_with_face={}, paired={},
                             calibration=Calibration())
-    everywhere, seen = ({name: _by_group(oof, some, column) for name, column in predicted.items()}
+    everywhere, seen = ({name: oof.confusions(column, some) for name, column in predicted.items()}
                         for some in (rows, rows & oof.valid))
     # The same draws for every column: their differences are paired.
     samplers = [metrics.Resampler(len(next(iter(m.values()))), config.bootstrap, config.seed) for m in
@@ -151,13 +151,6 @@ def _calibration(run: StackRun, rows: NDArray[np.bool_], names: Iterable[str]) -
     tempered = calibration.apply_by_fold(run.oof, run.columns[final], run.temperatures)[rows]
     return Calibration(ece={name: one.ece for name, one in found.items()},
                        final=TemperedReliability(before=found[final], after=calibration.reliability(tempered, label)))
-
-
-def _by_group(oof: OofLogits, rows: NDArray[np.bool_], predicted: NDArray[np.int16]) -> metrics.Counts:
-    """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``."""
-    names = oof.per_row(np.unique(np.array(oof.group), return_inverse=True)[1])[rows]
-    _, group = np.unique(names, return_inverse=True)
-    return metrics.confusions(oof.label[rows], predicted[rows], group, len(oof.classes), int(group.max(initial=-1)) + 1)
 
 
 def _importances(run: StackRun) -> tuple[tuple[str, float], ...]:
@@ -207,7 +200,6 @@ def as_text(shown: RenderableType) -> str:
 
 
 def _scores(report: StackMetrics, split: SplitMetrics, title: str) -> Table:
-    """Return a table of the scores of every column on one split, with intervals."""
     any_ = next(iter(split.all_frames.values()))  # frames, groups and reason are the same for every column
     note = any_.why_none and f"no intervals: {any_.why_none}"
     grid = Table(title=f"{title}: {any_.frames:,} {report.level}s of {any_.groups} groups",
@@ -248,7 +240,6 @@ def _gain(report: StackMetrics, split: SplitMetrics, title: str) -> Text:
 
 
 def _figure(scores: Scores, key: str) -> Text:
-    """Return a figure and its interval."""
     span = (scores.intervals or {}).get(key)
     around = Text(f" {_short(span[0])}-{_short(span[1])}", "dim") if span else Text()
     return Text(f"{scores.figures[key]:.3f}") + around
@@ -259,7 +250,6 @@ def _short(value: float) -> str:
 
 
 def _classes(report: StackMetrics, split: SplitMetrics) -> Table:
-    """Return a table of the F1 and the number of frames of each class."""
     support = next(iter(split.all_frames.values())).support
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     grid.add_column("F1 by class")

@@ -209,7 +209,6 @@ def _ready(oof: OofLogits, config: StackConfig) -> OofLogits:
 
 def _compute(oof: OofLogits, config: StackConfig, run_folder: Path,
              fingerprint_: str) -> tuple[NDArray[np.int32], StackMetrics]:
-    """Return the final predictions in parts per million and the metrics, and store them."""
     nested = nested_cv.run_nested_cv(oof, config)
     filler = candidates.GapFiller.of(oof, config.missing_faces, causal=config.causal)
     by_candidate = candidates.gather_candidates(oof, nested, filler)
@@ -279,16 +278,13 @@ def evaluate(folder: Path, oof: OofLogits, config: StackConfig) -> StackResult:
                                       why=f"as in the run {folder.name}: {run_metrics.final.why}")
     inference = StackInference.of(folder, run_metrics, oof)
     ready = inference.oof
-    run = report.StackRun(oof=ready, config=_as_trained(run_metrics, config), nested=inference.nested,
+    # Without refit: no model saw the new trials.
+    trained = replace(msgspec.convert(run_metrics.config, StackConfig), bootstrap=config.bootstrap, seed=config.seed,
+                      refit="none")
+    run = report.StackRun(oof=ready, config=trained, nested=inference.nested,
                        columns=inference.columns, final=final,
                        temperatures=dict.fromkeys([*range(int(ready.fold.max(initial=-1)) + 1), -1],
                                                   run_metrics.final.temperature),
                        rejected=run_metrics.rejected)
     return StackResult(oof=oof, ppm=inference.probs_ppm(oof), folder=folder, cached=False,
                        report=report.build_report(run, run_metrics.fingerprint), seconds=time.monotonic() - started)
-
-
-def _as_trained(run_metrics: StackMetrics, config: StackConfig) -> StackConfig:
-    """Return the run's configuration with the bootstrap of `config`, and without refit: no model saw the new trials."""
-    return replace(msgspec.convert(run_metrics.config, StackConfig), bootstrap=config.bootstrap, seed=config.seed,
-                   refit="none")

@@ -61,9 +61,9 @@ class Tap:
         """
         if not 0 <= start <= max(start, stop) <= len(self):  # the last chunk is padded: past the end there are zeros
             raise InputError(f"rows {start} to {stop} of {len(self)}", where=self.key)
-        # One listing finds torn files before any row is read. Remote objects are never torn, and a missing one fails
-        # when it is read, so the round trip is saved.
-        if not (self._checked or self.files.is_remote):
+        # A part of a clip with a torn file elsewhere is refused too, and whoever reads all sees every file. Remote
+        # objects are never torn, and a missing one fails when it is read, so the round trip is saved.
+        if not (self._checked or self.files.is_remote or stop - start == len(self)):
             self.check()
         shape = (max(stop - start, 0), *self.shape[1:])
         if out is not None and (out.shape != shape or out.dtype != self.dtype):
@@ -77,7 +77,7 @@ class Tap:
             low, high = max(start, chunk * grid.rows), min(stop, (chunk + 1) * grid.rows)
             parts.append((f"{self.key}/{grid.file(chunk)}", view[(low - start) * size:(high - start) * size],
                           (low - chunk * grid.rows) * size))
-        failed = self.files.fill_all(parts)
+        failed = self.files.fill_all(parts, grid.chunk_bytes)
         if failed is not None:
             raise damaged("a chunk is missing or torn", f"{self.files.root}/{failed}")
         if out is None or direct:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from fercache.config import fingerprint_of
 from fercache.errors import InputError, NotInStore, StoreError
@@ -36,6 +39,12 @@ log = logging.getLogger(__name__)
 
 
 JOURNAL_SUFFIX = ".journal"
+INDEX = "manifests.index"
+"""File in a local store's work folder: the manifests that were read, so that the next process reads one file, not one
+per clip."""
+INDEX_AFTER = 8
+"""Manifests that are read one by one first: a reader of a clip or two need not read the index of thousands."""
+DIGEST_BYTES = hashlib.sha256().digest_size
 REBUILD_HINT = "run `fercache extract` with the same settings: it writes the root anew and keeps the clips"
 
 
@@ -92,6 +101,23 @@ def check_taps(taps: dict[str, tuple[int, ...]]) -> None:
                              hint=f"shapes are positive, and {FRAME_TABLE!r} is the name of the frame table")
 
 
+def read_index(path: Path) -> dict[str, tuple[FileStamp, ClipManifest]]:
+    """Return the manifests in an index by folder, each with the stamp that its file had.
+
+    Raises
+    ------
+    StoreError
+        The index is damaged or has another format.
+    """
+    data = path.read_bytes()
+    try:
+        if hashlib.sha256(data[DIGEST_BYTES:]).digest() == data[:DIGEST_BYTES]:
+            return msgspec.msgpack.decode(data[DIGEST_BYTES:], type=dict[str, tuple[FileStamp, ClipManifest]])
+    except ValueError:
+        pass
+    raise StoreError("is damaged or of another format", where=path, hint="remove it")
+
+
 class EmbeddingStore(Mapping[str, Clip]):
     """The features of all clips, computed with the same settings; open it with `open` or `create`.
 
@@ -113,6 +139,7 @@ class EmbeddingStore(Mapping[str, Clip]):
         self.settings, self.taps = root.settings, root.taps
         self.fingerprint = fingerprint_of(root.settings)
         self._manifests: dict[str, tuple[FileStamp, ClipManifest | None]] = {}
+        self._indexed: dict[str, tuple[FileStamp, ClipManifest | None]] | None = None  # what the index file holds
         self._digest: str | None = None
 
     @classmethod
@@ -219,6 +246,9 @@ class EmbeddingStore(Mapping[str, Clip]):
             return None
         if cached is not None and cached[0] == stamp:
             return cached[1]
+        if self._indexed is None and len(self._manifests) >= INDEX_AFTER:
+            self._load_index()
+            return self._manifest(folder)
         try:
             manifest = self.read_manifest(folder)
         except StoreError as error:
@@ -245,6 +275,26 @@ class EmbeddingStore(Mapping[str, Clip]):
             raise damaged(f"belongs to the clip {manifest.clip!r} of the store {manifest.fingerprint[:12]}",
                           self.path / folder)
         return manifest
+
+    def _load_index(self) -> None:
+        """Take the manifests from the index; each counts only while the stamp of its file is the same."""
+        self._indexed = {}
+        with suppress(OSError, StoreError):  # without an index the manifests themselves are read
+            if not self.files.is_remote:
+                self._indexed = {**read_index(self.work / INDEX)}
+                self._manifests = self._indexed | self._manifests
+
+    def write_index(self) -> None:
+        """Write the index anew if it lacks a committed clip."""
+        if self._indexed is None:
+            self._load_index()
+        if self.files.is_remote or self._manifests == self._indexed:
+            return
+        committed = {folder: self._manifests[folder] for folder in self.files.folders() if self._manifest(folder)}
+        # A name that is no valid text cannot be encoded, and a full or read-only disk must not fail a finished run.
+        with suppress(ValueError, OverflowError, OSError, InputError):
+            data = msgspec.msgpack.encode(committed)
+            atomic_io.write_bytes(self.work / INDEX, hashlib.sha256(data).digest() + data)
 
     def document(self) -> bytes:
         """Return the `zarr.json` of the store's root."""
@@ -346,7 +396,7 @@ class EmbeddingStore(Mapping[str, Clip]):
                         path.unlink(missing_ok=True)
 
     def _discard(self, folder: str) -> None:
-        """Remove a clip from the store."""
+        (self.work / INDEX).unlink(missing_ok=True)  # it may name the clip
         # The manifest first: a crash in between leaves an absent clip, never one with missing chunks.
         self.files.remove(f"{folder}/{META}")
         atomic_io.durable_step("discard.unmarked")

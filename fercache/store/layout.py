@@ -7,8 +7,9 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 VERSION = 2
 """Format of stores: 1 was fercache 0.1 (its frame table was the array "clock"); 2 names it "frame_table"."""
@@ -31,22 +32,22 @@ class Grid:
     shape: tuple[int, ...]  # (T, ...) of the array
     dtype: str  # one of DTYPES
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Rows of a chunk."""
         return min(self.shape[0], CHUNK)
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Number of chunks."""
         return math.ceil(self.shape[0] / self.rows)
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return math.prod(self.shape[1:]) * DTYPES[self.dtype]
 
-    @property
+    @cached_property
     def chunk_bytes(self) -> int:
         """Bytes of a chunk's file, padding of the last one included."""
         return self.rows * self.row_bytes
@@ -86,7 +87,6 @@ def _document(value: dict[str, Any]) -> bytes:
 
 # Folder names of clips and taps: reversible, and valid on every file system and in Zarr.
 
-UNESCAPED = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 MAX_NAME_BYTES = 180
 """Longest folder name that spells out the whole name; file systems allow 255 bytes."""
 PREFIX_BYTES = 100
@@ -98,11 +98,12 @@ _SPECIAL = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)|zarr\.json$|\.|__", 
 """Names with a meaning to Windows, Zarr or a shell's listing; their first character is escaped."""
 
 
+@lru_cache(1 << 16)
 def encode_name(name: str) -> str:
     """Return the folder name of `name`: percent-encoded UTF-8, different for every name, never a path."""
     # A longer name than MAX_NAME_BYTES ends in its sha256; the clip's manifest has the whole name.
     raw = name.encode("utf-8", "surrogatepass")
-    escaped = "".join(chr(byte) if byte in UNESCAPED else f"%{byte:02X}" for byte in raw)
+    escaped = quote_from_bytes(raw, safe="").replace("~", "%7E")
     if _SPECIAL.match(escaped):
         escaped = f"%{raw[0]:02X}{escaped[1:]}"
     if escaped.endswith("."):  # Windows drops a dot at the end

@@ -17,6 +17,8 @@ from fercache.runtime.uri import Location
 from fercache.store.manifest import MAX_METADATA_BYTES
 
 CONCURRENT_SYNCS = 8
+READERS = 4
+"""Threads that read whole clips or check chunks: while one copies or waits for the disk, another opens the next."""
 
 
 class StoreSize(NamedTuple):
@@ -53,7 +55,7 @@ class StoreFiles(Protocol):
     def in_parallel(self, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]: ...
     def stat(self, key: str) -> FileStamp | None: ...
     def get(self, key: str) -> bytes | None: ...
-    def fill_all(self, parts: Iterable[tuple[str, memoryview, int]]) -> str | None: ...
+    def fill_all(self, parts: Iterable[tuple[str, memoryview, int]], size: int) -> str | None: ...
     def fill(self, key: str, view: memoryview, offset: int = 0) -> bool: ...
     def sizes(self, key: str) -> dict[str, int]: ...
     def folders(self, key: str = "") -> list[str]: ...
@@ -85,7 +87,7 @@ class LocalStoreFiles:
     def stat(self, key: str) -> FileStamp | None:
         """Return the stamp of a file, None if it is absent."""
         try:
-            status = (self.root / key).stat()
+            status = os.stat(f"{self.root}/{key}")  # noqa: PTH116 - a Path for each of 39,000 clips is slow
         except (FileNotFoundError, NotADirectoryError):
             return None
         return FileStamp(status.st_mtime_ns, status.st_size, status.st_ino)
@@ -98,21 +100,22 @@ class LocalStoreFiles:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
-    def fill_all(self, parts: Iterable[tuple[str, memoryview, int]]) -> str | None:
-        """Fill many views as `fill` does; return the key of the first that failed, None if none did."""
+    def fill_all(self, parts: Iterable[tuple[str, memoryview, int]], size: int) -> str | None:
+        """Fill many views from files of `size` bytes; return the key of the first that failed, None if none did."""
         # Reads straight into the views. Measured in processor time, warm, on Linux 6.18: 6.1 GB/s; through a buffer
         # that fits the CPU cache 4.3 to 4.6; a memory map of each file 5.1 to 5.3. A map would also end the process
         # with a signal if the disk fails.
-        return next((key for key, view, offset in parts if not self.fill(key, view, offset)), None)
+        return next((key for key, view, offset in parts if not self.fill(key, view, offset, size)), None)
 
-    def fill(self, key: str, view: memoryview, offset: int = 0) -> bool:
-        """Fill `view` from a file's bytes at `offset`; return whether the file exists and is long enough."""
+    def fill(self, key: str, view: memoryview, offset: int = 0, size: int | None = None) -> bool:
+        """Fill `view` from a file's bytes at `offset`; return whether the file exists and has `size` bytes, or enough.
+        """
         try:
             handle = os.open(f"{self.root}/{key}", os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return False
         try:
-            return _read_all(handle, view, offset)
+            return size in (None, os.fstat(handle).st_size) and _read_all(handle, view, offset)
         except IsADirectoryError:
             return False
         finally:
@@ -223,6 +226,5 @@ def _read_all(handle: int, view: memoryview, offset: int) -> bool:
 
 
 def _write_all(handle: int, data: memoryview) -> None:
-    """Write all of `data`."""
     while data:  # one call writes at most 2 GB
         data = data[os.write(handle, data):]

@@ -123,7 +123,6 @@ class RemoteLease:
         return False
 
     def _others_alive(self) -> bool:
-        """Return whether another machine alive has a lease on the clip; remove the leases of dead ones."""
         for name in self.claims.sizes(self.folder):
             key = f"{self.folder}/{name}"
             if key == self.key:

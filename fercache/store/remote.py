@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from fercache.runtime import atomic_io
 from fercache.runtime.uri import Location, Url, as_location
 from fercache.store.clip import Clip
 from fercache.store.layout import FRAME_TABLE
-from fercache.store.local import FileStamp, LocalStoreFiles, StoreFiles, StoreSize
+from fercache.store.local import READERS, FileStamp, LocalStoreFiles, StoreFiles, StoreSize
 from fercache.store.manifest import MAX_METADATA_BYTES, ClipManifest, parse_json
 from fercache.workspace import CurrentStore
 
@@ -46,20 +47,24 @@ class PrefetchQueue(Generic[T]):
         self.names, self.read, self.size = list(self.order), read, size
         self.pending: dict[str, Future[T]] = {}
         self.pool = ThreadPoolExecutor(PREFETCH_CLIPS, "fercache-prefetch")
+        self.lock = threading.Lock()
 
     def take(self, clip: str) -> T:
         """Return the value of a clip; drop those of the clips before it, and start to read those after it."""
         position = self.order[clip]
-        for other in [name for name in self.pending if self.order[name] < position]:
-            self.pending.pop(other).cancel()
-        ahead_bytes = 0
-        for name in self.names[position:position + PREFETCH_CLIPS]:
-            ahead_bytes += self.size(name)
-            if name != clip and ahead_bytes > PREFETCH_BYTES:
-                break
-            if name not in self.pending:
-                self.pending[name] = self.pool.submit(self.read, name)
-        return self.pending[clip].result()
+        with self.lock:
+            # A few threads take clips about in their order: those just before this one may be wanted yet.
+            for other in [name for name in self.pending if self.order[name] < position - READERS]:
+                self.pending.pop(other).cancel()
+            ahead_bytes = 0
+            for name in self.names[position:position + PREFETCH_CLIPS]:
+                ahead_bytes += self.size(name)
+                if name != clip and ahead_bytes > PREFETCH_BYTES:
+                    break
+                if name not in self.pending:
+                    self.pending[name] = self.pool.submit(self.read, name)
+            value = self.pending[clip]
+        return value.result()
 
 
 class PrefetchingStore:
@@ -159,12 +164,13 @@ class RemoteStoreFiles:
     def _path(self, key: str) -> str:
         return str(self._fs._strip_protocol(str(self.root / key)))
 
-    @contextmanager
-    def _readable_errors(self, key: str) -> Iterator[None]:
-        """Turn an error of the storage or of the network into one that a user can act on."""
+    def _request(self, key: str, function: Callable[[Any, str], U], absent: U) -> U:
+        """Return ``function(file system, path)``, or `absent` without such an object; errors are those of a user."""
         try:
-            yield
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, FercacheError):
+            return function(self._fs, self._path(key))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return absent
+        except FercacheError:
             raise
         except Exception as error:
             what = "access denied" if isinstance(error, PermissionError) else "the storage request failed"
@@ -181,11 +187,7 @@ class RemoteStoreFiles:
 
     def stat(self, key: str) -> FileStamp | None:
         """Return the stamp of an object, None if it is absent."""
-        try:
-            with self._readable_errors(key):
-                info = self._fs.info(self._path(key))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        info: dict[str, Any] = self._request(key, lambda fs, path: fs.info(path), {"type": "directory"})
         if info.get("type") == "directory":
             return None
         # Storages differ in what they report (ETag, version, time), so the stamp covers all of it.
@@ -200,7 +202,7 @@ class RemoteStoreFiles:
         data = bytearray(min(stamp.bytes, MAX_METADATA_BYTES + 1))
         return bytes(data) if self.fill(key, memoryview(data)) else None
 
-    def fill_all(self, parts: Iterable[tuple[str, memoryview, int]]) -> str | None:
+    def fill_all(self, parts: Iterable[tuple[str, memoryview, int]], size: int) -> str | None:
         """Fill many views at once; return the key of the first that failed, None if none did."""
         views = list(parts)
         done = list(self.connect()[2].map(lambda part: self.fill(*part), views))
@@ -210,11 +212,7 @@ class RemoteStoreFiles:
         """Fill `view` from an object's bytes at `offset`; return whether the object exists and is long enough."""
         if not len(view):
             return True
-        try:
-            with self._readable_errors(key):
-                data = _ranged(self._fs, self._path(key), offset, offset + len(view))
-        except (FileNotFoundError, IsADirectoryError):
-            return False
+        data = self._request(key, lambda fs, path: _ranged(fs, path, offset, offset + len(view)), b"")
         if len(data) > len(view):  # some HTTP servers ignore ranges
             data = data[offset:offset + len(view)]
         if len(data) != len(view):
@@ -231,11 +229,7 @@ class RemoteStoreFiles:
         return sorted(_name(entry) for entry in self._list(key) if entry["type"] == "directory")
 
     def _list(self, key: str) -> list[dict[str, Any]]:
-        try:
-            with self._readable_errors(key):
-                entries = self._fs.ls(self._path(key), detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        entries: list[dict[str, Any]] = self._request(key, lambda fs, path: fs.ls(path, detail=True), [])
         # Some file systems list the folder itself as an entry.
         folder = self._path(key).rstrip("/")
         return [entry for entry in entries if str(entry["name"]).rstrip("/") != folder]
@@ -251,12 +245,9 @@ class RemoteStoreFiles:
         guard = self.guards.get(key.partition("/")[0])
         if guard is not None:
             guard()
-        try:
-            with self._readable_errors(key):
-                self._fs.pipe_file(self._path(key), bytes(data))
-        except FileNotFoundError as error:
-            raise StoreError(f"cannot be written ({_first_line(error)})", where=self.root / key,
-                             hint="check the name of the bucket: fercache does not create buckets") from error
+        if not self._request(key, lambda fs, path: fs.pipe_file(path, bytes(data)) or True, False):
+            raise StoreError("cannot be written: there is no such place", where=self.root / key,
+                             hint="check the name of the bucket: fercache does not create buckets")
 
     def fsync(self, keys: Iterable[str], *others: Path) -> None:
         """Return when every upload has finished and `others`, which are local, have reached the disk."""
@@ -291,29 +282,15 @@ class RemoteStoreFiles:
 
     def remove(self, key: str) -> None:
         """Remove one object; do nothing if it is absent."""
-        try:
-            with self._readable_errors(key):
-                self._fs.rm_file(self._path(key))
-        except FileNotFoundError:
-            return
+        self._request(key, lambda fs, path: fs.rm_file(path), None)
 
     def remove_tree(self, key: str) -> None:
         """Remove every object under a folder."""
-        try:
-            with self._readable_errors(key):
-                names = self._fs.find(self._path(key))
-                if names:
-                    self._fs.rm(names)
-        except FileNotFoundError:
-            return
+        self._request(key, lambda fs, path: fs.rm(names) if (names := fs.find(path)) else None, None)
 
     def size(self, key: str = "") -> StoreSize:
         """Return bytes and number of all objects under a folder."""
-        try:
-            with self._readable_errors(key):
-                entries = self._fs.find(self._path(key), detail=True)
-        except FileNotFoundError:
-            return StoreSize(0, 0)
+        entries: dict[str, Any] = self._request(key, lambda fs, path: fs.find(path, detail=True), {})
         return StoreSize(sum(int(entry.get("size") or 0) for entry in entries.values()), len(entries))
 
 
@@ -357,7 +334,6 @@ def write_pointer(place: Location, store: Location) -> None:
 
 
 def _connect(root: Url) -> Any:
-    """Return fsspec's file system of a URL; it reads credentials from the environment."""
     from fsspec.core import url_to_fs  # only remote stores need it
 
     scheme = str(root).partition("://")[0]

@@ -294,16 +294,13 @@ class CrossValidatedTraining:
         train, validation = self.splits.member_trials(key.fold, key.member)
         settings = self.settings[key.head]
         # Seeds of all runs differ, and depend on nothing but the run: a resumed training gives the same heads.
+        # Each member of a fold begins with another starter head.
+        start = None if self.init is None or key.head != FRAME else self.starters[
+            (key.fold * self.config.ensemble + key.member) % len(self.starters)]
         return FitTask(head=key.head, settings=settings, classes=len(self.dataset.classes), train=train,
                        val_trials=validation, seed=(self.config.seed * 1000 + key.fold) * 100 + key.member,
                        device=self.device, tensors=self._backbone_tensors() if settings.finetune_tap else None,
-                       start=self._start(key))
-
-    def _start(self, key: RunKey) -> dict[str, torch.Tensor] | None:
-        """Return the starter weights that a head begins with; another starter head for each member of a fold."""
-        if self.init is None or key.head != FRAME:
-            return None
-        return self.starters[(key.fold * self.config.ensemble + key.member) % len(self.starters)]
+                       start=start)
 
     def _backbone_tensors(self) -> dict[str, NDArray[np.float32]]:
         """Return the weights of the backbone that the store was made with."""
@@ -314,7 +311,6 @@ class CrossValidatedTraining:
         return files.read_tensors(weights.by_sha256(str(settings["weights"]), self.weights_folder))
 
     def _fit_and_save(self, key: RunKey, report: ReportProgress) -> None:
-        """Train one head and save it."""
         task, features = self._task(key), self._input(key.head, key.fold)
         cost_s = remaining_s = self.cost_s[key.head]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from fercache.data.base import Trial
 from fercache.errors import InputError
 from fercache.runtime import atomic_io
 from fercache.runtime.progress import progress_bar
+from fercache.store.local import READERS
 from fercache.store.multi_store import ReadableClip, ReadableStore
 
 log = logging.getLogger(__name__)
@@ -186,14 +189,15 @@ def load_features(store: ReadableStore, trials: Sequence[Trial], taps: Sequence[
     store = store.prefetch([trial.name for trial in trials],
                            [name for part in layout
                             for name in (part.tap, tap_views(part.tap))[:1 if count == 1 else 2]])
-    for i, trial in enumerate(trials):
-        _read_frame_table(dataset, store[trial.name], trial, i)
+    _in_threads(lambda i: _read_frame_table(dataset, store[trials[i].name], trials[i], i), len(trials))
 
     def fill(values: NDArray[np.float16]) -> None:
         with progress_bar("read store", rows) as bar:
-            for i, trial in enumerate(trials):
-                _read_values(values, dataset, store[trial.name], i, normalize == "clip")
+            def read(i: int) -> None:
+                _read_values(values, dataset, store[trials[i].name], i, normalize == "clip")
                 bar.advance(lengths[i])
+
+            _in_threads(read, len(trials))
 
     if _fits_into_ram(int(np.prod(shape)) * 2, memory, mmap_dir):
         values = np.zeros(shape, np.float16)
@@ -250,6 +254,22 @@ def _open_mapped(folder: Path, name: str, shape: tuple[int, ...],
     return np.asanyarray(np.lib.format.open_memmap(path, "r"))
 
 
+def _in_threads(read: Callable[[int], None], count: int) -> None:
+    """Call `read` with each number below `count`, in a few threads that take the next number when they are free."""
+    numbers = iter(range(count))
+
+    def work() -> None:
+        for number in numbers:
+            read(number)
+
+    with ThreadPoolExecutor(READERS, "fercache-read") as pool:
+        try:
+            for done in [pool.submit(work) for _ in range(READERS)]:
+                done.result()
+        finally:
+            deque(numbers, 0)  # after an error the other threads find no further number
+
+
 def _read_frame_table(dataset: FrameDataset, clip: ReadableClip, trial: Trial, i: int) -> None:
     """Fill a trial's time and labels; where the annotation is longer than the clip, time goes on at the same pace."""
     start, stop = int(dataset.offsets[i]), int(dataset.offsets[i + 1])
@@ -269,7 +289,7 @@ def _read_values(values: NDArray[np.float16], dataset: FrameDataset, clip: Reada
     start = int(dataset.offsets[i])
     rows = slice(start, start + clip.frames)
     for part in dataset.layout:
-        values[0, rows, part.start:part.stop] = clip.read(part.tap).reshape(clip.frames, -1)
+        clip.read(part.tap, values[0, rows, part.start:part.stop].reshape(-1, *part.shape))
         if len(values) > 1:
             others = clip.read(tap_views(part.tap)).reshape(clip.frames, -1, part.stop - part.start)
             values[1:, rows, part.start:part.stop] = others[:, :len(values) - 1].swapaxes(0, 1)

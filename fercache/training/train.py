@@ -17,7 +17,6 @@ from fercache.data.labels import canonical_class_name
 from fercache.data.photos import fer2013_pictures
 from fercache.errors import InputError
 from fercache.heads.registry import FRAME, HEADS, TEMPORAL_HEADS
-from fercache.media.source import whole_hash
 from fercache.oof import HeadRecord, OofLogits, Provenance, StarterInit
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
@@ -187,8 +186,9 @@ def starter_init(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore
         return None
     card = folder / "card.json"
     data = str(atomic_io.read_json(card)["data"]) if card.is_file() else f"the training clips of {folder}"
-    return StarterInit(digest=fingerprint_of([whole_hash(path.with_suffix(".safetensors")) for path in files]),
-                       data=data, classes=_common_classes(starter, dataset), shared=shared)
+    digests = [atomic_io.file_sha256(path.with_suffix(".safetensors")) for path in files]
+    return StarterInit(digest=fingerprint_of(digests), data=data, classes=_common_classes(starter, dataset),
+                       shared=shared)
 
 
 def _starter_problem(starter: HeadRecord, dataset: Dataset, store: ReadableStore, config: TrainConfig) -> str:
@@ -219,7 +219,6 @@ def _common_classes(starter: HeadRecord, dataset: Dataset) -> tuple[str, ...]:
 
 def _train(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, config: TrainConfig,
            settings: dict[str, Any], logits_file: Path, heads: Path, weights: Path) -> int:
-    """Train missing heads, write the logits file, and return the number of heads trained now."""
     # Imported here because torch takes seconds to load, which a cached run saves.
     from fercache.training.cross_validation import CrossValidatedTraining
 

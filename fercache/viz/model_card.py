@@ -14,8 +14,7 @@ from fercache.errors import InputError
 from fercache.results import io
 from fercache.stacking import inputs
 from fercache.stacking.run_metrics import SplitMetrics, StackMetrics
-from fercache.viz import run_info
-from fercache.viz.run_info import STAGES, RunInfo
+from fercache.viz.report.collect import STAGES, RunInfo, gather_run_info
 from fercache.workspace import Workspace
 
 TERMS = {"demo": "the demo's clips come from packages under MIT and BSD licences; its labels are fercache's own",
@@ -32,7 +31,7 @@ def write_card(preds: Path, cache: Path) -> str:
     InputError
         There are no metrics beside the predictions.
     """
-    run = run_info.gather_run_info(preds, cache)
+    run = gather_run_info(preds, cache)
     if run.metrics is None:
         raise InputError("the metrics of the predictions are missing", where=io.metrics_path(preds),
                          hint="run `fercache stack --out preds.csv`, and name that file with --preds")
@@ -127,9 +126,9 @@ def _by_group(run: RunInfo) -> dict[str, metrics.Counts]:
     if run.oof is None:
         return {}
     with inputs.open_merged(run.oof, run.imported) as reader:
-        for name, rows in io.each_clip(run.preds):
-            if name in reader and (rows.label >= 0).any():
-                split, group = reader.place(name)
+        for rows in io.PredictionsFile(run.preds).clips():
+            if rows.name in reader and (rows.label >= 0).any():
+                split, group = reader.place(rows.name)
                 groups = counts.setdefault(split, {})
                 groups[group] = groups.get(group, 0) + metrics.confusion(rows.label, rows.label_pred,
                                                                          len(run.classes))

@@ -168,7 +168,6 @@ class OverlayCanvas:
         pen.text((left + self.line / 2, top + high / 2), text, fill=ink, font=font, anchor="lm")
 
     def _bars(self, pen: ImageDraw.ImageDraw, row: int) -> None:
-        """Draw a probability bar for each class; gray if the frame has no face."""
         step, wide, font = self.line + 4, self.width // 2, _font(max(11, self.line - 3))
         room = max(pen.textlength(name, font=font) for name in self.classes) + self.line
         for i, name in enumerate(self.classes):
@@ -182,7 +181,6 @@ class OverlayCanvas:
                      font=font, anchor="lm")
 
     def _timeline(self, picture: Image.Image, pen: ImageDraw.ImageDraw, row: int) -> None:
-        """Draw the whole clip's probabilities, and a line at the current time."""
         top = self.height + self.line + self._rows * (self.line + 4)
         picture.paste(Image.fromarray(self.strip), (self.line, top))
         time_s, high = self.series.time_s, self.strip.shape[0]

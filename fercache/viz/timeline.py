@@ -15,8 +15,7 @@ from fercache import media
 from fercache.data.base import Dataset, Trial
 from fercache.errors import ClipError
 from fercache.faces.crops import crop_face
-from fercache.results.io import ClipSeries, each_clip, file_name
-from fercache.results.io import classes as classes_of
+from fercache.results.io import ClipSeries, PredictionsFile, file_name
 from fercache.runtime import atomic_io
 from fercache.store.clip import Clip
 from fercache.store.layout import FRAME_TABLE
@@ -55,22 +54,22 @@ def draw_timelines(preds: Path, dataset: Dataset, store: Mapping[str, Clip], fol
     Faces are decoded again from the source through the stored boxes. A picture that shows the same rows is not drawn
     again.
     """
-    classes = classes_of(preds)
+    table = PredictionsFile(preds)
     trials = {trial.name: trial for trial in dataset.trials}
     paths = []
-    for name, series in each_clip(preds):
+    for series in table.clips():
+        name = series.name
         clip = store[name] if name in trials and name in store else None
         path = folder / file_name(name, ".png")
-        digest = series.digest([FORMAT, name, classes, clip.manifest.arrays[FRAME_TABLE].digest if clip else ""])
+        digest = series.digest([FORMAT, name, table.classes, clip.manifest.arrays[FRAME_TABLE].digest if clip else ""])
         if _drawn_digest(path) != digest:
-            figure = draw_clip(name, classes, series, trials.get(name), clip)
+            figure = draw_clip(name, table.classes, series, trials.get(name), clip)
             atomic_io.write_bytes(path, _png(figure, digest))
         paths.append(path)
     return paths
 
 
 def _drawn_digest(path: Path) -> str:
-    """Return the digest in a picture's texts, or ""."""
     try:
         with Image.open(path, formats=("PNG",)) as picture:
             return str(picture.info.get(DIGEST_KEY, ""))
@@ -121,14 +120,12 @@ def draw_clip(name: str, classes: Sequence[str], series: ClipSeries, trial: Tria
 
 
 def _png(figure: Figure, digest: str | None = None) -> bytes:
-    """Return the figure as PNG, with `digest` among its texts."""
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None, DIGEST_KEY: digest})
     return out.getvalue()
 
 
 def _strip(axes: Axes, faces: list[tuple[float, NDArray[np.uint8]]]) -> None:
-    """Draw the faces in a row, each over its time."""
     axes.axis("off")
     for i, (time_s, face) in enumerate(faces):
         inset = axes.inset_axes((i / FACES, 0, 1 / FACES, 1))

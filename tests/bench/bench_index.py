@@ -16,13 +16,15 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from trees import annotate, crops
 
 from fercache.config import DatasetConfig, ExtractConfig
 from fercache.data import load_dataset
 from fercache.diagnostics.check import check_dataset
 from fercache.diagnostics.check_issues import SETTLED_NS
-from tests.trees import annotate, crops
 
 FULL, SMALL = (560, 5200), (56, 520)
 """Folders, and crops in each."""

@@ -1,11 +1,12 @@
 """Write, preload and window reads of the store beside a raw .npy memory map and HDF5, in one run.
 
     python tests/bench/bench_store.py [--frames 20000] [--width 2688] [--clips 20] [--windows 500] [--rounds 1]
-                                      [--folder DIR] [--weights DIR]
+                                      [--folder DIR] [--weights DIR] [--no-cnn]
 
 The stated volume is ``--frames 280000`` (1.5 GB, three times over), or ``--frames 2800000 --width 512``.
 ``--frames 146000 --clips 2000`` tells what short clips cost. What the CNN yields is measured in the same run, with the
-taps of that width, so that "never the bottleneck" is a ratio of two figures of one machine.
+taps of that width, so that "never the bottleneck" is a ratio of two figures of one machine; ``--no-cnn`` leaves it out.
+"preload" reads clip after clip into memory that is in use; "train" is what `train-heads` does before it trains.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from fercache.data.base import Trial
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import CHUNK, FRAME_COLUMNS, SEGMENT
+from fercache.training.data import load_features
 
 WINDOW = 64
 CNN_TAPS = {512: ("embedding",), 2688: ("block8", "repeat_2")}
@@ -45,6 +48,7 @@ class Bench:
     windows: int
     lengths: list[int] = field(init=False)
     x: np.ndarray | None = None
+    loaded: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.lengths = [self.frames // self.clips + (i < self.frames % self.clips) for i in range(self.clips)]
@@ -66,6 +70,8 @@ class Bench:
                 for start, stop in self.segments(length):
                     writer.write(start, {"block8": self.block[:stop - start]})
                 writer.commit()
+        list(store)
+        store.write_index()  # as `fercache extract` ends
 
     def write_h5(self, every_segment: bool) -> None:
         with h5py.File(self.h5, "w") as file:
@@ -101,6 +107,16 @@ class Bench:
 
     def preload_npy(self) -> None:
         self.space()[:] = np.load(self.npy, mmap_mode="r")
+
+    def training_store(self) -> None:
+        """Read as `train-heads` does: frame tables and features of all clips, in a few threads, into new memory."""
+        trials = [Trial(name=str(i), path=Path(), kind="video", parent="", group="", split="train")
+                  for i in range(self.clips)]
+        self.loaded = load_features(EmbeddingStore.open(self.store), trials, ["block8"]).x
+
+    def training_npy(self) -> None:
+        self.loaded = np.zeros((self.frames, self.width), np.float16)
+        self.loaded[:] = np.load(self.npy, mmap_mode="r")
 
     def windows_store(self) -> None:
         store = EmbeddingStore.open(self.store)
@@ -213,6 +229,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--folder", type=Path, default=None, help="a folder on the disk to measure")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where weights are kept")
+    parser.add_argument("--no-cnn", action="store_true")
     chosen = parser.parse_args()
     amount = chosen.frames * chosen.width * 2
     folder = Path(tempfile.mkdtemp(prefix="fercache-bench-", dir=chosen.folder))
@@ -220,18 +237,19 @@ def main() -> None:
         if shutil.disk_usage(folder).free < 4 * amount:
             parser.error(f"{4 * amount / MB:.0f} MB must be free in {folder}: choose --folder or fewer --frames")
         measure(Bench(folder, chosen.frames, chosen.width, chosen.clips, chosen.windows), amount, chosen.rounds,
-                chosen.weights)
+                None if chosen.no_cnn else chosen.weights)
     finally:
         shutil.rmtree(folder)
 
 
-def measure(bench: Bench, amount: int, rounds: int, weights: Path) -> None:
+def measure(bench: Bench, amount: int, rounds: int, weights: Path | None) -> None:
     print(f"{bench.frames} x {bench.width} float16 in {bench.clips} clips: {amount / MB:.0f} MB")
     took = written(bench, rounds)
     line("write", took, amount / MB, "MB/s", "h5py")
     line("", took, amount / MB, "MB/s", "h5py, one fsync")
-    rate, cnn = bench.frames / took["store"], cnn_fps(bench.width, weights)
-    print(f"{'':14s} store {rate:.0f} frames/s = {rate / cnn:.0f} times the CNN's {cnn:.0f} frames/s", flush=True)
+    if weights is not None:
+        rate, cnn = bench.frames / took["store"], cnn_fps(bench.width, weights)
+        print(f"{'':14s} store {rate:.0f} frames/s = {rate / cnn:.0f} times the CNN's {cnn:.0f} frames/s", flush=True)
     bench.space()
     ways = {"store": bench.preload_store, "npy": bench.preload_npy, "h5py": bench.preload_h5}
     for title, before, times, clock in (
@@ -239,6 +257,15 @@ def measure(bench: Bench, amount: int, rounds: int, weights: Path) -> None:
             ("  its CPU time", lambda: None, 5, time.process_time),
             ("preload, cold", bench.cold, 3, time.perf_counter)):
         line(title, medians(ways, times, before, clock), amount / MB, "MB/s", "npy")
+    bench.x = None
+    training = {"store": bench.training_store, "npy": bench.training_npy}
+    for title, before, clock in (("train, warm", lambda: None, time.perf_counter),
+                                 ("  its CPU time", lambda: None, time.process_time),
+                                 ("train, cold", bench.cold, time.perf_counter)):
+        line(title, medians(training, 5, before, clock), amount / MB, "MB/s", "npy")
+    bench.training_store()
+    assert bench.loaded is not None and (bench.loaded == np.load(bench.npy, mmap_mode="r")).all()
+    bench.loaded = None
     reads = {"store": bench.windows_store, "npy": bench.windows_npy, "h5py": bench.windows_h5}
     line(f"windows of {WINDOW}", medians(reads, 3), bench.windows, "/s", "npy")
     size = EmbeddingStore.open(bench.store).size()

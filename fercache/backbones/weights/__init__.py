@@ -20,7 +20,8 @@ from fercache.backbones.registry import KNOWN_WEIGHTS, LibraryRelease
 from fercache.backbones.weights.files import State, Weights, is_stored, read_safetensors, store_weights
 from fercache.errors import WeightsError
 from fercache.runtime import atomic_io
-from fercache.runtime.wheels import fetch, file_sha256
+from fercache.runtime.atomic_io import file_sha256
+from fercache.runtime.wheels import fetch
 
 log = logging.getLogger(__name__)
 

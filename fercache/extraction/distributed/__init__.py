@@ -15,7 +15,7 @@ from pathlib import Path
 from fercache.config import ExtractConfig
 from fercache.data.base import Dataset
 from fercache.errors import InputError
-from fercache.extraction import cancellation, job
+from fercache.extraction import job, run_control
 from fercache.extraction.distributed.shard import Shard, forget_lists, local_rank, read_shard
 from fercache.extraction.job import Engine, ExtractionJob, ExtractReport
 from fercache.runtime.uri import Location
@@ -65,7 +65,7 @@ class LaunchPlan:
                              hint=f"a number up to {MAX_WORKERS}, or auto: as many as there are GPUs")
         return cls(shard=read_shard(shard, environ) if shard else None,
                    workers=None if workers == "auto" else int(workers), dask=dask, scheduler=scheduler,
-                   ends_s=began_s + cancellation.parse_time_limit(time_limit) if time_limit else inf,
+                   ends_s=began_s + run_control.parse_time_limit(time_limit) if time_limit else inf,
                    local_rank=local_rank(environ) if shard == "auto" else (0, 1))
 
     @property
@@ -88,14 +88,13 @@ class LaunchPlan:
             device, threads = devices.assign_gpu(config.device, config.threads, *self.local_rank)
             config = replace(config, device=device, threads=threads)
         report = job.extract_dataset(dataset, config, cache, features, engine=self._engine(), failures=failures,
-                                     stop=partial(cancellation.over, self.ends_s))
+                                     stop=partial(run_control.over, self.ends_s))
         # A complete run over all clips replaces what the shards reported.
         if self.shard is None and not report.count("left"):
             forget_lists(report.failures_at.parent)
         return report
 
     def _engine(self) -> Engine:
-        """Return the engine that extracts the clips."""
         workers = self.workers
         if workers is None or (self.dask and not workers):
             from fercache.runtime import devices  # torch

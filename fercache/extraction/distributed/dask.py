@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from fercache.config import ExtractConfig
 from fercache.data.base import Trial
 from fercache.errors import BrokenOff, InputError, MissingExtra
-from fercache.extraction.distributed.processes import JobSpec, without_labels
+from fercache.extraction.distributed.processes import ForwardedLog, JobSpec, without_labels
 from fercache.extraction.distributed.shard import largest_first
 from fercache.extraction.job import ClipResult, ExtractionJob
 from fercache.extraction.resources import PipelineResources, in_flight, load_nets, open_resources
@@ -155,27 +155,15 @@ def _extract(spec: JobSpec, trial: Trial) -> WorkerResult:
 
 def extract_logged(worker: Worker, trial: Trial) -> WorkerResult:
     """Extract a clip and return the result with what this thread logged."""
-    logger, collector = logging.getLogger("fercache"), _ThreadLog()
+    records: list[tuple[int, str]] = []
+    logger, collector = logging.getLogger("fercache"), ForwardedLog(records.append, get_ident())
     logger.setLevel(logging.INFO)
     logger.addHandler(collector)
     try:
         (result,) = worker.job.run_clips(worker.pipeline, [trial], concurrent=1)
-        return WorkerResult(result, collector.records)
+        return WorkerResult(result, records)
     finally:
         logger.removeHandler(collector)
-
-
-class _ThreadLog(logging.Handler):
-    """Collects what its own thread logs."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.thread = get_ident()
-        self.records: list[tuple[int, str]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.thread == self.thread:
-            self.records.append((record.levelno, record.getMessage()))
 
 
 def _results(futures: dict[Any, str], bar: ProgressBar) -> Iterator[ClipResult]:
@@ -200,7 +188,6 @@ def _results(futures: dict[Any, str], bar: ProgressBar) -> Iterator[ClipResult]:
 
 
 def _distributed() -> Any:
-    """Import and return `distributed`, with its log reduced to errors."""
     try:
         import distributed
     except ImportError as error:

@@ -25,10 +25,10 @@ from fercache.backbones.weights.files import Weights
 from fercache.config import ExtractConfig
 from fercache.data.base import Trial
 from fercache.errors import BrokenOff, InputError
-from fercache.extraction.cancellation import CancelToken, never_cancelled, over
 from fercache.extraction.distributed.shard import largest_first
 from fercache.extraction.job import ClipResult, ExtractionJob
 from fercache.extraction.resources import load_nets, open_resources
+from fercache.extraction.run_control import CancelToken, never_cancelled, over
 from fercache.runtime import devices
 from fercache.runtime.progress import ProgressBar, progress_bar
 from fercache.runtime.uri import Location
@@ -179,15 +179,16 @@ class _ForwardedProgress(ProgressBar):
         self._send(float(amount))
 
 
-class _ForwardedLog(logging.Handler):
-    """Sends log records to the parent."""
+class ForwardedLog(logging.Handler):
+    """Sends level and text of log records, of all threads or of the one named."""
 
-    def __init__(self, send: Callable[[Any], None]) -> None:
-        super().__init__()
-        self._send = send
+    def __init__(self, send: Callable[[Any], None], thread: int | None = None) -> None:
+        super().__init__(logging.INFO)
+        self._send, self._thread = send, thread
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._send((record.levelno, record.getMessage()))
+        if self._thread in (None, record.thread):
+            self._send((record.levelno, record.getMessage()))
 
 
 def _run_child(pipe: Connection[Any, Any], spec: JobSpec, local_rank: int, trials: Sequence[Trial],
@@ -211,7 +212,7 @@ def _run_child(pipe: Connection[Any, Any], spec: JobSpec, local_rank: int, trial
 
     Thread(target=_wait_for_end, args=(pipe, stopped), daemon=True).start()
     logger = logging.getLogger("fercache")
-    logger.addHandler(_ForwardedLog(send))
+    logger.addHandler(ForwardedLog(send))
     logger.setLevel(logging.INFO)
     try:
         job = spec.open_job(local_rank, stopped.is_set)

@@ -20,7 +20,7 @@ from fercache.data.affwild2 import SIDES, parent_of
 from fercache.errors import InputError
 from fercache.results import io
 from fercache.results.submit import formats
-from fercache.results.submit.formats import ClassTranslator, FilledRows, RowDifference, lines
+from fercache.results.submit.formats import FilledRows, RowDifference, lines
 
 Form = Literal["frames", "list", "dfew", "ferv39k"]
 
@@ -150,12 +150,12 @@ def write_submission(places: SubmissionPaths, config: SubmitConfig) -> Submissio
                          hint="--map names matches classes by name; --map A=B writes A as B")
     notes = () if names.source == names.target else (f"classes: {names.describe()}",)
     if form == "frames":
-        rows, trials, more = _single_file(places, given, ClassTranslator(names), config)
+        rows, trials, more = _single_file(places, given, names, config)
     elif form == "list":
-        rows, trials, more = _folder(places, given, ClassTranslator(names), config)
+        rows, trials, more = _folder(places, given, names, config)
     else:
         predicted = formats.clip_table_answers(given, formats.clip_table_names(places.template, form),
-                                               ClassTranslator(names), places.template)
+                                               names, places.template)
         formats.write_clip_table(predicted, form, names.target, places.out)
         rows, trials, more = len(predicted), len(predicted), (io.POOLED, formats.UNOFFICIAL)
     return Submission(out=places.out, form=form, rows=rows, trials=trials, notes=(*notes, *more))
@@ -165,14 +165,14 @@ Written = tuple[int, int, tuple[str, ...]]
 """Rows, trials and notes of what was written."""
 
 
-def _single_file(places: SubmissionPaths, given: io.PredictionsFile, translator: ClassTranslator,
+def _single_file(places: SubmissionPaths, given: io.PredictionsFile, names: labels.LabelMap,
                  config: SubmitConfig) -> Written:
     template = formats.read_template(places.template)
-    if template.classes != translator.names.target:
+    if template.classes != names.target:
         raise InputError(f"its header has {len(template.classes)} classes", where=places.template,
-                         hint=f"{config.edition} has {', '.join(translator.names.target)}; check --edition")
+                         hint=f"{config.edition} has {', '.join(names.target)}; check --edition")
     allowed: FilledRows = "all" if config.rows == "template" else "nothing"
-    predicted, difference, others = _answer(given, template.trials, translator, config, allowed)
+    predicted, difference, others = _answer(given, template.trials, names, config, allowed)
     difference.check(str(places.template), "check that the predictions are of this test set; if only lengths differ, "
                      "--rows template writes the organizers' rows, fills the missing ones and reports them")
     flat = np.concatenate([predicted[trial] for trial in template.trials]).astype(np.int16)
@@ -180,7 +180,7 @@ def _single_file(places: SubmissionPaths, given: io.PredictionsFile, translator:
     return template.rows, len(template.trials), (*_report_difference(difference, config), *others)
 
 
-def _folder(places: SubmissionPaths, given: io.PredictionsFile, translator: ClassTranslator,
+def _folder(places: SubmissionPaths, given: io.PredictionsFile, names: labels.LabelMap,
             config: SubmitConfig) -> Written:
     trials = formats.folder_names(places.template)
     wanted: dict[str, Frames | None] = dict.fromkeys(trials)
@@ -189,17 +189,17 @@ def _folder(places: SubmissionPaths, given: io.PredictionsFile, translator: Clas
         if place is not None:
             wanted |= {trial: np.arange(1, many + 1) for trial, many in count(place, trials).items()}
             allowed = "all" if allowed == "all" else "ends"
-    predicted, difference, others = _answer(given, wanted, translator, config, allowed)
+    predicted, difference, others = _answer(given, wanted, names, config, allowed)
     difference.check(str(places.template), "predict every trial of the list; --rows template fills frames between "
                      "predicted ones and reports them")
-    formats.write_folder({trial: predicted[trial] for trial in trials}, translator.names.target, places.out)
+    formats.write_folder({trial: predicted[trial] for trial in trials}, names.target, places.out)
     counted = () if places.frames or places.videos else (
         "lengths are those of the predictions; --frames or --videos compares them with the organizers' numbers",)
     return (sum(map(len, predicted.values())), len(trials),
             (*_report_difference(difference, config), *counted, *others))
 
 
-def _answer(given: io.PredictionsFile, wanted: Mapping[str, Frames | None], translator: ClassTranslator,
+def _answer(given: io.PredictionsFile, wanted: Mapping[str, Frames | None], names: labels.LabelMap,
             config: SubmitConfig, allowed: FilledRows) -> tuple[dict[str, Frames], RowDifference, tuple[str, ...]]:
     """Return trial -> class of each wanted frame, the difference from the predictions, and further notes.
 
@@ -215,7 +215,7 @@ def _answer(given: io.PredictionsFile, wanted: Mapping[str, Frames | None], tran
         asked = wanted[name]
         frames = np.arange(1, int(clip.frame[-1]) + 1) if asked is None else asked
         difference.note(name, clip.frame, frames, allowed)
-        predicted[name] = translator.at(clip, frames, config.missing_faces).astype(np.int16)
+        predicted[name] = formats.classes_at(clip, names, frames, config.missing_faces).astype(np.int16)
     for trial in [trial for trial in wanted if trial not in predicted]:
         # A prediction for another person of the same video hints at a wrong side in a name.
         sides = [name for name in (parent_of(trial), *(f"{parent_of(trial)}_{side}" for side in SIDES))
@@ -226,7 +226,6 @@ def _answer(given: io.PredictionsFile, wanted: Mapping[str, Frames | None], tran
 
 
 def _report_difference(difference: RowDifference, config: SubmitConfig) -> tuple[str, ...]:
-    """Return the notes about rows that were filled or left out."""
     if not difference.trials:
         return ()
     shown = difference.trials[:20]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache import media
-from fercache.data import labels
+from fercache.data import labels, tables
 from fercache.data.affwild2 import parent_of
+from fercache.data.base import shorten_list
 from fercache.errors import InputError
 from fercache.results import io, missing_faces
 from fercache.runtime import atomic_io
@@ -26,12 +26,6 @@ SHOWN = 10
 Frames = NDArray[np.int64]
 FilledRows = Literal["nothing", "ends", "all"]
 """Differences of rows that are filled or left out, and reported, instead of refused: those past an end, or all."""
-
-
-def shortened(names: Sequence[str]) -> str:
-    """Return the first names as text, and how many more there are."""
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 @dataclass
@@ -82,7 +76,7 @@ class RowDifference:
         """Raise InputError, with the first names, if rows or trials are missing or superfluous."""
         parts = []
         if self.absent:
-            parts.append(f"no prediction for {len(self.absent):,} trials: {shortened(self.absent)}")
+            parts.append(f"no prediction for {len(self.absent):,} trials: {shorten_list(self.absent, SHOWN)}")
         if self.missing.count:
             parts.append(f"{self.missing.count:,} rows are missing in the predictions: {self.missing}")
         if self.extra.count:
@@ -92,33 +86,22 @@ class RowDifference:
                              hint=hint)
 
 
-@dataclass(frozen=True)
-class ClassTranslator:
-    """The predictions of a file in the classes that are wanted."""
-
-    names: labels.LabelMap
-
-    def probs(self, clip: io.ClipPredictions) -> NDArray[np.float64]:
-        """Return probabilities of the wanted classes, ``(T, C)``."""
-        return self.names.probs(clip.probs)
-
-    def at(self, clip: io.ClipPredictions, wanted: Frames, policy: str) -> NDArray[np.int64]:
-        """Return the class of each wanted frame, ``(n,)``; frames without a prediction are filled by `policy`."""
-        # The file's own prediction counts; if some class has no counterpart, the best of the others.
-        predicted = self.probs(clip).argmax(1) if self.names.source_only else self.names.labels(clip.label_pred)
-        if np.array_equal(clip.frame, wanted):
-            return predicted
-        frames = np.union1d(clip.frame, wanted)
-        own = np.isin(frames, clip.frame)
-        probs = np.zeros((len(frames), len(self.names.target)))
-        probs[own] = self.probs(clip)
-        # Frames that were not predicted have no times: the frame number stands in for them.
-        found = missing_faces.fill_gaps(probs, frames.astype(float), own, policy).argmax(1)
-        found[own] = predicted
-        return np.asarray(found[np.searchsorted(frames, wanted)])
+def classes_at(clip: io.ClipPredictions, names: labels.LabelMap, wanted: Frames, policy: str) -> NDArray[np.int64]:
+    """Return the class of each wanted frame, ``(n,)``; frames without a prediction are filled by `policy`."""
+    predicted = names.predicted(clip.probs, clip.label_pred)
+    if np.array_equal(clip.frame, wanted):
+        return predicted
+    frames = np.union1d(clip.frame, wanted)
+    own = np.isin(frames, clip.frame)
+    probs = np.zeros((len(frames), len(names.target)))
+    probs[own] = names.probs(clip.probs)
+    # Frames that were not predicted have no times: the frame number stands in for them.
+    found = missing_faces.fill_gaps(probs, frames.astype(float), own, policy).argmax(1)
+    found[own] = predicted
+    return np.asarray(found[np.searchsorted(frames, wanted)])
 
 
-MOST_FRAMES_A_VIDEO = 10_000_000
+MOST_FRAMES = 10_000_000
 
 
 def of_table(path: Path, trials: Iterable[str]) -> dict[str, int]:
@@ -134,16 +117,12 @@ def of_table(path: Path, trials: Iterable[str]) -> dict[str, int]:
     A row with the trial's own name takes precedence over one of its video: ``video2_left``, then ``video2``.
     """
     known: dict[str, int] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            for line, row in enumerate(csv.reader(file, strict=True), 1):
-                if line == 1 and [name.strip().casefold() for name in row] != ["clip", "frames"]:
-                    raise InputError(f"the columns are {','.join(row)[:80]}", where=path,
-                                     hint="they must be clip,frames")
-                if line > 1 and row:
-                    known[row[0]] = _length(row, line, known, path)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"the table of lengths cannot be read ({error})", where=path, hint="check --frames") from error
+    for line, row in tables.named_rows(path, ("clip", "frames")):
+        clip, number = row["clip"], row["frames"]
+        if not (number.isascii() and number.isdigit() and 0 < int(number[:9]) < MOST_FRAMES) or clip in known:
+            raise InputError(f"line {line} is not a new clip with its number of frames: {clip},{number[:80]}",
+                             where=path, hint="a row is <trial or video>,<frames>, each clip once")
+        known[clip] = int(number)
     found = {trial: known.get(trial, known.get(parent_of(trial), 0)) for trial in trials}
     _refuse_lost([trial for trial, frames in found.items() if not frames], path, "add a row for each trial or video")
     return found
@@ -172,18 +151,9 @@ def of_videos(folder: Path, trials: Iterable[str]) -> dict[str, int]:
     return {trial: counted[path] for trial, path in places.items() if path is not None}
 
 
-def _length(row: list[str], line: int, known: dict[str, int], path: Path) -> int:
-    """Return the frames of the clip that a row names."""
-    number = row[1].strip() if len(row) == 2 else ""
-    if not (number.isascii() and number.isdigit() and 0 < int(number[:9]) < MOST_FRAMES_A_VIDEO) or row[0] in known:
-        raise InputError(f"line {line} is not a new clip with its number of frames: {','.join(row)[:80]}",
-                         where=path, hint="a row is <trial or video>,<frames>, each clip once")
-    return int(number)
-
-
 def _refuse_lost(lost: list[str], where: Path, hint: str) -> None:
     if lost:
-        raise InputError(f"no length for {len(lost)} trials: {shortened(lost)}", where=where, hint=hint)
+        raise InputError(f"no length for {len(lost)} trials: {shorten_list(lost, SHOWN)}", where=where, hint=hint)
 
 
 # Lines of the organizers' files are bytes, so that what is copied into a submission is copied exactly.
@@ -265,11 +235,15 @@ def clip_table_names(path: Path, form: str) -> list[str]:
         if not (name and sign and label) or "," in label:
             raise InputError(f"line {number} is {row[:80]!r}, not a clip with its label", where=path,
                              hint=CLIP_TABLE_OWN)
-        if name in seen:
-            raise InputError(f"line {number}: clip {name!r} appears twice, first in line {seen[name]}",
-                             where=path, hint=CLIP_TABLE_OWN)
-        seen[name] = number
+        _add_name(seen, name, number, path)
     return list(seen)
+
+
+def _add_name(seen: dict[str, int], name: str, number: int, path: Path) -> None:
+    """Add the name in a line of a list; raise InputError where an earlier line has it."""
+    if seen.setdefault(name, number) != number:
+        raise InputError(f"line {number}: {name!r} appears twice, first in line {seen[name]}", where=path,
+                         hint="use the organizers' own list")
 
 
 def clip_table_key(name: str) -> str:
@@ -278,7 +252,7 @@ def clip_table_key(name: str) -> str:
     return f"{int(stem):05d}" if stem.isascii() and stem.isdigit() else stem
 
 
-def clip_table_answers(given: io.PredictionsFile, wanted: list[str], translator: ClassTranslator,
+def clip_table_answers(given: io.PredictionsFile, wanted: list[str], classes: labels.LabelMap,
                        path: Path) -> dict[str, int]:
     """Return name in the list -> class.
 
@@ -295,11 +269,11 @@ def clip_table_answers(given: io.PredictionsFile, wanted: list[str], translator:
             if name in found:
                 raise InputError(f"two clips of the predictions are {name!r}", where=given.path,
                                  hint="remove one of them")
-            found[name] = int(clip.pooled(translator.probs(clip)).argmax())
+            found[name] = int(clip.pooled(classes.probs(clip.probs)).argmax())
     lost = [name for name in wanted if clip_table_key(name) not in found]
     if lost:
-        raise InputError(f"no prediction for {len(lost):,} of its {len(wanted):,} clips: {shortened(lost)}", where=path,
-                         hint="predict them first, or use the test list of the right fold")
+        raise InputError(f"no prediction for {len(lost):,} of its {len(wanted):,} clips: {shorten_list(lost, SHOWN)}",
+                         where=path, hint="predict them first, or use the test list of the right fold")
     return {name: found[clip_table_key(name)] for name in wanted}
 
 
@@ -322,13 +296,10 @@ def folder_names(path: Path) -> list[str]:
     seen: dict[str, int] = {}
     for number, line in enumerate(lines(path, exact=False), 1):
         name = text(line.strip(), number, path)
-        if name in seen:
-            raise InputError(f"line {number}: trial {name!r} appears twice, first in line {seen[name]}",
-                             where=path, hint="use the organizers' own list")
+        _add_name(seen, name, number, path)
         if "/" in name or "\\" in name or name.startswith(".") or "," in name:
             raise InputError(f"line {number}: {name[:80]!r} is not the name of a trial", where=path,
                              hint="the list has one trial per line and nothing else")
-        seen[name] = number
     return list(seen)
 
 
@@ -362,7 +333,6 @@ def write_folder(predicted: Mapping[str, NDArray[np.int64]], classes: tuple[str,
 
 FIRST = "image_location"
 PICTURES = (b".jpg", b".jpeg", b".png")
-MOST_FRAMES = 10_000_000
 KNOWN = (labels.SETS["abaw8"], labels.SETS["abaw7"])
 SINGLE_FILE_OWN = "use the organizers' own file"
 ROWS_A_WRITE = 50_000
@@ -464,7 +434,6 @@ def write_single_file(template: Template, predicted: NDArray[np.int16], out: Pat
 
 
 def _rows(every: Iterator[bytes], classes: int, path: Path) -> Iterator[TemplateRow]:
-    """Yield the rows after the header."""
     endings = {b"", *(b"%d" % place for place in range(-1, classes))}
     for number, line in enumerate(every, 2):
         location, comma, ending = line.rpartition(b",")

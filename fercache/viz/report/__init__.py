@@ -13,15 +13,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jinja2
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup, escape
+from plotly.offline import get_plotlyjs
+
 from fercache.extraction import thumbnails
 from fercache.extraction.thumbnails import Thumbnails
 from fercache.runtime.atomic_io import replacing
-from fercache.viz import run_info
-from fercache.viz.report import sections
-from fercache.viz.report.collect import STEPS, UNKNOWN, ClipSummary, ReportData, collect_report_data
+from fercache.viz.report import collect, sections
+from fercache.viz.report.collect import STEPS, UNKNOWN, ClipSummary, ReportData, RunInfo
 from fercache.viz.report.figures import FigureBlock, ReportSection
 from fercache.viz.report.sections import TITLES
-from fercache.viz.run_info import RunInfo
 from fercache.viz.timeline import COLORS
 
 FACE_BUDGET = 6_000_000
@@ -32,9 +35,6 @@ MAX_FACES, MIN_FACES = 48, 4
 
 def report_html(run: RunInfo, report: ReportData, sections: Sequence[ReportSection]) -> Iterator[str]:
     """Yield the page, piece by piece."""
-    import jinja2
-    from plotly.offline import get_plotlyjs
-
     faces = _Faces(run, len(report.clips))
     mistakes = [{**asdict(m), "face": faces.nearest(m.clip, (m.start_s + m.end_s) / 2)} for m in report.mistakes]
     clips = [_clip(clip, faces) for clip in report.clips]
@@ -48,34 +48,20 @@ def report_html(run: RunInfo, report: ReportData, sections: Sequence[ReportSecti
     environment.filters["code"] = _code
     yield from environment.from_string(_part("page.html")).generate(
         title=run.metrics.dataset if run.metrics else run.preds.name, run=run, report=report, sections=sections,
-        pictures=faces.count, style=_safe(_part("page.css")), script=_safe(_part("page.js")),
-        library=_safe(get_plotlyjs()), data=_safe(_json(data)))
+        pictures=faces.count, style=Markup(_part("page.css")), script=Markup(_part("page.js")),
+        library=Markup(get_plotlyjs()),
+        # A clip's name such as "</script>" must not end the script element.
+        data=htmlsafe_json_dumps(data, separators=(",", ":"), allow_nan=False))
 
 
 def _part(name: str) -> str:
     return resources.files("fercache.viz.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _safe(text: str) -> Any:
-    """Return text that is put into the page without escaping: our own, or already escaped."""
-    from markupsafe import Markup
-
-    return Markup(text)
-
-
 def _code(text: str) -> Any:
     """Return escaped text in which the parts between backticks are code elements."""
-    from markupsafe import escape
-
-    return _safe("".join(f"<code>{escape(part)}</code>" if i % 2 else escape(part)
+    return Markup("".join(f"<code>{escape(part)}</code>" if i % 2 else escape(part)
                          for i, part in enumerate(text.split("`"))))
-
-
-def _json(value: Any) -> str:
-    """Return JSON that cannot end its script element, whatever the names of clips contain."""
-    # A name such as "</script>" would end the element; in JSON these letters can be written as escapes.
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 class _Faces:
@@ -118,7 +104,6 @@ class _Faces:
 
 
 def _clip(clip: ClipSummary, faces: _Faces) -> dict[str, Any]:
-    """Return a clip as the script reads it."""
     drawn = clip.drawn
     timeline = {} if drawn is None else {"points": len(drawn.wrong), "whole": drawn.whole, "packed": drawn.packed(),
                                          "strips": list(drawn.strips), "faces": faces.of(clip.name)}
@@ -156,9 +141,9 @@ def make_report(preds: Path, out: Path, cache: Path, *, check: Path | None = Non
     -----
     Reads one clip at a time: memory holds the drawn points, never all frames.
     """
-    run = run_info.gather_run_info(preds, cache, check, ablation)
-    found = collect_report_data(preds, run.oof, run.imported)
-    parts = [section(run, found) for section in sections.SECTIONS]
+    run = collect.gather_run_info(preds, cache, check, ablation)
+    found = collect.collect_report_data(preds, run.oof, run.imported)
+    parts = sections.all_sections(run, found)
     # Written piece by piece: the page can have 30 MB.
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(report_html(run, found, parts))

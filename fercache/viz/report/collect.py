@@ -1,12 +1,13 @@
-"""One pass over the predictions, clip by clip: counts, thinned timelines, and the most confident mistakes."""
+"""What the report and the card show: the records of the runs, and one pass over the predictions, clip by clip."""
 
 from __future__ import annotations
 
 import base64
+import csv
 import heapq
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,122 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from fercache import metrics
-from fercache.oof import OofReader, TrialLogits
+from fercache import metrics, run_log
+from fercache.errors import FercacheError, InputError
+from fercache.extraction import thumbnails
+from fercache.oof import OofReader, Provenance, TrialLogits
 from fercache.results import io, smoothing
-from fercache.results.io import ClipSeries, PredictionsFile
+from fercache.results.io import ClipPredictions, ClipSeries, PredictionsFile
+from fercache.runtime import atomic_io
 from fercache.stacking import inputs
+from fercache.stacking.run_metrics import LogitsRecord, SplitMetrics, StackMetrics, read_metrics
+from fercache.store.embedding_store import EmbeddingStore
+from fercache.workspace import FAILURES_OF_ANY_PART, Workspace
+
+STAGES = ("extract", "train-heads", "stack")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """The records of the runs behind a table of predictions.
+
+    Attributes
+    ----------
+    metrics : ``preds.metrics.json``; None if there is no such file.
+    store, oof : the features and the logits file behind the predictions; None if they are not in this cache.
+    imported : files of the imported logits that the stack merged with those at `oof`.
+    durations : stage -> seconds, frames and runs behind its result.
+    check, ablation : JSON values that those commands wrote; None if not given.
+    failures : (clip, error) of the last `extract`.
+    """
+
+    preds: Path
+    cache: Path
+    metrics: StackMetrics | None
+    store: EmbeddingStore | None
+    oof: Path | None
+    imported: tuple[Path, ...] = ()
+    durations: dict[str, dict[str, float]] = field(default_factory=dict)
+    check: Any = None
+    ablation: Any = None
+    failures: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in order."""
+        return self.metrics.classes if self.metrics else ()
+
+    @property
+    def final(self) -> str:
+        """Name of the column that the predictions are from."""
+        return self.metrics.final.column if self.metrics else ""
+
+    @property
+    def splits(self) -> dict[str, SplitMetrics]:
+        """The scores by split."""
+        return self.metrics.splits if self.metrics else {}
+
+    @property
+    def faces_stored(self) -> bool:
+        """Whether stage one stored any picture of a face."""
+        return self.store is not None and thumbnails.any_stored(self.cache, self.store)
+
+
+def gather_run_info(preds: Path, cache: Path, check: Path | None = None, ablation: Path | None = None) -> RunInfo:
+    """Return the records of the runs behind `preds`.
+
+    Parameters
+    ----------
+    check : file with the output of ``fercache check --json``.
+    ablation : table of ``fercache ablation``, JSON or CSV.
+
+    Raises
+    ------
+    InputError
+        A named file is missing or unreadable.
+    """
+    path = io.metrics_path(preds)
+    recorded = read_metrics(path) if path.is_file() else None
+    dataset = recorded.dataset if recorded else ""
+    logits = recorded.logits if recorded else LogitsRecord(fingerprint="", provenance=Provenance())
+    store, store_path = None, Workspace(cache).features(dataset) / logits.provenance.store
+    # A damaged store must not stop the report of the rest.
+    with suppress(FercacheError):
+        store = EmbeddingStore.open(store_path) if store_path.suffix == ".zarr" and store_path.is_dir() else None
+    oof, imported = Workspace(cache).logits_file(dataset, logits.fingerprint), list[Path]()
+    if recorded and not oof.is_file():
+        # The fingerprint depends on the order of merging, which is that of --logits. A run on imported logits alone
+        # merged all of them, sorted.
+        names = recorded.config.get("logits") or sorted(logits.provenance.merged)
+        merged = [name for name in names if name in logits.provenance.merged]
+        oof, *imported = inputs.find_logits_files(cache, dataset, logits.fingerprint, merged) or (oof,)
+    results = {"extract": store.path.name if store else "", "train-heads": oof.name,
+               "stack": recorded.fingerprint[:12] if recorded else ""}
+    runs = run_log.recorded_runs(cache, dataset) if dataset else []
+    failures: dict[str, str] = {}
+    # One file for a whole run, or one for each part of it.
+    for path in sorted(Workspace(cache).features(dataset).glob(FAILURES_OF_ANY_PART)) if store else ():
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            failures |= {row[0]: row[1] for row in list(csv.reader(file))[1:] if len(row) == 2}
+    return RunInfo(preds=preds, cache=cache, metrics=recorded, store=store, oof=oof if oof.is_file() else None,
+                   imported=tuple(imported), check=_table(check), ablation=_table(ablation),
+                   durations={stage: run_log.total_seconds(runs, stage, results[stage]) for stage in STAGES},
+                   failures=tuple(failures.items()))
+
+
+def _table(path: Path | None) -> Any:
+    if path is None:
+        return None
+    if not path.is_file():
+        raise InputError("no such file", where=path)
+    if path.suffix != ".csv":
+        return atomic_io.read_json(path)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"not readable ({error})", where=path) from error
+
 
 WIDTHS_S = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0)
 """Half-widths to try, in seconds."""
@@ -52,7 +164,8 @@ STEPS = 250
 UNKNOWN = 255
 """Class of an interval without labels in a strip."""
 BYTES_FIXED = 6
-"""Bytes per point beside lines and strips: time, and fractions of wrong frames and of frames without a face."""
+"""Bytes per point, before base64, beside two lines a class and one strip for labels, predictions and each head: time,
+and fractions of wrong frames and of frames without a face."""
 Bytes = NDArray[np.uint8]
 
 
@@ -109,11 +222,6 @@ def thin_series(series: ClipSeries, heads: dict[str, NDArray[np.integer]], most:
                          high=_rounded(np.maximum.reduceat(series.probs, start)),
                          strips={name: _most_frequent(values, start, classes) for name, values in strips.items()},
                          wrong=_fraction(series.wrong, start, number), gap=_fraction(~series.valid, start, number))
-
-
-def bytes_a_point(classes: int, strips: int) -> int:
-    """Return the bytes of one point of a thinned clip, before base64."""
-    return BYTES_FIXED + 2 * classes + strips
 
 
 def points(lengths: Sequence[int], bytes_each: int, budget: int, most: int, least: int) -> int:
@@ -232,14 +340,14 @@ def collect_report_data(preds: Path, logits_file: Path | None, imported: Sequenc
     InputError
         `preds` is missing or not a table of predictions.
     """
-    lengths = PredictionsFile(preds).lengths()
-    with ExitStack() as stack:
-        reader = stack.enter_context(inputs.open_merged(logits_file, imported)) if logits_file else None
-        found = ReportData(classes=io.classes(preds), heads=reader.heads if reader else ())
-        each = bytes_a_point(len(found.classes), 2 + len(found.heads))
+    table = PredictionsFile(preds)
+    lengths = table.lengths()
+    with inputs.open_merged(logits_file, imported) if logits_file else nullcontext() as reader:
+        found = ReportData(classes=table.classes, heads=reader.heads if reader else ())
+        each = BYTES_FIXED + 2 * len(found.classes) + 2 + len(found.heads)
         found.most = points(list(lengths.values()), each, BUDGET, MOST_POINTS, LEAST_POINTS)
         found.curve = SmoothingCurve(found.classes, reader.metric) if reader else None
-        found.clips = [_clip(found, name, rows, reader) for name, rows in io.each_clip(preds)]
+        found.clips = [_clip(found, rows, reader) for rows in table.clips()]
     found.clips.sort(key=ClipSummary.rank)
     # With very many clips even the fewest points exceed the budget: the last in the list lose their timeline.
     bytes_left = BUDGET * 3 / 4  # base64 makes four bytes of three
@@ -251,8 +359,9 @@ def collect_report_data(preds: Path, logits_file: Path | None, imported: Sequenc
     return found
 
 
-def _clip(found: ReportData, name: str, rows: ClipSeries, reader: OofReader | None) -> ClipSummary:
+def _clip(found: ReportData, rows: ClipPredictions, reader: OofReader | None) -> ClipSummary:
     """Count one clip and return its line of the list."""
+    name = rows.name
     trial = reader.trial(name) if reader is not None and name in reader else None
     if trial is not None and len(trial.label) != len(rows.label):  # the table is of another run
         trial = None
@@ -275,7 +384,6 @@ def _clip(found: ReportData, name: str, rows: ClipSeries, reader: OofReader | No
 
 
 def _count(found: ReportData, split: str, rows: ClipSeries) -> None:
-    """Add a clip's labelled frames to the confusion matrix and to the bins of probability."""
     known = rows.label >= 0
     if not known.any():
         return

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 from numpy.typing import ArrayLike, NDArray
 
 from fercache.metrics import Scores
@@ -105,8 +106,6 @@ def figure(name: str, traces: Sequence[Any], caption: str, *, x: Mapping[str, An
     ----------
     x, y : the axes; each has a ``title`` with its unit.
     """
-    import plotly.graph_objects as go
-
     drawing = go.Figure(traces)
     legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
     xaxis, yaxis = ({"automargin": True, "zeroline": False, **axis, "title": {"text": axis["title"], "standoff": 8}}
@@ -118,8 +117,6 @@ def figure(name: str, traces: Sequence[Any], caption: str, *, x: Mapping[str, An
 
 def scores(name: str, split: Mapping[str, Scores], figure_name: str, title: str, final: str) -> FigureBlock:
     """Return each column's score as a dot with its interval, the best on top."""
-    import plotly.graph_objects as go
-
     rows = sorted(split.items(), key=lambda item: item[1].figures[figure_name])
     value = [row.figures[figure_name] for _, row in rows]
     spans = [(row.intervals or {}).get(figure_name, (v, v)) for (_, row), v in zip(rows, value, strict=True)]
@@ -138,8 +135,6 @@ def scores(name: str, split: Mapping[str, Scores], figure_name: str, title: str,
 
 def confusion(name: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> FigureBlock:
     """Return a confusion matrix: the fraction of each true class that is predicted as each class."""
-    import plotly.graph_objects as go
-
     support = matrix.sum(1, keepdims=True)
     share = np.divide(matrix, support, out=np.full(matrix.shape, np.nan), where=support > 0)
     names = [plain(label) for label in classes]
@@ -158,8 +153,6 @@ def confusion(name: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> F
 
 def per_class(name: str, f1: Mapping[str, float], support: Mapping[str, int]) -> FigureBlock:
     """Return the F1 of each class as bars, with its number of frames."""
-    import plotly.graph_objects as go
-
     names = list(f1)[::-1]  # plotly draws the first category at the bottom
     bars = go.Bar(x=[f1[c] for c in names], y=[plain(c) for c in names], orientation="h", marker={"color": BLUE},
                   text=[f"{f1[c]:.3f} · {support[c]:,} frames" for c in names], textposition="outside",
@@ -173,8 +166,6 @@ def per_class(name: str, f1: Mapping[str, float], support: Mapping[str, int]) ->
 
 def reliability(name: str, bins: Mapping[str, NDArray[np.float64]], titles: Mapping[str, str]) -> FigureBlock:
     """Return the accuracy against the predicted probability."""
-    import plotly.graph_objects as go
-
     traces: list[Any] = [go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line={"dash": "dot", "color": GREY},
                                     name="perfectly calibrated", hoverinfo="skip")]
     for i, (split, (number, share, hit)) in enumerate(bins.items()):
@@ -195,8 +186,6 @@ def reliability(name: str, bins: Mapping[str, NDArray[np.float64]], titles: Mapp
 
 def curve(name: str, width_s: ArrayLike, score: ArrayLike, metric: str, frames: int) -> FigureBlock:
     """Return the score against the half-width of smoothing."""
-    import plotly.graph_objects as go
-
     x = np.asarray(width_s, float)
     # Equal steps on the axis: on a linear one the small widths would lie on top of each other.
     line = go.Scatter(x=np.arange(len(x)), y=np.asarray(score, float), mode="lines+markers", line={"color": BLUE},
@@ -210,8 +199,6 @@ def curve(name: str, width_s: ArrayLike, score: ArrayLike, metric: str, frames: 
 
 def bars(name: str, rows: Sequence[tuple[str, float]], unit: str, caption: str) -> FigureBlock:
     """Return named amounts as bars, the largest on top."""
-    import plotly.graph_objects as go
-
     shown = list(rows)[::-1]
     made = go.Bar(x=[v for _, v in shown], y=[plain(label) for label, _ in shown], orientation="h",
                   marker={"color": BLUE}, hovertemplate="%{y}: %{x:.4f}<extra></extra>")
@@ -222,8 +209,6 @@ def bars(name: str, rows: Sequence[tuple[str, float]], unit: str, caption: str) 
 
 def differences(name: str, rows: Sequence[tuple[str, float, Any, Any]], column: str) -> FigureBlock:
     """Return the difference of each variant of an ablation from the default, with its interval."""
-    import plotly.graph_objects as go
-
     shown = list(rows)[::-1]
     value = [v for _, v, _, _ in shown]
     high = [(v if end is None else end) - v for _, v, _, end in shown]
@@ -239,8 +224,6 @@ def differences(name: str, rows: Sequence[tuple[str, float, Any, Any]], column: 
 
 def seen(name: str, share: Sequence[float]) -> FigureBlock:
     """Return a histogram of clips over the fraction of their frames with a face."""
-    import plotly.graph_objects as go
-
     counts, edges = np.histogram(np.asarray(share, float), bins=20, range=(0, 1))
     made = go.Bar(x=(edges[:-1] + edges[1:]) / 2, y=counts, width=.045, marker={"color": BLUE},
                   customdata=np.stack([edges[:-1], edges[1:]], 1),

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from fercache import __version__, metrics
+from fercache.data.base import shorten_list
 from fercache.metrics import PairedDifference, Scores
 from fercache.runtime.progress import format_bytes
 from fercache.stacking.run_metrics import SplitMetrics, StackMetrics
 from fercache.viz.report import figures
-from fercache.viz.report.collect import ALL, BINS, WIDTHS_S, ReportData
+from fercache.viz.report.collect import ALL, BINS, STAGES, WIDTHS_S, ReportData, RunInfo
 from fercache.viz.report.figures import Block, NoteBlock, ReportSection, TableBlock, TableCell, cells, missing_note
-from fercache.viz.run_info import STAGES, RunInfo
 
 TITLES = {"train": "train, out of fold", "validation": "validation", "test": "test", ALL: "all annotated frames"}
 NO_METRICS = ("There are no metrics beside the predictions.",
@@ -24,19 +24,18 @@ NO_LOGITS = ("The logits behind these predictions are not in this cache.",
 IMPORTANCES = 25
 
 
-def scored(run: RunInfo, data: ReportData) -> ReportSection:
-    """Return the scores of each split as a figure and a table, with paired differences."""
-    blocks: list[Block] = [] if run.splits else [missing_note(*NO_METRICS)]
+def scored(run: RunInfo, data: ReportData) -> Iterator[Block]:
+    """Yield the scores of each split as a figure and a table, with paired differences."""
+    if not run.splits:
+        yield missing_note(*NO_METRICS)
     for split, record in run.splits.items():
         metric = run.metrics.metric if run.metrics else "macro_f1"
         if not record.all_frames:
-            blocks.append(NoteBlock(text=f"{_title(split)}: no score; {record.predicted}."))
+            yield NoteBlock(text=f"{_title(split)}: no score; {record.predicted}.")
             continue
-        blocks.append(NoteBlock(text=f"{_title(split)}: predicted {record.predicted}."))
-        blocks.append(figures.scores(f"scores-{split}", record.all_frames, metric, metrics.METRICS[metric].title,
-                                     run.final))
-        blocks += [_score_table(split, record, run), _paired_table(split, record.paired, run)]
-    return ReportSection(name="scores", title="Scores", blocks=blocks)
+        yield NoteBlock(text=f"{_title(split)}: predicted {record.predicted}.")
+        yield figures.scores(f"scores-{split}", record.all_frames, metric, metrics.METRICS[metric].title, run.final)
+        yield from (_score_table(split, record, run), _paired_table(split, record.paired, run))
 
 
 def _score_table(split: str, record: SplitMetrics, run: RunInfo) -> TableBlock:
@@ -77,42 +76,33 @@ def _title(split: str) -> str:
     return TITLES.get(split, split).capitalize()
 
 
-def confusions(run: RunInfo, data: ReportData) -> ReportSection:
-    """Return the confusion matrix of each split."""
-    blocks: list[Block] = []
+def confusions(run: RunInfo, data: ReportData) -> Iterator[Block]:
+    """Yield the confusion matrix of each split."""
     for split, matrix in data.matrix.items():
-        blocks.append(NoteBlock(text=f"{_title(split)}: {int(matrix.sum()):,} annotated frames, "
-                                f"macro F1 {float(metrics.macro_f1(matrix)):.4f}, "
-                                f"accuracy {float(metrics.accuracy(matrix)):.4f}."))
-        blocks.append(figures.confusion(f"confusion-{split}", matrix, data.classes))
-    return ReportSection(name="confusions", title="Confusion matrix", blocks=blocks or [_unlabelled()])
+        yield NoteBlock(text=f"{_title(split)}: {int(matrix.sum()):,} annotated frames, "
+                             f"macro F1 {float(metrics.macro_f1(matrix)):.4f}, "
+                             f"accuracy {float(metrics.accuracy(matrix)):.4f}.")
+        yield figures.confusion(f"confusion-{split}", matrix, data.classes)
 
 
-def per_class(run: RunInfo, data: ReportData) -> ReportSection:
-    """Return the F1 of each class with its support."""
-    blocks: list[Block] = []
+def per_class(run: RunInfo, data: ReportData) -> Iterator[Block]:
+    """Yield the F1 of each class with its support."""
     for split, matrix in data.matrix.items():
         f1 = dict(zip(data.classes, metrics.f1_per_class(matrix).tolist(), strict=True))
         support = dict(zip(data.classes, matrix.sum(1).tolist(), strict=True))
-        blocks += [NoteBlock(text=f"{_title(split)}."), figures.per_class(f"f1-{split}", f1, support)]
-    return ReportSection(name="f1", title="F1 per class", blocks=blocks or [_unlabelled()])
+        yield from (NoteBlock(text=f"{_title(split)}."), figures.per_class(f"f1-{split}", f1, support))
 
 
-def reliability(run: RunInfo, data: ReportData) -> ReportSection:
-    """Return how well the probabilities agree with the accuracy."""
+def reliability(run: RunInfo, data: ReportData) -> Iterator[Block]:
+    """Yield how well the probabilities agree with the accuracy."""
     if not data.bins:
-        return ReportSection(name="reliability", title="Calibration", blocks=[_unlabelled()])
+        return
     errors = []
     for split, (number, prob, hit) in data.bins.items():
         errors.append(f"{TITLES.get(split, split)} {float(np.abs(prob - hit).sum() / number.sum()):.4f}")
-    note = NoteBlock(text=f"Expected calibration error ({BINS} equal bins): {'; '.join(errors)}. It is the mean "
-                          "distance from the dotted line, weighted by frames: 0 is perfect.")
-    return ReportSection(name="reliability", title="Calibration",
-                         blocks=[note, *_recorded(run), figures.reliability("reliability-all", data.bins, TITLES)])
-
-
-def _recorded(run: RunInfo) -> Iterator[Block]:
-    """Yield the calibration that `stack` recorded: of every column, and of the final one before its temperature."""
+    yield NoteBlock(text=f"Expected calibration error ({BINS} equal bins): {'; '.join(errors)}. It is the mean "
+                         "distance from the dotted line, weighted by frames: 0 is perfect.")
+    # As `stack` recorded it: of every column, and of the final one before its temperature.
     for split, scores in run.splits.items():
         recorded = scores.calibration
         rows = [cells(TableCell(text=name, strong=name == run.final), error)
@@ -124,38 +114,38 @@ def _recorded(run: RunInfo) -> Iterator[Block]:
             yield TableBlock(name=f"table-calibration-{split}", head=["column", "expected calibration error"],
                              rows=rows,
                              caption=f"{_title(split)}, as `fercache stack` recorded it: smaller is better.{change}")
+    yield figures.reliability("reliability-all", data.bins, TITLES)
 
 
-def _unlabelled() -> NoteBlock:
-    return missing_note("No frame of these predictions is annotated.",
-                        "Add labels to the data set (`--labels`) and run the three commands again.")
-
-
-def smoothed(run: RunInfo, data: ReportData) -> ReportSection:
-    """Return the score against the half-width of smoothing."""
-    blocks: list[Block] = []
+def smoothed(run: RunInfo, data: ReportData) -> Iterator[Block]:
+    """Yield the score against the half-width of smoothing."""
     if data.curve is None:
-        blocks.append(missing_note(*NO_LOGITS))
+        yield missing_note(*NO_LOGITS)
     elif not data.curve.counts.any():
-        blocks.append(missing_note("No annotated frame is out of fold.", "Train on a data set with labels first."))
+        yield missing_note("No annotated frame is out of fold.", "Train on a data set with labels first.")
     else:
-        name = metrics.METRICS[data.curve.metric].title
-        blocks.append(figures.curve("smoothing-curve", WIDTHS_S, data.curve.scores(), name,
-                                    int(data.curve.counts[0].sum())))
-    return ReportSection(name="smoothing", title="Smoothing", blocks=blocks)
+        yield figures.curve("smoothing-curve", WIDTHS_S, data.curve.scores(), metrics.METRICS[data.curve.metric].title,
+                            int(data.curve.counts[0].sum()))
 
 
-def ablation(run: RunInfo, data: ReportData) -> ReportSection:
-    """Return the table that `fercache ablation` wrote."""
+def ablation(run: RunInfo, data: ReportData) -> Iterator[Block]:
+    """Yield the table that `fercache ablation` wrote, and its differences from the default."""
     rows = [line for row in records(run.ablation, "rows") for line in _lines(row)]
     if not rows:
-        note = missing_note("No ablation was given.",
-                            "Run `fercache ablation`, then `fercache report --ablation FILE` with its table.")
-        return ReportSection(name="ablation", title="Ablation", blocks=[note])
+        yield missing_note("No ablation was given.",
+                           "Run `fercache ablation`, then `fercache report --ablation FILE` with its table.")
+        return
+    # The differences of the first column that has them.
+    columns = [row.get("column") for row in rows]
+    shown = next((name for name in (run.final, "stack", "mean") if name in columns), None)
+    found = [(str(row["row"]), float(row["difference"]), row.get("difference_low"), row.get("difference_high"))
+             for row in rows
+             if row.get("column") == shown and isinstance(row.get("difference"), float) and "row" in row]
+    if shown is not None and found:
+        yield figures.differences("ablation-differences", found, shown)
     head = list(dict.fromkeys(key for row in rows for key in row if not isinstance(row[key], dict | list)))
-    table = TableBlock(name="table-ablation", head=head, rows=[cells(*(row.get(key) for key in head)) for row in rows],
-                       caption="One row per variant and column; differences are from the first variant.")
-    return ReportSection(name="ablation", title="Ablation", blocks=[*_differences(rows, run), table])
+    yield TableBlock(name="table-ablation", head=head, rows=[cells(*(row.get(key) for key in head)) for row in rows],
+                     caption="One row per variant and column; differences are from the first variant.")
 
 
 def _lines(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -180,26 +170,14 @@ def _number(value: Any) -> Any:
         return value or None
 
 
-def _differences(rows: Sequence[dict[str, Any]], run: RunInfo) -> Iterator[Block]:
-    """Yield the figure of the differences from the default, of the first column that has them."""
-    columns = [row.get("column") for row in rows]
-    shown = next((name for name in (run.final, "stack", "mean") if name in columns), None)
-    found = [(str(row["row"]), float(row["difference"]), row.get("difference_low"), row.get("difference_high"))
-             for row in rows
-             if row.get("column") == shown and isinstance(row.get("difference"), float) and "row" in row]
-    if shown is not None and found:
-        yield figures.differences("ablation-differences", found, shown)
-
-
-def importances(run: RunInfo, data: ReportData) -> ReportSection:
-    """Return how much the stacker uses each feature."""
+def importances(run: RunInfo, data: ReportData) -> Iterator[Block]:
+    """Yield how much the stacker uses each feature."""
     found = list(run.metrics.importances) if run.metrics else []
     caption = (f"Fraction of the total gain of LightGBM's trees by feature (the {min(IMPORTANCES, len(found))} largest "
                f"of {len(found)}). It shows what the stacker uses, not what is right.")
-    block = figures.bars("importances-all", found[:IMPORTANCES], "fraction of total gain", caption) if found else (
+    yield figures.bars("importances-all", found[:IMPORTANCES], "fraction of total gain", caption) if found else (
         missing_note("The stacker has no importances: there were too few groups to train it.",
                      "With four groups or more, `fercache stack` records them."))
-    return ReportSection(name="importances", title="Feature importance", blocks=[block])
 
 
 def records(value: Any, key: str) -> Iterator[dict[str, Any]]:
@@ -211,11 +189,14 @@ def records(value: Any, key: str) -> Iterator[dict[str, Any]]:
 MAX_ROWS, MAX_NAMES = 200, 6
 
 
-def run_section(run: RunInfo, data: ReportData) -> ReportSection:
-    """Return the data set, the groups and folds, the fingerprints, the versions, and the time that it took."""
+def run_section(run: RunInfo, data: ReportData) -> Iterator[Block]:
+    """Yield the data set, the groups and folds, the fingerprints, the versions, and the time that it took."""
     record = run.metrics
     if record is None:
-        return ReportSection(name="run", title="Run", blocks=[missing_note(*NO_METRICS)])
+        yield missing_note(*NO_METRICS)
+        return
+    if record.notice:
+        yield NoteBlock(text=f"Note on the data: {record.notice}.")
     folds = {head.fold for head in record.logits.provenance.records} - {-1}
     rows = [cells("data set", record.dataset), cells("predictions", run.preds.name),
             cells("clips", len(data.clips)), cells("frames", data.frames),
@@ -224,10 +205,14 @@ def run_section(run: RunInfo, data: ReportData) -> ReportSection:
             cells("final column", f"{run.final}: {record.final.why}"),
             cells("metric of the data set", record.metric),
             *(cells(name, value) for name, value in [*fingerprints(run, record), *versions(run, record)])]
-    table = TableBlock(name="table-run", head=["name", "value"], rows=rows,
-                       caption="Equal fingerprints mean equal settings and inputs.")
-    notice = [NoteBlock(text=f"Note on the data: {record.notice}.")] if record.notice else []
-    return ReportSection(name="run", title="Run", blocks=[*notice, table, times(run)])
+    yield TableBlock(name="table-run", head=["name", "value"], rows=rows,
+                     caption="Equal fingerprints mean equal settings and inputs.")
+    rows = [cells(stage, int(took["runs"]), f"{took['seconds']:,.1f}", int(took["frames"]) or None,
+                  f"{took['frames'] / took['seconds']:,.1f}" if took["frames"] and took["seconds"] else None)
+            for stage in STAGES if (took := run.durations.get(stage, {})).get("runs")]
+    yield TableBlock(name="table-times", head=["stage", "runs", "seconds", "frames", "frames/s"], rows=rows,
+                     caption="Wall time of the runs that computed something and were not killed.") if rows else (
+        missing_note("No run recorded its time.", "Run the three commands on an empty cache to measure it."))
 
 
 def fingerprints(run: RunInfo, record: StackMetrics) -> Iterator[tuple[str, str]]:
@@ -249,35 +234,23 @@ def versions(run: RunInfo, record: StackMetrics) -> Iterator[tuple[str, str]]:
         yield "versions of stage one", ", ".join(f"{k} {v}" for k, v in dict(provenance.get("versions", {})).items())
 
 
-def times(run: RunInfo) -> Block:
-    """Return the recorded time of each stage."""
-    rows = [cells(stage, int(took["runs"]), f"{took['seconds']:,.1f}", int(took["frames"]) or None,
-                  f"{took['frames'] / took['seconds']:,.1f}" if took["frames"] and took["seconds"] else None)
-            for stage in STAGES if (took := run.durations.get(stage, {})).get("runs")]
-    if not rows:
-        return missing_note("No run recorded its time.", "Run the three commands on an empty cache to measure it.")
-    return TableBlock(name="table-times", head=["stage", "runs", "seconds", "frames", "frames/s"], rows=rows,
-                      caption="Wall time of the runs that computed something and were not killed.")
-
-
-def health_section(run: RunInfo, data: ReportData) -> ReportSection:
-    """Return whether the clips are complete, and how many frames have a face."""
+def health_section(run: RunInfo, data: ReportData) -> Iterator[Block]:
+    """Yield whether the clips are complete, and how many frames have a face."""
     share = [clip.seen / clip.frames for clip in data.clips]
     blind = sum(value == 0 for value in share)
-    blocks: list[Block] = [NoteBlock(text=f"{len(share):,} clips, {data.frames:,} frames, a face in "
-                                     f"{sum(c.seen for c in data.clips) / max(data.frames, 1):.1%} of them; "
-                                     f"{blind:,} clips without any face.")]
-    blocks += [_stored(run, data), figures.seen("health-seen", share)]
+    yield NoteBlock(text=f"{len(share):,} clips, {data.frames:,} frames, a face in "
+                         f"{sum(c.seen for c in data.clips) / max(data.frames, 1):.1%} of them; "
+                         f"{blind:,} clips without any face.")
+    yield from (_stored(run, data), figures.seen("health-seen", share))
     if run.failures:
-        blocks.append(TableBlock(name="table-failures", head=["clip", "error"],
-                                 rows=[cells(*row) for row in run.failures[:MAX_ROWS]],
-                                 caption=f"{len(run.failures)} clips failed in the last `fercache extract` and are "
-                                         "missing in everything below."))
-    return ReportSection(name="health", title="Data health", blocks=[*blocks, _checked(run)])
+        yield TableBlock(name="table-failures", head=["clip", "error"],
+                         rows=[cells(*row) for row in run.failures[:MAX_ROWS]],
+                         caption=f"{len(run.failures)} clips failed in the last `fercache extract` and are missing in "
+                                 "everything below.")
+    yield _checked(run)
 
 
 def _stored(run: RunInfo, data: ReportData) -> NoteBlock:
-    """Return whether the store has all clips of the predictions."""
     if run.store is None:
         return missing_note("The features behind these predictions are not in this cache.",
                             "Name the right cache with --cache.")
@@ -306,12 +279,23 @@ def _checked(run: RunInfo) -> Block:
 def _flat(value: Any) -> Any:
     """Return a value as a cell; of a list, the first MAX_NAMES values and the number of others."""
     if isinstance(value, list):
-        more = f" and {len(value) - MAX_NAMES:,} more" if len(value) > MAX_NAMES else ""
-        return ", ".join(map(str, value[:MAX_NAMES])) + more
+        return shorten_list(value, MAX_NAMES)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value) if isinstance(value, dict) else value
 
 
-SECTIONS = (run_section, health_section, scored, confusions, per_class, reliability, smoothed, ablation, importances)
-"""The sections in the order of the page; the timelines follow the third one."""
+SECTIONS: dict[str, tuple[str, Callable[[RunInfo, ReportData], Iterator[Block]]]] = {
+    "run": ("Run", run_section), "health": ("Data health", health_section), "scores": ("Scores", scored),
+    "confusions": ("Confusion matrix", confusions), "f1": ("F1 per class", per_class),
+    "reliability": ("Calibration", reliability), "smoothing": ("Smoothing", smoothed),
+    "ablation": ("Ablation", ablation), "importances": ("Feature importance", importances)}
+"""Name, heading and content of each section, in the order of the page; the timelines follow the third one."""
+
+
+def all_sections(run: RunInfo, data: ReportData) -> list[ReportSection]:
+    """Return the sections of the page; one without content needs labels."""
+    unlabelled = missing_note("No frame of these predictions is annotated.",
+                              "Add labels to the data set (`--labels`) and run the three commands again.")
+    return [ReportSection(name=name, title=title, blocks=list(blocks(run, data)) or [unlabelled])
+            for name, (title, blocks) in SECTIONS.items()]
