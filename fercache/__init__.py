@@ -55,7 +55,7 @@ AnyPath: TypeAlias = "str | PathLike[str]"
 
 def extract(*, cache: AnyPath | Url = "cache", local_cache: AnyPath | None = None, stages: AnyPath | None = None,
             engine: str = "here", scheduler: str = "", workers: int | str = 0, shard: str = "", time_limit: str = "",
-            **settings: Any) -> ExtractReport:
+            fast: bool = False, **settings: Any) -> ExtractReport:
     """Return what stage one did: run the face CNN once over every frame of every clip and store its features.
 
     Parameters
@@ -63,7 +63,7 @@ def extract(*, cache: AnyPath | Url = "cache", local_cache: AnyPath | None = Non
     cache : folder for everything that is generated, or a URL for the features.
     local_cache : folder for everything else if `cache` is a URL.
     stages : folder of recipes; by default ``stages``, if there is one.
-    engine, scheduler, workers, shard, time_limit : as the flags of ``fercache extract``.
+    engine, scheduler, workers, shard, time_limit, fast : as the flags of ``fercache extract``.
     **settings : keys of `dataset.toml` and `extract.toml`.
 
     Raises
@@ -80,14 +80,14 @@ def extract(*, cache: AnyPath | Url = "cache", local_cache: AnyPath | None = Non
     import os
 
     from fercache import run_log
-    from fercache.config import DatasetConfig, ExtractConfig
+    from fercache.config import FAST, DatasetConfig, ExtractConfig
     from fercache.extraction import distributed
     from fercache.recipe import Context, from_keywords
 
     context, typed = Context.of(cache, local_cache, stages), from_keywords(settings, DatasetConfig, ExtractConfig)
     plan = distributed.LaunchPlan.from_flags(os.environ, began_s, engine=engine, scheduler=scheduler,
                                              workers=str(workers), shard=shard, time_limit=time_limit)
-    config = context.config(ExtractConfig, "extract", typed)
+    config = context.config(ExtractConfig, "extract", {**FAST, **typed} if fast else typed)
     # Logged and recorded once, not by every shard.
     dataset = context.dataset(typed, report_issues=plan.is_coordinator, record=plan.is_coordinator)
     report = plan.run(dataset, config, context.cache, context.remote)

@@ -14,6 +14,11 @@ from fercache.metrics import METRICS
 
 MAX_THREADS = 256
 PRECISIONS = ("float32", "bf16", "fp16", "int8")
+EMBED_EVERY = (*map(str, range(1, 11)), "auto")
+FAST: dict[str, Any] = {"precision": "int8", "backend": "openvino", "embed_every": "auto"}
+"""What `fercache extract --fast` sets; docs/results/extract.md has the loss."""
+FAST_TIME = 0.4
+"""Its time over that of float32 on every frame, for estimates."""
 LOSSES = ("plain", "weighted", "balanced", "focal", "adjusted")
 
 
@@ -98,8 +103,11 @@ class ExtractConfig(Config):
     taps: tuple[str, ...] = option(("embedding", "block8", "repeat_2", "repeat_1-3x3"), "Values of the CNN to store: "
                                    "BLOCK (mean), BLOCK-3x3 (grid) or BLOCK-map.")
     precision: str = option("float32", "Arithmetic of the CNN.", choices=PRECISIONS)
-    backend: str = option("torch", "What runs the CNN on a CPU: torch, or openvino (extra `openvino`, faster).",
-                          choices=("torch", "openvino"), numbers=False)
+    embed_every: str = option("1", "Run the CNN on every Nth frame of a face and interpolate its values between; auto: "
+                              "where the face changes (1: every frame).", choices=EMBED_EVERY)
+    backend: str = option("torch", "What runs the CNN on a CPU: torch; openvino (extra `openvino`), faster after a "
+                          "slower start; auto: openvino where it is installed and runs the precision.",
+                          choices=("torch", "openvino", "auto"), numbers=False)
     faces: str = option("auto", "mtcnn detects faces; cropped takes each picture as a face; auto decides by the kind "
                         "of clip.", choices=("auto", "mtcnn", "cropped"))
     detect_every: int = option(5, "Detect faces in every Nth frame and interpolate boxes between; uncertain frames are "
@@ -123,6 +131,11 @@ class ExtractConfig(Config):
     concurrent_clips: int = option(0, "Clips to extract at once (0: threads + 2 on a CPU, 12 on a GPU).", numbers=False,
                                    low=0, high=256)
     verify_sources: bool = option(False, "Compare every byte of each source file with what was stored.", numbers=False)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the choices that change numbers."""
+        # Left out at its default, so that the names of older stores do not change.
+        return {name: value for name, value in super().settings().items() if (name, value) != ("embed_every", "1")}
 
 
 @dataclass(frozen=True, kw_only=True)

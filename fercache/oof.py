@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -269,15 +268,12 @@ class OofLogits:
         StoreError
             The file is absent, damaged, or of another format.
         """
-        try:
-            with h5py.File(path, "r") as file:
-                # Before anything is read: a damaged header must not make h5py allocate terabytes.
-                _check_size(file, path.stat().st_size)
-                record = _read_head(file)
-                return cls(**record, **{name: file[f"frame/{name}"][:] for name in ROWS},
-                           logits={head: file[f"logits/{head}"][:] for head in record["heads"]})
-        except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise _unreadable(path, error) from error
+        with open_oof(path) as oof:
+            try:
+                return replace(oof, **{name: getattr(oof, name)[:] for name in ROWS},
+                               logits={head: values[:] for head, values in oof.logits.items()})
+            except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+                raise _unreadable(path, error) from error
 
 
 def _check_size(file: h5py.File, limit_bytes: int) -> None:
@@ -300,71 +296,9 @@ def _read_head(file: h5py.File) -> dict[str, Any]:
     return {**record, "fold": file["trial/fold"][:], "offsets": file["trial/offsets"][:]}
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrialLogits:
-    """The logits of one trial: ``(T,)`` columns and ``(T, C)`` logits per head."""
-
-    split: str
-    group: str
-    fold: int
-    time_s: NDArray[np.float64]
-    valid: NDArray[np.bool_]
-    label: NDArray[np.int16]
-    logits: dict[str, NDArray[np.float32]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OofReader:
-    """Logits of any size, read trial by trial: of an open file only the frames of one trial are in memory."""
-
-    # ``frame/NAME`` and ``logits/HEAD`` -> array, or data set of an open file; the other fields are those of
-    # `OofLogits`.
-    arrays: Mapping[str, Any]
-    classes: tuple[str, ...]
-    metric: str
-    notice: str
-    heads: tuple[str, ...]
-    trials: tuple[str, ...]
-    group: tuple[str, ...]
-    split: tuple[str, ...]
-    fold: NDArray[np.int16]
-    offsets: NDArray[np.int64]
-    fingerprint: str
-    provenance: Provenance
-
-    @cached_property
-    def _place(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.trials)}
-
-    def __contains__(self, trial: str) -> bool:
-        return trial in self._place
-
-    def place(self, trial: str) -> tuple[str, str]:
-        """Return the split and the group of a trial."""
-        return self.split[self._place[trial]], self.group[self._place[trial]]
-
-    def trial(self, trial: str) -> TrialLogits:
-        """Return the logits of one trial."""
-        i = self._place[trial]
-        rows = slice(int(self.offsets[i]), int(self.offsets[i + 1]))
-        return TrialLogits(split=self.split[i], group=self.group[i], fold=int(self.fold[i]),
-                           **{name: self.arrays[f"frame/{name}"][rows] for name in ("time_s", "valid", "label")},
-                           logits={head: self.arrays[f"logits/{head}"][rows] for head in self.heads})
-
-
-READER_FIELDS = tuple(entry.name for entry in fields(OofReader) if entry.name != "arrays")
-
-
-def loaded_reader(oof: OofLogits) -> OofReader:
-    """Return a reader of logits in memory, such as those of several files that were merged."""
-    arrays = {f"frame/{name}": getattr(oof, name) for name in ROWS}
-    return OofReader(arrays=arrays | {f"logits/{head}": values for head, values in oof.logits.items()},
-                     **{name: getattr(oof, name) for name in READER_FIELDS})
-
-
 @contextmanager
-def open_oof(path: Path) -> Iterator[OofReader]:
-    """Yield a reader of the file `path`, trial by trial.
+def open_oof(path: Path) -> Iterator[OofLogits]:
+    """Yield the logits in the file `path`; rows are read when they are sliced, so that files of any size can be open.
 
     Raises
     ------
@@ -377,12 +311,15 @@ def open_oof(path: Path) -> Iterator[OofReader]:
         raise _unreadable(path, error) from error
     with file:
         try:
+            # Before anything is read: a damaged header must not make h5py allocate terabytes.
+            _check_size(file, path.stat().st_size)
             record = _read_head(file)
-            reader = OofReader(arrays=file, **{name: record[name] for name in READER_FIELDS})
+            oof = OofLogits(**record, **{name: file[f"frame/{name}"] for name in ROWS},
+                            logits={head: file[f"logits/{head}"] for head in record["heads"]})
         except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise _unreadable(path, error) from error
         # Outside the try block: an error of the caller's own code must not be reported as a damaged file.
-        yield reader
+        yield oof
 
 
 def _unreadable(path: Path, error: Exception) -> StoreError:

@@ -116,6 +116,8 @@ def _as_type(kind: type[Config], name: str, hint: Any, value: Any) -> Any:
     """Return a value as the field's type: a number as a float, a list or a text with commas as names."""
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is str and isinstance(value, int) and not isinstance(value, bool):  # embed_every = 3
+        return str(value)
     if isinstance(hint, GenericAlias):
         wanted, fits = "list of names", isinstance(value, str | list | tuple)
     else:

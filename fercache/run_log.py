@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from fercache import __version__
+from fercache.config import ExtractConfig
 from fercache.errors import InputError
 from fercache.runtime import atomic_io
 from fercache.workspace import Workspace
@@ -28,6 +29,7 @@ class ExtractionRate(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     faces, backbone : what ran: mtcnn or cropped, and the CNN's name; `views` : augmentations of each face.
+    embed_every : which frames the CNN saw.
     seconds : of the whole run over these frames, the loading of the nets included.
     when_s : seconds since 1970.
     """
@@ -41,6 +43,7 @@ class ExtractionRate(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     when_s: float
     views: int = 1
+    embed_every: str = "1"
 
     @property
     def per_second(self) -> float:
@@ -104,10 +107,11 @@ def record_rate(cache: Path, rate: ExtractionRate) -> None:
         _update(cache, lambda log: msgspec.structs.replace(log, rates=(*log.rates, rate)[-MAX_RATES:]))
 
 
-def latest_rate(cache: Path, faces: str, backbone: str, views: int) -> ExtractionRate | None:
-    """Return the newest rate of this face finder, this CNN, and this number of augmentations; None if there is none."""
+def latest_rate(cache: Path, faces: str, config: ExtractConfig) -> ExtractionRate | None:
+    """Return the newest rate of this face finder and of a CNN run like this; None if there is none."""
+    wanted = (faces, config.weights, config.augmentations, config.precision, config.embed_every)
     matching = [rate for rate in load_run_log(cache).rates
-                if (rate.faces, rate.backbone, rate.views) == (faces, backbone, views)]
+                if (rate.faces, rate.backbone, rate.views, rate.precision, rate.embed_every) == wanted]
     return matching[-1] if matching else None
 
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from fercache.heads.registry import HeadSettings
 from fercache.oof import HeadRecord, OofLogits, Provenance, RequestedHeads, assign_folds
+from fercache.stacking import stack
 
 CLASSES = ("Neutral", "Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise")
 PRIOR = np.array([0.40, 0.10, 0.05, 0.08, 0.16, 0.12, 0.09])
@@ -77,3 +79,8 @@ def _seen(frames: int, rng: np.random.Generator) -> NDArray[np.bool_]:
     for start in rng.integers(0, frames, 2):
         seen[start:start + rng.integers(1, 25)] = False
     return seen
+
+
+def predict_new(folder: Path, oof: OofLogits) -> NDArray[np.int32]:
+    """Return the final predictions of the stack run in `folder` for new trials, in parts per million."""
+    return stack.StackInference.of(folder, oof).probs_ppm(oof)

@@ -28,7 +28,7 @@ def finish(home: Path, *, groups: int = 12, validation: int = 3, frames: int = 9
     cache = home / "cache"
     book.save(cache / "logits" / book.dataset / f"{book.fingerprint[:12]}.h5")
     result = stack.run_stack(book, StackConfig(threads=1, bootstrap=100), cache)
-    stack.write_stack(result, home / "preds.csv")
+    result.save(home / "preds.csv")
     store = EmbeddingStore.create(cache / "features" / book.dataset / STORE,
                                   {"backbone": "casia-webface", "taps": ["x"], "faces": "mtcnn"}, {"x": (2,)})
     for i, name in enumerate(names):

@@ -42,7 +42,7 @@ def book() -> OofLogits:
 
 
 def test_an_honest_book_passes(book: OofLogits) -> None:
-    findings = list(audit.run_audit(audit.AuditSubject(oof=book), CONFIG))
+    findings = list(audit.run_audit(book, CONFIG))
     assert not any(found.is_error for found in findings), findings
     assert {"groups and folds", "training groups", "shuffled labels, stacker"} <= set(states(findings))
 
@@ -161,8 +161,7 @@ def test_near_duplicates_are_listed(book: OofLogits, tmp_path: Path, copied: boo
 
 
 def test_the_whole_audit_of_a_store_of_noise(book: OofLogits, tmp_path: Path) -> None:
-    subject = audit.AuditSubject(oof=book, store=store_of(book, tmp_path / "noise.zarr"))
-    findings = list(audit.run_audit(subject, CONFIG))
+    findings = list(audit.run_audit(book, CONFIG, store_of(book, tmp_path / "noise.zarr")))
     assert not any(found.is_error for found in findings), findings
     assert {"labels as features", "shuffled labels, probe", "near-duplicate frames"} <= set(states(findings))
     audit.write_audit(findings, tmp_path / "audit.json")
@@ -186,9 +185,8 @@ def test_real_heads_know_nothing_of_shuffled_labels(book: OofLogits, tmp_path: P
                          labels=book.label[book.rows(i)]) for i, name in enumerate(book.trials))
     dataset = Dataset(name="noise", layout="table", classes=book.classes, trials=trials)
     training = TrainConfig(heads=("frame",), taps=("embedding",), folds=2, threads=1)
-    subject = audit.AuditSubject(oof=book, store=store_of(book, tmp_path / "noise.zarr"), dataset=dataset,
-                            training=training, scratch=tmp_path / "scratch")
-    findings = list(audit.run_audit(subject, replace(CONFIG, full=True)))
+    findings = list(audit.run_audit(book, replace(CONFIG, full=True), store_of(book, tmp_path / "noise.zarr"), dataset,
+                                    training, tmp_path / "scratch"))
     assert not any(found.is_error for found in findings), findings
     assert states(findings)["shuffled labels, heads and stacker"] == "ok"
 

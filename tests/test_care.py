@@ -16,7 +16,7 @@ from fercache.maintenance import forget, gc, verify
 from fercache.maintenance.verify import STRAY
 from fercache.oof import OofLogits, Provenance
 from fercache.runtime import atomic_io
-from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.embedding_store import INDEX, EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS, META, SEGMENT, encode_name
 
 TAPS = {"block8": (4,), "grid": (1, 2, 2)}
@@ -306,6 +306,16 @@ def test_forget_knows_a_clip_that_was_only_checked(cache: Path, tmp_path: Path) 
     assert forget.find_references(cache, "zebra") == (index.path,)
     assert forget.forget_clip(cache, "zebra").removed == (index.path,)
     assert not bytes_with(cache, "zebra")
+
+
+def test_forget_finds_the_index_of_manifests(cache: Path) -> None:
+    """Also that of a clip whose folder somebody deleted."""
+    store = EmbeddingStore.open(cache / "features" / "demo" / "casia-1.zarr", mode="a")
+    store.write_index()
+    shutil.rmtree(store.path / encode_name("../b"))
+    assert store.work / INDEX in forget.find_references(cache, "../b", "demo")
+    assert store.work / INDEX not in forget.find_references(cache, "nobody", "demo")
+    assert not forget.forget_clip(cache, "../b", "demo").references and not (store.work / INDEX).exists()
 
 
 def test_forget_finds_half_done_work_and_failures(cache: Path) -> None:

@@ -20,7 +20,7 @@ from videos import cut, numbered_video
 from fercache import run_log
 from fercache.backbones.taps import tap_shapes
 from fercache.cli import main
-from fercache.config import DatasetConfig, ExtractConfig
+from fercache.config import FAST_TIME, DatasetConfig, ExtractConfig
 from fercache.data import load_dataset
 from fercache.data.base import FrameTable, Trial, count_frames, present_frames, ranges_of
 from fercache.diagnostics.check import CheckReport, check_dataset
@@ -345,8 +345,14 @@ def test_time_is_measured_assumed_or_not_told(tmp_path: Path) -> None:
             faces=faces, backbone="casia-webface", precision="float32", threads=2,
                                                 device="cpu", frames=frames, seconds=10.0, when_s=0.0))
     measured = check(root, tmp_path / "c").cost
-    assert measured.seconds == 0.5 and "60.0 frames/s, measured here over 600 frames (cropped" in measured.basis
-    assert len(run_log.load_run_log(tmp_path / "c").rates) == 2
+    assert measured.fast is not None and measured.fast[1] == 0.5 * FAST_TIME
+    run_log.record_rate(tmp_path / "c", run_log.ExtractionRate(
+        faces="cropped", backbone="casia-webface", precision="int8", embed_every="auto", threads=2, device="cpu",
+        frames=600, seconds=2.0, when_s=0.0))
+    fast = check(root, tmp_path / "c").cost.fast
+    assert fast is not None and fast[1] == 0.1 and fast[0] and fast[0] < .5 * (measured.bytes or 0)
+    assert measured.seconds == 0.5 and all(fact in measured.basis for fact in ("60.0 frames/s", "600", "cropped"))
+    assert len(run_log.load_run_log(tmp_path / "c").rates) == 3
     Workspace(tmp_path / "c").run_log.write_text('{"rates": [{"faces": 1}]}')
     assert run_log.load_run_log(tmp_path / "c").rates == ()
 

@@ -150,7 +150,7 @@ def test_nets_that_several_threads_ask_for_at_once_are_made_once(monkeypatch: py
 
     class Slow:
         @classmethod
-        def load(cls, smallest: int, device: str) -> object:
+        def load(cls, smallest: int, device: str, backend: str) -> object:
             built.append(smallest)
             time.sleep(.05)
             return cls()

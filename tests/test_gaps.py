@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from books import simulate
+from books import predict_new, simulate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -154,7 +154,7 @@ def test_a_run_says_its_policy_and_new_clips_get_the_same(tmp_path: Path) -> Non
         assert found.report.frames_without_face == int((~book.valid).sum())
         new = replace(book, fold=np.full_like(book.fold, -1))
         held_out = book.per_row(np.array(book.split)) == "validation"
-        assert np.abs(stack.predict_new(found.folder, new)[held_out] - found.ppm[held_out]).max() <= 2
+        assert np.abs(predict_new(found.folder, new)[held_out] - found.ppm[held_out]).max() <= 2
     apart = (runs["nearest"].ppm != runs["linear"].ppm).any(1)
     said = [found.ppm[book.valid].argmax(1) for found in runs.values()]
     assert apart[~book.valid].any() and (said[0] == said[1]).all(), "the temperature may differ, the answer may not"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from books import CLASSES, simulate
+from books import CLASSES, predict_new, simulate
 from click.testing import CliRunner
 from scipy.special import softmax
 
@@ -111,7 +111,7 @@ def test_in_sample_is_refused_left_out_and_flagged_for_good(tmp_path: Path) -> N
         stack.run_stack(both, replace(CONFIG, logits=("other",)), tmp_path)
     found = stack.run_stack(both, replace(CONFIG, logits=("other",), force=True), tmp_path)
     assert found.final in ("frame", "gru", "transformer"), "no column with the source in it may win"
-    out = stack.write_stack(found, tmp_path / "p.csv")[1]
+    out = found.save(tmp_path / "p.csv")[1]
     flags = json.loads(out.read_text())["flags"]
     assert any(flag.startswith("other: ") for flag in flags) and any(flag.startswith("stack: ") for flag in flags)
 
@@ -135,7 +135,7 @@ def test_clip_level_pools_frames_and_people(tmp_path: Path) -> None:
     made = bring(clip_table(tmp_path / "t.csv"), tmp_path)
     assert len(made.trials) == 80 and len(set(made.clips)) == 40
     found = stack.run_stack(made, replace(CONFIG, level="clip", metric="uar"), tmp_path)
-    with stack.write_stack(found, tmp_path / "p.csv")[0].open(newline="") as file:
+    with found.save(tmp_path / "p.csv")[0].open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["clip"] for row in rows] == [f"c{i:02d}" for i in range(40)]
     mine = np.isin(np.repeat(made.clips, np.diff(made.offsets)), ["c07"]) & made.valid
@@ -149,7 +149,7 @@ def test_clip_level_pools_frames_and_people(tmp_path: Path) -> None:
 def test_new_frames_get_what_a_clip_level_run_says_of_their_clip(tmp_path: Path) -> None:
     made = bring(clip_table(tmp_path / "t.csv"), tmp_path)
     found = stack.run_stack(made, replace(CONFIG, level="clip", select="smoothed-mean"), tmp_path)
-    said = stack.predict_new(found.folder, replace(made, fold=np.full_like(made.fold, -1)))
+    said = predict_new(found.folder, replace(made, fold=np.full_like(made.fold, -1)))
     assert said.shape == (len(made.label), 3)
     held = [i for i, split in enumerate(found.oof.split) if split == "validation"]
     for i in held:

@@ -20,16 +20,23 @@ NOISE_PX = 5e-3
 
 
 @pytest.mark.parametrize("name", ["single_face.mp4", "no_face.mp4", "face_noface.mov", "carphone_pristine.mp4"])
-def test_every_face_and_landmark_of_a_batch_is_the_librarys(cache: Path, name: str) -> None:
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_every_face_and_landmark_of_a_batch_is_the_librarys(cache: Path, name: str, backend: str) -> None:
     frames = media.open_source(demo.fetch_demo_clips(cache / "clips") / name, "video").frames()
     pictures = np.stack([frame.image for frame in islice(frames, 0, 64, 16) if frame.image is not None])
     library = facenet.MTCNN(min_face_size=20, keep_all=True).eval().detect(pictures, landmarks=True)
-    for found, box, score, points in zip(Mtcnn.load(20).detect(pictures), *library, strict=True):
+    for found, box, score, points in zip(Mtcnn.load(20, backend=backend).detect(pictures), *library, strict=True):
         wanted = np.empty((0, 15))
         if box is not None:
             wanted = np.column_stack([box, score, points.reshape(-1, 10)]).astype(np.float64)
         assert found.shape == wanted.shape
         np.testing.assert_allclose(found, wanted, atol=NOISE_PX)
+
+
+def test_the_backend_does_not_change_rounded_boxes(face_frames: list[np.ndarray]) -> None:
+    """So the store's name does not depend on it."""
+    for one, other in zip(*(Detector(backend=name).detect(face_frames) for name in ("torch", "openvino")), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_landmarks_are_optional_and_scale_with_the_picture(face_frames: list[np.ndarray]) -> None:
@@ -55,7 +62,7 @@ def test_noise_of_any_size_is_gone_through(size: tuple[int, int]) -> None:
 def test_a_picture_made_smaller_is_torchs_area_interpolation(size: tuple[int, int]) -> None:
     pictures = np.random.default_rng(1).integers(0, 256, (2, 64, 33, 3), dtype=np.uint8)
     wanted = torch.nn.functional.interpolate(torch.from_numpy(pictures).permute(0, 3, 1, 2).float(), size, mode="area")
-    found = IntegralImage(pictures, torch.device("cpu")).resized(*size)
+    found = IntegralImage(pictures, torch.device("cpu"), [size]).pyramid[0][..., :3]
     np.testing.assert_allclose(found.permute(0, 3, 1, 2), wanted, atol=1e-4)
 
 
@@ -67,7 +74,7 @@ def test_rectangles_are_torchs_area_interpolation() -> None:
     sums = IntegralImage(pictures, torch.device("cpu"))
     part, inside = sums.rectangles(boxes)
     assert inside.tolist() == [True] * 4 + [False]
-    found = sums.crops(place[inside], [edge[inside] for edge in part], 24)
+    found = sums.crops(place[inside], [edge[inside] for edge in part], 24)[..., :3]
     for one, picture, left, top, right, bottom in zip(found, place[inside], *(edge[inside] for edge in part),
                                                       strict=True):
         cut = torch.from_numpy(pictures[picture][top:bottom, left:right]).permute(2, 0, 1)[None].float()
@@ -85,11 +92,17 @@ def test_what_an_earlier_batch_left_changes_nothing() -> None:
     """The table of sums is used again by the same thread."""
     rng = np.random.default_rng(3)
     first, second = (rng.integers(0, 256, (2, 50, 60, 3), dtype=np.uint8) for _ in range(2))
-    alone = IntegralImage(second, torch.device("cpu")).resized(20, 20)
-    IntegralImage(first, torch.device("cpu"))
-    assert torch.equal(IntegralImage(second, torch.device("cpu")).resized(20, 20), alone)
-    IntegralImage(np.concatenate([first] * 3), torch.device("cpu"))
-    assert torch.equal(IntegralImage(second[:1], torch.device("cpu")).resized(20, 20), alone[:1]), "fewer after more"
+
+    def resized(pictures: np.ndarray) -> torch.Tensor:
+        return IntegralImage(pictures, torch.device("cpu"), [(20, 20)]).pyramid[0][..., :3]
+
+    alone = resized(second)
+    resized(first)
+    assert torch.equal(resized(second), alone)
+    resized(np.concatenate([first] * 3))
+    assert torch.equal(resized(second[:1]), alone[:1]), "fewer after more"
+    resized(first.transpose(0, 2, 1, 3))
+    assert torch.equal(resized(second), alone), "another size"
 
 
 def test_small_chunks_give_the_same_boxes(face_frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +110,5 @@ def test_small_chunks_give_the_same_boxes(face_frames: list[np.ndarray], monkeyp
     usual = Mtcnn.load(20).detect(pictures)
     monkeypatch.setattr(detector_module, "FIRST_PIXELS", 1)
     monkeypatch.setattr(detector_module, "CANDIDATES", (3, 1))
-    monkeypatch.setattr(detector_module, "MAX_CANDIDATES", 7)
     for chunked, faces in zip(Mtcnn.load(20).detect(pictures), usual, strict=True):
         np.testing.assert_allclose(chunked, faces, atol=1e-3)

@@ -16,7 +16,7 @@ from videos import make_video, number_in, numbered_video, picture, set_matrix, s
 from fercache import media
 from fercache.errors import ClipError, InputError
 from fercache.media.writer import open_writer
-from fercache.results.io import ClipSeries
+from fercache.results.io import ClipPredictions
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.viz import overlay
 
@@ -24,14 +24,15 @@ CLASSES = ("Neutral", "Happiness", "Other")
 STEP_MS = (40, 10, 90, 33)
 
 
-def told_of(frames: int, time_s: NDArray[np.float64] | None = None) -> ClipSeries:
+def told_of(frames: int, time_s: NDArray[np.float64] | None = None) -> ClipPredictions:
     shares = np.tile([.1, .7, .2], (frames, 1))
     valid = np.arange(frames) % 10 != 9
-    return ClipSeries(time_s=np.arange(frames) / 25 if time_s is None else time_s, valid=valid, probs=shares,
-                label=np.full(frames, -1), label_pred=np.ones(frames, np.int64))
+    return ClipPredictions(name="clip", frame=np.arange(1, frames + 1), valid=valid, probs=shares,
+                           time_s=np.arange(frames) / 25 if time_s is None else time_s,
+                           label=np.full(frames, -1), label_pred=np.ones(frames, np.int64))
 
 
-def boxes_of(told: ClipSeries) -> NDArray[np.float64]:
+def boxes_of(told: ClipPredictions) -> NDArray[np.float64]:
     return np.where(told.valid[:, None], [30., 40., 60., 80.], np.nan)
 
 
@@ -170,8 +171,8 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path, name: str, size: tupl
 def test_any_size_and_any_number_of_classes_is_drawn(size: tuple[int, int]) -> None:
     for count in (2, 11):
         shares = np.full((5, count), 1 / count)
-        told = ClipSeries(time_s=np.arange(5.), valid=np.ones(5, bool), label=np.zeros(5, np.int64),
-                    label_pred=np.full(5, count - 1), probs=shares)
+        told = ClipPredictions(name="clip", frame=np.arange(1, 6), time_s=np.arange(5.), valid=np.ones(5, bool),
+                               label=np.zeros(5, np.int64), label_pred=np.full(5, count - 1), probs=shares)
         canvas = overlay.OverlayCanvas.of(size, told, tuple(f"class {i}" for i in range(count)))
         made = canvas.draw(np.zeros((*size, 3), np.uint8), 2, np.array([-5., -5., 5000., 5000.]))
         assert made.shape == (*canvas.size, 3) and not canvas.size[0] % 2 and not canvas.size[1] % 2

@@ -91,7 +91,7 @@ def test_every_person_is_predicted_and_the_main_one_scored(pair: tuple[Dataset, 
     fold = dict(zip(book.trials, book.fold.tolist(), strict=True))
     assert all(fold[f"{t.name}#1"] == fold[f"{t.name}#2"] for t in dataset.trials[:GROUPS]), "one group, one fold"
     result = stack.run_stack(book, StackConfig(threads=1, bootstrap=20), tmp_path)
-    stack.write_stack(result, tmp_path / "preds.csv")
+    result.save(tmp_path / "preds.csv")
     with (tmp_path / "preds.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["clip"] for row in rows} == set(store) and len(rows) == FRAMES * len(store)

@@ -168,7 +168,7 @@ def test_reading_again_keeps_the_clips_and_their_digests(tmp_path: Path) -> None
     first, again = (load(root, tmp_path / "cache") for _ in range(2))
     assert first.digest() == again.digest()
     trial = first.trials[0]
-    assert job.source_unchanged(media.source_digest(trial.path, trial.kind), again.trials[0].path, trial.kind, False)
+    assert job.unchanged_stamp(media.source_digest(trial.path, trial.kind), again.trials[0].path, trial.kind, False)
 
 
 def test_a_photo_that_is_added_moves_no_label_to_another_photo(tmp_path: Path) -> None:

@@ -202,15 +202,17 @@ def test_another_crop_policy_is_refused_and_named(home: Path, tmp_path: Path, fa
     assert as_crops.exit_code == 0, "each picture is said to be a face, as the heads learnt it"
 
 
-def test_another_precision_and_other_taps_are_refused(home: Path, tmp_path: Path) -> None:
+def test_another_precision_is_accepted_and_other_taps_are_refused(home: Path, tmp_path: Path,
+                                                                  caplog: pytest.LogCaptureFixture) -> None:
     write_clip(tmp_path / "clip", np.repeat([0, 1], 5), np.random.default_rng(1))
     words = ["predict", tmp_path / "clip", "--out", tmp_path / "out", "--no-timelines"]
-    for more, said in ((["--precision", "bf16"], "precision = float32 there, bf16 here"),
-                       (["--taps", "repeat_1"], f"read the tap {TAP}"),
+    for more, said in ((["--taps", "repeat_1"], f"read the tap {TAP}"),
                        (["--taps", "repeat_1", "--force"], f"read the tap {TAP}")):
         done = call(home / "cache", *words, *more)
         assert done.exit_code == 2 and said in done.stderr, done.stderr
-    assert call(home / "cache", *words, "--precision", "bf16", "--force").exit_code == 0
+    assert call(home / "cache", *words, "--precision", "bf16").exit_code == 0
+    assert "precision = float32 there, bf16 here" in caplog.text
+    assert json.loads((tmp_path / "out" / "preds.metrics.json").read_text())["predict"]["forced"] == []
 
 
 def test_features_that_are_there(home: Path, tmp_path: Path, counted: dict[str, int]) -> None:
@@ -320,10 +322,26 @@ def test_names_that_are_shown(tmp_path: Path) -> None:
 
 def test_differences_are_named() -> None:
     cropped = {"faces": "cropped", "precision": "float32", "weights": "a" * 64, "augmentations": 4, "taps": ["x"]}
-    assert ensemble.settings_differences(cropped, {**cropped, "taps": ["x", "y"], "augmentations": 1}) == ()
-    assert ensemble.settings_differences(cropped, {**cropped, "weights": "b" * 64}) == (
-        "weights = aaaaaaaaaaaa there, bbbbbbbbbbbb here",)
-    assert ensemble.settings_differences(cropped,
-                                         {**cropped, "detect_every": 5}) == ("detect_every = None there, 5 here",)
-    assert ensemble.settings_differences(cropped, {**cropped, "faces": "mtcnn", "margin": 0.0}) == (
-        "faces = cropped there, mtcnn here",)
+
+    def refused(**changes: object) -> tuple[str, ...]:
+        return ensemble.settings_differences(cropped, {**cropped, **changes})[0]
+
+    assert ensemble.settings_differences(cropped, {**cropped, "taps": ["x", "y"], "augmentations": 1}) == ((), ())
+    assert refused(weights="b" * 64) == ("weights = aaaaaaaaaaaa there, bbbbbbbbbbbb here",)
+    assert refused(detect_every=5) == ("detect_every = None there, 5 here",)
+    assert refused(faces="mtcnn", margin=0.0) == ("faces = cropped there, mtcnn here",)
+    assert refused(embed_every="10") == ("embed_every = 1 there, 10 here",)
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"precision": "int8", "calibration": "c" * 64},
+                                     {"embed_every": "3"}, {"embed_every": "auto", "precision": "int8"}])
+def test_heads_accept_features_that_cost_them_little(changes: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    trained = {"faces": "mtcnn", "precision": "float32", "weights": "a" * 64, "backbone": "casia-webface"}
+    with caplog.at_level("INFO"):
+        assert ensemble.check_match(trained, trained | changes, taps=["x"], stored_taps=["x"], where=Path("heads"),
+                                    force=False) == ()
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 1 and all(changes[name] in messages[0] for name in changes.keys() - {"calibration"})
+    with pytest.raises(InputError, match="weights"):
+        ensemble.check_match(trained, trained | changes | {"weights": "b" * 64}, taps=["x"], stored_taps=["x"],
+                             where=Path("heads"), force=False)

@@ -49,7 +49,7 @@ def test_what_the_stack_writes_is_read(tmp_path: Path) -> None:
     """The writer and the reader use one format."""
     found = stack.run_stack(simulate(groups=5, frames=60), StackConfig(threads=1, bootstrap=0), tmp_path)
     book = found.oof
-    given = io.PredictionsFile(stack.write_stack(found, tmp_path / "preds.csv")[0])
+    given = io.PredictionsFile(found.save(tmp_path / "preds.csv")[0])
     assert given.classes == book.classes
     clips = list(given.clips())
     np.testing.assert_array_equal(np.concatenate([clip.label_pred for clip in clips]), found.ppm.argmax(1))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fercache.runtime.prefetch import prefetch
+from fercache.extraction.run_control import prefetch
 
 
 def counted(count: int, made: list[int], fail_at: int = -1) -> Iterator[int]:
@@ -20,7 +20,7 @@ def counted(count: int, made: list[int], fail_at: int = -1) -> Iterator[int]:
 
 
 def threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name == "ahead"]
+    return [t for t in threading.enumerate() if t.name.startswith("fercache-prefetch")]
 
 
 @pytest.mark.parametrize("most", [1, 3, 100])

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from fercache import metrics
 from fercache.errors import InputError
 from fercache.results import io
-from fercache.results.io import ClipSeries
+from fercache.results.io import ClipPredictions
 from fercache.stacking import candidates, run_metrics
 from fercache.viz import report
 from fercache.viz.report.collect import (
@@ -62,12 +63,12 @@ def book_of(preds: Path) -> Path:
     return next((preds.parent / "cache/logits").rglob("*.h5"))
 
 
-def told_of(seed: int, frames: int, classes: int = 4) -> ClipSeries:
+def told_of(seed: int, frames: int, classes: int = 4) -> ClipPredictions:
     rng = np.random.default_rng(seed)
     shares = rng.dirichlet(np.full(classes, .3), frames)
-    return ClipSeries(time_s=np.arange(frames) / 30, valid=rng.random(frames) > .1,
-                    label=rng.integers(-1, classes, frames),
-                label_pred=shares.argmax(1), probs=shares)
+    return ClipPredictions(name="clip", frame=np.arange(1, frames + 1), time_s=np.arange(frames) / 30,
+                           valid=rng.random(frames) > .1, label=rng.integers(-1, classes, frames),
+                           label_pred=shares.argmax(1), probs=shares)
 
 
 @settings(max_examples=60, deadline=None)
@@ -131,17 +132,13 @@ def test_the_confident_mistakes_are_mistakes_and_the_surest(preds: Path) -> None
 
 
 def test_the_curve_without_smoothing_is_the_plain_mean_and_smoothing_helps() -> None:
-    from fercache.oof import TrialLogits
-
     book = simulate(groups=6, frames=400)
     curve = SmoothingCurve(book.classes, "macro_f1")
     said = []
     for i in range(len(book.trials)):
         rows = book.rows(i)
         logits = {head: values[rows] for head, values in book.logits.items()}
-        curve.add(TrialLogits(split="train", group="g", fold=0, time_s=book.time_s[rows],
-                              valid=np.ones(rows.stop - rows.start,
-                  bool), label=book.label[rows], logits=logits))
+        curve.add(replace(book, valid=np.ones_like(book.valid)), i)
         p = [values - np.log(np.exp(values).sum(1, keepdims=True)) for values in logits.values()]
         said.append(np.mean(p, axis=0).argmax(1))
     plain = metrics.confusion(book.label, np.concatenate(said), 7)

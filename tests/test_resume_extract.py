@@ -111,9 +111,9 @@ def tiny(full: bool) -> Tiny:
     return () if full else ("cnn",)
 
 
-def disturbed_by_nothing(runner: Runner, folder: Path, tiny: Tiny = ()) -> Unbroken:
+def disturbed_by_nothing(runner: Runner, folder: Path, tiny: Tiny = (), *more: str) -> Unbroken:
     """Return the arrays of a run in `folder`, and the durable steps that it passed."""
-    run = runner.run(*EXTRACT, cwd=folder, tiny=tiny)
+    run = runner.run(*EXTRACT, *more, cwd=folder, tiny=tiny)
     ended(run, 0, "2 clips computed (25 frames")
     store = store_of(folder)
     assert store["long"].frame_table["valid"].all() and not np.array_equal(store["long"]["block8"][0], np.zeros(1792))
@@ -150,9 +150,9 @@ def test_people_of_a_clip_killed_between_them(runner: Runner, prepared: Path, ti
     assert runner.run(*words, cwd=folder, tiny=tiny).err().count("0 clips computed") == 1
 
 
-def check_whole(runner: Runner, folder: Path, unbroken: Unbroken, tiny: Tiny = ()) -> None:
+def check_whole(runner: Runner, folder: Path, unbroken: Unbroken, tiny: Tiny = (), *more: str) -> None:
     """Run again: 0 differences."""
-    ended(runner.run(*EXTRACT, cwd=folder, tiny=tiny), 0, "0 failed")
+    ended(runner.run(*EXTRACT, *more, cwd=folder, tiny=tiny), 0, "0 failed")
     found = arrays(store_of(folder))
     assert found.keys() == unbroken[0].keys()
     assert [key for key in found if found[key] != unbroken[0][key]] == []
@@ -171,14 +171,27 @@ def passages(steps: list[str]) -> list[str]:
 
 def test_killed_again_and_again(runner: Runner, prepared: Path, unbroken: Unbroken, tiny: Tiny) -> None:
     """Within detection, within a segment, before the mark, and after it: one store, each time by the next run."""
-    folder = fresh(prepared, "again")
     assert len(set(unbroken[1])) >= 12
+    kill_at_steps(runner, fresh(prepared, "again"), unbroken, tiny)
+
+
+@pytest.mark.parametrize("every", ["2", "auto"])
+def test_killed_again_and_again_with_some_frames_embedded(runner: Runner, prepared: Path, every: str) -> None:
+    """The same where the frame table names the embedded frames, and is written before the segments or after them."""
+    more, tiny = ("--embed-every", every), ("cnn",)
+    unbroken = disturbed_by_nothing(runner, fresh(prepared, f"every-{every}-whole"), tiny, *more)
+    assert unbroken[1].count("segment.journaled") == 3, "two of long's, one of short's"
+    kill_at_steps(runner, fresh(prepared, f"every-{every}"), unbroken, tiny, *more)
+
+
+def kill_at_steps(runner: Runner, folder: Path, unbroken: Unbroken, tiny: Tiny, *more: str) -> None:
+    """Kill one run after the other at six steps, and check what the last run leaves."""
     for step in ("replace.written:1", "detections.kept:2", "chunk.torn:5", "segment.journaled:1", "commit.unmarked:1",
                  "commit.marked:1"):
-        assert runner.run(*EXTRACT, cwd=folder, kill_at=step, tiny=tiny).code == -signal.SIGKILL, step
+        assert runner.run(*EXTRACT, *more, cwd=folder, kill_at=step, tiny=tiny).code == -signal.SIGKILL, step
         if list((folder / "cache" / "features").glob("*/*.zarr/zarr.json")):
             assert not set(store_of(folder)) - {"long", "short"}
-    check_whole(runner, folder, unbroken, tiny)
+    check_whole(runner, folder, unbroken, tiny, *more)
 
 
 @pytest.mark.slow("a run and a rerun at each of more than twelve steps; six run always")
@@ -279,12 +292,13 @@ def test_permission_taken_away(runner: Runner, prepared: Path, unbroken: Unbroke
     check_whole(runner, folder, unbroken, tiny)
 
 
-def share(runner: Runner, prepared: Path, writers: int, crops: str = "crops", tiny: Tiny = ()) -> None:
+def share(runner: Runner, prepared: Path, writers: int, crops: str = "crops", tiny: Tiny = (),
+          every: str = "1") -> None:
     """Let several runs do one store, kill one of them in the middle, and count what each did."""
-    clips = len(list((prepared / crops).iterdir()))
-    alone, folder = fresh(prepared, f"alone{writers}"), fresh(prepared, f"share{writers}")
-    ended(runner.run(*CROPPED, crops, cwd=alone, tiny=tiny), 0, f"{clips} clips computed")
-    runs = [runner.start(*CROPPED, crops, cwd=folder, kill_at="chunk.torn:6" if i == 0 else "", tiny=tiny)
+    clips, words = len(list((prepared / crops).iterdir())), (*CROPPED, crops, "--embed-every", every)
+    alone, folder = fresh(prepared, f"alone{writers}-{every}"), fresh(prepared, f"share{writers}-{every}")
+    ended(runner.run(*words, cwd=alone, tiny=tiny), 0, f"{clips} clips computed")
+    runs = [runner.start(*words, cwd=folder, kill_at="chunk.torn:6" if i == 0 else "", tiny=tiny)
             for i in range(writers)]
     assert runs[0].wait().code == -signal.SIGKILL
     for run in runs[1:]:
@@ -300,6 +314,10 @@ def share(runner: Runner, prepared: Path, writers: int, crops: str = "crops", ti
 
 def test_several_runs_share_the_work(runner: Runner, prepared: Path) -> None:
     share(runner, prepared, 3, "few")
+
+
+def test_several_runs_share_the_work_with_some_frames_embedded(runner: Runner, prepared: Path) -> None:
+    share(runner, prepared, 3, "few", ("cnn",), "auto")
 
 
 @pytest.mark.slow("sixty clips and up to eight runs; twelve clips and three runs are always shared")

@@ -180,7 +180,7 @@ def test_report_and_card_find_the_logits_of_a_stack_with_imported_ones(tmp_path:
         simulate(groups=2, frames=30, seed=5, fingerprint="of another run").save(trained.parent / "of another.h5")
     merged = inputs.load_logits(cache, own.dataset, trained, names)
     config = StackConfig(threads=1, bootstrap=20, logits=names, select="mean")
-    stack.write_stack(stack.run_stack(merged, config, cache), tmp_path / "preds.csv")
+    stack.run_stack(merged, config, cache).save(tmp_path / "preds.csv")
     facts = collect.gather_run_info(tmp_path / "preds.csv", cache)
     found = collect.collect_report_data(facts.preds, facts.oof, facts.imported)
     assert found.heads == merged.heads and found.curve is not None

@@ -17,7 +17,7 @@ from fercache import media
 from fercache.config import ExtractConfig
 from fercache.data.base import Trial
 from fercache.errors import ClipError
-from fercache.extraction.job import ExtractionJob, source_unchanged
+from fercache.extraction.job import ExtractionJob, unchanged_stamp
 from fercache.media import source as media_source
 from fercache.media.source import SAMPLE_BYTES, WHOLE_BYTES
 from fercache.store.embedding_store import EmbeddingStore
@@ -64,11 +64,11 @@ def between(path: Path) -> int:
 def test_the_same_and_a_copy_are_the_same(source: Sized, tmp_path: Path) -> None:
     path, kind = source
     known = media.source_digest(path, kind, strict=True)
-    assert source_unchanged(known, path, kind) and source_unchanged(known, path, kind, strict=True)
+    assert unchanged_stamp(known, path, kind) and unchanged_stamp(known, path, kind, strict=True)
     copy = tmp_path / "copy"
     shutil.copytree(path, copy, copy_function=shutil.copyfile) if path.is_dir() else shutil.copyfile(path, copy)
     os.utime(inner(copy), ns=(1, 1))
-    assert source_unchanged(known, copy, kind), "a copy has other time stamps: its bytes are compared"
+    assert unchanged_stamp(known, copy, kind), "a copy has other time stamps: its bytes are compared"
 
 
 def test_a_byte_changed_in_place_is_noticed(source: Sized) -> None:
@@ -76,15 +76,15 @@ def test_a_byte_changed_in_place_is_noticed(source: Sized) -> None:
     path, kind = source
     known = media.source_digest(path, kind, strict=True)
     overwrite(inner(path), between(inner(path)), stamp=True)
-    assert not source_unchanged(known, path, kind)
+    assert not unchanged_stamp(known, path, kind)
 
 
 def test_strict_believes_no_time_stamp(source: Sized) -> None:
     path, kind = source
     known = media.source_digest(path, kind, strict=True)
     overwrite(inner(path), between(inner(path)), stamp=False)
-    assert source_unchanged(known, path, kind), "what the cheap look cannot see, as its docstring says"
-    assert not source_unchanged(known, path, kind, strict=True)
+    assert unchanged_stamp(known, path, kind), "what the cheap look cannot see, as its docstring says"
+    assert not unchanged_stamp(known, path, kind, strict=True)
 
 
 @pytest.mark.parametrize("change", [lambda p: p.write_bytes(p.read_bytes() + b"x"), lambda p: overwrite(p, 0, True),
@@ -94,7 +94,7 @@ def test_size_head_and_tail_are_always_seen(source: Sized, change: Callable[[Pat
     path, kind = source
     known = media.source_digest(path, kind, strict=True)
     change(inner(path))
-    assert not source_unchanged(known, path, kind)
+    assert not unchanged_stamp(known, path, kind)
 
 
 @pytest.mark.parametrize("source", ["crops"], indirect=True)
@@ -102,21 +102,21 @@ def test_pictures_that_come_go_or_are_renamed(source: Sized) -> None:
     path, kind = source
     known = media.source_digest(path, kind, strict=True)
     (path / "00003.png").rename(path / "00004.png")
-    assert not source_unchanged(known, path, kind)
+    assert not unchanged_stamp(known, path, kind)
     (path / "00004.png").unlink()
-    assert not source_unchanged(known, path, kind)
+    assert not unchanged_stamp(known, path, kind)
 
 
 def test_a_mark_without_the_whole_hash_is_judged_by_what_it_has(source: Sized) -> None:
     path, kind = source
     known = media.source_digest(path, kind)
     os.utime(inner(path), ns=(1, 1))
-    assert source_unchanged(known, path, kind) and source_unchanged(known, path, kind, strict=True)
+    assert unchanged_stamp(known, path, kind) and unchanged_stamp(known, path, kind, strict=True)
 
 
 def test_a_source_that_is_gone_says_so(tmp_path: Path) -> None:
     with pytest.raises(ClipError):
-        source_unchanged({}, tmp_path / "none", "video")
+        unchanged_stamp({}, tmp_path / "none", "video")
 
 
 def test_a_file_with_size_time_stamp_and_inode_of_its_own_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -128,10 +128,10 @@ def test_a_file_with_size_time_stamp_and_inode_of_its_own_is_not_read(tmp_path: 
     read: list[object] = []
     sampled = media_source._sampled  # the one place where a file is read for its digest
     monkeypatch.setattr(media_source, "_sampled", lambda *given: read.append(given) or sampled(*given))
-    assert source_unchanged(known, path, "video") and not read
-    assert source_unchanged(old, path, "video") and len(read) == 1, "0.1 recorded no inode: the file is read"
-    assert source_unchanged({**known, "inode": 1}, path, "video") and len(read) == 2, "a copy with its time stamp"
-    assert source_unchanged(known, path, "video", strict=True) and len(read) == 3
+    assert unchanged_stamp(known, path, "video") and not read
+    assert unchanged_stamp(old, path, "video") and len(read) == 1, "0.1 recorded no inode: the file is read"
+    assert unchanged_stamp({**known, "inode": 1}, path, "video") and len(read) == 2, "a copy with its time stamp"
+    assert unchanged_stamp(known, path, "video", strict=True) and len(read) == 3
 
 
 def test_a_run_starts_without_opening_every_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from books import CLASSES, FPS, simulate
+from books import CLASSES, FPS, predict_new, simulate
 from pyarrow import parquet
 from rich.console import Console
 
@@ -84,7 +84,7 @@ def test_the_report_says_what_went_in(result: stack.StackResult) -> None:
 
 def test_the_table_fits_eighty_columns(result: stack.StackResult) -> None:
     screen = Console(width=80, file=io.StringIO(), record=True)
-    screen.print(stack.table(result))
+    screen.print(result)
     text = screen.export_text()
     assert max(map(len, text.splitlines())) <= 80
     for word in ("stack", "logistic", "macro F1", ".67 F1 + .33 acc", "Happin.", f"final: {result.final}", "simulated"):
@@ -93,7 +93,7 @@ def test_the_table_fits_eighty_columns(result: stack.StackResult) -> None:
 
 
 def test_predictions_file(result: stack.StackResult, tmp_path: Path) -> None:
-    out, beside = stack.write_stack(result, tmp_path / "preds.csv")
+    out, beside = result.save(tmp_path / "preds.csv")
     rows = read(out)
     assert list(rows[0]) == ["clip", "frame", "time_s", "valid", "label", "prediction", *(f"p_{c}" for c in CLASSES)]
     assert beside.name == "preds.metrics.json" and json.loads(beside.read_text())["dataset"] == "simulated"
@@ -114,17 +114,17 @@ def test_a_gap_has_what_the_nearest_face_has(result: stack.StackResult) -> None:
 
 
 def test_endings(result: stack.StackResult, tmp_path: Path) -> None:
-    plain, _ = stack.write_stack(result, tmp_path / "a.csv")
-    packed, beside = stack.write_stack(result, tmp_path / "b.csv.gz")
+    plain, _ = result.save(tmp_path / "a.csv")
+    packed, beside = result.save(tmp_path / "b.csv.gz")
     assert gzip.decompress(packed.read_bytes()) == plain.read_bytes() and beside.name == "b.metrics.json"
     with pytest.raises(InputError, match=r"\.parquet"):
-        stack.write_stack(result, tmp_path / "preds.xlsx")
+        result.save(tmp_path / "preds.xlsx")
     assert not (tmp_path / "preds.metrics.json").exists()
 
 
 def test_parquet_holds_every_row(result: stack.StackResult, tmp_path: Path) -> None:
     out = tmp_path / "preds.parquet"
-    stack.write_stack(result, out)
+    result.save(out)
     table = parquet.read_table(out)
     assert table.num_rows == len(result.oof.label) and table.column_names[0] == "clip"
 
@@ -135,7 +135,7 @@ def test_names_that_need_quotes(tmp_path: Path) -> None:
     found = stack.run_stack(replace(book, trials=names,
                                     label=np.where(book.index == 1, -1, book.label).astype(np.int16)),
                       CONFIG, tmp_path)
-    rows = read(stack.write_stack(found, tmp_path / "preds.csv")[0])
+    rows = read(found.save(tmp_path / "preds.csv")[0])
     assert sorted({row["clip"] for row in rows}) == sorted(names)
     assert all((row["label"] == "") == (row["frame"] == "1") for row in rows)
 
@@ -146,7 +146,7 @@ def test_the_same_bytes_twice_and_with_two_threads(tmp_path: Path, monkeypatch: 
     for i, threads in enumerate((1, 1, 2)):
         found = stack.run_stack(book, replace(CONFIG, threads=threads), tmp_path / str(i))
         assert not found.cached
-        texts.append([path.read_bytes() for path in stack.write_stack(found, tmp_path / f"{i}.csv")])
+        texts.append([path.read_bytes() for path in found.save(tmp_path / f"{i}.csv")])
     assert texts[0] == texts[1] == texts[2]
 
 
@@ -213,7 +213,7 @@ def test_a_stacker_that_loses_is_told(tmp_path: Path) -> None:
         ahead = [name for name, score in said.items() if score > said["stack"]]
         assert [line.split(": ")[1].split()[0] for line in found.report.warnings] == ahead
         screen = Console(width=80, file=io.StringIO(), record=True)
-        screen.print(stack.table(found))
+        screen.print(found)
         assert screen.export_text().count("the stacker loses") == len(ahead)
         told += len(ahead)
     assert told, "in none of them"
@@ -269,19 +269,19 @@ def test_a_run_of_another_version_is_refused_with_the_next_step(tmp_path: Path) 
     path = found.folder / "metrics.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": stack.FORMAT - 1}))
     with pytest.raises(StoreError, match="fercache stack"):
-        stack.predict_new(found.folder, oof)
+        predict_new(found.folder, oof)
 
 
 def test_new_clips_are_spoken_of_as_the_run_would(result: stack.StackResult) -> None:
     book = result.oof
     new = replace(book, fold=np.full_like(book.fold, -1), label=np.full_like(book.label, -1))
-    said = stack.predict_new(result.folder, new)
+    said = predict_new(result.folder, new)
     held_out = book.per_row(np.array(book.split)) == "validation"
     assert np.abs(said[held_out] - result.ppm[held_out]).max() <= 2
     (result.folder / "trees-all.txt").rename(result.folder / "gone")
     try:
         with pytest.raises(StoreError, match="fercache stack"):
-            stack.predict_new(result.folder, new)
+            predict_new(result.folder, new)
     finally:
         (result.folder / "gone").rename(result.folder / "trees-all.txt")
 
@@ -341,8 +341,7 @@ def test_leaves_grow_with_the_rows_of_a_case() -> None:
                                smoothed=np.zeros((n, 1, 2), np.float32), label=np.zeros(n, int),
                                fold=np.zeros(n, int), group=np.zeros(n, int), block_id=np.arange(n) % 10, classes=2)
                  for n in (100, 1000))
-    plan = models.TreesPlan(seed=0, threads=1, balance=0.75)
-    small, large = (models._settings(one, plan)["min_data_in_leaf"] for one in (few, many))
+    small, large = (models._settings(one, StackConfig(threads=1))["min_data_in_leaf"] for one in (few, many))
     assert (small, large) == (20, 200)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from books import simulate
+from books import predict_new, simulate
 from rich.console import Console
 from scipy.special import softmax
 
@@ -48,9 +48,9 @@ def test_a_causal_run_knows_nothing_of_the_future(causal: stack.StackResult, tmp
     logits = {h: np.where(later[:, None], rng.normal(0, 9, v.shape), v).astype(np.float32)
               for h, v in book.logits.items()}
     other = replace(book, logits=logits, valid=np.where(later, rng.random(len(later)) < .5, book.valid))
-    before, after = (stack.predict_new(found.folder, b)[~later] for b in (book, other))
+    before, after = (predict_new(found.folder, b)[~later] for b in (book, other))
     np.testing.assert_array_equal(before, after)
-    assert not np.array_equal(stack.predict_new(found.folder, book), stack.predict_new(found.folder, other))
+    assert not np.array_equal(predict_new(found.folder, book), predict_new(found.folder, other))
 
 
 def test_a_run_that_is_not_causal_does_look_ahead(tmp_path: Path) -> None:
@@ -59,13 +59,13 @@ def test_a_run_that_is_not_causal_does_look_ahead(tmp_path: Path) -> None:
     book = new_book()
     later = book.index > 60
     other = replace(book, logits={h: np.where(later[:, None], -v, v) for h, v in book.logits.items()})
-    assert not np.array_equal(*(stack.predict_new(found.folder, b)[~later] for b in (book, other)))
+    assert not np.array_equal(*(predict_new(found.folder, b)[~later] for b in (book, other)))
 
 
 def test_before_the_first_face_a_causal_run_knows_nothing(causal: stack.StackResult) -> None:
     book = new_book()
     blind = replace(book, valid=book.valid & (book.index > 20))
-    said = stack.predict_new(causal.folder, blind)[blind.index <= 20]
+    said = predict_new(causal.folder, blind)[blind.index <= 20]
     assert np.abs(said - 1_000_000 / 7).max() <= 1
 
 
@@ -107,7 +107,7 @@ def test_without_filling_a_causal_run_takes_no_copy_of_a_later_face(tmp_path: Pa
     found = stack.run_stack(simulate(groups=10, frames=120, heads=HEADS, declared=DECLARED), config, tmp_path)
     oof = new_book()
     oof = replace(oof, valid=np.where(oof.index % 40 < 10, False, oof.valid))
-    earlier, later = (stack.predict_new(found.folder, with_copies_of_the_next_face(oof, step)) for step in (-1, 1))
+    earlier, later = (predict_new(found.folder, with_copies_of_the_next_face(oof, step)) for step in (-1, 1))
     np.testing.assert_array_equal(earlier, later)
 
 
@@ -122,14 +122,14 @@ def test_a_refit_learns_from_validation_and_shows_no_score_for_it(tmp_path: Path
     assert [one.groups for one in last] == [8, 14]
     assert plain.report.splits["train"].all_frames == refit.report.splits["train"].all_frames
     assert "no score" in refit.report.refit.why
-    stack.table(refit)
+    refit.__rich__()
 
 
 def test_heads_that_were_refitted_show_no_score_either(tmp_path: Path) -> None:
     book = simulate(groups=8, validation=6, frames=60, provenance=Provenance(settings={"refit": "all"}))
     found = stack.run_stack(book, CONFIG, tmp_path)
     assert found.report.splits["validation"].all_frames == {} and found.report.refit.heads
-    stack.table(found)
+    found.__rich__()
 
 
 def test_scores_of_refitted_heads_are_out_of_fold_and_say_so(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_scores_of_refitted_heads_are_out_of_fold_and_say_so(tmp_path: Path) -> 
     assert found.report.refit.heads and found.report.refit.stacker
     assert "out of fold" in found.report.refit.why and found.report.fold_models[-1].groups == 14
     screen = Console(width=80, file=io.StringIO(), record=True)
-    screen.print(stack.table(found))
+    screen.print(found)
     assert "validation, out of fold:" in screen.export_text()
 
 

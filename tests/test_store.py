@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from fercache import open_store
 from fercache.errors import FercacheError, InputError, NotInStore, StoreError
 from fercache.maintenance import forget, verify
-from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.embedding_store import INDEX, INDEX_AFTER, EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS, SEGMENT, decode_name, encode_name
 from fercache.store.manifest import with_checksum
 
@@ -338,6 +339,54 @@ def test_nothing_is_left_beside_the_store(store: EmbeddingStore) -> None:
     put(store, "c", 2000)
     assert {p.name for p in store.work.iterdir()} == {"gate.lock"}
     assert {p.name for p in (store.path / "c").iterdir()} == {"frame_table", "zarr.json", *TAPS}
+
+
+def manifests_read(store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the list that every manifest read of this store is added to."""
+    read: list[str] = []
+    plain = store.read_manifest
+    monkeypatch.setattr(store, "read_manifest", lambda folder: read.append(folder) or plain(folder))
+    return read
+
+
+def test_the_index_saves_reading_each_manifest(store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = [f"c{i:02d}" for i in range(20)]
+    for clip in clips:
+        put(store, clip, 3)
+    store.write_index()
+    stamp = (store.work / INDEX).stat().st_mtime_ns
+    again = EmbeddingStore.open(store.path, mode="a")
+    read = manifests_read(again, monkeypatch)
+    assert list(again) == clips and len(read) == INDEX_AFTER and again.digest() == store.digest()
+    again.write_index()
+    assert (store.work / INDEX).stat().st_mtime_ns == stamp, "nothing new"
+    put(store, "c19", 5, source={"size": 11})  # another process replaces a clip and adds one
+    put(store, "c20", 5)
+    assert again.manifest("c19").frames == 5 and list(again) == [*clips, "c20"] and again.digest() == store.digest()
+    shutil.rmtree(store.path / "c01")
+    assert "c01" not in EmbeddingStore.open(store.path) and len(EmbeddingStore.open(store.path)) == 20
+
+
+def test_a_damaged_index_is_ignored_and_written_anew(store: EmbeddingStore) -> None:
+    for i in range(INDEX_AFTER + 2):
+        put(store, f"c{i}", 3)
+    store.write_index()
+    index = store.work / INDEX
+    whole = index.read_bytes()
+    for data in (b"", whole[:40], whole[:-1] + bytes([whole[-1] ^ 1]), hashlib.sha256(b"x").digest() + b"x"):
+        index.write_bytes(data)
+        again = EmbeddingStore.open(store.path, mode="a")
+        assert len(again) == INDEX_AFTER + 2 and again.digest() == store.digest()
+        again.write_index()
+        assert index.read_bytes() == whole
+
+
+def test_a_clip_that_is_removed_is_in_no_index(store: EmbeddingStore) -> None:
+    put(store, "zebra", 3)
+    store.write_index()
+    assert b"zebra" in (store.work / INDEX).read_bytes()
+    store.remove("zebra")
+    assert not (store.work / INDEX).exists()
 
 
 def mutated(value: object, rng: random.Random) -> object:

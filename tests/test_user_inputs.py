@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -19,15 +20,17 @@ from videos import make_video
 
 from fercache import media, run_log
 from fercache.cli import main
-from fercache.config import DatasetConfig, LogitsConfig
+from fercache.config import DatasetConfig, ExtractConfig, LogitsConfig
 from fercache.data import base, load_dataset, tables
 from fercache.data.base import Issue
 from fercache.data.labels import read as read_labels
 from fercache.data.scan import scan
 from fercache.errors import ClipError, InputError
+from fercache.extraction import job
 from fercache.inference.predict import clips_dataset
 from fercache.logits_import import import_logits
 from fercache.maintenance.importer import import_features
+from fercache.media import source as media_source
 from fercache.store.embedding_store import EmbeddingStore
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 100\n"
@@ -238,6 +241,66 @@ def test_files_that_are_no_videos_are_reported_once(home: Path, kind: str, tiny_
     assert all(f"{number:02d}," in failures.read_text() for number in range(30)), done.output
     shown = run("check", "--clips", "clips", code=1).output
     assert shown.count("LOST") == 1 and "30 clips" in shown
+
+
+def test_small_files_and_a_sample_are_opened_before_the_first_clip(home: Path, tiny_cnn: None, weights_at: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(200):
+        text(home, f"clips/{number:03d}.mp4", POINTER if number == 77 else "")
+        if number != 77:
+            os.truncate(home / f"clips/{number:03d}.mp4", job.SUSPICIOUS_BYTES + 1)
+    (home / "cache").mkdir()
+    (home / "cache/weights").symlink_to(weights_at)
+    opened: list[Path] = []
+    monkeypatch.setattr(job, "check_content", lambda path: opened.append(path) or media.check_content(path))
+    dataset = load_dataset(DatasetConfig(clips=str(home / "clips")), home / "cache")
+    report = job.extract_dataset(dataset, ExtractConfig(taps=("block8",)), home / "cache",
+                                 engine=lambda run, trials: map(run.pending, trials[:0]))
+    assert [failure.clip for failure in report.failures()] == ["077"] and "lfs pull" in report.failures()[0].message
+    assert len({*opened}) <= job.OPENED_FIRST + 1
+
+
+def test_a_run_without_work_opens_neither_clips_nor_manifests(home: Path, tiny_cnn: None, weights_at: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"p{number:02d}" for number in range(3)]
+    for number, name in enumerate(names):
+        picture(home / f"{name}.png", number)
+    table = text(home, "clips.csv", "clip,path\n" + "".join(f"{name},{name}.png\n" for name in names))
+    (home / "cache").mkdir()
+    (home / "cache/weights").symlink_to(weights_at)
+    dataset = load_dataset(DatasetConfig(clips=str(table)), home / "cache")
+    config = ExtractConfig(taps=("block8",), faces="cropped")
+    assert job.extract_dataset(dataset, config, home / "cache").count("computed") == len(names)
+    read: list[str] = []
+    plain = EmbeddingStore.read_manifest
+    monkeypatch.setattr(EmbeddingStore, "read_manifest", lambda *given: read.append(given[1]) or plain(*given))
+    for place in (job, "check_content"), (media_source, "_sampled"):  # where files are opened
+        monkeypatch.setattr(*place, lambda path, *more: pytest.fail(f"{path} was opened"))
+    assert job.extract_dataset(dataset, config, home / "cache").count("cached") == len(names)
+    assert not read
+
+
+def test_the_bytes_of_copied_clips_are_compared_once(home: Path, tiny_cnn: None, weights_at: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "cache").mkdir()
+    (home / "cache/weights").symlink_to(weights_at)
+    picture(home / "a.png")
+    for number in range(3):
+        picture(home / f"b/{number + 1:05d}.png", number)
+    table = text(home, "clips.csv", "clip,path\na,a.png\nb,b\n")
+    dataset = load_dataset(DatasetConfig(clips=str(table)), home / "cache")
+    config = ExtractConfig(taps=("block8",), faces="cropped")
+    assert job.extract_dataset(dataset, config, home / "cache").count("computed") == 2
+    for path in (home / "a.png", home / "b/00002.png"):
+        os.utime(path, ns=(1, 1))
+    hashed: list[str] = []
+    for module in (media_source, media.pictures):
+        plain = module.file_sha256
+        monkeypatch.setattr(module, "file_sha256", lambda path, plain=plain: hashed.append(path.name) or plain(path))
+    assert job.extract_dataset(dataset, config, home / "cache").count("cached") == 2
+    assert {*hashed} == {"a.png", "00001.png", "00002.png", "00003.png"}
+    hashed.clear()
+    assert job.extract_dataset(dataset, config, home / "cache").count("cached") == 2 and not hashed
 
 
 def test_a_folder_of_pointers_in_place_of_pictures_is_no_clip(tmp_path: Path) -> None:

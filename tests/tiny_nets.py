@@ -82,8 +82,8 @@ class TinyDetector:
         self.min_face_px = min_face_px
 
     @classmethod
-    def load(cls, min_face_px: int, device: str = "cpu") -> TinyDetector:
-        """Return the detector, the same on every device."""
+    def load(cls, min_face_px: int, device: str = "cpu", backend: str = "torch") -> TinyDetector:
+        """Return the detector, the same on every device and backend."""
         return cls(min_face_px)
 
     def detect(self, pictures: NDArray[np.uint8]) -> list[NDArray[np.float64]]:

@@ -35,30 +35,41 @@ def to_tensor(picture: NDArray[Any]) -> torch.Tensor:
 
 def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
     """Return the indices, best score first, of boxes (n, 4) that no better box suppresses by its overlap."""
-    # torchvision's rule: greedy, float32, and a box without area overlaps nothing. Memory grows with n, not its square.
-    order = scores.argsort(descending=True, stable=True)
-    ranked = boxes[order].detach().cpu().numpy().astype(np.float32)
-    area = (ranked[:, 2] - ranked[:, 0]) * (ranked[:, 3] - ranked[:, 1])
-    candidates, selected = np.arange(len(ranked)), []
-    while candidates.size:
-        best, candidates = candidates[0], candidates[1:]
-        selected.append(best)
-        low = np.maximum(ranked[best, :2], ranked[candidates, :2])
-        size = np.minimum(ranked[best, 2:], ranked[candidates, 2:]) - low
-        both = size.clip(0).prod(axis=1)
-        with np.errstate(invalid="ignore"):  # two boxes without area: 0 / 0, which counts as no overlap
-            candidates = candidates[~(both / (area[best] + area[candidates] - both) > iou_threshold)]
-    return order[torch.as_tensor(selected, dtype=torch.long, device=order.device)]
+    return batched_nms(boxes, scores, torch.zeros(len(boxes), dtype=torch.long), iou_threshold)
+
+
+NMS_BLOCK = 256
+"""Boxes that are compared with each other at once: memory grows with their square."""
 
 
 def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float) -> torch.Tensor:
     """Return the indices, best score first, of boxes (n, 4) that `nms` selects within each group of `idxs` (n,)."""
-    selected = [members[nms(boxes[members], scores[members], iou_threshold)]
-                for members in ((idxs == group).nonzero()[:, 0] for group in torch.unique(idxs))]
-    if not selected:
-        return torch.empty(0, dtype=torch.long, device=boxes.device)
-    together = torch.cat(selected).sort().values
-    return together[scores[together].argsort(descending=True, stable=True)]
+    # torchvision's rule: greedy, float32, and a box without area overlaps nothing.
+    by_score = scores.argsort(descending=True, stable=True).cpu().numpy()
+    order = by_score[idxs.cpu().numpy()[by_score].argsort(kind="stable")]  # by group, and then by score
+    group, (x1, y1, x2, y2) = idxs.cpu().numpy()[order], boxes.detach().cpu().numpy().astype(np.float32)[order].T
+    area = (x2 - x1) * (y2 - y1)
+
+    def overlap(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
+        a = a[:, None]
+        width = (np.minimum(x2[a], x2[b]) - np.maximum(x1[a], x1[b])).clip(0)
+        both = width * (np.minimum(y2[a], y2[b]) - np.maximum(y1[a], y1[b])).clip(0)
+        with np.errstate(invalid="ignore"):  # two boxes without area: 0 / 0, which counts as no overlap
+            return np.asarray((both / (area[a] + area[b] - both) > iou_threshold) & (group[a] == group[b]))
+
+    selected = np.empty(0, np.int64)
+    for start in range(0, len(order), NMS_BLOCK):
+        block = np.arange(start, min(start + NMS_BLOCK, len(order)))
+        before = selected[group[selected] == group[start]]  # no other group has boxes before and in this block
+        block = block[~overlap(before, block).any(axis=0)]
+        suppresses, kept, last = np.triu(overlap(block, block), 1), np.full(len(block), True), np.full(0, True)
+        # A box that none of the kept ones suppresses is kept: repeated until nothing changes, which is the greedy rule.
+        while not np.array_equal(kept, last):
+            kept, last = np.invert(suppresses[kept].any(axis=0)), kept
+        selected = np.concatenate([selected, block[kept]])
+    chosen = np.zeros(len(order), bool)
+    chosen[order[selected]] = True
+    return torch.from_numpy(by_score[chosen[by_score]]).to(boxes.device)
 
 
 @contextmanager

@@ -149,7 +149,7 @@ class OpenVinoNet:
         if precision not in PRECISIONS:
             raise InputError(f"OpenVINO runs {' or '.join(PRECISIONS)}, not {precision}", where="precision",
                              hint="choose one of those, or --backend torch")
-        runtime = _openvino_runtime()
+        runtime = openvino_runtime()
         shapes = tap_shapes(taps)
         shape = (batch, CROP_PX, CROP_PX, 3)
         # Given a module, OpenVINO runs torch.jit.trace, which torch 2.14 deprecates: give it an exported program.
@@ -176,7 +176,14 @@ class OpenVinoNet:
             self.free.put(request)
 
 
-def _openvino_runtime() -> ModuleType:
+def openvino_runtime() -> ModuleType:
+    """Return openvino.
+
+    Raises
+    ------
+    MissingExtra
+        It is not installed.
+    """
     try:
         import openvino
     except ImportError as error:

@@ -68,13 +68,12 @@ def audit_command(context: Context, logits_file: Path | None, logits: tuple[str,
     alone = context.is_logits(typed)  # such a data set has no clips and no store to audit
     path = None if alone else store or job.current_store(context.features, name)
     with tempfile.TemporaryDirectory() as scratch:
-        subject = audit.AuditSubject(
-            oof=inputs.choose_logits(context, typed, logits_file, names),
-            store=EmbeddingStore.open(path) if path else None, dataset=None if alone else context.dataset(typed),
-            scratch=Path(scratch), weights=context.workspace.weights,
-            training=context.config(TrainConfig, "train-heads", {}) if config.full else TrainConfig())
         results = []
-        for result in audit.run_audit(subject, config):
+        for result in audit.run_audit(
+                inputs.choose_logits(context, typed, logits_file, names), config,
+                EmbeddingStore.open(path) if path else None, None if alone else context.dataset(typed),
+                context.config(TrainConfig, "train-heads", {}) if config.full else None, Path(scratch),
+                context.workspace.weights):
             results.append(result)
             # Printed at once: a check can take minutes.
             word, color = SEVERITY_STYLES[result.severity]

@@ -335,9 +335,9 @@ def export_command(context: Context, store: Location | None, to: str, out: Path,
     from fercache.store.embedding_store import EmbeddingStore
 
     path = store or job.current_store(context.features, context.dataset(typed).name)
-    report = export.export_store(EmbeddingStore.open(path), to, out, clips=only, taps=taps)
-    log.info("%d clips, %d frames written", report.clips, report.frames)
-    click.echo(report.out)
+    log.info("%d clips, %d frames written",
+             *export.export_store(EmbeddingStore.open(path), to, out, clips=only, taps=taps))
+    click.echo(out)
     return 0
 
 

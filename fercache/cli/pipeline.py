@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -18,12 +18,9 @@ from fercache.cli.context import (
     config_options,
     location_options,
 )
-from fercache.config import DatasetConfig, ExtractConfig, StackConfig, SubmitConfig, TrainConfig
+from fercache.config import FAST, DatasetConfig, ExtractConfig, StackConfig, SubmitConfig, TrainConfig
 from fercache.recipe import Context, log_issues
 from fercache.runtime.uri import Location
-
-if TYPE_CHECKING:
-    from fercache.extraction.job import ExtractReport
 
 log = logging.getLogger("fercache")
 
@@ -33,6 +30,8 @@ ENGINES = ("here", "dask")
 @click.command("extract", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @config_options(ExtractConfig)
+@click.option("--fast", is_flag=True, help="As " + " ".join(
+    f"--{name.replace('_', '-')} {value}" for name, value in FAST.items()) + ". `fercache check` tells what it saves.")
 @click.option("--time-limit", metavar="TIME", default="", help="Stop cleanly after 3600 (seconds), 90m or 1:30:00. "
               "Run the same command again to continue.")
 @click.option("--workers", metavar="N|auto", default="0", help="Worker processes on this machine, each with its own "
@@ -47,12 +46,6 @@ ENGINES = ("here", "dask")
 def extract_command(context: Context, **typed: Any) -> int:
     """Stage one: run the face CNN once over every frame of every clip and store its features."""
     report = fercache.extract(**context.places, **typed)
-    _log_summary(report)
-    click.echo(report.store)
-    return 1 if report.failures() else 0
-
-
-def _log_summary(report: ExtractReport) -> None:
     log.info("%d clips computed (%d frames in %.0f s), %d cached, %d failed", report.count("computed"),
              report.frames("computed"), report.seconds, report.count("cached"), report.count("failed"))
     if report.count("left"):
@@ -60,6 +53,8 @@ def _log_summary(report: ExtractReport) -> None:
                     report.count("left"), report.frames("left"))
     if report.failures():
         log.error("failed clips are listed in %s", report.failures_at)
+    click.echo(report.store)
+    return 1 if report.failures() else 0
 
 
 @click.command("train-heads", cls=HeadedCommand)

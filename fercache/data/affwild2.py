@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -30,9 +29,6 @@ from fercache.data.labels import read_all
 from fercache.data.scan import Scan, describe, scan_places
 from fercache.errors import InputError
 from fercache.media.pictures import ENDINGS
-
-log = logging.getLogger(__name__)
-
 
 TRACKS = ("EXPR_Set", "EXPR_Classification_Challenge", "EXPR_Recognition_Challenge")
 SPLITS: dict[str, Split] = {"Train_Set": "train", "Validation_Set": "validation"}
@@ -210,7 +206,10 @@ def _trials(names: Iterable[str], clips: ClipFiles, splits: Mapping[str, Split],
             absent.append(name)
             continue
         if len(paths) != 1:
-            problems.append(_lost(name, paths, clips.kind))
+            what = (f"several clips have its name: {shorten_list(paths)}" if paths else
+                    f"no {'folder of crops' if clips.kind == 'crops' else 'video'} has its name; it is annotated")
+            problems.append(Issue(where=name, message=what, kind="no-clip", hint="keep one of them" if paths else
+                                  "it is left out; get its clip, or remove its annotation"))
             continue
         # The group is the parent video: its two people are in the same scene, often in the same frames.
         videos = clips.video_candidates(name) if clips.kind == "crops" else []
@@ -218,15 +217,6 @@ def _trials(names: Iterable[str], clips: ClipFiles, splits: Mapping[str, Split],
                             split=splits.get(name, "test"), labels=labels.get(name), side=side_of(name, known),
                             video=videos[0] if len(videos) == 1 else None))
     return trials, [*problems, *_noted(absent, "trials of the test list have no clip", "they are left out")]
-
-
-def _lost(name: str, paths: list[Path], kind: Kind) -> Issue:
-    if paths:
-        return Issue(where=name, message=f"several clips have its name: {shorten_list(paths)}", hint="keep one of them",
-                     kind="no-clip")
-    what = "no folder of crops has its name" if kind == "crops" else "no video has its name"
-    return Issue(where=name, message=f"{what}, though it is annotated",
-                 hint="it is left out; get its clip, or remove its annotation", kind="no-clip")
 
 
 def _noted(names: Iterable[str], what: str, hint: str) -> list[Issue]:

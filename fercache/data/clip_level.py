@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from fercache.config import DatasetConfig
 from fercache.data.base import UNKNOWN, Dataset, Issue, Kind, Split, Trial, cache_name, shorten_list
-from fercache.data.labels import SETS, canonical_class_name, whole_number
+from fercache.data.labels import SETS, canonical_class_name, index_by_name, whole_number
 from fercache.data.scan import Scan, describe, scan_places
 from fercache.errors import InputError
 
@@ -228,11 +228,9 @@ def code_of(label: str, classes: Sequence[str], first: int = 0) -> int | None:
     number = whole_number(label)
     if number is not None:
         return number - first if 0 <= number - first < len(classes) else None
-    names = [canonical_class_name(name) for name in classes]
     # Participants' lists use words that no class of any set has.
     plain = canonical_class_name(label)
-    plain = SPELLINGS.get(plain, plain)
-    return names.index(plain) if plain in names else None
+    return index_by_name(classes).get(SPELLINGS.get(plain, plain))
 
 
 # Sets with lists: a training and a test list, of one split or of each published fold.

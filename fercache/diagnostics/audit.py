@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from fercache.data.base import Dataset, Issue, Severity, Trial
 from fercache.errors import InputError
 from fercache.oof import OofLogits, StarterInit
 from fercache.runtime import atomic_io
-from fercache.stacking import candidates, stack
+from fercache.stacking import candidates, nested_cv, stack
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import train
 
@@ -191,7 +191,8 @@ def check_stacker(oof: OofLogits, config: AuditConfig) -> Issue:
     for seed in range(STACK_SHUFFLES):
         label = oof.label.copy()
         label[rows] = shuffle_labels(oof.label[rows], group[rows], rng)
-        columns = stack.oof_columns(replace(oof, label=label), StackConfig(seed=seed, threads=config.threads))
+        columns = nested_cv.run_nested_cv(
+            replace(oof, label=label), StackConfig(seed=seed, threads=config.threads)).columns
         for name, probs in columns.items():
             matrix = metrics.confusion(label[rows], probs[rows].argmax(1), len(oof.classes))
             extra.setdefault(name, []).append(float(above_chance(matrix)))
@@ -283,8 +284,7 @@ def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> Issue
 DRAWS = 1000
 """Bootstrap samples of groups for an interval."""
 PERMUTATIONS = 999
-MOST_P = 0.05
-"""Divided by the number of tested columns, as all of them have to pass."""
+"""More than for the choice of a candidate: `candidates.MOST_P` is divided by the number of tested columns."""
 SHUFFLED_GROUPS = 24
 """At least this many groups are tested, by several shuffles if one has fewer: six groups alone have too few orders."""
 MAX_PERMUTED_ROWS = 20_000
@@ -312,7 +312,8 @@ def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConf
         rows = np.flatnonzero((oof.per_row(oof.fold) >= 0) & (oof.label >= 0))
         rows = rows[::max(1, len(rows) // MAX_PERMUTED_ROWS)]
         group = oof.per_row(oof.group_number)[rows]
-        columns = {**oof.logits, **stack.oof_columns(oof, StackConfig(seed=seed, threads=config.threads))}
+        columns = {**oof.logits,
+                   **nested_cv.run_nested_cv(oof, StackConfig(seed=seed, threads=config.threads)).columns}
         labels = [oof.label[rows], *metrics.permute_by_group(oof.label[rows], group, PERMUTATIONS, seed)]
         for name, values in columns.items():
             matrices = np.stack([metrics.confusion(label, values[rows].argmax(1), len(oof.classes))
@@ -325,7 +326,7 @@ def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConf
                   (1 + np.sum(np.array(chance) <= observed)) / (1 + len(chance))]
         p = min(1.0, 2 * min(beyond))
         lines.append(f"{name}: accuracy {observed:+.3f} from chance, p = {p:.3f}")
-        if p < MOST_P / len(extra) and abs(observed) > ABOVE_CHANCE:
+        if p < candidates.MOST_P / len(extra) and abs(observed) > ABOVE_CHANCE:
             side = ("above chance: labels leak" if observed > 0 else
                     "below chance: folds lack the labels that they hold out, so scores out of fold are too low")
             leaks.append(f"{lines[-1]}, {side}")
@@ -440,53 +441,40 @@ def check_perfect(oof: OofLogits) -> Issue:
                    f"{len(leaks)} of {len(oof.heads)} heads are nearly always right out of fold", leaks)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuditSubject:
-    """What is audited: logits, and if available the store and the data set behind them.
+def run_audit(oof: OofLogits, config: AuditConfig, store: EmbeddingStore | None = None, dataset: Dataset | None = None,
+              training: TrainConfig | None = None, scratch: Path | None = None,
+              weights: Path | None = None) -> Iterator[Issue]:
+    """Yield the result of each check of logits, and of the store and the data set behind them, as soon as it ends.
 
-    Attributes
+    Parameters
     ----------
-    training : how `--full` trains the heads again.
-    scratch : a folder that `--full` may fill.
+    training, scratch : how `--full` trains the heads again, and a folder that it may fill.
     weights : the folder of CNN weights; `scratch` has none, and fine-tuning needs them.
-    """
-
-    oof: OofLogits
-    store: EmbeddingStore | None = None
-    dataset: Dataset | None = None
-    training: TrainConfig = field(default_factory=TrainConfig)
-    scratch: Path | None = None
-    weights: Path | None = None
-
-
-def run_audit(subject: AuditSubject, config: AuditConfig) -> Iterator[Issue]:
-    """Yield the result of each check as soon as it ends.
 
     Raises
     ------
     InputError
         `--full` needs a data set, and there is none.
     """
-    yield check_splits(subject.oof)
-    yield check_folds(subject.oof)
-    yield check_provenance(subject.oof)
-    yield check_starter(subject.oof, subject.dataset)
-    yield check_memorized(subject.oof, config.seed)
-    yield check_perfect(subject.oof)
-    yield check_stacker(subject.oof, config)
-    yield check_contradictions(subject.oof, config)
-    if subject.store is None:
+    yield check_splits(oof)
+    yield check_folds(oof)
+    yield check_provenance(oof)
+    yield check_starter(oof, dataset)
+    yield check_memorized(oof, config.seed)
+    yield check_perfect(oof)
+    yield check_stacker(oof, config)
+    yield check_contradictions(oof, config)
+    if store is None:
         return
-    sample = draw_probe(subject.oof, subject.store)
+    sample = draw_probe(oof, store)
     yield check_features(sample)
     yield check_probe(sample, config)
-    yield check_copies(subject.oof, subject.store, config.similar)
+    yield check_copies(oof, store, config.similar)
     if config.full:
-        if subject.dataset is None or subject.scratch is None:
+        if dataset is None or scratch is None:
             raise InputError("there is no data set to train heads on", where="audit --full",
                              hint="name it with --dataset and --root or --clips")
-        yield check_retrained(subject.dataset, subject.store, subject.training, subject.scratch, config,
-                              subject.weights)
+        yield check_retrained(dataset, store, training or TrainConfig(), scratch, config, weights)
 
 
 def write_audit(results: Sequence[Issue], path: Path) -> None:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from math import prod
+from dataclasses import asdict, dataclass, replace
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fercache import run_log
-from fercache.config import ExtractConfig
+from fercache.config import FAST, FAST_TIME, ExtractConfig
 from fercache.data.base import Dataset, FrameTable, Issue, Trial
 from fercache.diagnostics import check_issues
 from fercache.diagnostics.check_issues import ClipFacts, ClipIndex, LengthComparison
 from fercache.errors import InputError
 from fercache.faces import crops
+from fercache.faces.interpolation import embedded_share
 from fercache.runtime.progress import format_bytes, format_duration
 from fercache.store.layout import FRAME_COLUMNS, Grid
 
@@ -33,6 +34,7 @@ class ExtractionCost:
     bytes_a_frame, bytes : taps and frame table; `bytes` includes the padding of each clip's last chunk. None if the
         CNN's outputs are not known without opening it.
     seconds : None if no rate is known; `basis` is the source of the rate, or why there is none.
+    fast : bytes and seconds of `fercache extract --fast`, None where they are not known or --fast is no choice.
     """
 
     faces: str
@@ -43,16 +45,12 @@ class ExtractionCost:
     bytes: int | None
     seconds: float | None
     basis: str
+    fast: tuple[int | None, float | None] | None = None
 
 
-def estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConfig, cache: Path,
+def _estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConfig, cache: Path,
                   rate: float) -> ExtractionCost:
-    """Return the cost of extracting these trials with the settings of `config`.
-
-    Parameters
-    ----------
-    rate : assumed frames per second; 0: use the measured rate.
-    """
+    """Return the cost of extracting these trials; `rate`: assumed frames per second, 0 for the measured rate."""
     from fercache.backbones.taps import tap_shapes  # imports torch, which takes seconds: only where it is needed
 
     lengths = [table.stored for table in tables if table.stored]
@@ -65,12 +63,14 @@ def estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConfi
         if not config.weights.startswith("onnx:"):  # an ONNX model has taps of its own, known once it is opened
             raise
     else:
-        row = 2 * sum(map(prod, shapes)) + 8 * len(FRAME_COLUMNS)
+        share, columns = embedded_share(config.embed_every), len(FRAME_COLUMNS) + (config.embed_every != "1")
+        row = round(2 * sum(map(prod, shapes)) * share) + 8 * columns
         # The last chunk of a clip is as long as the others, so a clip takes more than its frames.
-        grids = [grid for length in lengths for grid in (*(Grid((length, *shape), "float16") for shape in shapes),
-                                                         Grid((length, len(FRAME_COLUMNS)), "float64"))]
+        grids = [grid for length in lengths
+                 for grid in (*(Grid((ceil(length * share), *shape), "float16") for shape in shapes),
+                              Grid((length, columns), "float64"))]
         total = sum(grid.count * grid.chunk_bytes for grid in grids)
-    measured = run_log.latest_rate(cache, faces, config.weights, config.augmentations) if faces and not rate else None
+    measured = run_log.latest_rate(cache, faces, config) if faces and not rate else None
     if rate:
         seconds, basis = frames / rate, f"assuming {rate:g} frames/s (--rate)"
     elif measured:
@@ -80,8 +80,12 @@ def estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConfi
     else:
         seconds, basis = None, ("no rate was measured in this cache yet: `fercache extract` measures it with "
                                 f"{run_log.MIN_FRAMES} frames or more; --rate assumes one")
+    fast = None
+    if (config.precision, config.embed_every, rate) == ("float32", "1", 0) and not config.weights.startswith("onnx:"):
+        quick = _estimate_cost(tables, faces, replace(config, **FAST), cache, 0.0)
+        fast = quick.bytes, quick.seconds or (seconds and seconds * FAST_TIME)
     return ExtractionCost(faces=faces, clips=len(lengths), frames=frames, unknown=len(tables) - len(lengths),
-                          bytes_a_frame=row, bytes=total, seconds=seconds, basis=basis)
+                          bytes_a_frame=row, bytes=total, seconds=seconds, basis=basis, fast=fast)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,29 +110,14 @@ class SplitCount:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipCount:
-    """Lengths of one trial: `rows` of its frame table, `pictures`, annotation `lines`, frames in the header of
-    its `video`, and rows without a crop (`no_crop`), some of them labelled."""
-
-    name: str
-    kind: str
-    split: str
-    group: str
-    rows: int
-    pictures: int
-    lines: int
-    video: int
-    no_crop: int
-    no_crop_labelled: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class CheckReport:
     """Result of a check.
 
     Attributes
     ----------
     by_clip : the classes are counted in clips, not in frames.
+    clips : of each trial its name and so on, the `rows` of its frame table, `pictures`, annotation `lines`, frames in
+        the header of its `video`, and rows without a crop, some of them labelled.
     clips_read, clips_known : clips whose files were read, and whose facts an earlier check had read.
     """
 
@@ -139,7 +128,7 @@ class CheckReport:
     fold: int
     by_clip: bool
     splits: dict[str, SplitCount]
-    clips: tuple[ClipCount, ...]
+    clips: tuple[dict[str, Any], ...]
     lengths: tuple[LengthComparison, ...]
     issues: tuple[Issue, ...]
     cost: ExtractionCost
@@ -182,13 +171,13 @@ def check_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, *, fresh
                        splits={split: _count(own, dataset.classes, by_clip) for split, own in by_split.items() if own},
                        clips=tuple(_clip(table) for table in tables), lengths=check_issues.compare_lengths(tables),
                        issues=tuple(check_issues.find_issues(dataset, tables, index.facts)),
-                       cost=estimate_cost(tables, _faces(dataset, config), config, cache, rate), clips_read=index.read,
+                       cost=_estimate_cost(tables, _faces(dataset, config), config, cache, rate), clips_read=index.read,
                        clips_known=index.reused, seconds=time.monotonic() - started)
 
 
 def predict_cost(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractionCost:
     """Return the cost of extracting a data set; updates the index, as `check_dataset` does."""
-    return estimate_cost(_index_and_tables(dataset, cache, fresh=False)[1], _faces(dataset, config), config, cache, 0.0)
+    return _estimate_cost(_index_and_tables(dataset, cache, False)[1], _faces(dataset, config), config, cache, 0.0)
 
 
 def _index_and_tables(dataset: Dataset, cache: Path, fresh: bool) -> tuple[ClipIndex, list[FrameTable]]:
@@ -211,12 +200,10 @@ def frame_table_of(trial: Trial, facts: Mapping[str, ClipFacts]) -> FrameTable:
                       lines=0 if trial.labels is None else len(trial.labels), video=video.frames if video else 0)
 
 
-def _clip(table: FrameTable) -> ClipCount:
-    no_crop, labelled = table.without_crop()
-    trial = table.trial
-    return ClipCount(name=trial.name, kind=trial.kind, split=trial.split, group=trial.group, rows=table.rows,
-                     pictures=table.pictures, lines=table.lines, video=table.video, no_crop=no_crop,
-                     no_crop_labelled=labelled)
+def _clip(table: FrameTable) -> dict[str, Any]:
+    return {key: getattr(table.trial, key) for key in ("name", "kind", "split", "group")} | {
+        key: getattr(table, key) for key in ("rows", "pictures", "lines", "video")} | dict(
+        zip(("no_crop", "no_crop_labelled"), table.without_crop(), strict=True))
 
 
 def _count(tables: Sequence[FrameTable], classes: Sequence[str], by_clip: bool) -> SplitCount:
@@ -292,3 +279,6 @@ def cost_lines(cost: ExtractionCost) -> Iterator[str]:
         yield "  disk: not known before the model is opened"
     time = "not known" if cost.seconds is None else format_duration(cost.seconds)
     yield from textwrap.wrap(f"time: {time}; {cost.basis}", WIDTH, initial_indent="  ", subsequent_indent="        ")
+    if cost.fast and cost.fast[0] is not None:
+        seconds = f"{format_duration(cost.fast[1])}" if cost.fast[1] else f"about {FAST_TIME:.0%} of the time"
+        yield f"  extract --fast: {format_bytes(cost.fast[0])}, {seconds}; a little less exact"

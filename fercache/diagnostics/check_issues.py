@@ -256,15 +256,9 @@ SAMPLES = 8
 """Pictures of a folder that are compared byte by byte, spread from first to last."""
 
 
-def find_duplicate_clips(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> list[list[Trial]]:
-    """Return the sets of trials with the same content, each sorted by name.
-
-    Notes
-    -----
-    Only clips of the same kind, size and (of crops) frame numbers are opened at all. Videos are compared by the
-    sampled hash that the store uses, folders by 8 of their pictures. Empty clips are left out, and so are two trials
-    of one file (two people of a video).
-    """
+def _find_duplicate_clips(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> list[list[Trial]]:
+    """Return the sets of trials with the same content, each sorted by name; not empty ones, and not two of one file."""
+    # Only clips of the same kind, size and (of crops) frame numbers are opened at all.
     similar: dict[tuple[str, int, str], list[Trial]] = defaultdict(list)
     for trial in trials:
         clip = facts[str(trial.path)]
@@ -301,7 +295,7 @@ def find_issues(dataset: Dataset, tables: Sequence[FrameTable], facts: Mapping[s
     found = [*(replace(issue, kind=issue.kind or "reader") for issue in group_issues(dataset.problems)),
              *_label_issues(dataset, tables), *_picture_issues(trials, facts), *_video_issues(trials, facts)]
     copies: dict[bool, list[list[str]]] = defaultdict(list)
-    for same in find_duplicate_clips(trials, facts):
+    for same in _find_duplicate_clips(trials, facts):
         # Copies in one group and split are on one side of every fold, so they cannot leak.
         leaks = len({trial.group for trial in same}) > 1 or len({trial.split for trial in same}) > 1
         copies[leaks].append([f"{trial.name} ({trial.split})" for trial in same])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -18,12 +18,13 @@ from fercache.backbones.taps import tap_views
 from fercache.data.base import PEOPLE_COUNT, SIDES, Trial, people_of, people_stored, person_name
 from fercache.errors import ClipError
 from fercache.extraction.batcher import FeatureBuffer
+from fercache.extraction.run_control import prefetch
 from fercache.faces import interpolation
 from fercache.faces.crops import apply_augmentation, augmented_taps, crop_face, sample_augmentation, whole_picture
 from fercache.faces.identity import Person, build_persons, crops_to_embed, left_and_right, mean_vector
+from fercache.faces.interpolation import Face, select_frames, small_gray
 from fercache.faces.tracklets import link_tracklets
 from fercache.media.source import Frame, Source
-from fercache.runtime.prefetch import prefetch
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS, SEGMENT, encode_name
 from fercache.store.locks import locked_clips
@@ -46,6 +47,9 @@ IDENTITY_BATCH = 256
 MIN_FRAMES = 12
 NO_TRACK = -1
 NO_BOX = np.full(4, np.nan)
+# Columns of the frame table.
+BOX = slice(FRAME_COLUMNS.index("x1"), FRAME_COLUMNS.index("y2") + 1)
+TIME_TRACK = [FRAME_COLUMNS.index("time_s"), FRAME_COLUMNS.index("track")]
 # Frames per call of the detector. Fixed, as are the batches within: MTCNN's boxes move by up to 1e-4 px with the rest
 # of their batch, and a resumed run must end with the same bytes.
 DETECT_BLOCK = 64
@@ -192,6 +196,7 @@ class ClipJob:
     detect_every: int
     margin: float
     views: int  # crops of each face: the plain one and its augmentations
+    embed_every: str  # a number, or auto
 
     def run(self) -> int:
         """Write everything but the manifest of the first person, and return the number of people.
@@ -207,17 +212,15 @@ class ClipJob:
             if self.resources.detector is None:
                 self.embed_crops()
                 return 1
-            frame_table, count = self.writer.frame_table, 1
+            frame_table, people = self.writer.frame_table, 1
             # A resumed clip has the frame table of its first person only.
             if frame_table is None or self.selection.several:
                 first, *others = self.detect()
                 self._write_others(others)
-                count += len(others)
-                if frame_table is None:
-                    self.writer.set_frame_table(first)
+                people += len(others)
                 frame_table = first
             self.embed_boxes(frame_table)
-            return count
+            return people
 
     def detect(self) -> list[NDArray[np.float64]]:
         """Detect the faces of every frame, and return the frame table of each selected person."""
@@ -295,27 +298,66 @@ class ClipJob:
         for number, frame_table in enumerate(frame_tables, 2):
             with self.selection.open_other(number) as writer:
                 if writer is not None:
-                    if writer.frame_table is None:
-                        writer.set_frame_table(frame_table)
                     replace(self, writer=writer).embed_boxes(frame_table)
                     writer.commit()
 
     def embed_boxes(self, frame_table: NDArray[np.float64]) -> None:
-        """Run the CNN over the boxes of a frame table, segment by segment."""
-        boxes = frame_table[:, FRAME_COLUMNS.index("x1"):FRAME_COLUMNS.index("y2") + 1]
-        start = self.writer.written
+        """Run the CNN over the boxes of a frame table, segment by segment, and store the table too."""
+        table, fraction = frame_table[:, :len(FRAME_COLUMNS)], 1 - DETECT_FRACTION
+        if self.embed_every == "auto":  # the pixels decide what is embedded, so the table is complete after the last
+            self.writer.set_frame_table(with_embedded(table, self._embed_selected(self._faces(table), fraction)))
+            return
+        every, start = self.embed_every == "1", self.writer.written
+        rows = range(len(table)) if every else [face.row for face in select_frames(
+            (Face(row, time_s, int(track), [], None) for row, (time_s, track) in enumerate(table[:, TIME_TRACK])),
+            self.embed_every)]
+        if self.writer.frame_table is None:
+            self.writer.set_frame_table(table if every else with_embedded(table, rows))
+        frames = self._decoded(start) if every else self.resources.profiler.each("decode",
+                                                                                 self.source.pick(rows[start:]))
+        # A file that has grown since detection has more frames than boxes.
+        crops = (self._augmented(frame, table[frame.index - 1, BOX] if frame.index <= len(table) else NO_BOX)
+                 for frame in frames)
         # Each frame counts as `views` crops in memory.
-        with closing(prefetch(self._cropped(start, boxes), FACES_AHEAD // self.views)) as augmented:
-            stop = self._embed(start, augmented, 1 - DETECT_FRACTION)
-        if stop != len(frame_table):
-            raise ClipError(f"has {stop} frames now, and had {len(frame_table)} during detection",
-                            where=self.source.path, hint="the file changed while it was read; run again")
+        with closing(prefetch(crops, FACES_AHEAD // self.views)) as augmented:
+            stop = self._embed(start, augmented, fraction, rows)
+        if stop != len(rows):
+            raise self._changed(stop, len(rows))
 
-    def _cropped(self, start: int, boxes: NDArray[np.float64]) -> Iterator[AugmentedCrops]:
-        """Yield the crops of each frame from row `start` on."""
-        for frame in self._decoded(start):
-            # A file that has grown since detection has more frames than boxes; `embed_boxes` reports it.
-            yield self._augmented(frame, boxes[frame.index - 1] if frame.index <= len(boxes) else NO_BOX)
+    def _changed(self, now: int, before: int) -> ClipError:
+        return ClipError(f"has {now} frames now, and had {before} during detection", where=self.source.path,
+                         hint="the file changed while it was read; run again")
+
+    def _faces(self, table: NDArray[np.float64]) -> Iterator[Face]:
+        """Yield the face of each frame."""
+        number = 0
+        for number, frame in enumerate(self._decoded(0), 1):
+            if number > len(table):
+                break
+            yield self._face(frame, table[number - 1, BOX], int(table[number - 1, FRAME_COLUMNS.index("track")]))
+        if number != len(table):
+            raise self._changed(number, len(table))
+
+    def _face(self, frame: Frame, box: NDArray[np.float64], track: int) -> Face:
+        """Return the face in `box`."""
+        crops = self._augmented(frame, box)
+        small = small_gray(crops[0]) if crops and self.embed_every != "1" else None
+        return Face(frame.index - 1, frame.time_s, track if crops else NO_TRACK, crops, small)
+
+    def _embed_selected(self, faces: Iterable[Face], fraction: float) -> list[int]:
+        """Embed the frames that are selected of all frames of the clip, and return their rows."""
+        # From the first frame on also in a resumed run: which frames are selected depends on all those before.
+        written, rows = self.writer.written, []
+
+        def selected() -> Iterator[AugmentedCrops]:
+            for face in faces if self.embed_every == "1" else select_frames(faces, self.embed_every):
+                rows.append(face.row)
+                if len(rows) > written:
+                    yield face.crops
+
+        with closing(prefetch(selected(), FACES_AHEAD // self.views)) as augmented:
+            self._embed(written, augmented, fraction, rows)
+        return rows
 
     def _augmented(self, frame: Frame, box: NDArray[np.float64]) -> AugmentedCrops:
         """Return the face in `box`, plain and in every augmentation."""
@@ -332,32 +374,36 @@ class ClipJob:
         """Run the CNN over pictures that are face crops; the frame table is complete after the last one."""
         times: list[float] = []
         boxes: list[NDArray[np.float64]] = []
-        written = self.writer.written
-        with closing(prefetch(self._whole(times, boxes, written), FACES_AHEAD // self.views)) as augmented:
-            self._embed(written, augmented, 1.0)
+        rows = self._embed_selected(self._whole(times, boxes), 1.0)
         if not times:
             raise ClipError("holds no frame", where=self.source.path)
         seen = ~np.isnan(np.array(boxes)[:, 0])
-        self.writer.set_frame_table(frame_table_of(np.array(times), Person(
-            boxes=np.array(boxes), score=np.where(seen, 1.0, np.nan), track=np.where(seen, 0, NO_TRACK))))
+        table = frame_table_of(np.array(times), Person(
+            boxes=np.array(boxes), score=np.where(seen, 1.0, np.nan), track=np.where(seen, 0, NO_TRACK)))
+        self.writer.set_frame_table(table if self.embed_every == "1" else with_embedded(table, rows))
 
-    def _whole(self, times: list[float], boxes: list[NDArray[np.float64]], written: int) -> Iterator[AugmentedCrops]:
-        """Yield the crops of each picture from row `written` on, and collect time and box of all pictures."""
-        # From the first picture on also in a resumed run: the frame table needs time and size of all of them.
+    def _whole(self, times: list[float], boxes: list[NDArray[np.float64]]) -> Iterator[Face]:
+        """Yield the face of each picture, and collect time and box of all pictures."""
         for frame in self._decoded(0):
             times.append(frame.time_s)
             boxes.append(NO_BOX if frame.image is None else whole_picture(frame.image))
-            if frame.index > written:
-                yield self._augmented(frame, boxes[-1])
+            yield self._face(frame, boxes[-1], 0)
 
-    def _embed(self, start: int, augmented: Iterator[AugmentedCrops], fraction: float) -> int:
-        """Embed and write frames from row `start` on, and return the row after the last."""
+    def _embed(self, start: int, augmented: Iterator[AugmentedCrops], fraction: float, rows: Sequence[int]) -> int:
+        """Embed and write crops from row `start` of the arrays on, and return the row after the last.
+
+        Parameters
+        ----------
+        rows : the frame of each row of the arrays, as far as crops were taken.
+        """
         # A segment is written after the next one was submitted, so that the cores stay busy meanwhile.
         before: Segment | None = None  # the one segment that is submitted and not written yet
         while True:
             segment = self._submit(start, augmented)
             if before is not None:
-                self._write(before, fraction)
+                self._write(before)
+                done = rows[before.start + before.rows - 1] - (rows[before.start - 1] if before.start else -1)
+                self.resources.advance(fraction * done)
             if not segment.rows:
                 return start
             before, start = segment, start + segment.rows
@@ -373,7 +419,7 @@ class ClipJob:
                 batcher.put(crop, buffer, row, view)
         return Segment(start, rows, buffer)
 
-    def _write(self, segment: Segment, fraction: float) -> None:
+    def _write(self, segment: Segment) -> None:
         """Wait for a segment's last crop and write the segment: each tap, and beside it that of the augmentations."""
         batcher = self.resources.batcher
         batcher.wait(segment.buffer)
@@ -385,7 +431,11 @@ class ClipJob:
                 values[tap_views(tap)] = rows[:, 1:]
         with self.resources.profiler.busy("write", segment.rows):
             self.writer.write(segment.start, values)
-        self.resources.advance(fraction * segment.rows)
+
+
+def with_embedded(table: NDArray[np.float64], rows: Sequence[int]) -> NDArray[np.float64]:
+    """Return a frame table, ``(T, 9)``, with a tenth column that is 1 in the embedded rows."""
+    return np.column_stack([table, np.isin(np.arange(len(table)), rows)])
 
 
 def frame_table_of(time_s: NDArray[np.float64], person: Person) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import islice
 from math import prod
@@ -20,7 +20,7 @@ from fercache import media, run_log, workspace
 from fercache.backbones import weights
 from fercache.backbones.registry import CALIBRATION_SHA256
 from fercache.backbones.weights import files
-from fercache.config import ExtractConfig, fingerprint_of
+from fercache.config import FAST, FAST_TIME, ExtractConfig, fingerprint_of
 from fercache.data import base
 from fercache.data.base import PEOPLE_COUNT, Dataset, Trial, people_of, people_stored, person_name
 from fercache.errors import ClipError, InputError, StoreError
@@ -96,8 +96,8 @@ def write_failures(path: Path, failed: Sequence[ClipResult]) -> None:
     atomic_io.write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
-def source_unchanged(stored: dict[str, Any], path: Path, kind: str, strict: bool = False) -> bool:
-    """Return whether the source at `path` is the one whose digest is `stored`.
+def unchanged_stamp(stored: dict[str, Any], path: Path, kind: str, strict: bool = False) -> dict[str, int] | None:
+    """Return the time stamp (and inode) of the source at `path` if it is the one whose digest is `stored`, else None.
 
     Parameters
     ----------
@@ -111,13 +111,13 @@ def source_unchanged(stored: dict[str, Any], path: Path, kind: str, strict: bool
     # Without `strict`, only a change that keeps the size and the time stamp goes unnoticed.
 
     # Equal size, time stamp and inode: no byte is read. Manifests without an inode go on to the samples.
-    if not strict and kind == "video" and file_stamp(path).items() <= stored.items():
-        return True
+    if not strict and kind == "video" and (stamp := file_stamp(path)).items() <= stored.items():
+        return stamp
     now = media.source_digest(path, kind, strict)
-    if strict or not same_source(stored, now) or stored.get("mtime_ns") == now["mtime_ns"]:
-        return same_source(stored, now)
-    # Equal samples and another time stamp: a copy, or a file changed in place. Only its whole hash decides.
-    return same_source(stored, media.source_digest(path, kind, strict=True))
+    if not strict and same_source(stored, now) and stored.get("mtime_ns") != now["mtime_ns"]:
+        # Equal samples and another time stamp: a copy, or a file changed in place. Only its whole hash decides.
+        now = media.source_digest(path, kind, strict=True)
+    return {key: now[key] for key in ("mtime_ns", "inode") if key in now} if same_source(stored, now) else None
 
 
 # Most clips that are opened to estimate the number of frames: extraction must not wait for thousands.
@@ -126,6 +126,8 @@ OPENED_FIRST = 16
 SUSPICIOUS_BYTES = 64 << 10
 # Seconds between two checks of clips that another process works on.
 POLL_S = 0.5
+# Features from which a run that embeds every frame in float32 names the faster way.
+OFFER_FAST_BYTES = 1e9
 
 
 @dataclass
@@ -146,12 +148,14 @@ class ExtractionJob:
             return None
         manifest = self.store.manifest(self.name(trial))
         try:
-            same = source_unchanged(manifest.source, trial.path, trial.kind, self.config.verify_sources)
+            stamp = unchanged_stamp(manifest.source, trial.path, trial.kind, self.config.verify_sources)
+            if stamp is None:
+                return None
+            self.store.accept_stamp(self.name(trial), stamp)
         except ClipError as error:
             self.log_alike(logging.WARNING, trial.name,
                            f"the source is missing or unreadable ({error.what}); keeping the stored features")
-            same = True
-        return ClipResult(clip=trial.name, state="cached", frames=manifest.frames) if same else None
+        return ClipResult(clip=trial.name, state="cached", frames=manifest.frames)
 
     def name(self, trial: Trial) -> str:
         """Return the clip's name in the store."""
@@ -171,8 +175,13 @@ class ExtractionJob:
             part, whole = (sum(map(_file_bytes, some)) for some in (sample, trials))
             frames *= whole / part if part else len(trials) / len(sample)
         row = 2 * sum(prod(shape) for shape in self.store.taps.values())  # float16
+        row = round(row * interpolation.embedded_share(self.config.embed_every))
         views = f" in {self.config.augmentations} views" if self.config.augmentations > 1 else ""
         log.info("%d bytes per frame%s, %.2f GB for about %d frames", row, views, row * frames / 1e9, frames)
+        if (row * frames > OFFER_FAST_BYTES and (self.config.precision, self.config.embed_every) == ("float32", "1")
+                and find_spec("openvino")):
+            log.info("--fast stores about %.2f GB and takes about %.0f %% of the time; it is a little less exact",
+                     row * frames / 1e9 * interpolation.embedded_share(FAST["embed_every"]), 100 * FAST_TIME)
         return frames
 
     def run_all(self, trials: Sequence[Trial]) -> Iterator[ClipResult]:
@@ -292,7 +301,8 @@ class ExtractionJob:
             if writer is None:
                 return None
             count = ClipJob(source, writer, pipeline, selection=selection, detect_every=self.config.detect_every,
-                            margin=self.config.margin, views=self.config.augmentations).run()
+                            margin=self.config.margin, views=self.config.augmentations,
+                            embed_every=self.config.embed_every).run()
             manifest = writer.commit(**{PEOPLE_COUNT: count} if selection.several else {})
         faces = int(self.store[self.name(trial)].frame_table["valid"].sum())
         if not faces:
@@ -304,8 +314,9 @@ class ExtractionJob:
         if self.nets is not None:
             run_log.record_rate(cache, run_log.ExtractionRate(
                 faces=self.faces, backbone=self.config.weights, precision=self.config.precision,
-                views=self.config.augmentations, device=self.nets.device, threads=self.nets.threads,
-                seconds=report.seconds, when_s=time.time(), frames=report.frames("computed")))
+                views=self.config.augmentations, embed_every=self.config.embed_every, device=self.nets.device,
+                threads=self.nets.threads, seconds=report.seconds, when_s=time.time(),
+                frames=report.frames("computed")))
 
     def _stated_frames(self, trial: Trial) -> int:
         """Return the frames that a clip's file states, 0 if it states none."""
@@ -382,6 +393,8 @@ def settings_of(config: ExtractConfig, faces: str, cnn: files.Weights) -> dict[s
         del chosen["augmentations"]
     else:
         chosen["augmentation_version"] = crops.AUGMENTATION_VERSION
+    if config.embed_every == "auto":
+        chosen["embed_version"] = interpolation.EMBED_VERSION
     if config.precision == "int8":  # its ranges come from these faces
         chosen["calibration"] = CALIBRATION_SHA256
     if faces == "cropped":  # a setting without effect must not make another store
@@ -419,6 +432,9 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     takes over a clip whose process died.
     """
     started = time.monotonic()
+    if config.embed_every != "1" and not dataset.has_clock:
+        log.info("--embed-every has no effect on still photos")
+        config = replace(config, embed_every="1")
     faces = resolve_faces(dataset, config)
     if config.device not in ("auto", "cpu"):  # those two always exist
         from fercache.runtime.devices import resolve_device  # torch: seconds that a cached run saves
@@ -436,6 +452,7 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     done = [ClipResult(clip=problem.where, state="failed", message=problem.message) for problem in dataset.problems
             if problem.is_error]
     waiting = []
+    store.load_index()
     for trial in dataset.trials:
         cached = job.cached(trial)
         done.append(cached) if cached else waiting.append(trial)

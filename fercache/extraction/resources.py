@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -94,19 +95,23 @@ def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
     """
     device, detector = resolve_device(config.device), None
     threads = set_torch_threads(config.threads)
-    load = partial(Backbone.load, cnn, precision=config.precision, device=device, backend=config.backend)
+    backend = config.backend
+    if backend == "auto":  # the store's name does not depend on it, so what is installed may decide
+        able = device == "cpu" and config.precision != "fp16" and cnn.name != "onnx"
+        backend = "openvino" if able and find_spec("openvino") else "torch"
+    load = partial(Backbone.load, cnn, precision=config.precision, device=device, backend=backend)
     backbone = load(config.taps)
     if faces == "mtcnn":
         detector = Detector(min_face_px=config.min_face_px, min_score=config.min_score, detect_px=config.detect_px,
-                            device=device)
+                            device=device, backend=config.backend)
     # Other weights may have an embedding that does not identify people.
     load_identity = partial(load, (EMBEDDING,)) if cnn.name in KNOWN_WEIGHTS else None
     if detector is not None and load_identity is None:
         log.info("%s weights have no known identity vector: people are distinguished by position only", cnn.name)
     packages = ["torch", "facenet-pytorch", "numpy", "av", "pillow"]
-    if config.backend not in packages:
-        packages.append(config.backend)
-    provenance = {"device": device, "threads": threads, "machine": platform.machine(), "backend": config.backend,
+    if backend not in packages:
+        packages.append(backend)
+    provenance = {"device": device, "threads": threads, "machine": platform.machine(), "backend": backend,
                   "arithmetic": backbone.arithmetic, "versions": {name: version(name) for name in packages}}
     return Nets(backbone=backbone, detector=detector, device=device, threads=threads, load_identity=load_identity,
                 provenance=provenance)

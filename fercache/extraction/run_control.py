@@ -1,14 +1,16 @@
-"""How a run is cancelled, how long it may last, and how fast its parts are."""
+"""How a run is cancelled, how long it may last, how fast its parts are, and how it works ahead."""
 
 from __future__ import annotations
 
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from fercache.errors import InputError
 
@@ -159,3 +161,18 @@ class StageProfiler:
         rates = ", ".join(f"{part} {rate:.3g}/s" if rate < 100 else f"{part} {rate:.0f}/s"
                           for part, rate in self.rates().items())
         return f"{rates}: the {self.slowest()} is the bottleneck"
+
+
+def prefetch(items: Iterable[T], most: int) -> Generator[T, None, None]:
+    """Yield the items in order; a thread computes up to `most` of them ahead."""
+    # An error of the iterable is raised here, after the items before it. When the caller stops early, the thread has
+    # ended when this generator is closed.
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1, "fercache-prefetch") as pool:
+        waiting = deque(pool.submit(next, iterator, end) for _ in range(most + 1))
+        try:
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(pool.submit(next, iterator, end))
+                yield cast(T, item)
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +93,14 @@ def _boxes_digest(store: EmbeddingStore, clip: str) -> str:
     return store.manifest(clip).arrays[FRAME_TABLE].digest
 
 
+def stored_faces(trial: Trial, clip: Clip, rows: NDArray[np.int64], px: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yield row and face, ``(px, px, 3)``, of these rows; raise ClipError if the source cannot be read."""
+    boxes = np.column_stack([clip.frame_table[side] for side in ("x1", "y1", "x2", "y2")])
+    for frame in media.open_source(trial.path, trial.kind, damaged="keep").pick(rows.tolist()):
+        if frame.image is not None:
+            yield frame.index - 1, crop_face(frame.image, boxes[frame.index - 1], px)
+
+
 def _faces(trial: Trial, clip: Clip) -> Thumbnails:
     """Return the first face of every EVERY_S seconds of a clip; in a very long clip they are further apart."""
     table = clip.frame_table
@@ -100,12 +108,10 @@ def _faces(trial: Trial, clip: Clip) -> Thumbnails:
     if len(rows):
         step_s = max(EVERY_S, float(time_s[-1]) / MAX_FACES)
         rows = rows[np.unique((time_s[rows] / step_s).astype(np.int64), return_index=True)[1]]
-    boxes = np.column_stack([table[side] for side in ("x1", "y1", "x2", "y2")])
     faces: list[tuple[int, bytes]] = []
-    for frame in media.open_source(trial.path, trial.kind, damaged="keep").pick(rows.tolist()):
-        if frame.image is not None:
-            out = io.BytesIO()
-            Image.fromarray(crop_face(frame.image, boxes[frame.index - 1], PX)).save(out, "JPEG", quality=QUALITY)
-            faces.append((frame.index - 1, out.getvalue()))
+    for index, face in stored_faces(trial, clip, rows, PX):
+        out = io.BytesIO()
+        Image.fromarray(face).save(out, "JPEG", quality=QUALITY)
+        faces.append((index, out.getvalue()))
     row = np.array([row for row, _ in faces], np.int64)
     return Thumbnails(row=row, time_s=time_s[row], jpeg=tuple(picture for _, picture in faces))

@@ -1,13 +1,15 @@
 """Face detection with MTCNN: boxes and scores of the faces in pictures.
 
-Runs facenet-pytorch's three nets with a driver of its own, which gives the library's boxes in a third of the time. The
-library averages each scale, and each candidate, from the picture anew, and runs the nets in a layout in which pooling
-is slow. Here an integral image gives the mean over any rectangle from four values, for all candidates at once, and the
-nets run channels-last. Sums are integers and means are rounded once, so boxes differ by float noise only.
+Runs facenet-pytorch's three nets with a driver of its own, which gives the library's boxes in a fraction of the time.
+The library averages each scale, and each candidate, from the picture anew, and runs the nets in a layout in which
+pooling is slow. Here an integral image gives the mean over any rectangle from four values, for all candidates at once,
+and the nets run channels-last, or in OpenVINO. Sums are integers and means are rounded once, so boxes differ by float
+noise only.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fercache.backbones import facenet
+from fercache.backbones.onnx import openvino_runtime
 from fercache.runtime.devices import map_threads, synchronize_device
 
 CELL_PX, STRIDE_PX = 12, 2
@@ -31,13 +34,15 @@ SIDES = (24, 48)
 FIRST_PIXELS, CANDIDATES = 320_000, (64, 16)
 """Pixels per call of the first net, and candidates per call of the second and the third. With more, activations leave a
 core's cache, and a call takes up to twice the time."""
+GPU_CALLS = 8
+"""Calls of a CPU that a GPU makes at once: each call costs it time, whatever its size."""
 CENTER, SCALE = 127.5, 0.0078125
 LANDMARKS = ("left eye", "right eye", "nose", "left corner of the mouth", "right corner of the mouth")
 """Points of a face, in the order in which the third net returns them; left and right as in the picture."""
 COLUMNS = 5 + 2 * len(LANDMARKS)
 """Numbers per face: x1, y1, x2, y2, the score, and x, y of each landmark."""
-MAX_CANDIDATES = 512
-"""Candidates whose pixels are resampled at once, which bounds memory in a crowd."""
+STRIP = 16
+"""Rows that are summed at once: with more, they leave a core's cache before they are used again."""
 
 Tensor: TypeAlias = torch.Tensor
 
@@ -49,17 +54,31 @@ class Mtcnn:
     # On the CPU it runs with the caller's threads. For bit-equal boxes, keep the number of threads and the batches
     # fixed.
 
-    def __init__(self, nets: Sequence[torch.nn.Module], min_face_px: int, device: torch.device) -> None:
+    def __init__(self, nets: Sequence[PixelNet], min_face_px: int, device: torch.device) -> None:
         self.first, self.second, self.third = nets
         self.first_scale = CELL_PX / min_face_px
         self.device = device
+        self.calls = 1 if device.type == "cpu" else GPU_CALLS
 
     @classmethod
-    def load(cls, min_face_px: int, device: str = "cpu") -> Mtcnn:
-        """Return the detector with facenet-pytorch's weights, which come with that package."""
+    def load(cls, min_face_px: int, device: str = "cpu", backend: str = "torch") -> Mtcnn:
+        """Return the detector with facenet-pytorch's weights, which come with that package.
+
+        Parameters
+        ----------
+        backend : torch, or openvino (on a CPU).
+
+        Raises
+        ------
+        MissingExtra
+            The backend is not installed.
+        """
         library = facenet.MTCNN(device=torch.device(device)).eval().requires_grad_(False)
+        layers = (library.pnet, library.rnet, library.onet)
+        if backend == "openvino":
+            return cls([_OpenVinoNet(net) for net in layers], min_face_px, torch.device(device))
         library.pnet.pool1 = HalvingPool()  # torch's pooling is slow on channels-last tensors
-        nets = [net.to(memory_format=torch.channels_last) for net in (library.pnet, library.rnet, library.onet)]
+        nets = [_TorchNet(net.to(memory_format=torch.channels_last)) for net in layers]
         # Other threads run the nets in streams of their own, which do not wait for the copies made here.
         synchronize_device(device)
         return cls(nets, min_face_px, torch.device(device))
@@ -68,8 +87,10 @@ class Mtcnn:
     def detect(self, pictures: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
         """Return the faces of each picture of (B, H, W, 3): (n, 15), box in pixels, score and LANDMARKS."""
         # As facenet-pytorch's ``MTCNN(keep_all=True, select_largest=True)``: the largest face comes first.
-        sums = IntegralImage(pictures, self.device)
-        place, boxes = self._proposed(sums)
+        height, width = pictures.shape[1:3]
+        scales = self._scales(min(height, width))
+        sums = IntegralImage(pictures, self.device, [(int(height * by + 1), int(width * by + 1)) for by in scales])
+        place, boxes = self._proposed(scales, sums.pyramid)
         place, boxes = self._refined(sums, place, boxes)
         faces, owner = boxes.cpu().numpy(), place.cpu().numpy()
         return [_largest_first(faces[owner == i]) for i in range(len(pictures))]
@@ -82,13 +103,13 @@ class Mtcnn:
             scale, scaled_px = scale * FACTOR, scaled_px * FACTOR
         return scales
 
-    def _proposed(self, sums: IntegralImage) -> tuple[Tensor, Tensor]:
+    def _proposed(self, scales: list[float], pyramid: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the first net's candidates: picture (n,) and square boxes with score (n, 5)."""
         places, boxes = [], []
-        for scale in self._scales(min(sums.height, sums.width)):
-            scaled = sums.resized(int(sums.height * scale + 1), int(sums.width * scale + 1))
-            step = max(1, FIRST_PIXELS // (scaled.shape[1] * scaled.shape[2]))
-            move, face_probs = _run_in_chunks(self.first, scaled, step)
+        for scale, scaled in zip(scales, pyramid, strict=True):
+            step = max(1, self.calls * FIRST_PIXELS // (scaled.shape[1] * scaled.shape[2]))
+            outputs = [self.first(scaled[i:i + step]) for i in range(0, len(scaled), step)]
+            move, face_probs = (torch.cat(parts) for parts in zip(*outputs, strict=True))
             place, cells = _cells(move, face_probs, scale)
             pick = facenet.library_nms(cells[:, :4], cells[:, 4], place, 0.5)
             places.append(place[pick])
@@ -96,7 +117,9 @@ class Mtcnn:
         if not boxes:
             return torch.empty(0, dtype=torch.long), torch.empty(0, 5)
         place, cells = torch.cat(places), torch.cat(boxes)
-        pick = facenet.library_nms(cells[:, :4], cells[:, 4], place, 0.7)
+        # The library suppresses overlaps above 0.7 here, which do not exist: one scale has none above 0.5, and cells of
+        # two scales differ too much in size. What remains of it is the order.
+        pick = cells[:, 4].argsort(descending=True, stable=True)
         place, cells = place[pick], cells[pick]
         # No extra pixel in the size here, unlike in `_moved`: the library does the same.
         size = (cells[:, 2:4] - cells[:, :2]).repeat(1, 2)
@@ -110,11 +133,9 @@ class Mtcnn:
             place, boxes, part = place[inside], boxes[inside], tuple(edge[inside] for edge in part)
             if not len(boxes):
                 return place, boxes.new_empty(0, COLUMNS)
-            outputs = []
-            for i in range(0, len(boxes), MAX_CANDIDATES):
-                chunk = slice(i, i + MAX_CANDIDATES)
-                crops = sums.crops(place[chunk], [edge[chunk] for edge in part], side)
-                outputs.append(_run_in_chunks(net, crops, step))
+            step *= self.calls
+            chunks = (slice(i, i + step) for i in range(0, len(boxes), step))
+            outputs = [net(sums.crops(place[chunk], [edge[chunk] for edge in part], side)) for chunk in chunks]
             # The third net also returns landmarks, in the middle: moves come first, scores last.
             moves, *points, scores = (torch.cat(parts) for parts in zip(*outputs, strict=True))
             score = scores[:, 1]
@@ -132,6 +153,23 @@ class Mtcnn:
         return place, boxes
 
 
+PixelNet: TypeAlias = Callable[[Tensor], Sequence[Tensor]]
+"""Pixels (B, h, w, 4), of which the last channel is ignored -> moves, landmarks (third net only) and scores."""
+
+
+class _TorchNet(torch.nn.Module):
+    """One of MTCNN's nets, from pixels on."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixels: Tensor) -> Sequence[Tensor]:
+        # permute alone: the memory stays channels-last, the layout in which the nets run.
+        outputs: Sequence[Tensor] = self.net(((pixels[..., :3] - CENTER) * SCALE).permute(0, 3, 1, 2))
+        return outputs
+
+
 class HalvingPool(torch.nn.Module):
     """``MaxPool2d(2, 2, ceil_mode=True)``, three times as fast on channels-last tensors."""
 
@@ -145,35 +183,83 @@ class HalvingPool(torch.nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
 
-class IntegralImage:
-    """Sums of all pixels above and to the left of each pixel; they give the mean over any rectangle in four reads."""
-    # Sums are stored in 32 bits and may wrap around; differences over rectangles up to eight million pixels do not. A
-    # fourth, empty channel makes a pixel one unit of 16 bytes, which one read returns.
+class _OpenVinoNet:
+    """One of MTCNN's nets in OpenVINO, for any number and size of pictures."""
+    # Built layer by layer: OpenVINO's converter takes 5 to 10 s a net, and what it makes of the nets takes twice as
+    # long to run. Each thread compiles a net of its own with one stream, which runs in the calling thread.
 
-    def __init__(self, pictures: NDArray[np.uint8], device: torch.device) -> None:
+    def __init__(self, net: torch.nn.Module) -> None:
+        runtime = openvino_runtime()
+        ops = runtime.opset1
+        heads: list[Any] = []
+        pixels = x = ops.parameter([-1, -1, -1, 4], np.float32)
+        x = ops.transpose(x, np.array([0, 3, 1, 2]))
+        for name, layer in net.named_children():
+            weight, bias = (value.numpy() for value in (*layer.parameters(), torch.empty(0), torch.empty(0))[:2])
+            if isinstance(layer, torch.nn.Conv2d):
+                if name == "conv1":  # the scaling of pixels, and their fourth channel
+                    bias = bias - CENTER * SCALE * weight.sum(axis=(1, 2, 3))
+                    weight = np.pad(weight * SCALE, ((0, 0), (0, 1), (0, 0), (0, 0)))
+                y = ops.convolution(x, weight, [1, 1], [0, 0], [0, 0], [1, 1])
+                y = ops.add(y, bias.astype(np.float32)[:, None, None])
+            elif isinstance(layer, torch.nn.Linear):
+                if not heads and x.get_output_partial_shape(0).rank.get_length() == 4:
+                    x = ops.reshape(ops.transpose(x, np.array([0, 3, 2, 1])), np.array([0, weight.shape[1]]), True)
+                y = ops.add(ops.matmul(x, weight, False, True), bias)
+            elif isinstance(layer, torch.nn.MaxPool2d):
+                size = layer.kernel_size
+                y = ops.max_pool(x, [layer.stride] * 2, [0, 0], [0, 0], [size, size], "ceil")
+            elif isinstance(layer, torch.nn.PReLU):
+                y = ops.prelu(x, weight)
+            else:
+                heads[-1] = ops.softmax(heads[-1], 1)
+                continue
+            if "_" in name:  # the heads: scores, moves, landmarks
+                heads.append(y)
+            else:
+                x = y
+        self.core, self.model = runtime.Core(), runtime.Model([*heads[1:], heads[0]], [pixels], "mtcnn")
+        self._of_thread, self._compiling = threading.local(), threading.Lock()
+
+    def __call__(self, pixels: Tensor) -> Sequence[Tensor]:
+        request: Any = getattr(self._of_thread, "request", None)
+        if request is None:
+            with self._compiling:
+                request = self.core.compile_model(self.model, "CPU", {
+                    "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": 1,
+                }).create_infer_request()
+            self._of_thread.request = request
+        return [torch.from_numpy(value) for value in request.infer([pixels.numpy()], share_inputs=True).values()]
+
+
+class IntegralImage:
+    """Sums of all pixels above and to the left of each pixel; they give the mean over any rectangle in four reads.
+
+    Attributes
+    ----------
+    pyramid : all pictures, pixels averaged, at each of the `sizes` (h, w): (B, h, w, 4) float32.
+    """
+    # Sums are stored in 32 bits and may wrap around; differences over rectangles up to eight million pixels do not. A
+    # fourth channel, which holds nothing of use, makes a pixel one unit of 16 bytes, which one read returns.
+
+    def __init__(self, pictures: NDArray[np.uint8], device: torch.device,
+                 sizes: Sequence[tuple[int, int]] = ()) -> None:
         count, self.height, self.width, _ = pictures.shape
+        self.pyramid = [torch.empty(count, *size, 4, device=device) for size in sizes]
+        edges = [(*_bins(self.height, height, device), *_bins(self.width, width, device)) for height, width in sizes]
+        levels = [(self._corners(*edge), _areas(*edge).expand(-1, -1, 4).contiguous()) for edge in edges]
         if device.type == "cpu":
             table = _scratch((count, self.height + 1, self.width + 1, 4))
-            for picture, sums in zip(pictures, table[:, 1:], strict=True):
-                np.cumsum(picture, axis=1, dtype=np.int32, out=sums[:, 1:, :3])
-                np.cumsum(sums, axis=0, out=sums)
             self.table = torch.from_numpy(table)
         else:
             pixels = torch.from_numpy(pictures).to(device, non_blocking=True)
             summed = pixels.cumsum(2, dtype=torch.int32).cumsum(1, dtype=torch.int32)
             self.table = torch.nn.functional.pad(summed, (0, 1, 1, 0, 1, 0))
-
-    def resized(self, height: int, width: int) -> Tensor:
-        """Return every picture at that size with pixels averaged, (B, height, width, 3) float32."""
-        low_y, high_y = _bins(self.height, height, self.table.device)
-        low_x, high_x = _bins(self.width, width, self.table.device)
-        count = ((high_y - low_y)[:, None] * (high_x - low_x)).float()[..., None]
-        resized = torch.empty(len(self.table), height, width, 3, device=self.table.device)
-        for sums, into in zip(self.table, resized, strict=True):  # one picture at a time stays in the CPU's cache
-            lines = sums.index_select(0, high_y) - sums.index_select(0, low_y)
-            total = _taken(lines, 1, high_x) - _taken(lines, 1, low_x)
-            torch.div(total[..., :3], count, out=into)
-        return resized
+        for i, picture in enumerate(pictures):
+            if device.type == "cpu":  # one picture at a time, while its sums are in the processor's cache
+                _sum_up(picture, table[i])
+            for level, (corners, areas) in zip(self.pyramid, levels, strict=True):
+                torch.div(_total(self.table[i], corners), areas, out=level[i])
 
     def rectangles(self, boxes: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return left, top, right, bottom (n,) of boxes in whole pixels, and whether each has an area (n,)."""
@@ -183,54 +269,68 @@ class IntegralImage:
         return (left, top, right, bottom), (right > left) & (bottom > top)
 
     def crops(self, place: Tensor, part: list[Tensor], side: int) -> Tensor:
-        """Return rectangles (n,) of the pictures `place` (n,), resized to squares (n, side, side, 3)."""
+        """Return rectangles (n,) of the pictures `place` (n,), resized to squares (n, side, side, 4)."""
         left, top, right, bottom = (edge[:, None] for edge in part)
         step = torch.arange(side, device=left.device)
         low_y, high_y = top + step * (bottom - top) // side, top - (-(step + 1) * (bottom - top) // side)
         low_x, high_x = left + step * (right - left) // side, left - (-(step + 1) * (right - left) // side)
         line = place[:, None] * (self.height + 1)
-        total = (self._at(line + high_y, high_x) - self._at(line + low_y, high_x)
-                 - self._at(line + high_y, low_x) + self._at(line + low_y, low_x))
-        return total[..., :3].float() / ((high_y - low_y)[:, :, None] * (high_x - low_x)[:, None]).float()[..., None]
+        total = _total(self.table, self._corners(line + low_y, line + high_y, low_x, high_x))
+        return total / _areas(low_y, high_y, low_x, high_x)
 
-    def _at(self, line: Tensor, column: Tensor) -> Tensor:
-        """Return the sums at lines (n, h) and columns (n, w) of the table: (n, h, w, 4)."""
-        index = (line * (self.width + 1))[:, :, None] + column[:, None]
-        return _taken(self.table.view(-1, 4), 0, index.view(-1)).view(*index.shape, 4)
+    def _corners(self, low_y: Tensor, high_y: Tensor, low_x: Tensor, high_x: Tensor) -> list[Tensor]:
+        """Return where the table has the corners of rectangles: lines (..., h) and columns (..., w) -> (..., h, w)."""
+        return [(y * (self.width + 1))[..., None] + x[..., None, :]
+                for x in (high_x, low_x) for y in (high_y, low_y)]
+
+
+def _total(table: Tensor, corners: list[Tensor]) -> Tensor:
+    """Return the sums (..., 4) over rectangles with these corners in a table of sums."""
+    first, *others = (_taken(table.view(-1, 4), corner) for corner in corners)
+    for sign, other in zip((-1, -1, 1), others, strict=True):
+        first.add_(other, alpha=sign)
+    return first
+
+
+def _areas(low_y: Tensor, high_y: Tensor, low_x: Tensor, high_x: Tensor) -> Tensor:
+    """Return the pixels in rectangles of these lines (..., h) and columns (..., w): (..., h, w, 1) float32."""
+    return ((high_y - low_y)[..., None] * (high_x - low_x)[..., None, :]).float()[..., None]
+
+
+def _sum_up(picture: NDArray[np.uint8], table: NDArray[np.int32]) -> None:
+    """Write the sums of a picture (H, W, 3) into its table (H + 1, W + 1, 4), whose edges are zero."""
+    for start in range(0, len(picture), STRIP):
+        lines = table[start:start + STRIP + 1]
+        np.cumsum(picture[start:start + STRIP], axis=1, dtype=np.int32, out=lines[1:, 1:, :3])
+        for i in range(1, len(lines)):  # not `cumsum`, which goes through each column on its own
+            lines[i] += lines[i - 1]
 
 
 def _scratch(shape: tuple[int, int, int, int]) -> NDArray[np.int32]:
-    """Return this thread's own array of that shape, zero at the upper and the left edge and in the last channel."""
-    # Allocating this much memory for each batch would take longer than the sums. A smaller batch uses a part of it.
+    """Return this thread's own array in that shape, zero at the upper and the left edge."""
+    # Allocating this much memory for each batch would take longer than the sums.
     array: NDArray[np.int32] | None = getattr(_scratch_memory, "array", None)
-    if array is None or array.shape[1:] != shape[1:] or len(array) < shape[0]:
-        array = np.zeros(shape, np.int32)
-        _scratch_memory.array = array
-    return array[:shape[0]]
+    if array is None or array.size < math.prod(shape):
+        array = _scratch_memory.array = np.zeros(math.prod(shape), np.int32)
+    table = array[:math.prod(shape)].reshape(shape)
+    table[:, 0] = table[:, :, 0] = 0
+    return table
 
 
-def _taken(table: Tensor, dim: int, index: Tensor) -> Tensor:
-    """Return ``table.index_select(dim, index)`` of sums (..., 4); on the CPU with numpy, which is faster."""
+def _taken(table: Tensor, index: Tensor) -> Tensor:
+    """Return the sums (..., 4) at places (...) of a table (n, 4); on the CPU with numpy, which is faster."""
     if table.device.type != "cpu":
-        return table.index_select(dim, index)
-    # Viewed as complex128, the four 32-bit sums of a pixel are one element of 16 bytes.
-    units = table.numpy().view(np.complex128)[..., 0]
-    taken = units.take(index.numpy(), axis=dim, mode="clip")  # "clip" skips the bounds check; all are inside
-    return torch.from_numpy(taken.view(np.int32).reshape(*taken.shape, 4))
+        return table.index_select(0, index.flatten()).view(*index.shape, 4)
+    # Viewed as complex128, the four 32-bit sums of a pixel are one element of 16 bytes. "clip" skips the bounds check:
+    # all are inside.
+    taken = table.numpy().view(np.complex128)[:, 0].take(index.numpy(), mode="clip")
+    return torch.from_numpy(taken.view(np.int32).reshape(*index.shape, 4))
 
 
 def _bins(length: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the first and last (exclusive) pixel of each of `count` bins of torch's area interpolation."""
     step = torch.arange(count, device=device)
     return step * length // count, -(-(step + 1) * length // count)
-
-
-def _run_in_chunks(net: torch.nn.Module, pictures: Tensor, step: int) -> list[Tensor]:
-    """Return the outputs of a net for pictures (B, h, w, 3), run on `step` of them at a time."""
-    # permute alone: the memory stays channels-last, the layout in which the nets run.
-    chunks = (pictures[i:i + step] for i in range(0, len(pictures), step))
-    outputs = [net(((chunk - CENTER) * SCALE).permute(0, 3, 1, 2)) for chunk in chunks]
-    return [torch.cat(parts) for parts in zip(*outputs, strict=True)]
 
 
 def _cells(move: Tensor, face_probs: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -287,14 +387,15 @@ class Detector:
     Parameters
     ----------
     detect_px : longer side to which larger pictures are scaled down before detection; 0 never scales.
+    backend : what runs the nets, see `Mtcnn.load`.
     """
     # Boxes depend by up to 1e-4 px on the other pictures of the batch (callers fix the batches) and on the number of
     # threads (here each batch has one thread, and batches run in parallel). So boxes and scores are rounded.
 
     def __init__(self, min_face_px: int = 40, min_score: float = 0.9, device: str = "cpu", batch: int = BATCH,
-                 detect_px: int = 0) -> None:
+                 detect_px: int = 0, backend: str = "torch") -> None:
         self.min_face_px, self.min_score, self.batch, self.detect_px = min_face_px, min_score, batch, detect_px
-        self.device = device
+        self.device, self.backend = device, backend
         self.nets: dict[int, Mtcnn] = {}
         self._loading = threading.Lock()  # batches run in parallel, and two may need a net first
 
@@ -332,7 +433,7 @@ class Detector:
         smallest = self._smallest(scale)
         with self._loading:
             if smallest not in self.nets:
-                self.nets[smallest] = Mtcnn.load(smallest, self.device)
+                self.nets[smallest] = Mtcnn.load(smallest, self.device, self.backend)
             return self.nets[smallest]
 
     def _smallest(self, scale: float) -> int:

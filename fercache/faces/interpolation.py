@@ -1,17 +1,19 @@
 """Faces of every frame from a detector that runs on some frames only; boxes in between are interpolated.
 
-Where interpolation is uncertain, the detector runs on more frames, in the worst case on every frame.
+Where interpolation is uncertain, the detector runs on more frames, in the worst case on every frame. `select_frames`
+decides in the same spirit which faces the CNN embeds; the reader of a store interpolates between them.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from fercache.faces.tracklets import NONE, SAME_IOU, iou, match
 
@@ -192,3 +194,88 @@ def interpolate_boxes(first: Floats, last: Floats, start: int, stop: int) -> dic
         faces[:, 4] = faces[:, 4].round(SCORE_DIGITS)
         interpolated[i] = faces
     return interpolated
+
+
+# Which frames the CNN embeds. A reader interpolates between two embedded frames, so both ends of every unbroken run of
+# one face are embedded: the first frame after a gap, a cut or another face, and the last one before it.
+
+EMBED_S = 0.2
+"""Most seconds between two embedded frames of a run with `auto`: an expression begins or ends within a few tenths."""
+EMBED_CHANGE = 3.0
+"""Mean gray value by which a small picture of the face may differ from the interpolated one before `auto` embeds."""
+EMBED_SHARE = 0.4
+"""Share of the frames that `auto` embeds, for estimates only."""
+EMBED_VERSION = 1
+"""Increased whenever other frames are embedded."""
+SMALL_PX = 16
+
+
+class Face(NamedTuple):
+    """The face of one frame; `track` is NONE and `crops` is empty without one."""
+
+    row: int
+    time_s: float
+    track: int
+    crops: list[Picture]  # (S, S, 3), plain and augmented
+    small: NDArray[np.float32] | None  # the small gray picture of the plain crop
+
+
+def small_gray(crop: Picture) -> NDArray[np.float32]:
+    """Return a crop (S, S, 3) as a small gray picture, (16, 16)."""
+    return np.asarray(Image.fromarray(crop).convert("L").reduce(len(crop) // SMALL_PX), np.float32)
+
+
+def embedded_share(every: str) -> float:
+    """Return about which part of the frames is embedded."""
+    return EMBED_SHARE if every == "auto" else 1 / int(every)
+
+
+def select_frames(faces: Iterable[Face], every: str) -> Iterator[Face]:
+    """Yield those of a clip's frames that are embedded, at least one.
+
+    Parameters
+    ----------
+    faces : every frame of the clip. The small pictures may be missing if `every` is a number and tracks end at cuts.
+    every : a number, or auto: a frame is embedded where the small pictures between it and the last embedded frame are
+        not what linear interpolation gives, and after EMBED_S.
+    """
+    first: Face | None = None  # of the clip, while no frame is embedded
+    last: Face | None = None  # the last embedded frame of the run
+    skipped: list[Face] = []  # the frames after it
+    for number, face in enumerate(faces):
+        first = face if not number else first
+        if last is not None and (face.track != last.track or _is_cut((skipped or [last])[-1], face)):
+            yield from skipped[-1:]
+            last, skipped = None, []
+        if face.track == NONE:
+            continue
+        first = None
+        if last is None or (every != "auto" and face.row - last.row >= int(every)):
+            yield face
+            last, skipped = face, []
+            continue
+        if skipped and every == "auto" and _changes(last, skipped, face):
+            yield skipped[-1]
+            last, skipped = skipped[-1], []
+        skipped.append(face)
+    yield from skipped[-1:]
+    if first is not None:  # no face at all, and a store has no empty arrays
+        yield first
+
+
+def _is_cut(before: Face, after: Face) -> bool:
+    """Return whether two crops in a row show a cut, which folders of crops do not mark."""
+    return (before.small is not None and after.small is not None
+            and float(np.abs(after.small - before.small).mean()) > CUT)
+
+
+def _changes(last: Face, skipped: Sequence[Face], face: Face) -> bool:
+    """Return whether the frames between two are not what interpolation between these gives."""
+    span_s = face.time_s - last.time_s
+    if span_s > EMBED_S + 1e-6:
+        return True
+    assert last.small is not None and face.small is not None
+    small = np.stack([one.small for one in skipped if one.small is not None])
+    fraction = np.array([(one.time_s - last.time_s) / span_s for one in skipped], np.float32)[:, None, None]
+    straight = last.small + fraction * (face.small - last.small)
+    return float(np.abs(small - straight).mean(axis=(1, 2)).max()) > EMBED_CHANGE

@@ -132,7 +132,7 @@ def link_tracklets(detections: Sequence[Floats], cuts: Collection[int] = ()) -> 
     numbers = []
     for t, faces in enumerate(detections):
         if t in breaks:
-            linker.end_all()
+            linker.keep(np.zeros(len(linker.ids), bool))
         if len(faces):
             numbers.append(linker.assign(t, faces[:, :4]))
     counts = [len(faces) for faces in detections]
@@ -159,22 +159,19 @@ class _Linker:
     links: set[tuple[int, int]] = field(default_factory=set)
     competitors: set[tuple[int, int]] = field(default_factory=set)
 
-    def end_all(self) -> None:
-        """End every live tracklet."""
-        self._keep(np.zeros(len(self.ids), bool))
-
-    def _keep(self, which: Bools) -> None:
+    def keep(self, which: Bools) -> None:
+        """End all live tracklets but these."""
         self.boxes, self.last_rows, self.ids = self.boxes[which], self.last_rows[which], self.ids[which]
 
     def assign(self, t: int, boxes: Floats) -> Ints:
         """Return the tracklet (n,) of each face of frame `t`."""
-        self._keep(t - self.last_rows <= MAX_GAP + 1)
+        self.keep(t - self.last_rows <= MAX_GAP + 1)
         overlap = iou(self.boxes, boxes)
         place = matched(overlap)
         numbers = np.array([self._tracklet_of(overlap, place, j, boxes[j]) for j in range(len(boxes))], np.int64)
         unmatched = np.ones(len(self.ids), bool)
         unmatched[place[place != NONE]] = False
-        self._keep(unmatched)  # matched ones come back below, with their new box
+        self.keep(unmatched)  # matched ones come back below, with their new box
         self.boxes = np.concatenate([self.boxes, boxes])
         self.last_rows = np.concatenate([self.last_rows, np.full(len(boxes), t)])
         self.ids = np.concatenate([self.ids, numbers])

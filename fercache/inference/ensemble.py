@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from fercache.backbones.registry import KNOWN_WEIGHTS
-from fercache.config import ExtractConfig, fingerprint_of
+from fercache.config import PRECISIONS, ExtractConfig, fingerprint_of
 from fercache.data import labels
 from fercache.data.base import Dataset, Trial
 from fercache.data.demo import DEMO
@@ -248,7 +248,8 @@ def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingSt
     features = fingerprint_of([store.manifest(trial.name).identity() for trial in trials])
     fingerprint = fingerprint_of({"heads": models.logits_file.fingerprint, "features": features,
                                   "settings": store.settings, "dataset": dataset.digest(),
-                                  "trials": [t.name for t in trials], "format": FORMAT})
+                                  "trials": [t.name for t in trials], "format": FORMAT,
+                                  **({"causal": True} if store.causal and "embed_every" in store.settings else {})})
     path = Workspace(cache).logits_file(dataset.name, fingerprint)
     if path.is_file():
         return OofLogits.load(path), True
@@ -318,8 +319,14 @@ def _batches(trials: Sequence[Trial], store: EmbeddingStore, row_bytes: int) -> 
 
 # Matching features: heads are valid only for features that were extracted with the settings of their training data.
 
-FREE = ("augmentations", "augmentation_version", "taps", "crop_fps", "on_truncated", "people", "people_version")
-"""Settings that may differ: they do not change the features of a frame (taps have a check of their own)."""
+FREE = ("augmentations", "augmentation_version", "calibration", "taps", "crop_fps", "on_truncated", "people",
+        "people_version")
+"""Settings that may differ: they do not change the features of a frame, or others decide (taps have a check of their
+own, the calibration belongs to the precision)."""
+SMALL_LOSS = {"precision": PRECISIONS, "embed_every": ("1", "2", "3", "4", "5", "auto")}
+"""Values between which all heads lose little; docs/results/extract.md has the measured losses."""
+LATER = {"embed_every": "1"}
+"""Settings that a store holds only if they are not at their default."""
 NOT_COPIED = ("faces", "weights", "augmentations")
 """Settings that are not copied from the heads' store: the new clips or the user decide."""
 
@@ -340,6 +347,8 @@ def extract_config_of(wanted: Mapping[str, Any], defaults: ExtractConfig,
     compares it later.
     """
     numbers = {entry.name for entry in fields(ExtractConfig) if entry.metadata["numbers"]}
+    # A complete record without a setting has it at its default, whatever the recipe of stage one holds.
+    wanted = {**LATER, **wanted} if "precision" in wanted else wanted
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in wanted.items()
                 if name in numbers and name not in NOT_COPIED}
     if wanted.get("backbone") in KNOWN_WEIGHTS:
@@ -367,23 +376,32 @@ def check_match(wanted: Mapping[str, Any], have: Mapping[str, Any], *, taps: Seq
     if missing:
         raise InputError(f"the heads read the tap {missing[0]}, the features have {', '.join(stored_taps)}",
                          where=where, hint="leave --taps out to use the taps of the heads; --force does not help here")
-    differ = settings_differences(wanted, have)
+    differ, small = settings_differences(wanted, have)
     if differ and not force:
         raise InputError("the heads were trained on other features: " + "; ".join(differ), where=where,
                          hint="train heads on features extracted like these, or predict nevertheless with --force "
                               "(on another crop policy heads fell from F1 .384 to .214 in a published case)")
     for difference in differ:
         log.warning("forced: %s", difference)
+    if small:
+        log.info("the heads accept these features, which cost them little: %s", "; ".join(small))
     return differ
 
 
-def settings_differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return a phrase for each setting that differs and changes the features of a frame."""
+def settings_differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return a phrase for each setting that differs and changes the features of a frame: refused ones, accepted ones.
+    """
     same_policy = wanted.get("faces") == have.get("faces")
     # Cropped and detected faces have different settings; only those that both have can be compared.
     names = wanted.keys() | have.keys() if same_policy else wanted.keys() & have.keys()
-    return tuple(f"{name} = {_short(wanted.get(name))} there, {_short(have.get(name))} here"
-                 for name in sorted(names - set(FREE)) if wanted.get(name) != have.get(name))
+    refused: list[str] = []
+    accepted: list[str] = []
+    for name in sorted(names - set(FREE)):
+        there, here = (settings.get(name, LATER.get(name)) for settings in (wanted, have))
+        if there != here:
+            small = there in SMALL_LOSS.get(name, ()) and here in SMALL_LOSS.get(name, ())
+            (accepted if small else refused).append(f"{name} = {_short(there)} there, {_short(here)} here")
+    return tuple(refused), tuple(accepted)
 
 
 def _short(value: Any) -> str:

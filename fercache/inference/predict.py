@@ -315,7 +315,7 @@ class Predictions:
         return written
 
     def __rich__(self) -> RenderableType:
-        shown = stack.table(self.result)
+        shown = self.result.__rich__()
         # Without labels there are no scores to show.
         return shown if self.result.report.splits else Group(self._summary(), shown)
 
@@ -436,7 +436,7 @@ def _features(request: PredictJob, dataset: Dataset, heads: HeadRecord,
     """Return the store, the clips missing in it, the number of computed clips, and the differences that were forced."""
     wanted, taps = heads.store, [part.tap for part in heads.taps]
     if request.store is not None:
-        store = EmbeddingStore.open(request.store)
+        store = EmbeddingStore.open(request.store, causal=request.stack.causal)
         forced = ensemble.check_match(wanted, store.settings, taps=taps, stored_taps=list(store.taps),
                                       where=request.models.heads, force=request.force)
         lost = [ClipResult(clip=t.name, state="failed", message=f"not in the store {request.store}")
@@ -452,7 +452,7 @@ def _features(request: PredictJob, dataset: Dataset, heads: HeadRecord,
     report = job.extract_dataset(dataset, config, cache)
     lost = [clip for clip in report.clips if clip.state in ("failed", "busy")]
     log.info("%d clips computed, %d cached, %d failed", report.count("computed"), report.count("cached"), len(lost))
-    return EmbeddingStore.open(report.store), lost, report.count("computed"), forced
+    return EmbeddingStore.open(report.store, causal=request.stack.causal), lost, report.count("computed"), forced
 
 
 def _evaluate(request: PredictJob, dataset: Dataset, oof: OofLogits, seen: frozenset[str],

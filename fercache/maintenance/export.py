@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,9 @@ from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, SEGMENT, encode_name
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportReport:
-    """What `export` wrote."""
-
-    out: Path
-    clips: int
-    frames: int
-
-
 def export_store(store: EmbeddingStore, to: str, out: Path, *, clips: Sequence[str] = (),
-                 taps: Sequence[str] = ()) -> ExportReport:
-    """Write the clips of a store to `out`, a file (h5, parquet) or a folder (npz), and return their numbers.
+                 taps: Sequence[str] = ()) -> tuple[int, int]:
+    """Write the clips of a store to `out`, a file (h5, parquet) or a folder (npz); return how many clips and frames.
 
     Parameters
     ----------
@@ -70,12 +60,18 @@ def export_store(store: EmbeddingStore, to: str, out: Path, *, clips: Sequence[s
                 yield store[name]
                 bar.advance(store[name].frames)
         FORMATS[to](store, opened(), chosen, out)
-    return ExportReport(out=out, clips=len(named), frames=frames)
+    return len(named), frames
 
 
 def _segments(clip: Clip, array: str) -> Iterator[NDArray[Any]]:
+    tap = clip[array]  # once: it may read the frame table to interpolate between embedded frames
     for start in range(0, clip.frames, SEGMENT):
-        yield clip[array].rows(start, min(start + SEGMENT, clip.frames))
+        rows = tap.rows(start, min(start + SEGMENT, clip.frames))
+        yield rows[:, :len(FRAME_COLUMNS)] if array == FRAME_TABLE else rows
+
+
+def _shape(clip: Clip, array: str) -> tuple[int, ...]:
+    return (clip.frames, len(FRAME_COLUMNS)) if array == FRAME_TABLE else clip[array].shape
 
 
 def _write_h5(store: EmbeddingStore, clips: Iterator[Clip], taps: list[str], out: Path) -> None:
@@ -87,8 +83,9 @@ def _write_h5(store: EmbeddingStore, clips: Iterator[Clip], taps: list[str], out
             group.attrs[OURS] = json.dumps({"name": clip.name})
             for array in (FRAME_TABLE, *taps):
                 tap = clip[array]
-                dataset = group.create_dataset(encode_name(array), tap.shape, tap.dtype,
-                                               chunks=(min(256, len(tap)), *tap.shape[1:]))
+                shape = _shape(clip, array)
+                dataset = group.create_dataset(encode_name(array), shape, tap.dtype,
+                                               chunks=(min(256, len(tap)), *shape[1:]))
                 dataset.attrs[OURS] = json.dumps({"name": array})
                 for i, rows in enumerate(_segments(clip, array)):
                     dataset[i * SEGMENT:i * SEGMENT + len(rows)] = rows
@@ -104,7 +101,7 @@ def _write_npz(_: EmbeddingStore, clips: Iterator[Clip], taps: list[str], out: P
                 info.comment = json.dumps(array).encode()
                 # np.savez would need the whole array in memory, so the header is written here, then the segments.
                 with file.open(info, "w", force_zip64=True) as member:
-                    npy.write_array_header_1_0(member, {"shape": tap.shape, "fortran_order": False,
+                    npy.write_array_header_1_0(member, {"shape": _shape(clip, array), "fortran_order": False,
                                                         "descr": npy.dtype_to_descr(tap.dtype.newbyteorder("<"))})
                     for rows in _segments(clip, array):
                         member.write(np.ascontiguousarray(rows).tobytes())

@@ -34,8 +34,14 @@ def find_references(cache: Path, clip: str, dataset: str | None = None) -> tuple
     Compares the names of files and folders in every stage, and searches logits, JSON files and tables. A file that
     cannot be read may name the clip, so it counts.
     """
-    names = [dataset] if dataset is not None else _datasets(cache)
-    return tuple(sorted({path for name in names for path in _references(cache, clip, name)}))
+    found: set[Path] = set()
+    for name in [dataset] if dataset is not None else _datasets(cache):
+        found.update(_in_features(Workspace(cache).features(name), clip))
+        for stage in Workspace(cache).user_folders():
+            if stage != FEATURES:
+                found.update(_in_stage(cache / stage / name, clip))
+        found.update(path for path in _index_files(cache, name) if _indexes(path, clip))
+    return tuple(sorted(found))
 
 
 def _datasets(cache: Path) -> list[str]:
@@ -43,14 +49,6 @@ def _datasets(cache: Path) -> list[str]:
     folders = {path.name for stage in workspace.user_folders() for path in (cache / stage).iterdir() if path.is_dir()}
     return sorted(folders | {path.stem for path in workspace.indexes.glob("*.json")
                              if not path.name.startswith(atomic_io.TEMPORARY)})
-
-
-def _references(cache: Path, clip: str, dataset: str) -> list[Path]:
-    found = _in_features(Workspace(cache).features(dataset), clip)
-    for stage in Workspace(cache).user_folders():
-        if stage != FEATURES:
-            found += _in_stage(cache / stage / dataset, clip)
-    return found + [path for path in _index_files(cache, dataset) if _indexes(path, clip)]
 
 
 def _in_features(folder: Path, clip: str) -> list[Path]:

@@ -51,15 +51,9 @@ SETTLED_S = 3600.0
 # record the heads that predicted them; heads bear the name of their logits; a stack run records its logits. A result is
 # live if its parents are, and if a recipe has its settings. Where a record cannot be read, the result stays.
 
-def live_results(cache: Path, dataset: str, store: EmbeddingStore | None, trainings: Iterable[TrainConfig],
+def _live_results(cache: Path, dataset: str, store: EmbeddingStore | None, trainings: Iterable[TrainConfig],
                  stack: StackConfig) -> set[Path]:
-    """Return the logits, heads and stack runs of a data set that descend from live inputs by a recipe's settings.
-
-    Parameters
-    ----------
-    store : a store that the recipe names; None for a data set of imported logits only.
-    trainings, stack : settings of the recipe; `trainings` includes those of its ablation.
-    """
+    """Return the logits, heads and stack runs of a data set that descend from live inputs by a recipe's settings."""
     workspace = Workspace(cache)
     # Imported logits are roots because no recipe can make them again; the current ones because later stages read them.
     live = set(workspace.imported_logits(dataset).glob("*.h5"))
@@ -317,7 +311,7 @@ def live_artifacts(cache: Path, stages: Path, typed: Mapping[str, Any]) -> LiveA
             name = data.logits_name(config)
             found.datasets.add(name)
             found.keep.update([Workspace(cache).imported_logits(name),
-                               *live_results(cache, name, None, trainings, stack)])
+                               *_live_results(cache, name, None, trainings, stack)])
             continue
         try:
             dataset = data.load_dataset(config, cache)
@@ -340,7 +334,7 @@ def live_artifacts(cache: Path, stages: Path, typed: Mapping[str, Any]) -> LiveA
                 # A clip that cannot be read today is in the issues, not in the trials: its features stay.
                 names |= {issue.where for issue in dataset.problems}
                 found.clips[path] = found.clips.get(path, set()) | names
-                found.keep |= live_results(cache, dataset.name, store, trainings, stack)
+                found.keep |= _live_results(cache, dataset.name, store, trainings, stack)
     return found
 
 

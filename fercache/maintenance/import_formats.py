@@ -136,7 +136,7 @@ class IncomingClip:
             segment = {tap: np.zeros((stop - first, *shape), np.float16) for tap, shape in self.taps.items()}
             for tap, rows in segment.items() if high > low else ():
                 frames = self.frames[low:high]
-                rows[frames - 1 - first] = to_half(np.asarray(self.arrays[tap][low:high]).reshape(
+                rows[frames - 1 - first] = _to_half(np.asarray(self.arrays[tap][low:high]).reshape(
                     len(frames), *rows.shape[1:]), tap, frames, name)
             yield segment
 
@@ -145,14 +145,8 @@ ClipEntries = Iterator[tuple[str, AbstractContextManager[IncomingClip] | ClipErr
 """(name, clip to be opened, which may raise a ClipError), or the error of a clip that could not be read."""
 
 
-def to_half(values: NDArray[Any], tap: str, frames: NDArray[np.int64], name: str) -> NDArray[np.float16]:
-    """Return rows as float16.
-
-    Raises
-    ------
-    ClipError
-        They are not numbers, NaN, infinite, or beyond what float16 can hold.
-    """
+def _to_half(values: NDArray[Any], tap: str, frames: NDArray[np.int64], name: str) -> NDArray[np.float16]:
+    """Return rows as float16; raises ClipError where they are not numbers, NaN, infinite, or beyond float16."""
     if values.dtype.kind not in "fiu":
         raise ClipError(f"{tap!r} holds {values.dtype}, not numbers", where=name)
     with np.errstate(over="ignore", invalid="ignore"):  # checked below, with the frame in the error
@@ -167,18 +161,8 @@ def to_half(values: NDArray[Any], tap: str, frames: NDArray[np.int64], name: str
     return halves
 
 
-def clip_from_arrays(arrays: dict[str, Any], name: str) -> IncomingClip:
-    """Return the clip of one array a tap, with a frame table or frame numbers among them or neither.
-
-    Parameters
-    ----------
-    arrays : numpy arrays or HDF5 datasets; these are read later, by segments.
-
-    Raises
-    ------
-    ClipError
-        The arrays have different lengths, or the frame numbers are not whole numbers.
-    """
+def _clip_from_arrays(arrays: dict[str, Any], name: str) -> IncomingClip:
+    """Return the clip of one array a tap (HDF5 datasets are read later), with a frame table, numbers, or neither."""
     table = arrays.pop(FRAME_TABLE, None)
     index = table
     key = next((key for key in FRAME_KEYS if key in arrays), None)
@@ -223,7 +207,7 @@ CLIP_NAME = "clip.json"
 @contextmanager
 def _npy(path: Path, name: str) -> Iterator[IncomingClip]:
     with _file_errors(path):
-        yield clip_from_arrays({FEATURES: npy.open_memmap(path, mode="r")}, name)
+        yield _clip_from_arrays({FEATURES: npy.open_memmap(path, mode="r")}, name)
 
 
 def array_entries(root: Path, paths: Iterable[Path]) -> ClipEntries:
@@ -264,7 +248,7 @@ def _npz(path: Path, name: str) -> Iterator[IncomingClip]:
             if tap in arrays:
                 raise ClipError(f"holds {tap!r} twice")
             arrays[tap] = npy.open_memmap(Path(folder, str(i)), mode="r")
-        yield clip_from_arrays(arrays, name)
+        yield _clip_from_arrays(arrays, name)
 
 
 # The attribute that holds names as JSON: HDF5's own texts end at a zero byte.
@@ -298,14 +282,14 @@ def _hdf5(path: Path, key: str, name: str) -> Iterator[IncomingClip]:
     with _file_errors(path), h5py.File(path, "r") as file:
         item = file[key]
         if isinstance(item, h5py.Dataset):
-            yield clip_from_arrays({FEATURES: _checked(item, name)}, name)
+            yield _clip_from_arrays({FEATURES: _checked(item, name)}, name)
             return
         datasets = {key: _checked(one, name) for key, one in _items(item) if isinstance(one, h5py.Dataset)}
         # Exported taps may have numbers for names, so the attribute decides.
         if OURS not in item.attrs and any(key.partition(".")[0].isdigit() for key in datasets):
             yield _clip_of_frames(datasets, name)
             return
-        yield clip_from_arrays({_own_name(one, key): one for key, one in datasets.items()}, name)
+        yield _clip_from_arrays({_own_name(one, key): one for key, one in datasets.items()}, name)
 
 
 def _find_clips(group: Any, key: str, depth: int, seen: set[Any]) -> Iterator[tuple[str, str]]:
@@ -534,7 +518,7 @@ class _PersonRows:
                 raise ClipError(f"has lists of {rows.shape[1]} and {self.shapes[tap][0]} values", where=clip,
                                 hint="lists of one length")
             # float16 is what the store holds, and a quarter of float64 on disk.
-            self.files[tap].write(to_half(rows, tap, frames, clip).tobytes())
+            self.files[tap].write(_to_half(rows, tap, frames, clip).tobytes())
 
     @contextmanager
     def open(self) -> Iterator[IncomingClip]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
 from contextlib import AbstractContextManager, suppress
@@ -22,8 +21,6 @@ from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.locks import work_folder
 from fercache.store.remote import files_at
 from fercache.workspace import store_name
-
-log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Increment this when the same file would give other numbers."""

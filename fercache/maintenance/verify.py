@@ -152,20 +152,18 @@ def diff_stores(first: Location, second: Location) -> DiffReport:
     """
     one, other = EmbeddingStore.open(first), EmbeddingStore.open(second)
     left, right = set(one), set(other)
-    found = [_diff_clip(one.manifest(clip), other.manifest(clip)) for clip in sorted(left & right)]
-    differ = tuple(entry for entry in found if entry is not None)
+    differ = []
+    for clip in sorted(left & right):
+        manifests = one.manifest(clip), other.manifest(clip)
+        arrays = tuple(_differences(*({name: array.digest for name, array in manifest.arrays.items()}
+                                      for manifest in manifests)))
+        if arrays or manifests[0].frames != manifests[1].frames:
+            differ.append(ClipDiff(clip=clip, frames=(manifests[0].frames, manifests[1].frames), arrays=arrays,
+                                   provenance=_differences(*(manifest.provenance for manifest in manifests))))
     return DiffReport(stores=(one.path, other.path), settings=_differences(one.settings, other.settings),
                       taps=_differences(one.taps, other.taps), only_first=tuple(sorted(left - right)),
-                      only_second=tuple(sorted(right - left)), differ=differ, same=len(found) - len(differ))
-
-
-def _diff_clip(one: ClipManifest, other: ClipManifest) -> ClipDiff | None:
-    digests = [{name: array.digest for name, array in manifest.arrays.items()} for manifest in (one, other)]
-    arrays = tuple(_differences(*digests))
-    if one.frames == other.frames and not arrays:
-        return None
-    return ClipDiff(clip=one.clip, frames=(one.frames, other.frames), arrays=arrays,
-                    provenance=_differences(one.provenance, other.provenance))
+                      only_second=tuple(sorted(right - left)), differ=tuple(differ),
+                      same=len(left & right) - len(differ))
 
 
 def _differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

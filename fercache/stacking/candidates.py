@@ -22,14 +22,9 @@ from fercache.stacking.nested_cv import ALL, LEARNED, NestedResult, Probs, predi
 log = logging.getLogger(__name__)
 
 
-def uses_later_frames(head: str, oof: OofLogits) -> bool:
-    """Return whether a head's prediction of a frame depends on later frames.
-
-    Notes
-    -----
-    The user who imports logits decides that they are causal. A head that is neither registered nor imported is unknown,
-    and counts as one that uses later frames.
-    """
+def _uses_later_frames(head: str, oof: OofLogits) -> bool:
+    """Return whether a head's prediction of a frame depends on later frames."""
+    # The user who imports logits decides that they are causal; a head that is unknown counts as one that looks ahead.
     spec = head_registry.HEADS.get(head)
     return spec.lookahead if spec is not None else head not in oof.declared
 
@@ -45,7 +40,7 @@ def drop_lookahead_heads(oof: OofLogits) -> OofLogits:
     if oof.pooled:
         raise InputError("--causal needs one prediction per frame, not per clip", where="stack",
                          hint="drop --causal, or choose --level frame")
-    causal_heads = tuple(head for head in oof.heads if not uses_later_frames(head, oof))
+    causal_heads = tuple(head for head in oof.heads if not _uses_later_frames(head, oof))
     if not causal_heads:
         raise InputError(f"--causal: every head uses later frames: {', '.join(oof.heads)}",
                          where="stack", hint="train the head `frame`, or import logits of a causal model")
@@ -139,7 +134,7 @@ def gather_candidates(oof: OofLogits, nested: NestedResult, filler: GapFiller | 
 
     Parameters
     ----------
-    filling : fills frames without a face; by default from the nearest frame that has one. In a causal run, heads and
+    filler : fills frames without a face; by default from the nearest frame that has one. In a causal run, heads and
         mean are uniform before the first face.
 
     Raises

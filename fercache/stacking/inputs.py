@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fercache import logits_import
 from fercache.config import fingerprint_of
 from fercache.errors import InputError, StoreError
-from fercache.oof import IN_SAMPLE, OofLogits, OofReader, loaded_reader, open_oof
+from fercache.oof import IN_SAMPLE, OofLogits, open_oof
 from fercache.recipe import Context
 from fercache.stacking.features import FLOOR, log_softmax
 from fercache.workspace import Workspace
@@ -121,7 +121,7 @@ def find_logits_files(cache: Path, dataset: str, fingerprint: str, names: Sequen
 
 
 @contextmanager
-def open_merged(path: Path, imported: Sequence[Path]) -> Iterator[OofReader]:
+def open_merged(path: Path, imported: Sequence[Path]) -> Iterator[OofLogits]:
     """Yield the logits at `path`, merged with imported ones, to be read trial by trial.
 
     Raises
@@ -134,7 +134,7 @@ def open_merged(path: Path, imported: Sequence[Path]) -> Iterator[OofReader]:
     Merged logits are held in memory, as the stack held them; without imported ones only the trial at hand is.
     """
     if imported:
-        yield loaded_reader(merge_logits(OofLogits.load(path), [OofLogits.load(one) for one in imported]))
+        yield merge_logits(OofLogits.load(path), [OofLogits.load(one) for one in imported])
         return
     with open_oof(path) as reader:
         yield reader
@@ -237,12 +237,6 @@ def aggregate_clips(oof: OofLogits) -> OofLogits:
                    offsets=np.arange(len(names) + 1), index=np.ones(len(names), np.int32), time_s=np.zeros(len(names)),
                    valid=np.array([bool(oof.valid[own_rows].any()) for own_rows in rows]),
                    label=np.array(label, np.int16), logits=means, pooled=stats)
-
-
-def rows_of_clips(oof: OofLogits, clips: OofLogits) -> NDArray[np.int64]:
-    """Return the row of `clips` that holds the clip of each row, ``(R,)``."""
-    place = {name: i for i, name in enumerate(clips.trials)}
-    return np.asarray(oof.per_row(np.array([place[name] for name in oof.clips], np.int64)))
 
 
 def _aggregate(logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, minimize
 from scipy.special import log_softmax
 
+from fercache.config import StackConfig
 from fercache.oof import inner_groups
 from fercache.stacking.features import FLOOR, FeatureColumns, TrainingSample
 
@@ -123,27 +124,18 @@ class TreesModel:
             return np.zeros((0, self.booster.num_model_per_iteration()), np.float32)
         return np.asarray(self.booster.predict(x, raw_score=True, num_threads=threads), np.float32)
 
-    def text(self) -> str:
-        """Return the booster as LightGBM's text."""
-        return str(self.booster.model_to_string())
-
     def gains(self) -> NDArray[np.float64]:
         """Return each feature's share of the gain of all splits, ``(F,)``."""
         gain = np.asarray(self.booster.feature_importance("gain"), float)
         return np.asarray(gain / max(gain.sum(), 1e-12))
 
 
-@dataclass(frozen=True, kw_only=True)
-class TreesPlan:
-    """Settings of the trees. A row weighs one over its class's share, to the power of `balance`."""
-
-    seed: int
-    threads: int
-    balance: float
-
-
-def fit_trees(sample: TrainingSample, start: Floats, plan: TreesPlan) -> TreesModel:
+def fit_trees(sample: TrainingSample, start: Floats, config: StackConfig, balance: float) -> TreesModel:
     """Return trees fitted to a sample, starting from the log-probabilities `start`, ``(n, C)``.
+
+    Parameters
+    ----------
+    balance : a row weighs one over its class's share to this power.
 
     Notes
     -----
@@ -152,21 +144,21 @@ def fit_trees(sample: TrainingSample, start: Floats, plan: TreesPlan) -> TreesMo
     trials: plain mean .248 and .242, calibrated smoothed mean .276 and .282, trees on top of it .276 and .281. Trees
     without a start lost to the plain mean on every set of streams.
     """
-    rounds, val_groups = _rounds(sample, start, plan)
-    booster = lightgbm.train(_settings(sample, plan), _data(sample, start, plan.balance), rounds)
+    rounds, val_groups = _rounds(sample, start, config, balance)
+    booster = lightgbm.train(_settings(sample, config), _data(sample, start, balance), rounds)
     return TreesModel(booster=booster, rounds=rounds, val_groups=val_groups)
 
 
-def _rounds(sample: TrainingSample, start: Floats, plan: TreesPlan) -> tuple[int, int]:
+def _rounds(sample: TrainingSample, start: Floats, config: StackConfig, balance: float) -> tuple[int, int]:
     """Return the best number of rounds on validation groups, and the number of those groups (0: none, fixed rounds)."""
-    val_names = sorted(inner_groups([str(g) for g in np.unique(sample.group)], VAL_FRACTION, plan.seed))
+    val_names = sorted(inner_groups([str(g) for g in np.unique(sample.group)], VAL_FRACTION, config.seed))
     is_val = np.isin(sample.group, np.array(val_names, int))
     if not val_names or not is_val.any() or is_val.all():
         return FEW_GROUPS_ROUNDS, 0
     fit_part, val_groups = sample.where(~is_val), sample.where(is_val)
     stop = lightgbm.early_stopping(PATIENCE, verbose=False)
-    booster = lightgbm.train(_settings(fit_part, plan), _data(fit_part, start[~is_val], plan.balance), MOST_ROUNDS,
-                             valid_sets=[_data(val_groups, start[is_val], plan.balance)], callbacks=[stop])
+    booster = lightgbm.train(_settings(fit_part, config), _data(fit_part, start[~is_val], balance), MOST_ROUNDS,
+                             valid_sets=[_data(val_groups, start[is_val], balance)], callbacks=[stop])
     return max(1, int(booster.best_iteration)), len(val_names)
 
 
@@ -175,7 +167,7 @@ def _data(sample: TrainingSample, start: Floats, balance: float) -> lightgbm.Dat
                             params={"feature_pre_filter": False, "verbosity": -1})
 
 
-def _settings(sample: TrainingSample, plan: TreesPlan) -> dict[str, object]:
+def _settings(sample: TrainingSample, config: StackConfig) -> dict[str, object]:
     """Return LightGBM's parameters: small trees, strong regularization."""
     rows_per_block = len(sample.rows) / sample.effective_n()
     return {"objective": "multiclass", "num_class": sample.classes, "learning_rate": LEARNING_RATE,
@@ -183,5 +175,5 @@ def _settings(sample: TrainingSample, plan: TreesPlan) -> dict[str, object]:
             "lambda_l2": SHRINK_EFFECTIVE_N * rows_per_block, "feature_fraction": 0.3, "bagging_fraction": 0.6,
             "bagging_freq": 1,
             # Both are needed for the same bytes with any number of threads.
-            "seed": plan.seed, "deterministic": True, "force_row_wise": True, "verbosity": -1,
-            "num_threads": plan.threads if len(sample.rows) >= ROWS_FOR_THREADS else 1}
+            "seed": config.seed, "deterministic": True, "force_row_wise": True, "verbosity": -1,
+            "num_threads": config.threads if len(sample.rows) >= ROWS_FOR_THREADS else 1}

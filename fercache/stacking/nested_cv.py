@@ -79,8 +79,7 @@ def run_nested_cv(oof: OofLogits, config: StackConfig) -> NestedResult:
         metric = config.metric or oof.metric
         fold_models = {fold: _fit_fold(sample, columns, metric, fold, config, bar)
                        for fold in [*range(k), -1]}
-        inference = _Inference(oof, columns, fold_models, config.threads, bar)
-        return NestedResult(fold_models=fold_models, columns=inference.columns())
+        return NestedResult(fold_models=fold_models, columns=_predict(oof, columns, fold_models, config.threads, bar))
 
 
 def predict_new(oof: OofLogits, fold_model: FoldModel, causal: bool) -> NestedResult:
@@ -88,7 +87,7 @@ def predict_new(oof: OofLogits, fold_model: FoldModel, causal: bool) -> NestedRe
     with progress_bar("stack", len(oof.trials), "trials") as bar:
         fold_models = {fold_model.fold: fold_model}
         columns = features.feature_columns(oof, causal)
-        return NestedResult(fold_models=fold_models, columns=_Inference(oof, columns, fold_models, 0, bar).columns())
+        return NestedResult(fold_models=fold_models, columns=_predict(oof, columns, fold_models, 0, bar))
 
 
 def _fit_fold(every: TrainingSample, columns: FeatureColumns, metric: str, fold: int, config: StackConfig,
@@ -97,63 +96,46 @@ def _fit_fold(every: TrainingSample, columns: FeatureColumns, metric: str, fold:
     sample, groups = every.without(fold), len(np.unique(every.group[every.fold >= 0]))
     base = smoothed_mean.fit_smoothed_mean(sample, columns.smoothings, metric)
     start = base.log_probs(sample.smoothed[:, columns.smoothings.index(base.smoothing)])
-    plan = models.TreesPlan(seed=config.seed, threads=config.threads, balance=base.balance)
     fold_model = FoldModel(fold=fold, groups=len(np.unique(sample.group)), rows=len(sample.rows),
-                           smoothed_mean=base, trees=models.fit_trees(sample, start, plan),
+                           smoothed_mean=base, trees=models.fit_trees(sample, start, config, base.balance),
                            linear=models.fit_linear(sample, base.balance, columns, groups))
     bar.advance()
     return fold_model
 
 
-class _Inference:
-    """Predicts each row with the model of its fold, and rows of no fold with the model of all folds.
-
-    Attributes
-    ----------
-    start, correction, logistic : (R, C) float32; gaps hold the values of the nearest frame with a face.
-    """
-
-    def __init__(self, oof: OofLogits, features_: FeatureColumns, fold_models: dict[int, FoldModel], threads: int,
-                 bar: ProgressBar) -> None:
-        self.oof, self.features = oof, features_
-        shape = (len(oof.label), len(oof.classes))
-        self.start, self.correction, self.logistic = (np.zeros(shape, np.float32) for _ in range(3))
-        for fold, fold_model in fold_models.items():
-            waiting: list[tuple[int, ClipView, Probs, Probs]] = []
-            trials = np.flatnonzero((oof.fold == fold) & (np.diff(oof.offsets) > 0)).tolist()
-            for trial, view in zip(trials, ClipView.each(oof, trials, features_.causal), strict=True):
-                smoothed = features_.smoothed(view, (fold_model.smoothed_mean.smoothing,))[:, 0]
-                waiting.append((trial, view, features_.build(view), smoothed))
-                if sum(len(x) for _, _, x, _ in waiting) >= ROWS_PER_CALL:
-                    self._fill(fold_model, waiting, threads)
-                    waiting = []
-                bar.advance()
-            self._fill(fold_model, waiting, threads)
-
-    def _fill(self, fold_model: FoldModel, waiting: Sequence[tuple[int, ClipView, Probs, Probs]], threads: int) -> None:
-        """Predict the rows of the waiting trials."""
-        if not waiting:
-            return
-        x, smoothed = (np.concatenate([one[part] for one in waiting]) for part in (2, 3))
-        outputs: dict[str, NDArray[Any]]
-        outputs = {"start": fold_model.smoothed_mean.log_probs(smoothed), "logistic": fold_model.linear.logits(x),
-                   "correction": fold_model.trees.correction(x, threads)}
-        ends = np.cumsum([len(one) for _, _, one, _ in waiting])
-        for (trial, view, one, _), end in zip(waiting, ends.tolist(), strict=True):
-            for name, values in outputs.items():
-                mine = values[end - len(one):end].astype(np.float32)
-                getattr(self, name)[self.oof.rows(trial)] = view.spread_to_gaps(mine)
-
-    def columns(self) -> dict[str, Probs]:
-        """Return the probabilities of the learned columns."""
-        logits = {"smoothed-mean": self.start, "logistic": self.logistic,
-                  "geometric-mean": _mean_log(self.start, self.logistic), "stack": self.start + self.correction}
-        return {name: softmax(logits[name], axis=1).astype(np.float32) for name in LEARNED}
+def _predict(oof: OofLogits, columns: FeatureColumns, fold_models: dict[int, FoldModel], threads: int,
+             bar: ProgressBar) -> dict[str, Probs]:
+    """Return the learned columns, ``(R, C)`` each: rows by the model of their fold, others by that of all folds."""
+    outputs = {name: np.zeros((len(oof.label), len(oof.classes)), np.float32)
+               for name in ("start", "correction", "logistic")}
+    for fold, fold_model in fold_models.items():
+        waiting: list[tuple[int, ClipView, Probs, Probs]] = []
+        trials = np.flatnonzero((oof.fold == fold) & (np.diff(oof.offsets) > 0)).tolist()
+        for trial, view in zip(trials, ClipView.each(oof, trials, columns.causal), strict=True):
+            smoothed = columns.smoothed(view, (fold_model.smoothed_mean.smoothing,))[:, 0]
+            waiting.append((trial, view, columns.build(view), smoothed))
+            if trial == trials[-1] or sum(len(x) for _, _, x, _ in waiting) >= ROWS_PER_CALL:
+                _fill(outputs, oof, fold_model, waiting, threads)
+                waiting = []
+            bar.advance()
+    start, logistic = outputs["start"], outputs["logistic"]
+    mean_log = (features.log_softmax(start) + features.log_softmax(logistic)) / 2
+    logits = {"smoothed-mean": start, "logistic": logistic, "geometric-mean": mean_log.astype(np.float32),
+              "stack": start + outputs["correction"]}
+    return {name: softmax(logits[name], axis=1).astype(np.float32) for name in LEARNED}
 
 
-def _mean_log(one: Probs, other: Probs) -> Probs:
-    """Return the mean of two columns' log-probabilities, ``(R, C)``: a geometric mean of probabilities."""
-    return np.asarray((features.log_softmax(one) + features.log_softmax(other)) / 2, np.float32)
+def _fill(outputs: dict[str, Probs], oof: OofLogits, fold_model: FoldModel,
+          waiting: Sequence[tuple[int, ClipView, Probs, Probs]], threads: int) -> None:
+    """Predict the rows of the waiting trials; gaps get the values of the nearest frame with a face."""
+    x, smoothed = (np.concatenate([one[part] for one in waiting]) for part in (2, 3))
+    predicted: dict[str, NDArray[Any]]
+    predicted = {"start": fold_model.smoothed_mean.log_probs(smoothed), "logistic": fold_model.linear.logits(x),
+                 "correction": fold_model.trees.correction(x, threads)}
+    ends = np.cumsum([len(one) for _, _, one, _ in waiting])
+    for (trial, view, one, _), end in zip(waiting, ends.tolist(), strict=True):
+        for name, values in predicted.items():
+            outputs[name][oof.rows(trial)] = view.spread_to_gaps(values[end - len(one):end].astype(np.float32))
 
 
 # What a stack run leaves in the cache: final predictions, metrics, and the learnt models as text.
@@ -180,7 +162,7 @@ def digest(oof: OofLogits) -> str:
 def save_stack(folder: Path, ppm: NDArray[np.int32], fold_models: dict[int, FoldModel], report: StackMetrics) -> None:
     """Write a finished run into `folder`."""
     for fold, fold_model in fold_models.items():
-        atomic_io.write_bytes(folder / f"trees-{_name(fold)}.txt", fold_model.trees.text().encode())
+        atomic_io.write_bytes(folder / f"trees-{_name(fold)}.txt", fold_model.trees.booster.model_to_string().encode())
     if ALL in fold_models:
         with atomic_io.replacing(folder / "linear-all.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, **{name: getattr(fold_models[ALL].linear, name) for name in LINEAR})

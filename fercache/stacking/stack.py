@@ -23,8 +23,7 @@ from fercache.runtime import atomic_io
 from fercache.stacking import calibration, candidates, inputs, nested_cv, report
 from fercache.stacking.candidates import GapFiller
 from fercache.stacking.nested_cv import NestedResult, Probs
-from fercache.stacking.report import as_text
-from fercache.stacking.report import score_table as _table
+from fercache.stacking.report import as_text, score_table
 from fercache.stacking.run_metrics import FORMAT, StackMetrics, read_metrics, write_metrics
 from fercache.workspace import METRICS, Workspace
 
@@ -54,14 +53,15 @@ class StackInference:
     filler: GapFiller
 
     @classmethod
-    def of(cls, folder: Path, run_metrics: StackMetrics, oof: OofLogits) -> StackInference:
-        """Return the predictions of the run in `folder`, whose metrics are `run_metrics`.
+    def of(cls, folder: Path, oof: OofLogits) -> StackInference:
+        """Return the predictions of the run in `folder`.
 
         Raises
         ------
         StoreError
             The run's models are absent or damaged, or another version wrote them.
         """
+        run_metrics = read_metrics(folder / METRICS)
         if run_metrics.version != FORMAT:
             raise StoreError(f"the run has format {run_metrics.version}; this version reads {FORMAT}",
                              where=folder, hint="run `fercache stack` again")
@@ -84,7 +84,10 @@ class StackInference:
         tempered = calibration.apply_temperature(self.columns[self.metrics.final.column],
                                                  self.metrics.final.temperature)
         ppm = candidates.to_ppm(self.filler.refill(tempered))
-        return ppm[inputs.rows_of_clips(whole, self.oof)] if self.metrics.level == "clip" else ppm
+        if self.metrics.level != "clip":
+            return ppm
+        place = {name: i for i, name in enumerate(self.oof.trials)}
+        return np.asarray(ppm[whole.per_row([place[name] for name in whole.clips])])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +136,12 @@ class StackResult:
         names = pa.DictionaryArray.from_arrays(rows["prediction"].combine_chunks(), pa.array(self.oof.classes))
         return rows.add_column(rows.column_names.index("prediction") + 1, "expression", names)
 
-    def series(self, clip: str) -> io.ClipSeries:
+    def series(self, clip: str) -> io.ClipPredictions:
         """Return the rows of one clip, as plots need them."""
         rows = self.oof.rows(self.oof.trials.index(clip))
-        return io.ClipSeries(time_s=self.oof.time_s[rows], valid=self.oof.valid[rows],
-                             label=self.oof.label[rows].astype(np.int64), label_pred=self.ppm[rows].argmax(1),
-                             probs=self.ppm[rows] / 1e6)
+        return io.ClipPredictions(name=clip, frame=self.oof.index[rows].astype(np.int64), time_s=self.oof.time_s[rows],
+                                  valid=self.oof.valid[rows], label=self.oof.label[rows].astype(np.int64),
+                                  label_pred=self.ppm[rows].argmax(1), probs=self.ppm[rows] / 1e6)
 
     def save(self, path: str | PathLike[str]) -> list[Path]:
         """Write the predictions to `path` (.csv, .csv.gz, .parquet) and the metrics beside it; return both paths.
@@ -148,13 +151,16 @@ class StackResult:
         InputError
             The ending is unknown, or `path` cannot be written.
         """
-        return write_stack(self, Path(path))
+        out = Path(path)
+        io.write_predictions(self.oof, self.ppm, out)
+        write_metrics(io.metrics_path(out), self.report)
+        return [out, io.metrics_path(out)]
 
     def __rich__(self) -> RenderableType:
-        return table(self)
+        return score_table(self.report)
 
     def __repr__(self) -> str:
-        return as_text(table(self))
+        return as_text(score_table(self.report))
 
 
 def run_stack(oof: OofLogits, config: StackConfig, cache: Path) -> StackResult:
@@ -169,27 +175,17 @@ def run_stack(oof: OofLogits, config: StackConfig, cache: Path) -> StackResult:
     if not ((oof.per_row(oof.fold) >= 0) & (oof.label >= 0)).any():
         raise InputError("no labeled out-of-fold rows to learn from", where=oof.dataset,
                          hint="run `fercache train-heads` on a data set with labels")
-    fingerprint_ = fingerprint(oof, config)
+    fingerprint = config.fingerprint(book=nested_cv.digest(oof), format=FORMAT)
     oof = _ready(oof, config)
-    run_folder = Workspace(cache).stack_run(oof.dataset, fingerprint_)
+    run_folder = Workspace(cache).stack_run(oof.dataset, fingerprint)
     # The lock makes two equal runs at the same time compute once; the second one loads.
     with atomic_io.lock(run_folder.with_suffix(".lock"), wait=True):
         earlier = nested_cv.load_stack(run_folder, (len(oof.label), len(oof.classes)))
-        ppm, record = earlier or _compute(oof, config, run_folder, fingerprint_)
-    log.info("stack %s: %s (%.0f s)", fingerprint_[:12], "nothing to do, done before" if earlier else "computed",
+        ppm, record = earlier or _compute(oof, config, run_folder, fingerprint)
+    log.info("stack %s: %s (%.0f s)", fingerprint[:12], "nothing to do, done before" if earlier else "computed",
              time.monotonic() - started)
     return StackResult(oof=oof, ppm=ppm, report=record, folder=run_folder, cached=earlier is not None,
                        seconds=time.monotonic() - started)
-
-
-def fingerprint(oof: OofLogits, config: StackConfig) -> str:
-    """Return the sha256 (hex) of everything that changes a run's numbers; its first 12 digits name the folder."""
-    return config.fingerprint(book=nested_cv.digest(oof), format=FORMAT)
-
-
-def oof_columns(oof: OofLogits, config: StackConfig) -> dict[str, NDArray[np.float32]]:
-    """Return the learned columns, ``(R, C)`` each, without storing them; empty if there is nothing to learn from."""
-    return nested_cv.run_nested_cv(oof, config).columns
 
 
 def find_contradictions(oof: OofLogits, config: StackConfig) -> tuple[dict[str, str], dict[str, float]]:
@@ -204,11 +200,15 @@ def _ready(oof: OofLogits, config: StackConfig) -> OofLogits:
     """Return the logits as the stacker reads them: checked, aggregated to clips, without lookahead heads."""
     inputs.refuse_in_sample(oof, config.force)
     oof = inputs.aggregate_clips(oof) if config.level == "clip" else oof
+    if config.causal and any("embed_every" in record.store for record in oof.provenance.records):
+        log.warning("the heads were trained on features that are interpolated between embedded frames, so their logits "
+                    "use frames that are a few tenths of a second later; for a strictly causal stack, extract with "
+                    "--embed-every 1 and train again")
     return candidates.drop_lookahead_heads(oof) if config.causal else oof
 
 
 def _compute(oof: OofLogits, config: StackConfig, run_folder: Path,
-             fingerprint_: str) -> tuple[NDArray[np.int32], StackMetrics]:
+             fingerprint: str) -> tuple[NDArray[np.int32], StackMetrics]:
     nested = nested_cv.run_nested_cv(oof, config)
     filler = candidates.GapFiller.of(oof, config.missing_faces, causal=config.causal)
     by_candidate = candidates.gather_candidates(oof, nested, filler)
@@ -220,40 +220,9 @@ def _compute(oof: OofLogits, config: StackConfig, run_folder: Path,
     ppm = candidates.to_ppm(filler.refill(tempered))
     run = report.StackRun(oof=oof, config=config, nested=nested, columns=by_candidate, final=final,
                             temperatures=temperatures, rejected=rejected)
-    record = report.build_report(run, fingerprint_)
+    record = report.build_report(run, fingerprint)
     nested_cv.save_stack(run_folder, ppm, nested.fold_models, record)
     return ppm, record
-
-
-def write_stack(result: StackResult, out: Path) -> list[Path]:
-    """Write the predictions to `out` (.csv, .csv.gz, .parquet) and the metrics beside it; return both paths.
-
-    Raises
-    ------
-    InputError
-        The ending is unknown, or `out` cannot be written.
-    """
-    metrics_file = io.metrics_path(out)
-    io.write_predictions(result.oof, result.ppm, out)
-    write_metrics(metrics_file, result.report)
-    return [out, metrics_file]
-
-
-def table(result: StackResult) -> RenderableType:
-    """Return the scores of every candidate as a rich table, at most 80 columns wide."""
-    return _table(result.report)
-
-
-def predict_new(folder: Path, oof: OofLogits) -> NDArray[np.int32]:
-    """Return the final predictions of the run in `folder` for new trials, ``(R, C)`` in parts per million.
-
-    Raises
-    ------
-    StoreError
-        The run's models are absent or damaged.
-    """
-    run_metrics = read_metrics(folder / METRICS)
-    return StackInference.of(folder, run_metrics, oof).probs_ppm(oof)
 
 
 def evaluate(folder: Path, oof: OofLogits, config: StackConfig) -> StackResult:
@@ -273,11 +242,10 @@ def evaluate(folder: Path, oof: OofLogits, config: StackConfig) -> StackResult:
     The learned columns come from the model of all folds; a run on too few groups has none.
     """
     started = time.monotonic()
-    run_metrics = read_metrics(folder / METRICS)
+    inference = StackInference.of(folder, oof)
+    run_metrics, ready = inference.metrics, inference.oof
     final = candidates.FinalCandidate(name=run_metrics.final.column,
                                       why=f"as in the run {folder.name}: {run_metrics.final.why}")
-    inference = StackInference.of(folder, run_metrics, oof)
-    ready = inference.oof
     # Without refit: no model saw the new trials.
     trained = replace(msgspec.convert(run_metrics.config, StackConfig), bootstrap=config.bootstrap, seed=config.seed,
                       refit="none")

@@ -4,26 +4,55 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fercache.errors import InputError, NotInStore
-from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, Grid, encode_name
-from fercache.store.local import StoreFiles
+from fercache.store.layout import EMBEDDED, FRAME_COLUMNS, FRAME_TABLE, SEGMENT, Grid, encode_name
 from fercache.store.manifest import ClipManifest, damaged
+
+if TYPE_CHECKING:
+    from fercache.store.remote import StoreFiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameInterpolation:
+    """How the values of T frames follow from those of the embedded ones: linearly in time between rows of the array."""
+
+    # (T,) rows of the array: the last embedded frame and the next one, which are the same in an embedded frame.
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    weight: NDArray[np.float32]  # (T,) of `high`
+    seen: NDArray[np.bool_]  # (T,) whether there is a face; other frames have zeros
+
+    @classmethod
+    def of(cls, table: NDArray[np.void], causal: bool) -> FrameInterpolation:
+        """Return that of a frame table with the column `embedded`; with `causal` the last embedded frame is repeated.
+        """
+        # Both ends of every unbroken run are embedded (the writer checks it): nothing is interpolated across a gap.
+        embedded, seen, time_s = table[EMBEDDED] > 0, table["valid"] > 0, table["time_s"]
+        low = np.maximum(np.cumsum(embedded) - 1, 0)
+        high = low if causal else np.minimum(low + ~embedded, embedded.sum() - 1)
+        start_s, stop_s = (time_s[embedded][rows] for rows in (low, high))
+        weight = np.divide(time_s - start_s, stop_s - start_s, out=np.zeros(len(table)), where=stop_s > start_s)
+        return cls(low=low, high=high, weight=weight.astype(np.float32), seen=seen)
 
 
 class Tap:
     """One array of a clip, ``(T, ...)``: index it like NumPy, whose arrays it returns."""
     # Reads the chunks' files straight into memory. Zarr itself would cost about a millisecond per chunk, and would
-    # return the fill value for a missing one. The property `zarr` is the same array for other tools.
+    # return the fill value for a missing one. The property `zarr` is the same array for other tools, which
+    # has rows of the embedded frames only.
 
-    def __init__(self, files: StoreFiles, key: str, grid: Grid) -> None:
+    def __init__(self, files: StoreFiles, key: str, grid: Grid, between: FrameInterpolation | None = None) -> None:
         self.files, self.key = files, key
-        self.grid = grid
-        self.shape, self.ndim = self.grid.shape, len(self.grid.shape)
+        self.grid, self.between = grid, between
+        self.shape = grid.shape if between is None else (len(between.low), *grid.shape[1:])
+        self.ndim = len(self.shape)
         self.dtype = np.dtype(self.grid.dtype)
         self._checked = False
 
@@ -50,7 +79,7 @@ class Tap:
         return whole if dtype is None else whole.astype(dtype)
 
     def rows(self, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return rows `start` to `stop`, in `out` or as a new array.
+        """Return the rows of frames `start` to `stop`, in `out` or as a new array.
 
         Raises
         ------
@@ -68,6 +97,33 @@ class Tap:
         shape = (max(stop - start, 0), *self.shape[1:])
         if out is not None and (out.shape != shape or out.dtype != self.dtype):
             raise InputError(f"{out.dtype} {out.shape} cannot take {self.dtype} {shape}", where=self.key)
+        if self.between is not None:
+            out = np.empty(shape, self.dtype) if out is None else out
+            for first in range(start, stop, SEGMENT):  # in parts, since float32 takes twice the memory
+                self._interpolate(first, out[first - start:first - start + SEGMENT])
+            return out
+        return self._stored(start, stop, out)
+
+    def _interpolate(self, start: int, out: NDArray[Any]) -> None:
+        """Fill `out` with the rows of frames from `start` on."""
+        assert self.between is not None
+        part = slice(start, start + len(out))
+        seen, weight = self.between.seen[part], self.between.weight[part]
+        out[~seen] = 0
+        if not seen.any():
+            return
+        low, high = self.between.low[part], self.between.high[part]
+        first = int(low[seen].min())
+        values = self._stored(first, int(high[seen].max()) + 1)
+        out[seen] = values[low[seen] - first]
+        moving = np.flatnonzero(seen & (weight > 0))
+        fraction = weight[moving].reshape(-1, *(1,) * (self.ndim - 1))
+        before, after = (values[rows[moving] - first].astype(np.float32) for rows in (low, high))
+        out[moving] = before + fraction * (after - before)
+
+    def _stored(self, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return rows of the array, in `out` or as a new array."""
+        shape = (max(stop - start, 0), *self.shape[1:])
         direct = out is not None and out.flags.c_contiguous and out.dtype.isnative and sys.byteorder == "little"
         rows = out if out is not None and direct else np.empty(shape, self.dtype.newbyteorder("<"))
         view = rows.reshape(-1).view(np.uint8).data
@@ -117,10 +173,11 @@ class Clip(Mapping[str, Tap]):
     name : of the clip.
     frames : T.
     manifest : what was committed.
+    causal : as of `EmbeddingStore`.
     """
 
-    def __init__(self, files: StoreFiles, manifest: ClipManifest) -> None:
-        self.files, self.manifest = files, manifest
+    def __init__(self, files: StoreFiles, manifest: ClipManifest, causal: bool = False) -> None:
+        self.files, self.manifest, self.causal = files, manifest, causal
         self.name, self.frames = manifest.clip, manifest.frames
 
     def __repr__(self) -> str:
@@ -135,13 +192,21 @@ class Clip(Mapping[str, Tap]):
     def __getitem__(self, tap: str) -> Tap:
         if tap not in self.manifest.arrays:
             raise NotInStore(f"no tap {tap!r}", where=self.name, hint=f"it has {', '.join(self)}")
-        return Tap(self.files, f"{encode_name(self.name)}/{encode_name(tap)}", self.manifest.arrays[tap].grid)
+        return Tap(self.files, f"{encode_name(self.name)}/{encode_name(tap)}", self.manifest.arrays[tap].grid,
+                   None if tap == FRAME_TABLE else self._between)
+
+    @cached_property
+    def _between(self) -> FrameInterpolation | None:
+        """What gives the frames that are not embedded; None if all are."""
+        if self.manifest.arrays[FRAME_TABLE].shape[1] == len(FRAME_COLUMNS):
+            return None
+        return FrameInterpolation.of(self.frame_table, self.causal)
 
     @property
     def frame_table(self) -> NDArray[np.void]:
         """The frame table, ``(T,)`` with named columns: ``clip.frame_table["time_s"]`` is ``(T,) float64``."""
         rows = self[FRAME_TABLE].rows(0, self.frames)
-        return rows.view([(name, "<f8") for name in FRAME_COLUMNS])[:, 0]
+        return rows.view([(name, "<f8") for name in [*FRAME_COLUMNS, EMBEDDED][:rows.shape[1]]])[:, 0]
 
     def read(self, tap: str, out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
         """Return a whole tap, ``(T, ...) float16``.

@@ -18,7 +18,7 @@ from fercache.runtime.uri import Location
 from fercache.store.clip import Clip
 from fercache.store.journal import Journal
 from fercache.store.layout import FRAME_TABLE, META, encode_name
-from fercache.store.local import FileStamp, StoreFiles, StoreSize
+from fercache.store.local import FileStamp, StoreSize
 from fercache.store.locks import hold_lease, lock_gate, work_folder
 from fercache.store.manifest import (
     EXTRACT_AGAIN_HINT,
@@ -32,7 +32,7 @@ from fercache.store.manifest import (
     verify_checksum,
     with_checksum,
 )
-from fercache.store.remote import PrefetchingStore, files_at
+from fercache.store.remote import PrefetchingStore, StoreFiles, files_at
 from fercache.store.writer import ClipWriter, WriterJob, check_case_collision
 
 log = logging.getLogger(__name__)
@@ -127,6 +127,7 @@ class EmbeddingStore(Mapping[str, Clip]):
     settings : everything that changes numbers.
     taps : tap -> shape of one frame.
     mode : ``"r"`` or ``"a"``.
+    causal : whether a frame that is not embedded repeats the last one that is, instead of being interpolated.
 
     Notes
     -----
@@ -134,8 +135,8 @@ class EmbeddingStore(Mapping[str, Clip]):
     damaged or belongs to another store counts as absent, with a warning: the next `extract` computes it again.
     """
 
-    def __init__(self, files: StoreFiles, mode: str, root: StoreRoot) -> None:
-        self.files, self.mode, self.path = files, mode, files.root
+    def __init__(self, files: StoreFiles, mode: str, root: StoreRoot, causal: bool = False) -> None:
+        self.files, self.mode, self.causal, self.path = files, mode, causal, files.root
         self.settings, self.taps = root.settings, root.taps
         self.fingerprint = fingerprint_of(root.settings)
         self._manifests: dict[str, tuple[FileStamp, ClipManifest | None]] = {}
@@ -143,12 +144,13 @@ class EmbeddingStore(Mapping[str, Clip]):
         self._digest: str | None = None
 
     @classmethod
-    def open(cls, path: str | Location, *, mode: str = "r") -> EmbeddingStore:
+    def open(cls, path: str | Location, *, mode: str = "r", causal: bool = False) -> EmbeddingStore:
         """Return the store at `path`, a folder or any URL that fsspec opens.
 
         Parameters
         ----------
         mode : ``"r"`` to read, ``"a"`` to write too. ``"r"`` reads each manifest of a remote store only once.
+        causal : use no later frame where ``embed_every`` left frames out: repeat the last embedded one.
 
         Raises
         ------
@@ -157,15 +159,15 @@ class EmbeddingStore(Mapping[str, Clip]):
         """
         if mode not in ("r", "a"):
             raise InputError(f"mode {mode!r} is neither 'r' nor 'a'", where=path)
-        return cls._open(files_at(path), mode)
+        return cls._open(files_at(path), mode, causal)
 
     @classmethod
-    def _open(cls, files: StoreFiles, mode: str) -> EmbeddingStore:
+    def _open(cls, files: StoreFiles, mode: str, causal: bool = False) -> EmbeddingStore:
         data = files.get(META)
         if data is None:
             raise StoreError("holds no embedding store", where=files.root,
                              hint="check the path, or run `fercache extract`")
-        return cls(files, mode, read_root(data, files.root))
+        return cls(files, mode, read_root(data, files.root), causal)
 
     @classmethod
     def exists(cls, path: str | Location) -> bool:
@@ -220,7 +222,7 @@ class EmbeddingStore(Mapping[str, Clip]):
         return isinstance(clip, str) and self._manifest(encode_name(clip)) is not None
 
     def __getitem__(self, clip: str) -> Clip:
-        return Clip(self.files, self.manifest(clip))
+        return Clip(self.files, self.manifest(clip), self.causal)
 
     def manifest(self, clip: str) -> ClipManifest:
         """Return the manifest of a committed clip.
@@ -247,7 +249,7 @@ class EmbeddingStore(Mapping[str, Clip]):
         if cached is not None and cached[0] == stamp:
             return cached[1]
         if self._indexed is None and len(self._manifests) >= INDEX_AFTER:
-            self._load_index()
+            self.load_index()
             return self._manifest(folder)
         try:
             manifest = self.read_manifest(folder)
@@ -276,19 +278,28 @@ class EmbeddingStore(Mapping[str, Clip]):
                           self.path / folder)
         return manifest
 
-    def _load_index(self) -> None:
+    def load_index(self) -> None:
         """Take the manifests from the index; each counts only while the stamp of its file is the same."""
+        if self._indexed is not None:
+            return
         self._indexed = {}
         with suppress(OSError, StoreError):  # without an index the manifests themselves are read
             if not self.files.is_remote:
                 self._indexed = {**read_index(self.work / INDEX)}
                 self._manifests = self._indexed | self._manifests
 
+    def accept_stamp(self, clip: str, stamp: dict[str, int]) -> None:
+        """Use the time stamp of a copy of a clip's source, so that the index saves comparing its bytes again."""
+        folder = encode_name(clip)
+        file, manifest = self._manifests[folder]
+        if manifest is not None and not stamp.items() <= manifest.source.items():
+            changed = msgspec.structs.replace(manifest, source={**manifest.source, **stamp})
+            self._manifests[folder] = file, changed
+
     def write_index(self) -> None:
-        """Write the index anew if it lacks a committed clip."""
-        if self._indexed is None:
-            self._load_index()
-        if self.files.is_remote or self._manifests == self._indexed:
+        """Write the index anew if this process read manifests that it lacks."""
+        self.load_index()
+        if self.files.is_remote or (self._indexed and self._manifests == self._indexed):
             return
         committed = {folder: self._manifests[folder] for folder in self.files.folders() if self._manifest(folder)}
         # A name that is no valid text cannot be encoded, and a full or read-only disk must not fail a finished run.
@@ -348,7 +359,7 @@ class EmbeddingStore(Mapping[str, Clip]):
         self._check_writable()
         job = WriterJob(clip=clip, fingerprint=self.fingerprint, taps=self.taps,
                         source=normalize_json(source, "source"),
-                        provenance=normalize_json(provenance, "provenance"))
+                        provenance=normalize_json(provenance, "provenance"), sparse="embed_every" in self.settings)
         with hold_lease(self.files, job.folder) as mine:
             # Under the lock: another process may have committed the clip since the caller found it absent.
             committed = self._manifest(job.folder) if mine else None

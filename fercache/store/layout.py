@@ -19,6 +19,8 @@ CHUNK = 256
 """Most rows of a chunk. A shorter clip has chunks of its own length, since Zarr pads the last chunk."""
 FRAME_COLUMNS = ("index", "time_s", "valid", "x1", "y1", "x2", "y2", "score", "track")
 """Columns of the frame table: frame from 1, seconds from 0, 1 if it has a face, its box in pixels, score, track."""
+EMBEDDED = "embedded"
+"""A tenth column where only some frames are embedded: 1 in those whose values the arrays of the taps hold, in order."""
 FRAME_TABLE = "frame_table"
 META = "zarr.json"
 DTYPES = {"float16": 2, "float64": 8}
@@ -70,7 +72,7 @@ def array_document(name: str, grid: Grid) -> bytes:
     """Return the `zarr.json` of an array."""
     # Follows the Zarr 3 core specification: regular grid, bytes codec, no compression (it saves 8 % and halves the
     # rate).
-    columns = {"columns": list(FRAME_COLUMNS)} if name == FRAME_TABLE else {}
+    columns = {"columns": [*FRAME_COLUMNS, EMBEDDED][:grid.shape[1]]} if name == FRAME_TABLE else {}
     # The separator is a dot, so that a chunk is a file and not a tree of folders. The fill value is
     # NaN: other tools must not read a missing chunk as zeros, which are valid features.
     return _document({

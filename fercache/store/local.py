@@ -1,4 +1,4 @@
-"""The files of a store on a local disk (fsync, direct reads into arrays), and the interface of any place for files."""
+"""The files of a store on a local disk: fsync, direct reads into arrays."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 from fercache.runtime import atomic_io
 from fercache.runtime.uri import Location
@@ -40,45 +40,13 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-class StoreFiles(Protocol):
-    """The operations on files that a store needs; `LocalStoreFiles` documents each.
-
-    Attributes
-    ----------
-    is_remote : a call is a network request, so callers send many at once, and a file appears whole or not at all.
-    """
-
-    @property
-    def root(self) -> Location: ...
-    @property
-    def is_remote(self) -> bool: ...
-    def in_parallel(self, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]: ...
-    def stat(self, key: str) -> FileStamp | None: ...
-    def get(self, key: str) -> bytes | None: ...
-    def fill_all(self, parts: Iterable[tuple[str, memoryview, int]], size: int) -> str | None: ...
-    def fill(self, key: str, view: memoryview, offset: int = 0) -> bool: ...
-    def sizes(self, key: str) -> dict[str, int]: ...
-    def folders(self, key: str = "") -> list[str]: ...
-    def make_folders(self, keys: Iterable[str]) -> None: ...
-    def write(self, key: str, data: memoryview) -> None: ...
-    def fsync(self, keys: Iterable[str], *others: Path) -> None: ...
-    def fsyncing(self) -> AbstractContextManager[Callable[[Location], None]]: ...
-    def replace(self, key: str, data: bytes) -> None: ...
-    def remove(self, key: str) -> None: ...
-    def remove_tree(self, key: str) -> None: ...
-    def size(self, key: str = "") -> StoreSize: ...
-
-
 @dataclass(frozen=True)
 class LocalStoreFiles:
     """Files under a folder, by keys such as ``clip/block8/c.0.0``."""
 
     root: Path
-
-    @property
-    def is_remote(self) -> bool:
-        """False."""
-        return False
+    is_remote: ClassVar = False
+    """Whether a call is a network request: callers send many at once, and a file appears whole or not at all."""
 
     def in_parallel(self, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
         """Yield ``function(item)`` in the order of the items, one after the other: no call waits for a network."""

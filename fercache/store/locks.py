@@ -23,9 +23,8 @@ import msgspec
 from fercache.errors import ClipError, StoreError
 from fercache.runtime import atomic_io
 from fercache.runtime.uri import Location, Url
-from fercache.store.local import StoreFiles
 from fercache.store.manifest import parse_json
-from fercache.store.remote import RemoteStoreFiles
+from fercache.store.remote import RemoteStoreFiles, StoreFiles
 
 log = logging.getLogger(__name__)
 

@@ -84,13 +84,18 @@ def read_manifest(data: bytes, where: object) -> ClipManifest:
     """
     manifest = read_record(data, where, ClipManifest)
     try:
-        for array in manifest.arrays.values():
+        table = manifest.arrays[FRAME_TABLE].shape
+        every = table == (manifest.frames, len(FRAME_COLUMNS))  # otherwise the taps hold the embedded frames only
+        if not every and table != (manifest.frames, len(FRAME_COLUMNS) + 1):
+            raise ValueError(table)
+        rows = manifest.frames if every else max(array.shape[0] for name, array in manifest.arrays.items()
+                                                 if name != FRAME_TABLE)
+        for name, array in manifest.arrays.items():
             # Chunks are read from files, so a manifest whose numbers disagree would surface as wrong features.
             if (min(array.shape) < 1 or array.dtype not in DTYPES or len(array.chunks) != array.grid.count
-                    or array_manifest(array.grid, array.chunks) != array or array.shape[0] != manifest.frames):
+                    or array_manifest(array.grid, array.chunks) != array or rows > manifest.frames
+                    or (name != FRAME_TABLE and array.shape[0] != rows)):
                 raise ValueError(array.shape)
-        if manifest.arrays[FRAME_TABLE].shape != (manifest.frames, len(FRAME_COLUMNS)):
-            raise ValueError(manifest.frames)
     # OverflowError: a shape may hold an integer of any size.
     except (KeyError, ValueError, OverflowError) as error:
         raise damaged("the clip's manifest was not written by fercache", where) from error

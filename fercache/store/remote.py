@@ -20,7 +20,7 @@ from fercache.runtime import atomic_io
 from fercache.runtime.uri import Location, Url, as_location
 from fercache.store.clip import Clip
 from fercache.store.layout import FRAME_TABLE
-from fercache.store.local import READERS, FileStamp, LocalStoreFiles, StoreFiles, StoreSize
+from fercache.store.local import READERS, FileStamp, LocalStoreFiles, StoreSize
 from fercache.store.manifest import MAX_METADATA_BYTES, ClipManifest, parse_json
 from fercache.workspace import CurrentStore
 
@@ -95,7 +95,7 @@ class PrefetchingStore:
         return self.store.prefetch(names, taps)
 
     def _clip(self, clip: str) -> Clip:
-        return Clip(self.store.files, self._manifests[clip])
+        return Clip(self.store.files, self._manifests[clip], self.store.causal)
 
     def _values(self, clip: str) -> Values:
         source = self._clip(clip)
@@ -292,6 +292,9 @@ class RemoteStoreFiles:
         """Return bytes and number of all objects under a folder."""
         entries: dict[str, Any] = self._request(key, lambda fs, path: fs.find(path, detail=True), {})
         return StoreSize(sum(int(entry.get("size") or 0) for entry in entries.values()), len(entries))
+
+
+StoreFiles = LocalStoreFiles | RemoteStoreFiles
 
 
 def files_at(place: str | Location) -> StoreFiles:

@@ -29,9 +29,9 @@ from fercache.store.journal import (
     SegmentRecord,
     read_journal_state,
 )
-from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, META, SEGMENT, Grid, array_document, encode_name
-from fercache.store.local import StoreFiles
+from fercache.store.layout import EMBEDDED, FRAME_COLUMNS, FRAME_TABLE, META, SEGMENT, Grid, array_document, encode_name
 from fercache.store.manifest import ClipManifest, array_manifest, same_source
+from fercache.store.remote import StoreFiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,7 @@ class WriterJob:
     taps: dict[str, tuple[int, ...]]
     source: dict[str, Any]
     provenance: dict[str, Any]
+    sparse: bool = False  # whether the taps hold the embedded frames only, which a column of the frame table names
 
     @property
     def folder(self) -> str:
@@ -58,11 +59,11 @@ class WriterJob:
         """Return the key of an array's folder, or of a file in it."""
         return f"{self.folder}/{encode_name(array)}/{name}".rstrip("/")
 
-    def grid(self, array: str, frames: int) -> Grid:
-        """Return the chunks of an array of so many frames."""
+    def grid(self, array: str, rows: int) -> Grid:
+        """Return the chunks of an array of so many rows."""
         if array == FRAME_TABLE:
-            return Grid((frames, len(FRAME_COLUMNS)), "float64")
-        return Grid((frames, *self.taps[array]), "float16")
+            return Grid((rows, len(FRAME_COLUMNS) + self.sparse), "float64")
+        return Grid((rows, *self.taps[array]), "float16")
 
     def record(self) -> BeginRecord:
         """Return the journal's first record."""
@@ -129,7 +130,7 @@ class ClipWriter:
         self.files.make_folders(map(self.job.key, self.job.arrays))
         self.detected, self._detections = state.detected, state.detections
         if state.frame_table is not None and (chunks := self._read_intact(state.frame_table)) is not None:
-            rows = np.frombuffer(b"".join(chunks), "<f8").reshape(-1, len(FRAME_COLUMNS))
+            rows = np.frombuffer(b"".join(chunks), "<f8").reshape(-1, len(FRAME_COLUMNS) + self.job.sparse)
             self._frame_table = rows[:state.frame_table.stop].astype(np.float64)  # drops the padding
         for segment in state.segments:
             if segment.start != self.written or self._read_intact(segment) is None:
@@ -180,11 +181,21 @@ class ClipWriter:
         """The frame table, ``(T, 9)``, if it was set."""
         return None if self._frame_table is None else self._frame_table.copy()
 
+    def _rows_of(self, table: NDArray[np.float64]) -> int:
+        """Return the number of rows of each tap."""
+        return int(table[:, -1].sum()) if self.job.sparse else len(table)
+
     def set_frame_table(self, table: NDArray[np.float64]) -> None:
-        """Store the frame table, ``(T, 9)`` with the columns FRAME_COLUMNS; it fixes the clip's length."""
-        if table.ndim != 2 or table.shape[1] != len(FRAME_COLUMNS) or len(table) < max(self.written, 1):
+        """Store the frame table, ``(T, 9)`` with the columns FRAME_COLUMNS, or ``(T, 10)`` if the job is sparse.
+
+        It fixes the clip's length.
+        """
+        if (table.shape != self.job.grid(FRAME_TABLE, len(table)).shape
+                or self._rows_of(table) < max(self.written, 1)):
             raise InputError(f"a frame table of shape {table.shape} does not fit {self.written} written frames",
                              where=self.job.clip, hint=f"use one row per frame with columns {', '.join(FRAME_COLUMNS)}")
+        if self.job.sparse:
+            check_embedded(table, self.job.clip)
         self._chunks[FRAME_TABLE] = []
         self._put("frame_table", 0, {FRAME_TABLE: np.ascontiguousarray(table, "<f8")})
         self._frame_table = table.astype(np.float64)
@@ -206,7 +217,7 @@ class ClipWriter:
             raise InputError(f"segment of {shapes} is not float16 of the store's shapes {self.job.taps}",
                              where=self.job.clip)
         rows = lengths.pop()
-        end = start + SEGMENT if self._frame_table is None else min(start + SEGMENT, len(self._frame_table))
+        end = start + SEGMENT if self._frame_table is None else min(start + SEGMENT, self._rows_of(self._frame_table))
         if start != self.written or start % SEGMENT or not rows or start + rows > end:
             raise InputError(f"rows {start} to {start + rows} do not follow row {self.written}", where=self.job.clip,
                              hint=f"write segments of {SEGMENT} rows in order; only the last one is shorter")
@@ -250,15 +261,15 @@ class ClipWriter:
         InputError
             The frame table or some frames are missing.
         """
-        if self._frame_table is None or self.written != len(self._frame_table):
-            length = "unknown" if self._frame_table is None else len(self._frame_table)
+        if self._frame_table is None or self.written != self._rows_of(self._frame_table):
+            length = "unknown" if self._frame_table is None else self._rows_of(self._frame_table)
             raise InputError(f"{self.written} frames are written, its length is {length}", where=self.job.clip,
                              hint="set the frame table and write every frame before the commit")
-        arrays = {name: array_manifest(self.job.grid(name, self.written), self._chunks[name])
-                  for name in self.job.arrays}
-        manifest = ClipManifest(clip=self.job.clip, fingerprint=self.job.fingerprint, frames=self.written,
-                                arrays=arrays, source=self.job.source,
-                                provenance={**self.job.provenance, **more})
+        frames = len(self._frame_table)
+        arrays = {name: array_manifest(self.job.grid(name, frames if name == FRAME_TABLE else self.written),
+                                       self._chunks[name]) for name in self.job.arrays}
+        manifest = ClipManifest(clip=self.job.clip, fingerprint=self.job.fingerprint, frames=frames, arrays=arrays,
+                                source=self.job.source, provenance={**self.job.provenance, **more})
         for name, array in arrays.items():
             # An interrupted run may have left files that no manifest covers, such as chunks of a longer clip.
             for stray in self.files.sizes(self.job.key(name)).keys() - {*array.grid.files(), META}:
@@ -287,6 +298,19 @@ def check_case_collision(files: StoreFiles, job: WriterJob) -> None:
     if job.folder not in files.folders():
         raise ClipError("its name differs from another clip's only in case, which this file system ignores",
                         where=job.clip, hint="rename one of them, or put the cache on another file system")
+
+
+def check_embedded(table: NDArray[np.float64], clip: str) -> None:
+    """Refuse a frame table ``(T, 10)`` that leaves the first or last frame of a tracklet or of a gap unembedded."""
+    # Then the embedded frames around any other frame belong to the same unbroken run, and a reader that interpolates
+    # between the two nearest ones crosses neither a gap nor a cut nor another person.
+    valid, track, embedded = (table[:, [*FRAME_COLUMNS, EMBEDDED].index(name)] for name in ("valid", "track", EMBEDDED))
+    seen = valid > 0
+    begins = np.append(True, (np.diff(track) != 0) | (np.diff(valid) != 0))
+    ends = np.append(begins[1:], True)
+    if (((begins | ends) & seen & (embedded == 0)).any() or not np.isin(embedded, (0, 1)).all()):
+        raise InputError("the first or last frame of an unbroken run is not embedded", where=clip,
+                         hint="embed both ends of every run of frames with the same track")
 
 
 def _chunks_of(grid: Grid, start: int, stop: int) -> range:

@@ -177,24 +177,27 @@ def load_features(store: ReadableStore, trials: Sequence[Trial], taps: Sequence[
         The store lacks one of the taps, or the features fit neither into memory nor onto the disk.
     """
     layout = row_layout(store.taps, taps, store.path)
-    lengths = [max(store[trial.name].frames, 0 if trial.labels is None else len(trial.labels)) for trial in trials]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     # An augmentation counts only where every one of the taps has it.
     others = min(store.taps[tap_views(tap)][0] if tap_views(tap) in store.taps else 0 for tap in taps)
-    rows, count = int(offsets[-1]), 1 + (others if augmentations else 0)
+    count = 1 + (others if augmentations else 0)
+    store = store.prefetch([trial.name for trial in trials],
+                           [name for part in layout
+                            for name in (part.tap, tap_views(part.tap))[:1 if count == 1 else 2]])
+    clips = [store[trial.name] for trial in trials]
+    lengths = [max(clip.frames, 0 if trial.labels is None else len(trial.labels))
+               for clip, trial in zip(clips, trials, strict=True)]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    rows = int(offsets[-1])
     shape = (count, rows, layout[-1].stop)
     dataset = FrameDataset(layout=layout, x=np.zeros((0, shape[2]), np.float16), offsets=offsets,
                            index=np.zeros(rows, np.int32), time_s=np.zeros(rows), valid=np.zeros(rows, bool),
                            label=np.full(rows, -1, np.int16))
-    store = store.prefetch([trial.name for trial in trials],
-                           [name for part in layout
-                            for name in (part.tap, tap_views(part.tap))[:1 if count == 1 else 2]])
-    _in_threads(lambda i: _read_frame_table(dataset, store[trials[i].name], trials[i], i), len(trials))
+    _in_threads(lambda i: _read_frame_table(dataset, clips[i], trials[i], i), len(trials))
 
     def fill(values: NDArray[np.float16]) -> None:
         with progress_bar("read store", rows) as bar:
             def read(i: int) -> None:
-                _read_values(values, dataset, store[trials[i].name], i, normalize == "clip")
+                _read_values(values, dataset, clips[i], i, normalize == "clip")
                 bar.advance(lengths[i])
 
             _in_threads(read, len(trials))

@@ -125,13 +125,14 @@ def _by_group(run: RunInfo) -> dict[str, metrics.Counts]:
     counts: dict[str, dict[str, metrics.Counts]] = {}
     if run.oof is None:
         return {}
-    with inputs.open_merged(run.oof, run.imported) as reader:
+    with inputs.open_merged(run.oof, run.imported) as oof:
+        place = {name: i for i, name in enumerate(oof.trials)}
         for rows in io.PredictionsFile(run.preds).clips():
-            if rows.name in reader and (rows.label >= 0).any():
-                split, group = reader.place(rows.name)
-                groups = counts.setdefault(split, {})
-                groups[group] = groups.get(group, 0) + metrics.confusion(rows.label, rows.label_pred,
-                                                                         len(run.classes))
+            if rows.name in place and (rows.label >= 0).any():
+                i = place[rows.name]
+                groups = counts.setdefault(oof.split[i], {})
+                groups[oof.group[i]] = groups.get(oof.group[i], 0) + metrics.confusion(rows.label, rows.label_pred,
+                                                                                       len(run.classes))
     # Sorted, so that a bootstrap with the seed of `stack` draws the groups that `stack` drew.
     return {split: np.stack([groups[group] for group in sorted(groups)]) for split, groups in counts.items()}
 

@@ -16,7 +16,7 @@ from fercache import media
 from fercache.errors import ClipError, InputError
 from fercache.media.pictures import is_picture
 from fercache.media.writer import open_writer
-from fercache.results.io import ClipSeries
+from fercache.results.io import ClipPredictions
 from fercache.runtime import atomic_io
 from fercache.viz.timeline import COLORS
 
@@ -28,7 +28,7 @@ NO_FACE = (96, 100, 105)
 Picture = NDArray[np.uint8]
 
 
-def render_overlay(source: Path, kind: str, series: ClipSeries, boxes: NDArray[np.float64], classes: Sequence[str],
+def render_overlay(source: Path, kind: str, series: ClipPredictions, boxes: NDArray[np.float64], classes: Sequence[str],
                    out: Path, *, fps: float = 30.0) -> int:
     """Write the source with its predictions to `out`; return the number of frames, that of the source.
 
@@ -108,12 +108,12 @@ class OverlayCanvas:
     height: int
     width: int
     line: int
-    series: ClipSeries
+    series: ClipPredictions
     classes: tuple[str, ...]
     strip: Picture
 
     @classmethod
-    def of(cls, size: tuple[int, int], series: ClipSeries, classes: tuple[str, ...]) -> OverlayCanvas:
+    def of(cls, size: tuple[int, int], series: ClipPredictions, classes: tuple[str, ...]) -> OverlayCanvas:
         """Return the canvas of a clip whose first frame has this (height, width)."""
         scale = max(1, -(-MIN_WIDTH_PX // size[1]))
         # The usual video codecs store color for blocks of 2 x 2 pixels, so both sides must be even.
@@ -191,7 +191,7 @@ class OverlayCanvas:
                  fill=SOFT, font=_font(max(11, self.line - 3)), anchor="lm")
 
 
-def _strip(series: ClipSeries, width: int, height: int) -> Picture:
+def _strip(series: ClipPredictions, width: int, height: int) -> Picture:
     """Return the probabilities of a whole clip over time, stacked, as a picture; columns without a face are darker."""
     row = np.searchsorted(series.time_s, np.linspace(0, max(series.time_s[-1], 1e-9), width), "right") - 1
     top = np.cumsum(series.probs[row], axis=1)  # (width, C)

@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fercache import media
 from fercache.data.base import Dataset, Trial
 from fercache.errors import ClipError
-from fercache.faces.crops import crop_face
-from fercache.results.io import ClipSeries, PredictionsFile, file_name
+from fercache.extraction.thumbnails import stored_faces
+from fercache.results.io import ClipPredictions, PredictionsFile, file_name
 from fercache.runtime import atomic_io
 from fercache.store.clip import Clip
 from fercache.store.layout import FRAME_TABLE
@@ -81,16 +80,15 @@ def _faces(trial: Trial, clip: Clip) -> list[tuple[float, NDArray[np.uint8]]]:
     """Return up to FACES pictures, (96, 96, 3), with their times; spread evenly over the frames with a face."""
     seen = np.flatnonzero(clip.frame_table["valid"] > 0)
     rows = seen[np.linspace(0, len(seen) - 1, min(FACES, len(seen))).round().astype(int)] if len(seen) else seen
-    boxes = np.column_stack([clip.frame_table[side] for side in ("x1", "y1", "x2", "y2")])
     try:
-        frames = media.open_source(trial.path, trial.kind, damaged="keep").pick(rows.tolist())
-        return [(float(clip.frame_table["time_s"][f.index - 1]), crop_face(f.image, boxes[f.index - 1], FACE_PX))
-                for f in frames if f.image is not None]
+        return [(float(clip.frame_table["time_s"][row]), face)
+                for row, face in stored_faces(trial, clip, rows, FACE_PX)]
     except ClipError:  # the source has gone; the timeline is drawn without faces
         return []
 
 
-def draw_clip(name: str, classes: Sequence[str], series: ClipSeries, trial: Trial | None, clip: Clip | None) -> Figure:
+def draw_clip(name: str, classes: Sequence[str], series: ClipPredictions, trial: Trial | None,
+              clip: Clip | None) -> Figure:
     """Return the timeline of one clip.
 
     Parameters
@@ -136,7 +134,7 @@ def _strip(axes: Axes, faces: list[tuple[float, NDArray[np.uint8]]]) -> None:
         axes.text(.5, .5, "no face was found in this clip", ha="center", va="center", transform=axes.transAxes)
 
 
-def _bar(axes: Axes, series: ClipSeries, value: NDArray[np.int64], title: str, classes: int) -> None:
+def _bar(axes: Axes, series: ClipPredictions, value: NDArray[np.int64], title: str, classes: int) -> None:
     """Draw the class of each frame as a colored strip; unknown ones are white."""
     from matplotlib.colors import ListedColormap
 
@@ -149,7 +147,7 @@ def _bar(axes: Axes, series: ClipSeries, value: NDArray[np.int64], title: str, c
     axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
 
 
-def _lines(axes: Axes, classes: Sequence[str], series: ClipSeries, step: int) -> None:
+def _lines(axes: Axes, classes: Sequence[str], series: ClipPredictions, step: int) -> None:
     """Draw the probabilities over time; intervals without a face are hatched."""
     from matplotlib.patches import Patch
 
@@ -166,7 +164,7 @@ def _lines(axes: Axes, classes: Sequence[str], series: ClipSeries, step: int) ->
                 frameon=False)
 
 
-def _span(series: ClipSeries) -> tuple[float, float]:
+def _span(series: ClipPredictions) -> tuple[float, float]:
     """Return the first and last second of the picture; a single frame gets some room."""
     return float(series.time_s[0]), float(max(series.time_s[-1], series.time_s[0] + .04))
 

@@ -213,8 +213,9 @@ def line(name: str, rate: float, base: float, more: str = "") -> None:
 def variants(base: ExtractConfig) -> list[ExtractConfig]:
     """Return every backend and precision; bf16 only where it is another arithmetic than float32."""
     backends = ["torch"] + (["openvino"] if find_spec("openvino") else [])
-    precisions = ["float32"] + (["bf16"] if devices.bf16_pays() else [])
-    return [replace(base, backend=backend, precision=precision) for precision in precisions for backend in backends]
+    precisions = ["float32"] + (["bf16"] if devices.bf16_pays() else []) + ["int8"]
+    return [replace(base, backend=backend, precision=precision) for precision in precisions for backend in backends
+            if precision != "int8" or backend == "openvino"]
 
 
 def named(config: ExtractConfig, what: str) -> str:

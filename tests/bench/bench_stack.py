@@ -46,7 +46,7 @@ def main() -> None:
         started, worked = time.monotonic(), time.process_time()
         result = stack.run_stack(book, StackConfig(threads=given.threads), Path(folder))
         stacked, busy = time.monotonic(), time.process_time() - worked
-        out, _ = stack.write_stack(result, Path(folder) / "preds.csv")
+        out, _ = result.save(Path(folder) / "preds.csv")
         print(f"stack {stacked - started:.0f} s ({busy:.0f} s), preds.csv ({out.stat().st_size / 2**20:.0f} MB) "
               f"{time.monotonic() - stacked:.1f} s, peak {peak_gb():.2f} GB")
         started = time.monotonic()

