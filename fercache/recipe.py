@@ -1,7 +1,7 @@
 """Recipes: `stages/<command>.toml` has the options of a command, `stages/dataset.toml` the location of the clips.
 
 `Context` joins recipes, a cache folder, and what the user gave by flag or keyword; every command and every function of
-the Python API begins with one.
+the Python API begins with one. A file, key or value that is wrong is an InputError that names it.
 """
 
 from __future__ import annotations
@@ -56,11 +56,6 @@ def load_recipe(stages: Path, command: str) -> dict[str, Any]:
     Parameters
     ----------
     stages : folder of recipes; `dataset.toml` is searched there, then in the default folder ``stages``.
-
-    Raises
-    ------
-    InputError
-        The file is not TOML, is too large, or has a key that the command does not have.
     """
     path = stages / f"{command}.toml"
     if command == "dataset" and not path.is_file():
@@ -73,13 +68,7 @@ def load_recipe(stages: Path, command: str) -> dict[str, Any]:
 
 
 def from_keywords(keywords: Mapping[str, Any], *kinds: type[Config]) -> dict[str, Any]:
-    """Return the keywords of a Python call as keys of the configurations `kinds`; None means not given.
-
-    Raises
-    ------
-    InputError
-        A keyword is no such key, or its value is of another type.
-    """
+    """Return the keywords of a Python call as keys of the configurations `kinds`; None means not given."""
     _refuse_unknown(keywords, kinds, "keyword arguments")
     owners = {entry.name: kind for kind in kinds for entry in fields(kind)}
     return {name: _as_type(owners[name], name, get_type_hints(owners[name])[name],
@@ -97,13 +86,7 @@ def _refuse_unknown(keys: Mapping[str, Any], kinds: Sequence[type[Config]], wher
 
 
 def make_config(kind: type[C], command: str, stages: Path, typed: Mapping[str, Any]) -> C:
-    """Return the configuration: what was `typed` beats the recipe of `command`, which beats the default.
-
-    Raises
-    ------
-    InputError
-        A recipe names an unknown key, or a value is of another type or out of its choices or bounds.
-    """
+    """Return the configuration: what was `typed` beats the recipe of `command`, which beats the default."""
     typed = {entry.name: typed[entry.name] for entry in fields(kind) if typed.get(entry.name) is not None}
     values = load_recipe(stages, command)
     if kind is DatasetConfig and (typed.get("dataset") == "demo" or any(name in typed for name in CHOOSES_DATA)):

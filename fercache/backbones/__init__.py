@@ -2,5 +2,3 @@
 
 Open `backbone.py` first; `registry.py` lists the backbones by name.
 """
-
-from __future__ import annotations

@@ -1,5 +1,6 @@
 """Data sets: a reader for each layout, which turns folders and labels into trials (`Dataset`, `Trial`).
 
+A reader raises InputError where a folder, list or label is absent or not that of its layout.
 Open `base.py` first for what a data set is; then `clip_level.py` or `affwild2.py` for how one is read. A new data
 set is one entry in `READERS` below: the choices of `--dataset` and the recognition of folders follow from it.
 """

@@ -53,13 +53,7 @@ class ClipFiles:
 
 
 def read(config: DatasetConfig) -> Dataset:
-    """Return the trials under the root, grouped by parent video.
-
-    Raises
-    ------
-    InputError
-        There is no such folder, it is empty, or it holds no annotation folder, several of them, or no clip at all.
-    """
+    """Return the trials under the root, grouped by parent video."""
     found = scan_places(config, "affwild2")
     problems = [problem for each in found for problem in each.problems]
     # Seven and eight classes are two challenges (ABAW1 and 2; ABAW3 and later); the files' headers decide.
@@ -83,11 +77,6 @@ def assemble(found: list[Scan], labels: Mapping[str, Labels], splits: Mapping[st
     ----------
     splits : splits of the annotated trials; `tests` names those of the test list.
     source : "crops", "video", or "auto": crops if there are any.
-
-    Raises
-    ------
-    InputError
-        No clip belongs to any trial.
     """
     wanted: dict[str, Split] = {**dict.fromkeys(tests, "test"), **splits}  # an annotated trial is never a test trial
     clips = _clips(found, wanted, source)
@@ -247,13 +236,7 @@ def matches_mtl(found: Scan) -> bool:
 
 
 def read_mtl(config: DatasetConfig) -> Dataset:
-    """Return the trials that the tables name, grouped by parent video.
-
-    Raises
-    ------
-    InputError
-        No tables, several of one name, or not one clip.
-    """
+    """Return the trials that the tables name, grouped by parent video."""
     found = scan_places(config, "mtl")
     problems = [problem for each in found for problem in each.problems]
     labels: dict[str, Labels] = {}

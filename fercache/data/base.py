@@ -131,13 +131,7 @@ class Dataset:
 
 
 def cache_name(layout: str, path: Path, chosen: str = "") -> str:
-    """Return the folder name of a data set in the cache: `chosen`, or one made from the layout and the path.
-
-    Raises
-    ------
-    InputError
-        `chosen` is not a plain folder name.
-    """
+    """Return the folder name of a data set in the cache: `chosen`, or one made from the layout and the path."""
     if chosen:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", chosen):
             raise InputError(f"{chosen!r} cannot name a folder of the cache", where="name",
@@ -229,13 +223,7 @@ def person_name(trial: Trial, people: str, number: int = 1) -> str:
 
 
 def check_people(dataset: Dataset, people: str) -> None:
-    """Refuse a data set in which one clip has the name that a person of another clip gets.
-
-    Raises
-    ------
-    InputError
-        There is such a clip.
-    """
+    """Refuse a data set in which one clip has the name that a person of another clip gets."""
     ends = {"all": r"#\d+", "left/right": f"_({'|'.join(SIDES)})"}.get(people)
     # `a_left` may be a clip of its own beside the video `a`, whose left person would get the same name in the store.
     several = {trial.name for trial in dataset.trials if not trial.side}

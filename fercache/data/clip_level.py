@@ -94,22 +94,10 @@ class ClipLevelSet(ABC):
 
     @abstractmethod
     def list_clips(self, found: Sequence[Scan], config: DatasetConfig) -> Listing:
-        """Return the clips of the set with their labels, splits and groups.
-
-        Raises
-        ------
-        InputError
-            The labels are absent, or the chosen fold is.
-        """
+        """Return the clips of the set with their labels, splits and groups."""
 
     def read(self, config: DatasetConfig) -> Dataset:
-        """Return the data set: one trial for each listed clip that exists exactly once.
-
-        Raises
-        ------
-        InputError
-            No folder is named, it holds no labels of this set, there is no such fold, or not one clip exists.
-        """
+        """Return the data set: one trial for each listed clip that exists exactly once."""
         found = scan_places(config, self.name, DEPTH)
         # --clips chooses one of several versions below --root; the lists there are still read.
         for each in found:

@@ -82,13 +82,7 @@ DEMO = "demo"
 
 
 def read_demo(config: DatasetConfig, cache: Path) -> Dataset:
-    """Return the demo's trials: clips in the cache, labels from the package.
-
-    Raises
-    ------
-    InputError
-        The package's annotation files are missing or damaged.
-    """
+    """Return the demo's trials: clips in the cache, labels from the package."""
     # Reads no clip, so stage two works after the clips are deleted; `fetch_demo_clips` gets them again.
     stems = {Path(name).stem: name for name in PEOPLE}
     classes, labels, problems = read_all({stem: ANNOTATIONS / f"{stem}.txt" for stem in stems}, (SEVEN,))

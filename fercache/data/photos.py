@@ -85,11 +85,6 @@ def read_fer2013(config: DatasetConfig, cache: Path) -> Dataset:
     ----------
     cache : the cache folder; links to the photos (from a table: the photos themselves) are written below it.
 
-    Raises
-    ------
-    InputError
-        No table and no photos are there, or the table is not FER2013's.
-
     Notes
     -----
     Reads ``fer2013.csv`` or ``icml_face_data.csv`` (columns emotion, pixels, Usage), or folders of photos by split and
@@ -110,11 +105,6 @@ def read_fer2013(config: DatasetConfig, cache: Path) -> Dataset:
 
 def read_photos(config: DatasetConfig, cache: Path) -> Dataset:
     """Return a folder of photos by class, with folders of splits above the classes where there are some.
-
-    Raises
-    ------
-    InputError
-        There is no folder with photos, or a single class.
 
     Notes
     -----

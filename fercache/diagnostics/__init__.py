@@ -2,5 +2,3 @@
 
 Open `check.py` first.
 """
-
-from __future__ import annotations

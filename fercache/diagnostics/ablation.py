@@ -4,7 +4,7 @@ Notes
 -----
 All comparisons use out-of-fold rows of the training groups. Only the default is scored on the other splits, so no row
 can be chosen by them. The cache holds the logits of each row under their own fingerprint: a stopped run resumes, and
-another table with the same rows reuses them.
+another table with the same rows reuses them. A row that names no key or value of `train-heads` is an InputError.
 """
 
 from __future__ import annotations
@@ -62,11 +62,6 @@ def parse_rows(rows: Sequence[str], base: TrainConfig) -> dict[str, dict[str, An
     Parameters
     ----------
     rows : ``key=value``; semicolons separate several changes, plus signs the items of a list: ``taps=block8+repeat_2``.
-
-    Raises
-    ------
-    InputError
-        A row has an unknown key or value.
     """
     changes = {}
     for row in rows:
@@ -301,13 +296,7 @@ class _AblationRun:
 
 
 def write_ablation(table: AblationTable, out: Path) -> None:
-    """Write the table to `out` (.csv) and to a JSON file beside it.
-
-    Raises
-    ------
-    InputError
-        `out` does not end in .csv, or cannot be written.
-    """
+    """Write the table to `out` (.csv) and to a JSON file beside it."""
     check_out(out)
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")

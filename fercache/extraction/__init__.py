@@ -2,5 +2,3 @@
 
 Open `job.py` first (all clips), then `clip.py` (one clip).
 """
-
-from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Batches the crops of several clips for the CNN, and returns the values to each clip's rows."""
+"""Batches the crops of several clips for the CNN, and returns the values to each clip's rows.
+
+`put` and `wait` raise Cancelled when the run is cancelled.
+"""
 
 from __future__ import annotations
 
@@ -80,13 +83,7 @@ class CrossClipBatcher:
             self._count(clips=-1)
 
     def put(self, crop: NDArray[np.uint8], buffer: FeatureBuffer, row: int, view: int = 0) -> None:
-        """Queue one crop (160, 160, 3); its values will be in that row and view of the buffer.
-
-        Raises
-        ------
-        Cancelled
-            The run was cancelled.
-        """
+        """Queue one crop (160, 160, 3); its values will be in that row and view of the buffer."""
         # Blocks while `capacity` crops of all clips together are queued or running.
         with self._change:
             while self._running + len(self._queue) >= self.capacity:
@@ -103,8 +100,6 @@ class CrossClipBatcher:
 
         Raises
         ------
-        Cancelled
-            The run was cancelled.
         Exception
             An exception of the CNN on one of them.
         """

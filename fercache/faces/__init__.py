@@ -2,5 +2,3 @@
 
 Open `detector.py` first, then `interpolation.py`.
 """
-
-from __future__ import annotations

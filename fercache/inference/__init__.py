@@ -2,5 +2,3 @@
 
 Open `predict.py` first.
 """
-
-from __future__ import annotations

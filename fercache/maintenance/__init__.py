@@ -2,5 +2,3 @@
 
 Open `verify.py` first.
 """
-
-from __future__ import annotations

@@ -88,7 +88,8 @@ class IncomingClip:
         if (steps <= 0).any():
             what = "twice" if (steps == 0).any() else "out of order"
             raise ClipError(f"has frame {frames[1:][steps <= 0][0]} {what}", where=name,
-                            hint="give each frame once, in ascending order")
+                            hint="give each frame once, in ascending order; of several faces, name each in a column "
+                                 "face_id")
         if frames[-1] > LONGEST or frames[-1] > max(SPARSE_FROM, SPARSEST * len(frames)):
             raise ClipError(f"has a frame {frames[-1]}, but only {len(frames)} rows", where=name,
                             hint="check the frame numbers")
@@ -584,13 +585,7 @@ def _add_batch(people: dict[str, _PersonRows], clip: str, line: int, batch: Any,
 
 
 def _cells(column: Any) -> NDArray[Any]:
-    """Return a column of numbers, ``(n, 1)``, or of lists of one length, ``(n, D)``.
-
-    Raises
-    ------
-    ValueError
-        It is another column, or the lists differ in length.
-    """
+    """Return a column of numbers, ``(n, 1)``, or of lists of one length, ``(n, D)``."""
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
             or pa.types.is_fixed_size_list(column.type)):
         return tables.to_floats(column)[:, None]

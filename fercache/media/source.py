@@ -1,4 +1,7 @@
-"""The interface of every source of frames, and the digests that identify a source file."""
+"""The interface of every source of frames, and the digests that identify a source file.
+
+A source that is absent, unreadable or not what its name claims raises ClipError.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +63,16 @@ class Source(ABC):
         """Return the number of frames that the file states, which may be wrong; None if it states none."""
 
     @abstractmethod
+    def times(self) -> NDArray[np.float64]:
+        """Return the time of every frame, (T,), without its picture.
+
+        Raises
+        ------
+        ClipError
+            As `frames` raises.
+        """
+
+    @abstractmethod
     def pick(self, rows: Sequence[int]) -> Iterator[Frame]:
         """Yield the frames of these rows (from 0), ascending, each once; rows past the end are omitted."""
 
@@ -82,18 +95,12 @@ class Source(ABC):
 
 
 def file_stamp(path: Path) -> dict[str, int]:
-    """Return a file's ``size``, ``mtime_ns`` and ``inode``, without reading a byte of it.
-
-    Raises
-    ------
-    ClipError
-        It is missing, unreachable, empty, or not a regular file (opening a pipe would wait forever).
-    """
+    """Return a file's ``size``, ``mtime_ns`` and ``inode``, without reading a byte of it."""
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
         raise ClipError("neither a file nor a folder", where=path, hint="a clip is a video file or a folder of crops")
     if not status.st_size:
         raise ClipError("the file is empty", where=path, hint="copy or download it again")
@@ -105,13 +112,7 @@ HTML = (b"<!doctype html", b"<html", b"<head", b"<script", b"<!--")
 
 
 def check_content(path: Path) -> None:
-    """Refuse a file that is not what its name claims: empty, a Git LFS pointer, or a web page.
-
-    Raises
-    ------
-    ClipError
-        It is one of these, or cannot be read; message and hint are the same for all files of a kind.
-    """
+    """Refuse a file that is not what its name claims: empty, a Git LFS pointer, or a web page."""
     file_stamp(path)
     try:
         with path.open("rb") as file:
@@ -120,9 +121,9 @@ def check_content(path: Path) -> None:
         raise unreadable(path, error) from error
     if head.startswith(POINTER):
         raise ClipError("a Git LFS pointer, not the file itself", where=path,
-                        hint="run `git lfs pull` in the repository of the clips")
+                        hint="run `git lfs pull` in its repository")
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(HTML):
-        raise ClipError("a web page, not a video or a picture", where=path,
+        raise ClipError("a web page, not the file itself", where=path,
                         hint="the server sent a page (a login, an error) in its place: download it again")
 
 

@@ -2,5 +2,3 @@
 
 Open `io.py` first.
 """
-
-from __future__ import annotations

@@ -2,5 +2,3 @@
 
 Open `atomic_io.py` first: no other module replaces a file.
 """
-
-from __future__ import annotations

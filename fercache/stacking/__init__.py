@@ -2,5 +2,3 @@
 
 Open `stack.py` first, then `nested_cv.py`.
 """
-
-from __future__ import annotations

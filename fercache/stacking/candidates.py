@@ -1,4 +1,7 @@
-"""Candidates for the final predictions: each head, their mean and the learned columns; and the choice among them."""
+"""Candidates for the final predictions: each head, their mean and the learned columns; and the choice among them.
+
+A setting that does not fit the heads, such as --causal without a causal head, is an InputError.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,7 @@ def _uses_later_frames(head: str, oof: OofLogits) -> bool:
 
 
 def drop_lookahead_heads(oof: OofLogits) -> OofLogits:
-    """Return the logits without the heads that use later frames.
-
-    Raises
-    ------
-    InputError
-        No head is left, or the rows are whole clips.
-    """
+    """Return the logits without the heads that use later frames."""
     if oof.pooled:
         raise InputError("--causal needs one prediction per frame, not per clip", where="stack",
                          hint="drop --causal, or choose --level frame")
@@ -95,11 +92,6 @@ class GapFiller:
         ----------
         policy : one of `missing_faces.POLICIES`.
         causal : use no later frame.
-
-        Raises
-        ------
-        InputError
-            The policy is "linear" and the run is causal.
         """
         every = np.arange(len(oof.label))
         filled_from, head_from = (missing_faces.GapSources(every.copy(), every.copy(), np.zeros(len(every)))
@@ -136,11 +128,6 @@ def gather_candidates(oof: OofLogits, nested: NestedResult, filler: GapFiller | 
     ----------
     filler : fills frames without a face; by default from the nearest frame that has one. In a causal run, heads and
         mean are uniform before the first face.
-
-    Raises
-    ------
-    InputError
-        The policy is "temporal-heads" and there is no temporal head.
     """
     filler = filler or GapFiller.of(oof)
     # Logits of 0 are uniform probabilities.

@@ -1,4 +1,7 @@
-"""The logits that a stack reads: the heads' own, merged with imported ones, and aggregated to clips."""
+"""The logits that a stack reads: the heads' own, merged with imported ones, and aggregated to clips.
+
+Raises InputError where logits are absent or do not match each other, and StoreError where a file is damaged.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +31,7 @@ CLIP_LEVEL = "clip"
 
 
 def merge_logits(oof: OofLogits, sources: Sequence[OofLogits]) -> OofLogits:
-    """Return the logits with the imported sources as further heads, matched by clip, person and frame.
-
-    Raises
-    ------
-    InputError
-        A source has other classes, has the name of a head, or matches no frame.
-    """
+    """Return the logits with the imported sources as further heads, matched by clip, person and frame."""
     for source in sources:
         oof = _with(oof, source)
     return oof
@@ -47,13 +44,6 @@ def load_logits(cache: Path, dataset: str, trained: Path | None, names: Sequence
     ----------
     trained : the file of the heads' logits, or None.
     names : of imported logits; at least one if `trained` is None.
-
-    Raises
-    ------
-    InputError
-        The logits do not exist, or two sources do not match.
-    StoreError
-        A file cannot be read.
     """
     sources = logits_import.load(cache, dataset, names)
     if trained:
@@ -73,11 +63,6 @@ def choose_logits(context: Context, typed: Mapping[str, Any], path: Path | None,
     ----------
     typed : keys that name the data set; the recipe has the others.
     names : the imported logits to use.
-
-    Raises
-    ------
-    InputError
-        There are neither heads nor imported logits, or they do not belong to the same data set.
     """
     dataset = context.dataset_name(typed)
     trained = path or context.workspace.current_logits_file_or_none(dataset)
@@ -197,11 +182,6 @@ def _matched(oof: OofLogits, source: OofLogits) -> NDArray[np.int64]:
 
 def aggregate_clips(oof: OofLogits) -> OofLogits:
     """Return one row per clip: the mean of each head's probabilities over all frames of all people.
-
-    Raises
-    ------
-    InputError
-        The people of a clip are in different groups, splits or folds, or its label changes.
 
     Notes
     -----

@@ -185,13 +185,7 @@ def load_stack(folder: Path, shape: tuple[int, int]) -> tuple[NDArray[np.int32],
 
 
 def load_fold_model(folder: Path) -> FoldModel:
-    """Return the model that was fitted on all folds.
-
-    Raises
-    ------
-    StoreError
-        The run has none (too few groups), or its files are damaged.
-    """
+    """Return the model that was fitted on all folds; raises StoreError if the run has none, or a damaged one."""
     try:
         record = atomic_io.read_record(folder / FOLD_RECORD, FoldRecord)
         booster = lightgbm.Booster(model_file=str(folder / f"trees-{_name(ALL)}.txt"))

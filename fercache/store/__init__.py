@@ -2,5 +2,3 @@
 
 Open `embedding_store.py` first, then `writer.py` and `manifest.py`.
 """
-
-from __future__ import annotations

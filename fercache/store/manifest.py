@@ -1,6 +1,7 @@
 """The metadata that fercache writes into a store: JSON records with a checksum, which readers verify.
 
-`ClipManifest` describes one committed clip, and `StoreRoot` the store. Each is an attribute of its Zarr group.
+`ClipManifest` describes one committed clip, and `StoreRoot` the store. Each is an attribute of its Zarr group. Reading
+raises StoreError where a byte has changed, fercache did not write the record, or its format has another version.
 """
 
 from __future__ import annotations
@@ -13,7 +14,17 @@ import msgspec
 
 from fercache.config import fingerprint_of
 from fercache.errors import InputError, StoreError
-from fercache.store.layout import DTYPES, FRAME_COLUMNS, FRAME_TABLE, VERSION, Grid, group_document
+from fercache.store.layout import (
+    DTYPES,
+    EMBEDDED,
+    FRAME_COLUMNS,
+    FRAME_TABLE,
+    LANDMARK_COLUMNS,
+    VERSION,
+    Grid,
+    frame_columns,
+    group_document,
+)
 
 ATTRIBUTE = "fercache"
 """The attribute of a Zarr group that holds the record."""
@@ -75,18 +86,14 @@ class StoreRoot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_manifest(data: bytes, where: object) -> ClipManifest:
-    """Return the manifest in a clip's `zarr.json`.
-
-    Raises
-    ------
-    StoreError
-        `ClipManifest.document` did not write this, or the format has another version.
-    """
+    """Return the manifest in a clip's `zarr.json`."""
     manifest = read_record(data, where, ClipManifest)
     try:
         table = manifest.arrays[FRAME_TABLE].shape
-        every = table == (manifest.frames, len(FRAME_COLUMNS))  # otherwise the taps hold the embedded frames only
-        if not every and table != (manifest.frames, len(FRAME_COLUMNS) + 1):
+        columns = frame_columns(table[1])
+        every = EMBEDDED not in columns  # otherwise the taps hold the embedded frames only
+        if table[0] != manifest.frames or columns not in [
+                (*FRAME_COLUMNS, *more, *last) for more in ((), LANDMARK_COLUMNS) for last in ((), (EMBEDDED,))]:
             raise ValueError(table)
         rows = manifest.frames if every else max(array.shape[0] for name, array in manifest.arrays.items()
                                                  if name != FRAME_TABLE)
@@ -135,13 +142,7 @@ def verify_checksum(data: bytes, where: object, *, any_version: bool = False) ->
 
 
 def read_record(data: bytes, where: object, kind: type[RecordType]) -> RecordType:
-    """Return the record that `with_checksum` wrote.
-
-    Raises
-    ------
-    StoreError
-        As `verify_checksum`, or it is a record of another kind.
-    """
+    """Return the record that `with_checksum` wrote."""
     try:
         return msgspec.convert(verify_checksum(data, where), kind)
     # A ValidationError, or a UnicodeEncodeError where a lone surrogate is in the wrong place: both are ValueErrors.
@@ -165,13 +166,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def normalize_json(value: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return `value` as it will be read back from JSON (tuples become lists).
-
-    Raises
-    ------
-    InputError
-        It cannot be written as JSON.
-    """
+    """Return `value` as it will be read back from JSON (tuples become lists)."""
     try:
         normalized: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:

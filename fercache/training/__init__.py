@@ -2,5 +2,3 @@
 
 Open `train.py` first, then `cross_validation.py`.
 """
-
-from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A trained head on disk: its weights, and the JSON record that describes it and marks it as complete."""
+"""A trained head on disk: its weights, and the JSON record that describes it and marks it as complete.
+
+Raises StoreError where one of them is missing, damaged or of another version.
+"""
 
 from __future__ import annotations
 
@@ -50,13 +53,7 @@ def save_checkpoint(head: Head, record: HeadRecord, path: Path) -> None:
 
 
 def load_record(path: Path) -> HeadRecord:
-    """Return the record of a head.
-
-    Raises
-    ------
-    StoreError
-        It is damaged, or another version of fercache wrote it.
-    """
+    """Return the record of a head."""
     try:
         return atomic_io.read_record(path, HeadRecord)
     except InputError as error:
@@ -72,13 +69,7 @@ def record_files(folder: Path) -> list[Path]:
 
 
 def starter_files(folder: str) -> list[Path]:
-    """Return the records of the frame heads in a folder of starter heads, "" for the one that is shipped.
-
-    Raises
-    ------
-    InputError
-        The folder holds no frame head.
-    """
+    """Return the records of the frame heads in a folder of starter heads, "" for the one that is shipped."""
     place = Path(folder) if folder else STARTER_FOLDER
     files = [path for path in record_files(place) if load_record(path).head == FRAME]
     if not files:

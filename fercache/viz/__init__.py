@@ -2,5 +2,3 @@
 
 Open `report/__init__.py` first.
 """
-
-from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The organizers' formats: rows that they ask for, what the predictions lack, and files as their scripts read them."""
+"""The organizers' formats: rows that they ask for, what the predictions lack, and files as their scripts read them.
+
+A reader raises an InputError, with the file and the line, where a file is absent or not what its format asks for.
+"""
 
 from __future__ import annotations
 
@@ -107,11 +110,6 @@ MOST_FRAMES = 10_000_000
 def of_table(path: Path, trials: Iterable[str]) -> dict[str, int]:
     """Return trial -> frames, from a table ``clip,frames`` of trials or of videos.
 
-    Raises
-    ------
-    InputError
-        The table is absent or not such a table, names a clip twice, or lacks a trial and its video.
-
     Notes
     -----
     A row with the trial's own name takes precedence over one of its video: ``video2_left``, then ``video2``.
@@ -129,15 +127,7 @@ def of_table(path: Path, trials: Iterable[str]) -> dict[str, int]:
 
 
 def of_videos(folder: Path, trials: Iterable[str]) -> dict[str, int]:
-    """Return trial -> number of frames in its video's header, or of those that decode if the header has none.
-
-    Raises
-    ------
-    InputError
-        A trial has no video.
-    ClipError
-        A video cannot be opened.
-    """
+    """Return trial -> number of frames in its video's header, or of those that decode if the header has none."""
     files = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in media.VIDEO_ENDINGS}
     places = {trial: files.get(trial, files.get(parent_of(trial))) for trial in trials}
     _refuse_lost([trial for trial, path in places.items() if path is None], folder,
@@ -169,11 +159,6 @@ def lines(path: Path, exact: bool) -> Iterator[bytes]:
     ----------
     exact : refuse a byte order mark and carriage returns, which would end up in the submission, instead of removing
         them.
-
-    Raises
-    ------
-    InputError
-        The file is absent, unreadable, or not `exact`, or a line is empty.
     """
     try:
         with path.open("rb") as file:
@@ -219,13 +204,7 @@ CLIP_TABLE_OWN = "use the set's own test list"
 
 
 def clip_table_names(path: Path, form: str) -> list[str]:
-    """Return the clips of a test list, in its order.
-
-    Raises
-    ------
-    InputError
-        A line is not a row of such a list, or a clip is listed twice.
-    """
+    """Return the clips of a test list, in its order."""
     seen: dict[str, int] = {}
     for number, line in enumerate(lines(path, exact=False), 1):
         if form == "dfew" and number == 1:
@@ -254,13 +233,7 @@ def clip_table_key(name: str) -> str:
 
 def clip_table_answers(given: io.PredictionsFile, wanted: list[str], classes: labels.LabelMap,
                        path: Path) -> dict[str, int]:
-    """Return name in the list -> class.
-
-    Raises
-    ------
-    InputError
-        A clip of the list has no prediction; lists the first of them.
-    """
+    """Return name in the list -> class."""
     found: dict[str, int] = {}
     keys = {clip_table_key(name) for name in wanted}
     for clip in given.clips():
@@ -286,13 +259,7 @@ def write_clip_table(predicted: Mapping[str, int], form: str, classes: tuple[str
 
 
 def folder_names(path: Path) -> list[str]:
-    """Return the trials of a test list, in its order.
-
-    Raises
-    ------
-    InputError
-        A trial is listed twice, or its name cannot be the name of a file.
-    """
+    """Return the trials of a test list, in its order."""
     seen: dict[str, int] = {}
     for number, line in enumerate(lines(path, exact=False), 1):
         name = text(line.strip(), number, path)
@@ -312,11 +279,6 @@ def write_folder(predicted: Mapping[str, NDArray[np.int64]], classes: tuple[str,
     Parameters
     ----------
     predicted : trial -> class of every frame, ``(n,)``.
-
-    Raises
-    ------
-    InputError
-        The name of a trial is too long for a file.
     """
     for trial in predicted:  # the organizers find a trial by the name of its file, so it cannot be shortened
         if len(f"{trial}.txt".encode()) > MOST_NAME_BYTES:
@@ -370,13 +332,7 @@ class Template:
 
 
 def classes_of(path: Path) -> tuple[str, ...]:
-    """Return the class list in a template's header.
-
-    Raises
-    ------
-    InputError
-        The header is unknown.
-    """
+    """Return the class list in a template's header."""
     header = next(lines(path, exact=True))
     for classes in KNOWN:
         if header == ",".join((FIRST, *classes)).encode():
@@ -386,14 +342,7 @@ def classes_of(path: Path) -> tuple[str, ...]:
 
 
 def read_template(path: Path) -> Template:
-    """Return the template at `path`, with every row checked.
-
-    Raises
-    ------
-    InputError
-        The header is unknown, a row is damaged or duplicate, the frames of a trial do not ascend, or its rows are not
-        adjacent; names the line.
-    """
+    """Return the template at `path`, with every row checked."""
     classes, every = classes_of(path), lines(path, exact=True)
     header = next(every)
     trials: dict[bytes, array[int]] = {}

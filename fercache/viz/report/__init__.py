@@ -45,7 +45,9 @@ def report_html(run: RunInfo, report: ReportData, sections: Sequence[ReportSecti
     # StrictUndefined: a name that the template misspells raises instead of leaving a hole in the page.
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                      undefined=jinja2.StrictUndefined)
-    environment.filters["code"] = _code
+    # What stands between backticks becomes a code element.
+    environment.filters["code"] = lambda text: Markup("".join(
+        f"<code>{escape(part)}</code>" if i % 2 else escape(part) for i, part in enumerate(text.split("`"))))
     yield from environment.from_string(_part("page.html")).generate(
         title=run.metrics.dataset if run.metrics else run.preds.name, run=run, report=report, sections=sections,
         pictures=faces.count, style=Markup(_part("page.css")), script=Markup(_part("page.js")),
@@ -56,12 +58,6 @@ def report_html(run: RunInfo, report: ReportData, sections: Sequence[ReportSecti
 
 def _part(name: str) -> str:
     return resources.files("fercache.viz.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _code(text: str) -> Any:
-    """Return escaped text in which the parts between backticks are code elements."""
-    return Markup("".join(f"<code>{escape(part)}</code>" if i % 2 else escape(part)
-                         for i, part in enumerate(text.split("`"))))
 
 
 class _Faces:

@@ -85,11 +85,6 @@ def gather_run_info(preds: Path, cache: Path, check: Path | None = None, ablatio
     ----------
     check : file with the output of ``fercache check --json``.
     ablation : table of ``fercache ablation``, JSON or CSV.
-
-    Raises
-    ------
-    InputError
-        A named file is missing or unreadable.
     """
     path = io.metrics_path(preds)
     recorded = read_metrics(path) if path.is_file() else None
@@ -333,11 +328,6 @@ def collect_report_data(preds: Path, logits_file: Path | None, imported: Sequenc
     Parameters
     ----------
     imported : files of imported logits that the stack merged with it.
-
-    Raises
-    ------
-    InputError
-        `preds` is missing or not a table of predictions.
     """
     table = PredictionsFile(preds)
     lengths = table.lengths()
