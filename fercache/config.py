@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from fercache.backbones.registry import DEFAULT_WEIGHTS, KNOWN_WEIGHTS
+from fercache.backbones.registry import DEFAULT_WEIGHTS, FACENET, KNOWN_WEIGHTS
 from fercache.errors import InputError
 from fercache.heads.registry import DEFAULT_HEADS, HEADS
 from fercache.metrics import METRICS
@@ -99,9 +99,16 @@ class DatasetConfig(Config):
 class ExtractConfig(Config):
     """Stage one (`stages/extract.toml`)."""
 
-    weights: str = option(DEFAULT_WEIGHTS, f"{', '.join(KNOWN_WEIGHTS)}, PATH (.safetensors, .pt) or onnx:PATH.")
-    taps: tuple[str, ...] = option(("embedding", "block8", "repeat_2", "repeat_1-3x3"), "Values of the CNN to store: "
-                                   "BLOCK (mean), BLOCK-3x3 (grid) or BLOCK-map.")
+    # `modality` and its window are no part of `settings`: stores of sound have settings of their own.
+    modality: str = option("picture", "What to extract: picture, or audio: sound around each frame, in a store of its "
+                           "own, which `train-heads --join` reads.", choices=("picture", "audio"), numbers=False)
+    weights: str = option(DEFAULT_WEIGHTS, f"{', '.join(KNOWN_WEIGHTS)}, another NAME of `fercache weights list`, PATH "
+                          "(.safetensors, .pt), onnx:PATH, timm:NAME or hf:REPO; of sound: logmel, egemaps (extra "
+                          "`opensmile`; audEERING's licence: not for products), hf:FOLDER or hf:REPO (extra `hf`).")
+    audio_window_s: float = option(1.0, "Seconds of sound around each frame.", numbers=False, low=0.05, high=60)
+    taps: tuple[str, ...] = option(FACENET.taps, "Values of the CNN to store: BLOCK (mean), BLOCK-3x3 (grid) or "
+                                   "BLOCK-map; of transformers also BLOCK-cls and BLOCK-tokens. The default is that of "
+                                   "the net's card.")
     precision: str = option("float32", "Arithmetic of the CNN.", choices=PRECISIONS)
     embed_every: str = option("1", "Run the CNN on every Nth frame of a face and interpolate its values between; auto: "
                               "where the face changes (1: every frame).", choices=EMBED_EVERY)
@@ -115,7 +122,8 @@ class ExtractConfig(Config):
     detect_px: int = option(0, "Reduce pictures to this longer side for detection (0: full size).", low=0, high=16384)
     min_face_px: int = option(40, "Smallest face to detect, in pixels of the frame.", low=10, high=4096)
     min_score: float = option(0.9, "Drop detections with a lower score.", low=0, high=1)
-    margin: float = option(0.0, "Margin around a box, as a fraction of its longer side.", low=0, high=2)
+    margin: float = option(0.0, "Margin around a box, as a fraction of its longer side (0: that of the net's card).",
+                           low=0, high=2)
     people: str = option("main", "People to extract: the main person of a clip; all, as CLIP#1 (the main person), "
                          "CLIP#2, ...; or the two people, as CLIP_left and CLIP_right.",
                          choices=("main", "all", "left/right"))
@@ -143,9 +151,10 @@ class TrainConfig(Config):
     """Stage two, a (`stages/train-heads.toml`)."""
 
     heads: tuple[str, ...] = option(DEFAULT_HEADS, "Heads to train.", choices=tuple(HEADS))
-    taps: tuple[str, ...] = option(("block8", "repeat_2", "repeat_1-3x3"), "Taps that the heads read.")
-    join: tuple[str, ...] = option((), "Stores of other features to join (`fercache import`): NAME or path. All their "
-                                   "taps are read, or those that --taps names as NAME/tap.", numbers=False)
+    taps: tuple[str, ...] = option(("block8", "repeat_2", "repeat_1-3x3"), "Taps that the heads read "
+                                   "(of nets other than facenet-pytorch's by default all but the identity vector).")
+    join: tuple[str, ...] = option((), "Other stores of the data set to join, extracted or imported: NAME or path. All "
+                                   "their taps are read, or those that --taps names as NAME/tap.", numbers=False)
     normalize: str = option("train", "Normalize features by mean and spread of the training rows, or of each clip.",
                             choices=("train", "clip"))
     augmentations: str = option("draw", "Draw one of the stored augmentations of a crop in each step, or use the plain "

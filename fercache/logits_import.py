@@ -123,7 +123,8 @@ def import_logits(name: str, config: LogitsConfig, dataset: str, cache: Path,
 def _layout(header: Sequence[str], path: Path) -> _Layout:
     """Return where a table's columns are; the values' columns share one prefix (``p_``, ``logit_`` or another)."""
     position = {column.casefold(): i for i, column in enumerate(header) if column.casefold() in KNOWN}
-    rest = [(i, column) for i, column in enumerate(header) if column.casefold() not in KNOWN]
+    rest = [(i, column) for i, column in enumerate(header)
+            if column.casefold() not in KNOWN and not tables.is_unnamed(column)]
     prefixes = {column.split("_", 1)[0] + "_" for _, column in rest}
     # A column that is neither known nor a class could be a misspelled `label`, so it is refused and not ignored.
     if "clip" not in position or len(rest) < 2 or len(prefixes) != 1 or not all("_" in column for _, column in rest):

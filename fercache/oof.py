@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fercache import metrics
 from fercache.backbones.taps import TapSlice
+from fercache.config import fingerprint_of
 from fercache.errors import InputError, StoreError
 from fercache.heads.registry import HeadSettings
 from fercache.runtime.atomic_io import replacing
@@ -27,6 +28,8 @@ JSON_FIELDS = ("dataset", "classes", "metric", "notice", "heads", "provenance", 
                "declared")
 """Fields of `OofLogits` that one data set of the file, ``about``, holds as JSON."""
 OUT_OF_FOLD, HELD_OUT, IN_SAMPLE = "out-of-fold", "held-out", "in-sample"
+NO_SOUND = "without_sound"
+"""Key that the fingerprint of a training's second file of logits covers beside the settings: see `without_sound`."""
 MIN_GROUPS_TO_CHOOSE = 4
 """With fewer groups nothing is selected by held-out score: epochs are fixed and the plain mean is final."""
 
@@ -88,6 +91,18 @@ def inner_groups(groups: Sequence[str], share: float, seed: int) -> set[str]:
         return set()
     count = max(1, round(share * len(names)))
     return set(np.random.default_rng(seed).permutation(np.array(names, object))[:count].tolist())
+
+
+def without_sound(logits_file: Path, settings: Mapping[str, Any]) -> tuple[str, Path]:
+    """Return fingerprint and path of the logits that the heads of a training predict as if no clip had sound.
+
+    Parameters
+    ----------
+    logits_file : of the training; the other file is beside it, if its heads read sound.
+    settings : those that its fingerprint covers.
+    """
+    fingerprint = fingerprint_of({**settings, NO_SOUND: True})
+    return fingerprint, logits_file.with_name(f"{fingerprint[:12]}{logits_file.suffix}")
 
 
 class RequestedHeads(msgspec.Struct, frozen=True, kw_only=True):

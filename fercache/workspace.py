@@ -110,6 +110,10 @@ class Workspace:
         """Folder of downloaded CNN weights."""
         return self.root / "weights"
 
+    def weights_source(self, sha256: str) -> Path:
+        """Return the file that names where weights with this digest were found."""
+        return self.weights / f"source-{sha256[:16]}.json"
+
     @property
     def clips(self) -> Path:
         """Folder of the demo's videos."""

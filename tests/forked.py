@@ -96,9 +96,9 @@ class Runner:
                         "environment": dict(os.environ)})
         return Run(self, pid, log)
 
-    def run(self, *words: object, cwd: Path, **how: Any) -> Run:
-        """Return the finished run of `fercache WORDS`."""
-        return self.start(*words, cwd=cwd, **how).wait()
+    def run(self, *words: object, cwd: Path, timeout_s: float = 300.0, **how: Any) -> Run:
+        """Return the finished run of `fercache WORDS`; see `Run.wait`."""
+        return self.start(*words, cwd=cwd, **how).wait(timeout_s)
 
     def typed(self, *words: object, cwd: Path, **how: Any) -> subprocess.CompletedProcess[str]:
         """Return the finished run of `fercache WORDS` with the constants that users have."""

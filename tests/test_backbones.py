@@ -170,7 +170,7 @@ def test_int8_is_close_and_computes_in_int8(casia: files.Weights, full: bool) ->
     assert {tap: cosine(found[tap], exact[tap]) for tap in taps if cosine(found[tap], exact[tap]) < 0.99} == {}
     alone = net.embed32(faces[5:6])
     assert all((alone[tap][0] == found[tap][5]).all() for tap in taps), "whatever else is in the batch"
-    compiled = net.net.free.get().get_compiled_model()  # type: ignore[attr-defined]
+    compiled = net.net.session.compiled  # type: ignore[attr-defined]
     kernels = [op.get_rt_info()["runtimePrecision"].astype(str) for op in compiled.get_runtime_model().get_ops()
                if op.get_rt_info()["layerType"].astype(str) == "Convolution"]
     assert sum("8" in kernel for kernel in kernels) >= len(kernels) - 1 >= 5, "all but the first, which reads pixels"

@@ -55,7 +55,7 @@ def test_a_trailing_comma_in_the_header_is_forgiven(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "says"), [
-    ("", "is empty"), ("\n \n", "is empty"), (b"\xff\xfe\x00\x01", "not text"),
+    ("", "is empty"), ("\n \n", "is empty"), (b"\xff\x00\x01", "not text"),
     (HEADER + "\n0\nhappy\n", "line 3 is 'happy'"), (HEADER + "\n0\n\n1\n", "line 3 is ''"),
     (HEADER + "\n0\n1.5\n", "line 3"), (HEADER + "\n0\n1 2\n", "line 3"), (HEADER + "\n99999999999\n", "line 2"),
     ("0\n--1\n", "line 2"), ("0\n٣\n", "line 2"), (HEADER + "\n" + "9" * 5000 + "\n", "line 2"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_nets
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -17,7 +19,8 @@ from videos import make_video
 import fercache
 from fercache import data
 from fercache.backbones import backbone
-from fercache.config import DatasetConfig, ExtractConfig
+from fercache.cli import main
+from fercache.config import FAST, DatasetConfig, ExtractConfig
 from fercache.errors import InputError, StoreError
 from fercache.extraction import job, resources
 from fercache.extraction.clip import with_embedded
@@ -228,7 +231,7 @@ def test_every_frame_is_the_default_and_changes_no_store(clips: dict[str, Path],
 def test_export_writes_every_frame(clips: dict[str, Path], tmp_path: Path, weights_at: Path, to: str) -> None:
     store = extract(clips["videos"], tmp_path / "home", weights_at, embed_every="3")
     out = tmp_path / ("out" if to == "npz" else f"out.{to}")
-    assert export_store(store, to, out).frames == sum(store[name].frames for name in store)
+    assert export_store(store, to, out)[1] == sum(store[name].frames for name in store)
     back = EmbeddingStore.open(import_features(out, "back", tmp_path / "imported").store)
     for name, tap in itertools.product(store, store.taps):
         np.testing.assert_array_equal(back[name].read(tap), store[name].read(tap))
@@ -261,3 +264,13 @@ def test_backend_auto_takes_what_there_is(clips: dict[str, Path], tmp_path: Path
     store = extract(clips["crops"], tmp_path / "a", weights_at, backend="auto", precision=precision)
     assert {store.manifest(name).provenance["backend"] for name in store} == {backend}
     assert "backend" not in store.settings
+
+
+def test_fast_sets_int8_and_auto_and_names_what_is_missing(clips: dict[str, Path], tmp_path: Path, weights_at: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    (tmp_path / "weights").symlink_to(weights_at)
+    done = CliRunner().invoke(main, ["--cache", str(tmp_path), "extract", "--fast", "--clips", str(clips["crops"])])
+    assert done.exit_code == 2 and "fercache[openvino]" in done.stderr, done.stderr
+    store, = tmp_path.glob("features/*/*.zarr")
+    assert {name: EmbeddingStore.open(store).settings.get(name) for name in FAST} == {**FAST, "backend": None}

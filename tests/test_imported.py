@@ -79,7 +79,7 @@ def test_a_book_of_its_own_is_stacked_without_any_extraction(tmp_path: Path) -> 
     ("clip,frame,p_a,p_b\nx,1,.5\n", "line 2"),
     ("clip,frame,label,p_a,p_b\nx,1,c,.5,.5\n", "label 'c'"),
     ("clip,frame,split,p_a,p_b\nx,1,evil,.5,.5\n", "split 'evil'"),
-    ("clip,frame,p_a,p_b\n", "no row"), ("", "not readable")])
+    ("clip,frame,p_a,p_b\n", "no row"), ("", "is empty")])
 def test_tables_that_are_none(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(InputError, match=says):

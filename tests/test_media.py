@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from videos import (
     cut,
@@ -35,7 +36,7 @@ import fercache
 from fercache import media
 from fercache.errors import ClipError, InputError
 from fercache.media import pictures, source
-from fercache.media.video import HLG, PQ, choose_stream, open_container, tone_map, upright
+from fercache.media.video import HLG, PQ, WHITE_48, choose_stream, open_container, tone_map, upright
 
 FASTSTART = {"movflags": "faststart"}
 
@@ -275,14 +276,69 @@ def test_a_file_without_a_picture_is_called_that(tmp_path: Path, name: str) -> N
 @pytest.mark.parametrize("transfer", [PQ, HLG])
 def test_hdr_is_tone_mapped(transfer: int) -> None:
     """Grey stays grey, brighter stays brighter, and the picture uses the whole range of BT.709."""
-    grey = np.repeat(np.arange(0, 1 << 16, 5, np.uint16)[None, :, None], 3, axis=2)
-    mapped = tone_map(grey, transfer, 9)[0].astype(int)
+    grey = np.repeat(np.arange(0, WHITE_48 + 1, 5, np.uint16)[None, :, None], 3, axis=2)
+    mapped = tone_map(grey, transfer, 9, 1000)[0].astype(int)
     assert np.ptp(mapped, axis=1).max() <= 1
     assert (np.diff(mapped[:, 1]) >= -1).all()  # the gain is a table: rounding may fall on either side
     assert mapped[0].max() <= 1 and mapped[-1].min() == 255
     # Signals of BT.2100: PQ of 26 cd/m2 is below the knee of BT.2390; HLG of a half is 1/12 of the scene's peak.
     known, wanted = (0.38, (26 / 203) ** (1 / 2.4)) if transfer == PQ else (0.5, (1 / 12) ** (1.2 / 2.4))
-    assert abs(mapped[round(known * 65535 / 5), 1] - 255 * wanted) <= 1.5
+    assert abs(mapped[round(known * WHITE_48 / 5), 1] - 255 * wanted) <= 1.5
+
+
+def hdr_signal(nits: NDArray[np.float64], transfer: int) -> NDArray[np.float64]:
+    """Return the signal of gray light on the reference display: the inverse of the functions of BT.2100."""
+    if transfer == PQ:
+        power = (nits / 10_000) ** 0.1593017578125
+        return ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
+    scene = (nits / 1000) ** (1 / 1.2)
+    return np.where(scene <= 1 / 12, np.sqrt(3 * scene), 0.17883277 * np.log(np.maximum(12 * scene, 1) - 0.28466892)
+                    + 0.55991073)
+
+
+def hdr_video(path: Path, greys: NDArray[np.uint8], white_nits: float, transfer: int, brightest: int = 0) -> Path:
+    """Write gray pictures of an SDR video, ``(T, W)``, as 10-bit HDR whose white has this luminance."""
+    name, pixels = {".mkv": ("ffv1", "yuv420p10le"), ".mov": ("prores_ks", "yuv422p10le"),
+                    ".mp4": ("libx265", "yuv420p10le")}[path.suffix]
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(name, rate=25)
+        stream.width, stream.height, stream.pix_fmt = greys.shape[1], 64, pixels
+        codec = stream.codec_context
+        codec.color_trc, codec.color_primaries, codec.colorspace, codec.color_range = transfer, 9, 9, 1
+        codec.options = {"x265-params": f"log-level=none:max-cll={brightest},{brightest}"} if brightest else {}
+        for number, grey in enumerate(greys):
+            signal = hdr_signal(white_nits * (grey / 255) ** 2.4, transfer)
+            image = np.rint(np.broadcast_to(signal[None, :, None], (64, len(signal), 3)) * 65535).astype(np.uint16)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb48le")
+            frame = frame.reformat(format=pixels, dst_colorspace=9, dst_color_range=1)
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(("transfer", "white_nits"), [(PQ, 100), (PQ, 203), (HLG, 203), (HLG, 1000)])
+def test_the_white_of_an_sdr_picture_in_hdr_is_found(transfer: int, white_nits: int, tmp_path: Path) -> None:
+    """A video of SDR content comes out as it was, whichever white its maker chose; black pictures begin it."""
+    greys = np.tile(np.linspace(0, 255, 128).astype(np.uint8), (40, 1))
+    greys[:10] //= 8
+    # ProRes of this encoder names no transfer function in its pictures, only in the container.
+    path = hdr_video(tmp_path / ("a.mov" if (transfer, white_nits) == (HLG, 203) else "a.mkv"), greys, white_nits,
+                     transfer)
+    for frame in rows(path)[::8]:
+        assert frame.image is not None
+        off = np.abs(frame.image[32].astype(int) - greys[frame.index - 1][:, None])
+        assert off[8:-8].max() <= 4, (frame.index, off.max())  # PQ of 10 bits has steps of 2 in the shadows
+
+
+def test_hdr_with_highlights_is_compressed_and_a_stated_peak_counts(tmp_path: Path) -> None:
+    greys = np.tile(np.linspace(0, 255, 128).astype(np.uint8), (4, 1))
+    bright = rows(hdr_video(tmp_path / "a.mkv", greys, 1000, PQ))[0].image
+    assert bright is not None and bright[32, -10:].min() > 240 and bright[32, 64].max() > greys[0, 64] + 40
+    dark = greys // 2  # 40 cd/m2 at most where white is 203
+    for stated, brighter in ((0, True), (1000, False)):
+        image = rows(hdr_video(tmp_path / f"{stated}.mp4", dark, 203, PQ, stated))[0].image
+        assert image is not None and (image[32, 100].min() > dark[0, 100] + 20) == brighter
 
 
 @pytest.mark.slow("stage one over four clips, 15 s")
@@ -294,10 +350,10 @@ def test_hdr_and_non_square_pixels_give_the_features_of_the_plain_clips(tmp_path
     for name in ("hlg", "sdr", "pal169", "square"):
         (tmp_path / "clips" / f"{name}.mp4").symlink_to(shared / "data/cases" / f"{name}.mp4")
     store = fercache.open_store(fercache.extract(cache=tmp_path, clips=tmp_path / "clips", taps=("block8",)).store)
-    for one, other, least in (("hlg", "sdr", 0.97), ("pal169", "square", 0.99)):
+    for one, other, least in (("hlg", "sdr", 0.98), ("pal169", "square", 0.99)):
         a, b = (np.asarray(store[clip]["block8"][:], np.float64) for clip in (one, other))
         cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-        assert cosines.mean() >= least, (one, cosines.mean())  # .9702 and .9944 when this was written
+        assert cosines.mean() >= least, (one, cosines.mean())  # .9937 and .9944 when this was written
 
 
 def timed_packets(path: Path) -> list[float]:

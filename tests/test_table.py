@@ -78,7 +78,7 @@ def test_a_row_without_its_clip_is_told_and_the_rest_is_read(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("content", "says"), [
-    ("", "not readable as a table"), ("clip\na\n", "'path' is missing"), ("clip,path,lable\n", "'lable' is unknown"),
+    ("", "is empty"), ("clip\na\n", "'path' is missing"), ("clip,path,lable\n", "'lable' is unknown"),
     ("clip,path,path\n", "'path' appears twice"), ("clip,path\n", "no rows"),
     ("clip,path\na\n", "line 2 has 1 values for 2 columns"),
     ("clip,path\na,a.mp4,x\n", "line 2 has 3"), ("clip,path\n,a.mp4\n", "line 2 has no usable clip"),

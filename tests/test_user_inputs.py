@@ -127,6 +127,10 @@ def test_one_clip_and_pictures_in_a_table(tmp_path: Path) -> None:
     source = media.open_source(trial.path, trial.kind)
     assert (source.length(), [frame.index for frame in source.frames()]) == (1, [1])
     assert source.digest() == media.source_digest(path, trial.kind)
+    frames = [Image.new("RGB", (32, 32), (shade, 0, 0)) for shade in (0, 99, 200)]
+    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:])
+    with pytest.raises(ClipError, match="3 pictures in one file"):
+        media.open_source(tmp_path / "moving.webp", "video")
     path.write_bytes(b"no picture")
     with pytest.raises(ClipError, match="not a picture"):
         media.open_source(path, "video")
@@ -147,6 +151,74 @@ def test_any_delimiter_and_byte_order_mark(tmp_path: Path, delimiter: str, mark:
     (tmp_path / "t.csv").write_bytes(mark + content.encode(encoding))
     dataset = read(tmp_path / "t.csv")
     assert dataset.classes == ("happy", "sad") and len(dataset.trials) == 2 and not dataset.problems
+
+
+def test_utf_16_without_a_byte_order_mark_and_label_files_with_one(tmp_path: Path) -> None:
+    simple(tmp_path, "ab")
+    content = "".join(",".join(row) + "\n" for row in CLIPS)
+    for encoding in ("utf-16-le", "utf-16-be"):
+        (tmp_path / "t.csv").write_bytes(content.encode(encoding))
+        assert read(tmp_path / "t.csv").classes == ("happy", "sad")
+    (tmp_path / "a.txt").write_bytes("x,y\r\n1\r\n0\r\n".encode("utf-16"))
+    assert read_labels(tmp_path / "a.txt").labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(("content", "wanted"), [
+    (b"PK\x03\x04 sheet", "CSV UTF-8"), (b"\xd0\xcf\x11\xe0 sheet", "CSV UTF-8"), (POINTER.encode(), "git lfs pull"),
+    (PAGES["page"].encode(), "web page"), (b"", "is empty"),
+    ("clip,path,label\na,a.mp4,fr\u00f6hlich\n".encode("cp1252"), "UTF-8")])
+def test_what_is_no_table_is_named(tmp_path: Path, content: bytes, wanted: str) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / "t.csv")
+    assert wanted in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.npz", "a.npy", "a.csv", "a.parquet"])
+def test_pointers_and_pages_are_no_features(tmp_path: Path, name: str) -> None:
+    for content, wanted in ((POINTER, "git lfs pull"), (PAGES["page"], "web page")):
+        with pytest.raises(InputError, match=wanted):
+            import_features(text(tmp_path, name, content), "x", tmp_path / "f")
+
+
+def test_columns_without_a_name_are_ignored(tmp_path: Path) -> None:
+    """Row numbers that pandas writes in front, and delimiters that Excel writes at the end."""
+    simple(tmp_path, "ab")
+    for table in (",clip,path,label\n0,a,a.mp4,happy\n1,b,b.mp4,sad\n",
+                  "clip;path;label;;\na;a.mp4;happy;;\nb;b.mp4;sad;;\n",
+                  "Unnamed: 0,clip,path,label\n0,a,a.mp4,happy\n1,b,b.mp4,sad\n"):
+        assert [t.clip_label for t in read(text(tmp_path, "t.csv", table)).trials] == [0, 1]
+    clips = text(tmp_path, "t.csv", "clip,path\na,a.mp4\nb,b.mp4\n")
+    one, _ = read(clips, text(tmp_path, "l.csv", ",clip,frame,label\n0,a,1,x\n1,a,2,y\n")).trials
+    assert one.labels is not None and one.labels.tolist() == [0, 1]
+    table_of_logits = text(tmp_path, "p.csv", ",clip,frame,p_x,p_y,\n0,a,1,.2,.8,\n")
+    config = LogitsConfig(table=str(table_of_logits), provenance="held-out")
+    assert import_logits("other", config, "set", tmp_path / "cache")[1].classes == ("x", "y")
+
+
+def test_paths_of_windows(tmp_path: Path) -> None:
+    text(tmp_path, "v/a.mp4")
+    (trial,) = read(text(tmp_path, "t.csv", "clip,path\na,.\\v\\a.mp4\n")).trials
+    assert trial.path.is_file()
+
+
+def test_a_number_that_may_be_1_or_1000_is_refused(tmp_path: Path) -> None:
+    clips = simple(tmp_path, "ab")
+    issues = read(clips, text(tmp_path, "l.csv", 'clip,frame,label\na,"1,000",x\nb,1,x\n')).problems
+    assert any("'1,000'" in issue.message for issue in issues)
+    with pytest.raises(InputError, match="1,000"):
+        import_features(text(tmp_path, "f.csv", 'frame,x\n"1,000",1\n'), "x", tmp_path / "f")
+    config = LogitsConfig(table=str(text(tmp_path, "p.csv", 'clip,frame,p_x,p_y\na,"1,000",.2,.8\n')),
+                          provenance="held-out")
+    with pytest.raises(InputError, match="1,000"):
+        import_logits("other", config, "set", tmp_path / "cache")
+
+
+def test_na_is_no_label_unless_it_is_named_as_a_class(tmp_path: Path) -> None:
+    simple(tmp_path)
+    table = text(tmp_path, "t.csv", "clip,path,label\na,a.mp4,NA\nb,b.mp4,n/a\nc,c.mp4,happy\n")
+    assert read(table).classes == ("happy",) and [t.clip_label for t in read(table).trials] == [-1, -1, 0]
+    assert [t.clip_label for t in read(table, classes=("happy", "NA")).trials] == [1, -1, 0]
 
 
 def test_decimal_commas_in_predictions(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from videos import make_video
 from fercache import media
 from fercache.backbones import weights
 from fercache.backbones.backbone import Backbone
+from fercache.backbones.registry import FACENET
 from fercache.config import DatasetConfig, ExtractConfig
 from fercache.data import load_dataset
 from fercache.errors import InputError
@@ -23,11 +24,13 @@ from fercache.extraction import job
 from fercache.faces.crops import (
     ANGLE,
     LIGHT,
+    NO_POINTS,
     SHIFT,
     ZOOM,
     Augmentation,
     apply_augmentation,
     crop_face,
+    region_of,
     sample_augmentation,
     whole_picture,
     with_views,
@@ -47,7 +50,8 @@ def scene(height: int = 240, width: int = 320) -> np.ndarray:
 
 
 def seen(image: np.ndarray, box: np.ndarray, chosen: Augmentation, margin: float = 0.0) -> np.ndarray:
-    return apply_augmentation(crop_face(image, box, 160, margin), image, box, margin, chosen).astype(float)
+    region = region_of(FACENET, image, box, NO_POINTS, margin)
+    return apply_augmentation(crop_face(image, box, 160, margin), image, region, chosen).astype(float)
 
 
 def test_a_look_follows_from_clip_frame_and_view_alone() -> None:
@@ -75,8 +79,9 @@ def test_looks_stay_within_their_bounds_and_use_them() -> None:
 def test_the_first_view_is_the_mirror_image() -> None:
     image, box = scene(), np.array([40, 30, 170, 200.0])
     plain = crop_face(image, box)
-    np.testing.assert_array_equal(apply_augmentation(plain, image, box, 0, sample_augmentation("any", 7, 1)),
-                                  plain[:, ::-1])
+    mirrored = apply_augmentation(plain, image, region_of(FACENET, image, box, NO_POINTS, 0),
+                                  sample_augmentation("any", 7, 1))
+    np.testing.assert_array_equal(mirrored, plain[:, ::-1])
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.3])

@@ -17,7 +17,7 @@ import safetensors.numpy
 import torch
 
 from fercache.backbones import facenet, weights
-from fercache.backbones.registry import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, KnownWeights, LibraryRelease
+from fercache.backbones.registry import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, KnownWeights, LibraryRelease, presets
 from fercache.backbones.weights import files
 from fercache.backbones.weights.files import validated
 from fercache.config import ExtractConfig
@@ -89,7 +89,7 @@ def test_missing_and_unknown_names_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as caught:
         weights.resolve_weights("casia-webface", tmp_path)
     assert "fercache weights pull casia-webface" in str(caught.value) and "87 MB" in str(caught.value)
-    with pytest.raises(WeightsError, match="no known weights are called 'resnet'"):
+    with pytest.raises(WeightsError, match="no known weights have this name"):
         weights.download_weights("resnet", tmp_path)
     with pytest.raises(WeightsError) as caught:
         weights.resolve_weights("resnet", tmp_path)
@@ -261,4 +261,4 @@ def test_a_backbone_is_registered_in_one_place() -> None:
     """The option's default and choices follow from the registry."""
     entry, = (entry for entry in fields(ExtractConfig) if entry.name == "weights")
     assert entry.default == DEFAULT_WEIGHTS and all(name in entry.metadata["help"] for name in KNOWN_WEIGHTS)
-    assert [row.name for row in weights.list_weights(Path("absent"))] == list(KNOWN_WEIGHTS)
+    assert [row.name for row in weights.list_weights(Path("absent"))] == [*KNOWN_WEIGHTS, *presets()]

@@ -9,7 +9,9 @@ import pytest
 import small_sets
 
 from fercache.backbones.taps import TapSlice
+from fercache.errors import StoreError
 from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.layout import encode_name
 from fercache.training.data import FrameDataset, WindowSampler, load_features, normalize_clip
 
 TAPS = tuple(small_sets.TAPS)
@@ -83,3 +85,18 @@ def test_augmentations_are_stored_beside_their_tap(tmp_path: Path) -> None:
     assert np.array_equal(loaded.augmentations[1], loaded.x + np.float16(2))
     assert not len(load_features(augmented, data.trials, ("block8",)).augmentations)
     assert np.array_equal(loaded.x, load_features(store, data.trials, ("block8",)).x)
+
+
+def test_features_read_in_threads_equal_those_of_each_clip_and_a_missing_chunk_is_an_error(tmp_path: Path) -> None:
+    data, store = small_sets.dataset(tmp_path, groups=12, validation=0)
+    loaded = load_features(store, data.trials, TAPS)
+    for i, trial in enumerate(data.trials):
+        clip = store[trial.name]
+        rows = loaded.rows(i)[:clip.frames]
+        parts = [clip.read(part.tap).reshape(clip.frames, -1) for part in loaded.layout]
+        assert loaded.x[rows].tobytes() == np.concatenate(parts, 1).tobytes()
+        assert np.array_equal(loaded.time_s[rows], clip.frame_table["time_s"])
+    torn = next((tmp_path / store.path / encode_name(data.trials[7].name) / TAPS[0]).glob("c.0*"))
+    torn.write_bytes(torn.read_bytes()[:-1])
+    with pytest.raises(StoreError, match="missing or torn"):
+        load_features(store, data.trials, TAPS)

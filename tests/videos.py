@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -127,6 +128,17 @@ def with_sound(path: Path, frames: int, sound_s: float, codec: str = "libx264", 
             packets += audio.encode(part)
         packets += audio.encode(None)
         for packet in sorted(packets, key=lambda one: float(one.dts * one.time_base)):
+            out.mux(packet)
+    return path
+
+
+def first_frames(path: Path, source: Path, frames: int) -> Path:
+    """Copy the first packets of the picture of a video."""
+    with av.open(str(source)) as container, av.open(str(path), "w") as out:
+        stream = out.add_stream_from_template(container.streams.video[0])
+        packets = (packet for packet in container.demux(video=0) if packet.size)
+        for packet in islice(packets, frames):
+            packet.stream = stream
             out.mux(packet)
     return path
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fercache.backbones.inception import InceptionNet
-from fercache.backbones.onnx import OnnxNet
+from fercache.backbones.inception import InceptionNet, TorchNet
+from fercache.backbones.onnx import OnnxNet, OpenVinoNet, load_module
+from fercache.backbones.registry import FACENET, Card
 from fercache.backbones.taps import tap_shapes
 from fercache.backbones.weights.files import Weights
 from fercache.errors import InputError
@@ -31,18 +32,18 @@ class Net(Protocol):
     shapes: dict[str, tuple[int, ...]]
 
     def __call__(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Return {tap: (B, ...) float32} of crops (B, 160, 160, 3)."""
+        """Return {tap: (B, ...) float32} of crops (B, S, S, 3)."""
 
 
 def shapes_of(weights: Weights, taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of a frame's row of each tap. Opens the model if it is an ONNX file.
+    """Return the shape of a frame's row of each tap. Opens the model if it is not facenet-pytorch's net.
 
     Raises
     ------
     InputError
         Unknown tap; the message lists the known ones.
     """
-    return OnnxNet.load(weights, taps, "cpu", 1).shapes if weights.name == "onnx" else tap_shapes(taps)
+    return tap_shapes(taps) if weights.net == "facenet" else Backbone.load(weights, taps, batch=1).shapes
 
 
 class Backbone:
@@ -56,8 +57,8 @@ class Backbone:
     # All batches have one fixed size, and the last one is padded. So a crop's values are bit-equal for any batch mates
     # and any number of threads, which a shorter last batch would not give.
 
-    def __init__(self, net: Net, device: str, batch: int, arithmetic: str = "float32") -> None:
-        self.net, self.device, self.batch, self.arithmetic = net, device, batch, arithmetic
+    def __init__(self, net: Net, device: str, batch: int, arithmetic: str = "float32", card: Card = FACENET) -> None:
+        self.net, self.device, self.batch, self.arithmetic, self.card = net, device, batch, arithmetic, card
         self.shapes = net.shapes
         self.own_threads = bool(getattr(net, "own_threads", False))
 
@@ -86,27 +87,29 @@ class Backbone:
         """
         device = resolve_device(device)
         size = batch or BATCHES[torch.device(device).type]
-        if precision == "int8" and (backend != "openvino" or weights.name == "onnx"):
+        if precision == "int8" and (backend != "openvino" or weights.net != "facenet"):
             raise InputError("int8 needs the backend openvino and weights of facenet-pytorch's net", where="precision",
                              hint="add --backend openvino, or choose --precision float32")
-        if weights.name == "onnx":
-            return cls(OnnxNet.load(weights, taps, device, size), device, size)
+        if backend == "openvino" and device != "cpu":
+            raise InputError(f"the backend openvino supports the CPU only, not {device}", where="backend",
+                             hint="choose --backend torch or --device cpu")
         if precision == "bf16" and device == "cpu" and not native and not bf16_pays():
             log.info("bf16 is slower than float32 on this CPU: using float32, which is also more accurate")
             precision = "float32"
-        if backend == "openvino":
-            if device != "cpu":
-                raise InputError(f"the backend openvino supports the CPU only, not {device}", where="backend",
-                                 hint="choose --backend torch or --device cpu")
-            from fercache.backbones.onnx import OpenVinoNet  # an optional extra
-
+        net: Net
+        if weights.net == "onnx":
+            net = OnnxNet.load(weights, taps, device, size, precision=precision, backend=backend)
+        elif backend == "openvino":
             net = OpenVinoNet.load(weights, taps, precision=precision, batch=size, threads=torch.get_num_threads())
-            return cls(net, device, size, precision)
-        return cls(InceptionNet.load(weights, taps, precision=precision, device=torch.device(device)), device, size,
-                   precision)
+        elif weights.net == "facenet":
+            net = InceptionNet.load(weights, taps, precision=precision, device=torch.device(device))
+        else:
+            module, shapes = load_module(weights, taps)
+            net = TorchNet(module, shapes, precision, torch.device(device))
+        return cls(net, device, size, precision, weights.card)
 
     def embed(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float16]]:
-        """Return {tap: (n, ...) float16} of crops (n, 160, 160, 3) uint8 RGB, values clipped to float16's range."""
+        """Return {tap: (n, ...) float16} of crops (n, S, S, 3) uint8 RGB, values clipped to float16's range."""
         return to_float16(self.embed32(crops))
 
     def embed_batch(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float16]]:
@@ -134,7 +137,11 @@ class Backbone:
         # Kernels differ by batch size in their last bits, so a short batch runs at full size.
         padded = np.zeros((self.batch, *crops.shape[1:]), np.uint8)
         padded[:len(crops)] = crops
-        return {tap: value[:len(crops)] for tap, value in self.net(padded).items()}
+        # Crops at several scales, (n, K, S, S, 3): their mean.
+        runs = [self.net(part) for part in (padded.swapaxes(0, 1) if padded.ndim == 5 else [padded])]
+        if len(runs) > 1:
+            runs = [{tap: np.mean([run[tap] for run in runs], axis=0) for tap in self.shapes}]
+        return {tap: value[:len(crops)] for tap, value in runs[0].items()}
 
 
 def to_float16(values: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float16]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,32 +70,35 @@ class TappedInception(nn.Module):
         return tuple(values[tap] for tap in self.outputs)
 
 
-class InceptionNet:
-    """facenet-pytorch's InceptionResnetV1 in torch; `shapes` are those of the taps that a call returns."""
-    # The convolutions run in `precision`; means and the identity vector are computed in float32. In float32, every tap
-    # equals the library's eager net up to rounding (cosine above .99999).
+class TorchNet:
+    """A module from pixels to taps, in torch; `shapes` are those of the taps that a call returns."""
 
-    def __init__(self, net: TappedInception, device: torch.device) -> None:
-        self.shapes = tap_shapes(list(net.outputs))
-        self.device, self.net = device, net
-
-    @classmethod
-    def load(cls, source: files.Weights, taps: Sequence[str], *, precision: str, device: torch.device) -> InceptionNet:
-        """Return the net with these weights on a device."""
-        tap_shapes(taps)  # refuses unknown taps before the weights are read
-        net = TappedInception(load(source), taps).eval().prepare(device, TYPES[precision])
+    def __init__(self, net: Any, shapes: dict[str, tuple[int, ...]], precision: str, device: torch.device) -> None:
+        self.shapes, self.device = shapes, device
+        self.net = net.prepare(device, TYPES[precision])
         # Other threads run the net in streams of their own, which do not wait for the copies made here.
         synchronize_device(str(device))
-        return cls(net, device)
 
     @torch.inference_mode()
     def __call__(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Return {tap: (B, ...) float32} of crops (B, 160, 160, 3) uint8."""
+        """Return {tap: (B, ...) float32} of crops (B, S, S, 3) uint8."""
         # Copy bytes to the device and convert there: a quarter of the traffic of floats.
         pixels = torch.from_numpy(np.ascontiguousarray(crops))
         if self.device.type == "cuda":
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
         return {tap: value.cpu().numpy() for tap, value in zip(self.shapes, self.net(pixels), strict=True)}
+
+
+class InceptionNet(TorchNet):
+    """facenet-pytorch's InceptionResnetV1."""
+    # The convolutions run in `precision`; means and the identity vector are computed in float32. In float32, every tap
+    # equals the library's eager net up to rounding (cosine above .99999).
+
+    @classmethod
+    def load(cls, source: files.Weights, taps: Sequence[str], *, precision: str, device: torch.device) -> InceptionNet:
+        """Return the net with these weights on a device."""
+        shapes = tap_shapes(taps)  # refuses unknown taps before the weights are read
+        return cls(TappedInception(load(source), taps).eval(), shapes, precision, device)
 
 
 def pooled(x: torch.Tensor, form: str) -> torch.Tensor:

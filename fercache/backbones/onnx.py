@@ -1,4 +1,4 @@
-"""Nets that other runtimes execute: ONNX models (extra `onnx`), and the CNN in OpenVINO (extra `openvino`)."""
+"""Nets that other runtimes execute: ONNX models (extra `onnx`), and torch's nets in OpenVINO (extra `openvino`)."""
 
 from __future__ import annotations
 
@@ -6,174 +6,266 @@ import logging
 import warnings
 from collections.abc import Sequence
 from queue import SimpleQueue
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fercache.backbones.dlib import load_dlib
 from fercache.backbones.inception import TappedInception, load, quantize
-from fercache.backbones.taps import CROP_PX, tap_shapes
-from fercache.backbones.weights import files
+from fercache.backbones.library import Node, in_form, load_library_net, nodes_of
+from fercache.backbones.registry import Card
+from fercache.backbones.taps import POOLED, split_tap, tap_shapes
+from fercache.backbones.weights import protobuf_fields
 from fercache.backbones.weights.files import Weights
 from fercache.errors import InputError, MissingExtra, WeightsError
 
-CENTER, SCALE = 127.5, 128.0
-MAP_DIMENSIONS = 4
+OUTPUT = "output"
+NOT_ONNX = "export it again, with its file of external data beside it"
 
 
 class OnnxNet:
-    """An ONNX model whose named outputs are the taps; `shapes` are those of the taps that a call returns."""
-    # The model has one float32 input, (B, 3, H, W) or (B, H, W, 3) RGB, scaled as (x - 127.5) / 128. Crops are resized
-    # if it fixes another size than 160. Outputs with four dimensions, (B, C, h, w), are averaged over positions. A
-    # model with a fixed batch size runs with that size.
+    """An ONNX model whose outputs or inner values are the taps; `shapes` are those of the taps that a call returns."""
+    # The model has one float32 input, (B, 3, H, W) or (B, H, W, 3). Values with four dimensions, (B, C, h, w), and with
+    # three, (B, N, D), are averaged over positions unless the tap names another form. A model with a fixed batch size
+    # runs with that size.
 
-    def __init__(self, session: Any, taps: Sequence[str]) -> None:
-        self.session, self.taps = session, list(taps)
+    def __init__(self, session: Any, nodes: dict[str, str], card: Card) -> None:
+        self.session, self.nodes, self.card = session, nodes, card
         self.input = session.get_inputs()[0]
+        self.own_threads = isinstance(session, OpenVinoSession)
         self.shapes: dict[str, tuple[int, ...]] = {}
 
     @classmethod
-    def load(cls, weights: Weights, taps: Sequence[str], device: str, batch: int) -> OnnxNet:
+    def load(cls, weights: Weights, taps: Sequence[str], device: str, batch: int, *, precision: str = "float32",
+             backend: str = "torch") -> OnnxNet:
         """Return the model, after a trial run with one batch.
+
+        Parameters
+        ----------
+        taps : its outputs or inner values, each also as NAME-3x3, NAME-map, NAME-cls and NAME-tokens. ``pooled`` is
+            what its last fully connected layer reads, ``output`` its first output, unless a value has that name.
+        backend : torch means onnxruntime here.
 
         Raises
         ------
         InputError
-            A tap is not an output of the model.
+            A tap is not a value of the model, or onnxruntime does not run this precision.
         MissingExtra
-            onnxruntime is not installed.
+            onnxruntime or openvino is not installed.
         WeightsError
             The file is not an ONNX model, or its input is not a batch of pictures.
         """
+        if backend == "torch" and precision != "float32":
+            raise InputError(f"onnxruntime runs float32, not {precision}", where="precision",
+                             hint="add --backend openvino, or choose --precision float32")
         try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingExtra("onnx: weights need onnxruntime, which is not installed",
-                               hint="pip install 'fercache[onnx]'") from error
-        session = _open(onnxruntime, weights, device)
-        names = [output.name for output in session.get_outputs()]
-        unknown = [tap for tap in taps if tap not in names]
+            data = weights.path.read_bytes()
+            outputs, inner, last = _values(data)
+        except (KeyError, IndexError, ValueError) as error:
+            raise WeightsError("not readable as an ONNX model", where=weights.path, hint=NOT_ONNX) from error
+        named = {POOLED: last, OUTPUT: outputs[0]} | {name: name for name in (*inner, *outputs)}
+        nodes = {tap: named.get(node, node) for tap in taps for node in (tap if tap in named else split_tap(tap)[0],)}
+        unknown = [tap for tap, node in nodes.items() if node not in outputs and node not in inner]
         if unknown or not taps or len(set(taps)) != len(taps):
             what = f"{unknown[0]!r} is no output of the model" if unknown else "taps must be named, each once"
-            raise InputError(what, where=weights.path, hint=f"choose with --taps from its outputs: {', '.join(names)}")
-        net = cls(session, taps)
+            raise InputError(what, where=weights.path, hint=f"choose with --taps from its outputs: "
+                             f"{', '.join(outputs)}; or one of its {len(inner)} inner values")
+        # The values to read, as outputs. Protobuf merges a message with one that follows it.
+        data += b"".join(_message(7, _message(12, _message(1, node.encode())))
+                         for node in dict.fromkeys(nodes.values()) if node not in outputs)
+        session = (_openvino_session(data, batch, precision, weights) if backend == "openvino" else
+                   _onnx_session(data, device, weights))
+        inputs = session.get_inputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
+            raise WeightsError("its input is not one float32 batch of pictures (B, 3, H, W) or (B, H, W, 3)",
+                               where=weights.path, hint="export it with a single such input")
+        net = cls(session, nodes, weights.card)
+        fixed = [side for side in inputs[0].shape[1:] if isinstance(side, int) and side != 3]
+        if any(side != weights.card.size for side in fixed):
+            raise WeightsError(f"its pictures have {fixed[0]} pixels, and the card says size = {weights.card.size}",
+                               where=weights.path, hint=f"write size = {fixed[0]} into the card")
         # A trial run: the shapes that a model declares may contain free dimensions.
-        outputs = net(np.zeros((batch, CROP_PX, CROP_PX, 3), np.uint8))
-        net.shapes = {tap: outputs[tap].shape[1:] for tap in taps}
+        size = weights.card.size
+        trial = net(np.zeros((batch, size, size, 3), np.uint8))
+        net.shapes = {tap: trial[tap].shape[1:] for tap in taps}
         return net
 
     def __call__(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Return {tap: (B, ...) float32} of crops (B, 160, 160, 3) uint8."""
-        pixels = self._input_of(crops)
-        fixed = self.input.shape[0]
+        """Return {tap: (B, ...) float32} of crops (B, S, S, 3) uint8 RGB."""
+        mean, std = (np.array(value, np.float32) * 255 for value in (self.card.mean, self.card.std))
+        pixels = ((crops[..., ::-1] if self.card.channels == "bgr" else crops).astype(np.float32) - mean) / std
+        if self.input.shape[-1] != 3:
+            pixels = pixels.transpose(0, 3, 1, 2)
+        pixels = np.ascontiguousarray(pixels, np.float32)
+        fixed, names = self.input.shape[0], list(dict.fromkeys(self.nodes.values()))
         step = fixed if isinstance(fixed, int) else len(pixels)
-        runs = [self._run(pixels[start:start + step], step) for start in range(0, len(pixels), step)]
-        values = (np.concatenate(parts)[:len(pixels)] for parts in zip(*runs, strict=True))
-        return {tap: np.asarray(value.mean(axis=(2, 3), dtype=np.float64) if value.ndim == MAP_DIMENSIONS else value,
-                                np.float32) for tap, value in zip(self.taps, values, strict=True)}
-
-    def _run(self, pixels: NDArray[np.float32], step: int) -> list[NDArray[Any]]:
-        """Return the model's outputs for one batch, padded to `step` crops."""
-        padded = np.zeros((step, *pixels.shape[1:]), np.float32)
-        padded[:len(pixels)] = pixels
-        outputs: list[NDArray[Any]] = self.session.run(self.taps, {self.input.name: padded})
-        return outputs
-
-    def _input_of(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the crops scaled, in the layout and size of the model's input."""
-        channels_last = self.input.shape[-1] == 3
-        height, width = self.input.shape[1:3] if channels_last else self.input.shape[2:4]
-        x = ((torch.from_numpy(crops).float() - CENTER) / SCALE).permute(0, 3, 1, 2)
-        size = [side if isinstance(side, int) else CROP_PX for side in (height, width)]
-        if size != [CROP_PX, CROP_PX]:
-            x = torch.nn.functional.interpolate(x, size=size, mode="bilinear", antialias=True)
-        return np.ascontiguousarray((x.permute(0, 2, 3, 1) if channels_last else x).numpy())
+        runs = []
+        for start in range(0, len(pixels), step):
+            padded = np.zeros((step, *pixels.shape[1:]), np.float32)
+            padded[:len(pixels) - start] = pixels[start:start + step]
+            runs.append(self.session.run(names, {self.input.name: padded}))
+        values = {name: torch.from_numpy(np.concatenate(parts)[:len(pixels)].astype(np.float32))
+                  for name, parts in zip(names, zip(*runs, strict=True), strict=True)}
+        kinds = {name: Node(value) if value.ndim == 4 else nodes_of(value) if value.ndim == 3 else
+                 Node(vector=value.flatten(1)) for name, value in values.items()}
+        # An output's own name may end like a form.
+        return {tap: in_form("" if tap == node else tap, kinds[node]).numpy() for tap, node in self.nodes.items()}
 
 
-def _open(runtime: ModuleType, weights: Weights, device: str) -> Any:
+def _values(data: bytes) -> tuple[list[str], set[str], str]:
+    """Return the outputs of an ONNX model, its inner values, and what its last fully connected layer reads."""
+    # Field numbers are from onnx.proto: ModelProto.graph 7; GraphProto.node 1, output 12; ValueInfoProto.name 1;
+    # NodeProto.input 1, output 2, op_type 4.
+    graph = dict(protobuf_fields(memoryview(data)))[7]
+    outputs, inner, last = list[str](), set[str](), ""
+    for number, message in protobuf_fields(graph):
+        if number == 12:
+            outputs.append(bytes(dict(protobuf_fields(message))[1]).decode())
+        elif number == 1:
+            fields = list(protobuf_fields(message))
+            inner |= {bytes(value).decode() for field, value in fields if field == 2}
+            if bytes(dict(fields)[4]) in (b"Gemm", b"MatMul"):
+                last = next(bytes(value).decode() for field, value in fields if field == 1)
+    return outputs, inner, last
+
+
+def _message(number: int, content: bytes) -> bytes:
+    """Return a field of a protobuf message that holds bytes."""
+    size, length = len(content), bytearray()
+    while size >= 0x80:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes((number << 3 | 2, *length, size)) + content
+
+
+def _onnx_session(data: bytes, device: str, weights: Weights) -> Any:
+    """Return a session of onnxruntime on the model."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra("onnx: weights need onnxruntime, which is not installed",
+                           hint="pip install 'fercache[onnx]'") from error
     # onnxruntime's exceptions have no common base class.
-    members = vars(runtime.capi.onnxruntime_pybind11_state).values()
+    members = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
     errors: tuple[type[Exception], ...] = (
         RuntimeError, ValueError, *(e for e in members if isinstance(e, type) and issubclass(e, Exception)))
     preferred = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
-    providers = [name for name in (*preferred, "CPUExecutionProvider") if name in runtime.get_available_providers()]
-    options = runtime.SessionOptions()
+    providers = [name for name in (*preferred, "CPUExecutionProvider") if name in onnxruntime.get_available_providers()]
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # batches run in parallel instead
+    # Bytes have no folder, in which external data are searched.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights.path.parent))
     try:
-        session = runtime.InferenceSession(str(weights.path), options, providers=providers)
+        return onnxruntime.InferenceSession(data, options, providers=providers)
     except errors as error:
         reason = str(error).partition("\n")[0]
-        raise WeightsError(f"not readable as an ONNX model ({reason})", where=weights.path,
-                           hint="export it again, with its file of external data beside it") from error
-    inputs = session.get_inputs()
-    if len(inputs) != 1 or len(inputs[0].shape) != MAP_DIMENSIONS or inputs[0].type != "tensor(float)":
-        raise WeightsError("its input is not one float32 batch of pictures (B, 3, H, W) or (B, H, W, 3)",
-                           where=weights.path, hint="export it with a single such input")
-    return session
+        raise WeightsError(f"not readable as an ONNX model ({reason})", where=weights.path, hint=NOT_ONNX) from error
 
 
-# The CNN in OpenVINO, which is often faster than torch on CPUs.
+# OpenVINO, which is often faster than torch on CPUs.
 
-PRECISIONS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}
+PRECISIONS = {"float32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 """The precision of all that is not int8, by OpenVINO's name."""
 
 
-class OpenVinoNet:
-    """facenet-pytorch's InceptionResnetV1, exported from torch; `shapes` are those of the taps that a call returns."""
-    # Each stream runs one batch in one thread: batches run in parallel, and their number does not change the values. In
-    # float32, every tap agrees with torch to a cosine of .99999; bf16 agrees with float32 to .999, int8 to .998.
+class OpenVinoSession:
+    """A compiled model; `run` and `get_inputs` are those of a session of onnxruntime."""
+    # Each stream runs one batch in one thread: batches run in parallel, and their number does not change the values.
 
-    own_threads = True
-
-    def __init__(self, compiled: Any, shapes: dict[str, tuple[int, ...]], threads: int) -> None:
-        self.shapes = shapes
+    def __init__(self, model: Any, precision: str, threads: int) -> None:
+        compiled = openvino_runtime().Core().compile_model(model, "CPU", {
+            "INFERENCE_PRECISION_HINT": PRECISIONS[precision], "NUM_STREAMS": threads,
+            "INFERENCE_NUM_THREADS": threads})
+        self.compiled = compiled
         # A request must not be used by two threads at once, so each call borrows one.
         self.free: SimpleQueue[Any] = SimpleQueue()
         for _ in range(threads):
             self.free.put(compiled.create_infer_request())
 
+    def get_inputs(self) -> list[SimpleNamespace]:
+        """Return name, shape and type of each input."""
+        return [SimpleNamespace(name=port.get_any_name(), shape=list(port.get_shape()),
+                                type="tensor(float)" if port.get_element_type().get_type_name() == "f32" else "other")
+                for port in self.compiled.inputs]
+
+    def run(self, names: Sequence[str] | None, feed: dict[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
+        """Return the outputs with these names, or all in their order; as many calls as threads run at once."""
+        request = self.free.get()
+        try:
+            request.infer(list(feed.values()))
+            ports = range(len(self.compiled.outputs)) if names is None else names
+            tensors = [request.get_output_tensor(port) if names is None else request.get_tensor(port) for port in ports]
+            return [np.array(tensor.data, np.float32) for tensor in tensors]
+        finally:
+            self.free.put(request)
+
+
+class OpenVinoNet:
+    """A torch net, exported to OpenVINO; `shapes` are those of the taps that a call returns."""
+    # In float32, every tap of facenet-pytorch's net agrees with torch to a cosine of .99999; bf16 agrees with float32
+    # to .999, int8 to .998.
+
+    own_threads = True
+
+    def __init__(self, session: OpenVinoSession, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.session, self.shapes = session, shapes
+
     @classmethod
-    def load(cls, source: files.Weights, taps: Sequence[str], *, precision: str, batch: int,
-             threads: int) -> OpenVinoNet:
+    def load(cls, source: Weights, taps: Sequence[str], *, precision: str, batch: int, threads: int) -> OpenVinoNet:
         """Return the net with these weights, compiled for `threads` calls at the same time.
 
         Raises
         ------
-        InputError
-            OpenVINO does not run this precision.
         MissingExtra
             openvino is not installed.
         """
-        if precision not in PRECISIONS:
-            raise InputError(f"OpenVINO runs {' or '.join(PRECISIONS)}, not {precision}", where="precision",
-                             hint="choose one of those, or --backend torch")
         runtime = openvino_runtime()
-        shapes = tap_shapes(taps)
-        shape = (batch, CROP_PX, CROP_PX, 3)
+        net, shapes = load_module(source, taps)
+        shape = (batch, source.card.size, source.card.size, 3)
         # Given a module, OpenVINO runs torch.jit.trace, which torch 2.14 deprecates: give it an exported program.
-        net = TappedInception(load(source), taps).eval()
-        program = torch.export.export(quantize(net) if precision == "int8" else net,
-                                      (torch.zeros(shape, dtype=torch.uint8),), strict=False)
+        with torch.inference_mode(mode=False), torch.no_grad():
+            program = torch.export.export(quantize(net) if isinstance(net, TappedInception) and precision == "int8"
+                                          else net, (torch.zeros(shape, dtype=torch.uint8),), strict=False)
         with warnings.catch_warnings():
             # While OpenVINO decomposes the program, torch 2.13 warns of a deprecated class that torch itself uses.
             warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
             # With the shape given again: an exported program alone leaves the outputs' shapes dynamic.
             model = runtime.convert_model(program, input=list(shape))
-        compiled = runtime.Core().compile_model(model, "CPU", {
-            "INFERENCE_PRECISION_HINT": PRECISIONS[precision], "NUM_STREAMS": threads,
-            "INFERENCE_NUM_THREADS": threads})
-        return cls(compiled, shapes, threads)
+        return cls(OpenVinoSession(model, precision, threads), shapes)
 
     def __call__(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Return {tap: (B, ...) float32} of crops (B, 160, 160, 3) uint8; up to `threads` calls run at once."""
-        request = self.free.get()
-        try:
-            request.infer([np.ascontiguousarray(crops)])
-            return {tap: np.array(request.get_output_tensor(i).data, np.float32) for i, tap in enumerate(self.shapes)}
-        finally:
-            self.free.put(request)
+        """Return {tap: (B, ...) float32} of crops (B, S, S, 3) uint8."""
+        return dict(zip(self.shapes, self.session.run(None, {"": np.ascontiguousarray(crops)}), strict=True))
+
+
+def load_module(weights: Weights, taps: Sequence[str]) -> tuple[torch.nn.Module, dict[str, tuple[int, ...]]]:
+    """Return a torch net from pixels (B, S, S, 3) to taps, in eval mode, and the shapes of the taps."""
+    if weights.net == "facenet":
+        shapes = tap_shapes(taps)  # refuses unknown taps before the weights are read
+        return TappedInception(load(weights), taps).eval(), shapes
+    net = load_dlib(weights, taps) if weights.net == "dlib" else load_library_net(weights, taps)
+    with torch.inference_mode():
+        values = net(torch.zeros((1, weights.card.size, weights.card.size, 3), dtype=torch.uint8))
+    return net, {tap: tuple(value.shape[1:]) for tap, value in zip(taps, values, strict=True)}
+
+
+def _openvino_session(data: bytes, batch: int, precision: str, weights: Weights) -> OpenVinoSession:
+    """Return OpenVINO's session on an ONNX model, for batches of that size."""
+    try:
+        model = openvino_runtime().Core().read_model(data)
+        shape = model.inputs[0].get_partial_shape()
+        size = weights.card.size
+        last = shape[3].is_static and shape[3].get_length() == 3
+        if not shape[0].is_static:
+            model.reshape([batch, size, size, 3] if last else [batch, 3, size, size])
+        return OpenVinoSession(model, precision, torch.get_num_threads())
+    except (RuntimeError, IndexError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise WeightsError(f"OpenVINO cannot read the model ({reason})", where=weights.path,
+                           hint="choose --backend torch, which runs it in onnxruntime") from error
 
 
 def openvino_runtime() -> ModuleType:

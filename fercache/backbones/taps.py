@@ -11,7 +11,13 @@ from fercache.errors import InputError
 CROP_PX = 160
 EMBEDDING = "embedding"
 """The net's last vector, which identifies a person."""
+AUDIO = "audio"
+"""Name of the taps of sound, alone or before a dash: heads read them beside those of the picture."""
 GRID = 3
+POOLED = "pooled"
+"""The last vector of a net of timm or transformers, before any classifier."""
+FORMS = ("3x3", "map", "cls", "tokens")
+"""Endings of taps: means over a 3 x 3 grid, all positions, the class token, all tokens; without one, the mean."""
 BLOCKS: dict[str, tuple[int, int, int]] = {
     "conv2d_4b": (256, 17, 17), "repeat_1": (256, 17, 17), "mixed_6a": (896, 8, 8), "repeat_2": (896, 8, 8),
     "mixed_7a": (1792, 3, 3), "repeat_3": (1792, 3, 3), "block8": (1792, 3, 3)}
@@ -48,10 +54,21 @@ def tap_shapes(taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def split_tap(tap: str) -> tuple[str, str]:
+    """Return the node and the form ("", "3x3", "map", "cls" or "tokens") of a tap of any other net."""
+    node, _, form = tap.rpartition("-")
+    return (node, form) if node and form in FORMS else (tap, "")
+
+
 def block_of(tap: str) -> tuple[str, str]:
     """Return the block (or ``embedding``) and the form ("", "3x3" or "map") of a tap."""
     block, _, form = tap.partition("-")
     return block, form
+
+
+def is_audio(tap: str) -> bool:
+    """Return whether a tap, of a joined store too, holds features of sound; rows of zeros are frames without sound."""
+    return tap.rpartition("/")[2].partition("-")[0] == AUDIO
 
 
 def tap_views(tap: str) -> str:

@@ -39,7 +39,7 @@ COMMANDS = {
     },
     "Upkeep": {
         "info": "Show what a store holds and what extraction costs.",
-        "weights": "List or download pretrained CNNs.",
+        "weights": "List, download, add or check pretrained nets.",
         "verify": "Check every byte of a store.",
         "diff": "Compare two stores.",
         "gc": "List and remove what nothing refers to.",

@@ -58,6 +58,7 @@ HEADINGS: dict[str, tuple[type[Config] | None, tuple[str, ...]]] = {
     "Options": (None, ()),
     "Data set": (DatasetConfig, tuple(entry.name for entry in dataclasses.fields(DatasetConfig))),
     "Faces": (ExtractConfig, ("faces", "detect_every", "detect_px", "min_face_px", "min_score", "margin", "people")),
+    "Sound": (ExtractConfig, ("modality", "audio_window_s")),
     "Sources": (ExtractConfig, ("on_truncated", "crop_fps", "verify_sources", "thumbnails")),
     "Training": (TrainConfig, ("loss", "label_smoothing", "epochs", "patience", "width", "dropout", "lr", "ema",
                                "mixup", "noise", "time_mask_s", "window_s", "step_s", "precision")),
@@ -67,7 +68,7 @@ HEADINGS: dict[str, tuple[type[Config] | None, tuple[str, ...]]] = {
 """Heading in a command's help -> the options below it, and the configuration that they belong to (None: any)."""
 
 EXPLAINED_ONCE = {"Data set": "Which clips and labels to read", "Faces": "How faces are found",
-                  "Sources": "How clips are read"}
+                  "Sound": "Sound beside the picture", "Sources": "How clips are read"}
 """Headings whose options the help of `extract` explains, and a summary for the help of all other commands."""
 
 

@@ -226,7 +226,7 @@ def _json(value: dict[str, Any]) -> str:
 
 @click.group()
 def weights_command() -> None:
-    """List or download pretrained CNNs."""
+    """List, download, add or check pretrained nets."""
 
 
 @weights_command.command("list", cls=HeadedCommand)
@@ -236,7 +236,8 @@ def weights_list(context: Context) -> int:
     from fercache.backbones import weights
 
     for row in weights.list_weights(context.workspace.weights):
-        click.echo(f"{row.name}: {row.path or f'not here ({row.download_mb} MB to pull)'}")
+        size = f" ({row.download_mb} MB to pull)" if row.download_mb else ""
+        click.echo(f"{row.name}: {row.path or f'not here{size}'}{'' if row.verified else ' (not verified)'}")
         click.echo(f"  {row.source}; {row.terms}")
     return 0
 
@@ -245,11 +246,95 @@ def weights_list(context: Context) -> int:
 @click.argument("name")
 @location_options
 def weights_pull(context: Context, name: str) -> int:
-    """Download the weights NAME, check their digest and store them as safetensors."""
+    """Download the weights NAME; known ones are checked by digest and stored as safetensors."""
     from fercache.backbones import weights
 
     click.echo(weights.download_weights(name, context.workspace.weights).path)
     return 0
+
+
+def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[float] | None:
+    """Return three numbers, separated by commas or spaces, or one for all channels."""
+    if text is None:
+        return None
+    try:
+        values = [float(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        values = []
+    if len(values) not in (1, 3):
+        raise click.BadParameter("takes one number, or three: red,green,blue")
+    return values if len(values) == 3 else values * 3
+
+
+@weights_command.command("add", cls=HeadedCommand)
+@click.argument("name")
+@click.option("--net", required=True, help="Where the net comes from: onnx:PATH, timm:NAME, hf:REPO, or a folder of "
+              "those two.")
+@click.option("--size", type=int, help="Side of its input in pixels.")
+@click.option("--resize", type=int, help="Side that the face is scaled to, if the net sees the middle of it only.")
+@click.option("--mean", callback=_numbers, help="Mean of each channel, for pixels from 0 to 1.")
+@click.option("--std", callback=_numbers, help="Standard deviation of each channel.")
+@click.option("--channels", type=click.Choice(["rgb", "bgr"]), help="Order of the channels.")
+@click.option("--interpolation", type=click.Choice(["bilinear", "bicubic", "lanczos"]), help="How faces are scaled.")
+@click.option("--crop", type=click.Choice(["box", "square", "aligned"]), help="The box stretched, the square around "
+              "it, or aligned by landmarks.")
+@click.option("--template", type=click.Choice(["arcface112", "dlib150"]), help="Where the landmarks go.")
+@click.option("--margin", type=float, help="Margin around the box, as a fraction of its longer side.")
+@click.option("--scales", type=float, multiple=True, help="Relative sizes of the region, over which taps are "
+              "averaged; give it once for each.")
+@click.option("--taps", help="Taps to store by default, separated by commas.")
+@click.option("--identity", help="Tap whose cosine tells people apart.")
+@click.option("--source", help="Where the net comes from, for people.")
+@click.option("--terms", help="What it may be used for.")
+@click.option("--reference", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Vectors of the "
+              "pictures of `weights check --pictures`, made by the net's own library: .npy, a row for each face.")
+@location_options
+def weights_add(context: Context, name: str, net: str, taps: str | None, reference: Path | None, **keys: Any) -> int:
+    """Write a card for a net of your own, so that --weights NAME uses it with its preprocessing."""
+    import numpy as np
+
+    from fercache.backbones import weights
+
+    given = {key: list(value) if isinstance(value, tuple) else value for key, value in keys.items() if value}
+    if taps:
+        given["taps"] = [tap.strip() for tap in taps.split(",")]
+    if reference is not None:
+        vectors = np.load(reference, allow_pickle=False)
+        given["reference"] = {(given.get("taps") or ["pooled"])[0]: vectors.reshape(len(vectors), -1).tolist()}
+    click.echo(weights.add_card(name, net, given, context.workspace.weights))
+    return 0
+
+
+@weights_command.command("check", cls=HeadedCommand)
+@click.argument("name")
+@click.option("--pictures", type=click.Path(path_type=Path, file_okay=False), help="Write the test pictures to this "
+              "folder, for vectors by the net's own library.")
+@location_options
+def weights_check(context: Context, name: str, pictures: Path | None) -> int:
+    """Compare a net's vectors of test pictures with those of its own library, and name a wrong preprocessing.
+
+    A difference is relative to that between the faces. Without reference vectors in its card (`weights add
+    --reference`), a net is not verified. Exit code 1: the vectors differ.
+    """
+    from fercache.backbones import weights
+    from fercache.diagnostics import check_weights as check
+
+    if pictures is not None:
+        for path in check.write_pictures(pictures):
+            click.echo(path)
+    result = check.check_weights(weights.ensure_weights(name, context.workspace.weights))
+    if result.error != result.error:
+        click.echo(f"{name}: not verified: its card has no reference vectors")
+        return 0
+    click.echo(f"{name}: {'verified' if result.verified else 'differs from its own library'}: difference "
+               f"{result.error:.2g}, at most {check.TOLERANCE:g} is allowed")
+    for mistake in result.mistakes:
+        click.echo(f"  it fits with {mistake}")
+    if result.mistakes:
+        click.echo(f"  with that the difference is {result.best:.2g}: change the card")
+    elif not result.verified:
+        click.echo("  no usual mistake explains it: compare the whole preprocessing with the library's")
+    return 0 if result.verified else 1
 
 
 @click.command("info", cls=HeadedCommand)
@@ -263,6 +348,7 @@ def info_command(context: Context, store: Location | None, with_clips: bool, as_
 
     If nothing was extracted yet, print the bytes and the time that `extract` will need.
     """
+    from fercache.backbones import weights
     from fercache.config import fingerprint_of
     from fercache.extraction import job
     from fercache.store.embedding_store import EmbeddingStore
@@ -274,7 +360,9 @@ def info_command(context: Context, store: Location | None, with_clips: bool, as_
     opened = EmbeddingStore.open(path)
     frames = {clip: opened.manifest(clip).frames for clip in opened}
     size = opened.size()
-    summary = {"store": str(path), "clips": len(frames), "frames": sum(frames.values()), "bytes": size.bytes,
+    backbone = weights.verification_of(opened.settings, context.workspace.weights)
+    summary = {"store": str(path), **({"backbone": backbone} if backbone else {}), "clips": len(frames),
+               "frames": sum(frames.values()), "bytes": size.bytes,
                "files": size.files, "taps": {tap: list(shape) for tap, shape in opened.taps.items()},
                "bytes_a_frame": 2 * sum(prod(shape) for shape in opened.taps.values()),
                "fingerprint": fingerprint_of(opened.settings), "digest": opened.digest()}

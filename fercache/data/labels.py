@@ -187,8 +187,11 @@ def index_by_name(classes: Sequence[str]) -> dict[str, int]:
 # Labels in text files: a header with the class names, then one integer a frame (Aff-Wild2's form).
 
 LIMIT_BYTES = 64 << 20
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+"""Byte order marks of UTF-16."""
 # pandas and spreadsheets write whole numbers with a decimal point or comma; longer numbers are no labels or frames.
-WHOLE = re.compile(r"([+-]?[0-9]{1,15})(?:[.,]0*)?")
+# ``1,000`` is none: it may be 1 or 1000.
+WHOLE = re.compile(r"([+-]?[0-9]{1,15})(?:\.0*|,(?!000$)0*)?")
 WRONG = np.iinfo(np.int16).min
 _SHOWN = 30
 
@@ -215,11 +218,13 @@ def read(path: Path) -> LabelFile:
     try:
         if path.stat().st_size > LIMIT_BYTES:  # any *.txt may be taken for labels, a log of gigabytes too
             raise LabelError(f"larger than {LIMIT_BYTES >> 20} MB")
-        text = path.read_text(encoding="utf-8-sig").rstrip()
+        with path.open("rb") as file:
+            encoding = "utf-16" if file.read(2) in UTF_16 else "utf-8-sig"
+        text = path.read_text(encoding=encoding).rstrip()
     except OSError as error:
         raise LabelError(f"cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise LabelError("is not text in UTF-8") from error
+        raise LabelError("is not text in UTF-8, or in UTF-16 with a byte order mark") from error
     if not text:
         raise LabelError("is empty")
     lines = text.split("\n")

@@ -216,12 +216,15 @@ def _read_table(path: Path, base: Path) -> tuple[list[Trial], list[Issue], dict[
         if split not in SPLITS:
             raise InputError(f"line {line} has split {row['split']!r}", where=path,
                              hint="it is one of train, validation, test")
-        kind = kind_at(base / row["path"])
+        place = base / row["path"]
+        if (kind := kind_at(place)) is None and "\\" in row["path"]:  # written on Windows
+            place = base / row["path"].replace("\\", "/")
+            kind = kind_at(place)
         if kind is None:
             problems.append(Issue(where=name, message=f"no such file or folder: {base / row['path']}", kind="no-clip",
                                   hint=f"correct line {line} of {path} (relative paths start at {base})"))
             continue
-        trials.append(Trial(name=name, path=base / row["path"], kind=kind, parent=name, subject=subject,
+        trials.append(Trial(name=name, path=place, kind=kind, parent=name, subject=subject,
                             group=row.get("group", "") or subject or name, split=SPLITS[split]))
         words[name] = row.get("label", "")
     return trials, problems, words

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from pyarrow import csv, parquet
 
 from fercache.data.base import UNKNOWN, Issue
-from fercache.data.labels import LabelError, whole_number
+from fercache.data.labels import UTF_16, LabelError, whole_number
 from fercache.data.labels import read as read_labels
-from fercache.errors import InputError
+from fercache.errors import ClipError, InputError
+from fercache.media.source import check_content
 
 # pyarrow refuses a line that is longer than a block; 131,072 features a line, the most that `import` takes, need 3 MB.
 BLOCK_BYTES = 8 << 20
@@ -40,10 +41,15 @@ SHOWN = 60
 NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:[.,][0-9]*)?|[.,][0-9]+)(?:e[+-]?[0-9]+)?", re.IGNORECASE)
 
 MOST_CLASSES = 200
-NOTHING = frozenset(("", "-1", "nan", "none", "null"))
+NOTHING = frozenset(("", "-1", "na", "n/a", "<na>", "nan", "none", "null"))
+"""Cells without a label, in lower case; a class that is named with --classes may have such a name."""
 DELIMITERS = ",;\t"
 SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
 """First line by which spreadsheets name the delimiter."""
+SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+"""First bytes of Excel's and OpenDocument's files."""
+THOUSANDS = r",000\s*$"
+"""End of a number that may be 1 or 1000."""
 
 
 class Dialect(NamedTuple):
@@ -67,7 +73,9 @@ def sniff(path: Path) -> Dialect:
     """Return how a CSV is written, from its first line."""
     with pa.input_stream(str(path)) as file:
         head = bytes(file.read(4))
-    encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+    # Without a byte order mark, every other byte of an ASCII header in UTF-16 is zero.
+    encoding = ("utf-16" if head[:2] in UTF_16 else "utf-16-le" if head[1::2] == b"\0\0" else
+                "utf-16-be" if head[::2] == b"\0\0" else "utf-8")
     with pa.input_stream(str(path)) as file, TextIOWrapper(file, "utf-8-sig" if encoding == "utf-8" else encoding,
                                                            errors="replace") as text:
         line = text.readline(LONGEST_LINE)
@@ -167,14 +175,23 @@ def _open_csv(file: Any, dialect: Dialect, columns: Sequence[str] = (),
 def _table_errors(path: Path) -> Iterator[None]:
     """Turn an error of pyarrow or of the file system into an InputError that names the file."""
     try:
+        if path.is_file():
+            check_content(path)
+            with path.open("rb") as file:
+                if file.read(4) in SPREADSHEETS:
+                    raise InputError("a spreadsheet or a zip archive, not a table", where=path,
+                                     hint="save the sheet as CSV (in Excel: CSV UTF-8)")
         yield
+    except ClipError as error:
+        raise InputError(error.what, where=path, hint=error.hint) from error
     except InputError:  # it is a ValueError too
         raise
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         number = error.errno if isinstance(error, OSError) else None
         cause = os.strerror(number) if number else str(error)[:200]
         raise InputError(f"not readable as a table ({cause})", where=path,
-                         hint="check the path; a table is .csv (UTF-8; with commas, semicolons or tabs) or "
+                         hint="save it again in UTF-8 (in Excel: CSV UTF-8)" if "invalid UTF8" in cause else
+                              "check the path; a table is .csv (UTF-8; with commas, semicolons or tabs) or "
                               ".parquet, its first line the column names; if it was one, the file is cut off or "
                               "damaged") from error
 
@@ -217,6 +234,8 @@ def to_ints(column: Any, missing: float = np.nan) -> NDArray[np.int64]:
     ValueError
         A cell is not a whole number; the error quotes it.
     """
+    if pa.types.is_string(column.type) and pc.any(wrong := pc.match_substring_regex(column, THOUSANDS)).as_py():
+        raise ValueError(f"{column.filter(wrong)[0].as_py()!r} may be 1 or 1000 times as much: write no comma")
     values = to_floats(column, missing)
     whole = (np.floor(values) == values) & (np.abs(values) <= MAX_EXACT_INT)
     if not whole.all():
@@ -247,13 +266,21 @@ def check_columns(header: Sequence[str], path: Path, required: Sequence[str],
                   optional: Sequence[str] = ()) -> list[str]:
     """Return the column names of a table in lower case, without blanks around them."""
     names = [name.strip().casefold() for name in header]
-    expected = f"the columns are {','.join(required)}" + "".join(f"[,{name}]" for name in optional)
+    # Row numbers of pandas and a delimiter at the end of each line make columns without a name.
+    named = [name for name in names if not is_unnamed(name)]
+    expected = (f"the columns are {','.join(required)}" + "".join(f"[,{name}]" for name in optional)
+                + f"; found: {','.join(names)[:200]}")
     for wrong, what in ((sorted(set(required) - set(names)), "is missing"),
-                        (sorted(set(names) - {*required, *optional}), "is unknown"),
-                        (sorted(name for name, count in Counter(names).items() if count > 1), "appears twice")):
+                        (sorted(set(named) - {*required, *optional}), "is unknown"),
+                        (sorted(name for name, count in Counter(named).items() if count > 1), "appears twice")):
         if wrong:
             raise InputError(f"column {wrong[0][:80]!r} {what}", where=path, hint=expected)
     return names
+
+
+def is_unnamed(column: str) -> bool:
+    """Return whether a column has no name, or only the one that pandas gives such a column."""
+    return not column.strip() or re.fullmatch(r"unnamed: \d+", column, re.IGNORECASE) is not None
 
 
 def merge_spellings(words: Iterable[str]) -> tuple[list[str], list[Issue]]:
@@ -291,10 +318,10 @@ def code(word: str, classes: Sequence[str]) -> int | None:
     """Return the index of a label (a class name or a number), -1 for no label, None if it is not a class."""
     word = word.strip()
     number = whole_number(word)
-    if word.casefold() in NOTHING or number == UNKNOWN:
-        return UNKNOWN
     if word in classes:
         return classes.index(word)
+    if word.casefold() in NOTHING or number == UNKNOWN:
+        return UNKNOWN
     if number is not None:
         return number if 0 <= number < len(classes) else None
     same = [index for index, name in enumerate(classes) if name.casefold() == word.casefold()]

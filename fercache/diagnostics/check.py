@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from fercache import run_log
+from fercache.backbones import weights
 from fercache.config import FAST, FAST_TIME, ExtractConfig
 from fercache.data.base import Dataset, FrameTable, Issue, Trial
 from fercache.diagnostics import check_issues
 from fercache.diagnostics.check_issues import ClipFacts, ClipIndex, LengthComparison
-from fercache.errors import InputError
 from fercache.faces import crops
 from fercache.faces.interpolation import embedded_share
 from fercache.runtime.progress import format_bytes, format_duration
@@ -57,12 +57,8 @@ def _estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConf
     frames = sum(lengths)
     row: int | None = None
     total: int | None = None
-    try:
+    if weights.is_facenet(config.weights):  # others have taps of their own, known once the net is opened
         shapes = crops.with_views(tap_shapes(config.taps), config.augmentations).values()
-    except InputError:
-        if not config.weights.startswith("onnx:"):  # an ONNX model has taps of its own, known once it is opened
-            raise
-    else:
         share, columns = embedded_share(config.embed_every), len(FRAME_COLUMNS) + (config.embed_every != "1")
         row = round(2 * sum(map(prod, shapes)) * share) + 8 * columns
         # The last chunk of a clip is as long as the others, so a clip takes more than its frames.

@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fercache.backbones.registry import Card
 from fercache.backbones.taps import tap_views
 from fercache.data.base import PEOPLE_COUNT, SIDES, Trial, people_of, people_stored, person_name
 from fercache.errors import ClipError
 from fercache.extraction.batcher import FeatureBuffer
 from fercache.extraction.run_control import prefetch
 from fercache.faces import interpolation
-from fercache.faces.crops import apply_augmentation, augmented_taps, crop_face, sample_augmentation, whole_picture
+from fercache.faces.crops import augmented_taps, crops_of, sample_augmentation, whole_picture
 from fercache.faces.identity import Person, build_persons, crops_to_embed, left_and_right, mean_vector
 from fercache.faces.interpolation import Face, select_frames, small_gray
 from fercache.faces.tracklets import link_tracklets
 from fercache.media.source import Frame, Source
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.layout import FRAME_COLUMNS, SEGMENT, encode_name
+from fercache.store.layout import EMBEDDED, FRAME_COLUMNS, SEGMENT, encode_name, frame_columns
 from fercache.store.locks import locked_clips
 from fercache.store.writer import ClipWriter
 
@@ -35,18 +36,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Crops (n, 160, 160, 3) -> identity vectors (n, D).
+# Crops (n, S, S, 3) -> identity vectors (n, D).
 EmbedFaces = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-# A frame's face, plain and then in each augmentation, each (160, 160, 3); empty without a face.
+# A frame's face, plain and then in each augmentation, each (S, S, 3); empty without a face.
 AugmentedCrops = list[NDArray[np.uint8]]
 
-CROP_PX = 160
 # Crops for identity vectors in memory at once.
 IDENTITY_BATCH = 256
 # With people = "all", a person needs this many frames (half a second): shorter ones are mostly false detections.
 MIN_FRAMES = 12
 NO_TRACK = -1
 NO_BOX = np.full(4, np.nan)
+NO_FACE = np.full(len(FRAME_COLUMNS), np.nan)
 # Columns of the frame table.
 BOX = slice(FRAME_COLUMNS.index("x1"), FRAME_COLUMNS.index("y2") + 1)
 TIME_TRACK = [FRAME_COLUMNS.index("time_s"), FRAME_COLUMNS.index("track")]
@@ -132,14 +133,15 @@ class PersonSelection:
 
 
 def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: Sequence[int],
-              embed_faces: EmbedFaces | None) -> list[Person]:
+              embed_faces: EmbedFaces | None, card: Card) -> list[Person]:
     """Return the people of a clip, the main person first; a clip without faces has one person in no frame.
 
     Parameters
     ----------
-    detections : faces of each frame, (n, 5): x1, y1, x2, y2 in pixels and the score.
+    detections : faces of each frame, (n, 5): x1, y1, x2, y2 in pixels and the score; or (n, 15) with landmarks.
     cuts : first row of each new shot.
     embed_faces : returns identity vectors; None for a net without them: then position alone decides.
+    card : how that net's crops are cut.
 
     Raises
     ------
@@ -155,7 +157,8 @@ def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: S
     for face in crops_to_embed(tracklets).tolist():
         by_row.setdefault(int(tracklets.frame[face]), []).append(face)
     frames = source.pick(list(by_row)) if by_row else iter(())
-    crops = ((face, crop_face(frame.image, tracklets.faces[face], CROP_PX)) for frame in frames
+    faces = tracklets.faces
+    crops = ((face, crops_of(card, frame.image, faces[face, :4], faces[face, 5:])[0]) for frame in frames
              if frame.image is not None for face in by_row[frame.index - 1])
     batches: list[NDArray[np.float32]] = []
     rows: list[int] = []
@@ -193,6 +196,7 @@ class ClipJob:
     writer: ClipWriter  # of the person whose commit completes the clip; all others are written before
     resources: PipelineResources
     selection: PersonSelection
+    card: Card  # how crops are cut
     detect_every: int
     margin: float
     views: int  # crops of each face: the plain one and its augmentations
@@ -243,7 +247,8 @@ class ClipJob:
         # From the writer, which also has what an earlier run detected.
         detections = self.writer.detections()
         borders = np.searchsorted(detections[:, 0], np.arange(1, len(times)))
-        people = people_in(self.source, np.split(detections[:, 1:], borders), cuts.rows, self.selection.embed_faces)
+        people = people_in(self.source, np.split(detections[:, 1:], borders), cuts.rows, self.selection.embed_faces,
+                           self.card)
         return [frame_table_of(np.array(times), person) for person in self.selection.of(people)]
 
     def _blocks(self, frames: Iterator[Frame]) -> Iterator[tuple[int, list[Frame]]]:
@@ -273,10 +278,11 @@ class ClipJob:
         return Block(stop, len(block), future)
 
     def _detect_block(self, rows: list[int], images: list[NDArray[np.uint8] | None]) -> NDArray[np.float64]:
-        """Return the faces of a block, (n, 6): row, box, score. Runs in a pool thread."""
+        """Return the faces of a block, (n, 6 or 16): row, box, score, landmarks. Runs in a pool thread."""
+        columns = self.resources.columns
         with self.resources.profiler.busy("detect", len(rows)):
-            faces = interpolation.interpolate_faces(images, self.resources, self.detect_every)
-        return np.concatenate([np.empty((0, 6)), *(np.column_stack([np.full(len(boxes), row), boxes])
+            faces = interpolation.interpolate_faces(images, self.resources, self.detect_every, columns)
+        return np.concatenate([np.empty((0, 1 + columns)), *(np.column_stack([np.full(len(boxes), row), boxes])
                                                    for row, boxes in zip(rows, faces, strict=True))])
 
     def _store_detections(self, block: Block) -> None:
@@ -303,7 +309,8 @@ class ClipJob:
 
     def embed_boxes(self, frame_table: NDArray[np.float64]) -> None:
         """Run the CNN over the boxes of a frame table, segment by segment, and store the table too."""
-        table, fraction = frame_table[:, :len(FRAME_COLUMNS)], 1 - DETECT_FRACTION
+        stored = frame_columns(frame_table.shape[1])
+        table, fraction = frame_table[:, :len(stored) - stored.count(EMBEDDED)], 1 - DETECT_FRACTION
         if self.embed_every == "auto":  # the pixels decide what is embedded, so the table is complete after the last
             self.writer.set_frame_table(with_embedded(table, self._embed_selected(self._faces(table), fraction)))
             return
@@ -316,7 +323,7 @@ class ClipJob:
         frames = self._decoded(start) if every else self.resources.profiler.each("decode",
                                                                                  self.source.pick(rows[start:]))
         # A file that has grown since detection has more frames than boxes.
-        crops = (self._augmented(frame, table[frame.index - 1, BOX] if frame.index <= len(table) else NO_BOX)
+        crops = (self._augmented(frame, table[frame.index - 1] if frame.index <= len(table) else NO_FACE)
                  for frame in frames)
         # Each frame counts as `views` crops in memory.
         with closing(prefetch(crops, FACES_AHEAD // self.views)) as augmented:
@@ -334,15 +341,16 @@ class ClipJob:
         for number, frame in enumerate(self._decoded(0), 1):
             if number > len(table):
                 break
-            yield self._face(frame, table[number - 1, BOX], int(table[number - 1, FRAME_COLUMNS.index("track")]))
+            yield self._face(frame, table[number - 1])
         if number != len(table):
             raise self._changed(number, len(table))
 
-    def _face(self, frame: Frame, box: NDArray[np.float64], track: int) -> Face:
-        """Return the face in `box`."""
-        crops = self._augmented(frame, box)
-        small = small_gray(crops[0]) if crops and self.embed_every != "1" else None
-        return Face(frame.index - 1, frame.time_s, track if crops else NO_TRACK, crops, small)
+    def _face(self, frame: Frame, row: NDArray[np.float64]) -> Face:
+        """Return the face of a row of the frame table."""
+        crops = self._augmented(frame, row)
+        # Of crops at several scales, (K, S, S, 3), the first.
+        small = small_gray(crops[0].reshape(-1, *crops[0].shape[-3:])[0]) if crops and self.embed_every != "1" else None
+        return Face(frame.index - 1, frame.time_s, int(row[TIME_TRACK[1]]) if crops else NO_TRACK, crops, small)
 
     def _embed_selected(self, faces: Iterable[Face], fraction: float) -> list[int]:
         """Embed the frames that are selected of all frames of the clip, and return their rows."""
@@ -359,16 +367,15 @@ class ClipJob:
             self._embed(written, augmented, fraction, rows)
         return rows
 
-    def _augmented(self, frame: Frame, box: NDArray[np.float64]) -> AugmentedCrops:
-        """Return the face in `box`, plain and in every augmentation."""
-        if frame.image is None or np.isnan(box[0]):
+    def _augmented(self, frame: Frame, row: NDArray[np.float64]) -> AugmentedCrops:
+        """Return the face of a row of the frame table, plain and in every augmentation."""
+        if frame.image is None or np.isnan(row[BOX.start]):
             return []
         with self.resources.profiler.busy("crop", 1):
-            plain = crop_face(frame.image, box, CROP_PX, self.margin)
-            name = self.writer.job.clip
-            return [plain, *(apply_augmentation(plain, frame.image, box, self.margin,
-                                                sample_augmentation(name, frame.index, view))
-                             for view in range(1, self.views))]
+            augmentations = [sample_augmentation(self.writer.job.clip, frame.index, view)
+                             for view in range(1, self.views)]
+            return crops_of(self.card, frame.image, row[BOX], row[len(FRAME_COLUMNS):], margin=self.margin,
+                            augmentations=augmentations)
 
     def embed_crops(self) -> None:
         """Run the CNN over pictures that are face crops; the frame table is complete after the last one."""
@@ -387,7 +394,9 @@ class ClipJob:
         for frame in self._decoded(0):
             times.append(frame.time_s)
             boxes.append(NO_BOX if frame.image is None else whole_picture(frame.image))
-            yield self._face(frame, boxes[-1], 0)
+            row = np.zeros(len(FRAME_COLUMNS))
+            row[BOX] = boxes[-1]
+            yield self._face(frame, row)
 
     def _embed(self, start: int, augmented: Iterator[AugmentedCrops], fraction: float, rows: Sequence[int]) -> int:
         """Embed and write crops from row `start` of the arrays on, and return the row after the last.
@@ -439,6 +448,6 @@ def with_embedded(table: NDArray[np.float64], rows: Sequence[int]) -> NDArray[np
 
 
 def frame_table_of(time_s: NDArray[np.float64], person: Person) -> NDArray[np.float64]:
-    """Return the frame table, ``(T, 9)`` float64, of frames 1 to T."""
-    return np.column_stack([np.arange(1, len(time_s) + 1), time_s, person.seen, person.boxes, person.score,
-                            person.track]).astype(np.float64)
+    """Return the frame table, ``(T, 9)`` float64, or ``(T, 19)`` with landmarks, of frames 1 to T."""
+    columns = [np.arange(1, len(time_s) + 1), time_s, person.seen, person.boxes, person.score, person.track]
+    return np.column_stack([*columns, person.points] if person.points.size else columns).astype(np.float64)

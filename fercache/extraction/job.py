@@ -14,16 +14,19 @@ from importlib.util import find_spec
 from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import msgspec
+from msgspec import structs
 
 from fercache import media, run_log, workspace
 from fercache.backbones import weights
-from fercache.backbones.registry import CALIBRATION_SHA256
+from fercache.backbones.registry import CALIBRATION_SHA256, KNOWN_WEIGHTS
 from fercache.backbones.weights import files
 from fercache.config import FAST, FAST_TIME, ExtractConfig, fingerprint_of
 from fercache.data import base
 from fercache.data.base import PEOPLE_COUNT, Dataset, Trial, people_of, people_stored, person_name
-from fercache.errors import ClipError, InputError, StoreError
+from fercache.errors import ClipError, InputError, StoreError, WeightsError
 from fercache.extraction import thumbnails
 from fercache.extraction.clip import ClipJob, MultiPersonCommit, PersonSelection
 from fercache.extraction.run_control import Cancelled, CancelToken, never_cancelled
@@ -41,7 +44,7 @@ from fercache.store.remote import read_pointer, write_pointer
 from fercache.workspace import Workspace
 
 if TYPE_CHECKING:
-    from fercache.extraction.resources import Nets, PipelineResources
+    from fercache.extraction.resources import Nets
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +123,13 @@ def unchanged_stamp(stored: dict[str, Any], path: Path, kind: str, strict: bool 
     return {key: now[key] for key in ("mtime_ns", "inode") if key in now} if same_source(stored, now) else None
 
 
+class HasBar(Protocol):
+    """The resources of a run: `PipelineResources` for pictures, `SoundResources` for sound."""
+
+    @property
+    def bar(self) -> ProgressBar: ...
+
+
 # Most clips that are opened to estimate the number of frames: extraction must not wait for thousands.
 OPENED_FIRST = 16
 # Smaller files may be Git LFS pointers (some 130 bytes) or web pages.
@@ -184,6 +194,33 @@ class ExtractionJob:
                      row * frames / 1e9 * interpolation.embedded_share(FAST["embed_every"]), 100 * FAST_TIME)
         return frames
 
+    def run(self, dataset: Dataset, engine: Engine, failures_at: Path) -> tuple[ClipResult, ...]:
+        """Return the result of each clip, by name, and write those that failed to `failures_at`."""
+        done = [ClipResult(clip=problem.where, state="failed", message=problem.message) for problem in dataset.problems
+                if problem.is_error]
+        waiting = []
+        self.store.load_index()
+        for trial in dataset.trials:
+            cached = self.cached(trial)
+            done.append(cached) if cached else waiting.append(trial)
+        refused = _refuse_content(waiting)
+        waiting = [trial for trial in waiting if trial.name not in refused]
+        done += [ClipResult(clip=name, state="failed", message=str(error)) for name, error in refused.items()]
+        for issue in base.group_issues(base.Issue(where=name, message=error.what, hint=error.hint)
+                                       for name, error in refused.items()):
+            log.error("%s%s", f"{len(issue.details)} clips: " if len(issue.details) > 1 else "", issue)
+        try:
+            if self.cancel.is_cancelled:  # no net is loaded, and no process started, for nothing
+                done += map(self.pending, waiting)
+            elif waiting:
+                done += engine(self, waiting)
+        finally:  # also if the run was interrupted
+            failed = [c for c in sorted(done, key=lambda c: c.clip) if c.state == "failed"]
+            # A run that ended early without a failure proves nothing about the clips in an older list.
+            if failed or sum(c.state != "left" for c in done) >= len(dataset.trials):
+                write_failures(failures_at, failed)
+        return tuple(sorted(done, key=lambda c: c.clip))
+
     def run_all(self, trials: Sequence[Trial]) -> Iterator[ClipResult]:
         """Yield the result of each clip; a bad clip does not stop the others."""
         from fercache.extraction.resources import load_nets  # torch: seconds that a cached run saves
@@ -203,7 +240,7 @@ class ExtractionJob:
             if pipeline.profiler.line():
                 log.info("%s", pipeline.profiler.line())
 
-    def run_clips(self, pipeline: PipelineResources, trials: Iterable[Trial], concurrent: int) -> Iterator[ClipResult]:
+    def run_clips(self, pipeline: HasBar, trials: Iterable[Trial], concurrent: int) -> Iterator[ClipResult]:
         """Yield the result of each clip as it ends, with open resources, `concurrent` clips at once.
 
         Parameters
@@ -260,7 +297,7 @@ class ExtractionJob:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def try_clip(self, trial: Trial, pipeline: PipelineResources) -> ClipResult | None:
+    def try_clip(self, trial: Trial, pipeline: HasBar) -> ClipResult | None:
         """Return the result of a clip, or None if another process works on it."""
         pipeline.bar.note(trial.name)
         try:
@@ -286,8 +323,9 @@ class ExtractionJob:
         """Return the result of a clip that is left to the next run, with an estimate of its frames."""
         return ClipResult(clip=trial.name, state="left", frames=self._stated_frames(trial))
 
-    def extract_clip(self, trial: Trial, pipeline: PipelineResources) -> ClipResult | None:
-        """Extract and commit one clip; return None if another process took it first."""
+    def extract_clip(self, trial: Trial, pipeline: Any) -> ClipResult | None:
+        """Extract and commit one clip with the resources that `run_clips` got; None if another process took it first.
+        """
         source = self.source(trial)
         if self.name(trial) in self.store:
             log.warning("%s: the source file has changed or a person is missing from the store; extracting it again",
@@ -300,8 +338,11 @@ class ExtractionJob:
         with commit.open_first() as writer:
             if writer is None:
                 return None
-            count = ClipJob(source, writer, pipeline, selection=selection, detect_every=self.config.detect_every,
-                            margin=self.config.margin, views=self.config.augmentations,
+            # Around a picture that is a crop there is nothing.
+            margin, card = ((self.config.margin, self.cnn.card) if self.faces == "mtcnn"
+                            else (0.0, structs.replace(self.cnn.card, margin=0.0)))
+            count = ClipJob(source, writer, pipeline, selection=selection, card=card, margin=margin,
+                            detect_every=self.config.detect_every, views=self.config.augmentations,
                             embed_every=self.config.embed_every).run()
             manifest = writer.commit(**{PEOPLE_COUNT: count} if selection.several else {})
         faces = int(self.store[self.name(trial)].frame_table["valid"].sum())
@@ -386,9 +427,18 @@ def resolve_faces(dataset: Dataset, config: ExtractConfig) -> str:
     return dataset.faces
 
 
+def with_card_taps(config: ExtractConfig, cnn: files.Weights) -> ExtractConfig:
+    """Return the settings with the taps of the card in place of the default ones, which are facenet-pytorch's."""
+    own = cnn.net != "facenet" and cnn.card.taps and config.taps == ExtractConfig().taps
+    return replace(config, taps=cnn.card.taps) if own else config
+
+
 def settings_of(config: ExtractConfig, faces: str, cnn: files.Weights) -> dict[str, Any]:
     """Return everything that changes numbers in the store, as a JSON value; its digest is in the store's name."""
+    config = with_card_taps(config, cnn)
     chosen = {**config.settings(), "faces": faces, "weights": cnn.sha256, "backbone": cnn.name, "format": FORMAT}
+    if cnn.net != "facenet":
+        chosen["card"] = cnn.card.settings()
     if config.augmentations == 1:  # then it does not matter how augmentations are sampled
         del chosen["augmentations"]
     else:
@@ -401,6 +451,37 @@ def settings_of(config: ExtractConfig, faces: str, cnn: files.Weights) -> dict[s
         return {k: v for k, v in chosen.items() if k not in DETECTION}
     return {**chosen, "detector": _detector_digest(), "people_version": tracklets.PEOPLE_VERSION,
             "interpolation_version": interpolation.INTERPOLATION_VERSION}
+
+
+class WeightsSource(msgspec.Struct, frozen=True):
+    """The value of ``--weights`` by which weights were found, with an absolute path."""
+
+    weights: str
+
+
+def record_weights(cache: Path, sha256: str, name: str) -> None:
+    """Record where the weights of this digest are, for a `predict` that must find them without a flag."""
+    if name in KNOWN_WEIGHTS:
+        return
+    prefix, colon, rest = name.partition(":")
+    path = Path(rest if colon else name).expanduser()
+    found = f"{prefix}{colon}{path.resolve()}" if colon else f"{path.resolve()}"
+    atomic_io.write_json(Workspace(cache).weights_source(sha256), WeightsSource(found if path.exists() else name))
+
+
+def recorded_weights(cache: Path, sha256: str) -> str:
+    """Return the value of ``--weights`` for the weights of this digest.
+
+    Raises
+    ------
+    WeightsError
+        They were never used in this cache.
+    """
+    path = Workspace(cache).weights_source(sha256)
+    if not path.is_file():
+        raise WeightsError(f"it is not known where the weights with the sha256 {sha256[:12]} are", where=path.parent,
+                           hint="run `fercache extract --weights` with them once in this cache")
+    return atomic_io.read_record(path, WeightsSource).weights
 
 
 def store_path(cache: Location, dataset: str, settings: dict[str, Any]) -> Location:
@@ -441,39 +522,22 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
 
         resolve_device(config.device)  # before anything is created
     cnn = weights.ensure_weights(config.weights, Workspace(cache).weights)
+    config = with_card_taps(config, cnn)
+    record_weights(cache, cnn.sha256, config.weights)
     settings = settings_of(config, faces, cnn)
     # Before the store is created: a data set that contradicts --people must leave nothing behind.
     base.check_people(dataset, base.people_of(settings))
     path = store_path(features or cache, dataset.name, settings)
     log.info("store %s", path)
+    if "card" in settings and not weights.is_verified(cnn.name, Workspace(cache).weights):
+        log.warning("the input of %s is not verified: its card has no vectors of the net's own library "
+                    "(see `fercache weights check`)", cnn.name)
     store = _open_or_create(path, settings, config, cnn)
     job = ExtractionJob(config, store, faces, cnn, cancel=CancelToken(stop))
     failures_at = Workspace(cache).failures(dataset.name, failures)
-    done = [ClipResult(clip=problem.where, state="failed", message=problem.message) for problem in dataset.problems
-            if problem.is_error]
-    waiting = []
-    store.load_index()
-    for trial in dataset.trials:
-        cached = job.cached(trial)
-        done.append(cached) if cached else waiting.append(trial)
-    refused = _refuse_content(waiting)
-    waiting = [trial for trial in waiting if trial.name not in refused]
-    done += [ClipResult(clip=name, state="failed", message=str(error)) for name, error in refused.items()]
-    for issue in base.group_issues(base.Issue(where=name, message=error.what, hint=error.hint)
-                                   for name, error in refused.items()):
-        log.error("%s%s", f"{len(issue.details)} clips: " if len(issue.details) > 1 else "", issue)
-    try:
-        if job.cancel.is_cancelled:  # no net is loaded, and no process started, for nothing
-            done += map(job.pending, waiting)
-        elif waiting:
-            done += engine(job, waiting)
-    finally:  # also if the run was interrupted
-        failed = [c for c in sorted(done, key=lambda c: c.clip) if c.state == "failed"]
-        # A run that ended early without a failure proves nothing about the clips in an older list.
-        if failed or sum(c.state != "left" for c in done) >= len(dataset.trials):
-            write_failures(failures_at, failed)
-    report = ExtractReport(store=path, failures_at=failures_at, fingerprint=fingerprint_of(settings),
-                           clips=tuple(sorted(done, key=lambda c: c.clip)), seconds=time.monotonic() - started)
+    done = job.run(dataset, engine, failures_at)
+    report = ExtractReport(store=path, failures_at=failures_at, fingerprint=fingerprint_of(settings), clips=done,
+                           seconds=time.monotonic() - started)
     store.write_index()
     # An interrupted run does not get here: the pointer stays at the store of the last run that ended by itself.
     write_pointer(workspace.Features(features or cache).pointer(dataset.name), path)

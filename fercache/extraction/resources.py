@@ -21,13 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.backbones.backbone import Backbone
-from fercache.backbones.registry import KNOWN_WEIGHTS
-from fercache.backbones.taps import EMBEDDING
 from fercache.backbones.weights.files import Weights
 from fercache.config import ExtractConfig
 from fercache.extraction.batcher import CrossClipBatcher
 from fercache.extraction.run_control import PARTS, CancelToken, StageProfiler
-from fercache.faces.detector import Detector
+from fercache.faces.detector import COLUMNS, Detector
 from fercache.runtime.devices import TorchThreadPool, resolve_device, serially, set_torch_threads
 from fercache.runtime.progress import ProgressBar
 
@@ -69,18 +67,18 @@ class Nets:
     @cached_property
     def identity(self) -> Backbone | None:
         """The net that gives identity vectors: the backbone if it has that tap, else another copy of it."""
-        if EMBEDDING in self.backbone.shapes and self.load_identity is not None:
+        if self.backbone.card.identity in self.backbone.shapes and self.load_identity is not None:
             return self.backbone
         return self.load_identity() if self.load_identity is not None else None
 
     def identity_net(self, run: Callable[..., list[Any]]) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:
-        """Return a function from crops (n, 160, 160, 3) to identity vectors (n, D), or None without such a net."""
+        """Return a function from crops (n, S, S, 3) to identity vectors (n, D), or None without such a net."""
         def embed(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
             # `cached_property` has no lock, and several clips may ask for the net at once.
             with self._loading:
                 net = self.identity
             assert net is not None
-            return net.embed32(crops, run)[EMBEDDING]
+            return net.embed32(crops, run)[net.card.identity]
         return embed if self.load_identity is not None else None
 
 
@@ -100,7 +98,7 @@ def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
     threads = set_torch_threads(config.threads)
     backend = config.backend
     if backend == "auto":  # the store's name does not depend on it, so what is installed may decide
-        able = device == "cpu" and config.precision != "fp16" and cnn.name != "onnx"
+        able = device == "cpu" and config.precision != "fp16" and cnn.net == "facenet"
         backend = "openvino" if able and find_spec("openvino") else "torch"
     load = partial(Backbone.load, cnn, precision=config.precision, device=device, backend=backend)
     backbone = load(config.taps)
@@ -108,12 +106,12 @@ def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
         detector = Detector(min_face_px=config.min_face_px, min_score=config.min_score, detect_px=config.detect_px,
                             device=device, backend=config.backend)
     # Other weights may have an embedding that does not identify people.
-    load_identity = partial(load, (EMBEDDING,)) if cnn.name in KNOWN_WEIGHTS else None
+    load_identity = partial(load, (cnn.card.identity,)) if cnn.card.identity else None
     if detector is not None and load_identity is None:
         log.info("%s weights have no known identity vector: people are distinguished by position only", cnn.name)
     packages = ["torch", "facenet-pytorch", "numpy", "av", "pillow"]
-    if backend not in packages:
-        packages.append(backend)
+    libraries = {"onnx": "onnxruntime", "timm": "timm", "hf": "transformers"}
+    packages += [name for name in (backend, libraries.get(cnn.net)) if name and name not in packages]
     provenance = {"device": device, "threads": threads, "machine": platform.machine(), "backend": backend,
                   "arithmetic": backbone.arithmetic, "versions": {name: version(name) for name in packages}}
     return Nets(backbone=backbone, detector=detector, device=device, threads=threads, load_identity=load_identity,
@@ -157,13 +155,14 @@ class PipelineResources:
     cancel: CancelToken
     bar: ProgressBar
     detector: Detector | None
+    columns: int  # of its faces: 5, or 15 with landmarks
     embed_faces: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None
 
     def detect(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float64]]:
-        """Return the faces of each picture, (n, 5), detected in the calling thread only."""
+        """Return the faces of each picture, (n, 5), or (n, 15) with landmarks, detected in the calling thread only."""
         self.cancel.check()
         assert self.detector is not None
-        return self.detector.detect(pictures, serially)
+        return self.detector.detect(pictures, serially, landmarks=self.columns > 5)
 
     def advance(self, amount: float) -> None:
         """Advance the progress bar, and show the rate of each part on it."""
@@ -187,7 +186,8 @@ def open_resources(nets: Nets, cancel: CancelToken, bar: ProgressBar, clips: int
                 provenance=nets.provenance, torch_threads=threads,
                 batcher=CrossClipBatcher(nets.backbone, threads, cancel, profiler),
                 budget=MemoryBudget(BUDGET_BYTES, cancel), profiler=profiler, cancel=cancel, bar=bar,
-                detector=nets.detector, embed_faces=nets.identity_net(threads.run))
+                detector=nets.detector, columns=COLUMNS if nets.backbone.card.crop == "aligned" else 5,
+                embed_faces=nets.identity_net(threads.run))
         except BaseException:
             cancel.cancel()  # threads that still work would keep the block open
             raise

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fercache.backbones.registry import FACENET, Card
 from fercache.backbones.taps import EMBEDDING, tap_views
 from fercache.errors import InputError
 
@@ -29,7 +30,8 @@ SPARE_PX = 2
 Picture = NDArray[np.uint8]
 
 
-def crop_face(image: Picture, box: NDArray[np.float64], size: int = 160, margin: float = 0.0) -> Picture:
+def crop_face(image: Picture, box: NDArray[np.float64], size: int = 160, margin: float = 0.0, card: Card = FACENET
+              ) -> Picture:
     """Return the face in `box` as a square (size, size, 3).
 
     Parameters
@@ -37,6 +39,7 @@ def crop_face(image: Picture, box: NDArray[np.float64], size: int = 160, margin:
     image : (H, W, 3).
     box : x1, y1, x2, y2 in pixels.
     margin : border around the box, as a fraction of its longer side, half of it on each side.
+    card : the net's interpolation, and whether it sees the middle of the region only.
     """
     # Equals facenet-pytorch's `extract_face` on PIL pictures: corners truncated to whole pixels inside the picture,
     # then a bilinear resize that ignores the aspect ratio. Its published distances were measured with such crops.
@@ -45,13 +48,111 @@ def crop_face(image: Picture, box: NDArray[np.float64], size: int = 160, margin:
     left, top = int(max(box[0] - border, 0)), int(max(box[1] - border, 0))
     right, bottom = int(min(box[2] + border, width)), int(min(box[3] + border, height))
     left, top = min(left, width - 1), min(top, height - 1)  # at least one pixel, also of a box outside the picture
-    crop = np.ascontiguousarray(image[top:max(bottom, top + 1), left:max(right, left + 1)])
-    return np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BILINEAR))
+    return _resized(image[top:max(bottom, top + 1), left:max(right, left + 1)], size, card)
+
+
+def _resized(part: Picture, size: int, card: Card) -> Picture:
+    """Return the part of a picture (h, w, 3) that the net sees, (size, size, 3)."""
+    # With the middle as Pillow's `box`, one resize equals a resize to `card.resize` and a cut: its filter reads beyond
+    # the box. The cut begins at a whole pixel, as torchvision's does.
+    height, width = part.shape[:2]
+    middle = None
+    if card.resize > card.size:
+        low = round((card.resize - card.size) / 2) / card.resize
+        high = low + card.size / card.resize
+        middle = (low * width, low * height, high * width, high * height)
+    resample = Image.Resampling[card.interpolation.upper()]
+    return np.asarray(Image.fromarray(np.ascontiguousarray(part)).resize((size, size), resample, box=middle))
 
 
 def whole_picture(image: Picture) -> NDArray[np.float64]:
     """Return the box (4,) that covers a picture (H, W, 3)."""
     return np.array([0, 0, image.shape[1], image.shape[0]], np.float64)
+
+
+# Crops as a card asks for them.
+
+NO_POINTS = np.empty(0)
+TEMPLATES = {
+    # Of ArcFace's training pictures, in a square of 112 pixels.
+    "arcface112": np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655],
+                            [70.7299, 92.2041]]) / 112,
+    # dlib's mean face: centers of the six points of each eye, tip of the nose, corners of the mouth; then a border of a
+    # quarter of the square on each side, as in the chips of its face net.
+    "dlib150": (np.array([[.226_175, .215_719], [.753_754, .215_719], [.490_127, .515_625], [.254_149, .780_233],
+                          [.726_104, .780_233]]) + .25) / 1.5,
+}
+"""Where eyes, nose and corners of the mouth are, left before right, (5, 2), as fractions of the square's side."""
+
+TYPICAL_POINTS = np.array([[.28, .39], [.72, .39], [.50, .56], [.30, .75], [.70, .75]])
+"""The same points in MTCNN's box, measured on the faces of `CALIBRATION` and made symmetric."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """A rectangle in a frame, which a crop shows."""
+
+    center: NDArray[np.float64]  # (2,) in pixels
+    sides: NDArray[np.float64]  # (2,) width and height in pixels
+    rotation: NDArray[np.float64] = field(default_factory=lambda: np.eye(2))  # (2, 2) crop's axes to frame's axes
+
+
+def region_of(card: Card, image: Picture, box: NDArray[np.float64], points: NDArray[np.float64],
+              margin: float) -> Region:
+    """Return the region of the plain crop; `points`: (10,) landmarks, x and y of each, or (0,) if there are none."""
+    if card.crop == "box":
+        border = margin * max(box[2] - box[0], box[3] - box[1]) / 2
+        low = np.clip(box[:2] - border, 0, [image.shape[1] - 1, image.shape[0] - 1])
+        high = np.clip(box[2:] + border, low + 1, [image.shape[1], image.shape[0]])
+        return Region(center=(low + high) / 2, sides=high - low)
+    if card.crop == "aligned":
+        if not points.size or not np.isfinite(points).all():
+            points = (box[:2] + TYPICAL_POINTS * (box[2:] - box[:2])).ravel()
+        # The similarity z -> a z + b, in complex numbers, that moves the template to the landmarks (least squares).
+        here = points[0::2] + 1j * points[1::2]
+        there = TEMPLATES[card.template] @ np.array([1, 1j])
+        a = (np.conj(there - there.mean()) @ (here - here.mean())) / np.square(np.abs(there - there.mean())).sum()
+        middle = a * (.5 + .5j - there.mean()) + here.mean()
+        turn = a / abs(a) if a else 1.0
+        return Region(center=np.array([middle.real, middle.imag]), sides=np.full(2, max(abs(a), 1.0) * (1 + margin)),
+                      rotation=np.array([[turn.real, -turn.imag], [turn.imag, turn.real]]))
+    return Region(center=(box[:2] + box[2:]) / 2, sides=np.full(2, max(box[2:] - box[:2]) * (1 + margin)))
+
+
+def crops_of(card: Card, image: Picture, box: NDArray[np.float64], points: NDArray[np.float64] = NO_POINTS, *,
+             margin: float = 0.0, augmentations: Sequence[Augmentation] = ()) -> list[Picture]:
+    """Return the face in `box`, plain and then in each augmentation: (S, S, 3), or (K, S, S, 3) at several scales.
+
+    Parameters
+    ----------
+    points : (10,) landmarks, or (0,); without them, a card that asks for alignment gets those of a typical face.
+    margin : as for `crop_face`; 0: that of the card.
+    """
+    views: list[list[Picture]] = []
+    for scale in card.scales:
+        border = (1 + (margin or card.margin)) * scale - 1
+        region = region_of(card, image, box, points, border)
+        if card.crop == "box":
+            plain = crop_face(image, box, card.size, border, card)
+        elif card.crop == "square":
+            plain = _square(image, region, card)
+        else:
+            plain = _cut(image, region, card.size, card)
+        views.append([plain, *(apply_augmentation(plain, image, region, augmentation, card)
+                               for augmentation in augmentations)])
+    return views[0] if len(views) == 1 else [np.stack(view) for view in zip(*views, strict=True)]
+
+
+def _square(image: Picture, region: Region, card: Card) -> Picture:
+    """Return a square region (S, S, 3), black beyond the frame."""
+    side = max(1, round(region.sides[0]))
+    left, top = (round(middle - side / 2) for middle in region.center)
+    part = np.zeros((side, side, 3), np.uint8)
+    rows, columns = (slice(max(0, low), max(0, min(low + side, length)))
+                     for low, length in ((top, image.shape[0]), (left, image.shape[1])))
+    inside = image[rows, columns]
+    part[rows.start - top:, columns.start - left:][:inside.shape[0], :inside.shape[1]] = inside
+    return _resized(part, card.size, card)
 
 
 # Seeded augmentations, stored beside the plain crop, so that training can draw among them. View 0 is the plain crop,
@@ -89,33 +190,33 @@ def sample_augmentation(clip: str, frame: int, view: int) -> Augmentation:
                         angle=ANGLE * u[3], light=1 + LIGHT * u[4])
 
 
-def apply_augmentation(plain: Picture, image: Picture, box: NDArray[np.float64], margin: float,
-                       augmentation: Augmentation) -> Picture:
+def apply_augmentation(plain: Picture, image: Picture, region: Region, augmentation: Augmentation,
+                       card: Card = FACENET) -> Picture:
     """Return a view, of the size of the `plain` crop, (S, S, 3).
 
     Parameters
     ----------
-    image : the frame, (H, W, 3). Pixels around the box come from it, so that no border shows; beyond the frame its
+    image : the frame, (H, W, 3). Pixels around the region come from it, so that no border shows; beyond the frame its
         edge is repeated.
-    box : x1, y1, x2, y2 in pixels.
-    margin : as for `crop_face`.
+    region : what the plain crop shows.
     """
-    view = plain if augmentation.is_plain else _warp(image, box, margin, len(plain), augmentation)
+    view = plain
+    if not augmentation.is_plain:
+        sine, cosine = math.sin(augmentation.angle), math.cos(augmentation.angle)
+        shift = np.array([augmentation.right, augmentation.down]) * region.sides
+        view = _cut(image, Region(center=region.center + region.rotation @ shift,
+                                  sides=region.sides * augmentation.zoom,
+                                  rotation=region.rotation @ np.array([[cosine, -sine], [sine, cosine]])), len(plain),
+                    card)
     if augmentation.light != 1:
         view = np.clip(view * np.float32(augmentation.light) + np.float32(0.5), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(view[:, ::-1]) if augmentation.mirrored else view
 
 
-def _warp(image: Picture, box: NDArray[np.float64], margin: float, size: int, augmentation: Augmentation) -> Picture:
-    """Return the shifted, zoomed, rotated view of the box with its margin, (size, size, 3)."""
-    # The region of the plain crop: the box with its margin, clipped to the frame.
-    border = margin * max(box[2] - box[0], box[3] - box[1]) / 2
-    low = np.clip(box[:2] - border, 0, [image.shape[1] - 1, image.shape[0] - 1])
-    high = np.clip(box[2:] + border, low + 1, [image.shape[1], image.shape[0]])
-    sides = (high - low) * augmentation.zoom
-    center = (low + high) / 2 + np.array([augmentation.right, augmentation.down]) * (high - low)
-    sine, cosine = math.sin(augmentation.angle), math.cos(augmentation.angle)
-    rotation = np.array([[cosine, -sine], [sine, cosine]])
+def _cut(image: Picture, region: Region, size: int, card: Card) -> Picture:
+    """Return a rotated region, (size, size, 3); beyond the frame its edge is repeated."""
+    center, rotation = region.center, region.rotation
+    sides = region.sides * card.size / card.resize if card.resize > card.size else region.sides
     shrink = min(1.0, size / max(sides))
     reach = np.abs(rotation) @ sides / 2 + SPARE_PX / shrink + 1
     start, stop = np.floor(center - reach).astype(int), np.ceil(center + reach).astype(int)
@@ -129,8 +230,9 @@ def _warp(image: Picture, box: NDArray[np.float64], margin: float, size: int, au
     matrix = scale[:, None] * rotation * sides / size
     offset = scale * (center - start) - matrix @ np.array([size / 2, size / 2])
     data = (*matrix[0], offset[0], *matrix[1], offset[1])
-    return np.asarray(part.transform((size, size), Image.Transform.AFFINE, tuple(map(float, data)),
-                                     Image.Resampling.BILINEAR))
+    # Pillow's transform has no Lanczos filter.
+    resample = Image.Resampling.BILINEAR if card.interpolation == "bilinear" else Image.Resampling.BICUBIC
+    return np.asarray(part.transform((size, size), Image.Transform.AFFINE, tuple(map(float, data)), resample))
 
 
 def augmented_taps(taps: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:

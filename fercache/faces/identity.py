@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -213,6 +213,8 @@ class Person:
     boxes: Floats  # (T, 4) x1, y1, x2, y2 in pixels, NaN in frames without the person
     score: Floats  # (T,) the detector's score, NaN there
     track: Ints  # (T,) number of the box's tracklet, -1 there
+    # (T, 10) x and y of each landmark in pixels, NaN there; (T, 0) if they were not detected.
+    points: Floats = field(default_factory=lambda: np.empty((0, 0)))
 
     @property
     def seen(self) -> Bools:
@@ -238,7 +240,9 @@ def build_persons(tracklets: Tracklets, vectors: Mapping[int, Floats] | None = N
         rows = tracklets.frame[chosen]
         boxes[rows], score[rows] = tracklets.faces[chosen, :4], tracklets.faces[chosen, 4]
         track[rows] = tracklets.tracklet[chosen]
-        people.append(Person(boxes=boxes, score=score, track=track))
+        points = np.full((tracklets.frames, tracklets.faces.shape[1] - 5), np.nan)
+        points[rows] = tracklets.faces[chosen, 5:]
+        people.append(Person(boxes=boxes, score=score, track=track, points=points))
     return people
 
 

@@ -44,21 +44,23 @@ class FaceDetector(Protocol):
         """Return the faces of each picture."""
 
 
-def interpolate_faces(images: Sequence[Picture | None], detector: FaceDetector, every: int) -> list[Floats]:
+def interpolate_faces(images: Sequence[Picture | None], detector: FaceDetector, every: int, columns: int = 5
+                      ) -> list[Floats]:
     """Return the faces of each picture, (n, 5): x1, y1, x2, y2 in pixels and the score; none for a missing picture.
 
     Parameters
     ----------
     images : consecutive frames.
     every : interval of the frames that the detector always sees, besides the last one; 1 means every frame.
+    columns : of the detector's faces: 5, or 15 with landmarks, which are interpolated as boxes are.
     """
     # Between two detected frames, a face is interpolated linearly if it is in both, overlaps itself by SURE_IOU, scores
     # SURE_SCORE in both, and the pixels in the moved box never jump. For any other face the detector runs on the frame
     # in the middle (or on the frame of the jump), and both halves are treated the same way. The detector also sees both
     # sides of a shot boundary, so nothing is interpolated across it.
     rows = [row for row, image in enumerate(images) if image is not None]
-    faces = [np.empty((0, 5)) for _ in images]
-    block = _Block([image for image in images if image is not None], detector)
+    faces = [np.empty((0, columns)) for _ in images]
+    block = _Block([image for image in images if image is not None], detector, columns)
     for row, faces_of_row in zip(rows, block.interpolated(every), strict=True):
         faces[row] = faces_of_row
     return faces
@@ -77,8 +79,8 @@ class UncertainSpan(NamedTuple):
 class _Block:
     """Consecutive pictures with their faces."""
 
-    def __init__(self, images: list[Picture], detector: FaceDetector) -> None:
-        self.images, self.detector = images, detector
+    def __init__(self, images: list[Picture], detector: FaceDetector, columns: int) -> None:
+        self.images, self.detector, self.columns = images, detector, columns
         self.detected: dict[int, Floats] = {}  # row -> faces (n, 5)
         self.interpolated_faces: dict[int, list[Floats]] = defaultdict(list)  # row -> faces in parts (n, 5)
 
@@ -105,7 +107,7 @@ class _Block:
 
     def _faces_of(self, row: int) -> Floats:
         """Return the interpolated faces of a picture, (n, 5)."""
-        return np.concatenate([np.empty((0, 5)), *self.interpolated_faces[row]])
+        return np.concatenate([np.empty((0, self.columns)), *self.interpolated_faces[row]])
 
     def _split(self, span: UncertainSpan) -> list[UncertainSpan]:
         """Return what remains uncertain on both sides of the row of `span`, which is now detected."""
@@ -190,9 +192,9 @@ def interpolate_boxes(first: Floats, last: Floats, start: int, stop: int) -> dic
     for i in range(start + 1, stop):
         fraction = (i - start) / (stop - start)
         faces = (1 - fraction) * first + fraction * last
-        faces[:, :4] = (faces[:, :4] * STEPS).round() / STEPS
-        faces[:, 4] = faces[:, 4].round(SCORE_DIGITS)
-        interpolated[i] = faces
+        rounded = (faces * STEPS).round() / STEPS
+        rounded[:, 4] = faces[:, 4].round(SCORE_DIGITS)
+        interpolated[i] = rounded
     return interpolated
 
 
@@ -201,13 +203,15 @@ def interpolate_boxes(first: Floats, last: Floats, start: int, stop: int) -> dic
 
 EMBED_S = 0.2
 """Most seconds between two embedded frames of a run with `auto`: an expression begins or ends within a few tenths."""
-EMBED_CHANGE = 3.0
-"""Mean gray value by which a small picture of the face may differ from the interpolated one before `auto` embeds."""
+EMBED_CHANGE = 8.0
+"""Sum over skipped frames of the mean difference between the face's small picture and the interpolated one, from which
+`auto` embeds. The sum lost less than the largest difference at equal cost: docs/results/extract.md."""
 EMBED_SHARE = 0.4
 """Share of the frames that `auto` embeds, for estimates only."""
 EMBED_VERSION = 1
 """Increased whenever other frames are embedded."""
-SMALL_PX = 16
+SMALL_PX, SMALL_STD = 16, 50.0
+"""Side and standard deviation of the small pictures."""
 
 
 class Face(NamedTuple):
@@ -221,8 +225,9 @@ class Face(NamedTuple):
 
 
 def small_gray(crop: Picture) -> NDArray[np.float32]:
-    """Return a crop (S, S, 3) as a small gray picture, (16, 16)."""
-    return np.asarray(Image.fromarray(crop).convert("L").reduce(len(crop) // SMALL_PX), np.float32)
+    """Return a crop (S, S, 3) as a small gray picture, (16, 16), of fixed brightness and contrast."""
+    small = np.asarray(Image.fromarray(crop).convert("L").reduce(len(crop) // SMALL_PX), np.float32)
+    return np.asarray((small - small.mean()) * (SMALL_STD / (small.std() + 3)))
 
 
 def embedded_share(every: str) -> float:
@@ -278,4 +283,4 @@ def _changes(last: Face, skipped: Sequence[Face], face: Face) -> bool:
     small = np.stack([one.small for one in skipped if one.small is not None])
     fraction = np.array([(one.time_s - last.time_s) / span_s for one in skipped], np.float32)[:, None, None]
     straight = last.small + fraction * (face.small - last.small)
-    return float(np.abs(small - straight).mean(axis=(1, 2)).max()) > EMBED_CHANGE
+    return float(np.abs(small - straight).mean(axis=(1, 2)).sum()) > EMBED_CHANGE

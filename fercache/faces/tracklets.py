@@ -80,7 +80,8 @@ class Tracklets:
     """The faces of a clip and the S tracklets that they form; a tracklet is one face as far as position decides."""
 
     frames: int  # T
-    # `frame`, `faces`, `tracklet`: of each face: its row (M,), box and score (M, 5), the number of its tracklet (M,).
+    # `frame`, `faces`, `tracklet`: of each face: its row (M,), box and score and perhaps landmarks (M, 5 or 15), the
+    # number of its tracklet (M,).
     frame: Ints
     faces: Floats
     tracklet: Ints
@@ -121,7 +122,7 @@ def link_tracklets(detections: Sequence[Floats], cuts: Collection[int] = ()) -> 
 
     Parameters
     ----------
-    detections : faces of each frame, (n, 5): x1, y1, x2, y2, score.
+    detections : faces of each frame, (n, 5): x1, y1, x2, y2, score; or (n, 15) with landmarks.
     cuts : first row of each new scene; no tracklet crosses one.
     """
     # Greedy: of the tracklets seen within the last MAX_GAP frames and the faces of a frame, the pair with the largest
@@ -141,7 +142,8 @@ def link_tracklets(detections: Sequence[Floats], cuts: Collection[int] = ()) -> 
     # The empty arrays give clips without a face the right shape and type.
     return Tracklets(frames=len(detections), frame=np.repeat(np.arange(len(detections)), counts), links=links,
                      competitors=competitors,
-                     faces=np.concatenate([np.empty((0, 5)), *(faces for faces in detections if len(faces))]),
+                     faces=np.concatenate([np.empty((0, detections[0].shape[1] if len(detections) else 5)),
+                                           *(faces for faces in detections if len(faces))]),
                      tracklet=np.concatenate([np.empty(0, np.int64), *numbers]))
 
 

@@ -30,9 +30,9 @@ class Normalize(nn.Module):
         self.scale.copy_(1 / std.clamp_min(1e-4))
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
-        """Return ``(B, W, D)``, clipped to 8 standard deviations."""
+        """Return ``(B, W, D)``, clipped to 8 standard deviations; `seen` is ``(B, W)``, or ``(B, W, D)`` by column."""
         # Without the clip one broken crop of a nearly constant feature would dominate a whole batch.
-        return ((x - self.mean) * self.scale).clamp(-8, 8) * seen[..., None]
+        return ((x - self.mean) * self.scale).clamp(-8, 8) * (seen if seen.ndim == x.ndim else seen[..., None])
 
     def undo(self, x: Tensor) -> Tensor:
         """Return the features ``(B, W, D)`` before normalization, up to the clipping."""

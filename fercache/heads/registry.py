@@ -70,6 +70,8 @@ class HeadSpec:
     lookahead: bool
     pools_clips: bool = False  # whether the head supports `HeadSettings.clip_level`
     finetunes: bool = False  # whether the head supports `HeadSettings.finetune_tap`
+    # What it reads where a store of sound is joined: "" the picture only, "joins" both, "only" the sound alone.
+    sound: str = ""
     default: bool = False  # whether it is trained where the recipe names no heads
 
 
@@ -89,13 +91,17 @@ HEADS: dict[str, HeadSpec] = {
         settings=HeadSettings(width=256, window_s=0, step_s=0.2, batch=128, epochs=20, patience=6)),
     "gru": HeadSpec(
         net="temporal:GRUHead", temporal=True, lookahead=True, pools_clips=True, on_features=_ON_FEATURES, default=True,
+        sound="joins",
         settings=HeadSettings(width=48, dropout=0.3, temporal_input=True, window_s=8, step_s=0.1, lr=2e-3, patience=8,
                               loss="balanced")),
     "transformer": HeadSpec(
         net="temporal:TransformerHead", temporal=True, lookahead=True, pools_clips=True, on_features=_ON_FEATURES,
-        default=True,
+        default=True, sound="joins",
         settings=HeadSettings(width=64, depth=2, dropout=0.3, temporal_input=True, window_s=8, step_s=0.1, lr=2e-3,
                               patience=8, loss="balanced")),
+    "audio": HeadSpec(
+        net="temporal:GRUHead", temporal=True, lookahead=True, pools_clips=True, sound="only",
+        settings=HeadSettings(width=96, dropout=0.4, window_s=8, step_s=0.1, patience=8, loss="balanced")),
     "paper-frame": HeadSpec(
         net="temporal:PaperFrameHead", lookahead=False,
         settings=HeadSettings(width=0, dropout=0, window_s=0, batch=96, lr=5e-4, weight_decay=5e-4, epochs=10,

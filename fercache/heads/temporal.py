@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fercache.backbones.taps import TapSlice
+from fercache.backbones.taps import TapSlice, is_audio
 from fercache.heads.base import AttentionPooling, Head
 from fercache.heads.registry import HeadSettings
 
@@ -22,6 +22,9 @@ HALF_WIDTHS_S = (0.2, 0.5, 1.0, 2.0)
 """Half widths, in seconds, of the moving averages that a temporal head starts from."""
 TICK_S = 1e-3
 
+DROP_SOUND, DROP_PICTURE = 0.3, 0.1
+"""Shares of the training windows that lose the sound or the picture as a whole, so that neither is relied on."""
+
 
 class TemporalHead(Head):
     """Rows projected, mixed over time by a subclass, and a prediction for every frame (or one for the window)."""
@@ -33,12 +36,15 @@ class TemporalHead(Head):
         size = taps[-1].stop
         super().__init__(size, settings.noise)
         narrow = settings.width
+        # The first column of sound, where there is sound beside something else.
+        self.width = next((tap.start for tap in taps if is_audio(tap.tap) and tap.start), size)
         # Log-probabilities are only C + 1 values per row: dropping one would drop a whole class.
         input_dropout = nn.Dropout(0.0 if settings.temporal_input else settings.dropout)
-        self.project = nn.Sequential(input_dropout, nn.Linear(size, narrow), nn.LayerNorm(narrow), nn.GELU())
+        self.project = nn.Sequential(input_dropout, nn.Linear(self.width, narrow), nn.LayerNorm(narrow), nn.GELU())
         self.pool = AttentionPooling(mixed + narrow) if settings.clip_level else None
         self.out = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(mixed + narrow, classes))
         self.smoothing = Smoothing(classes) if settings.temporal_input and not settings.clip_level else None
+        self.sound = SoundGate(size - self.width, narrow, settings.dropout) if self.width < size else None
         if self.smoothing is not None:
             nn.init.zeros_(self.out[-1].weight)  # type: ignore[arg-type]
             if not settings.epochs:
@@ -47,18 +53,53 @@ class TemporalHead(Head):
                 nn.init.zeros_(self.out[-1].bias)  # type: ignore[arg-type]
                 self.smoothing.mixture.data[1:] = -100
 
-    def logits(self, x: Tensor, seen: Tensor, time_s: Tensor) -> Tensor:
-        narrow = self.project(x)
-        rows = torch.cat([self.mix(narrow, seen, time_s), narrow * seen[..., None]], -1)
-        logits: Tensor = self.out(rows if self.pool is None else self.pool(rows, seen))
+    def forward(self, x: Tensor, seen: Tensor, time_s: Tensor) -> Tensor:
+        """Return logits ``(B, W, C)``; a row whose columns of sound are all zeros has no sound."""
+        if self.sound is None:
+            return super().forward(x, seen, time_s)
+        audible = x[..., self.width:].any(-1)
+        if self.training:
+            drawn = torch.rand(len(x), 1, device=x.device)
+            # The picture is dropped only where there is sound: a window with neither teaches nothing.
+            seen = seen & ~((drawn > 1 - DROP_PICTURE) & audible.any(1, keepdim=True))
+            audible = audible & (drawn >= DROP_SOUND)
+        known = torch.cat([mask[..., None].expand(-1, -1, columns) for mask, columns in
+                           ((seen, self.width), (audible, x.shape[-1] - self.width))], -1)
+        x = self.standardise(x, known)
+        if self.training and self.noise:
+            x = x + self.noise * torch.randn_like(x) * known
+        return self.logits(x, seen, time_s, audible)
+
+    def logits(self, x: Tensor, seen: Tensor, time_s: Tensor, audible: Tensor | None = None) -> Tensor:
+        narrow, known = self.project(x[..., :self.width]), seen
+        if self.sound is not None and audible is not None:
+            narrow, known = self.sound(narrow, x[..., self.width:], seen, audible), seen | audible
+        rows = torch.cat([self.mix(narrow, known, time_s), narrow * known[..., None]], -1)
+        logits: Tensor = self.out(rows if self.pool is None else self.pool(rows, known))
         if self.smoothing is not None:
             # Smoothing needs log-probabilities as they came in; the last column is the change between frames.
-            logits = logits + self.smoothing(self.standardise.undo(x)[..., :logits.shape[-1]], seen, time_s)
+            log_probs = self.standardise.undo(x)[..., :logits.shape[-1]]
+            logits = logits + self.smoothing(log_probs, seen, time_s)
         return logits
 
     def mix(self, narrow: Tensor, seen: Tensor, time_s: Tensor) -> Tensor:
         """Return ``(B, W, mixed)`` of ``(B, W, width)``."""
         raise NotImplementedError
+
+
+class SoundGate(nn.Module):
+    """Adds the sound of a frame to its picture, as far as a gate that reads both lets it pass."""
+
+    def __init__(self, size: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.project = nn.Sequential(nn.Dropout(dropout), nn.Linear(size, width), nn.LayerNorm(width), nn.GELU())
+        self.gate = nn.Linear(2 * width, width)
+
+    def forward(self, narrow: Tensor, sound: Tensor, seen: Tensor, audible: Tensor) -> Tensor:
+        """Return ``(B, W, width)`` of the picture ``(B, W, width)`` and the sound ``(B, W, A)``."""
+        picture, sound = narrow * seen[..., None], self.project(sound) * audible[..., None]
+        gated: Tensor = picture + torch.sigmoid(self.gate(torch.cat([picture, sound], -1))) * sound
+        return gated
 
 
 class Smoothing(nn.Module):

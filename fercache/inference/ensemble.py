@@ -12,20 +12,24 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from fercache.backbones.registry import KNOWN_WEIGHTS
-from fercache.config import PRECISIONS, ExtractConfig, fingerprint_of
+from fercache.backbones.registry import KNOWN_WEIGHTS, PREFIXES
+from fercache.config import PRECISIONS, ExtractConfig, StackConfig, fingerprint_of
 from fercache.data import labels
 from fercache.data.base import Dataset, Trial
 from fercache.data.demo import DEMO
 from fercache.errors import InputError
 from fercache.inference import starter
 from fercache.oof import OofLogits, Provenance
+from fercache.runtime.uri import Location
 from fercache.stacking.run_metrics import StackMetrics, read_metrics
+from fercache.stacking.stack import run_without_sound
 from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.multi_store import JOINED, MultiStoreView, ReadableStore, clip_identity, siblings
 from fercache.workspace import METRICS, Workspace, heads_of, logits_file_of
 
 log = logging.getLogger(__name__)
@@ -112,6 +116,15 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
     return SelectedModels(logits_file=oof, heads=folder, stack=stack)
 
 
+def find_mute_run(models: SelectedModels) -> Path | None:
+    """Return the folder of the stack run for clips without sound, made if it is missing; None if no head reads sound.
+    """
+    if models.stack is None:
+        return None
+    config = msgspec.convert(_metrics(models.stack).config, StackConfig)
+    return run_without_sound(models.logits_file, config, Workspace.holding(models.heads).root)
+
+
 def _reads(file: Path, fingerprint: str, causal: bool) -> bool:
     """Return whether a stack run read the logits of this fingerprint, and is causal if that is asked for.
 
@@ -173,7 +186,7 @@ class LoadedHeads:
         return cls(folder=folder, heads=record.requested.heads, classes=record.classes, settings=record.store,
                    taps={part.tap: part.shape for part in record.taps})
 
-    def predict_proba(self, store: EmbeddingStore, clip: str, *, device: str = "auto",
+    def predict_proba(self, store: EmbeddingStore | MultiStoreView, clip: str, *, device: str = "auto",
                       force: bool = False) -> dict[str, NDArray[np.float64]]:
         """Return head -> probabilities of each frame of a stored clip, ``(T, C)``, the mean over the folds' models.
 
@@ -193,7 +206,7 @@ class LoadedHeads:
 
         check_match(self.settings, store.settings, taps=list(self.taps), stored_taps=list(store.taps),
                     where=self.folder, force=force)
-        store.manifest(clip)  # raises if the clip is not stored
+        store[clip]  # raises if the clip is not stored
         trained = load_trained(self.folder)
         trial = Trial(name=clip, path=Path(clip), kind="crops", parent=clip, group=clip, split="test")
         log_probs = predict_new(trained, trained.load_features(store, [trial]), resolve_device(device))
@@ -242,10 +255,10 @@ def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
                    notice="; ".join(filter(None, (dataset.notice, dropped))))
 
 
-def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore, models: SelectedModels,
-                   cache: Path, *, device: str, threads: int) -> tuple[OofLogits, bool]:
+def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore | MultiStoreView,
+                   models: SelectedModels, cache: Path, *, device: str, threads: int) -> tuple[OofLogits, bool]:
     """Return the heads' logits of `trials`, all outside the folds, and whether they came from the cache."""
-    features = fingerprint_of([store.manifest(trial.name).identity() for trial in trials])
+    features = fingerprint_of([clip_identity(store, trial.name) for trial in trials])
     fingerprint = fingerprint_of({"heads": models.logits_file.fingerprint, "features": features,
                                   "settings": store.settings, "dataset": dataset.digest(),
                                   "trials": [t.name for t in trials], "format": FORMAT,
@@ -265,7 +278,7 @@ def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingSt
     return oof, False
 
 
-def _predict_rows(trials: Sequence[Trial], store: EmbeddingStore, models: SelectedModels, device: str,
+def _predict_rows(trials: Sequence[Trial], store: EmbeddingStore | MultiStoreView, models: SelectedModels, device: str,
                   threads: int) -> dict[str, Any]:
     """Return the per-frame arrays of `OofLogits` (times, labels, logits) of all trials, in their order."""
     # These imports load torch, which takes seconds; a cached result does not need it.
@@ -294,7 +307,7 @@ def _predict_rows(trials: Sequence[Trial], store: EmbeddingStore, models: Select
             **{name: np.concatenate([part[name] for part in ordered]) for name in FRAME_ARRAYS}}
 
 
-def _batches(trials: Sequence[Trial], store: EmbeddingStore, row_bytes: int) -> Iterator[list[int]]:
+def _batches(trials: Sequence[Trial], store: EmbeddingStore | MultiStoreView, row_bytes: int) -> Iterator[list[int]]:
     """Yield indices of trials of one frame rate, as many as fit into `MOST_BYTES`."""
     # The length of a window in frames follows from the median rate of the loaded features. With one rate per batch,
     # the predictions of a clip do not depend on the other clips in it.
@@ -329,6 +342,10 @@ LATER = {"embed_every": "1"}
 """Settings that a store holds only if they are not at their default."""
 NOT_COPIED = ("faces", "weights", "augmentations")
 """Settings that are not copied from the heads' store: the new clips or the user decide."""
+IMPORTED = "imported"
+"""Key in the settings of a store that `fercache import` made."""
+OF_IMPORT = (IMPORTED, "content", "fps", "first_frame")
+"""Settings of an imported store that may differ: new clips come from another file."""
 
 
 def extract_config_of(wanted: Mapping[str, Any], defaults: ExtractConfig,
@@ -351,9 +368,44 @@ def extract_config_of(wanted: Mapping[str, Any], defaults: ExtractConfig,
     wanted = {**LATER, **wanted} if "precision" in wanted else wanted
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in wanted.items()
                 if name in numbers and name not in NOT_COPIED}
-    if wanted.get("backbone") in KNOWN_WEIGHTS:
+    # Others are files and folders of this machine, which the user names.
+    if wanted.get("backbone") in KNOWN_WEIGHTS or ("card" in wanted and wanted.get("backbone") not in PREFIXES):
         settings["weights"] = wanted["backbone"]
-    return replace(defaults, **{**settings, "faces": "auto", "augmentations": 1, **overrides})
+    return replace(defaults, **{**settings, "faces": "auto", "augmentations": 1, **overrides, "modality": "picture"})
+
+
+def find_joined(base: Location, wanted: Mapping[str, Any], clips: Sequence[str], *,
+                causal: bool = False) -> dict[str, ReadableStore]:
+    """Return label -> the store beside the one at `base` that was made like the one which the heads read as this label.
+
+    Parameters
+    ----------
+    wanted : settings of the features that the heads were trained on.
+    clips : of several stores that fit equally, the one with the most of these clips is taken.
+    causal : how they are opened.
+
+    Raises
+    ------
+    InputError
+        No store fits; imported ones must be imported first.
+    """
+    others: dict[str, ReadableStore] = {}
+    beside = siblings(base, causal) if wanted.get(JOINED) else []
+    for label, settings in wanted.get(JOINED, {}).items():
+        differ = [settings_differences(settings, store.settings) for store in beside]
+        fits = [(-len(accepted), sum(clip in store for clip in clips), place)
+                for place, (store, (refused, accepted)) in enumerate(zip(beside, differ, strict=True))
+                if not refused and set(settings.get("taps", ())) <= store.taps.keys()]
+        if not fits and IMPORTED in settings:
+            raise InputError(f"the heads read the imported features {label}, which these clips do not have",
+                             where=base.parent,
+                             hint=f"run `fercache import PATH --as {settings['backbone']}` with features of these "
+                                  "clips, named by a table (--clips), and predict with the same table")
+        if not fits:
+            raise InputError(f"the heads read {label} too, and no store beside {base.name} was made like it",
+                             where=base.parent, hint="leave --store out: the store is then made for these clips")
+        others[label] = beside[max(fits)[2]]
+    return others
 
 
 def check_match(wanted: Mapping[str, Any], have: Mapping[str, Any], *, taps: Sequence[str], stored_taps: Sequence[str],
@@ -394,13 +446,19 @@ def settings_differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> 
     same_policy = wanted.get("faces") == have.get("faces")
     # Cropped and detected faces have different settings; only those that both have can be compared.
     names = wanted.keys() | have.keys() if same_policy else wanted.keys() & have.keys()
+    names -= set(OF_IMPORT) if IMPORTED in wanted and IMPORTED in have else set()
     refused: list[str] = []
     accepted: list[str] = []
-    for name in sorted(names - set(FREE)):
+    for name in sorted(names - {*FREE, JOINED}):
         there, here = (settings.get(name, LATER.get(name)) for settings in (wanted, have))
         if there != here:
             small = there in SMALL_LOSS.get(name, ()) and here in SMALL_LOSS.get(name, ())
             (accepted if small else refused).append(f"{name} = {_short(there)} there, {_short(here)} here")
+    for label, theirs in sorted(wanted.get(JOINED, {}).items()):
+        joined = have.get(JOINED, {}).get(label)
+        of_label = settings_differences(theirs, joined) if joined is not None else (("not joined here",), ())
+        refused += [f"{label}: {difference}" for difference in of_label[0]]
+        accepted += [f"{label}: {difference}" for difference in of_label[1]]
     return tuple(refused), tuple(accepted)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from os import PathLike
@@ -24,11 +24,13 @@ from rich.table import Table
 
 from fercache import data, recipe
 from fercache.backbones import weights
+from fercache.backbones.registry import KNOWN_WEIGHTS
+from fercache.backbones.taps import AUDIO
 from fercache.config import ExtractConfig, StackConfig
-from fercache.data.base import Dataset, Issue, Kind, Trial, people_stored, stored_trials
+from fercache.data.base import Dataset, Issue, Kind, Trial, people_of, people_stored, person_name, stored_trials
 from fercache.data.scan import kind_at, scan
 from fercache.errors import ClipError, FercacheError, InputError, StoreError
-from fercache.extraction import job
+from fercache.extraction import job, sound
 from fercache.extraction.job import ClipResult
 from fercache.inference import ensemble, starter
 from fercache.inference.ensemble import SelectedModels
@@ -40,6 +42,7 @@ from fercache.stacking.report import as_text
 from fercache.stacking.run_metrics import PredictRecord
 from fercache.stacking.stack import StackResult
 from fercache.store.embedding_store import EmbeddingStore
+from fercache.store.multi_store import JOINED, SEPARATOR, MultiStoreView, ReadableStore
 from fercache.training import checkpoints
 from fercache.workspace import FAILURES, Workspace
 
@@ -360,21 +363,25 @@ def predict_dataset(request: PredictJob, cache: Path) -> Predictions:
     if not files:
         raise InputError("no trained heads", where=request.models.heads, hint="run `fercache train-heads` again")
     heads = checkpoints.load_record(files[0])
-    store, failed, extracted, forced = _features(request, dataset, heads, cache)
+    store, others, failed, extracted, forced = _features(request, dataset, heads, cache)
     dataset = stored_trials(dataset, store)
-    trials = [trial for trial in dataset.trials if trial.name in store]
+    trials = [trial for trial in dataset.trials if all(trial.name in place for place in (store, *others.values()))]
     if not trials:
         if request.out is not None:
             job.write_failures(request.out / FAILURES, failed)  # the hint below names this file
         raise FercacheError(f"no clip could be predicted: {failed[0].message if failed else 'the set is empty'}",
                             where=failed[0].clip if failed else dataset.name,
                             hint=f"see {request.out / FAILURES}" if request.out else "name other clips")
-    oof, cached = ensemble.predict_logits(dataset, trials, store, request.models, cache,
-                                          device=request.defaults.device, threads=request.defaults.threads)
+    oof, cached = ensemble.predict_logits(dataset, trials, MultiStoreView(store, others) if others else store,
+                                          request.models, cache, device=request.defaults.device,
+                                          threads=request.defaults.threads)
     seen = training_sources(trials, store, request.models.logits_file, dataset.name,
                             Workspace.holding(request.models.heads).features(request.models.logits_file.dataset))
-    return Predictions(result=_evaluate(request, dataset, oof, seen, forced), models=request.models, dataset=dataset,
-                       store=store, extracted=extracted, cached=cached, failed=failed,
+    of_sound = [other for other in others.values() if _is_sound(other.settings)]
+    silent = {trial.name for trial in trials
+              if of_sound and not any(other[trial.name].frame_table["valid"].any() for other in of_sound)}
+    return Predictions(result=_evaluate(request, dataset, oof, seen, forced, silent), models=request.models,
+                       dataset=dataset, store=store, extracted=extracted, cached=cached, failed=failed,
                        training_clips=tuple(sorted(seen)))
 
 
@@ -399,6 +406,10 @@ def predict_clips(context: Context, paths: Sequence[Path], typed: Mapping[str, A
         raise InputError("clips are named both as arguments and as a data set" if named else "no clip is named",
                          where="predict", hint="give CLIP... (videos, folders) or a data set: --dataset NAME --root "
                                                "DIR, or --clips TABLE")
+    for name in ("modality", "audio_window_s"):
+        if typed.get(name) is not None:
+            raise InputError("predict reads sound as the heads do", where=f"--{name.replace('_', '-')}",
+                             hint="leave it out: it belongs to `fercache extract`")
     config = recipe.make_config(StackConfig, "stack", context.stages, {"causal": causal})
     models = ensemble.select_models(context.cache, heads, stack_run, _recipe_dataset(context), causal=config.causal)
     # Labels that are numbers are indices of the heads' classes.
@@ -431,37 +442,89 @@ def _recipe_dataset(context: Context) -> str:
         return ""
 
 
-def _features(request: PredictJob, dataset: Dataset, heads: HeadRecord,
-              cache: Path) -> tuple[EmbeddingStore, list[ClipResult], int, tuple[str, ...]]:
-    """Return the store, the clips missing in it, the number of computed clips, and the differences that were forced."""
-    wanted, taps = heads.store, [part.tap for part in heads.taps]
+def _features(request: PredictJob, dataset: Dataset, heads: HeadRecord, cache: Path
+              ) -> tuple[EmbeddingStore, dict[str, ReadableStore], list[ClipResult], int, tuple[str, ...]]:
+    """Return the store, those to join with it, the clips missing in any, the number of computed clips, differences."""
+    wanted, taps, where = heads.store, [part.tap for part in heads.taps], request.models.heads
+    clips, causal = [trial.name for trial in dataset.trials], request.stack.causal
+    lost, computed = list[ClipResult](), 0
     if request.store is not None:
-        store = EmbeddingStore.open(request.store, causal=request.stack.causal)
-        forced = ensemble.check_match(wanted, store.settings, taps=taps, stored_taps=list(store.taps),
-                                      where=request.models.heads, force=request.force)
-        lost = [ClipResult(clip=t.name, state="failed", message=f"not in the store {request.store}")
-                for t in dataset.trials if not people_stored(t, store)]
+        store = EmbeddingStore.open(request.store, causal=causal)
+        others = ensemble.find_joined(store.path, wanted, clips, causal=causal)
+        joined = MultiStoreView(store, others) if others else store
+        forced = ensemble.check_match(wanted, joined.settings, taps=taps, stored_taps=list(joined.taps), where=where,
+                                      force=request.force)
         lost += [ClipResult(clip=p.where, state="failed", message=p.message) for p in dataset.problems if p.is_error]
-        return store, lost, 0, forced
-    config = ensemble.extract_config_of(wanted, request.defaults, request.overrides)
+    else:
+        # "": the store that the others are joined with. It comes after other pictures, so that it becomes the current
+        # one, and before sound, whose rows are its frames.
+        recorded = dict(sorted([("", wanted), *wanted.get(JOINED, {}).items()],
+                               key=lambda one: (_is_sound(one[1]), not one[0])))
+        configs = {label: _config_of(request, settings, cache, joined=bool(label))
+                   for label, settings in recorded.items() if ensemble.IMPORTED not in settings}
+        have = recorded | {label: _settings_of(dataset, config, cache) for label, config in configs.items()}
+        stored = [tap for tap in taps if tap.partition(SEPARATOR)[0] in recorded.keys() - configs.keys()]  # imported
+        stored += [f"{label}{SEPARATOR}{tap}" if label else tap for label, one in configs.items() for tap in one.taps]
+        # Check everything before the extraction, which may take hours.
+        base = have.pop("")
+        forced = ensemble.check_match(wanted, {**base, JOINED: have}, taps=taps, stored_taps=stored, where=where,
+                                      force=request.force)
+        path = job.store_path(cache, dataset.name, base)
+        imported = {label: settings for label, settings in have.items() if label not in configs}
+        ensemble.find_joined(path, {JOINED: imported}, clips)
+        for label, config in configs.items():
+            report = (sound.extract_sound(dataset, config, cache, pictures=path if label else None)
+                      if config.modality == "audio" else job.extract_dataset(dataset, config, cache))
+            lost += [clip for clip in report.clips if clip.state in ("failed", "busy")]
+            computed = computed if label else report.count("computed")
+            log.info("%s%d clips computed, %d cached, %d failed", f"{label}: " if label else "",
+                     report.count("computed"), report.count("cached"), report.count("failed"))
+        store = EmbeddingStore.open(path, causal=causal)
+        others = ensemble.find_joined(path, wanted, clips, causal=causal)
+    for trial in dataset.trials:
+        people = range(1, people_stored(trial, store) + 1)
+        names = {person_name(trial, people_of(store.settings), number) for number in people}
+        absent = [place.path for place in (store, *others.values()) if not names or not all(n in place for n in names)]
+        lost += [ClipResult(clip=trial.name, state="failed", message=f"not in the store {path}") for path in absent[:1]]
+    # The first message of a clip is the reason why it is in no store.
+    return store, others, list({clip.clip: clip for clip in reversed(lost)}.values())[::-1], computed, forced
+
+
+def _is_sound(settings: Mapping[str, Any]) -> bool:
+    return settings.get("modality") == AUDIO
+
+
+def _config_of(request: PredictJob, settings: Mapping[str, Any], cache: Path, *, joined: bool) -> ExtractConfig:
+    """Return the settings of stage one that make a store like the one of these settings."""
+    overrides = request.overrides
+    if joined or _is_sound(settings):  # flags that change numbers are for pictures, and for the store that is joined to
+        free = {*ensemble.FREE, *(entry.name for entry in fields(ExtractConfig) if not entry.metadata["numbers"])}
+        overrides = {name: value for name, value in overrides.items() if name in free - {"taps", "augmentations"}}
+    if _is_sound(settings):
+        return sound.config_of(settings, cache, replace(request.defaults, **overrides))
+    config = ensemble.extract_config_of(settings, request.defaults, overrides)
+    if joined and settings["backbone"] not in KNOWN_WEIGHTS:
+        config = replace(config, weights=job.recorded_weights(cache, settings["weights"]))
+    return config
+
+
+def _settings_of(dataset: Dataset, config: ExtractConfig, cache: Path) -> dict[str, Any]:
+    """Return the settings of the store that this configuration makes."""
+    if config.modality == "audio":
+        return sound.settings_of(config, sound.resolve_sound(config, cache))
     cnn = weights.ensure_weights(config.weights, Workspace(cache).weights)
-    have = job.settings_of(config, job.resolve_faces(dataset, config), cnn)
-    # Check the settings before the extraction, which may take hours.
-    forced = ensemble.check_match(wanted, have, taps=taps, stored_taps=config.taps, where=request.models.heads,
-                                  force=request.force)
-    report = job.extract_dataset(dataset, config, cache)
-    lost = [clip for clip in report.clips if clip.state in ("failed", "busy")]
-    log.info("%d clips computed, %d cached, %d failed", report.count("computed"), report.count("cached"), len(lost))
-    return EmbeddingStore.open(report.store, causal=request.stack.causal), lost, report.count("computed"), forced
+    return job.settings_of(config, job.resolve_faces(dataset, config), cnn)
 
 
 def _evaluate(request: PredictJob, dataset: Dataset, oof: OofLogits, seen: frozenset[str],
-              forced: tuple[str, ...]) -> StackResult:
+              forced: tuple[str, ...], silent: Collection[str]) -> StackResult:
     """Return predictions and scores, with display names."""
     if request.models.stack is None:
         result = starter.evaluate_starter(without_labels(oof, seen), request.stack)
     else:
-        result = stack.evaluate(request.models.stack, without_labels(oof, seen), request.stack)
+        mute = ensemble.find_mute_run(request.models) if silent else None
+        result = stack.evaluate(request.models.stack, without_labels(oof, seen), request.stack, mute=mute,
+                                silent=silent)
     names = display_names(dataset)
     splits = {split: msgspec.structs.replace(scores, predicted=BY_MODELS, title=f"{split}, new to the heads")
               for split, scores in result.report.splits.items()}

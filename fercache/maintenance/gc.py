@@ -13,6 +13,7 @@ from typing import Any
 from fercache import data, recipe, run_log
 from fercache.backbones import weights
 from fercache.backbones.registry import KNOWN_WEIGHTS
+from fercache.backbones.taps import AUDIO
 from fercache.config import AblationConfig, DatasetConfig, ExtractConfig, StackConfig, TrainConfig, fingerprint_of
 from fercache.data.base import Dataset, stored_trials
 from fercache.diagnostics import ablation
@@ -349,7 +350,7 @@ def _dataset_configs(cache: Path, recipes: Path, typed: Mapping[str, Any]) -> li
 
 
 def _stores(cache: Path, dataset: Dataset, stages: Path) -> Iterator[Path]:
-    """Yield the path of the recipe's store, and of stores with imported features."""
+    """Yield the path of the recipe's store, and of those beside it that may be joined: imported, of sound, or named."""
     folder = Workspace(cache).features(dataset.name)
     config = recipe.make_config(ExtractConfig, "extract", stages, {})
     try:
@@ -360,9 +361,11 @@ def _stores(cache: Path, dataset: Dataset, stages: Path) -> Iterator[Path]:
     else:
         settings = job.settings_of(config, job.resolve_faces(dataset, config), cnn)
         yield Path(str(job.store_path(cache, dataset.name, settings)))
+    join = recipe.make_config(TrainConfig, "train-heads", stages, {}).join
     for path in sorted(folder.glob("*.zarr")):
         store = _open_or_none(path)
-        if store is not None and not _is_extracted(store):
+        named = {path.stem, path.stem.rpartition("-")[0], str(path)} & set(join)
+        if store is not None and (named or not _is_extracted(store) or store.settings.get("modality") == AUDIO):
             yield path
 
 

@@ -88,7 +88,8 @@ class IncomingClip:
         if (steps <= 0).any():
             what = "twice" if (steps == 0).any() else "out of order"
             raise ClipError(f"has frame {frames[1:][steps <= 0][0]} {what}", where=name,
-                            hint="give each frame once, in ascending order")
+                            hint="give each frame once, in ascending order; of several faces, name each in a column "
+                                 "face_id")
         if frames[-1] > LONGEST or frames[-1] > max(SPARSE_FROM, SPARSEST * len(frames)):
             raise ClipError(f"has a frame {frames[-1]}, but only {len(frames)} rows", where=name,
                             hint="check the frame numbers")

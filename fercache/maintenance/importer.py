@@ -14,6 +14,7 @@ from fercache.config import fingerprint_of
 from fercache.errors import ClipError, InputError
 from fercache.maintenance import import_formats
 from fercache.maintenance.import_formats import ClipEntries, IncomingClip
+from fercache.media.source import check_content
 from fercache.runtime.atomic_io import file_sha256
 from fercache.runtime.progress import progress_bar
 from fercache.runtime.uri import Location, Url
@@ -158,6 +159,10 @@ def kind_of(path: Path) -> str:
         suffix = kinds.pop()
     else:
         suffix = path.suffix.lower()
+        try:
+            check_content(path)
+        except ClipError as error:
+            raise InputError(error.what, where=path, hint=error.hint) from error
     # A pickle may have any ending, .npy included.
     if suffix in PICKLES or (path.is_file() and _is_pickle(path)):
         raise InputError("is a pickle, which can run code when it is loaded, and is never loaded", where=path,

@@ -16,13 +16,12 @@ from fercache.runtime.progress import progress_bar
 from fercache.runtime.uri import Location, Url, as_location
 from fercache.store.embedding_store import JOURNAL_SUFFIX, EmbeddingStore
 from fercache.store.layout import META, array_document, decode_name, encode_name
+from fercache.store.local import READERS
 from fercache.store.manifest import ArrayManifest, ClipManifest
 from fercache.store.remote import CONCURRENT_REQUESTS, files_at
 
 log = logging.getLogger(__name__)
 
-READERS = 4
-"""Chunks that are read and hashed at the same time."""
 STRAY = "stray"
 """Kind of an issue about a file that no reader opens: it can be deleted, and the clip stays."""
 

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from fercache.errors import ClipError, InputError
-from fercache.media.pictures import PictureFolder, folder_digest, is_picture, numbered, read_picture
+from fercache.media.pictures import (
+    PictureFolder,
+    count_pictures,
+    folder_digest,
+    is_picture,
+    numbered,
+    read_picture,
+)
 from fercache.media.source import VIDEO_ENDINGS, Source, check_content, file_digest
 from fercache.media.video import VideoSource, packet_times
 
@@ -57,6 +64,9 @@ def open_source(path: Path, kind: str, *, crop_fps: float = 30.0, damaged: str =
             return VideoSource.open(path, damaged)
         if read_picture(path) is None:
             raise ClipError("not a picture that can be opened", where=path, hint="copy or download it again")
+        if (count := count_pictures(path)) > 1:
+            raise ClipError(f"{count} pictures in one file (animated, or with pages)", where=path,
+                            hint="convert it to MP4 or GIF, or save the picture that is meant alone")
         return PictureFolder(path, {1: ""}, crop_fps)  # `path / ""` is the path itself
     names = numbered(path)
     for number in {min(names), max(names)}:

@@ -61,6 +61,9 @@ class PictureFolder(Source):
     def pick(self, rows: Sequence[int]) -> Iterator[Frame]:
         return (self._frame(row) for row in sorted(set(rows)) if 0 <= row < self.highest)
 
+    def times(self) -> NDArray[np.float64]:
+        return np.arange(self.highest) / self.fps
+
     def length(self) -> int | None:
         return self.highest
 
@@ -168,6 +171,12 @@ def read_picture(path: Path) -> NDArray[np.uint8] | None:
         log.info("%s: not decodable (%s)", path,
                  f"none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else error)
         return None
+
+
+def count_pictures(path: Path) -> int:
+    """Return the number of pictures in a picture file that can be decoded; a phone's JPEG with previews has one."""
+    with Image.open(path, formats=FORMATS) as image:
+        return 1 if image.format in ("JPEG", "MPO") else int(getattr(image, "n_frames", 1))
 
 
 def folder_digest(path: Path, names: dict[int, str], strict: bool) -> dict[str, Any]:

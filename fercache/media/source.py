@@ -63,6 +63,16 @@ class Source(ABC):
         """Return the number of frames that the file states, which may be wrong; None if it states none."""
 
     @abstractmethod
+    def times(self) -> NDArray[np.float64]:
+        """Return the time of every frame, (T,), without its picture.
+
+        Raises
+        ------
+        ClipError
+            As `frames` raises.
+        """
+
+    @abstractmethod
     def pick(self, rows: Sequence[int]) -> Iterator[Frame]:
         """Yield the frames of these rows (from 0), ascending, each once; rows past the end are omitted."""
 
@@ -111,9 +121,9 @@ def check_content(path: Path) -> None:
         raise unreadable(path, error) from error
     if head.startswith(POINTER):
         raise ClipError("a Git LFS pointer, not the file itself", where=path,
-                        hint="run `git lfs pull` in the repository of the clips")
+                        hint="run `git lfs pull` in its repository")
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(HTML):
-        raise ClipError("a web page, not a video or a picture", where=path,
+        raise ClipError("a web page, not the file itself", where=path,
                         hint="the server sent a page (a login, an error) in its place: download it again")
 
 

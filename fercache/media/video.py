@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from heapq import heappop, heappush
 from itertools import islice
 from pathlib import Path
@@ -252,14 +252,21 @@ DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 MJPEG, START_OF_SCAN = "mjpeg", b"\xff\xda"
 # Kinds of `VideoSource.traits`.
 TRAITS = SEVERAL, NOT_SQUARE, IS_HDR = "several video streams", "non-square pixels", "HDR"
-# Values of ISO/IEC 23091-2: transfer functions of HDR, and the primaries of BT.709.
-PQ, HLG, BT709 = 16, 18, 1
+# Values of ISO/IEC 23091-2: transfer functions of HDR and none, and the primaries of BT.709.
+PQ, HLG, UNSPECIFIED, BT709 = 16, 18, 2, 1
 HDR = (PQ, HLG)
 LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)  # of BT.2020's primaries
 BT2020_TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]],
                            np.float32)
-# The reference display of BT.2100, and the reference white of BT.2408.
-PEAK_NITS, WHITE_NITS = 1000, 203
+# The reference display of BT.2100, the reference white of BT.2408, and that of an SDR display (BT.1886, BT.2035).
+PEAK_NITS, WHITE_NITS, SDR_NITS = 1000, 203, 100
+HLG_GAMMA = 1.2  # of that display
+# A picture with this white may have pixels that are so much brighter: compression overshoots at edges.
+OVERSHOOT = 1.08
+# The brightest pixel is searched for in this many pictures at each of this many places of a file.
+PLACES, PICTURES_A_PLACE, SEARCHED_PX, BRIGHTEST = 4, 24, 320, 0.9999
+# PyAV converts a white of 10 bits to this, not to 65,535.
+WHITE_48 = 65_280
 ROOTS = 1 << 14
 # Anamorphic lenses reach 2, PAL at half its width 2.8; more is a damaged header.
 WIDEST_PIXEL = 4
@@ -308,6 +315,9 @@ class VideoSource(Source):
     def frames(self, start: int = 0) -> Iterator[Frame]:
         return self._frames(start, None)
 
+    def times(self) -> NDArray[np.float64]:
+        return np.array([frame.time_s for frame in self._frames(0, None, set())])
+
     def pick(self, rows: Sequence[int]) -> Iterator[Frame]:
         wanted = set(rows)
         frames = self._frames(0, max(wanted) + 1, wanted) if wanted else iter(())
@@ -330,7 +340,7 @@ class VideoSource(Source):
             for row, (stamp, picture, concealed) in enumerate(_decoded(container, stream, ending)):
                 time_s = clock.at(stamp)
                 if not row:
-                    self.traits = _traits(container, stream)
+                    self.traits = _traits(container, stream, converter.transfer)
                 if row >= start:
                     needed = wanted is None or row in wanted
                     image = self._rgb(picture, converter) if picture is not None and needed else None
@@ -346,6 +356,28 @@ class VideoSource(Source):
         elif odd:
             log.warning("%s: %s; every frame of the picture is read", self.path, odd)
 
+    @cached_property
+    def _brightest_nits(self) -> float:
+        """The luminance of the brightest pixel: the stated one (MaxCLL), else that of pictures at a few places."""
+        highest = 0.0
+        with _open_stream(self.path) as (container, stream), suppress(av.FFmpegError, ValueError, MemoryError):
+            converter = PictureConverter(stream)
+            for place in range(PLACES):
+                if place:
+                    container.seek((container.start_time or 0) + place * (container.duration or 0) // PLACES)
+                for picture in islice(container.decode(stream), 0, PICTURES_A_PLACE, PICTURES_A_PLACE // 4):
+                    with suppress(KeyError):
+                        stated = np.frombuffer(cast(Any, picture.side_data)["CONTENT_LIGHT_LEVEL"], np.uint32)[0]
+                        if stated:
+                            return float(stated)
+                    # Averages of several pixels, without the highest of them: compression overshoots at edges.
+                    height = max(2, picture.height * SEARCHED_PX // picture.width)
+                    small = converter.reformatter.reformat(picture, SEARCHED_PX, height, "rgb48le", interpolation="AREA"
+                                                           ).to_ndarray().max(axis=2)
+                    signal = int(np.quantile(small, BRIGHTEST))
+                    highest = max(highest, float(display_nits(converter.transfer)[signal]))
+        return highest
+
     def _rgb(self, picture: VideoFrame, converter: PictureConverter) -> NDArray[np.uint8]:
         """Return the picture as (H, W, 3) uint8 RGB, upright."""
         width, height = converter.size(picture)
@@ -353,7 +385,7 @@ class VideoSource(Source):
             raise ClipError(f"a frame of {width} x {height} pixels", where=self.path,
                             hint=f"frames up to {MAX_PIXELS >> 20} megapixels are read")
         try:
-            return upright(converter.rgb(picture), _display_matrix(picture))
+            return upright(converter.rgb(picture, lambda: self._brightest_nits), _display_matrix(picture))
         except (av.FFmpegError, ValueError, MemoryError) as error:
             raise unreadable(self.path, error) from error
 
@@ -363,8 +395,15 @@ class PictureConverter:
 
     def __init__(self, stream: VideoStream) -> None:
         self.codec, self.pixel = stream.codec_context, _pixel_shape(stream)
+        self.stated_transfer = int(self.codec.color_trc)
         # One per video: creating one per frame takes up to 0.5 ms.
         self.reformatter = VideoReformatter()
+
+    @property
+    def transfer(self) -> int:
+        """The transfer function, that of the container where the pictures name none (ProRes)."""
+        transfer = int(self.codec.color_trc)
+        return self.stated_transfer if transfer == UNSPECIFIED else transfer
 
     def size(self, picture: VideoFrame) -> tuple[int, int]:
         """Return the width and height with square pixels; the side that is too short is enlarged."""
@@ -373,17 +412,17 @@ class PictureConverter:
         return (round(picture.width * max(self.pixel, Fraction(1))),
                 round(picture.height / min(self.pixel, Fraction(1))))
 
-    def rgb(self, picture: VideoFrame) -> NDArray[np.uint8]:
-        """Return the picture as (H, W, 3) uint8 RGB."""
-        hdr = int(self.codec.color_trc) in HDR
+    def rgb(self, picture: VideoFrame, brightest_nits: Callable[[], float]) -> NDArray[np.uint8]:
+        """Return the picture as (H, W, 3) uint8 RGB; only HDR needs the luminance of the clip's brightest pixel."""
+        hdr = self.transfer in HDR
         width, height = self.size(picture)
         # 16 bits for HDR: 8 bits of its signal show as bands, and 7 bits cost .008 of the cosine of `block8`.
         image: NDArray[Any] = self.reformatter.reformat(
             picture, width, height, "rgb48le" if hdr else "rgb24").to_ndarray()
-        return tone_map(image, int(self.codec.color_trc), int(self.codec.color_primaries)) if hdr else image
+        return tone_map(image, self.transfer, int(self.codec.color_primaries), brightest_nits()) if hdr else image
 
 
-def _traits(container: InputContainer, stream: VideoStream) -> dict[str, str]:
+def _traits(container: InputContainer, stream: VideoStream, transfer: int) -> dict[str, str]:
     """Return what is done for a stream beyond decoding, kind -> text, once its first frame is decoded."""
     pixel, codec = _pixel_shape(stream), stream.codec_context
     videos = _no_covers(container)
@@ -393,8 +432,8 @@ def _traits(container: InputContainer, stream: VideoStream) -> dict[str, str]:
                                            f"({codec.width} x {codec.height})")
     if pixel != 1:
         traits[NOT_SQUARE] = f"pixels of {pixel.numerator}:{pixel.denominator} are made square"
-    if int(codec.color_trc) in HDR:
-        traits[IS_HDR] = f"{'PQ' if int(codec.color_trc) == PQ else 'HLG'} (HDR) is tone-mapped to BT.709"
+    if transfer in HDR:
+        traits[IS_HDR] = f"{'PQ' if transfer == PQ else 'HLG'} (HDR) is tone-mapped to BT.709"
     return traits
 
 
@@ -410,19 +449,29 @@ def _pixel_shape(stream: VideoStream) -> Fraction:
     return Fraction(ratio) if ratio and WIDEST_PIXEL >= ratio >= 1 / WIDEST_PIXEL else Fraction(1)
 
 
-def tone_map(signal: NDArray[np.uint16], transfer: int, primaries: int) -> NDArray[np.uint8]:
+def tone_map(signal: NDArray[np.uint16], transfer: int, primaries: int, brightest_nits: float) -> NDArray[np.uint8]:
     """Return the BT.709 picture of an HDR picture (H, W, 3) of 16 bits.
+
+    Parameters
+    ----------
+    brightest_nits : luminance of the brightest pixel of the clip, in cd/m2 on the reference display.
 
     Notes
     -----
-    Transfer functions, luminance weights and the gamma of 1.2 of HLG's reference display are those of ITU-R BT.2100,
-    the matrix is that of BT.2087, and the inverse of BT.1886 encodes the result. HLG is relative: its peak is white.
-    PQ is absolute: the curve of BT.2390 compresses 0 to 1,000 cd/m2 to 0 to 203, which is white.
+    Transfer functions, luminance weights and the gamma of 1.2 of HLG's reference display are those of ITU-R BT.2100
+    (the gamma of each color, as FFmpeg's `zscale` has it by default, not of luminance), the matrix is that of BT.2087,
+    and the inverse of BT.1886 encodes the result. No stream states which luminance is
+    white. If no pixel is brighter than an SDR white of 100 cd/m2 (PQ only) or the white of 203 in BT.2408, that is
+    white. Otherwise the peak of HLG is white, as it is relative, and the curve of BT.2390 compresses PQ's 0 to 1,000
+    cd/m2 to 0 to 203.
     """
+    white = (SDR_NITS if transfer == PQ and brightest_nits <= OVERSHOOT * SDR_NITS else
+             WHITE_NITS if transfer == PQ or brightest_nits <= OVERSHOOT * WHITE_NITS else PEAK_NITS)
     # Tables indexed by fourth roots: powers of arrays take five times as long.
-    light_of, gain_of, color_of = _hdr_curves(transfer)
+    light_of, gain_of, color_of = _hdr_curves(transfer, white, brightest_nits > OVERSHOOT * white)
     light = light_of[signal.reshape(-1, 3)]
-    light *= gain_of[_fourth_root(light @ LUMINANCE / light_of[-1])][:, None]
+    if gain_of is not None:
+        light *= gain_of[_fourth_root(light @ LUMINANCE / light_of[-1])][:, None]
     if primaries != BT709:
         light = light @ BT2020_TO_BT709.T
     return color_of[_fourth_root(light)].reshape(signal.shape)
@@ -434,28 +483,36 @@ def _fourth_root(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 @lru_cache(maxsize=2)
-def _hdr_curves(transfer: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
-    """Return the light of each signal, and by fourth roots the gain of each luminance and the color of each light."""
-    signal = np.linspace(0, 1, 1 << 16)
+def display_nits(transfer: int) -> NDArray[np.float64]:
+    """Return the luminance of each signal of 16 bits on the reference display, of a gray picture in cd/m2."""
+    signal = np.minimum(np.arange(1 << 16) / WHITE_48, 1)
     if transfer == HLG:
         light = np.where(signal <= 0.5, signal ** 2 / 3, (np.exp((signal - 0.55991073) / 0.17883277) + 0.28466892) / 12)
-        gain = light[::64] ** 0.2
-    else:
-        root = signal ** (1 / 78.84375)
-        ratio = np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)
-        light = 10_000 / WHITE_NITS * ratio ** (1 / 0.1593017578125)
+        return np.asarray(PEAK_NITS * light ** HLG_GAMMA)
+    root = signal ** (1 / 78.84375)
+    return np.asarray(10_000 * (np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)
+                                ) ** (1 / 0.1593017578125))
+
+
+@lru_cache(maxsize=4)
+def _hdr_curves(transfer: int, white_nits: float, compressed: bool
+                ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, NDArray[np.uint8]]:
+    """Return the light of each signal, and by fourth roots the gain of each luminance and the color of each light."""
+    light, root = display_nits(transfer) / white_nits, np.arange(ROOTS + 1) / ROOTS
+    gain = None
+    if compressed:
         # BT.2390: above a knee, a cubic curve, in PQ signals as parts of the signal of the peak.
-        peak, white = np.interp([PEAK_NITS / WHITE_NITS, 1], light, signal)
+        signal = np.minimum(np.arange(1 << 16) / WHITE_48, 1)
+        peak, white = np.interp([PEAK_NITS / white_nits, 1], light, signal)
         top = white / peak
         knee = 1.5 * top - 0.5
         part = np.minimum(signal[::64] / peak, 1)
         x = np.maximum(part - knee, 0) / (1 - knee)
         curve = (2 * x**3 - 3 * x**2 + 1) * knee + (x**3 - 2 * x**2 + x) * (1 - knee) + (3 * x**2 - 2 * x**3) * top
         mapped = np.interp(np.where(part < knee, part, curve) * peak, signal, light)
-        gain = mapped / np.maximum(light[::64], 1e-9)
-    root = np.arange(ROOTS + 1) / ROOTS
-    gain = np.interp(root ** 4 * light[-1], light[::64], gain)
-    return light.astype(np.float32), gain.astype(np.float32), (root ** (4 / 2.4) * 255 + 0.5).astype(np.uint8)
+        gain = np.interp(root ** 4 * light[-1], light[::64], mapped / np.maximum(light[::64], 1e-9)).astype(np.float32)
+    # Rounded down, as PyAV does for SDR.
+    return light.astype(np.float32), gain, (root ** (4 / 2.4) * 255).astype(np.uint8)
 
 
 def upright(image: NDArray[np.uint8], matrix: Sequence[int] | None) -> NDArray[np.uint8]:
@@ -538,6 +595,19 @@ def packet_times(path: Path) -> NDArray[np.float64]:
             raise ClipError("its frames have no time stamps", where=path, hint="give frame numbers, not times")
         clock = TimestampClock(stream.time_base or TICK_S, 1 / 25)
         return np.array([clock.at(stamp) for stamp in stamps])
+
+
+def first_picture_s(path: Path) -> float:
+    """Return the time stamp of a video's first frame in seconds of the container's clock, which its sound shares.
+
+    Raises
+    ------
+    ClipError
+        It is not a video.
+    """
+    with _open_stream(path) as (container, stream):
+        stamp = next((stamp for stamp, *_ in _decoded(container, stream, TruncationCheck(container, stream))), None)
+        return float((stamp or 0) * (stream.time_base or TICK_S))
 
 
 def choose_stream(container: InputContainer, path: Path) -> VideoStream | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -17,7 +18,8 @@ from rich.console import RenderableType
 
 from fercache.config import StackConfig
 from fercache.errors import InputError, MissingExtra, StoreError
-from fercache.oof import OofLogits
+from fercache.heads.registry import HEADS
+from fercache.oof import OofLogits, without_sound
 from fercache.results import io
 from fercache.runtime import atomic_io
 from fercache.stacking import calibration, candidates, inputs, nested_cv, report
@@ -166,6 +168,7 @@ def run_stack(oof: OofLogits, config: StackConfig, cache: Path) -> StackResult:
         There are no labeled out-of-fold rows, or `config.select` names no candidate.
     """
     started = time.monotonic()
+    run_without_sound(oof, config, cache)
     if not ((oof.per_row(oof.fold) >= 0) & (oof.label >= 0)).any():
         raise InputError("no labeled out-of-fold rows to learn from", where=oof.dataset,
                          hint="run `fercache train-heads` on a data set with labels")
@@ -180,6 +183,20 @@ def run_stack(oof: OofLogits, config: StackConfig, cache: Path) -> StackResult:
              time.monotonic() - started)
     return StackResult(oof=oof, ppm=ppm, report=record, folder=run_folder, cached=earlier is not None,
                        seconds=time.monotonic() - started)
+
+
+def run_without_sound(oof: OofLogits, config: StackConfig, cache: Path) -> Path | None:
+    """Return the folder of the run with the same settings for clips without sound; None if these heads read none."""
+    # Weights of columns and widths of smoothing that were chosen on clips with sound do not fit clips without.
+    settings = oof.provenance.settings
+    if not settings or oof.provenance.merged:
+        return None
+    path = without_sound(Workspace(cache).logits_file(oof.dataset, oof.fingerprint), settings)[1]
+    if not path.is_file() or path.stem == oof.fingerprint[:12]:
+        return None
+    other = OofLogits.load(path)
+    gone = config.select in set(oof.heads) - set(other.heads)
+    return run_stack(other, replace(config, select="auto") if gone else config, cache).folder
 
 
 def find_contradictions(oof: OofLogits, config: StackConfig) -> tuple[dict[str, str], dict[str, float]]:
@@ -219,12 +236,14 @@ def _compute(oof: OofLogits, config: StackConfig, run_folder: Path,
     return ppm, record
 
 
-def evaluate(folder: Path, oof: OofLogits, config: StackConfig) -> StackResult:
+def evaluate(folder: Path, oof: OofLogits, config: StackConfig, *, mute: Path | None = None,
+             silent: Collection[str] = ()) -> StackResult:
     """Return the predictions of the run in `folder` for new trials, with the scores of every candidate on them.
 
     Parameters
     ----------
     config : only its bootstrap draws and seed are used; the run determines everything else.
+    mute, silent : folder of the run for clips without sound, and the trials that it predicts.
 
     Notes
     -----
@@ -235,13 +254,22 @@ def evaluate(folder: Path, oof: OofLogits, config: StackConfig) -> StackResult:
     run_metrics, ready = inference.metrics, inference.oof
     final = candidates.FinalCandidate(name=run_metrics.final.column,
                                       why=f"as in the run {folder.name}: {run_metrics.final.why}")
+    ppm, columns = inference.probs_ppm(oof), inference.columns
+    if mute is not None and silent:
+        heads = tuple(head for head in oof.heads if head not in HEADS or HEADS[head].sound != "only")
+        without = replace(oof, heads=heads, logits={head: oof.logits[head] for head in heads})
+        other = StackInference.of(mute, without)
+        rows = [one.per_row(np.isin(one.trials, list(silent)))[:, None] for one in (oof, ready)]
+        ppm = np.where(rows[0], other.probs_ppm(without), ppm)
+        sources = {name: other.metrics.final.column if name == final.name else name for name in columns}
+        columns = {name: np.where(rows[1], other.columns[sources[name]], values)
+                   if sources[name] in other.columns else values for name, values in columns.items()}
     # Without refit: no model saw the new trials.
     trained = replace(msgspec.convert(run_metrics.config, StackConfig), bootstrap=config.bootstrap, seed=config.seed,
                       refit="none")
-    run = report.StackRun(oof=ready, config=trained, nested=inference.nested,
-                       columns=inference.columns, final=final,
+    run = report.StackRun(oof=ready, config=trained, nested=inference.nested, columns=columns, final=final,
                        temperatures=dict.fromkeys([*range(int(ready.fold.max(initial=-1)) + 1), -1],
                                                   run_metrics.final.temperature),
                        rejected=run_metrics.rejected)
-    return StackResult(oof=oof, ppm=inference.probs_ppm(oof), folder=folder, cached=False,
+    return StackResult(oof=oof, ppm=ppm, folder=folder, cached=False,
                        report=report.build_report(run, run_metrics.fingerprint), seconds=time.monotonic() - started)

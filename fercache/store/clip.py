@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.errors import InputError, NotInStore
-from fercache.store.layout import EMBEDDED, FRAME_COLUMNS, FRAME_TABLE, SEGMENT, Grid, encode_name
+from fercache.store.layout import (
+    EMBEDDED,
+    FRAME_TABLE,
+    SEGMENT,
+    Grid,
+    encode_name,
+    frame_columns,
+)
 from fercache.store.manifest import ClipManifest, damaged
 
 if TYPE_CHECKING:
@@ -198,7 +205,7 @@ class Clip(Mapping[str, Tap]):
     @cached_property
     def _between(self) -> FrameInterpolation | None:
         """What gives the frames that are not embedded; None if all are."""
-        if self.manifest.arrays[FRAME_TABLE].shape[1] == len(FRAME_COLUMNS):
+        if EMBEDDED not in frame_columns(self.manifest.arrays[FRAME_TABLE].shape[1]):
             return None
         return FrameInterpolation.of(self.frame_table, self.causal)
 
@@ -206,7 +213,7 @@ class Clip(Mapping[str, Tap]):
     def frame_table(self) -> NDArray[np.void]:
         """The frame table, ``(T,)`` with named columns: ``clip.frame_table["time_s"]`` is ``(T,) float64``."""
         rows = self[FRAME_TABLE].rows(0, self.frames)
-        return rows.view([(name, "<f8") for name in [*FRAME_COLUMNS, EMBEDDED][:rows.shape[1]]])[:, 0]
+        return rows.view([(name, "<f8") for name in frame_columns(rows.shape[1])])[:, 0]
 
     def read(self, tap: str, out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
         """Return a whole tap, ``(T, ...) float16``.

@@ -357,7 +357,9 @@ class EmbeddingStore(Mapping[str, Clip]):
         otherwise. The next writer resumes what this one leaves without `commit`.
         """
         self._check_writable()
-        job = WriterJob(clip=clip, fingerprint=self.fingerprint, taps=self.taps,
+        # Faces were detected, and their crops are aligned.
+        landmarks = (self.settings.get("card") or {}).get("crop") == "aligned" and "detector" in self.settings
+        job = WriterJob(clip=clip, fingerprint=self.fingerprint, taps=self.taps, landmarks=landmarks,
                         source=normalize_json(source, "source"),
                         provenance=normalize_json(provenance, "provenance"), sparse="embed_every" in self.settings)
         with hold_lease(self.files, job.folder) as mine:

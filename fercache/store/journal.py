@@ -18,6 +18,7 @@ from fercache.store.layout import FRAME_TABLE, VERSION
 from fercache.store.manifest import MAX_METADATA_BYTES
 
 DETECTION_COLUMNS = 6
+"""Row, box and score; then the landmarks, if the frame table has them."""
 MAX_JOURNAL_BYTES = 16 * MAX_METADATA_BYTES
 
 
@@ -76,21 +77,22 @@ class RowRange:
 class JournalState:
     """The sum of a journal's records."""
 
-    # `detected`, `detections`: rows in which faces were detected, and the faces, ``(n, 6)`` each.
+    # `detected`, `detections`: rows in which faces were detected, and the faces, ``(n, columns)`` each.
     detected: int = 0
     detections: list[NDArray[np.float64]] = field(default_factory=list)
     frame_table: RowRange | None = None  # its rows, if it was set
     segments: list[RowRange] = field(default_factory=list)  # rows of features, in order
 
 
-def read_journal_state(records: Iterable[JournalRecord], taps: Sequence[str]) -> JournalState | None:
+def read_journal_state(records: Iterable[JournalRecord], taps: Sequence[str], columns: int = DETECTION_COLUMNS
+                       ) -> JournalState | None:
     """Return the sum of the records after the first; None if a writer of `taps` does not write such records."""
     state = JournalState()
     try:
         for record in records:
             match record:
                 case DetectionRecord():
-                    rows = np.frombuffer(record.rows, "<f8").reshape(-1, DETECTION_COLUMNS)
+                    rows = np.frombuffer(record.rows, "<f8").reshape(-1, columns)
                     state.detections.append(rows.astype(np.float64))
                     state.detected = record.detected
                 case FrameTableRecord():

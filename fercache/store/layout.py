@@ -19,8 +19,11 @@ CHUNK = 256
 """Most rows of a chunk. A shorter clip has chunks of its own length, since Zarr pads the last chunk."""
 FRAME_COLUMNS = ("index", "time_s", "valid", "x1", "y1", "x2", "y2", "score", "track")
 """Columns of the frame table: frame from 1, seconds from 0, 1 if it has a face, its box in pixels, score, track."""
+LANDMARK_COLUMNS = tuple(f"{point}_{axis}" for point in ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
+                         for axis in "xy")
+"""Further columns where crops are aligned: landmarks in pixels; left and right are those of the picture."""
 EMBEDDED = "embedded"
-"""A tenth column where only some frames are embedded: 1 in those whose values the arrays of the taps hold, in order."""
+"""A last column where only some frames are embedded: 1 in those whose values the arrays of the taps hold, in order."""
 FRAME_TABLE = "frame_table"
 META = "zarr.json"
 DTYPES = {"float16": 2, "float64": 8}
@@ -68,11 +71,17 @@ def group_document(attributes: dict[str, Any]) -> bytes:
     return _document({"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
 
+def frame_columns(width: int) -> tuple[str, ...]:
+    """Return the names of the columns of a frame table."""
+    names = (*FRAME_COLUMNS, *LANDMARK_COLUMNS) if width > len(FRAME_COLUMNS) + 1 else FRAME_COLUMNS
+    return (*names, EMBEDDED)[:width]
+
+
 def array_document(name: str, grid: Grid) -> bytes:
     """Return the `zarr.json` of an array."""
     # Follows the Zarr 3 core specification: regular grid, bytes codec, no compression (it saves 8 % and halves the
     # rate).
-    columns = {"columns": [*FRAME_COLUMNS, EMBEDDED][:grid.shape[1]]} if name == FRAME_TABLE else {}
+    columns = {"columns": list(frame_columns(grid.shape[1]))} if name == FRAME_TABLE else {}
     # The separator is a dot, so that a chunk is a file and not a tree of folders. The fill value is
     # NaN: other tools must not read a missing chunk as zeros, which are valid features.
     return _document({

@@ -14,7 +14,17 @@ import msgspec
 
 from fercache.config import fingerprint_of
 from fercache.errors import InputError, StoreError
-from fercache.store.layout import DTYPES, FRAME_COLUMNS, FRAME_TABLE, VERSION, Grid, group_document
+from fercache.store.layout import (
+    DTYPES,
+    EMBEDDED,
+    FRAME_COLUMNS,
+    FRAME_TABLE,
+    LANDMARK_COLUMNS,
+    VERSION,
+    Grid,
+    frame_columns,
+    group_document,
+)
 
 ATTRIBUTE = "fercache"
 """The attribute of a Zarr group that holds the record."""
@@ -80,8 +90,10 @@ def read_manifest(data: bytes, where: object) -> ClipManifest:
     manifest = read_record(data, where, ClipManifest)
     try:
         table = manifest.arrays[FRAME_TABLE].shape
-        every = table == (manifest.frames, len(FRAME_COLUMNS))  # otherwise the taps hold the embedded frames only
-        if not every and table != (manifest.frames, len(FRAME_COLUMNS) + 1):
+        columns = frame_columns(table[1])
+        every = EMBEDDED not in columns  # otherwise the taps hold the embedded frames only
+        if table[0] != manifest.frames or columns not in [
+                (*FRAME_COLUMNS, *more, *last) for more in ((), LANDMARK_COLUMNS) for last in ((), (EMBEDDED,))]:
             raise ValueError(table)
         rows = manifest.frames if every else max(array.shape[0] for name, array in manifest.arrays.items()
                                                  if name != FRAME_TABLE)

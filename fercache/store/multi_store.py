@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.config import fingerprint_of
-from fercache.errors import InputError
+from fercache.errors import InputError, StoreError
 from fercache.runtime.uri import Location, as_location
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import META
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 SEPARATOR = "/"
 VIEWS_SUFFIX = "_views"
+JOINED = "joined"
+"""Key in the settings of a `MultiStoreView`: label of a joined store -> its settings."""
 
 
 class ReadableClip(Protocol):
@@ -56,10 +58,10 @@ class MultiStoreView:
 
     def __init__(self, base: ReadableStore, others: dict[str, ReadableStore]) -> None:
         self.base, self.others = base, others
-        self.path = base.path
+        self.path, self.causal = base.path, isinstance(base, EmbeddingStore) and base.causal
         self._sources = {f"{name}{SEPARATOR}{tap}": (name, tap) for name, other in others.items() for tap in other.taps}
         self.taps = base.taps | {tap: others[name].taps[theirs] for tap, (name, theirs) in self._sources.items()}
-        self.settings = {**base.settings, "joined": {name: other.settings for name, other in sorted(others.items())}}
+        self.settings = {**base.settings, JOINED: {name: other.settings for name, other in sorted(others.items())}}
 
     def __repr__(self) -> str:
         return f"<MultiStoreView {self.path} with {', '.join(self.others)}>"
@@ -120,6 +122,27 @@ class MultiStoreClip:
         return values
 
 
+def clip_identity(store: EmbeddingStore | MultiStoreView, clip: str) -> list[Any]:
+    """Return what the digest covers of one clip: of a view, that of the clip in each of its stores."""
+    if isinstance(store, EmbeddingStore):
+        return store.manifest(clip).identity()
+    parts = [("", store.base), *sorted(store.others.items())]
+    return [[name, clip_identity(part, clip)] for name, part in parts
+            if isinstance(part, EmbeddingStore | MultiStoreView) and clip in part]
+
+
+def siblings(base: Location, causal: bool = False) -> list[EmbeddingStore]:
+    """Return the stores beside the one at `base` that can be read, itself excluded."""
+    folder, found = base.parent, []
+    for entry in files_at(folder).folders():
+        if entry.endswith(".zarr") and entry != base.name:
+            try:
+                found.append(EmbeddingStore.open(folder / entry, causal=causal))
+            except StoreError as error:  # a killed `extract` leaves a folder without a root
+                log.debug("%s", error)
+    return found
+
+
 def join_stores(base: EmbeddingStore, names: Sequence[str], taps: Sequence[str]) -> tuple[ReadableStore,
                                                                                           tuple[str, ...]]:
     """Return `base` joined with the stores of these names, and the taps to read of it.
@@ -142,8 +165,11 @@ def join_stores(base: EmbeddingStore, names: Sequence[str], taps: Sequence[str])
     others: dict[str, ReadableStore] = {}
     for place in (_sibling(base, name) for name in names):
         other = EmbeddingStore.open(place)
-        label = other.path.name.removesuffix(".zarr").rpartition("-")[0] or other.path.name
-        if label in others or other.path == base.path:
+        stem = other.path.name.removesuffix(".zarr")
+        label = stem.rpartition("-")[0] or other.path.name
+        if label in others:  # another recipe of the same net
+            label = stem
+        if any(other.path == one.path for one in (base, *others.values())):
             raise InputError(f"{label} is joined twice", where=place, hint="name each store once")
         others[label] = other
         _report_unmatched(base, label, other)

@@ -29,7 +29,18 @@ from fercache.store.journal import (
     SegmentRecord,
     read_journal_state,
 )
-from fercache.store.layout import EMBEDDED, FRAME_COLUMNS, FRAME_TABLE, META, SEGMENT, Grid, array_document, encode_name
+from fercache.store.layout import (
+    EMBEDDED,
+    FRAME_COLUMNS,
+    FRAME_TABLE,
+    LANDMARK_COLUMNS,
+    META,
+    SEGMENT,
+    Grid,
+    array_document,
+    encode_name,
+    frame_columns,
+)
 from fercache.store.manifest import ClipManifest, array_manifest, same_source
 from fercache.store.remote import StoreFiles
 
@@ -43,7 +54,18 @@ class WriterJob:
     taps: dict[str, tuple[int, ...]]
     source: dict[str, Any]
     provenance: dict[str, Any]
+    landmarks: bool = False  # whether the frame table and the detections have them
     sparse: bool = False  # whether the taps hold the embedded frames only, which a column of the frame table names
+
+    @property
+    def columns(self) -> int:
+        """The number of columns of the frame table."""
+        return len(FRAME_COLUMNS) + len(LANDMARK_COLUMNS) * self.landmarks + self.sparse
+
+    @property
+    def detection_columns(self) -> int:
+        """The number of columns of the detections."""
+        return DETECTION_COLUMNS + len(LANDMARK_COLUMNS) * self.landmarks
 
     @property
     def folder(self) -> str:
@@ -62,7 +84,7 @@ class WriterJob:
     def grid(self, array: str, rows: int) -> Grid:
         """Return the chunks of an array of so many rows."""
         if array == FRAME_TABLE:
-            return Grid((rows, len(FRAME_COLUMNS) + self.sparse), "float64")
+            return Grid((rows, self.columns), "float64")
         return Grid((rows, *self.taps[array]), "float16")
 
     def record(self) -> BeginRecord:
@@ -77,7 +99,7 @@ class WriterJob:
         if (not isinstance(first, BeginRecord) or not same_source(self.source, first.source)
                 or msgspec.structs.replace(first, source=self.source) != self.record()):
             return None
-        return read_journal_state(records[1:], list(self.taps))
+        return read_journal_state(records[1:], list(self.taps), self.detection_columns)
 
 
 class ClipWriter:
@@ -130,7 +152,7 @@ class ClipWriter:
         self.files.make_folders(map(self.job.key, self.job.arrays))
         self.detected, self._detections = state.detected, state.detections
         if state.frame_table is not None and (chunks := self._read_intact(state.frame_table)) is not None:
-            rows = np.frombuffer(b"".join(chunks), "<f8").reshape(-1, len(FRAME_COLUMNS) + self.job.sparse)
+            rows = np.frombuffer(b"".join(chunks), "<f8").reshape(-1, self.job.columns)
             self._frame_table = rows[:state.frame_table.stop].astype(np.float64)  # drops the padding
         for segment in state.segments:
             if segment.start != self.written or self._read_intact(segment) is None:
@@ -161,9 +183,10 @@ class ClipWriter:
 
         Parameters
         ----------
-        rows : (n, 6) float64: row from 0, x1, y1, x2, y2, score; no row for a frame without a face.
+        rows : (n, 6) float64: row from 0, x1, y1, x2, y2, score; no row for a frame without a face. With landmarks
+            (n, 16): then x and y of each.
         """
-        if stop <= self.detected or rows.ndim != 2 or rows.shape[1] != DETECTION_COLUMNS:
+        if stop <= self.detected or rows.ndim != 2 or rows.shape[1] != self.job.detection_columns:
             raise InputError(f"detections {rows.shape} up to row {stop} do not follow row {self.detected}",
                              where=self.job.clip)
         self.journal.append(DetectionRecord(stop, rows.astype("<f8").tobytes()))
@@ -173,8 +196,8 @@ class ClipWriter:
         self.detected = stop
 
     def detections(self) -> NDArray[np.float64]:
-        """Return all detections so far, ``(M, 6)``: row from 0, x1, y1, x2, y2, score."""
-        return np.concatenate([np.empty((0, DETECTION_COLUMNS)), *self._detections])
+        """Return all detections so far, ``(M, 6 or 16)``, as `keep_detections` takes them."""
+        return np.concatenate([np.empty((0, self.job.detection_columns)), *self._detections])
 
     @property
     def frame_table(self) -> NDArray[np.float64] | None:
@@ -186,14 +209,15 @@ class ClipWriter:
         return int(table[:, -1].sum()) if self.job.sparse else len(table)
 
     def set_frame_table(self, table: NDArray[np.float64]) -> None:
-        """Store the frame table, ``(T, 9)`` with the columns FRAME_COLUMNS, or ``(T, 10)`` if the job is sparse.
+        """Store the frame table, ``(T, 9)`` with FRAME_COLUMNS; more with landmarks or if the job is sparse.
 
         It fixes the clip's length.
         """
         if (table.shape != self.job.grid(FRAME_TABLE, len(table)).shape
                 or self._rows_of(table) < max(self.written, 1)):
             raise InputError(f"a frame table of shape {table.shape} does not fit {self.written} written frames",
-                             where=self.job.clip, hint=f"use one row per frame with columns {', '.join(FRAME_COLUMNS)}")
+                             where=self.job.clip, hint="use one row per frame with columns "
+                                  f"{', '.join(frame_columns(self.job.columns))}")
         if self.job.sparse:
             check_embedded(table, self.job.clip)
         self._chunks[FRAME_TABLE] = []
@@ -298,7 +322,8 @@ def check_embedded(table: NDArray[np.float64], clip: str) -> None:
     """Refuse a frame table ``(T, 10)`` that leaves the first or last frame of a tracklet or of a gap unembedded."""
     # Then the embedded frames around any other frame belong to the same unbroken run, and a reader that interpolates
     # between the two nearest ones crosses neither a gap nor a cut nor another person.
-    valid, track, embedded = (table[:, [*FRAME_COLUMNS, EMBEDDED].index(name)] for name in ("valid", "track", EMBEDDED))
+    columns = frame_columns(table.shape[1])
+    valid, track, embedded = (table[:, columns.index(name)] for name in ("valid", "track", EMBEDDED))
     seen = valid > 0
     begins = np.append(True, (np.diff(track) != 0) | (np.diff(valid) != 0))
     ends = np.append(begins[1:], True)

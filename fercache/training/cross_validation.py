@@ -194,6 +194,7 @@ class CrossValidatedTraining:
         first = [head for head in config.heads if not self.settings[head].temporal_input]
         self.second_stage = [head for head in config.heads if self.settings[head].temporal_input]
         self.first_stage = [FRAME, *first] if self.second_stage and FRAME not in first else first
+        self.inputs = {head: inference.input_of(head, features) for head in (*self.first_stage, *self.second_stage)}
         self.oof_features: dict[int, FrameDataset] = {}
         self.records: list[HeadRecord] = []
         self.trained = 0
@@ -240,9 +241,21 @@ class CrossValidatedTraining:
         self.records = [checkpoints.load_record(key.path(self.folder)) for key in self._keys()]
         return {head: log_probs[head] for head in self.config.heads}
 
+    def run_without_sound(self, log_probs: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        """Return the same as `run` as if no clip had sound, for the stack of such clips; {} where no head reads any."""
+        heads = [head for head in self.config.heads if HEADS[head].sound != "only"]
+        if not heads or (len(heads) == len(self.config.heads) and not self.features.audio.shape[1]):
+            return {}
+        zeros = np.broadcast_to(np.float16(0), self.features.audio.shape)  # takes no memory
+        self.inputs = {head: replace(self.inputs[head], audio=zeros) if HEADS[head].sound else self.inputs[head]
+                       for head in heads}
+        self.oof_features = {k: replace(features, audio=zeros) for k, features in self.oof_features.items()}
+        with progress_bar("predict without sound", 0) as bar:
+            return {head: self._predictions(head, bar) if HEADS[head].sound else log_probs[head] for head in heads}
+
     def _cost_s(self, head: str) -> float:
         """Return about how long one training of the head takes on one core: its weight in the progress bar."""
-        features = self.features
+        features = self.inputs[head]
         if self.settings[head].temporal_input:
             zeros = np.zeros((len(features.label), len(self.dataset.classes)), np.float32)
             features = inference.oof_features(zeros, features, with_change=False)
@@ -283,11 +296,11 @@ class CrossValidatedTraining:
             return log_probs
         for part in range(self.splits.parts(k)):
             untrained = [member for m, member in enumerate(members) if m % self.splits.parts(k) == part]
-            log_probs += mean_log_probs(untrained, self.features, self.splits.part(k, part), self.device)
+            log_probs += mean_log_probs(untrained, self.inputs[FRAME], self.splits.part(k, part), self.device)
         return log_probs
 
     def _input(self, head: str, k: int) -> FrameDataset:
-        return self.oof_features[k] if self.settings[head].temporal_input else self.features
+        return self.oof_features[k] if self.settings[head].temporal_input else self.inputs[head]
 
     def _task(self, key: RunKey) -> FitTask:
         """Return the training task: trials of the other folds, with one part of their groups for validation."""
@@ -305,8 +318,8 @@ class CrossValidatedTraining:
     def _backbone_tensors(self) -> dict[str, NDArray[np.float32]]:
         """Return the weights of the backbone that the store was made with."""
         settings = self.store.settings
-        if settings.get("backbone") == "onnx" or "weights" not in settings:
-            raise InputError("features of an ONNX model, or imported features, have no blocks to train",
+        if "card" in settings or "weights" not in settings:
+            raise InputError("features of this net, or imported features, have no blocks to train",
                              where="finetune_tap", hint="leave --finetune-tap out")
         return files.read_tensors(weights.by_sha256(str(settings["weights"]), self.weights_folder))
 

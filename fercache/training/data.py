@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fercache.backbones.taps import TapSlice, row_layout, tap_views
+from fercache.backbones.taps import TapSlice, is_audio, row_layout, tap_views
 from fercache.config import fingerprint_of
 from fercache.data.base import Trial
 from fercache.errors import InputError
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 class FrameDataset:
     """Every frame of every trial, one row per frame."""
 
-    layout: tuple[TapSlice, ...]  # the taps that make up the D values of a row
+    layout: tuple[TapSlice, ...]  # the taps that make up the D values of a row, those of sound last
     x: NDArray[np.float16]  # (R, D) float16, zeros where no face was seen
     offsets: NDArray[np.int64]  # (N + 1,) int64; the rows of trial i are ``offsets[i]:offsets[i + 1]``
     index: NDArray[np.int32]  # (R,) frame numbers from 1
@@ -40,6 +40,24 @@ class FrameDataset:
     label: NDArray[np.int16]  # (R,) -1 where not annotated
     # (V - 1, R, D) float16, other augmentations of the same frames (mirrored and so on); none by default.
     augmentations: NDArray[np.float16] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float16))
+    # (R, A) float16, the sound around each frame, zeros where there is none; A = 0 unless a store of sound is joined.
+    # Apart from `x`, because a frame without a face has sound, and because views of it are shared by all folds.
+    audio: NDArray[np.float16] = field(default_factory=lambda: np.zeros((0, 0), np.float16))
+
+    def without_sound(self) -> FrameDataset:
+        """Return the same frames with the picture's features only."""
+        return replace(self, layout=tuple(part for part in self.layout if part.start < self.x.shape[1]),
+                       audio=np.zeros((0, 0), np.float16))
+
+    def only_sound(self) -> FrameDataset:
+        """Return the same frames with the features of sound only, `valid` where there is sound."""
+        if not self.audio.shape[1]:  # the store itself is one of sound
+            return self
+        width = self.x.shape[1]
+        layout = tuple(replace(part, start=part.start - width, stop=part.stop - width)
+                       for part in self.layout if part.start >= width)
+        return FrameDataset(layout=layout, x=self.audio, offsets=self.offsets, index=self.index, time_s=self.time_s,
+                            valid=np.asarray(self.audio.any(1)), label=self.label)
 
     def rows(self, trial: int) -> NDArray[np.int64]:
         """Return the rows of the trial at that position, ``(T,)``."""
@@ -73,7 +91,7 @@ def window_starts(length: int, window: int, stride: int) -> NDArray[np.int64]:
 class Batch:
     """One batch of windows: the input of a head and its target labels."""
 
-    x: Tensor  # (B, W, D) float32
+    x: Tensor  # (B, W, D) float32, the columns of sound last
     seen: Tensor  # (B, W) bool: a face was seen in this frame
     time_s: Tensor  # (B, W) float32, seconds since the window's first frame
     label: Tensor  # (B, W) int64, -1 unknown or padding
@@ -144,8 +162,11 @@ class WindowSampler:
                                for v, window in zip(chosen, rows, strict=True)])
         mask = torch.from_numpy(seen).to(self.device)
         # Moved as float16, widened on the device: half the bytes to copy.
-        x = torch.from_numpy(values).to(self.device).float()
-        return Batch(x=x.mul_(mask[..., None]), seen=mask, rows=rows, time_s=torch.from_numpy(time_s).to(self.device),
+        x = torch.from_numpy(values).to(self.device).float().mul_(mask[..., None])
+        if features.audio.shape[1]:
+            sound = np.where(inside[..., None], features.audio[rows], np.float16(0))
+            x = torch.cat([x, torch.from_numpy(sound).to(self.device).float()], -1)
+        return Batch(x=x, seen=mask, rows=rows, time_s=torch.from_numpy(time_s).to(self.device),
                      label=torch.from_numpy(label.astype(np.int64)).to(self.device))
 
     def batches(self, starts: NDArray[np.int64], size: int, rng: np.random.Generator | None = None) -> Iterator[Batch]:
@@ -176,13 +197,17 @@ def load_features(store: ReadableStore, trials: Sequence[Trial], taps: Sequence[
     InputError
         The store lacks one of the taps, or the features fit neither into memory nor onto the disk.
     """
+    taps = sorted(taps, key=is_audio)
     layout = row_layout(store.taps, taps, store.path)
+    # A store of sound alone has no other columns: its own are `x`.
+    width = next((part.start for part in layout if is_audio(part.tap) and part.start), layout[-1].stop)
     # An augmentation counts only where every one of the taps has it.
-    others = min(store.taps[tap_views(tap)][0] if tap_views(tap) in store.taps else 0 for tap in taps)
+    others = min(store.taps[tap_views(part.tap)][0] if tap_views(part.tap) in store.taps else 0
+                 for part in layout if part.start < width)
     count = 1 + (others if augmentations else 0)
     store = store.prefetch([trial.name for trial in trials],
-                           [name for part in layout
-                            for name in (part.tap, tap_views(part.tap))[:1 if count == 1 else 2]])
+                           [name for part in layout for name in (part.tap, tap_views(part.tap))
+                            [:1 if count == 1 or part.start >= width else 2]])
     clips = [store[trial.name] for trial in trials]
     lengths = [max(clip.frames, 0 if trial.labels is None else len(trial.labels))
                for clip, trial in zip(clips, trials, strict=True)]
@@ -197,7 +222,7 @@ def load_features(store: ReadableStore, trials: Sequence[Trial], taps: Sequence[
     def fill(values: NDArray[np.float16]) -> None:
         with progress_bar("read store", rows) as bar:
             def read(i: int) -> None:
-                _read_values(values, dataset, clips[i], i, normalize == "clip")
+                _read_values(values, dataset, clips[i], i, normalize == "clip", width)
                 bar.advance(lengths[i])
 
             _in_threads(read, len(trials))
@@ -209,7 +234,7 @@ def load_features(store: ReadableStore, trials: Sequence[Trial], taps: Sequence[
         # Named by everything that decides the content, so that a file of the same name holds the same features.
         name = fingerprint_of([store.digest(), [t.name for t in trials], lengths, list(taps), count, normalize])[:16]
         values = _open_mapped(mmap_dir or Path(), name, shape, fill)
-    return replace(dataset, x=values[0], augmentations=values[1:])
+    return replace(dataset, x=values[0, :, :width], audio=values[0, :, width:], augmentations=values[1:, :, :width])
 
 
 def _fits_into_ram(size: int, memory: str, mmap_dir: Path | None) -> bool:
@@ -287,17 +312,19 @@ def _read_frame_table(dataset: FrameDataset, clip: ReadableClip, trial: Trial, i
 
 
 def _read_values(values: NDArray[np.float16], dataset: FrameDataset, clip: ReadableClip, i: int,
-                 normalize: bool) -> None:
+                 normalize: bool, width: int) -> None:
     """Read one trial's rows of every augmentation into `values`, ``(V, R, D)``; optionally normalize the clip."""
+    # From column `width` on there is sound, which has no augmentations and is masked by rows of zeros.
     start = int(dataset.offsets[i])
     rows = slice(start, start + clip.frames)
     for part in dataset.layout:
         clip.read(part.tap, values[0, rows, part.start:part.stop].reshape(-1, *part.shape))
-        if len(values) > 1:
+        if len(values) > 1 and part.start < width:
             others = clip.read(tap_views(part.tap)).reshape(clip.frames, -1, part.stop - part.start)
             values[1:, rows, part.start:part.stop] = others[:, :len(values) - 1].swapaxes(0, 1)
     if normalize:
-        normalize_clip(values[:, rows], dataset.valid[rows])
+        normalize_clip(values[:, rows, :width], dataset.valid[rows])
+        normalize_clip(values[:1, rows, width:], np.asarray(values[0, rows, width:].any(1)))
 
 
 def normalize_clip(x: NDArray[np.float16], seen: NDArray[np.bool_]) -> None:

@@ -263,13 +263,17 @@ def _rows(features: FrameDataset, trials: tuple[int, ...]) -> NDArray[np.int64]:
 
 
 def _mean_and_std(features: FrameDataset, rows: NDArray[np.int64], max_rows: int = 20_000) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation, each ``(D,)``, over the rows with a face (evenly thinned to `max_rows`)."""
-    seen = rows[features.valid[rows]]
-    seen = seen[:: max(1, len(seen) // max_rows)]
-    if not len(seen):
-        return torch.zeros(features.x.shape[1]), torch.ones(features.x.shape[1])
-    x = torch.from_numpy(features.x[seen]).float()
-    return x.mean(0), x.std(0, correction=0)
+    """Return mean and standard deviation, each ``(D,)``, over rows with a face, those of sound over rows with sound."""
+    parts = [(features.x, rows[features.valid[rows]])]
+    if features.audio.shape[1]:  # thinned first: whether a row has sound is read from its values
+        some = rows[:: max(1, len(rows) // max_rows)]
+        parts.append((features.audio, some[features.audio[some].any(1)]))
+    moments = []
+    for values, seen in parts:
+        x = torch.from_numpy(values[seen[:: max(1, len(seen) // max_rows)]]).float()
+        moments.append((x.mean(0), x.std(0, correction=0)) if len(x) else
+                       (torch.zeros(x.shape[1]), torch.ones(x.shape[1])))
+    return torch.cat([mean for mean, _ in moments]), torch.cat([std for _, std in moments])
 
 
 def validation_f1(head: Head, task: FitTask, features: FrameDataset) -> float:

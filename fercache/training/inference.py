@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fercache.backbones.taps import TapSlice
+from fercache.backbones.taps import TapSlice, is_audio
 from fercache.data.base import Trial
 from fercache.errors import InputError
 from fercache.heads.base import Head
-from fercache.heads.registry import FRAME, HeadSettings
+from fercache.heads.registry import FRAME, HEADS, HeadSettings
 from fercache.oof import HeadRecord
 from fercache.store.multi_store import ReadableStore
 from fercache.training import checkpoints
@@ -42,7 +42,10 @@ def oof_features(log_probs: NDArray[np.float32], features: FrameDataset, *, with
     """
     change = frame_change(features) if with_change else np.zeros(len(log_probs), np.float32)
     rows = np.column_stack([log_probs, change]) * features.valid[:, None]
-    layout = (TapSlice(tap=OOF_TAP, start=0, stop=rows.shape[1], shape=(rows.shape[1],)),)
+    moved = rows.shape[1] - features.x.shape[1]
+    layout = (TapSlice(tap=OOF_TAP, start=0, stop=rows.shape[1], shape=(rows.shape[1],)),
+              *(replace(part, start=part.start + moved, stop=part.stop + moved) for part in features.layout
+                if part.start >= features.x.shape[1]))  # heads of logits read the sound itself beside them
     return replace(features, layout=layout, x=rows.astype(np.float16),
                    augmentations=np.zeros((0, *rows.shape), np.float16))
 
@@ -68,6 +71,26 @@ def _distances(x: NDArray[np.float16], rows: NDArray[np.int64]) -> NDArray[np.fl
         part = x[rows[i:i + MAX_ROWS + 1]].astype(np.float32)  # one row more: blocks overlap by a row
         distances.append(np.sqrt(np.square(np.diff(part, axis=0)).sum(1)))
     return np.concatenate(distances)
+
+
+def input_of(head: str, features: FrameDataset) -> FrameDataset:
+    """Return what a head reads of the loaded features: those of the picture, of sound, or both.
+
+    Raises
+    ------
+    InputError
+        They are not among the features.
+    """
+    reads = HEADS[head].sound
+    if reads == "joins":
+        return features
+    chosen = features.only_sound() if reads == "only" else features.without_sound()
+    if not chosen.layout or is_audio(chosen.layout[0].tap) != (reads == "only"):
+        raise InputError(f"the head {head} reads {'sound' if reads == 'only' else 'pictures'}, and the taps are "
+                         f"{', '.join(part.tap for part in features.layout)}", where="--heads",
+                         hint="join a store of sound with --join (`fercache extract --modality audio` makes one), or "
+                              "name other heads")
+    return chosen
 
 
 # One head over every frame: overlapping windows, blended.
@@ -185,7 +208,8 @@ def predict_new(trained: HeadFolder, features: FrameDataset, device: str = "cpu"
         for head in sorted(requested.needs, key=lambda name: name != FRAME):
             members = [checkpoints.load_checkpoint(RunKey(head=head, fold=fold, member=m).path(trained.folder), device)
                        for m in range(requested.ensemble)]
-            inputs = oof if members[0].record.settings.temporal_input and oof is not None else features
+            temporal = members[0].record.settings.temporal_input and oof is not None
+            inputs = oof if temporal and oof is not None else input_of(head, features)
             log_probs = mean_log_probs(members, inputs, range(len(features.offsets) - 1), device)
             if head == FRAME and len(requested.needs) > 1:
                 oof = oof_features(log_probs, features)
@@ -200,5 +224,8 @@ def mean_log_probs(members: Sequence[TrainedHead], features: FrameDataset, trial
     total = np.zeros((len(features.label), len(members[0].record.classes)), np.float32)
     for member in members:
         for trial, log_probs in predict_head(member.head, member.record.settings, features, trials, device).items():
+            if HEADS[member.record.head].sound == "only" and not features.valid[features.rows(trial)].any():
+                # Without any sound the head would predict its own bias, which the stack would take for evidence.
+                log_probs = np.full_like(log_probs, -math.log(log_probs.shape[1]))
             total[features.rows(trial)] += log_probs / len(members)
     return total

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fercache.backbones.taps import EMBEDDING, is_audio
 from fercache.config import TrainConfig, fingerprint_of
 from fercache.data.base import Dataset, Issue, Trial, stored_trials
 from fercache.data.labels import canonical_class_name
 from fercache.data.photos import fer2013_pictures
 from fercache.errors import InputError
 from fercache.heads.registry import FRAME, HEADS, TEMPORAL_HEADS
-from fercache.oof import HeadRecord, OofLogits, Provenance, StarterInit
+from fercache.oof import HeadRecord, OofLogits, Provenance, StarterInit, without_sound
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.multi_store import ReadableStore, join_stores
@@ -55,6 +56,18 @@ class TrainReport:
     seconds: float
 
 
+def taps_to_read(config: TrainConfig, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the taps of a store that heads read: the default ones are facenet-pytorch's, of any other net all are.
+
+    Parameters
+    ----------
+    settings : of the store. The identity vector is left out where there is another tap.
+    """
+    if "card" not in settings or config.taps != TrainConfig().taps:
+        return config.taps
+    return tuple(tap for tap in settings["taps"] if tap != EMBEDDING) or tuple(settings["taps"])
+
+
 def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cache: Path, *,
                 make_current: bool = True, weights: Path | None = None) -> TrainReport:
     """Train all heads and write their out-of-fold logits; a run that was finished before is not repeated.
@@ -71,7 +84,7 @@ def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cac
     """
     started = time.monotonic()
     # The joined store's settings, digest and taps include the stores that were joined.
-    store, taps = join_stores(base, config.join, config.taps)
+    store, taps = join_stores(base, config.join, taps_to_read(config, base.settings))
     config = replace(config, taps=taps)
     dataset = stored_trials(dataset, base)
     trials = [trial for trial in dataset.trials if trial.name in store]
@@ -178,7 +191,7 @@ def _starter_problem(starter: HeadRecord, dataset: Dataset, store: ReadableStore
         (dataset.layout == "fer2013", "starter heads are trained on FER2013's photos, so scores would be too high"),
         (starter.store_digest == store.digest(), "it was trained on clips of the same store: their scores would leak"),
         (config.finetune_tap, "finetune_tap replaces the net that the starter has"),
-        (shapes != {tap: store.taps.get(tap) for tap in config.taps},
+        (shapes != {tap: store.taps.get(tap) for tap in config.taps if not is_audio(tap)},  # the frame head reads none
          f"it reads the taps {', '.join(shapes)}, and the recipe names {', '.join(config.taps)}"),
         (any(starter.store.get(key) != store.settings.get(key) for key in STARTER_FEATURES),
          f"it reads features of {starter.store.get('backbone')}, and the store has those of other weights"),
@@ -207,7 +220,8 @@ def _train(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, conf
     if init:
         files = checkpoints.starter_files(config.init_from)
         # In the order of the starter's input, whose weights belong to columns.
-        config = replace(config, taps=tuple(tap.tap for tap in checkpoints.load_record(files[0]).input_taps))
+        config = replace(config, taps=(*(tap.tap for tap in checkpoints.load_record(files[0]).input_taps),
+                                       *filter(is_audio, config.taps)))
         log.info("the frame head begins with starter weights (trained on %s)", init.data)
         if init.shared:
             log.warning("%s: out-of-fold scores are too high if the starter was trained on them; use --init scratch",
@@ -215,11 +229,16 @@ def _train(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, conf
     training = CrossValidatedTraining.prepare(dataset, trials, store, config, heads, weights, init)
     logits = training.run()
     features = training.features
-    OofLogits(dataset=dataset.name, classes=dataset.classes, metric=dataset.metric, notice=dataset.notice,
-              heads=config.heads, trials=tuple(t.name for t in trials), group=tuple(t.group for t in trials),
-              split=tuple(t.split for t in trials), fold=training.splits.fold, offsets=features.offsets,
-              index=features.index, time_s=features.time_s, valid=features.valid, label=features.label,
-              logits=logits, fingerprint=fingerprint_of(settings), epochs_fixed=training.splits.epochs_fixed,
-              provenance=Provenance(settings=settings, store=store.path.name,
-                                    heads=tuple(training.records))).save(logits_file)
+    oof = OofLogits(
+        dataset=dataset.name, classes=dataset.classes, metric=dataset.metric, notice=dataset.notice,
+        heads=config.heads, trials=tuple(t.name for t in trials), group=tuple(t.group for t in trials),
+        split=tuple(t.split for t in trials), fold=training.splits.fold, offsets=features.offsets,
+        index=features.index, time_s=features.time_s, valid=features.valid, label=features.label,
+        logits=logits, fingerprint=fingerprint_of(settings), epochs_fixed=training.splits.epochs_fixed,
+        provenance=Provenance(settings=settings, store=store.path.name, heads=tuple(training.records)))
+    mute = training.run_without_sound(logits)
+    if mute:
+        fingerprint, path = without_sound(logits_file, settings)
+        replace(oof, heads=tuple(mute), logits=mute, fingerprint=fingerprint).save(path)
+    oof.save(logits_file)
     return training.trained

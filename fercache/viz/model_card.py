@@ -10,10 +10,12 @@ import numpy as np
 
 from fercache import __version__, metrics
 from fercache.backbones import weights
+from fercache.config import fingerprint_of
 from fercache.errors import InputError
 from fercache.results import io
 from fercache.stacking import inputs
 from fercache.stacking.run_metrics import SplitMetrics, StackMetrics
+from fercache.store.multi_store import JOINED
 from fercache.viz.report.collect import STAGES, RunInfo, gather_run_info
 from fercache.workspace import Workspace
 
@@ -73,9 +75,13 @@ def _method(run: RunInfo, recorded: StackMetrics, cache: Path) -> Iterator[str]:
     folds = {head.fold for head in heads} - {-1}
     settings = run.store.settings if run.store is not None else {}
     yield "## Method\n"
-    yield (f"- Features: backbone {_text(settings.get('backbone', 'not in this cache'))}, "
+    yield (f"- Features: backbone "
+           f"{_text(weights.verification_of(settings, Workspace(cache).weights) or 'not in this cache')}, "
            f"taps {_text(', '.join(settings.get('taps', [])) or 'not in this cache')}, "
            f"faces by {_text(settings.get('faces', 'not in this cache'))}; the CNN is frozen.")
+    for label, theirs in sorted(heads[0].store.get(JOINED, {}).items() if heads else ()):
+        yield (f"- Joined as {_text(label)}: {_text(theirs.get('modality', 'picture'))}, "
+               f"backbone {_text(theirs.get('backbone', ''))}, settings {fingerprint_of(theirs)[:12]}.")
     names = ", ".join(dict.fromkeys(head.head for head in heads))
     yield (f"- Heads: {_text(names)}; {len(folds)} folds of whole groups: no frame is predicted by a model that saw "
            "its group.")

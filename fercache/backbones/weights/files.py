@@ -14,6 +14,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from fercache.backbones.registry import FACENET, KNOWN_WEIGHTS, Card
 from fercache.errors import WeightsError
 from fercache.runtime import atomic_io
 
@@ -26,14 +27,21 @@ COUNTER = "num_batches_tracked"
 class Weights:
     """Weights that are on disk."""
 
-    name: str  # a key of KNOWN_WEIGHTS, custom or onnx
-    path: Path  # safetensors, or an ONNX model
+    name: str  # a key of KNOWN_WEIGHTS, the name of a card, or custom, onnx, timm or hf
+    path: Path  # safetensors, an ONNX model, or a folder with config.json and safetensors
     # Digest of the tensors' names, types, shapes and values, which does not depend on the file format they came in; for
-    # an ONNX model, digest of the file.
+    # an ONNX model or a folder, digest of its files.
     sha256: str
     # `source`, `terms`: origin, and permitted use.
     source: str
     terms: str
+    net: str = "facenet"  # architecture and what runs it: facenet, onnx, timm, hf or dlib
+    card: Card = FACENET
+
+    @property
+    def tensors(self) -> Path:
+        """The file of tensors in the folder of a net of timm or transformers."""
+        return next(iter(sorted(self.path.glob("*.safetensors"))), self.path / "model.safetensors")
 
 
 class WeightsRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,9 +65,16 @@ def is_stored(name: str, folder: Path, stem: str = "") -> Weights | None:
         record = atomic_io.read_record(metadata, WeightsRecord)
         if record.size != path.stat().st_size:
             return None
-        return Weights(name=name, path=path, sha256=record.sha256, source=record.source, terms=record.terms)
+        return _weights(name, path, record.sha256, record.source, record.terms)
     except ValueError:  # damaged, or not JSON: treat it as missing, so that it is written again
         return None
+
+
+def _weights(name: str, path: Path, sha256: str, source: str, terms: str) -> Weights:
+    """Return stored weights, with net and card of the known ones; all others are of facenet-pytorch's net."""
+    known = KNOWN_WEIGHTS.get(name)
+    return Weights(name=name, path=path, sha256=sha256, source=source, terms=terms,
+                   net=known.net if known else "facenet", card=known.card if known else FACENET)
 
 
 def store_weights(name: str, state: Mapping[str, NDArray[Any]], folder: Path, *, source: str, terms: str,
@@ -69,12 +84,13 @@ def store_weights(name: str, state: Mapping[str, NDArray[Any]], folder: Path, *,
     Raises
     ------
     WeightsError
-        The tensors are not those of InceptionResnetV1.
+        The tensors are not those of the net.
     """
-    state = validated(state, name)
+    # The file of another net was checked when it was read.
+    state = validated(state, name) if name not in KNOWN_WEIGHTS or KNOWN_WEIGHTS[name].net == "facenet" else dict(state)
     path = folder / f"{stem or name}.safetensors"
     atomic_io.write_bytes(path, safetensors.numpy.save(state, metadata={"format": "pt"}))
-    stored = Weights(name=name, path=path, sha256=_digest(state), source=source, terms=terms)
+    stored = _weights(name, path, _digest(state), source, terms)
     # Last: `is_stored` trusts the metadata only if the tensors were written before it.
     record = WeightsRecord(name=name, path=path.name, sha256=stored.sha256, source=source, terms=terms,
                            size=path.stat().st_size)
@@ -141,7 +157,7 @@ def _raise_if_any(what: str, names: list[str], where: object) -> None:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise WeightsError(f"{what} {', '.join(names[:3])}{more}", where=where,
                            hint="weights must be a state dict of facenet-pytorch's InceptionResnetV1; use any "
-                                "other net as onnx:PATH")
+                                "other net as onnx:PATH, timm:NAME or hf:REPO")
 
 
 def _digest(state: Mapping[str, NDArray[Any]]) -> str:

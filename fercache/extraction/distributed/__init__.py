@@ -15,7 +15,7 @@ from pathlib import Path
 from fercache.config import ExtractConfig
 from fercache.data.base import Dataset
 from fercache.errors import InputError
-from fercache.extraction import job, run_control
+from fercache.extraction import job, run_control, sound
 from fercache.extraction.distributed.shard import Shard, forget_lists, local_rank, read_shard
 from fercache.extraction.job import Engine, ExtractionJob, ExtractReport
 from fercache.runtime.uri import Location
@@ -75,8 +75,12 @@ class LaunchPlan:
 
     def run(self, dataset: Dataset, config: ExtractConfig, cache: Path, features: Location | None) -> ExtractReport:
         """Extract, and return and raise as `job.extract_dataset` does."""
+        audio = config.modality == "audio"
+        if audio and (self.dask or self.workers):
+            raise InputError("sound is extracted by one process, with a clip on each core", where="--modality audio",
+                             hint="leave out --workers and --engine; more machines share the clips with --shard")
         # Decided for the whole set, so that all shards agree whatever clips they hold.
-        config = replace(config, faces=job.resolve_faces(dataset, config))
+        config = config if audio else replace(config, faces=job.resolve_faces(dataset, config))
         failures = FAILURES
         if self.shard is not None:
             whole, dataset, failures = dataset, self.shard.of_dataset(dataset), self.shard.failures
@@ -87,8 +91,11 @@ class LaunchPlan:
 
             device, threads = devices.assign_gpu(config.device, config.threads, *self.local_rank)
             config = replace(config, device=device, threads=threads)
+        stop = partial(run_control.over, self.ends_s)
+        if audio:
+            return sound.extract_sound(dataset, config, cache, features, failures=failures, stop=stop)
         report = job.extract_dataset(dataset, config, cache, features, engine=self._engine(), failures=failures,
-                                     stop=partial(run_control.over, self.ends_s))
+                                     stop=stop)
         # A complete run over all clips replaces what the shards reported.
         if self.shard is None and not report.count("left"):
             forget_lists(report.failures_at.parent)

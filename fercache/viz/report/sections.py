@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fercache import __version__, metrics
+from fercache.backbones import weights
 from fercache.data.base import shorten_list
 from fercache.metrics import PairedDifference, Scores
 from fercache.runtime.progress import format_bytes
@@ -15,6 +16,7 @@ from fercache.stacking.run_metrics import SplitMetrics, StackMetrics
 from fercache.viz.report import figures
 from fercache.viz.report.collect import ALL, BINS, STAGES, WIDTHS_S, ReportData, RunInfo
 from fercache.viz.report.figures import Block, NoteBlock, ReportSection, TableBlock, TableCell, cells, missing_note
+from fercache.workspace import Workspace
 
 TITLES = {"train": "train, out of fold", "validation": "validation", "test": "test", ALL: "all annotated frames"}
 NO_METRICS = ("There are no metrics beside the predictions.",
@@ -216,8 +218,9 @@ def run_section(run: RunInfo, data: ReportData) -> Iterator[Block]:
 
 
 def fingerprints(run: RunInfo, record: StackMetrics) -> Iterator[tuple[str, str]]:
-    """Yield the name and the fingerprint of the features, logits and stack behind the predictions."""
+    """Yield the backbone, and the fingerprints of the features, logits and stack behind the predictions."""
     if run.store is not None:
+        yield "backbone", weights.verification_of(run.store.settings, Workspace(run.cache).weights)
         yield "fingerprint of the features", run.store.fingerprint
     yield "fingerprint of the logits", record.logits.fingerprint
     yield "fingerprint of the stack", record.fingerprint
