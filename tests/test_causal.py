@@ -71,7 +71,8 @@ def test_later_stored_rows_change_no_earlier_prediction(logits: tuple[OofLogits,
     metrics = run_metrics.read_metrics(folder / METRICS)
     for candidate in (head, "mean", *nested_cv.LEARNED):
         run = structs.replace(metrics, final=structs.replace(metrics.final, column=candidate))
-        first, second = (stack.StackInference.of(folder, run, oof).probs_ppm(oof) for oof in (before, after))
+        first, second = (replace(stack.StackInference.of(folder, oof), metrics=run).probs_ppm(oof)
+                         for oof in (before, after))
         np.testing.assert_array_equal(first[:CUT], second[:CUT], err_msg=candidate)
         assert not np.array_equal(first[CUT:], second[CUT:]), candidate
 

@@ -30,10 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache import data, media, metrics
+from fercache.backbones.taps import CROP_PX
 from fercache.config import DatasetConfig, ExtractConfig, TrainConfig
 from fercache.data.base import Dataset, Trial, stored_trials
 from fercache.extraction import job
-from fercache.extraction.clip import BOX, CROP_PX, with_embedded
+from fercache.extraction.clip import BOX, with_embedded
 from fercache.faces import interpolation
 from fercache.faces.crops import crop_face
 from fercache.inference.ensemble import LoadedHeads
