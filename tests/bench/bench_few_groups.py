@@ -83,8 +83,9 @@ def describe_finals(kind: str, groups: int, draws: int, first: int) -> str:
                      min(same[head] for head in oof.heads)))
     lead, gain, reached, low, high, learned, repeats, least = np.array(rows, float).T
     won = gain[learned > 0]
-    return (f"{groups} groups, {draws} draws: score {reached.mean():.3f}, chance {low.mean():.3f} to {high.mean():.3f}; above "
-            f"the best head at most {lead.max():+.3f}, mean {lead.mean():+.3f}; learned in {len(won)}, "
+    return (f"{groups} groups, {draws} draws: score {reached.mean():.3f}, "
+            f"chance {low.mean():.3f} to {high.mean():.3f}; "
+            f"above the best head at most {lead.max():+.3f}, mean {lead.mean():+.3f}; learned in {len(won)}, "
             f"{won.mean() if len(won) else 0:+.3f} above heads and mean; repeated less often than the worst head in "
             f"{(repeats < least).sum()}")
 
