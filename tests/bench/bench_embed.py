@@ -30,7 +30,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache import data, media, metrics
-from fercache.backbones.taps import CROP_PX
 from fercache.config import DatasetConfig, ExtractConfig, TrainConfig
 from fercache.data.base import Dataset, Trial, stored_trials
 from fercache.extraction import job
