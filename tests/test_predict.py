@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -334,14 +335,16 @@ def test_differences_are_named() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"precision": "int8", "calibration": "c" * 64},
-                                     {"embed_every": "3"}, {"embed_every": "auto", "precision": "int8"}])
-def test_heads_accept_features_that_cost_them_little(changes: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+                                     {"embed_every": "3"},
+                                     {"embed_every": "auto", "embed_version": 1, "precision": "int8"}])
+def test_heads_accept_features_that_cost_them_little(changes: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     trained = {"faces": "mtcnn", "precision": "float32", "weights": "a" * 64, "backbone": "casia-webface"}
     with caplog.at_level("INFO"):
         assert ensemble.check_match(trained, trained | changes, taps=["x"], stored_taps=["x"], where=Path("heads"),
                                     force=False) == ()
     messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 1 and all(changes[name] in messages[0] for name in changes.keys() - {"calibration"})
+    named = changes.keys() - {"calibration", "embed_version"}
+    assert len(messages) == 1 and all(changes[name] in messages[0] for name in named)
     with pytest.raises(InputError, match="weights"):
         ensemble.check_match(trained, trained | changes | {"weights": "b" * 64}, taps=["x"], stored_taps=["x"],
                              where=Path("heads"), force=False)

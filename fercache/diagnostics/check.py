@@ -77,7 +77,7 @@ def _estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConf
         seconds, basis = None, ("no rate was measured in this cache yet: `fercache extract` measures it with "
                                 f"{run_log.MIN_FRAMES} frames or more; --rate assumes one")
     fast = None
-    if (config.precision, config.embed_every, rate) == ("float32", "1", 0) and not config.weights.startswith("onnx:"):
+    if (config.precision, config.embed_every, rate) == ("float32", "1", 0) and weights.is_facenet(config.weights):
         quick = _estimate_cost(tables, faces, replace(config, **FAST), cache, 0.0)
         fast = quick.bytes, quick.seconds or (seconds and seconds * FAST_TIME)
     return ExtractionCost(faces=faces, clips=len(lengths), frames=frames, unknown=len(tables) - len(lengths),

@@ -189,7 +189,7 @@ class ExtractionJob:
         views = f" in {self.config.augmentations} views" if self.config.augmentations > 1 else ""
         log.info("%d bytes per frame%s, %.2f GB for about %d frames", row, views, row * frames / 1e9, frames)
         if (row * frames > OFFER_FAST_BYTES and (self.config.precision, self.config.embed_every) == ("float32", "1")
-                and find_spec("openvino")):
+                and self.cnn.net == "facenet" and find_spec("openvino")):
             log.info("--fast stores about %.2f GB and takes about %.0f %% of the time; it is a little less exact",
                      row * frames / 1e9 * interpolation.embedded_share(FAST["embed_every"]), 100 * FAST_TIME)
         return frames

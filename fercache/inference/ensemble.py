@@ -332,10 +332,10 @@ def _batches(trials: Sequence[Trial], store: EmbeddingStore | MultiStoreView, ro
 
 # Matching features: heads are valid only for features that were extracted with the settings of their training data.
 
-FREE = ("augmentations", "augmentation_version", "calibration", "taps", "crop_fps", "on_truncated", "people",
-        "people_version")
+FREE = ("augmentations", "augmentation_version", "calibration", "embed_version", "taps", "crop_fps", "on_truncated",
+        "people", "people_version")
 """Settings that may differ: they do not change the features of a frame, or others decide (taps have a check of their
-own, the calibration belongs to the precision)."""
+own, the calibration belongs to the precision, the version to embed-every)."""
 SMALL_LOSS = {"precision": PRECISIONS, "embed_every": ("1", "2", "3", "4", "5", "auto")}
 """Values between which all heads lose little; docs/results/extract.md has the measured losses."""
 LATER = {"embed_every": "1"}

@@ -33,7 +33,7 @@ from fercache import data, media, metrics
 from fercache.config import DatasetConfig, ExtractConfig, TrainConfig
 from fercache.data.base import Dataset, Trial, stored_trials
 from fercache.extraction import job
-from fercache.extraction.clip import BOX, CROP_PX, with_embedded
+from fercache.extraction.clip import BOX, with_embedded
 from fercache.faces import interpolation
 from fercache.faces.crops import crop_face
 from fercache.inference.ensemble import LoadedHeads
@@ -118,8 +118,8 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--cost", action="store_true")
     args = parser.parse_args()
-    if args.videos is None:
-        print("nothing measured: name clips with --videos")
+    if args.videos is None and args.train is None:
+        print("nothing measured: name clips with --videos, or photos with --train and --test")
         return
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
@@ -127,13 +127,14 @@ def main() -> None:
         home.mkdir(exist_ok=True)
         if not (home / "weights").exists():
             (home / "weights").symlink_to((ROOT / "cache/weights").resolve())
-        videos = data.load_dataset(DatasetConfig(clips=str(args.videos), dataset="table"), home)
+        videos = [data.load_dataset(DatasetConfig(clips=str(clips), dataset="table"), home)
+                  for clips in (args.videos,) if clips]
         streams = [streams_of(home / name, images, args, name, seed) for name, images, seed in
                    (("train", args.train, 5), ("test", args.test, 6)) if images is not None]
         if args.cost:
-            cost(videos, home)
+            cost(videos[0], home)
         elif args.sweep:
-            sweep([videos, *streams[:1]], home)
+            sweep([*videos, *streams[:1]], home)
         else:
             with tempfile.TemporaryDirectory() as made:
                 score(videos, streams, home, Path(made))
@@ -152,21 +153,18 @@ def streams_of(folder: Path, images: Path, args: argparse.Namespace, name: str, 
     return Dataset(name=name, layout="table", classes=bench_boxes.make_streams.CLASSES, trials=trials)
 
 
-def score(videos: Dataset, streams: Sequence[Dataset], home: Path, folder: Path) -> None:
+def score(videos: Sequence[Dataset], streams: Sequence[Dataset], home: Path, folder: Path) -> None:
     """Print the loss of every setting; stores of some frames go to `folder`."""
     heads, stores = LoadedHeads.find(home, Path("starter")), {}
     for name, setting in SETTINGS.items():
         precision, every = {"precision": setting.get("precision", "float32")}, setting.get("embed_every", "1")
-        for dataset in (videos, *streams):
+        for dataset in (*videos, *streams):
             store = extracted(dataset, home, precision)
             if every != "1":
                 store = subset(dataset, store, every, folder / f"{dataset.name}-{name}-0.zarr")
-            stores[name, dataset is videos or dataset.name] = store
-    full = stores["float32", True]
-    frames = sum(full.manifest(clip).frames for clip in full)
-    print(f"real clips: {len(videos.trials)}, {len(full)} people, {frames} frames")
-    for name in SETTINGS:
-        store = stores[name, True]
+            stores[name, dataset.name] = store
+    for name in SETTINGS if videos else ():
+        full, store = (stores[one, videos[0].name] for one in ("float32", name))
         rows, same, change = compare(full, store, heads)
         worst = min(rows, key=lambda row: row[2])
         print(f"{name:16} {stored_rows(store):.3f} of the rows; same class {same:.4f}, change {change:.4f}; "
@@ -183,7 +181,7 @@ def labelled(streams: Sequence[Dataset], stores: dict[str, list[EmbeddingStore]]
     trained, tested = streams
     found: dict[tuple[str, str], NDArray[np.int64]] = {}
     for name, (own, other) in stores.items():
-        recipe = TrainConfig(heads=("frame", "gru"), taps=TAPS, folds=3, ensemble=1, init="scratch", threads=1)
+        recipe = TrainConfig(heads=("frame", "gru"), taps=TAPS, folds=3, ensemble=1, init="starter", threads=1)
         kinds = {"starter": heads.folder, "trained": train.train_heads(trained, own, recipe, home).heads,
                  "trained on float32": train.train_heads(trained, stores["float32"][0], recipe, home).heads}
         for kind, folder in kinds.items():
@@ -216,7 +214,7 @@ def faces_of(dataset: Dataset, store: EmbeddingStore, clip: str) -> list[interpo
         track = table[:, FRAME_COLUMNS.index("track")].astype(int)
         CACHE[str(store.path), clip] = [
             interpolation.Face(row, table[row, 1], int(track[row]), [], interpolation.small_gray(
-                crop_face(frame.image, table[row, BOX], CROP_PX)) if track[row] >= 0 else None)
+                crop_face(frame.image, table[row, BOX])) if track[row] >= 0 else None)
             for row, frame in enumerate(media.open_source(trial.path, trial.kind).frames())]
     return CACHE[str(store.path), clip]
 
