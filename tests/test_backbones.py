@@ -178,7 +178,7 @@ def test_int8_is_close_and_computes_in_int8(casia: files.Weights, full: bool) ->
 
 @pytest.mark.parametrize("backend", ["torch", "openvino"])
 def test_int8_needs_openvino_and_the_net_whose_ranges_are_known(casia: files.Weights, backend: str) -> None:
-    weights_ = casia if backend == "torch" else replace(casia, name="onnx")
+    weights_ = casia if backend == "torch" else replace(casia, net="onnx")
     with pytest.raises(InputError, match="int8"):
         Backbone.load(weights_, ["block8"], precision="int8", backend=backend)
 
@@ -221,12 +221,6 @@ def test_onnx_outputs_are_taps(shape: list[object], last: bool, crops: np.ndarra
     expected = torch.nn.functional.conv2d(pixels, torch.from_numpy(kernel), stride=16).mean((2, 3)).numpy()
     for tap in ("vector", "map"):
         np.testing.assert_allclose(found[tap], expected, atol=1e-3)
-
-
-def test_onnx_of_another_size_gets_resized_crops(crops: np.ndarray, tmp_path: Path) -> None:
-    onnx_model(tmp_path / "net.onnx", ["n", 3, 112, 112])
-    source = weights.resolve_weights(f"onnx:{tmp_path / 'net.onnx'}", tmp_path)
-    assert Backbone.load(source, ["vector"]).embed(crops)["vector"].shape == (len(crops), 4)
 
 
 def test_onnx_unknown_tap_and_no_model(tmp_path: Path) -> None:

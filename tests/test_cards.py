@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +74,16 @@ def library(name: str) -> Any:
         return pytest.skip(str(error.what))
 
 
+def check_backends(source: Weights, taps: list[str], crops: np.ndarray, found: dict[str, np.ndarray]) -> None:
+    """Compare OpenVINO and bf16 with torch in float32."""
+    for backend, precision, least in (("openvino", "float32", SAME), ("openvino", "bf16", .999),
+                                      ("torch", "bf16", .999)):
+        if find_spec(backend) is not None:
+            net = Backbone.load(source, taps, batch=3, backend=backend, precision=precision, native=True)
+            cosines = {tap: cosine(value, found[tap]) for tap, value in net.embed32(crops).items()}
+            assert min(cosines.values()) > least, (backend, precision, cosines)
+
+
 def timm_folder(path: Path, name: str) -> Any:
     """Write a net of timm with random weights, as its hub has them, and return it."""
     timm = library("timm")
@@ -106,8 +119,22 @@ def test_timm_as_the_library_itself(name: str, taps: list[str], faces: list[np.n
             assert cosine(found["blocks.11-cls"], blocks[1][1][:, 0]) > SAME
             assert found["blocks.11-tokens"].shape == (3, 197, 192) and found["blocks.5-map"].shape == (3, 192, 14, 14)
             assert 2 * found["blocks.3"][0].size * 768 // 192 <= 1600, "of a ViT-B, which is four times as wide"
+    check_backends(source, taps, crops, found)
     with pytest.raises(InputError, match="unknown tap 'nowhere'"):
         Backbone.load(source, ["nowhere"])
+
+
+def test_a_transformer_of_timm_at_another_size(faces: list[np.ndarray], tmp_path: Path) -> None:
+    timm_folder(tmp_path, "vit_tiny_patch16_224")
+    (tmp_path / "card.toml").write_text("size = 112\nresize = 112\n")
+    source = weights.resolve_weights(f"timm:{tmp_path}", tmp_path)
+    crops = crops_for(source, faces)
+    found = Backbone.load(source, ["pooled"], batch=3).embed32(crops)["pooled"]
+    net = library("timm").create_model("vit_tiny_patch16_224", pretrained=True, num_classes=0, img_size=112,
+                                       pretrained_cfg_overlay={"file": str(tmp_path / "model.safetensors")}).eval()
+    pixels = torch.from_numpy((crops / 255 - source.card.mean) / source.card.std).float().permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        assert crops.shape[1] == 112 and cosine(found, net(pixels)) > SAME
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2"])
@@ -129,6 +156,7 @@ def test_transformers_as_the_library_itself(kind: str, faces: list[np.ndarray], 
     source = weights.resolve_weights(f"hf:{tmp_path}", tmp_path)
     taps = ["pooled", "last-map", "blocks.1", *(["blocks.2-cls"] if kind != "siglip" else [])]
     found = Backbone.load(source, taps, batch=3).embed32(crops_for(source, faces))
+    check_backends(source, taps, crops_for(source, faces), found)
     # The library's own processors need torchvision; this is their rule for square pictures.
     side = given["size"].get("shortest_edge", 56)
     cut = (side - 56) // 2
@@ -177,6 +205,7 @@ def test_dlib_as_dlib_itself(faces: list[np.ndarray], dlib_net: Weights, tmp_pat
     found = Backbone.load(dlib_net, ["embedding", "level1-3x3"], batch=2).embed32(chips)
     theirs = [np.array(net.compute_face_descriptor(chip)) for chip in chips]
     np.testing.assert_allclose(found["embedding"], theirs, atol=1e-3)
+    check_backends(dlib_net, ["embedding", "level1-3x3"], chips, found)
     assert found["level1-3x3"].shape == (3, 256, 3, 3)
 
 
@@ -329,3 +358,20 @@ def test_heads_read_the_taps_of_another_net_by_default() -> None:
     assert taps_to_read(TrainConfig(taps=("level0",)), settings) == ("level0",)
     assert taps_to_read(TrainConfig(), {"card": {}, "taps": ["embedding"]}) == ("embedding",)
     assert taps_to_read(TrainConfig(), {"taps": ["block8"]}) == TrainConfig().taps
+
+
+def test_libraries_are_imported_with_their_extra_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = ("import sys; import fercache.backbones.backbone, fercache.extraction.resources; "
+            "assert not {'timm', 'transformers', 'huggingface_hub', 'onnxruntime', 'openvino'} & set(sys.modules)")
+    subprocess.run([sys.executable, "-c", code], check=True)
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18", "pretrained_cfg": {}}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingExtra, match="timm") as caught:
+        Backbone.load(weights.resolve_weights(f"timm:{tmp_path}", tmp_path), ["pooled"])
+    assert "fercache[timm]" in caught.value.hint
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingExtra, match="huggingface_hub"):
+        weights.ensure_weights("dinov2-s", tmp_path)
+    with pytest.raises(WeightsError, match="not a folder of a model"):
+        weights.resolve_weights(f"hf:{tmp_path}", tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from fercache.extraction.resources import MemoryBudget
 from fercache.extraction.run_control import PARTS, StageProfiler
@@ -34,6 +35,25 @@ def test_the_bottleneck_is_what_takes_most_of_the_time() -> None:
     gauge.add("cnn", 20, 1.0)
     assert gauge.rates() == {"detect": 100.0, "cnn": 20.0} and gauge.slowest() == "detect"
     assert gauge.line() == "detect 100/s, cnn 20/s: the detect is the bottleneck"
+
+
+def test_a_part_with_threads_of_its_own_took_the_rest_of_the_processes_time() -> None:
+    """Its callers only wait, longer on a busy machine, so their clock would make it the bottleneck."""
+    gauge = StageProfiler(dict.fromkeys(PARTS, 1), rest="cnn")
+
+    def burn(seconds: float) -> None:
+        until = time.thread_time() + seconds
+        while time.thread_time() < until:
+            pass
+
+    with gauge.busy("cnn", 30):
+        other = threading.Thread(target=burn, args=(0.3,))
+        other.start()
+        time.sleep(0.5)
+        other.join()
+    with gauge.busy("detect", 10):
+        burn(0.6)
+    assert gauge.slowest() == "detect" and 50 < gauge.rates()["cnn"] < 110
 
 
 def test_items_are_timed_as_they_are_made_and_not_as_they_are_used() -> None:

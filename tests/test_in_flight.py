@@ -19,8 +19,9 @@ from fercache import data
 from fercache.backbones import backbone
 from fercache.config import DatasetConfig, ExtractConfig
 from fercache.errors import StoreError
-from fercache.extraction import clip, job
+from fercache.extraction import clip, job, resources
 from fercache.extraction.job import ExtractReport
+from fercache.media.video import VideoSource
 from fercache.store import writer
 from fercache.store.embedding_store import EmbeddingStore
 
@@ -122,6 +123,26 @@ def test_videos_in_any_number_of_clips_and_threads(videos: Path, tmp_path: Path,
         assert sorted(store_of(report)) == ["a", "b", "c", "d", "empty"]
         seen = {name: store_of(report)[name].frame_table["valid"] for name in ("a", "empty")}
         assert seen["a"].all() and not seen["empty"].any()
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("how", [{}, {"people": "all", "margin": 0.2}, {"embed_every": "3"}, {"embed_every": "auto"},
+                                 {"augmentations": 2}])
+def test_frames_are_decoded_once_where_memory_allows(videos: Path, tmp_path: Path, weights_at: Path,
+                                                     monkeypatch: pytest.MonkeyPatch, how: dict[str, object]) -> None:
+    """Faces are kept from detection to the CNN; whether all, a few or none fit does not change a byte."""
+    again: list[int] = []
+    pick = VideoSource.pick
+    monkeypatch.setattr(VideoSource, "pick", lambda self, rows: again.extend(rows) or pick(self, rows))
+    decoded, stores = [], set()
+    for size in (1 << 30, 200_000, 0):
+        monkeypatch.setattr(resources, "FACES_BYTES", size)
+        again.clear()
+        stores.add(store_of(run(videos, tmp_path / str(size), weights_at, concurrent_clips=2, **how)).digest())
+        decoded.append(len(again))
+    assert len(stores) == 1
+    if "augmentations" not in how:
+        assert decoded[0] == 0 < decoded[1] < decoded[2]
 
 
 @pytest.mark.usefixtures("tiny")

@@ -12,9 +12,12 @@ from scipy.special import softmax
 from streams import write_clip, write_set
 from test_predict import call, set_flags, shares, table
 
+from fercache.config import ExtractConfig, StackConfig
 from fercache.errors import WeightsError
 from fercache.extraction import job
+from fercache.inference import predict
 from fercache.inference.ensemble import LoadedHeads, find_joined
+from fercache.inference.predict import PredictJob, clips_dataset
 from fercache.oof import OofLogits
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.multi_store import MultiStoreView, join_stores
@@ -133,6 +136,7 @@ def test_weights_that_are_no_known_ones_are_found_by_their_digest(tmp_path: Path
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.onnx").write_bytes(b"x")
+    (tmp_path / "clip.mp4").write_bytes(b"x")
     for digest, name, wanted in (("a" * 64, "onnx:net.onnx", f"onnx:{tmp_path / 'net.onnx'}"),
                                  ("b" * 64, "net.onnx", str(tmp_path / "net.onnx")),
                                  ("c" * 64, "hf:owner/net", "hf:owner/net")):
@@ -140,3 +144,9 @@ def test_weights_that_are_no_known_ones_are_found_by_their_digest(tmp_path: Path
         assert job.recorded_weights(tmp_path / "cache", digest) == wanted
     with pytest.raises(WeightsError, match="d" * 12):
         job.recorded_weights(tmp_path / "cache", "d" * 64)
+    made = {"backbone": "onnx", "weights": "a" * 64, "precision": "float32", "taps": ["x"]}
+    for joined, typed, wanted in ((False, "", f"onnx:{tmp_path / 'net.onnx'}"), (False, "onnx:new", "onnx:new"),
+                                  (True, "onnx:new", f"onnx:{tmp_path / 'net.onnx'}")):
+        request = PredictJob(dataset=clips_dataset([tmp_path]), models=None, defaults=ExtractConfig(),
+                             overrides={"weights": typed} if typed else {}, stack=StackConfig())
+        assert predict._config_of(request, made, tmp_path / "cache", joined=joined).weights == wanted

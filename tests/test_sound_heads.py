@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -201,6 +202,8 @@ def test_the_whole_way_on_clips_with_sound(linked: Path, runner: Runner, tmp_pat
                   ["stack", *flags, "--bootstrap", 0, "--out", linked / "stacked.csv"]):
         done = call(linked, *words)
         assert done.exit_code == 0, done.output
+    listed = json.loads(call(linked, "gc", *flags, "--json").stdout)["unreferenced"]
+    assert not any("logmel" in item["path"] for item in listed), "heads may join it"
     label = labels()
     label[:24] = 1
     write(tmp_path / "new.mkv", label)

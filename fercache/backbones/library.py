@@ -9,6 +9,7 @@ import importlib
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -166,17 +167,16 @@ def _timm(weights: Weights, taps: Sequence[str]) -> Tapped:
     timm = import_library("timm")
     config = json.loads((weights.path / "config.json").read_text(encoding="utf-8"))
     own = config.get("pretrained_cfg", {})
-    sizes = {} if weights.card.size == own.get("input_size", [3, 0])[1] else {"img_size": weights.card.size}
     overlay = {**own, "file": str(weights.tensors), "hf_hub_id": None, "source": "file"}
     # Without its classifier, the net returns the pooled vector.
     settings: dict[str, Any] = {**config.get("model_args", {}), "num_classes": 0}
     if config.get("global_pool"):
         settings["global_pool"] = config["global_pool"]
+    create = partial(timm.create_model, config["architecture"], pretrained=True, pretrained_cfg_overlay=overlay)
     try:
-        net = timm.create_model(config["architecture"], pretrained=True, pretrained_cfg_overlay=overlay, **settings,
-                                **sizes)
+        net = create(**{**settings, "img_size": weights.card.size})
     except TypeError:  # a convolutional net takes any size
-        net = timm.create_model(config["architecture"], pretrained=True, pretrained_cfg_overlay=overlay, **settings)
+        net = create(**settings)
     info = getattr(net, "feature_info", [])
     known = [entry["module"] for entry in (info if isinstance(info, list) else info.get_dicts())]
     known = known if hasattr(net, "forward_intermediates") else []

@@ -167,8 +167,15 @@ def _onnx_session(data: bytes, device: str, weights: Weights) -> Any:
 
 # OpenVINO, which is often faster than torch on CPUs.
 
-PRECISIONS = {"float32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+PRECISIONS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}
 """The precision of all that is not int8, by OpenVINO's name."""
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that OpenVINO does not run."""
+    if precision not in PRECISIONS:
+        raise InputError(f"OpenVINO runs {' or '.join(PRECISIONS)}, not {precision}", where="precision",
+                         hint="choose one of those, or --backend torch")
 
 
 class OpenVinoSession:
@@ -222,6 +229,7 @@ class OpenVinoNet:
         MissingExtra
             openvino is not installed.
         """
+        check_precision(precision)
         runtime = openvino_runtime()
         net, shapes = load_module(source, taps)
         shape = (batch, source.card.size, source.card.size, 3)
@@ -254,6 +262,7 @@ def load_module(weights: Weights, taps: Sequence[str]) -> tuple[torch.nn.Module,
 
 def _openvino_session(data: bytes, batch: int, precision: str, weights: Weights) -> OpenVinoSession:
     """Return OpenVINO's session on an ONNX model, for batches of that size."""
+    check_precision(precision)
     try:
         model = openvino_runtime().Core().read_model(data)
         shape = model.inputs[0].get_partial_shape()

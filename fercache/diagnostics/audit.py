@@ -69,6 +69,7 @@ RIDGE = 0.3
 ABOVE_CHANCE = 0.03
 STACK_SHUFFLES = 2
 ABOVE_HEADS = 0.1
+MOST_P = 0.05  # the choice of a candidate is stricter, `candidates.MOST_P`: luck there is no fault of the data
 """A candidate that contradicts its heads may have the best score by this much."""
 COPY_AREA = 0.999
 """A single feature with this area under the ROC curve for a class is a copy of the label."""
@@ -211,7 +212,7 @@ def check_contradictions(oof: OofLogits, config: AuditConfig) -> Issue:
     # chance, neither above nor below, that is luck.
     far = best in rejected and scores[best] > max(scores[head] for head in oof.heads) + ABOVE_HEADS
     p = candidates.chance_p_value(oof)
-    far = far and 2 * min(p, 1 - p + 1 / (candidates.PERMUTATIONS + 1)) < candidates.MOST_P
+    far = far and 2 * min(p, 1 - p + 1 / (candidates.PERMUTATIONS + 1)) < MOST_P
     return _result("candidates against heads", "error" if far else "warning" if rejected else "ok",
                    f"{len(rejected)} candidates of the stacker contradict their heads or the models of new clips; the "
                    f"best score is that of {best}", (f"{name}: {why}" for name, why in rejected.items()))
@@ -284,7 +285,7 @@ def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> Issue
 DRAWS = 1000
 """Bootstrap samples of groups for an interval."""
 PERMUTATIONS = 999
-"""More than for the choice of a candidate: `candidates.MOST_P` is divided by the number of tested columns."""
+"""More than for the choice of a candidate: `MOST_P` is divided by the number of tested columns."""
 SHUFFLED_GROUPS = 24
 """At least this many groups are tested, by several shuffles if one has fewer: six groups alone have too few orders."""
 MAX_PERMUTED_ROWS = 20_000
@@ -326,7 +327,7 @@ def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConf
                   (1 + np.sum(np.array(chance) <= observed)) / (1 + len(chance))]
         p = min(1.0, 2 * min(beyond))
         lines.append(f"{name}: accuracy {observed:+.3f} from chance, p = {p:.3f}")
-        if p < candidates.MOST_P / len(extra) and abs(observed) > ABOVE_CHANCE:
+        if p < MOST_P / len(extra) and abs(observed) > ABOVE_CHANCE:
             side = ("above chance: labels leak" if observed > 0 else
                     "below chance: folds lack the labels that they hold out, so scores out of fold are too low")
             leaks.append(f"{lines[-1]}, {side}")

@@ -114,6 +114,8 @@ def _weights(cache: Path) -> Iterator[DoctorLine]:
     from fercache.backbones import weights  # imported here, so that a broken installation costs this line alone
 
     for row in weights.list_weights(Workspace(cache).weights):
+        if row.path is None and not row.download_mb:
+            continue  # a card alone
         state = "downloaded" if row.path else f"not downloaded ({row.download_mb} MB)"
         yield DoctorLine(what="weights", state=OK if row.path else OFF, found=f"{row.name}: {state}; {row.terms}")
 

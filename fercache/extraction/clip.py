@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from fercache.errors import ClipError
 from fercache.extraction.batcher import FeatureBuffer
 from fercache.extraction.run_control import prefetch
 from fercache.faces import interpolation
-from fercache.faces.crops import augmented_taps, crops_of, sample_augmentation, whole_picture
+from fercache.faces.crops import augmented_taps, crops_of, face_pixels, sample_augmentation, whole_picture
 from fercache.faces.identity import Person, build_persons, crops_to_embed, left_and_right, mean_vector
 from fercache.faces.interpolation import Face, select_frames, small_gray
 from fercache.faces.tracklets import link_tracklets
@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 EmbedFaces = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 # A frame's face, plain and then in each augmentation, each (S, S, 3); empty without a face.
 AugmentedCrops = list[NDArray[np.uint8]]
+# (row, bytes of the box) -> the pixels of the face (h, w, 3).
+FacePixels = dict[tuple[int, bytes], NDArray[np.uint8]]
 
 # Crops for identity vectors in memory at once.
 IDENTITY_BATCH = 256
@@ -47,7 +49,8 @@ IDENTITY_BATCH = 256
 MIN_FRAMES = 12
 NO_TRACK = -1
 NO_BOX = np.full(4, np.nan)
-NO_FACE = np.full(len(FRAME_COLUMNS), np.nan)
+# Faces of a frame up to which their pixels are kept: of more, most belong to people who are not embedded.
+MOST_KEPT = 3
 # Columns of the frame table.
 BOX = slice(FRAME_COLUMNS.index("x1"), FRAME_COLUMNS.index("y2") + 1)
 TIME_TRACK = [FRAME_COLUMNS.index("time_s"), FRAME_COLUMNS.index("track")]
@@ -133,7 +136,7 @@ class PersonSelection:
 
 
 def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: Sequence[int],
-              embed_faces: EmbedFaces | None, card: Card) -> list[Person]:
+              embed_faces: EmbedFaces | None, card: Card, pixels: FacePixels) -> list[Person]:
     """Return the people of a clip, the main person first; a clip without faces has one person in no frame.
 
     Parameters
@@ -142,24 +145,29 @@ def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: S
     cuts : first row of each new shot.
     embed_faces : returns identity vectors; None for a net without them: then position alone decides.
     card : how that net's crops are cut.
+    pixels : faces that need not be read again.
 
     Raises
     ------
     ClipError
         The source cannot be read again.
     """
-    # A clip with one face at a time and no interruption is not read again. Any other clip is, up to the last frame that
-    # is embedded. The result depends on the detections only, so a clip resumed after a kill ends with the same people.
+    # A clip with one face at a time and no interruption is not read again. Any other clip is, up to the last frame with
+    # a face that is embedded and not in `pixels`. The result depends on the detections only, so a clip resumed after a
+    # kill ends with the same people.
     tracklets = link_tracklets(detections, cuts)
     if embed_faces is None:
         return build_persons(tracklets)
-    by_row: dict[int, list[int]] = {}
+    faces, by_row = tracklets.faces, dict[int, list[int]]()
+    known: list[tuple[int, NDArray[np.uint8]]] = []
     for face in crops_to_embed(tracklets).tolist():
-        by_row.setdefault(int(tracklets.frame[face]), []).append(face)
-    frames = source.pick(list(by_row)) if by_row else iter(())
-    faces = tracklets.faces
-    crops = ((face, crops_of(card, frame.image, faces[face, :4], faces[face, 5:])[0]) for frame in frames
-             if frame.image is not None for face in by_row[frame.index - 1])
+        row = int(tracklets.frame[face])
+        found = pixels.get((row, faces[face, :4].tobytes()))
+        known.append((face, found)) if found is not None else by_row.setdefault(row, []).append(face)
+    crops = chain(((face, crops_of(card, found, whole_picture(found))[0]) for face, found in known),
+                  ((face, crops_of(card, frame.image, faces[face, :4], faces[face, 5:])[0])
+                   for frame in source.pick(list(by_row)) if frame.image is not None
+                   for face in by_row[frame.index - 1]))
     batches: list[NDArray[np.float32]] = []
     rows: list[int] = []
     while batch := list(islice(crops, IDENTITY_BATCH)):
@@ -177,7 +185,7 @@ class Block(NamedTuple):
 
     stop: int
     frames: int
-    future: Future[NDArray[np.float64]] | None
+    future: Future[tuple[NDArray[np.float64], FacePixels]] | None
 
 
 class Segment(NamedTuple):
@@ -201,6 +209,8 @@ class ClipJob:
     margin: float
     views: int  # crops of each face: the plain one and its augmentations
     embed_every: str  # a number, or auto
+    # The faces that detection cut out, as far as memory allows, so that most frames are decoded once.
+    pixels: FacePixels = field(default_factory=dict)
 
     def run(self) -> int:
         """Write everything but the manifest of the first person, and return the number of people.
@@ -212,19 +222,23 @@ class ClipJob:
         Cancelled
             The run was cancelled; everything written so far is durable.
         """
-        with self.resources.batcher.clip():
-            if self.resources.detector is None:
-                self.embed_crops()
-                return 1
-            frame_table, people = self.writer.frame_table, 1
-            # A resumed clip has the frame table of its first person only.
-            if frame_table is None or self.selection.several:
-                first, *others = self.detect()
-                self._write_others(others)
-                people += len(others)
-                frame_table = first
-            self.embed_boxes(frame_table)
-            return people
+        try:
+            with self.resources.batcher.clip():
+                if self.resources.detector is None:
+                    self.embed_crops()
+                    return 1
+                frame_table, people = self.writer.frame_table, 1
+                # A resumed clip has the frame table of its first person only.
+                if frame_table is None or self.selection.several:
+                    first, *others = self.detect()
+                    self._write_others(others)
+                    people += len(others)
+                    frame_table = first
+                self.embed_boxes(frame_table)
+                return people
+        finally:
+            self.resources.faces.release(sum(pixels.nbytes for pixels in self.pixels.values()))
+            self.pixels.clear()
 
     def detect(self) -> list[NDArray[np.float64]]:
         """Detect the faces of every frame, and return the frame table of each selected person."""
@@ -248,7 +262,7 @@ class ClipJob:
         detections = self.writer.detections()
         borders = np.searchsorted(detections[:, 0], np.arange(1, len(times)))
         people = people_in(self.source, np.split(detections[:, 1:], borders), cuts.rows, self.selection.embed_faces,
-                           self.card)
+                           self.card, {} if self.margin else self.pixels)
         return [frame_table_of(np.array(times), person) for person in self.selection.of(people)]
 
     def _blocks(self, frames: Iterator[Frame]) -> Iterator[tuple[int, list[Frame]]]:
@@ -277,18 +291,27 @@ class ClipJob:
         future.add_done_callback(lambda _: self.resources.budget.release(size))
         return Block(stop, len(block), future)
 
-    def _detect_block(self, rows: list[int], images: list[NDArray[np.uint8] | None]) -> NDArray[np.float64]:
-        """Return the faces of a block, (n, 6 or 16): row, box, score, landmarks. Runs in a pool thread."""
-        columns = self.resources.columns
+    def _detect_block(self, rows: list[int], images: list[NDArray[np.uint8] | None]
+                      ) -> tuple[NDArray[np.float64], FacePixels]:
+        """Return the faces of a block, (n, 6 or 16): row, box, score, landmarks; and pixels. Runs in a pool thread."""
+        columns, pixels = self.resources.columns, FacePixels()
         with self.resources.profiler.busy("detect", len(rows)):
             faces = interpolation.interpolate_faces(images, self.resources, self.detect_every, columns)
+        for row, image, boxes in zip(rows, images, faces, strict=True):
+            # Augmentations need the pixels around the face too.
+            if image is not None and len(boxes) <= MOST_KEPT and self.views == 1:
+                for box in boxes[:, :4]:
+                    if (found := face_pixels(self.card, image, box, self.margin)) is not None:
+                        pixels[row, box.tobytes()] = found.copy()
         return np.concatenate([np.empty((0, 1 + columns)), *(np.column_stack([np.full(len(boxes), row), boxes])
-                                                   for row, boxes in zip(rows, faces, strict=True))])
+                                                   for row, boxes in zip(rows, faces, strict=True))]), pixels
 
     def _store_detections(self, block: Block) -> None:
         """Make the detections of a block durable."""
         if block.future is not None:
-            detections = block.future.result()
+            detections, pixels = block.future.result()
+            self.pixels |= {key: found for key, found in pixels.items()
+                            if self.resources.faces.try_acquire(found.nbytes)}
             with self.resources.profiler.busy("write", 0):
                 self.writer.keep_detections(block.stop, detections)
         self.resources.advance(DETECT_FRACTION * block.frames)
@@ -312,7 +335,8 @@ class ClipJob:
         stored = frame_columns(frame_table.shape[1])
         table, fraction = frame_table[:, :len(stored) - stored.count(EMBEDDED)], 1 - DETECT_FRACTION
         if self.embed_every == "auto":  # the pixels decide what is embedded, so the table is complete after the last
-            self.writer.set_frame_table(with_embedded(table, self._embed_selected(self._faces(table), fraction)))
+            faces = (self._face(frame, table[frame.index - 1]) for frame in self._frames_of(table, range(len(table))))
+            self.writer.set_frame_table(with_embedded(table, self._embed_selected(faces, fraction)))
             return
         every, start = self.embed_every == "1", self.writer.written
         rows = range(len(table)) if every else [face.row for face in select_frames(
@@ -320,30 +344,22 @@ class ClipJob:
             self.embed_every)]
         if self.writer.frame_table is None:
             self.writer.set_frame_table(table if every else with_embedded(table, rows))
-        frames = self._decoded(start) if every else self.resources.profiler.each("decode",
-                                                                                 self.source.pick(rows[start:]))
-        # A file that has grown since detection has more frames than boxes.
-        crops = (self._augmented(frame, table[frame.index - 1] if frame.index <= len(table) else NO_FACE)
-                 for frame in frames)
+        crops = (self._augmented(frame, table[frame.index - 1]) for frame in self._frames_of(table, rows[start:]))
         # Each frame counts as `views` crops in memory.
         with closing(prefetch(crops, FACES_AHEAD // self.views)) as augmented:
-            stop = self._embed(start, augmented, fraction, rows)
-        if stop != len(rows):
-            raise self._changed(stop, len(rows))
+            self._embed(start, augmented, fraction, rows)
 
-    def _changed(self, now: int, before: int) -> ClipError:
-        return ClipError(f"has {now} frames now, and had {before} during detection", where=self.source.path,
-                         hint="the file changed while it was read; run again")
-
-    def _faces(self, table: NDArray[np.float64]) -> Iterator[Face]:
-        """Yield the face of each frame."""
-        number = 0
-        for number, frame in enumerate(self._decoded(0), 1):
-            if number > len(table):
-                break
-            yield self._face(frame, table[number - 1])
-        if number != len(table):
-            raise self._changed(number, len(table))
+    def _frames_of(self, table: NDArray[np.float64], rows: Sequence[int]) -> Iterator[Frame]:
+        """Yield the frames of these rows of a frame table; only those are decoded whose face is not cut out yet."""
+        seen = ~np.isnan(table[:, BOX.start])
+        wanted = {row for row in rows if seen[row] and (row, table[row, BOX].tobytes()) not in self.pixels}
+        decoded = self.resources.profiler.each("decode", self.source.pick(sorted(wanted)))
+        for row in rows:
+            frame = next(decoded, None) if row in wanted else Frame(row + 1, float(table[row, TIME_TRACK[0]]), None)
+            if frame is None:
+                raise ClipError(f"ends before frame {row + 1}, and had {len(table)} frames during detection",
+                                where=self.source.path, hint="the file changed while it was read; run again")
+            yield frame
 
     def _face(self, frame: Frame, row: NDArray[np.float64]) -> Face:
         """Return the face of a row of the frame table."""
@@ -369,6 +385,10 @@ class ClipJob:
 
     def _augmented(self, frame: Frame, row: NDArray[np.float64]) -> AugmentedCrops:
         """Return the face of a row of the frame table, plain and in every augmentation."""
+        pixels = self.pixels.get((frame.index - 1, row[BOX].tobytes()))
+        if pixels is not None:
+            with self.resources.profiler.busy("crop", 1):
+                return crops_of(self.card, pixels, whole_picture(pixels), margin=self.margin)
         if frame.image is None or np.isnan(row[BOX.start]):
             return []
         with self.resources.profiler.busy("crop", 1):

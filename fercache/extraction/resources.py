@@ -26,7 +26,7 @@ from fercache.config import ExtractConfig
 from fercache.extraction.batcher import CrossClipBatcher
 from fercache.extraction.run_control import PARTS, CancelToken, StageProfiler
 from fercache.faces.detector import COLUMNS, Detector
-from fercache.runtime.devices import TorchThreadPool, resolve_device, serially, set_torch_threads
+from fercache.runtime.devices import TorchThreadPool, free_memory, resolve_device, serially, set_torch_threads
 from fercache.runtime.progress import ProgressBar
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ MORE_CLIPS = 2
 GPU_CLIPS = 12
 # Pictures of blocks under detection; a single block may be larger.
 BUDGET_BYTES = 1 << 30
+# Pixels of faces that are kept from detection to the CNN, at most; and as a fraction of the memory that is free.
+FACES_BYTES, FACES_SHARE = 1 << 30, 1 / 8
 # How often a thread that waits for memory checks for cancellation.
 TICK_S = 0.1
 
@@ -136,6 +138,13 @@ class MemoryBudget:
                 self._change.wait(TICK_S)
             self.in_use += size
 
+    def try_acquire(self, size: int) -> bool:
+        """Take `size` bytes if that many are free, and return whether they were."""
+        with self._change:
+            fits = self.in_use + size <= self.limit_bytes
+            self.in_use += size * fits
+        return fits
+
     def release(self, size: int) -> None:
         """Return bytes to the budget."""
         with self._change:
@@ -151,6 +160,7 @@ class PipelineResources:
     torch_threads: TorchThreadPool
     batcher: CrossClipBatcher
     budget: MemoryBudget
+    faces: MemoryBudget  # of faces that are kept until the CNN needs them
     profiler: StageProfiler
     cancel: CancelToken
     bar: ProgressBar
@@ -176,16 +186,19 @@ class PipelineResources:
 def open_resources(nets: Nets, cancel: CancelToken, bar: ProgressBar, clips: int) -> Iterator[PipelineResources]:
     """Yield the resources for these nets and `clips` concurrent clips; all threads end with the block."""
     gpu = nets.device != "cpu"
-    # Parts whose thread waits for a disk, a GPU or the net's own threads: processor time would miss most of it.
-    waiting = ["write", *["detect"] * gpu, *["cnn"] * (gpu or nets.backbone.own_threads)]
+    # Parts whose thread waits for a disk or a GPU: processor time would miss most of it.
+    waiting = ["write", *["detect", "cnn"] * gpu]
     with TorchThreadPool(nets.threads, nets.device) as threads:
         lanes = dict.fromkeys(PARTS, nets.threads) | {"detect": threads.count, "cnn": threads.count, "write": clips}
-        profiler = StageProfiler(lanes, dict.fromkeys(waiting, time.perf_counter))
+        profiler = StageProfiler(lanes, dict.fromkeys(waiting, time.perf_counter),
+                                 "cnn" if nets.backbone.own_threads else "")
         try:
             yield PipelineResources(
                 provenance=nets.provenance, torch_threads=threads,
                 batcher=CrossClipBatcher(nets.backbone, threads, cancel, profiler),
-                budget=MemoryBudget(BUDGET_BYTES, cancel), profiler=profiler, cancel=cancel, bar=bar,
+                budget=MemoryBudget(BUDGET_BYTES, cancel),
+                faces=MemoryBudget(min(FACES_BYTES, int(FACES_SHARE * free_memory())), cancel),
+                profiler=profiler, cancel=cancel, bar=bar,
                 detector=nets.detector, columns=COLUMNS if nets.backbone.card.crop == "aligned" else 5,
                 embed_faces=nets.identity_net(threads.run))
         except BaseException:

@@ -107,12 +107,15 @@ class StageProfiler:
     ----------
     lanes : how many of each part can run at once.
     clocks : part -> clock for its work; by default the thread's processor time, so that waiting does not count.
+    rest : a part that computes in threads of its own, whose clocks cannot be read: it took what remains of the
+        process's time.
     """
     # On a CPU all parts share the cores. A part's rate is what it would reach with all cores to itself, and the part
     # with the most processor time is the bottleneck.
 
-    def __init__(self, lanes: dict[str, int], clocks: dict[str, Callable[[], float]] | None = None) -> None:
-        self._lanes, self._clocks = lanes, clocks or {}
+    def __init__(self, lanes: dict[str, int], clocks: dict[str, Callable[[], float]] | None = None,
+                 rest: str = "") -> None:
+        self._lanes, self._clocks, self._rest, self._started = lanes, clocks or {}, rest, time.process_time()
         self._frames, self._seconds = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0.0)
         self._lock = threading.Lock()
 
@@ -142,16 +145,23 @@ class StageProfiler:
                 return
             yield item[0]
 
+    def _spent(self) -> dict[str, float]:
+        """Return the seconds of work of each part that has done any; call it with the lock."""
+        spent = dict(self._seconds)
+        if self._frames.get(self._rest):
+            others = sum(s for part, s in spent.items() if part != self._rest and part not in self._clocks)
+            spent[self._rest] = max(0.0, time.process_time() - self._started - others)
+        return {part: seconds for part, seconds in spent.items() if seconds > 0}
+
     def rates(self) -> dict[str, float]:
         """Return the frames per second that each part would reach if it ran alone."""
         with self._lock:
-            return {part: self._frames[part] * self._lanes[part] / self._seconds[part]
-                    for part in PARTS if self._seconds[part] > 0}
+            return {part: self._frames[part] * self._lanes[part] / seconds for part, seconds in self._spent().items()}
 
     def slowest(self) -> str:
         """Return the part that takes the most time, "" before any work."""
         with self._lock:
-            spent = {part: self._seconds[part] / self._lanes[part] for part in PARTS if self._seconds[part] > 0}
+            spent = {part: seconds / self._lanes[part] for part, seconds in self._spent().items()}
         return max(spent, key=lambda part: spent[part], default="")
 
     def line(self) -> str:

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from fercache import media, workspace
 from fercache.backbones.registry import KNOWN_WEIGHTS
 from fercache.backbones.taps import AUDIO, is_audio
+from fercache.backbones.weights import hub_folder
 from fercache.backbones.weights.files import Weights
 from fercache.config import ExtractConfig, fingerprint_of
 from fercache.data.base import Dataset, Trial, stored_trials
@@ -137,15 +137,12 @@ class HfSound:
     offset, context_s, spread = 200, 2.0, False  # the first row is the center of 400 samples
 
     def __init__(self, folder: Path, taps: Sequence[str], device: str) -> None:
-        try:
-            import torch
+        import torch  # takes seconds, as what is imported below
 
-            transformers: Any = import_module("transformers")  # some of its functions are typed, others not
-        except ImportError as error:
-            raise MissingExtra("hf: needs transformers, which is not installed",
-                               hint="pip install 'fercache[hf]'") from error
+        from fercache.backbones.library import import_library
         from fercache.runtime.devices import resolve_device
 
+        transformers = import_library("transformers")
         try:
             self.prepare = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
             model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
@@ -204,7 +201,7 @@ def resolve_sound(config: ExtractConfig, cache: Path) -> Weights:
     source = name.removeprefix(HF)
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        folder = _download(source)
+        folder = hub_folder("hf", source, download=True)
     files = sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")])
     if not any(path.suffix == ".safetensors" for path in files):
         raise WeightsError("holds no .safetensors", where=folder,
@@ -215,26 +212,11 @@ def resolve_sound(config: ExtractConfig, cache: Path) -> Weights:
     return Weights(name=label, path=folder, sha256=digest, source=source, terms="see the model's card")
 
 
-def _download(repository: str) -> Path:
-    """Return the local folder of a repository of the Hugging Face hub."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise MissingExtra("hf: needs transformers, which is not installed",
-                           hint="pip install 'fercache[hf]'") from error
-    try:
-        return Path(snapshot_download(repository, allow_patterns=["*config.json", "*.safetensors"]))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"neither a folder nor a model that can be downloaded ({str(error).splitlines()[0]})",
-                           where=repository, hint="download it where the hub can be reached, and pass its folder"
-                           ) from error
-
-
 def settings_of(config: ExtractConfig, source: Weights) -> dict[str, Any]:
     """Return everything that changes numbers in a store of sound, as a JSON value."""
     taps = [tap for tap in config.taps if is_audio(tap)] or [AUDIO]  # the recipe names taps of pictures
     # Of models only, block N is `audio-N`.
-    known = rf"{AUDIO}" if source.name in (LOGMEL, EGEMAPS) else rf"{AUDIO}(-\d+)?"
+    known = AUDIO if source.name in (LOGMEL, EGEMAPS) else rf"{AUDIO}(-\d+)?"
     wrong = [tap for tap in taps if not re.fullmatch(known, tap)]
     if wrong:
         raise InputError(f"has no tap {wrong[0]!r}", where=source.name, hint="leave --taps out")
@@ -292,11 +274,10 @@ def extract_sound(dataset: Dataset, config: ExtractConfig, cache: Path, features
                                               for tap, values in one(np.zeros(RATE, np.float32)).items()}
         store = EmbeddingStore.create(path, settings, shapes, repair=True)
     # Crops have no sound; the video that they were cut from has it, by frame number.
-    numbered = frozenset(trial.name for trial in dataset.trials if trial.kind != "video")
     trials = tuple(trial if trial.video is None else replace(trial, path=trial.video, kind="video")
                    for trial in dataset.trials)
     job = SoundJob(config, store, "", source, cancel=CancelToken(stop), pictures=picture_store,
-                   crops={trial.name: trial.path for trial in dataset.trials if trial.name in numbered})
+                   crops={trial.name: trial.path for trial in dataset.trials if trial.kind != "video"})
     failures_at = Workspace(cache).failures(dataset.name, failures.replace("failures", "failures-audio", 1))
     done = job.run(replace(dataset, trials=trials), lambda own, waiting: own.run_all(waiting), failures_at)
     store.write_index()
@@ -338,6 +319,8 @@ class SoundJob(ExtractionJob):
         """Yield the result of each clip; a bad clip does not stop the others."""
         packages, threads = ["numpy", "av"], self.config.threads or len(os.sched_getaffinity(0))
         self.net = _net(self.cnn, self.store.settings["taps"], self.config)
+        if isinstance(self.net, EGemaps):
+            packages.append("opensmile")
         if isinstance(self.net, HfSound):
             packages += ["torch", "transformers"]
             self.net.torch.set_num_threads(1)  # clips use the cores: one each

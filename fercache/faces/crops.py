@@ -43,12 +43,27 @@ def crop_face(image: Picture, box: NDArray[np.float64], size: int = 160, margin:
     """
     # Equals facenet-pytorch's `extract_face` on PIL pictures: corners truncated to whole pixels inside the picture,
     # then a bilinear resize that ignores the aspect ratio. Its published distances were measured with such crops.
+    return _resized(_pixels(image, box, margin), size, card)
+
+
+def face_pixels(card: Card, image: Picture, box: NDArray[np.float64], margin: float) -> Picture | None:
+    """Return a view of the pixels (h, w, 3) that decide the plain crop: as a whole picture, they give the same crop.
+
+    None if the card's crops need more of the picture than the box with its margin.
+    """
+    if card.crop != "box" or len(card.scales) > 1:
+        return None
+    return _pixels(image, box, (1 + (margin or card.margin)) * card.scales[0] - 1)
+
+
+def _pixels(image: Picture, box: NDArray[np.float64], margin: float) -> Picture:
+    """Return the part of a picture in a box with its margin."""
     height, width = image.shape[:2]
     border = margin * max(box[2] - box[0], box[3] - box[1]) / 2
     left, top = int(max(box[0] - border, 0)), int(max(box[1] - border, 0))
     right, bottom = int(min(box[2] + border, width)), int(min(box[3] + border, height))
     left, top = min(left, width - 1), min(top, height - 1)  # at least one pixel, also of a box outside the picture
-    return _resized(image[top:max(bottom, top + 1), left:max(right, left + 1)], size, card)
+    return image[top:max(bottom, top + 1), left:max(right, left + 1)]
 
 
 def _resized(part: Picture, size: int, card: Card) -> Picture:

@@ -24,7 +24,6 @@ from rich.table import Table
 
 from fercache import data, recipe
 from fercache.backbones import weights
-from fercache.backbones.registry import KNOWN_WEIGHTS
 from fercache.backbones.taps import AUDIO
 from fercache.config import ExtractConfig, StackConfig
 from fercache.data.base import Dataset, Issue, Kind, Trial, people_of, people_stored, person_name, stored_trials
@@ -503,9 +502,10 @@ def _config_of(request: PredictJob, settings: Mapping[str, Any], cache: Path, *,
     if _is_sound(settings):
         return sound.config_of(settings, cache, replace(request.defaults, **overrides))
     config = ensemble.extract_config_of(settings, request.defaults, overrides)
-    if joined and settings["backbone"] not in KNOWN_WEIGHTS:
-        config = replace(config, weights=job.recorded_weights(cache, settings["weights"]))
-    return config
+    own, sha256 = config.weights != settings.get("backbone"), str(settings.get("weights", ""))
+    # A flag names the weights of the store that the others are joined with; without one it is enough to have used them.
+    known = "weights" not in overrides and Workspace(cache).weights_source(sha256).is_file()
+    return replace(config, weights=job.recorded_weights(cache, sha256)) if own and (joined or known) else config
 
 
 def _settings_of(dataset: Dataset, config: ExtractConfig, cache: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Devices and threads: computation whose results do not depend on the number of cores."""
+"""Devices, threads and memory: computation whose results do not depend on the number of cores."""
 
 from __future__ import annotations
 
@@ -94,6 +94,12 @@ def _processor() -> str:
         return Path("/proc/cpuinfo").read_text()
     except OSError:
         return ""
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that are available to programs."""
+    with open("/proc/meminfo") as file:  # noqa: PTH123 - a kernel table, no file of ours
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
 
 
 def map_threads(task: Callable[[Item], Result], items: Sequence[Item], device: str = "cpu") -> list[Result]:

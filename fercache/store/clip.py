@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,12 @@ from fercache.store.manifest import ClipManifest, damaged
 
 if TYPE_CHECKING:
     from fercache.store.remote import StoreFiles
+
+
+@cache
+def _row_type(columns: int) -> np.dtype[np.void]:
+    """Return the type of a row of a frame table; making it takes as long as reading a short one."""
+    return np.dtype([(name, "<f8") for name in frame_columns(columns)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +219,7 @@ class Clip(Mapping[str, Tap]):
     def frame_table(self) -> NDArray[np.void]:
         """The frame table, ``(T,)`` with named columns: ``clip.frame_table["time_s"]`` is ``(T,) float64``."""
         rows = self[FRAME_TABLE].rows(0, self.frames)
-        return rows.view([(name, "<f8") for name in frame_columns(rows.shape[1])])[:, 0]
+        return rows.view(_row_type(rows.shape[1]))[:, 0]
 
     def read(self, tap: str, out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
         """Return a whole tap, ``(T, ...) float16``.

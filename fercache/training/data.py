@@ -20,6 +20,7 @@ from fercache.config import fingerprint_of
 from fercache.data.base import Trial
 from fercache.errors import InputError
 from fercache.runtime import atomic_io
+from fercache.runtime.devices import free_memory
 from fercache.runtime.progress import progress_bar
 from fercache.store.local import READERS
 from fercache.store.multi_store import ReadableClip, ReadableStore
@@ -250,12 +251,6 @@ def _fits_into_ram(size: int, memory: str, mmap_dir: Path | None) -> bool:
         log.warning("the features need %.1f GB of memory, %.1f GB are free: they are written once to %s and mapped; "
                     "fewer taps (--taps) are faster", size / 2**30, free / 2**30, mmap_dir)
     return False
-
-
-def free_memory() -> int:
-    """Return the bytes of memory that are available to programs."""
-    with open("/proc/meminfo") as file:  # noqa: PTH123 - a kernel table, no file of ours
-        return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
 
 
 def _open_mapped(folder: Path, name: str, shape: tuple[int, ...],

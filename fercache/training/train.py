@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fercache.backbones.taps import EMBEDDING, is_audio
+from fercache.backbones.taps import AUDIO, EMBEDDING, is_audio
 from fercache.config import TrainConfig, fingerprint_of
 from fercache.data.base import Dataset, Issue, Trial, stored_trials
 from fercache.data.labels import canonical_class_name
@@ -63,7 +63,7 @@ def taps_to_read(config: TrainConfig, settings: Mapping[str, Any]) -> tuple[str,
     ----------
     settings : of the store. The identity vector is left out where there is another tap.
     """
-    if "card" not in settings or config.taps != TrainConfig().taps:
+    if config.taps != TrainConfig().taps or not ("card" in settings or settings.get("modality") == AUDIO):
         return config.taps
     return tuple(tap for tap in settings["taps"] if tap != EMBEDDING) or tuple(settings["taps"])
 

@@ -4,9 +4,10 @@
 
 Prints a table of frames a second and ratios to facenet-pytorch as its examples use it (= 1). Both sides count decoding;
 neither counts the loading of nets. The loop sees every SHARE-th frame, the rest sees all. All rows are measured in turn
-on a few clips at a time, so that what else the machine does hits them alike. Overlaps are of the boxes with those of a
-detector that looks at each frame. Without --videos the clips of the demo are taken; without --crops, crops are cut
-from them.
+on a few clips at a time, so that what else the machine does hits them alike; where others use the cores too, compare
+processor times on one core (taskset -c 0), since torch's threads spin while they wait. Overlaps are of the boxes with
+those of a detector that looks at each frame. Without --videos the clips of the demo are taken; without --crops, crops
+are cut from them.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TAPS = ("embedding", "block8", "repeat_2", "repeat_1-3x3")
 CROP_CLIPS, CROPS_A_CLIP, CROP_SIDE = 8, 96, 112
 FORWARD = 64
+LOADED: dict[ExtractConfig, resources.Nets] = {}
 
 
 class _Watched(logging.Handler):
@@ -69,20 +71,25 @@ class Row:
     faces: str
     frames: int = 0
     seconds: float = 0.0
+    cpu_s: float = 0.0
     store: EmbeddingStore | None = None
     said: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.home /= self.name
         self.home.mkdir()
         (self.home / "weights").symlink_to((ROOT / "cache/weights").resolve())
-        self.loaded = resources.load_nets(self.config, self.cnn, self.faces)
+        key = replace(self.config, embed_every="1")  # the nets are the same whichever frames they run on
+        nets = LOADED[key] = LOADED.get(key) or resources.load_nets(self.config, self.cnn, "mtcnn")
+        self.loaded = nets if self.faces == "mtcnn" else replace(nets, detector=None)
 
     def run(self, dataset: Dataset) -> None:
         """Bring some clips through, from decoding to the commit mark."""
         def timed(work: ExtractionJob, trials: Sequence[Trial]) -> Iterable[ClipResult]:
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), time.process_time()
             done = list(work.run_with_nets(trials, self.loaded, ProgressBar("", None, "frames")))
             self.seconds += time.perf_counter() - started
+            self.cpu_s += time.process_time() - cpu
             return done
         devices.set_torch_threads(self.config.threads)
         watched = _Watched(logging.INFO)
@@ -98,6 +105,10 @@ class Row:
     def rate(self) -> float:
         return self.frames / self.seconds
 
+    @property
+    def cpu_ms(self) -> float:
+        return 1000 * self.cpu_s / self.frames
+
 
 @dataclass
 class Loop:
@@ -110,20 +121,24 @@ class Loop:
     seen: int = 0
     decode_s: float = 0.0
     rest_s: float = 0.0
+    decode_cpu_s: float = 0.0
+    rest_cpu_s: float = 0.0
 
     def run(self, clips: Iterable[Path], kind: str) -> None:
         for clip in clips:
             for frame in self._decoded(media.open_source(clip, kind).frames()):
                 if (frame.index - 1) % self.share == 0 and frame.image is not None:
-                    started = time.perf_counter()
+                    started, cpu = time.perf_counter(), time.process_time()
                     self.each(frame.image)
                     self.rest_s, self.seen = self.rest_s + time.perf_counter() - started, self.seen + 1
+                    self.rest_cpu_s += time.process_time() - cpu
 
     def _decoded(self, frames: Iterator[source.Frame]) -> Iterator[source.Frame]:
         while True:
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), time.process_time()
             frame = next(frames, None)
             self.decode_s += time.perf_counter() - started
+            self.decode_cpu_s += time.process_time() - cpu
             if frame is None:
                 return
             self.decoded += 1
@@ -132,6 +147,10 @@ class Loop:
     @property
     def rate(self) -> float:
         return 1 / (self.decode_s / self.decoded + self.rest_s / self.seen)
+
+    @property
+    def cpu_ms(self) -> float:
+        return 1000 * (self.decode_cpu_s / self.decoded + self.rest_cpu_s / self.seen)
 
 
 def of_frames(cnn: torch.nn.Module, mtcnn: torch.nn.Module) -> Callable[[np.ndarray], None]:
@@ -206,8 +225,9 @@ def _size(path: Path) -> int:
     return sum(f.stat().st_size for f in path.iterdir()) if path.is_dir() else path.stat().st_size
 
 
-def line(name: str, rate: float, base: float, more: str = "") -> None:
-    print(f"{name:46} {rate:8.1f} frames/s {rate / base:6.2f}x  {more}", flush=True)
+def line(row: Row | Loop, base: Loop, more: str = "") -> None:
+    print(f"{row.name:52} {row.rate:8.1f} frames/s {row.rate / base.rate:6.2f}x  processor time a frame "
+          f"{row.cpu_ms:6.1f} ms {base.cpu_ms / row.cpu_ms:6.2f}x  {more}", flush=True)
 
 
 def variants(base: ExtractConfig) -> list[ExtractConfig]:
@@ -222,45 +242,44 @@ def variants(base: ExtractConfig) -> list[ExtractConfig]:
 
 
 def named(config: ExtractConfig, what: str) -> str:
-    also = "" if devices.bf16_pays() else " (also bf16)"
+    also = "" if devices.bf16_pays() or config.precision != "float32" else " (also bf16)"
     fewer = "" if config.embed_every == "1" else f", embed-every {config.embed_every}"
     return f"{what}, {config.backend}, {config.precision}{also}{fewer}"
 
 
 def videos(clips: Path, home: Path, cnn: files.Weights, args: argparse.Namespace) -> Row:
-    """Measure raw videos, print the table, and return the row that looked at each frame."""
+    """Measure raw videos, print the table, and return the first row."""
     net, base = load(cnn), ExtractConfig(taps=TAPS)
     loops = [Loop(f"naive loop, min_face_size={size}", of_frames(net, facenet.MTCNN(min_face_size=size)), args.share)
-             for size in (20, 40)]
-    exact = Row("each frame looked at (CNN's stem only)", replace(base, detect_every=1, taps=("conv2d_4b",)),
-                home / "exact",
-                cnn, "mtcnn")
-    rows = [Row(named(config, f"every {config.detect_every}th"), config, home / f"videos-{i}", cnn, "mtcnn")
-            for i, config in enumerate(variants(base))]
+             for size in ((20,) if args.only else (20, 40))]
+    exact = [] if args.only else [Row("each frame looked at (CNN's stem only)", replace(
+        base, detect_every=1, taps=("conv2d_4b",)), home, cnn, "mtcnn")]
+    rows = [Row(name, config, home, cnn, "mtcnn") for config in variants(base)
+            if args.only in (name := named(config, f"every {config.detect_every}th"))]
     dataset = data.load_dataset(DatasetConfig(clips=str(clips), dataset="table"), home)
     dataset = replace(dataset, trials=dataset.trials[:args.clips or None])
     for part in parts_of(dataset, args.rounds):
         for loop in loops:
             devices.set_torch_threads(0)
             loop.run([trial.path for trial in part.trials], "video")
-        for row in (exact, *rows):
+        for row in (*exact, *rows):
             row.run(part)
-    print(f"\nraw videos: {len(dataset.trials)} clips, {exact.frames} frames; decoding counted everywhere")
+    print(f"\nraw videos: {len(dataset.trials)} clips, {rows[0].frames} frames; decoding counted everywhere")
     for loop in loops:
-        line(loop.name, loop.rate, loops[0].rate, f"decode {1000 * loop.decode_s / loop.decoded:.1f} ms, "
+        line(loop, loops[0], f"decode {1000 * loop.decode_s / loop.decoded:.1f} ms, "
              f"the rest {1000 * loop.rest_s / loop.seen:.1f} ms a frame")
-    assert exact.store is not None and rows[0].store is not None
-    found = overlaps(exact.store, rows[0].store)
-    line(exact.name, exact.rate, loops[0].rate, exact.said[-1])
-    for row in rows:
-        line(row.name, row.rate, loops[0].rate, row.said[-1])
-    print(f"boxes against each frame looked at: mean IoU {np.mean(list(found.values())):.3f}, least clip "
-          f"{min(found.values()):.3f} ({min(found, key=lambda name: found[name])})")
-    print("  " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    for row in (*exact, *rows):
+        line(row, loops[0], row.said[-1])
     for row in rows[1:]:
-        assert row.store is not None
+        assert row.store is not None and rows[0].store is not None
         print(f"least cosine of any row and tap, {row.name} to {rows[0].name}: {cosine(rows[0].store, row.store):.6f}")
-    return exact
+    if exact:
+        assert exact[0].store is not None and rows[0].store is not None
+        found = overlaps(exact[0].store, rows[0].store)
+        print(f"boxes against each frame looked at: mean IoU {np.mean(list(found.values())):.3f}, least clip "
+              f"{min(found.values()):.3f} ({min(found, key=lambda name: found[name])})")
+        print("  " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    return (exact or rows)[0]
 
 
 def cut_crops(exact: Row, clips: Path, folder: Path) -> Path:
@@ -286,8 +305,8 @@ def crops(folder: Path, home: Path, cnn: files.Weights, args: argparse.Namespace
     """Measure folders of crops, and print the table."""
     net, base = load(cnn), ExtractConfig(taps=TAPS)
     loop = Loop("naive loop", lambda image: one(net, crop_face(image, whole_picture(image))), max(1, args.share // 2))
-    rows = [Row(named(config, "crops"), config, home / f"crops-{i}", cnn, "cropped")
-            for i, config in enumerate(variants(base))]
+    rows = [Row(name, config, home, cnn, "cropped") for config in variants(base)
+            if args.only in (name := named(config, "crops"))]
     bare = [Forward(row.name, row.loaded.backbone) for row in rows]
     dataset = data.load_dataset(DatasetConfig(clips=str(folder), dataset="table"), home)
     faces = faces_of(dataset)
@@ -298,10 +317,10 @@ def crops(folder: Path, home: Path, cnn: files.Weights, args: argparse.Namespace
             forward.run(faces)
             row.run(part)
     print(f"\ncrop folders: {len(dataset.trials)} clips, {rows[0].frames} pictures; decoding counted everywhere")
-    line(loop.name, loop.rate, loop.rate)
+    line(loop, loop)
     for row, forward in zip(rows, bare, strict=True):
         assert row.store is not None and rows[0].store is not None
-        line(row.name, row.rate, loop.rate, f"{row.rate / forward.rate:.2f} of the bare forward's {forward.rate:.1f}/s;"
+        line(row, loop, f"{row.rate / forward.rate:.2f} of the bare forward's {forward.rate:.1f}/s;"
              f" least cosine to float32 {cosine(rows[0].store, row.store):.6f}; {row.said[-1]}")
 
 
@@ -335,6 +354,7 @@ def main() -> None:
     parser.add_argument("--share", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clips", type=int, default=0, help="only so many videos")
+    parser.add_argument("--only", default="", help="only the rows whose name has this in it")
     args = parser.parse_args()
     for name in ("fercache", "openvino"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -343,9 +363,10 @@ def main() -> None:
     started, cnn = time.monotonic(), weights.ensure_weights("casia-webface", ROOT / "cache/weights")
     clips = args.videos or demo.fetch_demo_clips(ROOT / "cache/clips")
     with tempfile.TemporaryDirectory() as folder:
-        native(cnn)
-        exact = videos(clips, Path(folder), cnn, args)
-        crops(args.crops or cut_crops(exact, clips, Path(folder) / "crops"), Path(folder), cnn, args)
+        if not args.only:
+            native(cnn)
+        row = videos(clips, Path(folder), cnn, args)
+        crops(args.crops or cut_crops(row, clips, Path(folder) / "crops"), Path(folder), cnn, args)
     print(f"\n{time.monotonic() - started:.0f} s in all")
 
 

@@ -54,7 +54,7 @@ def main() -> None:
             dataset = load_dataset(DatasetConfig(dataset="affwild2", root=str(root)), cache)
             loaded = time.monotonic() - started
             report = check_dataset(dataset, ExtractConfig(), cache)
-            pictures = sum(split.frames - split.bare for split in report.splits.values())
+            pictures = sum(split.frames - split.no_crop for split in report.splits.values())
             print(f"{turn} check: {report.seconds:.2f} s after {loaded:.2f} s of loading labels; {pictures:,} crops, "
                   f"{report.lengths[0].missing:,} missing, {report.clips_read} folders read, "
                   f"{report.clips_known} known")
