@@ -291,6 +291,10 @@ def test_aligned_crops_come_from_the_landmarks_of_the_frame_table(cache: Path, t
     stopped = extracted(name, clips, tmp_path / "killed", cancel_after=12, **taps)
     assert "clip" not in stopped
     assert extracted(name, clips, tmp_path / "killed", **taps).digest() == store.digest(), "resumed with equal bytes"
+    sparse = extracted(name, clips, tmp_path / "sparse", embed_every="3", **taps)["clip"]
+    assert sparse.frame_table.dtype.names == (*table.dtype.names, "embedded")
+    assert sparse.read("vector").shape == (len(table), 4)
+    np.testing.assert_array_equal(sparse.read("vector")[seen[0]], clip["vector"][seen[0]])
     # Another card is another store; a default store has no landmarks.
     (tmp_path / "net.toml").write_text("")
     plain = extracted(name, clips, tmp_path / "whole", **taps)

@@ -17,7 +17,7 @@ from fercache.backbones.taps import AUDIO
 from fercache.config import AblationConfig, DatasetConfig, ExtractConfig, StackConfig, TrainConfig, fingerprint_of
 from fercache.data.base import Dataset, stored_trials
 from fercache.diagnostics import ablation
-from fercache.errors import FercacheError, InputError, StoreError, WeightsError
+from fercache.errors import FercacheError, InputError, MissingExtra, StoreError, WeightsError
 from fercache.extraction import job
 from fercache.maintenance.verify import unfinished
 from fercache.oof import open_oof
@@ -355,7 +355,7 @@ def _stores(cache: Path, dataset: Dataset, stages: Path) -> Iterator[Path]:
     config = recipe.make_config(ExtractConfig, "extract", stages, {})
     try:
         cnn = weights.resolve_weights(config.weights, Workspace(cache).weights)
-    except WeightsError as error:
+    except (WeightsError, MissingExtra) as error:
         log.warning("%s; keeping every store that may use these weights", error.what)
         yield from folder.glob(f"{config.weights}-*.zarr" if config.weights in KNOWN_WEIGHTS else "*.zarr")
     else:
