@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -146,7 +145,7 @@ def next_step(cache: Path, lines: list[DoctorLine], preds: Path = Path("preds.cs
 
 def doctor_screen(lines: list[DoctorLine], step: str) -> RenderableType:
     """Return the screen, for 80 columns and up."""
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column("what", no_wrap=True)
     table.add_column("state", no_wrap=True)
     table.add_column("found", overflow="fold")

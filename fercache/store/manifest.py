@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -48,10 +47,7 @@ class ArrayManifest(msgspec.Struct, frozen=True):
     @property
     def grid(self) -> Grid:
         """The chunks of the array."""
-        return _grid(self.shape, self.dtype)
-
-
-_grid = lru_cache(4096)(Grid)  # short clips have few shapes, and a grid remembers what follows from its own
+        return Grid(self.shape, self.dtype)
 
 
 def array_manifest(grid: Grid, chunks: Iterable[str]) -> ArrayManifest:

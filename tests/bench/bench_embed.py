@@ -250,9 +250,9 @@ def sweep(datasets: Sequence[Dataset], home: Path) -> None:
 
 def selections() -> Iterator[tuple[str, str]]:
     """Yield a name and a setting, with the threshold in place while it is used."""
-    yield from ((f"every {every}", every) for every in ("2", "3", "4", "5"))
+    yield from ((f"every {every}", every) for every in ("2", "3", "4"))
     before = interpolation.EMBED_CHANGE
-    for threshold in (5.0, 6.5, 8.0, 10.0, 13.0):
+    for threshold in (6.5, 8.0, 10.0, 13.0):
         interpolation.EMBED_CHANGE = threshold
         yield f"auto {threshold}", "auto"
     interpolation.EMBED_CHANGE = before
