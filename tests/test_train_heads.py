@@ -221,11 +221,11 @@ def test_unfinished_or_damaged_heads_are_errors(pair: Any, oof: OofLogits, tmp_p
     folder = heads_folder(tmp_path)
     new = load_features(pair[1], pair[0].trials[:1], ("block8",))
     with pytest.raises(InputError, match="trained on block8, repeat_1-3x3"):
-        predict_new(folder, new)
+        predict_new(load_trained(folder), new)
     weights = folder / "gru-fold1-0.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(StoreError, match="not readable"):
-        predict_new(folder, load_trained(folder).load_features(pair[1], pair[0].trials[:1]))
+        predict_new(load_trained(folder), load_trained(folder).load_features(pair[1], pair[0].trials[:1]))
     (folder / "frame-fold0-1.json").unlink()
     with pytest.raises(InputError, match="not finished"):
         load_trained(folder)
