@@ -96,7 +96,7 @@ def test_nan_probability_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "data", "problem"), [
-    ("gone.csv", None, "predictions not found"), ("p.txt", b"x", "unknown file format"), ("p.csv", b"", "not readable"),
+    ("gone.csv", None, "predictions not found"), ("p.txt", b"x", "unknown file format"), ("p.csv", b"", "empty"),
     ("p.csv", b"\xff\xfe\0", "not readable"), ("p.csv.gz", b"no gzip", "not readable")])
 def test_unreadable_file_is_refused(tmp_path: Path, name: str, data: bytes | None, problem: str) -> None:
     if data is not None:
