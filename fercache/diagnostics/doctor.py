@@ -74,12 +74,15 @@ def _packages() -> Iterator[DoctorLine]:
         package, extra_name = re.match(r"[\w.-]+", line), re.search(r"\bextra\s*==\s*[\"']([^\"']+)", line)
         if package and extra_name and extra_name[1] not in DEVELOPER_EXTRAS:
             extras.setdefault(extra_name[1], []).append(package[0])
-    for extra, names in sorted(extras.items()):
-        versions = {name: _version(name) for name in names}
-        complete = all(versions.values())
-        yield DoctorLine(what=f"extra {extra}", state=OK if complete else OFF,
-                         found=", ".join(f"{name} {number}" for name, number in versions.items()) if complete
-                         else f"not installed: pip install 'fercache[{extra}]'")
+    installed = {extra: {name: _version(name) for name in names} for extra, names in sorted(extras.items())}
+    complete = [f"{extra} ({', '.join(f'{name} {number}' for name, number in versions.items())})"
+                for extra, versions in installed.items() if all(versions.values())]
+    absent = [extra for extra, versions in installed.items() if not all(versions.values())]
+    if complete:
+        yield DoctorLine(what="extras", state=OK, found=", ".join(complete))
+    if absent:
+        yield DoctorLine(what="extras", state=OFF,
+                         found=f"not installed: {', '.join(absent)}; pip install 'fercache[{absent[0]}]'")
 
 
 def _version(name: str) -> str:
