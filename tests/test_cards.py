@@ -353,6 +353,8 @@ def test_a_net_of_the_users_is_added_and_checked(tmp_path: Path, faces: list[np.
     assert right.exit_code == 0 and "mine: verified" in right.output
     assert weights.is_verified("mine", tmp_path / "cache" / "weights")
     assert run("add", "casia-webface", "--net", "onnx:x").exit_code == 2
+    missing = run("add", "gone", "--net", "onnx:gone.onnx")
+    assert missing.exit_code == 2 and "onnx:gone.onnx: no such file" in missing.output
     assert run(*added, "--size", "3").exit_code == 2
 
 

@@ -130,6 +130,8 @@ def add_card(name: str, net: str, keys: dict[str, Any], folder: Path) -> Path:
         raise InputError("must begin with onnx:, timm: or hf:", where="--net", hint=f"for example onnx:{net}")
     if Path(rest).expanduser().exists():
         net = f"{kind}:{Path(rest).expanduser().resolve()}"
+    elif kind == "onnx" and not (folder / rest).is_file():
+        raise WeightsError("no such file", where=net, hint="pass an ONNX model as onnx:PATH")
     resolve_named(name, {**keys, "net": net}, folder, download=False)
     atomic_io.make_folder(folder)
     write_card(folder / f"{name}{SUFFIX}", {"net": net, **keys})
