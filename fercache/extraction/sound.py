@@ -268,15 +268,16 @@ def extract_sound(dataset: Dataset, config: ExtractConfig, cache: Path, features
     path = workspace.Features(features or cache).store(dataset.name, source.name, fingerprint_of(settings))
     log.info("store %s", path)
     store = _open_or_none(path if EmbeddingStore.exists(path) else None, mode="a")
+    net: SoundNet | None = None
     if store is None:  # a model is loaded only where it has work
-        one = _net(source, settings["taps"], config)
-        shapes: dict[str, tuple[int, ...]] = {tap: (values.shape[1] * (1 + one.spread),)
-                                              for tap, values in one(np.zeros(RATE, np.float32)).items()}
+        net = _net(source, settings["taps"], config)
+        shapes: dict[str, tuple[int, ...]] = {tap: (values.shape[1] * (1 + net.spread),)
+                                              for tap, values in net(np.zeros(RATE, np.float32)).items()}
         store = EmbeddingStore.create(path, settings, shapes, repair=True)
     # Crops have no sound; the video that they were cut from has it, by frame number.
     trials = tuple(trial if trial.video is None else replace(trial, path=trial.video, kind="video")
                    for trial in dataset.trials)
-    job = SoundJob(config, store, "", source, cancel=CancelToken(stop), pictures=picture_store,
+    job = SoundJob(config, store, "", source, cancel=CancelToken(stop), net=net, pictures=picture_store,
                    crops={trial.name: trial.path for trial in dataset.trials if trial.kind != "video"})
     failures_at = Workspace(cache).failures(dataset.name, failures.replace("failures", "failures-audio", 1))
     done = job.run(replace(dataset, trials=trials), lambda own, waiting: own.run_all(waiting), failures_at)
@@ -311,14 +312,14 @@ class SoundResources:
 class SoundJob(ExtractionJob):
     """One run over the sound of a data set."""
 
-    net: SoundNet | None = None  # loaded by `run_all`
+    net: SoundNet | None = None  # if not given, loaded by `run_all`
     pictures: EmbeddingStore | None = None
     crops: dict[str, Path] = field(default_factory=dict)  # trials whose pictures are not those of the video -> folder
 
     def run_all(self, trials: Sequence[Trial]) -> Iterator[ClipResult]:
         """Yield the result of each clip; a bad clip does not stop the others."""
         packages, threads = ["numpy", "av"], self.config.threads or len(os.sched_getaffinity(0))
-        self.net = _net(self.cnn, self.store.settings["taps"], self.config)
+        self.net = self.net or _net(self.cnn, self.store.settings["taps"], self.config)
         if isinstance(self.net, EGemaps):
             packages.append("opensmile")
         if isinstance(self.net, HfSound):

@@ -29,7 +29,7 @@ from fercache.runtime.uri import Location
 from fercache.stacking.run_metrics import StackMetrics, read_metrics
 from fercache.stacking.stack import run_without_sound
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.multi_store import JOINED, MultiStoreView, ReadableStore, clip_identity, siblings
+from fercache.store.multi_store import IMPORTED, JOINED, MultiStoreView, ReadableStore, clip_identity, siblings
 from fercache.workspace import METRICS, Workspace, heads_of, logits_file_of
 
 log = logging.getLogger(__name__)
@@ -342,8 +342,6 @@ LATER = {"embed_every": "1"}
 """Settings that a store holds only if they are not at their default."""
 NOT_COPIED = ("faces", "weights", "augmentations")
 """Settings that are not copied from the heads' store: the new clips or the user decide."""
-IMPORTED = "imported"
-"""Key in the settings of a store that `fercache import` made."""
 OF_IMPORT = (IMPORTED, "content", "fps", "first_frame")
 """Settings of an imported store that may differ: new clips come from another file."""
 

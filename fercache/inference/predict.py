@@ -41,7 +41,7 @@ from fercache.stacking.report import as_text
 from fercache.stacking.run_metrics import PredictRecord
 from fercache.stacking.stack import StackResult
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.multi_store import JOINED, SEPARATOR, MultiStoreView, ReadableStore
+from fercache.store.multi_store import IMPORTED, JOINED, SEPARATOR, MultiStoreView, ReadableStore
 from fercache.training import checkpoints
 from fercache.workspace import FAILURES, Workspace
 
@@ -460,7 +460,7 @@ def _features(request: PredictJob, dataset: Dataset, heads: HeadRecord, cache: P
         recorded = dict(sorted([("", wanted), *wanted.get(JOINED, {}).items()],
                                key=lambda one: (_is_sound(one[1]), not one[0])))
         configs = {label: _config_of(request, settings, cache, joined=bool(label))
-                   for label, settings in recorded.items() if ensemble.IMPORTED not in settings}
+                   for label, settings in recorded.items() if IMPORTED not in settings}
         have = recorded | {label: _settings_of(dataset, config, cache) for label, config in configs.items()}
         stored = [tap for tap in taps if tap.partition(SEPARATOR)[0] in recorded.keys() - configs.keys()]  # imported
         stored += [f"{label}{SEPARATOR}{tap}" if label else tap for label, one in configs.items() for tap in one.taps]

@@ -20,6 +20,7 @@ from fercache.runtime.progress import progress_bar
 from fercache.runtime.uri import Location, Url
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.locks import work_folder
+from fercache.store.multi_store import IMPORTED
 from fercache.store.remote import files_at
 from fercache.workspace import store_name
 
@@ -66,7 +67,7 @@ def import_features(path: Path, name: str, folder: Location, *, fps: float = 30.
     if NAME.fullmatch(name) is None:
         raise InputError(f"{name!r} cannot name a store", hint="letters, digits, and _ . - inside; at most 64")
     kind = kind_of(path)
-    settings = {"backbone": name, "imported": kind, "content": _content_digest(path), "format": FORMAT, "fps": fps}
+    settings = {"backbone": name, IMPORTED: kind, "content": _content_digest(path), "format": FORMAT, "fps": fps}
     if first_frame is not None:
         settings["first_frame"] = first_frame
     place = folder / store_name(name, fingerprint_of(settings))
@@ -129,7 +130,7 @@ class _Import:
         if clip.taps != store.taps:
             raise ClipError(f"has arrays {clip.taps}, the clips before it had {store.taps}", where=name,
                             hint="import features of one shape at a time")
-        provenance = {"imported": self.settings["imported"], "fercache": __version__}
+        provenance = {"imported": self.settings[IMPORTED], "fercache": __version__}
         with store.writer(name, source={"content": self.settings["content"]}, provenance=provenance) as writer:
             if writer is None:  # committed by an earlier import
                 self.report.cached.append(name)
