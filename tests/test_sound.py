@@ -18,8 +18,8 @@ from fercache.config import ExtractConfig
 from fercache.data.base import Dataset, Trial
 from fercache.errors import MissingExtra
 from fercache.extraction import sound as extraction
-from fercache.extraction.sound import LogMel, mel_filters
-from fercache.media.sound import RATE, read_sound
+from fercache.extraction.sound import BLOCK_S, LogMel, WindowedRows, mel_filters
+from fercache.media.sound import RATE, Sound, read_sound
 from fercache.store.embedding_store import EmbeddingStore
 
 PER_S = 48_000
@@ -122,6 +122,21 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_video(folder / "silent.mkv", 30, np.zeros((PER_S, 2), np.int16))
     numbered_video(folder / "mute.mp4", 30)
     return folder
+
+
+def test_a_row_is_the_mean_over_its_window_also_where_two_blocks_meet() -> None:
+    seconds = 2 * BLOCK_S + 2
+    loudness = 1 + np.sin(np.arange(seconds * RATE) / RATE * 9)
+    samples = (np.random.default_rng(0).normal(0, 1500, seconds * RATE) * loudness).astype(np.int16)
+    net = LogMel()
+    whole = net(samples.astype(np.float32) / np.float32(2**15))["audio"].astype(np.float64)
+    times = np.array([1.234, BLOCK_S - 0.1, BLOCK_S, BLOCK_S + 0.07, 2 * BLOCK_S])
+    rows = WindowedRows(Sound(samples=samples, parts=((0, len(samples)),)), net, 0.3)
+    values = rows.read(times, np.ones(len(times), bool), {"audio": (128,)})["audio"]
+    at_s = np.arange(len(whole)) * net.hop / RATE
+    for time_s, row in zip(times, values, strict=True):
+        inside = whole[np.abs(at_s - time_s) <= 0.15 + 1e-9]
+        assert np.allclose(row, np.concatenate([inside.mean(0), inside.std(0)]), atol=0.01), time_s
 
 
 def test_rows_are_those_of_the_picture_and_silence_is_masked(tmp_path: Path, clips: Path) -> None:
