@@ -83,16 +83,13 @@ def import_logits(name: str, config: LogitsConfig, dataset: str, cache: Path,
                   first_frame: int = 1) -> tuple[Path, OofLogits]:
     """Import a table of predictions; return the file that was written and its content.
 
+    Raises InputError if the table is not a table of predictions, or it contradicts itself about a frame or a clip.
+
     Parameters
     ----------
     name : name of the source among those of the heads.
     dataset : the data set's name in the cache.
     first_frame : number of a clip's first frame in the table.
-
-    Raises
-    ------
-    InputError
-        The table is not a table of predictions, or it contradicts itself about a frame or a clip.
     """
     # The table's own declaration (out of fold or not) is trusted here; `fercache audit` tests it.
 

@@ -106,10 +106,7 @@ class that is absent counts as an F1 of 0 in all of them."""
 def official(name: str) -> Metric:
     """Return the metric of that name, a function of confusion matrices ``(..., C, C)``.
 
-    Raises
-    ------
-    InputError
-        No such metric.
+    Raises InputError if there is none.
     """
     if name not in METRICS:
         raise InputError(f"unknown metric {name!r}", where="the data set", hint=f"known: {', '.join(METRICS)}")
@@ -169,9 +166,7 @@ class PairedDifference(Difference, frozen=True, kw_only=True):
 class Resampler:
     """Bootstrap samples of whole groups, the same for every candidate, so that candidates can be compared in pairs.
 
-    Parameters
-    ----------
-    groups, draws : number of groups, and of bootstrap samples.
+    `groups` and `draws`: number of groups, and of bootstrap samples.
     """
 
     def __init__(self, groups: int, draws: int, seed: int) -> None:
@@ -246,9 +241,7 @@ def score_predictions(matrices: Counts, classes: Sequence[str], metric: str, res
 def permute_by_group(label: NDArray[Any], group: NDArray[np.int64], times: int, seed: int) -> Iterator[NDArray[Any]]:
     """Yield labels, ``(n,)``, in which each group has the label sequence of a random group, repeated or cut to length.
 
-    Parameters
-    ----------
-    group : (n,) the group of each row. Rows of a group are permuted together: they are not exchangeable.
+    `group`: (n,) the group of each row. Rows of a group are permuted together: they are not exchangeable.
     """
     order = np.argsort(group, kind="stable")
     sequence = label[order]

@@ -53,9 +53,7 @@ CHOOSES_DATA = ("root", "clips")
 def load_recipe(stages: Path, command: str) -> dict[str, Any]:
     """Return the keys of the recipe of `command`; ``{}`` if there is none.
 
-    Parameters
-    ----------
-    stages : folder of recipes; `dataset.toml` is searched there, then in the default folder ``stages``.
+    `stages`: folder of recipes; `dataset.toml` is searched there, then in the default folder ``stages``.
     """
     path = stages / f"{command}.toml"
     if command == "dataset" and not path.is_file():
@@ -161,10 +159,7 @@ class Context:
            stages: str | os.PathLike[str] | None = None) -> Context:
         """Return the context of a Python call; `local_cache` matters only if `cache` is a URL.
 
-        Raises
-        ------
-        InputError
-            A folder of recipes is given and does not exist.
+        Raises InputError if a folder of recipes is given and does not exist.
         """
         folder = Path(stages) if stages is not None else None
         check_folder(folder)
@@ -204,10 +199,7 @@ class Context:
     def dataset_config(self, typed: Mapping[str, Any]) -> DatasetConfig:
         """Return the options of the data set that flags or `dataset.toml` name, else those of the one used last.
 
-        Raises
-        ------
-        InputError
-            None is named, and several were used in this cache.
+        Raises InputError if none is named, and several were used in this cache.
         """
         config = make_config(DatasetConfig, "dataset", self.stages, typed)
         if config.dataset or config.root or config.clips:
@@ -249,9 +241,7 @@ class Context:
     def dataset(self, typed: Mapping[str, Any], report_issues: bool = True, record: bool = False) -> Dataset:
         """Return the data set that flags or `dataset.toml` name; problems with its clips are logged once.
 
-        Parameters
-        ----------
-        record : remember it as the last one used in this cache.
+        `record`: remember it as the last one used in this cache.
         """
         from fercache import data
         from fercache.data import demo

@@ -189,10 +189,7 @@ class Workspace:
     def current_logits_file(self, dataset: str) -> Path:
         """Return the logits file of the last `train-heads` of this data set.
 
-        Raises
-        ------
-        InputError
-            No heads were trained yet.
+        Raises InputError if no heads were trained yet.
         """
         pointer = self.logits(dataset) / CURRENT
         if not pointer.is_file():

@@ -134,15 +134,9 @@ class LabelMap:
 def map_class_names(source: Sequence[str], target: Sequence[str], also: Mapping[str, str] | None = None) -> LabelMap:
     """Return the mapping of the classes of `source` to those of `target`, by name in any usual spelling.
 
-    Parameters
-    ----------
-    also : source class -> target class, for classes that names do not match (``{"Calm": "Neutral"}``); it overrides
-        names.
-
-    Raises
-    ------
-    InputError
-        A set has two classes of one meaning, `also` names an unknown class, or no class has a counterpart.
+    `also`: source class -> target class, for classes that names do not match (``{"Calm": "Neutral"}``); it overrides
+    names. Raises InputError if a set has two classes of one meaning, `also` names an unknown class, or no class has a
+    counterpart.
     """
     target_index, source_index = index_by_name(target), index_by_name(source)
     chosen: dict[int, int] = {}

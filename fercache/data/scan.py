@@ -77,10 +77,7 @@ class Scan:
 def scan(root: Path, depth: int = DEPTH) -> Scan:
     """Return what is under `root`, at most `depth` folders down.
 
-    Raises
-    ------
-    InputError
-        There is no such folder, it cannot be read, or it is empty.
+    Raises InputError if there is no such folder, it cannot be read, or it is empty.
     """
     # Only the first 512 entries of a crop folder are listed (Aff-Wild2 has 2.9 million crops). A folder that holds
     # numbered pictures beside videos or folders is not a clip. Nor is one whose pictures have several prefixes, or

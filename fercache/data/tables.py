@@ -137,9 +137,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
 def read_pieces(path: Path, columns: Sequence[str] = (), key: str = "clip") -> Iterator[tuple[str, int, Any]]:
     """Yield (clip, line, `pyarrow.RecordBatch`), cut where another clip begins; raises as `read_batches` does.
 
-    Parameters
-    ----------
-    key : column with the clips' names; "" for a table of one clip, which then is "".
+    `key`: column with the clips' names; "" for a table of one clip, which then is "".
     """
     for line, batch in read_batches(path, columns):
         clips = to_text(batch.column(key)) if key else [""] * len(batch)
@@ -211,10 +209,7 @@ def to_text(column: Any) -> list[str]:
 def to_floats(column: Any, missing: float = np.nan) -> NDArray[np.float64]:
     """Return a column of numbers, or of text that spells numbers, ``(n,)``; empty cells become `missing`.
 
-    Raises
-    ------
-    ValueError
-        A cell is not a number; the error quotes it.
+    Raises ValueError if a cell is not a number; the error quotes it.
     """
     if pa.types.is_string(column.type):
         column = pc.replace_substring(pc.utf8_trim_whitespace(column), ",", ".")  # decimal commas
@@ -229,10 +224,7 @@ def to_floats(column: Any, missing: float = np.nan) -> NDArray[np.float64]:
 def to_ints(column: Any, missing: float = np.nan) -> NDArray[np.int64]:
     """Return a column of whole numbers, ``(n,)``; empty cells become `missing`.
 
-    Raises
-    ------
-    ValueError
-        A cell is not a whole number; the error quotes it.
+    Raises ValueError if a cell is not a whole number; the error quotes it.
     """
     if pa.types.is_string(column.type) and pc.any(wrong := pc.match_substring_regex(column, THOUSANDS)).as_py():
         raise ValueError(f"{column.filter(wrong)[0].as_py()!r} may be 1 or 1000 times as much: write no comma")

@@ -59,9 +59,8 @@ def offered_rows(base: TrainConfig) -> tuple[str, ...]:
 def parse_rows(rows: Sequence[str], base: TrainConfig) -> dict[str, dict[str, Any]]:
     """Return name -> changed keys of `base` of each row; rows that change nothing are left out.
 
-    Parameters
-    ----------
-    rows : ``key=value``; semicolons separate several changes, plus signs the items of a list: ``taps=block8+repeat_2``.
+    `rows`: ``key=value``; semicolons separate several changes, plus signs the items of a list:
+    ``taps=block8+repeat_2``.
     """
     changes = {}
     for row in rows:
@@ -220,10 +219,7 @@ def run_ablation(dataset: Dataset, store: EmbeddingStore, base: TrainConfig, con
                  cache: Path) -> AblationTable:
     """Return the table that compares each change of `base` with `base` on the store.
 
-    Raises
-    ------
-    InputError
-        The default cannot be trained, or a row names a key or value that `train-heads` does not have.
+    Raises InputError if the default cannot be trained, or a row names a key or value that `train-heads` does not have.
     """
     # A change without effect would train the default again, under another name.
     rows = {name: changed for name, changed in parse_rows(config.rows or offered_rows(base), base).items()

@@ -252,9 +252,7 @@ PREFERRED_TAPS = ("embedding", "block8")
 def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> Issue:
     """Return pairs of frames of two groups with nearly parallel cached vectors; compares one frame per second.
 
-    Parameters
-    ----------
-    similar : smallest cosine of a listed pair.
+    `similar`: smallest cosine of a listed pair.
     """
     check = "near-duplicate frames"
     tap = next((name for name in PREFERRED_TAPS if name in store.taps), next(iter(store.taps), ""))
@@ -447,15 +445,12 @@ def run_audit(oof: OofLogits, config: AuditConfig, store: EmbeddingStore | None 
               weights: Path | None = None) -> Iterator[Issue]:
     """Yield the result of each check of logits, and of the store and the data set behind them, as soon as it ends.
 
+    Raises InputError if `--full` needs a data set, and there is none.
+
     Parameters
     ----------
     training, scratch : how `--full` trains the heads again, and a folder that it may fill.
     weights : the folder of CNN weights; `scratch` has none, and fine-tuning needs them.
-
-    Raises
-    ------
-    InputError
-        `--full` needs a data set, and there is none.
     """
     yield check_splits(oof)
     yield check_folds(oof)

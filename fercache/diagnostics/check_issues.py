@@ -109,12 +109,8 @@ class ClipIndex:
     def refresh(self, clips: Iterable[tuple[Path, str]], fresh: bool = False) -> None:
         """Bring the facts of these clips, (path, kind), up to date, and write the index.
 
-        Parameters
-        ----------
-        fresh : read everything again.
+        `fresh`: read everything again.
 
-        Notes
-        -----
         A folder is read again if its modification time differs: files were added, removed or renamed. A picture that
         was overwritten in place does not change it; `fresh` finds that.
         """

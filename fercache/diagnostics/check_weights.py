@@ -80,10 +80,7 @@ def test_faces() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float64], NDArr
 def check_weights(weights: Weights) -> CheckResult:
     """Return whether a net's vectors are those of its reference, and if not, which usual mistakes explain it.
 
-    Raises
-    ------
-    InputError
-        The reference does not fit the net or the number of test faces.
+    Raises InputError if the reference does not fit the net or the number of test faces.
     """
     reference = {tap: np.array(rows, np.float64) for tap, rows in reference_of(weights.name, weights.card).items()}
     if not reference:

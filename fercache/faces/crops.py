@@ -258,10 +258,7 @@ def augmented_taps(taps: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
 def with_views(taps: Mapping[str, tuple[int, ...]], views: int) -> dict[str, tuple[int, ...]]:
     """Return the shape of a frame's row of every stored array: the taps, and their views if there are any.
 
-    Raises
-    ------
-    InputError
-        No tap can have views, or a tap has the same name as the views of another one.
+    Raises InputError if no tap can have views, or a tap has the same name as the views of another one.
     """
     added = {tap_views(tap): (views - 1, *taps[tap]) for tap in augmented_taps(taps)} if views > 1 else {}
     if views > 1 and (not added or added.keys() & taps.keys()):

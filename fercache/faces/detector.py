@@ -64,14 +64,7 @@ class Mtcnn:
     def load(cls, min_face_px: int, device: str = "cpu", backend: str = "torch") -> Mtcnn:
         """Return the detector with facenet-pytorch's weights, which come with that package.
 
-        Parameters
-        ----------
-        backend : torch, or openvino (on a CPU).
-
-        Raises
-        ------
-        MissingExtra
-            The backend is not installed.
+        `backend`: torch, or openvino (on a CPU). Raises MissingExtra if the backend is not installed.
         """
         library = facenet.MTCNN(device=torch.device(device)).eval().requires_grad_(False)
         layers = (library.pnet, library.rnet, library.onet)

@@ -225,10 +225,8 @@ class Person:
 def build_persons(tracklets: Tracklets, vectors: Mapping[int, Floats] | None = None) -> list[Person]:
     """Return the people of a clip, the main person (largest sum of area x score) first.
 
-    Parameters
-    ----------
-    vectors : identity vectors (D,) of the embedded tracklets; None where the CNN has no identity vector, so that
-        position alone decides.
+    `vectors`: identity vectors (D,) of the embedded tracklets; None where the CNN has no identity vector, so that
+    position alone decides.
     """
     # A clip without a face has one person, who is in no frame, so that it still has a frame table.
     members_of = group_by_position(tracklets) if vectors is None else cluster_tracklets(tracklets, vectors)
@@ -249,9 +247,7 @@ def build_persons(tracklets: Tracklets, vectors: Mapping[int, Floats] | None = N
 def left_and_right(people: Sequence[Person]) -> tuple[Person, Person]:
     """Return the left and the right person of a video with two; a single person is both.
 
-    Parameters
-    ----------
-    people : at least one, the main person first.
+    `people`: at least one, the main person first.
     """
     # Compares the first two by their mean position in the frames that show both, or in all frames if none does.
     if len(people) < 2:

@@ -168,10 +168,7 @@ class LoadedHeads:
     def find(cls, cache: Path, heads: Path | None = None, dataset: str = "") -> LoadedHeads:
         """Return the heads in a folder or behind a logits file, or those of a data set, or those trained last.
 
-        Raises
-        ------
-        InputError
-            There are no trained heads, or some are missing.
+        Raises InputError if there are no trained heads, or some are missing.
         """
         from fercache.training.inference import load_trained  # torch
 
@@ -190,9 +187,7 @@ class LoadedHeads:
                       force: bool = False) -> dict[str, NDArray[np.float64]]:
         """Return head -> probabilities of each frame of a stored clip, ``(T, C)``, the mean over the folds' models.
 
-        Parameters
-        ----------
-        force : predict even if the features were extracted with other settings than those of the heads.
+        `force`: predict even if the features were extracted with other settings than those of the heads.
 
         Raises
         ------
@@ -226,13 +221,8 @@ FRAME_ARRAYS = ("index", "time_s", "valid", "label")
 def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     """Return the data set with labels as indices into the heads' `classes`, matched by name.
 
-    Raises
-    ------
-    InputError
-        The data set and the heads share no class.
+    Raises InputError if the data set and the heads share no class.
 
-    Notes
-    -----
     Labels of other classes are dropped; the notice of the data set lists them.
     """
     if tuple(dataset.classes) == tuple(classes):
@@ -376,16 +366,13 @@ def find_joined(base: Location, wanted: Mapping[str, Any], clips: Sequence[str],
                 causal: bool = False) -> dict[str, ReadableStore]:
     """Return label -> the store beside the one at `base` that was made like the one which the heads read as this label.
 
+    Raises InputError if no store fits; imported ones must be imported first.
+
     Parameters
     ----------
     wanted : settings of the features that the heads were trained on.
     clips : of several stores that fit equally, the one with the most of these clips is taken.
     causal : how they are opened.
-
-    Raises
-    ------
-    InputError
-        No store fits; imported ones must be imported first.
     """
     others: dict[str, ReadableStore] = {}
     beside = siblings(base, causal) if wanted.get(JOINED) else []
@@ -410,17 +397,14 @@ def check_match(wanted: Mapping[str, Any], have: Mapping[str, Any], *, taps: Seq
                 where: Path, force: bool) -> tuple[str, ...]:
     """Return the differences between the features that the heads were trained on and the new ones.
 
+    Raises InputError if a setting differs and `force` is off, or a tap that the heads read is missing.
+
     Parameters
     ----------
     wanted, have : settings of the two stores.
     taps, stored_taps : taps that the heads read, and taps of the new features.
     where : folder of the heads.
     force : continue in spite of differences.
-
-    Raises
-    ------
-    InputError
-        A setting differs and `force` is off, or a tap that the heads read is missing.
     """
     missing = [tap for tap in taps if tap not in stored_taps]
     if missing:

@@ -59,13 +59,8 @@ MISSING_PATH = "no such file or folder"
 def clips_dataset(paths: Sequence[Path]) -> Dataset:
     """Return the clips at `paths` as a data set of test trials, each named by its full path.
 
-    Raises
-    ------
-    InputError
-        No path is a clip or contains one.
+    Raises InputError if no path is a clip or contains one.
 
-    Notes
-    -----
     Two clips of the same file name do not collide in the cache, because the full path is the name. A path without
     clips is recorded as a problem; the others are used.
     """
@@ -250,14 +245,8 @@ class Predictions:
     def plot(self, clip: str = "") -> Figure:
         """Return the timeline of a clip as a matplotlib figure: faces, labels, predictions and probabilities.
 
-        Parameters
-        ----------
-        clip : one of `clips`; not needed if there is only one.
-
-        Raises
-        ------
-        InputError
-            There is no such clip, or several and none is named.
+        `clip`: one of `clips`; not needed if there is only one. Raises InputError if there is no such clip, or several
+        and none is named.
         """
         from fercache.viz import timeline  # loads matplotlib: half a second
 
@@ -271,17 +260,14 @@ class Predictions:
     def save(self, path: str | PathLike[str], *, timelines: bool = True, overlay: bool = False) -> list[Path]:
         """Write the predictions; return the paths of all files.
 
+        Raises InputError if the place cannot be written.
+
         Parameters
         ----------
         path : a table (.csv, .csv.gz, .parquet), beside which the metrics are written; or a folder, which gets
             preds.csv, preds.metrics.json, the list of failed clips and the pictures.
         timelines : draw a timeline of each clip into the folder.
         overlay : write a copy of each clip with its predictions drawn in; a clip that fails is added to `failed`.
-
-        Raises
-        ------
-        InputError
-            The place cannot be written.
         """
         path = Path(path)
         if path.name.endswith(io.ENDINGS):

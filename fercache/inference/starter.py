@@ -68,10 +68,7 @@ class StarterCard(msgspec.Struct, frozen=True, kw_only=True):
 def load_card(folder: Path = FOLDER) -> StarterCard:
     """Return the card of the starter heads.
 
-    Raises
-    ------
-    InputError
-        The folder holds no starter heads: the installation is damaged.
+    Raises InputError if the folder holds no starter heads: the installation is damaged.
     """
     path = folder / CARD
     try:
@@ -125,9 +122,7 @@ def evaluate_starter(oof: OofLogits, config: StackConfig) -> StackResult:
 def smooth(probs: NDArray[np.float32], oof: OofLogits, *, causal: bool = False) -> NDArray[np.float32]:
     """Return the mean of probabilities ``(R, C)`` over half a second around each frame, over frames with a face.
 
-    Parameters
-    ----------
-    causal : the half second ends with the frame; rows before the first face stay as they are.
+    `causal`: the half second ends with the frame; rows before the first face stay as they are.
     """
     behind_s, ahead_s = (2 * SMOOTHING_S, 0.0) if causal else (SMOOTHING_S, SMOOTHING_S)
     smoothed = np.array(probs)
@@ -144,14 +139,8 @@ def smooth(probs: NDArray[np.float32], oof: OofLogits, *, causal: bool = False) 
 def pack_starter(logits_file: Path, out: Path) -> StarterCard:
     """Write trained frame heads as starter heads: float16 weights, records without names of groups, and the card.
 
-    Parameters
-    ----------
-    logits_file : the out-of-fold logits of the heads; they must have held-out rows with labels.
-
-    Raises
-    ------
-    InputError
-        There are other heads than the frame head, or nothing is held out.
+    `logits_file`: the out-of-fold logits of the heads; they must have held-out rows with labels. Raises InputError if
+    there are other heads than the frame head, or nothing is held out.
     """
     from safetensors.numpy import load_file, save_file
 

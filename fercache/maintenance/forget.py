@@ -171,9 +171,7 @@ def datasets_with_clip(cache: Path, clip: str) -> list[str]:
 def forget_clip(cache: Path, clip: str, dataset: str | None = None) -> ForgetReport:
     """Remove a clip from every stage of the cache, and return what was removed and what still names it.
 
-    Parameters
-    ----------
-    dataset : name of the data set's folder in the cache; every one that holds the clip if it is not given.
+    `dataset`: name of the data set's folder in the cache; every one that holds the clip if it is not given.
 
     Raises
     ------

@@ -174,10 +174,7 @@ def find_unreferenced(cache: Path, keep: Iterable[Path],
 def remove_unreferenced(unreferenced: Iterable[Unreferenced]) -> StoreSize:
     """Remove the items that `find_unreferenced` listed, and return the freed size.
 
-    Raises
-    ------
-    StoreError
-        Another process has begun to write one of them.
+    Raises StoreError if another process has begun to write one of them.
     """
     freed = []
     for item in unreferenced:
@@ -290,14 +287,8 @@ class LiveArtifacts:
 def live_artifacts(cache: Path, stages: Path, typed: Mapping[str, Any]) -> LiveArtifacts:
     """Return what the recipes in `stages`, and in every folder of recipes in it, would compute today.
 
-    Parameters
-    ----------
-    typed : flags that name another data set than the recipes do.
-
-    Raises
-    ------
-    InputError
-        A recipe or its data set cannot be read, so it is unknown which artifacts it needs.
+    `typed`: flags that name another data set than the recipes do. Raises InputError if a recipe or its data set cannot
+    be read, so it is unknown which artifacts it needs.
     """
     found = LiveArtifacts()
     # A folder below it, such as stages/mao2021, is another set of recipes.

@@ -73,10 +73,7 @@ class IncomingClip:
     def check(self, name: str) -> None:
         """Refuse a clip that no store takes.
 
-        Raises
-        ------
-        ClipError
-            It has no rows, its frames do not count up from 1, or a tap has an impossible name or shape.
+        Raises ClipError if it has no rows, its frames do not count up from 1, or a tap has an impossible name or shape.
         """
         frames = self.frames
         if not len(frames):
@@ -124,10 +121,7 @@ class IncomingClip:
     def segments(self, start: int, name: str) -> Iterator[dict[str, NDArray[np.float16]]]:
         """Yield the features of segments from row `start` on; frames that the file does not have are zeros.
 
-        Raises
-        ------
-        ClipError
-            Values are not numbers, NaN, infinite, or beyond float16.
+        Raises ClipError if values are not numbers, NaN, infinite, or beyond float16.
         """
         length = int(self.frames[-1])
         for first in range(start, length, SEGMENT):
@@ -263,10 +257,7 @@ FILTERS = {307: "bzip2", 32001: "Blosc", 32004: "LZ4", 32008: "Bitshuffle", 3201
 def hdf5_entries(path: Path) -> ClipEntries:
     """Yield the clips of a file: from `export`, ``file[clip]['00001'] -> vector``, or ``file[clip] -> (T, D)``.
 
-    Raises
-    ------
-    InputError
-        It is not an HDF5 file, or is cut off.
+    Raises InputError if it is not an HDF5 file, or is cut off.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -463,15 +454,12 @@ class TableColumns:
 def table_entries(path: Path, fps: float = 30.0, first_frame: int | None = None) -> ClipEntries:
     """Yield the clips of a table with columns clip, frame and features: numbers, or lists of one length.
 
+    Raises InputError if it is not such a table.
+
     Parameters
     ----------
     fps : frames a second, for a table of times without frame numbers.
     first_frame : number of a clip's first frame; None: 0 for a table of py-feat, else 1.
-
-    Raises
-    ------
-    InputError
-        It is not such a table.
 
     Notes
     -----

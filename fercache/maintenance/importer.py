@@ -48,17 +48,14 @@ def import_features(path: Path, name: str, folder: Location, *, fps: float = 30.
                     first_frame: int | None = None) -> ImportReport:
     """Return the result for each clip of a file or folder of features.
 
+    Raises InputError if nothing can be read at all; nothing is left behind.
+
     Parameters
     ----------
     name : of the store, ``<name>-<fingerprint>.zarr``; `train-heads --join` takes it.
     folder : where stores of the data set are.
     fps : frames a second where the file has no frame table.
     first_frame : number of a clip's first frame in a table; None: 0 for a table of py-feat, else 1.
-
-    Raises
-    ------
-    InputError
-        Nothing can be read at all; nothing is left behind.
 
     Notes
     -----
@@ -145,10 +142,7 @@ class _Import:
 def kind_of(path: Path) -> str:
     """Return what a path holds: h5, npz, npy, csv, parquet.
 
-    Raises
-    ------
-    InputError
-        It is nothing that is read; pickles are refused by name and by content.
+    Raises InputError if it is nothing that is read; pickles are refused by name and by content.
     """
     if not path.exists():
         raise InputError("does not exist", where=path, hint="check the path")

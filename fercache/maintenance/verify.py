@@ -144,10 +144,7 @@ class DiffReport:
 def diff_stores(first: Location, second: Location) -> DiffReport:
     """Return which settings, taps and clips two stores differ in; from their manifests, without reading the arrays.
 
-    Raises
-    ------
-    StoreError
-        One of them is no store.
+    Raises StoreError if one of them is no store.
     """
     one, other = EmbeddingStore.open(first), EmbeddingStore.open(second)
     left, right = set(one), set(other)
@@ -210,17 +207,9 @@ class VerifyReport:
 def verify_store(path: Location, *, repair: bool = False) -> VerifyReport:
     """Return the issues of a store, after reading every byte of it.
 
-    Parameters
-    ----------
-    repair : remove damaged clips, and files that do not belong to the store.
+    `repair`: remove damaged clips, and files that do not belong to the store. Raises StoreError if there is no store,
+    or another process is writing a damaged clip.
 
-    Raises
-    ------
-    StoreError
-        There is no store, or another process is writing a damaged clip.
-
-    Notes
-    -----
     An unreadable root is the only issue reported: without it no clip can be checked. `extract` rewrites it.
     Finds any changed bit of arrays and metadata, a missing chunk, a torn file, a clip of another store. Others may
     read and write meanwhile.

@@ -34,10 +34,7 @@ class VideoWriter:
     def add(self, picture: NDArray[np.uint8], time_s: float) -> None:
         """Write a picture, (H, W, 3), that is shown `time_s` seconds after the first one.
 
-        Raises
-        ------
-        InputError
-            Its size is not that of the video.
+        Raises InputError if its size is not that of the video.
         """
         if picture.shape[:2] != (self._stream.height, self._stream.width):
             raise InputError(f"a picture of {picture.shape[1]} x {picture.shape[0]} pixels in a video of "

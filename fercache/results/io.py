@@ -82,18 +82,12 @@ def match_clip(clip: str, names: Container[str]) -> str:
 class PredictionsFile:
     """Reads a prediction table; each iteration opens the file again.
 
-    Parameters
-    ----------
-    path : a table that `fercache stack` or `predict` wrote, or one with the same columns; further columns are ignored.
+    `path`: a table that `fercache stack` or `predict` wrote, or one with the same columns; further columns are ignored.
+    Raises InputError if the file is absent, not a table, or lacks columns.
 
     Attributes
     ----------
     classes : class names, in the order of the columns ``p_<Class>``.
-
-    Raises
-    ------
-    InputError
-        The file is absent, not a table, or lacks columns.
     """
 
     def __init__(self, path: Path) -> None:
@@ -115,10 +109,7 @@ class PredictionsFile:
     def clips(self) -> Iterator[ClipPredictions]:
         """Yield each clip with all its rows.
 
-        Raises
-        ------
-        InputError
-            A row is damaged, the rows of a clip are not adjacent, or its frames do not ascend.
+        Raises InputError if a row is damaged, the rows of a clip are not adjacent, or its frames do not ascend.
         """
         done: set[str] = set()
         columns = [*COLUMNS, *(PROB_PREFIX + name for name in self.classes)]
@@ -196,14 +187,8 @@ def file_name(clip: str, ending: str) -> str:
 def write_predictions(oof: OofLogits, ppm: NDArray[np.int32], path: Path) -> None:
     """Write the predictions to `path`, atomically; the ending of the name selects the format.
 
-    Parameters
-    ----------
-    ppm : (R, C) probabilities in parts per million.
-
-    Raises
-    ------
-    InputError
-        The ending is unknown, or `path` cannot be written.
+    `ppm`: (R, C) probabilities in parts per million. Raises InputError if the ending is unknown, or `path` cannot be
+    written.
     """
     ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
     if ending is None:

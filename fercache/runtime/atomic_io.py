@@ -40,10 +40,7 @@ RecordType = TypeVar("RecordType", bound=msgspec.Struct)
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; on a clean exit it becomes `path`, otherwise it is removed.
 
-    Raises
-    ------
-    InputError
-        The folder cannot be created or written.
+    Raises InputError if the folder cannot be created or written.
     """
     # After a crash at any moment `path` holds its old bytes or its new ones. The sibling keeps `path`'s suffixes, so
     # that writers which choose a format by the ending work on it.
@@ -71,10 +68,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def making_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary sibling of `path`; on a clean exit it becomes the folder `path`, else it is removed.
 
-    Raises
-    ------
-    InputError
-        `path` exists and is not an empty folder, or nothing can be written beside it.
+    Raises InputError if `path` exists and is not an empty folder, or nothing can be written beside it.
     """
     # After a crash at any moment the folder `path` is absent or complete. A folder with content cannot be replaced in
     # one step, so it is refused.
@@ -126,13 +120,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def read_json(path: Path, limit_bytes: int = 64 << 20) -> Any:
-    """Return the JSON value at `path`.
-
-    Raises
-    ------
-    InputError
-        The file is larger than `limit_bytes` or is not JSON.
-    """
+    """Return the JSON value at `path`. Raises InputError if the file is larger than `limit_bytes` or is not JSON."""
     if path.stat().st_size > limit_bytes:
         raise InputError(f"larger than {limit_bytes} bytes", where=path, hint="fercache did not write this file")
     try:
@@ -144,10 +132,7 @@ def read_json(path: Path, limit_bytes: int = 64 << 20) -> Any:
 def read_record(path: Path, kind: type[RecordType], limit_bytes: int = 64 << 20) -> RecordType:
     """Return the record that the JSON file at `path` holds.
 
-    Raises
-    ------
-    InputError
-        The file is larger than `limit_bytes`, is not JSON, or holds something else.
+    Raises InputError if the file is larger than `limit_bytes`, is not JSON, or holds something else.
     """
     return convert_record(read_json(path, limit_bytes), kind, path)
 

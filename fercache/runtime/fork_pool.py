@@ -40,10 +40,7 @@ class ForkPool:
             bar: ProgressBar) -> list[ForkResult]:
         """Return ``task(job, report)`` of each job in order; `report(amount)` counts units of work on the bar.
 
-        Raises
-        ------
-        BrokenOff
-            A worker was killed, most likely for lack of memory; what it had finished stays.
+        Raises BrokenOff if a worker was killed, most likely for lack of memory; what it had finished stays.
         """
         if not jobs:
             return []

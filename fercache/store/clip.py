@@ -157,10 +157,7 @@ class Tap:
     def check(self) -> None:
         """Check that the file of every chunk exists and has its full length.
 
-        Raises
-        ------
-        StoreError
-            A chunk is missing or torn.
+        Raises StoreError if a chunk is missing or torn.
         """
         sizes = self.files.sizes(self.key)
         for key in self.grid.files():
@@ -224,9 +221,7 @@ class Clip(Mapping[str, Tap]):
     def read(self, tap: str, out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
         """Return a whole tap, ``(T, ...) float16``.
 
-        Parameters
-        ----------
-        out : array of the same shape to read into, instead of a new one; the files are read straight into a contiguous
-            one.
+        `out`: array of the same shape to read into, instead of a new one; the files are read straight into a contiguous
+        one.
         """
         return self[tap].rows(0, self.frames, out)

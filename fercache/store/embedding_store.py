@@ -71,10 +71,7 @@ def read_root(data: bytes, where: Location) -> StoreRoot:
 def settings_of_any_version(path: Location) -> dict[str, Any]:
     """Return a store's settings whatever its format version, so that `forget` also reaches older stores.
 
-    Raises
-    ------
-    StoreError
-        There is no intact root.
+    Raises StoreError if there is no intact root.
     """
     settings = verify_checksum(files_at(path).get(META) or b"", path / META, any_version=True).get("settings")
     if not isinstance(settings, dict):
@@ -104,10 +101,7 @@ def check_taps(taps: dict[str, tuple[int, ...]]) -> None:
 def read_index(path: Path) -> dict[str, tuple[FileStamp, ClipManifest]]:
     """Return the manifests in an index by folder, each with the stamp that its file had.
 
-    Raises
-    ------
-    StoreError
-        The index is damaged or has another format.
+    Raises StoreError if the index is damaged or has another format.
     """
     data = path.read_bytes()
     try:
@@ -147,15 +141,12 @@ class EmbeddingStore(Mapping[str, Clip]):
     def open(cls, path: str | Location, *, mode: str = "r", causal: bool = False) -> EmbeddingStore:
         """Return the store at `path`, a folder or any URL that fsspec opens.
 
+        Raises StoreError if there is no store, or its root is damaged.
+
         Parameters
         ----------
         mode : ``"r"`` to read, ``"a"`` to write too. ``"r"`` reads each manifest of a remote store only once.
         causal : use no later frame where ``embed_every`` left frames out: repeat the last embedded one.
-
-        Raises
-        ------
-        StoreError
-            There is no store, or its root is damaged.
         """
         if mode not in ("r", "a"):
             raise InputError(f"mode {mode!r} is neither 'r' nor 'a'", where=path)
@@ -179,10 +170,8 @@ class EmbeddingStore(Mapping[str, Clip]):
                repair: bool = False) -> EmbeddingStore:
         """Return the store at `path`, open for writing; a missing one is created.
 
-        Parameters
-        ----------
-        repair : write a damaged root anew. That is safe: the settings are given, and each manifest has the fingerprint
-            of its settings, so a clip of other settings counts as absent.
+        `repair`: write a damaged root anew. That is safe: the settings are given, and each manifest has the fingerprint
+        of its settings, so a clip of other settings counts as absent.
 
         Raises
         ------
@@ -227,10 +216,7 @@ class EmbeddingStore(Mapping[str, Clip]):
     def manifest(self, clip: str) -> ClipManifest:
         """Return the manifest of a committed clip.
 
-        Raises
-        ------
-        NotInStore
-            The clip is not committed, or its manifest is damaged.
+        Raises NotInStore if the clip is not committed, or its manifest is damaged.
         """
         manifest = self._manifest(encode_name(clip))
         if manifest is None:
@@ -262,10 +248,7 @@ class EmbeddingStore(Mapping[str, Clip]):
     def read_manifest(self, folder: str) -> ClipManifest | None:
         """Return the manifest in a folder, None if the clip is not committed.
 
-        Raises
-        ------
-        StoreError
-            The manifest is damaged, or belongs to another clip or store.
+        Raises StoreError if the manifest is damaged, or belongs to another clip or store.
         """
         data = self.files.get(f"{folder}/{META}")
         if data is None:
@@ -379,10 +362,7 @@ class EmbeddingStore(Mapping[str, Clip]):
     def remove(self, clip: str) -> None:
         """Remove a clip, committed or unfinished; do nothing if it is absent.
 
-        Raises
-        ------
-        StoreError
-            The store is open for reading only, or another process is writing the clip.
+        Raises StoreError if the store is open for reading only, or another process is writing the clip.
         """
         self._check_writable()
         self.remove_folder(encode_name(clip))

@@ -152,10 +152,7 @@ class RemoteLease:
     def check(self) -> None:
         """Refuse to write where the clip may be another machine's by now.
 
-        Raises
-        ------
-        ClipError
-            Another machine took the lease over, or this one sent no heartbeat for too long.
+        Raises ClipError if another machine took the lease over, or this one sent no heartbeat for too long.
         """
         if self._lost or self._expired():
             raise ClipError("another machine may have taken this clip over, since this one sent no heartbeat for "

@@ -118,14 +118,8 @@ def with_checksum(record: msgspec.Struct | dict[str, Any]) -> bytes:
 def verify_checksum(data: bytes, where: object, *, any_version: bool = False) -> dict[str, Any]:
     """Return the JSON object that `with_checksum` wrote.
 
-    Parameters
-    ----------
-    any_version : accept a store of another format version too; only its settings are safe to use.
-
-    Raises
-    ------
-    StoreError
-        A byte of it changed, fercache did not write it, or its format has another version.
+    `any_version`: accept a store of another format version too; only its settings are safe to use. Raises StoreError if
+    a byte of it changed, fercache did not write it, or its format has another version.
     """
     try:
         body: dict[str, Any] = dict(parse_json(data)["attributes"][ATTRIBUTE])

@@ -149,15 +149,12 @@ def join_stores(base: EmbeddingStore, names: Sequence[str], taps: Sequence[str])
                                                                                           tuple[str, ...]]:
     """Return `base` joined with the stores of these names, and the taps to read of it.
 
+    Raises InputError if there is no such store, or several have that name.
+
     Parameters
     ----------
     names : of siblings of the store (the part before the fingerprint, or all of it), or their paths or URLs.
     taps : of the base; ``NAME/tap`` selects taps of a sibling, and a sibling without a selected tap contributes all.
-
-    Raises
-    ------
-    InputError
-        There is no such store, or several have that name.
     """
     if base.files.is_remote:
         # Reads all manifests in parallel into the cache of `base`; later calls ask for them one by one.

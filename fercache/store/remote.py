@@ -318,10 +318,7 @@ def files_at(place: str | Location) -> StoreFiles:
 def read_pointer(place: Location) -> Location | None:
     """Return the store that the pointer at a path or URL names; None without a pointer.
 
-    Raises
-    ------
-    InputError
-        The pointer is damaged.
+    Raises InputError if the pointer is damaged.
     """
     data = files_at(place.parent).get(place.name)
     try:

@@ -114,9 +114,7 @@ class FitResult:
 def fit(task: FitTask, features: FrameDataset, report: Callable[[float], None] = lambda share: None) -> FitResult:
     """Return a head trained on the task's trials; the same task and features give the same head.
 
-    Parameters
-    ----------
-    report : is called with each further share of the work that is done.
+    `report`: is called with each further share of the work that is done.
     """
     # AdamW with warm-up and cosine decay (or plain SGD). The result is the epoch with the best macro F1 on the
     # validation trials; with an average of the weights, the averaged head is the one that is validated and returned.

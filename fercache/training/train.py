@@ -59,9 +59,7 @@ class TrainReport:
 def taps_to_read(config: TrainConfig, settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the taps of a store that heads read: the default ones are facenet-pytorch's, of any other net all are.
 
-    Parameters
-    ----------
-    settings : of the store. The identity vector is left out where there is another tap.
+    `settings`: of the store. The identity vector is left out where there is another tap.
     """
     if config.taps != TrainConfig().taps or not ("card" in settings or settings.get("modality") == AUDIO):
         return config.taps
@@ -72,15 +70,13 @@ def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cac
                 make_current: bool = True, weights: Path | None = None) -> TrainReport:
     """Train all heads and write their out-of-fold logits; a run that was finished before is not repeated.
 
+    Raises InputError if there is nothing to train on: no labels, fewer than two groups with labels, or a group in two
+    splits.
+
     Parameters
     ----------
     weights : folder of CNN weights, for heads that train the backbone's last blocks; by default the cache's own.
     make_current : whether these logits become the data set's current ones, which the later stages read by default.
-
-    Raises
-    ------
-    InputError
-        There is nothing to train on: no labels, fewer than two groups with labels, or a group in two splits.
     """
     started = time.monotonic()
     # The joined store's settings, digest and taps include the stores that were joined.

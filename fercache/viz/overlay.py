@@ -134,12 +134,7 @@ class OverlayCanvas:
         return (self.height + panel + panel % 2, self.width)
 
     def draw(self, image: Picture | None, row: int, box: NDArray[np.float64]) -> Picture:
-        """Return the picture of one row, (H, W, 3).
-
-        Parameters
-        ----------
-        box : (4,) in pixels of `image`; NaN if no face was found.
-        """
+        """Return the picture of one row, (H, W, 3). `box`: (4,) in pixels of `image`; NaN if no face was found."""
         picture = Image.new("RGB", (self.width, self.size[0]), PANEL)
         if image is not None:
             fit = min(self.width / image.shape[1], self.height / image.shape[0])

@@ -39,17 +39,9 @@ MOST_POINTS = 2000
 def draw_timelines(preds: Path, dataset: Dataset, store: Mapping[str, Clip], folder: Path) -> list[Path]:
     """Return the paths of one PNG per clip of `preds`, drawn into `folder`.
 
-    Parameters
-    ----------
-    dataset : the trials of the store (`data.base.stored_trials`).
+    `dataset`: the trials of the store (`data.base.stored_trials`). Raises InputError if `preds` is missing or not a
+    table of predictions.
 
-    Raises
-    ------
-    InputError
-        `preds` is missing or not a table of predictions.
-
-    Notes
-    -----
     Faces are decoded again from the source through the stored boxes. A picture that shows the same rows is not drawn
     again.
     """

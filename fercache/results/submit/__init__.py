@@ -111,11 +111,8 @@ class Submission:
 def write_submission(places: SubmissionPaths, config: SubmitConfig) -> Submission:
     """Write the submission and return what was written; if anything does not match, write nothing.
 
-    Raises
-    ------
-    InputError
-        The template or the predictions are damaged, they do not match row for row, their classes differ without a
-        --map, or `out` cannot be written.
+    Raises InputError if the template or the predictions are damaged, they do not match row for row, their classes
+    differ without a --map, or `out` cannot be written.
     """
     if places.out.resolve() in (places.template.resolve(), places.preds.resolve()):
         raise InputError("--out is also an input file", where=places.out, hint="choose another name")

@@ -155,10 +155,8 @@ LONGEST = 4096
 def lines(path: Path, exact: bool) -> Iterator[bytes]:
     """Yield the lines of a file without their ends.
 
-    Parameters
-    ----------
-    exact : refuse a byte order mark and carriage returns, which would end up in the submission, instead of removing
-        them.
+    `exact`: refuse a byte order mark and carriage returns, which would end up in the submission, instead of removing
+    them.
     """
     try:
         with path.open("rb") as file:
@@ -276,9 +274,7 @@ MOST_NAME_BYTES = 255
 def write_folder(predicted: Mapping[str, NDArray[np.int64]], classes: tuple[str, ...], out: Path) -> None:
     """Write ``<trial>.txt`` of every trial (header, then one integer per frame) to the new folder `out`, all or none.
 
-    Parameters
-    ----------
-    predicted : trial -> class of every frame, ``(n,)``.
+    `predicted`: trial -> class of every frame, ``(n,)``.
     """
     for trial in predicted:  # the organizers find a trial by the name of its file, so it cannot be shortened
         if len(f"{trial}.txt".encode()) > MOST_NAME_BYTES:
@@ -366,9 +362,7 @@ def read_template(path: Path) -> Template:
 def write_single_file(template: Template, predicted: NDArray[np.int16], out: Path) -> None:
     """Write the submission to `out`, atomically; every line ends in one line feed.
 
-    Parameters
-    ----------
-    predicted : (R,) the class of each row, in the template's order.
+    `predicted`: (R,) the class of each row, in the template's order.
     """
     # The template is read a second time: header and locations are its own bytes, and memory has no copy of them.
     every = lines(template.path, exact=True)

@@ -123,15 +123,12 @@ def make_report(preds: Path, out: Path, cache: Path, *, check: Path | None = Non
                 ablation: Path | None = None) -> ReportResult:
     """Write the report to `out`, one HTML file that needs no other file and no network; return its contents.
 
+    Raises InputError if a file is missing or unreadable.
+
     Parameters
     ----------
     preds : predictions of `stack` or `predict`, with their metrics beside them.
     check, ablation : files of those commands; without them the page explains how to get them.
-
-    Raises
-    ------
-    InputError
-        A file is missing or unreadable.
 
     Notes
     -----

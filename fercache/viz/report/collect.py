@@ -197,12 +197,7 @@ class ThinnedSeries:
 
 
 def thin_series(series: ClipPredictions, heads: dict[str, NDArray[np.integer]], most: int) -> ThinnedSeries:
-    """Return a clip drawn with at most `most` points.
-
-    Parameters
-    ----------
-    heads : name -> (T,) predicted class of each head.
-    """
+    """Return a clip drawn with at most `most` points. `heads`: name -> (T,) predicted class of each head."""
     frames, classes = series.probs.shape
     # Intervals differ by at most one frame in length.
     border = np.linspace(0, frames, min(frames, most) + 1).astype(np.int64)
@@ -325,9 +320,7 @@ class ReportData:
 def collect_report_data(preds: Path, logits_file: Path | None, imported: Sequence[Path] = ()) -> ReportData:
     """Return the results of one pass over `preds` and its logits file, after one that counts rows.
 
-    Parameters
-    ----------
-    imported : files of imported logits that the stack merged with it.
+    `imported`: files of imported logits that the stack merged with it.
     """
     table = PredictionsFile(preds)
     lengths = table.lengths()
