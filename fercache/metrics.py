@@ -72,19 +72,12 @@ Metric = Callable[[ArrayLike], Values]
 
 
 class RegisteredMetric(NamedTuple):
-    """A metric of confusion matrices ``(..., C, C)``.
-
-    Attributes
-    ----------
-    title : heading in tables and reports.
-    balance : when this metric selects, the stacker weighs a row by one over its class's share to this power.
-    alias : whether it is another name of a metric before it, so that tables leave it out.
-    """
+    """A metric of confusion matrices ``(..., C, C)``."""
 
     function: Metric
-    title: str
-    balance: float
-    alias: bool = False
+    title: str  # heading in tables and reports
+    balance: float  # when this metric selects, the stacker weighs a row by one over its class's share to this power
+    alias: bool = False  # whether it is another name of a metric before it, so that tables leave it out
 
 
 # Macro F1 out of fold of the smoothed mean on five sets of real faces: .238 at .5, .266 at .75, .258 at 1.
@@ -121,23 +114,17 @@ def _ratio(above: ArrayLike, below: ArrayLike) -> Values:
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
-    """The scores of one candidate on one set of rows.
+    """The scores of one candidate on one set of rows."""
 
-    Attributes
-    ----------
-    frames, groups : labelled rows, and the groups they come from.
-    figures : metric -> its value, for each of `METRICS`.
-    official : the value of the data set's own metric.
-    f1, support : by class name: F1, and how many labelled rows there are of it.
-    intervals : metric -> (low, high), 95 % by bootstrap over groups; None where `why_none` gives a reason.
-    """
-
+    # `frames`, `groups`: labelled rows, and the groups they come from
     frames: int
     groups: int
-    figures: dict[str, float]
-    official: float
+    figures: dict[str, float]  # metric -> its value, for each of `METRICS`
+    official: float  # the value of the data set's own metric
+    # `f1`, `support`: by class name: F1, and how many labelled rows there are of it
     f1: dict[str, float]
     support: dict[str, int]
+    # metric -> (low, high), 95 % by bootstrap over groups; None where `why_none` gives a reason
     intervals: dict[str, tuple[float, float]] | None
     why_none: str
 

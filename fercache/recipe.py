@@ -141,17 +141,11 @@ def _checked(path: Path, key: str, value: Any) -> Any:
 
 @dataclass
 class Context:
-    """Paths of the cache and the recipes, and what they name.
+    """Paths of the cache and the recipes, and what they name."""
 
-    Attributes
-    ----------
-    cache : the folder of everything that is generated.
-    remote : URL of the features if ``--cache`` is a URL.
-    """
-
-    cache: Path = Path("cache")
+    cache: Path = Path("cache")  # the folder of everything that is generated
     stages: Path = Path("stages")
-    remote: Url | None = None
+    remote: Url | None = None  # URL of the features if ``--cache`` is a URL
     noted: bool = False  # whether the log names the data set of the last command
 
     @classmethod

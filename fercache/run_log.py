@@ -24,26 +24,19 @@ MAX_RUNS = 1000
 
 
 class ExtractionRate(msgspec.Struct, frozen=True, kw_only=True):
-    """One measured run of stage one.
+    """One measured run of stage one."""
 
-    Attributes
-    ----------
-    faces, backbone : what ran: mtcnn or cropped, and the CNN's name; `views` : augmentations of each face.
-    embed_every : which frames the CNN saw.
-    seconds : of the whole run over these frames, the loading of the nets included.
-    when_s : seconds since 1970.
-    """
-
+    # `faces`, `backbone`: what ran: mtcnn or cropped, and the CNN's name; `views` : augmentations of each face
     faces: str
     backbone: str
     precision: str
     device: str
     threads: int
     frames: int
-    seconds: float
-    when_s: float
+    seconds: float  # of the whole run over these frames, the loading of the nets included
+    when_s: float  # seconds since 1970
     views: int = 1
-    embed_every: str = "1"
+    embed_every: str = "1"  # which frames the CNN saw
 
     @property
     def per_second(self) -> float:
@@ -52,21 +45,15 @@ class ExtractionRate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoggedRun(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of a stage that computed something.
-
-    Attributes
-    ----------
-    artifact : name of its result: a store, a file of logits, or a stack run.
-    seconds : duration; ended : UTC time in ISO 8601; fercache : version of the package.
-    frames, fits : frames processed, heads trained; 0 where the stage has no such count.
-    """
+    """One run of a stage that computed something."""
 
     dataset: str
     stage: str
-    artifact: str
-    seconds: float
+    artifact: str  # name of its result: a store, a file of logits, or a stack run
+    seconds: float  # duration; ended : UTC time in ISO 8601; fercache : version of the package
     ended: str
     fercache: str
+    # `frames`, `fits`: frames processed, heads trained; 0 where the stage has no such count
     frames: int = 0
     fits: int = 0
 

@@ -58,20 +58,13 @@ SIDE_PX = 48
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """One labelled photo.
-
-    Attributes
-    ----------
-    file : the picture, or None where its bytes are in `data`.
-    data : (48, 48) uint8 gray pixels as bytes, for photos that come from a table.
-    label : index into the classes, -1 without a label.
-    """
+    """One labelled photo."""
 
     name: str
-    label: int
+    label: int  # index into the classes, -1 without a label
     split: Split
-    file: Path | None = None
-    data: bytes = b""
+    file: Path | None = None  # the picture, or None where its bytes are in `data`
+    data: bytes = b""  # (48, 48) uint8 gray pixels as bytes, for photos that come from a table
 
     def digest(self) -> bytes:
         """Return a hash of the photo's bytes: equal for copies."""

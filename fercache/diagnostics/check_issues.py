@@ -46,33 +46,20 @@ SETTLED_NS = 2_000_000_000
 
 
 class ClipFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What was read of one clip.
+    """What was read of one clip."""
 
-    Attributes
-    ----------
-    mtime_ns, taken_ns : when the folder or file was last changed, and when it was read.
-    bytes : size of the video, or of all pictures.
-    runs : frame numbers of the pictures, such as ``1-250,252``; "" for a video.
-    pictures : number of pictures with a frame number in their names.
-    other : number of other files.
-    empty : number of empty pictures.
-    damaged : pictures that were tried and do not decode.
-    frames : length in the header of the video, 0 if it has none.
-    traits : what is special about the picture of a video, by kind, such as ``HDR``.
-    problem : why the clip cannot be read, or ""; `hint` : what to do about it.
-    """
-
+    # `mtime_ns`, `taken_ns`: when the folder or file was last changed, and when it was read
     mtime_ns: int
     taken_ns: int
-    bytes: int = 0
-    runs: str = ""
-    pictures: int = 0
-    other: int = 0
-    empty: int = 0
-    damaged: tuple[str, ...] = ()
-    frames: int = 0
-    traits: tuple[str, ...] = ()
-    problem: str = ""
+    bytes: int = 0  # size of the video, or of all pictures
+    runs: str = ""  # frame numbers of the pictures, such as ``1-250,252``; "" for a video
+    pictures: int = 0  # number of pictures with a frame number in their names
+    other: int = 0  # number of other files
+    empty: int = 0  # number of empty pictures
+    damaged: tuple[str, ...] = ()  # pictures that were tried and do not decode
+    frames: int = 0  # length in the header of the video, 0 if it has none
+    traits: tuple[str, ...] = ()  # what is special about the picture of a video, by kind, such as ``HDR``
+    problem: str = ""  # why the clip cannot be read, or ""; `hint` : what to do about it
     hint: str = ""
 
     def numbers(self) -> IndexRanges:
@@ -203,24 +190,18 @@ class LengthDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class LengthComparison:
-    """Two lengths of every trial that has both.
+    """Two lengths of every trial that has both."""
 
-    Attributes
-    ----------
-    name : what is compared, such as ``crops against video frames``.
-    trials, equal, more, fewer : number of trials that have both, and with as many, more or fewer of the first.
-    missing, extra : frames too few, over all trials with fewer, and frames too many, over all with more.
-    differences : every trial that differs, the largest difference first.
-    """
-
-    name: str
+    name: str  # what is compared, such as ``crops against video frames``
+    # `trials`, `equal`, `more`, `fewer`: number of trials that have both, and with as many, more or fewer of the first
     trials: int
     equal: int
     more: int
     fewer: int
+    # `missing`, `extra`: frames too few, over all trials with fewer, and frames too many, over all with more
     missing: int
     extra: int
-    differences: tuple[LengthDifference, ...]
+    differences: tuple[LengthDifference, ...]  # every trial that differs, the largest difference first
 
 
 PAIRS: dict[str, Callable[[FrameTable], tuple[int, int]]] = {

@@ -37,15 +37,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SelectedModels:
-    """A trained set of heads and the stacker that was trained on their out-of-fold logits.
+    """A trained set of heads and the stacker that was trained on their out-of-fold logits."""
 
-    Attributes
-    ----------
-    logits_file : the out-of-fold logits; they list the heads and the trials that these were trained on.
-    heads, stack : folders of the heads and of the stack run; the starter heads have no stacker.
-    """
-
-    logits_file: OofLogits
+    logits_file: OofLogits  # the out-of-fold logits; they list the heads and the trials that these were trained on
+    # `heads`, `stack`: folders of the heads and of the stack run; the starter heads have no stacker
     heads: Path
     stack: Path | None
 

@@ -165,27 +165,18 @@ BY_MODELS = "by the mean over the folds' models, which saw none of these groups"
 
 @dataclass(frozen=True, kw_only=True)
 class PredictJob:
-    """The clips to predict, the models, and the options.
-
-    Attributes
-    ----------
-    models : the heads and the stacker.
-    defaults : recipe of stage one: device, threads, custom weights.
-    overrides : settings of stage one given by flag; they take precedence over those of the heads' store.
-    stack : bootstrap draws for the scores; for the starter heads also gaps, and whether later frames may be used.
-    store : existing features to use instead of extraction.
-    force : predict even if the features differ from those that the heads were trained on.
-    out : folder for the list of failed clips if no clip can be predicted.
-    """
+    """The clips to predict, the models, and the options."""
 
     dataset: Dataset
-    models: SelectedModels
-    defaults: ExtractConfig
+    models: SelectedModels  # the heads and the stacker
+    defaults: ExtractConfig  # recipe of stage one: device, threads, custom weights
+    # settings of stage one given by flag; they take precedence over those of the heads' store
     overrides: Mapping[str, Any]
+    # bootstrap draws for the scores; for the starter heads also gaps, and whether later frames may be used
     stack: StackConfig
-    store: Path | None = None
-    force: bool = False
-    out: Path | None = None
+    store: Path | None = None  # existing features to use instead of extraction
+    force: bool = False  # predict even if the features differ from those that the heads were trained on
+    out: Path | None = None  # folder for the list of failed clips if no clip can be predicted
 
 
 MAX_CLIPS_SHOWN = 40

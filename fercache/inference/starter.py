@@ -48,20 +48,13 @@ TERMS = ("research only: the heads were trained on FER2013, and the features com
 
 
 class StarterCard(msgspec.Struct, frozen=True, kw_only=True):
-    """What a user must know of the starter heads.
+    """What a user must know of the starter heads."""
 
-    Attributes
-    ----------
-    data : the photos that the heads were trained on; terms : what they may be used for.
-    temperature : divides the logarithms of the probabilities; fitted on photos that the heads did not see.
-    scores : split -> {"frames", "accuracy", "macro_f1"}, of single photos.
-    """
-
-    data: str
+    data: str  # the photos that the heads were trained on; terms : what they may be used for
     classes: tuple[str, ...]
     terms: str
-    temperature: float
-    scores: dict[str, dict[str, float]]
+    temperature: float  # divides the logarithms of the probabilities; fitted on photos that the heads did not see
+    scores: dict[str, dict[str, float]]  # split -> {"frames", "accuracy", "macro_f1"}, of single photos
     version: int = 1
 
 

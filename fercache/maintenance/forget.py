@@ -147,19 +147,12 @@ def _stores(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class ForgetReport:
-    """Result of forgetting a clip.
-
-    Attributes
-    ----------
-    datasets : data sets that held the clip.
-    removed : removed files and folders.
-    references : paths of the cache that still name the clip; empty on success.
-    """
+    """Result of forgetting a clip."""
 
     clip: str
-    datasets: tuple[str, ...]
-    removed: tuple[Path, ...]
-    references: tuple[Path, ...]
+    datasets: tuple[str, ...]  # data sets that held the clip
+    removed: tuple[Path, ...]  # removed files and folders
+    references: tuple[Path, ...]  # paths of the cache that still name the clip; empty on success
 
 
 def datasets_with_clip(cache: Path, clip: str) -> list[str]:

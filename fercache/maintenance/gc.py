@@ -132,20 +132,13 @@ def _is_live_run(run: Path, cache: Path, stack: StackConfig, live: set[Path]) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Unreferenced:
-    """Something that can be removed.
+    """Something that can be removed."""
 
-    Attributes
-    ----------
-    path : a store, a file of logits, a folder of heads or of a stack run; or the store that holds `folder`.
-    folder : of one clip in the store at `path`; empty for all of `path`.
-    clip : the clip's name, or its folder where that is a hash of the name.
-    """
-
-    path: Path
+    path: Path  # a store, a file of logits, a folder of heads or of a stack run; or the store that holds `folder`
     reason: str
     size: StoreSize
-    folder: str = ""
-    clip: str = ""
+    folder: str = ""  # of one clip in the store at `path`; empty for all of `path`
+    clip: str = ""  # the clip's name, or its folder where that is a hash of the name
 
 
 def find_unreferenced(cache: Path, keep: Iterable[Path],
@@ -270,18 +263,11 @@ def _remove(path: Path) -> None:
 
 @dataclass
 class LiveArtifacts:
-    """Artifacts that `gc` must not remove.
+    """Artifacts that `gc` must not remove."""
 
-    Attributes
-    ----------
-    keep : stores, logits files, folders of heads and of stack runs.
-    clips : store -> the clips that its data set names.
-    datasets : data sets that a recipe (or a flag) names.
-    """
-
-    keep: set[Path] = field(default_factory=set)
-    clips: dict[Path, set[str]] = field(default_factory=dict)
-    datasets: set[str] = field(default_factory=set)
+    keep: set[Path] = field(default_factory=set)  # stores, logits files, folders of heads and of stack runs
+    clips: dict[Path, set[str]] = field(default_factory=dict)  # store -> the clips that its data set names
+    datasets: set[str] = field(default_factory=set)  # data sets that a recipe (or a flag) names
 
 
 def live_artifacts(cache: Path, stages: Path, typed: Mapping[str, Any]) -> LiveArtifacts:

@@ -52,18 +52,11 @@ UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, Not
 
 @dataclass(frozen=True, kw_only=True)
 class IncomingClip:
-    """One clip of a file.
+    """One clip of a file."""
 
-    Attributes
-    ----------
-    frames : (n,) int64, the frame number of each row of the file, from 1, ascending.
-    arrays : tap -> (n, ...), sliced in ascending order.
-    frame_table : (T, 9) where the file has one.
-    """
-
-    frames: NDArray[np.int64]
-    arrays: dict[str, Any]
-    frame_table: NDArray[np.float64] | None = None
+    frames: NDArray[np.int64]  # (n,) int64, the frame number of each row of the file, from 1, ascending
+    arrays: dict[str, Any]  # tap -> (n, ...), sliced in ascending order
+    frame_table: NDArray[np.float64] | None = None  # (T, 9) where the file has one
 
     @property
     def taps(self) -> dict[str, tuple[int, ...]]:
@@ -385,22 +378,16 @@ ColumnTaps = dict[str, tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True, kw_only=True)
 class TableColumns:
-    """Where a table of features has what.
+    """Where a table of features has what."""
 
-    Attributes
-    ----------
-    clip, person, success : names of columns, "" where there is none; without `clip`, the file is one clip.
-    frame : column of frame numbers, or of times where `unit_s` is not 0.
-    first_frame : number of a clip's first frame.
-    """
-
+    # `clip`, `person`, `success`: names of columns, "" where there is none; without `clip`, the file is one clip
     clip: str
     person: str
     success: str
-    frame: str
+    frame: str  # column of frame numbers, or of times where `unit_s` is not 0
     unit_s: float
     fps: float
-    first_frame: int
+    first_frame: int  # number of a clip's first frame
     features: list[str]
     exported: ColumnTaps
 

@@ -108,18 +108,12 @@ ABSENT = "(absent)"
 
 @dataclass(frozen=True, kw_only=True)
 class ClipDiff:
-    """A clip that differs between two stores that both have it.
-
-    Attributes
-    ----------
-    frames : in the first and in the second store.
-    arrays : those whose bytes differ.
-    provenance : differences in device, versions and threads: key -> values in the first and in the second.
-    """
+    """A clip that differs between two stores that both have it."""
 
     clip: str
-    frames: tuple[int, int]
-    arrays: tuple[str, ...]
+    frames: tuple[int, int]  # in the first and in the second store
+    arrays: tuple[str, ...]  # those whose bytes differ
+    # differences in device, versions and threads: key -> values in the first and in the second
     provenance: dict[str, tuple[Any, Any]]
 
 
@@ -178,25 +172,15 @@ def _flat(value: dict[str, Any], head: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """The result of `verify_store`.
-
-    Attributes
-    ----------
-    clips : committed clips that were read.
-    frames : of those that are intact.
-    unfinished : folders of clips that are being written or were abandoned; no reader sees them.
-    issues : the damage and the stray files.
-    dropped : clips that a repair removed: the next `extract` computes them again.
-    cleared : stray files that a repair removed.
-    """
+    """The result of `verify_store`."""
 
     store: Location
-    clips: int
-    frames: int
-    unfinished: tuple[str, ...]
-    issues: tuple[Issue, ...]
-    dropped: tuple[str, ...] = ()
-    cleared: tuple[Location, ...] = ()
+    clips: int  # committed clips that were read
+    frames: int  # of those that are intact
+    unfinished: tuple[str, ...]  # folders of clips that are being written or were abandoned; no reader sees them
+    issues: tuple[Issue, ...]  # the damage and the stray files
+    dropped: tuple[str, ...] = ()  # clips that a repair removed: the next `extract` computes them again
+    cleared: tuple[Location, ...] = ()  # stray files that a repair removed
 
     @property
     def whole(self) -> bool:

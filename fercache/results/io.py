@@ -41,21 +41,15 @@ REWRITE_HINT = "the file is cut off or edited; write it again with `fercache sta
 
 @dataclass(frozen=True, kw_only=True)
 class ClipPredictions:
-    """All rows of one clip in `preds.csv`, ascending by frame.
+    """All rows of one clip in `preds.csv`, ascending by frame."""
 
-    Attributes
-    ----------
-    name : the trial's name.
-    frame : (T,) int64, from 1; time_s : (T,) float64; valid : (T,) bool; label : (T,) int64, -1 unknown.
-    label_pred : (T,) int64, the predicted class; probs : (T, C) float64, probabilities.
-    """
-
-    name: str
+    name: str  # the trial's name
+    # (T,) int64, from 1; time_s : (T,) float64; valid : (T,) bool; label : (T,) int64, -1 unknown
     frame: NDArray[np.int64]
     time_s: NDArray[np.float64]
     valid: NDArray[np.bool_]
     label: NDArray[np.int64]
-    label_pred: NDArray[np.int64]
+    label_pred: NDArray[np.int64]  # (T,) int64, the predicted class; probs : (T, C) float64, probabilities
     probs: NDArray[np.float64]
 
     def digest(self, more: Sequence[Any]) -> str:

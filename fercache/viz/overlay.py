@@ -96,21 +96,16 @@ def rgb(index: int) -> tuple[int, int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class OverlayCanvas:
-    """The parts of the picture that are the same in every frame.
-
-    Attributes
-    ----------
-    height, width : size of the picture, enlarged by `scale`; the panel is below it.
-    strip : (H', W', 3) the timeline of the whole clip, over which a line runs.
-    """
+    """The parts of the picture that are the same in every frame."""
 
     scale: int
+    # `height`, `width`: size of the picture, enlarged by `scale`; the panel is below it
     height: int
     width: int
     line: int
     series: ClipPredictions
     classes: tuple[str, ...]
-    strip: Picture
+    strip: Picture  # (H', W', 3) the timeline of the whole clip, over which a line runs
 
     @classmethod
     def of(cls, size: tuple[int, int], series: ClipPredictions, classes: tuple[str, ...]) -> OverlayCanvas:

@@ -50,19 +50,12 @@ class NameList:
 
 @dataclass
 class RowDifference:
-    """How wanted rows and predictions differ, over all trials.
+    """How wanted rows and predictions differ, over all trials."""
 
-    Attributes
-    ----------
-    missing : wanted, and not predicted; extra : predicted, and not wanted.
-    absent : wanted trials without any prediction.
-    trials : a line for each trial whose rows differ.
-    """
-
-    missing: NameList = field(default_factory=NameList)
+    missing: NameList = field(default_factory=NameList)  # wanted, and not predicted; extra : predicted, and not wanted
     extra: NameList = field(default_factory=NameList)
-    absent: list[str] = field(default_factory=list)
-    trials: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)  # wanted trials without any prediction
+    trials: list[str] = field(default_factory=list)  # a line for each trial whose rows differ
 
     def note(self, trial: str, ours: Frames, wanted: Frames, allowed: FilledRows) -> None:
         """Compare one trial's frames; allowed differences are reported but not counted."""
@@ -306,19 +299,13 @@ class TemplateRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Template:
-    """A checked template; R rows.
-
-    Attributes
-    ----------
-    header : its first line, exactly.
-    classes : the classes that the header names.
-    trials : trial name -> its frames, ascending, ``(n,)`` int64; in the template's order, so that all of them in a row
-        are the template's rows.
-    """
+    """A checked template; R rows."""
 
     path: Path
-    header: bytes
-    classes: tuple[str, ...]
+    header: bytes  # its first line, exactly
+    classes: tuple[str, ...]  # the classes that the header names
+    # trial name -> its frames, ascending, ``(n,)`` int64; in the template's order, so that all of them in a row are the
+    # template's rows
     trials: dict[str, NDArray[np.int64]]
 
     @property

@@ -34,28 +34,21 @@ STAGES = ("extract", "train-heads", "stack")
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """The records of the runs behind a table of predictions.
-
-    Attributes
-    ----------
-    metrics : ``preds.metrics.json``; None if there is no such file.
-    store, oof : the features and the logits file behind the predictions; None if they are not in this cache.
-    imported : files of the imported logits that the stack merged with those at `oof`.
-    durations : stage -> seconds, frames and runs behind its result.
-    check, ablation : JSON values that those commands wrote; None if not given.
-    failures : (clip, error) of the last `extract`.
-    """
+    """The records of the runs behind a table of predictions."""
 
     preds: Path
     cache: Path
-    metrics: StackMetrics | None
+    metrics: StackMetrics | None  # ``preds.metrics.json``; None if there is no such file
+    # `store`, `oof`: the features and the logits file behind the predictions; None if they are not in this cache
     store: EmbeddingStore | None
     oof: Path | None
-    imported: tuple[Path, ...] = ()
+    imported: tuple[Path, ...] = ()  # files of the imported logits that the stack merged with those at `oof`
+    # stage -> seconds, frames and runs behind its result
     durations: dict[str, dict[str, float]] = field(default_factory=dict)
+    # `check`, `ablation`: JSON values that those commands wrote; None if not given
     check: Any = None
     ablation: Any = None
-    failures: tuple[tuple[str, str], ...] = ()
+    failures: tuple[tuple[str, str], ...] = ()  # (clip, error) of the last `extract`
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -165,22 +158,16 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class ThinnedSeries:
-    """A drawn clip: N points, each for an interval of one or more frames, so that no peak is lost.
-
-    Attributes
-    ----------
-    time_s : (N + 1,) float32, start of each interval, and end of the last one.
-    low, high : (N, C) smallest and largest probability in each interval, in 1 / STEPS.
-    strips : name -> (N,) most frequent class of each interval, UNKNOWN if most frames have no label.
-    wrong, gap : (N,) fraction of wrong frames, and of frames without a face, in 1 / STEPS, rounded up so that a single
-        frame shows.
-    """
+    """A drawn clip: N points, each for an interval of one or more frames, so that no peak is lost."""
 
     frames: int
-    time_s: NDArray[np.float32]
+    time_s: NDArray[np.float32]  # (N + 1,) float32, start of each interval, and end of the last one
+    # `low`, `high`: (N, C) smallest and largest probability in each interval, in 1 / STEPS
     low: Bytes
     high: Bytes
-    strips: dict[str, Bytes]
+    strips: dict[str, Bytes]  # name -> (N,) most frequent class of each interval, UNKNOWN if most frames have no label
+    # `wrong`, `gap`: (N,) fraction of wrong frames, and of frames without a face, in 1 / STEPS, rounded up so that a
+    # single frame shows
     wrong: Bytes
     gap: Bytes
 
@@ -289,20 +276,16 @@ class ClipSummary:
 
 @dataclass
 class ReportData:
-    """What one pass over the predictions collects.
-
-    Attributes
-    ----------
-    matrix : split -> (C, C) counts; bins : split -> (3, BINS) frames, sum of probabilities, hits by probability.
-    curve : score of the heads' mean against the half-width of smoothing; None without a logits file.
-    """
+    """What one pass over the predictions collects."""
 
     classes: tuple[str, ...]
     heads: tuple[str, ...] = ()
     clips: list[ClipSummary] = field(default_factory=list)
+    # split -> (C, C) counts; bins : split -> (3, BINS) frames, sum of probabilities, hits by probability
     matrix: dict[str, metrics.Counts] = field(default_factory=dict)
     bins: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
+    # score of the heads' mean against the half-width of smoothing; None without a logits file
     curve: SmoothingCurve | None = None
     most: int = MOST_POINTS
 
