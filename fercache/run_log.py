@@ -77,8 +77,6 @@ class RunLog(msgspec.Struct, frozen=True, kw_only=True):
 def load_run_log(cache: Path) -> RunLog:
     """Return the log; an empty one where the file is absent, damaged, or of another version.
 
-    Notes
-    -----
     The log only informs. An unreadable one must not stop a stage or a report, so it is replaced by the next run.
     """
     try:
@@ -106,8 +104,6 @@ def record_run(cache: Path, dataset: str, stage: str, artifact: str, seconds: fl
                fits: int = 0) -> None:
     """Log a finished run of `stage` that computed something; the parameters are the fields of `LoggedRun`.
 
-    Notes
-    -----
     The log holds no clip names, so `fercache forget` has nothing to remove from it. A killed run is not logged.
     """
     run = LoggedRun(dataset=dataset, stage=stage, artifact=artifact, seconds=round(seconds, 3), frames=frames,

@@ -77,8 +77,6 @@ class Trial:
     def frame_labels(self, frames: int) -> Labels:
         """Return the label of every frame, (max(frames, L),) int16, -1 for none.
 
-        Notes
-        -----
         Labels belong to frame numbers, never to positions among the files present: a clip that is longer than its
         annotation ends in -1, and an annotation that is longer than its clip adds rows.
         """
@@ -302,8 +300,6 @@ def present_frames(runs: IndexRanges, rows: int) -> NDArray[np.bool_]:
 class FrameTable:
     """The rows of one trial: crops, video frames and annotation lines are matched by their number.
 
-    Notes
-    -----
     There is one row for each number up to the highest of the three, in every set. Crop ``00007.jpg``, the seventh frame
     of the video and the seventh label are one row, whatever else is missing. A number without a crop is a row without
     a face; a label past the last crop keeps its row; a crop past the last label has no label. Rows are never shifted,

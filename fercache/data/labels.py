@@ -96,8 +96,6 @@ class LabelMap:
     def probs(self, given: NDArray[Any]) -> Floats:
         """Return probabilities of the target classes, ``(R, C_target)``, from ``(R, C_source)``.
 
-        Notes
-        -----
         Classes with the same counterpart are added up. The probabilities of classes without a counterpart are dropped,
         and the rest is scaled so that each row sums to 1. A row without a rest gets uniform probabilities over the
         classes that have a counterpart.

@@ -95,8 +95,6 @@ def read_fer2013(config: DatasetConfig, cache: Path) -> Dataset:
 def read_photos(config: DatasetConfig, cache: Path) -> Dataset:
     """Return a folder of photos by class, with folders of splits above the classes where there are some.
 
-    Notes
-    -----
     With ``source = "crops"`` every picture is a face, and some hundred are one clip. Otherwise faces are detected: then
     each photo is a clip of its own, because the main face of one photo says nothing about that of the next.
     """
@@ -126,8 +124,6 @@ def is_fer2013(root: Path) -> bool:
 def fer2013_pictures(dataset: Dataset) -> str:
     """Return why a data set's pictures are FER2013's, "" if nothing shows that they are.
 
-    Notes
-    -----
     Recognized are the reader `fer2013`, pictures (or links to pictures) with the names of FER2013's files, and streams
     of its photos by the file that `tests/bench/make_streams.py` writes beside them.
     """
@@ -245,8 +241,6 @@ def _dataset(layout: str, root: Path, classes: Sequence[str], photos: Sequence[P
 def _clips(copies: Iterable[Sequence[Photo]], one_each: bool) -> Iterator[tuple[str, list[Photo]]]:
     """Yield name and photos of each clip.
 
-    Notes
-    -----
     Photos are shuffled with a fixed seed, so that each clip has all classes. Held-out photos that are copies of photos
     in another split are in clips of their own, "test-copies-0000": scores can be computed without them.
     """

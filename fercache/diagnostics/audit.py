@@ -293,8 +293,6 @@ def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConf
                     weights: Path | None = None) -> Issue:
     """Return which heads, and candidates of a stacker on them, are not at chance on labels shuffled by group.
 
-    Notes
-    -----
     Both sides count: a score above chance is a leak, and one below chance is the bias of folds that lack the labels of
     the group that they hold out. The p value is that of permuting the labels by group once more, against the same
     predictions. With few groups, several shuffles are trained on and their mean is tested.

@@ -335,16 +335,14 @@ def extract_config_of(wanted: Mapping[str, Any], defaults: ExtractConfig,
                       overrides: Mapping[str, Any]) -> ExtractConfig:
     """Return the settings of stage one: those of the heads' store, overridden by the user's.
 
+    Augmentations are for training only, so none are computed. The face policy follows from the clips; `check_match`
+    compares it later.
+
     Parameters
     ----------
     wanted : settings of the store that the heads were trained on.
     defaults : source of the device, the threads, and the path of custom weights.
     overrides : settings that the user gave by flag.
-
-    Notes
-    -----
-    Augmentations are for training only, so none are computed. The face policy follows from the clips; `check_match`
-    compares it later.
     """
     numbers = {entry.name for entry in fields(ExtractConfig) if entry.metadata["numbers"]}
     # A complete record without a setting has it at its default, whatever the recipe of stage one holds.

@@ -129,16 +129,14 @@ def training_sources(trials: Sequence[Trial], store: EmbeddingStore, oof: OofLog
                      features: Path) -> frozenset[str]:
     """Return the names of the trials whose group, or whose file, the heads of `oof` were trained on.
 
+    Groups are compared within one data set only: two sets may both have a `video1`. Files are compared by the SHA-256
+    in the clip's manifest, so a renamed file is recognized as long as the store of the heads exists.
+
     Parameters
     ----------
     store : features of the trials.
     dataset : name of the data set of the trials.
     features : folder of the stores of the data set that the heads were trained on.
-
-    Notes
-    -----
-    Groups are compared within one data set only: two sets may both have a `video1`. Files are compared by the SHA-256
-    in the clip's manifest, so a renamed file is recognized as long as the store of the heads exists.
     """
     groups = {group for group, fold in zip(oof.group, oof.fold, strict=True) if fold >= 0}
     sources: set[Any] = set()
@@ -323,16 +321,14 @@ class Predictions:
 def predict_dataset(request: PredictJob, cache: Path) -> Predictions:
     """Predict all clips of a job; a clip that cannot be read is recorded, and the others are predicted.
 
+    Features and logits are cached like those of any data set, so a second run computes neither.
+
     Raises
     ------
     InputError
         The features or the classes of the labels do not match those that the heads were trained on.
     FercacheError
         No clip could be predicted.
-
-    Notes
-    -----
-    Features and logits are cached like those of any data set, so a second run computes neither.
     """
     dataset = ensemble.labelled_as(request.dataset, request.models.logits_file.classes)
     files = checkpoints.record_files(request.models.heads)

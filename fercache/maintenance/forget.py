@@ -29,8 +29,6 @@ TRAINED_STAGES = (STACK, HEADS, LOGITS)
 def find_references(cache: Path, clip: str, dataset: str | None = None) -> tuple[Path, ...]:
     """Return every path of the cache that still holds or names a clip.
 
-    Notes
-    -----
     Compares the names of files and folders in every stage, and searches logits, JSON files and tables. A file that
     cannot be read may name the clip, so it counts.
     """
@@ -166,19 +164,17 @@ def forget_clip(cache: Path, clip: str, dataset: str | None = None) -> ForgetRep
 
     `dataset`: name of the data set's folder in the cache; every one that holds the clip if it is not given.
 
+    Also removes the clip's people (`CLIP#1` and so on), and all logits, heads and stack runs of each data set that
+    holds the clip: they were trained on it, or nothing proves that they were not. Logits that those heads predicted for
+    other data sets go too. In other stages, files that name the clip are removed, and the data set's index of clips.
+    The clip's own video and files outside the cache stay.
+
     Raises
     ------
     InputError
         The clip is not in the cache.
     StoreError
         A process is writing the clip.
-
-    Notes
-    -----
-    Also removes the clip's people (`CLIP#1` and so on), and all logits, heads and stack runs of each data set that
-    holds the clip: they were trained on it, or nothing proves that they were not. Logits that those heads predicted for
-    other data sets go too. In other stages, files that name the clip are removed, and the data set's index of clips.
-    The clip's own video and files outside the cache stay.
     """
     found = [name for name in datasets_with_clip(cache, clip) if dataset in (None, name)]
     if not found:

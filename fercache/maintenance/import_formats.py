@@ -443,15 +443,13 @@ def table_entries(path: Path, fps: float = 30.0, first_frame: int | None = None)
 
     Raises InputError if it is not such a table.
 
+    Each clip has to be opened before the next one is asked for, since the table is read once. The person with the most
+    rows has the name of the clip, others are CLIP#2, CLIP#3, ...
+
     Parameters
     ----------
     fps : frames a second, for a table of times without frame numbers.
     first_frame : number of a clip's first frame; None: 0 for a table of py-feat, else 1.
-
-    Notes
-    -----
-    Each clip has to be opened before the next one is asked for, since the table is read once. The person with the most
-    rows has the name of the clip, others are CLIP#2, CLIP#3, ...
     """
     header = tables.read_header(path)
     exported: ColumnTaps = {}

@@ -50,16 +50,14 @@ def import_features(path: Path, name: str, folder: Location, *, fps: float = 30.
 
     Raises InputError if nothing can be read at all; nothing is left behind.
 
+    Values become float16. The fingerprint covers the bytes of what is imported: other features are another store.
+
     Parameters
     ----------
     name : of the store, ``<name>-<fingerprint>.zarr``; `train-heads --join` takes it.
     folder : where stores of the data set are.
     fps : frames a second where the file has no frame table.
     first_frame : number of a clip's first frame in a table; None: 0 for a table of py-feat, else 1.
-
-    Notes
-    -----
-    Values become float16. The fingerprint covers the bytes of what is imported: other features are another store.
     """
     if NAME.fullmatch(name) is None:
         raise InputError(f"{name!r} cannot name a store", hint="letters, digits, and _ . - inside; at most 64")

@@ -596,8 +596,6 @@ def first_picture_s(path: Path) -> float:
 def choose_stream(container: InputContainer, path: Path) -> VideoStream | None:
     """Return the video stream to read, None without one: the default one, then that with the most frames, then pixels.
 
-    Notes
-    -----
     A cover picture is never chosen, and a stream of a single picture (a thumbnail that is not marked) only if there is
     no other.
     """

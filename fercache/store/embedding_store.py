@@ -115,6 +115,9 @@ def read_index(path: Path) -> dict[str, tuple[FileStamp, ClipManifest]]:
 class EmbeddingStore(Mapping[str, Clip]):
     """The features of all clips, computed with the same settings; open it with `open` or `create`.
 
+    Any number of processes, and of machines on a remote store, may read and write at once. A clip whose manifest is
+    damaged or belongs to another store counts as absent, with a warning: the next `extract` computes it again.
+
     Attributes
     ----------
     path : of the Zarr group, or its URL.
@@ -122,11 +125,6 @@ class EmbeddingStore(Mapping[str, Clip]):
     taps : tap -> shape of one frame.
     mode : ``"r"`` or ``"a"``.
     causal : whether a frame that is not embedded repeats the last one that is, instead of being interpolated.
-
-    Notes
-    -----
-    Any number of processes, and of machines on a remote store, may read and write at once. A clip whose manifest is
-    damaged or belongs to another store counts as absent, with a warning: the next `extract` computes it again.
     """
 
     def __init__(self, files: StoreFiles, mode: str, root: StoreRoot, causal: bool = False) -> None:
@@ -297,8 +295,6 @@ class EmbeddingStore(Mapping[str, Clip]):
     def digest(self) -> str:
         """Return the sha256 (hex) over clips, frames and arrays: equal features give equal digests.
 
-        Notes
-        -----
         It does not depend on the order of work, provenance, source or time stamps.
         """
         # Once for a reader of a remote store, as its manifests: forked processes then need no request at all.
@@ -322,6 +318,9 @@ class EmbeddingStore(Mapping[str, Clip]):
     def writer(self, clip: str, *, source: dict[str, Any], provenance: dict[str, Any]) -> Iterator[ClipWriter | None]:
         """Yield a writer for a clip, or None if another live process is writing it or has just committed it.
 
+        The work of a dead writer is resumed if source and provenance are equal (except time stamps), and discarded
+        otherwise. The next writer resumes what this one leaves without `commit`.
+
         Parameters
         ----------
         source : identifies the source file; a committed clip of another source is computed again.
@@ -333,11 +332,6 @@ class EmbeddingStore(Mapping[str, Clip]):
             The store is open for reading only.
         ClipError
             The file system ignores case, and the clip's name differs from another one's in case only.
-
-        Notes
-        -----
-        The work of a dead writer is resumed if source and provenance are equal (except time stamps), and discarded
-        otherwise. The next writer resumes what this one leaves without `commit`.
         """
         self._check_writable()
         # Faces were detected, and their crops are aligned.

@@ -103,8 +103,6 @@ MOST_FRAMES = 10_000_000
 def of_table(path: Path, trials: Iterable[str]) -> dict[str, int]:
     """Return trial -> frames, from a table ``clip,frames`` of trials or of videos.
 
-    Notes
-    -----
     A row with the trial's own name takes precedence over one of its video: ``video2_left``, then ``video2``.
     """
     known: dict[str, int] = {}

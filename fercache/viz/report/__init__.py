@@ -125,14 +125,12 @@ def make_report(preds: Path, out: Path, cache: Path, *, check: Path | None = Non
 
     Raises InputError if a file is missing or unreadable.
 
+    Reads one clip at a time: memory holds the drawn points, never all frames.
+
     Parameters
     ----------
     preds : predictions of `stack` or `predict`, with their metrics beside them.
     check, ablation : files of those commands; without them the page explains how to get them.
-
-    Notes
-    -----
-    Reads one clip at a time: memory holds the drawn points, never all frames.
     """
     run = collect.gather_run_info(preds, cache, check, ablation)
     found = collect.collect_report_data(preds, run.oof, run.imported)
