@@ -32,8 +32,7 @@ KNOWN = ("clip", "frame", "time_s", "person", "label", "split", "group", "subjec
 TAKEN = ("auto", "mean", "smoothed-mean", "logistic", "geometric-mean", "stack")
 LOGIT = "logit_"
 MIN_PROB = 1e-7
-SUM_TOLERANCE = 0.02
-"""Probabilities may miss a sum of 1 by this much (rounding); they are scaled to 1."""
+SUM_TOLERANCE = 0.02  # probabilities may miss a sum of 1 by this much (rounding); they are scaled to 1
 
 
 @dataclass

@@ -17,8 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fercache.errors import InputError
 
-MIN_GROUPS_FOR_INTERVAL = 8
-"""With fewer groups a bootstrap over groups is not reliable, so there is no interval."""
+MIN_GROUPS_FOR_INTERVAL = 8  # with fewer groups a bootstrap over groups is not reliable, so there is no interval
 LEVEL = 0.95
 
 Counts = NDArray[np.int64]

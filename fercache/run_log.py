@@ -16,11 +16,9 @@ from fercache.runtime import atomic_io
 from fercache.workspace import Workspace
 
 VERSION = 1
-MIN_FRAMES = 200
-"""Runs over fewer frames are not measured: loading the nets would be most of the time."""
+MIN_FRAMES = 200  # runs over fewer frames are not measured: loading the nets would be most of the time
 MAX_RATES = 100
-MAX_RUNS = 1000
-"""Runs that are logged per data set; older ones are dropped."""
+MAX_RUNS = 1000  # runs that are logged per data set; older ones are dropped
 
 
 class ExtractionRate(msgspec.Struct, frozen=True, kw_only=True):

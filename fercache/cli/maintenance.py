@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fercache")
 
-MAX_LINES = 20
-"""Most lines of one kind in the printed text; --json prints all of them."""
+MAX_LINES = 20  # most lines of one kind in the printed text; --json prints all of them
 
 
 @click.command("verify", cls=HeadedCommand)

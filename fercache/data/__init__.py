@@ -21,8 +21,7 @@ from fercache.errors import InputError
 
 log = logging.getLogger(__name__)
 
-DEPTH = 5
-"""Folders down to which a layout is recognized (lists are deeper down than clips)."""
+DEPTH = 5  # folders down to which a layout is recognized (lists are deeper down than clips)
 
 
 class Reader(NamedTuple):

@@ -148,8 +148,7 @@ def shorten_list(names: Iterable[object], most: int = 5) -> str:
     return ", ".join(texts[:most]) + more
 
 
-MAX_ALIKE = 10
-"""Issues that differ in names, paths and numbers only are merged if there are more of them."""
+MAX_ALIKE = 10  # issues that differ in names, paths and numbers only are merged if there are more of them
 
 
 def pattern_of(message: str) -> str:
@@ -194,8 +193,7 @@ def printable(name: str) -> bool:
 # Trials in a store: a clip as it is, or one trial for each person of it.
 
 SIDES = "left", "right"
-PEOPLE_COUNT = "people"
-"""Key in the manifest of a clip's first person: the number of people."""
+PEOPLE_COUNT = "people"  # key in the manifest of a clip's first person: the number of people
 
 
 class HasManifests(Protocol):
@@ -268,8 +266,7 @@ def stored_trials(dataset: Dataset, store: HasManifests) -> Dataset:
 
 # The frame table of a trial.
 
-IndexRanges = NDArray[np.int64]
-"""(R, 2) first and last number of each unbroken run, ascending."""
+IndexRanges = NDArray[np.int64]  # (R, 2) first and last number of each unbroken run, ascending
 
 
 def ranges_of(numbers: NDArray[np.int64]) -> IndexRanges:

@@ -77,8 +77,7 @@ PEOPLE = {
 NOTICE = ("embedded demo: three people, and frames where two raters agree, are no benchmark (Sadness and Surprise "
           "appear in one person each, so folds by person cannot learn them)")
 ANNOTATIONS = Path(__file__).parent / "demo_annotations"
-DEMO = "demo"
-"""Name of the demo: what `--dataset` takes, and its folder in the cache."""
+DEMO = "demo"  # name of the demo: what `--dataset` takes, and its folder in the cache
 
 
 def read_demo(config: DatasetConfig, cache: Path) -> Dataset:

@@ -58,8 +58,7 @@ _ALIASES = {
 _CANONICAL = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}
 
 NOTHING = -1
-MIN_MAPPED = 1e-9
-"""A row with a smaller sum over classes that have a counterpart gets uniform probabilities over them."""
+MIN_MAPPED = 1e-9  # a row with a smaller sum over classes that have a counterpart gets uniform probabilities over them
 
 
 def canonical_class_name(name: str) -> str:
@@ -179,8 +178,7 @@ def index_by_name(classes: Sequence[str]) -> dict[str, int]:
 # Labels in text files: a header with the class names, then one integer a frame (Aff-Wild2's form).
 
 LIMIT_BYTES = 64 << 20
-UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-"""Byte order marks of UTF-16."""
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks of UTF-16
 # pandas and spreadsheets write whole numbers with a decimal point or comma; longer numbers are no labels or frames.
 # ``1,000`` is none: it may be 1 or 1000.
 WHOLE = re.compile(r"([+-]?[0-9]{1,15})(?:\.0*|,(?!000$)0*)?")

@@ -48,12 +48,9 @@ FER_PLUS_CLASSES = {"neutral": "Neutral", "happiness": "Happiness", "surprise": 
 
 TABLE_NAMES = ("fer2013.csv", "icml_face_data.csv")
 FER_PLUS_NAME = "fer2013new.csv"
-COPIES = "-copies-"
-"""Part of the name of a clip whose photos are copies of photos in another split."""
-STREAMS_RECORD = ".made_of_fer2013.json"
-"""File in the folder of streams that are made of FER2013's photos."""
-SIDE_PX = 48
-"""Width and height of FER2013's photos."""
+COPIES = "-copies-"  # part of the name of a clip whose photos are copies of photos in another split
+STREAMS_RECORD = ".made_of_fer2013.json"  # file in the folder of streams that are made of FER2013's photos
+SIDE_PX = 48  # width and height of FER2013's photos
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,10 +34,8 @@ NOT_TRAINED = "they are predicted, never trained on or scored"
 
 # Labels by frame in one table: ``clip,frame,label`` or ``clip,time_s,label``.
 
-MOST_FRAMES = 10_000_000
-"""Four days at 30 frames a second; a larger number is not a frame number."""
-TIME_SLACK_S = 0.5
-"""A label may lie this much after the end of its clip."""
+MOST_FRAMES = 10_000_000  # four days at 30 frames a second; a larger number is not a frame number
+TIME_SLACK_S = 0.5  # a label may lie this much after the end of its clip
 
 
 def read_frame_labels(path: Path, clips: Collection[str], chosen: tuple[str, ...] = (), first_frame: int = 1,

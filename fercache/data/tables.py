@@ -35,8 +35,7 @@ PARQUET_ROWS = 1024
 # Python objects take ten times the memory of columns, so rows of text are made from this many lines at a time.
 TEXT_ROWS = 16_384
 MAX_EXACT_INT = 2**53
-LONGEST_LINE = 1 << 22
-"""Most characters of the first line that are searched for a delimiter."""
+LONGEST_LINE = 1 << 22  # most characters of the first line that are searched for a delimiter
 SHOWN = 60
 NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:[.,][0-9]*)?|[.,][0-9]+)(?:e[+-]?[0-9]+)?", re.IGNORECASE)
 
@@ -44,12 +43,9 @@ MOST_CLASSES = 200
 NOTHING = frozenset(("", "-1", "na", "n/a", "<na>", "nan", "none", "null"))
 """Cells without a label, in lower case; a class that is named with --classes may have such a name."""
 DELIMITERS = ",;\t"
-SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
-"""First line by which spreadsheets name the delimiter."""
-SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
-"""First bytes of Excel's and OpenDocument's files."""
-THOUSANDS = r",000\s*$"
-"""End of a number that may be 1 or 1000."""
+SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)  # first line by which spreadsheets name the delimiter
+SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # first bytes of Excel's and OpenDocument's files
+THOUSANDS = r",000\s*$"  # end of a number that may be 1 or 1000
 
 
 class Dialect(NamedTuple):

@@ -62,8 +62,7 @@ def check_folds(oof: OofLogits) -> Issue:
 
 # Rows of the probe: its linear system grows with their square.
 MAX_ROWS = 3000
-RIDGE = 0.3
-"""Ridge strength as a fraction of the mean variance of a feature times the number of features."""
+RIDGE = 0.3  # ridge strength as a fraction of the mean variance of a feature times the number of features
 # A leak needs this much accuracy above independent predictions with the same class frequencies, and also more than
 # three standard errors over the shuffles.
 ABOVE_CHANCE = 0.03
@@ -71,8 +70,7 @@ STACK_SHUFFLES = 2
 ABOVE_HEADS = 0.1
 MOST_P = 0.05  # the choice of a candidate is stricter, `candidates.MOST_P`: luck there is no fault of the data
 """A candidate that contradicts its heads may have the best score by this much."""
-COPY_AREA = 0.999
-"""A single feature with this area under the ROC curve for a class is a copy of the label."""
+COPY_AREA = 0.999  # a single feature with this area under the ROC curve for a class is a copy of the label
 MIN_ROWS, MIN_GROUPS = 10, 3
 # Features that are ranked at once: ranks take eight bytes a value, and taps have up to tens of thousands of values.
 COLUMNS = 512
@@ -280,10 +278,8 @@ def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> Issue
                    (f"{frame[i]} and {frame[j]}: cosine {-cosine:.4f}" for cosine, i, j in pairs[:MAX_LINES]))
 
 
-DRAWS = 1000
-"""Bootstrap samples of groups for an interval."""
-PERMUTATIONS = 999
-"""More than for the choice of a candidate: `MOST_P` is divided by the number of tested columns."""
+DRAWS = 1000  # bootstrap samples of groups for an interval
+PERMUTATIONS = 999  # more than for the choice of a candidate: `MOST_P` is divided by the number of tested columns
 SHUFFLED_GROUPS = 24
 """At least this many groups are tested, by several shuffles if one has fewer: six groups alone have too few orders."""
 MAX_PERMUTED_ROWS = 20_000

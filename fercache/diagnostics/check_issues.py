@@ -229,8 +229,7 @@ def compare_lengths(tables: Sequence[FrameTable]) -> tuple[LengthComparison, ...
     return tuple(compared)
 
 
-SAMPLES = 8
-"""Pictures of a folder that are compared byte by byte, spread from first to last."""
+SAMPLES = 8  # pictures of a folder that are compared byte by byte, spread from first to last
 
 
 def _find_duplicate_clips(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> list[list[Trial]]:

@@ -23,8 +23,7 @@ from fercache.faces.crops import TEMPLATES, crops_of
 TOLERANCE = 0.03
 """Largest difference from the reference, relative to the differences between the faces, of a correct input. Pillow's
 resize against another library's differs by less than .02, a usual mistake by .05 and more."""
-SURE = TOLERANCE / 10
-"""A difference after which nothing else is tried."""
+SURE = TOLERANCE / 10  # a difference after which nothing else is tried
 CELL_PX = 160
 FACES = {
     1: ((53.6, 57.4), (126.6, 62.6), (90.1, 81.6), (49.2, 110.9), (122.3, 115.8)),
@@ -44,8 +43,7 @@ RGBS: dict[str, tuple[Rgb, Rgb]] = {
 SIZES = (96, 112, 128, 150, 160, 192, 224, 240, 256, 260, 288, 299, 336, 384, 448, 518)
 MIDDLES = (1.0, 0.875, 0.9, 0.95)
 MARGINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-MOST = 3
-"""Mistakes that are named at most."""
+MOST = 3  # mistakes that are named at most
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,15 +17,11 @@ from fercache.errors import InputError
 
 AUGMENTATION_VERSION = "mirror-then-camera-1"
 """Changed whenever the pixels of a view change; part of the fingerprint of stores with views."""
-SHIFT = 0.06
-"""Largest shift of a view, as a fraction of the box's sides."""
-ZOOM = 0.12
-"""Largest zoom of a view in either direction, as a natural logarithm."""
+SHIFT = 0.06  # largest shift of a view, as a fraction of the box's sides
+ZOOM = 0.12  # largest zoom of a view in either direction, as a natural logarithm
 ANGLE = math.radians(10)
-LIGHT = 0.25
-"""Largest relative change of brightness."""
-SPARE_PX = 2
-"""Pixels cut out around a view, so that bilinear interpolation has neighbors at the border."""
+LIGHT = 0.25  # largest relative change of brightness
+SPARE_PX = 2  # pixels cut out around a view, so that bilinear interpolation has neighbors at the border
 
 Picture = NDArray[np.uint8]
 

@@ -9,17 +9,13 @@ import numpy as np
 
 from fercache.faces.tracklets import NONE, Bools, Floats, Ints, Tracklets, apart, area
 
-MAX_CROPS = 5
-"""Most crops of a tracklet that are embedded."""
-MIN_CROPS = 3
-"""Frames from which a tracklet is embedded; a shorter one only if it has a competitor."""
+MAX_CROPS = 5  # most crops of a tracklet that are embedded
+MIN_CROPS = 3  # frames from which a tracklet is embedded; a shorter one only if it has a competitor
 JOIN = 0.7
 """Least cosine of two tracklets' vectors to join them, wherever they are. Like JOIN_NEAR, measured by
 tests/bench/bench_people.py: of 8,644 pairs of two people none was above, of pairs of one person 10 % were below."""
-JOIN_NEAR = 0.4
-"""The same for tracklets that may continue each other by position: few others compete there."""
-SMALL_PX = 40
-"""Faces with a smaller mean side are too blurred to be recognized by the vector alone."""
+JOIN_NEAR = 0.4  # the same for tracklets that may continue each other by position: few others compete there
+SMALL_PX = 40  # faces with a smaller mean side are too blurred to be recognized by the vector alone
 MAX_TRACKLETS = 3000
 """Most tracklets that are compared, the heaviest first: the comparison takes memory and time of its square."""
 
@@ -127,8 +123,7 @@ class _Clusters:
 
 # Persons by the positions of their faces only, for CNNs without an identity vector.
 
-MIN_RETURN = 5
-"""Frames from which a track may be a person who returns; shorter ones are mostly false detections."""
+MIN_RETURN = 5  # frames from which a track may be a person who returns; shorter ones are mostly false detections
 MIN_RETURN_AREA = 0.2
 """Fraction of the main track's mean area below which a face that appears later is somebody in the background."""
 

@@ -203,8 +203,7 @@ class LoadedHeads:
         return {head: softmax(values.astype(float), axis=1) for head, values in log_probs.items()}
 
 
-FORMAT = 1
-"""Part of the fingerprint; increased whenever the code changes the logits of new trials."""
+FORMAT = 1  # part of the fingerprint; increased whenever the code changes the logits of new trials
 # Bytes of features in memory at once, so that memory does not grow with the number of trials.
 MOST_BYTES = 256 << 20
 # Decimals to which the frame interval of clips (seconds) must agree for one batch: equal intervals, equal windows.
@@ -323,8 +322,7 @@ FREE = ("augmentations", "augmentation_version", "calibration", "embed_version",
 own, the calibration belongs to the precision, the version to embed-every)."""
 SMALL_LOSS = {"precision": PRECISIONS, "embed_every": ("1", "2", "3", "4", "5", "auto")}
 """Values between which all heads lose little; docs/results/extract.md has the measured losses."""
-LATER = {"embed_every": "1"}
-"""Settings that a store holds only if they are not at their default."""
+LATER = {"embed_every": "1"}  # settings that a store holds only if they are not at their default
 NOT_COPIED = ("faces", "weights", "augmentations")
 """Settings that are not copied from the heads' store: the new clips or the user decide."""
 OF_IMPORT = (IMPORTED, "content", "fps", "first_frame")

@@ -51,8 +51,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NAME = "predict"
-"""Name of the data set, and so of its folder in the cache, of all clips given on the command line."""
+NAME = "predict"  # name of the data set, and so of its folder in the cache, of all clips given on the command line
 MISSING_PATH = "no such file or folder"
 
 
@@ -177,8 +176,7 @@ class PredictJob:
     out: Path | None = None  # folder for the list of failed clips if no clip can be predicted
 
 
-MAX_CLIPS_SHOWN = 40
-"""Clips listed on the screen; the table of predictions holds all of them."""
+MAX_CLIPS_SHOWN = 40  # clips listed on the screen; the table of predictions holds all of them
 MAX_CLASSES_SHOWN = 3
 
 

@@ -27,8 +27,7 @@ from fercache.stacking.stack import StackResult
 from fercache.training import checkpoints
 from fercache.workspace import heads_of
 
-STARTER = "starter"
-"""Name of the starter heads on the command line."""
+STARTER = "starter"  # name of the starter heads on the command line
 
 FOLDER = STARTER_FOLDER
 CARD = "card.json"
@@ -40,8 +39,7 @@ a window of half a second does not erase one; the errors of single frames are sh
 FEATURES = ("backbone", "weights")
 """Settings of the features that must match. The heads learnt from given crops and read detected faces too."""
 
-NOTHING_LEARNED = nested_cv.NestedResult(fold_models={}, columns={})
-"""No stacker: the candidates are the heads."""
+NOTHING_LEARNED = nested_cv.NestedResult(fold_models={}, columns={})  # no stacker: the candidates are the heads
 
 TERMS = ("research only: the heads were trained on FER2013, and the features come from a CNN that was trained on "
          "CASIA-WebFace")

@@ -31,19 +31,14 @@ from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, SEGMENT
 
 log = logging.getLogger(__name__)
 
-WIDEST = 1 << 17
-"""Most values of one frame of one tap."""
-LONGEST = 5_000_000
-"""Most frames of a clip: 46 hours at 30 frames a second."""
+WIDEST = 1 << 17  # most values of one frame of one tap
+LONGEST = 5_000_000  # most frames of a clip: 46 hours at 30 frames a second
 # Most frames of a clip per row in the file, beyond SPARSE_FROM frames: a typo in a frame number must not fill the disk.
 SPARSEST = 1000
 SPARSE_FROM = 200_000
-LARGEST_INDEX = WIDEST * 256
-"""Most values of an array of frame numbers, or of a frame table; these are read whole."""
-FEATURES = "features"
-"""Name of the tap where a file names none."""
-FRAME_KEYS = ("frames", "frame", "index")
-"""Names of an array of frame numbers beside the features."""
+LARGEST_INDEX = WIDEST * 256  # most values of an array of frame numbers, or of a frame table; these are read whole
+FEATURES = "features"  # name of the tap where a file names none
+FRAME_KEYS = ("frames", "frame", "index")  # names of an array of frame numbers beside the features
 NO_TRACK, TRACK = -1.0, 0.0
 UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError,
               SyntaxError, KeyError, MemoryError, OverflowError)
@@ -187,8 +182,7 @@ def _file_errors(path: Path) -> Iterator[None]:
             "are loaded and are never read: save plain arrays of numbers")) from error
 
 
-CLIP_NAME = "clip.json"
-"""Member of an exported npz with the clip's name."""
+CLIP_NAME = "clip.json"  # member of an exported npz with the clip's name
 
 
 # numpy maps the arrays into memory, which needs no memory for a long clip and refuses Python objects.
@@ -370,8 +364,7 @@ TIME_NAMES = {"time_s": 1.0, "timestamp": 1.0, "timestamp_s": 1.0, "time": 1.0, 
 """Columns of times -> seconds of one unit."""
 PERSON_NAMES = ("person", "person_id", "face_id", "faceid", "face_idx", "face_index", "track_id", "identity")
 MOST_PEOPLE = 64
-TAPS = b"fercache"
-"""Key of the parquet schema's metadata in which `export` describes its columns."""
+TAPS = b"fercache"  # key of the parquet schema's metadata in which `export` describes its columns
 ColumnTaps = dict[str, tuple[str, tuple[int, ...]]]
 """Column -> tap and shape of its rows, as `export` wrote them; empty for tables made by other tools."""
 

@@ -24,8 +24,7 @@ from fercache.store.multi_store import IMPORTED
 from fercache.store.remote import files_at
 from fercache.workspace import store_name
 
-FORMAT = 1
-"""Increment this when the same file would give other numbers."""
+FORMAT = 1  # increment this when the same file would give other numbers
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 PICKLES = (".pkl", ".pickle", ".p", ".pt", ".pth", ".joblib", ".dill")
 ENDINGS = {".h5": "h5", ".hdf5": "h5", ".hdf": "h5", ".npz": "npz", ".npy": "npy", ".csv": "csv", ".tsv": "csv",

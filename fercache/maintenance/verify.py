@@ -22,8 +22,7 @@ from fercache.store.remote import CONCURRENT_REQUESTS, files_at
 
 log = logging.getLogger(__name__)
 
-STRAY = "stray"
-"""Kind of an issue about a file that no reader opens: it can be deleted, and the clip stays."""
+STRAY = "stray"  # kind of an issue about a file that no reader opens: it can be deleted, and the clip stays
 
 
 def _damage(path: Location, message: str, *clip: str) -> Issue:

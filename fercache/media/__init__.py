@@ -25,8 +25,7 @@ __all__ = ["KINDS", "PHOTO_FPS", "VIDEO_ENDINGS", "is_clip_name", "is_picture", 
 
 KINDS = ("video", "crops", "photos")
 
-PHOTO_FPS = 1 / 3600
-"""Photos of a clip are an hour apart, so that no window in seconds joins two of them."""
+PHOTO_FPS = 1 / 3600  # photos of a clip are an hour apart, so that no window in seconds joins two of them
 
 
 def kind_of(path: Path) -> str:

@@ -31,10 +31,8 @@ from fercache.runtime.atomic_io import replacing
 
 COLUMNS = ("clip", "frame", "time_s", "valid", "label", "prediction")
 PROB_PREFIX = "p_"
-ENDINGS = (".csv", ".csv.gz", ".parquet")
-"""File formats, for reading and for writing."""
-SUM_TOLERANCE = 1e-3
-"""The probabilities of a row sum to 1 within this."""
+ENDINGS = (".csv", ".csv.gz", ".parquet")  # file formats, for reading and for writing
+SUM_TOLERANCE = 1e-3  # the probabilities of a row sum to 1 within this
 POOLED = "a clip's class is that of the mean probability over its frames with a face (over all frames if it has none)"
 REWRITE_HINT = "the file is cut off or edited; write it again with `fercache stack`"
 

@@ -28,10 +28,8 @@ POLICIES = {
                       "their own predictions, every other column the plain mean of the temporal heads",
 }
 FACELESS_CLIP = "a clip without any face has the predictions of the heads"
-COPIED = ("nearest", "linear")
-"""The policies that use only the predictions of other frames."""
-TEMPORAL = head_registry.TEMPORAL_HEADS
-"""Heads that read neighboring frames and mask those without a face."""
+COPIED = ("nearest", "linear")  # the policies that use only the predictions of other frames
+TEMPORAL = head_registry.TEMPORAL_HEADS  # heads that read neighboring frames and mask those without a face
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,9 @@ from fercache.errors import InputError
 
 KILL_AT = os.environ.get("FERCACHE_KILL_AT", "")
 """``NAME:COUNT``: where `durable_step` kills this process; set by tests of crash safety, otherwise empty."""
-TEMPORARY = ".tmp-"
-"""Prefix of the name of a temporary sibling."""
+TEMPORARY = ".tmp-"  # prefix of the name of a temporary sibling
 _steps: Counter[str] = Counter()
-SUFFIX_BYTES = 100
-"""Bytes of a name's end that its temporary sibling keeps; file systems allow 255 bytes, not letters."""
+SUFFIX_BYTES = 100  # bytes of a name's end that its temporary sibling keeps; file systems allow 255 bytes, not letters
 _umask_lock = threading.Lock()
 _UMASK_LINE = re.compile(r"^Umask:\s*([0-7]+)", re.MULTILINE)
 RecordType = TypeVar("RecordType", bound=msgspec.Struct)

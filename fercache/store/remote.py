@@ -30,10 +30,8 @@ if TYPE_CHECKING:
 
 # Reading a remote store in a known order: the next clips are downloaded while the current one is used.
 
-PREFETCH_BYTES = 256 << 20
-"""Most bytes that are downloaded ahead; a larger clip is downloaded alone."""
-PREFETCH_CLIPS = 16
-"""Most clips that are downloaded ahead: for small clips, latency is all the time."""
+PREFETCH_BYTES = 256 << 20  # most bytes that are downloaded ahead; a larger clip is downloaded alone
+PREFETCH_CLIPS = 16  # most clips that are downloaded ahead: for small clips, latency is all the time
 
 Values = dict[str, NDArray[np.float16]]
 T = TypeVar("T")

@@ -174,8 +174,7 @@ class WindowSampler:
 
 # Reading the store: RAM where the features fit, otherwise one local file that is mapped.
 
-MAX_MEMORY_SHARE = 0.9
-"""Share of the free memory that features may take."""
+MAX_MEMORY_SHARE = 0.9  # share of the free memory that features may take
 
 
 def load_features(store: ReadableStore, trials: Sequence[Trial], taps: Sequence[str], *, augmentations: bool = False,

@@ -22,8 +22,7 @@ from fercache.heads.registry import HeadSettings
 from fercache.training.data import Batch, FrameDataset, WindowSampler
 from fercache.training.inference import make_sampler, predict_head
 
-FOCUS = 2.0
-"""Exponent of the focal loss (Lin et al. 2017)."""
+FOCUS = 2.0  # exponent of the focal loss (Lin et al. 2017).
 POWER = {"weighted": 0.5, "balanced": 1.0, "focal": 0.5}
 
 
@@ -77,8 +76,7 @@ def class_weights(label: NDArray[np.int16], classes: int, power: float = 0.5) ->
     return torch.from_numpy(weight / max((weight * count).sum() / max(count.sum(), 1), 1e-12)).float()
 
 
-WARM_UP = 0.1
-"""Share of the steps in which the learning rate rises; then it falls as a cosine."""
+WARM_UP = 0.1  # share of the steps in which the learning rate rises; then it falls as a cosine
 CLIP_NORM = 1.0
 MOMENTUM = 0.9
 TIMED_STEPS = 3

@@ -27,20 +27,17 @@ from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
-"""Raised whenever the code changes the result of a training run."""
+FORMAT = 3  # raised whenever the code changes the result of a training run
 DATA_KEYS = ("store", "features", "dataset", "trials", "classes", "init")
 """Keys of `settings_of` that depend on the data; the others are settings of the training."""
 
 
-INIT_FORMAT = 1
-"""Raised whenever the code changes the result of a training that begins with starter weights."""
+INIT_FORMAT = 1  # raised whenever the code changes the result of a training that begins with starter weights
 STARTER_MAX_GROUPS = 164
 """Most training groups with which `init = "auto"` begins with the starter: docs/results/heads.md has the scores."""
 STARTER_FEATURES = ("backbone", "weights")
 """Settings of the store that must be the starter's. Heads that learnt from given crops read detected faces too."""
-MIN_CLASSES = 2
-"""Common classes without which starter weights are of no use."""
+MIN_CLASSES = 2  # common classes without which starter weights are of no use
 
 
 @dataclass(frozen=True, kw_only=True)

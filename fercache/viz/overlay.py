@@ -20,8 +20,7 @@ from fercache.results.io import ClipPredictions
 from fercache.runtime import atomic_io
 from fercache.viz.timeline import COLORS
 
-MIN_WIDTH_PX = 480
-"""A narrower clip is enlarged by a whole factor, so that the text is readable."""
+MIN_WIDTH_PX = 480  # a narrower clip is enlarged by a whole factor, so that the text is readable
 PANEL, INK, SOFT, GRID = (24, 27, 31), (236, 238, 240), (150, 156, 163), (58, 63, 70)
 NO_FACE = (96, 100, 105)
 

@@ -141,8 +141,7 @@ def write_submission(places: SubmissionPaths, config: SubmitConfig) -> Submissio
     return Submission(out=places.out, form=form, rows=rows, trials=trials, notes=(*notes, *more))
 
 
-Written = tuple[int, int, tuple[str, ...]]
-"""Rows, trials and notes of what was written."""
+Written = tuple[int, int, tuple[str, ...]]  # rows, trials and notes of what was written
 
 
 def _single_file(places: SubmissionPaths, given: io.PredictionsFile, names: labels.LabelMap,

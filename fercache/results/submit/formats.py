@@ -23,8 +23,7 @@ from fercache.errors import InputError
 from fercache.results import io, missing_faces
 from fercache.runtime import atomic_io
 
-SHOWN = 10
-"""Differences that are listed by name; the rest is counted."""
+SHOWN = 10  # differences that are listed by name; the rest is counted
 
 Frames = NDArray[np.int64]
 FilledRows = Literal["nothing", "ends", "all"]

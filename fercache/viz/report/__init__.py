@@ -27,10 +27,8 @@ from fercache.viz.report.figures import FigureBlock, ReportSection
 from fercache.viz.report.sections import TITLES
 from fercache.viz.timeline import COLORS
 
-FACE_BUDGET = 6_000_000
-"""Bytes of the page for pictures of faces."""
-MAX_FACES, MIN_FACES = 48, 4
-"""Pictures per clip: the most, and the fewest if there are many clips."""
+FACE_BUDGET = 6_000_000  # bytes of the page for pictures of faces
+MAX_FACES, MIN_FACES = 48, 4  # pictures per clip: the most, and the fewest if there are many clips
 
 
 def report_html(run: RunInfo, report: ReportData, sections: Sequence[ReportSection]) -> Iterator[str]:

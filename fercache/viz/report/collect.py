@@ -119,8 +119,7 @@ def _table(path: Path | None) -> Any:
     return [dict(zip(header, row, strict=True)) for _, row in tables.read_rows(path)]
 
 
-WIDTHS_S = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0)
-"""Half-widths to try, in seconds."""
+WIDTHS_S = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0)  # half-widths to try, in seconds
 
 
 class SmoothingCurve:
@@ -148,8 +147,7 @@ class SmoothingCurve:
 
 # Steps of a drawn probability: it fits one byte, and half a step (.002) is less than a pixel.
 STEPS = 250
-UNKNOWN = 255
-"""Class of an interval without labels in a strip."""
+UNKNOWN = 255  # class of an interval without labels in a strip
 BYTES_FIXED = 6
 """Bytes per point, before base64, beside two lines a class and one strip for labels, predictions and each head: time,
 and fractions of wrong frames and of frames without a face."""
@@ -228,16 +226,14 @@ def _most_frequent(values: NDArray[np.integer], start: NDArray[np.int64], classe
     return np.asarray(np.where(found == classes, UNKNOWN, found), np.uint8)
 
 
-BUDGET = 14_000_000
-"""Bytes of the page for timelines; with plotly (4.8 MB) and pictures the page stays under 30 MB."""
+BUDGET = 14_000_000  # bytes of the page for timelines; with plotly (4.8 MB) and pictures the page stays under 30 MB
 MOST_POINTS, LEAST_POINTS = 4000, 24
 BINS = 15
 MISTAKES = 24
 MISTAKES_A_CLIP = 2
 # Frames of the shortest shown mistake: a shorter one is a border that is a few frames off.
 SHORTEST = 5
-ALL = "all"
-"""Name of the split of clips whose split is unknown."""
+ALL = "all"  # name of the split of clips whose split is unknown
 
 
 @dataclass(frozen=True, kw_only=True)
