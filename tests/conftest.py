@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,10 +30,20 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).resolve().parent.parent
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES = 8 << 30  # free there; the suite leaves less than 1 GB, with --full much more
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the stated volumes too (make test-full)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put temporary files into memory: on a disk, half of many a test is waiting for small files to be synced."""
+    if ("TMPDIR" not in os.environ and not config.getoption("--full") and MEMORY.is_dir()
+            and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_BYTES):
+        os.environ["TMPDIR"] = str(MEMORY)  # for the processes that tests start too
+        tempfile.tempdir = None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
