@@ -24,16 +24,15 @@ MAX_RUNS = 1000  # runs that are logged per data set; older ones are dropped
 class ExtractionRate(msgspec.Struct, frozen=True, kw_only=True):
     """One measured run of stage one."""
 
-    # `faces`, `backbone`: what ran: mtcnn or cropped, and the CNN's name; `views` : augmentations of each face
-    faces: str
-    backbone: str
+    faces: str  # mtcnn or cropped
+    backbone: str  # the CNN's name
     precision: str
     device: str
     threads: int
     frames: int
     seconds: float  # of the whole run over these frames, the loading of the nets included
     when_s: float  # seconds since 1970
-    views: int = 1
+    views: int = 1  # augmentations of each face
     embed_every: str = "1"  # which frames the CNN saw
 
     @property
@@ -48,12 +47,11 @@ class LoggedRun(msgspec.Struct, frozen=True, kw_only=True):
     dataset: str
     stage: str
     artifact: str  # name of its result: a store, a file of logits, or a stack run
-    seconds: float  # duration; ended : UTC time in ISO 8601; fercache : version of the package
-    ended: str
-    fercache: str
-    # `frames`, `fits`: frames processed, heads trained; 0 where the stage has no such count
-    frames: int = 0
-    fits: int = 0
+    seconds: float  # duration
+    ended: str  # UTC time in ISO 8601
+    fercache: str  # version of the package
+    frames: int = 0  # frames processed; 0 where the stage has no such count, as in `fits`
+    fits: int = 0  # heads trained
 
 
 class UsedDataset(msgspec.Struct, frozen=True, kw_only=True):

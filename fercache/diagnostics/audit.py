@@ -67,9 +67,8 @@ RIDGE = 0.3  # ridge strength as a fraction of the mean variance of a feature ti
 # three standard errors over the shuffles.
 ABOVE_CHANCE = 0.03
 STACK_SHUFFLES = 2
-ABOVE_HEADS = 0.1
+ABOVE_HEADS = 0.1  # a candidate that contradicts its heads may have the best score by this much
 MOST_P = 0.05  # the choice of a candidate is stricter, `candidates.MOST_P`: luck there is no fault of the data
-"""A candidate that contradicts its heads may have the best score by this much."""
 COPY_AREA = 0.999  # a single feature with this area under the ROC curve for a class is a copy of the label
 MIN_ROWS, MIN_GROUPS = 10, 3
 # Features that are ranked at once: ranks take eight bytes a value, and taps have up to tens of thousands of values.

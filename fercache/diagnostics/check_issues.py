@@ -59,8 +59,8 @@ class ClipFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     damaged: tuple[str, ...] = ()  # pictures that were tried and do not decode
     frames: int = 0  # length in the header of the video, 0 if it has none
     traits: tuple[str, ...] = ()  # what is special about the picture of a video, by kind, such as ``HDR``
-    problem: str = ""  # why the clip cannot be read, or ""; `hint` : what to do about it
-    hint: str = ""
+    problem: str = ""  # why the clip cannot be read, or ""
+    hint: str = ""  # what to do about it
 
     def numbers(self) -> IndexRanges:
         """Return the first and last number of each run, (R, 2)."""

@@ -48,9 +48,9 @@ TERMS = ("research only: the heads were trained on FER2013, and the features com
 class StarterCard(msgspec.Struct, frozen=True, kw_only=True):
     """What a user must know of the starter heads."""
 
-    data: str  # the photos that the heads were trained on; terms : what they may be used for
+    data: str  # the photos that the heads were trained on
     classes: tuple[str, ...]
-    terms: str
+    terms: str  # what they may be used for
     temperature: float  # divides the logarithms of the probabilities; fitted on photos that the heads did not see
     scores: dict[str, dict[str, float]]  # split -> {"frames", "accuracy", "macro_f1"}, of single photos
     version: int = 1

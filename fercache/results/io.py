@@ -42,13 +42,12 @@ class ClipPredictions:
     """All rows of one clip in `preds.csv`, ascending by frame."""
 
     name: str  # the trial's name
-    # (T,) int64, from 1; time_s : (T,) float64; valid : (T,) bool; label : (T,) int64, -1 unknown
-    frame: NDArray[np.int64]
-    time_s: NDArray[np.float64]
-    valid: NDArray[np.bool_]
-    label: NDArray[np.int64]
-    label_pred: NDArray[np.int64]  # (T,) int64, the predicted class; probs : (T, C) float64, probabilities
-    probs: NDArray[np.float64]
+    frame: NDArray[np.int64]  # (T,), from 1
+    time_s: NDArray[np.float64]  # (T,)
+    valid: NDArray[np.bool_]  # (T,)
+    label: NDArray[np.int64]  # (T,), -1 unknown
+    label_pred: NDArray[np.int64]  # (T,), the predicted class
+    probs: NDArray[np.float64]  # (T, C), probabilities
 
     def digest(self, more: Sequence[Any]) -> str:
         """Return the sha256 (hex) over all rows and over `more` (JSON values)."""

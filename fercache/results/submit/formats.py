@@ -51,8 +51,8 @@ class NameList:
 class RowDifference:
     """How wanted rows and predictions differ, over all trials."""
 
-    missing: NameList = field(default_factory=NameList)  # wanted, and not predicted; extra : predicted, and not wanted
-    extra: NameList = field(default_factory=NameList)
+    missing: NameList = field(default_factory=NameList)  # wanted, and not predicted
+    extra: NameList = field(default_factory=NameList)  # predicted, and not wanted
     absent: list[str] = field(default_factory=list)  # wanted trials without any prediction
     trials: list[str] = field(default_factory=list)  # a line for each trial whose rows differ
 

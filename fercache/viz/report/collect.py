@@ -277,8 +277,8 @@ class ReportData:
     classes: tuple[str, ...]
     heads: tuple[str, ...] = ()
     clips: list[ClipSummary] = field(default_factory=list)
-    # split -> (C, C) counts; bins : split -> (3, BINS) frames, sum of probabilities, hits by probability
-    matrix: dict[str, metrics.Counts] = field(default_factory=dict)
+    matrix: dict[str, metrics.Counts] = field(default_factory=dict)  # split -> (C, C) counts
+    # split -> (3, BINS) frames, sum of probabilities, hits by probability
     bins: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
     # score of the heads' mean against the half-width of smoothing; None without a logits file
