@@ -13,15 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fercache import recipe
-from fercache.cli.context import (
-    FILE,
-    JSON,
-    STORE,
-    CommaList,
-    HeadedCommand,
-    config_options,
-    location_options,
-)
+from fercache.cli.context import FILE, JSON, STORE, CommaList, HeadedCommand, config_options, location_options
 from fercache.config import DatasetConfig, ExtractConfig, LogitsConfig
 from fercache.errors import InputError
 from fercache.recipe import Context, log_issues

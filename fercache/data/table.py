@@ -14,18 +14,7 @@ from numpy.typing import NDArray
 from fercache import media
 from fercache.config import DatasetConfig, ExtractConfig
 from fercache.data import tables
-from fercache.data.base import (
-    UNKNOWN,
-    Dataset,
-    Issue,
-    Kind,
-    Labels,
-    Split,
-    Trial,
-    cache_name,
-    printable,
-    shorten_list,
-)
+from fercache.data.base import UNKNOWN, Dataset, Issue, Kind, Labels, Split, Trial, cache_name, printable, shorten_list
 from fercache.data.labels import read_all, whole_number
 from fercache.data.scan import FLAT, describe, kind_at, scan
 from fercache.errors import ClipError, InputError

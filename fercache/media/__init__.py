@@ -9,14 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fercache.errors import ClipError, InputError
-from fercache.media.pictures import (
-    PictureFolder,
-    count_pictures,
-    folder_digest,
-    is_picture,
-    numbered,
-    read_picture,
-)
+from fercache.media.pictures import PictureFolder, count_pictures, folder_digest, is_picture, numbered, read_picture
 from fercache.media.source import VIDEO_ENDINGS, Source, check_content, file_digest
 from fercache.media.video import VideoSource, packet_times
 

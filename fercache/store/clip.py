@@ -12,14 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.errors import InputError, NotInStore
-from fercache.store.layout import (
-    EMBEDDED,
-    FRAME_TABLE,
-    SEGMENT,
-    Grid,
-    encode_name,
-    frame_columns,
-)
+from fercache.store.layout import EMBEDDED, FRAME_TABLE, SEGMENT, Grid, encode_name, frame_columns
 from fercache.store.manifest import ClipManifest, damaged
 
 if TYPE_CHECKING:
