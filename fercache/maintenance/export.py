@@ -30,17 +30,12 @@ def export_store(store: EmbeddingStore, to: str, out: Path, *, clips: Sequence[s
 
     One segment is in memory at a time. A file is complete or absent, in a folder too.
 
+    Raises InputError if `out` exists already, or the store holds no such clip or tap; StoreError if a clip is damaged.
+
     Parameters
     ----------
     to : one of FORMATS.
     clips, taps : which of them; all if none is named.
-
-    Raises
-    ------
-    InputError
-        `out` exists already, or the store holds no such clip or tap.
-    StoreError
-        A clip is damaged.
     """
     named = sorted(clips) if clips else sorted(store)
     chosen = list(taps) if taps else list(store.taps)

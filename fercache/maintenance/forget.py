@@ -169,12 +169,7 @@ def forget_clip(cache: Path, clip: str, dataset: str | None = None) -> ForgetRep
     other data sets go too. In other stages, files that name the clip are removed, and the data set's index of clips.
     The clip's own video and files outside the cache stay.
 
-    Raises
-    ------
-    InputError
-        The clip is not in the cache.
-    StoreError
-        A process is writing the clip.
+    Raises InputError if the clip is not in the cache; StoreError if a process is writing the clip.
     """
     found = [name for name in datasets_with_clip(cache, clip) if dataset in (None, name)]
     if not found:

@@ -87,12 +87,8 @@ class Tap:
     def rows(self, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return the rows of frames `start` to `stop`, in `out` or as a new array.
 
-        Raises
-        ------
-        StoreError
-            A chunk's file is missing or torn.
-        InputError
-            The clip does not have these rows, or `out` has another shape or type.
+        Raises StoreError if a chunk's file is missing or torn; InputError if the clip does not have these rows, or
+        `out` has another shape or type.
         """
         if not 0 <= start <= max(start, stop) <= len(self):  # the last chunk is padded: past the end there are zeros
             raise InputError(f"rows {start} to {stop} of {len(self)}", where=self.key)

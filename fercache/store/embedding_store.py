@@ -171,12 +171,8 @@ class EmbeddingStore(Mapping[str, Clip]):
         `repair`: write a damaged root anew. That is safe: the settings are given, and each manifest has the fingerprint
         of its settings, so a clip of other settings counts as absent.
 
-        Raises
-        ------
-        StoreError
-            The store there has other settings or taps.
-        InputError
-            The settings cannot be written as JSON, or a tap has no shape.
+        Raises StoreError if the store there has other settings or taps; InputError if the settings cannot be written as
+        JSON, or a tap has no shape.
         """
         files, settings = files_at(path), normalize_json(settings, "settings")
         check_taps(taps)
@@ -321,17 +317,13 @@ class EmbeddingStore(Mapping[str, Clip]):
         The work of a dead writer is resumed if source and provenance are equal (except time stamps), and discarded
         otherwise. The next writer resumes what this one leaves without `commit`.
 
+        Raises StoreError if the store is open for reading only; ClipError if the file system ignores case, and the
+        clip's name differs from another one's in case only.
+
         Parameters
         ----------
         source : identifies the source file; a committed clip of another source is computed again.
         provenance : what float noise depends on.
-
-        Raises
-        ------
-        StoreError
-            The store is open for reading only.
-        ClipError
-            The file system ignores case, and the clip's name differs from another one's in case only.
         """
         self._check_writable()
         # Faces were detected, and their crops are aligned.
