@@ -32,6 +32,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = Path("/dev/shm")
+LONGEST = ("test_engines", "test_few_groups", "test_memory", "test_people_clips", "test_pipeline", "test_remote",
+           "test_resume", "test_train_heads", "test_train_heads_command")
+"""Files with the longest tests."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,6 +52,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # A process must not be left alone with the longest tests at the end of a parallel run.
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
     if not config.getoption("--full"):
         for item in items:
             if slow := item.get_closest_marker("slow"):
