@@ -356,17 +356,14 @@ def predict_clips(context: Context, paths: Sequence[Path], typed: Mapping[str, A
                   causal: bool | None = None, out: Path | None = None) -> Predictions:
     """Predict the clips at `paths`, or the data set that `typed` names.
 
+    Raises as `select_models` and `predict_dataset` do, and InputError if clips are named both ways, or not at all.
+
     Parameters
     ----------
     typed : keys of a data set and of stage one that the user gave; the others are those of the heads' own features.
     heads, stack_run : see `select_models`.
     causal : use no later frame; by default as the recipe of `stack`.
     store, force, out : see `PredictJob`.
-
-    Raises
-    ------
-    InputError, FercacheError
-        As `select_models` and `predict_dataset`; or clips are named both ways, or not at all.
     """
     if bool(paths) == (named := any(typed.get(name) for name in ("dataset", "root", "clips"))):
         raise InputError("clips are named both as arguments and as a data set" if named else "no clip is named",

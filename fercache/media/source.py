@@ -61,13 +61,7 @@ class Source(ABC):
 
     @abstractmethod
     def times(self) -> NDArray[np.float64]:
-        """Return the time of every frame, (T,), without its picture.
-
-        Raises
-        ------
-        ClipError
-            As `frames` raises.
-        """
+        """Return the time of every frame, (T,), without its picture; raises as `frames` does."""
 
     @abstractmethod
     def pick(self, rows: Sequence[int]) -> Iterator[Frame]:

@@ -148,10 +148,7 @@ def convert_record(value: Any, kind: type[RecordType], where: object) -> RecordT
 def make_folder(path: Path) -> None:
     """Create the folder `path` and its parents.
 
-    Raises
-    ------
-    InputError
-        No permission, or a file is in the way.
+    Raises InputError if that is not permitted, or a file is in the way.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -298,12 +298,7 @@ StoreFiles = LocalStoreFiles | RemoteStoreFiles
 def files_at(place: str | Location) -> StoreFiles:
     """Return the files of a folder or URL, connected.
 
-    Raises
-    ------
-    InputError
-        A URL of an unknown protocol.
-    MissingExtra
-        The package for its protocol is not installed.
+    Raises InputError if a URL has an unknown protocol; MissingExtra if the package for its protocol is not installed.
     """
     location = as_location(place)
     if not isinstance(location, Url):
