@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from fercache.config import LogitsConfig, fingerprint_of
 from fercache.data import tables
 from fercache.data.base import UNKNOWN, printable, shorten_list
-from fercache.data.labels import whole_number
-from fercache.data.table import MOST_FRAMES, SPLITS
+from fercache.data.labels import MOST_FRAMES, whole_number
+from fercache.data.table import SPLITS
 from fercache.errors import InputError
 from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits, Provenance, assign_folds
 from fercache.workspace import Workspace

@@ -20,7 +20,7 @@ from scipy.special import softmax
 from fercache.backbones.registry import KNOWN_WEIGHTS, PREFIXES
 from fercache.config import PRECISIONS, ExtractConfig, StackConfig, fingerprint_of
 from fercache.data import labels
-from fercache.data.base import Dataset, Trial
+from fercache.data.base import UNKNOWN, Dataset, Trial
 from fercache.data.demo import DEMO
 from fercache.errors import InputError
 from fercache.inference import starter
@@ -200,7 +200,6 @@ FORMAT = 1  # part of the fingerprint; increased whenever the code changes the l
 MOST_BYTES = 256 << 20
 # Decimals to which the frame interval of clips (seconds) must agree for one batch: equal intervals, equal windows.
 RATE_DIGITS = 6
-UNKNOWN = -1
 FRAME_ARRAYS = ("index", "time_s", "valid", "label")
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from fercache.config import SubmitConfig
 from fercache.data import labels
-from fercache.data.affwild2 import SIDES, parent_of
+from fercache.data.affwild2 import parent_of
+from fercache.data.base import SIDES
 from fercache.errors import InputError
 from fercache.results import io
 from fercache.results.submit import formats

@@ -96,9 +96,6 @@ def classes_at(clip: io.ClipPredictions, names: labels.LabelMap, wanted: Frames,
     return np.asarray(found[np.searchsorted(frames, wanted)])
 
 
-MOST_FRAMES = 10_000_000
-
-
 def of_table(path: Path, trials: Iterable[str]) -> dict[str, int]:
     """Return trial -> frames, from a table ``clip,frames`` of trials or of videos.
 
@@ -107,7 +104,7 @@ def of_table(path: Path, trials: Iterable[str]) -> dict[str, int]:
     known: dict[str, int] = {}
     for line, row in tables.named_rows(path, ("clip", "frames")):
         clip, number = row["clip"], row["frames"]
-        if not (number.isascii() and number.isdigit() and 0 < int(number[:9]) < MOST_FRAMES) or clip in known:
+        if not (number.isascii() and number.isdigit() and 0 < int(number[:9]) < labels.MOST_FRAMES) or clip in known:
             raise InputError(f"line {line} is not a new clip with its number of frames: {clip},{number[:80]}",
                              where=path, hint="a row is <trial or video>,<frames>, each clip once")
         known[clip] = int(number)
@@ -138,7 +135,6 @@ def _refuse_lost(lost: list[str], where: Path, hint: str) -> None:
 
 # Lines of the organizers' files are bytes, so that what is copied into a submission is copied exactly.
 BOM = b"\xef\xbb\xbf"
-UTF16 = (b"\xff\xfe", b"\xfe\xff")
 LONGEST = 4096
 
 
@@ -161,7 +157,7 @@ def lines(path: Path, exact: bool) -> Iterator[bytes]:
 def _clean(line: bytes, number: int, path: Path, exact: bool) -> bytes:
     """Return a line without its end; see `lines`."""
     mark = number == 1 and line.startswith(BOM)
-    if number == 1 and line.startswith(UTF16):
+    if number == 1 and line.startswith(labels.UTF_16):
         raise InputError("this is UTF-16, as spreadsheets save it", where=path, hint=SINGLE_FILE_OWN)
     if exact and mark:
         raise InputError("begins with a byte order mark, which would end up in the submission", where=path,
@@ -367,7 +363,7 @@ def _rows(every: Iterator[bytes], classes: int, path: Path) -> Iterator[Template
         trial, slash, picture = location.rpartition(b"/")
         stem, dot, suffix = picture.rpartition(b".")
         whole = comma and slash and trial and dot + suffix in PICTURES and stem.isdigit() and ending in endings
-        if not whole or b"," in location or not 0 < int(stem[:9]) < MOST_FRAMES:
+        if not whole or b"," in location or not 0 < int(stem[:9]) < labels.MOST_FRAMES:
             raise InputError(f"line {number} is {line[:80].decode(errors='replace')!r}, not a row of a template",
                              where=path, hint="a row is <trial>/00001.jpg, a comma, and a class number or nothing")
         yield TemplateRow(location, trial, int(stem))
