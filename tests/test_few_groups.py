@@ -13,6 +13,7 @@ import pytest
 from few_groups import HEADS, LABELS, SETTINGS, draw, train_heads
 from forked import Runner
 from scipy.optimize import Bounds
+from scipy.special import softmax
 from videos import first_frames
 
 from fercache import metrics
@@ -75,6 +76,12 @@ def test_a_mean_that_new_clips_repeat_less_often_than_any_head_is_not_final() ->
     final, scores, _, _ = final_and_scores(oof)
     assert max((*HEADS, "mean"), key=lambda name: scores[name]) == "mean"
     assert final == max(HEADS, key=lambda name: scores[name])
+
+
+def test_of_candidates_with_equal_scores_the_likelier_one_is_final() -> None:
+    oof = draw(8, seed=0, skill=2.0)
+    columns = {"frame": softmax(oof.logits["gru"] / 4, axis=1), "gru": softmax(oof.logits["gru"], axis=1)}
+    assert candidates.choose_final(oof, columns, "auto", "macro_f1").name == "gru"
 
 
 def test_heads_that_know_the_labels_are_above_chance_and_others_are_not() -> None:

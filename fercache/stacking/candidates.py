@@ -160,6 +160,8 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
                  rejected: Mapping[str, str] | None = None) -> FinalCandidate:
     """Return the requested candidate, or with "auto" the one with the best out-of-fold score.
 
+    Of equal scores, the one with the higher mean log-probability of the labels is taken.
+
     Parameters
     ----------
     rejected : candidates that "auto" skips, such as those of `find_contradictions`.
@@ -196,7 +198,10 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
     at_chance = p >= MOST_P and bool(simple)
     eligible = simple if at_chance else eligible
     scores = score_out_of_fold(oof, {name: columns[name] for name in eligible}, metric)
-    best = max(scores, key=lambda name: scores[name])
+    rows = np.flatnonzero((oof.per_row(oof.fold) >= 0) & (oof.label >= 0))
+    # Few clips often have equal scores.
+    best = max(scores, key=lambda name: (scores[name], float(
+        np.log(np.maximum(columns[name][rows, oof.label[rows]], FLOOR)).mean())))
     why = f"best {metric} out of fold ({scores[best]:.4f}) on the training groups"
     if at_chance:
         why += f", of heads and mean only: the heads are not above chance (p = {p:.3f}, labels permuted by group)"
