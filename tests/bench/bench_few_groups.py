@@ -6,10 +6,11 @@ often the candidate is more than .25 above the best head.
     python tests/bench/bench_few_groups.py --draws 5 --groups 6 12
 
 With --final it looks at the final candidate instead, over labelings of all kinds (`labelings`), heads of pure noise
-(`noise`) or heads that know different classes (`experts`). With --trained these heads are trained on each fold:
+(`noise`) or heads that know different classes (`experts`). With --trained DIMS, heads are trained on each fold, on
+features of so many dimensions:
 
     python tests/bench/bench_few_groups.py --final labelings --draws 100 --groups 6 8 12 16 --seed 1000
-    python tests/bench/bench_few_groups.py --final experts --trained --draws 10 --groups 8 16 28 --seed 500
+    python tests/bench/bench_few_groups.py --final experts --trained 128 --draws 10 --groups 8 16 28 --seed 500
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def corrected(oof: OofLogits) -> OofLogits:
                    fingerprint=oof.fingerprint + "-corrected")
 
 
-def describe_finals(kind: str, groups: int, draws: int, first: int, trained: bool) -> str:
+def describe_finals(kind: str, groups: int, draws: int, first: int, dims: int) -> str:
     """Return how far final candidates are above the best head and above chance, and how often new clips repeat them."""
     rows = []
     for number in range(draws):
@@ -66,9 +67,9 @@ def describe_finals(kind: str, groups: int, draws: int, first: int, trained: boo
                    "experts": True}
         oof = draw(groups, seed=first + number, **how)
         new = candidates._without_fold_means(oof)
-        if trained:
+        if dims:
             knows = {name: how[name] for name in ("skill", "experts") if name in how}
-            oof, new = train_heads(oof, seed=first + number, **knows)
+            oof, new = train_heads(oof, seed=first + number, dims=dims, **knows)
         nested = nested_cv.run_nested_cv(oof, CONFIG)
         columns = candidates.gather_candidates(oof, nested)
         rejected = candidates.find_contradictions(oof, nested, columns, "macro_f1")
@@ -85,14 +86,15 @@ def describe_finals(kind: str, groups: int, draws: int, first: int, trained: boo
         heads = [score[head] for head in oof.heads]
         rows.append((score[final] - max(heads), score[final] - max(*heads, score["mean"]), score[final],
                      *np.quantile(chance, [.025, .975]), final in nested_cv.LEARNED, same[final],
-                     min(same[head] for head in oof.heads)))
-    lead, gain, reached, low, high, learned, repeats, least = np.array(rows, float).T
+                     min(same[head] for head in oof.heads), same["mean"]))
+    lead, gain, reached, low, high, learned, repeats, least, mean = np.array(rows, float).T
     won = gain[learned > 0]
     return (f"{groups} groups, {draws} draws: score {reached.mean():.3f}, "
             f"chance {low.mean():.3f} to {high.mean():.3f}; "
             f"above the best head at most {lead.max():+.3f}, mean {lead.mean():+.3f}; learned in {len(won)}, "
-            f"{won.mean() if len(won) else 0:+.3f} above heads and mean; repeated less often than the worst head in "
-            f"{(repeats < least).sum()}")
+            f"{won.mean() if len(won) else 0:+.3f} above heads and mean; repeated in {repeats.mean():.3f}, "
+            f"worst head {least.mean():.3f}, less often in {(repeats < least).sum()} draws (the mean of the heads: "
+            f"{(mean < least).sum()})")
 
 
 def main() -> None:
@@ -111,7 +113,7 @@ def main() -> None:
     parser.add_argument("--correct", action="store_true", help="take the folds' class shares off the logits")
     parser.add_argument("--seed", type=int, default=0, help="of the first draw")
     parser.add_argument("--final", choices=("labelings", "noise", "experts"), help="describe the final candidates")
-    parser.add_argument("--trained", action="store_true", help="with --final: heads are trained on each fold")
+    parser.add_argument("--trained", type=int, default=0, metavar="DIMS", help="with --final: train heads on each fold")
     given = parser.parse_args()
     if given.final:
         for groups in given.groups:
