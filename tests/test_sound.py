@@ -197,6 +197,24 @@ def test_crops_have_the_sound_of_their_video(tmp_path: Path) -> None:
     assert len(table) == 25 and (np.flatnonzero(table["valid"]) + 1).tolist() == [11]
 
 
+def test_flags_of_pictures_are_refused(tmp_path: Path, clips: Path) -> None:
+    audio = ("extract", "--modality", "audio", "--clips", clips)
+    for words, part in (("--weights casia-webface", "casia-webface"), ("--weights vggface2", "vggface2"),
+                        ("--taps block8", "block8"), ("--precision bf16", "--precision"), ("--fast", "--precision"),
+                        ("--people all", "--people"), ("--detect-every 3", "--detect-every")):
+        done = call(tmp_path, *audio, *words.split())
+        assert done.exit_code == 2 and part in done.output, words
+    done = call(tmp_path, "extract", "--clips", clips, "--audio-window-s", "2")
+    assert done.exit_code == 2 and "--modality audio" in done.output
+    assert not (tmp_path / "cache" / "features").exists()
+    # A recipe for pictures does not change the source of sound; one for sound does.
+    recipe = tmp_path / "recipes" / "extract.toml"
+    recipe.write_text('weights = "dinov2-s"\ntaps = ["pooled"]\npeople = "all"\n')
+    assert call(tmp_path, *audio).exit_code == 0 and store_of(tmp_path).settings["taps"] == ["audio"]
+    recipe.write_text('modality = "audio"\nweights = "nothing"\n')
+    assert call(tmp_path, "extract", "--clips", clips).exit_code == 2
+
+
 def test_sources_are_named_and_extras_asked_for(tmp_path: Path, clips: Path) -> None:
     done = call(tmp_path, "extract", "--modality", "audio", "--clips", clips, "--weights", "nothing")
     assert done.exit_code == 2 and "logmel" in done.output

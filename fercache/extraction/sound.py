@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache import media, workspace
-from fercache.backbones.registry import KNOWN_WEIGHTS
+from fercache.backbones.registry import DEFAULT_WEIGHTS, SOUNDS
 from fercache.backbones.taps import AUDIO, is_audio
 from fercache.backbones.weights import hub_folder
 from fercache.backbones.weights.files import Weights
@@ -47,9 +47,13 @@ from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-LOGMEL, EGEMAPS, HF = "logmel", "egemaps", "hf:"
+LOGMEL, EGEMAPS = SOUNDS
+HF = "hf:"
 FORMAT = {"store": 1, "decoder": sound.DECODER, "rows": "window-1"}
 """Part of the fingerprint for everything that the code, not a setting, fixes."""
+READ = {"modality", "weights", "audio_window_s", "taps", "on_truncated", "crop_fps", "device", "threads",
+        "concurrent_clips", "verify_sources"}
+"""Settings of stage one that sound has."""
 SILENCE_DB = -70.0
 """A window below this level (of the root mean square, relative to full scale) is silent: its row is masked."""
 MIN_DECODED = 0.25
@@ -175,6 +179,32 @@ class HfSound:
                 for tap, layer in self.layers.items()}
 
 
+def with_typed(config: ExtractConfig, typed: Mapping[str, Any]) -> ExtractConfig:
+    """Return the configuration for sound, of which the user gave the keys `typed` and a recipe may give others.
+
+    Raises
+    ------
+    InputError, WeightsError
+        A typed key is for pictures.
+    """
+    pictures = sorted(typed.keys() & {entry.name for entry in fields(ExtractConfig)} - READ)
+    pictures += [f"taps {tap}" for tap in typed.get("taps", ()) if not is_audio(tap)]
+    if pictures:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in pictures)
+        raise InputError("sound has no such setting", where=flags,
+                         hint="leave it out; rows are those of the pictures, so extract these first, with their flags")
+    if typed.get("weights") == DEFAULT_WEIGHTS:
+        raise _unknown_source(DEFAULT_WEIGHTS)
+    # A recipe for pictures names a net of pictures: sound has its own default.
+    own = "weights" in typed or "modality" not in typed
+    return config if own else replace(config, weights=LOGMEL)
+
+
+def _unknown_source(name: str) -> WeightsError:
+    return WeightsError("no features of sound have this name", where=name,
+                        hint=f"choose {LOGMEL}, {EGEMAPS}, or {HF}FOLDER or {HF}REPOSITORY")
+
+
 def resolve_sound(config: ExtractConfig, cache: Path) -> Weights:
     """Return what identifies the source of sound features; a model is downloaded on first use.
 
@@ -185,8 +215,7 @@ def resolve_sound(config: ExtractConfig, cache: Path) -> Weights:
     MissingExtra
         A package that the source needs is not installed.
     """
-    # The recipe names weights of pictures; unless a flag names others, sound has its own default.
-    name = LOGMEL if config.weights in KNOWN_WEIGHTS else config.weights
+    name = LOGMEL if config.weights == DEFAULT_WEIGHTS else config.weights
     if name == LOGMEL:
         return Weights(name=LOGMEL, path=Path(), sha256="logmel-1", source="fercache", terms="")
     if name == EGEMAPS:
@@ -196,8 +225,7 @@ def resolve_sound(config: ExtractConfig, cache: Path) -> Weights:
         except PackageNotFoundError:
             EGemaps()  # raises with a hint
     if not name.startswith(HF):
-        raise WeightsError("no features of sound have this name", where=name,
-                           hint=f"choose {LOGMEL}, {EGEMAPS}, or {HF}FOLDER or {HF}REPOSITORY")
+        raise _unknown_source(name)
     source = name.removeprefix(HF)
     folder = Path(source).expanduser()
     if not folder.is_dir():
