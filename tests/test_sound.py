@@ -183,6 +183,17 @@ def test_a_kill_at_any_step_leaves_the_same_bytes(runner: Runner, tmp_path: Path
     assert [run.wait().code for run in both] == [0, 0] and files(tmp_path / "both") == files(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("engine", ["here", pytest.param("dask", marks=pytest.mark.slow("starts a cluster"))])
+def test_other_processes_store_the_same_bytes(tmp_path: Path, clips: Path, engine: str) -> None:
+    digests = []
+    for name, more in (("one", ()), ("two", ("--workers", 2, "--engine", engine))):
+        (tmp_path / name).mkdir()
+        done = call(tmp_path / name, "extract", "--modality", "audio", "--clips", clips, "--threads", 1, *more)
+        assert done.exit_code == 0, done.output
+        digests.append(store_of(tmp_path / name).digest())
+    assert digests[0] == digests[1]
+
+
 def test_crops_have_the_sound_of_their_video(tmp_path: Path) -> None:
     """Row n has the sound at frame n of the video, though crops count as 30 a second and the video has 10."""
     video = make_video(tmp_path / "v.mkv", 20, clicks(2, 1.0), fps=10)
@@ -218,8 +229,6 @@ def test_flags_of_pictures_are_refused(tmp_path: Path, clips: Path) -> None:
 def test_sources_are_named_and_extras_asked_for(tmp_path: Path, clips: Path) -> None:
     done = call(tmp_path, "extract", "--modality", "audio", "--clips", clips, "--weights", "nothing")
     assert done.exit_code == 2 and "logmel" in done.output
-    done = call(tmp_path, "extract", "--modality", "audio", "--clips", clips, "--workers", "2")
-    assert done.exit_code == 2 and "--shard" in done.output
     (tmp_path / "model").mkdir()
     done = call(tmp_path, "extract", "--modality", "audio", "--clips", clips, "--weights", f"hf:{tmp_path / 'model'}")
     assert done.exit_code == 2 and ".safetensors" in done.output
