@@ -16,6 +16,7 @@ import torch
 from click.testing import CliRunner, Result
 from msgspec import structs
 from PIL import Image
+from safetensors.torch import save_file
 from test_backbones import onnx_model
 
 from fercache import media
@@ -171,6 +172,23 @@ def test_transformers_as_the_library_itself(kind: str, faces: list[np.ndarray], 
     assert cosine(found["last-map"].reshape(3, 32, 16).swapaxes(1, 2), out.last_hidden_state[:, first:]) > SAME
     if first:
         assert cosine(found["blocks.2-cls"], out.hidden_states[3][:, 0]) > SAME
+
+
+@pytest.mark.parametrize("kind", ["timm", "transformers"])
+def test_weights_of_another_net_are_refused(kind: str, tmp_path: Path) -> None:
+    """Both libraries leave at random what a file lacks; they do not fail."""
+    library(kind)
+    config = {"timm": {"architecture": "resnet18", "pretrained_cfg": {}},
+              "transformers": {"model_type": "dinov2", "hidden_size": 32, "num_hidden_layers": 1,
+                               "num_attention_heads": 4}}[kind]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "model.safetensors")
+    source = weights.resolve_weights(f"{'timm' if kind == 'timm' else 'hf'}:{tmp_path}", tmp_path)
+    with pytest.raises(WeightsError, match="lack"):
+        Backbone.load(source, ["pooled"])
+    (tmp_path / "model.safetensors").write_bytes(b"no tensors, whatever")
+    with pytest.raises(WeightsError, match="cannot load"):
+        Backbone.load(source, ["pooled"])
 
 
 def test_onnx_by_its_card(faces: list[np.ndarray], tmp_path: Path) -> None:

@@ -146,16 +146,19 @@ class HfSound:
     def __init__(self, folder: Path, taps: Sequence[str], device: str) -> None:
         import torch  # takes seconds, as what is imported below
 
-        from fercache.backbones.library import import_library
+        from fercache.backbones.library import check_complete, import_library
         from fercache.runtime.devices import resolve_device
 
         transformers = import_library("transformers")
         try:
             self.prepare = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
-            model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            model, report = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True,
+                                                                   output_loading_info=True)
         except (OSError, ValueError, KeyError) as error:
             raise WeightsError(f"not a model that transformers opens ({str(error).splitlines()[0]})", where=folder,
                                hint="a folder with config.json, preprocessor_config.json and .safetensors") from error
+        # Used in training only, and left out of some files.
+        check_complete(sorted(name for name in report["missing_keys"] if "masked_spec_embed" not in name), folder)
         self.hop = getattr(model.config, "inputs_to_logits_ratio", 0)
         if not self.hop or self.prepare.sampling_rate != RATE:
             raise WeightsError("reads no samples at 16 kHz", where=folder,

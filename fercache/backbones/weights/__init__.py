@@ -187,8 +187,9 @@ def resolve_prefixed(name: str, download: bool) -> Weights:
             keys = _updated(own, read_card(path / f"card{SUFFIX}"))
             files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
             digest = hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise WeightsError(f"not a folder of a model ({error})", where=path,
+        except (OSError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            reason = error.what if isinstance(error, FercacheError) else error
+            raise WeightsError(f"not a folder of a model ({reason})", where=path,
                                hint="it needs config.json and model.safetensors") from error
     else:
         raise WeightsError("no such file, and no known weights have this name", where=name,
