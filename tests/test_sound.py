@@ -229,6 +229,10 @@ def test_flags_of_pictures_are_refused(tmp_path: Path, clips: Path) -> None:
 def test_sources_are_named_and_extras_asked_for(tmp_path: Path, clips: Path) -> None:
     done = call(tmp_path, "extract", "--modality", "audio", "--clips", clips, "--weights", "nothing")
     assert done.exit_code == 2 and "logmel" in done.output
+    for words, part in (("--weights logmel", "--modality audio"), ("--modality audio --weights hf:/no/x", "folder"),
+                        ("--modality audio --weights hf:", "folder"), ("--weights timm:./x", "folder")):
+        done = call(tmp_path, "extract", "--clips", clips, *words.split())
+        assert done.exit_code == 2 and part in done.output, words
     (tmp_path / "model").mkdir()
     done = call(tmp_path, "extract", "--modality", "audio", "--clips", clips, "--weights", f"hf:{tmp_path / 'model'}")
     assert done.exit_code == 2 and ".safetensors" in done.output

@@ -234,7 +234,7 @@ def resolve_sound(config: ExtractConfig, cache: Path) -> Weights:
         raise _unknown_source(name)
     source = name.removeprefix(HF)
     folder = Path(source).expanduser()
-    if not folder.is_dir():
+    if not source or not folder.is_dir():
         folder = hub_folder("hf", source, download=True)
     files = sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")])
     if not any(path.suffix == ".safetensors" for path in files):

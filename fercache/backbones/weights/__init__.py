@@ -179,7 +179,7 @@ def resolve_prefixed(name: str, download: bool) -> Weights:
             raise WeightsError("no such file", where=name, hint="pass an ONNX model as onnx:PATH")
         keys, digest = {"size": onnx_size(path)} | read_card(path.with_suffix(SUFFIX)), file_sha256(path)
     elif kind in PREFIXES:
-        path = path if path.is_dir() else hub_folder(kind, rest, download)
+        path = path if rest and path.is_dir() else hub_folder(kind, rest, download)
         try:
             read = _timm_card if kind == "timm" else _hf_card
             own = read(*(atomic_io.read_json(path / file) if (path / file).is_file() else {}
@@ -241,6 +241,8 @@ def hub_folder(kind: str, name: str, download: bool) -> Path:
     WeightsError
         The repository is not in the cache, and cannot be (or may not be) downloaded.
     """
+    if not re.match(r"\w", name):
+        raise WeightsError("no such folder", where=f"{kind}:{name}", hint=f"pass {kind}:FOLDER or {kind}:NAME")
     try:
         import huggingface_hub  # comes with the extras timm and hf
         from huggingface_hub.errors import HfHubHTTPError
@@ -295,8 +297,9 @@ def resolve_own(name: str, folder: Path) -> Weights:
     path = Path(name).expanduser()
     if not path.is_file():
         known = ", ".join((*KNOWN_WEIGHTS, *card_names(folder)))
+        hint = f"known are {known}; pass a file by its path, or onnx:PATH, timm:NAME or hf:REPO"
         raise WeightsError("no such file, and no known weights have this name", where=name,
-                           hint=f"known are {known}; pass a file by its path, or onnx:PATH, timm:NAME or hf:REPO")
+                           hint=hint if name not in SOUNDS else "these features are of sound: add --modality audio")
     if path.suffix not in SUFFIXES:
         raise WeightsError(f"unknown ending {path.suffix!r} of a file of weights", where=path,
                            hint="use .safetensors, .pt or .pth, or an ONNX model as onnx:PATH")
