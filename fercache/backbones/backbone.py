@@ -87,8 +87,8 @@ class Backbone:
         """
         device = resolve_device(device)
         size = batch or BATCHES[torch.device(device).type]
-        if precision == "int8" and (backend != "openvino" or weights.net != "facenet"):
-            raise InputError("int8 needs the backend openvino and weights of facenet-pytorch's net", where="precision",
+        if precision == "int8" and backend != "openvino":
+            raise InputError("int8 needs the backend openvino", where="precision",
                              hint="add --backend openvino, or choose --precision float32")
         if backend == "openvino" and device != "cpu":
             raise InputError(f"the backend openvino supports the CPU only, not {device}", where="backend",
