@@ -185,8 +185,8 @@ def quantize(net: TappedInception) -> TappedInception:
 
     watched = _after_each_layer(net, watch)
     with torch.inference_mode():
-        for row in torch.from_numpy(calibration_faces(CROP_PX)).split(8):
-            watched(row)
+        for row in calibration_faces(CROP_PX).reshape(3, -1, CROP_PX, CROP_PX, 3):
+            watched(torch.from_numpy(row))
     rounded = _after_each_layer(net, lambda name: Round(float(min(extremes[name])), float(max(extremes[name]))))
     for module in list(rounded.modules()):
         if isinstance(module, nn.Conv2d):

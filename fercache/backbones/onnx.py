@@ -182,7 +182,7 @@ def _onnx_session(data: bytes, device: str, weights: Weights) -> Any:
 PRECISIONS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}
 """The precision of all that is not int8, by OpenVINO's name."""
 INT8_COSINE = 0.997
-"""Least median cosine of a tap in int8 to float32, over the faces of CALIBRATION; of facenet-pytorch's net it is .999."""
+"""Least median cosine of a tap in int8 to float32, over the faces of CALIBRATION; facenet-pytorch's net has .999."""
 CONVERTED, CONVERTED_KEPT = ".openvino", 4
 """Ending of files of converted models, beside the weights, and how many of one file of weights are kept."""
 CONVERSION, DIGEST_BYTES = 1, 32
