@@ -118,9 +118,7 @@ class LocalStoreFiles:
     def fsync(self, keys: Iterable[str], *others: Path) -> None:
         """Return when these files or folders, and the folders that hold them, have reached the disk.
 
-        Parameters
-        ----------
-        others : files elsewhere to sync together with these.
+        `others`: files elsewhere to sync together with these.
         """
         # Files are synced in parallel, so that one commit of the file system's journal serves many of them (16 files: 2
         # ms, one by one 60 ms).
