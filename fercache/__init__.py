@@ -81,6 +81,7 @@ def extract(*, cache: AnyPath | Url = "cache", local_cache: AnyPath | None = Non
 
     from fercache import run_log
     from fercache.config import FAST, DatasetConfig, ExtractConfig
+    from fercache.errors import InputError
     from fercache.extraction import distributed
     from fercache.recipe import Context, from_keywords
 
@@ -88,6 +89,12 @@ def extract(*, cache: AnyPath | Url = "cache", local_cache: AnyPath | None = Non
     plan = distributed.LaunchPlan.from_flags(os.environ, began_s, engine=engine, scheduler=scheduler,
                                              workers=str(workers), shard=shard, time_limit=time_limit)
     config = context.config(ExtractConfig, "extract", {**FAST, **typed} if fast else typed)
+    if config.modality == "audio":
+        from fercache.extraction import sound
+
+        config = sound.with_typed(config, {**FAST, **typed} if fast else typed)
+    elif "audio_window_s" in typed:
+        raise InputError("pictures have no window of sound", where="--audio-window-s", hint="add --modality audio")
     # Logged and recorded once, not by every shard.
     dataset = context.dataset(typed, report_issues=plan.is_coordinator, record=plan.is_coordinator)
     report = plan.run(dataset, config, context.cache, context.remote)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -27,7 +28,7 @@ from fercache.backbones.taps import POOLED, split_tap, tap_shapes
 from fercache.backbones.weights import protobuf_fields
 from fercache.backbones.weights.files import Weights
 from fercache.config import fingerprint_of
-from fercache.errors import InputError, MissingExtra, WeightsError
+from fercache.errors import FercacheError, InputError, MissingExtra, WeightsError
 from fercache.runtime import atomic_io
 
 OUTPUT = "output"
@@ -98,7 +99,12 @@ class OnnxNet:
                                where=weights.path, hint=f"write size = {fixed[0]} into the card")
         # A trial run: the shapes that a model declares may contain free dimensions.
         size = weights.card.size
-        trial = net(np.zeros((batch, size, size, 3), np.uint8))
+        try:
+            trial = net(np.zeros((batch, size, size, 3), np.uint8))
+        except FercacheError:  # a tap without that form
+            raise
+        except _runtime_errors() as error:
+            raise _wrong_size(weights, error) from error
         net.shapes = {tap: trial[tap].shape[1:] for tap in taps}
         return net
 
@@ -153,6 +159,20 @@ def _message(number: int, content: bytes) -> bytes:
     return bytes((number << 3 | 2, *length, size)) + content
 
 
+def _wrong_size(weights: Weights, error: Exception) -> WeightsError:
+    """Return the error of a net whose trial run failed."""
+    reason = str(error).strip().partition("\n")[0]
+    return WeightsError(f"the net does not run on pictures of {weights.card.size} pixels ({reason})",
+                        where=weights.path, hint="change size in its card")
+
+
+def _runtime_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions of OpenVINO, and of onnxruntime, which have no common base class."""
+    loaded = sys.modules.get("onnxruntime.capi.onnxruntime_pybind11_state")
+    members = vars(loaded).values() if loaded else ()
+    return RuntimeError, ValueError, *(e for e in members if isinstance(e, type) and issubclass(e, Exception))
+
+
 def _onnx_session(data: bytes, device: str, weights: Weights) -> Any:
     """Return a session of onnxruntime on the model."""
     try:
@@ -160,10 +180,6 @@ def _onnx_session(data: bytes, device: str, weights: Weights) -> Any:
     except ImportError as error:
         raise MissingExtra("onnx: weights need onnxruntime, which is not installed",
                            hint="pip install 'fercache[onnx]'") from error
-    # onnxruntime's exceptions have no common base class.
-    members = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
-    errors: tuple[type[Exception], ...] = (
-        RuntimeError, ValueError, *(e for e in members if isinstance(e, type) and issubclass(e, Exception)))
     preferred = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
     providers = [name for name in (*preferred, "CPUExecutionProvider") if name in onnxruntime.get_available_providers()]
     options = onnxruntime.SessionOptions()
@@ -172,7 +188,7 @@ def _onnx_session(data: bytes, device: str, weights: Weights) -> Any:
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights.path.parent))
     try:
         return onnxruntime.InferenceSession(data, options, providers=providers)
-    except errors as error:
+    except _runtime_errors() as error:
         reason = str(error).partition("\n")[0]
         raise WeightsError(f"not readable as an ONNX model ({reason})", where=weights.path, hint=NOT_ONNX) from error
 
@@ -311,8 +327,13 @@ def load_module(weights: Weights, taps: Sequence[str]) -> tuple[torch.nn.Module,
         shapes = tap_shapes(taps)  # refuses unknown taps before the weights are read
         return TappedInception(load(weights), taps).eval(), shapes
     net = load_dlib(weights, taps) if weights.net == "dlib" else load_library_net(weights, taps)
-    with torch.inference_mode():
-        values = net(torch.zeros((1, weights.card.size, weights.card.size, 3), dtype=torch.uint8))
+    try:
+        with torch.inference_mode():
+            values = net(torch.zeros((1, weights.card.size, weights.card.size, 3), dtype=torch.uint8))
+    except FercacheError:  # a tap without that form
+        raise
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise _wrong_size(weights, error) from error
     return net, {tap: tuple(value.shape[1:]) for tap, value in zip(taps, values, strict=True)}
 
 

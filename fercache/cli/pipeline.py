@@ -9,15 +9,7 @@ from typing import Any
 import click
 
 import fercache
-from fercache.cli.context import (
-    FILE,
-    LOGITS_FILE,
-    PREDS,
-    STORE,
-    HeadedCommand,
-    config_options,
-    location_options,
-)
+from fercache.cli.context import FILE, LOGITS_FILE, PREDS, STORE, HeadedCommand, config_options, location_options
 from fercache.config import FAST, DatasetConfig, ExtractConfig, StackConfig, SubmitConfig, TrainConfig
 from fercache.recipe import Context, log_issues
 from fercache.runtime.uri import Location

@@ -81,10 +81,8 @@ class PictureFolder(Source):
 def numbered(path: Path) -> dict[int, str]:
     """Return the names of a folder's pictures by frame number.
 
-    Raises
-    ------
-    ClipError
-        Missing, no numbered picture, pictures of several clips, a number 0, or a number above ten million.
+    Raises ClipError if it is missing, or has no numbered picture, pictures of several clips, a number 0, or a number
+    above ten million.
     """
     # The number in the name is the frame number, with any count of leading zeros; a missing number is a row without a
     # picture. If two names have the same number (``00001.jpg`` and ``1.png``), the one with more leading zeros is read,
@@ -144,10 +142,7 @@ def is_numbered(name: str) -> bool:
 def read_picture(path: Path) -> NDArray[np.uint8] | None:
     """Return a picture file as (H, W, 3) uint8 RGB, upright, or None if it cannot be decoded.
 
-    Raises
-    ------
-    ClipError
-        The file cannot be read at all: a problem of the disk or of permissions, not of the picture.
+    Raises ClipError if the file cannot be read at all: a problem of the disk or of permissions, not of the picture.
     """
     # The pixels are those of PIL's ``convert("RGB")``, after the rotation that EXIF asks for. Alpha is dropped, gray is
     # repeated, CMYK is converted without a color profile, 16-bit gray keeps its high byte.
