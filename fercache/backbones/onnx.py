@@ -277,22 +277,22 @@ class OpenVinoNet:
 def _converted(weights: Weights, key: list[Any], convert: Callable[[], Any]) -> Any:
     """Return OpenVINO's model of weights, from the file of an earlier call or from `convert`, which takes 5 to 11 s."""
     # The folder of other weights (timm, hf) is not fercache's, so nothing is written there.
-    runtime, path, data = openvino_runtime(), None, b""
+    runtime, path, data = openvino_runtime(), None, memoryview(b"")
     if weights.path.is_file():
         versions = [CONVERSION, torch.__version__, runtime.__version__, CALIBRATION_SHA256]
         name = fingerprint_of([weights.sha256, weights.card.settings(), *key, *versions])[:12]
         path = weights.path.with_name(f"{weights.path.stem}-{name}{CONVERTED}")
         with suppress(OSError):
-            data = path.read_bytes()
+            data = memoryview(path.read_bytes())
     if not data or sha256(data[DIGEST_BYTES:]).digest() != data[:DIGEST_BYTES]:
         with TemporaryDirectory() as folder:
             files = [Path(folder) / name for name in ("net.xml", "net.bin")]
             runtime.serialize(convert(), *map(str, files))
             body = msgspec.msgpack.encode([file.read_bytes() for file in files])
-        data = sha256(body).digest() + body
+        data = memoryview(sha256(body).digest() + body)
         if path is not None:
             with suppress(OSError, InputError):  # a full or read-only disk must not fail the run
-                atomic_io.write_bytes(path, data)
+                atomic_io.write_bytes(path, bytes(data))
                 others = path.parent.glob(f"{weights.path.stem}-*{CONVERTED}")
                 for old in sorted(others, key=lambda file: file.stat().st_mtime)[:-CONVERTED_KEPT]:
                     old.unlink(missing_ok=True)
