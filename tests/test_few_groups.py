@@ -186,6 +186,15 @@ def test_the_models_of_all_folds_have_bounds_or_none_has(monkeypatch: pytest.Mon
     assert groups == [8] * 6
 
 
+def test_with_many_groups_the_stack_is_a_geometric_mean_with_logistic(monkeypatch: pytest.MonkeyPatch) -> None:
+    oof = draw(8, seed=0, frames=6, skill=1.0)
+    trees = nested_cv.run_nested_cv(oof, CONFIG).columns["stack"]
+    monkeypatch.setattr(models, "MANY_GROUPS", 8)
+    many = nested_cv.run_nested_cv(oof, CONFIG).columns
+    both = np.sqrt(trees * many["logistic"])
+    np.testing.assert_allclose(many["stack"], both / both.sum(1, keepdims=True), rtol=1e-4)
+
+
 def test_a_subset_has_the_rows_of_its_trials() -> None:
     oof = replace(draw(5, seed=0), clip=("a", "b", "c", "d", "e"))
     part = oof.subset(np.array([1, 3]))
