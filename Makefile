@@ -89,8 +89,9 @@ audit: $(VENV)/.ready  ## tests for leakage: folds, provenance, shuffled labels,
 test: $(VENV)/.ready-dev  ## the tests
 	@$(BIN)/python -m $(PYTEST) $(ARGS)
 
+# The time limit of a test, in setup.cfg, is for the small volumes.
 test-full: $(VENV)/.ready-dev  ## the tests at their full volumes
-	@$(BIN)/python -m $(PYTEST) --full $(ARGS)
+	@$(BIN)/python -m $(PYTEST) --full --timeout=7200 $(ARGS)
 
 # A new environment each time: one that exists keeps the versions it has. The editable install writes no build folder,
 # whose old modules a later wheel would contain. First without extras, since some of them hold numpy back.

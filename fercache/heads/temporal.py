@@ -13,13 +13,11 @@ from fercache.backbones.taps import TapSlice, is_audio
 from fercache.heads.base import AttentionPooling, Head
 from fercache.heads.registry import HeadSettings
 
-HEAD_WIDTH = 16
-"""Values of a row per attention head."""
+HEAD_WIDTH = 16  # values of a row per attention head
 SLOPES = (0.05, 8.0)
 """Decay of attention per second at the start of training, from the head with the widest view to the narrowest."""
 
-HALF_WIDTHS_S = (0.2, 0.5, 1.0, 2.0)
-"""Half widths, in seconds, of the moving averages that a temporal head starts from."""
+HALF_WIDTHS_S = (0.2, 0.5, 1.0, 2.0)  # half widths, in seconds, of the moving averages that a temporal head starts from
 TICK_S = 1e-3
 
 DROP_SOUND, DROP_PICTURE = 0.3, 0.1
@@ -45,6 +43,12 @@ class TemporalHead(Head):
         self.out = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(mixed + narrow, classes))
         self.smoothing = Smoothing(classes) if settings.temporal_input and not settings.clip_level else None
         self.sound = SoundGate(size - self.width, narrow, settings.dropout) if self.width < size else None
+        # Predicts windows without any sound. It is trained as if there were no sound (`training.fit`), so that such
+        # windows lose nothing to the sound of others.
+        self.alone: TemporalHead | None = None
+        if self.sound is not None:
+            pictures = [tap for tap in taps if not is_audio(tap.tap)]
+            self.alone = type(self)(pictures, classes, settings)  # type: ignore[call-arg]
         if self.smoothing is not None:
             nn.init.zeros_(self.out[-1].weight)  # type: ignore[arg-type]
             if not settings.epochs:
@@ -55,9 +59,15 @@ class TemporalHead(Head):
 
     def forward(self, x: Tensor, seen: Tensor, time_s: Tensor) -> Tensor:
         """Return logits ``(B, W, C)``; a row whose columns of sound are all zeros has no sound."""
-        if self.sound is None:
+        if self.alone is None:
             return super().forward(x, seen, time_s)
         audible = x[..., self.width:].any(-1)
+        silent = ~audible.any(1)
+        alone: Tensor | None = None
+        if silent.any() and not self.training:
+            alone = self.alone(x[..., :self.width], seen, time_s)
+        if alone is not None and silent.all():
+            return alone
         if self.training:
             drawn = torch.rand(len(x), 1, device=x.device)
             # The picture is dropped only where there is sound: a window with neither teaches nothing.
@@ -68,7 +78,8 @@ class TemporalHead(Head):
         x = self.standardise(x, known)
         if self.training and self.noise:
             x = x + self.noise * torch.randn_like(x) * known
-        return self.logits(x, seen, time_s, audible)
+        logits = self.logits(x, seen, time_s, audible)
+        return logits if alone is None else torch.where(silent[:, None, None], alone, logits)
 
     def logits(self, x: Tensor, seen: Tensor, time_s: Tensor, audible: Tensor | None = None) -> Tensor:
         narrow, known = self.project(x[..., :self.width]), seen

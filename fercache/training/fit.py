@@ -18,12 +18,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fercache import metrics
 from fercache.heads.base import Head, build_head
 from fercache.heads.frame import FinetuneTail
-from fercache.heads.registry import HeadSettings
+from fercache.heads.registry import HEADS, HeadSettings
+from fercache.heads.temporal import TemporalHead
 from fercache.training.data import Batch, FrameDataset, WindowSampler
 from fercache.training.inference import make_sampler, predict_head
 
-FOCUS = 2.0
-"""Exponent of the focal loss (Lin et al. 2017)."""
+FOCUS = 2.0  # exponent of the focal loss (Lin et al. 2017).
 POWER = {"weighted": 0.5, "balanced": 1.0, "focal": 0.5}
 
 
@@ -77,8 +77,7 @@ def class_weights(label: NDArray[np.int16], classes: int, power: float = 0.5) ->
     return torch.from_numpy(weight / max((weight * count).sum() / max(count.sum(), 1), 1e-12)).float()
 
 
-WARM_UP = 0.1
-"""Share of the steps in which the learning rate rises; then it falls as a cosine."""
+WARM_UP = 0.1  # share of the steps in which the learning rate rises; then it falls as a cosine
 CLIP_NORM = 1.0
 MOMENTUM = 0.9
 TIMED_STEPS = 3
@@ -114,10 +113,24 @@ class FitResult:
 def fit(task: FitTask, features: FrameDataset, report: Callable[[float], None] = lambda share: None) -> FitResult:
     """Return a head trained on the task's trials; the same task and features give the same head.
 
-    Parameters
-    ----------
-    report : is called with each further share of the work that is done.
+    `report`: is called with each further share of the work that is done.
     """
+    if not _joins_sound(task, features):
+        return _fit(task, features, report)
+    def half(share: float) -> None:
+        report(share / 2)
+
+    return _fit(task, features, half, alone=_fit(task, features.without_sound(), half).head)
+
+
+def _joins_sound(task: FitTask, features: FrameDataset) -> bool:
+    """Return whether the head reads sound beside something else: it then has a part that is trained without sound."""
+    return HEADS[task.head].sound == "joins" and features.audio.shape[1] > 0
+
+
+def _fit(task: FitTask, features: FrameDataset, report: Callable[[float], None], alone: Head | None = None
+         ) -> FitResult:
+    """Return a head trained on the task's trials; `alone`: what predicts its windows without sound."""
     # AdamW with warm-up and cosine decay (or plain SGD). The result is the epoch with the best macro F1 on the
     # validation trials; with an average of the weights, the averaged head is the one that is validated and returned.
 
@@ -125,6 +138,10 @@ def fit(task: FitTask, features: FrameDataset, report: Callable[[float], None] =
     torch.manual_seed(task.seed)
     rng = np.random.default_rng(task.seed)
     head = _new_head(task, features)
+    if alone is not None:
+        assert isinstance(head, TemporalHead) and head.alone is not None
+        head.alone.load_state_dict(alone.state_dict())
+        head.alone.requires_grad_(False)
     trainer = _Trainer(task, features, head)
     # A head that begins with trained weights may be best before the first step.
     scored = task.val_trials and (task.start or not task.settings.epochs)
@@ -309,4 +326,4 @@ def estimate_s(task: FitTask, features: FrameDataset) -> float:
         validation_f1(trainer.averaged_head(), replace(task, val_trials=some), features)
         duration_s = time.monotonic() - began
         epoch_s += duration_s * len(_rows(features, task.val_trials)) / max(len(_rows(features, some)), 1)
-    return epoch_s * task.settings.epochs
+    return epoch_s * task.settings.epochs * (2 if _joins_sound(task, features) else 1)
