@@ -345,6 +345,13 @@ def test_a_wrong_card_is_noticed_and_its_mistake_named(wrong: dict[str, Any], dl
     assert result.best <= TOLERANCE and [text.split()[0].strip(":") for text in result.mistakes] == [named]
 
 
+@pytest.mark.parametrize("wrong", [{"channels": "bgr"}, {"mean": (0.485, 0.456, 0.406)}], ids=str)
+def test_a_wrong_card_of_the_default_net_is_noticed(wrong: dict[str, Any], weights_at: Path) -> None:
+    source = weights.resolve_weights("casia-webface", weights_at)
+    result = check_weights(replace(source, card=structs.replace(source.card, **wrong)))
+    assert not result.verified and result.error > TOLERANCE and next(iter(wrong)) in result.mistakes[0]
+
+
 def test_a_net_of_the_users_is_added_and_checked(tmp_path: Path, faces: list[np.ndarray]) -> None:
     kernel = onnx_model(tmp_path / "net.onnx", ["n", 3, 112, 112])
 
