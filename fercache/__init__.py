@@ -187,7 +187,7 @@ def stack(*, logits_file: AnyPath | None = None, out: AnyPath | None = None, cac
 
 def predict(*paths: AnyPath | Iterable[AnyPath], out: AnyPath | None = None, heads: AnyPath | None = None,
             stack: AnyPath | None = None, store: AnyPath | None = None, force: bool = False,
-            causal: bool | None = None, timelines: bool = True, overlay: bool = False,
+            causal: bool | None = None, timelines: bool = True, overlay: bool = False, fast: bool = False,
             cache: AnyPath | Url = "cache", local_cache: AnyPath | None = None, stages: AnyPath | None = None,
             **settings: Any) -> Predictions:
     """Return the predictions of new clips, run through all stages: with `frame`, `plot()` and `save(path)`.
@@ -201,6 +201,7 @@ def predict(*paths: AnyPath | Iterable[AnyPath], out: AnyPath | None = None, hea
     store : features to use instead of extracting any.
     force : predict even if the features differ from those that the heads were trained on.
     causal : use no frame later than the one that is predicted; by default as the recipe of `stack`.
+    fast : as the flag of ``fercache predict``.
     cache, local_cache, stages : as for `extract`.
     **settings : keys of `dataset.toml` and `extract.toml`.
 
@@ -223,15 +224,15 @@ def predict(*paths: AnyPath | Iterable[AnyPath], out: AnyPath | None = None, hea
     >>> result.plot()
     >>> result.save("result")
     """
-    from fercache.config import DatasetConfig, ExtractConfig
+    from fercache.config import FAST, DatasetConfig, ExtractConfig
     from fercache.inference.predict import predict_clips
     from fercache.recipe import Context, from_keywords
 
+    typed = from_keywords(settings, DatasetConfig, ExtractConfig)
     flat = [Path(path) for group in paths for path in ([group] if isinstance(group, str | PathLike) else group)]
     heads, stack, store, folder = (None if path is None else Path(path) for path in (heads, stack, store, out))
-    result = predict_clips(Context.of(cache, local_cache, stages), flat,
-                           from_keywords(settings, DatasetConfig, ExtractConfig), heads=heads, stack_run=stack,
-                           store=store, force=force, causal=causal, out=folder)
+    result = predict_clips(Context.of(cache, local_cache, stages), flat, {**FAST, **typed} if fast else typed,
+                           heads=heads, stack_run=stack, store=store, force=force, causal=causal, out=folder)
     if folder is not None:
         result.save(folder, timelines=timelines, overlay=overlay)
     return result

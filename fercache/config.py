@@ -17,8 +17,7 @@ PRECISIONS = ("float32", "bf16", "fp16", "int8")
 EMBED_EVERY = (*map(str, range(1, 11)), "auto")
 FAST: dict[str, Any] = {"precision": "int8", "backend": "openvino", "embed_every": "auto"}
 """What `fercache extract --fast` sets; docs/results/extract.md has the loss."""
-FAST_TIME = 0.4
-"""Its time over that of float32 on every frame, for estimates."""
+FAST_TIME = 0.4  # its time over that of float32 on every frame, for estimates
 LOSSES = ("plain", "weighted", "balanced", "focal", "adjusted")
 
 

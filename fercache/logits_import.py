@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from fercache.config import LogitsConfig, fingerprint_of
 from fercache.data import tables
 from fercache.data.base import UNKNOWN, printable, shorten_list
-from fercache.data.labels import whole_number
-from fercache.data.table import MOST_FRAMES, SPLITS
+from fercache.data.labels import MOST_FRAMES, whole_number
+from fercache.data.table import SPLITS
 from fercache.errors import InputError
 from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits, Provenance, assign_folds
 from fercache.workspace import Workspace
@@ -32,8 +32,7 @@ KNOWN = ("clip", "frame", "time_s", "person", "label", "split", "group", "subjec
 TAKEN = ("auto", "mean", "smoothed-mean", "logistic", "geometric-mean", "stack")
 LOGIT = "logit_"
 MIN_PROB = 1e-7
-SUM_TOLERANCE = 0.02
-"""Probabilities may miss a sum of 1 by this much (rounding); they are scaled to 1."""
+SUM_TOLERANCE = 0.02  # probabilities may miss a sum of 1 by this much (rounding); they are scaled to 1
 
 
 @dataclass
@@ -83,16 +82,13 @@ def import_logits(name: str, config: LogitsConfig, dataset: str, cache: Path,
                   first_frame: int = 1) -> tuple[Path, OofLogits]:
     """Import a table of predictions; return the file that was written and its content.
 
+    Raises InputError if the table is not a table of predictions, or it contradicts itself about a frame or a clip.
+
     Parameters
     ----------
     name : name of the source among those of the heads.
     dataset : the data set's name in the cache.
     first_frame : number of a clip's first frame in the table.
-
-    Raises
-    ------
-    InputError
-        The table is not a table of predictions, or it contradicts itself about a frame or a clip.
     """
     # The table's own declaration (out of fold or not) is trusted here; `fercache audit` tests it.
 

@@ -17,8 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fercache.errors import InputError
 
-MIN_GROUPS_FOR_INTERVAL = 8
-"""With fewer groups a bootstrap over groups is not reliable, so there is no interval."""
+MIN_GROUPS_FOR_INTERVAL = 8  # with fewer groups a bootstrap over groups is not reliable, so there is no interval
 LEVEL = 0.95
 
 Counts = NDArray[np.int64]
@@ -72,19 +71,12 @@ Metric = Callable[[ArrayLike], Values]
 
 
 class RegisteredMetric(NamedTuple):
-    """A metric of confusion matrices ``(..., C, C)``.
-
-    Attributes
-    ----------
-    title : heading in tables and reports.
-    balance : when this metric selects, the stacker weighs a row by one over its class's share to this power.
-    alias : whether it is another name of a metric before it, so that tables leave it out.
-    """
+    """A metric of confusion matrices ``(..., C, C)``."""
 
     function: Metric
-    title: str
-    balance: float
-    alias: bool = False
+    title: str  # heading in tables and reports
+    balance: float  # when this metric selects, the stacker weighs a row by one over its class's share to this power
+    alias: bool = False  # whether it is another name of a metric before it, so that tables leave it out
 
 
 # Macro F1 out of fold of the smoothed mean on five sets of real faces: .238 at .5, .266 at .75, .258 at 1.
@@ -106,10 +98,7 @@ class that is absent counts as an F1 of 0 in all of them."""
 def official(name: str) -> Metric:
     """Return the metric of that name, a function of confusion matrices ``(..., C, C)``.
 
-    Raises
-    ------
-    InputError
-        No such metric.
+    Raises InputError if there is none.
     """
     if name not in METRICS:
         raise InputError(f"unknown metric {name!r}", where="the data set", hint=f"known: {', '.join(METRICS)}")
@@ -124,23 +113,17 @@ def _ratio(above: ArrayLike, below: ArrayLike) -> Values:
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
-    """The scores of one candidate on one set of rows.
+    """The scores of one candidate on one set of rows."""
 
-    Attributes
-    ----------
-    frames, groups : labelled rows, and the groups they come from.
-    figures : metric -> its value, for each of `METRICS`.
-    official : the value of the data set's own metric.
-    f1, support : by class name: F1, and how many labelled rows there are of it.
-    intervals : metric -> (low, high), 95 % by bootstrap over groups; None where `why_none` gives a reason.
-    """
-
+    # `frames`, `groups`: labelled rows, and the groups they come from
     frames: int
     groups: int
-    figures: dict[str, float]
-    official: float
+    figures: dict[str, float]  # metric -> its value, for each of `METRICS`
+    official: float  # the value of the data set's own metric
+    # `f1`, `support`: by class name: F1, and how many labelled rows there are of it
     f1: dict[str, float]
     support: dict[str, int]
+    # metric -> (low, high), 95 % by bootstrap over groups; None where `why_none` gives a reason
     intervals: dict[str, tuple[float, float]] | None
     why_none: str
 
@@ -169,9 +152,7 @@ class PairedDifference(Difference, frozen=True, kw_only=True):
 class Resampler:
     """Bootstrap samples of whole groups, the same for every candidate, so that candidates can be compared in pairs.
 
-    Parameters
-    ----------
-    groups, draws : number of groups, and of bootstrap samples.
+    `groups` and `draws`: number of groups, and of bootstrap samples.
     """
 
     def __init__(self, groups: int, draws: int, seed: int) -> None:
@@ -246,9 +227,7 @@ def score_predictions(matrices: Counts, classes: Sequence[str], metric: str, res
 def permute_by_group(label: NDArray[Any], group: NDArray[np.int64], times: int, seed: int) -> Iterator[NDArray[Any]]:
     """Yield labels, ``(n,)``, in which each group has the label sequence of a random group, repeated or cut to length.
 
-    Parameters
-    ----------
-    group : (n,) the group of each row. Rows of a group are permuted together: they are not exchangeable.
+    `group`: (n,) the group of each row. Rows of a group are permuted together: they are not exchangeable.
     """
     order = np.argsort(group, kind="stable")
     sequence = label[order]

@@ -37,17 +37,14 @@ MIN_GROUPS_TO_CHOOSE = 4
 def assign_folds(groups: Sequence[str], counts: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int16]:
     """Return the fold of each trial, ``(N,)``; all trials of a group are in the same fold.
 
+    Raises InputError if fewer than two groups have labels.
+
     Parameters
     ----------
     groups : (N,) the group (parent video or subject) of each trial.
     counts : (N, C) labelled frames of each class. A trial without any is in its group's fold; a group without any gets
         fold -1.
     k : number of folds; fewer if there are fewer labelled groups.
-
-    Raises
-    ------
-    InputError
-        Fewer than two groups have labels.
     """
     # Greedy stratification: groups in falling order of labelled frames (ties in random order), each to the fold where
     # it keeps the class distributions of the folds most alike (the criterion of scikit-learn's StratifiedGroupKFold:
@@ -82,9 +79,7 @@ def assign_folds(groups: Sequence[str], counts: NDArray[np.int64], k: int, seed:
 def inner_groups(groups: Sequence[str], share: float, seed: int) -> set[str]:
     """Return the validation groups among a fold's training groups, to choose epochs by; empty if there are too few.
 
-    Parameters
-    ----------
-    share : fraction of the groups, at least one group.
+    `share`: fraction of the groups, at least one group.
     """
     names = sorted(set(groups))
     if len(names) < MIN_GROUPS_TO_CHOOSE - 1:
@@ -252,9 +247,7 @@ class OofLogits:
     def confusions(self, predicted: NDArray[Any], rows: NDArray[np.bool_]) -> metrics.Counts:
         """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``.
 
-        Parameters
-        ----------
-        predicted : (R,) classes.
+        `predicted`: (R,) classes.
         """
         _, group = np.unique(self.per_row(self.group_number)[rows], return_inverse=True)
         return metrics.confusions(self.label[rows], predicted[rows], group, len(self.classes),
@@ -278,10 +271,7 @@ class OofLogits:
     def load(cls, path: Path) -> OofLogits:
         """Return the logits in the file `path`.
 
-        Raises
-        ------
-        StoreError
-            The file is absent, damaged, or of another format.
+        Raises StoreError if the file is absent, damaged, or of another format.
         """
         with open_oof(path) as oof:
             try:
@@ -315,10 +305,7 @@ def _read_head(file: h5py.File) -> dict[str, Any]:
 def open_oof(path: Path) -> Iterator[OofLogits]:
     """Yield the logits in the file `path`; rows are read when they are sliced, so that files of any size can be open.
 
-    Raises
-    ------
-    StoreError
-        The file is absent, damaged, or of another format.
+    Raises StoreError if the file is absent, damaged, or of another format.
     """
     try:
         file = h5py.File(path, "r")

@@ -53,9 +53,7 @@ CHOOSES_DATA = ("root", "clips")
 def load_recipe(stages: Path, command: str) -> dict[str, Any]:
     """Return the keys of the recipe of `command`; ``{}`` if there is none.
 
-    Parameters
-    ----------
-    stages : folder of recipes; `dataset.toml` is searched there, then in the default folder ``stages``.
+    `stages`: folder of recipes; `dataset.toml` is searched there, then in the default folder ``stages``.
     """
     path = stages / f"{command}.toml"
     if command == "dataset" and not path.is_file():
@@ -143,17 +141,11 @@ def _checked(path: Path, key: str, value: Any) -> Any:
 
 @dataclass
 class Context:
-    """Paths of the cache and the recipes, and what they name.
+    """Paths of the cache and the recipes, and what they name."""
 
-    Attributes
-    ----------
-    cache : the folder of everything that is generated.
-    remote : URL of the features if ``--cache`` is a URL.
-    """
-
-    cache: Path = Path("cache")
+    cache: Path = Path("cache")  # the folder of everything that is generated
     stages: Path = Path("stages")
-    remote: Url | None = None
+    remote: Url | None = None  # URL of the features if ``--cache`` is a URL
     noted: bool = False  # whether the log names the data set of the last command
 
     @classmethod
@@ -161,10 +153,7 @@ class Context:
            stages: str | os.PathLike[str] | None = None) -> Context:
         """Return the context of a Python call; `local_cache` matters only if `cache` is a URL.
 
-        Raises
-        ------
-        InputError
-            A folder of recipes is given and does not exist.
+        Raises InputError if a folder of recipes is given and does not exist.
         """
         folder = Path(stages) if stages is not None else None
         check_folder(folder)
@@ -204,10 +193,7 @@ class Context:
     def dataset_config(self, typed: Mapping[str, Any]) -> DatasetConfig:
         """Return the options of the data set that flags or `dataset.toml` name, else those of the one used last.
 
-        Raises
-        ------
-        InputError
-            None is named, and several were used in this cache.
+        Raises InputError if none is named, and several were used in this cache.
         """
         config = make_config(DatasetConfig, "dataset", self.stages, typed)
         if config.dataset or config.root or config.clips:
@@ -249,9 +235,7 @@ class Context:
     def dataset(self, typed: Mapping[str, Any], report_issues: bool = True, record: bool = False) -> Dataset:
         """Return the data set that flags or `dataset.toml` name; problems with its clips are logged once.
 
-        Parameters
-        ----------
-        record : remember it as the last one used in this cache.
+        `record`: remember it as the last one used in this cache.
         """
         from fercache import data
         from fercache.data import demo

@@ -16,34 +16,24 @@ from fercache.runtime import atomic_io
 from fercache.workspace import Workspace
 
 VERSION = 1
-MIN_FRAMES = 200
-"""Runs over fewer frames are not measured: loading the nets would be most of the time."""
+MIN_FRAMES = 200  # runs over fewer frames are not measured: loading the nets would be most of the time
 MAX_RATES = 100
-MAX_RUNS = 1000
-"""Runs that are logged per data set; older ones are dropped."""
+MAX_RUNS = 1000  # runs that are logged per data set; older ones are dropped
 
 
 class ExtractionRate(msgspec.Struct, frozen=True, kw_only=True):
-    """One measured run of stage one.
+    """One measured run of stage one."""
 
-    Attributes
-    ----------
-    faces, backbone : what ran: mtcnn or cropped, and the CNN's name; `views` : augmentations of each face.
-    embed_every : which frames the CNN saw.
-    seconds : of the whole run over these frames, the loading of the nets included.
-    when_s : seconds since 1970.
-    """
-
-    faces: str
-    backbone: str
+    faces: str  # mtcnn or cropped
+    backbone: str  # the CNN's name
     precision: str
     device: str
     threads: int
     frames: int
-    seconds: float
-    when_s: float
-    views: int = 1
-    embed_every: str = "1"
+    seconds: float  # of the whole run over these frames, the loading of the nets included
+    when_s: float  # seconds since 1970
+    views: int = 1  # augmentations of each face
+    embed_every: str = "1"  # which frames the CNN saw
 
     @property
     def per_second(self) -> float:
@@ -52,23 +42,16 @@ class ExtractionRate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoggedRun(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of a stage that computed something.
-
-    Attributes
-    ----------
-    artifact : name of its result: a store, a file of logits, or a stack run.
-    seconds : duration; ended : UTC time in ISO 8601; fercache : version of the package.
-    frames, fits : frames processed, heads trained; 0 where the stage has no such count.
-    """
+    """One run of a stage that computed something."""
 
     dataset: str
     stage: str
-    artifact: str
-    seconds: float
-    ended: str
-    fercache: str
-    frames: int = 0
-    fits: int = 0
+    artifact: str  # name of its result: a store, a file of logits, or a stack run
+    seconds: float  # duration
+    ended: str  # UTC time in ISO 8601
+    fercache: str  # version of the package
+    frames: int = 0  # frames processed; 0 where the stage has no such count, as in `fits`
+    fits: int = 0  # heads trained
 
 
 class UsedDataset(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,8 +73,6 @@ class RunLog(msgspec.Struct, frozen=True, kw_only=True):
 def load_run_log(cache: Path) -> RunLog:
     """Return the log; an empty one where the file is absent, damaged, or of another version.
 
-    Notes
-    -----
     The log only informs. An unreadable one must not stop a stage or a report, so it is replaced by the next run.
     """
     try:
@@ -119,8 +100,6 @@ def record_run(cache: Path, dataset: str, stage: str, artifact: str, seconds: fl
                fits: int = 0) -> None:
     """Log a finished run of `stage` that computed something; the parameters are the fields of `LoggedRun`.
 
-    Notes
-    -----
     The log holds no clip names, so `fercache forget` has nothing to remove from it. A killed run is not logged.
     """
     run = LoggedRun(dataset=dataset, stage=stage, artifact=artifact, seconds=round(seconds, 3), frames=frames,

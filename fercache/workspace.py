@@ -36,17 +36,14 @@ STAGES = (FEATURES, LOGITS, HEADS, STACK)
 DOWNLOADS = ("weights", "clips")
 """Folders that hold nothing made from a user's clips: pretrained CNNs and the demo's own videos."""
 
-CURRENT = "current.json"
-"""Pointer to the result of the last run, beside the results of a data set."""
+CURRENT = "current.json"  # pointer to the result of the last run, beside the results of a data set
 
 FAILURES = "failures.csv"
 FAILURES_OF_ANY_PART = "failures*.csv"
-METRICS = "metrics.json"
-"""`stack` writes this file last, so a run's folder without it is unfinished."""
+METRICS = "metrics.json"  # `stack` writes this file last, so a run's folder without it is unfinished
 
 STORE_SUFFIX, WORK_SUFFIX, LOCK_SUFFIX = ".zarr", ".work", ".lock"
-MAPPED_FEATURES = f"{HEADS}/*/features"
-"""Folders of features that trainings of a data set map into memory."""
+MAPPED_FEATURES = f"{HEADS}/*/features"  # folders of features that trainings of a data set map into memory
 
 
 # A name that a pointer holds must not lead out of the folder.
@@ -189,10 +186,7 @@ class Workspace:
     def current_logits_file(self, dataset: str) -> Path:
         """Return the logits file of the last `train-heads` of this data set.
 
-        Raises
-        ------
-        InputError
-            No heads were trained yet.
+        Raises InputError if no heads were trained yet.
         """
         pointer = self.logits(dataset) / CURRENT
         if not pointer.is_file():

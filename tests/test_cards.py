@@ -227,6 +227,19 @@ def test_dlib_as_dlib_itself(faces: list[np.ndarray], dlib_net: Weights, tmp_pat
     assert found["level1-3x3"].shape == (3, 256, 3, 3)
 
 
+def test_int8_of_dlib(faces: list[np.ndarray], dlib_net: Weights) -> None:
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    chips = np.stack([crop_face(face, whole_picture(face), 150) for face in faces])
+    taps = ["embedding", "level1-3x3"]
+    net = Backbone.load(dlib_net, taps, precision="int8", batch=2, backend="openvino")
+    found, exact = net.embed32(chips), Backbone.load(dlib_net, taps, batch=2).embed32(chips)
+    assert min(cosine(found[tap], exact[tap]) for tap in taps) > 0.998
+    compiled = net.net.session.compiled  # type: ignore[attr-defined]
+    kernels = [op.get_rt_info()["runtimePrecision"].astype(str) for op in compiled.get_runtime_model().get_ops()
+               if op.get_rt_info()["layerType"].astype(str) == "Convolution"]
+    assert sum("8" in kernel for kernel in kernels) == len(kernels) - 1 == 28
+
+
 def test_several_scales_are_averaged(faces: list[np.ndarray], tmp_path: Path) -> None:
     onnx_model(tmp_path / "net.onnx", ["n", 3, 112, 112])
     (tmp_path / "net.toml").write_text("scales = [1.0, 0.5]\n")

@@ -47,7 +47,7 @@ class Walk:
         """Run the three commands and return what each wrote to stderr."""
         return [well(run("--cache", cache, *words, *self.data, cwd=self.home)).stderr for words in (
             ("extract", "--taps", "block8,repeat_1-3x3"),
-            ("train-heads", "--taps", "block8,repeat_1-3x3"),
+            ("train-heads", "--taps", "block8,repeat_1-3x3", "--ensemble", "1"),
             ("stack", "--out", out))]
 
     def rows(self, out: str = "preds.csv") -> list[dict[str, str]]:

@@ -114,7 +114,7 @@ def test_a_tail_on_a_tap_that_is_not_read_is_refused(home: Path) -> None:
         assert done.exit_code == 2 and said in done.stderr, done.stderr
 
 
-LONG = (*SMALL, "--heads", "frame,gru", "--taps", POOLED, "--epochs", "60", "--patience", "0", "--threads", "2")
+LONG = (*SMALL, "--heads", "frame,gru", "--taps", POOLED, "--epochs", "30", "--patience", "0", "--threads", "2")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

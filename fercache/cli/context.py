@@ -105,9 +105,7 @@ class HeadedCommand(click.Command):
 def config_options(kind: type[Config], default: str = "") -> Callable[[F], F]:
     """Return a decorator that gives a command one option for each field of the configuration `kind`.
 
-    Parameters
-    ----------
-    default : what help shows in place of the defaults of the fields that change numbers.
+    `default`: what help shows in place of the defaults of the fields that change numbers.
     """
     hints = typing.get_type_hints(kind)
 

@@ -13,15 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fercache import recipe
-from fercache.cli.context import (
-    FILE,
-    JSON,
-    STORE,
-    CommaList,
-    HeadedCommand,
-    config_options,
-    location_options,
-)
+from fercache.cli.context import FILE, JSON, STORE, CommaList, HeadedCommand, config_options, location_options
 from fercache.config import DatasetConfig, ExtractConfig, LogitsConfig
 from fercache.errors import InputError
 from fercache.recipe import Context, log_issues, split_names
@@ -36,8 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fercache")
 
-MAX_LINES = 20
-"""Most lines of one kind in the printed text; --json prints all of them."""
+MAX_LINES = 20  # most lines of one kind in the printed text; --json prints all of them
 
 
 @click.command("verify", cls=HeadedCommand)

@@ -14,6 +14,7 @@ from fercache.config import DatasetConfig
 from fercache.data.base import (
     EIGHT,
     SEVEN,
+    SIDES,
     UNKNOWN,
     Dataset,
     Issue,
@@ -25,14 +26,13 @@ from fercache.data.base import (
     shorten_list,
 )
 from fercache.data.clip_level import SHOWN
-from fercache.data.labels import read_all
+from fercache.data.labels import MOST_FRAMES, read_all
 from fercache.data.scan import Scan, describe, scan_places
 from fercache.errors import InputError
 from fercache.media.pictures import ENDINGS
 
 TRACKS = ("EXPR_Set", "EXPR_Classification_Challenge", "EXPR_Recognition_Challenge")
 SPLITS: dict[str, Split] = {"Train_Set": "train", "Validation_Set": "validation"}
-SIDES = ("left", "right")
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,6 @@ MTL_TABLE = re.compile(r"(?P<split>train|validation|val)(ing)?_set(_annotations?
 MTL_HEADER = ("image", "valence", "arousal", "expression")
 MTL_PICTURE = re.compile(rf"(?:.*/)?(?P<trial>[^/]+)/(?P<frame>\d{{1,8}})\.(?:{'|'.join(ENDINGS)})", re.IGNORECASE)
 MTL_COLUMN = MTL_HEADER.index("expression")
-MOST_FRAMES = 10_000_000
 
 
 def matches_mtl(found: Scan) -> bool:

@@ -77,8 +77,6 @@ class Trial:
     def frame_labels(self, frames: int) -> Labels:
         """Return the label of every frame, (max(frames, L),) int16, -1 for none.
 
-        Notes
-        -----
         Labels belong to frame numbers, never to positions among the files present: a clip that is longer than its
         annotation ends in -1, and an annotation that is longer than its clip adds rows.
         """
@@ -150,8 +148,7 @@ def shorten_list(names: Iterable[object], most: int = 5) -> str:
     return ", ".join(texts[:most]) + more
 
 
-MAX_ALIKE = 10
-"""Issues that differ in names, paths and numbers only are merged if there are more of them."""
+MAX_ALIKE = 10  # issues that differ in names, paths and numbers only are merged if there are more of them
 
 
 def pattern_of(message: str) -> str:
@@ -196,8 +193,7 @@ def printable(name: str) -> bool:
 # Trials in a store: a clip as it is, or one trial for each person of it.
 
 SIDES = "left", "right"
-PEOPLE_COUNT = "people"
-"""Key in the manifest of a clip's first person: the number of people."""
+PEOPLE_COUNT = "people"  # key in the manifest of a clip's first person: the number of people
 
 
 class HasManifests(Protocol):
@@ -270,8 +266,7 @@ def stored_trials(dataset: Dataset, store: HasManifests) -> Dataset:
 
 # The frame table of a trial.
 
-IndexRanges = NDArray[np.int64]
-"""(R, 2) first and last number of each unbroken run, ascending."""
+IndexRanges = NDArray[np.int64]  # (R, 2) first and last number of each unbroken run, ascending
 
 
 def ranges_of(numbers: NDArray[np.int64]) -> IndexRanges:
@@ -302,8 +297,6 @@ def present_frames(runs: IndexRanges, rows: int) -> NDArray[np.bool_]:
 class FrameTable:
     """The rows of one trial: crops, video frames and annotation lines are matched by their number.
 
-    Notes
-    -----
     There is one row for each number up to the highest of the three, in every set. Crop ``00007.jpg``, the seventh frame
     of the video and the seventh label are one row, whatever else is missing. A number without a crop is a row without
     a face; a label past the last crop keeps its row; a crop past the last label has no label. Rows are never shifted,

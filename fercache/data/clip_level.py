@@ -19,8 +19,7 @@ from fercache.data.labels import SETS, canonical_class_name, index_by_name, whol
 from fercache.data.scan import Scan, describe, scan_places
 from fercache.errors import InputError
 
-DEPTH = 6
-"""Folders down to which a set's clips are searched (archives unpack into a folder of their own)."""
+DEPTH = 6  # folders down to which a set's clips are searched (archives unpack into a folder of their own)
 LIMIT_BYTES = 64 << 20
 SHOWN = 60
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -443,8 +442,7 @@ RAVDESS = NamedSet(
 AFEW_PART = re.compile(r"(?P<part>train|training|val|valid|validation|test)"
                        r"(_?(afew|vid|set|faces|distribute|\d{2,4}))*", re.IGNORECASE)
 AFEW_SPLITS: dict[str, Split] = {"tr": "train", "va": "validation", "te": "test"}
-MIN_EMOTIONS = 3
-"""Emotions that both the training and the validation part must have for the set to be recognized."""
+MIN_EMOTIONS = 3  # emotions that both the training and the validation part must have for the set to be recognized
 
 
 def afew_split_of(path: PurePath) -> Split | None:

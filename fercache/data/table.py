@@ -14,19 +14,8 @@ from numpy.typing import NDArray
 from fercache import media
 from fercache.config import DatasetConfig, ExtractConfig
 from fercache.data import tables
-from fercache.data.base import (
-    UNKNOWN,
-    Dataset,
-    Issue,
-    Kind,
-    Labels,
-    Split,
-    Trial,
-    cache_name,
-    printable,
-    shorten_list,
-)
-from fercache.data.labels import read_all, whole_number
+from fercache.data.base import UNKNOWN, Dataset, Issue, Kind, Labels, Split, Trial, cache_name, printable, shorten_list
+from fercache.data.labels import MOST_FRAMES, read_all, whole_number
 from fercache.data.scan import FLAT, describe, kind_at, scan
 from fercache.errors import ClipError, InputError
 
@@ -34,10 +23,7 @@ NOT_TRAINED = "they are predicted, never trained on or scored"
 
 # Labels by frame in one table: ``clip,frame,label`` or ``clip,time_s,label``.
 
-MOST_FRAMES = 10_000_000
-"""Four days at 30 frames a second; a larger number is not a frame number."""
-TIME_SLACK_S = 0.5
-"""A label may lie this much after the end of its clip."""
+TIME_SLACK_S = 0.5  # a label may lie this much after the end of its clip
 
 
 def read_frame_labels(path: Path, clips: Collection[str], chosen: tuple[str, ...] = (), first_frame: int = 1,

@@ -35,8 +35,7 @@ PARQUET_ROWS = 1024
 # Python objects take ten times the memory of columns, so rows of text are made from this many lines at a time.
 TEXT_ROWS = 16_384
 MAX_EXACT_INT = 2**53
-LONGEST_LINE = 1 << 22
-"""Most characters of the first line that are searched for a delimiter."""
+LONGEST_LINE = 1 << 22  # most characters of the first line that are searched for a delimiter
 SHOWN = 60
 NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:[.,][0-9]*)?|[.,][0-9]+)(?:e[+-]?[0-9]+)?", re.IGNORECASE)
 
@@ -44,12 +43,9 @@ MOST_CLASSES = 200
 NOTHING = frozenset(("", "-1", "na", "n/a", "<na>", "nan", "none", "null"))
 """Cells without a label, in lower case; a class that is named with --classes may have such a name."""
 DELIMITERS = ",;\t"
-SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
-"""First line by which spreadsheets name the delimiter."""
-SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
-"""First bytes of Excel's and OpenDocument's files."""
-THOUSANDS = r",000\s*$"
-"""End of a number that may be 1 or 1000."""
+SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)  # first line by which spreadsheets name the delimiter
+SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # first bytes of Excel's and OpenDocument's files
+THOUSANDS = r",000\s*$"  # end of a number that may be 1 or 1000
 
 
 class Dialect(NamedTuple):
@@ -137,9 +133,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
 def read_pieces(path: Path, columns: Sequence[str] = (), key: str = "clip") -> Iterator[tuple[str, int, Any]]:
     """Yield (clip, line, `pyarrow.RecordBatch`), cut where another clip begins; raises as `read_batches` does.
 
-    Parameters
-    ----------
-    key : column with the clips' names; "" for a table of one clip, which then is "".
+    `key`: column with the clips' names; "" for a table of one clip, which then is "".
     """
     for line, batch in read_batches(path, columns):
         clips = to_text(batch.column(key)) if key else [""] * len(batch)
@@ -211,10 +205,7 @@ def to_text(column: Any) -> list[str]:
 def to_floats(column: Any, missing: float = np.nan) -> NDArray[np.float64]:
     """Return a column of numbers, or of text that spells numbers, ``(n,)``; empty cells become `missing`.
 
-    Raises
-    ------
-    ValueError
-        A cell is not a number; the error quotes it.
+    Raises ValueError if a cell is not a number; the error quotes it.
     """
     if pa.types.is_string(column.type):
         column = pc.replace_substring(pc.utf8_trim_whitespace(column), ",", ".")  # decimal commas
@@ -229,10 +220,7 @@ def to_floats(column: Any, missing: float = np.nan) -> NDArray[np.float64]:
 def to_ints(column: Any, missing: float = np.nan) -> NDArray[np.int64]:
     """Return a column of whole numbers, ``(n,)``; empty cells become `missing`.
 
-    Raises
-    ------
-    ValueError
-        A cell is not a whole number; the error quotes it.
+    Raises ValueError if a cell is not a whole number; the error quotes it.
     """
     if pa.types.is_string(column.type) and pc.any(wrong := pc.match_substring_regex(column, THOUSANDS)).as_py():
         raise ValueError(f"{column.filter(wrong)[0].as_py()!r} may be 1 or 1000 times as much: write no comma")

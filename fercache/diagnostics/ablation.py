@@ -59,9 +59,8 @@ def offered_rows(base: TrainConfig) -> tuple[str, ...]:
 def parse_rows(rows: Sequence[str], base: TrainConfig) -> dict[str, dict[str, Any]]:
     """Return name -> changed keys of `base` of each row; rows that change nothing are left out.
 
-    Parameters
-    ----------
-    rows : ``key=value``; semicolons separate several changes, plus signs the items of a list: ``taps=block8+repeat_2``.
+    `rows`: ``key=value``; semicolons separate several changes, plus signs the items of a list:
+    ``taps=block8+repeat_2``.
     """
     changes = {}
     for row in rows:
@@ -101,19 +100,14 @@ def _pair(text: str, row: str) -> tuple[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class AblationFigure:
-    """Out-of-fold macro F1 of one column of a row, averaged over seeds.
-
-    Attributes
-    ----------
-    spread : standard deviation over seeds (0 for one).
-    interval, difference_interval : 95 % bootstrap intervals over groups (the second one paired); None: too few groups.
-    difference : this score minus the default's score in the same column.
-    """
+    """Out-of-fold macro F1 of one column of a row, averaged over seeds."""
 
     macro_f1: float
-    spread: float
+    spread: float  # standard deviation over seeds (0 for one)
+    # `interval`, `difference_interval`: 95 % bootstrap intervals over groups (the second one paired); None: too few
+    # groups
     interval: tuple[float, float] | None
-    difference: float
+    difference: float  # this score minus the default's score in the same column
     difference_interval: tuple[float, float] | None
 
     @property
@@ -193,13 +187,7 @@ class AblationRow:
 
 @dataclass(frozen=True, kw_only=True)
 class AblationTable:
-    """All rows, the default first, and the data that they were scored on.
-
-    Attributes
-    ----------
-    reported : split -> column -> macro F1 of the default on the other splits, mean over seeds; never used to compare.
-    why_none : why there are no intervals; empty if there are some.
-    """
+    """All rows, the default first, and the data that they were scored on."""
 
     dataset: str
     notice: str
@@ -208,8 +196,9 @@ class AblationTable:
     frames: int
     seeds: int
     rows: tuple[AblationRow, ...]
+    # split -> column -> macro F1 of the default on the other splits, mean over seeds; never used to compare
     reported: dict[str, dict[str, float]]
-    why_none: str
+    why_none: str  # why there are no intervals; empty if there are some
 
 
 DEFAULT = "default"
@@ -220,10 +209,7 @@ def run_ablation(dataset: Dataset, store: EmbeddingStore, base: TrainConfig, con
                  cache: Path) -> AblationTable:
     """Return the table that compares each change of `base` with `base` on the store.
 
-    Raises
-    ------
-    InputError
-        The default cannot be trained, or a row names a key or value that `train-heads` does not have.
+    Raises InputError if the default cannot be trained, or a row names a key or value that `train-heads` does not have.
     """
     # A change without effect would train the default again, under another name.
     rows = {name: changed for name, changed in parse_rows(config.rows or offered_rows(base), base).items()

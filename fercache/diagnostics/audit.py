@@ -62,17 +62,14 @@ def check_folds(oof: OofLogits) -> Issue:
 
 # Rows of the probe: its linear system grows with their square.
 MAX_ROWS = 3000
-RIDGE = 0.3
-"""Ridge strength as a fraction of the mean variance of a feature times the number of features."""
+RIDGE = 0.3  # ridge strength as a fraction of the mean variance of a feature times the number of features
 # A leak needs this much accuracy above independent predictions with the same class frequencies, and also more than
 # three standard errors over the shuffles.
 ABOVE_CHANCE = 0.03
 STACK_SHUFFLES = 2
-ABOVE_HEADS = 0.1
+ABOVE_HEADS = 0.1  # a candidate that contradicts its heads may have the best score by this much
 MOST_P = 0.05  # the choice of a candidate is stricter, `candidates.MOST_P`: luck there is no fault of the data
-"""A candidate that contradicts its heads may have the best score by this much."""
-COPY_AREA = 0.999
-"""A single feature with this area under the ROC curve for a class is a copy of the label."""
+COPY_AREA = 0.999  # a single feature with this area under the ROC curve for a class is a copy of the label
 MIN_ROWS, MIN_GROUPS = 10, 3
 # Features that are ranked at once: ranks take eight bytes a value, and taps have up to tens of thousands of values.
 COLUMNS = 512
@@ -252,9 +249,7 @@ PREFERRED_TAPS = ("embedding", "block8")
 def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> Issue:
     """Return pairs of frames of two groups with nearly parallel cached vectors; compares one frame per second.
 
-    Parameters
-    ----------
-    similar : smallest cosine of a listed pair.
+    `similar`: smallest cosine of a listed pair.
     """
     check = "near-duplicate frames"
     tap = next((name for name in PREFERRED_TAPS if name in store.taps), next(iter(store.taps), ""))
@@ -282,10 +277,8 @@ def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> Issue
                    (f"{frame[i]} and {frame[j]}: cosine {-cosine:.4f}" for cosine, i, j in pairs[:MAX_LINES]))
 
 
-DRAWS = 1000
-"""Bootstrap samples of groups for an interval."""
-PERMUTATIONS = 999
-"""More than for the choice of a candidate: `MOST_P` is divided by the number of tested columns."""
+DRAWS = 1000  # bootstrap samples of groups for an interval
+PERMUTATIONS = 999  # more than for the choice of a candidate: `MOST_P` is divided by the number of tested columns
 SHUFFLED_GROUPS = 24
 """At least this many groups are tested, by several shuffles if one has fewer: six groups alone have too few orders."""
 MAX_PERMUTED_ROWS = 20_000
@@ -295,8 +288,6 @@ def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConf
                     weights: Path | None = None) -> Issue:
     """Return which heads, and candidates of a stacker on them, are not at chance on labels shuffled by group.
 
-    Notes
-    -----
     Both sides count: a score above chance is a leak, and one below chance is the bias of folds that lack the labels of
     the group that they hold out. The p value is that of permuting the labels by group once more, against the same
     predictions. With few groups, several shuffles are trained on and their mean is tested.
@@ -447,15 +438,12 @@ def run_audit(oof: OofLogits, config: AuditConfig, store: EmbeddingStore | None 
               weights: Path | None = None) -> Iterator[Issue]:
     """Yield the result of each check of logits, and of the store and the data set behind them, as soon as it ends.
 
+    Raises InputError if `--full` needs a data set, and there is none.
+
     Parameters
     ----------
     training, scratch : how `--full` trains the heads again, and a folder that it may fill.
     weights : the folder of CNN weights; `scratch` has none, and fine-tuning needs them.
-
-    Raises
-    ------
-    InputError
-        `--full` needs a data set, and there is none.
     """
     yield check_splits(oof)
     yield check_folds(oof)

@@ -26,25 +26,20 @@ from fercache.store.layout import FRAME_COLUMNS, Grid
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionCost:
-    """Disk space and time that extraction will need.
-
-    Attributes
-    ----------
-    clips, frames : counted ones; the `unknown` clips have no stated length and are in no figure.
-    bytes_a_frame, bytes : taps and frame table; `bytes` includes the padding of each clip's last chunk. None if the
-        CNN's outputs are not known without opening it.
-    seconds : None if no rate is known; `basis` is the source of the rate, or why there is none.
-    fast : bytes and seconds of `fercache extract --fast`, None where they are not known or --fast is no choice.
-    """
+    """Disk space and time that extraction will need."""
 
     faces: str
+    # `clips`, `frames`: counted ones; the `unknown` clips have no stated length and are in no figure
     clips: int
     frames: int
     unknown: int
+    # `bytes_a_frame`, `bytes`: taps and frame table; `bytes` includes the padding of each clip's last chunk. None if
+    # the CNN's outputs are not known without opening it.
     bytes_a_frame: int | None
     bytes: int | None
-    seconds: float | None
+    seconds: float | None  # None if no rate is known; `basis` is the source of the rate, or why there is none
     basis: str
+    # bytes and seconds of `fercache extract --fast`, None where they are not known or --fast is no choice
     fast: tuple[int | None, float | None] | None = None
 
 
@@ -86,48 +81,37 @@ def _estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConf
 
 @dataclass(frozen=True, kw_only=True)
 class SplitCount:
-    """Counts of one split.
-
-    Attributes
-    ----------
-    frames : rows of the frame tables; `labelled` of them have a label.
-    no_crop, no_crop_labelled : rows without a crop, and how many of these have a label.
-    counts : class -> labelled frames (of a set with one label a clip: clips).
-    """
+    """Counts of one split."""
 
     trials: int
     labelled_trials: int
     groups: int
-    frames: int
+    frames: int  # rows of the frame tables; `labelled` of them have a label
     labelled: int
+    # `no_crop`, `no_crop_labelled`: rows without a crop, and how many of these have a label
     no_crop: int
     no_crop_labelled: int
-    counts: dict[str, int]
+    counts: dict[str, int]  # class -> labelled frames (of a set with one label a clip: clips)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """Result of a check.
-
-    Attributes
-    ----------
-    by_clip : the classes are counted in clips, not in frames.
-    clips : of each trial its name and so on, the `rows` of its frame table, `pictures`, annotation `lines`, frames in
-        the header of its `video`, and rows without a crop, some of them labelled.
-    clips_read, clips_known : clips whose files were read, and whose facts an earlier check had read.
-    """
+    """Result of a check."""
 
     dataset: str
     layout: str
     metric: str
     folds: int
     fold: int
-    by_clip: bool
+    by_clip: bool  # the classes are counted in clips, not in frames
     splits: dict[str, SplitCount]
+    # of each trial its name and so on, the `rows` of its frame table, `pictures`, annotation `lines`, frames in the
+    # header of its `video`, and rows without a crop, some of them labelled
     clips: tuple[dict[str, Any], ...]
     lengths: tuple[LengthComparison, ...]
     issues: tuple[Issue, ...]
     cost: ExtractionCost
+    # `clips_read`, `clips_known`: clips whose files were read, and whose facts an earlier check had read
     clips_read: int
     clips_known: int
     seconds: float
@@ -146,15 +130,13 @@ def check_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, *, fresh
                   rate: float = 0.0) -> CheckReport:
     """Return counts and issues of a data set's clips and labels, and the cost of extracting them.
 
+    Reads names and sizes of crops, and header and first frame of videos. ``cache/index/<dataset>.json`` stores them
+    with the modification time of each folder, so a second check reads only what changed.
+
     Parameters
     ----------
     fresh : read every folder again and ignore the index.
     rate : assumed frames per second; 0: as measured by earlier runs of `extract`.
-
-    Notes
-    -----
-    Reads names and sizes of crops, and header and first frame of videos. ``cache/index/<dataset>.json`` stores them
-    with the modification time of each folder, so a second check reads only what changed.
     """
     started = time.monotonic()
     index, tables = _index_and_tables(dataset, cache, fresh)

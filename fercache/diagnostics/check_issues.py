@@ -46,34 +46,21 @@ SETTLED_NS = 2_000_000_000
 
 
 class ClipFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What was read of one clip.
+    """What was read of one clip."""
 
-    Attributes
-    ----------
-    mtime_ns, taken_ns : when the folder or file was last changed, and when it was read.
-    bytes : size of the video, or of all pictures.
-    runs : frame numbers of the pictures, such as ``1-250,252``; "" for a video.
-    pictures : number of pictures with a frame number in their names.
-    other : number of other files.
-    empty : number of empty pictures.
-    damaged : pictures that were tried and do not decode.
-    frames : length in the header of the video, 0 if it has none.
-    traits : what is special about the picture of a video, by kind, such as ``HDR``.
-    problem : why the clip cannot be read, or ""; `hint` : what to do about it.
-    """
-
+    # `mtime_ns`, `taken_ns`: when the folder or file was last changed, and when it was read
     mtime_ns: int
     taken_ns: int
-    bytes: int = 0
-    runs: str = ""
-    pictures: int = 0
-    other: int = 0
-    empty: int = 0
-    damaged: tuple[str, ...] = ()
-    frames: int = 0
-    traits: tuple[str, ...] = ()
-    problem: str = ""
-    hint: str = ""
+    bytes: int = 0  # size of the video, or of all pictures
+    runs: str = ""  # frame numbers of the pictures, such as ``1-250,252``; "" for a video
+    pictures: int = 0  # number of pictures with a frame number in their names
+    other: int = 0  # number of other files
+    empty: int = 0  # number of empty pictures
+    damaged: tuple[str, ...] = ()  # pictures that were tried and do not decode
+    frames: int = 0  # length in the header of the video, 0 if it has none
+    traits: tuple[str, ...] = ()  # what is special about the picture of a video, by kind, such as ``HDR``
+    problem: str = ""  # why the clip cannot be read, or ""
+    hint: str = ""  # what to do about it
 
     def numbers(self) -> IndexRanges:
         """Return the first and last number of each run, (R, 2)."""
@@ -109,12 +96,8 @@ class ClipIndex:
     def refresh(self, clips: Iterable[tuple[Path, str]], fresh: bool = False) -> None:
         """Bring the facts of these clips, (path, kind), up to date, and write the index.
 
-        Parameters
-        ----------
-        fresh : read everything again.
+        `fresh`: read everything again.
 
-        Notes
-        -----
         A folder is read again if its modification time differs: files were added, removed or renamed. A picture that
         was overwritten in place does not change it; `fresh` finds that.
         """
@@ -207,24 +190,18 @@ class LengthDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class LengthComparison:
-    """Two lengths of every trial that has both.
+    """Two lengths of every trial that has both."""
 
-    Attributes
-    ----------
-    name : what is compared, such as ``crops against video frames``.
-    trials, equal, more, fewer : number of trials that have both, and with as many, more or fewer of the first.
-    missing, extra : frames too few, over all trials with fewer, and frames too many, over all with more.
-    differences : every trial that differs, the largest difference first.
-    """
-
-    name: str
+    name: str  # what is compared, such as ``crops against video frames``
+    # `trials`, `equal`, `more`, `fewer`: number of trials that have both, and with as many, more or fewer of the first
     trials: int
     equal: int
     more: int
     fewer: int
+    # `missing`, `extra`: frames too few, over all trials with fewer, and frames too many, over all with more
     missing: int
     extra: int
-    differences: tuple[LengthDifference, ...]
+    differences: tuple[LengthDifference, ...]  # every trial that differs, the largest difference first
 
 
 PAIRS: dict[str, Callable[[FrameTable], tuple[int, int]]] = {
@@ -252,8 +229,7 @@ def compare_lengths(tables: Sequence[FrameTable]) -> tuple[LengthComparison, ...
     return tuple(compared)
 
 
-SAMPLES = 8
-"""Pictures of a folder that are compared byte by byte, spread from first to last."""
+SAMPLES = 8  # pictures of a folder that are compared byte by byte, spread from first to last
 
 
 def _find_duplicate_clips(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> list[list[Trial]]:

@@ -24,10 +24,8 @@ from fercache.faces.crops import TEMPLATES, crops_of
 TOLERANCE = 0.03
 """Largest difference from the reference, relative to the differences between the faces, of a correct input. Pillow's
 resize against another library's differs by less than .02, a usual mistake by .05 and more."""
-SURE = TOLERANCE / 10
-"""A difference after which no other alternative is tried."""
-EXACT = TOLERANCE / 30
-"""That of references that are rounded to three digits. Between it and TOLERANCE a mean can be wrong by a little."""
+SURE = TOLERANCE / 10  # no other alternative is tried after it
+EXACT = TOLERANCE / 30  # of references rounded to three digits; up to TOLERANCE a mean can be wrong by a little
 CELL_PX = 160
 FACES = {
     1: ((53.6, 57.4), (126.6, 62.6), (90.1, 81.6), (49.2, 110.9), (122.3, 115.8)),
@@ -47,8 +45,7 @@ RGBS: dict[str, tuple[Rgb, Rgb]] = {
 SIZES = (96, 112, 128, 150, 160, 192, 224, 240, 256, 260, 288, 299, 336, 384, 448, 518)
 MIDDLES = (1.0, 0.875, 0.9, 0.95)
 MARGINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-MOST = 3
-"""Mistakes that are named at most."""
+MOST = 3  # mistakes that are named at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +80,7 @@ def test_faces() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float64], NDArr
 def check_weights(weights: Weights) -> CheckResult:
     """Return whether a net's vectors are those of its reference, and if not, which usual mistakes explain it.
 
-    Raises
-    ------
-    InputError
-        The reference does not fit the net or the number of test faces.
+    Raises InputError if the reference does not fit the net or the number of test faces.
     """
     reference = {tap: np.array(rows, np.float64) for tap, rows in reference_of(weights.name, weights.card).items()}
     if not reference:

@@ -31,15 +31,10 @@ STYLES = {OK: "green", MISSING: "red", WARN: "yellow", OFF: "dim"}
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorLine:
-    """One line of the screen: the checked thing, its state, and details.
-
-    Attributes
-    ----------
-    state : ok, missing, look (it works, but may be wrong), or - (optional and absent).
-    """
+    """One line of the screen: the checked thing, its state, and details."""
 
     what: str
-    state: str
+    state: str  # ok, missing, look (it works, but may be wrong), or - (optional and absent)
     found: str
 
 

@@ -17,15 +17,11 @@ from fercache.errors import InputError
 
 AUGMENTATION_VERSION = "mirror-then-camera-1"
 """Changed whenever the pixels of a view change; part of the fingerprint of stores with views."""
-SHIFT = 0.06
-"""Largest shift of a view, as a fraction of the box's sides."""
-ZOOM = 0.12
-"""Largest zoom of a view in either direction, as a natural logarithm."""
+SHIFT = 0.06  # largest shift of a view, as a fraction of the box's sides
+ZOOM = 0.12  # largest zoom of a view in either direction, as a natural logarithm
 ANGLE = math.radians(10)
-LIGHT = 0.25
-"""Largest relative change of brightness."""
-SPARE_PX = 2
-"""Pixels cut out around a view, so that bilinear interpolation has neighbors at the border."""
+LIGHT = 0.25  # largest relative change of brightness
+SPARE_PX = 2  # pixels cut out around a view, so that bilinear interpolation has neighbors at the border
 
 Picture = NDArray[np.uint8]
 
@@ -258,10 +254,7 @@ def augmented_taps(taps: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
 def with_views(taps: Mapping[str, tuple[int, ...]], views: int) -> dict[str, tuple[int, ...]]:
     """Return the shape of a frame's row of every stored array: the taps, and their views if there are any.
 
-    Raises
-    ------
-    InputError
-        No tap can have views, or a tap has the same name as the views of another one.
+    Raises InputError if no tap can have views, or a tap has the same name as the views of another one.
     """
     added = {tap_views(tap): (views - 1, *taps[tap]) for tap in augmented_taps(taps)} if views > 1 else {}
     if views > 1 and (not added or added.keys() & taps.keys()):

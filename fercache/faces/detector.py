@@ -23,26 +23,19 @@ from fercache.backbones import facenet
 from fercache.backbones.onnx import openvino_runtime
 from fercache.runtime.devices import map_threads, synchronize_device
 
-CELL_PX, STRIDE_PX = 12, 2
-"""Receptive field and stride of the first net."""
-FACTOR = 0.709
-"""Ratio of one scale of the pyramid to the previous one."""
-THRESHOLDS = (0.6, 0.7, 0.7)
-"""Least scores to pass each net. These and FACTOR are facenet-pytorch's defaults."""
-SIDES = (24, 48)
-"""Input size of the second and the third net, in pixels."""
+CELL_PX, STRIDE_PX = 12, 2  # receptive field and stride of the first net
+FACTOR = 0.709  # ratio of one scale of the pyramid to the previous one
+THRESHOLDS = (0.6, 0.7, 0.7)  # least scores to pass each net. These and FACTOR are facenet-pytorch's defaults.
+SIDES = (24, 48)  # input size of the second and the third net, in pixels
 FIRST_PIXELS, CANDIDATES = 320_000, (64, 16)
 """Pixels per call of the first net, and candidates per call of the second and the third. With more, activations leave a
 core's cache, and a call takes up to twice the time."""
-GPU_CALLS = 8
-"""Calls of a CPU that a GPU makes at once: each call costs it time, whatever its size."""
+GPU_CALLS = 8  # calls of a CPU that a GPU makes at once: each call costs it time, whatever its size
 CENTER, SCALE = 127.5, 0.0078125
 LANDMARKS = ("left eye", "right eye", "nose", "left corner of the mouth", "right corner of the mouth")
 """Points of a face, in the order in which the third net returns them; left and right as in the picture."""
-COLUMNS = 5 + 2 * len(LANDMARKS)
-"""Numbers per face: x1, y1, x2, y2, the score, and x, y of each landmark."""
-STRIP = 16
-"""Rows that are summed at once: with more, they leave a core's cache before they are used again."""
+COLUMNS = 5 + 2 * len(LANDMARKS)  # numbers per face: x1, y1, x2, y2, the score, and x, y of each landmark
+STRIP = 16  # rows that are summed at once: with more, they leave a core's cache before they are used again
 
 Tensor: TypeAlias = torch.Tensor
 
@@ -64,14 +57,7 @@ class Mtcnn:
     def load(cls, min_face_px: int, device: str = "cpu", backend: str = "torch") -> Mtcnn:
         """Return the detector with facenet-pytorch's weights, which come with that package.
 
-        Parameters
-        ----------
-        backend : torch, or openvino (on a CPU).
-
-        Raises
-        ------
-        MissingExtra
-            The backend is not installed.
+        `backend`: torch, or openvino (on a CPU). Raises MissingExtra if the backend is not installed.
         """
         library = facenet.MTCNN(device=torch.device(device)).eval().requires_grad_(False)
         layers = (library.pnet, library.rnet, library.onet)
@@ -370,14 +356,12 @@ def _largest_first(faces: NDArray[np.float32]) -> NDArray[np.float64]:
 # The detector: batches of pictures, their scale, and rounding.
 
 BATCH = 8
-BATCH_PIXELS = BATCH << 21
-"""Pixels of the largest batch, which takes 16 bytes a pixel."""
+BATCH_PIXELS = BATCH << 21  # pixels of the largest batch, which takes 16 bytes a pixel
 TRUNCATED_PX = np.array([1.5, 1.5, 0.5, 0.5, 0, *[0.5] * 2 * len(LANDMARKS)])
 """Bias of MTCNN's x1, y1, x2, y2 and landmarks (the score between them has none), in pixels of its input. Its driver
 truncates candidates to whole pixels (half a pixel on average) and starts one pixel further left and up, for which it
 corrects the landmarks only."""
-BOX_STEPS = 16
-"""Boxes are rounded to 1 / BOX_STEPS px, since MTCNN's noise between batches is at most 1e-4 px."""
+BOX_STEPS = 16  # boxes are rounded to 1 / BOX_STEPS px, since MTCNN's noise between batches is at most 1e-4 px
 SCORE_DIGITS = 4
 
 

@@ -9,17 +9,13 @@ import numpy as np
 
 from fercache.faces.tracklets import NONE, Bools, Floats, Ints, Tracklets, apart, area
 
-MAX_CROPS = 5
-"""Most crops of a tracklet that are embedded."""
-MIN_CROPS = 3
-"""Frames from which a tracklet is embedded; a shorter one only if it has a competitor."""
+MAX_CROPS = 5  # most crops of a tracklet that are embedded
+MIN_CROPS = 3  # frames from which a tracklet is embedded; a shorter one only if it has a competitor
 JOIN = 0.7
 """Least cosine of two tracklets' vectors to join them, wherever they are. Like JOIN_NEAR, measured by
 tests/bench/bench_people.py: of 8,644 pairs of two people none was above, of pairs of one person 10 % were below."""
-JOIN_NEAR = 0.4
-"""The same for tracklets that may continue each other by position: few others compete there."""
-SMALL_PX = 40
-"""Faces with a smaller mean side are too blurred to be recognized by the vector alone."""
+JOIN_NEAR = 0.4  # the same for tracklets that may continue each other by position: few others compete there
+SMALL_PX = 40  # faces with a smaller mean side are too blurred to be recognized by the vector alone
 MAX_TRACKLETS = 3000
 """Most tracklets that are compared, the heaviest first: the comparison takes memory and time of its square."""
 
@@ -127,8 +123,7 @@ class _Clusters:
 
 # Persons by the positions of their faces only, for CNNs without an identity vector.
 
-MIN_RETURN = 5
-"""Frames from which a track may be a person who returns; shorter ones are mostly false detections."""
+MIN_RETURN = 5  # frames from which a track may be a person who returns; shorter ones are mostly false detections
 MIN_RETURN_AREA = 0.2
 """Fraction of the main track's mean area below which a face that appears later is somebody in the background."""
 
@@ -225,10 +220,8 @@ class Person:
 def build_persons(tracklets: Tracklets, vectors: Mapping[int, Floats] | None = None) -> list[Person]:
     """Return the people of a clip, the main person (largest sum of area x score) first.
 
-    Parameters
-    ----------
-    vectors : identity vectors (D,) of the embedded tracklets; None where the CNN has no identity vector, so that
-        position alone decides.
+    `vectors`: identity vectors (D,) of the embedded tracklets; None where the CNN has no identity vector, so that
+    position alone decides.
     """
     # A clip without a face has one person, who is in no frame, so that it still has a frame table.
     members_of = group_by_position(tracklets) if vectors is None else cluster_tracklets(tracklets, vectors)
@@ -249,9 +242,7 @@ def build_persons(tracklets: Tracklets, vectors: Mapping[int, Floats] | None = N
 def left_and_right(people: Sequence[Person]) -> tuple[Person, Person]:
     """Return the left and the right person of a video with two; a single person is both.
 
-    Parameters
-    ----------
-    people : at least one, the main person first.
+    `people`: at least one, the main person first.
     """
     # Compares the first two by their mean position in the frames that show both, or in all frames if none does.
     if len(people) < 2:

@@ -21,19 +21,15 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Picture = NDArray[np.uint8]
 
-SURE_IOU = 0.6
-"""Least IoU of a face at the two ends of a span to assume that it moved in a straight line."""
-SURE_SCORE = 0.97
-"""Least score at both ends; a face with a lower one may be turning away, or be a false detection."""
-CUT = 24.0
-"""Mean difference of gray values that means a shot boundary between two frames, or a jump of one face."""
+SURE_IOU = 0.6  # least IoU of a face at the two ends of a span to assume that it moved in a straight line
+SURE_SCORE = 0.97  # least score at both ends; a face with a lower one may be turning away, or be a false detection
+CUT = 24.0  # mean difference of gray values that means a shot boundary between two frames, or a jump of one face
 GRAIN_PX, FACE_PX = 48, 16
 """Pixels that are compared: on the longer side of a picture for shot boundaries, on each side of a face for jumps."""
 INTERPOLATION_VERSION = 4
 """Increased whenever interpolated boxes change: 2 compares the pixels of the face to find jumps, 3 detected uncertain
 faces in regions of interest, 4 detects them in whole frames."""
-STEPS = 16
-"""Interpolated boxes are rounded to 1 / STEPS px, as detected ones are."""
+STEPS = 16  # interpolated boxes are rounded to 1 / STEPS px, as detected ones are
 SCORE_DIGITS = 4
 
 
@@ -206,12 +202,9 @@ EMBED_S = 0.2
 EMBED_CHANGE = 8.0
 """Sum over skipped frames of the mean difference between the face's small picture and the interpolated one, from which
 `auto` embeds. The sum lost less than the largest difference at equal cost: docs/results/extract.md."""
-EMBED_SHARE = 0.4
-"""Share of the frames that `auto` embeds, for estimates only."""
-EMBED_VERSION = 1
-"""Increased whenever other frames are embedded."""
-SMALL_PX, SMALL_STD = 16, 50.0
-"""Side and standard deviation of the small pictures."""
+EMBED_SHARE = 0.4  # share of the frames that `auto` embeds, for estimates only
+EMBED_VERSION = 1  # increased whenever other frames are embedded
+SMALL_PX, SMALL_STD = 16, 50.0  # side and standard deviation of the small pictures
 
 
 class Face(NamedTuple):

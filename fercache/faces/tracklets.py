@@ -16,10 +16,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-MIN_IOU = 0.3
-"""Least IoU of a face with the last box of a tracklet to continue the tracklet."""
-SAME_IOU = 0.5
-"""Least IoU at which two boxes in one picture are the same face, detected twice."""
+MIN_IOU = 0.3  # least IoU of a face with the last box of a tracklet to continue the tracklet
+SAME_IOU = 0.5  # least IoU at which two boxes in one picture are the same face, detected twice
 NONE = -1
 
 
@@ -67,12 +65,10 @@ PEOPLE_VERSION = 2
 """Increased whenever the code assigns boxes to persons differently. Version 1 linked by overlap only."""
 
 
-MAX_GAP = 15
-"""Frames without a face that a tracklet survives: half a second, in which the detector may miss the face."""
+MAX_GAP = 15  # frames without a face that a tracklet survives: half a second, in which the detector may miss the face
 COMPETITOR_IOU = 0.5
 """Fraction of the best overlap from which another one competes: position then does not decide which is which."""
-NEAR = 1.0
-"""Distance, in face sizes, within which a new face may be one that was lost a moment ago."""
+NEAR = 1.0  # distance, in face sizes, within which a new face may be one that was lost a moment ago
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,13 +79,7 @@ class AttentionPooling(nn.Module):
 
 
 def build_head(name: str, taps: Sequence[TapSlice], classes: int, settings: HeadSettings) -> Head:
-    """Return a new head of that name with random weights.
-
-    Raises
-    ------
-    InputError
-        No head of that name is registered.
-    """
+    """Return a new head of that name with random weights. Raises InputError if no head of that name is registered."""
     if name not in HEADS:
         raise InputError(f"no head {name!r}", hint=f"known heads: {', '.join(HEADS)}")
     module, _, net = HEADS[name].net.partition(":")

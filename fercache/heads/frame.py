@@ -17,8 +17,7 @@ from fercache.heads.registry import HeadSettings
 
 TAIL_BLOCKS = ("repeat_2", "mixed_7a", "repeat_3", "block8")
 """Blocks of InceptionResnetV1 in execution order, from the first one whose map can be fine-tuned from."""
-TAIL_CHANNELS = 1792
-"""Channels after the last block."""
+TAIL_CHANNELS = 1792  # channels after the last block
 
 
 def _wrong_tap(tap: str) -> InputError:

@@ -81,8 +81,7 @@ _ON_FEATURES = {"width": 192, "dropout": 0.5, "lr": 1e-3}
 STARTER_FOLDER = Path(__file__).parent / "starter"
 """The starter heads that are shipped: frame heads, their records, and a card with their data and terms."""
 
-FRAME = "frame"
-"""The head whose out-of-fold logits temporal heads read."""
+FRAME = "frame"  # the head whose out-of-fold logits temporal heads read
 
 # The order is the order of --help. The paper heads use the settings of Mao, Fan and Peng 2021 (arXiv 2107.05160).
 HEADS: dict[str, HeadSpec] = {

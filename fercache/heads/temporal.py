@@ -13,13 +13,11 @@ from fercache.backbones.taps import TapSlice, is_audio
 from fercache.heads.base import AttentionPooling, Head
 from fercache.heads.registry import HeadSettings
 
-HEAD_WIDTH = 16
-"""Values of a row per attention head."""
+HEAD_WIDTH = 16  # values of a row per attention head
 SLOPES = (0.05, 8.0)
 """Decay of attention per second at the start of training, from the head with the widest view to the narrowest."""
 
-HALF_WIDTHS_S = (0.2, 0.5, 1.0, 2.0)
-"""Half widths, in seconds, of the moving averages that a temporal head starts from."""
+HALF_WIDTHS_S = (0.2, 0.5, 1.0, 2.0)  # half widths, in seconds, of the moving averages that a temporal head starts from
 TICK_S = 1e-3
 
 DROP_SOUND, DROP_PICTURE = 0.3, 0.1

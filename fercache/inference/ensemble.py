@@ -20,7 +20,7 @@ from scipy.special import softmax
 from fercache.backbones.registry import KNOWN_WEIGHTS, PREFIXES
 from fercache.config import PRECISIONS, ExtractConfig, StackConfig, fingerprint_of
 from fercache.data import labels
-from fercache.data.base import Dataset, Trial
+from fercache.data.base import UNKNOWN, Dataset, Trial
 from fercache.data.demo import DEMO
 from fercache.errors import InputError
 from fercache.inference import starter
@@ -37,15 +37,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SelectedModels:
-    """A trained set of heads and the stacker that was trained on their out-of-fold logits.
+    """A trained set of heads and the stacker that was trained on their out-of-fold logits."""
 
-    Attributes
-    ----------
-    logits_file : the out-of-fold logits; they list the heads and the trials that these were trained on.
-    heads, stack : folders of the heads and of the stack run; the starter heads have no stacker.
-    """
-
-    logits_file: OofLogits
+    logits_file: OofLogits  # the out-of-fold logits; they list the heads and the trials that these were trained on
+    # `heads`, `stack`: folders of the heads and of the stack run; the starter heads have no stacker
     heads: Path
     stack: Path | None
 
@@ -66,6 +61,9 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
                   causal: bool = False) -> SelectedModels:
     """Return the heads and the stacker to predict with.
 
+    Raises InputError if the models do not exist, do not belong together, or use later frames in spite of `causal`;
+    StoreError if the file of logits is damaged.
+
     Parameters
     ----------
     heads : folder of heads, their file of out-of-fold logits, or "starter" for the shipped heads.
@@ -73,13 +71,6 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
     dataset : data set whose current heads are used if neither folder is given. If it is empty or has no heads, the
         data set that was trained last in this cache is used; before any training but the demo's, the starter heads.
     causal : select a stack run that uses no later frame; the starter heads need none.
-
-    Raises
-    ------
-    InputError
-        The models do not exist, do not belong together, or use later frames in spite of `causal`.
-    StoreError
-        The file of logits is damaged.
     """
     if stack is not None and heads is None:
         metrics = _metrics(stack)
@@ -168,10 +159,7 @@ class LoadedHeads:
     def find(cls, cache: Path, heads: Path | None = None, dataset: str = "") -> LoadedHeads:
         """Return the heads in a folder or behind a logits file, or those of a data set, or those trained last.
 
-        Raises
-        ------
-        InputError
-            There are no trained heads, or some are missing.
+        Raises InputError if there are no trained heads, or some are missing.
         """
         from fercache.training.inference import load_trained  # torch
 
@@ -190,16 +178,10 @@ class LoadedHeads:
                       force: bool = False) -> dict[str, NDArray[np.float64]]:
         """Return head -> probabilities of each frame of a stored clip, ``(T, C)``, the mean over the folds' models.
 
-        Parameters
-        ----------
-        force : predict even if the features were extracted with other settings than those of the heads.
+        `force`: predict even if the features were extracted with other settings than those of the heads.
 
-        Raises
-        ------
-        InputError
-            The store has other features than the heads were trained on.
-        NotInStore
-            The store has no such clip.
+        Raises InputError if the store has other features than the heads were trained on; NotInStore if the store has no
+        such clip.
         """
         from fercache.runtime.devices import resolve_device  # torch
         from fercache.training.inference import load_trained, predict_new
@@ -213,26 +195,19 @@ class LoadedHeads:
         return {head: softmax(values.astype(float), axis=1) for head, values in log_probs.items()}
 
 
-FORMAT = 1
-"""Part of the fingerprint; increased whenever the code changes the logits of new trials."""
+FORMAT = 1  # part of the fingerprint; increased whenever the code changes the logits of new trials
 # Bytes of features in memory at once, so that memory does not grow with the number of trials.
 MOST_BYTES = 256 << 20
 # Decimals to which the frame interval of clips (seconds) must agree for one batch: equal intervals, equal windows.
 RATE_DIGITS = 6
-UNKNOWN = -1
 FRAME_ARRAYS = ("index", "time_s", "valid", "label")
 
 
 def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     """Return the data set with labels as indices into the heads' `classes`, matched by name.
 
-    Raises
-    ------
-    InputError
-        The data set and the heads share no class.
+    Raises InputError if the data set and the heads share no class.
 
-    Notes
-    -----
     Labels of other classes are dropped; the notice of the data set lists them.
     """
     if tuple(dataset.classes) == tuple(classes):
@@ -338,8 +313,7 @@ FREE = ("augmentations", "augmentation_version", "calibration", "embed_version",
 own, the calibration belongs to the precision, the version to embed-every)."""
 SMALL_LOSS = {"precision": PRECISIONS, "embed_every": ("1", "2", "3", "4", "5", "auto")}
 """Values between which all heads lose little; docs/results/extract.md has the measured losses."""
-LATER = {"embed_every": "1"}
-"""Settings that a store holds only if they are not at their default."""
+LATER = {"embed_every": "1"}  # settings that a store holds only if they are not at their default
 NOT_COPIED = ("faces", "weights", "augmentations")
 """Settings that are not copied from the heads' store: the new clips or the user decide."""
 OF_IMPORT = (IMPORTED, "content", "fps", "first_frame")
@@ -350,16 +324,14 @@ def extract_config_of(wanted: Mapping[str, Any], defaults: ExtractConfig,
                       overrides: Mapping[str, Any]) -> ExtractConfig:
     """Return the settings of stage one: those of the heads' store, overridden by the user's.
 
+    Augmentations are for training only, so none are computed. The face policy follows from the clips; `check_match`
+    compares it later.
+
     Parameters
     ----------
     wanted : settings of the store that the heads were trained on.
     defaults : source of the device, the threads, and the path of custom weights.
     overrides : settings that the user gave by flag.
-
-    Notes
-    -----
-    Augmentations are for training only, so none are computed. The face policy follows from the clips; `check_match`
-    compares it later.
     """
     numbers = {entry.name for entry in fields(ExtractConfig) if entry.metadata["numbers"]}
     # A complete record without a setting has it at its default, whatever the recipe of stage one holds.
@@ -376,16 +348,13 @@ def find_joined(base: Location, wanted: Mapping[str, Any], clips: Sequence[str],
                 causal: bool = False) -> dict[str, ReadableStore]:
     """Return label -> the store beside the one at `base` that was made like the one which the heads read as this label.
 
+    Raises InputError if no store fits; imported ones must be imported first.
+
     Parameters
     ----------
     wanted : settings of the features that the heads were trained on.
     clips : of several stores that fit equally, the one with the most of these clips is taken.
     causal : how they are opened.
-
-    Raises
-    ------
-    InputError
-        No store fits; imported ones must be imported first.
     """
     others: dict[str, ReadableStore] = {}
     beside = siblings(base, causal) if wanted.get(JOINED) else []
@@ -410,17 +379,14 @@ def check_match(wanted: Mapping[str, Any], have: Mapping[str, Any], *, taps: Seq
                 where: Path, force: bool) -> tuple[str, ...]:
     """Return the differences between the features that the heads were trained on and the new ones.
 
+    Raises InputError if a setting differs and `force` is off, or a tap that the heads read is missing.
+
     Parameters
     ----------
     wanted, have : settings of the two stores.
     taps, stored_taps : taps that the heads read, and taps of the new features.
     where : folder of the heads.
     force : continue in spite of differences.
-
-    Raises
-    ------
-    InputError
-        A setting differs and `force` is off, or a tap that the heads read is missing.
     """
     missing = [tap for tap in taps if tap not in stored_taps]
     if missing:

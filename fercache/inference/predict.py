@@ -51,21 +51,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NAME = "predict"
-"""Name of the data set, and so of its folder in the cache, of all clips given on the command line."""
+NAME = "predict"  # name of the data set, and so of its folder in the cache, of all clips given on the command line
 MISSING_PATH = "no such file or folder"
 
 
 def clips_dataset(paths: Sequence[Path]) -> Dataset:
     """Return the clips at `paths` as a data set of test trials, each named by its full path.
 
-    Raises
-    ------
-    InputError
-        No path is a clip or contains one.
+    Raises InputError if no path is a clip or contains one.
 
-    Notes
-    -----
     Two clips of the same file name do not collide in the cache, because the full path is the name. A path without
     clips is recorded as a problem; the others are used.
     """
@@ -134,16 +128,14 @@ def training_sources(trials: Sequence[Trial], store: EmbeddingStore, oof: OofLog
                      features: Path) -> frozenset[str]:
     """Return the names of the trials whose group, or whose file, the heads of `oof` were trained on.
 
+    Groups are compared within one data set only: two sets may both have a `video1`. Files are compared by the SHA-256
+    in the clip's manifest, so a renamed file is recognized as long as the store of the heads exists.
+
     Parameters
     ----------
     store : features of the trials.
     dataset : name of the data set of the trials.
     features : folder of the stores of the data set that the heads were trained on.
-
-    Notes
-    -----
-    Groups are compared within one data set only: two sets may both have a `video1`. Files are compared by the SHA-256
-    in the clip's manifest, so a renamed file is recognized as long as the store of the heads exists.
     """
     groups = {group for group, fold in zip(oof.group, oof.fold, strict=True) if fold >= 0}
     sources: set[Any] = set()
@@ -170,31 +162,21 @@ BY_MODELS = "by the mean over the folds' models, which saw none of these groups"
 
 @dataclass(frozen=True, kw_only=True)
 class PredictJob:
-    """The clips to predict, the models, and the options.
-
-    Attributes
-    ----------
-    models : the heads and the stacker.
-    defaults : recipe of stage one: device, threads, custom weights.
-    overrides : settings of stage one given by flag; they take precedence over those of the heads' store.
-    stack : bootstrap draws for the scores; for the starter heads also gaps, and whether later frames may be used.
-    store : existing features to use instead of extraction.
-    force : predict even if the features differ from those that the heads were trained on.
-    out : folder for the list of failed clips if no clip can be predicted.
-    """
+    """The clips to predict, the models, and the options."""
 
     dataset: Dataset
-    models: SelectedModels
-    defaults: ExtractConfig
+    models: SelectedModels  # the heads and the stacker
+    defaults: ExtractConfig  # recipe of stage one: device, threads, custom weights
+    # settings of stage one given by flag; they take precedence over those of the heads' store
     overrides: Mapping[str, Any]
+    # bootstrap draws for the scores; for the starter heads also gaps, and whether later frames may be used
     stack: StackConfig
-    store: Path | None = None
-    force: bool = False
-    out: Path | None = None
+    store: Path | None = None  # existing features to use instead of extraction
+    force: bool = False  # predict even if the features differ from those that the heads were trained on
+    out: Path | None = None  # folder for the list of failed clips if no clip can be predicted
 
 
-MAX_CLIPS_SHOWN = 40
-"""Clips listed on the screen; the table of predictions holds all of them."""
+MAX_CLIPS_SHOWN = 40  # clips listed on the screen; the table of predictions holds all of them
 MAX_CLASSES_SHOWN = 3
 
 
@@ -250,14 +232,8 @@ class Predictions:
     def plot(self, clip: str = "") -> Figure:
         """Return the timeline of a clip as a matplotlib figure: faces, labels, predictions and probabilities.
 
-        Parameters
-        ----------
-        clip : one of `clips`; not needed if there is only one.
-
-        Raises
-        ------
-        InputError
-            There is no such clip, or several and none is named.
+        `clip`: one of `clips`; not needed if there is only one. Raises InputError if there is no such clip, or several
+        and none is named.
         """
         from fercache.viz import timeline  # loads matplotlib: half a second
 
@@ -271,17 +247,14 @@ class Predictions:
     def save(self, path: str | PathLike[str], *, timelines: bool = True, overlay: bool = False) -> list[Path]:
         """Write the predictions; return the paths of all files.
 
+        Raises InputError if the place cannot be written.
+
         Parameters
         ----------
         path : a table (.csv, .csv.gz, .parquet), beside which the metrics are written; or a folder, which gets
             preds.csv, preds.metrics.json, the list of failed clips and the pictures.
         timelines : draw a timeline of each clip into the folder.
         overlay : write a copy of each clip with its predictions drawn in; a clip that fails is added to `failed`.
-
-        Raises
-        ------
-        InputError
-            The place cannot be written.
         """
         path = Path(path)
         if path.name.endswith(io.ENDINGS):
@@ -346,16 +319,10 @@ class Predictions:
 def predict_dataset(request: PredictJob, cache: Path) -> Predictions:
     """Predict all clips of a job; a clip that cannot be read is recorded, and the others are predicted.
 
-    Raises
-    ------
-    InputError
-        The features or the classes of the labels do not match those that the heads were trained on.
-    FercacheError
-        No clip could be predicted.
-
-    Notes
-    -----
     Features and logits are cached like those of any data set, so a second run computes neither.
+
+    Raises InputError if the features or the classes of the labels do not match those that the heads were trained on;
+    FercacheError if no clip could be predicted.
     """
     dataset = ensemble.labelled_as(request.dataset, request.models.logits_file.classes)
     files = checkpoints.record_files(request.models.heads)
@@ -389,17 +356,14 @@ def predict_clips(context: Context, paths: Sequence[Path], typed: Mapping[str, A
                   causal: bool | None = None, out: Path | None = None) -> Predictions:
     """Predict the clips at `paths`, or the data set that `typed` names.
 
+    Raises as `select_models` and `predict_dataset` do, and InputError if clips are named both ways, or not at all.
+
     Parameters
     ----------
     typed : keys of a data set and of stage one that the user gave; the others are those of the heads' own features.
     heads, stack_run : see `select_models`.
     causal : use no later frame; by default as the recipe of `stack`.
     store, force, out : see `PredictJob`.
-
-    Raises
-    ------
-    InputError, FercacheError
-        As `select_models` and `predict_dataset`; or clips are named both ways, or not at all.
     """
     if bool(paths) == (named := any(typed.get(name) for name in ("dataset", "root", "clips"))):
         raise InputError("clips are named both as arguments and as a data set" if named else "no clip is named",

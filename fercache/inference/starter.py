@@ -27,8 +27,7 @@ from fercache.stacking.stack import StackResult
 from fercache.training import checkpoints
 from fercache.workspace import heads_of
 
-STARTER = "starter"
-"""Name of the starter heads on the command line."""
+STARTER = "starter"  # name of the starter heads on the command line
 
 FOLDER = STARTER_FOLDER
 CARD = "card.json"
@@ -40,38 +39,27 @@ a window of half a second does not erase one; the errors of single frames are sh
 FEATURES = ("backbone", "weights")
 """Settings of the features that must match. The heads learnt from given crops and read detected faces too."""
 
-NOTHING_LEARNED = nested_cv.NestedResult(fold_models={}, columns={})
-"""No stacker: the candidates are the heads."""
+NOTHING_LEARNED = nested_cv.NestedResult(fold_models={}, columns={})  # no stacker: the candidates are the heads
 
 TERMS = ("research only: the heads were trained on FER2013, and the features come from a CNN that was trained on "
          "CASIA-WebFace")
 
 
 class StarterCard(msgspec.Struct, frozen=True, kw_only=True):
-    """What a user must know of the starter heads.
+    """What a user must know of the starter heads."""
 
-    Attributes
-    ----------
-    data : the photos that the heads were trained on; terms : what they may be used for.
-    temperature : divides the logarithms of the probabilities; fitted on photos that the heads did not see.
-    scores : split -> {"frames", "accuracy", "macro_f1"}, of single photos.
-    """
-
-    data: str
+    data: str  # the photos that the heads were trained on
     classes: tuple[str, ...]
-    terms: str
-    temperature: float
-    scores: dict[str, dict[str, float]]
+    terms: str  # what they may be used for
+    temperature: float  # divides the logarithms of the probabilities; fitted on photos that the heads did not see
+    scores: dict[str, dict[str, float]]  # split -> {"frames", "accuracy", "macro_f1"}, of single photos
     version: int = 1
 
 
 def load_card(folder: Path = FOLDER) -> StarterCard:
     """Return the card of the starter heads.
 
-    Raises
-    ------
-    InputError
-        The folder holds no starter heads: the installation is damaged.
+    Raises InputError if the folder holds no starter heads: the installation is damaged.
     """
     path = folder / CARD
     try:
@@ -125,9 +113,7 @@ def evaluate_starter(oof: OofLogits, config: StackConfig) -> StackResult:
 def smooth(probs: NDArray[np.float32], oof: OofLogits, *, causal: bool = False) -> NDArray[np.float32]:
     """Return the mean of probabilities ``(R, C)`` over half a second around each frame, over frames with a face.
 
-    Parameters
-    ----------
-    causal : the half second ends with the frame; rows before the first face stay as they are.
+    `causal`: the half second ends with the frame; rows before the first face stay as they are.
     """
     behind_s, ahead_s = (2 * SMOOTHING_S, 0.0) if causal else (SMOOTHING_S, SMOOTHING_S)
     smoothed = np.array(probs)
@@ -144,14 +130,8 @@ def smooth(probs: NDArray[np.float32], oof: OofLogits, *, causal: bool = False) 
 def pack_starter(logits_file: Path, out: Path) -> StarterCard:
     """Write trained frame heads as starter heads: float16 weights, records without names of groups, and the card.
 
-    Parameters
-    ----------
-    logits_file : the out-of-fold logits of the heads; they must have held-out rows with labels.
-
-    Raises
-    ------
-    InputError
-        There are other heads than the frame head, or nothing is held out.
+    `logits_file`: the out-of-fold logits of the heads; they must have held-out rows with labels. Raises InputError if
+    there are other heads than the frame head, or nothing is held out.
     """
     from safetensors.numpy import load_file, save_file
 

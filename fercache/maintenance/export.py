@@ -28,21 +28,14 @@ def export_store(store: EmbeddingStore, to: str, out: Path, *, clips: Sequence[s
                  taps: Sequence[str] = ()) -> tuple[int, int]:
     """Write the clips of a store to `out`, a file (h5, parquet) or a folder (npz); return how many clips and frames.
 
+    One segment is in memory at a time. A file is complete or absent, in a folder too.
+
+    Raises InputError if `out` exists already, or the store holds no such clip or tap; StoreError if a clip is damaged.
+
     Parameters
     ----------
     to : one of FORMATS.
     clips, taps : which of them; all if none is named.
-
-    Raises
-    ------
-    InputError
-        `out` exists already, or the store holds no such clip or tap.
-    StoreError
-        A clip is damaged.
-
-    Notes
-    -----
-    One segment is in memory at a time. A file is complete or absent, in a folder too.
     """
     named = sorted(clips) if clips else sorted(store)
     chosen = list(taps) if taps else list(store.taps)

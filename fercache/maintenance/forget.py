@@ -29,8 +29,6 @@ TRAINED_STAGES = (STACK, HEADS, LOGITS)
 def find_references(cache: Path, clip: str, dataset: str | None = None) -> tuple[Path, ...]:
     """Return every path of the cache that still holds or names a clip.
 
-    Notes
-    -----
     Compares the names of files and folders in every stage, and searches logits, JSON files and tables. A file that
     cannot be read may name the clip, so it counts.
     """
@@ -147,19 +145,12 @@ def _stores(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class ForgetReport:
-    """Result of forgetting a clip.
-
-    Attributes
-    ----------
-    datasets : data sets that held the clip.
-    removed : removed files and folders.
-    references : paths of the cache that still name the clip; empty on success.
-    """
+    """Result of forgetting a clip."""
 
     clip: str
-    datasets: tuple[str, ...]
-    removed: tuple[Path, ...]
-    references: tuple[Path, ...]
+    datasets: tuple[str, ...]  # data sets that held the clip
+    removed: tuple[Path, ...]  # removed files and folders
+    references: tuple[Path, ...]  # paths of the cache that still name the clip; empty on success
 
 
 def datasets_with_clip(cache: Path, clip: str) -> list[str]:
@@ -171,23 +162,14 @@ def datasets_with_clip(cache: Path, clip: str) -> list[str]:
 def forget_clip(cache: Path, clip: str, dataset: str | None = None) -> ForgetReport:
     """Remove a clip from every stage of the cache, and return what was removed and what still names it.
 
-    Parameters
-    ----------
-    dataset : name of the data set's folder in the cache; every one that holds the clip if it is not given.
+    `dataset`: name of the data set's folder in the cache; every one that holds the clip if it is not given.
 
-    Raises
-    ------
-    InputError
-        The clip is not in the cache.
-    StoreError
-        A process is writing the clip.
-
-    Notes
-    -----
     Also removes the clip's people (`CLIP#1` and so on), and all logits, heads and stack runs of each data set that
     holds the clip: they were trained on it, or nothing proves that they were not. Logits that those heads predicted for
     other data sets go too. In other stages, files that name the clip are removed, and the data set's index of clips.
     The clip's own video and files outside the cache stay.
+
+    Raises InputError if the clip is not in the cache; StoreError if a process is writing the clip.
     """
     found = [name for name in datasets_with_clip(cache, clip) if dataset in (None, name)]
     if not found:

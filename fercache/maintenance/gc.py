@@ -132,34 +132,25 @@ def _is_live_run(run: Path, cache: Path, stack: StackConfig, live: set[Path]) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Unreferenced:
-    """Something that can be removed.
+    """Something that can be removed."""
 
-    Attributes
-    ----------
-    path : a store, a file of logits, a folder of heads or of a stack run; or the store that holds `folder`.
-    folder : of one clip in the store at `path`; empty for all of `path`.
-    clip : the clip's name, or its folder where that is a hash of the name.
-    """
-
-    path: Path
+    path: Path  # a store, a file of logits, a folder of heads or of a stack run; or the store that holds `folder`
     reason: str
     size: StoreSize
-    folder: str = ""
-    clip: str = ""
+    folder: str = ""  # of one clip in the store at `path`; empty for all of `path`
+    clip: str = ""  # the clip's name, or its folder where that is a hash of the name
 
 
 def find_unreferenced(cache: Path, keep: Iterable[Path],
                       clips: Mapping[Path, Collection[str]]) -> tuple[Unreferenced, ...]:
     """Return what can be removed, sorted by path; removes nothing.
 
+    The list never holds files that a live process is writing.
+
     Parameters
     ----------
     keep : stores, logits, folders of heads and of stack runs that are live.
     clips : store -> the clips that its data set names; a store that is not in it keeps all its clips.
-
-    Notes
-    -----
-    The list never holds files that a live process is writing.
     """
     # Resolved, because a data set's folder may be a link to another disk.
     live = {path.resolve() for path in keep} | {path.resolve() for path in clips}
@@ -174,10 +165,7 @@ def find_unreferenced(cache: Path, keep: Iterable[Path],
 def remove_unreferenced(unreferenced: Iterable[Unreferenced]) -> StoreSize:
     """Remove the items that `find_unreferenced` listed, and return the freed size.
 
-    Raises
-    ------
-    StoreError
-        Another process has begun to write one of them.
+    Raises StoreError if another process has begun to write one of them.
     """
     freed = []
     for item in unreferenced:
@@ -273,31 +261,18 @@ def _remove(path: Path) -> None:
 
 @dataclass
 class LiveArtifacts:
-    """Artifacts that `gc` must not remove.
+    """Artifacts that `gc` must not remove."""
 
-    Attributes
-    ----------
-    keep : stores, logits files, folders of heads and of stack runs.
-    clips : store -> the clips that its data set names.
-    datasets : data sets that a recipe (or a flag) names.
-    """
-
-    keep: set[Path] = field(default_factory=set)
-    clips: dict[Path, set[str]] = field(default_factory=dict)
-    datasets: set[str] = field(default_factory=set)
+    keep: set[Path] = field(default_factory=set)  # stores, logits files, folders of heads and of stack runs
+    clips: dict[Path, set[str]] = field(default_factory=dict)  # store -> the clips that its data set names
+    datasets: set[str] = field(default_factory=set)  # data sets that a recipe (or a flag) names
 
 
 def live_artifacts(cache: Path, stages: Path, typed: Mapping[str, Any]) -> LiveArtifacts:
     """Return what the recipes in `stages`, and in every folder of recipes in it, would compute today.
 
-    Parameters
-    ----------
-    typed : flags that name another data set than the recipes do.
-
-    Raises
-    ------
-    InputError
-        A recipe or its data set cannot be read, so it is unknown which artifacts it needs.
+    `typed`: flags that name another data set than the recipes do. Raises InputError if a recipe or its data set cannot
+    be read, so it is unknown which artifacts it needs.
     """
     found = LiveArtifacts()
     # A folder below it, such as stages/mao2021, is another set of recipes.

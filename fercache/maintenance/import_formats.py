@@ -31,19 +31,14 @@ from fercache.store.layout import FRAME_COLUMNS, FRAME_TABLE, SEGMENT
 
 log = logging.getLogger(__name__)
 
-WIDEST = 1 << 17
-"""Most values of one frame of one tap."""
-LONGEST = 5_000_000
-"""Most frames of a clip: 46 hours at 30 frames a second."""
+WIDEST = 1 << 17  # most values of one frame of one tap
+LONGEST = 5_000_000  # most frames of a clip: 46 hours at 30 frames a second
 # Most frames of a clip per row in the file, beyond SPARSE_FROM frames: a typo in a frame number must not fill the disk.
 SPARSEST = 1000
 SPARSE_FROM = 200_000
-LARGEST_INDEX = WIDEST * 256
-"""Most values of an array of frame numbers, or of a frame table; these are read whole."""
-FEATURES = "features"
-"""Name of the tap where a file names none."""
-FRAME_KEYS = ("frames", "frame", "index")
-"""Names of an array of frame numbers beside the features."""
+LARGEST_INDEX = WIDEST * 256  # most values of an array of frame numbers, or of a frame table; these are read whole
+FEATURES = "features"  # name of the tap where a file names none
+FRAME_KEYS = ("frames", "frame", "index")  # names of an array of frame numbers beside the features
 NO_TRACK, TRACK = -1.0, 0.0
 UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError,
               SyntaxError, KeyError, MemoryError, OverflowError)
@@ -52,18 +47,11 @@ UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, Not
 
 @dataclass(frozen=True, kw_only=True)
 class IncomingClip:
-    """One clip of a file.
+    """One clip of a file."""
 
-    Attributes
-    ----------
-    frames : (n,) int64, the frame number of each row of the file, from 1, ascending.
-    arrays : tap -> (n, ...), sliced in ascending order.
-    frame_table : (T, 9) where the file has one.
-    """
-
-    frames: NDArray[np.int64]
-    arrays: dict[str, Any]
-    frame_table: NDArray[np.float64] | None = None
+    frames: NDArray[np.int64]  # (n,) int64, the frame number of each row of the file, from 1, ascending
+    arrays: dict[str, Any]  # tap -> (n, ...), sliced in ascending order
+    frame_table: NDArray[np.float64] | None = None  # (T, 9) where the file has one
 
     @property
     def taps(self) -> dict[str, tuple[int, ...]]:
@@ -73,10 +61,7 @@ class IncomingClip:
     def check(self, name: str) -> None:
         """Refuse a clip that no store takes.
 
-        Raises
-        ------
-        ClipError
-            It has no rows, its frames do not count up from 1, or a tap has an impossible name or shape.
+        Raises ClipError if it has no rows, its frames do not count up from 1, or a tap has an impossible name or shape.
         """
         frames = self.frames
         if not len(frames):
@@ -124,10 +109,7 @@ class IncomingClip:
     def segments(self, start: int, name: str) -> Iterator[dict[str, NDArray[np.float16]]]:
         """Yield the features of segments from row `start` on; frames that the file does not have are zeros.
 
-        Raises
-        ------
-        ClipError
-            Values are not numbers, NaN, infinite, or beyond float16.
+        Raises ClipError if values are not numbers, NaN, infinite, or beyond float16.
         """
         length = int(self.frames[-1])
         for first in range(start, length, SEGMENT):
@@ -200,8 +182,7 @@ def _file_errors(path: Path) -> Iterator[None]:
             "are loaded and are never read: save plain arrays of numbers")) from error
 
 
-CLIP_NAME = "clip.json"
-"""Member of an exported npz with the clip's name."""
+CLIP_NAME = "clip.json"  # member of an exported npz with the clip's name
 
 
 # numpy maps the arrays into memory, which needs no memory for a long clip and refuses Python objects.
@@ -263,10 +244,7 @@ FILTERS = {307: "bzip2", 32001: "Blosc", 32004: "LZ4", 32008: "Bitshuffle", 3201
 def hdf5_entries(path: Path) -> ClipEntries:
     """Yield the clips of a file: from `export`, ``file[clip]['00001'] -> vector``, or ``file[clip] -> (T, D)``.
 
-    Raises
-    ------
-    InputError
-        It is not an HDF5 file, or is cut off.
+    Raises InputError if it is not an HDF5 file, or is cut off.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -386,30 +364,23 @@ TIME_NAMES = {"time_s": 1.0, "timestamp": 1.0, "timestamp_s": 1.0, "time": 1.0, 
 """Columns of times -> seconds of one unit."""
 PERSON_NAMES = ("person", "person_id", "face_id", "faceid", "face_idx", "face_index", "track_id", "identity")
 MOST_PEOPLE = 64
-TAPS = b"fercache"
-"""Key of the parquet schema's metadata in which `export` describes its columns."""
+TAPS = b"fercache"  # key of the parquet schema's metadata in which `export` describes its columns
 ColumnTaps = dict[str, tuple[str, tuple[int, ...]]]
 """Column -> tap and shape of its rows, as `export` wrote them; empty for tables made by other tools."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableColumns:
-    """Where a table of features has what.
+    """Where a table of features has what."""
 
-    Attributes
-    ----------
-    clip, person, success : names of columns, "" where there is none; without `clip`, the file is one clip.
-    frame : column of frame numbers, or of times where `unit_s` is not 0.
-    first_frame : number of a clip's first frame.
-    """
-
+    # `clip`, `person`, `success`: names of columns, "" where there is none; without `clip`, the file is one clip
     clip: str
     person: str
     success: str
-    frame: str
+    frame: str  # column of frame numbers, or of times where `unit_s` is not 0
     unit_s: float
     fps: float
-    first_frame: int
+    first_frame: int  # number of a clip's first frame
     features: list[str]
     exported: ColumnTaps
 
@@ -463,20 +434,15 @@ class TableColumns:
 def table_entries(path: Path, fps: float = 30.0, first_frame: int | None = None) -> ClipEntries:
     """Yield the clips of a table with columns clip, frame and features: numbers, or lists of one length.
 
+    Raises InputError if it is not such a table.
+
+    Each clip has to be opened before the next one is asked for, since the table is read once. The person with the most
+    rows has the name of the clip, others are CLIP#2, CLIP#3, ...
+
     Parameters
     ----------
     fps : frames a second, for a table of times without frame numbers.
     first_frame : number of a clip's first frame; None: 0 for a table of py-feat, else 1.
-
-    Raises
-    ------
-    InputError
-        It is not such a table.
-
-    Notes
-    -----
-    Each clip has to be opened before the next one is asked for, since the table is read once. The person with the most
-    rows has the name of the clip, others are CLIP#2, CLIP#3, ...
     """
     header = tables.read_header(path)
     exported: ColumnTaps = {}

@@ -24,8 +24,7 @@ from fercache.store.multi_store import IMPORTED
 from fercache.store.remote import files_at
 from fercache.workspace import store_name
 
-FORMAT = 1
-"""Increment this when the same file would give other numbers."""
+FORMAT = 1  # increment this when the same file would give other numbers
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 PICKLES = (".pkl", ".pickle", ".p", ".pt", ".pth", ".joblib", ".dill")
 ENDINGS = {".h5": "h5", ".hdf5": "h5", ".hdf": "h5", ".npz": "npz", ".npy": "npy", ".csv": "csv", ".tsv": "csv",
@@ -48,21 +47,16 @@ def import_features(path: Path, name: str, folder: Location, *, fps: float = 30.
                     first_frame: int | None = None) -> ImportReport:
     """Return the result for each clip of a file or folder of features.
 
+    Raises InputError if nothing can be read at all; nothing is left behind.
+
+    Values become float16. The fingerprint covers the bytes of what is imported: other features are another store.
+
     Parameters
     ----------
     name : of the store, ``<name>-<fingerprint>.zarr``; `train-heads --join` takes it.
     folder : where stores of the data set are.
     fps : frames a second where the file has no frame table.
     first_frame : number of a clip's first frame in a table; None: 0 for a table of py-feat, else 1.
-
-    Raises
-    ------
-    InputError
-        Nothing can be read at all; nothing is left behind.
-
-    Notes
-    -----
-    Values become float16. The fingerprint covers the bytes of what is imported: other features are another store.
     """
     if NAME.fullmatch(name) is None:
         raise InputError(f"{name!r} cannot name a store", hint="letters, digits, and _ . - inside; at most 64")
@@ -145,10 +139,7 @@ class _Import:
 def kind_of(path: Path) -> str:
     """Return what a path holds: h5, npz, npy, csv, parquet.
 
-    Raises
-    ------
-    InputError
-        It is nothing that is read; pickles are refused by name and by content.
+    Raises InputError if it is nothing that is read; pickles are refused by name and by content.
     """
     if not path.exists():
         raise InputError("does not exist", where=path, hint="check the path")

@@ -22,8 +22,7 @@ from fercache.store.remote import CONCURRENT_REQUESTS, files_at
 
 log = logging.getLogger(__name__)
 
-STRAY = "stray"
-"""Kind of an issue about a file that no reader opens: it can be deleted, and the clip stays."""
+STRAY = "stray"  # kind of an issue about a file that no reader opens: it can be deleted, and the clip stays
 
 
 def _damage(path: Location, message: str, *clip: str) -> Issue:
@@ -108,18 +107,12 @@ ABSENT = "(absent)"
 
 @dataclass(frozen=True, kw_only=True)
 class ClipDiff:
-    """A clip that differs between two stores that both have it.
-
-    Attributes
-    ----------
-    frames : in the first and in the second store.
-    arrays : those whose bytes differ.
-    provenance : differences in device, versions and threads: key -> values in the first and in the second.
-    """
+    """A clip that differs between two stores that both have it."""
 
     clip: str
-    frames: tuple[int, int]
-    arrays: tuple[str, ...]
+    frames: tuple[int, int]  # in the first and in the second store
+    arrays: tuple[str, ...]  # those whose bytes differ
+    # differences in device, versions and threads: key -> values in the first and in the second
     provenance: dict[str, tuple[Any, Any]]
 
 
@@ -144,10 +137,7 @@ class DiffReport:
 def diff_stores(first: Location, second: Location) -> DiffReport:
     """Return which settings, taps and clips two stores differ in; from their manifests, without reading the arrays.
 
-    Raises
-    ------
-    StoreError
-        One of them is no store.
+    Raises StoreError if one of them is no store.
     """
     one, other = EmbeddingStore.open(first), EmbeddingStore.open(second)
     left, right = set(one), set(other)
@@ -181,25 +171,15 @@ def _flat(value: dict[str, Any], head: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """The result of `verify_store`.
-
-    Attributes
-    ----------
-    clips : committed clips that were read.
-    frames : of those that are intact.
-    unfinished : folders of clips that are being written or were abandoned; no reader sees them.
-    issues : the damage and the stray files.
-    dropped : clips that a repair removed: the next `extract` computes them again.
-    cleared : stray files that a repair removed.
-    """
+    """The result of `verify_store`."""
 
     store: Location
-    clips: int
-    frames: int
-    unfinished: tuple[str, ...]
-    issues: tuple[Issue, ...]
-    dropped: tuple[str, ...] = ()
-    cleared: tuple[Location, ...] = ()
+    clips: int  # committed clips that were read
+    frames: int  # of those that are intact
+    unfinished: tuple[str, ...]  # folders of clips that are being written or were abandoned; no reader sees them
+    issues: tuple[Issue, ...]  # the damage and the stray files
+    dropped: tuple[str, ...] = ()  # clips that a repair removed: the next `extract` computes them again
+    cleared: tuple[Location, ...] = ()  # stray files that a repair removed
 
     @property
     def whole(self) -> bool:
@@ -210,17 +190,9 @@ class VerifyReport:
 def verify_store(path: Location, *, repair: bool = False) -> VerifyReport:
     """Return the issues of a store, after reading every byte of it.
 
-    Parameters
-    ----------
-    repair : remove damaged clips, and files that do not belong to the store.
+    `repair`: remove damaged clips, and files that do not belong to the store. Raises StoreError if there is no store,
+    or another process is writing a damaged clip.
 
-    Raises
-    ------
-    StoreError
-        There is no store, or another process is writing a damaged clip.
-
-    Notes
-    -----
     An unreadable root is the only issue reported: without it no clip can be checked. `extract` rewrites it.
     Finds any changed bit of arrays and metadata, a missing chunk, a torn file, a clip of another store. Others may
     read and write meanwhile.

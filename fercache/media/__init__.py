@@ -9,14 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fercache.errors import ClipError, InputError
-from fercache.media.pictures import (
-    PictureFolder,
-    count_pictures,
-    folder_digest,
-    is_picture,
-    numbered,
-    read_picture,
-)
+from fercache.media.pictures import PictureFolder, count_pictures, folder_digest, is_picture, numbered, read_picture
 from fercache.media.source import VIDEO_ENDINGS, Source, check_content, file_digest
 from fercache.media.video import VideoSource, packet_times
 
@@ -25,8 +18,7 @@ __all__ = ["KINDS", "PHOTO_FPS", "VIDEO_ENDINGS", "is_clip_name", "is_picture", 
 
 KINDS = ("video", "crops", "photos")
 
-PHOTO_FPS = 1 / 3600
-"""Photos of a clip are an hour apart, so that no window in seconds joins two of them."""
+PHOTO_FPS = 1 / 3600  # photos of a clip are an hour apart, so that no window in seconds joins two of them
 
 
 def kind_of(path: Path) -> str:
@@ -42,19 +34,15 @@ def is_clip_name(name: str) -> bool:
 def open_source(path: Path, kind: str, *, crop_fps: float = 30.0, damaged: str = "fail") -> Source:
     """Return the clip at `path`, after a check that it can be read.
 
+    Raises InputError if the kind is unknown; ClipError if the file or folder is missing or empty, is not a video, or
+    has no frame or picture.
+
     Parameters
     ----------
     kind : ``"video"`` (also a single picture, a clip of one frame), ``"crops"`` (a folder of faces or frames by number)
         or ``"photos"`` (the same without a clock).
     crop_fps : frames per second of a folder of crops.
     damaged : ``"fail"`` or ``"keep"``: what to do with a video that ends early.
-
-    Raises
-    ------
-    ClipError
-        Missing, empty, not a video, a video without a frame, a folder without a picture.
-    InputError
-        Unknown kind.
     """
     if kind not in KINDS:
         raise InputError(f"unknown kind of clip {kind!r}; choose one of: {', '.join(KINDS)}", where=path)

@@ -81,10 +81,8 @@ class PictureFolder(Source):
 def numbered(path: Path) -> dict[int, str]:
     """Return the names of a folder's pictures by frame number.
 
-    Raises
-    ------
-    ClipError
-        Missing, no numbered picture, pictures of several clips, a number 0, or a number above ten million.
+    Raises ClipError if it is missing, or has no numbered picture, pictures of several clips, a number 0, or a number
+    above ten million.
     """
     # The number in the name is the frame number, with any count of leading zeros; a missing number is a row without a
     # picture. If two names have the same number (``00001.jpg`` and ``1.png``), the one with more leading zeros is read,
@@ -144,16 +142,14 @@ def is_numbered(name: str) -> bool:
 def read_picture(path: Path) -> NDArray[np.uint8] | None:
     """Return a picture file as (H, W, 3) uint8 RGB, upright, or None if it cannot be decoded.
 
-    Raises
-    ------
-    ClipError
-        The file cannot be read at all: a problem of the disk or of permissions, not of the picture.
+    Raises ClipError if the file cannot be read at all: a problem of the disk or of permissions, not of the picture.
     """
     # The pixels are those of PIL's ``convert("RGB")``, after the rotation that EXIF asks for. Alpha is dropped, gray is
     # repeated, CMYK is converted without a color profile, 16-bit gray keeps its high byte.
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            # Not MAX_BYTES, which would be allocated for each picture.
+            data = file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
     except OSError as error:
         raise unreadable(path, error) from error
     try:
@@ -166,7 +162,8 @@ def read_picture(path: Path) -> NDArray[np.uint8] | None:
             image.load()
             if image.mode.startswith("I"):  # PIL's own conversion clips 16-bit gray at 255
                 return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            ImageOps.exif_transpose(image, in_place=True)
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except DAMAGE as error:
         log.info("%s: not decodable (%s)", path,
                  f"none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else error)

@@ -52,10 +52,7 @@ class Source(ABC):
     def frames(self, start: int = 0) -> Iterator[Frame]:
         """Yield every frame from row `start` (from 0) on, in presentation order.
 
-        Raises
-        ------
-        ClipError
-            The source cannot be read, or ends early; raised after the last good frame.
+        Raises ClipError, after the last good frame, if the source cannot be read or ends early.
         """
 
     @abstractmethod
@@ -64,13 +61,7 @@ class Source(ABC):
 
     @abstractmethod
     def times(self) -> NDArray[np.float64]:
-        """Return the time of every frame, (T,), without its picture.
-
-        Raises
-        ------
-        ClipError
-            As `frames` raises.
-        """
+        """Return the time of every frame, (T,), without its picture; raises as `frames` does."""
 
     @abstractmethod
     def pick(self, rows: Sequence[int]) -> Iterator[Frame]:
@@ -80,12 +71,8 @@ class Source(ABC):
     def digest(self, strict: bool = False) -> dict[str, Any]:
         """Return what identifies this source: ``size``, ``mtime_ns``, ``sha256`` (hex), and ``inode`` of a file.
 
-        Parameters
-        ----------
-        strict : also hash every byte, into ``sha256_strict``.
+        `strict`: also hash every byte, into ``sha256_strict``.
 
-        Notes
-        -----
         Compare ``size`` and the hashes, not ``mtime_ns`` and ``inode``, which differ in a copy. ``sha256`` covers every
         byte of a file up to 8 MiB; of a larger one its size and 64 samples of 64 KiB, evenly spaced from the first byte
         to the last (between two samples, a change that keeps the size goes unnoticed). Of a folder it covers the names

@@ -277,9 +277,7 @@ MAX_BAD_READS, MAX_BAD_PACKETS = 64, 20_000
 class VideoSource(Source):
     """A video file.
 
-    Parameters
-    ----------
-    damaged : what to do with a file that ends early (see `TruncationCheck`): ``"fail"``, or ``"keep"`` what decoded.
+    `damaged`: what to do with a file that ends early (see `TruncationCheck`): ``"fail"``, or ``"keep"`` what decoded.
     """
     # Rows are the frames that a player presents: frames that an edit list hides have no row. A packet that the decoder
     # refuses has a row without a picture, so that the frames after it keep their numbers; refused packets before the
@@ -297,10 +295,7 @@ class VideoSource(Source):
     def open(cls, path: Path, damaged: str = "fail") -> VideoSource:
         """Return the video at `path`, after decoding its first frame.
 
-        Raises
-        ------
-        ClipError
-            Missing, empty, not a video, or a video of which no frame decodes.
+        Raises ClipError if the file is missing, empty, not a video, or a video of which no frame decodes.
         """
         file_stamp(path)  # raises for anything but a regular file: FFmpeg would wait forever for a pipe
         # A file that was cut off after its header opens without an error and holds nothing that decodes.
@@ -452,12 +447,8 @@ def _pixel_shape(stream: VideoStream) -> Fraction:
 def tone_map(signal: NDArray[np.uint16], transfer: int, primaries: int, brightest_nits: float) -> NDArray[np.uint8]:
     """Return the BT.709 picture of an HDR picture (H, W, 3) of 16 bits.
 
-    Parameters
-    ----------
-    brightest_nits : luminance of the brightest pixel of the clip, in cd/m2 on the reference display.
+    `brightest_nits`: luminance of the brightest pixel of the clip, in cd/m2 on the reference display.
 
-    Notes
-    -----
     Transfer functions, luminance weights and the gamma of 1.2 of HLG's reference display are those of ITU-R BT.2100
     (the gamma of each color, as FFmpeg's `zscale` has it by default, not of luminance), the matrix is that of BT.2087,
     and the inverse of BT.1886 encodes the result. No stream states which luminance is
@@ -518,10 +509,8 @@ def _hdr_curves(transfer: int, white_nits: float, compressed: bool
 def upright(image: NDArray[np.uint8], matrix: Sequence[int] | None) -> NDArray[np.uint8]:
     """Return the picture as it is displayed: rotated by a multiple of 90 degrees, mirrored, or both.
 
-    Parameters
-    ----------
-    matrix : display matrix of ISO 14496-12 (a, b, u, c, d, v, x, y, w), None for none. A stored pixel (p, q) is
-        displayed at (a p + c q + x, b p + d q + y).
+    `matrix`: display matrix of ISO 14496-12 (a, b, u, c, d, v, x, y, w), None for none. A stored pixel (p, q) is
+    displayed at (a p + c q + x, b p + d q + y).
     """
     if matrix is None:
         return image
@@ -583,10 +572,7 @@ def _open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 def packet_times(path: Path) -> NDArray[np.float64]:
     """Return the seconds of each frame of a video, (T,), from its packets' time stamps; nothing is decoded.
 
-    Raises
-    ------
-    ClipError
-        It is not a video, or its packets have no time stamps.
+    Raises ClipError if it is not a video, or its packets have no time stamps.
     """
     with _open_stream(path) as (container, stream):
         stamps = sorted(packet.pts for packet in _packets(container, stream, TruncationCheck(container, stream))
@@ -600,10 +586,7 @@ def packet_times(path: Path) -> NDArray[np.float64]:
 def first_picture_s(path: Path) -> float:
     """Return the time stamp of a video's first frame in seconds of the container's clock, which its sound shares.
 
-    Raises
-    ------
-    ClipError
-        It is not a video.
+    Raises ClipError if it is not a video.
     """
     with _open_stream(path) as (container, stream):
         stamp = next((stamp for stamp, *_ in _decoded(container, stream, TruncationCheck(container, stream))), None)
@@ -613,8 +596,6 @@ def first_picture_s(path: Path) -> float:
 def choose_stream(container: InputContainer, path: Path) -> VideoStream | None:
     """Return the video stream to read, None without one: the default one, then that with the most frames, then pixels.
 
-    Notes
-    -----
     A cover picture is never chosen, and a stream of a single picture (a thumbnail that is not marked) only if there is
     no other.
     """

@@ -34,10 +34,7 @@ class VideoWriter:
     def add(self, picture: NDArray[np.uint8], time_s: float) -> None:
         """Write a picture, (H, W, 3), that is shown `time_s` seconds after the first one.
 
-        Raises
-        ------
-        InputError
-            Its size is not that of the video.
+        Raises InputError if its size is not that of the video.
         """
         if picture.shape[:2] != (self._stream.height, self._stream.width):
             raise InputError(f"a picture of {picture.shape[1]} x {picture.shape[0]} pixels in a video of "
@@ -61,19 +58,14 @@ def open_writer(path: Path, size: tuple[int, int], *, like: Path | None = None,
                 fps: float = 30.0) -> Iterator[VideoWriter]:
     """Yield a writer of an H.264 video at `path`.
 
+    Raises InputError if the file name ends differently, or the size is odd; ClipError if `like` cannot be read.
+
     Parameters
     ----------
     path : ends in .mp4, .mov or .mkv.
     size : (height, width) of the pictures, both even.
     like : the video whose time base, frame rate and sound are copied.
     fps : nominal frame rate if there is no such video.
-
-    Raises
-    ------
-    InputError
-        The file name ends differently, or the size is odd.
-    ClipError
-        `like` cannot be read.
     """
     # The sound is copied packet by packet if the format can hold it, otherwise re-encoded as AAC.
     if path.suffix.lower() not in ENDINGS:

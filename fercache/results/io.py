@@ -31,32 +31,23 @@ from fercache.runtime.atomic_io import replacing
 
 COLUMNS = ("clip", "frame", "time_s", "valid", "label", "prediction")
 PROB_PREFIX = "p_"
-ENDINGS = (".csv", ".csv.gz", ".parquet")
-"""File formats, for reading and for writing."""
-SUM_TOLERANCE = 1e-3
-"""The probabilities of a row sum to 1 within this."""
+ENDINGS = (".csv", ".csv.gz", ".parquet")  # file formats, for reading and for writing
+SUM_TOLERANCE = 1e-3  # the probabilities of a row sum to 1 within this
 POOLED = "a clip's class is that of the mean probability over its frames with a face (over all frames if it has none)"
 REWRITE_HINT = "the file is cut off or edited; write it again with `fercache stack`"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipPredictions:
-    """All rows of one clip in `preds.csv`, ascending by frame.
+    """All rows of one clip in `preds.csv`, ascending by frame."""
 
-    Attributes
-    ----------
-    name : the trial's name.
-    frame : (T,) int64, from 1; time_s : (T,) float64; valid : (T,) bool; label : (T,) int64, -1 unknown.
-    label_pred : (T,) int64, the predicted class; probs : (T, C) float64, probabilities.
-    """
-
-    name: str
-    frame: NDArray[np.int64]
-    time_s: NDArray[np.float64]
-    valid: NDArray[np.bool_]
-    label: NDArray[np.int64]
-    label_pred: NDArray[np.int64]
-    probs: NDArray[np.float64]
+    name: str  # the trial's name
+    frame: NDArray[np.int64]  # (T,), from 1
+    time_s: NDArray[np.float64]  # (T,)
+    valid: NDArray[np.bool_]  # (T,)
+    label: NDArray[np.int64]  # (T,), -1 unknown
+    label_pred: NDArray[np.int64]  # (T,), the predicted class
+    probs: NDArray[np.float64]  # (T, C), probabilities
 
     def digest(self, more: Sequence[Any]) -> str:
         """Return the sha256 (hex) over all rows and over `more` (JSON values)."""
@@ -82,18 +73,12 @@ def match_clip(clip: str, names: Container[str]) -> str:
 class PredictionsFile:
     """Reads a prediction table; each iteration opens the file again.
 
-    Parameters
-    ----------
-    path : a table that `fercache stack` or `predict` wrote, or one with the same columns; further columns are ignored.
+    `path`: a table that `fercache stack` or `predict` wrote, or one with the same columns; further columns are ignored.
+    Raises InputError if the file is absent, not a table, or lacks columns.
 
     Attributes
     ----------
     classes : class names, in the order of the columns ``p_<Class>``.
-
-    Raises
-    ------
-    InputError
-        The file is absent, not a table, or lacks columns.
     """
 
     def __init__(self, path: Path) -> None:
@@ -115,10 +100,7 @@ class PredictionsFile:
     def clips(self) -> Iterator[ClipPredictions]:
         """Yield each clip with all its rows.
 
-        Raises
-        ------
-        InputError
-            A row is damaged, the rows of a clip are not adjacent, or its frames do not ascend.
+        Raises InputError if a row is damaged, the rows of a clip are not adjacent, or its frames do not ascend.
         """
         done: set[str] = set()
         columns = [*COLUMNS, *(PROB_PREFIX + name for name in self.classes)]
@@ -196,14 +178,8 @@ def file_name(clip: str, ending: str) -> str:
 def write_predictions(oof: OofLogits, ppm: NDArray[np.int32], path: Path) -> None:
     """Write the predictions to `path`, atomically; the ending of the name selects the format.
 
-    Parameters
-    ----------
-    ppm : (R, C) probabilities in parts per million.
-
-    Raises
-    ------
-    InputError
-        The ending is unknown, or `path` cannot be written.
+    `ppm`: (R, C) probabilities in parts per million. Raises InputError if the ending is unknown, or `path` cannot be
+    written.
     """
     ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
     if ending is None:

@@ -28,10 +28,8 @@ POLICIES = {
                       "their own predictions, every other column the plain mean of the temporal heads",
 }
 FACELESS_CLIP = "a clip without any face has the predictions of the heads"
-COPIED = ("nearest", "linear")
-"""The policies that use only the predictions of other frames."""
-TEMPORAL = head_registry.TEMPORAL_HEADS
-"""Heads that read neighboring frames and mask those without a face."""
+COPIED = ("nearest", "linear")  # the policies that use only the predictions of other frames
+TEMPORAL = head_registry.TEMPORAL_HEADS  # heads that read neighboring frames and mask those without a face
 
 
 @dataclass(frozen=True)
@@ -58,17 +56,14 @@ class GapSources:
 def gap_sources(time_s: Floats, seen: Mask, policy: str, *, causal: bool = False) -> GapSources:
     """Return the source rows of one clip's predictions; each row is its own source if no row has a face.
 
+    Raises InputError if the policy is "linear" and `causal` is true.
+
     Parameters
     ----------
     time_s : (T,) rising.
     seen : (T,) whether a face was seen.
     policy : one of `POLICIES`; with "none" and "temporal-heads" every row is its own source.
     causal : use no later row; rows before the first face are their own source.
-
-    Raises
-    ------
-    InputError
-        The policy is "linear" and `causal` is true.
     """
     if causal and policy == "linear":
         raise InputError("linear interpolation uses a later frame", where="missing_faces = linear",

@@ -51,14 +51,9 @@ class _Tally:
 def score_file(dataset: Dataset, preds: io.PredictionsFile, config: ScoreConfig) -> dict[str, Any]:
     """Return every figure as a JSON value.
 
-    Raises
-    ------
-    InputError
-        The set has no labels in that split, no class or no clip in common with the predictions, or the predictions are
-        damaged.
+    Raises InputError if the set has no labels in that split, no class or no clip in common with the predictions, or the
+    predictions are damaged.
 
-    Notes
-    -----
     ``all`` counts every class of the set; those that the predictions lack have an F1 of 0. ``shared`` counts only the
     classes that both have, and rows of these. ``without_copies`` is there if photos are copies of photos in another
     split, and leaves these out.

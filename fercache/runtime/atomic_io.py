@@ -26,11 +26,9 @@ from fercache.errors import InputError
 
 KILL_AT = os.environ.get("FERCACHE_KILL_AT", "")
 """``NAME:COUNT``: where `durable_step` kills this process; set by tests of crash safety, otherwise empty."""
-TEMPORARY = ".tmp-"
-"""Prefix of the name of a temporary sibling."""
+TEMPORARY = ".tmp-"  # prefix of the name of a temporary sibling
 _steps: Counter[str] = Counter()
-SUFFIX_BYTES = 100
-"""Bytes of a name's end that its temporary sibling keeps; file systems allow 255 bytes, not letters."""
+SUFFIX_BYTES = 100  # bytes of a name's end that its temporary sibling keeps; file systems allow 255 bytes, not letters
 _umask_lock = threading.Lock()
 _UMASK_LINE = re.compile(r"^Umask:\s*([0-7]+)", re.MULTILINE)
 RecordType = TypeVar("RecordType", bound=msgspec.Struct)
@@ -40,10 +38,7 @@ RecordType = TypeVar("RecordType", bound=msgspec.Struct)
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; on a clean exit it becomes `path`, otherwise it is removed.
 
-    Raises
-    ------
-    InputError
-        The folder cannot be created or written.
+    Raises InputError if the folder cannot be created or written.
     """
     # After a crash at any moment `path` holds its old bytes or its new ones. The sibling keeps `path`'s suffixes, so
     # that writers which choose a format by the ending work on it.
@@ -71,10 +66,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def making_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary sibling of `path`; on a clean exit it becomes the folder `path`, else it is removed.
 
-    Raises
-    ------
-    InputError
-        `path` exists and is not an empty folder, or nothing can be written beside it.
+    Raises InputError if `path` exists and is not an empty folder, or nothing can be written beside it.
     """
     # After a crash at any moment the folder `path` is absent or complete. A folder with content cannot be replaced in
     # one step, so it is refused.
@@ -126,13 +118,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def read_json(path: Path, limit_bytes: int = 64 << 20) -> Any:
-    """Return the JSON value at `path`.
-
-    Raises
-    ------
-    InputError
-        The file is larger than `limit_bytes` or is not JSON.
-    """
+    """Return the JSON value at `path`. Raises InputError if the file is larger than `limit_bytes` or is not JSON."""
     if path.stat().st_size > limit_bytes:
         raise InputError(f"larger than {limit_bytes} bytes", where=path, hint="fercache did not write this file")
     try:
@@ -144,10 +130,7 @@ def read_json(path: Path, limit_bytes: int = 64 << 20) -> Any:
 def read_record(path: Path, kind: type[RecordType], limit_bytes: int = 64 << 20) -> RecordType:
     """Return the record that the JSON file at `path` holds.
 
-    Raises
-    ------
-    InputError
-        The file is larger than `limit_bytes`, is not JSON, or holds something else.
+    Raises InputError if the file is larger than `limit_bytes`, is not JSON, or holds something else.
     """
     return convert_record(read_json(path, limit_bytes), kind, path)
 
@@ -165,10 +148,7 @@ def convert_record(value: Any, kind: type[RecordType], where: object) -> RecordT
 def make_folder(path: Path) -> None:
     """Create the folder `path` and its parents.
 
-    Raises
-    ------
-    InputError
-        No permission, or a file is in the way.
+    Raises InputError if that is not permitted, or a file is in the way.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

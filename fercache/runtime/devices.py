@@ -17,8 +17,7 @@ from fercache.errors import InputError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-GPU_WORKERS = 3
-"""Threads that keep one GPU busy: while one waits for results, the others have launched theirs."""
+GPU_WORKERS = 3  # threads that keep one GPU busy: while one waits for results, the others have launched theirs
 
 
 def synchronize_device(device: str) -> None:
@@ -30,10 +29,7 @@ def synchronize_device(device: str) -> None:
 def resolve_device(name: str) -> str:
     """Return cpu or cuda:N for the device `name`: auto, cpu, cuda or cuda:N.
 
-    Raises
-    ------
-    InputError
-        This machine has no such device.
+    Raises InputError if this machine has no such device.
     """
     if name == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
@@ -63,10 +59,8 @@ def gpus() -> int:
 def assign_gpu(device: str, threads: int, number: int, of: int) -> tuple[str, int]:
     """Return the device and the threads of process `number` (from 0) of the `of` that share a machine.
 
-    Parameters
-    ----------
-    device, threads : for all of them: auto and cuda are distributed over the GPUs, a device with a number is shared by
-        all; threads (0: all cores) are divided.
+    `device` and `threads`: for all of them: auto and cuda are distributed over the GPUs, a device with a number is
+    shared by all; threads (0: all cores) are divided.
     """
     if device in ("auto", "cuda") and gpus():
         device = f"cuda:{number % gpus()}"
@@ -76,9 +70,7 @@ def assign_gpu(device: str, threads: int, number: int, of: int) -> tuple[str, in
 def bf16_pays(flags: str | None = None) -> bool:
     """Return whether this machine's processor multiplies bf16 at more than float32's rate.
 
-    Parameters
-    ----------
-    flags : the content of /proc/cpuinfo; the default is that of this machine.
+    `flags`: the content of /proc/cpuinfo; the default is that of this machine.
     """
     # Intel's matrix units (AMX), AMD's avx512_bf16 and Arm's bf16 do. Intel's avx512_bf16 alone does half of float32's
     # multiplications a cycle: measured .64 of float32's rate with torch and .58 with OpenVINO. Without any of them bf16

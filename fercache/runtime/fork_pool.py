@@ -40,10 +40,7 @@ class ForkPool:
             bar: ProgressBar) -> list[ForkResult]:
         """Return ``task(job, report)`` of each job in order; `report(amount)` counts units of work on the bar.
 
-        Raises
-        ------
-        BrokenOff
-            A worker was killed, most likely for lack of memory; what it had finished stays.
+        Raises BrokenOff if a worker was killed, most likely for lack of memory; what it had finished stays.
         """
         if not jobs:
             return []
@@ -78,8 +75,7 @@ class ForkPool:
             workers.shutdown(cancel_futures=True)
 
 
-_state: dict[str, Any] = {}
-"""Task and jobs of a worker, which the fork copies: they need no pickling."""
+_state: dict[str, Any] = {}  # task and jobs of a worker, which the fork copies: they need no pickling
 
 
 def _begin(task: Any, jobs: Any, done: Any, parent: int) -> None:

@@ -40,13 +40,7 @@ Location: TypeAlias = Path | Url
 
 
 def as_location(place: str | Path | Url) -> Location:
-    """Return a path or a URL; ``file://`` URLs become paths.
-
-    Raises
-    ------
-    InputError
-        A chained URL (``zip::s3://...``).
-    """
+    """Return a path or a URL; ``file://`` URLs become paths, and chained ones (``zip::s3://...``) are an InputError."""
     # A Path made from a URL has lost one of its slashes. It counts as the URL, unless such a folder exists.
     if isinstance(place, Url):
         return place

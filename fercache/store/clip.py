@@ -12,14 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.errors import InputError, NotInStore
-from fercache.store.layout import (
-    EMBEDDED,
-    FRAME_TABLE,
-    SEGMENT,
-    Grid,
-    encode_name,
-    frame_columns,
-)
+from fercache.store.layout import EMBEDDED, FRAME_TABLE, SEGMENT, Grid, encode_name, frame_columns
 from fercache.store.manifest import ClipManifest, damaged
 
 if TYPE_CHECKING:
@@ -94,12 +87,8 @@ class Tap:
     def rows(self, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return the rows of frames `start` to `stop`, in `out` or as a new array.
 
-        Raises
-        ------
-        StoreError
-            A chunk's file is missing or torn.
-        InputError
-            The clip does not have these rows, or `out` has another shape or type.
+        Raises StoreError if a chunk's file is missing or torn; InputError if the clip does not have these rows, or
+        `out` has another shape or type.
         """
         if not 0 <= start <= max(start, stop) <= len(self):  # the last chunk is padded: past the end there are zeros
             raise InputError(f"rows {start} to {stop} of {len(self)}", where=self.key)
@@ -157,10 +146,7 @@ class Tap:
     def check(self) -> None:
         """Check that the file of every chunk exists and has its full length.
 
-        Raises
-        ------
-        StoreError
-            A chunk is missing or torn.
+        Raises StoreError if a chunk is missing or torn.
         """
         sizes = self.files.sizes(self.key)
         for key in self.grid.files():
@@ -224,9 +210,7 @@ class Clip(Mapping[str, Tap]):
     def read(self, tap: str, out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
         """Return a whole tap, ``(T, ...) float16``.
 
-        Parameters
-        ----------
-        out : array of the same shape to read into, instead of a new one; the files are read straight into a contiguous
-            one.
+        `out`: array of the same shape to read into, instead of a new one; the files are read straight into a contiguous
+        one.
         """
         return self[tap].rows(0, self.frames, out)

@@ -71,10 +71,7 @@ def read_root(data: bytes, where: Location) -> StoreRoot:
 def settings_of_any_version(path: Location) -> dict[str, Any]:
     """Return a store's settings whatever its format version, so that `forget` also reaches older stores.
 
-    Raises
-    ------
-    StoreError
-        There is no intact root.
+    Raises StoreError if there is no intact root.
     """
     settings = verify_checksum(files_at(path).get(META) or b"", path / META, any_version=True).get("settings")
     if not isinstance(settings, dict):
@@ -104,10 +101,7 @@ def check_taps(taps: dict[str, tuple[int, ...]]) -> None:
 def read_index(path: Path) -> dict[str, tuple[FileStamp, ClipManifest]]:
     """Return the manifests in an index by folder, each with the stamp that its file had.
 
-    Raises
-    ------
-    StoreError
-        The index is damaged or has another format.
+    Raises StoreError if the index is damaged or has another format.
     """
     data = path.read_bytes()
     try:
@@ -121,6 +115,9 @@ def read_index(path: Path) -> dict[str, tuple[FileStamp, ClipManifest]]:
 class EmbeddingStore(Mapping[str, Clip]):
     """The features of all clips, computed with the same settings; open it with `open` or `create`.
 
+    Any number of processes, and of machines on a remote store, may read and write at once. A clip whose manifest is
+    damaged or belongs to another store counts as absent, with a warning: the next `extract` computes it again.
+
     Attributes
     ----------
     path : of the Zarr group, or its URL.
@@ -128,11 +125,6 @@ class EmbeddingStore(Mapping[str, Clip]):
     taps : tap -> shape of one frame.
     mode : ``"r"`` or ``"a"``.
     causal : whether a frame that is not embedded repeats the last one that is, instead of being interpolated.
-
-    Notes
-    -----
-    Any number of processes, and of machines on a remote store, may read and write at once. A clip whose manifest is
-    damaged or belongs to another store counts as absent, with a warning: the next `extract` computes it again.
     """
 
     def __init__(self, files: StoreFiles, mode: str, root: StoreRoot, causal: bool = False) -> None:
@@ -147,15 +139,12 @@ class EmbeddingStore(Mapping[str, Clip]):
     def open(cls, path: str | Location, *, mode: str = "r", causal: bool = False) -> EmbeddingStore:
         """Return the store at `path`, a folder or any URL that fsspec opens.
 
+        Raises StoreError if there is no store, or its root is damaged.
+
         Parameters
         ----------
         mode : ``"r"`` to read, ``"a"`` to write too. ``"r"`` reads each manifest of a remote store only once.
         causal : use no later frame where ``embed_every`` left frames out: repeat the last embedded one.
-
-        Raises
-        ------
-        StoreError
-            There is no store, or its root is damaged.
         """
         if mode not in ("r", "a"):
             raise InputError(f"mode {mode!r} is neither 'r' nor 'a'", where=path)
@@ -179,17 +168,11 @@ class EmbeddingStore(Mapping[str, Clip]):
                repair: bool = False) -> EmbeddingStore:
         """Return the store at `path`, open for writing; a missing one is created.
 
-        Parameters
-        ----------
-        repair : write a damaged root anew. That is safe: the settings are given, and each manifest has the fingerprint
-            of its settings, so a clip of other settings counts as absent.
+        `repair`: write a damaged root anew. That is safe: the settings are given, and each manifest has the fingerprint
+        of its settings, so a clip of other settings counts as absent.
 
-        Raises
-        ------
-        StoreError
-            The store there has other settings or taps.
-        InputError
-            The settings cannot be written as JSON, or a tap has no shape.
+        Raises StoreError if the store there has other settings or taps; InputError if the settings cannot be written as
+        JSON, or a tap has no shape.
         """
         files, settings = files_at(path), normalize_json(settings, "settings")
         check_taps(taps)
@@ -227,10 +210,7 @@ class EmbeddingStore(Mapping[str, Clip]):
     def manifest(self, clip: str) -> ClipManifest:
         """Return the manifest of a committed clip.
 
-        Raises
-        ------
-        NotInStore
-            The clip is not committed, or its manifest is damaged.
+        Raises NotInStore if the clip is not committed, or its manifest is damaged.
         """
         manifest = self._manifest(encode_name(clip))
         if manifest is None:
@@ -262,10 +242,7 @@ class EmbeddingStore(Mapping[str, Clip]):
     def read_manifest(self, folder: str) -> ClipManifest | None:
         """Return the manifest in a folder, None if the clip is not committed.
 
-        Raises
-        ------
-        StoreError
-            The manifest is damaged, or belongs to another clip or store.
+        Raises StoreError if the manifest is damaged, or belongs to another clip or store.
         """
         data = self.files.get(f"{folder}/{META}")
         if data is None:
@@ -314,8 +291,6 @@ class EmbeddingStore(Mapping[str, Clip]):
     def digest(self) -> str:
         """Return the sha256 (hex) over clips, frames and arrays: equal features give equal digests.
 
-        Notes
-        -----
         It does not depend on the order of work, provenance, source or time stamps.
         """
         # Once for a reader of a remote store, as its manifests: forked processes then need no request at all.
@@ -339,22 +314,16 @@ class EmbeddingStore(Mapping[str, Clip]):
     def writer(self, clip: str, *, source: dict[str, Any], provenance: dict[str, Any]) -> Iterator[ClipWriter | None]:
         """Yield a writer for a clip, or None if another live process is writing it or has just committed it.
 
+        The work of a dead writer is resumed if source and provenance are equal (except time stamps), and discarded
+        otherwise. The next writer resumes what this one leaves without `commit`.
+
+        Raises StoreError if the store is open for reading only; ClipError if the file system ignores case, and the
+        clip's name differs from another one's in case only.
+
         Parameters
         ----------
         source : identifies the source file; a committed clip of another source is computed again.
         provenance : what float noise depends on.
-
-        Raises
-        ------
-        StoreError
-            The store is open for reading only.
-        ClipError
-            The file system ignores case, and the clip's name differs from another one's in case only.
-
-        Notes
-        -----
-        The work of a dead writer is resumed if source and provenance are equal (except time stamps), and discarded
-        otherwise. The next writer resumes what this one leaves without `commit`.
         """
         self._check_writable()
         # Faces were detected, and their crops are aligned.
@@ -379,10 +348,7 @@ class EmbeddingStore(Mapping[str, Clip]):
     def remove(self, clip: str) -> None:
         """Remove a clip, committed or unfinished; do nothing if it is absent.
 
-        Raises
-        ------
-        StoreError
-            The store is open for reading only, or another process is writing the clip.
+        Raises StoreError if the store is open for reading only, or another process is writing the clip.
         """
         self._check_writable()
         self.remove_folder(encode_name(clip))

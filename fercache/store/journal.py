@@ -17,8 +17,7 @@ from fercache.runtime import atomic_io
 from fercache.store.layout import FRAME_TABLE, VERSION
 from fercache.store.manifest import MAX_METADATA_BYTES
 
-DETECTION_COLUMNS = 6
-"""Row, box and score; then the landmarks, if the frame table has them."""
+DETECTION_COLUMNS = 6  # row, box and score; then the landmarks, if the frame table has them
 MAX_JOURNAL_BYTES = 16 * MAX_METADATA_BYTES
 
 

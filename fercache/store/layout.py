@@ -7,16 +7,14 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-VERSION = 2
-"""Format of stores: 1 was fercache 0.1 (its frame table was the array "clock"); 2 names it "frame_table"."""
+VERSION = 2  # format of stores: 1 was fercache 0.1 (its frame table was the array "clock"); 2 names it "frame_table"
 SEGMENT = 1024
 """Frames between two durable points of a clip's features; a multiple of CHUNK, so two segments never share a chunk."""
-CHUNK = 256
-"""Most rows of a chunk. A shorter clip has chunks of its own length, since Zarr pads the last chunk."""
+CHUNK = 256  # most rows of a chunk. A shorter clip has chunks of its own length, since Zarr pads the last chunk.
 FRAME_COLUMNS = ("index", "time_s", "valid", "x1", "y1", "x2", "y2", "score", "track")
 """Columns of the frame table: frame from 1, seconds from 0, 1 if it has a face, its box in pixels, score, track."""
 LANDMARK_COLUMNS = tuple(f"{point}_{axis}" for point in ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
@@ -26,8 +24,7 @@ EMBEDDED = "embedded"
 """A last column where only some frames are embedded: 1 in those whose values the arrays of the taps hold, in order."""
 FRAME_TABLE = "frame_table"
 META = "zarr.json"
-DTYPES = {"float16": 2, "float64": 8}
-"""Element types that a store holds, always little endian, and their bytes."""
+DTYPES = {"float16": 2, "float64": 8}  # element types that a store holds, always little endian, and their bytes
 
 
 @dataclass(frozen=True)
@@ -37,22 +34,22 @@ class Grid:
     shape: tuple[int, ...]  # (T, ...) of the array
     dtype: str  # one of DTYPES
 
-    @cached_property
+    @property
     def rows(self) -> int:
         """Rows of a chunk."""
         return min(self.shape[0], CHUNK)
 
-    @cached_property
+    @property
     def count(self) -> int:
         """Number of chunks."""
         return math.ceil(self.shape[0] / self.rows)
 
-    @cached_property
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return math.prod(self.shape[1:]) * DTYPES[self.dtype]
 
-    @cached_property
+    @property
     def chunk_bytes(self) -> int:
         """Bytes of a chunk's file, padding of the last one included."""
         return self.rows * self.row_bytes
@@ -98,11 +95,9 @@ def _document(value: dict[str, Any]) -> bytes:
 
 # Folder names of clips and taps: reversible, and valid on every file system and in Zarr.
 
-MAX_NAME_BYTES = 180
-"""Longest folder name that spells out the whole name; file systems allow 255 bytes."""
+MAX_NAME_BYTES = 180  # longest folder name that spells out the whole name; file systems allow 255 bytes
 PREFIX_BYTES = 100
-HASH_SEPARATOR = "%%"
-"""Separates the start of a long name from its sha256; in other folder names no % follows a %."""
+HASH_SEPARATOR = "%%"  # separates the start of a long name from its sha256; in other folder names no % follows a %
 EMPTY_NAME = "%"
 
 _SPECIAL = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)|zarr\.json$|\.|__", re.IGNORECASE)

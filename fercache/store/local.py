@@ -83,6 +83,10 @@ class LocalStoreFiles:
         except (FileNotFoundError, NotADirectoryError):
             return False
         try:
+            if offset + len(view) == size:  # one call reads the file and finds its end, and that it has no more bytes
+                count = os.preadv(handle, [view, bytearray(1)], offset)
+                if count >= len(view):
+                    return count == len(view)
             return size in (None, os.fstat(handle).st_size) and _read_all(handle, view, offset)
         except IsADirectoryError:
             return False
@@ -114,9 +118,7 @@ class LocalStoreFiles:
     def fsync(self, keys: Iterable[str], *others: Path) -> None:
         """Return when these files or folders, and the folders that hold them, have reached the disk.
 
-        Parameters
-        ----------
-        others : files elsewhere to sync together with these.
+        `others`: files elsewhere to sync together with these.
         """
         # Files are synced in parallel, so that one commit of the file system's journal serves many of them (16 files: 2
         # ms, one by one 60 ms).

@@ -30,12 +30,10 @@ log = logging.getLogger(__name__)
 
 LOCK_SUFFIX = ".claim"
 OWNER_FILE = "owner"
-HEARTBEAT_S = 30.0
-"""Seconds between two heartbeats of a lease."""
+HEARTBEAT_S = 30.0  # seconds between two heartbeats of a lease
 LEASE_TTL_S = 600.0
 """Seconds without a heartbeat after which a machine counts as dead. Clocks of machines must agree far better."""
-MAX_TRIES = 4
-"""How often a machine tries again when another one wrote its lease at the same moment."""
+MAX_TRIES = 4  # how often a machine tries again when another one wrote its lease at the same moment
 
 
 # Processes of one machine: file locks.
@@ -152,10 +150,7 @@ class RemoteLease:
     def check(self) -> None:
         """Refuse to write where the clip may be another machine's by now.
 
-        Raises
-        ------
-        ClipError
-            Another machine took the lease over, or this one sent no heartbeat for too long.
+        Raises ClipError if another machine took the lease over, or this one sent no heartbeat for too long.
         """
         if self._lost or self._expired():
             raise ClipError("another machine may have taken this clip over, since this one sent no heartbeat for "

@@ -26,10 +26,8 @@ from fercache.store.layout import (
     group_document,
 )
 
-ATTRIBUTE = "fercache"
-"""The attribute of a Zarr group that holds the record."""
-MAX_METADATA_BYTES = 64 << 20
-"""Larger metadata files are not read."""
+ATTRIBUTE = "fercache"  # the attribute of a Zarr group that holds the record
+MAX_METADATA_BYTES = 64 << 20  # larger metadata files are not read
 RECOMPUTE_HINT = "run `fercache verify --repair`, then `fercache extract`"
 EXTRACT_AGAIN_HINT = "run `fercache extract` again: it computes the clips anew, since no format is converted"
 
@@ -118,14 +116,8 @@ def with_checksum(record: msgspec.Struct | dict[str, Any]) -> bytes:
 def verify_checksum(data: bytes, where: object, *, any_version: bool = False) -> dict[str, Any]:
     """Return the JSON object that `with_checksum` wrote.
 
-    Parameters
-    ----------
-    any_version : accept a store of another format version too; only its settings are safe to use.
-
-    Raises
-    ------
-    StoreError
-        A byte of it changed, fercache did not write it, or its format has another version.
+    `any_version`: accept a store of another format version too; only its settings are safe to use. Raises StoreError if
+    a byte of it changed, fercache did not write it, or its format has another version.
     """
     try:
         body: dict[str, Any] = dict(parse_json(data)["attributes"][ATTRIBUTE])

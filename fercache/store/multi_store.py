@@ -22,10 +22,8 @@ log = logging.getLogger(__name__)
 
 SEPARATOR = "/"
 VIEWS_SUFFIX = "_views"
-IMPORTED = "imported"
-"""Key in the settings of a store that `fercache import` made."""
-JOINED = "joined"
-"""Key in the settings of a `MultiStoreView`: label of a joined store -> its settings."""
+IMPORTED = "imported"  # key in the settings of a store that `fercache import` made
+JOINED = "joined"  # key in the settings of a `MultiStoreView`: label of a joined store -> its settings
 
 
 class ReadableClip(Protocol):
@@ -149,15 +147,12 @@ def join_stores(base: EmbeddingStore, names: Sequence[str], taps: Sequence[str])
                                                                                           tuple[str, ...]]:
     """Return `base` joined with the stores of these names, and the taps to read of it.
 
+    Raises InputError if there is no such store, or several have that name.
+
     Parameters
     ----------
     names : of siblings of the store (the part before the fingerprint, or all of it), or their paths or URLs.
     taps : of the base; ``NAME/tap`` selects taps of a sibling, and a sibling without a selected tap contributes all.
-
-    Raises
-    ------
-    InputError
-        There is no such store, or several have that name.
     """
     if base.files.is_remote:
         # Reads all manifests in parallel into the cache of `base`; later calls ask for them one by one.

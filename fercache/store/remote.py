@@ -30,10 +30,8 @@ if TYPE_CHECKING:
 
 # Reading a remote store in a known order: the next clips are downloaded while the current one is used.
 
-PREFETCH_BYTES = 256 << 20
-"""Most bytes that are downloaded ahead; a larger clip is downloaded alone."""
-PREFETCH_CLIPS = 16
-"""Most clips that are downloaded ahead: for small clips, latency is all the time."""
+PREFETCH_BYTES = 256 << 20  # most bytes that are downloaded ahead; a larger clip is downloaded alone
+PREFETCH_CLIPS = 16  # most clips that are downloaded ahead: for small clips, latency is all the time
 
 Values = dict[str, NDArray[np.float16]]
 T = TypeVar("T")
@@ -300,12 +298,7 @@ StoreFiles = LocalStoreFiles | RemoteStoreFiles
 def files_at(place: str | Location) -> StoreFiles:
     """Return the files of a folder or URL, connected.
 
-    Raises
-    ------
-    InputError
-        A URL of an unknown protocol.
-    MissingExtra
-        The package for its protocol is not installed.
+    Raises InputError if a URL has an unknown protocol; MissingExtra if the package for its protocol is not installed.
     """
     location = as_location(place)
     if not isinstance(location, Url):
@@ -318,10 +311,7 @@ def files_at(place: str | Location) -> StoreFiles:
 def read_pointer(place: Location) -> Location | None:
     """Return the store that the pointer at a path or URL names; None without a pointer.
 
-    Raises
-    ------
-    InputError
-        The pointer is damaged.
+    Raises InputError if the pointer is damaged.
     """
     data = files_at(place.parent).get(place.name)
     try:

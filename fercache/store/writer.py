@@ -181,10 +181,8 @@ class ClipWriter:
     def keep_detections(self, stop: int, rows: NDArray[np.float64]) -> None:
         """Log the detections of the rows from `detected` up to `stop` in the journal.
 
-        Parameters
-        ----------
-        rows : (n, 6) float64: row from 0, x1, y1, x2, y2, score; no row for a frame without a face. With landmarks
-            (n, 16): then x and y of each.
+        `rows`: (n, 6) float64: row from 0, x1, y1, x2, y2, score; no row for a frame without a face. With landmarks (n,
+        16): then x and y of each.
         """
         if stop <= self.detected or rows.ndim != 2 or rows.shape[1] != self.job.detection_columns:
             raise InputError(f"detections {rows.shape} up to row {stop} do not follow row {self.detected}",
@@ -276,14 +274,8 @@ class ClipWriter:
     def commit(self, **more: Any) -> ClipManifest:
         """Make the clip part of the store and return its manifest.
 
-        Parameters
-        ----------
-        more : JSON values to add to the manifest's provenance.
-
-        Raises
-        ------
-        InputError
-            The frame table or some frames are missing.
+        `more`: JSON values to add to the manifest's provenance. Raises InputError if the frame table or some frames are
+        missing.
         """
         if self._frame_table is None or self.written != self._rows_of(self._frame_table):
             length = "unknown" if self._frame_table is None else self._rows_of(self._frame_table)

@@ -81,10 +81,7 @@ def starter_files(folder: str) -> list[Path]:
 def load_checkpoint(path: Path, device: str = "cpu") -> TrainedHead:
     """Return the head whose record is at `path`, ready to predict.
 
-    Raises
-    ------
-    StoreError
-        Its record or its weights are missing or damaged.
+    Raises StoreError if its record or its weights are missing or damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

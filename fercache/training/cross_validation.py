@@ -79,8 +79,7 @@ def settings_for(head: str, config: TrainConfig, device: str, *, oof_input: bool
 
 
 MIN_VAL_PARTS = 2
-VAL_FRACTION = 0.2
-"""Share of a fold's training groups that serve to choose the epoch."""
+VAL_FRACTION = 0.2  # share of a fold's training groups that serve to choose the epoch
 
 
 class Splits:

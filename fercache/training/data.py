@@ -123,9 +123,7 @@ class WindowSampler:
     def covering_starts(self, phases: int = 0) -> NDArray[np.int64]:
         """Return (M, 2): half-overlapping windows that cover every frame, also those between the steps.
 
-        Parameters
-        ----------
-        phases : how many of the `step` possible first frames are used, 0 for all.
+        `phases`: how many of the `step` possible first frames are used, 0 for all.
         """
         starts = []
         for trial in self.trials:
@@ -139,9 +137,7 @@ class WindowSampler:
     def batch(self, starts: NDArray[np.int64], rng: np.random.Generator | None = None) -> Batch:
         """Return the windows that begin at `starts`, (B, 2), as tensors on the device.
 
-        Parameters
-        ----------
-        rng : draws an augmentation for each window, where the features have several; without it the plain one is used.
+        `rng`: draws an augmentation for each window, where the features have several; without it the plain one is used.
         """
         features = self.features
         rows = starts[:, 1:] + self.steps
@@ -178,13 +174,14 @@ class WindowSampler:
 
 # Reading the store: RAM where the features fit, otherwise one local file that is mapped.
 
-MAX_MEMORY_SHARE = 0.9
-"""Share of the free memory that features may take."""
+MAX_MEMORY_SHARE = 0.9  # share of the free memory that features may take
 
 
 def load_features(store: ReadableStore, trials: Sequence[Trial], taps: Sequence[str], *, augmentations: bool = False,
                   normalize: str = "train", memory: str = "ram", mmap_dir: Path | None = None) -> FrameDataset:
     """Return the features of `trials`, read once; a trial is as long as the longer of its clip and its annotation.
+
+    Raises InputError if the store lacks one of the taps, or the features fit neither into memory nor onto the disk.
 
     Parameters
     ----------
@@ -192,11 +189,6 @@ def load_features(store: ReadableStore, trials: Sequence[Trial], taps: Sequence[
     normalize : "clip" normalizes each clip by the mean and spread of its seen frames; otherwise rows are unchanged.
     memory : "ram", "map" (a mapped file in `mmap_dir`), or "auto" (mapped where the features do not fit into RAM).
     mmap_dir : folder of the mapped file, which stays there: the next run with the same features only opens it.
-
-    Raises
-    ------
-    InputError
-        The store lacks one of the taps, or the features fit neither into memory nor onto the disk.
     """
     taps = sorted(taps, key=is_audio)
     layout = row_layout(store.taps, taps, store.path)

@@ -23,8 +23,7 @@ from fercache.heads.temporal import TemporalHead
 from fercache.training.data import Batch, FrameDataset, WindowSampler
 from fercache.training.inference import make_sampler, predict_head
 
-FOCUS = 2.0
-"""Exponent of the focal loss (Lin et al. 2017)."""
+FOCUS = 2.0  # exponent of the focal loss (Lin et al. 2017).
 POWER = {"weighted": 0.5, "balanced": 1.0, "focal": 0.5}
 
 
@@ -78,8 +77,7 @@ def class_weights(label: NDArray[np.int16], classes: int, power: float = 0.5) ->
     return torch.from_numpy(weight / max((weight * count).sum() / max(count.sum(), 1), 1e-12)).float()
 
 
-WARM_UP = 0.1
-"""Share of the steps in which the learning rate rises; then it falls as a cosine."""
+WARM_UP = 0.1  # share of the steps in which the learning rate rises; then it falls as a cosine
 CLIP_NORM = 1.0
 MOMENTUM = 0.9
 TIMED_STEPS = 3
@@ -115,9 +113,7 @@ class FitResult:
 def fit(task: FitTask, features: FrameDataset, report: Callable[[float], None] = lambda share: None) -> FitResult:
     """Return a head trained on the task's trials; the same task and features give the same head.
 
-    Parameters
-    ----------
-    report : is called with each further share of the work that is done.
+    `report`: is called with each further share of the work that is done.
     """
     if not _joins_sound(task, features):
         return _fit(task, features, report)

@@ -76,10 +76,7 @@ def _distances(x: NDArray[np.float16], rows: NDArray[np.int64]) -> NDArray[np.fl
 def input_of(head: str, features: FrameDataset) -> FrameDataset:
     """Return what a head reads of the loaded features: those of the picture, of sound, or both.
 
-    Raises
-    ------
-    InputError
-        They are not among the features.
+    Raises InputError if they are not among the features.
     """
     reads = HEADS[head].sound
     if reads == "joins":
@@ -108,9 +105,7 @@ def predict_head(head: Head, settings: HeadSettings, features: FrameDataset, tri
                  subsample: bool = False) -> dict[int, NDArray[np.float32]]:
     """Return the head's log-probabilities of every frame: trial -> (T, C).
 
-    Parameters
-    ----------
-    subsample : predict only frames `step_s` apart, the others stay 0: enough to choose an epoch by.
+    `subsample`: predict only frames `step_s` apart, the others stay 0: enough to choose an epoch by.
     """
     # Windows overlap by half and are averaged with weights that fall towards their ends, where context is one-sided. A
     # frame-level head cannot predict a frame without a face: such frames get the values of the nearest frame with one.
@@ -192,9 +187,7 @@ def load_trained(folder: Path) -> HeadFolder:
 def predict_new(trained: HeadFolder, features: FrameDataset, device: str = "cpu") -> dict[str, NDArray[np.float32]]:
     """Return head -> (R, C) log-probabilities of every row of `features`, the mean over the folds' models.
 
-    Parameters
-    ----------
-    features : of new trials, from `HeadFolder.load_features`.
+    `features`: of new trials, from `HeadFolder.load_features`.
     """
     record, requested = trained.record, trained.record.requested
     if features.layout != record.taps:

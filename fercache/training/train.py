@@ -27,22 +27,18 @@ from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
-"""Raised whenever the code changes the result of a training run."""
+FORMAT = 3  # raised whenever the code changes the result of a training run
 DATA_KEYS = ("store", "features", "dataset", "trials", "classes", "init")
 """Keys of `settings_of` that depend on the data; the others are settings of the training."""
 
 
-INIT_FORMAT = 1
-"""Raised whenever the code changes the result of a training that begins with starter weights."""
-SOUND_FORMAT = 1
-"""The same of a training of heads that read sound beside pictures."""
+INIT_FORMAT = 1  # raised whenever the code changes the result of a training that begins with starter weights
+SOUND_FORMAT = 1  # the same of a training of heads that read sound beside pictures
 STARTER_MAX_GROUPS = 164
 """Most training groups with which `init = "auto"` begins with the starter: docs/results/heads.md has the scores."""
 STARTER_FEATURES = ("backbone", "weights")
 """Settings of the store that must be the starter's. Heads that learnt from given crops read detected faces too."""
-MIN_CLASSES = 2
-"""Common classes without which starter weights are of no use."""
+MIN_CLASSES = 2  # common classes without which starter weights are of no use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +57,7 @@ class TrainReport:
 def taps_to_read(config: TrainConfig, settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the taps of a store that heads read: the default ones are facenet-pytorch's, of any other net all are.
 
-    Parameters
-    ----------
-    settings : of the store. The identity vector is left out where there is another tap.
+    `settings`: of the store. The identity vector is left out where there is another tap.
     """
     if config.taps != TrainConfig().taps or not ("card" in settings or settings.get("modality") == AUDIO):
         return config.taps
@@ -74,15 +68,13 @@ def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cac
                 make_current: bool = True, weights: Path | None = None) -> TrainReport:
     """Train all heads and write their out-of-fold logits; a run that was finished before is not repeated.
 
+    Raises InputError if there is nothing to train on: no labels, fewer than two groups with labels, or a group in two
+    splits.
+
     Parameters
     ----------
     weights : folder of CNN weights, for heads that train the backbone's last blocks; by default the cache's own.
     make_current : whether these logits become the data set's current ones, which the later stages read by default.
-
-    Raises
-    ------
-    InputError
-        There is nothing to train on: no labels, fewer than two groups with labels, or a group in two splits.
     """
     started = time.monotonic()
     # The joined store's settings, digest and taps include the stores that were joined.

@@ -28,10 +28,7 @@ UNKNOWN_WEIGHTS = "not recorded in this cache: add them before you share the car
 def write_card(preds: Path, cache: Path) -> str:
     """Return the card of the models behind `preds`, in Markdown.
 
-    Raises
-    ------
-    InputError
-        There are no metrics beside the predictions.
+    Raises InputError if there are no metrics beside the predictions.
     """
     run = gather_run_info(preds, cache)
     if run.metrics is None:

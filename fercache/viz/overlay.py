@@ -20,8 +20,7 @@ from fercache.results.io import ClipPredictions
 from fercache.runtime import atomic_io
 from fercache.viz.timeline import COLORS
 
-MIN_WIDTH_PX = 480
-"""A narrower clip is enlarged by a whole factor, so that the text is readable."""
+MIN_WIDTH_PX = 480  # a narrower clip is enlarged by a whole factor, so that the text is readable
 PANEL, INK, SOFT, GRID = (24, 27, 31), (236, 238, 240), (150, 156, 163), (58, 63, 70)
 NO_FACE = (96, 100, 105)
 
@@ -32,6 +31,9 @@ def render_overlay(source: Path, kind: str, series: ClipPredictions, boxes: NDAr
                    out: Path, *, fps: float = 30.0) -> int:
     """Write the source with its predictions to `out`; return the number of frames, that of the source.
 
+    Raises ClipError if the source cannot be read, or its number of frames differs from the predictions; InputError if
+    the ending of `out` is unknown, or boxes and rows do not fit.
+
     Parameters
     ----------
     source, kind : the clip, as `media.open_source` takes it.
@@ -39,13 +41,6 @@ def render_overlay(source: Path, kind: str, series: ClipPredictions, boxes: NDAr
     boxes : (T, 4) x1, y1, x2, y2 in pixels of the upright frame; NaN where no face was found.
     out : .mp4, .mov or .mkv; times, rate and sound are those of the source.
     fps : frame rate of a folder of crops, which holds no times.
-
-    Raises
-    ------
-    ClipError
-        The source cannot be read, or its number of frames differs from the predictions.
-    InputError
-        The ending of `out` is unknown, or boxes and rows do not fit.
     """
     if boxes.shape != (len(series.time_s), 4):
         raise InputError(f"boxes {boxes.shape} for {len(series.time_s)} rows", where=source)
@@ -96,21 +91,16 @@ def rgb(index: int) -> tuple[int, int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class OverlayCanvas:
-    """The parts of the picture that are the same in every frame.
-
-    Attributes
-    ----------
-    height, width : size of the picture, enlarged by `scale`; the panel is below it.
-    strip : (H', W', 3) the timeline of the whole clip, over which a line runs.
-    """
+    """The parts of the picture that are the same in every frame."""
 
     scale: int
+    # `height`, `width`: size of the picture, enlarged by `scale`; the panel is below it
     height: int
     width: int
     line: int
     series: ClipPredictions
     classes: tuple[str, ...]
-    strip: Picture
+    strip: Picture  # (H', W', 3) the timeline of the whole clip, over which a line runs
 
     @classmethod
     def of(cls, size: tuple[int, int], series: ClipPredictions, classes: tuple[str, ...]) -> OverlayCanvas:
@@ -134,12 +124,7 @@ class OverlayCanvas:
         return (self.height + panel + panel % 2, self.width)
 
     def draw(self, image: Picture | None, row: int, box: NDArray[np.float64]) -> Picture:
-        """Return the picture of one row, (H, W, 3).
-
-        Parameters
-        ----------
-        box : (4,) in pixels of `image`; NaN if no face was found.
-        """
+        """Return the picture of one row, (H, W, 3). `box`: (4,) in pixels of `image`; NaN if no face was found."""
         picture = Image.new("RGB", (self.width, self.size[0]), PANEL)
         if image is not None:
             fit = min(self.width / image.shape[1], self.height / image.shape[0])

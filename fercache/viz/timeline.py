@@ -27,8 +27,7 @@ COLORS = ("#999999", "#d55e00", "#009e73", "#56b4e9", "#f0e442", "#0072b2", "#cc
 """Okabe and Ito's palette, which color-blind readers can distinguish; one color per class, in order."""
 # Increment this when the code changes how a picture looks: pictures of an older format are drawn again.
 FORMAT = 1
-DIGEST_KEY = "fercache"
-"""PNG text entry with the digest of the rows that a picture shows."""
+DIGEST_KEY = "fercache"  # PNG text entry with the digest of the rows that a picture shows
 GAP = "#ffffff"
 FACES = 12
 FACE_PX = 96
@@ -39,17 +38,9 @@ MOST_POINTS = 2000
 def draw_timelines(preds: Path, dataset: Dataset, store: Mapping[str, Clip], folder: Path) -> list[Path]:
     """Return the paths of one PNG per clip of `preds`, drawn into `folder`.
 
-    Parameters
-    ----------
-    dataset : the trials of the store (`data.base.stored_trials`).
+    `dataset`: the trials of the store (`data.base.stored_trials`). Raises InputError if `preds` is missing or not a
+    table of predictions.
 
-    Raises
-    ------
-    InputError
-        `preds` is missing or not a table of predictions.
-
-    Notes
-    -----
     Faces are decoded again from the source through the stored boxes. A picture that shows the same rows is not drawn
     again.
     """

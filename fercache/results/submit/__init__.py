@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from fercache.config import SubmitConfig
 from fercache.data import labels
-from fercache.data.affwild2 import SIDES, parent_of
+from fercache.data.affwild2 import parent_of
+from fercache.data.base import SIDES
 from fercache.errors import InputError
 from fercache.results import io
 from fercache.results.submit import formats
@@ -111,11 +112,8 @@ class Submission:
 def write_submission(places: SubmissionPaths, config: SubmitConfig) -> Submission:
     """Write the submission and return what was written; if anything does not match, write nothing.
 
-    Raises
-    ------
-    InputError
-        The template or the predictions are damaged, they do not match row for row, their classes differ without a
-        --map, or `out` cannot be written.
+    Raises InputError if the template or the predictions are damaged, they do not match row for row, their classes
+    differ without a --map, or `out` cannot be written.
     """
     if places.out.resolve() in (places.template.resolve(), places.preds.resolve()):
         raise InputError("--out is also an input file", where=places.out, hint="choose another name")
@@ -144,8 +142,7 @@ def write_submission(places: SubmissionPaths, config: SubmitConfig) -> Submissio
     return Submission(out=places.out, form=form, rows=rows, trials=trials, notes=(*notes, *more))
 
 
-Written = tuple[int, int, tuple[str, ...]]
-"""Rows, trials and notes of what was written."""
+Written = tuple[int, int, tuple[str, ...]]  # rows, trials and notes of what was written
 
 
 def _single_file(places: SubmissionPaths, given: io.PredictionsFile, names: labels.LabelMap,

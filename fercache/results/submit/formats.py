@@ -23,8 +23,7 @@ from fercache.errors import InputError
 from fercache.results import io, missing_faces
 from fercache.runtime import atomic_io
 
-SHOWN = 10
-"""Differences that are listed by name; the rest is counted."""
+SHOWN = 10  # differences that are listed by name; the rest is counted
 
 Frames = NDArray[np.int64]
 FilledRows = Literal["nothing", "ends", "all"]
@@ -50,19 +49,12 @@ class NameList:
 
 @dataclass
 class RowDifference:
-    """How wanted rows and predictions differ, over all trials.
+    """How wanted rows and predictions differ, over all trials."""
 
-    Attributes
-    ----------
-    missing : wanted, and not predicted; extra : predicted, and not wanted.
-    absent : wanted trials without any prediction.
-    trials : a line for each trial whose rows differ.
-    """
-
-    missing: NameList = field(default_factory=NameList)
-    extra: NameList = field(default_factory=NameList)
-    absent: list[str] = field(default_factory=list)
-    trials: list[str] = field(default_factory=list)
+    missing: NameList = field(default_factory=NameList)  # wanted, and not predicted
+    extra: NameList = field(default_factory=NameList)  # predicted, and not wanted
+    absent: list[str] = field(default_factory=list)  # wanted trials without any prediction
+    trials: list[str] = field(default_factory=list)  # a line for each trial whose rows differ
 
     def note(self, trial: str, ours: Frames, wanted: Frames, allowed: FilledRows) -> None:
         """Compare one trial's frames; allowed differences are reported but not counted."""
@@ -104,20 +96,15 @@ def classes_at(clip: io.ClipPredictions, names: labels.LabelMap, wanted: Frames,
     return np.asarray(found[np.searchsorted(frames, wanted)])
 
 
-MOST_FRAMES = 10_000_000
-
-
 def of_table(path: Path, trials: Iterable[str]) -> dict[str, int]:
     """Return trial -> frames, from a table ``clip,frames`` of trials or of videos.
 
-    Notes
-    -----
     A row with the trial's own name takes precedence over one of its video: ``video2_left``, then ``video2``.
     """
     known: dict[str, int] = {}
     for line, row in tables.named_rows(path, ("clip", "frames")):
         clip, number = row["clip"], row["frames"]
-        if not (number.isascii() and number.isdigit() and 0 < int(number[:9]) < MOST_FRAMES) or clip in known:
+        if not (number.isascii() and number.isdigit() and 0 < int(number[:9]) < labels.MOST_FRAMES) or clip in known:
             raise InputError(f"line {line} is not a new clip with its number of frames: {clip},{number[:80]}",
                              where=path, hint="a row is <trial or video>,<frames>, each clip once")
         known[clip] = int(number)
@@ -148,17 +135,14 @@ def _refuse_lost(lost: list[str], where: Path, hint: str) -> None:
 
 # Lines of the organizers' files are bytes, so that what is copied into a submission is copied exactly.
 BOM = b"\xef\xbb\xbf"
-UTF16 = (b"\xff\xfe", b"\xfe\xff")
 LONGEST = 4096
 
 
 def lines(path: Path, exact: bool) -> Iterator[bytes]:
     """Yield the lines of a file without their ends.
 
-    Parameters
-    ----------
-    exact : refuse a byte order mark and carriage returns, which would end up in the submission, instead of removing
-        them.
+    `exact`: refuse a byte order mark and carriage returns, which would end up in the submission, instead of removing
+    them.
     """
     try:
         with path.open("rb") as file:
@@ -173,7 +157,7 @@ def lines(path: Path, exact: bool) -> Iterator[bytes]:
 def _clean(line: bytes, number: int, path: Path, exact: bool) -> bytes:
     """Return a line without its end; see `lines`."""
     mark = number == 1 and line.startswith(BOM)
-    if number == 1 and line.startswith(UTF16):
+    if number == 1 and line.startswith(labels.UTF_16):
         raise InputError("this is UTF-16, as spreadsheets save it", where=path, hint=SINGLE_FILE_OWN)
     if exact and mark:
         raise InputError("begins with a byte order mark, which would end up in the submission", where=path,
@@ -276,9 +260,7 @@ MOST_NAME_BYTES = 255
 def write_folder(predicted: Mapping[str, NDArray[np.int64]], classes: tuple[str, ...], out: Path) -> None:
     """Write ``<trial>.txt`` of every trial (header, then one integer per frame) to the new folder `out`, all or none.
 
-    Parameters
-    ----------
-    predicted : trial -> class of every frame, ``(n,)``.
+    `predicted`: trial -> class of every frame, ``(n,)``.
     """
     for trial in predicted:  # the organizers find a trial by the name of its file, so it cannot be shortened
         if len(f"{trial}.txt".encode()) > MOST_NAME_BYTES:
@@ -310,19 +292,13 @@ class TemplateRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Template:
-    """A checked template; R rows.
-
-    Attributes
-    ----------
-    header : its first line, exactly.
-    classes : the classes that the header names.
-    trials : trial name -> its frames, ascending, ``(n,)`` int64; in the template's order, so that all of them in a row
-        are the template's rows.
-    """
+    """A checked template; R rows."""
 
     path: Path
-    header: bytes
-    classes: tuple[str, ...]
+    header: bytes  # its first line, exactly
+    classes: tuple[str, ...]  # the classes that the header names
+    # trial name -> its frames, ascending, ``(n,)`` int64; in the template's order, so that all of them in a row are the
+    # template's rows
     trials: dict[str, NDArray[np.int64]]
 
     @property
@@ -366,9 +342,7 @@ def read_template(path: Path) -> Template:
 def write_single_file(template: Template, predicted: NDArray[np.int16], out: Path) -> None:
     """Write the submission to `out`, atomically; every line ends in one line feed.
 
-    Parameters
-    ----------
-    predicted : (R,) the class of each row, in the template's order.
+    `predicted`: (R,) the class of each row, in the template's order.
     """
     # The template is read a second time: header and locations are its own bytes, and memory has no copy of them.
     every = lines(template.path, exact=True)
@@ -389,7 +363,7 @@ def _rows(every: Iterator[bytes], classes: int, path: Path) -> Iterator[Template
         trial, slash, picture = location.rpartition(b"/")
         stem, dot, suffix = picture.rpartition(b".")
         whole = comma and slash and trial and dot + suffix in PICTURES and stem.isdigit() and ending in endings
-        if not whole or b"," in location or not 0 < int(stem[:9]) < MOST_FRAMES:
+        if not whole or b"," in location or not 0 < int(stem[:9]) < labels.MOST_FRAMES:
             raise InputError(f"line {number} is {line[:80].decode(errors='replace')!r}, not a row of a template",
                              where=path, hint="a row is <trial>/00001.jpg, a comma, and a class number or nothing")
         yield TemplateRow(location, trial, int(stem))

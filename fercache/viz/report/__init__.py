@@ -27,10 +27,8 @@ from fercache.viz.report.figures import FigureBlock, ReportSection
 from fercache.viz.report.sections import TITLES
 from fercache.viz.timeline import COLORS
 
-FACE_BUDGET = 6_000_000
-"""Bytes of the page for pictures of faces."""
-MAX_FACES, MIN_FACES = 48, 4
-"""Pictures per clip: the most, and the fewest if there are many clips."""
+FACE_BUDGET = 6_000_000  # bytes of the page for pictures of faces
+MAX_FACES, MIN_FACES = 48, 4  # pictures per clip: the most, and the fewest if there are many clips
 
 
 def report_html(run: RunInfo, report: ReportData, sections: Sequence[ReportSection]) -> Iterator[str]:
@@ -123,19 +121,14 @@ def make_report(preds: Path, out: Path, cache: Path, *, check: Path | None = Non
                 ablation: Path | None = None) -> ReportResult:
     """Write the report to `out`, one HTML file that needs no other file and no network; return its contents.
 
+    Raises InputError if a file is missing or unreadable.
+
+    Reads one clip at a time: memory holds the drawn points, never all frames.
+
     Parameters
     ----------
     preds : predictions of `stack` or `predict`, with their metrics beside them.
     check, ablation : files of those commands; without them the page explains how to get them.
-
-    Raises
-    ------
-    InputError
-        A file is missing or unreadable.
-
-    Notes
-    -----
-    Reads one clip at a time: memory holds the drawn points, never all frames.
     """
     run = collect.gather_run_info(preds, cache, check, ablation)
     found = collect.collect_report_data(preds, run.oof, run.imported)

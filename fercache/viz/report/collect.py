@@ -34,28 +34,21 @@ STAGES = ("extract", "train-heads", "stack")
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """The records of the runs behind a table of predictions.
-
-    Attributes
-    ----------
-    metrics : ``preds.metrics.json``; None if there is no such file.
-    store, oof : the features and the logits file behind the predictions; None if they are not in this cache.
-    imported : files of the imported logits that the stack merged with those at `oof`.
-    durations : stage -> seconds, frames and runs behind its result.
-    check, ablation : JSON values that those commands wrote; None if not given.
-    failures : (clip, error) of the last `extract`.
-    """
+    """The records of the runs behind a table of predictions."""
 
     preds: Path
     cache: Path
-    metrics: StackMetrics | None
+    metrics: StackMetrics | None  # ``preds.metrics.json``; None if there is no such file
+    # `store`, `oof`: the features and the logits file behind the predictions; None if they are not in this cache
     store: EmbeddingStore | None
     oof: Path | None
-    imported: tuple[Path, ...] = ()
+    imported: tuple[Path, ...] = ()  # files of the imported logits that the stack merged with those at `oof`
+    # stage -> seconds, frames and runs behind its result
     durations: dict[str, dict[str, float]] = field(default_factory=dict)
+    # `check`, `ablation`: JSON values that those commands wrote; None if not given
     check: Any = None
     ablation: Any = None
-    failures: tuple[tuple[str, str], ...] = ()
+    failures: tuple[tuple[str, str], ...] = ()  # (clip, error) of the last `extract`
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -126,8 +119,7 @@ def _table(path: Path | None) -> Any:
     return [dict(zip(header, row, strict=True)) for _, row in tables.read_rows(path)]
 
 
-WIDTHS_S = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0)
-"""Half-widths to try, in seconds."""
+WIDTHS_S = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0)  # half-widths to try, in seconds
 
 
 class SmoothingCurve:
@@ -155,8 +147,7 @@ class SmoothingCurve:
 
 # Steps of a drawn probability: it fits one byte, and half a step (.002) is less than a pixel.
 STEPS = 250
-UNKNOWN = 255
-"""Class of an interval without labels in a strip."""
+UNKNOWN = 255  # class of an interval without labels in a strip
 BYTES_FIXED = 6
 """Bytes per point, before base64, beside two lines a class and one strip for labels, predictions and each head: time,
 and fractions of wrong frames and of frames without a face."""
@@ -165,22 +156,16 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class ThinnedSeries:
-    """A drawn clip: N points, each for an interval of one or more frames, so that no peak is lost.
-
-    Attributes
-    ----------
-    time_s : (N + 1,) float32, start of each interval, and end of the last one.
-    low, high : (N, C) smallest and largest probability in each interval, in 1 / STEPS.
-    strips : name -> (N,) most frequent class of each interval, UNKNOWN if most frames have no label.
-    wrong, gap : (N,) fraction of wrong frames, and of frames without a face, in 1 / STEPS, rounded up so that a single
-        frame shows.
-    """
+    """A drawn clip: N points, each for an interval of one or more frames, so that no peak is lost."""
 
     frames: int
-    time_s: NDArray[np.float32]
+    time_s: NDArray[np.float32]  # (N + 1,) float32, start of each interval, and end of the last one
+    # `low`, `high`: (N, C) smallest and largest probability in each interval, in 1 / STEPS
     low: Bytes
     high: Bytes
-    strips: dict[str, Bytes]
+    strips: dict[str, Bytes]  # name -> (N,) most frequent class of each interval, UNKNOWN if most frames have no label
+    # `wrong`, `gap`: (N,) fraction of wrong frames, and of frames without a face, in 1 / STEPS, rounded up so that a
+    # single frame shows
     wrong: Bytes
     gap: Bytes
 
@@ -197,12 +182,7 @@ class ThinnedSeries:
 
 
 def thin_series(series: ClipPredictions, heads: dict[str, NDArray[np.integer]], most: int) -> ThinnedSeries:
-    """Return a clip drawn with at most `most` points.
-
-    Parameters
-    ----------
-    heads : name -> (T,) predicted class of each head.
-    """
+    """Return a clip drawn with at most `most` points. `heads`: name -> (T,) predicted class of each head."""
     frames, classes = series.probs.shape
     # Intervals differ by at most one frame in length.
     border = np.linspace(0, frames, min(frames, most) + 1).astype(np.int64)
@@ -246,16 +226,14 @@ def _most_frequent(values: NDArray[np.integer], start: NDArray[np.int64], classe
     return np.asarray(np.where(found == classes, UNKNOWN, found), np.uint8)
 
 
-BUDGET = 14_000_000
-"""Bytes of the page for timelines; with plotly (4.8 MB) and pictures the page stays under 30 MB."""
+BUDGET = 14_000_000  # bytes of the page for timelines; with plotly (4.8 MB) and pictures the page stays under 30 MB
 MOST_POINTS, LEAST_POINTS = 4000, 24
 BINS = 15
 MISTAKES = 24
 MISTAKES_A_CLIP = 2
 # Frames of the shortest shown mistake: a shorter one is a border that is a few frames off.
 SHORTEST = 5
-ALL = "all"
-"""Name of the split of clips whose split is unknown."""
+ALL = "all"  # name of the split of clips whose split is unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,20 +272,16 @@ class ClipSummary:
 
 @dataclass
 class ReportData:
-    """What one pass over the predictions collects.
-
-    Attributes
-    ----------
-    matrix : split -> (C, C) counts; bins : split -> (3, BINS) frames, sum of probabilities, hits by probability.
-    curve : score of the heads' mean against the half-width of smoothing; None without a logits file.
-    """
+    """What one pass over the predictions collects."""
 
     classes: tuple[str, ...]
     heads: tuple[str, ...] = ()
     clips: list[ClipSummary] = field(default_factory=list)
-    matrix: dict[str, metrics.Counts] = field(default_factory=dict)
+    matrix: dict[str, metrics.Counts] = field(default_factory=dict)  # split -> (C, C) counts
+    # split -> (3, BINS) frames, sum of probabilities, hits by probability
     bins: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
+    # score of the heads' mean against the half-width of smoothing; None without a logits file
     curve: SmoothingCurve | None = None
     most: int = MOST_POINTS
 
@@ -325,9 +299,7 @@ class ReportData:
 def collect_report_data(preds: Path, logits_file: Path | None, imported: Sequence[Path] = ()) -> ReportData:
     """Return the results of one pass over `preds` and its logits file, after one that counts rows.
 
-    Parameters
-    ----------
-    imported : files of imported logits that the stack merged with it.
+    `imported`: files of imported logits that the stack merged with it.
     """
     table = PredictionsFile(preds)
     lengths = table.lengths()

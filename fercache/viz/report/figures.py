@@ -100,12 +100,7 @@ def plain(text: str) -> str:
 
 def figure(name: str, traces: Sequence[Any], caption: str, *, x: Mapping[str, Any], y: Mapping[str, Any],
            height: int = 380, **layout: Any) -> FigureBlock:
-    """Return a figure with named axes.
-
-    Parameters
-    ----------
-    x, y : the axes; each has a ``title`` with its unit.
-    """
+    """Return a figure with named axes. `x` and `y`: the axes; each has a ``title`` with its unit."""
     drawing = go.Figure(traces)
     legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
     xaxis, yaxis = ({"automargin": True, "zeroline": False, **axis, "title": {"text": axis["title"], "standoff": 8}}
