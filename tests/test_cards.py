@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from configparser import ConfigParser
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -451,9 +452,13 @@ def test_heads_read_the_taps_of_another_net_by_default() -> None:
 
 
 def test_libraries_are_imported_with_their_extra_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = ("import sys; import fercache.backbones.backbone, fercache.extraction.resources; "
-            "assert not {'timm', 'transformers', 'huggingface_hub', 'onnxruntime', 'openvino'} & set(sys.modules)")
+    extras = {"timm", "transformers", "huggingface_hub", "onnxruntime", "openvino", "opensmile", "dlib", "dlib-bin"}
+    code = ("import sys; import fercache.backbones.backbone, fercache.extraction.resources, fercache.extraction.sound, "
+            f"fercache.inference.predict; assert not {extras} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True)
+    setup = ConfigParser()
+    setup.read(Path(__file__).parents[1] / "setup.cfg")
+    assert not extras & {line.partition(">")[0] for line in setup["options"]["install_requires"].split()}
     (tmp_path / "config.json").write_text('{"architecture": "resnet18", "pretrained_cfg": {}}')
     (tmp_path / "model.safetensors").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "timm", None)
