@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from configparser import ConfigParser
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -358,6 +359,13 @@ def test_a_wrong_card_is_noticed_and_its_mistake_named(wrong: dict[str, Any], dl
     assert result.best <= TOLERANCE and [text.split()[0].strip(":") for text in result.mistakes] == [named]
 
 
+@pytest.mark.parametrize("wrong", [{"channels": "bgr"}, {"mean": (0.485, 0.456, 0.406)}], ids=str)
+def test_a_wrong_card_of_the_default_net_is_noticed(wrong: dict[str, Any], weights_at: Path) -> None:
+    source = weights.resolve_weights("casia-webface", weights_at)
+    result = check_weights(replace(source, card=structs.replace(source.card, **wrong)))
+    assert not result.verified and result.error > TOLERANCE and next(iter(wrong)) in result.mistakes[0]
+
+
 def test_a_net_of_the_users_is_added_and_checked(tmp_path: Path, faces: list[np.ndarray]) -> None:
     kernel = onnx_model(tmp_path / "net.onnx", ["n", 3, 112, 112])
 
@@ -444,9 +452,13 @@ def test_heads_read_the_taps_of_another_net_by_default() -> None:
 
 
 def test_libraries_are_imported_with_their_extra_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = ("import sys; import fercache.backbones.backbone, fercache.extraction.resources; "
-            "assert not {'timm', 'transformers', 'huggingface_hub', 'onnxruntime', 'openvino'} & set(sys.modules)")
+    extras = {"timm", "transformers", "huggingface_hub", "onnxruntime", "openvino", "opensmile", "dlib", "dlib-bin"}
+    code = ("import sys; import fercache.backbones.backbone, fercache.extraction.resources, fercache.extraction.sound, "
+            f"fercache.inference.predict; assert not {extras} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True)
+    setup = ConfigParser()
+    setup.read(Path(__file__).parents[1] / "setup.cfg")
+    assert not extras & {line.partition(">")[0] for line in setup["options"]["install_requires"].split()}
     (tmp_path / "config.json").write_text('{"architecture": "resnet18", "pretrained_cfg": {}}')
     (tmp_path / "model.safetensors").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "timm", None)

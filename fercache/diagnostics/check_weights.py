@@ -15,7 +15,7 @@ from PIL import Image
 
 from fercache.backbones.backbone import Backbone, shapes_of
 from fercache.backbones.onnx import OUTPUT, OnnxNet
-from fercache.backbones.registry import CALIBRATION, Card, Rgb, presets
+from fercache.backbones.registry import CALIBRATION, FACENET, Card, Rgb, presets
 from fercache.backbones.weights import CLIP_RGB, IMAGENET_RGB, RESAMPLING
 from fercache.backbones.weights.files import Weights
 from fercache.errors import FercacheError, InputError, WeightsError
@@ -24,7 +24,8 @@ from fercache.faces.crops import TEMPLATES, crops_of
 TOLERANCE = 0.03
 """Largest difference from the reference, relative to the differences between the faces, of a correct input. Pillow's
 resize against another library's differs by less than .02, a usual mistake by .05 and more."""
-SURE = TOLERANCE / 30  # nothing else is tried after it; between it and TOLERANCE a mean can be wrong by a little
+SURE = TOLERANCE / 10  # no other alternative is tried after it
+EXACT = TOLERANCE / 30  # of references rounded to three digits; up to TOLERANCE a mean can be wrong by a little
 CELL_PX = 160
 FACES = {
     1: ((53.6, 57.4), (126.6, 62.6), (90.1, 81.6), (49.2, 110.9), (122.3, 115.8)),
@@ -89,12 +90,12 @@ def check_weights(weights: Weights) -> CheckResult:
     error = best = np.inf
     with suppress(WeightsError):  # the net takes no such size
         error = best = errors.of(card)
-    while weights.net != "facenet" and best > SURE and len(mistakes) < MOST:
+    while best > EXACT and len(mistakes) < MOST:
         tried: list[tuple[float, str, Card]] = []
         for text, other in _alternatives(card, best > TOLERANCE):
             with suppress(FercacheError):
                 tried.append((errors.of(other), text, other))
-                if tried[-1][0] < SURE:
+                if tried[-1][0] < min(SURE, best / 4):
                     break
         least, text, other = min(tried, key=lambda one: one[0], default=(np.inf, "", card))
         if least >= best / (2 if best > TOLERANCE else 4):  # no mistake explains it
@@ -122,8 +123,11 @@ class _Errors:
             backbone.net.card = card
         elif self.weights.net != "facenet":
             backbone.net.net.scale_by(card)  # type: ignore[attr-defined]
-        crops = np.stack([crops_of(card, picture, box, points, margin=card.margin)[0]
+        crops: NDArray[np.uint8] = np.stack([crops_of(card, picture, box, points, margin=card.margin)[0]
                           for picture, box, points in self.faces])
+        if self.weights.net == "facenet":  # it scales pixels by itself: give it those that come to the same
+            pixels = ((crops[..., ::-1] if card.channels == "bgr" else crops) / 255 - card.mean) / card.std
+            crops = ((pixels * FACENET.std + FACENET.mean) * 255).round().clip(0, 255).astype(np.uint8)
         found = backbone.embed32(crops)
         return max(_difference(found[tap].reshape(len(crops), -1), rows, tap) for tap, rows in self.reference.items())
 

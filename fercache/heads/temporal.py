@@ -48,7 +48,8 @@ class TemporalHead(Head):
         self.alone: TemporalHead | None = None
         if self.sound is not None:
             pictures = [tap for tap in taps if not is_audio(tap.tap)]
-            self.alone = type(self)(pictures, classes, settings)  # type: ignore[call-arg]
+            with torch.random.fork_rng(devices=()):  # its trained weights are loaded; the others begin as without it
+                self.alone = type(self)(pictures, classes, settings)  # type: ignore[call-arg]
         if self.smoothing is not None:
             nn.init.zeros_(self.out[-1].weight)  # type: ignore[arg-type]
             if not settings.epochs:
