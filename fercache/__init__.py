@@ -81,6 +81,7 @@ def extract(*, cache: AnyPath | Url = "cache", local_cache: AnyPath | None = Non
 
     from fercache import run_log
     from fercache.config import FAST, DatasetConfig, ExtractConfig
+    from fercache.errors import InputError
     from fercache.extraction import distributed
     from fercache.recipe import Context, from_keywords
 
@@ -88,6 +89,12 @@ def extract(*, cache: AnyPath | Url = "cache", local_cache: AnyPath | None = Non
     plan = distributed.LaunchPlan.from_flags(os.environ, began_s, engine=engine, scheduler=scheduler,
                                              workers=str(workers), shard=shard, time_limit=time_limit)
     config = context.config(ExtractConfig, "extract", {**FAST, **typed} if fast else typed)
+    if config.modality == "audio":
+        from fercache.extraction import sound
+
+        config = sound.with_typed(config, {**FAST, **typed} if fast else typed)
+    elif "audio_window_s" in typed:
+        raise InputError("pictures have no window of sound", where="--audio-window-s", hint="add --modality audio")
     # Logged and recorded once, not by every shard.
     dataset = context.dataset(typed, report_issues=plan.is_coordinator, record=plan.is_coordinator)
     report = plan.run(dataset, config, context.cache, context.remote)
@@ -180,7 +187,7 @@ def stack(*, logits_file: AnyPath | None = None, out: AnyPath | None = None, cac
 
 def predict(*paths: AnyPath | Iterable[AnyPath], out: AnyPath | None = None, heads: AnyPath | None = None,
             stack: AnyPath | None = None, store: AnyPath | None = None, force: bool = False,
-            causal: bool | None = None, timelines: bool = True, overlay: bool = False,
+            causal: bool | None = None, timelines: bool = True, overlay: bool = False, fast: bool = False,
             cache: AnyPath | Url = "cache", local_cache: AnyPath | None = None, stages: AnyPath | None = None,
             **settings: Any) -> Predictions:
     """Return the predictions of new clips, run through all stages: with `frame`, `plot()` and `save(path)`.
@@ -194,6 +201,7 @@ def predict(*paths: AnyPath | Iterable[AnyPath], out: AnyPath | None = None, hea
     store : features to use instead of extracting any.
     force : predict even if the features differ from those that the heads were trained on.
     causal : use no frame later than the one that is predicted; by default as the recipe of `stack`.
+    fast : as the flag of ``fercache predict``.
     cache, local_cache, stages : as for `extract`.
     **settings : keys of `dataset.toml` and `extract.toml`.
 
@@ -216,15 +224,15 @@ def predict(*paths: AnyPath | Iterable[AnyPath], out: AnyPath | None = None, hea
     >>> result.plot()
     >>> result.save("result")
     """
-    from fercache.config import DatasetConfig, ExtractConfig
+    from fercache.config import FAST, DatasetConfig, ExtractConfig
     from fercache.inference.predict import predict_clips
     from fercache.recipe import Context, from_keywords
 
+    typed = from_keywords(settings, DatasetConfig, ExtractConfig)
     flat = [Path(path) for group in paths for path in ([group] if isinstance(group, str | PathLike) else group)]
     heads, stack, store, folder = (None if path is None else Path(path) for path in (heads, stack, store, out))
-    result = predict_clips(Context.of(cache, local_cache, stages), flat,
-                           from_keywords(settings, DatasetConfig, ExtractConfig), heads=heads, stack_run=stack,
-                           store=store, force=force, causal=causal, out=folder)
+    result = predict_clips(Context.of(cache, local_cache, stages), flat, {**FAST, **typed} if fast else typed,
+                           heads=heads, stack_run=stack, store=store, force=force, causal=causal, out=folder)
     if folder is not None:
         result.save(folder, timelines=timelines, overlay=overlay)
     return result

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 
 from fercache.oof import OofLogits, Provenance, assign_folds
 
@@ -55,6 +58,42 @@ def draw(groups: int, *, seed: int, classes: int = 2, frames: int = 12, labels: 
                      offsets=np.arange(groups + 1) * frames, index=index, time_s=(index - 1) / 30,
                      valid=np.ones(groups * frames, bool), label=row_label.astype(np.int16), logits=logits,
                      provenance=Provenance(), fingerprint=hashlib.sha256(key.encode()).hexdigest())
+
+
+def train_heads(oof: OofLogits, *, seed: int, skill: float = 0.0, experts: bool = False, dims: int = 32,
+                ) -> tuple[OofLogits, OofLogits]:
+    """Return logits of heads that are trained on each fold: out of fold, and as for new clips, the mean over folds.
+
+    A head is a logistic regression on `dims` features of its own, which contain noise of a group and of a frame, and
+    `skill` times a direction for each class that the head knows (`experts`: other classes than the other heads).
+    """
+    rng, classes, fold = np.random.default_rng([seed, 99]), len(oof.classes), oof.per_row(oof.fold)
+    logits, new = {}, {}
+    for number, head in enumerate(oof.heads):
+        known = np.arange(classes) % len(oof.heads) == number if experts else np.ones(classes, bool)
+        directions = rng.normal(size=(classes, dims))
+        directions *= skill * known[:, None] / np.linalg.norm(directions, axis=1, keepdims=True)
+        noise = _noise(len(oof.trials), len(fold) // len(oof.trials), dims, rng) / np.sqrt(2)
+        x = np.c_[directions[oof.label] + noise, np.ones(len(fold))]
+        by_fold = np.stack([x @ _fit(x[fold != k], oof.label[fold != k], classes).T for k in range(fold.max() + 1)])
+        logits[head] = by_fold[fold, np.arange(len(fold))].astype(np.float32)
+        new[head] = by_fold.mean(0).astype(np.float32)
+    trained = replace(oof, logits=logits, fingerprint=hashlib.sha256(f"{oof.fingerprint} {seed}".encode()).hexdigest())
+    return trained, replace(trained, logits=new, fold=np.full_like(oof.fold, -1))
+
+
+def _fit(x: NDArray[np.float64], label: NDArray[np.int16], classes: int) -> NDArray[np.float64]:
+    """Return weights of logistic regression with a ridge of 1, ``(C, D)``."""
+    target = np.eye(classes)[label]
+
+    def loss(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        weights = values.reshape(classes, -1)
+        log_probs = log_softmax(x @ weights.T, axis=1)
+        slope = (np.exp(log_probs) - target).T @ x + weights
+        return float((weights**2).sum() / 2 - (log_probs * target).sum()), slope.ravel()
+
+    found = minimize(loss, np.zeros(classes * x.shape[1]), jac=True, method="L-BFGS-B").x
+    return np.asarray(found).reshape(classes, -1)
 
 
 def log_shares(counts: NDArray[np.int64], fold: NDArray[np.int16]) -> NDArray[np.float64]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -176,11 +178,41 @@ def test_int8_is_close_and_computes_in_int8(casia: files.Weights, full: bool) ->
     assert sum("8" in kernel for kernel in kernels) >= len(kernels) - 1 >= 5, "all but the first, which reads pixels"
 
 
-@pytest.mark.parametrize("backend", ["torch", "openvino"])
-def test_int8_needs_openvino_and_the_net_whose_ranges_are_known(casia: files.Weights, backend: str) -> None:
-    weights_ = casia if backend == "torch" else replace(casia, net="onnx")
-    with pytest.raises(InputError, match="int8"):
-        Backbone.load(weights_, ["block8"], precision="int8", backend=backend)
+def test_int8_needs_openvino(casia: files.Weights) -> None:
+    with pytest.raises(InputError, match="int8 needs the backend openvino"):
+        Backbone.load(casia, ["block8"], precision="int8")
+
+
+def test_a_net_is_converted_once(casia: files.Weights, crops: np.ndarray, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    own = replace(casia, path=Path(shutil.copy(casia.path, tmp_path)))
+
+    def values() -> np.ndarray:
+        net = Backbone.load(own, ["conv2d_4b"], precision="int8", batch=4, backend="openvino")
+        return net.embed32(crops)["conv2d_4b"]
+
+    first = values()
+    file, = tmp_path.glob("*.openvino")
+    whole = file.read_bytes()
+    own.path.write_bytes(b"")  # which a conversion would have to read
+    assert (values() == first).all()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(WeightsError):
+        values()
+
+
+def test_int8_of_an_onnx_model(crops: np.ndarray, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    onnx_model(tmp_path / "net.onnx", ["n", 3, 160, 160], more=3)
+    source = weights.resolve_weights(f"onnx:{tmp_path / 'net.onnx'}", tmp_path)
+    exact, net = (Backbone.load(source, ["map-map"], precision=precision, batch=3, backend="openvino")
+                  for precision in ("float32", "int8"))
+    values, near = exact.embed32(crops)["map-map"], net.embed32(crops)["map-map"]
+    assert cosine(near, values) > 0.99 and (near != values).any()
+    onnx_model(tmp_path / "net.onnx", ["n", 3, 160, 160])
+    with pytest.raises(InputError, match="int8 is for nets of convolutions"):
+        Backbone.load(weights.resolve_weights(f"onnx:{tmp_path / 'net.onnx'}", tmp_path), ["map"], precision="int8",
+                      backend="openvino")
 
 
 def test_openvino_refuses_what_it_does_not_run(casia: files.Weights) -> None:
@@ -192,19 +224,27 @@ def test_auto_device_is_there() -> None:
     assert resolve_device("auto") in ("cpu", "cuda:0") and resolve_device("cpu") == "cpu"
 
 
-def onnx_model(path: Path, shape: list[object], *, last: bool = False) -> np.ndarray:
-    """Write a net of one convolution with outputs `map` (4-D) and `vector`; return its kernel (4, 3, 16, 16)."""
+def onnx_model(path: Path, shape: list[object], *, last: bool = False, more: int = 0) -> np.ndarray:
+    """Write a net of one convolution with outputs `map` (4-D) and `vector`; return its kernel (4, 3, 16, 16).
+
+    Parameters
+    ----------
+    more : number of convolutions before its output `map`.
+    """
     onnx = pytest.importorskip("onnx", reason="the extra `onnx` and the package onnx are not installed")
     pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
     kernel = np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32)
     make = onnx.helper.make_node
-    nodes = [make("Conv", ["nchw" if last else "x", "k"], ["map"], strides=[16, 16]),
+    names = [*(f"inner{i}" for i in range(more)), "map"]
+    nodes = [make("Conv", ["nchw" if last else "x", "k"], names[:1], strides=[16, 16]),
+             *(make("Conv", [before, "more"], [name]) for before, name in pairwise(names)),
              make("GlobalAveragePool", ["map"], ["mean"]), make("Flatten", ["mean"], ["vector"])]
     if last:
         nodes.insert(0, make("Transpose", ["x"], ["nchw"], perm=[0, 3, 1, 2]))
     info = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(nodes, "net", [info("x", 1, shape)], [info("map", 1, None), info("vector", 1, None)],
-                                   [onnx.numpy_helper.from_array(kernel, "k")])
+                                   [onnx.numpy_helper.from_array(kernel, "k"),
+                                    onnx.numpy_helper.from_array(kernel[:, [0, 1, 2, 0], :2, :2].copy(), "more")])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, path)
     return kernel

@@ -16,6 +16,7 @@ import torch
 from click.testing import CliRunner, Result
 from msgspec import structs
 from PIL import Image
+from safetensors.torch import save_file
 from test_backbones import onnx_model
 
 from fercache import media
@@ -173,6 +174,23 @@ def test_transformers_as_the_library_itself(kind: str, faces: list[np.ndarray], 
         assert cosine(found["blocks.2-cls"], out.hidden_states[3][:, 0]) > SAME
 
 
+@pytest.mark.parametrize("kind", ["timm", "transformers"])
+def test_weights_of_another_net_are_refused(kind: str, tmp_path: Path) -> None:
+    """Both libraries leave at random what a file lacks; they do not fail."""
+    library(kind)
+    config = {"timm": {"architecture": "resnet18", "pretrained_cfg": {}},
+              "transformers": {"model_type": "dinov2", "hidden_size": 32, "num_hidden_layers": 1,
+                               "num_attention_heads": 4}}[kind]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "model.safetensors")
+    source = weights.resolve_weights(f"{'timm' if kind == 'timm' else 'hf'}:{tmp_path}", tmp_path)
+    with pytest.raises(WeightsError, match="lack"):
+        Backbone.load(source, ["pooled"])
+    (tmp_path / "model.safetensors").write_bytes(b"no tensors, whatever")
+    with pytest.raises(WeightsError, match="cannot load"):
+        Backbone.load(source, ["pooled"])
+
+
 def test_onnx_by_its_card(faces: list[np.ndarray], tmp_path: Path) -> None:
     kernel = onnx_model(tmp_path / "net.onnx", ["n", 3, 112, 112])
     (tmp_path / "net.toml").write_text('channels = "bgr"\nmean = [0.4, 0.5, 0.6]\nstd = [0.2, 0.2, 0.3]\n')
@@ -207,6 +225,19 @@ def test_dlib_as_dlib_itself(faces: list[np.ndarray], dlib_net: Weights, tmp_pat
     np.testing.assert_allclose(found["embedding"], theirs, atol=1e-3)
     check_backends(dlib_net, ["embedding", "level1-3x3"], chips, found)
     assert found["level1-3x3"].shape == (3, 256, 3, 3)
+
+
+def test_int8_of_dlib(faces: list[np.ndarray], dlib_net: Weights) -> None:
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    chips = np.stack([crop_face(face, whole_picture(face), 150) for face in faces])
+    taps = ["embedding", "level1-3x3"]
+    net = Backbone.load(dlib_net, taps, precision="int8", batch=2, backend="openvino")
+    found, exact = net.embed32(chips), Backbone.load(dlib_net, taps, batch=2).embed32(chips)
+    assert min(cosine(found[tap], exact[tap]) for tap in taps) > 0.998
+    compiled = net.net.session.compiled  # type: ignore[attr-defined]
+    kernels = [op.get_rt_info()["runtimePrecision"].astype(str) for op in compiled.get_runtime_model().get_ops()
+               if op.get_rt_info()["layerType"].astype(str) == "Convolution"]
+    assert sum("8" in kernel for kernel in kernels) == len(kernels) - 1 == 28
 
 
 def test_several_scales_are_averaged(faces: list[np.ndarray], tmp_path: Path) -> None:
@@ -244,7 +275,9 @@ def test_landmarks_go_to_their_template(template: str) -> None:
 
 
 @pytest.mark.parametrize("keys", [{"sizes": 3}, {"size": "large"}, {"crop": "aligned"}, {"std": [0, 1, 1]},
-                                  {"template": "arcface112"}])
+                                  {"template": "arcface112"}, {"mean": [float("nan"), 0, 0]},
+                                  {"std": [float("inf")] * 3}, {"mean": [123.675, 116.28, 103.53]},
+                                  {"std": [58.395, 57.12, 57.375]}, {"size": 112, "resize": 100}, {"scales": [50.0]}])
 def test_a_card_with_a_mistake_is_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="not a card"):
         parse_card(keys, "test")
@@ -306,8 +339,8 @@ WRONG: list[dict[str, Any]] = [
     {"channels": "bgr"}, {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
     {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}, {"mean": (0.0, 0.0, 0.0)}, {"std": (1 / 255,) * 3},
     {"size": 112}, {"size": 224}, {"crop": "box", "template": ""}, {"crop": "square", "template": "", "margin": 0.3},
-    {"template": "arcface112"}]
-"""Ten cards of dlib's net with one mistake each."""
+    {"template": "arcface112"}, {"mean": (0.485, 0.456, 0.406)}, {"size": 96}, {"scales": (1.0, 0.8)}]
+"""Cards of dlib's net with one mistake each. Its mean is almost ImageNet's, and it does not run on 96 pixels."""
 
 
 def test_right_cards_are_verified(dlib_net: Weights, weights_at: Path) -> None:
@@ -320,7 +353,7 @@ def test_right_cards_are_verified(dlib_net: Weights, weights_at: Path) -> None:
 def test_a_wrong_card_is_noticed_and_its_mistake_named(wrong: dict[str, Any], dlib_net: Weights) -> None:
     card = structs.replace(dlib_net.card, **wrong)
     result = check_weights(replace(dlib_net, card=card))
-    assert not result.verified and result.error > 2 * TOLERANCE, result
+    assert not result.verified and result.error > 5 * result.best, result
     named = {"template": "crop", "std": "mean"}.get(next(iter(wrong)), next(iter(wrong)))
     assert result.best <= TOLERANCE and [text.split()[0].strip(":") for text in result.mistakes] == [named]
 
@@ -356,6 +389,50 @@ def test_a_net_of_the_users_is_added_and_checked(tmp_path: Path, faces: list[np.
     missing = run("add", "gone", "--net", "onnx:gone.onnx")
     assert missing.exit_code == 2 and "onnx:gone.onnx: no such file" in missing.output
     assert run(*added, "--size", "3").exit_code == 2
+
+
+def test_what_does_not_run_is_not_added(tmp_path: Path) -> None:
+    onnx_model(tmp_path / "net.onnx", ["n", 3, 112, 112])
+    (tmp_path / "text.onnx").write_text("no model")
+    folder = tmp_path / "cache" / "weights"
+
+    def run(*words: object) -> Result:
+        return CliRunner().invoke(main, ["weights", *map(str, words), "--cache", str(tmp_path / "cache")])
+
+    add = ["add", "mine", "--net", f"onnx:{tmp_path / 'net.onnx'}"]
+    arrays = {"nan": np.full((4, 4), np.nan), "three": np.ones((3, 4)), "wide": np.ones((4, 5)), "scalar": np.ones(()),
+              "pickled": np.array([{}] * 4, object), "empty": np.zeros((0, 4)), "text": np.array(["a"] * 4)}
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    (tmp_path / "vectors.csv").write_text("1,2\n")
+    for file in (*(f"{name}.npy" for name in arrays), "vectors.csv"):
+        done = run(*add, "--taps", "vector", "--reference", tmp_path / file)
+        assert done.exit_code == 2 and "next: " in done.output, (file, done.output)
+    for words, part in (("--taps nowhere", "nowhere"), ("--taps vector-cls", "no such form"), ("--size 0", "size"),
+                        ("--size 96", "size = 112"), ("--identity nowhere", "nowhere"), ("--mean 120", "divide")):
+        done = run(*add, *words.split())
+        assert done.exit_code == 2 and part in done.output, (words, done.output)
+    assert run("add", "mine", "--net", f"onnx:{tmp_path / 'text.onnx'}").exit_code == 2
+    for name in ("logmel", "timm", "custom"):
+        assert run("add", name, *add[2:]).exit_code == 2, name
+    assert not list(folder.glob("*.toml"))
+    # A card with a mistake does not stop the others.
+    assert run(*add, "--taps", "vector").exit_code == 0
+    (folder / "broken.toml").write_text("size = ")
+    assert run("check", "mine").exit_code == 0 and run("check", "broken").exit_code == 2
+    listed = run("list")
+    assert listed.exit_code == 0 and "broken: not here" in listed.output and "mine: " in listed.output
+
+
+def test_another_size_alone_keeps_the_part_that_the_net_sees(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18", "pretrained_cfg": {}}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert weights.resolve_weights(f"timm:{tmp_path}", tmp_path).card.resize == 256
+    (tmp_path / "card.toml").write_text("size = 112\n")
+    card = weights.resolve_weights(f"timm:{tmp_path}", tmp_path).card
+    assert (card.size, card.resize) == (112, 128)
+    (tmp_path / "mine.toml").write_text(f'net = "timm:{tmp_path}"\nsize = 56\n')
+    assert weights.resolve_weights("mine", tmp_path).card.resize == 64
 
 
 def test_heads_read_the_taps_of_another_net_by_default() -> None:

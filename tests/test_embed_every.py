@@ -266,11 +266,13 @@ def test_backend_auto_takes_what_there_is(clips: dict[str, Path], tmp_path: Path
     assert "backend" not in store.settings
 
 
-def test_fast_sets_int8_and_auto_and_names_what_is_missing(clips: dict[str, Path], tmp_path: Path, weights_at: Path,
-                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", [["extract", "--clips"], ["predict", "--heads", "starter", "--out", "out"]])
+def test_fast_sets_int8_and_auto_and_names_what_is_missing(command: list[str], clips: dict[str, Path], tmp_path: Path,
+                                                           weights_at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "openvino", None)
     (tmp_path / "weights").symlink_to(weights_at)
-    done = CliRunner().invoke(main, ["--cache", str(tmp_path), "extract", "--fast", "--clips", str(clips["crops"])])
+    done = CliRunner().invoke(main, ["--cache", str(tmp_path), *command, str(clips["crops"]), "--fast"])
     assert done.exit_code == 2 and "fercache[openvino]" in done.stderr, done.stderr
     store, = tmp_path.glob("features/*/*.zarr")
     assert {name: EmbeddingStore.open(store).settings.get(name) for name in FAST} == {**FAST, "backend": None}

@@ -146,6 +146,32 @@ def test_frames_are_decoded_once_where_memory_allows(videos: Path, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("tiny")
+def test_a_file_that_grows_after_detection_is_extracted_again(videos: Path, tmp_path: Path, weights_at: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    clips, grow = tmp_path / "clips", clip.ClipJob.embed_boxes
+    clips.mkdir()
+    growing = clips / "c.mp4"
+    growing.write_bytes((videos / "c.mp4").read_bytes())
+
+    def growing_meanwhile(self: clip.ClipJob, table: NDArray[np.float64]) -> None:
+        growing.write_bytes((videos / "d.mp4").read_bytes())
+        grow(self, table)
+
+    def again() -> ExtractReport:
+        config = ExtractConfig(taps=TAPS, threads=1)
+        return job.extract_dataset(data.load_dataset(DatasetConfig(clips=str(clips), dataset="table"), home), config,
+                                   home)
+
+    home = tmp_path / "home"
+    with monkeypatch.context() as patch:
+        patch.setattr(clip.ClipJob, "embed_boxes", growing_meanwhile)
+        first = run(clips, home, weights_at)
+    assert not first.failures() and first.frames("computed") == 8
+    second, third = again(), again()
+    assert (second.count("computed"), second.frames("computed"), third.count("cached")) == (1, 13, 1)
+
+
+@pytest.mark.usefixtures("tiny")
 def test_clips_are_really_at_work_at_once(crops: Path, tmp_path: Path, weights_at: Path,
                                           monkeypatch: pytest.MonkeyPatch) -> None:
     """Two clips meet within their jobs: one at a time would wait for ever."""

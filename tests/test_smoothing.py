@@ -111,17 +111,18 @@ def test_the_highest_of_every_window(values: list[float], behind: float, ahead: 
     assert highest(x, window)[:, 0].tolist() == wanted
 
 
-def every_sequence(log_probs: np.ndarray, time_s: np.ndarray, chain: smoothing.Chain) -> np.ndarray:
+def every_sequence(log_probs: np.ndarray, time_s: np.ndarray, chain: smoothing.Chain, causal: bool) -> np.ndarray:
     """Return the posteriors (T, C) of a chain, summed over all sequences of classes."""
     rows, classes = log_probs.shape
+    share = [np.exp(log_probs[:t + 1 if causal else rows]).mean(0) for t in range(rows)]
     gap = np.diff(time_s)
     weight = np.minimum(1, np.append(1.0, gap * chain.evidence_hz))
     total = np.zeros((rows, classes))
     for path in itertools.product(range(classes), repeat=rows):
-        p = np.exp((weight * log_probs[np.arange(rows), path]).sum())
+        p = np.exp((weight * log_probs[np.arange(rows), path]).sum()) * share[0][path[0]]
         for t in range(1, rows):
             keep = np.exp(-gap[t - 1] / chain.dwell_s)
-            p *= keep * (path[t] == path[t - 1]) + (1 - keep) / classes
+            p *= keep * (path[t] == path[t - 1]) + (1 - keep) * share[t][path[t]]
         total[np.arange(rows), path] += p
     return total / total.sum(1, keepdims=True)
 
@@ -132,7 +133,7 @@ def test_a_chain_gives_the_posteriors_over_all_sequences() -> None:
     chains = [smoothing.Chain(dwell_s=1, evidence_hz=10), smoothing.Chain(dwell_s=4, evidence_hz=20)]
     found = np.exp(smoothing.chain_posteriors([log_probs], [time_s], chains)[0])
     for i, chain in enumerate(chains):
-        assert found[:, i] == pytest.approx(every_sequence(log_probs, time_s, chain))
+        assert found[:, i] == pytest.approx(every_sequence(log_probs, time_s, chain, False))
     assert smoothing.chain_posteriors([log_probs[:0]], [time_s[:0]], chains)[0].shape == (0, 2, 3)
     assert smoothing.chain_posteriors([], [], chains) == []
 
@@ -142,7 +143,7 @@ def test_a_causal_chain_knows_no_later_row() -> None:
     chain = [smoothing.Chain(dwell_s=1, evidence_hz=10)]
     whole, part = smoothing.chain_posteriors([log_probs, log_probs[:20]], [time_s, time_s[:20]], chain, causal=True)
     assert (whole[:20] == part).all()
-    assert np.exp(whole[6, 0]) == pytest.approx(every_sequence(log_probs[:7], time_s[:7], chain[0])[-1])
+    assert np.exp(whole[6, 0]) == pytest.approx(every_sequence(log_probs[:7], time_s[:7], chain[0], True)[-1])
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -183,6 +183,17 @@ def test_a_kill_at_any_step_leaves_the_same_bytes(runner: Runner, tmp_path: Path
     assert [run.wait().code for run in both] == [0, 0] and files(tmp_path / "both") == files(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("engine", ["here", pytest.param("dask", marks=pytest.mark.slow("starts a cluster"))])
+def test_other_processes_store_the_same_bytes(tmp_path: Path, clips: Path, engine: str) -> None:
+    digests = []
+    for name, more in (("one", ()), ("two", ("--workers", 2, "--engine", engine))):
+        (tmp_path / name).mkdir()
+        done = call(tmp_path / name, "extract", "--modality", "audio", "--clips", clips, "--threads", 1, *more)
+        assert done.exit_code == 0, done.output
+        digests.append(store_of(tmp_path / name).digest())
+    assert digests[0] == digests[1]
+
+
 def test_crops_have_the_sound_of_their_video(tmp_path: Path) -> None:
     """Row n has the sound at frame n of the video, though crops count as 30 a second and the video has 10."""
     video = make_video(tmp_path / "v.mkv", 20, clicks(2, 1.0), fps=10)
@@ -197,11 +208,31 @@ def test_crops_have_the_sound_of_their_video(tmp_path: Path) -> None:
     assert len(table) == 25 and (np.flatnonzero(table["valid"]) + 1).tolist() == [11]
 
 
+def test_flags_of_pictures_are_refused(tmp_path: Path, clips: Path) -> None:
+    audio = ("extract", "--modality", "audio", "--clips", clips)
+    for words, part in (("--weights casia-webface", "casia-webface"), ("--weights vggface2", "vggface2"),
+                        ("--taps block8", "block8"), ("--precision bf16", "--precision"), ("--fast", "--precision"),
+                        ("--people all", "--people"), ("--detect-every 3", "--detect-every")):
+        done = call(tmp_path, *audio, *words.split())
+        assert done.exit_code == 2 and part in done.output, words
+    done = call(tmp_path, "extract", "--clips", clips, "--audio-window-s", "2")
+    assert done.exit_code == 2 and "--modality audio" in done.output
+    assert not (tmp_path / "cache" / "features").exists()
+    # A recipe for pictures does not change the source of sound; one for sound does.
+    recipe = tmp_path / "recipes" / "extract.toml"
+    recipe.write_text('weights = "dinov2-s"\ntaps = ["pooled"]\npeople = "all"\n')
+    assert call(tmp_path, *audio).exit_code == 0 and store_of(tmp_path).settings["taps"] == ["audio"]
+    recipe.write_text('modality = "audio"\nweights = "nothing"\n')
+    assert call(tmp_path, "extract", "--clips", clips).exit_code == 2
+
+
 def test_sources_are_named_and_extras_asked_for(tmp_path: Path, clips: Path) -> None:
     done = call(tmp_path, "extract", "--modality", "audio", "--clips", clips, "--weights", "nothing")
     assert done.exit_code == 2 and "logmel" in done.output
-    done = call(tmp_path, "extract", "--modality", "audio", "--clips", clips, "--workers", "2")
-    assert done.exit_code == 2 and "--shard" in done.output
+    for words, part in (("--weights logmel", "--modality audio"), ("--modality audio --weights hf:/no/x", "folder"),
+                        ("--modality audio --weights hf:", "folder"), ("--weights timm:./x", "folder")):
+        done = call(tmp_path, "extract", "--clips", clips, *words.split())
+        assert done.exit_code == 2 and part in done.output, words
     (tmp_path / "model").mkdir()
     done = call(tmp_path, "extract", "--modality", "audio", "--clips", clips, "--weights", f"hf:{tmp_path / 'model'}")
     assert done.exit_code == 2 and ".safetensors" in done.output

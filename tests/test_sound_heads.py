@@ -128,6 +128,7 @@ def test_logits_without_sound_are_those_of_silent_clips(trained: dict[bool, OofL
     assert mute.logits["frame"].tobytes() == trained[True].logits["frame"].tobytes()
     last = trained[True].rows(PEOPLE - 1)
     np.testing.assert_allclose(mute.logits["gru"][last], trained[True].logits["gru"][last], atol=1e-6)
+    assert mute.logits["gru"].tobytes() == trained[False].logits["gru"].tobytes(), "no sound, nothing lost"
     assert np.abs(mute.logits["gru"] - trained[True].logits["gru"]).max() > .1
 
 

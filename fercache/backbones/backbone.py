@@ -87,8 +87,8 @@ class Backbone:
         """
         device = resolve_device(device)
         size = batch or BATCHES[torch.device(device).type]
-        if precision == "int8" and (backend != "openvino" or weights.net != "facenet"):
-            raise InputError("int8 needs the backend openvino and weights of facenet-pytorch's net", where="precision",
+        if precision == "int8" and backend != "openvino":
+            raise InputError("int8 needs the backend openvino", where="precision",
                              hint="add --backend openvino, or choose --precision float32")
         if backend == "openvino" and device != "cpu":
             raise InputError(f"the backend openvino supports the CPU only, not {device}", where="backend",
@@ -135,8 +135,10 @@ class Backbone:
     def _batch(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Return {tap: (b, ...) float32} of at most one batch."""
         # Kernels differ by batch size in their last bits, so a short batch runs at full size.
-        padded = np.zeros((self.batch, *crops.shape[1:]), np.uint8)
-        padded[:len(crops)] = crops
+        padded = crops
+        if len(crops) < self.batch:
+            padded = np.zeros((self.batch, *crops.shape[1:]), np.uint8)
+            padded[:len(crops)] = crops
         # Crops at several scales, (n, K, S, S, 3): their mean.
         runs = [self.net(part) for part in (padded.swapaxes(0, 1) if padded.ndim == 5 else [padded])]
         if len(runs) > 1:

@@ -165,6 +165,15 @@ class RoundKernels(nn.Module):
         return torch.fake_quantize_per_channel_affine(kernels, self.steps, self.zeros, 0, -127, 127)
 
 
+def calibration_faces(size_px: int) -> NDArray[np.uint8]:
+    """Return the faces of CALIBRATION, (24, S, S, 3), scaled to this side."""
+    with Image.open(CALIBRATION) as picture:
+        pixels = np.array(picture.convert("RGB"))
+    rows, columns = (side // CROP_PX for side in pixels.shape[:2])
+    faces = pixels.reshape(rows, CROP_PX, columns, CROP_PX, 3).swapaxes(1, 2).reshape(-1, CROP_PX, CROP_PX, 3)
+    return np.stack([np.asarray(Image.fromarray(face).resize((size_px, size_px))) for face in faces])
+
+
 def quantize(net: TappedInception) -> TappedInception:
     """Return a copy of the net that computes as int8 does, its ranges measured on the faces of CALIBRATION."""
     extremes: dict[str, list[torch.Tensor]] = defaultdict(lambda: [torch.zeros(())])
@@ -174,13 +183,10 @@ def quantize(net: TappedInception) -> TappedInception:
         layer.register_forward_hook(lambda _, __, x: extremes[name].extend(torch.aminmax(x)))
         return layer
 
-    with Image.open(CALIBRATION) as picture:
-        pixels = torch.from_numpy(np.array(picture.convert("RGB")))
-    rows, columns = (side // CROP_PX for side in pixels.shape[:2])
     watched = _after_each_layer(net, watch)
     with torch.inference_mode():
-        for row in pixels.reshape(rows, CROP_PX, columns, CROP_PX, 3):
-            watched(row.transpose(0, 1))
+        for row in calibration_faces(CROP_PX).reshape(3, -1, CROP_PX, CROP_PX, 3):
+            watched(torch.from_numpy(row))
     rounded = _after_each_layer(net, lambda name: Round(float(min(extremes[name])), float(max(extremes[name]))))
     for module in list(rounded.modules()):
         if isinstance(module, nn.Conv2d):

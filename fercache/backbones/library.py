@@ -10,9 +10,11 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from fercache.backbones.registry import Card
@@ -147,7 +149,7 @@ def load_library_net(weights: Weights, taps: Sequence[str]) -> Tapped:
         net = (_timm if weights.net == "timm" else _transformers)(weights, taps)
     except FercacheError:
         raise
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
+    except (RuntimeError, ValueError, OSError, KeyError, IndexError, AttributeError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise WeightsError(f"the library cannot load it ({reason})", where=weights.path) from error
     return net.eval().requires_grad_(False)
@@ -162,6 +164,13 @@ def check_taps(taps: Sequence[str], known: Sequence[str], where: object) -> None
                               "with tokens as NAME-cls and NAME-tokens")
 
 
+def check_complete(missing: Sequence[str], where: Path) -> None:
+    """Refuse weights that lack tensors of the net, which would stay random."""
+    if missing:
+        raise WeightsError(f"the weights lack {missing[0]} and {len(missing) - 1} more tensors of the net",
+                           where=where, hint="they belong to another net than config.json: download both again")
+
+
 def _timm(weights: Weights, taps: Sequence[str]) -> Tapped:
     """Return a net of timm; its inner nodes are the modules that timm names as features."""
     timm = import_library("timm")
@@ -174,9 +183,18 @@ def _timm(weights: Weights, taps: Sequence[str]) -> Tapped:
         settings["global_pool"] = config["global_pool"]
     create = partial(timm.create_model, config["architecture"], pretrained=True, pretrained_cfg_overlay=overlay)
     try:
-        net = create(**{**settings, "img_size": weights.card.size})
+        net = create(**(settings := {**settings, "img_size": weights.card.size}))
     except TypeError:  # a convolutional net takes any size
+        settings.pop("img_size")
         net = create(**settings)
+    with safe_open(weights.tensors, "pt") as file:
+        named = set(file.keys())
+    if not {name for name in net.state_dict() if not name.endswith("num_batches_tracked")} <= named:
+        # timm loads what fits and says nothing, but it also renames tensors of some nets. Those that it did not load
+        # are random, so another copy has others.
+        again = create(**settings).state_dict()
+        check_complete([name for name, value in net.state_dict().items() if not torch.equal(value, again[name])],
+                       weights.tensors)
     info = getattr(net, "feature_info", [])
     known = [entry["module"] for entry in (info if isinstance(info, list) else info.get_dicts())]
     known = known if hasattr(net, "forward_intermediates") else []
@@ -209,7 +227,9 @@ def _transformers(weights: Weights, taps: Sequence[str]) -> Tapped:
     if kind not in CLASSES:
         raise InputError(f"the image tower of {kind} is not supported", where=weights.path,
                          hint=f"supported are {', '.join(CLASSES)}")
-    net = getattr(transformers, CLASSES[kind]).from_pretrained(weights.path, local_files_only=True)
+    net, report = getattr(transformers, CLASSES[kind]).from_pretrained(weights.path, local_files_only=True,
+                                                                       output_loading_info=True)
+    check_complete(sorted(report["missing_keys"]), weights.tensors)
     size = getattr(net.config, "image_size", weights.card.size)
     more = {"interpolate_pos_encoding": True} if size != weights.card.size and "dino" not in kind else {}
     prefix = 0 if kind.startswith("siglip") else 1 + getattr(net.config, "num_register_tokens", 0)

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
 from queue import SimpleQueue
+from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from fercache.backbones.dlib import load_dlib
-from fercache.backbones.inception import TappedInception, load, quantize
+from fercache.backbones.inception import Round, TappedInception, calibration_faces, load, quantize
 from fercache.backbones.library import Node, in_form, load_library_net, nodes_of
-from fercache.backbones.registry import Card
+from fercache.backbones.registry import CALIBRATION_SHA256, Card
 from fercache.backbones.taps import POOLED, split_tap, tap_shapes
 from fercache.backbones.weights import protobuf_fields
 from fercache.backbones.weights.files import Weights
-from fercache.errors import InputError, MissingExtra, WeightsError
+from fercache.config import fingerprint_of
+from fercache.errors import FercacheError, InputError, MissingExtra, WeightsError
+from fercache.runtime import atomic_io
 
 OUTPUT = "output"
 NOT_ONNX = "export it again, with its file of external data beside it"
+NOT_INT8 = "choose --precision float32 or bf16"
 
 
 class OnnxNet:
@@ -89,17 +99,18 @@ class OnnxNet:
                                where=weights.path, hint=f"write size = {fixed[0]} into the card")
         # A trial run: the shapes that a model declares may contain free dimensions.
         size = weights.card.size
-        trial = net(np.zeros((batch, size, size, 3), np.uint8))
+        try:
+            trial = net(np.zeros((batch, size, size, 3), np.uint8))
+        except FercacheError:  # a tap without that form
+            raise
+        except _runtime_errors() as error:
+            raise _wrong_size(weights, error) from error
         net.shapes = {tap: trial[tap].shape[1:] for tap in taps}
         return net
 
     def __call__(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Return {tap: (B, ...) float32} of crops (B, S, S, 3) uint8 RGB."""
-        mean, std = (np.array(value, np.float32) * 255 for value in (self.card.mean, self.card.std))
-        pixels = ((crops[..., ::-1] if self.card.channels == "bgr" else crops).astype(np.float32) - mean) / std
-        if self.input.shape[-1] != 3:
-            pixels = pixels.transpose(0, 3, 1, 2)
-        pixels = np.ascontiguousarray(pixels, np.float32)
+        pixels = _scaled(crops, self.card, channels_last=self.input.shape[-1] == 3)
         fixed, names = self.input.shape[0], list(dict.fromkeys(self.nodes.values()))
         step = fixed if isinstance(fixed, int) else len(pixels)
         runs = []
@@ -113,6 +124,13 @@ class OnnxNet:
                  Node(vector=value.flatten(1)) for name, value in values.items()}
         # An output's own name may end like a form.
         return {tap: in_form("" if tap == node else tap, kinds[node]).numpy() for tap, node in self.nodes.items()}
+
+
+def _scaled(crops: NDArray[np.uint8], card: Card, channels_last: bool) -> NDArray[np.float32]:
+    """Return the input of an ONNX model for crops (B, S, S, 3) uint8 RGB."""
+    mean, std = (np.array(value, np.float32) * 255 for value in (card.mean, card.std))
+    pixels = ((crops[..., ::-1] if card.channels == "bgr" else crops).astype(np.float32) - mean) / std
+    return np.ascontiguousarray(pixels if channels_last else pixels.transpose(0, 3, 1, 2), np.float32)
 
 
 def _values(data: bytes) -> tuple[list[str], set[str], str]:
@@ -141,6 +159,20 @@ def _message(number: int, content: bytes) -> bytes:
     return bytes((number << 3 | 2, *length, size)) + content
 
 
+def _wrong_size(weights: Weights, error: Exception) -> WeightsError:
+    """Return the error of a net whose trial run failed."""
+    reason = str(error).strip().partition("\n")[0]
+    return WeightsError(f"the net does not run on pictures of {weights.card.size} pixels ({reason})",
+                        where=weights.path, hint="change size in its card")
+
+
+def _runtime_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions of OpenVINO, and of onnxruntime, which have no common base class."""
+    loaded = sys.modules.get("onnxruntime.capi.onnxruntime_pybind11_state")
+    members = vars(loaded).values() if loaded else ()
+    return RuntimeError, ValueError, *(e for e in members if isinstance(e, type) and issubclass(e, Exception))
+
+
 def _onnx_session(data: bytes, device: str, weights: Weights) -> Any:
     """Return a session of onnxruntime on the model."""
     try:
@@ -148,10 +180,6 @@ def _onnx_session(data: bytes, device: str, weights: Weights) -> Any:
     except ImportError as error:
         raise MissingExtra("onnx: weights need onnxruntime, which is not installed",
                            hint="pip install 'fercache[onnx]'") from error
-    # onnxruntime's exceptions have no common base class.
-    members = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
-    errors: tuple[type[Exception], ...] = (
-        RuntimeError, ValueError, *(e for e in members if isinstance(e, type) and issubclass(e, Exception)))
     preferred = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
     providers = [name for name in (*preferred, "CPUExecutionProvider") if name in onnxruntime.get_available_providers()]
     options = onnxruntime.SessionOptions()
@@ -160,7 +188,7 @@ def _onnx_session(data: bytes, device: str, weights: Weights) -> Any:
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights.path.parent))
     try:
         return onnxruntime.InferenceSession(data, options, providers=providers)
-    except errors as error:
+    except _runtime_errors() as error:
         reason = str(error).partition("\n")[0]
         raise WeightsError(f"not readable as an ONNX model ({reason})", where=weights.path, hint=NOT_ONNX) from error
 
@@ -169,6 +197,12 @@ def _onnx_session(data: bytes, device: str, weights: Weights) -> Any:
 
 PRECISIONS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}
 """The precision of all that is not int8, by OpenVINO's name."""
+INT8_COSINE = 0.997
+"""Least median cosine of a tap in int8 to float32, over the faces of CALIBRATION; facenet-pytorch's net has .999."""
+CONVERTED, CONVERTED_KEPT = ".openvino", 4
+"""Ending of files of converted models, beside the weights, and how many of one file of weights are kept."""
+CONVERSION, DIGEST_BYTES = 1, 32
+"""Version of the conversion, which names the files, and bytes of the sha256 that each begins with."""
 
 
 def check_precision(precision: str) -> None:
@@ -230,23 +264,61 @@ class OpenVinoNet:
             openvino is not installed.
         """
         check_precision(precision)
-        runtime = openvino_runtime()
-        net, shapes = load_module(source, taps)
-        shape = (batch, source.card.size, source.card.size, 3)
-        # Given a module, OpenVINO runs torch.jit.trace, which torch 2.14 deprecates: give it an exported program.
-        with torch.inference_mode(mode=False), torch.no_grad():
-            program = torch.export.export(quantize(net) if isinstance(net, TappedInception) and precision == "int8"
-                                          else net, (torch.zeros(shape, dtype=torch.uint8),), strict=False)
-        with warnings.catch_warnings():
-            # While OpenVINO decomposes the program, torch 2.13 warns of a deprecated class that torch itself uses.
-            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-            # With the shape given again: an exported program alone leaves the outputs' shapes dynamic.
-            model = runtime.convert_model(program, input=list(shape))
+        shape = [batch, source.card.size, source.card.size, 3]
+        model = _converted(source, [list(taps), precision, shape], partial(_export, source, taps, precision, shape))
+        shapes = {tap: tuple(port.get_shape())[1:] for tap, port in zip(taps, model.outputs, strict=True)}
         return cls(OpenVinoSession(model, precision, threads), shapes)
 
     def __call__(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Return {tap: (B, ...) float32} of crops (B, S, S, 3) uint8."""
         return dict(zip(self.shapes, self.session.run(None, {"": np.ascontiguousarray(crops)}), strict=True))
+
+
+def _converted(weights: Weights, key: list[Any], convert: Callable[[], Any]) -> Any:
+    """Return OpenVINO's model of weights, from the file of an earlier call or from `convert`, which takes 5 to 11 s."""
+    # The folder of other weights (timm, hf) is not fercache's, so nothing is written there.
+    runtime, path, data = openvino_runtime(), None, b""
+    if weights.path.is_file():
+        versions = [CONVERSION, torch.__version__, runtime.__version__, CALIBRATION_SHA256]
+        name = fingerprint_of([weights.sha256, weights.card.settings(), *key, *versions])[:12]
+        path = weights.path.with_name(f"{weights.path.stem}-{name}{CONVERTED}")
+        with suppress(OSError):
+            data = path.read_bytes()
+    if not data or sha256(data[DIGEST_BYTES:]).digest() != data[:DIGEST_BYTES]:
+        with TemporaryDirectory() as folder:
+            files = [Path(folder) / name for name in ("net.xml", "net.bin")]
+            runtime.serialize(convert(), *map(str, files))
+            body = msgspec.msgpack.encode([file.read_bytes() for file in files])
+        data = sha256(body).digest() + body
+        if path is not None:
+            with suppress(OSError, InputError):  # a full or read-only disk must not fail the run
+                atomic_io.write_bytes(path, data)
+                others = path.parent.glob(f"{weights.path.stem}-*{CONVERTED}")
+                for old in sorted(others, key=lambda file: file.stat().st_mtime)[:-CONVERTED_KEPT]:
+                    old.unlink(missing_ok=True)
+    # Also after a conversion: the model before it was written need not compute the same bits.
+    return runtime.Core().read_model(*msgspec.msgpack.decode(data[DIGEST_BYTES:], type=tuple[bytes, bytes]))
+
+
+def _export(weights: Weights, taps: Sequence[str], precision: str, shape: list[int]) -> Any:
+    """Return OpenVINO's model of a torch net from pixels, of this shape, to taps."""
+    net, _ = load_module(weights, taps)
+    # Given a module, OpenVINO runs torch.jit.trace, which torch 2.14 deprecates: give it an exported program.
+    with torch.inference_mode(mode=False), torch.no_grad():
+        program = torch.export.export(quantize(net) if isinstance(net, TappedInception) and precision == "int8"
+                                      else net, (torch.zeros(shape, dtype=torch.uint8),), strict=False)
+    with warnings.catch_warnings():
+        # While OpenVINO decomposes the program, torch 2.13 warns of a deprecated class that torch itself uses.
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        # With the shape given again: an exported program alone leaves the outputs' shapes dynamic.
+        model = openvino_runtime().convert_model(program, input=shape)
+    if precision == "int8":
+        if not isinstance(net, TappedInception):
+            model = _quantized(model, calibration_faces(weights.card.size), weights)
+        # Of bytes the first convolution would be int8 too once the model is read from a file, and not before.
+        model.get_parameters()[0].set_element_type(openvino_runtime().Type.f32)
+        model.validate_nodes_and_infer_types()
+    return model
 
 
 def load_module(weights: Weights, taps: Sequence[str]) -> tuple[torch.nn.Module, dict[str, tuple[int, ...]]]:
@@ -255,8 +327,13 @@ def load_module(weights: Weights, taps: Sequence[str]) -> tuple[torch.nn.Module,
         shapes = tap_shapes(taps)  # refuses unknown taps before the weights are read
         return TappedInception(load(weights), taps).eval(), shapes
     net = load_dlib(weights, taps) if weights.net == "dlib" else load_library_net(weights, taps)
-    with torch.inference_mode():
-        values = net(torch.zeros((1, weights.card.size, weights.card.size, 3), dtype=torch.uint8))
+    try:
+        with torch.inference_mode():
+            values = net(torch.zeros((1, weights.card.size, weights.card.size, 3), dtype=torch.uint8))
+    except FercacheError:  # a tap without that form
+        raise
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise _wrong_size(weights, error) from error
     return net, {tap: tuple(value.shape[1:]) for tap, value in zip(taps, values, strict=True)}
 
 
@@ -270,11 +347,63 @@ def _openvino_session(data: bytes, batch: int, precision: str, weights: Weights)
         last = shape[3].is_static and shape[3].get_length() == 3
         if not shape[0].is_static:
             model.reshape([batch, size, size, 3] if last else [batch, 3, size, size])
+        if precision == "int8":
+            model = _quantized(model, _scaled(calibration_faces(size), weights.card, last), weights)
         return OpenVinoSession(model, precision, torch.get_num_threads())
     except (RuntimeError, IndexError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise WeightsError(f"OpenVINO cannot read the model ({reason})", where=weights.path,
                            hint="choose --backend torch, which runs it in onnxruntime") from error
+
+
+def _quantized(model: Any, faces: NDArray[Any], weights: Weights) -> Any:
+    """Return a model in which all convolutions but the first can be int8: kernels and inputs have up to 256 values.
+
+    Parameters
+    ----------
+    faces : (n, ...) input of the model, from which the ranges come.
+
+    Raises
+    ------
+    InputError
+        The model has no such convolutions, or its taps change too much.
+    """
+    runtime = openvino_runtime()
+    ops, size = runtime.opset1, model.inputs[0].get_shape()[0]
+    layers = [op for op in model.get_ordered_ops() if op.get_type_name() in ("Convolution", "GroupConvolution")
+              and op.input_value(1).get_node().get_type_name() == "Constant"][1:]
+    if not layers:
+        raise InputError("int8 is for nets of convolutions, which this is not", where=weights.path, hint=NOT_INT8)
+    batches = np.resize(faces, (-(-len(faces) // size), size, *faces.shape[1:]))
+
+    def run(outputs: list[Any]) -> list[NDArray[np.float32]]:
+        session = OpenVinoSession(runtime.Model(outputs, model.get_parameters(), "int8"), "float32", 1)
+        return [np.stack(values) for values in zip(*(session.run(None, {"": part}) for part in batches), strict=True)]
+
+    taps = [result.input_value(0) for result in model.get_results()]
+    exact = run(taps)
+    sources = {layer.input_value(0).get_node().get_name(): layer.input_value(0) for layer in layers}
+    extremes = run([reduce(value, np.arange(4), False).output(0) for value in sources.values()
+                    for reduce in (ops.reduce_min, ops.reduce_max)])
+    for (name, value), least, most in zip(sources.items(), extremes[::2], extremes[1::2], strict=True):
+        rounding = Round(min(float(least.min()), 0), max(float(most.max()), 0))
+        ends = (np.float32(-rounding.zero * rounding.step), np.float32((255 - rounding.zero) * rounding.step)) * 2
+        sources[name] = ops.fake_quantize(value, *ends, 256).output(0)
+    for layer in layers:
+        layer.input(0).replace_source_output(sources[layer.input_value(0).get_node().get_name()])
+        kernels = layer.input_value(1).get_node().data
+        axes = tuple(range(1 if layer.get_type_name() == "Convolution" else 2, kernels.ndim))
+        end = np.maximum(np.abs(kernels).max(axes, keepdims=True), 1e-8).astype(np.float32)
+        layer.input(1).replace_source_output(
+            ops.fake_quantize(layer.input_value(1), -end, end, -end, end, 255).output(0))
+    for values in zip(exact, run(taps), strict=True):
+        one, two = (value.reshape(-1, value[0, 0].size)[:len(faces)].astype(np.float64) for value in values)
+        norms = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
+        cosine = np.median((one * two).sum(1) / np.maximum(norms, 1e-12))
+        if cosine < INT8_COSINE:
+            raise InputError(f"int8 changes what the net computes: a cosine of {cosine:.3f} to float32 on {len(faces)} "
+                             f"faces, where {INT8_COSINE} is needed", where=weights.path, hint=NOT_INT8)
+    return model
 
 
 def openvino_runtime() -> ModuleType:

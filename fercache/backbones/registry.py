@@ -8,6 +8,7 @@ or ``hf:REPO``, or with a card in `presets.toml`.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ Rgb = tuple[float, float, float]
 PRESETS = Path(__file__).parent / "presets.toml"
 """Cards of nets that fercache knows by name, one table a net."""
 SUFFIX = ".toml"
+MOST_RGB = 2.0
+"""Largest mean and deviation of a channel; those for pixels up to 255 are larger."""
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -52,8 +55,17 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def __post_init__(self) -> None:
         if (self.crop == "aligned") != bool(self.template):
             raise ValueError("crop = \"aligned\" needs a template, and no other crop has one")
-        if not self.scales or min(self.scales) <= 0 or min(self.std) <= 0:
-            raise ValueError("scales and std must be above 0")
+        numbers = [*self.mean, *self.std, *self.scales]
+        numbers += [value for rows in self.reference.values() for row in rows for value in row]
+        if not all(map(math.isfinite, numbers)):  # TOML writes them otherwise than JSON, and no net has them
+            raise ValueError("all numbers must be finite")
+        if not self.scales or min(self.scales) < 0.1 or max(self.scales) > 10 or min(self.std) <= 0:
+            raise ValueError("std must be above 0, and scales between 0.1 and 10")
+        if max(map(abs, self.mean)) > MOST_RGB or max(self.std) > MOST_RGB:
+            raise ValueError("mean and std are for pixels from 0 to 1: divide them by 255")
+        if 0 < self.resize < self.size:
+            raise ValueError(f"the net sees the middle of resize = {self.resize}, which must not be less than size = "
+                             f"{self.size}")
 
     def settings(self) -> dict[str, Any]:
         """Return what changes the numbers of a store beyond the weights and the taps, as a JSON value."""
@@ -164,6 +176,8 @@ KNOWN_WEIGHTS = {
 
 PREFIXES = ("onnx", "timm", "hf")
 """What ``--weights`` may begin with, before a colon: the net is in a file or folder, or on the hub."""
+SOUNDS = ("logmel", "egemaps")
+"""What ``--weights`` takes for sound beside a model of the hub."""
 DEFAULT_WEIGHTS = next(iter(KNOWN_WEIGHTS))
 """The first entry, so that a new default is a change of one place too."""
 

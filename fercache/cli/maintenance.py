@@ -16,7 +16,7 @@ from fercache import recipe
 from fercache.cli.context import FILE, JSON, STORE, CommaList, HeadedCommand, config_options, location_options
 from fercache.config import DatasetConfig, ExtractConfig, LogitsConfig
 from fercache.errors import InputError
-from fercache.recipe import Context, log_issues
+from fercache.recipe import Context, log_issues, split_names
 from fercache.runtime.progress import format_bytes
 from fercache.runtime.uri import Location, Url
 from fercache.workspace import Features
@@ -282,17 +282,16 @@ def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[fl
 @location_options
 def weights_add(context: Context, name: str, net: str, taps: str | None, reference: Path | None, **keys: Any) -> int:
     """Write a card for a net of your own, so that --weights NAME uses it with its preprocessing."""
-    import numpy as np
-
     from fercache.backbones import weights
+    from fercache.diagnostics import check_weights as check
 
-    given = {key: list(value) if isinstance(value, tuple) else value for key, value in keys.items() if value}
+    given = {key: list(value) if isinstance(value, tuple) else value for key, value in keys.items()
+             if value not in (None, ())}
     if taps:
-        given["taps"] = [tap.strip() for tap in taps.split(",")]
+        given["taps"] = list(split_names(taps))
     if reference is not None:
-        vectors = np.load(reference, allow_pickle=False)
-        given["reference"] = {(given.get("taps") or ["pooled"])[0]: vectors.reshape(len(vectors), -1).tolist()}
-    click.echo(weights.add_card(name, net, given, context.workspace.weights))
+        given["reference"] = {(given.get("taps") or ["pooled"])[0]: check.read_reference(reference)}
+    click.echo(weights.add_card(name, net, given, context.workspace.weights, check.check_runs))
     return 0
 
 
@@ -320,8 +319,8 @@ def weights_check(context: Context, name: str, pictures: Path | None) -> int:
     click.echo(f"{name}: {'verified' if result.verified else 'differs from its own library'}: difference "
                f"{result.error:.2g}, at most {check.TOLERANCE:g} is allowed")
     for mistake in result.mistakes:
-        click.echo(f"  it fits with {mistake}")
-    if result.mistakes:
+        click.echo(f"  it fits {'' if result.best <= check.TOLERANCE else 'better '}with {mistake}")
+    if result.mistakes and result.best <= check.TOLERANCE:
         click.echo(f"  with that the difference is {result.best:.2g}: change the card")
     elif not result.verified:
         click.echo("  no usual mistake explains it: compare the whole preprocessing with the library's")

@@ -17,13 +17,14 @@ from fercache.runtime.uri import Location
 log = logging.getLogger("fercache")
 
 ENGINES = ("here", "dask")
+FAST_FLAG = click.option("--fast", is_flag=True, help="As " + " ".join(
+    f"--{name.replace('_', '-')} {value}" for name, value in FAST.items()) + ". `fercache check` tells what it saves.")
 
 
 @click.command("extract", cls=HeadedCommand)
 @config_options(DatasetConfig)
 @config_options(ExtractConfig)
-@click.option("--fast", is_flag=True, help="As " + " ".join(
-    f"--{name.replace('_', '-')} {value}" for name, value in FAST.items()) + ". `fercache check` tells what it saves.")
+@FAST_FLAG
 @click.option("--time-limit", metavar="TIME", default="", help="Stop cleanly after 3600 (seconds), 90m or 1:30:00. "
               "Run the same command again to continue.")
 @click.option("--workers", metavar="N|auto", default="0", help="Worker processes on this machine, each with its own "
@@ -97,6 +98,7 @@ def stack_command(context: Context, logits_file: Path | None, out: Path, **typed
               help="Also write each clip with predictions drawn in; its sound is kept.")
 @config_options(DatasetConfig)
 @config_options(ExtractConfig, default="as for the heads")
+@FAST_FLAG
 @location_options
 def predict_command(context: Context, paths: tuple[Path, ...], out: Path, **typed: Any) -> int:
     """Predict new clips: CLIPs (videos, folders of crops, folders of clips) or a data set named by flags.

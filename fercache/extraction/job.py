@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import islice
@@ -148,7 +149,7 @@ class ExtractionJob:
     store: EmbeddingStore
     faces: str  # mtcnn or cropped
     cnn: files.Weights
-    nets: Nets | None = None  # of the last `run_all`
+    nets: Nets | None = None  # loaded by `resources`
     cancel: CancelToken = field(default_factory=CancelToken)
     logged: Counter[str] = field(default_factory=Counter)  # problems by `base.pattern_of` their message
 
@@ -223,22 +224,25 @@ class ExtractionJob:
 
     def run_all(self, trials: Sequence[Trial]) -> Iterator[ClipResult]:
         """Yield the result of each clip; a bad clip does not stop the others."""
-        from fercache.extraction.resources import load_nets  # torch: seconds that a cached run saves
-
-        nets = self.nets = load_nets(self.config, self.cnn, self.faces)
-        with progress_bar("extract", self.log_size(trials)) as bar:
-            yield from self.run_with_nets(trials, nets, bar)
-
-    def run_with_nets(self, trials: Sequence[Trial], nets: Nets, bar: ProgressBar) -> Iterator[ClipResult]:
-        """Yield the result of each clip as it ends, with loaded nets and a running progress bar."""
-        from fercache.extraction.resources import open_resources  # torch: seconds that a cached run saves
-
-        # A single clip runs in the calling thread.
-        concurrent = min(len(trials), self.config.concurrent_clips or nets.in_flight)
-        with open_resources(nets, self.cancel, bar, concurrent) as pipeline:
+        total = self.log_size(trials)
+        with progress_bar("extract", total) as bar, self.resources(bar, len(trials)) as (pipeline, concurrent):
             yield from self.run_clips(pipeline, trials, concurrent)
+
+    @contextmanager
+    def resources(self, bar: ProgressBar, most: int = 256) -> Iterator[tuple[HasBar, int]]:
+        """Yield what the clips of this process share, and how many of at `most` this many clips run at once."""
+        from fercache.extraction.resources import load_nets, open_resources  # torch: seconds that a cached run saves
+
+        nets = self.nets = self.nets or load_nets(self.config, self.cnn, self.faces)
+        concurrent = min(most, self.config.concurrent_clips or nets.in_flight)  # a single clip runs in this thread
+        with open_resources(nets, self.cancel, bar, concurrent) as pipeline:
+            yield pipeline, concurrent
             if pipeline.profiler.line():
                 log.info("%s", pipeline.profiler.line())
+
+    def for_process(self) -> dict[str, Any]:
+        """Return the fields that only this kind of job has, for a job of the same kind in another process."""
+        return {}
 
     def run_clips(self, pipeline: HasBar, trials: Iterable[Trial], concurrent: int) -> Iterator[ClipResult]:
         """Yield the result of each clip as it ends, with open resources, `concurrent` clips at once.
@@ -398,8 +402,14 @@ def _file_bytes(trial: Trial) -> int:
         return 0
 
 
-# Yields the result of each clip: `ExtractionJob.run_all` in this process, or an engine of `distributed`.
+# Yields the result of each clip: `run_here` in this process, or an engine of `distributed`.
 Engine: TypeAlias = Callable[[ExtractionJob, Sequence[Trial]], Iterable[ClipResult]]
+
+
+def run_here(job: ExtractionJob, trials: Sequence[Trial]) -> Iterator[ClipResult]:
+    """Yield the result of each clip as it ends; a job of sound has resources of its own."""
+    return job.run_all(trials)
+
 
 # Part of the fingerprint for everything that the code, not a setting, fixes.
 FORMAT = {"store": 1, "decoder": video.DECODER, "crop": "pil-bilinear-160"}
@@ -490,7 +500,7 @@ def store_path(cache: Location, dataset: str, settings: dict[str, Any]) -> Locat
 
 
 def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, features: Location | None = None, *,
-                    engine: Engine = ExtractionJob.run_all, failures: str = workspace.FAILURES,
+                    engine: Engine = run_here, failures: str = workspace.FAILURES,
                     stop: Callable[[], bool] = never_cancelled) -> ExtractReport:
     """Bring the store of `dataset` up to date and return the results; stored clips are not computed again.
 

@@ -100,7 +100,7 @@ def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
     threads = set_torch_threads(config.threads)
     backend = config.backend
     if backend == "auto":  # the store's name does not depend on it, so what is installed may decide
-        able = device == "cpu" and config.precision != "fp16" and cnn.net == "facenet"
+        able = device == "cpu" and config.precision != "fp16" and (cnn.net == "facenet" or config.precision == "int8")
         backend = "openvino" if able and find_spec("openvino") else "torch"
     load = partial(Backbone.load, cnn, precision=config.precision, device=device, backend=backend)
     backbone = load(config.taps)

@@ -10,7 +10,8 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache import media, workspace
-from fercache.backbones.registry import KNOWN_WEIGHTS
+from fercache.backbones.registry import DEFAULT_WEIGHTS, SOUNDS
 from fercache.backbones.taps import AUDIO, is_audio
 from fercache.backbones.weights import hub_folder
 from fercache.backbones.weights.files import Weights
@@ -29,17 +30,19 @@ from fercache.data.base import Dataset, Trial, stored_trials
 from fercache.errors import InputError, MissingExtra, StoreError, WeightsError
 from fercache.extraction.job import (
     ClipResult,
+    Engine,
     ExtractionJob,
     ExtractReport,
     current_store_or_none,
     record_weights,
     recorded_weights,
+    run_here,
 )
 from fercache.extraction.run_control import CancelToken, never_cancelled
 from fercache.media import sound
 from fercache.media.sound import RATE, Sound, read_sound
 from fercache.runtime import atomic_io
-from fercache.runtime.progress import ProgressBar, progress_bar
+from fercache.runtime.progress import ProgressBar
 from fercache.runtime.uri import Location
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import SEGMENT
@@ -47,9 +50,13 @@ from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-LOGMEL, EGEMAPS, HF = "logmel", "egemaps", "hf:"
+LOGMEL, EGEMAPS = SOUNDS
+HF = "hf:"
 FORMAT = {"store": 1, "decoder": sound.DECODER, "rows": "window-1"}
 """Part of the fingerprint for everything that the code, not a setting, fixes."""
+READ = {"modality", "weights", "audio_window_s", "taps", "on_truncated", "crop_fps", "device", "threads",
+        "concurrent_clips", "verify_sources"}
+"""Settings of stage one that sound has."""
 SILENCE_DB = -70.0
 """A window below this level (of the root mean square, relative to full scale) is silent: its row is masked."""
 MIN_DECODED = 0.25
@@ -139,16 +146,19 @@ class HfSound:
     def __init__(self, folder: Path, taps: Sequence[str], device: str) -> None:
         import torch  # takes seconds, as what is imported below
 
-        from fercache.backbones.library import import_library
+        from fercache.backbones.library import check_complete, import_library
         from fercache.runtime.devices import resolve_device
 
         transformers = import_library("transformers")
         try:
             self.prepare = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
-            model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            model, report = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True,
+                                                                   output_loading_info=True)
         except (OSError, ValueError, KeyError) as error:
             raise WeightsError(f"not a model that transformers opens ({str(error).splitlines()[0]})", where=folder,
                                hint="a folder with config.json, preprocessor_config.json and .safetensors") from error
+        # Used in training only, and left out of some files.
+        check_complete(sorted(name for name in report["missing_keys"] if "masked_spec_embed" not in name), folder)
         self.hop = getattr(model.config, "inputs_to_logits_ratio", 0)
         if not self.hop or self.prepare.sampling_rate != RATE:
             raise WeightsError("reads no samples at 16 kHz", where=folder,
@@ -175,6 +185,32 @@ class HfSound:
                 for tap, layer in self.layers.items()}
 
 
+def with_typed(config: ExtractConfig, typed: Mapping[str, Any]) -> ExtractConfig:
+    """Return the configuration for sound, of which the user gave the keys `typed` and a recipe may give others.
+
+    Raises
+    ------
+    InputError, WeightsError
+        A typed key is for pictures.
+    """
+    pictures = sorted(typed.keys() & {entry.name for entry in fields(ExtractConfig)} - READ)
+    pictures += [f"taps {tap}" for tap in typed.get("taps", ()) if not is_audio(tap)]
+    if pictures:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in pictures)
+        raise InputError("sound has no such setting", where=flags,
+                         hint="leave it out; rows are those of the pictures, so extract these first, with their flags")
+    if typed.get("weights") == DEFAULT_WEIGHTS:
+        raise _unknown_source(DEFAULT_WEIGHTS)
+    # A recipe for pictures names a net of pictures: sound has its own default.
+    own = "weights" in typed or "modality" not in typed
+    return config if own else replace(config, weights=LOGMEL)
+
+
+def _unknown_source(name: str) -> WeightsError:
+    return WeightsError("no features of sound have this name", where=name,
+                        hint=f"choose {LOGMEL}, {EGEMAPS}, or {HF}FOLDER or {HF}REPOSITORY")
+
+
 def resolve_sound(config: ExtractConfig, cache: Path) -> Weights:
     """Return what identifies the source of sound features; a model is downloaded on first use.
 
@@ -185,22 +221,20 @@ def resolve_sound(config: ExtractConfig, cache: Path) -> Weights:
     MissingExtra
         A package that the source needs is not installed.
     """
-    # The recipe names weights of pictures; unless a flag names others, sound has its own default.
-    name = LOGMEL if config.weights in KNOWN_WEIGHTS else config.weights
+    name = LOGMEL if config.weights == DEFAULT_WEIGHTS else config.weights
     if name == LOGMEL:
-        return Weights(name=LOGMEL, path=Path(), sha256="logmel-1", source="fercache", terms="")
+        return Weights(name=LOGMEL, path=Path(), sha256="logmel-1", source="fercache", terms="", net=AUDIO)
     if name == EGEMAPS:
         try:
             return Weights(name=EGEMAPS, path=Path(), sha256=f"eGeMAPSv02 of opensmile {version('opensmile')}",
-                           source="opensmile", terms="audEERING: private use, research and education")
+                           source="opensmile", terms="audEERING: private use, research and education", net=AUDIO)
         except PackageNotFoundError:
             EGemaps()  # raises with a hint
     if not name.startswith(HF):
-        raise WeightsError("no features of sound have this name", where=name,
-                           hint=f"choose {LOGMEL}, {EGEMAPS}, or {HF}FOLDER or {HF}REPOSITORY")
+        raise _unknown_source(name)
     source = name.removeprefix(HF)
     folder = Path(source).expanduser()
-    if not folder.is_dir():
+    if not source or not folder.is_dir():
         folder = hub_folder("hf", source, download=True)
     files = sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")])
     if not any(path.suffix == ".safetensors" for path in files):
@@ -209,7 +243,7 @@ def resolve_sound(config: ExtractConfig, cache: Path) -> Weights:
     digest = fingerprint_of([[path.name, atomic_io.file_sha256(path)] for path in files])
     record_weights(cache, digest, name)
     label = re.sub(r"[^A-Za-z0-9_.]+", "-", Path(source).name).strip("-.") or "model"
-    return Weights(name=label, path=folder, sha256=digest, source=source, terms="see the model's card")
+    return Weights(name=label, path=folder, sha256=digest, source=source, terms="see the model's card", net=AUDIO)
 
 
 def settings_of(config: ExtractConfig, source: Weights) -> dict[str, Any]:
@@ -240,13 +274,13 @@ def config_of(settings: Mapping[str, Any], cache: Path, defaults: ExtractConfig)
 
 
 def extract_sound(dataset: Dataset, config: ExtractConfig, cache: Path, features: Location | None = None, *,
-                  pictures: Location | None = None, failures: str = workspace.FAILURES,
+                  pictures: Location | None = None, engine: Engine = run_here, failures: str = workspace.FAILURES,
                   stop: Callable[[], bool] = never_cancelled) -> ExtractReport:
     """Bring the store of the sound of `dataset` up to date and return the results.
 
     Parameters
     ----------
-    features, failures, stop : as `job.extract_dataset` takes them.
+    features, engine, failures, stop : as `job.extract_dataset` takes them.
     pictures : store whose frame tables give the rows; by default that of the last `extract`. A clip that it lacks, or
         all without a store, get a row for each frame that decodes.
 
@@ -277,10 +311,11 @@ def extract_sound(dataset: Dataset, config: ExtractConfig, cache: Path, features
     # Crops have no sound; the video that they were cut from has it, by frame number.
     trials = tuple(trial if trial.video is None else replace(trial, path=trial.video, kind="video")
                    for trial in dataset.trials)
-    job = SoundJob(config, store, "", source, cancel=CancelToken(stop), net=net, pictures=picture_store,
-                   crops={trial.name: trial.path for trial in dataset.trials if trial.kind != "video"})
+    job = SoundJob(config, store, "", source, cancel=CancelToken(stop), net=net,
+                   pictures=None if picture_store is None else picture_store.path, crops={
+                       trial.name: trial.path.absolute() for trial in dataset.trials if trial.kind != "video"})
     failures_at = Workspace(cache).failures(dataset.name, failures.replace("failures", "failures-audio", 1))
-    done = job.run(replace(dataset, trials=trials), lambda own, waiting: own.run_all(waiting), failures_at)
+    done = job.run(replace(dataset, trials=trials), engine, failures_at)
     store.write_index()
     return ExtractReport(store=path, failures_at=failures_at, fingerprint=fingerprint_of(settings), clips=done,
                          seconds=time.monotonic() - started)
@@ -306,18 +341,20 @@ class SoundResources:
 
     bar: ProgressBar
     provenance: dict[str, Any]
+    pictures: EmbeddingStore | None
 
 
 @dataclass
 class SoundJob(ExtractionJob):
     """One run over the sound of a data set."""
 
-    net: SoundNet | None = None  # if not given, loaded by `run_all`
-    pictures: EmbeddingStore | None = None
+    net: SoundNet | None = None  # if not given, loaded by `resources`
+    pictures: Location | None = None  # store whose frame tables give the rows
     crops: dict[str, Path] = field(default_factory=dict)  # trials whose pictures are not those of the video -> folder
 
-    def run_all(self, trials: Sequence[Trial]) -> Iterator[ClipResult]:
-        """Yield the result of each clip; a bad clip does not stop the others."""
+    @contextmanager
+    def resources(self, bar: ProgressBar, most: int = 256) -> Iterator[tuple[SoundResources, int]]:
+        """Yield what the clips of this process share, and how many of at `most` this many clips run at once."""
         packages, threads = ["numpy", "av"], self.config.threads or len(os.sched_getaffinity(0))
         self.net = self.net or _net(self.cnn, self.store.settings["taps"], self.config)
         if isinstance(self.net, EGemaps):
@@ -327,11 +364,13 @@ class SoundJob(ExtractionJob):
             self.net.torch.set_num_threads(1)  # clips use the cores: one each
         provenance = {"device": getattr(self.net, "device", "cpu"), "machine": platform.machine(),
                       "versions": {name: version(name) for name in packages}}
-        with progress_bar("extract", len(trials), "clips") as bar:
-            concurrent = min(len(trials), self.config.concurrent_clips or threads)
-            for result in self.run_clips(SoundResources(bar, provenance), trials, concurrent):
-                bar.advance(1)
-                yield result
+        yield (SoundResources(bar, provenance, _open_or_none(self.pictures)),
+               min(most, self.config.concurrent_clips or threads))
+
+    def for_process(self) -> dict[str, Any]:
+        """Return the fields that only this kind of job has."""
+        place = self.pictures
+        return {"pictures": place.absolute() if isinstance(place, Path) else place, "crops": self.crops}
 
     def extract_clip(self, trial: Trial, pipeline: SoundResources) -> ClipResult | None:
         """Extract and commit the sound of one clip; return None if another process took it first."""
@@ -339,7 +378,7 @@ class SoundJob(ExtractionJob):
         with self.store.writer(trial.name, source=source, provenance=pipeline.provenance) as writer:
             if writer is None:
                 return None
-            index, time_s, at_s = self._rows(trial)
+            index, time_s, at_s = self._rows(trial, pipeline.pictures)
             half_s, last_s = self.config.audio_window_s / 2, float(np.nanmax(at_s, initial=0.0))
             one = Sound(samples=np.zeros(0, np.int16), parts=())
             if trial.kind == "video":
@@ -355,21 +394,22 @@ class SoundJob(ExtractionJob):
                 part = slice(writer.written, writer.written + SEGMENT)
                 writer.write(writer.written, rows.read(at_s[part], audible[part], self.store.taps))
             manifest = writer.commit()
+        pipeline.bar.advance(manifest.frames)
         if not audible.any():
             self.log_alike(logging.WARNING, trial.name, f"no sound in any of its {manifest.frames} frames")
         return ClipResult(clip=trial.name, state="computed", frames=manifest.frames, faces=int(audible.sum()))
 
-    def _rows(self, trial: Trial) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    def _rows(self, trial: Trial, pictures: EmbeddingStore | None
+              ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Return number, time and place in the sound (both in seconds) of each row; NaN without a place."""
         folder = self.crops.get(trial.name)
-        if self.pictures is not None and trial.name in self.pictures:
-            table = self.pictures[trial.name].frame_table
+        if pictures is not None and trial.name in pictures:
+            table = pictures[trial.name].frame_table
             index, time_s = table["index"].copy(), table["time_s"].copy()
         else:
             kind = trial.kind if folder is None else "crops"
-            pictures = media.open_source(folder or trial.path, kind, crop_fps=self.config.crop_fps,
-                                         damaged=self.config.on_truncated)
-            time_s = pictures.times()
+            time_s = media.open_source(folder or trial.path, kind, crop_fps=self.config.crop_fps,
+                                       damaged=self.config.on_truncated).times()
             index = np.arange(1.0, len(time_s) + 1)
         if folder is None:
             return index, time_s, time_s

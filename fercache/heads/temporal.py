@@ -43,6 +43,12 @@ class TemporalHead(Head):
         self.out = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(mixed + narrow, classes))
         self.smoothing = Smoothing(classes) if settings.temporal_input and not settings.clip_level else None
         self.sound = SoundGate(size - self.width, narrow, settings.dropout) if self.width < size else None
+        # Predicts windows without any sound. It is trained as if there were no sound (`training.fit`), so that such
+        # windows lose nothing to the sound of others.
+        self.alone: TemporalHead | None = None
+        if self.sound is not None:
+            pictures = [tap for tap in taps if not is_audio(tap.tap)]
+            self.alone = type(self)(pictures, classes, settings)  # type: ignore[call-arg]
         if self.smoothing is not None:
             nn.init.zeros_(self.out[-1].weight)  # type: ignore[arg-type]
             if not settings.epochs:
@@ -53,9 +59,15 @@ class TemporalHead(Head):
 
     def forward(self, x: Tensor, seen: Tensor, time_s: Tensor) -> Tensor:
         """Return logits ``(B, W, C)``; a row whose columns of sound are all zeros has no sound."""
-        if self.sound is None:
+        if self.alone is None:
             return super().forward(x, seen, time_s)
         audible = x[..., self.width:].any(-1)
+        silent = ~audible.any(1)
+        alone: Tensor | None = None
+        if silent.any() and not self.training:
+            alone = self.alone(x[..., :self.width], seen, time_s)
+        if alone is not None and silent.all():
+            return alone
         if self.training:
             drawn = torch.rand(len(x), 1, device=x.device)
             # The picture is dropped only where there is sound: a window with neither teaches nothing.
@@ -66,7 +78,8 @@ class TemporalHead(Head):
         x = self.standardise(x, known)
         if self.training and self.noise:
             x = x + self.noise * torch.randn_like(x) * known
-        return self.logits(x, seen, time_s, audible)
+        logits = self.logits(x, seen, time_s, audible)
+        return logits if alone is None else torch.where(silent[:, None, None], alone, logits)
 
     def logits(self, x: Tensor, seen: Tensor, time_s: Tensor, audible: Tensor | None = None) -> Tensor:
         narrow, known = self.project(x[..., :self.width]), seen

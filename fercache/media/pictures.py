@@ -148,7 +148,8 @@ def read_picture(path: Path) -> NDArray[np.uint8] | None:
     # repeated, CMYK is converted without a color profile, 16-bit gray keeps its high byte.
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            # Not MAX_BYTES, which would be allocated for each picture.
+            data = file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
     except OSError as error:
         raise unreadable(path, error) from error
     try:
@@ -161,7 +162,8 @@ def read_picture(path: Path) -> NDArray[np.uint8] | None:
             image.load()
             if image.mode.startswith("I"):  # PIL's own conversion clips 16-bit gray at 255
                 return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            ImageOps.exif_transpose(image, in_place=True)
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except DAMAGE as error:
         log.info("%s: not decodable (%s)", path,
                  f"none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else error)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -148,7 +149,7 @@ def highest(values: Floats, window: WindowReach) -> Floats:
 
 
 class Chain(msgspec.Struct, frozen=True, kw_only=True):
-    """A Markov chain of the classes, which keeps its class and now and then draws a new one, each equally likely.
+    """A Markov chain of the classes, which keeps its class and now and then draws one with the clip's mean probability.
 
     Attributes
     ----------
@@ -176,7 +177,8 @@ def chain_posteriors(log_probs: Sequence[Floats], time_s: Sequence[Floats], chai
 
     Notes
     -----
-    The forward-backward algorithm (Rabiner 1989), all clips and chains in one pass.
+    The forward-backward algorithm (Rabiner 1989), all clips and chains in one pass. `causal`: a class is drawn with its
+    mean probability so far.
     """
     # A step of one clip alone is a dozen tiny arrays, so step t is taken for all clips at once. The rows of a step are
     # adjacent, the longest clip first: the clips that still run are then a prefix.
@@ -186,7 +188,7 @@ def chain_posteriors(log_probs: Sequence[Floats], time_s: Sequence[Floats], chai
     first = np.cumsum(count) - count
     place = [first[:length] + rank for rank, length in enumerate(lengths)]
     steps = [slice(start, start + n) for start, n in zip(first.tolist(), count.tolist(), strict=True)]
-    inputs = [_chain_inputs(log_probs[i], time_s[i], chains) for i in order]
+    inputs = [_chain_inputs(log_probs[i], time_s[i], chains, causal) for i in order]
 
     def by_step(part: int, turn: int) -> Floats:
         values = np.empty((int(count.sum()), *inputs[0][part].shape[1:]))
@@ -199,8 +201,7 @@ def chain_posteriors(log_probs: Sequence[Floats], time_s: Sequence[Floats], chai
     (keep, draw, before), state = (by_step(part, 1) for part in range(3)), np.empty(0)
     for t, step in enumerate(steps):
         now = before[step]
-        prior = state[:len(now)] if t else np.full_like(now, 1 / now.shape[2])
-        state = (keep[step] * prior + draw[step]) * now
+        state = (keep[step] * state[:len(now)] + draw[step] if t else draw[step]) * now
         state /= state.sum(2, keepdims=True)
         before[step] = state
     keep, draw, evidence = (by_step(part, -1) for part in range(3))
@@ -208,7 +209,7 @@ def chain_posteriors(log_probs: Sequence[Floats], time_s: Sequence[Floats], chai
     for step, following in pairwise(steps) if not causal else ():
         live = slice(step.start, step.start + following.stop - following.start)
         state = after[live] * evidence[live]
-        state = keep[live] * state + draw[live] * state.sum(2, keepdims=True)
+        state = keep[live] * state + (draw[live] * state).sum(2, keepdims=True)
         after[following] = state / state.sum(2, keepdims=True)
     found: list[Floats] = [np.empty(0)] * len(order)
     for i, rows in zip(order, place, strict=True):
@@ -217,13 +218,15 @@ def chain_posteriors(log_probs: Sequence[Floats], time_s: Sequence[Floats], chai
     return found
 
 
-def _chain_inputs(log_probs: Floats, time_s: Floats, chains: Sequence[Chain]) -> tuple[Floats, Floats, Floats]:
-    """Return the probabilities to keep the class and to draw each class, ``(T, V, 1)``, and evidence ``(T, V, C)``."""
+def _chain_inputs(log_probs: Floats, time_s: Floats, chains: Sequence[Chain],
+                  causal: bool) -> tuple[Floats, Floats, Floats]:
+    """Return the probabilities to keep the class, ``(T, V, 1)``, and to draw each one, and evidence, ``(T, V, C)``."""
     gap = np.diff(time_s, prepend=-np.inf)[:, None]
     weight = np.minimum(1.0, gap * [chain.evidence_hz for chain in chains])
     keep = np.exp(-gap / [chain.dwell_s for chain in chains])[..., None]
     evidence = np.exp(weight[..., None] * (log_probs - log_probs.max(1, keepdims=True))[:, None])
-    return keep, (1 - keep) / log_probs.shape[1], evidence
+    running = softmax(log_probs, axis=1).cumsum(0) / np.arange(1, len(log_probs) + 1)[:, None]
+    return keep, (1 - keep) * (running if causal else running[-1:])[:, None], evidence
 
 
 def _running(values: Floats) -> Floats:

@@ -20,7 +20,7 @@ from fercache.heads import registry as head_registry
 from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits
 from fercache.results import missing_faces
 from fercache.stacking.features import FLOOR, POOLED, log_softmax
-from fercache.stacking.nested_cv import ALL, LEARNED, NestedResult, Probs, predict_new
+from fercache.stacking.nested_cv import ALL, NestedResult, Probs, predict_new
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ DESCRIPTIONS = {"mean": "plain mean of the heads' probabilities",
         "smoothed-mean": "mean of the heads' log-probabilities, smoothed over time, with a bias for each class",
         "logistic": "logistic regression on the stacker's features",
         "geometric-mean": "geometric mean of `smoothed-mean` and `logistic`",
-        "stack": "LightGBM on the stacker's features, starting from `smoothed-mean`"}
+        "stack": "geometric mean of `logistic` and LightGBM on the stacker's features, starting from `smoothed-mean`"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +160,8 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
                  rejected: Mapping[str, str] | None = None) -> FinalCandidate:
     """Return the requested candidate, or with "auto" the one with the best out-of-fold score.
 
+    Of equal scores, the one with the higher mean log-probability of the labels is taken.
+
     Parameters
     ----------
     rejected : candidates that "auto" skips, such as those of `find_contradictions`.
@@ -173,7 +175,7 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
     -----
     Columns with an in-sample source have no out-of-fold score, so "auto" skips them. If the heads are not above chance
     (`chance_p_value`), a learned candidate that scores higher has luck or the bias of the folds, so "auto" takes a head
-    or the mean.
+    or the mean, and the mean only if new clips repeat its predictions at least as often as those of some head.
     """
     if requested != "auto":
         if requested not in columns:
@@ -192,11 +194,14 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
                      why=f"{groups} groups: with fewer than {MIN_GROUPS_TO_CHOOSE} nothing is chosen by score, and the "
                          "plain mean is final")
     p = chance_p_value(oof)
-    simple = [name for name in eligible if name not in LEARNED]
+    simple = [name for name in eligible if name in oof.heads or (name == "mean" and _mean_repeats(oof))]
     at_chance = p >= MOST_P and bool(simple)
     eligible = simple if at_chance else eligible
     scores = score_out_of_fold(oof, {name: columns[name] for name in eligible}, metric)
-    best = max(scores, key=lambda name: scores[name])
+    rows = np.flatnonzero((oof.per_row(oof.fold) >= 0) & (oof.label >= 0))
+    # Few clips often have equal scores.
+    best = max(scores, key=lambda name: (scores[name], float(
+        np.log(np.maximum(columns[name][rows, oof.label[rows]], FLOOR)).mean())))
     why = f"best {metric} out of fold ({scores[best]:.4f}) on the training groups"
     if at_chance:
         why += f", of heads and mean only: the heads are not above chance (p = {p:.3f}, labels permuted by group)"
@@ -284,6 +289,14 @@ def find_contradictions(oof: OofLogits, nested: NestedResult, columns: Mapping[s
                               f"have {new_score:.3f} {metric}, out of fold {oof_score:.3f}; {agrees:.0%} of the "
                               f"predictions are the same (heads: at least {heads_agree:.0%})")
     return rejected
+
+
+def _mean_repeats(oof: OofLogits) -> bool:
+    """Return whether the mean's predictions are repeated by new clips at least as often as those of some head."""
+    part = oof.subset(_spread_trials(oof))
+    as_new, rows = _without_fold_means(part), np.flatnonzero(part.valid)
+    old, new = ({head: softmax(one.logits[head][rows], axis=1) for head in one.heads} for one in (part, as_new))
+    return _agreement(_mean(old), _mean(new)) >= min(_agreement(old[head], new[head]) for head in part.heads)
 
 
 def _without_fold_means(oof: OofLogits) -> OofLogits:

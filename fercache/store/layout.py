@@ -7,7 +7,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -34,22 +34,22 @@ class Grid:
     shape: tuple[int, ...]  # (T, ...) of the array
     dtype: str  # one of DTYPES
 
-    @cached_property
+    @property
     def rows(self) -> int:
         """Rows of a chunk."""
         return min(self.shape[0], CHUNK)
 
-    @cached_property
+    @property
     def count(self) -> int:
         """Number of chunks."""
         return math.ceil(self.shape[0] / self.rows)
 
-    @cached_property
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return math.prod(self.shape[1:]) * DTYPES[self.dtype]
 
-    @cached_property
+    @property
     def chunk_bytes(self) -> int:
         """Bytes of a chunk's file, padding of the last one included."""
         return self.rows * self.row_bytes

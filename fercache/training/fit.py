@@ -18,7 +18,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fercache import metrics
 from fercache.heads.base import Head, build_head
 from fercache.heads.frame import FinetuneTail
-from fercache.heads.registry import HeadSettings
+from fercache.heads.registry import HEADS, HeadSettings
+from fercache.heads.temporal import TemporalHead
 from fercache.training.data import Batch, FrameDataset, WindowSampler
 from fercache.training.inference import make_sampler, predict_head
 
@@ -114,6 +115,22 @@ def fit(task: FitTask, features: FrameDataset, report: Callable[[float], None] =
 
     `report`: is called with each further share of the work that is done.
     """
+    if not _joins_sound(task, features):
+        return _fit(task, features, report)
+    def half(share: float) -> None:
+        report(share / 2)
+
+    return _fit(task, features, half, alone=_fit(task, features.without_sound(), half).head)
+
+
+def _joins_sound(task: FitTask, features: FrameDataset) -> bool:
+    """Return whether the head reads sound beside something else: it then has a part that is trained without sound."""
+    return HEADS[task.head].sound == "joins" and features.audio.shape[1] > 0
+
+
+def _fit(task: FitTask, features: FrameDataset, report: Callable[[float], None], alone: Head | None = None
+         ) -> FitResult:
+    """Return a head trained on the task's trials; `alone`: what predicts its windows without sound."""
     # AdamW with warm-up and cosine decay (or plain SGD). The result is the epoch with the best macro F1 on the
     # validation trials; with an average of the weights, the averaged head is the one that is validated and returned.
 
@@ -121,6 +138,10 @@ def fit(task: FitTask, features: FrameDataset, report: Callable[[float], None] =
     torch.manual_seed(task.seed)
     rng = np.random.default_rng(task.seed)
     head = _new_head(task, features)
+    if alone is not None:
+        assert isinstance(head, TemporalHead) and head.alone is not None
+        head.alone.load_state_dict(alone.state_dict())
+        head.alone.requires_grad_(False)
     trainer = _Trainer(task, features, head)
     # A head that begins with trained weights may be best before the first step.
     scored = task.val_trials and (task.start or not task.settings.epochs)
@@ -305,4 +326,4 @@ def estimate_s(task: FitTask, features: FrameDataset) -> float:
         validation_f1(trainer.averaged_head(), replace(task, val_trials=some), features)
         duration_s = time.monotonic() - began
         epoch_s += duration_s * len(_rows(features, task.val_trials)) / max(len(_rows(features, some)), 1)
-    return epoch_s * task.settings.epochs
+    return epoch_s * task.settings.epochs * (2 if _joins_sound(task, features) else 1)

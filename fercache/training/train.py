@@ -33,6 +33,7 @@ DATA_KEYS = ("store", "features", "dataset", "trials", "classes", "init")
 
 
 INIT_FORMAT = 1  # raised whenever the code changes the result of a training that begins with starter weights
+SOUND_FORMAT = 1  # the same of a training of heads that read sound beside pictures
 STARTER_MAX_GROUPS = 164
 """Most training groups with which `init = "auto"` begins with the starter: docs/results/heads.md has the scores."""
 STARTER_FEATURES = ("backbone", "weights")
@@ -146,6 +147,8 @@ def settings_of(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore,
     init = starter_init(dataset, trials, store, config)
     # Without a starter the key is left out, so that the names of older runs do not change.
     started = {"init": [init.digest, INIT_FORMAT]} if init else {}
+    if any(HEADS[head].sound == "joins" for head in config.heads) and any(map(is_audio, config.taps)):
+        started |= {"sound": [SOUND_FORMAT]}
     return {**config.settings(), **started, "store": store.digest(), "features": fingerprint_of(store.settings),
             "format": FORMAT, "dataset": dataset.digest(), "trials": fingerprint_of([t.name for t in trials]),
             "classes": list(dataset.classes)}

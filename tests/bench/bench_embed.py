@@ -1,7 +1,7 @@
 """What int8 and fewer passes of the CNN gain and lose beside float32 on every frame, in one run.
 
     python tests/bench/bench_embed.py --videos FOLDER --train fer2013_train.zip --test fer2013_validation.zip \
-        --background CLIP [--home FOLDER] [--sweep]
+        --background CLIP [--home FOLDER] [--sweep] [--equal]
 
 Real clips, without labels: the starter heads' probabilities, averaged over a second, with each setting beside float32
 on every frame: the share of frames that keep their class, and the mean change of a probability, in all and in the worst
@@ -12,7 +12,8 @@ every frame, which are the same values (tests/test_embed_every.py). `--home` kee
 
 `--cost` extracts the clips with each setting instead, and prints CPU seconds of the whole process, which other jobs
 disturb less than the time. `--sweep` prints what chooses the threshold of `auto`: real clips and streams of `--train`,
-fixed intervals beside thresholds.
+fixed intervals beside thresholds. `--equal` scores fixed intervals on the labels of both sets of streams beside `auto`
+with the threshold at which it embeds as many frames.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ SETTINGS = {"float32": {}, "every 3rd": {"embed_every": "3"}, "auto": {"embed_ev
             "int8": {"precision": "int8"}, "int8, every 3rd": {"precision": "int8", "embed_every": "3"},
             "int8, auto": {"precision": "int8", "embed_every": "auto"}}
 DRAWS, HALF_S = 2000, 0.5
+RECIPE = TrainConfig(heads=("frame", "gru"), taps=TAPS, folds=3, ensemble=1, init="starter", threads=1)
 CACHE: dict[tuple[str, str], list[interpolation.Face]] = {}
 
 
@@ -117,6 +119,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--equal", action="store_true")
     args = parser.parse_args()
     if args.videos is None and args.train is None:
         print("nothing measured: name clips with --videos, or photos with --train and --test")
@@ -133,6 +136,8 @@ def main() -> None:
                    (("train", args.train, 5), ("test", args.test, 6)) if images is not None]
         if args.cost:
             cost(videos[0], home)
+        elif args.equal:
+            equal_cost(streams, home)
         elif args.sweep:
             sweep([*videos, *streams[:1]], home)
         else:
@@ -175,24 +180,28 @@ def score(videos: Sequence[Dataset], streams: Sequence[Dataset], home: Path, fol
         labelled(streams, {name: [stores[name, one.name] for one in streams] for name in SETTINGS}, heads, home)
 
 
+def confusions_of(folder: Path, store: EmbeddingStore, tested: Dataset) -> dict[str, NDArray[np.int64]]:
+    """Return the confusions of single frames of each head in a folder, by stream."""
+    loaded = load_trained(folder)
+    features = loaded.load_features(store, tested.trials)
+    use = (features.label >= 0) & features.valid
+    # The starter's classes have FER2013's names in the order of the streams.
+    return {head: metrics.confusions(features.label[use], log_probs[use].argmax(1), features.trial_of_row()[use],
+                                     len(tested.classes), len(tested.trials))
+            for head, log_probs in predict_new(loaded, features, "cpu").items()}
+
+
 def labelled(streams: Sequence[Dataset], stores: dict[str, list[EmbeddingStore]], heads: LoadedHeads,
              home: Path) -> None:
     """Print macro F1 of the starter heads, and of heads trained on each setting, with paired differences."""
     trained, tested = streams
     found: dict[tuple[str, str], NDArray[np.int64]] = {}
     for name, (own, other) in stores.items():
-        recipe = TrainConfig(heads=("frame", "gru"), taps=TAPS, folds=3, ensemble=1, init="starter", threads=1)
-        kinds = {"starter": heads.folder, "trained": train.train_heads(trained, own, recipe, home).heads,
-                 "trained on float32": train.train_heads(trained, stores["float32"][0], recipe, home).heads}
+        kinds = {"starter": heads.folder, "trained": train.train_heads(trained, own, RECIPE, home).heads,
+                 "trained on float32": train.train_heads(trained, stores["float32"][0], RECIPE, home).heads}
         for kind, folder in kinds.items():
-            loaded = load_trained(folder)
-            features = loaded.load_features(other, tested.trials)
-            use = (features.label >= 0) & features.valid
-            for head, log_probs in predict_new(loaded, features, "cpu").items():
-                # The starter's classes have FER2013's names in the order of the streams.
-                found[f"{kind}: {head}", name] = metrics.confusions(
-                    features.label[use], log_probs[use].argmax(1), features.trial_of_row()[use],
-                    len(tested.classes), len(tested.trials))
+            for head, matrix in confusions_of(folder, other, tested).items():
+                found[f"{kind}: {head}", name] = matrix
     print(f"streams: {len(tested.trials)} of PublicTest, {int(found[next(iter(found))].sum())} frames with a face")
     draws = metrics.Resampler(len(tested.trials), DRAWS, 0)
     for kind in dict.fromkeys(kind for kind, _ in found):
@@ -246,6 +255,39 @@ def sweep(datasets: Sequence[Dataset], home: Path) -> None:
                 rows, same, change = compare(store, made, heads)
                 print(f"{dataset.name:8} {name:12} {stored_rows(made):.3f} of the rows, same class {same:.4f}, change "
                       f"{change:.4f}, least clip {min(row[2] for row in rows):.3f}", flush=True)
+
+
+def equal_cost(streams: Sequence[Dataset], home: Path) -> None:
+    """Print macro F1 of `auto` and of fixed intervals that embed as many frames, with paired differences."""
+    heads, before = LoadedHeads.find(home, Path("starter")), interpolation.EMBED_CHANGE
+    stores = [extracted(dataset, home, {}) for dataset in streams]
+    folders = {"starter": heads.folder, "trained": train.train_heads(streams[0], stores[0], RECIPE, home).heads}
+    for place, (dataset, store) in enumerate(zip(streams, stores, strict=True)):
+        draws = metrics.Resampler(len(dataset.trials), DRAWS, 0)
+
+        def share(every: str, dataset: Dataset = dataset, store: EmbeddingStore = store) -> float:
+            clips = [faces_of(dataset, store, clip) for clip in store]
+            return sum(len(list(interpolation.select_frames(faces, every))) for faces in clips) / sum(map(len, clips))
+
+        for every in ("2", "3", "4"):
+            low, high = 1.0, 100.0
+            for _ in range(14):  # more frames with a lower threshold
+                interpolation.EMBED_CHANGE = (low + high) / 2
+                low, high = ((interpolation.EMBED_CHANGE, high) if share("auto") > share(every) else
+                             (low, interpolation.EMBED_CHANGE))
+            with tempfile.TemporaryDirectory() as folder:
+                made = [subset(dataset, store, name, Path(folder) / f"{name}.zarr") for name in (every, "auto")]
+                for kind in ("starter", "trained")[:1 + place]:  # heads are not scored on what they were trained on
+                    fixed, auto = (confusions_of(folders[kind], one, dataset)["frame"] for one in made)
+                    gain = draws.difference(auto, fixed, metrics.macro_f1)
+                    ends = gain.interval or (np.nan, np.nan)
+                    rows, losses = [stored_rows(one) for one in made], [compare(store, one, heads) for one in made]
+                    print(f"{dataset.name:6} every {every} ({rows[0]:.3f} of the rows) and auto "
+                          f"{interpolation.EMBED_CHANGE:.1f} ({rows[1]:.3f}), {kind}: macro F1 "
+                          f"{float(metrics.macro_f1(fixed.sum(0))):.4f} and {float(metrics.macro_f1(auto.sum(0))):.4f} "
+                          f"({gain.difference:+.4f} [{ends[0]:+.4f}, {ends[1]:+.4f}]); same class {losses[0][1]:.4f} "
+                          f"and {losses[1][1]:.4f}, change {losses[0][2]:.4f} and {losses[1][2]:.4f}", flush=True)
+    interpolation.EMBED_CHANGE = before
 
 
 def selections() -> Iterator[tuple[str, str]]:

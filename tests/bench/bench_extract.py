@@ -87,7 +87,9 @@ class Row:
         """Bring some clips through, from decoding to the commit mark."""
         def timed(work: ExtractionJob, trials: Sequence[Trial]) -> Iterable[ClipResult]:
             started, cpu = time.perf_counter(), time.process_time()
-            done = list(work.run_with_nets(trials, self.loaded, ProgressBar("", None, "frames")))
+            work.nets = self.loaded
+            with work.resources(ProgressBar("", None, "frames"), len(trials)) as (pipeline, concurrent):
+                done = list(work.run_clips(pipeline, trials, concurrent))
             self.seconds += time.perf_counter() - started
             self.cpu_s += time.process_time() - cpu
             return done

@@ -6,9 +6,11 @@ often the candidate is more than .25 above the best head.
     python tests/bench/bench_few_groups.py --draws 5 --groups 6 12
 
 With --final it looks at the final candidate instead, over labelings of all kinds (`labelings`), heads of pure noise
-(`noise`) or heads that know different classes (`experts`):
+(`noise`) or heads that know different classes (`experts`). With --trained DIMS, heads are trained on each fold, on
+features of so many dimensions:
 
     python tests/bench/bench_few_groups.py --final labelings --draws 100 --groups 6 8 12 16 --seed 1000
+    python tests/bench/bench_few_groups.py --final experts --trained 128 --draws 10 --groups 8 16 28 --seed 500
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from scipy.special import softmax
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from few_groups import LABELS, SETTINGS, draw, log_shares
+from few_groups import LABELS, SETTINGS, draw, log_shares, train_heads
 
 from fercache import metrics
 from fercache.config import StackConfig
@@ -52,7 +54,7 @@ def corrected(oof: OofLogits) -> OofLogits:
                    fingerprint=oof.fingerprint + "-corrected")
 
 
-def describe_finals(kind: str, groups: int, draws: int, first: int) -> str:
+def describe_finals(kind: str, groups: int, draws: int, first: int, dims: int) -> str:
     """Return how far final candidates are above the best head and above chance, and how often new clips repeat them."""
     rows = []
     for number in range(draws):
@@ -64,13 +66,17 @@ def describe_finals(kind: str, groups: int, draws: int, first: int) -> str:
             how = {"classes": 6, "frames": 30, "labels": "free", "pull": 0.3, "skill": 2.5, "noise": 1.0,
                    "experts": True}
         oof = draw(groups, seed=first + number, **how)
+        new = candidates._without_fold_means(oof)
+        if dims:
+            knows = {name: how[name] for name in ("skill", "experts") if name in how}
+            oof, new = train_heads(oof, seed=first + number, dims=dims, **knows)
         nested = nested_cv.run_nested_cv(oof, CONFIG)
         columns = candidates.gather_candidates(oof, nested)
         rejected = candidates.find_contradictions(oof, nested, columns, "macro_f1")
         final = candidates.choose_final(oof, columns, "auto", "macro_f1", rejected).name
         score = candidates.score_out_of_fold(oof, columns, "macro_f1")
-        # As new clips are predicted: without the fold means, by the stacker of all folds.
-        new = candidates._without_fold_means(oof)
+        # As new clips are predicted: by the mean of the folds' heads (untrained: without the fold means), and by the
+        # stacker of all folds.
         probs = {head: softmax(new.logits[head], axis=1) for head in oof.heads}
         probs["mean"] = sum(probs.values())
         probs |= nested_cv.predict_new(new, nested.fold_models[nested_cv.ALL], False).columns
@@ -80,14 +86,15 @@ def describe_finals(kind: str, groups: int, draws: int, first: int) -> str:
         heads = [score[head] for head in oof.heads]
         rows.append((score[final] - max(heads), score[final] - max(*heads, score["mean"]), score[final],
                      *np.quantile(chance, [.025, .975]), final in nested_cv.LEARNED, same[final],
-                     min(same[head] for head in oof.heads)))
-    lead, gain, reached, low, high, learned, repeats, least = np.array(rows, float).T
+                     min(same[head] for head in oof.heads), same["mean"]))
+    lead, gain, reached, low, high, learned, repeats, least, mean = np.array(rows, float).T
     won = gain[learned > 0]
     return (f"{groups} groups, {draws} draws: score {reached.mean():.3f}, "
             f"chance {low.mean():.3f} to {high.mean():.3f}; "
             f"above the best head at most {lead.max():+.3f}, mean {lead.mean():+.3f}; learned in {len(won)}, "
-            f"{won.mean() if len(won) else 0:+.3f} above heads and mean; repeated less often than the worst head in "
-            f"{(repeats < least).sum()}")
+            f"{won.mean() if len(won) else 0:+.3f} above heads and mean; repeated in {repeats.mean():.3f}, "
+            f"worst head {least.mean():.3f}, less often in {(repeats < least).sum()} draws (the mean of the heads: "
+            f"{(mean < least).sum()})")
 
 
 def main() -> None:
@@ -106,10 +113,11 @@ def main() -> None:
     parser.add_argument("--correct", action="store_true", help="take the folds' class shares off the logits")
     parser.add_argument("--seed", type=int, default=0, help="of the first draw")
     parser.add_argument("--final", choices=("labelings", "noise", "experts"), help="describe the final candidates")
+    parser.add_argument("--trained", type=int, default=0, metavar="DIMS", help="with --final: train heads on each fold")
     given = parser.parse_args()
     if given.final:
         for groups in given.groups:
-            print(describe_finals(given.final, groups, given.draws, given.seed), flush=True)
+            print(describe_finals(given.final, groups, given.draws, given.seed, given.trained), flush=True)
         return
     models.MANY_GROUPS = given.bounds_below
     print(f"{'groups labels pull':22}{'head':>6}" + "".join(f"{name:>22}" for name in LEARNED))

@@ -11,20 +11,21 @@ import logging
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from fercache.backbones.registry import (
     FACENET,
     KNOWN_WEIGHTS,
     PREFIXES,
+    SOUNDS,
     SUFFIX,
     FileInWheel,
     LibraryRelease,
@@ -97,9 +98,22 @@ CLIP_RGB = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 IMAGENET_RGB = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def cards(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the keys of the card of each net with a name of its own: presets, and those added to `folder`."""
-    return presets() | {path.stem: read_card(path) for path in sorted(folder.glob(f"[!.]*{SUFFIX}"))}
+def card_names(folder: Path) -> list[str]:
+    """Return the names of all nets with a card: presets, and those added to `folder`."""
+    return list(dict.fromkeys([*presets(), *sorted(path.stem for path in folder.glob(f"[!.]*{SUFFIX}"))]))
+
+
+def card_of(name: str, folder: Path) -> dict[str, Any]:
+    """Return the keys of the card `name`; reads no other card, which may have a mistake."""
+    return read_card(folder / f"{name}{SUFFIX}") or presets()[name]
+
+
+def _updated(own: dict[str, Any], keys: dict[str, Any]) -> dict[str, Any]:
+    """Return a net's own keys updated by those of a card; another size alone keeps the share that the net sees."""
+    size = keys.get("size")
+    if isinstance(size, int) and own.get("resize") and "resize" not in keys:
+        own = own | {"resize": round(own["resize"] * size / own["size"])}
+    return own | keys
 
 
 def write_card(path: Path, keys: dict[str, Any]) -> None:
@@ -112,8 +126,12 @@ def write_card(path: Path, keys: dict[str, Any]) -> None:
     atomic_io.write_bytes(path, ("\n".join(lines) + "\n").encode())
 
 
-def add_card(name: str, net: str, keys: dict[str, Any], folder: Path) -> Path:
+def add_card(name: str, net: str, keys: dict[str, Any], folder: Path, trial: Callable[[Weights], object]) -> Path:
     """Write a card to `folder`, so that --weights takes `name`; return its path.
+
+    Parameters
+    ----------
+    trial : called with the weights before the card is written; raises if they do not run.
 
     Raises
     ------
@@ -122,9 +140,10 @@ def add_card(name: str, net: str, keys: dict[str, Any], folder: Path) -> Path:
     WeightsError
         The net is not there.
     """
-    if name in KNOWN_WEIGHTS or not re.fullmatch(r"[\w][\w.-]*", name) or Path(name).suffix in SUFFIXES:
+    taken = (*KNOWN_WEIGHTS, *PREFIXES, *SOUNDS, "custom")
+    if name in taken or not re.fullmatch(r"[\w][\w.-]*", name) or Path(name).suffix in SUFFIXES:
         raise InputError("no name for a card", where=name, hint="use letters, digits, - and _; not the name of known "
-                                                               f"weights ({', '.join(KNOWN_WEIGHTS)})")
+                                                               f"weights ({', '.join(taken)})")
     kind, colon, rest = net.partition(":")
     if not colon or kind not in PREFIXES:
         raise InputError("must begin with onnx:, timm: or hf:", where="--net", hint=f"for example onnx:{net}")
@@ -132,7 +151,7 @@ def add_card(name: str, net: str, keys: dict[str, Any], folder: Path) -> Path:
         net = f"{kind}:{Path(rest).expanduser().resolve()}"
     elif kind == "onnx" and not (folder / rest).is_file():
         raise WeightsError("no such file", where=net, hint="pass an ONNX model as onnx:PATH")
-    resolve_named(name, {**keys, "net": net}, folder, download=False)
+    trial(resolve_named(name, {**keys, "net": net}, folder, download=False))
     atomic_io.make_folder(folder)
     write_card(folder / f"{name}{SUFFIX}", {"net": net, **keys})
     return folder / f"{name}{SUFFIX}"
@@ -147,7 +166,7 @@ def resolve_named(name: str, keys: dict[str, Any], folder: Path, download: bool)
             raise WeightsError(f"the weights {name} are not downloaded", where=rest,
                                hint=f"download the file ({keys.get('source')}) and place it there")
     own = resolve_prefixed(f"{kind}:{rest}", download)
-    card = parse_card({**msgspec.to_builtins(own.card), **keys}, f"card of {name}")
+    card = parse_card(_updated(structs.asdict(own.card), keys), f"card of {name}")
     return replace(own, name=name, card=card, source=card.source or own.source, terms=card.terms or own.terms)
 
 
@@ -160,15 +179,17 @@ def resolve_prefixed(name: str, download: bool) -> Weights:
             raise WeightsError("no such file", where=name, hint="pass an ONNX model as onnx:PATH")
         keys, digest = {"size": onnx_size(path)} | read_card(path.with_suffix(SUFFIX)), file_sha256(path)
     elif kind in PREFIXES:
-        path = path if path.is_dir() else hub_folder(kind, rest, download)
+        path = path if rest and path.is_dir() else hub_folder(kind, rest, download)
         try:
             read = _timm_card if kind == "timm" else _hf_card
-            keys = read(*(atomic_io.read_json(path / file) if (path / file).is_file() else {}
-                          for file in ("config.json", "preprocessor_config.json"))) | read_card(path / f"card{SUFFIX}")
+            own = read(*(atomic_io.read_json(path / file) if (path / file).is_file() else {}
+                         for file in ("config.json", "preprocessor_config.json")))
+            keys = _updated(own, read_card(path / f"card{SUFFIX}"))
             files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
             digest = hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise WeightsError(f"not a folder of a model ({error})", where=path,
+        except (OSError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            reason = error.what if isinstance(error, FercacheError) else error
+            raise WeightsError(f"not a folder of a model ({reason})", where=path,
                                hint="it needs config.json and model.safetensors") from error
     else:
         raise WeightsError("no such file, and no known weights have this name", where=name,
@@ -220,6 +241,8 @@ def hub_folder(kind: str, name: str, download: bool) -> Path:
     WeightsError
         The repository is not in the cache, and cannot be (or may not be) downloaded.
     """
+    if not re.match(r"\w", name):
+        raise WeightsError("no such folder", where=f"{kind}:{name}", hint=f"pass {kind}:FOLDER or {kind}:NAME")
     try:
         import huggingface_hub  # comes with the extras timm and hf
         from huggingface_hub.errors import HfHubHTTPError
@@ -273,9 +296,10 @@ def resolve_own(name: str, folder: Path) -> Weights:
     """Return the weights at the path `name`; a state dict is converted into `folder` on first use."""
     path = Path(name).expanduser()
     if not path.is_file():
-        known = ", ".join((*KNOWN_WEIGHTS, *cards(folder)))
+        known = ", ".join((*KNOWN_WEIGHTS, *card_names(folder)))
+        hint = f"known are {known}; pass a file by its path, or onnx:PATH, timm:NAME or hf:REPO"
         raise WeightsError("no such file, and no known weights have this name", where=name,
-                           hint=f"known are {known}; pass a file by its path, or onnx:PATH, timm:NAME or hf:REPO")
+                           hint=hint if name not in SOUNDS else "these features are of sound: add --modality audio")
     if path.suffix not in SUFFIXES:
         raise WeightsError(f"unknown ending {path.suffix!r} of a file of weights", where=path,
                            hint="use .safetensors, .pt or .pth, or an ONNX model as onnx:PATH")
@@ -356,8 +380,8 @@ def ensure_weights(name: str, folder: Path) -> Weights:
 
 def _resolve_other(name: str, folder: Path, download: bool) -> Weights:
     """Return weights that are not in KNOWN_WEIGHTS."""
-    if name in (named := cards(folder)):
-        return resolve_named(name, named[name], folder, download)
+    if name in card_names(folder):
+        return resolve_named(name, card_of(name, folder), folder, download)
     return resolve_prefixed(name, download) if name.partition(":")[0] in PREFIXES else resolve_own(name, folder)
 
 
@@ -414,8 +438,9 @@ def is_verified(name: str, folder: Path) -> bool:
     """
     # The tests compare facenet-pytorch's net with that library.
     known = KNOWN_WEIGHTS.get(name)
-    return name == "custom" or (known is not None and known.net == "facenet") or any(
-        keys.get(name, {}).get("reference") for keys in (presets(with_nets=False), cards(folder)))
+    return name == "custom" or (known is not None and known.net == "facenet") or bool(
+        presets(with_nets=False).get(name, {}).get("reference")
+        or (name in card_names(folder) and card_of(name, folder).get("reference")))
 
 
 def verification_of(settings: Mapping[str, Any], folder: Path) -> str:
@@ -432,12 +457,15 @@ def list_weights(folder: Path) -> list[WeightsInfo]:
         rows.append(WeightsInfo(name=name, source=known.source, terms=known.terms, download_mb=known.download_mb,
                         path=found.path if found else None, sha256=found.sha256 if found else None,
                         verified=is_verified(name, folder)))
-    for name, keys in cards(folder).items():
+    for name in card_names(folder):
+        keys = dict[str, Any]()
         try:
+            keys = card_of(name, folder)
             own = resolve_named(name, keys, folder, download=False)
-        except FercacheError:
-            rows.append(WeightsInfo(name=name, source=f"{keys.get('source', '')} ({keys.get('net')})",
-                                    terms=keys.get("terms", TERMS), download_mb=0, verified=is_verified(name, folder)))
+        except FercacheError as error:
+            source = f"{keys.get('source', '')} ({keys.get('net')})" if keys else str(error)
+            rows.append(WeightsInfo(name=name, source=source, terms=keys.get("terms", TERMS), download_mb=0,
+                                    verified=bool(keys.get("reference"))))
         else:
             rows.append(WeightsInfo(name=name, source=own.source, terms=own.terms, download_mb=0, path=own.path,
                                     sha256=own.sha256, verified=is_verified(name, folder)))

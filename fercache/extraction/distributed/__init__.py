@@ -17,7 +17,7 @@ from fercache.data.base import Dataset
 from fercache.errors import InputError
 from fercache.extraction import job, run_control, sound
 from fercache.extraction.distributed.shard import Shard, forget_lists, local_rank, read_shard
-from fercache.extraction.job import Engine, ExtractionJob, ExtractReport
+from fercache.extraction.job import Engine, ExtractReport
 from fercache.runtime.uri import Location
 from fercache.workspace import FAILURES
 
@@ -76,9 +76,6 @@ class LaunchPlan:
     def run(self, dataset: Dataset, config: ExtractConfig, cache: Path, features: Location | None) -> ExtractReport:
         """Extract, and return and raise as `job.extract_dataset` does."""
         audio = config.modality == "audio"
-        if audio and (self.dask or self.workers):
-            raise InputError("sound is extracted by one process, with a clip on each core", where="--modality audio",
-                             hint="leave out --workers and --engine; more machines share the clips with --shard")
         # Decided for the whole set, so that all shards agree whatever clips they hold.
         config = config if audio else replace(config, faces=job.resolve_faces(dataset, config))
         failures = FAILURES
@@ -93,7 +90,8 @@ class LaunchPlan:
             config = replace(config, device=device, threads=threads)
         stop = partial(run_control.over, self.ends_s)
         if audio:
-            return sound.extract_sound(dataset, config, cache, features, failures=failures, stop=stop)
+            return sound.extract_sound(dataset, config, cache, features, engine=self._engine(), failures=failures,
+                                       stop=stop)
         report = job.extract_dataset(dataset, config, cache, features, engine=self._engine(), failures=failures,
                                      stop=stop)
         # A complete run over all clips replaces what the shards reported.
@@ -115,4 +113,4 @@ class LaunchPlan:
             from fercache.extraction.distributed.processes import ProcessPool
 
             return ProcessPool(workers, self.ends_s)
-        return ExtractionJob.run_all
+        return job.run_here

@@ -17,8 +17,8 @@ from fercache.data.base import Trial
 from fercache.errors import BrokenOff, InputError, MissingExtra
 from fercache.extraction.distributed.processes import ForwardedLog, JobSpec, without_labels
 from fercache.extraction.distributed.shard import largest_first
-from fercache.extraction.job import ClipResult, ExtractionJob
-from fercache.extraction.resources import PipelineResources, in_flight, load_nets, open_resources
+from fercache.extraction.job import ClipResult, ExtractionJob, HasBar
+from fercache.extraction.resources import in_flight
 from fercache.runtime import devices
 from fercache.runtime.progress import ProgressBar, progress_bar
 
@@ -122,7 +122,7 @@ class Worker(NamedTuple):
     spec: JobSpec
     local_rank: int
     job: ExtractionJob
-    pipeline: PipelineResources
+    pipeline: HasBar
     threads: ExitStack
 
 
@@ -138,9 +138,7 @@ def worker_for(spec: JobSpec, local_rank: int) -> Worker:
             while _workers:
                 _workers.pop().threads.close()
             job, threads = spec.open_job(local_rank), ExitStack()
-            nets = load_nets(job.config, spec.cnn, spec.faces)
-            pipeline = threads.enter_context(open_resources(nets, job.cancel, ProgressBar("extract", None, "frames"),
-                                                            nets.in_flight))
+            pipeline, _ = threads.enter_context(job.resources(ProgressBar("extract", None, "frames")))
             _workers.append(Worker(spec, local_rank, job, pipeline, threads))
         return _workers[0]
 

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -27,7 +27,6 @@ from fercache.data.base import Trial
 from fercache.errors import BrokenOff, InputError
 from fercache.extraction.distributed.shard import largest_first
 from fercache.extraction.job import ClipResult, ExtractionJob
-from fercache.extraction.resources import load_nets, open_resources
 from fercache.extraction.run_control import CancelToken, never_cancelled, over
 from fercache.runtime import devices
 from fercache.runtime.progress import ProgressBar, progress_bar
@@ -51,6 +50,8 @@ class JobSpec:
     source: Path | None  # a clip that the launching process can read, if any: other machines must see the same files
     ends_s: float = inf  # when clips stop at their next block or segment, in seconds since 1970
     local_ranks: int = 1
+    kind: type[ExtractionJob] = ExtractionJob
+    fields: dict[str, Any] = field(default_factory=dict)  # of this kind of job only
     version: str = __version__  # of the launching fercache
 
     @classmethod
@@ -60,7 +61,7 @@ class JobSpec:
         return cls(config=job.config, faces=job.faces, cnn=replace(job.cnn, path=job.cnn.path.absolute()),
                    store=store.absolute() if isinstance(store, Path) else store,
                    source=next((trial.path.absolute() for trial in trials if trial.path.exists()), None),
-                   ends_s=ends_s, local_ranks=local_ranks)
+                   ends_s=ends_s, local_ranks=local_ranks, kind=type(job), fields=job.for_process())
 
     def open_job(self, local_rank: int, stop: Callable[[], bool] = never_cancelled) -> ExtractionJob:
         """Return the job with this process's device and threads.
@@ -87,9 +88,9 @@ class JobSpec:
                 raise InputError(f"{path} does not exist", where=here, hint="every worker must see the clips and the "
                                  "cache under the same paths (or give --cache a URL)")
         device, threads = devices.assign_gpu(self.config.device, self.config.threads, local_rank, self.local_ranks)
-        return ExtractionJob(replace(self.config, device=device, threads=threads),
-                             EmbeddingStore.open(self.store, mode="a"), self.faces, self.cnn,
-                             cancel=CancelToken(lambda: stop() or over(self.ends_s)))
+        return self.kind(replace(self.config, device=device, threads=threads),
+                         EmbeddingStore.open(self.store, mode="a"), self.faces, self.cnn,
+                         cancel=CancelToken(lambda: stop() or over(self.ends_s)), **self.fields)
 
 
 def without_labels(trials: Sequence[Trial]) -> list[Trial]:
@@ -216,13 +217,9 @@ def _run_child(pipe: Connection[Any, Any], spec: JobSpec, local_rank: int, trial
     logger.setLevel(logging.INFO)
     try:
         job = spec.open_job(local_rank, stopped.is_set)
-        nets = load_nets(job.config, spec.cnn, spec.faces)
-        concurrent = job.config.concurrent_clips or nets.in_flight
-        with open_resources(nets, job.cancel, _ForwardedProgress(send), concurrent) as pipeline:
+        with job.resources(_ForwardedProgress(send)) as (pipeline, concurrent):
             for result in job.run_clips(pipeline, take(), concurrent):
                 send(result)
-            if pipeline.profiler.line():
-                logger.info("process %d: %s", local_rank + 1, pipeline.profiler.line())
     except Exception as error:  # noqa: BLE001 - raised again in the parent
         error.add_note(traceback.format_exc())  # a pickled exception loses its traceback
         send(error)
