@@ -50,7 +50,8 @@ The words are translated on the way in; the other names are translated back, so 
 CLASSES = ("Neutral", "Happiness", "Surprise")
 TAP = "conv2d_4b"
 CANDIDATES = ("frame", "gru", "mean")  # `predict` follows the last one
-"""Final columns to compare. The learned ones are left out: on purpose, 0.2 has no chain and one width for all classes.
+"""Final columns to compare. The learned ones are left out: on purpose, 0.2 fits no chain and has one width for all
+classes, and its `stack` may be a mean with `logistic`; `bench/bench_candidates.py` compares their scores.
 The demo (without --quick) differs on purpose too: its boxes are interpolated without regions of interest."""
 Arrays = dict[str, np.ndarray]
 

@@ -18,7 +18,7 @@ from videos import make_video
 
 import fercache
 from fercache import data
-from fercache.backbones import backbone
+from fercache.backbones import backbone, weights
 from fercache.cli import main
 from fercache.config import FAST, DatasetConfig, ExtractConfig
 from fercache.errors import InputError, StoreError
@@ -264,6 +264,15 @@ def test_backend_auto_takes_what_there_is(clips: dict[str, Path], tmp_path: Path
     store = extract(clips["crops"], tmp_path / "a", weights_at, backend="auto", precision=precision)
     assert {store.manifest(name).provenance["backend"] for name in store} == {backend}
     assert "backend" not in store.settings
+
+
+def test_backend_auto_is_openvino_where_it_is_installed(weights_at: Path) -> None:
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    cnn = weights.ensure_weights("casia-webface", weights_at)
+    configs = [ExtractConfig(taps=("conv2d_4b",), backend=backend, threads=1) for backend in ("auto", "torch")]
+    assert [resources.load_nets(config, cnn, "cropped").provenance["backend"] for config in configs] == ["openvino",
+                                                                                                         "torch"]
+    assert job.settings_of(configs[0], "cropped", cnn) == job.settings_of(configs[1], "cropped", cnn)
 
 
 @pytest.mark.parametrize("command", [["extract", "--clips"], ["predict", "--heads", "starter", "--out", "out"]])

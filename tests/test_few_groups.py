@@ -63,16 +63,16 @@ def test_nothing_learned_is_final_where_heads_are_at_chance(groups: int, seed: i
 
 
 def test_heads_that_are_hardly_above_chance_leave_only_heads_and_mean() -> None:
-    """One of these heads has .475, `stack` .738: p is .04, as for a few of a hundred draws of noise."""
+    """One of these heads has .475, `stack` .709: p is .04, as for a few of a hundred draws of noise."""
     oof = draw(16, seed=1085, frames=6, balanced=False)
     assert 0.01 < candidates.chance_p_value(oof) < 0.05
     final, scores, _, _ = final_and_scores(oof)
-    assert final not in nested_cv.LEARNED and scores[final] < scores["stack"] - 0.25
+    assert final not in nested_cv.LEARNED and scores[final] < scores["stack"] - 0.2
 
 
 def test_a_mean_that_new_clips_repeat_less_often_than_any_head_is_not_final() -> None:
     """Of heads at chance the mean has the best score, .57, but predictions of new clips repeat .69 of it."""
-    oof = draw(8, seed=1046, frames=6, **SETTINGS[1046 % 100 % len(SETTINGS)])
+    oof = draw(8, seed=1046, frames=6, **SETTINGS[46 % len(SETTINGS)])
     final, scores, _, _ = final_and_scores(oof)
     assert max((*HEADS, "mean"), key=lambda name: scores[name]) == "mean"
     assert final == max(HEADS, key=lambda name: scores[name])
@@ -184,6 +184,15 @@ def test_the_models_of_all_folds_have_bounds_or_none_has(monkeypatch: pytest.Mon
     monkeypatch.setattr(models, "fit_linear", lambda *given: groups.append(given[-1]) or fit(*given))
     nested_cv.run_nested_cv(draw(8, seed=0, frames=6), CONFIG)
     assert groups == [8] * 6
+
+
+def test_with_many_groups_the_stack_is_a_geometric_mean_with_logistic(monkeypatch: pytest.MonkeyPatch) -> None:
+    oof = draw(8, seed=0, frames=6, skill=1.0)
+    trees = nested_cv.run_nested_cv(oof, CONFIG).columns["stack"]
+    monkeypatch.setattr(models, "MANY_GROUPS", 8)
+    many = nested_cv.run_nested_cv(oof, CONFIG).columns
+    both = np.sqrt(trees * many["logistic"])
+    np.testing.assert_allclose(many["stack"], both / both.sum(1, keepdims=True), rtol=1e-4)
 
 
 def test_a_subset_has_the_rows_of_its_trials() -> None:

@@ -86,7 +86,7 @@ class OnnxNet:
         # The values to read, as outputs. Protobuf merges a message with one that follows it.
         data += b"".join(_message(7, _message(12, _message(1, node.encode())))
                          for node in dict.fromkeys(nodes.values()) if node not in outputs)
-        session = (_openvino_session(data, batch, precision, weights) if backend == "openvino" else
+        session = (_openvino_session(data, batch, precision, weights, {*nodes.values()}) if backend == "openvino" else
                    _onnx_session(data, device, weights))
         inputs = session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
@@ -277,22 +277,22 @@ class OpenVinoNet:
 def _converted(weights: Weights, key: list[Any], convert: Callable[[], Any]) -> Any:
     """Return OpenVINO's model of weights, from the file of an earlier call or from `convert`, which takes 5 to 11 s."""
     # The folder of other weights (timm, hf) is not fercache's, so nothing is written there.
-    runtime, path, data = openvino_runtime(), None, b""
+    runtime, path, data = openvino_runtime(), None, memoryview(b"")
     if weights.path.is_file():
         versions = [CONVERSION, torch.__version__, runtime.__version__, CALIBRATION_SHA256]
         name = fingerprint_of([weights.sha256, weights.card.settings(), *key, *versions])[:12]
         path = weights.path.with_name(f"{weights.path.stem}-{name}{CONVERTED}")
         with suppress(OSError):
-            data = path.read_bytes()
+            data = memoryview(path.read_bytes())
     if not data or sha256(data[DIGEST_BYTES:]).digest() != data[:DIGEST_BYTES]:
         with TemporaryDirectory() as folder:
             files = [Path(folder) / name for name in ("net.xml", "net.bin")]
             runtime.serialize(convert(), *map(str, files))
             body = msgspec.msgpack.encode([file.read_bytes() for file in files])
-        data = sha256(body).digest() + body
+        data = memoryview(sha256(body).digest() + body)
         if path is not None:
             with suppress(OSError, InputError):  # a full or read-only disk must not fail the run
-                atomic_io.write_bytes(path, data)
+                atomic_io.write_bytes(path, bytes(data))
                 others = path.parent.glob(f"{weights.path.stem}-*{CONVERTED}")
                 for old in sorted(others, key=lambda file: file.stat().st_mtime)[:-CONVERTED_KEPT]:
                     old.unlink(missing_ok=True)
@@ -337,7 +337,7 @@ def load_module(weights: Weights, taps: Sequence[str]) -> tuple[torch.nn.Module,
     return net, {tap: tuple(value.shape[1:]) for tap, value in zip(taps, values, strict=True)}
 
 
-def _openvino_session(data: bytes, batch: int, precision: str, weights: Weights) -> OpenVinoSession:
+def _openvino_session(data: bytes, batch: int, precision: str, weights: Weights, taps: set[str]) -> OpenVinoSession:
     """Return OpenVINO's session on an ONNX model, for batches of that size."""
     check_precision(precision)
     try:
@@ -348,7 +348,7 @@ def _openvino_session(data: bytes, batch: int, precision: str, weights: Weights)
         if not shape[0].is_static:
             model.reshape([batch, size, size, 3] if last else [batch, 3, size, size])
         if precision == "int8":
-            model = _quantized(model, _scaled(calibration_faces(size), weights.card, last), weights)
+            model = _quantized(model, _scaled(calibration_faces(size), weights.card, last), weights, taps)
         return OpenVinoSession(model, precision, torch.get_num_threads())
     except (RuntimeError, IndexError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -356,12 +356,13 @@ def _openvino_session(data: bytes, batch: int, precision: str, weights: Weights)
                            hint="choose --backend torch, which runs it in onnxruntime") from error
 
 
-def _quantized(model: Any, faces: NDArray[Any], weights: Weights) -> Any:
+def _quantized(model: Any, faces: NDArray[Any], weights: Weights, taps: set[str] | None = None) -> Any:
     """Return a model in which all convolutions but the first can be int8: kernels and inputs have up to 256 values.
 
     Parameters
     ----------
     faces : (n, ...) input of the model, from which the ranges come.
+    taps : names of the outputs that are used; by default all are.
 
     Raises
     ------
@@ -380,23 +381,27 @@ def _quantized(model: Any, faces: NDArray[Any], weights: Weights) -> Any:
         session = OpenVinoSession(runtime.Model(outputs, model.get_parameters(), "int8"), "float32", 1)
         return [np.stack(values) for values in zip(*(session.run(None, {"": part}) for part in batches), strict=True)]
 
-    taps = [result.input_value(0) for result in model.get_results()]
-    exact = run(taps)
-    sources = {layer.input_value(0).get_node().get_name(): layer.input_value(0) for layer in layers}
-    extremes = run([reduce(value, np.arange(4), False).output(0) for value in sources.values()
-                    for reduce in (ops.reduce_min, ops.reduce_max)])
+    def key(value: Any) -> tuple[str, int]:
+        return value.get_node().get_name(), value.get_index()
+
+    used = [result.input_value(0) for result in model.get_results()
+            if taps is None or taps & result.input_value(0).get_names()]
+    exact = run(used)
+    sources = {key(value): value for value in (layer.input_value(0) for layer in layers)}
+    extremes = run([reduce(value, np.arange(len(value.get_partial_shape())), False).output(0)
+                    for value in sources.values() for reduce in (ops.reduce_min, ops.reduce_max)])
     for (name, value), least, most in zip(sources.items(), extremes[::2], extremes[1::2], strict=True):
         rounding = Round(min(float(least.min()), 0), max(float(most.max()), 0))
         ends = (np.float32(-rounding.zero * rounding.step), np.float32((255 - rounding.zero) * rounding.step)) * 2
         sources[name] = ops.fake_quantize(value, *ends, 256).output(0)
     for layer in layers:
-        layer.input(0).replace_source_output(sources[layer.input_value(0).get_node().get_name()])
+        layer.input(0).replace_source_output(sources[key(layer.input_value(0))])
         kernels = layer.input_value(1).get_node().data
         axes = tuple(range(1 if layer.get_type_name() == "Convolution" else 2, kernels.ndim))
         end = np.maximum(np.abs(kernels).max(axes, keepdims=True), 1e-8).astype(np.float32)
         layer.input(1).replace_source_output(
             ops.fake_quantize(layer.input_value(1), -end, end, -end, end, 255).output(0))
-    for values in zip(exact, run(taps), strict=True):
+    for values in zip(exact, run(used), strict=True):
         one, two = (value.reshape(-1, value[0, 0].size)[:len(faces)].astype(np.float64) for value in values)
         norms = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
         cosine = np.median((one * two).sum(1) / np.maximum(norms, 1e-12))

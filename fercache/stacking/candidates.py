@@ -54,7 +54,8 @@ DESCRIPTIONS = {"mean": "plain mean of the heads' probabilities",
         "smoothed-mean": "mean of the heads' log-probabilities, smoothed over time, with a bias for each class",
         "logistic": "logistic regression on the stacker's features",
         "geometric-mean": "geometric mean of `smoothed-mean` and `logistic`",
-        "stack": "geometric mean of `logistic` and LightGBM on the stacker's features, starting from `smoothed-mean`"}
+        "stack": "LightGBM on the stacker's features, starting from `smoothed-mean`; with many groups its geometric "
+                 "mean with `logistic`"}
 
 
 @dataclass(frozen=True, kw_only=True)

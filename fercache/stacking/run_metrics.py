@@ -16,7 +16,7 @@ from fercache.oof import Provenance
 from fercache.runtime import atomic_io
 from fercache.stacking.smoothed_mean import SmoothedMean
 
-FORMAT = 10
+FORMAT = 11
 """Incremented whenever the code changes the output of a run, so that old cached runs are not reused."""
 MERGED = "logits "
 """Prefix of the keys under which the provenance in the file lists the imported sources that were merged."""

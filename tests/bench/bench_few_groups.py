@@ -54,7 +54,7 @@ def corrected(oof: OofLogits) -> OofLogits:
                    fingerprint=oof.fingerprint + "-corrected")
 
 
-def describe_finals(kind: str, groups: int, draws: int, first: int, dims: int) -> str:
+def describe_finals(kind: str, groups: int, draws: int, first: int, dims: int, skill: float) -> str:
     """Return how far final candidates are above the best head and above chance, and how often new clips repeat them."""
     rows = []
     for number in range(draws):
@@ -63,14 +63,16 @@ def describe_finals(kind: str, groups: int, draws: int, first: int, dims: int) -
         elif kind == "noise":
             how = {"frames": 6, "labels": LABELS[number % 3], "pull": number // 3 % 2, "noise": 1.0}
         else:
-            how = {"classes": 6, "frames": 30, "labels": "free", "pull": 0.3, "skill": 2.5, "noise": 1.0,
+            how = {"classes": 6, "frames": 30, "labels": "free", "pull": 0.3, "skill": skill, "noise": 1.0,
                    "experts": True}
         oof = draw(groups, seed=first + number, **how)
         new = candidates._without_fold_means(oof)
         if dims:
             knows = {name: how[name] for name in ("skill", "experts") if name in how}
             oof, new = train_heads(oof, seed=first + number, dims=dims, **knows)
-        nested = nested_cv.run_nested_cv(oof, CONFIG)
+        # Of heads at chance nothing learned can be final.
+        nested = (nested_cv.run_nested_cv(oof, CONFIG) if candidates.chance_p_value(oof) < candidates.MOST_P
+                  else nested_cv.NestedResult(fold_models={}, columns={}))
         columns = candidates.gather_candidates(oof, nested)
         rejected = candidates.find_contradictions(oof, nested, columns, "macro_f1")
         final = candidates.choose_final(oof, columns, "auto", "macro_f1", rejected).name
@@ -79,7 +81,8 @@ def describe_finals(kind: str, groups: int, draws: int, first: int, dims: int) -
         # stacker of all folds.
         probs = {head: softmax(new.logits[head], axis=1) for head in oof.heads}
         probs["mean"] = sum(probs.values())
-        probs |= nested_cv.predict_new(new, nested.fold_models[nested_cv.ALL], False).columns
+        if nested.fold_models:
+            probs |= nested_cv.predict_new(new, nested.fold_models[nested_cv.ALL], False).columns
         same = {name: (values.argmax(1) == probs[name].argmax(1)).mean() for name, values in columns.items()}
         chance = [float(metrics.macro_f1(metrics.confusion(label, columns[final].argmax(1), len(oof.classes))))
                   for label in metrics.permute_by_group(oof.label, oof.per_row(np.arange(groups)), 200, first + number)]
@@ -117,7 +120,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.final:
         for groups in given.groups:
-            print(describe_finals(given.final, groups, given.draws, given.seed, given.trained), flush=True)
+            print(describe_finals(given.final, groups, given.draws, given.seed, given.trained, given.skill or 2.5),
+                  flush=True)
         return
     models.MANY_GROUPS = given.bounds_below
     print(f"{'groups labels pull':22}{'head':>6}" + "".join(f"{name:>22}" for name in LEARNED))

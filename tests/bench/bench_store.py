@@ -1,12 +1,13 @@
 """Write, preload and window reads of the store beside a raw .npy memory map and HDF5, in one run.
 
     python tests/bench/bench_store.py [--frames 20000] [--width 2688] [--clips 20] [--windows 500] [--rounds 1]
-                                      [--folder DIR] [--weights DIR] [--no-cnn]
+                                      [--folder DIR] [--weights DIR] [--no-cnn] [--readers N]
 
 The stated volume is ``--frames 280000`` (1.5 GB, three times over), or ``--frames 2800000 --width 512``.
 ``--frames 146000 --clips 2000`` tells what short clips cost. What the CNN yields is measured in the same run, with the
 taps of that width, so that "never the bottleneck" is a ratio of two figures of one machine; ``--no-cnn`` leaves it out.
-"preload" reads clip after clip into memory that is in use; "train" is what `train-heads` does before it trains.
+"preload" reads clip after clip into memory that is in use; "train" is what `train-heads` does before it trains, with
+``--readers`` threads if given.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 from fercache.data.base import Trial
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import CHUNK, FRAME_COLUMNS, SEGMENT
-from fercache.training.data import load_features
+from fercache.training import data as training
 
 WINDOW = 64
 CNN_TAPS = {512: ("embedding",), 2688: ("block8", "repeat_2")}
@@ -113,7 +114,7 @@ class Bench:
         self.loaded = None  # frees the memory of the last turn
         trials = [Trial(name=str(i), path=Path(), kind="video", parent="", group="", split="train")
                    for i in range(self.clips)]
-        self.loaded = load_features(EmbeddingStore.open(self.store), trials, ["block8"]).x
+        self.loaded = training.load_features(EmbeddingStore.open(self.store), trials, ["block8"]).x
 
     def training_npy(self) -> None:
         self.loaded = None
@@ -232,7 +233,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=None, help="a folder on the disk to measure")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where weights are kept")
     parser.add_argument("--no-cnn", action="store_true")
+    parser.add_argument("--readers", type=int, default=training.READERS, help="threads of `train`")
     chosen = parser.parse_args()
+    training.READERS = chosen.readers
     amount = chosen.frames * chosen.width * 2
     folder = Path(tempfile.mkdtemp(prefix="fercache-bench-", dir=chosen.folder))
     try:
