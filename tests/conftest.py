@@ -45,8 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Put temporary files into memory: on a disk, tests mostly wait for small files to be written and removed."""
     # A run keeps less than 1 GB of files; 2.65 million of them with --full.
     room = (24 if config.getoption("--full") else 8) << 30
-    if "TMPDIR" not in os.environ and MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and min(
-            shutil.disk_usage(MEMORY).free, devices.free_memory()) > room:
+    usable = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC
+    if "TMPDIR" not in os.environ and usable and min(shutil.disk_usage(MEMORY).free, devices.free_memory()) > room:
         os.environ["TMPDIR"] = str(MEMORY)  # for the processes that tests start too
         tempfile.tempdir = None
 
