@@ -21,8 +21,7 @@ from fercache.runtime.devices import bf16_pays, map_threads, resolve_device
 log = logging.getLogger(__name__)
 
 
-BATCHES = {"cpu": 16, "cuda": 256}
-"""Default crops per batch, by type of device."""
+BATCHES = {"cpu": 16, "cuda": 256}  # default crops per batch, by type of device
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -38,10 +37,7 @@ class Net(Protocol):
 def shapes_of(weights: Weights, taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Return the shape of a frame's row of each tap. Opens the model if it is not facenet-pytorch's net.
 
-    Raises
-    ------
-    InputError
-        Unknown tap; the message lists the known ones.
+    Raises InputError for an unknown tap; the message lists the known ones.
     """
     return tap_shapes(taps) if weights.net == "facenet" else Backbone.load(weights, taps, batch=1).shapes
 
@@ -120,9 +116,7 @@ class Backbone:
                 ) -> dict[str, NDArray[np.float32]]:
         """Return {tap: (n, ...) float32}: the values of `embed` before the cast.
 
-        Parameters
-        ----------
-        run : computes the batches, as `devices.map_threads` does.
+        `run`: computes the batches, as `devices.map_threads` does.
         """
         out = {tap: np.empty((len(crops), *shape), np.float32) for tap, shape in self.shapes.items()}
         starts = range(0, len(crops), self.batch)

@@ -19,8 +19,7 @@ from fercache.errors import WeightsError
 
 LEVELS = ((32, 3, False), (64, 4, True), (128, 3, True), (256, 3, True), (256, 1, True))
 """Channels and residual blocks of each level, and whether its first block halves the sides, from the input on."""
-NAMES = ("level4", "level3", "level2", "level1", "level0")
-"""dlib's names of the levels."""
+NAMES = ("level4", "level3", "level2", "level1", "level0")  # dlib's names of the levels
 
 
 def kernel_shapes() -> Iterator[tuple[int, int, int, int]]:
@@ -37,10 +36,7 @@ def kernel_shapes() -> Iterator[tuple[int, int, int, int]]:
 def read_dat(path: Path) -> dict[str, NDArray[Any]]:
     """Return the tensors of dlib's file of the net; each affine layer is folded into the convolution before it.
 
-    Raises
-    ------
-    WeightsError
-        The file is not that of this net.
+    Raises WeightsError if the file is not that of this net.
     """
     # Layers follow each other from the input on, each with its name first. An integer is a byte with its length and
     # then its bytes, little endian; a tensor is the integers 2 (format), n, k, rows, columns, and float32 values.
@@ -75,12 +71,8 @@ def _tensor(data: bytes, at: int) -> NDArray[np.float32]:
 def load_dlib(weights: Weights, taps: Sequence[str]) -> Tapped:
     """Return the net with these weights and taps, in eval mode.
 
-    Raises
-    ------
-    InputError
-        Unknown tap; the message lists the known ones.
-    WeightsError
-        The file of weights was changed.
+    Raises InputError for an unknown tap; the message lists the known ones; WeightsError if the file of weights was
+    changed.
     """
     check_taps(taps, [EMBEDDING, *NAMES], weights.path)
     net = DlibNet().eval().requires_grad_(False)

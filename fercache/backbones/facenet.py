@@ -38,8 +38,7 @@ def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torc
     return batched_nms(boxes, scores, torch.zeros(len(boxes), dtype=torch.long), iou_threshold)
 
 
-NMS_BLOCK = 256
-"""Boxes that are compared with each other at once: memory grows with their square."""
+NMS_BLOCK = 256  # boxes that are compared with each other at once: memory grows with their square
 
 
 def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float) -> torch.Tensor:
@@ -127,10 +126,7 @@ def expected_shapes() -> dict[str, tuple[int, ...]]:
 def read_checkpoint(path: Path) -> dict[str, NDArray[Any]]:
     """Return the tensors of a state dict that torch saved, without running any code in the file.
 
-    Raises
-    ------
-    WeightsError
-        The file is truncated, is no state dict, or contains more than tensors.
+    Raises WeightsError if the file is truncated, is no state dict, or contains more than tensors.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -155,10 +151,7 @@ def release_name(name: str) -> str:
 def release_download(name: str, to: Path, sha256: str) -> None:
     """Download facenet-pytorch's release of `name` to `to`, with the library's own function.
 
-    Raises
-    ------
-    WeightsError
-        The download failed, was truncated or has another digest; no file remains.
+    Raises WeightsError if the download failed, was truncated or has another digest; no file remains.
     """
     try:
         _download(_release_url(name), str(to), hash_prefix=sha256, progress=sys.stderr.isatty())

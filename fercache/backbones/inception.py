@@ -24,8 +24,7 @@ from fercache.runtime.devices import synchronize_device
 STEM = ("conv2d_1a", "conv2d_2a", "conv2d_2b", "maxpool_3a", "conv2d_3b", "conv2d_4a")
 STEPS = (*STEM, *BLOCKS)
 TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CENTER, SCALE = 127.5, 128.0
-"""facenet-pytorch's fixed standardization of pixels: (x - 127.5) / 128."""
+CENTER, SCALE = 127.5, 128.0  # facenet-pytorch's fixed standardization of pixels: (x - 127.5) / 128
 
 
 class TappedInception(nn.Module):
@@ -112,10 +111,7 @@ def pooled(x: torch.Tensor, form: str) -> torch.Tensor:
 def load(source: files.Weights) -> facenet.InceptionResnetV1:
     """Return the library's net with these weights, in eval mode.
 
-    Raises
-    ------
-    WeightsError
-        The file of weights was changed.
+    Raises WeightsError if the file of weights was changed.
     """
     net = facenet.InceptionResnetV1().eval().requires_grad_(False)
     state = files.read_tensors(source)

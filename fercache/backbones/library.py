@@ -48,10 +48,7 @@ def nodes_of(tokens: torch.Tensor, prefix: int | None = None) -> Node:
 def in_form(tap: str, node: Node) -> torch.Tensor:
     """Return a tap (B, ...) float32 in the form that its name ends in.
 
-    Raises
-    ------
-    InputError
-        The node has no such form.
+    Raises InputError if the node has no such form.
     """
     form = split_tap(tap)[1]
     if node.vector is not None and not form:
@@ -105,13 +102,7 @@ class Tapped(nn.Module):
 
 
 def import_library(name: str) -> Any:
-    """Return timm or transformers, imported.
-
-    Raises
-    ------
-    MissingExtra
-        It is not installed.
-    """
+    """Return timm or transformers, imported. Raises MissingExtra if it is not installed."""
     while True:
         try:
             importlib.import_module("torchvision")

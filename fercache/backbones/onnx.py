@@ -258,10 +258,7 @@ class OpenVinoNet:
     def load(cls, source: Weights, taps: Sequence[str], *, precision: str, batch: int, threads: int) -> OpenVinoNet:
         """Return the net with these weights, compiled for `threads` calls at the same time.
 
-        Raises
-        ------
-        MissingExtra
-            openvino is not installed.
+        Raises MissingExtra if openvino is not installed.
         """
         check_precision(precision)
         shape = [batch, source.card.size, source.card.size, 3]
@@ -359,15 +356,12 @@ def _openvino_session(data: bytes, batch: int, precision: str, weights: Weights,
 def _quantized(model: Any, faces: NDArray[Any], weights: Weights, taps: set[str] | None = None) -> Any:
     """Return a model in which all convolutions but the first can be int8: kernels and inputs have up to 256 values.
 
+    Raises InputError if the model has no such convolutions, or its taps change too much.
+
     Parameters
     ----------
     faces : (n, ...) input of the model, from which the ranges come.
     taps : names of the outputs that are used; by default all are.
-
-    Raises
-    ------
-    InputError
-        The model has no such convolutions, or its taps change too much.
     """
     runtime = openvino_runtime()
     ops, size = runtime.opset1, model.inputs[0].get_shape()[0]
@@ -412,13 +406,7 @@ def _quantized(model: Any, faces: NDArray[Any], weights: Weights, taps: set[str]
 
 
 def openvino_runtime() -> ModuleType:
-    """Return openvino.
-
-    Raises
-    ------
-    MissingExtra
-        It is not installed.
-    """
+    """Return openvino. Raises MissingExtra if it is not installed."""
     try:
         import openvino
     except ImportError as error:

@@ -20,11 +20,9 @@ from msgspec import structs
 from fercache.errors import InputError
 
 Rgb = tuple[float, float, float]
-PRESETS = Path(__file__).parent / "presets.toml"
-"""Cards of nets that fercache knows by name, one table a net."""
+PRESETS = Path(__file__).parent / "presets.toml"  # cards of nets that fercache knows by name, one table a net
 SUFFIX = ".toml"
-MOST_RGB = 2.0
-"""Largest mean and deviation of a channel; those for pixels up to 255 are larger."""
+MOST_RGB = 2.0  # largest mean and deviation of a channel; those for pixels up to 255 are larger
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -83,10 +81,7 @@ FACENET = Card(taps=("embedding", "block8", "repeat_2", "repeat_1-3x3"))
 def parse_card(values: dict[str, Any], where: object) -> Card:
     """Return the card with these keys.
 
-    Raises
-    ------
-    InputError
-        An unknown key, or a value of another type or out of bounds.
+    Raises InputError for an unknown key, or a value of another type or out of bounds.
     """
     try:
         return msgspec.convert(values, Card)
@@ -98,10 +93,7 @@ def parse_card(values: dict[str, Any], where: object) -> Card:
 def read_card(path: Path) -> dict[str, Any]:
     """Return the keys of the card at `path`; none if there is no such file.
 
-    Raises
-    ------
-    InputError
-        The file is not TOML.
+    Raises InputError if the file is not TOML.
     """
     if not path.is_file():
         return {}
@@ -114,9 +106,7 @@ def read_card(path: Path) -> dict[str, Any]:
 def presets(with_nets: bool = True) -> dict[str, dict[str, Any]]:
     """Return the keys of the card of each net that fercache knows by name.
 
-    Parameters
-    ----------
-    with_nets : leave out those that only add reference vectors to known weights.
+    `with_nets`: leave out those that only add reference vectors to known weights.
     """
     return {name: keys for name, keys in read_card(PRESETS).items() if "net" in keys or not with_nets}
 
@@ -176,10 +166,8 @@ KNOWN_WEIGHTS = {
 
 PREFIXES = ("onnx", "timm", "hf")
 """What ``--weights`` may begin with, before a colon: the net is in a file or folder, or on the hub."""
-SOUNDS = ("logmel", "egemaps")
-"""What ``--weights`` takes for sound beside a model of the hub."""
-DEFAULT_WEIGHTS = next(iter(KNOWN_WEIGHTS))
-"""The first entry, so that a new default is a change of one place too."""
+SOUNDS = ("logmel", "egemaps")  # what ``--weights`` takes for sound beside a model of the hub
+DEFAULT_WEIGHTS = next(iter(KNOWN_WEIGHTS))  # the first entry, so that a new default is a change of one place too
 
 CALIBRATION = Path(__file__).parent / "calibration.jpg"
 """Faces that set the ranges of int8: 24 crops of the demo's clips, 3 rows of 8, 160 pixels each."""

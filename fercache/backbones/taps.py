@@ -9,13 +9,10 @@ from math import prod
 from fercache.errors import InputError
 
 CROP_PX = 160
-EMBEDDING = "embedding"
-"""The net's last vector, which identifies a person."""
-AUDIO = "audio"
-"""Name of the taps of sound, alone or before a dash: heads read them beside those of the picture."""
+EMBEDDING = "embedding"  # the net's last vector, which identifies a person
+AUDIO = "audio"  # name of the taps of sound, alone or before a dash: heads read them beside those of the picture
 GRID = 3
-POOLED = "pooled"
-"""The last vector of a net of timm or transformers, before any classifier."""
+POOLED = "pooled"  # the last vector of a net of timm or transformers, before any classifier
 FORMS = ("3x3", "map", "cls", "tokens")
 """Endings of taps: means over a 3 x 3 grid, all positions, the class token, all tokens; without one, the mean."""
 BLOCKS: dict[str, tuple[int, int, int]] = {
@@ -27,15 +24,9 @@ BLOCKS: dict[str, tuple[int, int, int]] = {
 def tap_shapes(taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Return the shape of a frame's row of each tap, in the order of `taps`.
 
-    Parameters
-    ----------
-    taps : ``BLOCK`` is the mean over positions, (C,); ``BLOCK-3x3`` the mean over each cell of a 3 x 3 grid,
-        (C, 3, 3); ``BLOCK-map`` the block's output, (C, h, w); ``embedding`` the identity vector of length 1, (512,).
-
-    Raises
-    ------
-    InputError
-        No tap, a duplicate, or an unknown one; the message lists the known ones.
+    `taps`: ``BLOCK`` is the mean over positions, (C,); ``BLOCK-3x3`` the mean over each cell of a 3 x 3 grid, (C, 3,
+    3); ``BLOCK-map`` the block's output, (C, h, w); ``embedding`` the identity vector of length 1, (512,). Raises
+    InputError if no tap, a duplicate, or an unknown one; the message lists the known ones.
     """
     hint = f"known are {EMBEDDING} and {', '.join(BLOCKS)}, each of these also as NAME-3x3 (grid) and NAME-map"
     if not taps or len(set(taps)) != len(taps):
@@ -89,10 +80,7 @@ class TapSlice:
 def row_layout(stored: Mapping[str, tuple[int, ...]], taps: Sequence[str], where: object) -> tuple[TapSlice, ...]:
     """Return the layout of a row with `taps`; `stored` has the shape of each tap in the store at `where`.
 
-    Raises
-    ------
-    InputError
-        The store lacks one of the taps.
+    Raises InputError if the store lacks one of the taps.
     """
     missing = [tap for tap in taps if tap not in stored]
     if missing or not taps:

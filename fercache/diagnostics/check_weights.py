@@ -190,10 +190,7 @@ def check_runs(weights: Weights) -> None:
 def read_reference(path: Path) -> list[list[float]]:
     """Return vectors of the test faces, made by a net's own library, from a file of numpy.
 
-    Raises
-    ------
-    InputError
-        It is not one, or does not hold a row of numbers for each face.
+    Raises InputError if it is not one, or does not hold a row of numbers for each face.
     """
     try:
         vectors = np.load(path, allow_pickle=False)

@@ -98,10 +98,7 @@ class CrossClipBatcher:
     def wait(self, buffer: FeatureBuffer) -> None:
         """Return when every crop of the buffer is computed.
 
-        Raises
-        ------
-        Exception
-            An exception of the CNN on one of them.
+        Raises the exception of the CNN on one of them.
         """
         self._count(waiting=1)
         try:

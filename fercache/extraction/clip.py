@@ -139,6 +139,8 @@ def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: S
               embed_faces: EmbedFaces | None, card: Card, pixels: FacePixels) -> list[Person]:
     """Return the people of a clip, the main person first; a clip without faces has one person in no frame.
 
+    Raises ClipError if the source cannot be read again.
+
     Parameters
     ----------
     detections : faces of each frame, (n, 5): x1, y1, x2, y2 in pixels and the score; or (n, 15) with landmarks.
@@ -146,11 +148,6 @@ def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: S
     embed_faces : returns identity vectors; None for a net without them: then position alone decides.
     card : how that net's crops are cut.
     pixels : faces that need not be read again.
-
-    Raises
-    ------
-    ClipError
-        The source cannot be read again.
     """
     # A clip with one face at a time and no interruption is not read again. Any other clip is, up to the last frame with
     # a face that is embedded and not in `pixels`. The result depends on the detections only, so a clip resumed after a
@@ -215,12 +212,8 @@ class ClipJob:
     def run(self) -> int:
         """Write everything but the manifest of the first person, and return the number of people.
 
-        Raises
-        ------
-        ClipError
-            The source cannot be read to its end, or holds no frame.
-        Cancelled
-            The run was cancelled; everything written so far is durable.
+        Raises ClipError if the source cannot be read to its end, or holds no frame; Cancelled if the run was cancelled;
+        everything written so far is durable.
         """
         try:
             with self.resources.batcher.clip():
@@ -421,9 +414,7 @@ class ClipJob:
     def _embed(self, start: int, augmented: Iterator[AugmentedCrops], fraction: float, rows: Sequence[int]) -> int:
         """Embed and write crops from row `start` of the arrays on, and return the row after the last.
 
-        Parameters
-        ----------
-        rows : the frame of each row of the arrays, as far as crops were taken.
+        `rows`: the frame of each row of the arrays, as far as crops were taken.
         """
         # A segment is written after the next one was submitted, so that the cores stay busy meanwhile.
         before: Segment | None = None  # the one segment that is submitted and not written yet

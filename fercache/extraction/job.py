@@ -103,14 +103,8 @@ def write_failures(path: Path, failed: Sequence[ClipResult]) -> None:
 def unchanged_stamp(stored: dict[str, Any], path: Path, kind: str, strict: bool = False) -> dict[str, int] | None:
     """Return the time stamp (and inode) of the source at `path` if it is the one whose digest is `stored`, else None.
 
-    Parameters
-    ----------
-    strict : read every byte, whatever the time stamps say.
-
-    Raises
-    ------
-    ClipError
-        The source is missing or cannot be read.
+    `strict`: read every byte, whatever the time stamps say. Raises ClipError if the source is missing or cannot be
+    read.
     """
     # Without `strict`, only a change that keeps the size and the time stamp goes unnoticed.
 
@@ -247,9 +241,7 @@ class ExtractionJob:
     def run_clips(self, pipeline: HasBar, trials: Iterable[Trial], concurrent: int) -> Iterator[ClipResult]:
         """Yield the result of each clip as it ends, with open resources, `concurrent` clips at once.
 
-        Parameters
-        ----------
-        trials : the next one is taken when a thread is free.
+        `trials`: the next one is taken when a thread is free.
         """
         # After exit code 0 a user starts the next stage. So a run ends only when the clips that other processes work on
         # are done too. A clip whose process died is tried again, and so is a clip that failed there.
@@ -424,10 +416,7 @@ DETECTION = ("detect_every", "detect_px", "min_face_px", "min_score", "margin", 
 def resolve_faces(dataset: Dataset, config: ExtractConfig) -> str:
     """Return mtcnn or cropped: what `faces = "auto"` means for this data set.
 
-    Raises
-    ------
-    InputError
-        The data set mixes videos and folders of crops, so neither is right for all clips.
+    Raises InputError if the data set mixes videos and folders of crops, so neither is right for all clips.
     """
     if config.faces != "auto":
         return config.faces
@@ -482,10 +471,7 @@ def record_weights(cache: Path, sha256: str, name: str) -> None:
 def recorded_weights(cache: Path, sha256: str) -> str:
     """Return the value of ``--weights`` for the weights of this digest.
 
-    Raises
-    ------
-    WeightsError
-        They were never used in this cache.
+    Raises WeightsError if they were never used in this cache.
     """
     path = Workspace(cache).weights_source(sha256)
     if not path.is_file():
@@ -559,13 +545,7 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
 
 
 def current_store(cache: Location, dataset: str) -> Location:
-    """Return the store of the last `extract` of this data set.
-
-    Raises
-    ------
-    InputError
-        Nothing was extracted yet.
-    """
+    """Return the store of the last `extract` of this data set. Raises InputError if nothing was extracted yet."""
     store = current_store_or_none(cache, dataset)
     if store is None:
         raise InputError("nothing was extracted yet", where=workspace.Features(cache).folder(dataset),

@@ -87,9 +87,7 @@ class Nets:
 def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
     """Return detector and CNN, after setting the number of torch's threads.
 
-    Parameters
-    ----------
-    faces : mtcnn or cropped.
+    `faces`: mtcnn or cropped.
 
     Raises
     ------

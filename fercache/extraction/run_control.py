@@ -27,9 +27,7 @@ def never_cancelled() -> bool:
 class CancelToken:
     """Checked at each point where work can stop without loss: the next block or segment.
 
-    Parameters
-    ----------
-    stop : returns whether the run should end now. Several threads call it often, so it must be quick.
+    `stop`: returns whether the run should end now. Several threads call it often, so it must be quick.
     """
 
     def __init__(self, stop: Callable[[], bool] = never_cancelled) -> None:
@@ -60,13 +58,8 @@ SLURM = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 def parse_time_limit(text: str) -> float:
     """Return the seconds of a length of time.
 
-    Raises
-    ------
-    InputError
-        `text` is not a length of time, or it is zero.
+    Raises InputError if `text` is not a length of time, or it is zero.
 
-    Notes
-    -----
     Colons are read as in Slurm: ``10:30`` is ten and a half minutes, ``1-12`` a day and a half. A number alone is
     seconds, as for `timeout` (in Slurm it would be minutes).
     """

@@ -59,14 +59,11 @@ READ = {"modality", "weights", "audio_window_s", "taps", "on_truncated", "crop_f
 """Settings of stage one that sound has."""
 SILENCE_DB = -70.0
 """A window below this level (of the root mean square, relative to full scale) is silent: its row is masked."""
-MIN_DECODED = 0.25
-"""Least share of a window that must be decoded; at the first frame half of it is before the clip."""
-TICK = RATE // 100
-"""Samples of the steps in which the level and the gaps of the sound are measured: 10 ms."""
+MIN_DECODED = 0.25  # least share of a window that must be decoded; at the first frame half of it is before the clip
+TICK = RATE // 100  # samples of the steps in which the level and the gaps of the sound are measured: 10 ms
 BLOCK_S = 20
 """Seconds that a net reads at once, on a grid that starts with the clip: a resumed clip has the same blocks."""
-ROWS = 128
-"""Rows that are averaged at once; it divides SEGMENT."""
+ROWS = 128  # rows that are averaged at once; it divides SEGMENT
 
 
 class SoundNet(Protocol):
@@ -214,12 +211,8 @@ def _unknown_source(name: str) -> WeightsError:
 def resolve_sound(config: ExtractConfig, cache: Path) -> Weights:
     """Return what identifies the source of sound features; a model is downloaded on first use.
 
-    Raises
-    ------
-    WeightsError
-        There is no such source, or the model cannot be found.
-    MissingExtra
-        A package that the source needs is not installed.
+    Raises WeightsError if there is no such source, or the model cannot be found; MissingExtra if a package that the
+    source needs is not installed.
     """
     name = LOGMEL if config.weights == DEFAULT_WEIGHTS else config.weights
     if name == LOGMEL:
@@ -261,10 +254,7 @@ def settings_of(config: ExtractConfig, source: Weights) -> dict[str, Any]:
 def config_of(settings: Mapping[str, Any], cache: Path, defaults: ExtractConfig) -> ExtractConfig:
     """Return the configuration that makes a store of sound with these settings.
 
-    Raises
-    ------
-    WeightsError
-        It is not known where its model is.
+    Raises WeightsError if it is not known where its model is.
     """
     name = settings["backbone"]
     if name not in (LOGMEL, EGEMAPS):

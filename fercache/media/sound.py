@@ -19,10 +19,8 @@ from fercache.media.video import MAX_BAD_READS, RESTART_S, first_picture_s, open
 
 log = logging.getLogger(__name__)
 
-RATE = 16_000
-"""Samples per second: what speech models read, and twice the highest frequency that the log-mel bands use."""
-DECODER = "pyav-swresample-1"
-"""Part of the fingerprint: increase it when the same file yields other samples."""
+RATE = 16_000  # samples per second: what speech models read, and twice the highest frequency that the log-mel bands use
+DECODER = "pyav-swresample-1"  # part of the fingerprint: increase it when the same file yields other samples
 # A block whose time stamp is this far from the end of the one before begins a new part; less is the rounding of
 # containers (Matroska counts milliseconds).
 TOLERANCE_S = 0.05
@@ -39,13 +37,8 @@ class Sound:
 def read_sound(path: Path, stop_s: float) -> Sound:
     """Return the sound of a video from its first picture to `stop_s` seconds later; empty if it has none.
 
-    Raises
-    ------
-    ClipError
-        The file cannot be opened, or has no picture.
+    Raises ClipError if the file cannot be opened, or has no picture.
 
-    Notes
-    -----
     What cannot be decoded is a gap. Takes 32 kB of memory per second.
     """
     origin_s, size = first_picture_s(path), max(0, round(stop_s * RATE))

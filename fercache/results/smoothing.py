@@ -83,12 +83,8 @@ class CumulativeSums:
 def moving_mean(values: NDArray[Any], counts: Mask, window: WindowReach, *, causal: bool = False) -> Floats:
     """Return the mean over each row's window of the rows that count, ``(T, D)``.
 
-    Parameters
-    ----------
-    causal : let no later row change a value, for windows that end with their row.
+    `causal`: let no later row change a value, for windows that end with their row.
 
-    Notes
-    -----
     Where no row of a window counts, the value is that of the nearest row whose window has one. In a causal mean it is
     the nearest one before; rows before the first that counts are 0.
     """
@@ -110,9 +106,7 @@ class NearestRow(NamedTuple):
 def nearest_row(time_s: Floats, counts: Mask, *, causal: bool = False) -> NearestRow:
     """Return for each row the nearest one in time that counts; of two equally near the earlier.
 
-    Parameters
-    ----------
-    causal : look back only; rows before the first that counts keep themselves, at an infinite distance.
+    `causal`: look back only; rows before the first that counts keep themselves, at an infinite distance.
     """
     row = np.arange(len(time_s))
     seen = np.flatnonzero(counts)

@@ -125,10 +125,8 @@ class GapFiller:
 def gather_candidates(oof: OofLogits, nested: NestedResult, filler: GapFiller | None = None) -> dict[str, Probs]:
     """Return candidate -> probabilities, ``(R, C)`` float32, of every row.
 
-    Parameters
-    ----------
-    filler : fills frames without a face; by default from the nearest frame that has one. In a causal run, heads and
-        mean are uniform before the first face.
+    `filler`: fills frames without a face; by default from the nearest frame that has one. In a causal run, heads and
+    mean are uniform before the first face.
     """
     filler = filler or GapFiller.of(oof)
     # Logits of 0 are uniform probabilities.
@@ -163,17 +161,9 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
 
     Of equal scores, the one with the higher mean log-probability of the labels is taken.
 
-    Parameters
-    ----------
-    rejected : candidates that "auto" skips, such as those of `find_contradictions`.
+    `rejected`: candidates that "auto" skips, such as those of `find_contradictions`. Raises InputError if there is no
+    candidate of that name.
 
-    Raises
-    ------
-    InputError
-        There is no candidate of that name.
-
-    Notes
-    -----
     Columns with an in-sample source have no out-of-fold score, so "auto" skips them. If the heads are not above chance
     (`chance_p_value`), a learned candidate that scores higher has luck or the bias of the folds, so "auto" takes a head
     or the mean, and the mean only if new clips repeat its predictions at least as often as those of some head.
@@ -218,8 +208,7 @@ def score_out_of_fold(oof: OofLogits, columns: Mapping[str, Probs], metric: str)
 
 PERMUTATIONS = 199
 # Of 400 draws of noise, 11 have p < .05, and in one of these a candidate is .26 above the best head.
-MOST_P = 0.01
-"""Heads with a p value of this or more count as heads at chance."""
+MOST_P = 0.01  # heads with a p value of this or more count as heads at chance
 
 
 def chance_p_value(oof: OofLogits) -> float:
@@ -249,10 +238,8 @@ def _spread_trials(oof: OofLogits) -> NDArray[np.int64]:
 
 # A candidate that contradicts its heads, or the models that will predict new clips.
 
-MOST_ROWS_COMPARED = 60_000
-"""Heads and candidates are compared on whole clips with about this many rows."""
-MOST_LOST = 0.1
-"""Predicted as new clips are, the training rows may score this much less than out of fold."""
+MOST_ROWS_COMPARED = 60_000  # heads and candidates are compared on whole clips with about this many rows
+MOST_LOST = 0.1  # predicted as new clips are, the training rows may score this much less than out of fold
 
 
 def find_contradictions(oof: OofLogits, nested: NestedResult, columns: Mapping[str, Probs], metric: str, *,

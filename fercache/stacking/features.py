@@ -40,8 +40,7 @@ WIDTHS_S = (1 / 6, 1 / 2, 1.5, 5.0, 15.0)
 CHAINS = tuple(Chain(dwell_s=dwell_s, evidence_hz=hz) for hz in (5.0, 10.0, 20.0) for dwell_s in (1.0, 4.0))
 """The Markov chains that smoothing chooses from. On out-of-fold rows of photo streams (164 groups) the best of them has
 .675 macro F1, the best moving mean .654, a head alone .657."""
-FEATURE_CHAIN = CHAINS.index(Chain(dwell_s=1.0, evidence_hz=10.0))
-"""The chain whose posteriors are features."""
+FEATURE_CHAIN = CHAINS.index(Chain(dwell_s=1.0, evidence_hz=10.0))  # the chain whose posteriors are features
 HEAD_WIDTH_S = 1.0
 SIDE_S = 1.0
 LAG_S = 1 / 3
@@ -49,15 +48,12 @@ SPREAD_S = 1.5
 MOST_S = 5.0
 ENTROPY_S = (0.5, 5.0)
 SEEN_S = (0.5, 3.0)
-FAR_S = 10.0
-"""Upper limit of the features that hold the seconds to the previous and next face."""
-ROWS_AT_ONCE = 100_000
-"""Rows of the clips whose chains are followed together: some 150 MB."""
+FAR_S = 10.0  # upper limit of the features that hold the seconds to the previous and next face
+ROWS_AT_ONCE = 100_000  # rows of the clips whose chains are followed together: some 150 MB
 # Lower limit of probabilities before the logarithm: a single overconfident head must not dominate a mean.
 FLOOR = 1e-6
 MOST_COLUMNS = 152
-UNSIGNED = re.compile(r":spread\b")
-"""Channels with a value a class that is no vote for the class."""
+UNSIGNED = re.compile(r":spread\b")  # channels with a value a class that is no vote for the class
 POOLED = ("mean", "spread", "most", "least")
 """The statistics of a clip's log-probabilities that clip-level features use."""
 
@@ -309,8 +305,7 @@ STEP_S = 0.1
 MOST = 60_000
 # Rows of a clip within this time count as one effective row, because expressions last for seconds.
 BLOCK_S = 10.0
-REFITTED = -1
-"""The fold number of validation rows, which no fold holds out and which only a refit uses."""
+REFITTED = -1  # the fold number of validation rows, which no fold holds out and which only a refit uses
 PARTS = ("rows", "x", "smoothed", "label", "fold", "group", "block_id")
 
 
@@ -358,9 +353,7 @@ class TrainingSample:
 def draw_sample(oof: OofLogits, columns: FeatureColumns, refit: bool, bar: ProgressBar) -> TrainingSample:
     """Return the training sample of the out-of-fold rows, with their features.
 
-    Parameters
-    ----------
-    refit : include the labeled rows of the validation split.
+    `refit`: include the labeled rows of the validation split.
     """
     selected = thinned(oof, refit)
     trial = oof.per_row(np.arange(len(oof.trials)))

@@ -80,12 +80,8 @@ def choose_logits(context: Context, typed: Mapping[str, Any], path: Path | None,
 def find_logits_files(cache: Path, dataset: str, fingerprint: str, names: Sequence[str]) -> tuple[Path, ...]:
     """Return the file of the logits of a fingerprint, then those of the imported logits that were merged with it.
 
-    Parameters
-    ----------
-    names : the imported logits, in the order in which `load_logits` merged them.
+    `names`: the imported logits, in the order in which `load_logits` merged them.
 
-    Notes
-    -----
     Merged logits have no file of their own. Their fingerprint is made of those of the parts, so it proves which heads
     the parts were merged with. Empty where a part is not in the cache, or is no longer what it was.
     """
@@ -109,13 +105,8 @@ def find_logits_files(cache: Path, dataset: str, fingerprint: str, names: Sequen
 def open_merged(path: Path, imported: Sequence[Path]) -> Iterator[OofLogits]:
     """Yield the logits at `path`, merged with imported ones, to be read trial by trial.
 
-    Raises
-    ------
-    StoreError
-        A file is absent, torn, or holds no logits.
+    Raises StoreError if a file is absent, torn, or holds no logits.
 
-    Notes
-    -----
     Merged logits are held in memory, as the stack held them; without imported ones only the trial at hand is.
     """
     if imported:

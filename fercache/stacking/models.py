@@ -43,12 +43,8 @@ class LinearModel:
 def fit_linear(sample: TrainingSample, balance: float, columns: FeatureColumns, groups: int) -> LinearModel:
     """Return multinomial logistic regression fitted to a sample; above `MOST_ROWS` rows to an even subsample.
 
-    Parameters
-    ----------
-    groups : of all folds, so that the models of all folds have bounds, or none has.
+    `groups`: of all folds, so that the models of all folds have bounds, or none has.
 
-    Notes
-    -----
     With fewer than `MANY_GROUPS` groups, a higher level of a head's log-probability of a class never lowers that
     class. The heads of a fold are biased against the labels that the fold holds out, and free weights turn that into
     a score that new clips do not have (``docs/results/few-groups.md``). Contrasts within a clip do not have this
@@ -98,16 +94,13 @@ LEAVES = 4
 LEARNING_RATE = 0.1
 MOST_ROUNDS = 150
 PATIENCE = 15
-FEW_GROUPS_ROUNDS = 10
-"""Number of rounds if there are too few groups for early stopping."""
+FEW_GROUPS_ROUNDS = 10  # number of rounds if there are too few groups for early stopping
 VAL_FRACTION = 0.25
 """Fraction of the groups that chooses the number of rounds; all groups are then fitted with that number."""
 EFFECTIVE_N_A_LEAF = 2
 """A leaf holds at least the mean number of rows of this many blocks (`features.BLOCK_S` of a clip)."""
-SHRINK_EFFECTIVE_N = 20.0
-"""The L2 penalty of a leaf, in blocks; multiplied by the mean rows per block."""
-ROWS_FOR_THREADS = 20_000
-"""With fewer rows, threads cost more than they save."""
+SHRINK_EFFECTIVE_N = 20.0  # the L2 penalty of a leaf, in blocks; multiplied by the mean rows per block
+ROWS_FOR_THREADS = 20_000  # with fewer rows, threads cost more than they save
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +126,8 @@ class TreesModel:
 def fit_trees(sample: TrainingSample, start: Floats, config: StackConfig, balance: float) -> TreesModel:
     """Return trees fitted to a sample, starting from the log-probabilities `start`, ``(n, C)``.
 
-    Parameters
-    ----------
-    balance : a row weighs one over its class's share to this power.
+    `balance`: a row weighs one over its class's share to this power.
 
-    Notes
-    -----
     Trees start from the calibrated smoothed mean (LightGBM's `init_score`), so that with few groups they can do little
     harm. Macro F1, mean of six sets of real faces with 28 to 390 groups, out of fold and on held-out
     trials: plain mean .248 and .242, calibrated smoothed mean .276 and .282, trees on top of it .276 and .281. Trees

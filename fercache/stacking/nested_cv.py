@@ -35,8 +35,7 @@ from fercache.workspace import METRICS
 
 Probs = NDArray[np.float32]
 
-ROWS_PER_CALL = 65_536
-"""Trials are collected up to this many rows, because each call of LightGBM has a fixed cost."""
+ROWS_PER_CALL = 65_536  # trials are collected up to this many rows, because each call of LightGBM has a fixed cost
 LEARNED = ("smoothed-mean", "logistic", "geometric-mean", "stack")
 """The learned columns, from the simplest to the most flexible."""
 
@@ -145,8 +144,7 @@ def _fill(outputs: dict[str, Probs], oof: OofLogits, fold_model: FoldModel,
 
 FINAL = "final.npy"
 FOLD_RECORD = "fold-model-all.json"
-ALL = -1
-"""The key of the model that is fitted on all folds and predicts new clips."""
+ALL = -1  # the key of the model that is fitted on all folds and predicts new clips
 LINEAR = ("mean", "scale", "weights", "bias")
 
 

@@ -16,8 +16,7 @@ from fercache.oof import Provenance
 from fercache.runtime import atomic_io
 from fercache.stacking.smoothed_mean import SmoothedMean
 
-FORMAT = 11
-"""Incremented whenever the code changes the output of a run, so that old cached runs are not reused."""
+FORMAT = 11  # incremented whenever the code changes the output of a run, so that old cached runs are not reused
 MERGED = "logits "
 """Prefix of the keys under which the provenance in the file lists the imported sources that were merged."""
 
@@ -198,10 +197,7 @@ def write_metrics(path: Path, metrics: StackMetrics) -> None:
 def read_metrics(path: Path) -> StackMetrics:
     """Return the metrics of a run.
 
-    Raises
-    ------
-    InputError
-        The file is damaged, or another version of fercache wrote it.
+    Raises InputError if the file is damaged, or another version of fercache wrote it.
     """
     value = atomic_io.read_json(path)
     try:

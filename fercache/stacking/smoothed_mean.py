@@ -53,9 +53,7 @@ class SmoothedMean(msgspec.Struct, frozen=True, kw_only=True):
 def fit_smoothed_mean(sample: TrainingSample, smoothings: Sequence[float | Chain], metric: str) -> SmoothedMean:
     """Return the model whose smoothing scores best on the sample; a later one must gain more than `EDGE`.
 
-    Parameters
-    ----------
-    smoothings : the ways of ``sample.smoothed``, the simplest first.
+    `smoothings`: the ways of ``sample.smoothed``, the simplest first.
     """
     balance, figure = metrics.METRICS[metric].balance, metrics.official(metric)
     best, best_score = SmoothedMean(smoothing=0.0, bias=(), balance=balance), -np.inf

@@ -112,13 +112,7 @@ class StackResult:
 
     @property
     def frame(self) -> DataFrame:
-        """The rows of `to_arrow` as a pandas DataFrame.
-
-        Raises
-        ------
-        MissingExtra
-            pandas is not installed.
-        """
+        """The rows of `to_arrow` as a pandas DataFrame. Raises MissingExtra if pandas is not installed."""
         try:
             import pandas  # noqa: F401  (an extra: pyarrow, which fercache needs, converts to it)
         except ImportError as error:
@@ -142,10 +136,7 @@ class StackResult:
     def save(self, path: str | PathLike[str]) -> list[Path]:
         """Write the predictions to `path` (.csv, .csv.gz, .parquet) and the metrics beside it; return both paths.
 
-        Raises
-        ------
-        InputError
-            The ending is unknown, or `path` cannot be written.
+        Raises InputError if the ending is unknown, or `path` cannot be written.
         """
         out = Path(path)
         io.write_predictions(self.oof, self.ppm, out)
@@ -162,10 +153,7 @@ class StackResult:
 def run_stack(oof: OofLogits, config: StackConfig, cache: Path) -> StackResult:
     """Fit and predict with every candidate, or load the result of an equal earlier run.
 
-    Raises
-    ------
-    InputError
-        There are no labeled out-of-fold rows, or `config.select` names no candidate.
+    Raises InputError if there are no labeled out-of-fold rows, or `config.select` names no candidate.
     """
     started = time.monotonic()
     run_without_sound(oof, config, cache)

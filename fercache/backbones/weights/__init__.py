@@ -129,16 +129,8 @@ def write_card(path: Path, keys: dict[str, Any]) -> None:
 def add_card(name: str, net: str, keys: dict[str, Any], folder: Path, trial: Callable[[Weights], object]) -> Path:
     """Write a card to `folder`, so that --weights takes `name`; return its path.
 
-    Parameters
-    ----------
-    trial : called with the weights before the card is written; raises if they do not run.
-
-    Raises
-    ------
-    InputError
-        The name is taken or no file name, or a key has a value that is not allowed.
-    WeightsError
-        The net is not there.
+    `trial`: called with the weights before the card is written; raises if they do not run. Raises InputError if the
+    name is taken or no file name, or a key has a value that is not allowed; WeightsError if the net is not there.
     """
     taken = (*KNOWN_WEIGHTS, *PREFIXES, *SOUNDS, "custom")
     if name in taken or not re.fullmatch(r"[\w][\w.-]*", name) or Path(name).suffix in SUFFIXES:
@@ -234,12 +226,8 @@ def _hf_card(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 def hub_folder(kind: str, name: str, download: bool) -> Path:
     """Return the folder of a repository in the hub's own cache.
 
-    Raises
-    ------
-    MissingExtra
-        The library that downloads it is not installed.
-    WeightsError
-        The repository is not in the cache, and cannot be (or may not be) downloaded.
+    Raises MissingExtra if the library that downloads it is not installed; WeightsError if the repository is not in the
+    cache, and cannot be (or may not be) downloaded.
     """
     if not re.match(r"\w", name):
         raise WeightsError("no such folder", where=f"{kind}:{name}", hint=f"pass {kind}:FOLDER or {kind}:NAME")
@@ -337,18 +325,14 @@ class WeightsInfo:
 def resolve_weights(name: str, folder: Path) -> Weights:
     """Return the weights called `name` from disk; never downloads.
 
+    Raises InputError if a card has a key or a value that is not allowed; WeightsError if the weights are missing, or
+    belong to another net.
+
     Parameters
     ----------
     name : a key of KNOWN_WEIGHTS, the name of a card, the path of a .safetensors, .pt or .pth file, ``onnx:PATH``,
         ``timm:NAME`` or ``hf:REPO`` (or their folder).
     folder : folder of stored weights; a file of the user's is converted into it once.
-
-    Raises
-    ------
-    InputError
-        A card has a key or a value that is not allowed.
-    WeightsError
-        The weights are missing, or belong to another net.
     """
     # Reads the JSON metadata and compares the file's size only, without torch. The digest of the tensors is checked
     # whenever they are loaded.
@@ -388,12 +372,8 @@ def _resolve_other(name: str, folder: Path, download: bool) -> Weights:
 def download_weights(name: str, folder: Path) -> Weights:
     """Return the known weights called `name`, downloaded and converted on first use.
 
-    Raises
-    ------
-    WeightsError
-        Unknown name, or the download failed, was truncated or has another digest; no file remains.
-    InputError
-        The folder cannot be written.
+    Raises WeightsError if the name is unknown, or the download failed, was truncated or has another digest (no file
+    remains); InputError if the folder cannot be written.
     """
     # Of two processes that need the same weights, one downloads and the other waits.
     if name not in KNOWN_WEIGHTS:
@@ -415,10 +395,7 @@ def download_weights(name: str, folder: Path) -> Weights:
 def by_sha256(sha256: str, folder: Path) -> Weights:
     """Return the weights in `folder` with the digest that a store's settings record.
 
-    Raises
-    ------
-    WeightsError
-        No weights in `folder` have this digest.
+    Raises WeightsError if no weights in `folder` have this digest.
     """
     for metadata in sorted(folder.glob("[!.]*.json")):
         stored = is_stored(metadata.stem if metadata.stem in KNOWN_WEIGHTS else "custom", folder, metadata.stem)
@@ -432,9 +409,7 @@ def by_sha256(sha256: str, folder: Path) -> Weights:
 def is_verified(name: str, folder: Path) -> bool:
     """Return whether there are vectors of the net's own library that `fercache weights check` compares.
 
-    Parameters
-    ----------
-    name : of known weights, of a card, or ``backbone`` of a store's settings.
+    `name`: of known weights, of a card, or ``backbone`` of a store's settings.
     """
     # The tests compare facenet-pytorch's net with that library.
     known = KNOWN_WEIGHTS.get(name)
@@ -475,8 +450,7 @@ def list_weights(folder: Path) -> list[WeightsInfo]:
 # InceptionResnetV1 from a frozen TensorFlow graph, read without TensorFlow.
 
 ROOT = "InceptionResnetV1/"
-BN_EPS = 0.001
-"""facenet-pytorch's value, from TensorFlow; a variance of 1 - eps makes a BatchNorm the identity."""
+BN_EPS = 0.001  # facenet-pytorch's value, from TensorFlow; a variance of 1 - eps makes a BatchNorm the identity
 BLOCKS = (("Repeat/block35_", "repeat_1."), ("Repeat_1/block17_", "repeat_2."), ("Repeat_2/block8_", "repeat_3."),
           ("Block8", "block8"), ("Mixed_6a", "mixed_6a"), ("Mixed_7a", "mixed_7a"))
 

@@ -81,10 +81,7 @@ def store_weights(name: str, state: Mapping[str, NDArray[Any]], folder: Path, *,
                   stem: str = "") -> Weights:
     """Write the weights to `folder`, completely or not at all, and return them.
 
-    Raises
-    ------
-    WeightsError
-        The tensors are not those of the net.
+    Raises WeightsError if the tensors are not those of the net.
     """
     # The file of another net was checked when it was read.
     state = validated(state, name) if name not in KNOWN_WEIGHTS or KNOWN_WEIGHTS[name].net == "facenet" else dict(state)
@@ -101,10 +98,7 @@ def store_weights(name: str, state: Mapping[str, NDArray[Any]], folder: Path, *,
 def read_tensors(weights: Weights) -> State:
     """Return the tensors of stored weights by name, checked against their digest.
 
-    Raises
-    ------
-    WeightsError
-        The file is damaged or was changed.
+    Raises WeightsError if the file is damaged or was changed.
     """
     state = read_safetensors(weights.path)
     if _digest(state) != weights.sha256:
@@ -116,10 +110,7 @@ def read_tensors(weights: Weights) -> State:
 def read_safetensors(path: Path) -> State:
     """Return the tensors of a safetensors file by name.
 
-    Raises
-    ------
-    WeightsError
-        The file is not safetensors, or is truncated.
+    Raises WeightsError if the file is not safetensors, or is truncated.
     """
     try:
         return dict(safetensors.numpy.load_file(path))
@@ -131,10 +122,7 @@ def read_safetensors(path: Path) -> State:
 def validated(state: Mapping[str, NDArray[Any]], where: object) -> State:
     """Return the tensors as float32 without a classifier, if they are exactly those of InceptionResnetV1.
 
-    Raises
-    ------
-    WeightsError
-        Lists the first tensors that are missing, unexpected, of another shape, or not finite.
+    Raises WeightsError otherwise, with the first tensors that are missing, unexpected, of another shape, or not finite.
     """
     from fercache.backbones.facenet import expected_shapes  # torch takes seconds to import; only a conversion needs it
 

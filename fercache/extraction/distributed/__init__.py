@@ -43,16 +43,13 @@ class LaunchPlan:
                    workers: str = "0", shard: str = "", time_limit: str = "") -> LaunchPlan:
         """Return the plan for the flags of `fercache extract`.
 
+        Raises InputError if a flag cannot be read, or contradicts another one.
+
         Parameters
         ----------
         environ : environment variables, for ``--shard auto``.
         began_s : start of the time limit, in seconds since 1970.
         engine, scheduler, workers, shard, time_limit : the flags as typed.
-
-        Raises
-        ------
-        InputError
-            A flag cannot be read, or contradicts another one.
         """
         dask = engine == "dask"
         if scheduler and not dask:

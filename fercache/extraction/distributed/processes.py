@@ -66,15 +66,12 @@ class JobSpec:
     def open_job(self, local_rank: int, stop: Callable[[], bool] = never_cancelled) -> ExtractionJob:
         """Return the job with this process's device and threads.
 
+        Raises InputError if this process has another fercache, or does not see the files.
+
         Parameters
         ----------
         local_rank : number of this process on its machine, from 0.
         stop : returns whether to end before the time limit.
-
-        Raises
-        ------
-        InputError
-            This process has another fercache, or does not see the files.
         """
         here = platform.node()
         if self.version != __version__:
@@ -111,12 +108,8 @@ class ProcessPool:
     def __call__(self, job: ExtractionJob, trials: Sequence[Trial]) -> Iterator[ClipResult]:
         """Yield the result of each clip.
 
-        Raises
-        ------
-        BrokenOff
-            A child was killed, most likely for lack of memory; committed clips are kept.
-        Exception
-            An error of a child that is not about one clip, such as a full disk.
+        Raises BrokenOff if a child was killed, most likely for lack of memory; committed clips are kept; or
+        the error of a child that is not about one clip, such as a full disk.
         """
         total, spec = job.log_size(trials), JobSpec.from_job(job, trials, self.ends_s, self.workers)
         context = get_context("spawn")  # CUDA does not survive a fork

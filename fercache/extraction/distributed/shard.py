@@ -88,14 +88,8 @@ class Shard:
 def read_shard(text: str, environ: Mapping[str, str]) -> Shard:
     """Return the part for the flag's text, ``2/8`` or ``auto``.
 
-    Parameters
-    ----------
-    environ : environment variables, for ``auto``: of a Slurm array, of torchrun, or of torchrun in a Slurm array.
-
-    Raises
-    ------
-    InputError
-        The text is neither, the part does not exist, or the environment lacks the variables.
+    `environ`: environment variables, for ``auto``: of a Slurm array, of torchrun, or of torchrun in a Slurm array.
+    Raises InputError if the text is neither, the part does not exist, or the environment lacks the variables.
     """
     if text == "auto":
         outer, inner = _slurm(environ), _torchrun(environ)
