@@ -83,7 +83,7 @@ def extract(*, cache: AnyPath | Url = "cache", local_cache: AnyPath | None = Non
     from fercache.config import FAST, DatasetConfig, ExtractConfig
     from fercache.errors import InputError
     from fercache.extraction import distributed
-    from fercache.recipe import Context, from_keywords
+    from fercache.recipe import Context, from_keywords, make_config
 
     context, typed = Context.of(cache, local_cache, stages), from_keywords(settings, DatasetConfig, ExtractConfig)
     plan = distributed.LaunchPlan.from_flags(os.environ, began_s, engine=engine, scheduler=scheduler,
@@ -92,7 +92,8 @@ def extract(*, cache: AnyPath | Url = "cache", local_cache: AnyPath | None = Non
     if config.modality == "audio":
         from fercache.extraction import sound
 
-        config = sound.with_typed(config, {**FAST, **typed} if fast else typed)
+        recipe = make_config(ExtractConfig, "extract", context.stages, {})
+        config = sound.with_typed(config, {**FAST, **typed} if fast else typed, recipe.modality == "audio")
     elif "audio_window_s" in typed:
         raise InputError("pictures have no window of sound", where="--audio-window-s", hint="add --modality audio")
     # Logged and recorded once, not by every shard.

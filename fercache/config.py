@@ -112,7 +112,8 @@ class ExtractConfig(Config):
     embed_every: str = option("1", "Run the CNN on every Nth frame of a face and interpolate its values between; auto: "
                               "where the face changes (1: every frame).", choices=EMBED_EVERY)
     backend: str = option("torch", "What runs the CNN on a CPU: torch; openvino (extra `openvino`), faster after a "
-                          "slower first start; auto: openvino where it is installed and runs the precision.",
+                          "slower first start; auto: openvino where it is installed and runs the precision (nets "
+                          "other than facenet-pytorch's: with int8 only).",
                           choices=("torch", "openvino", "auto"), numbers=False)
     faces: str = option("auto", "mtcnn detects faces; cropped takes each picture as a face; auto decides by the kind "
                         "of clip.", choices=("auto", "mtcnn", "cropped"))

@@ -183,14 +183,22 @@ def test_int8_needs_openvino(casia: files.Weights) -> None:
         Backbone.load(casia, ["block8"], precision="int8")
 
 
-def test_a_net_is_converted_once(casia: files.Weights, crops: np.ndarray, tmp_path: Path) -> None:
+def test_a_net_is_converted_once(casia: files.Weights, crops: np.ndarray, tmp_path: Path,
+                                 monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
     own = replace(casia, path=Path(shutil.copy(casia.path, tmp_path)))
+
+    def full_disk(*_: object) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")  # OpenVINO's error of a full disk
 
     def values() -> np.ndarray:
         net = Backbone.load(own, ["conv2d_4b"], precision="int8", batch=4, backend="openvino")
         return net.embed32(crops)["conv2d_4b"]
 
+    with monkeypatch.context() as patch:
+        patch.setattr("openvino.serialize", full_disk)
+        with pytest.raises(InputError, match="iostream error"):
+            values()
     first = values()
     file, = tmp_path.glob("*.openvino")
     whole = file.read_bytes()

@@ -377,6 +377,7 @@ def test_a_net_of_the_users_is_added_and_checked(tmp_path: Path, faces: list[np.
     assert run(*added).exit_code == 0
     shown = run("check", "mine", "--pictures", str(tmp_path / "pictures"))
     assert shown.exit_code == 0 and "not verified" in shown.output
+    (tmp_path / "cache" / "weights" / "empty.toml").write_text("")
     assert "mine: " in run("list").output
     rows = (tmp_path / "pictures" / "faces.csv").read_text().splitlines()
     assert len(rows) == 5 and len(rows[1].split(",")) == 15

@@ -119,7 +119,7 @@ def every_sequence(log_probs: np.ndarray, time_s: np.ndarray, chain: smoothing.C
     weight = np.minimum(1, np.append(1.0, gap * chain.evidence_hz))
     total = np.zeros((rows, classes))
     for path in itertools.product(range(classes), repeat=rows):
-        p = np.exp((weight * log_probs[np.arange(rows), path]).sum()) * share[0][path[0]]
+        p = np.exp((weight * log_probs[np.arange(rows), path]).sum())  # in the first row each is equally likely
         for t in range(1, rows):
             keep = np.exp(-gap[t - 1] / chain.dwell_s)
             p *= keep * (path[t] == path[t - 1]) + (1 - keep) * share[t][path[t]]
@@ -136,6 +136,15 @@ def test_a_chain_gives_the_posteriors_over_all_sequences() -> None:
         assert found[:, i] == pytest.approx(every_sequence(log_probs, time_s, chain, False))
     assert smoothing.chain_posteriors([log_probs[:0]], [time_s[:0]], chains)[0].shape == (0, 2, 3)
     assert smoothing.chain_posteriors([], [], chains) == []
+
+
+def test_photos_an_hour_apart_say_nothing_about_each_other() -> None:
+    rng, chain = np.random.default_rng(0), [smoothing.Chain(dwell_s=4, evidence_hz=20)]
+    log_probs, time_s = np.log(rng.dirichlet(np.ones(3), 8)), np.arange(8) * 3600.0
+    others = np.concatenate([log_probs[:4], np.log(np.tile([.98, .01, .01], (4, 1)))])
+    found, beside = smoothing.chain_posteriors([log_probs, others], [time_s, time_s], chain)
+    np.testing.assert_allclose(found[:, 0], log_probs, atol=1e-12)
+    np.testing.assert_allclose(found[:4], beside[:4], atol=1e-12)
 
 
 def test_a_causal_chain_knows_no_later_row() -> None:

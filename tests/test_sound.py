@@ -223,7 +223,9 @@ def test_flags_of_pictures_are_refused(tmp_path: Path, clips: Path) -> None:
     recipe.write_text('weights = "dinov2-s"\ntaps = ["pooled"]\npeople = "all"\n')
     assert call(tmp_path, *audio).exit_code == 0 and store_of(tmp_path).settings["taps"] == ["audio"]
     recipe.write_text('modality = "audio"\nweights = "nothing"\n')
-    assert call(tmp_path, "extract", "--clips", clips).exit_code == 2
+    for words in (("extract", "--clips", clips), audio):
+        done = call(tmp_path, *words)
+        assert done.exit_code == 2 and "nothing" in done.output
 
 
 def test_sources_are_named_and_extras_asked_for(tmp_path: Path, clips: Path) -> None:

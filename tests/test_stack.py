@@ -51,9 +51,10 @@ def test_the_stack_beats_the_mean_and_every_head(result: stack.StackResult) -> N
 
 @pytest.mark.parametrize("skill", [0.0, 0.5, 3.0])
 def test_the_stack_is_not_below_the_mean_by_more_than_noise(tmp_path: Path, skill: float, full: bool) -> None:
-    for seed in (1, 2, 3) if full else (1,):
-        said = scores(stack.run_stack(simulate(groups=10, frames=120, skill=skill, seed=seed), CONFIG, tmp_path))
-        assert said["stack"] > said["mean"] - (0.03 if skill else 0.05), "noise itself is wider where nothing is known"
+    runs = [scores(stack.run_stack(simulate(groups=10, frames=120, skill=skill, seed=seed), CONFIG, tmp_path))
+            for seed in ((1, 2, 3) if full else (1,))]
+    lost = np.mean([run["mean"] - run["stack"] for run in runs])
+    assert lost < (0.03 if skill else 0.05), "noise itself is wider where nothing is known"
 
 
 def test_heads_that_know_nothing_give_chance(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from queue import SimpleQueue
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -262,7 +262,14 @@ class OpenVinoNet:
         """
         check_precision(precision)
         shape = [batch, source.card.size, source.card.size, 3]
-        model = _converted(source, [list(taps), precision, shape], partial(_export, source, taps, precision, shape))
+        try:
+            model = _converted(source, [list(taps), precision, shape], partial(_export, source, taps, precision, shape))
+        except FercacheError:
+            raise
+        except (RuntimeError, IndexError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise WeightsError(f"OpenVINO cannot convert it ({reason})", where=source.path,
+                               hint="choose --backend torch") from error
         shapes = {tap: tuple(port.get_shape())[1:] for tap, port in zip(taps, model.outputs, strict=True)}
         return cls(OpenVinoSession(model, precision, threads), shapes)
 
@@ -282,10 +289,15 @@ def _converted(weights: Weights, key: list[Any], convert: Callable[[], Any]) -> 
         with suppress(OSError):
             data = memoryview(path.read_bytes())
     if not data or sha256(data[DIGEST_BYTES:]).digest() != data[:DIGEST_BYTES]:
-        with TemporaryDirectory() as folder:
-            files = [Path(folder) / name for name in ("net.xml", "net.bin")]
-            runtime.serialize(convert(), *map(str, files))
-            body = msgspec.msgpack.encode([file.read_bytes() for file in files])
+        model = convert()
+        try:
+            with TemporaryDirectory() as folder:
+                files = [Path(folder) / name for name in ("net.xml", "net.bin")]
+                runtime.serialize(model, *map(str, files))
+                body = msgspec.msgpack.encode([file.read_bytes() for file in files])
+        except (OSError, RuntimeError) as error:  # OpenVINO's errors of files are RuntimeErrors
+            raise InputError(f"the converted net cannot be written ({error})", where=gettempdir(),
+                             hint="free space there, set TMPDIR, or choose --backend torch") from error
         data = memoryview(sha256(body).digest() + body)
         if path is not None:
             with suppress(OSError, InputError):  # a full or read-only disk must not fail the run

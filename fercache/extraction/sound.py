@@ -182,8 +182,10 @@ class HfSound:
                 for tap, layer in self.layers.items()}
 
 
-def with_typed(config: ExtractConfig, typed: Mapping[str, Any]) -> ExtractConfig:
+def with_typed(config: ExtractConfig, typed: Mapping[str, Any], for_sound: bool) -> ExtractConfig:
     """Return the configuration for sound, of which the user gave the keys `typed` and a recipe may give others.
+
+    `for_sound`: whether the recipe itself is for sound.
 
     Raises
     ------
@@ -199,7 +201,7 @@ def with_typed(config: ExtractConfig, typed: Mapping[str, Any]) -> ExtractConfig
     if typed.get("weights") == DEFAULT_WEIGHTS:
         raise _unknown_source(DEFAULT_WEIGHTS)
     # A recipe for pictures names a net of pictures: sound has its own default.
-    own = "weights" in typed or "modality" not in typed
+    own = "weights" in typed or for_sound
     return config if own else replace(config, weights=LOGMEL)
 
 
@@ -354,7 +356,9 @@ class SoundJob(ExtractionJob):
             self.net.torch.set_num_threads(1)  # clips use the cores: one each
         provenance = {"device": getattr(self.net, "device", "cpu"), "machine": platform.machine(),
                       "versions": {name: version(name) for name in packages}}
-        yield (SoundResources(bar, provenance, _open_or_none(self.pictures)),
+        # The run that started the processes has opened it, so a failure here must not give other rows.
+        pictures = None if self.pictures is None else EmbeddingStore.open(self.pictures)
+        yield (SoundResources(bar, provenance, pictures),
                min(most, self.config.concurrent_clips or threads))
 
     def for_process(self) -> dict[str, Any]:

@@ -142,6 +142,9 @@ def highest(values: Floats, window: WindowReach) -> Floats:
     return found
 
 
+FAR_S = 60.0  # after a longer gap, and in the first row, a chain draws each class equally often
+
+
 class Chain(msgspec.Struct, frozen=True, kw_only=True):
     """A Markov chain of the classes, which keeps its class and now and then draws one with the clip's mean probability.
 
@@ -220,7 +223,9 @@ def _chain_inputs(log_probs: Floats, time_s: Floats, chains: Sequence[Chain],
     keep = np.exp(-gap / [chain.dwell_s for chain in chains])[..., None]
     evidence = np.exp(weight[..., None] * (log_probs - log_probs.max(1, keepdims=True))[:, None])
     running = softmax(log_probs, axis=1).cumsum(0) / np.arange(1, len(log_probs) + 1)[:, None]
-    return keep, (1 - keep) * (running if causal else running[-1:])[:, None], evidence
+    # Still photos of a clip are an hour apart and say nothing about each other.
+    drawn = np.where(gap > FAR_S, 1 / log_probs.shape[1], running if causal else running[-1:])
+    return keep, (1 - keep) * drawn[:, None], evidence
 
 
 def _running(values: Floats) -> Floats:

@@ -282,6 +282,8 @@ def find_contradictions(oof: OofLogits, nested: NestedResult, columns: Mapping[s
 def _mean_repeats(oof: OofLogits) -> bool:
     """Return whether the mean's predictions are repeated by new clips at least as often as those of some head."""
     part = oof.subset(_spread_trials(oof))
+    if not part.valid.any():
+        return True
     as_new, rows = _without_fold_means(part), np.flatnonzero(part.valid)
     old, new = ({head: softmax(one.logits[head][rows], axis=1) for head in one.heads} for one in (part, as_new))
     return _agreement(_mean(old), _mean(new)) >= min(_agreement(old[head], new[head]) for head in part.heads)

@@ -45,6 +45,7 @@ class FoldModel:
     """The models fitted without one fold (-1: on all folds), and their groups and rows."""
 
     fold: int
+    many_groups: bool  # all folds together have `models.MANY_GROUPS` groups or more
     groups: int
     rows: int
     smoothed_mean: SmoothedMean
@@ -53,8 +54,9 @@ class FoldModel:
 
     def record(self) -> FoldRecord:
         """Return what was chosen in the fit."""
-        return FoldRecord(fold=self.fold, groups=self.groups, rows=self.rows, smoothed_mean=self.smoothed_mean,
-                          rounds=self.trees.rounds, validation_groups=self.trees.val_groups)
+        return FoldRecord(fold=self.fold, many_groups=self.many_groups, groups=self.groups, rows=self.rows,
+                          smoothed_mean=self.smoothed_mean, rounds=self.trees.rounds,
+                          validation_groups=self.trees.val_groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +97,9 @@ def _fit_fold(every: TrainingSample, columns: FeatureColumns, metric: str, fold:
     sample, groups = every.without(fold), len(np.unique(every.group[every.fold >= 0]))
     base = smoothed_mean.fit_smoothed_mean(sample, columns.smoothings, metric)
     start = base.log_probs(sample.smoothed[:, columns.smoothings.index(base.smoothing)])
-    fold_model = FoldModel(fold=fold, groups=len(np.unique(sample.group)), rows=len(sample.rows),
-                           smoothed_mean=base, trees=models.fit_trees(sample, start, config, base.balance),
+    fold_model = FoldModel(fold=fold, many_groups=groups >= models.MANY_GROUPS, groups=len(np.unique(sample.group)),
+                           rows=len(sample.rows), smoothed_mean=base,
+                           trees=models.fit_trees(sample, start, config, base.balance),
                            linear=models.fit_linear(sample, base.balance, columns, groups))
     bar.advance()
     return fold_model
@@ -121,7 +124,7 @@ def _predict(oof: OofLogits, columns: FeatureColumns, fold_models: dict[int, Fol
     mean_log = ((features.log_softmax(start) + features.log_softmax(logistic)) / 2).astype(np.float32)
     # Macro F1 out of fold on photo streams (164 groups) and film clips (367): .680 and .353; the trees alone .670 and
     # .322, `geometric-mean` .673 and .352. On ten groups `logistic` takes .28 off the trees' .80.
-    many = max(fold_model.groups for fold_model in fold_models.values()) >= models.MANY_GROUPS
+    many = any(fold_model.many_groups for fold_model in fold_models.values())
     logits = {"smoothed-mean": start, "logistic": logistic, "geometric-mean": mean_log,
               "stack": mean_log + outputs["correction"] / 2 if many else start + outputs["correction"]}
     return {name: softmax(logits[name], axis=1).astype(np.float32) for name in LEARNED}
@@ -196,8 +199,8 @@ def load_fold_model(folder: Path) -> FoldModel:
         raise StoreError(f"the model of all folds is missing or damaged ({error})", where=folder,
                          hint="run `fercache stack`") from error
     trees = TreesModel(booster=booster, rounds=record.rounds, val_groups=record.validation_groups)
-    return FoldModel(fold=ALL, groups=record.groups, rows=record.rows, smoothed_mean=record.smoothed_mean,
-                     trees=trees, linear=linear)
+    return FoldModel(fold=ALL, many_groups=record.many_groups, groups=record.groups, rows=record.rows,
+                     smoothed_mean=record.smoothed_mean, trees=trees, linear=linear)
 
 
 def _name(fold: int) -> str:

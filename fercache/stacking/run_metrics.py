@@ -16,7 +16,7 @@ from fercache.oof import Provenance
 from fercache.runtime import atomic_io
 from fercache.stacking.smoothed_mean import SmoothedMean
 
-FORMAT = 11  # incremented whenever the code changes the output of a run, so that old cached runs are not reused
+FORMAT = 12  # incremented whenever the code changes the output of a run, so that old cached runs are not reused
 MERGED = "logits "
 """Prefix of the keys under which the provenance in the file lists the imported sources that were merged."""
 
@@ -27,12 +27,14 @@ class FoldRecord(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     fold : the fold that was left out; -1 for none.
+    many_groups : whether all folds together have enough groups for free weights.
     groups, rows : numbers of what the models learned from.
     rounds, validation_groups : trees, and the groups on whose rows their number was chosen (0: a fixed number).
     """
 
     version: int = 1
     fold: int
+    many_groups: bool
     groups: int
     rows: int
     smoothed_mean: SmoothedMean

@@ -105,7 +105,7 @@ def card_names(folder: Path) -> list[str]:
 
 def card_of(name: str, folder: Path) -> dict[str, Any]:
     """Return the keys of the card `name`; reads no other card, which may have a mistake."""
-    return read_card(folder / f"{name}{SUFFIX}") or presets()[name]
+    return read_card(folder / f"{name}{SUFFIX}") or presets().get(name, {})
 
 
 def _updated(own: dict[str, Any], keys: dict[str, Any]) -> dict[str, Any]:

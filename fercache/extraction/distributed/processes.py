@@ -58,7 +58,9 @@ class JobSpec:
     def from_job(cls, job: ExtractionJob, trials: Sequence[Trial], ends_s: float, local_ranks: int) -> JobSpec:
         """Return the specification of a job for processes of which `local_ranks` share a machine."""
         store = job.store.path
-        return cls(config=job.config, faces=job.faces, cnn=replace(job.cnn, path=job.cnn.path.absolute()),
+        # Sound that needs no model has the empty path, which exists everywhere.
+        weights = job.cnn.path.absolute() if job.cnn.path.name else Path()
+        return cls(config=job.config, faces=job.faces, cnn=replace(job.cnn, path=weights),
                    store=store.absolute() if isinstance(store, Path) else store,
                    source=next((trial.path.absolute() for trial in trials if trial.path.exists()), None),
                    ends_s=ends_s, local_ranks=local_ranks, kind=type(job), fields=job.for_process())
