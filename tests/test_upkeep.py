@@ -316,8 +316,9 @@ def test_gc_after_the_three_stages(home: Path, weights_at: Path) -> None:
         rows.append(f"clip{i},clips/clip{i},{('sad', 'glad')[i % 2]},person{i // 2}")
     (home / "clips.csv").write_text("\n".join(rows) + "\n")
     (home / "stages").mkdir()
+    heads = 'heads = ["frame"]\ntaps = ["block8"]\ninit = "scratch"\n'
     for name, text in (("dataset", 'dataset = "table"\nclips = "clips.csv"\n'), ("extract", 'taps = ["block8"]\n'),
-                       ("train-heads", 'heads = ["frame"]\ntaps = ["block8"]\n'), ("stack", "bootstrap = 10\n")):
+                       ("train-heads", heads), ("stack", "bootstrap = 10\n")):
         (home / "stages" / f"{name}.toml").write_text(text)
     (home / "runner").mkdir()
     runner = Runner(home / "runner")
@@ -334,9 +335,10 @@ def test_gc_after_the_three_stages(home: Path, weights_at: Path) -> None:
     assert waste("extract", "train-heads", "stack") == set()
     (home / "stages" / "stack.toml").write_text("bootstrap = 20\n")
     assert waste() == {"stack"} and waste("stack") == {"stack"}
-    (home / "stages" / "train-heads.toml").write_text('heads = ["frame"]\ntaps = ["block8"]\nseed = 1\n')
-    assert waste() == {"logits", "heads", "stack"}
-    (home / "stages" / "extract.toml").write_text('taps = ["block8"]\ndamaged = "keep"\n')
+    (home / "stages" / "train-heads.toml").write_text(heads + "seed = 1\n")
+    assert waste() == {"stack"}, "the current logits stay until there are others"
+    assert waste("train-heads") == {"logits", "heads", "stack"}
+    (home / "stages" / "extract.toml").write_text('taps = ["block8"]\non_truncated = "keep"\n')
     assert waste() == {"features", "logits", "heads", "stack"}
     assert runner.run("gc", "--yes", cwd=home).code == 0
     assert waste() == set()
