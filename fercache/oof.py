@@ -309,7 +309,7 @@ def open_oof(path: Path) -> Iterator[OofLogits]:
     """
     try:
         file = h5py.File(path, "r")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError: no name of a file, from a damaged pointer
         raise _unreadable(path, error) from error
     with file:
         try:

@@ -46,8 +46,8 @@ STORE_SUFFIX, WORK_SUFFIX, LOCK_SUFFIX = ".zarr", ".work", ".lock"
 MAPPED_FEATURES = f"{HEADS}/*/features"  # folders of features that trainings of a data set map into memory
 
 
-# A name that a pointer holds must not lead out of the folder.
-SiblingName = Annotated[str, msgspec.Meta(pattern=r"^(?!\.{1,2}$)[^/\x00-\x1f\x7f]+$")]
+# A name that a pointer holds must not lead out of the folder, and must be one that a file can have.
+SiblingName = Annotated[str, msgspec.Meta(pattern=r"^(?!\.{1,2}$)[^/\x00-\x1f\x7f\ud800-\udfff]+$")]
 
 
 class CurrentLogits(msgspec.Struct, frozen=True):

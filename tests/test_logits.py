@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fercache.errors import StoreError
+from fercache.errors import InputError, StoreError
 from fercache.oof import OofLogits, Provenance
+from fercache.workspace import Workspace
 
 
 def book() -> OofLogits:
@@ -56,3 +57,12 @@ def test_a_torn_file_is_told(tmp_path: Path, cut: int) -> None:
 def test_an_absent_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="readable file of logits"):
         OofLogits.load(tmp_path / "none.h5")
+
+
+def test_a_pointer_with_a_name_that_no_file_can_have_is_damaged(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    pointer = workspace.logits("demo") / "current.json"
+    pointer.parent.mkdir(parents=True)
+    pointer.write_text('{"logits_file": "\\ud800.h5"}')
+    with pytest.raises(InputError, match="damaged"):
+        workspace.current_logits_file("demo")
