@@ -60,3 +60,8 @@ class MissingExtra(FercacheError, ImportError):
     """An optional dependency is not installed."""
 
     exit_code = 2
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of another library's message, which may be followed by its own stack."""
+    return str(error).strip().partition("\n")[0]

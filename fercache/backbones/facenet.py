@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fercache.errors import WeightsError
+from fercache.errors import WeightsError, first_line
 
 TORCHVISION_MODULES = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional", "torchvision.ops",
          "torchvision.ops.boxes")
@@ -131,7 +131,7 @@ def read_checkpoint(path: Path) -> dict[str, NDArray[Any]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error) or type(error).__name__
         raise WeightsError(f"not readable as plain tensors ({reason})", where=path,
                            hint="save it again with torch.save(model.state_dict(), path) or as safetensors") from error
     if isinstance(content, dict):  # training frameworks save the state dict as one entry of a larger dict

@@ -20,7 +20,7 @@ from torch import nn
 from fercache.backbones.registry import Card
 from fercache.backbones.taps import GRID, POOLED, split_tap
 from fercache.backbones.weights.files import Weights
-from fercache.errors import FercacheError, InputError, MissingExtra, WeightsError
+from fercache.errors import FercacheError, InputError, MissingExtra, WeightsError, first_line
 
 CLASSES = {"clip": "CLIPVisionModel", "clip_vision_model": "CLIPVisionModel", "siglip": "SiglipVisionModel",
            "siglip_vision_model": "SiglipVisionModel", "dinov2": "Dinov2Model",
@@ -141,7 +141,7 @@ def load_library_net(weights: Weights, taps: Sequence[str]) -> Tapped:
     except FercacheError:
         raise
     except (RuntimeError, ValueError, OSError, KeyError, IndexError, AttributeError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise WeightsError(f"the library cannot load it ({reason})", where=weights.path) from error
     return net.eval().requires_grad_(False)
 

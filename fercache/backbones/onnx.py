@@ -28,7 +28,7 @@ from fercache.backbones.taps import POOLED, split_tap, tap_shapes
 from fercache.backbones.weights import protobuf_fields
 from fercache.backbones.weights.files import Weights
 from fercache.config import fingerprint_of
-from fercache.errors import FercacheError, InputError, MissingExtra, WeightsError
+from fercache.errors import FercacheError, InputError, MissingExtra, WeightsError, first_line
 from fercache.runtime import atomic_io
 
 OUTPUT = "output"
@@ -161,7 +161,7 @@ def _message(number: int, content: bytes) -> bytes:
 
 def _wrong_size(weights: Weights, error: Exception) -> WeightsError:
     """Return the error of a net whose trial run failed."""
-    reason = str(error).strip().partition("\n")[0]
+    reason = first_line(error)
     return WeightsError(f"the net does not run on pictures of {weights.card.size} pixels ({reason})",
                         where=weights.path, hint="change size in its card")
 
@@ -189,7 +189,7 @@ def _onnx_session(data: bytes, device: str, weights: Weights) -> Any:
     try:
         return onnxruntime.InferenceSession(data, options, providers=providers)
     except _runtime_errors() as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise WeightsError(f"not readable as an ONNX model ({reason})", where=weights.path, hint=NOT_ONNX) from error
 
 
@@ -267,7 +267,7 @@ class OpenVinoNet:
         except FercacheError:
             raise
         except (RuntimeError, IndexError) as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = first_line(error)
             raise WeightsError(f"OpenVINO cannot convert it ({reason})", where=source.path,
                                hint="choose --backend torch") from error
         shapes = {tap: tuple(port.get_shape())[1:] for tap, port in zip(taps, model.outputs, strict=True)}
@@ -360,7 +360,7 @@ def _openvino_session(data: bytes, batch: int, precision: str, weights: Weights,
             model = _quantized(model, _scaled(calibration_faces(size), weights.card, last), weights, taps)
         return OpenVinoSession(model, precision, torch.get_num_threads())
     except (RuntimeError, IndexError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise WeightsError(f"OpenVINO cannot read the model ({reason})", where=weights.path,
                            hint="choose --backend torch, which runs it in onnxruntime") from error
 

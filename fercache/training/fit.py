@@ -23,7 +23,7 @@ from fercache.heads.temporal import TemporalHead
 from fercache.training.data import Batch, FrameDataset, WindowSampler
 from fercache.training.inference import make_sampler, predict_head
 
-FOCUS = 2.0  # exponent of the focal loss (Lin et al. 2017).
+FOCUS = 2.0  # exponent of the focal loss (Lin et al. 2017)
 POWER = {"weighted": 0.5, "balanced": 1.0, "focal": 0.5}
 
 

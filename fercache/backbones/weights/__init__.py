@@ -35,7 +35,7 @@ from fercache.backbones.registry import (
 )
 from fercache.backbones.taps import POOLED
 from fercache.backbones.weights.files import State, Weights, is_stored, read_safetensors, store_weights
-from fercache.errors import FercacheError, InputError, MissingExtra, WeightsError
+from fercache.errors import FercacheError, InputError, MissingExtra, WeightsError, first_line
 from fercache.runtime import atomic_io
 from fercache.runtime.atomic_io import file_sha256
 from fercache.runtime.wheels import fetch
@@ -250,7 +250,7 @@ def hub_folder(kind: str, name: str, download: bool) -> Path:
         return Path(huggingface_hub.snapshot_download(name, local_files_only=not download, allow_patterns=[
             "config.json", "preprocessor_config.json", "model.safetensors"]))
     except (OSError, ValueError, RuntimeError, HfHubHTTPError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise WeightsError(f"not in the hub's cache, and not downloaded ({reason})", where=f"{kind}:{name}",
                            hint="where the hub can be reached, run `fercache weights pull` with this name; or pass a "
                                 f"folder with config.json and model.safetensors as {kind}:FOLDER") from error
