@@ -30,7 +30,7 @@ from fercache.errors import ClipError, InputError
 from fercache.media.source import check_content
 
 # pyarrow refuses a line that is longer than a block; 131,072 features a line, the most that `import` takes, need 3 MB.
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 PARQUET_ROWS = 1024
 # Python objects take ten times the memory of columns, so rows of text are made from this many lines at a time.
 TEXT_ROWS = 16_384
@@ -73,15 +73,20 @@ def sniff(path: Path) -> Dialect:
     encoding = ("utf-16" if head[:2] in UTF_16 else "utf-16-le" if head[1::2] == b"\0\0" else
                 "utf-16-be" if head[::2] == b"\0\0" else "utf-8")
     with pa.input_stream(str(path)) as file, TextIOWrapper(file, "utf-8-sig" if encoding == "utf-8" else encoding,
-                                                           errors="replace") as text:
+                                                           errors="surrogateescape") as text:
         line = text.readline(LONGEST_LINE)
         named = SEPARATOR_LINE.fullmatch(line)
         if named:
             line = text.readline(LONGEST_LINE)
+        # A name in quotes may hold line breaks.
+        while line.count('"') % 2 and (more := text.readline(LONGEST_LINE)) and len(line) < LONGEST_LINE:
+            line += more
     bare = re.sub('"[^"]*"', "", line)
     # Of equal counts the comma: a table of one column has no delimiter.
     dialect = Dialect(named[1] if named else max(DELIMITERS, key=bare.count), encoding, int(bool(named)), [])
-    with pa.input_stream(str(path)) as file, _open_csv(file, dialect) as reader:
+    # The header alone: of a whole block pyarrow would convert every column. Bytes that are no UTF-8 stay for its error.
+    header = pa.BufferReader(line.encode(errors="surrogateescape"))
+    with _open_csv(header, dialect._replace(encoding="utf-8", skipped=0)) as reader:
         return dialect._replace(names=list(reader.schema.names))
 
 
