@@ -21,6 +21,7 @@ Labels = NDArray[np.int16]
 UNKNOWN = -1
 SEVEN = ("Neutral", "Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise")
 EIGHT = (*SEVEN, "Other")
+NOT_TRAINED = "they are predicted, never trained on or scored"  # hint about clips without labels
 
 
 Severity = Literal["ok", "skipped", "note", "warning", "error"]
@@ -146,6 +147,19 @@ def shorten_list(names: Iterable[object], most: int = 5) -> str:
     texts = [str(name) for name in names]
     more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more
+
+
+def note_about(names: Iterable[str], what: str, hint: str) -> list[Issue]:
+    """Return one note about all these trials, or none without trials."""
+    listed = sorted(names)
+    note = Issue(where=shorten_list(listed), message=f"{len(listed)} {what}", hint=hint, severity="note")
+    return [note] if listed else []
+
+
+def dropped_label(clip: str, label: str, classes: Iterable[str], place: object) -> Issue:
+    """Return the issue for a clip whose label, in `place`, is not a class of the set."""
+    return Issue(where=clip, message=f"its label was dropped: {label[:60]!r} is none of {shorten_list(classes, 12)}",
+                 hint=f"correct {place}; until then the clip is predicted without a label")
 
 
 MAX_ALIKE = 10  # issues that differ in names, paths and numbers only are merged if there are more of them

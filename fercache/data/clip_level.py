@@ -14,7 +14,8 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from fercache.config import DatasetConfig
-from fercache.data.base import UNKNOWN, Dataset, Issue, Kind, Split, Trial, cache_name, shorten_list
+from fercache.data import base
+from fercache.data.base import UNKNOWN, Dataset, Issue, Kind, Split, Trial
 from fercache.data.labels import SETS, canonical_class_name, index_by_name, whole_number
 from fercache.data.scan import Scan, describe, scan_places
 from fercache.errors import InputError
@@ -92,69 +93,55 @@ class ClipLevelSet(ABC):
         """Return whether a folder holds this set."""
 
     @abstractmethod
-    def list_clips(self, found: Sequence[Scan], config: DatasetConfig) -> Listing:
+    def list_clips(self, found: Scan, config: DatasetConfig) -> Listing:
         """Return the clips of the set with their labels, splits and groups."""
 
     def read(self, config: DatasetConfig) -> Dataset:
         """Return the data set: one trial for each listed clip that exists exactly once."""
         found = scan_places(config, self.name, DEPTH)
         # --clips chooses one of several versions below --root; the lists there are still read.
-        for each in found:
-            if config.clips and each.root != Path(config.clips):
-                each.crops.clear()
-                each.videos.clear()
+        for paths in (found.crops, found.videos):
+            paths[:] = [path for path in paths if not config.clips or path.is_relative_to(config.clips)]
         listing = self.list_clips(found, config)
         wanted = {entry.name: entry for entry in listing.entries}
-        problems = [problem for each in found for problem in each.problems]
+        problems = found.problems
         versions = find_versions(found, self.key)
         # Without any clip an empty version makes each listed clip an issue, and the error below names the folder.
         version = choose_version(versions, wanted, config.source) if versions else FolderVersion("", "video")
         trials, lost = _trials(wanted, version)
         if not trials:
-            raise InputError(f"none of the {len(wanted)} clips of {self.name} exists", where=found[0].root,
-                             hint=f"put the clips below it, or give --clips DIR; {describe(found[0])}")
-        extra = sorted(set(version.clips) - set(wanted) - set(listing.ignored))
-        if extra:
-            problems.append(Issue(where=shorten_list(extra), message=f"{len(extra)} clips are in no list",
-                                  hint="they are left out", severity="note"))
+            raise InputError(f"none of the {len(wanted)} clips of {self.name} exists", where=found.root,
+                             hint=f"put the clips below it, or give --clips DIR; {describe(found)}")
+        problems += base.note_about(set(version.clips) - set(wanted) - set(listing.ignored), "clips are in no list",
+                                    "they are left out")
         others = [f"{other.name or '.'} ({other.covers(wanted)} {other.kind})" for other in versions
                   if other is not version and other.covers(wanted)]
         if others:
             problems.append(Issue(where=version.name or ".", severity="note",
                                   hint="choose with --source crops or --source video, or --clips DIR",
                                   message=f"read as {version.kind} ({version.covers(wanted)} of {len(wanted)} clips); "
-                                          f"also there, unused: {shorten_list(others)}"))
-        return Dataset(name=cache_name(self.name, found[0].root, config.name), layout=self.name, classes=self.classes,
-                       metric=self.metric, trials=tuple(trials), folds=listing.folds, fold=listing.fold,
-                       notice=listing.notice, whole_frames=self.whole_frames and version.kind == "crops",
-                       problems=(*problems, *listing.problems, *lost))
+                                          f"also there, unused: {base.shorten_list(others)}"))
+        return Dataset(name=base.cache_name(self.name, found.root, config.name), layout=self.name,
+                       classes=self.classes, metric=self.metric, trials=tuple(trials), folds=listing.folds,
+                       fold=listing.fold, notice=listing.notice, problems=(*problems, *listing.problems, *lost),
+                       whole_frames=self.whole_frames and version.kind == "crops")
 
-    def labels_missing(self, what: str, found: Sequence[Scan]) -> InputError:
+    def labels_missing(self, what: str, found: Scan) -> InputError:
         """Return the error for a folder without this set's labels."""
-        return InputError(f"{what} of {self.name}", where=found[0].root,
-                          hint=f"expected: {self.expected}; {describe(found[0])}")
-
-    def wrong_label(self, clip: str, label: str, where: Path) -> Issue:
-        """Return the issue for a clip whose label is not a class of the set."""
-        return Issue(where=clip, message=f"its label was dropped: {label[:SHOWN]!r} is none of "
-                                        f"{shorten_list(self.classes, 12)}",
-                     hint=f"correct {where}; until then the clip is predicted without a label")
+        return InputError(f"{what} of {self.name}", where=found.root,
+                          hint=f"expected: {self.expected}; {describe(found)}")
 
 
 # Shared by all sets: versions of the clips, names, labels.
 
 
-def find_versions(found: Iterable[Scan], key: Key) -> list[FolderVersion]:
+def find_versions(found: Scan, key: Key) -> list[FolderVersion]:
     """Return the versions of a set's clips, sorted by name."""
     versions: dict[tuple[str, Kind], FolderVersion] = {}
-    for each in found:
-        for path, kind in each.clips():
-            keyed = key(path.relative_to(each.root)) if path != each.root else None
-            if keyed is None:
-                continue
-            paths = versions.setdefault((keyed[0], kind), FolderVersion(keyed[0], kind)).clips[keyed[1]]
-            if path not in paths:  # --root and --clips may overlap
-                paths.append(path)
+    for path, kind in found.clips():
+        if (below := found.below(path)).name and (keyed := key(below)):  # no name: the folder itself is a clip
+            version = versions.setdefault((keyed[0], kind), FolderVersion(keyed[0], kind))
+            version.clips[keyed[1]].append(path)
     return [versions[name] for name in sorted(versions)]
 
 
@@ -177,7 +164,7 @@ def _trials(wanted: Mapping[str, ClipEntry], version: FolderVersion) -> tuple[li
     for name, entry in sorted(wanted.items()):
         paths = version.clips.get(name, [])
         if len(paths) != 1:
-            what = (f"several clips have its name: {shorten_list(paths)}" if paths else "listed, but it has no clip")
+            what = f"several clips have its name: {base.shorten_list(paths)}" if paths else "listed, but it has no clip"
             lost.append(Issue(where=name, message=what, kind="no-clip",
                               hint="it is left out; get its clip, or keep one of them"))
             continue
@@ -262,9 +249,9 @@ class ListedSet(ClipLevelSet):
     digits: int = 0
 
     def matches_layout(self, found: Scan) -> bool:
-        return any(self._lists([found], pattern, "") for pattern in (self.official, self.common))
+        return any(self._lists(found, pattern, "") for pattern in (self.official, self.common))
 
-    def list_clips(self, found: Sequence[Scan], config: DatasetConfig) -> Listing:
+    def list_clips(self, found: Scan, config: DatasetConfig) -> Listing:
         lists, first = self._lists(found, self.official, config.edition), self.first
         if not lists:
             lists, first = self._lists(found, self.common, config.edition), 0
@@ -289,7 +276,7 @@ class ListedSet(ClipLevelSet):
                 for name, line in rows[fold, split]:
                     code = code_of(line.label, self.classes, first)
                     if code is None:  # the clip stays, without a label: its features may be wanted
-                        problems.append(self.wrong_label(name, line.label, path))
+                        problems.append(base.dropped_label(name, line.label, self.classes, path))
                     new[name] = ClipEntry(name=name, label=UNKNOWN if code is None else code, split=split,
                                           stated=line.stated, fold=test_fold.get(name, 0))
                 problems += [Issue(where=name, message="in the training list and in the test list",
@@ -305,24 +292,22 @@ class ListedSet(ClipLevelSet):
                        notice=self.name + ": " + which + "the set does not name the film, video or person of a clip, "
                        "so folds by group are folds by clip")
 
-    def _lists(self, found: Iterable[Scan], pattern: re.Pattern[str] | None, edition: str
-               ) -> dict[tuple[int, Split], Path]:
+    def _lists(self, found: Scan, pattern: re.Pattern[str] | None, edition: str) -> dict[tuple[int, Split], Path]:
         """Return (fold, split) -> list; of several lists of a published fold, the first in alphabetical order."""
         lists: dict[tuple[int, Split], Path] = {}
-        for each in found if pattern is not None else ():
-            for path in sorted((*each.texts, *each.tables)):
-                below = path.relative_to(each.root).as_posix()
-                match = pattern.search(f"/{below}") if pattern is not None else None
-                # Published folds are in folders below the root, whose own name must not select all of them.
-                searched = below if pattern is not None and "fold" in pattern.groupindex else str(path)
-                if match is None or edition.casefold() not in searched.casefold():
-                    continue
-                split: Split = "train" if match["split"].casefold() == "train" else "test"
-                number = int(match.groupdict().get("fold") or 0)
-                other = lists.setdefault((number, split), path)
-                if other != path and not number:
-                    raise InputError(f"several lists: {shorten_list((other, path))}", where=each.root,
-                                     hint="choose with --edition and a part of the path")
+        for path in sorted((*found.texts, *found.tables)):
+            below = found.below(path).as_posix()
+            if pattern is None or not (match := pattern.search(f"/{below}")):
+                continue
+            # Published folds are in folders below the root, whose own name must not select all of them.
+            if edition.casefold() not in (below if "fold" in pattern.groupindex else str(path)).casefold():
+                continue
+            split: Split = "train" if match["split"].casefold() == "train" else "test"
+            number = int(match.groupdict().get("fold") or 0)
+            other = lists.setdefault((number, split), path)
+            if other != path and not number:
+                raise InputError(f"several lists: {base.shorten_list((other, path))}", where=found.root,
+                                 hint="choose with --edition and a part of the path")
         return lists
 
     def _name_of(self, clip: str) -> str:
@@ -396,14 +381,12 @@ class NamedSet(ClipLevelSet):
         names = [stem_of(path) for path, _ in found.clips()]
         return sum(bool(self.pattern.fullmatch(name)) for name in names) > MIN_NAMED_SHARE * len(names)
 
-    def list_clips(self, found: Sequence[Scan], config: DatasetConfig) -> Listing:
-        names = sorted({stem_of(path) for each in found for path, _ in each.clips()})
+    def list_clips(self, found: Scan, config: DatasetConfig) -> Listing:
+        names = sorted({stem_of(path) for path, _ in found.clips()})
         matches = {name: match for name in names if (match := self.pattern.fullmatch(name))}
         if not matches:
             raise self.labels_missing("no clip with a name", found)
-        problems = [Issue(where=name, hint="correct the clip's name; until then it is predicted without a label",
-                          message=f"its label was dropped: {match['emotion']!r} is none of "
-                                 f"{shorten_list(self.codes, 12)}")
+        problems = [base.dropped_label(name, match["emotion"], self.codes, "the clip's name")
                     for name, match in matches.items() if match["emotion"] not in self.codes]
         entries = [ClipEntry(name=name, group=match["actor"], subject=match["actor"],
                              label=self.codes.index(match["emotion"]) if match["emotion"] in self.codes else UNKNOWN,
@@ -412,9 +395,8 @@ class NamedSet(ClipLevelSet):
         # The dictionary keeps the last of equal keys, so the reversed order keeps the first name.
         first = {name[self.same_after:]: name for name in reversed(matches)}
         copies = [name for name in matches if first[name[self.same_after:]] != name]
-        if copies:
-            problems.append(Issue(where=shorten_list(copies), severity="note", hint="those with sound (01-) are read",
-                                  message=f"{len(copies)} clips exist twice, with and without sound"))
+        problems += base.note_about(copies, "clips exist twice, with and without sound",
+                                    "those with sound (01-) are read")
         return Listing([entry for entry in entries if entry.name not in set(copies)], problems, ignored=copies)
 
 
@@ -469,19 +451,18 @@ class EmotionFolderSet(ClipLevelSet):
     """A set with a folder for each emotion in each split; test clips have no label, even in such a folder."""
 
     def matches_layout(self, found: Scan) -> bool:
-        emotions = {(afew_split_of(path.relative_to(found.root)), path.name) for path in found.folders
+        emotions = {(afew_split_of(found.below(path)), path.name) for path in found.folders
                     if _emotion_of(path.name) is not None}
         return all(sum(part == split for part, _ in emotions) >= MIN_EMOTIONS for split in ("train", "validation"))
 
-    def list_clips(self, found: Sequence[Scan], config: DatasetConfig) -> Listing:
+    def list_clips(self, found: Scan, config: DatasetConfig) -> Listing:
         places: dict[str, set[tuple[Split, int | None]]] = defaultdict(set)
-        for each in found:
-            for path, _ in each.clips():
-                folder = path.relative_to(each.root).parent
-                split = afew_split_of(folder)
-                if split is not None:
-                    # Test clips may be in folders of emotions too, but test labels must not be used.
-                    places[stem_of(path)].add((split, UNKNOWN if split == "test" else _emotion_of(folder.name)))
+        for path, _ in found.clips():
+            folder = found.below(path).parent
+            split = afew_split_of(folder)
+            if split is not None:
+                # Test clips may be in folders of emotions too, but test labels must not be used.
+                places[stem_of(path)].add((split, UNKNOWN if split == "test" else _emotion_of(folder.name)))
         entries, problems = [], []
         for name, copies in sorted(places.items()):
             # A clip may be there as a video under its emotion and as crops in a folder without one.
@@ -527,15 +508,15 @@ class LabelFileSet(ClipLevelSet):
     def matches_layout(self, found: Scan) -> bool:
         return any(CKPLUS_LABEL.fullmatch(path.name) for path in found.texts)
 
-    def list_clips(self, found: Sequence[Scan], config: DatasetConfig) -> Listing:
-        files = sorted(path for each in found for path in each.texts if CKPLUS_LABEL.fullmatch(path.name))
+    def list_clips(self, found: Scan, config: DatasetConfig) -> Listing:
+        files = [path for path in found.texts if CKPLUS_LABEL.fullmatch(path.name)]
         if not files:
             raise self.labels_missing("no labels", found)
         if config.fold > CKPLUS_FOLDS:
             raise InputError(f"fold {config.fold} of {CKPLUS_FOLDS}", where=f"dataset {self.name}",
                              hint=f"--fold is 1 to {CKPLUS_FOLDS}")
         codes, problems = self._labels(files)
-        names = {key[1] for each in found for path in each.crops if (key := self.key(path.relative_to(each.root)))}
+        names = {key[1] for path in found.crops if (key := self.key(found.below(path)))}
         # Only labelled subjects are counted, as in the papers; otherwise the folds would differ from theirs.
         subjects = sorted({name[:4] for name, code in codes.items() if code != UNKNOWN})
         folds = {subject: 1 + place % CKPLUS_FOLDS for place, subject in enumerate(subjects)}
@@ -549,7 +530,7 @@ class LabelFileSet(ClipLevelSet):
         bare = sum(entry.label == UNKNOWN for entry in entries)
         if bare:
             problems.append(Issue(where=self.name, message=f"{bare} sequences have no label", severity="note",
-                                  hint="they are predicted, never trained on or scored"))
+                                  hint=base.NOT_TRAINED))
         return Listing(entries, problems, folds=CKPLUS_FOLDS, fold=config.fold)
 
     def _labels(self, files: Sequence[Path]) -> tuple[dict[str, int], list[Issue]]:
@@ -567,7 +548,7 @@ class LabelFileSet(ClipLevelSet):
                                       message=f"its label was dropped: {path.name} cannot be read ({error})"))
                 continue
             if number not in range(1, len(self.classes) + 1):
-                problems.append(self.wrong_label(name, text, path))
+                problems.append(base.dropped_label(name, text, self.classes, path))
             elif codes.setdefault(name, int(number) - 1) != int(number) - 1:
                 problems.append(Issue(where=name, message="has several label files that disagree", hint=f"see {path}"))
                 codes[name] = UNKNOWN  # neither of them can be trusted

@@ -192,6 +192,10 @@ class LabelFile(NamedTuple):
     labels: Labels
 
 
+FrameLabels = tuple[tuple[str, ...], dict[str, Labels], list[Issue]]
+"""The classes, the labels of each clip by frame, (L,) int16, and an issue for everything that was dropped."""
+
+
 class LabelError(ValueError):
     """A label file cannot be used; always caught and turned into the trial's Issue."""
 
@@ -240,18 +244,19 @@ def canonical(header: tuple[str, ...], known: Iterable[tuple[str, ...]]) -> tupl
     return next((names for names in known if folded == tuple(name.casefold() for name in names)), None)
 
 
-def read_all(files: Mapping[str, Path], known: Iterable[tuple[str, ...]], *, bare: bool = False
-             ) -> tuple[tuple[str, ...], dict[str, Labels], list[Issue]]:
-    """Return the classes, the labels of each trial, and an issue for each file that had to be dropped.
+def read_all(files: Mapping[str, Path], known: Sequence[tuple[str, ...]] = (), *, bare: bool = False
+             ) -> FrameLabels:
+    """Return the labels of each trial, without the files that had to be dropped.
 
     Parameters
     ----------
     files : trial name -> text file.
-    known : class lists that a header may hold. The most frequent one is the set's; files with another are dropped.
+    known : class lists that a header may hold; if none is named, all headers of the files. The most frequent one is the
+        set's; files with another are dropped.
     bare : whether a file without a header has the first class list of `known`.
     """
     # Class orders are never guessed: the same names in another order are another header.
-    known, read_files, headers = tuple(known), {}, Counter[tuple[str, ...]]()
+    read_files: dict[str, LabelFile] = {}
     problems: list[Issue] = []
     for name, path in sorted(files.items()):
         try:
@@ -259,10 +264,10 @@ def read_all(files: Mapping[str, Path], known: Iterable[tuple[str, ...]], *, bar
             read_files[name] = content._replace(header=known[0]) if bare and not content.header else content
         except LabelError as error:
             problems.append(_dropped(name, path, str(error)))
-            continue
-        found = canonical(read_files[name].header, known)
-        headers.update([found] if found else [])
+    found = Counter(content.header for content in read_files.values() if content.header)
+    known = known or sorted(found, key=lambda header: (-found[header], header))
     # One file with another header must not change the classes of the whole set, so the majority decides.
+    headers = Counter(names for header in found.elements() if (names := canonical(header, known)))
     classes = max(headers, key=lambda names: (headers[names], len(names)), default=())
     labels: dict[str, Labels] = {}
     for name, content in read_files.items():
@@ -273,7 +278,7 @@ def read_all(files: Mapping[str, Path], known: Iterable[tuple[str, ...]], *, bar
     return classes, labels, sorted(problems, key=lambda problem: problem.where)
 
 
-def _fit(content: LabelFile, classes: tuple[str, ...], known: tuple[tuple[str, ...], ...]) -> Labels:
+def _fit(content: LabelFile, classes: tuple[str, ...], known: Sequence[tuple[str, ...]]) -> Labels:
     """Return the labels of a file whose header and range fit the set's classes."""
     header = ",".join(content.header)[:100]
     if not content.header:

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from pyarrow import csv, parquet
 
 from fercache.data.base import UNKNOWN, Issue
-from fercache.data.labels import UTF_16, LabelError, whole_number
-from fercache.data.labels import read as read_labels
+from fercache.data.labels import UTF_16, whole_number
 from fercache.errors import ClipError, InputError
 from fercache.media.source import check_content
 
@@ -314,14 +313,3 @@ def code(word: str, classes: Sequence[str]) -> int | None:
         return number if 0 <= number < len(classes) else None
     same = [index for index, name in enumerate(classes) if name.casefold() == word.casefold()]
     return same[0] if len(same) == 1 else None
-
-
-def headers(files: Iterable[Path]) -> list[tuple[str, ...]]:
-    """Return the headers of label text files, the most frequent first."""
-    found = Counter[tuple[str, ...]]()
-    for path in files:
-        try:
-            found[read_labels(path).header] += 1
-        except LabelError:
-            continue  # `read_all` reads the file again and reports it with its clip
-    return sorted((header for header in found if header), key=lambda header: (-found[header], header))
